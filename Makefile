@@ -1,0 +1,61 @@
+# `make help` lists the targets. Everything is installed into .venv, nothing outside this folder.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test check fmt bench upgrade clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Set up .venv with everything, `.venv/bin/squad` among it
+
+run: $(STAMP) ## Start the service on 127.0.0.1:3001 with its embedded Postgres; options in ARGS="..."
+	@exec $(BIN)/squad up $(ARGS)
+
+test: $(STAMP) ## Run all the tests; what pytest should get in ARGS="..."
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## Check format, lint, types and import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(STAMP) ## Format the code, and mend what ruff can mend safely
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## Run the benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
+
+upgrade: python ## Install the newest versions of everything and pin them in constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP_INSTALL) --editable '.[dev]'
+	{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable; } > constraints.new
+	mv constraints.new constraints.txt
+	touch $(STAMP)
+
+clean: ## Remove .venv and all caches; data folders stay
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt | python
+	@echo "Installing into $(VENV), which takes about a minute ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.PHONY: python
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "squad needs Python 3.11 or later, and '$(PYTHON)' is" \
+			"$$($(PYTHON) --version 2>/dev/null || echo 'not there'):" \
+			"name another one with PYTHON=, for example make $(or $(MAKECMDGOALS),install) PYTHON=python3.12" >&2; \
+		exit 1; }

@@ -1,0 +1,90 @@
+"""The hash chain: every event's hash covers the one before it, so history cannot be changed unseen.
+
+The formula, which needs nothing of ours to be checked:
+
+    hash = SHA-256( previous hash (32 bytes; zeros before the first event)
+                    || envelope, UTF-8, each field followed by a line feed:
+                       position, id, stream, version, type, schema_version, actor, caused_by or empty,
+                       correlation_id, idempotency_key or empty, recorded_at in microseconds since 1970
+                    || data, UTF-8, exactly as stored )
+
+No field of the envelope can hold a line feed (a constraint of the table), so no two envelopes share a text.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from eventstore.errors import ChainBroken
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from eventstore.recorded import Recorded
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def microseconds(moment: datetime) -> int:
+    """Whole microseconds since 1970-01-01T00:00:00Z."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def link(
+    previous: bytes,
+    *,
+    position: int,
+    id: str,  # noqa: A002 - the field's name in the log
+    stream: str,
+    version: int,
+    type: str,  # noqa: A002 - the field's name in the log
+    schema_version: int,
+    actor: str,
+    caused_by: int | None,
+    correlation_id: str,
+    idempotency_key: str | None,
+    recorded_at_microseconds: int,
+    data: str,
+) -> bytes:
+    """The hash of an event that follows one whose hash is `previous`."""
+    envelope = (
+        f"{position}\n{id}\n{stream}\n{version}\n{type}\n{schema_version}\n{actor}\n"
+        f"{'' if caused_by is None else caused_by}\n{correlation_id}\n{idempotency_key or ''}\n"
+        f"{recorded_at_microseconds}\n{data}"
+    )
+    return sha256(previous + envelope.encode()).digest()
+
+
+def hash_of(previous: bytes, recorded: Recorded) -> bytes:
+    """What `recorded.hash` must be, after an event whose hash is `previous`."""
+    return link(
+        previous,
+        position=recorded.position,
+        id=recorded.id,
+        stream=recorded.stream,
+        version=recorded.version,
+        type=recorded.type,
+        schema_version=recorded.schema_version,
+        actor=recorded.actor,
+        caused_by=recorded.caused_by,
+        correlation_id=recorded.correlation_id,
+        idempotency_key=recorded.idempotency_key,
+        recorded_at_microseconds=microseconds(recorded.recorded_at),
+        data=recorded.data,
+    )
+
+
+def verify(previous: bytes, events: Iterable[Recorded]) -> bytes:
+    """Follows the chain over consecutive events; returns the last hash.
+
+    Raises:
+        ChainBroken: at the first event whose hash is not what its content and predecessor demand.
+    """
+    for recorded in events:
+        if hash_of(previous, recorded) != recorded.hash:
+            raise ChainBroken(recorded.position)
+        previous = recorded.hash
+    return previous

@@ -1,0 +1,57 @@
+"""Events to stored text and back.
+
+`encode` decides the bytes that are stored and hashed, so it is pinned by golden files. `decode` looks up
+the type, brings an older schema version up to the present one step at a time, and validates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, get_args
+
+import orjson
+from pydantic import ValidationError
+
+from eventstore.errors import UnknownEventType, UnreadableEvent
+from eventstore.events import AnyEvent, Event
+
+if TYPE_CHECKING:
+    from eventstore.recorded import Recorded
+
+EVENT_TYPES: dict[str, type[AnyEvent]] = {kind.type: kind for kind in get_args(AnyEvent)}
+"""Every known type of event by its stored name."""
+
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+UPCASTERS: dict[tuple[str, int], Upcaster] = {}
+"""How to bring data of (type, schema version) to the next version. Empty: all are at their first."""
+
+
+def encode(event: Event) -> str:
+    """The stored text: compact JSON, fields in the order of the model."""
+    return event.__pydantic_serializer__.to_json(event).decode()
+
+
+def decode(recorded: Recorded) -> AnyEvent:
+    """The event that a row of the log tells.
+
+    Raises:
+        UnknownEventType: the type, or its schema version, comes from a newer version of the software.
+        UnreadableEvent: the data do not have the promised shape.
+    """
+    kind = EVENT_TYPES.get(recorded.type)
+    if kind is None or recorded.schema_version > kind.schema_version:
+        raise UnknownEventType(
+            f"{recorded.type} v{recorded.schema_version} at position {recorded.position}"
+        )
+    try:
+        if recorded.schema_version == kind.schema_version:
+            return kind.model_validate_json(recorded.data)
+        return kind.model_validate(_upcast(kind, recorded.schema_version, orjson.loads(recorded.data)))
+    except (ValidationError, KeyError, ValueError) as error:
+        raise UnreadableEvent(f"{recorded.type} at position {recorded.position}") from error
+
+
+def _upcast(kind: type[AnyEvent], version: int, data: dict[str, Any]) -> dict[str, Any]:
+    for step in range(version, kind.schema_version):
+        data = UPCASTERS[kind.type, step](data)
+    return data

@@ -1,0 +1,153 @@
+"""How every connection to the squad's database is opened: schema, time zone, timeouts, adapters."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import socket
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import psycopg
+from psycopg.adapt import Loader
+from psycopg.types.json import set_json_dumps, set_json_loads
+from psycopg_pool import AsyncConnectionPool
+
+from eventstore.errors import translating
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from psycopg.abc import Buffer
+
+Connection = psycopg.AsyncConnection[Any]
+
+SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
+"""Lower case and short: channel names are built from it, and Postgres cuts those at 63 bytes."""
+
+_KEEPALIVE = {
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+"""Seconds (tcp_user_timeout: milliseconds). A peer that vanished is noticed within about 15 seconds."""
+
+
+class _UuidText(Loader):
+    """Ids are strings everywhere in this project."""
+
+    def load(self, data: Buffer) -> str:
+        return bytes(data).decode()
+
+
+def session_options(schema: str, **settings: str | int) -> str:
+    """The libpq `options` for a session of the squad whose Postgres schema is `schema`."""
+    if not SCHEMA_NAME.fullmatch(schema):
+        raise ValueError(f"a squad's schema is named like {SCHEMA_NAME.pattern}, not {schema!r}")
+    merged = {
+        "search_path": schema,
+        "TimeZone": "UTC",
+        "DateStyle": "ISO",
+        "synchronous_commit": "on",
+        "idle_in_transaction_session_timeout": 10_000,
+        "lock_timeout": 5_000,
+        "statement_timeout": 60_000,
+        **settings,
+    }
+    return " ".join(f"-c {name}={value}" for name, value in merged.items())
+
+
+async def connect(dsn: str, schema: str, *, name: str, **settings: str | int) -> Connection:
+    """Opens an autocommit connection for one squad.
+
+    Args:
+        dsn: libpq connection string or URI.
+        schema: the squad's Postgres schema.
+        name: shown as `application_name` in pg_stat_activity.
+        settings: server settings for this session; times in milliseconds.
+
+    Raises:
+        StoreUnavailable: the database cannot be reached.
+    """
+    with translating():
+        connection = await psycopg.AsyncConnection.connect(
+            dsn,
+            autocommit=True,
+            **{**_KEEPALIVE, **_own(dsn)},
+            application_name=name,
+            options=_options(dsn, session_options(schema, **settings)),
+        )
+    configure(connection)
+    return connection
+
+
+def pool(dsn: str, schema: str, *, name: str, size: int) -> AsyncConnectionPool[Connection]:
+    """A pool of at most `size` read connections (unopened: use it as an async context manager)."""
+    return AsyncConnectionPool(
+        dsn,
+        kwargs={
+            **_KEEPALIVE,
+            **_own(dsn),
+            "autocommit": True,
+            "application_name": name,
+            "options": _options(dsn, session_options(schema, default_transaction_read_only="on")),
+        },
+        configure=_configure,
+        check=AsyncConnectionPool.check_connection,
+        min_size=1,
+        max_size=size,
+        timeout=5,
+        max_waiting=1_000,
+        reconnect_timeout=30,
+        open=False,
+    )
+
+
+def configure(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Sets how this connection turns Postgres values into ours."""
+    connection.adapters.register_loader("uuid", _UuidText)
+    set_json_loads(orjson.loads, connection)
+    set_json_dumps(orjson.dumps, connection)
+
+
+async def _configure(connection: Connection) -> None:
+    configure(connection)
+
+
+def _own(dsn: str) -> dict[str, Any]:
+    """What the user's connection string says goes before our defaults."""
+    given = psycopg.conninfo.conninfo_to_dict(dsn)
+    return {key: value for key, value in given.items() if key in _KEEPALIVE}
+
+
+def _options(dsn: str, ours: str) -> str:
+    theirs = psycopg.conninfo.conninfo_to_dict(dsn).get("options")
+    return f"{theirs} {ours}" if theirs else ours
+
+
+def hang_up(connection: Connection) -> None:
+    """Cuts the connection's socket, so that whoever waits on it gets an error now.
+
+    Cancelling the waiting task instead would first try to cancel the query in the server, and wait up to
+    ten seconds where the server process is stopped or the network swallows packets.
+    """
+    with (
+        contextlib.suppress(OSError, psycopg.Error),
+        socket.socket(fileno=os.dup(connection.fileno())) as line,
+    ):
+        line.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def hanging_up_after(seconds: float, connection: Connection) -> Iterator[None]:
+    """Bounds what is awaited inside: after `seconds` the connection is cut, and the wait is an error."""
+    timer = asyncio.get_running_loop().call_later(seconds, hang_up, connection)
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,100 @@
+"""What can go wrong with the log, translated once from the database's words.
+
+An exception's docstring is its message's beginning, so that what is raised and what is documented agree.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg import errors as pg
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class EventStoreError(Exception):
+    """The event store failed."""
+
+    def __init__(self, detail: str = "") -> None:
+        summary = (type(self).__doc__ or "").strip().splitlines()[0]
+        super().__init__(f"{summary.rstrip('.')}: {detail}" if detail else summary)
+
+
+class HeadMoved(EventStoreError):
+    """Somebody else appended first; nothing of this append was stored."""
+
+    def __init__(self, head: int) -> None:
+        super().__init__(f"the log now ends at {head}")
+        self.head = head
+
+
+class ClockDrifted(EventStoreError):
+    """The decision's clock and the database's differ too much; nothing was stored."""
+
+
+class StoreUnavailable(EventStoreError):
+    """The database cannot be reached; whether the statement took effect is unknown."""
+
+
+class StoreBusy(EventStoreError):
+    """The database did not let us through in time; nothing was stored."""
+
+
+class StoreRefused(EventStoreError):
+    """The database refused what it was given; nothing was stored."""
+
+
+class UnknownEventType(EventStoreError):
+    """The log holds an event that this version of the software does not know."""
+
+
+class UnreadableEvent(EventStoreError):
+    """A stored event does not have the shape that its type and schema version promise."""
+
+
+class ChainBroken(EventStoreError):
+    """An event's hash does not follow from its content and its predecessor."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"at position {position}")
+        self.position = position
+
+
+class SchemaTooNew(EventStoreError):
+    """The database's schema is newer than this version of the software."""
+
+
+class SchemaMissing(EventStoreError):
+    """The database has no squad schema, or an unfinished one."""
+
+
+class UnsupportedServer(EventStoreError):
+    """The database server cannot carry a squad."""
+
+
+def translated(error: psycopg.Error) -> EventStoreError:
+    """The event store's own error for one of the driver's, chosen by class and SQLSTATE."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    match error:
+        case pg.LockNotAvailable() | pg.QueryCanceled() | pg.DeadlockDetected() | pg.SerializationFailure():
+            return StoreBusy(text)
+        case pg.ReadOnlySqlTransaction() | pg.DiskFull() | pg.OutOfMemory() | pg.TooManyConnections():
+            return StoreUnavailable(text)
+        case psycopg.OperationalError() | psycopg.InterfaceError():
+            return StoreUnavailable(text)
+        case psycopg.DataError() | psycopg.IntegrityError() | psycopg.NotSupportedError():
+            return StoreRefused(text)
+        case _:
+            return EventStoreError(text)
+
+
+@contextmanager
+def translating() -> Iterator[None]:
+    """Turns the driver's errors into the event store's on their way out."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise translated(error) from error

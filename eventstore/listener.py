@@ -1,0 +1,146 @@
+"""The ear: one connection that LISTENs, and says when there may be something new.
+
+A notification is a hint. It can be lost, late or doubled without harm, because whoever is woken reads the
+log by position, and looks by itself every `POLL_SECONDS` even when nothing was heard. What the listener
+adds is speed, and honesty about its own health: a heartbeat makes the round trip through the server and
+back as a notification, so a connection that is open but deaf (half-open TCP, a pooler in transaction mode,
+a stopped backend) is found out and replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from contextlib import suppress
+from time import monotonic
+from uuid import uuid4
+
+import psycopg
+
+from eventstore.connection import Connection, connect, hanging_up_after
+from eventstore.errors import EventStoreError
+
+POLL_SECONDS = 1.0
+"""How long a reader waits for a hint before it looks by itself."""
+
+HEARTBEAT_SECONDS = 3.0
+"""How often the listener sends a notification to itself."""
+
+DEAF_AFTER_SECONDS = 3.0
+"""How long that notification may take."""
+
+_BACKOFF_SECONDS = (0.05, 5.0)
+"""The first wait before connecting again, and the longest."""
+
+_log = logging.getLogger(__name__)
+
+
+class Hints:
+    """Wakes everyone who waits for news of one kind, and keeps the newest position that was hinted at."""
+
+    def __init__(self) -> None:
+        self.position = 0
+        self._next = asyncio.Event()
+        self._also: list[asyncio.Event] = []
+
+    def ticket(self) -> asyncio.Event:
+        """Take it before looking; wait on it after: what arrives in between is not missed."""
+        return self._next
+
+    def wake(self, position: int = 0) -> None:
+        """Wakes all holders of tickets."""
+        self.position = max(self.position, position)
+        current, self._next = self._next, asyncio.Event()
+        current.set()
+        for event in self._also:
+            event.set()
+
+    def also_wake(self, event: asyncio.Event) -> None:
+        """Sets `event` at every hint, for one who also waits for other things on it and clears it."""
+        self._also.append(event)
+
+
+async def wait_for_hint(ticket: asyncio.Event, seconds: float = POLL_SECONDS) -> None:
+    """Returns when the ticket's hint comes, and after `seconds` in any case."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await ticket.wait()
+
+
+class Listener:
+    """Listens for one squad until cancelled; reconnects by itself.
+
+    `events` wakes when the log may have grown, `projections` when the read tables may have. Both wake at
+    every reconnect, because what was said in between was not heard.
+    """
+
+    def __init__(self, dsn: str, schema: str) -> None:
+        self.events = Hints()
+        self.projections = Hints()
+        self.hearing = False
+        self.heartbeats = 0
+        self.reconnects = 0
+        self._dsn = dsn
+        self._schema = schema
+        self._heartbeat_channel = f"{schema}.heard.{uuid4().hex[:12]}"
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        delay = _BACKOFF_SECONDS[0]
+        while True:
+            started = monotonic()
+            try:
+                await self._listen()
+            except (EventStoreError, psycopg.Error, OSError) as error:
+                _log.warning("listener lost its connection: %s", error)
+            self.hearing = False
+            self.reconnects += 1
+            if monotonic() - started > 2 * HEARTBEAT_SECONDS:
+                delay = _BACKOFF_SECONDS[0]
+            # Jitter, so that many processes do not come back in step.
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
+            delay = min(delay * 2, _BACKOFF_SECONDS[1])
+
+    async def _listen(self) -> None:
+        connection = await connect(self._dsn, self._schema, name="squad listener")
+        try:
+            with hanging_up_after(DEAF_AFTER_SECONDS, connection):
+                for channel in (
+                    f"{self._schema}.events",
+                    f"{self._schema}.projections",
+                    self._heartbeat_channel,
+                ):
+                    await connection.execute(
+                        psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel))
+                    )
+            self.events.wake()
+            self.projections.wake()
+            while True:
+                await self._prove_hearing(connection)
+                self.hearing = True
+                await self._hear(connection, seconds=HEARTBEAT_SECONDS)
+        finally:
+            self.hearing = False
+            connection.pgconn.finish()
+
+    async def _prove_hearing(self, connection: Connection) -> None:
+        token = uuid4().hex
+        with hanging_up_after(DEAF_AFTER_SECONDS, connection):
+            await connection.execute("SELECT pg_notify(%s, %s)", (self._heartbeat_channel, token))
+        if not await self._hear(connection, seconds=DEAF_AFTER_SECONDS, until=token):
+            raise EventStoreError("the listener's own heartbeat did not come back")
+        self.heartbeats += 1
+
+    async def _hear(self, connection: Connection, *, seconds: float, until: str | None = None) -> bool:
+        """Passes on what is heard, for `seconds` or until the heartbeat `until` arrives."""
+        deadline = monotonic() + seconds
+        while (left := deadline - monotonic()) > 0:
+            async for notification in connection.notifies(timeout=left, stop_after=1):
+                if notification.channel == self._heartbeat_channel:
+                    if notification.payload == until:
+                        return True
+                    continue
+                hints = self.events if notification.channel.endswith(".events") else self.projections
+                hints.wake(int(notification.payload) if notification.payload.isdecimal() else 0)
+        return False

@@ -1,0 +1,236 @@
+"""The log itself: lock it, append at its head, read it by position, by stream, by type and time."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
+
+from psycopg import AsyncCursor
+
+from eventstore.errors import ClockDrifted, HeadMoved, translating
+from eventstore.recorded import EMPTY_LOG, Head, Recorded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from psycopg.rows import RowMaker
+
+    from eventstore.connection import Connection
+
+PAGE_EVENTS = 5_000
+"""How many events a reader takes at once: large enough to be fast, small enough to stay below a few MB."""
+
+_COLUMNS: LiteralString = (
+    "position, id::text AS id, stream, version, type, schema_version, data::text AS data, actor, caused_by,"
+    " correlation_id, idempotency_key, recorded_at, hash"
+)
+_APPEND = """
+    SELECT appended, head, clock FROM append_events(
+        %s::bigint, %s::timestamptz, %s::timestamptz, %s::uuid[], %s::text[], %s::bigint[], %s::text[],
+        %s::smallint[], %s::text[], %s::text[], %s::bigint[], %s::text[], %s::text[], %s::bytea[])
+"""
+_READ_AFTER = f"SELECT {_COLUMNS} FROM events WHERE position > %s ORDER BY position LIMIT %s"
+_READ_STREAMS = f"SELECT {_COLUMNS} FROM events WHERE stream = ANY(%s) ORDER BY position"
+_LAST = f"SELECT {_COLUMNS} FROM events ORDER BY position DESC LIMIT 1"
+_CLOCK = "SELECT clock_timestamp()"
+
+
+class Filter(NamedTuple):
+    """Which events a reader wants. None: any. Times are bounds on `recorded_at`, `until` exclusive."""
+
+    type: str | None = None
+    stream: str | None = None
+    agent: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+async def append(
+    connection: Connection, batch: Sequence[Recorded], decided_at: datetime, *, commit: bool = False
+) -> datetime:
+    """Appends a batch that was decided at the head just before it, durably, in one round trip.
+
+    Args:
+        connection: in autocommit mode, or in the transaction that `lock_and_read` began.
+        batch: consecutive events with one `recorded_at`; the first one's position minus one is the head
+            that they were decided at.
+        decided_at: the database's clock as the decisions believed it to be.
+        commit: ends the transaction that `lock_and_read` began.
+
+    Returns:
+        The database's clock.
+
+    Raises:
+        HeadMoved: somebody appended in between; nothing was stored.
+        ClockDrifted: `decided_at` is more than a second off; nothing was stored.
+        StoreUnavailable: the connection broke; whether the batch is in the log is unknown.
+        StoreRefused, StoreBusy: nothing was stored.
+    """
+    expected = batch[0].position - 1
+    (
+        _,
+        ids,
+        streams,
+        versions,
+        types,
+        schema_versions,
+        datas,
+        actors,
+        causes,
+        correlations,
+        keys,
+        _,
+        hashes,
+    ) = zip(*batch, strict=True)
+    columns = (
+        ids,
+        streams,
+        versions,
+        types,
+        schema_versions,
+        datas,
+        actors,
+        causes,
+        correlations,
+        keys,
+        hashes,
+    )
+    parameters = (expected, decided_at, batch[0].recorded_at, *map(list, columns))
+    with translating():
+        if commit:
+            async with connection.pipeline():
+                cursor = await connection.execute(_APPEND, parameters, prepare=True, binary=True)
+                await connection.execute("COMMIT")
+        else:
+            cursor = await connection.execute(_APPEND, parameters, prepare=True, binary=True)
+        row = await cursor.fetchone()
+    assert row is not None
+    appended, head, clock = row
+    if not appended:
+        if head != expected:
+            raise HeadMoved(head)
+        raise ClockDrifted(f"decided at {decided_at.isoformat()}, the database says {clock.isoformat()}")
+    return clock  # type: ignore[no-any-return]
+
+
+async def lock(connection: Connection) -> None:
+    """Takes the log's lock for the rest of the transaction. Read the head only after it."""
+    with translating():
+        await connection.execute("SELECT lock_log()", prepare=True)
+
+
+async def lock_and_read(connection: Connection, position: int) -> tuple[list[Recorded], datetime]:
+    """Begins a transaction that holds the log's lock, in one round trip.
+
+    The statements go out together but are read one after another by the server, so the page shows the log
+    as it is under the lock.
+
+    Returns:
+        The first page after `position`, and the database's clock.
+    """
+    with translating():
+        reading = AsyncCursor(connection, row_factory=_recorded_row)
+        async with connection.pipeline():
+            await connection.execute("BEGIN")
+            await connection.execute("SELECT lock_log()", prepare=True)
+            await reading.execute(_READ_AFTER, (position, PAGE_EVENTS), prepare=True, binary=True)
+            asking = await connection.execute(_CLOCK, prepare=True)
+        page = await reading.fetchall()
+        row = await asking.fetchone()
+    assert row is not None
+    return page, row[0]
+
+
+async def clock(connection: Connection) -> datetime:
+    """The database's clock, now."""
+    with translating():
+        row = await (await connection.execute(_CLOCK, prepare=True)).fetchone()
+    assert row is not None
+    return row[0]  # type: ignore[no-any-return]
+
+
+async def head(connection: Connection) -> Head:
+    """Where the log ends."""
+    rows = await _recorded(connection, _LAST, ())
+    return Head(rows[0].position, rows[0].hash, rows[0].recorded_at) if rows else EMPTY_LOG
+
+
+async def head_position(connection: Connection) -> int:
+    """The position of the last event; 0 in an empty log."""
+    with translating():
+        row = await (
+            await connection.execute("SELECT coalesce(max(position), 0) FROM events", prepare=True)
+        ).fetchone()
+    assert row is not None
+    return row[0]  # type: ignore[no-any-return]
+
+
+async def read_after(connection: Connection, position: int, limit: int = PAGE_EVENTS) -> list[Recorded]:
+    """The next events after `position`, at most `limit`, in order."""
+    return await _recorded(connection, _READ_AFTER, (position, limit))
+
+
+async def read_streams(connection: Connection, streams: Sequence[str]) -> list[Recorded]:
+    """Every event of the named streams, in the order of the log."""
+    return await _recorded(connection, _READ_STREAMS, (list(streams),))
+
+
+async def read_one(connection: Connection, position: int) -> Recorded | None:
+    """The event at `position`, or None where the log has none there."""
+    rows = await _recorded(connection, f"SELECT {_COLUMNS} FROM events WHERE position = %s", (position,))
+    return rows[0] if rows else None
+
+
+async def read_filtered(connection: Connection, after: int, limit: int, wanted: Filter) -> list[Recorded]:
+    """The next events after `after` that pass the filter, at most `limit`, in order."""
+    clauses = ["position > %(after)s"]
+    if wanted.type is not None:
+        clauses.append("type = %(type)s")
+    if wanted.stream is not None:
+        clauses.append("stream = %(stream)s")
+    if wanted.agent is not None:
+        clauses.append("agent = %(agent)s")
+    if wanted.since is not None:
+        # position_at is inclusive, so the moment just before `since` bounds the ones we do not want.
+        clauses.append("position > position_at(%(since)s::timestamptz - interval '1 microsecond')")
+    if wanted.until is not None:
+        clauses.append("position <= position_at(%(until)s::timestamptz - interval '1 microsecond')")
+    query = f"SELECT {_COLUMNS} FROM events WHERE {' AND '.join(clauses)} ORDER BY position LIMIT %(limit)s"
+    return await _recorded(connection, query, {**wanted._asdict(), "after": after, "limit": limit})
+
+
+async def find_ids(connection: Connection, ids: Sequence[str]) -> dict[str, int]:
+    """Positions of those of the given event ids that are in the log."""
+    query = "SELECT id::text, position FROM events WHERE id = ANY(%s::uuid[])"
+    with translating():
+        return dict(await (await connection.execute(query, (list(ids),))).fetchall())
+
+
+async def position_at(connection: Connection, moment: datetime) -> int:
+    """The last position recorded at or before `moment`; 0 where there is none."""
+    with translating():
+        row = await (await connection.execute("SELECT position_at(%s)", (moment,))).fetchone()
+    assert row is not None
+    return row[0]  # type: ignore[no-any-return]
+
+
+async def versions(connection: Connection, streams: Sequence[str], upto: int) -> dict[str, int]:
+    """The last version of each named stream as of position `upto`; streams without events are absent."""
+    query = (
+        "SELECT stream, max(version) FROM events WHERE stream = ANY(%s) AND position <= %s GROUP BY stream"
+    )
+    with translating():
+        return dict(await (await connection.execute(query, (list(streams), upto))).fetchall())
+
+
+async def _recorded(
+    connection: Connection, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any]
+) -> list[Recorded]:
+    with translating():
+        async with AsyncCursor(connection, row_factory=_recorded_row) as cursor:
+            await cursor.execute(query, parameters, prepare=True, binary=True)
+            return await cursor.fetchall()
+
+
+def _recorded_row(_: AsyncCursor[Any]) -> RowMaker[Recorded]:
+    return Recorded._make

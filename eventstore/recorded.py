@@ -1,0 +1,55 @@
+"""An event on its way into the log, and one in it: two types, because they promise different things."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import NamedTuple
+
+from eventstore.events import AnyEvent
+
+GENESIS_HASH = bytes(32)
+"""The hash "before" the first event."""
+
+
+class NewEvent(NamedTuple):
+    """A fact that was decided and is not yet in the log."""
+
+    event: AnyEvent
+    caused_by: int | None = None
+    """Position of the event that led to this one, where one did."""
+
+
+class Recorded(NamedTuple):
+    """An event as the log keeps it. `data` is the stored text, to the letter: it is what was hashed."""
+
+    position: int
+    """Place in the one total order; 1 for the first event, without gaps."""
+    id: str
+    """UUIDv7, given by the writer before the append, so that a commit of unknown outcome can be found."""
+    stream: str
+    version: int
+    """Place in the stream; 1 for its first event, without gaps."""
+    type: str
+    schema_version: int
+    data: str
+    actor: str
+    """Who did it, such as `agent:email_agent` or `system:clock`."""
+    caused_by: int | None
+    correlation_id: str
+    """The same for all events of one request."""
+    idempotency_key: str | None
+    recorded_at: datetime
+    """The database's clock; never earlier than the event before."""
+    hash: bytes
+    """SHA-256 over the previous event's hash and everything above; see `eventstore.chain`."""
+
+
+class Head(NamedTuple):
+    """Where the log ends."""
+
+    position: int
+    hash: bytes
+    recorded_at: datetime | None
+
+
+EMPTY_LOG = Head(0, GENESIS_HASH, None)

@@ -1,0 +1,117 @@
+"""Applies schema.sql: once, under a lock, by however many processes try at the same time."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from psycopg import sql
+
+from eventstore.connection import connect
+from eventstore.errors import SchemaMissing, SchemaTooNew, UnsupportedServer, translating
+
+if TYPE_CHECKING:
+    from eventstore.connection import Connection
+
+SCHEMA_VERSION = 1
+"""The version that schema.sql brings a database to."""
+
+OLDEST_SERVER = 15
+"""The oldest supported major version of Postgres."""
+
+_UPGRADE = re.compile(r"^-- @upgrade (\d+)$", re.MULTILINE)
+
+
+def schema_sql() -> str:
+    """The text of schema.sql: beside the package in a checkout, inside it when installed from a wheel."""
+    here = Path(__file__).parent
+    for candidate in (here / "schema.sql", here.parent / "schema.sql"):
+        if candidate.exists():
+            return candidate.read_text(encoding="utf-8")
+    raise SchemaMissing("schema.sql was not installed with the package")
+
+
+def steps(text: str) -> tuple[str, dict[int, str]]:
+    """Splits schema.sql into what makes a new schema and the steps that lift an older one, by version."""
+    head, *rest = _UPGRADE.split(text)
+    return head, {int(version): body for version, body in zip(rest[::2], rest[1::2], strict=True)}
+
+
+async def apply(dsn: str, schema: str) -> None:
+    """Brings the squad's schema to `SCHEMA_VERSION`, creating it where it does not exist.
+
+    Args:
+        dsn: libpq connection string or URI; the role must be allowed to create the schema.
+        schema: the squad's Postgres schema.
+
+    Raises:
+        SchemaTooNew: the database was made by a newer version of this software.
+        UnsupportedServer: the server is older than Postgres 15, or not in UTF-8.
+        StoreUnavailable: the database cannot be reached.
+    """
+    connection = await connect(dsn, schema, name="squad schema", lock_timeout=60_000)
+    async with connection:
+        await _check_server(connection)
+        with translating():
+            async with connection.transaction():
+                # Its own statement before any look at the catalogue: see lock_log in schema.sql.
+                await connection.execute(
+                    "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"squad schema {schema}",)
+                )
+                await connection.execute(
+                    sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema))
+                )
+                await _upgrade(connection, await version(connection))
+
+
+async def check(connection: Connection) -> None:
+    """Refuses a schema that this version of the software cannot work with.
+
+    Raises:
+        SchemaMissing: there is none.
+        SchemaTooNew: it was made by a newer version.
+    """
+    found = await version(connection)
+    if found == 0:
+        raise SchemaMissing("start the service once, or apply the schema")
+    if found > SCHEMA_VERSION:
+        raise SchemaTooNew(f"version {found}, this software knows up to {SCHEMA_VERSION}")
+
+
+async def version(connection: Connection) -> int:
+    """The version of the schema in the search path; 0 where there is none.
+
+    Raises:
+        SchemaMissing: the schema is there without its version.
+    """
+    with translating():
+        # Asked of the catalogue first: a failed SELECT would abort the transaction that we may be in.
+        row = await (await connection.execute("SELECT to_regclass('schema_info')")).fetchone()
+        if row is None or row[0] is None:
+            return 0
+        row = await (await connection.execute("SELECT max(version) FROM schema_info")).fetchone()
+    if row is None or row[0] is None:
+        raise SchemaMissing("schema_info is empty")
+    return int(row[0])
+
+
+async def _upgrade(connection: Connection, found: int) -> None:
+    if found > SCHEMA_VERSION:
+        raise SchemaTooNew(f"version {found}, this software knows up to {SCHEMA_VERSION}")
+    if found == SCHEMA_VERSION:
+        return
+    whole, upgrades = steps(schema_sql())
+    todo = [whole] if found == 0 else [upgrades[number] for number in range(found + 1, SCHEMA_VERSION + 1)]
+    for text in todo:
+        await connection.execute(text.encode())
+    await connection.execute("INSERT INTO schema_info (version) VALUES (%s)", (SCHEMA_VERSION,))
+
+
+async def _check_server(connection: Connection) -> None:
+    major = connection.info.server_version // 10_000
+    if major < OLDEST_SERVER:
+        raise UnsupportedServer(f"Postgres {major}; {OLDEST_SERVER} or later is needed")
+    row = await (await connection.execute("SHOW server_encoding")).fetchone()
+    if row is None or row[0] != "UTF8":
+        raise UnsupportedServer(f"the database's encoding is {row and row[0]}; UTF8 is needed")

@@ -1,0 +1,53 @@
+"""Catch up, then live: the log as one endless sequence of pages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eventstore import log
+from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
+
+
+async def follow(
+    connection: Callable[[], AbstractAsyncContextManager[Connection]],
+    hints: Hints,
+    after: int,
+    *,
+    wanted: log.Filter | None = None,
+    poll_seconds: float = POLL_SECONDS,
+) -> AsyncIterator[list[Recorded]]:
+    """Yields every event after `after` once, in order, in pages that are never empty; never ends by itself.
+
+    Args:
+        connection: opens a connection for one read, such as a pool's `connection`.
+        hints: wakes the reader early; without any hint it looks every `poll_seconds`.
+        after: the position to start behind; 0 for all.
+        wanted: yields only what passes.
+
+    Raises:
+        StoreUnavailable: a read failed; continue with a new subscription after the last position seen.
+    """
+    while True:
+        ticket = hints.ticket()
+        async with connection() as reading:
+            # The head is read before the page: what is beyond it is left for the next look, so a filter
+            # that lets little through never reads the same stretch twice.
+            end = (await log.head(reading)).position if wanted else None
+            page = await (
+                log.read_filtered(reading, after, log.PAGE_EVENTS, wanted)
+                if wanted
+                else log.read_after(reading, after)
+            )
+        if page:
+            yield page
+            after = page[-1].position
+        if len(page) < log.PAGE_EVENTS:
+            after = max(after, end or 0)
+            await wait_for_hint(ticket, poll_seconds)

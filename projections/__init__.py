@@ -1,0 +1,40 @@
+"""What the log means: the folds, and the read tables that they keep.
+
+A projection is a set of tables with handlers that say what each kind of event does to their rows. The
+handlers are pure and are the only place where that is said. `Projector` runs them over the log and writes
+the changed rows and the position in one transaction; the decision state runs the same handlers in memory.
+
+Import `PROJECTIONS` for all of them, in one order, and `HANDLERS` for what each kind of event sets off.
+"""
+
+from __future__ import annotations
+
+from eventstore.codec import EVENT_TYPES
+from eventstore.events import AppendAbandoned, Event, RequestAnswered
+from projections.agents import agents
+from projections.budgets import budgets
+from projections.emails import emails
+from projections.messages import messages
+from projections.operations import operations
+from projections.orchestrator import orchestrator
+from projections.projection import Handler, Projection, Table, View
+from projections.tasks import tasks
+
+__all__ = ["HANDLERS", "PROJECTIONS", "WITHOUT_ROWS", "Projection", "Table", "View"]
+
+PROJECTIONS: tuple[Projection, ...] = (agents, messages, operations, budgets, tasks, emails, orchestrator)
+
+WITHOUT_ROWS: frozenset[type[Event]] = frozenset({RequestAnswered, AppendAbandoned})
+"""Events that change no row, said aloud."""
+
+HANDLERS: dict[type[Event], tuple[Handler, ...]] = {
+    kind: tuple(projection.handlers[kind][0] for projection in PROJECTIONS if kind in projection.handlers)
+    for kind in EVENT_TYPES.values()
+}
+"""All that a kind of event sets off, in every projection."""
+
+_forgotten = {kind for kind, handlers in HANDLERS.items() if not handlers} - WITHOUT_ROWS
+if _forgotten:
+    raise TypeError(
+        f"no projection handles {sorted(kind.type for kind in _forgotten)}, and WITHOUT_ROWS neither"
+    )

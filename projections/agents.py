@@ -1,0 +1,167 @@
+"""squad_agents: who belongs to the squad, what they do, and when they were last heard of."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from eventstore.events import (
+    AgentHeartbeatRecorded,
+    AgentProfileChanged,
+    AgentRegistered,
+    AgentStatus,
+    AgentStatusChanged,
+    ConflictDetected,
+    MessageAcknowledged,
+    MessageSent,
+    OperationExpired,
+    OperationFinished,
+    OperationRenewed,
+    OperationStarted,
+    TokensDenied,
+    TokensReleased,
+    TokensReserved,
+    TokensSettled,
+    TokensUsed,
+)
+from projections.projection import MissingRow, Projection, Table, Touched
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from eventstore.recorded import Recorded
+    from projections.projection import View
+
+
+class AgentRow(NamedTuple):
+    """An agent. `operations` counts the ones it has under way; `position` is its last event's."""
+
+    id: str
+    name: str
+    role: str
+    status: AgentStatus
+    last_active: datetime
+    url: str | None
+    priority: int
+    operations: int
+    registered_at: datetime
+    position: int
+
+
+AGENTS = Table[str, AgentRow](
+    "squad_agents",
+    AgentRow,
+    key=("name",),
+    types=(
+        "uuid",
+        "text",
+        "text",
+        "text",
+        "timestamptz",
+        "text",
+        "integer",
+        "integer",
+        "timestamptz",
+        "bigint",
+    ),
+)
+
+agents = Projection("agents", (AGENTS,))
+
+
+class _OfAgent(Protocol):
+    @property
+    def agent(self) -> str: ...
+
+
+def _its_agent(event: _OfAgent) -> Iterable[Touched]:
+    return (Touched(AGENTS, event.agent),)
+
+
+def _agent(view: View, name: str) -> AgentRow:
+    row = view.rows(AGENTS).get(name)
+    if row is None:
+        raise MissingRow(AGENTS, name)
+    return row
+
+
+@agents.on(AgentRegistered)
+def _registered(view: View, event: AgentRegistered, recorded: Recorded) -> None:
+    row = AgentRow(
+        id=event.agent_id,
+        name=event.agent,
+        role=event.role,
+        # Whoever registers by acting is at work; whoever was entered by somebody else has yet to appear.
+        status="active" if event.automatic else "idle",
+        last_active=recorded.recorded_at,
+        url=event.url,
+        priority=event.priority,
+        operations=0,
+        registered_at=recorded.recorded_at,
+        position=recorded.position,
+    )
+    view.rows(AGENTS).put(event.agent, row)
+
+
+@agents.on(AgentProfileChanged, touches=_its_agent)
+def _profile_changed(view: View, event: AgentProfileChanged, recorded: Recorded) -> None:
+    row = _agent(view, event.agent)._replace(
+        role=event.role, url=event.url, priority=event.priority, position=recorded.position
+    )
+    view.rows(AGENTS).put(event.agent, row)
+
+
+@agents.on(AgentStatusChanged, touches=_its_agent)
+def _status_changed(view: View, event: AgentStatusChanged, recorded: Recorded) -> None:
+    row = _agent(view, event.agent)
+    # That nothing was heard of an agent is no sign of life.
+    seen = row.last_active if event.reason == "inactivity" else recorded.recorded_at
+    row = row._replace(status=event.status, last_active=seen, position=recorded.position)
+    view.rows(AGENTS).put(event.agent, row)
+
+
+@agents.on(
+    AgentHeartbeatRecorded,
+    MessageSent,
+    MessageAcknowledged,
+    OperationRenewed,
+    ConflictDetected,
+    TokensReserved,
+    TokensSettled,
+    TokensUsed,
+    TokensDenied,
+    touches=_its_agent,
+)
+def _acted(view: View, event: _OfAgent, recorded: Recorded) -> None:
+    row = _agent(view, event.agent)
+    view.rows(AGENTS).put(
+        event.agent, row._replace(last_active=recorded.recorded_at, position=recorded.position)
+    )
+
+
+@agents.on(TokensReleased, touches=_its_agent)
+def _released(view: View, event: TokensReleased, recorded: Recorded) -> None:
+    if event.reason == "released":
+        _acted(view, event, recorded)
+
+
+@agents.on(OperationStarted, touches=_its_agent)
+def _operation_started(view: View, event: OperationStarted, recorded: Recorded) -> None:
+    _acted(view, event, recorded)
+    _count_operations(view, event.agent, 1)
+
+
+@agents.on(OperationFinished, touches=_its_agent)
+def _operation_finished(view: View, event: OperationFinished, recorded: Recorded) -> None:
+    _acted(view, event, recorded)
+    _count_operations(view, event.agent, -1)
+
+
+@agents.on(OperationExpired, touches=_its_agent)
+def _operation_expired(view: View, event: OperationExpired, recorded: Recorded) -> None:
+    _count_operations(view, event.agent, -1)
+
+
+def _count_operations(view: View, name: str, change: int) -> None:
+    row = _agent(view, name)
+    view.rows(AGENTS).put(name, row._replace(operations=row.operations + change))

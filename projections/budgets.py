@@ -1,0 +1,286 @@
+"""policy, budget_days, budgets and reservations: what may be spent, what was, and what is set aside."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from eventstore.events import (
+    BudgetDayReset,
+    BudgetThresholdCrossed,
+    PolicySet,
+    TokensReleased,
+    TokensReserved,
+    TokensSettled,
+    TokensUsed,
+)
+from projections.projection import MissingRow, Projection, Table, Touched
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from eventstore.recorded import Recorded
+    from projections.projection import View
+
+THE_POLICY = "squad"
+"""The key of the only row of `policy`."""
+
+ReservationState = Literal["active", "settled", "released", "expired"]
+
+
+class PolicyRow(NamedTuple):
+    """The rules that hold now, since `set_at`, by the word of `set_by`."""
+
+    name: str
+    daily_tokens: int
+    agent_limits: dict[str, int]
+    warning_percents: list[int]
+    reset_hour: int
+    timezone: str
+    conflict_window_seconds: float
+    operation_timeout_seconds: float
+    idle_after_minutes: float
+    offline_after_minutes: float
+    set_by: str
+    set_at: datetime
+    position: int
+
+
+class BudgetDayRow(NamedTuple):
+    """A budget day as a whole. It is open until the next begins (`closed_at` None)."""
+
+    day: date
+    total: int
+    used: int
+    reserved: int
+    warned_percent: int
+    starts_at: datetime
+    ends_at: datetime
+    closed_at: datetime | None
+    position: int
+
+
+class BudgetRow(NamedTuple):
+    """One agent's part of one day."""
+
+    day: date
+    agent: str
+    used: int
+    reserved: int
+    position: int
+
+
+class ReservationRow(NamedTuple):
+    """Tokens set aside; counted on `day` whenever it ends."""
+
+    id: str
+    agent: str
+    tokens: int
+    day: date
+    state: ReservationState
+    tokens_used: int | None
+    created_at: datetime
+    expires_at: datetime
+    ended_at: datetime | None
+    position: int
+
+
+POLICY = Table[str, PolicyRow](
+    "policy",
+    PolicyRow,
+    key=("name",),
+    types=(
+        "text",
+        "bigint",
+        "jsonb",
+        "jsonb",
+        "integer",
+        "text",
+        "double precision",
+        "double precision",
+        "double precision",
+        "double precision",
+        "text",
+        "timestamptz",
+        "bigint",
+    ),
+)
+BUDGET_DAYS = Table[date, BudgetDayRow](
+    "budget_days",
+    BudgetDayRow,
+    key=("day",),
+    types=(
+        "date",
+        "bigint",
+        "bigint",
+        "bigint",
+        "integer",
+        "timestamptz",
+        "timestamptz",
+        "timestamptz",
+        "bigint",
+    ),
+)
+BUDGETS = Table[tuple[date, str], BudgetRow](
+    "budgets", BudgetRow, key=("day", "agent"), types=("date", "text", "bigint", "bigint", "bigint")
+)
+RESERVATIONS = Table[str, ReservationRow](
+    "reservations",
+    ReservationRow,
+    key=("id",),
+    types=(
+        "uuid",
+        "text",
+        "bigint",
+        "date",
+        "text",
+        "bigint",
+        "timestamptz",
+        "timestamptz",
+        "timestamptz",
+        "bigint",
+    ),
+)
+
+budgets = Projection("budgets", (POLICY, BUDGET_DAYS, BUDGETS, RESERVATIONS))
+
+
+def _day(view: View, day: date) -> BudgetDayRow:
+    row = view.rows(BUDGET_DAYS).get(day)
+    if row is None:
+        raise MissingRow(BUDGET_DAYS, day)
+    return row
+
+
+def _count(view: View, day: date, agent: str, position: int, *, used: int = 0, reserved: int = 0) -> None:
+    """Adds to the day's and the agent's counts."""
+    whole = _day(view, day)
+    whole = whole._replace(used=whole.used + used, reserved=whole.reserved + reserved, position=position)
+    view.rows(BUDGET_DAYS).put(day, whole)
+    rows = view.rows(BUDGETS)
+    part = rows.get((day, agent)) or BudgetRow(day, agent, 0, 0, 0)
+    rows.put((day, agent), BudgetRow(day, agent, part.used + used, part.reserved + reserved, position))
+
+
+def _its_counts(event: TokensReserved | TokensUsed) -> Iterable[Touched]:
+    return (Touched(BUDGET_DAYS, event.day), Touched(BUDGETS, (event.day, event.agent)))
+
+
+def _its_reservation(event: TokensSettled | TokensReleased) -> Iterable[Touched]:
+    return (
+        Touched(BUDGET_DAYS, event.day),
+        Touched(BUDGETS, (event.day, event.agent)),
+        Touched(RESERVATIONS, event.reservation_id),
+    )
+
+
+def _policy_day(event: PolicySet) -> Iterable[Touched]:
+    return (Touched(BUDGET_DAYS, event.day),) if event.day else ()
+
+
+@budgets.on(PolicySet, touches=_policy_day)
+def _policy_set(view: View, event: PolicySet, recorded: Recorded) -> None:
+    row = PolicyRow(
+        THE_POLICY,
+        event.daily_tokens,
+        event.agent_limits,
+        event.warning_percents,
+        event.reset_hour,
+        event.timezone,
+        event.conflict_window_seconds,
+        event.operation_timeout_seconds,
+        event.idle_after_minutes,
+        event.offline_after_minutes,
+        recorded.actor,
+        recorded.recorded_at,
+        recorded.position,
+    )
+    view.rows(POLICY).put(THE_POLICY, row)
+    if event.day:
+        day = _day(view, event.day)._replace(total=event.daily_tokens, position=recorded.position)
+        view.rows(BUDGET_DAYS).put(event.day, day)
+
+
+def _days_of_reset(event: BudgetDayReset) -> Iterable[Touched]:
+    yield Touched(BUDGET_DAYS, event.day)
+    if event.previous_day:
+        yield Touched(BUDGET_DAYS, event.previous_day)
+
+
+@budgets.on(BudgetDayReset, touches=_days_of_reset)
+def _day_reset(view: View, event: BudgetDayReset, recorded: Recorded) -> None:
+    days = view.rows(BUDGET_DAYS)
+    if event.previous_day and event.previous_day != event.day:
+        previous = _day(view, event.previous_day)
+        days.put(
+            event.previous_day,
+            previous._replace(closed_at=recorded.recorded_at, position=recorded.position),
+        )
+    # The same day once more: only its bounds moved, because the reset hour or the time zone was changed.
+    row = days.get(event.day) or BudgetDayRow(
+        event.day, event.total, 0, 0, 0, event.starts_at, event.ends_at, None, recorded.position
+    )
+    row = row._replace(
+        total=event.total, starts_at=event.starts_at, ends_at=event.ends_at, position=recorded.position
+    )
+    days.put(event.day, row)
+
+
+def reservation_after(
+    row: ReservationRow | None, event: TokensReserved | TokensSettled | TokensReleased, recorded: Recorded
+) -> ReservationRow:
+    """A reservation after one of its events, of which the first makes it."""
+    if isinstance(event, TokensReserved):
+        return ReservationRow(
+            event.reservation_id,
+            event.agent,
+            event.tokens,
+            event.day,
+            "active",
+            None,
+            recorded.recorded_at,
+            event.expires_at,
+            None,
+            recorded.position,
+        )
+    if row is None:
+        raise MissingRow(RESERVATIONS, event.reservation_id)
+    row = row._replace(ended_at=recorded.recorded_at, position=recorded.position)
+    if isinstance(event, TokensSettled):
+        return row._replace(state="settled", tokens_used=event.tokens_used)
+    return row._replace(state=event.reason)
+
+
+@budgets.on(TokensReserved, touches=_its_counts)
+def _reserved(view: View, event: TokensReserved, recorded: Recorded) -> None:
+    view.rows(RESERVATIONS).put(event.reservation_id, reservation_after(None, event, recorded))
+    _count(view, event.day, event.agent, recorded.position, reserved=event.tokens)
+
+
+@budgets.on(TokensSettled, TokensReleased, touches=_its_reservation)
+def _ended(view: View, event: TokensSettled | TokensReleased, recorded: Recorded) -> None:
+    rows = view.rows(RESERVATIONS)
+    row = reservation_after(rows.get(event.reservation_id), event, recorded)
+    rows.put(event.reservation_id, row)
+    _count(
+        view,
+        event.day,
+        event.agent,
+        recorded.position,
+        used=row.tokens_used or 0,
+        reserved=-event.tokens_reserved,
+    )
+
+
+@budgets.on(TokensUsed, touches=_its_counts)
+def _used(view: View, event: TokensUsed, recorded: Recorded) -> None:
+    _count(view, event.day, event.agent, recorded.position, used=event.tokens)
+
+
+@budgets.on(BudgetThresholdCrossed, touches=lambda event: (Touched(BUDGET_DAYS, event.day),))
+def _threshold_crossed(view: View, event: BudgetThresholdCrossed, recorded: Recorded) -> None:
+    day = _day(view, event.day)
+    view.rows(BUDGET_DAYS).put(
+        event.day,
+        day._replace(warned_percent=max(day.warned_percent, event.percent), position=recorded.position),
+    )

@@ -1,0 +1,88 @@
+"""email_logs: the squad's mail, from received to sent."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from eventstore.events import EmailReceived, EmailStatus, EmailUpdated
+from projections.projection import MissingRow, Projection, Table, Touched
+
+if TYPE_CHECKING:
+    from eventstore.recorded import Recorded
+    from projections.projection import View
+
+
+class EmailRow(NamedTuple):
+    """An e-mail, once for each `gmail_message_id`."""
+
+    id: str
+    gmail_message_id: str
+    from_email: str
+    subject: str | None
+    category: str
+    status: EmailStatus
+    handled_by: str | None
+    payload: dict[str, Any] | None
+    created_at: datetime
+    updated_at: datetime
+    created_position: int
+    position: int
+
+
+EMAILS = Table[str, EmailRow](
+    "email_logs",
+    EmailRow,
+    key=("id",),
+    types=(
+        "uuid",
+        "text",
+        "text",
+        "text",
+        "text",
+        "text",
+        "text",
+        "jsonb",
+        "timestamptz",
+        "timestamptz",
+        "bigint",
+        "bigint",
+    ),
+)
+
+emails = Projection("emails", (EMAILS,))
+
+
+@emails.on(EmailReceived)
+def _received(view: View, event: EmailReceived, recorded: Recorded) -> None:
+    row = EmailRow(
+        event.email_id,
+        event.gmail_message_id,
+        event.from_email,
+        event.subject,
+        event.category,
+        event.status,
+        event.handled_by,
+        event.payload,
+        recorded.recorded_at,
+        recorded.recorded_at,
+        recorded.position,
+        recorded.position,
+    )
+    view.rows(EMAILS).put(event.email_id, row)
+
+
+@emails.on(EmailUpdated, touches=lambda event: (Touched(EMAILS, event.email_id),))
+def _updated(view: View, event: EmailUpdated, recorded: Recorded) -> None:
+    row = view.rows(EMAILS).get(event.email_id)
+    if row is None:
+        raise MissingRow(EMAILS, event.email_id)
+    row = row._replace(
+        category=event.category,
+        status=event.status,
+        handled_by=event.handled_by,
+        payload=event.payload,
+        updated_at=recorded.recorded_at,
+        position=recorded.position,
+    )
+    view.rows(EMAILS).put(event.email_id, row)

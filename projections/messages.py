@@ -1,0 +1,72 @@
+"""squad_messages and their acknowledgements: what the agents told each other."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from eventstore.events import MessageAcknowledged, MessageSent
+from projections.projection import Projection, Table
+
+if TYPE_CHECKING:
+    from eventstore.recorded import Recorded
+    from projections.projection import View
+
+
+class MessageRow(NamedTuple):
+    """A message; `to_agent` None is to all."""
+
+    id: str
+    from_agent: str
+    to_agent: str | None
+    message: str
+    task_id: str | None
+    data: dict[str, Any] | None
+    created_at: datetime
+    position: int
+
+
+class AckRow(NamedTuple):
+    """An agent has dealt with a message."""
+
+    message_id: str
+    agent: str
+    acknowledged_at: datetime
+    position: int
+
+
+MESSAGES = Table[str, MessageRow](
+    "squad_messages",
+    MessageRow,
+    key=("id",),
+    types=("uuid", "text", "text", "text", "text", "jsonb", "timestamptz", "bigint"),
+)
+ACKS = Table[tuple[str, str], AckRow](
+    "squad_message_acks",
+    AckRow,
+    key=("message_id", "agent"),
+    types=("uuid", "text", "timestamptz", "bigint"),
+)
+
+messages = Projection("messages", (MESSAGES, ACKS))
+
+
+@messages.on(MessageSent)
+def _sent(view: View, event: MessageSent, recorded: Recorded) -> None:
+    row = MessageRow(
+        event.message_id,
+        event.agent,
+        event.to_agent,
+        event.message,
+        event.task_id,
+        event.data,
+        recorded.recorded_at,
+        recorded.position,
+    )
+    view.rows(MESSAGES).put(event.message_id, row)
+
+
+@messages.on(MessageAcknowledged)
+def _acknowledged(view: View, event: MessageAcknowledged, recorded: Recorded) -> None:
+    row = AckRow(event.message_id, event.agent, recorded.recorded_at, recorded.position)
+    view.rows(ACKS).put((event.message_id, event.agent), row)

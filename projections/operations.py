@@ -1,0 +1,173 @@
+"""operations and conflicts: who claims what, and who was turned away by whom."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from eventstore.events import (
+    ConflictDetected,
+    OperationExpired,
+    OperationFinished,
+    OperationOutcome,
+    OperationRenewed,
+    OperationStarted,
+)
+from projections.projection import MissingRow, Projection, Table, Touched
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from eventstore.recorded import Recorded
+    from projections.projection import View
+
+OperationState = Literal["active", "finished", "expired"]
+
+
+class OperationRow(NamedTuple):
+    """A claim on resources: it turns others away until `blocks_until`, and is void at `expires_at`."""
+
+    id: str
+    agent: str
+    action: str
+    resources: dict[str, str]
+    state: OperationState
+    outcome: OperationOutcome | None
+    tokens_used: int | None
+    ttl_seconds: float
+    started_at: datetime
+    renewed_at: datetime
+    blocks_until: datetime
+    expires_at: datetime
+    ended_at: datetime | None
+    fencing_token: int
+    """The position of the operation's start: of two holders in turn, the later has the greater token."""
+    position: int
+
+
+class ConflictRow(NamedTuple):
+    """A refused claim, and the operation that was in its way."""
+
+    id: str
+    agent: str
+    action: str
+    resources: dict[str, str]
+    contested: dict[str, str]
+    operation_id: str
+    operation_agents: list[str]
+    operation_action: str
+    detected_at: datetime
+    position: int
+
+
+OPERATIONS = Table[str, OperationRow](
+    "operations",
+    OperationRow,
+    key=("id",),
+    types=(
+        "uuid",
+        "text",
+        "text",
+        "jsonb",
+        "text",
+        "text",
+        "bigint",
+        "double precision",
+        "timestamptz",
+        "timestamptz",
+        "timestamptz",
+        "timestamptz",
+        "timestamptz",
+        "bigint",
+        "bigint",
+    ),
+)
+CONFLICTS = Table[str, ConflictRow](
+    "conflicts",
+    ConflictRow,
+    key=("id",),
+    types=("uuid", "text", "text", "jsonb", "jsonb", "uuid", "jsonb", "text", "timestamptz", "bigint"),
+)
+
+operations = Projection("operations", (OPERATIONS, CONFLICTS))
+
+
+def _its_operation(event: OperationRenewed | OperationFinished | OperationExpired) -> Iterable[Touched]:
+    return (Touched(OPERATIONS, event.operation_id),)
+
+
+def _operation(view: View, operation_id: str) -> OperationRow:
+    row = view.rows(OPERATIONS).get(operation_id)
+    if row is None:
+        raise MissingRow(OPERATIONS, operation_id)
+    return row
+
+
+@operations.on(OperationStarted)
+def _started(view: View, event: OperationStarted, recorded: Recorded) -> None:
+    row = OperationRow(
+        id=event.operation_id,
+        agent=event.agent,
+        action=event.action,
+        resources=event.resources,
+        state="active",
+        outcome=None,
+        tokens_used=None,
+        ttl_seconds=event.ttl_seconds,
+        started_at=recorded.recorded_at,
+        renewed_at=recorded.recorded_at,
+        blocks_until=event.blocks_until,
+        expires_at=event.expires_at,
+        ended_at=None,
+        fencing_token=recorded.position,
+        position=recorded.position,
+    )
+    view.rows(OPERATIONS).put(event.operation_id, row)
+
+
+@operations.on(OperationRenewed, touches=_its_operation)
+def _renewed(view: View, event: OperationRenewed, recorded: Recorded) -> None:
+    row = _operation(view, event.operation_id)._replace(
+        renewed_at=recorded.recorded_at,
+        blocks_until=event.blocks_until,
+        expires_at=event.expires_at,
+        position=recorded.position,
+    )
+    view.rows(OPERATIONS).put(event.operation_id, row)
+
+
+@operations.on(OperationFinished, touches=_its_operation)
+def _finished(view: View, event: OperationFinished, recorded: Recorded) -> None:
+    row = _operation(view, event.operation_id)._replace(
+        state="finished",
+        outcome=event.outcome,
+        tokens_used=event.tokens_used,
+        ended_at=recorded.recorded_at,
+        position=recorded.position,
+    )
+    view.rows(OPERATIONS).put(event.operation_id, row)
+
+
+@operations.on(OperationExpired, touches=_its_operation)
+def _expired(view: View, event: OperationExpired, recorded: Recorded) -> None:
+    row = _operation(view, event.operation_id)._replace(
+        state="expired", ended_at=recorded.recorded_at, position=recorded.position
+    )
+    view.rows(OPERATIONS).put(event.operation_id, row)
+
+
+@operations.on(ConflictDetected)
+def _conflict_detected(view: View, event: ConflictDetected, recorded: Recorded) -> None:
+    row = ConflictRow(
+        event.conflict_id,
+        event.agent,
+        event.action,
+        event.resources,
+        event.contested,
+        event.operation_id,
+        event.holders,
+        event.holder_action,
+        recorded.recorded_at,
+        recorded.position,
+    )
+    view.rows(CONFLICTS).put(event.conflict_id, row)

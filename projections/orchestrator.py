@@ -1,0 +1,67 @@
+"""orchestrator: whether jobs may fire and agents be called."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from eventstore.events import OrchestratorStarted, OrchestratorStopped
+from projections.projection import Projection, Table, Touched
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from eventstore.recorded import Recorded
+    from projections.projection import View
+
+THE_ORCHESTRATOR = "squad"
+"""The key of the only row of `orchestrator`."""
+
+
+class OrchestratorRow(NamedTuple):
+    """The orchestrator: running since `started_at`, or shut down since `stopped_at`."""
+
+    name: str
+    running: bool
+    started_at: datetime | None
+    stopped_at: datetime | None
+    position: int
+
+
+ORCHESTRATOR = Table[str, OrchestratorRow](
+    "orchestrator",
+    OrchestratorRow,
+    key=("name",),
+    types=("text", "boolean", "timestamptz", "timestamptz", "bigint"),
+)
+
+orchestrator = Projection("orchestrator", (ORCHESTRATOR,))
+
+
+def _the_orchestrator(_: object) -> Iterable[Touched]:
+    return (Touched(ORCHESTRATOR, THE_ORCHESTRATOR),)
+
+
+@orchestrator.on(OrchestratorStarted)
+def _started(view: View, _: OrchestratorStarted, recorded: Recorded) -> None:
+    row = OrchestratorRow(
+        THE_ORCHESTRATOR,
+        running=True,
+        started_at=recorded.recorded_at,
+        stopped_at=None,
+        position=recorded.position,
+    )
+    view.rows(ORCHESTRATOR).put(THE_ORCHESTRATOR, row)
+
+
+@orchestrator.on(OrchestratorStopped, touches=_the_orchestrator)
+def _stopped(view: View, _: OrchestratorStopped, recorded: Recorded) -> None:
+    before = view.rows(ORCHESTRATOR).get(THE_ORCHESTRATOR)
+    row = OrchestratorRow(
+        THE_ORCHESTRATOR,
+        running=False,
+        started_at=before.started_at if before else None,
+        stopped_at=recorded.recorded_at,
+        position=recorded.position,
+    )
+    view.rows(ORCHESTRATOR).put(THE_ORCHESTRATOR, row)

@@ -1,0 +1,125 @@
+"""The one shape of every projection: tables, and what each kind of event does to their rows.
+
+What an event does is written once, as a handler of a `Projection`. A handler reads and writes rows through
+a `View` and never learns what stands behind it: the decision state in memory, a page of rows on their way
+into the read tables, or the squad as it was last Tuesday.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from eventstore.events import AnyEvent, Event
+    from eventstore.recorded import Recorded
+
+K = TypeVar("K")
+R = TypeVar("R", bound=tuple[Any, ...])
+K_contra = TypeVar("K_contra", contravariant=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Table(Generic[K, R]):
+    """A read table: its row type (a NamedTuple whose fields are the columns), its key and column types."""
+
+    name: str
+    row: type[R]
+    key: tuple[str, ...]
+    types: tuple[str, ...]
+    """The Postgres type of each column, in the order of the row's fields."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns' names, in the order of the row's fields."""
+        return self.row._fields  # type: ignore[attr-defined,no-any-return]
+
+    @property
+    def json_columns(self) -> frozenset[int]:
+        """Which columns hold JSON, by index."""
+        return frozenset(index for index, kind in enumerate(self.types) if kind == "jsonb")
+
+    def key_of(self, row: R) -> K:
+        """The row's key: one value, or a tuple of them where the key has several columns."""
+        values = tuple(getattr(row, column) for column in self.key)
+        return values[0] if len(values) == 1 else values  # type: ignore[return-value]
+
+
+class Rows(Protocol[K_contra, R]):
+    """One table as a handler sees it."""
+
+    def get(self, key: K_contra, /) -> R | None:
+        """The row, or None where there is none."""
+
+    def put(self, key: K_contra, row: R, /) -> None:
+        """Writes the row, in place of one with the same key."""
+
+
+class View(Protocol):
+    """All tables as a handler sees them."""
+
+    def rows(self, table: Table[K, R], /) -> Rows[K, R]:
+        """One table's rows."""
+
+
+class MissingRow(Exception):
+    """A handler needs a row that is not there; the log and the tables do not fit together."""
+
+    def __init__(self, table: Table[Any, Any], key: object) -> None:
+        super().__init__(f"{table.name} has no row {key!r}")
+        self.table = table
+
+
+class Touched(NamedTuple):
+    """A row that a handler is going to read."""
+
+    table: Table[Any, Any]
+    key: Any
+
+
+Handler = Callable[[View, Any, "Recorded"], None]
+Touches = Callable[[Any], Iterable[Touched]]
+H = TypeVar("H", bound=Handler)
+
+
+def _touches_nothing(_: Event) -> Iterable[Touched]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A named set of tables that are kept by the same handlers and share one position in the log."""
+
+    name: str
+    tables: tuple[Table[Any, Any], ...]
+    fold_version: int = 1
+    """Raised whenever a handler's meaning changes; tables folded by another version are rebuilt."""
+    handlers: dict[type[Event], tuple[Handler, Touches]] = field(default_factory=dict)
+
+    def on(self, *kinds: type[Event], touches: Touches = _touches_nothing) -> Callable[[H], H]:
+        """Declares a handler for these kinds of event.
+
+        Args:
+            kinds: one handler for each kind at most.
+            touches: names the rows that the handler reads, so that they can be fetched before.
+        """
+
+        def declare(handler: H) -> H:
+            for kind in kinds:
+                if kind in self.handlers:
+                    raise ValueError(f"{self.name} has a handler for {kind.type} already")
+                self.handlers[kind] = (handler, touches)
+            return handler
+
+        return declare
+
+    def apply(self, view: View, event: AnyEvent, recorded: Recorded) -> None:
+        """Does what the event does to this projection's rows."""
+        if entry := self.handlers.get(type(event)):
+            entry[0](view, event, recorded)
+
+    def touches(self, event: AnyEvent) -> Iterable[Touched]:
+        """The rows that `apply` is going to read."""
+        entry = self.handlers.get(type(event))
+        return entry[1](event) if entry else ()

@@ -1,0 +1,243 @@
+"""Runs the projections over the log: read a page, fold it, write rows and position in one transaction.
+
+Among several processes one is the active projector, by a session lock on the very connection that writes:
+whoever loses the connection loses the lock with it. The others stand by. Positions are compared as they are
+moved, so even two projectors that both believe themselves active cannot write the same page twice.
+
+A projection that cannot take an event stops there, says so in its row of `projections`, and leaves the
+others alone. It never steps over an event. It tries again when the next process becomes the projector.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import sql
+
+from eventstore import codec, log
+from eventstore.connection import Connection, connect, hanging_up_after
+from eventstore.errors import EventStoreError, StoreBusy, StoreUnavailable, translating
+from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
+from projections import PROJECTIONS, storage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eventstore.events import AnyEvent
+    from eventstore.recorded import Recorded
+    from projections.projection import K, Projection, R, Rows, Table
+
+CACHED_ROWS = 20_000
+"""How many rows of each table stay at hand between pages; the hot ones are few."""
+
+STUCK_AFTER_SECONDS = 30.0
+"""A round trip that takes longer is given up and its connection cut."""
+
+_TRY_LOCK = "SELECT pg_try_advisory_lock('projections'::regclass::oid::integer, 2)"
+_BACKOFF_SECONDS = (0.2, 5.0)
+_log = logging.getLogger(__name__)
+
+
+class _PageRows:
+    """One table's rows while a page is folded: the database's below, what the page changed above."""
+
+    def __init__(self, table: Table[Any, Any], cache: OrderedDict[Any, Any]) -> None:
+        self.table = table
+        self.cache = cache
+        self.changed: dict[Any, Any] = {}
+
+    def get(self, key: Any, /) -> Any:
+        return self.changed[key] if key in self.changed else self.cache.get(key)
+
+    def put(self, key: Any, row: Any, /) -> None:
+        self.changed[key] = row
+
+    def keep(self) -> None:
+        """The page is committed: its rows are the database's now."""
+        self.cache.update(self.changed)
+        for key in self.changed:
+            self.cache.move_to_end(key)
+        while len(self.cache) > CACHED_ROWS:
+            self.cache.popitem(last=False)
+
+
+class _Page:
+    """The view that handlers get while a page is folded."""
+
+    def __init__(self, caches: dict[str, OrderedDict[Any, Any]]) -> None:
+        self._caches = caches
+        self.tables: dict[str, _PageRows] = {}
+
+    def rows(self, table: Table[K, R], /) -> Rows[K, R]:
+        rows = self.tables.get(table.name)
+        if rows is None:
+            cache = self._caches.setdefault(table.name, OrderedDict())
+            rows = self.tables[table.name] = _PageRows(table, cache)
+        return rows
+
+
+class Projector:
+    """Keeps the read tables of one squad until cancelled."""
+
+    def __init__(
+        self, dsn: str, schema: str, hints: Hints, projections: Sequence[Projection] = PROJECTIONS
+    ) -> None:
+        self.active = False
+        self.positions: dict[str, int] = {}
+        self.failed: dict[str, tuple[int, str]] = {}
+        self._dsn = dsn
+        self._schema = schema
+        self._hints = hints
+        self._projections = {projection.name: projection for projection in projections}
+        self._caches: dict[str, OrderedDict[Any, Any]] = {}
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        delay = _BACKOFF_SECONDS[0]
+        while True:
+            try:
+                connection = await connect(self._dsn, self._schema, name="squad projector")
+                try:
+                    await self._become_active(connection)
+                    delay = _BACKOFF_SECONDS[0]
+                    await self._follow(connection)
+                finally:
+                    self.active = False
+                    connection.pgconn.finish()
+            except (EventStoreError, psycopg.Error, OSError) as error:
+                _log.warning("projector lost its connection: %s", error)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _BACKOFF_SECONDS[1])
+
+    async def _become_active(self, connection: Connection) -> None:
+        """Waits for the lock by asking: a session that blocks on it would hold back vacuum."""
+        while True:
+            with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+                row = await (await connection.execute(_TRY_LOCK)).fetchone()
+            if row and row[0]:
+                break
+            await asyncio.sleep(POLL_SECONDS / 2)
+        self._caches.clear()
+        self.failed.clear()
+        self.positions = await self._prepare(connection)
+        self.active = True
+
+    async def _prepare(self, connection: Connection) -> dict[str, int]:
+        """Enters new projections, empties those folded by another version, and forgets old failures."""
+        async with connection.transaction():
+            for projection in self._projections.values():
+                await connection.execute(
+                    "INSERT INTO projections (name, fold_version) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+                    (projection.name, projection.fold_version),
+                )
+                cursor = await connection.execute(
+                    "UPDATE projections SET position = 0, fold_version = %(version)s"
+                    " WHERE name = %(name)s AND fold_version <> %(version)s RETURNING name",
+                    {"name": projection.name, "version": projection.fold_version},
+                )
+                if await cursor.fetchone():
+                    for table in projection.tables:
+                        await connection.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(table.name)))
+            await connection.execute("UPDATE projections SET failed_position = NULL, error = NULL")
+            cursor = await connection.execute("SELECT name, position FROM projections")
+            found = dict(await cursor.fetchall())
+        return {name: found[name] for name in self._projections}
+
+    async def _follow(self, connection: Connection) -> None:
+        while True:
+            ticket = self._hints.ticket()
+            with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+                moved = await self._advance_the_hindmost(connection)
+            if not moved:
+                await wait_for_hint(ticket)
+
+    async def _advance_the_hindmost(self, connection: Connection) -> bool:
+        """Takes one page for the projections that are furthest behind; False where all are at the head."""
+        healthy = {name: at for name, at in self.positions.items() if name not in self.failed}
+        if not healthy:
+            return False
+        behind = min(healthy.values())
+        members = [self._projections[name] for name, at in healthy.items() if at == behind]
+        page = await log.read_after(connection, behind)
+        # Never beyond the next one's position, so that those that met there go on as one group.
+        stop = min((at for at in healthy.values() if at > behind), default=None)
+        if stop is not None:
+            page = [recorded for recorded in page if recorded.position <= stop]
+        if not page:
+            return False
+        await self._advance(connection, members, page)
+        return True
+
+    async def _advance(
+        self, connection: Connection, members: Sequence[Projection], page: Sequence[Recorded]
+    ) -> None:
+        """Takes a page; where that fails, finds out by halving which projection fails at which event."""
+        try:
+            await self._fold_and_write(connection, members, page)
+        except (StoreUnavailable, StoreBusy, psycopg.OperationalError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises stops its projection, loudly
+            if len(members) > 1:
+                for member in members:
+                    await self._advance(connection, [member], page)
+            elif len(page) > 1:
+                half = len(page) // 2
+                await self._advance(connection, members, page[:half])
+                if members[0].name not in self.failed:
+                    await self._advance(connection, members, page[half:])
+            else:
+                await self._fail(connection, members[0], page[0].position, error)
+
+    async def _fold_and_write(
+        self, connection: Connection, members: Sequence[Projection], page: Sequence[Recorded]
+    ) -> None:
+        events = [codec.decode(recorded) for recorded in page]
+        await self._fetch(connection, members, events)
+        view = _Page(self._caches)
+        for event, recorded in zip(events, page, strict=True):
+            for member in members:
+                member.apply(view, event, recorded)
+        names = [member.name for member in members]
+        before, after = page[0].position - 1, page[-1].position
+        with translating():
+            async with connection.pipeline(), connection.transaction():
+                for rows in view.tables.values():
+                    if rows.changed:
+                        await storage.write(connection, rows.table, rows.changed.values())
+                await connection.execute(
+                    "SELECT advance_projections(%s, %s, %s)", (names, before, after), prepare=True
+                )
+        for rows in view.tables.values():
+            rows.keep()
+        self.positions.update(dict.fromkeys(names, after))
+
+    async def _fetch(
+        self, connection: Connection, members: Sequence[Projection], events: Sequence[AnyEvent]
+    ) -> None:
+        """Brings every row that the page is going to read into the caches."""
+        wanted: dict[Table[Any, Any], set[Any]] = {}
+        for event in events:
+            for member in members:
+                for table, key in member.touches(event):
+                    if key not in self._caches.setdefault(table.name, OrderedDict()):
+                        wanted.setdefault(table, set()).add(key)
+        for table, keys in wanted.items():
+            cache = self._caches[table.name]
+            for row in await storage.load(connection, table, list(keys)):
+                cache[table.key_of(row)] = row
+
+    async def _fail(
+        self, connection: Connection, projection: Projection, position: int, error: Exception
+    ) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        _log.error("projection %s stopped at position %d: %s", projection.name, position, reason)
+        self.failed[projection.name] = (position, reason)
+        await connection.execute(
+            "UPDATE projections SET failed_position = %s, error = %s, updated_at = clock_timestamp()"
+            " WHERE name = %s",
+            (position, reason, projection.name),
+        )

@@ -1,0 +1,84 @@
+"""Rows of the read tables to Postgres and back, by SQL made from the tables' specs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from psycopg import sql
+
+from eventstore.errors import translating
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from eventstore.connection import Connection
+    from projections.projection import Table
+
+
+def upsert_statement(table: Table[Any, Any], into: str | None = None) -> sql.Composed:
+    """One statement that writes any number of rows, given an array a column."""
+    others = [column for column in table.columns if column not in table.key]
+    return sql.SQL(
+        "INSERT INTO {table} ({columns}) SELECT * FROM unnest({arrays})"
+        " ON CONFLICT ({key}) DO UPDATE SET {updates}"
+    ).format(
+        table=sql.Identifier(into or table.name),
+        columns=_names(table.columns),
+        arrays=sql.SQL(", ").join(sql.SQL("%s::" + kind + "[]") for kind in table.types),
+        key=_names(table.key),
+        updates=sql.SQL(", ").join(
+            sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(column)) for column in others
+        ),
+    )
+
+
+async def write(connection: Connection, table: Table[Any, Any], rows: Iterable[tuple[Any, ...]]) -> None:
+    """Inserts the rows, or replaces those with the same key, in one statement."""
+    columns: list[list[Any]] = [list(column) for column in zip(*rows, strict=True)]
+    for index in table.json_columns:
+        columns[index] = [
+            None if value is None else orjson.dumps(value).decode() for value in columns[index]
+        ]
+    with translating():
+        await connection.execute(upsert_statement(table), columns, prepare=True)
+
+
+async def load(connection: Connection, table: Table[Any, Any], keys: Sequence[Any]) -> list[Any]:
+    """The rows with these keys, as far as they exist."""
+    key_types = [table.types[table.columns.index(column)] for column in table.key]
+    arrays = [list(keys)] if len(table.key) == 1 else [list(part) for part in zip(*keys, strict=True)]
+    query = sql.SQL(
+        "SELECT {columns} FROM {table} WHERE ({key}) IN (SELECT * FROM unnest({arrays}))"
+    ).format(
+        columns=_names(table.columns),
+        table=sql.Identifier(table.name),
+        key=_names(table.key),
+        arrays=sql.SQL(", ").join(sql.SQL("%s::" + kind + "[]") for kind in key_types),
+    )
+    with translating():
+        cursor = await connection.execute(query, arrays, prepare=True)
+        return [table.row(*row) for row in await cursor.fetchall()]
+
+
+async def select(
+    connection: Connection, table: Table[Any, Any], where: sql.Composable, parameters: dict[str, Any]
+) -> list[Any]:
+    """The rows that a condition of our own (with its parameters apart) picks out, in the order it gives.
+
+    Args:
+        connection: to read on.
+        table: which table.
+        where: what follows FROM: conditions, order, limit.
+        parameters: the values that `where` names.
+    """
+    query = sql.SQL("SELECT {columns} FROM {table} {where}").format(
+        columns=_names(table.columns), table=sql.Identifier(table.name), where=where
+    )
+    with translating():
+        cursor = await connection.execute(query, parameters)
+        return [table.row(*row) for row in await cursor.fetchall()]
+
+
+def _names(columns: Iterable[str]) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, columns))

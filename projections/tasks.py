@@ -1,0 +1,87 @@
+"""squad_tasks: the task board."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from eventstore.events import TaskCreated, TaskPriority, TaskStatus, TaskUpdated
+from projections.projection import MissingRow, Projection, Table, Touched
+
+if TYPE_CHECKING:
+    from eventstore.recorded import Recorded
+    from projections.projection import View
+
+
+class TaskRow(NamedTuple):
+    """A task. `created_position` is its place on the board, `position` that of its last change."""
+
+    id: str
+    title: str
+    description: str | None
+    status: TaskStatus
+    assigned_agent: str | None
+    priority: TaskPriority
+    deliverable_url: str | None
+    created_at: datetime
+    updated_at: datetime
+    created_position: int
+    position: int
+
+
+TASKS = Table[str, TaskRow](
+    "squad_tasks",
+    TaskRow,
+    key=("id",),
+    types=(
+        "uuid",
+        "text",
+        "text",
+        "text",
+        "text",
+        "text",
+        "text",
+        "timestamptz",
+        "timestamptz",
+        "bigint",
+        "bigint",
+    ),
+)
+
+tasks = Projection("tasks", (TASKS,))
+
+
+@tasks.on(TaskCreated)
+def _created(view: View, event: TaskCreated, recorded: Recorded) -> None:
+    row = TaskRow(
+        event.task_id,
+        event.title,
+        event.description,
+        event.status,
+        event.assigned_agent,
+        event.priority,
+        event.deliverable_url,
+        recorded.recorded_at,
+        recorded.recorded_at,
+        recorded.position,
+        recorded.position,
+    )
+    view.rows(TASKS).put(event.task_id, row)
+
+
+@tasks.on(TaskUpdated, touches=lambda event: (Touched(TASKS, event.task_id),))
+def _updated(view: View, event: TaskUpdated, recorded: Recorded) -> None:
+    row = view.rows(TASKS).get(event.task_id)
+    if row is None:
+        raise MissingRow(TASKS, event.task_id)
+    row = row._replace(
+        title=event.title,
+        description=event.description,
+        status=event.status,
+        assigned_agent=event.assigned_agent,
+        priority=event.priority,
+        deliverable_url=event.deliverable_url,
+        updated_at=recorded.recorded_at,
+        position=recorded.position,
+    )
+    view.rows(TASKS).put(event.task_id, row)

@@ -1,0 +1,195 @@
+"""One batch of commands, decided one after another on a draft. Pure: no I/O, and time is passed in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+from uuid_utils import uuid7
+
+from eventstore import codec
+from eventstore.chain import link, microseconds
+from eventstore.events import AppendAbandoned, RequestAnswered
+from eventstore.recorded import NewEvent, Recorded
+from service.decide import At, Refused, clock, decide
+from service.recall import Kept
+from service.refusals import Refusal
+from service.requests import Answer, CommandFailed, Outcome, Ticket
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from service.requests import Request
+    from service.squad import Draft
+
+CLOCK_STEP = timedelta(milliseconds=250)
+"""How long what time makes happen may wait, so that not every batch looks through all that is active."""
+
+CLOCK_ACTOR = "system:clock"
+_log = logging.getLogger(__name__)
+
+
+class Batch(NamedTuple):
+    """Decided commands, and the events to append for them all together."""
+
+    tickets: Sequence[Ticket]
+    outcomes: list[tuple[Ticket, Outcome | Exception]]
+    recorded: list[Recorded]
+    decided_at: datetime
+    """The database's clock as the decisions believed it to be."""
+
+
+def new_id() -> str:
+    """A fresh UUIDv7."""
+    return str(uuid7())
+
+
+def decide_batch(
+    draft: Draft,
+    tickets: Sequence[Ticket],
+    answers: dict[str, Kept],
+    *,
+    now: datetime,
+    decided_at: datetime,
+    abandoned: Batch | None = None,
+) -> Batch:
+    """Decides the commands in order; each sees what those before it did. A failing one leaves no trace.
+
+    Args:
+        draft: the state at the head, with what the commands need recalled into it.
+        tickets: the commands.
+        answers: earlier answers by idempotency key; those that this batch gives are added.
+        now: the time of the decisions and the events: the clock's, but never before the log's last event.
+        decided_at: the database's clock.
+        abandoned: a batch whose commit proved not to have happened.
+    """
+    batch = Batch(tickets, [], [], decided_at)
+    recorder = _Recorder(draft, batch.recorded, now)
+    if abandoned:
+        recorder.record([_fence(abandoned)], "system:writer", new_id())
+    _let_time_pass(draft, recorder, now)
+    at = At(now, new_id)
+    for ticket in tickets:
+        before = len(batch.recorded)
+        outcome: Outcome | Exception
+        try:
+            outcome = _decide_one(draft, ticket.request, recorder, answers, at)
+            draft.keep()
+        except Exception as error:  # noqa: BLE001 - a fault in one decision is no other's
+            _log.exception("deciding %s failed", type(ticket.request.command).__name__)
+            draft.roll_back()
+            del batch.recorded[before:]
+            outcome = CommandFailed(str(error))
+        batch.outcomes.append((ticket, outcome))
+    return batch
+
+
+class _Recorder:
+    """Gives decided events their place in the log, and lets the draft know of them."""
+
+    def __init__(self, draft: Draft, recorded: list[Recorded], now: datetime) -> None:
+        self.draft = draft
+        self.recorded = recorded
+        self.now = now
+        self.now_microseconds = microseconds(now)
+
+    def record(
+        self,
+        events: Iterable[NewEvent],
+        actor: str,
+        correlation_id: str,
+        idempotency_key: str | None = None,
+    ) -> None:
+        draft = self.draft
+        for event, caused_by in events:
+            data, id_, stream = codec.encode(event), new_id(), event.stream
+            position, version = draft.head.position + 1, draft.next_version(stream)
+            digest = link(
+                draft.head.hash,
+                position=position,
+                id=id_,
+                stream=stream,
+                version=version,
+                type=event.type,
+                schema_version=event.schema_version,
+                actor=actor,
+                caused_by=caused_by,
+                correlation_id=correlation_id,
+                idempotency_key=idempotency_key,
+                recorded_at_microseconds=self.now_microseconds,
+                data=data,
+            )
+            recorded = Recorded(
+                position,
+                id_,
+                stream,
+                version,
+                event.type,
+                event.schema_version,
+                data,
+                actor,
+                caused_by,
+                correlation_id,
+                idempotency_key,
+                self.now,
+                digest,
+            )
+            draft.fold(event, recorded)
+            self.recorded.append(recorded)
+
+
+def _decide_one(
+    draft: Draft, request: Request, recorder: _Recorder, answers: dict[str, Kept], at: At
+) -> Outcome:
+    key = request.idempotency_key
+    if key and (kept := answers.get(key)):
+        if kept.fingerprint == request.fingerprint:
+            return Outcome({}, draft.head.position, repeated=kept.answer)
+        return Outcome({}, draft.head.position, refusal=_mismatch(key))
+    decision = decide(draft, request.command, at)
+    recorder.record(decision.events, request.actor, request.correlation_id)
+    if isinstance(decision, Refused):
+        outcome = Outcome({}, draft.head.position, decision.refusal)
+        worth_keeping = bool(decision.events)
+    else:
+        position = draft.head.position if decision.events else decision.reply["position"]
+        outcome = Outcome(decision.reply, position)
+        worth_keeping = True
+    if key and request.answer and worth_keeping:
+        answer = request.answer(outcome)
+        answered = RequestAnswered(
+            key=key, fingerprint=request.fingerprint, status=answer.status, body=answer.body
+        )
+        recorder.record([NewEvent(answered, outcome.position)], request.actor, request.correlation_id, key)
+        answers[key] = Kept(request.fingerprint, Answer(*answer))
+    return outcome
+
+
+def _let_time_pass(draft: Draft, recorder: _Recorder, now: datetime) -> None:
+    if not draft.has_policy or not _time_to_look(draft, now):
+        return
+    draft.looked_at = now
+    correlation_id = new_id()
+    for step in clock.STEPS:
+        recorder.record(step(draft, now), CLOCK_ACTOR, correlation_id)
+    draft.keep()
+
+
+def _time_to_look(draft: Draft, now: datetime) -> bool:
+    day = draft.day
+    looked = draft.looked_at
+    return not looked or now - looked >= CLOCK_STEP or not day or now >= day.ends_at
+
+
+def _fence(abandoned: Batch) -> NewEvent:
+    return NewEvent(
+        AppendAbandoned(first_event_id=abandoned.recorded[0].id, events=len(abandoned.recorded))
+    )
+
+
+def _mismatch(key: str) -> Refusal:
+    return Refusal(
+        "idempotency_mismatch", f"the idempotency key {key!r} was used before, for a different request"
+    )

@@ -1,0 +1,67 @@
+"""Decisions: `decide(state, command, at) -> events and a reply, or a refusal`. Pure.
+
+Nothing here reads a clock, a database or a random source; all of that comes in with the arguments. A
+decision is made on a state that is folded to the log's last event, and its events are appended only if the
+log still ends there, so what was checked here is true when it is written.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from service import commands as do
+from service.decide import agents, budget, emails, messages, operations, orchestrator, tasks
+from service.decide.decision import Accepted, At, Decision, Refused
+
+if TYPE_CHECKING:
+    from service.squad import State
+
+__all__ = ["Accepted", "At", "Decision", "Refused", "decide"]
+
+
+def decide(state: State, command: do.AnyCommand, at: At) -> Decision:
+    """Judges one command on the state at the head of the log."""
+    match command:
+        case do.SendMessage():
+            return messages.send(state, command, at)
+        case do.RecordUsage():
+            return budget.record(state, command, at)
+        case do.ReserveTokens():
+            return budget.reserve(state, command, at)
+        case do.StartOperation():
+            return operations.start(state, command, at)
+        case do.SettleReservation():
+            return budget.settle(state, command, at)
+        case do.FinishOperation():
+            return operations.finish(state, command, at)
+        case do.RenewOperation():
+            return operations.renew(state, command, at)
+        case do.Heartbeat():
+            return agents.heartbeat(state, command, at)
+        case do.AcknowledgeMessage():
+            return messages.acknowledge(state, command, at)
+        case do.ReleaseReservation():
+            return budget.release(state, command, at)
+        case do.CreateTask():
+            return tasks.create(state, command, at)
+        case do.UpdateTask():
+            return tasks.update(state, command, at)
+        case do.LogEmail():
+            return emails.log(state, command, at)
+        case do.UpdateEmail():
+            return emails.update(state, command, at)
+        case do.RegisterAgent():
+            return agents.register(state, command, at)
+        case do.SetBudget():
+            return budget.set_budget(state, command, at)
+        case do.SetPolicy():
+            return budget.set_policy(state, command, at)
+        case do.StartOrchestrator():
+            return orchestrator.start(state, command, at)
+        case do.StopOrchestrator():
+            return orchestrator.stop(state, command, at)
+        case do.PassTime():
+            # What time makes happen is decided before every batch; asking for a batch is all this does.
+            return Accepted([], {"position": state.head.position})
+        case _:
+            assert_never(command)

@@ -1,0 +1,134 @@
+"""Decisions about agents: who is registered, and what their status is.
+
+An agent is active while it has an operation under way or was heard of within `idle_after_minutes`; then it
+is idle, and after `offline_after_minutes` offline. Any event of an agent is activity. An agent may also say
+its status itself, with a heartbeat.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from eventstore.events import (
+    AgentHeartbeatRecorded,
+    AgentProfileChanged,
+    AgentRegistered,
+    AgentStatusChanged,
+    StatusReason,
+)
+from eventstore.recorded import NewEvent
+from projections.agents import AGENTS, AgentRow
+from service.decide.decision import Accepted, At, Decision, Refused
+from service.refusals import Refusal
+
+if TYPE_CHECKING:
+    from projections.budgets import PolicyRow
+    from service.commands import Heartbeat, RegisterAgent
+    from service.squad import State
+
+HEARTBEAT_RESOLUTION = timedelta(seconds=30)
+"""A heartbeat that changes no status is recorded only where the last sign of life is older than this."""
+
+UNKNOWN_ROLE = "unknown"
+"""The role of an agent that acted before anybody registered it."""
+
+
+def arrive(state: State, agent: str, at: At, reason: StatusReason = "activity") -> list[NewEvent]:
+    """What an agent's acting brings about before the act itself: it is registered, and active."""
+    row = state.rows(AGENTS).get(agent)
+    if row is None:
+        return [
+            NewEvent(
+                AgentRegistered(
+                    agent=agent,
+                    agent_id=at.new_id(),
+                    role=UNKNOWN_ROLE,
+                    url=None,
+                    priority=0,
+                    automatic=True,
+                )
+            )
+        ]
+    if row.status != "active":
+        return [
+            NewEvent(
+                AgentStatusChanged(agent=agent, previous=row.status, status="active", reason=reason),
+                caused_by=row.position,
+            )
+        ]
+    return []
+
+
+def register(state: State, command: RegisterAgent, at: At) -> Decision:
+    """Registers an agent, or changes the profile of one that is registered."""
+    row = state.rows(AGENTS).get(command.name)
+    profile = {"role": command.role, "url": command.url, "priority": command.priority}
+    if row is None:
+        agent_id = at.new_id()
+        event = AgentRegistered(
+            agent=command.name,
+            agent_id=agent_id,
+            role=command.role,
+            url=command.url,
+            priority=command.priority,
+            automatic=False,
+        )
+        reply = {"id": agent_id, "name": command.name, **profile, "status": "idle", "last_active": at.now}
+        return Accepted([NewEvent(event)], reply)
+    reply = {
+        "id": row.id,
+        "name": row.name,
+        **profile,
+        "status": row.status,
+        "last_active": row.last_active,
+        "position": row.position,
+    }
+    if (row.role, row.url, row.priority) == tuple(profile.values()):
+        return Accepted([], reply)
+    changed = AgentProfileChanged(
+        agent=row.name, role=command.role, url=command.url, priority=command.priority
+    )
+    return Accepted([NewEvent(changed, caused_by=row.position)], reply)
+
+
+def heartbeat(state: State, command: Heartbeat, at: At) -> Decision:
+    """Takes an agent's sign of life, and the status it says it has."""
+    row = state.rows(AGENTS).get(command.agent)
+    if row is None:
+        return Refused(Refusal("agent_not_found", f"no agent is called {command.agent!r}"))
+    status = command.status or "active"
+    reply = {"name": row.name, "status": status, "last_active": at.now}
+    if status != row.status:
+        event = AgentStatusChanged(agent=row.name, previous=row.status, status=status, reason="heartbeat")
+        return Accepted([NewEvent(event, caused_by=row.position)], reply)
+    if at.now - row.last_active >= HEARTBEAT_RESOLUTION:
+        return Accepted([NewEvent(AgentHeartbeatRecorded(agent=row.name))], reply)
+    return Accepted([], {**reply, "last_active": row.last_active, "position": row.position})
+
+
+def quiet_since(policy: PolicyRow, row: AgentRow) -> datetime | None:
+    """When an agent's status changes next if nothing is heard of it; None where it will not."""
+    if row.operations > 0 or row.status == "offline":
+        return None
+    minutes = policy.idle_after_minutes if row.status == "active" else policy.offline_after_minutes
+    return row.last_active + timedelta(minutes=minutes)
+
+
+def gone_quiet(state: State, now: datetime) -> list[NewEvent]:
+    """The agents that nothing was heard of for too long."""
+    policy = state.policy
+    offline_after = timedelta(minutes=policy.offline_after_minutes)
+    events = []
+    for row in state.all(AGENTS):
+        due = quiet_since(policy, row)
+        if due is None or due > now:
+            continue
+        event = AgentStatusChanged(
+            agent=row.name,
+            previous=row.status,
+            status="offline" if now - row.last_active >= offline_after else "idle",
+            reason="inactivity",
+        )
+        events.append(NewEvent(event, caused_by=row.position))
+    return events

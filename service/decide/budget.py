@@ -1,0 +1,343 @@
+"""Decisions about tokens: the budget is never overspent by a reservation, and use is a fact.
+
+What may be reserved is what is neither used nor reserved, of the day as a whole and of the agent's own
+limit. Use that was not reserved is recorded whatever it does to the budget. The first crossing of each
+warning percentage in a day is an event of its own.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from math import ceil
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from eventstore.events import (
+    BudgetDayReset,
+    BudgetThresholdCrossed,
+    DenialReason,
+    PolicySet,
+    TokensDenied,
+    TokensReleased,
+    TokensReserved,
+    TokensSettled,
+    TokensUsed,
+    WarningLevel,
+)
+from eventstore.recorded import NewEvent
+from projections.budgets import RESERVATIONS, BudgetDayRow, ReservationRow
+from service.decide.agents import arrive
+from service.decide.day import budget_day
+from service.decide.decision import Accepted, At, Decision, Refused
+from service.refusals import Refusal
+
+if TYPE_CHECKING:
+    from projections.budgets import PolicyRow
+    from service.commands import (
+        RecordUsage,
+        ReleaseReservation,
+        ReserveTokens,
+        SetBudget,
+        SetPolicy,
+        SettleReservation,
+    )
+    from service.squad import State
+
+DEFAULT_RESERVATION_SECONDS = 300.0
+"""How long a reservation is held where the agent does not say: longer than a long LLM call."""
+
+DEFAULT_WARNING_PERCENTS = [50, 75, 90]
+
+_RULES: dict[str, Any] = {
+    "daily_tokens": 100_000,
+    "agent_limits": {},
+    "warning_percents": DEFAULT_WARNING_PERCENTS,
+    "reset_hour": 0,
+    "timezone": "UTC",
+    "conflict_window_seconds": 30.0,
+    "operation_timeout_seconds": 60.0,
+    "idle_after_minutes": 10.0,
+    "offline_after_minutes": 60.0,
+}
+"""The policy of a squad that was told nothing; the seed's defaults."""
+
+
+class Allowance(NamedTuple):
+    """Whether tokens may be reserved, why not, and how many still could be by this agent."""
+
+    denied: DenialReason | None
+    remaining: int
+
+
+def remaining(day: BudgetDayRow) -> int:
+    """What is neither used nor reserved; negative where use went beyond the budget."""
+    return day.total - day.used - day.reserved
+
+
+def allowance(state: State, day: BudgetDayRow, agent: str, tokens: int) -> Allowance:
+    """Judges a wish for tokens, without doing anything."""
+    of_squad = remaining(day)
+    limit = state.policy.agent_limits.get(agent)
+    part = state.agent_budget(day, agent)
+    of_agent = of_squad if limit is None else limit - part.used - part.reserved
+    if tokens > of_squad:
+        return Allowance("budget_exhausted", min(of_squad, of_agent))
+    if tokens > of_agent:
+        return Allowance("agent_limit_reached", min(of_squad, of_agent))
+    return Allowance(None, min(of_squad, of_agent))
+
+
+def reserve(state: State, command: ReserveTokens, at: At) -> Decision:
+    """Sets tokens aside, if the budget and the agent's limit allow it."""
+    day = _open_day(state)
+    prelude = arrive(state, command.agent, at)
+    allowed = allowance(state, day, command.agent, command.tokens)
+    if allowed.denied:
+        return _denied(state, day, command, allowed, prelude, at)
+    reserved = TokensReserved(
+        day=day.day,
+        reservation_id=at.new_id(),
+        agent=command.agent,
+        tokens=command.tokens,
+        expires_at=at.now + timedelta(seconds=command.ttl_seconds or DEFAULT_RESERVATION_SECONDS),
+    )
+    reply = {
+        "id": reserved.reservation_id,
+        "expires_at": reserved.expires_at,
+        "remaining": remaining(day) - command.tokens,
+    }
+    return Accepted([*prelude, NewEvent(reserved)], reply)
+
+
+def settle(state: State, command: SettleReservation, at: At) -> Decision:
+    """Ends a reservation with what was used, on the day of the reservation."""
+    row = state.rows(RESERVATIONS).get(command.reservation_id)
+    if refusal := _over(row, command.reservation_id, at.now):
+        return Refused(refusal)
+    assert row is not None
+    prelude = arrive(state, row.agent, at)
+    settled = TokensSettled(
+        day=row.day,
+        reservation_id=row.id,
+        agent=row.agent,
+        tokens_reserved=row.tokens,
+        tokens_used=command.tokens_used,
+    )
+    events = [*prelude, NewEvent(settled, caused_by=row.position)]
+    day = _open_day(state)
+    left = remaining(day)
+    if day.day == row.day:
+        left += row.tokens - command.tokens_used
+        events += _crossings(
+            state, day, day.used + command.tokens_used, caused_by=state.head.position + len(events)
+        )
+    reply = {"id": row.id, "tokens_used": command.tokens_used, "remaining": left}
+    return Accepted(events, reply)
+
+
+def release(state: State, command: ReleaseReservation, at: At) -> Decision:
+    """Gives a reservation back."""
+    row = state.rows(RESERVATIONS).get(command.reservation_id)
+    if refusal := _over(row, command.reservation_id, at.now):
+        return Refused(refusal)
+    assert row is not None
+    day = _open_day(state)
+    left = remaining(day) + (row.tokens if day.day == row.day else 0)
+    released = NewEvent(_release(row, "released"), caused_by=row.position)
+    return Accepted([*arrive(state, row.agent, at), released], {"id": row.id, "remaining": left})
+
+
+def record(state: State, command: RecordUsage, at: At) -> Decision:
+    """Records tokens that were spent."""
+    day = _open_day(state)
+    prelude = arrive(state, command.agent, at)
+    used = TokensUsed(
+        day=day.day,
+        agent=command.agent,
+        tokens=command.total,
+        input_tokens=command.input_tokens,
+        output_tokens=command.output_tokens,
+        model=command.model,
+        operation_id=command.operation_id,
+        task_id=command.task_id,
+    )
+    events = [*prelude, *use(state, day, used, after=len(prelude))]
+    return Accepted(events, {"tokens": command.total, "remaining": remaining(day) - command.total})
+
+
+def use(
+    state: State, day: BudgetDayRow, used: TokensUsed, *, after: int, caused_by: int | None = None
+) -> list[NewEvent]:
+    """A use of tokens with the warnings that it sets off, as the events `after` others of one command."""
+    position = state.head.position + after + 1
+    crossings = _crossings(state, day, day.used + used.tokens, caused_by=position)
+    return [NewEvent(used, caused_by=caused_by), *crossings]
+
+
+def set_budget(state: State, command: SetBudget, at: At) -> Decision:
+    """Changes the budget's part of the policy."""
+    wanted = {name: getattr(command, name) for name in command.model_fields_set}
+    return _set_rules(state, wanted, at)
+
+
+def set_policy(state: State, command: SetPolicy, at: At) -> Decision:
+    """Changes the rules that are named. The first time, the rest is set to the defaults."""
+    wanted = {
+        name: value for name in command.model_fields_set if (value := getattr(command, name)) is not None
+    }
+    return _set_rules(state, wanted, at)
+
+
+def turn_of_day(state: State, now: datetime) -> list[NewEvent]:
+    """The new budget day, where the old one is over."""
+    day = state.day
+    if day and day.starts_at <= now < day.ends_at:
+        return []
+    return _reset(state, state.policy.daily_tokens, _window(state.policy), now, state.policy.position)
+
+
+def expired(state: State, now: datetime) -> list[NewEvent]:
+    """The reservations that nobody settled in time."""
+    return [
+        NewEvent(_release(row, "expired"), caused_by=row.position)
+        for row in state.all(RESERVATIONS)
+        if row.state == "active" and row.expires_at <= now
+    ]
+
+
+def _open_day(state: State) -> BudgetDayRow:
+    day = state.day
+    if day is None:
+        raise LookupError("no budget day has begun")
+    return day
+
+
+def _denied(
+    state: State,
+    day: BudgetDayRow,
+    command: ReserveTokens,
+    allowed: Allowance,
+    prelude: list[NewEvent],
+    at: At,
+) -> Refused:
+    assert allowed.denied
+    part = state.agent_budget(day, command.agent)
+    whose = (
+        f"of today's {day.total} tokens, {max(remaining(day), 0)} remain"
+        if allowed.denied == "budget_exhausted"
+        else f"{command.agent!r} may use {state.policy.agent_limits[command.agent]} tokens today"
+        f" and has {max(allowed.remaining, 0)} left"
+    )
+    event = TokensDenied(
+        day=day.day,
+        agent=command.agent,
+        tokens=command.tokens,
+        reason=allowed.denied,
+        remaining=allowed.remaining,
+    )
+    cause = (
+        day.position if allowed.denied == "budget_exhausted" else (part.position or state.policy.position)
+    )
+    refusal = Refusal(
+        allowed.denied,
+        f"{command.tokens} tokens were asked for; {whose}",
+        {"remaining": allowed.remaining, "resets_at": day.ends_at},
+        retry_after_seconds=max(1, ceil((day.ends_at - at.now).total_seconds())),
+    )
+    return Refused(refusal, [*prelude, NewEvent(event, caused_by=cause)])
+
+
+def _over(row: ReservationRow | None, reservation_id: str, now: datetime) -> Refusal | None:
+    if row is None:
+        return Refusal("reservation_not_found", f"there is no reservation {reservation_id}")
+    if row.state == "expired" or (row.state == "active" and row.expires_at <= now):
+        return Refusal(
+            "reservation_expired",
+            f"reservation {row.id} has expired; record what was spent with POST /api/v1/budget/usage",
+            {"expired_at": row.expires_at},
+        )
+    if row.state != "active":
+        return Refusal("reservation_ended", f"reservation {row.id} was {row.state} already")
+    return None
+
+
+def _release(row: ReservationRow, reason: Any) -> TokensReleased:
+    return TokensReleased(
+        day=row.day, reservation_id=row.id, agent=row.agent, tokens_reserved=row.tokens, reason=reason
+    )
+
+
+def _level(percent: int) -> WarningLevel:
+    if percent >= 90:
+        return "critical"
+    return "warning" if percent >= 75 else "info"
+
+
+def _crossings(
+    state: State, day: BudgetDayRow, used: int, *, caused_by: int, total: int | None = None
+) -> list[NewEvent]:
+    """The warnings that are due once the day's use is `used`."""
+    total = day.total if total is None else total
+    return [
+        NewEvent(
+            BudgetThresholdCrossed(
+                day=day.day, percent=percent, level=_level(percent), used=used, total=total
+            ),
+            caused_by=caused_by,
+        )
+        for percent in sorted(state.policy.warning_percents)
+        if percent > day.warned_percent and used > 0 and used * 100 >= percent * total
+    ]
+
+
+class _Window(NamedTuple):
+    """Which rule says when a budget day begins."""
+
+    reset_hour: int
+    timezone: str
+
+
+def _window(policy: PolicyRow) -> _Window:
+    return _Window(policy.reset_hour, policy.timezone)
+
+
+def _set_rules(state: State, wanted: dict[str, Any], at: At) -> Decision:
+    if not state.has_policy:
+        rules = {**_RULES, **wanted}
+        policy_set = PolicySet(**rules, day=None)
+        window = _Window(rules["reset_hour"], rules["timezone"])
+        cause = state.head.position + 1
+        first_day = _reset(state, policy_set.daily_tokens, window, at.now, cause)
+        return Accepted([NewEvent(policy_set), *first_day], rules)
+    policy, day = state.policy, _open_day(state)
+    current = {name: getattr(policy, name) for name in _RULES}
+    rules = {**current, **wanted}
+    if rules == current:
+        return Accepted([], {**rules, "position": policy.position})
+    policy_set = PolicySet(**rules, day=day.day)
+    events = [NewEvent(policy_set, caused_by=policy.position)]
+    cause = state.head.position + 1
+    window = _Window(rules["reset_hour"], rules["timezone"])
+    if window != _window(policy):
+        events += _reset(state, policy_set.daily_tokens, window, at.now, cause)
+    else:
+        events += _crossings(state, day, day.used, caused_by=cause, total=policy_set.daily_tokens)
+    return Accepted(events, rules)
+
+
+def _reset(state: State, total: int, window: _Window, now: datetime, caused_by: int) -> list[NewEvent]:
+    previous = state.day
+    day = budget_day(window.reset_hour, window.timezone, now)
+    # Going west after local midnight would go back to yesterday, whose budget is spent.
+    name = max(day.name, previous.day) if previous else day.name
+    agents = {part.agent: part.used for part in state.agent_budgets(previous)} if previous else {}
+    event = BudgetDayReset(
+        day=name,
+        starts_at=day.starts_at,
+        ends_at=day.ends_at,
+        total=total,
+        previous_day=previous.day if previous else None,
+        previous_used=previous.used if previous else 0,
+        previous_total=previous.total if previous else 0,
+        previous_agents=agents,
+    )
+    return [NewEvent(event, caused_by=caused_by or None)]

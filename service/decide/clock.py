@@ -1,0 +1,47 @@
+"""What the passing of time makes happen, and when something will next.
+
+These events are decided at the beginning of a batch, so every command is judged in a squad whose clock is
+right; a timer asks for them where no command comes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from projections.agents import AGENTS
+from projections.budgets import RESERVATIONS
+from projections.operations import OPERATIONS
+from service.decide import agents, budget, operations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
+
+    from eventstore.recorded import NewEvent
+    from service.squad import State
+
+STEPS: tuple[Callable[[State, datetime], list[NewEvent]], ...] = (
+    budget.turn_of_day,
+    operations.expired,
+    budget.expired,
+    agents.gone_quiet,
+)
+"""In this order, each looking at what the ones before did: an agent goes quiet after its work expired."""
+
+
+def next_due(state: State) -> datetime | None:
+    """When time will next make something happen, if nothing else does before."""
+    return min(_deadlines(state), default=None) if state.has_policy else None
+
+
+def _deadlines(state: State) -> Iterator[datetime]:
+    policy, day = state.policy, state.day
+    if day:
+        yield day.ends_at
+    for operation in state.all(OPERATIONS):
+        yield operation.expires_at
+    for reservation in state.all(RESERVATIONS):
+        yield reservation.expires_at
+    for agent in state.all(AGENTS):
+        if due := agents.quiet_since(policy, agent):
+            yield due

@@ -1,0 +1,44 @@
+"""When a budget day begins and ends: at the reset hour by the clock on the wall, summer time or not."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+_DAY = timedelta(days=1)
+
+
+class Day(NamedTuple):
+    """A budget day, 23 or 25 hours long where the clocks change in it; named by its local start date."""
+
+    name: date
+    starts_at: datetime
+    ends_at: datetime
+
+
+def starts_at(day: date, reset_hour: int, zone: ZoneInfo) -> datetime:
+    """The moment at which a day begins, in UTC.
+
+    An hour that the clock skips counts as the moment of the shift, one that it shows twice as the first
+    (PEP 495: fold=0 reads a skipped time by the offset before the shift).
+    """
+    return datetime(day.year, day.month, day.day, reset_hour, tzinfo=zone, fold=0).astimezone(UTC)
+
+
+def budget_day(reset_hour: int, timezone: str, now: datetime) -> Day:
+    """The budget day that `now` falls into.
+
+    Args:
+        reset_hour: 0 to 23, on the local clock.
+        timezone: an IANA name.
+        now: the moment, in any zone.
+    """
+    zone = ZoneInfo(timezone)
+    today = now.astimezone(zone).date()
+    # A zone that crosses the date line skips or doubles a date; two days around cover every case.
+    dates = [today + offset * _DAY for offset in range(-2, 4)]
+    begins = [(starts_at(day, reset_hour, zone), day) for day in dates]
+    begun = max(begin for begin in begins if begin[0] <= now)
+    following = min(begin for begin, _ in begins if begin > begun[0])
+    return Day(begun[1], begun[0], following)

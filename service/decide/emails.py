@@ -1,0 +1,50 @@
+"""Decisions about the e-mail log: each Gmail message once, then whatever the agents make of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eventstore.events import EmailReceived, EmailUpdated
+from eventstore.recorded import NewEvent
+from projections.emails import EMAILS
+from service.decide.decision import Accepted, At, Decision, Refused
+from service.refusals import Refusal
+
+if TYPE_CHECKING:
+    from service.commands import LogEmail, UpdateEmail
+    from service.squad import State
+
+_GIVEN = ("gmail_message_id", "from_email", "subject")
+_FIELDS = ("category", "status", "handled_by", "payload")
+
+
+def log(state: State, command: LogEmail, at: At) -> Decision:
+    """Logs an e-mail, unless its Gmail message id is known."""
+    if known := state.email_with(command.gmail_message_id):
+        return Refused(
+            Refusal(
+                "email_exists",
+                f"Gmail message {command.gmail_message_id!r} is logged already",
+                {"email_id": known},
+            )
+        )
+    email_id = at.new_id()
+    fields = {name: getattr(command, name) for name in (*_GIVEN, *_FIELDS)}
+    reply = {"id": email_id, **fields, "created_at": at.now, "updated_at": at.now}
+    return Accepted([NewEvent(EmailReceived(email_id=email_id, **fields))], reply)
+
+
+def update(state: State, command: UpdateEmail, at: At) -> Decision:
+    """Changes what is named of an e-mail."""
+    row = state.rows(EMAILS).get(command.email_id)
+    if row is None:
+        return Refused(Refusal("email_not_found", f"there is no e-mail {command.email_id}"))
+    before = {name: getattr(row, name) for name in _FIELDS}
+    after = {**before, **command.changes}
+    given = {name: getattr(row, name) for name in _GIVEN}
+    reply = {"id": row.id, **given, **after, "created_at": row.created_at}
+    changed = [name for name in _FIELDS if after[name] != before[name]]
+    if not changed:
+        return Accepted([], {**reply, "updated_at": row.updated_at, "position": row.position})
+    updated = EmailUpdated(email_id=row.id, **after, changed=changed)
+    return Accepted([NewEvent(updated, caused_by=row.position)], {**reply, "updated_at": at.now})

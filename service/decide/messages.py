@@ -1,0 +1,51 @@
+"""Decisions about messages: to one or to all, and out of the inbox again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eventstore.events import MessageAcknowledged, MessageSent
+from eventstore.recorded import NewEvent
+from projections.messages import ACKS, MESSAGES
+from service.decide.agents import arrive
+from service.decide.decision import Accepted, At, Decision, Refused
+from service.refusals import Refusal
+
+if TYPE_CHECKING:
+    from service.commands import AcknowledgeMessage, SendMessage
+    from service.squad import State
+
+
+def send(state: State, command: SendMessage, at: At) -> Decision:
+    """Sends a message. It registers a sender that nobody has; the receiver need not exist yet."""
+    message_id = at.new_id()
+    sent = MessageSent(
+        message_id=message_id,
+        agent=command.from_agent,
+        to_agent=command.to_agent,
+        message=command.message,
+        task_id=command.task_id,
+        data=command.data,
+    )
+    return Accepted([*arrive(state, command.from_agent, at), NewEvent(sent)], {"id": message_id})
+
+
+def acknowledge(state: State, command: AcknowledgeMessage, at: At) -> Decision:
+    """Takes a message out of one agent's inbox. Once more changes nothing."""
+    message = state.rows(MESSAGES).get(command.message_id)
+    if message is None:
+        return Refused(Refusal("message_not_found", f"there is no message {command.message_id}"))
+    if message.to_agent not in (None, command.agent):
+        return Refused(
+            Refusal(
+                "not_addressed",
+                f"message {message.id} was sent to {message.to_agent!r}, not {command.agent!r}",
+            )
+        )
+    reply = {"id": message.id, "agent": command.agent}
+    if earlier := state.rows(ACKS).get((message.id, command.agent)):
+        return Accepted([], {**reply, "position": earlier.position})
+    acknowledged = MessageAcknowledged(message_id=message.id, agent=command.agent)
+    return Accepted(
+        [*arrive(state, command.agent, at), NewEvent(acknowledged, caused_by=message.position)], reply
+    )

@@ -1,0 +1,202 @@
+"""Decisions about operations: two agents never hold the same claim.
+
+An operation claims every resource it names. It turns others away until its conflict window ends; each
+heartbeat starts the window again. It expires when its time to live runs out without one. Between the two
+it is still there but blocks nobody, and it may come back only if nobody has claimed anything of it since.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from eventstore.events import (
+    ConflictDetected,
+    OperationExpired,
+    OperationFinished,
+    OperationRenewed,
+    OperationStarted,
+    TokensUsed,
+)
+from eventstore.recorded import NewEvent
+from projections.operations import OPERATIONS, OperationRow
+from service.decide.agents import arrive
+from service.decide.budget import use
+from service.decide.decision import Accepted, At, Decision, Refused
+from service.refusals import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from service.commands import FinishOperation, RenewOperation, StartOperation
+    from service.squad import State
+
+
+class Conflict(NamedTuple):
+    """The operation in the way, and the resources that both name."""
+
+    holder: OperationRow
+    contested: dict[str, str]
+
+
+def find_conflict(
+    state: State, resources: Mapping[str, str], now: datetime, *, ignoring: str | None = None
+) -> Conflict | None:
+    """The oldest operation that holds one of the resources and whose window is not over."""
+    contested: dict[str, dict[str, str]] = {}
+    for kind, value in resources.items():
+        for operation_id in state.claims((kind, value)):
+            if operation_id != ignoring:
+                contested.setdefault(operation_id, {})[kind] = value
+    holders = [row for id_ in contested if (row := state.rows(OPERATIONS).get(id_)) and _blocks(row, now)]
+    if not holders:
+        return None
+    holder = min(holders, key=lambda row: row.fencing_token)
+    return Conflict(holder, contested[holder.id])
+
+
+def describe(conflict: Conflict) -> dict[str, Any]:
+    """A conflict as the API shows it. `position` is where the operation in the way began."""
+    holder = conflict.holder
+    return {
+        "operation_id": holder.id,
+        "agents": [holder.agent],
+        "action": holder.action,
+        "resources": holder.resources,
+        "contested": conflict.contested,
+        "started_at": holder.started_at,
+        "blocks_until": holder.blocks_until,
+        "expires_at": holder.expires_at,
+        "position": holder.fencing_token,
+    }
+
+
+def start(state: State, command: StartOperation, at: At) -> Decision:
+    """Starts an operation, unless one of its resources is taken."""
+    policy = state.policy
+    prelude = arrive(state, command.agent, at, "operation_started")
+    if conflict := find_conflict(state, command.resources, at.now):
+        return _turned_away(conflict, prelude, command.agent, command.action, command.resources, at)
+    ttl_seconds = command.ttl_seconds or policy.operation_timeout_seconds
+    started = OperationStarted(
+        operation_id=at.new_id(),
+        agent=command.agent,
+        action=command.action,
+        resources=command.resources,
+        ttl_seconds=ttl_seconds,
+        blocks_until=_blocks_until(policy.conflict_window_seconds, ttl_seconds, at.now),
+        expires_at=at.now + timedelta(seconds=ttl_seconds),
+    )
+    reply = {
+        "id": started.operation_id,
+        "fencing_token": state.head.position + len(prelude) + 1,
+        "started_at": at.now,
+        "blocks_until": started.blocks_until,
+        "expires_at": started.expires_at,
+    }
+    return Accepted([*prelude, NewEvent(started)], reply)
+
+
+def renew(state: State, command: RenewOperation, at: At) -> Decision:
+    """Starts the window and the time to live again, unless somebody else has come in between."""
+    row = state.rows(OPERATIONS).get(command.operation_id)
+    if refusal := _over(row, command.operation_id, at.now):
+        return Refused(refusal)
+    assert row is not None
+    prelude = arrive(state, row.agent, at)
+    if conflict := find_conflict(state, row.resources, at.now, ignoring=row.id):
+        return _turned_away(conflict, prelude, row.agent, row.action, row.resources, at)
+    renewed = OperationRenewed(
+        operation_id=row.id,
+        agent=row.agent,
+        blocks_until=_blocks_until(state.policy.conflict_window_seconds, row.ttl_seconds, at.now),
+        expires_at=at.now + timedelta(seconds=row.ttl_seconds),
+    )
+    reply = {"id": row.id, "blocks_until": renewed.blocks_until, "expires_at": renewed.expires_at}
+    return Accepted([*prelude, NewEvent(renewed, caused_by=row.position)], reply)
+
+
+def finish(state: State, command: FinishOperation, at: At) -> Decision:
+    """Ends an operation, and records what it used."""
+    row = state.rows(OPERATIONS).get(command.operation_id)
+    if refusal := _over(row, command.operation_id, at.now):
+        return Refused(refusal)
+    assert row is not None
+    finished = OperationFinished(
+        operation_id=row.id, agent=row.agent, outcome=command.outcome, tokens_used=command.tokens_used
+    )
+    prelude = arrive(state, row.agent, at)
+    events = [*prelude, NewEvent(finished, caused_by=row.fencing_token)]
+    day = state.day
+    if command.tokens_used and day:
+        used = TokensUsed(day=day.day, agent=row.agent, tokens=command.tokens_used, operation_id=row.id)
+        events += use(state, day, used, after=len(events), caused_by=state.head.position + len(events))
+    reply = {
+        "id": row.id,
+        "outcome": command.outcome,
+        "tokens_used": command.tokens_used,
+        "ended_at": at.now,
+    }
+    return Accepted(events, reply)
+
+
+def expired(state: State, now: datetime) -> list[NewEvent]:
+    """The operations that nobody renewed in time."""
+    return [
+        NewEvent(OperationExpired(operation_id=row.id, agent=row.agent), caused_by=row.position)
+        for row in state.all(OPERATIONS)
+        if row.state == "active" and row.expires_at <= now
+    ]
+
+
+def _blocks(row: OperationRow, now: datetime) -> bool:
+    return row.state == "active" and row.blocks_until > now and row.expires_at > now
+
+
+def _blocks_until(window_seconds: float, ttl_seconds: float, now: datetime) -> datetime:
+    return now + timedelta(seconds=min(window_seconds, ttl_seconds))
+
+
+def _over(row: OperationRow | None, operation_id: str, now: datetime) -> Refusal | None:
+    if row is None:
+        return Refusal("operation_not_found", f"there is no operation {operation_id}")
+    if row.state == "finished":
+        return Refusal(
+            "operation_finished", f"operation {row.id} has finished already", {"outcome": row.outcome}
+        )
+    if row.state == "expired" or row.expires_at <= now:
+        return Refusal(
+            "operation_expired",
+            f"operation {row.id} was not renewed in time; its claims are void",
+            {"expired_at": row.expires_at},
+        )
+    return None
+
+
+def _turned_away(
+    conflict: Conflict,
+    prelude: list[NewEvent],
+    agent: str,
+    action: str,
+    resources: dict[str, str],
+    at: At,
+) -> Refused:
+    holder = conflict.holder
+    detected = ConflictDetected(
+        operation_id=holder.id,
+        conflict_id=at.new_id(),
+        agent=agent,
+        action=action,
+        resources=resources,
+        contested=conflict.contested,
+        holders=[holder.agent],
+        holder_action=holder.action,
+    )
+    refusal = Refusal(
+        "conflict",
+        f"{holder.agent!r} is at {holder.action!r} on "
+        + ", ".join(f"{kind} {value}" for kind, value in conflict.contested.items()),
+        {"conflict": describe(conflict)},
+        retry_after_seconds=max(1, round((holder.blocks_until - at.now).total_seconds())),
+    )
+    return Refused(refusal, [*prelude, NewEvent(detected, caused_by=holder.fencing_token)])

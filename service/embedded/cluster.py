@@ -1,0 +1,270 @@
+"""One Postgres cluster: how it is made, started, found alive, and stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import stat
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from service.embedded import configuration
+from service.embedded.errors import EmbeddedPostgresError, complaint
+from service.embedded.programs import MAJOR_VERSION, hand_over, open_the_way, run, server_ids
+
+SUPERUSER = "postgres"
+PORT = 5432
+READY_WITHIN_SECONDS = 60.0
+STOPPED_WITHIN_SECONDS = 60.0
+INITIALISED_WITHIN_SECONDS = 120.0
+
+_LEFTOVERS_GO_WITHIN_SECONDS = 2.0
+_POLL_SECONDS = 0.05
+# The least of what the systems allow; Linux has room for four bytes more.
+_SOCKET_PATH_MAX_BYTES = 103
+# pg_ctl builds a shell command of the path, with nothing but double quotes around it.
+_NOT_IN_A_PATH = frozenset('"$`\\\n')
+
+
+@dataclass(frozen=True)
+class Postmaster:
+    """A live server, as its pid file describes it."""
+
+    pid: int
+    is_ready: bool
+    socket_folder: Path
+
+
+class Cluster:
+    """The Postgres cluster in `data`. To change anything, callers hold the lock of its folder."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self._pid_file = data / "postmaster.pid"
+        self._start_log = data / "start.log"
+
+    def postmaster(self) -> Postmaster | None:
+        """The live server of this cluster, whoever started it."""
+        lines = self._pid_file_lines()
+        # A single-user server writes its pid negated.
+        if not lines or not self._is_ours(pid := abs(int(lines[0]))):
+            return None
+        socket_folder = Path(lines[4]) if len(lines) > 4 else self.data
+        return Postmaster(pid, is_ready=lines[-1].strip() == "ready", socket_folder=socket_folder)
+
+    def ensure_made(self) -> None:
+        """Make the cluster unless it is there; raises if what is there cannot be used."""
+        if forbidden := _NOT_IN_A_PATH.intersection(str(self.data)):
+            raise EmbeddedPostgresError(
+                f"{self.data}: pg_ctl cannot work in a path with {min(forbidden)!r}"
+            )
+        if self.data.exists():
+            owner = self.data.stat().st_uid
+            if os.geteuid() not in (0, owner):
+                raise EmbeddedPostgresError(f"{self.data} belongs to another user (number {owner})")
+            if (self.data / "PG_VERSION").exists():
+                self._check_version()
+                return
+            if any(self.data.iterdir()):
+                raise EmbeddedPostgresError(f"{self.data} holds something that is not a Postgres cluster")
+        # We hold the lock, so these belong to nobody alive.
+        for unfinished in self.data.parent.glob(f"{self.data.name}.new-*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        new = Path(tempfile.mkdtemp(dir=self.data.parent, prefix=f"{self.data.name}.new-"))
+        try:
+            self._make_in(new)
+            new.rename(self.data)
+            _sync(self.data.parent)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    def ensure_running(self) -> Postmaster:
+        """Start the server unless it runs, and wait until it accepts connections."""
+        deadline = time.monotonic() + READY_WITHIN_SECONDS
+        while True:
+            postmaster = self.postmaster()
+            if postmaster is not None and postmaster.is_ready:
+                return postmaster
+            if time.monotonic() > deadline:
+                # It is left running: ended now, its recovery would begin anew next time.
+                raise EmbeddedPostgresError(
+                    f"Postgres in {self.data} was not ready within {READY_WITHIN_SECONDS:g} s; "
+                    "it may still be recovering from a crash: try again later"
+                )
+            if postmaster is None:
+                self._launch(deadline)
+            else:
+                time.sleep(_POLL_SECONDS)
+
+    def stop(self) -> None:
+        """Stop the server, if it runs, and wait: what is open is rolled back, what is committed is kept."""
+        postmaster = self.postmaster()
+        if postmaster is None:
+            return
+        output = self._pg_ctl("stop", "--mode=fast", seconds=STOPPED_WITHIN_SECONDS)
+        if self.postmaster() is not None:
+            raise EmbeddedPostgresError(
+                f"Postgres in {self.data} (process {postmaster.pid}) does not stop: {complaint(output)}"
+            )
+        if postmaster.socket_folder != self.data:
+            with contextlib.suppress(OSError):
+                postmaster.socket_folder.rmdir()
+
+    def _check_version(self) -> None:
+        version = (self.data / "PG_VERSION").read_text().strip()
+        if version != str(MAJOR_VERSION):
+            raise EmbeddedPostgresError(
+                f"{self.data} was made by Postgres {version}, and this is Postgres {MAJOR_VERSION}: "
+                "upgrade it with pg_upgrade, or use another folder"
+            )
+
+    def _make_in(self, new: Path) -> None:
+        hand_over(new, self.data)
+        open_the_way(new)
+        result = run(
+            self.data,
+            "initdb",
+            f"--pgdata={new}",
+            f"--username={SUPERUSER}",
+            "--encoding=UTF8",
+            # Sorts alike on every machine, whatever its C library.
+            "--locale-provider=builtin",
+            "--builtin-locale=C.UTF-8",
+            "--locale=C",
+            # The socket lies in a folder that only its owner can enter.
+            "--auth-local=trust",
+            "--auth-host=reject",
+            timeout_seconds=INITIALISED_WITHIN_SECONDS,
+        )
+        if result.returncode != 0:
+            raise EmbeddedPostgresError(
+                f"Postgres cannot be set up in {self.data}: {complaint(result.stdout)}"
+            )
+        with (new / "postgresql.conf").open("a") as postgresql_conf:
+            postgresql_conf.write(f"\ninclude_if_exists = '{configuration.FILE}'\n")
+        _sync(new / "postgresql.conf")
+
+    def _launch(self, deadline: float) -> None:
+        self._refuse_a_hidden_server()
+        if not self._leftovers_are_gone(deadline):
+            return
+        open_the_way(self.data)
+        socket_folder = self._make_socket_folder()
+        # Stale beyond doubt, as nobody is left. Postgres goes by the process number in them, and would
+        # not start if that is a zombie's, or another program's by now.
+        for stale in (self._pid_file, Path(f"{_socket(socket_folder)}.lock")):
+            stale.unlink(missing_ok=True)
+        settings = self.data / configuration.FILE
+        settings.write_text(configuration.text(PORT, socket_folder))
+        hand_over(settings, self.data)
+        self._start_log.unlink(missing_ok=True)
+        logged = self._log_sizes()
+        output = self._pg_ctl("start", f"--log={self._start_log}", seconds=deadline - time.monotonic())
+        if self.postmaster() is None:
+            reason = complaint(self._logged_since(logged) or output)
+            raise EmbeddedPostgresError(f"Postgres in {self.data} does not start: {reason}")
+
+    def _pg_ctl(self, action: str, *arguments: str, seconds: float) -> str:
+        """Run pg_ctl, which waits until the action is done or the time is over; returns what it said."""
+        wait = f"--timeout={max(1.0, seconds):.0f}"
+        arguments = ("--wait", wait, "--pgdata", str(self.data), *arguments)
+        return run(self.data, "pg_ctl", action, *arguments, timeout_seconds=seconds + 30).stdout
+
+    def _refuse_a_hidden_server(self) -> None:
+        """Two containers may share a volume, and neither sees the other's processes."""
+        lines = self._pid_file_lines()
+        if len(lines) <= 4:
+            return
+        with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
+            client.settimeout(1.0)
+            client.connect(str(_socket(Path(lines[4]))))
+            raise EmbeddedPostgresError(
+                f"{self.data} is used by a Postgres elsewhere, perhaps in a container"
+            )
+
+    def _leftovers_are_gone(self, deadline: float) -> bool:
+        """Wait for the children of a postmaster that was killed; False if they have a live one after all.
+
+        They hold shared memory that keeps a new server from starting, and end by themselves, unless they
+        are busy computing.
+        """
+        patience = time.monotonic() + _LEFTOVERS_GO_WITHIN_SECONDS
+        while leftovers := self._processes():
+            if self.postmaster() is not None:
+                # Started by a process that was killed, just now, while it did so.
+                return False
+            if time.monotonic() > deadline:
+                pids = ", ".join(str(process.pid) for process in leftovers)
+                raise EmbeddedPostgresError(
+                    f"what is left of a dead Postgres still uses {self.data}: {pids}"
+                )
+            if time.monotonic() > patience:
+                for process in leftovers:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.send_signal(signal.SIGQUIT)
+            time.sleep(_POLL_SECONDS)
+        return True
+
+    def _make_socket_folder(self) -> Path:
+        """The data folder, or another one where its path is too long for a socket.
+
+        Clients take a path with a comma for two hosts.
+        """
+        if len(os.fsencode(_socket(self.data))) <= _SOCKET_PATH_MAX_BYTES and "," not in str(self.data):
+            return self.data
+        digest = hashlib.sha256(os.fsencode(self.data)).hexdigest()[:16]
+        # Not in $TMPDIR: a restart by any of the processes must come to the same place.
+        folder = Path("/tmp") / f"squad-{digest}"  # noqa: S108 - its owner and mode are checked
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        is_private = stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077
+        if not is_private or status.st_uid not in (os.geteuid(), server_ids(self.data)[0]):
+            raise EmbeddedPostgresError(f"{folder} is needed for the socket, and somebody else has made it")
+        hand_over(folder, self.data)
+        return folder
+
+    def _pid_file_lines(self) -> list[str]:
+        try:
+            return self._pid_file.read_text().splitlines()
+        except FileNotFoundError:
+            return []
+
+    def _is_ours(self, pid: int) -> bool:
+        # A number alone proves nothing: it may be a zombie's, or another program's by now.
+        try:
+            process = psutil.Process(pid)
+            return process.name() == "postgres" and process.cwd() == str(self.data)
+        except psutil.Error:
+            return False
+
+    def _processes(self) -> list[psutil.Process]:
+        return [process for process in psutil.process_iter() if self._is_ours(process.pid)]
+
+    def _log_sizes(self) -> dict[Path, int]:
+        logs = (self._start_log, *(self.data / "log").glob("*.log"))
+        return {log: log.stat().st_size for log in logs if log.exists()}
+
+    def _logged_since(self, sizes: dict[Path, int]) -> str:
+        """What the server has written since its logs had these sizes."""
+        news = (log.read_bytes()[sizes.get(log, 0) :] for log in self._log_sizes())
+        return b"".join(news).decode(errors="replace")
+
+
+def _socket(folder: Path) -> Path:
+    return folder / f".s.PGSQL.{PORT}"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

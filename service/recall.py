@@ -1,0 +1,122 @@
+"""What commands need from the log beyond the state in memory: finished things, and earlier answers.
+
+It is read in one round trip before a batch is decided, and holds as long as the log's head does; where the
+head moves, the batch's events are not appended and it is read again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from eventstore import codec, log
+from eventstore.errors import translating
+from eventstore.events import EmailReceived, RequestAnswered, TokensReleased, TokensReserved, TokensSettled
+from projections.budgets import RESERVATIONS, reservation_after
+from projections.emails import EMAILS, emails
+from projections.messages import messages
+from projections.operations import OPERATIONS, operations
+from projections.tasks import TASKS, tasks
+from service import commands as do
+from service.requests import Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
+    from service.requests import Ticket
+    from service.squad import Draft, State
+
+_KINDS = {"message": messages, "operation": operations, "task": tasks, "email": emails}
+"""Which projection alone tells a stream's story, by the first part of the stream's name."""
+
+
+class Kept(NamedTuple):
+    """An earlier answer, and the fingerprint of the request that it was given to."""
+
+    fingerprint: str
+    answer: Answer
+
+
+class Needs(NamedTuple):
+    """What is to be read."""
+
+    streams: list[str]
+    gmail_message_ids: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.streams or self.gmail_message_ids)
+
+
+def needs(state: State, tickets: Iterable[Ticket]) -> Needs:
+    """What these commands need that is not in memory."""
+    wanted = Needs([], [])
+    for ticket in tickets:
+        if stream := _stream(state, ticket.request.command):
+            wanted.streams.append(stream)
+        if ticket.request.idempotency_key:
+            wanted.streams.append(f"request-{ticket.request.idempotency_key}")
+        command = ticket.request.command
+        if isinstance(command, do.LogEmail) and not state.email_with(command.gmail_message_id):
+            wanted.gmail_message_ids.append(command.gmail_message_id)
+    return wanted
+
+
+async def read(connection: Connection, wanted: Needs) -> list[Recorded]:
+    """The events that tell what is needed, in the log's order."""
+    streams = list(wanted.streams)
+    if wanted.gmail_message_ids:
+        query = (
+            "SELECT stream FROM events"
+            " WHERE type = 'email_received' AND data ->> 'gmail_message_id' = ANY(%s)"
+        )
+        with translating():
+            cursor = await connection.execute(query, (wanted.gmail_message_ids,), prepare=True)
+            streams += [row[0] for row in await cursor.fetchall()]
+    return await log.read_streams(connection, streams) if streams else []
+
+
+def fold(draft: Draft, history: Iterable[Recorded]) -> dict[str, Kept]:
+    """Lets a draft know what was read. Only the things themselves: their effects on others are known.
+
+    Returns:
+        The earlier answers by idempotency key.
+    """
+    answers: dict[str, Kept] = {}
+    for recorded in history:
+        event = codec.decode(recorded)
+        match event:
+            case RequestAnswered():
+                answers[event.key] = Kept(event.fingerprint, Answer(event.status, event.body))
+                continue
+            case TokensReserved() | TokensSettled() | TokensReleased():
+                rows = draft.rows(RESERVATIONS)
+                rows.put(
+                    event.reservation_id, reservation_after(rows.get(event.reservation_id), event, recorded)
+                )
+            case _:
+                if projection := _KINDS.get(recorded.stream.partition("-")[0]):
+                    projection.apply(draft, event, recorded)
+        if isinstance(event, EmailReceived):
+            draft.gmail_ids.put(event.gmail_message_id, event.email_id)
+        draft.versions.put(recorded.stream, recorded.version)
+    draft.keep()
+    return answers
+
+
+def _stream(state: State, command: do.AnyCommand) -> str | None:
+    match command:
+        case do.AcknowledgeMessage():
+            return f"message-{command.message_id}"
+        case do.RenewOperation() | do.FinishOperation():
+            known = state.rows(OPERATIONS).get(command.operation_id)
+            return None if known else f"operation-{command.operation_id}"
+        case do.SettleReservation() | do.ReleaseReservation():
+            held = state.rows(RESERVATIONS).get(command.reservation_id)
+            return None if held else f"reservation-{command.reservation_id}"
+        case do.UpdateTask():
+            return None if state.rows(TASKS).get(command.task_id) else f"task-{command.task_id}"
+        case do.UpdateEmail():
+            return None if state.rows(EMAILS).get(command.email_id) else f"email-{command.email_id}"
+        case _:
+            return None

@@ -1,0 +1,131 @@
+"""A command on its way to a decision, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from service.commands import AnyCommand
+from service.refusals import Refusal
+
+MAX_WAITING_COMMANDS = 10_000
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+"""Bounds of the queue: beyond either, callers are told to come back later."""
+
+MAX_BATCH_COMMANDS = 1_000
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+"""Bounds of one batch: it is decided in one go, while others wait."""
+
+
+class QueueFull(Exception):
+    """Too many commands are waiting to be decided."""
+
+
+class Stopping(Exception):
+    """The service is stopping and takes no more commands."""
+
+
+class Unavailable(Exception):
+    """The database could not be reached in time; the command was not carried out."""
+
+
+class OutcomeUnknown(Exception):
+    """The command was sent to the database, and what came of it could not be found out in time."""
+
+
+class CommandFailed(Exception):
+    """The command could not be decided or stored, by a fault that is not the caller's."""
+
+
+class Answer(NamedTuple):
+    """What a caller is answered: an HTTP status and a body."""
+
+    status: int
+    body: dict[str, Any]
+
+
+class Outcome(NamedTuple):
+    """What came of a command."""
+
+    reply: dict[str, Any]
+    position: int
+    """The position of the command's last event, or of the one that made things as they are."""
+    refusal: Refusal | None = None
+    repeated: Answer | None = None
+    """The first answer, where the request's idempotency key was used before."""
+
+
+class Request(NamedTuple):
+    """A command, and who asks for it."""
+
+    command: AnyCommand
+    actor: str
+    correlation_id: str
+    idempotency_key: str | None = None
+    fingerprint: str = ""
+    """Of the method, path and body that the key came with."""
+    answer: Callable[[Outcome], Answer] | None = None
+    """Renders the answer that an idempotency key keeps."""
+    size: int = 200
+    """About how many bytes it holds in memory."""
+
+
+class Ticket(NamedTuple):
+    """A request that waits, and the future that its caller waits on."""
+
+    request: Request
+    outcome: asyncio.Future[Outcome]
+
+    def resolve(self, outcome: Outcome) -> None:
+        """Tells the caller, if it still waits."""
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+    def fail(self, error: Exception) -> None:
+        """Tells the caller that there is no outcome, if it still waits."""
+        if not self.outcome.done():
+            self.outcome.set_exception(error)
+
+
+class Waiting:
+    """The bounded queue of tickets."""
+
+    def __init__(self) -> None:
+        self.arrived = asyncio.Event()
+        self.bytes = 0
+        self._tickets: deque[Ticket] = deque()
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def put(self, ticket: Ticket) -> None:
+        """Adds a ticket at the end.
+
+        Raises:
+            QueueFull: a bound is reached.
+        """
+        if len(self._tickets) >= MAX_WAITING_COMMANDS or self.bytes >= MAX_WAITING_BYTES:
+            raise QueueFull
+        self._tickets.append(ticket)
+        self.bytes += ticket.request.size
+        self.arrived.set()
+
+    def put_back(self, tickets: list[Ticket]) -> None:
+        """Puts a batch that was not carried out back to the front, in its order."""
+        self._tickets.extendleft(reversed(tickets))
+        self.bytes += sum(ticket.request.size for ticket in tickets)
+        self.arrived.set()
+
+    def drain(self) -> list[Ticket]:
+        """Takes the next batch; leaves out those whose callers have gone."""
+        batch: list[Ticket] = []
+        size = 0
+        while self._tickets and len(batch) < MAX_BATCH_COMMANDS and size < MAX_BATCH_BYTES:
+            ticket = self._tickets.popleft()
+            self.bytes -= ticket.request.size
+            if not ticket.outcome.done():
+                batch.append(ticket)
+                size += ticket.request.size
+        return batch

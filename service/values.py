@@ -1,0 +1,138 @@
+"""The values that commands are made of: what a name, a text, a number of tokens may be.
+
+Everything that Postgres, JSON or a person cannot hold is refused here, at the door.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import AfterValidator, Field, StringConstraints
+
+MAX_NAME_CHARACTERS = 100
+MAX_TEXT_CHARACTERS = 100_000
+MAX_JSON_DEPTH = 64
+MAX_TOKENS = 10**12
+"""Far beyond any day's use, and far below where a sum of them leaves 64 bits."""
+MAX_TTL_SECONDS = 7 * 24 * 3600.0
+MAX_RESOURCES = 50
+
+_NO_CONTROL = r"^[^\x00-\x1f\x7f]+$"
+_NO_NUL = r"^[^\x00]*$"
+_LARGEST_WHOLE_NUMBER = 2.0**64
+
+
+def _trimmed(value: str) -> str:
+    if value != value.strip():
+        raise ValueError("must not begin or end with white space")
+    return value
+
+
+Name = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=MAX_NAME_CHARACTERS, pattern=_NO_CONTROL),
+    AfterValidator(_trimmed),
+]
+"""A name of an agent, an action, a category: one line."""
+
+ShortText = Annotated[str, StringConstraints(min_length=1, max_length=1_000, pattern=_NO_CONTROL)]
+"""One line of text, such as a title."""
+
+Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARACTERS, pattern=_NO_NUL)]
+"""Any text."""
+
+Id = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$",
+        to_lower=True,
+    ),
+]
+"""A UUID as text."""
+
+ExternalId = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=_NO_CONTROL)]
+"""An id that somebody else gave out, such as a task's or a Gmail message's."""
+
+Url = Annotated[
+    str,
+    StringConstraints(
+        max_length=2_000, pattern=r"^https?://[^\s\x00-\x1f\x7f/?#]+([/?#][^\s\x00-\x1f\x7f]*)?$"
+    ),
+]
+"""An http or https URL."""
+
+Tokens = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+"""A number of LLM tokens."""
+
+PositiveTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+"""A number of LLM tokens that is not nothing."""
+
+TtlSeconds = Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS, allow_inf_nan=False)]
+"""A time to live in seconds, at most a week."""
+
+Priority = Annotated[int, Field(ge=-1_000, le=1_000)]
+"""An agent's priority; higher goes first."""
+
+
+def check_json(value: Any, depth: int = MAX_JSON_DEPTH) -> Any:
+    """Refuses JSON that would not come back from Postgres as it went in.
+
+    Args:
+        value: parsed JSON.
+        depth: how many levels of objects and arrays are allowed below here.
+
+    Raises:
+        ValueError: with what is wrong.
+    """
+    match value:
+        case str():
+            if "\x00" in value:
+                raise ValueError("text must not contain the character U+0000")
+        case dict():
+            if depth == 0:
+                raise ValueError(f"must not be nested deeper than {MAX_JSON_DEPTH} levels")
+            for key, item in value.items():
+                check_json(key, depth - 1)
+                check_json(item, depth - 1)
+        case list():
+            if depth == 0:
+                raise ValueError(f"must not be nested deeper than {MAX_JSON_DEPTH} levels")
+            for item in value:
+                check_json(item, depth - 1)
+        case float():
+            # Parsers turn whole numbers beyond 64 bits into floats and so change them.
+            if not math.isfinite(value) or abs(value) >= _LARGEST_WHOLE_NUMBER:
+                raise ValueError("numbers must lie between -2^64 and 2^64; send larger ones as text")
+        case _:
+            pass
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(check_json)]
+"""A JSON object of any shape, as far as Postgres can hold it."""
+
+Resources = Annotated[
+    dict[
+        Annotated[
+            str, StringConstraints(min_length=1, max_length=MAX_NAME_CHARACTERS, pattern=_NO_CONTROL)
+        ],
+        Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=_NO_CONTROL)],
+    ],
+    Field(min_length=1, max_length=MAX_RESOURCES),
+]
+"""Resources by kind, such as {"emailId": "email-123"}."""
+
+
+def check_timezone(name: str) -> str:
+    """Refuses what is not the name of an IANA time zone."""
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError("must be the name of an IANA time zone, such as Europe/Berlin") from error
+    return name
+
+
+Timezone = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(check_timezone)]
+"""The name of an IANA time zone."""

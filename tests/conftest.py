@@ -1,0 +1,56 @@
+"""The databases of the tests. No server is started before a test asks for one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.postgres import Choice, PostgresServer, choose, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CHOICE = pytest.StashKey[Choice]()
+_SERVER = pytest.StashKey[PostgresServer]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_CHOICE] = choose()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"postgres: {config.stash[_CHOICE]}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    server = config.stash.get(_SERVER, None)
+    terminalreporter.write_line(f"postgres: {server or 'none was needed'}")
+
+
+@pytest.fixture(scope="session")
+def postgres(pytestconfig: pytest.Config) -> Iterator[PostgresServer]:
+    """The server that all tests of a run share."""
+    with running(pytestconfig.stash[_CHOICE]) as server:
+        pytestconfig.stash[_SERVER] = server
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _template(postgres: PostgresServer) -> Iterator[str]:
+    with postgres.template_with_schema() as name:
+        yield name
+
+
+@pytest.fixture
+def database(postgres: PostgresServer, _template: str) -> Iterator[str]:
+    """The DSN of a database of the test's own, with an empty squad in the schema ``squad``."""
+    with postgres.new_database(template=_template) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def empty_database(postgres: PostgresServer) -> Iterator[str]:
+    """The DSN of a database of the test's own with nothing in it."""
+    with postgres.new_database() as dsn:
+        yield dsn

@@ -1,0 +1,208 @@
+"""The Postgres that the tests run on.
+
+The first of these that can be had:
+
+1. the server in ``SQUAD_TEST_DSN``, whose user may create databases;
+2. a container of ``SQUAD_TEST_IMAGE``, where a Docker engine answers and has, or gets, the image;
+3. the embedded one, in a temporary folder.
+
+``SQUAD_TEST_POSTGRES`` (``auto``, ``docker`` or ``embedded``) narrows it down: asked for by name, a server
+that cannot be had is an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import shutil
+import tempfile
+import uuid
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from eventstore import schema
+from service.embedded import EmbeddedPostgres
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+
+Kind = Literal["given", "docker", "embedded"]
+Wish = Literal["auto", "docker", "embedded"]
+Value = TypeVar("Value")
+
+DEFAULT_IMAGE = "postgres:18"
+SQUAD_SCHEMA = "squad"
+
+_ENGINE_ANSWERS_WITHIN_SECONDS = 3
+# Between two pieces of a download, not for all of it.
+_PULL_STALLS_AFTER_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A running server; `dsn` is its maintenance database, by a user who may create others."""
+
+    dsn: str
+    kind: Kind
+    version: str
+    remark: str = ""
+
+    def __str__(self) -> str:
+        remark = f" ({self.remark})" if self.remark else ""
+        return f"{self.kind}, version {self.version}{remark}"
+
+    def execute(self, statement: str, *names: str) -> None:
+        """Run one statement outside a transaction, with identifiers filled in."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
+
+    @contextlib.contextmanager
+    def new_database(self, *, template: str = "template1") -> Iterator[str]:
+        """A database of its own, as a DSN; dropped in the end, whoever is still connected."""
+        name = f"squad_test_{uuid.uuid4().hex}"
+        self.execute("CREATE DATABASE {} TEMPLATE {}", name, template)
+        try:
+            yield make_conninfo(self.dsn, dbname=name)
+        finally:
+            self.execute("DROP DATABASE {} WITH (FORCE)", name)
+
+    @contextlib.contextmanager
+    def template_with_schema(self) -> Iterator[str]:
+        """The name of a database that has the squad's schema and lets nobody connect."""
+        name = f"squad_template_{uuid.uuid4().hex}"
+        self.execute("CREATE DATABASE {}", name)
+        try:
+            run_apart(schema.apply(make_conninfo(self.dsn, dbname=name), SQUAD_SCHEMA))
+            # A template that somebody is connected to cannot be copied.
+            self.execute("ALTER DATABASE {} ALLOW_CONNECTIONS false", name)
+            yield name
+        finally:
+            self.execute("DROP DATABASE {} WITH (FORCE)", name)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which server it is going to be, found out without starting one."""
+
+    kind: Kind
+    remark: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.remark})" if self.remark else self.kind
+
+
+def choose() -> Choice:
+    """Look for a server, which takes a moment at most."""
+    if "SQUAD_TEST_DSN" in os.environ:
+        return Choice("given", "SQUAD_TEST_DSN")
+    wish = _wish()
+    if wish == "embedded":
+        return Choice("embedded")
+    problem = _engine_problem()
+    if problem is None:
+        return Choice("docker", _image())
+    if wish == "docker":
+        raise pytest.UsageError(f"SQUAD_TEST_POSTGRES=docker, but {problem}")
+    return Choice("embedded", problem)
+
+
+@contextlib.contextmanager
+def running(choice: Choice) -> Iterator[PostgresServer]:
+    """Start the chosen server, or the embedded one where a container cannot be had after all."""
+    with contextlib.ExitStack() as stack:
+        if choice.kind == "docker":
+            try:
+                dsn = stack.enter_context(_container(choice.remark))
+            except Exception as error:
+                if _wish() == "docker":
+                    raise
+                choice = Choice("embedded", f"no container of {choice.remark}: {_first_line(error)}")
+        if choice.kind == "given":
+            dsn = os.environ["SQUAD_TEST_DSN"]
+        elif choice.kind == "embedded":
+            dsn = stack.enter_context(_embedded())
+        with psycopg.connect(dsn) as connection:
+            version = connection.info.parameter_status("server_version") or "unknown"
+        yield PostgresServer(dsn, choice.kind, version, choice.remark)
+
+
+@contextlib.contextmanager
+def _embedded() -> Iterator[str]:
+    # Not in pytest's own folder, which each new session closes to other users, the server's among them.
+    folder = Path(tempfile.mkdtemp(prefix="squad-test-"))
+    server = EmbeddedPostgres(folder)
+    try:
+        yield run_apart(server.start())
+    finally:
+        run_apart(server.stop())
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _container(image: str) -> Iterator[str]:
+    from testcontainers.community.postgres import PostgresContainer
+    from testcontainers.core.docker_client import DockerClient
+
+    client = DockerClient(timeout=_PULL_STALLS_AFTER_SECONDS).client
+    try:
+        if not client.images.list(name=image):
+            client.images.pull(image)
+    finally:
+        client.close()
+    with PostgresContainer(image, driver=None) as container:
+        yield container.get_connection_url()
+
+
+def _engine_problem() -> str | None:
+    """Why there can be no container here, if so."""
+    from testcontainers.core.docker_client import DockerClient
+
+    with warnings.catch_warnings():
+        # The client drops the socket of a failed attempt without closing it.
+        warnings.simplefilter("ignore", ResourceWarning)
+        try:
+            DockerClient(timeout=_ENGINE_ANSWERS_WITHIN_SECONDS).client.close()
+        except Exception as error:  # noqa: BLE001 - whatever the reason, there is no engine to use
+            problem = f"no Docker engine answers: {_first_line(_origin(error))}"
+        else:
+            return None
+        gc.collect()
+    return problem
+
+
+def _origin(error: BaseException) -> BaseException:
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
+def _wish() -> Wish:
+    wish = os.environ.get("SQUAD_TEST_POSTGRES", "auto")
+    for known in get_args(Wish):
+        if wish == known:
+            return cast("Wish", known)
+    raise pytest.UsageError(f"SQUAD_TEST_POSTGRES={wish}: it is one of {', '.join(get_args(Wish))}")
+
+
+def _image() -> str:
+    return os.environ.get("SQUAD_TEST_IMAGE", DEFAULT_IMAGE)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def run_apart(work: Coroutine[Any, Any, Value]) -> Value:
+    """Run a coroutine in a thread and an event loop of its own, away from the loops of the tests."""
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        return executor.submit(asyncio.run, work).result()
