@@ -19,15 +19,15 @@ CREATE TABLE schema_info (
 CREATE TABLE events (
     position         bigint      PRIMARY KEY CHECK (position > 0),
     id               uuid        NOT NULL UNIQUE,
-    stream           text        NOT NULL CHECK (stream !~ '\n'),
+    stream           text        NOT NULL CHECK (strpos(stream, E'\n') = 0),
     version          bigint      NOT NULL CHECK (version > 0),
-    type             text        NOT NULL CHECK (type ~ '^[a-z_]+$'),
+    type             text        NOT NULL CHECK (strpos(type, E'\n') = 0),
     schema_version   smallint    NOT NULL CHECK (schema_version > 0),
     data             json        NOT NULL,
-    actor            text        NOT NULL CHECK (actor !~ '\n'),
+    actor            text        NOT NULL CHECK (strpos(actor, E'\n') = 0),
     caused_by        bigint      CHECK (caused_by < position),
-    correlation_id   text        NOT NULL CHECK (correlation_id !~ '\n'),
-    idempotency_key  text        CHECK (idempotency_key !~ '\n'),
+    correlation_id   text        NOT NULL CHECK (strpos(correlation_id, E'\n') = 0),
+    idempotency_key  text        CHECK (strpos(idempotency_key, E'\n') = 0),
     recorded_at      timestamptz NOT NULL,
     hash             bytea       NOT NULL CHECK (length(hash) = 32),
     agent            text        GENERATED ALWAYS AS
@@ -88,26 +88,34 @@ $$;
 -- Appends after `expected` or not at all. Returns the head, and the database's clock. Where the head is
 -- not `expected`, or the clock that the decisions used is off by more than a second, nothing is inserted
 -- and `appended` says so; the caller decides again.
+--
+-- A column of the batch travels as one text, its values separated by U+001F, which none of them can hold:
+-- names have no control characters, and JSON escapes them. An empty value is NULL. That is much cheaper
+-- to make and to read than an array literal. Hashes are 32 bytes each, one after another.
 
 CREATE FUNCTION append_events(
     expected         bigint,
     decided_at       timestamptz,
     recorded_at      timestamptz,
-    ids              uuid[],
-    streams          text[],
-    versions         bigint[],
-    types            text[],
-    schema_versions  smallint[],
-    datas            text[],
-    actors           text[],
-    causes           bigint[],
-    correlation_ids  text[],
-    idempotency_keys text[],
-    hashes           bytea[],
+    events           integer,
+    ids              text,
+    streams          text,
+    versions         text,
+    types            text,
+    schema_versions  text,
+    datas            text,
+    actors           text,
+    causes           text,
+    correlation_ids  text,
+    idempotency_keys text,
+    hashes           bytea,
     OUT appended     boolean,
     OUT head         bigint,
     OUT clock        timestamptz
 ) LANGUAGE plpgsql AS $$
+DECLARE
+    separator constant text := E'\x1f';
+    inserted  integer;
 BEGIN
     PERFORM lock_log();
     SELECT coalesce(max(e.position), 0) INTO head FROM events e;
@@ -118,13 +126,27 @@ BEGIN
     END IF;
     INSERT INTO events (position, id, stream, version, type, schema_version, data, actor, caused_by,
                         correlation_id, idempotency_key, recorded_at, hash)
-    SELECT expected + n, id, stream, version, type, schema_version, data::json, actor, cause,
-           correlation_id, idempotency_key, append_events.recorded_at, hash
-    FROM unnest(ids, streams, versions, types, schema_versions, datas, actors, causes, correlation_ids,
-                idempotency_keys, hashes)
+    SELECT expected + n, id::uuid, stream, version::bigint, type, schema_version::smallint, data::json, actor,
+           cause::bigint, correlation_id, idempotency_key, append_events.recorded_at,
+           substring(hashes FROM (n::integer - 1) * 32 + 1 FOR 32)
+    FROM unnest(string_to_array(ids, separator),
+                string_to_array(streams, separator),
+                string_to_array(append_events.versions, separator),
+                string_to_array(types, separator),
+                string_to_array(schema_versions, separator),
+                string_to_array(datas, separator),
+                string_to_array(actors, separator),
+                string_to_array(causes, separator, ''),
+                string_to_array(correlation_ids, separator),
+                string_to_array(idempotency_keys, separator, ''))
         WITH ORDINALITY AS new (id, stream, version, type, schema_version, data, actor, cause,
-                                correlation_id, idempotency_key, hash, n);
-    head := expected + cardinality(ids);
+                                correlation_id, idempotency_key, n);
+    GET DIAGNOSTICS inserted = ROW_COUNT;
+    IF inserted <> append_events.events THEN
+        RAISE EXCEPTION '% events were announced and % arrived', append_events.events, inserted
+            USING ERRCODE = 'data_exception';
+    END IF;
+    head := expected + inserted;
     PERFORM pg_notify(log_channel(), head::text);
 END
 $$;

@@ -57,6 +57,10 @@ def session_options(schema: str, **settings: str | int) -> str:
         "idle_in_transaction_session_timeout": 10_000,
         "lock_timeout": 5_000,
         "statement_timeout": 60_000,
+        # The server's side of `_KEEPALIVE`: a client that vanished must not keep its locks for hours.
+        "tcp_keepalives_idle": 5,
+        "tcp_keepalives_interval": 2,
+        "tcp_keepalives_count": 3,
         **settings,
     }
     return " ".join(f"-c {name}={value}" for name, value in merged.items())

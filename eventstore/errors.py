@@ -81,7 +81,8 @@ def translated(error: psycopg.Error) -> EventStoreError:
     match error:
         case pg.LockNotAvailable() | pg.QueryCanceled() | pg.DeadlockDetected() | pg.SerializationFailure():
             return StoreBusy(text)
-        case pg.ReadOnlySqlTransaction() | pg.DiskFull() | pg.OutOfMemory() | pg.TooManyConnections():
+        case pg.ReadOnlySqlTransaction() | pg.IdleInTransactionSessionTimeout() | pg.TransactionTimeout():
+            # A standby that was not promoted yet; sessions that the server ends with another class of error.
             return StoreUnavailable(text)
         case psycopg.OperationalError() | psycopg.InterfaceError():
             return StoreUnavailable(text)

@@ -192,7 +192,7 @@ class PolicySet(Event):
     idle_after_minutes: float
     offline_after_minutes: float
     day: date | None
-    """The budget day whose total this changes; None before the first day."""
+    """The budget day whose total this changes; None where no day goes on under these rules."""
 
     @property
     def stream(self) -> str:
@@ -406,8 +406,8 @@ class AppendAbandoned(Event):
 
     @property
     def stream(self) -> str:
-        """The log's own stream."""
-        return "log"
+        """One stream an abandoned append, so that nobody has to remember the version of a shared one."""
+        return f"append-{self.first_event_id}"
 
 
 AnyEvent = (

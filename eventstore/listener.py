@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 from contextlib import suppress
 from time import monotonic
 from uuid import uuid4
@@ -33,6 +34,7 @@ DEAF_AFTER_SECONDS = 3.0
 _BACKOFF_SECONDS = (0.05, 5.0)
 """The first wait before connecting again, and the longest."""
 
+_POSITION = re.compile(r"[0-9]{1,18}")
 _log = logging.getLogger(__name__)
 
 
@@ -135,12 +137,18 @@ class Listener:
     async def _hear(self, connection: Connection, *, seconds: float, until: str | None = None) -> bool:
         """Passes on what is heard, for `seconds` or until the heartbeat `until` arrives."""
         deadline = monotonic() + seconds
-        while (left := deadline - monotonic()) > 0:
+        came_back = False
+        while not came_back and (left := deadline - monotonic()) > 0:
+            # Always heard to its end: what is left in an abandoned iterator would be lost.
             async for notification in connection.notifies(timeout=left, stop_after=1):
                 if notification.channel == self._heartbeat_channel:
-                    if notification.payload == until:
-                        return True
-                    continue
-                hints = self.events if notification.channel.endswith(".events") else self.projections
-                hints.wake(int(notification.payload) if notification.payload.isdecimal() else 0)
-        return False
+                    came_back = came_back or notification.payload == until
+                else:
+                    hints = self.events if notification.channel.endswith(".events") else self.projections
+                    hints.wake(_position(notification.payload))
+        return came_back
+
+
+def _position(payload: str) -> int:
+    """The position that a notification names; 0 where it names none, for anybody may notify."""
+    return int(payload) if _POSITION.fullmatch(payload) else 0

@@ -24,11 +24,8 @@ _COLUMNS: LiteralString = (
     "position, id::text AS id, stream, version, type, schema_version, data::text AS data, actor, caused_by,"
     " correlation_id, idempotency_key, recorded_at, hash"
 )
-_APPEND = """
-    SELECT appended, head, clock FROM append_events(
-        %s::bigint, %s::timestamptz, %s::timestamptz, %s::uuid[], %s::text[], %s::bigint[], %s::text[],
-        %s::smallint[], %s::text[], %s::text[], %s::bigint[], %s::text[], %s::text[], %s::bytea[])
-"""
+_SEPARATOR = "\x1f"
+_APPEND = f"SELECT appended, head, clock FROM append_events({', '.join(['%s'] * 15)})"
 _READ_AFTER = f"SELECT {_COLUMNS} FROM events WHERE position > %s ORDER BY position LIMIT %s"
 _READ_STREAMS = f"SELECT {_COLUMNS} FROM events WHERE stream = ANY(%s) ORDER BY position"
 _LAST = f"SELECT {_COLUMNS} FROM events ORDER BY position DESC LIMIT 1"
@@ -67,35 +64,27 @@ async def append(
         StoreRefused, StoreBusy: nothing was stored.
     """
     expected = batch[0].position - 1
-    (
-        _,
-        ids,
-        streams,
-        versions,
-        types,
-        schema_versions,
-        datas,
-        actors,
-        causes,
-        correlations,
-        keys,
-        _,
-        hashes,
-    ) = zip(*batch, strict=True)
-    columns = (
-        ids,
-        streams,
-        versions,
-        types,
-        schema_versions,
-        datas,
-        actors,
-        causes,
-        correlations,
-        keys,
-        hashes,
+    columns = list(zip(*batch, strict=True))
+    _, ids, streams, versions, types, schemas, datas, actors, causes, correlations, keys, _, hashes = (
+        columns
     )
-    parameters = (expected, decided_at, batch[0].recorded_at, *map(list, columns))
+    parameters = (
+        expected,
+        decided_at,
+        batch[0].recorded_at,
+        len(batch),
+        _SEPARATOR.join(ids),
+        _SEPARATOR.join(streams),
+        _SEPARATOR.join(map(str, versions)),
+        _SEPARATOR.join(types),
+        _SEPARATOR.join(map(str, schemas)),
+        _SEPARATOR.join(datas),
+        _SEPARATOR.join(actors),
+        _SEPARATOR.join("" if cause is None else str(cause) for cause in causes),
+        _SEPARATOR.join(correlations),
+        _SEPARATOR.join(key or "" for key in keys),
+        b"".join(hashes),
+    )
     with translating():
         if commit:
             async with connection.pipeline():

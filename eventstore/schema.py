@@ -42,7 +42,7 @@ async def apply(dsn: str, schema: str) -> None:
     """Brings the squad's schema to `SCHEMA_VERSION`, creating it where it does not exist.
 
     Args:
-        dsn: libpq connection string or URI; the role must be allowed to create the schema.
+        dsn: libpq connection string or URI; the role must own the schema, or be allowed to create it.
         schema: the squad's Postgres schema.
 
     Raises:
@@ -59,9 +59,7 @@ async def apply(dsn: str, schema: str) -> None:
                 await connection.execute(
                     "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"squad schema {schema}",)
                 )
-                await connection.execute(
-                    sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema))
-                )
+                await _ensure_schema(connection, schema)
                 await _upgrade(connection, await version(connection))
 
 
@@ -94,6 +92,13 @@ async def version(connection: Connection) -> int:
     if row is None or row[0] is None:
         raise SchemaMissing("schema_info is empty")
     return int(row[0])
+
+
+async def _ensure_schema(connection: Connection, schema: str) -> None:
+    # Not IF NOT EXISTS, which asks for the right to create schemas even where there is nothing to do.
+    row = await (await connection.execute("SELECT to_regnamespace(%s)", (schema,))).fetchone()
+    if row is None or row[0] is None:
+        await connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
 
 
 async def _upgrade(connection: Connection, found: int) -> None:

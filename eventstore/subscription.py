@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eventstore import log
+from eventstore.errors import translating
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
 
 if TYPE_CHECKING:
@@ -36,18 +37,19 @@ async def follow(
     """
     while True:
         ticket = hints.ticket()
-        async with connection() as reading:
-            # The head is read before the page: what is beyond it is left for the next look, so a filter
-            # that lets little through never reads the same stretch twice.
-            end = (await log.head(reading)).position if wanted else None
-            page = await (
-                log.read_filtered(reading, after, log.PAGE_EVENTS, wanted)
-                if wanted
-                else log.read_after(reading, after)
-            )
+        with translating():
+            async with connection() as reading:
+                # The head is read before the page: what is beyond it is left for the next look, so a filter
+                # that lets little through never reads the same stretch twice.
+                end = await log.head_position(reading) if wanted else after
+                page = await (
+                    log.read_filtered(reading, after, log.PAGE_EVENTS, wanted)
+                    if wanted
+                    else log.read_after(reading, after)
+                )
         if page:
             yield page
             after = page[-1].position
         if len(page) < log.PAGE_EVENTS:
-            after = max(after, end or 0)
+            after = max(after, end)
             await wait_for_hint(ticket, poll_seconds)

@@ -148,20 +148,23 @@ def _released(view: View, event: TokensReleased, recorded: Recorded) -> None:
 @agents.on(OperationStarted, touches=_its_agent)
 def _operation_started(view: View, event: OperationStarted, recorded: Recorded) -> None:
     _acted(view, event, recorded)
-    _count_operations(view, event.agent, 1)
+    _count_operations(view, event, 1, recorded)
 
 
 @agents.on(OperationFinished, touches=_its_agent)
 def _operation_finished(view: View, event: OperationFinished, recorded: Recorded) -> None:
     _acted(view, event, recorded)
-    _count_operations(view, event.agent, -1)
+    _count_operations(view, event, -1, recorded)
 
 
 @agents.on(OperationExpired, touches=_its_agent)
 def _operation_expired(view: View, event: OperationExpired, recorded: Recorded) -> None:
-    _count_operations(view, event.agent, -1)
+    # That an operation ran out of time is no sign of life either.
+    _count_operations(view, event, -1, recorded)
 
 
-def _count_operations(view: View, name: str, change: int) -> None:
-    row = _agent(view, name)
-    view.rows(AGENTS).put(name, row._replace(operations=row.operations + change))
+def _count_operations(view: View, event: _OfAgent, change: int, recorded: Recorded) -> None:
+    row = _agent(view, event.agent)
+    view.rows(AGENTS).put(
+        event.agent, row._replace(operations=row.operations + change, position=recorded.position)
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -54,6 +54,7 @@ def decide_batch(
     now: datetime,
     decided_at: datetime,
     abandoned: Batch | None = None,
+    ids: Callable[[], str] = new_id,
 ) -> Batch:
     """Decides the commands in order; each sees what those before it did. A failing one leaves no trace.
 
@@ -64,13 +65,15 @@ def decide_batch(
         now: the time of the decisions and the events: the clock's, but never before the log's last event.
         decided_at: the database's clock.
         abandoned: a batch whose commit proved not to have happened.
+        ids: gives a fresh UUIDv7 at each call, for events and for what they are about.
     """
     batch = Batch(tickets, [], [], decided_at)
-    recorder = _Recorder(draft, batch.recorded, now)
+    recorder = Recorder(draft, batch.recorded, now, ids)
     if abandoned:
-        recorder.record([_fence(abandoned)], "system:writer", new_id())
-    _let_time_pass(draft, recorder, now)
-    at = At(now, new_id)
+        recorder.record([_fence(abandoned)], "system:writer", ids())
+        draft.keep()
+    at = At(now, ids)
+    _let_time_pass(draft, recorder, at)
     for ticket in tickets:
         before = len(batch.recorded)
         outcome: Outcome | Exception
@@ -86,13 +89,16 @@ def decide_batch(
     return batch
 
 
-class _Recorder:
+class Recorder:
     """Gives decided events their place in the log, and lets the draft know of them."""
 
-    def __init__(self, draft: Draft, recorded: list[Recorded], now: datetime) -> None:
+    def __init__(
+        self, draft: Draft, recorded: list[Recorded], now: datetime, ids: Callable[[], str] = new_id
+    ) -> None:
         self.draft = draft
         self.recorded = recorded
         self.now = now
+        self.ids = ids
         self.now_microseconds = microseconds(now)
 
     def record(
@@ -102,9 +108,10 @@ class _Recorder:
         correlation_id: str,
         idempotency_key: str | None = None,
     ) -> None:
+        """Numbers and chains events that follow the draft's head, and folds them."""
         draft = self.draft
         for event, caused_by in events:
-            data, id_, stream = codec.encode(event), new_id(), event.stream
+            data, id_, stream = codec.encode(event), self.ids(), event.stream
             position, version = draft.head.position + 1, draft.next_version(stream)
             digest = link(
                 draft.head.hash,
@@ -141,17 +148,17 @@ class _Recorder:
 
 
 def _decide_one(
-    draft: Draft, request: Request, recorder: _Recorder, answers: dict[str, Kept], at: At
+    draft: Draft, request: Request, recorder: Recorder, answers: dict[str, Kept], at: At
 ) -> Outcome:
     key = request.idempotency_key
     if key and (kept := answers.get(key)):
         if kept.fingerprint == request.fingerprint:
-            return Outcome({}, draft.head.position, repeated=kept.answer)
-        return Outcome({}, draft.head.position, refusal=_mismatch(key))
+            return Outcome({}, None, repeated=kept.answer)
+        return Outcome({}, None, refusal=_mismatch(key))
     decision = decide(draft, request.command, at)
     recorder.record(decision.events, request.actor, request.correlation_id)
     if isinstance(decision, Refused):
-        outcome = Outcome({}, draft.head.position, decision.refusal)
+        outcome = Outcome({}, draft.head.position if decision.events else None, decision.refusal)
         worth_keeping = bool(decision.events)
     else:
         position = draft.head.position if decision.events else decision.reply["position"]
@@ -167,13 +174,13 @@ def _decide_one(
     return outcome
 
 
-def _let_time_pass(draft: Draft, recorder: _Recorder, now: datetime) -> None:
-    if not draft.has_policy or not _time_to_look(draft, now):
+def _let_time_pass(draft: Draft, recorder: Recorder, at: At) -> None:
+    if not draft.has_policy or not _time_to_look(draft, at.now):
         return
-    draft.looked_at = now
-    correlation_id = new_id()
+    draft.looked_at = at.now
+    correlation_id = at.new_id()
     for step in clock.STEPS:
-        recorder.record(step(draft, now), CLOCK_ACTOR, correlation_id)
+        recorder.record(step(draft, at.now), CLOCK_ACTOR, correlation_id)
     draft.keep()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from service.commands import AnyCommand
@@ -50,8 +50,8 @@ class Outcome(NamedTuple):
     """What came of a command."""
 
     reply: dict[str, Any]
-    position: int
-    """The position of the command's last event, or of the one that made things as they are."""
+    position: int | None
+    """Of the command's last event, or of the one that made things as they are; None for no trace."""
     refusal: Refusal | None = None
     repeated: Answer | None = None
     """The first answer, where the request's idempotency key was used before."""
@@ -112,7 +112,7 @@ class Waiting:
         self.bytes += ticket.request.size
         self.arrived.set()
 
-    def put_back(self, tickets: list[Ticket]) -> None:
+    def put_back(self, tickets: Sequence[Ticket]) -> None:
         """Puts a batch that was not carried out back to the front, in its order."""
         self._tickets.extendleft(reversed(tickets))
         self.bytes += sum(ticket.request.size for ticket in tickets)

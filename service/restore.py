@@ -12,16 +12,22 @@ from typing import TYPE_CHECKING
 from psycopg import sql
 
 from eventstore import codec, log
+from eventstore.connection import hanging_up_after
 from eventstore.errors import StoreUnavailable, translating
 from eventstore.recorded import Head
 from projections import PROJECTIONS, storage
 from service.squad import RESIDENT, Draft, Squad
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
+
+STUCK_AFTER_SECONDS = 10.0
+"""A round trip that takes longer is given up, and its connection cut."""
+
+_LOADED_WITHIN_SECONDS = 60.0
 
 _ACTIVE: dict[str, sql.SQL] = {
     "operations": sql.SQL("WHERE state = 'active'"),
@@ -37,29 +43,33 @@ _ACTIVE: dict[str, sql.SQL] = {
 
 
 async def restore(connection: Connection) -> Squad:
-    """The squad's state at the log's head, or as near to it as one catch-up away."""
+    """The squad's state at the log's head.
+
+    Raises:
+        StoreUnavailable: the connection broke, or was cut because nothing came for too long.
+    """
     squad = Squad()
-    with translating():
+    with hanging_up_after(_LOADED_WITHIN_SECONDS, connection), translating():
         await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        try:
-            await _load_tables(connection, squad)
-        finally:
-            await connection.execute("ROLLBACK")
+        await _load_tables(connection, squad)
+        await connection.execute("ROLLBACK")
     await catch_up(connection, squad)
     return squad
 
 
-async def catch_up(connection: Connection, squad: Squad) -> list[Recorded]:
-    """Folds what others have appended; returns it."""
-    missed: list[Recorded] = []
+async def catch_up(
+    connection: Connection, squad: Squad, tell: Callable[[Sequence[Recorded]], None] | None = None
+) -> None:
+    """Folds what follows the squad's head, and tells of it page by page."""
     while True:
-        page = await log.read_after(connection, squad.head.position)
+        with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+            page = await log.read_after(connection, squad.head.position)
         if page:
             fold_page(squad, page)
-            # Only the latest are kept for whoever follows the log in memory.
-            missed = [*missed, *page][-log.PAGE_EVENTS :]
+            if tell:
+                tell(page)
         if len(page) < log.PAGE_EVENTS:
-            return missed
+            return
 
 
 def fold_page(squad: Squad, page: Sequence[Recorded]) -> None:

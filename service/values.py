@@ -5,7 +5,7 @@ Everything that Postgres, JSON or a person cannot hold is refused here, at the d
 
 from __future__ import annotations
 
-import math
+import re
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -21,7 +21,9 @@ MAX_RESOURCES = 50
 
 _NO_CONTROL = r"^[^\x00-\x1f\x7f]+$"
 _NO_NUL = r"^[^\x00]*$"
-_LARGEST_WHOLE_NUMBER = 2.0**64
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_LEAST_NUMBER, _NUMBER_BOUND = -(2**63), 2**64
+_BEYOND_RANGE = "numbers must lie between -2^63 and 2^64; send larger ones as text"
 
 
 def _trimmed(value: str) -> str:
@@ -88,8 +90,8 @@ def check_json(value: Any, depth: int = MAX_JSON_DEPTH) -> Any:
     """
     match value:
         case str():
-            if "\x00" in value:
-                raise ValueError("text must not contain the character U+0000")
+            if _UNSTORABLE.search(value):
+                raise ValueError("text must not contain U+0000 or half of a surrogate pair")
         case dict():
             if depth == 0:
                 raise ValueError(f"must not be nested deeper than {MAX_JSON_DEPTH} levels")
@@ -101,10 +103,13 @@ def check_json(value: Any, depth: int = MAX_JSON_DEPTH) -> Any:
                 raise ValueError(f"must not be nested deeper than {MAX_JSON_DEPTH} levels")
             for item in value:
                 check_json(item, depth - 1)
+        case int():
+            if not _LEAST_NUMBER <= value < _NUMBER_BOUND:
+                raise ValueError(_BEYOND_RANGE)
         case float():
-            # Parsers turn whole numbers beyond 64 bits into floats and so change them.
-            if not math.isfinite(value) or abs(value) >= _LARGEST_WHOLE_NUMBER:
-                raise ValueError("numbers must lie between -2^64 and 2^64; send larger ones as text")
+            # Parsers turn whole numbers beyond 64 bits into floats and so change them. NaN is not between.
+            if not _LEAST_NUMBER < value < _NUMBER_BOUND:
+                raise ValueError(_BEYOND_RANGE)
         case _:
             pass
     return value

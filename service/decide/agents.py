@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from service.squad import State
 
 HEARTBEAT_RESOLUTION = timedelta(seconds=30)
-"""A heartbeat that changes no status is recorded only where the last sign of life is older than this."""
+"""A heartbeat that changes no status is recorded only where the last sign of life is older than this, or
+than a quarter of the time after which an agent counts as idle."""
 
 UNKNOWN_ROLE = "unknown"
 """The role of an agent that acted before anybody registered it."""
@@ -102,7 +103,8 @@ def heartbeat(state: State, command: Heartbeat, at: At) -> Decision:
     if status != row.status:
         event = AgentStatusChanged(agent=row.name, previous=row.status, status=status, reason="heartbeat")
         return Accepted([NewEvent(event, caused_by=row.position)], reply)
-    if at.now - row.last_active >= HEARTBEAT_RESOLUTION:
+    resolution = min(HEARTBEAT_RESOLUTION, timedelta(minutes=state.policy.idle_after_minutes) / 4)
+    if at.now - row.last_active >= resolution:
         return Accepted([NewEvent(AgentHeartbeatRecorded(agent=row.name))], reply)
     return Accepted([], {**reply, "last_active": row.last_active, "position": row.position})
 

@@ -175,16 +175,12 @@ def use(
 
 def set_budget(state: State, command: SetBudget, at: At) -> Decision:
     """Changes the budget's part of the policy."""
-    wanted = {name: getattr(command, name) for name in command.model_fields_set}
-    return _set_rules(state, wanted, at)
+    return _set_rules(state, _named(command), at)
 
 
 def set_policy(state: State, command: SetPolicy, at: At) -> Decision:
     """Changes the rules that are named. The first time, the rest is set to the defaults."""
-    wanted = {
-        name: value for name in command.model_fields_set if (value := getattr(command, name)) is not None
-    }
-    return _set_rules(state, wanted, at)
+    return _set_rules(state, _named(command), at)
 
 
 def turn_of_day(state: State, now: datetime) -> list[NewEvent]:
@@ -192,7 +188,8 @@ def turn_of_day(state: State, now: datetime) -> list[NewEvent]:
     day = state.day
     if day and day.starts_at <= now < day.ends_at:
         return []
-    return _reset(state, state.policy.daily_tokens, _window(state.policy), now, state.policy.position)
+    policy = state.policy
+    return [NewEvent(_reset(state, policy.daily_tokens, _window(policy), now), caused_by=policy.position)]
 
 
 def expired(state: State, now: datetime) -> list[NewEvent]:
@@ -300,37 +297,46 @@ def _window(policy: PolicyRow) -> _Window:
     return _Window(policy.reset_hour, policy.timezone)
 
 
+def _named(command: SetBudget | SetPolicy) -> dict[str, Any]:
+    return {
+        name: value for name in command.model_fields_set if (value := getattr(command, name)) is not None
+    }
+
+
 def _set_rules(state: State, wanted: dict[str, Any], at: At) -> Decision:
+    cause = state.head.position + 1
     if not state.has_policy:
         rules = {**_RULES, **wanted}
-        policy_set = PolicySet(**rules, day=None)
         window = _Window(rules["reset_hour"], rules["timezone"])
-        cause = state.head.position + 1
-        first_day = _reset(state, policy_set.daily_tokens, window, at.now, cause)
-        return Accepted([NewEvent(policy_set), *first_day], rules)
+        first_day = _reset(state, rules["daily_tokens"], window, at.now)
+        return Accepted(
+            [NewEvent(PolicySet(**rules, day=None)), NewEvent(first_day, caused_by=cause)], rules
+        )
     policy, day = state.policy, _open_day(state)
     current = {name: getattr(policy, name) for name in _RULES}
     rules = {**current, **wanted}
     if rules == current:
         return Accepted([], {**rules, "position": policy.position})
-    policy_set = PolicySet(**rules, day=day.day)
+    total, window = rules["daily_tokens"], _Window(rules["reset_hour"], rules["timezone"])
+    reset = _reset(state, total, window, at.now) if window != _window(policy) else None
+    # A day that ends by the new rules was spent under the old ones, and keeps its total.
+    goes_on = reset is None or reset.day == day.day
+    policy_set = PolicySet(**rules, day=day.day if goes_on else None)
     events = [NewEvent(policy_set, caused_by=policy.position)]
-    cause = state.head.position + 1
-    window = _Window(rules["reset_hour"], rules["timezone"])
-    if window != _window(policy):
-        events += _reset(state, policy_set.daily_tokens, window, at.now, cause)
-    else:
-        events += _crossings(state, day, day.used, caused_by=cause, total=policy_set.daily_tokens)
+    if reset:
+        events.append(NewEvent(reset, caused_by=cause))
+    if goes_on:
+        events += _crossings(state, day, day.used, caused_by=cause, total=total)
     return Accepted(events, rules)
 
 
-def _reset(state: State, total: int, window: _Window, now: datetime, caused_by: int) -> list[NewEvent]:
+def _reset(state: State, total: int, window: _Window, now: datetime) -> BudgetDayReset:
     previous = state.day
     day = budget_day(window.reset_hour, window.timezone, now)
     # Going west after local midnight would go back to yesterday, whose budget is spent.
     name = max(day.name, previous.day) if previous else day.name
     agents = {part.agent: part.used for part in state.agent_budgets(previous)} if previous else {}
-    event = BudgetDayReset(
+    return BudgetDayReset(
         day=name,
         starts_at=day.starts_at,
         ends_at=day.ends_at,
@@ -340,4 +346,3 @@ def _reset(state: State, total: int, window: _Window, now: datetime, caused_by: 
         previous_total=previous.total if previous else 0,
         previous_agents=agents,
     )
-    return [NewEvent(event, caused_by=caused_by or None)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from eventstore.events import EmailReceived, EmailUpdated
 from eventstore.recorded import NewEvent
@@ -43,8 +45,17 @@ def update(state: State, command: UpdateEmail, at: At) -> Decision:
     after = {**before, **command.changes}
     given = {name: getattr(row, name) for name in _GIVEN}
     reply = {"id": row.id, **given, **after, "created_at": row.created_at}
-    changed = [name for name in _FIELDS if after[name] != before[name]]
+    changed = [name for name in _FIELDS if not _same(after[name], before[name])]
     if not changed:
         return Accepted([], {**reply, "updated_at": row.updated_at, "position": row.position})
     updated = EmailUpdated(email_id=row.id, **after, changed=changed)
     return Accepted([NewEvent(updated, caused_by=row.position)], {**reply, "updated_at": at.now})
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal as JSON, where true is not 1; to Python it is."""
+    return one == other and _text(one) == _text(other)
+
+
+def _text(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)

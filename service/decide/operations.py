@@ -2,12 +2,14 @@
 
 An operation claims every resource it names. It turns others away until its conflict window ends; each
 heartbeat starts the window again. It expires when its time to live runs out without one. Between the two
-it is still there but blocks nobody, and it may come back only if nobody has claimed anything of it since.
+it is still there but blocks nobody, and it may come back only if none of those still at work has claimed
+anything of it since: they have the greater fencing token, and of two holders the later must have that.
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eventstore.events import (
@@ -40,15 +42,22 @@ class Conflict(NamedTuple):
 
 
 def find_conflict(
-    state: State, resources: Mapping[str, str], now: datetime, *, ignoring: str | None = None
+    state: State, resources: Mapping[str, str], now: datetime, *, renewing: OperationRow | None = None
 ) -> Conflict | None:
-    """The oldest operation that holds one of the resources and whose window is not over."""
+    """The oldest operation in the way of a claim on these resources.
+
+    Args:
+        state: the squad.
+        resources: what is claimed.
+        now: the time.
+        renewing: the operation that claims them once more, where it is not a new one.
+    """
     contested: dict[str, dict[str, str]] = {}
     for kind, value in resources.items():
         for operation_id in state.claims((kind, value)):
-            if operation_id != ignoring:
-                contested.setdefault(operation_id, {})[kind] = value
-    holders = [row for id_ in contested if (row := state.rows(OPERATIONS).get(id_)) and _blocks(row, now)]
+            contested.setdefault(operation_id, {})[kind] = value
+    rows = state.rows(OPERATIONS)
+    holders = [row for id_ in contested if (row := rows.get(id_)) and _is_in_the_way(row, now, renewing)]
     if not holders:
         return None
     holder = min(holders, key=lambda row: row.fencing_token)
@@ -104,7 +113,7 @@ def renew(state: State, command: RenewOperation, at: At) -> Decision:
         return Refused(refusal)
     assert row is not None
     prelude = arrive(state, row.agent, at)
-    if conflict := find_conflict(state, row.resources, at.now, ignoring=row.id):
+    if conflict := find_conflict(state, row.resources, at.now, renewing=row):
         return _turned_away(conflict, prelude, row.agent, row.action, row.resources, at)
     renewed = OperationRenewed(
         operation_id=row.id,
@@ -149,8 +158,11 @@ def expired(state: State, now: datetime) -> list[NewEvent]:
     ]
 
 
-def _blocks(row: OperationRow, now: datetime) -> bool:
-    return row.state == "active" and row.blocks_until > now and row.expires_at > now
+def _is_in_the_way(row: OperationRow, now: datetime, renewing: OperationRow | None) -> bool:
+    if row.expires_at <= now or (renewing and row.id == renewing.id):
+        return False
+    came_later = renewing is not None and row.fencing_token > renewing.fencing_token
+    return row.blocks_until > now or came_later
 
 
 def _blocks_until(window_seconds: float, ttl_seconds: float, now: datetime) -> datetime:
@@ -197,6 +209,6 @@ def _turned_away(
         f"{holder.agent!r} is at {holder.action!r} on "
         + ", ".join(f"{kind} {value}" for kind, value in conflict.contested.items()),
         {"conflict": describe(conflict)},
-        retry_after_seconds=max(1, round((holder.blocks_until - at.now).total_seconds())),
+        retry_after_seconds=max(1, ceil((holder.blocks_until - at.now).total_seconds())),
     )
     return Refused(refusal, [*prelude, NewEvent(detected, caused_by=holder.fencing_token)])

@@ -1,0 +1,176 @@
+"""The one composition root: which parts there are, in which order they begin and end.
+
+Database, schema, parts, first commands, HTTP door; and all of it backwards when the service stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from eventstore import connection, schema
+from eventstore.listener import Listener
+from projections.projector import Projector
+from service.batch import new_id
+from service.clock import DatabaseClock
+from service.commands import StartOrchestrator
+from service.embedded import EmbeddedPostgres
+from service.http.context import Services
+from service.http.table import application
+from service.metrics import Metrics
+from service.reading import ReadTables
+from service.requests import Request
+from service.tail import Tail
+from service.timekeeper import keep_time
+from service.writer import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+
+    from service.commands import AnyCommand
+    from service.settings import Settings
+
+READ_CONNECTIONS = 8
+"""How many reads run at once; more wait their turn."""
+
+START_SECONDS = 60.0
+"""How long the state may take to be restored."""
+
+DRAIN_SECONDS = 2.5
+"""How long waiting commands have to be answered when the service stops."""
+
+CLOSE_SECONDS = 1.0
+"""How long open connections then have to end by themselves."""
+
+SERVICE_ACTOR = "system:service"
+_log = logging.getLogger(__name__)
+
+
+class StartFailed(Exception):
+    """The service cannot start; the message says why in one line."""
+
+
+@asynccontextmanager
+async def database(settings: Settings) -> AsyncIterator[str]:
+    """The squad's database: the one that the settings name, otherwise the embedded one."""
+    if settings.dsn:
+        yield settings.dsn
+        return
+    embedded = EmbeddedPostgres(settings.data)
+    dsn = await embedded.start()
+    try:
+        async with background(embedded.supervise()):
+            yield dsn
+    finally:
+        await embedded.stop()
+
+
+@asynccontextmanager
+async def background(*work: Coroutine[None, None, None]) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Runs work that never ends by itself, for as long as the context lasts."""
+    tasks = [asyncio.create_task(item) for item in work]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, list[asyncio.Task[None]]]]:
+    """The running parts over a database, ready to take commands, and the tasks that must not end."""
+    squad_schema = settings.squad_schema
+    await schema.apply(dsn, squad_schema)
+    clock = DatabaseClock()
+    listener = Listener(settings.listen_dsn or dsn, squad_schema)
+    projector = Projector(dsn, squad_schema, listener.events)
+    writer = Writer(dsn, squad_schema, clock, listener.events)
+    tail = Tail()
+    writer.observers.append(tail.extend)
+    async with (
+        connection.pool(dsn, squad_schema, name="squad reader", size=READ_CONNECTIONS) as pool,
+        background(listener.run(), projector.run(), writer.run(), keep_time(writer, clock)) as tasks,
+    ):
+        services = Services(
+            settings=settings,
+            writer=writer,
+            tables=ReadTables(pool, listener.projections, projector, writer),
+            tail=tail,
+            clock=clock,
+            listener=listener,
+            projector=projector,
+            metrics=Metrics(writer, projector, listener),
+        )
+        await _until_ready(writer)
+        await _first_commands(settings, writer)
+        yield services, tasks
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[tuple[str, list[asyncio.Task[None]]]]:
+    """The whole service; gives its base URL, and the tasks that must not end.
+
+    Raises:
+        StartFailed: the address is taken.
+        EmbeddedPostgresError, EventStoreError: the database cannot be used.
+    """
+    async with AsyncExitStack() as stack:
+        dsn = await stack.enter_async_context(database(settings))
+        services, tasks = await stack.enter_async_context(parts(settings, dsn))
+        runner = web.AppRunner(
+            application(services), access_log=None, shutdown_timeout=CLOSE_SECONDS, keepalive_timeout=75.0
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)
+        try:
+            await site.start()
+        except OSError as error:
+            raise StartFailed(
+                f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
+            ) from error
+        host, port = runner.addresses[0][:2]
+        try:
+            yield f"http://{f'[{host}]' if ':' in host else host}:{port}", tasks
+        finally:
+            await _stop(services, site)
+
+
+async def _stop(services: Services, site: web.TCPSite) -> None:
+    """New requests are refused, waiting ones answered, streams closed."""
+    services.stopping = True
+    await site.stop()
+    for stream in list(services.streams):
+        stream.cancel()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            await services.writer.drain()
+
+
+async def _until_ready(writer: Writer) -> None:
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            while not writer.ready:
+                if writer.problem:
+                    raise StartFailed(writer.problem)
+                await asyncio.sleep(0.01)
+    except TimeoutError as error:
+        raise StartFailed(f"the state was not restored within {START_SECONDS:.0f} seconds") from error
+
+
+async def _first_commands(settings: Settings, writer: Writer) -> None:
+    """The policy and the agents of the settings, and the first start of a new squad's orchestrator."""
+    correlation_id = new_id()
+    commands: list[AnyCommand] = [
+        settings.policy(),
+        *settings.registrations(),
+        StartOrchestrator(only_if_new=True),
+    ]
+    for command in commands:
+        await writer.submit(Request(command, SERVICE_ACTOR, correlation_id))

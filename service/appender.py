@@ -1,0 +1,250 @@
+"""Batches into the log: decided at its head and appended in one round trip, or decided holding its lock.
+
+Where another process was faster, the batch is decided again while holding the log's lock, which takes a
+second round trip and always gets through; that way is kept to for as long as others write.
+
+When the connection breaks in a commit, nobody knows whether it happened. The batch is then in doubt, and
+the next connection finds out under the lock before anything else is decided: if the events' ids are in the
+log, it happened. If they are not, and the log still ends where the batch would go, it could even happen
+later, because the request may still be on its way to the server. So an event is put in that place first.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from eventstore import log
+from eventstore.connection import Connection, hanging_up_after
+from eventstore.errors import (
+    ClockDrifted,
+    EventStoreError,
+    HeadMoved,
+    StoreBusy,
+    StoreUnavailable,
+    translating,
+)
+from eventstore.events import AppendAbandoned
+from service import recall
+from service.batch import Batch, decide_batch
+from service.restore import STUCK_AFTER_SECONDS, catch_up, fold_page, restore
+from service.squad import Draft, Squad
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from eventstore.recorded import Recorded
+    from service.clock import DatabaseClock
+    from service.requests import Ticket
+
+_FENCES = AppendAbandoned(first_event_id="", events=0).stream
+_log = logging.getLogger(__name__)
+
+
+class Appender:
+    """Keeps `squad` at the head of the log, and appends what is decided there."""
+
+    def __init__(self, clock: DatabaseClock, publish: Callable[[Sequence[Recorded]], None]) -> None:
+        self.squad = Squad()
+        self.contended = False
+        """Whether others write too, so that batches are decided holding the lock."""
+        self.in_doubt: Batch | None = None
+        """A batch whose commit may or may not have happened."""
+        self._clock = clock
+        self._publish = publish
+
+    async def begin(self, connection: Connection) -> Sequence[Ticket]:
+        """Brings the state to the head over a new connection.
+
+        Returns:
+            The tickets of the batch that was in doubt, where it proved not to have happened.
+
+        Raises:
+            StoreUnavailable, StoreBusy: not now.
+            UnknownEventType, UnreadableEvent: the log comes from a newer version of the software.
+        """
+        with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+            await self._ask_the_time(connection)
+            await self._recognise_the_log(connection)
+        if self.squad.head.position == 0:
+            self.squad = await restore(connection)
+        await self.look(connection)
+        if self.in_doubt is None:
+            return ()
+        with hanging_up_after(STUCK_AFTER_SECONDS, connection), translating():
+            return await self._resolve_doubt(connection, self.in_doubt)
+
+    async def look(self, connection: Connection) -> None:
+        """Folds what others have appended."""
+        await catch_up(connection, self.squad, self._publish)
+
+    async def commit(self, connection: Connection, tickets: Sequence[Ticket]) -> None:
+        """Decides the tickets' commands at the head, appends what came of them, and tells their callers.
+
+        Raises:
+            StoreUnavailable: the connection broke; the batch is `in_doubt` if it may have happened.
+            StoreBusy: nothing was stored; try again on a new connection.
+            Exception: nothing was stored, because of one of the commands.
+        """
+        with hanging_up_after(STUCK_AFTER_SECONDS, connection), translating():
+            if not self.contended:
+                try:
+                    await self._commit_in_one_trip(connection, tickets)
+                except HeadMoved as moved:
+                    self._check_continuity(moved.head)
+                    self.contended = True
+                except ClockDrifted as drift:
+                    _log.warning("%s", drift)
+                else:
+                    return
+            await self._commit_holding_the_lock(connection, tickets)
+
+    async def _commit_in_one_trip(self, connection: Connection, tickets: Sequence[Ticket]) -> None:
+        draft = Draft(self.squad)
+        batch = await self._decide(connection, draft, tickets)
+        if batch.recorded:
+            await self._append(connection, batch)
+        else:
+            # Nothing to append, so nothing has compared the head yet; but an answer must be true as well.
+            head = await log.head_position(connection)
+            if head != self.squad.head.position:
+                raise HeadMoved(head)
+        self._settle(batch, draft)
+
+    async def _commit_holding_the_lock(self, connection: Connection, tickets: Sequence[Ticket]) -> None:
+        try:
+            self.contended = await self._lock_at_the_head(connection)
+            draft = Draft(self.squad)
+            batch = await self._decide(connection, draft, tickets)
+            if batch.recorded:
+                await self._append(connection, batch, commit=True)
+            else:
+                await connection.execute("ROLLBACK")
+        except StoreUnavailable:
+            raise
+        except (HeadMoved, ClockDrifted) as unexpected:
+            # Under the lock neither can be, unless the process was stopped in between. Begin afresh.
+            raise StoreBusy(str(unexpected)) from unexpected
+        except Exception:
+            # The lock stops every other writer: whatever went wrong, it is given back first.
+            await connection.rollback()
+            raise
+        self._settle(batch, draft)
+
+    async def _lock_at_the_head(self, connection: Connection) -> bool:
+        """Takes the log's lock and folds what was missed; says whether anything was."""
+        asked = monotonic()
+        page, told = await log.lock_and_read(connection, self.squad.head.position)
+        self._clock.learn(told, asked, monotonic())
+        if page:
+            fold_page(self.squad, page)
+            self._publish(page)
+        if len(page) == log.PAGE_EVENTS:
+            await self.look(connection)
+        return bool(page)
+
+    async def _decide(self, connection: Connection, draft: Draft, tickets: Sequence[Ticket]) -> Batch:
+        wanted = recall.needs(self.squad, tickets)
+        answers = recall.fold(draft, await recall.read(connection, wanted)) if wanted else {}
+        return self._decide_at_once(draft, tickets, answers)
+
+    def _decide_at_once(
+        self,
+        draft: Draft,
+        tickets: Sequence[Ticket],
+        answers: dict[str, recall.Kept],
+        abandoned: Batch | None = None,
+    ) -> Batch:
+        now = self._clock.now()
+        latest = self.squad.head.recorded_at
+        # The log's time never goes backwards, even where the database's clock was set back.
+        not_before = max(now, latest) if latest else now
+        return decide_batch(draft, tickets, answers, now=not_before, decided_at=now, abandoned=abandoned)
+
+    async def _append(self, connection: Connection, batch: Batch, *, commit: bool = False) -> None:
+        asked = monotonic()
+        self.in_doubt = batch
+        try:
+            told = await log.append(connection, batch.recorded, batch.decided_at, commit=commit)
+        except StoreUnavailable:
+            raise
+        except EventStoreError:
+            self.in_doubt = None
+            raise
+        except Exception as unexpected:
+            raise StoreUnavailable(repr(unexpected)) from unexpected
+        self.in_doubt = None
+        self._clock.learn(told, asked, monotonic())
+
+    def _settle(self, batch: Batch, draft: Draft) -> None:
+        """The batch is in the log: its effects are everybody's, and its callers are told."""
+        try:
+            self.squad.merge(draft)
+        except Exception as fault:
+            self.squad = Squad()
+            raise StoreUnavailable(f"the state is lost and must be read again: {fault!r}") from fault
+        finally:
+            # Whatever happens here, nobody may think that it did not happen there.
+            _tell(batch)
+        if batch.recorded:
+            self._publish(batch.recorded)
+
+    async def _resolve_doubt(self, connection: Connection, batch: Batch) -> Sequence[Ticket]:
+        try:
+            await self._lock_at_the_head(connection)
+            found = await log.find_ids(connection, [recorded.id for recorded in batch.recorded])
+            if not found and self.squad.head.position == batch.recorded[0].position - 1:
+                await self._fence_off(connection, batch)
+            else:
+                await connection.execute("ROLLBACK")
+        except (HeadMoved, ClockDrifted) as unexpected:
+            raise StoreBusy(str(unexpected)) from unexpected
+        self.in_doubt = None
+        _log.warning(
+            "a commit of %d events was in doubt; %d are in the log", len(batch.recorded), len(found)
+        )
+        if not found:
+            return batch.tickets
+        _tell(batch)
+        return ()
+
+    async def _fence_off(self, connection: Connection, batch: Batch) -> None:
+        """Appends in the batch's place. Should this commit be lost as well, the batch is still in doubt."""
+        draft = Draft(self.squad)
+        for stream, version in (await log.versions(connection, [_FENCES], draft.head.position)).items():
+            draft.versions.put(stream, version)
+        fence = self._decide_at_once(draft, (), {}, abandoned=batch)
+        await log.append(connection, fence.recorded, fence.decided_at, commit=True)
+        self._settle(fence, draft)
+
+    async def _recognise_the_log(self, connection: Connection) -> None:
+        """Forgets all that is known where the log is another one, such as a replica that lagged behind."""
+        head = self.squad.head
+        if head.position:
+            found = await log.read_one(connection, head.position)
+            if found is None or found.hash != head.hash:
+                _log.error("position %d is not what it was: the log was replaced", head.position)
+                self.squad = Squad()
+
+    def _check_continuity(self, head: int) -> None:
+        if head < self.squad.head.position:
+            raise StoreUnavailable(
+                f"the log ends at {head} and has ended at {self.squad.head.position}: it was replaced"
+            )
+
+    async def _ask_the_time(self, connection: Connection) -> None:
+        asked = monotonic()
+        told = await log.clock(connection)
+        self._clock.learn(told, asked, monotonic())
+        if abs(told - self._clock.now()) > timedelta(seconds=1):
+            raise StoreBusy("the clock's reading took too long to be of use")
+
+
+def _tell(batch: Batch) -> None:
+    for ticket, outcome in batch.outcomes:
+        if isinstance(outcome, Exception):
+            ticket.fail(outcome)
+        else:
+            ticket.resolve(outcome)

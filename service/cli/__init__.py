@@ -1,0 +1,50 @@
+"""The `squad` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+import psycopg
+
+from eventstore.errors import EventStoreError
+from service.app import StartFailed
+from service.cli.events import events
+from service.cli.status import status
+from service.cli.up import up
+from service.embedded import EmbeddedPostgresError
+from service.http.table import VERSION
+from service.settings import SettingsError
+
+__all__ = ["cli", "main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="squad")
+def cli() -> None:
+    """Schedules, connects, budgets and audits a squad of AI agents."""
+
+
+cli.add_command(up)
+cli.add_command(events)
+cli.add_command(status)
+
+
+def main() -> None:
+    """Runs the command; what goes wrong is one clear line and a non-zero exit."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (StartFailed, SettingsError, EmbeddedPostgresError, EventStoreError, psycopg.Error) as error:
+        for line in str(error).strip().splitlines():
+            click.echo(f"squad: {line}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        # Whoever read our output has enough of it; Python would complain once more while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

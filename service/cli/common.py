@@ -1,0 +1,96 @@
+"""What the commands share: which database, and how it is opened."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import uvloop
+
+from eventstore import schema
+from eventstore.connection import connect
+from service import settings
+from service.app import StartFailed, database
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from eventstore.connection import Connection
+    from service.settings import Settings
+
+F = TypeVar("F", bound="Callable[..., Any]")
+T = TypeVar("T")
+
+_AGO = re.compile(r"(\d+)([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def database_options(command: F) -> F:
+    """`--dsn`, `--data` and `--config`, which every command takes."""
+    for option in (
+        click.option(
+            "--config", type=click.Path(path_type=Path), help="The settings' file.  [default: ./squad.toml]"
+        ),
+        click.option(
+            "--data",
+            type=click.Path(path_type=Path),
+            help="The embedded Postgres's folder.  [default: .squad]",
+        ),
+        click.option("--dsn", help="The database; without it, the embedded Postgres."),
+    ):
+        command = option(command)
+    return command
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs a command's work."""
+    return uvloop.run(work)
+
+
+@asynccontextmanager
+async def open_squad(
+    config: Path | None, dsn: str | None, data: Path | None
+) -> AsyncIterator[tuple[Connection, Settings, str]]:
+    """A connection to a squad that exists, its settings, and the DSN.
+
+    Raises:
+        StartFailed: there is no squad.
+    """
+    chosen = settings.read(config, dsn=dsn, data=data)
+    if not chosen.dsn and not chosen.data.exists():
+        raise StartFailed(
+            f"there is no squad in {chosen.data}; start one with `squad up`, or name it with --dsn"
+        )
+    async with database(chosen) as found:
+        connection = await connect(found, chosen.squad_schema, name="squad cli")
+        async with connection:
+            await schema.check(connection)
+            yield connection, chosen, found
+
+
+class Moment(click.ParamType[datetime]):
+    """A moment: RFC 3339, or how long ago, such as 90s, 15m, 2h or 1d."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """The moment in UTC."""
+        if isinstance(value, datetime):
+            return value
+        if ago := _AGO.fullmatch(value):
+            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither RFC 3339 nor like 15m, 2h or 1d", param, ctx)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+async def forever() -> None:
+    """Waits to be interrupted."""
+    await asyncio.Event().wait()

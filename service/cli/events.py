@@ -1,0 +1,100 @@
+"""`squad events`: the log on the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+import orjson
+
+from eventstore import log
+from eventstore.listener import Listener
+from eventstore.subscription import follow
+from service.app import background
+from service.cli.common import Moment, database_options, open_squad, run
+from service.http.json import dumps
+from service.http.v1.events import show
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
+
+_SHOWN_CHARACTERS = 160
+
+
+@click.command()
+@click.option("--follow", "-f", "following", is_flag=True, help="Go on with what comes next, until Ctrl-C.")
+@click.option("--after", type=click.IntRange(min=0), default=0, help="Begin after this position.")
+@click.option("--type", "type_", metavar="TYPE", help="Only events of this type, such as message_sent.")
+@click.option("--agent", metavar="NAME", help="Only events of this agent.")
+@click.option("--since", type=Moment(), help="Only events since then: RFC 3339, or 15m, 2h, 1d ago.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@database_options
+def events(
+    *,
+    following: bool,
+    after: int,
+    type_: str | None,
+    agent: str | None,
+    since: datetime | None,
+    as_json: bool,
+    dsn: str | None,
+    data: Path | None,
+    config: Path | None,
+) -> None:
+    """Read the log."""
+    wanted = log.Filter(type=type_, agent=agent, since=since)
+
+    async def work() -> None:
+        async with open_squad(config, dsn, data) as (connection, chosen, found):
+            if not following:
+                await _print_all(connection, after, wanted, as_json=as_json)
+                return
+            listener = Listener(chosen.listen_dsn or found, chosen.squad_schema)
+
+            @asynccontextmanager
+            async def reading() -> AsyncIterator[Connection]:
+                yield connection
+
+            async with background(listener.run()):
+                async for page in follow(reading, listener.events, after, wanted=wanted):
+                    _print(page, as_json=as_json)
+
+    try:
+        run(work())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return
+
+
+async def _print_all(connection: Connection, after: int, wanted: log.Filter, *, as_json: bool) -> None:
+    while page := await log.read_filtered(connection, after, log.PAGE_EVENTS, wanted):
+        _print(page, as_json=as_json)
+        after = page[-1].position
+
+
+def _print(page: Sequence[Recorded], *, as_json: bool) -> None:
+    lines = (dumps(show(recorded)).decode() if as_json else _line(recorded) for recorded in page)
+    click.echo("\n".join(lines))
+
+
+def _line(recorded: Recorded) -> str:
+    facts = ", ".join(
+        f"{name}={_brief(value)}"
+        for name, value in orjson.loads(recorded.data).items()
+        if value is not None
+    )
+    cause = f" <- {recorded.caused_by}" if recorded.caused_by else ""
+    time = recorded.recorded_at.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    text = f"{recorded.position:>8}  {time}Z  {recorded.type:<26} {recorded.actor:<22} {facts}"
+    return text[: _SHOWN_CHARACTERS + 60] + cause
+
+
+def _brief(value: Any) -> str:
+    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    return text if len(text) <= 60 else text[:59] + "…"

@@ -1,0 +1,69 @@
+"""`squad up`: the service."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import click
+from psycopg.conninfo import conninfo_to_dict
+
+from service import logs, settings
+from service.app import StartFailed, serving
+from service.cli.common import database_options, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from service.settings import Settings
+
+
+@click.command()
+@click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="The port to listen on.  [default: 3001]")
+@database_options
+def up(host: str | None, port: int | None, dsn: str | None, data: Path | None, config: Path | None) -> None:
+    """Start the service, on its embedded Postgres unless a database is named."""
+    chosen = settings.read(config, host=host, port=port, dsn=dsn, data=data)
+    logs.configure(chosen.log_format, chosen.log_level)
+    run(_serve(chosen))
+
+
+async def _serve(chosen: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    starting = asyncio.create_task(_until_stopped(chosen, stop))
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Asked twice, it goes at once; the log is safe in any case.
+        loop.add_signal_handler(number, os._exit, 1)
+    stopped.cancel()
+    await starting
+
+
+async def _until_stopped(chosen: Settings, stop: asyncio.Event) -> None:
+    async with serving(chosen) as (url, tasks):
+        click.echo(f"squad is listening on {url}")
+        click.echo(f"  data   {_where(chosen)}")
+        click.echo(f"  try    curl '{url}/api/squad?action=orchestrator-status'")
+        click.echo(f"  docs   {url}/openapi.json")
+        click.echo("  stop   Ctrl-C")
+        waiting = asyncio.create_task(stop.wait())
+        ended, _ = await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        for task in ended & set(tasks):
+            raise StartFailed(f"a part of the service ended: {task.exception()!r}")
+        click.echo("squad is stopping")
+
+
+def _where(chosen: Settings) -> str:
+    if not chosen.dsn:
+        return f"{chosen.data.resolve()} (embedded Postgres), schema {chosen.squad_schema}"
+    parts = conninfo_to_dict(chosen.dsn)
+    host, name = parts.get("host", "local socket"), parts.get("dbname", "the default database")
+    return f"Postgres at {host}, database {name}, schema {chosen.squad_schema}"

@@ -1,0 +1,295 @@
+"""What the API answers, as models: the OpenAPI document is made from them, and tests hold them to it."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from eventstore.events import AgentStatus, EmailStatus, OperationOutcome, TaskPriority, TaskStatus
+from projections.agents import AgentRow
+from projections.emails import EmailRow
+from projections.messages import MessageRow
+from projections.operations import ConflictRow, OperationRow
+from projections.tasks import TaskRow
+
+
+class Answer(BaseModel):
+    """An answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Written(Answer):
+    """The answer to a write."""
+
+    position: int
+
+
+T = TypeVar("T")
+
+
+class Page(Answer, Generic[T]):
+    """A page of a list. `next` goes into `after` for the following page; null on the last."""
+
+    items: list[T]
+    next: int | None
+
+
+def page_of(model: type[BaseModel]) -> type[BaseModel]:
+    """The model of a page of such items."""
+    return Page[model]  # type: ignore[valid-type]
+
+
+def of_row(name: str, row: type[Any]) -> type[BaseModel]:
+    """A model with a row's columns."""
+    fields: dict[str, Any] = {column: (kind, ...) for column, kind in row.__annotations__.items()}
+    return create_model(name, __base__=Answer, __module__=row.__module__, **fields)
+
+
+Agent = of_row("Agent", AgentRow)
+Message = of_row("Message", MessageRow)
+Operation = of_row("Operation", OperationRow)
+ConflictEntry = of_row("ConflictEntry", ConflictRow)
+Task = of_row("Task", TaskRow)
+Email = of_row("Email", EmailRow)
+
+
+class AgentWritten(Written):
+    """An agent as it is now."""
+
+    id: str
+    name: str
+    role: str
+    url: str | None
+    priority: int
+    status: AgentStatus
+    last_active: datetime
+
+
+class HeartbeatTaken(Written):
+    """The agent's status as it is now."""
+
+    name: str
+    status: AgentStatus
+    last_active: datetime
+
+
+class MessageTaken(Written):
+    """The message's id."""
+
+    id: str
+
+
+class Acknowledged(Written):
+    """Which message left whose inbox."""
+
+    id: str
+    agent: str
+
+
+class Claimed(Written):
+    """The claim. Without a heartbeat it blocks others until `blocks_until` and ends at `expires_at`."""
+
+    id: str
+    fencing_token: int
+    started_at: datetime
+    blocks_until: datetime
+    expires_at: datetime
+
+
+class Renewed(Written):
+    """The claim's new times."""
+
+    id: str
+    blocks_until: datetime
+    expires_at: datetime
+
+
+class Finished(Written):
+    """How the operation ended."""
+
+    id: str
+    outcome: OperationOutcome
+    tokens_used: int | None
+    ended_at: datetime
+
+
+class Conflict(Answer):
+    """The operation in the way."""
+
+    operation_id: str
+    agents: list[str]
+    action: str
+    resources: dict[str, str]
+    contested: dict[str, str]
+    started_at: datetime
+    blocks_until: datetime
+    expires_at: datetime
+    position: int
+
+
+class OperationChecked(Answer):
+    """Whether a claim would conflict now."""
+
+    conflict: Conflict | None
+
+
+class AgentBudget(Answer):
+    """One agent's part of the day. Without a limit nothing but the squad's budget bounds it."""
+
+    used: int
+    reserved: int
+    limit: int | None
+    remaining: int | None
+
+
+class Budget(Answer):
+    """The day's budget. `remaining` is what is neither used nor reserved."""
+
+    period: date
+    total: int
+    used: int
+    reserved: int
+    remaining: int
+    resets_at: datetime
+    agents: dict[str, AgentBudget]
+
+
+class Policy(Written):
+    """The rules that hold now."""
+
+    daily_tokens: int
+    agent_limits: dict[str, int]
+    warning_percents: list[int]
+    reset_hour: int
+    timezone: str
+    conflict_window_seconds: float
+    operation_timeout_seconds: float
+    idle_after_minutes: float
+    offline_after_minutes: float
+
+
+class BudgetChecked(Answer):
+    """Whether a reservation would be granted now."""
+
+    allowed: bool
+    reason: str | None
+    remaining: int
+
+
+class Reserved(Written):
+    """The reservation, and what remains of the day's budget."""
+
+    id: str
+    expires_at: datetime
+    remaining: int
+
+
+class Settled(Written):
+    """What was used, and what remains of the day's budget."""
+
+    id: str
+    tokens_used: int
+    remaining: int
+
+
+class Released(Written):
+    """What remains of the day's budget."""
+
+    id: str
+    remaining: int
+
+
+class UsageTaken(Written):
+    """What was recorded, and what remains of the day's budget: less than nothing where use went beyond."""
+
+    tokens: int
+    remaining: int
+
+
+class TaskWritten(Written):
+    """A task as it is now."""
+
+    id: str
+    title: str
+    description: str | None
+    status: TaskStatus
+    assigned_agent: str | None
+    priority: TaskPriority
+    deliverable_url: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class EmailWritten(Written):
+    """An e-mail as it is now."""
+
+    id: str
+    gmail_message_id: str
+    from_email: str
+    subject: str | None
+    category: str
+    status: EmailStatus
+    handled_by: str | None
+    payload: dict[str, Any] | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class LoggedEvent(Answer):
+    """An event of the log. `data` depends on the type; `hash` is in hexadecimal."""
+
+    position: int
+    id: str
+    stream: str
+    version: int
+    type: str
+    schema_version: int
+    data: dict[str, Any]
+    actor: str
+    caused_by: int | None
+    correlation_id: str
+    idempotency_key: str | None
+    recorded_at: datetime
+    hash: str
+
+
+class BatchResult(Answer):
+    """What came of one command of a batch."""
+
+    status: int
+    body: dict[str, Any]
+
+
+class BatchDone(Answer):
+    """One result for each command, in their order."""
+
+    results: list[BatchResult]
+
+
+class FieldFault(BaseModel):
+    """A field that is wrong, and what is allowed."""
+
+    field: str
+    message: str
+
+
+class ProblemDetails(BaseModel):
+    """RFC 9457. `code` is stable; further fields depend on it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+
+
+class SeedError(Answer):
+    """An error of the seed's interface."""
+
+    error: str
+    details: Any = None

@@ -1,0 +1,248 @@
+"""What every handler can reach, and how a request becomes a command and an answer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from hashlib import sha256
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from service.batch import new_id
+from service.http import json
+from service.http.problems import CONTENT_TYPE, Problem, from_refusal, from_validation
+from service.requests import (
+    Answer,
+    CommandFailed,
+    Outcome,
+    OutcomeUnknown,
+    QueueFull,
+    Request,
+    Stopping,
+    Unavailable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from eventstore.listener import Listener
+    from projections.projector import Projector
+    from service.clock import DatabaseClock
+    from service.commands import AnyCommand
+    from service.metrics import Metrics
+    from service.reading import ReadTables
+    from service.settings import Settings
+    from service.tail import Tail
+    from service.writer import Writer
+
+M = TypeVar("M", bound=BaseModel)
+
+MAX_BODY_BYTES = 1024 * 1024
+
+_KEY = re.compile(r"[\x21-\x7e]{1,200}")
+_CORRELATION = re.compile(r"[\x21-\x7e]{1,100}")
+
+
+@dataclass
+class Services:
+    """The running parts that handlers use."""
+
+    settings: Settings
+    writer: Writer
+    tables: ReadTables
+    tail: Tail
+    clock: DatabaseClock
+    listener: Listener
+    projector: Projector
+    metrics: Metrics
+    stopping: bool = False
+    streams: set[Any] = field(default_factory=set)
+
+
+SERVICES = web.AppKey("services", Services)
+
+
+def respond(status: int, body: Any, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A JSON answer; from status 400 on, a problem."""
+    headers = dict(headers or {})
+    if status >= HTTPStatus.BAD_REQUEST:
+        if "retry_after_seconds" in body:
+            headers["Retry-After"] = str(body["retry_after_seconds"])
+        headers["Content-Type"] = CONTENT_TYPE
+    else:
+        headers["Content-Type"] = "application/json"
+    return web.Response(status=status, body=json.dumps(body), headers=headers)
+
+
+async def body_of(request: web.Request) -> bytes:
+    """The request's body, which must be JSON where there is one.
+
+    Raises:
+        Problem: it is too large, or it says that it is something else.
+    """
+    if not request.can_read_body:
+        return b""
+    try:
+        body = await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        raise Problem("payload_too_large", f"a body may have {MAX_BODY_BYTES} bytes") from error
+    # A web page can post a form or plain text to a service on this machine without asking; JSON it cannot.
+    if body and request.content_type != "application/json":
+        raise Problem("unsupported_media_type", "send the body with Content-Type: application/json")
+    return body
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in a body; an empty body is an empty object.
+
+    Raises:
+        Problem: it is not JSON, or not an object.
+    """
+    if not body:
+        return {}
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Problem("malformed_json", str(error)) from error
+    if not isinstance(value, dict):
+        raise Problem("validation_failed", "the body must be a JSON object", errors=[])
+    return value
+
+
+def parse_command(model: type[M], fields: dict[str, Any], path: Mapping[str, str]) -> M:
+    """A command from a body's fields and those that stand in the path.
+
+    Raises:
+        Problem: a field is missing, wrong or unknown.
+    """
+    for name in path:
+        if name in fields:
+            message = "stands in the path, not in the body"
+            raise Problem(
+                "validation_failed", f"{name}: {message}", errors=[{"field": name, "message": message}]
+            )
+    try:
+        return model.model_validate({**fields, **path}, strict=True)
+    except ValidationError as error:
+        raise from_validation(error) from error
+
+
+def parse_query(model: type[M], request: web.Request) -> M:
+    """The query string as a model.
+
+    Raises:
+        Problem: a parameter is wrong, unknown, or named twice.
+    """
+    query = request.query
+    if len(query) != len(set(query)):
+        raise Problem("validation_failed", "a query parameter is named twice", errors=[])
+    try:
+        return model.model_validate(dict(query))
+    except ValidationError as error:
+        raise from_validation(error) from error
+
+
+def idempotency_key(headers: Mapping[str, str]) -> str | None:
+    """The request's idempotency key.
+
+    Raises:
+        Problem: it is not 1 to 200 visible ASCII characters.
+    """
+    key = headers.get("Idempotency-Key")
+    if key is not None and not _KEY.fullmatch(key):
+        message = "must be 1 to 200 visible ASCII characters"
+        raise Problem(
+            "validation_failed",
+            f"Idempotency-Key: {message}",
+            errors=[{"field": "Idempotency-Key", "message": message}],
+        )
+    return key
+
+
+def correlation_id(headers: Mapping[str, str]) -> str:
+    """What ties the events of this request together: the caller's own id, or a fresh one."""
+    for name in ("X-Correlation-Id", "X-Request-Id"):
+        given = headers.get(name)
+        if given and _CORRELATION.fullmatch(given):
+            return given
+    return new_id()
+
+
+def fingerprint(method: str, path: str, body: bytes) -> str:
+    """What an idempotency key is bound to."""
+    return sha256(b"\n".join((method.encode(), path.encode(), body))).hexdigest()
+
+
+async def carry_out(
+    services: Services,
+    command: AnyCommand,
+    *,
+    correlation: str,
+    key: str | None = None,
+    print_: str = "",
+    size: int = 0,
+    render: Callable[[Outcome], Answer],
+) -> Answer:
+    """Has a command decided and made durable.
+
+    Returns:
+        The answer: `render`'s, or for a repeated idempotency key the first one.
+
+    Raises:
+        Problem: it was refused, or could not be carried out.
+    """
+    agent = command.acting_agent
+    request = Request(
+        command=command,
+        actor=f"agent:{agent}" if agent else "anonymous",
+        correlation_id=correlation,
+        idempotency_key=key,
+        fingerprint=print_,
+        answer=render,
+        size=size + 500,
+    )
+    kind = type(command).__name__
+    try:
+        outcome = await services.writer.submit(request)
+    except QueueFull as error:
+        services.metrics.command(kind, "queue_full")
+        raise Problem("queue_full", "try again in a moment", retry_after_seconds=1) from error
+    except Stopping as error:
+        raise Problem(
+            "stopping", "ask another process, or this one when it is back", retry_after_seconds=2
+        ) from error
+    except Unavailable as error:
+        services.metrics.command(kind, "unavailable")
+        raise Problem("unavailable", "the command was not carried out", retry_after_seconds=5) from error
+    except OutcomeUnknown as error:
+        services.metrics.command(kind, "outcome_unknown")
+        raise Problem(
+            "outcome_unknown",
+            "the database went away while the command was being stored; repeat it with the same"
+            " Idempotency-Key, or look at the log before repeating it without",
+            retry_after_seconds=5,
+        ) from error
+    except CommandFailed as error:
+        services.metrics.command(kind, "failed")
+        raise Problem(
+            "internal_error", "the command was not carried out; the service's log says why"
+        ) from error
+    services.metrics.command(kind, outcome.refusal.code if outcome.refusal else "accepted")
+    if outcome.repeated:
+        return outcome.repeated
+    return render(outcome)
+
+
+def rendering(status: int) -> Callable[[Outcome], Answer]:
+    """How an outcome is shown: the reply with its position, or the refusal as a problem."""
+
+    def render(outcome: Outcome) -> Answer:
+        if outcome.refusal:
+            problem = from_refusal(outcome.refusal, outcome.position)
+            return Answer(problem.status, problem.body)
+        return Answer(status, {**outcome.reply, "position": outcome.position})
+
+    return render

@@ -1,0 +1,139 @@
+"""Lists out of the read tables: pages by position, filtered by equality."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from psycopg import sql
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from projections import storage
+from service.http.context import parse_query, respond
+from service.http.problems import Problem
+from service.values import Id
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from projections.projection import Projection, Table
+    from service.http.context import Services
+
+MAX_PAGE = 1_000
+_LARGEST_POSITION = 2**63 - 1
+_ID: TypeAdapter[str] = TypeAdapter(Id)
+
+Position = Annotated[int, Field(ge=0, le=_LARGEST_POSITION)]
+
+
+class Query(BaseModel):
+    """What every GET takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_position: Position | None = None
+    """Wait, at most 5 seconds, until the answer covers this position."""
+
+
+class PageQuery(Query):
+    """What every list takes; further fields are filters by equality."""
+
+    limit: int = Field(default=100, ge=1, le=MAX_PAGE)
+    after: Position = 0
+    """The `next` of the page before."""
+
+
+def _split(value: object) -> object:
+    return tuple(value.split(",")) if isinstance(value, str) else value
+
+
+E = TypeVar("E")
+OneOf = Annotated[tuple[E, ...], BeforeValidator(_split), Field(min_length=1, max_length=20)]
+"""A filter that takes several values, separated by commas."""
+
+
+async def page_of_rows(
+    services: Services,
+    request: web.Request,
+    query_model: type[PageQuery],
+    projection: Projection,
+    table: Table[Any, Any],
+    *,
+    order: str = "position",
+    conditions: sql.Composable | None = None,
+    **parameters: Any,
+) -> web.StreamResponse:
+    """Answers a page of a table, the oldest first.
+
+    Args:
+        services: the running parts.
+        request: whose query string is read.
+        query_model: its fields beyond a page's are columns that must equal the given value.
+        projection: whose position must cover what the reader wants to see.
+        table: which table.
+        order: the column that orders the list and that `after` refers to.
+        conditions: further conditions; their parameters follow by name.
+        parameters: what the conditions name.
+    """
+    query = parse_query(query_model, request)
+    named = query.model_dump(exclude_none=True)
+    filters = {name: value for name, value in named.items() if name not in PageQuery.model_fields}
+    clauses: list[sql.Composable] = [sql.SQL("{} > %(after)s").format(sql.Identifier(order))]
+    for name, value in filters.items():
+        parameters[name] = list(value) if isinstance(value, tuple) else value
+        comparison = "{} = ANY({})" if isinstance(value, tuple) else "{} = {}"
+        clauses.append(sql.SQL(comparison).format(sql.Identifier(name), sql.Placeholder(name)))
+    if conditions is not None:
+        clauses.append(conditions)
+    where = sql.SQL("WHERE {} ORDER BY {} LIMIT %(limit)s").format(
+        sql.SQL(" AND ").join(clauses), sql.Identifier(order)
+    )
+    values = {**parameters, "after": query.after, "limit": query.limit}
+    async with services.tables.covering(projection, query.min_position) as connection:
+        rows = await storage.select(connection, table, where, values)
+    return respond(200, page([row._asdict() for row in rows], query.limit, order))
+
+
+def page(items: list[dict[str, Any]], limit: int, order: str = "position") -> dict[str, Any]:
+    """The envelope of a page."""
+    return {"items": items, "next": items[-1][order] if len(items) == limit else None}
+
+
+async def one_row(
+    services: Services,
+    request: web.Request,
+    projection: Projection,
+    table: Table[Any, Any],
+    missing: str,
+    what: str,
+) -> web.StreamResponse:
+    """Answers the row whose id stands in the path.
+
+    Args:
+        services: the running parts.
+        request: whose path and query string are read.
+        projection: whose position must cover what the reader wants to see.
+        table: which table; its key is `id`.
+        missing: the code of the problem where there is no such row.
+        what: what a row is, in a person's words.
+    """
+    query = parse_query(Query, request)
+    id_ = parse_id(request.match_info["id"])
+    async with services.tables.covering(projection, query.min_position) as connection:
+        rows = await storage.load(connection, table, [id_])
+    if not rows:
+        raise Problem(missing, f"there is no {what} {id_}")
+    return respond(200, rows[0]._asdict())
+
+
+def parse_id(text: str) -> str:
+    """An id out of a path.
+
+    Raises:
+        Problem: it is not a UUID.
+    """
+    try:
+        return _ID.validate_python(text)
+    except ValidationError as error:
+        message = "must be a UUID"
+        fault = {"field": "id", "message": message}
+        raise Problem("validation_failed", f"id: {message}", errors=[fault]) from error

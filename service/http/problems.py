@@ -1,0 +1,151 @@
+"""What goes wrong, as the API says it: RFC 9457 problem details with a stable code, never a stack trace."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import ValidationError
+
+    from service.refusals import Refusal
+
+CONTENT_TYPE = "application/problem+json"
+
+REFUSAL_STATUS: Mapping[str, int] = MappingProxyType(
+    {
+        "agent_not_found": 404,
+        "message_not_found": 404,
+        "not_addressed": 409,
+        "conflict": 409,
+        "operation_not_found": 404,
+        "operation_expired": 410,
+        "operation_finished": 409,
+        "budget_exhausted": 429,
+        "agent_limit_reached": 429,
+        "reservation_not_found": 404,
+        "reservation_expired": 410,
+        "reservation_ended": 409,
+        "task_not_found": 404,
+        "email_not_found": 404,
+        "email_exists": 409,
+        "idempotency_mismatch": 409,
+    }
+)
+"""The HTTP status of each refusal."""
+
+OTHER_STATUS: Mapping[str, int] = MappingProxyType(
+    {
+        "malformed_json": 400,
+        "validation_failed": 422,
+        "not_found": 404,
+        "method_not_allowed": 405,
+        "payload_too_large": 413,
+        "unsupported_media_type": 415,
+        "bad_request": 400,
+        "queue_full": 503,
+        "stopping": 503,
+        "unavailable": 503,
+        "outcome_unknown": 503,
+        "not_yet": 504,
+        "internal_error": 500,
+    }
+)
+"""The HTTP status of everything else that can go wrong."""
+
+STATUS: Mapping[str, int] = MappingProxyType({**REFUSAL_STATUS, **OTHER_STATUS})
+
+TITLES: Mapping[str, str] = MappingProxyType(
+    {
+        "agent_not_found": "No such agent",
+        "message_not_found": "No such message",
+        "not_addressed": "The message was sent to somebody else",
+        "conflict": "Somebody is at it already",
+        "operation_not_found": "No such operation",
+        "operation_expired": "The operation has expired",
+        "operation_finished": "The operation has finished",
+        "budget_exhausted": "The day's token budget does not allow it",
+        "agent_limit_reached": "The agent's token limit does not allow it",
+        "reservation_not_found": "No such reservation",
+        "reservation_expired": "The reservation has expired",
+        "reservation_ended": "The reservation has ended",
+        "task_not_found": "No such task",
+        "email_not_found": "No such e-mail",
+        "email_exists": "The e-mail is logged already",
+        "idempotency_mismatch": "The idempotency key belongs to a different request",
+        "malformed_json": "The body is not valid JSON",
+        "validation_failed": "Something in the request is not as it must be",
+        "not_found": "Nothing is here",
+        "method_not_allowed": "The method is not allowed here",
+        "payload_too_large": "The body is too large",
+        "unsupported_media_type": "The body must be JSON",
+        "bad_request": "The request cannot be understood",
+        "queue_full": "Too many commands are waiting",
+        "stopping": "The service is stopping",
+        "unavailable": "The database cannot be reached",
+        "outcome_unknown": "What came of the command is not known yet",
+        "not_yet": "That position is not covered yet",
+        "internal_error": "Something went wrong on our side",
+    }
+)
+
+
+class Problem(Exception):
+    """Something that the caller is told instead of an answer."""
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        retry_after_seconds: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        **extra: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.status = STATUS[code]
+        self.headers = dict(headers or {})
+        self.body = {
+            "type": f"urn:squad:problem:{code}",
+            "title": TITLES[code],
+            "status": self.status,
+            "detail": detail,
+            "code": code,
+            **extra,
+        }
+        if retry_after_seconds is not None:
+            self.body["retry_after_seconds"] = retry_after_seconds
+
+
+def from_refusal(refusal: Refusal, position: int | None = None) -> Problem:
+    """A refusal as a problem. `position` is that of the event which records the refusal, where one does."""
+    extra = dict(refusal.extra)
+    if position is not None:
+        extra["position"] = position
+    return Problem(refusal.code, refusal.detail, retry_after_seconds=refusal.retry_after_seconds, **extra)
+
+
+def from_validation(error: ValidationError) -> Problem:
+    """Which fields are wrong, and what is allowed."""
+    errors = field_errors(error)
+    summary = "; ".join(f"{item['field']}: {item['message']}" for item in errors[:5])
+    return Problem("validation_failed", summary, errors=errors)
+
+
+def field_errors(error: ValidationError) -> list[dict[str, str]]:
+    """One entry a fault: the field, by its path, and what is allowed there."""
+    return [
+        {
+            "field": ".".join(str(part) for part in item["loc"]) or "body",
+            "message": _plain(item["msg"]),
+        }
+        for item in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+
+
+def _plain(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]

@@ -1,0 +1,181 @@
+"""A route: what is called, by whom it is answered, and all that its documentation says."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from eventstore.errors import StoreBusy, StoreUnavailable
+from service.http.context import (
+    SERVICES,
+    Services,
+    body_of,
+    carry_out,
+    correlation_id,
+    fingerprint,
+    idempotency_key,
+    parse_command,
+    parse_object,
+    rendering,
+    respond,
+)
+from service.http.problems import Problem
+from service.reading import NotYet
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from service.commands import Command
+    from service.requests import Answer
+
+Handler = Callable[[Services, web.Request], Awaitable[web.StreamResponse]]
+ProblemRenderer = Callable[[Problem], web.StreamResponse]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write:
+    """How a write becomes a command: which one, and which of its fields stand in the path."""
+
+    command: type[Command]
+    status: int = 200
+    bound: Mapping[str, str] = field(default_factory=dict)
+    """Command field by path parameter."""
+
+
+def _show_problem(problem: Problem) -> web.StreamResponse:
+    return respond(problem.status, problem.body, problem.headers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """One entry of the route table."""
+
+    method: str
+    path: str
+    summary: str
+    tag: str
+    handler: Handler
+    answers: Mapping[int, Any] = field(default_factory=dict)
+    """What is answered, by status: a pydantic model, or None where it is described in words alone."""
+    problems: tuple[str, ...] = ()
+    """Codes of the problems of its own; those that every route may have are added."""
+    query: type[BaseModel] | None = None
+    body: type[BaseModel] | None = None
+    path_types: Mapping[str, Any] = field(default_factory=dict)
+    write: Write | None = None
+    show_problem: ProblemRenderer = _show_problem
+    while_stopping: bool = False
+    """Whether it still answers while the service stops."""
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        """Answers a request; whatever goes wrong is told as a problem."""
+        services = request.app[SERVICES]
+        try:
+            if services.stopping and not self.while_stopping:
+                response = self.show_problem(_STOPPING)
+            else:
+                response = await self.handler(services, request)
+        except Exception as error:  # noqa: BLE001 - every request gets an answer
+            response = self.show_problem(as_problem(error))
+        if services.stopping:
+            response.force_close()
+        services.metrics.request(self.path, response.status)
+        return response
+
+
+_STOPPING = Problem("stopping", "this process takes no more requests", retry_after_seconds=2)
+
+
+def as_problem(error: Exception) -> Problem:
+    """What the caller is told of an exception. One that nobody expected is logged, and told nothing of."""
+    match error:
+        case Problem():
+            return error
+        case NotYet():
+            return Problem(
+                "not_yet", f"the answer covers position {error.covered} so far", covered=error.covered
+            )
+        case StoreUnavailable() | StoreBusy():
+            return Problem("unavailable", "the database cannot be reached", retry_after_seconds=5)
+        case _:
+            _log.error("a request failed", exc_info=error)
+            return Problem("internal_error", "the service's log says more")
+
+
+def write(
+    method: str,
+    path: str,
+    command: type[Command],
+    summary: str,
+    *,
+    tag: str,
+    answer: type[BaseModel],
+    status: int = 200,
+    bound: Mapping[str, str] | None = None,
+    problems: tuple[str, ...] = (),
+) -> Route:
+    """A route that makes a command of its body and path, and answers what came of it."""
+    how = Write(command=command, status=status, bound=bound or {})
+
+    async def handler(services: Services, request: web.Request) -> web.StreamResponse:
+        body = await body_of(request)
+        key = idempotency_key(request.headers)
+        done = await carry_out_write(
+            services,
+            how,
+            parse_object(body),
+            request.match_info,
+            key=key,
+            print_=fingerprint(request.method, request.path, body) if key else "",
+            correlation=(correlation := correlation_id(request.headers)),
+            size=len(body),
+        )
+        return respond(done.status, done.body, {"X-Correlation-Id": correlation})
+
+    return Route(
+        method=method,
+        path=path,
+        summary=summary,
+        tag=tag,
+        handler=handler,
+        answers={status: answer},
+        problems=problems,
+        body=command,
+        path_types={name: command.model_fields[field].annotation for name, field in how.bound.items()},
+        write=how,
+    )
+
+
+async def carry_out_write(
+    services: Services,
+    how: Write,
+    fields: dict[str, Any],
+    path: Mapping[str, str],
+    *,
+    key: str | None,
+    print_: str,
+    correlation: str,
+    size: int,
+) -> Answer:
+    """Makes a write's command and has it carried out.
+
+    Raises:
+        Problem: the fields are wrong, or the command could not be carried out.
+    """
+    bound = {field: path[name] for name, field in how.bound.items()}
+    command = parse_command(how.command, fields, bound)
+    return await carry_out(
+        services,
+        command,  # type: ignore[arg-type]
+        correlation=correlation,
+        key=key,
+        print_=print_,
+        size=size,
+        render=rendering(how.status),
+    )

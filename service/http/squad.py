@@ -1,0 +1,330 @@
+"""The seed's facade: `/api/squad`, as the seed's users and their scripts know it, camelCase included.
+
+Its errors are the seed's too: `{"error", "details"}`. What it does is done by the same commands as /api/v1.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, time, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from aiohttp import web
+from psycopg import sql
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+
+from eventstore.events import TaskPriority, TaskStatus
+from projections import storage
+from projections.messages import MESSAGES, messages
+from projections.tasks import TASKS, tasks
+from service import commands as do
+from service import views
+from service.http.context import (
+    Services,
+    body_of,
+    carry_out,
+    correlation_id,
+    fingerprint,
+    idempotency_key,
+    parse_object,
+    respond,
+)
+from service.http.json import dumps
+from service.http.problems import Problem, field_errors, from_refusal
+from service.http.route import Route
+from service.requests import Answer, Outcome
+from service.values import ExternalId, Id, JsonObject, Name, ShortText, Text, Url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from projections.projection import Projection, Table
+    from service.squad import State
+
+NEWEST_TASKS = 100
+NEWEST_MESSAGES = 50
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Body(BaseModel):
+    """A body in camelCase. Fields that it does not know are let pass, as the seed lets them."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+
+def _camel(name: str, *, default: Any = ...) -> Any:
+    head, *rest = name.split("_")
+    camel = head + "".join(part.title() for part in rest)
+    return Field(default=default, validation_alias=AliasChoices(camel, name), serialization_alias=camel)
+
+
+class MessageBody(_Body):
+    """`orchestrator-message`."""
+
+    from_agent: Name = _camel("from_agent")
+    to_agent: Name | None = _camel("to_agent", default=None)
+    message: Text = Field(min_length=1)
+    task_id: ExternalId | None = _camel("task_id", default=None)
+    data: JsonObject | None = None
+
+
+class TaskBody(_Body):
+    """A task to create."""
+
+    title: ShortText
+    description: Text | None = None
+    status: TaskStatus = "new"
+    assigned_agent: Name | None = _camel("assigned_agent", default=None)
+    priority: TaskPriority = "medium"
+    deliverable_url: Url | None = _camel("deliverable_url", default=None)
+
+
+class TaskChangeBody(TaskBody):
+    """A task to change: its id, and what is to change."""
+
+    id: Id
+    title: ShortText = ""
+
+
+class SquadQuery(BaseModel):
+    """What `GET /api/squad` takes."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    action: str | None = None
+    date_from: date | datetime | None = Field(default=None, alias="dateFrom")
+    date_to: date | datetime | None = Field(default=None, alias="dateTo")
+    agent_type: Name | None = Field(default=None, alias="agentType")
+    agent_name: Name | None = Field(default=None, alias="agentName")
+
+
+def _show_problem(problem: Problem) -> web.Response:
+    details = problem.body.get("errors") or {
+        key: value for key, value in problem.body.items() if key not in ("type", "title", "status")
+    }
+    status = 400 if problem.code == "validation_failed" else problem.status
+    headers = dict(problem.headers)
+    if "retry_after_seconds" in problem.body:
+        headers["Retry-After"] = str(problem.body["retry_after_seconds"])
+    body = {"error": problem.body["detail"], "details": details}
+    return web.Response(status=status, body=dumps(body), content_type="application/json", headers=headers)
+
+
+def _validate(model: type[M], fields: Any) -> M:
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        faults = field_errors(error)
+        missing = [item["field"] for item in faults if item["message"] == "field required"]
+        summary = f"Missing required fields: {', '.join(missing)}" if missing else "Invalid fields"
+        raise Problem("validation_failed", summary, errors=faults) from error
+
+
+# GET --------------------------------------------------------------------------------------------------
+
+
+async def _get(services: Services, request: web.Request) -> web.StreamResponse:
+    query = _validate(SquadQuery, dict(request.query))
+    if query.action is None:
+        return respond(200, await _everything(services, query))
+    if query.action != "orchestrator-status":
+        fault = {"field": "action", "message": "must be orchestrator-status, or left out"}
+        raise Problem("validation_failed", f"Unknown action: {query.action}", errors=[fault])
+    squad = services.writer.squad
+    if squad.orchestrator is None or not squad.orchestrator.running:
+        body = {
+            "error": "Orchestrator is not running",
+            "details": "POST the action orchestrator-init to start it",
+        }
+        return web.Response(status=503, body=dumps(body), content_type="application/json")
+    return respond(200, views.seed_status(squad, services.clock.now()))
+
+
+async def _everything(services: Services, query: SquadQuery) -> dict[str, Any]:
+    squad = services.writer.squad
+    agents = [
+        {column: agent[column] for column in ("id", "name", "role", "status", "last_active")}
+        for agent in views.agents(squad)
+        if query.agent_type in (None, agent["role"]) and query.agent_name in (None, agent["name"])
+    ]
+    names = None if query.agent_type is None and query.agent_name is None else _names(squad, query)
+    return {
+        "tasks": await _newest(
+            services, tasks, TASKS, "created_position", NEWEST_TASKS, query, names, "assigned_agent"
+        ),
+        "activity": await _newest(
+            services,
+            messages,
+            MESSAGES,
+            "position",
+            NEWEST_MESSAGES,
+            query,
+            names,
+            "from_agent",
+            "to_agent",
+        ),
+        "agents": agents,
+        "orchestrator": views.seed_orchestrator(squad),
+    }
+
+
+def _names(squad: State, query: SquadQuery) -> list[str]:
+    """The agents that the filters mean. One that is only spoken of need not be registered."""
+    if query.agent_type is None:
+        return [query.agent_name or ""]
+    return [
+        agent["name"]
+        for agent in views.agents(squad)
+        if agent["role"] == query.agent_type and query.agent_name in (None, agent["name"])
+    ]
+
+
+async def _newest(
+    services: Services,
+    projection: Projection,
+    table: Table[Any, Any],
+    order: str,
+    limit: int,
+    query: SquadQuery,
+    names: list[str] | None,
+    *columns: str,
+) -> list[dict[str, Any]]:
+    clauses: list[sql.Composable] = [sql.SQL("true")]
+    parameters: dict[str, Any] = {"limit": limit, "names": names}
+    if query.date_from:
+        clauses.append(sql.SQL("created_at >= %(date_from)s"))
+        parameters["date_from"] = _begin(query.date_from)
+    if query.date_to:
+        clauses.append(sql.SQL("created_at < %(date_to)s"))
+        parameters["date_to"] = _end(query.date_to)
+    if names is not None:
+        either = (sql.SQL("{} = ANY(%(names)s)").format(sql.Identifier(column)) for column in columns)
+        clauses.append(sql.SQL("({})").format(sql.SQL(" OR ").join(either)))
+    where = sql.SQL("WHERE {} ORDER BY {} DESC LIMIT %(limit)s").format(
+        sql.SQL(" AND ").join(clauses), sql.Identifier(order)
+    )
+    async with services.tables.covering(projection, None) as connection:
+        rows = await storage.select(connection, table, where, parameters)
+    return [row._asdict() for row in rows]
+
+
+def _begin(moment: date | datetime) -> datetime:
+    if isinstance(moment, datetime):
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return datetime.combine(moment, time(tzinfo=UTC))
+
+
+def _end(moment: date | datetime) -> datetime:
+    """A date means its whole day; a moment means up to and with it."""
+    if isinstance(moment, datetime):
+        return _begin(moment) + timedelta(microseconds=1)
+    return _begin(moment) + timedelta(days=1)
+
+
+# POST and PATCH -----------------------------------------------------------------------------------------
+
+
+async def _post(services: Services, request: web.Request) -> web.StreamResponse:
+    body = await body_of(request)
+    fields = parse_object(body)
+    action = fields.get("action")
+    match action:
+        case "orchestrator-init":
+            return await _do(services, request, body, do.StartOrchestrator(), "Orchestrator initialized")
+        case "orchestrator-shutdown":
+            return await _do(services, request, body, do.StopOrchestrator(), "Orchestrator shut down")
+        case "orchestrator-message":
+            message = do.SendMessage(**_validate(MessageBody, fields).model_dump())
+            return await _do(services, request, body, message, "Message sent")
+        case None:
+            task = do.CreateTask(**_validate(TaskBody, fields).model_dump())
+            return await _do(services, request, body, task, "Task created", entity="task")
+        case _:
+            known = "orchestrator-init, orchestrator-shutdown or orchestrator-message"
+            fault = {"field": "action", "message": f"must be {known}"}
+            raise Problem("validation_failed", "Unknown action", errors=[fault])
+
+
+async def _patch(services: Services, request: web.Request) -> web.StreamResponse:
+    body = await body_of(request)
+    change = _validate(TaskChangeBody, parse_object(body))
+    named = {name: getattr(change, name) for name in change.model_fields_set - {"id"}}
+    command = do.UpdateTask(task_id=change.id, **named)
+    return await _do(services, request, body, command, "Task updated", entity="task")
+
+
+async def _do(
+    services: Services,
+    request: web.Request,
+    body: bytes,
+    command: do.AnyCommand,
+    message: str,
+    *,
+    entity: str | None = None,
+) -> web.StreamResponse:
+    key = idempotency_key(request.headers)
+    answer = await carry_out(
+        services,
+        command,
+        correlation=correlation_id(request.headers),
+        key=key,
+        print_=fingerprint(request.method, request.path, body) if key else "",
+        size=len(body),
+        render=_rendering(message, entity),
+    )
+    return web.Response(status=answer.status, body=dumps(answer.body), content_type="application/json")
+
+
+def _rendering(message: str, entity: str | None) -> Callable[[Outcome], Answer]:
+    def render(outcome: Outcome) -> Answer:
+        if outcome.refusal:
+            problem = from_refusal(outcome.refusal, outcome.position)
+            return Answer(
+                problem.status, {"error": problem.body["detail"], "details": {"code": problem.code}}
+            )
+        reply = {key: value for key, value in outcome.reply.items() if key != "position"}
+        shown = {entity: reply} if entity else {key: reply[key] for key in ("id",) if key in reply}
+        return Answer(200, {"success": True, "message": message, "position": outcome.position, **shown})
+
+    return render
+
+
+class _Done(BaseModel):
+    """What was done, and its place in the log."""
+
+    success: bool
+    message: str
+    position: int
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/api/squad",
+        summary="The squad at a glance; with action=orchestrator-status, the orchestrator alone",
+        tag="squad",
+        handler=_get,
+        query=SquadQuery,
+        answers={200: None, 503: None},
+        show_problem=_show_problem,
+    ),
+    Route(
+        method="POST",
+        path="/api/squad",
+        summary="Start or shut down the orchestrator, send a message, or create a task",
+        tag="squad",
+        handler=_post,
+        answers={200: _Done},
+        show_problem=_show_problem,
+    ),
+    Route(
+        method="PATCH",
+        path="/api/squad",
+        summary="Change a task",
+        tag="squad",
+        handler=_patch,
+        body=TaskChangeBody,
+        answers={200: _Done, 404: None},
+        show_problem=_show_problem,
+    ),
+)

@@ -1,0 +1,83 @@
+"""The one route table, and the application made of it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from service.http import health, squad
+from service.http.context import MAX_BODY_BYTES, SERVICES, Services, respond
+from service.http.openapi import document
+from service.http.problems import Problem
+from service.http.route import Route
+from service.http.v1 import agents, batch, budget, emails, events, messages, operations, tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from aiohttp.typedefs import Handler
+
+VERSION = version("squad-orchestrator")
+
+_V1 = (
+    *agents.ROUTES,
+    *messages.ROUTES,
+    *operations.ROUTES,
+    *budget.ROUTES,
+    *tasks.ROUTES,
+    *emails.ROUTES,
+    *events.ROUTES,
+)
+
+
+async def _openapi(services: Services, request: web.Request) -> web.StreamResponse:
+    del services, request
+    return respond(200, DOCUMENT)
+
+
+ROUTES: tuple[Route, ...] = (
+    *squad.ROUTES,
+    *_V1,
+    batch.route_for(_V1),
+    *health.ROUTES,
+    Route(
+        method="GET",
+        path="/openapi.json",
+        summary="This document",
+        tag="health",
+        handler=_openapi,
+        answers={200: None},
+    ),
+)
+
+DOCUMENT = document(ROUTES, VERSION)
+
+
+def application(services: Services) -> web.Application:
+    """The HTTP application over the running parts."""
+    app = web.Application(middlewares=[_tell_problems], client_max_size=MAX_BODY_BYTES)
+    app[SERVICES] = services
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path, route.__call__)
+    return app
+
+
+@web.middleware
+async def _tell_problems(
+    request: web.Request, handler: Handler | Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """What aiohttp itself refuses, before any route is found, is told like everything else."""
+    try:
+        return await handler(request)
+    except web.HTTPNotFound:
+        problem = Problem("not_found", f"nothing is at {request.path}")
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        problem = Problem("method_not_allowed", f"allowed here: {allowed}", headers={"Allow": allowed})
+    except web.HTTPRequestEntityTooLarge:
+        problem = Problem("payload_too_large", f"a body may have {MAX_BODY_BYTES} bytes")
+    except web.HTTPException as error:
+        problem = Problem("bad_request", error.reason)
+    return respond(problem.status, problem.body, problem.headers)

@@ -1,0 +1,78 @@
+"""Agents: who they are, what they are at, and their signs of life."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from projections.agents import AGENTS
+from service import commands as do
+from service import views
+from service.http import answers
+from service.http.context import Services, parse_query, respond
+from service.http.lists import Query
+from service.http.problems import Problem
+from service.http.route import Route, write
+from service.values import Name
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+
+async def _list(services: Services, request: web.Request) -> web.StreamResponse:
+    query = parse_query(Query, request)
+    await services.tables.state_covering(query.min_position)
+    return respond(200, {"items": views.agents(services.writer.squad), "next": None})
+
+
+async def _one(services: Services, request: web.Request) -> web.StreamResponse:
+    query = parse_query(Query, request)
+    await services.tables.state_covering(query.min_position)
+    name = request.match_info["name"]
+    row = services.writer.squad.rows(AGENTS).get(name)
+    if row is None:
+        raise Problem("agent_not_found", f"no agent is called {name!r}")
+    return respond(200, row._asdict())
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/api/v1/agents",
+        summary="All agents, by name",
+        tag="agents",
+        handler=_list,
+        query=Query,
+        answers={200: answers.page_of(answers.Agent)},
+        problems=("not_yet",),
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/agents/{name}",
+        summary="One agent",
+        tag="agents",
+        handler=_one,
+        query=Query,
+        path_types={"name": Name},
+        answers={200: answers.Agent},
+        problems=("agent_not_found", "not_yet"),
+    ),
+    write(
+        "PUT",
+        "/api/v1/agents/{name}",
+        do.RegisterAgent,
+        "Register an agent, or set its role, url and priority anew",
+        tag="agents",
+        bound={"name": "name"},
+        answer=answers.AgentWritten,
+    ),
+    write(
+        "POST",
+        "/api/v1/agents/{name}/heartbeat",
+        do.Heartbeat,
+        "Say that an agent lives, and what it is at",
+        tag="agents",
+        bound={"name": "agent"},
+        answer=answers.HeartbeatTaken,
+        problems=("agent_not_found",),
+    ),
+)

@@ -1,0 +1,113 @@
+"""The budget: what may be spent, what is set aside, what was spent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from service import commands as do
+from service import views
+from service.decide.budget import allowance
+from service.http import answers
+from service.http.context import Services, body_of, parse_command, parse_object, parse_query, respond
+from service.http.lists import Query
+from service.http.problems import Problem
+from service.http.route import Route, write
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from service.squad import State
+
+
+async def _show(services: Services, request: web.Request) -> web.StreamResponse:
+    query = parse_query(Query, request)
+    await services.tables.state_covering(query.min_position)
+    return respond(200, views.budget(_begun(services)))
+
+
+async def _check(services: Services, request: web.Request) -> web.StreamResponse:
+    command = parse_command(do.CheckBudget, parse_object(await body_of(request)), {})
+    state = _begun(services)
+    assert state.day
+    judged = allowance(state, state.day, command.agent, command.tokens)
+    return respond(
+        200, {"allowed": judged.denied is None, "reason": judged.denied, "remaining": judged.remaining}
+    )
+
+
+def _begun(services: Services) -> State:
+    """The state, once the first budget day has begun."""
+    squad = services.writer.squad
+    if squad.day is None:
+        raise Problem("unavailable", "the service is starting", retry_after_seconds=1)
+    return squad
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/api/v1/budget",
+        summary="The day's budget, as a whole and by agent",
+        tag="budget",
+        handler=_show,
+        query=Query,
+        answers={200: answers.Budget},
+        problems=("not_yet",),
+    ),
+    write(
+        "PUT",
+        "/api/v1/budget",
+        do.SetBudget,
+        "Change the daily budget, the agents' limits, or both",
+        tag="budget",
+        answer=answers.Policy,
+    ),
+    Route(
+        method="POST",
+        path="/api/v1/budget/check",
+        summary="Ask whether a reservation would be granted; changes nothing",
+        tag="budget",
+        handler=_check,
+        body=do.CheckBudget,
+        answers={200: answers.BudgetChecked},
+    ),
+    write(
+        "POST",
+        "/api/v1/budget/reservations",
+        do.ReserveTokens,
+        "Set tokens aside before spending them",
+        tag="budget",
+        status=201,
+        answer=answers.Reserved,
+        problems=("budget_exhausted", "agent_limit_reached"),
+    ),
+    write(
+        "POST",
+        "/api/v1/budget/reservations/{id}/settle",
+        do.SettleReservation,
+        "End a reservation with what was really used",
+        tag="budget",
+        bound={"id": "reservation_id"},
+        answer=answers.Settled,
+        problems=("reservation_not_found", "reservation_expired", "reservation_ended"),
+    ),
+    write(
+        "DELETE",
+        "/api/v1/budget/reservations/{id}",
+        do.ReleaseReservation,
+        "Give a reservation back unused",
+        tag="budget",
+        bound={"id": "reservation_id"},
+        answer=answers.Released,
+        problems=("reservation_not_found", "reservation_expired", "reservation_ended"),
+    ),
+    write(
+        "POST",
+        "/api/v1/budget/usage",
+        do.RecordUsage,
+        "Record tokens that were spent; never refused",
+        tag="budget",
+        status=201,
+        answer=answers.UsageTaken,
+    ),
+)

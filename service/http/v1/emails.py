@@ -1,0 +1,80 @@
+"""The e-mail log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eventstore.events import EmailStatus
+from projections.emails import EMAILS, emails
+from service import commands as do
+from service.http import answers
+from service.http.lists import OneOf, PageQuery, Query, one_row, page_of_rows
+from service.http.route import Route, write
+from service.values import ExternalId, Id, Name
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from service.http.context import Services
+
+
+class EmailQuery(PageQuery):
+    """Filters of the e-mail log."""
+
+    status: OneOf[EmailStatus] | None = None
+    category: Name | None = None
+    handled_by: Name | None = None
+    gmail_message_id: ExternalId | None = None
+
+
+async def _list(services: Services, request: web.Request) -> web.StreamResponse:
+    return await page_of_rows(services, request, EmailQuery, emails, EMAILS, order="created_position")
+
+
+async def _one(services: Services, request: web.Request) -> web.StreamResponse:
+    return await one_row(services, request, emails, EMAILS, "email_not_found", "e-mail")
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/api/v1/emails",
+        summary="E-mails, the oldest first",
+        tag="emails",
+        handler=_list,
+        query=EmailQuery,
+        answers={200: answers.page_of(answers.Email)},
+        problems=("not_yet",),
+    ),
+    write(
+        "POST",
+        "/api/v1/emails",
+        do.LogEmail,
+        "Log a received e-mail, once for each Gmail message id",
+        tag="emails",
+        status=201,
+        answer=answers.EmailWritten,
+        problems=("email_exists",),
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/emails/{id}",
+        summary="One e-mail",
+        tag="emails",
+        handler=_one,
+        query=Query,
+        path_types={"id": Id},
+        answers={200: answers.Email},
+        problems=("email_not_found", "not_yet"),
+    ),
+    write(
+        "PATCH",
+        "/api/v1/emails/{id}",
+        do.UpdateEmail,
+        "Change what is named of an e-mail",
+        tag="emails",
+        bound={"id": "email_id"},
+        answer=answers.EmailWritten,
+        problems=("email_not_found",),
+    ),
+)

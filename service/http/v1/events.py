@@ -1,0 +1,125 @@
+"""The log, read: a list, one event, and a live stream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import orjson
+from pydantic import AfterValidator, AwareDatetime, BaseModel, StringConstraints
+
+from eventstore import log
+from service.http import answers
+from service.http.context import Services, parse_query, respond
+from service.http.lists import PageQuery, Position, Query, page
+from service.http.problems import Problem
+from service.http.route import Route
+from service.http.stream import stream
+from service.values import Name
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from aiohttp import web
+
+    from eventstore.recorded import Recorded
+
+
+def _in_range(moment: datetime) -> datetime:
+    if not 1970 <= moment.year <= 9998:
+        raise ValueError("must lie between the years 1970 and 9998")
+    return moment
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_range)]
+EventType = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,100}$")]
+Stream = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,300}$")]
+
+
+class EventQuery(PageQuery):
+    """Filters of the log. `since` is inclusive, `until` is not."""
+
+    type: EventType | None = None
+    stream: Stream | None = None
+    agent: Name | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+
+
+class StreamQuery(BaseModel):
+    """Filters of the live stream."""
+
+    model_config = Query.model_config
+
+    after: Position | None = None
+    """Begin after this position; without it, and without Last-Event-ID, with what comes next."""
+    type: EventType | None = None
+    stream: Stream | None = None
+    agent: Name | None = None
+
+
+def show(recorded: Recorded) -> dict[str, Any]:
+    """An event as the API shows it."""
+    shown = recorded._asdict()
+    shown["data"] = orjson.Fragment(recorded.data)
+    shown["hash"] = recorded.hash.hex()
+    return shown
+
+
+async def _list(services: Services, request: web.Request) -> web.StreamResponse:
+    query = parse_query(EventQuery, request)
+    await services.tables.state_covering(query.min_position)
+    wanted = log.Filter(query.type, query.stream, query.agent, query.since, query.until)
+    async with services.tables.connection() as connection:
+        events = await log.read_filtered(connection, query.after, query.limit, wanted)
+    return respond(200, page([show(recorded) for recorded in events], query.limit))
+
+
+async def _one(services: Services, request: web.Request) -> web.StreamResponse:
+    query = parse_query(Query, request)
+    await services.tables.state_covering(query.min_position)
+    text = request.match_info["position"]
+    async with services.tables.connection() as connection:
+        recorded = await log.read_one(connection, int(text))
+    if recorded is None:
+        raise Problem("not_found", f"the log has no position {text}")
+    return respond(200, show(recorded))
+
+
+async def _stream(services: Services, request: web.Request) -> web.StreamResponse:
+    query = parse_query(StreamQuery, request)
+    wanted = log.Filter(query.type, query.stream, query.agent)
+    return await stream(services, request, query.after, wanted)
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/api/v1/events",
+        summary="The log, in order",
+        tag="events",
+        handler=_list,
+        query=EventQuery,
+        answers={200: answers.page_of(answers.LoggedEvent)},
+        problems=("not_yet",),
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/events/stream",
+        summary="The log as server-sent events: `id` is the position, `event` the type",
+        tag="events",
+        handler=_stream,
+        query=StreamQuery,
+        answers={200: None},
+    ),
+    Route(
+        method="GET",
+        path=r"/api/v1/events/{position:\d{1,18}}",
+        summary="One event",
+        tag="events",
+        handler=_one,
+        query=Query,
+        path_types={"position": Position},
+        answers={200: answers.LoggedEvent},
+        problems=("not_found", "not_yet"),
+    ),
+)

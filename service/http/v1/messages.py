@@ -1,0 +1,87 @@
+"""Messages: sent to one or to all, listed, read from an inbox, acknowledged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from psycopg import sql
+
+from projections.messages import MESSAGES, messages
+from service import commands as do
+from service.http import answers
+from service.http.lists import PageQuery, page_of_rows
+from service.http.route import Route, write
+from service.values import ExternalId, Name
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from service.http.context import Services
+
+_IN_INBOX = sql.SQL(
+    "(to_agent = %(agent)s OR to_agent IS NULL) AND NOT EXISTS (SELECT FROM squad_message_acks acks"
+    " WHERE acks.message_id = squad_messages.id AND acks.agent = %(agent)s)"
+)
+
+
+class MessageQuery(PageQuery):
+    """Filters of the list of messages."""
+
+    from_agent: Name | None = None
+    to_agent: Name | None = None
+    task_id: ExternalId | None = None
+
+
+async def _list(services: Services, request: web.Request) -> web.StreamResponse:
+    return await page_of_rows(services, request, MessageQuery, messages, MESSAGES)
+
+
+async def _inbox(services: Services, request: web.Request) -> web.StreamResponse:
+    agent = request.match_info["name"]
+    return await page_of_rows(
+        services, request, PageQuery, messages, MESSAGES, conditions=_IN_INBOX, agent=agent
+    )
+
+
+ROUTES = (
+    write(
+        "POST",
+        "/api/v1/messages",
+        do.SendMessage,
+        "Send a message to one agent, or to all",
+        tag="messages",
+        status=201,
+        answer=answers.MessageTaken,
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/messages",
+        summary="Messages, the oldest first",
+        tag="messages",
+        handler=_list,
+        query=MessageQuery,
+        answers={200: answers.page_of(answers.Message)},
+        problems=("not_yet",),
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/agents/{name}/inbox",
+        summary="What was sent to the agent or to all, and is not acknowledged by it",
+        tag="messages",
+        handler=_inbox,
+        query=PageQuery,
+        path_types={"name": Name},
+        answers={200: answers.page_of(answers.Message)},
+        problems=("not_yet",),
+    ),
+    write(
+        "POST",
+        "/api/v1/messages/{id}/ack",
+        do.AcknowledgeMessage,
+        "Take a message out of an agent's inbox",
+        tag="messages",
+        bound={"id": "message_id"},
+        answer=answers.Acknowledged,
+        problems=("message_not_found", "not_addressed"),
+    ),
+)

@@ -1,0 +1,120 @@
+"""Operations: claims on resources, and the conflicts that they prevent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from projections.operations import CONFLICTS, OPERATIONS, OperationState, operations
+from service import commands as do
+from service import views
+from service.decide.operations import describe, find_conflict
+from service.http import answers
+from service.http.context import Services, body_of, parse_command, parse_object, parse_query, respond
+from service.http.lists import OneOf, PageQuery, page, page_of_rows
+from service.http.route import Route, write
+from service.values import Name
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+
+class OperationQuery(PageQuery):
+    """Filters of the list of operations."""
+
+    state: OneOf[OperationState] | None = None
+    agent: Name | None = None
+
+
+class ConflictQuery(PageQuery):
+    """Filters of the list of conflicts."""
+
+    agent: Name | None = None
+
+
+async def _check(services: Services, request: web.Request) -> web.StreamResponse:
+    command = parse_command(do.CheckOperation, parse_object(await body_of(request)), {})
+    conflict = find_conflict(services.writer.squad, command.resources, services.clock.now())
+    return respond(200, {"conflict": describe(conflict) if conflict else None})
+
+
+async def _list(services: Services, request: web.Request) -> web.StreamResponse:
+    query = parse_query(OperationQuery, request)
+    if query.state != ("active",):
+        return await page_of_rows(
+            services, request, OperationQuery, operations, OPERATIONS, order="fencing_token"
+        )
+    # What is under way is in memory, where it is never late.
+    await services.tables.state_covering(query.min_position)
+    rows = [
+        row._asdict()
+        for row in views.active_operations(services.writer.squad)
+        if row.fencing_token > query.after and query.agent in (None, row.agent)
+    ]
+    return respond(200, page(rows[: query.limit], query.limit, "fencing_token"))
+
+
+async def _conflicts(services: Services, request: web.Request) -> web.StreamResponse:
+    return await page_of_rows(services, request, ConflictQuery, operations, CONFLICTS)
+
+
+ROUTES = (
+    Route(
+        method="POST",
+        path="/api/v1/operations/check",
+        summary="Ask whether a claim would conflict; changes nothing",
+        tag="operations",
+        handler=_check,
+        body=do.CheckOperation,
+        answers={200: answers.OperationChecked},
+    ),
+    write(
+        "POST",
+        "/api/v1/operations",
+        do.StartOperation,
+        "Claim resources for a piece of work",
+        tag="operations",
+        status=201,
+        answer=answers.Claimed,
+        problems=("conflict",),
+    ),
+    write(
+        "POST",
+        "/api/v1/operations/{id}/heartbeat",
+        do.RenewOperation,
+        "Say that the work goes on",
+        tag="operations",
+        bound={"id": "operation_id"},
+        answer=answers.Renewed,
+        problems=("operation_not_found", "operation_expired", "operation_finished", "conflict"),
+    ),
+    write(
+        "POST",
+        "/api/v1/operations/{id}/finish",
+        do.FinishOperation,
+        "End the work and give its claims back",
+        tag="operations",
+        bound={"id": "operation_id"},
+        answer=answers.Finished,
+        problems=("operation_not_found", "operation_expired", "operation_finished"),
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/operations",
+        summary="Operations, the oldest first",
+        tag="operations",
+        handler=_list,
+        query=OperationQuery,
+        answers={200: answers.page_of(answers.Operation)},
+        problems=("not_yet",),
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/conflicts",
+        summary="Refused claims, the oldest first",
+        tag="operations",
+        handler=_conflicts,
+        query=ConflictQuery,
+        answers={200: answers.page_of(answers.ConflictEntry)},
+        problems=("not_yet",),
+    ),
+)

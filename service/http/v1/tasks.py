@@ -1,0 +1,78 @@
+"""The task board."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eventstore.events import TaskPriority, TaskStatus
+from projections.tasks import TASKS, tasks
+from service import commands as do
+from service.http import answers
+from service.http.lists import OneOf, PageQuery, Query, one_row, page_of_rows
+from service.http.route import Route, write
+from service.values import Id, Name
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from service.http.context import Services
+
+
+class TaskQuery(PageQuery):
+    """Filters of the task board."""
+
+    status: OneOf[TaskStatus] | None = None
+    priority: OneOf[TaskPriority] | None = None
+    assigned_agent: Name | None = None
+
+
+async def _list(services: Services, request: web.Request) -> web.StreamResponse:
+    return await page_of_rows(services, request, TaskQuery, tasks, TASKS, order="created_position")
+
+
+async def _one(services: Services, request: web.Request) -> web.StreamResponse:
+    return await one_row(services, request, tasks, TASKS, "task_not_found", "task")
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/api/v1/tasks",
+        summary="Tasks, the oldest first",
+        tag="tasks",
+        handler=_list,
+        query=TaskQuery,
+        answers={200: answers.page_of(answers.Task)},
+        problems=("not_yet",),
+    ),
+    write(
+        "POST",
+        "/api/v1/tasks",
+        do.CreateTask,
+        "Put a task on the board",
+        tag="tasks",
+        status=201,
+        answer=answers.TaskWritten,
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/tasks/{id}",
+        summary="One task",
+        tag="tasks",
+        handler=_one,
+        query=Query,
+        path_types={"id": Id},
+        answers={200: answers.Task},
+        problems=("task_not_found", "not_yet"),
+    ),
+    write(
+        "PATCH",
+        "/api/v1/tasks/{id}",
+        do.UpdateTask,
+        "Change what is named of a task",
+        tag="tasks",
+        bound={"id": "task_id"},
+        answer=answers.TaskWritten,
+        problems=("task_not_found",),
+    ),
+)

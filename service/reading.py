@@ -1,0 +1,136 @@
+"""Reading the tables: when they cover what the reader must see.
+
+The tables follow the log by a few milliseconds. A reader who names a position waits until it is covered.
+One who does not waits a moment for what this process had acknowledged when the question came, so that
+"write, then read" shows the write; where the projector is further behind than that, the answer is older.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg_pool import PoolTimeout, TooManyRequests
+
+from eventstore.errors import StoreUnavailable, translated
+from eventstore.listener import wait_for_hint
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from psycopg_pool import AsyncConnectionPool
+
+    from eventstore.connection import Connection
+    from eventstore.listener import Hints
+    from projections.projection import Projection
+    from projections.projector import Projector
+    from service.writer import Writer
+
+STRICT_WAIT_SECONDS = 5.0
+"""How long a reader waits for the position that it named."""
+
+POLITE_WAIT_SECONDS = 0.5
+"""How long a reader waits who named none."""
+
+
+class NotYet(Exception):
+    """The position that a reader named was not covered in time."""
+
+    def __init__(self, covered: int) -> None:
+        super().__init__(f"covered up to {covered}")
+        self.covered = covered
+
+
+class ReadTables:
+    """The read tables of one squad, and how far they are."""
+
+    def __init__(
+        self, pool: AsyncConnectionPool[Connection], hints: Hints, projector: Projector, writer: Writer
+    ) -> None:
+        self.positions: dict[str, int] = {}
+        self._pool = pool
+        self._hints = hints
+        self._projector = projector
+        self._writer = writer
+        self._stuck: dict[str, int] = {}
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection to read on.
+
+        Raises:
+            StoreUnavailable: the database cannot be reached, or all connections are busy for too long.
+        """
+        try:
+            async with self._pool.connection() as connection:
+                yield connection
+        except (PoolTimeout, TooManyRequests) as error:
+            raise StoreUnavailable("no connection to read on") from error
+        except psycopg.Error as error:
+            raise translated(error) from error
+
+    @asynccontextmanager
+    async def covering(self, projection: Projection, min_position: int | None) -> AsyncIterator[Connection]:
+        """A connection that sees the projection's tables at `min_position` or later.
+
+        Raises:
+            NotYet: they are not that far after `STRICT_WAIT_SECONDS`.
+            StoreUnavailable: the database cannot be reached.
+        """
+        if min_position is not None:
+            reached = await self._wait(projection.name, min_position, STRICT_WAIT_SECONDS)
+            if reached < min_position:
+                raise NotYet(reached)
+        else:
+            await self._wait_politely(projection.name)
+        async with self.connection() as connection:
+            yield connection
+
+    async def state_covering(self, min_position: int | None) -> None:
+        """Waits until the state in memory is at `min_position` or later.
+
+        Raises:
+            NotYet: it is not after `STRICT_WAIT_SECONDS`.
+        """
+        deadline = monotonic() + STRICT_WAIT_SECONDS
+        while min_position is not None and (at := self._writer.squad.head.position) < min_position:
+            left = deadline - monotonic()
+            if left <= 0:
+                raise NotYet(at)
+            ticket = self._writer.moved.ticket()
+            if self._writer.squad.head.position < min_position:
+                await wait_for_hint(ticket, left)
+
+    async def refresh(self) -> dict[str, int]:
+        """How far each projection is, by its own word in the database."""
+        async with self.connection() as connection:
+            cursor = await connection.execute("SELECT name, position FROM projections")
+            self.positions = dict(await cursor.fetchall())
+        return self.positions
+
+    async def _wait_politely(self, name: str) -> None:
+        head = self._writer.squad.head.position
+        # One that did not move through a whole wait is stuck; nobody waits for it until it moves.
+        if self._known(name) >= head or self._stuck.get(name) == self._known(name):
+            return
+        reached = await self._wait(name, head, POLITE_WAIT_SECONDS)
+        if reached < head:
+            self._stuck[name] = reached
+
+    async def _wait(self, name: str, position: int, seconds: float) -> int:
+        deadline = monotonic() + seconds
+        while True:
+            ticket = self._hints.ticket()
+            reached = self._known(name)
+            if reached < position and not self._projector.active:
+                reached = (await self.refresh()).get(name, 0)
+            left = deadline - monotonic()
+            if reached >= position or left <= 0:
+                return reached
+            await wait_for_hint(ticket, min(left, 0.25))
+
+    def _known(self, name: str) -> int:
+        positions = self._projector.positions if self._projector.active else self.positions
+        return positions.get(name, 0)

@@ -1,0 +1,154 @@
+"""The service's settings: read once, frozen.
+
+Defaults, overridden by `squad.toml`, overridden by environment variables, overridden by the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from eventstore.connection import SCHEMA_NAME
+from service.commands import RegisterAgent, SetPolicy
+from service.logs import LogFormat, LogLevel
+from service.values import Name, Priority, Timezone, Tokens, TtlSeconds, Url
+
+DEFAULT_CONFIG = Path("squad.toml")
+_POLICY = (
+    "daily_tokens",
+    "reset_hour",
+    "timezone",
+    "conflict_window_seconds",
+    "operation_timeout_seconds",
+    "idle_after_minutes",
+    "offline_after_minutes",
+)
+
+
+class SettingsError(Exception):
+    """A setting is wrong. One line for each, with its name, its value and what is allowed."""
+
+
+class AgentSettings(BaseModel):
+    """An agent that is registered when the service starts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Name
+    url: Url | None = None
+    priority: Priority = 0
+
+
+class BudgetSettings(BaseModel):
+    """What the budget needs beyond single values."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    agent_limits: dict[Name, Tokens] = Field(default_factory=dict)
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; `docs/settings.md` explains each."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SQUAD_", extra="forbid", frozen=True, env_ignore_empty=True, populate_by_name=True
+    )
+
+    dsn: str | None = None
+    listen_dsn: str | None = None
+    squad_schema: Annotated[str, Field(pattern=f"^{SCHEMA_NAME.pattern}$", alias="SQUAD_SCHEMA")] = "squad"
+    data: Path = Path(".squad")
+    host: str = Field(default="127.0.0.1", min_length=1)
+    port: int = Field(default=3001, ge=0, le=65_535)
+    agents_url: Url = "http://localhost:3002"
+    daily_tokens: Tokens = 100_000
+    reset_hour: int = Field(default=0, ge=0, le=23)
+    timezone: Timezone = "UTC"
+    conflict_window_seconds: TtlSeconds = 30.0
+    operation_timeout_seconds: TtlSeconds = 60.0
+    idle_after_minutes: float = Field(default=10.0, gt=0, le=1_000_000)
+    offline_after_minutes: float = Field(default=60.0, gt=0, le=1_000_000)
+    log_format: LogFormat = "console"
+    log_level: LogLevel = "info"
+    budget: BudgetSettings = BudgetSettings()
+    agents: dict[Name, AgentSettings] = Field(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags first, then the environment, then the file."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _config.path)
+
+    def policy(self) -> SetPolicy:
+        """The policy as far as somebody set it. What nobody set stays as the log has it."""
+        named: dict[str, Any] = {
+            name: getattr(self, name) for name in _POLICY if name in self.model_fields_set
+        }
+        if "agent_limits" in self.budget.model_fields_set:
+            named["agent_limits"] = dict(self.budget.agent_limits)
+        return SetPolicy(**named)
+
+    def registrations(self) -> list[RegisterAgent]:
+        """The agents that the settings name."""
+        return [
+            RegisterAgent(name=name, role=agent.role, url=agent.url, priority=agent.priority)
+            for name, agent in self.agents.items()
+        ]
+
+
+class _Config:
+    """Where the file is that is being read: pydantic-settings gives its sources no other way to be told."""
+
+    path: Path | None = None
+
+
+_config = _Config()
+
+
+def read(config: Path | None = None, **flags: Any) -> Settings:
+    """Reads the settings.
+
+    Args:
+        config: the file; otherwise `SQUAD_CONFIG`, otherwise `./squad.toml` where it exists.
+        flags: what the command line says; None where it says nothing.
+
+    Raises:
+        SettingsError: a setting is wrong, or the file cannot be read.
+    """
+    named = config or (Path(os.environ["SQUAD_CONFIG"]) if os.environ.get("SQUAD_CONFIG") else None)
+    if named and not named.is_file():
+        raise SettingsError(f"the configuration file {named} does not exist")
+    _config.path = named or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{_config.path} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(item) for item in error.errors())) from error
+
+
+def _explain(error: Any) -> str:
+    path = [str(part) for part in error["loc"]]
+    name = ".".join(path)
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return f"{name} is not a setting"
+    variable = f" (SQUAD_{name.upper()})" if len(path) == 1 and not name.startswith("SQUAD_") else ""
+    return f"{name}{variable} is {error['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,244 @@
+"""Given / when / then: stories of a squad, told without a database.
+
+A `Story` recalls, decides, folds and merges through the service's own functions; only its log is a list.
+Times are seconds since `START` (or moments), ids are counted.
+
+    given(StartOperation(agent="ann", action="answer", resources={"emailId": "e-1"}))
+        .when(StartOperation(agent="bob", action="answer", resources={"emailId": "e-1"}), at=29)
+        .then_refused("conflict", ...)
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from eventstore import codec
+from eventstore.events import AnyEvent, Event
+from eventstore.recorded import NewEvent, Recorded
+from service import recall
+from service.batch import CLOCK_ACTOR, Batch, Recorder, decide_batch
+from service.commands import AnyCommand, SetPolicy
+from service.requests import Outcome, Request, Ticket
+from service.squad import Draft, Squad
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+
+    from projections.projection import Table
+    from service.refusals import Refusal
+
+R = TypeVar("R", bound=tuple[Any, ...])
+
+START = datetime(2026, 3, 2, 12, tzinfo=UTC)
+"""When every story begins: a Monday, at noon."""
+
+FRESH = "fresh"
+"""Stands in an expected event for whatever id was given out for it."""
+
+UNKNOWN_ID = "ffffffff-ffff-7fff-bfff-ffffffffffff"
+
+When = float | datetime
+
+_NOBODY_WAITS = cast("asyncio.Future[Outcome]", None)
+
+
+def moment(when: When) -> datetime:
+    """A moment, or that many seconds after `START`."""
+    return when if isinstance(when, datetime) else START + timedelta(seconds=when)
+
+
+def given(*steps: AnyCommand | Event, policy: SetPolicy | None = None, at: When = 0) -> Story:
+    """A squad with a policy, in which these things happened."""
+    story = Story()
+    return story.given(policy or SetPolicy(), *steps, at=at)
+
+
+class Story:
+    """A squad, its log, and what came of the last batch."""
+
+    def __init__(self) -> None:
+        self.squad = Squad()
+        self.log: list[Recorded] = []
+        self.outcomes: list[Outcome | Exception] = []
+        self.recorded: list[Recorded] = []
+        """What the last batch appended."""
+        self._now = START
+        self._numbers = count(1)
+        self._ids: list[str] = []
+
+    # given ------------------------------------------------------------------------------------------------
+
+    def given(self, *steps: AnyCommand | Event, at: When | None = None) -> Story:
+        """Lets commands be carried out, none of which may be refused, and events simply happen."""
+        for step in steps:
+            if isinstance(step, Event):
+                self._append(cast("AnyEvent", step), at)
+            else:
+                self.when(step, at=at)
+                assert self.outcome.refusal is None, self.outcome.refusal
+        return self
+
+    # when -------------------------------------------------------------------------------------------------
+
+    def when(self, *commands: AnyCommand | Request, at: When | None = None) -> Story:
+        """Has commands decided as one batch."""
+        self.decide(
+            [
+                command
+                if isinstance(command, Request)
+                else Request(command, f"agent:{command.acting_agent or 'tester'}", "a request")
+                for command in commands
+            ],
+            at,
+        )
+        return self
+
+    def decide(
+        self, requests: Sequence[Request], at: When | None = None, abandoned: Batch | None = None
+    ) -> Batch:
+        """Decides a batch as the writer does, appends its events and merges its draft."""
+        self._move_clock(at)
+        tickets = [Ticket(request, _NOBODY_WAITS) for request in requests]
+        draft = Draft(self.squad)
+        answers = recall.fold(draft, self._recall(tickets))
+        batch = decide_batch(
+            draft,
+            tickets,
+            answers,
+            now=self._now,
+            decided_at=self._now,
+            abandoned=abandoned,
+            ids=self.new_id,
+        )
+        self._commit(draft, batch.recorded)
+        self.outcomes = [outcome for _, outcome in batch.outcomes]
+        return batch
+
+    # then -------------------------------------------------------------------------------------------------
+
+    def then(self, *events: Event) -> Story:
+        """Everything was accepted, and led to exactly these events."""
+        for outcome in self.outcomes:
+            assert isinstance(outcome, Outcome), outcome
+            assert outcome.refusal is None, outcome.refusal
+        return self.then_recorded(*events)
+
+    def then_nothing(self) -> Story:
+        """It was accepted, and there was nothing to do."""
+        return self.then()
+
+    def then_refused(self, code: str, *events: Event) -> Story:
+        """It was refused, and that led to exactly these events."""
+        assert self.refusal.code == code
+        return self.then_recorded(*events)
+
+    def then_recorded(self, *events: Event) -> Story:
+        """Exactly these events were recorded, those that the clock brought about apart."""
+        assert self._events(by_the_clock=False) == list(events)
+        return self
+
+    def meanwhile(self, *events: Event) -> Story:
+        """Exactly these events had come about by the passing of time when the batch was decided."""
+        assert self._events(by_the_clock=True) == list(events)
+        return self
+
+    def replied(self, **fields: Any) -> Story:
+        """The reply to the last command holds these fields."""
+        assert {name: self.reply.get(name) for name in fields} == fields
+        return self
+
+    # what there is to look at -------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> datetime:
+        """The time of the last batch."""
+        return self._now
+
+    @property
+    def outcome(self) -> Outcome:
+        """What came of the last command."""
+        outcome = self.outcomes[-1]
+        assert isinstance(outcome, Outcome), outcome
+        return outcome
+
+    @property
+    def reply(self) -> dict[str, Any]:
+        """What the last command was answered."""
+        return self.outcome.reply
+
+    @property
+    def id(self) -> str:
+        """The id that the last command was answered."""
+        return cast("str", self.reply["id"])
+
+    @property
+    def refusal(self) -> Refusal:
+        """Why the last command was refused."""
+        assert self.outcome.refusal is not None, self.reply
+        return self.outcome.refusal
+
+    def row(self, table: Table[Any, R], key: object) -> R:
+        """A row that is in memory."""
+        row = self.squad.rows(table).get(key)
+        assert row is not None, f"no {key} in {table.name}"
+        return row
+
+    def position_of(self, kind: type[Event]) -> int:
+        """The position of the last event of a kind."""
+        return next(recorded.position for recorded in reversed(self.log) if recorded.type == kind.type)
+
+    def caused_by(self, kind: type[Event]) -> int | None:
+        """What the last event of a kind names as its cause."""
+        return next(recorded.caused_by for recorded in reversed(self.log) if recorded.type == kind.type)
+
+    def new_id(self) -> str:
+        """The next id."""
+        id_ = f"00000000-0000-7000-8000-{next(self._numbers):012x}"
+        self._ids.append(id_)
+        return id_
+
+    # how ----------------------------------------------------------------------------------------------------
+
+    def _move_clock(self, at: When | None) -> None:
+        later = self._now if at is None else moment(at)
+        assert later >= self._now, "stories are told in order"
+        self._now = later
+        self._ids.clear()
+
+    def _append(self, event: AnyEvent, at: When | None) -> None:
+        self._move_clock(at)
+        draft, recorded = Draft(self.squad), list[Recorded]()
+        Recorder(draft, recorded, self._now, self.new_id).record([NewEvent(event)], "tester", "given")
+        self._commit(draft, recorded)
+
+    def _commit(self, draft: Draft, recorded: list[Recorded]) -> None:
+        self.squad.merge(draft)
+        self.log += recorded
+        self.recorded = recorded
+
+    def _recall(self, tickets: Sequence[Ticket]) -> list[Recorded]:
+        """What `recall.read` would find in the log."""
+        wanted = recall.needs(self.squad, tickets)
+        if not wanted:
+            return []
+        streams = set(wanted.streams)
+        for recorded in self.log:
+            if recorded.type == "email_received":
+                email = codec.decode(recorded)
+                if getattr(email, "gmail_message_id", None) in wanted.gmail_message_ids:
+                    streams.add(recorded.stream)
+        return [recorded for recorded in self.log if recorded.stream in streams]
+
+    def _events(self, *, by_the_clock: bool) -> list[Event]:
+        return [
+            self._with_placeholders(codec.decode(recorded))
+            for recorded in self.recorded
+            if (recorded.actor == CLOCK_ACTOR) == by_the_clock
+        ]
+
+    def _with_placeholders(self, event: Event) -> Event:
+        fresh = {name: FRESH for name, value in event if isinstance(value, str) and value in self._ids}
+        return event.model_copy(update=fresh)

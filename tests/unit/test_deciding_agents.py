@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from eventstore.events import (
+    AgentHeartbeatRecorded,
+    AgentProfileChanged,
+    AgentRegistered,
+    AgentStatusChanged,
+    AnyEvent,
+    MessageSent,
+    OperationExpired,
+    OperationFinished,
+    OperationStarted,
+    TokensReleased,
+)
+from projections.agents import AGENTS
+from service.commands import (
+    AcknowledgeMessage,
+    AnyCommand,
+    FinishOperation,
+    Heartbeat,
+    PassTime,
+    RecordUsage,
+    RegisterAgent,
+    ReserveTokens,
+    SendMessage,
+    SetPolicy,
+    StartOperation,
+)
+from tests.unit.support import FRESH, START, Story, given, moment
+
+MINUTE = 60.0
+HOUR = 60 * MINUTE
+
+ANN = RegisterAgent(name="ann", role="support", url="https://ann.example", priority=3)
+ANN_STARTS = StartOperation(agent="ann", action="answer", resources={"emailId": "e-1"}, ttl_seconds=2 * HOUR)
+
+ANN_REGISTERED = AgentRegistered(
+    agent="ann",
+    agent_id=FRESH,
+    role="support",
+    url="https://ann.example",
+    priority=3,
+    automatic=False,
+)
+
+
+def ann_turns(previous: str, status: str, reason: str) -> AgentStatusChanged:
+    return AgentStatusChanged.model_validate(
+        {"agent": "ann", "previous": previous, "status": status, "reason": reason}
+    )
+
+
+def an_active_ann() -> Story:
+    return given(ANN, Heartbeat(agent="ann"))
+
+
+class TestRegistering:
+    def test_enters_an_agent_that_is_idle_until_it_acts(self) -> None:
+        story = given().when(ANN)
+        story.then(ANN_REGISTERED).replied(name="ann", role="support", priority=3, status="idle")
+        ann = story.row(AGENTS, "ann")
+        assert (ann.id, ann.status, ann.last_active) == (story.id, "idle", START)
+
+    def test_changes_the_profile_of_one_that_is_registered(self) -> None:
+        story = given(ANN).when(RegisterAgent(name="ann", role="sales"), at=5)
+        story.then(AgentProfileChanged(agent="ann", role="sales", url=None, priority=0))
+        ann = story.row(AGENTS, "ann")
+        assert (ann.role, ann.url, ann.priority) == ("sales", None, 0)
+
+    def test_with_the_same_profile_changes_nothing(self) -> None:
+        story = given(ANN)
+        story.when(ANN, at=5).then_nothing().replied(position=story.position_of(AgentRegistered))
+
+    def test_by_somebody_else_is_no_activity(self) -> None:
+        story = given(ANN).when(RegisterAgent(name="ann", role="sales"), at=5)
+        assert story.row(AGENTS, "ann").last_active == START
+
+
+class TestActingUnregistered:
+    def test_registers_the_agent_before_the_act(self) -> None:
+        story = given().when(SendMessage(from_agent="bob", message="hello"))
+        story.then(
+            AgentRegistered(
+                agent="bob", agent_id=FRESH, role="unknown", url=None, priority=0, automatic=True
+            ),
+            MessageSent(
+                message_id=FRESH, agent="bob", to_agent=None, message="hello", task_id=None, data=None
+            ),
+        )
+        assert story.row(AGENTS, "bob").status == "active"
+
+    def test_twice_in_one_batch_registers_once(self) -> None:
+        hello = SendMessage(from_agent="bob", message="hello")
+        story = given().when(hello, hello)
+        assert [recorded.type for recorded in story.recorded] == [
+            "agent_registered",
+            "message_sent",
+            "message_sent",
+        ]
+
+    def test_keeps_its_id_when_it_registers_itself(self) -> None:
+        story = given(SendMessage(from_agent="ann", message="hello"))
+        before = story.row(AGENTS, "ann")
+        story.when(ANN, at=1)
+        story.then(
+            AgentProfileChanged(agent="ann", role="support", url="https://ann.example", priority=3)
+        ).replied(id=before.id)
+
+
+class TestHeartbeat:
+    def test_of_an_unknown_agent_is_refused(self) -> None:
+        given().when(Heartbeat(agent="nobody")).then_refused("agent_not_found")
+
+    def test_makes_an_idle_agent_active(self) -> None:
+        story = given(ANN).when(Heartbeat(agent="ann"), at=1)
+        story.then(ann_turns("idle", "active", "heartbeat")).replied(status="active", last_active=story.now)
+
+    def test_may_say_the_status_itself(self) -> None:
+        story = an_active_ann()
+        story.when(Heartbeat(agent="ann", status="offline"), at=1)
+        story.then(ann_turns("active", "offline", "heartbeat")).replied(status="offline")
+
+    def test_soon_after_the_last_sign_of_life_is_not_recorded(self) -> None:
+        story = an_active_ann()
+        story.when(Heartbeat(agent="ann"), at=29.9)
+        story.then_nothing().replied(last_active=START, position=story.log[-1].position)
+
+    def test_is_recorded_once_it_moves_the_last_sign_of_life_by_half_a_minute(self) -> None:
+        story = an_active_ann()
+        story.when(Heartbeat(agent="ann"), at=30).then(AgentHeartbeatRecorded(agent="ann"))
+        assert story.row(AGENTS, "ann").last_active == moment(30)
+
+    def test_keeps_an_agent_active_however_short_the_patience_with_it(self) -> None:
+        story = given(ANN, Heartbeat(agent="ann"), policy=SetPolicy(idle_after_minutes=0.05))
+        for second in range(1, 20):
+            story.when(Heartbeat(agent="ann"), at=second).meanwhile()
+        assert story.row(AGENTS, "ann").status == "active"
+
+    def test_in_the_same_status_is_activity_too(self) -> None:
+        story = given(ANN).when(Heartbeat(agent="ann", status="idle"), at=40)
+        story.then(AgentHeartbeatRecorded(agent="ann"))
+
+
+class TestGoingQuiet:
+    def test_an_active_agent_is_idle_after_ten_minutes(self) -> None:
+        story = an_active_ann()
+        story.when(PassTime(), at=10 * MINUTE - 1).meanwhile()
+        story.when(PassTime(), at=10 * MINUTE).meanwhile(ann_turns("active", "idle", "inactivity"))
+
+    def test_an_idle_agent_is_offline_after_sixty_minutes_without_activity(self) -> None:
+        story = an_active_ann().given(PassTime(), at=10 * MINUTE)
+        story.when(PassTime(), at=HOUR - 1).meanwhile()
+        story.when(PassTime(), at=HOUR).meanwhile(ann_turns("idle", "offline", "inactivity"))
+        story.when(PassTime(), at=48 * HOUR)
+        assert "agent_status_changed" not in {recorded.type for recorded in story.recorded}
+
+    def test_an_active_agent_that_nobody_looked_at_for_an_hour_goes_offline_at_once(self) -> None:
+        an_active_ann().when(PassTime(), at=HOUR).meanwhile(ann_turns("active", "offline", "inactivity"))
+
+    def test_is_never_itself_activity(self) -> None:
+        story = an_active_ann().given(PassTime(), at=10 * MINUTE).given(PassTime(), at=HOUR)
+        ann = story.row(AGENTS, "ann")
+        assert (ann.status, ann.last_active) == ("offline", START)
+
+    def test_is_ended_by_any_act(self) -> None:
+        story = an_active_ann().given(PassTime(), at=HOUR)
+        story.when(RecordUsage(agent="ann", tokens=0), at=HOUR + 1)
+        assert story.recorded[0].type == "agent_status_changed"
+        ann = story.row(AGENTS, "ann")
+        assert (ann.status, ann.last_active) == ("active", moment(HOUR + 1))
+
+    def test_names_what_was_last_heard_as_its_cause(self) -> None:
+        story = an_active_ann()
+        heartbeat = story.log[-1].position
+        story.when(PassTime(), at=HOUR)
+        assert story.caused_by(AgentStatusChanged) == heartbeat
+
+    def test_does_not_befall_an_agent_at_work(self) -> None:
+        an_active_ann().given(ANN_STARTS).when(PassTime(), at=1.9 * HOUR).meanwhile()
+
+    def test_follows_the_expiry_of_the_work_at_once(self) -> None:
+        story = an_active_ann().given(ANN_STARTS)
+        operation = story.id
+        story.when(PassTime(), at=2 * HOUR).meanwhile(
+            OperationExpired(operation_id=operation, agent="ann"),
+            ann_turns("active", "offline", "inactivity"),
+        )
+        assert story.caused_by(AgentStatusChanged) == story.position_of(OperationExpired)
+        assert story.row(AGENTS, "ann").operations == 0
+
+    def test_counts_from_the_end_of_the_work(self) -> None:
+        story = an_active_ann().given(ANN_STARTS)
+        story.given(FinishOperation(operation_id=story.id, outcome="succeeded"), at=HOUR)
+        story.when(PassTime(), at=HOUR + 10 * MINUTE - 1).meanwhile()
+        story.when(PassTime(), at=HOUR + 10 * MINUTE).meanwhile(ann_turns("active", "idle", "inactivity"))
+
+    def test_is_not_put_off_by_a_reservation_that_ran_out(self) -> None:
+        story = an_active_ann().given(ReserveTokens(agent="ann", tokens=10, ttl_seconds=9 * MINUTE))
+        story.when(PassTime(), at=9 * MINUTE)
+        assert [recorded.type for recorded in story.recorded] == [TokensReleased.type]
+        story.when(PassTime(), at=10 * MINUTE).meanwhile(ann_turns("active", "idle", "inactivity"))
+
+    def test_keeps_to_the_policy(self) -> None:
+        patient = SetPolicy(idle_after_minutes=1, offline_after_minutes=2)
+        story = given(ANN, Heartbeat(agent="ann"), policy=patient)
+        story.when(PassTime(), at=MINUTE).meanwhile(ann_turns("active", "idle", "inactivity"))
+        story.when(PassTime(), at=2 * MINUTE).meanwhile(ann_turns("idle", "offline", "inactivity"))
+
+
+class TestWorking:
+    def test_turns_an_idle_agent_active_and_says_why(self) -> None:
+        story = given(ANN).when(ANN_STARTS, at=1)
+        started = OperationStarted(
+            operation_id=FRESH,
+            agent="ann",
+            action="answer",
+            resources={"emailId": "e-1"},
+            ttl_seconds=2 * HOUR,
+            blocks_until=moment(31),
+            expires_at=moment(1 + 2 * HOUR),
+        )
+        story.then(ann_turns("idle", "active", "operation_started"), started)
+
+    def test_counts_the_operations_under_way(self) -> None:
+        story = given(ANN_STARTS)
+        first = story.id
+        story.given(ANN_STARTS.model_copy(update={"resources": {"emailId": "e-2"}}))
+        assert story.row(AGENTS, "ann").operations == 2
+        story.when(FinishOperation(operation_id=first, outcome="failed"), at=1)
+        story.then(
+            OperationFinished(operation_id=first, agent="ann", outcome="failed", tokens_used=None)
+        )
+        assert story.row(AGENTS, "ann").operations == 1
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        Heartbeat(agent="ann"),
+        SendMessage(from_agent="ann", message="hello"),
+        ANN_STARTS,
+        ReserveTokens(agent="ann", tokens=1),
+        RecordUsage(agent="ann", tokens=1),
+        ReserveTokens(agent="ann", tokens=10**9),
+    ],
+    ids=lambda act: type(act).__name__,
+)
+def test_any_act_of_an_agent_is_activity(act: AnyCommand) -> None:
+    story = an_active_ann().when(act, at=100)
+    assert story.row(AGENTS, "ann").last_active == START + timedelta(seconds=100)
+
+
+def test_acknowledging_is_activity_and_being_written_to_is_not() -> None:
+    story = an_active_ann().given(SendMessage(from_agent="bob", to_agent="ann", message="hello"), at=50)
+    assert story.row(AGENTS, "ann").last_active == START
+    story.when(AcknowledgeMessage(message_id=story.id, agent="ann"), at=60)
+    assert story.row(AGENTS, "ann").last_active == moment(60)
+
+
+def test_being_refused_is_activity_of_whoever_asked() -> None:
+    story = given(ANN_STARTS).given(Heartbeat(agent="ann", status="idle"))
+    claim = StartOperation(agent="bob", action="answer", resources={"emailId": "e-1"})
+    story.when(claim, at=20)
+    assert story.refusal.code == "conflict"
+    assert story.row(AGENTS, "bob").last_active == moment(20)
+    assert story.row(AGENTS, "ann").last_active == START
+
+
+def test_events_of_an_agent_are_one_stream() -> None:
+    changed: AnyEvent = ann_turns("idle", "active", "heartbeat")
+    assert changed.stream == "agent-ann"
