@@ -82,7 +82,7 @@ def translated(error: psycopg.Error) -> EventStoreError:
         case pg.LockNotAvailable() | pg.QueryCanceled() | pg.DeadlockDetected() | pg.SerializationFailure():
             return StoreBusy(text)
         case pg.ReadOnlySqlTransaction() | pg.IdleInTransactionSessionTimeout() | pg.TransactionTimeout():
-            # A standby that was not promoted yet; sessions that the server ends with another class of error.
+            # A standby that nobody promoted yet, and sessions that the server ended.
             return StoreUnavailable(text)
         case psycopg.OperationalError() | psycopg.InterfaceError():
             return StoreUnavailable(text)

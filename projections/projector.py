@@ -110,6 +110,9 @@ class Projector:
                     connection.pgconn.finish()
             except (EventStoreError, psycopg.Error, OSError) as error:
                 _log.warning("projector lost its connection: %s", error)
+            except Exception:
+                # Nobody would start this task again: it goes on, whatever comes.
+                _log.exception("the projector failed and begins again")
             await asyncio.sleep(delay)
             delay = min(delay * 2, _BACKOFF_SECONDS[1])
 

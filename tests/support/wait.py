@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import pytest
 
@@ -17,13 +17,33 @@ Value = TypeVar("Value")
 _POLL_SECONDS = 0.02
 
 
+@overload
 async def eventually(
-    check: Callable[[], Value | Awaitable[Value]],
+    check: Callable[[], Awaitable[Value]],
+    *,
+    within_seconds: float = ...,
+    describe: str = ...,
+    ignore: tuple[type[Exception], ...] = ...,
+) -> Value: ...
+
+
+@overload
+async def eventually(
+    check: Callable[[], Value],
+    *,
+    within_seconds: float = ...,
+    describe: str = ...,
+    ignore: tuple[type[Exception], ...] = ...,
+) -> Value: ...
+
+
+async def eventually(
+    check: Callable[[], Any],
     *,
     within_seconds: float = 10.0,
     describe: str = "",
     ignore: tuple[type[Exception], ...] = (),
-) -> Value:
+) -> Any:
     """Call `check` until what it returns is true, and return that; fails the test after `within_seconds`.
 
     An exception listed in `ignore` counts as "not yet": a connection that is still refused, say.

@@ -137,12 +137,12 @@ class Story:
 
     def then_recorded(self, *events: Event) -> Story:
         """Exactly these events were recorded, those that the clock brought about apart."""
-        assert self._events(by_the_clock=False) == list(events)
+        assert self.events == list(events)
         return self
 
     def meanwhile(self, *events: Event) -> Story:
         """Exactly these events had come about by the passing of time when the batch was decided."""
-        assert self._events(by_the_clock=True) == list(events)
+        assert self.clock_events == list(events)
         return self
 
     def replied(self, **fields: Any) -> Story:
@@ -179,6 +179,16 @@ class Story:
         """Why the last command was refused."""
         assert self.outcome.refusal is not None, self.reply
         return self.outcome.refusal
+
+    @property
+    def events(self) -> list[Event]:
+        """What the last batch recorded, but for what the clock brought about."""
+        return self._told(by_the_clock=False)
+
+    @property
+    def clock_events(self) -> list[Event]:
+        """What the clock had brought about when the last batch was decided."""
+        return self._told(by_the_clock=True)
 
     def row(self, table: Table[Any, R], key: object) -> R:
         """A row that is in memory."""
@@ -232,7 +242,7 @@ class Story:
                     streams.add(recorded.stream)
         return [recorded for recorded in self.log if recorded.stream in streams]
 
-    def _events(self, *, by_the_clock: bool) -> list[Event]:
+    def _told(self, *, by_the_clock: bool) -> list[Event]:
         return [
             self._with_placeholders(codec.decode(recorded))
             for recorded in self.recorded

@@ -36,7 +36,9 @@ MINUTE = 60.0
 HOUR = 60 * MINUTE
 
 ANN = RegisterAgent(name="ann", role="support", url="https://ann.example", priority=3)
-ANN_STARTS = StartOperation(agent="ann", action="answer", resources={"emailId": "e-1"}, ttl_seconds=2 * HOUR)
+ANN_STARTS = StartOperation(
+    agent="ann", action="answer", resources={"emailId": "e-1"}, ttl_seconds=2 * HOUR
+)
 
 ANN_REGISTERED = AgentRegistered(
     agent="ann",
@@ -231,9 +233,7 @@ class TestWorking:
         story.given(ANN_STARTS.model_copy(update={"resources": {"emailId": "e-2"}}))
         assert story.row(AGENTS, "ann").operations == 2
         story.when(FinishOperation(operation_id=first, outcome="failed"), at=1)
-        story.then(
-            OperationFinished(operation_id=first, agent="ann", outcome="failed", tokens_used=None)
-        )
+        story.then(OperationFinished(operation_id=first, agent="ann", outcome="failed", tokens_used=None))
         assert story.row(AGENTS, "ann").operations == 1
 
 

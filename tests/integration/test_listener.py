@@ -1,0 +1,128 @@
+"""The listener hears what is said, knows that it hears, and notices when it does not."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from eventstore import listener as listening
+from eventstore.listener import Hints, Listener, wait_for_hint
+from tests.support.log import Scribe, said
+from tests.support.parts import connected, running, running_listener, terminate
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from eventstore.connection import Connection
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener that makes sure of its hearing all the time."""
+    monkeypatch.setattr(listening, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(listening, "DEAF_AFTER_SECONDS", 0.3)
+
+
+async def _notify(connection: Connection, channel: str, payload: str) -> None:
+    await connection.execute("SELECT pg_notify(%s, %s)", (channel, payload))
+
+
+async def test_it_hears_of_events_and_up_to_where(database: str) -> None:
+    async with running_listener(database) as listener, connected(database) as connection:
+        ticket = listener.events.ticket()
+        await Scribe(connection).append(said("one"), said("two"))
+        await asyncio.wait_for(ticket.wait(), 1)
+        assert listener.events.position == 2
+
+
+async def test_it_hears_of_projections_apart_from_events(database: str) -> None:
+    async with running_listener(database) as listener, connected(database) as connection:
+        events, projections = listener.events.ticket(), listener.projections.ticket()
+        await _notify(connection, "squad.projections", "5")
+        await asyncio.wait_for(projections.wait(), 1)
+        assert listener.projections.position == 5
+        assert not events.is_set()
+
+
+@pytest.mark.parametrize("payload", ["", "no number", "-1", "1.5", "9" * 30, "9" * 5_000, "١٢"])
+async def test_a_notification_that_anybody_made_up_is_only_a_hint(database: str, payload: str) -> None:
+    async with running_listener(database) as listener, connected(database) as connection:
+        ticket = listener.events.ticket()
+        await _notify(connection, "squad.events", payload)
+        await asyncio.wait_for(ticket.wait(), 1)
+        assert listener.events.position == 0
+        assert listener.hearing
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_it_proves_its_hearing_again_and_again(database: str) -> None:
+    async with running_listener(database) as listener:
+        await eventually(lambda: listener.heartbeats >= 5)
+        assert listener.reconnects == 0
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_no_hint_is_lost_beside_the_heartbeats(database: str) -> None:
+    async with running_listener(database) as listener, connected(database) as connection:
+        for position in range(1, 201):
+            # In one packet with the heartbeat, as often as not.
+            async with connection.pipeline():
+                for _ in range(3):
+                    await _notify(connection, "squad.events", str(position))
+            await eventually(lambda position=position: listener.events.position == position)
+
+
+async def test_it_wakes_everybody_when_it_connects_again(database: str) -> None:
+    async with running_listener(database) as listener, connected(database) as connection:
+        events, projections = listener.events.ticket(), listener.projections.ticket()
+        assert await terminate(connection, "squad listener") == 1
+        await asyncio.wait_for(asyncio.gather(events.wait(), projections.wait()), 2)
+        await eventually(lambda: listener.hearing)
+        assert listener.reconnects == 1
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_one_that_is_connected_but_deaf_is_found_out_and_replaced(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = Listener(database, "squad")
+    right_channel = listener._heartbeat_channel
+    async with running(listener.run()), connected(database) as connection:
+        await eventually(lambda: listener.hearing)
+        # As behind a pooler in transaction mode: what is sent goes out, and nothing comes back.
+        monkeypatch.setattr(listener, "_heartbeat_channel", f"{right_channel}.elsewhere")
+        await eventually(lambda: listener.reconnects > 0)
+        monkeypatch.undo()
+        await eventually(lambda: listener.hearing)
+        await Scribe(connection).append(said("heard again"))
+        await eventually(lambda: listener.events.position == 1)
+
+
+async def test_it_keeps_trying_while_there_is_no_server(database: str) -> None:
+    listener = Listener(f"{database} host=127.0.0.1 port=1", "squad")
+    async with running(listener.run()):
+        await eventually(lambda: listener.reconnects >= 3)
+        assert not listener.hearing
+
+
+async def test_a_hint_between_looking_and_waiting_is_not_missed() -> None:
+    hints = Hints()
+    ticket = hints.ticket()
+    hints.wake(3)
+    async with asyncio.timeout(1):
+        await wait_for_hint(ticket, seconds=60)
+    assert hints.position == 3
+    assert not hints.ticket().is_set()
+
+
+async def test_a_late_hint_does_not_set_the_position_back() -> None:
+    hints = Hints()
+    hints.wake(7)
+    hints.wake(3)
+    assert hints.position == 7
+
+
+async def test_waiting_ends_without_any_hint() -> None:
+    async with asyncio.timeout(5):
+        await wait_for_hint(Hints().ticket(), seconds=0.01)

@@ -1,0 +1,245 @@
+"""The log's promises to those who append: gapless, immutable, at the head or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from eventstore import log
+from eventstore.errors import ClockDrifted, HeadMoved, StoreRefused
+from tests.support.log import Scribe, joined, new_id, said, texts, whole_log
+from tests.support.parts import connected, lock_is_free
+from tests.support.verify import assert_log_is_sound
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from eventstore.connection import Connection
+
+RACERS = 8
+EVENTS_OF_A_RACER = 25
+
+_COLUMNS = (
+    "position, id, stream, version, type, schema_version, data, actor, caused_by, correlation_id,"
+    " idempotency_key, recorded_at, hash"
+)
+AWKWARD = 'line\nfeed, "quotes", back\\slash, \t tab, \x1f separator, \u2028, ümlaut, 猫, \U0001f63a'
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[Connection]:
+    async with connected(database) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def other(database: str) -> AsyncIterator[Connection]:
+    async with connected(database) as opened:
+        yield opened
+
+
+@pytest.fixture
+def scribe(connection: Connection) -> Scribe:
+    return Scribe(connection)
+
+
+async def test_positions_are_gapless_from_1_over_many_batches(scribe: Scribe, database: str) -> None:
+    for size in (1, 3, 2, 500, 1):
+        await scribe.append(*(said(f"{number} of {size}") for number in range(size)))
+    assert len(await assert_log_is_sound(database)) == 507
+
+
+async def test_an_append_that_was_decided_at_an_older_head_stores_nothing(
+    scribe: Scribe, other: Connection
+) -> None:
+    late = Scribe(other)
+    await scribe.append(said("first"), said("second"))
+    with pytest.raises(HeadMoved) as moved:
+        await late.append(said("too late"))
+    assert moved.value.head == 2
+    assert texts(await whole_log(other)) == ["first", "second"]
+
+
+async def test_an_append_that_was_decided_beyond_the_head_stores_nothing(
+    scribe: Scribe, connection: Connection
+) -> None:
+    now = await log.clock(connection)
+    row = scribe.row(said("from the future"), now, position=2)
+    with pytest.raises(HeadMoved) as moved:
+        await log.append(connection, [row], now)
+    assert moved.value.head == 0
+    assert await log.head_position(connection) == 0
+
+
+@pytest.mark.parametrize("seconds", [-3600, -1.5, 1.5, 3600])
+async def test_an_append_that_was_decided_by_a_wrong_clock_stores_nothing(
+    scribe: Scribe, connection: Connection, seconds: float
+) -> None:
+    now = await log.clock(connection)
+    with pytest.raises(ClockDrifted):
+        await log.append(connection, [scribe.row(said("when?"), now)], now + timedelta(seconds=seconds))
+    assert await log.head_position(connection) == 0
+
+
+@pytest.mark.parametrize("role", ["origin", "replica", "local"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE events SET actor = 'somebody else'",
+        "UPDATE events SET actor = actor WHERE false",
+        "DELETE FROM events",
+        "DELETE FROM events WHERE position = 12345",
+        "TRUNCATE events",
+        "TRUNCATE events CASCADE",
+        f"INSERT INTO events ({_COLUMNS}) SELECT {_COLUMNS} FROM events"
+        " ON CONFLICT (position) DO UPDATE SET actor = 'somebody else'",
+        "MERGE INTO events USING (VALUES (1)) v (p) ON position = p WHEN MATCHED THEN DELETE",
+    ],
+)
+async def test_changing_history_is_refused_to_its_owner_in_every_replication_role(
+    scribe: Scribe, connection: Connection, change: str, role: str
+) -> None:
+    before = await scribe.append(said("so it was"))
+    await connection.execute(f"SET session_replication_role = {role}".encode())
+    with pytest.raises(psycopg.errors.RestrictViolation, match="events are immutable"):
+        await connection.execute(change.encode())
+    assert await whole_log(connection) == before
+
+
+async def test_stored_events_come_back_to_the_letter(scribe: Scribe, connection: Connection) -> None:
+    spaced = '{ "z" : [ ],  "n" : 1.0e+2,   "n" : -0, "a" : "\\u00e9\\/é" }'
+    stored = [
+        *await scribe.append(said(AWKWARD)),
+        *await scribe.append(said("spaced as nobody would"), data=spaced),
+        *await scribe.append(said("keyed"), idempotency_key="key 1", caused_by=1, correlation_id="Ω"),
+    ]
+    assert await whole_log(connection) == stored
+    assert texts(stored[:1]) == [AWKWARD]
+
+
+async def test_one_batch_holds_texts_with_anything_in_them(scribe: Scribe, connection: Connection) -> None:
+    said_ = [AWKWARD, "", "\x1f\x1f", "NULL", "{}", "\\N", "'; DROP TABLE events; --", "x" * 100_000]
+    await scribe.append(*map(said, said_))
+    assert texts(await whole_log(connection)) == said_
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"data": "{not json"},
+        {"data": '{"message": "\\u0000"}'},
+        {"data": '{"message": "\x00"}'},
+        {"data": '{"message": "\\ud800"}'},
+        {"stream": "two\nlines"},
+        {"stream": "two\x1fvalues"},
+        {"actor": "two\x1fvalues"},
+        {"idempotency_key": "two\x1fvalues"},
+        {"type": "two\nlines"},
+        {"version": 0},
+        {"version": 2**63},
+        {"schema_version": 0},
+        {"id": "not a uuid"},
+        {"caused_by": 2},
+    ],
+    ids=str,
+)
+async def test_one_event_that_cannot_be_stored_keeps_its_whole_batch_out(
+    scribe: Scribe, connection: Connection, second: dict[str, Any]
+) -> None:
+    now = await log.clock(connection)
+    rows = [
+        scribe.row(said("fine"), now),
+        scribe.row(said("not"), now)._replace(position=2)._replace(**second),
+    ]
+    with pytest.raises(StoreRefused):
+        await log.append(connection, rows, now)
+    assert await log.head_position(connection) == 0
+    assert await lock_is_free(connection)
+    await scribe.append(said("the next one is stored"))
+
+
+async def test_a_stream_never_has_two_events_of_one_version(scribe: Scribe, connection: Connection) -> None:
+    await scribe.append(joined("alice"))
+    with pytest.raises(StoreRefused, match="events_stream_version_key"):
+        await scribe.append(joined("alice"), version=1)
+    assert await log.versions(connection, ["agent-alice", "agent-bob"], upto=9) == {"agent-alice": 1}
+
+
+async def test_the_log_never_has_two_events_of_one_id(scribe: Scribe) -> None:
+    event_id = new_id()
+    await scribe.append(said("once"), id=event_id)
+    with pytest.raises(StoreRefused, match="events_id_key"):
+        await scribe.append(said("twice"), id=event_id)
+
+
+async def test_the_log_never_has_two_events_of_one_idempotency_key(scribe: Scribe) -> None:
+    await scribe.append(said("once"), idempotency_key="k")
+    await scribe.append(said("without a key"))
+    await scribe.append(said("without a key either"))
+    with pytest.raises(StoreRefused, match="events_idempotency_key"):
+        await scribe.append(said("twice"), idempotency_key="k")
+
+
+async def test_whoever_waited_for_the_lock_sees_what_was_committed_meanwhile(
+    scribe: Scribe, connection: Connection, other: Connection
+) -> None:
+    await scribe.append(said("before"))
+    await connection.execute("BEGIN")
+    await log.lock(connection)
+    waiting = asyncio.create_task(log.lock_and_read(other, 0))
+    await eventually(lambda: _somebody_waits_for_the_lock(scribe.connection))
+    await scribe.append(said("while the other waits"))
+    assert not waiting.done()
+    await connection.execute("COMMIT")
+    page, _ = await waiting
+    assert texts(page) == ["before", "while the other waits"]
+    await other.execute("ROLLBACK")
+    assert await lock_is_free(connection)
+
+
+async def _somebody_waits_for_the_lock(connection: Connection) -> bool:
+    cursor = await connection.execute("SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    return await cursor.fetchone() is not None
+
+
+async def test_the_lock_is_held_from_the_reading_to_the_commit(scribe: Scribe, other: Connection) -> None:
+    page, now = await log.lock_and_read(scribe.connection, 0)
+    assert page == []
+    await other.execute("SET lock_timeout = 50")
+    with pytest.raises(psycopg.errors.LockNotAvailable):
+        await other.execute("SELECT lock_log()")
+    row = scribe.row(said("decided under the lock"), now)
+    await log.append(scribe.connection, [row], now, commit=True)
+    assert await lock_is_free(other)
+    assert await whole_log(other) == [row]
+
+
+async def test_appenders_that_race_for_the_head_keep_every_law(database: str) -> None:
+    async def race(name: str) -> int:
+        lost = 0
+        async with connected(database) as connection:
+            scribe = Scribe(connection)
+            for number in range(EVENTS_OF_A_RACER):
+                while True:
+                    await scribe.catch_up()
+                    try:
+                        await scribe.append(said(f"{name} {number}"))
+                    except HeadMoved:
+                        lost += 1
+                        continue
+                    break
+        return lost
+
+    names = [f"racer-{number}" for number in range(RACERS)]
+    lost = sum(await asyncio.gather(*map(race, names)))
+    told = texts(await assert_log_is_sound(database))
+    assert lost > 0, "nobody raced anybody"
+    assert sorted(told) == sorted(f"{name} {n}" for name in names for n in range(EVENTS_OF_A_RACER))
+    for name in names:
+        mine = [text for text in told if text.startswith(f"{name} ")]
+        assert mine == [f"{name} {number}" for number in range(EVENTS_OF_A_RACER)]

@@ -1,0 +1,177 @@
+"""Reading the log: by position, stream, type, agent and time, with the boundaries where they are said to be."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from eventstore import log
+from eventstore.log import Filter
+from eventstore.recorded import EMPTY_LOG, Head
+from tests.support.log import Scribe, joined, new_id, said, texts
+from tests.support.parts import connected
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from datetime import datetime
+
+    from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
+
+SECOND = timedelta(seconds=1)
+MICROSECOND = timedelta(microseconds=1)
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[Connection]:
+    async with connected(database) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def start(connection: Connection) -> datetime:
+    """A moment just past, for a log whose events lie a second apart."""
+    return await log.clock(connection) - timedelta(minutes=1)
+
+
+@pytest.fixture
+async def stored(connection: Connection, start: datetime) -> list[Recorded]:
+    """Positions 1 to 6; 3 and 4 share their moment."""
+    scribe = Scribe(connection)
+    return [
+        *await scribe.append(joined("alice"), at=start),
+        *await scribe.append(said("two"), at=start + SECOND),
+        *await scribe.append(joined("bob"), said("four", agent="bob"), at=start + 2 * SECOND),
+        *await scribe.append(said("five"), at=start + 3 * SECOND),
+        *await scribe.append(said("six", agent="bob"), at=start + 4 * SECOND),
+    ]
+
+
+async def _positions(connection: Connection, wanted: Filter, after: int = 0, limit: int = 100) -> list[int]:
+    return [event.position for event in await log.read_filtered(connection, after, limit, wanted)]
+
+
+async def test_an_empty_log_ends_before_1(connection: Connection, start: datetime) -> None:
+    assert await log.head(connection) == EMPTY_LOG
+    assert await log.head_position(connection) == 0
+    assert await log.read_after(connection, 0) == []
+    assert await log.read_one(connection, 1) is None
+    assert await log.position_at(connection, start) == 0
+    assert await _positions(connection, Filter(since=start, until=start + SECOND)) == []
+
+
+async def test_the_head_is_the_last_event(connection: Connection, stored: list[Recorded]) -> None:
+    last = stored[-1]
+    assert await log.head(connection) == Head(6, last.hash, last.recorded_at)
+    assert await log.head_position(connection) == 6
+
+
+async def test_pages_follow_one_another_without_overlap(
+    connection: Connection, stored: list[Recorded]
+) -> None:
+    assert await log.read_after(connection, 0, limit=4) == stored[:4]
+    assert await log.read_after(connection, 4, limit=4) == stored[4:]
+    assert await log.read_after(connection, 6) == []
+
+
+async def test_one_event_is_read_by_its_position(connection: Connection, stored: list[Recorded]) -> None:
+    assert await log.read_one(connection, 4) == stored[3]
+    assert await log.read_one(connection, 0) is None
+    assert await log.read_one(connection, 7) is None
+
+
+async def test_streams_are_read_in_the_order_of_the_log(
+    connection: Connection, stored: list[Recorded]
+) -> None:
+    wanted = [stored[3].stream, "agent-alice", "agent-nobody"]
+    assert [event.position for event in await log.read_streams(connection, wanted)] == [1, 4]
+
+
+async def test_every_filter_narrows_and_all_narrow_together(
+    connection: Connection, stored: list[Recorded]
+) -> None:
+    assert await _positions(connection, Filter()) == [1, 2, 3, 4, 5, 6]
+    assert await _positions(connection, Filter(type="message_sent")) == [2, 4, 5, 6]
+    assert await _positions(connection, Filter(agent="bob")) == [3, 4, 6]
+    assert await _positions(connection, Filter(stream="agent-bob")) == [3]
+    assert await _positions(connection, Filter(type="message_sent", agent="bob"), after=4) == [6]
+    assert await _positions(connection, Filter(type="message_sent"), limit=2) == [2, 4]
+    assert await _positions(connection, Filter(type="no_such_type")) == []
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "expected"),
+    [
+        (timedelta(0), None, [1, 2, 3, 4, 5, 6]),
+        (MICROSECOND, None, [2, 3, 4, 5, 6]),
+        (2 * SECOND, None, [3, 4, 5, 6]),
+        (2 * SECOND + MICROSECOND, None, [5, 6]),
+        (None, timedelta(0), []),
+        (None, MICROSECOND, [1]),
+        (None, 2 * SECOND, [1, 2]),
+        (None, 2 * SECOND + MICROSECOND, [1, 2, 3, 4]),
+        (SECOND, 3 * SECOND, [2, 3, 4]),
+        (2 * SECOND, 2 * SECOND, []),
+        (5 * SECOND, None, []),
+    ],
+)
+async def test_since_is_inclusive_and_until_is_not(
+    connection: Connection,
+    start: datetime,
+    stored: list[Recorded],
+    since: timedelta | None,
+    until: timedelta | None,
+    expected: list[int],
+) -> None:
+    wanted = Filter(
+        since=None if since is None else start + since, until=None if until is None else start + until
+    )
+    assert stored[2].recorded_at == stored[3].recorded_at
+    assert await _positions(connection, wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("offset", "position"),
+    [
+        (-MICROSECOND, 0),
+        (timedelta(0), 1),
+        (SECOND - MICROSECOND, 1),
+        (SECOND, 2),
+        (2 * SECOND, 4),
+        (2 * SECOND + MICROSECOND, 4),
+        (4 * SECOND, 6),
+        (timedelta(days=1), 6),
+    ],
+)
+@pytest.mark.usefixtures("stored")
+async def test_the_position_at_a_moment_is_the_last_one_recorded_by_then(
+    connection: Connection, start: datetime, offset: timedelta, position: int
+) -> None:
+    assert await log.position_at(connection, start + offset) == position
+
+
+async def test_ids_are_found_with_their_positions(connection: Connection, stored: list[Recorded]) -> None:
+    absent = new_id()
+    wanted = [stored[4].id, absent, stored[1].id]
+    assert await log.find_ids(connection, wanted) == {stored[4].id: 5, stored[1].id: 2}
+
+
+async def test_versions_are_those_of_the_position_asked_for(connection: Connection) -> None:
+    scribe = Scribe(connection)
+    message = said("once")
+    await scribe.append(joined("alice"), joined("alice"), message, joined("alice"))
+    streams = ["agent-alice", message.stream, "agent-nobody"]
+    assert await log.versions(connection, streams, upto=2) == {"agent-alice": 2}
+    assert await log.versions(connection, streams, upto=4) == {"agent-alice": 3, message.stream: 1}
+
+
+async def test_pages_of_the_usual_size_hold_a_long_log(connection: Connection) -> None:
+    scribe = Scribe(connection)
+    for _ in range(3):
+        await scribe.append(*(said(str(number)) for number in range(2_500)))
+    first = await log.read_after(connection, 0)
+    rest = await log.read_after(connection, first[-1].position)
+    assert (len(first), len(rest)) == (log.PAGE_EVENTS, 2_500)
+    assert texts(rest) == [str(number) for number in range(2_500)]

@@ -1,0 +1,165 @@
+"""The schema: applied once by whoever comes first, and refused where it does not fit."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from eventstore import log, schema
+from eventstore.connection import session_options
+from eventstore.errors import SchemaMissing, SchemaTooNew, UnsupportedServer
+from eventstore.schema import SCHEMA_VERSION, steps
+from tests.support.log import Scribe, said
+from tests.support.parts import SCHEMA, connected
+
+if TYPE_CHECKING:
+    from eventstore.connection import Connection
+
+PROCESSES = 6
+APPLY = """
+import asyncio, sys
+from eventstore import schema
+sys.stdin.readline()
+asyncio.run(schema.apply(sys.argv[1], "squad"))
+"""
+
+
+async def _applications(connection: Connection) -> int:
+    row = await (await connection.execute("SELECT count(*) FROM schema_info")).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def test_processes_that_apply_it_at_once_all_succeed_and_one_does_it(empty_database: str) -> None:
+    pipe = asyncio.subprocess.PIPE
+    processes = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", APPLY, empty_database, stdin=pipe, stderr=pipe
+        )
+        for _ in range(PROCESSES)
+    ]
+    outcomes = await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
+    assert [process.returncode for process in processes] == [0] * PROCESSES, outcomes
+    async with connected(empty_database) as connection:
+        await schema.check(connection)
+        assert await _applications(connection) == 1
+
+
+async def test_connections_that_apply_it_at_once_all_succeed_and_one_does_it(empty_database: str) -> None:
+    await asyncio.gather(*(schema.apply(empty_database, SCHEMA) for _ in range(PROCESSES)))
+    async with connected(empty_database) as connection:
+        assert await _applications(connection) == 1
+        assert await schema.version(connection) == SCHEMA_VERSION
+
+
+async def test_applying_it_again_changes_nothing(database: str) -> None:
+    async with connected(database) as connection:
+        await Scribe(connection).append(said("kept"))
+        await schema.apply(database, SCHEMA)
+        assert await log.head_position(connection) == 1
+        assert await _applications(connection) == 1
+
+
+async def test_a_role_that_may_create_no_schema_can_use_one_that_is_there(
+    empty_database: str,
+) -> None:
+    role = f"tenant_{empty_database[-12:]}"
+    async with await psycopg.AsyncConnection.connect(empty_database, autocommit=True) as admin:
+        await admin.execute(f"CREATE ROLE {role}".encode())
+        await admin.execute(f"CREATE SCHEMA squad AUTHORIZATION {role}".encode())
+        try:
+            await schema.apply(make_conninfo(empty_database, options=f"-c role={role}"), SCHEMA)
+            async with connected(empty_database) as connection:
+                await schema.check(connection)
+        finally:
+            await admin.execute(f"DROP OWNED BY {role}".encode())
+            await admin.execute(f"DROP ROLE {role}".encode())
+
+
+async def test_a_newer_schema_is_refused_and_left_alone(database: str) -> None:
+    async with connected(database) as connection:
+        await connection.execute("INSERT INTO schema_info (version) VALUES (%s)", (SCHEMA_VERSION + 1,))
+        with pytest.raises(SchemaTooNew):
+            await schema.check(connection)
+        with pytest.raises(SchemaTooNew):
+            await schema.apply(database, SCHEMA)
+        assert await schema.version(connection) == SCHEMA_VERSION + 1
+
+
+async def test_a_database_without_the_schema_is_refused(empty_database: str) -> None:
+    async with connected(empty_database) as connection:
+        assert await schema.version(connection) == 0
+        with pytest.raises(SchemaMissing):
+            await schema.check(connection)
+
+
+async def test_a_schema_that_lost_its_version_is_refused(database: str) -> None:
+    async with connected(database) as connection:
+        await connection.execute("TRUNCATE schema_info")
+        with pytest.raises(SchemaMissing):
+            await schema.check(connection)
+        with pytest.raises(SchemaMissing):
+            await schema.apply(database, SCHEMA)
+
+
+async def test_an_attempt_that_fails_leaves_nothing_behind(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = schema.schema_sql()
+    monkeypatch.setattr(schema, "schema_sql", lambda: f"{whole}\nSELECT 1 / 0;")
+    with pytest.raises(Exception, match="division by zero"):
+        await schema.apply(empty_database, SCHEMA)
+    async with connected(empty_database) as connection:
+        row = await (await connection.execute("SELECT to_regnamespace('squad')")).fetchone()
+        assert row == (None,)
+        assert await schema.version(connection) == 0
+
+
+async def test_a_database_in_another_encoding_is_refused(empty_database: str) -> None:
+    name = f"latin_{empty_database[-12:]}"
+    async with await psycopg.AsyncConnection.connect(empty_database, autocommit=True) as admin:
+        await admin.execute(
+            f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII'"
+            " LOCALE_PROVIDER libc LOCALE 'C'".encode()
+        )
+        try:
+            with pytest.raises(UnsupportedServer, match="SQL_ASCII"):
+                await schema.apply(make_conninfo(empty_database, dbname=name), SCHEMA)
+        finally:
+            await admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+async def test_an_older_schema_is_lifted_step_by_step(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = """
+-- @upgrade 2
+CREATE TABLE second (n integer);
+-- @upgrade 3
+INSERT INTO second VALUES (3);
+"""
+    whole = schema.schema_sql()
+    monkeypatch.setattr(schema, "schema_sql", lambda: whole + later)
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", 3)
+    await schema.apply(database, SCHEMA)
+    async with connected(database) as connection:
+        assert await schema.version(connection) == 3
+        assert await (await connection.execute("SELECT n FROM second")).fetchall() == [(3,)]
+
+
+def test_the_steps_are_the_whole_and_one_upgrade_for_each_later_version() -> None:
+    whole, upgrades = steps(schema.schema_sql())
+    assert "CREATE TABLE events" in whole
+    assert sorted(upgrades) == list(range(2, SCHEMA_VERSION + 1))
+    assert steps("a\n-- @upgrade 2\nb\n-- @upgrade 3\nc") == ("a\n", {2: "\nb\n", 3: "\nc"})
+
+
+@pytest.mark.parametrize("name", ["", "Squad", "a-b", "a b", "1st", "x" * 41, 'a"b', "a;b", "ünder"])
+def test_a_schema_is_not_named_so_that_it_needs_quotes(name: str) -> None:
+    with pytest.raises(ValueError, match="is named like"):
+        session_options(name)

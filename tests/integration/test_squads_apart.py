@@ -1,0 +1,75 @@
+"""Two squads in one database: neither sees, wakes or holds up the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eventstore import log, schema
+from projections.projector import Projector
+from tests.support.log import Scribe, said, texts, whole_log
+from tests.support.parts import connected, message, running, running_listener, running_writer, submit
+from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from eventstore.recorded import Recorded
+
+# One name begins with the other, so that a channel or a lock made of a prefix would show.
+OTHER = "squad_b"
+
+
+async def test_each_squad_has_a_log_of_its_own(database: str) -> None:
+    await schema.apply(database, OTHER)
+    async with connected(database) as one, connected(database, OTHER) as two:
+        await Scribe(one).append(said("in one"))
+        await Scribe(two).append(said("in two"), said("in two as well"))
+        assert texts(await whole_log(one)) == ["in one"]
+        assert texts(await whole_log(two)) == ["in two", "in two as well"]
+
+
+async def test_a_squad_that_holds_its_lock_holds_up_no_other(database: str) -> None:
+    await schema.apply(database, OTHER)
+    async with connected(database) as one, connected(database, OTHER) as two:
+        await log.lock_and_read(one, 0)
+        await two.execute("SET lock_timeout = 100")
+        await Scribe(two).append(said("not held up"))
+
+
+async def test_an_event_wakes_its_own_squad_only(database: str) -> None:
+    await schema.apply(database, OTHER)
+    async with (
+        running_listener(database) as one,
+        running_listener(database, OTHER) as two,
+        connected(database) as in_one,
+        connected(database, OTHER) as in_two,
+    ):
+        await Scribe(in_one).append(*(said(str(number)) for number in range(7)))
+        await Scribe(in_two).append(said("later"))
+        await eventually(lambda: one.events.position == 7 and two.events.position == 1)
+        # What was appended first was also delivered first, so by now the other would have heard of it.
+        assert two.events.position == 1
+
+
+async def test_both_are_written_and_projected_side_by_side(database: str) -> None:
+    await schema.apply(database, OTHER)
+    async with (
+        running_listener(database) as one,
+        running_listener(database, OTHER) as two,
+        running(
+            Projector(database, "squad", one.events).run(), Projector(database, OTHER, two.events).run()
+        ),
+        running_writer(database, "squad", hints=one.events) as first,
+        running_writer(database, OTHER, hints=two.events) as second,
+    ):
+        for number in range(5):
+            await submit(first, message(f"one {number}"))
+            await submit(second, message(f"two {number}", agent="bob"))
+        for name in ("squad", OTHER):
+            await eventually(lambda name=name: projected_to_head(database, name))
+            assert await assert_tables_equal_fold(database, name) > 0
+    assert _agents(await assert_log_is_sound(database, "squad")) == {"agent-alice"}
+    assert _agents(await assert_log_is_sound(database, OTHER)) == {"agent-bob"}
+
+
+def _agents(events: list[Recorded]) -> set[str]:
+    return {event.stream for event in events if event.stream.startswith("agent-")}

@@ -1,0 +1,129 @@
+"""A subscription: the whole log once, in order, first what is there and then what comes."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from eventstore import log
+from eventstore.errors import HeadMoved, StoreUnavailable
+from eventstore.listener import Hints
+from eventstore.log import Filter
+from eventstore.subscription import follow
+from tests.support.log import Scribe, joined, said, texts
+from tests.support.parts import connected, running_listener
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
+
+    Opener = Callable[[], AbstractAsyncContextManager[Connection]]
+
+WRITERS = 4
+EVENTS_OF_A_WRITER = 50
+
+
+@pytest.fixture
+def opener(database: str) -> Opener:
+    return lambda: connected(database)
+
+
+@pytest.fixture
+async def scribe(database: str) -> AsyncIterator[Scribe]:
+    async with connected(database) as connection:
+        yield Scribe(connection)
+
+
+async def _take(pages: AsyncIterator[list[Recorded]], count: int) -> list[Recorded]:
+    """The next events, at least `count` of them."""
+    taken: list[Recorded] = []
+    async with asyncio.timeout(10):
+        while len(taken) < count:
+            taken += await anext(pages)
+    return taken
+
+
+async def test_it_gives_what_is_there_and_then_what_comes(
+    scribe: Scribe, opener: Opener, database: str
+) -> None:
+    await scribe.append(said("one"), said("two"), said("three"))
+    async with (
+        running_listener(database) as listener,
+        aclosing(follow(opener, listener.events, after=1, poll_seconds=60)) as pages,
+    ):
+        assert texts(await _take(pages, 2)) == ["two", "three"]
+        await scribe.append(said("four"))
+        assert texts(await _take(pages, 1)) == ["four"]
+
+
+async def test_without_any_hint_it_looks_by_itself(scribe: Scribe, opener: Opener) -> None:
+    async with aclosing(follow(opener, Hints(), after=0, poll_seconds=0.05)) as pages:
+        next_page = asyncio.ensure_future(_take(pages, 1))
+        await scribe.append(said("found"))
+        assert texts(await next_page) == ["found"]
+
+
+async def test_it_reads_on_in_pages_until_it_is_live(
+    scribe: Scribe,
+    opener: Opener,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await scribe.append(*(said(str(number)) for number in range(25)))
+    monkeypatch.setattr(log, "PAGE_EVENTS", 10)
+    monkeypatch.setattr(log.read_after, "__defaults__", (10,))
+    async with aclosing(follow(opener, Hints(), after=0, poll_seconds=60)) as pages:
+        assert [len(await anext(pages)) for _ in range(3)] == [10, 10, 5]
+
+
+async def test_a_filter_lets_through_what_it_names_and_misses_none(
+    scribe: Scribe,
+    opener: Opener,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log, "PAGE_EVENTS", 2)
+    for number in range(5):
+        await scribe.append(joined(f"a{number}"), *(said(f"{number}.{n}") for n in range(7)))
+    wanted = Filter(type="agent_registered")
+    async with aclosing(follow(opener, Hints(), after=0, wanted=wanted, poll_seconds=0.05)) as pages:
+        assert [event.position for event in await _take(pages, 5)] == [1, 9, 17, 25, 33]
+        await scribe.append(said("not wanted"))
+        await scribe.append(joined("wanted"))
+        assert [event.position for event in await _take(pages, 1)] == [42]
+
+
+async def test_nothing_is_missed_or_doubled_while_many_append(opener: Opener, database: str) -> None:
+    async def write(name: str) -> None:
+        async with connected(database) as connection:
+            scribe = Scribe(connection)
+            for number in range(EVENTS_OF_A_WRITER):
+                while True:
+                    await scribe.catch_up()
+                    try:
+                        await scribe.append(said(f"{name} {number}"))
+                    except HeadMoved:
+                        continue
+                    break
+
+    total = WRITERS * EVENTS_OF_A_WRITER
+    wanted = Filter(type="message_sent")
+    async with (
+        running_listener(database) as listener,
+        aclosing(follow(opener, listener.events, after=0)) as plain,
+        aclosing(follow(opener, listener.events, after=0, wanted=wanted)) as filtered,
+    ):
+        followed = [asyncio.ensure_future(_take(pages, total)) for pages in (plain, filtered)]
+        await asyncio.gather(*(write(f"writer-{number}") for number in range(WRITERS)))
+        for events in await asyncio.gather(*followed):
+            assert [event.position for event in events] == list(range(1, total + 1))
+
+
+async def test_a_read_that_fails_ends_it_with_a_storage_error(database: str) -> None:
+    pages = follow(lambda: connected(f"{database} host=127.0.0.1 port=1"), Hints(), after=0)
+    with pytest.raises(StoreUnavailable):
+        await anext(pages)

@@ -1,0 +1,108 @@
+"""A log written by hand: events without decisions, for tests of what stores, reads and follows them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from uuid_utils import uuid7
+
+from eventstore import codec, log
+from eventstore.chain import hash_of
+from eventstore.events import AgentRegistered, MessageSent
+from eventstore.recorded import EMPTY_LOG, Head, Recorded
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from eventstore.connection import Connection
+    from eventstore.events import AnyEvent
+
+
+def new_id() -> str:
+    return str(uuid7())
+
+
+def said(text: str, *, agent: str = "alice") -> MessageSent:
+    return MessageSent(
+        message_id=new_id(), agent=agent, to_agent=None, message=text, task_id=None, data=None
+    )
+
+
+def joined(agent: str) -> AgentRegistered:
+    return AgentRegistered(
+        agent=agent, agent_id=new_id(), role="tester", url=None, priority=0, automatic=False
+    )
+
+
+class Scribe:
+    """Appends events as a writer would, one who never has to decide."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.head: Head = EMPTY_LOG
+        self._versions: Counter[str] = Counter()
+
+    def row(self, event: AnyEvent, recorded_at: datetime, **different: Any) -> Recorded:
+        """The event as the next row of the log, with some columns as the test wants them."""
+        row = Recorded(
+            position=self.head.position + 1,
+            id=new_id(),
+            stream=event.stream,
+            version=self._versions[event.stream] + 1,
+            type=event.type,
+            schema_version=event.schema_version,
+            data=codec.encode(event),
+            actor="test:scribe",
+            caused_by=None,
+            correlation_id="scribe",
+            idempotency_key=None,
+            recorded_at=recorded_at,
+            hash=b"",
+        )._replace(**different)
+        return row._replace(hash=hash_of(self.head.hash, row))
+
+    def _goes_on(self, row: Recorded) -> None:
+        self.head = Head(row.position, row.hash, row.recorded_at)
+        self._versions[row.stream] = row.version
+
+    async def catch_up(self) -> None:
+        """Reads what others have appended."""
+        while page := await log.read_after(self.connection, self.head.position):
+            for row in page:
+                self._goes_on(row)
+
+    async def append(
+        self, *events: AnyEvent, at: datetime | None = None, **different: Any
+    ) -> list[Recorded]:
+        """Appends the events as one batch, recorded now or at the moment given.
+
+        Where that raises, the scribe still stands where it stood.
+        """
+        now = await log.clock(self.connection)
+        before, versions = self.head, self._versions.copy()
+        rows: list[Recorded] = []
+        try:
+            for event in events:
+                rows.append(self.row(event, at or now, **different))
+                self._goes_on(rows[-1])
+            await log.append(self.connection, rows, now)
+        except BaseException:
+            self.head, self._versions = before, versions
+            raise
+        return rows
+
+
+async def whole_log(connection: Connection) -> list[Recorded]:
+    """Every event there is."""
+    events: list[Recorded] = []
+    while page := await log.read_after(connection, len(events)):
+        events += page
+    return events
+
+
+def texts(events: Sequence[Recorded]) -> list[str]:
+    """What was said, of events that are messages."""
+    decoded = (codec.decode(recorded) for recorded in events)
+    return [event.message for event in decoded if isinstance(event, MessageSent)]

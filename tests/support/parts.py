@@ -1,0 +1,127 @@
+"""The running parts of a squad, for the time of a block, and the backends behind their connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from eventstore.connection import connect
+from eventstore.listener import Hints, Listener
+from service import commands as do
+from service.clock import DatabaseClock
+from service.requests import Answer, Request
+from service.writer import Writer
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+
+    from eventstore.connection import Connection
+    from service.commands import AnyCommand
+    from service.requests import Outcome
+
+SCHEMA = "squad"
+
+
+@contextlib.asynccontextmanager
+async def running(*parts: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs parts that never end by themselves; one that does so, or raises, fails the test."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        yield
+        for task in tasks:
+            assert not task.done(), f"{task.get_coro()} ended by itself"
+    finally:
+        for task in tasks:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    for outcome in outcomes:
+        assert isinstance(outcome, asyncio.CancelledError), f"a part ended with {outcome!r}"
+
+
+@contextlib.asynccontextmanager
+async def running_writer(
+    dsn: str,
+    schema: str = SCHEMA,
+    *,
+    hints: Hints | None = None,
+    clock: DatabaseClock | None = None,
+    policy: do.SetPolicy | None = None,
+) -> AsyncIterator[Writer]:
+    """A writer that is ready, in a squad that has rules."""
+    writer = Writer(dsn, schema, clock or DatabaseClock(), hints or Hints())
+    async with running(writer.run()):
+        await submit(writer, policy or do.SetPolicy(daily_tokens=1_000_000_000))
+        yield writer
+
+
+@contextlib.asynccontextmanager
+async def running_listener(dsn: str, schema: str = SCHEMA) -> AsyncIterator[Listener]:
+    """A listener that has heard its own heartbeat."""
+    listener = Listener(dsn, schema)
+    async with running(listener.run()):
+        await eventually(lambda: listener.hearing)
+        yield listener
+
+
+async def submit(
+    writer: Writer,
+    command: AnyCommand,
+    *,
+    key: str | None = None,
+    fingerprint: str = "",
+    patience_seconds: float = 20.0,
+) -> Outcome:
+    """Submits a command the way the API does."""
+    request = Request(command, "agent:test", "test", key, fingerprint, render if key else None)
+    return await writer.submit(request, patience_seconds)
+
+
+def render(outcome: Outcome) -> Answer:
+    """The answer that an idempotency key keeps in these tests."""
+    body = {"id": outcome.reply.get("id"), "position": outcome.position}
+    return Answer(409 if outcome.refusal else 201, body)
+
+
+def message(text: str, *, agent: str = "alice") -> do.SendMessage:
+    return do.SendMessage(from_agent=agent, message=text)
+
+
+@contextlib.asynccontextmanager
+async def connected(dsn: str, schema: str = SCHEMA) -> AsyncIterator[Connection]:
+    """A connection to look at a squad with."""
+    async with await connect(dsn, schema, name="squad test") as connection:
+        yield connection
+
+
+async def backends(connection: Connection, name: str) -> list[int]:
+    """The server processes of this database whose sessions bear this application name."""
+    cursor = await connection.execute(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s",
+        (name,),
+    )
+    return [pid for (pid,) in await cursor.fetchall()]
+
+
+async def terminate(connection: Connection, name: str) -> int:
+    """Ends those server processes; says how many there were."""
+    cursor = await connection.execute(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = %s",
+        (name,),
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def lock_is_free(connection: Connection) -> bool:
+    """Whether nobody holds the log's lock, nor waits for it."""
+    cursor = await connection.execute(
+        "SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " AND classid = 'events'::regclass::oid)"
+    )
+    row = await cursor.fetchone()
+    return bool(row and row[0])
