@@ -38,6 +38,10 @@ _KEEPALIVE = {
 """Seconds (tcp_user_timeout: milliseconds). A peer that vanished is noticed within about 15 seconds."""
 
 
+_HAS_TRANSACTION_TIMEOUT = 170_000
+_TRANSACTION_TIMEOUT_MILLISECONDS = 120_000
+
+
 class _UuidText(Loader):
     """Ids are strings everywhere in this project."""
 
@@ -86,6 +90,9 @@ async def connect(dsn: str, schema: str, *, name: str, **settings: str | int) ->
             application_name=name,
             options=_options(dsn, session_options(schema, **settings)),
         )
+        if connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
+            # Also where a client stands still in the middle of a request, which no other timeout covers.
+            await connection.execute(f"SET transaction_timeout = {_TRANSACTION_TIMEOUT_MILLISECONDS}")
     configure(connection)
     return connection
 
@@ -107,7 +114,9 @@ def pool(dsn: str, schema: str, *, name: str, size: int) -> AsyncConnectionPool[
         max_size=size,
         timeout=5,
         max_waiting=1_000,
-        reconnect_timeout=30,
+        # Given up soon, and begun anew for whoever asks next: between attempts the pool waits longer and
+        # longer, and would keep readers away for seconds after the database is back.
+        reconnect_timeout=1,
         open=False,
     )
 

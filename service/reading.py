@@ -61,6 +61,7 @@ class ReadTables:
         """Lets nobody wait any more: the service stops."""
         self._let_go = True
         self._hints.wake()
+        self._projector.moved.wake()
         self._writer.moved.wake()
 
     @asynccontextmanager
@@ -129,7 +130,8 @@ class ReadTables:
     async def _wait(self, name: str, position: int, seconds: float) -> int:
         deadline = monotonic() + seconds
         while True:
-            ticket = self._hints.ticket()
+            moved = self._projector.moved if self._projector.active else self._hints
+            ticket = moved.ticket()
             reached = self._known(name)
             if reached < position and not self._projector.active:
                 reached = (await self.refresh()).get(name, 0)

@@ -32,6 +32,7 @@ from eventstore.recorded import GENESIS_HASH
 from projections import PROJECTIONS
 from projections.agents import AGENTS
 from projections.budgets import BUDGET_DAYS, BUDGETS, RESERVATIONS
+from projections.emails import EMAILS
 from projections.operations import OPERATIONS
 from service.batch import Recorder
 from service.commands import AnyCommand, SetPolicy
@@ -42,7 +43,9 @@ from tests.unit import strategies
 from tests.unit.support import Story
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from hypothesis.strategies import SearchStrategy
 
     from eventstore.recorded import Recorded
     from projections.projection import Table, Touched
@@ -60,14 +63,20 @@ class Wish(NamedTuple):
     """Whether it fails after it was decided."""
 
 
-wishes = st.builds(
-    Wish,
-    command=strategies.commands,
-    key=st.sampled_from((*[None] * 20, "k-1", "k-2", "k-3")),
-    fails=st.sampled_from((*[False] * 11, True)),
-)
-pauses = st.sampled_from((*[0.0] * 4, 0.1, 1.0, 2.0, 9.0, 31.0, 61.0, 299.0, 700.0, 4_000.0, 90_000.0))
-histories = st.lists(st.tuples(pauses, st.lists(wishes, min_size=1, max_size=8)), min_size=5, max_size=25)
+History = list[tuple[float, list[Wish]]]
+"""Pauses in seconds, each with the batch that follows."""
+
+
+def histories(commands: SearchStrategy[AnyCommand], pauses: Sequence[float]) -> SearchStrategy[History]:
+    """Histories of these commands, some of them with an idempotency key, a few of them failing."""
+    wishes = st.builds(
+        Wish,
+        command=commands,
+        key=st.sampled_from((*[None] * 24, *"abcdefgh")),
+        fails=st.sampled_from((*[False] * 15, True)),
+    )
+    batches = st.lists(wishes, min_size=1, max_size=8)
+    return st.lists(st.tuples(st.sampled_from(pauses), batches), min_size=5, max_size=30)
 
 
 class Rules:
@@ -188,6 +197,8 @@ class World:
             for resource in row.resources.items():
                 holders[resource].append(row.id)
         assert squad.holders == {resource: tuple(ids) for resource, ids in holders.items()}
+
+        assert squad.gmail_ids == {row.gmail_message_id: row.id for row in squad.all(EMAILS)}
 
         working = Counter(row.agent for row in operations)
         assert {row.name: row.operations for row in squad.all(AGENTS)} == {
@@ -316,15 +327,18 @@ def _folded(log: Sequence[Recorded], page_events: int) -> Squad:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _no_word_of_the_faults_that_are_meant() -> None:
-    logging.getLogger("service.batch").addFilter(lambda record: "failed" not in record.msg)
+def _no_word_of_the_faults_that_are_meant() -> Iterator[None]:
+    def is_not_meant(record: logging.LogRecord) -> bool:
+        return record.levelno != logging.ERROR
+
+    logger = logging.getLogger("service.batch")
+    logger.addFilter(is_not_meant)
+    yield
+    logger.removeFilter(is_not_meant)
 
 
-@settings(max_examples=300, deadline=None)
-@for_all(history=histories, policy=strategies.policies, page_events=st.integers(1, 40))
-def test_whatever_happens_the_promises_hold(
-    history: list[tuple[float, list[Wish]]], policy: SetPolicy, page_events: int
-) -> None:
+def live_through(history: History, policy: SetPolicy, page_events: int) -> None:
+    """Lives through a history and checks all that must hold, all the time and in the end."""
     world = World()
     world.live(0, [Wish(policy, None, fails=False)])
     for pause_seconds, batch in history:
@@ -333,3 +347,43 @@ def test_whatever_happens_the_promises_hold(
     world.check_fresh_folds(page_events)
     world.check_read_tables()
     world.end()
+
+
+squads = settings(max_examples=80)
+pages = st.integers(1, 40)
+
+
+@squads
+@for_all(
+    history=histories(strategies.commands, (0, 0, 0.1, 1, 31, 61, 299, 700, 4_000, 90_000)),
+    policy=strategies.first_policies,
+    page_events=pages,
+)
+def test_the_promises_hold_whatever_is_asked_for(
+    history: History, policy: SetPolicy, page_events: int
+) -> None:
+    live_through(history, policy, page_events)
+
+
+@squads
+@for_all(
+    history=histories(strategies.work, (0, 0, 1, 20, 31, 31, 61)),
+    policy=strategies.first_policies,
+    page_events=pages,
+)
+def test_the_promises_hold_however_resources_are_fought_over(
+    history: History, policy: SetPolicy, page_events: int
+) -> None:
+    live_through(history, policy, page_events)
+
+
+@squads
+@for_all(
+    history=histories(strategies.spending, (0, 0, 0, 1, 200, 700, 40_000)),
+    policy=strategies.first_policies,
+    page_events=pages,
+)
+def test_the_promises_hold_however_tokens_are_spent(
+    history: History, policy: SetPolicy, page_events: int
+) -> None:
+    live_through(history, policy, page_events)
