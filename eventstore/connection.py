@@ -15,7 +15,7 @@ from psycopg.adapt import Loader
 from psycopg.types.json import set_json_dumps, set_json_loads
 from psycopg_pool import AsyncConnectionPool
 
-from eventstore.errors import translating
+from eventstore.translation import translating
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,9 +90,13 @@ async def connect(dsn: str, schema: str, *, name: str, **settings: str | int) ->
             application_name=name,
             options=_options(dsn, session_options(schema, **settings)),
         )
-        if connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
-            # Also where a client stands still in the middle of a request, which no other timeout covers.
-            await connection.execute(f"SET transaction_timeout = {_TRANSACTION_TIMEOUT_MILLISECONDS}")
+        try:
+            if connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
+                # For a client that stands still in the middle of a request: no other timeout covers it.
+                await connection.execute(f"SET transaction_timeout = {_TRANSACTION_TIMEOUT_MILLISECONDS}")
+        except BaseException:
+            connection.pgconn.finish()
+            raise
     configure(connection)
     return connection
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 from psycopg import AsyncClientCursor, AsyncCursor
 
-from eventstore.errors import ClockDrifted, HeadMoved, translating
+from eventstore.errors import ClockDrifted, HeadMoved
 from eventstore.recorded import EMPTY_LOG, Head, Recorded
+from eventstore.translation import translating
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -20,8 +20,9 @@ from psycopg import sql
 
 from eventstore import codec, log
 from eventstore.connection import Connection, connect, hanging_up_after
-from eventstore.errors import EventStoreError, StoreBusy, StoreUnavailable, translating
+from eventstore.errors import EventStoreError, StoreBusy, StoreUnavailable
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
+from eventstore.translation import translating
 from projections import PROJECTIONS, storage
 
 if TYPE_CHECKING:

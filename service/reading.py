@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg_pool import PoolTimeout, TooManyRequests
 
-from eventstore.errors import StoreUnavailable, translated
+from eventstore.errors import StoreUnavailable
 from eventstore.listener import wait_for_hint
+from eventstore.translation import translated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

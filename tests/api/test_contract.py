@@ -77,7 +77,9 @@ def session() -> Iterator[requests.Session]:
 @pytest.fixture(scope="module")
 def document(process: ServiceProcess) -> BaseSchema:
     """The document as the service serves it."""
-    return schemathesis.openapi.from_url(f"{process.url}/openapi.json", config=CONFIG, timeout=TIMEOUT_SECONDS)
+    return schemathesis.openapi.from_url(
+        f"{process.url}/openapi.json", config=CONFIG, timeout=TIMEOUT_SECONDS
+    )
 
 
 # A stream never ends by itself; what it takes and gives is tested beside the other streams.
