@@ -6,7 +6,7 @@ looked at than where it ends and whether it is a 2xx. How fast it can be at most
 benchmark: its rate on a server that answers without looking (`benchmarks.canned_server`). `load_cpu` says
 how much of one core it used; near 1 it would be measuring itself.
 
-It prints one JSON object: requests a second, percentiles in milliseconds, its own use of the processor.
+It prints one JSON object: requests, how many a second, percentiles in milliseconds, its own use of a core.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ async def generate(url: str, path: str, body: bytes, connections: int, seconds: 
     elapsed, used = perf_counter() - started, process_time() - cpu
     latencies = sorted(latency for _, connection in opened for latency in connection.latencies)
     return {
+        "requests": len(latencies),
         "per_second": len(latencies) / elapsed,
         "p50_ms": percentile(latencies, 50) * 1000,
         "p99_ms": percentile(latencies, 99) * 1000,

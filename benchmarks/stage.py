@@ -10,7 +10,9 @@ import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psutil
 
 from service.embedded import EmbeddedPostgres
 
@@ -22,6 +24,18 @@ if TYPE_CHECKING:
 _STARTS_WITHIN_SECONDS = 60.0
 _STOPS_WITHIN_SECONDS = 10.0
 _SQUAD = Path(sys.executable).with_name("squad")
+
+
+class Server(NamedTuple):
+    """A server in a process of its own."""
+
+    url: str
+    process: psutil.Process
+
+    def cpu_seconds(self) -> float:
+        """Time of a processor that it has used so far, without that of its database."""
+        used = self.process.cpu_times()
+        return used.user + used.system
 
 
 class StageError(Exception):
@@ -42,31 +56,37 @@ async def postgres() -> AsyncIterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def service(dsn: str) -> AsyncIterator[str]:
-    """The base URL of a `squad up` on this database."""
+async def service(dsn: str) -> AsyncIterator[Server]:
+    """A `squad up` on this database."""
     async with _process(_SQUAD, "up", "--port=0", f"--dsn={dsn}") as process:
         line = await _first_line(process)
-        yield line.rpartition(" ")[2]
+        yield Server(line.rpartition(" ")[2], psutil.Process(process.pid))
 
 
 @contextlib.asynccontextmanager
-async def server(module: str) -> AsyncIterator[str]:
-    """The base URL of one of our own servers for comparison."""
+async def server(module: str) -> AsyncIterator[Server]:
+    """One of our own servers for comparison."""
     async with _process(sys.executable, "-m", module) as process:
-        yield await _first_line(process)
+        yield Server(await _first_line(process), psutil.Process(process.pid))
 
 
-async def load(url: str, path: str, body: Any, *, connections: int, seconds: float) -> Sample:
-    """What the load generator, in a process of its own, finds: see `benchmarks.load`."""
-    arguments = (url, path, json.dumps(body), str(connections), str(seconds))
+async def load(on: Server, path: str, body: Any, *, connections: int, seconds: float) -> Sample:
+    """What the load generator finds (see `benchmarks.load`), and what the server needed for a request.
+
+    The latter, `server_cpu_us`, tells of a change in the code even where the machine is busy.
+    """
+    arguments = (on.url, path, json.dumps(body), str(connections), str(seconds))
+    before = on.cpu_seconds()
     async with _process(sys.executable, "-m", "benchmarks.load", *arguments) as process:
         assert process.stdout is not None
         async with asyncio.timeout(seconds + _STARTS_WITHIN_SECONDS):
             output = await process.stdout.read()
             if await process.wait() != 0:
-                raise StageError(f"the load generator failed on {url}{path}")
-    sample: Sample = json.loads(output)
-    return sample
+                raise StageError(f"the load generator failed on {on.url}{path}")
+    used = on.cpu_seconds() - before
+    found: Sample = json.loads(output)
+    requests = found.pop("requests")
+    return {**found, "server_cpu_us": used / requests * 1_000_000}
 
 
 @contextlib.asynccontextmanager

@@ -37,9 +37,9 @@ async def _prepare() -> AsyncIterator[Sequence[Contender]]:
         )
 
 
-def _measure(url: str) -> Measure:
+def _measure(server: stage.Server) -> Measure:
     async def measure(seconds: float) -> dict[str, float]:
-        return await stage.load(url, PATH, BODY, connections=CONNECTIONS, seconds=seconds)
+        return await stage.load(server, PATH, BODY, connections=CONNECTIONS, seconds=seconds)
 
     return measure
 
