@@ -1,0 +1,133 @@
+"""A service that is asked to stop: nobody is left without an answer, and nothing that was answered is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+
+from eventstore import log
+from tests.support.parts import connected
+from tests.support.process import ServiceProcess, squad_up
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CLIENTS = 32
+STREAMS = 3
+STOPS_WITHIN_SECONDS = 5.0
+_TIMEOUT = aiohttp.ClientTimeout(total=20)
+
+
+@dataclass
+class Crowd:
+    """Clients that send messages one after another, for as long as somebody is there to take them."""
+
+    url: str
+    acknowledged: dict[int, str] = field(default_factory=dict)
+    """What was said, by position."""
+    codes: Counter[str] = field(default_factory=Counter)
+    """Of the problems that were answered."""
+    streamed: list[int] = field(default_factory=list)
+
+    async def talk(self, session: aiohttp.ClientSession, name: str) -> None:
+        """One client."""
+        number = 0
+        while True:
+            number += 1
+            text = f"{name} says {number}"
+            try:
+                async with session.post(
+                    f"{self.url}/api/v1/messages", json={"from_agent": name, "message": text}
+                ) as response:
+                    body = json.loads(await response.read())
+            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError):
+                return
+            if response.status == 201:
+                self.acknowledged[body["position"]] = text
+            else:
+                assert response.status == 503, body
+                assert int(response.headers["Retry-After"]) > 0
+                self.codes[body["code"]] += 1
+
+    async def listen(self, session: aiohttp.ClientSession) -> None:
+        """One reader of the stream, until it ends."""
+        async with session.get(f"{self.url}/api/v1/events/stream?after=0") as response:
+            async for line in response.content:
+                if line.startswith(b"id: "):
+                    self.streamed.append(int(line[4:]))
+
+
+async def _said(dsn: str, positions: Sequence[int]) -> dict[int, str]:
+    async with connected(dsn) as connection:
+        events = await log.read_after(connection, 0, 1_000_000)
+    assert [event.position for event in events] == list(range(1, len(events) + 1))
+    return {position: json.loads(events[position - 1].data)["message"] for position in positions}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_under_load_the_first_signal_stops_it_and_loses_nothing(
+    database: str, number: signal.Signals
+) -> None:
+    async with squad_up(dsn=database) as process:
+        crowd = Crowd(process.url)
+        connector = aiohttp.TCPConnector(limit=0)
+        async with (
+            aiohttp.ClientSession(timeout=_TIMEOUT, connector=connector) as session,
+            asyncio.TaskGroup() as clients,
+        ):
+            for index in range(STREAMS):
+                clients.create_task(crowd.listen(session), name=f"reader {index}")
+            for index in range(CLIENTS):
+                clients.create_task(crowd.talk(session, f"client-{index}"))
+            await eventually(lambda: len(crowd.acknowledged) > 500 and len(crowd.streamed) > 500)
+            asked = time.monotonic()
+            process.send(number)
+            assert await process.ended(within_seconds=STOPS_WITHIN_SECONDS) == 0, process.story()
+            assert time.monotonic() - asked < STOPS_WITHIN_SECONDS
+        assert set(crowd.codes) <= {"stopping"}
+        positions = sorted(crowd.acknowledged)
+        assert await _said(database, positions) == crowd.acknowledged
+        await _nobody_listens(process)
+        await process.start()
+        async with aiohttp.request("GET", f"{process.url}/api/v1/events/{positions[-1]}") as response:
+            assert (await response.json())["data"]["message"] == crowd.acknowledged[positions[-1]]
+        assert await process.stop() == 0
+
+
+async def _nobody_listens(process: ServiceProcess) -> None:
+    with pytest.raises(aiohttp.ClientConnectorError):
+        async with aiohttp.request("GET", f"{process.url}/healthz"):
+            pass
+
+
+async def test_idle_and_half_open_connections_do_not_hold_it_up(database: str) -> None:
+    async with squad_up(dsn=database) as process:
+        host, port = process.url.removeprefix("http://").split(":")
+        idle = [await asyncio.open_connection(host, int(port)) for _ in range(5)]
+        for index, (_, writer) in enumerate(idle):
+            if index > 1:
+                writer.write(b"POST /api/v1/messages HTTP/1.1\r\nHost: squad\r\n")
+            if index > 3:
+                writer.write(b'Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{"from_')
+            await writer.drain()
+        try:
+            assert await process.stop(within_seconds=STOPS_WITHIN_SECONDS) == 0
+        finally:
+            for _, writer in idle:
+                writer.close()
+
+
+async def test_a_second_signal_ends_it_at_once(database: str) -> None:
+    async with squad_up(dsn=database) as process:
+        process.send(signal.SIGTERM)
+        process.send(signal.SIGTERM)
+        assert await process.ended(within_seconds=STOPS_WITHIN_SECONDS) in (0, 1)
