@@ -55,6 +55,10 @@ class UnreadableEvent(EventStoreError):
     """A stored event does not have the shape that its type and schema version promise."""
 
 
+class LogNotUnderstood(EventStoreError):
+    """The log holds an event that this version of the software cannot follow."""
+
+
 class ChainBroken(EventStoreError):
     """An event's hash does not follow from its content and its predecessor."""
 

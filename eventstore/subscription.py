@@ -9,7 +9,7 @@ from eventstore.errors import translating
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
     from contextlib import AbstractAsyncContextManager
 
     from eventstore.connection import Connection
@@ -23,7 +23,7 @@ async def follow(
     *,
     wanted: log.Filter | None = None,
     poll_seconds: float = POLL_SECONDS,
-) -> AsyncIterator[list[Recorded]]:
+) -> AsyncGenerator[list[Recorded], None]:
     """Yields every event after `after` once, in order, in pages that are never empty; never ends by itself.
 
     Args:

@@ -21,6 +21,7 @@ from service.clock import DatabaseClock
 from service.commands import StartOrchestrator
 from service.embedded import EmbeddedPostgres
 from service.http.context import Services
+from service.http.server import Runner
 from service.http.table import application
 from service.metrics import Metrics
 from service.reading import ReadTables
@@ -123,9 +124,7 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[str, list[asyncio.T
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(database(settings))
         services, tasks = await stack.enter_async_context(parts(settings, dsn))
-        runner = web.AppRunner(
-            application(services), access_log=None, shutdown_timeout=CLOSE_SECONDS, keepalive_timeout=75.0
-        )
+        runner = Runner(application(services), shutdown_timeout=CLOSE_SECONDS)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)
@@ -146,6 +145,7 @@ async def _stop(services: Services, site: web.TCPSite) -> None:
     """New requests are refused, waiting ones answered, streams closed."""
     services.stopping = True
     await site.stop()
+    services.tables.let_go()
     for stream in list(services.streams):
         stream.cancel()
     with contextlib.suppress(TimeoutError):

@@ -63,7 +63,7 @@ class Appender:
 
         Raises:
             StoreUnavailable, StoreBusy: not now.
-            UnknownEventType, UnreadableEvent: the log comes from a newer version of the software.
+            LogNotUnderstood: the log comes from a newer version of the software.
         """
         with hanging_up_after(STUCK_AFTER_SECONDS, connection):
             await self._ask_the_time(connection)
@@ -85,7 +85,7 @@ class Appender:
 
         Raises:
             StoreUnavailable: the connection broke; the batch is `in_doubt` if it may have happened.
-            StoreBusy: nothing was stored; try again on a new connection.
+            StoreBusy, LogNotUnderstood: nothing was stored; try again on a new connection.
             Exception: nothing was stored, because of one of the commands.
         """
         with hanging_up_after(STUCK_AFTER_SECONDS, connection), translating():

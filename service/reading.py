@@ -55,6 +55,13 @@ class ReadTables:
         self._projector = projector
         self._writer = writer
         self._stuck: dict[str, int] = {}
+        self._let_go = False
+
+    def let_go(self) -> None:
+        """Lets nobody wait any more: the service stops."""
+        self._let_go = True
+        self._hints.wake()
+        self._writer.moved.wake()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -97,7 +104,7 @@ class ReadTables:
         deadline = monotonic() + STRICT_WAIT_SECONDS
         while min_position is not None and (at := self._writer.squad.head.position) < min_position:
             left = deadline - monotonic()
-            if left <= 0:
+            if left <= 0 or self._let_go:
                 raise NotYet(at)
             ticket = self._writer.moved.ticket()
             if self._writer.squad.head.position < min_position:
@@ -127,7 +134,7 @@ class ReadTables:
             if reached < position and not self._projector.active:
                 reached = (await self.refresh()).get(name, 0)
             left = deadline - monotonic()
-            if reached >= position or left <= 0:
+            if reached >= position or left <= 0 or self._let_go:
                 return reached
             await wait_for_hint(ticket, min(left, 0.25))
 

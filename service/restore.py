@@ -13,7 +13,7 @@ from psycopg import sql
 
 from eventstore import codec, log
 from eventstore.connection import hanging_up_after
-from eventstore.errors import StoreUnavailable, translating
+from eventstore.errors import LogNotUnderstood, StoreUnavailable, translating
 from eventstore.recorded import Head
 from projections import PROJECTIONS, storage
 from service.squad import RESIDENT, Draft, Squad
@@ -77,12 +77,18 @@ def fold_page(squad: Squad, page: Sequence[Recorded]) -> None:
 
     Raises:
         StoreUnavailable: they do not follow it; the log was replaced under us.
+        LogNotUnderstood: one of them cannot be folded. The squad is as it was before.
     """
     draft = Draft(squad)
     for recorded in page:
         if recorded.position != draft.head.position + 1:
             raise StoreUnavailable(f"position {draft.head.position + 1} is missing from the log")
-        draft.fold(codec.decode(recorded), recorded)
+        try:
+            draft.fold(codec.decode(recorded), recorded)
+        except Exception as fault:
+            raise LogNotUnderstood(
+                f"at position {recorded.position}, {type(fault).__name__}: {fault}"
+            ) from fault
     squad.merge(draft)
 
 

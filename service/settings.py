@@ -6,11 +6,15 @@ Defaults, overridden by `squad.toml`, overridden by environment variables, overr
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import psycopg
+import pydantic_settings
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -21,9 +25,13 @@ from pydantic_settings import (
 from eventstore.connection import SCHEMA_NAME
 from service.commands import RegisterAgent, SetPolicy
 from service.logs import LogFormat, LogLevel
-from service.values import Name, Priority, Timezone, Tokens, TtlSeconds, Url
+from service.values import Name, Priority, Timezone, Tokens, TtlSeconds, Url, in_words
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 DEFAULT_CONFIG = Path("squad.toml")
+_SHOWN_CHARACTERS = 100
 _POLICY = (
     "daily_tokens",
     "reset_hour",
@@ -33,6 +41,18 @@ _POLICY = (
     "idle_after_minutes",
     "offline_after_minutes",
 )
+
+
+def _check_dsn(dsn: str) -> str:
+    try:
+        conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError as error:
+        raise ValueError(f"must be a libpq connection string or URI: {str(error).strip()}") from error
+    return dsn
+
+
+Dsn = Annotated[str, AfterValidator(_check_dsn)]
+"""Where a database is, in libpq's words."""
 
 
 class SettingsError(Exception):
@@ -57,6 +77,17 @@ class BudgetSettings(BaseModel):
     agent_limits: dict[Name, Tokens] = Field(default_factory=dict)
 
 
+class _File(TomlConfigSettingsSource):
+    """`squad.toml`. Its `schema` is a name that a pydantic model keeps for itself."""
+
+    def __call__(self) -> dict[str, Any]:
+        """The settings of the file."""
+        values = super().__call__()
+        if "schema" in values:
+            values["SQUAD_SCHEMA"] = values.pop("schema")
+        return values
+
+
 class Settings(BaseSettings):
     """Everything that can be set; `docs/settings.md` explains each."""
 
@@ -64,8 +95,8 @@ class Settings(BaseSettings):
         env_prefix="SQUAD_", extra="forbid", frozen=True, env_ignore_empty=True, populate_by_name=True
     )
 
-    dsn: str | None = None
-    listen_dsn: str | None = None
+    dsn: Dsn | None = None
+    listen_dsn: Dsn | None = None
     squad_schema: Annotated[str, Field(pattern=f"^{SCHEMA_NAME.pattern}$", alias="SQUAD_SCHEMA")] = "squad"
     data: Path = Path(".squad")
     host: str = Field(default="127.0.0.1", min_length=1)
@@ -94,7 +125,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags first, then the environment, then the file."""
         del dotenv_settings, file_secret_settings
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _config.path)
+        return init_settings, env_settings, _File(settings_cls, _config.path)
 
     def policy(self) -> SetPolicy:
         """The policy as far as somebody set it. What nobody set stays as the log has it."""
@@ -138,17 +169,30 @@ def read(config: Path | None = None, **flags: Any) -> Settings:
     _config.path = named or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{_config.path} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise SettingsError(f"{_config.path} cannot be read: {error.strerror}") from error
+    except pydantic_settings.SettingsError as error:
+        raise SettingsError(_explain_json(error)) from error
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(item) for item in error.errors())) from error
 
 
-def _explain(error: Any) -> str:
+def _explain_json(error: pydantic_settings.SettingsError) -> str:
+    named = re.search(r'"(\w+)"', str(error))
+    variable = f"SQUAD_{named[1].upper()}" if named else "a variable"
+    return f"{variable} is {os.environ.get(variable)!r}: must be a JSON object"
+
+
+def _explain(error: ErrorDetails) -> str:
     path = [str(part) for part in error["loc"]]
-    name = ".".join(path)
-    message = error["msg"].removeprefix("Value error, ")
+    name = ".".join(path).removeprefix("SQUAD_").lower() if len(path) == 1 else ".".join(path)
     if error["type"] == "extra_forbidden":
         return f"{name} is not a setting"
-    variable = f" (SQUAD_{name.upper()})" if len(path) == 1 and not name.startswith("SQUAD_") else ""
-    return f"{name}{variable} is {error['input']!r}: {message[0].lower()}{message[1:]}"
+    if error["type"] == "missing":
+        return f"{name} is missing"
+    variable = f" (SQUAD_{name.upper()})" if len(path) == 1 else ""
+    value = repr(error["input"])
+    shown = value if len(value) <= _SHOWN_CHARACTERS else f"{value[:_SHOWN_CHARACTERS]}…"
+    return f"{name}{variable} is {shown}: {in_words(error)}"

@@ -6,10 +6,16 @@ Everything that Postgres, JSON or a person cannot hold is refused here, at the d
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, Field, StringConstraints
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic_core import ErrorDetails
 
 MAX_NAME_CHARACTERS = 100
 MAX_TEXT_CHARACTERS = 100_000
@@ -21,6 +27,27 @@ MAX_RESOURCES = 50
 
 _NO_CONTROL = r"^[^\x00-\x1f\x7f]+$"
 _NO_NUL = r"^[^\x00]*$"
+_UUID = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"
+_HTTP_URL = r"^https?://[^\s\x00-\x1f\x7f/?#]+([/?#][^\s\x00-\x1f\x7f]*)?$"
+
+PATTERNS_IN_WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        _NO_CONTROL: "must be one line of text, without control characters",
+        _NO_NUL: "must not contain U+0000",
+        _UUID: "must be a UUID",
+        _HTTP_URL: "must be an http or https URL",
+    }
+)
+"""What a pattern allows, for a person who sent something else."""
+
+
+def in_words(fault: ErrorDetails) -> str:
+    """What is allowed where pydantic found a fault, for a person."""
+    pattern = fault.get("ctx", {}).get("pattern", "")
+    message = PATTERNS_IN_WORDS.get(pattern) or fault["msg"].removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _LEAST_NUMBER, _NUMBER_BOUND = -(2**63), 2**64
 _BEYOND_RANGE = "numbers must lie between -2^63 and 2^64; send larger ones as text"
@@ -47,10 +74,7 @@ Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARACTERS, pattern=
 
 Id = Annotated[
     str,
-    StringConstraints(
-        pattern=r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$",
-        to_lower=True,
-    ),
+    StringConstraints(pattern=_UUID, to_lower=True),
 ]
 """A UUID as text."""
 
@@ -59,9 +83,7 @@ ExternalId = Annotated[str, StringConstraints(min_length=1, max_length=255, patt
 
 Url = Annotated[
     str,
-    StringConstraints(
-        max_length=2_000, pattern=r"^https?://[^\s\x00-\x1f\x7f/?#]+([/?#][^\s\x00-\x1f\x7f]*)?$"
-    ),
+    StringConstraints(max_length=2_000, pattern=_HTTP_URL),
 ]
 """An http or https URL."""
 

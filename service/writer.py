@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from eventstore.connection import Connection, connect
-from eventstore.errors import StoreBusy, StoreUnavailable
+from eventstore.errors import LogNotUnderstood, StoreBusy, StoreUnavailable
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
 from service.appender import Appender
 from service.requests import (
@@ -124,7 +124,7 @@ class Writer:
                 _log.warning("writer lost its connection: %s", error)
                 self.problem = "the database cannot be reached"
             except Exception as error:  # noqa: BLE001 - callers wait for this task: it goes on, whatever comes
-                _log.error("commands cannot be decided: %r", error)
+                _log.error("commands cannot be decided: %s: %s", type(error).__name__, error)
                 self.problem = str(error)
                 delay = _BACKOFF_SECONDS[1]
             await asyncio.sleep(delay)
@@ -154,7 +154,7 @@ class Writer:
                 part = parts.pop()
                 try:
                     await self._appender.commit(connection, part)
-                except (StoreUnavailable, StoreBusy, asyncio.CancelledError):
+                except (StoreUnavailable, StoreBusy, LogNotUnderstood, asyncio.CancelledError):
                     if not self._appender.in_doubt:
                         parts.append(part)
                     raise

@@ -37,8 +37,11 @@ def main() -> None:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        click.echo(f"squad: {error.format_message()}", err=True)
         sys.exit(error.exit_code)
     except (StartFailed, SettingsError, EmbeddedPostgresError, EventStoreError, psycopg.Error) as error:
         for line in str(error).strip().splitlines():

@@ -39,13 +39,15 @@ class Page(Answer, Generic[T]):
 
 def page_of(model: type[BaseModel]) -> type[BaseModel]:
     """The model of a page of such items."""
-    return Page[model]  # type: ignore[valid-type]
+    page: type[BaseModel] = Page[model]  # type: ignore[valid-type]
+    page.__doc__ = Page.__doc__
+    return page
 
 
 def of_row(name: str, row: type[Any]) -> type[BaseModel]:
     """A model with a row's columns."""
     fields: dict[str, Any] = {column: (kind, ...) for column, kind in row.__annotations__.items()}
-    return create_model(name, __base__=Answer, __module__=row.__module__, **fields)
+    return create_model(name, __base__=Answer, __doc__=row.__doc__, __module__=row.__module__, **fields)
 
 
 Agent = of_row("Agent", AgentRow)
@@ -54,6 +56,13 @@ Operation = of_row("Operation", OperationRow)
 ConflictEntry = of_row("ConflictEntry", ConflictRow)
 Task = of_row("Task", TaskRow)
 Email = of_row("Email", EmailRow)
+
+
+class AgentPage(Answer):
+    """A page of agents, by name. `next` goes into `after` for the following page; null on the last."""
+
+    items: list[Agent]  # type: ignore[valid-type]
+    next: str | None
 
 
 class AgentWritten(Written):
@@ -286,10 +295,3 @@ class ProblemDetails(BaseModel):
     status: int
     detail: str
     code: str
-
-
-class SeedError(Answer):
-    """An error of the seed's interface."""
-
-    error: str
-    details: Any = None

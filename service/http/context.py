@@ -9,11 +9,11 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiohttp import web
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from service.batch import new_id
 from service.http import json
-from service.http.problems import CONTENT_TYPE, Problem, from_refusal, from_validation
+from service.http.problems import CONTENT_TYPE, Problem, from_refusal, from_validation, wrong
 from service.requests import (
     Answer,
     CommandFailed,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from service.writer import Writer
 
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 
 MAX_BODY_BYTES = 1024 * 1024
 
@@ -81,7 +82,7 @@ async def body_of(request: web.Request) -> bytes:
     """The request's body, which must be JSON where there is one.
 
     Raises:
-        Problem: it is too large, or it says that it is something else.
+        Problem: it is too large, it cannot be read, or it says that it is something else.
     """
     if not request.can_read_body:
         return b""
@@ -89,10 +90,18 @@ async def body_of(request: web.Request) -> bytes:
         body = await request.read()
     except web.HTTPRequestEntityTooLarge as error:
         raise Problem("payload_too_large", f"a body may have {MAX_BODY_BYTES} bytes") from error
+    except (web.RequestPayloadError, ConnectionError) as error:
+        raise Problem("bad_request", "the body is not encoded as the headers say, or broke off") from error
     # A web page can post a form or plain text to a service on this machine without asking; JSON it cannot.
-    if body and request.content_type != "application/json":
-        raise Problem("unsupported_media_type", "send the body with Content-Type: application/json")
+    if body and (request.content_type != "application/json" or not _is_utf8(request.charset)):
+        raise Problem(
+            "unsupported_media_type", "send the body in UTF-8 with Content-Type: application/json"
+        )
     return body
+
+
+def _is_utf8(charset: str | None) -> bool:
+    return charset is None or charset.lower() in ("utf-8", "utf8", "us-ascii")
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -108,7 +117,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise Problem("malformed_json", str(error)) from error
     if not isinstance(value, dict):
-        raise Problem("validation_failed", "the body must be a JSON object", errors=[])
+        raise wrong("body", "must be a JSON object")
     return value
 
 
@@ -120,10 +129,7 @@ def parse_command(model: type[M], fields: dict[str, Any], path: Mapping[str, str
     """
     for name in path:
         if name in fields:
-            message = "stands in the path, not in the body"
-            raise Problem(
-                "validation_failed", f"{name}: {message}", errors=[{"field": name, "message": message}]
-            )
+            raise wrong(name, "stands in the path, not in the body")
     try:
         return model.model_validate({**fields, **path}, strict=True)
     except ValidationError as error:
@@ -138,11 +144,24 @@ def parse_query(model: type[M], request: web.Request) -> M:
     """
     query = request.query
     if len(query) != len(set(query)):
-        raise Problem("validation_failed", "a query parameter is named twice", errors=[])
+        twice = next(name for name in query if len(query.getall(name)) > 1)
+        raise wrong(twice, "must be named once")
     try:
         return model.model_validate(dict(query))
     except ValidationError as error:
         raise from_validation(error) from error
+
+
+def parse_path(kind: TypeAdapter[T], request: web.Request, name: str) -> T:
+    """What stands in the path under that name.
+
+    Raises:
+        Problem: it is not what it must be.
+    """
+    try:
+        return kind.validate_python(request.match_info[name])
+    except ValidationError as error:
+        raise from_validation(error, name) from error
 
 
 def idempotency_key(headers: Mapping[str, str]) -> str | None:
@@ -153,12 +172,7 @@ def idempotency_key(headers: Mapping[str, str]) -> str | None:
     """
     key = headers.get("Idempotency-Key")
     if key is not None and not _KEY.fullmatch(key):
-        message = "must be 1 to 200 visible ASCII characters"
-        raise Problem(
-            "validation_failed",
-            f"Idempotency-Key: {message}",
-            errors=[{"field": "Idempotency-Key", "message": message}],
-        )
+        raise wrong("Idempotency-Key", "must be 1 to 200 visible ASCII characters")
     return key
 
 

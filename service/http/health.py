@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
 
 from aiohttp import web
+from pydantic import Field
 
 from eventstore.errors import EventStoreError
 from service import metrics
+from service.http import answers
 from service.http.context import Services, respond
 from service.http.json import dumps
-from service.http.route import Route
+from service.http.route import Media, Route
 
 PROBE_SECONDS = 2.0
 """How long the database may take."""
 
-STUCK_AFTER_SECONDS = 10.0
+_STUCK_AFTER = timedelta(seconds=10)
 """How long a projection may stand still while the log goes on."""
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+# One that has nothing to do stands still as well: what counts is how long the next event has waited for it.
 _PROJECTIONS = """
-    SELECT name, position, failed_position, error,
-           extract(epoch FROM clock_timestamp() - updated_at) AS age,
+    SELECT p.name, p.position, p.failed_position, p.error,
+           least(clock_timestamp() - next.recorded_at, clock_timestamp() - p.updated_at) AS waited,
            (SELECT coalesce(max(position), 0) FROM events) AS head
-    FROM projections ORDER BY name
+    FROM projections p LEFT JOIN events next ON next.position = p.position + 1
+    ORDER BY p.name
 """
 
 
@@ -59,8 +64,8 @@ async def _ready(services: Services, request: web.Request) -> web.StreamResponse
 
 def _judge(rows: list[tuple[Any, ...]]) -> Mapping[str, Any]:
     shown = {}
-    for name, position, failed_position, error, age, head in rows:
-        stuck = position < head and float(age) > STUCK_AFTER_SECONDS
+    for name, position, failed_position, error, waited, head in rows:
+        stuck = position < head and waited > _STUCK_AFTER
         shown[name] = {
             "position": position,
             "lag": head - position,
@@ -76,6 +81,55 @@ async def _metrics(services: Services, request: web.Request) -> web.StreamRespon
     return web.Response(body=services.metrics.render(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
 
+class Alive(answers.Answer):
+    """The process runs."""
+
+    status: Literal["alive"]
+
+
+class Check(answers.Answer):
+    """One part of the service."""
+
+    ok: bool
+    problem: str | None = None
+    """What is wrong, where something is."""
+
+
+class ProjectionCheck(answers.Answer):
+    """One projection. `lag` counts the events that it has not taken yet."""
+
+    ok: bool
+    position: int
+    lag: int
+    failed_position: int | None = None
+    """The event that it could not take, where that is so."""
+    error: str | None = None
+
+
+class ProjectionsCheck(answers.Answer):
+    """All projections."""
+
+    ok: bool
+    by_name: dict[str, ProjectionCheck] = Field(default_factory=dict)
+
+
+class Checks(answers.Answer):
+    """Every part of the service that must be well."""
+
+    database: Check
+    writer: Check
+    listener: Check
+    projections: ProjectionsCheck
+
+
+class Readiness(answers.Answer):
+    """Whether the service is ready for requests, and what stands in the way where it is not."""
+
+    ready: bool
+    stopping: bool
+    checks: Checks
+
+
 ROUTES = (
     Route(
         method="GET",
@@ -83,7 +137,7 @@ ROUTES = (
         summary="Whether the process is alive",
         tag="health",
         handler=_alive,
-        answers={200: None},
+        answers={200: Alive},
         while_stopping=True,
     ),
     Route(
@@ -92,7 +146,7 @@ ROUTES = (
         summary="Whether database, listener and projections are well; else which is not",
         tag="health",
         handler=_ready,
-        answers={200: None, 503: None},
+        answers={200: Readiness, 503: Readiness},
         while_stopping=True,
     ),
     Route(
@@ -101,7 +155,7 @@ ROUTES = (
         summary="Counters and gauges for Prometheus",
         tag="health",
         handler=_metrics,
-        answers={200: None},
+        answers={200: Media(metrics.CONTENT_TYPE, "Prometheus' text format")},
         while_stopping=True,
     ),
 )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from psycopg import sql
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from projections import storage
-from service.http.context import parse_query, respond
+from service.http.context import parse_path, parse_query, respond
 from service.http.problems import Problem
 from service.values import Id
 
@@ -87,15 +87,22 @@ async def page_of_rows(
     where = sql.SQL("WHERE {} ORDER BY {} LIMIT %(limit)s").format(
         sql.SQL(" AND ").join(clauses), sql.Identifier(order)
     )
-    values = {**parameters, "after": query.after, "limit": query.limit}
+    values = {**parameters, "after": query.after, "limit": query.limit + 1}
     async with services.tables.covering(projection, query.min_position) as connection:
         rows = await storage.select(connection, table, where, values)
     return respond(200, page([row._asdict() for row in rows], query.limit, order))
 
 
 def page(items: list[dict[str, Any]], limit: int, order: str = "position") -> dict[str, Any]:
-    """The envelope of a page."""
-    return {"items": items, "next": items[-1][order] if len(items) == limit else None}
+    """The envelope of a page.
+
+    Args:
+        items: one more than the limit, where there are as many.
+        limit: how many to show.
+        order: the field that `after` refers to.
+    """
+    shown = items[:limit]
+    return {"items": shown, "next": shown[-1][order] if len(items) > limit else None}
 
 
 async def one_row(
@@ -117,23 +124,9 @@ async def one_row(
         what: what a row is, in a person's words.
     """
     query = parse_query(Query, request)
-    id_ = parse_id(request.match_info["id"])
+    id_ = parse_path(_ID, request, "id")
     async with services.tables.covering(projection, query.min_position) as connection:
         rows = await storage.load(connection, table, [id_])
     if not rows:
         raise Problem(missing, f"there is no {what} {id_}")
     return respond(200, rows[0]._asdict())
-
-
-def parse_id(text: str) -> str:
-    """An id out of a path.
-
-    Raises:
-        Problem: it is not a UUID.
-    """
-    try:
-        return _ID.validate_python(text)
-    except ValidationError as error:
-        message = "must be a UUID"
-        fault = {"field": "id", "message": message}
-        raise Problem("validation_failed", f"id: {message}", errors=[fault]) from error

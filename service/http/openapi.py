@@ -6,92 +6,214 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, TypeAdapter
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from service.http.answers import ProblemDetails, SeedError
+from service.http.answers import ProblemDetails
+from service.http.examples import EXAMPLES
 from service.http.problems import CONTENT_TYPE, STATUS, TITLES
+from service.http.route import Media
+from service.http.seed import SeedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
-    from service.http.route import Route
+    from service.http.route import Route, Shape
+
+SEED_PATH = "/api/squad"
 
 _REF = "#/components/schemas/{model}"
 _ON_EVERY_ROUTE = ("bad_request", "stopping", "unavailable", "internal_error")
 _WITH_PARAMETERS = ("validation_failed",)
 _WITH_BODY = ("malformed_json", "payload_too_large", "unsupported_media_type")
 _WRITES = ("queue_full", "outcome_unknown", "idempotency_mismatch")
+_MAY_BE_TRIED_AGAIN = frozenset({409, 429, 503})
+
+_DESCRIPTION = """\
+Schedules, connects, budgets and audits a squad of AI agents.
+
+Everything that happens is an event in one log. A write answers with the `position` of its last event, and a
+read with `min_position` waits until it shows that position. With an `Idempotency-Key`, a repeated POST gets
+the first answer again. Errors under `/api/v1` are problem details (RFC 9457) with a stable `code`.
+"""
+
+_TAGS = {
+    "squad": "The squad at a glance, in the words of its first users.",
+    "agents": "Who belongs to the squad, and what each is at.",
+    "messages": "What agents tell each other: to one or to all, with an inbox for each.",
+    "operations": "Claims on resources, so that no two agents do the same work.",
+    "budget": "Tokens: what may be spent in a day, what is set aside, what was spent.",
+    "tasks": "The task board.",
+    "emails": "The e-mail log.",
+    "events": "The log itself, as a list and as a live stream.",
+    "batch": "Many writes in one request.",
+    "health": "Whether the service is well, what it has counted, and this document.",
+}
+
+_PATH_PARAMETERS = {
+    "id": "Its id, as the answer to its creation gave it.",
+    "name": "The agent's name.",
+    "position": "The event's place in the log.",
+}
+
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "The same key and body again gives the first answer again; another body is refused.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[\\x21-\\x7e]+$"},
+}
+_CORRELATION = {
+    "name": "X-Correlation-Id",
+    "in": "header",
+    "required": False,
+    "description": "The caller's own id for all that comes of this request; the events bear it.",
+    "schema": {"type": "string"},
+}
+_LAST_EVENT_ID = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "required": False,
+    "description": "Goes on after this position, before `after`; browsers send it by themselves.",
+    "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+}
+_CORRELATION_HEADER = {
+    "X-Correlation-Id": {
+        "description": "What all events of this request bear.",
+        "schema": {"type": "string"},
+    }
+}
+_RETRY_HEADER = {
+    "Retry-After": {
+        "description": "After how many seconds it may be worth trying again, where that is known.",
+        "schema": {"type": "integer", "minimum": 1},
+    }
+}
+
+
+class _Schemas:
+    """The models' schemas, each under its name."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
+            (ProblemDetails, "serialization"),
+            (SeedError, "serialization"),
+        ]
+        for route in routes:
+            for answer in route.answers.values():
+                if not isinstance(answer, Media):
+                    models += [(model, "serialization") for model in _several(answer)]
+            if route.body:
+                models += [(model, "validation") for model in _several(route.body)]
+        self._references, definitions = models_json_schema(models, ref_template=_REF)
+        self.definitions: dict[str, Any] = definitions["$defs"]
+
+    def of(self, shape: Shape, mode: JsonSchemaMode) -> dict[str, Any]:
+        """A reference to a model's schema, or to one of several."""
+        references = [dict(self._references[model, mode]) for model in _several(shape)]
+        return references[0] if len(references) == 1 else {"anyOf": references}
+
+    def without(self, model: type[BaseModel], fields: set[str]) -> dict[str, Any]:
+        """A reference to the schema of a model that lacks some of its fields."""
+        name = self.of(model, "validation")["$ref"].rpartition("/")[2]
+        whole = self.definitions[name]
+        schema = {
+            **whole,
+            "title": f"{name}Body",
+            "properties": {key: value for key, value in whole["properties"].items() if key not in fields},
+            "required": [key for key in whole.get("required", []) if key not in fields],
+        }
+        self.definitions[schema["title"]] = schema
+        return {"$ref": _REF.format(model=schema["title"])}
+
+    def leave_out(self, unused: set[str]) -> None:
+        """Forgets schemas that nothing refers to any more."""
+        for name in unused:
+            self.definitions.pop(name, None)
 
 
 def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
     """The document for these routes."""
     routes = list(routes)
-    models: list[tuple[type[BaseModel], Any]] = [
-        (ProblemDetails, "serialization"),
-        (SeedError, "serialization"),
-    ]
-    for route in routes:
-        models += [(model, "serialization") for model in route.answers.values() if model]
-        if route.body:
-            models.append((route.body, "validation"))
-    refs, definitions = models_json_schema(models, ref_template=_REF)
+    schemas = _Schemas(routes)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        operation = _operation(route, refs, definitions["$defs"])
-        paths.setdefault(_plain(route.path), {})[route.method.lower()] = operation
+        paths.setdefault(plain_path(route.path), {})[route.method.lower()] = _operation(route, schemas)
+    schemas.leave_out({route.body.__name__ for route in routes if _bound(route) and route.body})  # type: ignore[union-attr]
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Squad orchestrator",
             "version": version,
-            "description": "Schedules, connects, budgets and audits a squad of AI agents.",
+            "description": _DESCRIPTION,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
+        "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
         "paths": paths,
-        "components": {"schemas": definitions["$defs"]},
+        "components": {"schemas": dict(sorted(schemas.definitions.items()))},
     }
 
 
-def _plain(path: str) -> str:
+def plain_path(path: str) -> str:
     """The path without its parameters' patterns."""
     return re.sub(r"\{(\w+):(?:[^{}]|\{[^{}]*\})*\}", r"{\1}", path)
 
 
-def _operation(route: Route, refs: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "summary": route.summary,
         "tags": [route.tag],
         "operationId": _operation_id(route),
         "parameters": _parameters(route),
-        "responses": _responses(route, refs),
+        "responses": _responses(route, schemas),
     }
     if route.body:
-        operation["requestBody"] = _request_body(route, refs, definitions)
-    elif route.method == "POST" and route.path == "/api/squad":
-        operation["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": {"type": "object"}}},
-        }
+        operation["requestBody"] = _request_body(route, schemas)
     return {key: value for key, value in operation.items() if value}
 
 
 def _operation_id(route: Route) -> str:
-    words = re.findall(r"\w+", _plain(route.path).removeprefix("/api/v1"))
+    words = re.findall(r"\w+", plain_path(route.path).removeprefix("/api/v1"))
     return "_".join([route.method.lower(), *words])
+
+
+def _changes_something(route: Route) -> bool:
+    return route.write is not None or route.tag == "batch" or (_is_seed(route) and route.method != "GET")
+
+
+def _is_seed(route: Route) -> bool:
+    return route.path == SEED_PATH
+
+
+def _bound(route: Route) -> set[str]:
+    return set(route.write.bound.values()) if route.write else set()
+
+
+def _several(shape: Shape) -> tuple[type[BaseModel], ...]:
+    return shape if isinstance(shape, tuple) else (shape,)
+
+
+# What goes in -----------------------------------------------------------------------------------------
 
 
 def _parameters(route: Route) -> list[dict[str, Any]]:
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": TypeAdapter(kind).json_schema()}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": _PATH_PARAMETERS[name],
+            "schema": TypeAdapter(kind).json_schema(),
+        }
         for name, kind in route.path_types.items()
     ]
     if route.query:
         schema = route.query.model_json_schema(by_alias=True)
         for name, field in schema["properties"].items():
             parameters.append(_query_parameter(name, field, schema.get("$defs", {})))
-    if route.write:
-        key = {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[\\x21-\\x7e]+$"}
-        parameters.append({"name": "Idempotency-Key", "in": "header", "required": False, "schema": key})
+    if _changes_something(route):
+        parameters += [_KEY, _CORRELATION]
+    if route.path.endswith("/stream"):
+        parameters.append(_LAST_EVENT_ID)
     return parameters
 
 
@@ -99,7 +221,9 @@ def _query_parameter(name: str, field: dict[str, Any], definitions: dict[str, An
     # A parameter that is left out is how a query says null.
     choices = [choice for choice in field.get("anyOf", [field]) if choice.get("type") != "null"]
     schema = choices[0] if len(choices) == 1 else {"anyOf": choices}
-    schema = {key: value for key, value in schema.items() if key not in ("title", "description", "default")}
+    schema = {key: value for key, value in schema.items() if key not in ("title", "description")}
+    if schema.get("default", ...) is None:
+        del schema["default"]
     parameter = {"name": name, "in": "query", "required": False, "schema": schema}
     if schema.get("type") == "array":
         parameter |= {"style": "form", "explode": False}
@@ -110,58 +234,60 @@ def _query_parameter(name: str, field: dict[str, Any], definitions: dict[str, An
     return parameter
 
 
-def _request_body(route: Route, refs: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+def _request_body(route: Route, schemas: _Schemas) -> dict[str, Any]:
     assert route.body
-    reference = refs[route.body, "validation"]
-    bound = set(route.write.bound.values()) if route.write else set()
-    if not bound:
-        return {"required": True, "content": {"application/json": {"schema": reference}}}
+    bound = _bound(route)
     # The command has the fields of the path as well; the body has not.
-    whole = definitions[reference["$ref"].rpartition("/")[2]]
-    schema = {**whole, "properties": {k: v for k, v in whole["properties"].items() if k not in bound}}
-    schema["required"] = [name for name in whole.get("required", []) if name not in bound]
-    schema["title"] = f"{whole['title']}Body"
-    definitions[schema["title"]] = schema
-    content = {"application/json": {"schema": {"$ref": _REF.format(model=schema["title"])}}}
-    return {"required": bool(schema["required"]), "content": content}
+    schema = (
+        schemas.without(_several(route.body)[0], bound) if bound else schemas.of(route.body, "validation")
+    )
+    required = not bound or bool(schemas.definitions[schema["$ref"].rpartition("/")[2]]["required"])
+    content = {"schema": schema, "example": EXAMPLES[route.method, route.path]}
+    return {"required": required, "content": {"application/json": content}}
 
 
-def _responses(route: Route, refs: Any) -> dict[str, Any]:
-    responses: dict[str, Any] = {}
-    for status, model in route.answers.items():
-        response: dict[str, Any] = {"description": _describe(model, status)}
-        if model:
-            response["content"] = {"application/json": {"schema": refs[model, "serialization"]}}
-        responses[str(status)] = response
-    seed = route.path == "/api/squad"
-    kind, model = ("application/json", SeedError) if seed else (CONTENT_TYPE, ProblemDetails)
+# What comes out ---------------------------------------------------------------------------------------
+
+
+def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
+    responses = {str(status): _answer(shape, schemas) for status, shape in route.answers.items()}
+    kind, model = ("application/json", SeedError) if _is_seed(route) else (CONTENT_TYPE, ProblemDetails)
     for status, codes in _problems(route).items():
-        status = 400 if seed and status == 422 else status
         text = "; ".join(f"`{code}`: {TITLES[code]}" for code in codes)
-        content = {kind: {"schema": refs[model, "serialization"]}}
-        response = responses.setdefault(str(status), {"description": text, "content": content})
-        if text not in response["description"]:
-            response["description"] += f"; {text}"
-            response.setdefault("content", content)
-    return responses
+        response = responses.setdefault(str(status), {"description": "", "content": {}})
+        response["description"] = "; ".join(filter(None, (response["description"], text)))
+        response["content"].setdefault(kind, {"schema": schemas.of(model, "serialization")})
+        if status in _MAY_BE_TRIED_AGAIN:
+            response["headers"] = _RETRY_HEADER
+    if _changes_something(route):
+        for status in route.answers:
+            responses[str(status)].setdefault("headers", {}).update(_CORRELATION_HEADER)
+    return dict(sorted(responses.items()))
 
 
-def _problems(route: Route) -> dict[int, list[str]]:
-    codes = [*route.problems, *_ON_EVERY_ROUTE]
-    if route.query or route.path_types or route.body or route.path == "/api/squad":
+def _answer(shape: Shape | Media, schemas: _Schemas) -> dict[str, Any]:
+    if isinstance(shape, Media):
+        schema = {"type": "object"} if shape.content_type == "application/json" else {"type": "string"}
+        return {"description": shape.description, "content": {shape.content_type: {"schema": schema}}}
+    text = " Or: ".join((model.__doc__ or "").strip().splitlines()[0] for model in _several(shape))
+    return {
+        "description": text,
+        "content": {"application/json": {"schema": schemas.of(shape, "serialization")}},
+    }
+
+
+def _problems(route: Route) -> Mapping[int, list[str]]:
+    codes = [*route.problems]
+    if not route.while_stopping:
+        codes += _ON_EVERY_ROUTE
+    if route.query or route.path_types or route.body or _is_seed(route):
         codes += _WITH_PARAMETERS
-    if route.method in ("POST", "PUT", "PATCH", "DELETE"):
+    if route.method != "GET":
         codes += _WITH_BODY
-    if route.write or route.path == "/api/squad":
+    if _changes_something(route):
         codes += _WRITES
-    if route.path == "/api/squad":
-        codes += ("task_not_found",)
     by_status: dict[int, list[str]] = {}
     for code in sorted(set(codes)):
-        by_status.setdefault(STATUS[code], []).append(code)
+        status = 400 if _is_seed(route) and code == "validation_failed" else STATUS[code]
+        by_status.setdefault(status, []).append(code)
     return by_status
-
-
-def _describe(model: type[BaseModel] | None, status: int) -> str:
-    text = (model.__doc__ or "").strip().splitlines() if model else []
-    return text[0] if text else {200: "As the summary says", 503: "Not now"}.get(status, "See the summary")

@@ -5,14 +5,20 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from service.values import in_words
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
     from service.refusals import Refusal
 
 CONTENT_TYPE = "application/problem+json"
+
+MAX_FAULTS = 20
+"""How many wrong fields are told at once; a body can have a hundred thousand."""
 
 REFUSAL_STATUS: Mapping[str, int] = MappingProxyType(
     {
@@ -136,24 +142,32 @@ def from_refusal(refusal: Refusal, position: int | None = None) -> Problem:
     return Problem(refusal.code, refusal.detail, retry_after_seconds=refusal.retry_after_seconds, **extra)
 
 
-def from_validation(error: ValidationError) -> Problem:
-    """Which fields are wrong, and what is allowed."""
-    errors = field_errors(error)
+def wrong(field: str, message: str) -> Problem:
+    """One field that is wrong, and what is allowed there."""
+    return Problem(
+        "validation_failed", f"{field}: {message}", errors=[{"field": field, "message": message}]
+    )
+
+
+def from_validation(error: ValidationError, within: str = "body") -> Problem:
+    """Which fields are wrong, and what is allowed.
+
+    Args:
+        error: what pydantic found.
+        within: what was looked at, where a fault lies in no field of it.
+    """
+    errors = field_errors(error, within)
     summary = "; ".join(f"{item['field']}: {item['message']}" for item in errors[:5])
     return Problem("validation_failed", summary, errors=errors)
 
 
-def field_errors(error: ValidationError) -> list[dict[str, str]]:
+def field_errors(error: ValidationError, within: str = "body") -> list[dict[str, str]]:
     """One entry a fault: the field, by its path, and what is allowed there."""
-    return [
-        {
-            "field": ".".join(str(part) for part in item["loc"]) or "body",
-            "message": _plain(item["msg"]),
-        }
-        for item in error.errors(include_url=False, include_context=False, include_input=False)
-    ]
+    faults = error.errors(include_url=False, include_input=False)
+    return [{"field": _path(item) or within, "message": in_words(item)} for item in faults[:MAX_FAULTS]]
 
 
-def _plain(message: str) -> str:
-    message = message.removeprefix("Value error, ")
-    return message[:1].lower() + message[1:]
+def _path(fault: ErrorDetails) -> str:
+    text = ".".join(map(str, fault["loc"]))
+    # The names of unknown fields are the caller's, and can be as long as a body.
+    return text if len(text) <= 200 else f"{text[:199]}…"

@@ -6,8 +6,10 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
+from pydantic import BaseModel
 
 from eventstore.errors import StoreBusy, StoreUnavailable
 from service.http.context import (
@@ -27,15 +29,24 @@ from service.http.problems import Problem
 from service.reading import NotYet
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from service.commands import Command
     from service.requests import Answer
+
+Shape = type[BaseModel] | tuple[type[BaseModel], ...]
+"""A model, or several of which it is one."""
 
 Handler = Callable[[Services, web.Request], Awaitable[web.StreamResponse]]
 ProblemRenderer = Callable[[Problem], web.StreamResponse]
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Media:
+    """An answer that is not JSON, or JSON of no fixed shape."""
+
+    content_type: str
+    description: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +72,12 @@ class Route:
     summary: str
     tag: str
     handler: Handler
-    answers: Mapping[int, Any] = field(default_factory=dict)
-    """What is answered, by status: a pydantic model, or None where it is described in words alone."""
+    answers: Mapping[int, Shape | Media]
+    """What is answered, by status."""
     problems: tuple[str, ...] = ()
     """Codes of the problems of its own; those that every route may have are added."""
     query: type[BaseModel] | None = None
-    body: type[BaseModel] | None = None
+    body: Shape | None = None
     path_types: Mapping[str, Any] = field(default_factory=dict)
     write: Write | None = None
     show_problem: ProblemRenderer = _show_problem
@@ -79,6 +90,8 @@ class Route:
         try:
             if services.stopping and not self.while_stopping:
                 response = self.show_problem(_STOPPING)
+            elif "%" in request.raw_path and not _is_utf8(request.raw_path):
+                response = self.show_problem(_NOT_UTF8)
             else:
                 response = await self.handler(services, request)
         except Exception as error:  # noqa: BLE001 - every request gets an answer
@@ -90,6 +103,15 @@ class Route:
 
 
 _STOPPING = Problem("stopping", "this process takes no more requests", retry_after_seconds=2)
+_NOT_UTF8 = Problem("bad_request", "the URL must be percent-encoded UTF-8")
+
+
+def _is_utf8(raw_path: str) -> bool:
+    try:
+        unquote_to_bytes(raw_path).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def as_problem(error: Exception) -> Problem:

@@ -5,14 +5,12 @@ Its errors are the seed's too: `{"error", "details"}`. What it does is done by t
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiohttp import web
 from psycopg import sql
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from eventstore.events import TaskPriority, TaskStatus
 from projections import storage
 from projections.messages import MESSAGES, messages
 from projections.tasks import TASKS, tasks
@@ -31,8 +29,18 @@ from service.http.context import (
 from service.http.json import dumps
 from service.http.problems import Problem, field_errors, from_refusal
 from service.http.route import Route
+from service.http.seed import (
+    Done,
+    MessageBody,
+    OrchestratorStatus,
+    SeedError,
+    SquadOverview,
+    SquadQuery,
+    SwitchBody,
+    TaskBody,
+    TaskChangeBody,
+)
 from service.requests import Answer, Outcome
-from service.values import ExternalId, Id, JsonObject, Name, ShortText, Text, Url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,58 +52,6 @@ NEWEST_TASKS = 100
 NEWEST_MESSAGES = 50
 
 M = TypeVar("M", bound=BaseModel)
-
-
-class _Body(BaseModel):
-    """A body in camelCase. Fields that it does not know are let pass, as the seed lets them."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
-
-
-def _camel(name: str, *, default: Any = ...) -> Any:
-    head, *rest = name.split("_")
-    camel = head + "".join(part.title() for part in rest)
-    return Field(default=default, validation_alias=AliasChoices(camel, name), serialization_alias=camel)
-
-
-class MessageBody(_Body):
-    """`orchestrator-message`."""
-
-    from_agent: Name = _camel("from_agent")
-    to_agent: Name | None = _camel("to_agent", default=None)
-    message: Text = Field(min_length=1)
-    task_id: ExternalId | None = _camel("task_id", default=None)
-    data: JsonObject | None = None
-
-
-class TaskBody(_Body):
-    """A task to create."""
-
-    title: ShortText
-    description: Text | None = None
-    status: TaskStatus = "new"
-    assigned_agent: Name | None = _camel("assigned_agent", default=None)
-    priority: TaskPriority = "medium"
-    deliverable_url: Url | None = _camel("deliverable_url", default=None)
-
-
-class TaskChangeBody(TaskBody):
-    """A task to change: its id, and what is to change."""
-
-    id: Id
-    title: ShortText = ""
-
-
-class SquadQuery(BaseModel):
-    """What `GET /api/squad` takes."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    action: str | None = None
-    date_from: date | datetime | None = Field(default=None, alias="dateFrom")
-    date_to: date | datetime | None = Field(default=None, alias="dateTo")
-    agent_type: Name | None = Field(default=None, alias="agentType")
-    agent_name: Name | None = Field(default=None, alias="agentName")
 
 
 def _show_problem(problem: Problem) -> web.Response:
@@ -191,12 +147,12 @@ async def _newest(
 ) -> list[dict[str, Any]]:
     clauses: list[sql.Composable] = [sql.SQL("true")]
     parameters: dict[str, Any] = {"limit": limit, "names": names}
-    if query.date_from:
-        clauses.append(sql.SQL("created_at >= %(date_from)s"))
-        parameters["date_from"] = _begin(query.date_from)
-    if query.date_to:
-        clauses.append(sql.SQL("created_at < %(date_to)s"))
-        parameters["date_to"] = _end(query.date_to)
+    if query.since:
+        clauses.append(sql.SQL("created_at >= %(since)s"))
+        parameters["since"] = query.since
+    if query.until:
+        clauses.append(sql.SQL("created_at < %(until)s"))
+        parameters["until"] = query.until
     if names is not None:
         either = (sql.SQL("{} = ANY(%(names)s)").format(sql.Identifier(column)) for column in columns)
         clauses.append(sql.SQL("({})").format(sql.SQL(" OR ").join(either)))
@@ -206,19 +162,6 @@ async def _newest(
     async with services.tables.covering(projection, None) as connection:
         rows = await storage.select(connection, table, where, parameters)
     return [row._asdict() for row in rows]
-
-
-def _begin(moment: date | datetime) -> datetime:
-    if isinstance(moment, datetime):
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return datetime.combine(moment, time(tzinfo=UTC))
-
-
-def _end(moment: date | datetime) -> datetime:
-    """A date means its whole day; a moment means up to and with it."""
-    if isinstance(moment, datetime):
-        return _begin(moment) + timedelta(microseconds=1)
-    return _begin(moment) + timedelta(days=1)
 
 
 # POST and PATCH -----------------------------------------------------------------------------------------
@@ -234,7 +177,7 @@ async def _post(services: Services, request: web.Request) -> web.StreamResponse:
         case "orchestrator-shutdown":
             return await _do(services, request, body, do.StopOrchestrator(), "Orchestrator shut down")
         case "orchestrator-message":
-            message = do.SendMessage(**_validate(MessageBody, fields).model_dump())
+            message = do.SendMessage(**_validate(MessageBody, fields).model_dump(exclude={"action"}))
             return await _do(services, request, body, message, "Message sent")
         case None:
             task = do.CreateTask(**_validate(TaskBody, fields).model_dump())
@@ -263,16 +206,22 @@ async def _do(
     entity: str | None = None,
 ) -> web.StreamResponse:
     key = idempotency_key(request.headers)
+    correlation = correlation_id(request.headers)
     answer = await carry_out(
         services,
         command,
-        correlation=correlation_id(request.headers),
+        correlation=correlation,
         key=key,
         print_=fingerprint(request.method, request.path, body) if key else "",
         size=len(body),
         render=_rendering(message, entity),
     )
-    return web.Response(status=answer.status, body=dumps(answer.body), content_type="application/json")
+    return web.Response(
+        status=answer.status,
+        body=dumps(answer.body),
+        content_type="application/json",
+        headers={"X-Correlation-Id": correlation},
+    )
 
 
 def _rendering(message: str, entity: str | None) -> Callable[[Outcome], Answer]:
@@ -289,14 +238,6 @@ def _rendering(message: str, entity: str | None) -> Callable[[Outcome], Answer]:
     return render
 
 
-class _Done(BaseModel):
-    """What was done, and its place in the log."""
-
-    success: bool
-    message: str
-    position: int
-
-
 ROUTES = (
     Route(
         method="GET",
@@ -305,7 +246,7 @@ ROUTES = (
         tag="squad",
         handler=_get,
         query=SquadQuery,
-        answers={200: None, 503: None},
+        answers={200: (SquadOverview, OrchestratorStatus), 503: SeedError},
         show_problem=_show_problem,
     ),
     Route(
@@ -314,7 +255,8 @@ ROUTES = (
         summary="Start or shut down the orchestrator, send a message, or create a task",
         tag="squad",
         handler=_post,
-        answers={200: _Done},
+        body=(SwitchBody, MessageBody, TaskBody),
+        answers={200: Done},
         show_problem=_show_problem,
     ),
     Route(
@@ -324,7 +266,8 @@ ROUTES = (
         tag="squad",
         handler=_patch,
         body=TaskChangeBody,
-        answers={200: _Done, 404: None},
+        answers={200: Done},
+        problems=("task_not_found",),
         show_problem=_show_problem,
     ),
 )

@@ -7,6 +7,8 @@ slow for the events kept in memory is served from the database at its own pace; 
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -15,8 +17,9 @@ import orjson
 from aiohttp import web
 
 from eventstore import log
+from eventstore.errors import StoreBusy, StoreUnavailable
 from eventstore.listener import POLL_SECONDS, wait_for_hint
-from service.http.problems import Problem
+from service.http.problems import wrong
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +33,9 @@ KEEPALIVE_SECONDS = 15.0
 SEND_SECONDS = 30.0
 """A reader that takes nothing for this long is dropped; it may resume."""
 
+_log = logging.getLogger(__name__)
 _PAGE_EVENTS = 500
+_POSITION = re.compile(r"[0-9]{1,19}")
 _LARGEST_POSITION = 2**63 - 1
 _HEADERS = {
     "Content-Type": "text/event-stream",
@@ -50,10 +55,17 @@ async def stream(
     services.streams.add(task)
     services.metrics.open_streams.inc()
     try:
-        # Ended by the service, by the reader, or by a reader who takes nothing: all are ends, not faults.
-        with suppress(ConnectionError, TimeoutError, asyncio.CancelledError):
+        # Ended by the service or by the reader: both are ends, not faults.
+        with suppress(ConnectionError, asyncio.CancelledError):
             await _send(response, b"retry: 1000\n\n")
             await _follow(services, response, position, wanted)
+    except TimeoutError:
+        # Whoever takes nothing would not take the end of the stream either.
+        if request.transport:
+            request.transport.abort()
+    except Exception:  # noqa: BLE001 - whatever it is, the stream ends and the log says why
+        # The answer has begun, so no problem can be told any more. The reader comes back by itself.
+        _log.exception("an event stream failed")
     finally:
         services.streams.discard(task)
         services.metrics.open_streams.dec()
@@ -85,13 +97,8 @@ def frame(recorded: Recorded) -> bytes:
 def _start(services: Services, request: web.Request, after: int | None) -> int:
     resumed = request.headers.get("Last-Event-ID")
     if resumed is not None:
-        if not resumed.isascii() or not resumed.isdigit() or int(resumed[:20]) > _LARGEST_POSITION:
-            message = "must be the position of an event"
-            raise Problem(
-                "validation_failed",
-                f"Last-Event-ID: {message}",
-                errors=[{"field": "Last-Event-ID", "message": message}],
-            )
+        if not _POSITION.fullmatch(resumed) or int(resumed) > _LARGEST_POSITION:
+            raise wrong("Last-Event-ID", "must be the position of an event")
         return int(resumed)
     return services.writer.squad.head.position if after is None else after
 
@@ -103,26 +110,30 @@ async def _follow(
     while not services.stopping:
         ticket = services.tail.moved.ticket()
         events = await _next(services, position)
-        if events:
-            position = events[-1].position
-            if passed := list(_passing(events, wanted)):
-                await _send(response, b"".join(map(frame, passed)))
-                spoke = monotonic()
-            continue
-        if monotonic() - spoke >= KEEPALIVE_SECONDS:
+        if passed := list(_passing(events, wanted)):
+            await _send(response, b"".join(map(frame, passed)))
+            spoke = monotonic()
+        elif monotonic() - spoke >= KEEPALIVE_SECONDS:
             await _send(response, b": alive\n\n")
             spoke = monotonic()
-        await wait_for_hint(ticket, POLL_SECONDS)
+        if events:
+            position = events[-1].position
+        else:
+            await wait_for_hint(ticket, POLL_SECONDS)
 
 
 async def _next(services: Services, position: int) -> list[Recorded]:
+    """The next events; none for the moment where the database cannot be reached."""
     events = services.tail.after(position, _PAGE_EVENTS)
     if events is not None:
         return events
     if position >= services.writer.squad.head.position:
         return []
-    async with services.tables.connection() as connection:
-        return await log.read_after(connection, position, _PAGE_EVENTS)
+    try:
+        async with services.tables.connection() as connection:
+            return await log.read_after(connection, position, _PAGE_EVENTS)
+    except (StoreUnavailable, StoreBusy):
+        return []
 
 
 def _passing(events: Iterable[Recorded], wanted: log.Filter) -> Iterable[Recorded]:

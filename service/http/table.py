@@ -11,7 +11,7 @@ from service.http import health, squad
 from service.http.context import MAX_BODY_BYTES, SERVICES, Services, respond
 from service.http.openapi import document
 from service.http.problems import Problem
-from service.http.route import Route
+from service.http.route import Media, Route
 from service.http.v1 import agents, batch, budget, emails, events, messages, operations, tasks
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ ROUTES: tuple[Route, ...] = (
         summary="This document",
         tag="health",
         handler=_openapi,
-        answers={200: None},
+        answers={200: Media("application/json", "OpenAPI 3.1")},
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Reading the log: by position, stream, type, agent and time, with the boundaries where they are said to be."""
+"""Reading the log: by position, stream, type, agent and time, and where each of these begins and ends."""
 
 from __future__ import annotations
 

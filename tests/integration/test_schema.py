@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -68,7 +69,7 @@ async def test_applying_it_again_changes_nothing(database: str) -> None:
 async def test_a_role_that_may_create_no_schema_can_use_one_that_is_there(
     empty_database: str,
 ) -> None:
-    role = f"tenant_{empty_database[-12:]}"
+    role = f"tenant_{uuid4().hex}"
     async with await psycopg.AsyncConnection.connect(empty_database, autocommit=True) as admin:
         await admin.execute(f"CREATE ROLE {role}".encode())
         await admin.execute(f"CREATE SCHEMA squad AUTHORIZATION {role}".encode())
@@ -121,7 +122,7 @@ async def test_an_attempt_that_fails_leaves_nothing_behind(
 
 
 async def test_a_database_in_another_encoding_is_refused(empty_database: str) -> None:
-    name = f"latin_{empty_database[-12:]}"
+    name = f"ascii_{uuid4().hex}"
     async with await psycopg.AsyncConnection.connect(empty_database, autocommit=True) as admin:
         await admin.execute(
             f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII'"

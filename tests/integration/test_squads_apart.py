@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from eventstore import log, schema
@@ -65,7 +66,7 @@ async def test_both_are_written_and_projected_side_by_side(database: str) -> Non
             await submit(first, message(f"one {number}"))
             await submit(second, message(f"two {number}", agent="bob"))
         for name in ("squad", OTHER):
-            await eventually(lambda name=name: projected_to_head(database, name))
+            await eventually(partial(projected_to_head, database, name))
             assert await assert_tables_equal_fold(database, name) > 0
     assert _agents(await assert_log_is_sound(database, "squad")) == {"agent-alice"}
     assert _agents(await assert_log_is_sound(database, OTHER)) == {"agent-bob"}

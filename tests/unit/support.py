@@ -69,7 +69,7 @@ class Story:
         self._numbers = count(1)
         self._ids: list[str] = []
 
-    # given ------------------------------------------------------------------------------------------------
+    # given ------------------------------------------------------------------------------------------
 
     def given(self, *steps: AnyCommand | Event, at: When | None = None) -> Story:
         """Lets commands be carried out, none of which may be refused, and events simply happen."""
@@ -81,7 +81,7 @@ class Story:
                 assert self.outcome.refusal is None, self.outcome.refusal
         return self
 
-    # when -------------------------------------------------------------------------------------------------
+    # when -------------------------------------------------------------------------------------------
 
     def when(self, *commands: AnyCommand | Request, at: When | None = None) -> Story:
         """Has commands decided as one batch."""
@@ -117,7 +117,7 @@ class Story:
         self.outcomes = [outcome for _, outcome in batch.outcomes]
         return batch
 
-    # then -------------------------------------------------------------------------------------------------
+    # then -------------------------------------------------------------------------------------------
 
     def then(self, *events: Event) -> Story:
         """Everything was accepted, and led to exactly these events."""
@@ -150,7 +150,7 @@ class Story:
         assert {name: self.reply.get(name) for name in fields} == fields
         return self
 
-    # what there is to look at -------------------------------------------------------------------------------
+    # what there is to look at -----------------------------------------------------------------------------
 
     @property
     def now(self) -> datetime:
@@ -210,7 +210,7 @@ class Story:
         self._ids.append(id_)
         return id_
 
-    # how ----------------------------------------------------------------------------------------------------
+    # how ----------------------------------------------------------------------------------------------
 
     def _move_clock(self, at: When | None) -> None:
         later = self._now if at is None else moment(at)

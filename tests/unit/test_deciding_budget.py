@@ -455,7 +455,7 @@ class TestDayReset:
         assert self.reset(story).day == TOMORROW
 
     def test_comes_once(self) -> None:
-        story = a_squad().given(PassTime(), at=MIDNIGHT).when(PassTime(), at=MIDNIGHT + 1).meanwhile()
+        a_squad().given(PassTime(), at=MIDNIGHT).when(PassTime(), at=MIDNIGHT + 1).meanwhile()
 
     def test_after_days_without_anybody_begins_the_day_that_it_is(self) -> None:
         story = a_squad().when(PassTime(), at=MIDNIGHT + 5 * 86_400)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pydantic import Field, TypeAdapter
+
 from projections.agents import AGENTS
 from service import commands as do
 from service import views
 from service.http import answers
-from service.http.context import Services, parse_query, respond
-from service.http.lists import Query
+from service.http.context import Services, parse_path, parse_query, respond
+from service.http.lists import MAX_PAGE, Query, page
 from service.http.problems import Problem
 from service.http.route import Route, write
 from service.values import Name
@@ -18,16 +20,28 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+
+
+class AgentQuery(Query):
+    """A page of agents, who are listed by name."""
+
+    limit: int = Field(default=100, ge=1, le=MAX_PAGE)
+    after: Name | None = None
+    """The `next` of the page before."""
+
+
 async def _list(services: Services, request: web.Request) -> web.StreamResponse:
-    query = parse_query(Query, request)
+    query = parse_query(AgentQuery, request)
     await services.tables.state_covering(query.min_position)
-    return respond(200, {"items": views.agents(services.writer.squad), "next": None})
+    agents = [row for row in views.agents(services.writer.squad) if row["name"] > (query.after or "")]
+    return respond(200, page(agents, query.limit, "name"))
 
 
 async def _one(services: Services, request: web.Request) -> web.StreamResponse:
     query = parse_query(Query, request)
     await services.tables.state_covering(query.min_position)
-    name = request.match_info["name"]
+    name = parse_path(_NAME, request, "name")
     row = services.writer.squad.rows(AGENTS).get(name)
     if row is None:
         raise Problem("agent_not_found", f"no agent is called {name!r}")
@@ -41,8 +55,8 @@ ROUTES = (
         summary="All agents, by name",
         tag="agents",
         handler=_list,
-        query=Query,
-        answers={200: answers.page_of(answers.Agent)},
+        query=AgentQuery,
+        answers={200: answers.AgentPage},
         problems=("not_yet",),
     ),
     Route(

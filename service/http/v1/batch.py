@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.http import answers, json
+from eventstore import codec, log
+from eventstore.events import RequestAnswered
+from service.http import answers
 from service.http.context import (
     Services,
     body_of,
@@ -74,44 +77,79 @@ class Writes:
             return exact, {}
         for its_method, pattern, write in self._patterns:
             if its_method == method and (match := pattern.fullmatch(path)):
-                return write, match.groupdict()
+                return write, {name: _decoded(text) for name, text in match.groupdict().items()}
         raise Problem("not_found", f"there is no write {method} {path}")
+
+
+def _decoded(text: str) -> str:
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError as error:
+        raise Problem("bad_request", "the path must be percent-encoded UTF-8") from error
+
+
+async def _refuse_another_body(services: Services, streams: list[str], print_: str) -> None:
+    """Refuses a key whole that answered another batch before, instead of command by command."""
+    async with services.tables.connection() as connection:
+        kept = [codec.decode(recorded) for recorded in await log.read_streams(connection, streams)]
+    if any(isinstance(event, RequestAnswered) and event.fingerprint != print_ for event in kept):
+        raise Problem("idempotency_mismatch", "the idempotency key was used before, for a different batch")
 
 
 def route_for(routes: Iterable[Route]) -> Route:
     """The batch route over these routes' writes."""
     writes = Writes(routes)
 
-    async def one(services: Services, command: BatchedCommand, key: str | None, correlation: str) -> Answer:
+    async def one(
+        services: Services,
+        command: BatchedCommand,
+        *,
+        key: str | None,
+        print_: str,
+        correlation: str,
+        size: int,
+    ) -> Answer:
         try:
             write, path = writes.find(command.method, command.path)
-            body = json.dumps(command.body)
             return await carry_out_write(
                 services,
                 write,
                 command.body,
                 path,
                 key=key,
-                print_=fingerprint(command.method, command.path, body) if key else "",
+                print_=print_,
                 correlation=correlation,
-                size=len(body),
+                size=size,
             )
         except Exception as error:  # noqa: BLE001 - one that fails does not stop the rest
             problem = as_problem(error)
             return Answer(problem.status, problem.body)
 
     async def handler(services: Services, request: web.Request) -> web.StreamResponse:
-        batch = parse_command(Batch, parse_object(await body_of(request)), {})
+        body = await body_of(request)
+        batch = parse_command(Batch, parse_object(body), {})
         key, correlation = idempotency_key(request.headers), correlation_id(request.headers)
+        count = len(batch.commands)
+        keys = [f"{key}/{index}" if key else None for index in range(count)]
+        print_ = fingerprint(request.method, request.path, body) if key else ""
+        if key:
+            await _refuse_another_body(services, [f"request-{one_key}" for one_key in keys], print_)
         # Tasks begin in the order they are made, and each is in the writer's queue before it first waits.
         results = await asyncio.gather(
             *(
-                one(services, command, f"{key}/{index}" if key else None, correlation)
-                for index, command in enumerate(batch.commands)
+                one(
+                    services,
+                    command,
+                    key=one_key,
+                    print_=print_,
+                    correlation=correlation,
+                    size=len(body) // count,
+                )
+                for command, one_key in zip(batch.commands, keys, strict=True)
             )
         )
-        body = {"results": [result._asdict() for result in results]}
-        return respond(200, body, {"X-Correlation-Id": correlation})
+        shown = {"results": [result._asdict() for result in results]}
+        return respond(200, shown, {"X-Correlation-Id": correlation})
 
     return Route(
         method="POST",

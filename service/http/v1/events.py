@@ -12,7 +12,7 @@ from service.http import answers
 from service.http.context import Services, parse_query, respond
 from service.http.lists import PageQuery, Position, Query, page
 from service.http.problems import Problem
-from service.http.route import Route
+from service.http.route import Media, Route
 from service.http.stream import stream
 from service.values import Name
 
@@ -70,7 +70,7 @@ async def _list(services: Services, request: web.Request) -> web.StreamResponse:
     await services.tables.state_covering(query.min_position)
     wanted = log.Filter(query.type, query.stream, query.agent, query.since, query.until)
     async with services.tables.connection() as connection:
-        events = await log.read_filtered(connection, query.after, query.limit, wanted)
+        events = await log.read_filtered(connection, query.after, query.limit + 1, wanted)
     return respond(200, page([show(recorded) for recorded in events], query.limit))
 
 
@@ -109,7 +109,7 @@ ROUTES = (
         tag="events",
         handler=_stream,
         query=StreamQuery,
-        answers={200: None},
+        answers={200: Media("text/event-stream", "One server-sent event for each event of the log")},
     ),
     Route(
         method="GET",

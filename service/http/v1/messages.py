@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from psycopg import sql
+from pydantic import TypeAdapter
 
 from projections.messages import MESSAGES, messages
 from service import commands as do
 from service.http import answers
+from service.http.context import Services, parse_path
 from service.http.lists import PageQuery, page_of_rows
 from service.http.route import Route, write
 from service.values import ExternalId, Name
@@ -16,8 +18,7 @@ from service.values import ExternalId, Name
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from service.http.context import Services
-
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 _IN_INBOX = sql.SQL(
     "(to_agent = %(agent)s OR to_agent IS NULL) AND NOT EXISTS (SELECT FROM squad_message_acks acks"
     " WHERE acks.message_id = squad_messages.id AND acks.agent = %(agent)s)"
@@ -37,7 +38,7 @@ async def _list(services: Services, request: web.Request) -> web.StreamResponse:
 
 
 async def _inbox(services: Services, request: web.Request) -> web.StreamResponse:
-    agent = request.match_info["name"]
+    agent = parse_path(_NAME, request, "name")
     return await page_of_rows(
         services, request, PageQuery, messages, MESSAGES, conditions=_IN_INBOX, agent=agent
     )

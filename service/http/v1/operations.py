@@ -50,7 +50,7 @@ async def _list(services: Services, request: web.Request) -> web.StreamResponse:
         for row in views.active_operations(services.writer.squad)
         if row.fencing_token > query.after and query.agent in (None, row.agent)
     ]
-    return respond(200, page(rows[: query.limit], query.limit, "fencing_token"))
+    return respond(200, page(rows, query.limit, "fencing_token"))
 
 
 async def _conflicts(services: Services, request: web.Request) -> web.StreamResponse:

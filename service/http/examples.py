@@ -1,0 +1,85 @@
+"""One example of each request body, shown in the OpenAPI document. Tests hold them to the models."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
+    {
+        ("POST", "/api/squad"): {
+            "action": "orchestrator-message",
+            "fromAgent": "email_agent",
+            "toAgent": "orchestrator",
+            "message": "Task completed",
+        },
+        ("PATCH", "/api/squad"): {"id": "01932b5c-5a3e-7c11-9d0a-4f2f6e1f0a11", "status": "completed"},
+        ("PUT", "/api/v1/agents/{name}"): {
+            "role": "answers e-mails",
+            "url": "http://localhost:3002/email",
+            "priority": 5,
+        },
+        ("POST", "/api/v1/agents/{name}/heartbeat"): {"status": "active"},
+        ("POST", "/api/v1/messages"): {
+            "from_agent": "email_agent",
+            "to_agent": "quote_agent",
+            "message": "Customer inquiry detected",
+            "data": {"emailId": "email-123"},
+        },
+        ("POST", "/api/v1/messages/{id}/ack"): {"agent": "quote_agent"},
+        ("POST", "/api/v1/operations/check"): {
+            "agent": "email_agent",
+            "action": "respond",
+            "resources": {"emailId": "email-123"},
+        },
+        ("POST", "/api/v1/operations"): {
+            "agent": "email_agent",
+            "action": "respond",
+            "resources": {"emailId": "email-123", "customerId": "customer-7"},
+            "ttl_seconds": 120,
+        },
+        ("POST", "/api/v1/operations/{id}/heartbeat"): {},
+        ("POST", "/api/v1/operations/{id}/finish"): {"outcome": "succeeded", "tokens_used": 450},
+        ("PUT", "/api/v1/budget"): {"daily_tokens": 200_000, "agent_limits": {"email_agent": 50_000}},
+        ("POST", "/api/v1/budget/check"): {"agent": "email_agent", "tokens": 500},
+        ("POST", "/api/v1/budget/reservations"): {"agent": "email_agent", "tokens": 500, "ttl_seconds": 60},
+        ("POST", "/api/v1/budget/reservations/{id}/settle"): {"tokens_used": 450},
+        ("DELETE", "/api/v1/budget/reservations/{id}"): {},
+        ("POST", "/api/v1/budget/usage"): {
+            "agent": "email_agent",
+            "input_tokens": 300,
+            "output_tokens": 150,
+            "model": "small",
+        },
+        ("POST", "/api/v1/tasks"): {
+            "title": "Answer the inquiry",
+            "assigned_agent": "email_agent",
+            "priority": "high",
+        },
+        ("PATCH", "/api/v1/tasks/{id}"): {"status": "completed"},
+        ("POST", "/api/v1/emails"): {
+            "gmail_message_id": "18c2f0a9b7d3e411",
+            "from_email": "customer@example.com",
+            "subject": "A question about your offer",
+        },
+        ("PATCH", "/api/v1/emails/{id}"): {"category": "inquiry", "status": "classified"},
+        ("POST", "/api/v1/batch"): {
+            "commands": [
+                {
+                    "method": "PUT",
+                    "path": "/api/v1/agents/email_agent",
+                    "body": {"role": "answers e-mails"},
+                },
+                {
+                    "method": "POST",
+                    "path": "/api/v1/budget/usage",
+                    "body": {"agent": "email_agent", "tokens": 450},
+                },
+            ]
+        },
+    }
+)
+"""By method and path."""

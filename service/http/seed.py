@@ -1,0 +1,191 @@
+"""What goes in and out of the seed's facade, in its own words: camelCase, and rows as in its tables."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+
+from eventstore.events import AgentStatus, TaskPriority, TaskStatus
+from service.http.answers import Answer, Message, Task
+from service.values import ExternalId, Id, JsonObject, Name, ShortText, Text, Url
+
+# In ---------------------------------------------------------------------------------------------------
+
+
+class _Body(BaseModel):
+    """A body in camelCase. Fields that it does not know are let pass, as the seed lets them."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+
+def _camel(name: str, *, default: Any = ...) -> Any:
+    head, *rest = name.split("_")
+    camel = head + "".join(part.title() for part in rest)
+    return Field(default=default, validation_alias=AliasChoices(camel, name), serialization_alias=camel)
+
+
+class SwitchBody(_Body):
+    """Starts the orchestrator, or shuts it down."""
+
+    action: Literal["orchestrator-init", "orchestrator-shutdown"]
+
+
+class MessageBody(_Body):
+    """A message to one agent or, without `toAgent`, to all."""
+
+    action: Literal["orchestrator-message"]
+    from_agent: Name = _camel("from_agent")
+    to_agent: Name | None = _camel("to_agent", default=None)
+    message: Text = Field(min_length=1)
+    task_id: ExternalId | None = _camel("task_id", default=None)
+    data: JsonObject | None = None
+
+
+class TaskBody(_Body):
+    """A task to create."""
+
+    title: ShortText
+    description: Text | None = None
+    status: TaskStatus = "new"
+    assigned_agent: Name | None = _camel("assigned_agent", default=None)
+    priority: TaskPriority = "medium"
+    deliverable_url: Url | None = _camel("deliverable_url", default=None)
+
+
+class TaskChangeBody(TaskBody):
+    """A task to change: its id, and what is to change."""
+
+    id: Id
+    title: ShortText = ""
+
+
+def _moment(value: object) -> date | datetime:
+    text = str(value)
+    try:
+        moment = (date if len(text) == len("2026-01-31") else datetime).fromisoformat(text)
+    except ValueError:
+        moment = date.min
+    if not 1970 <= moment.year <= 9998:
+        raise ValueError("must be a date such as 2026-01-31, or a time such as 2026-01-31T09:00:00Z")
+    return moment
+
+
+Moment = Annotated[date | datetime, BeforeValidator(_moment)]
+"""A day, or a moment; without a time zone it is UTC."""
+
+
+class SquadQuery(BaseModel):
+    """What `GET /api/squad` takes."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
+
+    action: str | None = None
+    """`orchestrator-status` for the orchestrator alone."""
+    date_from: Moment | None = Field(default=None, alias="dateFrom")
+    """Only tasks and messages created since then."""
+    date_to: Moment | None = Field(default=None, alias="dateTo")
+    """Only tasks and messages created until then; a date means its whole day."""
+    agent_type: Name | None = Field(default=None, alias="agentType")
+    """Only agents of this role, and what is theirs."""
+    agent_name: Name | None = Field(default=None, alias="agentName")
+    """Only this agent, and what is its own."""
+
+    @property
+    def since(self) -> datetime | None:
+        """Where the time begins that is asked for."""
+        return _first_moment(self.date_from) if self.date_from else None
+
+    @property
+    def until(self) -> datetime | None:
+        """Where it ends: the first moment that is outside of it."""
+        if self.date_to is None:
+            return None
+        whole = timedelta(microseconds=1) if isinstance(self.date_to, datetime) else timedelta(days=1)
+        return _first_moment(self.date_to) + whole
+
+
+def _first_moment(moment: date | datetime) -> datetime:
+    if isinstance(moment, datetime):
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return datetime.combine(moment, time(tzinfo=UTC))
+
+
+# Out --------------------------------------------------------------------------------------------------
+
+
+class TokenBudget(Answer):
+    """The day's budget. What is reserved is no longer among what remains."""
+
+    total: int
+    used: int
+    remaining: int
+    agentUsage: dict[str, int]  # noqa: N815 - the seed's word
+
+
+class ActiveOperation(BaseModel):
+    """An operation under way; each resource that it claims is a field of its own, such as `emailId`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    agents: list[str]
+    action: str
+    timestamp: datetime
+
+
+class OrchestratorStatus(Answer):
+    """The orchestrator at this moment."""
+
+    tokenBudget: TokenBudget  # noqa: N815 - the seed's word
+    activeOperations: list[ActiveOperation]  # noqa: N815 - the seed's word
+    timestamp: datetime
+
+
+class Orchestrator(Answer):
+    """The orchestrator, whether it runs or not."""
+
+    isRunning: bool  # noqa: N815 - the seed's word
+    startedAt: datetime | None  # noqa: N815 - the seed's word
+    tokenBudget: TokenBudget  # noqa: N815 - the seed's word
+    activeOperations: list[ActiveOperation]  # noqa: N815 - the seed's word
+    scheduledJobs: list[Any]  # noqa: N815 - the seed's word
+
+
+class SquadAgent(Answer):
+    """A row of `squad_agents`, as the seed has it."""
+
+    id: str
+    name: str
+    role: str
+    status: AgentStatus
+    last_active: datetime
+
+
+class SquadOverview(Answer):
+    """The squad at a glance, the newest first."""
+
+    tasks: list[Task]  # type: ignore[valid-type]
+    activity: list[Message]  # type: ignore[valid-type]
+    agents: list[SquadAgent]
+    orchestrator: Orchestrator
+
+
+class Done(Answer):
+    """What was done, and its place in the log."""
+
+    success: Literal[True]
+    message: str
+    position: int
+    id: str | None = None
+    """Of the message, where one was sent."""
+    task: dict[str, Any] | None = None
+    """The task, where one was created or changed."""
+
+
+class SeedError(Answer):
+    """What went wrong, in the seed's form."""
+
+    error: str
+    details: Any = None

@@ -1,0 +1,68 @@
+"""Listeners whose backend ends or stops: heard again in seconds, and nothing missed meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from projections.projector import Projector
+from tests.support.log import Scribe, joined, said
+from tests.support.parts import backends, connected, running, running_listener, terminate
+from tests.support.verify import projected_to_head
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.faults
+
+
+async def test_what_is_appended_after_the_backend_was_ended_shows_within_2_seconds(database: str) -> None:
+    async with (
+        running_listener(database) as listener,
+        running(Projector(database, "squad", listener.events).run()),
+        connected(database) as connection,
+    ):
+        scribe = Scribe(connection)
+        await scribe.append(joined("alice"))
+        await eventually(partial(projected_to_head, database))
+        for _ in range(3):
+            assert await terminate(connection, "squad listener") == 1
+            await scribe.append(said("while nobody listens"))
+            await eventually(partial(projected_to_head, database), within_seconds=2)
+            await eventually(lambda: listener.hearing)
+        assert listener.reconnects == 3
+
+
+@contextlib.contextmanager
+def _stopped(pid: int) -> Iterator[None]:
+    """Stops a server process of this machine; skips where it cannot be reached."""
+    try:
+        if not psutil.Process(pid).name().startswith("postgres"):
+            raise ProcessLookupError
+        os.kill(pid, signal.SIGSTOP)
+    except (psutil.Error, OSError):
+        pytest.skip("the server's processes cannot be signalled from here")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+async def test_a_backend_that_was_stopped_is_replaced_within_15_seconds(database: str) -> None:
+    async with running_listener(database) as listener, connected(database) as connection:
+        (pid,) = await backends(connection, "squad listener")
+        with _stopped(pid):
+            begun = monotonic()
+            await eventually(lambda: listener.reconnects > 0 and listener.hearing, within_seconds=15)
+            left = 15 - (monotonic() - begun)
+            await Scribe(connection).append(said("heard by the new one"))
+            await eventually(lambda: listener.events.position == 1, within_seconds=left)

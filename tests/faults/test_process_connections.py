@@ -1,0 +1,119 @@
+"""A service one of whose backends ends, or stands still: it notices, and nothing is lost by it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.load import Load
+from tests.support.log import Scribe, joined, said
+from tests.support.parts import backends, connected, terminate
+from tests.support.process import squad_up
+from tests.support.signals import backend_process, stopped
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from eventstore.connection import Connection
+    from tests.support.process import ServiceProcess
+
+pytestmark = pytest.mark.faults
+
+SHOWN_WITHIN_SECONDS = 2.0
+"""After a lost connection: one of the listener's first attempts succeeds."""
+
+HEARD_AGAIN_WITHIN_SECONDS = 15.0
+"""After a stopped backend: two heartbeats and an attempt."""
+
+ANSWERED_WITHIN_SECONDS = 15.0
+"""After the writer's backend stopped: a round trip is given up after 10 seconds."""
+
+
+async def test_what_is_appended_after_the_listener_lost_its_backend_is_in_the_table_in_two_seconds(
+    database: str,
+) -> None:
+    async with squad_up(dsn=database) as service, connected(database) as elsewhere:
+        scribe = await listened_to(service, elsewhere)
+        assert await terminate(elsewhere, "squad listener") == 1
+        (message,) = await scribe.append(said("is anybody there?"))
+        await eventually(lambda: is_shown(elsewhere, message.position), within_seconds=SHOWN_WITHIN_SECONDS)
+
+
+async def test_what_is_appended_while_the_listener_is_deaf_is_in_the_table_and_the_listener_is_replaced(
+    database: str,
+) -> None:
+    async with squad_up(dsn=database) as service, connected(database) as elsewhere:
+        scribe = await listened_to(service, elsewhere)
+        (pid,) = await backends(elsewhere, "squad listener")
+        with stopped(backend_process(database, pid)):
+            (message,) = await scribe.append(said("is anybody there?"))
+            await eventually(
+                lambda: is_shown(elsewhere, message.position), within_seconds=HEARD_AGAIN_WITHIN_SECONDS
+            )
+            await eventually(
+                lambda: has_another_listener(service, elsewhere, pid),
+                within_seconds=HEARD_AGAIN_WITHIN_SECONDS,
+            )
+
+
+async def test_commands_are_answered_again_while_the_writers_backend_stands_still(database: str) -> None:
+    async with squad_up(dsn=database) as service, connected(database) as elsewhere:
+        (pid,) = await backends(elsewhere, "squad writer")
+        load = Load([service])
+        # It stops before it is asked for anything, so that it does not take the log's lock with it.
+        with stopped(backend_process(database, pid)):
+            async with load.running():
+                await load.more(within_seconds=ANSWERED_WITHIN_SECONDS)
+        # It has carried on by now, with the batch that it was sent. That one came back another way.
+        await eventually(lambda: has_ended(elsewhere, pid))
+        await load.assert_kept(database)
+
+
+async def test_commands_are_answered_again_after_the_writers_backend_stood_still_in_a_batch(
+    database: str,
+) -> None:
+    async with squad_up(dsn=database) as service, connected(database) as elsewhere:
+        (pid,) = await backends(elsewhere, "squad writer")
+        load = Load([service])
+        async with load.running():
+            await load.more()
+            with stopped(backend_process(database, pid)):
+                # It may hold the log's lock, which is nobody else's to take.
+                await eventually(
+                    lambda: has_other_writer(elsewhere, pid), within_seconds=ANSWERED_WITHIN_SECONDS
+                )
+            await load.more(within_seconds=ANSWERED_WITHIN_SECONDS)
+        await load.assert_kept(database)
+
+
+async def listened_to(service: ServiceProcess, connection: Connection) -> Scribe:
+    """Waits until the service hears and projects; gives somebody who appends without it."""
+    scribe = Scribe(connection)
+    await scribe.catch_up()
+    (agent,) = await scribe.append(joined("alice"))
+    await eventually(lambda: is_heard(service))
+    (message,) = await scribe.append(said("hello"))
+    assert agent.position < message.position
+    await eventually(lambda: is_shown(connection, message.position))
+    return scribe
+
+
+async def is_heard(service: ServiceProcess) -> bool:
+    return await service.metric("squad_listener_hearing") == 1
+
+
+async def is_shown(connection: Connection, position: int) -> bool:
+    cursor = await connection.execute("SELECT 1 FROM squad_messages WHERE position = %s", (position,))
+    return await cursor.fetchone() is not None
+
+
+async def has_another_listener(service: ServiceProcess, connection: Connection, pid: int) -> bool:
+    return await is_heard(service) and set(await backends(connection, "squad listener")) != {pid}
+
+
+async def has_other_writer(connection: Connection, pid: int) -> bool:
+    return bool(set(await backends(connection, "squad writer")) - {pid})
+
+
+async def has_ended(connection: Connection, pid: int) -> bool:
+    return pid not in await backends(connection, "squad writer")

@@ -1,0 +1,130 @@
+"""Projectors that lose their connection: at every statement in turn, and at any moment under load."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from itertools import count
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from eventstore import connection as connections
+from eventstore import log
+from eventstore.listener import Hints
+from projections import PROJECTIONS, projector
+from projections.projector import Projector
+from tests.support.life import Life
+from tests.support.parts import connected, running, running_listener, running_writer, terminate
+from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from eventstore.connection import Connection
+
+pytestmark = pytest.mark.faults
+
+
+class Cutter:
+    """Cuts the first connection of a projector at one of its statements, and allows no second one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at_statement: int) -> None:
+        self.gone = asyncio.Event()
+        self._left = at_statement
+        self._connection: Connection | None = None
+        execute = psycopg.AsyncCursor.execute
+
+        async def cutting(cursor: psycopg.AsyncCursor[Any], *args: Any, **more: Any) -> Any:
+            if cursor.connection is self._connection:
+                self._left -= 1
+                if self._left == 0:
+                    connections.hang_up(cursor.connection)
+            return await execute(cursor, *args, **more)
+
+        monkeypatch.setattr(psycopg.AsyncCursor, "execute", cutting)
+        monkeypatch.setattr(projector, "connect", self._connect)
+
+    @property
+    def has_cut(self) -> bool:
+        return self._left <= 0
+
+    async def _connect(self, *args: Any, **more: Any) -> Connection:
+        if self._connection is not None:
+            self.gone.set()
+            await asyncio.Event().wait()
+        self._connection = await connections.connect(*args, **more)
+        return self._connection
+
+
+async def _empty_the_tables(connection: Connection) -> None:
+    names = [table.name for projection in PROJECTIONS for table in projection.tables]
+    await connection.execute(f"TRUNCATE {', '.join(names)}".encode())
+    await connection.execute("DELETE FROM projections")
+
+
+async def test_a_connection_that_breaks_at_any_statement_leaves_rows_and_position_in_step(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_writer(database) as writer:
+        await Life(seed=4).live(writer, 60)
+    monkeypatch.setattr(log.read_after, "__defaults__", (40,))
+    monkeypatch.setattr(projector, "_BACKOFF_SECONDS", (0.0, 0.0))
+    cuts = 0
+    async with connected(database) as connection:
+        for statement in count(1):
+            await _empty_the_tables(connection)
+            with monkeypatch.context() as patch:
+                cutter = Cutter(patch, statement)
+                async with running(Projector(database, "squad", Hints()).run()):
+                    await eventually(partial(_ended, cutter, database))
+            await assert_tables_equal_fold(database)
+            if not cutter.has_cut:
+                break
+            cuts += 1
+            if statement % 5 == 0:
+                async with running(Projector(database, "squad", Hints()).run()):
+                    await eventually(partial(projected_to_head, database))
+                await assert_tables_equal_fold(database)
+    assert cuts > 30
+
+
+async def _ended(cutter: Cutter, dsn: str) -> bool:
+    return cutter.gone.is_set() or await projected_to_head(dsn)
+
+
+async def test_projectors_that_lose_their_backends_under_load_end_where_the_log_does(database: str) -> None:
+    random = Random(5)
+    async with (
+        running_listener(database) as listener,
+        running_writer(database, hints=listener.events) as writer,
+        connected(database) as connection,
+        running(*(Projector(database, "squad", listener.events).run() for _ in range(2))),
+    ):
+        lives = asyncio.gather(*(Life(seed).live(writer, 250) for seed in range(6)))
+        terminated = 0
+        while not lives.done():
+            await asyncio.wait([lives], timeout=random.uniform(0.01, 0.15))
+            terminated += await terminate(connection, "squad projector")
+            await assert_tables_equal_fold(database)
+        await lives
+        assert terminated > 3
+        await eventually(partial(projected_to_head, database))
+    assert await assert_tables_equal_fold(database) > 500
+    await assert_log_is_sound(database)
+
+
+async def test_a_standby_takes_over_when_the_active_one_loses_its_connection(database: str) -> None:
+    projectors = [Projector(database, "squad", Hints()) for _ in range(2)]
+    async with running(*(each.run() for each in projectors)), connected(database) as connection:
+        await eventually(lambda: any(each.active for each in projectors))
+        (active,) = [each for each in projectors if each.active]
+        (standby,) = [each for each in projectors if not each.active]
+        cursor = await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2"
+            " AND classid = 'projections'::regclass::oid"
+        )
+        assert len(await cursor.fetchall()) == 1
+        # Whoever is first is the next; there is one again, and one only.
+        await eventually(lambda: active.active != standby.active)

@@ -1,0 +1,225 @@
+"""The projector: the tables are a fold of the log, in step with their position, whoever runs it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from eventstore import log
+from eventstore.events import MessageSent
+from eventstore.listener import Hints
+from projections import PROJECTIONS, projector
+from projections.messages import messages
+from projections.projector import Projector
+from tests.support.life import Life
+from tests.support.log import Scribe, joined, new_id, said
+from tests.support.parts import connected, message, running, running_listener, running_writer, submit
+from tests.support.verify import assert_tables_equal_fold, projected_to_head
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
+    from projections.projection import View
+
+POISON = "poison"
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[Connection]:
+    async with connected(database) as opened:
+        yield opened
+
+
+def _make_messages_choke_on_poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler, touches = messages.handlers[MessageSent]
+
+    def choosy(view: View, event: MessageSent, recorded: Recorded) -> None:
+        if event.message == POISON:
+            raise ArithmeticError("not to my taste")
+        handler(view, event, recorded)
+
+    handlers: dict[Any, Any] = messages.handlers
+    monkeypatch.setitem(handlers, MessageSent, (choosy, touches))
+
+
+async def _reported(connection: Connection) -> dict[str, tuple[int, int | None, str | None]]:
+    cursor = await connection.execute("SELECT name, position, failed_position, error FROM projections")
+    return {name: (position, failed, error) for name, position, failed, error in await cursor.fetchall()}
+
+
+async def test_the_tables_hold_what_the_log_tells(database: str) -> None:
+    async with (
+        running_listener(database) as listener,
+        running(Projector(database, "squad", listener.events).run()),
+        running_writer(database, hints=listener.events) as writer,
+    ):
+        await Life(seed=1).live(writer, 400)
+        await eventually(partial(projected_to_head, database))
+    assert await assert_tables_equal_fold(database) > 100
+
+
+async def test_a_log_that_was_there_before_is_folded_page_by_page(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_writer(database) as writer:
+        await Life(seed=2).live(writer, 300)
+    monkeypatch.setattr(log, "PAGE_EVENTS", 7)
+    monkeypatch.setattr(log.read_after, "__defaults__", (7,))
+    async with running(Projector(database, "squad", Hints()).run()):
+        await eventually(partial(projected_to_head, database))
+    assert await assert_tables_equal_fold(database) > 100
+
+
+async def test_rows_that_left_the_cache_are_read_again(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projector, "CACHED_ROWS", 2)
+    async with running_writer(database) as writer:
+        await Life(seed=3).live(writer, 300)
+    monkeypatch.setattr(log.read_after, "__defaults__", (5,))
+    async with running(Projector(database, "squad", Hints()).run()):
+        await eventually(partial(projected_to_head, database))
+    assert await assert_tables_equal_fold(database) > 100
+
+
+async def test_it_looks_by_itself_where_no_hint_comes(database: str, connection: Connection) -> None:
+    deaf = Projector(database, "squad", Hints())
+    async with running(deaf.run()):
+        await eventually(lambda: deaf.active)
+        await Scribe(connection).append(joined("alice"))
+        await eventually(lambda: deaf.positions["agents"] == 1)
+
+
+async def test_it_says_how_far_it_is_when_it_is_there(database: str, connection: Connection) -> None:
+    async with running_listener(database) as listener:
+        active = Projector(database, "squad", listener.events)
+        async with running(active.run()):
+            await eventually(lambda: active.active)
+            await Scribe(connection).append(joined("alice"), said("hello"))
+            await eventually(lambda: listener.projections.position == 2)
+            assert set((await _reported(connection)).values()) == {(2, None, None)}
+
+
+async def test_one_that_fails_stops_before_the_event_and_stops_no_other(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _make_messages_choke_on_poison(monkeypatch)
+    scribe = Scribe(connection)
+    await scribe.append(joined("alice"), said("one"), said(POISON), said("after"))
+    choking = Projector(database, "squad", Hints())
+    async with running(choking.run()):
+        await eventually(lambda: choking.failed)
+        await scribe.append(said("later"))
+        await eventually(lambda: choking.positions["agents"] == 5)
+    reason = "ArithmeticError: not to my taste"
+    assert choking.failed == {"messages": (3, reason)}
+    assert choking.positions["messages"] == 2
+    reported = await _reported(connection)
+    assert reported.pop("messages") == (2, 3, reason)
+    assert set(reported.values()) == {(5, None, None)}
+    assert await assert_tables_equal_fold(database) > 0
+
+
+async def test_one_that_failed_goes_on_where_it_stopped_once_it_is_mended(
+    database: str, connection: Connection
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        _make_messages_choke_on_poison(patch)
+        await Scribe(connection).append(joined("alice"), said(POISON), said("two"))
+        choking = Projector(database, "squad", Hints())
+        async with running(choking.run()):
+            await eventually(lambda: choking.failed)
+    mended = Projector(database, "squad", Hints())
+    async with running(mended.run()):
+        await eventually(partial(projected_to_head, database))
+    assert not mended.failed
+    assert set((await _reported(connection)).values()) == {(3, None, None)}
+    assert await assert_tables_equal_fold(database) == 3
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [{"schema_version": 9}, {"type": "from_the_future"}, {"data": '{"agent": 1}'}],
+    ids=["newer version", "unknown type", "other shape"],
+)
+async def test_nobody_steps_over_an_event_that_cannot_be_read(
+    database: str, connection: Connection, unknown: dict[str, Any]
+) -> None:
+    scribe = Scribe(connection)
+    await scribe.append(joined("alice"), said("fine"))
+    await scribe.append(joined("bob"), **unknown)
+    await scribe.append(said("after"))
+    stuck = Projector(database, "squad", Hints())
+    async with running(stuck.run()):
+        await eventually(lambda: len(stuck.failed) == len(PROJECTIONS))
+    for position, failed, error in (await _reported(connection)).values():
+        assert (position, failed) == (2, 3)
+        assert error is not None
+        assert "position 3" in error
+
+
+async def test_one_that_folds_differently_now_begins_afresh(database: str, connection: Connection) -> None:
+    await Scribe(connection).append(joined("alice"), said("one"))
+    async with running(Projector(database, "squad", Hints()).run()):
+        await eventually(partial(projected_to_head, database))
+    # A row that only another fold could have made.
+    await connection.execute(
+        "INSERT INTO squad_message_acks VALUES (%s, 'ghost', clock_timestamp(), 1)", (new_id(),)
+    )
+    others = [projection for projection in PROJECTIONS if projection is not messages]
+    newer = Projector(
+        database, "squad", Hints(), [*others, replace(messages, fold_version=messages.fold_version + 1)]
+    )
+    async with running(newer.run()):
+        await eventually(lambda: newer.active and newer.positions["messages"] == 2)
+    assert await assert_tables_equal_fold(database) == 2
+
+
+async def test_of_two_projectors_one_works_and_the_other_stands_by(
+    database: str, connection: Connection
+) -> None:
+    first, second = (Projector(database, "squad", Hints()) for _ in range(2))
+    async with running(second.run()):
+        async with running(first.run()):
+            await eventually(lambda: first.active or second.active)
+            await Scribe(connection).append(joined("alice"))
+            await eventually(partial(projected_to_head, database))
+            assert first.active != second.active
+        await eventually(lambda: second.active)
+
+
+async def test_one_that_was_overtaken_keeps_nothing_and_begins_anew(
+    database: str, connection: Connection
+) -> None:
+    """As where a connection was thought dead and its lock was given to another."""
+    scribe = Scribe(connection)
+    await scribe.append(joined("alice"))
+    overtaken = Projector(database, "squad", Hints())
+    async with running(overtaken.run()):
+        await eventually(lambda: overtaken.active and overtaken.positions["messages"] == 1)
+        await connection.execute("UPDATE projections SET position = 0 WHERE name = 'agents'")
+        await connection.execute("TRUNCATE squad_agents")
+        await scribe.append(said("two"))
+        await eventually(partial(projected_to_head, database))
+    assert await assert_tables_equal_fold(database) == 2
+
+
+async def test_a_write_shows_in_the_tables_at_once(database: str) -> None:
+    async with (
+        running_listener(database) as listener,
+        running(Projector(database, "squad", listener.events).run()),
+        running_writer(database, hints=listener.events) as writer,
+        connected(database) as connection,
+    ):
+        await eventually(partial(projected_to_head, database))
+        outcome = await submit(writer, message("hello"))
+        # Sooner than anybody would look by himself.
+        await eventually(lambda: listener.projections.position == outcome.position, within_seconds=0.8)
+        cursor = await connection.execute("SELECT message FROM squad_messages")
+        assert await cursor.fetchall() == [("hello",)]

@@ -1,0 +1,151 @@
+"""The decision state at a start: whatever the tables hold, it is the fold of the log from zero."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from eventstore import log
+from eventstore.listener import Hints
+from projections.projector import Projector
+from service import commands as do
+from service.restore import catch_up, restore
+from service.squad import Squad
+from tests.support.life import Life
+from tests.support.parts import connected, running, running_writer, submit
+from tests.support.verify import assert_tables_equal_fold, projected_to_head
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
+    from service.writer import Writer
+
+COMMANDS = 300
+
+
+@pytest.fixture
+async def writer(database: str) -> AsyncIterator[Writer]:
+    async with running_writer(database) as running_:
+        yield running_
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[Connection]:
+    async with connected(database) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def _projecting(database: str) -> AsyncIterator[None]:
+    """Tables at the head of the log, and nobody who keeps them there after the block."""
+    async with running(Projector(database, "squad", Hints()).run()):
+        await eventually(partial(projected_to_head, database))
+        yield
+
+
+async def _folded_from_zero(connection: Connection) -> Squad:
+    squad = Squad()
+    await catch_up(connection, squad)
+    return squad
+
+
+def _assert_same(one: Squad, other: Squad) -> None:
+    assert one.head == other.head
+    for name, rows in one.tables.items():
+        assert rows == other.tables[name], name
+    assert one.versions == other.versions
+    assert one.holders == other.holders
+    assert one.gmail_ids == other.gmail_ids
+
+
+async def _assert_restored(connection: Connection, writer: Writer) -> None:
+    restored = await restore(connection)
+    _assert_same(restored, await _folded_from_zero(connection))
+    _assert_same(restored, writer.squad)
+
+
+async def test_from_an_empty_log_nothing_is_restored(connection: Connection) -> None:
+    _assert_same(await restore(connection), Squad())
+
+
+async def test_from_tables_at_the_head(writer: Writer, connection: Connection, database: str) -> None:
+    await Life(seed=11).live(writer, COMMANDS)
+    async with _projecting(database):
+        await _assert_restored(connection, writer)
+    assert await assert_tables_equal_fold(database) > 100
+
+
+async def test_from_tables_that_are_behind(writer: Writer, connection: Connection, database: str) -> None:
+    life = Life(seed=12)
+    await life.live(writer, COMMANDS)
+    async with _projecting(database):
+        pass
+    await life.live(writer, COMMANDS)
+    await _assert_restored(connection, writer)
+
+
+async def test_from_tables_that_nobody_ever_filled(writer: Writer, connection: Connection) -> None:
+    await Life(seed=13).live(writer, COMMANDS)
+    await _assert_restored(connection, writer)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE projections SET position = position - 1 WHERE name = 'budgets'",
+        "DELETE FROM projections WHERE name = 'agents'",
+        "UPDATE projections SET fold_version = 99 WHERE name = 'tasks'",
+        "UPDATE projections SET position = position + 1000",
+        "INSERT INTO projections (name, position, fold_version) VALUES ('from the future', 1, 1)",
+    ],
+)
+async def test_from_tables_that_are_not_one_moment_of_this_log(
+    writer: Writer, connection: Connection, database: str, damage: str
+) -> None:
+    await Life(seed=14).live(writer, COMMANDS)
+    async with _projecting(database):
+        pass
+    # So that a table that is used all the same would show.
+    await connection.execute("TRUNCATE squad_agents, operations, budget_days, policy")
+    await connection.execute(damage.encode())
+    await _assert_restored(connection, writer)
+
+
+async def test_the_pages_that_follow_the_tables_are_told_in_order(
+    writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await Life(seed=15).live(writer, 50)
+    monkeypatch.setattr(log, "PAGE_EVENTS", 7)
+    monkeypatch.setattr(log.read_after, "__defaults__", (7,))
+    told: list[Recorded] = []
+    await catch_up(connection, Squad(), told.extend)
+    assert [event.position for event in told] == list(range(1, writer.squad.head.position + 1))
+
+
+async def test_a_restored_squad_decides_like_the_one_that_lived_through_it(
+    writer: Writer, database: str
+) -> None:
+    life = Life(seed=16)
+    await life.live(writer, COMMANDS)
+    held = await submit(
+        writer, do.StartOperation(agent="alice", action="reply", resources={"emailId": "held"})
+    )
+    email = do.LogEmail(gmail_message_id="gmail-once", from_email="a@example.org")
+    await submit(writer, email)
+    async with _projecting(database):
+        pass
+    async with running_writer(database) as restored:
+        claim = do.StartOperation(agent="bob", action="reply", resources={"emailId": "held"})
+        conflict = await submit(restored, claim)
+        assert conflict.refusal is not None
+        assert conflict.refusal.extra["conflict"]["operation_id"] == held.reply["id"]
+        repeat = await submit(restored, email)
+        assert repeat.refusal is not None
+        assert repeat.refusal.code == "email_exists"
+        await life.live(restored, COMMANDS)

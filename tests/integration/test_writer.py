@@ -1,0 +1,429 @@
+"""The writer: commands in, durable events and answers out, each caller by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from eventstore import codec, log
+from eventstore.events import MessageSent, RequestAnswered
+from eventstore.listener import Hints
+from service import commands as do
+from service import requests
+from service.clock import DatabaseClock
+from service.decide import decide
+from service.requests import CommandFailed, QueueFull, Request, Stopping, Unavailable
+from service.writer import Writer
+from tests.support.log import Scribe, joined, said, texts, whole_log
+from tests.support.parts import (
+    connected,
+    lock_is_free,
+    message,
+    running,
+    running_listener,
+    running_writer,
+    submit,
+)
+from tests.support.verify import assert_log_is_sound
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from eventstore.recorded import Recorded
+    from service.decide import At, Decision
+    from service.squad import State
+
+POISON = "poison"
+
+# Valid JSON that Postgres takes no text out of; nothing that comes through the API can hold it.
+UNSTORABLE: dict[str, Any] = {"text": "\x00"}
+
+
+@pytest.fixture
+async def writer(database: str) -> AsyncIterator[Writer]:
+    async with running_writer(database) as running_:
+        yield running_
+
+
+def _unstorable() -> do.SendMessage:
+    return do.SendMessage.model_construct(
+        from_agent="alice", to_agent=None, message="x", task_id=None, data=UNSTORABLE
+    )
+
+
+@pytest.fixture
+def choosy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deciding a message that says `POISON` is a fault."""
+
+    def deciding(state: State, command: do.AnyCommand, at: At) -> Decision:
+        decision = decide(state, command, at)
+        if isinstance(command, do.SendMessage) and command.message == POISON:
+            raise ArithmeticError("not to my taste")
+        return decision
+
+    monkeypatch.setattr("service.batch.decide", deciding)
+
+
+async def test_a_command_is_answered_with_the_position_of_its_event(writer: Writer, database: str) -> None:
+    outcome = await submit(writer, message("hello"))
+    events = await assert_log_is_sound(database)
+    assert outcome.position == events[-1].position == writer.squad.head.position
+    assert texts(events) == ["hello"]
+
+
+async def test_many_commands_are_each_answered_with_their_own_event(writer: Writer, database: str) -> None:
+    outcomes = await asyncio.gather(*(submit(writer, message(str(number))) for number in range(2_500)))
+    events = await assert_log_is_sound(database)
+    for number, outcome in enumerate(outcomes):
+        assert outcome.position is not None
+        event = codec.decode(events[outcome.position - 1])
+        assert isinstance(event, MessageSent)
+        assert event.message == str(number)
+        assert event.message_id == outcome.reply["id"]
+
+
+async def test_commands_that_wait_together_share_a_commit(writer: Writer, database: str) -> None:
+    await asyncio.gather(*(submit(writer, message(str(number))) for number in range(100)))
+    async with connected(database) as connection:
+        cursor = await connection.execute(
+            "SELECT count(DISTINCT xmin::text) FROM events WHERE type = 'message_sent'"
+        )
+        assert (await cursor.fetchone()) in [(1,), (2,)]
+
+
+async def test_a_refused_command_harms_no_neighbour(writer: Writer, database: str) -> None:
+    unknown = do.FinishOperation(
+        operation_id="0190" + "0" * 4 + "-0000-7000-8000-000000000000", outcome="failed"
+    )
+    outcomes = await asyncio.gather(
+        submit(writer, message("before")), submit(writer, unknown), submit(writer, message("after"))
+    )
+    assert [outcome.refusal and outcome.refusal.code for outcome in outcomes] == [
+        None,
+        "operation_not_found",
+        None,
+    ]
+    assert texts(await assert_log_is_sound(database)) == ["before", "after"]
+
+
+@pytest.mark.usefixtures("choosy")
+async def test_a_command_that_cannot_be_decided_fails_alone(writer: Writer, database: str) -> None:
+    said_ = ["one", POISON, "two", POISON, "three"]
+    outcomes = await asyncio.gather(
+        *(submit(writer, message(text)) for text in said_), return_exceptions=True
+    )
+    assert [isinstance(outcome, CommandFailed) for outcome in outcomes] == [
+        text == POISON for text in said_
+    ]
+    assert texts(await assert_log_is_sound(database)) == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("contended", [False, True], ids=["one trip", "holding the lock"])
+async def test_a_command_that_only_the_database_refuses_fails_alone(
+    writer: Writer, database: str, contended: bool
+) -> None:
+    commands = [message(str(number)) for number in range(20)]
+    commands[3] = commands[4] = commands[17] = _unstorable()
+    writer._appender.contended = contended
+    outcomes = await asyncio.gather(
+        *(submit(writer, command) for command in commands), return_exceptions=True
+    )
+    failed = [number for number, outcome in enumerate(outcomes) if isinstance(outcome, CommandFailed)]
+    assert failed == [3, 4, 17]
+    kept = [str(number) for number in range(20) if number not in failed]
+    assert texts(await assert_log_is_sound(database)) == kept
+    async with connected(database) as connection:
+        assert await lock_is_free(connection)
+    # The state in memory did not take in what the log did not.
+    await submit(writer, message("goes on"))
+    await assert_log_is_sound(database)
+
+
+async def test_callers_are_sent_away_when_too_many_wait(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "MAX_WAITING_COMMANDS", 3)
+    idle = Writer(database, "squad", DatabaseClock(), Hints())
+    waiting = [asyncio.ensure_future(submit(idle, message(str(number)))) for number in range(3)]
+    await eventually(lambda: len(idle.waiting) == 3)
+    with pytest.raises(QueueFull):
+        await submit(idle, message("one too many"))
+    async with running(idle.run()):
+        await asyncio.wait(waiting)
+    assert idle.waiting.bytes == 0
+
+
+async def test_callers_are_sent_away_when_too_much_waits(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "MAX_WAITING_BYTES", 1_000)
+    idle = Writer(database, "squad", DatabaseClock(), Hints())
+    large = Request(message("x"), "agent:test", "test", size=1_000)
+    waiting = asyncio.ensure_future(idle.submit(large))
+    await eventually(lambda: len(idle.waiting) == 1)
+    with pytest.raises(QueueFull):
+        await submit(idle, message("y"))
+    waiting.cancel()
+
+
+async def test_without_a_database_a_caller_hears_so_when_patience_ends() -> None:
+    nowhere = Writer("host=127.0.0.1 port=1", "squad", DatabaseClock(), Hints())
+    async with running(nowhere.run()):
+        with pytest.raises(Unavailable):
+            await submit(nowhere, message("hello"), patience_seconds=0.05)
+        assert nowhere.problem == "the database cannot be reached"
+        assert not nowhere.ready
+
+
+async def test_what_a_caller_no_longer_waits_for_is_not_carried_out(database: str) -> None:
+    idle = Writer(database, "squad", DatabaseClock(), Hints())
+    with pytest.raises(Unavailable):
+        await submit(idle, message("too late"), patience_seconds=0.01)
+    abandoned = asyncio.ensure_future(submit(idle, message("abandoned")))
+    await eventually(lambda: len(idle.waiting) == 2)
+    abandoned.cancel()
+    async with running(idle.run()):
+        await submit(idle, do.SetPolicy(daily_tokens=1))
+        await submit(idle, message("in time"))
+    assert texts(await assert_log_is_sound(database)) == ["in time"]
+
+
+async def test_a_writer_that_stops_answers_whoever_waits_and_takes_no_more(
+    writer: Writer, database: str
+) -> None:
+    waiting = [asyncio.ensure_future(submit(writer, message(str(number)))) for number in range(50)]
+    await asyncio.sleep(0)
+    await writer.drain()
+    assert all(task.done() for task in waiting)
+    with pytest.raises(Stopping):
+        await submit(writer, message("too late"))
+    assert len(texts(await assert_log_is_sound(database))) == 50
+
+
+async def test_a_writer_that_is_ended_leaves_nobody_waiting(database: str) -> None:
+    ended = Writer("host=127.0.0.1 port=1", "squad", DatabaseClock(), Hints())
+    async with running(ended.run()):
+        waiting = asyncio.ensure_future(submit(ended, message("never")))
+        await eventually(lambda: len(ended.waiting) == 1)
+    with pytest.raises(Stopping):
+        await waiting
+
+
+async def test_an_observer_that_raises_costs_nobody_an_answer(writer: Writer, database: str) -> None:
+    heard: list[int] = []
+
+    def raising(_: Sequence[Recorded]) -> None:
+        raise ArithmeticError
+
+    writer.observers += [raising, lambda events: heard.extend(event.position for event in events)]
+    outcome = await submit(writer, message("once"))
+    assert heard[-1] == outcome.position
+    assert texts(await assert_log_is_sound(database)) == ["once"]
+
+
+# Idempotency ------------------------------------------------------------------------------------------
+
+
+def _answers(events: Sequence[Recorded]) -> int:
+    return sum(isinstance(codec.decode(event), RequestAnswered) for event in events)
+
+
+async def test_a_repeat_in_the_same_batch_gets_the_first_answer(writer: Writer, database: str) -> None:
+    first, *repeats = await asyncio.gather(
+        *(submit(writer, message("once"), key="k", fingerprint="f") for _ in range(5))
+    )
+    assert first.repeated is None
+    for repeat in repeats:
+        assert repeat.repeated is not None
+        assert repeat.repeated.body["id"] == first.reply["id"]
+    events = await assert_log_is_sound(database)
+    assert texts(events) == ["once"]
+    assert _answers(events) == 1
+
+
+async def test_a_repeat_in_a_later_batch_gets_the_first_answer(writer: Writer, database: str) -> None:
+    first = await submit(writer, message("once"), key="k", fingerprint="f")
+    repeat = await submit(writer, message("once"), key="k", fingerprint="f")
+    assert repeat.repeated is not None
+    assert repeat.repeated.body == {"id": first.reply["id"], "position": first.position}
+    assert texts(await assert_log_is_sound(database)) == ["once"]
+
+
+async def test_a_repeat_with_another_body_is_refused(writer: Writer, database: str) -> None:
+    outcomes = [
+        await submit(writer, message("once"), key="k", fingerprint="f"),
+        await submit(writer, message("other"), key="k", fingerprint="g"),
+        *await asyncio.gather(
+            submit(writer, message("new"), key="l", fingerprint="f"),
+            submit(writer, message("newer"), key="l", fingerprint="g"),
+        ),
+    ]
+    codes = [outcome.refusal and outcome.refusal.code for outcome in outcomes]
+    assert codes == [None, "idempotency_mismatch", None, "idempotency_mismatch"]
+    assert texts(await assert_log_is_sound(database)) == ["once", "new"]
+
+
+async def test_a_repeat_at_another_writer_gets_the_first_answer(writer: Writer, database: str) -> None:
+    async with running_writer(database) as other:
+        outcomes = await asyncio.gather(
+            *(submit(each, message("once"), key="k", fingerprint="f") for each in (writer, other) * 10)
+        )
+    assert sum(outcome.repeated is None for outcome in outcomes) == 1
+    (first,) = [outcome for outcome in outcomes if outcome.repeated is None]
+    for outcome in outcomes:
+        if outcome.repeated:
+            assert outcome.repeated.body["id"] == first.reply["id"]
+    events = await assert_log_is_sound(database)
+    assert texts(events) == ["once"]
+    assert _answers(events) == 1
+
+
+@pytest.mark.usefixtures("choosy")
+async def test_a_command_that_failed_may_be_tried_again_with_its_key(writer: Writer) -> None:
+    with pytest.raises(CommandFailed):
+        await submit(writer, message(POISON), key="k", fingerprint="f")
+    outcome = await submit(writer, message("better"), key="k", fingerprint="g")
+    assert outcome.repeated is None
+    assert outcome.refusal is None
+
+
+# Others on the same log -------------------------------------------------------------------------------
+
+
+async def test_it_decides_under_the_lock_while_others_write_and_goes_back_after(
+    writer: Writer, database: str
+) -> None:
+    async with connected(database) as connection:
+        scribe = Scribe(connection)
+        await submit(writer, message("alone"))
+        assert not writer.contended
+        await scribe.catch_up()
+        await scribe.append(said("somebody else", agent="alice"))
+        await submit(writer, message("beaten to it"))
+        assert writer.contended
+        await submit(writer, message("alone again"))
+        assert not writer.contended
+        assert await lock_is_free(connection)
+        assert texts(await whole_log(connection)) == [
+            "alone",
+            "somebody else",
+            "beaten to it",
+            "alone again",
+        ]
+    await assert_log_is_sound(database)
+
+
+async def test_it_follows_what_others_write_by_hints_and_tells_its_observers(database: str) -> None:
+    async with (
+        running_listener(database) as listener,
+        running_writer(database, hints=listener.events) as writer,
+        connected(database) as connection,
+    ):
+        heard: list[int] = []
+        writer.observers.append(lambda events: heard.extend(event.position for event in events))
+        scribe = Scribe(connection)
+        await scribe.catch_up()
+        await scribe.append(*(joined(name) for name in ("alice", "bob", "carol")))
+        await eventually(lambda: writer.squad.head.position == scribe.head.position, within_seconds=0.9)
+        assert heard == [scribe.head.position - 2, scribe.head.position - 1, scribe.head.position]
+
+
+async def test_it_follows_what_others_write_without_any_hint(writer: Writer, database: str) -> None:
+    async with connected(database) as connection:
+        scribe = Scribe(connection)
+        await scribe.catch_up()
+        await scribe.append(joined("unheard"))
+    await eventually(lambda: writer.squad.head.position == scribe.head.position, within_seconds=3)
+
+
+async def test_a_hint_beyond_the_log_costs_one_look(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    hints = Hints()
+    async with running_writer(database, hints=hints) as writer:
+        hints.wake(10**12)
+        for number in range(10):
+            await submit(writer, message(str(number)))
+        assert writer.squad.head.position < 100
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_an_event_that_it_does_not_understand_stops_it_and_it_says_so(
+    writer: Writer, database: str
+) -> None:
+    """As while a newer version of the software is rolled out, one process after another."""
+    async with connected(database) as connection:
+        scribe = Scribe(connection)
+        await scribe.catch_up()
+        await scribe.append(joined("newcomer"), schema_version=9)
+        with pytest.raises(Unavailable):
+            await submit(writer, message("hello"), patience_seconds=0.5)
+        await eventually(lambda: writer.problem and "agent_registered v9" in writer.problem)
+        assert not writer.ready
+        assert await lock_is_free(connection)
+        assert await log.head_position(connection) == scribe.head.position
+
+
+# Time -------------------------------------------------------------------------------------------------
+
+
+class WrongClock(DatabaseClock):
+    """Once it was told the time, it goes wrong by `error`, until it is told again often enough."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.error = timedelta(0)
+
+    def now(self) -> datetime:
+        return super().now() + self.error
+
+    def learn(self, told: datetime, asked: float, heard: float) -> None:
+        self.error = timedelta(0)
+        super().learn(told, asked, heard)
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_a_clock_that_went_wrong_is_put_right_and_the_command_carried_out(
+    database: str, hours: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = WrongClock()
+    async with running_writer(database, clock=clock) as writer:
+        for number in range(3):
+            clock.error = timedelta(hours=hours)
+            await submit(writer, message(str(number)))
+        assert not writer.contended
+    assert sum("clock" in record.message for record in caplog.records) == 3
+    events = await assert_log_is_sound(database)
+    assert texts(events) == ["0", "1", "2"]
+    now = datetime.now(UTC)
+    assert all(abs(event.recorded_at - now) < timedelta(minutes=1) for event in events)
+
+
+async def test_a_process_whose_own_clock_is_wrong_records_the_databases_time(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = DatabaseClock()
+    monkeypatch.setattr(clock, "_offset_seconds", clock._offset_seconds + 86_400)
+    async with running_writer(database, clock=clock) as writer:
+        await submit(writer, message("today"))
+    (*_, last) = await assert_log_is_sound(database)
+    assert abs(last.recorded_at - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+async def test_time_in_the_log_stands_still_while_the_databases_clock_is_behind_it(
+    writer: Writer, database: str
+) -> None:
+    """As after the server's clock was set back: the events it meets in the log seem to come from later."""
+    async with connected(database) as connection:
+        scribe = Scribe(connection)
+        await scribe.catch_up()
+        later = datetime.now(UTC) + timedelta(minutes=5)
+        await scribe.append(joined("from later"), at=later)
+    await submit(writer, message("after it"))
+    (*_, before, last) = await assert_log_is_sound(database)
+    assert (before.recorded_at, last.recorded_at) == (later, later)

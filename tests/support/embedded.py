@@ -1,0 +1,57 @@
+"""Data folders of a test's own, and the embedded Postgres in them: looked into, and killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.embedded import EmbeddedPostgres
+from service.embedded.cluster import Cluster
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+
+@contextlib.contextmanager
+def new_data_folder() -> Iterator[Path]:
+    """A folder for an embedded Postgres, which is stopped in the end, whoever started it."""
+    # Not in pytest's own folder, which each new session closes to other users, the server's among them.
+    folder = Path(tempfile.mkdtemp(prefix="squad-test-")).resolve()
+    try:
+        yield folder
+    finally:
+        _cluster(folder).stop()
+        shutil.rmtree(folder)
+
+
+@contextlib.asynccontextmanager
+async def server_in(folder: Path) -> AsyncIterator[str]:
+    """The DSN of the server in a data folder, which is started if it does not run."""
+    server = EmbeddedPostgres(folder)
+    try:
+        yield await server.start()
+    finally:
+        await server.stop()
+
+
+def postmaster_pid(folder: Path) -> int | None:
+    """The process number of the server in a data folder, if it runs and accepts connections."""
+    postmaster = _cluster(folder).postmaster()
+    return postmaster.pid if postmaster and postmaster.is_ready else None
+
+
+def kill_postmaster(folder: Path) -> int:
+    """Ends the server in a data folder without a word; returns the number that it had."""
+    pid = postmaster_pid(folder)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def _cluster(folder: Path) -> Cluster:
+    return Cluster(folder / "postgres")

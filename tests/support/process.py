@@ -1,0 +1,158 @@
+"""The service as users run it: `squad up` in a process of its own, which ends with the block it is for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+_LISTENS_WITHIN_SECONDS = 30.0
+_URL = re.compile(r"listening on (http://\S+)")
+_SHOWN_CHARACTERS = 4_000
+_PROBE = aiohttp.ClientTimeout(total=3)
+
+
+class ServiceProcess:
+    """One `squad up`: started, stopped, killed, and started again, on a free port each time."""
+
+    def __init__(self, *, dsn: str | None, data: Path | None, settings: Mapping[str, str]) -> None:
+        self.url = ""
+        # Also where it runs: no squad.toml of ours lies there.
+        self._folder = Path(tempfile.mkdtemp(prefix="squad-process-"))
+        self._output, self._errors = self._folder / "stdout", self._folder / "stderr"
+        self._process: subprocess.Popen[bytes] | None = None
+        squad = Path(sys.executable).with_name("squad")
+        self._command = [str(squad), "up", "--port=0", f"--dsn={dsn}" if dsn else f"--data={data}"]
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("SQUAD_")}
+        self._environment = {**ours, "SQUAD_RESET_HOUR": _far_from_now(), **settings}
+
+    @property
+    def pid(self) -> int:
+        """The number of the process that runs."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is there; one that has ended is taken notice of."""
+        return self._process is not None and self._process.poll() is None
+
+    async def start(self) -> None:
+        """Starts the process, and waits until it takes requests."""
+        assert not self.is_running
+        self._launch()
+        self.url = await eventually(
+            self._says_where, within_seconds=_LISTENS_WITHIN_SECONDS, describe="squad up listens"
+        )
+
+    async def stop(self, *, within_seconds: float = 10.0) -> int:
+        """Asks the process to end, as a service manager does; returns its exit code."""
+        self.send(signal.SIGTERM)
+        return await self.ended(within_seconds=within_seconds)
+
+    async def kill(self) -> None:
+        """Ends the process without a word."""
+        self.send(signal.SIGKILL)
+        await self.ended()
+
+    async def ended(self, *, within_seconds: float = 10.0) -> int:
+        """Waits for the end of the process; returns its exit code."""
+        process = self._process
+        assert process is not None
+        await eventually(
+            lambda: process.poll() is not None, within_seconds=within_seconds, describe="squad up ends"
+        )
+        return process.returncode
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to the process."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    async def is_ready(self) -> bool:
+        """Whether it says so itself; for `eventually`."""
+        try:
+            async with aiohttp.request("GET", f"{self.url}/readyz", timeout=_PROBE) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    async def metric(self, name: str) -> float:
+        """One of its figures, from /metrics."""
+        async with aiohttp.request("GET", f"{self.url}/metrics", timeout=_PROBE) as response:
+            text = await response.text()
+        found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
+        assert found, f"there is no metric {name}"
+        return float(found[1])
+
+    def story(self) -> str:
+        """What it has said so far; the end of it, where that is much."""
+        said = self._output.read_text() + self._errors.read_text() if self._output.exists() else ""
+        return f"what `squad up` said:\n{said[-_SHOWN_CHARACTERS:] or '(nothing)'}"
+
+    def leave_nothing(self) -> None:
+        """Ends the process, stopped or not, and removes what it wrote."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self._folder)
+
+    def _launch(self) -> None:
+        with self._output.open("wb") as output, self._errors.open("ab") as errors:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self._folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+            )
+
+    def _says_where(self) -> str:
+        assert self.is_running, "squad up ended instead of starting"
+        found = _URL.search(self._output.read_text())
+        return found[1] if found else ""
+
+
+@contextlib.asynccontextmanager
+async def squad_up(
+    *, dsn: str | None = None, data: Path | None = None, **settings: str
+) -> AsyncIterator[ServiceProcess]:
+    """A running service on a database or a data folder, gone after the block however that ends.
+
+    What it said is shown beside what failed the test.
+
+    Args:
+        dsn: the database.
+        data: the embedded Postgres's folder, where no database is named.
+        settings: environment variables.
+    """
+    service = ServiceProcess(dsn=dsn, data=data, settings=settings)
+    try:
+        await service.start()
+        yield service
+    except BaseException as error:
+        error.add_note(service.story())
+        raise
+    finally:
+        service.leave_nothing()
+
+
+def _far_from_now() -> str:
+    """An hour of the day at which no budget day begins while the tests run."""
+    return str((datetime.now(UTC).hour + 12) % 24)

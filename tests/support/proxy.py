@@ -1,0 +1,156 @@
+"""A way to the database that can be cut at a chosen moment.
+
+What goes through is known by a needle: bytes that the client sends, such as the text of a message, which a
+bound parameter carries as it is. Each rule works once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+_CHUNK_BYTES = 65_536
+_READY_FOR_QUERY = ord("Z")
+
+
+@dataclass(eq=False)
+class Cut:
+    """A rule: at which request, and on which side of it, the connection breaks."""
+
+    needle: bytes
+    where: Literal["before the request", "after the answer", "in front of the held request"]
+    happened: asyncio.Event = field(default_factory=asyncio.Event)
+    let_go: asyncio.Event = field(default_factory=asyncio.Event)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def release(self) -> None:
+        """Lets a held request reach the server after all; returns when the server has dealt with it."""
+        self.let_go.set()
+        await self.arrived.wait()
+
+
+class Proxy:
+    """Connects clients that come to `dsn` with the server."""
+
+    def __init__(self, server_dsn: str) -> None:
+        self.dsn = ""
+        self._server_dsn = server_dsn
+        self._rules: list[Cut] = []
+        self._connections: set[asyncio.Task[None]] = set()
+
+    def cut_before(self, needle: bytes) -> Cut:
+        """The next request with the needle never reaches the server; the client sees its line break."""
+        return self._rule(Cut(needle, "before the request"))
+
+    def cut_after_answer(self, needle: bytes) -> Cut:
+        """The server carries the next such request out and answers, and the answer never arrives."""
+        return self._rule(Cut(needle, "after the answer"))
+
+    def hold(self, needle: bytes) -> Cut:
+        """The client sees its line break, while the request is on its way: it arrives at `release`."""
+        return self._rule(Cut(needle, "in front of the held request"))
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Proxy]:
+        """Accepts connections for the time of a block."""
+        listening = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        port = listening.sockets[0].getsockname()[1]
+        # In the clear and without Kerberos, so that the first bytes are the protocol's own.
+        self.dsn = make_conninfo(
+            self._server_dsn, host="127.0.0.1", port=port, sslmode="disable", gssencmode="disable"
+        )
+        async with listening:
+            try:
+                yield self
+            finally:
+                for connection in self._connections:
+                    connection.cancel()
+                await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def _rule(self, cut: Cut) -> Cut:
+        self._rules.append(cut)
+        return cut
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                await self._connect(reader, writer)
+        except asyncio.CancelledError:
+            pass  # the proxy is closing; the server's own task of the connection need not hear of it
+        finally:
+            self._connections.discard(task)
+            writer.transport.abort()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_server, to_server = await self._server()
+        answers = asyncio.ensure_future(_pass_on(from_server, writer))
+        try:
+            cut, request = await self._pass_requests(reader, to_server)
+            if cut is None:
+                return
+            if cut.where == "before the request":
+                writer.transport.abort()
+                cut.happened.set()
+                return
+            # What comes from here on is for nobody.
+            answers.cancel()
+            await asyncio.wait([answers])
+            if cut.where == "in front of the held request":
+                writer.transport.abort()
+                cut.happened.set()
+                await cut.let_go.wait()
+            to_server.write(request)
+            await _skip_answer(from_server)
+            writer.transport.abort()
+            cut.happened.set()
+            cut.arrived.set()
+        finally:
+            answers.cancel()
+            to_server.transport.abort()
+
+    async def _pass_requests(
+        self, reader: asyncio.StreamReader, to_server: asyncio.StreamWriter
+    ) -> tuple[Cut | None, bytes]:
+        """Passes on until a rule applies; returns it with the request that it applies to."""
+        while chunk := await reader.read(_CHUNK_BYTES):
+            for cut in self._rules:
+                if cut.needle in chunk:
+                    self._rules.remove(cut)
+                    return cut, chunk
+            to_server.write(chunk)
+            await to_server.drain()
+        return None, b""
+
+    async def _server(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        where = conninfo_to_dict(self._server_dsn)
+        host, port = str(where.get("host", "localhost")), int(where.get("port") or 5432)
+        if host.startswith("/"):
+            return await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+        return await asyncio.open_connection(host, port)
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while chunk := await reader.read(_CHUNK_BYTES):
+            writer.write(chunk)
+            await writer.drain()
+        writer.transport.abort()
+
+
+async def _skip_answer(reader: asyncio.StreamReader) -> None:
+    """Reads the server's messages up to the one that says that it is ready for the next request."""
+    kind = 0
+    while kind != _READY_FOR_QUERY:
+        header = await reader.readexactly(5)
+        kind = header[0]
+        await reader.readexactly(int.from_bytes(header[1:], "big") - 4)

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from eventstore.events import AppendAbandoned, MessageSent, RequestAnswered
+from projections.agents import AGENTS
+from service.commands import (
+    AnyCommand,
+    FinishOperation,
+    PassTime,
+    RegisterAgent,
+    ReserveTokens,
+    SendMessage,
+    SetPolicy,
+    StartOperation,
+)
+from service.requests import Answer, CommandFailed, Outcome, Request
+from tests.unit.support import UNKNOWN_ID, Story, given
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ANN = RegisterAgent(name="ann", role="agent")
+HELLO = SendMessage(from_agent="ann", message="hello")
+
+
+def render(outcome: Outcome) -> Answer:
+    if outcome.refusal:
+        return Answer(429, {"code": outcome.refusal.code})
+    return Answer(201, {"id": outcome.reply["id"]})
+
+
+def break_down(outcome: Outcome) -> Answer:
+    raise RuntimeError(f"cannot render {outcome.position}")
+
+
+def request(
+    command: AnyCommand,
+    key: str | None = None,
+    fingerprint: str = "POST /somewhere",
+    answer: Callable[[Outcome], Answer] = render,
+) -> Request:
+    return Request(command, "agent:ann", f"request {key}", key, fingerprint, answer)
+
+
+def faulty(command: AnyCommand) -> Request:
+    """A request that fails after its command was decided and folded."""
+    return request(command, "faulty", answer=break_down)
+
+
+class TestRequestIds:
+    def test_are_given_to_all_events_of_a_request_and_so_is_the_actor(self) -> None:
+        story = given().when(request(HELLO), request(HELLO, "k"))
+        assert [(recorded.actor, recorded.correlation_id) for recorded in story.recorded] == [
+            ("agent:ann", "request None"),
+            ("agent:ann", "request None"),
+            ("agent:ann", "request k"),
+            ("agent:ann", "request k"),
+        ]
+
+    def test_of_a_batch_are_recorded_at_one_time(self) -> None:
+        story = given().when(HELLO, HELLO, at=5)
+        assert {recorded.recorded_at for recorded in story.recorded} == {story.now}
+
+
+class TestIdempotency:
+    def test_keeps_the_first_answer(self) -> None:
+        story = given(ANN).given(HELLO).when(request(HELLO, "k"))
+        sent, answered = story.events
+        assert isinstance(sent, MessageSent)
+        assert answered == RequestAnswered(
+            key="k", fingerprint="POST /somewhere", status=201, body={"id": story.id}
+        )
+        assert story.recorded[1].idempotency_key == "k"
+        assert story.recorded[0].idempotency_key is None
+        assert story.recorded[1].caused_by == story.recorded[0].position
+
+    def test_gives_it_again_to_a_repeat(self) -> None:
+        story = given().when(request(HELLO, "k"))
+        first = story.id
+        story.when(request(HELLO, "k"), at=3600).then_nothing()
+        assert story.outcome.repeated == Answer(201, {"id": first})
+
+    def test_gives_it_again_within_the_same_batch(self) -> None:
+        story = given(ANN).given(HELLO).when(request(HELLO, "k"), request(HELLO, "k"))
+        assert [recorded.type for recorded in story.recorded] == ["message_sent", "request_answered"]
+        first, second = story.outcomes
+        assert isinstance(first, Outcome)
+        assert isinstance(second, Outcome)
+        assert second.repeated == Answer(201, {"id": first.reply["id"]})
+
+    def test_refuses_the_key_for_another_request(self) -> None:
+        story = given().when(request(HELLO, "k"))
+        story.when(request(HELLO, "k", "POST /elsewhere")).then_refused("idempotency_mismatch")
+
+    def test_keeps_a_refusal_that_was_recorded(self) -> None:
+        too_much = ReserveTokens(agent="ann", tokens=10)
+        story = given(policy=SetPolicy(daily_tokens=1)).when(request(too_much, "k"))
+        assert [recorded.type for recorded in story.recorded][-2:] == ["tokens_denied", "request_answered"]
+        story.when(request(too_much, "k")).then_nothing()
+        assert story.outcome.repeated == Answer(429, {"code": "budget_exhausted"})
+
+    def test_keeps_no_refusal_that_left_no_trace(self) -> None:
+        finish = FinishOperation(operation_id=UNKNOWN_ID, outcome="failed")
+        story = given()
+        for _ in range(2):
+            story.when(request(finish, "k")).then_refused("operation_not_found")
+            assert (story.outcome.position, story.outcome.repeated) == (None, None)
+
+
+class TestFaults:
+    @pytest.fixture(autouse=True)
+    def _quiet(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.CRITICAL, logger="service.batch")
+
+    def test_of_one_command_are_no_other_commands(self) -> None:
+        story = given(ANN).given(HELLO).when(request(HELLO), faulty(HELLO), request(HELLO))
+        assert [type(outcome) for outcome in story.outcomes] == [Outcome, CommandFailed, Outcome]
+        assert [recorded.type for recorded in story.recorded] == ["message_sent", "message_sent"]
+
+    def test_leave_no_trace_of_their_command(self) -> None:
+        claim = StartOperation(agent="bob", action="answer", resources={"emailId": "e-1"})
+        story = given(ANN).when(faulty(claim))
+        assert story.recorded == []
+        assert story.squad.claims(("emailId", "e-1")) == ()
+        assert story.squad.rows(AGENTS).get("bob") is None
+        story.when(claim)
+        assert story.outcome.refusal is None
+
+    def test_do_not_use_a_key_up(self) -> None:
+        story = given(ANN).when(faulty(HELLO)).when(request(HELLO, "faulty"))
+        assert story.outcome.repeated is None
+        assert story.recorded[-1].type == "request_answered"
+
+    def test_do_not_undo_what_the_passing_of_time_brought(self) -> None:
+        story = given(StartOperation(agent="ann", action="answer", resources={"emailId": "e-1"}))
+        story.when(faulty(HELLO), at=60)
+        assert [recorded.type for recorded in story.recorded] == ["operation_expired"]
+        assert story.row(AGENTS, "ann").operations == 0
+
+
+class TestAbandonedBatch:
+    def test_is_fenced_off_before_anything_else(self) -> None:
+        story = given()
+        lost = story.decide([request(HELLO)])
+        story.decide([request(HELLO)], at=1, abandoned=lost)
+        assert story.events[0] == AppendAbandoned(
+            first_event_id=lost.recorded[0].id, events=len(lost.recorded)
+        )
+        assert story.recorded[0].actor == "system:writer"
+
+    def test_is_fenced_off_even_where_the_next_command_fails(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.CRITICAL, logger="service.batch")
+        story = given(ANN)
+        lost = story.decide([request(HELLO)])
+        story.decide([faulty(HELLO), request(HELLO)], abandoned=lost)
+        assert [recorded.type for recorded in story.recorded] == ["append_abandoned", "message_sent"]
+        assert [recorded.position for recorded in story.log] == list(range(1, len(story.log) + 1))
+
+    def test_and_another_one_later_have_a_stream_each(self) -> None:
+        story = given(ANN)
+        for _ in range(3):
+            lost = story.decide([request(HELLO)])
+            story.decide([request(PassTime())], abandoned=lost)
+        fences = [recorded for recorded in story.log if recorded.type == "append_abandoned"]
+        assert len({(recorded.stream, recorded.version) for recorded in fences}) == 3
+
+
+def test_a_command_before_the_first_policy_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, logger="service.batch")
+    story = Story().when(StartOperation(agent="ann", action="answer", resources={"k": "v"}), SetPolicy())
+    assert [type(outcome) for outcome in story.outcomes] == [CommandFailed, Outcome]
+    assert story.squad.has_policy

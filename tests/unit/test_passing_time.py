@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from eventstore.events import OperationExpired
+from service.batch import CLOCK_ACTOR, CLOCK_STEP
+from service.commands import Heartbeat, PassTime, RegisterAgent, ReserveTokens, SetPolicy, StartOperation
+from service.decide.clock import next_due
+from service.squad import Squad
+from tests.unit.support import Story, given, moment
+
+STEP = CLOCK_STEP.total_seconds()
+
+
+def a_claim(ttl: float) -> StartOperation:
+    return StartOperation(agent="ann", action="answer", resources={"emailId": "e-1"}, ttl_seconds=ttl)
+
+
+def everything_due_by_midnight() -> Story:
+    return given(
+        RegisterAgent(name="bob", role="agent"),
+        Heartbeat(agent="bob"),
+        ReserveTokens(agent="ann", tokens=10, ttl_seconds=30),
+        a_claim(60),
+    )
+
+
+def test_happens_in_one_order_whatever_was_due_first() -> None:
+    story = everything_due_by_midnight().when(PassTime(), at=12 * 3600)
+    assert [recorded.type for recorded in story.recorded] == [
+        "budget_day_reset",
+        "operation_expired",
+        "tokens_released",
+        "agent_status_changed",
+        "agent_status_changed",
+    ]
+
+
+def test_is_nobodys_doing() -> None:
+    story = everything_due_by_midnight().when(PassTime(), at=12 * 3600)
+    assert {recorded.actor for recorded in story.recorded} == {CLOCK_ACTOR}
+    assert len({recorded.correlation_id for recorded in story.recorded}) == 1
+
+
+def test_comes_before_the_commands_of_the_batch() -> None:
+    story = given(a_claim(60))
+    first = story.id
+    story.when(a_claim(60), at=60)
+    story.meanwhile(OperationExpired(operation_id=first, agent="ann"))
+    assert [recorded.type for recorded in story.recorded] == ["operation_expired", "operation_started"]
+
+
+def test_is_looked_at_every_quarter_of_a_second_at_most() -> None:
+    story = given(a_claim(1)).given(PassTime(), at=0.9)
+    looked_at = story.squad.looked_at
+    story.when(PassTime(), at=0.9 + STEP / 2).meanwhile()
+    assert story.squad.looked_at == looked_at
+    story.when(PassTime(), at=0.9 + STEP)
+    assert [recorded.type for recorded in story.recorded] == ["operation_expired"]
+
+
+def test_does_nothing_to_a_squad_without_a_policy() -> None:
+    Story().when(PassTime(), at=3600).then_nothing().meanwhile()
+
+
+def test_asking_for_it_records_nothing_by_itself() -> None:
+    story = given().when(PassTime(), at=1).then_nothing()
+    assert story.outcome.position == story.squad.head.position
+
+
+class TestNextDue:
+    def test_is_never_in_a_squad_without_a_policy(self) -> None:
+        assert next_due(Squad()) is None
+
+    def test_is_the_end_of_the_day_where_nothing_else_is_under_way(self) -> None:
+        assert next_due(given().squad) == datetime(2026, 3, 3, tzinfo=UTC)
+
+    def test_is_the_first_of_all_that_is_due(self) -> None:
+        story = everything_due_by_midnight()
+        due = []
+        for _ in range(5):
+            moment_due = next_due(story.squad)
+            assert moment_due is not None
+            due.append(moment_due - moment(0))
+            story.when(PassTime(), at=moment_due)
+        assert due == [
+            timedelta(seconds=30),
+            timedelta(seconds=60),
+            timedelta(minutes=10),
+            timedelta(minutes=60),
+            timedelta(hours=12),
+        ]
+
+    def test_is_no_longer_due_once_it_has_come(self) -> None:
+        """Or the timer that waits for it would never rest."""
+        story = given(SetPolicy(idle_after_minutes=5), a_claim(600))
+        for _ in range(20):
+            due = next_due(story.squad)
+            assert due is not None
+            story.when(PassTime(), at=due)
+            following = next_due(story.squad)
+            assert following is not None
+            assert following > due

@@ -1,0 +1,335 @@
+"""Whatever a squad is asked to do, in whatever order and at whatever time, its promises hold."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+from hypothesis import given as for_all
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from eventstore import chain, codec
+from eventstore.events import (
+    EmailReceived,
+    Event,
+    MessageSent,
+    OperationExpired,
+    OperationFinished,
+    OperationRenewed,
+    OperationStarted,
+    PolicySet,
+    TaskCreated,
+    TokensReleased,
+    TokensReserved,
+    TokensSettled,
+    TokensUsed,
+)
+from eventstore.recorded import GENESIS_HASH
+from projections import PROJECTIONS
+from projections.agents import AGENTS
+from projections.budgets import BUDGET_DAYS, BUDGETS, RESERVATIONS
+from projections.operations import OPERATIONS
+from service.batch import Recorder
+from service.commands import AnyCommand, SetPolicy
+from service.decide import At, decide
+from service.requests import Answer, CommandFailed, Outcome, Request
+from service.squad import PARTIAL, RESIDENT, Draft, Squad
+from tests.unit import strategies
+from tests.unit.support import Story
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from eventstore.recorded import Recorded
+    from projections.projection import Table, Touched
+
+A_WEEK_AND_A_DAY = timedelta(days=8)
+"""Longer than anything can be held."""
+
+
+class Wish(NamedTuple):
+    """A command as part of a history."""
+
+    command: AnyCommand
+    key: str | None
+    fails: bool
+    """Whether it fails after it was decided."""
+
+
+wishes = st.builds(
+    Wish,
+    command=strategies.commands,
+    key=st.sampled_from((*[None] * 20, "k-1", "k-2", "k-3")),
+    fails=st.sampled_from((*[False] * 11, True)),
+)
+pauses = st.sampled_from((*[0.0] * 4, 0.1, 1.0, 2.0, 9.0, 31.0, 61.0, 299.0, 700.0, 4_000.0, 90_000.0))
+histories = st.lists(st.tuples(pauses, st.lists(wishes, min_size=1, max_size=8)), min_size=5, max_size=25)
+
+
+class Rules:
+    """What the log may say, told from the events alone and in other words than the folds'."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.limits: dict[str, int] = {}
+        self.used = Counter[tuple[date, str]]()
+        self.held: dict[str, TokensReserved] = {}
+        self.claims: dict[str, tuple[int, OperationStarted, OperationStarted | OperationRenewed]] = {}
+
+    def take(self, event: Event, recorded: Recorded) -> None:
+        """Takes the next event.
+
+        Raises:
+            AssertionError: it should never have been written.
+        """
+        match event:
+            case PolicySet():
+                self.total, self.limits = event.daily_tokens, event.agent_limits
+            case TokensReserved():
+                self.held[event.reservation_id] = event
+                assert self._taken(event.day) <= self.total
+                assert self._taken(event.day, event.agent) <= self.limits.get(event.agent, self.total)
+            case TokensSettled():
+                del self.held[event.reservation_id]
+                self.used[event.day, event.agent] += event.tokens_used
+            case TokensReleased():
+                del self.held[event.reservation_id]
+            case TokensUsed():
+                self.used[event.day, event.agent] += event.tokens
+            case OperationStarted():
+                self.claims[event.operation_id] = (recorded.position, event, event)
+                self._check_claim(event.operation_id, recorded.recorded_at)
+            case OperationRenewed():
+                position, start, _ = self.claims[event.operation_id]
+                self.claims[event.operation_id] = (position, start, event)
+                self._check_claim(event.operation_id, recorded.recorded_at)
+            case OperationFinished() | OperationExpired():
+                del self.claims[event.operation_id]
+            case _:
+                pass
+
+    def _taken(self, day: date, agent: str | None = None) -> int:
+        used = sum(n for (on, who), n in self.used.items() if on == day and agent in (None, who))
+        held = sum(r.tokens for r in self.held.values() if r.day == day and agent in (None, r.agent))
+        return used + held
+
+    def _check_claim(self, operation_id: str, now: datetime) -> None:
+        """Whoever holds a resource holds it alone, and has the greatest token of those still at work."""
+        token, mine, _ = self.claims[operation_id]
+        for other_token, start, last in self.claims.values():
+            if start is mine or last.expires_at <= now:
+                continue
+            if mine.resources.items() & start.resources.items():
+                assert last.blocks_until <= now
+                assert other_token < token
+
+
+class World:
+    """A story that grows by random batches and checks itself after each."""
+
+    def __init__(self) -> None:
+        self.story = Story()
+        self.rules = Rules()
+        self.known: dict[str, list[str]] = defaultdict(list)
+
+    def live(self, pause_seconds: float, batch: Sequence[Wish]) -> None:
+        """Lets some time pass and a batch be decided."""
+        later = self.story.now + timedelta(seconds=pause_seconds)
+        requests = [self._request(wish) for wish in batch]
+        self._check_that_a_draft_can_be_taken_back([request.command for request in requests], later)
+        self.story.decide(requests, later)
+        for wish, outcome in zip(batch, self.story.outcomes, strict=True):
+            assert isinstance(outcome, Outcome) or (wish.fails and isinstance(outcome, CommandFailed))
+        for recorded in self.story.recorded:
+            event = codec.decode(recorded)
+            self.rules.take(event, recorded)
+            self._get_to_know(event)
+        self._check_squad()
+
+    def _request(self, wish: Wish) -> Request:
+        command = strategies.aimed(wish.command, self.known)
+
+        def render(_: Outcome) -> Answer:
+            if wish.fails:
+                raise RuntimeError("a fault of ours")
+            return Answer(200, {"command": type(command).__name__})
+
+        key = wish.key or ("faulty" if wish.fails else None)
+        return Request(command, "agent:random", "random", key, repr(command), render)
+
+    def _get_to_know(self, event: Event) -> None:
+        for kind in (OperationStarted, TokensReserved, MessageSent, TaskCreated, EmailReceived):
+            if isinstance(event, kind):
+                field = next(field for field in strategies.ID_FIELDS if field in kind.model_fields)
+                self.known[field].append(getattr(event, field))
+
+    def _check_that_a_draft_can_be_taken_back(self, commands: Iterable[AnyCommand], now: datetime) -> None:
+        draft = Draft(self.story.squad)
+        before = _contents(draft)
+        recorder = Recorder(draft, [], now, self.story.new_id)
+        if self.story.squad.has_policy:
+            for command in commands:
+                recorder.record(decide(draft, command, At(now, self.story.new_id)).events, "x", "y")
+        draft.roll_back()
+        assert _contents(draft) == before
+
+    def _check_squad(self) -> None:
+        squad = self.story.squad
+        operations, reservations = list(squad.all(OPERATIONS)), list(squad.all(RESERVATIONS))
+        assert {row.id for row in operations} == self.rules.claims.keys()
+        assert {row.id for row in reservations} == self.rules.held.keys()
+
+        holders = defaultdict(list)
+        for row in sorted(operations, key=lambda row: row.fencing_token):
+            for resource in row.resources.items():
+                holders[resource].append(row.id)
+        assert squad.holders == {resource: tuple(ids) for resource, ids in holders.items()}
+
+        working = Counter(row.agent for row in operations)
+        assert {row.name: row.operations for row in squad.all(AGENTS)} == {
+            row.name: working[row.name] for row in squad.all(AGENTS)
+        }
+
+        days = list(squad.all(BUDGET_DAYS))
+        assert sum(day.closed_at is None for day in days) == 1
+        for day in days:
+            parts = squad.agent_budgets(day)
+            assert day.used == sum(part.used for part in parts)
+            assert day.reserved == sum(part.reserved for part in parts)
+            assert day.reserved == sum(row.tokens for row in reservations if row.day == day.day)
+            for part in parts:
+                assert part.used == self.rules.used[day.day, part.agent]
+        assert {part.day for part in squad.all(BUDGETS)} <= {day.day for day in days}
+
+    def check_log(self) -> None:
+        """The log is gapless, in order and chained."""
+        log = self.story.log
+        assert [recorded.position for recorded in log] == list(range(1, len(log) + 1))
+        versions = Counter[str]()
+        for recorded in log:
+            versions[recorded.stream] += 1
+            assert recorded.version == versions[recorded.stream]
+            assert recorded.caused_by is None or 0 < recorded.caused_by < recorded.position
+        assert chain.verify(GENESIS_HASH, log) == log[-1].hash
+        times = [recorded.recorded_at for recorded in log]
+        assert times == sorted(times)
+
+    def check_fresh_folds(self, page_events: int) -> None:
+        """Whoever reads the log arrives at the same state, whatever pages it is read in."""
+        squad = self.story.squad
+        at_once = _folded(self.story.log, len(self.story.log))
+        assert _memory(at_once) == _memory(squad)
+        in_pages = _folded(self.story.log, page_events)
+        for name, rows in in_pages.tables.items():
+            if name in PARTIAL:
+                assert rows.items() <= squad.tables[name].items()
+            else:
+                assert rows == squad.tables[name]
+        assert in_pages.holders == squad.holders
+        assert in_pages.versions.items() <= squad.versions.items()
+
+    def check_read_tables(self) -> None:
+        """Each projection comes to the same rows when it is given only the rows that it says it reads."""
+        tables: dict[str, dict[Any, Any]] = defaultdict(dict)
+        for recorded in self.story.log:
+            event = codec.decode(recorded)
+            for projection in PROJECTIONS:
+                view = _AnnouncedRows(tables, projection.touches(event))
+                projection.apply(view, event, recorded)
+        for name, residence in RESIDENT.items():
+            rows = {key: row for key, row in tables[name].items() if residence.is_active(row)}
+            if residence.table is BUDGETS:
+                days = self.story.squad.tables[BUDGET_DAYS.name]
+                rows = {key: row for key, row in rows.items() if row.day in days}
+            assert rows == self.story.squad.tables[name]
+
+    def end(self) -> None:
+        """Everything is finished or runs out; nothing of it stays."""
+        self.live(A_WEEK_AND_A_DAY.total_seconds(), [])
+        squad = self.story.squad
+        assert not squad.tables[OPERATIONS.name]
+        assert not squad.tables[RESERVATIONS.name]
+        assert not squad.holders
+        assert not squad.tables[BUDGETS.name]
+        assert len(squad.tables[BUDGET_DAYS.name]) == 1
+        open_things = sum(len(squad.tables[name]) for name in PARTIAL)
+        assert len(squad.versions) <= len(strategies.AGENTS) + open_things + 3
+
+
+class _AnnouncedRows:
+    """The view of a projector that fetched nothing but the rows that were announced."""
+
+    def __init__(self, tables: dict[str, dict[Any, Any]], announced: Iterable[Touched]) -> None:
+        self._tables = tables
+        self._announced = {(touched.table.name, touched.key) for touched in announced}
+
+    def rows(self, table: Table[Any, Any], /) -> _AnnouncedTable:
+        return _AnnouncedTable(self._tables[table.name], table.name, self._announced)
+
+
+class _AnnouncedTable:
+    def __init__(self, rows: dict[Any, Any], name: str, announced: set[tuple[str, Any]]) -> None:
+        self._rows, self._name, self._announced = rows, name, announced
+
+    def get(self, key: Any, /) -> Any:
+        assert (self._name, key) in self._announced
+        return self._rows.get(key)
+
+    def put(self, key: Any, row: Any, /) -> None:
+        self._announced.add((self._name, key))
+        self._rows[key] = row
+
+
+def _contents(draft: Draft) -> dict[str, Any]:
+    layers = {name: dict(layer.changes) for name, layer in draft.layers.items() if layer.changes}
+    return {
+        **layers,
+        "head": draft.head,
+        "versions": dict(draft.versions.changes),
+        "holders": dict(draft.holders.changes),
+        "gmail ids": dict(draft.gmail_ids.changes),
+    }
+
+
+def _memory(squad: Squad) -> dict[str, Any]:
+    return {
+        **squad.tables,
+        "head": squad.head,
+        "versions": squad.versions,
+        "holders": squad.holders,
+        "gmail ids": squad.gmail_ids,
+    }
+
+
+def _folded(log: Sequence[Recorded], page_events: int) -> Squad:
+    squad = Squad()
+    for start in range(0, len(log), page_events):
+        draft = Draft(squad)
+        for recorded in log[start : start + page_events]:
+            draft.fold(codec.decode(recorded), recorded)
+        squad.merge(draft)
+    return squad
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_word_of_the_faults_that_are_meant() -> None:
+    logging.getLogger("service.batch").addFilter(lambda record: "failed" not in record.msg)
+
+
+@settings(max_examples=300, deadline=None)
+@for_all(history=histories, policy=strategies.policies, page_events=st.integers(1, 40))
+def test_whatever_happens_the_promises_hold(
+    history: list[tuple[float, list[Wish]]], policy: SetPolicy, page_events: int
+) -> None:
+    world = World()
+    world.live(0, [Wish(policy, None, fails=False)])
+    for pause_seconds, batch in history:
+        world.live(pause_seconds, batch)
+    world.check_log()
+    world.check_fresh_folds(page_events)
+    world.check_read_tables()
+    world.end()
