@@ -105,10 +105,20 @@ def signed_headers(secret: str | None, message_id: str, timestamp: int, body: by
         "webhook-timestamp": str(timestamp),
     }
     if secret:
-        key = base64.b64decode(secret.removeprefix(_SECRET_PREFIX))
-        digest = hmac.new(key, f"{message_id}.{timestamp}.".encode() + body, sha256).digest()
+        digest = hmac.new(
+            decode_secret(secret), f"{message_id}.{timestamp}.".encode() + body, sha256
+        ).digest()
         headers["webhook-signature"] = f"v1,{base64.b64encode(digest).decode()}"
     return headers
+
+
+def decode_secret(secret: str) -> bytes:
+    """The key in a secret.
+
+    Raises:
+        ValueError: it is not base64.
+    """
+    return base64.b64decode(secret.removeprefix(_SECRET_PREFIX), validate=True)
 
 
 def read_answer(status: int, answer: bytes) -> Reply:

@@ -170,7 +170,7 @@ async def _work_on_emails(work: Work, kind: EmailWork) -> Report:
         left[email.id] = reason
         if code in ("budget_exhausted", "agent_limit_reached"):
             break
-    data = {"done": done, "left": left, "waiting": len(waiting)}
+    data: dict[str, Any] = {"done": done, "left": left, "waiting": len(waiting)}
     if left and not done:
         return failed(work.job.name, next(iter(left.values())), **data)
     text = f"{work.job.name}: {len(done)} of {len(waiting)} e-mails done"

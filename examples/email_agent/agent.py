@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+UNCLASSIFIED = "unclassified"
+"""The category of an e-mail that nobody has looked at."""
+
 _REMEMBERED_FENCES = 10_000
 
 Report = dict[str, Any]
@@ -83,7 +86,7 @@ class Agent:
             SquadError: the orchestrator cannot be reached, or does not know the e-mail.
         """
         email = await self._squad.email(email_id)
-        if email.status != "unread":
+        if email.category != UNCLASSIFIED:
             return _left_alone(email)
         payload = email.payload or {}
         subject, text = email.subject or "", str(payload.get("text") or "")
@@ -101,7 +104,8 @@ class Agent:
                 _log.warning("e-mail %s is classified by the rules: %s", email_id, error)
         changes = {
             "category": category,
-            "status": "classified",
+            # What a person archived or answered in the meantime stays so.
+            "status": "classified" if email.status == "unread" else email.status,
             "handled_by": self._settings.name,
             "payload": {**payload, "classified": {"by": by, "reason": reason}},
         }

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 _REPLY = re.compile(r"^((re|aw|fwd?|wg|sv|antw)\s*(\[\d+\])?\s*:\s*)+", re.IGNORECASE)
 _ORDER_NUMBER = re.compile(
-    r"\b(?:order|invoice|po|purchase order)\s*(?:no\.?|number|#|-|:)*\s*#?([A-Z]{0,4}-?\d{3,10})\b",
+    r"\b(?P<kind>purchase order|order|invoice|po)[\s#:-]*(?:no\.?|number)?[\s#:-]*"
+    r"(?P<number>[A-Z]{0,4}-?\d{3,10})\b",
     re.IGNORECASE,
 )
 _SIGNED = re.compile(
@@ -25,7 +26,7 @@ _SIGNED = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 
-# {topic} is the mail's subject, {order} the number of an order where the mail names one.
+# {topic} is the mail's subject, {number} that of an order or invoice, where the mail names one.
 TEMPLATES: dict[Category, str] = {
     "quote_request": (
         "thank you for your enquiry about {topic}. We are putting a quotation together for you.\n\n"
@@ -35,13 +36,13 @@ TEMPLATES: dict[Category, str] = {
         "- by when you need them."
     ),
     "order": (
-        "thank you for your order{order}. We are checking stock and delivery, and will confirm both to "
+        "thank you for your order{number}. We are checking stock and delivery, and will confirm both to "
         "you, with the invoice, within one working day.\n\n"
         "If the delivery address or anything else has changed, simply reply to this message."
     ),
     "complaint": (
         "thank you for telling us, and please accept our apology: this is not how it should have gone"
-        "{order}.\n\n"
+        "{number}.\n\n"
         "We are looking into it today. Could you send us a photo if something is damaged, and say whether "
         "you would prefer a replacement or your money back?"
     ),
@@ -96,11 +97,10 @@ def from_template(category: str, subject: str, text: str, signature: str) -> str
     known: dict[str, str] = {name: template for name, template in TEMPLATES.items()}  # noqa: C416 - widens the keys
     template = known.get(category, TEMPLATES["other"])
     words = own_words(text)
-    number = _ORDER_NUMBER.search(f"{subject}\n{words}")
     topic = _REPLY.sub("", subject).strip(" .!?")
     body = template.format(
         topic=f"“{topic}”" if topic else "this",
-        order=f" {number[1].upper()}" if number and category == "order" else _with_order(number),
+        number=_number(f"{subject}\n{words}"),
     )
     return f"{_greeting(words)},\n\n{body}\n\n{signature}"
 
@@ -121,12 +121,13 @@ def assemble(
     )
 
 
+def _number(words: str) -> str:
+    named = _ORDER_NUMBER.search(words)
+    return f" ({named['kind'].lower()} {named['number'].upper()})" if named else ""
+
+
 def _recipient(payload: Mapping[str, Any], from_email: str) -> str:
     return str(payload.get("reply_to") or from_email)
-
-
-def _with_order(number: re.Match[str] | None) -> str:
-    return f" with order {number[1].upper()}" if number else ""
 
 
 def _greeting(words: str) -> str:

@@ -1,7 +1,7 @@
 """Repeated calls do their work once.
 
-The orchestrator calls again when an answer was lost or late. The second call waits for the first one's work,
-or is given its answer, reported tokens included; work that failed is done again.
+The orchestrator calls again when an answer was lost or late. The second call waits for the work of the
+first, or is given its answer, reported tokens included; work that failed is done again.
 """
 
 from __future__ import annotations

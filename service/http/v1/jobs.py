@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from psycopg import sql
-
 from projections import storage
 from projections.jobs import JOBS, RUNS, RunStatus, jobs
 from service import commands as do
@@ -66,9 +64,8 @@ def _job(services: Services, name: str) -> JobRow:
 
 
 async def _shown(services: Services, row: JobRow) -> dict[str, Any]:
-    where = sql.SQL("WHERE job = %(job)s ORDER BY fencing_token DESC LIMIT %(limit)s")
     async with services.tables.covering(jobs, None) as connection:
-        runs = await storage.select(connection, RUNS, where, {"job": row.name, "limit": LAST_RUNS})
+        runs = await storage.newest(connection, RUNS, "job", row.name, "fencing_token", LAST_RUNS)
     return views.job(row, [run._asdict() for run in runs], services.clock.now())
 
 
@@ -86,7 +83,7 @@ async def _define(services: Services, request: web.Request) -> web.StreamRespons
 
 async def _run(services: Services, request: web.Request) -> web.StreamResponse:
     body = await body_of(request)
-    fields = {**parse_object(body), "runner": services.runner}
+    fields = {**parse_object(body), "runner": services.scheduler.runner}
     command = parse_command(do.RunJob, fields, {"name": request.match_info["name"]})
     return await _carry_out(services, request, body, command, 202)
 
