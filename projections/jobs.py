@@ -183,12 +183,23 @@ def _defined(view: View, event: JobDefined, recorded: Recorded) -> None:
         removed=False,
         paused=before.paused if before and known else False,
         pause_note=before.pause_note if before and known else None,
-        # A new schedule counts from here: what the old one would have meant by now is not made up for.
-        ticked_until=recorded.recorded_at,
+        # A new schedule counts from here; one that goes on owes the outcome of every tick until now.
+        ticked_until=before.ticked_until if before and _goes_on(before, event) else recorded.recorded_at,
         buffered_tick=before.buffered_tick if before and known else None,
         position=recorded.position,
     )
     view.rows(JOBS).put(event.job, row)
+
+
+def _goes_on(before: JobRow, event: JobDefined) -> bool:
+    """Whether the job keeps the schedule that it was ticking by."""
+    wanted = event.definition
+    same = (before.cron, before.every_seconds, before.timezone) == (
+        wanted.cron,
+        wanted.every_seconds,
+        wanted.timezone,
+    )
+    return same and before.enabled and not before.removed
 
 
 @jobs.on(JobRemoved, touches=_its_job)
@@ -279,11 +290,14 @@ def _renewed(view: View, event: RunRenewed, recorded: Recorded) -> None:
 
 @jobs.on(RunAttemptFailed, touches=_its_run)
 def _attempt_failed(view: View, event: RunAttemptFailed, recorded: Recorded) -> None:
-    row = _run(view, event.run_id)._replace(
+    row = _run(view, event.run_id)
+    used = row.tokens_used if event.tokens_used is None else (row.tokens_used or 0) + event.tokens_used
+    row = row._replace(
         runner=None,
         lease_expires_at=None,
         retry_at=event.retry_at,
         reason=event.reason,
+        tokens_used=used,
         position=recorded.position,
     )
     view.rows(RUNS).put(event.run_id, row)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
@@ -105,7 +106,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
     writer = Writer(dsn, squad_schema, clock, listener.events)
     tail = Tail()
     caller = Caller(settings.agents_url, settings.secrets())
-    scheduler = Scheduler(writer, clock, caller, runner=f"{socket.gethostname()[:40]}-{uuid4().hex[:12]}")
+    scheduler = Scheduler(writer, clock, caller, _runner_name())
     writer.observers += [tail.extend, scheduler.observe]
     async with (
         caller,
@@ -125,9 +126,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
         )
         await _until_ready(writer)
         await _first_commands(settings, writer)
-        # Jobs begin when everything else is there, and end while commands are still carried out.
-        async with background(scheduler.run()) as scheduling:
-            yield services, [*tasks, *scheduling]
+        yield services, tasks
 
 
 @asynccontextmanager
@@ -151,9 +150,11 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[str, list[asyncio.T
             raise StartFailed(
                 f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
             ) from error
+        # Jobs begin when everything else is there: whoever cannot serve must not claim what is due.
+        scheduling = await stack.enter_async_context(background(services.scheduler.run()))
         host, port = runner.addresses[0][:2]
         try:
-            yield f"http://{f'[{host}]' if ':' in host else host}:{port}", tasks
+            yield f"http://{f'[{host}]' if ':' in host else host}:{port}", [*tasks, *scheduling]
         finally:
             await _stop(services, site)
 
@@ -169,6 +170,11 @@ async def _stop(services: Services, site: web.TCPSite) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_SECONDS):
             await services.writer.drain()
+
+
+def _runner_name() -> str:
+    """This process as the log names it: where it runs, its number there, and what no other has."""
+    return f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid4().hex[:8]}"
 
 
 async def _until_ready(writer: Writer) -> None:

@@ -48,6 +48,8 @@ class Caller:
     async def __aenter__(self) -> Caller:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
+            # What one agent's server would have remembered is no other's business.
+            cookie_jar=aiohttp.DummyCookieJar(),
             # Each attempt has its own bound, set by the job.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
             auto_decompress=False,
@@ -86,7 +88,7 @@ class Caller:
                     answer += more
                 return read_answer(response.status, answer)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            reason = f"{target} cannot be reached: {str(error) or type(error).__name__}"
+            reason = f"the call to {target} failed: {str(error) or type(error).__name__}"
             return Reply(ok=False, reason=reason, body=None, tokens_used=None)
 
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = Path("squad.toml")
 _SHOWN_CHARACTERS = 100
+_WITH_SECRETS = frozenset({"SQUAD_AGENTS"})
 _POLICY = (
     "daily_tokens",
     "reset_hour",
@@ -85,11 +86,14 @@ class AgentSettings(BaseModel):
     @field_validator("secret")
     @classmethod
     def _is_base64(cls, secret: SecretStr | None) -> SecretStr | None:
-        if secret is not None:
-            try:
-                decode_secret(secret.get_secret_value())
-            except ValueError as error:
-                raise ValueError("must be base64, with or without the prefix whsec_") from error
+        if secret is None:
+            return None
+        try:
+            key = decode_secret(secret.get_secret_value())
+        except ValueError:
+            key = b""
+        if not key:
+            raise ValueError("must be base64, with or without the prefix whsec_")
         return secret
 
 
@@ -116,7 +120,12 @@ class Settings(BaseSettings):
     """Everything that can be set; `docs/settings.md` explains each."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SQUAD_", extra="forbid", frozen=True, env_ignore_empty=True, populate_by_name=True
+        env_prefix="SQUAD_",
+        extra="forbid",
+        frozen=True,
+        env_ignore_empty=True,
+        populate_by_name=True,
+        hide_input_in_errors=True,
     )
 
     dsn: Dsn | None = None
@@ -169,15 +178,16 @@ class Settings(BaseSettings):
         """
         seeds = seed_jobs(self.reset_hour, self.timezone)
         specs: dict[str, tuple[JobSource, JobSpec]] = {}
+        faults: list[str] = []
         for name in [*seeds, *(name for name in self.jobs if name not in seeds)]:
             own = self.jobs.get(name)
             wanted = over(seeds.get(name, {"timezone": self.timezone}), own or {})
             try:
                 specs[name] = ("default" if own is None else "settings", JobSpec.model_validate(wanted))
             except ValidationError as error:
-                raise SettingsError(
-                    "\n".join(_explain(item, f"jobs.{name}") for item in error.errors())
-                ) from error
+                faults += [_explain(item, f"jobs.{name}") for item in error.errors()]
+        if faults:
+            raise SettingsError("\n".join(faults))
         return specs
 
     def secrets(self) -> dict[str, str]:
@@ -234,7 +244,8 @@ def read(config: Path | None = None, **flags: Any) -> Settings:
 def _explain_json(error: pydantic_settings.SettingsError) -> str:
     named = re.search(r'"(\w+)"', str(error))
     variable = f"SQUAD_{named[1].upper()}" if named else "a variable"
-    return f"{variable} is {os.environ.get(variable)!r}: must be a JSON object"
+    shown = "not valid" if variable in _WITH_SECRETS else repr(os.environ.get(variable))
+    return f"{variable} is {shown}: must be a JSON object"
 
 
 def _explain(error: ErrorDetails, within: str = "") -> str:
@@ -247,6 +258,11 @@ def _explain(error: ErrorDetails, within: str = "") -> str:
     if error["type"] == "missing":
         return f"{name} is missing"
     variable = f" (SQUAD_{name.upper()})" if len(path) == 1 and not within else ""
-    value = repr(error["input"])
-    shown = value if len(value) <= _SHOWN_CHARACTERS else f"{value[:_SHOWN_CHARACTERS]}…"
-    return f"{name}{variable} is {shown}: {in_words(error)}"
+    return f"{name}{variable} is {_shown(path, error['input'])}: {in_words(error)}"
+
+
+def _shown(path: list[str], value: Any) -> str:
+    if path[-1] == "secret" or (path[0] == "agents" and isinstance(value, dict | list)):
+        return "not valid"
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"

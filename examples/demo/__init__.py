@@ -2,6 +2,6 @@
 
     python -m examples.demo
 
-`letters` is the mail of a small audio shop, `post_office` an IMAP server that it comes to, `processes` starts
-and ends what runs, `narrator` tells what happens, `__main__` puts it together.
+`letters` is the mail of a small audio shop, `post_office` an IMAP server for it, `processes` starts and
+ends what runs, `setting` sets all of it up, `narrator` tells what happens, `__main__` is the command.
 """

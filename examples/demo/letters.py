@@ -1,7 +1,7 @@
 """The mail of a small audio shop. Everybody in it is invented; `.example` is nobody's domain.
 
-`letters.txt` has the ordinary ones. Those below show what real mailboxes hold besides: HTML only, a reply in
-a thread, charsets old and wrong, an attachment, no Message-ID, a MIME structure that breaks off.
+`letters.txt` has the ordinary ones. Those below show what real mailboxes hold besides: HTML only, a
+reply in a thread, charsets old and wrong, an attachment, no Message-ID, a MIME structure that breaks off.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 SHOP = "Kestrel Sound <hello@kestrel-sound.example>"
 _FILE = Path(__file__).with_name("letters.txt")
 _BETWEEN = "\n=====\n"
+_STRIDE = 7
 
 _QUOTE_REPLY = b"""\
 From: Greg Fielding <greg.fielding@harbourhotel.example>
@@ -133,19 +134,21 @@ _ODD = (
 
 def letters(now: datetime | None = None) -> list[bytes]:
     """All letters as they lie in the mailbox, the oldest first, the ordinary and the odd ones mixed."""
-    ordinary = [block.strip().encode() + b"\n" for block in _FILE.read_text("utf-8").split(_BETWEEN)]
-    mixed = list(ordinary)
+    blocks = _FILE.read_text("utf-8").split(_BETWEEN)
+    named = [(f"letter-{number}", block.encode()) for number, block in enumerate(blocks, start=1)]
+    # In the file they are sorted by what they are about; a mailbox is not.
+    mixed = [letter for first in range(_STRIDE) for letter in named[first::_STRIDE]]
     for number, odd in enumerate(_ODD):
-        mixed.insert(3 + 4 * number, odd)
+        mixed.insert(3 + 4 * number, (f"odd-{number}", odd))
     newest = now or datetime.now(UTC)
     return [
-        _posted(letter, number, newest - timedelta(minutes=17 * (len(mixed) - number)))
-        for number, letter in enumerate(mixed, start=1)
+        _posted(letter, name, newest - timedelta(minutes=17 * (len(mixed) - number)))
+        for number, (name, letter) in enumerate(mixed)
     ]
 
 
-def _posted(letter: bytes, number: int, date: datetime) -> bytes:
+def _posted(letter: bytes, name: str, date: datetime) -> bytes:
     """The letter with what a mail server adds."""
-    message_id = "" if letter is _WITHOUT_ID else f"Message-ID: <letter-{number}@demo.example>\n"
+    message_id = "" if letter is _WITHOUT_ID else f"Message-ID: <{name}@demo.example>\n"
     head = f"Date: {format_datetime(date)}\nTo: {SHOP}\n{message_id}".encode()
-    return (head + letter).replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    return (head + letter.strip() + b"\n").replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+from rich.cells import set_cell_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 _STREAM = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=45)
-_SHOWN_CHARACTERS = 46
+_COLUMN_CHARACTERS = 46
 _LINE_BYTES = 2**22
 
 
@@ -43,6 +44,11 @@ class Narrator:
     def drafted(self) -> int:
         """How many drafts there are."""
         return self.statuses["draft_created"]
+
+    @property
+    def settled(self) -> int:
+        """How many e-mails need nothing more from the agent."""
+        return self.drafted + self.statuses["archived"]
 
     def tell(self, event: dict[str, Any]) -> str | None:
         """What to say about an event; most are not worth a line."""
@@ -78,21 +84,21 @@ class Narrator:
 
     def _received(self, data: dict[str, Any]) -> str:
         subject = self.subjects[data["email_id"]] = data["subject"] or "(no subject)"
-        return f"<- e-mail    {_short(subject):<{_SHOWN_CHARACTERS}}  from {data['from_email']}"
+        return f"<- e-mail    {_column(subject)}  from {data['from_email']}"
 
     def _updated(self, data: dict[str, Any]) -> str | None:
-        subject = _short(self.subjects.get(data["email_id"], data["email_id"]))
+        subject = _column(self.subjects.get(data["email_id"], data["email_id"]))
         told = None
         if "category" in data["changed"]:
             self.categories[data["category"]] += 1
-            told = f"   sorted    {subject:<{_SHOWN_CHARACTERS}}  {data['category']}"
+            told = f"   sorted    {subject}  {data['category']}"
         if "status" in data["changed"]:
             self.statuses[data["status"]] += 1
             if data["status"] == "draft_created":
                 self.example = self.example or data["email_id"]
-                told = f"-> drafted   {subject:<{_SHOWN_CHARACTERS}}  {_opening(data)}"
+                told = f"-> drafted   {subject}  {_opening(data)}"
             elif data["status"] == "archived":
-                told = f"   archived  {subject:<{_SHOWN_CHARACTERS}}  no answer needed"
+                told = f"   archived  {subject}  no answer needed"
         return told
 
 
@@ -102,5 +108,10 @@ def _opening(data: dict[str, Any]) -> str:
     return f"“{_short(' '.join(text.split()), 60)}”"
 
 
-def _short(text: str, characters: int = _SHOWN_CHARACTERS) -> str:
+def _column(text: str) -> str:
+    """A column of the table, as wide on the screen whatever script it is in."""
+    return set_cell_size(_short(text, _COLUMN_CHARACTERS), _COLUMN_CHARACTERS)
+
+
+def _short(text: str, characters: int) -> str:
     return text if len(text) <= characters else text[: characters - 1] + "…"

@@ -1,12 +1,13 @@
 r"""An IMAP server for the demo, on this machine only: Dovecot where it is installed, otherwise pymap.
 
-pymap is an IMAP server in Python that keeps its mail in memory. Dovecot runs as whoever runs the demo, out of
-one folder (its "rootless" way); it serves no mail to root, and its configuration language changed with 2.4, so
-for root and for other versions pymap is taken as well.
+pymap is an IMAP server in Python that keeps its mail in memory. Dovecot runs as whoever runs the demo, out
+of one folder (its "rootless" way); it serves no mail to root, and its configuration language changed with
+2.4, so for root and for other versions pymap is taken as well.
 """
 
 from __future__ import annotations
 
+import asyncio
 import grp
 import imaplib
 import importlib.util
@@ -15,20 +16,20 @@ import pwd
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from examples.demo.processes import DemoFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
 HOST = "127.0.0.1"
 USER = "shop"
 PASSWORD = "demo"  # noqa: S105 - of a server that lives for a minute and listens on this machine only
 _DOVECOT_VERSION = "2.3."
+_DOVECOT_FOLDERS = ("/usr/lib/dovecot", "/usr/libexec/dovecot", "/usr/local/libexec/dovecot")
 _TIMEOUT_SECONDS = 5.0
 
 _DOVECOT_CONFIGURATION = r"""
@@ -86,23 +87,9 @@ class PostOffice:
     command: tuple[str, ...]
     port: int
 
-    def open(self, *, within_seconds: float = 15.0) -> None:
-        """Waits until it serves, and makes the folder for drafts.
-
-        Raises:
-            DemoFailed: it does not.
-        """
-        deadline = time.monotonic() + within_seconds
-        while True:
-            try:
-                with self._session() as imap:
-                    # Where it is there already, the server says NO; either is well.
-                    imap.create("Drafts")
-                return
-            except (OSError, imaplib.IMAP4.error) as error:
-                if time.monotonic() > deadline:
-                    raise DemoFailed(f"the IMAP server ({self.name}) does not answer: {error}") from error
-                time.sleep(0.1)
+    async def is_open(self) -> bool:
+        """Whether it serves. If so, there is a folder for drafts."""
+        return await asyncio.to_thread(self._try_to_open)
 
     def deliver(self, letters: Iterable[bytes]) -> None:
         """Puts letters into the mailbox.
@@ -120,6 +107,15 @@ class PostOffice:
                         raise DemoFailed(f"the IMAP server ({self.name}) takes no letter: {said!r}")
         except (OSError, imaplib.IMAP4.error) as error:
             raise DemoFailed(f"the IMAP server ({self.name}) takes no letters: {error}") from error
+
+    def _try_to_open(self) -> bool:
+        try:
+            with self._session() as imap:
+                # Where the folder is there already, the server says NO; either is well.
+                imap.create("Drafts")
+        except (OSError, imaplib.IMAP4.error):
+            return False
+        return True
 
     def _session(self) -> imaplib.IMAP4:
         imap = imaplib.IMAP4(HOST, self.port, timeout=_TIMEOUT_SECONDS)
@@ -147,7 +143,9 @@ def choose(folder: Path, port: int) -> PostOffice:
 
 def _dovecot() -> str | None:
     program = shutil.which("dovecot", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
-    if program is None or os.geteuid() == 0:
+    # Debian packs the server and its IMAP part apart.
+    speaks_imap = any(Path(folder, "imap-login").exists() for folder in _DOVECOT_FOLDERS)
+    if program is None or not speaks_imap or os.geteuid() == 0:
         return None
     result = subprocess.run(  # noqa: S603 - found on the system's own path
         [program, "--version"], capture_output=True, text=True, check=False, timeout=10

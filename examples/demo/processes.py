@@ -1,8 +1,7 @@
-"""The processes of the demo: each with its log, ended by its own id, in the opposite order of their start."""
+"""The processes of the demo: each with its log, ended by its own id, the last one first."""
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -53,7 +52,7 @@ def running(
         command: program and arguments.
         log: the file that its output goes to.
         cwd: the folder that it runs in.
-        environment: variables beyond our own.
+        environment: all of its variables.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - programs of ours
@@ -62,7 +61,7 @@ def running(
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=cwd,
-            env={**os.environ, **environment},
+            env=dict(environment),
             # Ctrl-C in the terminal is for us; we end the children one after another.
             start_new_session=True,
         )

@@ -15,7 +15,7 @@ from examples.email_agent.agent import Agent, Report, StaleCall
 from examples.email_agent.llm import Model
 from examples.email_agent.mailbox import MailboxError
 from examples.email_agent.repeats import Repeats
-from examples.email_agent.squad import Squad, SquadError, SquadRefusal
+from examples.email_agent.squad import RUN, Squad, SquadError, SquadRefusal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -44,7 +44,7 @@ class Call(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    run_id: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    run_id: Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,100}$")]
     job: str | None = None
     tick: str | None = None
     attempt: int = 1
@@ -114,7 +114,9 @@ async def _about_email(request: web.Request, work: Callable[[str], Awaitable[Rep
 
 
 async def _body(request: web.Request, model: type[C]) -> C:
-    return model.model_validate_json(await request.read())
+    call = model.model_validate_json(await request.read())
+    RUN.set(call.run_id)
+    return call
 
 
 def _signed_with(secret: str | None) -> Middleware:

@@ -148,7 +148,7 @@ def _header(message: Message, name: str) -> str:
     text = "".join(
         chunk if isinstance(chunk, str) else _decoded(chunk, charset) for chunk, charset in chunks
     )
-    return _storable(_CONTROL.sub(" ", text)).strip()
+    return " ".join(_storable(_CONTROL.sub(" ", text)).split())
 
 
 def _addresses(message: Message, name: str) -> list[str]:

@@ -124,9 +124,10 @@ def classify(subject: str, text: str, *, bulk: bool = False, automatic: bool = F
     best, score, found = "other", 0, {}
     for category, rules in _RULES:
         in_subject, in_text = _hits(rules, subject), _hits(rules, words)
-        hits = 2 * len(in_subject) + len(in_text.keys() - in_subject.keys())
+        only_in_text = {number: word for number, word in in_text.items() if number not in in_subject}
+        hits = 2 * len(in_subject) + len(only_in_text)
         if hits > score:
-            best, score, found = category, hits, in_text | in_subject
+            best, score, found = category, hits, in_subject | only_in_text
     return Verdict(_category(best), _because(found.values()) if found else "no rule fits")
 
 

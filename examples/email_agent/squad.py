@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal
 
 import aiohttp
@@ -9,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 if TYPE_CHECKING:
     from examples.email_agent.settings import Settings
+
+RUN: ContextVar[str | None] = ContextVar("run", default=None)
+"""The run on whose behalf we work. The orchestrator's log ties what we write to it."""
 
 _TIMEOUT = aiohttp.ClientTimeout(total=15, connect=5)
 
@@ -85,12 +89,14 @@ class Squad:
         await self._call("PATCH", f"/emails/{email_id}", changes)
 
     async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        run = RUN.get()
+        headers = {**self._headers, "X-Correlation-Id": run} if run else self._headers
         try:
             async with self._http.request(
                 method,
                 self._url + path,
                 json=body,
-                headers=self._headers,
+                headers=headers,
                 timeout=_TIMEOUT,
                 allow_redirects=False,
             ) as response:

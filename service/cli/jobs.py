@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import click
@@ -22,10 +25,13 @@ from service.http.v1.jobs import LAST_RUNS
 from service.restore import catch_up, restore
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
     from service.settings import Settings
 
+F = TypeVar("F", bound="Callable[..., Any]")
+
+_PATIENCE = aiohttp.ClientTimeout(total=30)
 _COLOURS = {"succeeded": "green", "running": "cyan", "skipped": "yellow", "missed": "yellow"}
 
 
@@ -72,45 +78,64 @@ def _table(found: list[dict[str, Any]]) -> Table:
     return table
 
 
+def service_options(command: F) -> F:
+    """`--host`, `--port` and `--config`, as `squad up` was told: only a running service runs jobs."""
+    for option in (
+        click.option("--config", type=click.Path(path_type=Path), help="The settings' file."),
+        click.option("--port", type=int, help="The service's port.  [default: 3001]"),
+        click.option("--host", help="The service's address.  [default: 127.0.0.1]"),
+    ):
+        command = option(command)
+    return command
+
+
 @jobs.command("run")
 @click.argument("name")
-@database_options
-def run_job(name: str, dsn: str | None, data: Path | None, config: Path | None) -> None:
+@service_options
+def run_job(name: str, host: str | None, port: int | None, config: Path | None) -> None:
     """Run a job now, on the service that is running."""
-    _ask(name, "run", {}, settings.read(config, dsn=dsn, data=data))
+    _ask(settings.read(config, host=host, port=port), name, "run")
 
 
 @jobs.command()
 @click.argument("name")
 @click.option("--note", help="Why; it is shown with the job and kept in the log.")
-@database_options
-def pause(name: str, note: str | None, dsn: str | None, data: Path | None, config: Path | None) -> None:
+@service_options
+def pause(name: str, note: str | None, host: str | None, port: int | None, config: Path | None) -> None:
     """Skip a job's ticks from here on."""
-    _ask(name, "pause", {"note": note}, settings.read(config, dsn=dsn, data=data))
+    _ask(settings.read(config, host=host, port=port), name, "pause", note)
 
 
 @jobs.command()
 @click.argument("name")
 @click.option("--note", help="Why; it is kept in the log.")
-@database_options
-def resume(name: str, note: str | None, dsn: str | None, data: Path | None, config: Path | None) -> None:
+@service_options
+def resume(name: str, note: str | None, host: str | None, port: int | None, config: Path | None) -> None:
     """Run a job's ticks again."""
-    _ask(name, "resume", {"note": note}, settings.read(config, dsn=dsn, data=data))
+    _ask(settings.read(config, host=host, port=port), name, "resume", note)
 
 
-def _ask(name: str, verb: str, body: dict[str, Any], chosen: Settings) -> None:
-    """Asks the running service: only it can carry a run out."""
-    url = f"http://{chosen.host}:{chosen.port}/api/v1/jobs/{name}/{verb}"
+def _ask(chosen: Settings, name: str, verb: str, note: str | None = None) -> None:
+    """Has the service do it, and shows its answer."""
+    where = f"{f'[{chosen.host}]' if ':' in chosen.host else chosen.host}:{chosen.port}"
+    # A name may hold what else would end the path.
+    url = f"http://{where}/api/v1/jobs/{quote(name, safe='')}/{verb}"
 
-    async def work() -> Any:
-        async with aiohttp.ClientSession() as session:
-            try:
-                async with session.post(url, json={k: v for k, v in body.items() if v}) as response:
-                    return response.status, orjson.loads(await response.read())
-            except aiohttp.ClientError as error:
-                raise StartFailed(f"no service answers on {chosen.host}:{chosen.port}: {error}") from error
+    async def work() -> tuple[int, bytes]:
+        async with (
+            aiohttp.ClientSession(timeout=_PATIENCE) as session,
+            session.post(url, json={"note": note} if note else {}) as response,
+        ):
+            return response.status, await response.read()
 
-    status, answer = run(work())
-    if status >= 400:
+    try:
+        status, body = run(work())
+        answer = orjson.loads(body)
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        raise StartFailed(f"no service answers on {where}: {reason}") from error
+    if not isinstance(answer, dict) or (status >= HTTPStatus.BAD_REQUEST and "detail" not in answer):
+        raise StartFailed(f"what answers on {where} is not a squad: it answered {status}")
+    if status >= HTTPStatus.BAD_REQUEST:
         raise StartFailed(answer["detail"])
     click.echo(dumps(answer).decode())

@@ -10,7 +10,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, assert_never
 
 from service import commands as do
-from service.decide import agents, budget, emails, jobs, messages, operations, orchestrator, runs, tasks
+from service.decide import (
+    agents,
+    budget,
+    emails,
+    jobs,
+    messages,
+    operations,
+    orchestrator,
+    runs,
+    tasks,
+    ticks,
+)
 from service.decide.decision import Accepted, At, Decision, Refused
 
 if TYPE_CHECKING:
@@ -57,7 +68,7 @@ def decide(state: State, command: do.AnyCommand, at: At) -> Decision:
         case do.SetPolicy():
             return budget.set_policy(state, command, at)
         case do.ClaimTick():
-            return jobs.claim_tick(state, command, at)
+            return ticks.claim_tick(state, command, at)
         case do.TakeUpRun():
             return runs.take_up(state, command, at)
         case do.RenewRun():
@@ -65,7 +76,7 @@ def decide(state: State, command: do.AnyCommand, at: At) -> Decision:
         case do.EndAttempt():
             return runs.end_attempt(state, command, at)
         case do.RunJob():
-            return jobs.run_now(state, command, at)
+            return ticks.run_now(state, command, at)
         case do.DefineJob():
             return jobs.define(state, command, at)
         case do.RemoveJob():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eventstore.events import (
     AgentStatusChanged,
@@ -28,14 +28,12 @@ from eventstore.recorded import NewEvent
 from projections.agents import AGENTS
 from projections.budgets import RESERVATIONS
 from projections.jobs import JOBS, RUNS, RunRow
-from service.decide.agents import arrive
-from service.decide.budget import crossings
+from service.decide.budget import crossings, use
 from service.decide.decision import Accepted, At, Decision, Refused
+from service.decide.unfolding import Unfolding
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from service.commands import EndAttempt, RenewRun, TakeUpRun
     from service.squad import State
 
@@ -45,7 +43,7 @@ LEASE_SECONDS = 15.0
 ORCHESTRATOR = "orchestrator"
 """Who reports on runs that concern no agent, and whom all reports are sent to."""
 
-_BACKOFF_SECONDS = (1.0, 300.0)
+FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 300.0
 
 
 def lease_until(now: datetime) -> datetime:
@@ -58,33 +56,46 @@ def backoff(run_id: str, attempt: int) -> timedelta:
 
     The jitter is the attempt's own, so that a decision made twice is the same decision.
     """
-    first, longest = _BACKOFF_SECONDS
+    seconds = min(FIRST_BACKOFF_SECONDS * 2.0 ** (attempt - 1), LONGEST_BACKOFF_SECONDS)
     share = sha256(f"{run_id}/{attempt}".encode()).digest()[0] / 255
-    return timedelta(seconds=min(first * 2.0 ** (attempt - 1), longest) * (0.5 + share / 2))
+    return timedelta(seconds=seconds * (0.5 + share / 2))
 
 
 def take_up(state: State, command: TakeUpRun, at: At) -> Decision:
     """Gives a run to another process, if nobody holds it and an attempt is due; or records it as lost."""
     row = state.rows(RUNS).get(command.run_id)
-    nothing = Accepted([], {"position": state.head.position})
     if row is None or row.status != "running" or not is_free(row, at.now):
-        return nothing
+        return Accepted([], {"position": state.head.position})
+    told = Unfolding(state, at)
     lease_ran_out = row.lease_expires_at is not None
     if lease_ran_out and row.attempts >= row.attempts_allowed:
         reason = "the process that ran it vanished"
-        report = f"{row.job} was lost: {reason}"
-        return Accepted(
-            end(state, row, "lost", at, reason=reason, tokens=None, report=report, data=None), {}
+        _end(told, row, Ending("lost", f"{row.job} was lost: {reason}", reason))
+    elif obstacle := _obstacle(state, row):
+        reason = f"{obstacle} before attempt {row.attempts + 1} of {row.attempts_allowed}"
+        ended = _finish(told, row, Ending("failed", f"{row.job} failed: {reason}", reason))
+        _rest_after(told, row, ended)
+    else:
+        retried = RunRetried(
+            run_id=row.id,
+            job=row.job,
+            attempt=row.attempts + 1,
+            runner=command.runner,
+            lease_expires_at=lease_until(at.now),
+            lease_ran_out=lease_ran_out,
         )
-    retried = RunRetried(
-        run_id=row.id,
-        job=row.job,
-        attempt=row.attempts + 1,
-        runner=command.runner,
-        lease_expires_at=lease_until(at.now),
-        lease_ran_out=lease_ran_out,
-    )
-    return Accepted([NewEvent(retried, caused_by=row.position)], {})
+        told.add(retried, row.position)
+    return Accepted(told.events, {})
+
+
+def _obstacle(state: State, row: RunRow) -> str | None:
+    """Why a run that began is not to be tried again."""
+    job, orchestrator = state.rows(JOBS).get(row.job), state.orchestrator
+    if job is None or job.removed:
+        return "the job was removed"
+    if orchestrator is None or not orchestrator.running:
+        return "the orchestrator was shut down"
+    return None
 
 
 def is_free(row: RunRow, now: datetime) -> bool:
@@ -108,108 +119,114 @@ def end_attempt(state: State, command: EndAttempt, at: At) -> Decision:
     row = _held(state, command)
     if row is None or row.attempts != command.attempt:
         return _not_held(command.run_id)
+    told = Unfolding(state, at)
     if command.succeeded or row.attempts >= row.attempts_allowed:
         outcome: RunOutcome = "succeeded" if command.succeeded else "failed"
-        events = end(
-            state,
-            row,
-            outcome,
-            at,
-            reason=command.reason,
-            tokens=command.tokens_used,
-            report=command.report,
-            data=command.data,
-        )
-        return Accepted(events, {"status": outcome})
-    events = []
-    if command.tokens_used and (day := state.day):
-        used = TokensUsed(day=day.day, agent=_reporter(row), tokens=command.tokens_used)
-        events += [*arrive(state, _reporter(row), at), NewEvent(used)]
+        reason, tokens = command.reason, command.tokens_used
+        _end(told, row, Ending(outcome, command.report, reason, tokens, command.data))
+        return Accepted(told.events, {"status": outcome})
+    if command.tokens_used:
+        told.arrive(_worker(row))
+        _use(told, row, command.tokens_used)
     failed = RunAttemptFailed(
         run_id=row.id,
         job=row.job,
         attempt=row.attempts,
         reason=command.reason or "it failed",
         retry_at=at.now + backoff(row.id, row.attempts),
+        tokens_used=command.tokens_used,
     )
-    events.append(NewEvent(failed, caused_by=row.position))
-    return Accepted(events, {"status": "running", "retry_at": failed.retry_at})
+    told.add(failed, row.position)
+    return Accepted(told.events, {"status": "running", "retry_at": failed.retry_at})
 
 
-def end(
-    state: State,
-    row: RunRow,
-    outcome: RunOutcome,
-    at: At,
-    *,
-    reason: str | None,
-    tokens: int | None,
-    report: str,
-    data: dict[str, Any] | None,
-    goes_on: bool = False,
-) -> list[NewEvent]:
-    """All that the end of a run brings about: tokens settled, the agent idle, the squad told.
+class Ending(NamedTuple):
+    """How a run ends."""
 
-    Args:
-        state: the state.
-        row: the run.
-        outcome: how it ended.
-        at: now.
-        reason: why, where it did not succeed.
-        tokens: what it used; None gives its reservation back.
-        report: what the squad is told.
-        data: goes with the report.
-        goes_on: the agent has another run of the job at once, and does not become idle.
-    """
+    outcome: RunOutcome
+    report: str
+    """What the squad is told."""
+    reason: str | None = None
+    """Why it did not succeed."""
+    tokens_used: int | None = None
+    """By the last attempt; None gives back what was reserved."""
+    data: dict[str, Any] | None = None
+    """Goes with the report."""
+
+
+def cancel(told: Unfolding, row: RunRow, reason: str) -> None:
+    """Ends a run from outside. That is no failure of the job, and what follows decides of its agent."""
+    _finish(told, row, Ending("failed", f"{row.job} was {reason}", reason))
+
+
+def rest(told: Unfolding, agent: str, runs: int, caused_by: int) -> None:
+    """The agent of runs that ended is idle, unless it has other work."""
+    row = told.state.rows(AGENTS).get(agent)
+    if row and row.operations <= runs and (row.status == "active" or told.has_arrived(agent)):
+        idle = AgentStatusChanged(agent=agent, previous="active", status="idle", reason="run_ended")
+        told.add(idle, caused_by)
+
+
+def _end(told: Unfolding, row: RunRow, ending: Ending) -> None:
+    """All that the end of a run brings about."""
+    ended = _finish(told, row, ending)
+    job = told.state.rows(JOBS).get(row.job)
+    may_pause = job and job.pause_on_failure and not (job.paused or job.removed)
+    if ending.outcome != "succeeded" and may_pause:
+        told.add(JobPaused(job=row.job, reason="failure", note=ending.reason), ended)
+    _rest_after(told, row, ended)
+
+
+def _finish(told: Unfolding, row: RunRow, ending: Ending) -> int:
+    """Settles a run's tokens, finishes it, and tells the squad. Gives the position of the finish."""
     # Who did not answer did not speak either.
-    reporter = _reporter(row) if outcome == "succeeded" else ORCHESTRATOR
-    events = arrive(state, reporter, at)
-    events += _settle(state, row, _reporter(row), tokens, after=len(events))
+    reporter = _worker(row) if ending.outcome == "succeeded" else ORCHESTRATOR
+    told.arrive(reporter)
+    _settle(told, row, ending.tokens_used)
+    known = [tokens for tokens in (row.tokens_used, ending.tokens_used) if tokens is not None]
     finished = RunFinished(
         run_id=row.id,
         job=row.job,
         agent=row.agent,
-        outcome=outcome,
+        outcome=ending.outcome,
         attempts=row.attempts,
-        reason=reason,
-        tokens_used=tokens,
+        reason=ending.reason,
+        tokens_used=sum(known) if known else None,
     )
-    events.append(NewEvent(finished, caused_by=row.position))
-    cause = state.head.position + len(events)
-    told = MessageSent(
-        message_id=at.new_id(),
+    ended = told.add(finished, row.position)
+    message = MessageSent(
+        message_id=told.at.new_id(),
         agent=reporter,
         to_agent=ORCHESTRATOR,
-        message=report,
+        message=ending.report,
         task_id=None,
-        data={**(data or {}), "job": row.job, "run_id": row.id, "status": outcome},
+        data={**(ending.data or {}), "job": row.job, "run_id": row.id, "status": ending.outcome},
     )
-    events.append(NewEvent(told, caused_by=cause))
-    job = state.rows(JOBS).get(row.job)
-    if outcome != "succeeded" and job and job.pause_on_failure and not job.paused:
-        paused = JobPaused(job=row.job, reason="failure", note=reason)
-        events.append(NewEvent(paused, caused_by=cause))
-    if goes_on:
-        return events
-    if row.agent and (agent := state.rows(AGENTS).get(row.agent)) and agent.operations <= 1:
-        idle = AgentStatusChanged(agent=row.agent, previous="active", status="idle", reason="run_ended")
-        events.append(NewEvent(idle, caused_by=cause))
-    return events
+    told.add(message, ended)
+    return ended
 
 
-def _settle(state: State, row: RunRow, reporter: str, tokens: int | None, *, after: int) -> list[NewEvent]:
-    held = state.rows(RESERVATIONS).get(row.reservation_id) if row.reservation_id else None
-    day = state.day
-    if held and held.state == "active":
-        if tokens is None:
-            released = TokensReleased(
-                day=held.day,
-                reservation_id=held.id,
-                agent=held.agent,
-                tokens_reserved=held.tokens,
-                reason="released",
-            )
-            return [NewEvent(released, caused_by=held.position)]
+def _rest_after(told: Unfolding, row: RunRow, ended: int) -> None:
+    if row.agent:
+        rest(told, row.agent, 1, ended)
+
+
+def _settle(told: Unfolding, row: RunRow, tokens: int | None) -> None:
+    held = told.state.rows(RESERVATIONS).get(row.reservation_id) if row.reservation_id else None
+    if held is None or held.state != "active":
+        if tokens:
+            _use(told, row, tokens)
+    elif tokens is None:
+        released = TokensReleased(
+            day=held.day,
+            reservation_id=held.id,
+            agent=held.agent,
+            tokens_reserved=held.tokens,
+            reason="released",
+        )
+        told.add(released, held.position)
+        told.given_back[held.day, held.agent] += held.tokens
+    else:
         settled = TokensSettled(
             day=held.day,
             reservation_id=held.id,
@@ -217,20 +234,21 @@ def _settle(state: State, row: RunRow, reporter: str, tokens: int | None, *, aft
             tokens_reserved=held.tokens,
             tokens_used=tokens,
         )
-        events = [NewEvent(settled, caused_by=held.position)]
-        counted = held.day
-    elif tokens and day:
-        events = [NewEvent(TokensUsed(day=day.day, agent=reporter, tokens=tokens), caused_by=row.position)]
-        counted = day.day
-    else:
-        return []
-    if day and counted == day.day:
-        cause = state.head.position + after + 1
-        events += crossings(state, day, day.used + (tokens or 0), caused_by=cause)
-    return events
+        position = told.add(settled, held.position)
+        day = told.state.day
+        if day and day.day == held.day:
+            told.events += crossings(told.state, day, day.used + tokens, caused_by=position)
 
 
-def _reporter(row: RunRow) -> str:
+def _use(told: Unfolding, row: RunRow, tokens: int) -> None:
+    """Records tokens that nothing is reserved for, or not any more."""
+    if day := told.state.day:
+        used = TokensUsed(day=day.day, agent=_worker(row), tokens=tokens)
+        told.events += use(told.state, day, used, after=len(told.events), caused_by=row.position)
+
+
+def _worker(row: RunRow) -> str:
+    """Whose work a run is."""
     return row.agent or ORCHESTRATOR
 
 

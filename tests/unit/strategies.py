@@ -7,14 +7,15 @@ grants it.
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from eventstore.codec import EVENT_TYPES
-from eventstore.events import AnyEvent, EmailStatus, TaskStatus
+from eventstore.events import AnyEvent, EmailStatus, JobDefinition, Overlap, TaskStatus
 from service import commands as do
 
 if TYPE_CHECKING:
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
 
     from service.commands import AnyCommand
 
+M = TypeVar("M", bound=BaseModel)
+
 AGENTS = ("ann", "bob", "eve")
-ID_FIELDS = ("operation_id", "reservation_id", "message_id", "task_id", "email_id")
+ID_FIELDS = ("operation_id", "reservation_id", "message_id", "task_id", "email_id", "run_id")
+JOBS = ("poll", "sweep")
+LONGEST_JITTER = timedelta(seconds=100)
 
 # Commands -----------------------------------------------------------------------------------------------
 
@@ -93,7 +98,76 @@ _rule: SearchStrategy[AnyCommand] = st.one_of(
     st.builds(do.StopOrchestrator),
     st.builds(do.PassTime),
 )
-commands: SearchStrategy[AnyCommand] = st.one_of(_work, _spending, _work, _spending, _talk, _board, _rule)
+_job, _runner = st.sampled_from(JOBS), st.sampled_from(("process-1", "process-1", "process-2"))
+
+
+def _definitions(*schedules: tuple[str | None, float | None]) -> SearchStrategy[JobDefinition]:
+    """Jobs with one of these schedules, each by cron or by an interval in seconds."""
+    return st.builds(
+        lambda schedule, **fields: JobDefinition(cron=schedule[0], every_seconds=schedule[1], **fields),
+        schedule=st.sampled_from(schedules),
+        agent=st.none() | _agent,
+        endpoint=st.just("/work"),
+        task=st.none(),
+        timezone=st.sampled_from(("UTC", "Australia/Lord_Howe")),
+        tokens=st.sampled_from((0, 0, 90, 250)),
+        timeout_seconds=st.just(10.0),
+        retries=st.sampled_from((0, 1, 2)),
+        overlap=st.sampled_from(get_args(Overlap)),
+        catch_up_seconds=st.sampled_from((60.0, 300.0)),
+        jitter_seconds=st.sampled_from((0.0, LONGEST_JITTER.total_seconds())),
+        pause_on_failure=st.booleans(),
+        enabled=st.sampled_from((True, True, True, False)),
+    )
+
+
+def _defining(definitions: SearchStrategy[JobDefinition]) -> SearchStrategy[AnyCommand]:
+    sources = st.sampled_from(("default", "settings", "api", "api"))
+    return st.builds(do.DefineJob, name=_job, source=sources, definition=definitions)
+
+
+# Hours apart where pauses are long, so that what was missed in the longest history is recorded at once.
+_seldom = _definitions((None, 7_200.0), ("30 */3 * * *", None), ("30 2,8,14 * * *", None))
+_often = _definitions((None, 60.0), ("* * * * *", None), ("*/2 * * * *", None))
+
+_claiming = st.builds(do.ClaimTick, name=_job, runner=_runner)
+_taking_up = st.builds(do.TakeUpRun, run_id=_wish, runner=_runner)
+_ending = st.builds(
+    do.EndAttempt,
+    run_id=_wish,
+    runner=_runner,
+    attempt=st.sampled_from((1, 1, 2, 3)),
+    succeeded=st.booleans(),
+    tokens_used=st.none() | _tokens,
+    report=st.just("so it went"),
+)
+_attending: SearchStrategy[AnyCommand] = st.one_of(
+    st.builds(do.RunJob, name=_job, runner=_runner),
+    st.builds(do.RenewRun, run_id=_wish, runner=_runner),
+    st.builds(do.PauseJob, name=_job, note=st.sampled_from((None, "holidays"))),
+    *[st.builds(do.ResumeJob, name=_job)] * 2,
+    st.builds(do.RemoveJob, name=_job),
+)
+_seldom_jobs: SearchStrategy[AnyCommand] = st.one_of(
+    *[_defining(_seldom)] * 2, _claiming, _taking_up, _ending, _attending
+)
+jobs: SearchStrategy[AnyCommand] = st.one_of(
+    _defining(_often),
+    *[_claiming] * 8,
+    *[_taking_up] * 3,
+    *[_ending] * 6,
+    _attending,
+    st.builds(do.SetBudget, daily_tokens=st.sampled_from((300, 1000))),
+    *[st.builds(do.StartOrchestrator)] * 2,
+    st.builds(do.StopOrchestrator),
+)
+"""Commands about jobs that tick every minute or two, and their runs."""
+
+first_jobs: SearchStrategy[list[AnyCommand]] = st.lists(_defining(_often), min_size=1, max_size=3)
+
+commands: SearchStrategy[AnyCommand] = st.one_of(
+    _work, _spending, _work, _spending, _talk, _board, _rule, _seldom_jobs
+)
 """Any command, work and spending more often than others."""
 
 
@@ -136,6 +210,8 @@ def _values_of(annotation: Any) -> SearchStrategy[Any]:
     """Values of a field's type, as far as events have such fields."""
     if annotation in _SIMPLE:
         return _SIMPLE[annotation]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return _models(annotation)
     arguments = get_args(annotation)
     match get_origin(annotation):
         case origin if origin in (Union, UnionType):
@@ -152,10 +228,10 @@ def _values_of(annotation: Any) -> SearchStrategy[Any]:
             raise TypeError(f"no strategy for {annotation}")
 
 
-def _events_of(kind: type[AnyEvent]) -> SearchStrategy[AnyEvent]:
+def _models(kind: type[M]) -> SearchStrategy[M]:
     hints = get_type_hints(kind)
     return st.builds(kind, **{name: _values_of(hints[name]) for name in kind.model_fields})
 
 
-events: SearchStrategy[AnyEvent] = st.one_of(*map(_events_of, EVENT_TYPES.values()))
+events: SearchStrategy[AnyEvent] = st.one_of(*map(_models, EVENT_TYPES.values()))
 """Any event."""

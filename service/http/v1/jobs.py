@@ -29,6 +29,8 @@ from service.job_spec import JobSpec
 from service.values import Name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from aiohttp import web
 
     from projections.jobs import JobRow
@@ -47,13 +49,14 @@ async def _list(services: Services, request: web.Request) -> web.StreamResponse:
     query = parse_query(Query, request)
     await services.tables.state_covering(query.min_position)
     rows = sorted(services.writer.squad.all(JOBS), key=lambda row: row.name)
-    return respond(200, {"items": [await _shown(services, row) for row in rows], "next": None})
+    return respond(200, {"items": await _shown(services, rows, query), "next": None})
 
 
 async def _one(services: Services, request: web.Request) -> web.StreamResponse:
     query = parse_query(Query, request)
     await services.tables.state_covering(query.min_position)
-    return respond(200, await _shown(services, _job(services, request.match_info["name"])))
+    (shown,) = await _shown(services, [_job(services, request.match_info["name"])], query)
+    return respond(200, shown)
 
 
 def _job(services: Services, name: str) -> JobRow:
@@ -63,10 +66,13 @@ def _job(services: Services, name: str) -> JobRow:
     return row
 
 
-async def _shown(services: Services, row: JobRow) -> dict[str, Any]:
-    async with services.tables.covering(jobs, None) as connection:
-        runs = await storage.newest(connection, RUNS, "job", row.name, "fencing_token", LAST_RUNS)
-    return views.job(row, [run._asdict() for run in runs], services.clock.now())
+async def _shown(services: Services, rows: Sequence[JobRow], query: Query) -> list[dict[str, Any]]:
+    shown = []
+    async with services.tables.covering(jobs, query.min_position) as connection:
+        for row in rows:
+            runs = await storage.newest(connection, RUNS, "job", row.name, "fencing_token", LAST_RUNS)
+            shown.append(views.job(row, [run._asdict() for run in runs], services.clock.now()))
+    return shown
 
 
 async def _runs(services: Services, request: web.Request) -> web.StreamResponse:

@@ -1,0 +1,203 @@
+"""A client that holds every answer to what the API's document promises, and a service to point it at."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import aiohttp
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import TypeAdapter
+
+from eventstore import log
+from service.app import serving
+from service.http.answers import ProblemDetails
+from service.http.openapi import SEED_PATH, plain_path
+from service.http.problems import CONTENT_TYPE, STATUS
+from service.http.route import Media
+from service.http.seed import SeedError
+from service.http.table import ROUTES
+from service.settings import Settings
+from tests.support.parts import connected
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from service.http.route import Route
+    from tests.support.postgres import PostgresServer
+
+_TIMEOUT = aiohttp.ClientTimeout(total=30)
+_PATTERNS = [(route, re.compile(re.sub(r"\{\w+\}", "[^/]+", plain_path(route.path)))) for route in ROUTES]
+
+
+class Answer(NamedTuple):
+    """What the service said."""
+
+    status: int
+    body: Any
+    headers: Mapping[str, str]
+
+    def expect(self, status: int, code: str | None = None) -> dict[str, Any]:
+        """The body, of an answer that must have this status and, where it is a problem, this code."""
+        assert self.status == status, f"{self.status}, not {status}: {self.body}"
+        if code is not None:
+            assert self.body["code"] == code
+        return dict(self.body)
+
+
+class Api:
+    """Asks a service. A path without a slash in front of it is one of `/api/v1`."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self.session = session
+
+    async def get(self, path: str, headers: Mapping[str, str] | None = None, /, **query: object) -> Answer:
+        """Reads."""
+        return await self.ask("GET", path, headers=headers, query=query)
+
+    async def post(self, path: str, headers: Mapping[str, str] | None = None, /, **body: object) -> Answer:
+        """Posts a body of these fields."""
+        return await self.ask("POST", path, body, headers=headers)
+
+    async def put(self, path: str, /, **body: object) -> Answer:
+        """Puts a body of these fields."""
+        return await self.ask("PUT", path, body)
+
+    async def patch(self, path: str, /, **body: object) -> Answer:
+        """Patches with a body of these fields."""
+        return await self.ask("PATCH", path, body)
+
+    async def delete(self, path: str) -> Answer:
+        """Deletes."""
+        return await self.ask("DELETE", path)
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, object] | None = None,
+    ) -> Answer:
+        """Makes a request, and checks that the answer has the documented shape."""
+        target = path if path.startswith("/") else f"/api/v1/{path}"
+        params = {name: str(value) for name, value in (query or {}).items()}
+        async with self.session.request(
+            method, target, params=params, json=body, headers=headers
+        ) as response:
+            text = await response.text()
+            is_json = response.content_type in ("application/json", CONTENT_TYPE)
+            answer = Answer(response.status, json.loads(text) if is_json else text, response.headers)
+        assert_as_documented(method, response.url.raw_path, answer)
+        return answer
+
+
+def assert_as_documented(method: str, path: str, answer: Answer) -> None:
+    """Fails unless status, content type and body are what the route table says."""
+    assert answer.status != 500, answer.body
+    content_type = answer.headers["Content-Type"].partition(";")[0]
+    route = _route(method, path)
+    promised = route.answers.get(answer.status) if route else None
+    if isinstance(promised, Media):
+        assert content_type == promised.content_type.partition(";")[0]
+    elif promised is not None:
+        assert content_type == "application/json"
+        models = promised if isinstance(promised, tuple) else (promised,)
+        TypeAdapter(_one_of(models)).validate_python(answer.body)
+    elif route is not None and route.path == SEED_PATH:
+        assert content_type == "application/json"
+        SeedError.model_validate(answer.body)
+    else:
+        assert content_type == CONTENT_TYPE, answer
+        problem = ProblemDetails.model_validate(answer.body)
+        assert problem.status == answer.status == STATUS[problem.code]
+        assert problem.type == f"urn:squad:problem:{problem.code}"
+        assert "Traceback" not in problem.detail
+    if answer.status in (429, 503) and "retry_after_seconds" in answer.body:
+        assert int(answer.headers["Retry-After"]) == answer.body["retry_after_seconds"] > 0
+
+
+def _one_of(models: tuple[type[Any], ...]) -> Any:
+    union: Any = models[0]
+    for model in models[1:]:
+        union = union | model
+    return union
+
+
+def _route(method: str, path: str) -> Route | None:
+    matching = (route for route, pattern in _PATTERNS if route.method == method and pattern.fullmatch(path))
+    return next(matching, None)
+
+
+@dataclass(frozen=True)
+class Service:
+    """The whole service in this process, on a database of its own."""
+
+    url: str
+    dsn: str
+    api: Api
+    tasks: list[asyncio.Task[None]]
+    """What must not end: listener, projector, writer, timekeeper."""
+    stop: asyncio.Event
+    """Stops the service ahead of the block's end; requests that are under way see how that is done."""
+
+    async def head(self) -> int:
+        """Where the log ends."""
+        async with connected(self.dsn) as connection:
+            return await log.head_position(connection)
+
+
+@contextlib.asynccontextmanager
+async def running_service(dsn: str, **settings: Any) -> AsyncIterator[Service]:
+    """A service for the time of a block."""
+    chosen = Settings(dsn=dsn, port=0, **{"reset_hour": far_from_now(), **settings})
+    stop: asyncio.Event = asyncio.Event()
+    started: asyncio.Future[tuple[str, list[asyncio.Task[None]]]] = asyncio.Future()
+
+    async def serve() -> None:
+        try:
+            async with serving(chosen) as running:
+                started.set_result(running)
+                await stop.wait()
+        except BaseException as error:
+            if not started.done():
+                started.set_exception(error)
+            raise
+
+    life = asyncio.create_task(serve())
+    try:
+        url, tasks = await started
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(url, timeout=_TIMEOUT, connector=connector) as session:
+            yield Service(url, dsn, Api(session), tasks, stop)
+    finally:
+        stop.set()
+        await life
+
+
+@contextlib.contextmanager
+def unreachable(server: PostgresServer, dsn: str) -> Iterator[None]:
+    """The database lets nobody in for the time of a block, and those who are in are out."""
+    name = conninfo_to_dict(dsn)["dbname"]
+    assert isinstance(name, str)
+    server.execute("ALTER DATABASE {} ALLOW_CONNECTIONS false", name)
+    try:
+        with psycopg.connect(server.dsn, autocommit=True) as connection:
+            query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+            connection.execute(query, (name,))
+        yield
+    finally:
+        server.execute("ALTER DATABASE {} ALLOW_CONNECTIONS true", name)
+
+
+def far_from_now() -> int:
+    """An hour of the day at which no budget day begins while the tests run."""
+    return (datetime.now(UTC).hour + 12) % 24

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.api.client import Api, Service, running_service
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the developer's own squad is set to is no business of the tests."""
+    for name in os.environ:
+        if name.startswith("SQUAD_") and not name.startswith("SQUAD_TEST_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+async def service(database: str) -> AsyncIterator[Service]:
+    """The whole service in this process."""
+    async with running_service(database) as running:
+        yield running
+
+
+@pytest.fixture
+def api(service: Service) -> Api:
+    """A client of the service."""
+    return service.api
