@@ -15,7 +15,7 @@ from psycopg.adapt import Loader
 from psycopg.types.json import set_json_dumps, set_json_loads
 from psycopg_pool import AsyncConnectionPool
 
-from eventstore.errors import translating
+from eventstore.translation import translating
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +36,10 @@ _KEEPALIVE = {
     "tcp_user_timeout": 15_000,
 }
 """Seconds (tcp_user_timeout: milliseconds). A peer that vanished is noticed within about 15 seconds."""
+
+
+_HAS_TRANSACTION_TIMEOUT = 170_000
+_TRANSACTION_TIMEOUT_MILLISECONDS = 120_000
 
 
 class _UuidText(Loader):
@@ -86,6 +90,13 @@ async def connect(dsn: str, schema: str, *, name: str, **settings: str | int) ->
             application_name=name,
             options=_options(dsn, session_options(schema, **settings)),
         )
+        try:
+            if connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
+                # For a client that stands still in the middle of a request: no other timeout covers it.
+                await connection.execute(f"SET transaction_timeout = {_TRANSACTION_TIMEOUT_MILLISECONDS}")
+        except BaseException:
+            connection.pgconn.finish()
+            raise
     configure(connection)
     return connection
 
@@ -107,7 +118,9 @@ def pool(dsn: str, schema: str, *, name: str, size: int) -> AsyncConnectionPool[
         max_size=size,
         timeout=5,
         max_waiting=1_000,
-        reconnect_timeout=30,
+        # Given up soon, and begun anew for whoever asks next: between attempts the pool waits longer and
+        # longer, and would keep readers away for seconds after the database is back.
+        reconnect_timeout=1,
         open=False,
     )
 

@@ -1,18 +1,9 @@
-"""What can go wrong with the log, translated once from the database's words.
+"""What can go wrong with the log, in words of its own; `eventstore.translation` makes them of the driver's.
 
 An exception's docstring is its message's beginning, so that what is raised and what is documented agree.
 """
 
 from __future__ import annotations
-
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-import psycopg
-from psycopg import errors as pg
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 class EventStoreError(Exception):
@@ -77,29 +68,3 @@ class SchemaMissing(EventStoreError):
 
 class UnsupportedServer(EventStoreError):
     """The database server cannot carry a squad."""
-
-
-def translated(error: psycopg.Error) -> EventStoreError:
-    """The event store's own error for one of the driver's, chosen by class and SQLSTATE."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    match error:
-        case pg.LockNotAvailable() | pg.QueryCanceled() | pg.DeadlockDetected() | pg.SerializationFailure():
-            return StoreBusy(text)
-        case pg.ReadOnlySqlTransaction() | pg.IdleInTransactionSessionTimeout() | pg.TransactionTimeout():
-            # A standby that nobody promoted yet, and sessions that the server ended.
-            return StoreUnavailable(text)
-        case psycopg.OperationalError() | psycopg.InterfaceError():
-            return StoreUnavailable(text)
-        case psycopg.DataError() | psycopg.IntegrityError() | psycopg.NotSupportedError():
-            return StoreRefused(text)
-        case _:
-            return EventStoreError(text)
-
-
-@contextmanager
-def translating() -> Iterator[None]:
-    """Turns the driver's errors into the event store's on their way out."""
-    try:
-        yield
-    except psycopg.Error as error:
-        raise translated(error) from error

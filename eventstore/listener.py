@@ -34,6 +34,7 @@ DEAF_AFTER_SECONDS = 3.0
 _BACKOFF_SECONDS = (0.05, 5.0)
 """The first wait before connecting again, and the longest."""
 
+_IDLE_MILLISECONDS = 15_000
 _POSITION = re.compile(r"[0-9]{1,18}")
 _log = logging.getLogger(__name__)
 
@@ -105,7 +106,13 @@ class Listener:
             delay = min(delay * 2, _BACKOFF_SECONDS[1])
 
     async def _listen(self) -> None:
-        connection = await connect(self._dsn, self._schema, name="squad listener")
+        connection = await connect(
+            self._dsn,
+            self._schema,
+            name="squad listener",
+            # Notifications pile up in the server for a process that stands still.
+            idle_session_timeout=_IDLE_MILLISECONDS,
+        )
         try:
             with hanging_up_after(DEAF_AFTER_SECONDS, connection):
                 for channel in (

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
-from psycopg import AsyncCursor
+from psycopg import AsyncClientCursor, AsyncCursor
 
-from eventstore.errors import ClockDrifted, HeadMoved, translating
+from eventstore.errors import ClockDrifted, HeadMoved
 from eventstore.recorded import EMPTY_LOG, Head, Recorded
+from eventstore.translation import translating
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,8 +29,13 @@ _SEPARATOR = "\x1f"
 _APPEND = f"SELECT appended, head, clock FROM append_events({', '.join(['%s'] * 15)})"
 _READ_AFTER = f"SELECT {_COLUMNS} FROM events WHERE position > %s ORDER BY position LIMIT %s"
 _READ_STREAMS = f"SELECT {_COLUMNS} FROM events WHERE stream = ANY(%s) ORDER BY position"
-_LAST = f"SELECT {_COLUMNS} FROM events ORDER BY position DESC LIMIT 1"
 _CLOCK = "SELECT clock_timestamp()"
+_LAST = f"SELECT {_COLUMNS} FROM events ORDER BY position DESC LIMIT 1"
+
+# Each of these travels as one message, so that a process which stands still in the middle of sending cannot
+# leave the server waiting with the lock held, where none of its timeouts would end that (a pipeline could).
+_LOCK_AND_READ = f"BEGIN; SELECT lock_log(); {_READ_AFTER}; {_CLOCK}"
+_APPEND_AND_COMMIT = f"{_APPEND}; COMMIT"
 
 
 class Filter(NamedTuple):
@@ -87,9 +93,8 @@ async def append(
     )
     with translating():
         if commit:
-            async with connection.pipeline():
-                cursor = await connection.execute(_APPEND, parameters, prepare=True, binary=True)
-                await connection.execute("COMMIT")
+            cursor: AsyncCursor[Any] = AsyncClientCursor(connection)
+            await cursor.execute(_APPEND_AND_COMMIT, parameters)
         else:
             cursor = await connection.execute(_APPEND, parameters, prepare=True, binary=True)
         row = await cursor.fetchone()
@@ -118,14 +123,13 @@ async def lock_and_read(connection: Connection, position: int) -> tuple[list[Rec
         The first page after `position`, and the database's clock.
     """
     with translating():
-        reading = AsyncCursor(connection, row_factory=_recorded_row)
-        async with connection.pipeline():
-            await connection.execute("BEGIN")
-            await connection.execute("SELECT lock_log()", prepare=True)
-            await reading.execute(_READ_AFTER, (position, PAGE_EVENTS), prepare=True, binary=True)
-            asking = await connection.execute(_CLOCK, prepare=True)
-        page = await reading.fetchall()
-        row = await asking.fetchone()
+        cursor = AsyncClientCursor(connection)
+        await cursor.execute(_LOCK_AND_READ, (position, PAGE_EVENTS))
+        for _ in ("BEGIN", "lock_log"):
+            cursor.nextset()
+        page = [Recorded._make(row) for row in await cursor.fetchall()]
+        cursor.nextset()
+        row = await cursor.fetchone()
     assert row is not None
     return page, row[0]
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from psycopg import sql
 
 from eventstore.connection import connect
-from eventstore.errors import SchemaMissing, SchemaTooNew, UnsupportedServer, translating
+from eventstore.errors import SchemaMissing, SchemaTooNew, UnsupportedServer
+from eventstore.translation import translating
 
 if TYPE_CHECKING:
     from eventstore.connection import Connection

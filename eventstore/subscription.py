@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eventstore import log
-from eventstore.errors import translating
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
+from eventstore.translation import translating
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable

@@ -20,8 +20,9 @@ from psycopg import sql
 
 from eventstore import codec, log
 from eventstore.connection import Connection, connect, hanging_up_after
-from eventstore.errors import EventStoreError, StoreBusy, StoreUnavailable, translating
+from eventstore.errors import EventStoreError, StoreBusy, StoreUnavailable
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
+from eventstore.translation import translating
 from projections import PROJECTIONS, storage
 
 if TYPE_CHECKING:
@@ -34,9 +35,13 @@ if TYPE_CHECKING:
 CACHED_ROWS = 20_000
 """How many rows of each table stay at hand between pages; the hot ones are few."""
 
+GATHER_SECONDS = 0.001
+"""How long events are gathered after a hint: a transaction for each single one would slow all down."""
+
 STUCK_AFTER_SECONDS = 30.0
 """A round trip that takes longer is given up and its connection cut."""
 
+_IDLE_MILLISECONDS = 15_000
 _TRY_LOCK = "SELECT pg_try_advisory_lock('projections'::regclass::oid::integer, 2)"
 _BACKOFF_SECONDS = (0.2, 5.0)
 _log = logging.getLogger(__name__)
@@ -89,6 +94,8 @@ class Projector:
         self.active = False
         self.positions: dict[str, int] = {}
         self.failed: dict[str, tuple[int, str]] = {}
+        self.moved = Hints()
+        """Wakes when `positions` has moved on. The database's own notification may come before that."""
         self._dsn = dsn
         self._schema = schema
         self._hints = hints
@@ -100,7 +107,13 @@ class Projector:
         delay = _BACKOFF_SECONDS[0]
         while True:
             try:
-                connection = await connect(self._dsn, self._schema, name="squad projector")
+                connection = await connect(
+                    self._dsn,
+                    self._schema,
+                    name="squad projector",
+                    # Whoever is active looks every second; one that stands still must not keep the lock.
+                    idle_session_timeout=_IDLE_MILLISECONDS,
+                )
                 try:
                     await self._become_active(connection)
                     delay = _BACKOFF_SECONDS[0]
@@ -110,8 +123,7 @@ class Projector:
                     connection.pgconn.finish()
             except (EventStoreError, psycopg.Error, OSError) as error:
                 _log.warning("projector lost its connection: %s", error)
-            except Exception:
-                # Nobody would start this task again: it goes on, whatever comes.
+            except Exception:  # noqa: BLE001 - nobody would start this task again: it goes on, whatever comes
                 _log.exception("the projector failed and begins again")
             await asyncio.sleep(delay)
             delay = min(delay * 2, _BACKOFF_SECONDS[1])
@@ -157,6 +169,7 @@ class Projector:
                 moved = await self._advance_the_hindmost(connection)
             if not moved:
                 await wait_for_hint(ticket)
+                await asyncio.sleep(GATHER_SECONDS)
 
     async def _advance_the_hindmost(self, connection: Connection) -> bool:
         """Takes one page for the projections that are furthest behind; False where all are at the head."""
@@ -217,6 +230,7 @@ class Projector:
         for rows in view.tables.values():
             rows.keep()
         self.positions.update(dict.fromkeys(names, after))
+        self.moved.wake(after)
 
     async def _fetch(
         self, connection: Connection, members: Sequence[Projection], events: Sequence[AnyEvent]

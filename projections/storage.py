@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from psycopg import sql
 
-from eventstore.errors import translating
+from eventstore.translation import translating
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

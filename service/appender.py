@@ -24,9 +24,9 @@ from eventstore.errors import (
     HeadMoved,
     StoreBusy,
     StoreUnavailable,
-    translating,
 )
 from eventstore.events import AppendAbandoned
+from eventstore.translation import translating
 from service import recall
 from service.batch import Batch, decide_batch
 from service.restore import STUCK_AFTER_SECONDS, catch_up, fold_page, restore

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg_pool import PoolTimeout, TooManyRequests
 
-from eventstore.errors import StoreUnavailable, translated
+from eventstore.errors import StoreUnavailable
 from eventstore.listener import wait_for_hint
+from eventstore.translation import translated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -61,6 +62,7 @@ class ReadTables:
         """Lets nobody wait any more: the service stops."""
         self._let_go = True
         self._hints.wake()
+        self._projector.moved.wake()
         self._writer.moved.wake()
 
     @asynccontextmanager
@@ -129,7 +131,8 @@ class ReadTables:
     async def _wait(self, name: str, position: int, seconds: float) -> int:
         deadline = monotonic() + seconds
         while True:
-            ticket = self._hints.ticket()
+            moved = self._projector.moved if self._projector.active else self._hints
+            ticket = moved.ticket()
             reached = self._known(name)
             if reached < position and not self._projector.active:
                 reached = (await self.refresh()).get(name, 0)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from eventstore import codec, log
-from eventstore.errors import translating
 from eventstore.events import EmailReceived, RequestAnswered, TokensReleased, TokensReserved, TokensSettled
+from eventstore.translation import translating
 from projections.budgets import RESERVATIONS, reservation_after
 from projections.emails import EMAILS, emails
 from projections.jobs import JOBS

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from service.commands import AnyCommand
@@ -77,6 +78,8 @@ class Ticket(NamedTuple):
 
     request: Request
     outcome: asyncio.Future[Outcome]
+    deadline: float = math.inf
+    """When the caller's patience ends, by the event loop's clock."""
 
     def resolve(self, outcome: Outcome) -> None:
         """Tells the caller, if it still waits."""
@@ -99,6 +102,9 @@ class Waiting:
 
     def __len__(self) -> int:
         return len(self._tickets)
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return iter(self._tickets)
 
     def put(self, ticket: Ticket) -> None:
         """Adds a ticket at the end.

@@ -13,8 +13,9 @@ from psycopg import sql
 
 from eventstore import codec, log
 from eventstore.connection import hanging_up_after
-from eventstore.errors import LogNotUnderstood, StoreUnavailable, translating
+from eventstore.errors import LogNotUnderstood, StoreUnavailable
 from eventstore.recorded import Head
+from eventstore.translation import translating
 from projections import PROJECTIONS, storage
 from service.squad import RESIDENT, Draft, Squad
 

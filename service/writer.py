@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 20.0
 """How long a caller waits for its outcome."""
 
+_IMPATIENCE_SECONDS = 0.1
 _BACKOFF_SECONDS = (0.05, 2.0)
 _log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class Writer:
         self._appender = Appender(clock, self._publish)
         self._current: Sequence[Ticket] = ()
         self._stopping = False
+        self._impatience: asyncio.TimerHandle | None = None
 
     @property
     def squad(self) -> Squad:
@@ -84,13 +86,11 @@ class Writer:
         if self._stopping:
             raise Stopping
         loop = asyncio.get_running_loop()
-        ticket = Ticket(request, loop.create_future())
+        ticket = Ticket(request, loop.create_future(), loop.time() + patience_seconds)
         self.waiting.put(ticket)
-        timer = loop.call_later(patience_seconds, self._lose_patience, ticket)
-        try:
-            return await ticket.outcome
-        finally:
-            timer.cancel()
+        if self._impatience is None:
+            self._impatience = loop.call_later(_IMPATIENCE_SECONDS, self._lose_patience, loop)
+        return await ticket.outcome
 
     async def run(self) -> None:
         """Runs until cancelled; reconnects by itself."""
@@ -173,18 +173,30 @@ class Writer:
                 _log.exception("an observer of the log failed")
         self.moved.wake(self.squad.head.position)
 
-    def _lose_patience(self, ticket: Ticket) -> None:
-        ticket.fail(OutcomeUnknown() if self._is_under_way(ticket) else Unavailable())
+    def _lose_patience(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Sends away whoever has waited for too long. One timer for all: one each would cost more."""
+        now = loop.time()
+        under_way = self._under_way()
+        for ticket in under_way:
+            if ticket.deadline <= now:
+                ticket.fail(OutcomeUnknown())
+        for ticket in self.waiting:
+            if ticket.deadline <= now:
+                ticket.fail(Unavailable())
+        self._impatience = (
+            loop.call_later(_IMPATIENCE_SECONDS, self._lose_patience, loop)
+            if under_way or self.waiting
+            else None
+        )
 
-    def _is_under_way(self, ticket: Ticket) -> bool:
+    def _under_way(self) -> Sequence[Ticket]:
+        """Those whose commands may be in the log already."""
         in_doubt = self._appender.in_doubt
-        under_way = (*self._current, *(in_doubt.tickets if in_doubt else ()))
-        return any(ticket is other for other in under_way)
+        return (*self._current, *(in_doubt.tickets if in_doubt else ()))
 
     def _give_up(self) -> None:
         """Nobody is going to decide what still waits: its callers are told."""
-        in_doubt = self._appender.in_doubt
-        for ticket in (*self._current, *(in_doubt.tickets if in_doubt else ())):
+        for ticket in self._under_way():
             ticket.fail(OutcomeUnknown())
         while waiting := self.waiting.drain():
             for ticket in waiting:

@@ -80,7 +80,8 @@ class RecordUsage(Command):
         parts = (self.input_tokens, self.output_tokens)
         if self.tokens is None and None in parts:
             raise ValueError("name tokens, or both input_tokens and output_tokens")
-        if self.tokens is not None and None not in parts and self.tokens != self.total:
+        rest = 0 if self.tokens is None else self.tokens - sum(part or 0 for part in parts)
+        if rest < 0 or (rest > 0 and None not in parts):
             raise ValueError("tokens must be the sum of input_tokens and output_tokens")
         return self
 

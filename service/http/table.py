@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,9 @@ def application(services: Services) -> web.Application:
     app = web.Application(middlewares=[_tell_problems], client_max_size=MAX_BODY_BYTES)
     app[SERVICES] = services
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, route.__call__)
+        # aiohttp's own pattern for a parameter leaves out braces, which a name may have.
+        path = re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", route.path)
+        app.router.add_route(route.method, path, route.__call__)
     return app
 
 

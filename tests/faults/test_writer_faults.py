@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from functools import partial
+from itertools import count
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -38,7 +40,7 @@ pytestmark = pytest.mark.faults
 
 NEEDLE = "needle in the stack"
 CALLERS = 40
-COMMANDS_OF_A_CALLER = 30
+TERMINATIONS = 15
 
 one_trip_or_two = pytest.mark.parametrize("contended", [False, True], ids=["one trip", "holding the lock"])
 
@@ -249,14 +251,21 @@ async def test_a_state_that_cannot_take_a_batch_in_is_read_anew_and_the_batch_st
     assert texts(await assert_log_is_sound(database)) == ["before", "once", "after"]
 
 
+def _has_grown(acknowledged: dict[int, str], goal: int) -> bool:
+    return len(acknowledged) >= goal
+
+
 async def test_what_was_acknowledged_is_in_the_log_whenever_backends_end(database: str) -> None:
     """Two writers under load, whose backends are ended at any moment."""
     random = Random(7)
     acknowledged: dict[int, str] = {}
     unknown: set[str] = set()
+    enough = asyncio.Event()
 
     async def call(writer: Writer, name: str) -> None:
-        for number in range(COMMANDS_OF_A_CALLER):
+        for number in count():
+            if enough.is_set():
+                return
             text = f"{name} says {number}"
             try:
                 outcome = await submit(writer, message(text, agent=name))
@@ -274,13 +283,15 @@ async def test_what_was_acknowledged_is_in_the_log_whenever_backends_end(databas
         connected(database) as connection,
     ):
         calls = asyncio.gather(*(call((one, two)[n % 2], f"caller-{n}") for n in range(CALLERS)))
-        terminated = 0
-        while not calls.done():
-            await asyncio.wait([calls], timeout=random.uniform(0.005, 0.08))
-            terminated += await terminate(connection, "squad writer")
+        for _ in range(TERMINATIONS):
+            goal = len(acknowledged) + 1
+            await eventually(partial(_has_grown, acknowledged, goal))
+            # At any moment, on purpose: in the middle of whatever they are at.
+            await asyncio.wait([calls], timeout=random.uniform(0.0, 0.05))
+            await eventually(lambda: terminate(connection, "squad writer"))
+        enough.set()
         await calls
         await eventually(lambda: lock_is_free(connection))
-        assert terminated > 5
         await submit(one, message("the end"))
         await submit(two, message("the very end"))
     events = await assert_log_is_sound(database)

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from eventstore import log
-from eventstore.errors import ClockDrifted, HeadMoved, StoreRefused
+from eventstore.errors import ClockDrifted, HeadMoved, StoreRefused, StoreUnavailable
 from tests.support.log import Scribe, joined, new_id, said, texts, whole_log
 from tests.support.parts import connected, lock_is_free
 from tests.support.verify import assert_log_is_sound
@@ -217,6 +217,16 @@ async def test_the_lock_is_held_from_the_reading_to_the_commit(scribe: Scribe, o
     await log.append(scribe.connection, [row], now, commit=True)
     assert await lock_is_free(other)
     assert await whole_log(other) == [row]
+
+
+async def test_the_server_takes_the_lock_from_whoever_stands_still_with_it(
+    scribe: Scribe, other: Connection
+) -> None:
+    await scribe.connection.execute("SET idle_in_transaction_session_timeout = 50")
+    await log.lock_and_read(scribe.connection, 0)
+    await eventually(lambda: lock_is_free(other))
+    with pytest.raises(StoreUnavailable):
+        await log.head(scribe.connection)
 
 
 async def test_appenders_that_race_for_the_head_keep_every_law(database: str) -> None:

@@ -140,11 +140,12 @@ class Proxy:
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Passes on what the server says; when it hangs up, in whatever way, the client's line breaks too."""
     with contextlib.suppress(OSError):
         while chunk := await reader.read(_CHUNK_BYTES):
             writer.write(chunk)
             await writer.drain()
-        writer.transport.abort()
+    writer.transport.abort()
 
 
 async def _skip_answer(reader: asyncio.StreamReader) -> None:

@@ -48,7 +48,7 @@ JOB_EXAMPLES: tuple[AnyEvent, ...] = (
         ),
     ),
     JobRemoved(job="email_poll"),
-    JobPaused(job="email_poll", reason="failure", note='the agent answered 500: "gone" – ☂'),
+    JobPaused(job="email_poll", reason="failure", note='the agent answered 500: "gone" — ☂'),
     JobResumed(job="email_poll", note=None),
     TickBuffered(job="email_poll", tick=_WHOLE_SECOND),
     RunMissed(run_id=_RUN, job="email_poll", tick=_FRACTION),

@@ -1,0 +1,64 @@
+"""`python -m benchmarks [NAME ...] [--quick] [--rounds N] [--seconds S] [--list]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import uvloop
+from rich.console import Console
+
+from benchmarks import report
+from benchmarks.frame import Plan, run
+from benchmarks.suite import ALL
+
+_DEFAULT = Plan(rounds=3, seconds=2.0, warm_up_seconds=0.5)
+_QUICK = Plan(rounds=1, seconds=0.2, warm_up_seconds=0.1)
+_FILE_WIDTH = 160
+_BY_NAME = {benchmark.name: benchmark for benchmark in ALL}
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(list(_BY_NAME)))
+@click.option("--quick", is_flag=True, help="See that everything runs; the figures mean nothing.")
+@click.option(
+    "--rounds", type=click.IntRange(1, 100), help=f"How often each is measured.  [{_DEFAULT.rounds}]"
+)
+@click.option(
+    "--seconds", type=click.FloatRange(0.1, 60.0), help=f"How long each time.  [{_DEFAULT.seconds:g}]"
+)
+@click.option(
+    "--results", type=click.Path(path_type=Path), default=report.RESULTS, help="Folder of the JSON."
+)
+@click.option("--list", "only_list", is_flag=True, help="Say which there are.")
+def main(
+    *,
+    names: tuple[str, ...],
+    quick: bool,
+    rounds: int | None,
+    seconds: float | None,
+    results: Path,
+    only_list: bool,
+) -> None:
+    """Measure the squad beside what it is compared with, about a minute in all."""
+    chosen = [_BY_NAME[name] for name in names] or list(ALL)
+    if only_list:
+        for benchmark in chosen:
+            click.echo(f"{benchmark.name:24} {benchmark.title}")
+        return
+    plan = _QUICK if quick else _DEFAULT
+    plan = plan._replace(rounds=rounds or plan.rounds, seconds=seconds or plan.seconds)
+    console = Console()
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    found: report.Results = {}
+    for benchmark in chosen:
+        with console.status(f"{benchmark.name}: {plan.rounds} rounds"):
+            found[benchmark.name] = uvloop.run(run(benchmark, plan))
+        console.print(report.table(benchmark, found[benchmark.name]))
+    path = report.write(found, plan, results)
+    console.print(f"median (least .. most) of {plan.rounds} rounds; every sample in {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The load generator: `python -m benchmarks.load URL PATH BODY CONNECTIONS SECONDS`.
+
+Keep-alive connections, one request at a time on each, straight on the event loop: a client with any comfort
+would take longer to ask than the service to answer. The request is built once, and of an answer no more is
+looked at than where it ends and whether it is a 2xx. How fast it can be at most is a figure of every HTTP
+benchmark: its rate on a server that answers without looking (`benchmarks.canned_server`). `load_cpu` says
+how much of one core it used; near 1 it would be measuring itself.
+
+It prints one JSON object: requests, how many a second, percentiles in milliseconds, its own use of a core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from time import perf_counter, process_time
+from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
+
+import uvloop
+
+from benchmarks.frame import percentile
+
+if TYPE_CHECKING:
+    from benchmarks.frame import Sample
+
+_HEAD_END = b"\r\n\r\n"
+_LENGTH = b"content-length:"
+_ANSWERED_WITHIN_SECONDS = 30.0
+
+
+class Connection(asyncio.Protocol):
+    """One client: sends the request, waits for the answer, sends it again."""
+
+    def __init__(self, request: bytes, deadline: float) -> None:
+        self.latencies: list[float] = []
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._request = request
+        self._deadline = deadline
+        self._received = b""
+        self._sent_at = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's are of a class of their own.
+        self._transport = cast("asyncio.Transport", transport)
+        self._send()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, found, body = self._received.partition(_HEAD_END)
+        if not found or len(body) < _content_length(head):
+            return
+        now = perf_counter()
+        if not head.startswith(b"HTTP/1.1 2"):
+            self._fail(f"the server answers {self._received[:500]!r}")
+            return
+        self.latencies.append(now - self._sent_at)
+        self._received = b""
+        if now < self._deadline:
+            self._send()
+        else:
+            self._transport.close()
+            self.done.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(f"the server hangs up: {exc}")
+
+    def _send(self) -> None:
+        self._sent_at = perf_counter()
+        self._transport.write(self._request)
+
+    def _fail(self, reason: str) -> None:
+        if not self.done.done():
+            self.done.set_exception(RuntimeError(reason))
+            self._transport.close()
+
+
+async def generate(url: str, path: str, body: bytes, connections: int, seconds: float) -> Sample:
+    """Keeps so many connections busy for so many seconds."""
+    address = urlsplit(url)
+    host, port = address.hostname, address.port
+    assert host
+    assert port
+    request = (
+        f"POST {path} HTTP/1.1\r\nHost: {address.netloc}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+    started, cpu = perf_counter(), process_time()
+    loop = asyncio.get_running_loop()
+    opened = await asyncio.gather(
+        *(
+            loop.create_connection(lambda: Connection(request, started + seconds), host, port)
+            for _ in range(connections)
+        )
+    )
+    async with asyncio.timeout(seconds + _ANSWERED_WITHIN_SECONDS):
+        await asyncio.gather(*(connection.done for _, connection in opened))
+    elapsed, used = perf_counter() - started, process_time() - cpu
+    latencies = sorted(latency for _, connection in opened for latency in connection.latencies)
+    return {
+        "requests": len(latencies),
+        "per_second": len(latencies) / elapsed,
+        "p50_ms": percentile(latencies, 50) * 1000,
+        "p99_ms": percentile(latencies, 99) * 1000,
+        "load_cpu": used / elapsed,
+    }
+
+
+def _content_length(head: bytes) -> int:
+    head = head.lower()
+    at = head.index(_LENGTH) + len(_LENGTH)
+    return int(head[at:].split(b"\r\n", 1)[0])
+
+
+def main(url: str, path: str, body: str, connections: str, seconds: str) -> None:
+    print(json.dumps(uvloop.run(generate(url, path, body.encode(), int(connections), float(seconds)))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

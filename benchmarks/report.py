@@ -1,0 +1,87 @@
+"""What was measured: a table for people, JSON for whoever compares runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from service.embedded.programs import MAJOR_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from benchmarks.frame import Benchmark, Plan, Score, Spread
+
+RESULTS = Path(__file__).parent / "results"
+_LIBRARIES = ("aiohttp", "orjson", "psycopg", "pydantic", "uvloop")
+
+Results = dict[str, dict[str, "Score"]]
+
+
+def table(benchmark: Benchmark, scores: Mapping[str, Score]) -> Table:
+    """One benchmark: the median of each figure with its least and most, and the ratio to the baseline."""
+    figures = list(dict.fromkeys(figure for score in scores.values() for figure in score.figures))
+    shown = Table(title=benchmark.title, title_justify="left")
+    shown.add_column("")
+    for figure in figures:
+        shown.add_column(figure.replace("_", " "), justify="right")
+    shown.add_column(f"to {benchmark.baseline}", justify="right")
+    for name, score in scores.items():
+        cells = [_shown(score.figures[figure]) if figure in score.figures else "" for figure in figures]
+        shown.add_row(name, *cells, "1" if name == benchmark.baseline else _shown(score.ratio))
+    return shown
+
+
+def document(results: Results, plan: Plan) -> dict[str, Any]:
+    """Everything, every single sample included."""
+    return {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "processors": os.cpu_count(),
+            # Whatever else it was busy with: in the last minute, ours included.
+            "load_average": os.getloadavg()[0],
+            "architecture": platform.machine(),
+            "system": f"{platform.system()} {platform.release()}",
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "postgres": MAJOR_VERSION,
+            **{name: version(name) for name in _LIBRARIES},
+        },
+        "plan": plan._asdict(),
+        "benchmarks": {
+            benchmark: {
+                name: {
+                    "figures": {figure: spread._asdict() for figure, spread in score.figures.items()},
+                    "ratio": score.ratio._asdict(),
+                    "samples": score.samples,
+                }
+                for name, score in scores.items()
+            }
+            for benchmark, scores in results.items()
+        },
+    }
+
+
+def write(results: Results, plan: Plan, folder: Path = RESULTS) -> Path:
+    """Writes the JSON into a file of its own; returns which."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
+    path.write_text(json.dumps(document(results, plan), indent=2) + "\n")
+    return path
+
+
+def _shown(spread: Spread) -> str:
+    median, least, most = map(_number, spread)
+    return median if least == most else f"{median} ({least} .. {most})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,114 @@
+"""What benchmarks are made of: a Postgres, servers and load generators, all gone with the block."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import sys
+import tempfile
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psutil
+
+from service.embedded import EmbeddedPostgres
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from benchmarks.frame import Sample
+
+_STARTS_WITHIN_SECONDS = 60.0
+_STOPS_WITHIN_SECONDS = 10.0
+_SQUAD = Path(sys.executable).with_name("squad")
+
+
+class Server(NamedTuple):
+    """A server in a process of its own."""
+
+    url: str
+    process: psutil.Process
+
+    def cpu_seconds(self) -> float:
+        """Time of a processor that it has used so far, without that of its database."""
+        used = self.process.cpu_times()
+        return used.user + used.system
+
+
+class StageError(Exception):
+    """Something that a benchmark needs did not start, or broke."""
+
+
+@contextlib.asynccontextmanager
+async def postgres() -> AsyncIterator[str]:
+    """The DSN of an embedded Postgres of its own, with the settings that users have."""
+    # Closed to nobody above it: where we are root, Postgres is another user.
+    folder = Path(tempfile.mkdtemp(prefix="squad-bench-"))
+    server = EmbeddedPostgres(folder)
+    try:
+        yield await server.start()
+    finally:
+        await server.stop()
+        shutil.rmtree(folder)
+
+
+@contextlib.asynccontextmanager
+async def service(dsn: str) -> AsyncIterator[Server]:
+    """A `squad up` on this database."""
+    async with _process(_SQUAD, "up", "--port=0", f"--dsn={dsn}") as process:
+        line = await _first_line(process)
+        yield Server(line.rpartition(" ")[2], psutil.Process(process.pid))
+
+
+@contextlib.asynccontextmanager
+async def server(module: str) -> AsyncIterator[Server]:
+    """One of our own servers for comparison."""
+    async with _process(sys.executable, "-m", module) as process:
+        yield Server(await _first_line(process), psutil.Process(process.pid))
+
+
+async def load(on: Server, path: str, body: Any, *, connections: int, seconds: float) -> Sample:
+    """What the load generator finds (see `benchmarks.load`), and what the server needed for a request.
+
+    The latter, `server_cpu_us`, tells of a change in the code even where the machine is busy.
+    """
+    arguments = (on.url, path, json.dumps(body), str(connections), str(seconds))
+    before = on.cpu_seconds()
+    async with _process(sys.executable, "-m", "benchmarks.load", *arguments) as process:
+        assert process.stdout is not None
+        async with asyncio.timeout(seconds + _STARTS_WITHIN_SECONDS):
+            output = await process.stdout.read()
+            if await process.wait() != 0:
+                raise StageError(f"the load generator failed on {on.url}{path}")
+    used = on.cpu_seconds() - before
+    found: Sample = json.loads(output)
+    requests = found.pop("requests")
+    return {**found, "server_cpu_us": used / requests * 1_000_000}
+
+
+@contextlib.asynccontextmanager
+async def _process(program: str | Path, *arguments: str) -> AsyncIterator[Process]:
+    process = await asyncio.create_subprocess_exec(program, *arguments, stdout=PIPE)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(_STOPS_WITHIN_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+async def _first_line(process: Process) -> str:
+    assert process.stdout is not None
+    async with asyncio.timeout(_STARTS_WITHIN_SECONDS):
+        line = (await process.stdout.readline()).decode().strip()
+    if not line:
+        raise StageError("a server ended instead of starting")
+    return line

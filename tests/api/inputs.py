@@ -1,0 +1,229 @@
+"""Bad input for every write of the table: what is wrong, where, and with which code it is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from service.http.examples import EXAMPLES
+from service.http.openapi import SEED_PATH
+from service.http.table import ROUTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+UNKNOWN_ID = "00000000-0000-7000-8000-000000000000"
+MEBIBYTE = 1024 * 1024
+
+
+class Target(NamedTuple):
+    """A route with a body, and a body that fits."""
+
+    method: str
+    path: str
+    body: dict[str, Any]
+
+    @property
+    def is_facade(self) -> bool:
+        return self.path == SEED_PATH
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+
+class Bad(NamedTuple):
+    """A body that must be refused."""
+
+    what: str
+    body: bytes
+    code: str
+    field: str | None = None
+
+
+def targets() -> list[Target]:
+    """Every route that takes a body."""
+    filled = [(route, route.path.replace("{id}", UNKNOWN_ID)) for route in ROUTES if route.body]
+    return [
+        Target(route.method, path.replace("{name}", "ada"), dict(EXAMPLES[route.method, route.path]))
+        for route, path in filled
+    ]
+
+
+_NOT_JSON: dict[str, bytes] = {
+    "half an object": b'{"a":',
+    "single quotes": b"{'a': 1}",
+    "a trailing comma": b'{"a": 1,}',
+    "two values": b"{} {}",
+    "white space alone": b"   ",
+    "NaN": b'{"tokens": NaN}',
+    "infinity": b'{"tokens": -Infinity}',
+    "a number beyond all bounds": b'{"tokens": 1e400}',
+    "a lone high surrogate": rb'{"message": "\ud800"}',
+    "a lone low surrogate": rb'{"message": "\udc00 x"}',
+    "invalid UTF-8": b'{"message": "\xff"}',
+    "UTF-8 of a surrogate": b'{"message": "\xed\xa0\x80"}',
+    "UTF-16": '{"message": "x"}'.encode("utf-16"),
+    "a raw control character": b'{"message": "\x01"}',
+    "arrays nested 10,000 deep": b'{"data":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+    "objects nested 10,000 deep": b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
+    "brackets without end": b"[" * 1_000_000,
+}
+
+_NOT_AN_OBJECT: dict[str, bytes] = {
+    "an array": b"[]",
+    "an array of objects": b'[{"a": 1}]',
+    "a text": b'"text"',
+    "a number": b"7",
+    "null": b"null",
+    "true": b"true",
+}
+
+WRONG_VALUES: dict[str, list[Any]] = {
+    "text": [7, True, [], {}, None, "", "\x00", "a\x00b", "x" * 200_000],
+    "name": ["x" * 10_000, "\x07", "line\nbreak", " padded ", "\x7f", "\t"],
+    "tokens": [-1, 1.5, "5", True, None, 10**30, 10**13, [], {}],
+    "object": [7, "text", [], True],
+}
+"""What is not a text, not a name, not a number of tokens, not an object."""
+
+_FIELDS: dict[str, dict[str, list[Any]]] = {
+    "PUT /api/v1/agents/ada": {
+        "role": [*WRONG_VALUES["text"], *WRONG_VALUES["name"]],
+        "url": ["ftp://x", "http://", "nowhere", 7, "http://a b", "http://x\x00", "http://" + "x" * 3_000],
+        "priority": [1_001, -1_001, 1.5, "1", True, None, 10**30],
+    },
+    "POST /api/v1/agents/ada/heartbeat": {"status": ["asleep", 7, "", "ACTIVE"]},
+    "POST /api/v1/messages": {
+        "from_agent": [*WRONG_VALUES["text"], *WRONG_VALUES["name"]],
+        "to_agent": [7, "", "x" * 101],
+        "message": WRONG_VALUES["text"],
+        "task_id": ["", 7, "x" * 256, "\x00"],
+        "data": [
+            *WRONG_VALUES["object"],
+            {"a": "\x00"},
+            {"\x00": 1},
+            {"a": [{"b": "\x00"}]},
+            {"a": 10**30},
+            {"a": -(10**30)},
+            {"a": 1e300},
+        ],
+    },
+    f"POST /api/v1/messages/{UNKNOWN_ID}/ack": {"agent": [*WRONG_VALUES["text"], *WRONG_VALUES["name"]]},
+    "POST /api/v1/operations/check": {
+        "agent": WRONG_VALUES["name"],
+        "resources": [*WRONG_VALUES["object"], {}, {"": "x"}, {"a": ""}, {"a": 7}, {"a": "\x00"}],
+    },
+    "POST /api/v1/operations": {
+        "agent": WRONG_VALUES["name"],
+        "action": [*WRONG_VALUES["text"], *WRONG_VALUES["name"]],
+        "resources": [
+            *WRONG_VALUES["object"],
+            {},
+            {"": "x"},
+            {"a": ""},
+            {"a": None},
+            {"a": 7},
+            {"a": "\x00"},
+            {"\n": "x"},
+            {"a": "x" * 501},
+            {"x" * 101: "a"},
+            {f"kind-{n}": "x" for n in range(51)},
+        ],
+        "ttl_seconds": [0, -1, 604_801, "5", True, 10**30],
+    },
+    f"POST /api/v1/operations/{UNKNOWN_ID}/finish": {
+        "outcome": ["done", 7, "", None],
+        "tokens_used": [-1, 1.5, "5", 10**30, True],
+    },
+    "PUT /api/v1/budget": {
+        "daily_tokens": [-1, 1.5, "5", 10**30, True],
+        "agent_limits": [
+            *WRONG_VALUES["object"],
+            {"ada": -1},
+            {"ada": "5"},
+            {"ada": None},
+            {"": 5},
+            {"\x00": 5},
+            {"x" * 101: 5},
+            {f"agent-{n}": 5 for n in range(1_001)},
+            {f"agent-{n}": -5 for n in range(10_000)},
+        ],
+    },
+    "POST /api/v1/budget/check": {"agent": WRONG_VALUES["name"], "tokens": [0, *WRONG_VALUES["tokens"]]},
+    "POST /api/v1/budget/reservations": {
+        "agent": [*WRONG_VALUES["text"], *WRONG_VALUES["name"]],
+        "tokens": [0, *WRONG_VALUES["tokens"]],
+        "ttl_seconds": [0, -5, 604_801, "5"],
+    },
+    f"POST /api/v1/budget/reservations/{UNKNOWN_ID}/settle": {"tokens_used": WRONG_VALUES["tokens"]},
+    "POST /api/v1/budget/usage": {
+        "agent": WRONG_VALUES["name"],
+        "input_tokens": [-1, 1.5, "5", 10**30],
+        "model": ["", "x" * 101],
+        "operation_id": ["7", "", 7],
+    },
+    "POST /api/v1/tasks": {
+        "title": [*WRONG_VALUES["text"], "line\nbreak", "x" * 1_001],
+        "description": [7, "\x00", "x" * 100_001],
+        "status": ["done", "", 7, None],
+        "priority": ["asap", 1, None],
+        "assigned_agent": WRONG_VALUES["name"],
+        "deliverable_url": ["nowhere", "javascript:alert(1)", 7],
+    },
+    f"PATCH /api/v1/tasks/{UNKNOWN_ID}": {
+        "title": [None, "", 7],
+        "status": ["done", None],
+        "priority": [None, "asap"],
+    },
+    "POST /api/v1/emails": {
+        "gmail_message_id": ["", 7, None, "\x00", "x" * 256],
+        "from_email": ["", 7, None, "\x00", "x" * 1_001],
+        "category": WRONG_VALUES["name"],
+        "status": ["read", 7, None],
+        "payload": [*WRONG_VALUES["object"], {"a": "\x00"}, {"a": 10**30}],
+    },
+    f"PATCH /api/v1/emails/{UNKNOWN_ID}": {"category": [None, "", 7], "status": ["read", None]},
+    "POST /api/v1/batch": {"commands": [None, 7, {}, [], [7], [{}], [None] * 2_000]},
+}
+
+
+def bad_bodies(target: Target) -> Iterator[Bad]:
+    """Everything that must be refused at this route."""
+    for what, raw in _NOT_JSON.items():
+        yield Bad(what, raw, "malformed_json")
+    for what, raw in _NOT_AN_OBJECT.items():
+        yield Bad(what, raw, "validation_failed", "body")
+    yield Bad("a byte too much", json.dumps(target.body).encode().ljust(MEBIBYTE + 1), "payload_too_large")
+    if not target.is_facade:
+        yield _with(target, "no_such_field", "x")
+        yield _with(target, "x" * 10_000, "x", field="x" * 199 + "…")
+    for field in _required(target):
+        rest = {name: value for name, value in target.body.items() if name != field}
+        yield Bad(f"no {field}", json.dumps(rest).encode(), "validation_failed", field)
+    for field, values in _FIELDS.get(str(target), {}).items():
+        for value in values:
+            yield _with(target, field, value)
+
+
+def _with(target: Target, name: str, value: object, *, field: str | None = None) -> Bad:
+    body = json.dumps({**target.body, name: value}).encode()
+    return Bad(f"{name[:30]}={str(value)[:30]!r}", body, "validation_failed", field or name)
+
+
+def _required(target: Target) -> list[str]:
+    return {
+        "PUT /api/v1/agents/ada": ["role"],
+        "POST /api/v1/messages": ["from_agent", "message"],
+        f"POST /api/v1/messages/{UNKNOWN_ID}/ack": ["agent"],
+        "POST /api/v1/operations/check": ["agent", "action", "resources"],
+        "POST /api/v1/operations": ["agent", "action", "resources"],
+        f"POST /api/v1/operations/{UNKNOWN_ID}/finish": ["outcome"],
+        "POST /api/v1/budget/check": ["agent", "tokens"],
+        "POST /api/v1/budget/reservations": ["agent", "tokens"],
+        f"POST /api/v1/budget/reservations/{UNKNOWN_ID}/settle": ["tokens_used"],
+        "POST /api/v1/budget/usage": ["agent"],
+        "POST /api/v1/tasks": ["title"],
+        "POST /api/v1/emails": ["gmail_message_id", "from_email"],
+        "POST /api/v1/batch": ["commands"],
+        "PATCH /api/squad": ["id"],
+    }.get(str(target), [])

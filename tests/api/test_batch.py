@@ -1,0 +1,160 @@
+"""Many writes in one request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from service.http.table import ROUTES
+
+if TYPE_CHECKING:
+    from tests.api.client import Api, Service
+
+UNKNOWN = "00000000-0000-7000-8000-000000000000"
+
+
+def _write(method: str, path: str, **body: object) -> dict[str, object]:
+    return {"method": method, "path": f"/api/v1/{path}", "body": body}
+
+
+def _message(text: str) -> dict[str, object]:
+    return _write("POST", "messages", from_agent="ada", message=text)
+
+
+async def _batch(
+    api: Api, *commands: dict[str, object], headers: dict[str, str] | None = None
+) -> list[dict[str, Any]]:
+    results = (await api.post("batch", headers, commands=commands)).expect(200)["results"]
+    assert len(results) == len(commands)
+    return list(results)
+
+
+async def test_commands_are_decided_in_order(api: Api) -> None:
+    results = await _batch(
+        api,
+        _write("PUT", "agents/ada", role="writer"),
+        _write("POST", "operations", agent="ada", action="a", resources={"emailId": "e"}),
+        _write("POST", "operations", agent="bob", action="b", resources={"emailId": "e"}),
+        _write("PUT", "budget", daily_tokens=10),
+        _write("POST", "budget/reservations", agent="ada", tokens=11),
+        _write("POST", "budget/usage", agent="ada", tokens=11),
+        _write("POST", "tasks", title="t"),
+    )
+    assert [result["status"] for result in results] == [200, 201, 409, 200, 429, 201, 201]
+    assert results[2]["body"]["conflict"]["operation_id"] == results[1]["body"]["id"]
+    positions = [result["body"]["position"] for result in results]
+    assert positions == sorted(positions)
+
+
+async def test_one_that_is_refused_or_wrong_does_not_stop_the_rest(api: Api) -> None:
+    results = await _batch(
+        api,
+        _message("first"),
+        _write("POST", "messages", from_agent="ada"),
+        _write("POST", f"messages/{UNKNOWN}/ack", agent="ada"),
+        _write("POST", "nowhere"),
+        _write("DELETE", "messages"),
+        _write("POST", "tasks?x=1", title="t"),
+        _write("POST", "batch", commands=[]),
+        _write("PUT", "agents/%FF", role="writer"),
+        {"method": "PATCH", "path": "/api/squad", "body": {}},
+        _message("last"),
+    )
+    codes = [(result["status"], result["body"].get("code")) for result in results]
+    assert codes == [
+        (201, None),
+        (422, "validation_failed"),
+        (404, "message_not_found"),
+        (404, "not_found"),
+        (404, "not_found"),
+        (404, "not_found"),
+        (404, "not_found"),
+        (400, "bad_request"),
+        (404, "not_found"),
+        (201, None),
+    ]
+    listed = (await api.get("messages")).expect(200)["items"]
+    assert [item["message"] for item in listed] == ["first", "last"]
+
+
+async def test_a_path_means_what_it_means_alone(api: Api) -> None:
+    [result] = await _batch(api, _write("PUT", "agents/a%2Fb%20c", role="writer"))
+    assert result["body"]["name"] == "a/b c"
+
+
+async def test_a_batch_holds_a_thousand_commands_and_no_more(service: Service) -> None:
+    commands = [_message(f"m{number}") for number in range(1_000)]
+    results = await _batch(service.api, *commands)
+    assert {result["status"] for result in results} == {201}
+    positions = [result["body"]["position"] for result in results]
+    assert positions == list(range(positions[0], positions[0] + 1_000))
+    head = await service.head()
+    answer = await service.api.post("batch", commands=[*commands, _message("one more")])
+    fault = answer.expect(422, "validation_failed")
+    assert fault["errors"][0]["field"] == "commands"
+    (await service.api.post("batch", commands=[])).expect(422, "validation_failed")
+    assert await service.head() == head
+
+
+async def test_all_events_of_a_batch_bear_one_correlation_id(api: Api) -> None:
+    headers = {"X-Correlation-Id": "bulk"}
+    results = await _batch(api, _message("one"), _message("two"), headers=headers)
+    for result in results:
+        event = (await api.get(f"events/{result['body']['position']}")).expect(200)
+        assert event["correlation_id"] == "bulk"
+
+
+async def test_a_repeated_batch_gets_its_first_answers_again(service: Service) -> None:
+    key = {"Idempotency-Key": "k" * 200}
+    commands = (
+        _message("one"),
+        _write("POST", "budget/reservations", agent="ada", tokens=10**9),
+        _message("two"),
+    )
+    first = await _batch(service.api, *commands, headers=key)
+    head = await service.head()
+    assert await _batch(service.api, *commands, headers=key) == first
+    assert await service.head() == head
+
+
+async def test_another_batch_with_the_same_key_is_refused_whole(service: Service) -> None:
+    key = {"Idempotency-Key": "k"}
+    await _batch(service.api, _message("one"), headers=key)
+    head = await service.head()
+    answer = await service.api.post("batch", key, commands=[_message("one"), _message("two")])
+    answer.expect(409, "idempotency_mismatch")
+    assert await service.head() == head
+
+
+@pytest.mark.parametrize(
+    ("command", "field"),
+    [
+        ({"method": "GET", "path": "/api/v1/tasks"}, "commands.0.method"),
+        ({"path": "/api/v1/tasks"}, "commands.0.method"),
+        ({"method": "POST"}, "commands.0.path"),
+        ({"method": "POST", "path": 7}, "commands.0.path"),
+        ({"method": "POST", "path": "/" * 501}, "commands.0.path"),
+        ({"method": "POST", "path": "/api/v1/tasks", "body": []}, "commands.0.body"),
+        ({"method": "POST", "path": "/api/v1/tasks", "body": {}, "headers": {}}, "commands.0.headers"),
+        ("POST /api/v1/tasks", "commands.0"),
+    ],
+)
+async def test_a_command_that_is_no_request_spoils_the_batch(
+    service: Service, command: object, field: str
+) -> None:
+    head = await service.head()
+    answer = await service.api.post("batch", commands=[command, _message("fine")])
+    fault = answer.expect(422, "validation_failed")
+    assert fault["errors"][0]["field"] == field
+    assert await service.head() == head
+
+
+async def test_every_write_of_the_table_can_be_batched(api: Api) -> None:
+    writes = [route for route in ROUTES if route.write]
+    commands: list[dict[str, object]] = [
+        {"method": route.method, "path": route.path.replace("{id}", UNKNOWN).replace("{name}", "ada")}
+        for route in writes
+    ]
+    for route, result in zip(writes, await _batch(api, *commands), strict=True):
+        assert result["body"].get("code") != "not_found", route

@@ -1,0 +1,240 @@
+"""The seed's interface, `/api/squad`: what its users and their scripts rely on."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.api.client import running_service
+
+if TYPE_CHECKING:
+    from tests.api.client import Api, Service
+
+UNKNOWN = "00000000-0000-7000-8000-000000000000"
+INIT = {"action": "orchestrator-init"}
+SHUTDOWN = {"action": "orchestrator-shutdown"}
+
+
+async def _status(api: Api) -> dict[str, Any]:
+    return (await api.get("/api/squad", action="orchestrator-status")).expect(200)
+
+
+async def _overview(api: Api, **filters: object) -> dict[str, Any]:
+    return (await api.get("/api/squad", **filters)).expect(200)
+
+
+async def test_the_status_has_the_seeds_shape(api: Api) -> None:
+    await api.post("budget/usage", agent="email_agent", tokens=450)
+    await api.post("budget/reservations", agent="quote_agent", tokens=50)
+    resources = {"emailId": "email-123", "customerId": "c7"}
+    held = await api.post("operations", agent="email_agent", action="respond", resources=resources)
+    status = await _status(api)
+    assert status["tokenBudget"] == {
+        "total": 100_000,
+        "used": 450,
+        "remaining": 99_500,
+        "agentUsage": {"email_agent": 450},
+    }
+    assert status["activeOperations"] == [
+        {
+            "id": held.body["id"],
+            "agents": ["email_agent"],
+            "action": "respond",
+            "timestamp": held.body["started_at"],
+            **resources,
+        }
+    ]
+    assert status["timestamp"].endswith("Z")
+
+
+async def test_a_resource_kind_never_hides_what_an_operation_is(api: Api) -> None:
+    resources = {"id": "x", "agents": "y", "action": "z"}
+    held = await api.post("operations", agent="ada", action="respond", resources=resources)
+    [shown] = (await _status(api))["activeOperations"]
+    assert (shown["id"], shown["agents"], shown["action"]) == (held.body["id"], ["ada"], "respond")
+
+
+async def test_everything_has_the_columns_of_the_seeds_tables(api: Api) -> None:
+    message = {"action": "orchestrator-message", "fromAgent": "ada", "message": "hello", "data": {"a": 1}}
+    sent = (await api.post("/api/squad", **message)).expect(200)
+    assert (sent["success"], sent["message"]) == (True, "Message sent")
+    await api.post("/api/squad", title="Answer", assignedAgent="ada")
+    shown = await _overview(api)
+    [task], [activity], [agent] = shown["tasks"], shown["activity"], shown["agents"]
+    columns = "id title description status assigned_agent priority deliverable_url created_at updated_at"
+    assert task.keys() >= set(columns.split())
+    columns = "id from_agent to_agent message task_id data created_at"
+    assert activity.keys() >= set(columns.split())
+    assert agent.keys() == {"id", "name", "role", "status", "last_active"}
+    orchestrator = shown["orchestrator"]
+    assert orchestrator["isRunning"]
+    assert orchestrator["startedAt"].endswith("Z")
+    assert orchestrator["scheduledJobs"] == []
+    assert activity["position"] == sent["position"]
+
+
+async def test_everything_shows_the_newest_first_and_no_more_than_the_newest(api: Api) -> None:
+    commands = [
+        {"method": "POST", "path": "/api/v1/messages", "body": {"from_agent": "a", "message": f"m{n}"}}
+        for n in range(60)
+    ] + [{"method": "POST", "path": "/api/v1/tasks", "body": {"title": f"t{n}"}} for n in range(110)]
+    (await api.post("batch", commands=commands)).expect(200)
+    shown = await _overview(api)
+    assert [row["message"] for row in shown["activity"]] == [f"m{n}" for n in range(59, 9, -1)]
+    assert [row["title"] for row in shown["tasks"]] == [f"t{n}" for n in range(109, 9, -1)]
+
+
+async def test_filters_by_agent(api: Api) -> None:
+    await api.put("agents/ada", role="writer")
+    await api.put("agents/bob", role="writer")
+    await api.put("agents/eve", role="editor")
+    await api.post("messages", from_agent="ada", to_agent="eve", message="to eve")
+    await api.post("messages", from_agent="bob", message="to all")
+    await api.post("tasks", title="ada's", assigned_agent="ada")
+    await api.post("tasks", title="ghost's", assigned_agent="ghost")
+
+    async def found(**filters: object) -> tuple[list[str], list[str], list[str]]:
+        shown = await _overview(api, **filters)
+        return (
+            [row["name"] for row in shown["agents"]],
+            [row["message"] for row in shown["activity"]],
+            [row["title"] for row in shown["tasks"]],
+        )
+
+    assert await found(agentName="eve") == (["eve"], ["to eve"], [])
+    assert await found(agentType="writer") == (["ada", "bob"], ["to all", "to eve"], ["ada's"])
+    assert await found(agentType="writer", agentName="bob") == (["bob"], ["to all"], [])
+    assert await found(agentName="ghost") == ([], [], ["ghost's"])
+    assert await found(agentType="nobody's role") == ([], [], [])
+
+
+async def test_filters_by_day_and_by_moment(api: Api) -> None:
+    created = (await api.post("tasks", title="today")).expect(201)["created_at"]
+    await api.post("messages", from_agent="ada", message="today")
+    moment = datetime.fromisoformat(created)
+    today = moment.astimezone(UTC).date()
+
+    async def found(**filters: object) -> tuple[int, int]:
+        shown = await _overview(api, **filters)
+        return len(shown["tasks"]), len(shown["activity"])
+
+    assert await found(dateFrom=today, dateTo=today) == (1, 1)
+    assert await found(dateFrom=today + timedelta(days=1)) == (0, 0)
+    assert await found(dateTo=today - timedelta(days=1)) == (0, 0)
+    assert await found(dateFrom=created) == (1, 1)
+    assert await found(dateTo=created) == (1, 0)
+    assert await found(dateTo=moment - timedelta(microseconds=1)) == (0, 0)
+    assert await found(dateFrom=moment.replace(tzinfo=None).isoformat()) == (1, 1)
+    assert await found(dateTo="9998-12-31") == (1, 1)
+
+
+@pytest.mark.parametrize("value", ["tomorrow", "", "9999-12-31", "0001-01-01", "2026-13-01", "1e30"])
+@pytest.mark.parametrize("name", ["dateFrom", "dateTo"])
+async def test_a_date_that_is_none_is_refused(api: Api, name: str, value: str) -> None:
+    refused = (await api.get("/api/squad", **{name: value})).expect(400)
+    assert refused["details"][0]["field"] == name
+    assert "2026-01-31" in refused["details"][0]["message"]
+
+
+async def test_starting_and_shutting_down_twice_changes_nothing_more(service: Service) -> None:
+    for action, message in ((SHUTDOWN, "Orchestrator shut down"), (INIT, "Orchestrator initialized")):
+        first = (await service.api.post("/api/squad", **action)).expect(200)
+        assert (first["success"], first["message"]) == (True, message)
+        head = await service.head()
+        assert (await service.api.post("/api/squad", **action)).expect(200) == first
+        assert await service.head() == head
+
+
+async def test_shut_down_reads_and_messages_still_work_and_a_restart_changes_nothing(database: str) -> None:
+    async with running_service(database) as service:
+        await service.api.post("/api/squad", **SHUTDOWN)
+    async with running_service(database) as service:
+        api = service.api
+        refused = (await api.get("/api/squad", action="orchestrator-status")).expect(503)
+        assert refused["error"] == "Orchestrator is not running"
+        assert not (await _overview(api))["orchestrator"]["isRunning"]
+        message = {"action": "orchestrator-message", "fromAgent": "ada", "message": "hello"}
+        (await api.post("/api/squad", **message)).expect(200)
+        (await api.get("budget")).expect(200)
+        await api.post("/api/squad", **INIT)
+        await _status(api)
+    async with running_service(database) as service:
+        await _status(service.api)
+
+
+async def test_tasks_are_created_and_changed(api: Api) -> None:
+    body = {
+        "title": "Answer",
+        "assignedAgent": "ada",
+        "priority": "urgent",
+        "deliverableUrl": "http://x.test",
+    }
+    created = (await api.post("/api/squad", **body)).expect(200)
+    task = created["task"]
+    assert (task["assigned_agent"], task["priority"], task["status"]) == ("ada", "urgent", "new")
+    assert created["position"] > 0
+    changed = (await api.patch("/api/squad", id=task["id"], status="completed")).expect(200)["task"]
+    assert (changed["status"], changed["title"], changed["assigned_agent"]) == (
+        "completed",
+        "Answer",
+        "ada",
+    )
+    [shown] = (await _overview(api))["tasks"]
+    assert shown["status"] == "completed"
+
+
+async def test_column_names_are_understood_as_well_and_unknown_fields_are_let_pass(api: Api) -> None:
+    created = await api.post("/api/squad", title="Answer", assigned_agent="ada", color="red")
+    assert created.expect(200)["task"]["assigned_agent"] == "ada"
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "field"),
+    [
+        ("POST", {}, "title"),
+        ("POST", {"title": ""}, "title"),
+        ("POST", {"title": 7}, "title"),
+        ("POST", {"title": "t", "priority": "asap"}, "priority"),
+        ("POST", {"title": "t", "assignedAgent": "\x00"}, "assignedAgent"),
+        ("POST", {"action": "dance"}, "action"),
+        ("POST", {"action": 7, "title": "t"}, "action"),
+        ("POST", {"action": "orchestrator-message"}, "fromAgent"),
+        ("POST", {"action": "orchestrator-message", "fromAgent": "ada"}, "message"),
+        ("POST", {"action": "orchestrator-message", "fromAgent": "ada", "message": ""}, "message"),
+        ("POST", {"action": "orchestrator-message", "fromAgent": "a", "message": "m", "data": 1}, "data"),
+        ("PATCH", {}, "id"),
+        ("PATCH", {"id": "7"}, "id"),
+        ("PATCH", {"id": UNKNOWN, "title": None}, "title"),
+        ("PATCH", {"id": UNKNOWN, "status": "done"}, "status"),
+    ],
+)
+async def test_missing_and_wrong_fields_are_told_with_400(
+    service: Service, method: str, body: dict[str, object], field: str
+) -> None:
+    head = await service.head()
+    refused = (await service.api.ask(method, "/api/squad", body)).expect(400)
+    assert refused["error"]
+    assert field in [fault["field"] for fault in refused["details"]]
+    assert await service.head() == head
+
+
+async def test_what_is_missing_is_named_in_the_error_itself(api: Api) -> None:
+    refused = (await api.post("/api/squad", action="orchestrator-message")).expect(400)
+    assert refused["error"] == "Missing required fields: fromAgent, message"
+
+
+async def test_other_refusals_have_the_same_form(api: Api) -> None:
+    unknown = (await api.patch("/api/squad", id=UNKNOWN, status="new")).expect(404)
+    assert unknown["details"] == {"code": "task_not_found"}
+    action = (await api.get("/api/squad", action="dance")).expect(400)
+    assert action["error"] == "Unknown action: dance"
+    async with api.session.post(
+        "/api/squad", data=b"{", headers={"Content-Type": "application/json"}
+    ) as it:
+        assert it.status == 400
+        assert (await it.json())["details"]["code"] == "malformed_json"
+    async with api.session.post("/api/squad", data=b"{}", headers={"Content-Type": "text/plain"}) as it:
+        assert it.status == 415
+        assert (await it.json())["details"]["code"] == "unsupported_media_type"

@@ -1,0 +1,111 @@
+"""The same key and body again gives the first answer again, whatever has happened since."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.api.client import Answer, Service, running_service
+
+if TYPE_CHECKING:
+    from tests.api.client import Api
+
+KEY = {"Idempotency-Key": "4f2f6e1f"}
+CLAIM = {"agent": "bob", "action": "archive", "resources": {"emailId": "e"}}
+RESERVATION = {"agent": "bob", "tokens": 10**9}
+
+
+def _said(answer: Answer) -> tuple[int, object, str | None, str]:
+    headers = answer.headers
+    return answer.status, answer.body, headers.get("Retry-After"), headers["Content-Type"]
+
+
+async def test_a_repeated_post_is_answered_as_before_and_happens_once(service: Service) -> None:
+    first = await service.api.post("messages", KEY, from_agent="ada", message="hello")
+    head = await service.head()
+    again = await service.api.post("messages", KEY, from_agent="ada", message="hello")
+    assert _said(again) == _said(first)
+    assert await service.head() == head
+
+
+async def test_repeats_at_the_same_moment_happen_once(api: Api) -> None:
+    answers = await asyncio.gather(
+        *(api.post("messages", KEY, from_agent="ada", message="hello") for _ in range(20))
+    )
+    assert len({str(_said(answer)) for answer in answers}) == 1
+    assert len((await api.get("messages")).expect(200)["items"]) == 1
+
+
+async def test_answers_and_refusals_outlive_the_service(database: str) -> None:
+    async with running_service(database) as service:
+        api = service.api
+        held = (await api.post("operations", **{**CLAIM, "agent": "ada"})).expect(201)
+        sent = await api.post("messages", {"Idempotency-Key": "sent"}, from_agent="ada", message="m")
+        conflict = await api.post("operations", {"Idempotency-Key": "conflict"}, **CLAIM)
+        denied = await api.post("budget/reservations", {"Idempotency-Key": "denied"}, **RESERVATION)
+        assert (sent.status, conflict.status, denied.status) == (201, 409, 429)
+        await api.post(f"operations/{held['id']}/finish", outcome="cancelled")
+        await api.put("budget", daily_tokens=10**10)
+    async with running_service(database) as service:
+        api = service.api
+        head = await service.head()
+        again = await api.post("messages", {"Idempotency-Key": "sent"}, from_agent="ada", message="m")
+        assert _said(again) == _said(sent)
+        assert _said(await api.post("operations", {"Idempotency-Key": "conflict"}, **CLAIM)) == _said(
+            conflict
+        )
+        repeated = await api.post("budget/reservations", {"Idempotency-Key": "denied"}, **RESERVATION)
+        assert _said(repeated) == _said(denied)
+        assert await service.head() == head
+
+
+async def test_another_body_or_path_with_the_same_key_is_refused(service: Service) -> None:
+    api = service.api
+    (await api.post("messages", KEY, from_agent="ada", message="hello")).expect(201)
+    head = await service.head()
+    refused = await api.post("messages", KEY, from_agent="ada", message="other")
+    refused.expect(409, "idempotency_mismatch")
+    (await api.post("tasks", KEY, title="other")).expect(409, "idempotency_mismatch")
+    facade = await api.post("/api/squad", KEY, action="orchestrator-shutdown")
+    assert facade.expect(409)["details"] == {"code": "idempotency_mismatch"}
+    assert await service.head() == head
+
+
+async def test_the_facade_takes_keys(service: Service) -> None:
+    message = {"action": "orchestrator-message", "fromAgent": "ada", "message": "hello"}
+    first = await service.api.post("/api/squad", KEY, **message)
+    head = await service.head()
+    assert _said(await service.api.post("/api/squad", KEY, **message)) == _said(first)
+    assert await service.head() == head
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("operations/check", CLAIM),
+        ("budget/check", {"agent": "ada", "tokens": 5}),
+        ("agents/nobody/heartbeat", {}),
+        ("messages", {"wrong": True}),
+    ],
+)
+async def test_where_nothing_happens_a_key_changes_nothing(
+    api: Api, path: str, body: dict[str, object]
+) -> None:
+    without = await api.post(path, **body)
+    assert _said(await api.post(path, KEY, **body)) == _said(without)
+    assert _said(await api.post(path, KEY, **body)) == _said(without)
+
+
+@pytest.mark.parametrize("key", ["", " ", "two words", "k" * 201, "schlüssel"])
+async def test_a_key_is_up_to_200_visible_characters(service: Service, key: str) -> None:
+    head = await service.head()
+    headers = {"Idempotency-Key": key}
+    for path, body in (("messages", {"from_agent": "a", "message": "m"}), ("batch", {"commands": [{}]})):
+        answer = await service.api.post(path, headers, **body)
+        assert answer.expect(422, "validation_failed")["errors"][0]["field"] in (
+            "Idempotency-Key",
+            "commands.0.method",
+        )
+    assert await service.head() == head

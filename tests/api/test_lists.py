@@ -1,0 +1,148 @@
+"""What all lists and reads share: pages, positions to wait for, parameters."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from service import reading
+from tests.api.client import running_service
+
+if TYPE_CHECKING:
+    from tests.api.client import Api, Service
+
+LISTS = (
+    "agents",
+    "messages",
+    "agents/ada/inbox",
+    "operations",
+    "operations?state=active",
+    "conflicts",
+    "tasks",
+    "emails",
+    "events",
+)
+READS = (*LISTS, "budget", "agents/ada", "events/1")
+
+
+async def _populate(api: Api, count: int) -> None:
+    """So many entries in each list, and a few more events."""
+    for number in range(count):
+        await api.put(f"agents/agent-{number}", role="writer")
+        await api.post("messages", from_agent="ada", message=f"m{number}")
+        resources = {"emailId": f"e{number}"}
+        await api.post("operations", agent="ada", action="respond", resources=resources)
+        await api.post("operations", agent="bob", action="respond", resources=resources)
+        await api.post("tasks", title=f"t{number}")
+        await api.post("emails", gmail_message_id=f"g{number}", from_email="c@example.com")
+
+
+async def test_every_list_is_read_whole_page_by_page(api: Api) -> None:
+    await _populate(api, 4)
+    for path in LISTS:
+        whole = (await api.get(path)).expect(200)
+        assert whole["next"] is None
+        assert len(whole["items"]) >= 4
+        # One page that holds just as many as there are is the last one, too.
+        assert (await api.get(path, limit=len(whole["items"]))).expect(200) == whole
+        pages: list[list[object]] = []
+        after = None
+        while not pages or after is not None:
+            query = {"limit": 3} if after is None else {"limit": 3, "after": after}
+            answer = (await api.get(path, **query)).expect(200)
+            pages.append(answer["items"])
+            after = answer["next"]
+        assert [item for page in pages for item in page] == whole["items"], path
+        assert all(len(page) == 3 for page in pages[:-1])
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1001, "x", "", "1.5"])
+async def test_a_limit_lies_between_1_and_1000(api: Api, limit: object) -> None:
+    for path in LISTS:
+        fault = (await api.get(path, limit=limit)).expect(422, "validation_failed")
+        assert fault["errors"][0]["field"] == "limit"
+    for path in LISTS:
+        (await api.get(path, limit=1000)).expect(200)
+
+
+async def test_unknown_and_repeated_parameters_are_refused_by_name(api: Api) -> None:
+    await api.put("agents/ada", role="writer")
+    for path in READS:
+        mark = "&" if "?" in path else "?"
+        unknown = (await api.get(f"{path}{mark}color=red")).expect(422, "validation_failed")
+        assert unknown["errors"][0]["field"] == "color"
+        twice = (await api.get(f"{path}{mark}min_position=1&min_position=1")).expect(
+            422, "validation_failed"
+        )
+        assert twice["errors"] == [{"field": "min_position", "message": "must be named once"}]
+
+
+@pytest.mark.parametrize("value", ["-1", "x", "", "1e3", "9223372036854775808", "9" * 400])
+async def test_a_position_is_a_number_of_63_bits(api: Api, value: str) -> None:
+    for path in READS:
+        fault = (await api.get(path, min_position=value)).expect(422, "validation_failed")
+        assert fault["errors"][0]["field"] == "min_position"
+
+
+async def test_a_filter_with_a_value_that_does_not_exist_is_refused(api: Api) -> None:
+    for path in ("operations?state=done", "tasks?status=new,old", "tasks?priority=", "emails?status=x"):
+        (await api.get(path)).expect(422, "validation_failed")
+
+
+async def test_min_position_waits_until_the_answer_covers_it(service: Service) -> None:
+    api = service.api
+    await api.put("agents/ada", role="writer")
+    ahead = await service.head() + 1
+    waiting = [asyncio.create_task(api.get(path, min_position=ahead)) for path in READS]
+    await asyncio.wait(waiting, timeout=0.2)
+    assert not any(task.done() for task in waiting)
+    await api.post("tasks", title="what they wait for")
+    for answer in await asyncio.gather(*waiting):
+        answer.expect(200)
+
+
+async def test_a_position_that_does_not_come_is_not_covered_yet(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "STRICT_WAIT_SECONDS", 0.2)
+    await service.api.put("agents/ada", role="writer")
+    head = await service.head()
+    for path in READS:
+        late = (await service.api.get(path, min_position=head + 1_000)).expect(504, "not_yet")
+        assert 0 < late["covered"] <= head
+
+
+async def test_one_process_waits_for_what_another_wrote(database: str) -> None:
+    async with running_service(database) as one, running_service(database) as other:
+        for number in range(10):
+            sent = (await one.api.post("messages", from_agent="ada", message=f"m{number}")).expect(201)
+            listed = await other.api.get("messages", min_position=sent["position"])
+            assert listed.expect(200)["items"][-1]["id"] == sent["id"]
+            beside = await other.api.get("agents/ada", min_position=sent["position"])
+            assert beside.expect(200)["position"] >= sent["position"]
+
+
+async def test_every_process_shows_its_own_writes_at_once(database: str) -> None:
+    async with running_service(database) as one, running_service(database) as other:
+        for number in range(10):
+            for api in (one.api, other.api):
+                created = (await api.post("tasks", title=f"t{number}")).expect(201)
+                assert (await api.get(f"tasks/{created['id']}")).expect(200)["title"] == f"t{number}"
+
+
+async def test_who_waits_for_a_position_is_answered_when_the_service_stops(database: str) -> None:
+    async with running_service(database) as service:
+        await service.api.put("agents/ada", role="writer")
+        head = await service.head()
+        waiting = [
+            asyncio.create_task(service.api.get(path, min_position=head + 1_000))
+            for path in ("messages", "budget")
+        ]
+        await asyncio.wait(waiting, timeout=0.1)
+        stopping = asyncio.get_running_loop().time()
+        service.stop.set()
+        for answer in await asyncio.gather(*waiting):
+            answer.expect(504, "not_yet")
+        assert asyncio.get_running_loop().time() - stopping < 1

@@ -1,0 +1,79 @@
+"""Messages: sent, listed, read from an inbox, acknowledged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.api.client import Answer, Api
+
+UNKNOWN = "00000000-0000-7000-8000-000000000000"
+
+
+async def _send(api: Api, sender: str, text: str, **more: object) -> dict[str, object]:
+    return (await api.post("messages", from_agent=sender, message=text, **more)).expect(201)
+
+
+def _texts(answer: Answer) -> list[str]:
+    return [item["message"] for item in answer.expect(200)["items"]]
+
+
+async def test_a_sent_message_is_in_the_list_at_once(api: Api) -> None:
+    data = {"emailId": "e1", "nested": {"list": [1, 2.5, None, True, "ü\u2028"]}}
+    sent = await _send(api, "ada", "hello", to_agent="bob", task_id="task-7", data=data)
+    [shown] = (await api.get("messages")).expect(200)["items"]
+    assert shown == {
+        "id": sent["id"],
+        "from_agent": "ada",
+        "to_agent": "bob",
+        "message": "hello",
+        "task_id": "task-7",
+        "data": data,
+        "created_at": shown["created_at"],
+        "position": sent["position"],
+    }
+    assert shown["created_at"].endswith("Z")
+
+
+async def test_messages_are_filtered_by_sender_receiver_and_task(api: Api) -> None:
+    await _send(api, "ada", "one", to_agent="bob")
+    await _send(api, "ada", "two", to_agent="carol", task_id="t")
+    await _send(api, "bob", "three", task_id="t")
+    assert _texts(await api.get("messages", from_agent="ada")) == ["one", "two"]
+    assert _texts(await api.get("messages", to_agent="bob")) == ["one"]
+    assert _texts(await api.get("messages", task_id="t")) == ["two", "three"]
+    assert _texts(await api.get("messages", from_agent="ada", task_id="t")) == ["two"]
+    assert _texts(await api.get("messages", from_agent="nobody")) == []
+
+
+async def test_an_unknown_sender_is_registered_by_sending(api: Api) -> None:
+    await _send(api, "stranger", "hello")
+    assert (await api.get("agents/stranger")).expect(200)["role"] == "unknown"
+
+
+async def test_the_inbox_holds_what_was_sent_to_the_agent_or_to_all(api: Api) -> None:
+    await _send(api, "ada", "for bob", to_agent="bob")
+    await _send(api, "ada", "for all")
+    await _send(api, "ada", "for carol", to_agent="carol")
+    assert _texts(await api.get("agents/bob/inbox")) == ["for bob", "for all"]
+    assert _texts(await api.get("agents/carol/inbox")) == ["for all", "for carol"]
+
+
+async def test_an_acknowledged_message_leaves_the_inbox_of_that_agent_alone(api: Api) -> None:
+    sent = await _send(api, "ada", "for all")
+    done = (await api.post(f"messages/{sent['id']}/ack", agent="bob")).expect(200)
+    assert (done["id"], done["agent"]) == (sent["id"], "bob")
+    assert _texts(await api.get("agents/bob/inbox")) == []
+    assert _texts(await api.get("agents/carol/inbox")) == ["for all"]
+
+
+async def test_acknowledging_twice_changes_nothing_more(api: Api) -> None:
+    sent = await _send(api, "ada", "for bob", to_agent="bob")
+    first = (await api.post(f"messages/{sent['id']}/ack", agent="bob")).expect(200)
+    assert (await api.post(f"messages/{sent['id']}/ack", agent="bob")).expect(200) == first
+
+
+async def test_only_who_was_addressed_can_acknowledge(api: Api) -> None:
+    sent = await _send(api, "ada", "for bob", to_agent="bob")
+    (await api.post(f"messages/{sent['id']}/ack", agent="eve")).expect(409, "not_addressed")
+    (await api.post(f"messages/{UNKNOWN}/ack", agent="bob")).expect(404, "message_not_found")

@@ -1,0 +1,184 @@
+"""What is refused before any command is made of it, and how."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import json
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+
+from service.http.context import MAX_BODY_BYTES
+from service.http.problems import OTHER_STATUS, REFUSAL_STATUS, STATUS, TITLES
+from tests.api.client import Answer, Service, assert_as_documented
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.api.client import Api
+
+MESSAGE = b'{"from_agent":"ada","message":"hello"}'
+JSON = {"Content-Type": "application/json"}
+
+
+async def _post(api: Api, body: bytes, headers: Mapping[str, str]) -> Answer:
+    async with api.session.post("/api/v1/messages", data=io.BytesIO(body), headers=headers) as response:
+        answer = Answer(response.status, await response.json(content_type=None), response.headers)
+    assert_as_documented("POST", "/api/v1/messages", answer)
+    return answer
+
+
+async def _raw(service: Service, request: bytes) -> Answer:
+    """Sends bytes that no client library would, and reads what comes back until the end."""
+    address = urlsplit(service.url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    try:
+        writer.write(request)
+        async with asyncio.timeout(10):
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    finally:
+        writer.close()
+        await writer.wait_closed()
+    status, *lines = head.decode().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines)
+    return Answer(int(status.split()[1]), json.loads(body), headers)
+
+
+def test_every_code_has_a_status_and_a_title() -> None:
+    assert STATUS.keys() == TITLES.keys() == REFUSAL_STATUS.keys() | OTHER_STATUS.keys()
+
+
+async def test_what_is_nowhere_is_not_found(api: Api) -> None:
+    for path in ("/", "/api", "/api/v2/tasks", "/api/v1/tasks/", "/api//v1/tasks", "/healthz/x"):
+        (await api.get(path)).expect(404, "not_found")
+
+
+async def test_a_method_that_is_not_allowed_is_answered_with_those_that_are(api: Api) -> None:
+    for method, path, allowed in (
+        ("DELETE", "/api/v1/tasks", "GET, POST"),
+        ("PUT", "/api/squad", "GET, PATCH, POST"),
+        ("POST", "/healthz", "GET"),
+        ("OPTIONS", "/api/v1/budget", "GET, PUT"),
+        ("HEAD", "/api/v1/budget", "GET, PUT"),
+    ):
+        async with api.session.request(method, path) as response:
+            assert (response.status, response.headers["Allow"]) == (405, allowed)
+            assert response.content_type == "application/problem+json"
+
+
+async def test_a_body_of_one_mebibyte_is_taken_and_not_a_byte_more(service: Service) -> None:
+    full = MESSAGE.ljust(MAX_BODY_BYTES)
+    (await _post(service.api, full, JSON)).expect(201)
+    head = await service.head()
+    (await _post(service.api, full + b" ", JSON)).expect(413, "payload_too_large")
+    (await _post(service.api, gzip.compress(full + b" "), {**JSON, "Content-Encoding": "gzip"})).expect(
+        413, "payload_too_large"
+    )
+    assert await service.head() == head
+
+
+async def test_a_compressed_body_is_unpacked(api: Api) -> None:
+    (await _post(api, gzip.compress(MESSAGE), {**JSON, "Content-Encoding": "gzip"})).expect(201)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "application/jsonx",
+        "application/json; charset=latin-1",
+        "application/json; charset=utf-16",
+        ";;;",
+    ],
+)
+async def test_a_body_that_says_it_is_something_else_is_refused(
+    service: Service, content_type: str
+) -> None:
+    head = await service.head()
+    answer = await _post(service.api, MESSAGE, {"Content-Type": content_type})
+    answer.expect(415, "unsupported_media_type")
+    assert await service.head() == head
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "APPLICATION/JSON", "application/json; charset=UTF-8"]
+)
+async def test_json_may_be_announced_in_several_ways(api: Api, content_type: str) -> None:
+    (await _post(api, MESSAGE, {"Content-Type": content_type})).expect(201)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_body_that_is_not_encoded_as_it_says_is_refused(api: Api, encoding: str) -> None:
+    answer = await _post(api, MESSAGE, {**JSON, "Content-Encoding": encoding})
+    answer.expect(400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"/api/v1/agents/%FF",
+        b"/api/v1/agents/%ED%A0%80/inbox",
+        b"/api/v1/messages?from_agent=%FF",
+        b"/api/v1/messages?%FF=1",
+        b"/api/v1/tasks/%C3",
+        b"/api/squad?agentName=%FF",
+        b"/api/v1/agents/\xff",
+        b"/nowhere/\xc3\xa4",
+        b"/api/v1/agents/" + b"a" * 20_000,
+    ],
+)
+async def test_a_url_that_is_not_percent_encoded_utf8_is_refused(service: Service, target: bytes) -> None:
+    answer = await _raw(service, b"GET %s HTTP/1.1\r\nHost: squad\r\nConnection: close\r\n\r\n" % target)
+    assert answer.status == 400
+    assert "bad_request" in str(answer.body)
+
+
+@pytest.mark.parametrize("target", ["agents/%00", "agents/%00/inbox", "agents/%0A", f"agents/{'a' * 101}"])
+async def test_a_name_in_a_path_is_held_to_what_names_are(api: Api, target: str) -> None:
+    async with api.session.get(f"/api/v1/{target}") as response:
+        assert response.status == 422
+        assert (await response.json(content_type=None))["errors"][0]["field"] == "name"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\x16\x03\x01\x02\x00\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        b"SMASH /api/v1/tasks HTTP/1.1\r\nHost: squad\r\n\r\n",
+        b"GET /api/v1/tasks HTTP/1.1\r\n\r\n",
+        b"GET /api/v1/tasks HTTP/1.1\r\nHost: squad\r\nX-Large: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"GET /api/v1/tasks HTTP/1.1\r\nHost: squad\r\n" + b"X-Many: a\r\n" * 5_000 + b"\r\n",
+        b"GET /api/v1/tasks HTTP/1.1\r\nHost: squad\r\nX Y: a\r\n\r\n",
+        b"POST /api/v1/tasks HTTP/1.1\r\nHost: squad\r\nContent-Length: -1\r\n\r\n",
+        b"POST /api/v1/tasks HTTP/1.1\r\nHost: squad\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        b"POST /api/v1/tasks HTTP/1.1\r\nHost: squad\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+    ],
+    ids=str,
+)
+async def test_what_is_not_http_is_refused_like_everything_else(service: Service, request_: bytes) -> None:
+    answer = await _raw(service, request_)
+    answer.expect(400, "bad_request")
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    (await service.api.get("/healthz")).expect(200)
+
+
+async def test_a_client_that_goes_away_in_the_middle_of_its_body_leaves_no_trace(service: Service) -> None:
+    head = await service.head()
+    address = urlsplit(service.url)
+    for _ in range(5):
+        _, writer = await asyncio.open_connection(address.hostname, address.port)
+        writer.write(
+            b"POST /api/v1/messages HTTP/1.1\r\nHost: squad\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 1000\r\n\r\n" + MESSAGE
+        )
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+    (await service.api.get("/healthz")).expect(200)
+    assert await service.head() == head

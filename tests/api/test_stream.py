@@ -1,0 +1,217 @@
+"""The log as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+
+from service import tail
+from service.http import stream
+from tests.api.client import Service, running_service, unreachable
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import aiohttp
+
+    from tests.api.client import Api
+    from tests.support.postgres import PostgresServer
+
+
+class Sent(NamedTuple):
+    """One server-sent event."""
+
+    id: int
+    event: str
+    data: dict[str, Any]
+
+
+class Reader:
+    """Reads a stream, one event at a time."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.response = response
+        self.comments = 0
+
+    async def next(self) -> Sent:
+        """The next event; comments are counted."""
+        fields: dict[str, str] = {}
+        async with asyncio.timeout(10):
+            async for line in self.response.content:
+                text = line.decode().removesuffix("\n")
+                if text.startswith(":"):
+                    self.comments += 1
+                elif text:
+                    name, _, value = text.partition(": ")
+                    fields[name] = value
+                elif "data" in fields:
+                    return Sent(int(fields["id"]), fields["event"], json.loads(fields["data"]))
+                else:
+                    fields.clear()
+        raise EOFError
+
+    async def take(self, count: int) -> list[Sent]:
+        """So many events."""
+        return [await self.next() for _ in range(count)]
+
+
+@contextlib.asynccontextmanager
+async def reading(
+    api: Api, headers: dict[str, str] | None = None, /, **query: object
+) -> AsyncIterator[Reader]:
+    """An open stream."""
+    params = {name: str(value) for name, value in query.items()}
+    async with api.session.get("/api/v1/events/stream", params=params, headers=headers) as response:
+        assert response.status == 200
+        assert response.content_type == "text/event-stream"
+        yield Reader(response)
+
+
+async def _say(api: Api, *texts: str, sender: str = "ada") -> list[int]:
+    return [
+        (await api.post("messages", from_agent=sender, message=text)).expect(201)["position"]
+        for text in texts
+    ]
+
+
+async def test_a_stream_catches_up_and_then_follows_live(service: Service) -> None:
+    await _say(service.api, "before")
+    head = await service.head()
+    async with reading(service.api, after=0) as reader:
+        caught_up = await reader.take(head)
+        assert [event.id for event in caught_up] == list(range(1, head + 1))
+        [position] = await _say(service.api, "live")
+        live = await reader.next()
+    assert (live.id, live.event, live.data["data"]["message"]) == (position, "message_sent", "live")
+    listed = (await service.api.get(f"events/{position}")).expect(200)
+    assert live.data == {name: listed[name] for name in live.data}
+
+
+async def test_without_a_position_a_stream_begins_with_what_comes_next(api: Api) -> None:
+    await _say(api, "before")
+    async with reading(api) as reader:
+        [position] = await _say(api, "after")
+        assert (await reader.next()).id == position
+
+
+async def test_a_reader_resumes_after_the_last_event_it_names(api: Api) -> None:
+    first, second, _ = await _say(api, "one", "two", "three")
+    async with reading(api, {"Last-Event-ID": str(first)}, after=0) as reader:
+        assert (await reader.next()).id == second
+
+
+async def test_a_stream_is_filtered_like_the_list(api: Api) -> None:
+    await _say(api, "one", sender="ada")
+    await _say(api, "two", sender="bob")
+    await api.post("tasks", title="three", assigned_agent="bob")
+    queries = ({"agent": "bob"}, {"type": "message_sent"}, {"type": "message_sent", "agent": "bob"})
+    for query in queries:
+        listed = (await api.get("events", **query)).expect(200)["items"]
+        async with reading(api, None, after=0, **query) as reader:
+            streamed = await reader.take(len(listed))
+        assert [event.id for event in streamed] == [event["position"] for event in listed]
+
+
+async def test_a_silent_stream_says_that_it_lives(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "KEEPALIVE_SECONDS", 0.05)
+    async with reading(service.api) as reader:
+        reader.comments = 0
+        line = await asyncio.wait_for(_next_comment(reader), 10)
+    assert line == b": alive\n"
+
+
+async def test_a_stream_in_which_all_is_filtered_out_says_so_too(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "KEEPALIVE_SECONDS", 0.05)
+    async with reading(service.api, type="task_created") as reader:
+        alive = asyncio.create_task(_next_comment(reader))
+        while not alive.done():
+            await _say(service.api, "noise")
+        assert await alive == b": alive\n"
+
+
+async def _next_comment(reader: Reader) -> bytes:
+    async for line in reader.response.content:
+        if line.startswith(b":"):
+            return line
+    raise EOFError
+
+
+async def test_a_slow_reader_is_served_from_the_database(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail, "KEPT_EVENTS", 5)
+    async with running_service(database) as service, reading(service.api, after=0) as reader:
+        positions = await _say(service.api, *(f"m{number}" for number in range(60)))
+        async with running_service(database) as fresh, reading(fresh.api, after=0) as other:
+            for each in (reader, other):
+                events = await each.take(positions[-1])
+                assert [event.id for event in events] == list(range(1, positions[-1] + 1))
+
+
+async def test_a_stream_outlives_an_outage_of_the_database(postgres: PostgresServer, database: str) -> None:
+    async with running_service(database) as service:
+        await _say(service.api, "before")
+    async with running_service(database) as service:
+        with unreachable(postgres, database):
+            opened = await service.api.session.get("/api/v1/events/stream?after=0&type=message_sent")
+        async with opened as response:
+            reader = Reader(response)
+            assert (await reader.next()).data["data"]["message"] == "before"
+            await _say(service.api, "after")
+            assert (await reader.next()).data["data"]["message"] == "after"
+
+
+async def test_a_reader_who_takes_nothing_is_dropped(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "SEND_SECONDS", 0.2)
+    texts = [str(number) * 100_000 for number in range(10)]
+    for _ in range(15):
+        await _say(service.api, *texts)
+    address = urlsplit(service.url)
+    _, writer = await asyncio.open_connection(address.hostname, address.port, limit=1024)
+    try:
+        writer.write(b"GET /api/v1/events/stream?after=0 HTTP/1.1\r\nHost: squad\r\n\r\n")
+        await writer.drain()
+
+        async def dropped() -> bool:
+            return "squad_open_streams 0.0" in (await service.api.get("/metrics")).body
+
+        await eventually(lambda: writer.transport.get_extra_info("socket") is not None)
+        await eventually(_opened(service.api))
+        await eventually(dropped)
+    finally:
+        writer.transport.abort()
+
+
+def _opened(api: Api) -> Any:
+    async def opened() -> bool:
+        return 'squad_http_requests_total{route="/api/v1/events/stream"' in (await api.get("/metrics")).body
+
+    return opened
+
+
+async def test_open_streams_end_when_the_service_stops(service: Service) -> None:
+    async with reading(service.api) as one, reading(service.api, after=0) as other:
+        await other.next()
+        service.stop.set()
+        for reader in (one, other):
+            async with asyncio.timeout(5):
+                await reader.response.content.read()
+
+
+@pytest.mark.parametrize("given", ["", "-1", "x", "1.5", "0" * 5_000, "9" * 19, "٣"])
+async def test_a_last_event_id_that_is_no_position_is_refused(api: Api, given: str) -> None:
+    answer = await api.get("events/stream", {"Last-Event-ID": given})
+    fault = answer.expect(422, "validation_failed")
+    assert fault["errors"] == [{"field": "Last-Event-ID", "message": "must be the position of an event"}]

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given as for_all
+
+from eventstore import codec
+from eventstore.errors import UnknownEventType, UnreadableEvent
+from eventstore.events import AnyEvent, OrchestratorStarted, TaskCreated
+from eventstore.recorded import Recorded
+from tests.unit import strategies
+from tests.unit.examples import EXAMPLES as OTHER_EXAMPLES
+from tests.unit.job_examples import JOB_EXAMPLES
+from tests.unit.support import START
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXAMPLES = (*OTHER_EXAMPLES, *JOB_EXAMPLES)
+GOLDEN = Path(__file__).parent.parent / "golden" / "events"
+"""`<type>.v<schema version>.json`: stored text, and a line feed. Never changed, only added to."""
+
+
+def recorded(data: str, type_: str, schema_version: int = 1) -> Recorded:
+    return Recorded(
+        1, "an id", "a stream", 1, type_, schema_version, data, "x", None, "x", None, START, bytes(32)
+    )
+
+
+def golden_file(kind: type[AnyEvent]) -> Path:
+    return GOLDEN / f"{kind.type}.v{kind.schema_version}.json"
+
+
+def golden_events() -> Iterator[Recorded]:
+    for path in sorted(GOLDEN.iterdir()):
+        type_, version, _ = path.name.split(".")
+        yield recorded(path.read_text(encoding="utf-8").removesuffix("\n"), type_, int(version[1:]))
+
+
+class TestGoldenFiles:
+    @pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: event.type)
+    def test_pin_the_stored_bytes(self, event: AnyEvent) -> None:
+        stored = golden_file(type(event)).read_bytes()
+        assert codec.encode(event).encode() + b"\n" == stored
+
+    @pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: event.type)
+    def test_are_read_back_as_the_event(self, event: AnyEvent) -> None:
+        stored = golden_file(type(event)).read_text(encoding="utf-8").removesuffix("\n")
+        assert codec.decode(recorded(stored, event.type, event.schema_version)) == event
+
+    def test_cover_every_kind_of_event(self) -> None:
+        assert {type(event) for event in EXAMPLES} == set(codec.EVENT_TYPES.values())
+        assert len(EXAMPLES) == len(codec.EVENT_TYPES)
+
+    @pytest.mark.parametrize("stored", list(golden_events()), ids=lambda stored: stored.type)
+    def test_of_every_version_that_ever_was_are_readable(self, stored: Recorded) -> None:
+        assert codec.decode(stored).type == stored.type
+
+    def test_of_earlier_versions_are_kept(self) -> None:
+        names = {path.name for path in GOLDEN.iterdir()}
+        assert names == {
+            f"{kind.type}.v{version}.json"
+            for kind in codec.EVENT_TYPES.values()
+            for version in range(1, kind.schema_version + 1)
+        }
+
+
+class TestRoundTrip:
+    @for_all(event=strategies.events)
+    def test_gives_the_event_back(self, event: AnyEvent) -> None:
+        stored = codec.encode(event)
+        again = codec.decode(recorded(stored, event.type))
+        assert again == event
+        assert codec.encode(again) == stored
+
+    @for_all(event=strategies.events)
+    def test_needs_no_more_than_one_line(self, event: AnyEvent) -> None:
+        """Exported logs are JSON Lines, and a batch travels as text with control characters in between."""
+        assert not any(character < " " for character in codec.encode(event))
+
+
+class TestReading:
+    def test_of_an_unknown_type_fails_and_says_which_and_where(self) -> None:
+        with pytest.raises(UnknownEventType, match="rockets_launched v1 at position 1"):
+            codec.decode(recorded("{}", "rockets_launched"))
+
+    def test_of_a_newer_version_fails(self) -> None:
+        with pytest.raises(UnknownEventType, match="orchestrator_started v2"):
+            codec.decode(recorded("{}", "orchestrator_started", 2))
+
+    @pytest.mark.parametrize(
+        "data", ["", "{", "[]", "null", '{"agent": "ann", "surplus": 1}', "{}", '{"agent": 1}']
+    )
+    def test_of_data_that_break_the_promise_fails(self, data: str) -> None:
+        with pytest.raises(UnreadableEvent, match="agent_heartbeat_recorded at position 1"):
+            codec.decode(recorded(data, "agent_heartbeat_recorded"))
+
+
+class TestUpcasting:
+    @pytest.fixture
+    def _third_version(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As if tasks had first had a name, then a title without a priority."""
+
+        def rename(data: dict[str, Any]) -> dict[str, Any]:
+            return {"title" if name == "name" else name: value for name, value in data.items()}
+
+        monkeypatch.setattr(TaskCreated, "schema_version", 3)
+        monkeypatch.setitem(codec.UPCASTERS, ("task_created", 1), rename)
+        monkeypatch.setitem(codec.UPCASTERS, ("task_created", 2), lambda data: {**data, "priority": "low"})
+
+    @pytest.mark.usefixtures("_third_version")
+    @pytest.mark.parametrize(
+        ("version", "fields"),
+        [(1, '"name":"look"'), (2, '"title":"look"'), (3, '"title":"look","priority":"low"')],
+    )
+    def test_brings_an_old_shape_up_to_date_step_by_step(self, version: int, fields: str) -> None:
+        data = (
+            '{"task_id":"t","description":null,"status":"new","assigned_agent":null,"deliverable_url":null,'
+            f"{fields}}}"
+        )
+        assert codec.decode(recorded(data, "task_created", version)) == TaskCreated(
+            task_id="t",
+            title="look",
+            description=None,
+            status="new",
+            assigned_agent=None,
+            priority="low",
+            deliverable_url=None,
+        )
+
+    def test_that_nobody_wrote_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(OrchestratorStarted, "schema_version", 2)
+        with pytest.raises(UnreadableEvent):
+            codec.decode(recorded("{}", "orchestrator_started", 1))
+
+
+def test_stored_names_of_types_are_the_classes_names() -> None:
+    for name, kind in codec.EVENT_TYPES.items():
+        assert "".join(word.capitalize() for word in name.split("_")) == kind.__name__
