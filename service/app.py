@@ -198,7 +198,7 @@ async def _first_commands(settings: Settings, writer: Writer) -> None:
     await do(settings.policy())
     for agent in settings.registrations():
         await do(agent)
-    for name, role in SEED_AGENTS.items():
+    for name, role in SEED_AGENTS.items() if settings.seed_jobs else ():
         if writer.squad.rows(AGENTS).get(name) is None:
             await do(RegisterAgent(name=name, role=role))
     await do(StartOrchestrator(only_if_new=True))

@@ -154,5 +154,5 @@ def _count(value: Any) -> int | None:
 
 
 def _brief(body: Any) -> str:
-    text = body if isinstance(body, str) else orjson.dumps(body).decode()
+    text = body if isinstance(body, str) else "" if body is None else orjson.dumps(body).decode()
     return text[:_SHOWN_CHARACTERS] or "nothing"

@@ -142,6 +142,8 @@ class Settings(BaseSettings):
     operation_timeout_seconds: TtlSeconds = 60.0
     idle_after_minutes: float = Field(default=10.0, gt=0, le=1_000_000)
     offline_after_minutes: float = Field(default=60.0, gt=0, le=1_000_000)
+    seed_jobs: bool = True
+    """Whether the seed's seven jobs, and the agents that they speak of, are there by default."""
     log_format: LogFormat = "console"
     log_level: LogLevel = "info"
     budget: BudgetSettings = BudgetSettings()
@@ -176,7 +178,7 @@ class Settings(BaseSettings):
         Raises:
             SettingsError: a job is not as a job must be.
         """
-        seeds = seed_jobs(self.reset_hour, self.timezone)
+        seeds = seed_jobs(self.reset_hour, self.timezone) if self.seed_jobs else {}
         specs: dict[str, tuple[JobSource, JobSpec]] = {}
         faults: list[str] = []
         for name in [*seeds, *(name for name in self.jobs if name not in seeds)]:

@@ -48,7 +48,9 @@ async def agents() -> AsyncIterator[Agents]:
 async def service(database: str, agents: Agents) -> AsyncIterator[Service]:
     """A service whose agents are these, and of whose own jobs none runs by itself."""
     quiet = {name: {"enabled": False} for name in SEEDS}
-    async with running_service(database, agents_url=agents.url, agents=WORKER, jobs=quiet) as running:
+    async with running_service(
+        database, seed_jobs=True, agents_url=agents.url, agents=WORKER, jobs=quiet
+    ) as running:
         yield running
 
 
@@ -74,7 +76,9 @@ async def squad(service: Service, *arguments: str) -> Result:
 
 
 async def test_the_seeds_seven_jobs_are_there_with_its_schedules(database: str) -> None:
-    async with running_service(database, reset_hour=RESET_HOUR, timezone="Europe/Berlin") as service:
+    async with running_service(
+        database, seed_jobs=True, reset_hour=RESET_HOUR, timezone="Europe/Berlin"
+    ) as service:
         items = (await service.api.get("jobs")).expect(200)["items"]
         assert {item["name"]: item["cron"] for item in items} == {
             **SEEDS,
@@ -92,12 +96,12 @@ async def test_the_seeds_seven_jobs_are_there_with_its_schedules(database: str) 
 
 async def test_settings_go_over_the_seeds_jobs_and_stay_until_they_are_taken_away(database: str) -> None:
     often = {"status_update": {"every": "10m"}, "own": {"task": "token_monitor", "cron": "5 4 * * mon"}}
-    async with running_service(database, jobs=often) as service:
+    async with running_service(database, seed_jobs=True, jobs=often) as service:
         shown = (await service.api.get("jobs/status_update")).expect(200)
         assert (shown["every_seconds"], shown["cron"], shown["source"]) == (600, None, "settings")
         assert (await service.api.get("jobs/own")).expect(200)["source"] == "settings"
         (await service.api.put("jobs/by_hand", task="token_monitor", every="1d")).expect(200)
-    async with running_service(database) as service:
+    async with running_service(database, seed_jobs=True) as service:
         names = {item["name"] for item in (await service.api.get("jobs")).expect(200)["items"]}
         assert names == {*SEEDS, "by_hand"}
 

@@ -12,7 +12,7 @@ from statistics import quantiles
 
 from tests.support.agents import after, running_agents
 from tests.support.parts import connected
-from tests.support.process import NO_JOBS, squad_up
+from tests.support.process import squad_up
 from tests.support.verify import assert_log_is_sound
 from tests.support.wait import eventually
 
@@ -30,7 +30,7 @@ async def test_two_hundred_jobs_due_at_once_begin_at_once(database: str) -> None
         jobs = {
             name: {"agent": name, "endpoint": f"/{name}", "every": f"{EVERY_SECONDS}s"} for name in names
         }
-        settings = {"SQUAD_AGENTS": json.dumps(roster), "SQUAD_JOBS": json.dumps({**NO_JOBS, **jobs})}
+        settings = {"SQUAD_AGENTS": json.dumps(roster), "SQUAD_JOBS": json.dumps(jobs)}
         async with squad_up(dsn=database, data=None, **settings) as service:
             await eventually(
                 lambda: len(agents.calls) >= ROUNDS * JOBS,

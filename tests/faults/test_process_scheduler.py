@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.agents import after, running_agents
 from tests.support.parts import connected
-from tests.support.process import NO_JOBS, squad_up
+from tests.support.process import squad_up
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
@@ -79,7 +79,6 @@ async def test_every_tick_has_one_run_and_one_outcome_though_a_process_is_killed
         "SQUAD_AGENTS": json.dumps({"worker": {"role": "test", "url": agents.url}}),
         "SQUAD_JOBS": json.dumps(
             {
-                **NO_JOBS,
                 "heartbeat": {
                     "agent": "worker",
                     "endpoint": "/heartbeat",

@@ -78,9 +78,9 @@ async def test_ticks_within_the_catch_up_time_run_and_older_ones_are_recorded_as
         await eventually(lambda: statuses(member, "every_10_s").total() >= 60)
         await eventually(lambda: statuses(member, "impatient").total() >= 10)
         for name, minutes in (("every_minute", 1), ("patient", 1), ("impatient", 1), ("every_10_s", 1 / 6)):
-            rows = member.runs(name)
+            # A tick that waited has its run after ticks that were left out meanwhile.
+            rows = sorted(member.runs(name), key=lambda row: row.tick)
             step = timedelta(minutes=minutes)
-            assert [row.tick for row in rows] == sorted({row.tick for row in rows})
             assert rows[0].tick - since <= step
             assert {later.tick - row.tick for row, later in pairwise(rows)} == {step}
         assert statuses(member, "patient").keys() == {"succeeded"}

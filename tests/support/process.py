@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -13,12 +12,10 @@ import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import aiohttp
 
-from service.job_spec import seed_jobs
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -27,8 +24,6 @@ if TYPE_CHECKING:
 _LISTENS_WITHIN_SECONDS = 30.0
 _URL = re.compile(r"listening on (http://\S+)")
 _SHOWN_CHARACTERS = 4_000
-NO_JOBS = MappingProxyType({name: {"enabled": False} for name in seed_jobs(0, "UTC")})
-"""Settings by which nothing happens by itself, such as a message in the middle of a test."""
 
 _PROBE = aiohttp.ClientTimeout(total=3)
 
@@ -45,8 +40,8 @@ class ServiceProcess:
         squad = Path(sys.executable).with_name("squad")
         self._command = [str(squad), "up", "--port=0", f"--dsn={dsn}" if dsn else f"--data={data}"]
         ours = {name: value for name, value in os.environ.items() if not name.startswith("SQUAD_")}
-        jobs = json.dumps(dict(NO_JOBS))
-        self._environment = {**ours, "SQUAD_RESET_HOUR": _far_from_now(), "SQUAD_JOBS": jobs, **settings}
+        quiet = {"SQUAD_RESET_HOUR": _far_from_now(), "SQUAD_SEED_JOBS": "false"}
+        self._environment = {**ours, **quiet, **settings}
 
     @property
     def pid(self) -> int:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -41,6 +41,9 @@ from tests.unit.job_stories import (
 )
 from tests.unit.support import START, Story, moment
 
+if TYPE_CHECKING:
+    from service.commands import AnyCommand
+
 
 def defined(source: Any = "settings", **fields: Any) -> JobDefined:
     return JobDefined(job=JOB, source=source, definition=definition(**fields))
@@ -78,7 +81,7 @@ class TestDefining:
         a_squad().when(define(agent="nobody")).then_refused("agent_not_found")
 
     def test_needs_no_agent_where_none_is_called(self) -> None:
-        fields = {"agent": None, "endpoint": None, "task": "status_update"}
+        fields: dict[str, Any] = {"agent": None, "endpoint": None, "task": "status_update"}
         a_squad().when(define(**fields)).then(defined(**fields))
 
     def test_after_removal_in_the_same_batch_puts_it_back(self) -> None:
@@ -136,7 +139,7 @@ class TestWhatChangesOfASchedule:
     def test_counts_a_change_of_the_zone_or_from_cron_to_an_interval(self) -> None:
         story = with_job().when(define(timezone="Europe/Berlin"), at=60)
         story.then(missed(60), defined(timezone="Europe/Berlin"))
-        every = {"cron": None, "every_seconds": 50.0}
+        every: dict[str, Any] = {"cron": None, "every_seconds": 50.0}
         story.when(define(**every), at=120).then(missed(120), defined(**every))
 
     def test_keeps_the_tick_that_waits_for_the_present_run(self) -> None:
@@ -291,7 +294,9 @@ def test_whatever_is_to_be_claimed_leads_to_something() -> None:
     claimed = 0
     for seconds in (125, 180, 181, 240, 900):
         jobs, runs, _ = due_jobs(story.squad, moment(seconds))
-        for command in [*(claim(OTHER, name) for name in jobs), *(take_up(id_) for id_ in runs)]:
+        commands: list[AnyCommand] = [claim(OTHER, name) for name in jobs]
+        commands += [take_up(id_) for id_ in runs]
+        for command in commands:
             story.when(command, at=seconds)
             assert story.events
             claimed += 1

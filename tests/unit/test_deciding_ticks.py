@@ -372,7 +372,7 @@ class TestRunningNow:
         story.given(ended(story.id), at=60).when(claim(), at=60).then(AT_WORK, started(60))
 
     @pytest.mark.parametrize("fields", [{}, {"enabled": False}])
-    def test_asks_neither_for_pause_nor_for_schedule(self, fields: dict[str, bool]) -> None:
+    def test_asks_neither_for_pause_nor_for_schedule(self, fields: dict[str, Any]) -> None:
         story = with_job(**fields).given(PauseJob(name=JOB), at=1)
         story.when(RUN_NOW, at=30).then(AT_WORK, started(30, run_id=FRESH, manual=True))
 

@@ -225,7 +225,7 @@ class World:
         runs = list(squad.all(RUNS))
         assert {row.id for row in runs} == self.job_rules.runs.keys()
 
-        working = Counter(row.agent for row in (*operations, *runs))
+        working = Counter([*(row.agent for row in operations), *(row.agent for row in runs)])
         assert {row.name: row.operations for row in squad.all(AGENTS)} == {
             row.name: working[row.name] for row in squad.all(AGENTS)
         }

@@ -6,6 +6,7 @@ The watcher reads cron fields in the plainest way and looks at the clock on the 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -66,7 +67,8 @@ questions = st.sampled_from([(zone, shift) for zone, shifts in SHIFTS.items() fo
 )
 
 
-def expand(field: str, lowest: int, highest: int) -> set[int]:
+@cache
+def expand(field: str, lowest: int, highest: int) -> frozenset[int]:
     """The numbers that a field names."""
     numbers: set[int] = set()
     for part in field.split(","):
@@ -75,7 +77,7 @@ def expand(field: str, lowest: int, highest: int) -> set[int]:
         first = lowest if low == "*" else int(low)
         last = highest if low == "*" else int(high or low)
         numbers.update(range(first, last + 1, int(step or 1)))
-    return numbers
+    return frozenset(numbers)
 
 
 def wanted(cron: str, wall: datetime) -> bool:
