@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -91,7 +92,9 @@ async def load(on: Server, path: str, body: Any, *, connections: int, seconds: f
 
 @contextlib.asynccontextmanager
 async def _process(program: str | Path, *arguments: str) -> AsyncIterator[Process]:
-    process = await asyncio.create_subprocess_exec(program, *arguments, stdout=PIPE)
+    # Whoever runs a benchmark may have settings for a squad of their own.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SQUAD_")}
+    process = await asyncio.create_subprocess_exec(program, *arguments, stdout=PIPE, env=environment)
     try:
         yield process
     finally:

@@ -27,7 +27,7 @@ from projections.tasks import TaskRow
 class Answer(BaseModel):
     """An answer."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 class Written(Answer):

@@ -123,19 +123,32 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def parse_command(model: type[M], fields: dict[str, Any], path: Mapping[str, str]) -> M:
+def parse_command(
+    model: type[M],
+    fields: dict[str, Any],
+    path: Mapping[str, str] | None = None,
+    bound: Mapping[str, str] | None = None,
+) -> M:
     """A command from a body's fields and those that stand in the path.
 
+    Args:
+        model: which command.
+        fields: the body's.
+        path: what stands in the path, by parameter.
+        bound: the command's field by path parameter.
+
     Raises:
-        Problem: a field is missing, wrong or unknown.
+        Problem: a field is missing, wrong or unknown; one of the path is told by its name there.
     """
-    for name in path:
-        if name in fields:
-            raise wrong(name, "stands in the path, not in the body")
+    in_path = {field: name for name, field in bound.items()} if bound else {}
+    for taken in in_path.keys() & fields.keys():
+        raise wrong(taken, "stands in the path, not in the body")
+    if path and in_path:
+        fields = {**fields, **{field: path[name] for field, name in in_path.items()}}
     try:
-        return model.model_validate({**fields, **path}, strict=True)
+        return model.model_validate(fields, strict=True)
     except ValidationError as error:
-        raise from_validation(error) from error
+        raise from_validation(error, names=in_path) from error
 
 
 def parse_query(model: type[M], request: web.Request) -> M:

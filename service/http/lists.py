@@ -28,7 +28,7 @@ Position = Annotated[int, Field(ge=0, le=_LARGEST_POSITION)]
 class Query(BaseModel):
     """What every GET takes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     min_position: Position | None = None
     """Wait, at most 5 seconds, until the answer covers this position."""
@@ -38,6 +38,7 @@ class PageQuery(Query):
     """What every list takes; further fields are filters by equality."""
 
     limit: int = Field(default=100, ge=1, le=MAX_PAGE)
+    """How many entries a page has at most."""
     after: Position = 0
     """The `next` of the page before."""
 
@@ -47,7 +48,7 @@ def _split(value: object) -> object:
 
 
 E = TypeVar("E")
-OneOf = Annotated[tuple[E, ...], BeforeValidator(_split), Field(min_length=1, max_length=20)]
+OneOf = Annotated[tuple[E, ...], Field(min_length=1, max_length=20), BeforeValidator(_split)]
 """A filter that takes several values, separated by commas."""
 
 

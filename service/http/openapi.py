@@ -9,10 +9,10 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from service.http.answers import ProblemDetails
-from service.http.examples import EXAMPLES
 from service.http.problems import CONTENT_TYPE, STATUS, TITLES
 from service.http.route import Media
 from service.http.seed import SeedError
+from service.http.wording import DESCRIPTION, EXAMPLES, PATH_PARAMETERS, TAGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,33 +27,6 @@ _WITH_PARAMETERS = ("validation_failed",)
 _WITH_BODY = ("malformed_json", "payload_too_large", "unsupported_media_type")
 _WRITES = ("queue_full", "outcome_unknown", "idempotency_mismatch")
 _MAY_BE_TRIED_AGAIN = frozenset({409, 429, 503})
-
-_DESCRIPTION = """\
-Schedules, connects, budgets and audits a squad of AI agents.
-
-Everything that happens is an event in one log. A write answers with the `position` of its last event, and a
-read with `min_position` waits until it shows that position. With an `Idempotency-Key`, a repeated POST gets
-the first answer again. Errors under `/api/v1` are problem details (RFC 9457) with a stable `code`.
-"""
-
-_TAGS = {
-    "squad": "The squad at a glance, in the words of its first users.",
-    "agents": "Who belongs to the squad, and what each is at.",
-    "messages": "What agents tell each other: to one or to all, with an inbox for each.",
-    "operations": "Claims on resources, so that no two agents do the same work.",
-    "budget": "Tokens: what may be spent in a day, what is set aside, what was spent.",
-    "tasks": "The task board.",
-    "emails": "The e-mail log.",
-    "events": "The log itself, as a list and as a live stream.",
-    "batch": "Many writes in one request.",
-    "health": "Whether the service is well, what it has counted, and this document.",
-}
-
-_PATH_PARAMETERS = {
-    "id": "Its id, as the answer to its creation gave it.",
-    "name": "The agent's name.",
-    "position": "The event's place in the log.",
-}
 
 _KEY = {
     "name": "Idempotency-Key",
@@ -90,6 +63,22 @@ _RETRY_HEADER = {
 }
 
 
+_ANY_OF: Mapping[str, list[dict[str, Any]]] = {
+    "SetBudget": [
+        {"required": ["daily_tokens"], "properties": {"daily_tokens": {"type": "integer"}}},
+        {"required": ["agent_limits"], "properties": {"agent_limits": {"type": "object"}}},
+    ],
+    "RecordUsage": [
+        {"required": ["tokens"], "properties": {"tokens": {"type": "integer"}}},
+        {
+            "required": ["input_tokens", "output_tokens"],
+            "properties": {"input_tokens": {"type": "integer"}, "output_tokens": {"type": "integer"}},
+        },
+    ],
+}
+"""What a command asks for beyond its single fields."""
+
+
 class _Schemas:
     """The models' schemas, each under its name."""
 
@@ -106,6 +95,9 @@ class _Schemas:
                 models += [(model, "validation") for model in _several(route.body)]
         self._references, definitions = models_json_schema(models, ref_template=_REF)
         self.definitions: dict[str, Any] = definitions["$defs"]
+        for name, choices in _ANY_OF.items():
+            self.definitions[name]["anyOf"] = choices
+        _close_maps(self.definitions)
 
     def of(self, shape: Shape, mode: JsonSchemaMode) -> dict[str, Any]:
         """A reference to a model's schema, or to one of several."""
@@ -131,6 +123,19 @@ class _Schemas:
             self.definitions.pop(name, None)
 
 
+def _close_maps(schema: Any) -> None:
+    """Says of every map that all its keys match the pattern; pydantic only says what holds for those."""
+    if isinstance(schema, dict):
+        if patterns := schema.pop("patternProperties", None):
+            [(pattern, values)] = patterns.items()
+            schema["propertyNames"] = {**schema.get("propertyNames", {}), "pattern": pattern}
+            schema["additionalProperties"] = values
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for part in schema:
+            _close_maps(part)
+
+
 def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
     """The document for these routes."""
     routes = list(routes)
@@ -144,10 +149,10 @@ def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
         "info": {
             "title": "Squad orchestrator",
             "version": version,
-            "description": _DESCRIPTION,
+            "description": DESCRIPTION,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
         "components": {"schemas": dict(sorted(schemas.definitions.items()))},
     }
@@ -201,7 +206,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
             "name": name,
             "in": "path",
             "required": True,
-            "description": _PATH_PARAMETERS[name],
+            "description": PATH_PARAMETERS[name],
             "schema": TypeAdapter(kind).json_schema(),
         }
         for name, kind in route.path_types.items()
@@ -219,9 +224,9 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
 
 def _query_parameter(name: str, field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
     # A parameter that is left out is how a query says null.
-    choices = [choice for choice in field.get("anyOf", [field]) if choice.get("type") != "null"]
-    schema = choices[0] if len(choices) == 1 else {"anyOf": choices}
-    schema = {key: value for key, value in schema.items() if key not in ("title", "description")}
+    choices = [choice for choice in field.get("anyOf", [{}]) if choice.get("type") != "null"]
+    whole = {key: value for key, value in field.items() if key not in ("anyOf", "title", "description")}
+    schema = {**whole, **choices[0]} if len(choices) == 1 else {**whole, "anyOf": choices}
     if schema.get("default", ...) is None:
         del schema["default"]
     parameter = {"name": name, "in": "query", "required": False, "schema": schema}

@@ -149,14 +149,19 @@ def wrong(field: str, message: str) -> Problem:
     )
 
 
-def from_validation(error: ValidationError, within: str = "body") -> Problem:
+def from_validation(
+    error: ValidationError, within: str = "body", names: Mapping[str, str] | None = None
+) -> Problem:
     """Which fields are wrong, and what is allowed.
 
     Args:
         error: what pydantic found.
         within: what was looked at, where a fault lies in no field of it.
+        names: what fields are called where the caller knows them by another name.
     """
     errors = field_errors(error, within)
+    for item in errors:
+        item["field"] = (names or {}).get(item["field"], item["field"])
     summary = "; ".join(f"{item['field']}: {item['message']}" for item in errors[:5])
     return Problem("validation_failed", summary, errors=errors)
 

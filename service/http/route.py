@@ -169,7 +169,9 @@ def write(
         answers={status: answer},
         problems=problems,
         body=command,
-        path_types={name: command.model_fields[field].annotation for name, field in how.bound.items()},
+        path_types={
+            name: command.model_fields[field].rebuild_annotation() for name, field in how.bound.items()
+        },
         write=how,
     )
 
@@ -190,8 +192,7 @@ async def carry_out_write(
     Raises:
         Problem: the fields are wrong, or the command could not be carried out.
     """
-    bound = {field: path[name] for name, field in how.bound.items()}
-    command = parse_command(how.command, fields, bound)
+    command = parse_command(how.command, fields, path, how.bound)
     return await carry_out(
         services,
         command,  # type: ignore[arg-type]

@@ -81,7 +81,7 @@ class SquadQuery(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
 
-    action: str | None = None
+    action: str | None = Field(default=None, json_schema_extra={"enum": ["orchestrator-status"]})
     """`orchestrator-status` for the orchestrator alone."""
     date_from: Moment | None = Field(default=None, alias="dateFrom")
     """Only tasks and messages created since then."""

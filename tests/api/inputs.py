@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from service.http.examples import EXAMPLES
 from service.http.openapi import SEED_PATH
 from service.http.table import ROUTES
+from service.http.wording import EXAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

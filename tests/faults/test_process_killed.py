@@ -90,6 +90,6 @@ async def kill_postgres_and_wait(folder: Path, service: ServiceProcess, load: Lo
 
 async def is_well(service: ServiceProcess, load: Load, *, since: float) -> None:
     """Waits until requests are answered and the service calls itself ready, and holds both to the bound."""
-    await load.more(within_seconds=WELL_AGAIN_WITHIN_SECONDS)
+    await load.more(100, within_seconds=WELL_AGAIN_WITHIN_SECONDS)
     await eventually(service.is_ready, within_seconds=WELL_AGAIN_WITHIN_SECONDS)
     assert monotonic() - since < WELL_AGAIN_WITHIN_SECONDS

@@ -27,6 +27,7 @@ class AgentQuery(Query):
     """A page of agents, who are listed by name."""
 
     limit: int = Field(default=100, ge=1, le=MAX_PAGE)
+    """How many agents a page has at most."""
     after: Name | None = None
     """The `next` of the page before."""
 

@@ -127,7 +127,7 @@ def route_for(routes: Iterable[Route]) -> Route:
 
     async def handler(services: Services, request: web.Request) -> web.StreamResponse:
         body = await body_of(request)
-        batch = parse_command(Batch, parse_object(body), {})
+        batch = parse_command(Batch, parse_object(body))
         key, correlation = idempotency_key(request.headers), correlation_id(request.headers)
         count = len(batch.commands)
         keys = [f"{key}/{index}" if key else None for index in range(count)]

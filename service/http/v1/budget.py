@@ -26,7 +26,7 @@ async def _show(services: Services, request: web.Request) -> web.StreamResponse:
 
 
 async def _check(services: Services, request: web.Request) -> web.StreamResponse:
-    command = parse_command(do.CheckBudget, parse_object(await body_of(request)), {})
+    command = parse_command(do.CheckBudget, parse_object(await body_of(request)))
     state = _begun(services)
     assert state.day
     judged = allowance(state, state.day, command.agent, command.tokens)

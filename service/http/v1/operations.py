@@ -32,7 +32,7 @@ class ConflictQuery(PageQuery):
 
 
 async def _check(services: Services, request: web.Request) -> web.StreamResponse:
-    command = parse_command(do.CheckOperation, parse_object(await body_of(request)), {})
+    command = parse_command(do.CheckOperation, parse_object(await body_of(request)))
     conflict = find_conflict(services.writer.squad, command.resources, services.clock.now())
     return respond(200, {"conflict": describe(conflict) if conflict else None})
 

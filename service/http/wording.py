@@ -1,4 +1,4 @@
-"""One example of each request body, shown in the OpenAPI document. Tests hold them to the models."""
+"""What the OpenAPI document says in words, and an example of each request body."""
 
 from __future__ import annotations
 
@@ -7,6 +7,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+DESCRIPTION = """\
+Schedules, connects, budgets and audits a squad of AI agents.
+
+Everything that happens is an event in one log. A write answers with the `position` of its last event, and a
+read with `min_position` waits until it shows that position. With an `Idempotency-Key`, a repeated POST gets
+the first answer again. Errors under `/api/v1` are problem details (RFC 9457) with a stable `code`.
+"""
+
+TAGS: Mapping[str, str] = MappingProxyType(
+    {
+        "squad": "The squad at a glance, in the words of its first users.",
+        "agents": "Who belongs to the squad, and what each is at.",
+        "messages": "What agents tell each other: to one or to all, with an inbox for each.",
+        "operations": "Claims on resources, so that no two agents do the same work.",
+        "budget": "Tokens: what may be spent in a day, what is set aside, what was spent.",
+        "tasks": "The task board.",
+        "emails": "The e-mail log.",
+        "events": "The log itself, as a list and as a live stream.",
+        "batch": "Many writes in one request.",
+        "health": "Whether the service is well, what it has counted, and this document.",
+    }
+)
+
+PATH_PARAMETERS: Mapping[str, str] = MappingProxyType(
+    {
+        "id": "Its id, as the answer to its creation gave it.",
+        "name": "The agent's name.",
+        "position": "The event's place in the log.",
+    }
+)
 
 EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
     {
@@ -93,4 +124,4 @@ EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
         ("DELETE", "/api/v1/jobs/{name}"): {},
     }
 )
-"""By method and path."""
+"""By method and path; tests hold them to the models."""
