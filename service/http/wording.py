@@ -123,18 +123,7 @@ EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
         ("POST", "/api/v1/jobs/{name}/pause"): {"note": "the mail server is being moved"},
         ("POST", "/api/v1/jobs/{name}/resume"): {"note": "the mail server is back"},
         ("DELETE", "/api/v1/jobs/{name}"): {},
-        ("PUT", "/api/v1/jobs/{name}"): {
-            "agent": "email_agent",
-            "endpoint": "/api/agents/email/digest",
-            "cron": "30 7 * * MON-FRI",
-            "timezone": "Europe/Berlin",
-            "tokens": 2_000,
-            "retries": 2,
-        },
-        ("DELETE", "/api/v1/jobs/{name}"): {},
         ("POST", "/api/v1/jobs/{name}/run"): {},
-        ("POST", "/api/v1/jobs/{name}/pause"): {"note": "the mail server is being moved"},
-        ("POST", "/api/v1/jobs/{name}/resume"): {"note": "the mail server is back"},
     }
 )
 """By method and path; tests hold them to the models."""
