@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check fmt bench upgrade clean
+.PHONY: help install run demo test check fmt bench upgrade clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ install: $(STAMP) ## Set up .venv with everything, `.venv/bin/squad` among it
 
 run: $(STAMP) ## Start the service on 127.0.0.1:3001 with its embedded Postgres; options in ARGS="..."
 	@exec $(BIN)/squad up $(ARGS)
+
+demo: $(STAMP) ## See e-mails arrive, be classified and drafted; options in ARGS="..."
+	@exec $(BIN)/python -m examples.demo $(ARGS)
 
 test: $(STAMP) ## Run all the tests; what pytest should get in ARGS="..."
 	$(BIN)/python -m pytest $(ARGS)

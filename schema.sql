@@ -380,6 +380,58 @@ CREATE INDEX email_logs_by_status ON email_logs (status, created_position);
 CREATE INDEX email_logs_by_category ON email_logs (category, created_position);
 
 
+-- Jobs and their runs ----------------------------------------------------------------------------------
+
+CREATE TABLE jobs (
+    name             text             PRIMARY KEY,
+    source           text             NOT NULL,
+    agent            text,
+    endpoint         text,
+    task             text,
+    cron             text,
+    every_seconds    double precision,
+    timezone         text             NOT NULL,
+    tokens           bigint           NOT NULL,
+    timeout_seconds  double precision NOT NULL,
+    retries          integer          NOT NULL,
+    overlap          text             NOT NULL,
+    catch_up_seconds double precision NOT NULL,
+    jitter_seconds   double precision NOT NULL,
+    pause_on_failure boolean          NOT NULL,
+    enabled          boolean          NOT NULL,
+    removed          boolean          NOT NULL,
+    paused           boolean          NOT NULL,
+    pause_note       text,
+    ticked_until     timestamptz      NOT NULL,
+    buffered_tick    timestamptz,
+    position         bigint           NOT NULL
+);
+
+CREATE TABLE job_runs (
+    id               uuid        PRIMARY KEY,
+    job              text        NOT NULL,
+    tick             timestamptz NOT NULL,
+    status           text        NOT NULL CHECK (status IN
+                                     ('running', 'succeeded', 'failed', 'skipped', 'missed', 'lost')),
+    manual           boolean     NOT NULL,
+    agent            text,
+    attempts         integer     NOT NULL,
+    attempts_allowed integer     NOT NULL,
+    reason           text,
+    runner           text,
+    lease_expires_at timestamptz,
+    retry_at         timestamptz,
+    reservation_id   uuid,
+    tokens_used      bigint,
+    started_at       timestamptz,
+    finished_at      timestamptz,
+    fencing_token    bigint      NOT NULL,
+    position         bigint      NOT NULL
+);
+CREATE INDEX job_runs_by_job ON job_runs (job, fencing_token);
+CREATE INDEX job_runs_by_status ON job_runs (status, fencing_token);
+
+
 -- The orchestrator -------------------------------------------------------------------------------------
 
 CREATE TABLE orchestrator (

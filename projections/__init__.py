@@ -14,6 +14,7 @@ from eventstore.events import AppendAbandoned, Event, RequestAnswered
 from projections.agents import agents
 from projections.budgets import budgets
 from projections.emails import emails
+from projections.jobs import jobs
 from projections.messages import messages
 from projections.operations import operations
 from projections.orchestrator import orchestrator
@@ -22,7 +23,16 @@ from projections.tasks import tasks
 
 __all__ = ["HANDLERS", "PROJECTIONS", "WITHOUT_ROWS", "Projection", "Table", "View"]
 
-PROJECTIONS: tuple[Projection, ...] = (agents, messages, operations, budgets, tasks, emails, orchestrator)
+PROJECTIONS: tuple[Projection, ...] = (
+    agents,
+    messages,
+    operations,
+    budgets,
+    tasks,
+    emails,
+    jobs,
+    orchestrator,
+)
 
 WITHOUT_ROWS: frozenset[type[Event]] = frozenset({RequestAnswered, AppendAbandoned})
 """Events that change no row, said aloud."""

@@ -18,6 +18,8 @@ from eventstore.events import (
     OperationFinished,
     OperationRenewed,
     OperationStarted,
+    RunFinished,
+    RunStarted,
     TokensDenied,
     TokensReleased,
     TokensReserved,
@@ -164,7 +166,31 @@ def _operation_expired(view: View, event: OperationExpired, recorded: Recorded) 
 
 
 def _count_operations(view: View, event: _OfAgent, change: int, recorded: Recorded) -> None:
-    row = _agent(view, event.agent)
+    _count_work(view, event.agent, change, recorded)
+
+
+def _count_work(view: View, name: str, change: int, recorded: Recorded) -> None:
+    row = _agent(view, name)
     view.rows(AGENTS).put(
-        event.agent, row._replace(operations=row.operations + change, position=recorded.position)
+        name, row._replace(operations=row.operations + change, position=recorded.position)
     )
+
+
+def _its_agent_if_any(event: RunStarted | RunFinished) -> Iterable[Touched]:
+    return (Touched(AGENTS, event.agent),) if event.agent else ()
+
+
+@agents.on(RunStarted, touches=_its_agent_if_any)
+def _run_started(view: View, event: RunStarted, recorded: Recorded) -> None:
+    if event.agent:
+        _count_work(view, event.agent, 1, recorded)
+
+
+@agents.on(RunFinished, touches=_its_agent_if_any)
+def _run_finished(view: View, event: RunFinished, recorded: Recorded) -> None:
+    if event.agent:
+        _count_work(view, event.agent, -1, recorded)
+        # A run that failed or was lost is no sign of life of the agent that was called.
+        if event.outcome == "succeeded":
+            row = _agent(view, event.agent)
+            view.rows(AGENTS).put(event.agent, row._replace(last_active=recorded.recorded_at))

@@ -82,3 +82,22 @@ async def select(
 
 def _names(columns: Iterable[str]) -> sql.Composed:
     return sql.SQL(", ").join(map(sql.Identifier, columns))
+
+
+async def newest(
+    connection: Connection, table: Table[Any, Any], column: str, value: Any, order: str, limit: int
+) -> list[Any]:
+    """The newest rows in which a column has a value.
+
+    Args:
+        connection: to read on.
+        table: which table.
+        column: which column; with `value`, what it must hold.
+        value: see `column`.
+        order: the column that orders the rows.
+        limit: how many at most.
+    """
+    where = sql.SQL("WHERE {} = %(value)s ORDER BY {} DESC LIMIT %(limit)s").format(
+        sql.Identifier(column), sql.Identifier(order)
+    )
+    return await select(connection, table, where, {"value": value, "limit": limit})

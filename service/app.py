@@ -8,24 +8,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from aiohttp import web
 
 from eventstore import connection, schema
 from eventstore.listener import Listener
+from projections.agents import AGENTS
+from projections.jobs import JOBS
 from projections.projector import Projector
 from service.batch import new_id
+from service.calls import Caller
 from service.clock import DatabaseClock
-from service.commands import StartOrchestrator
+from service.commands import DefineJob, RegisterAgent, RemoveJob, StartOrchestrator
 from service.embedded import EmbeddedPostgres
 from service.http.context import Services
 from service.http.server import Runner
 from service.http.table import application
+from service.job_spec import EMAIL_AGENT
 from service.metrics import Metrics
 from service.reading import ReadTables
 from service.requests import Request
+from service.scheduler import Scheduler
 from service.tail import Tail
 from service.timekeeper import keep_time
 from service.writer import Writer
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
 
     from service.commands import AnyCommand
+    from service.requests import Outcome
     from service.settings import Settings
 
 READ_CONNECTIONS = 8
@@ -49,6 +58,9 @@ CLOSE_SECONDS = 1.0
 """How long open connections then have to end by themselves."""
 
 SERVICE_ACTOR = "system:service"
+
+SEED_AGENTS = {"orchestrator": "Orchestrator", EMAIL_AGENT: "Email"}
+"""Agents that the seed's jobs speak of; registered where nobody has."""
 _log = logging.getLogger(__name__)
 
 
@@ -93,8 +105,11 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
     projector = Projector(dsn, squad_schema, listener.events)
     writer = Writer(dsn, squad_schema, clock, listener.events)
     tail = Tail()
-    writer.observers.append(tail.extend)
+    caller = Caller(settings.agents_url, settings.secrets())
+    scheduler = Scheduler(writer, clock, caller, _runner_name())
+    writer.observers += [tail.extend, scheduler.observe]
     async with (
+        caller,
         connection.pool(dsn, squad_schema, name="squad reader", size=READ_CONNECTIONS) as pool,
         background(listener.run(), projector.run(), writer.run(), keep_time(writer, clock)) as tasks,
     ):
@@ -106,6 +121,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
             clock=clock,
             listener=listener,
             projector=projector,
+            scheduler=scheduler,
             metrics=Metrics(writer, projector, listener),
         )
         await _until_ready(writer)
@@ -134,9 +150,11 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[str, list[asyncio.T
             raise StartFailed(
                 f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
             ) from error
+        # Jobs begin when everything else is there: whoever cannot serve must not claim what is due.
+        scheduling = await stack.enter_async_context(background(services.scheduler.run()))
         host, port = runner.addresses[0][:2]
         try:
-            yield f"http://{f'[{host}]' if ':' in host else host}:{port}", tasks
+            yield f"http://{f'[{host}]' if ':' in host else host}:{port}", [*tasks, *scheduling]
         finally:
             await _stop(services, site)
 
@@ -145,12 +163,18 @@ async def _stop(services: Services, site: web.TCPSite) -> None:
     """New requests are refused, waiting ones answered, streams closed."""
     services.stopping = True
     await site.stop()
+    await services.scheduler.stop()
     services.tables.let_go()
     for stream in list(services.streams):
         stream.cancel()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_SECONDS):
             await services.writer.drain()
+
+
+def _runner_name() -> str:
+    """This process as the log names it: where it runs, its number there, and what no other has."""
+    return f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid4().hex[:8]}"
 
 
 async def _until_ready(writer: Writer) -> None:
@@ -167,10 +191,22 @@ async def _until_ready(writer: Writer) -> None:
 async def _first_commands(settings: Settings, writer: Writer) -> None:
     """The policy and the agents of the settings, and the first start of a new squad's orchestrator."""
     correlation_id = new_id()
-    commands: list[AnyCommand] = [
-        settings.policy(),
-        *settings.registrations(),
-        StartOrchestrator(only_if_new=True),
-    ]
-    for command in commands:
-        await writer.submit(Request(command, SERVICE_ACTOR, correlation_id))
+
+    async def do(command: AnyCommand) -> Outcome:
+        return await writer.submit(Request(command, SERVICE_ACTOR, correlation_id))
+
+    await do(settings.policy())
+    for agent in settings.registrations():
+        await do(agent)
+    for name, role in SEED_AGENTS.items() if settings.seed_jobs else ():
+        if writer.squad.rows(AGENTS).get(name) is None:
+            await do(RegisterAgent(name=name, role=role))
+    await do(StartOrchestrator(only_if_new=True))
+    specs = settings.job_specs()
+    for name, (source, spec) in specs.items():
+        outcome = await do(DefineJob(name=name, source=source, definition=spec.definition()))
+        if outcome.refusal:
+            raise StartFailed(f"jobs.{name}.agent is {spec.agent!r}: {outcome.refusal.detail}")
+    for job in list(writer.squad.all(JOBS)):
+        if job.name not in specs and job.source != "api":
+            await do(RemoveJob(name=job.name))

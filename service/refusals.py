@@ -28,6 +28,10 @@ RefusalCode = Literal[
     "task_not_found",
     "email_not_found",
     "email_exists",
+    "job_not_found",
+    "job_running",
+    "orchestrator_stopped",
+    "run_not_held",
     "idempotency_mismatch",
 ]
 

@@ -33,6 +33,8 @@ _LOADED_WITHIN_SECONDS = 60.0
 _ACTIVE: dict[str, sql.SQL] = {
     "operations": sql.SQL("WHERE state = 'active'"),
     "reservations": sql.SQL("WHERE state = 'active'"),
+    "jobs": sql.SQL("WHERE NOT removed"),
+    "job_runs": sql.SQL("WHERE status = 'running'"),
     "squad_tasks": sql.SQL("WHERE status <> 'completed'"),
     "email_logs": sql.SQL("WHERE status NOT IN ('sent', 'archived')"),
     "budget_days": sql.SQL("WHERE closed_at IS NULL OR reserved <> 0"),

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import psycopg
 import pydantic_settings
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -23,15 +31,20 @@ from pydantic_settings import (
 )
 
 from eventstore.connection import SCHEMA_NAME
+from service.calls import decode_secret
 from service.commands import RegisterAgent, SetPolicy
+from service.job_spec import JobSpec, over, seed_jobs
 from service.logs import LogFormat, LogLevel
 from service.values import Name, Priority, Timezone, Tokens, TtlSeconds, Url, in_words
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+    from eventstore.events import JobSource
+
 DEFAULT_CONFIG = Path("squad.toml")
 _SHOWN_CHARACTERS = 100
+_WITH_SECRETS = frozenset({"SQUAD_AGENTS"})
 _POLICY = (
     "daily_tokens",
     "reset_hour",
@@ -67,6 +80,21 @@ class AgentSettings(BaseModel):
     role: Name
     url: Url | None = None
     priority: Priority = 0
+    secret: SecretStr | None = None
+    """Signs the calls to the agent; base64, as a rule with the prefix whsec_. Never in the log."""
+
+    @field_validator("secret")
+    @classmethod
+    def _is_base64(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is None:
+            return None
+        try:
+            key = decode_secret(secret.get_secret_value())
+        except ValueError:
+            key = b""
+        if not key:
+            raise ValueError("must be base64, with or without the prefix whsec_")
+        return secret
 
 
 class BudgetSettings(BaseModel):
@@ -92,7 +120,12 @@ class Settings(BaseSettings):
     """Everything that can be set; `docs/settings.md` explains each."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SQUAD_", extra="forbid", frozen=True, env_ignore_empty=True, populate_by_name=True
+        env_prefix="SQUAD_",
+        extra="forbid",
+        frozen=True,
+        env_ignore_empty=True,
+        populate_by_name=True,
+        hide_input_in_errors=True,
     )
 
     dsn: Dsn | None = None
@@ -109,10 +142,13 @@ class Settings(BaseSettings):
     operation_timeout_seconds: TtlSeconds = 60.0
     idle_after_minutes: float = Field(default=10.0, gt=0, le=1_000_000)
     offline_after_minutes: float = Field(default=60.0, gt=0, le=1_000_000)
+    seed_jobs: bool = True
+    """Whether the seed's seven jobs, and the agents that they speak of, are there by default."""
     log_format: LogFormat = "console"
     log_level: LogLevel = "info"
     budget: BudgetSettings = BudgetSettings()
     agents: dict[Name, AgentSettings] = Field(default_factory=dict)
+    jobs: dict[Name, dict[str, Any]] = Field(default_factory=dict)
 
     @classmethod
     def settings_customise_sources(
@@ -135,6 +171,32 @@ class Settings(BaseSettings):
         if "agent_limits" in self.budget.model_fields_set:
             named["agent_limits"] = dict(self.budget.agent_limits)
         return SetPolicy(**named)
+
+    def job_specs(self) -> dict[str, tuple[JobSource, JobSpec]]:
+        """The seed's jobs and the squad's own, which go over them.
+
+        Raises:
+            SettingsError: a job is not as a job must be.
+        """
+        seeds = seed_jobs(self.reset_hour, self.timezone) if self.seed_jobs else {}
+        specs: dict[str, tuple[JobSource, JobSpec]] = {}
+        faults: list[str] = []
+        for name in [*seeds, *(name for name in self.jobs if name not in seeds)]:
+            own = self.jobs.get(name)
+            wanted = over(seeds.get(name, {"timezone": self.timezone}), own or {})
+            try:
+                specs[name] = ("default" if own is None else "settings", JobSpec.model_validate(wanted))
+            except ValidationError as error:
+                faults += [_explain(item, f"jobs.{name}") for item in error.errors()]
+        if faults:
+            raise SettingsError("\n".join(faults))
+        return specs
+
+    def secrets(self) -> dict[str, str]:
+        """The agents' secrets, by name."""
+        return {
+            name: agent.secret.get_secret_value() for name, agent in self.agents.items() if agent.secret
+        }
 
     def registrations(self) -> list[RegisterAgent]:
         """The agents that the settings name."""
@@ -168,7 +230,7 @@ def read(config: Path | None = None, **flags: Any) -> Settings:
         raise SettingsError(f"the configuration file {named} does not exist")
     _config.path = named or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
+        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{_config.path} is not valid TOML: {error}") from error
     except OSError as error:
@@ -177,22 +239,32 @@ def read(config: Path | None = None, **flags: Any) -> Settings:
         raise SettingsError(_explain_json(error)) from error
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(item) for item in error.errors())) from error
+    settings.job_specs()
+    return settings
 
 
 def _explain_json(error: pydantic_settings.SettingsError) -> str:
     named = re.search(r'"(\w+)"', str(error))
     variable = f"SQUAD_{named[1].upper()}" if named else "a variable"
-    return f"{variable} is {os.environ.get(variable)!r}: must be a JSON object"
+    shown = "not valid" if variable in _WITH_SECRETS else repr(os.environ.get(variable))
+    return f"{variable} is {shown}: must be a JSON object"
 
 
-def _explain(error: ErrorDetails) -> str:
-    path = [str(part) for part in error["loc"]]
+def _explain(error: ErrorDetails, within: str = "") -> str:
+    path = [*filter(None, [within]), *(str(part) for part in error["loc"])]
+    if within and not error["loc"]:
+        return f"{within}: {in_words(error)}"
     name = ".".join(path).removeprefix("SQUAD_").lower() if len(path) == 1 else ".".join(path)
     if error["type"] == "extra_forbidden":
         return f"{name} is not a setting"
     if error["type"] == "missing":
         return f"{name} is missing"
-    variable = f" (SQUAD_{name.upper()})" if len(path) == 1 else ""
-    value = repr(error["input"])
-    shown = value if len(value) <= _SHOWN_CHARACTERS else f"{value[:_SHOWN_CHARACTERS]}…"
-    return f"{name}{variable} is {shown}: {in_words(error)}"
+    variable = f" (SQUAD_{name.upper()})" if len(path) == 1 and not within else ""
+    return f"{name}{variable} is {_shown(path, error['input'])}: {in_words(error)}"
+
+
+def _shown(path: list[str], value: Any) -> str:
+    if path[-1] == "secret" or (path[0] == "agents" and isinstance(value, dict | list)):
+        return "not valid"
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"

@@ -26,6 +26,7 @@ from projections.budgets import (
     PolicyRow,
 )
 from projections.emails import EMAILS
+from projections.jobs import JOBS, RUNS
 from projections.operations import OPERATIONS
 from projections.orchestrator import ORCHESTRATOR, THE_ORCHESTRATOR, OrchestratorRow
 from projections.projection import MissingRow, Table
@@ -68,6 +69,8 @@ RESIDENT: dict[str, Residence] = {
         Residence(BUDGETS, lambda row: True, lambda row: None),
         Residence(POLICY, lambda row: True, lambda row: "policy"),
         Residence(ORCHESTRATOR, lambda row: True, lambda row: "orchestrator"),
+        Residence(JOBS, lambda row: not row.removed, lambda row: f"job-{row.name}"),
+        Residence(RUNS, lambda row: row.status == "running", lambda row: f"run-{row.id}"),
         Residence(TASKS, lambda row: row.status != "completed", lambda row: f"task-{row.id}"),
         Residence(
             EMAILS, lambda row: row.status not in ("sent", "archived"), lambda row: f"email-{row.id}"

@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from projections.agents import AGENTS
+from projections.jobs import JOBS
 from projections.operations import OPERATIONS
 from service.decide.budget import remaining
+from service.schedule import next_tick, next_ticks, schedule_of
+
+NEXT_TICKS = 5
+"""How many ticks ahead a job is shown."""
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from projections.jobs import JobRow
     from projections.operations import OperationRow
     from service.squad import State
 
@@ -52,6 +58,29 @@ def active_operations(state: State) -> list[OperationRow]:
     return sorted(state.all(OPERATIONS), key=lambda row: row.fencing_token)
 
 
+def job(row: JobRow, last_runs: list[dict[str, Any]], now: datetime) -> dict[str, Any]:
+    """A job with its last runs and its next ticks."""
+    inner = ("removed", "ticked_until", "buffered_tick")
+    shown = {name: value for name, value in row._asdict().items() if name not in inner}
+    after = max(now, row.ticked_until)
+    ticks = next_ticks(schedule_of(row), after, NEXT_TICKS) if row.enabled else []
+    return {**shown, "last_runs": last_runs, "next_ticks": ticks}
+
+
+def seed_jobs(state: State, now: datetime) -> list[dict[str, Any]]:
+    """The schedule in the seed's words."""
+    return [
+        {
+            "name": row.name,
+            "schedule": row.cron or f"every {row.every_seconds:g} s",
+            "paused": row.paused,
+            "nextRun": next_tick(schedule_of(row), max(now, row.ticked_until)),
+        }
+        for row in sorted(state.all(JOBS), key=lambda row: row.name)
+        if row.enabled
+    ]
+
+
 def seed_budget(state: State) -> dict[str, Any]:
     """The budget in the seed's words. What is reserved cannot be used by others, so it does not remain."""
     day = state.day
@@ -79,7 +108,7 @@ def seed_operations(state: State) -> list[dict[str, Any]]:
     ]
 
 
-def seed_orchestrator(state: State) -> dict[str, Any]:
+def seed_orchestrator(state: State, now: datetime) -> dict[str, Any]:
     """The orchestrator in the seed's words."""
     row = state.orchestrator
     return {
@@ -87,7 +116,7 @@ def seed_orchestrator(state: State) -> dict[str, Any]:
         "startedAt": row.started_at if row else None,
         "tokenBudget": seed_budget(state),
         "activeOperations": seed_operations(state),
-        "scheduledJobs": [],
+        "scheduledJobs": seed_jobs(state, now),
     }
 
 

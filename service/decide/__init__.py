@@ -10,7 +10,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, assert_never
 
 from service import commands as do
-from service.decide import agents, budget, emails, messages, operations, orchestrator, tasks
+from service.decide import (
+    agents,
+    budget,
+    emails,
+    jobs,
+    messages,
+    operations,
+    orchestrator,
+    runs,
+    tasks,
+    ticks,
+)
 from service.decide.decision import Accepted, At, Decision, Refused
 
 if TYPE_CHECKING:
@@ -56,6 +67,24 @@ def decide(state: State, command: do.AnyCommand, at: At) -> Decision:
             return budget.set_budget(state, command, at)
         case do.SetPolicy():
             return budget.set_policy(state, command, at)
+        case do.ClaimTick():
+            return ticks.claim_tick(state, command, at)
+        case do.TakeUpRun():
+            return runs.take_up(state, command, at)
+        case do.RenewRun():
+            return runs.renew(state, command, at)
+        case do.EndAttempt():
+            return runs.end_attempt(state, command, at)
+        case do.RunJob():
+            return ticks.run_now(state, command, at)
+        case do.DefineJob():
+            return jobs.define(state, command, at)
+        case do.RemoveJob():
+            return jobs.remove(state, command, at)
+        case do.PauseJob():
+            return jobs.pause(state, command, at)
+        case do.ResumeJob():
+            return jobs.resume(state, command, at)
         case do.StartOrchestrator():
             return orchestrator.start(state, command, at)
         case do.StopOrchestrator():

@@ -127,7 +127,7 @@ def settle(state: State, command: SettleReservation, at: At) -> Decision:
     left = remaining(day)
     if day.day == row.day:
         left += row.tokens - command.tokens_used
-        events += _crossings(
+        events += crossings(
             state, day, day.used + command.tokens_used, caused_by=state.head.position + len(events)
         )
     reply = {"id": row.id, "tokens_used": command.tokens_used, "remaining": left}
@@ -169,8 +169,8 @@ def use(
 ) -> list[NewEvent]:
     """A use of tokens with the warnings that it sets off, as the events `after` others of one command."""
     position = state.head.position + after + 1
-    crossings = _crossings(state, day, day.used + used.tokens, caused_by=position)
-    return [NewEvent(used, caused_by=caused_by), *crossings]
+    warnings = crossings(state, day, day.used + used.tokens, caused_by=position)
+    return [NewEvent(used, caused_by=caused_by), *warnings]
 
 
 def set_budget(state: State, command: SetBudget, at: At) -> Decision:
@@ -269,7 +269,7 @@ def _level(percent: int) -> WarningLevel:
     return "warning" if percent >= 75 else "info"
 
 
-def _crossings(
+def crossings(
     state: State, day: BudgetDayRow, used: int, *, caused_by: int, total: int | None = None
 ) -> list[NewEvent]:
     """The warnings that are due once the day's use is `used`."""
@@ -326,7 +326,7 @@ def _set_rules(state: State, wanted: dict[str, Any], at: At) -> Decision:
     if reset:
         events.append(NewEvent(reset, caused_by=cause))
     if goes_on:
-        events += _crossings(state, day, day.used, caused_by=cause, total=total)
+        events += crossings(state, day, day.used, caused_by=cause, total=total)
     return Accepted(events, rules)
 
 

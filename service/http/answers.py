@@ -7,9 +7,18 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from eventstore.events import AgentStatus, EmailStatus, OperationOutcome, TaskPriority, TaskStatus
+from eventstore.events import (
+    AgentStatus,
+    EmailStatus,
+    JobSource,
+    OperationOutcome,
+    Overlap,
+    TaskPriority,
+    TaskStatus,
+)
 from projections.agents import AgentRow
 from projections.emails import EmailRow
+from projections.jobs import RunRow
 from projections.messages import MessageRow
 from projections.operations import ConflictRow, OperationRow
 from projections.tasks import TaskRow
@@ -230,6 +239,60 @@ class TaskWritten(Written):
     deliverable_url: str | None
     created_at: datetime
     updated_at: datetime
+
+
+Run = of_row("Run", RunRow)
+
+
+class Job(Answer):
+    """A job, with its last five runs, the newest first, and its next five ticks."""
+
+    name: str
+    source: JobSource
+    agent: str | None
+    endpoint: str | None
+    task: str | None
+    cron: str | None
+    every_seconds: float | None
+    timezone: str
+    tokens: int
+    timeout_seconds: float
+    retries: int
+    overlap: Overlap
+    catch_up_seconds: float
+    jitter_seconds: float
+    pause_on_failure: bool
+    enabled: bool
+    paused: bool
+    pause_note: str | None
+    position: int
+    last_runs: list[Run]  # type: ignore[valid-type]
+    next_ticks: list[datetime]
+
+
+class JobNamed(Written):
+    """Which job."""
+
+    name: str
+
+
+class JobPaused(Written):
+    """Whether the job's ticks are skipped, and what was noted."""
+
+    name: str
+    paused: bool
+    note: str | None
+
+
+class RunBegun(Written):
+    """A run that has begun."""
+
+    id: str
+    job: str
+    tick: datetime
+    status: str
+    attempts: int
+    started_at: datetime
 
 
 class EmailWritten(Written):

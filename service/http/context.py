@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from service.commands import AnyCommand
     from service.metrics import Metrics
     from service.reading import ReadTables
+    from service.scheduler import Scheduler
     from service.settings import Settings
     from service.tail import Tail
     from service.writer import Writer
@@ -58,6 +59,7 @@ class Services:
     clock: DatabaseClock
     listener: Listener
     projector: Projector
+    scheduler: Scheduler
     metrics: Metrics
     stopping: bool = False
     streams: set[Any] = field(default_factory=set)

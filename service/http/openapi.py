@@ -246,7 +246,7 @@ def _request_body(route: Route, schemas: _Schemas) -> dict[str, Any]:
     schema = (
         schemas.without(_several(route.body)[0], bound) if bound else schemas.of(route.body, "validation")
     )
-    required = not bound or bool(schemas.definitions[schema["$ref"].rpartition("/")[2]]["required"])
+    required = not bound or bool(schemas.definitions[schema["$ref"].rpartition("/")[2]].get("required"))
     content = {"schema": schema, "example": EXAMPLES[route.method, route.path]}
     return {"required": required, "content": {"application/json": content}}
 

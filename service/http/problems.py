@@ -37,6 +37,10 @@ REFUSAL_STATUS: Mapping[str, int] = MappingProxyType(
         "task_not_found": 404,
         "email_not_found": 404,
         "email_exists": 409,
+        "job_not_found": 404,
+        "job_running": 409,
+        "orchestrator_stopped": 409,
+        "run_not_held": 409,
         "idempotency_mismatch": 409,
     }
 )
@@ -80,6 +84,10 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "task_not_found": "No such task",
         "email_not_found": "No such e-mail",
         "email_exists": "The e-mail is logged already",
+        "job_not_found": "No such job",
+        "job_running": "The job is running already",
+        "orchestrator_stopped": "The orchestrator is shut down",
+        "run_not_held": "Somebody else holds the run, or nobody any more",
         "idempotency_mismatch": "The idempotency key belongs to a different request",
         "malformed_json": "The body is not valid JSON",
         "validation_failed": "Something in the request is not as it must be",

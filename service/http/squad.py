@@ -120,7 +120,7 @@ async def _everything(services: Services, query: SquadQuery) -> dict[str, Any]:
             "to_agent",
         ),
         "agents": agents,
-        "orchestrator": views.seed_orchestrator(squad),
+        "orchestrator": views.seed_orchestrator(squad, services.clock.now()),
     }
 
 

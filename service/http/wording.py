@@ -23,6 +23,7 @@ TAGS: Mapping[str, str] = MappingProxyType(
         "messages": "What agents tell each other: to one or to all, with an inbox for each.",
         "operations": "Claims on resources, so that no two agents do the same work.",
         "budget": "Tokens: what may be spent in a day, what is set aside, what was spent.",
+        "jobs": "What runs when, what came of every tick, and a person's hand on it.",
         "tasks": "The task board.",
         "emails": "The e-mail log.",
         "events": "The log itself, as a list and as a live stream.",
@@ -34,7 +35,7 @@ TAGS: Mapping[str, str] = MappingProxyType(
 PATH_PARAMETERS: Mapping[str, str] = MappingProxyType(
     {
         "id": "Its id, as the answer to its creation gave it.",
-        "name": "The agent's name.",
+        "name": "The name of the agent, or of the job.",
         "position": "The event's place in the log.",
     }
 )
@@ -111,6 +112,18 @@ EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
                 },
             ]
         },
+        ("PUT", "/api/v1/jobs/{name}"): {
+            "agent": "email_agent",
+            "endpoint": "/api/agents/email/digest",
+            "cron": "30 7 * * MON-FRI",
+            "timezone": "Europe/Berlin",
+            "tokens": 2_000,
+            "retries": 2,
+        },
+        ("POST", "/api/v1/jobs/{name}/pause"): {"note": "the mail server is being moved"},
+        ("POST", "/api/v1/jobs/{name}/resume"): {"note": "the mail server is back"},
+        ("DELETE", "/api/v1/jobs/{name}"): {},
+        ("POST", "/api/v1/jobs/{name}/run"): {},
     }
 )
 """By method and path; tests hold them to the models."""

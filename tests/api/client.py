@@ -158,7 +158,7 @@ class Service:
 @contextlib.asynccontextmanager
 async def running_service(dsn: str, **settings: Any) -> AsyncIterator[Service]:
     """A service for the time of a block."""
-    chosen = Settings(dsn=dsn, port=0, **{"reset_hour": far_from_now(), **settings})
+    chosen = Settings(dsn=dsn, port=0, **{"reset_hour": far_from_now(), "seed_jobs": False, **settings})
     stop: asyncio.Event = asyncio.Event()
     started: asyncio.Future[tuple[str, list[asyncio.Task[None]]]] = asyncio.Future()
 

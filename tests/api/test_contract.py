@@ -47,7 +47,7 @@ AT_RANDOM = (
     ),
     "--exclude-checks=positive_data_acceptance",
 )
-"""Whatever hypothesis thinks of, where it has most to think of. To it 5.0 is an integer; to us it is not."""
+"""Whatever hypothesis thinks of, where it has most to think of. To it 5.0 is an integer, not to us."""
 
 
 @pytest.mark.parametrize("what", [EVERY_EDGE, AT_RANDOM], ids=["every edge", "at random"])

@@ -1,4 +1,4 @@
-"""A service that is asked to stop: nobody is left without an answer, and nothing that was answered is lost."""
+"""A service that is asked to stop: nobody is left without an answer, nothing that was answered is lost."""
 
 from __future__ import annotations
 

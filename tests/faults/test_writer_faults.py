@@ -114,8 +114,10 @@ async def test_a_commit_that_arrives_after_it_was_given_up_comes_too_late(
 
 
 async def test_a_commit_that_arrives_before_it_is_given_up_is_found(
-    writer: Writer, proxy: Proxy, database: str
+    writer: Writer, proxy: Proxy, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Whoever asks first gets the lock first: the request, not the one who looks for its traces.
+    monkeypatch.setattr("service.writer._BACKOFF_SECONDS", (2.0, 2.0))
     held = proxy.hold(NEEDLE.encode())
     batch = asyncio.ensure_future(_submit_batch(writer))
     async with connected(database) as connection:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _LISTENS_WITHIN_SECONDS = 30.0
 _URL = re.compile(r"listening on (http://\S+)")
 _SHOWN_CHARACTERS = 4_000
+
 _PROBE = aiohttp.ClientTimeout(total=3)
 
 
@@ -39,7 +40,8 @@ class ServiceProcess:
         squad = Path(sys.executable).with_name("squad")
         self._command = [str(squad), "up", "--port=0", f"--dsn={dsn}" if dsn else f"--data={data}"]
         ours = {name: value for name, value in os.environ.items() if not name.startswith("SQUAD_")}
-        self._environment = {**ours, "SQUAD_RESET_HOUR": _far_from_now(), **settings}
+        quiet = {"SQUAD_RESET_HOUR": _far_from_now(), "SQUAD_SEED_JOBS": "false"}
+        self._environment = {**ours, **quiet, **settings}
 
     @property
     def pid(self) -> int:

@@ -7,14 +7,15 @@ grants it.
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from eventstore.codec import EVENT_TYPES
-from eventstore.events import AnyEvent, EmailStatus, TaskStatus
+from eventstore.events import AnyEvent, EmailStatus, JobDefinition, Overlap, TaskStatus
 from service import commands as do
 
 if TYPE_CHECKING:
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
 
     from service.commands import AnyCommand
 
+M = TypeVar("M", bound=BaseModel)
+
 AGENTS = ("ann", "bob", "eve")
-ID_FIELDS = ("operation_id", "reservation_id", "message_id", "task_id", "email_id")
+ID_FIELDS = ("run_id", "operation_id", "reservation_id", "message_id", "task_id", "email_id")
+JOBS = ("poll", "sweep")
+LONGEST_JITTER = timedelta(seconds=100)
 
 # Commands -----------------------------------------------------------------------------------------------
 
@@ -33,7 +38,8 @@ _agent = st.sampled_from(AGENTS)
 _tokens = st.sampled_from((0, 1, 50, 90, 250, 400))
 _ttl = st.sampled_from((None, 0.1, 45.0, 600.0, 100_000.0))
 _resources = st.dictionaries(st.sampled_from(("emailId", "orderId")), st.sampled_from("12"), min_size=1)
-_wish = st.integers(0, 3).map("00000000-0000-0000-0000-{:012d}".format)
+_WISHES = "00000000-0000-0000-0000-"
+_wish = st.integers(0, 3).map((_WISHES + "{:012d}").format)
 _payload = st.sampled_from((None, {"draft": 1}, {"draft": True}))
 
 _policies = st.builds(
@@ -93,15 +99,94 @@ _rule: SearchStrategy[AnyCommand] = st.one_of(
     st.builds(do.PassTime),
 )
 first_policies = st.builds(do.SetPolicy, daily_tokens=st.sampled_from((300, 1000)))
-commands: SearchStrategy[AnyCommand] = st.one_of(work, spending, _talk, _board, _rule)
-"""Any command."""
+
+_job, _runner = st.sampled_from(JOBS), st.sampled_from(("process-1", "process-1", "process-2"))
+
+
+def _definitions(*schedules: tuple[str | None, float | None]) -> SearchStrategy[JobDefinition]:
+    """Jobs with one of these schedules, each by cron or by an interval in seconds."""
+    return st.builds(
+        lambda schedule, **fields: JobDefinition(cron=schedule[0], every_seconds=schedule[1], **fields),
+        schedule=st.sampled_from(schedules),
+        agent=st.none() | _agent,
+        endpoint=st.just("/work"),
+        task=st.none(),
+        timezone=st.sampled_from(("UTC", "Australia/Lord_Howe")),
+        tokens=st.sampled_from((0, 0, 90, 250)),
+        timeout_seconds=st.just(10.0),
+        retries=st.sampled_from((0, 1, 2)),
+        overlap=st.sampled_from(get_args(Overlap)),
+        catch_up_seconds=st.sampled_from((60.0, 300.0)),
+        jitter_seconds=st.sampled_from((0.0, LONGEST_JITTER.total_seconds())),
+        pause_on_failure=st.booleans(),
+        enabled=st.sampled_from((True, True, True, False)),
+    )
+
+
+def _defining(definitions: SearchStrategy[JobDefinition]) -> SearchStrategy[AnyCommand]:
+    sources = st.sampled_from(("default", "settings", "api", "api"))
+    return st.builds(do.DefineJob, name=_job, source=sources, definition=definitions)
+
+
+# Hours apart where pauses are long, so that what was missed in the longest history is recorded at once.
+_seldom = _definitions((None, 7_200.0), ("30 */3 * * *", None), ("30 2,8,14 * * *", None))
+_often = _definitions((None, 60.0), ("* * * * *", None), ("*/2 * * * *", None))
+
+_claiming = st.builds(do.ClaimTick, name=_job, runner=_runner)
+_taking_up = st.builds(do.TakeUpRun, run_id=_wish, runner=_runner)
+_ending = st.builds(
+    do.EndAttempt,
+    run_id=_wish,
+    runner=_runner,
+    attempt=st.sampled_from((1, 1, 2, 3)),
+    succeeded=st.booleans(),
+    tokens_used=st.none() | _tokens,
+    report=st.just("so it went"),
+)
+_attending: tuple[SearchStrategy[AnyCommand], ...] = (
+    st.builds(do.RunJob, name=_job, runner=_runner),
+    st.builds(do.RenewRun, run_id=_wish, runner=_runner),
+    st.builds(do.PauseJob, name=_job, note=st.sampled_from((None, "holidays"))),
+    st.builds(do.ResumeJob, name=_job),
+    st.builds(do.RemoveJob, name=_job),
+)
+_seldom_jobs: SearchStrategy[AnyCommand] = st.one_of(
+    _defining(_seldom), _claiming, _taking_up, _ending, *_attending
+)
+
+
+def _weighted(*choices: tuple[int, SearchStrategy[AnyCommand]]) -> SearchStrategy[AnyCommand]:
+    """One of these, each as often as it says. (`one_of` counts a strategy once that is named twice.)"""
+    tickets = [strategy for weight, strategy in choices for _ in range(weight)]
+    return st.sampled_from(tickets).flatmap(lambda strategy: strategy)
+
+
+jobs: SearchStrategy[AnyCommand] = _weighted(
+    (16, _claiming),
+    (12, _ending),
+    (6, _taking_up),
+    (2, _defining(_often)),
+    *((1, strategy) for strategy in _attending),
+    (3, st.builds(do.ResumeJob, name=_job)),
+    (1, st.builds(do.SetBudget, daily_tokens=st.sampled_from((300, 1000)))),
+    (3, st.builds(do.StartOrchestrator)),
+    (1, st.builds(do.StopOrchestrator)),
+)
+"""Commands about jobs that tick every minute or two, and their runs."""
+
+first_jobs: SearchStrategy[list[AnyCommand]] = st.lists(_defining(_often), min_size=1, max_size=3)
+
+commands: SearchStrategy[AnyCommand] = st.one_of(
+    work, spending, work, spending, _talk, _board, _rule, _seldom_jobs
+)
+"""Any command, work and spending more often than others."""
 
 
 def aimed(command: AnyCommand, known: Mapping[str, Sequence[str]]) -> AnyCommand:
     """The command with its wish for an id granted, where anything of the kind is known."""
     for field in ID_FIELDS:
         wish = getattr(command, field, None)
-        if wish and (ids := known.get(field)):
+        if wish and wish.startswith(_WISHES) and (ids := known.get(field)):
             return command.model_copy(update={field: ids[-1 - int(wish[-12:]) % len(ids)]})
     return command
 
@@ -136,6 +221,8 @@ def _values_of(annotation: Any) -> SearchStrategy[Any]:
     """Values of a field's type, as far as events have such fields."""
     if annotation in _SIMPLE:
         return _SIMPLE[annotation]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return _models(annotation)
     arguments = get_args(annotation)
     match get_origin(annotation):
         case origin if origin in (Union, UnionType):
@@ -152,10 +239,10 @@ def _values_of(annotation: Any) -> SearchStrategy[Any]:
             raise TypeError(f"no strategy for {annotation}")
 
 
-def _events_of(kind: type[AnyEvent]) -> SearchStrategy[AnyEvent]:
+def _models(kind: type[M]) -> SearchStrategy[M]:
     hints = get_type_hints(kind)
     return st.builds(kind, **{name: _values_of(hints[name]) for name in kind.model_fields})
 
 
-events: SearchStrategy[AnyEvent] = st.one_of(*map(_events_of, EVENT_TYPES.values()))
+events: SearchStrategy[AnyEvent] = st.one_of(*map(_models, EVENT_TYPES.values()))
 """Any event."""

@@ -11,12 +11,14 @@ from eventstore.errors import UnknownEventType, UnreadableEvent
 from eventstore.events import AnyEvent, OrchestratorStarted, TaskCreated
 from eventstore.recorded import Recorded
 from tests.unit import strategies
-from tests.unit.examples import EXAMPLES
+from tests.unit.examples import EXAMPLES as OTHER_EXAMPLES
+from tests.unit.job_examples import JOB_EXAMPLES
 from tests.unit.support import START
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+EXAMPLES = (*OTHER_EXAMPLES, *JOB_EXAMPLES)
 GOLDEN = Path(__file__).parent.parent / "golden" / "events"
 """`<type>.v<schema version>.json`: stored text, and a line feed. Never changed, only added to."""
 

@@ -22,6 +22,7 @@ from eventstore.events import (
     OperationRenewed,
     OperationStarted,
     PolicySet,
+    RunStarted,
     TaskCreated,
     TokensReleased,
     TokensReserved,
@@ -33,13 +34,24 @@ from projections import PROJECTIONS
 from projections.agents import AGENTS
 from projections.budgets import BUDGET_DAYS, BUDGETS, RESERVATIONS
 from projections.emails import EMAILS
+from projections.jobs import JOBS, RUNS
 from projections.operations import OPERATIONS
 from service.batch import Recorder
-from service.commands import AnyCommand, SetPolicy
+from service.commands import (
+    AnyCommand,
+    ClaimTick,
+    RegisterAgent,
+    RemoveJob,
+    SetPolicy,
+    StartOrchestrator,
+    TakeUpRun,
+)
 from service.decide import At, decide
+from service.decide.jobs import due_jobs
 from service.requests import Answer, CommandFailed, Outcome, Request
 from service.squad import PARTIAL, RESIDENT, Draft, Squad
 from tests.unit import strategies
+from tests.unit.job_rules import JobRules
 from tests.unit.support import Story
 
 if TYPE_CHECKING:
@@ -52,6 +64,9 @@ if TYPE_CHECKING:
 
 A_WEEK_AND_A_DAY = timedelta(days=8)
 """Longer than anything can be held."""
+
+LONGEST_WAIT_SECONDS = 301.0
+"""After it every lease has run out, and every next attempt is due."""
 
 
 class Wish(NamedTuple):
@@ -66,17 +81,22 @@ class Wish(NamedTuple):
 History = list[tuple[float, list[Wish]]]
 """Pauses in seconds, each with the batch that follows."""
 
+SHORT_AND_LONG = (*[0.0] * 4, 0.1, 1.0, 2.0, 9.0, 31.0, 61.0, 299.0, 700.0, 4_000.0, 90_000.0)
+SHORT = (0.0, 0.5, 1.0, 2.0, 16.0, 59.0, 60.0, 61.0, 120.0, 200.0)
 
-def histories(commands: SearchStrategy[AnyCommand], pauses: Sequence[float]) -> SearchStrategy[History]:
-    """Histories of these commands, some of them with an idempotency key, a few of them failing."""
+
+def histories(
+    commands: SearchStrategy[AnyCommand], pauses: Sequence[float], fewest: int = 5
+) -> SearchStrategy[History]:
+    """Histories of these commands, some of them with an idempotency key, some of them failing."""
     wishes = st.builds(
         Wish,
         command=commands,
-        key=st.sampled_from((*[None] * 24, *"abcdefgh")),
-        fails=st.sampled_from((*[False] * 15, True)),
+        key=st.sampled_from((*[None] * 20, "k-1", "k-2", "k-3")),
+        fails=st.sampled_from((*[False] * 11, True)),
     )
     batches = st.lists(wishes, min_size=1, max_size=8)
-    return st.lists(st.tuples(st.sampled_from(pauses), batches), min_size=5, max_size=30)
+    return st.lists(st.tuples(st.sampled_from(pauses), batches), min_size=fewest, max_size=25)
 
 
 class Rules:
@@ -143,6 +163,7 @@ class World:
     def __init__(self) -> None:
         self.story = Story()
         self.rules = Rules()
+        self.job_rules = JobRules()
         self.known: dict[str, list[str]] = defaultdict(list)
 
     def live(self, pause_seconds: float, batch: Sequence[Wish]) -> None:
@@ -156,6 +177,7 @@ class World:
         for recorded in self.story.recorded:
             event = codec.decode(recorded)
             self.rules.take(event, recorded)
+            self.job_rules.take(event, recorded.recorded_at)
             self._get_to_know(event)
         self._check_squad()
 
@@ -171,7 +193,7 @@ class World:
         return Request(command, "agent:random", "random", key, repr(command), render)
 
     def _get_to_know(self, event: Event) -> None:
-        for kind in (OperationStarted, TokensReserved, MessageSent, TaskCreated, EmailReceived):
+        for kind in (OperationStarted, TokensReserved, MessageSent, TaskCreated, EmailReceived, RunStarted):
             if isinstance(event, kind):
                 field = next(field for field in strategies.ID_FIELDS if field in kind.model_fields)
                 self.known[field].append(getattr(event, field))
@@ -200,7 +222,10 @@ class World:
 
         assert squad.gmail_ids == {row.gmail_message_id: row.id for row in squad.all(EMAILS)}
 
-        working = Counter(row.agent for row in operations)
+        runs = list(squad.all(RUNS))
+        assert {row.id for row in runs} == self.job_rules.runs.keys()
+
+        working = Counter([*(row.agent for row in operations), *(row.agent for row in runs)])
         assert {row.name: row.operations for row in squad.all(AGENTS)} == {
             row.name: working[row.name] for row in squad.all(AGENTS)
         }
@@ -260,15 +285,37 @@ class World:
 
     def end(self) -> None:
         """Everything is finished or runs out; nothing of it stays."""
-        self.live(A_WEEK_AND_A_DAY.total_seconds(), [])
         squad = self.story.squad
+        self._claim_all_that_is_due()
+        for job in list(squad.all(JOBS)):
+            self.job_rules.check_ticks(job.name, self.story.now - strategies.LONGEST_JITTER)
+        self._ask(*(RemoveJob(name=job.name) for job in squad.all(JOBS)))
+        self.live(LONGEST_WAIT_SECONDS, [])
+        self._claim_all_that_is_due()
+        assert not squad.tables[RUNS.name]
+        self.live(A_WEEK_AND_A_DAY.total_seconds(), [])
         assert not squad.tables[OPERATIONS.name]
         assert not squad.tables[RESERVATIONS.name]
         assert not squad.holders
         assert not squad.tables[BUDGETS.name]
         assert len(squad.tables[BUDGET_DAYS.name]) == 1
         open_things = sum(len(squad.tables[name]) for name in PARTIAL)
-        assert len(squad.versions) <= len(strategies.AGENTS) + open_things + 3
+        assert len(squad.versions) <= len((*strategies.AGENTS, "orchestrator")) + open_things + 3
+
+    def _claim_all_that_is_due(self) -> None:
+        """What a scheduler does; whatever it finds leads to something, or it would never rest."""
+        while True:
+            jobs, runs, _ = due_jobs(self.story.squad, self.story.now)
+            if not (jobs or runs):
+                return
+            self._ask(
+                *(TakeUpRun(run_id=run_id, runner="process-1") for run_id in runs),
+                *(ClaimTick(name=name, runner="process-1") for name in jobs),
+            )
+            assert self.story.recorded
+
+    def _ask(self, *commands: AnyCommand) -> None:
+        self.live(0, [Wish(command, None, fails=False) for command in commands])
 
 
 class _AnnouncedRows:
@@ -337,53 +384,60 @@ def _no_word_of_the_faults_that_are_meant() -> Iterator[None]:
     logger.removeFilter(is_not_meant)
 
 
-def live_through(history: History, policy: SetPolicy, page_events: int) -> None:
+@settings(max_examples=100, deadline=None)
+@for_all(
+    history=histories(strategies.commands, SHORT_AND_LONG),
+    policy=strategies.first_policies,
+    page_events=st.integers(1, 40),
+)
+def test_whatever_happens_the_promises_hold(history: History, policy: SetPolicy, page_events: int) -> None:
+    live_through(history, [policy, StartOrchestrator()], page_events)
+
+
+@settings(max_examples=100, deadline=None)
+@for_all(
+    history=histories(strategies.jobs, SHORT, fewest=10),
+    first_jobs=strategies.first_jobs,
+    page_events=st.integers(1, 40),
+)
+def test_however_jobs_are_handled_the_promises_hold(
+    history: History, first_jobs: list[AnyCommand], page_events: int
+) -> None:
+    agents = [RegisterAgent(name=name, role="agent") for name in strategies.AGENTS]
+    live_through(history, [SetPolicy(), StartOrchestrator(), *agents, *first_jobs], page_events)
+
+
+@settings(max_examples=80, deadline=None)
+@for_all(
+    history=histories(strategies.work, (0, 0, 1, 20, 31, 31, 61)),
+    policy=strategies.first_policies,
+    page_events=st.integers(1, 40),
+)
+def test_however_resources_are_fought_over_the_promises_hold(
+    history: History, policy: SetPolicy, page_events: int
+) -> None:
+    live_through(history, [policy], page_events)
+
+
+@settings(max_examples=80, deadline=None)
+@for_all(
+    history=histories(strategies.spending, (0, 0, 0, 1, 200, 700, 40_000)),
+    policy=strategies.first_policies,
+    page_events=st.integers(1, 40),
+)
+def test_however_tokens_are_spent_the_promises_hold(
+    history: History, policy: SetPolicy, page_events: int
+) -> None:
+    live_through(history, [policy], page_events)
+
+
+def live_through(history: History, first: Sequence[AnyCommand], page_events: int) -> None:
     """Lives through a history and checks all that must hold, all the time and in the end."""
     world = World()
-    world.live(0, [Wish(policy, None, fails=False)])
+    world.live(0, [Wish(command, None, fails=False) for command in first])
     for pause_seconds, batch in history:
         world.live(pause_seconds, batch)
     world.check_log()
     world.check_fresh_folds(page_events)
     world.check_read_tables()
     world.end()
-
-
-squads = settings(max_examples=80)
-pages = st.integers(1, 40)
-
-
-@squads
-@for_all(
-    history=histories(strategies.commands, (0, 0, 0.1, 1, 31, 61, 299, 700, 4_000, 90_000)),
-    policy=strategies.first_policies,
-    page_events=pages,
-)
-def test_the_promises_hold_whatever_is_asked_for(
-    history: History, policy: SetPolicy, page_events: int
-) -> None:
-    live_through(history, policy, page_events)
-
-
-@squads
-@for_all(
-    history=histories(strategies.work, (0, 0, 1, 20, 31, 31, 61)),
-    policy=strategies.first_policies,
-    page_events=pages,
-)
-def test_the_promises_hold_however_resources_are_fought_over(
-    history: History, policy: SetPolicy, page_events: int
-) -> None:
-    live_through(history, policy, page_events)
-
-
-@squads
-@for_all(
-    history=histories(strategies.spending, (0, 0, 0, 1, 200, 700, 40_000)),
-    policy=strategies.first_policies,
-    page_events=pages,
-)
-def test_the_promises_hold_however_tokens_are_spent(
-    history: History, policy: SetPolicy, page_events: int
-) -> None:
-    live_through(history, policy, page_events)

@@ -1,0 +1,53 @@
+"""What happens to agents."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from eventstore.events.base import Event
+
+AgentStatus = Literal["active", "idle", "offline"]
+StatusReason = Literal["heartbeat", "activity", "inactivity", "operation_started", "run_ended"]
+
+
+class _AgentEvent(Event):
+    agent: str
+
+    @property
+    def stream(self) -> str:
+        return f"agent-{self.agent}"
+
+
+class AgentRegistered(_AgentEvent):
+    """An agent joined the squad: by its own wish, or (`automatic`) by acting before anybody named it."""
+
+    type: ClassVar[str] = "agent_registered"
+    agent_id: str
+    role: str
+    url: str | None
+    priority: int
+    automatic: bool
+
+
+class AgentProfileChanged(_AgentEvent):
+    """An agent's role, url or priority was set anew."""
+
+    type: ClassVar[str] = "agent_profile_changed"
+    role: str
+    url: str | None
+    priority: int
+
+
+class AgentStatusChanged(_AgentEvent):
+    """An agent went from one status to another, and why."""
+
+    type: ClassVar[str] = "agent_status_changed"
+    previous: AgentStatus
+    status: AgentStatus
+    reason: StatusReason
+
+
+class AgentHeartbeatRecorded(_AgentEvent):
+    """An agent said that it lives. Recorded only where that moves `last_active` noticeably."""
+
+    type: ClassVar[str] = "agent_heartbeat_recorded"

@@ -1,0 +1,21 @@
+"""What every event has in common."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Event(BaseModel):
+    """One fact. Its `type` names it in the log; its `stream` says whose history it belongs to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: ClassVar[str]
+    schema_version: ClassVar[int] = 1
+
+    @property
+    def stream(self) -> str:
+        """The stream that the event belongs to, such as `operation-<id>`."""
+        raise NotImplementedError

@@ -1,0 +1,123 @@
+"""What happens to the policy and to tokens."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import ClassVar, Literal
+
+from eventstore.events.base import Event
+
+WarningLevel = Literal["info", "warning", "critical"]
+DenialReason = Literal["budget_exhausted", "agent_limit_reached"]
+
+
+class PolicySet(Event):
+    """The rules that hold from here on, all of them, so that one event tells the whole policy."""
+
+    type: ClassVar[str] = "policy_set"
+    daily_tokens: int
+    agent_limits: dict[str, int]
+    warning_percents: list[int]
+    reset_hour: int
+    timezone: str
+    conflict_window_seconds: float
+    operation_timeout_seconds: float
+    idle_after_minutes: float
+    offline_after_minutes: float
+    day: date | None
+    """The budget day whose total this changes; None where no day goes on under these rules."""
+
+    @property
+    def stream(self) -> str:
+        """There is one policy."""
+        return "policy"
+
+
+class _BudgetEvent(Event):
+    day: date
+
+    @property
+    def stream(self) -> str:
+        return f"budget-{self.day.isoformat()}"
+
+
+class _ReservationEvent(Event):
+    day: date
+    reservation_id: str
+
+    @property
+    def stream(self) -> str:
+        return f"reservation-{self.reservation_id}"
+
+
+class TokensReserved(_ReservationEvent):
+    """Tokens were set aside for an agent until `expires_at`."""
+
+    type: ClassVar[str] = "tokens_reserved"
+    agent: str
+    tokens: int
+    expires_at: datetime
+
+
+class TokensSettled(_ReservationEvent):
+    """A reservation ended with what was really used, counted on the day of the reservation."""
+
+    type: ClassVar[str] = "tokens_settled"
+    agent: str
+    tokens_reserved: int
+    tokens_used: int
+
+
+class TokensReleased(_ReservationEvent):
+    """A reservation ended unused: given back, or run out of time."""
+
+    type: ClassVar[str] = "tokens_released"
+    agent: str
+    tokens_reserved: int
+    reason: Literal["released", "expired"]
+
+
+class TokensUsed(_BudgetEvent):
+    """Tokens were spent. A fact, recorded even beyond the budget."""
+
+    type: ClassVar[str] = "tokens_used"
+    agent: str
+    tokens: int
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    model: str | None = None
+    operation_id: str | None = None
+    task_id: str | None = None
+
+
+class TokensDenied(_BudgetEvent):
+    """A reservation was refused: the day's budget, or the agent's share of it, did not allow it."""
+
+    type: ClassVar[str] = "tokens_denied"
+    agent: str
+    tokens: int
+    reason: DenialReason
+    remaining: int
+
+
+class BudgetThresholdCrossed(_BudgetEvent):
+    """The day's use passed a percentage of the budget, for the first time that day."""
+
+    type: ClassVar[str] = "budget_threshold_crossed"
+    percent: int
+    level: WarningLevel
+    used: int
+    total: int
+
+
+class BudgetDayReset(_BudgetEvent):
+    """A budget day began. It closes the one before, and says what that one used."""
+
+    type: ClassVar[str] = "budget_day_reset"
+    starts_at: datetime
+    ends_at: datetime
+    total: int
+    previous_day: date | None
+    previous_used: int
+    previous_total: int
+    previous_agents: dict[str, int]

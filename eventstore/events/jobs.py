@@ -1,0 +1,156 @@
+"""What happens to jobs, and what comes of their ticks."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from eventstore.events.base import Event
+
+JobSource = Literal["default", "settings", "api"]
+Overlap = Literal["skip", "buffer_one", "cancel_other", "allow_all"]
+SkipReason = Literal["overlap", "budget", "conflict", "paused", "shut_down"]
+RunOutcome = Literal["succeeded", "failed", "lost"]
+
+
+class JobDefinition(BaseModel):
+    """What a job does and when. Durations in seconds; either `cron` or `every_seconds`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    agent: str | None
+    endpoint: str | None
+    task: str | None
+    cron: str | None
+    every_seconds: float | None
+    timezone: str
+    tokens: int
+    timeout_seconds: float
+    retries: int
+    overlap: Overlap
+    catch_up_seconds: float
+    jitter_seconds: float
+    pause_on_failure: bool
+    enabled: bool
+
+
+class _JobEvent(Event):
+    job: str
+
+    @property
+    def stream(self) -> str:
+        return f"job-{self.job}"
+
+
+class JobDefined(_JobEvent):
+    """A job was put on the schedule, or changed; it holds the whole job as it now is."""
+
+    type: ClassVar[str] = "job_defined"
+    source: JobSource
+    definition: JobDefinition
+
+
+class JobRemoved(_JobEvent):
+    """A job was taken off the schedule."""
+
+    type: ClassVar[str] = "job_removed"
+
+
+class JobPaused(_JobEvent):
+    """A job's ticks are skipped from here on: somebody said so, or a run failed that was to pause it."""
+
+    type: ClassVar[str] = "job_paused"
+    reason: Literal["manual", "failure"]
+    note: str | None
+
+
+class JobResumed(_JobEvent):
+    """A job's ticks run again."""
+
+    type: ClassVar[str] = "job_resumed"
+    note: str | None
+
+
+class TickBuffered(_JobEvent):
+    """A tick came while the job was running; it runs as soon as that is over."""
+
+    type: ClassVar[str] = "tick_buffered"
+    tick: datetime
+
+
+class _RunEvent(Event):
+    run_id: str
+    job: str
+
+    @property
+    def stream(self) -> str:
+        return f"run-{self.run_id}"
+
+
+class RunMissed(_RunEvent):
+    """Nobody was there for a tick: for longer than the job's catch-up time, or until its schedule ended."""
+
+    type: ClassVar[str] = "run_missed"
+    tick: datetime
+
+
+class RunSkipped(_RunEvent):
+    """A tick did not run, and why."""
+
+    type: ClassVar[str] = "run_skipped"
+    tick: datetime
+    reason: SkipReason
+    detail: str
+
+
+class RunStarted(_RunEvent):
+    """A tick was claimed by one process, `runner`, until `lease_expires_at`."""
+
+    type: ClassVar[str] = "run_started"
+    agent: str | None
+    tick: datetime
+    manual: bool
+    runner: str
+    attempts_allowed: int
+    lease_expires_at: datetime
+    reservation_id: str | None
+
+
+class RunRenewed(_RunEvent):
+    """The process is still at it."""
+
+    type: ClassVar[str] = "run_renewed"
+    lease_expires_at: datetime
+
+
+class RunAttemptFailed(_RunEvent):
+    """An attempt failed; the next begins at `retry_at`, by whichever process is first."""
+
+    type: ClassVar[str] = "run_attempt_failed"
+    attempt: int
+    reason: str
+    retry_at: datetime
+    tokens_used: int | None
+
+
+class RunRetried(_RunEvent):
+    """A process took up the next attempt: after a failure, or because the lease of the last one ran out."""
+
+    type: ClassVar[str] = "run_retried"
+    attempt: int
+    runner: str
+    lease_expires_at: datetime
+    lease_ran_out: bool
+
+
+class RunFinished(_RunEvent):
+    """How a run ended, and what all its attempts used. `lost`: its process vanished in the last one."""
+
+    type: ClassVar[str] = "run_finished"
+    agent: str | None
+    outcome: RunOutcome
+    attempts: int
+    reason: str | None
+    tokens_used: int | None

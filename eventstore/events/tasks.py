@@ -1,0 +1,43 @@
+"""What happens to tasks."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from eventstore.events.base import Event
+
+TaskStatus = Literal["new", "in_progress", "completed"]
+TaskPriority = Literal["low", "medium", "high", "urgent"]
+
+
+class _TaskEvent(Event):
+    task_id: str
+
+    @property
+    def stream(self) -> str:
+        return f"task-{self.task_id}"
+
+
+class TaskCreated(_TaskEvent):
+    """A task was put on the board."""
+
+    type: ClassVar[str] = "task_created"
+    title: str
+    description: str | None
+    status: TaskStatus
+    assigned_agent: str | None
+    priority: TaskPriority
+    deliverable_url: str | None
+
+
+class TaskUpdated(_TaskEvent):
+    """A task changed. It holds the whole task as it now is; `changed` names the fields that differ."""
+
+    type: ClassVar[str] = "task_updated"
+    title: str
+    description: str | None
+    status: TaskStatus
+    assigned_agent: str | None
+    priority: TaskPriority
+    deliverable_url: str | None
+    changed: list[str]

@@ -1,0 +1,135 @@
+"""Sets the demo up: a mailbox, the e-mail agent and a squad, each a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import secrets
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from examples.demo import post_office
+from examples.demo.letters import letters
+from examples.demo.processes import Child, DemoFailed, free_ports, running
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from contextlib import ExitStack
+
+    from examples.demo.post_office import PostOffice
+
+_ROOT = Path(__file__).parents[2]
+_LETTERS_AT_FIRST = 6
+_READY_SECONDS = 90.0
+# What is set for a real squad must not reach the demo's; a language model may be used here as well.
+_PASSED_ON = ("EMAIL_AGENT_LLM_", "EMAIL_AGENT_PERSONA", "EMAIL_AGENT_SIGNATURE")
+
+_SQUAD_TOML = """\
+# The jobs are the seed's, only much more often.
+
+[agents.email_agent]
+role = "Email"
+url = "{agent_url}"
+secret = "{secret}"
+
+[jobs.email_poll]
+every = "3s"
+
+[jobs.email_classify]
+every = "3s"
+
+[jobs.email_respond]
+every = "4s"
+"""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What was set up."""
+
+    squad_url: str
+    office: PostOffice
+    children: tuple[Child, ...]
+    letters: int
+    """How many there are in all."""
+    letters_left: tuple[bytes, ...]
+
+
+async def set_up(stack: ExitStack, http: aiohttp.ClientSession, folder: Path) -> Setting:
+    """Starts everything, and waits until it is ready. The processes end with the stack, the last one first.
+
+    Raises:
+        DemoFailed: something does not start.
+    """
+    squad_port, agent_port, imap_port = free_ports(3)
+    squad_url, agent_url = f"http://127.0.0.1:{squad_port}", f"http://127.0.0.1:{agent_port}"
+    secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+    office = post_office.choose(folder / "mail", imap_port)
+    python = sys.executable
+
+    def start(name: str, command: Sequence[str], **variables: str) -> Child:
+        environment = {**_clean_environment(), **variables}
+        log = folder / f"{name}.log"
+        return stack.enter_context(running(name, command, log, cwd=_ROOT, environment=environment))
+
+    mail = start(office.name, office.command)
+    await _until_ready(mail, office.is_open)
+    posted = letters()
+    await asyncio.to_thread(office.deliver, posted[:_LETTERS_AT_FIRST])
+
+    agent = start(
+        "email_agent",
+        (python, "-m", "examples.email_agent"),
+        EMAIL_AGENT_PORT=str(agent_port),
+        EMAIL_AGENT_SQUAD_URL=squad_url,
+        EMAIL_AGENT_WEBHOOK_SECRET=secret,
+        EMAIL_AGENT_IMAP_PORT=str(imap_port),
+        EMAIL_AGENT_IMAP_SECURITY="none",
+        EMAIL_AGENT_IMAP_USER=post_office.USER,
+        EMAIL_AGENT_IMAP_PASSWORD=post_office.PASSWORD,
+        EMAIL_AGENT_SAVE_DRAFTS="1",
+    )
+    await _until_ready(agent, lambda: _answers(http, f"{agent_url}/healthz"))
+
+    toml = folder / "squad.toml"
+    toml.touch(mode=0o600)
+    toml.write_text(_SQUAD_TOML.format(agent_url=agent_url, secret=secret))
+    where = ("--config", str(toml), "--data", str(folder / "squad"))
+    squad = start(
+        "squad",
+        (python, "-c", "from service.cli import main; main()", "up", "--port", str(squad_port), *where),
+    )
+    await _until_ready(squad, lambda: _answers(http, f"{squad_url}/readyz"))
+    left = tuple(posted[_LETTERS_AT_FIRST:])
+    return Setting(squad_url, office, (mail, agent, squad), len(posted), left)
+
+
+def _clean_environment() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SQUAD_", "EMAIL_AGENT_")) or name.startswith(_PASSED_ON)
+    }
+
+
+async def _until_ready(child: Child, is_ready: Callable[[], Awaitable[bool]]) -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    while not await is_ready():
+        child.check()
+        if time.monotonic() > deadline:
+            raise DemoFailed(f"{child.name} is not ready after {_READY_SECONDS:.0f} seconds")
+        await asyncio.sleep(0.1)
+
+
+async def _answers(http: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with http.get(url, timeout=aiohttp.ClientTimeout(total=10)) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        return False

@@ -1,0 +1,197 @@
+"""The agent's three jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from examples.email_agent import drafts, mailbox, rules
+from examples.email_agent.llm import ModelError, Usage
+from examples.email_agent.squad import SquadRefusal
+
+if TYPE_CHECKING:
+    from examples.email_agent.drafts import Draft
+    from examples.email_agent.llm import Model
+    from examples.email_agent.mailbox import Bookmark, Found
+    from examples.email_agent.settings import Settings
+    from examples.email_agent.squad import Email, Squad
+
+_log = logging.getLogger(__name__)
+
+UNCLASSIFIED = "unclassified"
+"""The category of an e-mail that nobody has looked at."""
+
+_REMEMBERED_FENCES = 10_000
+
+Report = dict[str, Any]
+"""What a job answers to the orchestrator, the tokens it used among it."""
+
+
+class StaleCall(Exception):
+    """A call on behalf of a claim that has since passed to somebody else."""
+
+
+class Agent:
+    """What the orchestrator can have done. The mailbox's bookmark is all that it remembers of its own.
+
+    It may forget that: the orchestrator's log knows every e-mail by its id, and takes none twice.
+    """
+
+    def __init__(self, settings: Settings, squad: Squad, model: Model | None) -> None:
+        self._settings = settings
+        self._squad = squad
+        self._model = model
+        self._bookmark: Bookmark | None = None
+        self._polling = asyncio.Lock()
+        self._fences: OrderedDict[str, int] = OrderedDict()
+
+    def admit(self, email_id: str, fencing_token: int | None) -> None:
+        """Lets a call about an e-mail pass, unless a newer claim on the same e-mail was seen.
+
+        Raises:
+            StaleCall: it was.
+        """
+        if fencing_token is None:
+            return
+        newest = self._fences.get(email_id, fencing_token)
+        if fencing_token < newest:
+            raise StaleCall(f"fencing token {fencing_token} is older than {newest}")
+        self._fences[email_id] = fencing_token
+        self._fences.move_to_end(email_id)
+        if len(self._fences) > _REMEMBERED_FENCES:
+            self._fences.popitem(last=False)
+
+    async def poll(self) -> Report:
+        """Logs what is new in the mailbox. The bookmark moves only when all of it is in the log.
+
+        Raises:
+            MailboxError: the mailbox cannot be read.
+            SquadError: the orchestrator cannot be reached.
+        """
+        async with self._polling:
+            page = await asyncio.to_thread(mailbox.read_new, self._settings, self._bookmark)
+            counts = {"new": 0, "known": 0, "refused": 0}
+            for found in page.messages:
+                counts[await self._log_email(found)] += 1
+            self._bookmark = page.bookmark
+        return {"found": len(page.messages), **counts, "more": page.more, "tokens_used": 0}
+
+    async def classify(self, email_id: str) -> Report:
+        """Gives an e-mail a category, by the language model where there is one, otherwise by the rules.
+
+        Raises:
+            SquadError: the orchestrator cannot be reached, or does not know the e-mail.
+        """
+        email = await self._squad.email(email_id)
+        if email.category != UNCLASSIFIED:
+            return _left_alone(email)
+        payload = email.payload or {}
+        subject, text = email.subject or "", str(payload.get("text") or "")
+        verdict = rules.classify(
+            subject, text, bulk=bool(payload.get("bulk")), automatic=bool(payload.get("automatic"))
+        )
+        category, reason, by, usage = verdict.category, verdict.reason, "rules", Usage()
+        # What machines say of themselves needs no model.
+        if self._model and not payload.get("automatic"):
+            try:
+                category, reason, usage = await self._model.classify(subject, text)
+                by = self._model.name
+            except ModelError as error:
+                usage = error.usage
+                _log.warning("e-mail %s is classified by the rules: %s", email_id, error)
+        changes = {
+            "category": category,
+            # What a person archived or answered in the meantime stays so.
+            "status": "classified" if email.status == "unread" else email.status,
+            "handled_by": self._settings.name,
+            "payload": {**payload, "classified": {"by": by, "reason": reason}},
+        }
+        await self._squad.update_email(email_id, changes)
+        return {
+            "email_id": email_id,
+            "category": category,
+            "reason": reason,
+            "by": by,
+            "usage": asdict(usage),
+        }
+
+    async def respond(self, email_id: str) -> Report:
+        """Drafts an answer to an e-mail, or archives what needs none. Nothing is sent.
+
+        Raises:
+            SquadError: the orchestrator cannot be reached, or does not know the e-mail.
+        """
+        email = await self._squad.email(email_id)
+        if email.status != "classified":
+            return _left_alone(email)
+        payload = email.payload or {}
+        if not drafts.wanted(email.category, payload, email.from_email):
+            await self._squad.update_email(
+                email_id, {"status": "archived", "handled_by": self._settings.name}
+            )
+            return {"email_id": email_id, "status": "archived", "tokens_used": 0}
+        draft, usage = await self._draft(email, payload)
+        saved = await self._save(email_id, draft) if self._settings.save_drafts else None
+        changes = {
+            "status": "draft_created",
+            "handled_by": self._settings.name,
+            "payload": {**payload, "draft": draft.payload()},
+        }
+        await self._squad.update_email(email_id, changes)
+        report = {
+            "email_id": email_id,
+            "status": "draft_created",
+            "by": draft.written_by,
+            "usage": asdict(usage),
+        }
+        return report if saved is None else {**report, "saved_to_mailbox": saved}
+
+    async def _log_email(self, found: Found) -> str:
+        fields = {
+            "gmail_message_id": found.external_id,
+            "from_email": found.mail.from_email,
+            "subject": found.mail.subject,
+            "payload": found.mail.payload(truncated=found.truncated),
+        }
+        try:
+            return "new" if await self._squad.log_email(fields) else "known"
+        except SquadRefusal as refusal:
+            # Without the right to write, no message is at fault: none may be passed over.
+            if refusal.status in (401, 403, 404):
+                raise
+            _log.warning("message %d is not logged: %s", found.uid, refusal)
+            return "refused"
+
+    async def _draft(self, email: Email, payload: dict[str, Any]) -> tuple[Draft, Usage]:
+        subject, text = email.subject or "", str(payload.get("text") or "")
+        usage = Usage()
+        written, by = "", "template"
+        if self._model:
+            try:
+                written, usage = await self._model.draft(email.category, subject, text)
+                by = self._model.name
+            except ModelError as error:
+                usage = error.usage
+                _log.warning("e-mail %s gets a template: %s", email.id, error)
+        if not written:
+            written = drafts.from_template(email.category, subject, text, self._settings.signature)
+        return drafts.assemble(email.from_email, subject, payload, written, by), usage
+
+    async def _save(self, email_id: str, draft: Draft) -> bool:
+        """Puts the draft into the mailbox. The e-mail log has it in any case, so a failure is only said."""
+        message_id = f"<draft-{email_id}@{self._settings.name}.invalid>"
+        try:
+            raw = draft.as_mime(message_id)
+            await asyncio.to_thread(mailbox.save_draft, self._settings, raw, message_id)
+        except (mailbox.MailboxError, ValueError) as error:
+            _log.warning("the draft for e-mail %s is not in the mailbox: %s", email_id, error)
+            return False
+        return True
+
+
+def _left_alone(email: Email) -> Report:
+    """The answer where the work is done already: by an earlier call, or by a person who was faster."""
+    return {"email_id": email.id, "status": email.status, "category": email.category, "tokens_used": 0}

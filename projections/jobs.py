@@ -1,0 +1,341 @@
+"""jobs and job_runs: what is to run when, and what came of every tick."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from hashlib import sha256
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from uuid import UUID
+
+from eventstore.events import (
+    JobDefined,
+    JobPaused,
+    JobRemoved,
+    JobResumed,
+    JobSource,
+    Overlap,
+    RunAttemptFailed,
+    RunFinished,
+    RunMissed,
+    RunRenewed,
+    RunRetried,
+    RunSkipped,
+    RunStarted,
+    TickBuffered,
+)
+from projections.projection import MissingRow, Projection, Table, Touched
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from eventstore.recorded import Recorded
+    from projections.projection import View
+
+RunStatus = Literal["running", "succeeded", "failed", "skipped", "missed", "lost"]
+
+
+class JobRow(NamedTuple):
+    """A job. Every tick up to `ticked_until` has its outcome, or waits as the `buffered_tick`."""
+
+    name: str
+    source: JobSource
+    agent: str | None
+    endpoint: str | None
+    task: str | None
+    cron: str | None
+    every_seconds: float | None
+    timezone: str
+    tokens: int
+    timeout_seconds: float
+    retries: int
+    overlap: Overlap
+    catch_up_seconds: float
+    jitter_seconds: float
+    pause_on_failure: bool
+    enabled: bool
+    removed: bool
+    paused: bool
+    pause_note: str | None
+    ticked_until: datetime
+    buffered_tick: datetime | None
+    position: int
+
+
+class RunRow(NamedTuple):
+    """What came of a tick. While it runs, `runner` holds it under a lease, or it waits for `retry_at`."""
+
+    id: str
+    job: str
+    tick: datetime
+    status: RunStatus
+    manual: bool
+    agent: str | None
+    attempts: int
+    attempts_allowed: int
+    reason: str | None
+    runner: str | None
+    lease_expires_at: datetime | None
+    retry_at: datetime | None
+    reservation_id: str | None
+    tokens_used: int | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    fencing_token: int
+    """The position at which the tick got its outcome or its run."""
+    position: int
+
+
+JOBS = Table[str, JobRow](
+    "jobs",
+    JobRow,
+    key=("name",),
+    types=(
+        *("text",) * 6,
+        "double precision",
+        "text",
+        "bigint",
+        "double precision",
+        "integer",
+        "text",
+        "double precision",
+        "double precision",
+        *("boolean",) * 4,
+        "text",
+        "timestamptz",
+        "timestamptz",
+        "bigint",
+    ),
+)
+RUNS = Table[str, RunRow](
+    "job_runs",
+    RunRow,
+    key=("id",),
+    types=(
+        "uuid",
+        "text",
+        "timestamptz",
+        "text",
+        "boolean",
+        "text",
+        "integer",
+        "integer",
+        "text",
+        "text",
+        "timestamptz",
+        "timestamptz",
+        "uuid",
+        "bigint",
+        "timestamptz",
+        "timestamptz",
+        "bigint",
+        "bigint",
+    ),
+)
+
+jobs = Projection("jobs", (JOBS, RUNS))
+
+
+def run_id(job: str, tick: datetime) -> str:
+    """The id of a tick's run: the same for whoever computes it, in the layout of a UUIDv7 (RFC 9562)."""
+    digest = int.from_bytes(sha256(f"{job}\n{tick.timestamp():.6f}".encode()).digest()[:16], "big")
+    milliseconds = int(tick.timestamp() * 1000) & ((1 << 48) - 1)
+    value = (milliseconds << 80) | (digest & ((1 << 80) - 1))
+    value = (value & ~(0xF << 76)) | (0x7 << 76)
+    value = (value & ~(0x3 << 62)) | (0x2 << 62)
+    return str(UUID(int=value))
+
+
+def _job(view: View, name: str) -> JobRow:
+    row = view.rows(JOBS).get(name)
+    if row is None:
+        raise MissingRow(JOBS, name)
+    return row
+
+
+def _run(view: View, id_: str) -> RunRow:
+    row = view.rows(RUNS).get(id_)
+    if row is None:
+        raise MissingRow(RUNS, id_)
+    return row
+
+
+class _OfJob(Protocol):
+    @property
+    def job(self) -> str: ...
+
+
+def _its_job(event: _OfJob) -> Iterable[Touched]:
+    return (Touched(JOBS, event.job),)
+
+
+def _its_run(event: RunRenewed | RunAttemptFailed | RunRetried | RunFinished) -> Iterable[Touched]:
+    return (Touched(RUNS, event.run_id),)
+
+
+@jobs.on(JobDefined, touches=_its_job)
+def _defined(view: View, event: JobDefined, recorded: Recorded) -> None:
+    before = view.rows(JOBS).get(event.job)
+    known = before is not None and not before.removed
+    row = JobRow(
+        name=event.job,
+        source=event.source,
+        **dict(event.definition),
+        removed=False,
+        paused=before.paused if before and known else False,
+        pause_note=before.pause_note if before and known else None,
+        # A new schedule counts from here; one that goes on owes the outcome of every tick until now.
+        ticked_until=before.ticked_until if before and _goes_on(before, event) else recorded.recorded_at,
+        buffered_tick=before.buffered_tick if before and known else None,
+        position=recorded.position,
+    )
+    view.rows(JOBS).put(event.job, row)
+
+
+def _goes_on(before: JobRow, event: JobDefined) -> bool:
+    """Whether the job keeps the schedule that it was ticking by."""
+    wanted = event.definition
+    same = (before.cron, before.every_seconds, before.timezone) == (
+        wanted.cron,
+        wanted.every_seconds,
+        wanted.timezone,
+    )
+    return same and before.enabled and not before.removed
+
+
+@jobs.on(JobRemoved, touches=_its_job)
+def _removed(view: View, event: JobRemoved, recorded: Recorded) -> None:
+    row = _job(view, event.job)._replace(removed=True, buffered_tick=None, position=recorded.position)
+    view.rows(JOBS).put(event.job, row)
+
+
+@jobs.on(JobPaused, touches=_its_job)
+def _paused(view: View, event: JobPaused, recorded: Recorded) -> None:
+    row = _job(view, event.job)._replace(paused=True, pause_note=event.note, position=recorded.position)
+    view.rows(JOBS).put(event.job, row)
+
+
+@jobs.on(JobResumed, touches=_its_job)
+def _resumed(view: View, event: JobResumed, recorded: Recorded) -> None:
+    row = _job(view, event.job)._replace(paused=False, pause_note=event.note, position=recorded.position)
+    view.rows(JOBS).put(event.job, row)
+
+
+@jobs.on(TickBuffered, touches=_its_job)
+def _buffered(view: View, event: TickBuffered, recorded: Recorded) -> None:
+    row = _job(view, event.job)._replace(buffered_tick=event.tick, position=recorded.position)
+    view.rows(JOBS).put(event.job, row)
+    _ticked(view, event.job, event.tick)
+
+
+@jobs.on(RunMissed, RunSkipped, touches=_its_job)
+def _did_not_run(view: View, event: RunMissed | RunSkipped, recorded: Recorded) -> None:
+    reason = f"{event.reason}: {event.detail}" if isinstance(event, RunSkipped) else None
+    row = RunRow(
+        id=event.run_id,
+        job=event.job,
+        tick=event.tick,
+        status="skipped" if reason else "missed",
+        manual=False,
+        agent=None,
+        attempts=0,
+        attempts_allowed=0,
+        reason=reason,
+        runner=None,
+        lease_expires_at=None,
+        retry_at=None,
+        reservation_id=None,
+        tokens_used=None,
+        started_at=None,
+        finished_at=recorded.recorded_at,
+        fencing_token=recorded.position,
+        position=recorded.position,
+    )
+    view.rows(RUNS).put(event.run_id, row)
+    _ticked(view, event.job, event.tick)
+
+
+@jobs.on(RunStarted, touches=_its_job)
+def _started(view: View, event: RunStarted, recorded: Recorded) -> None:
+    row = RunRow(
+        id=event.run_id,
+        job=event.job,
+        tick=event.tick,
+        status="running",
+        manual=event.manual,
+        agent=event.agent,
+        attempts=1,
+        attempts_allowed=event.attempts_allowed,
+        reason=None,
+        runner=event.runner,
+        lease_expires_at=event.lease_expires_at,
+        retry_at=None,
+        reservation_id=event.reservation_id,
+        tokens_used=None,
+        started_at=recorded.recorded_at,
+        finished_at=None,
+        fencing_token=recorded.position,
+        position=recorded.position,
+    )
+    view.rows(RUNS).put(event.run_id, row)
+    if not event.manual:
+        _ticked(view, event.job, event.tick)
+
+
+@jobs.on(RunRenewed, touches=_its_run)
+def _renewed(view: View, event: RunRenewed, recorded: Recorded) -> None:
+    row = _run(view, event.run_id)
+    row = row._replace(lease_expires_at=event.lease_expires_at, position=recorded.position)
+    view.rows(RUNS).put(event.run_id, row)
+
+
+@jobs.on(RunAttemptFailed, touches=_its_run)
+def _attempt_failed(view: View, event: RunAttemptFailed, recorded: Recorded) -> None:
+    row = _run(view, event.run_id)
+    used = row.tokens_used if event.tokens_used is None else (row.tokens_used or 0) + event.tokens_used
+    row = row._replace(
+        runner=None,
+        lease_expires_at=None,
+        retry_at=event.retry_at,
+        reason=event.reason,
+        tokens_used=used,
+        position=recorded.position,
+    )
+    view.rows(RUNS).put(event.run_id, row)
+
+
+@jobs.on(RunRetried, touches=_its_run)
+def _retried(view: View, event: RunRetried, recorded: Recorded) -> None:
+    row = _run(view, event.run_id)._replace(
+        attempts=event.attempt,
+        runner=event.runner,
+        lease_expires_at=event.lease_expires_at,
+        retry_at=None,
+        position=recorded.position,
+    )
+    view.rows(RUNS).put(event.run_id, row)
+
+
+@jobs.on(RunFinished, touches=_its_run)
+def _finished(view: View, event: RunFinished, recorded: Recorded) -> None:
+    row = _run(view, event.run_id)._replace(
+        status=event.outcome,
+        attempts=event.attempts,
+        reason=event.reason,
+        runner=None,
+        lease_expires_at=None,
+        retry_at=None,
+        tokens_used=event.tokens_used,
+        finished_at=recorded.recorded_at,
+        position=recorded.position,
+    )
+    view.rows(RUNS).put(event.run_id, row)
+
+
+def _ticked(view: View, name: str, tick: datetime) -> None:
+    """The tick has its outcome; a buffered one that gets it waits no longer."""
+    row = _job(view, name)
+    waited = row.buffered_tick == tick and tick <= row.ticked_until
+    buffered = None if waited else row.buffered_tick
+    view.rows(JOBS).put(
+        name, row._replace(ticked_until=max(row.ticked_until, tick), buffered_tick=buffered)
+    )

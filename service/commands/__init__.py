@@ -1,0 +1,103 @@
+"""What the squad can be asked to do: imperative, frozen, checked for shape and nothing else.
+
+Field names are the API's. A command knows no policy; whether it may happen is decided in `service.decide`.
+"""
+
+from __future__ import annotations
+
+from service.commands.agents import Heartbeat, RegisterAgent
+from service.commands.base import Command
+from service.commands.budget import (
+    CheckBudget,
+    RecordUsage,
+    ReleaseReservation,
+    ReserveTokens,
+    SetBudget,
+    SetPolicy,
+    SettleReservation,
+)
+from service.commands.emails import LogEmail, UpdateEmail
+from service.commands.jobs import (
+    ClaimTick,
+    DefineJob,
+    EndAttempt,
+    PauseJob,
+    RemoveJob,
+    RenewRun,
+    ResumeJob,
+    RunJob,
+    TakeUpRun,
+)
+from service.commands.messages import AcknowledgeMessage, SendMessage
+from service.commands.operations import CheckOperation, FinishOperation, RenewOperation, StartOperation
+from service.commands.orchestrator import PassTime, StartOrchestrator, StopOrchestrator
+from service.commands.tasks import CreateTask, UpdateTask
+
+__all__ = [
+    "AcknowledgeMessage",
+    "AnyCommand",
+    "CheckBudget",
+    "CheckOperation",
+    "ClaimTick",
+    "Command",
+    "CreateTask",
+    "DefineJob",
+    "EndAttempt",
+    "FinishOperation",
+    "Heartbeat",
+    "LogEmail",
+    "PassTime",
+    "PauseJob",
+    "RecordUsage",
+    "RegisterAgent",
+    "ReleaseReservation",
+    "RemoveJob",
+    "RenewOperation",
+    "RenewRun",
+    "ReserveTokens",
+    "ResumeJob",
+    "RunJob",
+    "SendMessage",
+    "SetBudget",
+    "SetPolicy",
+    "SettleReservation",
+    "StartOperation",
+    "StartOrchestrator",
+    "StopOrchestrator",
+    "TakeUpRun",
+    "UpdateEmail",
+    "UpdateTask",
+]
+
+AnyCommand = (
+    RegisterAgent
+    | Heartbeat
+    | SendMessage
+    | AcknowledgeMessage
+    | StartOperation
+    | RenewOperation
+    | FinishOperation
+    | SetPolicy
+    | SetBudget
+    | ReserveTokens
+    | SettleReservation
+    | ReleaseReservation
+    | RecordUsage
+    | CreateTask
+    | UpdateTask
+    | LogEmail
+    | UpdateEmail
+    | DefineJob
+    | RemoveJob
+    | PauseJob
+    | ResumeJob
+    | RunJob
+    | ClaimTick
+    | TakeUpRun
+    | RenewRun
+    | EndAttempt
+    | StartOrchestrator
+    | StopOrchestrator
+    | PassTime
+)
+"""Every command. `service.decide.decide` matches over it, closed with `assert_never`."""

@@ -1,0 +1,23 @@
+"""What every command has in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Command(BaseModel):
+    """An intent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    @property
+    def acting_agent(self) -> str | None:
+        """The agent that asks, where the command names one."""
+        return getattr(self, "agent", None)
+
+
+def named_fields(command: Command, *but: str) -> dict[str, Any]:
+    """The fields that somebody named, those in `but` apart."""
+    return {name: getattr(command, name) for name in command.model_fields_set if name not in but}

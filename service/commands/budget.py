@@ -1,0 +1,93 @@
+"""What can be asked about the policy and about tokens."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from service.commands.base import Command
+from service.values import ExternalId, Id, Name, PositiveTokens, Timezone, Tokens, TtlSeconds
+
+
+class SetPolicy(Command):
+    """Change the squad's rules; what is not named stays as it is."""
+
+    daily_tokens: Tokens | None = None
+    agent_limits: dict[Name, Tokens] | None = None
+    reset_hour: int | None = Field(default=None, ge=0, le=23)
+    timezone: Timezone | None = None
+    conflict_window_seconds: TtlSeconds | None = None
+    operation_timeout_seconds: TtlSeconds | None = None
+    idle_after_minutes: float | None = Field(default=None, gt=0, le=1_000_000)
+    offline_after_minutes: float | None = Field(default=None, gt=0, le=1_000_000)
+
+
+class SetBudget(Command):
+    """Change the daily budget, the agents' limits, or both."""
+
+    daily_tokens: Tokens | None = None
+    agent_limits: dict[Name, Tokens] | None = Field(default=None, max_length=1_000)
+    """Tokens a day by agent. Replaces all limits; an agent that is not named has none."""
+
+    @model_validator(mode="after")
+    def _something(self) -> SetBudget:
+        if self.daily_tokens is None and self.agent_limits is None:
+            raise ValueError("name daily_tokens, agent_limits, or both")
+        return self
+
+
+class CheckBudget(Command):
+    """Ask whether a reservation would be granted. Changes nothing."""
+
+    agent: Name
+    tokens: PositiveTokens
+
+
+class ReserveTokens(Command):
+    """Set tokens aside before spending them."""
+
+    agent: Name
+    tokens: PositiveTokens
+    ttl_seconds: TtlSeconds | None = None
+    """After how many seconds an unsettled reservation is given back; default 300."""
+
+
+class SettleReservation(Command):
+    """End a reservation with what was really used."""
+
+    reservation_id: Id
+    tokens_used: Tokens
+
+
+class ReleaseReservation(Command):
+    """Give a reservation back unused."""
+
+    reservation_id: Id
+
+
+class RecordUsage(Command):
+    """Record tokens that were spent. Never refused: either `tokens`, or input and output tokens."""
+
+    agent: Name
+    tokens: Tokens | None = None
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
+    model: Name | None = None
+    operation_id: Id | None = None
+    task_id: ExternalId | None = None
+
+    @model_validator(mode="after")
+    def _one_way_of_counting(self) -> RecordUsage:
+        parts = (self.input_tokens, self.output_tokens)
+        if self.tokens is None and None in parts:
+            raise ValueError("name tokens, or both input_tokens and output_tokens")
+        rest = 0 if self.tokens is None else self.tokens - sum(part or 0 for part in parts)
+        if rest < 0 or (rest > 0 and None not in parts):
+            raise ValueError("tokens must be the sum of input_tokens and output_tokens")
+        return self
+
+    @property
+    def total(self) -> int:
+        """All tokens, whichever way they were counted."""
+        if self.input_tokens is not None and self.output_tokens is not None:
+            return self.input_tokens + self.output_tokens
+        return self.tokens or 0

@@ -1,0 +1,78 @@
+"""What can be asked about jobs and their runs."""
+
+from __future__ import annotations
+
+from eventstore.events import JobDefinition, JobSource
+from service.commands.base import Command
+from service.values import Id, JsonObject, Name, ShortText, Text, Tokens
+
+
+class DefineJob(Command):
+    """Put a job on the schedule, or change it."""
+
+    name: Name
+    source: JobSource
+    definition: JobDefinition
+
+
+class RemoveJob(Command):
+    """Take a job off the schedule."""
+
+    name: Name
+
+
+class PauseJob(Command):
+    """Skip a job's ticks from here on."""
+
+    name: Name
+    note: ShortText | None = None
+
+
+class ResumeJob(Command):
+    """Run a job's ticks again."""
+
+    name: Name
+    note: ShortText | None = None
+
+
+class RunJob(Command):
+    """Run a job now, whatever its schedule says."""
+
+    name: Name
+    runner: Name
+    """The process that is to carry it out."""
+
+
+class ClaimTick(Command):
+    """Give a job's due ticks their outcomes: a run in this process, or whatever else becomes of them."""
+
+    name: Name
+    runner: Name
+
+
+class TakeUpRun(Command):
+    """Take up a run whose next attempt is due, or whose process has vanished."""
+
+    run_id: Id
+    runner: Name
+
+
+class RenewRun(Command):
+    """Say that a run goes on."""
+
+    run_id: Id
+    runner: Name
+
+
+class EndAttempt(Command):
+    """Say how an attempt ended."""
+
+    run_id: Id
+    runner: Name
+    attempt: int
+    succeeded: bool
+    reason: Text | None = None
+    tokens_used: Tokens | None = None
+    report: Text
+    """What is told the squad in a message."""
+    data: JsonObject | None = None

@@ -1,0 +1,30 @@
+"""What can be asked about messages."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from service.commands.base import Command
+from service.values import ExternalId, Id, JsonObject, Name, Text
+
+
+class SendMessage(Command):
+    """Send a message to one agent, or (no `to_agent`) to all."""
+
+    from_agent: Name
+    to_agent: Name | None = None
+    message: Text = Field(min_length=1)
+    task_id: ExternalId | None = None
+    data: JsonObject | None = None
+
+    @property
+    def acting_agent(self) -> str | None:
+        """The sender."""
+        return self.from_agent
+
+
+class AcknowledgeMessage(Command):
+    """Take a message out of an agent's inbox."""
+
+    message_id: Id
+    agent: Name

@@ -1,0 +1,111 @@
+"""Decisions about jobs: what is on the schedule, and what of it is to be claimed now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eventstore.events import JobDefined, JobPaused, JobRemoved, JobResumed
+from eventstore.recorded import NewEvent
+from projections.agents import AGENTS
+from projections.jobs import JOBS, RUNS, JobRow
+from service.decide.decision import Accepted, At, Decision, Refused
+from service.decide.runs import is_free
+from service.decide.ticks import close_schedule, no_job, on_schedule
+from service.decide.unfolding import Unfolding
+from service.refusals import Refusal
+from service.schedule import due_at, next_tick, schedule_of
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from service.commands import DefineJob, PauseJob, RemoveJob, ResumeJob
+    from service.squad import State
+
+
+def define(state: State, command: DefineJob, at: At) -> Decision:
+    """Puts a job on the schedule, or changes it; the same once more changes nothing."""
+    wanted = command.definition
+    if wanted.agent is not None and state.rows(AGENTS).get(wanted.agent) is None:
+        return Refused(Refusal("agent_not_found", f"no agent is called {wanted.agent!r}"))
+    row = on_schedule(state, command.name)
+    if row and all(getattr(row, name) == value for name, value in wanted):
+        return Accepted([], {"name": row.name, "position": row.position})
+    # A default gives way to whatever somebody said on purpose, also before this start.
+    if row and command.source == "default" and row.source != "default":
+        return Accepted([], {"name": row.name, "position": row.position})
+    told = Unfolding(state, at)
+    if row and not wanted.enabled:
+        close_schedule(told, row, waiting="the job was disabled while it waited")
+    elif row and schedule_of(wanted) != schedule_of(row):
+        close_schedule(told, row)
+    defined = JobDefined(job=command.name, source=command.source, definition=wanted)
+    told.add(defined, caused_by=row.position if row else None)
+    return Accepted(told.events, {"name": command.name})
+
+
+def remove(state: State, command: RemoveJob, at: At) -> Decision:
+    """Takes a job off the schedule; attempts under way end by themselves."""
+    row = on_schedule(state, command.name)
+    if row is None:
+        return no_job(command.name)
+    told = Unfolding(state, at)
+    close_schedule(told, row, waiting="the job was removed while it waited")
+    told.add(JobRemoved(job=row.name), caused_by=row.position)
+    return Accepted(told.events, {"name": row.name})
+
+
+def pause(state: State, command: PauseJob, at: At) -> Decision:
+    """Skips the job's ticks from here on."""
+    del at
+    row = on_schedule(state, command.name)
+    if row is None:
+        return no_job(command.name)
+    reply = {"name": row.name, "paused": True, "note": command.note}
+    if row.paused and row.pause_note == command.note:
+        return Accepted([], {**reply, "position": row.position})
+    paused = JobPaused(job=row.name, reason="manual", note=command.note)
+    return Accepted([NewEvent(paused, caused_by=row.position)], reply)
+
+
+def resume(state: State, command: ResumeJob, at: At) -> Decision:
+    """Runs the job's ticks again."""
+    del at
+    row = on_schedule(state, command.name)
+    if row is None:
+        return no_job(command.name)
+    reply = {"name": row.name, "paused": False, "note": command.note}
+    if not row.paused:
+        return Accepted([], {**reply, "position": row.position})
+    resumed = JobResumed(job=row.name, note=command.note)
+    return Accepted([NewEvent(resumed, caused_by=row.position)], reply)
+
+
+def due_jobs(state: State, now: datetime) -> tuple[list[str], list[str], datetime | None]:
+    """What is to be claimed now: jobs with due ticks, free runs; and when there will be something next."""
+    jobs: list[str] = []
+    runs: list[str] = []
+    later: list[datetime] = []
+    running = [run for run in state.all(RUNS) if run.status == "running"]
+    busy = {run.job for run in running}
+    for job in sorted(state.all(JOBS), key=lambda job: _priority(state, job), reverse=True):
+        if job.removed or not job.enabled:
+            continue
+        if job.buffered_tick is not None and job.name not in busy:
+            jobs.append(job.name)
+        elif tick := next_tick(schedule_of(job), job.ticked_until):
+            due = due_at(job, tick)
+            if due <= now:
+                jobs.append(job.name)
+            else:
+                later.append(due)
+    for run in running:
+        if is_free(run, now):
+            runs.append(run.id)
+        elif due_next := run.retry_at or run.lease_expires_at:
+            later.append(due_next)
+    return jobs, runs, min(later, default=None)
+
+
+def _priority(state: State, job: JobRow) -> int:
+    agent = state.rows(AGENTS).get(job.agent) if job.agent else None
+    return agent.priority if agent else 0

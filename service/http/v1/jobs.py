@@ -1,0 +1,196 @@
+"""Jobs and their runs: the schedule, what came of it, and a person's hand on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from projections import storage
+from projections.jobs import JOBS, RUNS, RunStatus, jobs
+from service import commands as do
+from service import views
+from service.http import answers
+from service.http.context import (
+    Services,
+    body_of,
+    carry_out,
+    correlation_id,
+    fingerprint,
+    idempotency_key,
+    parse_command,
+    parse_object,
+    parse_query,
+    rendering,
+    respond,
+)
+from service.http.lists import OneOf, PageQuery, Query, page_of_rows
+from service.http.problems import Problem
+from service.http.route import Route, write
+from service.job_spec import JobSpec
+from service.values import Name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aiohttp import web
+
+    from projections.jobs import JobRow
+
+LAST_RUNS = 5
+
+
+class RunQuery(PageQuery):
+    """Filters of the list of runs."""
+
+    job: Name | None = None
+    status: OneOf[RunStatus] | None = None
+
+
+async def _list(services: Services, request: web.Request) -> web.StreamResponse:
+    query = parse_query(Query, request)
+    await services.tables.state_covering(query.min_position)
+    rows = sorted(services.writer.squad.all(JOBS), key=lambda row: row.name)
+    return respond(200, {"items": await _shown(services, rows, query), "next": None})
+
+
+async def _one(services: Services, request: web.Request) -> web.StreamResponse:
+    query = parse_query(Query, request)
+    await services.tables.state_covering(query.min_position)
+    (shown,) = await _shown(services, [_job(services, request.match_info["name"])], query)
+    return respond(200, shown)
+
+
+def _job(services: Services, name: str) -> JobRow:
+    row = services.writer.squad.rows(JOBS).get(name)
+    if row is None:
+        raise Problem("job_not_found", f"no job is called {name!r}")
+    return row
+
+
+async def _shown(services: Services, rows: Sequence[JobRow], query: Query) -> list[dict[str, Any]]:
+    shown = []
+    async with services.tables.covering(jobs, query.min_position) as connection:
+        for row in rows:
+            runs = await storage.newest(connection, RUNS, "job", row.name, "fencing_token", LAST_RUNS)
+            shown.append(views.job(row, [run._asdict() for run in runs], services.clock.now()))
+    return shown
+
+
+async def _runs(services: Services, request: web.Request) -> web.StreamResponse:
+    return await page_of_rows(services, request, RunQuery, jobs, RUNS, order="fencing_token")
+
+
+async def _define(services: Services, request: web.Request) -> web.StreamResponse:
+    body = await body_of(request)
+    spec = parse_command(JobSpec, parse_object(body), {})
+    name = parse_command(do.RemoveJob, {}, {"name": request.match_info["name"]}).name
+    command = do.DefineJob(name=name, source="api", definition=spec.definition())
+    return await _carry_out(services, request, body, command, 200)
+
+
+async def _run(services: Services, request: web.Request) -> web.StreamResponse:
+    body = await body_of(request)
+    fields = {**parse_object(body), "runner": services.scheduler.runner}
+    command = parse_command(do.RunJob, fields, {"name": request.match_info["name"]})
+    return await _carry_out(services, request, body, command, 202)
+
+
+async def _carry_out(
+    services: Services, request: web.Request, body: bytes, command: do.AnyCommand, status: int
+) -> web.StreamResponse:
+    key, correlation = idempotency_key(request.headers), correlation_id(request.headers)
+    done = await carry_out(
+        services,
+        command,
+        correlation=correlation,
+        key=key,
+        print_=fingerprint(request.method, request.path, body) if key else "",
+        size=len(body),
+        render=rendering(status),
+    )
+    return respond(done.status, done.body, {"X-Correlation-Id": correlation})
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/api/v1/jobs",
+        summary="The schedule: each job with its last and next runs",
+        tag="jobs",
+        handler=_list,
+        query=Query,
+        answers={200: answers.page_of(answers.Job)},
+        problems=("not_yet",),
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/jobs/{name}",
+        summary="One job, with its last and next runs",
+        tag="jobs",
+        handler=_one,
+        query=Query,
+        path_types={"name": Name},
+        answers={200: answers.Job},
+        problems=("job_not_found", "not_yet"),
+    ),
+    Route(
+        method="PUT",
+        path="/api/v1/jobs/{name}",
+        summary="Put a job on the schedule, or change it",
+        tag="jobs",
+        handler=_define,
+        body=JobSpec,
+        path_types={"name": Name},
+        answers={200: answers.JobNamed},
+        problems=("agent_not_found",),
+    ),
+    write(
+        "DELETE",
+        "/api/v1/jobs/{name}",
+        do.RemoveJob,
+        "Take a job off the schedule",
+        tag="jobs",
+        bound={"name": "name"},
+        answer=answers.JobNamed,
+        problems=("job_not_found",),
+    ),
+    Route(
+        method="POST",
+        path="/api/v1/jobs/{name}/run",
+        summary="Run a job now",
+        tag="jobs",
+        handler=_run,
+        path_types={"name": Name},
+        answers={202: answers.RunBegun},
+        problems=("job_not_found", "job_running", "orchestrator_stopped", "budget_exhausted"),
+    ),
+    write(
+        "POST",
+        "/api/v1/jobs/{name}/pause",
+        do.PauseJob,
+        "Skip a job's ticks from here on",
+        tag="jobs",
+        bound={"name": "name"},
+        answer=answers.JobPaused,
+        problems=("job_not_found",),
+    ),
+    write(
+        "POST",
+        "/api/v1/jobs/{name}/resume",
+        do.ResumeJob,
+        "Run a job's ticks again",
+        tag="jobs",
+        bound={"name": "name"},
+        answer=answers.JobPaused,
+        problems=("job_not_found",),
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/runs",
+        summary="What came of every tick, the oldest first",
+        tag="jobs",
+        handler=_runs,
+        query=RunQuery,
+        answers={200: answers.page_of(answers.Run)},
+        problems=("not_yet",),
+    ),
+)

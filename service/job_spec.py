@@ -1,0 +1,170 @@
+"""What a job may look like: the settings' `[jobs.NAME]` and the API's body, checked."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import unquote
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+from eventstore.events import JobDefinition, Overlap
+from service.schedule import Schedule, next_tick
+from service.values import Name, Timezone, Tokens
+
+BuiltInTask = Literal[
+    "email_poll",
+    "email_classify",
+    "email_respond",
+    "status_update",
+    "conflict_check",
+    "token_monitor",
+    "token_reset",
+]
+"""What the orchestrator itself can do on a schedule; see `service.tasks`."""
+
+BUILT_IN_TASKS: tuple[str, ...] = get_args(BuiltInTask)
+
+CALLING_TASKS = frozenset({"email_poll", "email_classify", "email_respond"})
+"""The tasks that call an agent."""
+
+_EVERY = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+_DAY_SECONDS = 86_400.0
+
+
+def _seconds(value: Any) -> Any:
+    if isinstance(value, str):
+        match = _EVERY.fullmatch(value.strip())
+        if not match:
+            raise ValueError("must be a duration such as 500ms, 2s, 5m, 1h or 1d")
+        return float(match[1]) * _UNIT_SECONDS[match[2]]
+    return value
+
+
+Every = Annotated[float, BeforeValidator(_seconds), Field(ge=0.1, le=366 * _DAY_SECONDS)]
+"""An interval: a number of seconds, or text such as 2s, 5m, 1h."""
+
+_ENDPOINT = r"^/([^/\s\x00-\x1f\x7f?#][^\s\x00-\x1f\x7f#]*)?$"
+
+
+def _check_endpoint(endpoint: str) -> str:
+    path = unquote(endpoint.partition("?")[0])
+    # Dots would be resolved before the call, and lead out of the path that the agent is registered with.
+    if not re.match(_ENDPOINT, endpoint) or not {".", ".."}.isdisjoint(path.split("/")):
+        raise ValueError("must be a path at the agent's url, such as /api/agents/email/poll")
+    return endpoint
+
+
+Endpoint = Annotated[
+    str,
+    StringConstraints(max_length=1_000),
+    AfterValidator(_check_endpoint),
+    Field(json_schema_extra={"pattern": _ENDPOINT}),
+]
+"""A path at an agent's url. Never a url of its own: calls go only where the agent is registered."""
+
+
+class JobSpec(BaseModel):
+    """A job. It either calls `endpoint` at its agent or does a built-in `task`, by `cron` or by `every`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    agent: Name | None = None
+    """Who is called; registered, or named in the settings."""
+    endpoint: Endpoint | None = None
+    task: BuiltInTask | None = None
+    cron: str | None = Field(default=None, max_length=200)
+    """Five fields, with names, ranges and steps."""
+    every: Every | None = None
+    timezone: Timezone = "UTC"
+    tokens: Tokens = 0
+    """The estimate that is reserved before each run; 0 reserves nothing."""
+    timeout_seconds: float = Field(default=30.0, gt=0, le=3_600)
+    """How long one attempt may take."""
+    retries: int = Field(default=0, ge=0, le=20)
+    """How often a failed attempt is repeated, after 1, 2, 4 ... seconds, with jitter."""
+    overlap: Overlap = "skip"
+    """What becomes of a tick that comes while the job is running."""
+    catch_up_seconds: float = Field(default=60.0, ge=1, le=7 * _DAY_SECONDS)
+    """How late a tick may still run; later ones are recorded as missed."""
+    jitter_seconds: float = Field(default=0.0, ge=0, le=_DAY_SECONDS)
+    """Runs begin up to this much after their tick, by an amount that is the tick's own, but before the next
+    tick."""
+    pause_on_failure: bool = False
+    enabled: bool = True
+
+    @field_validator("cron")
+    @classmethod
+    def _ticks(cls, cron: str | None) -> str | None:
+        # In any time zone: none makes a day that no other has.
+        if cron is not None and next_tick(Schedule(cron, None, "UTC"), datetime.now(UTC)) is None:
+            raise ValueError("there is no such day")
+        return cron
+
+    @model_validator(mode="after")
+    def _whole(self) -> JobSpec:
+        if (self.endpoint is None) == (self.task is None):
+            raise ValueError("endpoint, task: name exactly one of them")
+        if self.agent is None and (self.endpoint is not None or self.task in CALLING_TASKS):
+            raise ValueError("agent: name the agent that is to be called")
+        if (self.cron is None) == (self.every is None):
+            raise ValueError("cron, every: name exactly one of them")
+        return self
+
+    def definition(self) -> JobDefinition:
+        """The job as the log keeps it."""
+        return JobDefinition(
+            agent=self.agent,
+            endpoint=self.endpoint,
+            task=self.task,
+            cron=self.cron,
+            every_seconds=self.every,
+            timezone=self.timezone,
+            tokens=self.tokens,
+            timeout_seconds=self.timeout_seconds,
+            retries=self.retries,
+            overlap=self.overlap,
+            catch_up_seconds=self.catch_up_seconds,
+            jitter_seconds=self.jitter_seconds,
+            pause_on_failure=self.pause_on_failure,
+            enabled=self.enabled,
+        )
+
+
+EMAIL_AGENT = "email_agent"
+
+
+def seed_jobs(reset_hour: int, timezone: str) -> dict[str, dict[str, Any]]:
+    """The seed's seven jobs with its schedules, as settings; a squad's own settings go over them."""
+    email = {"agent": EMAIL_AGENT, "timeout_seconds": 60.0}
+    emails = {"agent": EMAIL_AGENT, "timeout_seconds": 300.0}
+    jobs: dict[str, dict[str, Any]] = {
+        "email_poll": {**email, "cron": "*/5 * * * *", "tokens": 1_000},
+        "email_classify": {**emails, "cron": "*/10 * * * *"},
+        "email_respond": {**emails, "cron": "*/15 * * * *"},
+        "status_update": {"cron": "* * * * *"},
+        "conflict_check": {"cron": "*/2 * * * *"},
+        "token_monitor": {"cron": "*/5 * * * *"},
+        "token_reset": {"cron": f"0 {reset_hour} * * *"},
+    }
+    return {name: {"task": name, "timezone": timezone, **job} for name, job in jobs.items()}
+
+
+def over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a job over those of the seed's job of that name; what they replace goes."""
+    merged = {**base, **own}
+    for one, other in (("cron", "every"), ("every", "cron"), ("endpoint", "task"), ("task", "endpoint")):
+        if one in own and other not in own:
+            merged.pop(other, None)
+    return merged

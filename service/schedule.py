@@ -1,0 +1,136 @@
+"""When a job ticks. Pure: a schedule and a moment in, the next tick out.
+
+Cron has five fields, with names, ranges and steps, in a time zone. Where clocks change it does as Debian's
+cron does. A job at fixed times runs once for each: where the clock skips the time, at the shift; where it
+shows the time twice, the first time. A job whose minute or hour begins with a star follows the clock: what
+is skipped is not there, and what comes twice counts twice.
+
+An interval ticks at whole multiples of itself since 1970, so that all processes mean the same moments.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+
+from projections.jobs import run_id
+
+if TYPE_CHECKING:
+    from eventstore.events import JobDefinition
+    from projections.jobs import JobRow
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIELDS = 5
+_MINUTE = timedelta(minutes=1)
+_NO_TIME = timedelta(0)
+
+
+class Schedule(NamedTuple):
+    """Either `cron` with its `timezone`, or `every_seconds`."""
+
+    cron: str | None
+    every_seconds: float | None
+    timezone: str
+
+
+def schedule_of(job: JobRow | JobDefinition) -> Schedule:
+    """A job's schedule."""
+    return Schedule(job.cron, job.every_seconds, job.timezone)
+
+
+@lru_cache(maxsize=10_000)
+def next_tick(schedule: Schedule, after: datetime) -> datetime | None:
+    """The first tick after a moment, in UTC; None where there is none any more.
+
+    Raises:
+        ValueError: the schedule makes no sense.
+    """
+    if schedule.every_seconds is not None:
+        step = timedelta(seconds=schedule.every_seconds)
+        return _EPOCH + ((after - _EPOCH) // step + 1) * step
+    cron, zone = schedule.cron or "", ZoneInfo(schedule.timezone)
+    fields = cron.split()
+    if len(fields) != _FIELDS:
+        raise ValueError("must have five fields: minute, hour, day of month, month, day of week")
+    minute, hour, *_ = fields
+    if minute.startswith("*") or hour.startswith("*"):
+        return _next_by_the_clock(cron, zone, after)
+    return _next_fixed_time(cron, zone, after)
+
+
+def next_ticks(schedule: Schedule, after: datetime, count: int) -> list[datetime]:
+    """The next few ticks."""
+    ticks: list[datetime] = []
+    while len(ticks) < count and (tick := next_tick(schedule, ticks[-1] if ticks else after)):
+        ticks.append(tick)
+    return ticks
+
+
+def due_at(job: JobRow, tick: datetime) -> datetime:
+    """When a tick is to start: the tick, and a share of the job's jitter that is the same for everybody.
+
+    Always before the next tick, so that ticks become due in their order.
+    """
+    if not job.jitter_seconds:
+        return tick
+    jitter = timedelta(seconds=job.jitter_seconds)
+    if following := next_tick(schedule_of(job), tick):
+        jitter = min(jitter, following - tick)
+    share = int(run_id(job.name, tick).replace("-", "")[-8:], 16) / 2**32
+    return tick + jitter * share
+
+
+# Cron, on the clock on the wall -------------------------------------------------------------------------
+
+
+def _next_fixed_time(cron: str, zone: ZoneInfo, after: datetime) -> datetime | None:
+    """The next tick where each time on the wall counts once."""
+    for wall in _on_the_wall(cron, after.astimezone(zone).replace(tzinfo=None)):
+        shown = wall
+        while not (moments := _moments(shown, zone)):
+            shown += _MINUTE
+        # From within the hour that is shown twice, the first time may lie in the past.
+        if moments[0] > after:
+            return moments[0]
+    return None
+
+
+def _next_by_the_clock(cron: str, zone: ZoneInfo, after: datetime) -> datetime | None:
+    """The next tick where each moment counts at which the clock shows a wanted time."""
+    local = after.astimezone(zone).replace(tzinfo=None)
+    first, second = (_offset(local, zone, fold) for fold in (0, 1))
+    # Where the clock shows this time twice, it also shows twice what was a little earlier.
+    start = local - max(first - second, _NO_TIME)
+    earliest: datetime | None = None
+    for wall in _on_the_wall(cron, start):
+        moments = _moments(wall, zone)
+        if later := [moment for moment in moments if moment > after]:
+            earliest = min(later[0], earliest or later[0])
+        if moments and moments[0] > after:
+            break
+    return earliest
+
+
+def _on_the_wall(cron: str, after: datetime) -> CronSim:
+    """All wanted times after one, without a zone."""
+    try:
+        return CronSim(cron, after)
+    except CronSimError as error:
+        raise ValueError(f"is no cron expression: {str(error).lower()}") from error
+
+
+def _moments(wall: datetime, zone: ZoneInfo) -> list[datetime]:
+    """When a clock shows a time: once as a rule, twice where it goes back, never where it leaps over it."""
+    moments = [(wall - _offset(wall, zone, fold)).replace(tzinfo=UTC) for fold in (0, 1)]
+    shown = [moment for moment in moments if moment.astimezone(zone).replace(tzinfo=None) == wall]
+    return shown[:1] if moments[0] == moments[1] else shown
+
+
+def _offset(wall: datetime, zone: ZoneInfo, fold: int) -> timedelta:
+    offset = wall.replace(tzinfo=zone, fold=fold).utcoffset()
+    assert offset is not None
+    return offset

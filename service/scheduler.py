@@ -1,0 +1,240 @@
+"""The scheduler: claims what is due, and carries out what this process has claimed.
+
+Every process has one, and none of them leads. Claiming is a command like any other, decided at the head of
+the log: who is first gets the run, the others find nothing left to do. What this process is to carry out
+it reads from the log itself: each `run_started` and `run_retried` names its runner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, defaultdict
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from eventstore import codec
+from eventstore.events import RunFinished, RunRetried, RunStarted
+from eventstore.listener import wait_for_hint
+from projections.jobs import JOBS, RUNS
+from service import commands as do
+from service.batch import new_id
+from service.decide import runs as run_decisions
+from service.decide.jobs import due_jobs
+from service.requests import CommandFailed, OutcomeUnknown, QueueFull, Request, Stopping, Unavailable
+from service.tasks import perform
+from service.work import ACTOR, NOT_NOW, Report, Work, failed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from eventstore.recorded import Recorded
+    from projections.jobs import JobRow, RunRow
+    from service.calls import Caller
+    from service.clock import DatabaseClock
+    from service.commands import AnyCommand
+    from service.requests import Outcome
+    from service.writer import Writer
+
+MAX_RUNS = 256
+"""How many runs of this process are under way at once; more wait their turn, under their lease."""
+
+MAX_RUNS_PER_AGENT = 16
+"""How many of them call one agent."""
+
+LONGEST_SLEEP_SECONDS = 1.0
+
+STOP_SECONDS = 1.5
+"""How long runs have to end by themselves when the service stops."""
+
+GIVE_BACK_SECONDS = 2.0
+"""How long they then have to give back what they hold."""
+
+_CONCERNS_US = ("job_", "run_", "tick_", "orchestrator_")
+_log = logging.getLogger(__name__)
+
+
+class Scheduler:
+    """Runs one squad's jobs from one process. `runner` names the process in the log."""
+
+    def __init__(self, writer: Writer, clock: DatabaseClock, caller: Caller, runner: str) -> None:
+        self.runner = runner
+        self._writer = writer
+        self._clock = clock
+        self._caller = caller
+        self._changed = asyncio.Event()
+        self._claiming = asyncio.Lock()
+        self._stopping = False
+        self._runs: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._setbacks: Counter[str] = Counter()
+        self._places = asyncio.Semaphore(MAX_RUNS)
+        self._places_of_agent: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(MAX_RUNS_PER_AGENT)
+        )
+
+    async def run(self) -> None:
+        """Claims what is due, until stopped or cancelled."""
+        while not self._stopping:
+            self._changed.clear()
+            try:
+                async with self._claiming:
+                    seconds = await self._claim_what_is_due()
+            except Exception:  # noqa: BLE001 - other jobs are still to be run, now or when this is mended
+                _log.exception("looking for what is due failed")
+                seconds = LONGEST_SLEEP_SECONDS
+            if seconds:
+                await wait_for_hint(self._changed, seconds)
+
+    async def stop(self) -> None:
+        """Lets runs end, for a moment; what does not is given back, so that another process takes it up."""
+        self._stopping = True
+        self._changed.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS):
+                # What is being claimed at this moment is ours as well.
+                async with self._claiming:
+                    pass
+                while self._tasks:
+                    await asyncio.wait(tuple(self._tasks))
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=GIVE_BACK_SECONDS)
+
+    def observe(self, recorded: Sequence[Recorded]) -> None:
+        """Sees every event after it was committed; begins the runs that are ours."""
+        for item in recorded:
+            if not item.type.startswith(_CONCERNS_US):
+                continue
+            self._changed.set()
+            if item.type not in (RunStarted.type, RunRetried.type, RunFinished.type):
+                continue
+            event = codec.decode(item)
+            if not isinstance(event, RunStarted | RunRetried | RunFinished):
+                continue
+            if before := self._runs.pop(event.run_id, None):
+                # Over by somebody else's word, such as the next tick's, or somebody else's by now.
+                before.cancel()
+            if not isinstance(event, RunFinished) and event.runner == self.runner:
+                self._begin(event.run_id)
+
+    def _begin(self, run_id: str) -> None:
+        task = asyncio.create_task(self._attempt(run_id))
+        self._runs[run_id] = task
+        self._tasks.add(task)
+
+        def forget(ended: asyncio.Task[None]) -> None:
+            self._tasks.discard(ended)
+            if self._runs.get(run_id) is ended:
+                del self._runs[run_id]
+            if not ended.cancelled() and ended.exception():
+                _log.error("run %s broke off", run_id, exc_info=ended.exception())
+
+        task.add_done_callback(forget)
+
+    async def _claim_what_is_due(self) -> float:
+        """Claims it, all at once; says how long to wait before looking again."""
+        if not self._writer.ready:
+            return LONGEST_SLEEP_SECONDS
+        now = self._clock.now()
+        jobs, runs, later = due_jobs(self._writer.squad, now)
+        claims: list[AnyCommand] = [do.ClaimTick(name=name, runner=self.runner) for name in jobs]
+        # A run of our own whose lease ran out, because the database was away, is still being carried out.
+        claims += [
+            do.TakeUpRun(run_id=run_id, runner=self.runner) for run_id in runs if run_id not in self._runs
+        ]
+        if claims:
+            return 0 if await self._claim(claims) else LONGEST_SLEEP_SECONDS
+        if later is None:
+            return LONGEST_SLEEP_SECONDS
+        return min(LONGEST_SLEEP_SECONDS, max(0.001, (later - now).total_seconds()))
+
+    async def _claim(self, claims: list[AnyCommand]) -> bool:
+        """Whether all claims were decided, so that it is worth looking again without waiting."""
+        results = await asyncio.gather(*(self._submit(claim) for claim in claims), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, NOT_NOW):
+                _log.error("claiming failed", exc_info=result)
+        return not any(isinstance(result, BaseException) for result in results)
+
+    async def _attempt(self, run_id: str) -> None:
+        row = self._writer.squad.rows(RUNS).get(run_id)
+        if row is None or row.runner != self.runner:
+            return
+        async with self._renewing(run_id):
+            job = self._writer.squad.rows(JOBS).get(row.job)
+            report = await self._report(job, row) if job else failed(row.job, "the job was removed")
+            await self._end(row, report)
+
+    async def _report(self, job: JobRow, row: RunRow) -> Report:
+        """Carries the attempt out; whatever comes of it is a report."""
+        work = Work(self._writer, self._caller, job, row, self._setbacks)
+        try:
+            async with self._place(job.agent), asyncio.timeout(job.timeout_seconds):
+                return await perform(work)
+        except TimeoutError:
+            return failed(job.name, f"it took longer than {job.timeout_seconds:g} seconds")
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            return failed(job.name, "the service was stopped")
+        except NOT_NOW as error:
+            return failed(job.name, f"the orchestrator was not available: {type(error).__name__}")
+        except Exception as error:  # noqa: BLE001 - its end must be told, or another process repeats it
+            _log.exception("run %s failed by a fault of ours", row.id)
+            return failed(job.name, f"a fault of the orchestrator: {type(error).__name__}: {error}")
+
+    async def _end(self, row: RunRow, report: Report) -> None:
+        """Says how the attempt ended, for as long as it takes to be heard."""
+        which = f" (attempt {row.attempts} of {row.attempts_allowed})" if row.attempts_allowed > 1 else ""
+        command = do.EndAttempt(
+            run_id=row.id,
+            runner=self.runner,
+            attempt=row.attempts,
+            succeeded=report.succeeded,
+            reason=report.reason,
+            tokens_used=report.tokens_used,
+            report=report.text if report.succeeded else report.text + which,
+            data=report.data,
+        )
+        while True:
+            try:
+                await self._submit(command)
+            except (QueueFull, Unavailable, OutcomeUnknown):
+                if self._stopping:
+                    return
+                await asyncio.sleep(LONGEST_SLEEP_SECONDS)
+            except (Stopping, CommandFailed):
+                return
+            else:
+                return
+
+    async def _submit(self, command: AnyCommand) -> Outcome:
+        correlation = getattr(command, "run_id", None) or new_id()
+        return await self._writer.submit(Request(command, ACTOR, correlation_id=correlation))
+
+    @asynccontextmanager
+    async def _place(self, agent: str | None) -> AsyncIterator[None]:
+        """A place among the runs under way, and among those of the agent."""
+        if agent is None:
+            yield
+            return
+        # The agent's own bound first: its queue must not take places from others.
+        async with self._places_of_agent[agent], self._places:
+            yield
+
+    @asynccontextmanager
+    async def _renewing(self, run_id: str) -> AsyncIterator[None]:
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(run_decisions.LEASE_SECONDS / 3)
+                with suppress(*NOT_NOW):
+                    await self._submit(do.RenewRun(run_id=run_id, runner=self.runner))
+
+        renewing = asyncio.create_task(renew())
+        try:
+            yield
+        finally:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)

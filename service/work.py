@@ -1,0 +1,125 @@
+"""One attempt of a run: what it works with, and the report that it ends in.
+
+Whatever an attempt does it does by the same commands that agents send, so it is claimed, budgeted and
+logged like their own work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from projections.agents import AGENTS
+from service.requests import CommandFailed, OutcomeUnknown, QueueFull, Request, Stopping, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from projections.jobs import JobRow, RunRow
+    from service.calls import Caller, Reply
+    from service.commands import AnyCommand
+    from service.requests import Outcome
+    from service.squad import Squad
+    from service.writer import Writer
+
+T = TypeVar("T")
+
+ACTOR = "system:scheduler"
+
+NOT_NOW = (QueueFull, Stopping, Unavailable, OutcomeUnknown, CommandFailed)
+"""What becomes of a command where the writer cannot say how it was decided."""
+
+
+class Report(NamedTuple):
+    """How an attempt ended."""
+
+    succeeded: bool
+    text: str
+    """Told the squad in a message."""
+    reason: str | None = None
+    tokens_used: int | None = None
+    data: dict[str, Any] | None = None
+
+
+def succeeded(text: str, *, tokens_used: int | None = None, **data: Any) -> Report:
+    """An attempt that did what it should."""
+    return Report(succeeded=True, text=text, tokens_used=tokens_used, data=data)
+
+
+def failed(job: str, reason: str, *, tokens_used: int | None = None, **data: Any) -> Report:
+    """An attempt that did not."""
+    # A reason may quote anybody; the log takes neither NUL nor half of a surrogate pair.
+    reason = reason.replace("\x00", "").encode(errors="replace").decode()
+    return Report(
+        succeeded=False, text=f"{job} failed: {reason}", reason=reason, tokens_used=tokens_used, data=data
+    )
+
+
+@dataclass(frozen=True)
+class Work:
+    """One attempt of a run, and what it works with."""
+
+    writer: Writer
+    caller: Caller
+    job: JobRow
+    run: RunRow
+    setbacks: Counter[str] = field(default_factory=Counter)
+    """How often work on an e-mail failed in this process; such e-mails go behind the others."""
+
+    @property
+    def squad(self) -> Squad:
+        """The state in memory."""
+        return self.writer.squad
+
+    @property
+    def agent(self) -> str:
+        """Who is called."""
+        assert self.job.agent
+        return self.job.agent
+
+    @property
+    def may_call(self) -> bool:
+        """Whether agents may be called: not while the orchestrator is shut down."""
+        orchestrator = self.squad.orchestrator
+        return orchestrator is not None and orchestrator.running
+
+    async def do(self, command: AnyCommand) -> Outcome:
+        """Has a command carried out, as the scheduler, in the name of this run; never leaves it halfway."""
+        request = Request(command, ACTOR, correlation_id=self.run.id)
+        return await seen_through(self.writer.submit(request))
+
+    async def call(self, endpoint: str, fencing_token: int, **more: Any) -> Reply:
+        """Calls the job's agent."""
+        row = self.squad.rows(AGENTS).get(self.agent)
+        payload = {
+            "run_id": self.run.id,
+            "job": self.job.name,
+            "tick": self.run.tick,
+            "attempt": self.run.attempts,
+            "fencing_token": fencing_token,
+            **more,
+        }
+        return await self.caller.call(self.agent, row.url if row else None, endpoint, self.run.id, payload)
+
+
+async def seen_through(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Waits for an outcome also where the caller is cancelled meanwhile; that counts from its next wait on.
+
+    Otherwise nobody would know what a command took that was under way, and nobody could give it back.
+    """
+    waiting = asyncio.current_task()
+    assert waiting is not None
+    task = asyncio.ensure_future(coroutine)
+    held_back = 0
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            held_back += 1
+    for _ in range(held_back):
+        # The count stays as it was: timeouts tell by it whose cancellation it is.
+        waiting.uncancel()
+        waiting.cancel()
+    return task.result()

@@ -1,0 +1,260 @@
+"""Jobs over HTTP and on the command line: the schedule, what came of it, and a person's hand on it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from service.app import StartFailed
+from service.cli import cli
+from service.job_spec import BUILT_IN_TASKS
+from tests.api.client import running_service
+from tests.support.agents import Agents, answers, running_agents, when
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from click.testing import Result
+
+    from tests.api.client import Api, Service
+
+SEEDS = {
+    "email_poll": "*/5 * * * *",
+    "email_classify": "*/10 * * * *",
+    "email_respond": "*/15 * * * *",
+    "status_update": "* * * * *",
+    "conflict_check": "*/2 * * * *",
+    "token_monitor": "*/5 * * * *",
+    "token_reset": "7 * * *",
+}
+RESET_HOUR = 7
+WORKER = {"worker": {"role": "test"}}
+
+
+@pytest.fixture
+async def agents() -> AsyncIterator[Agents]:
+    async with running_agents() as running:
+        yield running
+
+
+@pytest.fixture
+async def service(database: str, agents: Agents) -> AsyncIterator[Service]:
+    """A service whose agents are these, and of whose own jobs none runs by itself."""
+    quiet = {name: {"enabled": False} for name in SEEDS}
+    async with running_service(
+        database, seed_jobs=True, agents_url=agents.url, agents=WORKER, jobs=quiet
+    ) as running:
+        yield running
+
+
+async def job(api: Api, name: str = "poll", /, **spec: object) -> dict[str, Any]:
+    body = {"agent": "worker", "endpoint": f"/{name}", "every": "300d", **spec}
+    return (await api.put(f"jobs/{name}", **body)).expect(200)
+
+
+async def ended(api: Api, run_id: str) -> dict[str, Any]:
+    async def run() -> dict[str, Any] | None:
+        items = (await api.get("runs")).expect(200)["items"]
+        found: list[dict[str, Any]] = [item for item in items if item["id"] == run_id]
+        return found[0] if found and found[0]["status"] != "running" else None
+
+    return await eventually(run) or {}
+
+
+async def squad(service: Service, *arguments: str) -> Result:
+    """Calls the `squad` command."""
+    port = service.url.rpartition(":")[2]
+    filled = [argument.format(port=port, dsn=service.dsn) for argument in arguments]
+    return await asyncio.to_thread(CliRunner().invoke, cli, filled)
+
+
+async def test_the_seeds_seven_jobs_are_there_with_its_schedules(database: str) -> None:
+    async with running_service(
+        database, seed_jobs=True, reset_hour=RESET_HOUR, timezone="Europe/Berlin"
+    ) as service:
+        items = (await service.api.get("jobs")).expect(200)["items"]
+        assert {item["name"]: item["cron"] for item in items} == {
+            **SEEDS,
+            "token_reset": f"0 {RESET_HOUR} * * *",
+        }
+        assert {item["task"] for item in items} == set(BUILT_IN_TASKS)
+        assert {item["source"] for item in items} == {"default"}
+        assert all(item["enabled"] and not item["paused"] for item in items)
+        agents = {item["name"]: item["agent"] for item in items}
+        assert agents["email_poll"] == "email_agent"
+        assert agents["token_reset"] is None
+        facade = (await service.api.get("/api/squad")).expect(200)["orchestrator"]["scheduledJobs"]
+        assert [item["name"] for item in facade] == sorted(SEEDS)
+
+
+async def test_settings_go_over_the_seeds_jobs_and_stay_until_they_are_taken_away(database: str) -> None:
+    often = {"status_update": {"every": "10m"}, "own": {"task": "token_monitor", "cron": "5 4 * * mon"}}
+    async with running_service(database, seed_jobs=True, jobs=often) as service:
+        shown = (await service.api.get("jobs/status_update")).expect(200)
+        assert (shown["every_seconds"], shown["cron"], shown["source"]) == (600, None, "settings")
+        assert (await service.api.get("jobs/own")).expect(200)["source"] == "settings"
+        (await service.api.put("jobs/by_hand", task="token_monitor", every="1d")).expect(200)
+    async with running_service(database, seed_jobs=True) as service:
+        names = {item["name"] for item in (await service.api.get("jobs")).expect(200)["items"]}
+        assert names == {*SEEDS, "by_hand"}
+
+
+async def test_a_job_is_shown_with_its_last_and_its_next_five(api: Api) -> None:
+    defined = await job(api, every="1h", overlap="allow_all")
+    before = (await api.get("jobs/poll", min_position=defined["position"])).expect(200)
+    assert before["last_runs"] == []
+    next_ticks = [datetime.fromisoformat(tick) for tick in before["next_ticks"]]
+    assert len(next_ticks) == 5
+    assert {later - tick for tick, later in pairwise(next_ticks)} == {timedelta(hours=1)}
+    runs = []
+    for _ in range(7):
+        run = (await api.post("jobs/poll/run")).expect(202)
+        await ended(api, run["id"])
+        runs.append(run["id"])
+    shown = (await api.get("jobs/poll")).expect(200)
+    assert [run["id"] for run in shown["last_runs"]] == runs[:1:-1]
+    assert {run["status"] for run in shown["last_runs"]} == {"succeeded"}
+
+
+async def test_run_now_says_which_run_it_is(api: Api, agents: Agents) -> None:
+    enough = asyncio.Event()
+    agents.on("/poll", when(enough, answers({"tokens_used": 5})))
+    await job(api, tokens=10)
+    begun = (await api.post("jobs/poll/run")).expect(202)
+    assert (begun["job"], begun["status"], begun["attempts"]) == ("poll", "running", 1)
+    listed = (await api.get("runs", min_position=begun["position"], status="running")).expect(200)["items"]
+    assert [item["id"] for item in listed] == [begun["id"]]
+    enough.set()
+    run = await ended(api, begun["id"])
+    assert (run["status"], run["manual"], run["tokens_used"], run["reason"]) == ("succeeded", True, 5, None)
+    assert run["tick"] == begun["tick"] <= run["started_at"] <= run["finished_at"]
+    event = (await api.get(f"events/{begun['position']}")).expect(200)
+    assert (event["type"], event["actor"], event["data"]["manual"]) == ("run_started", "anonymous", True)
+
+
+async def test_the_same_request_again_starts_no_second_run(api: Api, agents: Agents) -> None:
+    await job(api, overlap="allow_all")
+    key = {"Idempotency-Key": "once"}
+    first = (await api.post("jobs/poll/run", key)).expect(202)
+    again = (await api.post("jobs/poll/run", key)).expect(202)
+    assert again == first
+    await ended(api, first["id"])
+    assert len(agents.calls) == 1
+
+
+async def test_run_now_is_refused_where_it_cannot_be(api: Api, agents: Agents) -> None:
+    enough = asyncio.Event()
+    agents.on("/poll", when(enough))
+    await job(api)
+    (await api.post("jobs/nobody/run")).expect(404, "job_not_found")
+    begun = (await api.post("jobs/poll/run")).expect(202)
+    (await api.post("jobs/poll/run")).expect(409, "job_running")
+    enough.set()
+    await ended(api, begun["id"])
+    await job(api, "dear", tokens=10**9)
+    (await api.post("jobs/dear/run")).expect(429, "budget_exhausted")
+    (await api.post("/api/squad", action="orchestrator-shutdown")).expect(200)
+    (await api.post("jobs/poll/run")).expect(409, "orchestrator_stopped")
+
+
+async def test_a_job_is_paused_with_a_note_and_resumed(api: Api) -> None:
+    await job(api, every="1s")
+    paused = (await api.post("jobs/poll/pause", note="the mailbox moves")).expect(200)
+    assert (paused["paused"], paused["note"]) == (True, "the mailbox moves")
+    shown = (await api.get("jobs/poll", min_position=paused["position"])).expect(200)
+    assert (shown["paused"], shown["pause_note"]) == (True, "the mailbox moves")
+
+    async def skipped() -> list[Any]:
+        items = (await api.get("runs", job="poll", status="skipped")).expect(200)["items"]
+        return [item["reason"] for item in items]
+
+    assert (await eventually(skipped))[0] == "paused: the mailbox moves"
+    (await api.post("jobs/poll/resume")).expect(200)
+    await eventually(lambda: _has(api, "succeeded"))
+    (await api.post("jobs/nobody/pause")).expect(404, "job_not_found")
+
+
+async def _has(api: Api, status: str) -> bool:
+    return bool((await api.get("runs", status=status)).expect(200)["items"])
+
+
+async def test_runs_are_listed_by_job_and_status_page_by_page(api: Api, agents: Agents) -> None:
+    agents.on("/bad", answers({}, 500))
+    for name in ("good", "bad"):
+        await job(api, name, overlap="allow_all")
+    for name in ("good", "bad", "good", "good"):
+        run = (await api.post(f"jobs/{name}/run")).expect(202)
+        await ended(api, run["id"])
+    page = (await api.get("runs", limit=3)).expect(200)
+    assert [item["job"] for item in page["items"]] == ["good", "bad", "good"]
+    rest = (await api.get("runs", limit=3, after=page["next"])).expect(200)
+    assert ([item["job"] for item in rest["items"]], rest["next"]) == (["good"], None)
+    bad = (await api.get("runs", job="bad")).expect(200)["items"]
+    assert [(item["status"], item["reason"]) for item in bad] == [("failed", "the agent answered 500: {}")]
+    assert len((await api.get("runs", status="failed,succeeded")).expect(200)["items"]) == 4
+    (await api.get("runs", status="sleeping")).expect(422, "validation_failed")
+
+
+async def test_what_is_wrong_with_a_job_is_said_with_the_field(api: Api) -> None:
+    for spec, field in (
+        ({"every": None, "cron": "61 * * * *"}, "cron"),
+        ({"timezone": "Mars/Olympus"}, "timezone"),
+        ({"endpoint": "http://elsewhere/"}, "endpoint"),
+        ({"every": "sometimes"}, "every"),
+        ({"retries": -1}, "retries"),
+    ):
+        body = {"agent": "worker", "endpoint": "/poll", "every": "1h", **spec}
+        refused = (await api.put("jobs/poll", **body)).expect(422, "validation_failed")
+        assert field in json.dumps(refused)
+    (await api.put("jobs/poll", agent="nobody", endpoint="/x", every="1h")).expect(404, "agent_not_found")
+    (await api.get("jobs/poll")).expect(404, "job_not_found")
+
+
+async def test_a_job_is_taken_off_the_schedule_and_may_come_back(api: Api) -> None:
+    await job(api)
+    (await api.delete("jobs/poll")).expect(200)
+    (await api.get("jobs/poll")).expect(404, "job_not_found")
+    await job(api)
+    run = (await api.post("jobs/poll/run")).expect(202)
+    assert (await ended(api, run["id"]))["status"] == "succeeded"
+
+
+async def test_the_command_line_runs_pauses_and_resumes(service: Service) -> None:
+    # A name may need quoting.
+    quoted = "a%2Fb%20c%3F"
+    await job(service.api, quoted, endpoint="/odd")
+    ran = await squad(service, "jobs", "run", "a/b c?", "--port", "{port}")
+    assert ran.exit_code == 0, ran.output
+    begun = json.loads(ran.output)
+    assert begun["job"] == "a/b c?"
+    assert (await ended(service.api, begun["id"]))["status"] == "succeeded"
+    paused = await squad(service, "jobs", "pause", "a/b c?", "--note", "holidays", "--port", "{port}")
+    assert json.loads(paused.output)["note"] == "holidays"
+    listed = await squad(service, "jobs", "--dsn", "{dsn}", "--json")
+    shown = {item["name"]: item for item in map(json.loads, listed.output.splitlines())}
+    assert (shown["a/b c?"]["paused"], shown["a/b c?"]["pause_note"]) == (True, "holidays")
+    assert [run["status"] for run in shown["a/b c?"]["last_runs"]] == ["succeeded"]
+    assert len(shown) == len(SEEDS) + 1
+    table = await squad(service, "jobs", "--dsn", "{dsn}")
+    assert table.exit_code == 0
+    assert "email_poll" in table.output
+    resumed = await squad(service, "jobs", "resume", "a/b c?", "--host", "127.0.0.1", "--port", "{port}")
+    assert json.loads(resumed.output)["paused"] is False
+
+
+async def test_the_command_line_says_in_one_line_what_is_wrong(service: Service, agents: Agents) -> None:
+    nobody = await squad(service, "jobs", "run", "nobody", "--port", "{port}")
+    assert isinstance(nobody.exception, StartFailed)
+    assert str(nobody.exception) == "no job is called 'nobody'"
+    closed = await squad(service, "jobs", "run", "poll", "--port", "9")
+    assert "no service answers on 127.0.0.1:9" in str(closed.exception)
+    agents.on("/api/v1/jobs/poll/run", answers([], 404))
+    other = await squad(service, "jobs", "run", "poll", "--port", agents.url.rpartition(":")[2])
+    assert "is not a squad" in str(other.exception)

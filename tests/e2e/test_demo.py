@@ -1,0 +1,140 @@
+"""`make demo`, as a newcomer runs it: real processes, a real mailbox, a real Postgres."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+READY_SECONDS = 90.0
+DRAFTED_SECONDS = 90
+END_SECONDS = 45.0
+
+
+class Demo:
+    """The demo's process, and what it has printed."""
+
+    def __init__(self, temporary: Path, *arguments: str) -> None:
+        self.output = temporary / "output"
+        # Whoever runs the tests may have a squad of their own; the demo must not touch it.
+        foreign = {"SQUAD_DSN": "postgresql://nowhere.invalid/squad", "SQUAD_PORT": "1"}
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "examples.demo", *arguments],
+                cwd=ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **foreign, "TMPDIR": str(temporary)},
+                start_new_session=True,
+            )
+        self._seen: set[psutil.Process] = set()
+
+    def read(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    def wait_for(self, pattern: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not re.search(pattern, self.read()):
+            assert self.process.poll() is None, self.read()
+            assert time.monotonic() < deadline, self.read()
+            self.look()
+            time.sleep(0.1)
+
+    def look(self) -> None:
+        """Remembers what runs below the demo."""
+        self._seen.update(psutil.Process(self.process.pid).children(recursive=True))
+
+    def left(self) -> list[psutil.Process]:
+        """What still runs of it. What has ended and waits for its parent to notice does not."""
+        return [process for process in self._seen if _runs(process)]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+        for process in self._seen:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.fixture
+def demos(tmp_path: Path) -> Iterator[list[Demo]]:
+    started: list[Demo] = []
+    yield started
+    for demo in started:
+        if demo.process.poll() is None:
+            demo.look()
+        demo.kill()
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return list(folder.glob("squad-demo-*"))
+
+
+def test_emails_arrive_are_classified_and_drafted(tmp_path: Path, demos: list[Demo]) -> None:
+    demos.append(demo := Demo(tmp_path, "--until-drafted", "3", "--seconds", str(DRAFTED_SECONDS)))
+    demo.wait_for(r"The squad is at http://127\.0\.0\.1:\d+", READY_SECONDS)
+    demo.look()
+    assert demo.process.wait(DRAFTED_SECONDS + END_SECONDS) == 0, demo.read()
+    text = demo.read()
+    assert "!" not in re.sub(r"“.*”|<- .*|sorted .*", "", text), text
+    for line in (
+        r"<- e-mail +Quote for our school hall",
+        r"sorted +Quote for our school hall +quote_request",
+    ):
+        assert re.search(line, text), text
+    assert len(re.findall("-> drafted", text)) == 3
+    assert re.search(r"\d+ e-mails received, \d+ classified, 3 drafted", text)
+    assert demo.left() == []
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_cleanly_when_told_to(tmp_path: Path, demos: list[Demo], number: signal.Signals) -> None:
+    demos.append(demo := Demo(tmp_path))
+    demo.wait_for("<- e-mail", READY_SECONDS)
+    demo.look()
+    demo.process.send_signal(number)
+    assert demo.process.wait(END_SECONDS) == 0, demo.read()
+    assert "Traceback" not in demo.read()
+    assert "e-mails received" in demo.read()
+    assert demo.left() == []
+    assert leftovers(tmp_path) == []
+
+
+def test_it_ends_cleanly_while_it_is_being_set_up(tmp_path: Path, demos: list[Demo]) -> None:
+    demos.append(demo := Demo(tmp_path))
+    demo.wait_for("Setting up", READY_SECONDS)
+    time.sleep(1.5)
+    demo.look()
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.process.wait(END_SECONDS) == 0, demo.read()
+    assert "Traceback" not in demo.read()
+    assert demo.left() == []
+    assert leftovers(tmp_path) == []
+
+
+def test_too_few_drafts_in_time_are_a_failure(tmp_path: Path, demos: list[Demo]) -> None:
+    demos.append(demo := Demo(tmp_path, "--until-drafted", "1000", "--seconds", "1"))
+    assert demo.process.wait(READY_SECONDS + END_SECONDS) == 1, demo.read()
+    assert "1000 were wanted" in demo.read()
+    assert leftovers(tmp_path) == []

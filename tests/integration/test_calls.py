@@ -1,0 +1,167 @@
+"""Calls to agents: what goes out, what is believed of what comes back, and what is not put up with."""
+
+from __future__ import annotations
+
+import asyncio
+from time import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from service.calls import MAX_ANSWER_BYTES, Caller
+from tests.support.agents import (
+    MEBIBYTE,
+    after,
+    answers,
+    answers_bytes,
+    drips,
+    hangs_up,
+    is_signed,
+    running_agents,
+)
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from service.calls import Reply
+    from tests.support.agents import Agents
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+RUN_ID = "019f0000-0000-7000-8000-000000000001"
+
+
+@pytest.fixture
+async def agents() -> AsyncIterator[Agents]:
+    async with running_agents() as running:
+        yield running
+
+
+@pytest.fixture
+async def caller(agents: Agents) -> AsyncIterator[Caller]:
+    async with Caller(agents.url, {"signing": SECRET}) as opened:
+        yield opened
+
+
+async def call(caller: Caller, agent: str = "worker", url: str | None = None, **payload: Any) -> Reply:
+    return await caller.call(agent, url, "/work", RUN_ID, payload)
+
+
+async def test_the_payload_goes_out_as_json_with_the_run_as_its_id(agents: Agents, caller: Caller) -> None:
+    reply = await call(caller, job="poll", attempt=1)
+    assert reply.ok
+    (got,) = agents.calls
+    assert got.payload == {"job": "poll", "attempt": 1}
+    assert got.headers["Content-Type"] == "application/json"
+    assert got.headers["webhook-id"] == RUN_ID
+    assert abs(int(got.headers["webhook-timestamp"]) - time()) < 5
+    assert "webhook-signature" not in got.headers
+
+
+async def test_an_agent_with_a_secret_can_verify_the_signature(agents: Agents, caller: Caller) -> None:
+    await call(caller, "signing", note="größer")
+    (got,) = agents.calls
+    assert is_signed(got, SECRET)
+    assert not is_signed(got._replace(body=got.body + b" "), SECRET)
+
+
+async def test_the_registered_url_goes_before_the_default_one(caller: Caller) -> None:
+    async with running_agents() as elsewhere:
+        assert (await call(caller, url=f"{elsewhere.url}/base/")).ok
+        assert [got.path for got in elsewhere.calls] == ["/base/work"]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_no_redirect_is_followed(agents: Agents, caller: Caller, status: int) -> None:
+    agents.on("/work", answers({}, status, Location=f"{agents.url}/elsewhere"))
+    reply = await call(caller)
+    assert not reply.ok
+    assert f"answered {status}" in (reply.reason or "")
+    assert not agents.called("/elsewhere")
+
+
+async def test_cookies_are_not_kept(agents: Agents, caller: Caller) -> None:
+    agents.on("/work", answers({}, Set_Cookie="id=1; Path=/"))
+    await call(caller, "one")
+    await call(caller, "another")
+    assert not any("Cookie" in got.headers for got in agents.calls)
+
+
+async def test_an_answer_is_cut_at_a_mebibyte(agents: Agents, caller: Caller) -> None:
+    agents.on("/work", answers({"padding": "x" * 3 * MEBIBYTE, "tokens_used": 7}))
+    reply = await call(caller)
+    assert reply.ok
+    assert isinstance(reply.body, str)
+    assert len(reply.body) < MAX_ANSWER_BYTES
+    assert reply.tokens_used is None
+
+
+async def test_an_answer_of_just_a_mebibyte_is_whole(agents: Agents, caller: Caller) -> None:
+    body = b'"' + b"x" * (MAX_ANSWER_BYTES - 2) + b'"'
+    agents.on("/work", answers_bytes(body))
+    assert (await call(caller)).body == body[1:-1].decode()
+
+
+async def test_an_answer_without_end_is_left_when_time_is_up(agents: Agents, caller: Caller) -> None:
+    agents.on("/work", drips())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await call(caller)
+    await eventually(lambda: not agents.busy["/work"], describe="the agent is not listened to any more")
+
+
+async def test_a_slow_agent_is_waited_for(agents: Agents, caller: Caller) -> None:
+    agents.on("/work", after(0.3, answers({"tokens_used": 3})))
+    assert (await call(caller)).tokens_used == 3
+
+
+async def test_a_reset_connection_is_an_answer_too(agents: Agents, caller: Caller) -> None:
+    agents.on("/work", hangs_up())
+    reply = await call(caller)
+    assert not reply.ok
+    assert "/work failed" in (reply.reason or "")
+
+
+async def test_so_is_an_agent_that_is_not_there(caller: Caller) -> None:
+    reply = await call(caller, url="http://127.0.0.1:9")
+    assert not reply.ok
+    assert "http://127.0.0.1:9/work failed" in (reply.reason or "")
+
+
+@pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
+async def test_anything_but_a_2xx_is_a_failure_that_quotes_the_agent(
+    agents: Agents, caller: Caller, status: int
+) -> None:
+    agents.on("/work", answers({"error": "no mailbox"}, status))
+    reply = await call(caller)
+    assert not reply.ok
+    assert reply.reason == f'the agent answered {status}: {{"error":"no mailbox"}}'
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        (b'{"tokens_used": 120}', 120),
+        (b'{"usage": {"input_tokens": 100, "output_tokens": 20}}', 120),
+        (b'{"usage": {"output_tokens": 20}}', 20),
+        (b'{"tokens_used": 0, "usage": {"input_tokens": 9}}', 0),
+        (b'{"tokens_used": -1}', None),
+        (b'{"tokens_used": true}', None),
+        (b'{"tokens_used": "120"}', None),
+        (b'{"tokens_used": 123456789012345678901234567890}', None),
+        (b'{"usage": [1, 2]}', None),
+        (b"[120]", None),
+        (b"tokens_used: 120", None),
+        (b"", None),
+        (b'{"text": "\\u0000"}', None),
+        (b"\xff\xfe", None),
+        (b"[" * 100_000, None),
+    ],
+)
+async def test_tokens_are_believed_where_they_are_reported_as_agreed(
+    agents: Agents, caller: Caller, body: bytes, tokens: int | None
+) -> None:
+    agents.on("/work", answers_bytes(body))
+    reply = await call(caller)
+    assert reply.ok
+    assert reply.tokens_used == tokens

@@ -1,0 +1,305 @@
+"""One process runs jobs: what agents are sent, what comes of it, and where all of it can be read."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+
+from eventstore.events import (
+    AgentStatusChanged,
+    MessageSent,
+    RunAttemptFailed,
+    RunFinished,
+    RunRetried,
+    RunSkipped,
+    RunStarted,
+    TokensReleased,
+    TokensReserved,
+    TokensSettled,
+)
+from projections.jobs import JOBS, RUNS, run_id
+from service import commands as do
+from service import scheduler, tasks
+from service.decide.jobs import due_jobs
+from tests.support.agents import after, answers, answers_bytes, drips, is_signed, when
+from tests.support.jobs import define, running_member
+from tests.support.parts import submit
+from tests.support.verify import assert_log_is_sound
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from service.squad import State
+    from tests.support.agents import Agents
+    from tests.support.jobs import Member
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+async def test_a_tick_becomes_a_call_that_says_which_run_it_is(agents: Agents, member: Member) -> None:
+    agents.on("/poll", answers({"tokens_used": 40, "found": 3}))
+    await define(member, "poll", every="1s", tokens=100)
+    (started,) = await eventually(lambda: member.told(RunStarted)[:1])
+    finished = await member.finished(started.run_id)
+    tick = started.tick
+    assert started.run_id == run_id("poll", tick)
+    assert tick.microsecond == 0
+    position = next(item.position for item in member.log if item.type == "run_started")
+    assert agents.calls[0].payload == {
+        "run_id": started.run_id,
+        "job": "poll",
+        "tick": tick.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "attempt": 1,
+        "fencing_token": position,
+    }
+    assert agents.calls[0].headers["webhook-id"] == started.run_id
+    assert (finished.outcome, finished.attempts, finished.tokens_used) == ("succeeded", 1, 40)
+
+
+async def test_calls_are_signed_where_the_agent_has_a_secret(agents: Agents, database: str) -> None:
+    async with running_member(database, agents.url, worker=SECRET) as member:
+        await define(member, "poll")
+        await member.carry_out("poll")
+    assert is_signed(agents.calls[0], SECRET)
+
+
+@pytest.mark.parametrize(
+    ("answer", "used"), [({"usage": {"input_tokens": 30, "output_tokens": 12}}, 42), ({}, 100)]
+)
+async def test_tokens_are_reserved_and_settled_with_the_report_or_the_estimate(
+    agents: Agents, member: Member, answer: object, used: int
+) -> None:
+    agents.on("/poll", answers(answer))
+    await define(member, "poll", tokens=100)
+    await member.carry_out("poll")
+    (reserved,) = member.told(TokensReserved)
+    (settled,) = member.told(TokensSettled, reservation_id=reserved.reservation_id)
+    assert (settled.agent, settled.tokens_reserved, settled.tokens_used) == ("worker", 100, used)
+
+
+async def test_an_agent_is_active_while_called_and_idle_afterwards(agents: Agents, member: Member) -> None:
+    await define(member, "poll")
+    await member.carry_out("poll")
+    changes = [change.status for change in member.told(AgentStatusChanged, agent="worker")]
+    assert changes == ["active", "idle"]
+
+
+async def test_a_failed_attempt_is_repeated_after_a_backoff(agents: Agents, member: Member) -> None:
+    agents.on("/poll", answers({}, 503), answers({"tokens_used": 5}))
+    await define(member, "poll", retries=2, tokens=100)
+    finished = await member.carry_out("poll")
+    assert (finished.outcome, finished.attempts, finished.tokens_used) == ("succeeded", 2, 5)
+    (failed,) = member.told(RunAttemptFailed)
+    assert failed.attempt == 1
+    assert failed.reason == "the agent answered 503: {}"
+    first, second = agents.calls
+    assert (first.payload["attempt"], second.payload["attempt"]) == (1, 2)
+    assert first.headers["webhook-id"] == second.headers["webhook-id"]
+    at = {item.type: item.recorded_at for item in member.log}
+    waited = (at["run_retried"] - at["run_attempt_failed"]).total_seconds()
+    assert 0.5 <= waited < 2
+    assert failed.retry_at <= at["run_retried"]
+
+
+async def test_the_last_failure_ends_the_run_and_says_which_attempt_it_was(
+    agents: Agents, member: Member
+) -> None:
+    agents.on("/poll", answers({"error": "no mailbox"}, 500))
+    await define(member, "poll", retries=1, tokens=100, pause_on_failure=True)
+    finished = await member.carry_out("poll")
+    assert (finished.outcome, finished.attempts) == ("failed", 2)
+    assert finished.reason == 'the agent answered 500: {"error":"no mailbox"}'
+    assert len(member.told(TokensReleased)) == 1
+    (told,) = member.told(MessageSent)
+    assert told.message == f"poll failed: {finished.reason} (attempt 2 of 2)"
+    job = member.writer.squad.rows(JOBS).get("poll")
+    assert job is not None
+    assert job.paused
+
+
+async def test_an_answer_without_end_fails_when_time_is_up(agents: Agents, member: Member) -> None:
+    agents.on("/poll", drips())
+    await define(member, "poll", timeout_seconds=0.3)
+    finished = await member.carry_out("poll")
+    assert (finished.outcome, finished.reason) == ("failed", "it took longer than 0.3 seconds")
+    await eventually(lambda: not agents.busy["/poll"])
+
+
+KEPT: list[tuple[bytes, object]] = [
+    (b'{"found": 3}', {"found": 3}),
+    (b"not JSON", "not JSON"),
+    (b"", None),
+    (b'{"text": "\\u0000"}', "an answer that cannot be kept"),
+    (b'{"n": 123456789012345678901234567890}', "an answer that cannot be kept"),
+    (b"[" * 64 + b"]" * 64, "an answer that cannot be kept"),
+    (b'"' + b"x" * tasks.MAX_KEPT_BYTES + b'"', f"an answer of {tasks.MAX_KEPT_BYTES + 2} bytes"),
+]
+
+
+async def test_what_the_agent_answered_is_kept_as_far_as_the_log_can_hold_it(
+    agents: Agents, member: Member
+) -> None:
+    agents.on("/poll", *(answers_bytes(body) for body, _ in KEPT))
+    await define(member, "poll")
+    for _, kept in KEPT:
+        finished = await member.carry_out("poll")
+        assert finished.outcome == "succeeded"
+        told = member.told(MessageSent)[-1]
+        assert told.agent == "worker"
+        shown = {"job": "poll", "run_id": finished.run_id, "status": "succeeded"}
+        assert told.data == {"result": kept, **shown}
+
+
+async def test_a_failure_that_quotes_what_no_text_may_hold_is_told_all_the_same(
+    agents: Agents, member: Member
+) -> None:
+    agents.on("/poll", answers_bytes(b"a\x00b \xed\xa0\x80", 500))
+    await define(member, "poll")
+    finished = await member.carry_out("poll")
+    assert finished.outcome == "failed"
+    assert "the agent answered 500: ab" in (finished.reason or "")
+
+
+async def test_a_fault_of_ours_ends_the_run_at_once(
+    agents: Agents, member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(_: object) -> None:
+        raise KeyError("oops")
+
+    monkeypatch.setattr(scheduler, "perform", broken)
+    await define(member, "poll")
+    finished = await member.carry_out("poll")
+    assert (finished.outcome, finished.reason) == (
+        "failed",
+        "a fault of the orchestrator: KeyError: 'oops'",
+    )
+
+
+async def test_looking_for_what_is_due_goes_on_after_a_fault(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    def broken_at_first(state: State, now: datetime) -> object:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise ValueError("a job that nobody understands")
+        return due_jobs(state, now)
+
+    monkeypatch.setattr(scheduler, "due_jobs", broken_at_first)
+    await define(member, "poll", every="1s")
+    await eventually(lambda: looks > 1 and member.told(RunFinished))
+
+
+async def test_an_agent_gets_only_so_many_calls_at_once(
+    agents: Agents, member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "MAX_RUNS_PER_AGENT", 2)
+    enough = asyncio.Event()
+    agents.on("/slow", when(enough))
+    await define(member, "slow", overlap="allow_all")
+    runs = [await member.run_now("slow") for _ in range(5)]
+    await eventually(lambda: agents.busy["/slow"] == 2)
+    # Others have their turn meanwhile.
+    await define(member, "quick", agent="another")
+    assert (await member.carry_out("quick")).outcome == "succeeded"
+    enough.set()
+    for run in runs:
+        assert (await member.finished(run)).outcome == "succeeded"
+    assert agents.busiest["/slow"] == 2
+
+
+async def test_and_so_do_all_agents_together(
+    agents: Agents, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "MAX_RUNS", 3)
+    async with running_member(database, agents.url) as member:
+        for number in range(6):
+            agents.on(f"/job-{number}", after(0.1))
+            await define(member, f"job-{number}", agent=f"worker-{number}")
+        runs = [await member.run_now(f"job-{number}") for number in range(6)]
+        for run in runs:
+            assert (await member.finished(run)).outcome == "succeeded"
+    assert agents.busiest[""] == 3
+
+
+async def test_shut_down_no_job_fires_and_no_attempt_is_repeated(agents: Agents, member: Member) -> None:
+    agents.on("/poll", answers({}, 500))
+    await define(member, "tick", every="1s")
+    await define(member, "poll", retries=5)
+    run = await member.run_now("poll")
+    await eventually(lambda: member.told(RunAttemptFailed))
+    await submit(member.writer, do.StopOrchestrator())
+    finished = await member.finished(run)
+    assert finished.outcome == "failed"
+    assert finished.reason == "the orchestrator was shut down before attempt 2 of 6"
+    (skipped, *_) = await eventually(lambda: member.told(RunSkipped, job="tick"))
+    assert (skipped.reason, skipped.detail) == ("shut_down", "the orchestrator is shut down")
+    refused = await submit(member.writer, do.RunJob(name="poll", runner=member.scheduler.runner))
+    assert refused.refusal is not None
+    assert refused.refusal.code == "orchestrator_stopped"
+    before = len(agents.calls)
+    await submit(member.writer, do.StartOrchestrator())
+    await eventually(lambda: len(agents.calls) > before, describe="the job fires again")
+
+
+async def test_a_paused_job_skips_its_ticks_and_says_why(agents: Agents, member: Member) -> None:
+    await define(member, "poll", every="1s")
+    await submit(member.writer, do.PauseJob(name="poll", note="the mailbox moves"))
+    (skipped, *_) = await eventually(lambda: member.told(RunSkipped))
+    assert (skipped.reason, skipped.detail) == ("paused", "the mailbox moves")
+    assert not agents.calls
+    await submit(member.writer, do.ResumeJob(name="poll"))
+    await eventually(lambda: member.told(RunFinished))
+
+
+async def test_a_job_that_was_removed_may_come_back(agents: Agents, member: Member, database: str) -> None:
+    for _ in range(2):
+        await define(member, "poll")
+        assert (await member.carry_out("poll")).outcome == "succeeded"
+        await submit(member.writer, do.RemoveJob(name="poll"))
+    # Also at once, in one batch with its last tick.
+    await define(member, "poll")
+    await asyncio.gather(
+        submit(member.writer, do.RemoveJob(name="poll")),
+        submit(member.writer, do.ClaimTick(name="poll", runner="one")),
+        submit(member.writer, do.PauseJob(name="poll")),
+        define(member, "poll"),
+    )
+    assert (await member.carry_out("poll")).outcome == "succeeded"
+    await assert_log_is_sound(database)
+
+
+async def test_a_run_of_a_job_that_was_removed_is_not_repeated(agents: Agents, member: Member) -> None:
+    agents.on("/poll", answers({}, 500))
+    await define(member, "poll", retries=5)
+    run = await member.run_now("poll")
+    await eventually(lambda: member.told(RunAttemptFailed))
+    await submit(member.writer, do.RemoveJob(name="poll"))
+    finished = await member.finished(run)
+    assert finished.reason == "the job was removed before attempt 2 of 6"
+    assert not member.told(RunRetried)
+
+
+async def test_every_step_is_in_the_log_with_who_took_it(agents: Agents, member: Member) -> None:
+    agents.on("/poll", answers({}, 500), answers({}))
+    await define(member, "poll", retries=1)
+    run = await member.run_now("poll")
+    await member.finished(run)
+    story = [(item.type, item.actor) for item in member.log if item.stream == f"run-{run}"]
+    assert story == [
+        ("run_started", "agent:test"),
+        ("run_attempt_failed", "system:scheduler"),
+        ("run_retried", "system:scheduler"),
+        ("run_finished", "system:scheduler"),
+    ]
+    by_position = {item.position: item for item in member.log}
+    for item in member.log:
+        if item.stream == f"run-{run}" and item.caused_by:
+            assert orjson.loads(by_position[item.caused_by].data)["job"] == "poll"
+    assert member.writer.squad.rows(RUNS).get(run) is None
+    assert member.log[-1].recorded_at <= datetime.now(UTC)

@@ -1,0 +1,169 @@
+"""Several processes run one squad's jobs: no tick lost, none twice, also where one of them vanishes."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+
+from eventstore.events import RunAttemptFailed, RunFinished, RunRenewed, RunRetried, RunStarted
+from projections.jobs import RUNS, jobs
+from service import commands as do
+from service.decide import runs
+from service.requests import Unavailable
+from tests.support.agents import after, answers, when
+from tests.support.jobs import define, running_member
+from tests.support.verify import assert_log_is_sound, fold
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from service.requests import Outcome, Request
+    from tests.support.agents import Agents
+
+LEASE_SECONDS = 1.0
+TICKS = 12
+
+
+@pytest.fixture
+def _short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "LEASE_SECONDS", LEASE_SECONDS)
+
+
+async def test_every_tick_has_one_run_whoever_is_first(agents: Agents, database: str) -> None:
+    async with AsyncExitStack() as stack:
+        members = [
+            await stack.enter_async_context(running_member(database, agents.url, runner=f"runner-{n}"))
+            for n in range(3)
+        ]
+        names = [f"job-{n}" for n in range(4)]
+        for name in names:
+            await define(members[0], name, every="250ms", agent=name)
+        await eventually(
+            lambda: all(len(members[0].told(RunFinished, job=name)) >= TICKS for name in names)
+        )
+    log = await assert_log_is_sound(database)
+    rows = fold(jobs, log)[RUNS.name].values()
+    assert len([item for item in log if item.type == "run_started"]) == len(rows) == len(agents.calls)
+    for name in names:
+        ticks = sorted(row.tick for row in rows if row.job == name)
+        assert {later - tick for tick, later in pairwise(ticks)} == {timedelta(milliseconds=250)}
+    assert {row.status for row in rows} == {"succeeded"}
+
+
+@pytest.mark.usefixtures("_short_leases")
+async def test_a_long_run_stays_with_its_process(agents: Agents, database: str) -> None:
+    agents.on("/long", after(3 * LEASE_SECONDS))
+    async with (
+        running_member(database, agents.url, runner="one") as one,
+        running_member(database, agents.url, runner="other") as other,
+    ):
+        await define(one, "long", retries=3)
+        finished = await one.carry_out("long")
+        assert (finished.outcome, finished.attempts) == ("succeeded", 1)
+        assert len(one.told(RunRenewed)) >= 3
+        await eventually(lambda: other.told(RunFinished))
+    assert len(agents.calls) == 1
+
+
+@pytest.mark.usefixtures("_short_leases")
+async def test_of_a_process_that_vanished_another_one_takes_the_run_up(
+    agents: Agents, database: str
+) -> None:
+    never = asyncio.Event()
+    agents.on("/poll", when(never), answers({"tokens_used": 7}))
+    async with (
+        running_member(database, agents.url, runner="one") as one,
+        running_member(database, agents.url, runner="other") as other,
+    ):
+        await define(one, "poll", retries=1, tokens=100)
+        run = await one.run_now("poll")
+        await eventually(lambda: agents.calls)
+        one.vanish()
+        finished = await other.finished(run)
+        assert (finished.outcome, finished.attempts, finished.tokens_used) == ("succeeded", 2, 7)
+        (retried,) = other.told(RunRetried)
+        assert (retried.runner, retried.attempt, retried.lease_ran_out) == ("other", 2, True)
+        assert [call.payload["attempt"] for call in agents.calls] == [1, 2]
+
+
+@pytest.mark.usefixtures("_short_leases")
+async def test_where_no_attempt_is_left_the_run_is_lost(agents: Agents, database: str) -> None:
+    never = asyncio.Event()
+    agents.on("/poll", when(never))
+    async with (
+        running_member(database, agents.url, runner="one") as one,
+        running_member(database, agents.url, runner="other") as other,
+    ):
+        await define(one, "poll", tokens=100)
+        run = await one.run_now("poll")
+        await eventually(lambda: agents.calls)
+        one.vanish()
+        finished = await other.finished(run)
+        assert (finished.outcome, finished.reason) == ("lost", "the process that ran it vanished")
+        # What it had set aside is there again, and the job goes on.
+        day = other.writer.squad.day
+        assert day is not None
+        assert day.reserved == 0
+        agents.on("/poll", answers({}))
+        assert (await other.carry_out("poll")).outcome == "succeeded"
+
+
+async def test_stopped_with_a_call_under_way_the_attempt_is_told_and_another_process_repeats_it(
+    agents: Agents, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.scheduler.STOP_SECONDS", 0.2)
+    never = asyncio.Event()
+    agents.on("/poll", when(never), answers({}))
+    async with running_member(database, agents.url, runner="other") as other:
+        async with running_member(database, agents.url, runner="one") as one:
+            await define(one, "poll", retries=1)
+            run = await one.run_now("poll")
+            await eventually(lambda: agents.calls)
+        finished = await other.finished(run)
+        (failed,) = other.told(RunAttemptFailed)
+        assert failed.reason == "the service was stopped"
+        assert (finished.outcome, finished.attempts) == ("succeeded", 2)
+
+
+async def test_stopped_a_short_call_may_end(agents: Agents, database: str) -> None:
+    agents.on("/poll", after(0.5))
+    async with running_member(database, agents.url, runner="other") as other:
+        async with running_member(database, agents.url, runner="one") as one:
+            await define(one, "poll")
+            run = await one.run_now("poll")
+            await eventually(lambda: agents.calls)
+        assert (await other.finished(run)).outcome == "succeeded"
+
+
+async def test_what_is_claimed_while_stopping_has_an_outcome_too(agents: Agents, database: str) -> None:
+    async with running_member(database, agents.url, runner="one") as one:
+        for number in range(20):
+            await define(one, f"job-{number}", every="100ms", agent=f"worker-{number}")
+        await eventually(lambda: len(one.told(RunStarted)) > 50)
+        await one.scheduler.stop()
+        assert len(one.told(RunFinished)) == len(one.told(RunStarted))
+
+
+@pytest.mark.usefixtures("_short_leases")
+async def test_a_process_that_was_cut_off_keeps_the_run_that_nobody_took(
+    agents: Agents, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease has run out when it comes back, but it is still at it, and nobody else was there."""
+    agents.on("/poll", after(3 * LEASE_SECONDS))
+    async with running_member(database, agents.url, runner="one") as one:
+        submit = one.writer.submit
+
+        async def renewing_nothing(request: Request, patience_seconds: float = 20.0) -> Outcome:
+            if isinstance(request.command, do.RenewRun):
+                raise Unavailable
+            return await submit(request, patience_seconds)
+
+        monkeypatch.setattr(one.writer, "submit", renewing_nothing)
+        await define(one, "poll")
+        finished = await one.carry_out("poll")
+        assert (finished.outcome, finished.attempts) == ("succeeded", 1)
+        assert not one.told(RunRenewed)

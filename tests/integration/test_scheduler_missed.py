@@ -1,0 +1,128 @@
+"""Nobody was there for ten minutes: what still runs, and what is recorded as missed.
+
+The test's clock is the log's: what happened before the break was recorded ten minutes ago.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from eventstore import log
+from eventstore.events import RunFinished, RunRetried
+from service import commands as do
+from service.batch import decide_batch
+from service.job_spec import JobSpec
+from service.requests import Request, Ticket
+from service.squad import Draft, Squad
+from tests.support.agents import answers
+from tests.support.jobs import running_member
+from tests.support.parts import connected
+from tests.support.verify import assert_log_is_sound
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from service.commands import AnyCommand
+    from tests.support.agents import Agents
+    from tests.support.jobs import Member
+
+AWAY = timedelta(minutes=10)
+
+
+async def recorded_before_the_break(dsn: str, *commands: AnyCommand) -> datetime:
+    """A squad in which this was the last that happened; says when."""
+    async with connected(dsn) as connection:
+        now = await log.clock(connection)
+        loop = asyncio.get_running_loop()
+        tickets = [Ticket(Request(item, "agent:test", "test"), loop.create_future()) for item in commands]
+        batch = decide_batch(Draft(Squad()), tickets, {}, now=now - AWAY, decided_at=now - AWAY)
+        assert all(not isinstance(outcome, Exception) for _, outcome in batch.outcomes)
+        await log.append(connection, batch.recorded, now)
+    return now - AWAY
+
+
+def job(name: str, **spec: object) -> do.DefineJob:
+    whole = JobSpec.model_validate({"agent": "worker", "endpoint": f"/{name}", **spec})
+    return do.DefineJob(name=name, source="api", definition=whole.definition())
+
+
+BEFORE = (
+    do.SetPolicy(daily_tokens=100_000),
+    do.StartOrchestrator(),
+    do.RegisterAgent(name="worker", role="test"),
+)
+
+
+def statuses(member: Member, name: str) -> Counter[str]:
+    return Counter(row.status for row in member.runs(name))
+
+
+async def test_ticks_within_the_catch_up_time_run_and_older_ones_are_recorded_as_missed(
+    agents: Agents, database: str
+) -> None:
+    since = await recorded_before_the_break(
+        database,
+        *BEFORE,
+        job("every_minute", every="1m"),
+        job("patient", every="1m", catch_up_seconds=3_600, overlap="allow_all"),
+        job("impatient", every="1m", catch_up_seconds=1),
+        job("every_10_s", every="10s", overlap="buffer_one"),
+        job("yearly", cron="0 0 29 2 *"),
+    )
+    async with running_member(database, agents.url) as member:
+        now = next(item.recorded_at for item in member.log if item.recorded_at > since)
+        await eventually(lambda: statuses(member, "patient")["succeeded"] >= 10)
+        await eventually(lambda: statuses(member, "every_10_s").total() >= 60)
+        await eventually(lambda: statuses(member, "impatient").total() >= 10)
+        for name, minutes in (("every_minute", 1), ("patient", 1), ("impatient", 1), ("every_10_s", 1 / 6)):
+            # A tick that waited has its run after ticks that were left out meanwhile.
+            rows = sorted(member.runs(name), key=lambda row: row.tick)
+            step = timedelta(minutes=minutes)
+            assert rows[0].tick - since <= step
+            assert {later.tick - row.tick for row, later in pairwise(rows)} == {step}
+        assert statuses(member, "patient").keys() == {"succeeded"}
+        for row in member.runs("every_minute"):
+            assert (row.status == "missed") == (now - row.tick > timedelta(seconds=60)), row
+        # Of a tick that is due in this very moment nobody is late.
+        assert statuses(member, "impatient")["missed"] >= 9
+        late = statuses(member, "every_10_s")
+        assert late["missed"] in (54, 55)
+        assert not member.runs("yearly")
+        print({name: dict(statuses(member, name)) for name in ("every_minute", "patient", "every_10_s")})
+    await assert_log_is_sound(database)
+
+
+async def test_thousands_of_missed_ticks_are_recorded_a_few_hundred_at_a_time(
+    agents: Agents, database: str
+) -> None:
+    await recorded_before_the_break(database, *BEFORE, job("often", every="200ms", overlap="skip"))
+    async with running_member(database, agents.url) as member:
+        await eventually(lambda: any(row.status == "succeeded" for row in member.runs("often")))
+        rows = member.runs("often")
+        missed = [row for row in rows if row.status == "missed"]
+        assert 2_690 <= len(missed) <= 2_710
+        assert rows[: len(missed)] == missed
+    await assert_log_is_sound(database)
+
+
+async def test_a_run_that_was_under_way_is_taken_up_where_an_attempt_is_left_and_lost_otherwise(
+    agents: Agents, database: str
+) -> None:
+    agents.on("/again", answers({}))
+    await recorded_before_the_break(
+        database,
+        *BEFORE,
+        job("again", every="300d", retries=1),
+        job("once", every="300d"),
+        do.RunJob(name="again", runner="gone"),
+        do.RunJob(name="once", runner="gone"),
+    )
+    async with running_member(database, agents.url) as member:
+        await eventually(lambda: len(member.told(RunFinished)) == 2)
+        assert [item.outcome for item in member.told(RunFinished, job="again")] == ["succeeded"]
+        assert [item.outcome for item in member.told(RunFinished, job="once")] == ["lost"]
+        assert [item.lease_ran_out for item in member.told(RunRetried)] == [True]
+    assert [call.path for call in agents.calls] == ["/again"]

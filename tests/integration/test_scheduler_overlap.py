@@ -1,0 +1,101 @@
+"""What becomes of a tick that comes while the job is still running, with agents that really take long."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from eventstore.events import JobPaused, RunFinished, RunSkipped, RunStarted, TickBuffered
+from service import commands as do
+from tests.support.agents import after, when
+from tests.support.jobs import define
+from tests.support.parts import submit
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from tests.support.agents import Agents
+    from tests.support.jobs import Member
+
+
+async def test_skip_leaves_it_out_and_names_the_run_in_the_way(agents: Agents, member: Member) -> None:
+    enough = asyncio.Event()
+    agents.on("/slow", when(enough))
+    await define(member, "slow", every="500ms")
+    await eventually(lambda: len(member.told(RunSkipped)) >= 2)
+    first, second = member.told(RunSkipped)[:2]
+    (started,) = member.told(RunStarted)
+    assert first.reason == second.reason == "overlap"
+    assert first.detail == f"the run of {started.tick:%Y-%m-%d %H:%M:%S}Z is under way"
+    by_position = {item.position: item for item in member.log}
+    skipped = next(item for item in member.log if item.type == "run_skipped")
+    assert skipped.caused_by is not None
+    assert by_position[skipped.caused_by].type == "run_started"
+    assert len(agents.calls) == 1
+    enough.set()
+    await eventually(lambda: len(member.told(RunStarted)) > 1, describe="it goes on")
+
+
+async def test_buffer_one_keeps_one_tick_for_later_and_leaves_out_the_rest(
+    agents: Agents, member: Member
+) -> None:
+    enough = asyncio.Event()
+    agents.on("/slow", when(enough))
+    await define(member, "slow", every="500ms", overlap="buffer_one")
+    await eventually(lambda: len(member.told(RunSkipped)) >= 2)
+    (buffered,) = member.told(TickBuffered)
+    skipped = member.told(RunSkipped)
+    assert all(f"{buffered.tick:%H:%M:%S}Z waits already" in item.detail for item in skipped)
+    assert all(item.tick > buffered.tick for item in skipped)
+    enough.set()
+    await eventually(lambda: len(member.told(RunFinished)) >= 2)
+    first, second = member.told(RunStarted)[:2]
+    assert first.tick < second.tick == buffered.tick
+
+
+async def test_cancel_other_ends_the_run_under_way_and_its_call(agents: Agents, member: Member) -> None:
+    never = asyncio.Event()
+    agents.on("/slow", when(never))
+    await define(member, "slow", every="500ms", overlap="cancel_other", pause_on_failure=True)
+    await eventually(lambda: len(member.told(RunStarted)) >= 3)
+    first, second = member.told(RunFinished)[:2]
+    runs = member.told(RunStarted)
+    assert first.outcome == second.outcome == "failed"
+    assert first.reason == f"cancelled by the tick of {runs[1].tick:%Y-%m-%d %H:%M:%S}Z"
+    # To be replaced is no failure.
+    assert not member.told(JobPaused)
+    await eventually(lambda: agents.busiest["/slow"] <= 2 and agents.busy["/slow"] <= 1)
+
+
+async def test_allow_all_runs_them_beside_each_other(agents: Agents, member: Member) -> None:
+    enough = asyncio.Event()
+    agents.on("/slow", when(enough))
+    await define(member, "slow", every="300ms", overlap="allow_all")
+    await eventually(lambda: agents.busy["/slow"] >= 3)
+    enough.set()
+    await eventually(lambda: len(member.told(RunFinished)) >= 3)
+    assert {item.outcome for item in member.told(RunFinished)} == {"succeeded"}
+    assert not member.told(RunSkipped)
+
+
+async def test_run_now_does_not_go_beside_a_run_either(agents: Agents, member: Member) -> None:
+    enough = asyncio.Event()
+    agents.on("/slow", when(enough))
+    await define(member, "slow")
+    run = await member.run_now("slow")
+    again = await submit(member.writer, do.RunJob(name="slow", runner="one"))
+    assert again.refusal is not None
+    assert (again.refusal.code, again.refusal.extra["run_id"]) == ("job_running", run)
+    enough.set()
+    assert (await member.finished(run)).outcome == "succeeded"
+
+
+async def test_a_slow_agent_delays_nobody_else(agents: Agents, member: Member) -> None:
+    agents.on("/slow", after(1.5))
+    await define(member, "slow", every="300ms", overlap="allow_all", agent="slow")
+    await define(member, "quick", every="500ms", agent="quick")
+    await eventually(lambda: len(member.told(RunFinished, job="quick")) >= 4)
+    begun = {run.run_id: run.tick for run in member.told(RunStarted, job="quick")}
+    for row in member.runs("quick"):
+        if row.status == "succeeded":
+            assert row.finished_at is not None
+            assert (row.finished_at - begun[row.id]).total_seconds() < 0.5

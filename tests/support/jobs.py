@@ -1,0 +1,138 @@
+"""A process that runs jobs, as far as tests need one: a writer, a scheduler, and what it saw of the log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from eventstore import codec
+from eventstore.events import Event, RunFinished
+from projections.agents import AGENTS
+from projections.jobs import RUNS, jobs
+from service import commands as do
+from service.calls import Caller
+from service.clock import DatabaseClock
+from service.job_spec import JobSpec
+from service.requests import Request, Stopping
+from service.scheduler import Scheduler
+from service.writer import Writer
+from tests.support.log import whole_log
+from tests.support.parts import SCHEMA, connected, running_listener, submit
+from tests.support.verify import fold
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from eventstore.recorded import Recorded
+    from projections.jobs import RunRow
+
+E = TypeVar("E", bound=Event)
+
+NEVER = "300d"
+"""An interval so long that a job runs only where somebody asks for it."""
+
+
+class Member:
+    """One process of a squad."""
+
+    def __init__(self, writer: Writer, scheduler: Scheduler) -> None:
+        self.writer = writer
+        self.scheduler = scheduler
+        self.log: list[Recorded] = []
+        """Every event, as soon as it saw it."""
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def told(self, kind: type[E], **fields: object) -> list[E]:
+        """The events of a kind that have these fields."""
+        events = (codec.decode(item) for item in self.log if item.type == kind.type)
+        return [
+            event
+            for event in events
+            if isinstance(event, kind) and all(getattr(event, k) == v for k, v in fields.items())
+        ]
+
+    def runs(self, job: str) -> list[RunRow]:
+        """What came of every tick of a job, the oldest first."""
+        rows: list[RunRow] = list(fold(jobs, self.log)[RUNS.name].values())
+        return sorted((row for row in rows if row.job == job), key=lambda row: row.fencing_token)
+
+    async def run_now(self, job: str) -> str:
+        """Has a job run by this process; gives the run's id."""
+        outcome = await submit(self.writer, do.RunJob(name=job, runner=self.scheduler.runner))
+        assert outcome.refusal is None, outcome.refusal
+        return str(outcome.reply["id"])
+
+    async def finished(self, run_id: str, *, within_seconds: float = 10.0) -> RunFinished:
+        """How a run ended, once it has."""
+        ended = await eventually(
+            partial(self.told, RunFinished, run_id=run_id),
+            within_seconds=within_seconds,
+            describe=f"run {run_id} ends",
+        )
+        return ended[0]
+
+    async def carry_out(self, job: str) -> RunFinished:
+        """Runs a job and waits for its end."""
+        return await self.finished(await self.run_now(job))
+
+    def vanish(self) -> None:
+        """Ends as a process does that is killed: it says nothing more, and gives nothing back."""
+        self.writer.observers.clear()
+        for task in self.tasks:
+            task.cancel()
+
+        async def refuse(request: Request, patience_seconds: float = 0) -> NoReturn:
+            del request, patience_seconds
+            raise Stopping
+
+        self.writer.submit = refuse  # type: ignore[method-assign] # nobody is there any more
+
+
+@contextlib.asynccontextmanager
+async def running_member(
+    dsn: str, agents_url: str = "http://127.0.0.1:9", *, runner: str = "one", **secrets: str
+) -> AsyncIterator[Member]:
+    """A process that has jobs run, in a squad whose orchestrator runs; stopped in the end, gracefully."""
+    clock = DatabaseClock()
+    async with running_listener(dsn) as listener, Caller(agents_url, secrets) as caller:
+        writer = Writer(dsn, SCHEMA, clock, listener.events)
+        scheduler = Scheduler(writer, clock, caller, runner)
+        member = Member(writer, scheduler)
+        writer.observers += [member.log.extend, scheduler.observe]
+        member.tasks = [asyncio.create_task(writer.run())]
+        try:
+            await submit(writer, do.SetPolicy(daily_tokens=1_000_000))
+            await submit(writer, do.StartOrchestrator(only_if_new=True))
+            await _recall(member, dsn)
+            member.tasks.append(asyncio.create_task(scheduler.run()))
+            yield member
+            await scheduler.stop()
+        finally:
+            for task in member.tasks:
+                task.cancel()
+            ends = await asyncio.gather(*member.tasks, return_exceptions=True)
+        for end in ends:
+            assert end is None or isinstance(end, asyncio.CancelledError), f"a part ended with {end!r}"
+
+
+async def _recall(member: Member, dsn: str) -> None:
+    """What happened before the process began belongs to what it knows as well."""
+    async with connected(dsn) as connection:
+        before = await whole_log(connection)
+    member.log[:] = [*before, *(item for item in member.log if item.position > len(before))]
+
+
+async def define(member: Member, name: str, /, *, agent: str | None = "worker", **spec: Any) -> None:
+    """Puts a job on the schedule that calls an endpoint of its own, unless the test says otherwise."""
+    if agent and member.writer.squad.rows(AGENTS).get(agent) is None:
+        await submit(member.writer, do.RegisterAgent(name=agent, role="test"))
+    if "task" not in spec:
+        spec = {"endpoint": f"/{name}", **spec}
+    if "cron" not in spec:
+        spec = {"every": NEVER, **spec}
+    definition = JobSpec(agent=agent, **spec).definition()
+    outcome = await submit(member.writer, do.DefineJob(name=name, source="api", definition=definition))
+    assert outcome.refusal is None, outcome.refusal

@@ -1,0 +1,100 @@
+"""What tests of jobs begin with: definitions, rows, and squads with a job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from eventstore.events import JobDefinition
+from projections.jobs import JobRow
+from service.commands import (
+    ClaimTick,
+    DefineJob,
+    EndAttempt,
+    Heartbeat,
+    RegisterAgent,
+    StartOrchestrator,
+    TakeUpRun,
+)
+from tests.unit.support import START, Story, given
+
+if TYPE_CHECKING:
+    from service.commands import SetPolicy
+
+JOB, RUNNER, OTHER = "poll", "process-1", "process-2"
+
+_PLAIN: dict[str, Any] = {
+    "agent": "ann",
+    "endpoint": "/poll",
+    "task": None,
+    "cron": "* * * * *",
+    "every_seconds": None,
+    "timezone": "UTC",
+    "tokens": 0,
+    "timeout_seconds": 30.0,
+    "retries": 0,
+    "overlap": "skip",
+    "catch_up_seconds": 60.0,
+    "jitter_seconds": 0.0,
+    "pause_on_failure": False,
+    "enabled": True,
+}
+
+
+def definition(**fields: Any) -> JobDefinition:
+    """A job that calls ann every minute, but for these fields."""
+    assert fields.keys() <= _PLAIN.keys()
+    return JobDefinition(**{**_PLAIN, **fields})
+
+
+def define(name: str = JOB, **fields: Any) -> DefineJob:
+    """Puts such a job on the schedule, by the word of the settings."""
+    return DefineJob(name=name, source=fields.pop("source", "settings"), definition=definition(**fields))
+
+
+def a_job(name: str = JOB, **fields: Any) -> JobRow:
+    """The row of such a job."""
+    return JobRow(
+        name=name,
+        source="settings",
+        **dict(definition(**fields)),
+        removed=False,
+        paused=False,
+        pause_note=None,
+        ticked_until=START,
+        buffered_tick=None,
+        position=1,
+    )
+
+
+def a_squad(policy: SetPolicy | None = None) -> Story:
+    """An orchestrator that runs, and ann, who is there and idle."""
+    story = given(StartOrchestrator(), policy=policy)
+    for name in ("orchestrator", "ann"):
+        story.given(RegisterAgent(name=name, role="agent"))
+    return story.given(Heartbeat(agent="orchestrator"))
+
+
+def with_job(policy: SetPolicy | None = None, **fields: Any) -> Story:
+    """Such a squad with such a job."""
+    return a_squad(policy).given(define(**fields))
+
+
+def claim(runner: str = RUNNER, name: str = JOB) -> ClaimTick:
+    """A process's claim of whatever is due."""
+    return ClaimTick(name=name, runner=runner)
+
+
+def take_up(run_id: str, runner: str = OTHER) -> TakeUpRun:
+    """Another process's wish for a run that nobody seems to hold."""
+    return TakeUpRun(run_id=run_id, runner=runner)
+
+
+def ended(run_id: str, *, succeeded: bool = True, attempt: int = 1, **fields: Any) -> EndAttempt:
+    """The end of an attempt."""
+    told: dict[str, Any] = {
+        "runner": RUNNER,
+        "reason": None if succeeded else "no answer",
+        "report": "it is done" if succeeded else "it is not done",
+        **fields,
+    }
+    return EndAttempt(run_id=run_id, attempt=attempt, succeeded=succeeded, **told)

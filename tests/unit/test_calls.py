@@ -1,0 +1,137 @@
+"""What goes out to agents and what comes back, without a connection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from service.calls import decode_secret, read_answer, signed_headers, tokens_in
+from service.values import MAX_TOKENS
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+MESSAGE_ID = "msg_p5jXN8AQM9LWM0D4loKWxJek"
+TIMESTAMP = 1_614_265_330
+BODY = b'{"test": 2432232314}'
+SIGNATURE = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+"""The example that libraries of the Standard Webhooks specification are tested with."""
+
+
+class TestHeaders:
+    def test_sign_as_the_specification_has_it(self) -> None:
+        assert signed_headers(SECRET, MESSAGE_ID, TIMESTAMP, BODY) == {
+            "Content-Type": "application/json",
+            "webhook-id": MESSAGE_ID,
+            "webhook-timestamp": "1614265330",
+            "webhook-signature": SIGNATURE,
+        }
+
+    def test_sign_alike_without_the_secrets_prefix(self) -> None:
+        plain = SECRET.removeprefix("whsec_")
+        assert signed_headers(plain, MESSAGE_ID, TIMESTAMP, BODY)["webhook-signature"] == SIGNATURE
+
+    @pytest.mark.parametrize(
+        ("message_id", "timestamp", "body"),
+        [
+            ("msg_other", TIMESTAMP, BODY),
+            (MESSAGE_ID, TIMESTAMP + 1, BODY),
+            (MESSAGE_ID, TIMESTAMP, BODY + b" "),
+        ],
+    )
+    def test_sign_the_id_the_time_and_the_body(self, message_id: str, timestamp: int, body: bytes) -> None:
+        assert signed_headers(SECRET, message_id, timestamp, body)["webhook-signature"] != SIGNATURE
+
+    @pytest.mark.parametrize("secret", [None, ""])
+    def test_without_a_secret_are_not_signed(self, secret: str | None) -> None:
+        headers = signed_headers(secret, MESSAGE_ID, TIMESTAMP, BODY)
+        assert headers.keys() == {"Content-Type", "webhook-id", "webhook-timestamp"}
+
+
+class TestSecrets:
+    @pytest.mark.parametrize("secret", ["whsec_YWJj", "YWJj"])
+    def test_are_base64_with_or_without_a_prefix(self, secret: str) -> None:
+        assert decode_secret(secret) == b"abc"
+
+    @pytest.mark.parametrize("secret", ["whsec_abc", "ab c=", "whsec_whsec_YWJj", "ü"])
+    def test_are_nothing_else(self, secret: str) -> None:
+        with pytest.raises(ValueError, match=r".+"):
+            decode_secret(secret)
+
+
+class TestTokens:
+    @pytest.mark.parametrize(
+        ("body", "tokens"),
+        [
+            ({"tokens_used": 7}, 7),
+            ({"tokens_used": 0}, 0),
+            ({"usage": {"input_tokens": 3, "output_tokens": 4}}, 7),
+            ({"usage": {"input_tokens": 3}}, 3),
+            ({"usage": {"output_tokens": 4}}, 4),
+            ({"tokens_used": 5, "usage": {"input_tokens": 3, "output_tokens": 4}}, 5),
+            ({"tokens_used": None, "usage": {"input_tokens": 3, "output_tokens": 4}}, 7),
+            ({"tokens_used": MAX_TOKENS // 2}, MAX_TOKENS // 2),
+        ],
+    )
+    def test_are_what_the_answer_reports(self, body: Any, tokens: int) -> None:
+        assert tokens_in(body) == tokens
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            None,
+            [],
+            "7",
+            7,
+            {},
+            {"tokens_used": -1},
+            {"tokens_used": 1.5},
+            {"tokens_used": "7"},
+            {"tokens_used": True},
+            {"tokens_used": 10**30},
+            {"usage": 7},
+            {"usage": {}},
+            {"usage": {"input_tokens": "3", "output_tokens": None}},
+        ],
+    )
+    def test_are_unknown_where_it_reports_none_that_can_be(self, body: Any) -> None:
+        assert tokens_in(body) is None
+
+
+class TestAnswers:
+    @pytest.mark.parametrize("status", [200, 201, 204, 299])
+    def test_with_a_2xx_are_a_success(self, status: int) -> None:
+        assert read_answer(status, b'{"new": 3, "tokens_used": 9}') == (
+            True,
+            None,
+            {"new": 3, "tokens_used": 9},
+            9,
+        )
+
+    def test_may_be_empty(self) -> None:
+        assert read_answer(204, b"") == (True, None, None, None)
+
+    def test_that_are_no_json_are_shown_as_text_and_not_in_full(self) -> None:
+        reply = read_answer(200, b"caf\xc3\xa9 \xff" + b"x" * 1_000)
+        assert reply.ok
+        assert reply.body.startswith("café �xxx")
+        assert len(reply.body) <= 300
+
+    @pytest.mark.parametrize(
+        ("status", "answer", "reason"),
+        [
+            (500, b"", "the agent answered 500: nothing"),
+            (404, b"not here", "the agent answered 404: not here"),
+            (422, b'{"error":"no mail"}', 'the agent answered 422: {"error":"no mail"}'),
+            (302, b'""', "the agent answered 302: nothing"),
+            (199, b"1", "the agent answered 199: 1"),
+        ],
+    )
+    def test_with_anything_else_are_a_failure_that_quotes_them(
+        self, status: int, answer: bytes, reason: str
+    ) -> None:
+        reply = read_answer(status, answer)
+        assert not reply.ok
+        assert reply.reason == reason
+
+    def test_report_tokens_also_where_they_failed(self) -> None:
+        assert read_answer(500, b'{"tokens_used": 9}').tokens_used == 9

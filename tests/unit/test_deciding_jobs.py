@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from eventstore.events import (
+    AgentStatusChanged,
+    JobDefined,
+    JobPaused,
+    JobRemoved,
+    JobResumed,
+    RunMissed,
+    RunSkipped,
+    RunStarted,
+    TickBuffered,
+)
+from projections.jobs import JOBS, RUNS, run_id
+from service.commands import (
+    DefineJob,
+    PauseJob,
+    RegisterAgent,
+    RemoveJob,
+    ResumeJob,
+    RunJob,
+    StopOrchestrator,
+)
+from service.decide.jobs import due_jobs
+from tests.unit.job_stories import (
+    JOB,
+    OTHER,
+    RUNNER,
+    a_squad,
+    claim,
+    define,
+    definition,
+    ended,
+    take_up,
+    with_job,
+)
+from tests.unit.support import START, Story, moment
+
+if TYPE_CHECKING:
+    from service.commands import AnyCommand
+
+
+def defined(source: Any = "settings", **fields: Any) -> JobDefined:
+    return JobDefined(job=JOB, source=source, definition=definition(**fields))
+
+
+def missed(tick: float) -> RunMissed:
+    return RunMissed(run_id=run_id(JOB, moment(tick)), job=JOB, tick=moment(tick))
+
+
+def skipped(tick: float, detail: str) -> RunSkipped:
+    at = moment(tick)
+    return RunSkipped(run_id=run_id(JOB, at), job=JOB, tick=at, reason="overlap", detail=detail)
+
+
+def running(**fields: Any) -> Story:
+    """A squad whose job has been running since its first tick."""
+    return with_job(**fields).given(claim(), at=60)
+
+
+class TestDefining:
+    def test_puts_a_job_on_the_schedule(self) -> None:
+        a_squad().when(define()).then(defined()).replied(name=JOB)
+
+    def test_the_same_again_changes_nothing(self) -> None:
+        story = with_job()
+        story.when(define(), at=1).then_nothing().replied(position=story.position_of(JobDefined))
+
+    def test_anew_holds_the_whole_job_and_names_what_it_replaces(self) -> None:
+        story = with_job()
+        first = story.position_of(JobDefined)
+        story.when(define(timeout_seconds=5.0), at=1).then(defined(timeout_seconds=5.0))
+        assert story.caused_by(JobDefined) == first
+
+    def test_of_an_agent_that_nobody_knows_is_refused(self) -> None:
+        a_squad().when(define(agent="nobody")).then_refused("agent_not_found")
+
+    def test_needs_no_agent_where_none_is_called(self) -> None:
+        fields: dict[str, Any] = {"agent": None, "endpoint": None, "task": "status_update"}
+        a_squad().when(define(**fields)).then(defined(**fields))
+
+    def test_after_removal_in_the_same_batch_puts_it_back(self) -> None:
+        story = with_job().when(RemoveJob(name=JOB), define(), at=1)
+        story.then(JobRemoved(job=JOB), defined())
+
+    def test_after_removal_goes_on_with_the_jobs_history(self) -> None:
+        story = with_job().given(RemoveJob(name=JOB), at=1).when(define(), at=2).then(defined())
+        assert story.recorded[-1].version == 3
+
+
+class TestPrecedence:
+    @pytest.mark.parametrize("earlier", ["settings", "api"])
+    def test_a_default_gives_way_to_what_was_said_on_purpose(self, earlier: str) -> None:
+        story = with_job(source=earlier, timeout_seconds=5.0)
+        story.when(define(source="default"), at=1).then_nothing()
+
+    def test_a_default_that_changed_replaces_the_default(self) -> None:
+        story = with_job(source="default", timeout_seconds=5.0)
+        story.when(define(source="default"), at=1).then(defined("default"))
+
+    @pytest.mark.parametrize("earlier", ["default", "api"])
+    def test_settings_replace_the_default_and_what_came_by_the_api(self, earlier: str) -> None:
+        story = with_job(source=earlier)
+        story.when(define(timeout_seconds=5.0), at=1).then(defined(timeout_seconds=5.0))
+
+    @pytest.mark.parametrize("earlier", ["default", "settings"])
+    def test_the_api_replaces_everything(self, earlier: str) -> None:
+        story = with_job(source=earlier)
+        story.when(define(source="api", retries=2), at=1).then(defined("api", retries=2))
+
+
+class TestWhatChangesOfASchedule:
+    def test_never_owes_what_was_before_it(self) -> None:
+        story = with_job()
+        assert story.row(JOBS, JOB).ticked_until == START
+        story.when(claim(), at=59.9).then_nothing()
+
+    def test_keeps_the_ticks_that_are_due_where_the_schedule_stays(self) -> None:
+        """Nobody was there for two minutes; then the service starts with another timeout."""
+        story = with_job().given(define(timeout_seconds=5.0), at=150)
+        story.when(claim(), at=150)
+        assert [type(event) for event in story.events] == [RunMissed, AgentStatusChanged, RunStarted]
+        assert story.events[0] == missed(60)
+
+    def test_gives_due_ticks_their_outcome_where_the_schedule_is_another(self) -> None:
+        story = with_job().when(define(cron="0 * * * *"), at=180)
+        story.then(missed(60), missed(120), missed(180), defined(cron="0 * * * *"))
+        story.when(claim(), at=3_599).then_nothing()
+
+    def test_gives_its_outcome_also_to_a_tick_that_jitter_delays(self) -> None:
+        story = with_job(jitter_seconds=30.0).when(define(cron="0 * * * *"), at=60)
+        story.then(missed(60), defined(cron="0 * * * *"))
+
+    def test_counts_a_change_of_the_zone_or_from_cron_to_an_interval(self) -> None:
+        story = with_job().when(define(timezone="Europe/Berlin"), at=60)
+        story.then(missed(60), defined(timezone="Europe/Berlin"))
+        every: dict[str, Any] = {"cron": None, "every_seconds": 50.0}
+        story.when(define(**every), at=120).then(missed(120), defined(**every))
+
+    def test_keeps_the_tick_that_waits_for_the_present_run(self) -> None:
+        story = running(overlap="buffer_one").given(claim(), at=120)
+        story.when(define(overlap="buffer_one", cron="0 * * * *"), at=130)
+        assert story.row(JOBS, JOB).buffered_tick == moment(120)
+
+    def test_keeps_a_pause_and_its_note(self) -> None:
+        story = with_job().given(PauseJob(name=JOB, note="holidays"), define(retries=1), at=1)
+        assert story.row(JOBS, JOB).paused
+        assert story.row(JOBS, JOB).pause_note == "holidays"
+
+    def test_forgets_a_pause_where_the_job_was_removed_in_between(self) -> None:
+        story = with_job().given(PauseJob(name=JOB, note="holidays"), RemoveJob(name=JOB), define(), at=1)
+        assert not story.row(JOBS, JOB).paused
+        assert story.row(JOBS, JOB).pause_note is None
+
+
+class TestDisabling:
+    def test_ends_the_schedule(self) -> None:
+        story = with_job().when(define(enabled=False), at=70).then(missed(60), defined(enabled=False))
+        story.when(claim(), at=600).then_nothing()
+
+    def test_owes_nothing_when_it_is_over(self) -> None:
+        story = with_job(enabled=False).given(define(), at=600)
+        story.when(claim(), at=659).then_nothing()
+
+    def test_lets_no_tick_wait(self) -> None:
+        story = running(overlap="buffer_one").given(claim(), at=120)
+        story.when(define(overlap="buffer_one", enabled=False), at=130)
+        story.then(
+            skipped(120, "the job was disabled while it waited"),
+            defined(overlap="buffer_one", enabled=False),
+        )
+
+
+class TestRemoving:
+    def test_takes_a_job_off_the_schedule(self) -> None:
+        story = with_job().when(RemoveJob(name=JOB), at=1).then(JobRemoved(job=JOB)).replied(name=JOB)
+        assert story.squad.rows(JOBS).get(JOB) is None
+        story.when(claim(), at=120).then_nothing()
+
+    def test_leaves_no_tick_without_an_outcome(self) -> None:
+        story = running(overlap="buffer_one").given(claim(), at=120)
+        story.when(RemoveJob(name=JOB), at=200)
+        story.then(skipped(120, "the job was removed while it waited"), missed(180), JobRemoved(job=JOB))
+
+    def test_lets_a_run_under_way_end(self) -> None:
+        story = running().given(RemoveJob(name=JOB), at=61)
+        story.when(ended(run_id(JOB, moment(60))), at=62)
+        assert not list(story.squad.all(RUNS))
+
+    @pytest.mark.parametrize(
+        "command",
+        [RemoveJob(name=JOB), PauseJob(name=JOB), ResumeJob(name=JOB), RunJob(name=JOB, runner=RUNNER)],
+    )
+    def test_is_known_at_once_to_what_follows_in_the_batch(self, command: Any) -> None:
+        story = with_job().when(RemoveJob(name=JOB), command, at=120)
+        assert story.refusal.code == "job_not_found"
+        story.when(RegisterAgent(name="ann", role="agent"), claim()).then_nothing()
+
+    @pytest.mark.parametrize(
+        "command",
+        [RemoveJob(name="x"), PauseJob(name="x"), ResumeJob(name="x"), RunJob(name="x", runner=RUNNER)],
+    )
+    def test_of_what_nobody_knows_is_refused_like_all_else(self, command: Any) -> None:
+        a_squad().when(command).then_refused("job_not_found")
+
+    def test_makes_a_claim_of_its_ticks_find_nothing(self) -> None:
+        with_job().when(RemoveJob(name=JOB), claim(), at=59).then(JobRemoved(job=JOB))
+
+
+class TestPausing:
+    def test_is_recorded_with_its_note(self) -> None:
+        story = with_job().when(PauseJob(name=JOB, note="holidays"), at=1)
+        story.then(JobPaused(job=JOB, reason="manual", note="holidays")).replied(
+            paused=True, note="holidays"
+        )
+
+    def test_the_same_again_changes_nothing(self) -> None:
+        story = with_job().given(PauseJob(name=JOB, note="holidays"), at=1)
+        story.when(PauseJob(name=JOB, note="holidays"), at=2).then_nothing()
+
+    def test_with_another_note_records_that(self) -> None:
+        story = with_job().given(PauseJob(name=JOB, note="holidays"), at=1)
+        story.when(PauseJob(name=JOB), at=2).then(JobPaused(job=JOB, reason="manual", note=None))
+
+    def test_ends_by_resuming(self) -> None:
+        story = with_job().given(PauseJob(name=JOB), at=1).when(ResumeJob(name=JOB, note="back"), at=2)
+        story.then(JobResumed(job=JOB, note="back")).replied(paused=False, note="back")
+        story.when(ResumeJob(name=JOB), at=3).then_nothing()
+
+    def test_of_a_job_that_runs_leaves_nothing_to_resume(self) -> None:
+        with_job().when(ResumeJob(name=JOB, note="back"), at=1).then_nothing()
+
+
+class TestWhatIsToBeClaimed:
+    def test_is_nothing_before_the_first_tick_which_is_named(self) -> None:
+        assert due_jobs(with_job().squad, moment(59)) == ([], [], moment(60))
+
+    def test_is_a_job_whose_tick_is_due(self) -> None:
+        assert due_jobs(with_job().squad, moment(60)) == ([JOB], [], None)
+
+    def test_waits_for_the_jitter(self) -> None:
+        story = with_job(jitter_seconds=30.0)
+        jobs, _, later = due_jobs(story.squad, moment(60))
+        assert jobs == []
+        assert later
+        assert moment(60) < later < moment(90)
+        assert due_jobs(story.squad, later) == ([JOB], [], None)
+
+    def test_is_a_run_whose_lease_ran_out(self) -> None:
+        squad = running().squad
+        assert due_jobs(squad, moment(74)) == ([], [], moment(75))
+        assert due_jobs(squad, moment(75)) == ([], [run_id(JOB, moment(60))], moment(120))
+
+    def test_is_a_run_whose_next_attempt_is_due(self) -> None:
+        story = running(retries=1)
+        id_ = run_id(JOB, moment(60))
+        story.given(ended(id_, succeeded=False), at=61)
+        retry_at = story.row(RUNS, id_).retry_at
+        assert retry_at
+        assert due_jobs(story.squad, retry_at - timedelta.resolution) == ([], [], retry_at)
+        assert due_jobs(story.squad, retry_at) == ([], [id_], moment(120))
+
+    def test_is_a_tick_that_waits_as_soon_as_nothing_is_in_its_way(self) -> None:
+        story = running(overlap="buffer_one")
+        story.when(claim(), at=120).then(TickBuffered(job=JOB, tick=moment(120)))
+        assert due_jobs(story.squad, moment(120))[0] == []
+        story.given(ended(run_id(JOB, moment(60))), at=121)
+        assert due_jobs(story.squad, moment(121))[0] == [JOB]
+
+    def test_leaves_out_what_is_disabled(self) -> None:
+        assert due_jobs(with_job(enabled=False).squad, moment(600)) == ([], [], None)
+
+    def test_is_ordered_by_the_agents_priority(self) -> None:
+        story = with_job().given(RegisterAgent(name="bob", role="agent", priority=5))
+        story.given(
+            DefineJob(name="urgent", source="api", definition=definition(agent="bob")),
+            DefineJob(
+                name="own",
+                source="api",
+                definition=definition(agent=None, endpoint=None, task="status_update"),
+            ),
+        )
+        assert due_jobs(story.squad, moment(60))[0] == ["urgent", JOB, "own"]
+
+
+def test_whatever_is_to_be_claimed_leads_to_something() -> None:
+    """Otherwise the scheduler would claim it over and over, without ever resting."""
+    story = running(overlap="buffer_one", retries=1).given(claim(), at=120).given(StopOrchestrator())
+    claimed = 0
+    for seconds in (125, 180, 181, 240, 900):
+        jobs, runs, _ = due_jobs(story.squad, moment(seconds))
+        commands: list[AnyCommand] = [claim(OTHER, name) for name in jobs]
+        commands += [take_up(id_) for id_ in runs]
+        for command in commands:
+            story.when(command, at=seconds)
+            assert story.events
+            claimed += 1
+    assert claimed == 5

@@ -1,0 +1,412 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from eventstore.events import (
+    AgentRegistered,
+    AgentStatusChanged,
+    DenialReason,
+    Event,
+    MessageSent,
+    OrchestratorStopped,
+    RunFinished,
+    RunMissed,
+    RunSkipped,
+    RunStarted,
+    SkipReason,
+    TickBuffered,
+    TokensDenied,
+    TokensReleased,
+    TokensReserved,
+)
+from projections.agents import AGENTS
+from projections.budgets import BUDGET_DAYS
+from projections.jobs import JOBS, RUNS, run_id
+from service.commands import (
+    Heartbeat,
+    PauseJob,
+    RecordUsage,
+    RegisterAgent,
+    ResumeJob,
+    RunJob,
+    SetPolicy,
+    StartOrchestrator,
+    StopOrchestrator,
+)
+from service.decide.runs import LEASE_SECONDS
+from service.decide.ticks import MAX_MISSED_AT_ONCE
+from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, define, ended, with_job
+from tests.unit.support import FRESH, START, Story, given, moment
+
+POOR = SetPolicy(daily_tokens=1_000)
+AT_WORK = AgentStatusChanged(agent="ann", previous="idle", status="active", reason="operation_started")
+AT_REST = AgentStatusChanged(agent="ann", previous="active", status="idle", reason="run_ended")
+
+
+def run_of(tick: float) -> str:
+    return run_id(JOB, moment(tick))
+
+
+def started(tick: float, at: float | None = None, **fields: Any) -> RunStarted:
+    told: dict[str, Any] = {
+        "run_id": run_of(tick),
+        "agent": "ann",
+        "manual": False,
+        "runner": RUNNER,
+        "attempts_allowed": 1,
+        "reservation_id": None,
+        **fields,
+    }
+    lease = moment((tick if at is None else at) + LEASE_SECONDS)
+    return RunStarted(job=JOB, tick=moment(tick), lease_expires_at=lease, **told)
+
+
+def missed(tick: float) -> RunMissed:
+    return RunMissed(run_id=run_of(tick), job=JOB, tick=moment(tick))
+
+
+def skipped(tick: float, reason: SkipReason, detail: str) -> RunSkipped:
+    return RunSkipped(run_id=run_of(tick), job=JOB, tick=moment(tick), reason=reason, detail=detail)
+
+
+def reserved(tokens: int, expires_at: float) -> TokensReserved:
+    return TokensReserved(
+        day=START.date(), reservation_id=FRESH, agent="ann", tokens=tokens, expires_at=moment(expires_at)
+    )
+
+
+def denied(tokens: int, remaining: int, reason: DenialReason = "budget_exhausted") -> TokensDenied:
+    return TokensDenied(day=START.date(), agent="ann", tokens=tokens, reason=reason, remaining=remaining)
+
+
+def running(policy: SetPolicy | None = None, **fields: Any) -> Story:
+    """A squad whose job has been running since its first tick, under a lease that goes on."""
+    return with_job(policy, **fields).given(claim(), at=60)
+
+
+class TestATick:
+    def test_starts_a_run_and_sets_its_agent_to_work(self) -> None:
+        story = with_job().when(claim(), at=60).then(AT_WORK, started(60))
+        assert story.row(AGENTS, "ann").operations == 1
+
+    def test_is_caused_by_the_jobs_definition(self) -> None:
+        story = with_job()
+        position = story.row(JOBS, JOB).position
+        story.when(claim(), at=60)
+        assert story.caused_by(RunStarted) == position
+
+    def test_is_nobodys_before_its_time(self) -> None:
+        with_job().when(claim(), at=59.999999).then_nothing()
+
+    def test_goes_to_the_first_who_claims_it(self) -> None:
+        story = with_job().when(claim(RUNNER), claim(OTHER), at=60)
+        story.then(AT_WORK, started(60))
+        story.when(claim(OTHER), at=61).then_nothing()
+
+    def test_gets_a_run_whose_id_is_the_same_whoever_claims_it(self) -> None:
+        ids = {with_job().given(claim(runner), at=60).events[-1].stream for runner in (RUNNER, OTHER)}
+        assert ids == {f"run-{run_of(60)}"}
+
+    def test_waits_for_its_share_of_the_jitter(self) -> None:
+        story = with_job(jitter_seconds=30.0)
+        story.when(claim(), at=60).then_nothing()
+        story.when(claim(), at=90).then(AT_WORK, started(60, at=90))
+
+    def test_of_a_job_without_an_agent_sets_nobody_to_work(self) -> None:
+        story = with_job(agent=None, endpoint=None, task="status_update")
+        story.when(claim(), at=60).then(started(60, agent=None))
+
+    def test_allows_as_many_attempts_as_the_job_has_retries_and_one(self) -> None:
+        with_job(retries=2).when(claim(), at=60).then(AT_WORK, started(60, attempts_allowed=3))
+
+    def test_of_a_disabled_job_is_none(self) -> None:
+        with_job(enabled=False).when(claim(), at=600).then_nothing()
+
+    def test_of_a_job_that_nobody_knows_is_none(self) -> None:
+        with_job().when(claim(name="x"), at=60).then_nothing()
+
+
+class TestCatchingUp:
+    def test_still_runs_what_is_just_not_too_late(self) -> None:
+        story = with_job(cron="5 * * * *", catch_up_seconds=90.0)
+        story.when(claim(), at=390).then(AT_WORK, started(300, at=390))
+
+    def test_records_what_is_later_as_missed(self) -> None:
+        story = with_job(cron="5 * * * *", catch_up_seconds=90.0)
+        story.when(claim(), at=390.000001).then(missed(300))
+
+    def test_records_all_that_was_missed_and_runs_what_was_not(self) -> None:
+        """Ten minutes away: nine ticks are more than a minute late, the last is just due."""
+        story = with_job().when(claim(), at=601)
+        was_quiet = [missed(tick) for tick in range(60, 541, 60)]
+        story.then(*was_quiet, AT_WORK, started(600, at=601))
+
+    def test_records_so_many_at_once_and_goes_on(self) -> None:
+        story = with_job(cron=None, every_seconds=1.0, catch_up_seconds=1.0)
+        away = MAX_MISSED_AT_ONCE + 100
+        story.when(claim(), at=away)
+        story.then(*(missed(tick) for tick in range(1, MAX_MISSED_AT_ONCE + 1)))
+        story.when(claim(), at=away)
+        rest = [missed(tick) for tick in range(MAX_MISSED_AT_ONCE + 1, away - 1)]
+        story.then(*rest, AT_WORK, started(away - 1, at=away))
+
+    def test_starts_nothing_where_so_many_are_just_those_that_were_missed(self) -> None:
+        story = with_job(cron=None, every_seconds=1.0, catch_up_seconds=1.0)
+        away = MAX_MISSED_AT_ONCE + 1.5
+        story.when(claim(), at=away)
+        assert len(story.events) == MAX_MISSED_AT_ONCE
+        story.when(claim(), at=away).then(AT_WORK, started(MAX_MISSED_AT_ONCE + 1, at=away))
+
+    def test_gives_each_claim_one_of_the_ticks_that_are_not_too_late(self) -> None:
+        story = with_job(catch_up_seconds=300.0).when(claim(), claim(), claim(), claim(), at=180)
+        overlap = f"the run of {moment(60):%Y-%m-%d %H:%M:%S}Z is under way"
+        story.then(
+            AT_WORK,
+            started(60, at=180),
+            skipped(120, "overlap", overlap),
+            skipped(180, "overlap", overlap),
+        )
+
+
+class TestSkipping:
+    def test_while_the_orchestrator_is_shut_down_names_the_shutdown(self) -> None:
+        story = with_job().given(StopOrchestrator(), at=1).when(claim(), at=60)
+        story.then(skipped(60, "shut_down", "the orchestrator is shut down"))
+        assert story.caused_by(RunSkipped) == story.position_of(OrchestratorStopped)
+
+    def test_before_the_orchestrator_ever_started_names_the_job(self) -> None:
+        story = given(RegisterAgent(name="ann", role="agent"), define()).when(claim(), at=60)
+        story.then(skipped(60, "shut_down", "the orchestrator is shut down"))
+        assert story.caused_by(RunSkipped) == story.row(JOBS, JOB).position
+
+    @pytest.mark.parametrize(("note", "detail"), [("holidays", "holidays"), (None, "the job is paused")])
+    def test_while_paused_names_the_note(self, note: str | None, detail: str) -> None:
+        story = with_job().given(PauseJob(name=JOB, note=note), at=1).when(claim(), at=60)
+        story.then(skipped(60, "paused", detail))
+        assert story.caused_by(RunSkipped) == story.row(JOBS, JOB).position
+
+    def test_ends_with_the_pause(self) -> None:
+        story = with_job().given(PauseJob(name=JOB), claim(), at=60).given(ResumeJob(name=JOB), at=61)
+        story.when(claim(), at=120).then(AT_WORK, started(120))
+
+    def test_while_the_job_runs_names_the_run(self) -> None:
+        story = running().when(claim(), at=120)
+        story.then(skipped(120, "overlap", "the run of 2026-03-02 12:01:00Z is under way"))
+        assert story.caused_by(RunSkipped) == story.position_of(RunStarted)
+
+    def test_for_want_of_tokens_names_the_denial(self) -> None:
+        story = with_job(POOR, tokens=600).given(RecordUsage(agent="ann", tokens=500), at=1)
+        story.given(Heartbeat(agent="ann", status="idle"), at=1).when(claim(), at=60)
+        story.then(denied(600, 500), skipped(60, "budget", "600 tokens are needed, 500 remain"))
+        assert story.caused_by(RunSkipped) == story.position_of(TokensDenied)
+        assert story.row(AGENTS, "ann").status == "idle"
+        assert story.row(AGENTS, "ann").operations == 0
+
+    def test_for_the_agents_limit_says_so(self) -> None:
+        story = with_job(SetPolicy(agent_limits={"ann": 100}), tokens=600).when(claim(), at=60)
+        story.then(
+            denied(600, 100, "agent_limit_reached"),
+            skipped(60, "budget", "600 tokens are needed, 100 remain"),
+        )
+        assert story.caused_by(TokensDenied) == story.squad.policy.position
+
+    def test_for_want_of_tokens_that_nobody_asked_for_by_name_registers_the_orchestrator(self) -> None:
+        story = given(StartOrchestrator(), policy=SetPolicy(daily_tokens=1))
+        story.given(define(agent=None, endpoint=None, task="status_update", tokens=2)).when(claim(), at=60)
+        kinds: list[type[Event]] = [type(event) for event in story.events]
+        assert kinds == [AgentRegistered, TokensDenied, RunSkipped]
+
+
+class TestTokens:
+    def test_are_reserved_for_as_long_as_all_attempts_may_take(self) -> None:
+        """Three attempts, each with 30 s, a lease of 15 s, and 600 s to spare for waits: 1,935 s."""
+        story = with_job(POOR, tokens=600, retries=2).when(claim(), at=60)
+        reservation = story.events[1]
+        assert isinstance(reservation, TokensReserved)
+        story.then(
+            AT_WORK,
+            reserved(600, 60 + 1_935),
+            started(60, attempts_allowed=3, reservation_id=FRESH),
+        )
+        assert story.row(RUNS, run_of(60)).reservation_id in {row.id for row in _reservations(story)}
+        assert story.row(BUDGET_DAYS, START.date()).reserved == 600
+
+    def test_of_several_jobs_never_add_up_to_more_than_the_budget(self) -> None:
+        story = with_job(POOR, tokens=600).given(define("other", tokens=600))
+        story.when(claim(), claim(name="other"), at=60)
+        day = story.row(BUDGET_DAYS, START.date())
+        assert (day.reserved, day.total) == (600, 1_000)
+        assert isinstance(story.events[-1], RunSkipped)
+
+
+def _reservations(story: Story) -> list[Any]:
+    return list(story.squad.tables["reservations"].values())
+
+
+class TestBufferingOne:
+    def test_lets_the_next_tick_wait_and_skips_those_after_it(self) -> None:
+        story = running(overlap="buffer_one")
+        story.when(claim(), at=120).then(TickBuffered(job=JOB, tick=moment(120)))
+        story.when(claim(), at=180)
+        story.then(skipped(180, "overlap", "the tick of 2026-03-02 12:02:00Z waits already"))
+
+    def test_runs_what_waited_as_soon_as_the_run_is_over(self) -> None:
+        story = running(overlap="buffer_one").given(claim(), at=120).given(ended(run_of(60)), at=130)
+        story.when(claim(), at=130).then(AT_WORK, started(120, at=130))
+        assert story.row(JOBS, JOB).buffered_tick is None
+        story.when(claim(), at=131).then_nothing()
+
+    def test_runs_what_waited_however_long_that_was(self) -> None:
+        story = running(overlap="buffer_one").given(claim(), at=120)
+        story.given(claim(), at=180).given(ended(run_of(60)), at=200)
+        story.when(claim(), at=200).then(AT_WORK, started(120, at=200))
+
+    def test_skips_what_waited_where_the_job_was_paused_meanwhile(self) -> None:
+        story = running(overlap="buffer_one").given(claim(), at=120)
+        story.given(PauseJob(name=JOB), ended(run_of(60)), at=130)
+        story.when(claim(), at=130).then(skipped(120, "paused", "the job is paused"))
+        assert story.row(JOBS, JOB).buffered_tick is None
+
+    def test_runs_what_waited_where_a_pause_is_over_again(self) -> None:
+        story = running(overlap="buffer_one").given(claim(), at=120)
+        story.given(PauseJob(name=JOB), ResumeJob(name=JOB), ended(run_of(60)), at=130)
+        story.when(claim(), at=130).then(AT_WORK, started(120, at=130))
+
+    def test_decides_what_waited_before_the_tick_that_is_due(self) -> None:
+        story = running(overlap="buffer_one").given(claim(), at=120).given(ended(run_of(60)), at=180)
+        story.when(claim(), claim(), claim(), at=180)
+        story.then(AT_WORK, started(120, at=180), TickBuffered(job=JOB, tick=moment(180)))
+
+
+class TestCancellingTheOther:
+    def test_ends_the_run_and_starts_the_next_without_a_rest(self) -> None:
+        story = running(overlap="cancel_other").when(claim(), at=120)
+        reason = "cancelled by the tick of 2026-03-02 12:02:00Z"
+        story.then(
+            RunFinished(
+                run_id=run_of(60),
+                job=JOB,
+                agent="ann",
+                outcome="failed",
+                attempts=1,
+                reason=reason,
+                tokens_used=None,
+            ),
+            MessageSent(
+                message_id=FRESH,
+                agent="orchestrator",
+                to_agent="orchestrator",
+                message=f"poll was {reason}",
+                task_id=None,
+                data={"job": JOB, "run_id": run_of(60), "status": "failed"},
+            ),
+            started(120),
+        )
+        assert story.caused_by(MessageSent) == story.position_of(RunFinished)
+        assert story.row(AGENTS, "ann").operations == 1
+        assert story.row(AGENTS, "ann").status == "active"
+
+    def test_points_its_causes_rightly_also_after_ticks_that_were_missed(self) -> None:
+        story = running(overlap="cancel_other").when(claim(), at=599)
+        kinds = [type(event) for event in story.events]
+        assert kinds == [*[RunMissed] * 7, RunFinished, MessageSent, RunStarted]
+        assert story.caused_by(MessageSent) == story.position_of(RunFinished)
+
+    def test_is_no_failure_that_pauses_the_job(self) -> None:
+        story = running(overlap="cancel_other", pause_on_failure=True).given(claim(), at=120)
+        assert not story.row(JOBS, JOB).paused
+
+    def test_counts_what_the_other_gives_back(self) -> None:
+        story = running(POOR, overlap="cancel_other", tokens=600).when(claim(), at=120)
+        kinds = [type(event) for event in story.events]
+        assert kinds == [TokensReleased, RunFinished, MessageSent, TokensReserved, RunStarted]
+        assert story.row(BUDGET_DAYS, START.date()).reserved == 600
+
+    def test_lets_the_agent_rest_where_the_tokens_do_not_suffice_for_the_next(self) -> None:
+        story = running(POOR, overlap="cancel_other", tokens=600)
+        story.given(RecordUsage(agent="orchestrator", tokens=450), at=61).when(claim(), at=120)
+        kinds = [type(event) for event in story.events]
+        assert kinds == [
+            TokensReleased,
+            RunFinished,
+            MessageSent,
+            TokensDenied,
+            RunSkipped,
+            AgentStatusChanged,
+        ]
+        assert story.events[3] == denied(600, 550)
+        assert story.row(AGENTS, "ann").operations == 0
+        assert story.row(AGENTS, "ann").status == "idle"
+
+    def test_wakes_the_orchestrator_once_however_many_it_cancels(self) -> None:
+        story = running(overlap="allow_all").given(claim(), at=120).given(define(overlap="cancel_other"))
+        story.given(Heartbeat(agent="orchestrator", status="offline")).when(claim(), at=180)
+        woken = AgentStatusChanged(
+            agent="orchestrator", previous="offline", status="active", reason="activity"
+        )
+        assert [event for event in story.events if isinstance(event, AgentStatusChanged)] == [woken]
+        assert story.row(AGENTS, "ann").operations == 1
+
+
+class TestAllowingAll:
+    def test_runs_every_tick_beside_the_others(self) -> None:
+        story = running(overlap="allow_all").when(claim(), at=120).then(started(120))
+        assert story.row(AGENTS, "ann").operations == 2
+        assert len(list(story.squad.all(RUNS))) == 2
+
+
+RUN_NOW = RunJob(name=JOB, runner=RUNNER)
+
+
+class TestRunningNow:
+    def test_starts_a_run_outside_the_schedule(self) -> None:
+        story = with_job().when(RUN_NOW, at=30)
+        story.then(AT_WORK, started(30, run_id=FRESH, manual=True))
+        story.replied(job=JOB, tick=moment(30), status="running", attempts=1)
+        assert story.row(JOBS, JOB).ticked_until == START
+
+    def test_leaves_the_tick_of_that_moment_to_the_schedule(self) -> None:
+        story = with_job().given(RUN_NOW, at=60)
+        story.given(ended(story.id), at=60).when(claim(), at=60).then(AT_WORK, started(60))
+
+    @pytest.mark.parametrize("fields", [{}, {"enabled": False}])
+    def test_asks_neither_for_pause_nor_for_schedule(self, fields: dict[str, Any]) -> None:
+        story = with_job(**fields).given(PauseJob(name=JOB), at=1)
+        story.when(RUN_NOW, at=30).then(AT_WORK, started(30, run_id=FRESH, manual=True))
+
+    @pytest.mark.parametrize("overlap", ["skip", "buffer_one", "cancel_other"])
+    def test_beside_itself_is_refused_and_says_which_run_is_in_the_way(self, overlap: str) -> None:
+        story = running(overlap=overlap).when(RUN_NOW, at=61).then_refused("job_running")
+        assert story.refusal.extra == {"run_id": run_of(60)}
+
+    def test_beside_itself_is_fine_where_all_are_allowed(self) -> None:
+        story = running(overlap="allow_all").when(RUN_NOW, at=61)
+        story.then(started(61, run_id=FRESH, manual=True))
+
+    def test_is_in_the_way_of_a_tick(self) -> None:
+        story = with_job().given(RUN_NOW, at=59).when(claim(), at=60)
+        story.then(skipped(60, "overlap", "the run of 2026-03-02 12:00:59Z is under way"))
+
+    def test_while_shut_down_is_refused(self) -> None:
+        with_job().given(StopOrchestrator()).when(RUN_NOW, at=1).then_refused("orchestrator_stopped")
+
+    @pytest.mark.parametrize(
+        ("policy", "code", "remaining"),
+        [
+            (SetPolicy(daily_tokens=599), "budget_exhausted", 599),
+            (SetPolicy(agent_limits={"ann": 100}), "agent_limit_reached", 100),
+        ],
+    )
+    def test_beyond_the_budget_is_refused_until_the_next_day(
+        self, policy: SetPolicy, code: DenialReason, remaining: int
+    ) -> None:
+        story = with_job(policy, tokens=600).when(RUN_NOW, at=1)
+        story.then_refused(code, denied(600, remaining, code))
+        assert story.refusal.extra["remaining"] == remaining
+        assert story.refusal.retry_after_seconds == 12 * 3_600 - 1
+
+    def test_reserves_its_tokens(self) -> None:
+        story = with_job(POOR, tokens=600).when(RUN_NOW, at=1)
+        assert [type(event) for event in story.events] == [AgentStatusChanged, TokensReserved, RunStarted]

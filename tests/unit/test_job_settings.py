@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from service.commands import DefineJob
+from service.job_spec import BUILT_IN_TASKS, JobSpec, over
+from service.settings import Settings, SettingsError, read
+from service.tasks import TASKS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SEEDS = {
+    "email_poll": "*/5 * * * *",
+    "email_classify": "*/10 * * * *",
+    "email_respond": "*/15 * * * *",
+    "status_update": "* * * * *",
+    "conflict_check": "*/2 * * * *",
+    "token_monitor": "*/5 * * * *",
+    "token_reset": "0 0 * * *",
+}
+KEY = base64.b64encode(b"a key that nobody may see").decode()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for variable in ("SQUAD_AGENTS", "SQUAD_JOBS", "SQUAD_TIMEZONE", "SQUAD_RESET_HOUR", "SQUAD_CONFIG"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def settings(toml: str, tmp_path: Path) -> Settings:
+    path = tmp_path / "squad.toml"
+    path.write_text(toml, encoding="utf-8")
+    return read(path)
+
+
+def fault(toml: str, tmp_path: Path) -> str:
+    with pytest.raises(SettingsError) as caught:
+        settings(toml, tmp_path)
+    return str(caught.value)
+
+
+class TestDefaults:
+    def test_are_the_seeds_seven_jobs_with_its_schedules(self) -> None:
+        specs = read().job_specs()
+        assert {name: spec.cron for name, (_, spec) in specs.items()} == SEEDS
+        assert {source for source, _ in specs.values()} == {"default"}
+        assert all(spec.task == name for name, (_, spec) in specs.items())
+
+    def test_call_the_seeds_agent_within_the_seeds_budget(self) -> None:
+        specs = read().job_specs()
+        calling = {name: spec.tokens for name, (_, spec) in specs.items() if spec.agent == "email_agent"}
+        assert calling == {"email_poll": 1_000, "email_classify": 0, "email_respond": 0}
+
+    def test_follow_the_squads_reset_hour_and_time_zone(self, tmp_path: Path) -> None:
+        specs = settings('reset_hour = 6\ntimezone = "Europe/Berlin"', tmp_path).job_specs()
+        assert specs["token_reset"][1].cron == "0 6 * * *"
+        assert {spec.timezone for _, spec in specs.values()} == {"Europe/Berlin"}
+
+    def test_know_every_built_in_task(self) -> None:
+        assert set(BUILT_IN_TASKS) == set(TASKS) == set(SEEDS)
+
+
+class TestASquadsOwnJobs:
+    def test_go_over_the_seeds_field_by_field(self, tmp_path: Path) -> None:
+        source, spec = settings("[jobs.email_poll]\nretries = 3", tmp_path).job_specs()["email_poll"]
+        assert source == "settings"
+        assert (spec.retries, spec.task, spec.cron) == (3, "email_poll", "*/5 * * * *")
+
+    def test_switch_a_seed_off(self, tmp_path: Path) -> None:
+        spec = settings("[jobs.email_poll]\nenabled = false", tmp_path).job_specs()["email_poll"][1]
+        assert not spec.enabled
+
+    def test_replace_a_cron_by_an_interval_and_a_task_by_an_endpoint(self, tmp_path: Path) -> None:
+        toml = '[jobs.email_poll]\nevery = "30s"\nendpoint = "/mine"'
+        spec = settings(toml, tmp_path).job_specs()["email_poll"][1]
+        assert (spec.cron, spec.every, spec.task, spec.endpoint) == (None, 30.0, None, "/mine")
+
+    def test_stand_beside_the_seeds_in_the_squads_time_zone(self, tmp_path: Path) -> None:
+        toml = (
+            'timezone = "Asia/Kathmandu"\n'
+            '[jobs.report]\nagent = "quote_agent"\nendpoint = "/report"\ncron = "0 8 * * MON-FRI"'
+        )
+        specs = settings(toml, tmp_path).job_specs()
+        assert specs.keys() == {*SEEDS, "report"}
+        assert specs["report"] == (
+            "settings",
+            JobSpec(
+                agent="quote_agent", endpoint="/report", cron="0 8 * * MON-FRI", timezone="Asia/Kathmandu"
+            ),
+        )
+
+    def test_may_have_a_time_zone_of_their_own(self, tmp_path: Path) -> None:
+        toml = '[jobs.token_monitor]\ntimezone = "Africa/Cairo"'
+        assert settings(toml, tmp_path).job_specs()["token_monitor"][1].timezone == "Africa/Cairo"
+
+    def test_keep_both_where_both_are_named_so_that_both_are_refused(self) -> None:
+        assert over({"cron": "* * * * *"}, {"cron": "1 * * * *", "every": 2}) == {
+            "cron": "1 * * * *",
+            "every": 2,
+        }
+
+
+class TestDurations:
+    @pytest.mark.parametrize(
+        ("text", "seconds"),
+        [
+            ("500ms", 0.5),
+            ("2s", 2),
+            ("1.5 m", 90),
+            ("5m", 300),
+            ("1h", 3_600),
+            ("7d", 604_800),
+            (2, 2),
+            (0.5, 0.5),
+        ],
+    )
+    def test_are_text_with_a_unit_or_seconds(self, text: Any, seconds: float) -> None:
+        assert JobSpec(task="status_update", every=text).every == seconds
+
+
+WHOLE = {"agent": '"a"', "endpoint": '"/x"', "cron": '"* * * * *"'}
+
+
+def job(**fields: str) -> str:
+    """The section of a job that would be right, but for these fields."""
+    lines = {name: value for name, value in {**WHOLE, **fields}.items() if value}
+    return "[jobs.mine]\n" + "\n".join(f"{name} = {value}" for name, value in lines.items())
+
+
+class TestWhatIsWrong:
+    @pytest.mark.parametrize(
+        ("fields", "told"),
+        [
+            ({"cron": '"60 * * * *"'}, "jobs.mine.cron is '60 * * * *': is no cron expression: bad minute"),
+            ({"cron": '"* * * *"'}, "jobs.mine.cron is '* * * *': must have five fields: minute, hour,"),
+            (
+                {"cron": '"0 0 30 2 *"'},
+                "jobs.mine.cron is '0 0 30 2 *': is no cron expression: bad day-of-m",
+            ),
+            ({"cron": '"0 0 */31 2 1#5"'}, "jobs.mine.cron is '0 0 */31 2 1#5': there is no such day"),
+            ({"cron": "5"}, "jobs.mine.cron is 5: "),
+            (
+                {"timezone": '"Berlin"'},
+                "jobs.mine.timezone is 'Berlin': must be the name of an IANA time zone",
+            ),
+            (
+                {"timezone": '"../../etc/passwd"'},
+                "jobs.mine.timezone is '../../etc/passwd': must be the name",
+            ),
+            ({"agent": '""'}, "jobs.mine.agent is '': "),
+            ({"agent": '"a\\nb"'}, "jobs.mine.agent is 'a\\nb': must be one line of text"),
+            (
+                {"cron": "", "every": '"soon"'},
+                "jobs.mine.every is 'soon': must be a duration such as 500ms",
+            ),
+            ({"cron": "", "every": '"1ms"'}, "jobs.mine.every is '1ms': "),
+            ({"cron": "", "every": "0"}, "jobs.mine.every is 0: "),
+            ({"cron": "", "every": "nan"}, "jobs.mine.every is nan: "),
+            (
+                {"endpoint": "", "task": '"dance"'},
+                "jobs.mine.task is 'dance': input should be 'email_poll'",
+            ),
+            ({"tokens": "-1"}, "jobs.mine.tokens is -1: "),
+            ({"tokens": '"many"'}, "jobs.mine.tokens is 'many': "),
+            ({"timeout_seconds": "0"}, "jobs.mine.timeout_seconds is 0: "),
+            ({"timeout_seconds": "inf"}, "jobs.mine.timeout_seconds is inf: "),
+            ({"retries": "21"}, "jobs.mine.retries is 21: "),
+            ({"overlap": '"never"'}, "jobs.mine.overlap is 'never': input should be 'skip', 'buffer_one'"),
+            ({"catch_up_seconds": "0"}, "jobs.mine.catch_up_seconds is 0: "),
+            ({"jitter_seconds": "-1"}, "jobs.mine.jitter_seconds is -1: "),
+            ({"pause_on_failure": '"yes"'}, "jobs.mine.pause_on_failure is 'yes': "),
+            ({"enabled": "1"}, "jobs.mine.enabled is 1: "),
+            ({"colour": '"red"'}, "jobs.mine.colour is not a setting"),
+            ({"every": '"2s"'}, "jobs.mine: cron, every: name exactly one of them"),
+            ({"cron": ""}, "jobs.mine: cron, every: name exactly one of them"),
+            ({"task": '"email_poll"'}, "jobs.mine: endpoint, task: name exactly one of them"),
+            ({"endpoint": ""}, "jobs.mine: endpoint, task: name exactly one of them"),
+            ({"agent": ""}, "jobs.mine: agent: name the agent that is to be called"),
+            (
+                {"agent": "", "endpoint": "", "task": '"email_poll"'},
+                "jobs.mine: agent: name the agent that is to be called",
+            ),
+        ],
+    )
+    def test_is_told_with_the_jobs_name_and_the_field(
+        self, fields: dict[str, str], told: str, tmp_path: Path
+    ) -> None:
+        assert fault(job(**fields), tmp_path).startswith(told)
+
+    @pytest.mark.parametrize(
+        "endpoint",
+        [
+            "x",
+            "http://elsewhere.example/x",
+            "//elsewhere.example/x",
+            "/../x",
+            "/a/../../x",
+            "/a/./x",
+            "/%2e%2E/x",
+            "/a/%2e./x",
+            "/a b",
+            "/a#b",
+            "/?x",
+            "",
+        ],
+    )
+    def test_is_every_endpoint_that_is_no_path_below_the_agents_url(
+        self, endpoint: str, tmp_path: Path
+    ) -> None:
+        told = fault(job(endpoint=f'"{endpoint}"'), tmp_path)
+        assert told == f"jobs.mine.endpoint is {endpoint!r}: must be a path at the agent's url, such as" + (
+            " /api/agents/email/poll"
+        )
+
+    @pytest.mark.parametrize("endpoint", ["/", "/x", "/a/b?since=../x", "/a..b/...", "/ü"])
+    def test_is_no_path_that_stays_below_it(self, endpoint: str, tmp_path: Path) -> None:
+        spec = settings(job(endpoint=f'"{endpoint}"'), tmp_path).job_specs()["mine"][1]
+        assert spec.endpoint == endpoint
+
+    def test_is_told_all_at_once(self, tmp_path: Path) -> None:
+        toml = "[jobs.email_poll]\nretries = 99\ntokens = -5\n" + job(timezone='"Berlin"')
+        assert [line.split(" is ")[0] for line in fault(toml, tmp_path).splitlines()] == [
+            "jobs.email_poll.tokens",
+            "jobs.email_poll.retries",
+            "jobs.mine.timezone",
+        ]
+
+    def test_is_a_section_that_is_none(self, tmp_path: Path) -> None:
+        assert fault("jobs = 3", tmp_path).startswith("jobs (SQUAD_JOBS) is 3: ")
+        assert fault("[jobs]\nmine = 3", tmp_path).startswith("jobs.mine is 3: ")
+
+
+class TestSecrets:
+    AGENT = '[agents.ann]\nrole = "x"\nsecret = "{}"'
+
+    @pytest.mark.parametrize("prefix", ["", "whsec_"])
+    def test_are_known_to_who_signs(self, prefix: str, tmp_path: Path) -> None:
+        assert settings(self.AGENT.format(prefix + KEY), tmp_path).secrets() == {"ann": prefix + KEY}
+
+    def test_are_shown_to_nobody_else(self, tmp_path: Path) -> None:
+        squad = settings(self.AGENT.format(KEY), tmp_path)
+        assert KEY not in f"{squad!r} {squad} {squad.agents['ann']!r} {squad.model_dump()} "
+        assert KEY not in squad.model_dump_json()
+        assert KEY not in repr(squad.registrations())
+
+    def test_are_in_no_event(self, tmp_path: Path) -> None:
+        for name, (source, spec) in settings(self.AGENT.format(KEY), tmp_path).job_specs().items():
+            command = DefineJob(name=name, source=source, definition=spec.definition())
+            assert KEY not in command.model_dump_json()
+
+    @pytest.mark.parametrize("secret", ["not base64!", "whsec_", "", "whsec_%%%", "YWJ"])
+    def test_that_are_no_base64_are_refused_and_not_shown(self, secret: str, tmp_path: Path) -> None:
+        told = fault(self.AGENT.format(secret), tmp_path)
+        assert told == "agents.ann.secret is not valid: must be base64, with or without the prefix whsec_"
+
+    @pytest.mark.parametrize(
+        "agents", [f'[{{"secret": "{KEY}"}}]', f'{{"ann": ["{KEY}"]}}', f'{{"ann": {{"secret": "{KEY}"']
+    )
+    def test_in_a_variable_are_not_shown_either_where_it_is_wrong(
+        self, agents: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SQUAD_AGENTS", agents)
+        with pytest.raises(SettingsError) as caught:
+            read()
+        assert KEY not in f"{caught.value} {caught.value.__cause__}"
