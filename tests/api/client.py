@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -198,6 +199,7 @@ def unreachable(server: PostgresServer, dsn: str) -> Iterator[None]:
         server.execute("ALTER DATABASE {} ALLOW_CONNECTIONS true", name)
 
 
+@functools.cache
 def far_from_now() -> int:
-    """An hour of the day at which no budget day begins while the tests run."""
+    """An hour of the day at which no budget day begins while the tests run; the same one for all of them."""
     return (datetime.now(UTC).hour + 12) % 24

@@ -47,7 +47,7 @@ AT_RANDOM = (
     ),
     "--exclude-checks=positive_data_acceptance",
 )
-"""Whatever hypothesis thinks of, where it has most to think of. To it 5.0 is an integer, not to us."""
+"""Whatever hypothesis thinks of, where it has most to think of. Only to it 5.0 is an integer."""
 
 
 @pytest.mark.parametrize("what", [EVERY_EDGE, AT_RANDOM], ids=["every edge", "at random"])

@@ -1,4 +1,4 @@
-"""A service that is asked to stop: nobody is left without an answer, nothing that was answered is lost."""
+"""A service that is asked to stop leaves nobody without an answer, and loses nothing that was answered."""
 
 from __future__ import annotations
 

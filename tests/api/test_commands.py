@@ -1,0 +1,233 @@
+"""The `squad` command as people type it: what it prints, and how it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from tests.api.client import running_service
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from tests.api.client import Service
+
+SQUAD = Path(sys.executable).with_name("squad")
+ENDS_WITHIN_SECONDS = 60
+NOWHERE = "host=127.0.0.1 port=1 dbname=nowhere"
+
+
+class Ended(NamedTuple):
+    """A command that has ended."""
+
+    code: int
+    output: str
+    errors: str
+
+    def lines(self) -> list[str]:
+        """What it printed, where it went well."""
+        assert (self.code, self.errors) == (0, ""), self
+        return self.output.splitlines()
+
+    def complaint(self) -> str:
+        """The one line of one that failed."""
+        assert self.code not in (0, None)
+        assert self.output == ""
+        [line] = self.errors.splitlines()
+        return line.removeprefix("squad: ")
+
+
+async def _start(
+    folder: Path, *arguments: str, command: Path | str = SQUAD, **settings: str
+) -> asyncio.subprocess.Process:
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("SQUAD_")}
+    return await asyncio.create_subprocess_exec(
+        command,
+        *arguments,
+        cwd=folder,
+        env={**ours, "COLUMNS": "160", **settings},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def _end(process: asyncio.subprocess.Process) -> Ended:
+    async with asyncio.timeout(ENDS_WITHIN_SECONDS):
+        output, errors = await process.communicate()
+    assert process.returncode is not None
+    return Ended(process.returncode, output.decode(), errors.decode())
+
+
+async def _squad(folder: Path, *arguments: str, **settings: str) -> Ended:
+    return await _end(await _start(folder, *arguments, **settings))
+
+
+async def _fill(service: Service) -> None:
+    api = service.api
+    await api.put("agents/ada", role="writer")
+    await api.post("messages", from_agent="ada", message="hello", data={"long": "x" * 300})
+    await api.post("messages", from_agent="bob", message="two\nlines \x1b[31m")
+    await api.post("operations", agent="ada", action="respond", resources={"emailId": "e1"})
+    await api.post("budget/usage", agent="ada", tokens=1_234)
+
+
+async def test_events_prints_one_line_an_event(service: Service, tmp_path: Path) -> None:
+    await _fill(service)
+    lines = (await _squad(tmp_path, "events", "--dsn", service.dsn)).lines()
+    assert [int(line.split()[0]) for line in lines] == list(range(1, await service.head() + 1))
+    [said] = [line for line in lines if "hello" in line]
+    assert "message_sent" in said
+    assert "agent:ada" in said
+    assert not any("\x1b" in line for line in lines)
+
+
+async def test_events_as_json_are_those_of_the_api(service: Service, tmp_path: Path) -> None:
+    await _fill(service)
+    lines = (await _squad(tmp_path, "events", "--json", "--dsn", service.dsn)).lines()
+    assert [json.loads(line) for line in lines] == (await service.api.get("events")).body["items"]
+
+
+async def test_events_are_filtered(service: Service, tmp_path: Path) -> None:
+    await _fill(service)
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    for arguments, found in (
+        (("--type", "message_sent"), 2),
+        (("--agent", "bob"), 2),
+        (("--agent", "bob", "--type", "message_sent"), 1),
+        (("--after", str(await service.head() - 1)), 1),
+        (("--since", "1h", "--type", "message_sent"), 2),
+        (("--since", tomorrow), 0),
+        (("--since", "2020-01-31", "--type", "tokens_used"), 1),
+    ):
+        lines = (await _squad(tmp_path, "events", *arguments, "--dsn", service.dsn)).lines()
+        assert len(lines) == found, arguments
+
+
+async def test_following_goes_on_until_it_is_interrupted(service: Service, tmp_path: Path) -> None:
+    await service.api.post("messages", from_agent="ada", message="before")
+    arguments = ("events", "--follow", "--json", "--type", "message_sent", "--dsn", service.dsn)
+    process = await _start(tmp_path, *arguments)
+    assert process.stdout
+    for text in ("before", "live", "still live"):
+        if text != "before":
+            await service.api.post("messages", from_agent="ada", message=text)
+        line = await asyncio.wait_for(process.stdout.readline(), ENDS_WITHIN_SECONDS)
+        assert json.loads(line)["data"]["message"] == text
+    process.send_signal(signal.SIGINT)
+    assert (await _end(process)) == Ended(0, "", "")
+
+
+async def test_a_reader_that_has_enough_ends_it_quietly(service: Service, tmp_path: Path) -> None:
+    commands = [
+        {"method": "POST", "path": "/api/v1/messages", "body": {"from_agent": "a", "message": "x" * 1_000}}
+    ]
+    await service.api.post("batch", commands=commands * 1_000)
+    pipe = f'"{SQUAD}" events --json --dsn "$0" | head -n 1'
+    ended = await _end(await _start(tmp_path, "-c", pipe, service.dsn, command="/bin/sh"))
+    [line] = ended.lines()
+    assert json.loads(line)["position"] == 1
+
+
+async def test_status_is_one_screen(service: Service, tmp_path: Path) -> None:
+    await _fill(service)
+
+    async def shown() -> str:
+        return "\n".join((await _squad(tmp_path, "status", "--dsn", service.dsn)).lines())
+
+    screen = await shown()
+    for text in ("orchestrator running", "1,234 used", "98,766 of 100,000 remain", "respond", "emailId e1"):
+        assert text in screen, screen
+    for agent in ("ada", "bob"):
+        assert agent in screen
+    for table in ("agents", "messages", "operations", "budgets", "tasks", "emails"):
+        assert table in screen
+    assert len(screen.splitlines()) < 60
+
+
+async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
+    ended = await _squad(tmp_path)
+    assert "Usage: squad" in ended.output + ended.errors
+    for command in ("up", "events", "status"):
+        assert (await _squad(tmp_path, command, "--help")).lines()[0].startswith(f"Usage: squad {command}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("up", "--dsn", NOWHERE), "connection to server at"),
+        (("events", "--dsn", NOWHERE), "connection to server at"),
+        (("status", "--dsn", NOWHERE), "connection to server at"),
+        (("up", "--dsn", "nonsense"), "dsn (SQUAD_DSN) is 'nonsense': must be a libpq connection string"),
+        (
+            ("up", "--port", "70000"),
+            "port (SQUAD_PORT) is 70000: input should be less than or equal to 65535",
+        ),
+        (("up", "--port", "x"), "Invalid value for '--port'"),
+        (("events",), "there is no squad in .squad; start one with `squad up`"),
+        (("status",), "there is no squad in .squad; start one with `squad up`"),
+        (("status", "--data", "else/where"), "there is no squad in else/where"),
+        (("events", "--since", "yesterday"), "'yesterday' is neither RFC 3339 nor like 15m, 2h or 1d"),
+        (("events", "--since", "999999999d"), "'999999999d' is neither RFC 3339 nor like"),
+        (("events", "--after", "-1"), "Invalid value for '--after'"),
+        (("events", "--config", "nowhere.toml"), "the configuration file nowhere.toml does not exist"),
+        (("dance",), "No such command 'dance'"),
+        (("up", "--fast"), "No such option"),
+    ],
+    ids=str,
+)
+async def test_what_goes_wrong_is_one_clear_line(
+    tmp_path: Path, arguments: tuple[str, ...], complaint: str
+) -> None:
+    assert complaint in (await _squad(tmp_path, *arguments)).complaint()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_port_that_is_taken_is_told(database: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = await _squad(tmp_path, "up", "--dsn", database, "--port", str(port))
+    assert ended.complaint().startswith(f"cannot listen on 127.0.0.1:{port}: ")
+
+
+async def test_a_database_without_a_squad_is_told(empty_database: str, tmp_path: Path) -> None:
+    for command in ("events", "status"):
+        ended = await _squad(tmp_path, command, "--dsn", empty_database)
+        assert "squad" in ended.complaint()
+
+
+async def test_the_database_of_the_environment_is_used(service: Service, tmp_path: Path) -> None:
+    await _fill(service)
+    assert (await _squad(tmp_path, "events", SQUAD_DSN=service.dsn)).lines()
+
+
+async def test_up_tells_where_it_listens_and_where_its_data_is(database: str, tmp_path: Path) -> None:
+    process = await _start(tmp_path, "up", "--port", "0", "--dsn", database)
+    assert process.stdout
+    lines = [await asyncio.wait_for(process.stdout.readline(), ENDS_WITHIN_SECONDS) for _ in range(2)]
+    assert b"squad is listening on http://127.0.0.1:" in lines[0]
+    assert b"database squad_test_" in lines[1]
+    process.send_signal(signal.SIGTERM)
+    assert (await _end(process)).code == 0
+
+
+async def test_two_services_share_a_squad_and_commands_read_beside_them(
+    database: str, tmp_path: Path
+) -> None:
+    async with running_service(database) as one, running_service(database) as other:
+        await one.api.post("messages", from_agent="ada", message="one")
+        await other.api.post("messages", from_agent="ada", message="other")
+
+        async def both_seen() -> bool:
+            ended = await _squad(tmp_path, "events", "--type", "message_sent", "--dsn", database)
+            return len(ended.lines()) == 2
+
+        await eventually(both_seen)

@@ -1,0 +1,162 @@
+"""The OpenAPI document says what the route table does, whole and without slips."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import jsonschema_rs
+import pytest
+from pydantic import TypeAdapter
+
+from service.http.openapi import plain_path
+from service.http.route import Media, Route
+from service.http.table import DOCUMENT, ROUTES
+from service.http.wording import EXAMPLES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OPERATIONS = [
+    (method, path, operation)
+    for path, methods in DOCUMENT["paths"].items()
+    for method, operation in methods.items()
+]
+WITH_BODY = [route for route in ROUTES if route.body]
+
+
+def _everywhere(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object in the document."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _everywhere(part)
+
+
+def _name(route: Route) -> str:
+    return f"{route.method} {route.path}"
+
+
+def test_it_lists_exactly_the_routes_of_the_table() -> None:
+    documented = [(method.upper(), path) for method, path, _ in OPERATIONS]
+    assert sorted(documented) == sorted((route.method, plain_path(route.path)) for route in ROUTES)
+    assert len(documented) == len(set(documented))
+
+
+def test_every_operation_has_a_name_of_its_own_and_a_summary() -> None:
+    names = [operation["operationId"] for _, _, operation in OPERATIONS]
+    assert len(names) == len(set(names))
+    assert all(operation["summary"] and operation["tags"] for _, _, operation in OPERATIONS)
+
+
+def test_every_tag_is_explained_and_used() -> None:
+    used = {tag for _, _, operation in OPERATIONS for tag in operation["tags"]}
+    assert used == {tag["name"] for tag in DOCUMENT["tags"]}
+
+
+def test_every_reference_leads_somewhere_and_every_schema_is_referred_to() -> None:
+    references = {item["$ref"] for item in _everywhere(DOCUMENT) if "$ref" in item}
+    names = {reference.removeprefix("#/components/schemas/") for reference in references}
+    assert names == set(DOCUMENT["components"]["schemas"])
+
+
+def test_every_schema_is_one() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    for name in schemas:
+        whole = {"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}}
+        jsonschema_rs.Draft202012Validator(whole)
+        jsonschema_rs.meta.validate(schemas[name])
+
+
+def test_every_parameter_of_a_path_is_described() -> None:
+    for _, path, operation in OPERATIONS:
+        described = [item for item in operation.get("parameters", ()) if item["in"] == "path"]
+        assert {item["name"] for item in described} == set(re.findall(r"\{(\w+)\}", path))
+        for item in described:
+            assert item["required"]
+            assert item["schema"].keys() & {"pattern", "maximum"}, (path, item)
+
+
+def test_every_parameter_of_a_query_is_described_in_words_or_is_a_filter() -> None:
+    for _, path, operation in OPERATIONS:
+        parameters = {
+            item["name"]: item for item in operation.get("parameters", ()) if item["in"] == "query"
+        }
+        for name in parameters.keys() & {"limit", "after", "min_position"}:
+            assert parameters[name]["description"], (path, name)
+
+
+def test_every_answer_says_what_it_is() -> None:
+    for _, path, operation in OPERATIONS:
+        assert any(status.startswith("2") for status in operation["responses"]), path
+        for status, response in operation["responses"].items():
+            assert response["description"], (path, status)
+            assert response["content"], (path, status)
+
+
+def test_writes_take_keys_and_tell_when_to_come_back() -> None:
+    for method, path, operation in OPERATIONS:
+        names = {item["name"] for item in operation.get("parameters", ())}
+        changes_nothing = method == "get" or path.endswith("/check")
+        assert ("Idempotency-Key" in names) == (not changes_nothing), (method, path)
+        if not changes_nothing:
+            assert "Retry-After" in operation["responses"]["503"]["headers"]
+
+
+def test_what_is_not_json_has_its_own_content_type() -> None:
+    for path, content_type in (
+        ("/metrics", "text/plain; version=0.0.4; charset=utf-8"),
+        ("/api/v1/events/stream", "text/event-stream"),
+    ):
+        assert list(DOCUMENT["paths"][path]["get"]["responses"]["200"]["content"]) == [content_type]
+
+
+def test_problems_are_problem_details_but_for_the_seeds_interface() -> None:
+    for _, path, operation in OPERATIONS:
+        for status, response in operation["responses"].items():
+            if status < "400" or path == "/readyz":
+                continue
+            expected = "application/json" if path == "/api/squad" else "application/problem+json"
+            assert list(response["content"]) == [expected], (path, status)
+
+
+def test_fields_of_the_path_are_not_asked_for_in_the_body() -> None:
+    for _, path, operation in OPERATIONS:
+        if "requestBody" not in operation or "{" not in path:
+            continue
+        reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        schema = DOCUMENT["components"]["schemas"][reference.rpartition("/")[2]]
+        assert not {
+            name for name in schema["properties"] if name.endswith("_id") and name in schema["required"]
+        }
+
+
+@pytest.mark.parametrize("route", WITH_BODY, ids=_name)
+def test_every_body_has_an_example_that_fits(route: Route) -> None:
+    example = dict(EXAMPLES[route.method, route.path])
+    bound = route.write.bound if route.write else {}
+    path = {field: "00000000-0000-7000-8000-000000000000" for field in bound.values()}
+    models = route.body if isinstance(route.body, tuple) else (route.body,)
+    fitting = [model for model in models if model and _fits(model, {**example, **path})]
+    assert fitting, example
+
+
+def _fits(model: type[Any], value: object) -> bool:
+    try:
+        TypeAdapter(model).validate_python(value, strict=True)
+    except ValueError:
+        return False
+    return True
+
+
+def test_no_example_is_left_over() -> None:
+    assert EXAMPLES.keys() == {(route.method, route.path) for route in WITH_BODY}
+
+
+def test_only_streams_figures_and_the_document_itself_have_no_model() -> None:
+    without = {
+        route.path for route in ROUTES for answer in route.answers.values() if isinstance(answer, Media)
+    }
+    assert without == {"/api/v1/events/stream", "/metrics", "/openapi.json"}

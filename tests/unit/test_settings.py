@@ -1,0 +1,219 @@
+"""Settings: who wins, what is refused, and what becomes policy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from service import settings
+from service.settings import SettingsError
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+TOML = "port = 4001\ndaily_tokens = 10\nreset_hour = 3\n"
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty folder to be in, and an environment that says nothing."""
+    for name in os.environ:
+        if name.startswith("SQUAD_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _read(text: str | None = None, **flags: Any) -> Settings:
+    if text is not None:
+        Path("squad.toml").write_text(text)
+    return settings.read(**flags)
+
+
+def _complaint(text: str | None = None, **flags: Any) -> str:
+    with pytest.raises(SettingsError) as raised:
+        _read(text, **flags)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_defaults_are_those_of_the_interface() -> None:
+    found = _read()
+    assert (found.dsn, found.listen_dsn, found.squad_schema, found.data) == (
+        None,
+        None,
+        "squad",
+        Path(".squad"),
+    )
+    assert (found.host, found.port, found.agents_url) == ("127.0.0.1", 3001, "http://localhost:3002")
+    assert (found.daily_tokens, found.reset_hour, found.timezone) == (100_000, 0, "UTC")
+    assert (found.conflict_window_seconds, found.operation_timeout_seconds) == (30, 60)
+    assert (found.idle_after_minutes, found.offline_after_minutes) == (10, 60)
+
+
+def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SQUAD_PORT", "4002")
+    monkeypatch.setenv("SQUAD_DAILY_TOKENS", "20")
+    found = _read(TOML, port=4003)
+    assert (found.port, found.daily_tokens, found.reset_hour, found.host) == (4003, 20, 3, "127.0.0.1")
+
+
+def test_a_flag_that_was_not_given_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUAD_DSN", "dbname=x")
+    assert _read(dsn=None).dsn == "dbname=x"
+
+
+def test_an_empty_variable_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUAD_PORT", "")
+    assert _read(TOML).port == 4001
+
+
+def test_the_file_is_named_by_flag_or_variable_or_lies_there(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    for number in (1, 2, 3):
+        (folder / f"{number}.toml").write_text(f"port = {number}")
+    (folder / "3.toml").rename("squad.toml")
+    assert settings.read().port == 3
+    monkeypatch.setenv("SQUAD_CONFIG", str(folder / "2.toml"))
+    assert settings.read().port == 2
+    assert settings.read(folder / "1.toml").port == 1
+
+
+def test_every_variable_of_the_interface_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "dsn": "dbname=a",
+        "listen_dsn": "dbname=b",
+        "schema": "other",
+        "data": "elsewhere",
+        "host": "::1",
+        "port": "80",
+        "agents_url": "http://agents.test",
+        "daily_tokens": "5",
+        "reset_hour": "23",
+        "timezone": "Europe/Berlin",
+        "conflict_window_seconds": "1.5",
+        "operation_timeout_seconds": "2.5",
+        "idle_after_minutes": "3",
+        "offline_after_minutes": "4",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(f"SQUAD_{name.upper()}", value)
+    from_environment = _read()
+    for name in values:
+        monkeypatch.delenv(f"SQUAD_{name.upper()}")
+    from_file = _read("".join(f'{name} = "{value}"\n' for name, value in values.items()))
+    assert from_environment == from_file
+    assert from_file.squad_schema == "other"
+    assert str(from_file.data) == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("port", "65536", "less than or equal to 65535"),
+        ("port", "http", "valid integer"),
+        ("schema", "Bad-Name", "[a-z_]"),
+        ("dsn", "nonsense", "must be a libpq connection string or URI"),
+        ("listen_dsn", "postgresql://h:x/", "must be a libpq connection string or URI"),
+        ("agents_url", "ftp://x", "must be an http or https URL"),
+        ("daily_tokens", "-1", "greater than or equal to 0"),
+        ("daily_tokens", "1e30", "valid integer"),
+        ("reset_hour", "24", "less than or equal to 23"),
+        ("timezone", "Mars/Olympus", "must be the name of an IANA time zone, such as Europe/Berlin"),
+        ("conflict_window_seconds", "0", "greater than 0"),
+        ("operation_timeout_seconds", "1e9", "less than or equal to 604800"),
+        ("idle_after_minutes", "soon", "valid number"),
+        ("offline_after_minutes", "-5", "greater than 0"),
+        ("log_format", "xml", "'console' or 'json'"),
+    ],
+)
+def test_a_wrong_variable_is_told_with_name_value_and_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, allowed: str
+) -> None:
+    monkeypatch.setenv(f"SQUAD_{name.upper()}", value)
+    complaint = _complaint()
+    assert complaint.startswith(f"{name} (SQUAD_{name.upper()}) is {value!r}: ")
+    assert allowed in complaint
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("prot = 3001", "prot is not a setting"),
+        ("port = 65536", "port (SQUAD_PORT) is 65536: input should be less than or equal to 65535"),
+        ("[budget]\nagent_limit = 5", "budget.agent_limit is not a setting"),
+        (
+            "[budget.agent_limits]\nada = -5",
+            "budget.agent_limits.ada is -5: input should be greater than or",
+        ),
+        (
+            '[budget.agent_limits]\nada = "much"',
+            "budget.agent_limits.ada is 'much': input should be a valid int",
+        ),
+        ("[agents.ada]\npriority = 1", "agents.ada.role is missing"),
+        ('[agents.ada]\nrole = "w"\nurl = "x"', "agents.ada.url is 'x': must be an http or https URL"),
+        ('[agents.ada]\nrole = "w"\ncolor = "x"', "agents.ada.color is not a setting"),
+        ("port = ", "squad.toml is not valid TOML"),
+        ("port = 1\nport = 2", "squad.toml is not valid TOML"),
+    ],
+)
+def test_a_wrong_line_of_the_file_is_told_by_its_place(text: str, complaint: str) -> None:
+    assert _complaint(text).startswith(complaint)
+
+
+def test_every_wrong_setting_is_told_each_in_a_line() -> None:
+    with pytest.raises(SettingsError) as raised:
+        _read("port = -1\nreset_hour = 99\nprot = 1")
+    assert len(str(raised.value).splitlines()) == 3
+
+
+def test_a_value_is_shown_in_part_where_it_is_long() -> None:
+    complaint = _complaint(f'timezone = "{"x" * 5_000}"')
+    assert len(complaint) < 300
+
+
+def test_a_variable_that_should_be_json_and_is_not_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUAD_BUDGET", "much")
+    assert _complaint() == "SQUAD_BUDGET is 'much': must be a JSON object"
+
+
+def test_a_file_that_cannot_be_read_is_told(folder: Path) -> None:
+    with pytest.raises(SettingsError, match=r"nowhere\.toml does not exist"):
+        settings.read(folder / "nowhere.toml")
+    (folder / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match=r"binary\.toml is not valid TOML"):
+        settings.read(folder / "binary.toml")
+
+
+def test_only_what_somebody_set_becomes_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _read().policy().model_fields_set == set()
+    monkeypatch.setenv("SQUAD_RESET_HOUR", "0")
+    policy = _read("daily_tokens = 100000\n[budget.agent_limits]\nada = 5\n").policy()
+    assert policy.model_fields_set == {"reset_hour", "daily_tokens", "agent_limits"}
+    assert policy.agent_limits == {"ada": 5}
+
+
+def test_no_limits_are_set_by_an_empty_section() -> None:
+    assert _read("[budget.agent_limits]\n").policy().agent_limits == {}
+    assert _read("[budget]\n").policy().model_fields_set == set()
+
+
+def test_agents_of_the_file_are_registered() -> None:
+    [ada, bob] = _read(
+        '[agents.ada]\nrole = "writer"\nurl = "http://a.test"\npriority = 5\n[agents.bob]\nrole = "editor"\n'
+    ).registrations()
+    assert (ada.name, ada.role, ada.url, ada.priority) == ("ada", "writer", "http://a.test", 5)
+    assert (bob.name, bob.role, bob.url, bob.priority) == ("bob", "editor", None, 0)
+
+
+def test_settings_do_not_change() -> None:
+    found = _read()
+    with pytest.raises(ValueError, match="frozen"):
+        found.port = 1  # type: ignore[misc]
