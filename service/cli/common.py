@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -91,6 +90,6 @@ class Moment(click.ParamType[datetime]):
         return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-async def forever() -> None:
-    """Waits to be interrupted."""
-    await asyncio.Event().wait()
+def printable(text: str) -> str:
+    """What somebody sent, on one line, and without what a terminal would obey."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -13,7 +13,7 @@ from eventstore import log
 from eventstore.listener import Listener
 from eventstore.subscription import follow
 from service.app import background
-from service.cli.common import Moment, database_options, open_squad, run
+from service.cli.common import Moment, database_options, open_squad, printable, run
 from service.http.json import dumps
 from service.http.v1.events import show
 
@@ -91,10 +91,11 @@ def _line(recorded: Recorded) -> str:
     )
     cause = f" <- {recorded.caused_by}" if recorded.caused_by else ""
     time = recorded.recorded_at.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-    text = f"{recorded.position:>8}  {time}Z  {recorded.type:<26} {recorded.actor:<22} {facts}"
+    actor = printable(recorded.actor)
+    text = f"{recorded.position:>8}  {time}Z  {recorded.type:<26} {actor:<22} {facts}"
     return text[: _SHOWN_CHARACTERS + 60] + cause
 
 
 def _brief(value: Any) -> str:
-    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    text = printable(value if isinstance(value, str) else orjson.dumps(value).decode())
     return text if len(text) <= 60 else text[:59] + "…"

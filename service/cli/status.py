@@ -12,7 +12,7 @@ from rich.text import Text
 from eventstore import log
 from projections.agents import AGENTS
 from service import views
-from service.cli.common import database_options, open_squad, run
+from service.cli.common import database_options, open_squad, printable, run
 from service.restore import catch_up, restore
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def _agents(squad: Squad, now: datetime) -> Table:
         part = parts.get(row.name, {})
         limit = part.get("limit")
         table.add_row(
-            Text(row.name),
-            Text(row.role),
+            _safe(row.name),
+            _safe(row.role),
             Text(row.status, style=_COLOURS[row.status]),
             f"{_ago(now, row.last_active)} ago",
             f"{part.get('used', 0):,}",
@@ -80,9 +80,9 @@ def _operations(squad: Squad, now: datetime) -> Table:
     for row in views.active_operations(squad):
         claimed = ", ".join(f"{kind} {value}" for kind, value in row.resources.items())
         table.add_row(
-            Text(row.agent),
-            Text(row.action),
-            Text(claimed),
+            _safe(row.agent),
+            _safe(row.action),
+            _safe(claimed),
             _ago(now, row.started_at),
             _ago(row.expires_at, now),
         )
@@ -92,8 +92,12 @@ def _operations(squad: Squad, now: datetime) -> Table:
 def _lag(squad: Squad, projections: list[tuple[Any, ...]]) -> Table:
     table = Table("table", "position", "behind", "stopped because", title="Read tables")
     for name, position, error in projections:
-        table.add_row(name, str(position), str(squad.head.position - position), Text(error or ""))
+        table.add_row(name, str(position), str(squad.head.position - position), _safe(error or ""))
     return table
+
+
+def _safe(text: str) -> Text:
+    return Text(printable(text))
 
 
 def _ago(later: datetime, earlier: datetime) -> str:

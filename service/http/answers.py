@@ -27,7 +27,7 @@ from projections.tasks import TaskRow
 class Answer(BaseModel):
     """An answer."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid")
 
 
 class Written(Answer):
@@ -44,6 +44,20 @@ class Page(Answer, Generic[T]):
 
     items: list[T]
     next: int | None
+
+
+class PageByName(Answer, Generic[T]):
+    """A page of a list by name. `next` goes into `after` for the following page; null on the last."""
+
+    items: list[T]
+    next: str | None
+
+
+def page_by_name(model: type[BaseModel]) -> type[BaseModel]:
+    """The model of a page of such items, which are listed by name."""
+    page: type[BaseModel] = PageByName[model]  # type: ignore[valid-type]
+    page.__doc__ = PageByName.__doc__
+    return page
 
 
 def page_of(model: type[BaseModel]) -> type[BaseModel]:
@@ -65,13 +79,6 @@ Operation = of_row("Operation", OperationRow)
 ConflictEntry = of_row("ConflictEntry", ConflictRow)
 Task = of_row("Task", TaskRow)
 Email = of_row("Email", EmailRow)
-
-
-class AgentPage(Answer):
-    """A page of agents, by name. `next` goes into `after` for the following page; null on the last."""
-
-    items: list[Agent]  # type: ignore[valid-type]
-    next: str | None
 
 
 class AgentWritten(Written):

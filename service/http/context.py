@@ -135,15 +135,15 @@ def parse_command(
         model: which command.
         fields: the body's.
         path: what stands in the path, by parameter.
-        bound: the command's field by path parameter.
+        bound: the command's field by path parameter, where it is called otherwise.
 
     Raises:
         Problem: a field is missing, wrong or unknown; one of the path is told by its name there.
     """
-    in_path = {field: name for name, field in bound.items()} if bound else {}
+    in_path = {(bound or {}).get(name, name): name for name in path or ()}
     for taken in in_path.keys() & fields.keys():
         raise wrong(taken, "stands in the path, not in the body")
-    if path and in_path:
+    if path:
         fields = {**fields, **{field: path[name] for field, name in in_path.items()}}
     try:
         return model.model_validate(fields, strict=True)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 from projections import storage
 from service.http.context import parse_path, parse_query, respond
 from service.http.problems import Problem
-from service.values import Id
+from service.values import Id, Name
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -40,6 +40,15 @@ class PageQuery(Query):
     limit: int = Field(default=100, ge=1, le=MAX_PAGE)
     """How many entries a page has at most."""
     after: Position = 0
+    """The `next` of the page before."""
+
+
+class PageByName(Query):
+    """What a list by name takes."""
+
+    limit: int = Field(default=100, ge=1, le=MAX_PAGE)
+    """How many entries a page has at most."""
+    after: Name | None = None
     """The `next` of the page before."""
 
 

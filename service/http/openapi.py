@@ -182,7 +182,7 @@ def _operation_id(route: Route) -> str:
 
 
 def _changes_something(route: Route) -> bool:
-    return route.write is not None or route.tag == "batch" or (_is_seed(route) and route.method != "GET")
+    return route.method != "GET" and not route.path.endswith("/check")
 
 
 def _is_seed(route: Route) -> bool:
@@ -246,7 +246,8 @@ def _request_body(route: Route, schemas: _Schemas) -> dict[str, Any]:
     schema = (
         schemas.without(_several(route.body)[0], bound) if bound else schemas.of(route.body, "validation")
     )
-    required = not bound or bool(schemas.definitions[schema["$ref"].rpartition("/")[2]].get("required"))
+    named = schemas.definitions.get(schema.get("$ref", "").rpartition("/")[2])
+    required = named is None or bool(named.keys() & {"anyOf"} or named.get("required"))
     content = {"schema": schema, "example": EXAMPLES[route.method, route.path]}
     return {"required": required, "content": {"application/json": content}}
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -36,7 +37,7 @@ _V1 = (
 
 async def _openapi(services: Services, request: web.Request) -> web.StreamResponse:
     del services, request
-    return respond(200, DOCUMENT)
+    return respond(200, openapi())
 
 
 ROUTES: tuple[Route, ...] = (
@@ -54,11 +55,16 @@ ROUTES: tuple[Route, ...] = (
     ),
 )
 
-DOCUMENT = document(ROUTES, VERSION)
+
+@cache
+def openapi() -> dict[str, Any]:
+    """The document of all routes. Made late, for the sake of commands that never ask for it."""
+    return document(ROUTES, VERSION)
 
 
 def application(services: Services) -> web.Application:
     """The HTTP application over the running parts."""
+    openapi()  # so that the first request for it holds up nobody
     app = web.Application(middlewares=[_tell_problems], client_max_size=MAX_BODY_BYTES)
     app[SERVICES] = services
     for route in ROUTES:

@@ -201,5 +201,5 @@ def unreachable(server: PostgresServer, dsn: str) -> Iterator[None]:
 
 @functools.cache
 def far_from_now() -> int:
-    """An hour of the day at which no budget day begins while the tests run; the same one for all of them."""
+    """An hour of the day at which no budget day begins while the tests run, and always the same one."""
     return (datetime.now(UTC).hour + 12) % 24

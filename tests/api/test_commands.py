@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+from click.testing import CliRunner
 
+from service.cli import cli, main
 from tests.api.client import running_service
 from tests.support.wait import eventually
 
@@ -35,7 +37,7 @@ class Ended(NamedTuple):
     def lines(self) -> list[str]:
         """What it printed, where it went well."""
         assert (self.code, self.errors) == (0, ""), self
-        return self.output.splitlines()
+        return self.output.removesuffix("\n").split("\n") if self.output else []
 
     def complaint(self) -> str:
         """The one line of one that failed."""
@@ -96,7 +98,7 @@ async def test_events_as_json_are_those_of_the_api(service: Service, tmp_path: P
     assert [json.loads(line) for line in lines] == (await service.api.get("events")).body["items"]
 
 
-async def test_events_are_filtered(service: Service, tmp_path: Path) -> None:
+async def test_events_are_filtered(service: Service) -> None:
     await _fill(service)
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
     for arguments, found in (
@@ -108,8 +110,10 @@ async def test_events_are_filtered(service: Service, tmp_path: Path) -> None:
         (("--since", tomorrow), 0),
         (("--since", "2020-01-31", "--type", "tokens_used"), 1),
     ):
-        lines = (await _squad(tmp_path, "events", *arguments, "--dsn", service.dsn)).lines()
-        assert len(lines) == found, arguments
+        command = ("events", *arguments, "--dsn", service.dsn)
+        ended = await asyncio.to_thread(CliRunner().invoke, cli, command)
+        assert ended.exit_code == 0
+        assert len(ended.output.splitlines()) == found, arguments
 
 
 async def test_following_goes_on_until_it_is_interrupted(service: Service, tmp_path: Path) -> None:
@@ -128,7 +132,7 @@ async def test_following_goes_on_until_it_is_interrupted(service: Service, tmp_p
 
 async def test_a_reader_that_has_enough_ends_it_quietly(service: Service, tmp_path: Path) -> None:
     commands = [
-        {"method": "POST", "path": "/api/v1/messages", "body": {"from_agent": "a", "message": "x" * 1_000}}
+        {"method": "POST", "path": "/api/v1/messages", "body": {"from_agent": "a", "message": "x" * 500}}
     ]
     await service.api.post("batch", commands=commands * 1_000)
     pipe = f'"{SQUAD}" events --json --dsn "$0" | head -n 1'
@@ -156,14 +160,14 @@ async def test_status_is_one_screen(service: Service, tmp_path: Path) -> None:
 async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
     ended = await _squad(tmp_path)
     assert "Usage: squad" in ended.output + ended.errors
-    for command in ("up", "events", "status"):
-        assert (await _squad(tmp_path, command, "--help")).lines()[0].startswith(f"Usage: squad {command}")
+    for name in cli.commands:
+        helped = CliRunner().invoke(cli, (name, "--help"), prog_name="squad")
+        assert helped.output.startswith(f"Usage: squad {name}")
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("up", "--dsn", NOWHERE), "connection to server at"),
         (("events", "--dsn", NOWHERE), "connection to server at"),
         (("status", "--dsn", NOWHERE), "connection to server at"),
         (("up", "--dsn", "nonsense"), "dsn (SQUAD_DSN) is 'nonsense': must be a libpq connection string"),
@@ -184,11 +188,26 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-async def test_what_goes_wrong_is_one_clear_line(
-    tmp_path: Path, arguments: tuple[str, ...], complaint: str
+def test_what_goes_wrong_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    complaint: str,
 ) -> None:
-    assert complaint in (await _squad(tmp_path, *arguments)).complaint()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["squad", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert isinstance(ended.value.code, int)
+    printed = capsys.readouterr()
+    assert complaint in Ended(ended.value.code, printed.out, printed.err).complaint()
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_service_without_a_database_does_not_start(tmp_path: Path) -> None:
+    ended = await _squad(tmp_path, "up", "--dsn", NOWHERE)
+    assert "connection to server at" in ended.complaint()
 
 
 async def test_a_port_that_is_taken_is_told(database: str, tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ from pydantic import TypeAdapter
 
 from service.http.openapi import plain_path
 from service.http.route import Media, Route
-from service.http.table import DOCUMENT, ROUTES
+from service.http.table import ROUTES, openapi
 from service.http.wording import EXAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+DOCUMENT = openapi()
 OPERATIONS = [
     (method, path, operation)
     for path, methods in DOCUMENT["paths"].items()
@@ -137,7 +138,7 @@ def test_fields_of_the_path_are_not_asked_for_in_the_body() -> None:
 def test_every_body_has_an_example_that_fits(route: Route) -> None:
     example = dict(EXAMPLES[route.method, route.path])
     bound = route.write.bound if route.write else {}
-    path = {field: "00000000-0000-7000-8000-000000000000" for field in bound.values()}
+    path = dict.fromkeys(bound.values(), "00000000-0000-7000-8000-000000000000")
     models = route.body if isinstance(route.body, tuple) else (route.body,)
     fitting = [model for model in models if model and _fits(model, {**example, **path})]
     assert fitting, example

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
 from projections.agents import AGENTS
 from service import commands as do
 from service import views
 from service.http import answers
 from service.http.context import Services, parse_path, parse_query, respond
-from service.http.lists import MAX_PAGE, Query, page
+from service.http.lists import PageByName, Query, page
 from service.http.problems import Problem
 from service.http.route import Route, write
 from service.values import Name
@@ -23,17 +23,8 @@ if TYPE_CHECKING:
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
-class AgentQuery(Query):
-    """A page of agents, who are listed by name."""
-
-    limit: int = Field(default=100, ge=1, le=MAX_PAGE)
-    """How many agents a page has at most."""
-    after: Name | None = None
-    """The `next` of the page before."""
-
-
 async def _list(services: Services, request: web.Request) -> web.StreamResponse:
-    query = parse_query(AgentQuery, request)
+    query = parse_query(PageByName, request)
     await services.tables.state_covering(query.min_position)
     agents = [row for row in views.agents(services.writer.squad) if row["name"] > (query.after or "")]
     return respond(200, page(agents, query.limit, "name"))
@@ -56,8 +47,8 @@ ROUTES = (
         summary="All agents, by name",
         tag="agents",
         handler=_list,
-        query=AgentQuery,
-        answers={200: answers.AgentPage},
+        query=PageByName,
+        answers={200: answers.page_by_name(answers.Agent)},
         problems=("not_yet",),
     ),
     Route(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
 from projections import storage
 from projections.jobs import JOBS, RUNS, RunStatus, jobs
 from service import commands as do
@@ -18,11 +20,12 @@ from service.http.context import (
     idempotency_key,
     parse_command,
     parse_object,
+    parse_path,
     parse_query,
     rendering,
     respond,
 )
-from service.http.lists import OneOf, PageQuery, Query, page_of_rows
+from service.http.lists import OneOf, PageByName, PageQuery, Query, page, page_of_rows
 from service.http.problems import Problem
 from service.http.route import Route, write
 from service.job_spec import JobSpec
@@ -36,6 +39,13 @@ if TYPE_CHECKING:
     from projections.jobs import JobRow
 
 LAST_RUNS = 5
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+
+
+class RunNow(BaseModel):
+    """Nothing: a job is run as it is defined."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class RunQuery(PageQuery):
@@ -46,16 +56,17 @@ class RunQuery(PageQuery):
 
 
 async def _list(services: Services, request: web.Request) -> web.StreamResponse:
-    query = parse_query(Query, request)
+    query = parse_query(PageByName, request)
     await services.tables.state_covering(query.min_position)
     rows = sorted(services.writer.squad.all(JOBS), key=lambda row: row.name)
-    return respond(200, {"items": await _shown(services, rows, query), "next": None})
+    wanted = [row for row in rows if row.name > (query.after or "")][: query.limit + 1]
+    return respond(200, page(await _shown(services, wanted, query), query.limit, "name"))
 
 
 async def _one(services: Services, request: web.Request) -> web.StreamResponse:
     query = parse_query(Query, request)
     await services.tables.state_covering(query.min_position)
-    (shown,) = await _shown(services, [_job(services, request.match_info["name"])], query)
+    (shown,) = await _shown(services, [_job(services, parse_path(_NAME, request, "name"))], query)
     return respond(200, shown)
 
 
@@ -81,16 +92,16 @@ async def _runs(services: Services, request: web.Request) -> web.StreamResponse:
 
 async def _define(services: Services, request: web.Request) -> web.StreamResponse:
     body = await body_of(request)
-    spec = parse_command(JobSpec, parse_object(body), {})
-    name = parse_command(do.RemoveJob, {}, {"name": request.match_info["name"]}).name
+    spec = parse_command(JobSpec, parse_object(body))
+    name = parse_path(_NAME, request, "name")
     command = do.DefineJob(name=name, source="api", definition=spec.definition())
     return await _carry_out(services, request, body, command, 200)
 
 
 async def _run(services: Services, request: web.Request) -> web.StreamResponse:
     body = await body_of(request)
-    fields = {**parse_object(body), "runner": services.scheduler.runner}
-    command = parse_command(do.RunJob, fields, {"name": request.match_info["name"]})
+    parse_command(RunNow, parse_object(body))
+    command = do.RunJob(name=parse_path(_NAME, request, "name"), runner=services.scheduler.runner)
     return await _carry_out(services, request, body, command, 202)
 
 
@@ -117,8 +128,8 @@ ROUTES = (
         summary="The schedule: each job with its last and next runs",
         tag="jobs",
         handler=_list,
-        query=Query,
-        answers={200: answers.page_of(answers.Job)},
+        query=PageByName,
+        answers={200: answers.page_by_name(answers.Job)},
         problems=("not_yet",),
     ),
     Route(
@@ -159,6 +170,7 @@ ROUTES = (
         summary="Run a job now",
         tag="jobs",
         handler=_run,
+        body=RunNow,
         path_types={"name": Name},
         answers={202: answers.RunBegun},
         problems=("job_not_found", "job_running", "orchestrator_stopped", "budget_exhausted"),
