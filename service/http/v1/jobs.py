@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
 from projections import storage
 from projections.jobs import JOBS, RUNS, RunStatus, jobs
 from service import commands as do
@@ -18,6 +20,7 @@ from service.http.context import (
     idempotency_key,
     parse_command,
     parse_object,
+    parse_path,
     parse_query,
     rendering,
     respond,
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from projections.jobs import JobRow
 
 LAST_RUNS = 5
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 class RunQuery(PageQuery):
@@ -43,6 +47,12 @@ class RunQuery(PageQuery):
 
     job: Name | None = None
     status: OneOf[RunStatus] | None = None
+
+
+class _Nothing(BaseModel):
+    """A body that may be left out, and has no fields."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 async def _list(services: Services, request: web.Request) -> web.StreamResponse:
@@ -81,16 +91,15 @@ async def _runs(services: Services, request: web.Request) -> web.StreamResponse:
 
 async def _define(services: Services, request: web.Request) -> web.StreamResponse:
     body = await body_of(request)
-    spec = parse_command(JobSpec, parse_object(body), {})
-    name = parse_command(do.RemoveJob, {}, {"name": request.match_info["name"]}).name
+    name, spec = parse_path(_NAME, request, "name"), parse_command(JobSpec, parse_object(body))
     command = do.DefineJob(name=name, source="api", definition=spec.definition())
     return await _carry_out(services, request, body, command, 200)
 
 
 async def _run(services: Services, request: web.Request) -> web.StreamResponse:
     body = await body_of(request)
-    fields = {**parse_object(body), "runner": services.scheduler.runner}
-    command = parse_command(do.RunJob, fields, {"name": request.match_info["name"]})
+    parse_command(_Nothing, parse_object(body))
+    command = do.RunJob(name=parse_path(_NAME, request, "name"), runner=services.scheduler.runner)
     return await _carry_out(services, request, body, command, 202)
 
 
