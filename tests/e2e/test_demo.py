@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -77,7 +78,14 @@ def _runs(process: psutil.Process) -> bool:
 
 
 @pytest.fixture
-def demos(tmp_path: Path) -> Iterator[list[Demo]]:
+def temporary() -> Iterator[Path]:
+    """A folder that the embedded server's own user can reach; into pytest's it may not."""
+    with tempfile.TemporaryDirectory(prefix="squad-demo-test-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def demos(temporary: Path) -> Iterator[list[Demo]]:
     started: list[Demo] = []
     yield started
     for demo in started:
@@ -90,8 +98,8 @@ def leftovers(folder: Path) -> list[Path]:
     return list(folder.glob("squad-demo-*"))
 
 
-def test_emails_arrive_are_classified_and_drafted(tmp_path: Path, demos: list[Demo]) -> None:
-    demos.append(demo := Demo(tmp_path, "--until-drafted", "3", "--seconds", str(DRAFTED_SECONDS)))
+def test_emails_arrive_are_classified_and_drafted(temporary: Path, demos: list[Demo]) -> None:
+    demos.append(demo := Demo(temporary, "--until-drafted", "3", "--seconds", str(DRAFTED_SECONDS)))
     demo.wait_for(r"The squad is at http://127\.0\.0\.1:\d+", READY_SECONDS)
     demo.look()
     assert demo.process.wait(DRAFTED_SECONDS + END_SECONDS) == 0, demo.read()
@@ -105,12 +113,12 @@ def test_emails_arrive_are_classified_and_drafted(tmp_path: Path, demos: list[De
     assert len(re.findall("-> drafted", text)) == 3
     assert re.search(r"\d+ e-mails received, \d+ classified, 3 drafted", text)
     assert demo.left() == []
-    assert leftovers(tmp_path) == []
+    assert leftovers(temporary) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_cleanly_when_told_to(tmp_path: Path, demos: list[Demo], number: signal.Signals) -> None:
-    demos.append(demo := Demo(tmp_path))
+def test_it_ends_cleanly_when_told_to(temporary: Path, demos: list[Demo], number: signal.Signals) -> None:
+    demos.append(demo := Demo(temporary))
     demo.wait_for("<- e-mail", READY_SECONDS)
     demo.look()
     demo.process.send_signal(number)
@@ -118,11 +126,11 @@ def test_it_ends_cleanly_when_told_to(tmp_path: Path, demos: list[Demo], number:
     assert "Traceback" not in demo.read()
     assert "e-mails received" in demo.read()
     assert demo.left() == []
-    assert leftovers(tmp_path) == []
+    assert leftovers(temporary) == []
 
 
-def test_it_ends_cleanly_while_it_is_being_set_up(tmp_path: Path, demos: list[Demo]) -> None:
-    demos.append(demo := Demo(tmp_path))
+def test_it_ends_cleanly_while_it_is_being_set_up(temporary: Path, demos: list[Demo]) -> None:
+    demos.append(demo := Demo(temporary))
     demo.wait_for("Setting up", READY_SECONDS)
     time.sleep(1.5)
     demo.look()
@@ -130,11 +138,11 @@ def test_it_ends_cleanly_while_it_is_being_set_up(tmp_path: Path, demos: list[De
     assert demo.process.wait(END_SECONDS) == 0, demo.read()
     assert "Traceback" not in demo.read()
     assert demo.left() == []
-    assert leftovers(tmp_path) == []
+    assert leftovers(temporary) == []
 
 
-def test_too_few_drafts_in_time_are_a_failure(tmp_path: Path, demos: list[Demo]) -> None:
-    demos.append(demo := Demo(tmp_path, "--until-drafted", "1000", "--seconds", "1"))
+def test_too_few_drafts_in_time_are_a_failure(temporary: Path, demos: list[Demo]) -> None:
+    demos.append(demo := Demo(temporary, "--until-drafted", "1000", "--seconds", "1"))
     assert demo.process.wait(READY_SECONDS + END_SECONDS) == 1, demo.read()
     assert "1000 were wanted" in demo.read()
-    assert leftovers(tmp_path) == []
+    assert leftovers(temporary) == []
