@@ -173,7 +173,13 @@ ROUTES = (
         body=RunNow,
         path_types={"name": Name},
         answers={202: answers.RunBegun},
-        problems=("job_not_found", "job_running", "orchestrator_stopped", "budget_exhausted"),
+        problems=(
+            "job_not_found",
+            "job_running",
+            "orchestrator_stopped",
+            "budget_exhausted",
+            "agent_limit_reached",
+        ),
     ),
     write(
         "POST",
