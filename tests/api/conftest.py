@@ -4,11 +4,14 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+import pytest_asyncio
 
 from tests.api.client import Api, Service, running_service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from tests.support.postgres import PostgresServer
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +33,11 @@ async def service(database: str) -> AsyncIterator[Service]:
 def api(service: Service) -> Api:
     """A client of the service."""
     return service.api
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(postgres: PostgresServer, _template: str) -> AsyncIterator[Service]:
+    """One for all tests of a module, where none of them is about what is in it."""
+    with postgres.new_database(template=_template) as dsn:
+        async with running_service(dsn) as running:
+            yield running

@@ -16,6 +16,22 @@ UNKNOWN_ID = "00000000-0000-7000-8000-000000000000"
 MEBIBYTE = 1024 * 1024
 
 
+LISTS = (
+    "agents",
+    "messages",
+    "agents/ada/inbox",
+    "operations",
+    "operations?state=active",
+    "conflicts",
+    "tasks",
+    "emails",
+    "events",
+    "jobs",
+    "runs",
+)
+READS = (*LISTS, "budget", "agents/ada", "events/1")
+
+
 class Target(NamedTuple):
     """A route with a body, and a body that fits."""
 

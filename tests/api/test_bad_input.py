@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from service.http.table import ROUTES
-from tests.api.client import Answer, Service, assert_as_documented, running_service
+from tests.api.client import Answer, Service, assert_as_documented
 from tests.api.inputs import UNKNOWN_ID, Bad, Target, bad_bodies, targets
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from tests.support.postgres import PostgresServer
 
 # One service takes it all, as a real one would have to.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def hardened(postgres: PostgresServer, _template: str) -> AsyncIterator[Service]:
-    """A service that everything bad is sent to, one after another."""
-    with postgres.new_database(template=_template) as dsn:
-        async with running_service(dsn) as service:
-            yield service
 
 
 async def _send(service: Service, target: Target, bad: Bad) -> Answer:
@@ -49,10 +35,10 @@ def _faults(answer: Answer) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("target", targets(), ids=str)
-async def test_nothing_bad_gets_through(hardened: Service, target: Target) -> None:
-    head = await hardened.head()
+async def test_nothing_bad_gets_through(shared: Service, target: Target) -> None:
+    head = await shared.head()
     for bad in bad_bodies(target):
-        answer = await _send(hardened, target, bad)
+        answer = await _send(shared, target, bad)
         assert 400 <= answer.status < 500, (bad.what, answer)
         if bad.code != "validation_failed":
             assert bad.code == (answer.body.get("code") or answer.body["details"]["code"]), bad.what
@@ -66,9 +52,9 @@ async def test_nothing_bad_gets_through(hardened: Service, target: Target) -> No
             bad.what,
             named,
         )
-    assert await hardened.head() == head
-    (await hardened.api.get("/healthz")).expect(200)
-    (await hardened.api.get("/readyz")).expect(200)
+    assert await shared.head() == head
+    (await shared.api.get("/healthz")).expect(200)
+    (await shared.api.get("/readyz")).expect(200)
 
 
 async def test_every_route_with_a_body_is_a_target() -> None:
@@ -100,31 +86,31 @@ async def test_every_route_with_a_body_is_a_target() -> None:
     ],
 )
 async def test_a_refusal_says_what_is_allowed(
-    hardened: Service, path: str, body: dict[str, object], message: str
+    shared: Service, path: str, body: dict[str, object], message: str
 ) -> None:
-    fault = (await hardened.api.post(path, **body)).expect(422, "validation_failed")
+    fault = (await shared.api.post(path, **body)).expect(422, "validation_failed")
     assert message in fault["detail"]
     assert message in fault["errors"][0]["message"]
 
 
-async def test_json_nested_as_deep_as_allowed_comes_back_as_it_went_in(hardened: Service) -> None:
+async def test_json_nested_as_deep_as_allowed_comes_back_as_it_went_in(shared: Service) -> None:
     deep: Any = "at the bottom"
     for _ in range(63):
         deep = {"a": deep}
-    sent = await hardened.api.post("messages", from_agent="diver", message="m", data=deep)
+    sent = await shared.api.post("messages", from_agent="diver", message="m", data=deep)
     position = sent.expect(201)["position"]
-    [shown] = (await hardened.api.get("messages", from_agent="diver")).expect(200)["items"]
+    [shown] = (await shared.api.get("messages", from_agent="diver")).expect(200)["items"]
     assert shown["data"] == deep
     deeper = {"a": {"a": deep}}
-    answer = await hardened.api.post("messages", from_agent="diver", message="m", data=deeper)
+    answer = await shared.api.post("messages", from_agent="diver", message="m", data=deeper)
     assert "64 levels" in answer.expect(422, "validation_failed")["detail"]
-    assert (await hardened.api.get(f"events/{position}")).expect(200)["data"]["data"] == deep
+    assert (await shared.api.get(f"events/{position}")).expect(200)["data"]["data"] == deep
 
 
-async def test_numbers_at_the_edge_come_back_as_they_went_in(hardened: Service) -> None:
+async def test_numbers_at_the_edge_come_back_as_they_went_in(shared: Service) -> None:
     data = {"large": 2**64 - 1, "small": -(2**63), "tiny": 5e-324, "float": 0.1, "zero": -0.0}
-    (await hardened.api.post("messages", from_agent="counter", message="m", data=data)).expect(201)
-    [shown] = (await hardened.api.get("messages", from_agent="counter")).expect(200)["items"]
+    (await shared.api.post("messages", from_agent="counter", message="m", data=data)).expect(201)
+    [shown] = (await shared.api.get("messages", from_agent="counter")).expect(200)["items"]
     assert shown["data"] == data
 
 
@@ -138,24 +124,24 @@ async def test_numbers_at_the_edge_come_back_as_they_went_in(hardened: Service) 
     ],
 )
 @pytest.mark.parametrize("id_", ["7", "x" * 36, UNKNOWN_ID[:-1], f"{UNKNOWN_ID}0", "%00", "{}", "%20"])
-async def test_a_malformed_id_is_refused_by_name(hardened: Service, path: str, id_: str) -> None:
-    head = await hardened.head()
+async def test_a_malformed_id_is_refused_by_name(shared: Service, path: str, id_: str) -> None:
+    head = await shared.head()
     bodies: dict[str, dict[str, object]] = {
         "ack": {"agent": "a"},
         "finish": {"outcome": "failed"},
         "settle": {"tokens_used": 1},
     }
-    answer = await hardened.api.post(path.format(id_), **bodies.get(path.rpartition("/")[2], {}))
+    answer = await shared.api.post(path.format(id_), **bodies.get(path.rpartition("/")[2], {}))
     fault = answer.expect(422, "validation_failed")
     assert fault["errors"][0]["message"] == "must be a UUID"
-    assert await hardened.head() == head
+    assert await shared.head() == head
 
 
-async def test_a_field_of_the_path_is_refused_in_the_body(hardened: Service) -> None:
-    fault = (await hardened.api.put("agents/ada", name="bob", role="writer")).expect(422)
+async def test_a_field_of_the_path_is_refused_in_the_body(shared: Service) -> None:
+    fault = (await shared.api.put("agents/ada", name="bob", role="writer")).expect(422)
     assert fault["errors"] == [{"field": "name", "message": "stands in the path, not in the body"}]
 
 
-async def test_a_body_where_none_belongs_is_refused(hardened: Service) -> None:
-    answer = await hardened.api.ask("DELETE", f"budget/reservations/{UNKNOWN_ID}", {"force": True})
+async def test_a_body_where_none_belongs_is_refused(shared: Service) -> None:
+    answer = await shared.api.ask("DELETE", f"budget/reservations/{UNKNOWN_ID}", {"force": True})
     assert answer.expect(422, "validation_failed")["errors"][0]["field"] == "force"

@@ -24,6 +24,15 @@ MESSAGE = b'{"from_agent":"ada","message":"hello"}'
 JSON = {"Content-Type": "application/json"}
 
 
+# One service takes it all, as a real one would have to.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture
+def service(shared: Service) -> Service:
+    return shared
+
+
 async def _post(api: Api, body: bytes, headers: Mapping[str, str]) -> Answer:
     async with api.session.post("/api/v1/messages", data=io.BytesIO(body), headers=headers) as response:
         answer = Answer(response.status, await response.json(content_type=None), response.headers)
@@ -47,7 +56,7 @@ async def _raw(service: Service, request: bytes) -> Answer:
     return Answer(int(status.split()[1]), json.loads(body), headers)
 
 
-def test_every_code_has_a_status_and_a_title() -> None:
+async def test_every_code_has_a_status_and_a_title() -> None:
     assert STATUS.keys() == TITLES.keys() == REFUSAL_STATUS.keys() | OTHER_STATUS.keys()
 
 

@@ -8,8 +8,6 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-import pytest
-
 from service import tail
 from service.http import stream
 from tests.api.client import Service, running_service, unreachable
@@ -19,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import aiohttp
+    import pytest
 
     from tests.api.client import Api
     from tests.support.postgres import PostgresServer
@@ -208,10 +207,3 @@ async def test_open_streams_end_when_the_service_stops(service: Service) -> None
         for reader in (one, other):
             async with asyncio.timeout(5):
                 await reader.response.content.read()
-
-
-@pytest.mark.parametrize("given", ["", "-1", "x", "1.5", "0" * 5_000, "9" * 19, "٣"])
-async def test_a_last_event_id_that_is_no_position_is_refused(api: Api, given: str) -> None:
-    answer = await api.get("events/stream", {"Last-Event-ID": given})
-    fault = answer.expect(422, "validation_failed")
-    assert fault["errors"] == [{"field": "Last-Event-ID", "message": "must be the position of an event"}]

@@ -1,0 +1,153 @@
+"""Requests whose query, headers or facade body are refused, by the name of what is wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.api.inputs import LISTS, READS, UNKNOWN_ID
+
+if TYPE_CHECKING:
+    from tests.api.client import Api, Service
+
+# One service takes it all, as a real one would have to.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture
+def service(shared: Service) -> Service:
+    return shared
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1001, "x", "", "1.5"])
+async def test_a_limit_lies_between_1_and_1000(api: Api, limit: object) -> None:
+    for path in LISTS:
+        fault = (await api.get(path, limit=limit)).expect(422, "validation_failed")
+        assert fault["errors"][0]["field"] == "limit"
+    for path in LISTS:
+        (await api.get(path, limit=1000)).expect(200)
+
+
+async def test_unknown_and_repeated_parameters_are_refused_by_name(api: Api) -> None:
+    await api.put("agents/ada", role="writer")
+    for path in READS:
+        mark = "&" if "?" in path else "?"
+        unknown = (await api.get(f"{path}{mark}color=red")).expect(422, "validation_failed")
+        assert unknown["errors"][0]["field"] == "color"
+        twice = (await api.get(f"{path}{mark}min_position=1&min_position=1")).expect(
+            422, "validation_failed"
+        )
+        assert twice["errors"] == [{"field": "min_position", "message": "must be named once"}]
+
+
+@pytest.mark.parametrize("value", ["-1", "x", "", "1e3", "9223372036854775808", "9" * 400])
+async def test_a_position_is_a_number_of_63_bits(api: Api, value: str) -> None:
+    for path in READS:
+        fault = (await api.get(path, min_position=value)).expect(422, "validation_failed")
+        assert fault["errors"][0]["field"] == "min_position"
+
+
+async def test_a_filter_with_a_value_that_does_not_exist_is_refused(api: Api) -> None:
+    for path in ("operations?state=done", "tasks?status=new,old", "tasks?priority=", "emails?status=x"):
+        (await api.get(path)).expect(422, "validation_failed")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("since", "yesterday"),
+        ("since", "2026-01-01T00:00:00"),
+        ("until", "0001-01-01T00:00:00Z"),
+        ("until", "9999-12-31T23:59:59Z"),
+        ("type", "DROP TABLE"),
+        ("type", ""),
+        ("agent", "x" * 101),
+        ("agent", "\x00"),
+        ("stream", "\x00"),
+        ("stream", "s" * 301),
+    ],
+)
+async def test_a_filter_that_cannot_be_meant_is_refused(api: Api, name: str, value: str) -> None:
+    fault = (await api.get("events", **{name: value})).expect(422, "validation_failed")
+    assert fault["errors"][0]["field"] == name
+
+
+@pytest.mark.parametrize("given", ["", "-1", "x", "1.5", "0" * 5_000, "9" * 19, "٣"])
+async def test_a_last_event_id_that_is_no_position_is_refused(api: Api, given: str) -> None:
+    answer = await api.get("events/stream", {"Last-Event-ID": given})
+    fault = answer.expect(422, "validation_failed")
+    assert fault["errors"] == [{"field": "Last-Event-ID", "message": "must be the position of an event"}]
+
+
+@pytest.mark.parametrize("key", ["", " ", "two words", "k" * 201, "schlüssel"])
+async def test_a_key_is_up_to_200_visible_characters(service: Service, key: str) -> None:
+    head = await service.head()
+    headers = {"Idempotency-Key": key}
+    task: dict[str, object] = {"title": "t"}
+    batch: dict[str, object] = {"commands": [{"method": "POST", "path": "/api/v1/tasks", "body": task}]}
+    for path, body in (("tasks", task), ("batch", batch), ("/api/squad", task)):
+        answer = await service.api.post(path, headers, **body)
+        faults = answer.body.get("errors") or answer.body["details"]
+        assert faults == [
+            {"field": "Idempotency-Key", "message": "must be 1 to 200 visible ASCII characters"}
+        ]
+    assert await service.head() == head
+
+
+@pytest.mark.parametrize("value", ["tomorrow", "", "9999-12-31", "0001-01-01", "2026-13-01", "1e30"])
+@pytest.mark.parametrize("name", ["dateFrom", "dateTo"])
+async def test_a_date_that_is_none_is_refused(api: Api, name: str, value: str) -> None:
+    refused = (await api.get("/api/squad", **{name: value})).expect(400)
+    assert refused["details"][0]["field"] == name
+    assert "2026-01-31" in refused["details"][0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "field"),
+    [
+        ("POST", {}, "title"),
+        ("POST", {"title": ""}, "title"),
+        ("POST", {"title": 7}, "title"),
+        ("POST", {"title": "t", "priority": "asap"}, "priority"),
+        ("POST", {"title": "t", "assignedAgent": "\x00"}, "assignedAgent"),
+        ("POST", {"action": "dance"}, "action"),
+        ("POST", {"action": 7, "title": "t"}, "action"),
+        ("POST", {"action": "orchestrator-message"}, "fromAgent"),
+        ("POST", {"action": "orchestrator-message", "fromAgent": "ada"}, "message"),
+        ("POST", {"action": "orchestrator-message", "fromAgent": "ada", "message": ""}, "message"),
+        ("POST", {"action": "orchestrator-message", "fromAgent": "a", "message": "m", "data": 1}, "data"),
+        ("PATCH", {}, "id"),
+        ("PATCH", {"id": "7"}, "id"),
+        ("PATCH", {"id": UNKNOWN_ID, "title": None}, "title"),
+        ("PATCH", {"id": UNKNOWN_ID, "status": "done"}, "status"),
+    ],
+)
+async def test_missing_and_wrong_fields_are_told_with_400(
+    service: Service, method: str, body: dict[str, object], field: str
+) -> None:
+    head = await service.head()
+    refused = (await service.api.ask(method, "/api/squad", body)).expect(400)
+    assert refused["error"]
+    assert field in [fault["field"] for fault in refused["details"]]
+    assert await service.head() == head
+
+
+async def test_what_is_missing_is_named_in_the_error_itself(api: Api) -> None:
+    refused = (await api.post("/api/squad", action="orchestrator-message")).expect(400)
+    assert refused["error"] == "Missing required fields: fromAgent, message"
+
+
+async def test_other_refusals_have_the_same_form(api: Api) -> None:
+    unknown = (await api.patch("/api/squad", id=UNKNOWN_ID, status="new")).expect(404)
+    assert unknown["details"] == {"code": "task_not_found"}
+    action = (await api.get("/api/squad", action="dance")).expect(400)
+    assert action["error"] == "Unknown action: dance"
+    async with api.session.post(
+        "/api/squad", data=b"{", headers={"Content-Type": "application/json"}
+    ) as it:
+        assert it.status == 400
+        assert (await it.json())["details"]["code"] == "malformed_json"
+    async with api.session.post("/api/squad", data=b"{}", headers={"Content-Type": "text/plain"}) as it:
+        assert it.status == 415
+        assert (await it.json())["details"]["code"] == "unsupported_media_type"
