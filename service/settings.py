@@ -117,7 +117,7 @@ class _File(TomlConfigSettingsSource):
 
 
 class Settings(BaseSettings):
-    """Everything that can be set; `docs/settings.md` explains each."""
+    """Everything that can be set; the README has a table of it."""
 
     model_config = SettingsConfigDict(
         env_prefix="SQUAD_",

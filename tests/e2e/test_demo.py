@@ -54,6 +54,14 @@ class Demo:
             self.look()
             time.sleep(0.1)
 
+    def wait_for_children(self, seconds: float) -> None:
+        """Waits until the demo has begun to start what it is made of."""
+        deadline = time.monotonic() + seconds
+        while not self._seen:
+            assert time.monotonic() < deadline, self.read()
+            self.look()
+            time.sleep(0.05)
+
     def look(self) -> None:
         """Remembers what runs below the demo."""
         self._seen.update(psutil.Process(self.process.pid).children(recursive=True))
@@ -132,8 +140,7 @@ def test_it_ends_cleanly_when_told_to(temporary: Path, demos: list[Demo], number
 def test_it_ends_cleanly_while_it_is_being_set_up(temporary: Path, demos: list[Demo]) -> None:
     demos.append(demo := Demo(temporary))
     demo.wait_for("Setting up", READY_SECONDS)
-    time.sleep(1.5)
-    demo.look()
+    demo.wait_for_children(READY_SECONDS)
     demo.process.send_signal(signal.SIGINT)
     assert demo.process.wait(END_SECONDS) == 0, demo.read()
     assert "Traceback" not in demo.read()
