@@ -3,7 +3,8 @@
 -- Everything is named without a schema; the search_path decides which squad it belongs to. One squad is
 -- one Postgres schema. This file is the only DDL: eventstore/schema.py runs it whole on a new schema and
 -- keeps its version. What a later version needs on top of an earlier one stands at the end, each step
--- after a line "-- @upgrade N".
+-- after a line "-- @upgrade N". The read tables stand between "-- @read-tables" and "-- @end": a replay makes
+-- them a second time, beside the live ones.
 
 
 -- The log ----------------------------------------------------------------------------------------------
@@ -176,7 +177,8 @@ $$;
 
 
 -- How far the read tables are --------------------------------------------------------------------------
--- A projection's rows and its position change in one transaction. A failed one says where and why.
+-- A projection's rows and its position change in one transaction. A failed one says where and why. The
+-- generation is the same for all, and grows whenever a replay puts new tables in the place of old ones.
 
 CREATE TABLE projections (
     name            text        PRIMARY KEY,
@@ -184,31 +186,71 @@ CREATE TABLE projections (
     fold_version    integer     NOT NULL,
     failed_position bigint,
     error           text,
-    updated_at      timestamptz NOT NULL DEFAULT clock_timestamp()
+    updated_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    generation      bigint      NOT NULL DEFAULT 1
 );
 
 
 -- Move projections on --------------------------------------------------------------------------------
 -- Called last in the transaction that changed their rows. Raises where one of them is not where the caller
--- believes it to be: then somebody else moved it, and the rows must not be kept.
+-- believes it to be, or where its table is not the one that the caller knows: then somebody else moved or
+-- replaced it, and the rows must not be kept.
 
-CREATE FUNCTION advance_projections(names text[], expected bigint, reached bigint) RETURNS void
-LANGUAGE plpgsql AS $$
+CREATE FUNCTION advance_projections(names text[], expected bigint, reached bigint, known_generation bigint)
+RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     moved integer;
 BEGIN
     UPDATE projections p SET position = reached, updated_at = clock_timestamp()
-    WHERE p.name = ANY (names) AND p.position = expected;
+    WHERE p.name = ANY (names) AND p.position = expected AND p.generation = known_generation;
     GET DIAGNOSTICS moved = ROW_COUNT;
     IF moved <> cardinality(names) THEN
-        RAISE EXCEPTION 'a projection of % is no longer at position %', names, expected
-            USING ERRCODE = 'serialization_failure';
+        RAISE EXCEPTION 'a projection of % is no longer at position % of generation %', names, expected,
+            known_generation USING ERRCODE = 'serialization_failure';
     END IF;
     PERFORM pg_notify(current_schema() || '.projections', reached::text);
 END
 $$;
 
 
+-- Snapshots --------------------------------------------------------------------------------------------
+-- The decision state as it was at some positions, so that looking back need not begin at the first event.
+-- `fold` names the code that folded it; a snapshot of other code is never read.
+
+CREATE TABLE snapshots (
+    fold      text        NOT NULL,
+    position  bigint      NOT NULL CHECK (position > 0),
+    state     bytea       NOT NULL,
+    taken_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (fold, position)
+);
+
+
+-- Keys of sealed payloads --------------------------------------------------------------------------------
+-- What is personal in an event may be sealed with the key of whom it concerns. These keys are the one thing
+-- that is not rebuilt from the log, on purpose: to forget somebody is to destroy a key. The event that says
+-- so destroys it, in the same transaction, and the snapshots with it.
+
+CREATE TABLE subject_keys (
+    id          uuid        PRIMARY KEY,
+    subject     text        NOT NULL UNIQUE,
+    key         bytea       NOT NULL CHECK (length(key) = 32),
+    created_at  timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+CREATE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM subject_keys WHERE id = (NEW.data ->> 'key_id')::uuid;
+    DELETE FROM snapshots;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER events_destroy_keys AFTER INSERT ON events
+    FOR EACH ROW WHEN (NEW.type = 'subject_forgotten') EXECUTE FUNCTION destroy_key();
+
+
+-- @read-tables
 -- Agents -----------------------------------------------------------------------------------------------
 
 CREATE TABLE squad_agents (
@@ -441,3 +483,53 @@ CREATE TABLE orchestrator (
     stopped_at timestamptz,
     position   bigint      NOT NULL
 );
+-- @end
+
+
+-- @upgrade 2
+-- Replay beside the live tables, snapshots, sealed payloads.
+
+ALTER TABLE projections ADD COLUMN generation bigint NOT NULL DEFAULT 1;
+
+DROP FUNCTION advance_projections(text[], bigint, bigint);
+CREATE FUNCTION advance_projections(names text[], expected bigint, reached bigint, known_generation bigint)
+RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    moved integer;
+BEGIN
+    UPDATE projections p SET position = reached, updated_at = clock_timestamp()
+    WHERE p.name = ANY (names) AND p.position = expected AND p.generation = known_generation;
+    GET DIAGNOSTICS moved = ROW_COUNT;
+    IF moved <> cardinality(names) THEN
+        RAISE EXCEPTION 'a projection of % is no longer at position % of generation %', names, expected,
+            known_generation USING ERRCODE = 'serialization_failure';
+    END IF;
+    PERFORM pg_notify(current_schema() || '.projections', reached::text);
+END
+$$;
+
+CREATE TABLE snapshots (
+    fold      text        NOT NULL,
+    position  bigint      NOT NULL CHECK (position > 0),
+    state     bytea       NOT NULL,
+    taken_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (fold, position)
+);
+
+CREATE TABLE subject_keys (
+    id          uuid        PRIMARY KEY,
+    subject     text        NOT NULL UNIQUE,
+    key         bytea       NOT NULL CHECK (length(key) = 32),
+    created_at  timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+CREATE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM subject_keys WHERE id = (NEW.data ->> 'key_id')::uuid;
+    DELETE FROM snapshots;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER events_destroy_keys AFTER INSERT ON events
+    FOR EACH ROW WHEN (NEW.type = 'subject_forgotten') EXECUTE FUNCTION destroy_key();

@@ -12,7 +12,7 @@ from eventstore.recorded import EMPTY_LOG, Head, Recorded
 from eventstore.translation import translating
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from psycopg.rows import RowMaker
 
@@ -161,6 +161,26 @@ async def head_position(connection: Connection) -> int:
 async def read_after(connection: Connection, position: int, limit: int = PAGE_EVENTS) -> list[Recorded]:
     """The next events after `position`, at most `limit`, in order."""
     return await _recorded(connection, _READ_AFTER, (position, limit))
+
+
+async def scan(
+    connection: Connection, after: int = 0, upto: int | None = None, page_events: int = PAGE_EVENTS
+) -> AsyncGenerator[list[Recorded], None]:
+    """The log page by page, as it is when each page is read, so memory does not grow with it.
+
+    Args:
+        connection: to read on.
+        after: the position to begin behind.
+        upto: the last position wanted; None for all that is there.
+        page_events: how many events a page has at most.
+    """
+    while page := await read_after(connection, after, page_events):
+        if upto is not None and page[-1].position >= upto:
+            if page := [recorded for recorded in page if recorded.position <= upto]:
+                yield page
+            return
+        yield page
+        after = page[-1].position
 
 
 async def read_streams(connection: Connection, streams: Sequence[str]) -> list[Recorded]:

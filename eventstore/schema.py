@@ -15,13 +15,14 @@ from eventstore.translation import translating
 if TYPE_CHECKING:
     from eventstore.connection import Connection
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """The version that schema.sql brings a database to."""
 
 OLDEST_SERVER = 15
 """The oldest supported major version of Postgres."""
 
 _UPGRADE = re.compile(r"^-- @upgrade (\d+)$", re.MULTILINE)
+_READ_TABLES = re.compile(r"^-- @read-tables$(.*?)^-- @end$", re.MULTILINE | re.DOTALL)
 
 
 def schema_sql() -> str:
@@ -37,6 +38,14 @@ def steps(text: str) -> tuple[str, dict[int, str]]:
     """Splits schema.sql into what makes a new schema and the steps that lift an older one, by version."""
     head, *rest = _UPGRADE.split(text)
     return head, {int(version): body for version, body in zip(rest[::2], rest[1::2], strict=True)}
+
+
+def read_tables_sql() -> str:
+    """What makes the read tables, in whichever schema comes first on the search path."""
+    found = _READ_TABLES.search(schema_sql())
+    if found is None:
+        raise SchemaMissing("schema.sql does not say which its read tables are")
+    return found[1]
 
 
 async def apply(dsn: str, schema: str) -> None:

@@ -12,28 +12,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
 
-from eventstore import codec, log
+from eventstore import log
 from eventstore.connection import Connection, connect, hanging_up_after
 from eventstore.errors import EventStoreError, StoreBusy, StoreUnavailable
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
-from eventstore.translation import translating
-from projections import PROJECTIONS, storage
+from projections import PROJECTIONS
+from projections.folding import PageFolder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
-    from projections.projection import K, Projection, R, Rows, Table
-
-CACHED_ROWS = 20_000
-"""How many rows of each table stay at hand between pages; the hot ones are few."""
+    from projections.projection import Projection
 
 GATHER_SECONDS = 0.001
 """How long events are gathered after a hint: a transaction for each single one would slow all down."""
@@ -45,44 +40,6 @@ _IDLE_MILLISECONDS = 15_000
 _TRY_LOCK = "SELECT pg_try_advisory_lock('projections'::regclass::oid::integer, 2)"
 _BACKOFF_SECONDS = (0.2, 5.0)
 _log = logging.getLogger(__name__)
-
-
-class _PageRows:
-    """One table's rows while a page is folded: the database's below, what the page changed above."""
-
-    def __init__(self, table: Table[Any, Any], cache: OrderedDict[Any, Any]) -> None:
-        self.table = table
-        self.cache = cache
-        self.changed: dict[Any, Any] = {}
-
-    def get(self, key: Any, /) -> Any:
-        return self.changed[key] if key in self.changed else self.cache.get(key)
-
-    def put(self, key: Any, row: Any, /) -> None:
-        self.changed[key] = row
-
-    def keep(self) -> None:
-        """The page is committed: its rows are the database's now."""
-        self.cache.update(self.changed)
-        for key in self.changed:
-            self.cache.move_to_end(key)
-        while len(self.cache) > CACHED_ROWS:
-            self.cache.popitem(last=False)
-
-
-class _Page:
-    """The view that handlers get while a page is folded."""
-
-    def __init__(self, caches: dict[str, OrderedDict[Any, Any]]) -> None:
-        self._caches = caches
-        self.tables: dict[str, _PageRows] = {}
-
-    def rows(self, table: Table[K, R], /) -> Rows[K, R]:
-        rows = self.tables.get(table.name)
-        if rows is None:
-            cache = self._caches.setdefault(table.name, OrderedDict())
-            rows = self.tables[table.name] = _PageRows(table, cache)
-        return rows
 
 
 class Projector:
@@ -100,7 +57,7 @@ class Projector:
         self._schema = schema
         self._hints = hints
         self._projections = {projection.name: projection for projection in projections}
-        self._caches: dict[str, OrderedDict[Any, Any]] = {}
+        self._folder = PageFolder()
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -136,17 +93,22 @@ class Projector:
             if row and row[0]:
                 break
             await asyncio.sleep(POLL_SECONDS / 2)
-        self._caches.clear()
         self.failed.clear()
-        self.positions = await self._prepare(connection)
+        self.positions, generation = await self._prepare(connection)
+        self._folder = PageFolder(generation)
         self.active = True
 
-    async def _prepare(self, connection: Connection) -> dict[str, int]:
-        """Enters new projections, empties those folded by another version, and forgets old failures."""
+    async def _prepare(self, connection: Connection) -> tuple[dict[str, int], int]:
+        """Enters new projections, empties those folded by another version, and forgets old failures.
+
+        Returns:
+            Where each projection is, and the generation of the tables.
+        """
         async with connection.transaction():
             for projection in self._projections.values():
                 await connection.execute(
-                    "INSERT INTO projections (name, fold_version) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+                    "INSERT INTO projections (name, fold_version, generation)"
+                    " SELECT %s, %s, coalesce(max(generation), 1) FROM projections ON CONFLICT DO NOTHING",
                     (projection.name, projection.fold_version),
                 )
                 cursor = await connection.execute(
@@ -158,9 +120,10 @@ class Projector:
                     for table in projection.tables:
                         await connection.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(table.name)))
             await connection.execute("UPDATE projections SET failed_position = NULL, error = NULL")
-            cursor = await connection.execute("SELECT name, position FROM projections")
-            found = dict(await cursor.fetchall())
-        return {name: found[name] for name in self._projections}
+            cursor = await connection.execute("SELECT name, position, generation FROM projections")
+            found = {name: (position, generation) for name, position, generation in await cursor.fetchall()}
+        positions = {name: found[name][0] for name in self._projections}
+        return positions, max(generation for _, generation in found.values())
 
     async def _follow(self, connection: Connection) -> None:
         while True:
@@ -211,41 +174,10 @@ class Projector:
     async def _fold_and_write(
         self, connection: Connection, members: Sequence[Projection], page: Sequence[Recorded]
     ) -> None:
-        events = [codec.decode(recorded) for recorded in page]
-        await self._fetch(connection, members, events)
-        view = _Page(self._caches)
-        for event, recorded in zip(events, page, strict=True):
-            for member in members:
-                member.apply(view, event, recorded)
-        names = [member.name for member in members]
-        before, after = page[0].position - 1, page[-1].position
-        with translating():
-            async with connection.pipeline(), connection.transaction():
-                for rows in view.tables.values():
-                    if rows.changed:
-                        await storage.write(connection, rows.table, rows.changed.values())
-                await connection.execute(
-                    "SELECT advance_projections(%s, %s, %s)", (names, before, after), prepare=True
-                )
-        for rows in view.tables.values():
-            rows.keep()
-        self.positions.update(dict.fromkeys(names, after))
+        await self._folder.advance(connection, members, page)
+        after = page[-1].position
+        self.positions.update(dict.fromkeys((member.name for member in members), after))
         self.moved.wake(after)
-
-    async def _fetch(
-        self, connection: Connection, members: Sequence[Projection], events: Sequence[AnyEvent]
-    ) -> None:
-        """Brings every row that the page is going to read into the caches."""
-        wanted: dict[Table[Any, Any], set[Any]] = {}
-        for event in events:
-            for member in members:
-                for table, key in member.touches(event):
-                    if key not in self._caches.setdefault(table.name, OrderedDict()):
-                        wanted.setdefault(table, set()).add(key)
-        for table, keys in wanted.items():
-            cache = self._caches[table.name]
-            for row in await storage.load(connection, table, list(keys)):
-                cache[table.key_of(row)] = row
 
     async def _fail(
         self, connection: Connection, projection: Projection, position: int, error: Exception

@@ -11,7 +11,7 @@ import pytest
 from eventstore import log
 from eventstore.events import MessageSent
 from eventstore.listener import Hints
-from projections import PROJECTIONS, projector
+from projections import PROJECTIONS, folding
 from projections.messages import messages
 from projections.projector import Projector
 from tests.support.life import Life
@@ -79,7 +79,7 @@ async def test_a_log_that_was_there_before_is_folded_page_by_page(
 async def test_rows_that_left_the_cache_are_read_again(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(projector, "CACHED_ROWS", 2)
+    monkeypatch.setattr(folding, "CACHED_ROWS", 2)
     async with running_writer(database) as writer:
         await Life(seed=3).live(writer, 300)
     monkeypatch.setattr(log.read_after, "__defaults__", (5,))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, LiteralString
 from uuid import uuid4
 
 import psycopg
@@ -111,8 +112,10 @@ async def test_a_schema_that_lost_its_version_is_refused(database: str) -> None:
 async def test_an_attempt_that_fails_leaves_nothing_behind(
     empty_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = schema.schema_sql()
-    monkeypatch.setattr(schema, "schema_sql", lambda: f"{whole}\nSELECT 1 / 0;")
+    whole, first_step = schema.schema_sql(), "-- @upgrade 2\n"
+    monkeypatch.setattr(
+        schema, "schema_sql", lambda: whole.replace(first_step, f"SELECT 1 / 0;\n{first_step}")
+    )
     with pytest.raises(Exception, match="division by zero"):
         await schema.apply(empty_database, SCHEMA)
     async with connected(empty_database) as connection:
@@ -138,19 +141,56 @@ async def test_a_database_in_another_encoding_is_refused(empty_database: str) ->
 async def test_an_older_schema_is_lifted_step_by_step(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    later = """
--- @upgrade 2
+    second, third = SCHEMA_VERSION + 1, SCHEMA_VERSION + 2
+    later = f"""
+-- @upgrade {second}
 CREATE TABLE second (n integer);
--- @upgrade 3
+-- @upgrade {third}
 INSERT INTO second VALUES (3);
 """
     whole = schema.schema_sql()
     monkeypatch.setattr(schema, "schema_sql", lambda: whole + later)
-    monkeypatch.setattr(schema, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", third)
     await schema.apply(database, SCHEMA)
     async with connected(database) as connection:
-        assert await schema.version(connection) == 3
+        assert await schema.version(connection) == third
         assert await (await connection.execute("SELECT n FROM second")).fetchall() == [(3,)]
+
+
+async def test_a_schema_of_the_first_version_becomes_what_a_new_one_is(
+    database: str, empty_database: str
+) -> None:
+    first = (Path(__file__).parent.parent / "golden" / "schema.v1.sql").read_text(encoding="utf-8")
+    async with await psycopg.AsyncConnection.connect(
+        empty_database, autocommit=True, options=session_options(SCHEMA)
+    ) as connection:
+        await connection.execute(b"CREATE SCHEMA squad")
+        await connection.execute(first.encode())
+        await connection.execute(b"INSERT INTO schema_info (version) VALUES (1)")
+    await schema.apply(empty_database, SCHEMA)
+    async with connected(database) as new, connected(empty_database) as lifted:
+        for what in CATALOGUE:
+            assert await _catalogue(lifted, what) == await _catalogue(new, what)
+
+
+CATALOGUE = (
+    # Columns of an older table may stand in another order: nothing of ours depends on it.
+    "SELECT table_name, column_name, data_type, is_nullable, column_default, generation_expression"
+    " FROM information_schema.columns WHERE table_schema = current_schema() ORDER BY 1, 2",
+    "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = current_schema() ORDER BY 1",
+    "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint"
+    " WHERE connamespace = current_schema()::regnamespace ORDER BY 1, 2",
+    "SELECT pg_get_triggerdef(t.oid), tgenabled FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid"
+    " WHERE c.relnamespace = current_schema()::regnamespace AND NOT tgisinternal ORDER BY 1",
+    "SELECT proname, pg_get_functiondef(oid) FROM pg_proc"
+    " WHERE pronamespace = current_schema()::regnamespace ORDER BY 1, 2",
+    "SELECT relname, reloptions FROM pg_class"
+    " WHERE relnamespace = current_schema()::regnamespace ORDER BY 1",
+)
+
+
+async def _catalogue(connection: Connection, query: LiteralString) -> list[tuple[Any, ...]]:
+    return await (await connection.execute(query)).fetchall()
 
 
 def test_the_steps_are_the_whole_and_one_upgrade_for_each_later_version() -> None:

@@ -1,0 +1,443 @@
+-- The squad's schema: the log, and the tables that are rebuilt from it.
+--
+-- Everything is named without a schema; the search_path decides which squad it belongs to. One squad is
+-- one Postgres schema. This file is the only DDL: eventstore/schema.py runs it whole on a new schema and
+-- keeps its version. What a later version needs on top of an earlier one stands at the end, each step
+-- after a line "-- @upgrade N".
+
+
+-- The log ----------------------------------------------------------------------------------------------
+
+CREATE TABLE schema_info (
+    version     integer     NOT NULL,
+    applied_at  timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- One immutable event a row, in one total order. The primary key and the two unique keys are the backstop
+-- of what append_events promises. Text is kept out of the envelope's separators so that no two envelopes
+-- can hash alike. `data` is json, not jsonb: json keeps every byte as it was written.
+CREATE TABLE events (
+    position         bigint      PRIMARY KEY CHECK (position > 0),
+    id               uuid        NOT NULL UNIQUE,
+    stream           text        NOT NULL CHECK (strpos(stream, E'\n') = 0),
+    version          bigint      NOT NULL CHECK (version > 0),
+    type             text        NOT NULL CHECK (strpos(type, E'\n') = 0),
+    schema_version   smallint    NOT NULL CHECK (schema_version > 0),
+    data             json        NOT NULL,
+    actor            text        NOT NULL CHECK (strpos(actor, E'\n') = 0),
+    caused_by        bigint      CHECK (caused_by < position),
+    correlation_id   text        NOT NULL CHECK (strpos(correlation_id, E'\n') = 0),
+    idempotency_key  text        CHECK (strpos(idempotency_key, E'\n') = 0),
+    recorded_at      timestamptz NOT NULL,
+    hash             bytea       NOT NULL CHECK (length(hash) = 32),
+    agent            text        GENERATED ALWAYS AS
+                                     (coalesce(data ->> 'agent', data ->> 'assigned_agent', data ->> 'handled_by'))
+                                     STORED,
+    UNIQUE (stream, version)
+);
+
+CREATE INDEX events_by_type ON events (type, position);
+CREATE INDEX events_by_agent ON events (agent, position) WHERE agent IS NOT NULL;
+CREATE UNIQUE INDEX events_idempotency_key ON events (idempotency_key) WHERE idempotency_key IS NOT NULL;
+CREATE UNIQUE INDEX events_gmail_message_id ON events ((data ->> 'gmail_message_id'))
+    WHERE type = 'email_received';
+
+-- Statistics on a table that only grows at its end are soon stale; the planner must never think it small.
+ALTER TABLE events SET (autovacuum_analyze_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05);
+
+
+-- Refuse to change history -----------------------------------------------------------------------------
+
+CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '% on the event log is refused: events are immutable', TG_OP
+        USING ERRCODE = 'restrict_violation';
+END
+$$;
+
+CREATE TRIGGER events_are_immutable BEFORE UPDATE OR DELETE ON events
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER events_are_never_truncated BEFORE TRUNCATE ON events
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+-- Also in sessions that claim to be replicas, and also where no row matches.
+CREATE TRIGGER events_are_not_updated BEFORE UPDATE OR DELETE ON events
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_immutable;
+ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_never_truncated;
+ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_not_updated;
+
+
+-- Lock the log -----------------------------------------------------------------------------------------
+-- Held until the transaction ends. It must be a statement of its own, before any read of the head: a
+-- statement that waited for the lock still sees the log as it was when the waiting began.
+
+CREATE FUNCTION lock_log() RETURNS void LANGUAGE sql AS $$
+    SELECT pg_advisory_xact_lock('events'::regclass::oid::integer, 1)
+$$;
+
+
+-- The channel of a squad's notifications ---------------------------------------------------------------
+-- Channels are shared by a whole database, and squads are schemas.
+
+CREATE FUNCTION log_channel() RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT current_schema() || '.events'
+$$;
+
+
+-- Append a batch at the head ---------------------------------------------------------------------------
+-- Appends after `expected` or not at all. Returns the head, and the database's clock. Where the head is
+-- not `expected`, or the clock that the decisions used is off by more than a second, nothing is inserted
+-- and `appended` says so; the caller decides again.
+--
+-- A column of the batch travels as one text, its values separated by U+001F, which none of them can hold:
+-- names have no control characters, and JSON escapes them. An empty value is NULL. That is much cheaper
+-- to make and to read than an array literal. Hashes are 32 bytes each, one after another.
+
+CREATE FUNCTION append_events(
+    expected         bigint,
+    decided_at       timestamptz,
+    recorded_at      timestamptz,
+    events           integer,
+    ids              text,
+    streams          text,
+    versions         text,
+    types            text,
+    schema_versions  text,
+    datas            text,
+    actors           text,
+    causes           text,
+    correlation_ids  text,
+    idempotency_keys text,
+    hashes           bytea,
+    OUT appended     boolean,
+    OUT head         bigint,
+    OUT clock        timestamptz
+) LANGUAGE plpgsql AS $$
+DECLARE
+    separator constant text := E'\x1f';
+    inserted  integer;
+BEGIN
+    PERFORM lock_log();
+    SELECT coalesce(max(e.position), 0) INTO head FROM events e;
+    clock := clock_timestamp();
+    appended := head = expected AND abs(extract(epoch FROM clock - decided_at)) <= 1;
+    IF NOT appended THEN
+        RETURN;
+    END IF;
+    INSERT INTO events (position, id, stream, version, type, schema_version, data, actor, caused_by,
+                        correlation_id, idempotency_key, recorded_at, hash)
+    SELECT expected + n, id::uuid, stream, version::bigint, type, schema_version::smallint, data::json, actor,
+           cause::bigint, correlation_id, idempotency_key, append_events.recorded_at,
+           substring(hashes FROM (n::integer - 1) * 32 + 1 FOR 32)
+    FROM unnest(string_to_array(ids, separator),
+                string_to_array(streams, separator),
+                string_to_array(append_events.versions, separator),
+                string_to_array(types, separator),
+                string_to_array(schema_versions, separator),
+                string_to_array(datas, separator),
+                string_to_array(actors, separator),
+                string_to_array(causes, separator, ''),
+                string_to_array(correlation_ids, separator),
+                string_to_array(idempotency_keys, separator, ''))
+        WITH ORDINALITY AS new (id, stream, version, type, schema_version, data, actor, cause,
+                                correlation_id, idempotency_key, n);
+    GET DIAGNOSTICS inserted = ROW_COUNT;
+    IF inserted <> append_events.events THEN
+        RAISE EXCEPTION '% events were announced and % arrived', append_events.events, inserted
+            USING ERRCODE = 'data_exception';
+    END IF;
+    head := expected + inserted;
+    PERFORM pg_notify(log_channel(), head::text);
+END
+$$;
+
+
+-- The position at a moment -----------------------------------------------------------------------------
+-- The last position recorded at or before the moment; 0 before the first. recorded_at never goes backwards
+-- along the log, so it is found by bisection over the primary key, without an index of its own.
+
+CREATE FUNCTION position_at(moment timestamptz) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    low  bigint := 0;
+    high bigint := (SELECT coalesce(max(e.position), 0) FROM events e);
+    mid  bigint;
+BEGIN
+    WHILE low < high LOOP
+        mid := (low + high + 1) / 2;
+        IF (SELECT e.recorded_at FROM events e WHERE e.position = mid) <= moment THEN
+            low := mid;
+        ELSE
+            high := mid - 1;
+        END IF;
+    END LOOP;
+    RETURN low;
+END
+$$;
+
+
+-- How far the read tables are --------------------------------------------------------------------------
+-- A projection's rows and its position change in one transaction. A failed one says where and why.
+
+CREATE TABLE projections (
+    name            text        PRIMARY KEY,
+    position        bigint      NOT NULL DEFAULT 0,
+    fold_version    integer     NOT NULL,
+    failed_position bigint,
+    error           text,
+    updated_at      timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+
+-- Move projections on --------------------------------------------------------------------------------
+-- Called last in the transaction that changed their rows. Raises where one of them is not where the caller
+-- believes it to be: then somebody else moved it, and the rows must not be kept.
+
+CREATE FUNCTION advance_projections(names text[], expected bigint, reached bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    moved integer;
+BEGIN
+    UPDATE projections p SET position = reached, updated_at = clock_timestamp()
+    WHERE p.name = ANY (names) AND p.position = expected;
+    GET DIAGNOSTICS moved = ROW_COUNT;
+    IF moved <> cardinality(names) THEN
+        RAISE EXCEPTION 'a projection of % is no longer at position %', names, expected
+            USING ERRCODE = 'serialization_failure';
+    END IF;
+    PERFORM pg_notify(current_schema() || '.projections', reached::text);
+END
+$$;
+
+
+-- Agents -----------------------------------------------------------------------------------------------
+
+CREATE TABLE squad_agents (
+    id            uuid        NOT NULL,
+    name          text        PRIMARY KEY,
+    role          text        NOT NULL,
+    status        text        NOT NULL CHECK (status IN ('active', 'idle', 'offline')),
+    last_active   timestamptz NOT NULL,
+    url           text,
+    priority      integer     NOT NULL,
+    operations    integer     NOT NULL,
+    registered_at timestamptz NOT NULL,
+    position      bigint      NOT NULL
+);
+
+
+-- Messages ---------------------------------------------------------------------------------------------
+
+CREATE TABLE squad_messages (
+    id         uuid        PRIMARY KEY,
+    from_agent text        NOT NULL,
+    to_agent   text,
+    message    text        NOT NULL,
+    task_id    text,
+    data       jsonb,
+    created_at timestamptz NOT NULL,
+    position   bigint      NOT NULL UNIQUE
+);
+CREATE INDEX squad_messages_from ON squad_messages (from_agent, position);
+CREATE INDEX squad_messages_to ON squad_messages (to_agent, position);
+CREATE INDEX squad_messages_task ON squad_messages (task_id, position) WHERE task_id IS NOT NULL;
+
+CREATE TABLE squad_message_acks (
+    message_id      uuid        NOT NULL,
+    agent           text        NOT NULL,
+    acknowledged_at timestamptz NOT NULL,
+    position        bigint      NOT NULL,
+    PRIMARY KEY (message_id, agent)
+);
+
+
+-- Operations and conflicts -----------------------------------------------------------------------------
+
+CREATE TABLE operations (
+    id            uuid        PRIMARY KEY,
+    agent         text        NOT NULL,
+    action        text        NOT NULL,
+    resources     jsonb       NOT NULL,
+    state         text        NOT NULL CHECK (state IN ('active', 'finished', 'expired')),
+    outcome       text,
+    tokens_used   bigint,
+    ttl_seconds   double precision NOT NULL,
+    started_at    timestamptz NOT NULL,
+    renewed_at    timestamptz NOT NULL,
+    blocks_until  timestamptz NOT NULL,
+    expires_at    timestamptz NOT NULL,
+    ended_at      timestamptz,
+    fencing_token bigint      NOT NULL UNIQUE,
+    position      bigint      NOT NULL
+);
+CREATE INDEX operations_by_state ON operations (state, fencing_token);
+
+CREATE TABLE conflicts (
+    id                uuid        PRIMARY KEY,
+    agent             text        NOT NULL,
+    action            text        NOT NULL,
+    resources         jsonb       NOT NULL,
+    contested         jsonb       NOT NULL,
+    operation_id      uuid        NOT NULL,
+    operation_agents  jsonb       NOT NULL,
+    operation_action  text        NOT NULL,
+    detected_at       timestamptz NOT NULL,
+    position          bigint      NOT NULL UNIQUE
+);
+
+
+-- Budget -----------------------------------------------------------------------------------------------
+
+-- One row: the rules that hold now. Earlier ones are in the log.
+CREATE TABLE policy (
+    name                      text             PRIMARY KEY,
+    daily_tokens              bigint           NOT NULL,
+    agent_limits              jsonb            NOT NULL,
+    warning_percents          jsonb            NOT NULL,
+    reset_hour                integer          NOT NULL,
+    timezone                  text             NOT NULL,
+    conflict_window_seconds   double precision NOT NULL,
+    operation_timeout_seconds double precision NOT NULL,
+    idle_after_minutes        double precision NOT NULL,
+    offline_after_minutes     double precision NOT NULL,
+    set_by                    text             NOT NULL,
+    set_at                    timestamptz      NOT NULL,
+    position                  bigint           NOT NULL
+);
+
+-- A day as a whole; its parts by agent are in budgets.
+CREATE TABLE budget_days (
+    day            date        PRIMARY KEY,
+    total          bigint      NOT NULL,
+    used           bigint      NOT NULL,
+    reserved       bigint      NOT NULL,
+    warned_percent integer     NOT NULL,
+    starts_at      timestamptz NOT NULL,
+    ends_at        timestamptz NOT NULL,
+    closed_at      timestamptz,
+    position       bigint      NOT NULL
+);
+
+CREATE TABLE budgets (
+    day      date   NOT NULL,
+    agent    text   NOT NULL,
+    used     bigint NOT NULL,
+    reserved bigint NOT NULL,
+    position bigint NOT NULL,
+    PRIMARY KEY (day, agent)
+);
+
+CREATE TABLE reservations (
+    id          uuid        PRIMARY KEY,
+    agent       text        NOT NULL,
+    tokens      bigint      NOT NULL,
+    day         date        NOT NULL,
+    state       text        NOT NULL CHECK (state IN ('active', 'settled', 'released', 'expired')),
+    tokens_used bigint,
+    created_at  timestamptz NOT NULL,
+    expires_at  timestamptz NOT NULL,
+    ended_at    timestamptz,
+    position    bigint      NOT NULL
+);
+CREATE INDEX reservations_by_state ON reservations (state, position);
+
+
+-- Tasks ------------------------------------------------------------------------------------------------
+
+CREATE TABLE squad_tasks (
+    id              uuid        PRIMARY KEY,
+    title           text        NOT NULL,
+    description     text,
+    status          text        NOT NULL CHECK (status IN ('new', 'in_progress', 'completed')),
+    assigned_agent  text,
+    priority        text        NOT NULL CHECK (priority IN ('low', 'medium', 'high', 'urgent')),
+    deliverable_url text,
+    created_at      timestamptz NOT NULL,
+    updated_at      timestamptz NOT NULL,
+    created_position bigint     NOT NULL UNIQUE,
+    position        bigint      NOT NULL
+);
+CREATE INDEX squad_tasks_by_status ON squad_tasks (status, created_position);
+
+
+-- E-mails ----------------------------------------------------------------------------------------------
+
+CREATE TABLE email_logs (
+    id               uuid        PRIMARY KEY,
+    gmail_message_id text        NOT NULL UNIQUE,
+    from_email       text        NOT NULL,
+    subject          text,
+    category         text        NOT NULL DEFAULT 'unclassified',
+    status           text        NOT NULL CHECK (status IN
+                                     ('unread', 'classified', 'draft_created', 'sent', 'archived')),
+    handled_by       text,
+    payload          jsonb,
+    created_at       timestamptz NOT NULL,
+    updated_at       timestamptz NOT NULL,
+    created_position bigint      NOT NULL UNIQUE,
+    position         bigint      NOT NULL
+);
+CREATE INDEX email_logs_by_status ON email_logs (status, created_position);
+CREATE INDEX email_logs_by_category ON email_logs (category, created_position);
+
+
+-- Jobs and their runs ----------------------------------------------------------------------------------
+
+CREATE TABLE jobs (
+    name             text             PRIMARY KEY,
+    source           text             NOT NULL,
+    agent            text,
+    endpoint         text,
+    task             text,
+    cron             text,
+    every_seconds    double precision,
+    timezone         text             NOT NULL,
+    tokens           bigint           NOT NULL,
+    timeout_seconds  double precision NOT NULL,
+    retries          integer          NOT NULL,
+    overlap          text             NOT NULL,
+    catch_up_seconds double precision NOT NULL,
+    jitter_seconds   double precision NOT NULL,
+    pause_on_failure boolean          NOT NULL,
+    enabled          boolean          NOT NULL,
+    removed          boolean          NOT NULL,
+    paused           boolean          NOT NULL,
+    pause_note       text,
+    ticked_until     timestamptz      NOT NULL,
+    buffered_tick    timestamptz,
+    position         bigint           NOT NULL
+);
+
+CREATE TABLE job_runs (
+    id               uuid        PRIMARY KEY,
+    job              text        NOT NULL,
+    tick             timestamptz NOT NULL,
+    status           text        NOT NULL CHECK (status IN
+                                     ('running', 'succeeded', 'failed', 'skipped', 'missed', 'lost')),
+    manual           boolean     NOT NULL,
+    agent            text,
+    attempts         integer     NOT NULL,
+    attempts_allowed integer     NOT NULL,
+    reason           text,
+    runner           text,
+    lease_expires_at timestamptz,
+    retry_at         timestamptz,
+    reservation_id   uuid,
+    tokens_used      bigint,
+    started_at       timestamptz,
+    finished_at      timestamptz,
+    fencing_token    bigint      NOT NULL,
+    position         bigint      NOT NULL
+);
+CREATE INDEX job_runs_by_job ON job_runs (job, fencing_token);
+CREATE INDEX job_runs_by_status ON job_runs (status, fencing_token);
+
+
+-- The orchestrator -------------------------------------------------------------------------------------
+
+CREATE TABLE orchestrator (
+    name       text        PRIMARY KEY,
+    running    boolean     NOT NULL,
+    started_at timestamptz,
+    stopped_at timestamptz,
+    position   bigint      NOT NULL
+);
