@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class Benchmark:
     """Contenders that are the same thing under several conditions, by the name for the best of them."""
     prepare: Callable[[], AbstractAsyncContextManager[Sequence[Contender]]]
     """Sets the stage, and clears it away."""
+    aims: Mapping[str, float] = field(default_factory=dict)
+    """The ratio to the baseline that a contender is meant to reach."""
 
 
 class Plan(NamedTuple):

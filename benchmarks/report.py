@@ -33,9 +33,13 @@ def table(benchmark: Benchmark, scores: Mapping[str, Score]) -> Table:
     for figure in figures:
         shown.add_column(figure.replace("_", " "), justify="right")
     shown.add_column(f"to {benchmark.baseline}", justify="right")
+    if benchmark.aims:
+        shown.add_column("aim", justify="right")
     for name, score in scores.items():
         cells = [_shown(score.figures[figure]) if figure in score.figures else "" for figure in figures]
-        shown.add_row(name, *cells, "1" if name == benchmark.baseline else _shown(score.ratio))
+        ratio = "1" if name == benchmark.baseline else _shown(score.ratio)
+        aim = [_number(benchmark.aims[name]) if name in benchmark.aims else ""] if benchmark.aims else []
+        shown.add_row(name, *cells, ratio, *aim)
     return shown
 
 

@@ -24,7 +24,7 @@ def test_a_quick_run_writes_figures_of_every_contender(name: str, tmp_path: Path
     assert finished.returncode == 0, finished.stderr
     (path,) = tmp_path.iterdir()
     contenders = json.loads(path.read_text())["benchmarks"][name]
-    assert len(contenders) >= 3
+    assert len(contenders) >= 2
     for contender, found in contenders.items():
         assert contender in finished.stdout
         assert found["figures"]["per_second"]["median"] > 0
