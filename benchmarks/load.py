@@ -1,11 +1,11 @@
 """The load generator: `python -m benchmarks.load URL[,URL ...] METHOD PATH BODY CONNECTIONS SECONDS`.
 
-Keep-alive connections, one request at a time on each, straight on the event loop: a client with any comfort
-would take longer to ask than the service to answer. Several servers share the connections evenly. The request
-is built once, but for a number that differs each time wherever `NUMBER` stands. Of an answer no more is looked
-at than where it ends and whether it is a 2xx. How fast it can be at most is a figure of every HTTP benchmark:
-its rate on a server that answers without looking (`benchmarks.canned_server`). `load_cpu` says how much of one
-core it used; near 1 it would be measuring itself.
+Keep-alive connections, one request at a time on each, straight on the event loop: a client with any
+comfort would take longer to ask than the service to answer. Several servers share the connections evenly.
+The request is built once, but for a number that differs each time wherever `NUMBER` stands. Of an answer
+no more is looked at than where it ends and whether it is a 2xx. How fast it can be at most is a figure of
+every HTTP benchmark: its rate on a server that answers without looking (`benchmarks.canned_server`).
+`load_cpu` says how much of one core it used; near 1 it would be measuring itself.
 
 It prints one JSON object: requests, how many a second, percentiles in milliseconds, its own use of a core.
 """

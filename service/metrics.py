@@ -31,6 +31,9 @@ class Metrics:
             ("route", "status"),
             registry=self.registry,
         )
+        # Looking a labelled child up costs more than counting.
+        self._command_counts: dict[tuple[str, str], Counter] = {}
+        self._request_counts: dict[tuple[str, int], Counter] = {}
         self.open_streams = Gauge(
             "squad_open_streams", "Event streams that are open.", registry=self.registry
         )
@@ -38,11 +41,17 @@ class Metrics:
 
     def command(self, kind: str, outcome: str) -> None:
         """Counts a command."""
-        self._commands.labels(kind, outcome).inc()
+        count = self._command_counts.get((kind, outcome))
+        if count is None:
+            count = self._command_counts[kind, outcome] = self._commands.labels(kind, outcome)
+        count.inc()
 
     def request(self, route: str, status: int) -> None:
         """Counts a request."""
-        self._requests.labels(route, status).inc()
+        count = self._request_counts.get((route, status))
+        if count is None:
+            count = self._request_counts[route, status] = self._requests.labels(route, status)
+        count.inc()
 
     def render(self) -> bytes:
         """All of it, in Prometheus' text format."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from aiohttp import web
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -157,6 +158,8 @@ def parse_query(model: type[M], request: web.Request) -> M:
     Raises:
         Problem: a parameter is wrong, unknown, or named twice.
     """
+    if not request.query_string:
+        return cast("M", _empty(model))
     query = request.query
     if len(query) != len(set(query)):
         twice = next(name for name in query if len(query.getall(name)) > 1)
@@ -165,6 +168,12 @@ def parse_query(model: type[M], request: web.Request) -> M:
         return model.model_validate(dict(query))
     except ValidationError as error:
         raise from_validation(error) from error
+
+
+@lru_cache
+def _empty(model: type[BaseModel]) -> BaseModel:
+    """What an empty query string says; queries are frozen, so it may be shared."""
+    return model()
 
 
 def parse_path(kind: TypeAdapter[T], request: web.Request, name: str) -> T:
