@@ -10,6 +10,7 @@ from benchmarks.suite import (
     commands_over_http,
     processes_over_http,
     reads_over_http,
+    visibility,
 )
 
 if TYPE_CHECKING:
@@ -20,5 +21,6 @@ ALL: tuple[Benchmark, ...] = (
     *commands_over_http.BENCHMARKS,
     batches_over_http.BENCHMARK,
     *reads_over_http.BENCHMARKS,
+    visibility.BENCHMARK,
     processes_over_http.BENCHMARK,
 )

@@ -10,6 +10,7 @@ import psycopg
 
 from eventstore.errors import EventStoreError
 from service.app import StartFailed
+from service.cli.bench import bench
 from service.cli.events import events
 from service.cli.jobs import jobs
 from service.cli.status import status
@@ -31,6 +32,7 @@ cli.add_command(up)
 cli.add_command(events)
 cli.add_command(jobs)
 cli.add_command(status)
+cli.add_command(bench)
 
 
 def main() -> None:
