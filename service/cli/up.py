@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 _COLLECT_AFTER = (50_000, 50, 100)
-"""Thresholds of Python's garbage collector (gc.set_threshold). By default it would look through the state in
+"""Thresholds of Python's garbage collector (gc.set_threshold). By default it looks through the state in
 memory again and again, while every request waits; and what the service makes has next to no cycles."""
 
 
