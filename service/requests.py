@@ -129,7 +129,7 @@ class Waiting:
         self.arrived.set()
 
     def drain(self, *, beside: Sequence[Ticket] = ()) -> list[Ticket]:
-        """Takes the next batch, or more for one that has those `beside`; leaves out callers that have gone."""
+        """Takes the next batch, or more to go `beside` others; leaves out those whose callers have gone."""
         batch: list[Ticket] = []
         size = sum(ticket.request.size for ticket in beside)
         most = MAX_BATCH_COMMANDS - len(beside)
