@@ -50,6 +50,10 @@ class LogNotUnderstood(EventStoreError):
     """The log holds an event that this version of the software cannot follow."""
 
 
+class LogBroken(EventStoreError):
+    """The log is not whole."""
+
+
 class ChainBroken(EventStoreError):
     """An event's hash does not follow from its content and its predecessor."""
 

@@ -1,8 +1,8 @@
 """Folds pages of the log into the read tables, a page and its position in one transaction.
 
 The tables are those that come first on the connection's search path: the live ones for the projector, a
-second set beside them for a replay, temporary ones for a verification. Rows stay at hand between pages, so
-one folder is for one set of tables.
+session's own temporary ones for a replay or a verification (`projections.refold`). Rows stay at hand
+between pages, so one folder is for one set of tables.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from eventstore import codec
+from eventstore.errors import LogNotUnderstood
 from eventstore.translation import translating
 from projections import storage
 
@@ -63,6 +64,17 @@ class _Page:
             rows = self.tables[table.name] = _PageRows(table, cache)
         return rows
 
+    async def write(self, connection: Connection) -> None:
+        """Writes what the page changed, in the transaction that the caller began."""
+        for rows in self.tables.values():
+            if rows.changed:
+                await storage.write(connection, rows.table, rows.changed.values())
+
+    def keep(self) -> None:
+        """The transaction is committed."""
+        for rows in self.tables.values():
+            rows.keep()
+
 
 class PageFolder:
     """Folds pages into one set of tables.
@@ -82,28 +94,47 @@ class PageFolder:
         Raises:
             StoreBusy: one of them stands elsewhere, or its tables were replaced; nothing was written.
             StoreUnavailable: the connection broke; the page was written whole or not at all.
-            UnknownEventType, UnreadableEvent, MissingRow: an event cannot be folded; nothing was written.
+            UnknownEventType, UnreadableEvent, LogNotUnderstood: an event cannot be folded; nothing was
+                written.
         """
-        events = [codec.decode(recorded) for recorded in page]
-        await self._fetch(connection, members, events)
-        view = _Page(self._caches)
-        for event, recorded in zip(events, page, strict=True):
-            for member in members:
-                member.apply(view, event, recorded)
+        view = await self._folded(connection, members, page)
         names = [member.name for member in members]
         before, after = page[0].position - 1, page[-1].position
         with translating():
             async with connection.pipeline(), connection.transaction():
-                for rows in view.tables.values():
-                    if rows.changed:
-                        await storage.write(connection, rows.table, rows.changed.values())
+                await view.write(connection)
                 await connection.execute(
                     "SELECT advance_projections(%s, %s, %s, %s)",
                     (names, before, after, self._generation),
                     prepare=True,
                 )
-        for rows in view.tables.values():
-            rows.keep()
+        view.keep()
+
+    async def write(
+        self, connection: Connection, members: Sequence[Projection], page: Sequence[Recorded]
+    ) -> None:
+        """The same into tables whose position the caller keeps, because nobody else writes to them."""
+        view = await self._folded(connection, members, page)
+        with translating():
+            async with connection.pipeline(), connection.transaction():
+                await view.write(connection)
+        view.keep()
+
+    async def _folded(
+        self, connection: Connection, members: Sequence[Projection], page: Sequence[Recorded]
+    ) -> _Page:
+        events = [codec.decode(recorded) for recorded in page]
+        await self._fetch(connection, members, events)
+        view = _Page(self._caches)
+        for event, recorded in zip(events, page, strict=True):
+            try:
+                for member in members:
+                    member.apply(view, event, recorded)
+            except Exception as fault:
+                raise LogNotUnderstood(
+                    f"at position {recorded.position}, {type(fault).__name__}: {fault}"
+                ) from fault
+        return view
 
     async def _fetch(
         self, connection: Connection, members: Sequence[Projection], events: Sequence[AnyEvent]

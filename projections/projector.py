@@ -19,7 +19,7 @@ from psycopg import sql
 
 from eventstore import log
 from eventstore.connection import Connection, connect, hanging_up_after
-from eventstore.errors import EventStoreError, StoreBusy, StoreUnavailable
+from eventstore.errors import EventStoreError, LogNotUnderstood, StoreBusy, StoreUnavailable
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
 from projections import PROJECTIONS
 from projections.folding import PageFolder
@@ -182,7 +182,9 @@ class Projector:
     async def _fail(
         self, connection: Connection, projection: Projection, position: int, error: Exception
     ) -> None:
-        reason = f"{type(error).__name__}: {error}"
+        # What went wrong in a handler; the position is told beside it.
+        fault = error.__cause__ if isinstance(error, LogNotUnderstood) and error.__cause__ else error
+        reason = f"{type(fault).__name__}: {fault}"
         _log.error("projection %s stopped at position %d: %s", projection.name, position, reason)
         self.failed[projection.name] = (position, reason)
         await connection.execute(

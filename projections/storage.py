@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -16,14 +17,26 @@ if TYPE_CHECKING:
     from projections.projection import Table
 
 
-def upsert_statement(table: Table[Any, Any], into: str | None = None) -> sql.Composed:
+def create_statement(table: Table[Any, Any], name: sql.Composable) -> sql.Composed:
+    """Makes a table for the same rows, with its key and without what only readers need."""
+    columns = [
+        sql.SQL("{} " + kind).format(sql.Identifier(column))
+        for column, kind in zip(table.columns, table.types, strict=True)
+    ]
+    return sql.SQL("CREATE TABLE {name} ({columns}, PRIMARY KEY ({key}))").format(
+        name=name, columns=sql.SQL(", ").join(columns), key=_names(table.key)
+    )
+
+
+@cache
+def upsert_statement(table: Table[Any, Any]) -> sql.Composed:
     """One statement that writes any number of rows, given an array a column."""
     others = [column for column in table.columns if column not in table.key]
     return sql.SQL(
         "INSERT INTO {table} ({columns}) SELECT * FROM unnest({arrays})"
         " ON CONFLICT ({key}) DO UPDATE SET {updates}"
     ).format(
-        table=sql.Identifier(into or table.name),
+        table=sql.Identifier(table.name),
         columns=_names(table.columns),
         arrays=sql.SQL(", ").join(sql.SQL("%s::" + kind + "[]") for kind in table.types),
         key=_names(table.key),
