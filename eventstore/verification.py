@@ -15,9 +15,9 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from struct import Struct
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
+from eventstore import log
 from eventstore.chain import HASHED_TEXT
 from eventstore.recorded import GENESIS_HASH
 from eventstore.translation import translating
@@ -32,18 +32,15 @@ TELL_EVERY_EVENTS = 10_000
 """How often progress is told."""
 
 _WALK: LiteralString = (
-    "COPY (SELECT coalesce(position, 0)::bigint, coalesce(hash, '')::bytea,"
-    f" convert_to({HASHED_TEXT}, 'UTF8') FROM events ORDER BY position) TO STDOUT (FORMAT binary)"
+    f"SELECT coalesce(position, 0)::bigint, coalesce(hash, '')::bytea, convert_to({HASHED_TEXT}, 'UTF8')"
+    " FROM events ORDER BY position"
 )
-_ROW = Struct(">6xqi")
-"""A row of `_WALK` up to the length of its hash. The hash, another length, and the hashed text follow."""
-_SIGNATURE_BYTES = 19
-_END_OF_COPY = b"\xff\xff"
 
 # What is laid out is read from the table itself; an index may hide rows, or show them in another order.
 _FROM_THE_TABLE: LiteralString = (
     "SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off;"
-    " SET LOCAL enable_bitmapscan = off; SET LOCAL work_mem = '64MB'"
+    " SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = on; SET LOCAL enable_sort = on;"
+    " SET LOCAL work_mem = '64MB'"
 )
 _BY_POSITION: LiteralString = (
     "SELECT count(*), count(*) FILTER (WHERE position IS DISTINCT FROM place),"
@@ -132,7 +129,7 @@ class Verified(NamedTuple):
 async def snapshot(connection: Connection) -> AsyncIterator[None]:
     """A transaction in which everything is seen as it is now, for as long as that takes."""
     with translating():
-        await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     try:
         yield
     finally:
@@ -187,21 +184,13 @@ class _Walk:
 
     async def along(self, connection: Connection, tell: Callable[[int], None]) -> None:
         """Reads every row."""
-        unpack, marks = _ROW.unpack_from, self.marks
-        last, previous, rows = self.position, self.hash, 0
-        async with connection.cursor().copy(_WALK) as copy:
-            row: Any = await copy.read()
-            row = row[_SIGNATURE_BYTES:] or await copy.read()
-            while row:
-                if row == _END_OF_COPY:
-                    row = await copy.read()
-                    continue
-                position, hash_bytes = unpack(row)
-                hash_ = bytes(row[18 : 18 + hash_bytes])
+        marks, last, previous, rows = self.marks, self.position, self.hash, 0
+        async with connection.cursor(binary=True) as cursor:
+            async for position, hash_, text in cursor.stream(_WALK, size=log.CHUNK_EVENTS):
                 if position != last + 1:
                     # The hash before is unknown, so there is nothing to be said about the chain.
                     self._misplaced(position, last)
-                elif sha256(previous + row[22 + hash_bytes :]).digest() != hash_:
+                elif sha256(previous + text).digest() != hash_:
                     self.chain.add(
                         position, "its hash does not follow from what it says and the hash before"
                     )
@@ -211,7 +200,6 @@ class _Walk:
                 rows += 1
                 if rows % TELL_EVERY_EVENTS == 0:
                     tell(rows)
-                row = await copy.read()
         tell(rows)
         self.position, self.hash, self.rows = last, previous, rows
 
