@@ -129,10 +129,9 @@ async def import_log(
             await _must_have_whole_streams(connection, arriving)
             await connection.execute(_NOTIFY, (str(arriving.head.position),))
     except psycopg.Error as error:
-        if found := _COPIED_LINE.search(error.diag.context or ""):
-            detail = error.diag.message_detail or ""
-            line_number = arriving.line_of(int(found[1]))
-            raise ImportRefused(f"line {line_number}: {translated(error)} {detail}".strip()) from error
+        if number := _refused_line(error, arriving):
+            words = (error.diag.message_primary or str(error), error.diag.message_detail or "")
+            raise ImportRefused(f"line {number}: {' '.join(words).strip()}") from error
         raise translated(error) from error
     await connection.execute("ANALYZE events")
     return arriving.head
@@ -151,6 +150,13 @@ async def _must_be_new(connection: Connection) -> None:
         if not row[0]:
             head = await log.head_position(connection)
             raise ImportRefused(f"the squad is not new, its log ends at position {head}")
+
+
+def _refused_line(error: psycopg.Error, arriving: Arriving) -> int | None:
+    """The line that the database, or its driver, would not take."""
+    if found := _COPIED_LINE.search(error.diag.context or ""):
+        return arriving.line_of(int(found[1]))
+    return arriving.lines if isinstance(error, psycopg.DataError) and error.sqlstate is None else None
 
 
 async def _must_have_whole_streams(connection: Connection, arriving: Arriving) -> None:
