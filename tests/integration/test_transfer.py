@@ -109,7 +109,7 @@ async def test_stored_text_comes_in_to_the_letter(connection: Connection, new_sq
     scribe = Scribe(connection)
     [recorded] = await scribe.append(said_oddly, actor='agent:\\.\t,"x" ü', correlation_id="\\N")
     spaced = recorded.data.replace('"agent":', '\n "agent" :\r\n\t').replace("ü", "\\u00fc")
-    differently = {"stream": "other", "version": 1, "caused_by": 1, "idempotency_key": " "}
+    differently: dict[str, Any] = {"stream": "other", "version": 1, "caused_by": 1, "idempotency_key": " "}
     await scribe.append(said_oddly, data=spaced, **differently)
     async with connected(new_squad) as other:
         await _imported(other, await _exported(connection))
