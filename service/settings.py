@@ -144,6 +144,8 @@ class Settings(BaseSettings):
     offline_after_minutes: float = Field(default=60.0, gt=0, le=1_000_000)
     seed_jobs: bool = True
     """Whether the seed's seven jobs, and the agents that they speak of, are there by default."""
+    checkpoint_key: Path | None = None
+    """Signs the checkpoints of `squad checkpoint`."""
     log_format: LogFormat = "console"
     log_level: LogLevel = "info"
     budget: BudgetSettings = BudgetSettings()

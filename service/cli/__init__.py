@@ -11,11 +11,14 @@ import psycopg
 from eventstore.errors import EventStoreError
 from service.app import StartFailed
 from service.cli.bench import bench
+from service.cli.checkpoint import checkpoint
 from service.cli.events import events
+from service.cli.export import export_command, import_command
 from service.cli.jobs import jobs
 from service.cli.replay import replay
 from service.cli.status import status
 from service.cli.up import up
+from service.cli.verify import verify
 from service.embedded import EmbeddedPostgresError
 from service.http.table import VERSION
 from service.settings import SettingsError
@@ -35,6 +38,10 @@ cli.add_command(jobs)
 cli.add_command(replay)
 cli.add_command(status)
 cli.add_command(bench)
+cli.add_command(verify)
+cli.add_command(checkpoint)
+cli.add_command(export_command)
+cli.add_command(import_command)
 
 
 def main() -> None:

@@ -4,73 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
 
 from service.cli import cli, main
 from tests.api.client import running_service
+from tests.support.command import ENDS_WITHIN_SECONDS, SQUAD, Ended, end, squad, start
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.api.client import Service
 
-SQUAD = Path(sys.executable).with_name("squad")
-ENDS_WITHIN_SECONDS = 60
 NOWHERE = "host=127.0.0.1 port=1 dbname=nowhere"
-
-
-class Ended(NamedTuple):
-    """A command that has ended."""
-
-    code: int
-    output: str
-    errors: str
-
-    def lines(self) -> list[str]:
-        """What it printed, where it went well."""
-        assert (self.code, self.errors) == (0, ""), self
-        return self.output.removesuffix("\n").split("\n") if self.output else []
-
-    def complaint(self) -> str:
-        """The one line of one that failed."""
-        assert self.code not in (0, None)
-        assert self.output == ""
-        [line] = self.errors.splitlines()
-        return line.removeprefix("squad: ")
-
-
-async def _start(
-    folder: Path, *arguments: str, command: Path | str = SQUAD, **settings: str
-) -> asyncio.subprocess.Process:
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("SQUAD_")}
-    return await asyncio.create_subprocess_exec(
-        command,
-        *arguments,
-        cwd=folder,
-        env={**ours, "COLUMNS": "160", **settings},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-
-
-async def _end(process: asyncio.subprocess.Process) -> Ended:
-    async with asyncio.timeout(ENDS_WITHIN_SECONDS):
-        output, errors = await process.communicate()
-    assert process.returncode is not None
-    return Ended(process.returncode, output.decode(), errors.decode())
-
-
-async def _squad(folder: Path, *arguments: str, **settings: str) -> Ended:
-    return await _end(await _start(folder, *arguments, **settings))
 
 
 async def _fill(service: Service) -> None:
@@ -84,7 +37,7 @@ async def _fill(service: Service) -> None:
 
 async def test_events_prints_one_line_an_event(service: Service, tmp_path: Path) -> None:
     await _fill(service)
-    lines = (await _squad(tmp_path, "events", "--dsn", service.dsn)).lines()
+    lines = (await squad(tmp_path, "events", "--dsn", service.dsn)).lines()
     assert [int(line.split()[0]) for line in lines] == list(range(1, await service.head() + 1))
     [said] = [line for line in lines if "hello" in line]
     assert "message_sent" in said
@@ -94,7 +47,7 @@ async def test_events_prints_one_line_an_event(service: Service, tmp_path: Path)
 
 async def test_events_as_json_are_those_of_the_api(service: Service, tmp_path: Path) -> None:
     await _fill(service)
-    lines = (await _squad(tmp_path, "events", "--json", "--dsn", service.dsn)).lines()
+    lines = (await squad(tmp_path, "events", "--json", "--dsn", service.dsn)).lines()
     assert [json.loads(line) for line in lines] == (await service.api.get("events")).body["items"]
 
 
@@ -119,7 +72,7 @@ async def test_events_are_filtered(service: Service) -> None:
 async def test_following_goes_on_until_it_is_interrupted(service: Service, tmp_path: Path) -> None:
     await service.api.post("messages", from_agent="ada", message="before")
     arguments = ("events", "--follow", "--json", "--type", "message_sent", "--dsn", service.dsn)
-    process = await _start(tmp_path, *arguments)
+    process = await start(tmp_path, *arguments)
     assert process.stdout
     for text in ("before", "live", "still live"):
         if text != "before":
@@ -127,7 +80,7 @@ async def test_following_goes_on_until_it_is_interrupted(service: Service, tmp_p
         line = await asyncio.wait_for(process.stdout.readline(), ENDS_WITHIN_SECONDS)
         assert json.loads(line)["data"]["message"] == text
     process.send_signal(signal.SIGINT)
-    assert (await _end(process)) == Ended(0, "", "")
+    assert (await end(process)) == Ended(0, "", "")
 
 
 async def test_a_reader_that_has_enough_ends_it_quietly(service: Service, tmp_path: Path) -> None:
@@ -136,7 +89,7 @@ async def test_a_reader_that_has_enough_ends_it_quietly(service: Service, tmp_pa
     ]
     await service.api.post("batch", commands=commands * 1_000)
     pipe = f'"{SQUAD}" events --json --dsn "$0" | head -n 1'
-    ended = await _end(await _start(tmp_path, "-c", pipe, service.dsn, command="/bin/sh"))
+    ended = await end(await start(tmp_path, "-c", pipe, service.dsn, command="/bin/sh"))
     [line] = ended.lines()
     assert json.loads(line)["position"] == 1
 
@@ -145,7 +98,7 @@ async def test_status_is_one_screen(service: Service, tmp_path: Path) -> None:
     await _fill(service)
 
     async def shown() -> str:
-        return "\n".join((await _squad(tmp_path, "status", "--dsn", service.dsn)).lines())
+        return "\n".join((await squad(tmp_path, "status", "--dsn", service.dsn)).lines())
 
     screen = await shown()
     for text in ("orchestrator running", "1,234 used", "98,766 of 100,000 remain", "respond", "emailId e1"):
@@ -158,7 +111,7 @@ async def test_status_is_one_screen(service: Service, tmp_path: Path) -> None:
 
 
 async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
-    ended = await _squad(tmp_path)
+    ended = await squad(tmp_path)
     assert "Usage: squad" in ended.output + ended.errors
     for name in cli.commands:
         helped = CliRunner().invoke(cli, (name, "--help"), prog_name="squad")
@@ -206,36 +159,36 @@ def test_what_goes_wrong_is_one_clear_line(
 
 
 async def test_a_service_without_a_database_does_not_start(tmp_path: Path) -> None:
-    ended = await _squad(tmp_path, "up", "--dsn", NOWHERE)
+    ended = await squad(tmp_path, "up", "--dsn", NOWHERE)
     assert "connection to server at" in ended.complaint()
 
 
 async def test_a_port_that_is_taken_is_told(database: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ended = await _squad(tmp_path, "up", "--dsn", database, "--port", str(port))
+        ended = await squad(tmp_path, "up", "--dsn", database, "--port", str(port))
     assert ended.complaint().startswith(f"cannot listen on 127.0.0.1:{port}: ")
 
 
 async def test_a_database_without_a_squad_is_told(empty_database: str, tmp_path: Path) -> None:
     for command in ("events", "status"):
-        ended = await _squad(tmp_path, command, "--dsn", empty_database)
+        ended = await squad(tmp_path, command, "--dsn", empty_database)
         assert "squad" in ended.complaint()
 
 
 async def test_the_database_of_the_environment_is_used(service: Service, tmp_path: Path) -> None:
     await _fill(service)
-    assert (await _squad(tmp_path, "events", SQUAD_DSN=service.dsn)).lines()
+    assert (await squad(tmp_path, "events", SQUAD_DSN=service.dsn)).lines()
 
 
 async def test_up_tells_where_it_listens_and_where_its_data_is(database: str, tmp_path: Path) -> None:
-    process = await _start(tmp_path, "up", "--port", "0", "--dsn", database)
+    process = await start(tmp_path, "up", "--port", "0", "--dsn", database)
     assert process.stdout
     lines = [await asyncio.wait_for(process.stdout.readline(), ENDS_WITHIN_SECONDS) for _ in range(2)]
     assert b"squad is listening on http://127.0.0.1:" in lines[0]
     assert b"database squad_test_" in lines[1]
     process.send_signal(signal.SIGTERM)
-    assert (await _end(process)).code == 0
+    assert (await end(process)).code == 0
 
 
 async def test_two_services_share_a_squad_and_commands_read_beside_them(
@@ -246,7 +199,7 @@ async def test_two_services_share_a_squad_and_commands_read_beside_them(
         await other.api.post("messages", from_agent="ada", message="other")
 
         async def both_seen() -> bool:
-            ended = await _squad(tmp_path, "events", "--type", "message_sent", "--dsn", database)
+            ended = await squad(tmp_path, "events", "--type", "message_sent", "--dsn", database)
             return len(ended.lines()) == 2
 
         await eventually(both_seen)

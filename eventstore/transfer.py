@@ -1,0 +1,166 @@
+"""The log out into a file, and from a file into a new squad; both event by event, in little memory."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
+
+import psycopg
+
+from eventstore import log
+from eventstore.chain import hash_of
+from eventstore.cloudevents import cloud_event_line
+from eventstore.errors import ImportRefused, StoreBusy
+from eventstore.exchange import Arriving, end_line, event_line, header_line
+from eventstore.recorded import EMPTY_LOG, Head
+from eventstore.translation import translated, translating
+from eventstore.verification import TELL_EVERY_EVENTS, by_stream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Callable, Iterable
+
+    from eventstore.connection import Connection
+
+_COPY: LiteralString = (
+    "COPY events (position, id, stream, version, type, schema_version, data, actor, caused_by,"
+    " correlation_id, idempotency_key, recorded_at, hash) FROM STDIN"
+)
+_IS_NEW: LiteralString = (
+    "SELECT NOT EXISTS (SELECT FROM events) AND NOT EXISTS (SELECT FROM projections WHERE position > 0)"
+    " AND NOT EXISTS (SELECT FROM snapshots)"
+)
+_NIL = "00000000-0000-0000-0000-000000000000"
+_NOTIFY: LiteralString = "SELECT pg_notify(log_channel(), %s)"
+_COPIED_LINE = re.compile(r"COPY events, line (\d+)")
+
+
+class Exported(NamedTuple):
+    """What went into a file."""
+
+    events: int
+    end: Head
+    broken_at: int | None
+    """The first position whose hash does not follow from what was read before it; such a file is evidence,
+    and nothing that could be imported."""
+
+
+async def export_log(
+    connection: Connection,
+    write: Callable[[bytes], object],
+    *,
+    after: int = 0,
+    until: int | None = None,
+    cloud_events: bool = False,
+    tell: Callable[[int], None] = lambda _: None,
+) -> Exported:
+    """Writes the log, as it is when the export begins, line by line.
+
+    Args:
+        connection: without limits of time.
+        write: takes one line.
+        after: the position to begin behind; it has to be in the log.
+        until: the last position wanted; None for all.
+        cloud_events: one CloudEvent a line, instead of what `import_log` takes.
+        tell: is told now and then how many events were written.
+    """
+    first = await log.read_one(connection, 1)
+    before = await log.read_one(connection, after) if after else None
+    start = Head(before.position, before.hash, before.recorded_at) if before else EMPTY_LOG
+    squad = first.id if first else None
+    line = partial(cloud_event_line, squad or _NIL) if cloud_events else event_line
+    if not cloud_events:
+        write(header_line(squad, start))
+    events, end, broken_at = 0, start, None
+    async for recorded in log.each(connection, after, until):
+        if broken_at is None and (
+            recorded.position != end.position + 1 or hash_of(end.hash, recorded) != recorded.hash
+        ):
+            broken_at = recorded.position
+        write(line(recorded))
+        events += 1
+        end = Head(recorded.position, recorded.hash, recorded.recorded_at)
+        if events % TELL_EVERY_EVENTS == 0:
+            tell(events)
+    tell(events)
+    if not cloud_events:
+        write(end_line(events, end))
+    return Exported(events, end, broken_at)
+
+
+async def import_log(
+    connection: Connection,
+    chunks: AsyncIterable[Iterable[bytes]],
+    tell: Callable[[int], None] = lambda _: None,
+) -> Head:
+    """Takes in a whole log, or nothing, into a squad that is new.
+
+    Positions, times and hashes stay what they are; every line is checked before it is sent. The log's lock
+    is held from the first line to the last, so that of two that begin a squad only one does.
+
+    Args:
+        connection: in autocommit mode, without limits of time.
+        chunks: the lines of a file that `export_log` wrote, in portions of any size.
+        tell: is told now and then how many events were read.
+
+    Returns:
+        Where the log ends now.
+
+    Raises:
+        ImportRefused: the squad is not new, or somebody else is just beginning it, or a line is not what it
+            has to be; nothing was stored.
+        StoreUnavailable: the connection broke; all was stored or nothing.
+    """
+    arriving = Arriving()
+    await _must_be_new(connection)
+    try:
+        async with connection.transaction():
+            await _lock(connection)
+            await _must_be_new(connection)
+            async with connection.cursor().copy(_COPY) as copy:
+                async for lines in chunks:
+                    for line in lines:
+                        if recorded := arriving.take(line):
+                            await copy.write_row(recorded)
+                            if recorded.position % TELL_EVERY_EVENTS == 0:
+                                tell(recorded.position)
+                arriving.finish()
+            tell(arriving.head.position)
+            await _must_have_whole_streams(connection, arriving)
+            await connection.execute(_NOTIFY, (str(arriving.head.position),))
+    except psycopg.Error as error:
+        if number := _refused_line(error, arriving):
+            words = (error.diag.message_primary or str(error), error.diag.message_detail or "")
+            raise ImportRefused(f"line {number}: {' '.join(words).strip()}") from error
+        raise translated(error) from error
+    await connection.execute("ANALYZE events")
+    return arriving.head
+
+
+async def _lock(connection: Connection) -> None:
+    try:
+        await log.lock(connection)
+    except StoreBusy as error:
+        raise ImportRefused("somebody else is writing to this squad") from error
+
+
+async def _must_be_new(connection: Connection) -> None:
+    with translating():
+        row: Any = await (await connection.execute(_IS_NEW)).fetchone()
+        if not row[0]:
+            head = await log.head_position(connection)
+            raise ImportRefused(f"the squad is not new, its log ends at position {head}")
+
+
+def _refused_line(error: psycopg.Error, arriving: Arriving) -> int | None:
+    """The line that the database, or its driver, would not take."""
+    if found := _COPIED_LINE.search(error.diag.context or ""):
+        return arriving.line_of(int(found[1]))
+    return arriving.lines if isinstance(error, psycopg.DataError) and error.sqlstate is None else None
+
+
+async def _must_have_whole_streams(connection: Connection, arriving: Arriving) -> None:
+    await connection.execute("SET LOCAL work_mem = '64MB'")
+    streams = await by_stream(connection)
+    if streams.position is not None:
+        raise ImportRefused(f"line {arriving.line_of(streams.position)}: it {streams.says}")
