@@ -99,7 +99,7 @@ class Chronicle:
         """What a new squad begins with."""
         return self._decide(
             [
-                do.SetPolicy(daily_tokens=1_500_000, agent_limits={AGENTS[2]: 100_000}),
+                do.SetPolicy(daily_tokens=1_000_000, agent_limits={AGENTS[2]: 100_000}),
                 *(do.RegisterAgent(name=name, role=self._words(2)) for name in AGENTS[:30]),
                 do.StartOrchestrator(only_if_new=True),
                 *(
@@ -240,7 +240,7 @@ class Chronicle:
     def _rule(self, agent: str) -> do.AnyCommand:
         match self._random.randrange(10):
             case 0:
-                return do.SetBudget(daily_tokens=self._random.choice((7_000_000, 9_000_000, 12_000_000)))
+                return do.SetBudget(daily_tokens=self._random.choice((2_000_000, 9_000_000, 12_000_000)))
             case 1:
                 return do.StopOrchestrator()
             case 2 | 3 | 4:
