@@ -39,8 +39,9 @@ _EVENTS_OF_A_BATCH = 20
 _COPIED_AT_ONCE = 20_000
 _COLUMNS = ", ".join(Recorded._fields)
 _COPY = f"COPY events ({_COLUMNS}) FROM STDIN (FORMAT BINARY)"
+# Stored JSON is text that is written already, and as json psycopg would make a JSON text of it.
 _TYPES = (
-    *("int8", "uuid", "text", "int8", "text", "int2", "json", "text", "int8", "text", "text"),
+    *("int8", "uuid", "text", "int8", "text", "int2", "text", "text", "int8", "text", "text"),
     *("timestamptz", "bytea"),
 )
 
