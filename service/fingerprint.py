@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from importlib.machinery import SourceFileLoader
 
 PACKAGES = ("eventstore", "projections")
-MODULES = ("service.history", "service.recall", "service.restore", "service.snapshots", "service.squad")
+MODULES = ("service.folding", "service.recall", "service.restore", "service.snapshots", "service.squad")
 
 
 def fold_fingerprint() -> str:

@@ -19,7 +19,7 @@ import logging
 import zlib
 from datetime import date, datetime
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import orjson
 from psycopg import AsyncClientCursor
@@ -40,12 +40,8 @@ if TYPE_CHECKING:
 FOLD = fold_fingerprint()
 """The code that folds here. Taken while this process starts, before anything on disk can be replaced."""
 
-EVENTS_BETWEEN = 10_000
-"""How many events lie between two snapshots, at least: what is folded in a few tenths of a second."""
-
-ROWS_FOR_AN_EVENT = 2
-"""Where so many rows as that are active for each of these events, snapshots lie further apart: however
-large the state is, they take only a fraction of the space that the log takes."""
+EVENTS_BETWEEN = 5_000
+"""How many events lie between two snapshots, at least: what is folded in two tenths of a second."""
 
 ROWS_AT_ONCE = 200
 """How many rows are made text of before others have their turn."""
@@ -59,6 +55,11 @@ _NEAREST = """
     SELECT s.position, e.hash, e.recorded_at, s.state
     FROM snapshots s JOIN events e ON e.position = s.position
     WHERE s.fold = %s AND s.position <= %s ORDER BY s.position DESC LIMIT 1
+"""
+_LOAD = """
+    SELECT s.position, e.hash, e.recorded_at, s.state
+    FROM snapshots s LEFT JOIN events e ON e.position = s.position
+    WHERE s.fold = %s AND s.position = %s
 """
 _POSITIONS = "SELECT position FROM snapshots WHERE fold = %s ORDER BY position"
 _STORE = """
@@ -93,9 +94,11 @@ class Distrusted(Exception):
 
 
 def distance(squad: Squad) -> int:
-    """How many events after a snapshot of this squad the next one is due."""
-    rows = sum(map(len, squad.tables.values()))
-    return max(EVENTS_BETWEEN, rows // ROWS_FOR_AN_EVENT)
+    """How many events after a snapshot of this squad the next one is due.
+
+    They never store more rows than there are events, so all of them together stay a fraction of the log.
+    """
+    return max(EVENTS_BETWEEN, sum(map(len, squad.tables.values())))
 
 
 # Where they lie -----------------------------------------------------------------------------------------
@@ -107,18 +110,32 @@ async def nearest(connection: Connection, position: int) -> Squad | None:
     Raises:
         StoreUnavailable: the connection broke.
     """
-    while True:
-        with hanging_up_after(_STUCK_AFTER_SECONDS, connection), translating():
-            cursor = await connection.execute(_NEAREST, (FOLD, position), binary=True)
-            row = await cursor.fetchone()
-        if row is None:
-            return None
-        head, state = Head(*row[:3]), row[3]
+    while found := await _fetch(connection, _NEAREST, position):
+        head, state = found
         try:
             return await unpack(state, head)
         except Distrusted as reason:
             _log.warning("the snapshot at position %d is not used: %s", head.position, reason)
             position = head.position - 1
+    return None
+
+
+async def load(connection: Connection, position: int) -> Squad | None:
+    """The squad of the snapshot at just this position; None where there is none.
+
+    Raises:
+        Distrusted: it is not what was put away, or not of this log.
+        StoreUnavailable: the connection broke.
+    """
+    found = await _fetch(connection, _LOAD, position)
+    return await unpack(found[1], found[0]) if found else None
+
+
+async def _fetch(connection: Connection, query: LiteralString, position: int) -> tuple[Head, bytes] | None:
+    with hanging_up_after(_STUCK_AFTER_SECONDS, connection), translating():
+        cursor = await connection.execute(query, (FOLD, position), binary=True)
+        row = await cursor.fetchone()
+    return (Head(*row[:3]), row[3]) if row else None
 
 
 async def positions(connection: Connection) -> list[int]:
