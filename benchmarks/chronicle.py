@@ -99,7 +99,7 @@ class Chronicle:
         """What a new squad begins with."""
         return self._decide(
             [
-                do.SetPolicy(daily_tokens=1_000_000, agent_limits={AGENTS[2]: 100_000}),
+                do.SetPolicy(daily_tokens=150_000, agent_limits={AGENTS[2]: 20_000}),
                 *(do.RegisterAgent(name=name, role=self._words(2)) for name in AGENTS[:30]),
                 do.StartOrchestrator(only_if_new=True),
                 *(
@@ -179,8 +179,10 @@ class Chronicle:
             return None
         ended = self._finished.popleft()
         if isinstance(ended, do.UpdateTask):
+            self._begun.tasks.append(ended.task_id)
             return do.UpdateTask(task_id=ended.task_id, status="in_progress")
         assert isinstance(ended, do.UpdateEmail)
+        self._begun.emails.append(ended.email_id)
         return do.UpdateEmail(email_id=ended.email_id, status="classified")
 
     def _claim(self, agent: str) -> do.AnyCommand | None:
