@@ -84,16 +84,17 @@ async def fill(
         for batch in chronicle(events, await log.clock(connection), seed=seed, open_things=open_things):
             page += batch
             if len(page) >= _COPIED_AT_ONCE:
-                written += await _copy(connection, page)
+                written += await copy_in(connection, page)
                 yield written
                 page.clear()
         if page:
-            written += await _copy(connection, page)
+            written += await copy_in(connection, page)
         await connection.execute("ANALYZE events")
         yield written
 
 
-async def _copy(connection: Connection, page: list[Recorded]) -> int:
+async def copy_in(connection: Connection, page: list[Recorded]) -> int:
+    """Puts events that follow the log's head into it; says how many."""
     with translating():
         async with connection.transaction(), connection.cursor() as cursor:
             await log.lock(connection)

@@ -115,17 +115,18 @@ async def fold_on(
         deadline: when to give up, by the monotonic clock.
 
     Raises:
-        TookTooLong: what was kept shortens the next attempt.
+        TookTooLong: how far it came was kept, so that the next attempt goes on from there.
         BeyondTheLog, StoreUnavailable, LogNotUnderstood: see `folding`.
     """
     kept = squad.head.position
     async for _ in folding(connection, squad, upto):
         at = squad.head.position
-        if keep and at - kept >= snapshots.distance(squad):
+        too_late = deadline is not None and monotonic() > deadline and at < upto
+        if keep and (too_late or at - kept >= snapshots.distance(squad)):
             await complete(connection, squad)
             await keep(squad, known)
             kept = at
-        if deadline is not None and monotonic() > deadline and at < upto:
+        if too_late:
             raise TookTooLong(f"it is folded up to position {at} of {upto}")
     await complete(connection, squad)
 
