@@ -77,7 +77,7 @@ _talk: SearchStrategy[AnyCommand] = st.one_of(
     st.builds(do.Heartbeat, agent=_agent, status=st.sampled_from((None, "active", "idle", "offline"))),
     st.builds(do.RegisterAgent, name=_agent, role=st.sampled_from(("support", "sales"))),
 )
-_board: SearchStrategy[AnyCommand] = st.one_of(
+board: SearchStrategy[AnyCommand] = st.one_of(
     st.builds(do.CreateTask, title=st.just("look"), status=st.sampled_from(get_args(TaskStatus))),
     st.builds(do.UpdateTask, task_id=_wish, status=st.sampled_from(get_args(TaskStatus))),
     st.builds(
@@ -177,7 +177,7 @@ jobs: SearchStrategy[AnyCommand] = _weighted(
 first_jobs: SearchStrategy[list[AnyCommand]] = st.lists(_defining(_often), min_size=1, max_size=3)
 
 commands: SearchStrategy[AnyCommand] = st.one_of(
-    work, spending, work, spending, _talk, _board, _rule, _seldom_jobs
+    work, spending, work, spending, _talk, board, _rule, _seldom_jobs
 )
 """Any command, work and spending more often than others."""
 
@@ -217,7 +217,7 @@ _SIMPLE: dict[Any, SearchStrategy[Any]] = {
 }
 
 
-def _values_of(annotation: Any) -> SearchStrategy[Any]:
+def values_of(annotation: Any) -> SearchStrategy[Any]:
     """Values of a field's type, as far as events have such fields."""
     if annotation in _SIMPLE:
         return _SIMPLE[annotation]
@@ -226,22 +226,22 @@ def _values_of(annotation: Any) -> SearchStrategy[Any]:
     arguments = get_args(annotation)
     match get_origin(annotation):
         case origin if origin in (Union, UnionType):
-            return st.one_of(*map(_values_of, arguments))
+            return st.one_of(*map(values_of, arguments))
         case origin if origin is Literal:
             return st.sampled_from(arguments)
         case origin if origin is list:
-            return st.lists(_values_of(arguments[0]), max_size=4)
+            return st.lists(values_of(arguments[0]), max_size=4)
         case origin if origin is dict and arguments[1] is Any:
             return _json_object
         case origin if origin is dict:
-            return st.dictionaries(*map(_values_of, arguments), max_size=4)
+            return st.dictionaries(*map(values_of, arguments), max_size=4)
         case _:
             raise TypeError(f"no strategy for {annotation}")
 
 
 def _models(kind: type[M]) -> SearchStrategy[M]:
     hints = get_type_hints(kind)
-    return st.builds(kind, **{name: _values_of(hints[name]) for name in kind.model_fields})
+    return st.builds(kind, **{name: values_of(hints[name]) for name in kind.model_fields})
 
 
 events: SearchStrategy[AnyEvent] = st.one_of(*map(_models, EVENT_TYPES.values()))
