@@ -11,6 +11,7 @@ import psycopg
 from eventstore.errors import EventStoreError
 from service.app import StartFailed
 from service.cli.events import events
+from service.cli.explain import explain_position
 from service.cli.jobs import jobs
 from service.cli.status import status
 from service.cli.up import up
@@ -31,6 +32,7 @@ cli.add_command(up)
 cli.add_command(events)
 cli.add_command(jobs)
 cli.add_command(status)
+cli.add_command(explain_position)
 
 
 def main() -> None:
