@@ -225,6 +225,45 @@ async def read_streams(connection: Connection, streams: Sequence[str]) -> list[R
     return await _recorded(connection, _READ_STREAMS, (list(streams),))
 
 
+async def read_stream(
+    connection: Connection,
+    stream: str,
+    types: Sequence[str] = (),
+    *,
+    after: int = 0,
+    upto: int | None = None,
+    limit: int,
+    newest_first: bool = False,
+) -> list[Recorded]:
+    """Some events of one stream, in its order or against it.
+
+    Args:
+        connection: to read on.
+        stream: whose events.
+        types: only of these types; none named: of any.
+        after: only behind this position.
+        upto: only up to this position.
+        limit: how many at most.
+        newest_first: begins at the stream's end.
+    """
+    clauses = ["stream = %(stream)s", "position > %(after)s"]
+    if upto is not None:
+        clauses.append("position <= %(upto)s")
+    if types:
+        clauses.append("type = ANY(%(types)s)")
+    # By version, not by position: then the stream's own key is the way, and not the whole log's.
+    order = "version DESC" if newest_first else "version"
+    query = f"SELECT {_COLUMNS} FROM events WHERE {' AND '.join(clauses)} ORDER BY {order} LIMIT %(limit)s"
+    parameters = {"stream": stream, "types": list(types), "after": after, "upto": upto, "limit": limit}
+    return await _recorded(connection, query, parameters)
+
+
+async def read_positions(connection: Connection, positions: Sequence[int]) -> list[Recorded]:
+    """The events at these positions, as far as there are any, in the order of the log."""
+    query = f"SELECT {_COLUMNS} FROM events WHERE position = ANY(%s) ORDER BY position"
+    return await _recorded(connection, query, (list(positions),))
+
+
 async def read_one(connection: Connection, position: int) -> Recorded | None:
     """The event at `position`, or None where the log has none there."""
     rows = await _recorded(connection, f"SELECT {_COLUMNS} FROM events WHERE position = %s", (position,))

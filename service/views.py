@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from projections.jobs import JobRow
     from projections.operations import OperationRow
+    from service.explain import Explanation
     from service.squad import State
 
 
@@ -65,6 +66,18 @@ def job(row: JobRow, last_runs: list[dict[str, Any]], now: datetime) -> dict[str
     after = max(now, row.ticked_until)
     ticks = next_ticks(schedule_of(row), after, NEXT_TICKS) if row.enabled else []
     return {**shown, "last_runs": last_runs, "next_ticks": ticks}
+
+
+def explanation(found: Explanation) -> dict[str, Any]:
+    """Why something happened, for programs; the sentences are those that a person reads."""
+    origin = found.origin
+    return {
+        **found._asdict(),
+        "reasons": [reason._asdict() for reason in found.reasons],
+        "causes": [step._asdict() for step in found.causes],
+        "origin": {**origin._asdict(), "reasons": [reason._asdict() for reason in origin.reasons]},
+        "effects": [step._asdict() for step in found.effects],
+    }
 
 
 def seed_jobs(state: State, now: datetime) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from service.cli.bench import bench
 from service.cli.checkpoint import checkpoint
 from service.cli.events import events
 from service.cli.export import export_command, import_command
+from service.cli.explain import explain_position
 from service.cli.jobs import jobs
 from service.cli.replay import replay
 from service.cli.status import status
@@ -42,6 +43,7 @@ cli.add_command(verify)
 cli.add_command(checkpoint)
 cli.add_command(export_command)
 cli.add_command(import_command)
+cli.add_command(explain_position)
 
 
 def main() -> None:

@@ -173,7 +173,11 @@ def _start(
     reserved: TokensReserved | None = None
     if job.tokens and day:
         freed = told.given_back[day.day, agent]
-        judged = allowance(state, day, agent, job.tokens - freed)
+        # What the cancelled runs of other agents give back is free for the squad, and so for this one.
+        of_others = sum(tokens for (on, _), tokens in told.given_back.items() if on == day.day) - freed
+        judged = allowance(
+            state, day._replace(reserved=day.reserved - of_others), agent, job.tokens - freed
+        )
         if judged.denied:
             if agent == ORCHESTRATOR:
                 told.arrive(agent)

@@ -13,7 +13,18 @@ from service.http import health, squad
 from service.http.context import MAX_BODY_BYTES, SERVICES, Services, respond
 from service.http.openapi import document
 from service.http.route import Media, Route
-from service.http.v1 import agents, batch, budget, emails, events, jobs, messages, operations, tasks
+from service.http.v1 import (
+    agents,
+    batch,
+    budget,
+    emails,
+    events,
+    explain,
+    jobs,
+    messages,
+    operations,
+    tasks,
+)
 
 VERSION = version("squad-orchestrator")
 
@@ -26,6 +37,7 @@ _V1 = (
     *emails.ROUTES,
     *jobs.ROUTES,
     *events.ROUTES,
+    *explain.ROUTES,
 )
 
 

@@ -27,6 +27,7 @@ TAGS: Mapping[str, str] = MappingProxyType(
         "tasks": "The task board.",
         "emails": "The e-mail log.",
         "events": "The log itself, as a list and as a live stream.",
+        "audit": "What the log answers for: why something happened.",
         "batch": "Many writes in one request.",
         "health": "Whether the service is well, what it has counted, and this document.",
     }

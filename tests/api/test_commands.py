@@ -110,6 +110,25 @@ async def test_status_is_one_screen(service: Service, tmp_path: Path) -> None:
     assert len(screen.splitlines()) < 60
 
 
+async def test_explain_tells_why_a_claim_was_refused(service: Service, tmp_path: Path) -> None:
+    await _fill(service)
+    claim = {"action": "quote", "resources": {"emailId": "e1"}}
+    refused = (await service.api.post("operations", agent="bob\u202e", **claim)).expect(409)
+    arguments = ("explain", str(refused["position"]), "--dsn", service.dsn)
+    lines = (await _squad(tmp_path, *arguments)).lines()
+    assert lines[0].startswith(f"{refused['position']}  conflict_detected  ")
+    assert "turned away from “quote”: ada was at “respond” on emailId e1." in lines[1]
+    assert lines[2:4] == ["", "Why"]
+    assert "\u202e" not in "".join(lines)
+    [line] = (await _squad(tmp_path, *arguments, "--json")).lines()
+    assert json.loads(line) == (await service.api.get(f"explain/{refused['position']}")).expect(200)
+
+
+async def test_explain_says_that_there_is_nothing(service: Service, tmp_path: Path) -> None:
+    ended = await _squad(tmp_path, "explain", "999999", "--dsn", service.dsn)
+    assert ended.complaint() == "the log has no position 999999"
+
+
 async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
     ended = await squad(tmp_path)
     assert "Usage: squad" in ended.output + ended.errors
@@ -129,6 +148,11 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
             "port (SQUAD_PORT) is 70000: input should be less than or equal to 65535",
         ),
         (("up", "--port", "x"), "Invalid value for '--port'"),
+        (("explain", "7", "--dsn", NOWHERE), "connection to server at"),
+        (("explain",), "Missing argument 'POSITION'"),
+        (("explain", "0"), "Invalid value for 'POSITION'"),
+        (("explain", "9" * 30), "Invalid value for 'POSITION'"),
+        (("explain", "x"), "Invalid value for 'POSITION'"),
         (("events",), "there is no squad in .squad; start one with `squad up`"),
         (("status",), "there is no squad in .squad; start one with `squad up`"),
         (("status", "--data", "else/where"), "there is no squad in else/where"),

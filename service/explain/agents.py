@@ -1,0 +1,93 @@
+"""Why an agent's status is what it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eventstore.events import (
+    AgentProfileChanged,
+    AgentRegistered,
+    AgentStatusChanged,
+    EmailReceived,
+    EmailUpdated,
+    OperationExpired,
+    RunFinished,
+    RunStarted,
+    TaskCreated,
+    TaskUpdated,
+    TokensReleased,
+)
+from service.explain import words
+from service.explain.sentences import dated, sentence
+from service.explain.telling import rules_at
+
+if TYPE_CHECKING:
+    from eventstore.recorded import Recorded
+    from service.explain.record import Past, Told
+    from service.explain.telling import Telling
+
+LOOKED_THROUGH = (10, 500)
+"""How many of an agent's latest events are looked through for a sign of life; more where few do not do."""
+
+
+async def status_changed(event: AgentStatusChanged, at: Recorded, past: Past, telling: Telling) -> None:
+    """What it was last heard of with, and by which rules that was too long ago."""
+    telling.facts |= {"agent": event.agent, "previous": event.previous, "status": event.status}
+    if event.reason != "inactivity":
+        return
+    rules = await rules_at(past, at.position)
+    if rules:
+        idle = words.seconds(rules.policy.idle_after_minutes * 60)
+        offline = words.seconds(rules.policy.offline_after_minutes * 60)
+        telling.say(
+            f"An agent without work is idle {idle} after it was last heard of, and offline after"
+            f" {offline}, by the rules {rules.since}.",
+            rules.at,
+        )
+        telling.facts["policy"] = rules.facts("idle_after_minutes", "offline_after_minutes")
+    if heard := await _last_heard_of(event.agent, at, past):
+        since = words.duration(at.recorded_at - heard.at.recorded_at)
+        telling.say(
+            f"It was last heard of {since} before: {dated(heard)}",
+            heard.at,
+        )
+        telling.facts["last_heard_of"] = {"position": heard.at.position, "at": heard.at.recorded_at}
+
+
+async def registered(event: AgentRegistered, at: Recorded, past: Past, telling: Telling) -> None:
+    """What it did that registered it."""
+    telling.facts |= {"agent": event.agent, "automatic": event.automatic}
+    following = await past.one(at.position + 1) if event.automatic else None
+    if following and following.at.correlation_id == at.correlation_id:
+        telling.say(f"What it did: {sentence(following)}", following.at)
+
+
+async def _last_heard_of(agent: str, at: Recorded, past: Past) -> Told | None:
+    for limit in LOOKED_THROUGH:
+        latest = await past.of_agent(agent, at.position - 1, limit)
+        if heard := next((item for item in latest if _is_sign_of_life(item)), None):
+            return heard
+    return None
+
+
+def _is_sign_of_life(item: Told) -> bool:
+    """As the fold of agents has it; what others do with an agent's name is none."""
+    match item.event:
+        case AgentStatusChanged() as changed:
+            return changed.reason != "inactivity"
+        case TokensReleased() as released:
+            return released.reason == "released"
+        case RunFinished() as run:
+            return run.outcome == "succeeded"
+        case (
+            AgentProfileChanged()
+            | OperationExpired()
+            | RunStarted()
+            | TaskCreated()
+            | TaskUpdated()
+            | EmailReceived()
+            | EmailUpdated()
+        ):
+            return False
+        case _:
+            return item.event is not None
