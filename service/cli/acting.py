@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from eventstore.listener import Hints
+from eventstore.listener import Hints, Listener
 from service.app import StartFailed, background, until_ready
 from service.batch import new_id
 from service.cli.common import open_squad, printable
@@ -91,17 +91,27 @@ def asked(kind: type[C], **fields: Any) -> C:
 
 
 @asynccontextmanager
-async def acting(config: Path | None, dsn: str | None, data: Path | None) -> AsyncIterator[Acting]:
+async def acting(
+    config: Path | None, dsn: str | None, data: Path | None, *, listening: bool = False
+) -> AsyncIterator[Acting]:
     """Opens a squad that exists, to change something in it.
+
+    Args:
+        config: the settings' file.
+        dsn: the database.
+        data: the embedded Postgres's folder.
+        listening: for a command that waits for what others do: the writer then hears of it at once, and not
+            only when it looks, which it does before each decision and every second.
 
     Raises:
         StartFailed: there is no squad, or its state cannot be restored.
     """
     async with open_squad(config, dsn, data) as (connection, chosen, found):
-        # Nobody tells this writer of others' events: it looks by itself, before it decides and each second.
-        writer = Writer(found, chosen.squad_schema, DatabaseClock(), Hints())
+        listener = Listener(chosen.listen_dsn or found, chosen.squad_schema) if listening else None
+        hints = listener.events if listener else Hints()
+        writer = Writer(found, chosen.squad_schema, DatabaseClock(), hints)
         with _quiet():
-            async with background(writer.run()):
+            async with background(writer.run(), *([listener.run()] if listener else [])):
                 await until_ready(writer)
                 yield Acting(connection, chosen, found, writer, actor())
 

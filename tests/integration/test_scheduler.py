@@ -21,7 +21,8 @@ from eventstore.events import (
     TokensReserved,
     TokensSettled,
 )
-from projections.jobs import JOBS, RUNS, run_id
+from projections.jobs import JOBS
+from projections.runs import RUNS, run_id
 from service import commands as do
 from service import scheduler, tasks
 from service.decide.jobs import due_jobs

@@ -16,7 +16,8 @@ from eventstore.events import (
     RunStarted,
     TickBuffered,
 )
-from projections.jobs import JOBS, RUNS, run_id
+from projections.jobs import JOBS
+from projections.runs import RUNS, run_id
 from service.commands import (
     DefineJob,
     PauseJob,
@@ -86,7 +87,7 @@ class TestDefining:
 
     def test_after_removal_in_the_same_batch_puts_it_back(self) -> None:
         story = with_job().when(RemoveJob(name=JOB), define(), at=1)
-        story.then(JobRemoved(job=JOB), defined())
+        story.then(JobRemoved(job=JOB, source="api"), defined())
 
     def test_after_removal_goes_on_with_the_jobs_history(self) -> None:
         story = with_job().given(RemoveJob(name=JOB), at=1).when(define(), at=2).then(defined())
@@ -178,14 +179,23 @@ class TestDisabling:
 
 class TestRemoving:
     def test_takes_a_job_off_the_schedule(self) -> None:
-        story = with_job().when(RemoveJob(name=JOB), at=1).then(JobRemoved(job=JOB)).replied(name=JOB)
+        story = (
+            with_job()
+            .when(RemoveJob(name=JOB), at=1)
+            .then(JobRemoved(job=JOB, source="api"))
+            .replied(name=JOB)
+        )
         assert story.squad.rows(JOBS).get(JOB) is None
         story.when(claim(), at=120).then_nothing()
 
     def test_leaves_no_tick_without_an_outcome(self) -> None:
         story = running(overlap="buffer_one").given(claim(), at=120)
         story.when(RemoveJob(name=JOB), at=200)
-        story.then(skipped(120, "the job was removed while it waited"), missed(180), JobRemoved(job=JOB))
+        story.then(
+            skipped(120, "the job was removed while it waited"),
+            missed(180),
+            JobRemoved(job=JOB, source="api"),
+        )
 
     def test_lets_a_run_under_way_end(self) -> None:
         story = running().given(RemoveJob(name=JOB), at=61)
@@ -209,7 +219,7 @@ class TestRemoving:
         a_squad().when(command).then_refused("job_not_found")
 
     def test_makes_a_claim_of_its_ticks_find_nothing(self) -> None:
-        with_job().when(RemoveJob(name=JOB), claim(), at=59).then(JobRemoved(job=JOB))
+        with_job().when(RemoveJob(name=JOB), claim(), at=59).then(JobRemoved(job=JOB, source="api"))
 
 
 class TestPausing:
