@@ -23,6 +23,7 @@ from service.cli.common import open_squad, printable
 from service.clock import DatabaseClock
 from service.commands.base import Command
 from service.requests import CommandFailed, OutcomeUnknown, QueueFull, Request, Stopping, Unavailable
+from service.values import in_words
 from service.writer import Writer
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=Command)
 
 _LONGEST_LOGIN = 100
+_SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,9 @@ def asked(kind: type[C], **fields: Any) -> C:
         return kind(**fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        wrong = first["msg"].removeprefix("Value error, ")
-        raise StartFailed(printable(f"{where} is {first['input']!r}: {wrong}")) from error
+        where, given = ".".join(map(str, first["loc"])), repr(first["input"])
+        shown = given if len(given) <= _SHOWN_CHARACTERS else f"{given[:_SHOWN_CHARACTERS]}…"
+        raise StartFailed(printable(f"{where} is {shown}: {in_words(first)}")) from error
 
 
 @asynccontextmanager

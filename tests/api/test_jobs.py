@@ -9,10 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from click.testing import CliRunner
 
-from service.app import StartFailed
-from service.cli import cli
 from service.job_spec import BUILT_IN_TASKS
 from tests.api.client import running_service
 from tests.support.agents import Agents, answers, running_agents, when
@@ -20,8 +17,6 @@ from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    from click.testing import Result
 
     from tests.api.client import Api, Service
 
@@ -66,13 +61,6 @@ async def ended(api: Api, run_id: str) -> dict[str, Any]:
         return found[0] if found and found[0]["status"] != "running" else None
 
     return await eventually(run) or {}
-
-
-async def squad(service: Service, *arguments: str) -> Result:
-    """Calls the `squad` command."""
-    port = service.url.rpartition(":")[2]
-    filled = [argument.format(port=port, dsn=service.dsn) for argument in arguments]
-    return await asyncio.to_thread(CliRunner().invoke, cli, filled)
 
 
 async def test_the_seeds_seven_jobs_are_there_with_its_schedules(database: str) -> None:
@@ -224,37 +212,3 @@ async def test_a_job_is_taken_off_the_schedule_and_may_come_back(api: Api) -> No
     await job(api)
     run = (await api.post("jobs/poll/run")).expect(202)
     assert (await ended(api, run["id"]))["status"] == "succeeded"
-
-
-async def test_the_command_line_runs_pauses_and_resumes(service: Service) -> None:
-    # A name may need quoting.
-    quoted = "a%2Fb%20c%3F"
-    await job(service.api, quoted, endpoint="/odd")
-    ran = await squad(service, "jobs", "run", "a/b c?", "--port", "{port}")
-    assert ran.exit_code == 0, ran.output
-    begun = json.loads(ran.output)
-    assert begun["job"] == "a/b c?"
-    assert (await ended(service.api, begun["id"]))["status"] == "succeeded"
-    paused = await squad(service, "jobs", "pause", "a/b c?", "--note", "holidays", "--port", "{port}")
-    assert json.loads(paused.output)["note"] == "holidays"
-    listed = await squad(service, "jobs", "--dsn", "{dsn}", "--json")
-    shown = {item["name"]: item for item in map(json.loads, listed.output.splitlines())}
-    assert (shown["a/b c?"]["paused"], shown["a/b c?"]["pause_note"]) == (True, "holidays")
-    assert [run["status"] for run in shown["a/b c?"]["last_runs"]] == ["succeeded"]
-    assert len(shown) == len(SEEDS) + 1
-    table = await squad(service, "jobs", "--dsn", "{dsn}")
-    assert table.exit_code == 0
-    assert "email_poll" in table.output
-    resumed = await squad(service, "jobs", "resume", "a/b c?", "--host", "127.0.0.1", "--port", "{port}")
-    assert json.loads(resumed.output)["paused"] is False
-
-
-async def test_the_command_line_says_in_one_line_what_is_wrong(service: Service, agents: Agents) -> None:
-    nobody = await squad(service, "jobs", "run", "nobody", "--port", "{port}")
-    assert isinstance(nobody.exception, StartFailed)
-    assert str(nobody.exception) == "no job is called 'nobody'"
-    closed = await squad(service, "jobs", "run", "poll", "--port", "9")
-    assert "no service answers on 127.0.0.1:9" in str(closed.exception)
-    agents.on("/api/v1/jobs/poll/run", answers([], 404))
-    other = await squad(service, "jobs", "run", "poll", "--port", agents.url.rpartition(":")[2])
-    assert "is not a squad" in str(other.exception)
