@@ -38,6 +38,8 @@ def _answered_if_succeeded(data: dict[str, Any]) -> dict[str, Any]:
 
 
 UPCASTERS: dict[tuple[str, int], Upcaster] = {
+    # The second version has one more reason.
+    ("agent_status_changed", 1): _adding(),
     ("job_defined", 1): _without_resources,
     # Who removed it was not kept; what the settings removed comes back when they name it again.
     ("job_removed", 1): _adding(source="settings"),

@@ -45,7 +45,7 @@ ORCHESTRATOR_AGENT = "orchestrator"
 _NOT_THE_AGENT = ("system:", "cli:")
 """How the actors begin who act on behalf of agents: parts of the service, and people at a terminal."""
 
-_NO_SIGN_OF_LIFE = frozenset({"inactivity", "run_ended"})
+_NO_SIGN_OF_LIFE = frozenset({"inactivity", "run_started", "run_ended"})
 
 
 class AgentRow(NamedTuple):
@@ -140,16 +140,19 @@ def _status_changed(view: View, event: AgentStatusChanged, recorded: Recorded) -
     MessageAcknowledged,
     OperationRenewed,
     ConflictDetected,
-    TokensReserved,
     TokensSettled,
     TokensUsed,
     TokensDenied,
     touches=_its_agent,
 )
 def _acted(view: View, event: _OfAgent, recorded: Recorded) -> None:
-    row = _agent(view, event.agent)
     itself = event.agent == ORCHESTRATOR_AGENT or not recorded.actor.startswith(_NOT_THE_AGENT)
-    seen = recorded.recorded_at if itself else row.last_active
+    _take_note(view, event, recorded, sign_of_life=itself)
+
+
+def _take_note(view: View, event: _OfAgent, recorded: Recorded, *, sign_of_life: bool) -> None:
+    row = _agent(view, event.agent)
+    seen = recorded.recorded_at if sign_of_life else row.last_active
     view.rows(AGENTS).put(event.agent, row._replace(last_active=seen, position=recorded.position))
 
 
@@ -159,9 +162,18 @@ def _released(view: View, event: TokensReleased, recorded: Recorded) -> None:
         _acted(view, event, recorded)
 
 
+@agents.on(TokensReserved, touches=_its_agent)
+def _took(view: View, event: TokensReserved | OperationStarted, recorded: Recorded) -> None:
+    # What is taken for a run names the job as its cause, also where a client asked for the run.
+    if recorded.caused_by is None:
+        _acted(view, event, recorded)
+    else:
+        _take_note(view, event, recorded, sign_of_life=False)
+
+
 @agents.on(OperationStarted, touches=_its_agent)
 def _operation_started(view: View, event: OperationStarted, recorded: Recorded) -> None:
-    _acted(view, event, recorded)
+    _took(view, event, recorded)
     _count_operations(view, event, 1, recorded)
 
 

@@ -44,7 +44,7 @@ def begin(told: Unfolding, job: JobRow, caused_by: int) -> str | None:
     if not job.resources:
         return None
     agent = _holder(job)
-    told.arrive(agent, "operation_started")
+    told.arrive(agent, "run_started")
     started = operations.start_of(told.state, agent, job.name, job.resources, told.at)
     told.add(started, caused_by)
     told.work[agent] += 1

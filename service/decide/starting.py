@@ -71,9 +71,9 @@ def begin(
     if isinstance(reserved, Obstacle):
         return reserved
     if job.agent or reserved:
-        told.arrive(job.agent or ORCHESTRATOR_AGENT, "operation_started")
+        told.arrive(job.agent or ORCHESTRATOR_AGENT, "run_started")
     if reserved:
-        told.add(reserved)
+        told.add(reserved, job.position)
     # Nobody could renew the claim of a run that waits: it begins with the first attempt.
     operation_id = holding.begin(told, job, job.position) if runner else None
     started = RunStarted(

@@ -88,6 +88,25 @@ async def test_an_agent_is_active_while_called_and_idle_afterwards(agents: Agent
     assert changes == ["active", "idle"]
 
 
+async def test_an_agent_that_does_not_answer_goes_offline_however_often_it_is_called(
+    agents: Agents, member: Member
+) -> None:
+    """It was heard of when it was registered; all that follows is done on its behalf."""
+    await submit(member.writer, do.SetPolicy(idle_after_minutes=0.01, offline_after_minutes=0.03))
+    agents.on("/poll", answers({}, 500))
+    await define(member, "poll", every="100ms", tokens=5, resources={"mailbox": "info"})
+
+    def rests() -> list[str]:
+        return [item.status for item in member.told(AgentStatusChanged, reason="run_ended")]
+
+    await eventually(lambda: len(member.told(RunFinished)) >= 30)
+    at_rest = rests()
+    assert at_rest == sorted(at_rest), "once offline it stays so"
+    assert at_rest[-1] == "offline"
+    agents.on("/poll", answers({}))
+    await eventually(lambda: rests()[-1] == "idle")
+
+
 async def test_a_failed_attempt_is_repeated_after_a_backoff(agents: Agents, member: Member) -> None:
     agents.on("/poll", answers({}, 503), answers({"tokens_used": 5}))
     await define(member, "poll", retries=2, tokens=100)

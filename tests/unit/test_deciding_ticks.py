@@ -42,7 +42,7 @@ from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, define, ended, wit
 from tests.unit.support import FRESH, START, Story, given, moment
 
 POOR = SetPolicy(daily_tokens=1_000)
-AT_WORK = AgentStatusChanged(agent="ann", previous="idle", status="active", reason="operation_started")
+AT_WORK = AgentStatusChanged(agent="ann", previous="idle", status="active", reason="run_started")
 AT_REST = AgentStatusChanged(agent="ann", previous="active", status="idle", reason="run_ended")
 
 

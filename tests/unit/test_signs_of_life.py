@@ -155,9 +155,11 @@ def test_the_orchestrators_own_acts_are_signs_of_its_life() -> None:
     assert story.row(AGENTS, "orchestrator").last_active == moment(20)
 
 
-def test_a_run_that_somebody_asks_for_at_a_terminal_is_none() -> None:
+@pytest.mark.parametrize("actor", ["cli:ada", "anonymous", "agent:bob", "agent:ann"])
+@pytest.mark.parametrize("runner", [RUNNER, None])
+def test_a_run_that_somebody_asks_for_is_none(actor: str, runner: str | None) -> None:
     story = with_job(tokens=5, resources={"mailbox": "info"})
-    story.when(on_behalf(RunJob(name=JOB), "cli:ada"), at=20)
+    story.when(on_behalf(RunJob(name=JOB, runner=runner), actor), at=20)
     [row] = story.squad.all(RUNS)
     story.when(take_up(row.id, RUNNER), at=21)
     assert (status(story), last_active(story)) == ("active", START)
