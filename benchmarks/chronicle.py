@@ -14,7 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING, NamedTuple, cast
 from uuid import UUID
 
-from projections.jobs import RUNS
+from projections.runs import RUNS
 from service import commands as do
 from service import recall
 from service.batch import decide_batch

@@ -13,7 +13,7 @@ from eventstore.events import EmailReceived, RequestAnswered, TokensReleased, To
 from eventstore.translation import translating
 from projections.budgets import RESERVATIONS, reservation_after
 from projections.emails import EMAILS, emails
-from projections.jobs import JOBS
+from projections.jobs import JOBS, jobs
 from projections.messages import messages
 from projections.operations import OPERATIONS, operations
 from projections.tasks import TASKS, tasks
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from service.requests import Ticket
     from service.squad import Draft, State
 
-_KINDS = {"message": messages, "operation": operations, "task": tasks, "email": emails}
+_KINDS = {"message": messages, "operation": operations, "task": tasks, "email": emails, "job": jobs}
 """Which projection alone tells a stream's story, by the first part of the stream's name."""
 
 
@@ -119,8 +119,8 @@ def _stream(state: State, command: do.AnyCommand) -> str | None:
             return None if state.rows(TASKS).get(command.task_id) else f"task-{command.task_id}"
         case do.UpdateEmail():
             return None if state.rows(EMAILS).get(command.email_id) else f"email-{command.email_id}"
-        case do.DefineJob():
-            # One that was removed may come back, and its stream goes on.
+        case do.DefineJob() | do.RemoveJob() | do.WithdrawJob():
+            # One that was removed may come back, and its stream goes on; or it matters who removed it.
             return None if state.rows(JOBS).get(command.name) else f"job-{command.name}"
         case _:
             return None

@@ -13,8 +13,8 @@ from service.app import StartFailed
 from service.cli.bench import bench
 from service.cli.checkpoint import checkpoint
 from service.cli.events import events
-from service.cli.export import export_command, import_command
 from service.cli.explain import explain_position
+from service.cli.export import export_command, import_command
 from service.cli.jobs import jobs
 from service.cli.replay import replay
 from service.cli.status import status

@@ -27,6 +27,7 @@ from service.commands.jobs import (
     ResumeJob,
     RunJob,
     TakeUpRun,
+    WithdrawJob,
 )
 from service.commands.messages import AcknowledgeMessage, SendMessage
 from service.commands.operations import CheckOperation, FinishOperation, RenewOperation, StartOperation
@@ -67,6 +68,7 @@ __all__ = [
     "TakeUpRun",
     "UpdateEmail",
     "UpdateTask",
+    "WithdrawJob",
 ]
 
 AnyCommand = (
@@ -89,6 +91,7 @@ AnyCommand = (
     | UpdateEmail
     | DefineJob
     | RemoveJob
+    | WithdrawJob
     | PauseJob
     | ResumeJob
     | RunJob

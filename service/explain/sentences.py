@@ -156,7 +156,7 @@ def _status(event: told.AgentStatusChanged) -> str:
             return f"{agent} acted, and so is {event.status}; {was}."
         case "inactivity":
             return f"Nothing was heard of {agent} for too long, and so it is {event.status}; {was}."
-        case "operation_started":
+        case "operation_started" | "run_started":
             return f"Work was begun with {agent}, and so it is {event.status}; {was}."
         case "run_ended":
             return f"The work with {agent} ended, and so it is {event.status}; {was}."

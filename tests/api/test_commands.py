@@ -115,17 +115,17 @@ async def test_explain_tells_why_a_claim_was_refused(service: Service, tmp_path:
     claim = {"action": "quote", "resources": {"emailId": "e1"}}
     refused = (await service.api.post("operations", agent="bob\u202e", **claim)).expect(409)
     arguments = ("explain", str(refused["position"]), "--dsn", service.dsn)
-    lines = (await _squad(tmp_path, *arguments)).lines()
+    lines = (await squad(tmp_path, *arguments)).lines()
     assert lines[0].startswith(f"{refused['position']}  conflict_detected  ")
     assert "turned away from “quote”: ada was at “respond” on emailId e1." in lines[1]
     assert lines[2:4] == ["", "Why"]
     assert "\u202e" not in "".join(lines)
-    [line] = (await _squad(tmp_path, *arguments, "--json")).lines()
+    [line] = (await squad(tmp_path, *arguments, "--json")).lines()
     assert json.loads(line) == (await service.api.get(f"explain/{refused['position']}")).expect(200)
 
 
 async def test_explain_says_that_there_is_nothing(service: Service, tmp_path: Path) -> None:
-    ended = await _squad(tmp_path, "explain", "999999", "--dsn", service.dsn)
+    ended = await squad(tmp_path, "explain", "999999", "--dsn", service.dsn)
     assert ended.complaint() == "the log has no position 999999"
 
 

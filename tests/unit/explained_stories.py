@@ -29,7 +29,7 @@ from eventstore.events import (
     TokensReleased,
     TokensReserved,
 )
-from projections.jobs import run_id
+from projections.runs import run_id
 from service.commands import (
     AnyCommand,
     FinishOperation,

@@ -34,8 +34,9 @@ from projections import PROJECTIONS
 from projections.agents import AGENTS
 from projections.budgets import BUDGET_DAYS, BUDGETS, RESERVATIONS
 from projections.emails import EMAILS
-from projections.jobs import JOBS, RUNS
+from projections.jobs import JOBS
 from projections.operations import OPERATIONS
+from projections.runs import RUNS
 from service.batch import Recorder
 from service.commands import (
     AnyCommand,
@@ -224,6 +225,8 @@ class World:
 
         runs = list(squad.all(RUNS))
         assert {row.id for row in runs} == self.job_rules.runs.keys()
+        held = {row.operation_id for row in runs if row.runner}
+        assert {row.id for row in operations if row.action in strategies.JOBS} <= held
 
         working = Counter([*(row.agent for row in operations), *(row.agent for row in runs)])
         assert {row.name: row.operations for row in squad.all(AGENTS)} == {
