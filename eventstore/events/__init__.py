@@ -62,6 +62,7 @@ from eventstore.events.operations import (
     OperationStarted,
 )
 from eventstore.events.orchestrator import OrchestratorStarted, OrchestratorStopped
+from eventstore.events.subjects import SubjectForgotten
 from eventstore.events.tasks import TaskCreated, TaskPriority, TaskStatus, TaskUpdated
 
 __all__ = [
@@ -108,6 +109,7 @@ __all__ = [
     "RunStarted",
     "SkipReason",
     "StatusReason",
+    "SubjectForgotten",
     "TaskCreated",
     "TaskPriority",
     "TaskStatus",
@@ -159,6 +161,7 @@ AnyEvent = (
     | RunAttemptFailed
     | RunRetried
     | RunFinished
+    | SubjectForgotten
     | RequestAnswered
     | AppendAbandoned
 )
