@@ -1,16 +1,16 @@
 """The keys that personal payloads are sealed with: made, found, kept at hand, and found out about.
 
-They lie in `subject_keys`, the one table that is not rebuilt from the log, on purpose: a payload can be read
-for as long as its key lies there. An e-mail's key is its sender's, who is looked up by a digest of the
-address; a message has a key of its own, which only the message names. Ids of keys are UUIDv7 and say nothing
-about whom they belong to. The event `subject_forgotten` destroys its key in the transaction that appends it.
+They lie in `subject_keys`, the one table that is not rebuilt from the log, on purpose: a payload can be
+read for as long as its key lies there. An e-mail's key is its sender's, who is looked up by a digest of the
+address; a message has a key of its own, which only the message names. Ids of keys are UUIDv7 and say
+nothing about whom they belong to. The event `subject_forgotten` destroys its key in the transaction that
+appends it.
 """
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
-from hashlib import sha256
+from datetime import datetime
 from os import urandom
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,7 +21,6 @@ from eventstore.translation import translating
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
-    from datetime import datetime
 
     from eventstore.connection import Connection
 
@@ -35,7 +34,6 @@ PAGE_KEYS = 5_000
 """How many keys a reader of all of them takes at once."""
 
 _ATTEMPTS = 10
-_IN_ANGLE_BRACKETS = re.compile(r"<([^<>]+)>\s*$")
 _LOAD = "SELECT id::text, key FROM subject_keys WHERE id = ANY(%s::uuid[])"
 _OF_SUBJECTS = "SELECT subject, id::text, key FROM subject_keys WHERE subject = ANY(%s)"
 _INSERT = (
@@ -74,25 +72,14 @@ def new_key() -> Key:
     return Key(str(uuid7()), urandom(KEY_BYTES))
 
 
-def sender(from_email: str) -> str:
-    """Whose e-mail it is: the address alone, however the name before it and its case are written."""
-    found = _IN_ANGLE_BRACKETS.search(from_email)
-    return " ".join((found[1] if found else from_email).split()).casefold()
-
-
-def digest_of(from_email: str) -> str:
-    """How a sender's key is looked up. Of one length, whatever the sender; and no address to read."""
-    return sha256(sender(from_email).encode()).hexdigest()
-
-
 # At hand ------------------------------------------------------------------------------------------------
 
 
 class Keyring:
     """Keys that this process has at hand.
 
-    Whoever sees that a key was destroyed lets go of it, and from then on it is not here: neither is one that
-    was being loaded at that moment, and was still there when the database was asked.
+    Whoever sees that a key was destroyed lets go of it, and from then on it is not here: neither is one
+    that was being loaded at that moment, and was still there when the database was asked.
     """
 
     def __init__(self, most: int = KEPT_KEYS) -> None:
@@ -108,13 +95,18 @@ class Keyring:
         while len(self._secrets) > self._most:
             self._secrets.popitem(last=False)
 
+    def clear(self) -> None:
+        """Lets go of all keys."""
+        self._secrets.clear()
+        self._let_go += 1
+
     def let_go(self, key_id: str) -> None:
         """The key was destroyed."""
         self._secrets.pop(key_id, None)
         self._let_go += 1
 
     async def secrets(self, connection: Connection, ids: Collection[str]) -> dict[str, bytes]:
-        """The keys with these ids, as far as they exist; asks for those that are not at hand, all at once."""
+        """The keys with these ids, as far as they exist. Those not at hand are asked for, all at once."""
         while True:
             before = self._let_go
             found = {id_: secret for id_ in ids if (secret := self._at_hand(id_))}
@@ -185,7 +177,9 @@ async def read_out(connection: Connection) -> AsyncGenerator[list[StoredKey], No
     while True:
         with translating():
             cursor = await connection.execute(query, (after, PAGE_KEYS))
-            page = [StoredKey(id_, subject, bytes(key), at) for id_, subject, key, at in await cursor.fetchall()]
+            page = [
+                StoredKey(id_, subject, bytes(key), at) for id_, subject, key, at in await cursor.fetchall()
+            ]
         if page:
             yield page
             after = page[-1].id

@@ -5,12 +5,13 @@ A sealed event is stored with what is personal in it set to null, and beside it,
     "sealed": {"key": <id of the key>, "nonce": <base64>, "box": <base64>}
 
 The box is AES-256-GCM over the compact JSON of what is missing; its associated data are the event's id,
-stream, type, schema version and key, each followed by a line feed, so that no box opens in another event. The
-hash chain covers the stored text, so it can be followed with the keys, without them, and after they are gone.
+stream, type, schema version and key, each followed by a line feed, so that no box opens in another event.
+The hash chain covers the stored text, so it can be followed with the keys, without them, and after they are
+gone.
 
 `reveal` is the one place that makes events readable again. Where a key is gone, so is what it sealed: what
-must be a text becomes `ERASED`, everything else stays null. A payload is never read past a box that does not
-open: that is no forgotten key, it is damage, and it is told.
+must be a text becomes `ERASED`, everything else stays null. A box that does not open with its key is not
+forgotten, it is damaged, and whoever reads it is told.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from eventstore.errors import UnreadableEvent
 from eventstore.events import (
+    ERASED,
     EmailReceived,
     EmailUpdated,
     MessageSent,
@@ -41,9 +43,6 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from eventstore.keys import Key
     from eventstore.recorded import Recorded
-
-ERASED = "(erased)"
-"""Stands for a text that nobody can read any more. No sender is called that: see `service.commands.emails`."""
 
 NONCE_BYTES = 12
 
@@ -129,14 +128,14 @@ async def reveal(
 ) -> list[Recorded]:
     """The same events with readable data: plain where the key is there, erased where it is gone.
 
-    Everything but `data` is as it was, so `hash` still speaks of the stored text. Events that are not sealed
-    come back as they are, and a page without any costs a look at each.
+    Everything but `data` is as it was, so `hash` still speaks of the stored text. Events that are not
+    sealed come back as they are, and a page without any costs a look at each.
 
     Args:
         connection: to ask for keys that are not at hand, all in one query.
         page: as they are stored.
-        keyring: keys at hand; it lets go of those that the page says were destroyed. Without it the database
-            has the word, which is how it is for readers who have not followed the log.
+        keyring: keys at hand; it lets go of those that the page says were destroyed. Without it the
+            database has the word, which is right for readers who do not follow the log.
         veiled: types whose erased form will do.
 
     Raises:
@@ -145,20 +144,25 @@ async def reveal(
     keyring = keyring or Keyring()
     sealed: list[tuple[int, dict[str, Any], _Seal]] = []
     for index, recorded in enumerate(page):
-        if recorded.type in PERSONAL:
-            if _LOOKS_SEALED in recorded.data and (found := _unseal(recorded)):
+        if may_be_sealed(recorded):
+            if found := _unseal(recorded):
                 sealed.append((index, *found))
         elif recorded.type == SubjectForgotten.type:
-            keyring.let_go(orjson.loads(recorded.data)["key_id"])
+            keyring.let_go(orjson.loads(recorded.data).get("key_id"))
     shown = page if isinstance(page, list) else list(page)
     if not sealed:
         return shown
-    wanted = {found.key for index, _, found in sealed if page[index].type not in veiled}
+    wanted = {seal_.key for index, _, seal_ in sealed if page[index].type not in veiled}
     secrets = await keyring.secrets(connection, wanted) if wanted else {}
     shown = list(shown)
-    for index, data, found in sealed:
-        shown[index] = _opened(page[index], data, found, secrets.get(found.key))
+    for index, data, seal_ in sealed:
+        shown[index] = _opened(page[index], data, seal_, secrets.get(seal_.key))
     return shown
+
+
+def may_be_sealed(recorded: Recorded) -> bool:
+    """Whether it is worth a closer look: False for nearly every event that is not sealed."""
+    return recorded.type in PERSONAL and _LOOKS_SEALED in recorded.data
 
 
 def opened(recorded: Recorded, secrets: Mapping[str, bytes]) -> Recorded:
@@ -187,28 +191,30 @@ def _unseal(recorded: Recorded) -> tuple[dict[str, Any], _Seal] | None:
         return None
     try:
         value = data.pop("sealed")
-        found = _Seal(value["key"], a2b_base64(value["nonce"]), a2b_base64(value["box"]))
-        if not _KEY_ID.fullmatch(found.key):
-            raise ValueError
-    except (KeyError, TypeError, ValueError, Base64Error) as error:
-        raise UnreadableEvent(f"the seal of {recorded.type} at position {recorded.position}") from error
-    return data, found
+        seal_ = _Seal(value["key"], a2b_base64(value["nonce"]), a2b_base64(value["box"]))
+        is_named = bool(_KEY_ID.fullmatch(seal_.key))
+    except (KeyError, TypeError, ValueError, Base64Error):
+        is_named = False
+    if not is_named:
+        raise UnreadableEvent(f"the seal of {recorded.type} at position {recorded.position}")
+    return data, seal_
 
 
-def _opened(recorded: Recorded, data: dict[str, Any], found: _Seal, secret: bytes | None) -> Recorded:
+def _opened(recorded: Recorded, data: dict[str, Any], seal_: _Seal, secret: bytes | None) -> Recorded:
     if secret is None:
         _erase(recorded.type, data)
     else:
         envelope = _envelope(
-            recorded.id, recorded.stream, recorded.type, recorded.schema_version, found.key
+            recorded.id, recorded.stream, recorded.type, recorded.schema_version, seal_.key
         )
         try:
-            box = orjson.loads(AESGCM(secret).decrypt(found.nonce, found.box, envelope))
+            box = orjson.loads(AESGCM(secret).decrypt(seal_.nonce, seal_.box, envelope))
         except (InvalidTag, ValueError) as error:
             raise UnreadableEvent(f"the box of {recorded.type} at position {recorded.position}") from error
         for name, value in box.items():
-            if PERSONAL[recorded.type][name]:
-                data[name].update(value)
+            # What is sealed in whole left null behind, what is sealed in part left an object.
+            if isinstance(left := data.get(name), dict):
+                left.update(value)
             else:
                 data[name] = value
     return recorded._replace(data=orjson.dumps(data).decode())
@@ -216,9 +222,9 @@ def _opened(recorded: Recorded, data: dict[str, Any], found: _Seal, secret: byte
 
 def _erase(type_: str, data: dict[str, Any]) -> None:
     for name, members in PERSONAL[type_].items():
-        place = data[name] if members else data
+        place = data.get(name) if members else data
         for text in _TEXTS.intersection(members or (name,)):
-            if text in place:
+            if isinstance(place, dict) and text in place:
                 place[text] = ERASED
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from eventstore import codec
+from eventstore import codec, sealing
+from eventstore.events import RequestAnswered
 from eventstore.translation import translating
 from projections import storage
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from eventstore.connection import Connection
     from eventstore.events import AnyEvent
+    from eventstore.keys import Keyring
     from eventstore.recorded import Recorded
     from projections.projection import K, Projection, R, Rows, Table
 
@@ -67,24 +69,28 @@ class _Page:
 class PageFolder:
     """Folds pages into one set of tables.
 
-    `generation` is that of the tables as `projections` had it when the caller looked.
+    `generation` is that of the tables as `projections` had it when the caller looked; `keyring` holds the
+    keys of sealed payloads that are at hand already.
     """
 
-    def __init__(self, generation: int = 1) -> None:
+    def __init__(self, generation: int = 1, keyring: Keyring | None = None) -> None:
         self._generation = generation
+        self._keyring = keyring
         self._caches: dict[str, OrderedDict[Any, Any]] = {}
 
     async def advance(
         self, connection: Connection, members: Sequence[Projection], page: Sequence[Recorded]
     ) -> None:
-        """Folds consecutive events into the tables of projections that stand just before them.
+        """Folds consecutive stored events into the tables of projections that stand just before them.
 
         Raises:
             StoreBusy: one of them stands elsewhere, or its tables were replaced; nothing was written.
             StoreUnavailable: the connection broke; the page was written whole or not at all.
             UnknownEventType, UnreadableEvent, MissingRow: an event cannot be folded; nothing was written.
         """
-        events = [codec.decode(recorded) for recorded in page]
+        # Answers are nobody's rows, so nobody needs to read them.
+        shown = await sealing.reveal(connection, page, self._keyring, veiled=(RequestAnswered.type,))
+        events = [codec.decode(recorded) for recorded in shown]
         await self._fetch(connection, members, events)
         view = _Page(self._caches)
         for event, recorded in zip(events, page, strict=True):

@@ -27,6 +27,7 @@ from projections.folding import PageFolder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from eventstore.keys import Keyring
     from eventstore.recorded import Recorded
     from projections.projection import Projection
 
@@ -46,7 +47,12 @@ class Projector:
     """Keeps the read tables of one squad until cancelled."""
 
     def __init__(
-        self, dsn: str, schema: str, hints: Hints, projections: Sequence[Projection] = PROJECTIONS
+        self,
+        dsn: str,
+        schema: str,
+        hints: Hints,
+        projections: Sequence[Projection] = PROJECTIONS,
+        keyring: Keyring | None = None,
     ) -> None:
         self.active = False
         self.positions: dict[str, int] = {}
@@ -57,7 +63,8 @@ class Projector:
         self._schema = schema
         self._hints = hints
         self._projections = {projection.name: projection for projection in projections}
-        self._folder = PageFolder()
+        self._keyring = keyring
+        self._folder = PageFolder(keyring=keyring)
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -95,7 +102,7 @@ class Projector:
             await asyncio.sleep(POLL_SECONDS / 2)
         self.failed.clear()
         self.positions, generation = await self._prepare(connection)
-        self._folder = PageFolder(generation)
+        self._folder = PageFolder(generation, self._keyring)
         self.active = True
 
     async def _prepare(self, connection: Connection) -> tuple[dict[str, int], int]:

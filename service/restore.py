@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from psycopg import sql
 
-from eventstore import codec, log
+from eventstore import codec, log, sealing
 from eventstore.connection import hanging_up_after
 from eventstore.errors import LogNotUnderstood, StoreUnavailable
 from eventstore.recorded import Head
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from eventstore.connection import Connection
+    from eventstore.keys import Keyring
     from eventstore.recorded import Recorded
 
 STUCK_AFTER_SECONDS = 10.0
@@ -45,7 +46,7 @@ _ACTIVE: dict[str, sql.SQL] = {
 """Which rows to read; `service.squad.RESIDENT` has the last word on which stay."""
 
 
-async def restore(connection: Connection) -> Squad:
+async def restore(connection: Connection, keyring: Keyring | None = None) -> Squad:
     """The squad's state at the log's head.
 
     Raises:
@@ -56,19 +57,23 @@ async def restore(connection: Connection) -> Squad:
         await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         await _load_tables(connection, squad)
         await connection.execute("ROLLBACK")
-    await catch_up(connection, squad)
+    await catch_up(connection, squad, keyring=keyring)
     return squad
 
 
 async def catch_up(
-    connection: Connection, squad: Squad, tell: Callable[[Sequence[Recorded]], None] | None = None
+    connection: Connection,
+    squad: Squad,
+    tell: Callable[[Sequence[Recorded]], None] | None = None,
+    keyring: Keyring | None = None,
 ) -> None:
-    """Folds what follows the squad's head, and tells of it page by page."""
+    """Folds what follows the squad's head, and tells of it page by page, as it is stored."""
     while True:
         with hanging_up_after(STUCK_AFTER_SECONDS, connection):
             page = await log.read_after(connection, squad.head.position)
+            shown = await sealing.reveal(connection, page, keyring, veiled=sealing.VEILED)
         if page:
-            fold_page(squad, page)
+            fold_page(squad, shown)
             if tell:
                 tell(page)
         if len(page) < log.PAGE_EVENTS:
@@ -76,7 +81,7 @@ async def catch_up(
 
 
 def fold_page(squad: Squad, page: Sequence[Recorded]) -> None:
-    """Folds consecutive events that follow the squad's head.
+    """Folds consecutive events that follow the squad's head; `sealing.reveal` has made them readable.
 
     Raises:
         StoreUnavailable: they do not follow it; the log was replaced under us.

@@ -8,11 +8,13 @@ away. The folds are the projections' own; nothing about events is said twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eventstore.events import EmailReceived, OperationExpired, OperationFinished, OperationStarted
 from eventstore.recorded import EMPTY_LOG, Head
+from eventstore.subjects import NO_TRACE
 from projections import HANDLERS
 from projections.agents import AGENTS
 from projections.budgets import (
@@ -33,11 +35,12 @@ from projections.projection import MissingRow, Table
 from projections.tasks import TASKS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
     from datetime import date, datetime
 
     from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
+    from eventstore.subjects import Trace
     from projections.projection import K, R, Rows
 
 Resource = tuple[str, str]
@@ -90,6 +93,8 @@ class State:
     """Where the log ended when the state was folded."""
     looked_at: datetime | None = None
     """When it was last looked for what the passing of time makes happen."""
+    traces: Mapping[str, Trace] = MappingProxyType({})
+    """What was looked up for `trace`, by subject."""
 
     def rows(self, table: Table[K, R], /) -> Rows[K, R]:
         """One table's active rows, by key."""
@@ -106,6 +111,10 @@ class State:
     def email_with(self, gmail_message_id: str, /) -> str | None:
         """The id of the e-mail with this Gmail message id, where it is known."""
         raise NotImplementedError
+
+    def trace(self, subject: str, /) -> Trace:
+        """What the log holds of a sender or a message that is to be forgotten, where it was looked up."""
+        return self.traces.get(subject, NO_TRACE)
 
     @property
     def policy(self) -> PolicyRow:
@@ -268,6 +277,7 @@ class Draft(State):
         self.versions = _Layer(squad.versions, self.journal)
         self.holders = _Layer(squad.holders, self.journal)
         self.gmail_ids = _Layer(squad.gmail_ids, self.journal)
+        self.traces: dict[str, Trace] = {}
         self._squad = squad
         self._safe_head = squad.head
 
@@ -297,7 +307,8 @@ class Draft(State):
             try:
                 handler(self, event, recorded)
             except MissingRow as missing:
-                if missing.table.name not in PARTIAL:
+                # Tables that are not in memory at all are nobody's business here.
+                if missing.table.name in RESIDENT and missing.table.name not in PARTIAL:
                     raise
         match event:
             case OperationStarted():

@@ -18,7 +18,7 @@ from eventstore.events.agents import (
     AgentStatusChanged,
     StatusReason,
 )
-from eventstore.events.base import Event
+from eventstore.events.base import ERASED, Event
 from eventstore.events.budget import (
     BudgetDayReset,
     BudgetThresholdCrossed,
@@ -66,6 +66,7 @@ from eventstore.events.subjects import SubjectForgotten
 from eventstore.events.tasks import TaskCreated, TaskPriority, TaskStatus, TaskUpdated
 
 __all__ = [
+    "ERASED",
     "AgentHeartbeatRecorded",
     "AgentProfileChanged",
     "AgentRegistered",

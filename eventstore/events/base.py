@@ -6,6 +6,9 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+ERASED = "(erased)"
+"""Stands for a text that nobody can read any more. No sender is called that."""
+
 
 class Event(BaseModel):
     """One fact. Its `type` names it in the log; its `stream` says whose history it belongs to."""

@@ -10,8 +10,8 @@ from eventstore.events.base import Event
 class SubjectForgotten(Event):
     """Somebody's key was destroyed: by this event, in the transaction that appended it.
 
-    It says what was sealed with the key, which nobody can read any more, and not whose key it was. Where that
-    is much, several events share it.
+    It says what was sealed with the key, which nobody can read any more, and not whose key it was. Where
+    that is much, several events share it.
     """
 
     type: ClassVar[str] = "subject_forgotten"

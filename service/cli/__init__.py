@@ -11,6 +11,7 @@ import psycopg
 from eventstore.errors import EventStoreError
 from service.app import StartFailed
 from service.cli.events import events
+from service.cli.forget import forget
 from service.cli.jobs import jobs
 from service.cli.status import status
 from service.cli.up import up
@@ -29,6 +30,7 @@ def cli() -> None:
 
 cli.add_command(up)
 cli.add_command(events)
+cli.add_command(forget)
 cli.add_command(jobs)
 cli.add_command(status)
 

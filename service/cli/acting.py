@@ -99,7 +99,9 @@ async def acting(config: Path | None, dsn: str | None, data: Path | None) -> Asy
     """
     async with open_squad(config, dsn, data) as (connection, chosen, found):
         # Nobody tells this writer of others' events: it looks by itself, before it decides and each second.
-        writer = Writer(found, chosen.squad_schema, DatabaseClock(), Hints())
+        writer = Writer(
+            found, chosen.squad_schema, DatabaseClock(), Hints(), encrypt=chosen.encrypt_payloads
+        )
         with _quiet():
             async with background(writer.run()):
                 await until_ready(writer)
