@@ -231,6 +231,9 @@ CREATE TABLE snapshots (
 -- that is not rebuilt from the log, on purpose: to forget somebody is to destroy a key. The event that says
 -- so destroys it, in the same transaction, and the snapshots with it. `subject` is a digest of a sender's
 -- address; the key of a message has none, since only the message names it.
+--
+-- A snapshot that is being written holds what is forgotten here; it is waited for, and then deleted. One that
+-- is written later waits for us, and must then see that it comes too late.
 
 CREATE TABLE subject_keys (
     id          uuid        PRIMARY KEY,
@@ -242,8 +245,6 @@ CREATE TABLE subject_keys (
 CREATE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM subject_keys WHERE id = (NEW.data ->> 'key_id')::uuid;
-    -- Whoever is writing a snapshot that holds what is forgotten here is waited for; whoever comes later
-    -- waits for us, and then sees that it is too late.
     LOCK TABLE snapshots IN SHARE ROW EXCLUSIVE MODE;
     DELETE FROM snapshots;
     RETURN NULL;
