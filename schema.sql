@@ -230,11 +230,15 @@ CREATE TABLE snapshots (
 -- Keys of sealed payloads --------------------------------------------------------------------------------
 -- What is personal in an event may be sealed with the key of whom it concerns. These keys are the one thing
 -- that is not rebuilt from the log, on purpose: to forget somebody is to destroy a key. The event that says
--- so destroys it, in the same transaction, and the snapshots with it.
+-- so destroys it, in the same transaction, and the snapshots with it. `subject` is a digest of a sender's
+-- address; the key of a message has none, since only the message names it.
+--
+-- A snapshot that is being written holds what is forgotten here; it is waited for, and then deleted. One that
+-- is written later waits for us, and must then see that it comes too late.
 
 CREATE TABLE subject_keys (
     id          uuid        PRIMARY KEY,
-    subject     text        NOT NULL UNIQUE,
+    subject     text        UNIQUE,
     key         bytea       NOT NULL CHECK (length(key) = 32),
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
@@ -242,6 +246,7 @@ CREATE TABLE subject_keys (
 CREATE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM subject_keys WHERE id = (NEW.data ->> 'key_id')::uuid;
+    LOCK TABLE snapshots IN SHARE ROW EXCLUSIVE MODE;
     DELETE FROM snapshots;
     RETURN NULL;
 END
@@ -249,6 +254,10 @@ $$;
 
 CREATE TRIGGER events_destroy_keys AFTER INSERT ON events
     FOR EACH ROW WHEN (NEW.type = 'subject_forgotten') EXECUTE FUNCTION destroy_key();
+
+-- Which e-mails a key has sealed. The type is looked at first: nothing else is parsed for it.
+CREATE INDEX events_by_key ON events ((data #>> '{sealed,key}'))
+    WHERE type IN ('email_received', 'email_updated') AND (data #>> '{sealed,key}') IS NOT NULL;
 
 
 -- @read-tables
@@ -522,7 +531,7 @@ CREATE TABLE snapshots (
 
 CREATE TABLE subject_keys (
     id          uuid        PRIMARY KEY,
-    subject     text        NOT NULL UNIQUE,
+    subject     text        UNIQUE,
     key         bytea       NOT NULL CHECK (length(key) = 32),
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
@@ -530,6 +539,7 @@ CREATE TABLE subject_keys (
 CREATE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM subject_keys WHERE id = (NEW.data ->> 'key_id')::uuid;
+    LOCK TABLE snapshots IN SHARE ROW EXCLUSIVE MODE;
     DELETE FROM snapshots;
     RETURN NULL;
 END
@@ -540,3 +550,6 @@ CREATE TRIGGER events_destroy_keys AFTER INSERT ON events
 
 ALTER TABLE jobs ADD COLUMN resources jsonb, ADD COLUMN removed_by text;
 ALTER TABLE job_runs ADD COLUMN operation_id uuid;
+
+CREATE INDEX events_by_key ON events ((data #>> '{sealed,key}'))
+    WHERE type IN ('email_received', 'email_updated') AND (data #>> '{sealed,key}') IS NOT NULL;

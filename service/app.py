@@ -16,7 +16,8 @@ from uuid import uuid4
 
 from aiohttp import web
 
-from eventstore import connection, schema
+from eventstore import connection, schema, sealing
+from eventstore.keys import Keyring
 from eventstore.listener import Listener
 from projections.agents import AGENTS
 from projections.jobs import JOBS
@@ -39,8 +40,9 @@ from service.timekeeper import keep_time
 from service.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Coroutine, Sequence
 
+    from eventstore.recorded import Recorded
     from service.commands import AnyCommand
     from service.requests import Outcome
     from service.settings import Settings
@@ -102,21 +104,31 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
     await schema.apply(dsn, squad_schema)
     clock = DatabaseClock()
     listener = Listener(settings.listen_dsn or dsn, squad_schema)
-    projector = Projector(dsn, squad_schema, listener.events)
-    writer = Writer(dsn, squad_schema, clock, listener.events)
-    tail = Tail()
+    keyring = Keyring()
+    projector = Projector(dsn, squad_schema, listener.events, keyring=keyring)
+    writer = Writer(
+        dsn, squad_schema, clock, listener.events, keyring=keyring, encrypt=settings.encrypt_payloads
+    )
     caller = Caller(settings.agents_url, settings.secrets())
     scheduler = Scheduler(writer, clock, caller, _runner_name())
-    writer.observers += [tail.extend, scheduler.observe]
+    writer.observers.append(scheduler.observe)
     async with (
         caller,
         connection.pool(dsn, squad_schema, name="squad reader", size=READ_CONNECTIONS) as pool,
         background(listener.run(), projector.run(), writer.run(), keep_time(writer, clock)) as tasks,
     ):
+        tables = ReadTables(pool, listener.projections, projector, writer)
+
+        async def reveal(page: Sequence[Recorded]) -> list[Recorded]:
+            async with tables.connection() as reading:
+                return await sealing.reveal(reading, page, keyring)
+
+        tail = Tail(reveal)
+        writer.observers.append(tail.extend)
         services = Services(
             settings=settings,
             writer=writer,
-            tables=ReadTables(pool, listener.projections, projector, writer),
+            tables=tables,
             tail=tail,
             clock=clock,
             listener=listener,

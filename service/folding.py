@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from eventstore import codec, log
+from eventstore import codec, log, sealing
 from eventstore.connection import hanging_up_after
 from eventstore.errors import EventStoreError, LogNotUnderstood, StoreUnavailable
 from projections.projection import MissingRow
@@ -48,7 +48,7 @@ class TookTooLong(EventStoreError):
 
 
 def fold_page(squad: Squad, page: Sequence[Recorded]) -> None:
-    """Folds consecutive events that follow the squad's head.
+    """Folds consecutive events that follow the squad's head; `sealing.reveal` has made them readable.
 
     Raises:
         StoreUnavailable: they do not follow it; the log was replaced under us.
@@ -85,7 +85,8 @@ async def folding(
     """
     while (left := upto - squad.head.position) > 0:
         with hanging_up_after(STUCK_AFTER_SECONDS, connection):
-            page = await log.read_after(connection, squad.head.position, min(left, PAGE_EVENTS))
+            stored = await log.read_after(connection, squad.head.position, min(left, PAGE_EVENTS))
+            page = await sealing.reveal(connection, stored, veiled=sealing.VEILED)
         if not page:
             raise BeyondTheLog(f"it ends at position {squad.head.position}")
         for start in range(0, len(page), SLICE_EVENTS):
@@ -140,7 +141,8 @@ async def complete(connection: Connection, squad: Squad) -> None:
     """
     if squad.absent:
         with hanging_up_after(STUCK_AFTER_SECONDS, connection):
-            take_in(squad, await log.read_streams(connection, sorted(squad.absent)))
+            stored = await log.read_streams(connection, sorted(squad.absent))
+            take_in(squad, await sealing.reveal(connection, stored))
 
 
 def take_in(squad: Squad, stories: Iterable[Recorded]) -> None:

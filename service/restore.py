@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from psycopg import sql
 
-from eventstore import log
+from eventstore import log, sealing
 from eventstore.connection import hanging_up_after
 from eventstore.recorded import Head
 from eventstore.translation import translating
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from eventstore.connection import Connection
+    from eventstore.keys import Keyring
     from eventstore.recorded import Recorded
 
 __all__ = ["STUCK_AFTER_SECONDS", "catch_up", "fold_page", "restore"]
@@ -46,7 +47,7 @@ _ACTIVE: dict[str, sql.SQL] = {
 """Which rows to read; `service.squad.RESIDENT` has the last word on which stay."""
 
 
-async def restore(connection: Connection) -> Squad:
+async def restore(connection: Connection, keyring: Keyring | None = None) -> Squad:
     """The squad's state at the log's head.
 
     Raises:
@@ -60,19 +61,23 @@ async def restore(connection: Connection) -> Squad:
     if known - squad.head.position >= snapshots.distance(squad):
         # Should the start be given up meanwhile, the next one goes on from what was kept.
         await fold_on(connection, squad, known, known, keep=await keeping(connection))
-    await catch_up(connection, squad)
+    await catch_up(connection, squad, keyring=keyring)
     return squad
 
 
 async def catch_up(
-    connection: Connection, squad: Squad, tell: Callable[[Sequence[Recorded]], None] | None = None
+    connection: Connection,
+    squad: Squad,
+    tell: Callable[[Sequence[Recorded]], None] | None = None,
+    keyring: Keyring | None = None,
 ) -> None:
-    """Folds what follows the squad's head, and tells of it page by page."""
+    """Folds what follows the squad's head, and tells of it page by page, as it is stored."""
     while True:
         with hanging_up_after(STUCK_AFTER_SECONDS, connection):
             page = await log.read_after(connection, squad.head.position)
+            shown = await sealing.reveal(connection, page, keyring, veiled=sealing.VEILED)
         if page:
-            fold_page(squad, page)
+            fold_page(squad, shown)
             if tell:
                 tell(page)
         if len(page) < log.PAGE_EVENTS:

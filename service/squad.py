@@ -8,11 +8,20 @@ away. The folds are the projections' own; nothing about events is said twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eventstore.events import EmailReceived, OperationExpired, OperationFinished, OperationStarted
+from eventstore.events import (
+    EmailReceived,
+    EmailUpdated,
+    OperationExpired,
+    OperationFinished,
+    OperationStarted,
+    TaskUpdated,
+)
 from eventstore.recorded import EMPTY_LOG, Head
+from eventstore.subjects import NO_TRACE
 from projections import HANDLERS
 from projections.agents import AGENTS
 from projections.budgets import (
@@ -34,11 +43,12 @@ from projections.runs import RUNS
 from projections.tasks import TASKS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
     from datetime import date, datetime
 
     from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
+    from eventstore.subjects import Trace
     from projections.projection import K, R, Rows
 
 Resource = tuple[str, str]
@@ -95,6 +105,8 @@ class State:
     """Where the log ended when the state was folded."""
     looked_at: datetime | None = None
     """When it was last looked for what the passing of time makes happen."""
+    traces: Mapping[str, Trace] = MappingProxyType({})
+    """What was looked up for `trace`, by subject."""
 
     def rows(self, table: Table[K, R], /) -> Rows[K, R]:
         """One table's active rows, by key."""
@@ -111,6 +123,10 @@ class State:
     def email_with(self, gmail_message_id: str, /) -> str | None:
         """The id of the e-mail with this Gmail message id, where it is known."""
         raise NotImplementedError
+
+    def trace(self, subject: str, /) -> Trace:
+        """What the log holds of a sender or a message that is to be forgotten, where it was looked up."""
+        return self.traces.get(subject, NO_TRACE)
 
     @property
     def policy(self) -> PolicyRow:
@@ -300,6 +316,7 @@ class Draft(State):
         self.holders: _Layer = _Layer(base.holders, self.journal)
         self.gmail_ids: _Layer = _Layer(base.gmail_ids, self.journal)
         self.absent = _Layer({}, self.journal)
+        self.traces: dict[str, Trace] = {}
         self._base = base
         self._safe_head = base.head
 
@@ -329,10 +346,12 @@ class Draft(State):
             try:
                 handler(self, event, recorded)
             except MissingRow as missing:
-                if missing.table.name not in PARTIAL:
+                # Tables that are not in memory at all are nobody's business here.
+                if missing.table.name in RESIDENT and missing.table.name not in PARTIAL:
                     raise
                 # The event holds the whole thing as it now is, so it tells what the row would.
-                self.absent.put(recorded.stream, RESIDENT[missing.table.name].is_active(event))
+                if isinstance(event, TaskUpdated | EmailUpdated):
+                    self.absent.put(recorded.stream, RESIDENT[missing.table.name].is_active(event))
         match event:
             case OperationStarted():
                 for resource in event.resources.items():

@@ -15,6 +15,7 @@ from service.cli.checkpoint import checkpoint
 from service.cli.events import events
 from service.cli.explain import explain_position
 from service.cli.export import export_command, import_command
+from service.cli.forget import forget
 from service.cli.jobs import jobs
 from service.cli.replay import replay
 from service.cli.status import status
@@ -35,6 +36,7 @@ def cli() -> None:
 
 cli.add_command(up)
 cli.add_command(events)
+cli.add_command(forget)
 cli.add_command(jobs)
 cli.add_command(replay)
 cli.add_command(status)

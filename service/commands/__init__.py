@@ -32,6 +32,7 @@ from service.commands.jobs import (
 from service.commands.messages import AcknowledgeMessage, SendMessage
 from service.commands.operations import CheckOperation, FinishOperation, RenewOperation, StartOperation
 from service.commands.orchestrator import PassTime, StartOrchestrator, StopOrchestrator
+from service.commands.subjects import ForgetSubject
 from service.commands.tasks import CreateTask, UpdateTask
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "DefineJob",
     "EndAttempt",
     "FinishOperation",
+    "ForgetSubject",
     "Heartbeat",
     "LogEmail",
     "PassTime",
@@ -89,6 +91,7 @@ AnyCommand = (
     | UpdateTask
     | LogEmail
     | UpdateEmail
+    | ForgetSubject
     | DefineJob
     | RemoveJob
     | WithdrawJob

@@ -131,6 +131,12 @@ def of_event(event: AnyEvent) -> str:
                 f"The request with the idempotency key {words.quote(event.key)} got its first answer:"
                 f" status {event.status}."
             )
+        case told.SubjectForgotten():
+            sealed = words.count(len(event.emails), "e-mail"), words.count(len(event.messages), "message")
+            return (
+                f"A key was destroyed, and with it what was personal in {words.listed(sealed)} that were"
+                " sealed with it: nobody can read that any more."
+            )
         case told.AppendAbandoned():
             return (
                 f"A connection broke while {words.count(event.events, 'event')} were on their way into"

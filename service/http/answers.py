@@ -309,6 +309,14 @@ class EmailWritten(Written):
     updated_at: datetime
 
 
+class Forgotten(Written):
+    """How much became unreadable. `in_plain` counts e-mails that did not: they were logged unencrypted."""
+
+    emails: int
+    messages: int
+    in_plain: int
+
+
 class LoggedEvent(Answer):
     """An event of the log. `data` depends on the type; `hash` is in hexadecimal."""
 

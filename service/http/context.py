@@ -20,6 +20,7 @@ from service.requests import (
     CommandFailed,
     Outcome,
     OutcomeUnknown,
+    Print,
     QueueFull,
     Request,
     Stopping,
@@ -44,6 +45,9 @@ M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
 MAX_BODY_BYTES = 1024 * 1024
+
+NO_PRINT = Print()
+"""Of a request without an idempotency key."""
 
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _CORRELATION = re.compile(r"[\x21-\x7e]{1,100}")
@@ -209,8 +213,13 @@ def correlation_id(headers: Mapping[str, str]) -> str:
     return new_id()
 
 
-def fingerprint(method: str, path: str, body: bytes) -> str:
+def fingerprint(method: str, path: str, body: bytes) -> Print:
     """What an idempotency key is bound to."""
+    return Print(hash_of(method, path, body), hash_of(method, path, b""))
+
+
+def hash_of(method: str, path: str, body: bytes) -> str:
+    """One of the hashes in a `Print`."""
     return sha256(b"\n".join((method.encode(), path.encode(), body))).hexdigest()
 
 
@@ -220,7 +229,7 @@ async def carry_out(
     *,
     correlation: str,
     key: str | None = None,
-    print_: str = "",
+    print_: Print = NO_PRINT,
     size: int = 0,
     render: Callable[[Outcome], Answer],
 ) -> Answer:
@@ -238,9 +247,11 @@ async def carry_out(
         actor=f"agent:{agent}" if agent else "anonymous",
         correlation_id=correlation,
         idempotency_key=key,
-        fingerprint=print_,
+        fingerprint=print_.whole,
         answer=render,
         size=size + 500,
+        bare_fingerprint=print_.bare,
+        other_fingerprint=print_.also,
     )
     kind = type(command).__name__
     try:

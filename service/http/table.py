@@ -23,6 +23,7 @@ from service.http.v1 import (
     jobs,
     messages,
     operations,
+    subjects,
     tasks,
 )
 
@@ -36,6 +37,7 @@ _V1 = (
     *tasks.ROUTES,
     *emails.ROUTES,
     *jobs.ROUTES,
+    *subjects.ROUTES,
     *events.ROUTES,
     *explain.ROUTES,
 )

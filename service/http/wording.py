@@ -26,6 +26,7 @@ TAGS: Mapping[str, str] = MappingProxyType(
         "jobs": "What runs when, what came of every tick, and a person's hand on it.",
         "tasks": "The task board.",
         "emails": "The e-mail log.",
+        "subjects": "Those whose words are encrypted, and can be forgotten.",
         "events": "The log itself, as a list and as a live stream.",
         "audit": "What the log answers for: why something happened.",
         "batch": "Many writes in one request.",
@@ -99,6 +100,7 @@ EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
             "subject": "A question about your offer",
         },
         ("PATCH", "/api/v1/emails/{id}"): {"category": "inquiry", "status": "classified"},
+        ("POST", "/api/v1/subjects/forget"): {"subject": "customer@example.com"},
         ("POST", "/api/v1/batch"): {
             "commands": [
                 {

@@ -30,6 +30,7 @@ M = TypeVar("M", bound=BaseModel)
 AGENTS = ("ann", "bob", "eve")
 ID_FIELDS = ("run_id", "operation_id", "reservation_id", "message_id", "task_id", "email_id")
 JOBS = ("poll", "sweep")
+SENDERS = ("customer@example.org", "Zoë <zoe@example.org>")
 LONGEST_JITTER = timedelta(seconds=100)
 
 # Commands -----------------------------------------------------------------------------------------------
@@ -83,13 +84,16 @@ board: SearchStrategy[AnyCommand] = st.one_of(
     st.builds(
         do.LogEmail,
         gmail_message_id=st.sampled_from(("g-1", "g-2", "g-3")),
-        from_email=st.just("customer@example.org"),
+        from_email=st.sampled_from(SENDERS),
         status=st.sampled_from(get_args(EmailStatus)),
         payload=_payload,
     ),
     st.builds(
         do.UpdateEmail, email_id=_wish, status=st.sampled_from(get_args(EmailStatus)), payload=_payload
     ),
+)
+_forgetting: SearchStrategy[AnyCommand] = st.builds(
+    do.ForgetSubject, subject=st.sampled_from((*SENDERS, "ZOE@example.org")) | _wish
 )
 _rule: SearchStrategy[AnyCommand] = st.one_of(
     _policies,
@@ -181,16 +185,20 @@ jobs: SearchStrategy[AnyCommand] = _weighted(
 first_jobs: SearchStrategy[list[AnyCommand]] = st.lists(_defining(_often), min_size=1, max_size=3)
 
 commands: SearchStrategy[AnyCommand] = st.one_of(
-    work, spending, work, spending, _talk, board, _rule, _seldom_jobs
+    work, spending, work, spending, _talk, board, _rule, _seldom_jobs, _forgetting
 )
 """Any command, work and spending more often than others."""
+
+correspondence: SearchStrategy[AnyCommand] = _weighted((3, _talk), (6, board), (2, _forgetting))
+"""Messages and e-mails, and those who are forgotten."""
 
 
 def aimed(command: AnyCommand, known: Mapping[str, Sequence[str]]) -> AnyCommand:
     """The command with its wish for an id granted, where anything of the kind is known."""
-    for field in ID_FIELDS:
+    for field in (*ID_FIELDS, "subject"):
         wish = getattr(command, field, None)
-        if wish and wish.startswith(_WISHES) and (ids := known.get(field)):
+        ids = known.get("message_id" if field == "subject" else field)
+        if wish and wish.startswith(_WISHES) and ids:
             return command.model_copy(update={field: ids[-1 - int(wish[-12:]) % len(ids)]})
     return command
 

@@ -13,6 +13,7 @@ from service import commands as do
 from service import views
 from service.http import answers
 from service.http.context import (
+    NO_PRINT,
     Services,
     body_of,
     carry_out,
@@ -115,7 +116,7 @@ async def _carry_out(
         command,
         correlation=correlation,
         key=key,
-        print_=fingerprint(request.method, request.path, body) if key else "",
+        print_=fingerprint(request.method, request.path, body) if key else NO_PRINT,
         size=len(body),
         render=rendering(status),
     )
