@@ -4,6 +4,8 @@ Each line is an object whose `kind` says what it is:
 
 - `header`, the first: `format`, `version`, `squad` (the id of the log's first event), and where the file
   begins: `after` that position, with the `hash` of the event there;
+- `key`, before all events: what sealed payloads are read with (`eventstore.keys`). Keys can be left out,
+  and then what is sealed stays unreadable;
 - `event`: the fields of the log, in its order; `data` is a string, so that it is the very text that was
   stored and hashed;
 - `end`, the last: how many `events` there are, the last `position` and its `hash`, so that a file whose end
@@ -15,14 +17,16 @@ which one it is, and why.
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from eventstore import codec, moments
+from eventstore import codec, moments, sealing
 from eventstore.chain import hash_of
 from eventstore.errors import ImportRefused, UnknownEventType, UnreadableEvent
+from eventstore.keys import StoredKey
 from eventstore.recorded import EMPTY_LOG, GENESIS_HASH, Head, Recorded
 
 if TYPE_CHECKING:
@@ -53,6 +57,14 @@ class _Header(_Object):
     hash: _Hash
 
 
+class _Key(_Object):
+    kind: Literal["key"]
+    id: _Id
+    subject: str | None
+    key: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{43}=$")]
+    created_at: str
+
+
 class _Event(_Object):
     # What is not looked at here is looked at where it is used, or by the table's own constraints.
     kind: Literal["event"]
@@ -78,8 +90,8 @@ class _End(_Object):
     hash: _Hash
 
 
-_LINE: TypeAdapter[_Header | _Event | _End] = TypeAdapter(
-    Annotated[_Header | _Event | _End, Field(discriminator="kind")]
+_LINE: TypeAdapter[_Header | _Key | _Event | _End] = TypeAdapter(
+    Annotated[_Header | _Key | _Event | _End, Field(discriminator="kind")]
 )
 
 
@@ -93,6 +105,20 @@ def header_line(squad: str | None, start: Head) -> bytes:
             "squad": squad,
             "after": start.position,
             "hash": start.hash.hex(),
+        },
+        option=orjson.OPT_APPEND_NEWLINE,
+    )
+
+
+def key_line(key: StoredKey) -> bytes:
+    """The line of a key."""
+    return orjson.dumps(
+        {
+            "kind": "key",
+            "id": key.id,
+            "subject": key.subject,
+            "key": b64encode(key.key).decode(),
+            "created_at": moments.to_text(key.created_at),
         },
         option=orjson.OPT_APPEND_NEWLINE,
     )
@@ -129,8 +155,8 @@ class Arriving:
         self._ended = False
         self._first_event_line = 0
 
-    def take(self, line: bytes) -> Recorded | None:
-        """The event that the next line holds; None where the line is of another kind.
+    def take(self, line: bytes) -> Recorded | StoredKey | None:
+        """The event or the key that the next line holds; None where the line is of another kind.
 
         Raises:
             ImportRefused: the line is not what it has to be.
@@ -151,6 +177,8 @@ class Arriving:
         match parsed:
             case _Event():
                 return self._event(parsed)
+            case _Key():
+                return self._key(parsed)
             case _Header():
                 self._begin(parsed)
             case _End():
@@ -176,6 +204,11 @@ class Arriving:
         if header.hash != GENESIS_HASH.hex():
             self._refuse("the hash before the first event has to be all zeros")
         self._header = header
+
+    def _key(self, key: _Key) -> StoredKey:
+        if self.head.position:
+            self._refuse("keys have to come before the events")
+        return StoredKey(key.id, key.subject, b64decode(key.key), self._moment(key.created_at))
 
     def _event(self, event: _Event) -> Recorded:
         head = self.head
@@ -209,7 +242,8 @@ class Arriving:
         if event.caused_by is not None and event.caused_by >= event.position:
             self._refuse("it is caused by an event that is not before it")
         try:
-            codec.decode(recorded)
+            # Sealed or not: whether its key came along is nobody's business here.
+            codec.decode(sealing.opened(recorded, {}))
         except (UnknownEventType, UnreadableEvent) as error:
             self._refuse(str(error))
         self.head = Head(recorded.position, hash_, recorded.recorded_at)

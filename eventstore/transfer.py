@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 import psycopg
 
-from eventstore import log
+from eventstore import keys, log
 from eventstore.chain import hash_of
 from eventstore.cloudevents import cloud_event_line
-from eventstore.errors import ImportRefused, StoreBusy
-from eventstore.exchange import Arriving, end_line, event_line, header_line
-from eventstore.recorded import EMPTY_LOG, Head
+from eventstore.errors import ImportRefused, StoreBusy, StoreRefused
+from eventstore.exchange import Arriving, end_line, event_line, header_line, key_line
+from eventstore.recorded import EMPTY_LOG, Head, Recorded
 from eventstore.translation import translated, translating
 from eventstore.verification import TELL_EVERY_EVENTS, by_stream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Callable, Iterable
+    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 
     from eventstore.connection import Connection
+    from eventstore.keys import StoredKey
 
 _COPY: LiteralString = (
     "COPY events (position, id, stream, version, type, schema_version, data, actor, caused_by,"
@@ -52,6 +53,7 @@ async def export_log(
     after: int = 0,
     until: int | None = None,
     cloud_events: bool = False,
+    with_keys: bool = True,
     tell: Callable[[int], None] = lambda _: None,
 ) -> Exported:
     """Writes the log, as it is when the export begins, line by line.
@@ -62,8 +64,26 @@ async def export_log(
         after: the position to begin behind; it has to be in the log.
         until: the last position wanted; None for all.
         cloud_events: one CloudEvent a line, instead of what `import_log` takes.
+        with_keys: whether the keys of sealed payloads go along, where the file begins with the first event.
         tell: is told now and then how many events were written.
     """
+    async with connection.transaction():
+        # The events are those of the same moment as the keys.
+        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        return await _export(
+            connection, write, after, until, cloud_events, with_keys and not (after or cloud_events), tell
+        )
+
+
+async def _export(
+    connection: Connection,
+    write: Callable[[bytes], object],
+    after: int,
+    until: int | None,
+    cloud_events: bool,  # noqa: FBT001 - private, and called once
+    with_keys: bool,  # noqa: FBT001
+    tell: Callable[[int], None],
+) -> Exported:
     first = await log.read_one(connection, 1)
     before = await log.read_one(connection, after) if after else None
     start = Head(before.position, before.hash, before.recorded_at) if before else EMPTY_LOG
@@ -71,6 +91,10 @@ async def export_log(
     line = partial(cloud_event_line, squad or _NIL) if cloud_events else event_line
     if not cloud_events:
         write(header_line(squad, start))
+    if with_keys:
+        async for page in keys.read_out(connection):
+            for key in page:
+                write(key_line(key))
     events, end, broken_at = 0, start, None
     async for recorded in log.each(connection, after, until):
         if broken_at is None and (
@@ -112,18 +136,21 @@ async def import_log(
         StoreUnavailable: the connection broke; all was stored or nothing.
     """
     arriving = Arriving()
+    arrived = _arrived(arriving, chunks)
     await _must_be_new(connection)
     try:
         async with connection.transaction():
             await _lock(connection)
             await _must_be_new(connection)
+            first = await _take_in_keys(connection, arriving, arrived)
             async with connection.cursor().copy(_COPY) as copy:
-                async for lines in chunks:
-                    for line in lines:
-                        if recorded := arriving.take(line):
-                            await copy.write_row(recorded)
-                            if recorded.position % TELL_EVERY_EVENTS == 0:
-                                tell(recorded.position)
+                if first:
+                    await copy.write_row(first)
+                async for item in arrived:
+                    if isinstance(item, Recorded):
+                        await copy.write_row(item)
+                        if item.position % TELL_EVERY_EVENTS == 0:
+                            tell(item.position)
                 arriving.finish()
             tell(arriving.head.position)
             await _must_have_whole_streams(connection, arriving)
@@ -135,6 +162,40 @@ async def import_log(
         raise translated(error) from error
     await connection.execute("ANALYZE events")
     return arriving.head
+
+
+async def _arrived(
+    arriving: Arriving, chunks: AsyncIterable[Iterable[bytes]]
+) -> AsyncGenerator[Recorded | StoredKey, None]:
+    async for lines in chunks:
+        for line in lines:
+            if item := arriving.take(line):
+                yield item
+
+
+async def _take_in_keys(
+    connection: Connection, arriving: Arriving, arrived: AsyncGenerator[Recorded | StoredKey, None]
+) -> Recorded | None:
+    """Takes in the keys, which come first; gives the first event."""
+    page: list[StoredKey] = []
+    first: Recorded | None = None
+    async for item in arrived:
+        if isinstance(item, Recorded):
+            first = item
+            break
+        page.append(item)
+        if len(page) == keys.PAGE_KEYS:
+            await _read_in(connection, page, arriving)
+            page = []
+    await _read_in(connection, page, arriving)
+    return first
+
+
+async def _read_in(connection: Connection, page: list[StoredKey], arriving: Arriving) -> None:
+    try:
+        await keys.read_in(connection, page)
+    except StoreRefused as error:
+        raise ImportRefused(f"a key up to line {arriving.lines}: {error}") from error
 
 
 async def _lock(connection: Connection) -> None:

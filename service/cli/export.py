@@ -45,11 +45,17 @@ _STANDINGS = "SELECT name, position, failed_position, error FROM projections"
 )
 @click.option("--after", type=click.IntRange(min=0), default=0, help="Begin after this position.")
 @click.option("--until", type=click.IntRange(min=1), help="End with this position.")
+@click.option(
+    "--without-keys",
+    is_flag=True,
+    help="Leave out what sealed payloads are read with: nobody can read them from this file.",
+)
 @database_options
 def export_command(
     *,
     file: Path,
     form: str,
+    without_keys: bool,
     after: int,
     until: int | None,
     dsn: str | None,
@@ -73,6 +79,7 @@ def export_command(
                     after=after,
                     until=until,
                     cloud_events=form == "cloudevents",
+                    with_keys=not without_keys,
                     tell=tell,
                 )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import pytest
 from hypothesis import HealthCheck, assume, settings
@@ -19,6 +20,9 @@ from eventstore.exchange import event_line
 from eventstore.listener import Hints
 from eventstore.transfer import export_log, import_log
 from projections.projector import Projector
+from service import commands as do
+from service.clock import DatabaseClock
+from service.writer import Writer
 from tests.support.forging import forge, hash_anew, some_history
 from tests.support.life import live_with_jobs
 from tests.support.log import Scribe, said, whole_log
@@ -383,3 +387,83 @@ async def test_memory_does_not_grow_with_the_log(connection: Connection, new_squ
     assert head.position == 1_000
     assert exported_bytes < 6_000_000
     assert imported_bytes < 6_000_000
+
+
+@asynccontextmanager
+async def _sealing(dsn: str) -> AsyncIterator[Writer]:
+    writer = Writer(dsn, SCHEMA, DatabaseClock(), Hints(), encrypt=True)
+    async with running(writer.run(), Projector(dsn, SCHEMA, Hints()).run()):
+        await submit(writer, do.SetPolicy(daily_tokens=1_000))
+        yield writer
+        await eventually(partial(projected_to_head, dsn))
+
+
+def _letter(sender: str, number: int) -> do.LogEmail:
+    return do.LogEmail(gmail_message_id=f"g{number}", from_email=sender, subject=f"secret {number}")
+
+
+async def _readable(connection: Connection) -> list[tuple[Any, ...]]:
+    """What a reader of the tables sees of messages and e-mails."""
+    query: LiteralString = (
+        "SELECT position, message, NULL FROM squad_messages"
+        " UNION ALL SELECT position, from_email, subject FROM email_logs ORDER BY 1"
+    )
+    return await (await connection.execute(query)).fetchall()
+
+
+async def _three_subjects(dsn: str) -> None:
+    """Two senders and a message; the first sender is forgotten."""
+    async with _sealing(dsn) as writer:
+        await submit(writer, message("a secret message"))
+        await submit(writer, _letter("gone@example.com", 1))
+        await submit(writer, _letter("here@example.com", 2))
+        await submit(writer, do.ForgetSubject(subject="gone@example.com"))
+
+
+async def test_keys_of_sealed_payloads_go_along_but_for_those_that_were_destroyed(
+    database: str, connection: Connection, new_squad: str
+) -> None:
+    await _three_subjects(database)
+    lines = await _exported(connection)
+    # Of messages' keys there is a stock, so there are more of them than messages.
+    keys = [line for line in lines if b'"kind":"key"' in line]
+    assert sum(b'"subject":null' not in line for line in keys) == 1
+    assert not any(text in b"".join(lines) for text in (b"secret", b"example.com"))
+    async with connected(new_squad) as other:
+        await _imported(other, lines)
+        assert await _exported(other) == lines
+        async with running(Projector(new_squad, SCHEMA, Hints()).run()):
+            await eventually(partial(projected_to_head, new_squad))
+        shown = await _readable(other)
+    assert shown == await _readable(connection)
+    told = [text for _, *texts in shown for text in texts]
+    assert told == ["a secret message", None, "(erased)", None, "here@example.com", "secret 2"]
+
+
+async def test_without_the_keys_nobody_can_read_what_is_sealed(
+    database: str, connection: Connection, new_squad: str
+) -> None:
+    await _three_subjects(database)
+    lines = await _exported(connection, with_keys=False)
+    async with connected(new_squad) as other:
+        await _imported(other, lines)
+        assert await _exported(other) == lines
+        async with running(Projector(new_squad, SCHEMA, Hints()).run()):
+            await eventually(partial(projected_to_head, new_squad))
+        shown = [text for _, *texts in await _readable(other) for text in texts]
+    assert shown == ["(erased)", None] * 3
+    await assert_log_is_sound(new_squad)
+
+
+async def test_a_key_among_the_events_or_twice_is_refused(
+    database: str, connection: Connection, new_squad: str
+) -> None:
+    await _three_subjects(database)
+    lines = await _exported(connection)
+    key = next(line for line in lines if b'"kind":"key"' in line)
+    async with connected(new_squad) as other:
+        assert "keys have to come before" in await _refusal(other, [*lines[:-1], key, lines[-1]])
+        assert "a key up to line" in await _refusal(other, [lines[0], key, *lines[1:]])
+        assert await _readable(other) == []
+        cursor = await other.execute("SELECT count(*) FROM subject_keys")
+        assert await cursor.fetchone() == (0,)

@@ -42,7 +42,7 @@ def exported(log: list[Recorded]) -> bytes:
 def taken(lines: Iterable[bytes]) -> list[Recorded]:
     """What comes in."""
     arriving = Arriving()
-    log = [recorded for recorded in map(arriving.take, lines) if recorded]
+    log = [item for item in map(arriving.take, lines) if isinstance(item, Recorded)]
     arriving.finish()
     return log
 
