@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from eventstore import codec
-from eventstore.events import RunFinished, RunRetried, RunStarted
+from eventstore.events import RunAttemptFailed, RunFinished, RunRetried, RunStarted
 from eventstore.listener import wait_for_hint
 from projections.jobs import JOBS
 from projections.operations import OPERATIONS
@@ -54,6 +54,7 @@ GIVE_BACK_SECONDS = 2.0
 """How long they then have to give back what they hold."""
 
 _CONCERNS_US = ("job_", "run_", "tick_", "orchestrator_")
+_CHANGES_OF_HANDS = frozenset(kind.type for kind in (RunStarted, RunRetried, RunAttemptFailed, RunFinished))
 _log = logging.getLogger(__name__)
 
 
@@ -111,15 +112,15 @@ class Scheduler:
             if not item.type.startswith(_CONCERNS_US):
                 continue
             self._changed.set()
-            if item.type not in (RunStarted.type, RunRetried.type, RunFinished.type):
+            if item.type not in _CHANGES_OF_HANDS:
                 continue
             event = codec.decode(item)
-            if not isinstance(event, RunStarted | RunRetried | RunFinished):
+            if not isinstance(event, RunStarted | RunRetried | RunAttemptFailed | RunFinished):
                 continue
             if before := self._runs.pop(event.run_id, None):
-                # Over by somebody else's word, such as the next tick's, or somebody else's by now.
+                # Over by another word than ours, such as the next tick's, or somebody else's by now.
                 before.cancel()
-            if not isinstance(event, RunFinished) and event.runner == self.runner:
+            if isinstance(event, RunStarted | RunRetried) and event.runner == self.runner:
                 self._begin(event.run_id)
 
     def _begin(self, run_id: str) -> None:

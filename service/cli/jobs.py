@@ -37,6 +37,10 @@ def jobs(
 ) -> None:
     """Show the schedule; run, pause or resume a job."""
     if context.invoked_subcommand is not None:
+        # Which squad it is may be said before or after what is to be done.
+        context.default_map = {
+            context.invoked_subcommand: {"dsn": dsn, "data": data, "config": config},
+        }
         return
 
     async def work() -> list[dict[str, Any]]:

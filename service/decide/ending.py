@@ -41,6 +41,8 @@ class Ending(NamedTuple):
     """Goes with the report."""
     answered: bool = False
     """Whether the agent did what it was asked."""
+    caused_by: int | None = None
+    """What led to it, where that is not the run itself."""
 
 
 def end(told: Unfolding, row: RunRow, ending: Ending) -> None:
@@ -104,7 +106,7 @@ def _finish(told: Unfolding, row: RunRow, ending: Ending, *, claim: OperationOut
         tokens_used=sum(known) if known else None,
         answered=ending.answered and row.agent is not None,
     )
-    ended = told.add(finished, row.position)
+    ended = told.add(finished, ending.caused_by or row.position)
     if row.agent:
         told.work[row.agent] -= 1
     holding.let_go(told, row, claim or ("succeeded" if succeeded else "failed"), ended)

@@ -1,13 +1,14 @@
 """The claim that a run holds on its job's resources: an operation like an agent's own.
 
 It begins with an attempt, is renewed together with the attempt's lease, and ends with the attempt, however
-that ends. So a run holds nothing while it waits for its next attempt, and each attempt has a fencing token
-of its own, greater than those before: what a process still does that was given up on can be told by it.
+that ends; where it is lost, the attempt has failed. So a run holds nothing while it waits for its next
+attempt, and each attempt has a fencing token of its own, greater than those before: what a process still
+does that was given up on can be told by it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from eventstore.events import OperationFinished
 from projections.agents import ORCHESTRATOR_AGENT
@@ -51,42 +52,46 @@ def begin(told: Unfolding, job: JobRow, caused_by: int) -> str | None:
     return started.operation_id
 
 
-def renew(told: Unfolding, row: RunRow) -> None:
-    """Goes on holding the claim; gives it up where somebody came in between, because this is late.
+class Lost(NamedTuple):
+    """Why a run has no claim any more, and the event that tells of it, where one does."""
 
-    The run goes on all the same, with a fencing token that is smaller than theirs.
-    """
-    operation = _claim_of(told, row)
-    if operation is None or operation.expires_at <= told.at.now:
-        return
-    conflict = operations.find_conflict(told.state, operation.resources, told.at.now, renewing=operation)
+    reason: str
+    caused_by: int | None
+
+
+def renew(told: Unfolding, row: RunRow) -> Lost | None:
+    """Goes on holding the claim; says why not, where that is too late."""
+    if row.operation_id is None:
+        return None
+    now, operation = told.at.now, _claim_of(told, row)
+    if operation is None or operation.expires_at <= now:
+        return Lost("its claim is over", None)
+    conflict = operations.find_conflict(told.state, operation.resources, now, renewing=operation)
     if conflict is None:
-        told.add(operations.renewal_of(told.state, operation, told.at.now), operation.position)
-        return
+        told.add(operations.renewal_of(told.state, operation, now), operation.position)
+        return None
     told.events.append(
         operations.detection_of(conflict, operation.agent, operation.action, operation.resources, told.at)
     )
-    _end(told, operation, "cancelled", told.position)
+    return Lost(f"conflict: {operations.in_a_sentence(conflict)}", told.position)
 
 
 def let_go(told: Unfolding, row: RunRow, outcome: OperationOutcome, caused_by: int) -> None:
     """Ends the claim, if the run still holds it."""
-    if operation := _claim_of(told, row):
-        _end(told, operation, outcome, caused_by)
-
-
-def _claim_of(told: Unfolding, row: RunRow) -> OperationRow | None:
-    operation = told.state.rows(OPERATIONS).get(row.operation_id) if row.operation_id else None
-    return operation if operation and operation.state == "active" else None
-
-
-def _end(told: Unfolding, operation: OperationRow, outcome: OperationOutcome, caused_by: int) -> None:
+    operation = _claim_of(told, row)
+    if operation is None:
+        return
     finished = OperationFinished(
         operation_id=operation.id, agent=operation.agent, outcome=outcome, tokens_used=None
     )
     told.add(finished, caused_by)
     told.let_go.add(operation.id)
     told.work[operation.agent] -= 1
+
+
+def _claim_of(told: Unfolding, row: RunRow) -> OperationRow | None:
+    operation = told.state.rows(OPERATIONS).get(row.operation_id) if row.operation_id else None
+    return operation if operation and operation.state == "active" else None
 
 
 def _holder(job: JobRow) -> str:

@@ -89,13 +89,8 @@ def _attempt(told: Unfolding, row: RunRow, job: JobRow, runner: str) -> None:
     # A process that vanished may still believe that it holds what the run claimed.
     holding.let_go(told, row, "failed", row.position)
     if conflict := holding.in_the_way(told, job):
-        position = holding.turn_away(told, job, conflict)
-        reason = f"conflict: {in_a_sentence(conflict)}"
-        if number < row.attempts_allowed:
-            told.add(_attempt_failed(told, row, number, reason), position)
-        else:
-            report = f"{row.job} failed: {reason}"
-            end(told, row._replace(attempts=number), Ending("failed", report, reason))
+        caused_by = holding.turn_away(told, job, conflict)
+        _has_failed(told, row, number, f"conflict: {in_a_sentence(conflict)}", caused_by)
         return
     operation_id = holding.begin(told, job, row.position)
     retried = RunRetried(
@@ -122,9 +117,11 @@ def renew(state: State, command: RenewRun, at: At) -> Decision:
     if row is None:
         return _not_held(command.run_id)
     told = Unfolding(state, at)
+    if lost := holding.renew(told, row):
+        _has_failed(told, row, row.attempts, lost.reason, lost.caused_by)
+        return Refused(Refusal("run_not_held", f"run {row.id} was given up: {lost.reason}"), told.events)
     until = lease_until(at.now)
     told.add(RunRenewed(run_id=row.id, job=row.job, lease_expires_at=until), row.position)
-    holding.renew(told, row)
     return Accepted(told.events, {"lease_expires_at": until})
 
 
@@ -147,6 +144,17 @@ def end_attempt(state: State, command: EndAttempt, at: At) -> Decision:
     )
     holding.let_go(told, row, "failed", told.add(failed, row.position))
     return Accepted(told.events, {"status": "running", "retry_at": failed.retry_at})
+
+
+def _has_failed(told: Unfolding, row: RunRow, attempt: int, reason: str, caused_by: int | None) -> None:
+    """An attempt failed without a word of its process's: the next one waits, or the run is over."""
+    if attempt < row.attempts_allowed:
+        failed = told.add(_attempt_failed(told, row, attempt, reason), caused_by or row.position)
+        holding.let_go(told, row, "failed", failed)
+    else:
+        report = f"{row.job} failed: {reason}"
+        ending = Ending("failed", report, reason, caused_by=caused_by)
+        end(told, row._replace(attempts=attempt), ending)
 
 
 def _attempt_failed(

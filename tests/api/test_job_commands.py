@@ -227,6 +227,15 @@ async def test_jobs_are_paused_and_resumed_with_or_without_a_service(database: s
         assert (await squad(database, "jobs", "resume", "poll")).exit_code == 0
 
 
+async def test_the_squad_may_be_named_before_what_is_to_be_done(database: str) -> None:
+    await a_squad(database)
+    arguments = ["jobs", "--dsn", database, "pause", "poll"]
+    paused = await asyncio.to_thread(CliRunner().invoke, cli, arguments)
+    assert json.loads(paused.stdout)["paused"] is True
+    arguments = ["jobs", "--dsn", "host=127.0.0.1 port=1", "resume", "poll", "--dsn", database]
+    assert (await asyncio.to_thread(CliRunner().invoke, cli, arguments)).exit_code == 0
+
+
 async def test_the_schedule_is_listed(service: Service) -> None:
     await squad(service.dsn, "jobs", "run", "poll", "--wait")
     await squad(service.dsn, "jobs", "pause", "poll", "--note", "holidays")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from eventstore.events import (
-    ConflictDetected,
     OperationFinished,
     OperationRenewed,
     OperationStarted,
+    RunAttemptFailed,
     RunFinished,
     RunRenewed,
     RunSkipped,
@@ -133,11 +133,11 @@ async def test_lost_with_its_process_a_run_leaves_no_claim(agents: Agents, datab
         assert (await submit(other.writer, BOB)).refusal is None
 
 
-async def test_cut_off_for_too_long_it_loses_the_claim_and_says_so_once(
+async def test_cut_off_for_too_long_it_loses_the_claim_and_stops_the_call(
     agents: Agents, member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await submit(member.writer, do.SetPolicy(conflict_window_seconds=0.3))
-    enough, cut_off = asyncio.Event(), asyncio.Event()
+    never, cut_off = asyncio.Event(), asyncio.Event()
     submit_really = member.writer.submit
 
     async def renewing_later(request: Request, patience_seconds: float = 20.0) -> Outcome:
@@ -146,26 +146,28 @@ async def test_cut_off_for_too_long_it_loses_the_claim_and_says_so_once(
         return await submit_really(request, patience_seconds)
 
     monkeypatch.setattr(member.writer, "submit", renewing_later)
-    agents.on("/poll", when(enough))
-    await define(member, "poll", resources=MAILBOX)
+    agents.on("/poll", when(never), answers({}))
+    await define(member, "poll", resources=MAILBOX, retries=3)
     run = await member.run_now("poll")
     await eventually(lambda: agents.calls)
     cut_off.set()
+    held: list[str] = []
 
     async def bob_gets_it() -> bool:
-        return (await submit(member.writer, BOB)).refusal is None
+        outcome = await submit(member.writer, BOB)
+        held.append(outcome.reply.get("id", ""))
+        return outcome.refusal is None
 
     await eventually(bob_gets_it)
-    before = len(member.told(ConflictDetected))
     cut_off.clear()
-    renewed = len(member.told(RunRenewed))
-    await eventually(lambda: len(member.told(RunRenewed)) >= renewed + 3)
-    [conflict] = member.told(ConflictDetected)[before:]
-    assert (conflict.agent, conflict.holders) == ("worker", ["bob"])
-    enough.set()
-    assert (await member.finished(run)).outcome == "succeeded"
-    [operation] = member.writer.squad.all(OPERATIONS)
-    assert operation.agent == "bob"
+    failed = await eventually(lambda: member.told(RunAttemptFailed))
+    assert failed[0].reason == "conflict: 'bob' is at 'sort' on mailbox info"
+    await eventually(lambda: not agents.busy["/poll"], describe="the call is hung up")
+    await submit(member.writer, do.FinishOperation(operation_id=held[-1], outcome="succeeded"))
+    finished = await member.finished(run)
+    assert finished.outcome == "succeeded"
+    assert finished.attempts > 1
+    assert not list(member.writer.squad.all(OPERATIONS))
 
 
 async def test_a_stopped_process_gives_the_claim_back(

@@ -29,6 +29,7 @@ from projections.operations import OPERATIONS, OperationRow
 from projections.runs import RUNS, RunRow, run_id
 from service.commands import (
     EndAttempt,
+    FinishOperation,
     PassTime,
     RenewRun,
     RunJob,
@@ -123,13 +124,13 @@ class TestAClaim:
     def test_is_renewed_with_the_lease(self) -> None:
         story = running().when(RENEW, at=65)
         story.then(
-            RunRenewed(run_id=RUN, job=JOB, lease_expires_at=moment(65 + LEASE_SECONDS)),
             OperationRenewed(
                 operation_id=claim_of(story).id,
                 agent="ann",
                 blocks_until=moment(95),
                 expires_at=moment(125),
             ),
+            RunRenewed(run_id=RUN, job=JOB, lease_expires_at=moment(65 + LEASE_SECONDS)),
         )
 
     @pytest.mark.parametrize(
@@ -351,36 +352,66 @@ class TestAnotherAttempt:
 
 
 class TestALateRenewal:
-    def test_of_a_claim_that_ran_out_renews_the_lease_alone(self) -> None:
-        story = running(SetPolicy(operation_timeout_seconds=5)).when(RENEW, at=66)
-        assert kinds(story) == [RunRenewed]
-
-    def test_of_a_claim_that_just_runs_out_does_not_bring_it_back(self) -> None:
-        """What has run out is said to have at the next look at the clock, a moment later."""
-        story = running(SetPolicy(operation_timeout_seconds=5)).given(PassTime(), at=64.9)
-        story.when(RENEW, at=65)
-        assert kinds(story) == [RunRenewed]
-
-    def test_gives_the_claim_up_where_somebody_came_in_between(self) -> None:
-        story = running(SetPolicy(conflict_window_seconds=2)).given(BOB, at=63)
-        mine = run(story).operation_id
-        story.when(RENEW, at=64)
-        assert kinds(story) == [RunRenewed, ConflictDetected, OperationFinished]
-        assert story.events[-1] == OperationFinished(
-            operation_id=mine or "", agent="ann", outcome="cancelled", tokens_used=None
-        )
-        assert story.caused_by(OperationFinished) == story.position_of(ConflictDetected)
-        assert claim_of(story).agent == "bob"
-        # The run goes on, and says no more of it.
-        story.when(RENEW, at=65)
-        assert kinds(story) == [RunRenewed]
-        story.when(ended(RUN), at=66)
-        assert kinds(story) == [RunFinished, MessageSent, AgentStatusChanged]
-        assert story.row(AGENTS, "ann").operations == 0
+    SHORT = SetPolicy(conflict_window_seconds=2)
+    SHORTER = SetPolicy(operation_timeout_seconds=5)
 
     def test_is_fine_where_nobody_came(self) -> None:
-        story = running(SetPolicy(conflict_window_seconds=2)).when(RENEW, at=64)
-        assert kinds(story) == [RunRenewed, OperationRenewed]
+        story = running(self.SHORT).when(RENEW, at=64)
+        assert kinds(story) == [OperationRenewed, RunRenewed]
+
+    def test_after_somebody_came_in_between_fails_the_attempt(self) -> None:
+        story = running(self.SHORT, retries=1).given(BOB, at=63)
+        mine = run(story).operation_id or ""
+        story.when(RENEW, at=64)
+        assert story.refusal.code == "run_not_held"
+        assert story.events[1:] == [
+            RunAttemptFailed(
+                run_id=RUN,
+                job=JOB,
+                attempt=1,
+                reason="conflict: 'bob' is at 'sort' on mailbox info",
+                retry_at=story.now + backoff(RUN, 1),
+                tokens_used=None,
+            ),
+            OperationFinished(operation_id=mine, agent="ann", outcome="failed", tokens_used=None),
+        ]
+        assert kinds(story)[0] is ConflictDetected
+        assert story.caused_by(RunAttemptFailed) == story.position_of(ConflictDetected)
+        assert story.caused_by(OperationFinished) == story.position_of(RunAttemptFailed)
+        assert claim_of(story).agent == "bob"
+        story.when(ended(RUN), at=64).then_refused("run_not_held")
+
+    def test_in_the_last_attempt_ends_the_run(self) -> None:
+        story = running(self.SHORT, pause_on_failure=True, tokens=10).given(BOB, at=63)
+        story.when(RENEW, at=64)
+        [finished] = [event for event in story.events if isinstance(event, RunFinished)]
+        assert (finished.outcome, finished.attempts) == ("failed", 1)
+        assert finished.reason == "conflict: 'bob' is at 'sort' on mailbox info"
+        assert story.caused_by(RunFinished) == story.position_of(ConflictDetected)
+        assert story.row(JOBS, JOB).paused
+        ann = story.row(AGENTS, "ann")
+        assert (ann.operations, ann.status) == (0, "idle")
+        assert claim_of(story).agent == "bob"
+
+    @pytest.mark.parametrize("looked_at", [60.0, 64.9])
+    def test_of_a_claim_that_ran_out_fails_the_attempt(self, looked_at: float) -> None:
+        """Also where that it ran out is told only at the next look at the clock, a moment later."""
+        story = running(self.SHORTER, retries=1).given(PassTime(), at=looked_at).when(RENEW, at=65)
+        [failed] = [event for event in story.events if isinstance(event, RunAttemptFailed)]
+        assert failed.reason == "its claim is over"
+        story.when(PassTime(), at=66)
+        assert not list(story.squad.all(OPERATIONS))
+        assert story.row(AGENTS, "ann").operations == 1
+
+    def test_of_a_claim_that_somebody_ended_fails_the_attempt(self) -> None:
+        story = running(PATIENT)
+        story.given(FinishOperation(operation_id=claim_of(story).id, outcome="cancelled"), at=61)
+        story.when(RENEW, at=65).then_refused("run_not_held", *story.events)
+        assert kinds(story)[0] is RunFinished
+
+    def test_too_late_to_be_asked_for_still_takes_the_word_of_success(self) -> None:
+        story = running(self.SHORT).given(BOB, at=63).when(ended(RUN), at=64).replied(status="succeeded")
+        assert claim_of(story).agent == "bob"
 
 
 def test_a_run_that_waits_for_a_process_claims_with_its_first_attempt() -> None:
