@@ -192,9 +192,10 @@ CREATE TABLE projections (
 
 
 -- Move projections on --------------------------------------------------------------------------------
--- Called last in the transaction that changed their rows. Raises where one of them is not where the caller
--- believes it to be, or where its table is not the one that the caller knows: then somebody else moved or
--- replaced it, and the rows must not be kept.
+-- Called in the transaction that changes their rows, before it does: who replaces rows locks `projections`
+-- first as well, so neither waits for rows that the other has. Raises where one of them is not where the
+-- caller believes it to be, or where its rows are not those that the caller knows: then somebody else moved
+-- or replaced them, and the caller's must not be kept.
 
 CREATE FUNCTION advance_projections(names text[], expected bigint, reached bigint, known_generation bigint)
 RETURNS void LANGUAGE plpgsql AS $$

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple, TypeVar
 
 from psycopg import AsyncClientCursor, AsyncCursor
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from psycopg.rows import RowMaker
 
     from eventstore.connection import Connection
+
+T = TypeVar("T")
 
 PAGE_EVENTS = 5_000
 """How many events a reader takes at once: large enough to be fast, small enough to stay below a few MB."""
@@ -203,6 +206,18 @@ async def each(
         async with AsyncCursor(connection, row_factory=_recorded_row) as cursor:
             async for recorded in cursor.stream(query, (after, last), binary=True, size=CHUNK_EVENTS):
                 yield recorded
+
+
+async def ahead(pages: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The same pages, the next one being read while the last one is dealt with."""
+    coming = asyncio.ensure_future(anext(pages, None))
+    try:
+        while (page := await coming) is not None:
+            coming = asyncio.ensure_future(anext(pages, None))
+            yield page
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
 
 
 async def read_streams(connection: Connection, streams: Sequence[str]) -> list[Recorded]:

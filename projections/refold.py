@@ -9,7 +9,9 @@ place of the live ones' (`projections.rebuild`).
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import asyncio
+import gc
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
@@ -19,12 +21,13 @@ from eventstore.connection import connect
 from eventstore.errors import LogBroken
 from eventstore.translation import translating
 from projections import storage
-from projections.folding import PageFolder
+from projections.folding import PageFolder, decoded
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from eventstore.connection import Connection
+    from projections.folding import FoldedPage
     from projections.projection import Projection, Table
 
     Progress = Callable[[int, int], None]
@@ -34,17 +37,27 @@ PATIENCE_MILLISECONDS = 1_800_000
 """How long one transaction may take at most."""
 
 _APART = "pg_temp"
+_COLLECTED_AFTER_OBJECTS = 50_000
 
 
 class Refold:
-    """A second set of tables, and how far each projection is in it."""
+    """A second set of tables, and how far each projection is in it.
+
+    `connection` has the tables, the reader reads the log: while a page is folded, the next one is on its
+    way already, and the last one's rows are on theirs.
+    """
 
     def __init__(
-        self, connection: Connection, projections: Sequence[Projection], progress: Progress | None = None
+        self,
+        connection: Connection,
+        reader: Connection,
+        projections: Sequence[Projection],
+        progress: Progress | None = None,
     ) -> None:
         self.connection = connection
         self.projections = {projection.name: projection for projection in projections}
         self.positions = dict.fromkeys(self.projections, 0)
+        self._reader = reader
         self._progress = progress or _tell_nobody
         self._folder = PageFolder()
 
@@ -65,17 +78,48 @@ class Refold:
                 *(at for at in behind.values() if at > start),
                 goal,
             )
-            at = start
-            async for page in log.scan(self.connection, start, stop):
-                for recorded in page:
-                    at += 1
-                    if recorded.position != at:
-                        raise LogBroken(f"position {at} is missing")
-                await self._folder.write(self.connection, members, page)
-                self.positions.update(dict.fromkeys((member.name for member in members), at))
-                self._progress(at, goal)
-            if at < stop:
-                raise LogBroken(f"position {at + 1} is missing")
+            await self._fold(members, start, stop, goal)
+            self.positions.update(dict.fromkeys((member.name for member in members), stop))
+
+    async def _fold(self, members: Sequence[Projection], start: int, stop: int, goal: int) -> None:
+        writing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        writing.set_result(None)
+        at = start
+        try:
+            async with aclosing(log.scan(self._reader, start, stop)) as pages:
+                async for page in log.ahead(pages):
+                    for recorded in page:
+                        at += 1
+                        if recorded.position != at:
+                            raise LogBroken(f"position {at} is missing", at)
+                    events = await decoded(page)
+                    await writing
+                    folded = await self._folder.fold(self.connection, members, page, events)
+                    writing = asyncio.ensure_future(self._write(folded, at, goal))
+            await writing
+        finally:
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+        if at < stop:
+            raise LogBroken(f"position {at + 1} is missing", at + 1)
+
+    async def _write(self, folded: FoldedPage, position: int, goal: int) -> None:
+        with translating():
+            async with self.connection.pipeline(), self.connection.transaction():
+                await folded.write(self.connection)
+        folded.keep()
+        self._progress(position, goal)
+
+    @contextmanager
+    def undone_where_it_fails(self) -> Iterator[None]:
+        """For a transaction of the caller's: what it rolls back is not believed to be folded."""
+        before = dict(self.positions)
+        try:
+            yield
+        except BaseException:
+            self.positions = before
+            self._folder = PageFolder()
+            raise
 
     async def analyze(self) -> None:
         """Tells the planner how large the tables are; nobody else does for temporary ones."""
@@ -121,12 +165,24 @@ async def refolding(
         # A client that was killed is noticed in the middle of a long statement as well.
         client_connection_check_interval=1_000,
     )
-    async with connection:
-        refold = Refold(connection, projections, progress)
+    async with connection, await connect(dsn, schema, name=name) as reader:
+        refold = Refold(connection, reader, projections, progress)
         with translating():
             for table in refold.tables():
                 await connection.execute(storage.create_statement(table, apart(table)))
-        yield refold
+        with _collecting_seldom():
+            yield refold
+
+
+@contextmanager
+def _collecting_seldom() -> Iterator[None]:
+    """Has the garbage collector look less often: it would spend a third of a fold on looking at rows."""
+    before = gc.get_threshold()
+    gc.set_threshold(_COLLECTED_AFTER_OBJECTS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def apart(table: Table[Any, Any]) -> sql.Identifier:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from projections.projection import Table
 
 
+_BETWEEN = "\x1f"
+
+
 def create_statement(table: Table[Any, Any], name: sql.Composable) -> sql.Composed:
     """Makes a table for the same rows, with its key and without what only readers need."""
     columns = [
@@ -48,13 +51,35 @@ def upsert_statement(table: Table[Any, Any]) -> sql.Composed:
 
 async def write(connection: Connection, table: Table[Any, Any], rows: Iterable[tuple[Any, ...]]) -> None:
     """Inserts the rows, or replaces those with the same key, in one statement."""
-    columns: list[list[Any]] = [list(column) for column in zip(*rows, strict=True)]
-    for index in table.json_columns:
-        columns[index] = [
-            None if value is None else orjson.dumps(value).decode() for value in columns[index]
-        ]
+    columns = zip(*rows, strict=True)
+    arrays = [array_literal(kind, column) for kind, column in zip(table.types, columns, strict=True)]
     with translating():
-        await connection.execute(upsert_statement(table), columns, prepare=True)
+        await connection.execute(upsert_statement(table), arrays, prepare=True)
+
+
+def array_literal(kind: str, values: Sequence[Any]) -> str:
+    """A column's values as Postgres reads an array: joined here, because the driver quotes one by one."""
+    if kind == "jsonb":
+        values = [None if value is None else orjson.dumps(value).decode() for value in values]
+    if kind in ("jsonb", "text"):
+        return _texts_literal(values)
+    # Numbers, ids and times hold nothing of what an array is made of.
+    if None in values:
+        return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
+    return "{" + ",".join(map(str, values)) + "}"
+
+
+def _texts_literal(texts: Sequence[str | None]) -> str:
+    if None not in texts:
+        # All at once, where no text holds what stands between them meanwhile.
+        joined = _BETWEEN.join(texts)  # type: ignore[arg-type]
+        if joined.count(_BETWEEN) == len(texts) - 1:
+            return '{"' + _escaped(joined).replace(_BETWEEN, '","') + '"}'
+    return "{" + ",".join(["NULL" if text is None else f'"{_escaped(text)}"' for text in texts]) + "}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
 async def load(connection: Connection, table: Table[Any, Any], keys: Sequence[Any]) -> list[Any]:

@@ -14,6 +14,7 @@ from service.cli.checkpoint import checkpoint
 from service.cli.events import events
 from service.cli.export import export_command, import_command
 from service.cli.jobs import jobs
+from service.cli.replay import replay
 from service.cli.status import status
 from service.cli.up import up
 from service.cli.verify import verify
@@ -33,6 +34,7 @@ def cli() -> None:
 cli.add_command(up)
 cli.add_command(events)
 cli.add_command(jobs)
+cli.add_command(replay)
 cli.add_command(status)
 cli.add_command(verify)
 cli.add_command(checkpoint)
