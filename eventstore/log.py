@@ -190,18 +190,6 @@ async def scan(
         after = page[-1].position
 
 
-async def ahead(pages: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """The same pages, the next one being read while the last one is dealt with."""
-    coming = asyncio.ensure_future(anext(pages, None))
-    try:
-        while (page := await coming) is not None:
-            coming = asyncio.ensure_future(anext(pages, None))
-            yield page
-    finally:
-        coming.cancel()
-        await asyncio.gather(coming, return_exceptions=True)
-
-
 async def each(
     connection: Connection, after: int = 0, upto: int | None = None
 ) -> AsyncGenerator[Recorded, None]:
@@ -218,6 +206,18 @@ async def each(
         async with AsyncCursor(connection, row_factory=_recorded_row) as cursor:
             async for recorded in cursor.stream(query, (after, last), binary=True, size=CHUNK_EVENTS):
                 yield recorded
+
+
+async def ahead(pages: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The same pages, the next one being read while the last one is dealt with."""
+    coming = asyncio.ensure_future(anext(pages, None))
+    try:
+        while (page := await coming) is not None:
+            coming = asyncio.ensure_future(anext(pages, None))
+            yield page
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
 
 
 async def read_streams(connection: Connection, streams: Sequence[str]) -> list[Recorded]:

@@ -12,9 +12,9 @@ from eventstore import log, verification
 from eventstore.recorded import Head
 from service import settings
 from service.app import StartFailed
+from service.cli import progress
 from service.cli.common import AT_LEISURE, database_options, open_squad, run
 from service.cli.files import STANDARD, written
-from service.cli.progress import progress
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -67,8 +67,8 @@ async def _signed(connection: Connection, key: Ed25519PrivateKey) -> Checkpoint:
     """A checkpoint of a log that holds, up to its last event."""
     async with verification.snapshot(connection):
         total = await log.head_position(connection)
-        with progress("the log", total) as tell:
-            verified = await verification.verify_log(connection, tell=tell)
+        with progress.shown("the log") as tell:
+            verified = await verification.verify_log(connection, tell=lambda done: tell(done, total))
         if fault := verified.first_fault:
             place = f"position {fault.position}: " if fault.position is not None else ""
             raise StartFailed(f"nothing was signed, because the log does not hold: {place}{fault.says}")

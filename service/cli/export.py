@@ -18,9 +18,9 @@ from projections import PROJECTIONS
 from projections.projector import Projector
 from service import settings
 from service.app import StartFailed, background, database
+from service.cli import progress
 from service.cli.common import AT_LEISURE, database_options, open_squad, run
 from service.cli.files import STANDARD, lines, written
-from service.cli.progress import progress
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -72,7 +72,7 @@ def export_command(
             if after > head:
                 raise StartFailed(f"there is nothing after position {after}, the log ends at {head}")
             total = min(head, until or head) - after
-            with written(file) as opened, progress("export", total) as tell:
+            with written(file) as opened, progress.shown("exporting") as tell:
                 return await export_log(
                     connection,
                     opened.write,
@@ -80,7 +80,7 @@ def export_command(
                     until=until,
                     cloud_events=form == "cloudevents",
                     with_keys=not without_keys,
-                    tell=tell,
+                    tell=lambda done: tell(done, total),
                 )
 
     done = run(work())
@@ -110,8 +110,9 @@ def import_command(file: Path, dsn: str | None, data: Path | None, config: Path 
             await schema.apply(found, chosen.squad_schema)
             connection = await connect(found, chosen.squad_schema, name="squad import", **AT_LEISURE)
             async with connection:
-                with progress("import", None) as tell:
-                    head = await import_log(connection, _again(first, arriving), tell)
+                with progress.shown("importing") as tell:
+                    portions = _again(first, arriving)
+                    head = await import_log(connection, portions, lambda done: tell(done, None))
                 await _project(found, chosen.squad_schema, connection, head.position)
         return head
 
@@ -127,7 +128,7 @@ async def _again(first: list[bytes], rest: AsyncIterator[list[bytes]]) -> AsyncI
 
 async def _project(dsn: str, squad_schema: str, connection: Connection, head: int) -> None:
     """Has the tables follow: by a projector of our own, or that of a service, whoever is first."""
-    with progress("the tables", head) as tell:
+    with progress.shown("the tables") as tell:
         async with background(Projector(dsn, squad_schema, Hints()).run()):
             while True:
                 standings = {name: rest for name, *rest in await _rows(connection)}
@@ -136,7 +137,7 @@ async def _project(dsn: str, squad_schema: str, connection: Connection, head: in
                 failed = {name: (at, why) for name, (_, at, why) in standings.items() if at is not None}
                 if not missing and all(name in failed for name in behind):
                     break
-                tell(min((at for at, _, _ in standings.values()), default=0))
+                tell(min((at for at, _, _ in standings.values()), default=0), head)
                 await asyncio.sleep(_LOOK_EVERY_SECONDS)
     for name, (at, why) in failed.items():
         raise StartFailed(f"the log is imported, but the tables of {name} stopped at position {at}: {why}")

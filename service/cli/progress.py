@@ -1,10 +1,10 @@
-"""How far a long command is, on stderr: a bar where a person looks on, elsewhere a line now and then."""
+"""How far a long reading of the log is: a bar on a terminal, elsewhere a line every few seconds."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -12,81 +12,68 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from rich.progress import Task
 
-LINE_SECONDS = 2.0
+    Tell = Callable[[int, int | None], None]
+    """Is told the position reached, and the one to be reached where that is known."""
+
+LINE_SECONDS = 5.0
 """How often there is a line where there is no terminal."""
 
 
-class Tell(Protocol):
-    """Is told how far the work is."""
+class _Count(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """How many events, and of how many."""
+        return Text(_count(int(task.completed), None if task.total is None else int(task.total)))
 
-    def __call__(self, done: int, total: int | None = None, /) -> None:
-        """So many events are done, of so many; without a total, of as many as was said before."""
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """Events a second."""
+        return Text(f"{task.finished_speed or task.speed or 0:,.0f} events/s")
 
 
 @contextmanager
-def progress(what: str, total: int | None = None, *, quiet: bool = False) -> Iterator[Tell]:
-    """Shows how far the work in the block is.
+def shown(what: str, *, quiet: bool = False) -> Iterator[Tell]:
+    """Gives what to tell the position reached and the one to be reached; shows it on stderr.
 
     Args:
-        what: the work, in a word or two.
-        total: how many events there are; None where nobody knows yet.
+        what: what is being done, in a word or two.
         quiet: shows nothing.
     """
-    console = Console(stderr=True)
     if quiet:
-        yield _say_nothing
-    elif console.is_terminal:
-        with _bar(console, what, total) as tell:
-            yield tell
-    else:
-        yield _Lines(what, total).tell
+        yield lambda position, goal: None
+        return
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(what).tell
+        return
+    columns = (TextColumn(what), BarColumn(), _Count(), _Speed(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None, visible=False)
 
-
-def _say_nothing(done: int, total: int | None = None, /) -> None:
-    del done, total
-
-
-@contextmanager
-def _bar(console: Console, what: str, total: int | None) -> Iterator[Tell]:
-    columns = (TextColumn("{task.description}"), BarColumn(), _Done(), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=console, transient=True) as shown:
-        task = shown.add_task(what, total=total)
-
-        def tell(done: int, total: int | None = None, /) -> None:
-            shown.update(task, completed=done, total=total)
+        def tell(position: int, goal: int | None) -> None:
+            bar.update(task, completed=position, total=goal, visible=True)
 
         yield tell
 
 
-class _Done(ProgressColumn):
-    """How many events are done, of how many, and how many in a second."""
-
-    def render(self, task: Task) -> Text:
-        """The column's text."""
-        rate = task.finished_speed or task.speed
-        total = f" of {task.total:,.0f}" if task.total is not None else ""
-        return Text(f"{task.completed:,.0f}{total} events" + (f", {rate:,.0f}/s" if rate else ""))
-
-
 class _Lines:
-    def __init__(self, what: str, total: int | None) -> None:
+    def __init__(self, what: str) -> None:
         self._what = what
-        self._total = total
         self._began = self._told = monotonic()
 
-    def tell(self, done: int, total: int | None = None, /) -> None:
-        self._total = total or self._total
+    def tell(self, position: int, goal: int | None) -> None:
         now = monotonic()
         if now - self._told < LINE_SECONDS:
             return
         self._told = now
-        rate = done / (now - self._began)
-        text = f"{self._what}: {done:,}" + (f" of {self._total:,}" if self._total else "")
-        text += f" events, {rate:,.0f}/s"
-        if self._total and rate:
-            text += f", {(self._total - done) / rate:,.0f} s left"
-        click.echo(text, err=True)
+        speed = position / (now - self._began)
+        left = f", {(goal - position) / speed:,.0f} s left" if goal is not None and speed else ""
+        click.echo(f"{self._what}: {_count(position, goal)}, {speed:,.0f} events/s{left}", err=True)
+
+
+def _count(position: int, goal: int | None) -> str:
+    return f"{position:,} events" if goal is None else f"{position:,} of {goal:,} events"

@@ -13,8 +13,8 @@ from eventstore import schema
 from projections import PROJECTIONS
 from projections.rebuild import rebuild
 from service.app import StartFailed
+from service.cli import progress
 from service.cli.common import database_options, open_squad, run
-from service.cli.progress import progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ def replay(names: tuple[str, ...], dsn: str | None, data: Path | None, config: P
                 raise StartFailed("the database's schema is of an older version; start the service once")
             # Through a pooler in transaction mode a session would not keep its temporary tables.
             through = chosen.listen_dsn or found
-            with progress("replay") as tell:
+            with progress.shown("replaying") as tell:
                 return await rebuild(through, chosen.squad_schema, wanted, progress=tell)
 
     began = monotonic()

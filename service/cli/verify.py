@@ -14,8 +14,8 @@ from eventstore import log, verification
 from eventstore.errors import LogBroken, LogNotUnderstood, UnknownEventType, UnreadableEvent
 from eventstore.verification import Check
 from projections.comparison import compare
+from service.cli import progress
 from service.cli.common import AT_LEISURE, database_options, open_squad, printable, run
-from service.cli.progress import progress
 from service.http.json import dumps
 
 if TYPE_CHECKING:
@@ -58,12 +58,16 @@ def verify(
         async with open_squad(config, dsn, data, **AT_LEISURE) as (connection, chosen, found):
             async with verification.snapshot(connection):
                 total = await log.head_position(connection)
-                with progress("the log", total, quiet=as_json) as tell:
-                    verified = await verification.verify_log(connection, checkpoints, tell)
+                with progress.shown("the log", quiet=as_json) as tell:
+                    verified = await verification.verify_log(
+                        connection, checkpoints, lambda done: tell(done, total)
+                    )
             if no_tables:
                 return verified, verified.checks, []
-            with progress("the tables", total, quiet=as_json) as tell:
-                tables, differences = await _tables(found, chosen.squad_schema, tell)
+            # Through a pooler in transaction mode a session would not keep its temporary tables.
+            through = chosen.listen_dsn or found
+            with progress.shown("the tables", quiet=as_json) as tell:
+                tables, differences = await _tables(through, chosen.squad_schema, tell)
             return verified, [*verified.checks, *tables], differences
 
     verified, checks, differences = run(work())
@@ -82,7 +86,8 @@ async def _tables(dsn: str, schema: str, tell: Tell) -> tuple[list[Check], list[
     try:
         differences = await compare(dsn, schema, progress=tell)
     except (LogBroken, LogNotUnderstood, UnknownEventType, UnreadableEvent) as error:
-        return [Check("tables", holds=False, says=f"the log cannot be folded: {error}", faults=1)], []
+        says = f"they cannot be compared with the log: {error}"
+        return [Check("tables", holds=False, says=says, position=error.position, faults=1)], []
     if not differences:
         return [Check("tables", holds=True, says="every row follows from the log, and none is missing")], []
     return [Check("tables", holds=False, says=str(each), faults=1) for each in differences], differences
