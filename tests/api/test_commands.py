@@ -16,6 +16,8 @@ from click.testing import CliRunner
 from service.cli import cli, main
 from tests.api.client import running_service
 from tests.support.command import ENDS_WITHIN_SECONDS, SQUAD, Ended, end, squad, start
+from tests.support.log import Scribe, joined
+from tests.support.parts import connected
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -129,6 +131,44 @@ async def test_explain_says_that_there_is_nothing(service: Service, tmp_path: Pa
     assert ended.complaint() == "the log has no position 999999"
 
 
+async def test_replay_tells_what_it_did(service: Service, tmp_path: Path) -> None:
+    await _fill(service)
+    async with connected(service.dsn) as connection:
+        await connection.execute("UPDATE squad_messages SET message = 'tampered'")
+    ended = await squad(tmp_path, "replay", "messages", "tasks", "--dsn", service.dsn)
+    first, *table = ended.lines()
+    assert first.startswith(
+        f"replayed {await service.head()} events into the tables of messages, tasks in "
+    )
+    shown = [[cell.strip() for cell in line.strip("│").split("│")] for line in table if "│" in line]
+    assert shown == [
+        ["squad_messages", "2", "2", "2"],
+        ["squad_message_acks", "0", "0", "0"],
+        ["squad_tasks", "0", "0", "0"],
+    ]
+    messages = (await service.api.get("messages")).body["items"]
+    assert {message["message"] for message in messages} == {"hello", "two\nlines \x1b[31m"}
+
+
+async def test_replay_of_a_log_from_newer_code_is_one_clear_line(service: Service, tmp_path: Path) -> None:
+    async with connected(service.dsn) as connection:
+        scribe = Scribe(connection)
+        await scribe.catch_up()
+        [stored] = await scribe.append(joined("ann"), type="from_the_future")
+    ended = await squad(tmp_path, "replay", "--dsn", service.dsn)
+    assert ended.complaint() == (
+        "The log holds an event that this version of the software does not know:"
+        f" from_the_future v1 at position {stored.position}"
+    )
+
+
+async def test_replay_of_an_older_schema_is_told(database: str, tmp_path: Path) -> None:
+    async with connected(database) as connection:
+        await connection.execute("UPDATE schema_info SET version = 1")
+    ended = await squad(tmp_path, "replay", "--dsn", database)
+    assert ended.complaint() == "the database's schema is of an older version; start the service once"
+
+
 async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
     ended = await squad(tmp_path)
     assert "Usage: squad" in ended.output + ended.errors
@@ -160,6 +200,12 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
         (("events", "--since", "999999999d"), "'999999999d' is neither RFC 3339 nor like"),
         (("events", "--after", "-1"), "Invalid value for '--after'"),
         (("events", "--config", "nowhere.toml"), "the configuration file nowhere.toml does not exist"),
+        (("replay", "--dsn", NOWHERE), "connection to server at"),
+        (("replay",), "there is no squad in .squad; start one with `squad up`"),
+        (
+            ("replay", "tasks", "task"),
+            "there is no projection 'task'; there are agents, messages, operations, budgets, tasks, emails",
+        ),
         (("dance",), "No such command 'dance'"),
         (("up", "--fast"), "No such option"),
     ],
@@ -195,7 +241,7 @@ async def test_a_port_that_is_taken_is_told(database: str, tmp_path: Path) -> No
 
 
 async def test_a_database_without_a_squad_is_told(empty_database: str, tmp_path: Path) -> None:
-    for command in ("events", "status"):
+    for command in ("events", "status", "replay"):
         ended = await squad(tmp_path, command, "--dsn", empty_database)
         assert "squad" in ended.complaint()
 

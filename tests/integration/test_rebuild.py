@@ -156,8 +156,9 @@ async def test_a_table_that_was_dropped_is_made_again_as_it_was(
 ) -> None:
     await _history(database, seed=4)
     shape = (
-        "SELECT string_agg(indexdef, ';' ORDER BY indexdef) || (SELECT string_agg(conname, ';' ORDER BY conname)"
-        " FROM pg_constraint WHERE conrelid = '{0}'::regclass)"
+        "SELECT string_agg(indexdef, ';' ORDER BY indexdef) ||"
+        " (SELECT string_agg(conname, ';' ORDER BY conname) FROM pg_constraint"
+        " WHERE conrelid = '{0}'::regclass)"
         " FROM pg_indexes WHERE tablename = '{0}' AND schemaname = 'squad'"
     )
     for table in TABLES:
