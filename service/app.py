@@ -35,6 +35,7 @@ from service.metrics import Metrics
 from service.reading import ReadTables
 from service.requests import Request
 from service.scheduler import Scheduler
+from service.snapshotter import Snapshotter
 from service.tail import Tail
 from service.timekeeper import keep_time
 from service.writer import Writer
@@ -111,11 +112,14 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
     )
     caller = Caller(settings.agents_url, settings.secrets())
     scheduler = Scheduler(writer, clock, caller, _runner_name())
-    writer.observers.append(scheduler.observe)
+    snapshotter = Snapshotter(dsn, squad_schema, writer)
+    writer.observers += [scheduler.observe, snapshotter.observe]
     async with (
         caller,
         connection.pool(dsn, squad_schema, name="squad reader", size=READ_CONNECTIONS) as pool,
-        background(listener.run(), projector.run(), writer.run(), keep_time(writer, clock)) as tasks,
+        background(
+            listener.run(), projector.run(), writer.run(), keep_time(writer, clock), snapshotter.run()
+        ) as tasks,
     ):
         tables = ReadTables(pool, listener.projections, projector, writer)
 
@@ -134,6 +138,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
             listener=listener,
             projector=projector,
             scheduler=scheduler,
+            snapshotter=snapshotter,
             metrics=Metrics(writer, projector, listener),
         )
         await until_ready(writer)

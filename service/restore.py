@@ -1,9 +1,9 @@
 """The decision state at start: the read tables as far as they are, or a snapshot, and the log from there.
 
 The tables are a fold of the log up to their position, by the same handlers, so they serve as a snapshot. A
-table that was folded by other handlers, or that stopped somewhere, is no snapshot of one moment. Then, or
-where they are behind, the last snapshot is taken (`service.snapshots`); where there is none either, the log
-is folded from its beginning, and snapshots are put away on the way.
+table that was folded by other handlers, or that stopped somewhere, is no snapshot of one moment. Then, and
+wherever the last snapshot (`service.snapshots`) is about as near to the head, it is that. Where there is
+nothing of the kind, the log is folded from its beginning, and snapshots are put away on the way.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
 
 __all__ = ["STUCK_AFTER_SECONDS", "catch_up", "fold_page", "restore"]
+
+FOLDED_SOONER_EVENTS = 2 * snapshots.EVENTS_BETWEEN
+"""So many events are folded sooner than the active rows are picked out of large tables."""
 
 _LOADED_WITHIN_SECONDS = 60.0
 
@@ -85,13 +88,14 @@ async def catch_up(
 
 
 async def _nearest_to(connection: Connection, known: int) -> Squad:
-    """What can be loaded, from the tables or a snapshot, whichever is nearer to the head."""
+    """What can be loaded: the tables, or a snapshot that is nearer to the head, or almost as near."""
     tables_at = await _tables_at(connection)
     if tables_at > known:
         tables_at = 0
-    if any(tables_at < position <= known for position in await snapshots.positions(connection)):
+    behind = tables_at - FOLDED_SOONER_EVENTS
+    if any(behind < position <= known for position in await snapshots.positions(connection)):
         squad = await snapshots.nearest(connection, known)
-        if squad and squad.head.position > tables_at:
+        if squad and squad.head.position > behind:
             return squad
     return await _load_tables(connection, tables_at) if tables_at else Squad()
 

@@ -158,14 +158,14 @@ async def store(connection: Connection, squad: Squad, known: int) -> None:
     Args:
         connection: in autocommit mode.
         squad: with all that is open in memory.
-        known: where the log ended, or a position before that, when the first of the squad was read.
+        known: where the log ended before the first of the squad was read.
 
     Raises:
         StoreUnavailable, StoreBusy, StoreRefused: it was not stored.
     """
     assert not squad.absent
     position, state = squad.head.position, await pack(squad)
-    named = {"fold": FOLD, "position": position, "known": min(known, position)}
+    named = {"fold": FOLD, "position": position, "known": known}
     with hanging_up_after(_STUCK_AFTER_SECONDS, connection), translating():
         try:
             await connection.execute("BEGIN")

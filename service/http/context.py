@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from service.reading import ReadTables
     from service.scheduler import Scheduler
     from service.settings import Settings
+    from service.snapshotter import Snapshotter
     from service.tail import Tail
     from service.writer import Writer
 
@@ -65,6 +66,7 @@ class Services:
     listener: Listener
     projector: Projector
     scheduler: Scheduler
+    snapshotter: Snapshotter
     metrics: Metrics
     stopping: bool = False
     streams: set[Any] = field(default_factory=set)
