@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -51,6 +52,9 @@ def database_options(command: F) -> F:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Runs a command's work."""
+    # Where nobody has set up logs, Python would print warnings of parts and libraries beside the one line
+    # with which a command fails.
+    logging.getLogger().addHandler(logging.NullHandler())
     return uvloop.run(work)
 
 

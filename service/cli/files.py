@@ -7,8 +7,10 @@ import gzip
 import os
 import secrets
 import sys
+import threading
 import zlib
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
@@ -16,7 +18,7 @@ from eventstore.exchange import LONGEST_LINE_BYTES
 from service.app import StartFailed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 STANDARD = Path("-")
 _PACKED = ".gz"
@@ -78,17 +80,54 @@ async def lines(path: Path) -> AsyncIterator[list[bytes]]:
     Raises:
         StartFailed: it cannot be read.
     """
-    with ExitStack() as stack:
+    reading: asyncio.Future[list[bytes]] | None = None
+    file: IO[bytes] | None = None
+    try:
+        file = _opened(path)
+        source = cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if path.suffix == _PACKED else file
+        while portion := await (reading := _in_a_thread(partial(_portion, source))):
+            yield portion
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StartFailed(f"cannot read {path}: {reason}") from error
+    finally:
+        # Where a pipe keeps the thread waiting, closing would wait as well.
+        if file is not None and (reading is None or (reading.done() and not reading.cancelled())):
+            file.close()
+
+
+def _opened(path: Path) -> IO[bytes]:
+    if path == STANDARD:
+        # An object of our own: what a thread reads from is not for the interpreter to close.
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    return path.open("rb")
+
+
+def _in_a_thread(work: Callable[[], list[bytes]]) -> asyncio.Future[list[bytes]]:
+    """Runs what may block in a thread that nobody has to wait for when the command is to end."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[list[bytes]] = loop.create_future()
+
+    def settle(portion: list[bytes], error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(portion)
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        portion: list[bytes] = []
+        error: Exception | None = None
         try:
-            file = sys.stdin.buffer if path == STANDARD else stack.enter_context(path.open("rb"))
-            if path.suffix == _PACKED:
-                file = cast("IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=file, mode="rb")))
-            # In a thread, because a pipe may let us wait.
-            while portion := await asyncio.to_thread(_portion, file):
-                yield portion
-        except (OSError, EOFError, zlib.error) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise StartFailed(f"cannot read {path}: {reason}") from error
+            portion = work()
+        except Exception as caught:  # noqa: BLE001 - it is raised where the portion is waited for
+            error = caught
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, portion, error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def _portion(file: IO[bytes]) -> list[bytes]:
