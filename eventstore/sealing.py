@@ -99,6 +99,9 @@ def seal(
         type: see `id`.
         schema_version: see `id`.
         instead: what stands in the place of a sealed field, where that is not null.
+
+    Raises:
+        ValueError: there is a U+0000 in it, which the log would refuse in the open, and no table can hold.
     """
     data = orjson.loads(plain)
     box: dict[str, Any] = {}
@@ -110,11 +113,14 @@ def seal(
         else:
             box[name] = data[name]
             data[name] = instead.get(name)
-    bound_to = _envelope(id, stream, type, schema_version, key.id)
+    content = orjson.dumps(box)
+    if b"\\u0000" in content and _holds_nul(box):
+        raise ValueError(f"a {type} holds U+0000")
+    envelope = _envelope(id, stream, type, schema_version, key.id)
     data["sealed"] = {
         "key": key.id,
         "nonce": _text(nonce),
-        "box": _text(AESGCM(key.secret).encrypt(nonce, orjson.dumps(box), bound_to)),
+        "box": _text(AESGCM(key.secret).encrypt(nonce, content, envelope)),
     }
     return orjson.dumps(data).decode()
 
@@ -233,6 +239,18 @@ def _erase(type_: str, data: dict[str, Any]) -> None:
 
 def _envelope(id_: str, stream: str, type_: str, schema_version: int, key_id: str) -> bytes:
     return f"{id_}\n{stream}\n{type_}\n{schema_version}\n{key_id}\n".encode()
+
+
+def _holds_nul(value: Any) -> bool:
+    match value:
+        case str():
+            return "\0" in value
+        case dict():
+            return any(_holds_nul(key) or _holds_nul(item) for key, item in value.items())
+        case list():
+            return any(map(_holds_nul, value))
+        case _:
+            return False
 
 
 def _text(raw: bytes) -> str:

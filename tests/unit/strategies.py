@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from eventstore.codec import EVENT_TYPES
-from eventstore.events import AnyEvent, EmailStatus, JobDefinition, Overlap, TaskStatus
+from eventstore.events import (
+    AnyEvent,
+    EmailStatus,
+    JobDefinition,
+    Overlap,
+    RequestAnswered,
+    TaskStatus,
+)
+from eventstore.sealing import PERSONAL
 from service import commands as do
 
 if TYPE_CHECKING:
@@ -258,3 +266,20 @@ def _models(kind: type[M]) -> SearchStrategy[M]:
 
 events: SearchStrategy[AnyEvent] = st.one_of(*map(_models, EVENT_TYPES.values()))
 """Any event."""
+
+
+def _answer(event: RequestAnswered, repeated: dict[str, Any]) -> RequestAnswered:
+    return event.model_copy(update={"body": {**event.body, **repeated}})
+
+
+sealed_events: SearchStrategy[AnyEvent] = st.one_of(
+    *(_models(EVENT_TYPES[name]) for name in PERSONAL),
+    st.builds(
+        _answer,
+        _models(RequestAnswered),
+        st.fixed_dictionaries(
+            {}, optional={"from_email": _text, "subject": st.none() | _text, "payload": _json_object}
+        ),
+    ),
+)
+"""Any event that something is personal in."""
