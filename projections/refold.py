@@ -22,6 +22,7 @@ from eventstore.errors import LogBroken
 from eventstore.translation import translating
 from projections import storage
 from projections.folding import PageFolder, decoded
+from projections.pairing import APART, apart
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 PATIENCE_MILLISECONDS = 1_800_000
 """How long one transaction may take at most."""
 
-_APART = "pg_temp"
 _COLLECTED_AFTER_OBJECTS = 50_000
 
 
@@ -158,7 +158,7 @@ async def refolding(
         dsn,
         schema,
         name=name,
-        search_path=f"{_APART},{schema}",
+        search_path=f"{APART},{schema}",
         temp_buffers="64MB",
         statement_timeout=PATIENCE_MILLISECONDS,
         transaction_timeout=PATIENCE_MILLISECONDS,
@@ -183,11 +183,6 @@ def _collecting_seldom() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
-
-
-def apart(table: Table[Any, Any]) -> sql.Identifier:
-    """The session's own table."""
-    return sql.Identifier(_APART, table.name)
 
 
 def _tell_nobody(position: int, goal: int) -> None:

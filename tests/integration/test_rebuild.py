@@ -14,7 +14,7 @@ from psycopg import IsolationLevel
 from eventstore import log, schema
 from eventstore.errors import LogBroken, StoreBusy, UnknownEventType
 from eventstore.listener import Hints
-from projections import PROJECTIONS
+from projections import PROJECTIONS, replacing
 from projections import rebuild as rebuilding
 from projections.agents import agents
 from projections.comparison import compare
@@ -22,7 +22,7 @@ from projections.messages import messages
 from projections.projector import Projector
 from projections.rebuild import rebuild
 from tests.support.life import Life, live_with_jobs
-from tests.support.log import Scribe, joined, said
+from tests.support.log import Scribe, joined, new_id, said
 from tests.support.parts import SCHEMA, backends, connected, running, running_listener, running_writer
 from tests.support.tampering import TABLES, Tampering
 from tests.support.verify import assert_tables_equal_fold, projected_to_head
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from eventstore.connection import Connection
-    from projections.refold import Refold
     from service.writer import Writer
 
 
@@ -67,7 +66,11 @@ async def _one(connection: Connection, query: str) -> Any:
     return row[0]
 
 
-async def test_whatever_was_done_to_the_tables_is_undone(database: str, connection: Connection) -> None:
+@pytest.mark.parametrize("close", [0, 10_000], ids=["folded before", "folded in the swap"])
+async def test_whatever_was_done_to_the_tables_is_undone(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, close: int
+) -> None:
+    monkeypatch.setattr(rebuilding, "CLOSE_EVENTS", close)
     await _history(database, seed=1)
     tampering = await Tampering.of(connection)
     for number, table in enumerate(TABLES):
@@ -276,17 +279,49 @@ async def test_a_swap_that_failed_is_made_again_from_what_was_really_folded(
         await Life(seed=6).live(writer, 200)
     await _project(database)
     # All is folded in the swap, and the first ones of it are rolled back.
-    replace_table, failures = rebuilding._replace, iter(range(3))
+    failures = iter(range(3))
 
     async def fail_at_first(*args: Any) -> Any:
         if next(failures, None) is not None:
             raise StoreBusy("somebody holds it")
-        return await replace_table(*args)
+        return await replacing.replace(*args)
 
-    monkeypatch.setattr(rebuilding, "_replace", fail_at_first)
+    monkeypatch.setattr(rebuilding, "replace", fail_at_first)
     await connection.execute("TRUNCATE squad_messages, operations")
     await rebuild(database, SCHEMA)
     assert next(failures, None) is None
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_what_happens_between_the_survey_and_the_swap_is_not_lost(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events come in, the projector writes what follows from wrong rows, and somebody tampers once more."""
+    monkeypatch.setattr(rebuilding, "CLOSE_EVENTS", 0)
+    async with (
+        running_listener(database) as listener,
+        running_writer(database, hints=listener.events) as writer,
+    ):
+        life = Life(seed=6)
+        await life.live(writer, 200)
+        await _project(database)
+        await connection.execute("UPDATE squad_agents SET role = 'tampered'")
+        await connection.execute("UPDATE reservations SET agent = 'mallory' WHERE state = 'active'")
+
+        async def survey_and_live_on(*args: Any) -> Any:
+            found = await replacing.survey(*args)
+            await life.live(writer, 100)
+            await eventually(partial(projected_to_head, database))
+            await connection.execute("UPDATE squad_tasks SET title = 'tampered'")
+            ack = "INSERT INTO squad_message_acks VALUES (%s, 'x', now(), 1)"
+            await connection.execute(ack, (new_id(),))
+            return found
+
+        monkeypatch.setattr(rebuilding, "survey", survey_and_live_on)
+        async with running(Projector(database, SCHEMA, listener.events).run()):
+            await rebuild(database, SCHEMA)
+            await life.live(writer, 20)
+            await eventually(partial(projected_to_head, database))
     assert await compare(database, SCHEMA) == []
 
 
@@ -373,8 +408,9 @@ class Readers:
 
 
 async def test_readers_see_no_gap_and_nothing_older_while_it_swaps_under_load(
-    database: str, caplog: pytest.LogCaptureFixture
+    database: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rebuilding, "CLOSE_EVENTS", 20)
     caplog.set_level(logging.INFO, "projections.projector")
     enough = asyncio.Event()
 
@@ -496,9 +532,9 @@ class TestTablesThatOtherCodeFolded:
     ) -> None:
         swap, may_swap = rebuilding._swap, asyncio.Event()
 
-        async def wait_and_swap(refold: Refold, squad: str) -> Any:
+        async def wait_and_swap(*args: Any) -> Any:
             await may_swap.wait()
-            return await swap(refold, squad)
+            return await swap(*args)
 
         monkeypatch.setattr(rebuilding, "_swap", wait_and_swap)
         projector = self._projector(database)
@@ -522,8 +558,8 @@ class TestTablesThatOtherCodeFolded:
         monkeypatch.setattr("projections.projector.REBUILDING_TOLD_EVERY_SECONDS", 0.0)
         may_swap = asyncio.Event()
 
-        async def wait(refold: Refold, squad: str) -> Any:
-            del refold, squad
+        async def wait(*args: Any) -> Any:
+            del args
             await may_swap.wait()
 
         monkeypatch.setattr(rebuilding, "_swap", wait)
