@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 from psycopg import sql
 
 from eventstore import log
@@ -86,8 +87,11 @@ class Refold:
         writing.set_result(None)
         at = start
         try:
-            async with aclosing(log.scan(self._reader, start, stop)) as pages:
-                async for page in log.ahead(pages):
+            async with (
+                aclosing(log.scan(self._reader, start, stop)) as pages,
+                aclosing(log.ahead(pages)) as pages_ahead,
+            ):
+                async for page in pages_ahead:
                     for recorded in page:
                         at += 1
                         if recorded.position != at:
@@ -97,8 +101,10 @@ class Refold:
                     folded = await self._folder.fold(self.connection, members, page, events)
                     writing = asyncio.ensure_future(self._write(folded, at, goal))
             await writing
-        finally:
+        except asyncio.CancelledError:
             writing.cancel()
+            raise
+        finally:
             await asyncio.gather(writing, return_exceptions=True)
         if at < stop:
             raise LogBroken(f"position {at + 1} is missing", at + 1)
@@ -160,12 +166,14 @@ async def refolding(
         name=name,
         search_path=f"{APART},{schema}",
         temp_buffers="64MB",
+        work_mem="64MB",
         statement_timeout=PATIENCE_MILLISECONDS,
         transaction_timeout=PATIENCE_MILLISECONDS,
-        # A client that was killed is noticed in the middle of a long statement as well.
-        client_connection_check_interval=1_000,
     )
     async with connection, await connect(dsn, schema, name=name) as reader:
+        with suppress(psycopg.Error):
+            # A client that was killed is then noticed during a long statement too; not every server can.
+            await connection.execute("SET client_connection_check_interval = '1s'")
         refold = Refold(connection, reader, projections, progress)
         with translating():
             for table in refold.tables():

@@ -7,14 +7,19 @@ import logging
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
+import psycopg
 import pytest
 from psycopg import IsolationLevel
+from psycopg.conninfo import make_conninfo
 
 from eventstore import log, schema
+from eventstore.connection import connect
 from eventstore.errors import LogBroken, StoreBusy, UnknownEventType
 from eventstore.listener import Hints
 from projections import PROJECTIONS, replacing
+from projections import projector as projector_module
 from projections import rebuild as rebuilding
 from projections.agents import agents
 from projections.comparison import compare
@@ -360,6 +365,27 @@ async def test_another_squad_of_the_database_is_not_touched(database: str, conne
         assert await _one(other, "SELECT count(*) FROM squad_agents") == 0
 
 
+async def test_a_role_that_owns_the_schema_and_nothing_else_may_replay_and_compare(
+    empty_database: str,
+) -> None:
+    role = f"tenant_{uuid4().hex}"
+    async with await psycopg.AsyncConnection.connect(empty_database, autocommit=True) as admin:
+        await admin.execute(f"CREATE ROLE {role}".encode())
+        await admin.execute(f"CREATE SCHEMA squad AUTHORIZATION {role}".encode())
+        as_tenant = make_conninfo(empty_database, options=f"-c role={role}")
+        try:
+            await schema.apply(as_tenant, SCHEMA)
+            async with connected(as_tenant) as connection:
+                await Scribe(connection).append(joined("alice"), said("one"))
+                await rebuild(as_tenant, SCHEMA)
+                await connection.execute("DROP TABLE squad_agents")
+                await rebuild(as_tenant, SCHEMA)
+            assert await compare(as_tenant, SCHEMA) == []
+        finally:
+            await admin.execute(f"DROP OWNED BY {role}".encode())
+            await admin.execute(f"DROP ROLE {role}".encode())
+
+
 class Readers:
     """Look at the messages again and again, and fail where there are fewer or older ones than before."""
 
@@ -467,6 +493,28 @@ async def test_a_projector_with_nothing_to_do_notices_and_goes_on(
             await scribe.append(said("two"))
             await eventually(partial(projected_to_head, database))
     assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_a_projector_that_is_held_up_for_long_says_so_calmly_and_goes_on(
+    database: str,
+    connection: Connection,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level(logging.INFO, "projections.projector")
+    monkeypatch.setattr(projector_module, "connect", partial(connect, lock_timeout=50))
+    scribe = Scribe(connection)
+    await scribe.append(joined("alice"))
+    async with running(Projector(database, SCHEMA, Hints()).run()), connected(database) as holder:
+        await eventually(partial(projected_to_head, database))
+        await holder.execute("BEGIN")
+        await holder.execute("LOCK TABLE projections IN SHARE ROW EXCLUSIVE MODE")
+        await scribe.append(said("one"))
+        await eventually(lambda: caplog.text.count("begins anew") > 1)
+        await holder.execute("COMMIT")
+        await eventually(partial(projected_to_head, database))
+    assert {record.levelname for record in caplog.records} == {"INFO"}
     assert await compare(database, SCHEMA) == []
 
 
