@@ -7,14 +7,19 @@ import logging
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
+import psycopg
 import pytest
 from psycopg import IsolationLevel
+from psycopg.conninfo import make_conninfo
 
 from eventstore import log, schema
+from eventstore.connection import connect
 from eventstore.errors import LogBroken, StoreBusy, UnknownEventType
 from eventstore.listener import Hints
-from projections import PROJECTIONS
+from projections import PROJECTIONS, replacing
+from projections import projector as projector_module
 from projections import rebuild as rebuilding
 from projections.agents import agents
 from projections.comparison import compare
@@ -22,7 +27,7 @@ from projections.messages import messages
 from projections.projector import Projector
 from projections.rebuild import rebuild
 from tests.support.life import Life, live_with_jobs
-from tests.support.log import Scribe, joined, said
+from tests.support.log import Scribe, joined, new_id, said
 from tests.support.parts import SCHEMA, backends, connected, running, running_listener, running_writer
 from tests.support.tampering import TABLES, Tampering
 from tests.support.verify import assert_tables_equal_fold, projected_to_head
@@ -32,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from eventstore.connection import Connection
-    from projections.refold import Refold
     from service.writer import Writer
 
 
@@ -67,7 +71,11 @@ async def _one(connection: Connection, query: str) -> Any:
     return row[0]
 
 
-async def test_whatever_was_done_to_the_tables_is_undone(database: str, connection: Connection) -> None:
+@pytest.mark.parametrize("close", [0, 10_000], ids=["folded before", "folded in the swap"])
+async def test_whatever_was_done_to_the_tables_is_undone(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, close: int
+) -> None:
+    monkeypatch.setattr(rebuilding, "CLOSE_EVENTS", close)
     await _history(database, seed=1)
     tampering = await Tampering.of(connection)
     for number, table in enumerate(TABLES):
@@ -276,17 +284,49 @@ async def test_a_swap_that_failed_is_made_again_from_what_was_really_folded(
         await Life(seed=6).live(writer, 200)
     await _project(database)
     # All is folded in the swap, and the first ones of it are rolled back.
-    replace_table, failures = rebuilding._replace, iter(range(3))
+    failures = iter(range(3))
 
     async def fail_at_first(*args: Any) -> Any:
         if next(failures, None) is not None:
             raise StoreBusy("somebody holds it")
-        return await replace_table(*args)
+        return await replacing.replace(*args)
 
-    monkeypatch.setattr(rebuilding, "_replace", fail_at_first)
+    monkeypatch.setattr(rebuilding, "replace", fail_at_first)
     await connection.execute("TRUNCATE squad_messages, operations")
     await rebuild(database, SCHEMA)
     assert next(failures, None) is None
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_what_happens_between_the_survey_and_the_swap_is_not_lost(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events come in, the projector writes what follows from wrong rows, and somebody tampers once more."""
+    monkeypatch.setattr(rebuilding, "CLOSE_EVENTS", 0)
+    async with (
+        running_listener(database) as listener,
+        running_writer(database, hints=listener.events) as writer,
+    ):
+        life = Life(seed=6)
+        await life.live(writer, 200)
+        await _project(database)
+        await connection.execute("UPDATE squad_agents SET role = 'tampered'")
+        await connection.execute("UPDATE reservations SET agent = 'mallory' WHERE state = 'active'")
+
+        async def survey_and_live_on(*args: Any) -> Any:
+            found = await replacing.survey(*args)
+            await life.live(writer, 100)
+            await eventually(partial(projected_to_head, database))
+            await connection.execute("UPDATE squad_tasks SET title = 'tampered'")
+            ack = "INSERT INTO squad_message_acks VALUES (%s, 'x', now(), 1)"
+            await connection.execute(ack, (new_id(),))
+            return found
+
+        monkeypatch.setattr(rebuilding, "survey", survey_and_live_on)
+        async with running(Projector(database, SCHEMA, listener.events).run()):
+            await rebuild(database, SCHEMA)
+            await life.live(writer, 20)
+            await eventually(partial(projected_to_head, database))
     assert await compare(database, SCHEMA) == []
 
 
@@ -323,6 +363,27 @@ async def test_another_squad_of_the_database_is_not_touched(database: str, conne
         await rebuild(database, SCHEMA)
         assert await _standings(other) == before
         assert await _one(other, "SELECT count(*) FROM squad_agents") == 0
+
+
+async def test_a_role_that_owns_the_schema_and_nothing_else_may_replay_and_compare(
+    empty_database: str,
+) -> None:
+    role = f"tenant_{uuid4().hex}"
+    async with await psycopg.AsyncConnection.connect(empty_database, autocommit=True) as admin:
+        await admin.execute(f"CREATE ROLE {role}".encode())
+        await admin.execute(f"CREATE SCHEMA squad AUTHORIZATION {role}".encode())
+        as_tenant = make_conninfo(empty_database, options=f"-c role={role}")
+        try:
+            await schema.apply(as_tenant, SCHEMA)
+            async with connected(as_tenant) as connection:
+                await Scribe(connection).append(joined("alice"), said("one"))
+                await rebuild(as_tenant, SCHEMA)
+                await connection.execute("DROP TABLE squad_agents")
+                await rebuild(as_tenant, SCHEMA)
+            assert await compare(as_tenant, SCHEMA) == []
+        finally:
+            await admin.execute(f"DROP OWNED BY {role}".encode())
+            await admin.execute(f"DROP ROLE {role}".encode())
 
 
 class Readers:
@@ -373,8 +434,9 @@ class Readers:
 
 
 async def test_readers_see_no_gap_and_nothing_older_while_it_swaps_under_load(
-    database: str, caplog: pytest.LogCaptureFixture
+    database: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rebuilding, "CLOSE_EVENTS", 20)
     caplog.set_level(logging.INFO, "projections.projector")
     enough = asyncio.Event()
 
@@ -431,6 +493,28 @@ async def test_a_projector_with_nothing_to_do_notices_and_goes_on(
             await scribe.append(said("two"))
             await eventually(partial(projected_to_head, database))
     assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_a_projector_that_is_held_up_for_long_says_so_calmly_and_goes_on(
+    database: str,
+    connection: Connection,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level(logging.INFO, "projections.projector")
+    monkeypatch.setattr(projector_module, "connect", partial(connect, lock_timeout=50))
+    scribe = Scribe(connection)
+    await scribe.append(joined("alice"))
+    async with running(Projector(database, SCHEMA, Hints()).run()), connected(database) as holder:
+        await eventually(partial(projected_to_head, database))
+        await holder.execute("BEGIN")
+        await holder.execute("LOCK TABLE projections IN SHARE ROW EXCLUSIVE MODE")
+        await scribe.append(said("one"))
+        await eventually(lambda: caplog.text.count("begins anew") > 1)
+        await holder.execute("COMMIT")
+        await eventually(partial(projected_to_head, database))
+    assert {record.levelname for record in caplog.records} == {"INFO"}
     assert await compare(database, SCHEMA) == []
 
 
@@ -496,9 +580,9 @@ class TestTablesThatOtherCodeFolded:
     ) -> None:
         swap, may_swap = rebuilding._swap, asyncio.Event()
 
-        async def wait_and_swap(refold: Refold, squad: str) -> Any:
+        async def wait_and_swap(*args: Any) -> Any:
             await may_swap.wait()
-            return await swap(refold, squad)
+            return await swap(*args)
 
         monkeypatch.setattr(rebuilding, "_swap", wait_and_swap)
         projector = self._projector(database)
@@ -522,8 +606,8 @@ class TestTablesThatOtherCodeFolded:
         monkeypatch.setattr("projections.projector.REBUILDING_TOLD_EVERY_SECONDS", 0.0)
         may_swap = asyncio.Event()
 
-        async def wait(refold: Refold, squad: str) -> Any:
-            del refold, squad
+        async def wait(*args: Any) -> Any:
+            del args
             await may_swap.wait()
 
         monkeypatch.setattr(rebuilding, "_swap", wait)
