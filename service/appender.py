@@ -29,6 +29,7 @@ from eventstore.events import AppendAbandoned
 from eventstore.translation import translating
 from service import recall
 from service.batch import Batch, decide_batch
+from service.folding import complete
 from service.restore import STUCK_AFTER_SECONDS, catch_up, fold_page, restore
 from service.squad import Draft, Squad
 
@@ -77,8 +78,9 @@ class Appender:
             return await self._resolve_doubt(connection, self.in_doubt)
 
     async def look(self, connection: Connection) -> None:
-        """Folds what others have appended."""
+        """Folds what others have appended, and brings into memory what they opened again."""
         await catch_up(connection, self.squad, self._publish)
+        await complete(connection, self.squad)
 
     async def commit(self, connection: Connection, tickets: Sequence[Ticket]) -> None:
         """Decides the tickets' commands at the head, appends what came of them, and tells their callers.

@@ -12,6 +12,7 @@ from eventstore.errors import EventStoreError
 from service.app import StartFailed
 from service.cli.events import events
 from service.cli.jobs import jobs
+from service.cli.state import state
 from service.cli.status import status
 from service.cli.up import up
 from service.embedded import EmbeddedPostgresError
@@ -31,6 +32,7 @@ cli.add_command(up)
 cli.add_command(events)
 cli.add_command(jobs)
 cli.add_command(status)
+cli.add_command(state)
 
 
 def main() -> None:

@@ -17,10 +17,12 @@ from eventstore.events import (
     TaskStatus,
 )
 from projections.agents import AgentRow
+from projections.budgets import PolicyRow, ReservationRow
 from projections.emails import EmailRow
 from projections.jobs import RunRow
 from projections.messages import MessageRow
 from projections.operations import ConflictRow, OperationRow
+from projections.orchestrator import OrchestratorRow
 from projections.tasks import TaskRow
 
 
@@ -67,9 +69,10 @@ def page_of(model: type[BaseModel]) -> type[BaseModel]:
     return page
 
 
-def of_row(name: str, row: type[Any]) -> type[BaseModel]:
-    """A model with a row's columns."""
-    fields: dict[str, Any] = {column: (kind, ...) for column, kind in row.__annotations__.items()}
+def of_row(name: str, row: type[Any], *but: str) -> type[BaseModel]:
+    """A model with a row's columns, those in `but` apart."""
+    columns = {column: kind for column, kind in row.__annotations__.items() if column not in but}
+    fields: dict[str, Any] = {column: (kind, ...) for column, kind in columns.items()}
     return create_model(name, __base__=Answer, __doc__=row.__doc__, __module__=row.__module__, **fields)
 
 
@@ -251,8 +254,8 @@ class TaskWritten(Written):
 Run = of_row("Run", RunRow)
 
 
-class Job(Answer):
-    """A job, with its last five runs, the newest first, and its next five ticks."""
+class PlannedJob(Answer):
+    """A job, with its next five ticks."""
 
     name: str
     source: JobSource
@@ -273,8 +276,13 @@ class Job(Answer):
     paused: bool
     pause_note: str | None
     position: int
-    last_runs: list[Run]  # type: ignore[valid-type]
     next_ticks: list[datetime]
+
+
+class Job(PlannedJob):
+    """A job, with its last five runs, the newest first, and its next five ticks."""
+
+    last_runs: list[Run]  # type: ignore[valid-type]
 
 
 class JobNamed(Written):
@@ -333,6 +341,33 @@ class LoggedEvent(Answer):
     idempotency_key: str | None
     recorded_at: datetime
     hash: str
+
+
+Orchestrator = of_row("Orchestrator", OrchestratorRow, "name")
+Reservation = of_row("Reservation", ReservationRow)
+Rules = of_row("Rules", PolicyRow, "name")
+
+
+class SquadState(Answer):
+    """The squad after the event at `position`: all that was active or open, and nothing that was over.
+
+    `moment` is what was asked for, and what the jobs' next ticks follow. Before the first event, and where
+    there was none yet, things are null.
+    """
+
+    position: int
+    recorded_at: datetime | None
+    moment: datetime | None
+    orchestrator: Orchestrator | None  # type: ignore[valid-type]
+    policy: Rules | None  # type: ignore[valid-type]
+    budget: Budget | None
+    agents: list[Agent]  # type: ignore[valid-type]
+    operations: list[Operation]  # type: ignore[valid-type]
+    reservations: list[Reservation]  # type: ignore[valid-type]
+    jobs: list[PlannedJob]
+    runs: list[Run]  # type: ignore[valid-type]
+    tasks: list[Task]  # type: ignore[valid-type]
+    emails: list[Email]  # type: ignore[valid-type]
 
 
 class BatchResult(Answer):

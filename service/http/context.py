@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -45,6 +46,9 @@ T = TypeVar("T")
 
 MAX_BODY_BYTES = 1024 * 1024
 
+LOOK_BACK_AT_ONCE = 2
+"""How many requests fold the past at once; it is work, and the present goes on beside it."""
+
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _CORRELATION = re.compile(r"[\x21-\x7e]{1,100}")
 
@@ -65,6 +69,7 @@ class Services:
     metrics: Metrics
     stopping: bool = False
     streams: set[Any] = field(default_factory=set)
+    looking_back: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LOOK_BACK_AT_ONCE))
 
 
 SERVICES = web.AppKey("services", Services)

@@ -14,7 +14,7 @@ from service.http.context import MAX_BODY_BYTES, SERVICES, Services, respond
 from service.http.openapi import document
 from service.http.problems import Problem
 from service.http.route import Media, Route
-from service.http.v1 import agents, batch, budget, emails, events, jobs, messages, operations, tasks
+from service.http.v1 import agents, batch, budget, emails, events, jobs, messages, operations, state, tasks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -31,6 +31,7 @@ _V1 = (
     *tasks.ROUTES,
     *emails.ROUTES,
     *jobs.ROUTES,
+    *state.ROUTES,
     *events.ROUTES,
 )
 

@@ -26,6 +26,7 @@ TAGS: Mapping[str, str] = MappingProxyType(
         "jobs": "What runs when, what came of every tick, and a person's hand on it.",
         "tasks": "The task board.",
         "emails": "The e-mail log.",
+        "state": "The squad as it was, at any position of the log and at any time.",
         "events": "The log itself, as a list and as a live stream.",
         "batch": "Many writes in one request.",
         "health": "Whether the service is well, what it has counted, and this document.",
