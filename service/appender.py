@@ -30,6 +30,7 @@ from eventstore.translation import translating
 from service import recall
 from service.ahead import Ahead, Decided
 from service.batch import Batch, decide_batch
+from service.folding import complete
 from service.restore import STUCK_AFTER_SECONDS, catch_up, fold_page, restore
 from service.squad import Draft, Squad
 
@@ -90,8 +91,9 @@ class Appender:
             return await self._resolve_doubt(connection, self.in_doubt)
 
     async def look(self, connection: Connection) -> None:
-        """Folds what others have appended."""
+        """Folds what others have appended, and brings into memory what they opened again."""
         await catch_up(connection, self.squad, self._tell_of_others, self._sealing.keyring)
+        await complete(connection, self.squad)
 
     async def commit(
         self, connection: Connection, tickets: Sequence[Ticket], decided: Decided | None = None

@@ -18,7 +18,7 @@ from eventstore.recorded import Head
 from eventstore.translation import translating
 from projections import PROJECTIONS, storage
 from service import snapshots
-from service.folding import STUCK_AFTER_SECONDS, fold_on, fold_page, keeping
+from service.folding import STUCK_AFTER_SECONDS, complete, fold_on, fold_page, keeping
 from service.squad import RESIDENT, Squad
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ async def restore(connection: Connection, keyring: Keyring | None = None) -> Squ
         # Should the start be given up meanwhile, the next one goes on from what was kept.
         await fold_on(connection, squad, known, known, keep=await keeping(connection))
     await catch_up(connection, squad, keyring=keyring)
+    await complete(connection, squad)
     return squad
 
 

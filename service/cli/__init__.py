@@ -18,6 +18,7 @@ from service.cli.export import export_command, import_command
 from service.cli.forget import forget
 from service.cli.jobs import jobs
 from service.cli.replay import replay
+from service.cli.state import state
 from service.cli.status import status
 from service.cli.up import up
 from service.cli.verify import verify
@@ -46,6 +47,7 @@ cli.add_command(checkpoint)
 cli.add_command(export_command)
 cli.add_command(import_command)
 cli.add_command(explain_position)
+cli.add_command(state)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -50,6 +51,9 @@ MAX_BODY_BYTES = 1024 * 1024
 NO_PRINT = Print()
 """Of a request without an idempotency key."""
 
+LOOK_BACK_AT_ONCE = 2
+"""How many requests fold the past at once; it is work, and the present goes on beside it."""
+
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _CORRELATION = re.compile(r"[\x21-\x7e]{1,100}")
 
@@ -70,6 +74,7 @@ class Services:
     metrics: Metrics
     stopping: bool = False
     streams: set[Any] = field(default_factory=set)
+    looking_back: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LOOK_BACK_AT_ONCE))
 
 
 SERVICES = web.AppKey("services", Services)

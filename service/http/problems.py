@@ -63,6 +63,7 @@ OTHER_STATUS: Mapping[str, int] = MappingProxyType(
         "stopping": 503,
         "unavailable": 503,
         "outcome_unknown": 503,
+        "took_too_long": 503,
         "not_yet": 504,
         "internal_error": 500,
     }
@@ -108,6 +109,7 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "stopping": "The service is stopping",
         "unavailable": "The database cannot be reached",
         "outcome_unknown": "What came of the command is not known yet",
+        "took_too_long": "Looking back takes too long",
         "not_yet": "That position is not covered yet",
         "internal_error": "Something went wrong on our side",
     }

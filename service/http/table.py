@@ -23,6 +23,7 @@ from service.http.v1 import (
     jobs,
     messages,
     operations,
+    state,
     subjects,
     tasks,
 )
@@ -38,6 +39,7 @@ _V1 = (
     *emails.ROUTES,
     *jobs.ROUTES,
     *subjects.ROUTES,
+    *state.ROUTES,
     *events.ROUTES,
     *explain.ROUTES,
 )

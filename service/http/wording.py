@@ -27,6 +27,7 @@ TAGS: Mapping[str, str] = MappingProxyType(
         "tasks": "The task board.",
         "emails": "The e-mail log.",
         "subjects": "Those whose words are encrypted, and can be forgotten.",
+        "state": "The squad as it was, at any position of the log and at any time.",
         "events": "The log itself, as a list and as a live stream.",
         "audit": "What the log answers for: why something happened.",
         "batch": "Many writes in one request.",

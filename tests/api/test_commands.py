@@ -169,6 +169,67 @@ async def test_replay_of_an_older_schema_is_told(database: str, tmp_path: Path) 
     assert ended.complaint() == "the database's schema is of an older version; start the service once"
 
 
+async def test_state_is_one_screen_of_how_it_was(service: Service, tmp_path: Path) -> None:
+    await _fill(service)
+    api = service.api
+    await api.post("budget/reservations", agent="ada", tokens=1_111)
+    await api.post(
+        "emails", gmail_message_id="g-1", from_email="a@example.org", subject="two\nlines \x1b[31m"
+    )
+    for number in range(12):
+        await api.post("tasks", title=f"task {number}")
+    await api.put("jobs/yearly", task="conflict_check", cron="0 0 1 1 *")
+    before = await service.head()
+    await api.post("jobs/yearly/pause", note="holidays")
+    await api.post("/api/squad", action="orchestrator-shutdown")
+
+    async def shown(*arguments: str) -> str:
+        return "\n".join((await squad(tmp_path, "state", *arguments, "--dsn", service.dsn)).lines())
+
+    now, then, first = await shown(), await shown("--at", str(before)), await shown("--at", "0")
+    for text in (
+        "1,234 used",
+        "1,111 reserved",
+        "respond",
+        "emailId e1",
+        "a@example.org",
+        "task 11",
+        "yearly",
+    ):
+        assert text in now, text
+        assert text in then, text
+    assert "the newest 10 of 12" in now
+    assert "task 1 " not in now
+    assert ("orchestrator shut down" in now, "orchestrator running" in then) == (True, True)
+    assert ("paused: holidays" in now, "paused" in then) == (True, False)
+    assert "\x1b" not in now
+    assert len(now.splitlines()) < 80
+    assert first == "before the first event there is nothing"
+
+
+async def test_state_as_json_is_that_of_the_api(service: Service, tmp_path: Path) -> None:
+    await _fill(service)
+    head = await service.head()
+    recorded = (await service.api.get(f"events/{head}")).body["recorded_at"]
+    for at in ("0", "3", str(head), recorded):
+        [line] = (await squad(tmp_path, "state", "--at", at, "--json", "--dsn", service.dsn)).lines()
+        assert json.loads(line) == (await service.api.get("state", at=at)).body
+    [line] = (await squad(tmp_path, "state", "--json", "--dsn", service.dsn)).lines()
+    now = json.loads(line)
+    assert now["moment"] > now["recorded_at"]
+    [line] = (await squad(tmp_path, "state", "--at", "1h", "--json", "--dsn", service.dsn)).lines()
+    assert json.loads(line)["position"] == 0
+
+
+async def test_a_place_that_the_log_does_not_reach_is_told(service: Service, tmp_path: Path) -> None:
+    for at, complaint in (
+        ("1000000", "it ends at position"),
+        ("2300-01-01T00:00:00Z", "2300-01-01T00:00:00+00:00 has not come, it is"),
+    ):
+        ended = await squad(tmp_path, "state", "--at", at, "--dsn", service.dsn)
+        assert f"The log does not reach that far: {complaint}" in ended.complaint()
+
+
 async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
     ended = await squad(tmp_path)
     assert "Usage: squad" in ended.output + ended.errors
@@ -197,6 +258,11 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
         (("status",), "there is no squad in .squad; start one with `squad up`"),
         (("status", "--data", "else/where"), "there is no squad in else/where"),
         (("events", "--since", "yesterday"), "'yesterday' is neither RFC 3339 nor like 15m, 2h or 1d"),
+        (("state", "--dsn", NOWHERE), "connection to server at"),
+        (("state",), "there is no squad in .squad; start one with `squad up`"),
+        (("state", "--at", "yesterday"), "'yesterday' is neither RFC 3339 nor like 15m, 2h or 1d"),
+        (("state", "--at", "-1"), "'-1' is neither RFC 3339 nor like"),
+        (("state", "--at", "9" * 30), "no log has a position 999"),
         (("events", "--since", "999999999d"), "'999999999d' is neither RFC 3339 nor like"),
         (("events", "--after", "-1"), "Invalid value for '--after'"),
         (("events", "--config", "nowhere.toml"), "the configuration file nowhere.toml does not exist"),
@@ -241,7 +307,7 @@ async def test_a_port_that_is_taken_is_told(database: str, tmp_path: Path) -> No
 
 
 async def test_a_database_without_a_squad_is_told(empty_database: str, tmp_path: Path) -> None:
-    for command in ("events", "status", "replay"):
+    for command in ("events", "status", "replay", "state"):
         ended = await squad(tmp_path, command, "--dsn", empty_database)
         assert "squad" in ended.complaint()
 
