@@ -233,8 +233,8 @@ CREATE TABLE snapshots (
 -- so destroys it, in the same transaction, and the snapshots with it. `subject` is a digest of a sender's
 -- address; the key of a message has none, since only the message names it.
 --
--- A snapshot that is being written holds what is forgotten here; it is waited for, and then deleted. One that
--- is written later waits for us, and must then see that it comes too late.
+-- A snapshot that is being written is not seen here. Whoever writes one takes the log's lock before the
+-- commit, and looks whether somebody was forgotten since its first event was read.
 
 CREATE TABLE subject_keys (
     id          uuid        PRIMARY KEY,
@@ -246,7 +246,6 @@ CREATE TABLE subject_keys (
 CREATE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM subject_keys WHERE id = (NEW.data ->> 'key_id')::uuid;
-    LOCK TABLE snapshots IN SHARE ROW EXCLUSIVE MODE;
     DELETE FROM snapshots;
     RETURN NULL;
 END
@@ -539,7 +538,6 @@ CREATE TABLE subject_keys (
 CREATE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM subject_keys WHERE id = (NEW.data ->> 'key_id')::uuid;
-    LOCK TABLE snapshots IN SHARE ROW EXCLUSIVE MODE;
     DELETE FROM snapshots;
     RETURN NULL;
 END

@@ -38,7 +38,7 @@ def forget(*, subject: str, dsn: str | None, data: Path | None, config: Path | N
     outcome = run(work())
     done = outcome.reply
     what = [
-        f"{done[kind]} {word if done[kind] == 1 else word + 's'}"
+        _count(done[kind], word)
         for kind, word in (("emails", "e-mail"), ("messages", "message"))
         if done[kind]
     ]
@@ -47,6 +47,10 @@ def forget(*, subject: str, dsn: str | None, data: Path | None, config: Path | N
     )
     if done["in_plain"]:
         raise StartFailed(
-            f"{done['in_plain']} of this sender's e-mails are in the log as they were before payloads were"
-            " encrypted, in whole or in part; nothing can erase them there"
+            f"{_count(done['in_plain'], 'e-mail')} of this sender stood in the log before payloads were"
+            " encrypted, in whole or in part, and nothing can erase that"
         )
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

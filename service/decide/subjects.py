@@ -45,10 +45,11 @@ def _nothing_to_destroy(command: ForgetSubject, *, in_plain: bool) -> Refusal:
             {"in_plain": 1},
         )
     if command.in_plain:
+        count = "1 e-mail" if command.in_plain == 1 else f"{command.in_plain} e-mails"
         return Refusal(
             "subject_in_plain",
-            f"what the log holds of this sender ({command.in_plain} e-mails) was logged before payloads"
-            " were encrypted; the log keeps it as it is",
+            f"what the log holds of this sender ({count}) was logged before payloads were encrypted;"
+            " the log keeps it as it is",
             {"in_plain": command.in_plain},
         )
     return Refusal("subject_not_found", "no sender is called that, and no message has that id")

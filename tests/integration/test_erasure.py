@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eventstore import codec, keys, log, schema, sealing, traces
-from eventstore.connection import connect
 from eventstore.errors import StoreRefused
 from eventstore.events import ERASED, EmailReceived, JobDefinition, MessageSent, SubjectForgotten
 from eventstore.keys import Keyring
@@ -318,21 +317,6 @@ class TestDestruction:
         row = await (await connection.execute("SELECT count(*) FROM snapshots")).fetchone()
         assert row == (0,)
 
-    async def test_waits_for_a_snapshot_that_is_being_written(
-        self, writer: Writer, database: str, connection: Connection
-    ) -> None:
-        await submit(writer, letter())
-        async with await connect(database, "squad", name="squad snapshots") as other:
-            await other.execute("BEGIN")
-            await other.execute("INSERT INTO snapshots (fold, position, state) VALUES ('f', 1, 'x')")
-            forgetting = asyncio.create_task(submit(writer, do.ForgetSubject(subject=ADDRESS)))
-            await eventually(partial(_waits_for_snapshots, connection))
-            assert not forgetting.done()
-            await other.execute("COMMIT")
-            await forgetting
-        row = await (await connection.execute("SELECT count(*) FROM snapshots")).fetchone()
-        assert row == (0,)
-
     async def test_is_not_undone_by_a_key_that_is_written_back(
         self, writer: Writer, connection: Connection
     ) -> None:
@@ -457,10 +441,3 @@ async def test_events_written_by_hand_are_left_as_they_are(connection: Connectio
     scribe = Scribe(connection)
     rows = await scribe.append(said("in plain"))
     assert await sealing.reveal(connection, rows) == rows
-
-
-async def _waits_for_snapshots(connection: Connection) -> bool:
-    cursor = await connection.execute(
-        "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'snapshots'::regclass)"
-    )
-    return await cursor.fetchone() == (True,)
