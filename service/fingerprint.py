@@ -12,6 +12,7 @@ from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, cast
+from uuid import uuid4
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,8 +23,14 @@ MODULES = ("service.folding", "service.recall", "service.restore", "service.snap
 
 
 def fold_fingerprint() -> str:
-    """The name of the code on disk. It is that of the code in memory only soon after a start."""
-    return name_of((name, source(name)) for name in sorted({*_in_packages(), *MODULES}))
+    """The name of the code on disk. It is that of the code in memory only soon after a start.
+
+    Where the code cannot be read, nobody can say what it is: then no other process has the name.
+    """
+    try:
+        return name_of((name, source(name)) for name in sorted({*_in_packages(), *MODULES}))
+    except OSError:
+        return f"unreadable {uuid4()}"
 
 
 def name_of(sources: Iterable[tuple[str, bytes]]) -> str:

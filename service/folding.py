@@ -167,7 +167,7 @@ async def keeping(connection: Connection) -> Keep | None:
     async def keep(squad: Squad, known: int) -> None:
         try:
             await snapshots.store(connection, squad, known)
-        except EventStoreError as error:
-            _log.warning("a snapshot at position %d was not stored: %s", squad.head.position, error)
+        except Exception as error:  # noqa: BLE001 - whoever looks back needs no snapshot of it
+            _log.warning("a snapshot at position %d was not stored: %r", squad.head.position, error)
 
     return keep

@@ -64,8 +64,8 @@ class Snapshotter:
         try:
             async with self._connection() as connection:
                 await snapshots.store(connection, squad, known)
-        except (EventStoreError, psycopg.Error, OSError) as error:
-            _log.warning("a snapshot at position %d was not stored: %s", squad.head.position, error)
+        except Exception as error:  # noqa: BLE001 - whoever looks back needs no snapshot of it
+            _log.warning("a snapshot at position %d was not stored: %r", squad.head.position, error)
 
     async def run(self) -> None:
         """Runs until cancelled."""

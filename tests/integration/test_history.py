@@ -23,6 +23,7 @@ from tests.support.life import Life
 from tests.support.log import Scribe, said, whole_log
 from tests.support.parts import connected, running_writer, submit
 from tests.support.squads import contents
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -121,6 +122,26 @@ async def test_it_is_what_two_processes_had_in_memory(database: str, connection:
     for squad in lived:
         await complete(connection, squad)
         assert contents(await state_at(connection, squad.head.position)) == contents(squad)
+
+
+async def test_what_another_process_opened_again_comes_into_memory(database: str) -> None:
+    hints = Hints()
+    async with (
+        running_writer(database, hints=hints) as one,
+        running_writer(database, hints=hints) as other,
+    ):
+        email = await submit(
+            one, do.LogEmail(gmail_message_id="g-1", from_email="a@example.org", status="sent")
+        )
+        again = await submit(one, do.UpdateEmail(email_id=email.reply["id"], status="classified"))
+        assert again.position
+
+        def known() -> bool:
+            return email.reply["id"] in other.squad.tables["email_logs"]
+
+        await eventually(known)
+        assert other.squad.email_with("g-1") == email.reply["id"]
+        assert not other.squad.absent
 
 
 async def test_before_the_first_event_there_is_nothing(connection: Connection) -> None:

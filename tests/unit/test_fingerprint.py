@@ -91,3 +91,11 @@ def test_text_cannot_move_from_one_module_to_the_next_unseen() -> None:
 def test_a_module_that_is_not_there_is_no_module_without_text() -> None:
     with pytest.raises(ModuleNotFoundError):
         fingerprint.source("service.nowhere")
+
+
+def test_code_that_cannot_be_read_is_like_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(module: str) -> bytes:
+        raise FileNotFoundError(module)
+
+    monkeypatch.setattr(fingerprint, "source", unreadable)
+    assert len({fold_fingerprint(), fold_fingerprint(), FOLD}) == 3

@@ -71,6 +71,8 @@ async def _show(services: Services, request: web.Request) -> web.StreamResponse:
 
 async def _now(services: Services) -> Then:
     squad, moment = services.writer.squad.copy(), services.clock.now()
+    if squad.head.position == 0:
+        raise Problem("unavailable", "the service is starting", retry_after_seconds=1)
     if squad.absent:
         async with services.tables.connection() as connection:
             await complete(connection, squad)
