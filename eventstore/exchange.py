@@ -11,26 +11,27 @@ Each line is an object whose `kind` says what it is:
 - `end`, the last: how many `events` there are, the last `position` and its `hash`, so that a file whose end
   is missing is noticed.
 
-`Arriving` takes such lines one after another, believes nothing, and says of the first that does not fit
-which one it is, and why.
+What such a file has to be beyond the shape of its lines, `eventstore.arriving` knows.
 """
 
 from __future__ import annotations
 
-from base64 import b64decode, b64encode
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+import re
+from base64 import b64encode
+from operator import itemgetter
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from eventstore import codec, moments, sealing
-from eventstore.chain import hash_of
-from eventstore.errors import ImportRefused, UnknownEventType, UnreadableEvent
-from eventstore.keys import StoredKey
-from eventstore.recorded import EMPTY_LOG, GENESIS_HASH, Head, Recorded
+from eventstore import moments
+from eventstore.recorded import Recorded
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from collections.abc import Callable
+
+    from eventstore.keys import StoredKey
+    from eventstore.recorded import Head
 
 FORMAT = "squad-log"
 VERSION = 1
@@ -38,7 +39,8 @@ VERSION = 1
 LONGEST_LINE_BYTES = 64 * 1024 * 1024
 """No event that the service lets in comes near; a file without line ends must not fill the memory."""
 
-_Id = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_Id = Annotated[str, Field(pattern=f"^{_ID.pattern}$")]
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Position = Annotated[int, Field(ge=1, lt=2**63)]
@@ -48,7 +50,9 @@ class _Object(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Header(_Object):
+class Header(_Object):
+    """The first line."""
+
     kind: Literal["header"]
     format: Literal["squad-log"]
     version: Literal[1]
@@ -57,7 +61,9 @@ class _Header(_Object):
     hash: _Hash
 
 
-class _Key(_Object):
+class KeyOf(_Object):
+    """A key's line."""
+
     kind: Literal["key"]
     id: _Id
     subject: str | None
@@ -83,16 +89,31 @@ class _Event(_Object):
     hash: str
 
 
-class _End(_Object):
+class End(_Object):
+    """The last line."""
+
     kind: Literal["end"]
     events: _Count
     position: _Count
     hash: _Hash
 
 
-_LINE: TypeAdapter[_Header | _Key | _Event | _End] = TypeAdapter(
-    Annotated[_Header | _Key | _Event | _End, Field(discriminator="kind")]
+_LINE: TypeAdapter[Header | KeyOf | _Event | End] = TypeAdapter(
+    Annotated[Header | KeyOf | _Event | End, Field(discriminator="kind")]
 )
+
+EventValues = tuple[Any, ...]
+"""An event as its line has it, in the order of the log's fields: `recorded_at` and `hash` are text."""
+
+_VALUES: Callable[[Any], EventValues] = itemgetter(*Recorded._fields)
+_TYPES = (int, str, str, int, str, int, str, str, int, str, str, str, str)
+_NOTHING = type(None)
+_PLAIN_TYPES = {
+    (*_TYPES[:8], cause, _TYPES[9], key, *_TYPES[11:])
+    for cause in (int, _NOTHING)
+    for key in (str, _NOTHING)
+}
+"""What the values of an event may be in JSON, in the order of the log's fields."""
 
 
 def header_line(squad: str | None, start: Head) -> bytes:
@@ -145,128 +166,41 @@ def end_line(events: int, end: Head) -> bytes:
     )
 
 
-class Arriving:
-    """A log that arrives line by line, into a squad that has none yet."""
+def parse(line: bytes) -> Header | KeyOf | End | EventValues:
+    """What a line says.
 
-    def __init__(self) -> None:
-        self.lines = 0
-        self.head = EMPTY_LOG
-        self._header: _Header | None = None
-        self._ended = False
-        self._first_event_line = 0
+    Raises:
+        ValueError: it is not a line of such a file; the message says why.
+    """
+    if values := _plain_event(line):
+        return values
+    try:
+        parsed = _LINE.validate_json(line)
+    except ValidationError as error:
+        raise ValueError(_in_words(error)) from error
+    return _VALUES(parsed.model_dump()) if isinstance(parsed, _Event) else parsed
 
-    def take(self, line: bytes) -> Recorded | StoredKey | None:
-        """The event or the key that the next line holds; None where the line is of another kind.
 
-        Raises:
-            ImportRefused: the line is not what it has to be.
-        """
-        self.lines += 1
-        if self._ended:
-            self._refuse("it follows the line that says it is the last")
-        if not line.strip():
-            self._refuse("it is empty")
-        if len(line) > LONGEST_LINE_BYTES:
-            self._refuse(f"it is longer than {LONGEST_LINE_BYTES:,} bytes")
-        try:
-            parsed = _LINE.validate_json(line)
-        except ValidationError as error:
-            self._refuse(_in_words(error))
-        if (self._header is None) != isinstance(parsed, _Header):
-            self._refuse("the header has to be the first line, and only that")
-        match parsed:
-            case _Event():
-                return self._event(parsed)
-            case _Key():
-                return self._key(parsed)
-            case _Header():
-                self._begin(parsed)
-            case _End():
-                self._end(parsed)
+def _plain_event(line: bytes) -> EventValues | None:
+    """The values of an event's line, fast; None where it takes a closer look to say what the line is."""
+    try:
+        fields = orjson.loads(line)
+        values: EventValues = _VALUES(fields)
+    except (ValueError, LookupError, TypeError):
         return None
-
-    def finish(self) -> None:
-        """Says that there are no more lines.
-
-        Raises:
-            ImportRefused: the last one was missing.
-        """
-        if not self._ended:
-            raise ImportRefused(f"the file was cut off: after line {self.lines} it has no last line")
-
-    def line_of(self, position: int) -> int:
-        """The line that the event at a position came in."""
-        return self._first_event_line + position - 1
-
-    def _begin(self, header: _Header) -> None:
-        if header.after:
-            self._refuse(f"the file begins after position {header.after}, an import needs the whole log")
-        if header.hash != GENESIS_HASH.hex():
-            self._refuse("the hash before the first event has to be all zeros")
-        self._header = header
-
-    def _key(self, key: _Key) -> StoredKey:
-        if self.head.position:
-            self._refuse("keys have to come before the events")
-        return StoredKey(key.id, key.subject, b64decode(key.key), self._moment(key.created_at))
-
-    def _event(self, event: _Event) -> Recorded:
-        head = self.head
-        if event.position != head.position + 1:
-            self._refuse(f"position {event.position} cannot follow position {head.position}")
-        if not head.position:
-            self._first_event_line = self.lines
-            assert self._header is not None
-            if event.id != self._header.squad:
-                self._refuse("the header names another first event")
-        recorded = Recorded(
-            event.position,
-            event.id,
-            event.stream,
-            event.version,
-            event.type,
-            event.schema_version,
-            event.data,
-            event.actor,
-            event.caused_by,
-            event.correlation_id,
-            event.idempotency_key,
-            self._moment(event.recorded_at),
-            b"",
-        )
-        hash_ = hash_of(head.hash, recorded)
-        if hash_.hex() != event.hash:
-            self._refuse("its hash does not follow from what it says and the hash before")
-        if head.recorded_at is not None and recorded.recorded_at < head.recorded_at:
-            self._refuse("it is recorded earlier than the event before")
-        if event.caused_by is not None and event.caused_by >= event.position:
-            self._refuse("it is caused by an event that is not before it")
-        try:
-            # Sealed or not: whether its key came along is nobody's business here.
-            codec.decode(sealing.opened(recorded, {}))
-        except (UnknownEventType, UnreadableEvent) as error:
-            self._refuse(str(error))
-        self.head = Head(recorded.position, hash_, recorded.recorded_at)
-        return recorded._replace(hash=hash_)
-
-    def _end(self, end: _End) -> None:
-        head = self.head
-        if (end.events, end.position, end.hash) != (head.position, head.position, head.hash.hex()):
-            self._refuse(
-                f"it says that {end.events} events end at position {end.position}, and they do not"
-            )
-        if self._header is not None and self._header.squad and not head.position:
-            self._refuse("the header names a first event, and there is none")
-        self._ended = True
-
-    def _moment(self, text: str) -> datetime:
-        try:
-            return moments.from_text(text)
-        except ValueError as error:
-            self._refuse(str(error))
-
-    def _refuse(self, why: str) -> NoReturn:
-        raise ImportRefused(f"line {self.lines}: {why}")
+    _, id_, _, version, _, schema_version, _, _, caused_by, _, idempotency_key, _, _ = values
+    if (
+        len(fields) == len(_Event.model_fields)
+        and fields.get("kind") == "event"
+        and tuple(map(type, values)) in _PLAIN_TYPES
+        and version > 0
+        and schema_version > 0
+        and (caused_by is None or caused_by > 0)
+        and idempotency_key != ""
+        and _ID.fullmatch(id_)
+    ):
+        return values
+    return None
 
 
 def _in_words(error: ValidationError) -> str:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eventstore import log, schema
+from eventstore.arriving import Arriving
 from eventstore.connection import connect
-from eventstore.exchange import Arriving
 from eventstore.listener import Hints
 from eventstore.transfer import export_log, import_log
 from eventstore.translation import translating

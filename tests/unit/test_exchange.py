@@ -16,10 +16,11 @@ from hypothesis import assume
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
+from eventstore.arriving import Arriving
 from eventstore.chain import hash_of
 from eventstore.cloudevents import cloud_event_line
 from eventstore.errors import ImportRefused
-from eventstore.exchange import LONGEST_LINE_BYTES, Arriving, end_line, event_line, header_line
+from eventstore.exchange import LONGEST_LINE_BYTES, end_line, event_line, header_line
 from eventstore.recorded import EMPTY_LOG, GENESIS_HASH, Head, Recorded
 from tests.support.audit import verdict_in_plain_python
 from tests.unit.test_chain import golden_log
