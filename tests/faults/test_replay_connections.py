@@ -14,16 +14,14 @@ import pytest
 from eventstore import connection as connections
 from eventstore import log
 from eventstore.errors import StoreUnavailable
-from eventstore.listener import Hints
 from projections import rebuild as rebuilding
 from projections.agents import agents
 from projections.comparison import compare
 from projections.messages import messages
-from projections.projector import Projector
 from projections.rebuild import rebuild
 from tests.support.log import Scribe, joined, said
-from tests.support.parts import SCHEMA, backends, connected, running
-from tests.support.verify import projected_to_head
+from tests.support.parts import SCHEMA, backends, connected
+from tests.support.tables import project
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -57,8 +55,7 @@ def cutting(name: str, at_statement: int) -> Iterator[list[int]]:
 async def _prepare(dsn: str, connection: Connection) -> None:
     scribe = Scribe(connection)
     await scribe.append(joined("alice"), *(said(str(number)) for number in range(EVENTS - 1)))
-    async with running(Projector(dsn, SCHEMA, Hints()).run()):
-        await eventually(partial(projected_to_head, dsn))
+    await project(dsn)
 
 
 @pytest.fixture(autouse=True)

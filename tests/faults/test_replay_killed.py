@@ -6,7 +6,7 @@ import asyncio
 import signal
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -18,6 +18,7 @@ from tests.support.command import finished, squad_command
 from tests.support.log import Scribe, joined, said
 from tests.support.parts import SCHEMA, backends, connected, running
 from tests.support.signals import stopped
+from tests.support.tables import generation, one, project
 from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
 
@@ -42,12 +43,11 @@ async def test_killed_at_any_moment_it_leaves_the_tables_as_they_were_or_replace
     arguments = ("replay", "--dsn", database)
     async with connected(database) as connection:
         await _many_messages(connection)
-        async with running(Projector(database, SCHEMA, Hints()).run()):
-            await eventually(partial(projected_to_head, database), within_seconds=60)
+        await project(database)
         await connection.execute("UPDATE squad_messages SET task_id = 'tampered'")
         untouched = 0
         for _ in range(KILLS):
-            before = await _generation(connection)
+            before = await generation(connection)
             async with squad_command(*arguments, cwd=tmp_path) as process:
                 await eventually(partial(backends, connection, "squad replay"), within_seconds=30)
                 # In the middle of whatever it is at by then.
@@ -55,10 +55,10 @@ async def test_killed_at_any_moment_it_leaves_the_tables_as_they_were_or_replace
                 if process.returncode is None:
                     process.kill()
             await eventually(partial(_is_gone, connection))
-            tampered = await _one(
+            tampered = await one(
                 connection, "SELECT count(*) FROM squad_messages WHERE task_id = 'tampered'"
             )
-            assert (await _generation(connection), tampered) in ((before, MESSAGES), (before + 1, 0))
+            assert (await generation(connection), tampered) in ((before, MESSAGES), (before + 1, 0))
             untouched += tampered == MESSAGES
             await connection.execute("UPDATE squad_messages SET task_id = 'tampered'")
         assert untouched, "it was never killed before its end"
@@ -78,7 +78,7 @@ async def test_killed_in_the_middle_of_the_swap_it_lets_go_and_the_next_one_work
             await scribe.append(joined("alice"), said("one"))
             await eventually(partial(projected_to_head, database))
             await connection.execute("UPDATE squad_messages SET message = 'tampered'")
-            generation = await _generation(connection)
+            before = await generation(connection)
             await _hold_the_messages(holder)
             async with squad_command(*arguments, cwd=tmp_path) as process:
                 await eventually(partial(_waits_in_the_swap, connection), within_seconds=30)
@@ -86,8 +86,8 @@ async def test_killed_in_the_middle_of_the_swap_it_lets_go_and_the_next_one_work
                 await process.wait()
             await eventually(partial(_is_gone, connection))
             await holder.execute("COMMIT")
-            assert await _generation(connection) == generation
-            assert await _one(connection, "SELECT message FROM squad_messages") == "tampered"
+            assert await generation(connection) == before
+            assert await one(connection, "SELECT message FROM squad_messages") == "tampered"
             await scribe.append(said("two"))
             await eventually(partial(projected_to_head, database))
             await finished(*arguments, cwd=tmp_path)
@@ -137,7 +137,7 @@ async def test_interrupted_by_its_user_it_ends_and_the_tables_are_as_they_were(
             _, errors = await process.communicate()
         assert (process.returncode, errors.strip()) == (130, b"")
         await holder.execute("COMMIT")
-        assert await _one(connection, "SELECT message FROM squad_messages") == "tampered"
+        assert await one(connection, "SELECT message FROM squad_messages") == "tampered"
 
 
 async def _many_messages(connection: Connection) -> None:
@@ -159,18 +159,8 @@ async def _waits_in_the_swap(connection: Connection) -> bool:
         WHERE a.application_name = 'squad replay' AND a.wait_event_type = 'Lock' AND l.granted
           AND l.relation = 'projections'::regclass AND l.mode = 'ShareRowExclusiveLock'
     """
-    return bool(await _one(connection, query))
+    return bool(await one(connection, query))
 
 
 async def _is_gone(connection: Connection) -> bool:
     return not await backends(connection, "squad replay")
-
-
-async def _generation(connection: Connection) -> int:
-    return int(await _one(connection, "SELECT max(generation) FROM projections"))
-
-
-async def _one(connection: Connection, query: str) -> Any:
-    row = await (await connection.execute(query.encode())).fetchone()
-    assert row is not None
-    return row[0]
