@@ -18,10 +18,11 @@ from eventstore import log
 from eventstore.errors import StoreBusy
 from eventstore.translation import translating
 from projections import PROJECTIONS
-from projections.refold import apart, refolding
+from projections.pairing import DIFFER, JOINED, pair
+from projections.refold import refolding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from eventstore.connection import Connection
     from projections.projection import Projection, Table
@@ -41,6 +42,28 @@ Kind = Literal[
 that was folded by other code or by nobody, or that claims events that are not there."""
 
 _SHOWN_CHARACTERS = 80
+
+_COUNTS: LiteralString = (
+    """
+    SELECT count(*) FILTER (WHERE l.ctid IS NOT NULL AND f.ctid IS NOT NULL
+                              AND ROW({live_row}) IS DISTINCT FROM ROW({folded_row})),
+           count(*) FILTER (WHERE l.ctid IS NULL),
+           count(*) FILTER (WHERE f.ctid IS NULL),
+           count(*) FILTER (WHERE l.ctid IS NOT NULL AND f.ctid IS NOT NULL),
+           (SELECT count(*) FROM {folded})
+    FROM """
+    + JOINED
+)
+_FIRST: LiteralString = (
+    """
+    SELECT CASE WHEN l.ctid IS NULL THEN 'missing' WHEN f.ctid IS NULL THEN 'extra' ELSE 'changed' END,
+           ARRAY[{either_key_as_text}], ARRAY[{both_as_text}], ARRAY[{differing}]
+    FROM """
+    + JOINED
+    + " WHERE "
+    + DIFFER
+    + " ORDER BY {either_key} LIMIT 1"
+)
 
 
 @dataclass(frozen=True)
@@ -190,24 +213,13 @@ def _misfit(projection: Projection, standing: _Standing | None, end: int) -> Dif
 async def _compare_table(
     connection: Connection, schema: str, projection: Projection, table: Table[Any, Any], position: int
 ) -> list[Difference]:
-    parts = {
-        "live": sql.Identifier(schema, table.name),
-        "folded": apart(table),
-        "same_key": sql.SQL(" AND ").join(_each("l.{0} = f.{0}", table.key)),
-        "live_row": sql.SQL(", ").join(_each("l.{0}", table.columns)),
-        "folded_row": sql.SQL(", ").join(_each("f.{0}", table.columns)),
-        "key": sql.SQL(", ").join(_each("coalesce(l.{0}, f.{0})", table.key)),
-        "key_texts": sql.SQL(", ").join(_each("coalesce(l.{0}, f.{0})::text", table.key)),
-        "texts": sql.SQL(", ").join(_each("ARRAY[l.{0}::text, f.{0}::text]", table.columns)),
-        "differing": sql.SQL(", ").join(_each("l.{0} IS DISTINCT FROM f.{0}", table.columns)),
-    }
-    changed, missing, extra, paired, folded = await _one(connection, _COUNTS.format(**parts))
+    changed, missing, extra, paired, folded = await _one(connection, pair(_COUNTS, schema, table))
     if paired + missing != folded:
         detail = f"{paired + missing - folded:,} rows are there more than once"
         return [Difference("doubled", projection.name, position, table.name, detail=detail)]
     if not changed + missing + extra:
         return []
-    kind, key, texts, differing = await _one(connection, _FIRST.format(**parts))
+    kind, key, texts, differing = await _one(connection, pair(_FIRST, schema, table))
     first = Difference(
         kind,
         projection.name,
@@ -225,34 +237,11 @@ async def _compare_table(
     return [first]
 
 
-# Where one side has no row its ctid is null, whatever the columns of a row may hold.
-_COUNTS = sql.SQL("""
-    SELECT count(*) FILTER (WHERE l.ctid IS NOT NULL AND f.ctid IS NOT NULL
-                              AND ROW({live_row}) IS DISTINCT FROM ROW({folded_row})),
-           count(*) FILTER (WHERE l.ctid IS NULL),
-           count(*) FILTER (WHERE f.ctid IS NULL),
-           count(*) FILTER (WHERE l.ctid IS NOT NULL AND f.ctid IS NOT NULL),
-           (SELECT count(*) FROM {folded})
-    FROM {live} l FULL JOIN {folded} f ON {same_key}
-""")
-_FIRST = sql.SQL("""
-    SELECT CASE WHEN l.ctid IS NULL THEN 'missing' WHEN f.ctid IS NULL THEN 'extra' ELSE 'changed' END,
-           ARRAY[{key_texts}], ARRAY[{texts}], ARRAY[{differing}]
-    FROM {live} l FULL JOIN {folded} f ON {same_key}
-    WHERE l.ctid IS NULL OR f.ctid IS NULL OR ROW({live_row}) IS DISTINCT FROM ROW({folded_row})
-    ORDER BY {key} LIMIT 1
-""")
-
-
 async def _one(connection: Connection, query: sql.Composed) -> tuple[Any, ...]:
     with translating():
         row = await (await connection.execute(query)).fetchone()
     assert row is not None
     return row  # type: ignore[no-any-return]
-
-
-def _each(template: LiteralString, columns: Iterable[str]) -> list[sql.Composed]:
-    return [sql.SQL(template).format(sql.Identifier(column)) for column in columns]
 
 
 def _brief(value: str | None) -> str:

@@ -2,10 +2,10 @@
 
 The log is folded into temporary tables (`projections.refold`) while the service runs: nobody waits for it,
 and nobody sees it. Then, in one transaction, the projector is held up, the last events are folded, and each
-live row that is not what the log says is replaced, removed or added. Readers go on reading the old rows
-until that transaction commits, and read the new ones from then on, in whatever snapshot, view or prepared
-statement: the tables themselves stay, with all that was granted on them or hangs on them. Rows that are
-right already are not written again.
+live row that is not what the log says is replaced, removed or added (`projections.replacing`). Readers go
+on reading the old rows until that transaction commits, and read the new ones from then on, in whatever
+snapshot, view or prepared statement: the tables themselves stay, with all that was granted on them or hangs
+on them. Rows that are right already are not written again.
 
 Only the read tables and `projections` are written, so nothing is sent or called again. Whoever is killed at
 any moment leaves the live tables as they were, and nothing else behind.
@@ -21,10 +21,10 @@ from psycopg import sql
 
 from eventstore import log
 from eventstore.errors import StoreBusy
-from eventstore.schema import read_table_sql
 from eventstore.translation import translating
 from projections import PROJECTIONS
-from projections.refold import apart, refolding
+from projections.refold import refolding
+from projections.replacing import folded_rows, replace, survey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from psycopg import AsyncCursor
 
     from eventstore.connection import Connection
-    from projections.projection import Projection, Table
+    from projections.projection import Projection
     from projections.refold import Progress, Refold
+    from projections.replacing import Survey
 
 CLOSE_EVENTS = 500
 """So near to the log's head the rest may be folded while the projector waits."""
@@ -60,15 +61,6 @@ _ENTER = """
         failed_position = NULL, error = NULL, updated_at = clock_timestamp()
 """
 _NEXT_GENERATION = "UPDATE {projections} SET generation = (SELECT max(generation) + 1 FROM {projections})"
-
-_REMOVE = sql.SQL(
-    "DELETE FROM {live} l WHERE NOT EXISTS (SELECT FROM {folded} f WHERE {same_key} AND {same})"
-)
-_WRITE = sql.SQL("""
-    INSERT INTO {live} ({columns})
-    SELECT {columns} FROM {folded} f WHERE NOT EXISTS (SELECT FROM {live} l WHERE {same_key})
-""")
-_COUNT = sql.SQL("SELECT (SELECT count(*) FROM {live}), (SELECT count(*) FROM {folded})")
 
 
 class Replaced(NamedTuple):
@@ -111,16 +103,18 @@ async def rebuild(
     """
     async with refolding(dsn, schema, projections, name="squad replay", progress=progress) as refold:
         await _alone(refold.connection)
-        attempts = 0
+        await _approach(refold)
+        await refold.analyze()
+        with translating():
+            found = await survey(refold.connection, schema, refold.tables())
+        attempts = 1
         while True:
             await _approach(refold)
-            await refold.analyze()
-            await _approach(refold)
             try:
-                return await _swap(refold, schema)
+                return await _swap(refold, schema, found)
             except StoreBusy:
                 attempts += 1
-                if attempts == ATTEMPTS:
+                if attempts > ATTEMPTS:
                     raise
 
 
@@ -149,7 +143,7 @@ async def _approach(refold: Refold) -> None:
         distance = left
 
 
-async def _swap(refold: Refold, schema: str) -> Rebuilt:
+async def _swap(refold: Refold, schema: str, found: Survey) -> Rebuilt:
     """Puts the folded rows in the live ones' place. Where that fails, nothing has happened."""
     connection = refold.connection
     with refold.undone_where_it_fails(), translating():
@@ -158,7 +152,7 @@ async def _swap(refold: Refold, schema: str) -> Rebuilt:
             # The projector begins with it as well, so that neither waits for rows that the other has.
             await _execute(connection, _LOCK, schema)
             position = await _fold_the_rest(refold, schema)
-            tables = [await _replace(connection, schema, table) for table in refold.tables()]
+            changes = {table: await replace(connection, schema, table, found) for table in refold.tables()}
             for projection in refold.projections.values():
                 await _execute(
                     connection, _ENTER, schema, (projection.name, projection.fold_version, position)
@@ -167,6 +161,10 @@ async def _swap(refold: Refold, schema: str) -> Rebuilt:
             # The first wakes whoever waits for the tables, the second a projector that has nothing to do.
             for channel in ("projections", "events"):
                 await connection.execute("SELECT pg_notify(%s, %s)", (f"{schema}.{channel}", str(position)))
+        tables = [
+            Replaced(table.name, await folded_rows(connection, schema, table), *changes[table])
+            for table in changes
+        ]
     return Rebuilt(position, tuple(tables))
 
 
@@ -178,45 +176,6 @@ async def _fold_the_rest(refold: Refold, schema: str) -> int:
     position: int = max(row[0], *refold.positions.values())
     await refold.to(dict.fromkeys(refold.projections, position))
     return position
-
-
-async def _replace(connection: Connection, schema: str, table: Table[Any, Any]) -> Replaced:
-    """Makes the live table's rows what the folded one's are, and leaves those alone that are so already."""
-    live = sql.Identifier(schema, table.name)
-    row = await (await connection.execute("SELECT to_regclass(%s)", (f"{schema}.{table.name}",))).fetchone()
-    if row == (None,):
-        await _make(connection, schema, table)
-    parts = {
-        "live": live,
-        "folded": apart(table),
-        "columns": sql.SQL(", ").join(map(sql.Identifier, table.columns)),
-        "same_key": sql.SQL(" AND ").join(
-            sql.SQL("l.{0} = f.{0}").format(sql.Identifier(column)) for column in table.key
-        ),
-        "same": sql.SQL(" AND ").join(
-            sql.SQL("l.{0} IS NOT DISTINCT FROM f.{0}").format(sql.Identifier(column))
-            for column in table.columns
-        ),
-    }
-    removed = (await connection.execute(_REMOVE.format(**parts))).rowcount
-    written = (await connection.execute(_WRITE.format(**parts))).rowcount
-    row = await (await connection.execute(_COUNT.format(**parts))).fetchone()
-    assert row is not None
-    there, wanted = row
-    if there != wanted:
-        # Only where somebody took its key away, so that it could hold a row twice.
-        removed += (await connection.execute(sql.SQL("DELETE FROM {}").format(live))).rowcount
-        written += (await connection.execute(_WRITE.format(**parts))).rowcount
-    return Replaced(table.name, wanted, written, removed)
-
-
-async def _make(connection: Connection, schema: str, table: Table[Any, Any]) -> None:
-    """Makes a table that somebody dropped."""
-    path = sql.SQL("SET LOCAL search_path = {}, pg_temp").format(sql.Identifier(schema))
-    await connection.execute(path)
-    await connection.execute(read_table_sql(table.name).encode())
-    path = sql.SQL("SET LOCAL search_path = pg_temp, {}").format(sql.Identifier(schema))
-    await connection.execute(path)
 
 
 async def _execute(

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 from psycopg import sql
 
 from eventstore import log
@@ -22,6 +23,7 @@ from eventstore.errors import LogBroken
 from eventstore.translation import translating
 from projections import storage
 from projections.folding import PageFolder, decoded
+from projections.pairing import APART, apart
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 PATIENCE_MILLISECONDS = 1_800_000
 """How long one transaction may take at most."""
 
-_APART = "pg_temp"
 _COLLECTED_AFTER_OBJECTS = 50_000
 
 
@@ -86,8 +87,11 @@ class Refold:
         writing.set_result(None)
         at = start
         try:
-            async with aclosing(log.scan(self._reader, start, stop)) as pages:
-                async for page in log.ahead(pages):
+            async with (
+                aclosing(log.scan(self._reader, start, stop)) as pages,
+                aclosing(log.ahead(pages)) as pages_ahead,
+            ):
+                async for page in pages_ahead:
                     for recorded in page:
                         at += 1
                         if recorded.position != at:
@@ -97,8 +101,10 @@ class Refold:
                     folded = await self._folder.fold(self.connection, members, page, events)
                     writing = asyncio.ensure_future(self._write(folded, at, goal))
             await writing
-        finally:
+        except asyncio.CancelledError:
             writing.cancel()
+            raise
+        finally:
             await asyncio.gather(writing, return_exceptions=True)
         if at < stop:
             raise LogBroken(f"position {at + 1} is missing", at + 1)
@@ -158,14 +164,16 @@ async def refolding(
         dsn,
         schema,
         name=name,
-        search_path=f"{_APART},{schema}",
+        search_path=f"{APART},{schema}",
         temp_buffers="64MB",
+        work_mem="64MB",
         statement_timeout=PATIENCE_MILLISECONDS,
         transaction_timeout=PATIENCE_MILLISECONDS,
-        # A client that was killed is noticed in the middle of a long statement as well.
-        client_connection_check_interval=1_000,
     )
     async with connection, await connect(dsn, schema, name=name) as reader:
+        with suppress(psycopg.Error):
+            # A client that was killed is then noticed during a long statement too; not every server can.
+            await connection.execute("SET client_connection_check_interval = '1s'")
         refold = Refold(connection, reader, projections, progress)
         with translating():
             for table in refold.tables():
@@ -183,11 +191,6 @@ def _collecting_seldom() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
-
-
-def apart(table: Table[Any, Any]) -> sql.Identifier:
-    """The session's own table."""
-    return sql.Identifier(_APART, table.name)
 
 
 def _tell_nobody(position: int, goal: int) -> None:

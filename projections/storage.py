@@ -58,18 +58,17 @@ async def write(connection: Connection, table: Table[Any, Any], rows: Iterable[t
 
 
 def array_literal(kind: str, values: Sequence[Any]) -> str:
-    """A column's values as Postgres reads an array: joined here, because the driver quotes one by one."""
+    """A column's values as Postgres reads an array: made at once, because the driver quotes one by one."""
     if kind == "jsonb":
         values = [None if value is None else orjson.dumps(value).decode() for value in values]
     if kind in ("jsonb", "text"):
         return _texts_literal(values)
-    # Numbers, ids and times hold nothing of what an array is made of.
-    if None in values:
-        return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
-    return "{" + ",".join(map(str, values)) + "}"
+    # Of numbers, ids and times JSON makes what Postgres reads, but for the brackets.
+    return "{" + orjson.dumps(values).decode()[1:-1] + "}"
 
 
 def _texts_literal(texts: Sequence[str | None]) -> str:
+    # Here it does not: JSON and Postgres escape differently.
     if None not in texts:
         # All at once, where no text holds what stands between them meanwhile.
         joined = _BETWEEN.join(texts)  # type: ignore[arg-type]
@@ -85,7 +84,8 @@ def _escaped(text: str) -> str:
 async def load(connection: Connection, table: Table[Any, Any], keys: Sequence[Any]) -> list[Any]:
     """The rows with these keys, as far as they exist."""
     key_types = [table.types[table.columns.index(column)] for column in table.key]
-    arrays = [list(keys)] if len(table.key) == 1 else [list(part) for part in zip(*keys, strict=True)]
+    parts = [tuple(keys)] if len(table.key) == 1 else list(zip(*keys, strict=True))
+    arrays = [array_literal(kind, part) for kind, part in zip(key_types, parts, strict=True)]
     query = sql.SQL(
         "SELECT {columns} FROM {table} WHERE ({key}) IN (SELECT * FROM unnest({arrays}))"
     ).format(

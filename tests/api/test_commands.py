@@ -15,7 +15,12 @@ from click.testing import CliRunner
 
 from service.cli import cli, main
 from tests.api.client import running_service
-from tests.support.command import ENDS_WITHIN_SECONDS, SQUAD, Ended, end, squad, start
+from tests.support.command import ENDS_WITHIN_SECONDS, SQUAD, Ended
+from tests.support.command import end as _end
+from tests.support.command import squad as _squad
+from tests.support.command import start as _start
+from tests.support.log import Scribe, joined
+from tests.support.parts import connected
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -37,7 +42,7 @@ async def _fill(service: Service) -> None:
 
 async def test_events_prints_one_line_an_event(service: Service, tmp_path: Path) -> None:
     await _fill(service)
-    lines = (await squad(tmp_path, "events", "--dsn", service.dsn)).lines()
+    lines = (await _squad(tmp_path, "events", "--dsn", service.dsn)).lines()
     assert [int(line.split()[0]) for line in lines] == list(range(1, await service.head() + 1))
     [said] = [line for line in lines if "hello" in line]
     assert "message_sent" in said
@@ -47,7 +52,7 @@ async def test_events_prints_one_line_an_event(service: Service, tmp_path: Path)
 
 async def test_events_as_json_are_those_of_the_api(service: Service, tmp_path: Path) -> None:
     await _fill(service)
-    lines = (await squad(tmp_path, "events", "--json", "--dsn", service.dsn)).lines()
+    lines = (await _squad(tmp_path, "events", "--json", "--dsn", service.dsn)).lines()
     assert [json.loads(line) for line in lines] == (await service.api.get("events")).body["items"]
 
 
@@ -72,7 +77,7 @@ async def test_events_are_filtered(service: Service) -> None:
 async def test_following_goes_on_until_it_is_interrupted(service: Service, tmp_path: Path) -> None:
     await service.api.post("messages", from_agent="ada", message="before")
     arguments = ("events", "--follow", "--json", "--type", "message_sent", "--dsn", service.dsn)
-    process = await start(tmp_path, *arguments)
+    process = await _start(tmp_path, *arguments)
     assert process.stdout
     for text in ("before", "live", "still live"):
         if text != "before":
@@ -80,7 +85,7 @@ async def test_following_goes_on_until_it_is_interrupted(service: Service, tmp_p
         line = await asyncio.wait_for(process.stdout.readline(), ENDS_WITHIN_SECONDS)
         assert json.loads(line)["data"]["message"] == text
     process.send_signal(signal.SIGINT)
-    assert (await end(process)) == Ended(0, "", "")
+    assert (await _end(process)) == Ended(0, "", "")
 
 
 async def test_a_reader_that_has_enough_ends_it_quietly(service: Service, tmp_path: Path) -> None:
@@ -89,7 +94,7 @@ async def test_a_reader_that_has_enough_ends_it_quietly(service: Service, tmp_pa
     ]
     await service.api.post("batch", commands=commands * 1_000)
     pipe = f'"{SQUAD}" events --json --dsn "$0" | head -n 1'
-    ended = await end(await start(tmp_path, "-c", pipe, service.dsn, command="/bin/sh"))
+    ended = await _end(await _start(tmp_path, "-c", pipe, service.dsn, command="/bin/sh"))
     [line] = ended.lines()
     assert json.loads(line)["position"] == 1
 
@@ -98,7 +103,7 @@ async def test_status_is_one_screen(service: Service, tmp_path: Path) -> None:
     await _fill(service)
 
     async def shown() -> str:
-        return "\n".join((await squad(tmp_path, "status", "--dsn", service.dsn)).lines())
+        return "\n".join((await _squad(tmp_path, "status", "--dsn", service.dsn)).lines())
 
     screen = await shown()
     for text in ("orchestrator running", "1,234 used", "98,766 of 100,000 remain", "respond", "emailId e1"):
@@ -110,8 +115,46 @@ async def test_status_is_one_screen(service: Service, tmp_path: Path) -> None:
     assert len(screen.splitlines()) < 60
 
 
+async def test_replay_tells_what_it_did(service: Service, tmp_path: Path) -> None:
+    await _fill(service)
+    async with connected(service.dsn) as connection:
+        await connection.execute("UPDATE squad_messages SET message = 'tampered'")
+    ended = await _squad(tmp_path, "replay", "messages", "tasks", "--dsn", service.dsn)
+    first, *table = ended.lines()
+    assert first.startswith(
+        f"replayed {await service.head()} events into the tables of messages, tasks in "
+    )
+    shown = [[cell.strip() for cell in line.strip("│").split("│")] for line in table if "│" in line]
+    assert shown == [
+        ["squad_messages", "2", "2", "2"],
+        ["squad_message_acks", "0", "0", "0"],
+        ["squad_tasks", "0", "0", "0"],
+    ]
+    messages = (await service.api.get("messages")).body["items"]
+    assert {message["message"] for message in messages} == {"hello", "two\nlines \x1b[31m"}
+
+
+async def test_replay_of_a_log_from_newer_code_is_one_clear_line(service: Service, tmp_path: Path) -> None:
+    async with connected(service.dsn) as connection:
+        scribe = Scribe(connection)
+        await scribe.catch_up()
+        [stored] = await scribe.append(joined("ann"), type="from_the_future")
+    ended = await _squad(tmp_path, "replay", "--dsn", service.dsn)
+    assert ended.complaint() == (
+        "The log holds an event that this version of the software does not know:"
+        f" from_the_future v1 at position {stored.position}"
+    )
+
+
+async def test_replay_of_an_older_schema_is_told(database: str, tmp_path: Path) -> None:
+    async with connected(database) as connection:
+        await connection.execute("UPDATE schema_info SET version = 1")
+    ended = await _squad(tmp_path, "replay", "--dsn", database)
+    assert ended.complaint() == "the database's schema is of an older version; start the service once"
+
+
 async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
-    ended = await squad(tmp_path)
+    ended = await _squad(tmp_path)
     assert "Usage: squad" in ended.output + ended.errors
     for name in cli.commands:
         helped = CliRunner().invoke(cli, (name, "--help"), prog_name="squad")
@@ -136,6 +179,12 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
         (("events", "--since", "999999999d"), "'999999999d' is neither RFC 3339 nor like"),
         (("events", "--after", "-1"), "Invalid value for '--after'"),
         (("events", "--config", "nowhere.toml"), "the configuration file nowhere.toml does not exist"),
+        (("replay", "--dsn", NOWHERE), "connection to server at"),
+        (("replay",), "there is no squad in .squad; start one with `squad up`"),
+        (
+            ("replay", "tasks", "task"),
+            "there is no projection 'task'; there are agents, messages, operations, budgets, tasks, emails",
+        ),
         (("dance",), "No such command 'dance'"),
         (("up", "--fast"), "No such option"),
     ],
@@ -159,36 +208,36 @@ def test_what_goes_wrong_is_one_clear_line(
 
 
 async def test_a_service_without_a_database_does_not_start(tmp_path: Path) -> None:
-    ended = await squad(tmp_path, "up", "--dsn", NOWHERE)
+    ended = await _squad(tmp_path, "up", "--dsn", NOWHERE)
     assert "connection to server at" in ended.complaint()
 
 
 async def test_a_port_that_is_taken_is_told(database: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ended = await squad(tmp_path, "up", "--dsn", database, "--port", str(port))
+        ended = await _squad(tmp_path, "up", "--dsn", database, "--port", str(port))
     assert ended.complaint().startswith(f"cannot listen on 127.0.0.1:{port}: ")
 
 
 async def test_a_database_without_a_squad_is_told(empty_database: str, tmp_path: Path) -> None:
-    for command in ("events", "status"):
-        ended = await squad(tmp_path, command, "--dsn", empty_database)
+    for command in ("events", "status", "replay"):
+        ended = await _squad(tmp_path, command, "--dsn", empty_database)
         assert "squad" in ended.complaint()
 
 
 async def test_the_database_of_the_environment_is_used(service: Service, tmp_path: Path) -> None:
     await _fill(service)
-    assert (await squad(tmp_path, "events", SQUAD_DSN=service.dsn)).lines()
+    assert (await _squad(tmp_path, "events", SQUAD_DSN=service.dsn)).lines()
 
 
 async def test_up_tells_where_it_listens_and_where_its_data_is(database: str, tmp_path: Path) -> None:
-    process = await start(tmp_path, "up", "--port", "0", "--dsn", database)
+    process = await _start(tmp_path, "up", "--port", "0", "--dsn", database)
     assert process.stdout
     lines = [await asyncio.wait_for(process.stdout.readline(), ENDS_WITHIN_SECONDS) for _ in range(2)]
     assert b"squad is listening on http://127.0.0.1:" in lines[0]
     assert b"database squad_test_" in lines[1]
     process.send_signal(signal.SIGTERM)
-    assert (await end(process)).code == 0
+    assert (await _end(process)).code == 0
 
 
 async def test_two_services_share_a_squad_and_commands_read_beside_them(
@@ -199,7 +248,7 @@ async def test_two_services_share_a_squad_and_commands_read_beside_them(
         await other.api.post("messages", from_agent="ada", message="other")
 
         async def both_seen() -> bool:
-            ended = await squad(tmp_path, "events", "--type", "message_sent", "--dsn", database)
+            ended = await _squad(tmp_path, "events", "--type", "message_sent", "--dsn", database)
             return len(ended.lines()) == 2
 
         await eventually(both_seen)

@@ -16,9 +16,10 @@ from projections import PROJECTIONS, comparison
 from projections.comparison import Difference, compare
 from projections.messages import messages
 from projections.projector import Projector
-from tests.support.life import Life, live_with_jobs
+from tests.support.life import Life
 from tests.support.log import Scribe, joined, said
 from tests.support.parts import SCHEMA, backends, connected, running, running_listener, running_writer
+from tests.support.tables import fill_all_tables, project
 from tests.support.tampering import TABLES, Tampering
 from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
@@ -37,23 +38,11 @@ async def connection(database: str) -> AsyncIterator[Connection]:
         yield opened
 
 
-async def _project(dsn: str) -> None:
-    async with running(Projector(dsn, SCHEMA, Hints()).run()):
-        await eventually(partial(projected_to_head, dsn))
-
-
-async def _history(dsn: str, seed: int) -> None:
-    """Something in every table."""
-    async with running_writer(dsn) as writer:
-        await live_with_jobs(writer, seed, 300)
-    await _project(dsn)
-
-
 @pytest.mark.parametrize("seed", range(3))
 async def test_the_tables_of_any_history_follow_from_the_log(database: str, seed: int) -> None:
     async with running_writer(database) as writer:
         await Life(seed).live(writer, 200)
-    await _project(database)
+    await project(database)
     assert await compare(database, SCHEMA) == []
 
 
@@ -66,7 +55,7 @@ async def test_an_empty_log_and_empty_tables_agree(database: str) -> None:
 async def test_a_row_that_was_changed_is_named_whichever_column_of_whichever_table_it_is(
     database: str, connection: Connection
 ) -> None:
-    await _history(database, seed=1)
+    await fill_all_tables(database, seed=1)
     tampering = await Tampering.of(connection)
     for index in range(max(len(table.columns) for table in TABLES)):
         changed = {}
@@ -88,7 +77,7 @@ async def test_a_row_that_was_changed_is_named_whichever_column_of_whichever_tab
 async def test_a_row_that_is_missing_is_named_in_whichever_table(
     database: str, connection: Connection
 ) -> None:
-    await _history(database, seed=2)
+    await fill_all_tables(database, seed=2)
     tampering = await Tampering.of(connection)
     removed = {table.name: await tampering.remove(table) for table in TABLES}
     differences = await compare(database, SCHEMA)
@@ -99,7 +88,7 @@ async def test_a_row_that_is_missing_is_named_in_whichever_table(
 
 
 async def test_a_row_too_many_is_named_in_whichever_table(database: str, connection: Connection) -> None:
-    await _history(database, seed=3)
+    await fill_all_tables(database, seed=3)
     tampering = await Tampering.of(connection)
     added = {table.name: await tampering.add(table) for table in TABLES}
     differences = await compare(database, SCHEMA)
@@ -112,7 +101,7 @@ async def test_a_row_too_many_is_named_in_whichever_table(database: str, connect
 async def test_rows_that_are_there_twice_are_found_where_the_key_was_dropped(
     database: str, connection: Connection
 ) -> None:
-    await _history(database, seed=4)
+    await fill_all_tables(database, seed=4)
     await connection.execute("ALTER TABLE squad_agents DROP CONSTRAINT squad_agents_pkey")
     await connection.execute("INSERT INTO squad_agents SELECT * FROM squad_agents WHERE name = 'alice'")
     [difference] = await compare(database, SCHEMA)
@@ -125,7 +114,7 @@ async def test_the_first_bad_row_is_told_with_how_many_there_are(
 ) -> None:
     scribe = Scribe(connection)
     await scribe.append(joined("alice"), joined("bob"), joined("carol"), said("hello"))
-    await _project(database)
+    await project(database)
     await connection.execute("UPDATE squad_agents SET role = 'boss' WHERE name IN ('bob', 'carol')")
     await connection.execute("DELETE FROM squad_agents WHERE name = 'alice'")
     await connection.execute("UPDATE squad_messages SET to_agent = 'bob', message = %s", ("x" * 500,))
@@ -138,7 +127,7 @@ async def test_only_the_projections_that_are_named_are_compared(
     database: str, connection: Connection
 ) -> None:
     await Scribe(connection).append(joined("alice"), said("hello"))
-    await _project(database)
+    await project(database)
     await connection.execute("TRUNCATE squad_agents")
     assert await compare(database, SCHEMA, [messages]) == []
     [difference] = await compare(database, SCHEMA)
@@ -171,7 +160,7 @@ async def test_tables_are_compared_as_of_their_own_position_while_everybody_work
 async def test_projections_at_different_positions_are_each_compared_as_of_theirs(
     database: str, connection: Connection
 ) -> None:
-    await _history(database, seed=5)
+    await fill_all_tables(database, seed=5)
     await connection.execute("UPDATE projections SET position = 0 WHERE name = 'messages'")
     await connection.execute("TRUNCATE squad_messages, squad_message_acks")
     assert await compare(database, SCHEMA) == []
@@ -182,7 +171,7 @@ async def test_one_that_stopped_is_reported_and_compared_as_of_where_it_stopped(
 ) -> None:
     scribe = Scribe(connection)
     await scribe.append(joined("alice"), said("one"))
-    await _project(database)
+    await project(database)
     await connection.execute(
         "UPDATE projections SET failed_position = 3, error = 'ArithmeticError: no' WHERE name = 'messages'"
     )
@@ -196,7 +185,7 @@ async def test_what_other_code_folded_is_reported_and_not_compared(
     database: str, connection: Connection
 ) -> None:
     await Scribe(connection).append(joined("alice"), said("one"))
-    await _project(database)
+    await project(database)
     await connection.execute("TRUNCATE squad_messages")
     newer = replace(messages, fold_version=messages.fold_version + 1)
     [difference] = await compare(database, SCHEMA, [newer])
@@ -216,7 +205,7 @@ async def test_one_that_claims_events_which_are_not_there_is_reported(
     database: str, connection: Connection
 ) -> None:
     await Scribe(connection).append(joined("alice"))
-    await _project(database)
+    await project(database)
     await connection.execute("UPDATE projections SET position = 9 WHERE name = 'agents'")
     [difference] = await compare(database, SCHEMA)
     assert str(difference) == "agents: it claims to be at position 9, and the log ends at 1"
@@ -253,7 +242,7 @@ async def _all_stopped(connection: Connection) -> bool:
 async def test_an_event_that_is_gone_from_the_log_ends_it(database: str, connection: Connection) -> None:
     scribe = Scribe(connection)
     await scribe.append(joined("alice"), said("one"), said("two"))
-    await _project(database)
+    await project(database)
     await connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
     await connection.execute("DELETE FROM events WHERE position = 2")
     with pytest.raises(LogBroken, match="position 2 is missing"):
@@ -282,7 +271,7 @@ async def test_tables_that_are_set_back_meanwhile_are_not_judged(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await Scribe(connection).append(joined("alice"), said("one"))
-    await _project(database)
+    await project(database)
     approach = comparison._approach
 
     async def approach_and_set_back(refold: Refold, schema: str) -> None:
@@ -295,7 +284,7 @@ async def test_tables_that_are_set_back_meanwhile_are_not_judged(
 
 
 async def test_it_tells_how_far_it_is(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    await _history(database, seed=6)
+    await fill_all_tables(database, seed=6)
     monkeypatch.setattr(log.scan, "__defaults__", (0, None, 100))
     told: list[tuple[int, int]] = []
     async with connected(database) as connection:
@@ -306,7 +295,7 @@ async def test_it_tells_how_far_it_is(database: str, monkeypatch: pytest.MonkeyP
 
 
 async def test_it_leaves_nothing_behind(database: str, connection: Connection) -> None:
-    await _history(database, seed=7)
+    await fill_all_tables(database, seed=7)
     before = await (await connection.execute("SELECT count(*) FROM pg_class")).fetchone()
     assert await compare(database, SCHEMA) == []
     await eventually(partial(_is_gone, connection))

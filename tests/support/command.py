@@ -1,12 +1,16 @@
-"""The `squad` command as people type it, in a process of its own."""
+"""`squad` commands as processes of their own, which a test may stop or kill."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 SQUAD = Path(sys.executable).with_name("squad")
 ENDS_WITHIN_SECONDS = 60
@@ -59,3 +63,23 @@ async def end(process: asyncio.subprocess.Process) -> Ended:
 async def squad(folder: Path, *arguments: str, **settings: str) -> Ended:
     """Runs it to its end."""
     return await end(await start(folder, *arguments, **settings))
+
+
+@contextlib.asynccontextmanager
+async def squad_command(*arguments: str, cwd: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A command that runs; whatever is left of it after the block is killed."""
+    process = await start(cwd, *arguments)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+async def finished(*arguments: str, cwd: Path) -> str:
+    """What a command printed that went well."""
+    async with squad_command(*arguments, cwd=cwd) as process:
+        output, errors = await process.communicate()
+        assert process.returncode == 0, errors.decode()
+        return output.decode()
