@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Tell = Callable[[int, int | None], None]
     """Is told the position reached, and the one to be reached where that is known."""
 
-LINE_SECONDS = 5.0
+LINE_SECONDS = 2.0
 """How often there is a line where there is no terminal."""
 
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from eventstore import log
 from eventstore.chain import hash_of
 from eventstore.errors import ImportRefused, StoreUnavailable
-from eventstore.exchange import event_line
+from eventstore.exchange import end_line, event_line
 from eventstore.listener import Hints
+from eventstore.recorded import Head
 from eventstore.transfer import export_log, import_log
 from projections.projector import Projector
 from service import commands as do
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
 
     from eventstore.connection import Connection
-    from eventstore.recorded import Head
     from tests.support.postgres import PostgresServer
 
 
@@ -241,7 +241,8 @@ class TestWhatIsRefused:
         [first, second, *_] = await whole_log(connection)
         second = second._replace(actor="a\x00b")
         second = second._replace(hash=hash_of(first.hash, second))
-        lines = [*(await _exported(connection, until=1))[:2], event_line(second)]
+        end = end_line(2, Head(2, second.hash, second.recorded_at))
+        lines = [*(await _exported(connection, until=1))[:2], event_line(second), end]
         async with connected(new_squad) as other:
             assert (await _refusal(other, lines)).startswith("line 3: ")
 
