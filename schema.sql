@@ -238,10 +238,11 @@ CREATE TABLE snapshots (
 
 CREATE TABLE subject_keys (
     id          uuid        PRIMARY KEY,
-    subject     text        UNIQUE,
+    subject     text,
     key         bytea       NOT NULL CHECK (length(key) = 32),
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+CREATE UNIQUE INDEX subject_keys_subject ON subject_keys (subject) WHERE subject IS NOT NULL;
 
 CREATE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -530,10 +531,11 @@ CREATE TABLE snapshots (
 
 CREATE TABLE subject_keys (
     id          uuid        PRIMARY KEY,
-    subject     text        UNIQUE,
+    subject     text,
     key         bytea       NOT NULL CHECK (length(key) = 32),
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+CREATE UNIQUE INDEX subject_keys_subject ON subject_keys (subject) WHERE subject IS NOT NULL;
 
 CREATE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -36,10 +36,15 @@ PAGE_KEYS = 5_000
 _ATTEMPTS = 10
 _LOAD = "SELECT id::text, key FROM subject_keys WHERE id = ANY(%s::uuid[])"
 _OF_SUBJECTS = "SELECT subject, id::text, key FROM subject_keys WHERE subject = ANY(%s)"
-_INSERT = (
-    "INSERT INTO subject_keys (id, subject, key)"
-    " SELECT * FROM unnest(%s::uuid[], %s::text[], %s::bytea[]) ON CONFLICT (subject) DO NOTHING"
-    " RETURNING subject"
+_MAKE = (
+    "INSERT INTO subject_keys (id, subject, key) SELECT * FROM unnest(%s::uuid[], %s::text[], %s::bytea[])"
+    " ON CONFLICT (subject) WHERE subject IS NOT NULL DO NOTHING RETURNING subject"
+)
+# A column travels as one value: there can be a thousand, and arrays are dear.
+_STORE = (
+    "INSERT INTO subject_keys (id, key)"
+    " SELECT id::uuid, substring(%b::bytea FROM (n::integer - 1) * 32 + 1 FOR 32)"
+    " FROM unnest(string_to_array(%s, ',')) WITH ORDINALITY AS new (id, n)"
 )
 
 
@@ -72,6 +77,12 @@ def new_key() -> Key:
     return Key(str(uuid7()), urandom(KEY_BYTES))
 
 
+def new_keys(number: int) -> list[Key]:
+    """So many keys that nobody has, from one call of the system."""
+    random = urandom(KEY_BYTES * number)
+    return [Key(str(uuid7()), random[at : at + KEY_BYTES]) for at in range(0, len(random), KEY_BYTES)]
+
+
 # At hand ------------------------------------------------------------------------------------------------
 
 
@@ -89,9 +100,7 @@ class Keyring:
 
     def put(self, keys: Iterable[Key]) -> None:
         """Keeps keys at hand, in the place of those that were not asked for the longest."""
-        for id_, secret in keys:
-            self._secrets[id_] = secret
-            self._secrets.move_to_end(id_)
+        self._secrets.update(keys)
         while len(self._secrets) > self._most:
             self._secrets.popitem(last=False)
 
@@ -139,7 +148,7 @@ async def store(connection: Connection, keys: Sequence[Key]) -> None:
     """Makes keys of messages durable; in autocommit mode they are when this returns."""
     with translating():
         ids, secrets = zip(*keys, strict=True)
-        await connection.execute(_INSERT, (list(ids), [None] * len(ids), list(secrets)), prepare=True)
+        await connection.execute(_STORE, (b"".join(secrets), ",".join(ids)), prepare=True)
 
 
 async def of_senders(connection: Connection, digests: Collection[str]) -> dict[str, Key]:
@@ -156,7 +165,7 @@ async def of_senders(connection: Connection, digests: Collection[str]) -> dict[s
             found |= {digest: Key(id_, bytes(secret)) for digest, id_, secret in await cursor.fetchall()}
             if made := {digest: new_key() for digest in wanted if digest not in found}:
                 ids, secrets = [key.id for key in made.values()], [key.secret for key in made.values()]
-                cursor = await connection.execute(_INSERT, (ids, list(made), secrets), prepare=True)
+                cursor = await connection.execute(_MAKE, (ids, list(made), secrets), prepare=True)
                 # Who is not among them was made by somebody else meanwhile, and is found on the next look.
                 found |= {digest: made[digest] for (digest,) in await cursor.fetchall()}
             if len(found) == len(set(digests)):

@@ -26,6 +26,7 @@ import orjson
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from eventstore import codec
 from eventstore.errors import UnreadableEvent
 from eventstore.events import (
     ERASED,
@@ -41,10 +42,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from eventstore.connection import Connection
+    from eventstore.events import AnyEvent
     from eventstore.keys import Key
     from eventstore.recorded import Recorded
 
 NONCE_BYTES = 12
+_NONCE_CHARACTERS = 16
 
 PERSONAL: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
@@ -78,34 +81,23 @@ class _Seal(NamedTuple):
 
 
 def seal(
-    plain: str,
-    key: Key,
-    nonce: bytes,
-    *,
-    id: str,  # noqa: A002 - the field's name in the log
-    stream: str,
-    type: str,  # noqa: A002 - the field's name in the log
-    schema_version: int,
-    instead: Mapping[str, str] = MappingProxyType({}),
+    event: AnyEvent, id_: str, key: Key, nonce: bytes, instead: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """The stored text of an event, given its plain text and the envelope that it is bound to.
+    """An event's stored text.
 
     Args:
-        plain: what `codec.encode` gave.
+        event: of a type in `PERSONAL`.
+        id_: its id in the log.
         key: whose key.
         nonce: `NONCE_BYTES` random bytes, never used with this key before.
-        id: the event's id; it, `stream`, `type` and `schema_version` are what the box is bound to.
-        stream: see `id`.
-        type: see `id`.
-        schema_version: see `id`.
         instead: what stands in the place of a sealed field, where that is not null.
 
     Raises:
         ValueError: there is a U+0000 in it, which the log would refuse in the open, and no table can hold.
     """
-    data = orjson.loads(plain)
+    data = _as_json(event)
     box: dict[str, Any] = {}
-    for name, members in PERSONAL[type].items():
+    for name, members in PERSONAL[event.type].items():
         if members:
             whole = data[name]
             box[name] = {member: whole[member] for member in members if member in whole}
@@ -115,14 +107,15 @@ def seal(
             data[name] = instead.get(name)
     content = orjson.dumps(box)
     if b"\\u0000" in content and _holds_nul(box):
-        raise ValueError(f"a {type} holds U+0000")
-    envelope = _envelope(id, stream, type, schema_version, key.id)
-    data["sealed"] = {
-        "key": key.id,
-        "nonce": _text(nonce),
-        "box": _text(AESGCM(key.secret).encrypt(nonce, content, envelope)),
-    }
-    return orjson.dumps(data).decode()
+        raise ValueError(f"a {event.type} holds U+0000")
+    envelope = _envelope(id_, event.stream, event.type, event.schema_version, key.id)
+    sealed = AESGCM(key.secret).encrypt(nonce, content, envelope)
+    # A nonce's bytes are a multiple of three, so its base64 ends where that of the box begins.
+    text = b2a_base64(nonce + sealed, newline=False).decode()
+    return (
+        f'{orjson.dumps(data).decode()[:-1]},{_LOOKS_SEALED}{key.id}","nonce":"{text[:_NONCE_CHARACTERS]}",'
+        f'"box":"{text[_NONCE_CHARACTERS:]}"}}}}'
+    )
 
 
 async def reveal(
@@ -237,6 +230,16 @@ def _erase(type_: str, data: dict[str, Any]) -> None:
                 place[text] = ERASED
 
 
+def _as_json(event: AnyEvent) -> dict[str, Any]:
+    """Its data, to be changed."""
+    if isinstance(event, RequestAnswered):
+        # Its body is whatever was answered, moments among it.
+        data: dict[str, Any] = orjson.loads(codec.encode(event))
+        return data
+    # The others hold nothing that is not JSON as it is.
+    return event.__dict__.copy()
+
+
 def _envelope(id_: str, stream: str, type_: str, schema_version: int, key_id: str) -> bytes:
     return f"{id_}\n{stream}\n{type_}\n{schema_version}\n{key_id}\n".encode()
 
@@ -251,7 +254,3 @@ def _holds_nul(value: Any) -> bool:
             return any(map(_holds_nul, value))
         case _:
             return False
-
-
-def _text(raw: bytes) -> str:
-    return b2a_base64(raw, newline=False).decode()

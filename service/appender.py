@@ -229,7 +229,7 @@ class Appender:
         if batch.recorded:
             self._sealing.settle(batch.sealer)
             self._sealing.observe(batch.recorded)
-            self._publish(batch.told)
+            self._publish(batch.recorded)
 
     def _tell_of_others(self, page: Sequence[Recorded]) -> None:
         """What others have appended was folded, and keys that they destroyed are no longer used."""

@@ -43,8 +43,6 @@ class Batch(NamedTuple):
     recorded: list[Recorded]
     decided_at: datetime
     """The database's clock as the decisions believed it to be."""
-    told: list[Recorded]
-    """The same events with readable data, for whoever follows the log in this process."""
     sealer: Sealer | None = None
     """What sealed them, where payloads are encrypted."""
 
@@ -85,9 +83,8 @@ def decide_batch(
         abandoned: a batch whose commit proved not to have happened.
         ids: gives a fresh UUIDv7 at each call, for events and for what they are about.
     """
-    recorded: list[Recorded] = []
-    batch = Batch(tickets, [], recorded, decided_at, [] if sealer else recorded, sealer)
-    recorder = Recorder(draft, recorded, now, ids, sealer, batch.told)
+    batch = Batch(tickets, [], [], decided_at, sealer)
+    recorder = Recorder(draft, batch.recorded, now, ids, sealer)
     if abandoned:
         recorder.record([_fence(abandoned)], "system:writer", ids())
         draft.keep()
@@ -103,7 +100,6 @@ def decide_batch(
             _log.exception("deciding %s failed", type(ticket.request.command).__name__)
             draft.roll_back()
             del batch.recorded[before:]
-            del batch.told[before:]
             outcome = CommandFailed(str(error))
         batch.outcomes.append((ticket, outcome))
     return batch
@@ -119,7 +115,6 @@ class Recorder:
         now: datetime,
         ids: Callable[[], str] = new_id,
         sealer: Sealer | None = None,
-        told: list[Recorded] | None = None,
     ) -> None:
         self.draft = draft
         self.recorded = recorded
@@ -127,7 +122,6 @@ class Recorder:
         self.ids = ids
         self.now_microseconds = microseconds(now)
         self.sealer = sealer
-        self._told = told
 
     def record(
         self,
@@ -151,10 +145,11 @@ class Recorder:
         """
         draft = self.draft
         for event, caused_by in events:
-            data = plain = codec.encode(event)
             id_, stream = self.ids(), event.stream
             if self.sealer and (its_key := key or self.sealer.key_of(draft, event)):
-                data = self.sealer.seal(event, plain, id_, its_key, bare_fingerprint)
+                data = self.sealer.seal(event, id_, its_key, bare_fingerprint)
+            else:
+                data = codec.encode(event)
             position, version = draft.head.position + 1, draft.next_version(stream)
             digest = link(
                 draft.head.hash,
@@ -188,8 +183,6 @@ class Recorder:
             )
             draft.fold(event, recorded)
             self.recorded.append(recorded)
-            if self._told is not None and self._told is not self.recorded:
-                self._told.append(recorded if data is plain else recorded._replace(data=plain))
 
 
 def _decide_one(

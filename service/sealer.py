@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from os import urandom
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import orjson
@@ -32,7 +33,7 @@ from projections.emails import EMAILS
 from service import commands as do
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
     from eventstore.connection import Connection
     from eventstore.events import AnyEvent
@@ -43,10 +44,13 @@ if TYPE_CHECKING:
 KNOWN_SENDERS = 10_000
 """How many senders' keys the writer keeps at hand."""
 
-LARGEST_LOT = 1_000
+LARGEST_LOT = 500
 """How many keys of messages are made at once, in a process that sends many."""
 
 _SMALLEST_LOT = 16
+_NONCES_AT_ONCE = 64
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+_ABOUT_SENDERS = frozenset({do.LogEmail, do.UpdateEmail})
 
 
 class Sealer:
@@ -56,7 +60,7 @@ class Sealer:
         self,
         senders: Mapping[str, Key],
         stock: list[Key],
-        nonce: Callable[[], bytes] = lambda: urandom(sealing.NONCE_BYTES),
+        nonces: Iterator[bytes] | None = None,
         fresh: Callable[[], Key] = new_key,
     ) -> None:
         self.used: list[Key] = []
@@ -66,7 +70,7 @@ class Sealer:
         self.senders = senders
         """Senders' keys by their digests."""
         self._stock = stock
-        self._nonce = nonce
+        self._nonces = nonces or _random_nonces()
         self._fresh = fresh
         self._message_key: Key | None = None
 
@@ -95,18 +99,10 @@ class Sealer:
             case _:
                 return None
 
-    def seal(self, event: AnyEvent, plain: str, id_: str, key: Key, bare_fingerprint: str = "") -> str:
+    def seal(self, event: AnyEvent, id_: str, key: Key, bare_fingerprint: str = "") -> str:
         """The event's stored text. `bare_fingerprint` stands in the open where it is a kept answer."""
-        return sealing.seal(
-            plain,
-            key,
-            self._nonce(),
-            id=id_,
-            stream=event.stream,
-            type=event.type,
-            schema_version=event.schema_version,
-            instead={"fingerprint": bare_fingerprint} if isinstance(event, RequestAnswered) else {},
-        )
+        instead = {"fingerprint": bare_fingerprint} if isinstance(event, RequestAnswered) else _NOTHING
+        return sealing.seal(event, id_, key, next(self._nonces), instead)
 
     def _take(self) -> Key:
         if self._stock:
@@ -122,6 +118,14 @@ class Sealer:
         if row is None or row.from_email == ERASED:
             return None
         return self.senders[digest_of(row.from_email)]
+
+
+def _random_nonces() -> Iterator[bytes]:
+    """Many of them from one call of the system, which costs as much as sealing does."""
+    size = sealing.NONCE_BYTES
+    while True:
+        random = urandom(size * _NONCES_AT_ONCE)
+        yield from (random[start : start + size] for start in range(0, len(random), size))
 
 
 class Sealing:
@@ -146,7 +150,7 @@ class Sealing:
         wanted = sum(isinstance(ticket.request.command, do.SendMessage) for ticket in tickets)
         if len(self._stock) >= wanted:
             return
-        made = [new_key() for _ in range(max(wanted - len(self._stock), self._lot))]
+        made = keys.new_keys(max(wanted - len(self._stock), self._lot))
         await keys.store(connection, made)
         self._stock += made
         self._lot = min(self._lot * 2, LARGEST_LOT)
@@ -216,7 +220,8 @@ def senders_needed(state: State, tickets: Iterable[Ticket], answered: Container[
     return {
         digest_of(from_email)
         for ticket in tickets
-        if ticket.request.idempotency_key not in answered
+        if type(ticket.request.command) in _ABOUT_SENDERS
+        and ticket.request.idempotency_key not in answered
         and (from_email := _sender_to_seal(state, ticket.request))
     }
 

@@ -13,6 +13,7 @@ from eventstore.errors import StoreRefused
 from eventstore.events import ERASED, EmailReceived, JobDefinition, MessageSent, SubjectForgotten
 from eventstore.keys import Keyring
 from eventstore.listener import Hints
+from eventstore.recorded import Recorded
 from eventstore.subjects import NO_TRACE, Trace, digest_of
 from projections.emails import EMAILS
 from projections.projector import Projector
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from eventstore.connection import Connection
-    from eventstore.recorded import Recorded
     from service.writer import Writer
     from tests.support.postgres import PostgresServer
 
@@ -195,13 +195,17 @@ class TestOneWriter:
         assert await remains(database, PERSONAL) == []
         assert await assert_tables_equal_fold(database) > 100
 
-    async def test_tells_followers_what_can_be_read(self, writer: Writer) -> None:
-        told: list[Recorded] = []
-        writer.observers.append(told.extend)
-        await submit(writer, message("a private word"))
-        [sent] = [codec.decode(row) for row in told if row.type == MessageSent.type]
-        assert isinstance(sent, MessageSent)
-        assert sent.message == "a private word"
+    async def test_has_what_it_sealed_with_at_hand(self, database: str, connection: Connection) -> None:
+        ring, told = Keyring(), list[Recorded]()
+        async with running_writer(database, encrypt=True, keyring=ring) as writer:
+            writer.observers.append(told.extend)
+            await submit(writer, message("a private word"))
+            await submit(writer, letter())
+        # No key is left to be asked for.
+        await connection.execute("DELETE FROM subject_keys")
+        shown = [codec.decode(row) for row in await sealing.reveal(connection, told, ring)]
+        assert [event.message for event in shown if isinstance(event, MessageSent)] == ["a private word"]
+        assert [event.from_email for event in shown if isinstance(event, EmailReceived)] == [SENDER]
 
 
 class TestSeveralWriters:

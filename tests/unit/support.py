@@ -82,7 +82,7 @@ class Story:
         self.recorded: list[Recorded] = []
         """What the last batch appended, as it is stored."""
         self.told: list[Recorded] = []
-        """The same, as it was told."""
+        """The same, as it could be read then."""
         self._now = START
         self._numbers = count(1)
         self._ids: list[str] = []
@@ -134,7 +134,7 @@ class Story:
             abandoned=abandoned,
             ids=self.new_id,
         )
-        self._commit(draft, batch.recorded, batch.told)
+        self._commit(draft, batch.recorded)
         self.outcomes = [outcome for _, outcome in batch.outcomes]
         return batch
 
@@ -243,12 +243,12 @@ class Story:
         self._move_clock(at)
         draft, recorded = Draft(self.squad), list[Recorded]()
         Recorder(draft, recorded, self._now, self.new_id).record([NewEvent(event)], "tester", "given")
-        self._commit(draft, recorded, recorded)
+        self._commit(draft, recorded)
 
-    def _commit(self, draft: Draft, recorded: list[Recorded], told: list[Recorded]) -> None:
+    def _commit(self, draft: Draft, recorded: list[Recorded]) -> None:
         self.squad.merge(draft)
         self.log += recorded
-        self.recorded, self.told = recorded, told
+        self.recorded, self.told = recorded, self.vault.reveal(recorded)
         self.vault.take_in(recorded)
 
     def _recall(self, tickets: Sequence[Ticket]) -> list[Recorded]:

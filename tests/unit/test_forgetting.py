@@ -56,7 +56,7 @@ class TestSealing:
     def test_is_off_unless_it_is_asked_for(self) -> None:
         story = given(LETTER)
         assert sealing.key_of(story.log[-1]) is None
-        assert story.recorded is story.told
+        assert story.recorded == story.told
 
     def test_leaves_nothing_personal_in_the_log(self) -> None:
         story = encrypted(HELLO, LETTER)

@@ -99,18 +99,8 @@ def plain(event: AnyEvent, id_: str = ID) -> Recorded:
 
 def sealed(event: AnyEvent, id_: str = ID, key: Key = KEY) -> Recorded:
     """The event as it is stored with it."""
-    row = plain(event, id_)
-    text = sealing.seal(
-        row.data,
-        key,
-        NONCE,
-        id=row.id,
-        stream=row.stream,
-        type=row.type,
-        schema_version=row.schema_version,
-        instead={"fingerprint": "bare"},
-    )
-    return row._replace(data=text)
+    text = sealing.seal(event, id_, key, NONCE, {"fingerprint": "bare"})
+    return plain(event, id_)._replace(data=text)
 
 
 def with_seal(row: Recorded, value: object) -> Recorded:

@@ -14,7 +14,7 @@ from eventstore.subjects import NO_TRACE, Trace, digest_of
 from service.sealer import Sealer, senders_needed
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
 
     from eventstore.recorded import Recorded
     from service.requests import Ticket
@@ -35,7 +35,7 @@ class Vault:
         for digest in senders_needed(state, tickets, answered):
             if digest not in self.senders:
                 self.senders[digest] = self._new_key()
-        return Sealer(dict(self.senders), [], self._nonce, self._new_key)
+        return Sealer(dict(self.senders), [], self._nonces(), self._new_key)
 
     def take_in(self, recorded: Iterable[Recorded]) -> None:
         """Destroys what the events say is destroyed."""
@@ -75,5 +75,6 @@ class Vault:
         self.secrets[key.id] = key.secret
         return key
 
-    def _nonce(self) -> bytes:
-        return next(self._numbers).to_bytes(sealing.NONCE_BYTES, "big")
+    def _nonces(self) -> Iterator[bytes]:
+        while True:
+            yield next(self._numbers).to_bytes(sealing.NONCE_BYTES, "big")
