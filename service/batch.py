@@ -50,8 +50,6 @@ class Batch(NamedTuple):
         """One batch of this one and of what was decided on the same draft after it, at the same time."""
         self.outcomes.extend(more.outcomes)
         self.recorded.extend(more.recorded)
-        if self.told is not self.recorded:
-            self.told.extend(more.told)
         return self._replace(tickets=[*self.tickets, *more.tickets])
 
 
