@@ -3,8 +3,8 @@
 -- Everything is named without a schema; the search_path decides which squad it belongs to. One squad is
 -- one Postgres schema. This file is the only DDL: eventstore/schema.py runs it whole on a new schema and
 -- keeps its version. What a later version needs on top of an earlier one stands at the end, each step
--- after a line "-- @upgrade N". The read tables stand between "-- @read-tables" and "-- @end": a replay makes
--- them a second time, beside the live ones.
+-- after a line "-- @upgrade N". The read tables stand between "-- @read-tables" and "-- @end", from where a
+-- replay makes one again that was dropped.
 
 
 -- The log ----------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ $$;
 
 -- How far the read tables are --------------------------------------------------------------------------
 -- A projection's rows and its position change in one transaction. A failed one says where and why. The
--- generation is the same for all, and grows whenever a replay puts new tables in the place of old ones.
+-- generation is the same for all, and grows whenever a replay has replaced rows.
 
 CREATE TABLE projections (
     name            text        PRIMARY KEY,
