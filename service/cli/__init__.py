@@ -15,6 +15,7 @@ from service.cli.explain import explain_position
 from service.cli.jobs import jobs
 from service.cli.status import status
 from service.cli.up import up
+from service.cli.whatif import whatif
 from service.embedded import EmbeddedPostgresError
 from service.http.table import VERSION
 from service.settings import SettingsError
@@ -33,6 +34,7 @@ cli.add_command(events)
 cli.add_command(jobs)
 cli.add_command(status)
 cli.add_command(explain_position)
+cli.add_command(whatif)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from service.batch import new_id
 from service.http import json
 from service.http.problems import CONTENT_TYPE, Problem, from_refusal, from_validation, wrong
+from service.http.turns import Turns
 from service.requests import (
     Answer,
     CommandFailed,
@@ -63,6 +64,8 @@ class Services:
     metrics: Metrics
     stopping: bool = False
     streams: set[Any] = field(default_factory=set)
+    judging: Turns = field(default_factory=Turns)
+    """Of histories, under other rules."""
 
 
 SERVICES = web.AppKey("services", Services)

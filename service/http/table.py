@@ -25,6 +25,7 @@ from service.http.v1 import (
     messages,
     operations,
     tasks,
+    whatif,
 )
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ _V1 = (
     *jobs.ROUTES,
     *events.ROUTES,
     *explain.ROUTES,
+    *whatif.ROUTES,
 )
 
 
