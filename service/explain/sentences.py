@@ -267,7 +267,7 @@ def _of_job(
             after = "" if event.attempts == 1 else f" after {event.attempts} attempts"
             used = f", having used {words.tokens(event.tokens_used)}" if event.tokens_used else ""
             reason = f": {words.quote(event.reason)}" if event.reason else ""
-            ended = {"succeeded": "succeeded", "failed": "failed", "lost": "was lost"}[event.outcome]
+            ended = event.outcome if event.outcome in ("succeeded", "failed") else f"was {event.outcome}"
             return f"A run of {job} {ended}{after}{used}{reason}."
         case _:
             assert_never(event)
