@@ -20,9 +20,9 @@ from service.requests import Request
 from tests.support.agents import answers
 from tests.support.jobs import define
 from tests.support.life import Life
+from tests.support.listed_past import ListedPast
 from tests.support.log import Scribe, new_id, whole_log
 from tests.support.parts import connected, running_writer, submit
-from tests.support.past import ListedPast
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
