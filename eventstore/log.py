@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple, TypeVar
 
 from psycopg import AsyncClientCursor, AsyncCursor
 
@@ -18,13 +19,19 @@ if TYPE_CHECKING:
 
     from eventstore.connection import Connection
 
+T = TypeVar("T")
+
 PAGE_EVENTS = 5_000
 """How many events a reader takes at once: large enough to be fast, small enough to stay below a few MB."""
+
+CHUNK_EVENTS = 100
+"""How many events travel at once where a statement is read on and on: never more than fit into memory."""
 
 _COLUMNS: LiteralString = (
     "position, id::text AS id, stream, version, type, schema_version, data::text AS data, actor, caused_by,"
     " correlation_id, idempotency_key, recorded_at, hash"
 )
+_LAST_POSITION = 2**63 - 1
 _SEPARATOR = "\x1f"
 _APPEND = f"SELECT appended, head, clock FROM append_events({', '.join(['%s'] * 15)})"
 _READ_AFTER = f"SELECT {_COLUMNS} FROM events WHERE position > %s ORDER BY position LIMIT %s"
@@ -181,6 +188,36 @@ async def scan(
             return
         yield page
         after = page[-1].position
+
+
+async def each(
+    connection: Connection, after: int = 0, upto: int | None = None
+) -> AsyncGenerator[Recorded, None]:
+    """The log event by event, as it is when the first is read, however many and however large they are.
+
+    Args:
+        connection: to read on, and for nothing else meanwhile; without limits of time.
+        after: the position to begin behind.
+        upto: the last position wanted; None for all that is there.
+    """
+    query = f"SELECT {_COLUMNS} FROM events WHERE position > %s AND position <= %s ORDER BY position"
+    last = _LAST_POSITION if upto is None else upto
+    with translating():
+        async with AsyncCursor(connection, row_factory=_recorded_row) as cursor:
+            async for recorded in cursor.stream(query, (after, last), binary=True, size=CHUNK_EVENTS):
+                yield recorded
+
+
+async def ahead(pages: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The same pages, the next one being read while the last one is dealt with."""
+    coming = asyncio.ensure_future(anext(pages, None))
+    try:
+        while (page := await coming) is not None:
+            coming = asyncio.ensure_future(anext(pages, None))
+            yield page
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
 
 
 async def read_streams(connection: Connection, streams: Sequence[str]) -> list[Recorded]:

@@ -20,6 +20,7 @@ from eventstore.events import (
     OrchestratorStopped,
     PolicySet,
     RequestAnswered,
+    SubjectForgotten,
     TaskCreated,
     TaskUpdated,
 )
@@ -196,3 +197,20 @@ def abandoned(event: AppendAbandoned, at: Recorded, telling: Telling) -> None:
     )
     telling.say("Whoever still waited for them had their commands decided anew; others were told so.", at)
     telling.facts |= {"first_event_id": event.first_event_id, "events": event.events}
+
+
+def forgotten(event: SubjectForgotten, at: Recorded, telling: Telling) -> None:
+    """What was sealed with the key, and what had been stored in plain before."""
+    telling.facts |= {
+        "key_id": event.key_id,
+        "emails": event.emails,
+        "messages": event.messages,
+        "in_plain": event.in_plain,
+    }
+    telling.say(f"It was asked for by {words.by(at.actor)}. Whose key it was is told nowhere.", at)
+    if event.in_plain:
+        telling.say(
+            f"{words.count(event.in_plain, 'e-mail')} of the same sender had been logged in plain before,"
+            " and cannot be erased from an immutable log.",
+            at,
+        )

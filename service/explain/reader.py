@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, LiteralString
 
-from eventstore import log
+from eventstore import log, sealing
 from eventstore.events import (
     BudgetDayReset,
     JobDefined,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
 
 NEIGHBOURS = 50
 """How far around an event the others of its request are looked for."""
@@ -118,12 +119,11 @@ class LoggedPast:
     async def one(self, position: int, /) -> Told | None:
         """The event at a position."""
         recorded = await log.read_one(self._connection, position)
-        return told(recorded) if recorded else None
+        return (await self._told([recorded]))[0] if recorded else None
 
     async def several(self, positions: Sequence[int], /) -> list[Told]:
         """The events at these positions, in the order of the log."""
-        found = await log.read_positions(self._connection, positions)
-        return [told(recorded) for recorded in found]
+        return await self._told(await log.read_positions(self._connection, positions))
 
     async def causes(self, position: int, limit: int, /) -> list[Told]:
         """The event at `position`, its cause, that one's cause and so on, at most `limit`."""
@@ -133,19 +133,18 @@ class LoggedPast:
     async def first(self, stream: str, types: Sequence[str] = (), *, after: int = 0) -> Told | None:
         """A stream's first event of these types (any, where none is named) behind the position `after`."""
         found = await log.read_stream(self._connection, stream, types, after=after, limit=1)
-        return told(found[0]) if found else None
+        return (await self._told(found))[0] if found else None
 
     async def last(self, stream: str, types: Sequence[str] = (), *, upto: int) -> Told | None:
         """A stream's last event of these types (any, where none is named) up to the position `upto`."""
         found = await log.read_stream(
             self._connection, stream, types, upto=upto, limit=1, newest_first=True
         )
-        return told(found[0]) if found else None
+        return (await self._told(found))[0] if found else None
 
     async def early(self, stream: str, limit: int, types: Sequence[str] = ()) -> list[Told]:
         """A stream's first events of these types, at most `limit`."""
-        found = await log.read_stream(self._connection, stream, types, limit=limit)
-        return [told(recorded) for recorded in found]
+        return await self._told(await log.read_stream(self._connection, stream, types, limit=limit))
 
     async def last_of(self, type_: str, *, upto: int) -> Told | None:
         """The log's last event of a type up to the position `upto`."""
@@ -228,6 +227,10 @@ class LoggedPast:
         uses = tuple(Use(position, agent, tokens) for position, agent, tokens, _ in rows if position)
         shares = (Share(agent, tokens, events) for _, agent, tokens, events in rows if events)
         return uses, tuple(sorted(shares, key=lambda share: (-share.tokens, share.agent)))
+
+    async def _told(self, stored: Sequence[Recorded]) -> list[Told]:
+        """Events as everybody may read them: what was forgotten is told of nowhere."""
+        return [told(recorded) for recorded in await sealing.reveal(self._connection, stored)]
 
     async def _positions(self, query: LiteralString, parameters: dict[str, Any]) -> list[int]:
         with translating():

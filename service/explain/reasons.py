@@ -58,6 +58,8 @@ async def narrate(item: Told, request: list[Told], past: Past, telling: Telling)
             changes.answered(event, at, telling, request)
         case told.AppendAbandoned():
             changes.abandoned(event, at, telling)
+        case told.SubjectForgotten():
+            changes.forgotten(event, at, telling)
         case told.RunSkipped():
             await runs.skipped(event, at, past, telling)
         case told.RunMissed():

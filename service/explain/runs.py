@@ -139,7 +139,8 @@ async def finished(event: RunFinished, at: Recorded, past: Past, telling: Tellin
     if event.outcome == "lost":
         last = await past.last(at.stream, _SIGNS_OF_LIFE, upto=at.position)
         if last and isinstance(last.event, RunStarted | RunRetried | RunRenewed):
-            held = f", which held it until {words.moment(last.event.lease_expires_at)}"
+            until = last.event.lease_expires_at
+            held = f", which held it until {words.moment(until)}" if until else ""
             telling.say(
                 f"Its process was last heard of {words.at(last.at)}{held}, and then no more.", last.at
             )

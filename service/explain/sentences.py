@@ -131,6 +131,12 @@ def of_event(event: AnyEvent) -> str:
                 f"The request with the idempotency key {words.quote(event.key)} got its first answer:"
                 f" status {event.status}."
             )
+        case told.SubjectForgotten():
+            sealed = words.count(len(event.emails), "e-mail"), words.count(len(event.messages), "message")
+            return (
+                f"A key was destroyed, and with it what was personal in {words.listed(sealed)} that were"
+                " sealed with it: nobody can read that any more."
+            )
         case told.AppendAbandoned():
             return (
                 f"A connection broke while {words.count(event.events, 'event')} were on their way into"
@@ -156,7 +162,7 @@ def _status(event: told.AgentStatusChanged) -> str:
             return f"{agent} acted, and so is {event.status}; {was}."
         case "inactivity":
             return f"Nothing was heard of {agent} for too long, and so it is {event.status}; {was}."
-        case "operation_started":
+        case "operation_started" | "run_started":
             return f"Work was begun with {agent}, and so it is {event.status}; {was}."
         case "run_ended":
             return f"The work with {agent} ended, and so it is {event.status}; {was}."
@@ -246,10 +252,12 @@ def _of_job(
             tick, reason = words.moment(event.tick), event.reason.replace("_", " ")
             return f"The tick of {tick} of {job} was skipped ({reason}): {words.line(event.detail)}."
         case told.RunStarted():
+            if event.runner is None:
+                return f"A run of {job} was asked for, and waits for a process to take it up."
             what = "A run of" if event.manual else f"The run for the tick of {words.moment(event.tick)} of"
             how = ", asked for by hand," if event.manual else ""
-            whose = f" by {event.runner}" if event.runner else ""
-            return f"{what} {job}{how} was begun{whose}, with {_attempts(event.attempts_allowed)}."
+            attempts = _attempts(event.attempts_allowed)
+            return f"{what} {job}{how} was begun by {event.runner}, with {attempts}."
         case told.RunRenewed():
             return (
                 f"The run of {job} is still under way, held until {words.moment(event.lease_expires_at)}."
@@ -264,7 +272,7 @@ def _of_job(
             why = ", because whoever held it fell silent" if event.lease_ran_out else ""
             return f"Attempt {event.attempt} of a run of {job} was taken up by {event.runner}{why}."
         case told.RunFinished():
-            after = "" if event.attempts == 1 else f" after {event.attempts} attempts"
+            after = f" after {event.attempts} attempts" if event.attempts > 1 else ""
             used = f", having used {words.tokens(event.tokens_used)}" if event.tokens_used else ""
             reason = f": {words.quote(event.reason)}" if event.reason else ""
             ended = event.outcome if event.outcome in ("succeeded", "failed") else f"was {event.outcome}"

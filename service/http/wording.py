@@ -26,6 +26,8 @@ TAGS: Mapping[str, str] = MappingProxyType(
         "jobs": "What runs when, what came of every tick, and a person's hand on it.",
         "tasks": "The task board.",
         "emails": "The e-mail log.",
+        "subjects": "Those whose words are encrypted, and can be forgotten.",
+        "state": "The squad as it was, at any position of the log and at any time.",
         "events": "The log itself, as a list and as a live stream.",
         "audit": "What the log answers for: why it happened, and what other rules would have done.",
         "batch": "Many writes in one request.",
@@ -99,6 +101,7 @@ EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
             "subject": "A question about your offer",
         },
         ("PATCH", "/api/v1/emails/{id}"): {"category": "inquiry", "status": "classified"},
+        ("POST", "/api/v1/subjects/forget"): {"subject": "customer@example.com"},
         ("POST", "/api/v1/batch"): {
             "commands": [
                 {

@@ -50,7 +50,8 @@ class Claims:
         if trial.judging:
             trial.report.requests += 1
             if conflict := find_conflict(self._squad, event.resources, at.recorded_at):
-                trial.differ(at, event, "claim", "refused", wording.claim_refused(event, conflict))
+                sentence = wording.claim_refused(event, conflict)
+                trial.refused[event.operation_id] = trial.differ(at, event, "claim", "refused", sentence)
                 return
         self._squad.claim(self._timed(event, at), at)
 
@@ -74,7 +75,7 @@ class Claims:
 
     def finish(self, event: OperationFinished, at: Recorded) -> None:
         """Ends an operation; one that would have been over before cannot be ended."""
-        claim = self._logged.pop(event.operation_id, None)
+        claim = self._forget(event.operation_id)
         if self._squad.operation(event.operation_id):
             self._squad.finish(event)
         elif claim and claim.expires_at > at.recorded_at:
@@ -82,7 +83,7 @@ class Claims:
 
     def expire(self, event: OperationExpired) -> None:
         """Forgets what the log has of an operation. When it would have expired is for the time to say."""
-        self._logged.pop(event.operation_id, None)
+        self._forget(event.operation_id)
 
     def turn_away(self, event: ConflictDetected, at: Recorded) -> None:
         """Judges a claim, or a heartbeat, that was refused."""
@@ -106,6 +107,11 @@ class Claims:
             **self._times(self._squad.policy.operation_timeout_seconds, now),
         )
         self._squad.claim(started, at)
+
+    def _forget(self, operation_id: str) -> _Claim | None:
+        """An operation is over in the log."""
+        self._trial.refused.pop(operation_id, None)
+        return self._logged.pop(operation_id, None)
 
     def _heartbeat_of(self, event: ConflictDetected, now: datetime) -> OperationRow | None:
         """The operation that was to be renewed, where it was not a new claim that was refused.

@@ -105,7 +105,7 @@ class Simulation:
             case ConflictDetected():
                 claims.turn_away(event, at)
             case RunStarted():
-                tokens.run(event)
+                self._note_run(event)
             case RunSkipped():
                 self._note_skip(event, at)
             case _:
@@ -125,6 +125,17 @@ class Simulation:
             day = trial.squad.day
             policy = trial.policy.model_copy(update={"day": day.day if day else None})
             self._tokens.set_policy(policy, at)
+
+    def _note_run(self, event: RunStarted) -> None:
+        """A run whose tokens or whose claim would have been refused would not have started."""
+        trial = self._trial
+        refused = [
+            needed for needed in (event.reservation_id, event.operation_id) if needed in trial.refused
+        ]
+        trial.report.runs_refused += bool(refused)
+        for needed in refused:
+            if needed and (told := trial.refused[needed]):
+                told.sentence += wording.run_not_started(event)
 
     def _note_skip(self, event: RunSkipped, at: Recorded) -> None:
         """A tick that was skipped for a refusal that would not have been would have run."""

@@ -16,13 +16,11 @@ if TYPE_CHECKING:
     from eventstore.events import (
         BudgetDayReset,
         PolicySet,
-        RunStarted,
         TokensDenied,
         TokensReleased,
         TokensReserved,
     )
     from eventstore.recorded import Recorded
-    from service.whatif.report import Difference
     from service.whatif.trial import Trial
 
 
@@ -32,8 +30,6 @@ class Tokens:
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
         self._squad = trial.squad
-        self._refused: dict[str, Difference | None] = {}
-        """Reservations of the log that would not have been, with their differences where those are told."""
         self._warned: dict[tuple[date, int], datetime] = {}
         self._would_warn: dict[tuple[date, int], datetime] = {}
 
@@ -92,7 +88,7 @@ class Tokens:
             judged = allowance(self._squad, day, event.agent, event.tokens)
             if judged.denied:
                 sentence = wording.reservation_refused(self._squad, day, event, judged)
-                self._refused[event.reservation_id] = trial.differ(
+                trial.refused[event.reservation_id] = trial.differ(
                     at, event, "reservation", "refused", sentence, tokens=event.tokens
                 )
                 return
@@ -118,18 +114,11 @@ class Tokens:
 
     def end(self, event: TokensSettled | TokensReleased, at: Recorded) -> None:
         """Ends a reservation; of one that would not have been, nothing would have been used."""
-        if event.reservation_id in self._refused:
-            del self._refused[event.reservation_id]
+        if event.reservation_id in self._trial.refused:
+            del self._trial.refused[event.reservation_id]
             if isinstance(event, TokensSettled):
                 self._trial.report.tokens_not_used += event.tokens_used
             return
         self._squad.end_reservation(event, at)
         if isinstance(event, TokensSettled):
             self._look_for_warnings(event.day, at)
-
-    def run(self, event: RunStarted) -> None:
-        """A run that started with tokens which would have been refused would not have started."""
-        if event.reservation_id in self._refused:
-            self._trial.report.runs_refused += 1
-            if told := self._refused[event.reservation_id]:
-                told.sentence += wording.run_not_started(event)

@@ -37,6 +37,9 @@ class Trial:
         """As the log has it."""
         self.judging = after == 0
         """Whether the other rules hold yet. Until then the two squads are one."""
+        self.refused: dict[str, Difference | None] = {}
+        """Reservations and operations that the log has and that would not have been, until they end there;
+        each with its difference where that is told."""
         self.lifted: LiftedRefusal | None = None
         """The last one."""
 

@@ -17,13 +17,13 @@ from eventstore.events import (
     TaskCreated,
     TokensReserved,
 )
-from service.commands import AnyCommand, RegisterAgent, SetPolicy, StartOrchestrator
+from service.commands import AnyCommand, ForgetSubject, RegisterAgent, SetPolicy, StartOrchestrator
 from service.requests import Answer, Request
 from tests.unit import strategies
 from tests.unit.support import Story
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from hypothesis.strategies import SearchStrategy
 
@@ -83,14 +83,28 @@ def lived(first: Sequence[AnyCommand], life: Life) -> Story:
     numbers = iter(range(1_000_000))
     for pause_seconds, batch in [(0.0, list(first)), *life]:
         commands = [strategies.aimed(command, known) for command in batch]
-        requests = [_request(command, next(numbers)) for command in commands]
-        story.decide(requests, story.now + timedelta(seconds=pause_seconds))
-        for recorded in story.recorded:
-            event = codec.decode(recorded)
-            if isinstance(event, _BEGUN):
-                field = next(name for name in strategies.ID_FIELDS if name in type(event).model_fields)
-                known[field].append(getattr(event, field))
+        until = story.now + timedelta(seconds=pause_seconds)
+        for part in _apart(commands):
+            story.decide([_request(command, next(numbers)) for command in part], until)
+            for recorded in story.recorded:
+                event = codec.decode(recorded)
+                if isinstance(event, _BEGUN):
+                    field = next(name for name in strategies.ID_FIELDS if name in type(event).model_fields)
+                    known[field].append(getattr(event, field))
     return story
+
+
+def _apart(commands: Sequence[AnyCommand]) -> Iterator[Sequence[AnyCommand]]:
+    """Batches as the writer makes them: a command that destroys a key is one of its own."""
+    rest: list[AnyCommand] = []
+    for command in commands:
+        if isinstance(command, ForgetSubject):
+            yield rest
+            yield [command]
+            rest = []
+        else:
+            rest.append(command)
+    yield rest
 
 
 def _request(command: AnyCommand, number: int) -> Request:

@@ -135,6 +135,24 @@ class TestRuns:
             " So the tick of 2026-03-02 12:01:00Z of the job poll would have run."
         )
 
+    def test_whose_claim_would_have_been_refused_would_not_have_started(self) -> None:
+        story = with_job(resources={"emailId": "e-1"}).given(work("bob"), at=20)
+        found = under(story.when(claim(), at=60), conflict_window_seconds=55)
+        assert found.judged == {("claim", "refused"): 1}
+        assert found.runs_refused == 1
+        assert sentences(found)[0].endswith(
+            " So the tick of 2026-03-02 12:01:00Z of the job poll would not have run."
+        )
+
+    def test_that_were_skipped_for_a_claim_would_have_run(self) -> None:
+        story = with_job(resources={"emailId": "e-1"}).given(work("bob"), at=40)
+        found = under(story.when(claim(), at=60), conflict_window_seconds=15)
+        assert found.judged == {("claim", "allowed"): 1}
+        assert found.runs_allowed == 1
+        assert sentences(found)[0].endswith(
+            " So the tick of 2026-03-02 12:01:00Z of the job poll would have run."
+        )
+
 
 class TestWarnings:
     def test_would_have_come_at_another_time_or_not_at_all(self) -> None:

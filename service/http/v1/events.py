@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 from pydantic import BaseModel, StringConstraints
 
-from eventstore import log
+from eventstore import log, sealing
 from service.http import answers
 from service.http.context import Services, parse_query, respond
 from service.http.lists import PageQuery, Position, Query, page
@@ -49,7 +49,7 @@ class StreamQuery(BaseModel):
 
 
 def show(recorded: Recorded) -> dict[str, Any]:
-    """An event as the API shows it."""
+    """An event as the API shows it, once it was revealed."""
     shown = recorded._asdict()
     shown["data"] = orjson.Fragment(recorded.data)
     shown["hash"] = recorded.hash.hex()
@@ -61,7 +61,8 @@ async def _list(services: Services, request: web.Request) -> web.StreamResponse:
     await services.tables.state_covering(query.min_position)
     wanted = log.Filter(query.type, query.stream, query.agent, query.since, query.until)
     async with services.tables.connection() as connection:
-        events = await log.read_filtered(connection, query.after, query.limit + 1, wanted)
+        stored = await log.read_filtered(connection, query.after, query.limit + 1, wanted)
+        events = await sealing.reveal(connection, stored)
     return respond(200, page([show(recorded) for recorded in events], query.limit))
 
 
@@ -70,9 +71,10 @@ async def _one(services: Services, request: web.Request) -> web.StreamResponse:
     await services.tables.state_covering(query.min_position)
     text = request.match_info["position"]
     async with services.tables.connection() as connection:
-        recorded = await log.read_one(connection, int(text))
-    if recorded is None:
-        raise Problem("not_found", f"the log has no position {text}")
+        stored = await log.read_one(connection, int(text))
+        if stored is None:
+            raise Problem("not_found", f"the log has no position {text}")
+        [recorded] = await sealing.reveal(connection, [stored])
     return respond(200, show(recorded))
 
 
