@@ -258,6 +258,15 @@ async def read_stream(
     return await _recorded(connection, query, parameters)
 
 
+async def read_kinds(connection: Connection, types: Sequence[str], after: int, upto: int) -> list[Recorded]:
+    """The events of these types behind `after` up to `upto`, in order. The caller bounds the stretch."""
+    query = (
+        f"SELECT {_COLUMNS} FROM events WHERE position > %s AND position <= %s AND type = ANY(%s)"
+        " ORDER BY position"
+    )
+    return await _recorded(connection, query, (after, upto, list(types)))
+
+
 async def read_positions(connection: Connection, positions: Sequence[int]) -> list[Recorded]:
     """The events at these positions, as far as there are any, in the order of the log."""
     query = f"SELECT {_COLUMNS} FROM events WHERE position = ANY(%s) ORDER BY position"
@@ -286,6 +295,18 @@ async def read_filtered(connection: Connection, after: int, limit: int, wanted: 
         clauses.append("position <= position_at(%(until)s::timestamptz - interval '1 microsecond')")
     query = f"SELECT {_COLUMNS} FROM events WHERE {' AND '.join(clauses)} ORDER BY position LIMIT %(limit)s"
     return await _recorded(connection, query, {**wanted._asdict(), "after": after, "limit": limit})
+
+
+async def kinds(connection: Connection) -> list[str]:
+    """The types of all events there are; each is looked up once, however often it occurs."""
+    query = (
+        "WITH RECURSIVE kinds (type) AS (SELECT min(type) FROM events UNION ALL"
+        " SELECT (SELECT min(e.type) FROM events e WHERE e.type > kinds.type) FROM kinds"
+        " WHERE kinds.type IS NOT NULL)"
+        " SELECT type FROM kinds WHERE type IS NOT NULL"
+    )
+    with translating():
+        return [row[0] for row in await (await connection.execute(query, prepare=True)).fetchall()]
 
 
 async def find_ids(connection: Connection, ids: Sequence[str]) -> dict[str, int]:

@@ -22,6 +22,7 @@ from service.cli.state import state
 from service.cli.status import status
 from service.cli.up import up
 from service.cli.verify import verify
+from service.cli.whatif import whatif
 from service.embedded import EmbeddedPostgresError
 from service.http.table import VERSION
 from service.settings import SettingsError
@@ -48,6 +49,7 @@ cli.add_command(export_command)
 cli.add_command(import_command)
 cli.add_command(explain_position)
 cli.add_command(state)
+cli.add_command(whatif)
 
 
 def main() -> None:

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
-from eventstore.events import (
-    AgentProfileChanged,
-    AgentRegistered,
-    AgentStatusChanged,
-    EmailReceived,
-    EmailUpdated,
-    OperationExpired,
-    RunFinished,
-    RunStarted,
-    TaskCreated,
-    TaskUpdated,
-    TokensReleased,
-)
+from projections.agents import AgentRow, agents
 from service.explain import words
 from service.explain.sentences import dated, sentence
 from service.explain.telling import rules_at
 
 if TYPE_CHECKING:
+    from eventstore.events import AgentRegistered, AgentStatusChanged
     from eventstore.recorded import Recorded
+    from projections.projection import Table
     from service.explain.record import Past, Told
     from service.explain.telling import Telling
 
@@ -65,29 +56,35 @@ async def registered(event: AgentRegistered, at: Recorded, past: Past, telling: 
 async def _last_heard_of(agent: str, at: Recorded, past: Past) -> Told | None:
     for limit in LOOKED_THROUGH:
         latest = await past.of_agent(agent, at.position - 1, limit)
-        if heard := next((item for item in latest if _is_sign_of_life(item)), None):
+        if heard := next((item for item in latest if _is_sign_of_life(item, agent)), None):
             return heard
     return None
 
 
-def _is_sign_of_life(item: Told) -> bool:
-    """As the fold of agents has it; what others do with an agent's name is none."""
-    match item.event:
-        case AgentStatusChanged() as changed:
-            return changed.reason != "inactivity"
-        case TokensReleased() as released:
-            return released.reason == "released"
-        case RunFinished() as run:
-            return run.outcome == "succeeded"
-        case (
-            AgentProfileChanged()
-            | OperationExpired()
-            | RunStarted()
-            | TaskCreated()
-            | TaskUpdated()
-            | EmailReceived()
-            | EmailUpdated()
-        ):
-            return False
-        case _:
-            return item.event is not None
+def _is_sign_of_life(item: Told, agent: str) -> bool:
+    """Whether the fold of agents takes it for one; what others do with an agent's name is none."""
+    if item.event is None:
+        return False
+    view = _OneAgent(agent)
+    agents.apply(view, item.event, item.at)
+    return view.row.last_active == item.at.recorded_at
+
+
+class _OneAgent:
+    """A view of one agent that nothing was ever heard of."""
+
+    def __init__(self, agent: str) -> None:
+        never = datetime.min.replace(tzinfo=UTC)
+        self.row = AgentRow("", agent, "", "idle", never, None, 0, 0, never, 0)
+
+    def rows(self, _: Table[Any, Any], /) -> Any:
+        """The only table there is, which is this."""
+        return self
+
+    def get(self, _: str, /) -> AgentRow:
+        """The agent."""
+        return self.row
+
+    def put(self, _: str, row: AgentRow, /) -> None:
+        """The agent, as it is now."""
+        self.row = row

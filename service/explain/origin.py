@@ -55,14 +55,18 @@ async def origin(item: Told, root: Told | None, request: list[Told], past: Past)
             return _plain("service", "It came of the settings, when a service started.", item)
         case actor if actor.startswith("system:"):
             return _plain("other", f"It was done by {words.by(actor)}.", item)
-        case actor if actor.startswith("cli:"):
-            return _plain("command", f"It was asked for by {words.by(actor)}.", item)
         case _:
-            return _of_request(item, request)
+            return _asked(item, request)
 
 
 def _plain(kind: OriginKind, sentence: str, item: Told) -> Origin:
     return Origin(kind, (Reason(sentence),), {"actor": item.at.actor})
+
+
+def _asked(item: Told, request: list[Told]) -> Origin:
+    if item.at.actor.startswith("cli:"):
+        return _plain("command", f"It was asked for by {words.by(item.at.actor)}.", item)
+    return _of_request(item, request)
 
 
 def _of_request(item: Told, request: list[Told]) -> Origin:
@@ -122,23 +126,29 @@ async def _of_run(item: Told, tick: Told, past: Past) -> Origin:
     which = "a run by hand" if manual else f"the tick of {words.moment(event.tick)}"
     text = f"It belongs to {which} of the job {event.job}"
     if isinstance(event, RunStarted):
-        attempt, runner = 1, event.runner
-        retried = await past.last(tick.at.stream, (RunRetried.type,), upto=item.at.position)
-        if retried and isinstance(retried.event, RunRetried):
-            attempt, runner = retried.event.attempt, retried.event.runner
-        facts |= {"run_id": event.run_id, "runner": runner}
-        facts |= {"attempt": attempt, "attempts_allowed": event.attempts_allowed}
-        of = f" of {event.attempts_allowed}" if event.attempts_allowed > 1 else ""
-        by = f" by the process {runner}" if runner else ""
-        text += f": attempt {attempt}{of}{by}, run {event.run_id}, begun {words.at(tick.at)}"
+        text += await _attempt(item, tick, event, facts, past)
     reasons = [Reason(f"{text}.", (tick.at.position,)), *await _schedule(event.job, tick, facts, past)]
     if manual:
-        asked = _of_request(tick, await past.of_request(tick))
+        asked = _asked(tick, await past.of_request(tick))
         facts |= asked.facts
         reasons += asked.reasons
     if not item.at.actor.startswith("system:") and item.at.position != tick.at.position:
         reasons.append(Reason(f"In its course {words.by(item.at.actor)} asked for this over HTTP."))
     return Origin("run", tuple(reasons), facts)
+
+
+async def _attempt(item: Told, tick: Told, event: RunStarted, facts: dict[str, Any], past: Past) -> str:
+    """Which run it was, and how far it had come."""
+    attempt, runner = int(event.runner is not None), event.runner
+    retried = await past.last(tick.at.stream, (RunRetried.type,), upto=item.at.position)
+    if retried and isinstance(retried.event, RunRetried):
+        attempt, runner = retried.event.attempt, retried.event.runner
+    facts |= {"run_id": event.run_id, "runner": runner}
+    facts |= {"attempt": attempt, "attempts_allowed": event.attempts_allowed}
+    if runner is None:
+        return f": run {event.run_id}, which waited for a process since {words.at(tick.at)[3:]}"
+    of = f" of {event.attempts_allowed}" if event.attempts_allowed > 1 else ""
+    return f": attempt {attempt}{of} by the process {runner}, run {event.run_id}, begun {words.at(tick.at)}"
 
 
 async def _schedule(job: str, tick: Told, facts: dict[str, Any], past: Past) -> list[Reason]:

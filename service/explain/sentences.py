@@ -252,10 +252,12 @@ def _of_job(
             tick, reason = words.moment(event.tick), event.reason.replace("_", " ")
             return f"The tick of {tick} of {job} was skipped ({reason}): {words.line(event.detail)}."
         case told.RunStarted():
+            if event.runner is None:
+                return f"A run of {job} was asked for, and waits for a process to take it up."
             what = "A run of" if event.manual else f"The run for the tick of {words.moment(event.tick)} of"
             how = ", asked for by hand," if event.manual else ""
-            whose = f" by {event.runner}" if event.runner else ""
-            return f"{what} {job}{how} was begun{whose}, with {_attempts(event.attempts_allowed)}."
+            attempts = _attempts(event.attempts_allowed)
+            return f"{what} {job}{how} was begun by {event.runner}, with {attempts}."
         case told.RunRenewed():
             return (
                 f"The run of {job} is still under way, held until {words.moment(event.lease_expires_at)}."
@@ -270,10 +272,10 @@ def _of_job(
             why = ", because whoever held it fell silent" if event.lease_ran_out else ""
             return f"Attempt {event.attempt} of a run of {job} was taken up by {event.runner}{why}."
         case told.RunFinished():
-            after = "" if event.attempts == 1 else f" after {event.attempts} attempts"
+            after = f" after {event.attempts} attempts" if event.attempts > 1 else ""
             used = f", having used {words.tokens(event.tokens_used)}" if event.tokens_used else ""
             reason = f": {words.quote(event.reason)}" if event.reason else ""
-            ended = {"succeeded": "succeeded", "failed": "failed", "lost": "was lost"}[event.outcome]
+            ended = event.outcome if event.outcome in ("succeeded", "failed") else f"was {event.outcome}"
             return f"A run of {job} {ended}{after}{used}{reason}."
         case _:
             assert_never(event)

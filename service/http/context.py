@@ -16,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from service.batch import new_id
 from service.http import json
 from service.http.problems import CONTENT_TYPE, Problem, from_refusal, from_validation, wrong
+from service.http.turns import Turns
 from service.requests import (
     Answer,
     CommandFailed,
@@ -74,6 +75,8 @@ class Services:
     metrics: Metrics
     stopping: bool = False
     streams: set[Any] = field(default_factory=set)
+    judging: Turns = field(default_factory=Turns)
+    """Of histories, under other rules."""
     looking_back: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LOOK_BACK_AT_ONCE))
 
 

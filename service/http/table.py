@@ -26,6 +26,7 @@ from service.http.v1 import (
     state,
     subjects,
     tasks,
+    whatif,
 )
 
 VERSION = version("squad-orchestrator")
@@ -42,6 +43,7 @@ _V1 = (
     *state.ROUTES,
     *events.ROUTES,
     *explain.ROUTES,
+    *whatif.ROUTES,
 )
 
 

@@ -131,6 +131,47 @@ async def test_explain_says_that_there_is_nothing(service: Service, tmp_path: Pa
     assert ended.complaint() == "the log has no position 999999"
 
 
+async def test_whatif_tells_what_other_rules_would_have_allowed(service: Service, tmp_path: Path) -> None:
+    await _fill(service)
+    for agent in ("ada", "bob"):
+        await service.api.post("budget/reservations", agent=agent, tokens=60_000)
+    dsn = ("--dsn", service.dsn)
+    lines = (await squad(tmp_path, "whatif", "--daily-tokens", "200000", *dsn)).lines()
+    assert lines[0].startswith("Of 3 requests, 0 would have been refused instead of allowed, and 1 allowed")
+    assert "By day and agent" in lines[1]
+    [row] = [line for line in lines if "│ bob" in line]
+    assert "60,000" in row
+    assert any("bob was refused 60,000 tokens. They would have been set aside" in line for line in lines)
+    assert any("acted differently" in line for line in lines)
+    [line] = (await squad(tmp_path, "whatif", "--daily-tokens", "200000", "--json", *dsn)).lines()
+    assert json.loads(line) == (await service.api.post("whatif", daily_tokens=200_000)).expect(200)
+
+
+async def test_whatif_takes_every_rule(service: Service) -> None:
+    await _fill(service)
+    arguments = (
+        "--agent-limit",
+        "ada=1000",
+        "--agent-limit",
+        "x=y=none",
+        "--conflict-window-seconds",
+        "0.5",
+        "--operation-timeout-seconds",
+        "90",
+        "--warning-percents",
+        "1, 99",
+        "--since",
+        "1h",
+        "--until",
+        "2100-01-01",
+    )
+    ended = await asyncio.to_thread(CliRunner().invoke, cli, ("whatif", *arguments, "--dsn", service.dsn))
+    assert ended.exit_code == 0, ended.output
+    assert "1 % of " in ended.output
+    ended = await asyncio.to_thread(CliRunner().invoke, cli, ("whatif", "--dsn", service.dsn))
+    assert ended.output == "Nothing would have been otherwise, in 1 request.\n"
+
+
 async def test_replay_tells_what_it_did(service: Service, tmp_path: Path) -> None:
     await _fill(service)
     async with connected(service.dsn) as connection:
@@ -252,6 +293,17 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
         (("explain", "7", "--dsn", NOWHERE), "connection to server at"),
         (("explain",), "Missing argument 'POSITION'"),
         (("explain", "0"), "Invalid value for 'POSITION'"),
+        (("whatif", "--dsn", NOWHERE), "connection to server at"),
+        (("whatif",), "there is no squad in .squad"),
+        (("whatif", "--agent-limit", "ada"), "'ada' is not like email_agent=50000"),
+        (("whatif", "--agent-limit", "ada=-5"), "'ada=-5' is not like email_agent=50000"),
+        (("whatif", "--agent-limit", "=5"), "--agent-limit: string should have at least 1 character"),
+        (("whatif", "--daily-tokens", "-1"), "--daily-tokens: input should be greater than or equal to 0"),
+        (("whatif", "--daily-tokens", "many"), "Invalid value for '--daily-tokens'"),
+        (("whatif", "--conflict-window-seconds", "nan"), "--conflict-window-seconds: input should be"),
+        (("whatif", "--warning-percents", "50;75"), "'50;75' is not like 50,75,90"),
+        (("whatif", "--warning-percents", "0"), "--warning-percents: input should be greater than"),
+        (("whatif", "--since", "1h", "--until", "2h"), "since must lie before until"),
         (("explain", "9" * 30), "Invalid value for 'POSITION'"),
         (("explain", "x"), "Invalid value for 'POSITION'"),
         (("events",), "there is no squad in .squad; start one with `squad up`"),

@@ -5,17 +5,30 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING
 
-from eventstore.events import BudgetDayReset, TokensDenied, TokensReserved, TokensSettled, TokensUsed
+from eventstore.events import (
+    BudgetDayReset,
+    RunStarted,
+    TokensDenied,
+    TokensReserved,
+    TokensSettled,
+    TokensUsed,
+)
 from service import commands as do
 from service.explain import explain
 from service.explain.reader import LoggedPast
+from service.requests import Request
+from tests.support.agents import answers
+from tests.support.jobs import define
 from tests.support.life import Life
+from tests.support.listed_past import ListedPast
 from tests.support.log import Scribe, new_id, whole_log
 from tests.support.parts import connected, running_writer, submit
-from tests.support.past import ListedPast
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from eventstore.recorded import Recorded
+    from tests.support.agents import Agents
+    from tests.support.jobs import Member
 
 
 async def _assert_explained_alike(dsn: str, every: int = 1) -> list[Recorded]:
@@ -63,6 +76,32 @@ async def test_what_was_reserved_the_day_before_fills_no_other_day(database: str
     assert found
     assert (found.facts["used"], found.facts["reserved"]) == (50, 7)
     await _assert_explained_alike(database)
+
+
+async def test_what_a_run_does_leads_back_to_its_tick(
+    database: str, agents: Agents, member: Member
+) -> None:
+    agents.on("/poll", answers({"tokens_used": 40}))
+    await define(member, "poll", every="1s", tokens=100)
+    (started,) = await eventually(lambda: member.told(RunStarted)[:1])
+    await member.finished(started.run_id)
+    # The agent hands the run's id on with what it writes meanwhile.
+    wrote = do.SendMessage(from_agent="worker", message="three e-mails")
+    await member.writer.submit(Request(wrote, "agent:worker", agents.calls[0].headers["webhook-id"]))
+    async with connected(database) as connection:
+        log = await whole_log(connection)
+        of_run = [recorded for recorded in log if recorded.correlation_id == started.run_id]
+        assert {"tokens_settled", "run_finished", "message_sent"} <= {item.type for item in of_run}
+        claimed = next(recorded for recorded in log if recorded.type == "tokens_reserved")
+        for recorded in (claimed, *of_run):
+            found = await explain(LoggedPast(connection), recorded.position)
+            assert found
+            assert found.origin.kind == "run"
+            facts = found.origin.facts
+            assert (facts["job"], facts["run_id"], facts["tick"]) == ("poll", started.run_id, started.tick)
+            assert (facts["attempt"], facts["runner"]) == (1, member.scheduler.runner)
+        assert found
+        assert found.origin.reasons[-1].sentence == "In its course worker asked for this over HTTP."
 
 
 def _midnight(day: int) -> datetime:

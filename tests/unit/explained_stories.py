@@ -206,6 +206,15 @@ def a_tick_without_tokens() -> Question:
     return _about(story.when(scheduled(claim()), at=60), RunSkipped)
 
 
+def a_tick_whose_resources_are_taken() -> Question:
+    story = with_job(resources={"mailbox": "sales"})
+    story.given(StartOperation(agent="bob", action="sort", resources={"mailbox": "sales"}), at=50)
+    operation = story.id
+    story.when(scheduled(claim()), at=60)
+    story.given(FinishOperation(operation_id=operation, outcome="succeeded"), at=65)
+    return _about(story, RunSkipped)
+
+
 def a_tick_of_a_paused_job() -> Question:
     story = with_job().given(PauseJob(name=JOB, note="holidays"), at=30)
     return _about(story.when(scheduled(claim()), at=60), RunSkipped)
@@ -266,6 +275,17 @@ def a_job_that_paused_itself() -> Question:
     return _about(story.when(scheduled(ended(RUN, succeeded=False)), at=63), JobPaused)
 
 
+def a_run_that_waits_for_a_process() -> Question:
+    story = with_job().when(Request(RunJob(name=JOB), "cli:zoe", "typed"), at=20)
+    return _about(story, RunStarted)
+
+
+def a_run_that_no_process_took_up() -> Question:
+    story = with_job().given(RunJob(name=JOB), at=20)
+    story.when(scheduled(take_up(story.id)), at=90)
+    return _about(story, RunFinished)
+
+
 def a_run_by_hand() -> Question:
     story = with_job().when(requested(RunJob(name=JOB, runner=RUNNER), "key-1"), at=20)
     return _about(story, RunStarted)
@@ -299,6 +319,14 @@ def a_message() -> Question:
 
 def an_answer() -> Question:
     return _about(a_message().story, RequestAnswered)
+
+
+def an_agent_that_was_only_called() -> Question:
+    """What others do on its behalf is no sign of its life."""
+    story = with_job(tokens=10).given(RecordUsage(agent="ann", tokens=5))
+    story.when(scheduled(claim()), at=60).when(scheduled(ended(RUN, succeeded=False)), at=63)
+    story.when(PassTime(), at=4_000)
+    return _about(story, AgentStatusChanged)
 
 
 def an_agent_that_fell_silent() -> Question:
@@ -348,6 +376,7 @@ QUESTIONS: dict[str, Callable[[], Question]] = {
         a_warning_because_the_rules_changed,
         a_new_day,
         a_tick_without_tokens,
+        a_tick_whose_resources_are_taken,
         a_tick_of_a_paused_job,
         a_tick_while_all_is_shut_down,
         a_tick_while_the_job_runs,
@@ -359,11 +388,14 @@ QUESTIONS: dict[str, Callable[[], Question]] = {
         a_run_that_was_lost,
         a_run_that_failed,
         a_job_that_paused_itself,
+        a_run_that_waits_for_a_process,
+        a_run_that_no_process_took_up,
         a_run_by_hand,
         a_report_of_a_run,
         a_draft,
         a_message,
         an_answer,
+        an_agent_that_was_only_called,
         an_agent_that_fell_silent,
         rules_that_changed,
         a_job_that_changed,

@@ -18,7 +18,7 @@ from service.explain.record import told
 from service.explain.sentences import of_event, step
 from service.http.json import dumps
 from service.views import explanation
-from tests.support.past import ListedPast
+from tests.support.listed_past import ListedPast
 from tests.unit import lives, strategies
 from tests.unit.explained_stories import POOR, QUESTIONS, Question
 from tests.unit.support import Story, given

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, StringConstraints
+from pydantic import BaseModel, StringConstraints
 
 from eventstore import log, sealing
 from service.http import answers
@@ -15,30 +14,14 @@ from service.http.lists import PageQuery, Position, Query, page
 from service.http.problems import Problem
 from service.http.route import Media, Route
 from service.http.stream import stream
-from service.values import Name
+from service.values import Moment, Name
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from aiohttp import web
 
     from eventstore.recorded import Recorded
 
 
-def _written(value: object) -> object:
-    """Pydantic would take a bare number as seconds since 1970."""
-    if not re.match(r"\d{4}-\d\d-\d\d[Tt ]", str(value)):
-        raise ValueError("must be a time such as 2026-01-31T09:00:00Z")
-    return value
-
-
-def _in_range(moment: datetime) -> datetime:
-    if not 1970 <= moment.year <= 9998:
-        raise ValueError("must lie between the years 1970 and 9998")
-    return moment
-
-
-Moment = Annotated[AwareDatetime, BeforeValidator(_written), AfterValidator(_in_range)]
 EventType = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,100}$")]
 Stream = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,300}$")]
 

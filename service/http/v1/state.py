@@ -19,8 +19,7 @@ from service.http.json import dumps
 from service.http.lists import Position, Query
 from service.http.problems import Problem
 from service.http.route import Route
-from service.http.v1.events import Moment
-from service.values import in_words
+from service.values import Moment, in_words
 
 if TYPE_CHECKING:
     from aiohttp import web
