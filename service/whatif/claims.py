@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from eventstore.events import OperationRenewed, OperationStarted
+from projections.operations import OPERATIONS
 from service.decide.operations import find_conflict
 from service.whatif import wording
 
@@ -35,7 +36,9 @@ class Claims:
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
         self._squad = trial.squad
-        self._logged: dict[str, _Claim] = {}
+        self._logged = {
+            row.id: _Claim(row.blocks_until, row.expires_at) for row in trial.squad.all(OPERATIONS)
+        }
 
     def pass_time(self, now: datetime) -> None:
         """Lets operations go that nobody would have renewed in time."""

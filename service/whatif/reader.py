@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from eventstore import codec, log
 from eventstore.errors import LogNotUnderstood, UnknownEventType
 from projections.projection import MissingRow
+from service import snapshots
 from service.whatif.simulation import KINDS, Simulation
 
 if TYPE_CHECKING:
@@ -50,8 +51,10 @@ async def judge(
         if rules.until:
             upto = min(upto, await log.position_at(reading, rules.until - _JUST_BEFORE))
         after = await log.position_at(reading, rules.since - _JUST_BEFORE) if rules.since else 0
-    simulation = Simulation(rules, min(after, upto))
-    for first in range(0, upto, page_positions):
+        # What was before the other rules hold is of interest only for what it led to.
+        squad = await snapshots.nearest(reading, min(after, upto))
+    simulation = Simulation(rules, min(after, upto), squad)
+    for first in range(squad.head.position if squad else 0, upto, page_positions):
         if at_page:
             at_page(first, upto)
         async with connection() as reading:

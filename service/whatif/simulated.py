@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         | TokensUsed
     )
 
-_KEPT = (POLICY, BUDGET_DAYS, BUDGETS, RESERVATIONS, OPERATIONS)
+_KEPT: tuple[Table[Any, Any], ...] = (POLICY, BUDGET_DAYS, BUDGETS, RESERVATIONS, OPERATIONS)
 
 
 class _Rows(dict[Any, Any]):
@@ -57,6 +57,14 @@ class Simulated(State):
         self._tables = {table.name: _Rows() for table in _KEPT}
         self._holders: dict[Resource, tuple[str, ...]] = {}
         self._expiring: list[tuple[datetime, str]] = []
+
+    def load(self, squad: State) -> None:
+        """Begins as another squad is."""
+        for table in _KEPT:
+            self._tables[table.name].update((table.key_of(row), row) for row in squad.all(table))
+        for operation in sorted(self.all(OPERATIONS), key=lambda row: row.fencing_token):
+            self._hold(operation.id, operation.resources)
+            heapq.heappush(self._expiring, (operation.expires_at, operation.id))
 
     def rows(self, table: Table[K, R], /) -> Rows[K, R]:
         """One table's active rows, by key."""
@@ -88,8 +96,7 @@ class Simulated(State):
         """Lets an operation start, or go on."""
         operations.apply(self, event, recorded)
         if isinstance(event, OperationStarted):
-            for resource in event.resources.items():
-                self._holders[resource] = (*self.claims(resource), event.operation_id)
+            self._hold(event.operation_id, event.resources)
         heapq.heappush(self._expiring, (event.expires_at, event.operation_id))
 
     def finish(self, event: OperationFinished) -> None:
@@ -117,6 +124,10 @@ class Simulated(State):
                 del days[day]
             for key in [key for key in parts if key[0] in over]:
                 del parts[key]
+
+    def _hold(self, operation_id: str, resources: dict[str, str]) -> None:
+        for resource in resources.items():
+            self._holders[resource] = (*self.claims(resource), operation_id)
 
     def _let_go(self, operation_id: str) -> None:
         row = self._tables[OPERATIONS.name].pop(operation_id, None)

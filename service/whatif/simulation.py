@@ -61,10 +61,13 @@ KINDS = (
 
 
 class Simulation:
-    """Takes the events of a log one after another, and says in the end what would have been otherwise."""
+    """Takes the events of a log one after another, and says in the end what would have been otherwise.
 
-    def __init__(self, rules: OtherRules, after: int = 0) -> None:
-        self._trial = Trial(rules, after)
+    The first that it is to take follows the squad's head, where it is given one to begin with.
+    """
+
+    def __init__(self, rules: OtherRules, after: int = 0, squad: State | None = None) -> None:
+        self._trial = Trial(rules, after, squad)
         self._tokens = Tokens(self._trial)
         self._claims = Claims(self._trial)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from eventstore.events import PolicySet
 from service.whatif.report import Difference, Report
 from service.whatif.simulated import Simulated
 
 if TYPE_CHECKING:
-    from eventstore.events import PolicySet
     from eventstore.recorded import Recorded
+    from service.squad import State
     from service.whatif.report import Verdict, What
     from service.whatif.rules import OtherRules
 
@@ -29,12 +30,18 @@ class LiftedRefusal(NamedTuple):
 class Trial:
     """Two squads on one log: the one that it tells of, and the one that would have been."""
 
-    def __init__(self, rules: OtherRules, after: int) -> None:
+    def __init__(self, rules: OtherRules, after: int, squad: State | None) -> None:
         self.rules = rules
         self.report = Report(after)
         self.squad = Simulated()
         self.policy: PolicySet | None = None
         """As the log has it."""
+        if squad and squad.has_policy:
+            self.squad.load(squad)
+            rules_then = {
+                name: getattr(squad.policy, name) for name in PolicySet.model_fields if name != "day"
+            }
+            self.policy = PolicySet(**rules_then, day=None)
         self.judging = after == 0
         """Whether the other rules hold yet. Until then the two squads are one."""
         self.refused: dict[str, Difference | None] = {}

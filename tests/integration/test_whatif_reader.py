@@ -13,6 +13,8 @@ from eventstore import codec
 from eventstore.errors import LogNotUnderstood, UnknownEventType
 from eventstore.events import TokensSettled
 from service import commands as do
+from service import snapshots
+from service.history import state_at
 from service.whatif import OtherRules, Report, Simulation
 from service.whatif.reader import judge
 from tests.support.life import Life
@@ -84,6 +86,24 @@ async def test_since_is_inclusive_and_until_is_not(database: str) -> None:
         assert (await _judge(connection, OtherRules(**rules, until=long_ago))).upto == 0
         later = other.recorded_at + timedelta(days=1)
         assert not (await _judge(connection, OtherRules(**rules, since=later))).is_different
+
+
+async def test_it_begins_at_the_last_snapshot_before_the_other_rules_hold(database: str) -> None:
+    await _live(database, 60)
+    async with connected(database) as connection:
+        log = await whole_log(connection)
+        since = log[2 * len(log) // 3].recorded_at
+        rules: dict[str, Any] = {"daily_tokens": 100, "conflict_window_seconds": 0.001}
+        expected = await _judge(connection, OtherRules(**rules, since=since))
+        assert expected.is_different
+        start = len(log) // 2
+        squad = await state_at(connection, start)
+        await snapshots.store(connection, squad, len(log))
+        pages: list[int] = []
+        assert await _judge(connection, OtherRules(**rules, since=since), 10, pages) == expected
+        assert pages[0] == start
+        assert (await _judge(connection, OtherRules(**rules), 10, pages)).after == 0
+        assert 0 in pages
 
 
 async def test_an_empty_log_is_no_difference(database: str) -> None:

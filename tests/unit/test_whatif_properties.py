@@ -15,6 +15,8 @@ from projections.budgets import BUDGET_DAYS, BUDGETS, RESERVATIONS
 from projections.operations import OPERATIONS
 from service.commands import AnyCommand, PassTime, RecordUsage, ReserveTokens, SetPolicy, StartOperation
 from service.decide.budget import DEFAULT_WARNING_PERCENTS
+from service.folding import fold_page
+from service.squad import Squad
 from service.whatif import OtherRules, Report, Simulation, report
 from tests.unit import lives
 from tests.unit.support import Story
@@ -59,6 +61,33 @@ def test_rules_that_say_the_same_in_so_many_words_differ_in_no_history(life: _LI
     for after in (0, int(share * len(log))):
         found = judged(log, same, after)
         assert not found.is_different, found
+
+
+@for_all(
+    life=lives.every_life,
+    share=st.floats(0, 1),
+    later=st.floats(0, 1),
+    rules=st.builds(
+        OtherRules,
+        daily_tokens=st.sampled_from((None, 100, 5_000)),
+        conflict_window_seconds=st.sampled_from((None, 1.0, 400.0)),
+        operation_timeout_seconds=st.sampled_from((None, 2.0, 4_000.0)),
+    ),
+)
+@settings(max_examples=80, deadline=None)
+def test_it_comes_to_the_same_from_a_squad_as_it_was_as_from_the_first_event(
+    life: _LIFE, share: float, later: float, rules: OtherRules
+) -> None:
+    log = lives.lived(*life).log
+    start = int(share * len(log))
+    after = start + int(later * (len(log) - start))
+    squad = Squad()
+    if start:
+        fold_page(squad, log[:start])
+    simulation = Simulation(rules, after, squad)
+    for recorded in log[start:]:
+        simulation.take(codec.decode(recorded), recorded)
+    assert simulation.end(len(log)) == judged(log, rules, after)
 
 
 _agents = st.sampled_from(("ann", "bob", "eve"))
