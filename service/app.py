@@ -124,7 +124,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
             scheduler=scheduler,
             metrics=Metrics(writer, projector, listener),
         )
-        await _until_ready(writer)
+        await until_ready(writer)
         await _first_commands(settings, writer)
         yield services, tasks
 
@@ -177,7 +177,12 @@ def _runner_name() -> str:
     return f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid4().hex[:8]}"
 
 
-async def _until_ready(writer: Writer) -> None:
+async def until_ready(writer: Writer) -> None:
+    """Waits until a writer that runs in the background takes commands.
+
+    Raises:
+        StartFailed: it cannot, or not within `START_SECONDS`.
+    """
     try:
         async with asyncio.timeout(START_SECONDS):
             while not writer.ready:
