@@ -483,11 +483,37 @@ CREATE TABLE orchestrator (
     stopped_at timestamptz,
     position   bigint      NOT NULL
 );
+
+
+-- API keys ---------------------------------------------------------------------------------------------
+-- Of a key only its SHA-256 is here. The one row of access says how many keys nobody has revoked: where there
+-- is one, every request needs a key.
+
+CREATE TABLE api_keys (
+    id            text        PRIMARY KEY,
+    scope         text        NOT NULL CHECK (scope IN ('agent', 'operator', 'auditor')),
+    agent         text,
+    note          text,
+    digest        text        NOT NULL,
+    state         text        NOT NULL CHECK (state IN ('active', 'expired', 'revoked')),
+    created_by    text        NOT NULL,
+    created_at    timestamptz NOT NULL,
+    expires_at    timestamptz,
+    first_used_at timestamptz,
+    ended_at      timestamptz,
+    position      bigint      NOT NULL
+);
+
+CREATE TABLE access (
+    name           text   PRIMARY KEY,
+    unrevoked_keys bigint NOT NULL,
+    position       bigint NOT NULL
+);
 -- @end
 
 
 -- @upgrade 2
--- Replay beside the live tables, snapshots, sealed payloads.
+-- Replay beside the live tables, snapshots, sealed payloads, API keys.
 
 ALTER TABLE projections ADD COLUMN generation bigint NOT NULL DEFAULT 1;
 
@@ -533,3 +559,24 @@ $$;
 
 CREATE TRIGGER events_destroy_keys AFTER INSERT ON events
     FOR EACH ROW WHEN (NEW.type = 'subject_forgotten') EXECUTE FUNCTION destroy_key();
+
+CREATE TABLE api_keys (
+    id            text        PRIMARY KEY,
+    scope         text        NOT NULL CHECK (scope IN ('agent', 'operator', 'auditor')),
+    agent         text,
+    note          text,
+    digest        text        NOT NULL,
+    state         text        NOT NULL CHECK (state IN ('active', 'expired', 'revoked')),
+    created_by    text        NOT NULL,
+    created_at    timestamptz NOT NULL,
+    expires_at    timestamptz,
+    first_used_at timestamptz,
+    ended_at      timestamptz,
+    position      bigint      NOT NULL
+);
+
+CREATE TABLE access (
+    name           text   PRIMARY KEY,
+    unrevoked_keys bigint NOT NULL,
+    position       bigint NOT NULL
+);

@@ -14,6 +14,7 @@ from eventstore.translation import translating
 from projections.budgets import RESERVATIONS, reservation_after
 from projections.emails import EMAILS, emails
 from projections.jobs import JOBS
+from projections.keys import KEYS, keys
 from projections.messages import messages
 from projections.operations import OPERATIONS, operations
 from projections.tasks import TASKS, tasks
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from service.requests import Ticket
     from service.squad import Draft, State
 
-_KINDS = {"message": messages, "operation": operations, "task": tasks, "email": emails}
+_KINDS = {"message": messages, "operation": operations, "task": tasks, "email": emails, "key": keys}
 """Which projection alone tells a stream's story, by the first part of the stream's name."""
 
 
@@ -122,5 +123,7 @@ def _stream(state: State, command: do.AnyCommand) -> str | None:
         case do.DefineJob():
             # One that was removed may come back, and its stream goes on.
             return None if state.rows(JOBS).get(command.name) else f"job-{command.name}"
+        case do.CreateKey() | do.RevokeKey():
+            return None if state.rows(KEYS).get(command.key_id) else f"key-{command.key_id}"
         case _:
             return None

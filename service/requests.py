@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from service.callers import Caller
 from service.commands import AnyCommand
 from service.refusals import Refusal
 
@@ -71,6 +72,8 @@ class Request(NamedTuple):
     """Renders the answer that an idempotency key keeps."""
     size: int = 200
     """About how many bytes it holds in memory."""
+    caller: Caller | None = None
+    """Whose right to ask is looked at before it is decided; None where the service itself asks."""
 
 
 class Ticket(NamedTuple):

@@ -51,6 +51,15 @@ from eventstore.events.jobs import (
     SkipReason,
     TickBuffered,
 )
+from eventstore.events.keys import (
+    AccessDenied,
+    DenialCode,
+    KeyCreated,
+    KeyExpired,
+    KeyFirstUsed,
+    KeyRevoked,
+    KeyScope,
+)
 from eventstore.events.log import AppendAbandoned, RequestAnswered
 from eventstore.events.messages import MessageAcknowledged, MessageSent
 from eventstore.events.operations import (
@@ -65,6 +74,7 @@ from eventstore.events.orchestrator import OrchestratorStarted, OrchestratorStop
 from eventstore.events.tasks import TaskCreated, TaskPriority, TaskStatus, TaskUpdated
 
 __all__ = [
+    "AccessDenied",
     "AgentHeartbeatRecorded",
     "AgentProfileChanged",
     "AgentRegistered",
@@ -75,6 +85,7 @@ __all__ = [
     "BudgetDayReset",
     "BudgetThresholdCrossed",
     "ConflictDetected",
+    "DenialCode",
     "DenialReason",
     "EmailReceived",
     "EmailStatus",
@@ -86,6 +97,11 @@ __all__ = [
     "JobRemoved",
     "JobResumed",
     "JobSource",
+    "KeyCreated",
+    "KeyExpired",
+    "KeyFirstUsed",
+    "KeyRevoked",
+    "KeyScope",
     "MessageAcknowledged",
     "MessageSent",
     "OperationExpired",
@@ -159,6 +175,11 @@ AnyEvent = (
     | RunAttemptFailed
     | RunRetried
     | RunFinished
+    | KeyCreated
+    | KeyFirstUsed
+    | KeyExpired
+    | KeyRevoked
+    | AccessDenied
     | RequestAnswered
     | AppendAbandoned
 )

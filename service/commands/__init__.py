@@ -28,6 +28,7 @@ from service.commands.jobs import (
     RunJob,
     TakeUpRun,
 )
+from service.commands.keys import CreateKey, NoteKeyUse, RevokeKey
 from service.commands.messages import AcknowledgeMessage, SendMessage
 from service.commands.operations import CheckOperation, FinishOperation, RenewOperation, StartOperation
 from service.commands.orchestrator import PassTime, StartOrchestrator, StopOrchestrator
@@ -40,12 +41,14 @@ __all__ = [
     "CheckOperation",
     "ClaimTick",
     "Command",
+    "CreateKey",
     "CreateTask",
     "DefineJob",
     "EndAttempt",
     "FinishOperation",
     "Heartbeat",
     "LogEmail",
+    "NoteKeyUse",
     "PassTime",
     "PauseJob",
     "RecordUsage",
@@ -56,6 +59,7 @@ __all__ = [
     "RenewRun",
     "ReserveTokens",
     "ResumeJob",
+    "RevokeKey",
     "RunJob",
     "SendMessage",
     "SetBudget",
@@ -96,6 +100,9 @@ AnyCommand = (
     | TakeUpRun
     | RenewRun
     | EndAttempt
+    | CreateKey
+    | NoteKeyUse
+    | RevokeKey
     | StartOrchestrator
     | StopOrchestrator
     | PassTime

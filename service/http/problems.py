@@ -42,6 +42,12 @@ REFUSAL_STATUS: Mapping[str, int] = MappingProxyType(
         "orchestrator_stopped": 409,
         "run_not_held": 409,
         "idempotency_mismatch": 409,
+        "unauthorized": 401,
+        "wrong_agent": 403,
+        "not_allowed": 403,
+        "key_not_found": 404,
+        "key_exists": 409,
+        "too_many_keys": 409,
     }
 )
 """The HTTP status of each refusal."""
@@ -89,6 +95,12 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "orchestrator_stopped": "The orchestrator is shut down",
         "run_not_held": "Somebody else holds the run, or nobody any more",
         "idempotency_mismatch": "The idempotency key belongs to a different request",
+        "unauthorized": "A valid key is needed",
+        "wrong_agent": "The key belongs to another agent",
+        "not_allowed": "The key does not reach so far",
+        "key_not_found": "No such key",
+        "key_exists": "There is such a key already",
+        "too_many_keys": "Too many keys are in use",
         "malformed_json": "The body is not valid JSON",
         "validation_failed": "Something in the request is not as it must be",
         "not_found": "Nothing is here",

@@ -35,6 +35,7 @@ from projections.agents import AGENTS
 from projections.budgets import BUDGET_DAYS, BUDGETS, RESERVATIONS
 from projections.emails import EMAILS
 from projections.jobs import JOBS, RUNS
+from projections.keys import KEYS
 from projections.operations import OPERATIONS
 from service.batch import Recorder
 from service.commands import (
@@ -52,6 +53,7 @@ from service.requests import Answer, CommandFailed, Outcome, Request
 from service.squad import PARTIAL, RESIDENT, Draft, Squad
 from tests.unit import strategies
 from tests.unit.job_rules import JobRules
+from tests.unit.key_rules import KeyRules
 from tests.unit.support import Story
 
 if TYPE_CHECKING:
@@ -164,6 +166,7 @@ class World:
         self.story = Story()
         self.rules = Rules()
         self.job_rules = JobRules()
+        self.key_rules = KeyRules()
         self.known: dict[str, list[str]] = defaultdict(list)
 
     def live(self, pause_seconds: float, batch: Sequence[Wish]) -> None:
@@ -178,6 +181,7 @@ class World:
             event = codec.decode(recorded)
             self.rules.take(event, recorded)
             self.job_rules.take(event, recorded.recorded_at)
+            self.key_rules.take(event, recorded.recorded_at)
             self._get_to_know(event)
         self._check_squad()
 
@@ -224,6 +228,8 @@ class World:
 
         runs = list(squad.all(RUNS))
         assert {row.id for row in runs} == self.job_rules.runs.keys()
+
+        self.key_rules.check(squad)
 
         working = Counter([*(row.agent for row in operations), *(row.agent for row in runs)])
         assert {row.name: row.operations for row in squad.all(AGENTS)} == {
@@ -297,6 +303,7 @@ class World:
         assert not squad.tables[OPERATIONS.name]
         assert not squad.tables[RESERVATIONS.name]
         assert not squad.holders
+        assert not squad.tables[KEYS.name]
         assert not squad.tables[BUDGETS.name]
         assert len(squad.tables[BUDGET_DAYS.name]) == 1
         open_things = sum(len(squad.tables[name]) for name in PARTIAL)
@@ -426,6 +433,18 @@ def test_however_resources_are_fought_over_the_promises_hold(
     page_events=st.integers(1, 40),
 )
 def test_however_tokens_are_spent_the_promises_hold(
+    history: History, policy: SetPolicy, page_events: int
+) -> None:
+    live_through(history, [policy], page_events)
+
+
+@settings(max_examples=50, deadline=None)
+@for_all(
+    history=histories(strategies.keys, (0, 0, 0, 1, 40_000, 90_000, 650_000)),
+    policy=strategies.first_policies,
+    page_events=st.integers(1, 40),
+)
+def test_however_keys_come_and_go_the_promises_hold(
     history: History, policy: SetPolicy, page_events: int
 ) -> None:
     live_through(history, [policy], page_events)
