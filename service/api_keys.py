@@ -18,7 +18,7 @@ DIGEST_PATTERN = r"^[0-9a-f]{64}$"
 
 # Nothing that is mistaken for something else when it is read aloud or typed.
 _ID_ALPHABET = "23456789abcdefghjkmnpqrtuvwxyz"
-_ID_CHARACTERS = 10
+ID_CHARACTERS = 10
 _SECRET_BYTES = 32
 
 
@@ -32,7 +32,7 @@ class NewKey(NamedTuple):
 
 def make() -> NewKey:
     """A fresh key."""
-    id_ = "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_CHARACTERS))
+    id_ = "".join(secrets.choice(_ID_ALPHABET) for _ in range(ID_CHARACTERS))
     text = f"{PREFIX}{id_}_{secrets.token_hex(_SECRET_BYTES)}"
     return NewKey(id_, text, digest_of(text))
 

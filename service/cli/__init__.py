@@ -13,6 +13,7 @@ from service.app import StartFailed
 from service.cli.bench import bench
 from service.cli.events import events
 from service.cli.jobs import jobs
+from service.cli.keys import keys_
 from service.cli.status import status
 from service.cli.up import up
 from service.embedded import EmbeddedPostgresError
@@ -31,6 +32,7 @@ def cli() -> None:
 cli.add_command(up)
 cli.add_command(events)
 cli.add_command(jobs)
+cli.add_command(keys_)
 cli.add_command(status)
 cli.add_command(bench)
 

@@ -91,13 +91,15 @@ def asked(kind: type[C], **fields: Any) -> C:
 
 
 @asynccontextmanager
-async def acting(config: Path | None, dsn: str | None, data: Path | None) -> AsyncIterator[Acting]:
-    """Opens a squad that exists, to change something in it.
+async def acting(
+    config: Path | None, dsn: str | None, data: Path | None, *, anew: bool = False
+) -> AsyncIterator[Acting]:
+    """Opens a squad that exists, or (`anew`) comes to exist by this, to change something in it.
 
     Raises:
         StartFailed: there is no squad, or its state cannot be restored.
     """
-    async with open_squad(config, dsn, data) as (connection, chosen, found):
+    async with open_squad(config, dsn, data, anew=anew) as (connection, chosen, found):
         # Nobody tells this writer of others' events: it looks by itself, before it decides and each second.
         writer = Writer(found, chosen.squad_schema, DatabaseClock(), Hints())
         with _quiet():

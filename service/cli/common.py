@@ -53,19 +53,21 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 @asynccontextmanager
 async def open_squad(
-    config: Path | None, dsn: str | None, data: Path | None
+    config: Path | None, dsn: str | None, data: Path | None, *, anew: bool = False
 ) -> AsyncIterator[tuple[Connection, Settings, str]]:
-    """A connection to a squad that exists, its settings, and the DSN.
+    """A connection to a squad that exists, or (`anew`) comes to exist by this; its settings, and the DSN.
 
     Raises:
         StartFailed: there is no squad.
     """
     chosen = settings.read(config, dsn=dsn, data=data)
-    if not chosen.dsn and not chosen.data.exists():
+    if not anew and not chosen.dsn and not chosen.data.exists():
         raise StartFailed(
             f"there is no squad in {chosen.data}; start one with `squad up`, or name it with --dsn"
         )
     async with database(chosen) as found:
+        if anew:
+            await schema.apply(found, chosen.squad_schema)
         connection = await connect(found, chosen.squad_schema, name="squad cli")
         async with connection:
             await schema.check(connection)

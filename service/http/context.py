@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from aiohttp import web
@@ -14,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from service.batch import new_id
 from service.http import json
+from service.http.auth import caller
 from service.http.problems import CONTENT_TYPE, Problem, from_refusal, from_validation, wrong
 from service.requests import (
     Answer,
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
     from projections.projector import Projector
     from service.clock import DatabaseClock
     from service.commands import AnyCommand
+    from service.http.auth import Door
+    from service.http.cors import Cors
+    from service.http.stream import OpenStreams
     from service.metrics import Metrics
     from service.reading import ReadTables
     from service.scheduler import Scheduler
@@ -44,6 +50,18 @@ M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
 MAX_BODY_BYTES = 1024 * 1024
+
+BODY_SECONDS = 30.0
+"""How long a body may take to arrive."""
+
+SECURITY_HEADERS: Mapping[str, str] = MappingProxyType(
+    {
+        "Cache-Control": "no-store",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+        "X-Content-Type-Options": "nosniff",
+    }
+)
+"""On every answer: nobody keeps it, shows it as a page, or takes it for something else than it says."""
 
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _CORRELATION = re.compile(r"[\x21-\x7e]{1,100}")
@@ -62,8 +80,11 @@ class Services:
     projector: Projector
     scheduler: Scheduler
     metrics: Metrics
+    door: Door
+    cors: Cors | None
+    """Which web pages may use the API, where any may."""
+    streams: OpenStreams
     stopping: bool = False
-    streams: set[Any] = field(default_factory=set)
 
 
 SERVICES = web.AppKey("services", Services)
@@ -90,7 +111,14 @@ async def body_of(request: web.Request) -> bytes:
     if not request.can_read_body:
         return b""
     try:
-        body = await request.read()
+        if request.content.is_eof():
+            body = await request.read()
+        else:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await request.read()
+    except TimeoutError as error:
+        # What is left of it, if anything, is not waited for either.
+        raise Problem("request_timeout", f"the body took more than {BODY_SECONDS:g} seconds") from error
     except web.HTTPRequestEntityTooLarge as error:
         raise Problem("payload_too_large", f"a body may have {MAX_BODY_BYTES} bytes") from error
     except (web.RequestPayloadError, ConnectionError) as error:
@@ -197,7 +225,9 @@ def idempotency_key(headers: Mapping[str, str]) -> str | None:
     key = headers.get("Idempotency-Key")
     if key is not None and not _KEY.fullmatch(key):
         raise wrong("Idempotency-Key", "must be 1 to 200 visible ASCII characters")
-    return key
+    agent = caller().agent
+    # Each agent has keys of its own, so that none can use up another's. No key that is sent has a space.
+    return key if key is None or agent is None else f"agent:{agent} {key}"
 
 
 def correlation_id(headers: Mapping[str, str]) -> str:
@@ -232,15 +262,16 @@ async def carry_out(
     Raises:
         Problem: it was refused, or could not be carried out.
     """
-    agent = command.acting_agent
+    who = caller()
     request = Request(
         command=command,
-        actor=f"agent:{agent}" if agent else "anonymous",
+        actor=who.actor(command.acting_agent),
         correlation_id=correlation,
         idempotency_key=key,
         fingerprint=print_,
         answer=render,
         size=size + 500,
+        caller=who,
     )
     kind = type(command).__name__
     try:

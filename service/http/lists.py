@@ -13,6 +13,8 @@ from service.http.problems import Problem
 from service.values import Id, Name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aiohttp import web
 
     from projections.projection import Projection, Table
@@ -122,6 +124,8 @@ async def one_row(
     table: Table[Any, Any],
     missing: str,
     what: str,
+    *,
+    check: Callable[[Any], None] = lambda row: None,
 ) -> web.StreamResponse:
     """Answers the row whose id stands in the path.
 
@@ -132,6 +136,7 @@ async def one_row(
         table: which table; its key is `id`.
         missing: the code of the problem where there is no such row.
         what: what a row is, in a person's words.
+        check: raises a problem where the caller may not see the row.
     """
     query = parse_query(Query, request)
     id_ = parse_path(_ID, request, "id")
@@ -139,4 +144,5 @@ async def one_row(
         rows = await storage.load(connection, table, [id_])
     if not rows:
         raise Problem(missing, f"there is no {what} {id_}")
+    check(rows[0])
     return respond(200, rows[0]._asdict())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
@@ -12,7 +13,9 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from eventstore.errors import StoreBusy, StoreUnavailable
+from service.http.auth import CHALLENGE, Scope, let_in
 from service.http.context import (
+    SECURITY_HEADERS,
     SERVICES,
     Services,
     body_of,
@@ -71,6 +74,8 @@ class Route:
     path: str
     summary: str
     tag: str
+    scope: Scope
+    """Whose keys it takes. A route that does not say so cannot be made."""
     handler: Handler
     answers: Mapping[int, Shape | Media]
     """What is answered, by status."""
@@ -93,9 +98,17 @@ class Route:
             elif "%" in request.raw_path and not _is_utf8(request.raw_path):
                 response = self.show_problem(_NOT_UTF8)
             else:
+                if known := services.door.admit(request, self.scope):
+                    let_in(known)
                 response = await self.handler(services, request)
         except Exception as error:  # noqa: BLE001 - every request gets an answer
             response = self.show_problem(as_problem(error))
+        if not response.prepared:
+            response.headers.update(SECURITY_HEADERS)
+            if services.cors:
+                services.cors.allow(request, response.headers)
+            if response.status == HTTPStatus.UNAUTHORIZED:
+                response.headers.setdefault("WWW-Authenticate", CHALLENGE)
         if services.stopping:
             response.force_close()
         services.metrics.request(self.path, response.status)
@@ -137,6 +150,7 @@ def write(
     summary: str,
     *,
     tag: str,
+    scope: Scope,
     answer: type[BaseModel],
     status: int = 200,
     bound: Mapping[str, str] | None = None,
@@ -165,6 +179,7 @@ def write(
         path=path,
         summary=summary,
         tag=tag,
+        scope=scope,
         handler=handler,
         answers={status: answer},
         problems=problems,

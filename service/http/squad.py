@@ -16,6 +16,7 @@ from projections.messages import MESSAGES, messages
 from projections.tasks import TASKS, tasks
 from service import commands as do
 from service import views
+from service.http.auth import Scope, own_agent
 from service.http.context import (
     Services,
     body_of,
@@ -40,6 +41,7 @@ from service.http.seed import (
     TaskBody,
     TaskChangeBody,
 )
+from service.http.v1.messages import OWN
 from service.requests import Answer, Outcome
 
 if TYPE_CHECKING:
@@ -118,6 +120,7 @@ async def _everything(services: Services, query: SquadQuery) -> dict[str, Any]:
             names,
             "from_agent",
             "to_agent",
+            own=OWN,
         ),
         "agents": agents,
         "orchestrator": views.seed_orchestrator(squad, services.clock.now()),
@@ -144,9 +147,12 @@ async def _newest(
     query: SquadQuery,
     names: list[str] | None,
     *columns: str,
+    own: sql.Composable | None = None,
 ) -> list[dict[str, Any]]:
     clauses: list[sql.Composable] = [sql.SQL("true")]
-    parameters: dict[str, Any] = {"limit": limit, "names": names}
+    parameters: dict[str, Any] = {"limit": limit, "names": names, "mine": own_agent()}
+    if own is not None and own_agent():
+        clauses.append(own)
     if query.since:
         clauses.append(sql.SQL("created_at >= %(since)s"))
         parameters["since"] = query.since
@@ -244,6 +250,7 @@ ROUTES = (
         path="/api/squad",
         summary="The squad at a glance; with action=orchestrator-status, the orchestrator alone",
         tag="squad",
+        scope=Scope.READ,
         handler=_get,
         query=SquadQuery,
         answers={200: (SquadOverview, OrchestratorStatus), 503: SeedError},
@@ -254,6 +261,7 @@ ROUTES = (
         path="/api/squad",
         summary="Start or shut down the orchestrator, send a message, or create a task",
         tag="squad",
+        scope=Scope.ACT,
         handler=_post,
         body=(SwitchBody, MessageBody, TaskBody),
         answers={200: Done},
@@ -264,6 +272,7 @@ ROUTES = (
         path="/api/squad",
         summary="Change a task",
         tag="squad",
+        scope=Scope.ACT,
         handler=_patch,
         body=TaskChangeBody,
         answers={200: Done},

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from contextlib import suppress
+from collections import Counter
+from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -19,22 +20,28 @@ from aiohttp import web
 from eventstore import log
 from eventstore.errors import StoreBusy, StoreUnavailable
 from eventstore.listener import POLL_SECONDS, wait_for_hint
-from service.http.problems import wrong
+from service.http.auth import caller
+from service.http.context import SECURITY_HEADERS
+from service.http.problems import Problem, wrong
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from eventstore.recorded import Recorded
+    from service.callers import Caller
     from service.http.context import Services
 
 KEEPALIVE_SECONDS = 15.0
 """How often a silent stream says that it lives, so that proxies do not cut it."""
 
 SEND_SECONDS = 30.0
-"""A reader that takes nothing for this long is dropped; it may resume."""
+"""A reader that does not take what was sent to it within this time is dropped; it may resume."""
+
+SEND_BYTES = 64 * 1024
+"""How much is sent to a reader at once: it must take that in that time, and no more waits for it here."""
 
 _log = logging.getLogger(__name__)
-_PAGE_EVENTS = 500
+_PAGE_EVENTS = 200
 _POSITION = re.compile(r"[0-9]{1,19}")
 _LARGEST_POSITION = 2**63 - 1
 _HEADERS = {
@@ -49,27 +56,65 @@ async def stream(
 ) -> web.StreamResponse:
     """Sends every event after the position that the reader names, and goes on until either side ends it."""
     position = _start(services, request, after)
-    response = web.StreamResponse(headers=_HEADERS)
-    await response.prepare(request)
-    task = asyncio.current_task()
-    services.streams.add(task)
-    services.metrics.open_streams.inc()
-    try:
-        # Ended by the service or by the reader: both are ends, not faults.
-        with suppress(ConnectionError, asyncio.CancelledError):
-            await _send(response, b"retry: 1000\n\n")
-            await _follow(services, response, position, wanted)
-    except TimeoutError:
-        # Whoever takes nothing would not take the end of the stream either.
-        if request.transport:
-            request.transport.abort()
-    except Exception:  # noqa: BLE001 - whatever it is, the stream ends and the log says why
-        # The answer has begun, so no problem can be told any more. The reader comes back by itself.
-        _log.exception("an event stream failed")
-    finally:
-        services.streams.discard(task)
-        services.metrics.open_streams.dec()
+    response = web.StreamResponse(headers={**SECURITY_HEADERS, **_HEADERS})
+    if services.cors:
+        services.cors.allow(request, response.headers)
+    who = caller()
+    with services.streams.one_more(who), services.metrics.open_streams.track_inprogress():
+        try:
+            # Ended by the service or by the reader: both are ends, not faults.
+            with suppress(ConnectionError, asyncio.CancelledError):
+                await response.prepare(request)
+                await _send(response, b"retry: 1000\n\n")
+                await _follow(services, response, position, wanted, who)
+        except TimeoutError:
+            # Whoever takes nothing would not take the end of the stream either.
+            if request.transport:
+                request.transport.abort()
+        except Exception:  # noqa: BLE001 - whatever it is, the stream ends and the log says why
+            # The answer has begun, so no problem can be told any more. The reader comes back by itself.
+            _log.exception("an event stream failed")
     return response
+
+
+class OpenStreams:
+    """The event streams that are open, as many as may be."""
+
+    def __init__(self, most: int, most_per_key: int) -> None:
+        self._most = most
+        self._most_per_key = most_per_key
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._by_key = Counter[str]()
+
+    @contextmanager
+    def one_more(self, who: Caller) -> Iterator[None]:
+        """Counts this task's stream for as long as it is open.
+
+        Raises:
+            Problem: there are as many as may be.
+        """
+        if len(self._tasks) >= self._most:
+            raise Problem("streams_full", f"{self._most} are open in all", retry_after_seconds=5)
+        if who.key_id and self._by_key[who.key_id] >= self._most_per_key:
+            raise Problem("too_many_streams", f"{self._most_per_key} are open", retry_after_seconds=5)
+        task = asyncio.current_task()
+        assert task
+        self._tasks.add(task)
+        if who.key_id:
+            self._by_key[who.key_id] += 1
+        try:
+            yield
+        finally:
+            self._tasks.discard(task)
+            if who.key_id:
+                self._by_key[who.key_id] -= 1
+                if not self._by_key[who.key_id]:
+                    del self._by_key[who.key_id]
+
+    def end(self) -> None:
+        """Ends all of them: the service stops."""
+        for task in list(self._tasks):
+            task.cancel()
 
 
 def frame(recorded: Recorded) -> bytes:
@@ -104,22 +149,37 @@ def _start(services: Services, request: web.Request, after: int | None) -> int:
 
 
 async def _follow(
-    services: Services, response: web.StreamResponse, position: int, wanted: log.Filter
+    services: Services, response: web.StreamResponse, position: int, wanted: log.Filter, who: Caller
 ) -> None:
     spoke = monotonic()
-    while not services.stopping:
+    while not services.stopping and services.door.still_admits(who):
         ticket = services.tail.moved.ticket()
         events = await _next(services, position)
-        if passed := list(_passing(events, wanted)):
-            await _send(response, b"".join(map(frame, passed)))
+        for chunk in _chunks(_passing(events, wanted)):
+            await _send(response, chunk)
             spoke = monotonic()
-        elif monotonic() - spoke >= KEEPALIVE_SECONDS:
+        if monotonic() - spoke >= KEEPALIVE_SECONDS:
             await _send(response, b": alive\n\n")
             spoke = monotonic()
         if events:
             position = events[-1].position
         else:
             await wait_for_hint(ticket, POLL_SECONDS)
+
+
+def _chunks(events: Iterable[Recorded]) -> Iterator[bytes]:
+    """The events' frames, together as far as they may be; a single one may be larger."""
+    frames: list[bytes] = []
+    size = 0
+    for recorded in events:
+        frames.append(frame(recorded))
+        size += len(frames[-1])
+        if size >= SEND_BYTES:
+            yield b"".join(frames)
+            frames.clear()
+            size = 0
+    if frames:
+        yield b"".join(frames)
 
 
 async def _next(services: Services, position: int) -> list[Recorded]:
@@ -140,11 +200,11 @@ def _passing(events: Iterable[Recorded], wanted: log.Filter) -> Iterable[Recorde
     for recorded in events:
         if wanted.type not in (None, recorded.type) or wanted.stream not in (None, recorded.stream):
             continue
-        if wanted.agent is None or wanted.agent == _agent(recorded):
+        if wanted.agent is None or wanted.agent == agent_of(recorded):
             yield recorded
 
 
-def _agent(recorded: Recorded) -> str | None:
+def agent_of(recorded: Recorded) -> str | None:
     """Whose event it is: what the column `agent` of the log holds."""
     data = orjson.loads(recorded.data)
     for name in ("agent", "assigned_agent", "handled_by"):

@@ -180,7 +180,7 @@ async def test_a_reader_who_takes_nothing_is_dropped(
     address = urlsplit(service.url)
     _, writer = await asyncio.open_connection(address.hostname, address.port, limit=1024)
     try:
-        writer.write(b"GET /api/v1/events/stream?after=0 HTTP/1.1\r\nHost: squad\r\n\r\n")
+        writer.write(b"GET /api/v1/events/stream?after=0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await writer.drain()
 
         async def dropped() -> bool:

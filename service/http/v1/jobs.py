@@ -11,6 +11,7 @@ from projections.jobs import JOBS, RUNS, RunStatus, jobs
 from service import commands as do
 from service import views
 from service.http import answers
+from service.http.auth import Scope
 from service.http.context import (
     Services,
     body_of,
@@ -127,6 +128,7 @@ ROUTES = (
         path="/api/v1/jobs",
         summary="The schedule: each job with its last and next runs",
         tag="jobs",
+        scope=Scope.READ,
         handler=_list,
         query=PageByName,
         answers={200: answers.page_by_name(answers.Job)},
@@ -137,6 +139,7 @@ ROUTES = (
         path="/api/v1/jobs/{name}",
         summary="One job, with its last and next runs",
         tag="jobs",
+        scope=Scope.READ,
         handler=_one,
         query=Query,
         path_types={"name": Name},
@@ -148,6 +151,7 @@ ROUTES = (
         path="/api/v1/jobs/{name}",
         summary="Put a job on the schedule, or change it",
         tag="jobs",
+        scope=Scope.OPERATE,
         handler=_define,
         body=JobSpec,
         path_types={"name": Name},
@@ -160,6 +164,7 @@ ROUTES = (
         do.RemoveJob,
         "Take a job off the schedule",
         tag="jobs",
+        scope=Scope.OPERATE,
         bound={"name": "name"},
         answer=answers.JobNamed,
         problems=("job_not_found",),
@@ -169,6 +174,7 @@ ROUTES = (
         path="/api/v1/jobs/{name}/run",
         summary="Run a job now",
         tag="jobs",
+        scope=Scope.OPERATE,
         handler=_run,
         body=RunNow,
         path_types={"name": Name},
@@ -187,6 +193,7 @@ ROUTES = (
         do.PauseJob,
         "Skip a job's ticks from here on",
         tag="jobs",
+        scope=Scope.OPERATE,
         bound={"name": "name"},
         answer=answers.JobPaused,
         problems=("job_not_found",),
@@ -197,6 +204,7 @@ ROUTES = (
         do.ResumeJob,
         "Run a job's ticks again",
         tag="jobs",
+        scope=Scope.OPERATE,
         bound={"name": "name"},
         answer=answers.JobPaused,
         problems=("job_not_found",),
@@ -206,6 +214,7 @@ ROUTES = (
         path="/api/v1/runs",
         summary="What came of every tick, the oldest first",
         tag="jobs",
+        scope=Scope.READ,
         handler=_runs,
         query=RunQuery,
         answers={200: answers.page_of(answers.Run)},
