@@ -159,7 +159,7 @@ def _shown(row: KeyRow, now: datetime) -> dict[str, Any]:
 def _table(found: list[dict[str, Any]]) -> Table:
     table = Table(title="Keys")
     for column in ("id", "scope", "agent", "note", "made", "first used", "expires", "state"):
-        table.add_column(column, no_wrap=column in ("id", "scope", "state"))
+        table.add_column(column, overflow="fold", no_wrap=column not in ("agent", "note"))
     for key in found:
         table.add_row(
             key["id"],

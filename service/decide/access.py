@@ -11,7 +11,8 @@ so a new kind of command is an operator's until somebody decides otherwise.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eventstore.events import AccessDenied, DenialCode
 from eventstore.recorded import NewEvent
@@ -25,31 +26,14 @@ from service.decide.decision import Refused
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from service.callers import Caller
     from service.decide.decision import At
     from service.squad import State
 
 INVALID = "the key is not valid: it is unknown, revoked or expired"
 NEEDED = "a key is needed: Authorization: Bearer squad_..."
-
-_BY_AGENTS = (
-    do.RegisterAgent,
-    do.Heartbeat,
-    do.SendMessage,
-    do.AcknowledgeMessage,
-    do.StartOperation,
-    do.RenewOperation,
-    do.FinishOperation,
-    do.ReserveTokens,
-    do.SettleReservation,
-    do.ReleaseReservation,
-    do.RecordUsage,
-    do.CreateTask,
-    do.UpdateTask,
-    do.LogEmail,
-    do.UpdateEmail,
-)
-"""What agents may ask for."""
 
 
 class _Denial(NamedTuple):
@@ -95,42 +79,78 @@ def _denial(state: State, caller: Caller, command: do.AnyCommand) -> _Denial | N
 
 
 def _denial_of_agent(state: State, agent: str, command: do.AnyCommand) -> _Denial | None:
-    if not isinstance(command, _BY_AGENTS):
+    # By a table and not by `match`: asking a model's class costs much, and every command comes by here.
+    whose = _BY_AGENTS.get(type(command))
+    if whose is None:
         return _Denial("not_allowed", "this takes an operator's key")
-    other: str | None
-    match command:
-        case do.RegisterAgent():
-            other, what = command.name, "an agent registers nobody but itself"
-        case do.RenewOperation() | do.FinishOperation():
-            operation = state.rows(OPERATIONS).get(command.operation_id)
-            other, what = operation and operation.agent, f"operation {command.operation_id} is another's"
-        case do.SettleReservation() | do.ReleaseReservation():
-            held = state.rows(RESERVATIONS).get(command.reservation_id)
-            other, what = held and held.agent, f"reservation {command.reservation_id} is another's"
-        case do.UpdateTask():
-            task = state.rows(TASKS).get(command.task_id)
-            other, what = task and task.assigned_agent, f"task {command.task_id} is another's"
-        case do.LogEmail():
-            other, what = command.handled_by, "an agent handles e-mails in nobody's name but its own"
-        case do.UpdateEmail():
-            return _denial_of_email(state, agent, command)
-        case do.CreateTask():
-            # Whom a task is for is a wish; everybody may have one.
-            return None
-        case _:
-            other, what = command.acting_agent, "an agent acts as nobody but itself"
-    return _unless_own(agent, other, what)
-
-
-def _denial_of_email(state: State, agent: str, command: do.UpdateEmail) -> _Denial | None:
-    email = state.rows(EMAILS).get(command.email_id)
-    handled_by = email and email.handled_by
-    return _unless_own(agent, handled_by, f"e-mail {command.email_id} is another's") or _unless_own(
-        agent, command.handled_by, "an agent handles e-mails in nobody's name but its own"
-    )
+    return whose(state, agent, command)
 
 
 def _unless_own(agent: str, other: str | None, what: str) -> _Denial | None:
-    if other in (None, agent):
+    if other is None or other == agent:
         return None
     return _Denial("wrong_agent", f"this is a key of {agent!r}, and {what}")
+
+
+def _as_itself(_: State, agent: str, command: do.AnyCommand) -> _Denial | None:
+    return _unless_own(agent, command.acting_agent, "an agent acts as nobody but itself")
+
+
+def _itself(_: State, agent: str, command: do.RegisterAgent) -> _Denial | None:
+    return _unless_own(agent, command.name, "an agent registers nobody but itself")
+
+
+def _its_operation(
+    state: State, agent: str, command: do.RenewOperation | do.FinishOperation
+) -> _Denial | None:
+    row = state.rows(OPERATIONS).get(command.operation_id)
+    return _unless_own(agent, row and row.agent, f"operation {command.operation_id} is another's")
+
+
+def _its_reservation(
+    state: State, agent: str, command: do.SettleReservation | do.ReleaseReservation
+) -> _Denial | None:
+    row = state.rows(RESERVATIONS).get(command.reservation_id)
+    return _unless_own(agent, row and row.agent, f"reservation {command.reservation_id} is another's")
+
+
+def _any_task(_state: State, _agent: str, _command: do.CreateTask) -> _Denial | None:
+    """Whom a task is for is a wish, and everybody may have one."""
+    return None
+
+
+def _its_task(state: State, agent: str, command: do.UpdateTask) -> _Denial | None:
+    row = state.rows(TASKS).get(command.task_id)
+    return _unless_own(agent, row and row.assigned_agent, f"task {command.task_id} is another's")
+
+
+def _in_its_name(_: State, agent: str, command: do.LogEmail | do.UpdateEmail) -> _Denial | None:
+    return _unless_own(agent, command.handled_by, "an agent handles e-mails in no name but its own")
+
+
+def _its_email(state: State, agent: str, command: do.UpdateEmail) -> _Denial | None:
+    row = state.rows(EMAILS).get(command.email_id)
+    what = f"e-mail {command.email_id} is another's"
+    return _unless_own(agent, row and row.handled_by, what) or _in_its_name(state, agent, command)
+
+
+_BY_AGENTS: Mapping[type[do.AnyCommand], Callable[[State, str, Any], _Denial | None]] = MappingProxyType(
+    {
+        do.SendMessage: _as_itself,
+        do.AcknowledgeMessage: _as_itself,
+        do.Heartbeat: _as_itself,
+        do.StartOperation: _as_itself,
+        do.ReserveTokens: _as_itself,
+        do.RecordUsage: _as_itself,
+        do.RegisterAgent: _itself,
+        do.RenewOperation: _its_operation,
+        do.FinishOperation: _its_operation,
+        do.SettleReservation: _its_reservation,
+        do.ReleaseReservation: _its_reservation,
+        do.CreateTask: _any_task,
+        do.UpdateTask: _its_task,
+        do.LogEmail: _in_its_name,
+        do.UpdateEmail: _its_email,
+    }
+)
+"""What agents may ask for, and how it is found out whether it is their own."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 
-from service.http.context import SECURITY_HEADERS, respond
+from service.http.context import respond
 from service.http.json import dumps
 from service.http.problems import CONTENT_TYPE, TITLES, Problem
 
@@ -118,7 +118,6 @@ class Connection(web.RequestHandler):
         reason = (message or "it is not HTTP").strip().splitlines()[0].rstrip(":")
         problem = Problem("bad_request", reason)
         response = respond(problem.status, problem.body)
-        response.headers.update(SECURITY_HEADERS)
         response.force_close()
         return response
 

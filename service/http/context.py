@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from aiohttp import web
+from multidict import CIMultiDict
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from service.batch import new_id
@@ -63,6 +64,9 @@ SECURITY_HEADERS: Mapping[str, str] = MappingProxyType(
 )
 """On every answer: nobody keeps it, shows it as a page, or takes it for something else than it says."""
 
+_JSON_HEADERS = CIMultiDict({**SECURITY_HEADERS, "Content-Type": "application/json"})
+_PROBLEM_HEADERS = CIMultiDict({**SECURITY_HEADERS, "Content-Type": CONTENT_TYPE})
+
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _CORRELATION = re.compile(r"[\x21-\x7e]{1,100}")
 
@@ -92,14 +96,15 @@ SERVICES = web.AppKey("services", Services)
 
 def respond(status: int, body: Any, headers: Mapping[str, str] | None = None) -> web.Response:
     """A JSON answer; from status 400 on, a problem."""
-    headers = dict(headers or {})
-    if status >= HTTPStatus.BAD_REQUEST:
-        if "retry_after_seconds" in body:
-            headers["Retry-After"] = str(body["retry_after_seconds"])
-        headers["Content-Type"] = CONTENT_TYPE
+    if status < HTTPStatus.BAD_REQUEST:
+        shown = _JSON_HEADERS.copy()
     else:
-        headers["Content-Type"] = "application/json"
-    return web.Response(status=status, body=json.dumps(body), headers=headers)
+        shown = _PROBLEM_HEADERS.copy()
+        if "retry_after_seconds" in body:
+            shown["Retry-After"] = str(body["retry_after_seconds"])
+    if headers:
+        shown.update(headers)
+    return web.Response(status=status, body=json.dumps(body), headers=shown)
 
 
 async def body_of(request: web.Request) -> bytes:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
+from multidict import istr
 from pydantic import BaseModel
 
 from eventstore.errors import StoreBusy, StoreUnavailable
@@ -40,6 +41,9 @@ Shape = type[BaseModel] | tuple[type[BaseModel], ...]
 
 Handler = Callable[[Services, web.Request], Awaitable[web.StreamResponse]]
 ProblemRenderer = Callable[[Problem], web.StreamResponse]
+
+_MARK = istr("X-Content-Type-Options")
+"""Where it is, the others of `SECURITY_HEADERS` are too."""
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +108,8 @@ class Route:
         except Exception as error:  # noqa: BLE001 - every request gets an answer
             response = self.show_problem(as_problem(error))
         if not response.prepared:
-            response.headers.update(SECURITY_HEADERS)
+            if _MARK not in response.headers:
+                response.headers.update(SECURITY_HEADERS)
             if services.cors:
                 services.cors.allow(request, response.headers)
             if response.status == HTTPStatus.UNAUTHORIZED:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from service.http.connection import Server
-from service.http.context import MAX_BODY_BYTES, SECURITY_HEADERS, SERVICES, respond
+from service.http.context import MAX_BODY_BYTES, SERVICES, respond
 from service.http.problems import Problem
 
 if TYPE_CHECKING:
@@ -50,8 +50,6 @@ def telling_problems(handle: Handler, services: Services) -> Handler:
             problem = Problem("bad_request", error.reason)
         if too_often := services.door.too_often(request):
             problem = too_often
-        response = respond(problem.status, problem.body, problem.headers)
-        response.headers.update(SECURITY_HEADERS)
-        return response
+        return respond(problem.status, problem.body, problem.headers)
 
     return answer

@@ -75,6 +75,7 @@ ROUTES = (
         handler=_check,
         body=do.CheckBudget,
         answers={200: answers.BudgetChecked},
+        problems=("wrong_agent",),
     ),
     write(
         "POST",

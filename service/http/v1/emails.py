@@ -93,7 +93,7 @@ ROUTES = (
         query=Query,
         path_types={"id": Id},
         answers={200: answers.Email},
-        problems=("email_not_found", "not_yet"),
+        problems=("email_not_found", "not_yet", "wrong_agent"),
     ),
     write(
         "PATCH",

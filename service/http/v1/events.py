@@ -118,7 +118,7 @@ ROUTES = (
         handler=_list,
         query=EventQuery,
         answers={200: answers.page_of(answers.LoggedEvent)},
-        problems=("not_yet",),
+        problems=("not_yet", "wrong_agent"),
     ),
     Route(
         method="GET",
@@ -129,6 +129,11 @@ ROUTES = (
         handler=_stream,
         query=StreamQuery,
         answers={200: Media("text/event-stream", "One server-sent event for each event of the log")},
+        problems=(
+            "wrong_agent",
+            "too_many_streams",
+            "streams_full",
+        ),
     ),
     Route(
         method="GET",
@@ -140,6 +145,6 @@ ROUTES = (
         query=Query,
         path_types={"position": Position},
         answers={200: answers.LoggedEvent},
-        problems=("not_found", "not_yet"),
+        problems=("not_found", "not_yet", "wrong_agent"),
     ),
 )

@@ -84,7 +84,7 @@ ROUTES = (
         query=PageQuery,
         path_types={"name": Name},
         answers={200: answers.page_of(answers.Message)},
-        problems=("not_yet",),
+        problems=("not_yet", "wrong_agent"),
     ),
     write(
         "POST",

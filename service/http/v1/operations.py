@@ -69,6 +69,7 @@ ROUTES = (
         handler=_check,
         body=do.CheckOperation,
         answers={200: answers.OperationChecked},
+        problems=("wrong_agent",),
     ),
     write(
         "POST",
