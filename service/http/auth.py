@@ -196,7 +196,7 @@ class Door:
         Raises:
             Problem: there were too many.
         """
-        if self._by_address and not is_this_machine(address):
+        if self._by_address is not None and not is_this_machine(address):
             _wait(self._by_address.take(neighbourhood(address), monotonic()), f"from {address}")
 
     def _caller(self, squad: Squad, header: str | None, address: str) -> Caller:
@@ -216,7 +216,7 @@ class Door:
             raise self._turned_away(address)
         if row.first_used_at is None:
             self._note_use(known)
-        if self._by_key:
+        if self._by_key is not None:
             _wait(self._by_key.take(row.id, monotonic()), "with this key")
         return known
 

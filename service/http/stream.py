@@ -59,14 +59,13 @@ async def stream(
     response = web.StreamResponse(headers={**SECURITY_HEADERS, **_HEADERS})
     if services.cors:
         services.cors.allow(request, response.headers)
-    who = caller()
-    with services.streams.one_more(who), services.metrics.open_streams.track_inprogress():
+    with services.streams.one_more(caller()), services.metrics.open_streams.track_inprogress():
         try:
             # Ended by the service or by the reader: both are ends, not faults.
             with suppress(ConnectionError, asyncio.CancelledError):
                 await response.prepare(request)
                 await _send(response, b"retry: 1000\n\n")
-                await _follow(services, response, position, wanted, who)
+                await _follow(services, request, response, position, wanted)
         except TimeoutError:
             # Whoever takes nothing would not take the end of the stream either.
             if request.transport:
@@ -149,10 +148,16 @@ def _start(services: Services, request: web.Request, after: int | None) -> int:
 
 
 async def _follow(
-    services: Services, response: web.StreamResponse, position: int, wanted: log.Filter, who: Caller
+    services: Services,
+    request: web.Request,
+    response: web.StreamResponse,
+    position: int,
+    wanted: log.Filter,
 ) -> None:
     spoke = monotonic()
-    while not services.stopping and services.door.still_admits(who):
+    who = caller()
+    # A connection that is gone has no transport; nobody tells a handler that only waits.
+    while request.transport and not services.stopping and services.door.still_admits(who):
         ticket = services.tail.moved.ticket()
         events = await _next(services, position)
         for chunk in _chunks(_passing(events, wanted)):
