@@ -2,12 +2,16 @@
 
 A reader resumes where it stopped, by the `Last-Event-ID` that browsers send by themselves. One that is too
 slow for the events kept in memory is served from the database at its own pace; nothing is queued for it.
+
+The more streams are open, the longer each pauses after it sent something, so that a thousand of them, which
+are written to one by one, do not take up the time of those who send commands.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
 from collections import Counter
 from contextlib import contextmanager, suppress
@@ -40,13 +44,17 @@ SEND_SECONDS = 30.0
 SEND_BYTES = 64 * 1024
 """How much is sent to a reader at once: it must take that in that time, and no more waits for it here."""
 
+PAUSE_SECONDS = 0.0005
+"""How long a stream pauses after it sent something, for each that is open: half a second for 1,000."""
+
+_KEPT_FRAMES = 2_000
+_KEPT_FRAME_BYTES = 16 * 1024
 _log = logging.getLogger(__name__)
 _PAGE_EVENTS = 200
 _POSITION = re.compile(r"[0-9]{1,19}")
 _LARGEST_POSITION = 2**63 - 1
 _HEADERS = {
     "Content-Type": "text/event-stream",
-    "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",
 }
 
@@ -84,6 +92,7 @@ class OpenStreams:
         self._most_per_key = most_per_key
         self._tasks: set[asyncio.Task[None]] = set()
         self._by_key = Counter[str]()
+        self._frames: dict[int, tuple[Recorded, bytes]] = {}
 
     @contextmanager
     def one_more(self, who: Caller) -> Iterator[None]:
@@ -109,6 +118,23 @@ class OpenStreams:
                 self._by_key[who.key_id] -= 1
                 if not self._by_key[who.key_id]:
                     del self._by_key[who.key_id]
+
+    async def pause(self) -> None:
+        """Lets others go on; not for all streams at the same time."""
+        seconds = len(self._tasks) * PAUSE_SECONDS
+        await asyncio.sleep(seconds * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
+
+    def frame(self, recorded: Recorded) -> bytes:
+        """An event as it goes over the wire: made once for all streams, as long as it is the same event."""
+        kept = self._frames.get(recorded.position)
+        if kept is not None and kept[0] is recorded:
+            return kept[1]
+        made = frame(recorded)
+        if len(made) <= _KEPT_FRAME_BYTES:
+            if len(self._frames) >= _KEPT_FRAMES:
+                self._frames.clear()
+            self._frames[recorded.position] = (recorded, made)
+        return made
 
     def end(self) -> None:
         """Ends all of them: the service stops."""
@@ -160,7 +186,7 @@ async def _follow(
     while request.transport and not services.stopping and services.door.still_admits(who):
         ticket = services.tail.moved.ticket()
         events = await _next(services, position)
-        for chunk in _chunks(_passing(events, wanted)):
+        for chunk in _chunks(map(services.streams.frame, _passing(events, wanted))):
             await _send(response, chunk)
             spoke = monotonic()
         if monotonic() - spoke >= KEEPALIVE_SECONDS:
@@ -168,23 +194,25 @@ async def _follow(
             spoke = monotonic()
         if events:
             position = events[-1].position
+            if len(events) < _PAGE_EVENTS:
+                await services.streams.pause()
         else:
             await wait_for_hint(ticket, POLL_SECONDS)
 
 
-def _chunks(events: Iterable[Recorded]) -> Iterator[bytes]:
-    """The events' frames, together as far as they may be; a single one may be larger."""
-    frames: list[bytes] = []
+def _chunks(frames: Iterable[bytes]) -> Iterator[bytes]:
+    """Frames together, as many as may be sent at once; a single one may be larger."""
+    chunk: list[bytes] = []
     size = 0
-    for recorded in events:
-        frames.append(frame(recorded))
-        size += len(frames[-1])
+    for one in frames:
+        chunk.append(one)
+        size += len(one)
         if size >= SEND_BYTES:
-            yield b"".join(frames)
-            frames.clear()
+            yield b"".join(chunk)
+            chunk.clear()
             size = 0
-    if frames:
-        yield b"".join(frames)
+    if chunk:
+        yield b"".join(chunk)
 
 
 async def _next(services: Services, position: int) -> list[Recorded]:
