@@ -50,6 +50,9 @@ def telling_problems(handle: Handler, services: Services) -> Handler:
             problem = Problem("bad_request", error.reason)
         if too_often := services.door.too_often(request):
             problem = too_often
-        return respond(problem.status, problem.body, problem.headers)
+        response = respond(problem.status, problem.body, problem.headers)
+        if services.cors:
+            services.cors.allow(request, response.headers)
+        return response
 
     return answer
