@@ -41,7 +41,6 @@ def keys_() -> None:
 @click.option(
     "--scope",
     type=click.Choice(["agent", "operator", "auditor"]),
-    required=True,
     help="What it opens: what is one agent's own; everything; everything, but only to look at.",
 )
 @click.option("--agent", metavar="NAME", help="Whose key it is; for the scope agent.")
@@ -51,7 +50,7 @@ def keys_() -> None:
 @database_options
 def create(
     *,
-    scope: str,
+    scope: str | None,
     agent: str | None,
     expires_days: int | None,
     note: str | None,
@@ -61,6 +60,8 @@ def create(
     config: Path | None,
 ) -> None:
     """Make a key. It is shown this once; only its hash is kept."""
+    if scope is None:
+        raise click.UsageError("--scope is needed: agent, operator or auditor")
     if (scope == "agent") != (agent is not None):
         raise click.UsageError("--scope agent takes --agent NAME, and no other scope does")
     made = api_keys.make()
