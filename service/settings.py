@@ -84,7 +84,7 @@ def _split(value: object) -> object:
 
 def _networks(value: object) -> tuple[Network, ...]:
     try:
-        return tuple(ipaddress.ip_network(item) for item in value)  # type: ignore[attr-defined]
+        return tuple(ipaddress.ip_network(item) for item in _split(value))  # type: ignore[attr-defined]
     except (ValueError, TypeError) as error:
         raise ValueError("must be addresses or networks, such as 10.0.0.5 or 10.0.0.0/24") from error
 
@@ -186,9 +186,7 @@ class Settings(BaseSettings):
     max_streams_per_key: int = Field(default=1_000, ge=1, le=100_000)
     cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split)] = ()
     """The origins of web pages that may use the API."""
-    trusted_proxies: Annotated[
-        tuple[Network, ...], NoDecode, BeforeValidator(_networks), BeforeValidator(_split)
-    ] = ()
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)] = ()
     """Whose X-Forwarded-For is believed."""
     log_format: LogFormat = "console"
     log_level: LogLevel = "info"
