@@ -441,7 +441,9 @@ CREATE TABLE jobs (
     jitter_seconds   double precision NOT NULL,
     pause_on_failure boolean          NOT NULL,
     enabled          boolean          NOT NULL,
+    resources        jsonb,
     removed          boolean          NOT NULL,
+    removed_by       text,
     paused           boolean          NOT NULL,
     pause_note       text,
     ticked_until     timestamptz      NOT NULL,
@@ -464,6 +466,7 @@ CREATE TABLE job_runs (
     lease_expires_at timestamptz,
     retry_at         timestamptz,
     reservation_id   uuid,
+    operation_id     uuid,
     tokens_used      bigint,
     started_at       timestamptz,
     finished_at      timestamptz,
@@ -513,7 +516,7 @@ CREATE TABLE access (
 
 
 -- @upgrade 2
--- Replay beside the live tables, snapshots, sealed payloads, API keys.
+-- Replay beside the live tables, snapshots, sealed payloads; claims of jobs, who removed one; API keys.
 
 ALTER TABLE projections ADD COLUMN generation bigint NOT NULL DEFAULT 1;
 
@@ -559,6 +562,9 @@ $$;
 
 CREATE TRIGGER events_destroy_keys AFTER INSERT ON events
     FOR EACH ROW WHEN (NEW.type = 'subject_forgotten') EXECUTE FUNCTION destroy_key();
+
+ALTER TABLE jobs ADD COLUMN resources jsonb, ADD COLUMN removed_by text;
+ALTER TABLE job_runs ADD COLUMN operation_id uuid;
 
 CREATE TABLE api_keys (
     id            text        PRIMARY KEY,

@@ -24,7 +24,7 @@ from projections.projector import Projector
 from service.batch import new_id
 from service.calls import Caller
 from service.clock import DatabaseClock
-from service.commands import DefineJob, RegisterAgent, RemoveJob, StartOrchestrator
+from service.commands import DefineJob, RegisterAgent, StartOrchestrator, WithdrawJob
 from service.decide.access import key_is_needed
 from service.embedded import EmbeddedPostgres
 from service.http.auth import Door
@@ -34,7 +34,7 @@ from service.http.limits import is_this_machine
 from service.http.server import Runner
 from service.http.stream import OpenStreams
 from service.http.table import application
-from service.job_spec import EMAIL_AGENT
+from service.job_spec import EMAIL_AGENT, SEED_JOBS
 from service.metrics import Metrics
 from service.reading import ReadTables
 from service.requests import Request
@@ -232,7 +232,11 @@ async def _first_commands(settings: Settings, writer: Writer) -> None:
     correlation_id = new_id()
 
     async def do(command: AnyCommand) -> Outcome:
-        return await writer.submit(Request(command, SERVICE_ACTOR, correlation_id))
+        while True:
+            outcome = await writer.submit(Request(command, SERVICE_ACTOR, correlation_id))
+            # A job that nobody ran for long has so many missed ticks that they are told some at a time.
+            if outcome.refusal is None or outcome.refusal.code != "job_behind":
+                return outcome
 
     await do(settings.policy())
     for agent in settings.registrations():
@@ -246,6 +250,11 @@ async def _first_commands(settings: Settings, writer: Writer) -> None:
         outcome = await do(DefineJob(name=name, source=source, definition=spec.definition()))
         if outcome.refusal:
             raise StartFailed(f"jobs.{name}.agent is {spec.agent!r}: {outcome.refusal.detail}")
-    for job in list(writer.squad.all(JOBS)):
-        if job.name not in specs and job.source != "api":
-            await do(RemoveJob(name=job.name))
+    withdrawn = [job.name for job in writer.squad.all(JOBS) if job.source != "api"]
+    if not settings.seed_jobs:
+        # Also those that are off the schedule already: switched on again, they all come back.
+        known = writer.squad.rows(JOBS)
+        withdrawn += [name for name in SEED_JOBS if known.get(name) is None]
+    for name in withdrawn:
+        if name not in specs:
+            await do(WithdrawJob(name=name))

@@ -30,6 +30,7 @@ RefusalCode = Literal[
     "email_exists",
     "job_not_found",
     "job_running",
+    "job_behind",
     "orchestrator_stopped",
     "run_not_held",
     "idempotency_mismatch",

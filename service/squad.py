@@ -26,11 +26,12 @@ from projections.budgets import (
     PolicyRow,
 )
 from projections.emails import EMAILS
-from projections.jobs import JOBS, RUNS
+from projections.jobs import JOBS
 from projections.keys import ACCESS, KEYS
 from projections.operations import OPERATIONS
 from projections.orchestrator import ORCHESTRATOR, THE_ORCHESTRATOR, OrchestratorRow
 from projections.projection import MissingRow, Table
+from projections.runs import RUNS
 from projections.tasks import TASKS
 
 if TYPE_CHECKING:

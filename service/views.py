@@ -13,6 +13,9 @@ from service.schedule import next_tick, next_ticks, schedule_of
 NEXT_TICKS = 5
 """How many ticks ahead a job is shown."""
 
+INNER_OF_JOBS = frozenset({"removed", "removed_by", "ticked_until", "buffered_tick"})
+"""Columns of a job's row that are nobody's business."""
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -60,8 +63,7 @@ def active_operations(state: State) -> list[OperationRow]:
 
 def job(row: JobRow, last_runs: list[dict[str, Any]], now: datetime) -> dict[str, Any]:
     """A job with its last runs and its next ticks."""
-    inner = ("removed", "ticked_until", "buffered_tick")
-    shown = {name: value for name, value in row._asdict().items() if name not in inner}
+    shown = {name: value for name, value in row._asdict().items() if name not in INNER_OF_JOBS}
     after = max(now, row.ticked_until)
     ticks = next_ticks(schedule_of(row), after, NEXT_TICKS) if row.enabled else []
     return {**shown, "last_runs": last_runs, "next_ticks": ticks}

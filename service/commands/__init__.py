@@ -27,6 +27,7 @@ from service.commands.jobs import (
     ResumeJob,
     RunJob,
     TakeUpRun,
+    WithdrawJob,
 )
 from service.commands.keys import CreateKey, NoteKeyUse, RevokeKey
 from service.commands.messages import AcknowledgeMessage, SendMessage
@@ -71,6 +72,7 @@ __all__ = [
     "TakeUpRun",
     "UpdateEmail",
     "UpdateTask",
+    "WithdrawJob",
 ]
 
 AnyCommand = (
@@ -93,6 +95,7 @@ AnyCommand = (
     | UpdateEmail
     | DefineJob
     | RemoveJob
+    | WithdrawJob
     | PauseJob
     | ResumeJob
     | RunJob

@@ -20,6 +20,7 @@ from service.decide import (
     operations,
     orchestrator,
     runs,
+    starting,
     tasks,
     ticks,
 )
@@ -77,10 +78,10 @@ def decide(state: State, command: do.AnyCommand, at: At) -> Decision:
         case do.EndAttempt():
             return runs.end_attempt(state, command, at)
         case do.RunJob():
-            return ticks.run_now(state, command, at)
+            return starting.run_now(state, command, at)
         case do.DefineJob():
             return jobs.define(state, command, at)
-        case do.RemoveJob():
+        case do.RemoveJob() | do.WithdrawJob():
             return jobs.remove(state, command, at)
         case do.PauseJob():
             return jobs.pause(state, command, at)

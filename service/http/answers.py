@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, create_model
 
 from eventstore.events import (
     AgentStatus,
     EmailStatus,
-    JobSource,
     OperationOutcome,
-    Overlap,
     TaskPriority,
     TaskStatus,
 )
 from projections.agents import AgentRow
 from projections.emails import EmailRow
-from projections.jobs import RunRow
+from projections.jobs import JobRow
 from projections.messages import MessageRow
 from projections.operations import ConflictRow, OperationRow
+from projections.runs import RunRow
 from projections.tasks import TaskRow
+from service.views import INNER_OF_JOBS
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
 class Answer(BaseModel):
@@ -67,10 +70,15 @@ def page_of(model: type[BaseModel]) -> type[BaseModel]:
     return page
 
 
-def of_row(name: str, row: type[Any]) -> type[BaseModel]:
-    """A model with a row's columns."""
-    fields: dict[str, Any] = {column: (kind, ...) for column, kind in row.__annotations__.items()}
-    return create_model(name, __base__=Answer, __doc__=row.__doc__, __module__=row.__module__, **fields)
+def of_row(
+    name: str, row: type[Any], *, but: Collection[str] = (), doc: str | None = None, **more: Any
+) -> type[BaseModel]:
+    """A model with a row's columns, without those in `but`, and with more fields."""
+    kinds = {column: kind for column, kind in row.__annotations__.items() if column not in but}
+    fields: dict[str, Any] = {field: (kind, ...) for field, kind in {**kinds, **more}.items()}
+    return create_model(
+        name, __base__=Answer, __doc__=doc or row.__doc__, __module__=row.__module__, **fields
+    )
 
 
 Agent = of_row("Agent", AgentRow)
@@ -251,30 +259,14 @@ class TaskWritten(Written):
 Run = of_row("Run", RunRow)
 
 
-class Job(Answer):
-    """A job, with its last five runs, the newest first, and its next five ticks."""
-
-    name: str
-    source: JobSource
-    agent: str | None
-    endpoint: str | None
-    task: str | None
-    cron: str | None
-    every_seconds: float | None
-    timezone: str
-    tokens: int
-    timeout_seconds: float
-    retries: int
-    overlap: Overlap
-    catch_up_seconds: float
-    jitter_seconds: float
-    pause_on_failure: bool
-    enabled: bool
-    paused: bool
-    pause_note: str | None
-    position: int
-    last_runs: list[Run]  # type: ignore[valid-type]
-    next_ticks: list[datetime]
+Job = of_row(
+    "Job",
+    JobRow,
+    but=INNER_OF_JOBS,
+    doc="A job, with its last five runs, the newest first, and its next five ticks.",
+    last_runs=list[Run],  # type: ignore[valid-type]
+    next_ticks=list[datetime],
+)
 
 
 class JobNamed(Written):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from eventstore import codec
 from eventstore.events import Event, RunFinished
 from projections.agents import AGENTS
-from projections.jobs import RUNS, jobs
+from projections.jobs import jobs
+from projections.runs import RUNS
 from service import commands as do
 from service.calls import Caller
 from service.clock import DatabaseClock
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from eventstore.recorded import Recorded
-    from projections.jobs import RunRow
+    from projections.runs import RunRow
 
 E = TypeVar("E", bound=Event)
 

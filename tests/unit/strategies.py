@@ -142,6 +142,7 @@ def _definitions(*schedules: tuple[str | None, float | None]) -> SearchStrategy[
         jitter_seconds=st.sampled_from((0.0, LONGEST_JITTER.total_seconds())),
         pause_on_failure=st.booleans(),
         enabled=st.sampled_from((True, True, True, False)),
+        resources=st.none() | _resources,
     )
 
 
@@ -163,14 +164,16 @@ _ending = st.builds(
     attempt=st.sampled_from((1, 1, 2, 3)),
     succeeded=st.booleans(),
     tokens_used=st.none() | _tokens,
+    answered=st.booleans(),
     report=st.just("so it went"),
 )
 _attending: tuple[SearchStrategy[AnyCommand], ...] = (
-    st.builds(do.RunJob, name=_job, runner=_runner),
+    st.builds(do.RunJob, name=_job, runner=st.none() | _runner),
     st.builds(do.RenewRun, run_id=_wish, runner=_runner),
     st.builds(do.PauseJob, name=_job, note=st.sampled_from((None, "holidays"))),
     st.builds(do.ResumeJob, name=_job),
     st.builds(do.RemoveJob, name=_job),
+    st.builds(do.WithdrawJob, name=_job),
 )
 _seldom_jobs: SearchStrategy[AnyCommand] = st.one_of(
     _defining(_seldom), _claiming, _taking_up, _ending, *_attending
@@ -193,8 +196,9 @@ jobs: SearchStrategy[AnyCommand] = _weighted(
     (1, st.builds(do.SetBudget, daily_tokens=st.sampled_from((300, 1000)))),
     (3, st.builds(do.StartOrchestrator)),
     (1, st.builds(do.StopOrchestrator)),
+    (3, work),
 )
-"""Commands about jobs that tick every minute or two, and their runs."""
+"""Commands about jobs that tick every minute or two, their runs, and who is in their way."""
 
 first_jobs: SearchStrategy[list[AnyCommand]] = st.lists(_defining(_often), min_size=1, max_size=3)
 

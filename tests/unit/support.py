@@ -19,9 +19,10 @@ from eventstore.events import AnyEvent, Event
 from eventstore.recorded import NewEvent, Recorded
 from service import recall
 from service.batch import CLOCK_ACTOR, Batch, Recorder, decide_batch
-from service.commands import AnyCommand, SetPolicy
+from service.commands import AnyCommand, ClaimTick, EndAttempt, RenewRun, SetPolicy, TakeUpRun
 from service.requests import Outcome, Request, Ticket
 from service.squad import Draft, Squad
+from service.work import ACTOR as SCHEDULER
 
 if TYPE_CHECKING:
     import asyncio
@@ -56,6 +57,13 @@ def given(*steps: AnyCommand | Event, policy: SetPolicy | None = None, at: When 
     return story.given(policy or SetPolicy(), *steps, at=at)
 
 
+def _actor(command: AnyCommand) -> str:
+    """Who sends such a command as a rule."""
+    if isinstance(command, ClaimTick | TakeUpRun | RenewRun | EndAttempt):
+        return SCHEDULER
+    return f"agent:{command.acting_agent or 'tester'}"
+
+
 class Story:
     """A squad, its log, and what came of the last batch."""
 
@@ -87,9 +95,7 @@ class Story:
         """Has commands decided as one batch."""
         self.decide(
             [
-                command
-                if isinstance(command, Request)
-                else Request(command, f"agent:{command.acting_agent or 'tester'}", "a request")
+                command if isinstance(command, Request) else Request(command, _actor(command), "a request")
                 for command in commands
             ],
             at,

@@ -23,7 +23,8 @@ from eventstore.events import (
 )
 from projections.agents import AGENTS
 from projections.budgets import BUDGET_DAYS
-from projections.jobs import JOBS, RUNS, run_id
+from projections.jobs import JOBS
+from projections.runs import RUNS, run_id
 from service.commands import (
     Heartbeat,
     PauseJob,
@@ -41,7 +42,7 @@ from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, define, ended, wit
 from tests.unit.support import FRESH, START, Story, given, moment
 
 POOR = SetPolicy(daily_tokens=1_000)
-AT_WORK = AgentStatusChanged(agent="ann", previous="idle", status="active", reason="operation_started")
+AT_WORK = AgentStatusChanged(agent="ann", previous="idle", status="active", reason="run_started")
 AT_REST = AgentStatusChanged(agent="ann", previous="active", status="idle", reason="run_ended")
 
 
@@ -57,6 +58,7 @@ def started(tick: float, at: float | None = None, **fields: Any) -> RunStarted:
         "runner": RUNNER,
         "attempts_allowed": 1,
         "reservation_id": None,
+        "operation_id": None,
         **fields,
     }
     lease = moment((tick if at is None else at) + LEASE_SECONDS)
@@ -293,6 +295,7 @@ class TestCancellingTheOther:
                 attempts=1,
                 reason=reason,
                 tokens_used=None,
+                answered=False,
             ),
             MessageSent(
                 message_id=FRESH,

@@ -34,9 +34,10 @@ from projections import PROJECTIONS
 from projections.agents import AGENTS
 from projections.budgets import BUDGET_DAYS, BUDGETS, RESERVATIONS
 from projections.emails import EMAILS
-from projections.jobs import JOBS, RUNS
+from projections.jobs import JOBS
 from projections.keys import KEYS
 from projections.operations import OPERATIONS
+from projections.runs import RUNS
 from service.batch import Recorder
 from service.commands import (
     AnyCommand,
@@ -228,6 +229,8 @@ class World:
 
         runs = list(squad.all(RUNS))
         assert {row.id for row in runs} == self.job_rules.runs.keys()
+        held = {row.operation_id for row in runs if row.runner}
+        assert {row.id for row in operations if row.action in strategies.JOBS} <= held
 
         self.key_rules.check(squad)
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from projections import storage
-from projections.jobs import JOBS, RUNS, RunStatus, jobs
+from projections.jobs import JOBS, jobs
+from projections.runs import RUNS, RunStatus
 from service import commands as do
 from service import views
 from service.http import answers
@@ -156,7 +157,7 @@ ROUTES = (
         body=JobSpec,
         path_types={"name": Name},
         answers={200: answers.JobNamed},
-        problems=("agent_not_found",),
+        problems=("agent_not_found", "job_behind"),
     ),
     write(
         "DELETE",
@@ -167,7 +168,7 @@ ROUTES = (
         scope=Scope.OPERATE,
         bound={"name": "name"},
         answer=answers.JobNamed,
-        problems=("job_not_found",),
+        problems=("job_not_found", "job_behind"),
     ),
     Route(
         method="POST",
@@ -182,6 +183,7 @@ ROUTES = (
         problems=(
             "job_not_found",
             "job_running",
+            "conflict",
             "orchestrator_stopped",
             "budget_exhausted",
             "agent_limit_reached",
