@@ -28,6 +28,7 @@ from eventstore.errors import (
 from eventstore.events import AppendAbandoned
 from eventstore.translation import translating
 from service import recall
+from service.ahead import Ahead, Decided
 from service.batch import Batch, decide_batch
 from service.restore import STUCK_AFTER_SECONDS, catch_up, fold_page, restore
 from service.squad import Draft, Squad
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from eventstore.recorded import Recorded
     from service.clock import DatabaseClock
-    from service.requests import Ticket
+    from service.requests import Ticket, Waiting
 
 _FENCES = AppendAbandoned(first_event_id="", events=0).stream
 _log = logging.getLogger(__name__)
@@ -46,8 +47,12 @@ _log = logging.getLogger(__name__)
 class Appender:
     """Keeps `squad` at the head of the log, and appends what is decided there."""
 
-    def __init__(self, clock: DatabaseClock, publish: Callable[[Sequence[Recorded]], None]) -> None:
+    def __init__(
+        self, clock: DatabaseClock, waiting: Waiting, publish: Callable[[Sequence[Recorded]], None]
+    ) -> None:
         self.squad = Squad()
+        self.ahead = Ahead(clock, waiting)
+        """What is decided while a batch is on its way."""
         self.contended = False
         """Whether others write too, so that batches are decided holding the lock."""
         self.in_doubt: Batch | None = None
@@ -65,6 +70,7 @@ class Appender:
             StoreUnavailable, StoreBusy: not now.
             LogNotUnderstood: the log comes from a newer version of the software.
         """
+        self.ahead.drop()
         with hanging_up_after(STUCK_AFTER_SECONDS, connection):
             await self._ask_the_time(connection)
             await self._recognise_the_log(connection)
@@ -80,18 +86,27 @@ class Appender:
         """Folds what others have appended."""
         await catch_up(connection, self.squad, self._publish)
 
-    async def commit(self, connection: Connection, tickets: Sequence[Ticket]) -> None:
+    async def commit(
+        self, connection: Connection, tickets: Sequence[Ticket], decided: Decided | None = None
+    ) -> None:
         """Decides the tickets' commands at the head, appends what came of them, and tells their callers.
+
+        Args:
+            connection: the one that `begin` was called with.
+            tickets: the commands.
+            decided: what was decided of them ahead, if it was.
 
         Raises:
             StoreUnavailable: the connection broke; the batch is `in_doubt` if it may have happened.
             StoreBusy, LogNotUnderstood: nothing was stored; try again on a new connection.
             Exception: nothing was stored, because of one of the commands.
         """
+        if decided is None:
+            self.ahead.drop()
         with hanging_up_after(STUCK_AFTER_SECONDS, connection), translating():
             if not self.contended:
                 try:
-                    await self._commit_in_one_trip(connection, tickets)
+                    await self._commit_in_one_trip(connection, tickets, decided)
                 except HeadMoved as moved:
                     self._check_continuity(moved.head)
                     self.contended = True
@@ -101,11 +116,14 @@ class Appender:
                     return
             await self._commit_holding_the_lock(connection, tickets)
 
-    async def _commit_in_one_trip(self, connection: Connection, tickets: Sequence[Ticket]) -> None:
-        draft = Draft(self.squad)
-        batch = await self._decide(connection, draft, tickets)
+    async def _commit_in_one_trip(
+        self, connection: Connection, tickets: Sequence[Ticket], decided: Decided | None
+    ) -> None:
+        draft = decided.draft if decided else Draft(self.squad)
+        batch = decided.batch if decided else await self._decide(connection, draft, tickets)
         if batch.recorded:
-            await self._append(connection, batch)
+            with self.ahead.deciding_above(draft):
+                await self._append(connection, batch)
         else:
             # Nothing to append, so nothing has compared the head yet; but an answer must be true as well.
             head = await log.head_position(connection)
@@ -188,6 +206,7 @@ class Appender:
         finally:
             # Whatever happens here, nobody may think that it did not happen there.
             _tell(batch)
+        self.ahead.rebase(self.squad)
         if batch.recorded:
             self._publish(batch.recorded)
 

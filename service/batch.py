@@ -40,6 +40,12 @@ class Batch(NamedTuple):
     decided_at: datetime
     """The database's clock as the decisions believed it to be."""
 
+    def and_then(self, more: Batch) -> Batch:
+        """One batch of this one and of what was decided on the same draft after it, at the same time."""
+        self.outcomes.extend(more.outcomes)
+        self.recorded.extend(more.recorded)
+        return self._replace(tickets=[*self.tickets, *more.tickets])
+
 
 def new_id() -> str:
     """A fresh UUIDv7."""

@@ -242,7 +242,9 @@ class _Layer:
 
     __slots__ = ("below", "changes", "journal")
 
-    def __init__(self, below: Mapping[Any, Any], journal: list[tuple[dict[Any, Any], Any, Any]]) -> None:
+    def __init__(
+        self, below: Mapping[Any, Any] | _Layer, journal: list[tuple[dict[Any, Any], Any, Any]]
+    ) -> None:
         self.below = below
         self.changes: dict[Any, Any] = {}
         self.journal = journal
@@ -255,25 +257,31 @@ class _Layer:
         self.journal.append((self.changes, key, self.changes.get(key, _ABSENT)))
         self.changes[key] = value
 
-    def values(self) -> Iterator[Any]:
+    def items(self) -> Iterator[tuple[Any, Any]]:
         for key, value in self.below.items():
             if key not in self.changes:
-                yield value
-        yield from self.changes.values()
+                yield key, value
+        yield from self.changes.items()
+
+    def values(self) -> Iterator[Any]:
+        return (value for _, value in self.items())
 
 
 class Draft(State):
-    """A batch under decision: the squad as it will be if the batch's events get into the log."""
+    """A batch under decision: the squad as it will be if the batch's events get into the log.
 
-    def __init__(self, squad: Squad) -> None:
-        self.head, self.looked_at = squad.head, squad.looked_at
+    One batch may be decided above another one that is still on its way there.
+    """
+
+    def __init__(self, base: Squad | Draft) -> None:
+        self.head, self.looked_at = base.head, base.looked_at
         self.journal: list[tuple[dict[Any, Any], Any, Any]] = []
         self.layers: dict[str, _Layer] = {}
-        self.versions = _Layer(squad.versions, self.journal)
-        self.holders = _Layer(squad.holders, self.journal)
-        self.gmail_ids = _Layer(squad.gmail_ids, self.journal)
-        self._squad = squad
-        self._safe_head = squad.head
+        self.versions: _Layer = _Layer(base.versions, self.journal)
+        self.holders: _Layer = _Layer(base.holders, self.journal)
+        self.gmail_ids: _Layer = _Layer(base.gmail_ids, self.journal)
+        self._base = base
+        self._safe_head = base.head
 
     def rows(self, table: Table[K, R], /) -> Rows[K, R]:
         """One table's rows."""
@@ -316,6 +324,14 @@ class Draft(State):
         self.versions.put(recorded.stream, recorded.version)
         self.head = Head(recorded.position, recorded.hash, recorded.recorded_at)
 
+    def rebase(self, squad: Squad) -> None:
+        """Stands on a squad from now on that has taken over what this draft stood on."""
+        self._base = squad
+        for name, layer in self.layers.items():
+            layer.below = squad.tables.get(name, {})
+        self.versions.below, self.holders.below = squad.versions, squad.holders
+        self.gmail_ids.below = squad.gmail_ids
+
     def keep(self) -> None:
         """What was folded so far stays, whatever comes of the next command."""
         self.journal.clear()
@@ -340,6 +356,7 @@ class Draft(State):
     def _layer(self, table: Table[Any, Any]) -> _Layer:
         layer = self.layers.get(table.name)
         if layer is None:
-            below = self._squad.tables.get(table.name, {})
+            base = self._base
+            below = base._layer(table) if isinstance(base, Draft) else base.tables.get(table.name, {})
             layer = self.layers[table.name] = _Layer(below, self.journal)
         return layer
