@@ -10,6 +10,7 @@ They are looked through once a second: a timer for each request would cost every
 from __future__ import annotations
 
 import logging
+import resource
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
@@ -45,7 +46,18 @@ MAX_LINE_BYTES = 8_190
 LOOK_SECONDS = 1.0
 """How often the connections are looked through."""
 
+_OTHER_FILES = 200
+"""How many files are open besides: connections to the database, what agents are called over."""
+
 _log = logging.getLogger(__name__)
+
+
+def most_connections() -> int:
+    """How many clients there may be at once: fewer where the system lets us open few files."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (
+        MAX_CONNECTIONS if files == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, files - _OTHER_FILES)
+    )
 
 
 class Connection(web.RequestHandler):
@@ -73,8 +85,8 @@ class Connection(web.RequestHandler):
         super().connection_made(transport)
         self._head_since = self._loop.time()
         assert self._manager
-        if len(self._manager._connections) > MAX_CONNECTIONS:
-            self._end_with(503, "connections_full", f"{MAX_CONNECTIONS} connections are open")
+        if len(self._manager._connections) > (most := most_connections()):
+            self._end_with(503, "connections_full", f"{most} connections are open")
 
     def data_received(self, data: bytes) -> None:
         """Takes what arrived; notes where it leaves a head unfinished."""

@@ -12,7 +12,7 @@ from eventstore import log
 from service.http import answers
 from service.http.auth import Scope, only_own, own_agent
 from service.http.context import Services, parse_query, respond
-from service.http.lists import PageQuery, Position, Query, page
+from service.http.lists import PageQuery, Position, Query, read_page
 from service.http.problems import Problem
 from service.http.route import Media, Route
 from service.http.stream import agent_of, stream
@@ -79,8 +79,14 @@ async def _list(services: Services, request: web.Request) -> web.StreamResponse:
     await services.tables.state_covering(query.min_position)
     wanted = log.Filter(query.type, query.stream, _own(query.agent), query.since, query.until)
     async with services.tables.connection() as connection:
-        events = await log.read_filtered(connection, query.after, query.limit + 1, wanted)
-    return respond(200, page([show(recorded) for recorded in events], query.limit))
+
+        async def fetch(after: int, count: int) -> list[dict[str, Any]]:
+            return [
+                show(recorded) for recorded in await log.read_filtered(connection, after, count, wanted)
+            ]
+
+        shown = await read_page(fetch, query.after, query.limit)
+    return respond(200, shown)
 
 
 async def _one(services: Services, request: web.Request) -> web.StreamResponse:
