@@ -389,6 +389,18 @@ async def test_a_key_that_is_revoked_opens_nothing_on_any_process(database: str)
         assert [event for event in later if event.type == "message_sent"] == []
 
 
+async def test_keys_are_known_again_after_a_restart(database: str) -> None:
+    """Whether the state is read from the tables, as after a while, or from the log, as at first."""
+    gone, kept = await make_key(database), await make_key(database)
+    await revoke_key(database, gone)
+    for _ in range(2):
+        async with running_service(database) as service:
+            (await service.api.get("budget")).expect(401, "unauthorized")
+            (await service.api.with_key(gone.text).get("budget")).expect(401, "unauthorized")
+            api = service.api.with_key(kept.text)
+            (await api.get("tasks", min_position=await service.head())).expect(200)
+
+
 async def test_a_stream_ends_with_the_key_that_opened_it(squad: Squad) -> None:
     async with squad.auditor.session.get(
         "/api/v1/events/stream", headers=squad.auditor.headers
