@@ -11,7 +11,8 @@ Each line is an object whose `kind` says what it is:
 - `end`, the last: how many `events` there are, the last `position` and its `hash`, so that a file whose end
   is missing is noticed.
 
-What such a file has to be beyond the shape of its lines, `eventstore.arriving` knows.
+Lines of a kind that is yet to come have their place between the header and the first event. What such a
+file has to be beyond the shape of its lines, `eventstore.arriving` knows.
 """
 
 from __future__ import annotations

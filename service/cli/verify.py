@@ -16,11 +16,13 @@ from eventstore.verification import Check
 from projections.comparison import compare
 from service.cli import progress
 from service.cli.common import AT_LEISURE, database_options, open_squad, printable, run
+from service.history import check_snapshots
 from service.http.json import dumps
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from eventstore.connection import Connection
     from eventstore.verification import Verified
     from projections.comparison import Difference
     from service.cli.progress import Tell
@@ -68,7 +70,9 @@ def verify(
             through = chosen.listen_dsn or found
             with progress.shown("the tables", quiet=as_json) as tell:
                 tables, differences = await _tables(through, chosen.squad_schema, tell)
-            return verified, [*verified.checks, *tables], differences
+            with progress.shown("the snapshots", quiet=as_json) as tell:
+                kept = await _snapshots(connection, lambda position: tell(position, verified.position))
+            return verified, [*verified.checks, *tables, kept], differences
 
     verified, checks, differences = run(work())
     if as_json:
@@ -91,6 +95,19 @@ async def _tables(dsn: str, schema: str, tell: Tell) -> tuple[list[Check], list[
     if not differences:
         return [Check("tables", holds=True, says="every row follows from the log, and none is missing")], []
     return [Check("tables", holds=False, says=str(each), faults=1) for each in differences], differences
+
+
+async def _snapshots(connection: Connection, tell: Callable[[int], None]) -> Check:
+    """Whether what was put away of the past is what the log makes of it."""
+    try:
+        faults = await check_snapshots(connection, tell)
+    except (LogBroken, LogNotUnderstood, UnknownEventType, UnreadableEvent) as error:
+        says = f"they cannot be compared with the log: {error}"
+        return Check("snapshots", holds=False, says=says, position=error.position, faults=1)
+    if not faults:
+        return Check("snapshots", holds=True, says="each is what a fold of the log gives at its position")
+    first = faults[0]
+    return Check("snapshots", holds=False, says=first.reason, position=first.position, faults=len(faults))
 
 
 def _line(check: Check) -> str:

@@ -9,7 +9,7 @@ import shlex
 import sys
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
@@ -17,8 +17,11 @@ from click.testing import CliRunner
 from eventstore import checkpoint, log
 from eventstore.listener import Hints
 from eventstore.recorded import Head
+from projections.agents import AGENTS
 from projections.projector import Projector
+from service import snapshots
 from service.cli import cli, main
+from service.restore import restore
 from tests.api.client import running_service
 from tests.support.audit import verdict_in_plain_python
 from tests.support.command import SQUAD, Ended, end, squad, start
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from tests.support.postgres import PostgresServer
 
 CHECKS = ["positions", "chain", "times", "causes", "streams", "ids", "guards"]
+ALL_CHECKS = [*CHECKS, "tables", "snapshots"]
 
 
 @pytest.fixture
@@ -95,7 +99,7 @@ class TestVerify:
         await _live(service)
         await eventually(partial(projected_to_head, service.dsn))
         lines = (await _squad("verify", "--dsn", service.dsn)).lines()
-        assert [line.split()[:2] for line in lines] == [["holds", name] for name in [*CHECKS, "tables"]]
+        assert [line.split()[:2] for line in lines] == [["holds", name] for name in ALL_CHECKS]
         assert lines[0].endswith(f"1 to {await service.head()}, none is missing")
 
     async def test_as_json_is_one_object(self, history: str, tmp_path: Path) -> None:
@@ -103,7 +107,7 @@ class TestVerify:
         found = json.loads(line)
         assert found["holds"] is True
         assert (found["position"], found["differences"]) == (EVENTS, [])
-        assert [check["name"] for check in found["checks"]] == [*CHECKS, "tables"]
+        assert [check["name"] for check in found["checks"]] == ALL_CHECKS
         async with connected(history) as connection:
             assert found["hash"] == (await log.head(connection)).hash.hex()
 
@@ -116,7 +120,7 @@ class TestVerify:
         ended = await _squad("verify", "--dsn", history)
         assert (ended.code, ended.errors) == (1, "")
         lines = ended.output.splitlines()
-        chain, tables = lines[1], lines[-1]
+        chain, tables = lines[1], lines[-2]
         assert chain == (
             "FAILS  chain       position 4: its hash does not follow from what it says and the hash before"
             " (and 2 more)"
@@ -124,6 +128,20 @@ class TestVerify:
         assert tables.startswith("FAILS  tables      squad_messages at position 12: the row id=")
         assert tables.endswith("has message 'lies', by the log it is 'message 8' (1 changed)")
         assert [line for line in lines if not line.startswith("holds")] == [chain, tables]
+
+    async def test_names_a_snapshot_that_is_not_what_the_log_gives(
+        self, history: str, tmp_path: Path
+    ) -> None:
+        async with connected(history) as connection:
+            squad = await restore(connection)
+            agents: Any = squad.tables[AGENTS.name]
+            name, row = next(iter(agents.items()))
+            agents[name] = row._replace(role="made up")
+            await snapshots.store(connection, squad, squad.head.position)
+        ended = await _squad("verify", "--dsn", history)
+        assert ended.code == 1
+        [line] = [line for line in ended.output.splitlines() if not line.startswith("holds")]
+        assert line.startswith(f"FAILS  snapshots   position {EVENTS}: squad_agents differs from the fold")
 
     async def test_as_json_names_them_as_well(self, history: str, tmp_path: Path) -> None:
         async with connected(history) as connection:
@@ -276,7 +294,7 @@ class TestExportAndImport:
             assert await whole_log(there) == (await whole_log(here))[:head]
         await assert_log_is_sound(another)
         assert await assert_tables_equal_fold(another) > 20
-        assert len((await _squad("verify", "--dsn", another)).lines()) == len(CHECKS) + 1
+        assert len((await _squad("verify", "--dsn", another)).lines()) == len(ALL_CHECKS)
         async with running_service(another) as again:
             await again.api.post("messages", from_agent="ada", message="it goes on")
             assert await again.head() > head
@@ -378,7 +396,7 @@ class TestExportAndImport:
             imported = await squad(tmp_path, "import", "log", "--data", str(folder / "new"))
             assert imported.output.startswith("imported 12 events")
             lines = (await squad(tmp_path, "verify", "--data", str(folder / "new"))).lines()
-            assert len(lines) == len(CHECKS) + 1
+            assert len(lines) == len(ALL_CHECKS)
 
     @pytest.mark.parametrize(
         ("arguments", "complaint"),

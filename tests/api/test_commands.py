@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +19,7 @@ from tests.api.client import running_service
 from tests.support.command import ENDS_WITHIN_SECONDS, SQUAD, Ended, end, squad, start
 from tests.support.log import Scribe, joined
 from tests.support.parts import connected
+from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -175,6 +177,7 @@ async def test_whatif_takes_every_rule(service: Service) -> None:
 
 async def test_replay_tells_what_it_did(service: Service, tmp_path: Path) -> None:
     await _fill(service)
+    await eventually(partial(projected_to_head, service.dsn))
     async with connected(service.dsn) as connection:
         await connection.execute("UPDATE squad_messages SET message = 'tampered'")
     ended = await squad(tmp_path, "replay", "messages", "tasks", "--dsn", service.dsn)

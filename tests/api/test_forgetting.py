@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 ADDRESS = "zoe@example.org"
 EMAIL = {
     "gmail_message_id": "g-1",
-    "from_email": f"Zoe <{ADDRESS}>",
+    "from_email": f"Zoe Smith <{ADDRESS}>",
     "subject": "A complaint",
     "payload": {"text": "so very angry"},
 }
 MESSAGE = {"from_agent": "ada", "message": "a private word", "data": {"do": "call 030-1234"}}
-PERSONAL = ("Zoe", ADDRESS, "A complaint", "so very angry", "a private word", "call 030-1234")
+PERSONAL = ("Zoe Smith", ADDRESS, "A complaint", "so very angry", "a private word", "call 030-1234")
 ERASED_EMAIL = {"from_email": "(erased)", "subject": None, "payload": None}
 UNKNOWN = "00000000-0000-7000-8000-00000000ffff"
 

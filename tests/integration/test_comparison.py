@@ -6,8 +6,10 @@ import asyncio
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from eventstore import log
 from eventstore.errors import LogBroken, LogNotUnderstood, StoreBusy, StoreUnavailable, UnknownEventType
@@ -292,6 +294,19 @@ async def test_it_tells_how_far_it_is(database: str, monkeypatch: pytest.MonkeyP
     await compare(database, SCHEMA, progress=lambda position, goal: told.append((position, goal)))
     assert [position for position, _ in told] == [*range(100, head, 100), head]
     assert {goal for _, goal in told} == {head}
+
+
+async def test_whoever_may_read_may_compare(database: str, connection: Connection) -> None:
+    await fill_all_tables(database, seed=8)
+    role = f"auditor_{uuid4().hex}"
+    await connection.execute(f"CREATE ROLE {role}".encode())
+    try:
+        await connection.execute(f"GRANT USAGE ON SCHEMA squad TO {role}".encode())
+        await connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA squad TO {role}".encode())
+        assert await compare(make_conninfo(database, options=f"-c role={role}"), SCHEMA) == []
+    finally:
+        await connection.execute(f"DROP OWNED BY {role}".encode())
+        await connection.execute(f"DROP ROLE {role}".encode())
 
 
 async def test_it_leaves_nothing_behind(database: str, connection: Connection) -> None:

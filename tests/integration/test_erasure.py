@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from tests.support.postgres import PostgresServer
 
 ADDRESS = "zoe@example.org"
-SENDER = f"Zoe <{ADDRESS}>"
-PERSONAL = (ADDRESS, "Zoe", "A complaint", "so very angry", "a private word", "call 030-1234")
+SENDER = f"Zoe Smith <{ADDRESS}>"
+PERSONAL = (ADDRESS, "Zoe Smith", "A complaint", "so very angry", "a private word", "call 030-1234")
 
 
 @pytest.fixture

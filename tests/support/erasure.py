@@ -36,7 +36,10 @@ async def everything(dsn: str, schema: str = SCHEMA) -> str:
 
 
 async def remains(dsn: str, texts: Iterable[str]) -> list[str]:
-    """Which of the texts stand in a table of the squad."""
+    """Which of the texts stand in a table of the squad.
+
+    They must hold something that base64 has not, or it is only a question of time until a box holds them.
+    """
     found = await everything(dsn)
     # As a row's text has them: what is not a letter may be escaped.
     return [text for text in texts if text in found or text.encode().hex() in found]

@@ -54,14 +54,22 @@ async def running_writer(
     encrypt: bool | None = None,
 ) -> AsyncIterator[Writer]:
     """A writer that is ready, in a squad that has rules. It encrypts if the environment says so."""
-    if encrypt is None:
-        encrypt = os.environ.get("SQUAD_ENCRYPT_PAYLOADS") == "true"
     writer = Writer(
-        dsn, schema, clock or DatabaseClock(), hints or Hints(), keyring=keyring, encrypt=encrypt
+        dsn,
+        schema,
+        clock or DatabaseClock(),
+        hints or Hints(),
+        keyring=keyring,
+        encrypt=is_to_encrypt() if encrypt is None else encrypt,
     )
     async with running(writer.run()):
         await submit(writer, policy or do.SetPolicy(daily_tokens=1_000_000_000))
         yield writer
+
+
+def is_to_encrypt() -> bool:
+    """Whether the environment says that payloads are to be encrypted."""
+    return os.environ.get("SQUAD_ENCRYPT_PAYLOADS") == "true"
 
 
 @contextlib.asynccontextmanager
