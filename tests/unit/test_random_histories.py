@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import pytest
 from hypothesis import given as for_all
@@ -86,6 +86,9 @@ class Wish(NamedTuple):
 History = list[tuple[float, list[Wish]]]
 """Pauses in seconds, each with the batch that follows."""
 
+Encrypt = Literal["never", "always", "now and then"]
+"""When payloads are encrypted. Now and then: by processes with different settings."""
+
 SHORT_AND_LONG = (*[0.0] * 4, 0.1, 1.0, 2.0, 9.0, 31.0, 61.0, 299.0, 700.0, 4_000.0, 90_000.0)
 SHORT = (0.0, 0.5, 1.0, 2.0, 16.0, 59.0, 60.0, 61.0, 120.0, 200.0)
 
@@ -165,8 +168,9 @@ class Rules:
 class World:
     """A story that grows by random batches and checks itself after each."""
 
-    def __init__(self, *, encrypt: bool = False) -> None:
-        self.story = Story(encrypt=encrypt)
+    def __init__(self, encrypt: Encrypt = "never") -> None:
+        self.story = Story(encrypt=encrypt == "always")
+        self.encrypts_now_and_then = encrypt == "now and then"
         self.live_tables: dict[str, dict[Any, Any]] = defaultdict(dict)
         """The read tables as a projector folds them that is never late."""
         self.rules = Rules()
@@ -177,6 +181,8 @@ class World:
     def live(self, pause_seconds: float, batch: Sequence[Wish]) -> None:
         """Lets some time pass and a batch be decided."""
         for part in _apart(batch):
+            if self.encrypts_now_and_then:
+                self.story.encrypt = not self.story.encrypt
             self._live(pause_seconds, part)
             pause_seconds = 0
 
@@ -430,12 +436,12 @@ def _no_word_of_the_faults_that_are_meant() -> Iterator[None]:
     history=histories(strategies.commands, SHORT_AND_LONG),
     policy=strategies.first_policies,
     page_events=st.integers(1, 40),
-    encrypt=st.booleans(),
+    encrypt=st.sampled_from(get_args(Encrypt)),
 )
 def test_whatever_happens_the_promises_hold(
-    history: History, policy: SetPolicy, page_events: int, *, encrypt: bool
+    history: History, policy: SetPolicy, page_events: int, encrypt: Encrypt
 ) -> None:
-    live_through(history, [policy, StartOrchestrator()], page_events, encrypt=encrypt)
+    live_through(history, [policy, StartOrchestrator()], page_events, encrypt)
 
 
 @settings(max_examples=100, deadline=None)
@@ -475,10 +481,16 @@ def test_however_tokens_are_spent_the_promises_hold(
     live_through(history, [policy], page_events)
 
 
-@settings(max_examples=100, deadline=None)
-@for_all(history=histories(strategies.correspondence, SHORT), page_events=st.integers(1, 40))
-def test_whoever_is_forgotten_the_promises_hold(history: History, page_events: int) -> None:
-    live_through(history, [SetPolicy(), StartOrchestrator()], page_events, encrypt=True)
+@settings(max_examples=200, deadline=None)
+@for_all(
+    history=histories(strategies.correspondence, SHORT),
+    page_events=st.integers(1, 40),
+    encrypt=st.sampled_from(("always", "now and then")),
+)
+def test_whoever_is_forgotten_the_promises_hold(
+    history: History, page_events: int, encrypt: Encrypt
+) -> None:
+    live_through(history, [SetPolicy(), StartOrchestrator()], page_events, encrypt)
 
 
 @settings(max_examples=50, deadline=None)
@@ -494,10 +506,10 @@ def test_however_keys_come_and_go_the_promises_hold(
 
 
 def live_through(
-    history: History, first: Sequence[AnyCommand], page_events: int, *, encrypt: bool = False
+    history: History, first: Sequence[AnyCommand], page_events: int, encrypt: Encrypt = "never"
 ) -> None:
     """Lives through a history and checks all that must hold, all the time and in the end."""
-    world = World(encrypt=encrypt)
+    world = World(encrypt)
     world.live(0, [Wish(command, None, fails=False) for command in first])
     for pause_seconds, batch in history:
         world.live(pause_seconds, batch)
