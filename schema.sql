@@ -3,8 +3,8 @@
 -- Everything is named without a schema; the search_path decides which squad it belongs to. One squad is
 -- one Postgres schema. This file is the only DDL: eventstore/schema.py runs it whole on a new schema and
 -- keeps its version. What a later version needs on top of an earlier one stands at the end, each step
--- after a line "-- @upgrade N". The read tables stand between "-- @read-tables" and "-- @end": a replay makes
--- them a second time, beside the live ones.
+-- after a line "-- @upgrade N". The read tables stand between "-- @read-tables" and "-- @end", from where a
+-- replay makes one again that was dropped.
 
 
 -- The log ----------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ $$;
 
 -- How far the read tables are --------------------------------------------------------------------------
 -- A projection's rows and its position change in one transaction. A failed one says where and why. The
--- generation is the same for all, and grows whenever a replay puts new tables in the place of old ones.
+-- generation is the same for all, and grows whenever a replay has replaced rows.
 
 CREATE TABLE projections (
     name            text        PRIMARY KEY,
@@ -192,9 +192,10 @@ CREATE TABLE projections (
 
 
 -- Move projections on --------------------------------------------------------------------------------
--- Called last in the transaction that changed their rows. Raises where one of them is not where the caller
--- believes it to be, or where its table is not the one that the caller knows: then somebody else moved or
--- replaced it, and the rows must not be kept.
+-- Called in the transaction that changes their rows, before it does: who replaces rows locks `projections`
+-- first as well, so neither waits for rows that the other has. Raises where one of them is not where the
+-- caller believes it to be, or where its rows are not those that the caller knows: then somebody else moved
+-- or replaced them, and the caller's must not be kept.
 
 CREATE FUNCTION advance_projections(names text[], expected bigint, reached bigint, known_generation bigint)
 RETURNS void LANGUAGE plpgsql AS $$
@@ -229,14 +230,19 @@ CREATE TABLE snapshots (
 -- Keys of sealed payloads --------------------------------------------------------------------------------
 -- What is personal in an event may be sealed with the key of whom it concerns. These keys are the one thing
 -- that is not rebuilt from the log, on purpose: to forget somebody is to destroy a key. The event that says
--- so destroys it, in the same transaction, and the snapshots with it.
+-- so destroys it, in the same transaction, and the snapshots with it. `subject` is a digest of a sender's
+-- address; the key of a message has none, since only the message names it.
+--
+-- A snapshot that is being written is not seen here. Whoever writes one takes the log's lock before the
+-- commit, and looks whether somebody was forgotten since its first event was read.
 
 CREATE TABLE subject_keys (
     id          uuid        PRIMARY KEY,
-    subject     text        NOT NULL UNIQUE,
+    subject     text,
     key         bytea       NOT NULL CHECK (length(key) = 32),
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+CREATE UNIQUE INDEX subject_keys_subject ON subject_keys (subject) WHERE subject IS NOT NULL;
 
 CREATE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -248,6 +254,10 @@ $$;
 
 CREATE TRIGGER events_destroy_keys AFTER INSERT ON events
     FOR EACH ROW WHEN (NEW.type = 'subject_forgotten') EXECUTE FUNCTION destroy_key();
+
+-- Which e-mails a key has sealed. The type is looked at first: nothing else is parsed for it.
+CREATE INDEX events_by_key ON events ((data #>> '{sealed,key}'))
+    WHERE type IN ('email_received', 'email_updated') AND (data #>> '{sealed,key}') IS NOT NULL;
 
 
 -- @read-tables
@@ -547,10 +557,11 @@ CREATE TABLE snapshots (
 
 CREATE TABLE subject_keys (
     id          uuid        PRIMARY KEY,
-    subject     text        NOT NULL UNIQUE,
+    subject     text,
     key         bytea       NOT NULL CHECK (length(key) = 32),
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+CREATE UNIQUE INDEX subject_keys_subject ON subject_keys (subject) WHERE subject IS NOT NULL;
 
 CREATE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -565,6 +576,9 @@ CREATE TRIGGER events_destroy_keys AFTER INSERT ON events
 
 ALTER TABLE jobs ADD COLUMN resources jsonb, ADD COLUMN removed_by text;
 ALTER TABLE job_runs ADD COLUMN operation_id uuid;
+
+CREATE INDEX events_by_key ON events ((data #>> '{sealed,key}'))
+    WHERE type IN ('email_received', 'email_updated') AND (data #>> '{sealed,key}') IS NOT NULL;
 
 CREATE TABLE api_keys (
     id            text        PRIMARY KEY,

@@ -65,14 +65,16 @@ def decode(recorded: Recorded) -> AnyEvent:
     kind = EVENT_TYPES.get(recorded.type)
     if kind is None or recorded.schema_version > kind.schema_version:
         raise UnknownEventType(
-            f"{recorded.type} v{recorded.schema_version} at position {recorded.position}"
+            f"{recorded.type} v{recorded.schema_version} at position {recorded.position}", recorded.position
         )
     try:
         if recorded.schema_version == kind.schema_version:
             return kind.model_validate_json(recorded.data)
         return kind.model_validate(_upcast(kind, recorded.schema_version, orjson.loads(recorded.data)))
     except (ValidationError, KeyError, ValueError) as error:
-        raise UnreadableEvent(f"{recorded.type} at position {recorded.position}") from error
+        raise UnreadableEvent(
+            f"{recorded.type} at position {recorded.position}", recorded.position
+        ) from error
 
 
 def _upcast(kind: type[AnyEvent], version: int, data: dict[str, Any]) -> dict[str, Any]:

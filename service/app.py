@@ -16,7 +16,8 @@ from uuid import uuid4
 
 from aiohttp import web
 
-from eventstore import connection, schema
+from eventstore import connection, schema, sealing
+from eventstore.keys import Keyring
 from eventstore.listener import Listener
 from projections.agents import AGENTS
 from projections.jobs import JOBS
@@ -39,13 +40,15 @@ from service.metrics import Metrics
 from service.reading import ReadTables
 from service.requests import Request
 from service.scheduler import Scheduler
+from service.snapshotter import Snapshotter
 from service.tail import Tail
 from service.timekeeper import keep_time
 from service.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Coroutine, Sequence
 
+    from eventstore.recorded import Recorded
     from service.commands import AnyCommand
     from service.requests import Outcome
     from service.settings import Settings
@@ -107,26 +110,40 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
     await schema.apply(dsn, squad_schema)
     clock = DatabaseClock()
     listener = Listener(settings.listen_dsn or dsn, squad_schema)
-    projector = Projector(dsn, squad_schema, listener.events)
-    writer = Writer(dsn, squad_schema, clock, listener.events)
-    tail = Tail()
+    keyring = Keyring()
+    projector = Projector(dsn, squad_schema, listener.events, keyring=keyring)
+    writer = Writer(
+        dsn, squad_schema, clock, listener.events, keyring=keyring, encrypt=settings.encrypt_payloads
+    )
     caller = Caller(settings.agents_url, settings.secrets())
     scheduler = Scheduler(writer, clock, caller, _runner_name())
-    writer.observers += [tail.extend, scheduler.observe]
+    snapshotter = Snapshotter(dsn, squad_schema, writer)
+    writer.observers += [scheduler.observe, snapshotter.observe]
     async with (
         caller,
         connection.pool(dsn, squad_schema, name="squad reader", size=READ_CONNECTIONS) as pool,
-        background(listener.run(), projector.run(), writer.run(), keep_time(writer, clock)) as tasks,
+        background(
+            listener.run(), projector.run(), writer.run(), keep_time(writer, clock), snapshotter.run()
+        ) as tasks,
     ):
+        tables = ReadTables(pool, listener.projections, projector, writer)
+
+        async def reveal(page: Sequence[Recorded]) -> list[Recorded]:
+            async with tables.connection() as reading:
+                return await sealing.reveal(reading, page, keyring)
+
+        tail = Tail(reveal)
+        writer.observers.append(tail.extend)
         services = Services(
             settings=settings,
             writer=writer,
-            tables=ReadTables(pool, listener.projections, projector, writer),
+            tables=tables,
             tail=tail,
             clock=clock,
             listener=listener,
             projector=projector,
             scheduler=scheduler,
+            snapshotter=snapshotter,
             metrics=Metrics(writer, projector, listener),
             door=Door(settings, writer, clock),
             cors=Cors(settings.cors_origins) if settings.cors_origins else None,

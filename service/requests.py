@@ -59,6 +59,17 @@ class Outcome(NamedTuple):
     """The first answer, where the request's idempotency key was used before."""
 
 
+class Print(NamedTuple):
+    """What an idempotency key is bound to: hashes of the request that it came with."""
+
+    whole: str = ""
+    """Of method, path and body; kept, where nothing personal is in it or it can be sealed."""
+    bare: str = ""
+    """Of what is not personal in them; kept in the open. It is what remains when the rest is erased."""
+    also: str = ""
+    """Another that may have been kept, by a process with other settings."""
+
+
 class Request(NamedTuple):
     """A command, and who asks for it."""
 
@@ -67,13 +78,21 @@ class Request(NamedTuple):
     correlation_id: str
     idempotency_key: str | None = None
     fingerprint: str = ""
-    """Of the method, path and body that the key came with."""
+    """`Print.whole`."""
     answer: Callable[[Outcome], Answer] | None = None
     """Renders the answer that an idempotency key keeps."""
     size: int = 200
     """About how many bytes it holds in memory."""
+    bare_fingerprint: str = ""
+    """`Print.bare`."""
+    other_fingerprint: str = ""
+    """`Print.also`."""
     caller: Caller | None = None
     """Whose right to ask is looked at before it is decided; None where the service itself asks."""
+
+    def is_repeat_of(self, kept: str) -> bool:
+        """Whether the answer that was kept with this fingerprint is the answer to this request."""
+        return kept in (self.fingerprint, self.bare_fingerprint, self.other_fingerprint)
 
 
 class Ticket(NamedTuple):

@@ -176,8 +176,12 @@ class Settings(BaseSettings):
     operation_timeout_seconds: TtlSeconds = 60.0
     idle_after_minutes: float = Field(default=10.0, gt=0, le=1_000_000)
     offline_after_minutes: float = Field(default=60.0, gt=0, le=1_000_000)
+    encrypt_payloads: bool = False
+    """Whether what is personal in messages and e-mails is stored encrypted, so that it can be forgotten."""
     seed_jobs: bool = True
     """Whether the seed's seven jobs, and the agents that they speak of, are there by default."""
+    checkpoint_key: Path | None = None
+    """Signs the checkpoints of `squad checkpoint`."""
     insecure: bool = False
     """Whether a squad without keys is served to others than its own machine."""
     key_requests_per_second: RequestsPerSecond = 1_000.0

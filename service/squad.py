@@ -8,11 +8,20 @@ away. The folds are the projections' own; nothing about events is said twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eventstore.events import EmailReceived, OperationExpired, OperationFinished, OperationStarted
+from eventstore.events import (
+    EmailReceived,
+    EmailUpdated,
+    OperationExpired,
+    OperationFinished,
+    OperationStarted,
+    TaskUpdated,
+)
 from eventstore.recorded import EMPTY_LOG, Head
+from eventstore.subjects import NO_TRACE
 from projections import HANDLERS
 from projections.agents import AGENTS
 from projections.budgets import (
@@ -35,11 +44,12 @@ from projections.runs import RUNS
 from projections.tasks import TASKS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
     from datetime import date, datetime
 
     from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
+    from eventstore.subjects import Trace
     from projections.projection import K, R, Rows
 
 Resource = tuple[str, str]
@@ -84,7 +94,11 @@ RESIDENT: dict[str, Residence] = {
 """The tables that live in memory. Messages and conflicts do not: they are finished as they happen."""
 
 PARTIAL = frozenset({TASKS.name, EMAILS.name, KEYS.name})
-"""Tables whose absent rows may exist: they are read from the log when a command needs them."""
+"""Tables whose absent rows may exist: they are read from the log when a command needs them.
+
+One that was finished, left memory and was opened again by another process is open and not in memory:
+`Squad.absent` knows of it, so that whoever needs all that is open can have it read.
+"""
 
 
 class State:
@@ -94,6 +108,8 @@ class State:
     """Where the log ended when the state was folded."""
     looked_at: datetime | None = None
     """When it was last looked for what the passing of time makes happen."""
+    traces: Mapping[str, Trace] = MappingProxyType({})
+    """What was looked up for `trace`, by subject."""
 
     def rows(self, table: Table[K, R], /) -> Rows[K, R]:
         """One table's active rows, by key."""
@@ -110,6 +126,10 @@ class State:
     def email_with(self, gmail_message_id: str, /) -> str | None:
         """The id of the e-mail with this Gmail message id, where it is known."""
         raise NotImplementedError
+
+    def trace(self, subject: str, /) -> Trace:
+        """What the log holds of a sender or a message that is to be forgotten, where it was looked up."""
+        return self.traces.get(subject, NO_TRACE)
 
     @property
     def policy(self) -> PolicyRow:
@@ -152,6 +172,8 @@ class Squad(State):
         self.versions: dict[str, int] = {}
         self.holders: dict[Resource, tuple[str, ...]] = {}
         self.gmail_ids: dict[str, str] = {}
+        self.absent: set[str] = set()
+        """Streams of tasks and e-mails that are open and not in memory."""
         self._days_of_parts: set[date] = set()
 
     def rows(self, table: Table[K, R], /) -> Rows[K, R]:
@@ -170,18 +192,30 @@ class Squad(State):
         """The id of the e-mail with this Gmail message id, where it is in memory."""
         return self.gmail_ids.get(gmail_message_id)
 
+    def copy(self) -> Squad:
+        """The squad as it is now, whatever becomes of this one. The rows are shared: they never change."""
+        copy = Squad()
+        copy.head, copy.looked_at = self.head, self.looked_at
+        copy.tables = {name: rows.copy() for name, rows in self.tables.items()}
+        copy.versions, copy.holders = self.versions.copy(), self.holders.copy()
+        copy.gmail_ids, copy.absent = self.gmail_ids.copy(), self.absent.copy()
+        copy._days_of_parts = self._days_of_parts.copy()
+        return copy
+
     def load(self, table: Table[K, R], rows: Iterable[R]) -> None:
-        """Takes in rows that were read from a table, as far as they are active."""
+        """Takes in rows that were read from a table, as far as they are active.
+
+        A table may come in several parts; operations then in the order in which they began.
+        """
         residence, kept = RESIDENT[table.name], self.tables[table.name]
-        for row in rows:
-            if residence.is_active(row):
-                kept[table.key_of(row)] = row
-        if table is OPERATIONS:
-            for operation in sorted(self.all(OPERATIONS), key=lambda row: row.fencing_token):
+        active: list[Any] = [row for row in rows if residence.is_active(row)]
+        kept.update((table.key_of(row), row) for row in active)
+        if residence.table is OPERATIONS:
+            for operation in sorted(active, key=lambda row: row.fencing_token):
                 for resource in operation.resources.items():
                     self.holders[resource] = (*self.holders.get(resource, ()), operation.id)
-        if table is EMAILS:
-            self.gmail_ids.update((email.gmail_message_id, email.id) for email in self.all(EMAILS))
+        if residence.table is EMAILS:
+            self.gmail_ids.update((email.gmail_message_id, email.id) for email in active)
 
     def streams(self) -> list[str]:
         """The streams whose last versions must be known."""
@@ -195,6 +229,8 @@ class Squad(State):
     def merge(self, draft: Draft) -> None:
         """Takes over what a draft changed, and lets finished things go."""
         self.head, self.looked_at = draft.head, draft.looked_at
+        for stream, is_open in draft.absent.changes.items():
+            (self.absent.add if is_open else self.absent.discard)(stream)
         for name, layer in draft.layers.items():
             if residence := RESIDENT.get(name):
                 self._merge_rows(residence, layer, draft)
@@ -217,6 +253,8 @@ class Squad(State):
         kept = self.tables[residence.table.name]
         for key, row in layer.changes.items():
             stream = residence.stream(row)
+            if residence.table.name in PARTIAL:
+                self.absent.discard(stream)
             if residence.is_active(row):
                 kept[key] = row
                 if stream:
@@ -280,6 +318,8 @@ class Draft(State):
         self.versions: _Layer = _Layer(base.versions, self.journal)
         self.holders: _Layer = _Layer(base.holders, self.journal)
         self.gmail_ids: _Layer = _Layer(base.gmail_ids, self.journal)
+        self.absent = _Layer({}, self.journal)
+        self.traces: dict[str, Trace] = {}
         self._base = base
         self._safe_head = base.head
 
@@ -309,8 +349,12 @@ class Draft(State):
             try:
                 handler(self, event, recorded)
             except MissingRow as missing:
-                if missing.table.name not in PARTIAL:
+                # Tables that are not in memory at all are nobody's business here.
+                if missing.table.name in RESIDENT and missing.table.name not in PARTIAL:
                     raise
+                # The event holds the whole thing as it now is, so it tells what the row would.
+                if isinstance(event, TaskUpdated | EmailUpdated):
+                    self.absent.put(recorded.stream, RESIDENT[missing.table.name].is_active(event))
         match event:
             case OperationStarted():
                 for resource in event.resources.items():

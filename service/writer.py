@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 from eventstore.connection import Connection, connect
 from eventstore.errors import LogNotUnderstood, StoreBusy, StoreUnavailable
+from eventstore.keys import Keyring
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
 from service.appender import Appender
+from service.commands import ForgetSubject
 from service.requests import (
     CommandFailed,
     Outcome,
@@ -26,6 +28,7 @@ from service.requests import (
     Unavailable,
     Waiting,
 )
+from service.sealer import Sealing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,7 +49,16 @@ _log = logging.getLogger(__name__)
 class Writer:
     """Decides and appends for one squad, until cancelled."""
 
-    def __init__(self, dsn: str, schema: str, clock: DatabaseClock, hints: Hints) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        schema: str,
+        clock: DatabaseClock,
+        hints: Hints,
+        *,
+        keyring: Keyring | None = None,
+        encrypt: bool = False,
+    ) -> None:
         self.ready = False
         self.problem: str | None = None
         """Why no command can be decided, where that is so."""
@@ -59,7 +71,9 @@ class Writer:
         self._schema = schema
         self._hints = hints
         self._hint_seen = 0
-        self._appender = Appender(clock, self.waiting, self._publish)
+        self._appender = Appender(
+            clock, self.waiting, self._publish, Sealing(keyring or Keyring(), encrypt=encrypt)
+        )
         self._current: Sequence[Ticket] = ()
         self._stopping = False
         self._impatience: asyncio.TimerHandle | None = None
@@ -154,7 +168,8 @@ class Writer:
     ) -> None:
         """Commits the tickets together; where they cannot be, by halves, down to the one at fault."""
         self._current = tickets
-        parts = [tickets]
+        # What was decided ahead has no command that must stand apart.
+        parts = [tickets] if decided else _apart(tickets)
         try:
             while parts:
                 part = parts.pop()
@@ -207,6 +222,20 @@ class Writer:
         while waiting := self.waiting.drain():
             for ticket in waiting:
                 ticket.fail(Stopping())
+
+
+def _apart(tickets: list[Ticket]) -> list[list[Ticket]]:
+    """The tickets as batches, the first one last, to be popped next.
+
+    A command that destroys a key is a batch of its own: what stood beside it could be sealed with that key.
+    """
+    parts: list[list[Ticket]] = [[]]
+    for ticket in tickets:
+        if isinstance(ticket.request.command, ForgetSubject):
+            parts += [ticket], []
+        else:
+            parts[-1].append(ticket)
+    return [part for part in reversed(parts) if part]
 
 
 def _halves(part: list[Ticket], error: Exception) -> list[list[Ticket]]:

@@ -8,6 +8,7 @@ from benchmarks.suite import (
     appends_in_process,
     batches_over_http,
     commands_over_http,
+    encrypted_in_process,
     processes_over_http,
     reads_over_http,
     visibility,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 ALL: tuple[Benchmark, ...] = (
     appends_in_process.BENCHMARK,
+    *encrypted_in_process.BENCHMARKS,
     *commands_over_http.BENCHMARKS,
     batches_over_http.BENCHMARK,
     *reads_over_http.BENCHMARKS,

@@ -18,7 +18,7 @@ from eventstore.events.agents import (
     AgentStatusChanged,
     StatusReason,
 )
-from eventstore.events.base import Event
+from eventstore.events.base import ERASED, Event
 from eventstore.events.budget import (
     BudgetDayReset,
     BudgetThresholdCrossed,
@@ -72,9 +72,11 @@ from eventstore.events.operations import (
     OperationStarted,
 )
 from eventstore.events.orchestrator import OrchestratorStarted, OrchestratorStopped
+from eventstore.events.subjects import SubjectForgotten
 from eventstore.events.tasks import TaskCreated, TaskPriority, TaskStatus, TaskUpdated
 
 __all__ = [
+    "ERASED",
     "AccessDenied",
     "AgentHeartbeatRecorded",
     "AgentProfileChanged",
@@ -126,6 +128,7 @@ __all__ = [
     "RunStarted",
     "SkipReason",
     "StatusReason",
+    "SubjectForgotten",
     "TaskCreated",
     "TaskPriority",
     "TaskStatus",
@@ -177,6 +180,7 @@ AnyEvent = (
     | RunAttemptFailed
     | RunRetried
     | RunFinished
+    | SubjectForgotten
     | KeyCreated
     | KeyFirstUsed
     | KeyExpired

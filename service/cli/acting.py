@@ -117,7 +117,7 @@ async def acting(
     async with open_squad(config, dsn, data, anew=anew) as (connection, chosen, found):
         listener = Listener(chosen.listen_dsn or found, chosen.squad_schema) if listening else None
         hints = listener.events if listener else Hints()
-        writer = Writer(found, chosen.squad_schema, DatabaseClock(), hints)
+        writer = Writer(found, chosen.squad_schema, DatabaseClock(), hints, encrypt=chosen.encrypt_payloads)
         with _quiet():
             async with background(writer.run(), *([listener.run()] if listener else [])):
                 await until_ready(writer)

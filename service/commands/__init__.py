@@ -33,6 +33,7 @@ from service.commands.keys import CreateKey, NoteKeyUse, RevokeKey
 from service.commands.messages import AcknowledgeMessage, SendMessage
 from service.commands.operations import CheckOperation, FinishOperation, RenewOperation, StartOperation
 from service.commands.orchestrator import PassTime, StartOrchestrator, StopOrchestrator
+from service.commands.subjects import ForgetSubject
 from service.commands.tasks import CreateTask, UpdateTask
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "DefineJob",
     "EndAttempt",
     "FinishOperation",
+    "ForgetSubject",
     "Heartbeat",
     "LogEmail",
     "NoteKeyUse",
@@ -93,6 +95,7 @@ AnyCommand = (
     | UpdateTask
     | LogEmail
     | UpdateEmail
+    | ForgetSubject
     | DefineJob
     | RemoveJob
     | WithdrawJob

@@ -21,6 +21,7 @@ from service.decide import (
     orchestrator,
     runs,
     starting,
+    subjects,
     tasks,
     ticks,
 )
@@ -63,6 +64,8 @@ def decide(state: State, command: do.AnyCommand, at: At) -> Decision:
             return emails.log(state, command, at)
         case do.UpdateEmail():
             return emails.update(state, command, at)
+        case do.ForgetSubject():
+            return subjects.forget(state, command, at)
         case do.RegisterAgent():
             return agents.register(state, command, at)
         case do.SetBudget():

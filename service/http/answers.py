@@ -15,10 +15,12 @@ from eventstore.events import (
     TaskStatus,
 )
 from projections.agents import AgentRow
+from projections.budgets import PolicyRow, ReservationRow
 from projections.emails import EmailRow
 from projections.jobs import JobRow
 from projections.messages import MessageRow
 from projections.operations import ConflictRow, OperationRow
+from projections.orchestrator import OrchestratorRow
 from projections.runs import RunRow
 from projections.tasks import TaskRow
 from service.views import INNER_OF_JOBS
@@ -259,14 +261,19 @@ class TaskWritten(Written):
 Run = of_row("Run", RunRow)
 
 
-Job = of_row(
-    "Job",
+PlannedJob = of_row(
+    "PlannedJob",
     JobRow,
     but=INNER_OF_JOBS,
-    doc="A job, with its last five runs, the newest first, and its next five ticks.",
-    last_runs=list[Run],  # type: ignore[valid-type]
+    doc="A job, with its next five ticks.",
     next_ticks=list[datetime],
 )
+
+
+class Job(PlannedJob):  # type: ignore[valid-type,misc]
+    """A job, with its last five runs, the newest first, and its next five ticks."""
+
+    last_runs: list[Run]  # type: ignore[valid-type]
 
 
 class JobNamed(Written):
@@ -309,6 +316,14 @@ class EmailWritten(Written):
     updated_at: datetime
 
 
+class Forgotten(Written):
+    """How much became unreadable. `in_plain` counts e-mails that did not: they were logged unencrypted."""
+
+    emails: int
+    messages: int
+    in_plain: int
+
+
 class LoggedEvent(Answer):
     """An event of the log. `data` depends on the type; `hash` is in hexadecimal."""
 
@@ -325,6 +340,33 @@ class LoggedEvent(Answer):
     idempotency_key: str | None
     recorded_at: datetime
     hash: str
+
+
+Orchestrator = of_row("Orchestrator", OrchestratorRow, but=("name",))
+Reservation = of_row("Reservation", ReservationRow)
+Rules = of_row("Rules", PolicyRow, but=("name",))
+
+
+class SquadState(Answer):
+    """The squad after the event at `position`: all that was active or open, and nothing that was over.
+
+    `moment` is what was asked for, and what the jobs' next ticks follow. Before the first event, and where
+    there was none yet, things are null.
+    """
+
+    position: int
+    recorded_at: datetime | None
+    moment: datetime | None
+    orchestrator: Orchestrator | None  # type: ignore[valid-type]
+    policy: Rules | None  # type: ignore[valid-type]
+    budget: Budget | None
+    agents: list[Agent]  # type: ignore[valid-type]
+    operations: list[Operation]  # type: ignore[valid-type]
+    reservations: list[Reservation]  # type: ignore[valid-type]
+    jobs: list[PlannedJob]  # type: ignore[valid-type]
+    runs: list[Run]  # type: ignore[valid-type]
+    tasks: list[Task]  # type: ignore[valid-type]
+    emails: list[Email]  # type: ignore[valid-type]
 
 
 class BatchResult(Answer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from http import HTTPStatus
@@ -19,11 +19,13 @@ from service.batch import new_id
 from service.http import json
 from service.http.auth import caller
 from service.http.problems import CONTENT_TYPE, Problem, from_refusal, from_validation, wrong
+from service.http.turns import Turns
 from service.requests import (
     Answer,
     CommandFailed,
     Outcome,
     OutcomeUnknown,
+    Print,
     QueueFull,
     Request,
     Stopping,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from service.reading import ReadTables
     from service.scheduler import Scheduler
     from service.settings import Settings
+    from service.snapshotter import Snapshotter
     from service.tail import Tail
     from service.writer import Writer
 
@@ -51,6 +54,12 @@ M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
 MAX_BODY_BYTES = 1024 * 1024
+
+NO_PRINT = Print()
+"""Of a request without an idempotency key."""
+
+LOOK_BACK_AT_ONCE = 2
+"""How many requests fold the past at once; it is work, and the present goes on beside it."""
 
 BODY_SECONDS = 30.0
 """How long a body may take to arrive."""
@@ -83,12 +92,16 @@ class Services:
     listener: Listener
     projector: Projector
     scheduler: Scheduler
+    snapshotter: Snapshotter
     metrics: Metrics
     door: Door
     cors: Cors | None
     """Which web pages may use the API, where any may."""
     streams: OpenStreams
     stopping: bool = False
+    judging: Turns = field(default_factory=Turns)
+    """Of histories, under other rules."""
+    looking_back: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LOOK_BACK_AT_ONCE))
 
 
 SERVICES = web.AppKey("services", Services)
@@ -244,8 +257,13 @@ def correlation_id(headers: Mapping[str, str]) -> str:
     return new_id()
 
 
-def fingerprint(method: str, path: str, body: bytes) -> str:
+def fingerprint(method: str, path: str, body: bytes) -> Print:
     """What an idempotency key is bound to."""
+    return Print(hash_of(method, path, body), hash_of(method, path, b""))
+
+
+def hash_of(method: str, path: str, body: bytes) -> str:
+    """One of the hashes in a `Print`."""
     return sha256(b"\n".join((method.encode(), path.encode(), body))).hexdigest()
 
 
@@ -255,7 +273,7 @@ async def carry_out(
     *,
     correlation: str,
     key: str | None = None,
-    print_: str = "",
+    print_: Print = NO_PRINT,
     size: int = 0,
     render: Callable[[Outcome], Answer],
 ) -> Answer:
@@ -273,9 +291,11 @@ async def carry_out(
         actor=who.actor(command.acting_agent),
         correlation_id=correlation,
         idempotency_key=key,
-        fingerprint=print_,
+        fingerprint=print_.whole,
         answer=render,
         size=size + 500,
+        bare_fingerprint=print_.bare,
+        other_fingerprint=print_.also,
         caller=who,
     )
     kind = type(command).__name__

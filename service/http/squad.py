@@ -18,6 +18,7 @@ from service import commands as do
 from service import views
 from service.http.auth import Scope, own_agent
 from service.http.context import (
+    NO_PRINT,
     Services,
     body_of,
     carry_out,
@@ -218,7 +219,7 @@ async def _do(
         command,
         correlation=correlation,
         key=key,
-        print_=fingerprint(request.method, request.path, body) if key else "",
+        print_=fingerprint(request.method, request.path, body) if key else NO_PRINT,
         size=len(body),
         render=_rendering(message, entity),
     )

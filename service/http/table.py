@@ -14,7 +14,21 @@ from service.http.auth import Scope
 from service.http.context import MAX_BODY_BYTES, SERVICES, Services, respond
 from service.http.openapi import document
 from service.http.route import Media, Route
-from service.http.v1 import agents, batch, budget, emails, events, jobs, messages, operations, tasks
+from service.http.v1 import (
+    agents,
+    batch,
+    budget,
+    emails,
+    events,
+    explain,
+    jobs,
+    messages,
+    operations,
+    state,
+    subjects,
+    tasks,
+    whatif,
+)
 
 VERSION = version("squad-orchestrator")
 
@@ -26,7 +40,11 @@ _V1 = (
     *tasks.ROUTES,
     *emails.ROUTES,
     *jobs.ROUTES,
+    *subjects.ROUTES,
+    *state.ROUTES,
     *events.ROUTES,
+    *explain.ROUTES,
+    *whatif.ROUTES,
 )
 
 

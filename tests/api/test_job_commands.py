@@ -19,8 +19,8 @@ from service.app import StartFailed
 from service.cli import cli, waiting
 from service.job_spec import SEED_JOBS, JobSpec
 from tests.api.client import running_service
-from tests.api.test_commands import _end, _start
 from tests.support.agents import Agents, answers, running_agents, when
+from tests.support.command import end, start
 from tests.support.log import whole_log
 from tests.support.parts import connected, running_writer, submit
 from tests.support.wait import eventually
@@ -166,10 +166,10 @@ async def test_waiting_is_left_by_ctrl_c_and_the_run_goes_on(
 ) -> None:
     enough = asyncio.Event()
     agents.on("/poll", when(enough))
-    process = await _start(tmp_path, "jobs", "run", "poll", "--wait", "--dsn", service.dsn)
+    process = await start(tmp_path, "jobs", "run", "poll", "--wait", "--dsn", service.dsn)
     await eventually(lambda: agents.calls, within_seconds=30)
     process.send_signal(signal.SIGINT)
-    assert (await _end(process)).code == 130
+    assert (await end(process)).code == 130
     enough.set()
     await eventually(lambda: told(service.dsn, RunFinished))
 
@@ -269,7 +269,7 @@ async def test_what_goes_wrong_is_one_clear_line(
     database: str, tmp_path: Path, arguments: tuple[str, ...], complaint: str
 ) -> None:
     await a_squad(database)
-    ended = await _end(await _start(tmp_path, "jobs", *arguments, "--dsn", database))
+    ended = await end(await start(tmp_path, "jobs", *arguments, "--dsn", database))
     assert complaint in ended.complaint()
     assert len(ended.errors) < 500
 

@@ -17,9 +17,9 @@ from service.job_spec import BUILT_IN_TASKS, JobSpec
 from service.scheduler import Scheduler
 from tests.api.client import running_service
 from tests.support.agents import Agents, answers, running_agents, when
+from tests.support.away import recorded_before_the_break
 from tests.support.log import whole_log
 from tests.support.parts import connected
-from tests.support.past import recorded_before_the_break
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from eventstore import log
 from service import api_keys
 from service.cli import cli, main
 from tests.api.client import running_service
-from tests.api.test_commands import ENDS_WITHIN_SECONDS, Ended, _end, _squad, _start
+from tests.support.command import ENDS_WITHIN_SECONDS, Ended, end, squad, start
 from tests.support.parts import connected
 from tests.support.wait import eventually
 
@@ -44,7 +44,7 @@ def _key(ended: Ended) -> str:
 
 async def test_a_key_is_made_shown_once_and_opens_the_service(database: str, tmp_path: Path) -> None:
     async with running_service(database) as service:
-        made = await _squad(tmp_path, "keys", "create", "--scope", "operator", "--dsn", database)
+        made = await squad(tmp_path, "keys", "create", "--scope", "operator", "--dsn", database)
         text = _key(made)
         assert api_keys.id_in(text) in made.errors
 
@@ -154,13 +154,13 @@ async def test_the_first_key_can_be_made_before_the_first_start(
     empty_database: str, tmp_path: Path
 ) -> None:
     """A service that others can reach does not start without one."""
-    refused = await _squad(tmp_path, "up", "--host", "0.0.0.0", "--port", "0", "--dsn", empty_database)
+    refused = await squad(tmp_path, "up", "--host", "0.0.0.0", "--port", "0", "--dsn", empty_database)
     assert "has no keys" in refused.complaint()
     text = _key(await _keys("create", "--scope", "operator", "--dsn", empty_database))
     async with running_service(empty_database, host="0.0.0.0") as service:
         (await service.api.get("budget")).expect(401, "unauthorized")
         (await service.api.with_key(text).get("budget")).expect(200)
-    status = (await _squad(tmp_path, "status", "--dsn", empty_database)).lines()
+    status = (await squad(tmp_path, "status", "--dsn", empty_database)).lines()
     assert any("remain until" in line for line in status)
 
 
@@ -168,21 +168,21 @@ async def test_a_service_is_served_to_everybody_where_somebody_says_so(
     database: str, tmp_path: Path
 ) -> None:
     arguments = ("up", "--insecure", "--host", "0.0.0.0", "--port", "0", "--dsn", database)
-    process = await _start(tmp_path, *arguments)
+    process = await start(tmp_path, *arguments)
     assert process.stdout
     line = await asyncio.wait_for(process.stdout.readline(), ENDS_WITHIN_SECONDS)
     assert b"listening on http://0.0.0.0:" in line
     process.terminate()
-    ended = await _end(process)
+    ended = await end(process)
     assert ended.code == 0
     assert "whoever can reach 0.0.0.0 may do everything" in ended.errors
 
 
 async def test_keys_that_are_made_at_once_are_all_there(database: str, tmp_path: Path) -> None:
     made = await asyncio.gather(
-        *(_squad(tmp_path, "keys", "create", "--scope", "auditor", "--dsn", database) for _ in range(4))
+        *(squad(tmp_path, "keys", "create", "--scope", "auditor", "--dsn", database) for _ in range(4))
     )
     ids = {api_keys.id_in(_key(ended)) for ended in made}
-    lines = (await _squad(tmp_path, "keys", "list", "--json", "--dsn", database)).lines()
+    lines = (await squad(tmp_path, "keys", "list", "--json", "--dsn", database)).lines()
     assert {json.loads(line)["id"] for line in lines} == ids
     assert len(ids) == 4

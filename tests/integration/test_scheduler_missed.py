@@ -14,8 +14,8 @@ from eventstore.events import RunFinished, RunRetried
 from service import commands as do
 from service.job_spec import JobSpec
 from tests.support.agents import answers
+from tests.support.away import recorded_before_the_break
 from tests.support.jobs import running_member
-from tests.support.past import recorded_before_the_break
 from tests.support.verify import assert_log_is_sound
 from tests.support.wait import eventually
 

@@ -60,6 +60,7 @@ GOOD: dict[type[Command], dict[str, Any]] = {
     do.UpdateTask: {"task_id": UNKNOWN_ID},
     do.LogEmail: {"gmail_message_id": "g-1", "from_email": "customer@example.org"},
     do.UpdateEmail: {"email_id": UNKNOWN_ID},
+    do.ForgetSubject: {"subject": "customer@example.org"},
     do.DefineJob: {"name": "poll", "source": "api", "definition": JOB},
     do.RemoveJob: {"name": "poll"},
     do.WithdrawJob: {"name": "poll"},

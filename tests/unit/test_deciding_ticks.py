@@ -343,6 +343,13 @@ class TestCancellingTheOther:
         assert story.row(AGENTS, "ann").operations == 0
         assert story.row(AGENTS, "ann").status == "idle"
 
+    def test_has_what_another_agents_run_gives_back(self) -> None:
+        story = running(POOR, overlap="cancel_other", tokens=600)
+        story.given(RegisterAgent(name="bob", role="agent"))
+        story.given(define(overlap="cancel_other", tokens=600, agent="bob")).when(claim(), at=120)
+        [reserved] = [event for event in story.events if isinstance(event, TokensReserved)]
+        assert (reserved.agent, reserved.tokens) == ("bob", 600)
+
     def test_wakes_the_orchestrator_once_however_many_it_cancels(self) -> None:
         story = running(overlap="allow_all").given(claim(), at=120).given(define(overlap="cancel_other"))
         story.given(Heartbeat(agent="orchestrator", status="offline")).when(claim(), at=180)

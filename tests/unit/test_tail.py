@@ -1,69 +1,114 @@
-"""The latest events in memory: how far they reach back, and that they are bounded."""
+"""The latest events in memory: revealed once, and never again what was forgotten since."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
-from eventstore.recorded import Recorded
-from service import tail
+import pytest
+
+from eventstore import sealing
+from eventstore.events import SubjectForgotten
+from service import tail as module
 from service.tail import Tail
-from tests.unit.support import START
+from tests.support.wait import eventually
+from tests.unit.test_sealing import ANSWER, KEY, LETTER, plain, sealed
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import Sequence
+
+    from eventstore.recorded import Recorded
+
+FORGOTTEN = SubjectForgotten(key_id=KEY.id, emails=[], messages=[], in_plain=0)
 
 
-def event(position: int, size: int = 10) -> Recorded:
-    return Recorded(
-        position, "id", "stream", 1, "type", 1, "x" * size, "actor", None, "c", None, START, b""
-    )
+class Revealing:
+    """Reveals with what keys there are, as slowly as it is told to."""
+
+    def __init__(self) -> None:
+        self.secrets = {KEY.id: KEY.secret}
+        self.pages: list[Sequence[Recorded]] = []
+        self.may_go_on = asyncio.Event()
+        self.may_go_on.set()
+
+    async def __call__(self, page: Sequence[Recorded]) -> list[Recorded]:
+        shown = [sealing.opened(recorded, self.secrets) for recorded in page]
+        self.pages.append(page)
+        await self.may_go_on.wait()
+        return shown
 
 
-async def filled(count: int, size: int = 10) -> Tail:
-    kept = Tail()
-    for position in range(1, count + 1):
-        kept.extend([event(position, size)])
-    return kept
+def at(position: int, row: Recorded) -> Recorded:
+    return row._replace(position=position)
 
 
-def reaches_back_to(kept: Tail, head: int) -> int:
-    """The first position that it still has."""
-    return next(position for position in range(1, head + 1) if kept.after(position - 1, 1))
+@pytest.fixture
+def revealing() -> Revealing:
+    return Revealing()
 
 
-async def test_it_has_what_came_since_it_began() -> None:
-    kept = await filled(5)
-    found = kept.after(2, 2)
-    assert found is not None
-    assert [item.position for item in found] == [3, 4]
-    assert kept.after(5, 10) == []
+@pytest.fixture
+def tail(revealing: Revealing) -> Tail:
+    return Tail(revealing)
 
 
-async def test_it_keeps_so_many_events_and_twice_as_many_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tail, "KEPT_EVENTS", 10)
-    for count in range(10, 60):
-        kept = await filled(count)
-        assert 10 <= count + 1 - reaches_back_to(kept, count) <= 20
+async def test_what_is_in_plain_is_given_as_it_came(tail: Tail, revealing: Revealing) -> None:
+    rows = [at(number, plain(LETTER)) for number in range(1, 6)]
+    tail.extend(rows)
+    assert await tail.after(0, 3) == rows[:3]
+    assert await tail.after(3, 100) == rows[3:]
+    assert await tail.after(5, 100) == []
+    assert revealing.pages == []
 
 
-async def test_it_keeps_so_many_bytes_and_about_twice_as_many_at_most(
-    monkeypatch: pytest.MonkeyPatch,
+async def test_what_is_sealed_is_revealed_once_for_all(tail: Tail, revealing: Revealing) -> None:
+    tail.extend([at(1, sealed(LETTER)), at(2, plain(ANSWER)), at(3, sealed(LETTER))])
+    shown = [at(1, plain(LETTER)), at(2, plain(ANSWER)), at(3, plain(LETTER))]
+    assert await tail.after(0, 2) == shown[:2]
+    assert await asyncio.gather(*(tail.after(0, 9) for _ in range(3))) == [shown] * 3
+    revealing.pages.clear()
+    assert await tail.after(0, 9) == shown
+    assert revealing.pages == []
+
+
+async def test_what_came_before_a_forgetting_is_let_go(tail: Tail) -> None:
+    tail.extend([at(1, plain(LETTER)), at(2, plain(ANSWER))])
+    tail.extend([at(3, plain(LETTER)), at(4, plain(FORGOTTEN)), at(5, plain(ANSWER))])
+    assert tail.forgotten == 1
+    assert await tail.after(0, 9) is None
+    assert await tail.after(2, 9) is None
+    assert await tail.after(3, 9) == [at(4, plain(FORGOTTEN)), at(5, plain(ANSWER))]
+
+
+async def test_what_is_forgotten_while_it_is_revealed_is_not_shown(
+    tail: Tail, revealing: Revealing
 ) -> None:
-    monkeypatch.setattr(tail, "KEPT_BYTES", 1_000)
-    for count in range(10, 60):
-        kept = await filled(count, size=100)
-        assert 10 <= count + 1 - reaches_back_to(kept, count) <= 20
-    # One that is larger than all that is kept is kept, and nothing else.
-    kept.extend([event(60, size=5_000)])
-    assert kept.after(58, 1) is None
-    assert [item.position for item in kept.after(59, 1) or ()] == [60]
+    tail.extend([at(1, sealed(LETTER))])
+    revealing.may_go_on.clear()
+    reading = asyncio.create_task(tail.after(0, 9))
+    await eventually(lambda: revealing.pages)
+    tail.extend([at(2, plain(FORGOTTEN))])
+    revealing.may_go_on.set()
+    assert await reading is None
+    assert await tail.after(1, 9) == [at(2, plain(FORGOTTEN))]
 
 
-async def test_what_is_counted_begins_anew_where_something_is_missing(
-    monkeypatch: pytest.MonkeyPatch,
+async def test_what_was_cut_off_while_it_was_revealed_is_not_put_elsewhere(
+    tail: Tail, revealing: Revealing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tail, "KEPT_BYTES", 1_000)
-    kept = await filled(15, size=100)
-    kept.extend([event(position, 100) for position in range(100, 110)])
-    assert kept.after(14, 1) is None
-    assert len(kept.after(99, 100) or ()) == 10
+    monkeypatch.setattr(module, "KEPT_EVENTS", 2)
+    tail.extend([at(1, sealed(LETTER))])
+    revealing.may_go_on.clear()
+    reading = asyncio.create_task(tail.after(0, 9))
+    await eventually(lambda: revealing.pages)
+    tail.extend([at(number, plain(ANSWER)) for number in range(2, 8)])
+    revealing.may_go_on.set()
+    assert await reading is None
+    assert await tail.after(5, 9) == [at(6, plain(ANSWER)), at(7, plain(ANSWER))]
+
+
+async def test_a_gap_lets_go_of_what_is_older(tail: Tail) -> None:
+    tail.extend([at(1, plain(LETTER))])
+    tail.extend([at(3, plain(ANSWER))])
+    assert await tail.after(0, 9) is None
+    assert await tail.after(2, 9) == [at(3, plain(ANSWER))]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, StringConstraints
+from pydantic import BaseModel, StringConstraints
 
-from eventstore import log
+from eventstore import log, sealing
 from service.http import answers
 from service.http.auth import Scope, only_own, own_agent
 from service.http.context import Services, parse_query, respond
@@ -16,30 +15,14 @@ from service.http.lists import PageQuery, Position, Query, read_page
 from service.http.problems import Problem
 from service.http.route import Media, Route
 from service.http.stream import agent_of, stream
-from service.values import Name
+from service.values import Moment, Name
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from aiohttp import web
 
     from eventstore.recorded import Recorded
 
 
-def _written(value: object) -> object:
-    """Pydantic would take a bare number as seconds since 1970."""
-    if not re.match(r"\d{4}-\d\d-\d\d[Tt ]", str(value)):
-        raise ValueError("must be a time such as 2026-01-31T09:00:00Z")
-    return value
-
-
-def _in_range(moment: datetime) -> datetime:
-    if not 1970 <= moment.year <= 9998:
-        raise ValueError("must lie between the years 1970 and 9998")
-    return moment
-
-
-Moment = Annotated[AwareDatetime, BeforeValidator(_written), AfterValidator(_in_range)]
 EventType = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,100}$")]
 Stream = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,300}$")]
 
@@ -67,7 +50,7 @@ class StreamQuery(BaseModel):
 
 
 def show(recorded: Recorded) -> dict[str, Any]:
-    """An event as the API shows it."""
+    """An event as the API shows it, once it was revealed."""
     shown = recorded._asdict()
     shown["data"] = orjson.Fragment(recorded.data)
     shown["hash"] = recorded.hash.hex()
@@ -81,9 +64,8 @@ async def _list(services: Services, request: web.Request) -> web.StreamResponse:
     async with services.tables.connection() as connection:
 
         async def fetch(after: int, count: int) -> list[dict[str, Any]]:
-            return [
-                show(recorded) for recorded in await log.read_filtered(connection, after, count, wanted)
-            ]
+            stored = await log.read_filtered(connection, after, count, wanted)
+            return [show(recorded) for recorded in await sealing.reveal(connection, stored)]
 
         shown = await read_page(fetch, query.after, query.limit)
     return respond(200, shown)
@@ -94,10 +76,11 @@ async def _one(services: Services, request: web.Request) -> web.StreamResponse:
     await services.tables.state_covering(query.min_position)
     text = request.match_info["position"]
     async with services.tables.connection() as connection:
-        recorded = await log.read_one(connection, int(text))
-    if recorded is None:
-        raise Problem("not_found", f"the log has no position {text}")
-    only_own(agent_of(recorded), f"event {text} is none of its own")
+        stored = await log.read_one(connection, int(text))
+        if stored is None:
+            raise Problem("not_found", f"the log has no position {text}")
+        only_own(agent_of(stored), f"event {text} is none of its own")
+        [recorded] = await sealing.reveal(connection, [stored])
     return respond(200, show(recorded))
 
 

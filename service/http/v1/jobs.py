@@ -14,6 +14,7 @@ from service import views
 from service.http import answers
 from service.http.auth import Scope
 from service.http.context import (
+    NO_PRINT,
     Services,
     body_of,
     carry_out,
@@ -116,7 +117,7 @@ async def _carry_out(
         command,
         correlation=correlation,
         key=key,
-        print_=fingerprint(request.method, request.path, body) if key else "",
+        print_=fingerprint(request.method, request.path, body) if key else NO_PRINT,
         size=len(body),
         render=rendering(status),
     )
