@@ -230,14 +230,19 @@ CREATE TABLE snapshots (
 -- Keys of sealed payloads --------------------------------------------------------------------------------
 -- What is personal in an event may be sealed with the key of whom it concerns. These keys are the one thing
 -- that is not rebuilt from the log, on purpose: to forget somebody is to destroy a key. The event that says
--- so destroys it, in the same transaction, and the snapshots with it.
+-- so destroys it, in the same transaction, and the snapshots with it. `subject` is a digest of a sender's
+-- address; the key of a message has none, since only the message names it.
+--
+-- A snapshot that is being written is not seen here. Whoever writes one takes the log's lock before the
+-- commit, and looks whether somebody was forgotten since its first event was read.
 
 CREATE TABLE subject_keys (
     id          uuid        PRIMARY KEY,
-    subject     text        NOT NULL UNIQUE,
+    subject     text,
     key         bytea       NOT NULL CHECK (length(key) = 32),
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+CREATE UNIQUE INDEX subject_keys_subject ON subject_keys (subject) WHERE subject IS NOT NULL;
 
 CREATE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -249,6 +254,10 @@ $$;
 
 CREATE TRIGGER events_destroy_keys AFTER INSERT ON events
     FOR EACH ROW WHEN (NEW.type = 'subject_forgotten') EXECUTE FUNCTION destroy_key();
+
+-- Which e-mails a key has sealed. The type is looked at first: nothing else is parsed for it.
+CREATE INDEX events_by_key ON events ((data #>> '{sealed,key}'))
+    WHERE type IN ('email_received', 'email_updated') AND (data #>> '{sealed,key}') IS NOT NULL;
 
 
 -- @read-tables
@@ -442,7 +451,9 @@ CREATE TABLE jobs (
     jitter_seconds   double precision NOT NULL,
     pause_on_failure boolean          NOT NULL,
     enabled          boolean          NOT NULL,
+    resources        jsonb,
     removed          boolean          NOT NULL,
+    removed_by       text,
     paused           boolean          NOT NULL,
     pause_note       text,
     ticked_until     timestamptz      NOT NULL,
@@ -465,6 +476,7 @@ CREATE TABLE job_runs (
     lease_expires_at timestamptz,
     retry_at         timestamptz,
     reservation_id   uuid,
+    operation_id     uuid,
     tokens_used      bigint,
     started_at       timestamptz,
     finished_at      timestamptz,
@@ -488,7 +500,7 @@ CREATE TABLE orchestrator (
 
 
 -- @upgrade 2
--- Replay beside the live tables, snapshots, sealed payloads.
+-- Replay beside the live tables, snapshots, sealed payloads; claims of jobs, who removed one.
 
 ALTER TABLE projections ADD COLUMN generation bigint NOT NULL DEFAULT 1;
 
@@ -519,10 +531,11 @@ CREATE TABLE snapshots (
 
 CREATE TABLE subject_keys (
     id          uuid        PRIMARY KEY,
-    subject     text        NOT NULL UNIQUE,
+    subject     text,
     key         bytea       NOT NULL CHECK (length(key) = 32),
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+CREATE UNIQUE INDEX subject_keys_subject ON subject_keys (subject) WHERE subject IS NOT NULL;
 
 CREATE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -534,3 +547,9 @@ $$;
 
 CREATE TRIGGER events_destroy_keys AFTER INSERT ON events
     FOR EACH ROW WHEN (NEW.type = 'subject_forgotten') EXECUTE FUNCTION destroy_key();
+
+ALTER TABLE jobs ADD COLUMN resources jsonb, ADD COLUMN removed_by text;
+ALTER TABLE job_runs ADD COLUMN operation_id uuid;
+
+CREATE INDEX events_by_key ON events ((data #>> '{sealed,key}'))
+    WHERE type IN ('email_received', 'email_updated') AND (data #>> '{sealed,key}') IS NOT NULL;

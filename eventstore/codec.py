@@ -22,8 +22,32 @@ EVENT_TYPES: dict[str, type[AnyEvent]] = {kind.type: kind for kind in get_args(A
 """Every known type of event by its stored name."""
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
-UPCASTERS: dict[tuple[str, int], Upcaster] = {}
-"""How to bring data of (type, schema version) to the next version. Empty: all are at their first."""
+
+
+def _adding(**fields: Any) -> Upcaster:
+    return lambda data: {**data, **fields}
+
+
+def _without_resources(data: dict[str, Any]) -> dict[str, Any]:
+    return {**data, "definition": {**data["definition"], "resources": None}}
+
+
+def _answered_if_succeeded(data: dict[str, Any]) -> dict[str, Any]:
+    called = data["agent"] is not None
+    return {**data, "answered": called and data["outcome"] == "succeeded"}
+
+
+UPCASTERS: dict[tuple[str, int], Upcaster] = {
+    # The second version has one more reason.
+    ("agent_status_changed", 1): _adding(),
+    ("job_defined", 1): _without_resources,
+    # Who removed it was not kept; what the settings removed comes back when they name it again.
+    ("job_removed", 1): _adding(source="settings"),
+    ("run_started", 1): _adding(operation_id=None),
+    ("run_retried", 1): _adding(operation_id=None),
+    ("run_finished", 1): _answered_if_succeeded,
+}
+"""How to bring data of (type, schema version) to the next version."""
 
 
 def encode(event: Event) -> str:

@@ -79,3 +79,11 @@ class SchemaMissing(EventStoreError):
 
 class UnsupportedServer(EventStoreError):
     """The database server cannot carry a squad."""
+
+
+class CheckpointRefused(EventStoreError):
+    """A checkpoint or its key cannot be used."""
+
+
+class ImportRefused(EventStoreError):
+    """Nothing was imported."""

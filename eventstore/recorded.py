@@ -32,6 +32,7 @@ class Recorded(NamedTuple):
     type: str
     schema_version: int
     data: str
+    """Where it is sealed, `eventstore.sealing` makes it readable."""
     actor: str
     """Who did it, such as `agent:email_agent` or `system:clock`."""
     caused_by: int | None

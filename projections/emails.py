@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eventstore.events import EmailReceived, EmailStatus, EmailUpdated
+from eventstore.events import ERASED, EmailReceived, EmailStatus, EmailUpdated, SubjectForgotten
 from projections.projection import MissingRow, Projection, Table, Touched
 
 if TYPE_CHECKING:
@@ -86,3 +86,26 @@ def _updated(view: View, event: EmailUpdated, recorded: Recorded) -> None:
         position=recorded.position,
     )
     view.rows(EMAILS).put(event.email_id, row)
+
+
+@emails.on(SubjectForgotten, touches=lambda event: (Touched(EMAILS, email_id) for email_id in event.emails))
+def _forgotten(view: View, event: SubjectForgotten, recorded: Recorded) -> None:
+    """Erases what the log no longer tells: the same rows come of it whether it was still told or not."""
+    rows = view.rows(EMAILS)
+    missing: list[str] = []
+    for email_id in event.emails:
+        row = rows.get(email_id)
+        if row is None:
+            missing.append(email_id)
+            continue
+        erased = row._replace(
+            from_email=ERASED,
+            subject=None,
+            payload=None,
+            updated_at=recorded.recorded_at,
+            position=recorded.position,
+        )
+        rows.put(email_id, erased)
+    if missing:
+        # Told when all the others are erased: the decision state knows only some of them.
+        raise MissingRow(EMAILS, missing[0])

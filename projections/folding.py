@@ -11,8 +11,9 @@ import asyncio
 from collections import OrderedDict, defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eventstore import codec
+from eventstore import codec, sealing
 from eventstore.errors import LogNotUnderstood
+from eventstore.events import RequestAnswered
 from eventstore.translation import translating
 from projections import storage
 from projections.projection import Handler, Touches, touches_nothing
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from eventstore.connection import Connection
     from eventstore.events import AnyEvent, Event
+    from eventstore.keys import Keyring
     from eventstore.recorded import Recorded
     from projections.projection import Projection, Table
 
@@ -104,11 +106,13 @@ class _Handling(NamedTuple):
 class PageFolder:
     """Folds pages into one set of tables.
 
-    `generation` is that of the tables as `projections` had it when the caller looked.
+    `generation` is that of the tables as `projections` had it when the caller looked; `keyring` holds the
+    keys of sealed payloads that are at hand already.
     """
 
-    def __init__(self, generation: int = 1) -> None:
+    def __init__(self, generation: int = 1, keyring: Keyring | None = None) -> None:
         self._generation = generation
+        self._keyring = keyring
         self._handling: dict[tuple[str, ...], Mapping[type[Event], _Handling]] = {}
         # Only of tables that handlers read: most rows are written and never looked at again.
         self._caches: defaultdict[str, OrderedDict[Any, Any]] = defaultdict(OrderedDict)
@@ -116,7 +120,7 @@ class PageFolder:
     async def advance(
         self, connection: Connection, members: Sequence[Projection], page: Sequence[Recorded]
     ) -> None:
-        """Folds consecutive events into the tables of projections that stand just before them.
+        """Folds consecutive stored events into the tables of projections that stand just before them.
 
         Raises:
             StoreBusy: one of them stands elsewhere, or its tables were replaced; nothing was written.
@@ -124,7 +128,7 @@ class PageFolder:
             UnknownEventType, UnreadableEvent, LogNotUnderstood: an event cannot be folded; nothing was
                 written.
         """
-        folded = await self.fold(connection, members, page, await decoded(page))
+        folded = await self.fold(connection, members, page, await decoded(connection, page, self._keyring))
         names = [member.name for member in members]
         before, after = page[0].position - 1, page[-1].position
         with translating():
@@ -192,14 +196,18 @@ class PageFolder:
         return self._handling[names]
 
 
-async def decoded(page: Sequence[Recorded]) -> list[AnyEvent]:
-    """The events of a page.
+async def decoded(
+    connection: Connection, page: Sequence[Recorded], keyring: Keyring | None = None
+) -> list[AnyEvent]:
+    """The events of a page of stored ones; see `eventstore.sealing.reveal` for the arguments.
 
     Raises:
         UnknownEventType, UnreadableEvent: one of them cannot be read.
     """
     events: list[AnyEvent] = []
-    for start in range(0, len(page), _DECODED_AT_ONCE):
-        events += [codec.decode(recorded) for recorded in page[start : start + _DECODED_AT_ONCE]]
+    # Answers are nobody's rows, so nobody needs to read them.
+    shown = await sealing.reveal(connection, page, keyring, veiled=(RequestAnswered.type,))
+    for start in range(0, len(shown), _DECODED_AT_ONCE):
+        events += [codec.decode(recorded) for recorded in shown[start : start + _DECODED_AT_ONCE]]
         await asyncio.sleep(0)
     return events

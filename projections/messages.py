@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eventstore.events import MessageAcknowledged, MessageSent
-from projections.projection import Projection, Table
+from eventstore.events import ERASED, MessageAcknowledged, MessageSent, SubjectForgotten
+from projections.projection import MissingRow, Projection, Table, Touched
 
 if TYPE_CHECKING:
     from eventstore.recorded import Recorded
@@ -70,3 +70,18 @@ def _sent(view: View, event: MessageSent, recorded: Recorded) -> None:
 def _acknowledged(view: View, event: MessageAcknowledged, recorded: Recorded) -> None:
     row = AckRow(event.message_id, event.agent, recorded.recorded_at, recorded.position)
     view.rows(ACKS).put((event.message_id, event.agent), row)
+
+
+@messages.on(
+    SubjectForgotten,
+    touches=lambda event: (Touched(MESSAGES, message_id) for message_id in event.messages),
+)
+def _forgotten(view: View, event: SubjectForgotten, recorded: Recorded) -> None:
+    """Erases what the log no longer tells. A message keeps its place in the list."""
+    del recorded
+    rows = view.rows(MESSAGES)
+    for message_id in event.messages:
+        row = rows.get(message_id)
+        if row is None:
+            raise MissingRow(MESSAGES, message_id)
+        rows.put(message_id, row._replace(message=ERASED, data=None))

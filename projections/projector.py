@@ -34,6 +34,7 @@ from projections.rebuild import rebuild
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from eventstore.keys import Keyring
     from eventstore.recorded import Recorded
     from projections.projection import Projection
 
@@ -62,7 +63,12 @@ class Projector:
     """Keeps the read tables of one squad until cancelled."""
 
     def __init__(
-        self, dsn: str, schema: str, hints: Hints, projections: Sequence[Projection] = PROJECTIONS
+        self,
+        dsn: str,
+        schema: str,
+        hints: Hints,
+        projections: Sequence[Projection] = PROJECTIONS,
+        keyring: Keyring | None = None,
     ) -> None:
         self.active = False
         self.positions: dict[str, int] = {}
@@ -74,8 +80,9 @@ class Projector:
         self._schema = schema
         self._hints = hints
         self._projections = {projection.name: projection for projection in projections}
+        self._keyring = keyring
         self._generation = 0
-        self._folder = PageFolder()
+        self._folder = PageFolder(keyring=keyring)
         self._outdated: list[Projection] = []
         self._rebuilding: asyncio.Task[dict[str, Exception]] | None = None
         self._told_at = 0.0
@@ -125,7 +132,7 @@ class Projector:
         await self._stop_rebuilding()
         with translating():
             self._generation = await self._prepare(connection)
-        self._folder = PageFolder(self._generation)
+        self._folder = PageFolder(self._generation, self._keyring)
         if self._outdated:
             names = ", ".join(projection.name for projection in self._outdated)
             _log.info("rebuilding what other code folded: %s", names)

@@ -20,6 +20,7 @@ from psycopg import sql
 from eventstore import log
 from eventstore.connection import connect
 from eventstore.errors import LogBroken
+from eventstore.keys import Keyring
 from eventstore.translation import translating
 from projections import storage
 from projections.folding import PageFolder, decoded
@@ -62,6 +63,7 @@ class Refold:
         self._reader = reader
         self._progress = progress or _tell_nobody
         self._folder = PageFolder()
+        self._keyring = Keyring()
 
     async def to(self, targets: Mapping[str, int]) -> None:
         """Folds each named projection on to its position, page by page.
@@ -95,7 +97,7 @@ class Refold:
                 async for page in pages_ahead:
                     _check_whole(page, at)
                     at += len(page)
-                    events = await decoded(page)
+                    events = await decoded(self._reader, page, self._keyring)
                     await writing
                     folded = await self._folder.fold(self.connection, members, page, events)
                     writing = asyncio.ensure_future(self._write(folded, at, goal))

@@ -16,7 +16,8 @@ from uuid import uuid4
 
 from aiohttp import web
 
-from eventstore import connection, schema
+from eventstore import connection, schema, sealing
+from eventstore.keys import Keyring
 from eventstore.listener import Listener
 from projections.agents import AGENTS
 from projections.jobs import JOBS
@@ -24,23 +25,25 @@ from projections.projector import Projector
 from service.batch import new_id
 from service.calls import Caller
 from service.clock import DatabaseClock
-from service.commands import DefineJob, RegisterAgent, RemoveJob, StartOrchestrator
+from service.commands import DefineJob, RegisterAgent, StartOrchestrator, WithdrawJob
 from service.embedded import EmbeddedPostgres
 from service.http.context import Services
 from service.http.server import Runner
 from service.http.table import application
-from service.job_spec import EMAIL_AGENT
+from service.job_spec import EMAIL_AGENT, SEED_JOBS
 from service.metrics import Metrics
 from service.reading import ReadTables
 from service.requests import Request
 from service.scheduler import Scheduler
+from service.snapshotter import Snapshotter
 from service.tail import Tail
 from service.timekeeper import keep_time
 from service.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Coroutine, Sequence
 
+    from eventstore.recorded import Recorded
     from service.commands import AnyCommand
     from service.requests import Outcome
     from service.settings import Settings
@@ -102,29 +105,43 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
     await schema.apply(dsn, squad_schema)
     clock = DatabaseClock()
     listener = Listener(settings.listen_dsn or dsn, squad_schema)
-    projector = Projector(dsn, squad_schema, listener.events)
-    writer = Writer(dsn, squad_schema, clock, listener.events)
-    tail = Tail()
+    keyring = Keyring()
+    projector = Projector(dsn, squad_schema, listener.events, keyring=keyring)
+    writer = Writer(
+        dsn, squad_schema, clock, listener.events, keyring=keyring, encrypt=settings.encrypt_payloads
+    )
     caller = Caller(settings.agents_url, settings.secrets())
     scheduler = Scheduler(writer, clock, caller, _runner_name())
-    writer.observers += [tail.extend, scheduler.observe]
+    snapshotter = Snapshotter(dsn, squad_schema, writer)
+    writer.observers += [scheduler.observe, snapshotter.observe]
     async with (
         caller,
         connection.pool(dsn, squad_schema, name="squad reader", size=READ_CONNECTIONS) as pool,
-        background(listener.run(), projector.run(), writer.run(), keep_time(writer, clock)) as tasks,
+        background(
+            listener.run(), projector.run(), writer.run(), keep_time(writer, clock), snapshotter.run()
+        ) as tasks,
     ):
+        tables = ReadTables(pool, listener.projections, projector, writer)
+
+        async def reveal(page: Sequence[Recorded]) -> list[Recorded]:
+            async with tables.connection() as reading:
+                return await sealing.reveal(reading, page, keyring)
+
+        tail = Tail(reveal)
+        writer.observers.append(tail.extend)
         services = Services(
             settings=settings,
             writer=writer,
-            tables=ReadTables(pool, listener.projections, projector, writer),
+            tables=tables,
             tail=tail,
             clock=clock,
             listener=listener,
             projector=projector,
             scheduler=scheduler,
+            snapshotter=snapshotter,
             metrics=Metrics(writer, projector, listener),
         )
-        await _until_ready(writer)
+        await until_ready(writer)
         await _first_commands(settings, writer)
         yield services, tasks
 
@@ -177,7 +194,12 @@ def _runner_name() -> str:
     return f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid4().hex[:8]}"
 
 
-async def _until_ready(writer: Writer) -> None:
+async def until_ready(writer: Writer) -> None:
+    """Waits until a writer that runs in the background takes commands.
+
+    Raises:
+        StartFailed: it cannot, or not within `START_SECONDS`.
+    """
     try:
         async with asyncio.timeout(START_SECONDS):
             while not writer.ready:
@@ -193,7 +215,11 @@ async def _first_commands(settings: Settings, writer: Writer) -> None:
     correlation_id = new_id()
 
     async def do(command: AnyCommand) -> Outcome:
-        return await writer.submit(Request(command, SERVICE_ACTOR, correlation_id))
+        while True:
+            outcome = await writer.submit(Request(command, SERVICE_ACTOR, correlation_id))
+            # A job that nobody ran for long has so many missed ticks that they are told some at a time.
+            if outcome.refusal is None or outcome.refusal.code != "job_behind":
+                return outcome
 
     await do(settings.policy())
     for agent in settings.registrations():
@@ -207,6 +233,11 @@ async def _first_commands(settings: Settings, writer: Writer) -> None:
         outcome = await do(DefineJob(name=name, source=source, definition=spec.definition()))
         if outcome.refusal:
             raise StartFailed(f"jobs.{name}.agent is {spec.agent!r}: {outcome.refusal.detail}")
-    for job in list(writer.squad.all(JOBS)):
-        if job.name not in specs and job.source != "api":
-            await do(RemoveJob(name=job.name))
+    withdrawn = [job.name for job in writer.squad.all(JOBS) if job.source != "api"]
+    if not settings.seed_jobs:
+        # Also those that are off the schedule already: switched on again, they all come back.
+        known = writer.squad.rows(JOBS)
+        withdrawn += [name for name in SEED_JOBS if known.get(name) is None]
+    for name in withdrawn:
+        if name not in specs:
+            await do(WithdrawJob(name=name))

@@ -16,7 +16,7 @@ from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from eventstore import log
+from eventstore import log, sealing
 from eventstore.connection import Connection, hanging_up_after
 from eventstore.errors import (
     ClockDrifted,
@@ -28,7 +28,9 @@ from eventstore.errors import (
 from eventstore.events import AppendAbandoned
 from eventstore.translation import translating
 from service import recall
+from service.ahead import Ahead, Decided
 from service.batch import Batch, decide_batch
+from service.folding import complete
 from service.restore import STUCK_AFTER_SECONDS, catch_up, fold_page, restore
 from service.squad import Draft, Squad
 
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
 
     from eventstore.recorded import Recorded
     from service.clock import DatabaseClock
-    from service.requests import Ticket
+    from service.requests import Ticket, Waiting
+    from service.sealer import Sealer, Sealing
 
 _FENCES = AppendAbandoned(first_event_id="", events=0).stream
 _log = logging.getLogger(__name__)
@@ -46,14 +49,23 @@ _log = logging.getLogger(__name__)
 class Appender:
     """Keeps `squad` at the head of the log, and appends what is decided there."""
 
-    def __init__(self, clock: DatabaseClock, publish: Callable[[Sequence[Recorded]], None]) -> None:
+    def __init__(
+        self,
+        clock: DatabaseClock,
+        waiting: Waiting,
+        publish: Callable[[Sequence[Recorded]], None],
+        sealing_: Sealing,
+    ) -> None:
         self.squad = Squad()
+        self.ahead = Ahead(clock, waiting, sealing_)
+        """What is decided while a batch is on its way."""
         self.contended = False
         """Whether others write too, so that batches are decided holding the lock."""
         self.in_doubt: Batch | None = None
         """A batch whose commit may or may not have happened."""
         self._clock = clock
         self._publish = publish
+        self._sealing = sealing_
 
     async def begin(self, connection: Connection) -> Sequence[Ticket]:
         """Brings the state to the head over a new connection.
@@ -65,11 +77,13 @@ class Appender:
             StoreUnavailable, StoreBusy: not now.
             LogNotUnderstood: the log comes from a newer version of the software.
         """
+        self.ahead.drop()
+        self._sealing.start_afresh()
         with hanging_up_after(STUCK_AFTER_SECONDS, connection):
             await self._ask_the_time(connection)
             await self._recognise_the_log(connection)
         if self.squad.head.position == 0:
-            self.squad = await restore(connection)
+            self.squad = await restore(connection, self._sealing.keyring)
         await self.look(connection)
         if self.in_doubt is None:
             return ()
@@ -77,21 +91,32 @@ class Appender:
             return await self._resolve_doubt(connection, self.in_doubt)
 
     async def look(self, connection: Connection) -> None:
-        """Folds what others have appended."""
-        await catch_up(connection, self.squad, self._publish)
+        """Folds what others have appended, and brings into memory what they opened again."""
+        await catch_up(connection, self.squad, self._tell_of_others, self._sealing.keyring)
+        await complete(connection, self.squad)
 
-    async def commit(self, connection: Connection, tickets: Sequence[Ticket]) -> None:
+    async def commit(
+        self, connection: Connection, tickets: Sequence[Ticket], decided: Decided | None = None
+    ) -> None:
         """Decides the tickets' commands at the head, appends what came of them, and tells their callers.
+
+        Args:
+            connection: the one that `begin` was called with.
+            tickets: the commands.
+            decided: what was decided of them ahead, if it was.
 
         Raises:
             StoreUnavailable: the connection broke; the batch is `in_doubt` if it may have happened.
             StoreBusy, LogNotUnderstood: nothing was stored; try again on a new connection.
             Exception: nothing was stored, because of one of the commands.
         """
+        if decided is None:
+            self.ahead.drop()
         with hanging_up_after(STUCK_AFTER_SECONDS, connection), translating():
+            await self._sealing.stock_up(connection, tickets)
             if not self.contended:
                 try:
-                    await self._commit_in_one_trip(connection, tickets)
+                    await self._commit_in_one_trip(connection, tickets, decided)
                 except HeadMoved as moved:
                     self._check_continuity(moved.head)
                     self.contended = True
@@ -101,11 +126,14 @@ class Appender:
                     return
             await self._commit_holding_the_lock(connection, tickets)
 
-    async def _commit_in_one_trip(self, connection: Connection, tickets: Sequence[Ticket]) -> None:
-        draft = Draft(self.squad)
-        batch = await self._decide(connection, draft, tickets)
+    async def _commit_in_one_trip(
+        self, connection: Connection, tickets: Sequence[Ticket], decided: Decided | None
+    ) -> None:
+        draft = decided.draft if decided else Draft(self.squad)
+        batch = decided.batch if decided else await self._decide(connection, draft, tickets)
         if batch.recorded:
-            await self._append(connection, batch)
+            with self.ahead.deciding_above(draft):
+                await self._append(connection, batch)
         else:
             # Nothing to append, so nothing has compared the head yet; but an answer must be true as well.
             head = await log.head_position(connection)
@@ -139,29 +167,38 @@ class Appender:
         page, told = await log.lock_and_read(connection, self.squad.head.position)
         self._clock.learn(told, asked, monotonic())
         if page:
-            fold_page(self.squad, page)
-            self._publish(page)
+            shown = await sealing.reveal(connection, page, self._sealing.keyring, veiled=sealing.VEILED)
+            fold_page(self.squad, shown)
+            self._tell_of_others(page)
         if len(page) == log.PAGE_EVENTS:
             await self.look(connection)
         return bool(page)
 
     async def _decide(self, connection: Connection, draft: Draft, tickets: Sequence[Ticket]) -> Batch:
-        wanted = recall.needs(self.squad, tickets)
-        answers = recall.fold(draft, await recall.read(connection, wanted)) if wanted else {}
-        return self._decide_at_once(draft, tickets, answers)
+        answers: dict[str, recall.Kept] = {}
+        if wanted := recall.needs(self.squad, tickets):
+            answers = recall.fold(draft, await recall.read(connection, wanted, self._sealing.keyring))
+            await recall.find_traces(connection, draft, wanted)
+        sealer = await self._sealing.prepare(connection, draft, tickets, answers)
+        batch = self._decide_at_once(draft, tickets, answers, sealer)
+        await self._sealing.make_durable(connection, sealer)
+        return batch
 
     def _decide_at_once(
         self,
         draft: Draft,
         tickets: Sequence[Ticket],
         answers: dict[str, recall.Kept],
+        sealer: Sealer | None = None,
         abandoned: Batch | None = None,
     ) -> Batch:
         now = self._clock.now()
         latest = self.squad.head.recorded_at
         # The log's time never goes backwards, even where the database's clock was set back.
         not_before = max(now, latest) if latest else now
-        return decide_batch(draft, tickets, answers, now=not_before, decided_at=now, abandoned=abandoned)
+        return decide_batch(
+            draft, tickets, answers, now=not_before, decided_at=now, sealer=sealer, abandoned=abandoned
+        )
 
     async def _append(self, connection: Connection, batch: Batch, *, commit: bool = False) -> None:
         asked = monotonic()
@@ -188,8 +225,16 @@ class Appender:
         finally:
             # Whatever happens here, nobody may think that it did not happen there.
             _tell(batch)
+        self.ahead.rebase(self.squad)
         if batch.recorded:
+            self._sealing.settle(batch.sealer)
+            self._sealing.observe(batch.recorded)
             self._publish(batch.recorded)
+
+    def _tell_of_others(self, page: Sequence[Recorded]) -> None:
+        """What others have appended was folded, and keys that they destroyed are no longer used."""
+        self._sealing.observe(page)
+        self._publish(page)
 
     async def _resolve_doubt(self, connection: Connection, batch: Batch) -> Sequence[Ticket]:
         try:

@@ -13,14 +13,18 @@ from eventstore import codec
 from eventstore.chain import link, microseconds
 from eventstore.events import AppendAbandoned, RequestAnswered
 from eventstore.recorded import NewEvent, Recorded
+from service.commands import ForgetSubject
 from service.decide import At, Refused, clock, decide
 from service.recall import Kept
 from service.refusals import Refusal
 from service.requests import Answer, CommandFailed, Outcome, Ticket
+from service.sealer import Sealer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from eventstore.keys import Key
+    from service.commands import AnyCommand
     from service.requests import Request
     from service.squad import Draft
 
@@ -39,6 +43,14 @@ class Batch(NamedTuple):
     recorded: list[Recorded]
     decided_at: datetime
     """The database's clock as the decisions believed it to be."""
+    sealer: Sealer | None = None
+    """What sealed them, where payloads are encrypted."""
+
+    def and_then(self, more: Batch) -> Batch:
+        """One batch of this one and of what was decided on the same draft after it, at the same time."""
+        self.outcomes.extend(more.outcomes)
+        self.recorded.extend(more.recorded)
+        return self._replace(tickets=[*self.tickets, *more.tickets])
 
 
 def new_id() -> str:
@@ -53,6 +65,7 @@ def decide_batch(
     *,
     now: datetime,
     decided_at: datetime,
+    sealer: Sealer | None = None,
     abandoned: Batch | None = None,
     ids: Callable[[], str] = new_id,
 ) -> Batch:
@@ -64,11 +77,12 @@ def decide_batch(
         answers: earlier answers by idempotency key; those that this batch gives are added.
         now: the time of the decisions and the events: the clock's, but never before the log's last event.
         decided_at: the database's clock.
+        sealer: seals what is personal; None to store it in plain.
         abandoned: a batch whose commit proved not to have happened.
         ids: gives a fresh UUIDv7 at each call, for events and for what they are about.
     """
-    batch = Batch(tickets, [], [], decided_at)
-    recorder = Recorder(draft, batch.recorded, now, ids)
+    batch = Batch(tickets, [], [], decided_at, sealer)
+    recorder = Recorder(draft, batch.recorded, now, ids, sealer)
     if abandoned:
         recorder.record([_fence(abandoned)], "system:writer", ids())
         draft.keep()
@@ -93,13 +107,19 @@ class Recorder:
     """Gives decided events their place in the log, and lets the draft know of them."""
 
     def __init__(
-        self, draft: Draft, recorded: list[Recorded], now: datetime, ids: Callable[[], str] = new_id
+        self,
+        draft: Draft,
+        recorded: list[Recorded],
+        now: datetime,
+        ids: Callable[[], str] = new_id,
+        sealer: Sealer | None = None,
     ) -> None:
         self.draft = draft
         self.recorded = recorded
         self.now = now
         self.ids = ids
         self.now_microseconds = microseconds(now)
+        self.sealer = sealer
 
     def record(
         self,
@@ -107,11 +127,27 @@ class Recorder:
         actor: str,
         correlation_id: str,
         idempotency_key: str | None = None,
+        *,
+        key: Key | None = None,
+        bare_fingerprint: str = "",
     ) -> None:
-        """Numbers and chains events that follow the draft's head, and folds them."""
+        """Numbers and chains events that follow the draft's head, and folds them.
+
+        Args:
+            events: what was decided.
+            actor: who asked for it.
+            correlation_id: ties them to the request.
+            idempotency_key: of the request, where they keep the answer to it.
+            key: what to seal them with; None where that is to be seen from each of them.
+            bare_fingerprint: see `Sealer.seal`.
+        """
         draft = self.draft
         for event, caused_by in events:
-            data, id_, stream = codec.encode(event), self.ids(), event.stream
+            id_, stream = self.ids(), event.stream
+            if self.sealer and (its_key := key or self.sealer.key_of(draft, event)):
+                data = self.sealer.seal(event, id_, its_key, bare_fingerprint)
+            else:
+                data = codec.encode(event)
             position, version = draft.head.position + 1, draft.next_version(stream)
             digest = link(
                 draft.head.hash,
@@ -152,7 +188,7 @@ def _decide_one(
 ) -> Outcome:
     key = request.idempotency_key
     if key and (kept := answers.get(key)):
-        if kept.fingerprint == request.fingerprint:
+        if request.is_repeat_of(kept.fingerprint) and not _is_about_another(draft, request.command):
             return Outcome({}, None, repeated=kept.answer)
         return Outcome({}, None, refusal=_mismatch(key))
     decision = decide(draft, request.command, at)
@@ -165,13 +201,35 @@ def _decide_one(
         outcome = Outcome(decision.reply, position)
         worth_keeping = True
     if key and request.answer and worth_keeping:
-        answer = request.answer(outcome)
-        answered = RequestAnswered(
-            key=key, fingerprint=request.fingerprint, status=answer.status, body=answer.body
-        )
-        recorder.record([NewEvent(answered, outcome.position)], request.actor, request.correlation_id, key)
-        answers[key] = Kept(request.fingerprint, Answer(*answer))
+        _keep_answer(recorder, request, outcome, request.answer(outcome), answers)
     return outcome
+
+
+def _keep_answer(
+    recorder: Recorder, request: Request, outcome: Outcome, answer: Answer, answers: dict[str, Kept]
+) -> None:
+    assert request.idempotency_key
+    # Of a request to forget somebody, nothing is kept that a guess at their address could be held against.
+    is_bare = isinstance(request.command, ForgetSubject)
+    fingerprint = request.bare_fingerprint if is_bare else request.fingerprint
+    answered = RequestAnswered(
+        key=request.idempotency_key, fingerprint=fingerprint, status=answer.status, body=answer.body
+    )
+    sealer = recorder.sealer
+    recorder.record(
+        [NewEvent(answered, outcome.position)],
+        request.actor,
+        request.correlation_id,
+        request.idempotency_key,
+        key=sealer.key_of_answer(recorder.draft, request.command) if sealer else None,
+        bare_fingerprint=request.bare_fingerprint,
+    )
+    answers[request.idempotency_key] = Kept(fingerprint, Answer(*answer))
+
+
+def _is_about_another(draft: Draft, command: AnyCommand) -> bool:
+    """Whether an answer about somebody who was forgotten is none to this: whom it names is still here."""
+    return isinstance(command, ForgetSubject) and draft.trace(command.subject).key_id is not None
 
 
 def _let_time_pass(draft: Draft, recorder: Recorder, at: At) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from eventstore.events import ERASED
 from projections.emails import EMAILS, EmailRow
 from service import commands as do
 from service.values import MAX_TTL_SECONDS
@@ -78,7 +79,8 @@ class _Taken(NamedTuple):
 
 async def work_on_emails(work: Work, kind: EmailWork) -> Report:
     """Works on those that wait, the oldest first; stops when the budget refuses."""
-    waiting = [row for row in work.squad.all(EMAILS) if kind.wanted(row)]
+    # In one that was erased with its sender there is nothing to classify or to answer.
+    waiting = [row for row in work.squad.all(EMAILS) if kind.wanted(row) and row.from_email != ERASED]
     # Whatever is wrong with some of them, the others have their turn.
     waiting.sort(key=lambda row: (work.setbacks[row.id], row.created_position))
     deadline = asyncio.get_running_loop().time() + work.job.timeout_seconds
@@ -111,7 +113,7 @@ def _report(work: Work, waiting: list[EmailRow], done: list[str], left: dict[str
         text += f", {len(left)} left for later"
     if any(problem.because == "budget" for problem in left.values()):
         text += "; the budget allows no more"
-    return succeeded(text, **data)
+    return succeeded(text, answered=bool(done), **data)
 
 
 async def _one_email(work: Work, kind: EmailWork, email: EmailRow, deadline: float) -> _Left | None:

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from eventstore import codec, log
-from eventstore.events import EmailReceived, RequestAnswered, TokensReleased, TokensReserved, TokensSettled
+from eventstore import codec, log, sealing, traces
+from eventstore.events import (
+    EmailReceived,
+    MessageSent,
+    RequestAnswered,
+    TokensReleased,
+    TokensReserved,
+    TokensSettled,
+)
 from eventstore.translation import translating
 from projections.budgets import RESERVATIONS, reservation_after
 from projections.emails import EMAILS, emails
-from projections.jobs import JOBS
+from projections.jobs import JOBS, jobs
 from projections.messages import messages
 from projections.operations import OPERATIONS, operations
 from projections.tasks import TASKS, tasks
@@ -24,11 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from eventstore.connection import Connection
+    from eventstore.keys import Keyring
     from eventstore.recorded import Recorded
     from service.requests import Ticket
     from service.squad import Draft, State
 
-_KINDS = {"message": messages, "operation": operations, "task": tasks, "email": emails}
+_KINDS = {"message": messages, "operation": operations, "task": tasks, "email": emails, "job": jobs}
 """Which projection alone tells a stream's story, by the first part of the stream's name."""
 
 
@@ -44,14 +52,15 @@ class Needs(NamedTuple):
 
     streams: list[str]
     gmail_message_ids: list[str]
+    subjects: list[str]
 
     def __bool__(self) -> bool:
-        return bool(self.streams or self.gmail_message_ids)
+        return bool(self.streams or self.gmail_message_ids or self.subjects)
 
 
 def needs(state: State, tickets: Iterable[Ticket]) -> Needs:
     """What these commands need that is not in memory."""
-    wanted = Needs([], [])
+    wanted = Needs([], [], [])
     for ticket in tickets:
         if stream := _stream(state, ticket.request.command):
             wanted.streams.append(stream)
@@ -60,11 +69,13 @@ def needs(state: State, tickets: Iterable[Ticket]) -> Needs:
         command = ticket.request.command
         if isinstance(command, do.LogEmail) and not state.email_with(command.gmail_message_id):
             wanted.gmail_message_ids.append(command.gmail_message_id)
+        if isinstance(command, do.ForgetSubject):
+            wanted.subjects.append(command.subject)
     return wanted
 
 
-async def read(connection: Connection, wanted: Needs) -> list[Recorded]:
-    """The events that tell what is needed, in the log's order."""
+async def read(connection: Connection, wanted: Needs, keyring: Keyring | None = None) -> list[Recorded]:
+    """The events that tell what is needed, in the log's order, readable as far as there are keys."""
     streams = list(wanted.streams)
     if wanted.gmail_message_ids:
         query = (
@@ -74,7 +85,16 @@ async def read(connection: Connection, wanted: Needs) -> list[Recorded]:
         with translating():
             cursor = await connection.execute(query, (wanted.gmail_message_ids,), prepare=True)
             streams += [row[0] for row in await cursor.fetchall()]
-    return await log.read_streams(connection, streams) if streams else []
+    if not streams:
+        return []
+    history = await log.read_streams(connection, streams)
+    return await sealing.reveal(connection, history, keyring, veiled=(MessageSent.type,))
+
+
+async def find_traces(connection: Connection, draft: Draft, wanted: Needs) -> None:
+    """Lets a draft know what there is of those who are to be forgotten."""
+    for subject in wanted.subjects:
+        draft.traces[subject] = await traces.find(connection, subject)
 
 
 def fold(draft: Draft, history: Iterable[Recorded]) -> dict[str, Kept]:
@@ -119,8 +139,8 @@ def _stream(state: State, command: do.AnyCommand) -> str | None:
             return None if state.rows(TASKS).get(command.task_id) else f"task-{command.task_id}"
         case do.UpdateEmail():
             return None if state.rows(EMAILS).get(command.email_id) else f"email-{command.email_id}"
-        case do.DefineJob():
-            # One that was removed may come back, and its stream goes on.
+        case do.DefineJob() | do.RemoveJob() | do.WithdrawJob():
+            # One that was removed may come back, and its stream goes on; or it matters who removed it.
             return None if state.rows(JOBS).get(command.name) else f"job-{command.name}"
         case _:
             return None

@@ -58,6 +58,17 @@ class Outcome(NamedTuple):
     """The first answer, where the request's idempotency key was used before."""
 
 
+class Print(NamedTuple):
+    """What an idempotency key is bound to: hashes of the request that it came with."""
+
+    whole: str = ""
+    """Of method, path and body; kept, where nothing personal is in it or it can be sealed."""
+    bare: str = ""
+    """Of what is not personal in them; kept in the open. It is what remains when the rest is erased."""
+    also: str = ""
+    """Another that may have been kept, by a process with other settings."""
+
+
 class Request(NamedTuple):
     """A command, and who asks for it."""
 
@@ -66,11 +77,19 @@ class Request(NamedTuple):
     correlation_id: str
     idempotency_key: str | None = None
     fingerprint: str = ""
-    """Of the method, path and body that the key came with."""
+    """`Print.whole`."""
     answer: Callable[[Outcome], Answer] | None = None
     """Renders the answer that an idempotency key keeps."""
     size: int = 200
     """About how many bytes it holds in memory."""
+    bare_fingerprint: str = ""
+    """`Print.bare`."""
+    other_fingerprint: str = ""
+    """`Print.also`."""
+
+    def is_repeat_of(self, kept: str) -> bool:
+        """Whether the answer that was kept with this fingerprint is the answer to this request."""
+        return kept in (self.fingerprint, self.bare_fingerprint, self.other_fingerprint)
 
 
 class Ticket(NamedTuple):
@@ -97,6 +116,8 @@ class Waiting:
 
     def __init__(self) -> None:
         self.arrived = asyncio.Event()
+        self.on_arrival: Callable[[], None] | None = None
+        """Told of every ticket, for as long as somebody is there who does not wait for `arrived`."""
         self.bytes = 0
         self._tickets: deque[Ticket] = deque()
 
@@ -117,6 +138,8 @@ class Waiting:
         self._tickets.append(ticket)
         self.bytes += ticket.request.size
         self.arrived.set()
+        if self.on_arrival:
+            self.on_arrival()
 
     def put_back(self, tickets: Sequence[Ticket]) -> None:
         """Puts a batch that was not carried out back to the front, in its order."""
@@ -124,11 +147,12 @@ class Waiting:
         self.bytes += sum(ticket.request.size for ticket in tickets)
         self.arrived.set()
 
-    def drain(self) -> list[Ticket]:
-        """Takes the next batch; leaves out those whose callers have gone."""
+    def drain(self, *, beside: Sequence[Ticket] = ()) -> list[Ticket]:
+        """Takes the next batch, or more to go `beside` others; leaves out those whose callers have gone."""
         batch: list[Ticket] = []
-        size = 0
-        while self._tickets and len(batch) < MAX_BATCH_COMMANDS and size < MAX_BATCH_BYTES:
+        size = sum(ticket.request.size for ticket in beside)
+        most = MAX_BATCH_COMMANDS - len(beside)
+        while self._tickets and len(batch) < most and size < MAX_BATCH_BYTES:
             ticket = self._tickets.popleft()
             self.bytes -= ticket.request.size
             if not ticket.outcome.done():

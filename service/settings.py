@@ -142,8 +142,12 @@ class Settings(BaseSettings):
     operation_timeout_seconds: TtlSeconds = 60.0
     idle_after_minutes: float = Field(default=10.0, gt=0, le=1_000_000)
     offline_after_minutes: float = Field(default=60.0, gt=0, le=1_000_000)
+    encrypt_payloads: bool = False
+    """Whether what is personal in messages and e-mails is stored encrypted, so that it can be forgotten."""
     seed_jobs: bool = True
     """Whether the seed's seven jobs, and the agents that they speak of, are there by default."""
+    checkpoint_key: Path | None = None
+    """Signs the checkpoints of `squad checkpoint`."""
     log_format: LogFormat = "console"
     log_level: LogLevel = "info"
     budget: BudgetSettings = BudgetSettings()

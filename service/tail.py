@@ -1,17 +1,21 @@
 """The log's latest events in memory, for everyone in this process who follows it live.
 
 The writer sees every event once, its own and the others'. Followers are served from here, so a thousand
-open streams cost the database nothing.
+open streams cost the database nothing. Sealed events are revealed once, for the first who asks; when
+somebody is forgotten, everything before that is let go, and whoever is still behind reads what the log then
+tells.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from eventstore import sealing
+from eventstore.events import SubjectForgotten
 from eventstore.listener import Hints
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from eventstore.recorded import Recorded
 
@@ -21,22 +25,45 @@ KEPT_EVENTS = 10_000
 class Tail:
     """Consecutive events up to the head; `moved` wakes when there are new ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, reveal: Callable[[Sequence[Recorded]], Awaitable[list[Recorded]]]) -> None:
         self.moved = Hints()
+        self.forgotten = 0
+        """How many were forgotten so far: who reads the log beside this must look again when it changes."""
+        self._reveal = reveal
         self._events: list[Recorded] = []
 
     def extend(self, recorded: Sequence[Recorded]) -> None:
         """Takes in what was committed. Where something is missing in between, what is older is let go."""
         if self._events and recorded[0].position != self._events[-1].position + 1:
             self._events.clear()
+        for index in range(len(recorded) - 1, -1, -1):
+            if recorded[index].type == SubjectForgotten.type:
+                self.forgotten += 1
+                self._events.clear()
+                recorded = recorded[index:]
+                break
         self._events.extend(recorded)
         # Cut rarely: each cut moves all that is kept.
         if len(self._events) > 2 * KEPT_EVENTS:
             del self._events[:-KEPT_EVENTS]
         self.moved.wake(recorded[-1].position)
 
-    def after(self, position: int, limit: int) -> list[Recorded] | None:
-        """The events after `position`, at most `limit`; None where the tail does not reach back so far."""
+    async def after(self, position: int, limit: int) -> list[Recorded] | None:
+        """The events after `position`, at most `limit`, readable; None where the tail begins later.
+
+        Raises:
+            StoreUnavailable, StoreBusy: the keys of sealed ones cannot be asked for.
+        """
+        while (events := self._slice(position, limit)) and any(map(sealing.may_be_sealed, events)):
+            shown = await self._reveal(events)
+            # Somebody may have been forgotten meanwhile; then it is not the same slice any more.
+            if self._slice(position, len(events)) == events:
+                start = position - self._events[0].position + 1
+                self._events[start : start + len(events)] = shown
+                return shown
+        return events
+
+    def _slice(self, position: int, limit: int) -> list[Recorded] | None:
         if not self._events or position < self._events[0].position - 1:
             return None
         skip = position - self._events[0].position + 1

@@ -18,7 +18,7 @@ from eventstore.events.agents import (
     AgentStatusChanged,
     StatusReason,
 )
-from eventstore.events.base import Event
+from eventstore.events.base import ERASED, Event
 from eventstore.events.budget import (
     BudgetDayReset,
     BudgetThresholdCrossed,
@@ -40,6 +40,7 @@ from eventstore.events.jobs import (
     JobResumed,
     JobSource,
     Overlap,
+    RemovalSource,
     RunAttemptFailed,
     RunFinished,
     RunMissed,
@@ -62,9 +63,11 @@ from eventstore.events.operations import (
     OperationStarted,
 )
 from eventstore.events.orchestrator import OrchestratorStarted, OrchestratorStopped
+from eventstore.events.subjects import SubjectForgotten
 from eventstore.events.tasks import TaskCreated, TaskPriority, TaskStatus, TaskUpdated
 
 __all__ = [
+    "ERASED",
     "AgentHeartbeatRecorded",
     "AgentProfileChanged",
     "AgentRegistered",
@@ -97,6 +100,7 @@ __all__ = [
     "OrchestratorStopped",
     "Overlap",
     "PolicySet",
+    "RemovalSource",
     "RequestAnswered",
     "RunAttemptFailed",
     "RunFinished",
@@ -108,6 +112,7 @@ __all__ = [
     "RunStarted",
     "SkipReason",
     "StatusReason",
+    "SubjectForgotten",
     "TaskCreated",
     "TaskPriority",
     "TaskStatus",
@@ -159,6 +164,7 @@ AnyEvent = (
     | RunAttemptFailed
     | RunRetried
     | RunFinished
+    | SubjectForgotten
     | RequestAnswered
     | AppendAbandoned
 )

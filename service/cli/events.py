@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from eventstore import log
+from eventstore import log, sealing
 from eventstore.listener import Listener
 from eventstore.subscription import follow
 from service.app import background
@@ -64,7 +64,7 @@ def events(
 
             async with background(listener.run()):
                 async for page in follow(reading, listener.events, after, wanted=wanted):
-                    _print(page, as_json=as_json)
+                    _print(await sealing.reveal(connection, page), as_json=as_json)
 
     try:
         run(work())
@@ -74,7 +74,7 @@ def events(
 
 async def _print_all(connection: Connection, after: int, wanted: log.Filter, *, as_json: bool) -> None:
     while page := await log.read_filtered(connection, after, log.PAGE_EVENTS, wanted):
-        _print(page, as_json=as_json)
+        _print(await sealing.reveal(connection, page), as_json=as_json)
         after = page[-1].position
 
 

@@ -16,8 +16,17 @@ if TYPE_CHECKING:
 
     from rich.progress import Task
 
+    Tell = Callable[[int, int | None], None]
+    """Is told the position reached, and the one to be reached where that is known."""
+
 LINE_SECONDS = 2.0
 """How often there is a line where there is no terminal."""
+
+
+class _Count(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """How many events, and of how many."""
+        return Text(_count(int(task.completed), None if task.total is None else int(task.total)))
 
 
 class _Speed(ProgressColumn):
@@ -27,18 +36,25 @@ class _Speed(ProgressColumn):
 
 
 @contextmanager
-def shown(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives what to tell the position reached and the one to be reached; shows it on stderr."""
+def shown(what: str, *, quiet: bool = False) -> Iterator[Tell]:
+    """Gives what to tell the position reached and the one to be reached; shows it on stderr.
+
+    Args:
+        what: what is being done, in a word or two.
+        quiet: shows nothing.
+    """
+    if quiet:
+        yield lambda position, goal: None
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _Lines(what).tell
         return
-    counted = TextColumn("{task.completed:,.0f} of {task.total:,.0f} events")
-    columns = (TextColumn(what), BarColumn(), counted, _Speed(), TimeRemainingColumn(compact=True))
+    columns = (TextColumn(what), BarColumn(), _Count(), _Speed(), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=None, visible=False)
 
-        def tell(position: int, goal: int) -> None:
+        def tell(position: int, goal: int | None) -> None:
             bar.update(task, completed=position, total=goal, visible=True)
 
         yield tell
@@ -49,14 +65,15 @@ class _Lines:
         self._what = what
         self._began = self._told = monotonic()
 
-    def tell(self, position: int, goal: int) -> None:
+    def tell(self, position: int, goal: int | None) -> None:
         now = monotonic()
         if now - self._told < LINE_SECONDS:
             return
         self._told = now
         speed = position / (now - self._began)
-        click.echo(
-            f"{self._what}: {position:,} of {goal:,} events, {speed:,.0f} events/s,"
-            f" {(goal - position) / speed:,.0f} s left",
-            err=True,
-        )
+        left = f", {(goal - position) / speed:,.0f} s left" if goal is not None and speed else ""
+        click.echo(f"{self._what}: {_count(position, goal)}, {speed:,.0f} events/s{left}", err=True)
+
+
+def _count(position: int, goal: int | None) -> str:
+    return f"{position:,} events" if goal is None else f"{position:,} of {goal:,} events"

@@ -27,10 +27,12 @@ from service.commands.jobs import (
     ResumeJob,
     RunJob,
     TakeUpRun,
+    WithdrawJob,
 )
 from service.commands.messages import AcknowledgeMessage, SendMessage
 from service.commands.operations import CheckOperation, FinishOperation, RenewOperation, StartOperation
 from service.commands.orchestrator import PassTime, StartOrchestrator, StopOrchestrator
+from service.commands.subjects import ForgetSubject
 from service.commands.tasks import CreateTask, UpdateTask
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "DefineJob",
     "EndAttempt",
     "FinishOperation",
+    "ForgetSubject",
     "Heartbeat",
     "LogEmail",
     "PassTime",
@@ -67,6 +70,7 @@ __all__ = [
     "TakeUpRun",
     "UpdateEmail",
     "UpdateTask",
+    "WithdrawJob",
 ]
 
 AnyCommand = (
@@ -87,8 +91,10 @@ AnyCommand = (
     | UpdateTask
     | LogEmail
     | UpdateEmail
+    | ForgetSubject
     | DefineJob
     | RemoveJob
+    | WithdrawJob
     | PauseJob
     | ResumeJob
     | RunJob

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -10,7 +10,17 @@ from pydantic import BaseModel, ConfigDict
 class Command(BaseModel):
     """An intent."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    # What is personal in a command must not get into log lines by way of an exception's text.
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+    )
+
+    personal: ClassVar[frozenset[str]] = frozenset()
+    """The fields that can hold something personal."""
 
     @property
     def acting_agent(self) -> str | None:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from eventstore.events import EmailStatus
+from pydantic import AfterValidator
+
+from eventstore.events import ERASED, EmailStatus
 from service.commands.base import Command, named_fields
 from service.values import ExternalId, Id, JsonObject, Name, ShortText, Text
+
+
+def _is_somebody(from_email: str) -> str:
+    if from_email == ERASED:
+        raise ValueError(f"must not be {ERASED}, which stands for a sender who was forgotten")
+    return from_email
 
 
 class LogEmail(Command):
     """Log a received e-mail, once for each Gmail message id."""
 
+    personal: ClassVar[frozenset[str]] = frozenset({"from_email", "subject", "payload"})
+
     gmail_message_id: ExternalId
-    from_email: ShortText
+    from_email: Annotated[ShortText, AfterValidator(_is_somebody)]
     subject: Text | None = None
     category: Name = "unclassified"
     status: EmailStatus = "unread"
@@ -23,6 +33,8 @@ class LogEmail(Command):
 
 class UpdateEmail(Command):
     """Change what is named of an e-mail."""
+
+    personal: ClassVar[frozenset[str]] = frozenset({"payload"})
 
     email_id: Id
     category: Name = ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from service.commands.base import Command
@@ -10,6 +12,8 @@ from service.values import ExternalId, Id, JsonObject, Name, Text
 
 class SendMessage(Command):
     """Send a message to one agent, or (no `to_agent`) to all."""
+
+    personal: ClassVar[frozenset[str]] = frozenset({"message", "data"})
 
     from_agent: Name
     to_agent: Name | None = None

@@ -19,6 +19,8 @@ from service.decide import (
     operations,
     orchestrator,
     runs,
+    starting,
+    subjects,
     tasks,
     ticks,
 )
@@ -61,6 +63,8 @@ def decide(state: State, command: do.AnyCommand, at: At) -> Decision:
             return emails.log(state, command, at)
         case do.UpdateEmail():
             return emails.update(state, command, at)
+        case do.ForgetSubject():
+            return subjects.forget(state, command, at)
         case do.RegisterAgent():
             return agents.register(state, command, at)
         case do.SetBudget():
@@ -76,10 +80,10 @@ def decide(state: State, command: do.AnyCommand, at: At) -> Decision:
         case do.EndAttempt():
             return runs.end_attempt(state, command, at)
         case do.RunJob():
-            return ticks.run_now(state, command, at)
+            return starting.run_now(state, command, at)
         case do.DefineJob():
             return jobs.define(state, command, at)
-        case do.RemoveJob():
+        case do.RemoveJob() | do.WithdrawJob():
             return jobs.remove(state, command, at)
         case do.PauseJob():
             return jobs.pause(state, command, at)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from eventstore.events import EmailReceived, EmailUpdated
+from eventstore.events import ERASED, EmailReceived, EmailUpdated
 from eventstore.recorded import NewEvent
 from projections.emails import EMAILS
 from service.decide.decision import Accepted, At, Decision, Refused
@@ -41,6 +41,11 @@ def update(state: State, command: UpdateEmail, at: At) -> Decision:
     row = state.rows(EMAILS).get(command.email_id)
     if row is None:
         return Refused(Refusal("email_not_found", f"there is no e-mail {command.email_id}"))
+    if row.from_email == ERASED and command.changes.get("payload") is not None:
+        # It would be about somebody whom nobody could name any more, to have it forgotten as well.
+        return Refused(
+            Refusal("email_erased", f"e-mail {row.id} was erased with its sender; it takes no payload")
+        )
     before = {name: getattr(row, name) for name in _FIELDS}
     after = {**before, **command.changes}
     given = {name: getattr(row, name) for name in _GIVEN}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from aiohttp import web
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -14,11 +16,13 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from service.batch import new_id
 from service.http import json
 from service.http.problems import CONTENT_TYPE, Problem, from_refusal, from_validation, wrong
+from service.http.turns import Turns
 from service.requests import (
     Answer,
     CommandFailed,
     Outcome,
     OutcomeUnknown,
+    Print,
     QueueFull,
     Request,
     Stopping,
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from service.reading import ReadTables
     from service.scheduler import Scheduler
     from service.settings import Settings
+    from service.snapshotter import Snapshotter
     from service.tail import Tail
     from service.writer import Writer
 
@@ -43,6 +48,12 @@ M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
 MAX_BODY_BYTES = 1024 * 1024
+
+NO_PRINT = Print()
+"""Of a request without an idempotency key."""
+
+LOOK_BACK_AT_ONCE = 2
+"""How many requests fold the past at once; it is work, and the present goes on beside it."""
 
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _CORRELATION = re.compile(r"[\x21-\x7e]{1,100}")
@@ -60,9 +71,13 @@ class Services:
     listener: Listener
     projector: Projector
     scheduler: Scheduler
+    snapshotter: Snapshotter
     metrics: Metrics
     stopping: bool = False
     streams: set[Any] = field(default_factory=set)
+    judging: Turns = field(default_factory=Turns)
+    """Of histories, under other rules."""
+    looking_back: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LOOK_BACK_AT_ONCE))
 
 
 SERVICES = web.AppKey("services", Services)
@@ -157,6 +172,8 @@ def parse_query(model: type[M], request: web.Request) -> M:
     Raises:
         Problem: a parameter is wrong, unknown, or named twice.
     """
+    if not request.query_string:
+        return cast("M", _empty(model))
     query = request.query
     if len(query) != len(set(query)):
         twice = next(name for name in query if len(query.getall(name)) > 1)
@@ -165,6 +182,12 @@ def parse_query(model: type[M], request: web.Request) -> M:
         return model.model_validate(dict(query))
     except ValidationError as error:
         raise from_validation(error) from error
+
+
+@lru_cache
+def _empty(model: type[BaseModel]) -> BaseModel:
+    """What an empty query string says; queries are frozen, so it may be shared."""
+    return model()
 
 
 def parse_path(kind: TypeAdapter[T], request: web.Request, name: str) -> T:
@@ -200,8 +223,13 @@ def correlation_id(headers: Mapping[str, str]) -> str:
     return new_id()
 
 
-def fingerprint(method: str, path: str, body: bytes) -> str:
+def fingerprint(method: str, path: str, body: bytes) -> Print:
     """What an idempotency key is bound to."""
+    return Print(hash_of(method, path, body), hash_of(method, path, b""))
+
+
+def hash_of(method: str, path: str, body: bytes) -> str:
+    """One of the hashes in a `Print`."""
     return sha256(b"\n".join((method.encode(), path.encode(), body))).hexdigest()
 
 
@@ -211,7 +239,7 @@ async def carry_out(
     *,
     correlation: str,
     key: str | None = None,
-    print_: str = "",
+    print_: Print = NO_PRINT,
     size: int = 0,
     render: Callable[[Outcome], Answer],
 ) -> Answer:
@@ -229,9 +257,11 @@ async def carry_out(
         actor=f"agent:{agent}" if agent else "anonymous",
         correlation_id=correlation,
         idempotency_key=key,
-        fingerprint=print_,
+        fingerprint=print_.whole,
         answer=render,
         size=size + 500,
+        bare_fingerprint=print_.bare,
+        other_fingerprint=print_.also,
     )
     kind = type(command).__name__
     try:

@@ -182,7 +182,7 @@ def _operation_id(route: Route) -> str:
 
 
 def _changes_something(route: Route) -> bool:
-    return route.method != "GET" and not route.path.endswith("/check")
+    return route.method != "GET" and not route.path.endswith(("/check", "/whatif"))
 
 
 def _is_seed(route: Route) -> bool:

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from eventstore.errors import StoreBusy, StoreUnavailable
 from service.http.context import (
+    NO_PRINT,
     SERVICES,
     Services,
     body_of,
@@ -30,7 +31,7 @@ from service.reading import NotYet
 
 if TYPE_CHECKING:
     from service.commands import Command
-    from service.requests import Answer
+    from service.requests import Answer, Print
 
 Shape = type[BaseModel] | tuple[type[BaseModel], ...]
 """A model, or several of which it is one."""
@@ -154,7 +155,7 @@ def write(
             parse_object(body),
             request.match_info,
             key=key,
-            print_=fingerprint(request.method, request.path, body) if key else "",
+            print_=fingerprint(request.method, request.path, body) if key else NO_PRINT,
             correlation=(correlation := correlation_id(request.headers)),
             size=len(body),
         )
@@ -183,7 +184,7 @@ async def carry_out_write(
     path: Mapping[str, str],
     *,
     key: str | None,
-    print_: str,
+    print_: Print,
     correlation: str,
     size: int,
 ) -> Answer:

@@ -1,7 +1,7 @@
-"""The door's frame: what is not even HTTP is refused like everything else, with a problem and a code.
+"""The door's frame: what reaches no route is refused like everything else, with a problem and a code.
 
-aiohttp answers what it cannot parse by itself, in plain text, and logs a traceback for each. That would let
-anybody who reaches the port fill the log.
+aiohttp answers by itself what it finds no route for, and what it cannot parse, in plain text, and for the
+latter it logs a traceback each. That would let anybody who reaches the port fill the log.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from service.http.context import respond
+from service.http.context import MAX_BODY_BYTES, respond
 from service.http.problems import Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from aiohttp.web_request import BaseRequest
+
+    Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
 
 KEEPALIVE_SECONDS = 75.0
 """How long an idle connection is kept: longer than proxies do, so that they are the ones to end it."""
@@ -71,4 +75,26 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        return _Server(made.request_handler, request_factory=made.request_factory)
+        # Not a middleware, which would cost every request something, also those that a route answers.
+        return _Server(telling_problems(made.request_handler), request_factory=made.request_factory)
+
+
+def telling_problems(handle: Handler) -> Handler:
+    """Tells what aiohttp itself refuses, before any route is found, like everything else."""
+
+    async def answer(request: BaseRequest) -> web.StreamResponse:
+        try:
+            return await handle(request)
+        except web.HTTPNotFound:
+            problem = Problem("not_found", f"nothing is at {request.path}")
+        except web.HTTPMethodNotAllowed as error:
+            allowed = ", ".join(sorted(error.allowed_methods))
+            headers = {"Allow": allowed}
+            problem = Problem("method_not_allowed", f"allowed here: {allowed}", headers=headers)
+        except web.HTTPRequestEntityTooLarge:
+            problem = Problem("payload_too_large", f"a body may have {MAX_BODY_BYTES} bytes")
+        except web.HTTPException as error:
+            problem = Problem("bad_request", error.reason)
+        return respond(problem.status, problem.body, problem.headers)
+
+    return answer

@@ -17,6 +17,7 @@ from projections.tasks import TASKS, tasks
 from service import commands as do
 from service import views
 from service.http.context import (
+    NO_PRINT,
     Services,
     body_of,
     carry_out,
@@ -212,7 +213,7 @@ async def _do(
         command,
         correlation=correlation,
         key=key,
-        print_=fingerprint(request.method, request.path, body) if key else "",
+        print_=fingerprint(request.method, request.path, body) if key else NO_PRINT,
         size=len(body),
         render=_rendering(message, entity),
     )

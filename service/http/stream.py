@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import orjson
 from aiohttp import web
 
-from eventstore import log
+from eventstore import log, sealing
 from eventstore.errors import StoreBusy, StoreUnavailable
 from eventstore.listener import POLL_SECONDS, wait_for_hint
 from service.http.problems import wrong
@@ -124,16 +124,20 @@ async def _follow(
 
 async def _next(services: Services, position: int) -> list[Recorded]:
     """The next events; none for the moment where the database cannot be reached."""
-    events = services.tail.after(position, _PAGE_EVENTS)
-    if events is not None:
-        return events
-    if position >= services.writer.squad.head.position:
-        return []
+    forgotten = services.tail.forgotten
     try:
+        events = await services.tail.after(position, _PAGE_EVENTS)
+        if events is not None:
+            return events
+        if position >= services.writer.squad.head.position:
+            return []
         async with services.tables.connection() as connection:
-            return await log.read_after(connection, position, _PAGE_EVENTS)
+            page = await log.read_after(connection, position, _PAGE_EVENTS)
+            shown = await sealing.reveal(connection, page)
     except (StoreUnavailable, StoreBusy):
         return []
+    # What was readable when it was read may not be any more.
+    return shown if services.tail.forgotten == forgotten else []
 
 
 def _passing(events: Iterable[Recorded], wanted: log.Filter) -> Iterable[Recorded]:

@@ -26,7 +26,10 @@ TAGS: Mapping[str, str] = MappingProxyType(
         "jobs": "What runs when, what came of every tick, and a person's hand on it.",
         "tasks": "The task board.",
         "emails": "The e-mail log.",
+        "subjects": "Those whose words are encrypted, and can be forgotten.",
+        "state": "The squad as it was, at any position of the log and at any time.",
         "events": "The log itself, as a list and as a live stream.",
+        "audit": "What the log answers for: why it happened, and what other rules would have done.",
         "batch": "Many writes in one request.",
         "health": "Whether the service is well, what it has counted, and this document.",
     }
@@ -98,6 +101,7 @@ EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
             "subject": "A question about your offer",
         },
         ("PATCH", "/api/v1/emails/{id}"): {"category": "inquiry", "status": "classified"},
+        ("POST", "/api/v1/subjects/forget"): {"subject": "customer@example.com"},
         ("POST", "/api/v1/batch"): {
             "commands": [
                 {
@@ -124,6 +128,11 @@ EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
         ("POST", "/api/v1/jobs/{name}/resume"): {"note": "the mail server is back"},
         ("DELETE", "/api/v1/jobs/{name}"): {},
         ("POST", "/api/v1/jobs/{name}/run"): {},
+        ("POST", "/api/v1/whatif"): {
+            "daily_tokens": 200_000,
+            "agent_limits": {"email_agent": 80_000, "quote_agent": None},
+            "since": "2026-01-31T00:00:00Z",
+        },
     }
 )
 """By method and path; tests hold them to the models."""

@@ -20,13 +20,14 @@ from eventstore.events import (
     TokensSettled,
     TokensUsed,
 )
+from projections.agents import AGENTS
 from projections.budgets import RESERVATIONS
 from projections.operations import OPERATIONS
 from service import commands as do
 from service.email_work import CLASSIFY_ENDPOINT, RESPOND_ENDPOINT
 from service.tasks import POLL_ENDPOINT
 from tests.support.agents import after, answers, drips, when
-from tests.support.jobs import define
+from tests.support.jobs import define, running_member
 from tests.support.parts import submit
 from tests.support.wait import eventually
 
@@ -123,6 +124,17 @@ async def test_only_what_waits_is_worked_on(agents: Agents, member: Member) -> N
     assert not agents.calls
     await member.carry_out("email_respond")
     assert [call.payload["email_id"] for call in agents.calls] == [second]
+
+
+async def test_what_was_erased_with_its_sender_is_left_alone(agents: Agents, database: str) -> None:
+    async with running_member(database, agents.url, encrypt=True) as member:
+        await emails(member, 1)
+        await submit(member.writer, do.ForgetSubject(subject="ada@example.org"))
+        logged = do.LogEmail(gmail_message_id="another", from_email="bob@example.org")
+        left = str((await submit(member.writer, logged)).reply["id"])
+        await email_job(member, "email_classify")
+        await member.carry_out("email_classify")
+        assert [call.payload["email_id"] for call in agents.called(CLASSIFY_ENDPOINT)] == [left]
 
 
 @pytest.mark.parametrize(("task", "budget"), [("email_classify", 1_000), ("email_respond", 1_700)])
@@ -307,3 +319,21 @@ async def test_what_was_spent_counts_also_where_the_reservation_is_over(
     await member.finished(run)
     (used,) = member.told(TokensUsed)
     assert (used.agent, used.tokens) == (AGENT, 77)
+
+
+@pytest.mark.parametrize(
+    ("count", "status", "answered"), [(0, 200, False), (1, 200, True), (1, 500, False)]
+)
+async def test_only_where_the_agent_did_something_is_the_run_a_sign_of_its_life(
+    agents: Agents, member: Member, count: int, status: int, *, answered: bool
+) -> None:
+    agents.on(CLASSIFY_ENDPOINT, answers({}, status))
+    await emails(member, count)
+    await email_job(member, "email_classify")
+    before = member.writer.squad.rows(AGENTS).get(AGENT)
+    finished = await member.carry_out("email_classify")
+    assert finished.answered is answered
+    after_it = member.writer.squad.rows(AGENTS).get(AGENT)
+    assert before
+    assert after_it
+    assert (after_it.last_active > before.last_active) is answered

@@ -7,10 +7,12 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from eventstore import codec
+from eventstore import codec, sealing
 from eventstore.events import Event, RunFinished
+from eventstore.keys import Keyring
 from projections.agents import AGENTS
-from projections.jobs import RUNS, jobs
+from projections.jobs import jobs
+from projections.runs import RUNS
 from service import commands as do
 from service.calls import Caller
 from service.clock import DatabaseClock
@@ -19,7 +21,7 @@ from service.requests import Request, Stopping
 from service.scheduler import Scheduler
 from service.writer import Writer
 from tests.support.log import whole_log
-from tests.support.parts import SCHEMA, connected, running_listener, submit
+from tests.support.parts import SCHEMA, connected, is_to_encrypt, running_listener, submit
 from tests.support.verify import fold
 from tests.support.wait import eventually
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from eventstore.recorded import Recorded
-    from projections.jobs import RunRow
+    from projections.runs import RunRow
 
 E = TypeVar("E", bound=Event)
 
@@ -38,8 +40,9 @@ NEVER = "300d"
 class Member:
     """One process of a squad."""
 
-    def __init__(self, writer: Writer, scheduler: Scheduler) -> None:
+    def __init__(self, writer: Writer, scheduler: Scheduler, keyring: Keyring) -> None:
         self.writer = writer
+        self.keyring = keyring
         self.scheduler = scheduler
         self.log: list[Recorded] = []
         """Every event, as soon as it saw it."""
@@ -47,7 +50,8 @@ class Member:
 
     def told(self, kind: type[E], **fields: object) -> list[E]:
         """The events of a kind that have these fields."""
-        events = (codec.decode(item) for item in self.log if item.type == kind.type)
+        items = (sealing.opened(item, self.keyring._secrets) for item in self.log if item.type == kind.type)
+        events = map(codec.decode, items)
         return [
             event
             for event in events
@@ -56,7 +60,8 @@ class Member:
 
     def runs(self, job: str) -> list[RunRow]:
         """What came of every tick of a job, the oldest first."""
-        rows: list[RunRow] = list(fold(jobs, self.log)[RUNS.name].values())
+        items = (sealing.opened(item, self.keyring._secrets) for item in self.log)
+        rows: list[RunRow] = list(fold(jobs, items)[RUNS.name].values())
         return sorted((row for row in rows if row.job == job), key=lambda row: row.fencing_token)
 
     async def run_now(self, job: str) -> str:
@@ -93,14 +98,21 @@ class Member:
 
 @contextlib.asynccontextmanager
 async def running_member(
-    dsn: str, agents_url: str = "http://127.0.0.1:9", *, runner: str = "one", **secrets: str
+    dsn: str,
+    agents_url: str = "http://127.0.0.1:9",
+    *,
+    runner: str = "one",
+    encrypt: bool | None = None,
+    **secrets: str,
 ) -> AsyncIterator[Member]:
     """A process that has jobs run, in a squad whose orchestrator runs; stopped in the end, gracefully."""
     clock = DatabaseClock()
     async with running_listener(dsn) as listener, Caller(agents_url, secrets) as caller:
-        writer = Writer(dsn, SCHEMA, clock, listener.events)
+        keyring = Keyring()
+        encrypt = is_to_encrypt() if encrypt is None else encrypt
+        writer = Writer(dsn, SCHEMA, clock, listener.events, keyring=keyring, encrypt=encrypt)
         scheduler = Scheduler(writer, clock, caller, runner)
-        member = Member(writer, scheduler)
+        member = Member(writer, scheduler, keyring)
         writer.observers += [member.log.extend, scheduler.observe]
         member.tasks = [asyncio.create_task(writer.run())]
         try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from uuid_utils import uuid7
 
-from eventstore import codec, log
+from eventstore import codec, log, sealing
 from eventstore.chain import hash_of
 from eventstore.events import AgentRegistered, MessageSent
 from eventstore.recorded import EMPTY_LOG, Head, Recorded
@@ -95,10 +95,10 @@ class Scribe:
 
 
 async def whole_log(connection: Connection) -> list[Recorded]:
-    """Every event there is."""
+    """Every event there is, revealed."""
     events: list[Recorded] = []
     while page := await log.read_after(connection, len(events)):
-        events += page
+        events += await sealing.reveal(connection, page)
     return events
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from eventstore.connection import connect
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
 
     from eventstore.connection import Connection
+    from eventstore.keys import Keyring
     from service.commands import AnyCommand
     from service.requests import Outcome
 
@@ -48,12 +50,26 @@ async def running_writer(
     hints: Hints | None = None,
     clock: DatabaseClock | None = None,
     policy: do.SetPolicy | None = None,
+    keyring: Keyring | None = None,
+    encrypt: bool | None = None,
 ) -> AsyncIterator[Writer]:
-    """A writer that is ready, in a squad that has rules."""
-    writer = Writer(dsn, schema, clock or DatabaseClock(), hints or Hints())
+    """A writer that is ready, in a squad that has rules. It encrypts if the environment says so."""
+    writer = Writer(
+        dsn,
+        schema,
+        clock or DatabaseClock(),
+        hints or Hints(),
+        keyring=keyring,
+        encrypt=is_to_encrypt() if encrypt is None else encrypt,
+    )
     async with running(writer.run()):
         await submit(writer, policy or do.SetPolicy(daily_tokens=1_000_000_000))
         yield writer
+
+
+def is_to_encrypt() -> bool:
+    """Whether the environment says that payloads are to be encrypted."""
+    return os.environ.get("SQUAD_ENCRYPT_PAYLOADS") == "true"
 
 
 @contextlib.asynccontextmanager

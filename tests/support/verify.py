@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
-from eventstore import chain, codec, log
+from eventstore import chain, codec, log, sealing
 from eventstore.connection import connect
 from eventstore.recorded import GENESIS_HASH
 from projections import PROJECTIONS, storage
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 
 async def assert_log_is_sound(dsn: str, schema: str = "squad") -> list[Recorded]:
-    """Fails unless positions, versions, times and hashes are as the log promises; returns the log."""
+    """Fails unless positions, versions, times and hashes are as the log promises; returns it, revealed."""
     async with _snapshot(dsn, schema) as connection:
         events = await _log_up_to(connection, None)
+        shown = await sealing.reveal(connection, events)
     assert [event.position for event in events] == list(range(1, len(events) + 1)), "positions have gaps"
     versions: dict[str, int] = {}
     for event in events:
@@ -38,7 +39,7 @@ async def assert_log_is_sound(dsn: str, schema: str = "squad") -> list[Recorded]
         assert earlier.recorded_at <= later.recorded_at, f"time goes backwards at {later.position}"
     assert len({event.id for event in events}) == len(events), "an event is in the log twice"
     chain.verify(GENESIS_HASH, events)
-    return events
+    return shown
 
 
 async def assert_tables_equal_fold(dsn: str, schema: str = "squad") -> int:
@@ -52,7 +53,8 @@ async def assert_tables_equal_fold(dsn: str, schema: str = "squad") -> int:
     """
     async with _snapshot(dsn, schema) as connection:
         positions = await _positions(connection)
-        events = await _log_up_to(connection, max(positions.values(), default=0))
+        stored = await _log_up_to(connection, max(positions.values(), default=0))
+        events = await sealing.reveal(connection, stored)
         compared = 0
         for projection in PROJECTIONS:
             folded = fold(projection, events[: positions.get(projection.name, 0)])

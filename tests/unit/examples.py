@@ -30,6 +30,7 @@ from eventstore.events import (
     OrchestratorStopped,
     PolicySet,
     RequestAnswered,
+    SubjectForgotten,
     TaskCreated,
     TaskUpdated,
     TokensDenied,
@@ -182,6 +183,7 @@ EXAMPLES: tuple[AnyEvent, ...] = (
     ),
     OrchestratorStarted(),
     OrchestratorStopped(),
+    SubjectForgotten(key_id=_ID(9), emails=[_ID(6), _ID(7)], messages=[], in_plain=1),
     RequestAnswered(
         key="4f9a-key",
         fingerprint="b94d27b9934d3e08",

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from eventstore.codec import EVENT_TYPES
-from eventstore.events import AnyEvent, EmailStatus, JobDefinition, Overlap, TaskStatus
+from eventstore.events import (
+    AnyEvent,
+    EmailStatus,
+    JobDefinition,
+    Overlap,
+    RequestAnswered,
+    TaskStatus,
+)
+from eventstore.sealing import PERSONAL
 from service import commands as do
 
 if TYPE_CHECKING:
@@ -30,6 +38,7 @@ M = TypeVar("M", bound=BaseModel)
 AGENTS = ("ann", "bob", "eve")
 ID_FIELDS = ("run_id", "operation_id", "reservation_id", "message_id", "task_id", "email_id")
 JOBS = ("poll", "sweep")
+SENDERS = ("customer@example.org", "Zoë <zoe@example.org>")
 LONGEST_JITTER = timedelta(seconds=100)
 
 # Commands -----------------------------------------------------------------------------------------------
@@ -77,19 +86,22 @@ _talk: SearchStrategy[AnyCommand] = st.one_of(
     st.builds(do.Heartbeat, agent=_agent, status=st.sampled_from((None, "active", "idle", "offline"))),
     st.builds(do.RegisterAgent, name=_agent, role=st.sampled_from(("support", "sales"))),
 )
-_board: SearchStrategy[AnyCommand] = st.one_of(
+board: SearchStrategy[AnyCommand] = st.one_of(
     st.builds(do.CreateTask, title=st.just("look"), status=st.sampled_from(get_args(TaskStatus))),
     st.builds(do.UpdateTask, task_id=_wish, status=st.sampled_from(get_args(TaskStatus))),
     st.builds(
         do.LogEmail,
         gmail_message_id=st.sampled_from(("g-1", "g-2", "g-3")),
-        from_email=st.just("customer@example.org"),
+        from_email=st.sampled_from(SENDERS),
         status=st.sampled_from(get_args(EmailStatus)),
         payload=_payload,
     ),
     st.builds(
         do.UpdateEmail, email_id=_wish, status=st.sampled_from(get_args(EmailStatus)), payload=_payload
     ),
+)
+_forgetting: SearchStrategy[AnyCommand] = st.builds(
+    do.ForgetSubject, subject=st.sampled_from((*SENDERS, "ZOE@example.org")) | _wish
 )
 _rule: SearchStrategy[AnyCommand] = st.one_of(
     _policies,
@@ -120,6 +132,7 @@ def _definitions(*schedules: tuple[str | None, float | None]) -> SearchStrategy[
         jitter_seconds=st.sampled_from((0.0, LONGEST_JITTER.total_seconds())),
         pause_on_failure=st.booleans(),
         enabled=st.sampled_from((True, True, True, False)),
+        resources=st.none() | _resources,
     )
 
 
@@ -141,14 +154,16 @@ _ending = st.builds(
     attempt=st.sampled_from((1, 1, 2, 3)),
     succeeded=st.booleans(),
     tokens_used=st.none() | _tokens,
+    answered=st.booleans(),
     report=st.just("so it went"),
 )
 _attending: tuple[SearchStrategy[AnyCommand], ...] = (
-    st.builds(do.RunJob, name=_job, runner=_runner),
+    st.builds(do.RunJob, name=_job, runner=st.none() | _runner),
     st.builds(do.RenewRun, run_id=_wish, runner=_runner),
     st.builds(do.PauseJob, name=_job, note=st.sampled_from((None, "holidays"))),
     st.builds(do.ResumeJob, name=_job),
     st.builds(do.RemoveJob, name=_job),
+    st.builds(do.WithdrawJob, name=_job),
 )
 _seldom_jobs: SearchStrategy[AnyCommand] = st.one_of(
     _defining(_seldom), _claiming, _taking_up, _ending, *_attending
@@ -171,22 +186,27 @@ jobs: SearchStrategy[AnyCommand] = _weighted(
     (1, st.builds(do.SetBudget, daily_tokens=st.sampled_from((300, 1000)))),
     (3, st.builds(do.StartOrchestrator)),
     (1, st.builds(do.StopOrchestrator)),
+    (3, work),
 )
-"""Commands about jobs that tick every minute or two, and their runs."""
+"""Commands about jobs that tick every minute or two, their runs, and who is in their way."""
 
 first_jobs: SearchStrategy[list[AnyCommand]] = st.lists(_defining(_often), min_size=1, max_size=3)
 
 commands: SearchStrategy[AnyCommand] = st.one_of(
-    work, spending, work, spending, _talk, _board, _rule, _seldom_jobs
+    work, spending, work, spending, _talk, board, _rule, _seldom_jobs, _forgetting
 )
 """Any command, work and spending more often than others."""
+
+correspondence: SearchStrategy[AnyCommand] = _weighted((3, _talk), (6, board), (2, _forgetting))
+"""Messages and e-mails, and those who are forgotten."""
 
 
 def aimed(command: AnyCommand, known: Mapping[str, Sequence[str]]) -> AnyCommand:
     """The command with its wish for an id granted, where anything of the kind is known."""
-    for field in ID_FIELDS:
+    for field in (*ID_FIELDS, "subject"):
         wish = getattr(command, field, None)
-        if wish and wish.startswith(_WISHES) and (ids := known.get(field)):
+        ids = known.get("message_id" if field == "subject" else field)
+        if wish and wish.startswith(_WISHES) and ids:
             return command.model_copy(update={field: ids[-1 - int(wish[-12:]) % len(ids)]})
     return command
 
@@ -217,7 +237,7 @@ _SIMPLE: dict[Any, SearchStrategy[Any]] = {
 }
 
 
-def _values_of(annotation: Any) -> SearchStrategy[Any]:
+def values_of(annotation: Any) -> SearchStrategy[Any]:
     """Values of a field's type, as far as events have such fields."""
     if annotation in _SIMPLE:
         return _SIMPLE[annotation]
@@ -226,23 +246,40 @@ def _values_of(annotation: Any) -> SearchStrategy[Any]:
     arguments = get_args(annotation)
     match get_origin(annotation):
         case origin if origin in (Union, UnionType):
-            return st.one_of(*map(_values_of, arguments))
+            return st.one_of(*map(values_of, arguments))
         case origin if origin is Literal:
             return st.sampled_from(arguments)
         case origin if origin is list:
-            return st.lists(_values_of(arguments[0]), max_size=4)
+            return st.lists(values_of(arguments[0]), max_size=4)
         case origin if origin is dict and arguments[1] is Any:
             return _json_object
         case origin if origin is dict:
-            return st.dictionaries(*map(_values_of, arguments), max_size=4)
+            return st.dictionaries(*map(values_of, arguments), max_size=4)
         case _:
             raise TypeError(f"no strategy for {annotation}")
 
 
 def _models(kind: type[M]) -> SearchStrategy[M]:
     hints = get_type_hints(kind)
-    return st.builds(kind, **{name: _values_of(hints[name]) for name in kind.model_fields})
+    return st.builds(kind, **{name: values_of(hints[name]) for name in kind.model_fields})
 
 
 events: SearchStrategy[AnyEvent] = st.one_of(*map(_models, EVENT_TYPES.values()))
 """Any event."""
+
+
+def _answer(event: RequestAnswered, repeated: dict[str, Any]) -> RequestAnswered:
+    return event.model_copy(update={"body": {**event.body, **repeated}})
+
+
+sealed_events: SearchStrategy[AnyEvent] = st.one_of(
+    *(_models(EVENT_TYPES[name]) for name in PERSONAL),
+    st.builds(
+        _answer,
+        _models(RequestAnswered),
+        st.fixed_dictionaries(
+            {}, optional={"from_email": _text, "subject": st.none() | _text, "payload": _json_object}
+        ),
+    ),
+)
+"""Any event that something is personal in."""

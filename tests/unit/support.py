@@ -14,14 +14,18 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import orjson
+
 from eventstore import codec
 from eventstore.events import AnyEvent, Event
 from eventstore.recorded import NewEvent, Recorded
 from service import recall
 from service.batch import CLOCK_ACTOR, Batch, Recorder, decide_batch
-from service.commands import AnyCommand, SetPolicy
+from service.commands import AnyCommand, ClaimTick, EndAttempt, RenewRun, SetPolicy, TakeUpRun
 from service.requests import Outcome, Request, Ticket
 from service.squad import Draft, Squad
+from service.work import ACTOR as SCHEDULER
+from tests.unit.vault import Vault
 
 if TYPE_CHECKING:
     import asyncio
@@ -50,21 +54,35 @@ def moment(when: When) -> datetime:
     return when if isinstance(when, datetime) else START + timedelta(seconds=when)
 
 
-def given(*steps: AnyCommand | Event, policy: SetPolicy | None = None, at: When = 0) -> Story:
+def given(
+    *steps: AnyCommand | Event, policy: SetPolicy | None = None, at: When = 0, encrypt: bool = False
+) -> Story:
     """A squad with a policy, in which these things happened."""
-    story = Story()
+    story = Story(encrypt=encrypt)
     return story.given(policy or SetPolicy(), *steps, at=at)
+
+
+def _actor(command: AnyCommand) -> str:
+    """Who sends such a command as a rule."""
+    if isinstance(command, ClaimTick | TakeUpRun | RenewRun | EndAttempt):
+        return SCHEDULER
+    return f"agent:{command.acting_agent or 'tester'}"
 
 
 class Story:
     """A squad, its log, and what came of the last batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, encrypt: bool = False) -> None:
         self.squad = Squad()
+        self.encrypt = encrypt
+        self.vault = Vault()
         self.log: list[Recorded] = []
+        """As it is stored."""
         self.outcomes: list[Outcome | Exception] = []
         self.recorded: list[Recorded] = []
-        """What the last batch appended."""
+        """What the last batch appended, as it is stored."""
+        self.told: list[Recorded] = []
+        """The same, as it could be read then."""
         self._now = START
         self._numbers = count(1)
         self._ids: list[str] = []
@@ -87,9 +105,7 @@ class Story:
         """Has commands decided as one batch."""
         self.decide(
             [
-                command
-                if isinstance(command, Request)
-                else Request(command, f"agent:{command.acting_agent or 'tester'}", "a request")
+                command if isinstance(command, Request) else Request(command, _actor(command), "a request")
                 for command in commands
             ],
             at,
@@ -103,13 +119,18 @@ class Story:
         self._move_clock(at)
         tickets = [Ticket(request, _NOBODY_WAITS) for request in requests]
         draft = Draft(self.squad)
-        answers = recall.fold(draft, self._recall(tickets))
+        answers = recall.fold(draft, self.vault.reveal(self._recall(tickets)))
+        for subject in recall.needs(self.squad, tickets).subjects:
+            assert len(tickets) == 1, "keys are destroyed in batches of their own"
+            draft.traces[subject] = self.vault.trace(self.log, subject)
+        sealer = self.vault.sealer(draft, tickets, answers) if self.encrypt else None
         batch = decide_batch(
             draft,
             tickets,
             answers,
             now=self._now,
             decided_at=self._now,
+            sealer=sealer,
             abandoned=abandoned,
             ids=self.new_id,
         )
@@ -227,7 +248,8 @@ class Story:
     def _commit(self, draft: Draft, recorded: list[Recorded]) -> None:
         self.squad.merge(draft)
         self.log += recorded
-        self.recorded = recorded
+        self.recorded, self.told = recorded, self.vault.reveal(recorded)
+        self.vault.take_in(recorded)
 
     def _recall(self, tickets: Sequence[Ticket]) -> list[Recorded]:
         """What `recall.read` would find in the log."""
@@ -237,15 +259,15 @@ class Story:
         streams = set(wanted.streams)
         for recorded in self.log:
             if recorded.type == "email_received":
-                email = codec.decode(recorded)
-                if getattr(email, "gmail_message_id", None) in wanted.gmail_message_ids:
+                email = orjson.loads(recorded.data)
+                if email["gmail_message_id"] in wanted.gmail_message_ids:
                     streams.add(recorded.stream)
         return [recorded for recorded in self.log if recorded.stream in streams]
 
     def _told(self, *, by_the_clock: bool) -> list[Event]:
         return [
             self._with_placeholders(codec.decode(recorded))
-            for recorded in self.recorded
+            for recorded in self.told
             if (recorded.actor == CLOCK_ACTOR) == by_the_clock
         ]
 

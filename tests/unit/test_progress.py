@@ -30,6 +30,20 @@ class TestWithoutATerminal:
             "replaying: 4,000 of 9,000 events, 1,000 events/s, 5 s left",
         ]
 
+    def test_where_nobody_knows_how_much_there_is_no_time_left_is_told(
+        self, clock: list[float], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with progress.shown("importing") as tell:
+            clock.append(104.0)
+            tell(2_000, None)
+        assert capsys.readouterr().err == "importing: 2,000 events, 500 events/s\n"
+
+    def test_who_wants_quiet_gets_it(self, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+        with progress.shown("verifying", quiet=True) as tell:
+            clock.append(104.0)
+            tell(2_000, 9_000)
+        assert capsys.readouterr().err == ""
+
     def test_what_is_done_at_once_is_not_talked_about(
         self, clock: list[float], capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -56,6 +70,12 @@ class TestOnATerminal:
         assert printed.out == ""
         for part in ("replaying", "9,000 of 9,000 events", "events/s"):
             assert part in printed.err
+
+    def test_the_end_may_be_unknown(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with progress.shown("importing") as tell:
+            tell(1_000, None)
+            tell(9_000, None)
+        assert "9,000 events" in capsys.readouterr().err
 
     def test_the_cursor_comes_back_where_the_work_fails(self, capsys: pytest.CaptureFixture[str]) -> None:
         def work() -> None:

@@ -34,12 +34,14 @@ from projections import PROJECTIONS
 from projections.agents import AGENTS
 from projections.budgets import BUDGET_DAYS, BUDGETS, RESERVATIONS
 from projections.emails import EMAILS
-from projections.jobs import JOBS, RUNS
+from projections.jobs import JOBS
 from projections.operations import OPERATIONS
+from projections.runs import RUNS
 from service.batch import Recorder
 from service.commands import (
     AnyCommand,
     ClaimTick,
+    ForgetSubject,
     RegisterAgent,
     RemoveJob,
     SetPolicy,
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 
     from hypothesis.strategies import SearchStrategy
 
+    from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
     from projections.projection import Table, Touched
 
@@ -160,22 +163,30 @@ class Rules:
 class World:
     """A story that grows by random batches and checks itself after each."""
 
-    def __init__(self) -> None:
-        self.story = Story()
+    def __init__(self, *, encrypt: bool = False) -> None:
+        self.story = Story(encrypt=encrypt)
+        self.live_tables: dict[str, dict[Any, Any]] = defaultdict(dict)
+        """The read tables as a projector folds them that is never late."""
         self.rules = Rules()
         self.job_rules = JobRules()
         self.known: dict[str, list[str]] = defaultdict(list)
 
     def live(self, pause_seconds: float, batch: Sequence[Wish]) -> None:
         """Lets some time pass and a batch be decided."""
+        for part in _apart(batch):
+            self._live(pause_seconds, part)
+            pause_seconds = 0
+
+    def _live(self, pause_seconds: float, batch: Sequence[Wish]) -> None:
         later = self.story.now + timedelta(seconds=pause_seconds)
         requests = [self._request(wish) for wish in batch]
         self._check_that_a_draft_can_be_taken_back([request.command for request in requests], later)
         self.story.decide(requests, later)
         for wish, outcome in zip(batch, self.story.outcomes, strict=True):
             assert isinstance(outcome, Outcome) or (wish.fails and isinstance(outcome, CommandFailed))
-        for recorded in self.story.recorded:
+        for recorded in self.story.told:
             event = codec.decode(recorded)
+            _project(self.live_tables, event, recorded)
             self.rules.take(event, recorded)
             self.job_rules.take(event, recorded.recorded_at)
             self._get_to_know(event)
@@ -224,6 +235,8 @@ class World:
 
         runs = list(squad.all(RUNS))
         assert {row.id for row in runs} == self.job_rules.runs.keys()
+        held = {row.operation_id for row in runs if row.runner}
+        assert {row.id for row in operations if row.action in strategies.JOBS} <= held
 
         working = Counter([*(row.agent for row in operations), *(row.agent for row in runs)])
         assert {row.name: row.operations for row in squad.all(AGENTS)} == {
@@ -257,9 +270,10 @@ class World:
     def check_fresh_folds(self, page_events: int) -> None:
         """Whoever reads the log arrives at the same state, whatever pages it is read in."""
         squad = self.story.squad
-        at_once = _folded(self.story.log, len(self.story.log))
+        log = self.story.vault.reveal(self.story.log)
+        at_once = _folded(log, len(log))
         assert _memory(at_once) == _memory(squad)
-        in_pages = _folded(self.story.log, page_events)
+        in_pages = _folded(log, page_events)
         for name, rows in in_pages.tables.items():
             if name in PARTIAL:
                 assert rows.items() <= squad.tables[name].items()
@@ -269,13 +283,14 @@ class World:
         assert in_pages.versions.items() <= squad.versions.items()
 
     def check_read_tables(self) -> None:
-        """Each projection comes to the same rows when it is given only the rows that it says it reads."""
+        """Each projection comes to the same rows when it is given only the rows that it says it reads.
+
+        It also does when it reads what was forgotten since.
+        """
         tables: dict[str, dict[Any, Any]] = defaultdict(dict)
-        for recorded in self.story.log:
-            event = codec.decode(recorded)
-            for projection in PROJECTIONS:
-                view = _AnnouncedRows(tables, projection.touches(event))
-                projection.apply(view, event, recorded)
+        for recorded in self.story.vault.reveal(self.story.log):
+            _project(tables, codec.decode(recorded), recorded)
+        assert tables == self.live_tables
         for name, residence in RESIDENT.items():
             rows = {key: row for key, row in tables[name].items() if residence.is_active(row)}
             if residence.table is BUDGETS:
@@ -316,6 +331,25 @@ class World:
 
     def _ask(self, *commands: AnyCommand) -> None:
         self.live(0, [Wish(command, None, fails=False) for command in commands])
+
+
+def _apart(batch: Sequence[Wish]) -> Iterator[Sequence[Wish]]:
+    """Batches as the writer makes them: a command that destroys a key is one of its own."""
+    rest: list[Wish] = []
+    for wish in batch:
+        if isinstance(wish.command, ForgetSubject):
+            yield rest
+            yield [wish]
+            rest = []
+        else:
+            rest.append(wish)
+    yield rest
+
+
+def _project(tables: dict[str, dict[Any, Any]], event: AnyEvent, recorded: Recorded) -> None:
+    for projection in PROJECTIONS:
+        view = _AnnouncedRows(tables, projection.touches(event))
+        projection.apply(view, event, recorded)
 
 
 class _AnnouncedRows:
@@ -389,9 +423,12 @@ def _no_word_of_the_faults_that_are_meant() -> Iterator[None]:
     history=histories(strategies.commands, SHORT_AND_LONG),
     policy=strategies.first_policies,
     page_events=st.integers(1, 40),
+    encrypt=st.booleans(),
 )
-def test_whatever_happens_the_promises_hold(history: History, policy: SetPolicy, page_events: int) -> None:
-    live_through(history, [policy, StartOrchestrator()], page_events)
+def test_whatever_happens_the_promises_hold(
+    history: History, policy: SetPolicy, page_events: int, *, encrypt: bool
+) -> None:
+    live_through(history, [policy, StartOrchestrator()], page_events, encrypt=encrypt)
 
 
 @settings(max_examples=100, deadline=None)
@@ -431,9 +468,17 @@ def test_however_tokens_are_spent_the_promises_hold(
     live_through(history, [policy], page_events)
 
 
-def live_through(history: History, first: Sequence[AnyCommand], page_events: int) -> None:
+@settings(max_examples=100, deadline=None)
+@for_all(history=histories(strategies.correspondence, SHORT), page_events=st.integers(1, 40))
+def test_whoever_is_forgotten_the_promises_hold(history: History, page_events: int) -> None:
+    live_through(history, [SetPolicy(), StartOrchestrator()], page_events, encrypt=True)
+
+
+def live_through(
+    history: History, first: Sequence[AnyCommand], page_events: int, *, encrypt: bool = False
+) -> None:
     """Lives through a history and checks all that must hold, all the time and in the end."""
-    world = World()
+    world = World(encrypt=encrypt)
     world.live(0, [Wish(command, None, fails=False) for command in first])
     for pause_seconds, batch in history:
         world.live(pause_seconds, batch)

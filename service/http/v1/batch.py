@@ -9,25 +9,27 @@ from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from eventstore import codec, log
+from eventstore import codec, log, sealing
 from eventstore.events import RequestAnswered
 from service.http import answers
 from service.http.context import (
+    NO_PRINT,
     Services,
     body_of,
     correlation_id,
-    fingerprint,
+    hash_of,
     idempotency_key,
     parse_command,
     parse_object,
     respond,
 )
+from service.http.json import dumps
 from service.http.problems import Problem
 from service.http.route import Route, Write, as_problem, carry_out_write
-from service.requests import Answer
+from service.requests import Answer, Print
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from aiohttp import web
 
@@ -80,6 +82,14 @@ class Writes:
                 return write, {name: _decoded(text) for name, text in match.groupdict().items()}
         raise Problem("not_found", f"there is no write {method} {path}")
 
+    def personal(self, command: BatchedCommand) -> frozenset[str]:
+        """Which fields of a command's body can hold something personal."""
+        try:
+            return self.find(command.method, command.path)[0].command.personal
+        except Problem:
+            # It is going to be refused, and nothing of it kept.
+            return frozenset()
+
 
 def _decoded(text: str) -> str:
     try:
@@ -88,11 +98,47 @@ def _decoded(text: str) -> str:
         raise Problem("bad_request", "the path must be percent-encoded UTF-8") from error
 
 
-async def _refuse_another_body(services: Services, streams: list[str], print_: str) -> None:
-    """Refuses a key whole that answered another batch before, instead of command by command."""
+def prints_of(
+    writes: Writes,
+    method: str,
+    path: str,
+    body: bytes,
+    commands: Sequence[BatchedCommand],
+    *,
+    encrypt: bool,
+) -> list[Print]:
+    """What each command's own idempotency key is bound to: the whole batch.
+
+    Where payloads are encrypted, what is kept of one command must not depend on what is personal in
+    another: they are sealed with different keys, and a hash is enough to tell whether a guess is right.
+    """
+    personal = [writes.personal(command) for command in commands]
+    shown = [
+        {
+            **command.model_dump(),
+            "body": {name: value for name, value in command.body.items() if name not in its},
+        }
+        for command, its in zip(commands, personal, strict=True)
+    ]
+    whole, bare = hash_of(method, path, body), hash_of(method, path, dumps(shown))
+    prints = []
+    for command, its in zip(commands, personal, strict=True):
+        own = hash_of(method, path, bare.encode() + dumps(command.model_dump())) if its else bare
+        prints.append(Print(own, bare, whole) if encrypt else Print(whole, bare, own))
+    return prints
+
+
+async def _refuse_another_body(services: Services, prints: Mapping[str, Print]) -> None:
+    """Refuses a key whole that answered another batch before, instead of command by command.
+
+    `prints` are those of this batch by the keys of its commands.
+    """
     async with services.tables.connection() as connection:
-        kept = [codec.decode(recorded) for recorded in await log.read_streams(connection, streams)]
-    if any(isinstance(event, RequestAnswered) and event.fingerprint != print_ for event in kept):
+        stored = await log.read_streams(connection, [f"request-{key}" for key in prints])
+        kept = [codec.decode(recorded) for recorded in await sealing.reveal(connection, stored)]
+    if any(
+        isinstance(event, RequestAnswered) and event.fingerprint not in prints[event.key] for event in kept
+    ):
         raise Problem("idempotency_mismatch", "the idempotency key was used before, for a different batch")
 
 
@@ -105,7 +151,7 @@ def route_for(routes: Iterable[Route]) -> Route:
         command: BatchedCommand,
         *,
         key: str | None,
-        print_: str,
+        print_: Print,
         correlation: str,
         size: int,
     ) -> Answer:
@@ -131,9 +177,12 @@ def route_for(routes: Iterable[Route]) -> Route:
         key, correlation = idempotency_key(request.headers), correlation_id(request.headers)
         count = len(batch.commands)
         keys = [f"{key}/{index}" if key else None for index in range(count)]
-        print_ = fingerprint(request.method, request.path, body) if key else ""
+        prints = [NO_PRINT] * count
         if key:
-            await _refuse_another_body(services, [f"request-{one_key}" for one_key in keys], print_)
+            encrypt = services.settings.encrypt_payloads
+            prints = prints_of(writes, request.method, request.path, body, batch.commands, encrypt=encrypt)
+            by_key = {f"{key}/{index}": print_ for index, print_ in enumerate(prints)}
+            await _refuse_another_body(services, by_key)
         # Tasks begin in the order they are made, and each is in the writer's queue before it first waits.
         results = await asyncio.gather(
             *(
@@ -145,7 +194,7 @@ def route_for(routes: Iterable[Route]) -> Route:
                     correlation=correlation,
                     size=len(body) // count,
                 )
-                for command, one_key in zip(batch.commands, keys, strict=True)
+                for command, one_key, print_ in zip(batch.commands, keys, prints, strict=True)
             )
         )
         shown = {"results": [result._asdict() for result in results]}

@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, StringConstraints
+from pydantic import BaseModel, StringConstraints
 
-from eventstore import log
+from eventstore import log, sealing
 from service.http import answers
 from service.http.context import Services, parse_query, respond
 from service.http.lists import PageQuery, Position, Query, page
 from service.http.problems import Problem
 from service.http.route import Media, Route
 from service.http.stream import stream
-from service.values import Name
+from service.values import Moment, Name
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from aiohttp import web
 
     from eventstore.recorded import Recorded
 
 
-def _written(value: object) -> object:
-    """Pydantic would take a bare number as seconds since 1970."""
-    if not re.match(r"\d{4}-\d\d-\d\d[Tt ]", str(value)):
-        raise ValueError("must be a time such as 2026-01-31T09:00:00Z")
-    return value
-
-
-def _in_range(moment: datetime) -> datetime:
-    if not 1970 <= moment.year <= 9998:
-        raise ValueError("must lie between the years 1970 and 9998")
-    return moment
-
-
-Moment = Annotated[AwareDatetime, BeforeValidator(_written), AfterValidator(_in_range)]
 EventType = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,100}$")]
 Stream = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,300}$")]
 
@@ -66,7 +49,7 @@ class StreamQuery(BaseModel):
 
 
 def show(recorded: Recorded) -> dict[str, Any]:
-    """An event as the API shows it."""
+    """An event as the API shows it, once it was revealed."""
     shown = recorded._asdict()
     shown["data"] = orjson.Fragment(recorded.data)
     shown["hash"] = recorded.hash.hex()
@@ -78,7 +61,8 @@ async def _list(services: Services, request: web.Request) -> web.StreamResponse:
     await services.tables.state_covering(query.min_position)
     wanted = log.Filter(query.type, query.stream, query.agent, query.since, query.until)
     async with services.tables.connection() as connection:
-        events = await log.read_filtered(connection, query.after, query.limit + 1, wanted)
+        stored = await log.read_filtered(connection, query.after, query.limit + 1, wanted)
+        events = await sealing.reveal(connection, stored)
     return respond(200, page([show(recorded) for recorded in events], query.limit))
 
 
@@ -87,9 +71,10 @@ async def _one(services: Services, request: web.Request) -> web.StreamResponse:
     await services.tables.state_covering(query.min_position)
     text = request.match_info["position"]
     async with services.tables.connection() as connection:
-        recorded = await log.read_one(connection, int(text))
-    if recorded is None:
-        raise Problem("not_found", f"the log has no position {text}")
+        stored = await log.read_one(connection, int(text))
+        if stored is None:
+            raise Problem("not_found", f"the log has no position {text}")
+        [recorded] = await sealing.reveal(connection, [stored])
     return respond(200, show(recorded))
 
 

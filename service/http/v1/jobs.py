@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from projections import storage
-from projections.jobs import JOBS, RUNS, RunStatus, jobs
+from projections.jobs import JOBS, jobs
+from projections.runs import RUNS, RunStatus
 from service import commands as do
 from service import views
 from service.http import answers
 from service.http.context import (
+    NO_PRINT,
     Services,
     body_of,
     carry_out,
@@ -114,7 +116,7 @@ async def _carry_out(
         command,
         correlation=correlation,
         key=key,
-        print_=fingerprint(request.method, request.path, body) if key else "",
+        print_=fingerprint(request.method, request.path, body) if key else NO_PRINT,
         size=len(body),
         render=rendering(status),
     )
@@ -152,7 +154,7 @@ ROUTES = (
         body=JobSpec,
         path_types={"name": Name},
         answers={200: answers.JobNamed},
-        problems=("agent_not_found",),
+        problems=("agent_not_found", "job_behind"),
     ),
     write(
         "DELETE",
@@ -162,7 +164,7 @@ ROUTES = (
         tag="jobs",
         bound={"name": "name"},
         answer=answers.JobNamed,
-        problems=("job_not_found",),
+        problems=("job_not_found", "job_behind"),
     ),
     Route(
         method="POST",
@@ -176,6 +178,7 @@ ROUTES = (
         problems=(
             "job_not_found",
             "job_running",
+            "conflict",
             "orchestrator_stopped",
             "budget_exhausted",
             "agent_limit_reached",

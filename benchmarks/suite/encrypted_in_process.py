@@ -1,0 +1,67 @@
+"""What encryption costs: messages appended with their payloads encrypted, beside the same in plain.
+
+Each message gets a key of its own, made durable before it, and is sealed with AES-256-GCM. Both writers
+are in this process, on the same Postgres, in a schema each. The plain one is measured twice a round: how
+far the two differ says how much the machine alone makes of it.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from benchmarks import stage
+from benchmarks.frame import Benchmark, Contender
+from benchmarks.suite.appends_in_process import _measure, _submitting
+from eventstore import schema
+from eventstore.listener import Hints
+from service.app import background
+from service.clock import DatabaseClock
+from service.commands import SetPolicy
+from service.requests import Request
+from service.writer import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+CALLERS = (64, 512)
+PLAIN, ENCRYPTED, AGAIN = "plain", "encrypted", "plain again"
+
+
+def _preparing(callers: int) -> Callable[[], AbstractAsyncContextManager[Sequence[Contender]]]:
+    @asynccontextmanager
+    async def prepare() -> AsyncIterator[Sequence[Contender]]:
+        async with AsyncExitStack() as stack:
+            dsn = await stack.enter_async_context(stage.postgres())
+            plain = await stack.enter_async_context(_writer(dsn, "squad_plain", encrypt=False))
+            encrypted = await stack.enter_async_context(_writer(dsn, "squad_encrypted", encrypt=True))
+            yield (
+                Contender(PLAIN, _measure(_submitting(plain, callers))),
+                Contender(ENCRYPTED, _measure(_submitting(encrypted, callers))),
+                Contender(AGAIN, _measure(_submitting(plain, callers))),
+            )
+
+    return prepare
+
+
+@asynccontextmanager
+async def _writer(dsn: str, squad_schema: str, *, encrypt: bool) -> AsyncIterator[Writer]:
+    await schema.apply(dsn, squad_schema)
+    writer = Writer(dsn, squad_schema, DatabaseClock(), Hints(), encrypt=encrypt)
+    async with background(writer.run()):
+        await writer.submit(Request(SetPolicy(daily_tokens=0), "system:benchmark", "benchmark"))
+        yield writer
+
+
+BENCHMARKS = tuple(
+    Benchmark(
+        name=f"encrypted-{callers}-callers",
+        title=f"Messages of 200 bytes, payloads encrypted or not, {callers} callers in process",
+        figure="per_second",
+        baseline=PLAIN,
+        best_of={},
+        prepare=_preparing(callers),
+    )
+    for callers in CALLERS
+)

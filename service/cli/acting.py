@@ -1,0 +1,138 @@
+"""Commands of the command line that change something: decided and appended with no service in between.
+
+A command has a writer of its own for as long as it lasts, so it is decided at the head of the log like
+everybody else's, whether services run beside it or not, and what time has made happen is decided before it.
+A service that runs sees what came of it as it sees what other processes do.
+"""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
+
+from eventstore.listener import Hints, Listener
+from service.app import StartFailed, background, until_ready
+from service.batch import new_id
+from service.cli.common import open_squad, printable
+from service.clock import DatabaseClock
+from service.commands.base import Command
+from service.requests import CommandFailed, OutcomeUnknown, QueueFull, Request, Stopping, Unavailable
+from service.values import in_words
+from service.writer import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from eventstore.connection import Connection
+    from service.commands import AnyCommand
+    from service.requests import Outcome
+    from service.settings import Settings
+
+C = TypeVar("C", bound=Command)
+
+_LONGEST_LOGIN = 100
+_SHOWN_CHARACTERS = 100
+
+
+@dataclass(frozen=True)
+class Acting:
+    """What a command of the command line acts with."""
+
+    connection: Connection
+    """To read with."""
+    settings: Settings
+    dsn: str
+    writer: Writer
+    """Ready; its `squad` is the state at the log's head, as of the last command."""
+    actor: str
+
+    async def do(self, command: AnyCommand) -> Outcome:
+        """Has a command decided; returns once what came of it is durable.
+
+        Raises:
+            StartFailed: it was refused, or could not be decided; the message says why in one line.
+        """
+        request = Request(command, self.actor, new_id())
+        try:
+            outcome = await self.writer.submit(request)
+        except (Unavailable, QueueFull, Stopping) as error:
+            raise StartFailed("the database cannot be reached; nothing was carried out") from error
+        except OutcomeUnknown as error:
+            raise StartFailed(
+                "the database went away meanwhile; `squad events` will tell whether it was carried out"
+            ) from error
+        except CommandFailed as error:
+            if not self.writer.squad.has_policy:
+                raise StartFailed("the squad was never started; start it once with `squad up`") from error
+            raise StartFailed(printable(f"a fault of the orchestrator: {error}")) from error
+        if outcome.refusal:
+            raise StartFailed(printable(outcome.refusal.detail))
+        return outcome
+
+
+def asked(kind: type[C], **fields: Any) -> C:
+    """A command of what somebody typed.
+
+    Raises:
+        StartFailed: it cannot be one; the message names the field and what is wrong with it.
+    """
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where, given = ".".join(map(str, first["loc"])), repr(first["input"])
+        shown = given if len(given) <= _SHOWN_CHARACTERS else f"{given[:_SHOWN_CHARACTERS]}…"
+        raise StartFailed(printable(f"{where} is {shown}: {in_words(first)}")) from error
+
+
+@asynccontextmanager
+async def acting(
+    config: Path | None, dsn: str | None, data: Path | None, *, listening: bool = False
+) -> AsyncIterator[Acting]:
+    """Opens a squad that exists, to change something in it.
+
+    Args:
+        config: the settings' file.
+        dsn: the database.
+        data: the embedded Postgres's folder.
+        listening: for a command that waits for what others do: the writer then hears of it at once, and not
+            only when it looks, which it does before each decision and every second.
+
+    Raises:
+        StartFailed: there is no squad, or its state cannot be restored.
+    """
+    async with open_squad(config, dsn, data) as (connection, chosen, found):
+        listener = Listener(chosen.listen_dsn or found, chosen.squad_schema) if listening else None
+        hints = listener.events if listener else Hints()
+        writer = Writer(found, chosen.squad_schema, DatabaseClock(), hints, encrypt=chosen.encrypt_payloads)
+        with _quiet():
+            async with background(writer.run(), *([listener.run()] if listener else [])):
+                await until_ready(writer)
+                yield Acting(connection, chosen, found, writer, actor())
+
+
+def actor() -> str:
+    """Whoever typed the command, as the log names them."""
+    try:
+        login = getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        login = str(os.getuid())
+    return f"cli:{printable(login)[:_LONGEST_LOGIN]}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What goes wrong is told in one line by whoever it concerns, and not in log lines before it."""
+    root, mute = logging.getLogger(), logging.NullHandler()
+    root.addHandler(mute)
+    try:
+        yield
+    finally:
+        root.removeHandler(mute)

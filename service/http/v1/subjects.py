@@ -1,0 +1,71 @@
+"""Somebody to be forgotten: what is sealed with their key becomes unreadable, everywhere and for ever."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from eventstore import traces
+from service import commands as do
+from service.http import answers
+from service.http.context import (
+    NO_PRINT,
+    Services,
+    body_of,
+    carry_out,
+    correlation_id,
+    fingerprint,
+    idempotency_key,
+    parse_command,
+    parse_object,
+    rendering,
+    respond,
+)
+from service.http.route import Route
+from service.values import ShortText
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+
+class Forget(BaseModel):
+    """Who, or what, is to be forgotten."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    subject: ShortText
+    """The address of a sender of e-mails, or the id of a message."""
+
+
+async def _forget(services: Services, request: web.Request) -> web.StreamResponse:
+    body = await body_of(request)
+    subject = parse_command(Forget, parse_object(body)).subject
+    key, correlation = idempotency_key(request.headers), correlation_id(request.headers)
+    # Beside the writer, which must not wait for a look through every e-mail that is there in plain.
+    async with services.tables.connection() as connection:
+        in_plain = await traces.in_plain(connection, subject)
+    done = await carry_out(
+        services,
+        do.ForgetSubject(subject=subject, in_plain=in_plain),
+        correlation=correlation,
+        key=key,
+        print_=fingerprint(request.method, request.path, body) if key else NO_PRINT,
+        size=len(body),
+        render=rendering(200),
+    )
+    return respond(done.status, done.body, {"X-Correlation-Id": correlation})
+
+
+ROUTES = (
+    Route(
+        method="POST",
+        path="/api/v1/subjects/forget",
+        summary="Make what a sender wrote, or a message, unreadable for ever",
+        tag="subjects",
+        handler=_forget,
+        body=Forget,
+        answers={200: answers.Forgotten},
+        problems=("subject_not_found", "subject_in_plain"),
+    ),
+)

@@ -1,0 +1,357 @@
+"""Somebody is forgotten, and nothing that this service or another one answers tells of them any more."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from eventstore import log
+from tests.api.client import Service, running_service
+from tests.api.test_stream import reading
+from tests.support.command import squad
+from tests.support.erasure import remains
+from tests.support.parts import connected
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.api.client import Api
+
+ADDRESS = "zoe@example.org"
+EMAIL = {
+    "gmail_message_id": "g-1",
+    "from_email": f"Zoe Smith <{ADDRESS}>",
+    "subject": "A complaint",
+    "payload": {"text": "so very angry"},
+}
+MESSAGE = {"from_agent": "ada", "message": "a private word", "data": {"do": "call 030-1234"}}
+PERSONAL = ("Zoe Smith", ADDRESS, "A complaint", "so very angry", "a private word", "call 030-1234")
+ERASED_EMAIL = {"from_email": "(erased)", "subject": None, "payload": None}
+UNKNOWN = "00000000-0000-7000-8000-00000000ffff"
+
+
+@pytest.fixture
+async def service(database: str) -> AsyncIterator[Service]:
+    """A service that encrypts."""
+    async with running_service(database, encrypt_payloads=True) as running:
+        yield running
+
+
+def key(text: str) -> dict[str, str]:
+    return {"Idempotency-Key": text}
+
+
+async def fill(api: Api) -> tuple[str, str]:
+    """An e-mail and a message, and answers that are kept; gives their ids."""
+    email = (await api.post("emails", key("email"), **EMAIL)).expect(201)
+    (await api.patch(f"emails/{email['id']}", payload={"text": "so very angry, still"})).expect(200)
+    message = (await api.post("messages", key("message"), **MESSAGE)).expect(201)
+    return email["id"], message["id"]
+
+
+async def forget(api: Api, subject: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
+    return (await api.post("subjects/forget", headers, subject=subject)).expect(200)
+
+
+async def all_that_is_told(api: Api, email_id: str, head: int) -> str:
+    """Everything that one can read of the squad."""
+    paths = ["emails", f"emails/{email_id}", "messages", "agents/bob/inbox", "/api/squad", "/metrics"]
+    paths += ["events", *(f"events/{position}" for position in range(1, head + 1))]
+    answers = [str((await api.get(path)).body) for path in paths]
+    async with reading(api, None, after=0) as reader:
+        answers += [str(sent.data) for sent in await reader.take(head)]
+    return "\n".join(answers)
+
+
+async def test_while_nobody_is_forgotten_everything_is_told(service: Service) -> None:
+    email_id, message_id = await fill(service.api)
+    told = await all_that_is_told(service.api, email_id, await service.head())
+    assert all(text in told for text in PERSONAL)
+    email = (await service.api.get(f"emails/{email_id}")).expect(200)
+    assert email["payload"] == {"text": "so very angry, still"}
+    [message] = (await service.api.get("messages")).expect(200)["items"]
+    assert message["id"] == message_id
+
+
+async def test_whoever_is_forgotten_is_told_of_nowhere(service: Service) -> None:
+    api = service.api
+    email_id, message_id = await fill(api)
+    done = await forget(api, ADDRESS)
+    assert {name: done[name] for name in ("emails", "messages", "in_plain")} == {
+        "emails": 1,
+        "messages": 0,
+        "in_plain": 0,
+    }
+    done = await forget(api, message_id)
+    assert (done["emails"], done["messages"]) == (0, 1)
+    told = await all_that_is_told(api, email_id, done["position"])
+    assert not [text for text in PERSONAL if text in told]
+    email = (await api.get(f"emails/{email_id}", min_position=done["position"])).expect(200)
+    assert {name: email[name] for name in ERASED_EMAIL} == ERASED_EMAIL
+    [message] = (await api.get("messages", min_position=done["position"])).expect(200)["items"]
+    assert (message["message"], message["data"]) == ("(erased)", None)
+    assert await remains(service.dsn, PERSONAL) == []
+
+
+async def test_neither_does_another_process_that_had_read_it(service: Service, database: str) -> None:
+    async with running_service(database) as other:
+        email_id, message_id = await fill(service.api)
+        head = await service.head()
+        await other.api.get("messages", min_position=head)
+        assert "a private word" in await all_that_is_told(other.api, email_id, head)
+        await forget(service.api, ADDRESS)
+        position = (await forget(service.api, message_id))["position"]
+        await other.api.get("events", min_position=position)
+        await other.api.get("emails", min_position=position)
+        await other.api.get("messages", min_position=position)
+        told = await all_that_is_told(other.api, email_id, position)
+        assert not [text for text in PERSONAL if text in told]
+
+
+async def test_open_streams_show_what_is_live_and_not_what_was_forgotten(
+    service: Service, database: str
+) -> None:
+    async with running_service(database) as other:
+        async with (
+            reading(service.api, None, type="message_sent") as here,
+            reading(other.api, None, type="message_sent") as there,
+        ):
+            message_id = (await service.api.post("messages", **MESSAGE)).expect(201)["id"]
+            for reader in (here, there):
+                assert (await reader.next()).data["data"]["message"] == "a private word"
+        position = (await forget(service.api, message_id))["position"]
+        for api in (service.api, other.api):
+            await api.get("events", min_position=position)
+            async with reading(api, None, after=0, type="message_sent") as reader:
+                assert (await reader.next()).data["data"]["message"] == "(erased)"
+
+
+async def test_the_event_says_what_was_erased_and_not_whose_it_was(service: Service) -> None:
+    email_id, _ = await fill(service.api)
+    position = (await forget(service.api, ADDRESS))["position"]
+    event = (await service.api.get(f"events/{position}")).expect(200)
+    assert event["type"] == "subject_forgotten"
+    assert event["data"]["emails"] == [email_id]
+    assert ADDRESS not in str(event)
+
+
+async def test_a_repeated_request_is_answered_with_what_is_left_of_the_first_answer(
+    service: Service,
+) -> None:
+    api = service.api
+    first = (await api.post("emails", key("email"), **EMAIL)).expect(201)
+    assert (await api.post("emails", key("email"), **EMAIL)).expect(201) == first
+    sent = (await api.post("messages", key("message"), **MESSAGE)).expect(201)
+    await forget(api, ADDRESS)
+    await forget(api, sent["id"])
+    head = await service.head()
+    assert (await api.post("emails", key("email"), **EMAIL)).expect(201) == {**first, **ERASED_EMAIL}
+    assert (await api.post("messages", key("message"), **MESSAGE)).expect(201) == sent
+    assert await service.head() == head
+    (await api.post("tasks", key("email"), title="other")).expect(409, "idempotency_mismatch")
+
+
+async def test_a_repeated_forgetting_is_answered_as_before(service: Service) -> None:
+    api = service.api
+    await fill(api)
+    await api.post("emails", **{**EMAIL, "gmail_message_id": "g-2", "from_email": "bob@example.org"})
+    first = await forget(api, ADDRESS, key("forget"))
+    assert await forget(api, ADDRESS, key("forget")) == first
+    another = await api.post("subjects/forget", key("forget"), subject="bob@example.org")
+    another.expect(409, "idempotency_mismatch")
+    assert "bob@example.org" in str((await api.get("emails")).body)
+
+
+@pytest.mark.parametrize("subject", ["nobody@example.org", UNKNOWN, "☃", "x" * 1_000])
+async def test_nobody_can_be_forgotten_who_is_not_known(service: Service, subject: str) -> None:
+    await fill(service.api)
+    head = await service.head()
+    answer = await service.api.post("subjects/forget", subject=subject)
+    assert subject not in answer.expect(404, "subject_not_found")["detail"]
+    assert await service.head() == head
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"subject": ""}, {"subject": 5}, {"subject": "a", "in_plain": 1}, {"subject": "a\n"}]
+)
+async def test_a_subject_must_be_named(service: Service, body: dict[str, Any]) -> None:
+    (await service.api.post("subjects/forget", **body)).expect(422, "validation_failed")
+
+
+async def test_a_sender_can_be_forgotten_twice_who_wrote_again(service: Service) -> None:
+    api = service.api
+    await fill(api)
+    await forget(api, ADDRESS)
+    again = {**EMAIL, "gmail_message_id": "g-2", "subject": "Another one"}
+    email = (await api.post("emails", **again)).expect(201)
+    shown = (await api.get("emails", min_position=email["position"])).expect(200)["items"]
+    assert [item["subject"] for item in shown] == [None, "Another one"]
+    assert (await forget(api, ADDRESS))["emails"] == 1
+    assert await remains(service.dsn, [*PERSONAL[:4], "Another one"]) == []
+
+
+async def test_the_same_mail_found_again_brings_nothing_back(service: Service) -> None:
+    await fill(service.api)
+    await forget(service.api, ADDRESS)
+    (await service.api.post("emails", **EMAIL)).expect(409, "email_exists")
+    assert await remains(service.dsn, PERSONAL[:4]) == []
+    (await service.api.post("subjects/forget", subject=ADDRESS)).expect(404, "subject_not_found")
+
+
+async def test_an_erased_e_mail_goes_on_without_a_payload(service: Service) -> None:
+    api = service.api
+    email_id, _ = await fill(api)
+    await forget(api, ADDRESS)
+    late = await api.patch(f"emails/{email_id}", status="draft_created", payload={"draft": "Dear Zoe"})
+    late.expect(409, "email_erased")
+    done = (await api.patch(f"emails/{email_id}", status="archived")).expect(200)
+    assert done["status"] == "archived"
+    assert {name: done[name] for name in ERASED_EMAIL} == ERASED_EMAIL
+
+
+async def test_nobody_can_call_themselves_erased(service: Service) -> None:
+    answer = await service.api.post("emails", **{**EMAIL, "from_email": "(erased)"})
+    assert answer.expect(422, "validation_failed")["errors"][0]["field"] == "from_email"
+
+
+async def test_what_was_in_plain_stays_and_that_is_said(database: str) -> None:
+    async with running_service(database) as plain:
+        email_id, message_id = await fill(plain.api)
+        answer = await plain.api.post("subjects/forget", subject=ADDRESS)
+        assert answer.expect(409, "subject_in_plain")["in_plain"] == 1
+        answer = await plain.api.post("subjects/forget", subject=message_id)
+        answer.expect(409, "subject_in_plain")
+    async with running_service(database, encrypt_payloads=True) as service:
+        (await service.api.post("emails", **{**EMAIL, "gmail_message_id": "g-2"})).expect(201)
+        done = await forget(service.api, ADDRESS)
+        assert (done["emails"], done["in_plain"]) == (1, 1)
+        shown = (await service.api.get("emails", min_position=done["position"])).expect(200)["items"]
+        assert [item["from_email"] for item in shown] == [EMAIL["from_email"], "(erased)"]
+        assert shown[0]["id"] == email_id
+
+
+async def test_the_service_says_nothing_personal_in_its_log_or_figures(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    email_id, message_id = await fill(service.api)
+    await service.api.post("emails", **EMAIL)
+    await service.api.post("emails", **{**EMAIL, "surplus": 1})
+    await service.api.patch(f"emails/{email_id}", payload="so very angry")
+    await forget(service.api, ADDRESS)
+    await forget(service.api, message_id)
+    told = caplog.text + str((await service.api.get("/metrics")).body)
+    assert not [text for text in PERSONAL if text in told]
+
+
+class TestBatches:
+    def _commands(self, **changes: object) -> list[dict[str, Any]]:
+        bodies = (("emails", {**EMAIL, **changes}), ("messages", MESSAGE), ("tasks", {"title": "look"}))
+        return [{"method": "POST", "path": f"/api/v1/{path}", "body": body} for path, body in bodies]
+
+    async def _send(self, service: Service, commands: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        answer = (await service.api.post("batch", key("b"), commands=commands)).expect(200)
+        results: list[dict[str, Any]] = answer["results"]
+        return results
+
+    async def test_are_answered_again(self, service: Service) -> None:
+        first = await self._send(service, self._commands())
+        assert [result["status"] for result in first] == [201, 201, 201]
+        head = await service.head()
+        assert await self._send(service, self._commands()) == first
+        assert await service.head() == head
+
+    async def test_are_told_from_others(self, service: Service) -> None:
+        await self._send(service, self._commands())
+        for changed in (self._commands(subject="Another"), self._commands(category="sales"), []):
+            commands = changed or self._commands()[:2]
+            answer = await service.api.post("batch", key("b"), commands=commands)
+            answer.expect(409, "idempotency_mismatch")
+
+    async def test_are_answered_with_what_is_left_when_somebody_was_forgotten(
+        self, service: Service
+    ) -> None:
+        first = await self._send(service, self._commands())
+        await forget(service.api, ADDRESS)
+        again = await self._send(service, self._commands())
+        assert again[0]["body"] == {**first[0]["body"], **ERASED_EMAIL}
+        assert again[1:] == first[1:]
+
+    async def test_keep_nothing_of_one_command_that_tells_of_another(self, service: Service) -> None:
+        """What is kept of the task is the same whatever the e-mail beside it said."""
+
+        async def kept(name: str, **changes: object) -> set[str]:
+            commands = self._commands(**changes)
+            (await service.api.post("batch", key(name), commands=commands)).expect(200)
+            async with connected(service.dsn) as connection:
+                rows = await log.read_streams(connection, [f"request-{name}/{n}" for n in range(3)])
+            return {json.loads(row.data)["fingerprint"] for row in rows}
+
+        one = await kept("one", gmail_message_id="g-1")
+        other = await kept("other", gmail_message_id="g-1", subject="Another", from_email="bob@example.org")
+        assert len(one) == 1
+        # The second e-mail is refused as known, so only the others' answers are kept.
+        assert one == other
+
+    @pytest.mark.parametrize("encrypt_first", [True, False])
+    async def test_are_known_again_by_a_process_with_other_settings(
+        self, database: str, encrypt_first: bool
+    ) -> None:
+        async with running_service(database, encrypt_payloads=encrypt_first) as one:
+            first = await self._send(one, self._commands())
+        async with running_service(database, encrypt_payloads=not encrypt_first) as other:
+            assert await self._send(other, self._commands()) == first
+            changed = await other.api.post("batch", key("b"), commands=self._commands(subject="Another"))
+            changed.expect(409, "idempotency_mismatch")
+
+
+class TestTheCommand:
+    async def test_forgets_beside_a_running_service(self, service: Service, tmp_path: Path) -> None:
+        email_id, message_id = await fill(service.api)
+        [line] = (await squad(tmp_path, "forget", ADDRESS, "--dsn", service.dsn)).lines()
+        assert line.startswith("forgotten: 1 e-mail (position ")
+        [line] = (await squad(tmp_path, "forget", message_id, "--dsn", service.dsn)).lines()
+        position = await service.head()
+        assert line == f"forgotten: 1 message (position {position})"
+        assert (await squad(tmp_path, "forget", message_id, "--dsn", service.dsn)).lines() == [line]
+        await service.api.get("events", min_position=position)
+        told = await all_that_is_told(service.api, email_id, position)
+        assert not [text for text in PERSONAL if text in told]
+
+        async def nothing_remains() -> bool:
+            return not await remains(service.dsn, PERSONAL)
+
+        await eventually(nothing_remains)
+
+    async def test_shows_what_was_erased(self, service: Service, tmp_path: Path) -> None:
+        await fill(service.api)
+        before = await squad(tmp_path, "events", "--dsn", service.dsn)
+        assert "so very angry" in before.output
+        await squad(tmp_path, "forget", ADDRESS, "--dsn", service.dsn)
+        after = await squad(tmp_path, "events", "--json", "--dsn", service.dsn)
+        assert not [text for text in PERSONAL[:4] if text in after.output]
+        assert len(after.lines()) == await service.head()
+
+    async def test_fails_where_nobody_is_called_that(self, service: Service, tmp_path: Path) -> None:
+        for subject in ("nobody@example.org", UNKNOWN):
+            ended = await squad(tmp_path, "forget", subject, "--dsn", service.dsn)
+            assert ended.complaint() == "no sender is called that, and no message has that id"
+        ended = await squad(tmp_path, "forget", "", "--dsn", service.dsn)
+        assert ended.complaint().startswith("subject is ''")
+
+    async def test_claims_nothing_of_what_is_in_plain(self, database: str, tmp_path: Path) -> None:
+        async with running_service(database) as plain:
+            await fill(plain.api)
+        ended = await squad(tmp_path, "forget", ADDRESS, "--dsn", database)
+        assert "(1 e-mail) was logged before payloads were encrypted" in ended.complaint()
+        async with running_service(database, encrypt_payloads=True) as service:
+            await service.api.post("emails", **{**EMAIL, "gmail_message_id": "g-2"})
+        ended = await squad(tmp_path, "forget", ADDRESS, "--dsn", database)
+        assert ended.code == 1
+        assert ended.output.startswith("forgotten: 1 e-mail ")
+        assert "1 e-mail of this sender stood in the log before payloads were encrypted" in ended.errors

@@ -1,0 +1,15 @@
+"""Tests of other folders once more, with payloads that are encrypted: nobody may notice."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.api.conftest import _no_settings_of_ours, api, service
+from tests.integration.conftest import agents, member
+
+__all__ = ["_no_settings_of_ours", "agents", "api", "member", "service"]
+
+
+@pytest.fixture(autouse=True)
+def _encrypted(_no_settings_of_ours: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUAD_ENCRYPT_PAYLOADS", "true")

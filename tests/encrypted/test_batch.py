@@ -1,0 +1,1 @@
+from tests.api.test_batch import *  # noqa: F403

@@ -1,0 +1,1 @@
+from tests.integration.test_email_jobs import *  # noqa: F403

@@ -1,0 +1,1 @@
+from tests.api.test_idempotency import *  # noqa: F403

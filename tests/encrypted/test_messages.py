@@ -1,0 +1,1 @@
+from tests.api.test_messages import *  # noqa: F403

@@ -1,0 +1,1 @@
+from tests.integration.test_projector import *  # noqa: F403

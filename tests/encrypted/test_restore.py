@@ -1,0 +1,1 @@
+from tests.integration.test_restore import *  # noqa: F403

@@ -1,0 +1,1 @@
+from tests.api.test_stream import *  # noqa: F403

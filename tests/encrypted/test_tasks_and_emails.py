@@ -1,0 +1,1 @@
+from tests.api.test_tasks_and_emails import *  # noqa: F403

@@ -1,0 +1,1 @@
+from tests.integration.test_writer import *  # noqa: F403

@@ -1,0 +1,1 @@
+from tests.integration.test_writer_races import *  # noqa: F403

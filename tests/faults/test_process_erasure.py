@@ -1,0 +1,154 @@
+"""Processes that write, forget and are killed at it: nothing is sealed in vain, and nothing comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import aiohttp
+import pytest
+
+from service import commands as do
+from tests.support.embedded import kill_postmaster, server_in
+from tests.support.erasure import assert_keys_were_used_in_time, keys_there, remains
+from tests.support.load import Load
+from tests.support.parts import connected, running_writer, submit
+from tests.support.process import squad_up
+from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.process import ServiceProcess
+
+pytestmark = pytest.mark.faults
+
+ADDRESS = "zoe@example.org"
+SUBJECT = "so very angry"
+_BACKOFF_SECONDS = 0.05
+_TIMEOUT = aiohttp.ClientTimeout(total=30)
+
+_DIES_BEFORE_THE_APPEND = """
+import asyncio, os, signal, sys
+from eventstore import log
+from service import commands as do
+from tests.support.parts import running_writer, submit
+
+async def work():
+    async with running_writer(sys.argv[1], encrypt=True) as writer:
+        async def append(*arguments, **more):
+            os.kill(os.getpid(), signal.SIGKILL)
+        log.append = append
+        if sys.argv[3] == "contended":
+            writer._appender.contended = True
+        email = do.LogEmail(gmail_message_id="g-1", from_email=sys.argv[2], subject="lost")
+        await asyncio.gather(
+            submit(writer, email), submit(writer, do.SendMessage(from_agent="ada", message="lost"))
+        )
+
+asyncio.run(work())
+"""
+
+
+@pytest.mark.parametrize("way", ["in one trip", "contended"])
+async def test_a_process_killed_between_its_keys_and_its_events_leaves_nothing_but_keys(
+    database: str, way: str
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _DIES_BEFORE_THE_APPEND, database, ADDRESS, way
+    )
+    assert await process.wait() == -9
+    async with connected(database) as connection:
+        orphans = await keys_there(connection)
+    assert orphans
+    async with running_writer(database, encrypt=True) as writer:
+        email = do.LogEmail(gmail_message_id="g-1", from_email=ADDRESS, subject=SUBJECT)
+        assert (await submit(writer, email)).refusal is None
+        await submit(writer, do.SendMessage(from_agent="ada", message=SUBJECT))
+        assert await assert_keys_were_used_in_time(database) == 2
+        assert (await submit(writer, do.ForgetSubject(subject=ADDRESS))).reply["emails"] == 1
+    await assert_keys_were_used_in_time(database)
+    await assert_log_is_sound(database)
+
+
+async def test_what_is_sealed_outlives_the_end_of_postgres_and_of_the_service(data_folder: Path) -> None:
+    async with squad_up(data=data_folder, SQUAD_ENCRYPT_PAYLOADS="true") as service:
+        load = Load([service])
+        async with load.running(16):
+            await load.more()
+            kill_postmaster(data_folder)
+            await load.more()
+            await service.kill()
+            await service.start()
+            await load.more()
+        await load.assert_answers_stand()
+        async with server_in(data_folder) as dsn:
+            await load.assert_kept(dsn)
+            assert await assert_keys_were_used_in_time(dsn) > 100
+
+
+async def test_processes_write_and_forget_the_same_sender_while_one_is_killed(database: str) -> None:
+    async with (
+        squad_up(dsn=database, SQUAD_ENCRYPT_PAYLOADS="true") as one,
+        squad_up(dsn=database, SQUAD_ENCRYPT_PAYLOADS="true") as other,
+        aiohttp.ClientSession(timeout=_TIMEOUT) as session,
+    ):
+        counts: Counter[str] = Counter()
+        ending = asyncio.Event()
+        tasks = [
+            asyncio.create_task(work(session, service, ending, counts))
+            for service in (one, other)
+            for work in (_write, _forget)
+        ]
+        await _more(counts)
+        await one.kill()
+        await _more(counts)
+        await one.start()
+        await _more(counts)
+        ending.set()
+        await asyncio.gather(*tasks)
+        await _post(session, other, "subjects/forget", subject=ADDRESS)
+        await eventually(lambda: projected_to_head(database))
+    assert await assert_keys_were_used_in_time(database) >= counts["written"]
+    assert await remains(database, [ADDRESS, SUBJECT]) == []
+    await assert_tables_equal_fold(database)
+    await assert_log_is_sound(database)
+
+
+async def _more(counts: Counter[str]) -> None:
+    """Waits until more was written, and forgotten."""
+    before = counts.copy()
+    await eventually(
+        lambda: all(counts[what] >= before[what] + 20 for what in ("written", "forgotten")),
+        within_seconds=60,
+    )
+
+
+async def _write(
+    session: aiohttp.ClientSession, service: ServiceProcess, ending: asyncio.Event, counts: Counter[str]
+) -> None:
+    while not ending.is_set():
+        email = {"gmail_message_id": str(uuid4()), "from_email": ADDRESS, "subject": SUBJECT}
+        counts["written"] += await _post(session, service, "emails", **email) == 201
+
+
+async def _forget(
+    session: aiohttp.ClientSession, service: ServiceProcess, ending: asyncio.Event, counts: Counter[str]
+) -> None:
+    while not ending.is_set():
+        counts["forgotten"] += await _post(session, service, "subjects/forget", subject=ADDRESS) == 200
+
+
+async def _post(session: aiohttp.ClientSession, service: ServiceProcess, path: str, **body: Any) -> int:
+    """The status; 0 where the process is not there."""
+    try:
+        async with session.post(f"{service.url}/api/v1/{path}", json=body) as response:
+            assert response.status in (200, 201, 404, 503), await response.text()
+            return response.status
+    except (aiohttp.ClientError, OSError):
+        await asyncio.sleep(_BACKOFF_SECONDS)
+        return 0

@@ -1,0 +1,447 @@
+"""Keys and what they seal, also among several writers: what is readable, what is erased, what never is."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from eventstore import codec, keys, log, schema, sealing, traces
+from eventstore.errors import StoreRefused
+from eventstore.events import ERASED, EmailReceived, JobDefinition, MessageSent, SubjectForgotten
+from eventstore.keys import Keyring
+from eventstore.listener import Hints
+from eventstore.recorded import Recorded
+from eventstore.subjects import NO_TRACE, Trace, digest_of
+from projections.emails import EMAILS
+from projections.projector import Projector
+from service import commands as do
+from service import sealer
+from service.requests import CommandFailed
+from service.restore import restore
+from tests.support.erasure import assert_keys_were_used_in_time, everything, keys_there, remains
+from tests.support.log import Scribe, said, whole_log
+from tests.support.parts import connected, message, running, running_listener, running_writer, submit
+from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from eventstore.connection import Connection
+    from service.writer import Writer
+    from tests.support.postgres import PostgresServer
+
+ADDRESS = "zoe@example.org"
+SENDER = f"Zoe Smith <{ADDRESS}>"
+PERSONAL = (ADDRESS, "Zoe Smith", "A complaint", "so very angry", "a private word", "call 030-1234")
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[Connection]:
+    async with connected(database) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def writer(database: str) -> AsyncIterator[Writer]:
+    async with running_writer(database, encrypt=True) as running_:
+        yield running_
+
+
+def letter(number: int = 1, from_email: str = SENDER, **fields: Any) -> do.LogEmail:
+    given = {"subject": "A complaint", "payload": {"text": "so very angry"}, **fields}
+    return do.LogEmail(gmail_message_id=f"g-{number}", from_email=from_email, **given)
+
+
+async def stored(connection: Connection) -> list[Recorded]:
+    return [row async for page in log.scan(connection) for row in page]
+
+
+async def email_keys(connection: Connection) -> list[str | None]:
+    rows = await stored(connection)
+    return [sealing.key_of(row) for row in rows if row.type == EmailReceived.type]
+
+
+async def project(database: str) -> None:
+    """Lets a projector of another process take all there is."""
+    async with running(Projector(database, "squad", Hints()).run()):
+        await eventually(partial(projected_to_head, database))
+
+
+class TestOneWriter:
+    async def test_leaves_nothing_personal_but_in_the_read_tables(
+        self, writer: Writer, database: str
+    ) -> None:
+        email = await submit(writer, letter(), key="k-1", fingerprint="f")
+        await submit(writer, do.UpdateEmail(email_id=email.reply["id"], payload={"text": "so very angry"}))
+        await submit(writer, do.SendMessage(from_agent="ada", message="a private word"), key="k-2")
+        assert await remains(database, PERSONAL) == []
+        await project(database)
+        assert set(await remains(database, PERSONAL)) == {*PERSONAL} - {"call 030-1234"}
+        assert await assert_tables_equal_fold(database) > 2
+        await assert_log_is_sound(database)
+
+    async def test_forgets_so_that_no_table_knows(self, writer: Writer, database: str) -> None:
+        email = await submit(writer, letter(), key="k-1", fingerprint="f")
+        await submit(writer, do.UpdateEmail(email_id=email.reply["id"], payload={"text": "so very angry"}))
+        sent = do.SendMessage(from_agent="ada", message="a private word", data={"do": "call 030-1234"})
+        message_id = (await submit(writer, sent, key="k-2")).reply["id"]
+        await submit(writer, do.AcknowledgeMessage(message_id=message_id, agent="bob"))
+        await project(database)
+        for subject in (ADDRESS, message_id):
+            await submit(writer, do.ForgetSubject(subject=subject))
+        await project(database)
+        assert await remains(database, PERSONAL) == []
+        assert digest_of(ADDRESS) not in await everything(database)
+        assert await assert_tables_equal_fold(database) > 2
+        await assert_log_is_sound(database)
+
+    async def test_is_restored_without_what_was_forgotten(
+        self, writer: Writer, database: str, connection: Connection
+    ) -> None:
+        email_id = (await submit(writer, letter())).reply["id"]
+        await project(database)
+        await submit(writer, do.ForgetSubject(subject=ADDRESS))
+        for squad in (writer.squad, await restore(connection)):
+            row = squad.rows(EMAILS).get(email_id)
+            assert row
+            assert (row.from_email, row.subject, row.payload) == (ERASED, None, None)
+
+    async def test_that_does_not_encrypt_reads_what_was(self, writer: Writer, database: str) -> None:
+        email_id = (await submit(writer, letter(), key="k", fingerprint="f")).reply["id"]
+        async with running_writer(database) as plain:
+            row = plain.squad.rows(EMAILS).get(email_id)
+            assert row
+            assert row.from_email == SENDER
+            repeated = await submit(plain, letter(), key="k", fingerprint="f")
+            assert repeated.repeated
+            update = do.UpdateEmail(email_id=email_id, payload={"text": "in plain"})
+            await submit(plain, update)
+            await submit(plain, do.ForgetSubject(subject=ADDRESS))
+        assert await remains(database, [*PERSONAL, "in plain"]) == ["in plain"]
+
+    async def test_keeps_a_key_for_many_e_mails(self, writer: Writer, connection: Connection) -> None:
+        await asyncio.gather(*(submit(writer, letter(number)) for number in range(20)))
+        await submit(writer, letter(99, ADDRESS.upper()))
+        found = await email_keys(connection)
+        assert len(found) == 21
+        assert len(set(found)) == 1
+
+    async def test_has_messages_keys_in_stock(
+        self, writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sealer, "LARGEST_LOT", 64)
+        for number in range(200):
+            await submit(writer, message(str(number)))
+        rows = [row for row in await stored(connection) if row.type == MessageSent.type]
+        used = {sealing.key_of(row) for row in rows}
+        there = await keys_there(connection)
+        assert len(used) == 200
+        assert used <= there
+        assert len(there) < 200 + 2 * 64
+
+    async def test_makes_keys_that_no_stock_was_made_for(self, writer: Writer, database: str) -> None:
+        # Whether a tick that is claimed sends messages is only known when it was decided.
+        await submit(writer, do.RegisterAgent(name="ada", role="r"))
+        command = do.RunJob(name="poll", runner="p")
+        fields: dict[str, Any] = {
+            "agent": None,
+            "endpoint": None,
+            "task": "status_update",
+            "cron": None,
+            "every_seconds": 3600.0,
+            "timezone": "UTC",
+            "tokens": 0,
+            "timeout_seconds": 60.0,
+            "retries": 0,
+            "overlap": "skip",
+            "catch_up_seconds": 60.0,
+            "jitter_seconds": 0.0,
+            "pause_on_failure": False,
+            "enabled": True,
+        }
+        await submit(writer, do.StartOrchestrator())
+        await submit(writer, do.DefineJob(name="poll", source="api", definition=JobDefinition(**fields)))
+        run = (await submit(writer, command)).reply["id"]
+        end = do.EndAttempt(run_id=run, runner="p", attempt=1, succeeded=True, report="a private word")
+        await submit(writer, end)
+        assert await assert_keys_were_used_in_time(database) == 1
+        assert await remains(database, ["a private word"]) == []
+
+    @pytest.mark.parametrize("contended", [False, True], ids=["one trip", "holding the lock"])
+    async def test_believes_in_no_key_of_a_batch_that_was_not_appended(
+        self, writer: Writer, database: str, contended: bool
+    ) -> None:
+        writer._appender.contended = contended
+        unstorable = letter(payload={"text": "fine"}).model_copy(update={"subject": "\0"})
+        with pytest.raises(CommandFailed):
+            await submit(writer, unstorable)
+        writer._appender.contended = contended
+        await submit(writer, letter(2))
+        assert await assert_keys_were_used_in_time(database) == 1
+
+    async def test_erases_many_e_mails_at_once(
+        self, writer: Writer, database: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("service.decide.subjects.MAX_EMAILS", 30)
+        await asyncio.gather(*(submit(writer, letter(number)) for number in range(100)))
+        await project(database)
+        outcome = await submit(writer, do.ForgetSubject(subject=ADDRESS))
+        assert outcome.reply["emails"] == 100
+        await project(database)
+        assert await remains(database, PERSONAL) == []
+        assert await assert_tables_equal_fold(database) > 100
+
+    async def test_has_what_it_sealed_with_at_hand(self, database: str, connection: Connection) -> None:
+        ring, told = Keyring(), list[Recorded]()
+        async with running_writer(database, encrypt=True, keyring=ring) as writer:
+            writer.observers.append(told.extend)
+            await submit(writer, message("a private word"))
+            await submit(writer, letter())
+        # No key is left to be asked for.
+        await connection.execute("DELETE FROM subject_keys")
+        shown = [codec.decode(row) for row in await sealing.reveal(connection, told, ring)]
+        assert [event.message for event in shown if isinstance(event, MessageSent)] == ["a private word"]
+        assert [event.from_email for event in shown if isinstance(event, EmailReceived)] == [SENDER]
+
+
+class TestSeveralWriters:
+    async def test_agree_on_a_senders_key(self, database: str, connection: Connection) -> None:
+        async with (
+            running_writer(database, encrypt=True) as one,
+            running_writer(database, encrypt=True) as other,
+        ):
+            commands = [(one, letter(1)), (other, letter(2)), (one, letter(3)), (other, letter(4))]
+            await asyncio.gather(*(submit(writer, command) for writer, command in commands))
+        assert len(set(await email_keys(connection))) == 1
+
+    async def test_make_one_key_where_many_ask_at_once(self, database: str) -> None:
+        async def ask() -> dict[str, keys.Key]:
+            async with connected(database) as own:
+                return await keys.of_senders(own, ["a" * 64, "b" * 64])
+
+        found = await asyncio.gather(*(ask() for _ in range(8)))
+        assert all(one == found[0] for one in found)
+
+    async def test_do_not_seal_with_a_key_that_another_destroyed(
+        self, database: str, connection: Connection
+    ) -> None:
+        async with (
+            running_writer(database, encrypt=True) as one,
+            running_writer(database, encrypt=True) as other,
+        ):
+            await submit(one, letter(1))
+            await submit(other, do.ForgetSubject(subject=ADDRESS))
+            await submit(one, letter(2, subject="Again"))
+            await submit(other, letter(3, subject="And again"))
+        first, second, third = await email_keys(connection)
+        assert first != second == third
+        await assert_keys_were_used_in_time(database)
+        readable = [codec.decode(row) for row in await whole_log(connection)]
+        shown = [event.subject for event in readable if isinstance(event, EmailReceived)]
+        assert shown == [None, "Again", "And again"]
+
+    async def test_may_write_and_forget_the_same_sender_at_once(self, database: str) -> None:
+        async with (
+            running_listener(database) as listener,
+            running_writer(database, encrypt=True, hints=listener.events) as one,
+            running_writer(database, encrypt=True, hints=listener.events) as other,
+        ):
+            written = asyncio.Event()
+            forgotten = 0
+
+            async def write(writer: Writer, first: int) -> None:
+                for number in range(60):
+                    pair = (letter(first + number), message(f"message {number}"))
+                    email, _ = await asyncio.gather(*(submit(writer, command) for command in pair))
+                    update = do.UpdateEmail(email_id=email.reply["id"], payload={"draft": "so very angry"})
+                    outcome = await submit(writer, update)
+                    assert outcome.refusal is None or outcome.refusal.code == "email_erased"
+
+            async def forget() -> None:
+                nonlocal forgotten
+                while not written.is_set():
+                    for writer in (one, other):
+                        outcome = await submit(writer, do.ForgetSubject(subject=ADDRESS))
+                        forgotten += outcome.refusal is None
+
+            forgetting = asyncio.create_task(forget())
+            await asyncio.gather(write(one, 1_000), write(other, 2_000))
+            written.set()
+            await forgetting
+            await submit(other, do.ForgetSubject(subject=ADDRESS))
+        assert forgotten > 5
+        assert await assert_keys_were_used_in_time(database) >= 240
+        await project(database)
+        assert await remains(database, PERSONAL) == []
+        await assert_tables_equal_fold(database)
+        await assert_log_is_sound(database)
+
+    async def test_a_keyring_of_one_lets_go_of_what_another_destroyed(
+        self, database: str, connection: Connection
+    ) -> None:
+        ring, hints = Keyring(), Hints()
+        async with (
+            running_writer(database, encrypt=True, keyring=ring, hints=hints) as one,
+            running_writer(database, encrypt=True) as other,
+        ):
+            await submit(one, letter())
+            [key_id] = await email_keys(connection)
+            assert key_id
+            assert await ring.secrets(connection, [key_id])
+            position = (await submit(other, do.ForgetSubject(subject=ADDRESS))).position
+            assert position
+            hints.wake(position)
+            await eventually(lambda: one.squad.head.position == position)
+            assert await ring.secrets(connection, [key_id]) == {}
+
+
+class TestDestruction:
+    async def test_is_part_of_the_transaction_that_says_so(
+        self, writer: Writer, database: str, connection: Connection
+    ) -> None:
+        await submit(writer, letter())
+        [key_id] = await email_keys(connection)
+        assert key_id
+        scribe = Scribe(connection)
+        await scribe.catch_up()
+        await connection.execute("BEGIN")
+        await scribe.append(SubjectForgotten(key_id=key_id, emails=[], messages=[], in_plain=0))
+        assert key_id not in await keys_there(connection)
+        await connection.execute("ROLLBACK")
+        assert key_id in await keys_there(connection)
+
+    async def test_takes_the_snapshots_along(self, writer: Writer, connection: Connection) -> None:
+        await submit(writer, letter())
+        await connection.execute("INSERT INTO snapshots (fold, position, state) VALUES ('f', 1, 'x')")
+        await submit(writer, do.ForgetSubject(subject=ADDRESS))
+        row = await (await connection.execute("SELECT count(*) FROM snapshots")).fetchone()
+        assert row == (0,)
+
+    async def test_is_not_undone_by_a_key_that_is_written_back(
+        self, writer: Writer, connection: Connection
+    ) -> None:
+        """What a restored backup of the keys could do is seen: the event and the key are both there."""
+        await submit(writer, letter())
+        backup = [key async for page in keys.read_out(connection) for key in page]
+        await submit(writer, do.ForgetSubject(subject=ADDRESS))
+        await keys.read_in(connection, [key for key in backup if key.subject])
+        rows = await stored(connection)
+        destroyed = {codec.decode(row).key_id for row in rows if row.type == SubjectForgotten.type}  # type: ignore[union-attr]
+        assert destroyed & await keys_there(connection)
+
+
+class TestKeysOutAndIn:
+    async def test_make_a_copy_of_the_log_readable(
+        self, writer: Writer, connection: Connection, postgres: PostgresServer
+    ) -> None:
+        await submit(writer, letter())
+        await submit(writer, letter(2, "bob@example.org", subject="Praise"))
+        await submit(writer, message("a private word"))
+        await submit(writer, do.ForgetSubject(subject=ADDRESS))
+        rows = await stored(connection)
+        all_keys = [key async for page in keys.read_out(connection) for key in page]
+        with postgres.new_database() as copy:
+            await schema.apply(copy, "squad")
+            async with connected(copy) as other:
+                await keys.read_in(other, all_keys)
+                for row in rows:
+                    now = await log.clock(other)
+                    await log.append(other, [row], now)
+                assert await whole_log(other) == await whole_log(connection)
+                assert [key async for page in keys.read_out(other) for key in page] == all_keys
+            async with running_writer(copy, encrypt=True) as goes_on:
+                await submit(goes_on, letter(3, "bob@example.org"))
+            async with connected(copy) as other:
+                _, bob, again = await email_keys(other)
+                assert bob == again
+
+    async def test_are_read_page_by_page(
+        self, connection: Connection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(keys, "PAGE_KEYS", 2)
+        made = [keys.new_key() for _ in range(5)]
+        await keys.store(connection, made)
+        pages = [page async for page in keys.read_out(connection)]
+        assert [len(page) for page in pages] == [2, 2, 1]
+        assert sorted(made) == [(key.id, key.key) for page in pages for key in page]
+
+    async def test_refuse_a_key_twice(self, connection: Connection) -> None:
+        await keys.store(connection, [keys.new_key()])
+        [[key]] = [page async for page in keys.read_out(connection)]
+        with pytest.raises(StoreRefused):
+            await keys.read_in(connection, [key])
+
+    async def test_of_nothing_are_nothing(self, connection: Connection) -> None:
+        assert [page async for page in keys.read_out(connection)] == []
+        await keys.read_in(connection, [])
+
+
+class TestTraces:
+    async def test_of_nobody_are_none(self, connection: Connection) -> None:
+        for subject in (ADDRESS, "0198c0de-0000-7000-8000-000000000001", "x" * 1_000, "☃"):
+            assert await traces.find(connection, subject) == NO_TRACE
+            assert await traces.in_plain(connection, subject) == 0
+
+    async def test_count_what_is_in_plain_in_whole_or_in_part(
+        self, database: str, connection: Connection
+    ) -> None:
+        async with running_writer(database) as plain:
+            whole = await submit(plain, letter(1))
+            await submit(plain, letter(2, f"Z <{ADDRESS.upper()}>"))
+            await submit(plain, letter(3, "bob@example.org"))
+        assert await traces.in_plain(connection, ADDRESS) == 2
+        async with running_writer(database, encrypt=True) as writer:
+            part = await submit(writer, letter(4))
+            sealed = await submit(writer, letter(5))
+            await submit(writer, do.UpdateEmail(email_id=whole.reply["id"], payload={"draft": "sealed"}))
+        async with running_writer(database) as plain:
+            await submit(plain, do.UpdateEmail(email_id=part.reply["id"], payload={"draft": "plain"}))
+            await submit(
+                plain, do.UpdateEmail(email_id=sealed.reply["id"], status="classified", payload=None)
+            )
+        assert await traces.in_plain(connection, ADDRESS) == 3
+        assert await traces.in_plain(connection, "bob@example.org") == 1
+        found = await traces.find(connection, ADDRESS)
+        assert set(found.emails) == {outcome.reply["id"] for outcome in (whole, part, sealed)}
+
+    async def test_are_found_by_an_index(self, connection: Connection) -> None:
+        await connection.execute("SET enable_seqscan = off")
+        cursor = await connection.execute(("EXPLAIN " + traces._SEALED_WITH).encode(), ("x",))
+        plan = "\n".join(line for (line,) in await cursor.fetchall())
+        assert "events_by_key" in plan
+
+    async def test_of_messages_tell_plain_from_sealed_from_forgotten(
+        self, database: str, connection: Connection
+    ) -> None:
+        async with running_writer(database) as plain:
+            in_plain = (await submit(plain, message("m"))).reply["id"]
+        async with running_writer(database, encrypt=True) as writer:
+            sealed = (await submit(writer, message("m"))).reply["id"]
+            gone = (await submit(writer, message("m"))).reply["id"]
+            position = (await submit(writer, do.ForgetSubject(subject=gone.upper()))).position
+        assert (await traces.find(connection, in_plain)).in_plain
+        assert (await traces.find(connection, sealed)).key_id in await keys_there(connection)
+        assert await traces.find(connection, gone) == Trace(message=gone, forgotten_at=position)
+
+
+async def test_a_box_that_does_not_open_stops_the_projector_at_its_place(
+    writer: Writer, database: str, connection: Connection
+) -> None:
+    position = (await submit(writer, letter())).position
+    # What only a superuser can do, whose work the chain tells.
+    await connection.execute("UPDATE subject_keys SET key = decode(repeat('00', 32), 'hex')")
+    projector = Projector(database, "squad", Hints())
+    async with running(projector.run()):
+        await eventually(lambda: "emails" in projector.failed)
+    assert projector.failed["emails"][0] == position
+    assert "the box of email_received" in projector.failed["emails"][1]
+
+
+async def test_events_written_by_hand_are_left_as_they_are(connection: Connection) -> None:
+    scribe = Scribe(connection)
+    rows = await scribe.append(said("in plain"))
+    assert await sealing.reveal(connection, rows) == rows

@@ -1,0 +1,74 @@
+"""What is left of somebody in a squad's database, and whether keys were used as they may be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+from psycopg import sql
+
+from eventstore import log, sealing
+from eventstore.events import SubjectForgotten
+from tests.support.parts import SCHEMA, connected
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from eventstore.connection import Connection
+
+
+async def everything(dsn: str, schema: str = SCHEMA) -> str:
+    """All rows of all tables of the squad, as text."""
+    async with connected(dsn, schema) as connection:
+        cursor = await connection.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace AND relkind = 'r'",
+            (schema,),
+        )
+        tables = [name for (name,) in await cursor.fetchall()]
+        assert {"events", "subject_keys", "snapshots", "squad_messages", "email_logs"} <= set(tables)
+        rows = []
+        for name in tables:
+            cursor = await connection.execute(
+                sql.SQL("SELECT {}::text FROM {}").format(sql.Identifier(name), sql.Identifier(name))
+            )
+            rows += [f"{name}: {text}" for (text,) in await cursor.fetchall()]
+    return "\n".join(rows)
+
+
+async def remains(dsn: str, texts: Iterable[str]) -> list[str]:
+    """Which of the texts stand in a table of the squad.
+
+    They must hold something that base64 has not, or it is only a question of time until a box holds them.
+    """
+    found = await everything(dsn)
+    # As a row's text has them: what is not a letter may be escaped.
+    return [text for text in texts if text in found or text.encode().hex() in found]
+
+
+async def keys_there(connection: Connection) -> set[str]:
+    """The ids of all keys."""
+    cursor = await connection.execute("SELECT id::text FROM subject_keys")
+    return {key_id for (key_id,) in await cursor.fetchall()}
+
+
+async def assert_keys_were_used_in_time(dsn: str) -> int:
+    """Fails unless every event is sealed with a key that is there, or was destroyed only after it.
+
+    Returns:
+        How many are sealed.
+    """
+    sealed_with: list[tuple[int, str]] = []
+    destroyed: dict[str, int] = {}
+    async with connected(dsn) as connection:
+        await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        async for page in log.scan(connection):
+            for row in page:
+                if row.type == SubjectForgotten.type:
+                    destroyed.setdefault(orjson.loads(row.data)["key_id"], row.position)
+                elif key_id := sealing.key_of(row):
+                    sealed_with.append((row.position, key_id))
+        there = await keys_there(connection)
+    assert not there & destroyed.keys(), "a key is there that was destroyed"
+    for position, key_id in sealed_with:
+        assert key_id in there or destroyed.get(key_id, 0) > position, f"{position} was sealed in vain"
+    return len(sealed_with)

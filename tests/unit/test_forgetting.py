@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from eventstore import chain, sealing
+from eventstore.events import ERASED, EmailReceived, EmailUpdated, MessageSent, SubjectForgotten
+from eventstore.recorded import GENESIS_HASH
+from eventstore.subjects import digest_of, sender
+from projections.emails import EMAILS
+from service.commands import (
+    AnyCommand,
+    ForgetSubject,
+    LogEmail,
+    RegisterAgent,
+    SendMessage,
+    UpdateEmail,
+)
+from service.decide import subjects
+from service.requests import Answer, Outcome, Request
+from tests.unit.support import FRESH, UNKNOWN_ID, Story, given
+
+ADDRESS = "zoe@example.org"
+LETTER = LogEmail(
+    gmail_message_id="g-1", from_email=f"Zoë <{ADDRESS}>", subject="Complaint", payload={"text": "so angry"}
+)
+OTHER_LETTER = LogEmail(gmail_message_id="g-2", from_email="bob@example.org", subject="Praise")
+HELLO = SendMessage(from_agent="ann", message="call Zoë", data={"phone": "030-1234"})
+PERSONAL = ("Zoë", ADDRESS, "Complaint", "so angry", "030-1234")
+
+
+def encrypted(*steps: AnyCommand) -> Story:
+    return given(RegisterAgent(name="ann", role="agent"), *steps, encrypt=True)
+
+
+def stored(story: Story) -> str:
+    """All that the log holds, as it is stored."""
+    return "\n".join(str(row) for row in story.log)
+
+
+def readable(story: Story) -> str:
+    """All that can be read of it."""
+    return "\n".join(row.data for row in story.vault.reveal(story.log))
+
+
+def whole(outcome: Outcome) -> Answer:
+    shown = {name: value for name, value in outcome.reply.items() if not name.endswith("_at")}
+    return Answer(201, {**shown, "position": outcome.position})
+
+
+def request(command: AnyCommand, key: str = "k", print_: str = "of all of it") -> Request:
+    return Request(command, "agent:ann", "r", key, print_, whole, bare_fingerprint="of the path")
+
+
+class TestSealing:
+    def test_is_off_unless_it_is_asked_for(self) -> None:
+        story = given(LETTER)
+        assert sealing.key_of(story.log[-1]) is None
+        assert story.recorded == story.told
+
+    def test_leaves_nothing_personal_in_the_log(self) -> None:
+        story = encrypted(HELLO, LETTER)
+        story.when(UpdateEmail(email_id=story.id, payload={"text": "so angry, still"}))
+        assert not [text for text in PERSONAL if text in stored(story)]
+        assert all(text in readable(story) for text in PERSONAL)
+
+    def test_is_nothing_to_those_who_follow_the_log_here(self) -> None:
+        encrypted().when(LETTER).then(EmailReceived(email_id=FRESH, **LETTER.model_dump()))
+
+    def test_keeps_the_chain(self) -> None:
+        story = encrypted(LETTER, HELLO)
+        assert chain.verify(GENESIS_HASH, story.log) == story.log[-1].hash
+
+    def test_uses_one_key_for_a_sender_and_one_for_each_message(self) -> None:
+        again = LETTER.model_copy(update={"gmail_message_id": "g-3", "from_email": ADDRESS.upper()})
+        story = encrypted(LETTER, again, OTHER_LETTER, HELLO, HELLO)
+        one, two, other, *messages = (
+            sealing.key_of(row) for row in story.log if row.type in (EmailReceived.type, MessageSent.type)
+        )
+        assert one == two != other
+        assert len({one, other, *messages}) == 4
+
+    def test_leaves_an_update_without_a_payload_in_plain(self) -> None:
+        story = encrypted(OTHER_LETTER)
+        story.when(UpdateEmail(email_id=story.id, status="classified"))
+        assert sealing.key_of(story.recorded[0]) is None
+
+    def test_makes_no_key_for_an_e_mail_that_is_known(self) -> None:
+        story = given(LETTER)
+        story.encrypt = True
+        story.when(LETTER.model_copy(update={"from_email": "new@example.org"})).then_refused("email_exists")
+        assert story.vault.senders == {}
+
+    def test_makes_no_key_for_an_update_that_has_no_use_for_it(self) -> None:
+        story = given(OTHER_LETTER)
+        story.encrypt = True
+        story.when(UpdateEmail(email_id=story.id, status="classified"))
+        assert story.vault.senders == {}
+
+
+class TestForgettingASender:
+    def test_erases_the_e_mail_and_says_which_without_saying_whose(self) -> None:
+        story = encrypted(OTHER_LETTER, LETTER)
+        email_id, key_id = story.id, sealing.key_of(story.log[-1])
+        assert key_id
+        story.when(ForgetSubject(subject=ADDRESS, in_plain=3), at=9)
+        story.then(SubjectForgotten(key_id=key_id, emails=[email_id], messages=[], in_plain=3))
+        story.replied(emails=1, messages=0, in_plain=3)
+        row = story.row(EMAILS, email_id)
+        assert (row.from_email, row.subject, row.payload) == (ERASED, None, None)
+        assert (row.gmail_message_id, row.category, row.status) == ("g-1", "unclassified", "unread")
+        assert (row.position, row.updated_at) == (story.log[-1].position, story.now)
+        assert not [text for text in PERSONAL if text in readable(story)]
+        assert "Praise" in readable(story)
+
+    @pytest.mark.parametrize("name", [ADDRESS, ADDRESS.upper(), f"Z. <{ADDRESS}>", f" {ADDRESS} "])
+    def test_knows_the_sender_however_the_address_is_written(self, name: str) -> None:
+        encrypted(LETTER).when(ForgetSubject(subject=name)).replied(emails=1)
+
+    def test_is_refused_where_nobody_is_called_that(self) -> None:
+        story = encrypted(LETTER).when(ForgetSubject(subject="nobody@example.org"))
+        story.then_refused("subject_not_found")
+        assert "nobody@" not in story.refusal.detail
+
+    def test_is_refused_once_more(self) -> None:
+        story = encrypted(LETTER).given(ForgetSubject(subject=ADDRESS))
+        story.when(ForgetSubject(subject=ADDRESS)).then_refused("subject_not_found")
+
+    def test_is_refused_where_everything_is_in_plain_and_says_so(self) -> None:
+        story = given(LETTER).when(ForgetSubject(subject=ADDRESS, in_plain=1))
+        story.then_refused("subject_in_plain")
+        assert story.refusal.extra == {"in_plain": 1}
+        assert ADDRESS not in story.refusal.detail
+
+    def test_does_not_keep_the_sender_from_writing_again(self) -> None:
+        story = encrypted(LETTER).given(ForgetSubject(subject=ADDRESS))
+        again = LETTER.model_copy(update={"gmail_message_id": "g-9", "subject": "Again"})
+        story.when(again)
+        first, second = (sealing.key_of(row) for row in story.log if row.type == EmailReceived.type)
+        assert first != second
+        assert "Again" in readable(story)
+        assert "Complaint" not in readable(story)
+        story.when(ForgetSubject(subject=ADDRESS)).replied(emails=1)
+
+    def test_names_the_e_mails_that_only_their_later_parts_were_sealed_of(self) -> None:
+        story = given(LETTER)
+        email_id = story.id
+        story.encrypt = True
+        story.when(UpdateEmail(email_id=email_id, payload={"draft": "Dear Zoë"}))
+        assert sealing.key_of(story.recorded[-1])
+        story.when(ForgetSubject(subject=ADDRESS, in_plain=1)).replied(emails=1)
+        assert story.row(EMAILS, email_id).from_email == ERASED
+
+    def test_is_told_in_parts_where_it_is_much(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(subjects, "MAX_EMAILS", 2)
+        letters = [LETTER.model_copy(update={"gmail_message_id": f"g-{n}"}) for n in range(5)]
+        story = encrypted(*letters).when(ForgetSubject(subject=ADDRESS)).replied(emails=5)
+        parts = [event.emails for event in story.events if isinstance(event, SubjectForgotten)]
+        assert [len(part) for part in parts] == [2, 2, 1]
+        assert {row.from_email for row in story.squad.all(EMAILS)} == {ERASED}
+
+    def test_also_erases_what_left_memory(self) -> None:
+        story = encrypted(LETTER)
+        email_id = story.id
+        story.given(UpdateEmail(email_id=email_id, status="archived"), ForgetSubject(subject=ADDRESS))
+        story.when(UpdateEmail(email_id=email_id, status="classified"))
+        story.replied(from_email=ERASED, subject=None, payload=None)
+
+
+class TestAnErasedEMail:
+    def test_goes_on_without_a_payload(self) -> None:
+        story = encrypted(LETTER)
+        email_id = story.id
+        story.given(ForgetSubject(subject=ADDRESS))
+        story.when(UpdateEmail(email_id=email_id, payload={"draft": "Dear Zoë"})).then_refused(
+            "email_erased"
+        )
+        story.when(UpdateEmail(email_id=email_id, status="classified", payload=None))
+        story.then(
+            EmailUpdated(
+                email_id=email_id,
+                category="unclassified",
+                status="classified",
+                handled_by=None,
+                payload=None,
+                changed=["status"],
+            )
+        )
+        assert sealing.key_of(story.recorded[0]) is None
+
+    def test_cannot_be_logged_as_such(self) -> None:
+        with pytest.raises(ValidationError, match="stands for a sender who was forgotten"):
+            LogEmail(gmail_message_id="g", from_email=ERASED)
+
+
+class TestForgettingAMessage:
+    def test_erases_it_alone(self) -> None:
+        story = encrypted(HELLO)
+        message_id, key_id = story.id, sealing.key_of(story.log[-1])
+        assert key_id
+        story.given(SendMessage(from_agent="ann", message="something else"))
+        story.when(ForgetSubject(subject=message_id))
+        story.then(SubjectForgotten(key_id=key_id, emails=[], messages=[message_id], in_plain=0))
+        assert "something else" in readable(story)
+        assert "Zoë" not in readable(story)
+
+    def test_once_more_changes_nothing(self) -> None:
+        story = encrypted(HELLO)
+        message_id = story.id
+        story.given(ForgetSubject(subject=message_id))
+        story.when(ForgetSubject(subject=message_id)).then_nothing()
+        story.replied(messages=1, position=story.position_of(SubjectForgotten))
+
+    def test_is_refused_where_it_is_in_plain(self) -> None:
+        story = given(HELLO)
+        story.when(ForgetSubject(subject=story.id)).then_refused("subject_in_plain")
+
+    def test_is_refused_where_there_is_none(self) -> None:
+        encrypted().when(ForgetSubject(subject=UNKNOWN_ID)).then_refused("subject_not_found")
+
+
+class TestKeptAnswers:
+    def test_are_sealed_with_what_they_repeat(self) -> None:
+        story = encrypted().when(request(LETTER))
+        received, answered = story.recorded
+        assert sealing.key_of(received) == sealing.key_of(answered)
+        assert "of all of it" not in stored(story)
+
+    def test_are_given_again(self) -> None:
+        story = encrypted().when(request(LETTER))
+        first = whole(story.outcome)
+        story.when(request(LETTER)).then_nothing()
+        assert story.outcome.repeated == first
+        story.when(request(LETTER, print_="of another")).then_refused("idempotency_mismatch")
+
+    def test_are_given_again_erased_when_the_sender_is_forgotten(self) -> None:
+        story = encrypted().when(request(LETTER))
+        first = whole(story.outcome)
+        story.given(ForgetSubject(subject=ADDRESS))
+        story.when(request(LETTER)).then_nothing()
+        body = {**first.body, "from_email": ERASED, "subject": None, "payload": None}
+        assert story.outcome.repeated == Answer(201, body)
+
+    def test_to_messages_are_whole_also_when_those_are_forgotten(self) -> None:
+        story = encrypted().when(request(HELLO))
+        first = whole(story.outcome)
+        story.given(ForgetSubject(subject=first.body["id"]))
+        story.when(request(HELLO)).then_nothing()
+        assert story.outcome.repeated == first
+
+    def test_to_updates_that_changed_nothing_are_sealed_too(self) -> None:
+        story = encrypted(LETTER)
+        story.when(request(UpdateEmail(email_id=story.id, payload=LETTER.payload)))
+        assert [row.type for row in story.recorded] == ["request_answered"]
+        assert not [text for text in PERSONAL if text in stored(story)]
+
+    def test_after_erasure_belong_to_nothing_but_what_they_answered(self) -> None:
+        story = encrypted().when(request(LETTER))
+        story.given(ForgetSubject(subject=ADDRESS))
+        elsewhere = Request(
+            HELLO, "agent:ann", "r", "k", "another", whole, bare_fingerprint="of another path"
+        )
+        story.when(elsewhere).then_refused("idempotency_mismatch")
+
+
+class TestForgettingWithAnIdempotencyKey:
+    def test_keeps_nothing_that_a_guess_could_be_held_against(self) -> None:
+        story = encrypted(LETTER).when(request(ForgetSubject(subject=ADDRESS)))
+        assert "of all of it" not in stored(story)
+        assert "of the path" in stored(story)
+
+    def test_is_answered_again(self) -> None:
+        story = encrypted(LETTER).when(request(ForgetSubject(subject=ADDRESS)))
+        first = whole(story.outcome)
+        story.when(request(ForgetSubject(subject=ADDRESS))).then_nothing()
+        assert story.outcome.repeated == first
+
+    def test_never_claims_to_have_forgotten_somebody_else(self) -> None:
+        story = encrypted(LETTER, OTHER_LETTER).when(request(ForgetSubject(subject=ADDRESS)))
+        story.when(request(ForgetSubject(subject="bob@example.org"))).then_refused("idempotency_mismatch")
+        assert "Praise" in readable(story)
+
+
+class TestSubjects:
+    @pytest.mark.parametrize(
+        ("written", "meant"),
+        [
+            ("zoe@example.org", "zoe@example.org"),
+            ("Zoe@Example.ORG", "zoe@example.org"),
+            ('"Zoë <Z>" <zoe@example.org>', "zoe@example.org"),
+            ("  zoe@example.org  ", "zoe@example.org"),
+            ("Zoë  of  Example", "zoë of example"),
+            ("<>", "<>"),
+            ("<zoe@example.org> (work)", "<zoe@example.org> (work)"),
+        ],
+    )
+    def test_are_addresses_without_names(self, written: str, meant: str) -> None:
+        assert sender(written) == meant
+
+    def test_are_looked_up_by_digests_of_one_length(self) -> None:
+        assert len(digest_of("x" * 1000)) == len(digest_of("x")) == 64

@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from hypothesis import given as for_all
+from hypothesis import strategies as st
+
+from eventstore import codec, sealing
+from eventstore.errors import UnreadableEvent
+from eventstore.events import (
+    ERASED,
+    EmailReceived,
+    EmailUpdated,
+    MessageSent,
+    RequestAnswered,
+    SubjectForgotten,
+)
+from eventstore.keys import Key, Keyring
+from eventstore.recorded import Recorded
+from eventstore.sealing import PERSONAL, opened, reveal
+from tests.unit import strategies
+from tests.unit.examples import EXAMPLES
+from tests.unit.support import START
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eventstore.connection import Connection
+    from eventstore.events import AnyEvent
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "sealed"
+"""`<type>.v<schema version>.json`: stored text, sealed with `KEY` and `NONCE`. Never changed."""
+
+KEY = Key("0198c0de-0000-7000-8000-00000000000a", bytes(range(32)))
+OTHER_KEY = Key("0198c0de-0000-7000-8000-00000000000b", bytes(range(32, 64)))
+NONCE = bytes(range(100, 112))
+ID, OTHER_ID = "0198c0de-0000-7000-8000-00000000000c", "0198c0de-0000-7000-8000-00000000000d"
+
+SEALED_EXAMPLES = [event for event in EXAMPLES if event.type in PERSONAL and event.type != "email_updated"]
+SEALED_EXAMPLES.append(
+    EmailUpdated(
+        email_id=ID,
+        category="sales",
+        status="draft_created",
+        handled_by="email_agent",
+        payload={"draft": "Dear Zoë,\n"},
+        changed=["payload"],
+    )
+)
+LETTER = EmailReceived(
+    email_id=ID,
+    gmail_message_id="g-1",
+    from_email="zoe@example.org",
+    subject="A secret",
+    category="sales",
+    status="unread",
+    handled_by=None,
+    payload={"text": "very secret"},
+)
+ANSWER = RequestAnswered(
+    key="k",
+    fingerprint="of the whole",
+    status=201,
+    body={"id": ID, "from_email": "zoe@example.org", "subject": None, "payload": {"n": 1}, "position": 7},
+)
+
+
+class NoConnection:
+    """Nothing may be asked of the database."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"the database is asked: {name}")
+
+
+NOBODY = cast("Connection", NoConnection())
+
+
+def plain(event: AnyEvent, id_: str = ID) -> Recorded:
+    """The event as it is stored without encryption."""
+    return Recorded(
+        1,
+        id_,
+        event.stream,
+        1,
+        event.type,
+        event.schema_version,
+        codec.encode(event),
+        "x",
+        None,
+        "x",
+        None,
+        START,
+        bytes(32),
+    )
+
+
+def sealed(event: AnyEvent, id_: str = ID, key: Key = KEY) -> Recorded:
+    """The event as it is stored with it."""
+    text = sealing.seal(event, id_, key, NONCE, {"fingerprint": "bare"})
+    return plain(event, id_)._replace(data=text)
+
+
+def with_seal(row: Recorded, value: object) -> Recorded:
+    return row._replace(data=json.dumps({**json.loads(row.data), "sealed": value}, separators=(",", ":")))
+
+
+def keyring(*keys: Key) -> Keyring:
+    ring = Keyring()
+    ring.put(keys)
+    return ring
+
+
+class TestGoldenFiles:
+    @pytest.mark.parametrize("event", SEALED_EXAMPLES, ids=lambda event: event.type)
+    def test_pin_the_stored_bytes(self, event: AnyEvent) -> None:
+        stored = (GOLDEN / f"{event.type}.v{event.schema_version}.json").read_text(encoding="utf-8")
+        assert sealed(event).data + "\n" == stored
+
+    @pytest.mark.parametrize("path", sorted(GOLDEN.iterdir()), ids=lambda path: path.name)
+    def test_of_every_version_that_ever_was_are_readable_with_the_key(self, path: Path) -> None:
+        type_, version, _ = path.name.split(".")
+        event = next(event for event in SEALED_EXAMPLES if event.type == type_)
+        stored = path.read_text(encoding="utf-8").removesuffix("\n")
+        row = plain(event)._replace(data=stored, schema_version=int(version[1:]))
+        assert codec.decode(opened(row, {KEY.id: KEY.secret})) == event
+
+    def test_cover_every_kind_of_event_that_is_sealed(self) -> None:
+        kinds = {path.name.split(".")[0] for path in GOLDEN.iterdir()}
+        assert kinds == PERSONAL.keys()
+
+
+class TestRoundTrip:
+    @for_all(event=strategies.sealed_events)
+    def test_gives_the_event_back(self, event: AnyEvent) -> None:
+        again = opened(sealed(event), {KEY.id: KEY.secret})
+        assert codec.decode(again) == event
+        assert json.loads(again.data) == json.loads(codec.encode(event))
+        assert list(json.loads(again.data)) == list(json.loads(codec.encode(event)))
+
+    @for_all(event=strategies.sealed_events)
+    def test_leaves_the_envelope_as_it_is(self, event: AnyEvent) -> None:
+        stored = sealed(event)
+        assert opened(stored, {KEY.id: KEY.secret})._replace(data="") == stored._replace(data="")
+
+    @for_all(event=strategies.sealed_events)
+    def test_needs_no_more_than_one_line(self, event: AnyEvent) -> None:
+        assert not any(character < " " for character in sealed(event).data)
+
+    @for_all(event=strategies.sealed_events)
+    def test_without_the_key_gives_an_event_that_can_be_folded(self, event: AnyEvent) -> None:
+        erased = codec.decode(opened(sealed(event), {}))
+        left = {name: value for name, value in event if name not in PERSONAL[event.type]}
+        assert {name: getattr(erased, name) for name in left} == left
+
+    @for_all(text=st.text("abcdefgh", min_size=12, max_size=40))
+    def test_leaves_nothing_readable(self, text: str) -> None:
+        letter = LETTER.model_copy(update={"from_email": text, "subject": text, "payload": {text: text}})
+        answer = ANSWER.model_copy(
+            update={"body": {**ANSWER.body, "from_email": text, "subject": text, "payload": {text: 1}}}
+        )
+        assert text not in sealed(letter).data
+        assert text not in sealed(answer).data
+        assert text not in sealed(answer.model_copy(update={"fingerprint": text})).data
+
+
+class TestSealing:
+    @pytest.mark.parametrize("payload", [{"a": "b\0c"}, {"a": [{"\0": 1}]}, {"a": {"b": ["\0"]}}])
+    def test_hides_nothing_that_no_table_could_hold(self, payload: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=r"holds U\+0000"):
+            sealed(LETTER.model_copy(update={"payload": payload}))
+
+    def test_takes_what_only_looks_like_it(self) -> None:
+        letter = LETTER.model_copy(update={"subject": "\\u0000"})
+        assert codec.decode(opened(sealed(letter), {KEY.id: KEY.secret})) == letter
+
+
+class TestErased:
+    def test_e_mails_are_nobodys(self) -> None:
+        erased = codec.decode(opened(sealed(LETTER), {}))
+        assert erased == LETTER.model_copy(update={"from_email": ERASED, "subject": None, "payload": None})
+
+    def test_messages_say_so(self) -> None:
+        message = MessageSent(
+            message_id=ID, agent="ann", to_agent="bob", message="m", task_id="t", data={"n": 1}
+        )
+        erased = codec.decode(opened(sealed(message), {}))
+        assert erased == message.model_copy(update={"message": ERASED, "data": None})
+
+    def test_answers_keep_their_form_and_what_is_bare_of_their_fingerprint(self) -> None:
+        erased = codec.decode(opened(sealed(ANSWER), {}))
+        body = {**ANSWER.body, "from_email": ERASED, "payload": None}
+        assert erased == ANSWER.model_copy(update={"fingerprint": "bare", "body": body})
+
+    def test_answers_that_repeat_nothing_personal_are_whole(self) -> None:
+        answer = ANSWER.model_copy(update={"body": {"id": ID, "position": 7}})
+        erased = codec.decode(opened(sealed(answer), {}))
+        assert erased == answer.model_copy(update={"fingerprint": "bare"})
+
+
+class TestABox:
+    def test_opens_with_no_other_key(self) -> None:
+        with pytest.raises(UnreadableEvent, match="the box of email_received at position 1"):
+            opened(sealed(LETTER), {KEY.id: OTHER_KEY.secret})
+
+    @pytest.mark.parametrize(
+        "different",
+        [
+            {"id": OTHER_ID},
+            {"stream": f"email-{OTHER_ID}"},
+            {"schema_version": 2},
+        ],
+        ids=lambda different: next(iter(different)),
+    )
+    def test_opens_in_no_other_event(self, different: dict[str, Any]) -> None:
+        with pytest.raises(UnreadableEvent):
+            opened(sealed(LETTER)._replace(**different), {KEY.id: KEY.secret})
+
+    def test_of_another_event_of_the_same_sender_does_not_open(self) -> None:
+        one, other = sealed(LETTER), sealed(LETTER, OTHER_ID)
+        swapped = with_seal(one, json.loads(other.data)["sealed"])
+        with pytest.raises(UnreadableEvent):
+            opened(swapped, {KEY.id: KEY.secret})
+
+    def test_opens_under_no_other_name_of_its_key(self) -> None:
+        renamed = with_seal(
+            sealed(LETTER), {**json.loads(sealed(LETTER).data)["sealed"], "key": OTHER_KEY.id}
+        )
+        with pytest.raises(UnreadableEvent):
+            opened(renamed, {OTHER_KEY.id: KEY.secret})
+
+    @pytest.mark.parametrize(
+        "seal",
+        [
+            None,
+            1,
+            [],
+            {},
+            {"key": KEY.id},
+            {"key": "no id", "nonce": "AAAA", "box": "AAAA"},
+            {"key": None, "nonce": "AAAA", "box": "AAAA"},
+            {"key": KEY.id, "nonce": 1, "box": "AAAA"},
+            {"key": KEY.id, "nonce": "A", "box": "AAAA"},
+            {"key": KEY.id, "nonce": "", "box": ""},
+            {"key": KEY.id, "nonce": "AAAA", "box": "AAAA"},
+        ],
+        ids=str,
+    )
+    def test_that_is_none_is_told(self, seal: object) -> None:
+        with pytest.raises(UnreadableEvent, match="email_received at position 1"):
+            opened(with_seal(plain(LETTER), seal), {KEY.id: KEY.secret})
+
+
+class TestRevealing:
+    async def test_leaves_a_page_without_sealed_events_as_it_is(self) -> None:
+        page = [plain(event) for event in EXAMPLES if event.type != SubjectForgotten.type]
+        assert await reveal(NOBODY, page) is page
+
+    async def test_takes_what_somebody_sent_for_no_seal(self) -> None:
+        seal = json.loads(sealed(LETTER).data)["sealed"]
+        letter = plain(
+            LETTER.model_copy(update={"payload": {"sealed": seal}, "subject": '"sealed":{"key":"'})
+        )
+        assert await reveal(NOBODY, [letter]) == [letter]
+        assert await reveal(NOBODY, [sealed(codec.decode(letter))], keyring(KEY)) == [letter]
+
+    async def test_keeps_the_order_and_leaves_others_alone(self) -> None:
+        page = [plain(ANSWER), sealed(LETTER), plain(LETTER), sealed(ANSWER, OTHER_ID)]
+        shown = await reveal(NOBODY, tuple(page), keyring(KEY))
+        assert [codec.decode(row) for row in shown] == [ANSWER, LETTER, LETTER, ANSWER]
+
+    async def test_asks_for_no_key_of_what_is_veiled(self) -> None:
+        [shown] = await reveal(NOBODY, [sealed(LETTER)], veiled=(LETTER.type,))
+        assert cast("EmailReceived", codec.decode(shown)).from_email == ERASED
+
+    async def test_asks_once_for_all_keys_that_are_not_at_hand(self) -> None:
+        ring, database = keyring(KEY), Database({OTHER_KEY.id: OTHER_KEY.secret})
+        page = [sealed(LETTER), sealed(LETTER, key=OTHER_KEY), sealed(ANSWER, key=OTHER_KEY)]
+        for _ in range(2):
+            shown = await reveal(cast("Connection", database), page, ring)
+            assert [codec.decode(row) for row in shown] == [LETTER, LETTER, ANSWER]
+        assert database.asked == [[OTHER_KEY.id]]
+
+    async def test_believes_the_page_that_a_key_was_destroyed(self) -> None:
+        ring, database = keyring(KEY), Database({})
+        forgotten = SubjectForgotten(key_id=KEY.id, emails=[ID], messages=[], in_plain=0)
+        before, last = await reveal(cast("Connection", database), [sealed(LETTER), plain(forgotten)], ring)
+        assert cast("EmailReceived", codec.decode(before)).from_email == ERASED
+        assert codec.decode(last) == forgotten
+        assert database.asked == [[KEY.id]]
+
+    async def test_never_serves_a_key_that_was_destroyed_while_it_was_loaded(self) -> None:
+        ring = Keyring()
+
+        class Late(Database):
+            async def execute(self, query: str, parameters: Sequence[Any], **_: Any) -> Cursor:
+                answer = await super().execute(query, parameters)
+                if self.secrets:
+                    self.secrets.clear()
+                    ring.let_go(KEY.id)
+                return answer
+
+        database = cast("Connection", Late({KEY.id: KEY.secret}))
+        assert await ring.secrets(database, [KEY.id]) == {}
+        assert await ring.secrets(database, [KEY.id]) == {}
+
+
+class TestKeyring:
+    async def test_keeps_those_that_were_asked_for_last(self) -> None:
+        ring, database = Keyring(most=2), Database({})
+        first, second, third = (Key(str(number), bytes(32)) for number in range(3))
+        ring.put([first, second])
+        assert await ring.secrets(NOBODY, [first.id]) == {first.id: bytes(32)}
+        ring.put([third])
+        assert await ring.secrets(NOBODY, [first.id, third.id])
+        assert await ring.secrets(cast("Connection", database), [second.id]) == {}
+
+    async def test_lets_go_of_all(self) -> None:
+        ring = keyring(KEY)
+        ring.clear()
+        assert await ring.secrets(cast("Connection", Database({})), [KEY.id]) == {}
+
+    def test_secrets_are_not_shown(self) -> None:
+        assert "\\x1f" not in repr(KEY)
+
+
+class Cursor:
+    def __init__(self, rows: list[tuple[str, bytes]]) -> None:
+        self._rows = rows
+
+    async def fetchall(self) -> list[tuple[str, bytes]]:
+        return self._rows
+
+
+class Database:
+    """As much of a database as has keys."""
+
+    def __init__(self, secrets: dict[str, bytes]) -> None:
+        self.secrets = secrets
+        self.asked: list[list[str]] = []
+
+    async def execute(self, query: str, parameters: Sequence[Any], **_: Any) -> Cursor:
+        del query
+        [ids] = parameters
+        self.asked.append(sorted(ids))
+        return Cursor([(id_, self.secrets[id_]) for id_ in ids if id_ in self.secrets])

@@ -1,0 +1,80 @@
+"""Keys in memory, as the database would keep them."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING
+
+import orjson
+
+from eventstore import sealing
+from eventstore.events import MessageSent, SubjectForgotten
+from eventstore.keys import KEY_BYTES, Key
+from eventstore.subjects import NO_TRACE, Trace, digest_of
+from service.sealer import Sealer, senders_needed
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Iterator, Sequence
+
+    from eventstore.recorded import Recorded
+    from service.requests import Ticket
+    from service.squad import State
+
+
+class Vault:
+    """The keys of a story. Ids and secrets are counted, and so are nonces."""
+
+    def __init__(self) -> None:
+        self.senders: dict[str, Key] = {}
+        self.secrets: dict[str, bytes] = {}
+        """What is readable: the keys that there are, by id."""
+        self._numbers = count(1)
+
+    def sealer(self, state: State, tickets: Sequence[Ticket], answered: Container[str]) -> Sealer:
+        """What a batch seals with."""
+        for digest in senders_needed(state, tickets, answered):
+            if digest not in self.senders:
+                self.senders[digest] = self._new_key()
+        return Sealer(dict(self.senders), [], self._nonces(), self._new_key)
+
+    def take_in(self, recorded: Iterable[Recorded]) -> None:
+        """Destroys what the events say is destroyed."""
+        for row in recorded:
+            if row.type == SubjectForgotten.type:
+                key_id = orjson.loads(row.data)["key_id"]
+                self.secrets.pop(key_id, None)
+                self.senders = {digest: key for digest, key in self.senders.items() if key.id != key_id}
+
+    def reveal(self, log: Iterable[Recorded]) -> list[Recorded]:
+        """The events as they can be read now."""
+        return [sealing.opened(recorded, self.secrets) for recorded in log]
+
+    def trace(self, log: Sequence[Recorded], subject: str) -> Trace:
+        """What the log holds of a subject: what `eventstore.traces` finds out by SQL."""
+        for row in log:
+            if row.stream == f"message-{subject}" and row.type == MessageSent.type:
+                key_id = sealing.key_of(row)
+                known = key_id if key_id in self.secrets else None
+                ends = [row.position for row in log if row.stream == f"subject-{key_id}"]
+                return Trace(
+                    known,
+                    message=subject,
+                    in_plain=key_id is None,
+                    forgotten_at=max(ends) if ends else None,
+                )
+        if key := self.senders.get(digest_of(subject)):
+            emails = {
+                row.stream for row in log if row.type.startswith("email_") and sealing.key_of(row) == key.id
+            }
+            return Trace(key.id, tuple(sorted(stream.removeprefix("email-") for stream in emails)))
+        return NO_TRACE
+
+    def _new_key(self) -> Key:
+        number = next(self._numbers)
+        key = Key(f"00000000-0000-7000-9000-{number:012x}", number.to_bytes(KEY_BYTES, "big"))
+        self.secrets[key.id] = key.secret
+        return key
+
+    def _nonces(self) -> Iterator[bytes]:
+        while True:
+            yield next(self._numbers).to_bytes(sealing.NONCE_BYTES, "big")
