@@ -8,24 +8,24 @@ between pages, so one folder is for one set of tables.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from collections import OrderedDict, defaultdict
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eventstore import codec, sealing
 from eventstore.errors import LogNotUnderstood
 from eventstore.events import RequestAnswered
 from eventstore.translation import translating
 from projections import storage
-from projections.projection import touches_nothing
+from projections.projection import Handler, Touches, touches_nothing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from eventstore.connection import Connection
     from eventstore.events import AnyEvent, Event
     from eventstore.keys import Keyring
     from eventstore.recorded import Recorded
-    from projections.projection import Handler, Projection, Table, Touches
+    from projections.projection import Projection, Table
 
 CACHED_ROWS = 20_000
 """How many rows of each table stay at hand between pages; the hot ones are few."""
@@ -89,6 +89,20 @@ class _View:
         self.rows: Any = folded.__getitem__
 
 
+class _Handling(NamedTuple):
+    """What a kind of event sets off, and what is read for it."""
+
+    handlers: tuple[Handler, ...]
+    touches: tuple[Touches, ...]
+
+    @classmethod
+    def of(cls, entries: Sequence[tuple[Handler, Touches]]) -> _Handling:
+        return cls(
+            tuple(handler for handler, _ in entries),
+            tuple(touches for _, touches in entries if touches is not touches_nothing),
+        )
+
+
 class PageFolder:
     """Folds pages into one set of tables.
 
@@ -99,9 +113,9 @@ class PageFolder:
     def __init__(self, generation: int = 1, keyring: Keyring | None = None) -> None:
         self._generation = generation
         self._keyring = keyring
-        self._handling: dict[tuple[str, ...], _Handling] = {}
+        self._handling: dict[tuple[str, ...], Mapping[type[Event], _Handling]] = {}
         # Only of tables that handlers read: most rows are written and never looked at again.
-        self._caches: dict[str, OrderedDict[Any, Any]] = {}
+        self._caches: defaultdict[str, OrderedDict[Any, Any]] = defaultdict(OrderedDict)
 
     async def advance(
         self, connection: Connection, members: Sequence[Projection], page: Sequence[Recorded]
@@ -145,7 +159,7 @@ class PageFolder:
         view = _View(folded)
         for event, recorded in zip(events, page, strict=True):
             try:
-                for handler, _ in handling[type(event)]:
+                for handler in handling[type(event)].handlers:
                     handler(view, event, recorded)
             except Exception as fault:
                 raise LogNotUnderstood(
@@ -153,27 +167,30 @@ class PageFolder:
                 ) from fault
         return folded
 
-    async def _fetch(self, connection: Connection, handling: _Handling, events: Sequence[AnyEvent]) -> None:
+    async def _fetch(
+        self,
+        connection: Connection,
+        handling: Mapping[type[Event], _Handling],
+        events: Sequence[AnyEvent],
+    ) -> None:
         """Brings every row that the page is going to read into the caches."""
         wanted: dict[Table[Any, Any], set[Any]] = {}
         for event in events:
-            for _, touches in handling[type(event)]:
-                if touches is touches_nothing:
-                    continue
+            for touches in handling[type(event)].touches:
                 for table, key in touches(event):
-                    if key not in self._caches.setdefault(table.name, OrderedDict()):
+                    if key not in self._caches[table.name]:
                         wanted.setdefault(table, set()).add(key)
         for table, keys in wanted.items():
             cache = self._caches[table.name]
             for row in await storage.load(connection, table, list(keys)):
                 cache[table.key_of(row)] = row
 
-    def _by_kind(self, members: Sequence[Projection]) -> _Handling:
+    def _by_kind(self, members: Sequence[Projection]) -> Mapping[type[Event], _Handling]:
         """What each kind of event sets off in these projections: looked up once, not at every event."""
         names = tuple(member.name for member in members)
         if names not in self._handling:
             self._handling[names] = {
-                kind: tuple(member.handlers[kind] for member in members if kind in member.handlers)
+                kind: _Handling.of([m.handlers[kind] for m in members if kind in m.handlers])
                 for kind in codec.EVENT_TYPES.values()
             }
         return self._handling[names]
@@ -194,7 +211,3 @@ async def decoded(
         events += [codec.decode(recorded) for recorded in shown[start : start + _DECODED_AT_ONCE]]
         await asyncio.sleep(0)
     return events
-
-
-if TYPE_CHECKING:
-    _Handling = dict[type[Event], tuple[tuple[Handler, Touches], ...]]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
     from projections.folding import FoldedPage
     from projections.projection import Projection, Table
 
@@ -94,10 +95,8 @@ class Refold:
                 aclosing(log.ahead(pages)) as pages_ahead,
             ):
                 async for page in pages_ahead:
-                    for recorded in page:
-                        at += 1
-                        if recorded.position != at:
-                            raise LogBroken(f"position {at} is missing", at)
+                    _check_whole(page, at)
+                    at += len(page)
                     events = await decoded(self._reader, page, self._keyring)
                     await writing
                     folded = await self._folder.fold(self.connection, members, page, events)
@@ -141,6 +140,13 @@ class Refold:
 
     def _is_behind(self, name: str, targets: Mapping[str, int]) -> bool:
         return self.positions[name] < targets[name]
+
+
+def _check_whole(page: Sequence[Recorded], after: int) -> None:
+    """Positions grow along a page: it is whole where its last one is as far on as it has events."""
+    if page[-1].position != after + len(page):
+        missing = next(at for at, recorded in enumerate(page, after + 1) if recorded.position != at)
+        raise LogBroken(f"position {missing} is missing", missing)
 
 
 @asynccontextmanager
