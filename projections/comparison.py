@@ -9,13 +9,16 @@ snapshot, which holds back vacuum, lasts as long as the join. Memory does not gr
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field, replace
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, LiteralString, NamedTuple
 
 from psycopg import sql
 
 from eventstore import log
 from eventstore.errors import StoreBusy
+from eventstore.events import SubjectForgotten
 from eventstore.translation import translating
 from projections import PROJECTIONS
 from projections.pairing import DIFFER, JOINED, pair
@@ -37,12 +40,20 @@ Kind = Literal[
     "other fold",
     "never folded",
     "beyond the log",
+    "not erased yet",
 ]
 """A row that is otherwise, not there, or too many; a key that is there twice; a projection that failed,
-that was folded by other code or by nobody, or that claims events that are not there."""
+that was folded by other code or by nobody, that claims events that are not there, or that still holds what
+the log cannot tell any more."""
+
+ERASED_WITHIN_SECONDS = 5.0
+"""How long the tables have to follow the log to where somebody was forgotten."""
+
+_LOOK_AGAIN_SECONDS = 0.1
 
 _SHOWN_CHARACTERS = 80
 
+_FORGOTTEN: LiteralString = "SELECT coalesce(max(position), 0) FROM events WHERE type = %s"
 _COUNTS: LiteralString = (
     """
     SELECT count(*) FILTER (WHERE l.ctid IS NOT NULL AND f.ctid IS NOT NULL
@@ -132,31 +143,50 @@ async def compare(
         StoreBusy: somebody set the tables back meanwhile.
         StoreUnavailable: the database cannot be reached.
     """
+    deadline = monotonic() + ERASED_WITHIN_SECONDS
     async with refolding(dsn, schema, projections, name="squad comparison", progress=progress) as refold:
-        await _approach(refold, schema)
-        connection = refold.connection
-        with translating():
-            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-            standings = await _standings(connection, schema)
-            end = await log.head_position(connection)
-        found: list[Difference] = []
-        sound: list[Projection] = []
-        for projection in projections:
-            standing = standings.get(projection.name)
-            if difference := _misfit(projection, standing, end):
-                found.append(difference)
-            if standing and (difference is None or difference.kind == "stopped"):
-                sound.append(projection)
-        await refold.to({projection.name: standings[projection.name].position for projection in sound})
-        await refold.analyze()
-        for projection in sound:
-            position = standings[projection.name].position
-            if refold.positions[projection.name] != position:
-                raise StoreBusy(f"{projection.name} was set back to {position} while it was compared")
-            for table in projection.tables:
-                found += await _compare_table(connection, schema, projection, table, position)
-        with translating():
-            await connection.execute("ROLLBACK")
+        while True:
+            await _approach(refold, schema)
+            try:
+                with refold.undone_where_it_fails(), translating():
+                    async with refold.connection.transaction():
+                        return await _compare(refold, schema, patient=monotonic() < deadline)
+            except _ErasureUnderWay:
+                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+
+
+class _ErasureUnderWay(Exception):
+    """The log no longer tells what a table still holds: the projector has yet to come there."""
+
+
+async def _compare(refold: Refold, schema: str, *, patient: bool) -> list[Difference]:
+    connection = refold.connection
+    await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    standings = await _standings(connection, schema)
+    end = await log.head_position(connection)
+    found: list[Difference] = []
+    sound: list[Projection] = []
+    for name, projection in refold.projections.items():
+        if difference := _misfit(projection, standings.get(name), end):
+            found.append(difference)
+        if difference is None or difference.kind == "stopped":
+            sound.append(projection)
+    await refold.to({projection.name: standings[projection.name].position for projection in sound})
+    await refold.analyze()
+    # Asked after the fold and not of the snapshot: a key that was destroyed is missing at once.
+    [forgotten] = await _one(refold.reader, _FORGOTTEN, (SubjectForgotten.type,))
+    for projection in sound:
+        name, position = projection.name, standings[projection.name].position
+        if refold.positions[name] != position:
+            raise StoreBusy(f"{name} was set back to {position} while it was compared")
+        if position < forgotten and SubjectForgotten in projection.handlers:
+            if patient:
+                raise _ErasureUnderWay
+            detail = f"it has yet to erase what was forgotten at position {forgotten}"
+            found.append(Difference("not erased yet", name, position, detail=detail))
+            continue
+        for table in projection.tables:
+            found += await _compare_table(connection, schema, projection, table, position)
     return found
 
 
@@ -237,9 +267,11 @@ async def _compare_table(
     return [first]
 
 
-async def _one(connection: Connection, query: sql.Composed) -> tuple[Any, ...]:
+async def _one(
+    connection: Connection, query: LiteralString | sql.Composed, parameters: Sequence[Any] = ()
+) -> tuple[Any, ...]:
     with translating():
-        row = await (await connection.execute(query)).fetchone()
+        row = await (await connection.execute(query, parameters)).fetchone()
     assert row is not None
     return row  # type: ignore[no-any-return]
 

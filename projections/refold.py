@@ -46,7 +46,7 @@ _COLLECTED_AFTER_OBJECTS = 50_000
 class Refold:
     """A second set of tables, and how far each projection is in it.
 
-    `connection` has the tables, the reader reads the log: while a page is folded, the next one is on its
+    `connection` has the tables, `reader` reads the log: while a page is folded, the next one is on its
     way already, and the last one's rows are on theirs.
     """
 
@@ -60,7 +60,7 @@ class Refold:
         self.connection = connection
         self.projections = {projection.name: projection for projection in projections}
         self.positions = dict.fromkeys(self.projections, 0)
-        self._reader = reader
+        self.reader = reader
         self._progress = progress or _tell_nobody
         self._folder = PageFolder()
         self._keyring = Keyring()
@@ -91,13 +91,13 @@ class Refold:
         at = start
         try:
             async with (
-                aclosing(log.scan(self._reader, start, stop)) as pages,
+                aclosing(log.scan(self.reader, start, stop)) as pages,
                 aclosing(log.ahead(pages)) as pages_ahead,
             ):
                 async for page in pages_ahead:
                     _check_whole(page, at)
                     at += len(page)
-                    events = await decoded(self._reader, page, self._keyring)
+                    events = await decoded(self.reader, page, self._keyring)
                     await writing
                     folded = await self._folder.fold(self.connection, members, page, events)
                     writing = asyncio.ensure_future(self._write(folded, at, goal))

@@ -18,9 +18,19 @@ from projections import PROJECTIONS, comparison
 from projections.comparison import Difference, compare
 from projections.messages import messages
 from projections.projector import Projector
+from service import commands as do
 from tests.support.life import Life
 from tests.support.log import Scribe, joined, said
-from tests.support.parts import SCHEMA, backends, connected, running, running_listener, running_writer
+from tests.support.parts import (
+    SCHEMA,
+    backends,
+    connected,
+    message,
+    running,
+    running_listener,
+    running_writer,
+    submit,
+)
 from tests.support.tables import fill_all_tables, project
 from tests.support.tampering import TABLES, Tampering
 from tests.support.verify import projected_to_head
@@ -283,6 +293,44 @@ async def test_tables_that_are_set_back_meanwhile_are_not_judged(
     monkeypatch.setattr(comparison, "_approach", approach_and_set_back)
     with pytest.raises(StoreBusy, match="messages was set back to 1"):
         await compare(database, SCHEMA)
+
+
+async def test_a_table_that_has_yet_to_erase_somebody_is_waited_for(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows still tell what the log cannot tell any more; that is no difference."""
+    looked, look = asyncio.Event(), comparison._compare
+
+    async def look_and_tell(*args: Any, **more: Any) -> list[Difference]:
+        try:
+            return await look(*args, **more)
+        finally:
+            looked.set()
+
+    monkeypatch.setattr(comparison, "_compare", look_and_tell)
+    async with running_writer(database, encrypt=True) as writer:
+        sent = await submit(writer, message("mine alone"))
+        await project(database)
+        await submit(writer, do.ForgetSubject(subject=sent.reply["id"]))
+        comparing = asyncio.create_task(compare(database, SCHEMA))
+        await looked.wait()
+        async with running(Projector(database, SCHEMA, Hints()).run()):
+            assert await comparing == []
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_a_table_that_does_not_come_to_erase_somebody_is_reported(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "ERASED_WITHIN_SECONDS", 0.0)
+    async with running_writer(database, encrypt=True) as writer:
+        sent = await submit(writer, message("mine alone"))
+        await project(database)
+        forgotten = await submit(writer, do.ForgetSubject(subject=sent.reply["id"]))
+    reported = {each.projection: str(each) for each in await compare(database, SCHEMA)}
+    assert reported.keys() == {"messages", "emails"}
+    at = forgotten.position
+    assert reported["messages"] == f"messages: it has yet to erase what was forgotten at position {at}"
 
 
 async def test_it_tells_how_far_it_is(database: str, monkeypatch: pytest.MonkeyPatch) -> None:

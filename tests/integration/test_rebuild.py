@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from eventstore import log, schema
 from eventstore.errors import LogBroken, StoreBusy, UnknownEventType
+from eventstore.events import ERASED
 from eventstore.listener import Hints
 from projections import rebuild as rebuilding
 from projections import replacing
@@ -21,9 +22,19 @@ from projections.comparison import compare
 from projections.messages import messages
 from projections.projector import Projector
 from projections.rebuild import rebuild
+from service import commands as do
 from tests.support.life import Life
 from tests.support.log import Scribe, joined, new_id, said
-from tests.support.parts import SCHEMA, backends, connected, running, running_listener, running_writer
+from tests.support.parts import (
+    SCHEMA,
+    backends,
+    connected,
+    message,
+    running,
+    running_listener,
+    running_writer,
+    submit,
+)
 from tests.support.tables import fill_all_tables, one, project, standings
 from tests.support.tampering import TABLES, Tampering
 from tests.support.verify import assert_tables_equal_fold, projected_to_head
@@ -297,6 +308,21 @@ async def test_what_happens_between_the_survey_and_the_swap_is_not_lost(
             await rebuild(database, SCHEMA)
             await life.live(writer, 20)
             await eventually(partial(projected_to_head, database))
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_what_was_forgotten_is_not_brought_back(database: str, connection: Connection) -> None:
+    async with running_writer(database, encrypt=True) as writer:
+        kept = await submit(writer, message("still there"))
+        sent = await submit(writer, message("mine alone"))
+        await project(database)
+        await submit(writer, do.ForgetSubject(subject=sent.reply["id"]))
+        # Nobody has projected that yet.
+        await rebuild(database, SCHEMA)
+    texts = dict(
+        await (await connection.execute("SELECT id::text, message FROM squad_messages")).fetchall()
+    )
+    assert texts == {kept.reply["id"]: "still there", sent.reply["id"]: ERASED}
     assert await compare(database, SCHEMA) == []
 
 
