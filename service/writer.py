@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 20.0
 """How long a caller waits for its outcome."""
 
+HELD_UP_AFTER_SECONDS = 3.0
+"""How long commands may wait while none is decided before that counts as a problem."""
+
 _IMPATIENCE_SECONDS = 0.1
 _BACKOFF_SECONDS = (0.05, 2.0)
 _log = logging.getLogger(__name__)
@@ -61,6 +64,8 @@ class Writer:
         self._appender = Appender(clock, self._publish)
         self._current: Sequence[Ticket] = ()
         self._stopping = False
+        self._moved_at = 0.0
+        """When, by the loop's clock, the last batch was carried out, or the first command since came."""
         self._impatience: asyncio.TimerHandle | None = None
 
     @property
@@ -72,6 +77,16 @@ class Writer:
     def contended(self) -> bool:
         """Whether another process writes to the same log, which costs a second round trip a batch."""
         return self._appender.contended
+
+    @property
+    def held_up(self) -> bool:
+        """Whether commands wait and none gets through, as where somebody else keeps the log's lock."""
+        waited = asyncio.get_running_loop().time() - self._moved_at
+        return self._busy and waited > HELD_UP_AFTER_SECONDS
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self.waiting or self._current or self._appender.in_doubt)
 
     async def submit(self, request: Request, patience_seconds: float = PATIENCE_SECONDS) -> Outcome:
         """Has a command decided; returns once what came of it is durable.
@@ -86,7 +101,10 @@ class Writer:
         if self._stopping:
             raise Stopping
         loop = asyncio.get_running_loop()
-        ticket = Ticket(request, loop.create_future(), loop.time() + patience_seconds)
+        now = loop.time()
+        ticket = Ticket(request, loop.create_future(), now + patience_seconds)
+        if not self._busy:
+            self._moved_at = now
         self.waiting.put(ticket)
         if self._impatience is None:
             self._impatience = loop.call_later(_IMPATIENCE_SECONDS, self._lose_patience, loop)
@@ -103,7 +121,7 @@ class Writer:
     async def drain(self) -> None:
         """Takes no more commands; returns when those that wait are answered."""
         self._stopping = True
-        while self.waiting or self._current or self._appender.in_doubt:
+        while self._busy:
             await wait_for_hint(self.moved.ticket(), 0.05)
 
     async def _run(self) -> None:
@@ -122,7 +140,11 @@ class Writer:
                     connection.pgconn.finish()
             except (StoreUnavailable, StoreBusy, OSError) as error:
                 _log.warning("writer lost its connection: %s", error)
-                self.problem = "the database cannot be reached"
+                self.problem = (
+                    "the database does not let commands through"
+                    if isinstance(error, StoreBusy)
+                    else "the database cannot be reached"
+                )
             except Exception as error:  # noqa: BLE001 - callers wait for this task: it goes on, whatever comes
                 _log.error("commands cannot be decided: %s: %s", type(error).__name__, error)
                 self.problem = str(error)
@@ -131,7 +153,7 @@ class Writer:
             delay = min(delay * 2, _BACKOFF_SECONDS[1])
 
     async def _work(self, connection: Connection) -> None:
-        looked_at = monotonic()
+        looked_at = asked_at = monotonic()
         while True:
             if not self.waiting:
                 await wait_for_hint(self.waiting.arrived, POLL_SECONDS)
@@ -139,6 +161,10 @@ class Writer:
             now, hinted = monotonic(), self._hints.position
             # A hint counts once: whatever was said, the log has been looked at since.
             news = hinted > self._hint_seen and hinted > self.squad.head.position
+            if now - asked_at > POLL_SECONDS:
+                # Ours may have stood still, as on a laptop that slept, and readers go by it as well.
+                await self._appender.renew_clock(connection)
+                asked_at = now
             if news or now - looked_at > POLL_SECONDS:
                 await self._appender.look(connection)
                 self._hint_seen, looked_at = hinted, now
@@ -154,6 +180,7 @@ class Writer:
                 part = parts.pop()
                 try:
                     await self._appender.commit(connection, part)
+                    self._moved_at = asyncio.get_running_loop().time()
                 except (StoreUnavailable, StoreBusy, LogNotUnderstood, asyncio.CancelledError):
                     if not self._appender.in_doubt:
                         parts.append(part)

@@ -25,6 +25,8 @@ _STUCK_AFTER = timedelta(seconds=10)
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from service.writer import Writer
+
 # One that has nothing to do stands still as well: what counts is how long the next event has waited for it.
 _PROJECTIONS = """
     SELECT p.name, p.position, p.failed_position, p.error,
@@ -44,7 +46,7 @@ async def _ready(services: Services, request: web.Request) -> web.StreamResponse
     del request
     checks: dict[str, Mapping[str, Any]] = {
         "database": {"ok": False},
-        "writer": {"ok": services.writer.ready, "problem": services.writer.problem},
+        "writer": _judge_writer(services.writer),
         "listener": {"ok": services.listener.hearing},
         "projections": {"ok": False},
     }
@@ -60,6 +62,12 @@ async def _ready(services: Services, request: web.Request) -> web.StreamResponse
     ready = all(check["ok"] for check in checks.values()) and not services.stopping
     body = {"ready": ready, "stopping": services.stopping, "checks": checks}
     return web.Response(status=200 if ready else 503, body=dumps(body), content_type="application/json")
+
+
+def _judge_writer(writer: Writer) -> Mapping[str, Any]:
+    if writer.ready and writer.held_up:
+        return {"ok": False, "problem": "commands wait, and none gets through"}
+    return {"ok": writer.ready, "problem": writer.problem}
 
 
 def _judge(rows: list[tuple[Any, ...]]) -> Mapping[str, Any]:

@@ -22,8 +22,6 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.support.process import ServiceProcess
-
 pytestmark = pytest.mark.faults
 
 OUTAGE_SECONDS = 22.0
@@ -52,7 +50,7 @@ async def test_postgres_gone_for_longer_than_callers_wait(data_folder: Path) -> 
         async with trial.running():
             with trial.cause():
                 await asyncio.to_thread(server.stop)
-                await eventually(lambda: is_not_ready(service))
+                await eventually(service.is_not_ready)
                 await waited(OUTAGE_SECONDS)
                 await asyncio.to_thread(server.ensure_running)
             await trial.well(service)
@@ -86,7 +84,7 @@ async def test_commits_whose_answer_never_comes(database: str) -> None:
             for way, _ in zip(ways, range(CUTS), strict=False):
                 with trial.cause():
                     cut = way(b"message_sent")
-                    await cut.happened.wait()
+                    await eventually(cut.happened.is_set)
                 await trial.well(service)
                 if way == proxy.hold:
                     await cut.release()
@@ -102,14 +100,10 @@ async def test_a_network_that_swallows_everything(database: str) -> None:
         )
         async with trial.running():
             with trial.cause(), proxy.swallowing():
-                await eventually(lambda: is_not_ready(service))
+                await eventually(service.is_not_ready)
                 await waited(SWALLOWED_SECONDS)
             await trial.well(service)
         await trial.judge(database)
-
-
-async def is_not_ready(service: ServiceProcess) -> bool:
-    return not await service.is_ready()
 
 
 async def waited(seconds: float) -> None:
