@@ -31,7 +31,7 @@ class StoreUnavailable(EventStoreError):
 
 
 class StoreBusy(EventStoreError):
-    """The database did not let us through in time; nothing was stored."""
+    """The database did not let us through; nothing was stored."""
 
 
 class StoreRefused(EventStoreError):

@@ -170,6 +170,8 @@ async def _stop(services: Services, site: web.TCPSite) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_SECONDS):
             await services.writer.drain()
+    # While they are still connected.
+    services.writer.give_up()
 
 
 def _runner_name() -> str:

@@ -116,13 +116,21 @@ class Writer:
         try:
             await self._run()
         finally:
-            self._give_up()
+            self.give_up()
 
     async def drain(self) -> None:
         """Takes no more commands; returns when those that wait are answered."""
         self._stopping = True
         while self._busy:
             await wait_for_hint(self.moved.ticket(), 0.05)
+
+    def give_up(self) -> None:
+        """Waits for nothing any more: whoever still waits for an answer is told that there is none."""
+        for ticket in self._under_way():
+            ticket.fail(OutcomeUnknown())
+        while waiting := self.waiting.drain():
+            for ticket in waiting:
+                ticket.fail(Stopping())
 
     async def _run(self) -> None:
         delay = _BACKOFF_SECONDS[0]
@@ -141,9 +149,7 @@ class Writer:
             except (StoreUnavailable, StoreBusy, OSError) as error:
                 _log.warning("writer lost its connection: %s", error)
                 self.problem = (
-                    "the database does not let commands through"
-                    if isinstance(error, StoreBusy)
-                    else "the database cannot be reached"
+                    str(error) if isinstance(error, StoreBusy) else "the database cannot be reached"
                 )
             except Exception as error:  # noqa: BLE001 - callers wait for this task: it goes on, whatever comes
                 _log.error("commands cannot be decided: %s: %s", type(error).__name__, error)
@@ -220,14 +226,6 @@ class Writer:
         """Those whose commands may be in the log already."""
         in_doubt = self._appender.in_doubt
         return (*self._current, *(in_doubt.tickets if in_doubt else ()))
-
-    def _give_up(self) -> None:
-        """Nobody is going to decide what still waits: its callers are told."""
-        for ticket in self._under_way():
-            ticket.fail(OutcomeUnknown())
-        while waiting := self.waiting.drain():
-            for ticket in waiting:
-                ticket.fail(Stopping())
 
 
 def _halves(part: list[Ticket], error: Exception) -> list[list[Ticket]]:

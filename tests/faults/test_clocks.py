@@ -38,8 +38,8 @@ LONG = {"SQUAD_CONFLICT_WINDOW_SECONDS": "600", "SQUAD_OPERATION_TIMEOUT_SECONDS
 
 async def test_clocks_stepped_by_an_hour_on_one_of_two_machines(database: str) -> None:
     async with (
-        squad_up(dsn=database, **LONG) as right,
-        squad_up(dsn=database, program=PROGRAM, **LONG) as wrong,
+        squad_up(dsn=database, data=None, **LONG) as right,
+        squad_up(dsn=database, data=None, program=PROGRAM, **LONG) as wrong,
         connected(database) as connection,
     ):
         begun = await log.clock(connection)

@@ -1,4 +1,4 @@
-"""The database is away, or the way to it is: whatever was acknowledged is there, and all goes on by itself."""
+"""The database is away, or the way to it: what was acknowledged is there, and all goes on by itself."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.faults
 
 OUTAGE_SECONDS = 22.0
-"""Longer than anybody waits for anything: callers are sent away after 20 seconds, round trips cut after 10."""
+"""Longer than anybody waits: callers are sent away after 20 seconds, round trips are cut after 10."""
 assert OUTAGE_SECONDS > PATIENCE_SECONDS
 
 SWALLOWED_SECONDS = 12.0
@@ -60,9 +60,7 @@ async def test_postgres_gone_for_longer_than_callers_wait(data_folder: Path) -> 
 async def test_every_backend_ended_at_random_moments(database: str) -> None:
     random = Random(11)
     async with squad_up(dsn=database) as service, connected(database) as elsewhere:
-        trial = Trial(
-            f"every connection ended, {TERMINATIONS} times", AFTER_A_CUT_SECONDS, Load([service])
-        )
+        trial = Trial(f"every connection ended, {TERMINATIONS} times", AFTER_A_CUT_SECONDS, Load([service]))
         async with trial.running():
             for _ in range(TERMINATIONS):
                 await waited(random.uniform(0.0, 0.5))
@@ -76,9 +74,7 @@ async def test_every_backend_ended_at_random_moments(database: str) -> None:
 async def test_commits_whose_answer_never_comes(database: str) -> None:
     """Before the request, behind it, and on its way to arrive later, in turn."""
     async with Proxy(database).running() as proxy, squad_up(dsn=proxy.dsn) as service:
-        trial = Trial(
-            f"connection cut around a COMMIT, {CUTS} times", AFTER_A_CUT_SECONDS, Load([service])
-        )
+        trial = Trial(f"connection cut around a COMMIT, {CUTS} times", AFTER_A_CUT_SECONDS, Load([service]))
         ways = cycle((proxy.cut_after_answer, proxy.cut_before, proxy.hold))
         async with trial.running():
             for way, _ in zip(ways, range(CUTS), strict=False):

@@ -1,4 +1,4 @@
-"""Somebody else keeps the database busy: locks held, transactions left open. It says so, and does no harm."""
+"""Somebody else keeps the database busy, with locks or a long transaction: it says so, and waits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ AFTER_A_LOCK_SECONDS = 5.0
     [
         ("the log's lock", "SELECT lock_log()"),
         ("ACCESS EXCLUSIVE on the log", "LOCK TABLE events IN ACCESS EXCLUSIVE MODE"),
-        ("ACCESS EXCLUSIVE on read tables", "LOCK TABLE squad_messages, projections IN ACCESS EXCLUSIVE MODE"),
+        (
+            "ACCESS EXCLUSIVE on read tables",
+            "LOCK TABLE squad_messages, projections IN ACCESS EXCLUSIVE MODE",
+        ),
     ],
 )
 async def test_an_idle_transaction_that_holds_what_is_needed(
@@ -44,7 +47,9 @@ async def test_an_idle_transaction_that_holds_what_is_needed(
     async with squad_up(dsn=database) as service, connected(database) as idle:
         await idle.execute("SET idle_in_transaction_session_timeout = 0")
         trial = Trial(
-            f"an idle transaction holds {what} for {HELD_SECONDS:g} s", AFTER_A_LOCK_SECONDS, Load([service])
+            f"an idle transaction holds {what} for {HELD_SECONDS:g} s",
+            AFTER_A_LOCK_SECONDS,
+            Load([service]),
         )
         async with trial.running():
             with trial.cause():

@@ -82,11 +82,14 @@ class Kept(NamedTuple):
     haunting: list[Ask]
     """Turned away, and in the log all the same."""
 
-    def __add__(self, other: object) -> Kept:
+    def with_(self, other: Kept) -> Kept:
         """Both loads' together."""
-        if not isinstance(other, Kept):
-            return NotImplemented
-        return Kept(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+        return Kept(
+            self.acknowledged + other.acknowledged,
+            self.lost + other.lost,
+            self.doubled + other.doubled,
+            self.haunting + other.haunting,
+        )
 
     def assert_nothing_amiss(self) -> None:
         """Fails unless everything acknowledged is there once, and nothing is that was turned away."""

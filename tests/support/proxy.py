@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 65_536
 _READY_FOR_QUERY = ord("Z")
 _ANSWERED = b"QSHpX"
-"""Kinds of messages that the server does not let wait for the next: query, sync, flush, password, goodbye."""
+"""Messages that the server answers without waiting for more: query, sync, flush, password, goodbye."""
 
 
 @dataclass(eq=False)
@@ -152,7 +152,7 @@ class Proxy:
         return None, b""
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Passes on what the server says; when it hangs up, in whatever way, the client's line breaks too."""
+        """Passes on what the server says; when it hangs up, in whatever way, the client's line breaks."""
         with contextlib.suppress(OSError):
             while chunk := await reader.read(_CHUNK_BYTES):
                 await self._flows.wait()

@@ -45,7 +45,7 @@ def main() -> None:
 
     from service import clock
 
-    clock.datetime = _Stepped  # type: ignore[attr-defined,misc]
+    clock.datetime = _Stepped  # type: ignore[attr-defined]
     from service.cli import main as squad
 
     squad()

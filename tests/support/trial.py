@@ -1,19 +1,19 @@
 """A fault done to services under load, and what came of it: a row of the table in docs/operations.md.
 
 Every trial ends in the same questions, asked of the log: is everything there that was acknowledged, is
-nothing there twice, do positions have no gaps, does the chain hold, are the tables a fold of it? And it holds
-the services to a bound: so many seconds after the cause was gone (or after it struck, where it does not go)
-they call themselves ready again and answer, without anybody's help.
+nothing there twice, do positions have no gaps, does the chain hold, are the tables a fold of it? And it
+holds the services to a bound: so many seconds after the cause was gone (or after it struck, where it does
+not go) they call themselves ready again and answer, without anybody's help.
 """
 
 from __future__ import annotations
 
 import contextlib
 from functools import reduce
-from operator import add
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
+from tests.support.load import Kept
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
@@ -121,7 +121,7 @@ class Trial:
         """Holds log and tables to what the clients were told, and adds the row."""
         await eventually(lambda: projected_to_head(dsn), describe="the tables are at the head")
         events = await assert_log_is_sound(dsn)
-        kept = reduce(add, (load.compare(events) for load in self.loads))
+        kept = reduce(Kept.with_, (load.compare(events) for load in self.loads))
         row = Row(
             fault=self.fault,
             load=f"{self._clients} clients, {self._rate:,.0f}/s",
