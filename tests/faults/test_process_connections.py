@@ -11,6 +11,7 @@ from tests.support.log import Scribe, joined, said
 from tests.support.parts import backends, connected, terminate
 from tests.support.process import squad_up
 from tests.support.signals import backend_process, stopped
+from tests.support.trial import Trial
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -74,16 +75,15 @@ async def test_commands_are_answered_again_after_the_writers_backend_stood_still
 ) -> None:
     async with squad_up(dsn=database) as service, connected(database) as elsewhere:
         (pid,) = await backends(elsewhere, "squad writer")
-        load = Load([service])
-        async with load.running():
-            await load.more()
-            with stopped(backend_process(database, pid)):
+        trial = Trial("SIGSTOP of the writer's backend", ANSWERED_WITHIN_SECONDS, Load([service]))
+        async with trial.running():
+            with trial.cause(), stopped(backend_process(database, pid)):
                 # It may hold the log's lock, which is nobody else's to take.
                 await eventually(
                     lambda: has_other_writer(elsewhere, pid), within_seconds=ANSWERED_WITHIN_SECONDS
                 )
-            await load.more(within_seconds=ANSWERED_WITHIN_SECONDS)
-        await load.assert_kept(database)
+            await trial.well(service)
+        await trial.judge(database)
 
 
 async def listened_to(service: ServiceProcess, connection: Connection) -> Scribe:
