@@ -47,7 +47,7 @@ async def _ready(services: Services, request: web.Request) -> web.StreamResponse
     checks: dict[str, Mapping[str, Any]] = {
         "database": {"ok": False},
         "writer": _judge_writer(services.writer),
-        "listener": {"ok": services.listener.hearing},
+        "listener": {"ok": services.listener.hearing, "problem": services.listener.problem},
         "projections": {"ok": False},
     }
     try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import aiohttp
 import pytest
 
 from tests.support.load import Load
 from tests.support.log import Scribe, joined, said
 from tests.support.parts import backends, connected, terminate
 from tests.support.process import squad_up
+from tests.support.proxy import Proxy
 from tests.support.signals import backend_process, stopped
 from tests.support.trial import Trial
 from tests.support.wait import eventually
@@ -55,6 +57,34 @@ async def test_what_is_appended_while_the_listener_is_deaf_is_in_the_table_and_t
                 lambda: has_another_listener(service, elsewhere, pid),
                 within_seconds=HEARD_AGAIN_WITHIN_SECONDS,
             )
+
+
+async def test_all_goes_on_while_the_listeners_network_swallows_everything(database: str) -> None:
+    """It is half open: neither end is told anything."""
+    async with (
+        Proxy(database).running() as proxy,
+        squad_up(dsn=database, SQUAD_LISTEN_DSN=proxy.dsn) as service,
+        connected(database) as elsewhere,
+    ):
+        await eventually(service.is_ready)
+        trial = Trial(
+            "network swallows what the listener hears", HEARD_AGAIN_WITHIN_SECONDS, Load([service])
+        )
+        async with trial.running():
+            with trial.cause(), proxy.swallowing():
+                await eventually(service.is_not_ready, within_seconds=HEARD_AGAIN_WITHIN_SECONDS)
+                answer = await say(service, "is anybody there?")
+                await eventually(lambda: is_shown(elsewhere, answer), within_seconds=SHOWN_WITHIN_SECONDS)
+            await trial.well(service)
+        await trial.judge(database)
+
+
+async def say(service: ServiceProcess, text: str) -> int:
+    """Has the service send a message; returns its position."""
+    body = {"from_agent": "alice", "message": text}
+    async with aiohttp.request("POST", f"{service.url}/api/v1/messages", json=body) as response:
+        position: int = (await response.json())["position"]
+        return position
 
 
 async def test_commands_are_answered_again_while_the_writers_backend_stands_still(database: str) -> None:

@@ -166,6 +166,17 @@ async def squad_up(
         service.leave_nothing()
 
 
+async def refused_start(*, dsn: str, **settings: str) -> str:
+    """Starts a service that must not start; returns what it said of that."""
+    service = ServiceProcess(dsn=dsn, data=None, settings=settings, program=(str(_SQUAD),))
+    try:
+        service._launch()
+        assert await service.ended(within_seconds=_LISTENS_WITHIN_SECONDS) != 0, service.story()
+        return service.story()
+    finally:
+        service.leave_nothing()
+
+
 def _far_from_now() -> str:
     """An hour of the day at which no budget day begins while the tests run."""
     return str((datetime.now(UTC).hour + 12) % 24)
