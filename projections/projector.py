@@ -5,13 +5,15 @@ whoever loses the connection loses the lock with it. The others stand by. Positi
 moved, so even two projectors that both believe themselves active cannot write the same page twice.
 
 A projection that cannot take an event stops there, says so in its row of `projections`, and leaves the
-others alone. It never steps over an event. It tries again when the next process becomes the projector.
+others alone. It never steps over an event. It tries again after a while, and when the next process becomes
+the projector: what was in the way may be gone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -36,6 +38,9 @@ GATHER_SECONDS = 0.001
 STUCK_AFTER_SECONDS = 30.0
 """A round trip that takes longer is given up and its connection cut."""
 
+RETRY_FAILED_SECONDS = 10.0
+"""How long a projection that could not take an event stays away from it."""
+
 _IDLE_MILLISECONDS = 15_000
 _TRY_LOCK = "SELECT pg_try_advisory_lock('projections'::regclass::oid::integer, 2)"
 _BACKOFF_SECONDS = (0.2, 5.0)
@@ -56,6 +61,7 @@ class Projector:
         self._dsn = dsn
         self._schema = schema
         self._hints = hints
+        self._failed_at = 0.0
         self._projections = {projection.name: projection for projection in projections}
         self._folder = PageFolder()
 
@@ -136,7 +142,10 @@ class Projector:
 
     async def _advance_the_hindmost(self, connection: Connection) -> bool:
         """Takes one page for the projections that are furthest behind; False where all are at the head."""
-        healthy = {name: at for name, at in self.positions.items() if name not in self.failed}
+        is_patient = monotonic() - self._failed_at < RETRY_FAILED_SECONDS
+        healthy = {
+            name: at for name, at in self.positions.items() if not (is_patient and name in self.failed)
+        }
         if not healthy:
             return False
         behind = min(healthy.values())
@@ -177,6 +186,12 @@ class Projector:
         await self._folder.advance(connection, members, page)
         after = page[-1].position
         self.positions.update(dict.fromkeys((member.name for member in members), after))
+        if mended := [member.name for member in members if self.failed.pop(member.name, None)]:
+            _log.warning("projections go on that had stopped: %s", ", ".join(mended))
+            await connection.execute(
+                "UPDATE projections SET failed_position = NULL, error = NULL WHERE name = ANY(%s)",
+                (mended,),
+            )
         self.moved.wake(after)
 
     async def _fail(
@@ -185,6 +200,7 @@ class Projector:
         reason = f"{type(error).__name__}: {error}"
         _log.error("projection %s stopped at position %d: %s", projection.name, position, reason)
         self.failed[projection.name] = (position, reason)
+        self._failed_at = monotonic()
         await connection.execute(
             "UPDATE projections SET failed_position = %s, error = %s, updated_at = clock_timestamp()"
             " WHERE name = %s",
