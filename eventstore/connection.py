@@ -1,4 +1,9 @@
-"""How every connection to the squad's database is opened: schema, time zone, timeouts, adapters."""
+"""How every connection to the squad's database is opened: schema, time zone, timeouts, adapters.
+
+A pooler may stand between. In transaction mode it hands every transaction to another server process:
+settings of a session do not get there, so they must be the role's own, statements must not be prepared, and
+whoever needs a session (to listen, or to keep a lock) needs another way (`eventstore.pooler`).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import contextlib
 import os
 import re
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -15,6 +21,7 @@ from psycopg.adapt import Loader
 from psycopg.types.json import set_json_dumps, set_json_loads
 from psycopg_pool import AsyncConnectionPool
 
+from eventstore import pooler
 from eventstore.translation import translating
 
 if TYPE_CHECKING:
@@ -40,6 +47,20 @@ _KEEPALIVE = {
 
 _HAS_TRANSACTION_TIMEOUT = 170_000
 _TRANSACTION_TIMEOUT_MILLISECONDS = 120_000
+
+
+class _Session(psycopg.AsyncConnection[Any]):
+    """A connection that is also let in by poolers which take no options."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **more: Any) -> _Session:
+        """Connects; without the options where they are what is in the way."""
+        try:
+            return await super().connect(conninfo, **more)
+        except psycopg.OperationalError as error:
+            if "unsupported startup parameter" not in str(error) or not more.pop("options", None):
+                raise
+            return await super().connect(conninfo, **more)
 
 
 class _UuidText(Loader):
@@ -82,10 +103,11 @@ async def connect(dsn: str, schema: str, *, name: str, **settings: str | int) ->
 
     Raises:
         StoreUnavailable: the database cannot be reached.
+        PoolerInTheWay: a pooler keeps from the session what it cannot do without.
     """
     longest = int(settings.pop("transaction_timeout", _TRANSACTION_TIMEOUT_MILLISECONDS))
     with translating():
-        connection = await psycopg.AsyncConnection.connect(
+        connection = await _Session.connect(
             dsn,
             autocommit=True,
             **{**_KEEPALIVE, **_own(dsn)},
@@ -93,7 +115,8 @@ async def connect(dsn: str, schema: str, *, name: str, **settings: str | int) ->
             options=_options(dsn, session_options(schema, **settings)),
         )
         try:
-            if connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
+            is_direct = await pooler.is_direct(connection, schema)
+            if is_direct and connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
                 # For a client that stands still in the middle of a request: no other timeout covers it.
                 await connection.execute(f"SET transaction_timeout = {longest}")
         except BaseException:
@@ -114,7 +137,8 @@ def pool(dsn: str, schema: str, *, name: str, size: int) -> AsyncConnectionPool[
             "application_name": name,
             "options": _options(dsn, session_options(schema, default_transaction_read_only="on")),
         },
-        configure=_configure,
+        configure=partial(_configure, schema),
+        connection_class=_Session,
         check=AsyncConnectionPool.check_connection,
         min_size=1,
         max_size=size,
@@ -134,7 +158,8 @@ def configure(connection: psycopg.AsyncConnection[Any]) -> None:
     set_json_dumps(orjson.dumps, connection)
 
 
-async def _configure(connection: Connection) -> None:
+async def _configure(schema: str, connection: Connection) -> None:
+    await pooler.is_direct(connection, schema)
     configure(connection)
 
 

@@ -30,8 +30,12 @@ class StoreUnavailable(EventStoreError):
     """The database cannot be reached; whether the statement took effect is unknown."""
 
 
+class PoolerInTheWay(EventStoreError):
+    """A pooler stands between here and the database."""
+
+
 class StoreBusy(EventStoreError):
-    """The database did not let us through in time; nothing was stored."""
+    """The database did not let us through; nothing was stored."""
 
 
 class StoreRefused(EventStoreError):

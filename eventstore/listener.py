@@ -4,7 +4,8 @@ A notification is a hint. It can be lost, late or doubled without harm, because 
 log by position, and looks by itself every `POLL_SECONDS` even when nothing was heard. What the listener
 adds is speed, and honesty about its own health: a heartbeat makes the round trip through the server and
 back as a notification, so a connection that is open but deaf (half-open TCP, a pooler in transaction mode,
-a stopped backend) is found out and replaced.
+a stopped backend) is found out and replaced. Through a pooler it is sent on a connection of its own: in
+transaction mode what one sends to oneself may come back, and still nothing is heard from others.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from uuid import uuid4
 
 import psycopg
 
+from eventstore import pooler
 from eventstore.connection import Connection, connect, hanging_up_after
 from eventstore.errors import EventStoreError
 
@@ -82,6 +84,8 @@ class Listener:
         self.events = Hints()
         self.projections = Hints()
         self.hearing = False
+        self.problem: str | None = None
+        """Why nothing is heard, where that is so."""
         self.heartbeats = 0
         self.reconnects = 0
         self._dsn = dsn
@@ -97,6 +101,7 @@ class Listener:
                 await self._listen()
             except (EventStoreError, psycopg.Error, OSError) as error:
                 _log.warning("listener lost its connection: %s", error)
+                self.problem = str(error)
             self.hearing = False
             self.reconnects += 1
             if monotonic() - started > 2 * HEARTBEAT_SECONDS:
@@ -106,14 +111,11 @@ class Listener:
             delay = min(delay * 2, _BACKOFF_SECONDS[1])
 
     async def _listen(self) -> None:
-        connection = await connect(
-            self._dsn,
-            self._schema,
-            name="squad listener",
-            # Notifications pile up in the server for a process that stands still.
-            idle_session_timeout=_IDLE_MILLISECONDS,
-        )
+        connection = await self._connect("squad listener")
+        speaking = connection
         try:
+            if pooler.stands_between(connection):
+                speaking = await self._connect("squad heartbeat")
             with hanging_up_after(DEAF_AFTER_SECONDS, connection):
                 for channel in (
                     f"{self._schema}.events",
@@ -126,19 +128,30 @@ class Listener:
             self.events.wake()
             self.projections.wake()
             while True:
-                await self._prove_hearing(connection)
-                self.hearing = True
+                await self._prove_hearing(connection, speaking)
+                self.hearing, self.problem = True, None
                 await self._hear(connection, seconds=HEARTBEAT_SECONDS)
         finally:
             self.hearing = False
-            connection.pgconn.finish()
+            for opened in {connection, speaking}:
+                opened.pgconn.finish()
 
-    async def _prove_hearing(self, connection: Connection) -> None:
+    async def _connect(self, name: str) -> Connection:
+        return await connect(
+            self._dsn,
+            self._schema,
+            name=name,
+            # Notifications pile up in the server for a process that stands still.
+            idle_session_timeout=_IDLE_MILLISECONDS,
+        )
+
+    async def _prove_hearing(self, connection: Connection, speaking: Connection) -> None:
         token = uuid4().hex
-        with hanging_up_after(DEAF_AFTER_SECONDS, connection):
-            await connection.execute("SELECT pg_notify(%s, %s)", (self._heartbeat_channel, token))
+        with hanging_up_after(DEAF_AFTER_SECONDS, speaking):
+            await speaking.execute("SELECT pg_notify(%s, %s)", (self._heartbeat_channel, token))
         if not await self._hear(connection, seconds=DEAF_AFTER_SECONDS, until=token):
-            raise EventStoreError("the listener's own heartbeat did not come back")
+            between = ": a pooler stands between" if pooler.stands_between(connection) else ""
+            raise EventStoreError(f"the listener's own heartbeat did not come back{between}")
         self.heartbeats += 1
 
     async def _hear(self, connection: Connection, *, seconds: float, until: str | None = None) -> bool:

@@ -5,8 +5,8 @@ whoever loses the connection loses the lock with it. The others stand by. Positi
 moved, so even two projectors that both believe themselves active cannot write the same page twice.
 
 A projection that cannot take an event stops there, says so in its row of `projections`, and leaves the
-others alone. It never steps over an event. It tries again when the next process becomes the projector, or
-after a replay.
+others alone. It never steps over an event. It tries again after a while, when the next process becomes the
+projector, and after a replay: what was in the way may be gone.
 
 A replay (`projections.rebuild`) may replace rows and positions at any time; the generation tells. Tables
 that were folded by other code are rebuilt in the same way when this one becomes the projector: their old
@@ -44,6 +44,9 @@ GATHER_SECONDS = 0.001
 STUCK_AFTER_SECONDS = 30.0
 """A round trip that takes longer is given up and its connection cut."""
 
+RETRY_FAILED_SECONDS = 10.0
+"""How long a projection that could not take an event stays away from it."""
+
 REBUILDING_TOLD_EVERY_SECONDS = 3.0
 """How often `projections` is told of a rebuild under way, so that nobody takes the tables for stuck."""
 
@@ -79,6 +82,7 @@ class Projector:
         self._dsn = dsn
         self._schema = schema
         self._hints = hints
+        self._failed_at = 0.0
         self._projections = {projection.name: projection for projection in projections}
         self._keyring = keyring
         self._generation = 0
@@ -250,12 +254,11 @@ class Projector:
 
     async def _advance_the_hindmost(self, connection: Connection) -> bool:
         """Takes one page for the projections that are furthest behind; False where all are at the head."""
-        outdated = {projection.name for projection in self._outdated}
-        healthy = {
-            name: at
-            for name, at in self.positions.items()
-            if name not in self.failed and name not in outdated
-        }
+        is_patient = monotonic() - self._failed_at < RETRY_FAILED_SECONDS
+        absent = {projection.name for projection in self._outdated} | (
+            self.failed.keys() if is_patient else set()
+        )
+        healthy = {name: at for name, at in self.positions.items() if name not in absent}
         if not healthy:
             return False
         behind = min(healthy.values())
@@ -296,6 +299,12 @@ class Projector:
         await self._folder.advance(connection, members, page)
         after = page[-1].position
         self.positions.update(dict.fromkeys((member.name for member in members), after))
+        if mended := [member.name for member in members if self.failed.pop(member.name, None)]:
+            _log.warning("projections go on that had stopped: %s", ", ".join(mended))
+            await connection.execute(
+                "UPDATE projections SET failed_position = NULL, error = NULL WHERE name = ANY(%s)",
+                (mended,),
+            )
         self.moved.wake(after)
 
     async def _fail(
@@ -311,3 +320,4 @@ class Projector:
             raise StoreBusy(f"{projection.name} is no longer at position {here}")
         _log.error("projection %s stopped at position %d: %s", projection.name, position, reason)
         self.failed[projection.name] = (position, reason)
+        self._failed_at = monotonic()

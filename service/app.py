@@ -16,7 +16,8 @@ from uuid import uuid4
 
 from aiohttp import web
 
-from eventstore import connection, schema, sealing
+from eventstore import connection, pooler, schema, sealing
+from eventstore.errors import PoolerInTheWay
 from eventstore.keys import Keyring
 from eventstore.listener import Listener
 from projections.agents import AGENTS
@@ -107,17 +108,18 @@ async def background(*work: Coroutine[None, None, None]) -> AsyncIterator[list[a
 async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, list[asyncio.Task[None]]]]:
     """The running parts over a database, ready to take commands, and the tasks that must not end."""
     squad_schema = settings.squad_schema
-    await schema.apply(dsn, squad_schema)
+    session_dsn = await _way_for_sessions(settings, dsn)
+    await schema.apply(session_dsn, squad_schema)
     clock = DatabaseClock()
     listener = Listener(settings.listen_dsn or dsn, squad_schema)
     keyring = Keyring()
-    projector = Projector(dsn, squad_schema, listener.events, keyring=keyring)
+    projector = Projector(session_dsn, squad_schema, listener.events, keyring=keyring)
     writer = Writer(
         dsn, squad_schema, clock, listener.events, keyring=keyring, encrypt=settings.encrypt_payloads
     )
     caller = Caller(settings.agents_url, settings.secrets())
     scheduler = Scheduler(writer, clock, caller, _runner_name())
-    snapshotter = Snapshotter(dsn, squad_schema, writer)
+    snapshotter = Snapshotter(session_dsn, squad_schema, writer)
     writer.observers += [scheduler.observe, snapshotter.observe]
     async with (
         caller,
@@ -221,6 +223,32 @@ async def _stop(services: Services, site: web.TCPSite) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_SECONDS):
             await services.writer.drain()
+    # While they are still connected.
+    services.writer.give_up()
+
+
+async def _way_for_sessions(settings: Settings, dsn: str) -> str:
+    """The DSN for whoever needs a session of its own, which a pooler may take apart.
+
+    Raises:
+        StartFailed: there is none.
+        PoolerInTheWay: there is one, and the pooler on the other lacks something.
+    """
+    missing = ""
+    try:
+        async with await connection.connect(dsn, settings.squad_schema, name="squad service") as found:
+            if not pooler.stands_between(found):
+                return dsn
+    except PoolerInTheWay as error:
+        if settings.listen_dsn:
+            raise
+        missing = f"\n{error}"
+    if settings.listen_dsn:
+        return settings.listen_dsn
+    raise StartFailed(
+        "SQUAD_DSN leads through a pooler. LISTEN and the projector's lock need a session: name a direct "
+        f"connection, or one through a pooler that keeps sessions, as SQUAD_LISTEN_DSN{missing}"
+    )
 
 
 def _runner_name() -> str:

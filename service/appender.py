@@ -36,6 +36,7 @@ from service.squad import Draft, Squad
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from eventstore.recorded import Recorded
     from service.clock import DatabaseClock
@@ -80,7 +81,9 @@ class Appender:
         self.ahead.drop()
         self._sealing.start_afresh()
         with hanging_up_after(STUCK_AFTER_SECONDS, connection):
-            await self._ask_the_time(connection)
+            told = await self._ask_the_time(connection)
+            if abs(told - self._clock.now()) > timedelta(seconds=1):
+                raise StoreBusy("the clock's reading took too long to be of use")
             await self._recognise_the_log(connection)
         if self.squad.head.position == 0:
             self.squad = await restore(connection, self._sealing.keyring)
@@ -89,6 +92,11 @@ class Appender:
             return ()
         with hanging_up_after(STUCK_AFTER_SECONDS, connection), translating():
             return await self._resolve_doubt(connection, self.in_doubt)
+
+    async def renew_clock(self, connection: Connection) -> None:
+        """Asks the database for the time, where no append has told it lately."""
+        with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+            await self._ask_the_time(connection)
 
     async def look(self, connection: Connection) -> None:
         """Folds what others have appended, and brings into memory what they opened again."""
@@ -279,12 +287,11 @@ class Appender:
                 f"the log ends at {head} and has ended at {self.squad.head.position}: it was replaced"
             )
 
-    async def _ask_the_time(self, connection: Connection) -> None:
+    async def _ask_the_time(self, connection: Connection) -> datetime:
         asked = monotonic()
         told = await log.clock(connection)
         self._clock.learn(told, asked, monotonic())
-        if abs(told - self._clock.now()) > timedelta(seconds=1):
-            raise StoreBusy("the clock's reading took too long to be of use")
+        return told
 
 
 def _tell(batch: Batch) -> None:

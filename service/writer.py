@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 20.0
 """How long a caller waits for its outcome."""
 
+HELD_UP_AFTER_SECONDS = 3.0
+"""How long commands may wait while none is decided before that counts as a problem."""
+
 _IMPATIENCE_SECONDS = 0.1
 _BACKOFF_SECONDS = (0.05, 2.0)
 _log = logging.getLogger(__name__)
@@ -76,6 +79,8 @@ class Writer:
         )
         self._current: Sequence[Ticket] = ()
         self._stopping = False
+        self._moved_at = 0.0
+        """When the last batch was carried out, or the first command since came."""
         self._impatience: asyncio.TimerHandle | None = None
 
     @property
@@ -87,6 +92,17 @@ class Writer:
     def contended(self) -> bool:
         """Whether another process writes to the same log, which costs a second round trip a batch."""
         return self._appender.contended
+
+    @property
+    def held_up(self) -> bool:
+        """Whether commands wait and none gets through, as where somebody else keeps the log's lock."""
+        waited = monotonic() - self._moved_at
+        return self._busy and waited > HELD_UP_AFTER_SECONDS
+
+    @property
+    def _busy(self) -> bool:
+        appender = self._appender
+        return bool(self.waiting or self._current or appender.in_doubt or appender.ahead.tickets)
 
     async def submit(self, request: Request, patience_seconds: float = PATIENCE_SECONDS) -> Outcome:
         """Has a command decided; returns once what came of it is durable.
@@ -102,6 +118,8 @@ class Writer:
             raise Stopping
         loop = asyncio.get_running_loop()
         ticket = Ticket(request, loop.create_future(), loop.time() + patience_seconds)
+        if not self._busy:
+            self._moved_at = monotonic()
         self.waiting.put(ticket)
         if self._impatience is None:
             self._impatience = loop.call_later(_IMPATIENCE_SECONDS, self._lose_patience, loop)
@@ -113,13 +131,21 @@ class Writer:
         try:
             await self._run()
         finally:
-            self._give_up()
+            self.give_up()
 
     async def drain(self) -> None:
         """Takes no more commands; returns when those that wait are answered."""
         self._stopping = True
-        while self.waiting or self._under_way():
+        while self._busy:
             await wait_for_hint(self.moved.ticket(), 0.05)
+
+    def give_up(self) -> None:
+        """Waits for nothing any more: whoever still waits for an answer is told that there is none."""
+        for ticket in self._under_way():
+            ticket.fail(OutcomeUnknown())
+        while waiting := self.waiting.drain():
+            for ticket in waiting:
+                ticket.fail(Stopping())
 
     async def _run(self) -> None:
         delay = _BACKOFF_SECONDS[0]
@@ -137,7 +163,9 @@ class Writer:
                     connection.pgconn.finish()
             except (StoreUnavailable, StoreBusy, OSError) as error:
                 _log.warning("writer lost its connection: %s", error)
-                self.problem = "the database cannot be reached"
+                self.problem = (
+                    str(error) if isinstance(error, StoreBusy) else "the database cannot be reached"
+                )
             except Exception as error:  # noqa: BLE001 - callers wait for this task: it goes on, whatever comes
                 _log.error("commands cannot be decided: %s: %s", type(error).__name__, error)
                 self.problem = str(error)
@@ -146,7 +174,7 @@ class Writer:
             delay = min(delay * 2, _BACKOFF_SECONDS[1])
 
     async def _work(self, connection: Connection) -> None:
-        looked_at = monotonic()
+        looked_at = asked_at = monotonic()
         while True:
             if not self.waiting and not self._appender.ahead.tickets:
                 await wait_for_hint(self.waiting.arrived, POLL_SECONDS)
@@ -154,6 +182,10 @@ class Writer:
             now, hinted = monotonic(), self._hints.position
             # A hint counts once: whatever was said, the log has been looked at since.
             news = hinted > self._hint_seen and hinted > self.squad.head.position
+            if now - asked_at > POLL_SECONDS:
+                # Ours may have stood still, as on a laptop that slept, and readers go by it as well.
+                await self._appender.renew_clock(connection)
+                asked_at = now
             if news or now - looked_at > POLL_SECONDS:
                 self._appender.ahead.drop()
                 await self._appender.look(connection)
@@ -175,6 +207,7 @@ class Writer:
                 part = parts.pop()
                 try:
                     await self._appender.commit(connection, part, decided if part is tickets else None)
+                    self._moved_at = monotonic()
                 except (StoreUnavailable, StoreBusy, LogNotUnderstood, asyncio.CancelledError):
                     if not self._appender.in_doubt:
                         parts.append(part)
@@ -214,14 +247,6 @@ class Writer:
         """Those whose commands may be in the log already."""
         in_doubt = self._appender.in_doubt
         return (*self._current, *(in_doubt.tickets if in_doubt else ()), *self._appender.ahead.tickets)
-
-    def _give_up(self) -> None:
-        """Nobody is going to decide what still waits: its callers are told."""
-        for ticket in self._under_way():
-            ticket.fail(OutcomeUnknown())
-        while waiting := self.waiting.drain():
-            for ticket in waiting:
-                ticket.fail(Stopping())
 
 
 def _apart(tickets: list[Ticket]) -> list[list[Ticket]]:

@@ -87,7 +87,9 @@ async def open_squad(
         raise StartFailed(
             f"there is no squad in {chosen.data}; start one with `squad up`, or name it with --dsn"
         )
-    async with database(chosen) as found:
+    async with database(chosen) as given:
+        # No command is in a hurry, and some need a session that no pooler takes apart.
+        found = chosen.listen_dsn or given
         if anew:
             await schema.apply(found, chosen.squad_schema)
         connection = await connect(found, chosen.squad_schema, name="squad cli", **session)

@@ -26,6 +26,8 @@ _STUCK_AFTER = timedelta(seconds=10)
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from service.writer import Writer
+
 # One that has nothing to do stands still as well: what counts is how long the next event has waited for it.
 _PROJECTIONS = """
     SELECT p.name, p.position, p.failed_position, p.error,
@@ -44,8 +46,8 @@ async def _alive(services: Services, request: web.Request) -> web.StreamResponse
 async def _ready(services: Services, request: web.Request) -> web.StreamResponse:
     checks: dict[str, Mapping[str, Any]] = {
         "database": {"ok": False},
-        "writer": {"ok": services.writer.ready, "problem": services.writer.problem},
-        "listener": {"ok": services.listener.hearing},
+        "writer": _judge_writer(services.writer),
+        "listener": {"ok": services.listener.hearing, "problem": services.listener.problem},
         "projections": {"ok": False},
     }
     try:
@@ -63,6 +65,12 @@ async def _ready(services: Services, request: web.Request) -> web.StreamResponse
         checks = {name: {"ok": check["ok"]} for name, check in checks.items()}
     body = {"ready": ready, "stopping": services.stopping, "checks": checks}
     return web.Response(status=200 if ready else 503, body=dumps(body), content_type="application/json")
+
+
+def _judge_writer(writer: Writer) -> Mapping[str, Any]:
+    if writer.ready and writer.held_up:
+        return {"ok": False, "problem": "commands wait, and none gets through"}
+    return {"ok": writer.ready, "problem": writer.problem}
 
 
 def _judge(rows: list[tuple[Any, ...]]) -> Mapping[str, Any]:

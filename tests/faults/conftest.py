@@ -5,10 +5,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.embedded import new_data_folder
+from tests.support.trial import ROWS, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Shows what came of the faults, as docs/operations.md has it."""
+    if ROWS:
+        terminalreporter.section("faults")
+        for line in table(ROWS):
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture

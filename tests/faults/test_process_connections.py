@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import aiohttp
 import pytest
 
 from tests.support.load import Load
 from tests.support.log import Scribe, joined, said
 from tests.support.parts import backends, connected, terminate
 from tests.support.process import squad_up
+from tests.support.proxy import Proxy
 from tests.support.signals import backend_process, stopped
+from tests.support.trial import Trial
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -56,6 +59,34 @@ async def test_what_is_appended_while_the_listener_is_deaf_is_in_the_table_and_t
             )
 
 
+async def test_all_goes_on_while_the_listeners_network_swallows_everything(database: str) -> None:
+    """It is half open: neither end is told anything."""
+    async with (
+        Proxy(database).running() as proxy,
+        squad_up(dsn=database, SQUAD_LISTEN_DSN=proxy.dsn) as service,
+        connected(database) as elsewhere,
+    ):
+        await eventually(service.is_ready)
+        trial = Trial(
+            "network swallows what the listener hears", HEARD_AGAIN_WITHIN_SECONDS, Load([service])
+        )
+        async with trial.running():
+            with trial.cause(), proxy.swallowing():
+                await eventually(service.is_not_ready, within_seconds=HEARD_AGAIN_WITHIN_SECONDS)
+                answer = await say(service, "is anybody there?")
+                await eventually(lambda: is_shown(elsewhere, answer), within_seconds=SHOWN_WITHIN_SECONDS)
+            await trial.well(service)
+        await trial.judge(database)
+
+
+async def say(service: ServiceProcess, text: str) -> int:
+    """Has the service send a message; returns its position."""
+    body = {"from_agent": "alice", "message": text}
+    async with aiohttp.request("POST", f"{service.url}/api/v1/messages", json=body) as response:
+        position: int = (await response.json())["position"]
+        return position
+
+
 async def test_commands_are_answered_again_while_the_writers_backend_stands_still(database: str) -> None:
     async with squad_up(dsn=database) as service, connected(database) as elsewhere:
         (pid,) = await backends(elsewhere, "squad writer")
@@ -74,16 +105,15 @@ async def test_commands_are_answered_again_after_the_writers_backend_stood_still
 ) -> None:
     async with squad_up(dsn=database) as service, connected(database) as elsewhere:
         (pid,) = await backends(elsewhere, "squad writer")
-        load = Load([service])
-        async with load.running():
-            await load.more()
-            with stopped(backend_process(database, pid)):
+        trial = Trial("SIGSTOP of the writer's backend", ANSWERED_WITHIN_SECONDS, Load([service]))
+        async with trial.running():
+            with trial.cause(), stopped(backend_process(database, pid)):
                 # It may hold the log's lock, which is nobody else's to take.
                 await eventually(
                     lambda: has_other_writer(elsewhere, pid), within_seconds=ANSWERED_WITHIN_SECONDS
                 )
-            await load.more(within_seconds=ANSWERED_WITHIN_SECONDS)
-        await load.assert_kept(database)
+            await trial.well(service)
+        await trial.judge(database)
 
 
 async def listened_to(service: ServiceProcess, connection: Connection) -> Scribe:

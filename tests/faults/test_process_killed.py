@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from time import monotonic
+import asyncio
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,9 +11,11 @@ import pytest
 from tests.support.embedded import kill_postmaster, postmaster_pid, server_in
 from tests.support.load import Load
 from tests.support.process import squad_up
+from tests.support.trial import Trial
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support.process import ServiceProcess
@@ -30,13 +33,13 @@ async def test_postgres_killed_under_load_comes_back_with_all_that_was_acknowled
     data_folder: Path,
 ) -> None:
     async with squad_up(data=data_folder, **SOME_DENIED) as service:
-        load = Load([service])
-        async with load.running():
-            await load.more()
-            for _ in range(KILLS):
-                await kill_postgres_and_wait(data_folder, service, load)
+        trial = Trial(f"kill -9 of Postgres, {KILLS} times", WELL_AGAIN_WITHIN_SECONDS, Load([service]))
+        async with trial.running():
+            for moment in random_moments():
+                await moment
+                await kill_postgres_and_wait(trial, data_folder, service)
         async with server_in(data_folder) as dsn:
-            await load.assert_kept(dsn)
+            await trial.judge(dsn)
 
 
 async def test_a_service_killed_under_load_comes_back_with_all_that_was_acknowledged(
@@ -44,16 +47,17 @@ async def test_a_service_killed_under_load_comes_back_with_all_that_was_acknowle
 ) -> None:
     async with squad_up(data=data_folder, **SOME_DENIED) as service:
         load = Load([service])
-        async with load.running():
-            await load.more()
-            for _ in range(KILLS):
-                killed = monotonic()
-                await service.kill()
+        trial = Trial(f"kill -9 of the service, {KILLS} times", WELL_AGAIN_WITHIN_SECONDS, load)
+        async with trial.running():
+            for moment in random_moments():
+                await moment
+                with trial.cause():
+                    await service.kill()
                 await service.start()
-                await is_well(service, load, since=killed)
+                await trial.well(service)
         await load.assert_answers_stand()
         async with server_in(data_folder) as dsn:
-            await load.assert_kept(dsn)
+            await trial.judge(dsn)
 
 
 async def test_a_service_killed_under_load_leaves_the_other_one_in_the_folder_working(
@@ -64,32 +68,32 @@ async def test_a_service_killed_under_load_leaves_the_other_one_in_the_folder_wo
         squad_up(data=data_folder, **SOME_DENIED) as second,
     ):
         load = Load([first, second])
-        async with load.running():
-            await load.more()
-            killed = monotonic()
-            await first.kill()
-            await is_well(second, load, since=killed)
+        trial = Trial("kill -9 of one of two services, then of Postgres", WELL_AGAIN_WITHIN_SECONDS, load)
+        async with trial.running():
+            with trial.cause():
+                await first.kill()
+            await trial.well(second)
             # Whoever is left takes care of the server as well, also if the other one had started it.
-            await kill_postgres_and_wait(data_folder, second, load)
+            await kill_postgres_and_wait(trial, data_folder, second)
             await first.start()
-            await is_well(first, load, since=monotonic())
+            await trial.well(first, second)
         async with server_in(data_folder) as dsn:
-            await load.assert_kept(dsn)
+            await trial.judge(dsn)
 
 
-async def kill_postgres_and_wait(folder: Path, service: ServiceProcess, load: Load) -> None:
-    killed = monotonic()
-    pid = kill_postmaster(folder)
+async def kill_postgres_and_wait(trial: Trial, folder: Path, service: ServiceProcess) -> None:
+    with trial.cause():
+        pid = kill_postmaster(folder)
     await eventually(
         lambda: postmaster_pid(folder) not in (None, pid),
         within_seconds=WELL_AGAIN_WITHIN_SECONDS,
         describe="another postmaster runs",
     )
-    await is_well(service, load, since=killed)
+    await trial.well(service)
 
 
-async def is_well(service: ServiceProcess, load: Load, *, since: float) -> None:
-    """Waits until requests are answered and the service calls itself ready, and holds both to the bound."""
-    await load.more(100, within_seconds=WELL_AGAIN_WITHIN_SECONDS)
-    await eventually(service.is_ready, within_seconds=WELL_AGAIN_WITHIN_SECONDS)
-    assert monotonic() - since < WELL_AGAIN_WITHIN_SECONDS
+def random_moments() -> Iterator[asyncio.Future[None]]:
+    """Waits of any length: in the middle of whatever they are at."""
+    random = Random(3)
+    for _ in range(KILLS):
+        yield asyncio.ensure_future(asyncio.sleep(random.uniform(0.0, 0.3)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from tests.support.log import Scribe, joined, said
 from tests.support.parts import connected
 from tests.support.process import squad_up
 from tests.support.signals import stopped
+from tests.support.trial import Trial
 from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
 
@@ -46,14 +46,14 @@ async def test_a_process_asked_to_stop_under_load_ends_in_five_seconds_and_loses
     database: str,
 ) -> None:
     async with squad_up(dsn=database) as leaving, squad_up(dsn=database) as staying:
-        load = Load([leaving, staying])
-        async with load.running():
-            await load.more()
+        trial = Trial("SIGTERM to one of two services", TAKEN_OVER_WITHIN_SECONDS, Load([leaving, staying]))
+        async with trial.running():
             asked = monotonic()
-            assert await leaving.stop(within_seconds=STOPPED_WITHIN_SECONDS) == 0
+            with trial.cause():
+                assert await leaving.stop(within_seconds=STOPPED_WITHIN_SECONDS) == 0
             assert monotonic() - asked < STOPPED_WITHIN_SECONDS
-            await load.more()
-        await load.assert_kept(database)
+            await trial.well(staying)
+        await trial.judge(database)
 
 
 async def test_the_only_process_asked_to_stop_under_load_ends_in_five_seconds_and_loses_nothing(
@@ -72,14 +72,13 @@ async def test_the_only_process_asked_to_stop_under_load_ends_in_five_seconds_an
 async def test_a_process_that_stands_still_holds_up_the_other_one_only_for_seconds(database: str) -> None:
     async with squad_up(dsn=database) as still, squad_up(dsn=database) as awake:
         load, other = Load([still], "still"), Load([awake], "awake")
-        async with load.running(), other.running():
-            await asyncio.gather(load.more(), other.more())
+        trial = Trial("SIGSTOP of one of two services", PAST_A_STOPPED_ONE_WITHIN_SECONDS, load, other)
+        async with trial.running():
             # In the middle of things: it may well hold the log's lock.
-            with stopped(psutil.Process(still.pid)):
+            with trial.cause(), stopped(psutil.Process(still.pid)):
                 await other.more(within_seconds=PAST_A_STOPPED_ONE_WITHIN_SECONDS)
-            await load.more(within_seconds=PAST_A_STOPPED_ONE_WITHIN_SECONDS)
-        await load.assert_kept(database)
-        await other.assert_kept(database)
+            await trial.well(still, awake)
+        await trial.judge(database)
 
 
 async def projects(service: ServiceProcess) -> bool:

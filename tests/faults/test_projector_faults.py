@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from functools import partial
 from itertools import count
 from random import Random
@@ -13,8 +14,10 @@ import pytest
 
 from eventstore import connection as connections
 from eventstore import log
+from eventstore.errors import StoreBusy
 from eventstore.listener import Hints
 from projections import PROJECTIONS, projector
+from projections.folding import PageFolder
 from projections.projector import Projector
 from tests.support.life import Life
 from tests.support.parts import connected, running, running_listener, running_writer, terminate
@@ -138,3 +141,46 @@ async def test_a_standby_takes_over_when_the_active_one_loses_its_connection(dat
         assert len(await cursor.fetchall()) == 1
         # Whoever is first is the next; there is one again, and one only.
         await eventually(lambda: active.active != standby.active)
+
+
+async def test_two_projectors_that_both_believe_to_be_the_active_one_do_no_harm(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a lock was lost without a word: each thinks that it is the one."""
+    monkeypatch.setattr(projector, "_TRY_LOCK", "SELECT true")
+    monkeypatch.setattr(projector, "_BACKOFF_SECONDS", (0.0, 0.0))
+    projectors = [Projector(database, "squad", Hints()) for _ in range(2)]
+    overtaken = Counter[str]()
+    advance = PageFolder.advance
+
+    async def counting(*args: Any) -> None:
+        try:
+            await advance(*args)
+        except StoreBusy:
+            overtaken["times"] += 1
+            raise
+
+    monkeypatch.setattr(PageFolder, "advance", counting)
+    enough = asyncio.Event()
+
+    async def live(writer: Writer, seed: int) -> None:
+        life = Life(seed)
+        while not enough.is_set():
+            await life.live(writer, 10)
+            for each in projectors:
+                each._hints.wake()
+
+    async with (
+        running_writer(database) as writer,
+        running(*(each.run() for each in projectors)),
+    ):
+        await eventually(lambda: all(each.active for each in projectors))
+        lives = asyncio.gather(*(live(writer, seed) for seed in range(6)))
+        await eventually(lambda: overtaken["times"] >= 3)
+        enough.set()
+        await lives
+        await eventually(partial(projected_to_head, database))
+        # Who was overtaken begins anew, and neither is stuck.
+        await eventually(lambda: all(each.active for each in projectors))
+    assert await assert_tables_equal_fold(database) > 100
+    await assert_log_is_sound(database)

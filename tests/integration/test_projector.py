@@ -11,7 +11,7 @@ import pytest
 from eventstore import log
 from eventstore.events import MessageSent
 from eventstore.listener import Hints
-from projections import PROJECTIONS, folding
+from projections import PROJECTIONS, folding, projector
 from projections.messages import messages
 from projections.projector import Projector
 from tests.support.life import Life
@@ -141,6 +141,29 @@ async def test_one_that_failed_goes_on_where_it_stopped_once_it_is_mended(
     assert not mended.failed
     assert set((await _reported(connection)).values()) == {(3, None, None)}
     assert await assert_tables_equal_fold(database) == 3
+
+
+async def test_one_that_failed_tries_again_after_a_while_and_goes_on_by_itself(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projector, "RETRY_FAILED_SECONDS", 0.2)
+    choking = Projector(database, "squad", Hints())
+    async with running(choking.run()):
+        with pytest.MonkeyPatch.context() as patch:
+            _make_messages_choke_on_poison(patch)
+            await Scribe(connection).append(joined("alice"), said("one"), said(POISON), said("two"))
+            await eventually(lambda: choking.failed)
+            first = choking._failed_at
+            await eventually(lambda: choking._failed_at > first)
+            assert choking.positions["messages"] == 2
+        await eventually(partial(projected_to_head, database))
+        await eventually(lambda: not choking.failed)
+        await eventually(lambda: _all_well(connection, 4))
+    assert await assert_tables_equal_fold(database) == 4
+
+
+async def _all_well(connection: Connection, position: int) -> bool:
+    return set((await _reported(connection)).values()) == {(position, None, None)}
 
 
 @pytest.mark.parametrize(

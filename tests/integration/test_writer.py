@@ -415,6 +415,23 @@ async def test_a_process_whose_own_clock_is_wrong_records_the_databases_time(
     assert abs(last.recorded_at - datetime.now(UTC)) < timedelta(minutes=1)
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_a_clock_that_went_wrong_is_put_right_though_nobody_asks_for_anything(
+    database: str, hours: int
+) -> None:
+    """As after the machine slept: readers go by it as well."""
+    clock = DatabaseClock()
+    async with running_writer(database, clock=clock):
+        clock._offset_seconds += 3_600 * hours
+        away = timedelta(seconds=3_600)
+
+        def is_right() -> bool:
+            return abs(clock.now() - datetime.now(UTC)) < away / 2
+
+        assert not is_right()
+        await eventually(is_right, within_seconds=5)
+
+
 async def test_time_in_the_log_stands_still_while_the_databases_clock_is_behind_it(
     writer: Writer, database: str
 ) -> None:

@@ -71,6 +71,33 @@ class Answer(NamedTuple):
     body: Mapping[str, Any]
 
 
+class Kept(NamedTuple):
+    """What became of a load's requests, by the log."""
+
+    acknowledged: int
+    lost: list[Ask]
+    """Acknowledged, and not in the log, or not where or as the answer said."""
+    doubled: list[Ask]
+    """In the log more than once."""
+    haunting: list[Ask]
+    """Turned away, and in the log all the same."""
+
+    def with_(self, other: Kept) -> Kept:
+        """Both loads' together."""
+        return Kept(
+            self.acknowledged + other.acknowledged,
+            self.lost + other.lost,
+            self.doubled + other.doubled,
+            self.haunting + other.haunting,
+        )
+
+    def assert_nothing_amiss(self) -> None:
+        """Fails unless everything acknowledged is there once, and nothing is that was turned away."""
+        assert not self.lost, f"{len(self.lost)} of {self.acknowledged} are lost: {self.lost[0]}"
+        assert not self.doubled, f"{len(self.doubled)} happened twice: {self.doubled[0]}"
+        assert not self.haunting, f"{len(self.haunting)} were turned away and happened: {self.haunting[0]}"
+
+
 @dataclass
 class Load:
     """Writes of many kinds, half of them with an idempotency key, on one or more services."""
@@ -122,24 +149,25 @@ class Load:
     async def assert_kept(self, dsn: str) -> None:
         """Fails unless the log holds what was acknowledged, once and unchanged, and the tables agree."""
         await eventually(lambda: projected_to_head(dsn), describe="the tables are at the head")
-        events = await assert_log_is_sound(dsn)
+        self.compare(await assert_log_is_sound(dsn)).assert_nothing_amiss()
+        assert await assert_tables_equal_fold(dsn) > 0
+
+    def compare(self, events: Sequence[Recorded]) -> Kept:
+        """Holds a whole log to what this load was told."""
         decisive: dict[str, list[Recorded]] = defaultdict(list)
         for event in events:
             if event.type in _DECISIVE:
                 decisive[event.correlation_id].append(event)
-        for ask, answer in self.answered:
-            position = answer.body["position"]
-            assert events[position - 1].correlation_id == ask.number, f"{position} is not of {ask}"
-            assert decisive[ask.number], f"{ask} was answered {answer}, and is not in the log"
-            event = decisive[ask.number][0]
-            data = json.loads(event.data)
-            assert event.type == _FACTS[ask.kind, answer.status], f"{ask} was answered {answer}: {event}"
-            assert {name: data[name] for name in ask.content} == ask.content, f"{ask} became {event}"
-        for ask in self.turned_away:
-            assert not decisive[ask.number], f"{ask} was turned away, and happened"
-        for ask in self.asked:
-            assert len(decisive[ask.number]) <= 1, f"{ask} happened twice"
-        assert await assert_tables_equal_fold(dsn) > 0
+        return Kept(
+            acknowledged=len(self.answered),
+            lost=[
+                ask
+                for ask, answer in self.answered
+                if not _is_as_told(ask, answer, events, decisive[ask.number])
+            ],
+            doubled=[ask for ask in self.asked if len(decisive[ask.number]) > 1],
+            haunting=[ask for ask in self.turned_away if decisive[ask.number]],
+        )
 
     async def _client(self, session: aiohttp.ClientSession, index: int) -> None:
         service = index
@@ -192,6 +220,15 @@ class Load:
         if code in _TURNED_AWAY and not ask.key:
             self.turned_away.append(ask)
         return None
+
+
+def _is_as_told(ask: Ask, answer: Answer, events: Sequence[Recorded], decisive: Sequence[Recorded]) -> bool:
+    """Whether the log has what an answer said, at the position that it named."""
+    position = answer.body["position"]
+    if not decisive or position > len(events) or events[position - 1].correlation_id != ask.number:
+        return False
+    data = json.loads(decisive[0].data)
+    return decisive[0].type == _FACTS[ask.kind, answer.status] and ask.content.items() <= data.items()
 
 
 def requests(agent: str, first: int) -> Iterator[Ask]:

@@ -121,10 +121,10 @@ async def backends(connection: Connection, name: str) -> list[int]:
 
 
 async def terminate(connection: Connection, name: str) -> int:
-    """Ends those server processes; says how many there were."""
+    """Ends the server processes whose name is like this; says how many there were. Our own stays."""
     cursor = await connection.execute(
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND application_name = %s",
+        " WHERE datname = current_database() AND application_name LIKE %s AND pid <> pg_backend_pid()",
         (name,),
     )
     row = await cursor.fetchone()

@@ -19,26 +19,28 @@ import aiohttp
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
 _LISTENS_WITHIN_SECONDS = 30.0
 _URL = re.compile(r"listening on (http://\S+)")
 _SHOWN_CHARACTERS = 4_000
 
+_SQUAD = Path(sys.executable).with_name("squad")
 _PROBE = aiohttp.ClientTimeout(total=3)
 
 
 class ServiceProcess:
     """One `squad up`: started, stopped, killed, and started again, on a free port each time."""
 
-    def __init__(self, *, dsn: str | None, data: Path | None, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, *, dsn: str | None, data: Path | None, settings: Mapping[str, str], program: Sequence[str]
+    ) -> None:
         self.url = ""
         # Also where it runs: no squad.toml of ours lies there.
         self._folder = Path(tempfile.mkdtemp(prefix="squad-process-"))
         self._output, self._errors = self._folder / "stdout", self._folder / "stderr"
         self._process: subprocess.Popen[bytes] | None = None
-        squad = Path(sys.executable).with_name("squad")
-        self._command = [str(squad), "up", "--port=0", f"--dsn={dsn}" if dsn else f"--data={data}"]
+        self._command = [*program, "up", "--port=0", f"--dsn={dsn}" if dsn else f"--data={data}"]
         ours = {name: value for name, value in os.environ.items() if not name.startswith("SQUAD_")}
         quiet = {"SQUAD_RESET_HOUR": _far_from_now(), "SQUAD_SEED_JOBS": "false"}
         self._environment = {**ours, **quiet, **settings}
@@ -94,6 +96,10 @@ class ServiceProcess:
         except (aiohttp.ClientError, TimeoutError):
             return False
 
+    async def is_not_ready(self) -> bool:
+        """Whether it says that it is not, or says nothing; for `eventually`."""
+        return not await self.is_ready()
+
     async def metric(self, name: str) -> float:
         """One of its figures, from /metrics."""
         async with aiohttp.request("GET", f"{self.url}/metrics", timeout=_PROBE) as response:
@@ -133,7 +139,11 @@ class ServiceProcess:
 
 @contextlib.asynccontextmanager
 async def squad_up(
-    *, dsn: str | None = None, data: Path | None = None, **settings: str
+    *,
+    dsn: str | None = None,
+    data: Path | None = None,
+    program: Sequence[str] = (str(_SQUAD),),
+    **settings: str,
 ) -> AsyncIterator[ServiceProcess]:
     """A running service on a database or a data folder, gone after the block however that ends.
 
@@ -142,15 +152,27 @@ async def squad_up(
     Args:
         dsn: the database.
         data: the embedded Postgres's folder, where no database is named.
+        program: what is run, where it is not the installed `squad`.
         settings: environment variables.
     """
-    service = ServiceProcess(dsn=dsn, data=data, settings=settings)
+    service = ServiceProcess(dsn=dsn, data=data, settings=settings, program=program)
     try:
         await service.start()
         yield service
     except BaseException as error:
         error.add_note(service.story())
         raise
+    finally:
+        service.leave_nothing()
+
+
+async def refused_start(*, dsn: str, **settings: str) -> str:
+    """Starts a service that must not start; returns what it said of that."""
+    service = ServiceProcess(dsn=dsn, data=None, settings=settings, program=(str(_SQUAD),))
+    try:
+        service._launch()
+        assert await service.ended(within_seconds=_LISTENS_WITHIN_SECONDS) != 0, service.story()
+        return service.story()
     finally:
         service.leave_nothing()
 

@@ -2,6 +2,10 @@
 
 What goes through is known by a needle: bytes that the client sends, such as the text of a message, which a
 bound parameter carries as it is. Each rule works once.
+
+It can also be a network that swallows everything, for as long as a block lasts: connections stay open, new
+ones are taken, and nothing arrives. What was sent meanwhile arrives afterwards, as from a peer that kept
+trying, whether its sender still waits or not.
 """
 
 from __future__ import annotations
@@ -14,10 +18,12 @@ from typing import TYPE_CHECKING, Literal
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 _CHUNK_BYTES = 65_536
 _READY_FOR_QUERY = ord("Z")
+_ANSWERED = b"QSHpX"
+"""Messages that the server answers without waiting for more: query, sync, flush, password, goodbye."""
 
 
 @dataclass(eq=False)
@@ -44,6 +50,17 @@ class Proxy:
         self._server_dsn = server_dsn
         self._rules: list[Cut] = []
         self._connections: set[asyncio.Task[None]] = set()
+        self._flows = asyncio.Event()
+        self._flows.set()
+
+    @contextlib.contextmanager
+    def swallowing(self) -> Iterator[None]:
+        """Nothing arrives for the time of a block, in either direction."""
+        self._flows.clear()
+        try:
+            yield
+        finally:
+            self._flows.set()
 
     def cut_before(self, needle: bytes) -> Cut:
         """The next request with the needle never reaches the server; the client sees its line break."""
@@ -93,7 +110,7 @@ class Proxy:
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         from_server, to_server = await self._server()
-        answers = asyncio.ensure_future(_pass_on(from_server, writer))
+        answers = asyncio.ensure_future(self._pass_on(from_server, writer))
         try:
             cut, request = await self._pass_requests(reader, to_server)
             if cut is None:
@@ -122,14 +139,27 @@ class Proxy:
         self, reader: asyncio.StreamReader, to_server: asyncio.StreamWriter
     ) -> tuple[Cut | None, bytes]:
         """Passes on until a rule applies; returns it with the request that it applies to."""
-        while chunk := await reader.read(_CHUNK_BYTES):
+        to_server.write(await _startup(reader))
+        while request := await _request(reader):
+            await self._flows.wait()
             for cut in self._rules:
-                if cut.needle in chunk:
+                if cut.needle in request:
                     self._rules.remove(cut)
-                    return cut, chunk
-            to_server.write(chunk)
+                    return cut, request
+            to_server.write(request)
             await to_server.drain()
+        await self._flows.wait()
         return None, b""
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Passes on what the server says; when it hangs up, in whatever way, the client's line breaks."""
+        with contextlib.suppress(OSError):
+            while chunk := await reader.read(_CHUNK_BYTES):
+                await self._flows.wait()
+                writer.write(chunk)
+                await writer.drain()
+            await self._flows.wait()
+        writer.transport.abort()
 
     async def _server(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         where = conninfo_to_dict(self._server_dsn)
@@ -139,13 +169,27 @@ class Proxy:
         return await asyncio.open_connection(host, port)
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Passes on what the server says; when it hangs up, in whatever way, the client's line breaks too."""
-    with contextlib.suppress(OSError):
-        while chunk := await reader.read(_CHUNK_BYTES):
-            writer.write(chunk)
-            await writer.drain()
-    writer.transport.abort()
+async def _startup(reader: asyncio.StreamReader) -> bytes:
+    """The first message of a connection, the only one without a kind."""
+    length = await reader.readexactly(4)
+    return length + await reader.readexactly(int.from_bytes(length, "big") - 4)
+
+
+async def _request(reader: asyncio.StreamReader) -> bytes:
+    """The client's next messages, up to one that the server answers; nothing when it has hung up.
+
+    Whole, however many packets it came in: half of one that is cut off is no request.
+    """
+    request = b""
+    while True:
+        try:
+            header = await reader.readexactly(5)
+            message = await reader.readexactly(int.from_bytes(header[1:], "big") - 4)
+        except asyncio.IncompleteReadError:
+            return b""
+        request += header + message
+        if header[0] in _ANSWERED:
+            return request
 
 
 async def _skip_answer(reader: asyncio.StreamReader) -> None:

@@ -1,0 +1,139 @@
+"""A fault done to services under load, and what came of it: a row of the table in docs/operations.md.
+
+Every trial ends in the same questions, asked of the log: is everything there that was acknowledged, is
+nothing there twice, do positions have no gaps, does the chain hold, are the tables a fold of it? And it
+holds the services to a bound: so many seconds after the cause was gone (or after it struck, where it does
+not go) they call themselves ready again and answer, without anybody's help.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from functools import reduce
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
+
+from tests.support.load import Kept
+from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+    from tests.support.load import Load
+    from tests.support.process import ServiceProcess
+
+CLIENTS = 16
+"""Enough that several commands are in every batch; two cores have the service and the checks to run too."""
+
+_WARM_UP_ANSWERS = 200
+_WELL_AFTER_ANSWERS = 50
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    fault: str
+    load: str
+    acknowledged: int
+    lost: int
+    doubled: int
+    ready_seconds: float
+    within_seconds: float
+
+    def cells(self) -> list[str]:
+        """The line's cells, as the table shows them."""
+        return [
+            self.fault,
+            self.load,
+            f"{self.acknowledged:,}",
+            str(self.lost),
+            str(self.doubled),
+            f"{self.ready_seconds:.1f}",
+            f"{self.within_seconds:g}",
+        ]
+
+
+ROWS: list[Row] = []
+"""What the trials of this run have come to."""
+
+HEADINGS = ("fault", "load", "acknowledged", "lost", "doubled", "ready after, s", "bound, s")
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """The rows as lines of Markdown."""
+    lines = [list(HEADINGS), ["---"] * len(HEADINGS), *(row.cells() for row in rows)]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+class Trial:
+    """One fault, from the load before it to the verdict after it.
+
+    Args:
+        fault: what is done, as the table names it.
+        within_seconds: how soon the services must be well again.
+        loads: the clients.
+    """
+
+    def __init__(self, fault: str, within_seconds: float, *loads: Load) -> None:
+        self.fault = fault
+        self.within_seconds = within_seconds
+        self.loads = loads
+        self.ready_seconds = 0.0
+        """The longest that it took."""
+        self._rate = 0.0
+        self._clients = 0
+        self._cause_gone = monotonic()
+
+    @contextlib.asynccontextmanager
+    async def running(self, clients: int = CLIENTS) -> AsyncIterator[None]:
+        """The loads run for the time of the block, and are answered when it begins."""
+        async with contextlib.AsyncExitStack() as stack:
+            for load in self.loads:
+                await stack.enter_async_context(load.running(clients))
+            self._clients = clients * len(self.loads)
+            for load in self.loads:
+                await load.more(_WELL_AFTER_ANSWERS)
+            begun = monotonic()
+            for load in self.loads:
+                await load.more(_WARM_UP_ANSWERS)
+            self._rate = _WARM_UP_ANSWERS * len(self.loads) / (monotonic() - begun)
+            yield
+
+    @contextlib.contextmanager
+    def cause(self) -> Iterator[None]:
+        """The fault lasts as long as the block; from its end on the clock runs."""
+        yield
+        self._cause_gone = monotonic()
+
+    async def well(self, *services: ServiceProcess) -> None:
+        """Waits until the services are ready and the loads are answered, within the bound."""
+        for load in self.loads:
+            await load.more(_WELL_AFTER_ANSWERS, within_seconds=self._left())
+        for service in services:
+            await eventually(
+                service.is_ready, within_seconds=self._left(), describe="the service calls itself ready"
+            )
+        self.ready_seconds = max(self.ready_seconds, monotonic() - self._cause_gone)
+        assert self.ready_seconds <= self.within_seconds
+
+    async def judge(self, dsn: str) -> None:
+        """Holds log and tables to what the clients were told, and adds the row."""
+        await eventually(lambda: projected_to_head(dsn), describe="the tables are at the head")
+        events = await assert_log_is_sound(dsn)
+        kept = reduce(Kept.with_, (load.compare(events) for load in self.loads))
+        row = Row(
+            fault=self.fault,
+            load=f"{self._clients} clients, {self._rate:,.0f}/s",
+            acknowledged=kept.acknowledged,
+            lost=len(kept.lost),
+            doubled=len(kept.doubled),
+            ready_seconds=self.ready_seconds,
+            within_seconds=self.within_seconds,
+        )
+        ROWS.append(row)
+        kept.assert_nothing_amiss()
+        assert await assert_tables_equal_fold(dsn) > 0
+
+    def _left(self) -> float:
+        return max(0.1, self._cause_gone + self.within_seconds - monotonic())
