@@ -496,11 +496,37 @@ CREATE TABLE orchestrator (
     stopped_at timestamptz,
     position   bigint      NOT NULL
 );
+
+
+-- API keys ---------------------------------------------------------------------------------------------
+-- Of a key only its SHA-256 is here. The one row of access says how many keys nobody has revoked: where there
+-- is one, every request needs a key.
+
+CREATE TABLE api_keys (
+    id            text        PRIMARY KEY,
+    scope         text        NOT NULL CHECK (scope IN ('agent', 'operator', 'auditor')),
+    agent         text,
+    note          text,
+    digest        text        NOT NULL,
+    state         text        NOT NULL CHECK (state IN ('active', 'expired', 'revoked')),
+    created_by    text        NOT NULL,
+    created_at    timestamptz NOT NULL,
+    expires_at    timestamptz,
+    first_used_at timestamptz,
+    ended_at      timestamptz,
+    position      bigint      NOT NULL
+);
+
+CREATE TABLE access (
+    name           text   PRIMARY KEY,
+    unrevoked_keys bigint NOT NULL,
+    position       bigint NOT NULL
+);
 -- @end
 
 
 -- @upgrade 2
--- Replay beside the live tables, snapshots, sealed payloads; claims of jobs, who removed one.
+-- Replay beside the live tables, snapshots, sealed payloads; claims of jobs, who removed one; API keys.
 
 ALTER TABLE projections ADD COLUMN generation bigint NOT NULL DEFAULT 1;
 
@@ -553,3 +579,24 @@ ALTER TABLE job_runs ADD COLUMN operation_id uuid;
 
 CREATE INDEX events_by_key ON events ((data #>> '{sealed,key}'))
     WHERE type IN ('email_received', 'email_updated') AND (data #>> '{sealed,key}') IS NOT NULL;
+
+CREATE TABLE api_keys (
+    id            text        PRIMARY KEY,
+    scope         text        NOT NULL CHECK (scope IN ('agent', 'operator', 'auditor')),
+    agent         text,
+    note          text,
+    digest        text        NOT NULL,
+    state         text        NOT NULL CHECK (state IN ('active', 'expired', 'revoked')),
+    created_by    text        NOT NULL,
+    created_at    timestamptz NOT NULL,
+    expires_at    timestamptz,
+    first_used_at timestamptz,
+    ended_at      timestamptz,
+    position      bigint      NOT NULL
+);
+
+CREATE TABLE access (
+    name           text   PRIMARY KEY,
+    unrevoked_keys bigint NOT NULL,
+    position       bigint NOT NULL
+);

@@ -5,6 +5,7 @@ comfort would take longer to ask than the service to answer. Several servers sha
 The request is built once, but for a number that differs each time wherever `NUMBER` stands. Of an answer
 no more is looked at than where it ends and whether it is a 2xx. How fast it can be at most is a figure of
 every HTTP benchmark: its rate on a server that answers without looking (`benchmarks.canned_server`).
+An API key is taken from the environment, as `LOAD_KEY`.
 `load_cpu` says how much of one core it used; near 1 it would be measuring itself.
 
 It prints one JSON object: requests, how many a second, percentiles in milliseconds, its own use of a core.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from itertools import count
 from time import perf_counter, process_time, time_ns
@@ -118,6 +120,8 @@ async def _open(
     assert address.hostname
     assert address.port
     head = f"{method} {path} HTTP/1.1\r\nHost: {address.netloc}\r\n"
+    if key := os.environ.get("LOAD_KEY"):
+        head += f"Authorization: Bearer {key}\r\n"
     if body:
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     request = f"{head}\r\n".encode() + body

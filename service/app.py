@@ -26,9 +26,14 @@ from service.batch import new_id
 from service.calls import Caller
 from service.clock import DatabaseClock
 from service.commands import DefineJob, RegisterAgent, StartOrchestrator, WithdrawJob
+from service.decide.access import key_is_needed
 from service.embedded import EmbeddedPostgres
+from service.http.auth import Door
 from service.http.context import Services
+from service.http.cors import Cors
+from service.http.limits import is_this_machine
 from service.http.server import Runner
+from service.http.stream import OpenStreams
 from service.http.table import application
 from service.job_spec import EMAIL_AGENT, SEED_JOBS
 from service.metrics import Metrics
@@ -140,6 +145,9 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
             scheduler=scheduler,
             snapshotter=snapshotter,
             metrics=Metrics(writer, projector, listener),
+            door=Door(settings, writer, clock),
+            cors=Cors(settings.cors_origins) if settings.cors_origins else None,
+            streams=OpenStreams(settings.max_streams, settings.max_streams_per_key),
         )
         await until_ready(writer)
         await _first_commands(settings, writer)
@@ -157,6 +165,7 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[str, list[asyncio.T
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(database(settings))
         services, tasks = await stack.enter_async_context(parts(settings, dsn))
+        await _check_who_can_reach_it(settings, services.writer)
         runner = Runner(application(services), shutdown_timeout=CLOSE_SECONDS)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -176,14 +185,39 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[str, list[asyncio.T
             await _stop(services, site)
 
 
+async def _check_who_can_reach_it(settings: Settings, writer: Writer) -> None:
+    """A squad without keys is served to its own machine only, unless somebody says that others may come.
+
+    Raises:
+        StartFailed: it has none, and others could reach it.
+    """
+    if key_is_needed(writer.squad):
+        _log.info("every request needs a key")
+        return
+    if settings.insecure:
+        _log.warning("nobody needs a key: whoever can reach %s may do everything", settings.host)
+        return
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError:
+        # Whoever listens there will say so better.
+        return
+    if not all(is_this_machine(str(address[0])) for *_, address in found):
+        raise StartFailed(
+            f"the squad has no keys, and others than this machine could reach it on {settings.host}: make a"
+            " key with `squad keys create --scope operator`, or allow it to everybody with --insecure"
+        )
+
+
 async def _stop(services: Services, site: web.TCPSite) -> None:
     """New requests are refused, waiting ones answered, streams closed."""
     services.stopping = True
     await site.stop()
     await services.scheduler.stop()
     services.tables.let_go()
-    for stream in list(services.streams):
-        stream.cancel()
+    services.streams.end()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_SECONDS):
             await services.writer.drain()

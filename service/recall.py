@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from eventstore import codec, log, sealing, traces
 from eventstore.events import (
     EmailReceived,
+    EmailUpdated,
     MessageSent,
     RequestAnswered,
+    SubjectForgotten,
     TokensReleased,
     TokensReserved,
     TokensSettled,
@@ -21,6 +23,7 @@ from eventstore.translation import translating
 from projections.budgets import RESERVATIONS, reservation_after
 from projections.emails import EMAILS, emails
 from projections.jobs import JOBS, jobs
+from projections.keys import KEYS, keys
 from projections.messages import messages
 from projections.operations import OPERATIONS, operations
 from projections.tasks import TASKS, tasks
@@ -36,8 +39,18 @@ if TYPE_CHECKING:
     from service.requests import Ticket
     from service.squad import Draft, State
 
-_KINDS = {"message": messages, "operation": operations, "task": tasks, "email": emails, "job": jobs}
+_KINDS = {
+    "message": messages,
+    "operation": operations,
+    "task": tasks,
+    "email": emails,
+    "job": jobs,
+    "key": keys,
+}
 """Which projection alone tells a stream's story, by the first part of the stream's name."""
+
+
+_EMAIL_TYPES = frozenset({EmailReceived.type, EmailUpdated.type})
 
 
 class Kept(NamedTuple):
@@ -85,10 +98,27 @@ async def read(connection: Connection, wanted: Needs, keyring: Keyring | None = 
         with translating():
             cursor = await connection.execute(query, (wanted.gmail_message_ids,), prepare=True)
             streams += [row[0] for row in await cursor.fetchall()]
-    if not streams:
-        return []
+    return await stories(connection, streams, keyring) if streams else []
+
+
+async def stories(
+    connection: Connection, streams: list[str], keyring: Keyring | None = None
+) -> list[Recorded]:
+    """The events of streams in the log's order, readable, with those that erased something of theirs."""
     history = await log.read_streams(connection, streams)
+    if ends := streams_of_keys(history):
+        history = sorted([*history, *await log.read_streams(connection, ends)], key=_position)
     return await sealing.reveal(connection, history, keyring, veiled=(MessageSent.type,))
+
+
+def streams_of_keys(history: Iterable[Recorded]) -> list[str]:
+    """The streams that tell the ends of the keys that e-mails are sealed with."""
+    keys = (sealing.key_of(row) for row in history if row.type in _EMAIL_TYPES)
+    return sorted({SubjectForgotten.stream_of(key) for key in keys if key})
+
+
+def _position(recorded: Recorded) -> int:
+    return recorded.position
 
 
 async def find_traces(connection: Connection, draft: Draft, wanted: Needs) -> None:
@@ -104,9 +134,14 @@ def fold(draft: Draft, history: Iterable[Recorded]) -> dict[str, Kept]:
         The earlier answers by idempotency key.
     """
     answers: dict[str, Kept] = {}
+    recalled: set[str] = set()
     for recorded in history:
         event = codec.decode(recorded)
         match event:
+            case SubjectForgotten():
+                # Others that it erased are in memory as they are by now, or not at all.
+                ours = [email_id for email_id in event.emails if email_id in recalled]
+                emails.apply(draft, event.model_copy(update={"emails": ours}), recorded)
             case RequestAnswered():
                 answers[event.key] = Kept(event.fingerprint, Answer(event.status, event.body))
                 continue
@@ -119,6 +154,7 @@ def fold(draft: Draft, history: Iterable[Recorded]) -> dict[str, Kept]:
                 if projection := _KINDS.get(recorded.stream.partition("-")[0]):
                     projection.apply(draft, event, recorded)
         if isinstance(event, EmailReceived):
+            recalled.add(event.email_id)
             draft.gmail_ids.put(event.gmail_message_id, event.email_id)
         draft.versions.put(recorded.stream, recorded.version)
     draft.keep()
@@ -142,5 +178,7 @@ def _stream(state: State, command: do.AnyCommand) -> str | None:
         case do.DefineJob() | do.RemoveJob() | do.WithdrawJob():
             # One that was removed may come back, and its stream goes on; or it matters who removed it.
             return None if state.rows(JOBS).get(command.name) else f"job-{command.name}"
+        case do.CreateKey() | do.RevokeKey():
+            return None if state.rows(KEYS).get(command.key_id) else f"key-{command.key_id}"
         case _:
             return None

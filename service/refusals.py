@@ -37,6 +37,12 @@ RefusalCode = Literal[
     "orchestrator_stopped",
     "run_not_held",
     "idempotency_mismatch",
+    "unauthorized",
+    "wrong_agent",
+    "not_allowed",
+    "key_not_found",
+    "key_exists",
+    "too_many_keys",
 ]
 
 

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from service.callers import Caller
 from service.commands import AnyCommand
 from service.refusals import Refusal
 
@@ -86,6 +87,8 @@ class Request(NamedTuple):
     """`Print.bare`."""
     other_fingerprint: str = ""
     """`Print.also`."""
+    caller: Caller | None = None
+    """Whose right to ask is looked at before it is decided; None where the service itself asks."""
 
     def is_repeat_of(self, kept: str) -> bool:
         """Whether the answer that was kept with this fingerprint is the answer to this request."""

@@ -39,6 +39,7 @@ _ACTIVE: dict[str, sql.SQL] = {
     "operations": sql.SQL("WHERE state = 'active'"),
     "reservations": sql.SQL("WHERE state = 'active'"),
     "jobs": sql.SQL("WHERE NOT removed"),
+    "api_keys": sql.SQL("WHERE state = 'active'"),
     "job_runs": sql.SQL("WHERE status = 'running'"),
     "squad_tasks": sql.SQL("WHERE status <> 'completed'"),
     "email_logs": sql.SQL("WHERE status NOT IN ('sent', 'archived')"),

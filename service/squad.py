@@ -36,6 +36,7 @@ from projections.budgets import (
 )
 from projections.emails import EMAILS
 from projections.jobs import JOBS
+from projections.keys import ACCESS, KEYS
 from projections.operations import OPERATIONS
 from projections.orchestrator import ORCHESTRATOR, THE_ORCHESTRATOR, OrchestratorRow
 from projections.projection import MissingRow, Table
@@ -82,6 +83,8 @@ RESIDENT: dict[str, Residence] = {
         Residence(ORCHESTRATOR, lambda row: True, lambda row: "orchestrator"),
         Residence(JOBS, lambda row: not row.removed, lambda row: f"job-{row.name}"),
         Residence(RUNS, lambda row: row.status == "running", lambda row: f"run-{row.id}"),
+        Residence(KEYS, lambda row: row.state == "active", lambda row: f"key-{row.id}"),
+        Residence(ACCESS, lambda row: True, lambda row: None),
         Residence(TASKS, lambda row: row.status != "completed", lambda row: f"task-{row.id}"),
         Residence(
             EMAILS, lambda row: row.status not in ("sent", "archived"), lambda row: f"email-{row.id}"
@@ -90,7 +93,7 @@ RESIDENT: dict[str, Residence] = {
 }
 """The tables that live in memory. Messages and conflicts do not: they are finished as they happen."""
 
-PARTIAL = frozenset({TASKS.name, EMAILS.name})
+PARTIAL = frozenset({TASKS.name, EMAILS.name, KEYS.name})
 """Tables whose absent rows may exist: they are read from the log when a command needs them.
 
 One that was finished, left memory and was opened again by another process is open and not in memory:

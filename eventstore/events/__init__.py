@@ -52,6 +52,15 @@ from eventstore.events.jobs import (
     SkipReason,
     TickBuffered,
 )
+from eventstore.events.keys import (
+    AccessDenied,
+    DenialCode,
+    KeyCreated,
+    KeyExpired,
+    KeyFirstUsed,
+    KeyRevoked,
+    KeyScope,
+)
 from eventstore.events.log import AppendAbandoned, RequestAnswered
 from eventstore.events.messages import MessageAcknowledged, MessageSent
 from eventstore.events.operations import (
@@ -68,6 +77,7 @@ from eventstore.events.tasks import TaskCreated, TaskPriority, TaskStatus, TaskU
 
 __all__ = [
     "ERASED",
+    "AccessDenied",
     "AgentHeartbeatRecorded",
     "AgentProfileChanged",
     "AgentRegistered",
@@ -78,6 +88,7 @@ __all__ = [
     "BudgetDayReset",
     "BudgetThresholdCrossed",
     "ConflictDetected",
+    "DenialCode",
     "DenialReason",
     "EmailReceived",
     "EmailStatus",
@@ -89,6 +100,11 @@ __all__ = [
     "JobRemoved",
     "JobResumed",
     "JobSource",
+    "KeyCreated",
+    "KeyExpired",
+    "KeyFirstUsed",
+    "KeyRevoked",
+    "KeyScope",
     "MessageAcknowledged",
     "MessageSent",
     "OperationExpired",
@@ -165,6 +181,11 @@ AnyEvent = (
     | RunRetried
     | RunFinished
     | SubjectForgotten
+    | KeyCreated
+    | KeyFirstUsed
+    | KeyExpired
+    | KeyRevoked
+    | AccessDenied
     | RequestAnswered
     | AppendAbandoned
 )

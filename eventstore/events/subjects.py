@@ -24,4 +24,9 @@ class SubjectForgotten(Event):
     @property
     def stream(self) -> str:
         """One stream a key, so that the message or the e-mails that name it lead to its end."""
-        return f"subject-{self.key_id}"
+        return self.stream_of(self.key_id)
+
+    @classmethod
+    def stream_of(cls, key_id: str) -> str:
+        """The stream that tells of the end of a key."""
+        return f"subject-{key_id}"

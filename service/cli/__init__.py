@@ -17,6 +17,7 @@ from service.cli.explain import explain_position
 from service.cli.export import export_command, import_command
 from service.cli.forget import forget
 from service.cli.jobs import jobs
+from service.cli.keys import keys_
 from service.cli.replay import replay
 from service.cli.state import state
 from service.cli.status import status
@@ -41,6 +42,7 @@ cli.add_command(events)
 cli.add_command(forget)
 cli.add_command(jobs)
 cli.add_command(replay)
+cli.add_command(keys_)
 cli.add_command(status)
 cli.add_command(bench)
 cli.add_command(verify)

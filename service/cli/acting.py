@@ -94,9 +94,14 @@ def asked(kind: type[C], **fields: Any) -> C:
 
 @asynccontextmanager
 async def acting(
-    config: Path | None, dsn: str | None, data: Path | None, *, listening: bool = False
+    config: Path | None,
+    dsn: str | None,
+    data: Path | None,
+    *,
+    listening: bool = False,
+    anew: bool = False,
 ) -> AsyncIterator[Acting]:
-    """Opens a squad that exists, to change something in it.
+    """Opens a squad that exists, or (`anew`) comes to exist by this, to change something in it.
 
     Args:
         config: the settings' file.
@@ -104,11 +109,12 @@ async def acting(
         data: the embedded Postgres's folder.
         listening: for a command that waits for what others do: the writer then hears of it at once, and not
             only when it looks, which it does before each decision and every second.
+        anew: whether the squad may be a new one.
 
     Raises:
         StartFailed: there is no squad, or its state cannot be restored.
     """
-    async with open_squad(config, dsn, data) as (connection, chosen, found):
+    async with open_squad(config, dsn, data, anew=anew) as (connection, chosen, found):
         listener = Listener(chosen.listen_dsn or found, chosen.squad_schema) if listening else None
         hints = listener.events if listener else Hints()
         writer = Writer(found, chosen.squad_schema, DatabaseClock(), hints, encrypt=chosen.encrypt_payloads)

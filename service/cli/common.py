@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., Any]")
 T = TypeVar("T")
 
-AT_LEISURE = {"statement_timeout": 0, "transaction_timeout": 0, "idle_in_transaction_session_timeout": 0}
+AT_LEISURE: dict[str, Any] = {
+    "statement_timeout": 0,
+    "transaction_timeout": 0,
+    "idle_in_transaction_session_timeout": 0,
+}
 """The session of a command that reads or writes the whole log: it takes as long as it takes."""
 
 _AGO = re.compile(r"([0-9]{1,9})([smhd])")
@@ -60,9 +64,14 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 @asynccontextmanager
 async def open_squad(
-    config: Path | None, dsn: str | None, data: Path | None, **session: str | int
+    config: Path | None,
+    dsn: str | None,
+    data: Path | None,
+    *,
+    anew: bool = False,
+    **session: str | int,
 ) -> AsyncIterator[tuple[Connection, Settings, str]]:
-    """A connection to a squad that exists, its settings, and the DSN.
+    """A connection to a squad that exists, or (`anew`) comes to exist by this; its settings, and the DSN.
 
     Args:
         config: the settings' file, where one is named.
@@ -74,11 +83,13 @@ async def open_squad(
         StartFailed: there is no squad.
     """
     chosen = settings.read(config, dsn=dsn, data=data)
-    if not chosen.dsn and not chosen.data.exists():
+    if not anew and not chosen.dsn and not chosen.data.exists():
         raise StartFailed(
             f"there is no squad in {chosen.data}; start one with `squad up`, or name it with --dsn"
         )
     async with database(chosen) as found:
+        if anew:
+            await schema.apply(found, chosen.squad_schema)
         connection = await connect(found, chosen.squad_schema, name="squad cli", **session)
         async with connection:
             await schema.check(connection)

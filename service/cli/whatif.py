@@ -112,9 +112,13 @@ def whatif(
         click.echo(dumps(shown(report)).decode())
         return
     click.echo(report.summary())
+    if not report.is_different:
+        return
+    certain, *assumed = report.caveats()
+    click.echo(certain)
     if report.rows:
         Console().print(_by_day_and_agent(report))
-    click.echo("\n".join(map(printable, _details(report))), nl=report.is_different)
+    click.echo("\n".join(map(printable, (*_details(report), *assumed))))
 
 
 def _rules(named: dict[str, Any]) -> OtherRules:
@@ -163,7 +167,6 @@ def _details(report: Report) -> Iterator[str]:
             f"Runs that would not have been: {report.runs_refused:,}; ticks that would have run:"
             f" {report.runs_allowed:,}"
         )
-    yield from report.caveats()
 
 
 def _would_have(instead_at: datetime | None) -> str:

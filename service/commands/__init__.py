@@ -29,6 +29,7 @@ from service.commands.jobs import (
     TakeUpRun,
     WithdrawJob,
 )
+from service.commands.keys import CreateKey, NoteKeyUse, RevokeKey
 from service.commands.messages import AcknowledgeMessage, SendMessage
 from service.commands.operations import CheckOperation, FinishOperation, RenewOperation, StartOperation
 from service.commands.orchestrator import PassTime, StartOrchestrator, StopOrchestrator
@@ -42,6 +43,7 @@ __all__ = [
     "CheckOperation",
     "ClaimTick",
     "Command",
+    "CreateKey",
     "CreateTask",
     "DefineJob",
     "EndAttempt",
@@ -49,6 +51,7 @@ __all__ = [
     "ForgetSubject",
     "Heartbeat",
     "LogEmail",
+    "NoteKeyUse",
     "PassTime",
     "PauseJob",
     "RecordUsage",
@@ -59,6 +62,7 @@ __all__ = [
     "RenewRun",
     "ReserveTokens",
     "ResumeJob",
+    "RevokeKey",
     "RunJob",
     "SendMessage",
     "SetBudget",
@@ -102,6 +106,9 @@ AnyCommand = (
     | TakeUpRun
     | RenewRun
     | EndAttempt
+    | CreateKey
+    | NoteKeyUse
+    | RevokeKey
     | StartOrchestrator
     | StopOrchestrator
     | PassTime

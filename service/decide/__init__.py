@@ -15,6 +15,7 @@ from service.decide import (
     budget,
     emails,
     jobs,
+    keys,
     messages,
     operations,
     orchestrator,
@@ -89,6 +90,12 @@ def decide(state: State, command: do.AnyCommand, at: At) -> Decision:
             return jobs.pause(state, command, at)
         case do.ResumeJob():
             return jobs.resume(state, command, at)
+        case do.CreateKey():
+            return keys.create(state, command, at)
+        case do.NoteKeyUse():
+            return keys.note_use(state, command, at)
+        case do.RevokeKey():
+            return keys.revoke(state, command, at)
         case do.StartOrchestrator():
             return orchestrator.start(state, command, at)
         case do.StopOrchestrator():

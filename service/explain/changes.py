@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from eventstore.events import (
+    AccessDenied,
     AgentProfileChanged,
     AgentRegistered,
     AppendAbandoned,
     EmailReceived,
     EmailUpdated,
     JobDefined,
+    KeyCreated,
+    KeyRevoked,
     MessageAcknowledged,
     MessageSent,
     OperationExpired,
@@ -214,3 +217,11 @@ def forgotten(event: SubjectForgotten, at: Recorded, telling: Telling) -> None:
             " and cannot be erased from an immutable log.",
             at,
         )
+
+
+def key_changed(event: KeyCreated | KeyRevoked | AccessDenied, at: Recorded, telling: Telling) -> None:
+    """Who did it, or tried to, and with which key."""
+    telling.facts |= {"key_id": event.key_id, "agent": event.agent}
+    telling.say(f"It was asked for by {words.by(at.actor)}, and is about the key {event.key_id}.", at)
+    if isinstance(event, AccessDenied):
+        telling.facts |= {"code": event.code, "command": event.command}

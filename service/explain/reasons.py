@@ -58,6 +58,8 @@ async def narrate(item: Told, request: list[Told], past: Past, telling: Telling)
             changes.answered(event, at, telling, request)
         case told.AppendAbandoned():
             changes.abandoned(event, at, telling)
+        case told.KeyCreated() | told.KeyRevoked() | told.AccessDenied():
+            changes.key_changed(event, at, telling)
         case told.SubjectForgotten():
             changes.forgotten(event, at, telling)
         case told.RunSkipped():
@@ -75,7 +77,13 @@ async def narrate(item: Told, request: list[Told], past: Past, telling: Telling)
         case told.TickBuffered():
             await runs.buffered(event, at, past, telling)
         case (
-            told.AgentHeartbeatRecorded() | told.TokensUsed() | told.JobRemoved() | told.JobResumed() | None
+            told.AgentHeartbeatRecorded()
+            | told.TokensUsed()
+            | told.JobRemoved()
+            | told.JobResumed()
+            | told.KeyFirstUsed()
+            | told.KeyExpired()
+            | None
         ):
             pass
         case _:

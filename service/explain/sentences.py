@@ -131,6 +131,14 @@ def of_event(event: AnyEvent) -> str:
                 f"The request with the idempotency key {words.quote(event.key)} got its first answer:"
                 f" status {event.status}."
             )
+        case (
+            told.KeyCreated()
+            | told.KeyFirstUsed()
+            | told.KeyExpired()
+            | told.KeyRevoked()
+            | told.AccessDenied()
+        ):
+            return _of_key(event)
         case told.SubjectForgotten():
             sealed = words.count(len(event.emails), "e-mail"), words.count(len(event.messages), "message")
             return (
@@ -283,3 +291,23 @@ def _of_job(
 
 def _attempts(allowed: int) -> str:
     return "one attempt" if allowed == 1 else f"up to {allowed} attempts"
+
+
+def _of_key(
+    event: told.KeyCreated | told.KeyFirstUsed | told.KeyExpired | told.KeyRevoked | told.AccessDenied,
+) -> str:
+    whose = f"of {event.agent}" if event.agent else f"{event.key_id}"
+    match event:
+        case told.KeyCreated():
+            note = f", noted as {words.quote(event.note)}" if event.note else ""
+            return f"The API key {whose} was made, with the scope {event.scope}{note}."
+        case told.KeyFirstUsed():
+            return f"Somebody came with the API key {whose} for the first time."
+        case told.KeyExpired():
+            return f"The time of the API key {whose} ran out."
+        case told.KeyRevoked():
+            return f"The API key {whose} was taken back."
+        case told.AccessDenied():
+            return f"{event.command} was refused to the API key {whose}: {event.detail}."
+        case _:
+            assert_never(event)

@@ -88,6 +88,13 @@ def listed(items: Iterable[str]) -> str:
 
 def by(actor: str) -> str:
     """Who did it, as a person would say it."""
+    who, key, number = actor.rpartition(" key:")
+    if key and " " not in number:
+        return f"{_named(who)} (key {number})"
+    return _named(actor)
+
+
+def _named(actor: str) -> str:
     kind, _, name = actor.partition(":")
     match kind, name:
         case "agent", _:
@@ -100,5 +107,9 @@ def by(actor: str) -> str:
             return "the service as it started"
         case "system", _:
             return f"the {name}"
+        case "anonymous", "":
+            return "somebody who gave no name"
+        case _, "":
+            return f"somebody as {actor}"
         case _:
-            return "somebody who gave no name" if actor == "anonymous" else actor
+            return actor

@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from service.http import health, squad
+from service.http.auth import Scope
 from service.http.context import MAX_BODY_BYTES, SERVICES, Services, respond
 from service.http.openapi import document
 from service.http.route import Media, Route
@@ -62,6 +63,7 @@ ROUTES: tuple[Route, ...] = (
         path="/openapi.json",
         summary="This document",
         tag="health",
+        scope=Scope.PUBLIC,
         handler=_openapi,
         answers={200: Media("application/json", "OpenAPI 3.1")},
     ),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from service.http.auth import Scope
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -14,7 +16,22 @@ Schedules, connects, budgets and audits a squad of AI agents.
 Everything that happens is an event in one log. A write answers with the `position` of its last event, and a
 read with `min_position` waits until it shows that position. With an `Idempotency-Key`, a repeated POST gets
 the first answer again. Errors under `/api/v1` are problem details (RFC 9457) with a stable `code`.
+
+As long as the squad has a key that nobody has revoked, every request needs one, as
+`Authorization: Bearer squad_...`. An agent's key acts as that agent and shows what is its own or of all;
+an auditor's shows everything and changes nothing; an operator's may do everything.
 """
+
+KEYS_OF_SCOPE: Mapping[Scope, str] = MappingProxyType(
+    {
+        Scope.PUBLIC: "Needs no key.",
+        Scope.READ: "Takes every key. An agent's may see less than others.",
+        Scope.AUDIT: "Takes an auditor's or an operator's key.",
+        Scope.ACT: "Takes an operator's key, or an agent's for what is its own.",
+        Scope.OPERATE: "Takes an operator's key.",
+    }
+)
+"""Whose key a route takes."""
 
 TAGS: Mapping[str, str] = MappingProxyType(
     {

@@ -21,7 +21,7 @@ MOST_ROWS = 1_000
 WHAT_IS_EXACT = (
     "Up to the first difference this is what would have happened. From there on the agents would have"
     " acted differently: whoever is refused asks again or does something else, and whoever is allowed goes"
-    " on. What follows is what these rules would have said to the same requests."
+    " on. All that comes after it is what these rules would have said to the same requests."
 )
 _USE_IS_A_FACT = (
     "What was used counts in any case, but for what was settled of reservations that would not have been."

@@ -39,6 +39,7 @@ AGENTS = ("ann", "bob", "eve")
 ID_FIELDS = ("run_id", "operation_id", "reservation_id", "message_id", "task_id", "email_id")
 JOBS = ("poll", "sweep")
 SENDERS = ("customer@example.org", "Zoë <zoe@example.org>")
+KEY_IDS = ("2222222222", "3333333333", "4444444444")
 LONGEST_JITTER = timedelta(seconds=100)
 
 # Commands -----------------------------------------------------------------------------------------------
@@ -109,6 +110,27 @@ _rule: SearchStrategy[AnyCommand] = st.one_of(
     st.builds(do.StartOrchestrator, only_if_new=st.booleans()),
     st.builds(do.StopOrchestrator),
     st.builds(do.PassTime),
+)
+_key_id = st.sampled_from(KEY_IDS)
+keys: SearchStrategy[AnyCommand] = st.one_of(
+    # Days, so that all of them have run out when a history ends.
+    st.builds(
+        do.CreateKey,
+        key_id=_key_id,
+        digest=st.just("0" * 64),
+        scope=st.just("operator"),
+        expires_days=st.sampled_from((1, 7)),
+    ),
+    st.builds(
+        do.CreateKey,
+        key_id=_key_id,
+        digest=st.just("1" * 64),
+        scope=st.just("agent"),
+        for_agent=_agent,
+        expires_days=st.just(1),
+    ),
+    st.builds(do.NoteKeyUse, key_id=_key_id),
+    st.builds(do.RevokeKey, key_id=_key_id),
 )
 first_policies = st.builds(do.SetPolicy, daily_tokens=st.sampled_from((300, 1000)))
 
@@ -193,7 +215,7 @@ jobs: SearchStrategy[AnyCommand] = _weighted(
 first_jobs: SearchStrategy[list[AnyCommand]] = st.lists(_defining(_often), min_size=1, max_size=3)
 
 commands: SearchStrategy[AnyCommand] = st.one_of(
-    work, spending, work, spending, _talk, board, _rule, _seldom_jobs, _forgetting
+    work, spending, work, spending, _talk, board, _rule, _seldom_jobs, _forgetting, keys
 )
 """Any command, work and spending more often than others."""
 

@@ -262,6 +262,9 @@ class Story:
                 email = orjson.loads(recorded.data)
                 if email["gmail_message_id"] in wanted.gmail_message_ids:
                     streams.add(recorded.stream)
+        streams.update(
+            recall.streams_of_keys(recorded for recorded in self.log if recorded.stream in streams)
+        )
         return [recorded for recorded in self.log if recorded.stream in streams]
 
     def _told(self, *, by_the_clock: bool) -> list[Event]:

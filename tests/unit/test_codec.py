@@ -14,12 +14,13 @@ from eventstore.recorded import Recorded
 from tests.unit import strategies
 from tests.unit.examples import EXAMPLES as OTHER_EXAMPLES
 from tests.unit.job_examples import JOB_EXAMPLES
+from tests.unit.key_examples import KEY_EXAMPLES
 from tests.unit.support import START
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EXAMPLES = (*OTHER_EXAMPLES, *JOB_EXAMPLES)
+EXAMPLES = (*OTHER_EXAMPLES, *JOB_EXAMPLES, *KEY_EXAMPLES)
 GOLDEN = Path(__file__).parent.parent / "golden" / "events"
 """`<type>.v<schema version>.json`: stored text, and a line feed. Never changed, only added to."""
 

@@ -166,6 +166,29 @@ class TestForgettingASender:
         story.when(UpdateEmail(email_id=email_id, status="classified"))
         story.replied(from_email=ERASED, subject=None, payload=None)
 
+    def test_also_erases_what_left_memory_and_was_sealed_in_part(self) -> None:
+        story = given(LETTER)
+        email_id = story.id
+        story.encrypt = True
+        story.given(
+            UpdateEmail(email_id=email_id, status="archived", payload={"draft": "Dear Zoë"}),
+            ForgetSubject(subject=ADDRESS),
+        )
+        story.when(UpdateEmail(email_id=email_id, status="archived"))
+        story.replied(from_email=ERASED, subject=None, position=story.position_of(SubjectForgotten))
+        story.when(UpdateEmail(email_id=email_id, status="classified"))
+        assert story.row(EMAILS, email_id).from_email == ERASED
+
+    def test_does_not_put_back_what_changed_since(self) -> None:
+        other = LETTER.model_copy(update={"gmail_message_id": "g-9"})
+        story = encrypted(LETTER, other)
+        gone, here = story.squad.gmail_ids["g-1"], story.squad.gmail_ids["g-9"]
+        story.given(UpdateEmail(email_id=gone, status="archived"), ForgetSubject(subject=ADDRESS))
+        story.given(UpdateEmail(email_id=here, status="classified"))
+        before = story.row(EMAILS, here)
+        story.given(UpdateEmail(email_id=gone, status="sent"))
+        assert story.row(EMAILS, here) == before
+
 
 class TestAnErasedEMail:
     def test_goes_on_without_a_payload(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import pytest
 from hypothesis import given as for_all
@@ -35,6 +35,7 @@ from projections.agents import AGENTS
 from projections.budgets import BUDGET_DAYS, BUDGETS, RESERVATIONS
 from projections.emails import EMAILS
 from projections.jobs import JOBS
+from projections.keys import KEYS
 from projections.operations import OPERATIONS
 from projections.runs import RUNS
 from service.batch import Recorder
@@ -54,6 +55,7 @@ from service.requests import Answer, CommandFailed, Outcome, Request
 from service.squad import PARTIAL, RESIDENT, Draft, Squad
 from tests.unit import strategies
 from tests.unit.job_rules import JobRules
+from tests.unit.key_rules import KeyRules
 from tests.unit.support import Story
 
 if TYPE_CHECKING:
@@ -83,6 +85,9 @@ class Wish(NamedTuple):
 
 History = list[tuple[float, list[Wish]]]
 """Pauses in seconds, each with the batch that follows."""
+
+Encrypt = Literal["never", "always", "now and then"]
+"""When payloads are encrypted. Now and then: by processes with different settings."""
 
 SHORT_AND_LONG = (*[0.0] * 4, 0.1, 1.0, 2.0, 9.0, 31.0, 61.0, 299.0, 700.0, 4_000.0, 90_000.0)
 SHORT = (0.0, 0.5, 1.0, 2.0, 16.0, 59.0, 60.0, 61.0, 120.0, 200.0)
@@ -163,17 +168,21 @@ class Rules:
 class World:
     """A story that grows by random batches and checks itself after each."""
 
-    def __init__(self, *, encrypt: bool = False) -> None:
-        self.story = Story(encrypt=encrypt)
+    def __init__(self, encrypt: Encrypt = "never") -> None:
+        self.story = Story(encrypt=encrypt == "always")
+        self.encrypts_now_and_then = encrypt == "now and then"
         self.live_tables: dict[str, dict[Any, Any]] = defaultdict(dict)
         """The read tables as a projector folds them that is never late."""
         self.rules = Rules()
         self.job_rules = JobRules()
+        self.key_rules = KeyRules()
         self.known: dict[str, list[str]] = defaultdict(list)
 
     def live(self, pause_seconds: float, batch: Sequence[Wish]) -> None:
         """Lets some time pass and a batch be decided."""
         for part in _apart(batch):
+            if self.encrypts_now_and_then:
+                self.story.encrypt = not self.story.encrypt
             self._live(pause_seconds, part)
             pause_seconds = 0
 
@@ -189,6 +198,7 @@ class World:
             _project(self.live_tables, event, recorded)
             self.rules.take(event, recorded)
             self.job_rules.take(event, recorded.recorded_at)
+            self.key_rules.take(event, recorded.recorded_at)
             self._get_to_know(event)
         self._check_squad()
 
@@ -237,6 +247,8 @@ class World:
         assert {row.id for row in runs} == self.job_rules.runs.keys()
         held = {row.operation_id for row in runs if row.runner}
         assert {row.id for row in operations if row.action in strategies.JOBS} <= held
+
+        self.key_rules.check(squad)
 
         working = Counter([*(row.agent for row in operations), *(row.agent for row in runs)])
         assert {row.name: row.operations for row in squad.all(AGENTS)} == {
@@ -312,6 +324,7 @@ class World:
         assert not squad.tables[OPERATIONS.name]
         assert not squad.tables[RESERVATIONS.name]
         assert not squad.holders
+        assert not squad.tables[KEYS.name]
         assert not squad.tables[BUDGETS.name]
         assert len(squad.tables[BUDGET_DAYS.name]) == 1
         open_things = sum(len(squad.tables[name]) for name in PARTIAL)
@@ -423,12 +436,12 @@ def _no_word_of_the_faults_that_are_meant() -> Iterator[None]:
     history=histories(strategies.commands, SHORT_AND_LONG),
     policy=strategies.first_policies,
     page_events=st.integers(1, 40),
-    encrypt=st.booleans(),
+    encrypt=st.sampled_from(get_args(Encrypt)),
 )
 def test_whatever_happens_the_promises_hold(
-    history: History, policy: SetPolicy, page_events: int, *, encrypt: bool
+    history: History, policy: SetPolicy, page_events: int, encrypt: Encrypt
 ) -> None:
-    live_through(history, [policy, StartOrchestrator()], page_events, encrypt=encrypt)
+    live_through(history, [policy, StartOrchestrator()], page_events, encrypt)
 
 
 @settings(max_examples=100, deadline=None)
@@ -468,17 +481,35 @@ def test_however_tokens_are_spent_the_promises_hold(
     live_through(history, [policy], page_events)
 
 
-@settings(max_examples=100, deadline=None)
-@for_all(history=histories(strategies.correspondence, SHORT), page_events=st.integers(1, 40))
-def test_whoever_is_forgotten_the_promises_hold(history: History, page_events: int) -> None:
-    live_through(history, [SetPolicy(), StartOrchestrator()], page_events, encrypt=True)
+@settings(max_examples=200, deadline=None)
+@for_all(
+    history=histories(strategies.correspondence, SHORT),
+    page_events=st.integers(1, 40),
+    encrypt=st.sampled_from(("always", "now and then")),
+)
+def test_whoever_is_forgotten_the_promises_hold(
+    history: History, page_events: int, encrypt: Encrypt
+) -> None:
+    live_through(history, [SetPolicy(), StartOrchestrator()], page_events, encrypt)
+
+
+@settings(max_examples=50, deadline=None)
+@for_all(
+    history=histories(strategies.keys, (0, 0, 0, 1, 40_000, 90_000, 650_000)),
+    policy=strategies.first_policies,
+    page_events=st.integers(1, 40),
+)
+def test_however_keys_come_and_go_the_promises_hold(
+    history: History, policy: SetPolicy, page_events: int
+) -> None:
+    live_through(history, [policy], page_events)
 
 
 def live_through(
-    history: History, first: Sequence[AnyCommand], page_events: int, *, encrypt: bool = False
+    history: History, first: Sequence[AnyCommand], page_events: int, encrypt: Encrypt = "never"
 ) -> None:
     """Lives through a history and checks all that must hold, all the time and in the end."""
-    world = World(encrypt=encrypt)
+    world = World(encrypt)
     world.live(0, [Wish(command, None, fails=False) for command in first])
     for pause_seconds, batch in history:
         world.live(pause_seconds, batch)

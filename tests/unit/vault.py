@@ -55,7 +55,11 @@ class Vault:
             if row.stream == f"message-{subject}" and row.type == MessageSent.type:
                 key_id = sealing.key_of(row)
                 known = key_id if key_id in self.secrets else None
-                ends = [row.position for row in log if row.stream == f"subject-{key_id}"]
+                ends = [
+                    row.position
+                    for row in log
+                    if key_id and row.stream == SubjectForgotten.stream_of(key_id)
+                ]
                 return Trace(
                     known,
                     message=subject,

@@ -10,6 +10,7 @@ from service.explain import explain
 from service.explain.reader import LoggedPast
 from service.explain.record import OriginKind
 from service.http.answers import Answer
+from service.http.auth import Scope
 from service.http.context import Services, parse_query, respond
 from service.http.lists import Position, Query
 from service.http.problems import Problem
@@ -82,6 +83,7 @@ ROUTES = (
         path=r"/api/v1/explain/{position:\d{1,18}}",
         summary="Why an event happened, or why something was refused, in words and as facts",
         tag="audit",
+        scope=Scope.AUDIT,
         handler=_explain,
         query=Query,
         path_types={"position": Position},

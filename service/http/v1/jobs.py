@@ -12,6 +12,7 @@ from projections.runs import RUNS, RunStatus
 from service import commands as do
 from service import views
 from service.http import answers
+from service.http.auth import Scope
 from service.http.context import (
     NO_PRINT,
     Services,
@@ -129,6 +130,7 @@ ROUTES = (
         path="/api/v1/jobs",
         summary="The schedule: each job with its last and next runs",
         tag="jobs",
+        scope=Scope.READ,
         handler=_list,
         query=PageByName,
         answers={200: answers.page_by_name(answers.Job)},
@@ -139,6 +141,7 @@ ROUTES = (
         path="/api/v1/jobs/{name}",
         summary="One job, with its last and next runs",
         tag="jobs",
+        scope=Scope.READ,
         handler=_one,
         query=Query,
         path_types={"name": Name},
@@ -150,6 +153,7 @@ ROUTES = (
         path="/api/v1/jobs/{name}",
         summary="Put a job on the schedule, or change it",
         tag="jobs",
+        scope=Scope.OPERATE,
         handler=_define,
         body=JobSpec,
         path_types={"name": Name},
@@ -162,6 +166,7 @@ ROUTES = (
         do.RemoveJob,
         "Take a job off the schedule",
         tag="jobs",
+        scope=Scope.OPERATE,
         bound={"name": "name"},
         answer=answers.JobNamed,
         problems=("job_not_found", "job_behind"),
@@ -171,6 +176,7 @@ ROUTES = (
         path="/api/v1/jobs/{name}/run",
         summary="Run a job now",
         tag="jobs",
+        scope=Scope.OPERATE,
         handler=_run,
         body=RunNow,
         path_types={"name": Name},
@@ -190,6 +196,7 @@ ROUTES = (
         do.PauseJob,
         "Skip a job's ticks from here on",
         tag="jobs",
+        scope=Scope.OPERATE,
         bound={"name": "name"},
         answer=answers.JobPaused,
         problems=("job_not_found",),
@@ -200,6 +207,7 @@ ROUTES = (
         do.ResumeJob,
         "Run a job's ticks again",
         tag="jobs",
+        scope=Scope.OPERATE,
         bound={"name": "name"},
         answer=answers.JobPaused,
         problems=("job_not_found",),
@@ -209,6 +217,7 @@ ROUTES = (
         path="/api/v1/runs",
         summary="What came of every tick, the oldest first",
         tag="jobs",
+        scope=Scope.READ,
         handler=_runs,
         query=RunQuery,
         answers={200: answers.page_of(answers.Run)},

@@ -14,6 +14,7 @@ from service import views
 from service.folding import BeyondTheLog, TookTooLong, complete
 from service.history import Then, look_back
 from service.http import answers
+from service.http.auth import Scope
 from service.http.context import Services, parse_query, respond
 from service.http.json import dumps
 from service.http.lists import Position, Query
@@ -104,6 +105,7 @@ ROUTES = (
         path="/api/v1/state",
         summary="The whole squad, as it is or as it was",
         tag="state",
+        scope=Scope.AUDIT,
         handler=_show,
         query=StateQuery,
         answers={200: answers.SquadState},

@@ -6,6 +6,7 @@ from datetime import date, datetime
 from typing import TYPE_CHECKING
 
 from service.http.answers import Answer
+from service.http.auth import Scope
 from service.http.context import Services, body_of, parse_command, parse_object, respond
 from service.http.problems import Problem
 from service.http.route import Route
@@ -111,6 +112,7 @@ ROUTES = (
         path="/api/v1/whatif",
         summary="Ask what other rules would have refused or allowed in the same history; changes nothing",
         tag="audit",
+        scope=Scope.AUDIT,
         handler=_judge,
         body=OtherRules,
         answers={200: UnderOtherRules},
