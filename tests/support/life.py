@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import TYPE_CHECKING
 
+from service import api_keys
 from service import commands as do
 from service.job_spec import JobSpec
 from tests.support.parts import submit
@@ -85,8 +86,10 @@ class Life:
 
 
 async def live_with_jobs(writer: Writer, seed: int, commands: int = 300) -> None:
-    """A life, and what it lacks for every read table to have rows: an orchestrator, a job and its run."""
+    """A life, and what it lacks for every read table to have rows: a job with its run, a key."""
+    key = api_keys.make()
     for command in (
+        do.CreateKey(key_id=key.id, digest=key.digest, scope="operator"),
         do.StartOrchestrator(),
         do.RegisterAgent(name="worker", role="test"),
         do.DefineJob(name="rounds", source="api", definition=_ROUNDS.definition()),
