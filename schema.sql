@@ -3,8 +3,8 @@
 -- Everything is named without a schema; the search_path decides which squad it belongs to. One squad is
 -- one Postgres schema. This file is the only DDL: eventstore/schema.py runs it whole on a new schema and
 -- keeps its version. What a later version needs on top of an earlier one stands at the end, each step
--- after a line "-- @upgrade N". The read tables stand between "-- @read-tables" and "-- @end": a replay makes
--- them a second time, beside the live ones.
+-- after a line "-- @upgrade N". The read tables stand between "-- @read-tables" and "-- @end", from where a
+-- replay makes one again that was dropped.
 
 
 -- The log ----------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ $$;
 
 -- How far the read tables are --------------------------------------------------------------------------
 -- A projection's rows and its position change in one transaction. A failed one says where and why. The
--- generation is the same for all, and grows whenever a replay puts new tables in the place of old ones.
+-- generation is the same for all, and grows whenever a replay has replaced rows.
 
 CREATE TABLE projections (
     name            text        PRIMARY KEY,
@@ -192,9 +192,10 @@ CREATE TABLE projections (
 
 
 -- Move projections on --------------------------------------------------------------------------------
--- Called last in the transaction that changed their rows. Raises where one of them is not where the caller
--- believes it to be, or where its table is not the one that the caller knows: then somebody else moved or
--- replaced it, and the rows must not be kept.
+-- Called in the transaction that changes their rows, before it does: who replaces rows locks `projections`
+-- first as well, so neither waits for rows that the other has. Raises where one of them is not where the
+-- caller believes it to be, or where its rows are not those that the caller knows: then somebody else moved
+-- or replaced them, and the caller's must not be kept.
 
 CREATE FUNCTION advance_projections(names text[], expected bigint, reached bigint, known_generation bigint)
 RETURNS void LANGUAGE plpgsql AS $$
@@ -450,7 +451,9 @@ CREATE TABLE jobs (
     jitter_seconds   double precision NOT NULL,
     pause_on_failure boolean          NOT NULL,
     enabled          boolean          NOT NULL,
+    resources        jsonb,
     removed          boolean          NOT NULL,
+    removed_by       text,
     paused           boolean          NOT NULL,
     pause_note       text,
     ticked_until     timestamptz      NOT NULL,
@@ -473,6 +476,7 @@ CREATE TABLE job_runs (
     lease_expires_at timestamptz,
     retry_at         timestamptz,
     reservation_id   uuid,
+    operation_id     uuid,
     tokens_used      bigint,
     started_at       timestamptz,
     finished_at      timestamptz,
@@ -492,11 +496,37 @@ CREATE TABLE orchestrator (
     stopped_at timestamptz,
     position   bigint      NOT NULL
 );
+
+
+-- API keys ---------------------------------------------------------------------------------------------
+-- Of a key only its SHA-256 is here. The one row of access says how many keys nobody has revoked: where there
+-- is one, every request needs a key.
+
+CREATE TABLE api_keys (
+    id            text        PRIMARY KEY,
+    scope         text        NOT NULL CHECK (scope IN ('agent', 'operator', 'auditor')),
+    agent         text,
+    note          text,
+    digest        text        NOT NULL,
+    state         text        NOT NULL CHECK (state IN ('active', 'expired', 'revoked')),
+    created_by    text        NOT NULL,
+    created_at    timestamptz NOT NULL,
+    expires_at    timestamptz,
+    first_used_at timestamptz,
+    ended_at      timestamptz,
+    position      bigint      NOT NULL
+);
+
+CREATE TABLE access (
+    name           text   PRIMARY KEY,
+    unrevoked_keys bigint NOT NULL,
+    position       bigint NOT NULL
+);
 -- @end
 
 
 -- @upgrade 2
--- Replay beside the live tables, snapshots, sealed payloads.
+-- Replay beside the live tables, snapshots, sealed payloads; claims of jobs, who removed one; API keys.
 
 ALTER TABLE projections ADD COLUMN generation bigint NOT NULL DEFAULT 1;
 
@@ -544,5 +574,29 @@ $$;
 CREATE TRIGGER events_destroy_keys AFTER INSERT ON events
     FOR EACH ROW WHEN (NEW.type = 'subject_forgotten') EXECUTE FUNCTION destroy_key();
 
+ALTER TABLE jobs ADD COLUMN resources jsonb, ADD COLUMN removed_by text;
+ALTER TABLE job_runs ADD COLUMN operation_id uuid;
+
 CREATE INDEX events_by_key ON events ((data #>> '{sealed,key}'))
     WHERE type IN ('email_received', 'email_updated') AND (data #>> '{sealed,key}') IS NOT NULL;
+
+CREATE TABLE api_keys (
+    id            text        PRIMARY KEY,
+    scope         text        NOT NULL CHECK (scope IN ('agent', 'operator', 'auditor')),
+    agent         text,
+    note          text,
+    digest        text        NOT NULL,
+    state         text        NOT NULL CHECK (state IN ('active', 'expired', 'revoked')),
+    created_by    text        NOT NULL,
+    created_at    timestamptz NOT NULL,
+    expires_at    timestamptz,
+    first_used_at timestamptz,
+    ended_at      timestamptz,
+    position      bigint      NOT NULL
+);
+
+CREATE TABLE access (
+    name           text   PRIMARY KEY,
+    unrevoked_keys bigint NOT NULL,
+    position       bigint NOT NULL
+);

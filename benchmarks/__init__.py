@@ -8,7 +8,7 @@ is told is the median over the rounds, with the smallest and the largest beside 
 - `suite` has the benchmarks, one module each; `suite.ALL` names them in order.
 - `stage` has what they are made of: an embedded Postgres in a temporary folder, servers and load
   generators as processes of their own, which end with the benchmark.
-- `report` shows the table and writes the JSON into `benchmarks/results/`.
+- `report` shows the table and writes the JSON into `benchmarks/results/`; `plot` draws the ratios.
 
 Durability is never traded for a figure: the Postgres is the embedded one with its settings as they are.
 """

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...] [--quick] [--rounds N] [--seconds S] [--list]`."""
+"""`python -m benchmarks [NAME ...] [--quick] [--rounds N] [--seconds S] [--plot FILE] [--list]`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 import uvloop
 from rich.console import Console
 
-from benchmarks import report
+from benchmarks import plot, report
 from benchmarks.frame import Plan, run
 from benchmarks.suite import ALL
 
@@ -30,6 +30,9 @@ _BY_NAME = {benchmark.name: benchmark for benchmark in ALL}
 @click.option(
     "--results", type=click.Path(path_type=Path), default=report.RESULTS, help="Folder of the JSON."
 )
+@click.option(
+    "--plot", "picture", type=click.Path(path_type=Path), help="Draws the ratios into this SVG file."
+)
 @click.option("--list", "only_list", is_flag=True, help="Say which there are.")
 def main(
     *,
@@ -38,6 +41,7 @@ def main(
     rounds: int | None,
     seconds: float | None,
     results: Path,
+    picture: Path | None,
     only_list: bool,
 ) -> None:
     """Measure the squad beside what it is compared with, about a minute in all."""
@@ -57,6 +61,9 @@ def main(
             found[benchmark.name] = uvloop.run(run(benchmark, plan))
         console.print(report.table(benchmark, found[benchmark.name]))
     path = report.write(found, plan, results)
+    if picture:
+        shown = plot.rows([(_BY_NAME[name], scores) for name, scores in found.items()])
+        picture.write_text(plot.svg(shown), encoding="utf-8")
     console.print(f"median (least .. most) of {plan.rounds} rounds; every sample in {path}")
 
 

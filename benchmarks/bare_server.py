@@ -1,8 +1,12 @@
-"""aiohttp alone: validates the same body with the same model, and gives an answer of the same shape."""
+"""aiohttp alone: validates the same bodies with the same models, and gives answers of the same shape.
+
+Reads are answered with a body of the size of the service's, made anew for each request.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from itertools import count
 
 import orjson
@@ -10,21 +14,40 @@ import uvloop
 from aiohttp import web
 from uuid_utils import uuid7
 
-from service.commands import SendMessage
+from benchmarks.subjects import READS, WRITES, Write
 
+_JSON = {"Content-Type": "application/json"}
+_ANSWER = {
+    "period": "2026-01-31",
+    "total": 100_000,
+    "used": 450,
+    "reserved": 0,
+    "remaining": 99_550,
+    "resets_at": "2026-02-01T00:00:00Z",
+    "agents": {"alice": {"used": 450, "reserved": 0, "limit": None, "remaining": None}},
+}
 _positions = count(1)
 
 
-async def handle(request: web.Request) -> web.Response:
+async def write(subject: Write, request: web.Request) -> web.Response:
     """Validates the body, and answers as if something had come of it."""
-    SendMessage.model_validate(orjson.loads(await request.read()), strict=True)
+    subject.command.model_validate(orjson.loads(await request.read()), strict=True)
     answer = {"id": str(uuid7()), "position": next(_positions)}
-    return web.Response(status=201, body=orjson.dumps(answer), headers={"Content-Type": "application/json"})
+    return web.Response(status=201, body=orjson.dumps(answer), headers=_JSON)
+
+
+async def read(request: web.Request) -> web.Response:
+    """Answers as if it knew."""
+    del request
+    return web.Response(body=orjson.dumps(_ANSWER), headers=_JSON)
 
 
 async def main() -> None:
     application = web.Application()
-    application.router.add_post("/api/v1/messages", handle)
+    for subject in WRITES.values():
+        application.router.add_post(subject.path, partial(write, subject))
+    for path in READS.values():
+        application.router.add_get(path.partition("?")[0], read)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()

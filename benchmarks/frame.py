@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -39,6 +39,15 @@ class Benchmark:
     """Contenders that are the same thing under several conditions, by the name for the best of them."""
     prepare: Callable[[], AbstractAsyncContextManager[Sequence[Contender]]]
     """Sets the stage, and clears it away."""
+    beside: Sequence[str] = ()
+    """Further contenders that the others' ratios are to."""
+    aims: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """The ratio that a contender is meant to reach, by its name and that of whom it is compared with."""
+
+    @property
+    def compared_with(self) -> Sequence[str]:
+        """Everybody that ratios are to, the baseline first."""
+        return (self.baseline, *self.beside)
 
 
 class Plan(NamedTuple):
@@ -69,8 +78,8 @@ class Score(NamedTuple):
 
     samples: Sequence[Sample]
     figures: Mapping[str, Spread]
-    ratio: Spread
-    """To the baseline of the same round."""
+    ratios: Mapping[str, Spread]
+    """To each of those that the benchmark compares with, in the same round."""
 
 
 async def run(benchmark: Benchmark, plan: Plan) -> dict[str, Score]:
@@ -91,17 +100,21 @@ def score(benchmark: Benchmark, samples: Mapping[str, Sequence[Sample]]) -> dict
     everyone = dict(samples)
     for name, candidates in benchmark.best_of.items():
         everyone[name] = everyone[best(benchmark.figure, {one: samples[one] for one in candidates})]
-    baseline = [sample[benchmark.figure] for sample in everyone[benchmark.baseline]]
     return {
         name: Score(
             samples=theirs,
             figures={figure: Spread.of(sample[figure] for sample in theirs) for figure in theirs[0]},
-            ratio=Spread.of(
-                sample[benchmark.figure] / base for sample, base in zip(theirs, baseline, strict=True)
-            ),
+            ratios={
+                other: _ratio(benchmark.figure, theirs, everyone[other])
+                for other in benchmark.compared_with
+            },
         )
         for name, theirs in everyone.items()
     }
+
+
+def _ratio(figure: str, ours: Sequence[Sample], others: Sequence[Sample]) -> Spread:
+    return Spread.of(sample[figure] / base[figure] for sample, base in zip(ours, others, strict=True))
 
 
 def best(figure: str, samples: Mapping[str, Sequence[Sample]]) -> str:

@@ -1,10 +1,12 @@
-"""The load generator: `python -m benchmarks.load URL PATH BODY CONNECTIONS SECONDS`.
+"""The load generator: `python -m benchmarks.load URL[,URL ...] METHOD PATH BODY CONNECTIONS SECONDS`.
 
-Keep-alive connections, one request at a time on each, straight on the event loop: a client with any comfort
-would take longer to ask than the service to answer. The request is built once, and of an answer no more is
-looked at than where it ends and whether it is a 2xx. How fast it can be at most is a figure of every HTTP
-benchmark: its rate on a server that answers without looking (`benchmarks.canned_server`). `load_cpu` says
-how much of one core it used; near 1 it would be measuring itself.
+Keep-alive connections, one request at a time on each, straight on the event loop: a client with any
+comfort would take longer to ask than the service to answer. Several servers share the connections evenly.
+The request is built once, but for a number that differs each time wherever `NUMBER` stands. Of an answer
+no more is looked at than where it ends and whether it is a 2xx. How fast it can be at most is a figure of
+every HTTP benchmark: its rate on a server that answers without looking (`benchmarks.canned_server`).
+An API key is taken from the environment, as `LOAD_KEY`.
+`load_cpu` says how much of one core it used; near 1 it would be measuring itself.
 
 It prints one JSON object: requests, how many a second, percentiles in milliseconds, its own use of a core.
 """
@@ -13,8 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
-from time import perf_counter, process_time
+from itertools import count
+from time import perf_counter, process_time, time_ns
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
@@ -29,6 +33,12 @@ _HEAD_END = b"\r\n\r\n"
 _LENGTH = b"content-length:"
 _ANSWERED_WITHIN_SECONDS = 30.0
 
+NUMBER = "@@@@@@@@@@@@"
+"""Stands for twelve hexadecimal digits that are others in every request, also in those of another run."""
+
+# A new one every 16 microseconds: no load generator of ours has asked as often as that.
+_numbers = count(time_ns() >> 14)
+
 
 class Connection(asyncio.Protocol):
     """One client: sends the request, waits for the answer, sends it again."""
@@ -36,7 +46,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, request: bytes, deadline: float) -> None:
         self.latencies: list[float] = []
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._request = request
+        self._parts = request.split(NUMBER.encode())
         self._deadline = deadline
         self._received = b""
         self._sent_at = 0.0
@@ -68,7 +78,10 @@ class Connection(asyncio.Protocol):
 
     def _send(self) -> None:
         self._sent_at = perf_counter()
-        self._transport.write(self._request)
+        request = self._parts[0]
+        if len(self._parts) > 1:
+            request = (b"%012x" % next(_numbers)).join(self._parts)
+        self._transport.write(request)
 
     def _fail(self, reason: str) -> None:
         if not self.done.done():
@@ -76,22 +89,15 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
 
-async def generate(url: str, path: str, body: bytes, connections: int, seconds: float) -> Sample:
+async def generate(
+    urls: list[str], method: str, path: str, body: bytes, connections: int, seconds: float
+) -> Sample:
     """Keeps so many connections busy for so many seconds."""
-    address = urlsplit(url)
-    host, port = address.hostname, address.port
-    assert host
-    assert port
-    request = (
-        f"POST {path} HTTP/1.1\r\nHost: {address.netloc}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
     started, cpu = perf_counter(), process_time()
-    loop = asyncio.get_running_loop()
     opened = await asyncio.gather(
         *(
-            loop.create_connection(lambda: Connection(request, started + seconds), host, port)
-            for _ in range(connections)
+            _open(urls[index % len(urls)], method, path, body, started + seconds)
+            for index in range(connections)
         )
     )
     async with asyncio.timeout(seconds + _ANSWERED_WITHIN_SECONDS):
@@ -107,14 +113,32 @@ async def generate(url: str, path: str, body: bytes, connections: int, seconds: 
     }
 
 
+async def _open(
+    url: str, method: str, path: str, body: bytes, deadline: float
+) -> tuple[asyncio.Transport, Connection]:
+    address = urlsplit(url)
+    assert address.hostname
+    assert address.port
+    head = f"{method} {path} HTTP/1.1\r\nHost: {address.netloc}\r\n"
+    if key := os.environ.get("LOAD_KEY"):
+        head += f"Authorization: Bearer {key}\r\n"
+    if body:
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    request = f"{head}\r\n".encode() + body
+    return await asyncio.get_running_loop().create_connection(
+        lambda: Connection(request, deadline), address.hostname, address.port
+    )
+
+
 def _content_length(head: bytes) -> int:
     head = head.lower()
     at = head.index(_LENGTH) + len(_LENGTH)
     return int(head[at:].split(b"\r\n", 1)[0])
 
 
-def main(url: str, path: str, body: str, connections: str, seconds: str) -> None:
-    print(json.dumps(uvloop.run(generate(url, path, body.encode(), int(connections), float(seconds)))))
+def main(urls: str, method: str, path: str, body: str, connections: str, seconds: str) -> None:
+    work = generate(urls.split(","), method, path, body.encode(), int(connections), float(seconds))
+    print(json.dumps(uvloop.run(work)))
 
 
 if __name__ == "__main__":

@@ -32,10 +32,12 @@ def table(benchmark: Benchmark, scores: Mapping[str, Score]) -> Table:
     shown.add_column("")
     for figure in figures:
         shown.add_column(figure.replace("_", " "), justify="right")
-    shown.add_column(f"to {benchmark.baseline}", justify="right")
+    for other in benchmark.compared_with:
+        shown.add_column(f"to {other}", justify="right")
     for name, score in scores.items():
         cells = [_shown(score.figures[figure]) if figure in score.figures else "" for figure in figures]
-        shown.add_row(name, *cells, "1" if name == benchmark.baseline else _shown(score.ratio))
+        ratios = [_ratio(benchmark, name, other, score) for other in benchmark.compared_with]
+        shown.add_row(name, *cells, *ratios)
     return shown
 
 
@@ -60,7 +62,7 @@ def document(results: Results, plan: Plan) -> dict[str, Any]:
             benchmark: {
                 name: {
                     "figures": {figure: spread._asdict() for figure, spread in score.figures.items()},
-                    "ratio": score.ratio._asdict(),
+                    "ratios": {other: ratio._asdict() for other, ratio in score.ratios.items()},
                     "samples": score.samples,
                 }
                 for name, score in scores.items()
@@ -76,6 +78,13 @@ def write(results: Results, plan: Plan, folder: Path = RESULTS) -> Path:
     path = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
     path.write_text(json.dumps(document(results, plan), indent=2) + "\n")
     return path
+
+
+def _ratio(benchmark: Benchmark, name: str, other: str, score: Score) -> str:
+    if name == other:
+        return "1"
+    aim = benchmark.aims.get((name, other))
+    return _shown(score.ratios[other]) + ("" if aim is None else f", aim {_number(aim)}")
 
 
 def _shown(spread: Spread) -> str:

@@ -18,7 +18,7 @@ import psutil
 from service.embedded import EmbeddedPostgres
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from benchmarks.frame import Sample
 
@@ -57,9 +57,10 @@ async def postgres() -> AsyncIterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def service(dsn: str) -> AsyncIterator[Server]:
-    """A `squad up` on this database."""
-    async with _process(_SQUAD, "up", "--port=0", f"--dsn={dsn}") as process:
+async def service(dsn: str, **settings: str) -> AsyncIterator[Server]:
+    """A `squad up` on this database, with a budget that no load exhausts."""
+    environment = {"SQUAD_DAILY_TOKENS": "1000000000000", **settings}
+    async with _process(_SQUAD, "up", "--port=0", f"--dsn={dsn}", environment=environment) as process:
         line = await _first_line(process)
         yield Server(line.rpartition(" ")[2], psutil.Process(process.pid))
 
@@ -71,30 +72,45 @@ async def server(module: str) -> AsyncIterator[Server]:
         yield Server(await _first_line(process), psutil.Process(process.pid))
 
 
-async def load(on: Server, path: str, body: Any, *, connections: int, seconds: float) -> Sample:
-    """What the load generator finds (see `benchmarks.load`), and what the server needed for a request.
+async def load(
+    on: Server | Sequence[Server],
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    connections: int,
+    seconds: float,
+) -> Sample:
+    """What the load generator finds (see `benchmarks.load`), and what the servers needed for a request.
 
     The latter, `server_cpu_us`, tells of a change in the code even where the machine is busy.
     """
-    arguments = (on.url, path, json.dumps(body), str(connections), str(seconds))
-    before = on.cpu_seconds()
+    servers = [on] if isinstance(on, Server) else on
+    urls = ",".join(server.url for server in servers)
+    text = "" if body is None else json.dumps(body)
+    arguments = (urls, method, path, text, str(connections), str(seconds))
+    before = sum(server.cpu_seconds() for server in servers)
     async with _process(sys.executable, "-m", "benchmarks.load", *arguments) as process:
         assert process.stdout is not None
         async with asyncio.timeout(seconds + _STARTS_WITHIN_SECONDS):
             output = await process.stdout.read()
             if await process.wait() != 0:
-                raise StageError(f"the load generator failed on {on.url}{path}")
-    used = on.cpu_seconds() - before
+                raise StageError(f"the load generator failed on {urls} at {path}")
+    used = sum(server.cpu_seconds() for server in servers) - before
     found: Sample = json.loads(output)
     requests = found.pop("requests")
     return {**found, "server_cpu_us": used / requests * 1_000_000}
 
 
 @contextlib.asynccontextmanager
-async def _process(program: str | Path, *arguments: str) -> AsyncIterator[Process]:
+async def _process(
+    program: str | Path, *arguments: str, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[Process]:
     # Whoever runs a benchmark may have settings for a squad of their own.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SQUAD_")}
-    process = await asyncio.create_subprocess_exec(program, *arguments, stdout=PIPE, env=environment)
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("SQUAD_")}
+    process = await asyncio.create_subprocess_exec(
+        program, *arguments, stdout=PIPE, env={**ours, **(environment or {})}
+    )
     try:
         yield process
     finally:

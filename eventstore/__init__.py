@@ -15,6 +15,9 @@ What it promises, and how:
 - **Stored bytes are kept.** The text of an event is stored as it was written and hashed as it is stored.
   Old shapes are brought up to date when they are read (`codec`), never where they lie.
 
+- **Anyone can check it.** `verification` reads the log and believes nothing else, `checkpoint` says under a
+  signature how far it was, `transfer` writes it to a file that needs nothing of ours to be verified.
+
 The package knows Postgres and the vocabulary of events, and no policy at all.
 """
 

@@ -9,13 +9,14 @@ The formula, which needs nothing of ours to be checked:
                     || data, UTF-8, exactly as stored )
 
 No field of the envelope can hold a line feed (a constraint of the table), so no two envelopes share a text.
+docs/audit.md says the same for whoever checks a log without this code, in plain Python and in SQL.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, LiteralString
 
 from eventstore.errors import ChainBroken
 
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+
+HASHED_TEXT: LiteralString = (
+    "concat_ws(E'\\n', position, id, stream, version, type, schema_version, actor,"
+    " coalesce(caused_by::text, ''), correlation_id, coalesce(idempotency_key, ''),"
+    " trim_scale(extract(epoch FROM recorded_at) * 1000000), data)"
+)
+"""Envelope and data of a row of `events`, made one text by Postgres: what is hashed after the hash before.
+
+It never fails and is never NULL, whatever somebody wrote into the row.
+"""
 
 
 def microseconds(moment: datetime) -> int:

@@ -22,8 +22,32 @@ EVENT_TYPES: dict[str, type[AnyEvent]] = {kind.type: kind for kind in get_args(A
 """Every known type of event by its stored name."""
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
-UPCASTERS: dict[tuple[str, int], Upcaster] = {}
-"""How to bring data of (type, schema version) to the next version. Empty: all are at their first."""
+
+
+def _adding(**fields: Any) -> Upcaster:
+    return lambda data: {**data, **fields}
+
+
+def _without_resources(data: dict[str, Any]) -> dict[str, Any]:
+    return {**data, "definition": {**data["definition"], "resources": None}}
+
+
+def _answered_if_succeeded(data: dict[str, Any]) -> dict[str, Any]:
+    called = data["agent"] is not None
+    return {**data, "answered": called and data["outcome"] == "succeeded"}
+
+
+UPCASTERS: dict[tuple[str, int], Upcaster] = {
+    # The second version has one more reason.
+    ("agent_status_changed", 1): _adding(),
+    ("job_defined", 1): _without_resources,
+    # Who removed it was not kept; what the settings removed comes back when they name it again.
+    ("job_removed", 1): _adding(source="settings"),
+    ("run_started", 1): _adding(operation_id=None),
+    ("run_retried", 1): _adding(operation_id=None),
+    ("run_finished", 1): _answered_if_succeeded,
+}
+"""How to bring data of (type, schema version) to the next version."""
 
 
 def encode(event: Event) -> str:
@@ -41,14 +65,16 @@ def decode(recorded: Recorded) -> AnyEvent:
     kind = EVENT_TYPES.get(recorded.type)
     if kind is None or recorded.schema_version > kind.schema_version:
         raise UnknownEventType(
-            f"{recorded.type} v{recorded.schema_version} at position {recorded.position}"
+            f"{recorded.type} v{recorded.schema_version} at position {recorded.position}", recorded.position
         )
     try:
         if recorded.schema_version == kind.schema_version:
             return kind.model_validate_json(recorded.data)
         return kind.model_validate(_upcast(kind, recorded.schema_version, orjson.loads(recorded.data)))
     except (ValidationError, KeyError, ValueError) as error:
-        raise UnreadableEvent(f"{recorded.type} at position {recorded.position}") from error
+        raise UnreadableEvent(
+            f"{recorded.type} at position {recorded.position}", recorded.position
+        ) from error
 
 
 def _upcast(kind: type[AnyEvent], version: int, data: dict[str, Any]) -> dict[str, Any]:

@@ -77,11 +77,13 @@ async def connect(dsn: str, schema: str, *, name: str, **settings: str | int) ->
         dsn: libpq connection string or URI.
         schema: the squad's Postgres schema.
         name: shown as `application_name` in pg_stat_activity.
-        settings: server settings for this session; times in milliseconds.
+        settings: server settings for this session; times in milliseconds. `transaction_timeout` is left
+            out where the server does not know it.
 
     Raises:
         StoreUnavailable: the database cannot be reached.
     """
+    longest = int(settings.pop("transaction_timeout", _TRANSACTION_TIMEOUT_MILLISECONDS))
     with translating():
         connection = await psycopg.AsyncConnection.connect(
             dsn,
@@ -93,7 +95,7 @@ async def connect(dsn: str, schema: str, *, name: str, **settings: str | int) ->
         try:
             if connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
                 # For a client that stands still in the middle of a request: no other timeout covers it.
-                await connection.execute(f"SET transaction_timeout = {_TRANSACTION_TIMEOUT_MILLISECONDS}")
+                await connection.execute(f"SET transaction_timeout = {longest}")
         except BaseException:
             connection.pgconn.finish()
             raise

@@ -38,16 +38,27 @@ class StoreRefused(EventStoreError):
     """The database refused what it was given; nothing was stored."""
 
 
-class UnknownEventType(EventStoreError):
+class _AtPosition(EventStoreError):
+    def __init__(self, detail: str = "", position: int | None = None) -> None:
+        super().__init__(detail)
+        self.position = position
+        """Of the event, where it is known."""
+
+
+class UnknownEventType(_AtPosition):
     """The log holds an event that this version of the software does not know."""
 
 
-class UnreadableEvent(EventStoreError):
+class UnreadableEvent(_AtPosition):
     """A stored event does not have the shape that its type and schema version promise."""
 
 
-class LogNotUnderstood(EventStoreError):
+class LogNotUnderstood(_AtPosition):
     """The log holds an event that this version of the software cannot follow."""
+
+
+class LogBroken(_AtPosition):
+    """The log is not whole."""
 
 
 class ChainBroken(EventStoreError):
@@ -68,3 +79,11 @@ class SchemaMissing(EventStoreError):
 
 class UnsupportedServer(EventStoreError):
     """The database server cannot carry a squad."""
+
+
+class CheckpointRefused(EventStoreError):
+    """A checkpoint or its key cannot be used."""
+
+
+class ImportRefused(EventStoreError):
+    """Nothing was imported."""

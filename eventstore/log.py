@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple, TypeVar
 
 from psycopg import AsyncClientCursor, AsyncCursor
 
@@ -18,13 +19,19 @@ if TYPE_CHECKING:
 
     from eventstore.connection import Connection
 
+T = TypeVar("T")
+
 PAGE_EVENTS = 5_000
 """How many events a reader takes at once: large enough to be fast, small enough to stay below a few MB."""
+
+CHUNK_EVENTS = 100
+"""How many events travel at once where a statement is read on and on: never more than fit into memory."""
 
 _COLUMNS: LiteralString = (
     "position, id::text AS id, stream, version, type, schema_version, data::text AS data, actor, caused_by,"
     " correlation_id, idempotency_key, recorded_at, hash"
 )
+_LAST_POSITION = 2**63 - 1
 _SEPARATOR = "\x1f"
 _APPEND = f"SELECT appended, head, clock FROM append_events({', '.join(['%s'] * 15)})"
 _READ_AFTER = f"SELECT {_COLUMNS} FROM events WHERE position > %s ORDER BY position LIMIT %s"
@@ -183,9 +190,87 @@ async def scan(
         after = page[-1].position
 
 
+async def each(
+    connection: Connection, after: int = 0, upto: int | None = None
+) -> AsyncGenerator[Recorded, None]:
+    """The log event by event, as it is when the first is read, however many and however large they are.
+
+    Args:
+        connection: to read on, and for nothing else meanwhile; without limits of time.
+        after: the position to begin behind.
+        upto: the last position wanted; None for all that is there.
+    """
+    query = f"SELECT {_COLUMNS} FROM events WHERE position > %s AND position <= %s ORDER BY position"
+    last = _LAST_POSITION if upto is None else upto
+    with translating():
+        async with AsyncCursor(connection, row_factory=_recorded_row) as cursor:
+            async for recorded in cursor.stream(query, (after, last), binary=True, size=CHUNK_EVENTS):
+                yield recorded
+
+
+async def ahead(pages: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The same pages, the next one being read while the last one is dealt with."""
+    coming = asyncio.ensure_future(anext(pages, None))
+    try:
+        while (page := await coming) is not None:
+            coming = asyncio.ensure_future(anext(pages, None))
+            yield page
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
+
+
 async def read_streams(connection: Connection, streams: Sequence[str]) -> list[Recorded]:
     """Every event of the named streams, in the order of the log."""
     return await _recorded(connection, _READ_STREAMS, (list(streams),))
+
+
+async def read_stream(
+    connection: Connection,
+    stream: str,
+    types: Sequence[str] = (),
+    *,
+    after: int = 0,
+    upto: int | None = None,
+    limit: int,
+    newest_first: bool = False,
+) -> list[Recorded]:
+    """Some events of one stream, in its order or against it.
+
+    Args:
+        connection: to read on.
+        stream: whose events.
+        types: only of these types; none named: of any.
+        after: only behind this position.
+        upto: only up to this position.
+        limit: how many at most.
+        newest_first: begins at the stream's end.
+    """
+    clauses = ["stream = %(stream)s", "position > %(after)s"]
+    if upto is not None:
+        clauses.append("position <= %(upto)s")
+    if types:
+        clauses.append("type = ANY(%(types)s)")
+    # By version, not by position: then the stream's own key is the way, and not the whole log's.
+    order = "version DESC" if newest_first else "version"
+    query = f"SELECT {_COLUMNS} FROM events WHERE {' AND '.join(clauses)} ORDER BY {order} LIMIT %(limit)s"
+    parameters = {"stream": stream, "types": list(types), "after": after, "upto": upto, "limit": limit}
+    return await _recorded(connection, query, parameters)
+
+
+async def read_kinds(connection: Connection, types: Sequence[str], after: int, upto: int) -> list[Recorded]:
+    """The events of these types behind `after` up to `upto`, in order. The caller bounds the stretch."""
+    query = (
+        f"SELECT {_COLUMNS} FROM events WHERE position > %s AND position <= %s AND type = ANY(%s)"
+        " ORDER BY position"
+    )
+    return await _recorded(connection, query, (after, upto, list(types)))
+
+
+async def read_positions(connection: Connection, positions: Sequence[int]) -> list[Recorded]:
+    """The events at these positions, as far as there are any, in the order of the log."""
+    query = f"SELECT {_COLUMNS} FROM events WHERE position = ANY(%s) ORDER BY position"
+    return await _recorded(connection, query, (list(positions),))
 
 
 async def read_one(connection: Connection, position: int) -> Recorded | None:
@@ -210,6 +295,18 @@ async def read_filtered(connection: Connection, after: int, limit: int, wanted: 
         clauses.append("position <= position_at(%(until)s::timestamptz - interval '1 microsecond')")
     query = f"SELECT {_COLUMNS} FROM events WHERE {' AND '.join(clauses)} ORDER BY position LIMIT %(limit)s"
     return await _recorded(connection, query, {**wanted._asdict(), "after": after, "limit": limit})
+
+
+async def kinds(connection: Connection) -> list[str]:
+    """The types of all events there are; each is looked up once, however often it occurs."""
+    query = (
+        "WITH RECURSIVE kinds (type) AS (SELECT min(type) FROM events UNION ALL"
+        " SELECT (SELECT min(e.type) FROM events e WHERE e.type > kinds.type) FROM kinds"
+        " WHERE kinds.type IS NOT NULL)"
+        " SELECT type FROM kinds WHERE type IS NOT NULL"
+    )
+    with translating():
+        return [row[0] for row in await (await connection.execute(query, prepare=True)).fetchall()]
 
 
 async def find_ids(connection: Connection, ids: Sequence[str]) -> dict[str, int]:

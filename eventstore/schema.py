@@ -23,6 +23,9 @@ OLDEST_SERVER = 15
 
 _UPGRADE = re.compile(r"^-- @upgrade (\d+)$", re.MULTILINE)
 _READ_TABLES = re.compile(r"^-- @read-tables$(.*?)^-- @end$", re.MULTILINE | re.DOTALL)
+_MAKES = re.compile(
+    r"^CREATE (?:TABLE (\w+)|(?:UNIQUE )?INDEX \w+ ON (\w+)) .*?;$", re.MULTILINE | re.DOTALL
+)
 
 
 def schema_sql() -> str:
@@ -46,6 +49,14 @@ def read_tables_sql() -> str:
     if found is None:
         raise SchemaMissing("schema.sql does not say which its read tables are")
     return found[1]
+
+
+def read_table_sql(name: str) -> str:
+    """What makes one read table with its indexes."""
+    made = [found[0] for found in _MAKES.finditer(read_tables_sql()) if name in (found[1], found[2])]
+    if not made:
+        raise SchemaMissing(f"schema.sql has no read table {name}")
+    return "\n".join(made)
 
 
 async def apply(dsn: str, schema: str) -> None:

@@ -184,9 +184,12 @@ def key_of(recorded: Recorded) -> str | None:
 
 def _unseal(recorded: Recorded) -> tuple[dict[str, Any], _Seal] | None:
     """The stored data without their seal, and the seal; None where there is none."""
-    data = orjson.loads(recorded.data)
+    try:
+        data = orjson.loads(recorded.data)
+    except ValueError as error:
+        raise UnreadableEvent(f"{recorded.type} at position {recorded.position}") from error
     # A plain event can hold something of that name further down, in what somebody sent.
-    if "sealed" not in data:
+    if not isinstance(data, dict) or "sealed" not in data:
         return None
     try:
         value = data.pop("sealed")

@@ -10,11 +10,12 @@ Import `PROJECTIONS` for all of them, in one order, and `HANDLERS` for what each
 from __future__ import annotations
 
 from eventstore.codec import EVENT_TYPES
-from eventstore.events import AppendAbandoned, Event, RequestAnswered
+from eventstore.events import AccessDenied, AppendAbandoned, Event, RequestAnswered
 from projections.agents import agents
 from projections.budgets import budgets
 from projections.emails import emails
 from projections.jobs import jobs
+from projections.keys import access, keys
 from projections.messages import messages
 from projections.operations import operations
 from projections.orchestrator import orchestrator
@@ -31,10 +32,12 @@ PROJECTIONS: tuple[Projection, ...] = (
     tasks,
     emails,
     jobs,
+    keys,
+    access,
     orchestrator,
 )
 
-WITHOUT_ROWS: frozenset[type[Event]] = frozenset({RequestAnswered, AppendAbandoned})
+WITHOUT_ROWS: frozenset[type[Event]] = frozenset({RequestAnswered, AppendAbandoned, AccessDenied})
 """Events that change no row, said aloud."""
 
 HANDLERS: dict[type[Event], tuple[Handler, ...]] = {

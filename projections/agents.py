@@ -1,4 +1,8 @@
-"""squad_agents: who belongs to the squad, what they do, and when they were last heard of."""
+"""squad_agents: who belongs to the squad, what they do, and when they were last heard of.
+
+An agent is heard of when it does something itself, or when it did what a run asked of it. What others do on
+its behalf, such as setting it to work on a schedule, is no sign of its life.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +39,15 @@ if TYPE_CHECKING:
     from projections.projection import View
 
 
+ORCHESTRATOR_AGENT = "orchestrator"
+"""Who reports on runs that concern no agent, and whom all reports are sent to."""
+
+_NOT_THE_AGENT = ("system:", "cli:")
+"""How the actors begin who act on behalf of agents: parts of the service, and people at a terminal."""
+
+_NO_SIGN_OF_LIFE = frozenset({"inactivity", "run_started", "run_ended"})
+
+
 class AgentRow(NamedTuple):
     """An agent. `operations` counts the ones it has under way; `position` is its last event's."""
 
@@ -68,7 +81,7 @@ AGENTS = Table[str, AgentRow](
     ),
 )
 
-agents = Projection("agents", (AGENTS,))
+agents = Projection("agents", (AGENTS,), fold_version=2)
 
 
 class _OfAgent(Protocol):
@@ -115,10 +128,9 @@ def _profile_changed(view: View, event: AgentProfileChanged, recorded: Recorded)
 
 @agents.on(AgentStatusChanged, touches=_its_agent)
 def _status_changed(view: View, event: AgentStatusChanged, recorded: Recorded) -> None:
-    row = _agent(view, event.agent)
-    # That nothing was heard of an agent is no sign of life.
-    seen = row.last_active if event.reason == "inactivity" else recorded.recorded_at
-    row = row._replace(status=event.status, last_active=seen, position=recorded.position)
+    if event.reason not in _NO_SIGN_OF_LIFE:
+        _acted(view, event, recorded)
+    row = _agent(view, event.agent)._replace(status=event.status, position=recorded.position)
     view.rows(AGENTS).put(event.agent, row)
 
 
@@ -128,17 +140,20 @@ def _status_changed(view: View, event: AgentStatusChanged, recorded: Recorded) -
     MessageAcknowledged,
     OperationRenewed,
     ConflictDetected,
-    TokensReserved,
     TokensSettled,
     TokensUsed,
     TokensDenied,
     touches=_its_agent,
 )
 def _acted(view: View, event: _OfAgent, recorded: Recorded) -> None:
+    itself = event.agent == ORCHESTRATOR_AGENT or not recorded.actor.startswith(_NOT_THE_AGENT)
+    _take_note(view, event, recorded, sign_of_life=itself)
+
+
+def _take_note(view: View, event: _OfAgent, recorded: Recorded, *, sign_of_life: bool) -> None:
     row = _agent(view, event.agent)
-    view.rows(AGENTS).put(
-        event.agent, row._replace(last_active=recorded.recorded_at, position=recorded.position)
-    )
+    seen = recorded.recorded_at if sign_of_life else row.last_active
+    view.rows(AGENTS).put(event.agent, row._replace(last_active=seen, position=recorded.position))
 
 
 @agents.on(TokensReleased, touches=_its_agent)
@@ -147,9 +162,18 @@ def _released(view: View, event: TokensReleased, recorded: Recorded) -> None:
         _acted(view, event, recorded)
 
 
+@agents.on(TokensReserved, touches=_its_agent)
+def _took(view: View, event: TokensReserved | OperationStarted, recorded: Recorded) -> None:
+    # What is taken for a run names the job as its cause, also where a client asked for the run.
+    if recorded.caused_by is None:
+        _acted(view, event, recorded)
+    else:
+        _take_note(view, event, recorded, sign_of_life=False)
+
+
 @agents.on(OperationStarted, touches=_its_agent)
 def _operation_started(view: View, event: OperationStarted, recorded: Recorded) -> None:
-    _acted(view, event, recorded)
+    _took(view, event, recorded)
     _count_operations(view, event, 1, recorded)
 
 
@@ -190,7 +214,6 @@ def _run_started(view: View, event: RunStarted, recorded: Recorded) -> None:
 def _run_finished(view: View, event: RunFinished, recorded: Recorded) -> None:
     if event.agent:
         _count_work(view, event.agent, -1, recorded)
-        # A run that failed or was lost is no sign of life of the agent that was called.
-        if event.outcome == "succeeded":
+        if event.answered:
             row = _agent(view, event.agent)
             view.rows(AGENTS).put(event.agent, row._replace(last_active=recorded.recorded_at))

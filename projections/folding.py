@@ -1,69 +1,106 @@
 """Folds pages of the log into the read tables, a page and its position in one transaction.
 
 The tables are those that come first on the connection's search path: the live ones for the projector, a
-second set beside them for a replay, temporary ones for a verification. Rows stay at hand between pages, so
-one folder is for one set of tables.
+session's own temporary ones for a replay or a verification (`projections.refold`). Rows stay at hand
+between pages, so one folder is for one set of tables.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+import asyncio
+from collections import OrderedDict, defaultdict
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eventstore import codec, sealing
+from eventstore.errors import LogNotUnderstood
 from eventstore.events import RequestAnswered
 from eventstore.translation import translating
 from projections import storage
+from projections.projection import Handler, Touches, touches_nothing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from eventstore.connection import Connection
-    from eventstore.events import AnyEvent
+    from eventstore.events import AnyEvent, Event
     from eventstore.keys import Keyring
     from eventstore.recorded import Recorded
-    from projections.projection import K, Projection, R, Rows, Table
+    from projections.projection import Projection, Table
 
 CACHED_ROWS = 20_000
 """How many rows of each table stay at hand between pages; the hot ones are few."""
+
+_DECODED_AT_ONCE = 500
+"""After so many events others get their turn: for a service with callers a page takes too long."""
 
 
 class _PageRows:
     """One table's rows while a page is folded: the database's below, what the page changed above."""
 
-    def __init__(self, table: Table[Any, Any], cache: OrderedDict[Any, Any]) -> None:
+    def __init__(self, table: Table[Any, Any], cache: OrderedDict[Any, Any] | None) -> None:
         self.table = table
-        self.cache = cache
         self.changed: dict[Any, Any] = {}
+        self.put = self.changed.__setitem__
+        self._cache = cache
 
     def get(self, key: Any, /) -> Any:
-        return self.changed[key] if key in self.changed else self.cache.get(key)
-
-    def put(self, key: Any, row: Any, /) -> None:
-        self.changed[key] = row
+        if key in self.changed:
+            return self.changed[key]
+        return self._cache.get(key) if self._cache else None
 
     def keep(self) -> None:
         """The page is committed: its rows are the database's now."""
-        self.cache.update(self.changed)
+        if self._cache is None:
+            return
+        self._cache.update(self.changed)
         for key in self.changed:
-            self.cache.move_to_end(key)
-        while len(self.cache) > CACHED_ROWS:
-            self.cache.popitem(last=False)
+            self._cache.move_to_end(key)
+        while len(self._cache) > CACHED_ROWS:
+            self._cache.popitem(last=False)
 
 
-class _Page:
-    """The view that handlers get while a page is folded."""
+class FoldedPage(dict["Table[Any, Any]", _PageRows]):
+    """What came of a page, by table."""
 
     def __init__(self, caches: dict[str, OrderedDict[Any, Any]]) -> None:
+        super().__init__()
         self._caches = caches
-        self.tables: dict[str, _PageRows] = {}
 
-    def rows(self, table: Table[K, R], /) -> Rows[K, R]:
-        rows = self.tables.get(table.name)
-        if rows is None:
-            cache = self._caches.setdefault(table.name, OrderedDict())
-            rows = self.tables[table.name] = _PageRows(table, cache)
+    def __missing__(self, table: Table[Any, Any]) -> _PageRows:
+        rows = self[table] = _PageRows(table, self._caches.get(table.name))
         return rows
+
+    async def write(self, connection: Connection) -> None:
+        """Writes what the page changed, in the transaction that the caller began."""
+        for rows in self.values():
+            if rows.changed:
+                await storage.write(connection, rows.table, rows.changed.values())
+
+    def keep(self) -> None:
+        """The transaction is committed."""
+        for rows in self.values():
+            rows.keep()
+
+
+class _View:
+    """What handlers get while a page is folded. It is asked for every row, so it asks the dictionary."""
+
+    def __init__(self, folded: FoldedPage) -> None:
+        self.rows: Any = folded.__getitem__
+
+
+class _Handling(NamedTuple):
+    """What a kind of event sets off, and what is read for it."""
+
+    handlers: tuple[Handler, ...]
+    touches: tuple[Touches, ...]
+
+    @classmethod
+    def of(cls, entries: Sequence[tuple[Handler, Touches]]) -> _Handling:
+        return cls(
+            tuple(handler for handler, _ in entries),
+            tuple(touches for _, touches in entries if touches is not touches_nothing),
+        )
 
 
 class PageFolder:
@@ -76,7 +113,9 @@ class PageFolder:
     def __init__(self, generation: int = 1, keyring: Keyring | None = None) -> None:
         self._generation = generation
         self._keyring = keyring
-        self._caches: dict[str, OrderedDict[Any, Any]] = {}
+        self._handling: dict[tuple[str, ...], Mapping[type[Event], _Handling]] = {}
+        # Only of tables that handlers read: most rows are written and never looked at again.
+        self._caches: defaultdict[str, OrderedDict[Any, Any]] = defaultdict(OrderedDict)
 
     async def advance(
         self, connection: Connection, members: Sequence[Projection], page: Sequence[Recorded]
@@ -86,42 +125,89 @@ class PageFolder:
         Raises:
             StoreBusy: one of them stands elsewhere, or its tables were replaced; nothing was written.
             StoreUnavailable: the connection broke; the page was written whole or not at all.
-            UnknownEventType, UnreadableEvent, MissingRow: an event cannot be folded; nothing was written.
+            UnknownEventType, UnreadableEvent, LogNotUnderstood: an event cannot be folded; nothing was
+                written.
         """
-        # Answers are nobody's rows, so nobody needs to read them.
-        shown = await sealing.reveal(connection, page, self._keyring, veiled=(RequestAnswered.type,))
-        events = [codec.decode(recorded) for recorded in shown]
-        await self._fetch(connection, members, events)
-        view = _Page(self._caches)
-        for event, recorded in zip(events, page, strict=True):
-            for member in members:
-                member.apply(view, event, recorded)
+        folded = await self.fold(connection, members, page, await decoded(connection, page, self._keyring))
         names = [member.name for member in members]
         before, after = page[0].position - 1, page[-1].position
         with translating():
             async with connection.pipeline(), connection.transaction():
-                for rows in view.tables.values():
-                    if rows.changed:
-                        await storage.write(connection, rows.table, rows.changed.values())
+                # Before the rows: see advance_projections in schema.sql.
                 await connection.execute(
                     "SELECT advance_projections(%s, %s, %s, %s)",
                     (names, before, after, self._generation),
                     prepare=True,
                 )
-        for rows in view.tables.values():
-            rows.keep()
+                await folded.write(connection)
+        folded.keep()
+
+    async def fold(
+        self,
+        connection: Connection,
+        members: Sequence[Projection],
+        page: Sequence[Recorded],
+        events: Sequence[AnyEvent],
+    ) -> FoldedPage:
+        """Folds consecutive events, and leaves it to the caller to write and keep what comes of it.
+
+        The page before must be written and kept by then.
+        """
+        handling = self._by_kind(members)
+        await self._fetch(connection, handling, events)
+        folded = FoldedPage(self._caches)
+        view = _View(folded)
+        for event, recorded in zip(events, page, strict=True):
+            try:
+                for handler in handling[type(event)].handlers:
+                    handler(view, event, recorded)
+            except Exception as fault:
+                raise LogNotUnderstood(
+                    f"at position {recorded.position}, {type(fault).__name__}: {fault}", recorded.position
+                ) from fault
+        return folded
 
     async def _fetch(
-        self, connection: Connection, members: Sequence[Projection], events: Sequence[AnyEvent]
+        self,
+        connection: Connection,
+        handling: Mapping[type[Event], _Handling],
+        events: Sequence[AnyEvent],
     ) -> None:
         """Brings every row that the page is going to read into the caches."""
         wanted: dict[Table[Any, Any], set[Any]] = {}
         for event in events:
-            for member in members:
-                for table, key in member.touches(event):
-                    if key not in self._caches.setdefault(table.name, OrderedDict()):
+            for touches in handling[type(event)].touches:
+                for table, key in touches(event):
+                    if key not in self._caches[table.name]:
                         wanted.setdefault(table, set()).add(key)
         for table, keys in wanted.items():
             cache = self._caches[table.name]
             for row in await storage.load(connection, table, list(keys)):
                 cache[table.key_of(row)] = row
+
+    def _by_kind(self, members: Sequence[Projection]) -> Mapping[type[Event], _Handling]:
+        """What each kind of event sets off in these projections: looked up once, not at every event."""
+        names = tuple(member.name for member in members)
+        if names not in self._handling:
+            self._handling[names] = {
+                kind: _Handling.of([m.handlers[kind] for m in members if kind in m.handlers])
+                for kind in codec.EVENT_TYPES.values()
+            }
+        return self._handling[names]
+
+
+async def decoded(
+    connection: Connection, page: Sequence[Recorded], keyring: Keyring | None = None
+) -> list[AnyEvent]:
+    """The events of a page of stored ones; see `eventstore.sealing.reveal` for the arguments.
+
+    Raises:
+        UnknownEventType, UnreadableEvent: one of them cannot be read.
+    """
+    events: list[AnyEvent] = []
+    # Answers are nobody's rows, so nobody needs to read them.
+    shown = await sealing.reveal(connection, page, keyring, veiled=(RequestAnswered.type,))
+    for start in range(0, len(shown), _DECODED_AT_ONCE):
+        events += [codec.decode(recorded) for recorded in shown[start : start + _DECODED_AT_ONCE]]
+        await asyncio.sleep(0)
+    return events

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from hashlib import sha256
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
-from uuid import UUID
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from eventstore.events import (
     JobDefined,
@@ -14,6 +12,7 @@ from eventstore.events import (
     JobResumed,
     JobSource,
     Overlap,
+    RemovalSource,
     RunAttemptFailed,
     RunFinished,
     RunMissed,
@@ -24,14 +23,13 @@ from eventstore.events import (
     TickBuffered,
 )
 from projections.projection import MissingRow, Projection, Table, Touched
+from projections.runs import RUNS, RunRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from eventstore.recorded import Recorded
     from projections.projection import View
-
-RunStatus = Literal["running", "succeeded", "failed", "skipped", "missed", "lost"]
 
 
 class JobRow(NamedTuple):
@@ -53,35 +51,13 @@ class JobRow(NamedTuple):
     jitter_seconds: float
     pause_on_failure: bool
     enabled: bool
+    resources: dict[str, str] | None
     removed: bool
+    removed_by: RemovalSource | None
     paused: bool
     pause_note: str | None
     ticked_until: datetime
     buffered_tick: datetime | None
-    position: int
-
-
-class RunRow(NamedTuple):
-    """What came of a tick. While it runs, `runner` holds it under a lease, or it waits for `retry_at`."""
-
-    id: str
-    job: str
-    tick: datetime
-    status: RunStatus
-    manual: bool
-    agent: str | None
-    attempts: int
-    attempts_allowed: int
-    reason: str | None
-    runner: str | None
-    lease_expires_at: datetime | None
-    retry_at: datetime | None
-    reservation_id: str | None
-    tokens_used: int | None
-    started_at: datetime | None
-    finished_at: datetime | None
-    fencing_token: int
-    """The position at which the tick got its outcome or its run."""
     position: int
 
 
@@ -99,50 +75,18 @@ JOBS = Table[str, JobRow](
         "text",
         "double precision",
         "double precision",
-        *("boolean",) * 4,
-        "text",
-        "timestamptz",
-        "timestamptz",
-        "bigint",
-    ),
-)
-RUNS = Table[str, RunRow](
-    "job_runs",
-    RunRow,
-    key=("id",),
-    types=(
-        "uuid",
-        "text",
-        "timestamptz",
+        *("boolean",) * 2,
+        "jsonb",
+        "boolean",
         "text",
         "boolean",
         "text",
-        "integer",
-        "integer",
-        "text",
-        "text",
         "timestamptz",
         "timestamptz",
-        "uuid",
-        "bigint",
-        "timestamptz",
-        "timestamptz",
-        "bigint",
         "bigint",
     ),
 )
-
-jobs = Projection("jobs", (JOBS, RUNS))
-
-
-def run_id(job: str, tick: datetime) -> str:
-    """The id of a tick's run: the same for whoever computes it, in the layout of a UUIDv7 (RFC 9562)."""
-    digest = int.from_bytes(sha256(f"{job}\n{tick.timestamp():.6f}".encode()).digest()[:16], "big")
-    milliseconds = int(tick.timestamp() * 1000) & ((1 << 48) - 1)
-    value = (milliseconds << 80) | (digest & ((1 << 80) - 1))
-    value = (value & ~(0xF << 76)) | (0x7 << 76)
-    value = (value & ~(0x3 << 62)) | (0x2 << 62)
-    return str(UUID(int=value))
+jobs = Projection("jobs", (JOBS, RUNS), fold_version=2)
 
 
 def _job(view: View, name: str) -> JobRow:
@@ -181,6 +125,7 @@ def _defined(view: View, event: JobDefined, recorded: Recorded) -> None:
         source=event.source,
         **dict(event.definition),
         removed=False,
+        removed_by=None,
         paused=before.paused if before and known else False,
         pause_note=before.pause_note if before and known else None,
         # A new schedule counts from here; one that goes on owes the outcome of every tick until now.
@@ -204,7 +149,13 @@ def _goes_on(before: JobRow, event: JobDefined) -> bool:
 
 @jobs.on(JobRemoved, touches=_its_job)
 def _removed(view: View, event: JobRemoved, recorded: Recorded) -> None:
-    row = _job(view, event.job)._replace(removed=True, buffered_tick=None, position=recorded.position)
+    before = view.rows(JOBS).get(event.job)
+    if before is None:
+        # The settings withdrew what was off the schedule already; nobody keeps that in memory.
+        return
+    row = before._replace(
+        removed=True, removed_by=event.source, buffered_tick=None, position=recorded.position
+    )
     view.rows(JOBS).put(event.job, row)
 
 
@@ -244,6 +195,7 @@ def _did_not_run(view: View, event: RunMissed | RunSkipped, recorded: Recorded) 
         lease_expires_at=None,
         retry_at=None,
         reservation_id=None,
+        operation_id=None,
         tokens_used=None,
         started_at=None,
         finished_at=recorded.recorded_at,
@@ -263,15 +215,17 @@ def _started(view: View, event: RunStarted, recorded: Recorded) -> None:
         status="running",
         manual=event.manual,
         agent=event.agent,
-        attempts=1,
+        attempts=1 if event.runner else 0,
         attempts_allowed=event.attempts_allowed,
         reason=None,
         runner=event.runner,
         lease_expires_at=event.lease_expires_at,
-        retry_at=None,
+        # Whichever process is first takes it up, from now on.
+        retry_at=None if event.runner else recorded.recorded_at,
         reservation_id=event.reservation_id,
+        operation_id=event.operation_id,
         tokens_used=None,
-        started_at=recorded.recorded_at,
+        started_at=recorded.recorded_at if event.runner else None,
         finished_at=None,
         fencing_token=recorded.position,
         position=recorded.position,
@@ -293,6 +247,8 @@ def _attempt_failed(view: View, event: RunAttemptFailed, recorded: Recorded) -> 
     row = _run(view, event.run_id)
     used = row.tokens_used if event.tokens_used is None else (row.tokens_used or 0) + event.tokens_used
     row = row._replace(
+        # One more where the attempt failed before it began, because its resources were claimed.
+        attempts=event.attempt,
         runner=None,
         lease_expires_at=None,
         retry_at=event.retry_at,
@@ -305,11 +261,14 @@ def _attempt_failed(view: View, event: RunAttemptFailed, recorded: Recorded) -> 
 
 @jobs.on(RunRetried, touches=_its_run)
 def _retried(view: View, event: RunRetried, recorded: Recorded) -> None:
-    row = _run(view, event.run_id)._replace(
+    row = _run(view, event.run_id)
+    row = row._replace(
         attempts=event.attempt,
         runner=event.runner,
         lease_expires_at=event.lease_expires_at,
         retry_at=None,
+        operation_id=event.operation_id,
+        started_at=row.started_at or recorded.recorded_at,
         position=recorded.position,
     )
     view.rows(RUNS).put(event.run_id, row)

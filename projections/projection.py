@@ -83,7 +83,8 @@ Touches = Callable[[Any], Iterable[Touched]]
 H = TypeVar("H", bound=Handler)
 
 
-def _touches_nothing(_: Event) -> Iterable[Touched]:
+def touches_nothing(_: Event) -> Iterable[Touched]:
+    """Of handlers that read no row."""
     return ()
 
 
@@ -97,7 +98,7 @@ class Projection:
     """Raised whenever a handler's meaning changes; tables folded by another version are rebuilt."""
     handlers: dict[type[Event], tuple[Handler, Touches]] = field(default_factory=dict)
 
-    def on(self, *kinds: type[Event], touches: Touches = _touches_nothing) -> Callable[[H], H]:
+    def on(self, *kinds: type[Event], touches: Touches = touches_nothing) -> Callable[[H], H]:
         """Declares a handler for these kinds of event.
 
         Args:

@@ -5,24 +5,31 @@ whoever loses the connection loses the lock with it. The others stand by. Positi
 moved, so even two projectors that both believe themselves active cannot write the same page twice.
 
 A projection that cannot take an event stops there, says so in its row of `projections`, and leaves the
-others alone. It never steps over an event. It tries again when the next process becomes the projector.
+others alone. It never steps over an event. It tries again when the next process becomes the projector, or
+after a replay.
+
+A replay (`projections.rebuild`) may replace rows and positions at any time; the generation tells. Tables
+that were folded by other code are rebuilt in the same way when this one becomes the projector: their old
+rows stay until the new ones are complete, and the other tables go on meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import psycopg
-from psycopg import sql
 
 from eventstore import log
 from eventstore.connection import Connection, connect, hanging_up_after
-from eventstore.errors import EventStoreError, StoreBusy, StoreUnavailable
+from eventstore.errors import EventStoreError, LogNotUnderstood, StoreBusy, StoreUnavailable
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
+from eventstore.translation import translating
 from projections import PROJECTIONS
 from projections.folding import PageFolder
+from projections.rebuild import rebuild
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,9 +44,18 @@ GATHER_SECONDS = 0.001
 STUCK_AFTER_SECONDS = 30.0
 """A round trip that takes longer is given up and its connection cut."""
 
+REBUILDING_TOLD_EVERY_SECONDS = 3.0
+"""How often `projections` is told of a rebuild under way, so that nobody takes the tables for stuck."""
+
 _IDLE_MILLISECONDS = 15_000
 _TRY_LOCK = "SELECT pg_try_advisory_lock('projections'::regclass::oid::integer, 2)"
 _BACKOFF_SECONDS = (0.2, 5.0)
+_UNDER_WAY = "UPDATE projections SET updated_at = clock_timestamp() WHERE name = ANY (%s)"
+_STOPPED = """
+    UPDATE projections SET failed_position = %s, error = %s, updated_at = clock_timestamp()
+    WHERE name = %s AND (%s::bigint IS NULL OR position = %s)
+"""
+_REPLACED = "SELECT max(generation) <> %s FROM projections"
 _log = logging.getLogger(__name__)
 
 
@@ -56,6 +72,7 @@ class Projector:
     ) -> None:
         self.active = False
         self.positions: dict[str, int] = {}
+        """How far each projection is; 0 as long as its rows are those of other code."""
         self.failed: dict[str, tuple[int, str]] = {}
         self.moved = Hints()
         """Wakes when `positions` has moved on. The database's own notification may come before that."""
@@ -64,7 +81,11 @@ class Projector:
         self._hints = hints
         self._projections = {projection.name: projection for projection in projections}
         self._keyring = keyring
+        self._generation = 0
         self._folder = PageFolder(keyring=keyring)
+        self._outdated: list[Projection] = []
+        self._rebuilding: asyncio.Task[dict[str, Exception]] | None = None
+        self._told_at = 0.0
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -85,6 +106,9 @@ class Projector:
                 finally:
                     self.active = False
                     connection.pgconn.finish()
+                    await self._stop_rebuilding()
+            except StoreBusy as busy:
+                _log.info("the projector begins anew: %s", busy)
             except (EventStoreError, psycopg.Error, OSError) as error:
                 _log.warning("projector lost its connection: %s", error)
             except Exception:  # noqa: BLE001 - nobody would start this task again: it goes on, whatever comes
@@ -100,16 +124,26 @@ class Projector:
             if row and row[0]:
                 break
             await asyncio.sleep(POLL_SECONDS / 2)
-        self.failed.clear()
-        self.positions, generation = await self._prepare(connection)
-        self._folder = PageFolder(generation, self._keyring)
+        await self._begin(connection)
         self.active = True
 
-    async def _prepare(self, connection: Connection) -> tuple[dict[str, int], int]:
-        """Enters new projections, empties those folded by another version, and forgets old failures.
+    async def _begin(self, connection: Connection) -> None:
+        """Goes by what the tables are now; has those rebuilt that other code folded."""
+        await self._stop_rebuilding()
+        with translating():
+            self._generation = await self._prepare(connection)
+        self._folder = PageFolder(self._generation, self._keyring)
+        if self._outdated:
+            names = ", ".join(projection.name for projection in self._outdated)
+            _log.info("rebuilding what other code folded: %s", names)
+            self._rebuilding = asyncio.create_task(self._rebuild(self._outdated))
+        self.moved.wake(max(self.positions.values(), default=0))
+
+    async def _prepare(self, connection: Connection) -> int:
+        """Enters new projections, forgets old failures, and finds out where each projection is.
 
         Returns:
-            Where each projection is, and the generation of the tables.
+            The generation of the tables.
         """
         async with connection.transaction():
             for projection in self._projections.values():
@@ -118,32 +152,110 @@ class Projector:
                     " SELECT %s, %s, coalesce(max(generation), 1) FROM projections ON CONFLICT DO NOTHING",
                     (projection.name, projection.fold_version),
                 )
-                cursor = await connection.execute(
-                    "UPDATE projections SET position = 0, fold_version = %(version)s"
-                    " WHERE name = %(name)s AND fold_version <> %(version)s RETURNING name",
-                    {"name": projection.name, "version": projection.fold_version},
-                )
-                if await cursor.fetchone():
-                    for table in projection.tables:
-                        await connection.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(table.name)))
-            await connection.execute("UPDATE projections SET failed_position = NULL, error = NULL")
-            cursor = await connection.execute("SELECT name, position, generation FROM projections")
-            found = {name: (position, generation) for name, position, generation in await cursor.fetchall()}
-        positions = {name: found[name][0] for name in self._projections}
-        return positions, max(generation for _, generation in found.values())
+            await connection.execute(
+                "UPDATE projections SET failed_position = NULL, error = NULL"
+                " WHERE failed_position IS NOT NULL OR error IS NOT NULL"
+            )
+            cursor = await connection.execute(
+                "SELECT name, position, fold_version, generation FROM projections"
+            )
+            found = {name: standing for name, *standing in await cursor.fetchall()}
+        self.failed.clear()
+        self._outdated = [
+            each for each in self._projections.values() if found[each.name][1] != each.fold_version
+        ]
+        self.positions = {name: found[name][0] for name in self._projections}
+        self.positions.update(dict.fromkeys((each.name for each in self._outdated), 0))
+        generations: list[int] = [generation for _, _, generation in found.values()]
+        return max(generations)
 
     async def _follow(self, connection: Connection) -> None:
         while True:
             ticket = self._hints.ticket()
             with hanging_up_after(STUCK_AFTER_SECONDS, connection):
-                moved = await self._advance_the_hindmost(connection)
-            if not moved:
+                await self._tend_the_rebuild(connection)
+                try:
+                    moved = await self._advance_the_hindmost(connection)
+                except StoreBusy:
+                    if not await self._begin_if_replaced(connection):
+                        raise
+                    continue
+                if moved:
+                    continue
+                replaced = await self._begin_if_replaced(connection)
+            if not replaced:
                 await wait_for_hint(ticket)
                 await asyncio.sleep(GATHER_SECONDS)
 
+    async def _begin_if_replaced(self, connection: Connection) -> bool:
+        """Begins anew where a replay has put other rows in the tables."""
+        with translating():
+            cursor = await connection.execute(_REPLACED, (self._generation,), prepare=True)
+            row = await cursor.fetchone()
+        if row and row[0]:
+            _log.info("the read tables were rebuilt; going on from there")
+            await self._begin(connection)
+            return True
+        return False
+
+    async def _rebuild(self, outdated: Sequence[Projection]) -> dict[str, Exception]:
+        """Rebuilds projections, together or at least those that can be.
+
+        Returns:
+            Why, of those that cannot.
+        """
+        try:
+            await self._rebuild_patiently(outdated)
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises stops its projection, loudly
+            if len(outdated) == 1:
+                return {outdated[0].name: error}
+            failures: dict[str, Exception] = {}
+            for projection in outdated:
+                failures |= await self._rebuild([projection])
+            return failures
+        return {}
+
+    async def _rebuild_patiently(self, outdated: Sequence[Projection]) -> None:
+        delay = _BACKOFF_SECONDS[0]
+        while True:
+            try:
+                await rebuild(self._dsn, self._schema, outdated)
+            except (StoreUnavailable, StoreBusy, OSError) as error:
+                _log.warning("rebuilding begins anew: %s", error)
+            else:
+                return
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _BACKOFF_SECONDS[1])
+
+    async def _tend_the_rebuild(self, connection: Connection) -> None:
+        """Says from time to time that it is under way, and in the end what could not be rebuilt."""
+        if self._rebuilding is None:
+            return
+        if self._rebuilding.done():
+            failures = self._rebuilding.result()
+            self._rebuilding = None
+            for name, error in failures.items():
+                position = getattr(error, "position", None) or 0
+                await self._fail(connection, self._projections[name], position, error)
+        elif monotonic() - self._told_at > REBUILDING_TOLD_EVERY_SECONDS:
+            self._told_at = monotonic()
+            names = [projection.name for projection in self._outdated]
+            await connection.execute(_UNDER_WAY, (names,))
+
+    async def _stop_rebuilding(self) -> None:
+        if self._rebuilding is not None:
+            self._rebuilding.cancel()
+            await asyncio.gather(self._rebuilding, return_exceptions=True)
+            self._rebuilding = None
+
     async def _advance_the_hindmost(self, connection: Connection) -> bool:
         """Takes one page for the projections that are furthest behind; False where all are at the head."""
-        healthy = {name: at for name, at in self.positions.items() if name not in self.failed}
+        outdated = {projection.name for projection in self._outdated}
+        healthy = {
+            name: at
+            for name, at in self.positions.items()
+            if name not in self.failed and name not in outdated
+        }
         if not healthy:
             return False
         behind = min(healthy.values())
@@ -189,11 +301,13 @@ class Projector:
     async def _fail(
         self, connection: Connection, projection: Projection, position: int, error: Exception
     ) -> None:
-        reason = f"{type(error).__name__}: {error}"
+        # What went wrong in a handler; the position is told beside it.
+        fault = error.__cause__ if isinstance(error, LogNotUnderstood) and error.__cause__ else error
+        reason = f"{type(fault).__name__}: {fault}"
+        # Whoever was overtaken has folded the event into rows that are not those before it.
+        here = None if projection in self._outdated else self.positions[projection.name]
+        cursor = await connection.execute(_STOPPED, (position, reason, projection.name, here, here))
+        if not cursor.rowcount:
+            raise StoreBusy(f"{projection.name} is no longer at position {here}")
         _log.error("projection %s stopped at position %d: %s", projection.name, position, reason)
         self.failed[projection.name] = (position, reason)
-        await connection.execute(
-            "UPDATE projections SET failed_position = %s, error = %s, updated_at = clock_timestamp()"
-            " WHERE name = %s",
-            (position, reason, projection.name),
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -16,14 +17,29 @@ if TYPE_CHECKING:
     from projections.projection import Table
 
 
-def upsert_statement(table: Table[Any, Any], into: str | None = None) -> sql.Composed:
+_BETWEEN = "\x1f"
+
+
+def create_statement(table: Table[Any, Any], name: sql.Composable) -> sql.Composed:
+    """Makes a table for the same rows, with its key and without what only readers need."""
+    columns = [
+        sql.SQL("{} " + kind).format(sql.Identifier(column))
+        for column, kind in zip(table.columns, table.types, strict=True)
+    ]
+    return sql.SQL("CREATE TABLE {name} ({columns}, PRIMARY KEY ({key}))").format(
+        name=name, columns=sql.SQL(", ").join(columns), key=_names(table.key)
+    )
+
+
+@cache
+def upsert_statement(table: Table[Any, Any]) -> sql.Composed:
     """One statement that writes any number of rows, given an array a column."""
     others = [column for column in table.columns if column not in table.key]
     return sql.SQL(
         "INSERT INTO {table} ({columns}) SELECT * FROM unnest({arrays})"
         " ON CONFLICT ({key}) DO UPDATE SET {updates}"
     ).format(
-        table=sql.Identifier(into or table.name),
+        table=sql.Identifier(table.name),
         columns=_names(table.columns),
         arrays=sql.SQL(", ").join(sql.SQL("%s::" + kind + "[]") for kind in table.types),
         key=_names(table.key),
@@ -35,19 +51,41 @@ def upsert_statement(table: Table[Any, Any], into: str | None = None) -> sql.Com
 
 async def write(connection: Connection, table: Table[Any, Any], rows: Iterable[tuple[Any, ...]]) -> None:
     """Inserts the rows, or replaces those with the same key, in one statement."""
-    columns: list[list[Any]] = [list(column) for column in zip(*rows, strict=True)]
-    for index in table.json_columns:
-        columns[index] = [
-            None if value is None else orjson.dumps(value).decode() for value in columns[index]
-        ]
+    columns = zip(*rows, strict=True)
+    arrays = [array_literal(kind, column) for kind, column in zip(table.types, columns, strict=True)]
     with translating():
-        await connection.execute(upsert_statement(table), columns, prepare=True)
+        await connection.execute(upsert_statement(table), arrays, prepare=True)
+
+
+def array_literal(kind: str, values: Sequence[Any]) -> str:
+    """A column's values as Postgres reads an array: made at once, because the driver quotes one by one."""
+    if kind == "jsonb":
+        values = [None if value is None else orjson.dumps(value).decode() for value in values]
+    if kind in ("jsonb", "text"):
+        return _texts_literal(values)
+    # Of numbers, ids and times JSON makes what Postgres reads, but for the brackets.
+    return "{" + orjson.dumps(values).decode()[1:-1] + "}"
+
+
+def _texts_literal(texts: Sequence[str | None]) -> str:
+    # Here it does not: JSON and Postgres escape differently.
+    if None not in texts:
+        # All at once, where no text holds what stands between them meanwhile.
+        joined = _BETWEEN.join(texts)  # type: ignore[arg-type]
+        if joined.count(_BETWEEN) == len(texts) - 1:
+            return '{"' + _escaped(joined).replace(_BETWEEN, '","') + '"}'
+    return "{" + ",".join(["NULL" if text is None else f'"{_escaped(text)}"' for text in texts]) + "}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
 async def load(connection: Connection, table: Table[Any, Any], keys: Sequence[Any]) -> list[Any]:
     """The rows with these keys, as far as they exist."""
     key_types = [table.types[table.columns.index(column)] for column in table.key]
-    arrays = [list(keys)] if len(table.key) == 1 else [list(part) for part in zip(*keys, strict=True)]
+    parts = [tuple(keys)] if len(table.key) == 1 else list(zip(*keys, strict=True))
+    arrays = [array_literal(kind, part) for kind, part in zip(key_types, parts, strict=True)]
     query = sql.SQL(
         "SELECT {columns} FROM {table} WHERE ({key}) IN (SELECT * FROM unnest({arrays}))"
     ).format(

@@ -25,16 +25,22 @@ from projections.projector import Projector
 from service.batch import new_id
 from service.calls import Caller
 from service.clock import DatabaseClock
-from service.commands import DefineJob, RegisterAgent, RemoveJob, StartOrchestrator
+from service.commands import DefineJob, RegisterAgent, StartOrchestrator, WithdrawJob
+from service.decide.access import key_is_needed
 from service.embedded import EmbeddedPostgres
+from service.http.auth import Door
 from service.http.context import Services
+from service.http.cors import Cors
+from service.http.limits import is_this_machine
 from service.http.server import Runner
+from service.http.stream import OpenStreams
 from service.http.table import application
-from service.job_spec import EMAIL_AGENT
+from service.job_spec import EMAIL_AGENT, SEED_JOBS
 from service.metrics import Metrics
 from service.reading import ReadTables
 from service.requests import Request
 from service.scheduler import Scheduler
+from service.snapshotter import Snapshotter
 from service.tail import Tail
 from service.timekeeper import keep_time
 from service.writer import Writer
@@ -111,11 +117,14 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
     )
     caller = Caller(settings.agents_url, settings.secrets())
     scheduler = Scheduler(writer, clock, caller, _runner_name())
-    writer.observers.append(scheduler.observe)
+    snapshotter = Snapshotter(dsn, squad_schema, writer)
+    writer.observers += [scheduler.observe, snapshotter.observe]
     async with (
         caller,
         connection.pool(dsn, squad_schema, name="squad reader", size=READ_CONNECTIONS) as pool,
-        background(listener.run(), projector.run(), writer.run(), keep_time(writer, clock)) as tasks,
+        background(
+            listener.run(), projector.run(), writer.run(), keep_time(writer, clock), snapshotter.run()
+        ) as tasks,
     ):
         tables = ReadTables(pool, listener.projections, projector, writer)
 
@@ -134,7 +143,11 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
             listener=listener,
             projector=projector,
             scheduler=scheduler,
+            snapshotter=snapshotter,
             metrics=Metrics(writer, projector, listener),
+            door=Door(settings, writer, clock),
+            cors=Cors(settings.cors_origins) if settings.cors_origins else None,
+            streams=OpenStreams(settings.max_streams, settings.max_streams_per_key),
         )
         await until_ready(writer)
         await _first_commands(settings, writer)
@@ -152,6 +165,7 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[str, list[asyncio.T
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(database(settings))
         services, tasks = await stack.enter_async_context(parts(settings, dsn))
+        await _check_who_can_reach_it(settings, services.writer)
         runner = Runner(application(services), shutdown_timeout=CLOSE_SECONDS)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -171,14 +185,39 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[str, list[asyncio.T
             await _stop(services, site)
 
 
+async def _check_who_can_reach_it(settings: Settings, writer: Writer) -> None:
+    """A squad without keys is served to its own machine only, unless somebody says that others may come.
+
+    Raises:
+        StartFailed: it has none, and others could reach it.
+    """
+    if key_is_needed(writer.squad):
+        _log.info("every request needs a key")
+        return
+    if settings.insecure:
+        _log.warning("nobody needs a key: whoever can reach %s may do everything", settings.host)
+        return
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError:
+        # Whoever listens there will say so better.
+        return
+    if not all(is_this_machine(str(address[0])) for *_, address in found):
+        raise StartFailed(
+            f"the squad has no keys, and others than this machine could reach it on {settings.host}: make a"
+            " key with `squad keys create --scope operator`, or allow it to everybody with --insecure"
+        )
+
+
 async def _stop(services: Services, site: web.TCPSite) -> None:
     """New requests are refused, waiting ones answered, streams closed."""
     services.stopping = True
     await site.stop()
     await services.scheduler.stop()
     services.tables.let_go()
-    for stream in list(services.streams):
-        stream.cancel()
+    services.streams.end()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_SECONDS):
             await services.writer.drain()
@@ -210,7 +249,11 @@ async def _first_commands(settings: Settings, writer: Writer) -> None:
     correlation_id = new_id()
 
     async def do(command: AnyCommand) -> Outcome:
-        return await writer.submit(Request(command, SERVICE_ACTOR, correlation_id))
+        while True:
+            outcome = await writer.submit(Request(command, SERVICE_ACTOR, correlation_id))
+            # A job that nobody ran for long has so many missed ticks that they are told some at a time.
+            if outcome.refusal is None or outcome.refusal.code != "job_behind":
+                return outcome
 
     await do(settings.policy())
     for agent in settings.registrations():
@@ -224,6 +267,11 @@ async def _first_commands(settings: Settings, writer: Writer) -> None:
         outcome = await do(DefineJob(name=name, source=source, definition=spec.definition()))
         if outcome.refusal:
             raise StartFailed(f"jobs.{name}.agent is {spec.agent!r}: {outcome.refusal.detail}")
-    for job in list(writer.squad.all(JOBS)):
-        if job.name not in specs and job.source != "api":
-            await do(RemoveJob(name=job.name))
+    withdrawn = [job.name for job in writer.squad.all(JOBS) if job.source != "api"]
+    if not settings.seed_jobs:
+        # Also those that are off the schedule already: switched on again, they all come back.
+        known = writer.squad.rows(JOBS)
+        withdrawn += [name for name in SEED_JOBS if known.get(name) is None]
+    for name in withdrawn:
+        if name not in specs:
+            await do(WithdrawJob(name=name))

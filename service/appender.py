@@ -28,7 +28,9 @@ from eventstore.errors import (
 from eventstore.events import AppendAbandoned
 from eventstore.translation import translating
 from service import recall
+from service.ahead import Ahead, Decided
 from service.batch import Batch, decide_batch
+from service.folding import complete
 from service.restore import STUCK_AFTER_SECONDS, catch_up, fold_page, restore
 from service.squad import Draft, Squad
 
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
     from eventstore.recorded import Recorded
     from service.clock import DatabaseClock
-    from service.requests import Ticket
+    from service.requests import Ticket, Waiting
     from service.sealer import Sealer, Sealing
 
 _FENCES = AppendAbandoned(first_event_id="", events=0).stream
@@ -48,9 +50,15 @@ class Appender:
     """Keeps `squad` at the head of the log, and appends what is decided there."""
 
     def __init__(
-        self, clock: DatabaseClock, publish: Callable[[Sequence[Recorded]], None], sealing_: Sealing
+        self,
+        clock: DatabaseClock,
+        waiting: Waiting,
+        publish: Callable[[Sequence[Recorded]], None],
+        sealing_: Sealing,
     ) -> None:
         self.squad = Squad()
+        self.ahead = Ahead(clock, waiting, sealing_)
+        """What is decided while a batch is on its way."""
         self.contended = False
         """Whether others write too, so that batches are decided holding the lock."""
         self.in_doubt: Batch | None = None
@@ -69,6 +77,7 @@ class Appender:
             StoreUnavailable, StoreBusy: not now.
             LogNotUnderstood: the log comes from a newer version of the software.
         """
+        self.ahead.drop()
         self._sealing.start_afresh()
         with hanging_up_after(STUCK_AFTER_SECONDS, connection):
             await self._ask_the_time(connection)
@@ -82,22 +91,32 @@ class Appender:
             return await self._resolve_doubt(connection, self.in_doubt)
 
     async def look(self, connection: Connection) -> None:
-        """Folds what others have appended."""
+        """Folds what others have appended, and brings into memory what they opened again."""
         await catch_up(connection, self.squad, self._tell_of_others, self._sealing.keyring)
+        await complete(connection, self.squad)
 
-    async def commit(self, connection: Connection, tickets: Sequence[Ticket]) -> None:
+    async def commit(
+        self, connection: Connection, tickets: Sequence[Ticket], decided: Decided | None = None
+    ) -> None:
         """Decides the tickets' commands at the head, appends what came of them, and tells their callers.
+
+        Args:
+            connection: the one that `begin` was called with.
+            tickets: the commands.
+            decided: what was decided of them ahead, if it was.
 
         Raises:
             StoreUnavailable: the connection broke; the batch is `in_doubt` if it may have happened.
             StoreBusy, LogNotUnderstood: nothing was stored; try again on a new connection.
             Exception: nothing was stored, because of one of the commands.
         """
+        if decided is None:
+            self.ahead.drop()
         with hanging_up_after(STUCK_AFTER_SECONDS, connection), translating():
             await self._sealing.stock_up(connection, tickets)
             if not self.contended:
                 try:
-                    await self._commit_in_one_trip(connection, tickets)
+                    await self._commit_in_one_trip(connection, tickets, decided)
                 except HeadMoved as moved:
                     self._check_continuity(moved.head)
                     self.contended = True
@@ -107,11 +126,14 @@ class Appender:
                     return
             await self._commit_holding_the_lock(connection, tickets)
 
-    async def _commit_in_one_trip(self, connection: Connection, tickets: Sequence[Ticket]) -> None:
-        draft = Draft(self.squad)
-        batch = await self._decide(connection, draft, tickets)
+    async def _commit_in_one_trip(
+        self, connection: Connection, tickets: Sequence[Ticket], decided: Decided | None
+    ) -> None:
+        draft = decided.draft if decided else Draft(self.squad)
+        batch = decided.batch if decided else await self._decide(connection, draft, tickets)
         if batch.recorded:
-            await self._append(connection, batch)
+            with self.ahead.deciding_above(draft):
+                await self._append(connection, batch)
         else:
             # Nothing to append, so nothing has compared the head yet; but an answer must be true as well.
             head = await log.head_position(connection)
@@ -203,6 +225,7 @@ class Appender:
         finally:
             # Whatever happens here, nobody may think that it did not happen there.
             _tell(batch)
+        self.ahead.rebase(self.squad)
         if batch.recorded:
             self._sealing.settle(batch.sealer)
             self._sealing.observe(batch.recorded)

@@ -14,7 +14,7 @@ from eventstore.chain import link, microseconds
 from eventstore.events import AppendAbandoned, RequestAnswered
 from eventstore.recorded import NewEvent, Recorded
 from service.commands import ForgetSubject
-from service.decide import At, Refused, clock, decide
+from service.decide import At, Refused, access, clock, decide
 from service.recall import Kept
 from service.refusals import Refusal
 from service.requests import Answer, CommandFailed, Outcome, Ticket
@@ -45,6 +45,12 @@ class Batch(NamedTuple):
     """The database's clock as the decisions believed it to be."""
     sealer: Sealer | None = None
     """What sealed them, where payloads are encrypted."""
+
+    def and_then(self, more: Batch) -> Batch:
+        """One batch of this one and of what was decided on the same draft after it, at the same time."""
+        self.outcomes.extend(more.outcomes)
+        self.recorded.extend(more.recorded)
+        return self._replace(tickets=[*self.tickets, *more.tickets])
 
 
 def new_id() -> str:
@@ -180,6 +186,9 @@ class Recorder:
 def _decide_one(
     draft: Draft, request: Request, recorder: Recorder, answers: dict[str, Kept], at: At
 ) -> Outcome:
+    if request.caller and (denied := access.judge(draft, request.caller, request.command, at)):
+        recorder.record(denied.events, request.actor, request.correlation_id)
+        return Outcome({}, draft.head.position if denied.events else None, denied.refusal)
     key = request.idempotency_key
     if key and (kept := answers.get(key)):
         if request.is_repeat_of(kept.fingerprint) and not _is_about_another(draft, request.command):
@@ -250,5 +259,7 @@ def _fence(abandoned: Batch) -> NewEvent:
 
 def _mismatch(key: str) -> Refusal:
     return Refusal(
-        "idempotency_mismatch", f"the idempotency key {key!r} was used before, for a different request"
+        # What stands before a space says whose key it is; nobody sent that.
+        "idempotency_mismatch",
+        f"the idempotency key {key.rpartition(' ')[2]!r} was used before, for a different request",
     )

@@ -113,7 +113,7 @@ def _report(work: Work, waiting: list[EmailRow], done: list[str], left: dict[str
         text += f", {len(left)} left for later"
     if any(problem.because == "budget" for problem in left.values()):
         text += "; the budget allows no more"
-    return succeeded(text, **data)
+    return succeeded(text, answered=bool(done), **data)
 
 
 async def _one_email(work: Work, kind: EmailWork, email: EmailRow, deadline: float) -> _Left | None:

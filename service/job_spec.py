@@ -20,7 +20,7 @@ from pydantic import (
 
 from eventstore.events import JobDefinition, Overlap
 from service.schedule import Schedule, next_tick
-from service.values import Name, Timezone, Tokens
+from service.values import Name, Resources, Timezone, Tokens
 
 BuiltInTask = Literal[
     "email_poll",
@@ -103,6 +103,8 @@ class JobSpec(BaseModel):
     tick."""
     pause_on_failure: bool = False
     enabled: bool = True
+    resources: Resources | None = None
+    """What a run claims for as long as it is under way, by kind, such as {"mailbox": "info"}."""
 
     @field_validator("cron")
     @classmethod
@@ -139,10 +141,14 @@ class JobSpec(BaseModel):
             jitter_seconds=self.jitter_seconds,
             pause_on_failure=self.pause_on_failure,
             enabled=self.enabled,
+            resources=self.resources,
         )
 
 
 EMAIL_AGENT = "email_agent"
+
+SEED_JOBS = BUILT_IN_TASKS
+"""The names of the seed's jobs: each does the task of its name."""
 
 
 def seed_jobs(reset_hour: int, timezone: str) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,8 @@ from eventstore.events import (
 from eventstore.translation import translating
 from projections.budgets import RESERVATIONS, reservation_after
 from projections.emails import EMAILS, emails
-from projections.jobs import JOBS
+from projections.jobs import JOBS, jobs
+from projections.keys import KEYS, keys
 from projections.messages import messages
 from projections.operations import OPERATIONS, operations
 from projections.tasks import TASKS, tasks
@@ -38,7 +39,14 @@ if TYPE_CHECKING:
     from service.requests import Ticket
     from service.squad import Draft, State
 
-_KINDS = {"message": messages, "operation": operations, "task": tasks, "email": emails}
+_KINDS = {
+    "message": messages,
+    "operation": operations,
+    "task": tasks,
+    "email": emails,
+    "job": jobs,
+    "key": keys,
+}
 """Which projection alone tells a stream's story, by the first part of the stream's name."""
 
 
@@ -167,8 +175,10 @@ def _stream(state: State, command: do.AnyCommand) -> str | None:
             return None if state.rows(TASKS).get(command.task_id) else f"task-{command.task_id}"
         case do.UpdateEmail():
             return None if state.rows(EMAILS).get(command.email_id) else f"email-{command.email_id}"
-        case do.DefineJob():
-            # One that was removed may come back, and its stream goes on.
+        case do.DefineJob() | do.RemoveJob() | do.WithdrawJob():
+            # One that was removed may come back, and its stream goes on; or it matters who removed it.
             return None if state.rows(JOBS).get(command.name) else f"job-{command.name}"
+        case do.CreateKey() | do.RevokeKey():
+            return None if state.rows(KEYS).get(command.key_id) else f"key-{command.key_id}"
         case _:
             return None

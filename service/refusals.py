@@ -33,9 +33,16 @@ RefusalCode = Literal[
     "subject_in_plain",
     "job_not_found",
     "job_running",
+    "job_behind",
     "orchestrator_stopped",
     "run_not_held",
     "idempotency_mismatch",
+    "unauthorized",
+    "wrong_agent",
+    "not_allowed",
+    "key_not_found",
+    "key_exists",
+    "too_many_keys",
 ]
 
 

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from service.callers import Caller
 from service.commands import AnyCommand
 from service.refusals import Refusal
 
@@ -86,6 +87,8 @@ class Request(NamedTuple):
     """`Print.bare`."""
     other_fingerprint: str = ""
     """`Print.also`."""
+    caller: Caller | None = None
+    """Whose right to ask is looked at before it is decided; None where the service itself asks."""
 
     def is_repeat_of(self, kept: str) -> bool:
         """Whether the answer that was kept with this fingerprint is the answer to this request."""
@@ -116,6 +119,8 @@ class Waiting:
 
     def __init__(self) -> None:
         self.arrived = asyncio.Event()
+        self.on_arrival: Callable[[], None] | None = None
+        """Told of every ticket, for as long as somebody is there who does not wait for `arrived`."""
         self.bytes = 0
         self._tickets: deque[Ticket] = deque()
 
@@ -136,6 +141,8 @@ class Waiting:
         self._tickets.append(ticket)
         self.bytes += ticket.request.size
         self.arrived.set()
+        if self.on_arrival:
+            self.on_arrival()
 
     def put_back(self, tickets: Sequence[Ticket]) -> None:
         """Puts a batch that was not carried out back to the front, in its order."""
@@ -143,11 +150,12 @@ class Waiting:
         self.bytes += sum(ticket.request.size for ticket in tickets)
         self.arrived.set()
 
-    def drain(self) -> list[Ticket]:
-        """Takes the next batch; leaves out those whose callers have gone."""
+    def drain(self, *, beside: Sequence[Ticket] = ()) -> list[Ticket]:
+        """Takes the next batch, or more to go `beside` others; leaves out those whose callers have gone."""
         batch: list[Ticket] = []
-        size = 0
-        while self._tickets and len(batch) < MAX_BATCH_COMMANDS and size < MAX_BATCH_BYTES:
+        size = sum(ticket.request.size for ticket in beside)
+        most = MAX_BATCH_COMMANDS - len(beside)
+        while self._tickets and len(batch) < most and size < MAX_BATCH_BYTES:
             ticket = self._tickets.popleft()
             self.bytes -= ticket.request.size
             if not ticket.outcome.done():

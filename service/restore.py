@@ -1,8 +1,9 @@
-"""The decision state at start: the read tables as far as they are, and the log from there.
+"""The decision state at start: the read tables as far as they are, or a snapshot, and the log from there.
 
 The tables are a fold of the log up to their position, by the same handlers, so they serve as a snapshot. A
-table that was folded by other handlers, or that stopped somewhere, is no snapshot of one moment; then the
-log is folded from its beginning.
+table that was folded by other handlers, or that stopped somewhere, is no snapshot of one moment. Then, and
+wherever the last snapshot (`service.snapshots`) is about as near to the head, it is that. Where there is
+nothing of the kind, the log is folded from its beginning, and snapshots are put away on the way.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from psycopg import sql
 
-from eventstore import codec, log, sealing
+from eventstore import log, sealing
 from eventstore.connection import hanging_up_after
-from eventstore.errors import LogNotUnderstood, StoreUnavailable
 from eventstore.recorded import Head
 from eventstore.translation import translating
 from projections import PROJECTIONS, storage
-from service.squad import RESIDENT, Draft, Squad
+from service import snapshots
+from service.folding import STUCK_AFTER_SECONDS, complete, fold_on, fold_page, keeping
+from service.squad import RESIDENT, Squad
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
     from eventstore.keys import Keyring
     from eventstore.recorded import Recorded
 
-STUCK_AFTER_SECONDS = 10.0
-"""A round trip that takes longer is given up, and its connection cut."""
+__all__ = ["STUCK_AFTER_SECONDS", "catch_up", "fold_page", "restore"]
+
+FOLDED_SOONER_EVENTS = 2 * snapshots.EVENTS_BETWEEN
+"""So many events are folded sooner than the active rows are picked out of large tables."""
 
 _LOADED_WITHIN_SECONDS = 60.0
 
@@ -35,6 +39,7 @@ _ACTIVE: dict[str, sql.SQL] = {
     "operations": sql.SQL("WHERE state = 'active'"),
     "reservations": sql.SQL("WHERE state = 'active'"),
     "jobs": sql.SQL("WHERE NOT removed"),
+    "api_keys": sql.SQL("WHERE state = 'active'"),
     "job_runs": sql.SQL("WHERE status = 'running'"),
     "squad_tasks": sql.SQL("WHERE status <> 'completed'"),
     "email_logs": sql.SQL("WHERE status NOT IN ('sent', 'archived')"),
@@ -52,12 +57,16 @@ async def restore(connection: Connection, keyring: Keyring | None = None) -> Squ
     Raises:
         StoreUnavailable: the connection broke, or was cut because nothing came for too long.
     """
-    squad = Squad()
     with hanging_up_after(_LOADED_WITHIN_SECONDS, connection), translating():
+        known = await log.head_position(connection)
         await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        await _load_tables(connection, squad)
+        squad = await _nearest_to(connection, known)
         await connection.execute("ROLLBACK")
+    if known - squad.head.position >= snapshots.distance(squad):
+        # Should the start be given up meanwhile, the next one goes on from what was kept.
+        await fold_on(connection, squad, known, known, keep=await keeping(connection))
     await catch_up(connection, squad, keyring=keyring)
+    await complete(connection, squad)
     return squad
 
 
@@ -80,38 +89,38 @@ async def catch_up(
             return
 
 
-def fold_page(squad: Squad, page: Sequence[Recorded]) -> None:
-    """Folds consecutive events that follow the squad's head; `sealing.reveal` has made them readable.
-
-    Raises:
-        StoreUnavailable: they do not follow it; the log was replaced under us.
-        LogNotUnderstood: one of them cannot be folded. The squad is as it was before.
-    """
-    draft = Draft(squad)
-    for recorded in page:
-        if recorded.position != draft.head.position + 1:
-            raise StoreUnavailable(f"position {draft.head.position + 1} is missing from the log")
-        try:
-            draft.fold(codec.decode(recorded), recorded)
-        except Exception as fault:
-            raise LogNotUnderstood(
-                f"at position {recorded.position}, {type(fault).__name__}: {fault}"
-            ) from fault
-    squad.merge(draft)
+async def _nearest_to(connection: Connection, known: int) -> Squad:
+    """What can be loaded: the tables, or a snapshot that is nearer to the head, or almost as near."""
+    tables_at = await _tables_at(connection)
+    if tables_at > known:
+        tables_at = 0
+    behind = tables_at - FOLDED_SOONER_EVENTS
+    if any(behind < position <= known for position in await snapshots.positions(connection)):
+        squad = await snapshots.nearest(connection, known)
+        if squad and squad.head.position > behind:
+            return squad
+    return await _load_tables(connection, tables_at) if tables_at else Squad()
 
 
-async def _load_tables(connection: Connection, squad: Squad) -> None:
+async def _tables_at(connection: Connection) -> int:
+    """Of which position the tables are a snapshot; 0 where they are of none."""
     cursor = await connection.execute("SELECT name, position, fold_version FROM projections")
     found = {name: (position, version) for name, position, version in await cursor.fetchall()}
     ours = {projection.name: projection.fold_version for projection in PROJECTIONS}
     positions = {position for position, _ in found.values()}
     if len(positions) != 1 or {name: version for name, (_, version) in found.items()} != ours:
-        return
-    last = await log.read_one(connection, positions.pop())
+        return 0
+    return positions.pop()  # type: ignore[no-any-return]
+
+
+async def _load_tables(connection: Connection, position: int) -> Squad:
+    squad = Squad()
+    last = await log.read_one(connection, position)
     if last is None:
-        return
+        return squad
     for name, residence in RESIDENT.items():
         where = _ACTIVE.get(name, sql.SQL(""))
         squad.load(residence.table, await storage.select(connection, residence.table, where, {}))
     squad.versions = await log.versions(connection, squad.streams(), last.position)
     squad.head = Head(last.position, last.hash, last.recorded_at)
+    return squad

@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from projections.jobs import run_id
+from projections.runs import run_id
 
 if TYPE_CHECKING:
     from eventstore.events import JobDefinition

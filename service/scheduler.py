@@ -14,9 +14,11 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from eventstore import codec
-from eventstore.events import RunFinished, RunRetried, RunStarted
+from eventstore.events import RunAttemptFailed, RunFinished, RunRetried, RunStarted
 from eventstore.listener import wait_for_hint
-from projections.jobs import JOBS, RUNS
+from projections.jobs import JOBS
+from projections.operations import OPERATIONS
+from projections.runs import RUNS
 from service import commands as do
 from service.batch import new_id
 from service.decide import runs as run_decisions
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from eventstore.recorded import Recorded
-    from projections.jobs import JobRow, RunRow
+    from projections.jobs import JobRow
+    from projections.runs import RunRow
     from service.calls import Caller
     from service.clock import DatabaseClock
     from service.commands import AnyCommand
@@ -51,6 +54,7 @@ GIVE_BACK_SECONDS = 2.0
 """How long they then have to give back what they hold."""
 
 _CONCERNS_US = ("job_", "run_", "tick_", "orchestrator_")
+_CHANGES_OF_HANDS = frozenset(kind.type for kind in (RunStarted, RunRetried, RunAttemptFailed, RunFinished))
 _log = logging.getLogger(__name__)
 
 
@@ -108,15 +112,15 @@ class Scheduler:
             if not item.type.startswith(_CONCERNS_US):
                 continue
             self._changed.set()
-            if item.type not in (RunStarted.type, RunRetried.type, RunFinished.type):
+            if item.type not in _CHANGES_OF_HANDS:
                 continue
             event = codec.decode(item)
-            if not isinstance(event, RunStarted | RunRetried | RunFinished):
+            if not isinstance(event, RunStarted | RunRetried | RunAttemptFailed | RunFinished):
                 continue
             if before := self._runs.pop(event.run_id, None):
-                # Over by somebody else's word, such as the next tick's, or somebody else's by now.
+                # Over by another word than ours, such as the next tick's, or somebody else's by now.
                 before.cancel()
-            if not isinstance(event, RunFinished) and event.runner == self.runner:
+            if isinstance(event, RunStarted | RunRetried) and event.runner == self.runner:
                 self._begin(event.run_id)
 
     def _begin(self, run_id: str) -> None:
@@ -139,11 +143,12 @@ class Scheduler:
             return LONGEST_SLEEP_SECONDS
         now = self._clock.now()
         jobs, runs, later = due_jobs(self._writer.squad, now)
-        claims: list[AnyCommand] = [do.ClaimTick(name=name, runner=self.runner) for name in jobs]
         # A run of our own whose lease ran out, because the database was away, is still being carried out.
-        claims += [
+        claims: list[AnyCommand] = [
             do.TakeUpRun(run_id=run_id, runner=self.runner) for run_id in runs if run_id not in self._runs
         ]
+        # Runs first: one that nobody may take up any more is in no tick's way.
+        claims += [do.ClaimTick(name=name, runner=self.runner) for name in jobs]
         if claims:
             return 0 if await self._claim(claims) else LONGEST_SLEEP_SECONDS
         if later is None:
@@ -162,14 +167,16 @@ class Scheduler:
         row = self._writer.squad.rows(RUNS).get(run_id)
         if row is None or row.runner != self.runner:
             return
-        async with self._renewing(run_id):
+        async with self._renewing(row):
             job = self._writer.squad.rows(JOBS).get(row.job)
             report = await self._report(job, row) if job else failed(row.job, "the job was removed")
             await self._end(row, report)
 
     async def _report(self, job: JobRow, row: RunRow) -> Report:
         """Carries the attempt out; whatever comes of it is a report."""
-        work = Work(self._writer, self._caller, job, row, self._setbacks)
+        claim = self._writer.squad.rows(OPERATIONS).get(row.operation_id) if row.operation_id else None
+        token = claim.fencing_token if claim else row.fencing_token
+        work = Work(self._writer, self._caller, job, row, token, self._setbacks)
         try:
             async with self._place(job.agent), asyncio.timeout(job.timeout_seconds):
                 return await perform(work)
@@ -195,6 +202,7 @@ class Scheduler:
             succeeded=report.succeeded,
             reason=report.reason,
             tokens_used=report.tokens_used,
+            answered=report.answered,
             report=report.text if report.succeeded else report.text + which,
             data=report.data,
         )
@@ -225,12 +233,14 @@ class Scheduler:
             yield
 
     @asynccontextmanager
-    async def _renewing(self, run_id: str) -> AsyncIterator[None]:
+    async def _renewing(self, row: RunRow) -> AsyncIterator[None]:
+        """Keeps what this process holds for a run: its lease, and the claim on its job's resources."""
+
         async def renew() -> None:
             while True:
-                await asyncio.sleep(run_decisions.LEASE_SECONDS / 3)
+                await asyncio.sleep(run_decisions.renewal_seconds(self._writer.squad, row))
                 with suppress(*NOT_NOW):
-                    await self._submit(do.RenewRun(run_id=run_id, runner=self.runner))
+                    await self._submit(do.RenewRun(run_id=row.id, runner=self.runner))
 
         renewing = asyncio.create_task(renew())
         try:

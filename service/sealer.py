@@ -138,6 +138,11 @@ class Sealing:
         self._stock: list[Key] = []
         self._lot = _SMALLEST_LOT
 
+    @property
+    def encrypts(self) -> bool:
+        """Whether what is personal is sealed before it is appended."""
+        return self._encrypt
+
     async def stock_up(self, connection: Connection, tickets: Iterable[Ticket]) -> None:
         """Makes keys for the messages that these commands are going to send, and for some to come."""
         if not self._encrypt:

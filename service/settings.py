@@ -5,6 +5,7 @@ Defaults, overridden by `squad.toml`, overridden by environment variables, overr
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -17,6 +18,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -25,6 +27,7 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = Path("squad.toml")
 _SHOWN_CHARACTERS = 100
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _WITH_SECRETS = frozenset({"SQUAD_AGENTS"})
 _POLICY = (
     "daily_tokens",
@@ -66,6 +70,36 @@ def _check_dsn(dsn: str) -> str:
 
 Dsn = Annotated[str, AfterValidator(_check_dsn)]
 """Where a database is, in libpq's words."""
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _split(value: object) -> object:
+    """A list as the environment has it: with commas in between."""
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _networks(value: object) -> tuple[Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(item) for item in _split(value))  # type: ignore[attr-defined]
+    except (ValueError, TypeError) as error:
+        raise ValueError("must be addresses or networks, such as 10.0.0.5 or 10.0.0.0/24") from error
+
+
+def _check_origin(origin: str) -> str:
+    if not _ORIGIN.fullmatch(origin):
+        raise ValueError("must be an origin, such as https://board.example.org, without a path")
+    return origin
+
+
+Origin = Annotated[str, AfterValidator(_check_origin)]
+"""Scheme, host and port of a web page, to the letter as browsers send them."""
+
+RequestsPerSecond = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
+"""A rate; 0 is no limit."""
 
 
 class SettingsError(Exception):
@@ -146,6 +180,18 @@ class Settings(BaseSettings):
     """Whether what is personal in messages and e-mails is stored encrypted, so that it can be forgotten."""
     seed_jobs: bool = True
     """Whether the seed's seven jobs, and the agents that they speak of, are there by default."""
+    checkpoint_key: Path | None = None
+    """Signs the checkpoints of `squad checkpoint`."""
+    insecure: bool = False
+    """Whether a squad without keys is served to others than its own machine."""
+    key_requests_per_second: RequestsPerSecond = 1_000.0
+    address_requests_per_second: RequestsPerSecond = 1_000.0
+    max_streams: int = Field(default=2_000, ge=1, le=100_000)
+    max_streams_per_key: int = Field(default=1_000, ge=1, le=100_000)
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split)] = ()
+    """The origins of web pages that may use the API."""
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)] = ()
+    """Whose X-Forwarded-For is believed."""
     log_format: LogFormat = "console"
     log_level: LogLevel = "info"
     budget: BudgetSettings = BudgetSettings()

@@ -12,7 +12,14 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eventstore.events import EmailReceived, OperationExpired, OperationFinished, OperationStarted
+from eventstore.events import (
+    EmailReceived,
+    EmailUpdated,
+    OperationExpired,
+    OperationFinished,
+    OperationStarted,
+    TaskUpdated,
+)
 from eventstore.recorded import EMPTY_LOG, Head
 from eventstore.subjects import NO_TRACE
 from projections import HANDLERS
@@ -28,10 +35,12 @@ from projections.budgets import (
     PolicyRow,
 )
 from projections.emails import EMAILS
-from projections.jobs import JOBS, RUNS
+from projections.jobs import JOBS
+from projections.keys import ACCESS, KEYS
 from projections.operations import OPERATIONS
 from projections.orchestrator import ORCHESTRATOR, THE_ORCHESTRATOR, OrchestratorRow
 from projections.projection import MissingRow, Table
+from projections.runs import RUNS
 from projections.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -74,6 +83,8 @@ RESIDENT: dict[str, Residence] = {
         Residence(ORCHESTRATOR, lambda row: True, lambda row: "orchestrator"),
         Residence(JOBS, lambda row: not row.removed, lambda row: f"job-{row.name}"),
         Residence(RUNS, lambda row: row.status == "running", lambda row: f"run-{row.id}"),
+        Residence(KEYS, lambda row: row.state == "active", lambda row: f"key-{row.id}"),
+        Residence(ACCESS, lambda row: True, lambda row: None),
         Residence(TASKS, lambda row: row.status != "completed", lambda row: f"task-{row.id}"),
         Residence(
             EMAILS, lambda row: row.status not in ("sent", "archived"), lambda row: f"email-{row.id}"
@@ -82,8 +93,12 @@ RESIDENT: dict[str, Residence] = {
 }
 """The tables that live in memory. Messages and conflicts do not: they are finished as they happen."""
 
-PARTIAL = frozenset({TASKS.name, EMAILS.name})
-"""Tables whose absent rows may exist: they are read from the log when a command needs them."""
+PARTIAL = frozenset({TASKS.name, EMAILS.name, KEYS.name})
+"""Tables whose absent rows may exist: they are read from the log when a command needs them.
+
+One that was finished, left memory and was opened again by another process is open and not in memory:
+`Squad.absent` knows of it, so that whoever needs all that is open can have it read.
+"""
 
 
 class State:
@@ -157,6 +172,8 @@ class Squad(State):
         self.versions: dict[str, int] = {}
         self.holders: dict[Resource, tuple[str, ...]] = {}
         self.gmail_ids: dict[str, str] = {}
+        self.absent: set[str] = set()
+        """Streams of tasks and e-mails that are open and not in memory."""
         self._days_of_parts: set[date] = set()
 
     def rows(self, table: Table[K, R], /) -> Rows[K, R]:
@@ -175,18 +192,30 @@ class Squad(State):
         """The id of the e-mail with this Gmail message id, where it is in memory."""
         return self.gmail_ids.get(gmail_message_id)
 
+    def copy(self) -> Squad:
+        """The squad as it is now, whatever becomes of this one. The rows are shared: they never change."""
+        copy = Squad()
+        copy.head, copy.looked_at = self.head, self.looked_at
+        copy.tables = {name: rows.copy() for name, rows in self.tables.items()}
+        copy.versions, copy.holders = self.versions.copy(), self.holders.copy()
+        copy.gmail_ids, copy.absent = self.gmail_ids.copy(), self.absent.copy()
+        copy._days_of_parts = self._days_of_parts.copy()
+        return copy
+
     def load(self, table: Table[K, R], rows: Iterable[R]) -> None:
-        """Takes in rows that were read from a table, as far as they are active."""
+        """Takes in rows that were read from a table, as far as they are active.
+
+        A table may come in several parts; operations then in the order in which they began.
+        """
         residence, kept = RESIDENT[table.name], self.tables[table.name]
-        for row in rows:
-            if residence.is_active(row):
-                kept[table.key_of(row)] = row
-        if table is OPERATIONS:
-            for operation in sorted(self.all(OPERATIONS), key=lambda row: row.fencing_token):
+        active: list[Any] = [row for row in rows if residence.is_active(row)]
+        kept.update((table.key_of(row), row) for row in active)
+        if residence.table is OPERATIONS:
+            for operation in sorted(active, key=lambda row: row.fencing_token):
                 for resource in operation.resources.items():
                     self.holders[resource] = (*self.holders.get(resource, ()), operation.id)
-        if table is EMAILS:
-            self.gmail_ids.update((email.gmail_message_id, email.id) for email in self.all(EMAILS))
+        if residence.table is EMAILS:
+            self.gmail_ids.update((email.gmail_message_id, email.id) for email in active)
 
     def streams(self) -> list[str]:
         """The streams whose last versions must be known."""
@@ -200,6 +229,8 @@ class Squad(State):
     def merge(self, draft: Draft) -> None:
         """Takes over what a draft changed, and lets finished things go."""
         self.head, self.looked_at = draft.head, draft.looked_at
+        for stream, is_open in draft.absent.changes.items():
+            (self.absent.add if is_open else self.absent.discard)(stream)
         for name, layer in draft.layers.items():
             if residence := RESIDENT.get(name):
                 self._merge_rows(residence, layer, draft)
@@ -222,6 +253,8 @@ class Squad(State):
         kept = self.tables[residence.table.name]
         for key, row in layer.changes.items():
             stream = residence.stream(row)
+            if residence.table.name in PARTIAL:
+                self.absent.discard(stream)
             if residence.is_active(row):
                 kept[key] = row
                 if stream:
@@ -247,7 +280,9 @@ class _Layer:
 
     __slots__ = ("below", "changes", "journal")
 
-    def __init__(self, below: Mapping[Any, Any], journal: list[tuple[dict[Any, Any], Any, Any]]) -> None:
+    def __init__(
+        self, below: Mapping[Any, Any] | _Layer, journal: list[tuple[dict[Any, Any], Any, Any]]
+    ) -> None:
         self.below = below
         self.changes: dict[Any, Any] = {}
         self.journal = journal
@@ -260,26 +295,33 @@ class _Layer:
         self.journal.append((self.changes, key, self.changes.get(key, _ABSENT)))
         self.changes[key] = value
 
-    def values(self) -> Iterator[Any]:
+    def items(self) -> Iterator[tuple[Any, Any]]:
         for key, value in self.below.items():
             if key not in self.changes:
-                yield value
-        yield from self.changes.values()
+                yield key, value
+        yield from self.changes.items()
+
+    def values(self) -> Iterator[Any]:
+        return (value for _, value in self.items())
 
 
 class Draft(State):
-    """A batch under decision: the squad as it will be if the batch's events get into the log."""
+    """A batch under decision: the squad as it will be if the batch's events get into the log.
 
-    def __init__(self, squad: Squad) -> None:
-        self.head, self.looked_at = squad.head, squad.looked_at
+    One batch may be decided above another one that is still on its way there.
+    """
+
+    def __init__(self, base: Squad | Draft) -> None:
+        self.head, self.looked_at = base.head, base.looked_at
         self.journal: list[tuple[dict[Any, Any], Any, Any]] = []
         self.layers: dict[str, _Layer] = {}
-        self.versions = _Layer(squad.versions, self.journal)
-        self.holders = _Layer(squad.holders, self.journal)
-        self.gmail_ids = _Layer(squad.gmail_ids, self.journal)
+        self.versions: _Layer = _Layer(base.versions, self.journal)
+        self.holders: _Layer = _Layer(base.holders, self.journal)
+        self.gmail_ids: _Layer = _Layer(base.gmail_ids, self.journal)
+        self.absent = _Layer({}, self.journal)
         self.traces: dict[str, Trace] = {}
-        self._squad = squad
-        self._safe_head = squad.head
+        self._base = base
+        self._safe_head = base.head
 
     def rows(self, table: Table[K, R], /) -> Rows[K, R]:
         """One table's rows."""
@@ -310,6 +352,9 @@ class Draft(State):
                 # Tables that are not in memory at all are nobody's business here.
                 if missing.table.name in RESIDENT and missing.table.name not in PARTIAL:
                     raise
+                # The event holds the whole thing as it now is, so it tells what the row would.
+                if isinstance(event, TaskUpdated | EmailUpdated):
+                    self.absent.put(recorded.stream, RESIDENT[missing.table.name].is_active(event))
         match event:
             case OperationStarted():
                 for resource in event.resources.items():
@@ -322,6 +367,14 @@ class Draft(State):
                 pass
         self.versions.put(recorded.stream, recorded.version)
         self.head = Head(recorded.position, recorded.hash, recorded.recorded_at)
+
+    def rebase(self, squad: Squad) -> None:
+        """Stands on a squad from now on that has taken over what this draft stood on."""
+        self._base = squad
+        for name, layer in self.layers.items():
+            layer.below = squad.tables.get(name, {})
+        self.versions.below, self.holders.below = squad.versions, squad.holders
+        self.gmail_ids.below = squad.gmail_ids
 
     def keep(self) -> None:
         """What was folded so far stays, whatever comes of the next command."""
@@ -347,6 +400,7 @@ class Draft(State):
     def _layer(self, table: Table[Any, Any]) -> _Layer:
         layer = self.layers.get(table.name)
         if layer is None:
-            below = self._squad.tables.get(table.name, {})
+            base = self._base
+            below = base._layer(table) if isinstance(base, Draft) else base.tables.get(table.name, {})
             layer = self.layers[table.name] = _Layer(below, self.journal)
         return layer

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
 
 KEPT_EVENTS = 10_000
+KEPT_BYTES = 32 * 1024 * 1024
+"""So much is kept at least, and twice as much at most: whichever of the two bounds is reached first."""
 
 
 class Tail:
@@ -31,6 +33,7 @@ class Tail:
         """How many were forgotten so far: who reads the log beside this must look again when it changes."""
         self._reveal = reveal
         self._events: list[Recorded] = []
+        self._bytes = 0
 
     def extend(self, recorded: Sequence[Recorded]) -> None:
         """Takes in what was committed. Where something is missing in between, what is older is let go."""
@@ -43,9 +46,10 @@ class Tail:
                 recorded = recorded[index:]
                 break
         self._events.extend(recorded)
+        self._bytes += sum(len(item.data) for item in recorded)
         # Cut rarely: each cut moves all that is kept.
-        if len(self._events) > 2 * KEPT_EVENTS:
-            del self._events[:-KEPT_EVENTS]
+        if len(self._events) > 2 * KEPT_EVENTS or self._bytes > 2 * KEPT_BYTES:
+            self._cut()
         self.moved.wake(recorded[-1].position)
 
     async def after(self, position: int, limit: int) -> list[Recorded] | None:
@@ -68,3 +72,11 @@ class Tail:
             return None
         skip = position - self._events[0].position + 1
         return self._events[skip : skip + limit]
+
+    def _cut(self) -> None:
+        """Lets go of what is beyond the bounds; the newest event is always kept."""
+        first, self._bytes = len(self._events), 0
+        while first and len(self._events) - first < KEPT_EVENTS and self._bytes < KEPT_BYTES:
+            first -= 1
+            self._bytes += len(self._events[first].data)
+        del self._events[:first]

@@ -35,12 +35,12 @@ async def perform(work: Work) -> Report:
 
 
 async def _call_endpoint(work: Work, endpoint: str, tokens_unreported: int) -> Report:
-    reply = await work.call(endpoint, work.run.fencing_token)
+    reply = await work.call(endpoint, work.fencing_token)
     name, tokens = work.job.name, reply.tokens_used
     if not reply.ok:
         return failed(name, reply.reason or "it failed", tokens_used=tokens)
     used = tokens_unreported if tokens is None else tokens
-    return succeeded(f"{name} succeeded", tokens_used=used, **_keepable(reply.body))
+    return succeeded(f"{name} succeeded", tokens_used=used, answered=True, **_keepable(reply.body))
 
 
 def _keepable(body: Any) -> dict[str, Any]:
@@ -70,7 +70,7 @@ async def _respond(work: Work) -> Report:
 
 async def _update_statuses(work: Work) -> Report:
     await work.do(do.PassTime())
-    counts: dict[str, int] = {"active": 0, "idle": 0, "offline": 0}
+    counts: dict[str, Any] = {"active": 0, "idle": 0, "offline": 0}
     for row in work.squad.all(AGENTS):
         counts[row.status] += 1
     text = ", ".join(f"{count} {status}" for status, count in counts.items())

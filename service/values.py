@@ -6,11 +6,20 @@ Everything that Postgres, JSON or a person cannot hold is refused here, at the d
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -163,3 +172,28 @@ def check_timezone(name: str) -> str:
 
 Timezone = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(check_timezone)]
 """The name of an IANA time zone."""
+
+
+_TIME: TypeAdapter[datetime] = TypeAdapter(AwareDatetime)
+
+
+def _time(value: object) -> object:
+    """A moment that somebody wrote down. Pydantic would take a bare number as seconds since 1970."""
+    if isinstance(value, datetime):
+        return value
+    if not re.match(r"\d{4}-\d\d-\d\d[Tt ]", str(value)):
+        raise ValueError("must be a time such as 2026-01-31T09:00:00Z")
+    try:
+        return _TIME.validate_python(value, strict=False)
+    except ValidationError as error:
+        raise ValueError(in_words(error.errors()[0])) from error
+
+
+def _in_range(moment: datetime) -> datetime:
+    if not 1970 <= moment.year <= 9998:
+        raise ValueError("must lie between the years 1970 and 9998")
+    return moment
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_time), AfterValidator(_in_range)]
+"""A moment, in RFC 3339."""

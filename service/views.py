@@ -5,19 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from projections.agents import AGENTS
+from projections.budgets import POLICY, RESERVATIONS, THE_POLICY
+from projections.emails import EMAILS
 from projections.jobs import JOBS
 from projections.operations import OPERATIONS
+from projections.runs import RUNS
+from projections.tasks import TASKS
 from service.decide.budget import remaining
 from service.schedule import next_tick, next_ticks, schedule_of
 
 NEXT_TICKS = 5
 """How many ticks ahead a job is shown."""
 
+INNER_OF_JOBS = frozenset({"removed", "removed_by", "ticked_until", "buffered_tick"})
+"""Columns of a job's row that are nobody's business."""
+
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from projections.budgets import PolicyRow
     from projections.jobs import JobRow
     from projections.operations import OperationRow
+    from projections.orchestrator import OrchestratorRow
+    from service.explain import Explanation
     from service.squad import State
 
 
@@ -60,11 +70,56 @@ def active_operations(state: State) -> list[OperationRow]:
 
 def job(row: JobRow, last_runs: list[dict[str, Any]], now: datetime) -> dict[str, Any]:
     """A job with its last runs and its next ticks."""
-    inner = ("removed", "ticked_until", "buffered_tick")
-    shown = {name: value for name, value in row._asdict().items() if name not in inner}
+    return {**planned(row, now), "last_runs": last_runs}
+
+
+def planned(row: JobRow, now: datetime) -> dict[str, Any]:
+    """A job with its next ticks."""
+    shown = {name: value for name, value in row._asdict().items() if name not in INNER_OF_JOBS}
     after = max(now, row.ticked_until)
     ticks = next_ticks(schedule_of(row), after, NEXT_TICKS) if row.enabled else []
-    return {**shown, "last_runs": last_runs, "next_ticks": ticks}
+    return {**shown, "next_ticks": ticks}
+
+
+def whole(state: State, moment: datetime | None) -> dict[str, Any]:
+    """All that is there at a moment, as the API shows it; None before the first event."""
+    reservations = sorted(state.all(RESERVATIONS), key=lambda row: row.position)
+    runs = sorted(state.all(RUNS), key=lambda row: row.fencing_token)
+    tasks = sorted(state.all(TASKS), key=lambda row: row.created_position)
+    emails = sorted(state.all(EMAILS), key=lambda row: row.created_position)
+    jobs = sorted(state.all(JOBS), key=lambda row: row.name)
+    return {
+        "position": state.head.position,
+        "recorded_at": state.head.recorded_at,
+        "moment": moment,
+        "orchestrator": _the_only(state.orchestrator),
+        "policy": _the_only(state.rows(POLICY).get(THE_POLICY)),
+        "budget": budget(state) or None,
+        "agents": agents(state),
+        "operations": [row._asdict() for row in active_operations(state)],
+        "reservations": [row._asdict() for row in reservations],
+        "jobs": [planned(row, moment) for row in jobs] if moment else [],
+        "runs": [row._asdict() for row in runs],
+        "tasks": [row._asdict() for row in tasks],
+        "emails": [row._asdict() for row in emails],
+    }
+
+
+def _the_only(row: PolicyRow | OrchestratorRow | None) -> dict[str, Any] | None:
+    """The one row of a table; its name says nothing."""
+    return {name: value for name, value in row._asdict().items() if name != "name"} if row else None
+
+
+def explanation(found: Explanation) -> dict[str, Any]:
+    """Why something happened, for programs; the sentences are those that a person reads."""
+    origin = found.origin
+    return {
+        **found._asdict(),
+        "reasons": [reason._asdict() for reason in found.reasons],
+        "causes": [step._asdict() for step in found.causes],
+        "origin": {**origin._asdict(), "reasons": [reason._asdict() for reason in origin.reasons]},
+        "effects": [step._asdict() for step in found.effects],
+    }
 
 
 def seed_jobs(state: State, now: datetime) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ from service.requests import CommandFailed, OutcomeUnknown, QueueFull, Request, 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from projections.jobs import JobRow, RunRow
+    from projections.jobs import JobRow
+    from projections.runs import RunRow
     from service.calls import Caller, Reply
     from service.commands import AnyCommand
     from service.requests import Outcome
@@ -40,12 +41,14 @@ class Report(NamedTuple):
     """Told the squad in a message."""
     reason: str | None = None
     tokens_used: int | None = None
+    answered: bool = False
+    """Whether the agent was called and did what it was asked."""
     data: dict[str, Any] | None = None
 
 
-def succeeded(text: str, *, tokens_used: int | None = None, **data: Any) -> Report:
+def succeeded(text: str, *, tokens_used: int | None = None, answered: bool = False, **data: Any) -> Report:
     """An attempt that did what it should."""
-    return Report(succeeded=True, text=text, tokens_used=tokens_used, data=data)
+    return Report(succeeded=True, text=text, tokens_used=tokens_used, answered=answered, data=data)
 
 
 def failed(job: str, reason: str, *, tokens_used: int | None = None, **data: Any) -> Report:
@@ -65,6 +68,8 @@ class Work:
     caller: Caller
     job: JobRow
     run: RunRow
+    fencing_token: int
+    """Of the claim that the run holds on its job's resources, otherwise of the run."""
     setbacks: Counter[str] = field(default_factory=Counter)
     """How often work on an e-mail failed in this process; such e-mails go behind the others."""
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from eventstore.recorded import Recorded
+    from service.ahead import Decided
     from service.clock import DatabaseClock
     from service.squad import Squad
 
@@ -70,7 +71,9 @@ class Writer:
         self._schema = schema
         self._hints = hints
         self._hint_seen = 0
-        self._appender = Appender(clock, self._publish, Sealing(keyring or Keyring(), encrypt=encrypt))
+        self._appender = Appender(
+            clock, self.waiting, self._publish, Sealing(keyring or Keyring(), encrypt=encrypt)
+        )
         self._current: Sequence[Ticket] = ()
         self._stopping = False
         self._impatience: asyncio.TimerHandle | None = None
@@ -115,7 +118,7 @@ class Writer:
     async def drain(self) -> None:
         """Takes no more commands; returns when those that wait are answered."""
         self._stopping = True
-        while self.waiting or self._current or self._appender.in_doubt:
+        while self.waiting or self._under_way():
             await wait_for_hint(self.moved.ticket(), 0.05)
 
     async def _run(self) -> None:
@@ -145,27 +148,33 @@ class Writer:
     async def _work(self, connection: Connection) -> None:
         looked_at = monotonic()
         while True:
-            if not self.waiting:
+            if not self.waiting and not self._appender.ahead.tickets:
                 await wait_for_hint(self.waiting.arrived, POLL_SECONDS)
             self.waiting.arrived.clear()
             now, hinted = monotonic(), self._hints.position
             # A hint counts once: whatever was said, the log has been looked at since.
             news = hinted > self._hint_seen and hinted > self.squad.head.position
             if news or now - looked_at > POLL_SECONDS:
+                self._appender.ahead.drop()
                 await self._appender.look(connection)
                 self._hint_seen, looked_at = hinted, now
-            if tickets := self.waiting.drain():
+            if decided := self._appender.ahead.take():
+                await self._carry_out(connection, list(decided.batch.tickets), decided)
+            elif tickets := self.waiting.drain():
                 await self._carry_out(connection, tickets)
 
-    async def _carry_out(self, connection: Connection, tickets: list[Ticket]) -> None:
+    async def _carry_out(
+        self, connection: Connection, tickets: list[Ticket], decided: Decided | None = None
+    ) -> None:
         """Commits the tickets together; where they cannot be, by halves, down to the one at fault."""
         self._current = tickets
-        parts = _apart(tickets)
+        # What was decided ahead has no command that must stand apart.
+        parts = [tickets] if decided else _apart(tickets)
         try:
             while parts:
                 part = parts.pop()
                 try:
-                    await self._appender.commit(connection, part)
+                    await self._appender.commit(connection, part, decided if part is tickets else None)
                 except (StoreUnavailable, StoreBusy, LogNotUnderstood, asyncio.CancelledError):
                     if not self._appender.in_doubt:
                         parts.append(part)
@@ -204,7 +213,7 @@ class Writer:
     def _under_way(self) -> Sequence[Ticket]:
         """Those whose commands may be in the log already."""
         in_doubt = self._appender.in_doubt
-        return (*self._current, *(in_doubt.tickets if in_doubt else ()))
+        return (*self._current, *(in_doubt.tickets if in_doubt else ()), *self._appender.ahead.tickets)
 
     def _give_up(self) -> None:
         """Nobody is going to decide what still waits: its callers are told."""

@@ -1,16 +1,28 @@
-"""The benchmarks, one module each. To add one: a module with a `BENCHMARK`, and its name here."""
+"""The benchmarks, one module a subject. To add one: a module with a `BENCHMARK`, and its name here."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.suite import appends_in_process, commands_over_http, encrypted_in_process
+from benchmarks.suite import (
+    appends_in_process,
+    batches_over_http,
+    commands_over_http,
+    encrypted_in_process,
+    processes_over_http,
+    reads_over_http,
+    visibility,
+)
 
 if TYPE_CHECKING:
     from benchmarks.frame import Benchmark
 
 ALL: tuple[Benchmark, ...] = (
-    commands_over_http.BENCHMARK,
     appends_in_process.BENCHMARK,
     *encrypted_in_process.BENCHMARKS,
+    *commands_over_http.BENCHMARKS,
+    batches_over_http.BENCHMARK,
+    *reads_over_http.BENCHMARKS,
+    visibility.BENCHMARK,
+    processes_over_http.BENCHMARK,
 )

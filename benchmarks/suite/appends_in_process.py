@@ -1,20 +1,26 @@
-"""Durable appends without HTTP, beside one transaction with a notification for each event.
+"""Durable appends without HTTP, beside a transaction for each event, and beside a library.
 
 The writer decides, hashes, appends, and notifies once a batch. The transaction inserts the same payload in
 one statement that also notifies, autocommitted, so it is a single round trip: the best that psycopg can do
-event by event. It is measured at several numbers of connections, and the best of them is the baseline.
+event by event. The library, `eventsourcing`, appends single events from threads, as applications made with
+it do. Both are measured at several numbers of connections or threads, and the best of them counts.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import orjson
 import psycopg
+from eventsourcing.persistence import StoredEvent
+from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 
 from benchmarks import stage
 from benchmarks.frame import Benchmark, Contender, percentile
@@ -27,14 +33,16 @@ from service.requests import Request
 from service.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from benchmarks.frame import Measure, Sample
 
 SQUAD_SCHEMA = "squad"
 CALLERS = (1, 64, 512)
 CONNECTIONS = (1, 8, 32)
+THREADS = (1, 4, 16)
 BEST = "INSERT + NOTIFY, best"
+LIBRARY = "eventsourcing, best"
 
 _TEXT = "x" * 200
 _TABLE = """
@@ -59,12 +67,14 @@ async def _prepare() -> AsyncIterator[Sequence[Contender]]:
         dsn = await stack.enter_async_context(stage.postgres())
         writer = await stack.enter_async_context(_writer(dsn))
         connections = await stack.enter_async_context(_connections(dsn, max(CONNECTIONS)))
+        recorder = stack.enter_context(_recorder(dsn))
         yield (
-            *(Contender(_squad(count), _measure(_submitting(writer, count))) for count in CALLERS),
+            *(Contender(_squad(callers), _measure(_submitting(writer, callers))) for callers in CALLERS),
             *(
-                Contender(_plain(count), _measure([_inserting(one) for one in connections[:count]]))
-                for count in CONNECTIONS
+                Contender(_plain(number), _measure([_inserting(one) for one in connections[:number]]))
+                for number in CONNECTIONS
             ),
+            *(Contender(_library(threads), _measure_threads(recorder, threads)) for threads in THREADS),
         )
 
 
@@ -74,6 +84,10 @@ def _squad(callers: int) -> str:
 
 def _plain(connections: int) -> str:
     return f"INSERT + NOTIFY, {connections} connection{'s' if connections > 1 else ''}"
+
+
+def _library(threads: int) -> str:
+    return f"eventsourcing, {threads} thread{'s' if threads > 1 else ''}"
 
 
 @asynccontextmanager
@@ -86,11 +100,11 @@ async def _writer(dsn: str) -> AsyncIterator[Writer]:
 
 
 @asynccontextmanager
-async def _connections(dsn: str, count: int) -> AsyncIterator[list[psycopg.AsyncConnection[Any]]]:
+async def _connections(dsn: str, number: int) -> AsyncIterator[list[psycopg.AsyncConnection[Any]]]:
     async with AsyncExitStack() as stack:
         opened = [
             await stack.enter_async_context(await psycopg.AsyncConnection.connect(dsn, autocommit=True))
-            for _ in range(count)
+            for _ in range(number)
         ]
         await opened[0].execute(_TABLE)
         yield opened
@@ -114,6 +128,59 @@ def _inserting(connection: psycopg.AsyncConnection[Any]) -> Append:
     return append
 
 
+@contextmanager
+def _recorder(dsn: str) -> Iterator[PostgresApplicationRecorder]:
+    """The library's recorder, which numbers events under a lock of its table and notifies of them."""
+    where = psycopg.conninfo.conninfo_to_dict(dsn)
+    with PostgresDatastore(
+        dbname=str(where.get("dbname", "postgres")),
+        host=str(where["host"]),
+        port=str(where.get("port", 5432)),
+        user=str(where["user"]),
+        password=str(where.get("password", "")),
+        pool_size=max(THREADS),
+    ) as datastore:
+        recorder = PostgresApplicationRecorder(datastore)
+        recorder.create_table()
+        yield recorder
+
+
+def _measure_threads(recorder: PostgresApplicationRecorder, threads: int) -> Measure:
+    """Every thread appends again and again, one event at a time, each to a stream of its own."""
+    state = orjson.dumps({"agent": "alice", "to_agent": "bob", "message": _TEXT})
+
+    def append_until(deadline: float) -> list[float]:
+        stream, latencies, before = uuid4(), list[float](), perf_counter()
+        for version in count(1):
+            recorder.insert_events([StoredEvent(stream, version, "benchmark:MessageSent", state)])
+            now = perf_counter()
+            latencies.append(now - before)
+            before = now
+            if now >= deadline:
+                break
+        return latencies
+
+    async def measure(seconds: float) -> Sample:
+        started = perf_counter()
+        with ThreadPoolExecutor(max_workers=threads) as executor:
+            loop = asyncio.get_running_loop()
+            found = await asyncio.gather(
+                *(loop.run_in_executor(executor, append_until, started + seconds) for _ in range(threads))
+            )
+        return _sample([latency for latencies in found for latency in latencies], perf_counter() - started)
+
+    return measure
+
+
+def _sample(latencies: list[float], elapsed: float) -> Sample:
+    latencies.sort()
+    return {
+        "per_second": len(latencies) / elapsed,
+        "p50_ms": percentile(latencies, 50) * 1000,
+        "p99_ms": percentile(latencies, 99) * 1000,
+    }
+
+
 def _measure(appends: Sequence[Append]) -> Measure:
     """Everyone appends again and again, one event at a time."""
 
@@ -130,13 +197,7 @@ def _measure(appends: Sequence[Append]) -> Measure:
                 before = now
 
         await asyncio.gather(*map(caller, appends))
-        elapsed = perf_counter() - started
-        latencies.sort()
-        return {
-            "per_second": len(latencies) / elapsed,
-            "p50_ms": percentile(latencies, 50) * 1000,
-            "p99_ms": percentile(latencies, 99) * 1000,
-        }
+        return _sample(latencies, perf_counter() - started)
 
     return measure
 
@@ -146,6 +207,15 @@ BENCHMARK = Benchmark(
     title="Durable appends without HTTP, 200 bytes, a notification included",
     figure="per_second",
     baseline=BEST,
-    best_of={BEST: [_plain(count) for count in CONNECTIONS]},
+    best_of={
+        BEST: [_plain(connections) for connections in CONNECTIONS],
+        LIBRARY: [_library(threads) for threads in THREADS],
+    },
+    beside=(_plain(1), LIBRARY),
+    aims={
+        (_squad(1), _plain(1)): 1.0,
+        (_squad(512), BEST): 8.0,
+        (_squad(512), LIBRARY): 25.0,
+    },
     prepare=_prepare,
 )

@@ -8,47 +8,59 @@ the load generator, all on the same cores.
 from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks import stage
 from benchmarks.frame import Benchmark, Contender
+from benchmarks.subjects import WRITES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from benchmarks.frame import Measure
+    from benchmarks.subjects import Write
 
 CONNECTIONS = 64
-PATH = "/api/v1/messages"
-BODY = {"from_agent": "alice", "to_agent": "bob", "message": "x" * 200}
+BARE = "bare aiohttp handler"
 
 
 @asynccontextmanager
-async def _prepare() -> AsyncIterator[Sequence[Contender]]:
+async def _prepare(subject: Write) -> AsyncIterator[Sequence[Contender]]:
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(stage.postgres())
         service = await stack.enter_async_context(stage.service(dsn))
         bare = await stack.enter_async_context(stage.server("benchmarks.bare_server"))
         canned = await stack.enter_async_context(stage.server("benchmarks.canned_server"))
         yield (
-            Contender("squad", _measure(service)),
-            Contender("bare aiohttp handler", _measure(bare)),
-            Contender("canned answer", _measure(canned)),
+            Contender("squad", measure(service, subject)),
+            Contender(BARE, measure(bare, subject)),
+            Contender("canned answer", measure(canned, subject)),
         )
 
 
-def _measure(server: stage.Server) -> Measure:
-    async def measure(seconds: float) -> dict[str, float]:
-        return await stage.load(server, PATH, BODY, connections=CONNECTIONS, seconds=seconds)
+def measure(
+    servers: stage.Server | Sequence[stage.Server], subject: Write, connections: int = CONNECTIONS
+) -> Measure:
+    """Asks for one write again and again."""
 
-    return measure
+    async def once(seconds: float) -> dict[str, float]:
+        return await stage.load(
+            servers, "POST", subject.path, subject.body, connections=connections, seconds=seconds
+        )
+
+    return once
 
 
-BENCHMARK = Benchmark(
-    name="commands-over-http",
-    title=f"Commands over HTTP: POST {PATH}, 200 bytes, {CONNECTIONS} connections",
-    figure="per_second",
-    baseline="bare aiohttp handler",
-    best_of={},
-    prepare=_prepare,
+BENCHMARKS = tuple(
+    Benchmark(
+        name=f"{name}-over-http",
+        title=f"Commands over HTTP: POST {subject.path}, {CONNECTIONS} connections",
+        figure="per_second",
+        baseline=BARE,
+        best_of={},
+        aims={("squad", BARE): 0.4},
+        prepare=partial(_prepare, subject),
+    )
+    for name, subject in WRITES.items()
 )

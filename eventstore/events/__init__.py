@@ -40,6 +40,7 @@ from eventstore.events.jobs import (
     JobResumed,
     JobSource,
     Overlap,
+    RemovalSource,
     RunAttemptFailed,
     RunFinished,
     RunMissed,
@@ -50,6 +51,15 @@ from eventstore.events.jobs import (
     RunStarted,
     SkipReason,
     TickBuffered,
+)
+from eventstore.events.keys import (
+    AccessDenied,
+    DenialCode,
+    KeyCreated,
+    KeyExpired,
+    KeyFirstUsed,
+    KeyRevoked,
+    KeyScope,
 )
 from eventstore.events.log import AppendAbandoned, RequestAnswered
 from eventstore.events.messages import MessageAcknowledged, MessageSent
@@ -67,6 +77,7 @@ from eventstore.events.tasks import TaskCreated, TaskPriority, TaskStatus, TaskU
 
 __all__ = [
     "ERASED",
+    "AccessDenied",
     "AgentHeartbeatRecorded",
     "AgentProfileChanged",
     "AgentRegistered",
@@ -77,6 +88,7 @@ __all__ = [
     "BudgetDayReset",
     "BudgetThresholdCrossed",
     "ConflictDetected",
+    "DenialCode",
     "DenialReason",
     "EmailReceived",
     "EmailStatus",
@@ -88,6 +100,11 @@ __all__ = [
     "JobRemoved",
     "JobResumed",
     "JobSource",
+    "KeyCreated",
+    "KeyExpired",
+    "KeyFirstUsed",
+    "KeyRevoked",
+    "KeyScope",
     "MessageAcknowledged",
     "MessageSent",
     "OperationExpired",
@@ -99,6 +116,7 @@ __all__ = [
     "OrchestratorStopped",
     "Overlap",
     "PolicySet",
+    "RemovalSource",
     "RequestAnswered",
     "RunAttemptFailed",
     "RunFinished",
@@ -163,6 +181,11 @@ AnyEvent = (
     | RunRetried
     | RunFinished
     | SubjectForgotten
+    | KeyCreated
+    | KeyFirstUsed
+    | KeyExpired
+    | KeyRevoked
+    | AccessDenied
     | RequestAnswered
     | AppendAbandoned
 )

@@ -7,7 +7,9 @@ from typing import ClassVar, Literal
 from eventstore.events.base import Event
 
 AgentStatus = Literal["active", "idle", "offline"]
-StatusReason = Literal["heartbeat", "activity", "inactivity", "operation_started", "run_ended"]
+StatusReason = Literal[
+    "heartbeat", "activity", "inactivity", "operation_started", "run_started", "run_ended"
+]
 
 
 class _AgentEvent(Event):
@@ -42,6 +44,7 @@ class AgentStatusChanged(_AgentEvent):
     """An agent went from one status to another, and why."""
 
     type: ClassVar[str] = "agent_status_changed"
+    schema_version: ClassVar[int] = 2
     previous: AgentStatus
     status: AgentStatus
     reason: StatusReason

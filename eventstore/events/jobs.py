@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict
 from eventstore.events.base import Event
 
 JobSource = Literal["default", "settings", "api"]
+RemovalSource = Literal["settings", "api"]
 Overlap = Literal["skip", "buffer_one", "cancel_other", "allow_all"]
 SkipReason = Literal["overlap", "budget", "conflict", "paused", "shut_down"]
-RunOutcome = Literal["succeeded", "failed", "lost"]
+RunOutcome = Literal["succeeded", "failed", "lost", "missed"]
 
 
 class JobDefinition(BaseModel):
@@ -34,6 +35,8 @@ class JobDefinition(BaseModel):
     jitter_seconds: float
     pause_on_failure: bool
     enabled: bool
+    resources: dict[str, str] | None
+    """What its runs claim while they are under way, by kind."""
 
 
 class _JobEvent(Event):
@@ -48,14 +51,17 @@ class JobDefined(_JobEvent):
     """A job was put on the schedule, or changed; it holds the whole job as it now is."""
 
     type: ClassVar[str] = "job_defined"
+    schema_version: ClassVar[int] = 2
     source: JobSource
     definition: JobDefinition
 
 
 class JobRemoved(_JobEvent):
-    """A job was taken off the schedule."""
+    """A job was taken off the schedule: by somebody, or because the settings do not have it any more."""
 
     type: ClassVar[str] = "job_removed"
+    schema_version: ClassVar[int] = 2
+    source: RemovalSource
 
 
 class JobPaused(_JobEvent):
@@ -106,16 +112,22 @@ class RunSkipped(_RunEvent):
 
 
 class RunStarted(_RunEvent):
-    """A tick was claimed by one process, `runner`, until `lease_expires_at`."""
+    """A tick was claimed by one process, `runner`, until `lease_expires_at`.
+
+    Without a runner it is a run that somebody asked for, and that waits for a process to take it up.
+    """
 
     type: ClassVar[str] = "run_started"
+    schema_version: ClassVar[int] = 2
     agent: str | None
     tick: datetime
     manual: bool
-    runner: str
+    runner: str | None
     attempts_allowed: int
-    lease_expires_at: datetime
+    lease_expires_at: datetime | None
     reservation_id: str | None
+    operation_id: str | None
+    """The claim on the job's resources, where it names any."""
 
 
 class RunRenewed(_RunEvent):
@@ -136,21 +148,33 @@ class RunAttemptFailed(_RunEvent):
 
 
 class RunRetried(_RunEvent):
-    """A process took up the next attempt: after a failure, or because the lease of the last one ran out."""
+    """A process took up the next attempt: after a failure, or because the lease of the last one ran out.
+
+    Of a run that nobody held so far it is the first.
+    """
 
     type: ClassVar[str] = "run_retried"
+    schema_version: ClassVar[int] = 2
     attempt: int
     runner: str
     lease_expires_at: datetime
     lease_ran_out: bool
+    operation_id: str | None
+    """The attempt's own claim on the job's resources, where it names any."""
 
 
 class RunFinished(_RunEvent):
-    """How a run ended, and what all its attempts used. `lost`: its process vanished in the last one."""
+    """How a run ended, and what all its attempts used.
+
+    `lost`: its process vanished in the last one. `missed`: no process took it up in time.
+    """
 
     type: ClassVar[str] = "run_finished"
+    schema_version: ClassVar[int] = 2
     agent: str | None
     outcome: RunOutcome
     attempts: int
     reason: str | None
     tokens_used: int | None
+    answered: bool
+    """Whether the agent was called in the last attempt and did what it was asked: a sign of its life."""

@@ -1,4 +1,4 @@
-"""Runs the demo: `python -m examples.demo [--seconds N] [--until-drafted N] [--keep]`."""
+"""Runs the demo: `python -m examples.demo [--seconds N] [--until-drafted N] [--keys] [--keep]`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class Options:
 
     seconds: float | None
     until_drafted: int | None
+    keys: bool
     keep: bool
 
     @property
@@ -68,6 +69,7 @@ def _options() -> Options:
         metavar="N",
         help="end when there are N drafts; exit 1 if it takes too long",
     )
+    parser.add_argument("--keys", action="store_true", help="make API keys, and let nobody in without one")
     parser.add_argument("--keep", action="store_true", help="leave the squad's folder behind")
     return Options(**vars(parser.parse_args()))
 
@@ -99,7 +101,7 @@ async def _show(options: Options, folder: Path) -> int:
     async with aiohttp.ClientSession() as http:
         with ExitStack() as children:
             print("Setting up a squad, an agent and a mailbox ...", flush=True)
-            setting = await set_up(children, http, folder)
+            setting = await set_up(children, http, folder, with_keys=options.keys)
             print(
                 f"The squad is at {setting.squad_url}, the mailbox with {setting.office.name}.\n",
                 flush=True,
@@ -152,7 +154,7 @@ async def _narrate(
 ) -> None:
     said_all = False
     try:
-        async for event in follow(http, setting.squad_url):
+        async for event in follow(http, setting.squad_url, setting.key):
             if line := narrator.tell(event):
                 print(line, flush=True)
             if wanted is not None and narrator.drafted >= wanted:

@@ -18,10 +18,15 @@ _COLUMN_CHARACTERS = 46
 _LINE_BYTES = 2**22
 
 
-async def follow(http: aiohttp.ClientSession, squad_url: str) -> AsyncIterator[dict[str, Any]]:
+async def follow(
+    http: aiohttp.ClientSession, squad_url: str, key: str | None = None
+) -> AsyncIterator[dict[str, Any]]:
     """The events of the log from its beginning on, as the server-sent events that they come as."""
     async with http.get(
-        f"{squad_url}/api/v1/events/stream?after=0", timeout=_STREAM, read_bufsize=_LINE_BYTES
+        f"{squad_url}/api/v1/events/stream?after=0",
+        headers={"Authorization": f"Bearer {key}"} if key else None,
+        timeout=_STREAM,
+        read_bufsize=_LINE_BYTES,
     ) as response:
         response.raise_for_status()
         async for line in response.content:

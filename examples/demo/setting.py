@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from examples.demo.post_office import PostOffice
 
 _ROOT = Path(__file__).parents[2]
+_SQUAD = (sys.executable, "-c", "from service.cli import main; main()")
 _LETTERS_AT_FIRST = 6
 _READY_SECONDS = 90.0
 # What is set for a real squad must not reach the demo's; a language model may be used here as well.
@@ -59,10 +60,20 @@ class Setting:
     letters: int
     """How many there are in all."""
     letters_left: tuple[bytes, ...]
+    key: str | None
+    """What opens the squad to whoever watches it, where it has keys."""
 
 
-async def set_up(stack: ExitStack, http: aiohttp.ClientSession, folder: Path) -> Setting:
+async def set_up(
+    stack: ExitStack, http: aiohttp.ClientSession, folder: Path, *, with_keys: bool = False
+) -> Setting:
     """Starts everything, and waits until it is ready. The processes end with the stack, the last one first.
+
+    Args:
+        stack: ends what is started.
+        http: what is asked with.
+        folder: where everything is kept.
+        with_keys: whether the agent, and whoever watches, get a key, so that the squad asks for one.
 
     Raises:
         DemoFailed: something does not start.
@@ -83,6 +94,16 @@ async def set_up(stack: ExitStack, http: aiohttp.ClientSession, folder: Path) ->
     posted = letters()
     await asyncio.to_thread(office.deliver, posted[:_LETTERS_AT_FIRST])
 
+    data = folder / "squad"
+    keys: dict[str, str] = {}
+    watching: str | None = None
+    if with_keys:
+        of_agent, watching = await asyncio.gather(
+            _make_key(data, "--scope", "agent", "--agent", "email_agent"),
+            _make_key(data, "--scope", "auditor", "--note", "the demo's narrator"),
+        )
+        keys = {"EMAIL_AGENT_SQUAD_API_KEY": of_agent}
+
     agent = start(
         "email_agent",
         (python, "-m", "examples.email_agent"),
@@ -94,20 +115,42 @@ async def set_up(stack: ExitStack, http: aiohttp.ClientSession, folder: Path) ->
         EMAIL_AGENT_IMAP_USER=post_office.USER,
         EMAIL_AGENT_IMAP_PASSWORD=post_office.PASSWORD,
         EMAIL_AGENT_SAVE_DRAFTS="1",
+        **keys,
     )
     await _until_ready(agent, lambda: _answers(http, f"{agent_url}/healthz"))
 
     toml = folder / "squad.toml"
     toml.touch(mode=0o600)
     toml.write_text(_SQUAD_TOML.format(agent_url=agent_url, secret=secret))
-    where = ("--config", str(toml), "--data", str(folder / "squad"))
+    where = ("--config", str(toml), "--data", str(data))
     squad = start(
         "squad",
-        (python, "-c", "from service.cli import main; main()", "up", "--port", str(squad_port), *where),
+        (*_SQUAD, "up", "--port", str(squad_port), *where),
     )
     await _until_ready(squad, lambda: _answers(http, f"{squad_url}/readyz"))
     left = tuple(posted[_LETTERS_AT_FIRST:])
-    return Setting(squad_url, office, (mail, agent, squad), len(posted), left)
+    return Setting(squad_url, office, (mail, agent, squad), len(posted), left, watching)
+
+
+async def _make_key(data: Path, *arguments: str) -> str:
+    command = (*_SQUAD, "keys", "create", *arguments, "--data", str(data))
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=_ROOT,
+        env=_clean_environment(),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        output, errors = await process.communicate()
+    except asyncio.CancelledError:
+        process.terminate()
+        await process.wait()
+        raise
+    if process.returncode:
+        raise DemoFailed(f"no key could be made: {errors.decode().strip()}")
+    return output.decode().strip()
 
 
 def _clean_environment() -> dict[str, str]:

@@ -10,11 +10,20 @@ import psycopg
 
 from eventstore.errors import EventStoreError
 from service.app import StartFailed
+from service.cli.bench import bench
+from service.cli.checkpoint import checkpoint
 from service.cli.events import events
+from service.cli.explain import explain_position
+from service.cli.export import export_command, import_command
 from service.cli.forget import forget
 from service.cli.jobs import jobs
+from service.cli.keys import keys_
+from service.cli.replay import replay
+from service.cli.state import state
 from service.cli.status import status
 from service.cli.up import up
+from service.cli.verify import verify
+from service.cli.whatif import whatif
 from service.embedded import EmbeddedPostgresError
 from service.http.table import VERSION
 from service.settings import SettingsError
@@ -32,7 +41,17 @@ cli.add_command(up)
 cli.add_command(events)
 cli.add_command(forget)
 cli.add_command(jobs)
+cli.add_command(replay)
+cli.add_command(keys_)
 cli.add_command(status)
+cli.add_command(bench)
+cli.add_command(verify)
+cli.add_command(checkpoint)
+cli.add_command(export_command)
+cli.add_command(import_command)
+cli.add_command(explain_position)
+cli.add_command(state)
+cli.add_command(whatif)
 
 
 def main() -> None:

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from eventstore.listener import Hints
+from eventstore.listener import Hints, Listener
 from service.app import StartFailed, background, until_ready
 from service.batch import new_id
 from service.cli.common import open_squad, printable
 from service.clock import DatabaseClock
 from service.commands.base import Command
 from service.requests import CommandFailed, OutcomeUnknown, QueueFull, Request, Stopping, Unavailable
+from service.values import in_words
 from service.writer import Writer
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=Command)
 
 _LONGEST_LOGIN = 100
+_SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
@@ -85,25 +87,39 @@ def asked(kind: type[C], **fields: Any) -> C:
         return kind(**fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        wrong = first["msg"].removeprefix("Value error, ")
-        raise StartFailed(printable(f"{where} is {first['input']!r}: {wrong}")) from error
+        where, given = ".".join(map(str, first["loc"])), repr(first["input"])
+        shown = given if len(given) <= _SHOWN_CHARACTERS else f"{given[:_SHOWN_CHARACTERS]}…"
+        raise StartFailed(printable(f"{where} is {shown}: {in_words(first)}")) from error
 
 
 @asynccontextmanager
-async def acting(config: Path | None, dsn: str | None, data: Path | None) -> AsyncIterator[Acting]:
-    """Opens a squad that exists, to change something in it.
+async def acting(
+    config: Path | None,
+    dsn: str | None,
+    data: Path | None,
+    *,
+    listening: bool = False,
+    anew: bool = False,
+) -> AsyncIterator[Acting]:
+    """Opens a squad that exists, or (`anew`) comes to exist by this, to change something in it.
+
+    Args:
+        config: the settings' file.
+        dsn: the database.
+        data: the embedded Postgres's folder.
+        listening: for a command that waits for what others do: the writer then hears of it at once, and not
+            only when it looks, which it does before each decision and every second.
+        anew: whether the squad may be a new one.
 
     Raises:
         StartFailed: there is no squad, or its state cannot be restored.
     """
-    async with open_squad(config, dsn, data) as (connection, chosen, found):
-        # Nobody tells this writer of others' events: it looks by itself, before it decides and each second.
-        writer = Writer(
-            found, chosen.squad_schema, DatabaseClock(), Hints(), encrypt=chosen.encrypt_payloads
-        )
+    async with open_squad(config, dsn, data, anew=anew) as (connection, chosen, found):
+        listener = Listener(chosen.listen_dsn or found, chosen.squad_schema) if listening else None
+        hints = listener.events if listener else Hints()
+        writer = Writer(found, chosen.squad_schema, DatabaseClock(), hints, encrypt=chosen.encrypt_payloads)
         with _quiet():
-            async with background(writer.run()):
+            async with background(writer.run(), *([listener.run()] if listener else [])):
                 await until_ready(writer)
                 yield Acting(connection, chosen, found, writer, actor())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 T = TypeVar("T")
+
+AT_LEISURE: dict[str, Any] = {
+    "statement_timeout": 0,
+    "transaction_timeout": 0,
+    "idle_in_transaction_session_timeout": 0,
+}
+"""The session of a command that reads or writes the whole log: it takes as long as it takes."""
 
 _AGO = re.compile(r"([0-9]{1,9})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -48,25 +56,41 @@ def database_options(command: F) -> F:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Runs a command's work."""
+    # Where nobody has set up logs, Python would print warnings of parts and libraries beside the one line
+    # with which a command fails.
+    logging.getLogger().addHandler(logging.NullHandler())
     return uvloop.run(work)
 
 
 @asynccontextmanager
 async def open_squad(
-    config: Path | None, dsn: str | None, data: Path | None
+    config: Path | None,
+    dsn: str | None,
+    data: Path | None,
+    *,
+    anew: bool = False,
+    **session: str | int,
 ) -> AsyncIterator[tuple[Connection, Settings, str]]:
-    """A connection to a squad that exists, its settings, and the DSN.
+    """A connection to a squad that exists, or (`anew`) comes to exist by this; its settings, and the DSN.
+
+    Args:
+        config: the settings' file, where one is named.
+        dsn: the database, where one is named.
+        data: the embedded Postgres's folder, where one is named.
+        session: settings of the server for the connection.
 
     Raises:
         StartFailed: there is no squad.
     """
     chosen = settings.read(config, dsn=dsn, data=data)
-    if not chosen.dsn and not chosen.data.exists():
+    if not anew and not chosen.dsn and not chosen.data.exists():
         raise StartFailed(
             f"there is no squad in {chosen.data}; start one with `squad up`, or name it with --dsn"
         )
     async with database(chosen) as found:
-        connection = await connect(found, chosen.squad_schema, name="squad cli")
+        if anew:
+            await schema.apply(found, chosen.squad_schema)
+        connection = await connect(found, chosen.squad_schema, name="squad cli", **session)
         async with connection:
             await schema.check(connection)
             yield connection, chosen, found

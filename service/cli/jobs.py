@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import click
-import orjson
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from eventstore import log
 from projections import storage
-from projections.jobs import JOBS, RUNS
-from service import settings, views
-from service.app import StartFailed
+from projections.jobs import JOBS
+from projections.runs import RUNS
+from service import commands as do
+from service import views
+from service.cli.acting import acting, asked
 from service.cli.common import database_options, open_squad, run
+from service.cli.waiting import WITHOUT_END, enter, enter_and_wait
 from service.http.json import dumps
 from service.http.v1.jobs import LAST_RUNS
 from service.restore import catch_up, restore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from pathlib import Path
 
-    from service.settings import Settings
-
-F = TypeVar("F", bound="Callable[..., Any]")
-
-_PATIENCE = aiohttp.ClientTimeout(total=30)
 _COLOURS = {"succeeded": "green", "running": "cyan", "skipped": "yellow", "missed": "yellow"}
 
 
@@ -44,6 +37,10 @@ def jobs(
 ) -> None:
     """Show the schedule; run, pause or resume a job."""
     if context.invoked_subcommand is not None:
+        # Which squad it is may be said before or after what is to be done.
+        context.default_map = {
+            context.invoked_subcommand: {"dsn": dsn, "data": data, "config": config},
+        }
         return
 
     async def work() -> list[dict[str, Any]]:
@@ -78,64 +75,53 @@ def _table(found: list[dict[str, Any]]) -> Table:
     return table
 
 
-def service_options(command: F) -> F:
-    """`--host`, `--port` and `--config`, as `squad up` was told: only a running service runs jobs."""
-    for option in (
-        click.option("--config", type=click.Path(path_type=Path), help="The settings' file."),
-        click.option("--port", type=int, help="The service's port.  [default: 3001]"),
-        click.option("--host", help="The service's address.  [default: 127.0.0.1]"),
-    ):
-        command = option(command)
-    return command
-
-
 @jobs.command("run")
 @click.argument("name")
-@service_options
-def run_job(name: str, host: str | None, port: int | None, config: Path | None) -> None:
-    """Run a job now, on the service that is running."""
-    _ask(settings.read(config, host=host, port=port), name, "run")
+@click.option(
+    "--wait",
+    "wait_seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    is_flag=False,
+    flag_value=WITHOUT_END,
+    metavar="[SECONDS]",
+    help="Wait until it ends, for so long at most; fail where it does not succeed. Stands after NAME.",
+)
+@database_options
+def run_job(
+    name: str, wait_seconds: float | None, dsn: str | None, data: Path | None, config: Path | None
+) -> None:
+    """Run a job now, by whichever service is first to see it."""
+
+    async def work() -> None:
+        waiting = wait_seconds is not None
+        async with acting(config, dsn, data, listening=waiting) as hand:
+            if wait_seconds is None:
+                await enter(hand, name)
+            else:
+                await enter_and_wait(hand, name, wait_seconds)
+
+    run(work())
 
 
 @jobs.command()
 @click.argument("name")
 @click.option("--note", help="Why; it is shown with the job and kept in the log.")
-@service_options
-def pause(name: str, note: str | None, host: str | None, port: int | None, config: Path | None) -> None:
+@database_options
+def pause(name: str, note: str | None, dsn: str | None, data: Path | None, config: Path | None) -> None:
     """Skip a job's ticks from here on."""
-    _ask(settings.read(config, host=host, port=port), name, "pause", note)
+    run(_do(config, dsn, data, asked(do.PauseJob, name=name, note=note)))
 
 
 @jobs.command()
 @click.argument("name")
 @click.option("--note", help="Why; it is kept in the log.")
-@service_options
-def resume(name: str, note: str | None, host: str | None, port: int | None, config: Path | None) -> None:
+@database_options
+def resume(name: str, note: str | None, dsn: str | None, data: Path | None, config: Path | None) -> None:
     """Run a job's ticks again."""
-    _ask(settings.read(config, host=host, port=port), name, "resume", note)
+    run(_do(config, dsn, data, asked(do.ResumeJob, name=name, note=note)))
 
 
-def _ask(chosen: Settings, name: str, verb: str, note: str | None = None) -> None:
-    """Has the service do it, and shows its answer."""
-    where = f"{f'[{chosen.host}]' if ':' in chosen.host else chosen.host}:{chosen.port}"
-    # A name may hold what else would end the path.
-    url = f"http://{where}/api/v1/jobs/{quote(name, safe='')}/{verb}"
-
-    async def work() -> tuple[int, bytes]:
-        async with (
-            aiohttp.ClientSession(timeout=_PATIENCE) as session,
-            session.post(url, json={"note": note} if note else {}) as response,
-        ):
-            return response.status, await response.read()
-
-    try:
-        status, body = run(work())
-        answer = orjson.loads(body)
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        reason = str(error) or type(error).__name__
-        raise StartFailed(f"no service answers on {where}: {reason}") from error
-    if not isinstance(answer, dict) or (status >= HTTPStatus.BAD_REQUEST and "detail" not in answer):
-        raise StartFailed(f"what answers on {where} is not a squad: it answered {status}")
-    if status >= HTTPStatus.BAD_REQUEST:
-        raise StartFailed(answer["detail"])
-    click.echo(dumps(answer).decode())
+async def _do(config: Path | None, dsn: str | None, data: Path | None, command: do.AnyCommand) -> None:
+    async with acting(config, dsn, data) as hand:
+        outcome = await hand.do(command)
+    click.echo(dumps({**outcome.reply, "position": outcome.position}).decode())

@@ -27,7 +27,9 @@ from service.commands.jobs import (
     ResumeJob,
     RunJob,
     TakeUpRun,
+    WithdrawJob,
 )
+from service.commands.keys import CreateKey, NoteKeyUse, RevokeKey
 from service.commands.messages import AcknowledgeMessage, SendMessage
 from service.commands.operations import CheckOperation, FinishOperation, RenewOperation, StartOperation
 from service.commands.orchestrator import PassTime, StartOrchestrator, StopOrchestrator
@@ -41,6 +43,7 @@ __all__ = [
     "CheckOperation",
     "ClaimTick",
     "Command",
+    "CreateKey",
     "CreateTask",
     "DefineJob",
     "EndAttempt",
@@ -48,6 +51,7 @@ __all__ = [
     "ForgetSubject",
     "Heartbeat",
     "LogEmail",
+    "NoteKeyUse",
     "PassTime",
     "PauseJob",
     "RecordUsage",
@@ -58,6 +62,7 @@ __all__ = [
     "RenewRun",
     "ReserveTokens",
     "ResumeJob",
+    "RevokeKey",
     "RunJob",
     "SendMessage",
     "SetBudget",
@@ -69,6 +74,7 @@ __all__ = [
     "TakeUpRun",
     "UpdateEmail",
     "UpdateTask",
+    "WithdrawJob",
 ]
 
 AnyCommand = (
@@ -92,6 +98,7 @@ AnyCommand = (
     | ForgetSubject
     | DefineJob
     | RemoveJob
+    | WithdrawJob
     | PauseJob
     | ResumeJob
     | RunJob
@@ -99,6 +106,9 @@ AnyCommand = (
     | TakeUpRun
     | RenewRun
     | EndAttempt
+    | CreateKey
+    | NoteKeyUse
+    | RevokeKey
     | StartOrchestrator
     | StopOrchestrator
     | PassTime

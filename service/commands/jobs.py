@@ -21,6 +21,12 @@ class RemoveJob(Command):
     name: Name
 
 
+class WithdrawJob(Command):
+    """Take a job off the schedule that the settings do not have any more."""
+
+    name: Name
+
+
 class PauseJob(Command):
     """Skip a job's ticks from here on."""
 
@@ -39,8 +45,8 @@ class RunJob(Command):
     """Run a job now, whatever its schedule says."""
 
     name: Name
-    runner: Name
-    """The process that is to carry it out."""
+    runner: Name | None = None
+    """The process that is to carry it out; None: whichever takes it up first."""
 
 
 class ClaimTick(Command):
@@ -51,7 +57,7 @@ class ClaimTick(Command):
 
 
 class TakeUpRun(Command):
-    """Take up a run whose next attempt is due, or whose process has vanished."""
+    """Take up a run whose next attempt is due, whose process has vanished, or that never had one."""
 
     run_id: Id
     runner: Name
@@ -73,6 +79,8 @@ class EndAttempt(Command):
     succeeded: bool
     reason: Text | None = None
     tokens_used: Tokens | None = None
+    answered: bool = False
+    """Whether the agent was called, and did what it was asked."""
     report: Text
     """What is told the squad in a message."""
     data: JsonObject | None = None

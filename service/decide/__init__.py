@@ -15,10 +15,12 @@ from service.decide import (
     budget,
     emails,
     jobs,
+    keys,
     messages,
     operations,
     orchestrator,
     runs,
+    starting,
     subjects,
     tasks,
     ticks,
@@ -79,15 +81,21 @@ def decide(state: State, command: do.AnyCommand, at: At) -> Decision:
         case do.EndAttempt():
             return runs.end_attempt(state, command, at)
         case do.RunJob():
-            return ticks.run_now(state, command, at)
+            return starting.run_now(state, command, at)
         case do.DefineJob():
             return jobs.define(state, command, at)
-        case do.RemoveJob():
+        case do.RemoveJob() | do.WithdrawJob():
             return jobs.remove(state, command, at)
         case do.PauseJob():
             return jobs.pause(state, command, at)
         case do.ResumeJob():
             return jobs.resume(state, command, at)
+        case do.CreateKey():
+            return keys.create(state, command, at)
+        case do.NoteKeyUse():
+            return keys.note_use(state, command, at)
+        case do.RevokeKey():
+            return keys.revoke(state, command, at)
         case do.StartOrchestrator():
             return orchestrator.start(state, command, at)
         case do.StopOrchestrator():

@@ -1,8 +1,9 @@
 """Decisions about agents: who is registered, and what their status is.
 
 An agent is active while it has an operation under way or was heard of within `idle_after_minutes`; then it
-is idle, and after `offline_after_minutes` offline. Any event of an agent is activity. An agent may also say
-its status itself, with a heartbeat.
+is idle, and after `offline_after_minutes` offline. Whatever an agent does is a sign of life; what is done
+on its behalf, such as a run that nobody answers, is none. An agent may also say its status itself, with a
+heartbeat.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from eventstore.events import (
     AgentHeartbeatRecorded,
     AgentProfileChanged,
     AgentRegistered,
+    AgentStatus,
     AgentStatusChanged,
     StatusReason,
 )
@@ -117,10 +119,15 @@ def quiet_since(policy: PolicyRow, row: AgentRow) -> datetime | None:
     return row.last_active + timedelta(minutes=minutes)
 
 
+def status_at_rest(policy: PolicyRow, row: AgentRow, now: datetime) -> AgentStatus:
+    """The status that the last sign of life of an agent justifies which is not at work."""
+    silent = now - row.last_active
+    return "offline" if silent >= timedelta(minutes=policy.offline_after_minutes) else "idle"
+
+
 def gone_quiet(state: State, now: datetime) -> list[NewEvent]:
     """The agents that nothing was heard of for too long."""
     policy = state.policy
-    offline_after = timedelta(minutes=policy.offline_after_minutes)
     events = []
     for row in state.all(AGENTS):
         due = quiet_since(policy, row)
@@ -129,7 +136,7 @@ def gone_quiet(state: State, now: datetime) -> list[NewEvent]:
         event = AgentStatusChanged(
             agent=row.name,
             previous=row.status,
-            status="offline" if now - row.last_active >= offline_after else "idle",
+            status=status_at_rest(policy, row, now),
             reason="inactivity",
         )
         events.append(NewEvent(event, caused_by=row.position))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from projections.agents import AGENTS
 from projections.budgets import RESERVATIONS
+from projections.keys import KEYS
 from projections.operations import OPERATIONS
-from service.decide import agents, budget, operations
+from service.decide import agents, budget, keys, operations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ STEPS: tuple[Callable[[State, datetime], list[NewEvent]], ...] = (
     operations.expired,
     budget.expired,
     agents.gone_quiet,
+    keys.expired,
 )
 """In this order, each looking at what the ones before did: an agent goes quiet after its work expired."""
 
@@ -45,3 +47,6 @@ def _deadlines(state: State) -> Iterator[datetime]:
     for agent in state.all(AGENTS):
         if due := agents.quiet_since(policy, agent):
             yield due
+    for key in state.all(KEYS):
+        if key.expires_at:
+            yield key.expires_at

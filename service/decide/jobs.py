@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 from eventstore.events import JobDefined, JobPaused, JobRemoved, JobResumed
 from eventstore.recorded import NewEvent
 from projections.agents import AGENTS
-from projections.jobs import JOBS, RUNS, JobRow
+from projections.jobs import JOBS, JobRow
+from projections.runs import RUNS
+from service.commands import RemoveJob
 from service.decide.decision import Accepted, At, Decision, Refused
 from service.decide.runs import is_free
-from service.decide.ticks import close_schedule, no_job, on_schedule
+from service.decide.starting import no_job, on_schedule
+from service.decide.ticks import close_schedule
 from service.decide.unfolding import Unfolding
 from service.refusals import Refusal
 from service.schedule import due_at, next_tick, schedule_of
@@ -18,7 +21,8 @@ from service.schedule import due_at, next_tick, schedule_of
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from service.commands import DefineJob, PauseJob, RemoveJob, ResumeJob
+    from eventstore.events import RemovalSource
+    from service.commands import DefineJob, PauseJob, ResumeJob, WithdrawJob
     from service.squad import State
 
 
@@ -31,27 +35,53 @@ def define(state: State, command: DefineJob, at: At) -> Decision:
     if row and all(getattr(row, name) == value for name, value in wanted):
         return Accepted([], {"name": row.name, "position": row.position})
     # A default gives way to whatever somebody said on purpose, also before this start.
-    if row and command.source == "default" and row.source != "default":
-        return Accepted([], {"name": row.name, "position": row.position})
+    if command.source == "default" and (said := _said_on_purpose(state, command.name)):
+        return Accepted([], {"name": said.name, "position": said.position})
     told = Unfolding(state, at)
+    closed = True
     if row and not wanted.enabled:
-        close_schedule(told, row, waiting="the job was disabled while it waited")
+        closed = close_schedule(told, row, waiting="the job was disabled while it waited")
     elif row and schedule_of(wanted) != schedule_of(row):
-        close_schedule(told, row)
+        closed = close_schedule(told, row)
+    if not closed:
+        return _behind(told, command.name)
     defined = JobDefined(job=command.name, source=command.source, definition=wanted)
     told.add(defined, caused_by=row.position if row else None)
     return Accepted(told.events, {"name": command.name})
 
 
-def remove(state: State, command: RemoveJob, at: At) -> Decision:
-    """Takes a job off the schedule; attempts under way end by themselves."""
-    row = on_schedule(state, command.name)
+def _said_on_purpose(state: State, name: str) -> JobRow | None:
+    """A job that somebody defined, or removed, otherwise than by default."""
+    row = state.rows(JOBS).get(name)
     if row is None:
+        return None
+    on_purpose = row.removed_by == "api" if row.removed else row.source != "default"
+    return row if on_purpose else None
+
+
+def remove(state: State, command: RemoveJob | WithdrawJob, at: At) -> Decision:
+    """Takes a job off the schedule; attempts under way end by themselves.
+
+    What the settings withdraw they may bring back, also where somebody removed it before.
+    """
+    row = state.rows(JOBS).get(command.name)
+    source: RemovalSource = "api" if isinstance(command, RemoveJob) else "settings"
+    taken_over = source == "settings" and row is not None and row.removed_by == "api"
+    if row is None or (row.removed and not taken_over):
         return no_job(command.name)
+    if source == "settings" and row.source == "api" and not row.removed:
+        return Accepted([], {"name": row.name, "position": row.position})
     told = Unfolding(state, at)
-    close_schedule(told, row, waiting="the job was removed while it waited")
-    told.add(JobRemoved(job=row.name), caused_by=row.position)
+    if not row.removed and not close_schedule(told, row, waiting="the job was removed while it waited"):
+        return _behind(told, row.name)
+    told.add(JobRemoved(job=row.name, source=source), caused_by=row.position)
     return Accepted(told.events, {"name": row.name})
+
+
+def _behind(told: Unfolding, name: str) -> Refused:
+    """The refusal of what would end a schedule some of whose ticks have yet to get their outcomes."""
+    detail = f"{name} is behind: {len(told.events)} missed ticks were recorded, and there are more"
+    return Refused(Refusal("job_behind", detail, retry_after_seconds=1), told.events)
 
 
 def pause(state: State, command: PauseJob, at: At) -> Decision:

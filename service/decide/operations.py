@@ -28,7 +28,7 @@ from service.decide.decision import Accepted, At, Decision, Refused
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from service.commands import FinishOperation, RenewOperation, StartOperation
     from service.squad import State
@@ -42,7 +42,12 @@ class Conflict(NamedTuple):
 
 
 def find_conflict(
-    state: State, resources: Mapping[str, str], now: datetime, *, renewing: OperationRow | None = None
+    state: State,
+    resources: Mapping[str, str],
+    now: datetime,
+    *,
+    renewing: OperationRow | None = None,
+    ended: Collection[str] = (),
 ) -> Conflict | None:
     """The oldest operation in the way of a claim on these resources.
 
@@ -51,13 +56,18 @@ def find_conflict(
         resources: what is claimed.
         now: the time.
         renewing: the operation that claims them once more, where it is not a new one.
+        ended: operations that end in the same decision, before the claim.
     """
     contested: dict[str, dict[str, str]] = {}
     for kind, value in resources.items():
         for operation_id in state.claims((kind, value)):
             contested.setdefault(operation_id, {})[kind] = value
     rows = state.rows(OPERATIONS)
-    holders = [row for id_ in contested if (row := rows.get(id_)) and _is_in_the_way(row, now, renewing)]
+    holders = [
+        row
+        for id_ in contested
+        if id_ not in ended and (row := rows.get(id_)) and _is_in_the_way(row, now, renewing)
+    ]
     if not holders:
         return None
     holder = min(holders, key=lambda row: row.fencing_token)
@@ -82,19 +92,11 @@ def describe(conflict: Conflict) -> dict[str, Any]:
 
 def start(state: State, command: StartOperation, at: At) -> Decision:
     """Starts an operation, unless one of its resources is taken."""
-    policy = state.policy
     prelude = arrive(state, command.agent, at, "operation_started")
     if conflict := find_conflict(state, command.resources, at.now):
         return _turned_away(conflict, prelude, command.agent, command.action, command.resources, at)
-    ttl_seconds = command.ttl_seconds or policy.operation_timeout_seconds
-    started = OperationStarted(
-        operation_id=at.new_id(),
-        agent=command.agent,
-        action=command.action,
-        resources=command.resources,
-        ttl_seconds=ttl_seconds,
-        blocks_until=_blocks_until(policy.conflict_window_seconds, ttl_seconds, at.now),
-        expires_at=at.now + timedelta(seconds=ttl_seconds),
+    started = start_of(
+        state, command.agent, command.action, command.resources, at, ttl_seconds=command.ttl_seconds
     )
     reply = {
         "id": started.operation_id,
@@ -115,14 +117,42 @@ def renew(state: State, command: RenewOperation, at: At) -> Decision:
     prelude = arrive(state, row.agent, at)
     if conflict := find_conflict(state, row.resources, at.now, renewing=row):
         return _turned_away(conflict, prelude, row.agent, row.action, row.resources, at)
-    renewed = OperationRenewed(
-        operation_id=row.id,
-        agent=row.agent,
-        blocks_until=_blocks_until(state.policy.conflict_window_seconds, row.ttl_seconds, at.now),
-        expires_at=at.now + timedelta(seconds=row.ttl_seconds),
-    )
+    renewed = renewal_of(state, row, at.now)
     reply = {"id": row.id, "blocks_until": renewed.blocks_until, "expires_at": renewed.expires_at}
     return Accepted([*prelude, NewEvent(renewed, caused_by=row.position)], reply)
+
+
+def start_of(
+    state: State,
+    agent: str,
+    action: str,
+    resources: dict[str, str],
+    at: At,
+    *,
+    ttl_seconds: float | None = None,
+) -> OperationStarted:
+    """A claim that nothing is in the way of; without a time to live of its own it has the policy's."""
+    policy = state.policy
+    ttl_seconds = ttl_seconds or policy.operation_timeout_seconds
+    return OperationStarted(
+        operation_id=at.new_id(),
+        agent=agent,
+        action=action,
+        resources=resources,
+        ttl_seconds=ttl_seconds,
+        blocks_until=_blocks_until(policy.conflict_window_seconds, ttl_seconds, at.now),
+        expires_at=at.now + timedelta(seconds=ttl_seconds),
+    )
+
+
+def renewal_of(state: State, row: OperationRow, now: datetime) -> OperationRenewed:
+    """A claim's window and time to live, starting again."""
+    return OperationRenewed(
+        operation_id=row.id,
+        agent=row.agent,
+        blocks_until=_blocks_until(state.policy.conflict_window_seconds, row.ttl_seconds, now),
+        expires_at=now + timedelta(seconds=row.ttl_seconds),
+    )
 
 
 def finish(state: State, command: FinishOperation, at: At) -> Decision:
@@ -193,6 +223,14 @@ def _turned_away(
     resources: dict[str, str],
     at: At,
 ) -> Refused:
+    detected = detection_of(conflict, agent, action, resources, at)
+    return Refused(refusal_for(conflict, at.now), [*prelude, detected])
+
+
+def detection_of(
+    conflict: Conflict, agent: str, action: str, resources: dict[str, str], at: At
+) -> NewEvent:
+    """That a claim was turned away, caused by the one that is in its way."""
     holder = conflict.holder
     detected = ConflictDetected(
         operation_id=holder.id,
@@ -204,11 +242,20 @@ def _turned_away(
         holders=[holder.agent],
         holder_action=holder.action,
     )
-    refusal = Refusal(
+    return NewEvent(detected, caused_by=holder.fencing_token)
+
+
+def refusal_for(conflict: Conflict, now: datetime) -> Refusal:
+    """What whoever was turned away is told."""
+    return Refusal(
         "conflict",
-        f"{holder.agent!r} is at {holder.action!r} on "
-        + ", ".join(f"{kind} {value}" for kind, value in conflict.contested.items()),
+        in_a_sentence(conflict),
         {"conflict": describe(conflict)},
-        retry_after_seconds=max(1, ceil((holder.blocks_until - at.now).total_seconds())),
+        retry_after_seconds=max(1, ceil((conflict.holder.blocks_until - now).total_seconds())),
     )
-    return Refused(refusal, [*prelude, NewEvent(detected, caused_by=holder.fencing_token)])
+
+
+def in_a_sentence(conflict: Conflict) -> str:
+    """Who is at what, for a person."""
+    contested = ", ".join(f"{kind} {value}" for kind, value in conflict.contested.items())
+    return f"{conflict.holder.agent!r} is at {conflict.holder.action!r} on {contested}"

@@ -1,35 +1,23 @@
-"""Decisions about runs: who holds one, and how it ends.
+"""Decisions about runs: who holds one, and what becomes of its attempts.
 
-A run is held by one process under a lease, which it renews. When the lease runs out, or when the next
-attempt after a failed one is due, whichever process is first takes the run up; where no attempt is left, a
-run whose process vanished is recorded as lost.
+A run is held by one process under a lease, which it renews. When the lease runs out, when the next attempt
+after a failed one is due, or where nobody has held the run yet, whichever process is first takes it up.
+Where no attempt is left, a run whose process vanished is recorded as lost.
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from eventstore.events import (
-    AgentStatusChanged,
-    JobPaused,
-    MessageSent,
-    RunAttemptFailed,
-    RunFinished,
-    RunOutcome,
-    RunRenewed,
-    RunRetried,
-    TokensReleased,
-    TokensSettled,
-    TokensUsed,
-)
-from eventstore.recorded import NewEvent
-from projections.agents import AGENTS
-from projections.budgets import RESERVATIONS
-from projections.jobs import JOBS, RUNS, RunRow
-from service.decide.budget import crossings, use
+from eventstore.events import RunAttemptFailed, RunOutcome, RunRenewed, RunRetried
+from projections.jobs import JOBS, JobRow
+from projections.runs import RUNS, RunRow
+from service.decide import holding
 from service.decide.decision import Accepted, At, Decision, Refused
+from service.decide.ending import Ending, end, give_up, spend, worker_of
+from service.decide.operations import in_a_sentence
 from service.decide.unfolding import Unfolding
 from service.refusals import Refusal
 
@@ -39,9 +27,6 @@ if TYPE_CHECKING:
 
 LEASE_SECONDS = 15.0
 """How long a run stays with a process that says nothing. Renewed at a third of it."""
-
-ORCHESTRATOR = "orchestrator"
-"""Who reports on runs that concern no agent, and whom all reports are sent to."""
 
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 300.0
 
@@ -61,41 +46,63 @@ def backoff(run_id: str, attempt: int) -> timedelta:
     return timedelta(seconds=seconds * (0.5 + share / 2))
 
 
+def renewal_seconds(state: State, row: RunRow) -> float:
+    """How often a process renews what it holds for a run: thrice before the first of it would run out."""
+    shortest = LEASE_SECONDS
+    if row.operation_id:
+        policy = state.policy
+        shortest = min(shortest, policy.conflict_window_seconds, policy.operation_timeout_seconds)
+    return shortest / 3
+
+
 def take_up(state: State, command: TakeUpRun, at: At) -> Decision:
-    """Gives a run to another process, if nobody holds it and an attempt is due; or records it as lost."""
+    """Gives a run to a process, if nobody holds it and an attempt is due; or ends it where none may be."""
     row = state.rows(RUNS).get(command.run_id)
     if row is None or row.status != "running" or not is_free(row, at.now):
         return Accepted([], {"position": state.head.position})
     told = Unfolding(state, at)
-    lease_ran_out = row.lease_expires_at is not None
-    if lease_ran_out and row.attempts >= row.attempts_allowed:
+    job = state.rows(JOBS).get(row.job)
+    next_attempt = f"before attempt {row.attempts + 1} of {row.attempts_allowed}"
+    orchestrator = state.orchestrator
+    if row.lease_expires_at is not None and row.attempts >= row.attempts_allowed:
         reason = "the process that ran it vanished"
-        _end(told, row, Ending("lost", f"{row.job} was lost: {reason}", reason))
-    elif obstacle := _obstacle(state, row):
-        reason = f"{obstacle} before attempt {row.attempts + 1} of {row.attempts_allowed}"
-        ended = _finish(told, row, Ending("failed", f"{row.job} failed: {reason}", reason))
-        _rest_after(told, row, ended)
+        end(told, row, Ending("lost", f"{row.job} was lost: {reason}", reason))
+    elif job is None or job.removed:
+        _fail(told, row, f"the job was removed {next_attempt}")
+    elif orchestrator is None or not orchestrator.running:
+        _fail(told, row, f"the orchestrator was shut down {next_attempt}")
+    elif row.attempts == 0 and at.now - row.tick > timedelta(seconds=job.catch_up_seconds):
+        reason = f"no process took it up within {job.catch_up_seconds:g} seconds"
+        give_up(told, row, Ending("missed", f"{row.job} was missed: {reason}", reason))
     else:
-        retried = RunRetried(
-            run_id=row.id,
-            job=row.job,
-            attempt=row.attempts + 1,
-            runner=command.runner,
-            lease_expires_at=lease_until(at.now),
-            lease_ran_out=lease_ran_out,
-        )
-        told.add(retried, row.position)
+        _attempt(told, row, job, command.runner)
     return Accepted(told.events, {})
 
 
-def _obstacle(state: State, row: RunRow) -> str | None:
-    """Why a run that began is not to be tried again."""
-    job, orchestrator = state.rows(JOBS).get(row.job), state.orchestrator
-    if job is None or job.removed:
-        return "the job was removed"
-    if orchestrator is None or not orchestrator.running:
-        return "the orchestrator was shut down"
-    return None
+def _fail(told: Unfolding, row: RunRow, reason: str) -> None:
+    give_up(told, row, Ending("failed", f"{row.job} failed: {reason}", reason))
+
+
+def _attempt(told: Unfolding, row: RunRow, job: JobRow, runner: str) -> None:
+    """Begins the next attempt; it has failed already where somebody else is at the job's resources."""
+    number = row.attempts + 1
+    # A process that vanished may still believe that it holds what the run claimed.
+    holding.let_go(told, row, "failed", row.position)
+    if conflict := holding.in_the_way(told, job):
+        caused_by = holding.turn_away(told, job, conflict)
+        _has_failed(told, row, number, f"conflict: {in_a_sentence(conflict)}", caused_by)
+        return
+    operation_id = holding.begin(told, job, row.position)
+    retried = RunRetried(
+        run_id=row.id,
+        job=row.job,
+        attempt=number,
+        runner=runner,
+        lease_expires_at=lease_until(told.at.now),
+        lease_ran_out=row.lease_expires_at is not None,
+        operation_id=operation_id,
+    )
+    told.add(retried, row.position)
 
 
 def is_free(row: RunRow, now: datetime) -> bool:
@@ -105,13 +112,17 @@ def is_free(row: RunRow, now: datetime) -> bool:
 
 
 def renew(state: State, command: RenewRun, at: At) -> Decision:
-    """Extends the lease of a run that its process still holds."""
+    """Extends the lease of a run that its process still holds, and the claim that goes with it."""
     row = _held(state, command)
     if row is None:
         return _not_held(command.run_id)
+    told = Unfolding(state, at)
+    if lost := holding.renew(told, row):
+        _has_failed(told, row, row.attempts, lost.reason, lost.caused_by)
+        return Refused(Refusal("run_not_held", f"run {row.id} was given up: {lost.reason}"), told.events)
     until = lease_until(at.now)
-    renewed = RunRenewed(run_id=row.id, job=row.job, lease_expires_at=until)
-    return Accepted([NewEvent(renewed, caused_by=row.position)], {"lease_expires_at": until})
+    told.add(RunRenewed(run_id=row.id, job=row.job, lease_expires_at=until), row.position)
+    return Accepted(told.events, {"lease_expires_at": until})
 
 
 def end_attempt(state: State, command: EndAttempt, at: At) -> Decision:
@@ -122,134 +133,41 @@ def end_attempt(state: State, command: EndAttempt, at: At) -> Decision:
     told = Unfolding(state, at)
     if command.succeeded or row.attempts >= row.attempts_allowed:
         outcome: RunOutcome = "succeeded" if command.succeeded else "failed"
-        reason, tokens = command.reason, command.tokens_used
-        _end(told, row, Ending(outcome, command.report, reason, tokens, command.data))
+        reason, tokens, answered = command.reason, command.tokens_used, command.answered
+        end(told, row, Ending(outcome, command.report, reason, tokens, command.data, answered))
         return Accepted(told.events, {"status": outcome})
     if command.tokens_used:
-        told.arrive(_worker(row))
-        _use(told, row, command.tokens_used)
-    failed = RunAttemptFailed(
-        run_id=row.id,
-        job=row.job,
-        attempt=row.attempts,
-        reason=command.reason or "it failed",
-        retry_at=at.now + backoff(row.id, row.attempts),
-        tokens_used=command.tokens_used,
+        told.arrive(worker_of(row))
+        spend(told, row, command.tokens_used)
+    failed = _attempt_failed(
+        told, row, row.attempts, command.reason or "it failed", tokens_used=command.tokens_used
     )
-    told.add(failed, row.position)
+    holding.let_go(told, row, "failed", told.add(failed, row.position))
     return Accepted(told.events, {"status": "running", "retry_at": failed.retry_at})
 
 
-class Ending(NamedTuple):
-    """How a run ends."""
-
-    outcome: RunOutcome
-    report: str
-    """What the squad is told."""
-    reason: str | None = None
-    """Why it did not succeed."""
-    tokens_used: int | None = None
-    """By the last attempt; None gives back what was reserved."""
-    data: dict[str, Any] | None = None
-    """Goes with the report."""
+def _has_failed(told: Unfolding, row: RunRow, attempt: int, reason: str, caused_by: int | None) -> None:
+    """An attempt failed without a word of its process's: the next one waits, or the run is over."""
+    if attempt < row.attempts_allowed:
+        failed = told.add(_attempt_failed(told, row, attempt, reason), caused_by or row.position)
+        holding.let_go(told, row, "failed", failed)
+    else:
+        report = f"{row.job} failed: {reason}"
+        ending = Ending("failed", report, reason, caused_by=caused_by)
+        end(told, row._replace(attempts=attempt), ending)
 
 
-def cancel(told: Unfolding, row: RunRow, reason: str) -> None:
-    """Ends a run from outside. That is no failure of the job, and what follows decides of its agent."""
-    _finish(told, row, Ending("failed", f"{row.job} was {reason}", reason))
-
-
-def rest(told: Unfolding, agent: str, runs: int, caused_by: int) -> None:
-    """The agent of runs that ended is idle, unless it has other work."""
-    row = told.state.rows(AGENTS).get(agent)
-    if row and row.operations <= runs and (row.status == "active" or told.has_arrived(agent)):
-        idle = AgentStatusChanged(agent=agent, previous="active", status="idle", reason="run_ended")
-        told.add(idle, caused_by)
-
-
-def _end(told: Unfolding, row: RunRow, ending: Ending) -> None:
-    """All that the end of a run brings about."""
-    ended = _finish(told, row, ending)
-    job = told.state.rows(JOBS).get(row.job)
-    may_pause = job and job.pause_on_failure and not (job.paused or job.removed)
-    if ending.outcome != "succeeded" and may_pause:
-        told.add(JobPaused(job=row.job, reason="failure", note=ending.reason), ended)
-    _rest_after(told, row, ended)
-
-
-def _finish(told: Unfolding, row: RunRow, ending: Ending) -> int:
-    """Settles a run's tokens, finishes it, and tells the squad. Gives the position of the finish."""
-    # Who did not answer did not speak either.
-    reporter = _worker(row) if ending.outcome == "succeeded" else ORCHESTRATOR
-    told.arrive(reporter)
-    _settle(told, row, ending.tokens_used)
-    known = [tokens for tokens in (row.tokens_used, ending.tokens_used) if tokens is not None]
-    finished = RunFinished(
+def _attempt_failed(
+    told: Unfolding, row: RunRow, attempt: int, reason: str, *, tokens_used: int | None = None
+) -> RunAttemptFailed:
+    return RunAttemptFailed(
         run_id=row.id,
         job=row.job,
-        agent=row.agent,
-        outcome=ending.outcome,
-        attempts=row.attempts,
-        reason=ending.reason,
-        tokens_used=sum(known) if known else None,
+        attempt=attempt,
+        reason=reason,
+        retry_at=told.at.now + backoff(row.id, attempt),
+        tokens_used=tokens_used,
     )
-    ended = told.add(finished, row.position)
-    message = MessageSent(
-        message_id=told.at.new_id(),
-        agent=reporter,
-        to_agent=ORCHESTRATOR,
-        message=ending.report,
-        task_id=None,
-        data={**(ending.data or {}), "job": row.job, "run_id": row.id, "status": ending.outcome},
-    )
-    told.add(message, ended)
-    return ended
-
-
-def _rest_after(told: Unfolding, row: RunRow, ended: int) -> None:
-    if row.agent:
-        rest(told, row.agent, 1, ended)
-
-
-def _settle(told: Unfolding, row: RunRow, tokens: int | None) -> None:
-    held = told.state.rows(RESERVATIONS).get(row.reservation_id) if row.reservation_id else None
-    if held is None or held.state != "active":
-        if tokens:
-            _use(told, row, tokens)
-    elif tokens is None:
-        released = TokensReleased(
-            day=held.day,
-            reservation_id=held.id,
-            agent=held.agent,
-            tokens_reserved=held.tokens,
-            reason="released",
-        )
-        told.add(released, held.position)
-        told.given_back[held.day, held.agent] += held.tokens
-    else:
-        settled = TokensSettled(
-            day=held.day,
-            reservation_id=held.id,
-            agent=held.agent,
-            tokens_reserved=held.tokens,
-            tokens_used=tokens,
-        )
-        position = told.add(settled, held.position)
-        day = told.state.day
-        if day and day.day == held.day:
-            told.events += crossings(told.state, day, day.used + tokens, caused_by=position)
-
-
-def _use(told: Unfolding, row: RunRow, tokens: int) -> None:
-    """Records tokens that nothing is reserved for, or not any more."""
-    if day := told.state.day:
-        used = TokensUsed(day=day.day, agent=_worker(row), tokens=tokens)
-        told.events += use(told.state, day, used, after=len(told.events), caused_by=row.position)
-
-
-def _worker(row: RunRow) -> str:
-    """Whose work a run is."""
-    return row.agent or ORCHESTRATOR
 
 
 def _held(state: State, command: RenewRun | EndAttempt) -> RunRow | None:

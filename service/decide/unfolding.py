@@ -19,7 +19,8 @@ class Unfolding:
     """The events of one decision so far.
 
     They are not folded while it is made, so what a later step must know of an earlier one is kept here: at
-    which position each event will stand, which agents have arrived, and which tokens were given back.
+    which position each event will stand, which agents have arrived, what work they began and ended, which
+    claims were let go, and which tokens were given back.
     """
 
     def __init__(self, state: State, at: At) -> None:
@@ -28,6 +29,10 @@ class Unfolding:
         self.events: list[NewEvent] = []
         self.given_back = Counter[tuple[date, str]]()
         """Tokens by budget day and agent."""
+        self.let_go = set[str]()
+        """Operations that end in this decision."""
+        self.work = Counter[str]()
+        """By how many each agent's pieces of work under way become more, or fewer."""
         self._arrived: set[str] = set()
 
     @property

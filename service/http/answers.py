@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, create_model
 
 from eventstore.events import (
     AgentStatus,
     EmailStatus,
-    JobSource,
     OperationOutcome,
-    Overlap,
     TaskPriority,
     TaskStatus,
 )
 from projections.agents import AgentRow
+from projections.budgets import PolicyRow, ReservationRow
 from projections.emails import EmailRow
-from projections.jobs import RunRow
+from projections.jobs import JobRow
 from projections.messages import MessageRow
 from projections.operations import ConflictRow, OperationRow
+from projections.orchestrator import OrchestratorRow
+from projections.runs import RunRow
 from projections.tasks import TaskRow
+from service.views import INNER_OF_JOBS
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
 class Answer(BaseModel):
@@ -67,10 +72,15 @@ def page_of(model: type[BaseModel]) -> type[BaseModel]:
     return page
 
 
-def of_row(name: str, row: type[Any]) -> type[BaseModel]:
-    """A model with a row's columns."""
-    fields: dict[str, Any] = {column: (kind, ...) for column, kind in row.__annotations__.items()}
-    return create_model(name, __base__=Answer, __doc__=row.__doc__, __module__=row.__module__, **fields)
+def of_row(
+    name: str, row: type[Any], *, but: Collection[str] = (), doc: str | None = None, **more: Any
+) -> type[BaseModel]:
+    """A model with a row's columns, without those in `but`, and with more fields."""
+    kinds = {column: kind for column, kind in row.__annotations__.items() if column not in but}
+    fields: dict[str, Any] = {field: (kind, ...) for field, kind in {**kinds, **more}.items()}
+    return create_model(
+        name, __base__=Answer, __doc__=doc or row.__doc__, __module__=row.__module__, **fields
+    )
 
 
 Agent = of_row("Agent", AgentRow)
@@ -251,30 +261,19 @@ class TaskWritten(Written):
 Run = of_row("Run", RunRow)
 
 
-class Job(Answer):
+PlannedJob = of_row(
+    "PlannedJob",
+    JobRow,
+    but=INNER_OF_JOBS,
+    doc="A job, with its next five ticks.",
+    next_ticks=list[datetime],
+)
+
+
+class Job(PlannedJob):  # type: ignore[valid-type,misc]
     """A job, with its last five runs, the newest first, and its next five ticks."""
 
-    name: str
-    source: JobSource
-    agent: str | None
-    endpoint: str | None
-    task: str | None
-    cron: str | None
-    every_seconds: float | None
-    timezone: str
-    tokens: int
-    timeout_seconds: float
-    retries: int
-    overlap: Overlap
-    catch_up_seconds: float
-    jitter_seconds: float
-    pause_on_failure: bool
-    enabled: bool
-    paused: bool
-    pause_note: str | None
-    position: int
     last_runs: list[Run]  # type: ignore[valid-type]
-    next_ticks: list[datetime]
 
 
 class JobNamed(Written):
@@ -341,6 +340,33 @@ class LoggedEvent(Answer):
     idempotency_key: str | None
     recorded_at: datetime
     hash: str
+
+
+Orchestrator = of_row("Orchestrator", OrchestratorRow, but=("name",))
+Reservation = of_row("Reservation", ReservationRow)
+Rules = of_row("Rules", PolicyRow, but=("name",))
+
+
+class SquadState(Answer):
+    """The squad after the event at `position`: all that was active or open, and nothing that was over.
+
+    `moment` is what was asked for, and what the jobs' next ticks follow. Before the first event, and where
+    there was none yet, things are null.
+    """
+
+    position: int
+    recorded_at: datetime | None
+    moment: datetime | None
+    orchestrator: Orchestrator | None  # type: ignore[valid-type]
+    policy: Rules | None  # type: ignore[valid-type]
+    budget: Budget | None
+    agents: list[Agent]  # type: ignore[valid-type]
+    operations: list[Operation]  # type: ignore[valid-type]
+    reservations: list[Reservation]  # type: ignore[valid-type]
+    jobs: list[PlannedJob]  # type: ignore[valid-type]
+    runs: list[Run]  # type: ignore[valid-type]
+    tasks: list[Task]  # type: ignore[valid-type]
+    emails: list[Email]  # type: ignore[valid-type]
 
 
 class BatchResult(Answer):

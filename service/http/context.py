@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from aiohttp import web
+from multidict import CIMultiDict
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from service.batch import new_id
 from service.http import json
+from service.http.auth import caller
 from service.http.problems import CONTENT_TYPE, Problem, from_refusal, from_validation, wrong
+from service.http.turns import Turns
 from service.requests import (
     Answer,
     CommandFailed,
@@ -33,10 +39,14 @@ if TYPE_CHECKING:
     from projections.projector import Projector
     from service.clock import DatabaseClock
     from service.commands import AnyCommand
+    from service.http.auth import Door
+    from service.http.cors import Cors
+    from service.http.stream import OpenStreams
     from service.metrics import Metrics
     from service.reading import ReadTables
     from service.scheduler import Scheduler
     from service.settings import Settings
+    from service.snapshotter import Snapshotter
     from service.tail import Tail
     from service.writer import Writer
 
@@ -47,6 +57,24 @@ MAX_BODY_BYTES = 1024 * 1024
 
 NO_PRINT = Print()
 """Of a request without an idempotency key."""
+
+LOOK_BACK_AT_ONCE = 2
+"""How many requests fold the past at once; it is work, and the present goes on beside it."""
+
+BODY_SECONDS = 30.0
+"""How long a body may take to arrive."""
+
+SECURITY_HEADERS: Mapping[str, str] = MappingProxyType(
+    {
+        "Cache-Control": "no-store",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+        "X-Content-Type-Options": "nosniff",
+    }
+)
+"""On every answer: nobody keeps it, shows it as a page, or takes it for something else than it says."""
+
+_JSON_HEADERS = CIMultiDict({**SECURITY_HEADERS, "Content-Type": "application/json"})
+_PROBLEM_HEADERS = CIMultiDict({**SECURITY_HEADERS, "Content-Type": CONTENT_TYPE})
 
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _CORRELATION = re.compile(r"[\x21-\x7e]{1,100}")
@@ -64,9 +92,16 @@ class Services:
     listener: Listener
     projector: Projector
     scheduler: Scheduler
+    snapshotter: Snapshotter
     metrics: Metrics
+    door: Door
+    cors: Cors | None
+    """Which web pages may use the API, where any may."""
+    streams: OpenStreams
     stopping: bool = False
-    streams: set[Any] = field(default_factory=set)
+    judging: Turns = field(default_factory=Turns)
+    """Of histories, under other rules."""
+    looking_back: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LOOK_BACK_AT_ONCE))
 
 
 SERVICES = web.AppKey("services", Services)
@@ -74,14 +109,15 @@ SERVICES = web.AppKey("services", Services)
 
 def respond(status: int, body: Any, headers: Mapping[str, str] | None = None) -> web.Response:
     """A JSON answer; from status 400 on, a problem."""
-    headers = dict(headers or {})
-    if status >= HTTPStatus.BAD_REQUEST:
-        if "retry_after_seconds" in body:
-            headers["Retry-After"] = str(body["retry_after_seconds"])
-        headers["Content-Type"] = CONTENT_TYPE
+    if status < HTTPStatus.BAD_REQUEST:
+        shown = _JSON_HEADERS.copy()
     else:
-        headers["Content-Type"] = "application/json"
-    return web.Response(status=status, body=json.dumps(body), headers=headers)
+        shown = _PROBLEM_HEADERS.copy()
+        if "retry_after_seconds" in body:
+            shown["Retry-After"] = str(body["retry_after_seconds"])
+    if headers:
+        shown.update(headers)
+    return web.Response(status=status, body=json.dumps(body), headers=shown)
 
 
 async def body_of(request: web.Request) -> bytes:
@@ -93,7 +129,14 @@ async def body_of(request: web.Request) -> bytes:
     if not request.can_read_body:
         return b""
     try:
-        body = await request.read()
+        if request.content.is_eof():
+            body = await request.read()
+        else:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await request.read()
+    except TimeoutError as error:
+        # What is left of it, if anything, is not waited for either.
+        raise Problem("request_timeout", f"the body took more than {BODY_SECONDS:g} seconds") from error
     except web.HTTPRequestEntityTooLarge as error:
         raise Problem("payload_too_large", f"a body may have {MAX_BODY_BYTES} bytes") from error
     except (web.RequestPayloadError, ConnectionError) as error:
@@ -161,6 +204,8 @@ def parse_query(model: type[M], request: web.Request) -> M:
     Raises:
         Problem: a parameter is wrong, unknown, or named twice.
     """
+    if not request.query_string:
+        return cast("M", _empty(model))
     query = request.query
     if len(query) != len(set(query)):
         twice = next(name for name in query if len(query.getall(name)) > 1)
@@ -169,6 +214,12 @@ def parse_query(model: type[M], request: web.Request) -> M:
         return model.model_validate(dict(query))
     except ValidationError as error:
         raise from_validation(error) from error
+
+
+@lru_cache
+def _empty(model: type[BaseModel]) -> BaseModel:
+    """What an empty query string says; queries are frozen, so it may be shared."""
+    return model()
 
 
 def parse_path(kind: TypeAdapter[T], request: web.Request, name: str) -> T:
@@ -192,7 +243,9 @@ def idempotency_key(headers: Mapping[str, str]) -> str | None:
     key = headers.get("Idempotency-Key")
     if key is not None and not _KEY.fullmatch(key):
         raise wrong("Idempotency-Key", "must be 1 to 200 visible ASCII characters")
-    return key
+    agent = caller().agent
+    # Each agent has keys of its own, so that none can use up another's. No key that is sent has a space.
+    return key if key is None or agent is None else f"agent:{agent} {key}"
 
 
 def correlation_id(headers: Mapping[str, str]) -> str:
@@ -232,10 +285,10 @@ async def carry_out(
     Raises:
         Problem: it was refused, or could not be carried out.
     """
-    agent = command.acting_agent
+    who = caller()
     request = Request(
         command=command,
-        actor=f"agent:{agent}" if agent else "anonymous",
+        actor=who.actor(command.acting_agent),
         correlation_id=correlation,
         idempotency_key=key,
         fingerprint=print_.whole,
@@ -243,6 +296,7 @@ async def carry_out(
         size=size + 500,
         bare_fingerprint=print_.bare,
         other_fingerprint=print_.also,
+        caller=who,
     )
     kind = type(command).__name__
     try:

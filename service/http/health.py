@@ -12,6 +12,7 @@ from pydantic import Field
 from eventstore.errors import EventStoreError
 from service import metrics
 from service.http import answers
+from service.http.auth import Scope
 from service.http.context import Services, respond
 from service.http.json import dumps
 from service.http.route import Media, Route
@@ -41,7 +42,6 @@ async def _alive(services: Services, request: web.Request) -> web.StreamResponse
 
 
 async def _ready(services: Services, request: web.Request) -> web.StreamResponse:
-    del request
     checks: dict[str, Mapping[str, Any]] = {
         "database": {"ok": False},
         "writer": {"ok": services.writer.ready, "problem": services.writer.problem},
@@ -58,6 +58,9 @@ async def _ready(services: Services, request: web.Request) -> web.StreamResponse
         checks["database"] = {"ok": True}
         checks["projections"] = _judge(rows)
     ready = all(check["ok"] for check in checks.values()) and not services.stopping
+    if not services.door.knows(request):
+        # What is wrong may name hosts and users of the database; strangers are only told that something is.
+        checks = {name: {"ok": check["ok"]} for name, check in checks.items()}
     body = {"ready": ready, "stopping": services.stopping, "checks": checks}
     return web.Response(status=200 if ready else 503, body=dumps(body), content_type="application/json")
 
@@ -136,6 +139,7 @@ ROUTES = (
         path="/healthz",
         summary="Whether the process is alive",
         tag="health",
+        scope=Scope.PUBLIC,
         handler=_alive,
         answers={200: Alive},
         while_stopping=True,
@@ -145,6 +149,7 @@ ROUTES = (
         path="/readyz",
         summary="Whether database, listener and projections are well; else which is not",
         tag="health",
+        scope=Scope.PUBLIC,
         handler=_ready,
         answers={200: Readiness, 503: Readiness},
         while_stopping=True,
@@ -154,6 +159,7 @@ ROUTES = (
         path="/metrics",
         summary="Counters and gauges for Prometheus",
         tag="health",
+        scope=Scope.AUDIT,
         handler=_metrics,
         answers={200: Media(metrics.CONTENT_TYPE, "Prometheus' text format")},
         while_stopping=True,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+import orjson
 from psycopg import sql
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from projections import storage
+from service.http import json
 from service.http.context import parse_path, parse_query, respond
 from service.http.problems import Problem
 from service.values import Id, Name
@@ -19,6 +22,13 @@ if TYPE_CHECKING:
     from service.http.context import Services
 
 MAX_PAGE = 1_000
+
+PAGE_BYTES = 8 * 1024 * 1024
+"""Where a page ends even before it has as many entries as it may. Each can be as large as a body."""
+
+_FIRST_ENTRIES = 101
+"""How many are read before it is known how large they are."""
+
 _LARGEST_POSITION = 2**63 - 1
 _ID: TypeAdapter[str] = TypeAdapter(Id)
 
@@ -55,6 +65,9 @@ class PageByName(Query):
 def _split(value: object) -> object:
     return tuple(value.split(",")) if isinstance(value, str) else value
 
+
+Fetch = Callable[[int, int], Awaitable[list[dict[str, Any]]]]
+"""Reads entries of a list: those after a position, so many at most."""
 
 E = TypeVar("E")
 OneOf = Annotated[tuple[E, ...], Field(min_length=1, max_length=20), BeforeValidator(_split)]
@@ -97,10 +110,42 @@ async def page_of_rows(
     where = sql.SQL("WHERE {} ORDER BY {} LIMIT %(limit)s").format(
         sql.SQL(" AND ").join(clauses), sql.Identifier(order)
     )
-    values = {**parameters, "after": query.after, "limit": query.limit + 1}
     async with services.tables.covering(projection, query.min_position) as connection:
-        rows = await storage.select(connection, table, where, values)
-    return respond(200, page([row._asdict() for row in rows], query.limit, order))
+
+        async def fetch(after: int, count: int) -> list[dict[str, Any]]:
+            values = {**parameters, "after": after, "limit": count}
+            rows = await storage.select(connection, table, where, values)
+            return [row._asdict() for row in rows]
+
+        shown = await read_page(fetch, query.after, query.limit, order)
+    return respond(200, shown)
+
+
+async def read_page(fetch: Fetch, after: int, limit: int, order: str = "position") -> dict[str, Any]:
+    """The envelope of a page that is read bit by bit, and cut short where it gets too large.
+
+    Args:
+        fetch: reads so many entries after a position.
+        after: where the page begins.
+        limit: how many entries it has at most.
+        order: the field that `after` refers to.
+    """
+    items: list[orjson.Fragment] = []
+    size, count = 0, _FIRST_ENTRIES
+    while True:
+        wanted = min(count, limit + 1 - len(items))
+        entries = await fetch(after, wanted)
+        for entry in entries:
+            if len(items) == limit or size >= PAGE_BYTES:
+                return {"items": items, "next": after}
+            text = json.dumps(entry)
+            size += len(text)
+            items.append(orjson.Fragment(text))
+            after = entry[order]
+        if len(entries) < wanted:
+            return {"items": items, "next": None}
+        # As many as will fit, if they are like those so far; one more tells whether there are any.
+        count = max(1, (PAGE_BYTES - size) * len(items) // size)
 
 
 def page(items: list[dict[str, Any]], limit: int, order: str = "position") -> dict[str, Any]:
@@ -122,6 +167,8 @@ async def one_row(
     table: Table[Any, Any],
     missing: str,
     what: str,
+    *,
+    check: Callable[[Any], None] = lambda row: None,
 ) -> web.StreamResponse:
     """Answers the row whose id stands in the path.
 
@@ -132,6 +179,7 @@ async def one_row(
         table: which table; its key is `id`.
         missing: the code of the problem where there is no such row.
         what: what a row is, in a person's words.
+        check: raises a problem where the caller may not see the row.
     """
     query = parse_query(Query, request)
     id_ = parse_path(_ID, request, "id")
@@ -139,4 +187,5 @@ async def one_row(
         rows = await storage.load(connection, table, [id_])
     if not rows:
         raise Problem(missing, f"there is no {what} {id_}")
+    check(rows[0])
     return respond(200, rows[0]._asdict())

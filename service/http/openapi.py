@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from service.http.answers import ProblemDetails
+from service.http.auth import Scope
 from service.http.problems import CONTENT_TYPE, STATUS, TITLES
 from service.http.route import Media
 from service.http.seed import SeedError
-from service.http.wording import DESCRIPTION, EXAMPLES, PATH_PARAMETERS, TAGS
+from service.http.wording import DESCRIPTION, EXAMPLES, KEYS_OF_SCOPE, PATH_PARAMETERS, TAGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,7 +26,8 @@ SEED_PATH = "/api/squad"
 _REF = "#/components/schemas/{model}"
 _ON_EVERY_ROUTE = ("bad_request", "stopping", "unavailable", "internal_error")
 _WITH_PARAMETERS = ("validation_failed",)
-_WITH_BODY = ("malformed_json", "payload_too_large", "unsupported_media_type")
+_WITH_BODY = ("malformed_json", "payload_too_large", "unsupported_media_type", "request_timeout")
+_WITH_A_KEY = ("unauthorized", "not_allowed", "misdirected")
 _WRITES = ("queue_full", "outcome_unknown", "idempotency_mismatch")
 _MAY_BE_TRIED_AGAIN = frozenset({409, 429, 503})
 
@@ -54,6 +57,16 @@ _CORRELATION_HEADER = {
         "description": "What all events of this request bear.",
         "schema": {"type": "string"},
     }
+}
+_SECURITY_SCHEMES = {
+    "key": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A key, as `squad keys create` shows it. A squad that has none needs none.",
+    }
+}
+_CHALLENGE_HEADER = {
+    "WWW-Authenticate": {"description": "Which way to show a key.", "schema": {"type": "string"}}
 }
 _RETRY_HEADER = {
     "Retry-After": {
@@ -154,7 +167,10 @@ def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
         },
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
-        "components": {"schemas": dict(sorted(schemas.definitions.items()))},
+        "components": {
+            "schemas": dict(sorted(schemas.definitions.items())),
+            "securitySchemes": _SECURITY_SCHEMES,
+        },
     }
 
 
@@ -166,6 +182,7 @@ def plain_path(path: str) -> str:
 def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "summary": route.summary,
+        "description": KEYS_OF_SCOPE[route.scope],
         "tags": [route.tag],
         "operationId": _operation_id(route),
         "parameters": _parameters(route),
@@ -173,7 +190,8 @@ def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
     }
     if route.body:
         operation["requestBody"] = _request_body(route, schemas)
-    return {key: value for key, value in operation.items() if value}
+    shown = {key: value for key, value in operation.items() if value}
+    return {**shown, "security": [] if route.scope is Scope.PUBLIC else [{"key": []}]}
 
 
 def _operation_id(route: Route) -> str:
@@ -182,7 +200,7 @@ def _operation_id(route: Route) -> str:
 
 
 def _changes_something(route: Route) -> bool:
-    return route.method != "GET" and not route.path.endswith("/check")
+    return route.method != "GET" and not route.path.endswith(("/check", "/whatif"))
 
 
 def _is_seed(route: Route) -> bool:
@@ -265,6 +283,8 @@ def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
         response["content"].setdefault(kind, {"schema": schemas.of(model, "serialization")})
         if status in _MAY_BE_TRIED_AGAIN:
             response["headers"] = _RETRY_HEADER
+        if status == HTTPStatus.UNAUTHORIZED:
+            response["headers"] = _CHALLENGE_HEADER
     if _changes_something(route):
         for status in route.answers:
             responses[str(status)].setdefault("headers", {}).update(_CORRELATION_HEADER)
@@ -283,7 +303,11 @@ def _answer(shape: Shape | Media, schemas: _Schemas) -> dict[str, Any]:
 
 
 def _problems(route: Route) -> Mapping[int, list[str]]:
-    codes = [*route.problems]
+    codes = [*route.problems, "rate_limited"]
+    if route.scope is not Scope.PUBLIC:
+        codes += _WITH_A_KEY
+    if route.scope is Scope.ACT:
+        codes.append("wrong_agent")
     if not route.while_stopping:
         codes += _ON_EVERY_ROUTE
     if route.query or route.path_types or route.body or _is_seed(route):

@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
+from multidict import istr
 from pydantic import BaseModel
 
 from eventstore.errors import StoreBusy, StoreUnavailable
+from service.http.auth import CHALLENGE, Scope, let_in
 from service.http.context import (
     NO_PRINT,
+    SECURITY_HEADERS,
     SERVICES,
     Services,
     body_of,
@@ -38,6 +42,9 @@ Shape = type[BaseModel] | tuple[type[BaseModel], ...]
 
 Handler = Callable[[Services, web.Request], Awaitable[web.StreamResponse]]
 ProblemRenderer = Callable[[Problem], web.StreamResponse]
+
+_MARK = istr("X-Content-Type-Options")
+"""Where it is, the others of `SECURITY_HEADERS` are too."""
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +79,8 @@ class Route:
     path: str
     summary: str
     tag: str
+    scope: Scope
+    """Whose keys it takes. A route that does not say so cannot be made."""
     handler: Handler
     answers: Mapping[int, Shape | Media]
     """What is answered, by status."""
@@ -94,9 +103,18 @@ class Route:
             elif "%" in request.raw_path and not _is_utf8(request.raw_path):
                 response = self.show_problem(_NOT_UTF8)
             else:
+                if known := services.door.admit(request, self.scope):
+                    let_in(known)
                 response = await self.handler(services, request)
         except Exception as error:  # noqa: BLE001 - every request gets an answer
             response = self.show_problem(as_problem(error))
+        if not response.prepared:
+            if _MARK not in response.headers:
+                response.headers.update(SECURITY_HEADERS)
+            if services.cors:
+                services.cors.allow(request, response.headers)
+            if response.status == HTTPStatus.UNAUTHORIZED:
+                response.headers.setdefault("WWW-Authenticate", CHALLENGE)
         if services.stopping:
             response.force_close()
         services.metrics.request(self.path, response.status)
@@ -138,6 +156,7 @@ def write(
     summary: str,
     *,
     tag: str,
+    scope: Scope,
     answer: type[BaseModel],
     status: int = 200,
     bound: Mapping[str, str] | None = None,
@@ -166,6 +185,7 @@ def write(
         path=path,
         summary=summary,
         tag=tag,
+        scope=scope,
         handler=handler,
         answers={status: answer},
         problems=problems,

@@ -16,6 +16,7 @@ from projections.messages import MESSAGES, messages
 from projections.tasks import TASKS, tasks
 from service import commands as do
 from service import views
+from service.http.auth import Scope, own_agent
 from service.http.context import (
     NO_PRINT,
     Services,
@@ -41,6 +42,7 @@ from service.http.seed import (
     TaskBody,
     TaskChangeBody,
 )
+from service.http.v1.messages import OWN
 from service.requests import Answer, Outcome
 
 if TYPE_CHECKING:
@@ -119,6 +121,7 @@ async def _everything(services: Services, query: SquadQuery) -> dict[str, Any]:
             names,
             "from_agent",
             "to_agent",
+            own=OWN,
         ),
         "agents": agents,
         "orchestrator": views.seed_orchestrator(squad, services.clock.now()),
@@ -145,9 +148,12 @@ async def _newest(
     query: SquadQuery,
     names: list[str] | None,
     *columns: str,
+    own: sql.Composable | None = None,
 ) -> list[dict[str, Any]]:
     clauses: list[sql.Composable] = [sql.SQL("true")]
-    parameters: dict[str, Any] = {"limit": limit, "names": names}
+    parameters: dict[str, Any] = {"limit": limit, "names": names, "mine": own_agent()}
+    if own is not None and own_agent():
+        clauses.append(own)
     if query.since:
         clauses.append(sql.SQL("created_at >= %(since)s"))
         parameters["since"] = query.since
@@ -245,6 +251,7 @@ ROUTES = (
         path="/api/squad",
         summary="The squad at a glance; with action=orchestrator-status, the orchestrator alone",
         tag="squad",
+        scope=Scope.READ,
         handler=_get,
         query=SquadQuery,
         answers={200: (SquadOverview, OrchestratorStatus), 503: SeedError},
@@ -255,6 +262,7 @@ ROUTES = (
         path="/api/squad",
         summary="Start or shut down the orchestrator, send a message, or create a task",
         tag="squad",
+        scope=Scope.ACT,
         handler=_post,
         body=(SwitchBody, MessageBody, TaskBody),
         answers={200: Done},
@@ -265,6 +273,7 @@ ROUTES = (
         path="/api/squad",
         summary="Change a task",
         tag="squad",
+        scope=Scope.ACT,
         handler=_patch,
         body=TaskChangeBody,
         answers={200: Done},

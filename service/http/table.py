@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
 from service.http import health, squad
+from service.http.auth import Scope
 from service.http.context import MAX_BODY_BYTES, SERVICES, Services, respond
 from service.http.openapi import document
-from service.http.problems import Problem
 from service.http.route import Media, Route
 from service.http.v1 import (
     agents,
@@ -20,17 +20,15 @@ from service.http.v1 import (
     budget,
     emails,
     events,
+    explain,
     jobs,
     messages,
     operations,
+    state,
     subjects,
     tasks,
+    whatif,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from aiohttp.typedefs import Handler
 
 VERSION = version("squad-orchestrator")
 
@@ -43,7 +41,10 @@ _V1 = (
     *emails.ROUTES,
     *jobs.ROUTES,
     *subjects.ROUTES,
+    *state.ROUTES,
     *events.ROUTES,
+    *explain.ROUTES,
+    *whatif.ROUTES,
 )
 
 
@@ -62,6 +63,7 @@ ROUTES: tuple[Route, ...] = (
         path="/openapi.json",
         summary="This document",
         tag="health",
+        scope=Scope.PUBLIC,
         handler=_openapi,
         answers={200: Media("application/json", "OpenAPI 3.1")},
     ),
@@ -77,29 +79,10 @@ def openapi() -> dict[str, Any]:
 def application(services: Services) -> web.Application:
     """The HTTP application over the running parts."""
     openapi()  # so that the first request for it holds up nobody
-    app = web.Application(middlewares=[_tell_problems], client_max_size=MAX_BODY_BYTES)
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
     app[SERVICES] = services
     for route in ROUTES:
         # aiohttp's own pattern for a parameter leaves out braces, which a name may have.
         path = re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", route.path)
         app.router.add_route(route.method, path, route.__call__)
     return app
-
-
-@web.middleware
-async def _tell_problems(
-    request: web.Request, handler: Handler | Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """What aiohttp itself refuses, before any route is found, is told like everything else."""
-    try:
-        return await handler(request)
-    except web.HTTPNotFound:
-        problem = Problem("not_found", f"nothing is at {request.path}")
-    except web.HTTPMethodNotAllowed as error:
-        allowed = ", ".join(sorted(error.allowed_methods))
-        problem = Problem("method_not_allowed", f"allowed here: {allowed}", headers={"Allow": allowed})
-    except web.HTTPRequestEntityTooLarge:
-        problem = Problem("payload_too_large", f"a body may have {MAX_BODY_BYTES} bytes")
-    except web.HTTPException as error:
-        problem = Problem("bad_request", error.reason)
-    return respond(problem.status, problem.body, problem.headers)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from service.http.auth import Scope
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -14,7 +16,22 @@ Schedules, connects, budgets and audits a squad of AI agents.
 Everything that happens is an event in one log. A write answers with the `position` of its last event, and a
 read with `min_position` waits until it shows that position. With an `Idempotency-Key`, a repeated POST gets
 the first answer again. Errors under `/api/v1` are problem details (RFC 9457) with a stable `code`.
+
+As long as the squad has a key that nobody has revoked, every request needs one, as
+`Authorization: Bearer squad_...`. An agent's key acts as that agent and shows what is its own or of all;
+an auditor's shows everything and changes nothing; an operator's may do everything.
 """
+
+KEYS_OF_SCOPE: Mapping[Scope, str] = MappingProxyType(
+    {
+        Scope.PUBLIC: "Needs no key.",
+        Scope.READ: "Takes every key. An agent's may see less than others.",
+        Scope.AUDIT: "Takes an auditor's or an operator's key.",
+        Scope.ACT: "Takes an operator's key, or an agent's for what is its own.",
+        Scope.OPERATE: "Takes an operator's key.",
+    }
+)
+"""Whose key a route takes."""
 
 TAGS: Mapping[str, str] = MappingProxyType(
     {
@@ -27,7 +44,9 @@ TAGS: Mapping[str, str] = MappingProxyType(
         "tasks": "The task board.",
         "emails": "The e-mail log.",
         "subjects": "Those whose words are encrypted, and can be forgotten.",
+        "state": "The squad as it was, at any position of the log and at any time.",
         "events": "The log itself, as a list and as a live stream.",
+        "audit": "What the log answers for: why it happened, and what other rules would have done.",
         "batch": "Many writes in one request.",
         "health": "Whether the service is well, what it has counted, and this document.",
     }
@@ -126,6 +145,11 @@ EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
         ("POST", "/api/v1/jobs/{name}/resume"): {"note": "the mail server is back"},
         ("DELETE", "/api/v1/jobs/{name}"): {},
         ("POST", "/api/v1/jobs/{name}/run"): {},
+        ("POST", "/api/v1/whatif"): {
+            "daily_tokens": 200_000,
+            "agent_limits": {"email_agent": 80_000, "quote_agent": None},
+            "since": "2026-01-31T00:00:00Z",
+        },
     }
 )
 """By method and path; tests hold them to the models."""

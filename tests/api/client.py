@@ -56,8 +56,13 @@ class Answer(NamedTuple):
 class Api:
     """Asks a service. A path without a slash in front of it is one of `/api/v1`."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
+    def __init__(self, session: aiohttp.ClientSession, key: str | None = None) -> None:
         self.session = session
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    def with_key(self, key: str) -> Api:
+        """The same service, asked with a key."""
+        return Api(self.session, key)
 
     async def get(self, path: str, headers: Mapping[str, str] | None = None, /, **query: object) -> Answer:
         """Reads."""
@@ -92,7 +97,7 @@ class Api:
         target = path if path.startswith("/") else f"/api/v1/{path}"
         params = {name: str(value) for name, value in (query or {}).items()}
         async with self.session.request(
-            method, target, params=params, json=body, headers=headers
+            method, target, params=params, json=body, headers={**self.headers, **(headers or {})}
         ) as response:
             text = await response.text()
             is_json = response.content_type in ("application/json", CONTENT_TYPE)

@@ -29,7 +29,7 @@ LISTS = (
     "jobs",
     "runs",
 )
-READS = (*LISTS, "budget", "agents/ada", "events/1")
+READS = (*LISTS, "budget", "agents/ada", "events/1", "explain/1", "state", "state?at=1")
 
 
 class Target(NamedTuple):
@@ -199,6 +199,22 @@ _FIELDS: dict[str, dict[str, list[Any]]] = {
         "payload": [*WRONG_VALUES["object"], {"a": "\x00"}, {"a": 10**30}],
     },
     f"PATCH /api/v1/emails/{UNKNOWN_ID}": {"category": [None, "", 7], "status": ["read", None]},
+    "POST /api/v1/whatif": {
+        "daily_tokens": WRONG_VALUES["tokens"][:4],
+        "agent_limits": [
+            *WRONG_VALUES["object"],
+            {"ada": -1},
+            {"ada": "5"},
+            {"": 5},
+            {"\x00": 5},
+            {f"agent-{n}": 5 for n in range(1_001)},
+        ],
+        "conflict_window_seconds": [0, -1, 604_801, "5", True, 10**30],
+        "operation_timeout_seconds": [0, -1, 604_801, "5", True, 10**30],
+        "warning_percents": [7, "50", [0], [101], ["50"], [50.5], list(range(1, 22))],
+        "since": [7, "", "yesterday", "2026-01-31", "2026-13-31T00:00:00Z", "2026-01-31T00:00:00", []],
+        "until": [7, "1969-12-31T00:00:00Z", "9999-01-01T00:00:00Z", {}],
+    },
     "POST /api/v1/batch": {"commands": [None, 7, {}, [], [7], [{}], [None] * 2_000]},
 }
 

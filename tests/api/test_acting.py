@@ -76,7 +76,7 @@ async def test_a_refusal_is_one_line(database: str) -> None:
 def test_what_cannot_be_a_command_is_one_line() -> None:
     with pytest.raises(StartFailed) as refused:
         asked(do.PauseJob, name="no\nsuch\x1b[31m", note="so")
-    assert str(refused.value).startswith(r"name is 'no\nsuch\x1b[31m': String should match pattern")
+    assert str(refused.value).startswith(r"name is 'no\nsuch\x1b[31m': must be one line of text")
     assert asked(do.PauseJob, name="daily", note="so") == do.PauseJob(name="daily", note="so")
 
 

@@ -4,73 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
 
 from service.cli import cli, main
 from tests.api.client import running_service
+from tests.support.command import ENDS_WITHIN_SECONDS, SQUAD, Ended, end, squad, start
+from tests.support.log import Scribe, joined
+from tests.support.parts import connected
+from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.api.client import Service
 
-SQUAD = Path(sys.executable).with_name("squad")
-ENDS_WITHIN_SECONDS = 60
 NOWHERE = "host=127.0.0.1 port=1 dbname=nowhere"
-
-
-class Ended(NamedTuple):
-    """A command that has ended."""
-
-    code: int
-    output: str
-    errors: str
-
-    def lines(self) -> list[str]:
-        """What it printed, where it went well."""
-        assert (self.code, self.errors) == (0, ""), self
-        return self.output.removesuffix("\n").split("\n") if self.output else []
-
-    def complaint(self) -> str:
-        """The one line of one that failed."""
-        assert self.code not in (0, None)
-        assert self.output == ""
-        [line] = self.errors.splitlines()
-        return line.removeprefix("squad: ")
-
-
-async def _start(
-    folder: Path, *arguments: str, command: Path | str = SQUAD, **settings: str
-) -> asyncio.subprocess.Process:
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("SQUAD_")}
-    return await asyncio.create_subprocess_exec(
-        command,
-        *arguments,
-        cwd=folder,
-        env={**ours, "COLUMNS": "160", **settings},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-
-
-async def _end(process: asyncio.subprocess.Process) -> Ended:
-    async with asyncio.timeout(ENDS_WITHIN_SECONDS):
-        output, errors = await process.communicate()
-    assert process.returncode is not None
-    return Ended(process.returncode, output.decode(), errors.decode())
-
-
-async def _squad(folder: Path, *arguments: str, **settings: str) -> Ended:
-    return await _end(await _start(folder, *arguments, **settings))
 
 
 async def _fill(service: Service) -> None:
@@ -84,7 +41,7 @@ async def _fill(service: Service) -> None:
 
 async def test_events_prints_one_line_an_event(service: Service, tmp_path: Path) -> None:
     await _fill(service)
-    lines = (await _squad(tmp_path, "events", "--dsn", service.dsn)).lines()
+    lines = (await squad(tmp_path, "events", "--dsn", service.dsn)).lines()
     assert [int(line.split()[0]) for line in lines] == list(range(1, await service.head() + 1))
     [said] = [line for line in lines if "hello" in line]
     assert "message_sent" in said
@@ -94,7 +51,7 @@ async def test_events_prints_one_line_an_event(service: Service, tmp_path: Path)
 
 async def test_events_as_json_are_those_of_the_api(service: Service, tmp_path: Path) -> None:
     await _fill(service)
-    lines = (await _squad(tmp_path, "events", "--json", "--dsn", service.dsn)).lines()
+    lines = (await squad(tmp_path, "events", "--json", "--dsn", service.dsn)).lines()
     assert [json.loads(line) for line in lines] == (await service.api.get("events")).body["items"]
 
 
@@ -119,7 +76,7 @@ async def test_events_are_filtered(service: Service) -> None:
 async def test_following_goes_on_until_it_is_interrupted(service: Service, tmp_path: Path) -> None:
     await service.api.post("messages", from_agent="ada", message="before")
     arguments = ("events", "--follow", "--json", "--type", "message_sent", "--dsn", service.dsn)
-    process = await _start(tmp_path, *arguments)
+    process = await start(tmp_path, *arguments)
     assert process.stdout
     for text in ("before", "live", "still live"):
         if text != "before":
@@ -127,7 +84,7 @@ async def test_following_goes_on_until_it_is_interrupted(service: Service, tmp_p
         line = await asyncio.wait_for(process.stdout.readline(), ENDS_WITHIN_SECONDS)
         assert json.loads(line)["data"]["message"] == text
     process.send_signal(signal.SIGINT)
-    assert (await _end(process)) == Ended(0, "", "")
+    assert (await end(process)) == Ended(0, "", "")
 
 
 async def test_a_reader_that_has_enough_ends_it_quietly(service: Service, tmp_path: Path) -> None:
@@ -136,7 +93,7 @@ async def test_a_reader_that_has_enough_ends_it_quietly(service: Service, tmp_pa
     ]
     await service.api.post("batch", commands=commands * 1_000)
     pipe = f'"{SQUAD}" events --json --dsn "$0" | head -n 1'
-    ended = await _end(await _start(tmp_path, "-c", pipe, service.dsn, command="/bin/sh"))
+    ended = await end(await start(tmp_path, "-c", pipe, service.dsn, command="/bin/sh"))
     [line] = ended.lines()
     assert json.loads(line)["position"] == 1
 
@@ -145,7 +102,7 @@ async def test_status_is_one_screen(service: Service, tmp_path: Path) -> None:
     await _fill(service)
 
     async def shown() -> str:
-        return "\n".join((await _squad(tmp_path, "status", "--dsn", service.dsn)).lines())
+        return "\n".join((await squad(tmp_path, "status", "--dsn", service.dsn)).lines())
 
     screen = await shown()
     for text in ("orchestrator running", "1,234 used", "98,766 of 100,000 remain", "respond", "emailId e1"):
@@ -157,8 +114,169 @@ async def test_status_is_one_screen(service: Service, tmp_path: Path) -> None:
     assert len(screen.splitlines()) < 60
 
 
+async def test_explain_tells_why_a_claim_was_refused(service: Service, tmp_path: Path) -> None:
+    await _fill(service)
+    claim = {"action": "quote", "resources": {"emailId": "e1"}}
+    refused = (await service.api.post("operations", agent="bob\u202e", **claim)).expect(409)
+    arguments = ("explain", str(refused["position"]), "--dsn", service.dsn)
+    lines = (await squad(tmp_path, *arguments)).lines()
+    assert lines[0].startswith(f"{refused['position']}  conflict_detected  ")
+    assert "turned away from “quote”: ada was at “respond” on emailId e1." in lines[1]
+    assert lines[2:4] == ["", "Why"]
+    assert "\u202e" not in "".join(lines)
+    [line] = (await squad(tmp_path, *arguments, "--json")).lines()
+    assert json.loads(line) == (await service.api.get(f"explain/{refused['position']}")).expect(200)
+
+
+async def test_explain_says_that_there_is_nothing(service: Service, tmp_path: Path) -> None:
+    ended = await squad(tmp_path, "explain", "999999", "--dsn", service.dsn)
+    assert ended.complaint() == "the log has no position 999999"
+
+
+async def test_whatif_tells_what_other_rules_would_have_allowed(service: Service, tmp_path: Path) -> None:
+    await _fill(service)
+    for agent in ("ada", "bob"):
+        await service.api.post("budget/reservations", agent=agent, tokens=60_000)
+    dsn = ("--dsn", service.dsn)
+    lines = (await squad(tmp_path, "whatif", "--daily-tokens", "200000", *dsn)).lines()
+    assert lines[0].startswith("Of 3 requests, 0 would have been refused instead of allowed, and 1 allowed")
+    assert "acted differently" in lines[1]
+    assert "By day and agent" in lines[2]
+    [row] = [line for line in lines if "│ bob" in line]
+    assert "60,000" in row
+    assert any("bob was refused 60,000 tokens. They would have been set aside" in line for line in lines)
+    assert lines[-1].endswith("they are counted as used in full.")
+    [line] = (await squad(tmp_path, "whatif", "--daily-tokens", "200000", "--json", *dsn)).lines()
+    assert json.loads(line) == (await service.api.post("whatif", daily_tokens=200_000)).expect(200)
+
+
+async def test_whatif_takes_every_rule(service: Service) -> None:
+    await _fill(service)
+    arguments = (
+        "--agent-limit",
+        "ada=1000",
+        "--agent-limit",
+        "x=y=none",
+        "--conflict-window-seconds",
+        "0.5",
+        "--operation-timeout-seconds",
+        "90",
+        "--warning-percents",
+        "1, 99",
+        "--since",
+        "1h",
+        "--until",
+        "2100-01-01",
+    )
+    ended = await asyncio.to_thread(CliRunner().invoke, cli, ("whatif", *arguments, "--dsn", service.dsn))
+    assert ended.exit_code == 0, ended.output
+    assert "1 % of " in ended.output
+    ended = await asyncio.to_thread(CliRunner().invoke, cli, ("whatif", "--dsn", service.dsn))
+    assert ended.output == "Nothing would have been otherwise, in 1 request.\n"
+
+
+async def test_replay_tells_what_it_did(service: Service, tmp_path: Path) -> None:
+    await _fill(service)
+    await eventually(partial(projected_to_head, service.dsn))
+    async with connected(service.dsn) as connection:
+        await connection.execute("UPDATE squad_messages SET message = 'tampered'")
+    ended = await squad(tmp_path, "replay", "messages", "tasks", "--dsn", service.dsn)
+    first, *table = ended.lines()
+    assert first.startswith(
+        f"replayed {await service.head()} events into the tables of messages, tasks in "
+    )
+    shown = [[cell.strip() for cell in line.strip("│").split("│")] for line in table if "│" in line]
+    assert shown == [
+        ["squad_messages", "2", "2", "2"],
+        ["squad_message_acks", "0", "0", "0"],
+        ["squad_tasks", "0", "0", "0"],
+    ]
+    messages = (await service.api.get("messages")).body["items"]
+    assert {message["message"] for message in messages} == {"hello", "two\nlines \x1b[31m"}
+
+
+async def test_replay_of_a_log_from_newer_code_is_one_clear_line(service: Service, tmp_path: Path) -> None:
+    async with connected(service.dsn) as connection:
+        scribe = Scribe(connection)
+        await scribe.catch_up()
+        [stored] = await scribe.append(joined("ann"), type="from_the_future")
+    ended = await squad(tmp_path, "replay", "--dsn", service.dsn)
+    assert ended.complaint() == (
+        "The log holds an event that this version of the software does not know:"
+        f" from_the_future v1 at position {stored.position}"
+    )
+
+
+async def test_replay_of_an_older_schema_is_told(database: str, tmp_path: Path) -> None:
+    async with connected(database) as connection:
+        await connection.execute("UPDATE schema_info SET version = 1")
+    ended = await squad(tmp_path, "replay", "--dsn", database)
+    assert ended.complaint() == "the database's schema is of an older version; start the service once"
+
+
+async def test_state_is_one_screen_of_how_it_was(service: Service, tmp_path: Path) -> None:
+    await _fill(service)
+    api = service.api
+    await api.post("budget/reservations", agent="ada", tokens=1_111)
+    await api.post(
+        "emails", gmail_message_id="g-1", from_email="a@example.org", subject="two\nlines \x1b[31m"
+    )
+    for number in range(12):
+        await api.post("tasks", title=f"task {number}")
+    await api.put("jobs/yearly", task="conflict_check", cron="0 0 1 1 *")
+    before = await service.head()
+    await api.post("jobs/yearly/pause", note="holidays")
+    await api.post("/api/squad", action="orchestrator-shutdown")
+
+    async def shown(*arguments: str) -> str:
+        return "\n".join((await squad(tmp_path, "state", *arguments, "--dsn", service.dsn)).lines())
+
+    now, then, first = await shown(), await shown("--at", str(before)), await shown("--at", "0")
+    for text in (
+        "1,234 used",
+        "1,111 reserved",
+        "respond",
+        "emailId e1",
+        "a@example.org",
+        "task 11",
+        "yearly",
+    ):
+        assert text in now, text
+        assert text in then, text
+    assert "the newest 10 of 12" in now
+    assert "task 1 " not in now
+    assert ("orchestrator shut down" in now, "orchestrator running" in then) == (True, True)
+    assert ("paused: holidays" in now, "paused" in then) == (True, False)
+    assert "\x1b" not in now
+    assert len(now.splitlines()) < 80
+    assert first == "before the first event there is nothing"
+
+
+async def test_state_as_json_is_that_of_the_api(service: Service, tmp_path: Path) -> None:
+    await _fill(service)
+    head = await service.head()
+    recorded = (await service.api.get(f"events/{head}")).body["recorded_at"]
+    for at in ("0", "3", str(head), recorded):
+        [line] = (await squad(tmp_path, "state", "--at", at, "--json", "--dsn", service.dsn)).lines()
+        assert json.loads(line) == (await service.api.get("state", at=at)).body
+    [line] = (await squad(tmp_path, "state", "--json", "--dsn", service.dsn)).lines()
+    now = json.loads(line)
+    assert now["moment"] > now["recorded_at"]
+    [line] = (await squad(tmp_path, "state", "--at", "1h", "--json", "--dsn", service.dsn)).lines()
+    assert json.loads(line)["position"] == 0
+
+
+async def test_a_place_that_the_log_does_not_reach_is_told(service: Service, tmp_path: Path) -> None:
+    for at, complaint in (
+        ("1000000", "it ends at position"),
+        ("2300-01-01T00:00:00Z", "2300-01-01T00:00:00+00:00 has not come, it is"),
+    ):
+        ended = await squad(tmp_path, "state", "--at", at, "--dsn", service.dsn)
+        assert f"The log does not reach that far: {complaint}" in ended.complaint()
+
+
 async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
-    ended = await _squad(tmp_path)
+    ended = await squad(tmp_path)
     assert "Usage: squad" in ended.output + ended.errors
     for name in cli.commands:
         helped = CliRunner().invoke(cli, (name, "--help"), prog_name="squad")
@@ -176,13 +294,40 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
             "port (SQUAD_PORT) is 70000: input should be less than or equal to 65535",
         ),
         (("up", "--port", "x"), "Invalid value for '--port'"),
+        (("explain", "7", "--dsn", NOWHERE), "connection to server at"),
+        (("explain",), "Missing argument 'POSITION'"),
+        (("explain", "0"), "Invalid value for 'POSITION'"),
+        (("whatif", "--dsn", NOWHERE), "connection to server at"),
+        (("whatif",), "there is no squad in .squad"),
+        (("whatif", "--agent-limit", "ada"), "'ada' is not like email_agent=50000"),
+        (("whatif", "--agent-limit", "ada=-5"), "'ada=-5' is not like email_agent=50000"),
+        (("whatif", "--agent-limit", "=5"), "--agent-limit: string should have at least 1 character"),
+        (("whatif", "--daily-tokens", "-1"), "--daily-tokens: input should be greater than or equal to 0"),
+        (("whatif", "--daily-tokens", "many"), "Invalid value for '--daily-tokens'"),
+        (("whatif", "--conflict-window-seconds", "nan"), "--conflict-window-seconds: input should be"),
+        (("whatif", "--warning-percents", "50;75"), "'50;75' is not like 50,75,90"),
+        (("whatif", "--warning-percents", "0"), "--warning-percents: input should be greater than"),
+        (("whatif", "--since", "1h", "--until", "2h"), "since must lie before until"),
+        (("explain", "9" * 30), "Invalid value for 'POSITION'"),
+        (("explain", "x"), "Invalid value for 'POSITION'"),
         (("events",), "there is no squad in .squad; start one with `squad up`"),
         (("status",), "there is no squad in .squad; start one with `squad up`"),
         (("status", "--data", "else/where"), "there is no squad in else/where"),
         (("events", "--since", "yesterday"), "'yesterday' is neither RFC 3339 nor like 15m, 2h or 1d"),
+        (("state", "--dsn", NOWHERE), "connection to server at"),
+        (("state",), "there is no squad in .squad; start one with `squad up`"),
+        (("state", "--at", "yesterday"), "'yesterday' is neither RFC 3339 nor like 15m, 2h or 1d"),
+        (("state", "--at", "-1"), "'-1' is neither RFC 3339 nor like"),
+        (("state", "--at", "9" * 30), "no log has a position 999"),
         (("events", "--since", "999999999d"), "'999999999d' is neither RFC 3339 nor like"),
         (("events", "--after", "-1"), "Invalid value for '--after'"),
         (("events", "--config", "nowhere.toml"), "the configuration file nowhere.toml does not exist"),
+        (("replay", "--dsn", NOWHERE), "connection to server at"),
+        (("replay",), "there is no squad in .squad; start one with `squad up`"),
+        (
+            ("replay", "tasks", "task"),
+            "there is no projection 'task'; there are agents, messages, operations, budgets, tasks, emails",
+        ),
         (("dance",), "No such command 'dance'"),
         (("up", "--fast"), "No such option"),
     ],
@@ -206,36 +351,36 @@ def test_what_goes_wrong_is_one_clear_line(
 
 
 async def test_a_service_without_a_database_does_not_start(tmp_path: Path) -> None:
-    ended = await _squad(tmp_path, "up", "--dsn", NOWHERE)
+    ended = await squad(tmp_path, "up", "--dsn", NOWHERE)
     assert "connection to server at" in ended.complaint()
 
 
 async def test_a_port_that_is_taken_is_told(database: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ended = await _squad(tmp_path, "up", "--dsn", database, "--port", str(port))
+        ended = await squad(tmp_path, "up", "--dsn", database, "--port", str(port))
     assert ended.complaint().startswith(f"cannot listen on 127.0.0.1:{port}: ")
 
 
 async def test_a_database_without_a_squad_is_told(empty_database: str, tmp_path: Path) -> None:
-    for command in ("events", "status"):
-        ended = await _squad(tmp_path, command, "--dsn", empty_database)
+    for command in ("events", "status", "replay", "state"):
+        ended = await squad(tmp_path, command, "--dsn", empty_database)
         assert "squad" in ended.complaint()
 
 
 async def test_the_database_of_the_environment_is_used(service: Service, tmp_path: Path) -> None:
     await _fill(service)
-    assert (await _squad(tmp_path, "events", SQUAD_DSN=service.dsn)).lines()
+    assert (await squad(tmp_path, "events", SQUAD_DSN=service.dsn)).lines()
 
 
 async def test_up_tells_where_it_listens_and_where_its_data_is(database: str, tmp_path: Path) -> None:
-    process = await _start(tmp_path, "up", "--port", "0", "--dsn", database)
+    process = await start(tmp_path, "up", "--port", "0", "--dsn", database)
     assert process.stdout
     lines = [await asyncio.wait_for(process.stdout.readline(), ENDS_WITHIN_SECONDS) for _ in range(2)]
     assert b"squad is listening on http://127.0.0.1:" in lines[0]
     assert b"database squad_test_" in lines[1]
     process.send_signal(signal.SIGTERM)
-    assert (await _end(process)).code == 0
+    assert (await end(process)).code == 0
 
 
 async def test_two_services_share_a_squad_and_commands_read_beside_them(
@@ -246,7 +391,7 @@ async def test_two_services_share_a_squad_and_commands_read_beside_them(
         await other.api.post("messages", from_agent="ada", message="other")
 
         async def both_seen() -> bool:
-            ended = await _squad(tmp_path, "events", "--type", "message_sent", "--dsn", database)
+            ended = await squad(tmp_path, "events", "--type", "message_sent", "--dsn", database)
             return len(ended.lines()) == 2
 
         await eventually(both_seen)

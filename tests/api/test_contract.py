@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service import reading
+from service.http import auth
 from service.http.table import openapi
+from tests.api.client import running_service
+from tests.support.keys import make_key
 
 if TYPE_CHECKING:
     from tests.api.client import Service
@@ -19,8 +22,8 @@ ENDS_WITHIN_SECONDS = 150
 
 CONFIGURATION = """\
 [checks]
-# Nothing here asks who calls, yet; and what is deleted is a reservation, of which the log keeps the story.
-ignored_auth.enabled = false
+# Whose things are whose is tried beside the keys; and what is deleted is a reservation, of which the log
+# keeps the story.
 object_level_authorization.enabled = false
 use_after_free.enabled = false
 ensure_resource_availability.enabled = false
@@ -57,11 +60,20 @@ AT_RANDOM = (
 
 @pytest.mark.parametrize("what", [EVERY_EDGE, AT_RANDOM], ids=["every edge", "at random"])
 async def test_the_service_keeps_what_its_document_promises(
-    service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: tuple[str, ...]
+    database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: tuple[str, ...]
 ) -> None:
     """Loads the document from the service, and sends it thousands of requests made from it."""
     monkeypatch.setattr(reading, "STRICT_WAIT_SECONDS", 0.02)
-    assert (await service.api.get("/openapi.json")).expect(200) == openapi()
+    # It tries wrong keys on every route.
+    monkeypatch.setattr(auth, "FAILED_TRIES_PER_MINUTE", 1_000_000)
+    key = (await make_key(database)).text
+    async with running_service(database, key_requests_per_second=0) as service:
+        assert (await service.api.get("/openapi.json")).expect(200) == openapi()
+        await _try(service, key, tmp_path, what)
+        (await service.api.get("/readyz")).expect(200)
+
+
+async def _try(service: Service, key: str, tmp_path: Path, what: tuple[str, ...]) -> None:
     configuration = tmp_path / "schemathesis.toml"
     configuration.write_text(CONFIGURATION)
     process = await asyncio.create_subprocess_exec(
@@ -70,6 +82,7 @@ async def test_the_service_keeps_what_its_document_promises(
         f"--config-file={configuration}",
         "run",
         f"{service.url}/openapi.json",
+        f"--header=Authorization: Bearer {key}",
         # A stream never ends by itself; what it takes and gives is tested beside the other streams.
         "--exclude-path=/api/v1/events/stream",
         *what,
@@ -90,4 +103,3 @@ async def test_the_service_keeps_what_its_document_promises(
         await process.communicate()
         raise
     assert process.returncode == 0, output.decode()
-    (await service.api.get("/readyz")).expect(200)

@@ -16,8 +16,8 @@ from projections.projector import _TRY_LOCK
 from service.app import StartFailed
 from service.cli import cli
 from tests.api.client import Service, running_service
-from tests.api.test_commands import _squad
 from tests.api.test_stream import reading
+from tests.support.command import squad
 from tests.support.erasure import remains
 from tests.support.parts import connected
 
@@ -318,12 +318,12 @@ class TestBatches:
 class TestTheCommand:
     async def test_forgets_beside_a_running_service(self, service: Service, tmp_path: Path) -> None:
         email_id, message_id = await fill(service.api)
-        [line] = (await _squad(tmp_path, "forget", ADDRESS, "--dsn", service.dsn)).lines()
+        [line] = (await squad(tmp_path, "forget", ADDRESS, "--dsn", service.dsn)).lines()
         assert line.startswith("forgotten: 1 e-mail (position ")
-        [line] = (await _squad(tmp_path, "forget", message_id, "--dsn", service.dsn)).lines()
+        [line] = (await squad(tmp_path, "forget", message_id, "--dsn", service.dsn)).lines()
         position = await service.head()
         assert line == f"forgotten: 1 message (position {position})"
-        assert (await _squad(tmp_path, "forget", message_id, "--dsn", service.dsn)).lines() == [line]
+        assert (await squad(tmp_path, "forget", message_id, "--dsn", service.dsn)).lines() == [line]
         await service.api.get("events", min_position=position)
         told = await all_that_is_told(service.api, email_id, position)
         assert not [text for text in PERSONAL if text in told]
@@ -355,28 +355,28 @@ class TestTheCommand:
 
     async def test_shows_what_was_erased(self, service: Service, tmp_path: Path) -> None:
         await fill(service.api)
-        before = await _squad(tmp_path, "events", "--dsn", service.dsn)
+        before = await squad(tmp_path, "events", "--dsn", service.dsn)
         assert "so very angry" in before.output
-        await _squad(tmp_path, "forget", ADDRESS, "--dsn", service.dsn)
-        after = await _squad(tmp_path, "events", "--json", "--dsn", service.dsn)
+        await squad(tmp_path, "forget", ADDRESS, "--dsn", service.dsn)
+        after = await squad(tmp_path, "events", "--json", "--dsn", service.dsn)
         assert not [text for text in PERSONAL[:4] if text in after.output]
         assert len(after.lines()) == await service.head()
 
     async def test_fails_where_nobody_is_called_that(self, service: Service, tmp_path: Path) -> None:
         for subject in ("nobody@example.org", UNKNOWN):
-            ended = await _squad(tmp_path, "forget", subject, "--dsn", service.dsn)
+            ended = await squad(tmp_path, "forget", subject, "--dsn", service.dsn)
             assert ended.complaint() == "no sender is called that, and no message has that id"
-        ended = await _squad(tmp_path, "forget", "", "--dsn", service.dsn)
+        ended = await squad(tmp_path, "forget", "", "--dsn", service.dsn)
         assert ended.complaint().startswith("subject is ''")
 
     async def test_claims_nothing_of_what_is_in_plain(self, database: str, tmp_path: Path) -> None:
         async with running_service(database) as plain:
             await fill(plain.api)
-        ended = await _squad(tmp_path, "forget", ADDRESS, "--dsn", database)
+        ended = await squad(tmp_path, "forget", ADDRESS, "--dsn", database)
         assert "(1 e-mail) was logged before payloads were encrypted" in ended.complaint()
         async with running_service(database, encrypt_payloads=True) as service:
             await service.api.post("emails", **{**EMAIL, "gmail_message_id": "g-2"})
-        ended = await _squad(tmp_path, "forget", ADDRESS, "--dsn", database)
+        ended = await squad(tmp_path, "forget", ADDRESS, "--dsn", database)
         assert ended.code == 1
         assert ended.output.startswith("forgotten: 1 e-mail ")
         assert "1 e-mail of this sender stood in the log before payloads were encrypted" in ended.errors

@@ -9,19 +9,21 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from click.testing import CliRunner
 
-from service.app import StartFailed
-from service.cli import cli
-from service.job_spec import BUILT_IN_TASKS
+from eventstore import codec
+from eventstore.events import RunMissed
+from service import commands as do
+from service.job_spec import BUILT_IN_TASKS, JobSpec
+from service.scheduler import Scheduler
 from tests.api.client import running_service
 from tests.support.agents import Agents, answers, running_agents, when
+from tests.support.away import recorded_before_the_break
+from tests.support.log import whole_log
+from tests.support.parts import connected
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    from click.testing import Result
 
     from tests.api.client import Api, Service
 
@@ -66,13 +68,6 @@ async def ended(api: Api, run_id: str) -> dict[str, Any]:
         return found[0] if found and found[0]["status"] != "running" else None
 
     return await eventually(run) or {}
-
-
-async def squad(service: Service, *arguments: str) -> Result:
-    """Calls the `squad` command."""
-    port = service.url.rpartition(":")[2]
-    filled = [argument.format(port=port, dsn=service.dsn) for argument in arguments]
-    return await asyncio.to_thread(CliRunner().invoke, cli, filled)
 
 
 async def test_the_seeds_seven_jobs_are_there_with_its_schedules(database: str) -> None:
@@ -226,35 +221,138 @@ async def test_a_job_is_taken_off_the_schedule_and_may_come_back(api: Api) -> No
     assert (await ended(api, run["id"]))["status"] == "succeeded"
 
 
-async def test_the_command_line_runs_pauses_and_resumes(service: Service) -> None:
-    # A name may need quoting.
-    quoted = "a%2Fb%20c%3F"
-    await job(service.api, quoted, endpoint="/odd")
-    ran = await squad(service, "jobs", "run", "a/b c?", "--port", "{port}")
-    assert ran.exit_code == 0, ran.output
-    begun = json.loads(ran.output)
-    assert begun["job"] == "a/b c?"
-    assert (await ended(service.api, begun["id"]))["status"] == "succeeded"
-    paused = await squad(service, "jobs", "pause", "a/b c?", "--note", "holidays", "--port", "{port}")
-    assert json.loads(paused.output)["note"] == "holidays"
-    listed = await squad(service, "jobs", "--dsn", "{dsn}", "--json")
-    shown = {item["name"]: item for item in map(json.loads, listed.output.splitlines())}
-    assert (shown["a/b c?"]["paused"], shown["a/b c?"]["pause_note"]) == (True, "holidays")
-    assert [run["status"] for run in shown["a/b c?"]["last_runs"]] == ["succeeded"]
-    assert len(shown) == len(SEEDS) + 1
-    table = await squad(service, "jobs", "--dsn", "{dsn}")
-    assert table.exit_code == 0
-    assert "email_poll" in table.output
-    resumed = await squad(service, "jobs", "resume", "a/b c?", "--host", "127.0.0.1", "--port", "{port}")
-    assert json.loads(resumed.output)["paused"] is False
+async def test_a_job_claims_its_resources_while_it_runs(api: Api, agents: Agents) -> None:
+    enough = asyncio.Event()
+    agents.on("/poll", when(enough, answers({})))
+    await job(api, resources={"mailbox": "info"})
+    begun = (await api.post("jobs/poll/run")).expect(202)
+    await eventually(lambda: agents.calls)
+    [held] = (await api.get("operations", state="active", min_position=begun["position"])).body["items"]
+    assert (held["agent"], held["action"], held["resources"]) == ("worker", "poll", {"mailbox": "info"})
+    assert agents.calls[0].payload["fencing_token"] == held["fencing_token"]
+    claim = {"agent": "ada", "action": "sort", "resources": {"mailbox": "info"}}
+    refused = (await api.post("operations", **claim)).expect(409, "conflict")
+    assert refused["conflict"]["operation_id"] == held["id"]
+    enough.set()
+    run = await ended(api, begun["id"])
+    assert run["operation_id"] == held["id"]
+    (await api.post("operations", **claim)).expect(201)
+    turned_away = (await api.post("jobs/poll/run")).expect(409, "conflict")
+    assert turned_away["conflict"]["agents"] == ["ada"]
+    assert turned_away["detail"] == "'ada' is at 'sort' on mailbox info"
+    conflict = (await api.get(f"events/{turned_away['position']}")).expect(200)
+    assert (conflict["type"], conflict["data"]["agent"]) == ("conflict_detected", "worker")
 
 
-async def test_the_command_line_says_in_one_line_what_is_wrong(service: Service, agents: Agents) -> None:
-    nobody = await squad(service, "jobs", "run", "nobody", "--port", "{port}")
-    assert isinstance(nobody.exception, StartFailed)
-    assert str(nobody.exception) == "no job is called 'nobody'"
-    closed = await squad(service, "jobs", "run", "poll", "--port", "9")
-    assert "no service answers on 127.0.0.1:9" in str(closed.exception)
-    agents.on("/api/v1/jobs/poll/run", answers([], 404))
-    other = await squad(service, "jobs", "run", "poll", "--port", agents.url.rpartition(":")[2])
-    assert "is not a squad" in str(other.exception)
+async def test_a_tick_whose_resources_are_claimed_is_skipped_and_says_by_whom(
+    api: Api, agents: Agents
+) -> None:
+    (await api.post("operations", agent="ada", action="sort", resources={"mailbox": "info"})).expect(201)
+    await job(api, every="1s", resources={"mailbox": "info"})
+
+    async def skipped() -> list[dict[str, Any]]:
+        return list((await api.get("runs", job="poll", status="skipped")).expect(200)["items"])
+
+    [run, *_] = await eventually(skipped)
+    assert run["reason"] == "conflict: 'ada' is at 'sort' on mailbox info"
+    event = (await api.get(f"events/{run['position']}")).expect(200)
+    cause = (await api.get(f"events/{event['caused_by']}")).expect(200)
+    assert cause["type"] == "conflict_detected"
+    assert not agents.calls
+
+
+@pytest.mark.parametrize(
+    "resources", [{}, {"mailbox": ""}, {"": "x"}, {"mailbox": 7}, ["mailbox"], {"a\nb": "x"}]
+)
+async def test_resources_of_a_job_are_what_those_of_operations_are(api: Api, resources: object) -> None:
+    body = {"agent": "worker", "endpoint": "/poll", "every": "1h", "resources": resources}
+    refused = (await api.put("jobs/poll", **body)).expect(422, "validation_failed")
+    assert "resources" in json.dumps(refused)
+
+
+async def names_at(database: str, **settings: Any) -> set[str]:
+    """The jobs that are on the schedule when a service has started."""
+    async with running_service(database, **{"seed_jobs": True, **settings}) as service:
+        return {item["name"] for item in (await service.api.get("jobs")).expect(200)["items"]}
+
+
+async def test_a_seeds_job_that_was_removed_stays_removed(database: str) -> None:
+    async with running_service(database, seed_jobs=True) as service:
+        (await service.api.delete("jobs/email_poll")).expect(200)
+        (await service.api.get("jobs/email_poll")).expect(404, "job_not_found")
+    others = SEEDS.keys() - {"email_poll"}
+    assert await names_at(database) == others
+    assert await names_at(database) == others
+    assert await names_at(database, jobs={"email_poll": {}}) == SEEDS.keys()
+    assert await names_at(database) == SEEDS.keys()
+
+
+async def test_seed_jobs_off_and_on_again_brings_them_all_back(database: str) -> None:
+    async with running_service(database, seed_jobs=True) as service:
+        (await service.api.delete("jobs/email_poll")).expect(200)
+        (await service.api.put("jobs/token_reset", task="token_reset", cron="0 1 * * *")).expect(200)
+    assert await names_at(database, seed_jobs=False) == {"token_reset"}
+    async with running_service(database, seed_jobs=False) as service:
+        # Once they are off, there is nothing more to say about them.
+        head = await service.head()
+    assert await names_at(database, seed_jobs=False) == {"token_reset"}
+    async with running_service(database, seed_jobs=False) as service:
+        assert await service.head() == head
+    assert await names_at(database) == SEEDS.keys()
+
+
+FAST = JobSpec(task="token_monitor", every=0.1, catch_up_seconds=1.0)
+
+
+async def outcomes(dsn: str) -> list[datetime]:
+    """The ticks of which the log says that they were missed, in its order."""
+    async with connected(dsn) as connection:
+        log = await whole_log(connection)
+    missed = [codec.decode(item) for item in log if item.type == RunMissed.type]
+    return [event.tick for event in missed if isinstance(event, RunMissed)]
+
+
+async def test_what_the_settings_withdraw_leaves_no_tick_without_an_outcome(database: str) -> None:
+    since = await recorded_before_the_break(
+        database,
+        do.SetPolicy(),
+        do.DefineJob(name="fast", source="settings", definition=FAST.definition()),
+        away=timedelta(minutes=3),
+    )
+    assert await names_at(database, seed_jobs=False) == set()
+    ticks = await outcomes(database)
+    assert timedelta(0) < ticks[0] - since <= timedelta(seconds=0.1)
+    assert {later - tick for tick, later in pairwise(ticks)} == {timedelta(seconds=0.1)}
+    async with connected(database) as connection:
+        [removed] = [item for item in await whole_log(connection) if item.type == "job_removed"]
+    assert timedelta(0) <= removed.recorded_at - ticks[-1] < timedelta(seconds=0.1)
+
+
+async def test_a_job_that_is_behind_is_removed_when_its_ticks_have_been_told(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await recorded_before_the_break(
+        database,
+        do.SetPolicy(),
+        do.DefineJob(name="fast", source="api", definition=FAST.definition()),
+        away=timedelta(minutes=3),
+    )
+
+    async def claim_nothing(_: Scheduler) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Scheduler, "run", claim_nothing)
+    async with running_service(database) as service:
+        api = service.api
+        changed = {"task": "token_monitor", "every": "1h"}
+        behind = await api.put("jobs/fast", **changed)
+        assert behind.expect(409, "job_behind")["retry_after_seconds"] == 1
+        assert behind.headers["Retry-After"] == "1"
+        refusals = 1
+        while (answer := await api.delete("jobs/fast")).status != 200:
+            answer.expect(409, "job_behind")
+            refusals += 1
+        # Three minutes of ten ticks a second, 500 at a time.
+        assert refusals == 3
+    ticks = await outcomes(database)
+    assert {later - tick for tick, later in pairwise(ticks)} == {timedelta(seconds=0.1)}

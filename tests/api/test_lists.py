@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from service import reading
+from service.http import lists
 from tests.api.client import running_service
 from tests.api.inputs import LISTS, READS
 from tests.support.wait import eventually
@@ -52,6 +53,27 @@ async def test_every_list_is_read_whole_page_by_page(api: Api) -> None:
             after = answer["next"]
         assert [item for page in pages for item in page] == whole["items"], path
         assert all(len(page) == 3 for page in pages[:-1])
+
+
+async def test_a_page_of_large_entries_ends_early_and_the_next_goes_on(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "PAGE_BYTES", 250_000)
+    monkeypatch.setattr(lists, "_FIRST_ENTRIES", 2)
+    sent = []
+    for number in range(12):
+        large = str(number) * (50_000 if number != 5 else 1)
+        sent.append((await api.post("messages", from_agent="ada", message=large)).expect(201)["id"])
+    for path in ("messages", "events?type=message_sent"):
+        pages: list[list[dict[str, Any]]] = []
+        after = 0
+        while after is not None:
+            answer = (await api.get(path, limit=1000, after=after)).expect(200)
+            pages.append(answer["items"])
+            after = answer["next"]
+        assert all(0 < len(page) < 9 for page in pages)
+        found = [item.get("data") or item for page in pages for item in page]
+        assert [item.get("message_id") or item["id"] for item in found] == sent
 
 
 async def test_min_position_waits_until_the_answer_covers_it(service: Service) -> None:

@@ -142,7 +142,9 @@ async def test_a_body_that_is_not_encoded_as_it_says_is_refused(api: Api, encodi
     ],
 )
 async def test_a_url_that_is_not_percent_encoded_utf8_is_refused(service: Service, target: bytes) -> None:
-    answer = await _raw(service, b"GET %s HTTP/1.1\r\nHost: squad\r\nConnection: close\r\n\r\n" % target)
+    answer = await _raw(
+        service, b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % target
+    )
     assert answer.status == 400
     assert "bad_request" in str(answer.body)
 
@@ -159,14 +161,15 @@ async def test_a_name_in_a_path_is_held_to_what_names_are(api: Api, target: str)
     [
         b"\x16\x03\x01\x02\x00\r\n\r\n",
         b"nonsense\r\n\r\n",
-        b"SMASH /api/v1/tasks HTTP/1.1\r\nHost: squad\r\n\r\n",
+        b"SMASH /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /api/v1/tasks HTTP/1.1\r\n\r\n",
-        b"GET /api/v1/tasks HTTP/1.1\r\nHost: squad\r\nX-Large: " + b"a" * 100_000 + b"\r\n\r\n",
-        b"GET /api/v1/tasks HTTP/1.1\r\nHost: squad\r\n" + b"X-Many: a\r\n" * 5_000 + b"\r\n",
-        b"GET /api/v1/tasks HTTP/1.1\r\nHost: squad\r\nX Y: a\r\n\r\n",
-        b"POST /api/v1/tasks HTTP/1.1\r\nHost: squad\r\nContent-Length: -1\r\n\r\n",
-        b"POST /api/v1/tasks HTTP/1.1\r\nHost: squad\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
-        b"POST /api/v1/tasks HTTP/1.1\r\nHost: squad\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nX-Large: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\n" + b"X-Many: a\r\n" * 5_000 + b"\r\n",
+        b"GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nX Y: a\r\n\r\n",
+        b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n"
+        b"Content-Length: 3\r\n\r\n{}",
+        b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
     ],
     ids=str,
 )
@@ -183,7 +186,7 @@ async def test_a_client_that_goes_away_in_the_middle_of_its_body_leaves_no_trace
     for _ in range(5):
         _, writer = await asyncio.open_connection(address.hostname, address.port)
         writer.write(
-            b"POST /api/v1/messages HTTP/1.1\r\nHost: squad\r\nContent-Type: application/json\r\n"
+            b"POST /api/v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 1000\r\n\r\n" + MESSAGE
         )
         await writer.drain()

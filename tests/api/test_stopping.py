@@ -115,7 +115,7 @@ async def test_idle_and_half_open_connections_do_not_hold_it_up(database: str) -
         idle = [await asyncio.open_connection(host, int(port)) for _ in range(5)]
         for index, (_, writer) in enumerate(idle):
             if index > 1:
-                writer.write(b"POST /api/v1/messages HTTP/1.1\r\nHost: squad\r\n")
+                writer.write(b"POST /api/v1/messages HTTP/1.1\r\nHost: localhost\r\n")
             if index > 3:
                 writer.write(b'Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{"from_')
             await writer.drain()

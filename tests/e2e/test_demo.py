@@ -106,8 +106,11 @@ def leftovers(folder: Path) -> list[Path]:
     return list(folder.glob("squad-demo-*"))
 
 
-def test_emails_arrive_are_classified_and_drafted(temporary: Path, demos: list[Demo]) -> None:
-    demos.append(demo := Demo(temporary, "--until-drafted", "3", "--seconds", str(DRAFTED_SECONDS)))
+@pytest.mark.parametrize("more", [(), ("--keys",)], ids=["without keys", "with keys"])
+def test_emails_arrive_are_classified_and_drafted(
+    temporary: Path, demos: list[Demo], more: tuple[str, ...]
+) -> None:
+    demos.append(demo := Demo(temporary, "--until-drafted", "3", "--seconds", str(DRAFTED_SECONDS), *more))
     demo.wait_for(r"The squad is at http://127\.0\.0\.1:\d+", READY_SECONDS)
     demo.look()
     assert demo.process.wait(DRAFTED_SECONDS + END_SECONDS) == 0, demo.read()

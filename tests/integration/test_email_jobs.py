@@ -20,6 +20,7 @@ from eventstore.events import (
     TokensSettled,
     TokensUsed,
 )
+from projections.agents import AGENTS
 from projections.budgets import RESERVATIONS
 from projections.operations import OPERATIONS
 from service import commands as do
@@ -318,3 +319,21 @@ async def test_what_was_spent_counts_also_where_the_reservation_is_over(
     await member.finished(run)
     (used,) = member.told(TokensUsed)
     assert (used.agent, used.tokens) == (AGENT, 77)
+
+
+@pytest.mark.parametrize(
+    ("count", "status", "answered"), [(0, 200, False), (1, 200, True), (1, 500, False)]
+)
+async def test_only_where_the_agent_did_something_is_the_run_a_sign_of_its_life(
+    agents: Agents, member: Member, count: int, status: int, *, answered: bool
+) -> None:
+    agents.on(CLASSIFY_ENDPOINT, answers({}, status))
+    await emails(member, count)
+    await email_job(member, "email_classify")
+    before = member.writer.squad.rows(AGENTS).get(AGENT)
+    finished = await member.carry_out("email_classify")
+    assert finished.answered is answered
+    after_it = member.writer.squad.rows(AGENTS).get(AGENT)
+    assert before
+    assert after_it
+    assert (after_it.last_active > before.last_active) is answered

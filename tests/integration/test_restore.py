@@ -10,8 +10,12 @@ import pytest
 
 from eventstore import log
 from eventstore.listener import Hints
+from projections.agents import AGENTS
 from projections.projector import Projector
 from service import commands as do
+from service import folding, snapshots
+from service import restore as restoring
+from service.history import state_at
 from service.restore import catch_up, restore
 from service.squad import Squad
 from tests.support.life import Life
@@ -149,3 +153,100 @@ async def test_a_restored_squad_decides_like_the_one_that_lived_through_it(
         assert repeat.refusal is not None
         assert repeat.refusal.code == "email_exists"
         await life.live(restored, COMMANDS)
+
+
+# Snapshots ----------------------------------------------------------------------------------------------
+
+
+async def _lie(connection: Connection, position: int) -> str:
+    """Puts away a squad that was not so, to see where it is used: a role that nobody has."""
+    squad = await state_at(connection, position)
+    squad.tables[AGENTS.name] = {
+        name: agent._replace(role="liar") for name, agent in squad.tables[AGENTS.name].items()
+    }
+    await snapshots.store(connection, squad, position)
+    return "liar"
+
+
+async def _roles(connection: Connection) -> set[str]:
+    return {agent.role for agent in (await restore(connection)).all(AGENTS)}
+
+
+async def test_from_a_snapshot_where_nobody_ever_filled_the_tables(
+    writer: Writer, connection: Connection
+) -> None:
+    await Life(seed=17).live(writer, COMMANDS)
+    head = writer.squad.head.position
+    await snapshots.store(connection, await state_at(connection, head - 40), head)
+    await _assert_restored(connection, writer)
+    assert await _lie(connection, head) in await _roles(connection)
+
+
+async def test_from_a_snapshot_that_is_as_near_as_the_tables(
+    writer: Writer, connection: Connection, database: str
+) -> None:
+    await Life(seed=18).live(writer, COMMANDS)
+    async with _projecting(database):
+        pass
+    head = writer.squad.head.position
+    await snapshots.store(connection, await state_at(connection, head - 40), head)
+    await _assert_restored(connection, writer)
+    assert await _lie(connection, head - 10) in await _roles(connection)
+
+
+async def test_not_from_a_snapshot_that_is_far_behind_the_tables(
+    writer: Writer, connection: Connection, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await Life(seed=19).live(writer, COMMANDS)
+    async with _projecting(database):
+        pass
+    lie = await _lie(connection, writer.squad.head.position - 40)
+    monkeypatch.setattr(restoring, "FOLDED_SOONER_EVENTS", 20)
+    assert lie not in await _roles(connection)
+    await _assert_restored(connection, writer)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE snapshots SET state = set_byte(state, 50, 255 - get_byte(state, 50))",
+        "UPDATE snapshots SET position = position - 1",
+        "UPDATE snapshots SET position = position + 100000",
+        "TRUNCATE snapshots",
+    ],
+)
+async def test_from_the_log_where_the_snapshot_is_no_good(
+    writer: Writer, connection: Connection, damage: str
+) -> None:
+    await Life(seed=20).live(writer, COMMANDS)
+    lie = await _lie(connection, writer.squad.head.position - 5)
+    await connection.execute(damage.encode())
+    assert lie not in await _roles(connection)
+    await _assert_restored(connection, writer)
+
+
+async def test_a_long_log_is_folded_from_its_beginning_only_once(
+    writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "distance", lambda _: 100)
+    monkeypatch.setattr(folding, "PAGE_EVENTS", 20)
+    await Life(seed=21).live(writer, COMMANDS)
+    await _assert_restored(connection, writer)
+    taken = await snapshots.positions(connection)
+    assert taken == list(range(100, writer.squad.head.position + 1, 100))
+    await connection.execute("UPDATE snapshots SET taken_at = 'epoch'")
+    await _assert_restored(connection, writer)
+    cursor = await connection.execute("SELECT count(*) FROM snapshots WHERE taken_at > 'epoch'")
+    assert await cursor.fetchone() == (0,)
+
+
+async def test_where_no_snapshot_can_be_put_away_it_is_folded_all_the_same(
+    writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "distance", lambda _: 100)
+    monkeypatch.setattr(folding, "PAGE_EVENTS", 20)
+    await Life(seed=22).live(writer, COMMANDS)
+    await connection.execute("ALTER TABLE snapshots ADD CHECK (position < 0)")
+    await _assert_restored(connection, writer)
+    await connection.execute("SET default_transaction_read_only = on")
+    await _assert_restored(connection, writer)

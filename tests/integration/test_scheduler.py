@@ -21,7 +21,8 @@ from eventstore.events import (
     TokensReserved,
     TokensSettled,
 )
-from projections.jobs import JOBS, RUNS, run_id
+from projections.jobs import JOBS
+from projections.runs import RUNS, run_id
 from service import commands as do
 from service import scheduler, tasks
 from service.decide.jobs import due_jobs
@@ -85,6 +86,25 @@ async def test_an_agent_is_active_while_called_and_idle_afterwards(agents: Agent
     await member.carry_out("poll")
     changes = [change.status for change in member.told(AgentStatusChanged, agent="worker")]
     assert changes == ["active", "idle"]
+
+
+async def test_an_agent_that_does_not_answer_goes_offline_however_often_it_is_called(
+    agents: Agents, member: Member
+) -> None:
+    """It was heard of when it was registered; all that follows is done on its behalf."""
+    await submit(member.writer, do.SetPolicy(idle_after_minutes=0.01, offline_after_minutes=0.03))
+    agents.on("/poll", answers({}, 500))
+    await define(member, "poll", every="100ms", tokens=5, resources={"mailbox": "info"})
+
+    def rests() -> list[str]:
+        return [item.status for item in member.told(AgentStatusChanged, reason="run_ended")]
+
+    await eventually(lambda: len(member.told(RunFinished)) >= 30)
+    at_rest = rests()
+    assert at_rest == sorted(at_rest), "once offline it stays so"
+    assert at_rest[-1] == "offline"
+    agents.on("/poll", answers({}))
+    await eventually(lambda: rests()[-1] == "idle")
 
 
 async def test_a_failed_attempt_is_repeated_after_a_backoff(agents: Agents, member: Member) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from eventstore.events import RunAttemptFailed, RunFinished, RunRenewed, RunRetried, RunStarted
-from projections.jobs import RUNS, jobs
+from projections.jobs import jobs
+from projections.runs import RUNS
 from service import commands as do
 from service.decide import runs
 from service.requests import Unavailable

@@ -5,43 +5,23 @@ The test's clock is the log's: what happened before the break was recorded ten m
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from eventstore import log
 from eventstore.events import RunFinished, RunRetried
 from service import commands as do
-from service.batch import decide_batch
 from service.job_spec import JobSpec
-from service.requests import Request, Ticket
-from service.squad import Draft, Squad
 from tests.support.agents import answers
+from tests.support.away import recorded_before_the_break
 from tests.support.jobs import running_member
-from tests.support.parts import connected
 from tests.support.verify import assert_log_is_sound
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from service.commands import AnyCommand
     from tests.support.agents import Agents
     from tests.support.jobs import Member
-
-AWAY = timedelta(minutes=10)
-
-
-async def recorded_before_the_break(dsn: str, *commands: AnyCommand) -> datetime:
-    """A squad in which this was the last that happened; says when."""
-    async with connected(dsn) as connection:
-        now = await log.clock(connection)
-        loop = asyncio.get_running_loop()
-        tickets = [Ticket(Request(item, "agent:test", "test"), loop.create_future()) for item in commands]
-        batch = decide_batch(Draft(Squad()), tickets, {}, now=now - AWAY, decided_at=now - AWAY)
-        assert all(not isinstance(outcome, Exception) for _, outcome in batch.outcomes)
-        await log.append(connection, batch.recorded, now)
-    return now - AWAY
 
 
 def job(name: str, **spec: object) -> do.DefineJob:

@@ -11,7 +11,8 @@ from eventstore import codec, sealing
 from eventstore.events import Event, RunFinished
 from eventstore.keys import Keyring
 from projections.agents import AGENTS
-from projections.jobs import RUNS, jobs
+from projections.jobs import jobs
+from projections.runs import RUNS
 from service import commands as do
 from service.calls import Caller
 from service.clock import DatabaseClock
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from eventstore.recorded import Recorded
-    from projections.jobs import RunRow
+    from projections.runs import RunRow
 
 E = TypeVar("E", bound=Event)
 

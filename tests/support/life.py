@@ -6,6 +6,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from service import commands as do
+from service.job_spec import JobSpec
 from tests.support.parts import submit
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from service.writer import Writer
 
 AGENTS = ("alice", "bob", "carol", "dave")
+_ROUNDS = JobSpec(agent="worker", endpoint="/rounds", cron="0 0 1 1 *")
 
 
 class Life:
@@ -80,6 +82,19 @@ class Life:
     def _one(self, kind: str) -> str | None:
         begun = self._begun.get(kind)
         return self._random.choice(begun) if begun else None
+
+
+async def live_with_jobs(writer: Writer, seed: int, commands: int = 300) -> None:
+    """A life, and what it lacks for every read table to have rows: an orchestrator, a job and its run."""
+    for command in (
+        do.StartOrchestrator(),
+        do.RegisterAgent(name="worker", role="test"),
+        do.DefineJob(name="rounds", source="api", definition=_ROUNDS.definition()),
+        do.RunJob(name="rounds", runner="nobody"),
+    ):
+        outcome = await submit(writer, command)
+        assert outcome.refusal is None, outcome.refusal
+    await Life(seed).live(writer, commands)
 
 
 _BEGIN: dict[type[do.Command], str] = {

@@ -22,6 +22,7 @@ from eventstore.events import (
 )
 
 _RUN = "0198c0de-0000-7000-8000-00000000000a"
+_CLAIM = "0198c0de-0000-7000-8000-00000000000b"
 _WHOLE_SECOND = datetime(2026, 3, 29, 1, 0, 0, tzinfo=UTC)
 _FRACTION = datetime(2026, 3, 29, 1, 0, 0, 120_000, tzinfo=UTC)
 _TO_THE_MICROSECOND = datetime(2026, 3, 29, 1, 0, 0, 123_456, tzinfo=UTC)
@@ -45,9 +46,10 @@ JOB_EXAMPLES: tuple[AnyEvent, ...] = (
             jitter_seconds=0.1,
             pause_on_failure=True,
             enabled=True,
+            resources={"mailbox": "büro"},
         ),
     ),
-    JobRemoved(job="email_poll"),
+    JobRemoved(job="email_poll", source="api"),
     JobPaused(job="email_poll", reason="failure", note='the agent answered 500: "gone" — ☂'),
     JobResumed(job="email_poll", note=None),
     TickBuffered(job="email_poll", tick=_WHOLE_SECOND),
@@ -65,6 +67,7 @@ JOB_EXAMPLES: tuple[AnyEvent, ...] = (
         attempts_allowed=3,
         lease_expires_at=_TO_THE_MICROSECOND,
         reservation_id=None,
+        operation_id=_CLAIM,
     ),
     RunRenewed(run_id=_RUN, job="email_poll", lease_expires_at=_TO_THE_MICROSECOND),
     RunAttemptFailed(
@@ -82,6 +85,7 @@ JOB_EXAMPLES: tuple[AnyEvent, ...] = (
         runner="host-2a3b4c",
         lease_expires_at=_TO_THE_MICROSECOND,
         lease_ran_out=True,
+        operation_id=None,
     ),
     RunFinished(
         run_id=_RUN,
@@ -91,5 +95,6 @@ JOB_EXAMPLES: tuple[AnyEvent, ...] = (
         attempts=3,
         reason="the process that ran it vanished",
         tokens_used=None,
+        answered=False,
     ),
 )

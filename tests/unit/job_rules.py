@@ -34,6 +34,8 @@ class JobRules:
     def __init__(self) -> None:
         self.runs: dict[str, tuple[RunStarted, int]] = {}
         """The runs under way, each with its present attempt."""
+        self._held: set[str] = set()
+        """Those that a process holds."""
         self._orchestrator_runs = False
         self._jobs: dict[str, JobDefinition] = {}
         self._paused: set[str] = set()
@@ -52,6 +54,8 @@ class JobRules:
                 self._orchestrator_runs = isinstance(event, OrchestratorStarted)
             case JobDefined():
                 self._define(event, now)
+            case JobRemoved() if event.job not in self._jobs:
+                assert event.source == "settings"
             case JobRemoved():
                 self._end_schedule(event.job, now)
                 assert event.job not in self._waiting
@@ -71,13 +75,19 @@ class JobRules:
                 self._decide(event.job, event.tick, now)
             case RunStarted():
                 self._start(event, now)
-            case RunRenewed() | RunAttemptFailed():
-                assert event.run_id in self.runs
+            case RunRenewed():
+                assert event.run_id in self._held
+            case RunAttemptFailed():
+                self._fail(event)
             case RunRetried():
                 self._retry(event)
             case RunFinished():
                 start, attempt = self.runs.pop(event.run_id)
-                assert event.attempts == attempt
+                self._held.discard(event.run_id)
+                # An attempt that found the job's resources claimed has failed before anybody held it.
+                assert event.attempts in (attempt, attempt + 1)
+                assert event.attempts <= start.attempts_allowed
+                assert event.attempts == 0 or event.outcome != "missed"
                 assert event.agent == start.agent
             case _:
                 pass
@@ -121,14 +131,27 @@ class JobRules:
         if not event.manual:
             assert event.job not in self._paused
             self._decide(event.job, event.tick, now)
-        self.runs[event.run_id] = (event, 1)
+        assert event.manual or event.runner
+        self.runs[event.run_id] = (event, 1 if event.runner else 0)
+        if event.runner:
+            self._held.add(event.run_id)
+
+    def _fail(self, event: RunAttemptFailed) -> None:
+        start, attempt = self.runs[event.run_id]
+        assert event.attempt in (attempt, attempt + 1)
+        assert event.attempt == attempt + 1 or event.run_id in self._held
+        assert event.attempt < start.attempts_allowed
+        self.runs[event.run_id] = (start, event.attempt)
+        self._held.discard(event.run_id)
 
     def _retry(self, event: RunRetried) -> None:
         assert self._orchestrator_runs
         assert event.job in self._jobs
         start, attempt = self.runs[event.run_id]
         assert event.attempt == attempt + 1 <= start.attempts_allowed
+        assert event.lease_ran_out == (event.run_id in self._held)
         self.runs[event.run_id] = (start, event.attempt)
+        self._held.add(event.run_id)
 
     def _runs_of(self, job: str) -> list[RunStarted]:
         return [start for start, _ in self.runs.values() if start.job == job]

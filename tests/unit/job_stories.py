@@ -37,6 +37,7 @@ _PLAIN: dict[str, Any] = {
     "jitter_seconds": 0.0,
     "pause_on_failure": False,
     "enabled": True,
+    "resources": None,
 }
 
 
@@ -58,6 +59,7 @@ def a_job(name: str = JOB, **fields: Any) -> JobRow:
         source="settings",
         **dict(definition(**fields)),
         removed=False,
+        removed_by=None,
         paused=False,
         pause_note=None,
         ticked_until=START,
@@ -95,6 +97,7 @@ def ended(run_id: str, *, succeeded: bool = True, attempt: int = 1, **fields: An
         "runner": RUNNER,
         "reason": None if succeeded else "no answer",
         "report": "it is done" if succeeded else "it is not done",
+        "answered": succeeded,
         **fields,
     }
     return EndAttempt(run_id=run_id, attempt=attempt, succeeded=succeeded, **told)

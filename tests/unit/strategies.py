@@ -39,6 +39,7 @@ AGENTS = ("ann", "bob", "eve")
 ID_FIELDS = ("run_id", "operation_id", "reservation_id", "message_id", "task_id", "email_id")
 JOBS = ("poll", "sweep")
 SENDERS = ("customer@example.org", "Zoë <zoe@example.org>")
+KEY_IDS = ("2222222222", "3333333333", "4444444444")
 LONGEST_JITTER = timedelta(seconds=100)
 
 # Commands -----------------------------------------------------------------------------------------------
@@ -86,7 +87,7 @@ _talk: SearchStrategy[AnyCommand] = st.one_of(
     st.builds(do.Heartbeat, agent=_agent, status=st.sampled_from((None, "active", "idle", "offline"))),
     st.builds(do.RegisterAgent, name=_agent, role=st.sampled_from(("support", "sales"))),
 )
-_board: SearchStrategy[AnyCommand] = st.one_of(
+board: SearchStrategy[AnyCommand] = st.one_of(
     st.builds(do.CreateTask, title=st.just("look"), status=st.sampled_from(get_args(TaskStatus))),
     st.builds(do.UpdateTask, task_id=_wish, status=st.sampled_from(get_args(TaskStatus))),
     st.builds(
@@ -110,6 +111,27 @@ _rule: SearchStrategy[AnyCommand] = st.one_of(
     st.builds(do.StopOrchestrator),
     st.builds(do.PassTime),
 )
+_key_id = st.sampled_from(KEY_IDS)
+keys: SearchStrategy[AnyCommand] = st.one_of(
+    # Days, so that all of them have run out when a history ends.
+    st.builds(
+        do.CreateKey,
+        key_id=_key_id,
+        digest=st.just("0" * 64),
+        scope=st.just("operator"),
+        expires_days=st.sampled_from((1, 7)),
+    ),
+    st.builds(
+        do.CreateKey,
+        key_id=_key_id,
+        digest=st.just("1" * 64),
+        scope=st.just("agent"),
+        for_agent=_agent,
+        expires_days=st.just(1),
+    ),
+    st.builds(do.NoteKeyUse, key_id=_key_id),
+    st.builds(do.RevokeKey, key_id=_key_id),
+)
 first_policies = st.builds(do.SetPolicy, daily_tokens=st.sampled_from((300, 1000)))
 
 _job, _runner = st.sampled_from(JOBS), st.sampled_from(("process-1", "process-1", "process-2"))
@@ -132,6 +154,7 @@ def _definitions(*schedules: tuple[str | None, float | None]) -> SearchStrategy[
         jitter_seconds=st.sampled_from((0.0, LONGEST_JITTER.total_seconds())),
         pause_on_failure=st.booleans(),
         enabled=st.sampled_from((True, True, True, False)),
+        resources=st.none() | _resources,
     )
 
 
@@ -153,14 +176,16 @@ _ending = st.builds(
     attempt=st.sampled_from((1, 1, 2, 3)),
     succeeded=st.booleans(),
     tokens_used=st.none() | _tokens,
+    answered=st.booleans(),
     report=st.just("so it went"),
 )
 _attending: tuple[SearchStrategy[AnyCommand], ...] = (
-    st.builds(do.RunJob, name=_job, runner=_runner),
+    st.builds(do.RunJob, name=_job, runner=st.none() | _runner),
     st.builds(do.RenewRun, run_id=_wish, runner=_runner),
     st.builds(do.PauseJob, name=_job, note=st.sampled_from((None, "holidays"))),
     st.builds(do.ResumeJob, name=_job),
     st.builds(do.RemoveJob, name=_job),
+    st.builds(do.WithdrawJob, name=_job),
 )
 _seldom_jobs: SearchStrategy[AnyCommand] = st.one_of(
     _defining(_seldom), _claiming, _taking_up, _ending, *_attending
@@ -183,17 +208,18 @@ jobs: SearchStrategy[AnyCommand] = _weighted(
     (1, st.builds(do.SetBudget, daily_tokens=st.sampled_from((300, 1000)))),
     (3, st.builds(do.StartOrchestrator)),
     (1, st.builds(do.StopOrchestrator)),
+    (3, work),
 )
-"""Commands about jobs that tick every minute or two, and their runs."""
+"""Commands about jobs that tick every minute or two, their runs, and who is in their way."""
 
 first_jobs: SearchStrategy[list[AnyCommand]] = st.lists(_defining(_often), min_size=1, max_size=3)
 
 commands: SearchStrategy[AnyCommand] = st.one_of(
-    work, spending, work, spending, _talk, _board, _rule, _seldom_jobs, _forgetting
+    work, spending, work, spending, _talk, board, _rule, _seldom_jobs, _forgetting, keys
 )
 """Any command, work and spending more often than others."""
 
-correspondence: SearchStrategy[AnyCommand] = _weighted((3, _talk), (6, _board), (2, _forgetting))
+correspondence: SearchStrategy[AnyCommand] = _weighted((3, _talk), (6, board), (2, _forgetting))
 """Messages and e-mails, and those who are forgotten."""
 
 
@@ -233,7 +259,7 @@ _SIMPLE: dict[Any, SearchStrategy[Any]] = {
 }
 
 
-def _values_of(annotation: Any) -> SearchStrategy[Any]:
+def values_of(annotation: Any) -> SearchStrategy[Any]:
     """Values of a field's type, as far as events have such fields."""
     if annotation in _SIMPLE:
         return _SIMPLE[annotation]
@@ -242,22 +268,22 @@ def _values_of(annotation: Any) -> SearchStrategy[Any]:
     arguments = get_args(annotation)
     match get_origin(annotation):
         case origin if origin in (Union, UnionType):
-            return st.one_of(*map(_values_of, arguments))
+            return st.one_of(*map(values_of, arguments))
         case origin if origin is Literal:
             return st.sampled_from(arguments)
         case origin if origin is list:
-            return st.lists(_values_of(arguments[0]), max_size=4)
+            return st.lists(values_of(arguments[0]), max_size=4)
         case origin if origin is dict and arguments[1] is Any:
             return _json_object
         case origin if origin is dict:
-            return st.dictionaries(*map(_values_of, arguments), max_size=4)
+            return st.dictionaries(*map(values_of, arguments), max_size=4)
         case _:
             raise TypeError(f"no strategy for {annotation}")
 
 
 def _models(kind: type[M]) -> SearchStrategy[M]:
     hints = get_type_hints(kind)
-    return st.builds(kind, **{name: _values_of(hints[name]) for name in kind.model_fields})
+    return st.builds(kind, **{name: values_of(hints[name]) for name in kind.model_fields})
 
 
 events: SearchStrategy[AnyEvent] = st.one_of(*map(_models, EVENT_TYPES.values()))

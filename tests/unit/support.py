@@ -21,9 +21,10 @@ from eventstore.events import AnyEvent, Event
 from eventstore.recorded import NewEvent, Recorded
 from service import recall
 from service.batch import CLOCK_ACTOR, Batch, Recorder, decide_batch
-from service.commands import AnyCommand, SetPolicy
+from service.commands import AnyCommand, ClaimTick, EndAttempt, RenewRun, SetPolicy, TakeUpRun
 from service.requests import Outcome, Request, Ticket
 from service.squad import Draft, Squad
+from service.work import ACTOR as SCHEDULER
 from tests.unit.vault import Vault
 
 if TYPE_CHECKING:
@@ -59,6 +60,13 @@ def given(
     """A squad with a policy, in which these things happened."""
     story = Story(encrypt=encrypt)
     return story.given(policy or SetPolicy(), *steps, at=at)
+
+
+def _actor(command: AnyCommand) -> str:
+    """Who sends such a command as a rule."""
+    if isinstance(command, ClaimTick | TakeUpRun | RenewRun | EndAttempt):
+        return SCHEDULER
+    return f"agent:{command.acting_agent or 'tester'}"
 
 
 class Story:
@@ -97,9 +105,7 @@ class Story:
         """Has commands decided as one batch."""
         self.decide(
             [
-                command
-                if isinstance(command, Request)
-                else Request(command, f"agent:{command.acting_agent or 'tester'}", "a request")
+                command if isinstance(command, Request) else Request(command, _actor(command), "a request")
                 for command in commands
             ],
             at,

@@ -3,22 +3,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 from hypothesis import given as for_all
 
 from eventstore import codec
 from eventstore.errors import UnknownEventType, UnreadableEvent
-from eventstore.events import AnyEvent, OrchestratorStarted, TaskCreated
+from eventstore.events import AnyEvent, JobDefined, OrchestratorStarted, RunFinished, TaskCreated
 from eventstore.recorded import Recorded
 from tests.unit import strategies
 from tests.unit.examples import EXAMPLES as OTHER_EXAMPLES
 from tests.unit.job_examples import JOB_EXAMPLES
+from tests.unit.key_examples import KEY_EXAMPLES
 from tests.unit.support import START
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EXAMPLES = (*OTHER_EXAMPLES, *JOB_EXAMPLES)
+EXAMPLES = (*OTHER_EXAMPLES, *JOB_EXAMPLES, *KEY_EXAMPLES)
 GOLDEN = Path(__file__).parent.parent / "golden" / "events"
 """`<type>.v<schema version>.json`: stored text, and a line feed. Never changed, only added to."""
 
@@ -71,7 +73,7 @@ class TestRoundTrip:
     @for_all(event=strategies.events)
     def test_gives_the_event_back(self, event: AnyEvent) -> None:
         stored = codec.encode(event)
-        again = codec.decode(recorded(stored, event.type))
+        again = codec.decode(recorded(stored, event.type, event.schema_version))
         assert again == event
         assert codec.encode(again) == stored
 
@@ -129,6 +131,42 @@ class TestUpcasting:
             priority="low",
             deliverable_url=None,
         )
+
+    @pytest.mark.parametrize(
+        ("name", "added"),
+        [
+            ("job_removed", {"source": "settings"}),
+            ("run_started", {"operation_id": None}),
+            ("run_retried", {"operation_id": None}),
+            ("run_finished", {"answered": False}),
+        ],
+    )
+    def test_adds_to_what_was_stored_and_changes_nothing_of_it(
+        self, name: str, added: dict[str, Any]
+    ) -> None:
+        stored = next(item for item in golden_events() if (item.type, item.schema_version) == (name, 1))
+        upcast = orjson.loads(codec.encode(codec.decode(stored)))
+        assert upcast == {**orjson.loads(stored.data), **added}
+
+    def test_of_a_job_gives_it_no_resources(self) -> None:
+        stored = next(item for item in golden_events() if item.type == "job_defined")
+        event = codec.decode(stored)
+        assert stored.schema_version == 1
+        assert isinstance(event, JobDefined)
+        assert event.definition.resources is None
+
+    @pytest.mark.parametrize(
+        ("agent", "outcome", "answered"),
+        [("ann", "succeeded", True), ("ann", "failed", False), (None, "succeeded", False)],
+    )
+    def test_of_the_end_of_a_run_takes_success_for_an_answer_of_its_agent(
+        self, agent: str | None, outcome: str, answered: bool
+    ) -> None:
+        data = {"run_id": "r", "job": "j", "agent": agent, "outcome": outcome, "attempts": 1}
+        stored = orjson.dumps({**data, "reason": None, "tokens_used": None}).decode()
+        event = codec.decode(recorded(stored, "run_finished", 1))
+        assert isinstance(event, RunFinished)
+        assert event.answered is answered
 
     def test_that_nobody_wrote_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(OrchestratorStarted, "schema_version", 2)

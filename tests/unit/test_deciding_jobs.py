@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 from eventstore.events import (
     AgentStatusChanged,
+    Event,
     JobDefined,
     JobPaused,
     JobRemoved,
@@ -16,7 +17,8 @@ from eventstore.events import (
     RunStarted,
     TickBuffered,
 )
-from projections.jobs import JOBS, RUNS, run_id
+from projections.jobs import JOBS
+from projections.runs import RUNS, run_id
 from service.commands import (
     DefineJob,
     PauseJob,
@@ -25,8 +27,10 @@ from service.commands import (
     ResumeJob,
     RunJob,
     StopOrchestrator,
+    WithdrawJob,
 )
 from service.decide.jobs import due_jobs
+from service.decide.ticks import MAX_MISSED_AT_ONCE
 from tests.unit.job_stories import (
     JOB,
     OTHER,
@@ -86,7 +90,7 @@ class TestDefining:
 
     def test_after_removal_in_the_same_batch_puts_it_back(self) -> None:
         story = with_job().when(RemoveJob(name=JOB), define(), at=1)
-        story.then(JobRemoved(job=JOB), defined())
+        story.then(JobRemoved(job=JOB, source="api"), defined())
 
     def test_after_removal_goes_on_with_the_jobs_history(self) -> None:
         story = with_job().given(RemoveJob(name=JOB), at=1).when(define(), at=2).then(defined())
@@ -112,6 +116,100 @@ class TestPrecedence:
     def test_the_api_replaces_everything(self, earlier: str) -> None:
         story = with_job(source=earlier)
         story.when(define(source="api", retries=2), at=1).then(defined("api", retries=2))
+
+
+class TestRemovedOnPurpose:
+    """A seed's job that somebody removed stays removed, until the settings name it or let it go."""
+
+    def removed(self, source: Any = "default") -> Story:
+        return with_job(source=source).given(RemoveJob(name=JOB), at=1)
+
+    @pytest.mark.parametrize("source", ["default", "settings", "api"])
+    def test_does_not_come_back_by_default(self, source: Any) -> None:
+        story = self.removed(source)
+        story.when(define(source="default"), at=2).then_nothing()
+        story.replied(position=story.position_of(JobRemoved))
+        assert story.squad.rows(JOBS).get(JOB) is None
+        assert not story.squad.versions.keys() & {f"job-{JOB}"}
+
+    @pytest.mark.parametrize("source", ["settings", "api"])
+    def test_comes_back_where_it_is_named(self, source: Any) -> None:
+        self.removed().when(define(source=source), at=2).then(defined(source))
+
+    def test_comes_back_by_default_after_the_settings_went_without_it(self) -> None:
+        story = self.removed().when(WithdrawJob(name=JOB), at=2)
+        story.then(JobRemoved(job=JOB, source="settings"))
+        story.when(WithdrawJob(name=JOB), at=3).then_refused("job_not_found")
+        story.when(define(source="default"), at=4).then(defined("default"))
+
+    def test_by_the_settings_comes_back_by_default(self) -> None:
+        story = with_job(source="default").when(WithdrawJob(name=JOB), at=1)
+        story.then(JobRemoved(job=JOB, source="settings"))
+        story.when(define(source="default"), at=2).then(defined("default"))
+
+    def test_of_a_job_that_came_by_the_api_is_not_the_settings_business(self) -> None:
+        story = with_job(source="api").when(WithdrawJob(name=JOB), at=1).then_nothing()
+        assert not story.row(JOBS, JOB).removed
+
+    def test_of_a_job_that_nobody_knows_is_refused(self) -> None:
+        a_squad().when(WithdrawJob(name="x")).then_refused("job_not_found")
+
+    def test_in_the_same_batch_is_known_as_well(self) -> None:
+        story = with_job(source="default").when(RemoveJob(name=JOB), define(source="default"), at=1)
+        story.then(JobRemoved(job=JOB, source="api"))
+
+
+class TestAJobThatIsBehind:
+    """More ticks are due than one decision records."""
+
+    FAST: ClassVar[dict[str, Any]] = {"cron": None, "every_seconds": 1.0, "catch_up_seconds": 1.0}
+    CHANGES: ClassVar[list[AnyCommand]] = [
+        RemoveJob(name=JOB),
+        WithdrawJob(name=JOB),
+        define(**FAST, enabled=False),
+        define(**{**FAST, "every_seconds": 2.0}),
+    ]
+
+    @pytest.mark.parametrize("change", CHANGES, ids=lambda change: type(change).__name__)
+    def test_is_changed_once_all_of_them_have_their_outcome(self, change: AnyCommand) -> None:
+        story = with_job(**self.FAST)
+        away = 2 * MAX_MISSED_AT_ONCE + 100
+        told: list[Event] = []
+        for _ in range(2):
+            story.when(change, at=away)
+            assert story.refusal.code == "job_behind"
+            assert story.refusal.retry_after_seconds == 1
+            assert len(story.events) == MAX_MISSED_AT_ONCE
+            told += story.events
+        story.when(change, at=away)
+        assert story.outcome.refusal is None
+        told += story.events[:-1]
+        assert told == [missed(tick) for tick in range(1, away + 1)]
+        assert isinstance(story.events[-1], JobRemoved | JobDefined)
+
+    def test_is_not_behind_with_just_as_many_as_one_decision_records(self) -> None:
+        story = with_job(**self.FAST).when(RemoveJob(name=JOB), at=MAX_MISSED_AT_ONCE)
+        assert len(story.events) == MAX_MISSED_AT_ONCE + 1
+        assert isinstance(story.events[-1], JobRemoved)
+
+    def test_is_behind_with_one_more(self) -> None:
+        story = with_job(**self.FAST).when(RemoveJob(name=JOB), at=MAX_MISSED_AT_ONCE + 1)
+        assert story.refusal.code == "job_behind"
+
+    def test_keeps_the_tick_that_waits_until_it_is_changed(self) -> None:
+        story = running(**{**self.FAST, "overlap": "buffer_one", "catch_up_seconds": 90.0})
+        story.given(claim(), claim(), at=61)
+        waits = story.row(JOBS, JOB).buffered_tick
+        assert waits
+        story.when(RemoveJob(name=JOB), at=1_000)
+        assert story.refusal.code == "job_behind"
+        assert story.row(JOBS, JOB).buffered_tick == waits
+
+    @pytest.mark.parametrize("change", [define(**FAST, timeout_seconds=5.0), PauseJob(name=JOB)])
+    def test_takes_changes_that_leave_its_schedule(self, change: AnyCommand) -> None:
+        story = with_job(**self.FAST).when(change, at=10 * MAX_MISSED_AT_ONCE)
+        assert story.outcome.refusal is None
+        assert len(story.events) == 1
 
 
 class TestWhatChangesOfASchedule:
@@ -178,14 +276,23 @@ class TestDisabling:
 
 class TestRemoving:
     def test_takes_a_job_off_the_schedule(self) -> None:
-        story = with_job().when(RemoveJob(name=JOB), at=1).then(JobRemoved(job=JOB)).replied(name=JOB)
+        story = (
+            with_job()
+            .when(RemoveJob(name=JOB), at=1)
+            .then(JobRemoved(job=JOB, source="api"))
+            .replied(name=JOB)
+        )
         assert story.squad.rows(JOBS).get(JOB) is None
         story.when(claim(), at=120).then_nothing()
 
     def test_leaves_no_tick_without_an_outcome(self) -> None:
         story = running(overlap="buffer_one").given(claim(), at=120)
         story.when(RemoveJob(name=JOB), at=200)
-        story.then(skipped(120, "the job was removed while it waited"), missed(180), JobRemoved(job=JOB))
+        story.then(
+            skipped(120, "the job was removed while it waited"),
+            missed(180),
+            JobRemoved(job=JOB, source="api"),
+        )
 
     def test_lets_a_run_under_way_end(self) -> None:
         story = running().given(RemoveJob(name=JOB), at=61)
@@ -209,7 +316,7 @@ class TestRemoving:
         a_squad().when(command).then_refused("job_not_found")
 
     def test_makes_a_claim_of_its_ticks_find_nothing(self) -> None:
-        with_job().when(RemoveJob(name=JOB), claim(), at=59).then(JobRemoved(job=JOB))
+        with_job().when(RemoveJob(name=JOB), claim(), at=59).then(JobRemoved(job=JOB, source="api"))
 
 
 class TestPausing:

@@ -22,7 +22,8 @@ from eventstore.events import (
 )
 from projections.agents import AGENTS
 from projections.budgets import BUDGET_DAYS, BudgetDayRow
-from projections.jobs import JOBS, RUNS, RunRow, run_id
+from projections.jobs import JOBS
+from projections.runs import RUNS, RunRow, run_id
 from service.commands import (
     Heartbeat,
     PauseJob,
@@ -58,7 +59,9 @@ def today(story: Story) -> BudgetDayRow:
 
 def finished(**fields: Any) -> RunFinished:
     told: dict[str, Any] = {"outcome": "succeeded", "attempts": 1, "reason": None, "tokens_used": None}
-    return RunFinished(run_id=RUN, job=JOB, **{"agent": "ann", **told, **fields})
+    told = {"agent": "ann", **told, **fields}
+    answered = told["outcome"] == "succeeded" and told["agent"] is not None
+    return RunFinished(run_id=RUN, job=JOB, **{"answered": answered, **told})
 
 
 def told(message: str, status: str = "succeeded", by: str = "ann", **data: Any) -> MessageSent:
@@ -86,6 +89,7 @@ def retried(attempt: int, at: float, *, lease_ran_out: bool) -> RunRetried:
         runner=OTHER,
         lease_expires_at=moment(at + LEASE_SECONDS),
         lease_ran_out=lease_ran_out,
+        operation_id=None,
     )
 
 

@@ -23,7 +23,8 @@ from eventstore.events import (
 )
 from projections.agents import AGENTS
 from projections.budgets import BUDGET_DAYS
-from projections.jobs import JOBS, RUNS, run_id
+from projections.jobs import JOBS
+from projections.runs import RUNS, run_id
 from service.commands import (
     Heartbeat,
     PauseJob,
@@ -41,7 +42,7 @@ from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, define, ended, wit
 from tests.unit.support import FRESH, START, Story, given, moment
 
 POOR = SetPolicy(daily_tokens=1_000)
-AT_WORK = AgentStatusChanged(agent="ann", previous="idle", status="active", reason="operation_started")
+AT_WORK = AgentStatusChanged(agent="ann", previous="idle", status="active", reason="run_started")
 AT_REST = AgentStatusChanged(agent="ann", previous="active", status="idle", reason="run_ended")
 
 
@@ -57,6 +58,7 @@ def started(tick: float, at: float | None = None, **fields: Any) -> RunStarted:
         "runner": RUNNER,
         "attempts_allowed": 1,
         "reservation_id": None,
+        "operation_id": None,
         **fields,
     }
     lease = moment((tick if at is None else at) + LEASE_SECONDS)
@@ -293,6 +295,7 @@ class TestCancellingTheOther:
                 attempts=1,
                 reason=reason,
                 tokens_used=None,
+                answered=False,
             ),
             MessageSent(
                 message_id=FRESH,
@@ -339,6 +342,13 @@ class TestCancellingTheOther:
         assert story.events[3] == denied(600, 550)
         assert story.row(AGENTS, "ann").operations == 0
         assert story.row(AGENTS, "ann").status == "idle"
+
+    def test_has_what_another_agents_run_gives_back(self) -> None:
+        story = running(POOR, overlap="cancel_other", tokens=600)
+        story.given(RegisterAgent(name="bob", role="agent"))
+        story.given(define(overlap="cancel_other", tokens=600, agent="bob")).when(claim(), at=120)
+        [reserved] = [event for event in story.events if isinstance(event, TokensReserved)]
+        assert (reserved.agent, reserved.tokens) == ("bob", 600)
 
     def test_wakes_the_orchestrator_once_however_many_it_cancels(self) -> None:
         story = running(overlap="allow_all").given(claim(), at=120).given(define(overlap="cancel_other"))

@@ -9,6 +9,7 @@ import jsonschema_rs
 import pytest
 from pydantic import TypeAdapter
 
+from service.http.auth import Scope
 from service.http.openapi import plain_path
 from service.http.route import Media, Route
 from service.http.table import ROUTES, openapi
@@ -97,10 +98,24 @@ def test_every_answer_says_what_it_is() -> None:
             assert response["content"], (path, status)
 
 
+def test_every_operation_says_whether_it_takes_a_key_and_what_happens_without() -> None:
+    assert DOCUMENT["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    scopes = {(route.method.lower(), plain_path(route.path)): route.scope for route in ROUTES}
+    for method, path, operation in OPERATIONS:
+        is_public = scopes[method, path] is Scope.PUBLIC
+        assert operation["security"] == ([] if is_public else [{"key": []}]), path
+        assert operation["description"]
+        assert ("401" in operation["responses"]) == (not is_public)
+        assert ("403" in operation["responses"]) == (not is_public)
+        assert "rate_limited" in operation["responses"]["429"]["description"]
+        if not is_public:
+            assert "WWW-Authenticate" in operation["responses"]["401"]["headers"]
+
+
 def test_writes_take_keys_and_tell_when_to_come_back() -> None:
     for method, path, operation in OPERATIONS:
         names = {item["name"] for item in operation.get("parameters", ())}
-        changes_nothing = method == "get" or path.endswith("/check")
+        changes_nothing = method == "get" or path.endswith(("/check", "/whatif"))
         assert ("Idempotency-Key" in names) == (not changes_nothing), (method, path)
         if not changes_nothing:
             assert "Retry-After" in operation["responses"]["503"]["headers"]

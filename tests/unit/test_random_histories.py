@@ -34,8 +34,10 @@ from projections import PROJECTIONS
 from projections.agents import AGENTS
 from projections.budgets import BUDGET_DAYS, BUDGETS, RESERVATIONS
 from projections.emails import EMAILS
-from projections.jobs import JOBS, RUNS
+from projections.jobs import JOBS
+from projections.keys import KEYS
 from projections.operations import OPERATIONS
+from projections.runs import RUNS
 from service.batch import Recorder
 from service.commands import (
     AnyCommand,
@@ -53,6 +55,7 @@ from service.requests import Answer, CommandFailed, Outcome, Request
 from service.squad import PARTIAL, RESIDENT, Draft, Squad
 from tests.unit import strategies
 from tests.unit.job_rules import JobRules
+from tests.unit.key_rules import KeyRules
 from tests.unit.support import Story
 
 if TYPE_CHECKING:
@@ -172,6 +175,7 @@ class World:
         """The read tables as a projector folds them that is never late."""
         self.rules = Rules()
         self.job_rules = JobRules()
+        self.key_rules = KeyRules()
         self.known: dict[str, list[str]] = defaultdict(list)
 
     def live(self, pause_seconds: float, batch: Sequence[Wish]) -> None:
@@ -194,6 +198,7 @@ class World:
             _project(self.live_tables, event, recorded)
             self.rules.take(event, recorded)
             self.job_rules.take(event, recorded.recorded_at)
+            self.key_rules.take(event, recorded.recorded_at)
             self._get_to_know(event)
         self._check_squad()
 
@@ -240,6 +245,10 @@ class World:
 
         runs = list(squad.all(RUNS))
         assert {row.id for row in runs} == self.job_rules.runs.keys()
+        held = {row.operation_id for row in runs if row.runner}
+        assert {row.id for row in operations if row.action in strategies.JOBS} <= held
+
+        self.key_rules.check(squad)
 
         working = Counter([*(row.agent for row in operations), *(row.agent for row in runs)])
         assert {row.name: row.operations for row in squad.all(AGENTS)} == {
@@ -315,6 +324,7 @@ class World:
         assert not squad.tables[OPERATIONS.name]
         assert not squad.tables[RESERVATIONS.name]
         assert not squad.holders
+        assert not squad.tables[KEYS.name]
         assert not squad.tables[BUDGETS.name]
         assert len(squad.tables[BUDGET_DAYS.name]) == 1
         open_things = sum(len(squad.tables[name]) for name in PARTIAL)
@@ -481,6 +491,18 @@ def test_whoever_is_forgotten_the_promises_hold(
     history: History, page_events: int, encrypt: Encrypt
 ) -> None:
     live_through(history, [SetPolicy(), StartOrchestrator()], page_events, encrypt)
+
+
+@settings(max_examples=50, deadline=None)
+@for_all(
+    history=histories(strategies.keys, (0, 0, 0, 1, 40_000, 90_000, 650_000)),
+    policy=strategies.first_policies,
+    page_events=st.integers(1, 40),
+)
+def test_however_keys_come_and_go_the_promises_hold(
+    history: History, policy: SetPolicy, page_events: int
+) -> None:
+    live_through(history, [policy], page_events)
 
 
 def live_through(

@@ -15,7 +15,7 @@ from hypothesis import example, settings
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from projections.jobs import run_id
+from projections.runs import run_id
 from service.schedule import Schedule, due_at, next_tick, next_ticks
 from tests.unit.job_stories import a_job
 

@@ -132,6 +132,13 @@ def test_every_variable_of_the_interface_is_heard(monkeypatch: pytest.MonkeyPatc
         ("idle_after_minutes", "soon", "valid number"),
         ("offline_after_minutes", "-5", "greater than 0"),
         ("log_format", "xml", "'console' or 'json'"),
+        ("insecure", "perhaps", "valid boolean"),
+        ("key_requests_per_second", "-1", "greater than or equal to 0"),
+        ("address_requests_per_second", "inf", "finite number"),
+        ("max_streams", "0", "greater than or equal to 1"),
+        ("max_streams_per_key", "many", "valid integer"),
+        ("trusted_proxies", "the proxy", "must be addresses or networks, such as 10.0.0.5 or 10.0.0.0/24"),
+        ("trusted_proxies", "10.0.0.1/8", "must be addresses or networks, such as 10.0.0.5 or 10.0.0.0/24"),
     ],
 )
 def test_a_wrong_variable_is_told_with_name_value_and_what_is_allowed(
@@ -211,6 +218,39 @@ def test_agents_of_the_file_are_registered() -> None:
     ).registrations()
     assert (ada.name, ada.role, ada.url, ada.priority) == ("ada", "writer", "http://a.test", 5)
     assert (bob.name, bob.role, bob.url, bob.priority) == ("bob", "editor", None, 0)
+
+
+def test_lists_have_commas_in_the_environment_and_brackets_in_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SQUAD_CORS_ORIGINS", "https://a.example, http://localhost:5173")
+    monkeypatch.setenv("SQUAD_TRUSTED_PROXIES", "10.0.0.5,2001:db8::/32")
+    from_environment = _read()
+    monkeypatch.delenv("SQUAD_CORS_ORIGINS")
+    monkeypatch.delenv("SQUAD_TRUSTED_PROXIES")
+    from_file = _read(
+        'cors_origins = ["https://a.example", "http://localhost:5173"]\n'
+        'trusted_proxies = ["10.0.0.5", "2001:db8::/32"]\n'
+    )
+    assert from_environment == from_file
+    assert from_file.cors_origins == ("https://a.example", "http://localhost:5173")
+    assert [str(network) for network in from_file.trusted_proxies] == ["10.0.0.5/32", "2001:db8::/32"]
+    assert (_read("").cors_origins, _read("").trusted_proxies) == ((), ())
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "a.example", "https://a.example/", "https://a.example/x", "null", "HTTPS://A.EXAMPLE"]
+)
+def test_an_origin_is_written_as_browsers_send_it(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+    monkeypatch.setenv("SQUAD_CORS_ORIGINS", f"https://b.example,{origin}")
+    complaint = _complaint()
+    assert complaint.startswith("cors_origins.1 is ")
+    assert "must be an origin, such as https://board.example.org, without a path" in complaint
+
+
+def test_a_squad_is_open_to_its_own_machine_only_by_default() -> None:
+    found = _read()
+    assert (found.insecure, found.cors_origins, found.trusted_proxies) == (False, (), ())
 
 
 def test_settings_do_not_change() -> None:

@@ -10,6 +10,7 @@ from projections.agents import AGENTS
 from service import commands as do
 from service import views
 from service.http import answers
+from service.http.auth import Scope
 from service.http.context import Services, parse_path, parse_query, respond
 from service.http.lists import PageByName, Query, page
 from service.http.problems import Problem
@@ -46,6 +47,7 @@ ROUTES = (
         path="/api/v1/agents",
         summary="All agents, by name",
         tag="agents",
+        scope=Scope.READ,
         handler=_list,
         query=PageByName,
         answers={200: answers.page_by_name(answers.Agent)},
@@ -56,6 +58,7 @@ ROUTES = (
         path="/api/v1/agents/{name}",
         summary="One agent",
         tag="agents",
+        scope=Scope.READ,
         handler=_one,
         query=Query,
         path_types={"name": Name},
@@ -68,6 +71,7 @@ ROUTES = (
         do.RegisterAgent,
         "Register an agent, or set its role, url and priority anew",
         tag="agents",
+        scope=Scope.ACT,
         bound={"name": "name"},
         answer=answers.AgentWritten,
     ),
@@ -77,6 +81,7 @@ ROUTES = (
         do.Heartbeat,
         "Say that an agent lives, and what it is at",
         tag="agents",
+        scope=Scope.ACT,
         bound={"name": "agent"},
         answer=answers.HeartbeatTaken,
         problems=("agent_not_found",),

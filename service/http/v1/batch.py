@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from eventstore import codec, log, sealing
 from eventstore.events import RequestAnswered
 from service.http import answers
+from service.http.auth import Scope, require
 from service.http.context import (
     NO_PRINT,
     Services,
@@ -25,7 +26,7 @@ from service.http.context import (
 )
 from service.http.json import dumps
 from service.http.problems import Problem
-from service.http.route import Route, Write, as_problem, carry_out_write
+from service.http.route import Route, as_problem, carry_out_write
 from service.requests import Answer, Print
 
 if TYPE_CHECKING:
@@ -58,37 +59,38 @@ class Writes:
     """Finds the write that a method and a path mean."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
-        self._exact: dict[tuple[str, str], Write] = {}
-        self._patterns: list[tuple[str, re.Pattern[str], Write]] = []
+        self._exact: dict[tuple[str, str], Route] = {}
+        self._patterns: list[tuple[str, re.Pattern[str], Route]] = []
         for route in routes:
             if route.write is None:
                 continue
             if "{" not in route.path:
-                self._exact[route.method, route.path] = route.write
+                self._exact[route.method, route.path] = route
             else:
                 pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", route.path)
-                self._patterns.append((route.method, re.compile(pattern), route.write))
+                self._patterns.append((route.method, re.compile(pattern), route))
 
-    def find(self, method: str, path: str) -> tuple[Write, Mapping[str, str]]:
-        """The write, and what stands in its path.
+    def find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
+        """The write's route, and what stands in its path.
 
         Raises:
             Problem: there is no such write.
         """
         if exact := self._exact.get((method, path)):
             return exact, {}
-        for its_method, pattern, write in self._patterns:
+        for its_method, pattern, route in self._patterns:
             if its_method == method and (match := pattern.fullmatch(path)):
-                return write, {name: _decoded(text) for name, text in match.groupdict().items()}
+                return route, {name: _decoded(text) for name, text in match.groupdict().items()}
         raise Problem("not_found", f"there is no write {method} {path}")
 
     def personal(self, command: BatchedCommand) -> frozenset[str]:
         """Which fields of a command's body can hold something personal."""
         try:
-            return self.find(command.method, command.path)[0].command.personal
+            write = self.find(command.method, command.path)[0].write
         except Problem:
             # It is going to be refused, and nothing of it kept.
             return frozenset()
+        return write.command.personal if write else frozenset()
 
 
 def _decoded(text: str) -> str:
@@ -156,10 +158,12 @@ def route_for(routes: Iterable[Route]) -> Route:
         size: int,
     ) -> Answer:
         try:
-            write, path = writes.find(command.method, command.path)
+            route, path = writes.find(command.method, command.path)
+            require(route.scope)
+            assert route.write
             return await carry_out_write(
                 services,
-                write,
+                route.write,
                 command.body,
                 path,
                 key=key,
@@ -205,6 +209,7 @@ def route_for(routes: Iterable[Route]) -> Route:
         path="/api/v1/batch",
         summary="Up to 1,000 writes in one request, decided in order",
         tag="batch",
+        scope=Scope.ACT,
         handler=handler,
         body=Batch,
         answers={200: answers.BatchDone},

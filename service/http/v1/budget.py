@@ -8,6 +8,7 @@ from service import commands as do
 from service import views
 from service.decide.budget import allowance
 from service.http import answers
+from service.http.auth import Scope, only_own
 from service.http.context import Services, body_of, parse_command, parse_object, parse_query, respond
 from service.http.lists import Query
 from service.http.problems import Problem
@@ -27,6 +28,7 @@ async def _show(services: Services, request: web.Request) -> web.StreamResponse:
 
 async def _check(services: Services, request: web.Request) -> web.StreamResponse:
     command = parse_command(do.CheckBudget, parse_object(await body_of(request)))
+    only_own(command.agent, "an agent asks for nobody but itself")
     state = _begun(services)
     assert state.day
     judged = allowance(state, state.day, command.agent, command.tokens)
@@ -49,6 +51,7 @@ ROUTES = (
         path="/api/v1/budget",
         summary="The day's budget, as a whole and by agent",
         tag="budget",
+        scope=Scope.READ,
         handler=_show,
         query=Query,
         answers={200: answers.Budget},
@@ -60,6 +63,7 @@ ROUTES = (
         do.SetBudget,
         "Change the daily budget, the agents' limits, or both",
         tag="budget",
+        scope=Scope.OPERATE,
         answer=answers.Policy,
     ),
     Route(
@@ -67,9 +71,11 @@ ROUTES = (
         path="/api/v1/budget/check",
         summary="Ask whether a reservation would be granted; changes nothing",
         tag="budget",
+        scope=Scope.READ,
         handler=_check,
         body=do.CheckBudget,
         answers={200: answers.BudgetChecked},
+        problems=("wrong_agent",),
     ),
     write(
         "POST",
@@ -77,6 +83,7 @@ ROUTES = (
         do.ReserveTokens,
         "Set tokens aside before spending them",
         tag="budget",
+        scope=Scope.ACT,
         status=201,
         answer=answers.Reserved,
         problems=("budget_exhausted", "agent_limit_reached"),
@@ -87,6 +94,7 @@ ROUTES = (
         do.SettleReservation,
         "End a reservation with what was really used",
         tag="budget",
+        scope=Scope.ACT,
         bound={"id": "reservation_id"},
         answer=answers.Settled,
         problems=("reservation_not_found", "reservation_expired", "reservation_ended"),
@@ -97,6 +105,7 @@ ROUTES = (
         do.ReleaseReservation,
         "Give a reservation back unused",
         tag="budget",
+        scope=Scope.ACT,
         bound={"id": "reservation_id"},
         answer=answers.Released,
         problems=("reservation_not_found", "reservation_expired", "reservation_ended"),
@@ -107,6 +116,7 @@ ROUTES = (
         do.RecordUsage,
         "Record tokens that were spent; never refused",
         tag="budget",
+        scope=Scope.ACT,
         status=201,
         answer=answers.UsageTaken,
     ),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from psycopg import sql
+
 from eventstore.events import EmailStatus
 from projections.emails import EMAILS, emails
 from service import commands as do
 from service.http import answers
+from service.http.auth import Scope, only_own, own_agent
 from service.http.lists import OneOf, PageQuery, Query, one_row, page_of_rows
 from service.http.route import Route, write
 from service.values import ExternalId, Id, Name
@@ -15,7 +18,12 @@ from service.values import ExternalId, Id, Name
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from projections.emails import EmailRow
     from service.http.context import Services
+
+
+_OWN = sql.SQL("(handled_by = %(mine)s OR handled_by IS NULL)")
+"""What an agent's key shows: what the agent handles, and what nobody does yet."""
 
 
 class EmailQuery(PageQuery):
@@ -28,11 +36,28 @@ class EmailQuery(PageQuery):
 
 
 async def _list(services: Services, request: web.Request) -> web.StreamResponse:
-    return await page_of_rows(services, request, EmailQuery, emails, EMAILS, order="created_position")
+    mine = own_agent()
+    return await page_of_rows(
+        services,
+        request,
+        EmailQuery,
+        emails,
+        EMAILS,
+        order="created_position",
+        conditions=_OWN if mine else None,
+        mine=mine,
+    )
 
 
 async def _one(services: Services, request: web.Request) -> web.StreamResponse:
-    return await one_row(services, request, emails, EMAILS, "email_not_found", "e-mail")
+    return await one_row(
+        services, request, emails, EMAILS, "email_not_found", "e-mail", check=_check_that_it_is_own
+    )
+
+
+def _check_that_it_is_own(row: EmailRow) -> None:
+    if row.handled_by is not None:
+        only_own(row.handled_by, f"e-mail {row.id} is another's")
 
 
 ROUTES = (
@@ -41,6 +66,7 @@ ROUTES = (
         path="/api/v1/emails",
         summary="E-mails, the oldest first",
         tag="emails",
+        scope=Scope.READ,
         handler=_list,
         query=EmailQuery,
         answers={200: answers.page_of(answers.Email)},
@@ -52,6 +78,7 @@ ROUTES = (
         do.LogEmail,
         "Log a received e-mail, once for each Gmail message id",
         tag="emails",
+        scope=Scope.ACT,
         status=201,
         answer=answers.EmailWritten,
         problems=("email_exists",),
@@ -61,11 +88,12 @@ ROUTES = (
         path="/api/v1/emails/{id}",
         summary="One e-mail",
         tag="emails",
+        scope=Scope.READ,
         handler=_one,
         query=Query,
         path_types={"id": Id},
         answers={200: answers.Email},
-        problems=("email_not_found", "not_yet"),
+        problems=("email_not_found", "not_yet", "wrong_agent"),
     ),
     write(
         "PATCH",
@@ -73,6 +101,7 @@ ROUTES = (
         do.UpdateEmail,
         "Change what is named of an e-mail",
         tag="emails",
+        scope=Scope.ACT,
         bound={"id": "email_id"},
         answer=answers.EmailWritten,
         problems=("email_not_found",),

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, StringConstraints
+from pydantic import BaseModel, StringConstraints
 
 from eventstore import log, sealing
 from service.http import answers
+from service.http.auth import Scope, only_own, own_agent
 from service.http.context import Services, parse_query, respond
-from service.http.lists import PageQuery, Position, Query, page
+from service.http.lists import PageQuery, Position, Query, read_page
 from service.http.problems import Problem
 from service.http.route import Media, Route
-from service.http.stream import stream
-from service.values import Name
+from service.http.stream import agent_of, stream
+from service.values import Moment, Name
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from aiohttp import web
 
     from eventstore.recorded import Recorded
 
 
-def _written(value: object) -> object:
-    """Pydantic would take a bare number as seconds since 1970."""
-    if not re.match(r"\d{4}-\d\d-\d\d[Tt ]", str(value)):
-        raise ValueError("must be a time such as 2026-01-31T09:00:00Z")
-    return value
-
-
-def _in_range(moment: datetime) -> datetime:
-    if not 1970 <= moment.year <= 9998:
-        raise ValueError("must lie between the years 1970 and 9998")
-    return moment
-
-
-Moment = Annotated[AwareDatetime, BeforeValidator(_written), AfterValidator(_in_range)]
 EventType = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,100}$")]
 Stream = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,300}$")]
 
@@ -76,11 +60,15 @@ def show(recorded: Recorded) -> dict[str, Any]:
 async def _list(services: Services, request: web.Request) -> web.StreamResponse:
     query = parse_query(EventQuery, request)
     await services.tables.state_covering(query.min_position)
-    wanted = log.Filter(query.type, query.stream, query.agent, query.since, query.until)
+    wanted = log.Filter(query.type, query.stream, _own(query.agent), query.since, query.until)
     async with services.tables.connection() as connection:
-        stored = await log.read_filtered(connection, query.after, query.limit + 1, wanted)
-        events = await sealing.reveal(connection, stored)
-    return respond(200, page([show(recorded) for recorded in events], query.limit))
+
+        async def fetch(after: int, count: int) -> list[dict[str, Any]]:
+            stored = await log.read_filtered(connection, after, count, wanted)
+            return [show(recorded) for recorded in await sealing.reveal(connection, stored)]
+
+        shown = await read_page(fetch, query.after, query.limit)
+    return respond(200, shown)
 
 
 async def _one(services: Services, request: web.Request) -> web.StreamResponse:
@@ -91,14 +79,22 @@ async def _one(services: Services, request: web.Request) -> web.StreamResponse:
         stored = await log.read_one(connection, int(text))
         if stored is None:
             raise Problem("not_found", f"the log has no position {text}")
+        only_own(agent_of(stored), f"event {text} is none of its own")
         [recorded] = await sealing.reveal(connection, [stored])
     return respond(200, show(recorded))
 
 
 async def _stream(services: Services, request: web.Request) -> web.StreamResponse:
     query = parse_query(StreamQuery, request)
-    wanted = log.Filter(query.type, query.stream, query.agent)
+    wanted = log.Filter(query.type, query.stream, _own(query.agent))
     return await stream(services, request, query.after, wanted)
+
+
+def _own(agent: str | None) -> str | None:
+    """Whose events are shown: to an agent's key its own, whether it says so or not."""
+    if agent is not None:
+        only_own(agent, f"the events of {agent!r} are none of its own")
+    return agent if agent is not None else own_agent()
 
 
 ROUTES = (
@@ -107,29 +103,37 @@ ROUTES = (
         path="/api/v1/events",
         summary="The log, in order",
         tag="events",
+        scope=Scope.READ,
         handler=_list,
         query=EventQuery,
         answers={200: answers.page_of(answers.LoggedEvent)},
-        problems=("not_yet",),
+        problems=("not_yet", "wrong_agent"),
     ),
     Route(
         method="GET",
         path="/api/v1/events/stream",
         summary="The log as server-sent events: `id` is the position, `event` the type",
         tag="events",
+        scope=Scope.READ,
         handler=_stream,
         query=StreamQuery,
         answers={200: Media("text/event-stream", "One server-sent event for each event of the log")},
+        problems=(
+            "wrong_agent",
+            "too_many_streams",
+            "streams_full",
+        ),
     ),
     Route(
         method="GET",
         path=r"/api/v1/events/{position:\d{1,18}}",
         summary="One event",
         tag="events",
+        scope=Scope.READ,
         handler=_one,
         query=Query,
         path_types={"position": Position},
         answers={200: answers.LoggedEvent},
-        problems=("not_found", "not_yet"),
+        problems=("not_found", "not_yet", "wrong_agent"),
     ),
 )

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from projections import storage
-from projections.jobs import JOBS, RUNS, RunStatus, jobs
+from projections.jobs import JOBS, jobs
+from projections.runs import RUNS, RunStatus
 from service import commands as do
 from service import views
 from service.http import answers
+from service.http.auth import Scope
 from service.http.context import (
     NO_PRINT,
     Services,
@@ -128,6 +130,7 @@ ROUTES = (
         path="/api/v1/jobs",
         summary="The schedule: each job with its last and next runs",
         tag="jobs",
+        scope=Scope.READ,
         handler=_list,
         query=PageByName,
         answers={200: answers.page_by_name(answers.Job)},
@@ -138,6 +141,7 @@ ROUTES = (
         path="/api/v1/jobs/{name}",
         summary="One job, with its last and next runs",
         tag="jobs",
+        scope=Scope.READ,
         handler=_one,
         query=Query,
         path_types={"name": Name},
@@ -149,11 +153,12 @@ ROUTES = (
         path="/api/v1/jobs/{name}",
         summary="Put a job on the schedule, or change it",
         tag="jobs",
+        scope=Scope.OPERATE,
         handler=_define,
         body=JobSpec,
         path_types={"name": Name},
         answers={200: answers.JobNamed},
-        problems=("agent_not_found",),
+        problems=("agent_not_found", "job_behind"),
     ),
     write(
         "DELETE",
@@ -161,15 +166,17 @@ ROUTES = (
         do.RemoveJob,
         "Take a job off the schedule",
         tag="jobs",
+        scope=Scope.OPERATE,
         bound={"name": "name"},
         answer=answers.JobNamed,
-        problems=("job_not_found",),
+        problems=("job_not_found", "job_behind"),
     ),
     Route(
         method="POST",
         path="/api/v1/jobs/{name}/run",
         summary="Run a job now",
         tag="jobs",
+        scope=Scope.OPERATE,
         handler=_run,
         body=RunNow,
         path_types={"name": Name},
@@ -177,6 +184,7 @@ ROUTES = (
         problems=(
             "job_not_found",
             "job_running",
+            "conflict",
             "orchestrator_stopped",
             "budget_exhausted",
             "agent_limit_reached",
@@ -188,6 +196,7 @@ ROUTES = (
         do.PauseJob,
         "Skip a job's ticks from here on",
         tag="jobs",
+        scope=Scope.OPERATE,
         bound={"name": "name"},
         answer=answers.JobPaused,
         problems=("job_not_found",),
@@ -198,6 +207,7 @@ ROUTES = (
         do.ResumeJob,
         "Run a job's ticks again",
         tag="jobs",
+        scope=Scope.OPERATE,
         bound={"name": "name"},
         answer=answers.JobPaused,
         problems=("job_not_found",),
@@ -207,6 +217,7 @@ ROUTES = (
         path="/api/v1/runs",
         summary="What came of every tick, the oldest first",
         tag="jobs",
+        scope=Scope.READ,
         handler=_runs,
         query=RunQuery,
         answers={200: answers.page_of(answers.Run)},

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from projections.messages import MESSAGES, messages
 from service import commands as do
 from service.http import answers
+from service.http.auth import Scope, only_own, own_agent
 from service.http.context import Services, parse_path
 from service.http.lists import PageQuery, page_of_rows
 from service.http.route import Route, write
@@ -24,6 +25,9 @@ _IN_INBOX = sql.SQL(
     " WHERE acks.message_id = squad_messages.id AND acks.agent = %(agent)s)"
 )
 
+OWN = sql.SQL("(from_agent = %(mine)s OR to_agent = %(mine)s OR to_agent IS NULL)")
+"""What an agent's key shows: what the agent sent, and what was sent to it or to all."""
+
 
 class MessageQuery(PageQuery):
     """Filters of the list of messages."""
@@ -34,11 +38,15 @@ class MessageQuery(PageQuery):
 
 
 async def _list(services: Services, request: web.Request) -> web.StreamResponse:
-    return await page_of_rows(services, request, MessageQuery, messages, MESSAGES)
+    mine = own_agent()
+    return await page_of_rows(
+        services, request, MessageQuery, messages, MESSAGES, conditions=OWN if mine else None, mine=mine
+    )
 
 
 async def _inbox(services: Services, request: web.Request) -> web.StreamResponse:
     agent = parse_path(_NAME, request, "name")
+    only_own(agent, "that is another's inbox")
     return await page_of_rows(
         services, request, PageQuery, messages, MESSAGES, conditions=_IN_INBOX, agent=agent
     )
@@ -51,6 +59,7 @@ ROUTES = (
         do.SendMessage,
         "Send a message to one agent, or to all",
         tag="messages",
+        scope=Scope.ACT,
         status=201,
         answer=answers.MessageTaken,
     ),
@@ -59,6 +68,7 @@ ROUTES = (
         path="/api/v1/messages",
         summary="Messages, the oldest first",
         tag="messages",
+        scope=Scope.READ,
         handler=_list,
         query=MessageQuery,
         answers={200: answers.page_of(answers.Message)},
@@ -69,11 +79,12 @@ ROUTES = (
         path="/api/v1/agents/{name}/inbox",
         summary="What was sent to the agent or to all, and is not acknowledged by it",
         tag="messages",
+        scope=Scope.READ,
         handler=_inbox,
         query=PageQuery,
         path_types={"name": Name},
         answers={200: answers.page_of(answers.Message)},
-        problems=("not_yet",),
+        problems=("not_yet", "wrong_agent"),
     ),
     write(
         "POST",
@@ -81,6 +92,7 @@ ROUTES = (
         do.AcknowledgeMessage,
         "Take a message out of an agent's inbox",
         tag="messages",
+        scope=Scope.ACT,
         bound={"id": "message_id"},
         answer=answers.Acknowledged,
         problems=("message_not_found", "not_addressed"),

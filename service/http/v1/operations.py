@@ -9,6 +9,7 @@ from service import commands as do
 from service import views
 from service.decide.operations import describe, find_conflict
 from service.http import answers
+from service.http.auth import Scope, only_own
 from service.http.context import Services, body_of, parse_command, parse_object, parse_query, respond
 from service.http.lists import OneOf, PageQuery, page, page_of_rows
 from service.http.route import Route, write
@@ -33,6 +34,7 @@ class ConflictQuery(PageQuery):
 
 async def _check(services: Services, request: web.Request) -> web.StreamResponse:
     command = parse_command(do.CheckOperation, parse_object(await body_of(request)))
+    only_own(command.agent, "an agent asks for nobody but itself")
     conflict = find_conflict(services.writer.squad, command.resources, services.clock.now())
     return respond(200, {"conflict": describe(conflict) if conflict else None})
 
@@ -63,9 +65,11 @@ ROUTES = (
         path="/api/v1/operations/check",
         summary="Ask whether a claim would conflict; changes nothing",
         tag="operations",
+        scope=Scope.READ,
         handler=_check,
         body=do.CheckOperation,
         answers={200: answers.OperationChecked},
+        problems=("wrong_agent",),
     ),
     write(
         "POST",
@@ -73,6 +77,7 @@ ROUTES = (
         do.StartOperation,
         "Claim resources for a piece of work",
         tag="operations",
+        scope=Scope.ACT,
         status=201,
         answer=answers.Claimed,
         problems=("conflict",),
@@ -83,6 +88,7 @@ ROUTES = (
         do.RenewOperation,
         "Say that the work goes on",
         tag="operations",
+        scope=Scope.ACT,
         bound={"id": "operation_id"},
         answer=answers.Renewed,
         problems=("operation_not_found", "operation_expired", "operation_finished", "conflict"),
@@ -93,6 +99,7 @@ ROUTES = (
         do.FinishOperation,
         "End the work and give its claims back",
         tag="operations",
+        scope=Scope.ACT,
         bound={"id": "operation_id"},
         answer=answers.Finished,
         problems=("operation_not_found", "operation_expired", "operation_finished"),
@@ -102,6 +109,7 @@ ROUTES = (
         path="/api/v1/operations",
         summary="Operations, the oldest first",
         tag="operations",
+        scope=Scope.READ,
         handler=_list,
         query=OperationQuery,
         answers={200: answers.page_of(answers.Operation)},
@@ -112,6 +120,7 @@ ROUTES = (
         path="/api/v1/conflicts",
         summary="Refused claims, the oldest first",
         tag="operations",
+        scope=Scope.READ,
         handler=_conflicts,
         query=ConflictQuery,
         answers={200: answers.page_of(answers.ConflictEntry)},

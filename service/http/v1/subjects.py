@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from eventstore import traces
 from service import commands as do
 from service.http import answers
+from service.http.auth import Scope
 from service.http.context import (
     NO_PRINT,
     Services,
@@ -63,6 +64,7 @@ ROUTES = (
         path="/api/v1/subjects/forget",
         summary="Make what a sender wrote, or a message, unreadable for ever",
         tag="subjects",
+        scope=Scope.OPERATE,
         handler=_forget,
         body=Forget,
         answers={200: answers.Forgotten},

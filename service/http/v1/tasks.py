@@ -8,6 +8,7 @@ from eventstore.events import TaskPriority, TaskStatus
 from projections.tasks import TASKS, tasks
 from service import commands as do
 from service.http import answers
+from service.http.auth import Scope
 from service.http.lists import OneOf, PageQuery, Query, one_row, page_of_rows
 from service.http.route import Route, write
 from service.values import Id, Name
@@ -40,6 +41,7 @@ ROUTES = (
         path="/api/v1/tasks",
         summary="Tasks, the oldest first",
         tag="tasks",
+        scope=Scope.READ,
         handler=_list,
         query=TaskQuery,
         answers={200: answers.page_of(answers.Task)},
@@ -51,6 +53,7 @@ ROUTES = (
         do.CreateTask,
         "Put a task on the board",
         tag="tasks",
+        scope=Scope.ACT,
         status=201,
         answer=answers.TaskWritten,
     ),
@@ -59,6 +62,7 @@ ROUTES = (
         path="/api/v1/tasks/{id}",
         summary="One task",
         tag="tasks",
+        scope=Scope.READ,
         handler=_one,
         query=Query,
         path_types={"id": Id},
@@ -71,6 +75,7 @@ ROUTES = (
         do.UpdateTask,
         "Change what is named of a task",
         tag="tasks",
+        scope=Scope.ACT,
         bound={"id": "task_id"},
         answer=answers.TaskWritten,
         problems=("task_not_found",),

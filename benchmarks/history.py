@@ -1,0 +1,144 @@
+"""A log as long as you like: `python -m benchmarks.history --events N [--dsn DSN | --data FOLDER]`.
+
+The events are those of a squad that lived in fast motion (`benchmarks.chronicle`). Only its clock is made
+up (the log ends about now), and its way into the table is a COPY instead of an append. The same seed makes
+the same events, but for when they happened.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from random import Random
+from time import perf_counter
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import click
+import uvloop
+
+from benchmarks.chronicle import Chronicle
+from eventstore import log, schema
+from eventstore.connection import connect
+from eventstore.recorded import Recorded
+from eventstore.translation import translating
+from service.app import database
+from service.settings import read
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from eventstore.connection import Connection
+
+SECONDS_BETWEEN_EVENTS = 0.5
+"""On average: a million events are six days."""
+
+_EVENTS_OF_A_BATCH = 20
+"""About as many come of a batch; it only matters for how long the pauses between them are."""
+
+_COPIED_AT_ONCE = 20_000
+_COLUMNS = ", ".join(Recorded._fields)
+_COPY = f"COPY events ({_COLUMNS}) FROM STDIN (FORMAT BINARY)"
+# Stored JSON is text that is written already, and as json psycopg would make a JSON text of it.
+_TYPES = (
+    *("int8", "uuid", "text", "int8", "text", "int2", "text", "text", "int8", "text", "text"),
+    *("timestamptz", "bytea"),
+)
+
+
+def chronicle(
+    events: int, until: datetime, *, seed: int = 0, open_things: int = 100
+) -> Iterator[list[Recorded]]:
+    """At least so many events, a batch at a time, the last of them recorded at `until`."""
+    squad, random = Chronicle(seed, open_things=open_things), Random(seed)
+    now = until - timedelta(seconds=SECONDS_BETWEEN_EVENTS * events)
+    batch = squad.first(now)
+    yield batch
+    written = len(batch)
+    while written < events:
+        # Sometimes it is quiet for a while: claims run out, agents fall silent.
+        lull = random.choice((20, 100)) if random.random() < 0.005 else 1
+        pace = (until - now) / max(1, events - written)
+        now = min(now + pace * _EVENTS_OF_A_BATCH * random.uniform(0.2, 1.8) * lull, until)
+        batch = squad.more(now)
+        written += len(batch)
+        if batch:
+            yield batch
+
+
+async def fill(
+    dsn: str, squad_schema: str, events: int, *, seed: int = 0, open_things: int = 100
+) -> AsyncIterator[int]:
+    """Fills the log of a squad that is empty or not there yet; tells how many events it has, ever again.
+
+    The read tables stay as they are: a service that is started, or a replay, brings them up to date.
+
+    Raises:
+        ValueError: the squad has a history of its own.
+    """
+    await schema.apply(dsn, squad_schema)
+    async with await connect(dsn, squad_schema, name="squad history", statement_timeout=0) as connection:
+        if await log.head_position(connection):
+            raise ValueError(f"the squad in schema {squad_schema} has a history of its own")
+        written, page = 0, list[Recorded]()
+        for batch in chronicle(events, await log.clock(connection), seed=seed, open_things=open_things):
+            page += batch
+            if len(page) >= _COPIED_AT_ONCE:
+                written += await copy_in(connection, page)
+                yield written
+                page.clear()
+        if page:
+            written += await copy_in(connection, page)
+        await connection.execute("ANALYZE events")
+        yield written
+
+
+async def copy_in(connection: Connection, page: list[Recorded]) -> int:
+    """Puts events that follow the log's head into it; says how many."""
+    with translating():
+        async with connection.transaction(), connection.cursor() as cursor:
+            await log.lock(connection)
+            async with cursor.copy(_COPY) as copy:
+                copy.set_types(_TYPES)
+                for recorded in page:
+                    await copy.write_row((*recorded[:1], UUID(recorded.id), *recorded[2:]))
+            await cursor.execute("SELECT pg_notify(log_channel(), %s)", (str(page[-1].position),))
+    return len(page)
+
+
+@click.command()
+@click.option("--events", type=click.IntRange(min=1), default=1_000_000, help="How many.  [1000000]")
+@click.option(
+    "--open",
+    "open_things",
+    type=click.IntRange(min=0),
+    default=100,
+    help="Open tasks and e-mails of each.  [100]",
+)
+@click.option("--seed", type=int, default=0, help="Another one, another history.  [0]")
+@click.option("--config", type=click.Path(path_type=Path), help="The settings' file.")
+@click.option("--data", type=click.Path(path_type=Path), help="The embedded Postgres's folder.")
+@click.option("--dsn", help="The database; without it, the embedded Postgres.")
+def main(
+    *, events: int, open_things: int, seed: int, config: Path | None, data: Path | None, dsn: str | None
+) -> None:
+    """Fill an empty squad with a long history."""
+    settings = read(config, dsn=dsn, data=data)
+
+    async def work() -> None:
+        started = perf_counter()
+        async with database(settings) as found:
+            async for written in fill(
+                found, settings.squad_schema, events, seed=seed, open_things=open_things
+            ):
+                seconds = perf_counter() - started
+                click.echo(f"{written:,} events in {seconds:.0f} s, {written / seconds:,.0f} a second")
+
+    try:
+        uvloop.run(work())
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

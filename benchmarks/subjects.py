@@ -1,0 +1,49 @@
+"""What is asked for over HTTP: each write with its body, and each live read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from benchmarks.load import NUMBER
+from service.commands import RecordUsage, ReserveTokens, SendMessage, StartOperation
+from service.commands.base import Command
+
+
+class Write(NamedTuple):
+    """A write. No request of a load is refused, however many there are."""
+
+    path: str
+    command: type[Command]
+    """What its body is validated as."""
+    body: Mapping[str, Any]
+
+
+WRITES: dict[str, Write] = {
+    "message": Write(
+        "/api/v1/messages", SendMessage, {"from_agent": "alice", "to_agent": "bob", "message": "x" * 200}
+    ),
+    "usage": Write(
+        "/api/v1/budget/usage",
+        RecordUsage,
+        {"agent": "alice", "input_tokens": 300, "output_tokens": 150, "model": "m" * 100},
+    ),
+    "reservation": Write(
+        "/api/v1/budget/reservations", ReserveTokens, {"agent": "alice", "tokens": 500, "ttl_seconds": 2}
+    ),
+    "claim": Write(
+        "/api/v1/operations",
+        StartOperation,
+        {
+            "agent": "alice",
+            "action": "respond",
+            "resources": {"emailId": f"email-{NUMBER}", "customerId": f"customer-{NUMBER}"},
+            "ttl_seconds": 2,
+        },
+    ),
+}
+
+READS: dict[str, str] = {
+    "budget": "/api/v1/budget",
+    "status": "/api/squad?action=orchestrator-status",
+}

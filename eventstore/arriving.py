@@ -1,0 +1,171 @@
+"""A log that arrives line by line: nothing is believed, and the first line that does not fit is named."""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from typing import TYPE_CHECKING, NoReturn
+
+from eventstore import codec, moments, sealing
+from eventstore.chain import link, microseconds
+from eventstore.errors import ImportRefused, UnknownEventType, UnreadableEvent
+from eventstore.exchange import LONGEST_LINE_BYTES, End, Header, KeyOf, parse
+from eventstore.keys import StoredKey
+from eventstore.recorded import EMPTY_LOG, GENESIS_HASH, Head, Recorded
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+class Arriving:
+    """A log that arrives line by line, into a squad that has none yet."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self.head: Head = EMPTY_LOG
+        self._header: Header | None = None
+        self._ended = False
+        self._first_event_line = 0
+
+    def take(self, line: bytes) -> Recorded | StoredKey | None:
+        """The event or the key that the next line holds; None where the line is of another kind.
+
+        Raises:
+            ImportRefused: the line is not what it has to be.
+        """
+        self.lines += 1
+        if self._ended:
+            self._refuse("it follows the line that says it is the last")
+        if not line or line.isspace():
+            self._refuse("it is empty")
+        if len(line) > LONGEST_LINE_BYTES:
+            self._refuse(f"it is longer than {LONGEST_LINE_BYTES:,} bytes")
+        try:
+            parsed = parse(line)
+        except ValueError as error:
+            self._refuse(str(error))
+        if (self._header is None) != isinstance(parsed, Header):
+            self._refuse("the header has to be the first line, and only that")
+        if isinstance(parsed, Header):
+            self._begin(parsed)
+        elif isinstance(parsed, End):
+            self._end(parsed)
+        elif isinstance(parsed, KeyOf):
+            return self._key(parsed)
+        else:
+            return self._event(*parsed)
+        return None
+
+    def finish(self) -> None:
+        """Says that there are no more lines.
+
+        Raises:
+            ImportRefused: the last one was missing.
+        """
+        if not self._ended:
+            raise ImportRefused(f"the file was cut off: after line {self.lines} it has no last line")
+
+    def line_of(self, position: int) -> int:
+        """The line that the event at a position came in."""
+        return self._first_event_line + position - 1
+
+    def _begin(self, header: Header) -> None:
+        if header.after:
+            self._refuse(f"the file begins after position {header.after}, an import needs the whole log")
+        if header.hash != GENESIS_HASH.hex():
+            self._refuse("the hash before the first event has to be all zeros")
+        self._header = header
+
+    def _key(self, key: KeyOf) -> StoredKey:
+        if self.head.position:
+            self._refuse("keys have to come before the events")
+        return StoredKey(key.id, key.subject, b64decode(key.key), self._moment(key.created_at))
+
+    def _event(
+        self,
+        position: int,
+        id_: str,
+        stream: str,
+        version: int,
+        type_: str,
+        schema_version: int,
+        data: str,
+        actor: str,
+        caused_by: int | None,
+        correlation_id: str,
+        idempotency_key: str | None,
+        recorded_at: str,
+        hash_: str,
+    ) -> Recorded:
+        head = self.head
+        if position != head.position + 1:
+            self._refuse(f"position {position} cannot follow position {head.position}")
+        if not head.position:
+            self._begin_events(id_)
+        moment = self._moment(recorded_at)
+        computed = link(
+            head.hash,
+            position=position,
+            id=id_,
+            stream=stream,
+            version=version,
+            type=type_,
+            schema_version=schema_version,
+            actor=actor,
+            caused_by=caused_by,
+            correlation_id=correlation_id,
+            idempotency_key=idempotency_key,
+            recorded_at_microseconds=microseconds(moment),
+            data=data,
+        )
+        if computed.hex() != hash_:
+            self._refuse("its hash does not follow from what it says and the hash before")
+        if head.recorded_at is not None and moment < head.recorded_at:
+            self._refuse("it is recorded earlier than the event before")
+        if caused_by is not None and caused_by >= position:
+            self._refuse("it is caused by an event that is not before it")
+        recorded = Recorded(
+            position,
+            id_,
+            stream,
+            version,
+            type_,
+            schema_version,
+            data,
+            actor,
+            caused_by,
+            correlation_id,
+            idempotency_key,
+            moment,
+            computed,
+        )
+        try:
+            # Whether the key of a sealed one came along is nobody's business here.
+            codec.decode(sealing.opened(recorded, {}) if sealing.may_be_sealed(recorded) else recorded)
+        except (UnknownEventType, UnreadableEvent) as error:
+            self._refuse(str(error))
+        self.head = Head(position, computed, moment)
+        return recorded
+
+    def _begin_events(self, id_: str) -> None:
+        self._first_event_line = self.lines
+        if self._header is not None and self._header.squad != id_:
+            self._refuse("the header names another first event")
+
+    def _end(self, end: End) -> None:
+        head = self.head
+        if (end.events, end.position, end.hash) != (head.position, head.position, head.hash.hex()):
+            self._refuse(
+                f"it says that {end.events} events end at position {end.position}, and they do not"
+            )
+        if self._header is not None and self._header.squad and not head.position:
+            self._refuse("the header names a first event, and there is none")
+        self._ended = True
+
+    def _moment(self, text: str) -> datetime:
+        try:
+            return moments.from_text(text)
+        except ValueError as error:
+            self._refuse(str(error))
+
+    def _refuse(self, why: str) -> NoReturn:
+        raise ImportRefused(f"line {self.lines}: {why}")

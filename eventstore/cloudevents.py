@@ -1,0 +1,47 @@
+"""Events as CloudEvents 1.0 in their JSON format, for other systems to read; there is no way back.
+
+The extension attributes are strings, because integers of CloudEvents end at 31 bits and positions do not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from eventstore import moments
+
+if TYPE_CHECKING:
+    from eventstore.recorded import Recorded
+
+
+def cloud_event_line(squad: str, recorded: Recorded) -> bytes:
+    """One event, on one line.
+
+    Args:
+        squad: the id of the log's first event, which makes `source` the same wherever the log lies.
+        recorded: the event.
+    """
+    event: dict[str, Any] = {
+        "specversion": "1.0",
+        "id": recorded.id,
+        "source": f"urn:uuid:{squad}",
+        "type": f"squad.{recorded.type}",
+        "subject": recorded.stream,
+        "time": moments.to_text(recorded.recorded_at),
+        "datacontenttype": "application/json",
+        "dataschema": f"urn:squad:event:{recorded.type}:{recorded.schema_version}",
+        "position": str(recorded.position),
+        "stream": recorded.stream,
+        "version": str(recorded.version),
+        "actor": recorded.actor,
+        "correlationid": recorded.correlation_id,
+        "hash": recorded.hash.hex(),
+    }
+    if recorded.caused_by is not None:
+        event["causedby"] = str(recorded.caused_by)
+    if recorded.idempotency_key is not None:
+        event["idempotencykey"] = recorded.idempotency_key
+    # Where stored data have line feeds, these stand between JSON's parts, where a space means the same.
+    event["data"] = orjson.Fragment(recorded.data.replace("\r", " ").replace("\n", " "))
+    return orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE)

@@ -1,0 +1,250 @@
+"""Whether every read table is a fold of the log.
+
+The log is folded once more, into temporary tables (`projections.refold`), and the database joins them with
+the live ones. Those move meanwhile. So the long part, the fold, is done without a snapshot; only then one
+is taken, the last events are folded up to each projection's position in it, and the tables are joined.
+Every table is compared as of its own position, while the service writes, and nothing waits for it; the
+snapshot, which holds back vacuum, lasts as long as the join. Memory does not grow with the log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, LiteralString, NamedTuple
+
+from psycopg import sql
+
+from eventstore import log
+from eventstore.errors import StoreBusy
+from eventstore.translation import translating
+from projections import PROJECTIONS
+from projections.pairing import DIFFER, JOINED, pair
+from projections.refold import refolding
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from eventstore.connection import Connection
+    from projections.projection import Projection, Table
+    from projections.refold import Progress, Refold
+
+Kind = Literal[
+    "changed",
+    "missing",
+    "extra",
+    "doubled",
+    "stopped",
+    "other fold",
+    "never folded",
+    "beyond the log",
+]
+"""A row that is otherwise, not there, or too many; a key that is there twice; a projection that failed,
+that was folded by other code or by nobody, or that claims events that are not there."""
+
+_SHOWN_CHARACTERS = 80
+
+_COUNTS: LiteralString = (
+    """
+    SELECT count(*) FILTER (WHERE l.ctid IS NOT NULL AND f.ctid IS NOT NULL
+                              AND ROW({live_row}) IS DISTINCT FROM ROW({folded_row})),
+           count(*) FILTER (WHERE l.ctid IS NULL),
+           count(*) FILTER (WHERE f.ctid IS NULL),
+           count(*) FILTER (WHERE l.ctid IS NOT NULL AND f.ctid IS NOT NULL),
+           (SELECT count(*) FROM {folded})
+    FROM """
+    + JOINED
+)
+_FIRST: LiteralString = (
+    """
+    SELECT CASE WHEN l.ctid IS NULL THEN 'missing' WHEN f.ctid IS NULL THEN 'extra' ELSE 'changed' END,
+           ARRAY[{either_key_as_text}], ARRAY[{both_as_text}], ARRAY[{differing}]
+    FROM """
+    + JOINED
+    + " WHERE "
+    + DIFFER
+    + " ORDER BY {either_key} LIMIT 1"
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What does not follow from the log: the first bad row of a table, or a projection as a whole."""
+
+    kind: Kind
+    projection: str
+    position: int
+    """The projection's own, as of which it was compared."""
+    table: str | None = None
+    key: Mapping[str, str | None] = field(default_factory=dict)
+    """Of the first bad row, in the order of the key."""
+    column: str | None = None
+    """The first of a changed row's columns that is otherwise."""
+    found: str | None = None
+    expected: str | None = None
+    changed: int = 0
+    missing: int = 0
+    extra: int = 0
+    """How many rows of the table are otherwise, not there, too many; the first bad one included."""
+    detail: str = ""
+
+    def __str__(self) -> str:
+        if self.table is None:
+            return f"{self.projection}: {self.detail}"
+        row = f"the row {', '.join(f'{column}={_brief(value)}' for column, value in self.key.items())}"
+        match self.kind:
+            case "changed":
+                what = (
+                    f"{row} has {self.column} {_brief(self.found)},"
+                    f" by the log it is {_brief(self.expected)}"
+                )
+            case "missing":
+                what = f"{row} is missing"
+            case "extra":
+                what = f"{row} does not come from the log"
+            case _:
+                what = self.detail
+        counts = ((self.changed, "changed"), (self.missing, "missing"), (self.extra, "too many"))
+        total = ", ".join(f"{count:,} {word}" for count, word in counts if count)
+        return f"{self.table} at position {self.position}: {what}" + (f" ({total})" if total else "")
+
+
+async def compare(
+    dsn: str,
+    schema: str,
+    projections: Sequence[Projection] = PROJECTIONS,
+    *,
+    progress: Progress | None = None,
+) -> list[Difference]:
+    """Compares the read tables with a fold of the log, each as of its own position, while others write.
+
+    Args:
+        dsn: libpq connection string or URI of a primary server; the role reads the squad's tables and may
+            make temporary ones.
+        schema: the squad's Postgres schema.
+        projections: whose tables; all of them, unless some are named.
+        progress: told the position reached and the one to be reached, page by page.
+
+    Returns:
+        What is wrong: at most one for each table, and one for each projection that is not as it should be.
+
+    Raises:
+        UnknownEventType, UnreadableEvent, LogNotUnderstood, LogBroken: the log cannot be folded.
+        StoreBusy: somebody set the tables back meanwhile.
+        StoreUnavailable: the database cannot be reached.
+    """
+    async with refolding(dsn, schema, projections, name="squad comparison", progress=progress) as refold:
+        await _approach(refold, schema)
+        connection = refold.connection
+        with translating():
+            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+            standings = await _standings(connection, schema)
+            end = await log.head_position(connection)
+        found: list[Difference] = []
+        sound: list[Projection] = []
+        for projection in projections:
+            standing = standings.get(projection.name)
+            if difference := _misfit(projection, standing, end):
+                found.append(difference)
+            if standing and (difference is None or difference.kind == "stopped"):
+                sound.append(projection)
+        await refold.to({projection.name: standings[projection.name].position for projection in sound})
+        await refold.analyze()
+        for projection in sound:
+            position = standings[projection.name].position
+            if refold.positions[projection.name] != position:
+                raise StoreBusy(f"{projection.name} was set back to {position} while it was compared")
+            for table in projection.tables:
+                found += await _compare_table(connection, schema, projection, table, position)
+        with translating():
+            await connection.execute("ROLLBACK")
+    return found
+
+
+class _Standing(NamedTuple):
+    position: int
+    fold_version: int
+    failed_position: int | None
+    error: str | None
+
+
+async def _standings(connection: Connection, schema: str) -> dict[str, _Standing]:
+    query = sql.SQL("SELECT name, position, fold_version, failed_position, error FROM {}")
+    cursor = await connection.execute(query.format(sql.Identifier(schema, "projections")))
+    return {name: _Standing(*standing) for name, *standing in await cursor.fetchall()}
+
+
+async def _approach(refold: Refold, schema: str) -> None:
+    """Folds up to where the tables are, again and again for as long as that comes closer to them."""
+    distance: int | None = None
+    while True:
+        with translating():
+            standings = await _standings(refold.connection, schema)
+            end = await log.head_position(refold.connection)
+        targets = {
+            name: min(standings[name].position, end)
+            for name, projection in refold.projections.items()
+            if name in standings and standings[name].fold_version == projection.fold_version
+        }
+        left = max((target - refold.positions[name] for name, target in targets.items()), default=0)
+        if left <= 0 or (distance is not None and left >= distance):
+            return
+        await refold.to(targets)
+        distance = left
+
+
+def _misfit(projection: Projection, standing: _Standing | None, end: int) -> Difference | None:
+    """What is wrong with a projection before one looks at its rows."""
+    name, version = projection.name, projection.fold_version
+    if standing is None:
+        return Difference("never folded", name, 0, detail="it has never been folded")
+    position = standing.position
+    if standing.fold_version != version:
+        detail = f"it was folded by version {standing.fold_version}, this is version {version}"
+        return Difference("other fold", name, position, detail=detail)
+    if position > end:
+        detail = f"it claims to be at position {position}, and the log ends at {end}"
+        return Difference("beyond the log", name, position, detail=detail)
+    if standing.failed_position is not None:
+        detail = f"it stopped before position {standing.failed_position}: {standing.error}"
+        return Difference("stopped", name, position, detail=detail)
+    return None
+
+
+async def _compare_table(
+    connection: Connection, schema: str, projection: Projection, table: Table[Any, Any], position: int
+) -> list[Difference]:
+    changed, missing, extra, paired, folded = await _one(connection, pair(_COUNTS, schema, table))
+    if paired + missing != folded:
+        detail = f"{paired + missing - folded:,} rows are there more than once"
+        return [Difference("doubled", projection.name, position, table.name, detail=detail)]
+    if not changed + missing + extra:
+        return []
+    kind, key, texts, differing = await _one(connection, pair(_FIRST, schema, table))
+    first = Difference(
+        kind,
+        projection.name,
+        position,
+        table.name,
+        dict(zip(table.key, key, strict=True)),
+        changed=changed,
+        missing=missing,
+        extra=extra,
+    )
+    if kind == "changed":
+        column = differing.index(True)
+        found, expected = texts[column]
+        first = replace(first, column=table.columns[column], found=found, expected=expected)
+    return [first]
+
+
+async def _one(connection: Connection, query: sql.Composed) -> tuple[Any, ...]:
+    with translating():
+        row = await (await connection.execute(query)).fetchone()
+    assert row is not None
+    return row  # type: ignore[no-any-return]
+
+
+def _brief(value: str | None) -> str:
+    if value is None:
+        return "null"
+    return repr(value if len(value) <= _SHOWN_CHARACTERS else value[: _SHOWN_CHARACTERS - 1] + "…")

@@ -1,0 +1,134 @@
+"""api_keys and access: which keys there are, and whether one is needed at all.
+
+Two projections, so that a finished key can be recalled from the log without being counted again.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from eventstore.events import KeyCreated, KeyExpired, KeyFirstUsed, KeyRevoked, KeyScope
+from projections.projection import MissingRow, Projection, Table, Touched
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from eventstore.recorded import Recorded
+    from projections.projection import View
+
+THE_SQUAD = "squad"
+"""The key of the only row of `access`."""
+
+KeyState = Literal["active", "expired", "revoked"]
+
+
+class KeyRow(NamedTuple):
+    """A key. `digest` is the SHA-256 of the key itself, which is nowhere."""
+
+    id: str
+    scope: KeyScope
+    agent: str | None
+    note: str | None
+    digest: str
+    state: KeyState
+    created_by: str
+    created_at: datetime
+    expires_at: datetime | None
+    first_used_at: datetime | None
+    ended_at: datetime | None
+    position: int
+
+
+class AccessRow(NamedTuple):
+    """Whether requests need a key: as long as there is one that nobody has revoked, expired or not."""
+
+    name: str
+    unrevoked_keys: int
+    position: int
+
+
+KEYS = Table[str, KeyRow](
+    "api_keys",
+    KeyRow,
+    key=("id",),
+    types=(
+        "text",
+        "text",
+        "text",
+        "text",
+        "text",
+        "text",
+        "text",
+        "timestamptz",
+        "timestamptz",
+        "timestamptz",
+        "timestamptz",
+        "bigint",
+    ),
+)
+
+ACCESS = Table[str, AccessRow]("access", AccessRow, key=("name",), types=("text", "bigint", "bigint"))
+
+keys = Projection("keys", (KEYS,))
+access = Projection("access", (ACCESS,))
+
+
+def _key(view: View, id_: str) -> KeyRow:
+    row = view.rows(KEYS).get(id_)
+    if row is None:
+        raise MissingRow(KEYS, id_)
+    return row
+
+
+def _its_key(event: KeyFirstUsed | KeyExpired | KeyRevoked) -> Iterable[Touched]:
+    return (Touched(KEYS, event.key_id),)
+
+
+@keys.on(KeyCreated)
+def _created(view: View, event: KeyCreated, recorded: Recorded) -> None:
+    row = KeyRow(
+        id=event.key_id,
+        scope=event.scope,
+        agent=event.agent,
+        note=event.note,
+        digest=event.digest,
+        state="active",
+        created_by=recorded.actor,
+        created_at=recorded.recorded_at,
+        expires_at=event.expires_at,
+        first_used_at=None,
+        ended_at=None,
+        position=recorded.position,
+    )
+    view.rows(KEYS).put(event.key_id, row)
+
+
+@keys.on(KeyFirstUsed, touches=_its_key)
+def _first_used(view: View, event: KeyFirstUsed, recorded: Recorded) -> None:
+    row = _key(view, event.key_id)
+    row = row._replace(first_used_at=recorded.recorded_at, position=recorded.position)
+    view.rows(KEYS).put(row.id, row)
+
+
+@keys.on(KeyExpired, KeyRevoked, touches=_its_key)
+def _ended(view: View, event: KeyExpired | KeyRevoked, recorded: Recorded) -> None:
+    row = _key(view, event.key_id)
+    row = row._replace(
+        state="expired" if isinstance(event, KeyExpired) else "revoked",
+        ended_at=recorded.recorded_at,
+        position=recorded.position,
+    )
+    view.rows(KEYS).put(row.id, row)
+
+
+def _the_squad(_: object) -> Iterable[Touched]:
+    return (Touched(ACCESS, THE_SQUAD),)
+
+
+# One that has expired still counts: a squad whose last key runs out must not be open to everybody.
+@access.on(KeyCreated, KeyRevoked, touches=_the_squad)
+def _counted(view: View, event: KeyCreated | KeyRevoked, recorded: Recorded) -> None:
+    before = view.rows(ACCESS).get(THE_SQUAD)
+    unrevoked = (before.unrevoked_keys if before else 0) + (1 if isinstance(event, KeyCreated) else -1)
+    view.rows(ACCESS).put(THE_SQUAD, AccessRow(THE_SQUAD, unrevoked, recorded.position))

@@ -1,0 +1,55 @@
+"""SQL about a read table, `l`, and the one that the log was folded into, `f`: row beside row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, LiteralString
+
+from psycopg import sql
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from projections.projection import Table
+
+APART = "pg_temp"
+"""The schema of a session's own tables."""
+
+JOINED: LiteralString = "{live} l FULL JOIN {folded} f ON {same_key}"
+DIFFER: LiteralString = (
+    "(l.ctid IS NULL OR f.ctid IS NULL OR ROW({live_row}) IS DISTINCT FROM ROW({folded_row}))"
+)
+"""Where one side has no row its ctid is null, whatever the columns of a row may hold."""
+
+
+def apart(table: Table[Any, Any]) -> sql.Identifier:
+    """The session's own table."""
+    return sql.Identifier(APART, table.name)
+
+
+def pair(statement: LiteralString, schema: str, table: Table[Any, Any]) -> sql.Composed:
+    """A statement, completed with the names of both tables and what they have in common."""
+    return sql.SQL(statement).format(
+        live=sql.Identifier(schema, table.name),
+        folded=apart(table),
+        unlike=sql.Identifier(APART, f"{table.name} unlike"),
+        same_key=sql.SQL(" AND ").join(_each("l.{0} = f.{0}", table.key)),
+        columns=_listed("{0}", table.columns),
+        live_row=_listed("l.{0}", table.columns),
+        folded_row=_listed("f.{0}", table.columns),
+        key=_listed("{0}", table.key),
+        live_key=_listed("l.{0}", table.key),
+        folded_key=_listed("f.{0}", table.key),
+        either_key=_listed("coalesce(l.{0}, f.{0})", table.key),
+        noted_key=_listed("coalesce(l.{0}, f.{0}) AS {0}", table.key),
+        either_key_as_text=_listed("coalesce(l.{0}, f.{0})::text", table.key),
+        both_as_text=_listed("ARRAY[l.{0}::text, f.{0}::text]", table.columns),
+        differing=_listed("l.{0} IS DISTINCT FROM f.{0}", table.columns),
+    )
+
+
+def _listed(template: LiteralString, columns: Iterable[str]) -> sql.Composed:
+    return sql.SQL(", ").join(_each(template, columns))
+
+
+def _each(template: LiteralString, columns: Iterable[str]) -> list[sql.Composed]:
+    return [sql.SQL(template).format(sql.Identifier(column)) for column in columns]

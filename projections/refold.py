@@ -1,0 +1,205 @@
+"""The log folded a second time, into tables of one session's own.
+
+They are temporary tables that bear the read tables' names and come first on the session's search path, so
+that the same folder fills them. Nobody else sees them, nothing of them reaches the write-ahead log, and
+they end with the session, however that ends: whoever is killed in the middle leaves nothing behind. A
+verification compares them with the live ones (`projections.comparison`), a replay puts their rows in the
+place of the live ones' (`projections.rebuild`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import sql
+
+from eventstore import log
+from eventstore.connection import connect
+from eventstore.errors import LogBroken
+from eventstore.keys import Keyring
+from eventstore.translation import translating
+from projections import storage
+from projections.folding import PageFolder, decoded
+from projections.pairing import APART, apart
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+
+    from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
+    from projections.folding import FoldedPage
+    from projections.projection import Projection, Table
+
+    Progress = Callable[[int, int], None]
+    """Told the position reached, and the one to be reached."""
+
+PATIENCE_MILLISECONDS = 1_800_000
+"""How long one transaction may take at most."""
+
+_COLLECTED_AFTER_OBJECTS = 50_000
+
+
+class Refold:
+    """A second set of tables, and how far each projection is in it.
+
+    `connection` has the tables, the reader reads the log: while a page is folded, the next one is on its
+    way already, and the last one's rows are on theirs.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        reader: Connection,
+        projections: Sequence[Projection],
+        progress: Progress | None = None,
+    ) -> None:
+        self.connection = connection
+        self.projections = {projection.name: projection for projection in projections}
+        self.positions = dict.fromkeys(self.projections, 0)
+        self._reader = reader
+        self._progress = progress or _tell_nobody
+        self._folder = PageFolder()
+        self._keyring = Keyring()
+
+    async def to(self, targets: Mapping[str, int]) -> None:
+        """Folds each named projection on to its position, page by page.
+
+        Raises:
+            LogBroken: an event is missing on the way.
+            UnknownEventType, UnreadableEvent, LogNotUnderstood: an event cannot be folded.
+        """
+        goal = max(targets.values(), default=0)
+        while behind := {name: self.positions[name] for name in targets if self._is_behind(name, targets)}:
+            start = min(behind.values())
+            members = [self.projections[name] for name, at in behind.items() if at == start]
+            # As far as they go together: to the first one's goal, or to where the next one joins them.
+            stop = min(
+                *(targets[member.name] for member in members),
+                *(at for at in behind.values() if at > start),
+                goal,
+            )
+            await self._fold(members, start, stop, goal)
+            self.positions.update(dict.fromkeys((member.name for member in members), stop))
+
+    async def _fold(self, members: Sequence[Projection], start: int, stop: int, goal: int) -> None:
+        writing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        writing.set_result(None)
+        at = start
+        try:
+            async with (
+                aclosing(log.scan(self._reader, start, stop)) as pages,
+                aclosing(log.ahead(pages)) as pages_ahead,
+            ):
+                async for page in pages_ahead:
+                    _check_whole(page, at)
+                    at += len(page)
+                    events = await decoded(self._reader, page, self._keyring)
+                    await writing
+                    folded = await self._folder.fold(self.connection, members, page, events)
+                    writing = asyncio.ensure_future(self._write(folded, at, goal))
+            await writing
+        except asyncio.CancelledError:
+            writing.cancel()
+            raise
+        finally:
+            await asyncio.gather(writing, return_exceptions=True)
+        if at < stop:
+            raise LogBroken(f"position {at + 1} is missing", at + 1)
+
+    async def _write(self, folded: FoldedPage, position: int, goal: int) -> None:
+        with translating():
+            async with self.connection.pipeline(), self.connection.transaction():
+                await folded.write(self.connection)
+        folded.keep()
+        self._progress(position, goal)
+
+    @contextmanager
+    def undone_where_it_fails(self) -> Iterator[None]:
+        """For a transaction of the caller's: what it rolls back is not believed to be folded."""
+        before = dict(self.positions)
+        try:
+            yield
+        except BaseException:
+            self.positions = before
+            self._folder = PageFolder()
+            raise
+
+    async def analyze(self) -> None:
+        """Tells the planner how large the tables are; nobody else does for temporary ones."""
+        with translating():
+            for table in self.tables():
+                await self.connection.execute(sql.SQL("ANALYZE {}").format(apart(table)))
+
+    def tables(self) -> list[Table[Any, Any]]:
+        """The tables of all its projections."""
+        return [table for projection in self.projections.values() for table in projection.tables]
+
+    def _is_behind(self, name: str, targets: Mapping[str, int]) -> bool:
+        return self.positions[name] < targets[name]
+
+
+def _check_whole(page: Sequence[Recorded], after: int) -> None:
+    """Positions grow along a page: it is whole where its last one is as far on as it has events."""
+    if page[-1].position != after + len(page):
+        missing = next(at for at, recorded in enumerate(page, after + 1) if recorded.position != at)
+        raise LogBroken(f"position {missing} is missing", missing)
+
+
+@asynccontextmanager
+async def refolding(
+    dsn: str,
+    schema: str,
+    projections: Sequence[Projection],
+    *,
+    name: str,
+    progress: Progress | None = None,
+) -> AsyncIterator[Refold]:
+    """Empty tables of a session's own for these projections, for as long as the block lasts.
+
+    Args:
+        dsn: libpq connection string or URI of a primary server; the role needs the right to make temporary
+            tables, which everybody has by default.
+        schema: the squad's Postgres schema.
+        projections: which ones.
+        name: shown as `application_name` in pg_stat_activity.
+        progress: told after each page.
+    """
+    connection = await connect(
+        dsn,
+        schema,
+        name=name,
+        search_path=f"{APART},{schema}",
+        temp_buffers="64MB",
+        work_mem="64MB",
+        statement_timeout=PATIENCE_MILLISECONDS,
+        transaction_timeout=PATIENCE_MILLISECONDS,
+    )
+    async with connection, await connect(dsn, schema, name=name) as reader:
+        with suppress(psycopg.Error):
+            # A client that was killed is then noticed during a long statement too; not every server can.
+            await connection.execute("SET client_connection_check_interval = '1s'")
+        refold = Refold(connection, reader, projections, progress)
+        with translating():
+            for table in refold.tables():
+                await connection.execute(storage.create_statement(table, apart(table)))
+        with _collecting_seldom():
+            yield refold
+
+
+@contextmanager
+def _collecting_seldom() -> Iterator[None]:
+    """Has the garbage collector look less often: it would spend a third of a fold on looking at rows."""
+    before = gc.get_threshold()
+    gc.set_threshold(_COLLECTED_AFTER_OBJECTS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+def _tell_nobody(position: int, goal: int) -> None:
+    del position, goal

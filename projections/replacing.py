@@ -1,0 +1,115 @@
+"""Puts folded rows in the place of live ones: only where they differ, and in little time.
+
+Joining whole tables takes a second for a million rows, and while rows are replaced the projector waits. So
+the tables are joined before, in a snapshot, and the keys of all rows that differ in it are noted. What was
+written since bears the number of a transaction that the snapshot does not know, in the live table as in the
+folded one: those keys are added, and only what is noted is looked at while the projector waits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
+
+from psycopg import sql
+
+from eventstore.schema import read_table_sql
+from projections.pairing import APART, DIFFER, JOINED, pair
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eventstore.connection import Connection
+    from projections.projection import Table
+
+_HORIZON: LiteralString = "SELECT pg_snapshot_xmin(pg_current_snapshot())::xid::text"
+_HAS_KEY: LiteralString = """
+    SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = to_regclass(%s) AND indisprimary AND indisvalid)
+"""
+_NOTE_UNLIKE: LiteralString = (
+    "CREATE TABLE {unlike} AS SELECT {noted_key} FROM " + JOINED + " WHERE " + DIFFER
+)
+_NOTE_NEWER: LiteralString = """
+    INSERT INTO {unlike} ({key})
+    SELECT {live_key} FROM {live} l WHERE age(l.xmin) <= age(%(horizon)s::xid)
+    UNION ALL
+    SELECT {folded_key} FROM {folded} f WHERE age(f.xmin) <= age(%(horizon)s::xid)
+"""
+_REMOVE_ALL: LiteralString = "DELETE FROM {live}"
+_WRITE_ALL: LiteralString = "INSERT INTO {live} ({columns}) SELECT {columns} FROM {folded}"
+_REMOVE: LiteralString = """
+    DELETE FROM {live} l
+    WHERE ({live_key}) IN (SELECT {key} FROM {unlike})
+      AND NOT EXISTS (SELECT FROM {folded} f
+                      WHERE {same_key} AND ROW({live_row}) IS NOT DISTINCT FROM ROW({folded_row}))
+"""
+_WRITE: LiteralString = """
+    INSERT INTO {live} ({columns})
+    SELECT {folded_row} FROM {folded} f
+    WHERE ({folded_key}) IN (SELECT {key} FROM {unlike})
+      AND NOT EXISTS (SELECT FROM {live} l WHERE {same_key})
+"""
+
+
+class Survey(NamedTuple):
+    """What was found out about the tables before anybody has to wait."""
+
+    horizon: str
+    """The snapshot knows no transaction from this one on."""
+    whole: frozenset[str]
+    """Tables to be filled anew: they were dropped, or have lost the key that tells their rows apart."""
+
+
+async def survey(connection: Connection, schema: str, tables: Sequence[Table[Any, Any]]) -> Survey:
+    """Notes the keys of all rows that differ."""
+    whole = set()
+    async with connection.transaction():
+        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        horizon = await _one(connection, _HORIZON)
+        for table in tables:
+            if await _one(connection, _HAS_KEY, (f"{schema}.{table.name}",)):
+                await connection.execute(pair(_NOTE_UNLIKE, schema, table))
+                await connection.execute(pair("ANALYZE {unlike}", schema, table))
+            else:
+                whole.add(table.name)
+    return Survey(horizon, frozenset(whole))
+
+
+async def replace(
+    connection: Connection, schema: str, table: Table[Any, Any], found: Survey
+) -> tuple[int, int]:
+    """Makes the live rows what the folded ones are, in the caller's transaction, while nobody else writes.
+
+    Returns:
+        How many rows were written, and how many were removed.
+    """
+    if table.name in found.whole:
+        if await _one(connection, "SELECT to_regclass(%s) IS NULL", (f"{schema}.{table.name}",)):
+            await _make(connection, schema, table)
+        remove, write = _REMOVE_ALL, _WRITE_ALL
+    else:
+        await connection.execute(pair(_NOTE_NEWER, schema, table), {"horizon": found.horizon})
+        remove, write = _REMOVE, _WRITE
+    removed = (await connection.execute(pair(remove, schema, table))).rowcount
+    written = (await connection.execute(pair(write, schema, table))).rowcount
+    return written, removed
+
+
+async def folded_rows(connection: Connection, schema: str, table: Table[Any, Any]) -> int:
+    """How many rows the folded table has."""
+    return int(await _one(connection, pair("SELECT count(*) FROM {folded}", schema, table)))
+
+
+async def _make(connection: Connection, schema: str, table: Table[Any, Any]) -> None:
+    """Makes a table that somebody dropped."""
+    here = sql.Identifier(schema)
+    await connection.execute(sql.SQL("SET LOCAL search_path = {}, {}").format(here, sql.Identifier(APART)))
+    await connection.execute(read_table_sql(table.name).encode())
+    await connection.execute(sql.SQL("SET LOCAL search_path = {}, {}").format(sql.Identifier(APART), here))
+
+
+async def _one(
+    connection: Connection, query: LiteralString | sql.Composed, parameters: Sequence[Any] = ()
+) -> Any:
+    row = await (await connection.execute(query, parameters)).fetchone()
+    assert row is not None
+    return row[0]

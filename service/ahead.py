@@ -1,0 +1,119 @@
+"""Deciding ahead: while one batch is on its way into the log, the next one is decided above it.
+
+The database is busy with a batch for about as long as deciding one takes, so the two go on beside each
+other. Nothing is promised by it: what was decided ahead is appended only at the head that it was decided
+at, and if the batch below does not get there, the one above is forgotten and its commands wait again.
+
+Only commands that need nothing from the database are decided ahead, neither of the log nor a key: the
+connection is in use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from service import recall
+from service.batch import Batch, decide_batch
+from service.squad import Draft
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from service.clock import DatabaseClock
+    from service.requests import Ticket, Waiting
+    from service.sealer import Sealing
+    from service.squad import Squad
+
+
+class Decided(NamedTuple):
+    """A batch, and the state as it will be after it."""
+
+    draft: Draft
+    batch: Batch
+
+
+class Ahead:
+    """Takes commands from the queue and decides them above the batch that is on its way."""
+
+    def __init__(self, clock: DatabaseClock, waiting: Waiting, sealing: Sealing) -> None:
+        self._clock = clock
+        self._waiting = waiting
+        self._sealing = sealing
+        self._below: Draft | None = None
+        self._decided: Decided | None = None
+        self._is_due = False
+
+    @property
+    def tickets(self) -> Sequence[Ticket]:
+        """Those whose commands were decided ahead."""
+        return self._decided.batch.tickets if self._decided else ()
+
+    def take(self) -> Decided | None:
+        """What was decided ahead, to be appended now."""
+        decided, self._decided = self._decided, None
+        return decided
+
+    def drop(self) -> None:
+        """Forgets what was decided ahead; its commands wait again, before all others."""
+        if decided := self.take():
+            self._waiting.put_back(decided.batch.tickets)
+
+    def rebase(self, squad: Squad) -> None:
+        """The batch below is in the log, and its effects are the squad's."""
+        if self._decided:
+            self._decided.draft.rebase(squad)
+
+    @contextmanager
+    def deciding_above(self, below: Draft) -> Iterator[None]:
+        """Decides what waits and what arrives, for as long as the batch of `below` is on its way."""
+        if self._sealing.encrypts:
+            yield
+            return
+        self._below = below
+        self._waiting.on_arrival = self._soon
+        self._soon()
+        try:
+            yield
+        except BaseException:
+            self.drop()
+            raise
+        finally:
+            self._below = None
+            self._waiting.on_arrival = None
+
+    def _soon(self) -> None:
+        """Not at once: what arrives together is decided together, and after the batch below was sent."""
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._decide)
+
+    def _decide(self) -> None:
+        self._is_due = False
+        if self._below is None:
+            return
+        before = self._decided
+        draft = before.draft if before else Draft(self._below)
+        tickets = self._without_needs(draft, self._waiting.drain(beside=self.tickets))
+        if tickets:
+            self._decided = self._decide_above(self._below, before, draft, tickets)
+
+    def _decide_above(
+        self, below: Draft, before: Decided | None, draft: Draft, tickets: Sequence[Ticket]
+    ) -> Decided:
+        # The events of a batch share one time, and it is never before that of the batch below.
+        decided_at = before.batch.decided_at if before else self._clock.now()
+        latest = below.head.recorded_at
+        now = max(decided_at, latest) if latest else decided_at
+        batch = decide_batch(draft, tickets, {}, now=now, decided_at=decided_at)
+        return Decided(draft, before.batch.and_then(batch) if before else batch)
+
+    def _without_needs(self, draft: Draft, tickets: list[Ticket]) -> list[Ticket]:
+        """Those up to the first one that needs something from the log; it waits, and so do all after it."""
+        for index, ticket in enumerate(tickets):
+            if recall.needs(draft, [ticket]):
+                self._waiting.put_back(tickets[index:])
+                self._waiting.on_arrival = None
+                return tickets[:index]
+        return tickets

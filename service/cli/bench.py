@@ -1,0 +1,82 @@
+"""`squad bench`: what to expect of a squad on this machine and this database."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from service import selftest, settings
+from service.app import database
+from service.cli.common import database_options, run
+from service.http.json import dumps
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from service.selftest import Figures, Latency
+
+
+@click.command()
+@click.option(
+    "--seconds",
+    type=click.FloatRange(2, 300),
+    default=25.0,
+    show_default=True,
+    help="How long to measure.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
+@database_options
+def bench(
+    *, seconds: float, as_json: bool, dsn: str | None, data: Path | None, config: Path | None
+) -> None:
+    """Measure this machine and database, in a schema of its own that is removed afterwards."""
+    chosen = settings.read(config, dsn=dsn, data=data)
+    screen = Console(stderr=True)
+
+    async def work() -> Figures:
+        async with database(chosen) as found:
+            with screen.status("measuring") as shown:
+                return await selftest.run(found, seconds, lambda what: shown.update(f"measuring {what}"))
+
+    figures = run(work())
+    sentences = selftest.judge(figures)
+    if as_json:
+        click.echo(dumps({**_plain(figures), "judgement": sentences}).decode())
+        return
+    console = Console()
+    console.print(_table(figures))
+    for sentence in sentences:
+        console.print(sentence, highlight=False)
+
+
+def _table(figures: Figures) -> Table:
+    title = f"Postgres {figures.server_version}"
+    table = Table("", "a second", "half within", "99 % within", title=title, title_justify="left")
+    for name, latency in (
+        ("to the database and back", figures.round_trip),
+        ("a durable commit", figures.commit),
+        ("the same, not waiting for the disk", figures.commit_unflushed),
+        ("a notification", figures.notification),
+    ):
+        table.add_row(name, "", *_cells(latency))
+    for callers, rate in figures.commands.items():
+        name = f"commands, {callers} caller{'s' if callers > 1 else ''}"
+        table.add_row(name, f"{rate.per_second:,.0f}", *_cells(rate.latency))
+    table.add_row("from the answer to the table", "", *_cells(figures.visible))
+    return table
+
+
+def _cells(latency: Latency) -> tuple[str, str]:
+    return f"{latency.p50_ms:.2f} ms", f"{latency.p99_ms:.2f} ms"
+
+
+def _plain(value: Any) -> Any:
+    """Records as objects, whatever they hold."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: _plain(item) for name, item in value._asdict().items()}
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return value

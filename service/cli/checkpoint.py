@@ -1,0 +1,79 @@
+"""`squad checkpoint`: how far the log is, under a signature, to be kept elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from eventstore import checkpoint as signed
+from eventstore import log, verification
+from eventstore.recorded import Head
+from service import settings
+from service.app import StartFailed
+from service.cli import progress
+from service.cli.common import AT_LEISURE, database_options, open_squad, run
+from service.cli.files import STANDARD, written
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from eventstore.checkpoint import Checkpoint
+    from eventstore.connection import Connection
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option("--key", type=_FILE, help="The key to sign with.  [default: what checkpoint_key is set to]")
+@click.option("--out", type=_FILE, default=STANDARD, help="Where to write it.  [default: stdout]")
+@click.option("--new-key", type=_FILE, help="Only make a key, in this file, and its public half beside it.")
+@database_options
+def checkpoint(
+    *,
+    key: Path | None,
+    out: Path,
+    new_key: Path | None,
+    dsn: str | None,
+    data: Path | None,
+    config: Path | None,
+) -> None:
+    """Verify the log, and sign how far it is and what its last hash is."""
+    if new_key is not None:
+        name = signed.new_key(new_key)
+        click.echo(f"made the key {name}")
+        click.echo(f"  private  {new_key}: keep it where whoever can write to the database cannot read it")
+        click.echo(f"  public   {signed.public_half(new_key)}: for squad verify --public-key")
+        return
+    chosen_key = key or settings.read(config, dsn=dsn, data=data).checkpoint_key
+    if chosen_key is None:
+        raise StartFailed(
+            "there is no key to sign with; name one with --key, or make one with"
+            " `squad checkpoint --new-key FILE`"
+        )
+    private = signed.private_key(chosen_key)
+
+    async def work() -> Checkpoint:
+        async with open_squad(config, dsn, data, **AT_LEISURE) as (connection, _, _):
+            return await _signed(connection, private)
+
+    made = run(work())
+    with written(out) as file:
+        file.write(made.to_json().encode())
+
+
+async def _signed(connection: Connection, key: Ed25519PrivateKey) -> Checkpoint:
+    """A checkpoint of a log that holds, up to its last event."""
+    async with verification.snapshot(connection):
+        total = await log.head_position(connection)
+        with progress.shown("the log") as tell:
+            verified = await verification.verify_log(connection, tell=lambda done: tell(done, total))
+        if fault := verified.first_fault:
+            place = f"position {fault.position}: " if fault.position is not None else ""
+            raise StartFailed(f"nothing was signed, because the log does not hold: {place}{fault.says}")
+        last = await log.read_one(connection, verified.position)
+    if last is None or verified.squad is None:
+        raise StartFailed("nothing was signed, because the log is empty")
+    now = await log.clock(connection)
+    return signed.sign(key, verified.squad, Head(last.position, last.hash, last.recorded_at), now)

@@ -1,0 +1,75 @@
+"""`squad explain`: why it happened, on the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from service.app import StartFailed
+from service.cli.common import database_options, open_squad, printable, run
+from service.explain import explain
+from service.explain.reader import LoggedPast
+from service.explain.words import moment
+from service.http.json import dumps
+from service.views import explanation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from service.explain import Explanation
+    from service.explain.record import Reason, Step
+
+
+@click.command("explain")
+@click.argument("position", type=click.IntRange(min=1, max=2**63 - 1))
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@database_options
+def explain_position(
+    position: int, *, as_json: bool, dsn: str | None, data: Path | None, config: Path | None
+) -> None:
+    """Tell why the event at a position happened, or why something was refused there."""
+
+    async def work() -> Explanation | None:
+        async with open_squad(config, dsn, data) as (connection, _, _):
+            return await explain(LoggedPast(connection), position)
+
+    found = run(work())
+    if found is None:
+        raise StartFailed(f"the log has no position {position}")
+    if as_json:
+        click.echo(dumps(explanation(found)).decode())
+    else:
+        click.echo("\n".join(map(printable, lines(found))))
+
+
+def lines(found: Explanation) -> Iterator[str]:
+    """An explanation as a person reads it."""
+    yield f"{found.position}  {found.type}  {moment(found.recorded_at)}"
+    yield found.summary
+    yield from _part("Why", _told(found.reasons))
+    yield from _part("Where it came from", _told(found.origin.reasons))
+    causes = [_step(step) for step in found.causes]
+    if found.causes_go_on_at:
+        causes.append(f"and so on, from position {found.causes_go_on_at}")
+    yield from _part("What led to it, the nearest first", causes)
+    yield from _part("What it led to", (_step(step) for step in found.effects))
+
+
+def _part(title: str, told: Iterable[str]) -> Iterator[str]:
+    items = list(told)
+    if items:
+        yield ""
+        yield title
+        yield from (f"  {item}" for item in items)
+
+
+def _told(reasons: Iterable[Reason]) -> Iterator[str]:
+    for reason in reasons:
+        yield reason.sentence
+        yield from (f"  - {item}" for item in reason.items)
+
+
+def _step(step: Step) -> str:
+    return f"{step.position:>8}  {moment(step.recorded_at)}  {step.sentence}"

@@ -1,0 +1,148 @@
+"""`squad export` and `squad import`: the whole log as a file, and back."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from eventstore import log, schema
+from eventstore.arriving import Arriving
+from eventstore.connection import connect
+from eventstore.listener import Hints
+from eventstore.transfer import export_log, import_log
+from eventstore.translation import translating
+from projections import PROJECTIONS
+from projections.projector import Projector
+from service import settings
+from service.app import StartFailed, background, database
+from service.cli import progress
+from service.cli.common import AT_LEISURE, database_options, open_squad, run
+from service.cli.files import STANDARD, lines, written
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from eventstore.connection import Connection
+    from eventstore.recorded import Head
+    from eventstore.transfer import Exported
+
+_FILE = click.Path(path_type=Path)
+_LOOK_EVERY_SECONDS = 0.1
+_STANDINGS = "SELECT name, position, failed_position, error FROM projections"
+
+
+@click.command("export")
+@click.argument("file", type=_FILE)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["jsonl", "cloudevents"]),
+    default="jsonl",
+    help="What each line is: an event for squad import, or a CloudEvent for others.  [default: jsonl]",
+)
+@click.option("--after", type=click.IntRange(min=0), default=0, help="Begin after this position.")
+@click.option("--until", type=click.IntRange(min=1), help="End with this position.")
+@click.option(
+    "--without-keys",
+    is_flag=True,
+    help="Leave out what sealed payloads are read with: nobody can read them from this file.",
+)
+@database_options
+def export_command(
+    *,
+    file: Path,
+    form: str,
+    without_keys: bool,
+    after: int,
+    until: int | None,
+    dsn: str | None,
+    data: Path | None,
+    config: Path | None,
+) -> None:
+    """Write the log to FILE as JSON Lines, packed where its name ends in .gz; - is stdout."""
+    if until is not None and until < after:
+        raise click.UsageError(f"--until {until} is before --after {after}")
+
+    async def work() -> Exported:
+        async with open_squad(config, dsn, data, **AT_LEISURE) as (connection, _, _):
+            head = await log.head_position(connection)
+            if after > head:
+                raise StartFailed(f"there is nothing after position {after}, the log ends at {head}")
+            total = min(head, until or head) - after
+            with written(file) as opened, progress.shown("exporting") as tell:
+                return await export_log(
+                    connection,
+                    opened.write,
+                    after=after,
+                    until=until,
+                    cloud_events=form == "cloudevents",
+                    with_keys=not without_keys,
+                    tell=lambda done: tell(done, total),
+                )
+
+    done = run(work())
+    if done.broken_at is not None:
+        raise StartFailed(
+            f"{file} is written, but cannot be imported: at position {done.broken_at} the hash does not"
+            " follow from the event and the hash before"
+        )
+    click.echo(
+        f"exported {done.events:,} events, up to position {done.end.position:,}", err=file == STANDARD
+    )
+
+
+@click.command("import")
+@click.argument("file", type=_FILE)
+@database_options
+def import_command(file: Path, dsn: str | None, data: Path | None, config: Path | None) -> None:
+    """Take in a whole log that squad export wrote to FILE, or nothing, into a new squad; - is stdin."""
+    chosen = settings.read(config, dsn=dsn, data=data)
+
+    async def work() -> Head:
+        # Whoever names a file that is none must not find a new database afterwards.
+        arriving = lines(file)
+        first: list[bytes] = await anext(arriving, [])
+        Arriving().take(first[0] if first else b"")
+        async with database(chosen) as found:
+            await schema.apply(found, chosen.squad_schema)
+            connection = await connect(found, chosen.squad_schema, name="squad import", **AT_LEISURE)
+            async with connection:
+                with progress.shown("importing") as tell:
+                    portions = _again(first, arriving)
+                    head = await import_log(connection, portions, lambda done: tell(done, None))
+                await _project(found, chosen.squad_schema, connection, head.position)
+        return head
+
+    head = run(work())
+    click.echo(f"imported {head.position:,} events, and their tables; the last hash is {head.hash.hex()}")
+
+
+async def _again(first: list[bytes], rest: AsyncIterator[list[bytes]]) -> AsyncIterator[list[bytes]]:
+    yield first
+    async for portion in rest:
+        yield portion
+
+
+async def _project(dsn: str, squad_schema: str, connection: Connection, head: int) -> None:
+    """Has the tables follow: by a projector of our own, or that of a service, whoever is first."""
+    with progress.shown("the tables") as tell:
+        async with background(Projector(dsn, squad_schema, Hints()).run()):
+            while True:
+                standings = {name: rest for name, *rest in await _rows(connection)}
+                missing = {each.name for each in PROJECTIONS} - standings.keys()
+                behind = [name for name, (at, _, _) in standings.items() if at < head]
+                failed = {name: (at, why) for name, (_, at, why) in standings.items() if at is not None}
+                if not missing and all(name in failed for name in behind):
+                    break
+                tell(min((at for at, _, _ in standings.values()), default=0), head)
+                await asyncio.sleep(_LOOK_EVERY_SECONDS)
+    for name, (at, why) in failed.items():
+        raise StartFailed(f"the log is imported, but the tables of {name} stopped at position {at}: {why}")
+
+
+async def _rows(connection: Connection) -> list[tuple[Any, ...]]:
+    with translating():
+        return await (await connection.execute(_STANDINGS)).fetchall()

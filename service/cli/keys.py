@@ -1,0 +1,179 @@
+"""`squad keys`: who may come in, and with what."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eventstore import codec, log
+from projections.keys import KEYS, keys
+from service import api_keys
+from service import commands as do
+from service.app import StartFailed
+from service.cli.acting import acting, asked
+from service.cli.common import database_options, open_squad, printable, run
+from service.decide.access import key_is_needed
+from service.http.json import dumps
+from service.squad import Draft, Squad
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
+    from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
+    from projections.keys import KeyRow
+
+_COLOURS = {"active": "green", "expired": "yellow", "revoked": "red"}
+
+
+@click.group("keys")
+def keys_() -> None:
+    """Make, list and revoke API keys. As long as there is one, the service lets nobody in without."""
+
+
+@keys_.command()
+@click.option(
+    "--scope",
+    type=click.Choice(["agent", "operator", "auditor"]),
+    help="What it opens: what is one agent's own; everything; everything, but only to look at.",
+)
+@click.option("--agent", metavar="NAME", help="Whose key it is; for the scope agent.")
+@click.option("--expires-days", type=int, metavar="N", help="How long it lives.  [default: until revoked]")
+@click.option("--note", metavar="TEXT", help="What it is for; shown in lists, and kept in the log.")
+@click.option("--json", "as_json", is_flag=True, help="The key and what is known of it, as JSON.")
+@database_options
+def create(
+    *,
+    scope: str | None,
+    agent: str | None,
+    expires_days: int | None,
+    note: str | None,
+    as_json: bool,
+    dsn: str | None,
+    data: Path | None,
+    config: Path | None,
+) -> None:
+    """Make a key. It is shown this once; only its hash is kept."""
+    if scope is None:
+        raise click.UsageError("--scope is needed: agent, operator or auditor")
+    if (scope == "agent") != (agent is not None):
+        raise click.UsageError("--scope agent takes --agent NAME, and no other scope does")
+    made = api_keys.make()
+    command = asked(
+        do.CreateKey,
+        key_id=made.id,
+        digest=made.digest,
+        scope=scope,
+        for_agent=agent,
+        note=note,
+        expires_days=expires_days,
+    )
+
+    async def work() -> dict[str, Any]:
+        # Before the first start as well: a service that others can reach does not start without one.
+        async with acting(config, dsn, data, anew=True) as hand:
+            outcome = await hand.do(command)
+            return {"key": made.text, **outcome.reply, "position": outcome.position}
+
+    shown = run(work())
+    if as_json:
+        click.echo(dumps(shown).decode())
+        return
+    whose = f"agent {printable(agent)}" if agent else scope
+    until = f", until {shown['expires_at']:%Y-%m-%d %H:%M}Z" if shown["expires_at"] else ""
+    click.echo(f"key {made.id} ({whose}{until}) is shown this once:", err=True)
+    click.echo(made.text)
+
+
+@keys_.command("list")
+@click.option("--all", "with_revoked", is_flag=True, help="Those that were revoked as well.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@database_options
+def list_(
+    *, with_revoked: bool, as_json: bool, dsn: str | None, data: Path | None, config: Path | None
+) -> None:
+    """Show which keys there are."""
+
+    async def work() -> list[dict[str, Any]]:
+        async with open_squad(config, dsn, data) as (connection, _, _):
+            now = await log.clock(connection)
+            return [_shown(row, now) for row in await all_keys(connection)]
+
+    found = [key for key in run(work()) if with_revoked or key["state"] != "revoked"]
+    if not as_json:
+        Console().print(_table(found))
+    elif found:
+        click.echo("\n".join(dumps(key).decode() for key in found))
+
+
+@keys_.command()
+@click.argument("id_", metavar="ID")
+@database_options
+def revoke(id_: str, dsn: str | None, data: Path | None, config: Path | None) -> None:
+    """Take a key back. ID is its id, or the key itself."""
+    key_id = api_keys.id_in(id_)
+    if not re.fullmatch(api_keys.ID_PATTERN, key_id):
+        # Not repeated: it may be a key with a slip in it.
+        raise StartFailed("that is not the id of a key; `squad keys list` shows them")
+    command = do.RevokeKey(key_id=key_id)
+
+    async def work() -> tuple[dict[str, Any], bool]:
+        async with acting(config, dsn, data) as hand:
+            outcome = await hand.do(command)
+            shown = {**outcome.reply, "position": outcome.position}
+            return shown, key_is_needed(hand.writer.squad)
+
+    shown, is_needed = run(work())
+    click.echo(dumps(shown).decode())
+    if not is_needed:
+        click.echo("That was the last key: the service now lets everybody on its own machine in.", err=True)
+
+
+async def all_keys(connection: Connection) -> list[KeyRow]:
+    """Every key that ever was, the oldest first, from the log: the tables may wait for a service to run."""
+    history: list[Recorded] = []
+    for kind in keys.handlers:
+        after = 0
+        while page := await log.read_filtered(connection, after, log.PAGE_EVENTS, log.Filter(kind.type)):
+            history += page
+            after = page[-1].position
+    view = Draft(Squad())
+    for recorded in sorted(history, key=lambda item: item.position):
+        keys.apply(view, codec.decode(recorded), recorded)
+    return sorted(view.all(KEYS), key=lambda row: row.created_at)
+
+
+def _shown(row: KeyRow, now: datetime) -> dict[str, Any]:
+    shown = row._asdict()
+    del shown["digest"]
+    if row.state == "active" and row.expires_at is not None and row.expires_at <= now:
+        shown |= {"state": "expired", "ended_at": row.expires_at}
+    return shown
+
+
+def _table(found: list[dict[str, Any]]) -> Table:
+    table = Table(title="Keys")
+    for column in ("id", "scope", "agent", "note", "made", "first used", "expires", "state"):
+        table.add_column(column, overflow="fold", no_wrap=column not in ("agent", "note"))
+    for key in found:
+        table.add_row(
+            key["id"],
+            key["scope"],
+            Text(printable(key["agent"] or "-")),
+            Text(printable(key["note"] or "-")),
+            _day(key["created_at"]),
+            _day(key["first_used_at"]),
+            _day(key["expires_at"]),
+            Text(key["state"], style=_COLOURS[key["state"]]),
+        )
+    return table
+
+
+def _day(moment: datetime | None) -> str:
+    return f"{moment:%Y-%m-%d}" if moment else "-"

@@ -1,0 +1,72 @@
+"""`squad replay`: read tables made anew from the log."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from eventstore import schema
+from projections import PROJECTIONS
+from projections.rebuild import rebuild
+from service.app import StartFailed
+from service.cli import progress
+from service.cli.common import database_options, open_squad, run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from projections import Projection
+    from projections.rebuild import Rebuilt
+
+
+@click.command()
+@click.argument("names", metavar="[PROJECTION]...", nargs=-1)
+@database_options
+def replay(names: tuple[str, ...], dsn: str | None, data: Path | None, config: Path | None) -> None:
+    """Rebuild read tables from the log, while the service runs.
+
+    Without a name, those of all projections. Readers see the old rows until the new ones are complete.
+    """
+    wanted = _named(names)
+
+    async def work() -> Rebuilt:
+        async with open_squad(config, dsn, data) as (connection, chosen, found):
+            if await schema.version(connection) < schema.SCHEMA_VERSION:
+                raise StartFailed("the database's schema is of an older version; start the service once")
+            # Through a pooler in transaction mode a session would not keep its temporary tables.
+            through = chosen.listen_dsn or found
+            with progress.shown("replaying") as tell:
+                return await rebuild(through, chosen.squad_schema, wanted, progress=tell)
+
+    began = monotonic()
+    rebuilt = run(work())
+    click.echo(
+        f"replayed {rebuilt.position:,} events into the tables of"
+        f" {', '.join(projection.name for projection in wanted)} in {monotonic() - began:.1f} s"
+    )
+    Console().print(_table(rebuilt))
+
+
+def _named(names: Sequence[str]) -> list[Projection]:
+    """The projections that are named, in their own order; all of them where none is."""
+    known = {projection.name: projection for projection in PROJECTIONS}
+    for name in names:
+        if name not in known:
+            raise click.BadParameter(
+                f"there is no projection {name!r}; there are {', '.join(known)}", param_hint="PROJECTION"
+            )
+    return [projection for projection in PROJECTIONS if not names or projection.name in names]
+
+
+def _table(rebuilt: Rebuilt) -> Table:
+    table = Table("table", "rows", "written", "removed", title=f"Read tables at {rebuilt.position:,}")
+    for replaced in rebuilt.tables:
+        table.add_row(
+            replaced.table, f"{replaced.rows:,}", f"{replaced.written:,}", f"{replaced.removed:,}"
+        )
+    return table

@@ -1,0 +1,165 @@
+"""Tables of the squad for one screen: what `squad status` and `squad state` show."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from projections.agents import AGENTS
+from projections.budgets import RESERVATIONS
+from projections.emails import EMAILS
+from projections.jobs import JOBS
+from projections.runs import RUNS
+from projections.tasks import TASKS
+from service import views
+from service.cli.common import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+    from rich.console import RenderableType
+
+    from service.squad import Squad
+
+_COLOURS = {"active": "green", "idle": "yellow", "offline": "red"}
+_SHOWN_ROWS = 10
+"""How many tasks, e-mails and the like: the newest."""
+
+
+def headline(squad: Squad) -> Text:
+    """The orchestrator, the log's position, and the day's budget."""
+    row = squad.orchestrator
+    running = "running" if row and row.running else "shut down"
+    text = Text(f"orchestrator {running}, log at position {squad.head.position:,}")
+    if squad.head.recorded_at:
+        text.append(f", recorded at {squad.head.recorded_at:%Y-%m-%d %H:%M:%S.%f}Z")
+    if day := squad.day:
+        budget = views.budget(squad)
+        text.append(
+            f"\nbudget of {day.day}: {day.used:,} used, {day.reserved:,} reserved,"
+            f" {budget['remaining']:,} of {day.total:,} remain until {day.ends_at:%Y-%m-%d %H:%M}Z"
+        )
+    return text
+
+
+def agents(squad: Squad, now: datetime) -> Table:
+    """Every agent, and what it has used."""
+    table = Table("agent", "role", "status", "last active", "used today", "limit", title="Agents")
+    parts = views.budget(squad).get("agents", {})
+    for row in sorted(squad.all(AGENTS), key=lambda row: row.name):
+        part = parts.get(row.name, {})
+        limit = part.get("limit")
+        table.add_row(
+            safe(row.name),
+            safe(row.role),
+            Text(row.status, style=_COLOURS[row.status]),
+            f"{ago(now, row.last_active)} ago",
+            f"{part.get('used', 0):,}",
+            "-" if limit is None else f"{limit:,}",
+        )
+    return table
+
+
+def operations(squad: Squad, now: datetime) -> Table:
+    """What agents are at."""
+    table = Table("agent", "action", "on", "since", "expires in", title="Operations under way")
+    for row in views.active_operations(squad):
+        claimed = ", ".join(f"{kind} {value}" for kind, value in row.resources.items())
+        table.add_row(
+            safe(row.agent),
+            safe(row.action),
+            safe(claimed),
+            ago(now, row.started_at),
+            ago(row.expires_at, now),
+        )
+    return table
+
+
+def at_work(squad: Squad, now: datetime) -> Iterable[RenderableType]:
+    """What else there is to do or to end, where there is any: the newest of each."""
+    reservations = sorted(squad.all(RESERVATIONS), key=lambda row: row.position)
+    if reservations:
+        yield _newest(
+            "Tokens set aside",
+            ("agent", "tokens", "since", "expires in"),
+            [
+                (row.agent, f"{row.tokens:,}", ago(now, row.created_at), ago(row.expires_at, now))
+                for row in reservations
+            ],
+        )
+    if jobs := sorted(squad.all(JOBS), key=lambda row: row.name):
+        table = Table("job", "when", "agent", "next", title="Jobs")
+        for job in jobs:
+            shown = views.planned(job, now)
+            ticks = shown["next_ticks"]
+            coming = f"{ticks[0]:%Y-%m-%d %H:%M:%S}Z" if ticks else "-"
+            if job.paused:
+                coming = f"paused: {job.pause_note or 'no note'}"
+            when = job.cron or f"every {job.every_seconds:g} s"
+            table.add_row(*map(safe, (job.name, when, job.agent or "-", coming)))
+        yield table
+    if runs := sorted(squad.all(RUNS), key=lambda row: row.fencing_token):
+        yield _newest(
+            "Runs under way",
+            ("job", "tick", "attempt", "by", "since"),
+            [
+                (
+                    row.job,
+                    f"{row.tick:%Y-%m-%d %H:%M:%S}Z",
+                    f"{row.attempts} of {row.attempts_allowed}",
+                    row.runner or "waits for the next attempt",
+                    ago(now, row.started_at or row.tick),
+                )
+                for row in runs
+            ],
+        )
+    if tasks := sorted(squad.all(TASKS), key=lambda row: row.created_position):
+        yield _newest(
+            "Open tasks",
+            ("task", "status", "priority", "agent", "since"),
+            [
+                (row.title, row.status, row.priority, row.assigned_agent or "-", ago(now, row.created_at))
+                for row in tasks
+            ],
+        )
+    if emails := sorted(squad.all(EMAILS), key=lambda row: row.created_position):
+        yield _newest(
+            "Open e-mails",
+            ("from", "subject", "category", "status", "handled by", "since"),
+            [
+                (
+                    row.from_email,
+                    row.subject or "-",
+                    row.category,
+                    row.status,
+                    row.handled_by or "-",
+                    ago(now, row.created_at),
+                )
+                for row in emails
+            ],
+        )
+
+
+def _newest(title: str, columns: Sequence[str], rows: list[tuple[str, ...]]) -> Table:
+    more = f", the newest {_SHOWN_ROWS} of {len(rows):,}" if len(rows) > _SHOWN_ROWS else ""
+    table = Table(*columns, title=f"{title}{more}")
+    for row in islice(reversed(rows), _SHOWN_ROWS):
+        table.add_row(*map(safe, row))
+    return table
+
+
+def safe(text: str) -> Text:
+    """What somebody sent, as it may be shown."""
+    return Text(printable(text))
+
+
+def ago(later: datetime, earlier: datetime) -> str:
+    """The time from one to the other, for a person."""
+    seconds = max(0, round((later - earlier).total_seconds()))
+    if seconds < 120:
+        return f"{seconds} s"
+    return f"{seconds // 60} min" if seconds < 7200 else f"{seconds // 3600} h"

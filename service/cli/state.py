@@ -1,0 +1,87 @@
+"""`squad state`: the squad as it was."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from eventstore import log
+from service import views
+from service.cli import screen
+from service.cli.common import Moment, database_options, open_squad, run
+from service.folding import BeyondTheLog, keeping
+from service.history import Then, look_back
+from service.http.json import dumps
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_LARGEST_POSITION = 2**63 - 1
+
+
+class Place(click.ParamType[int | datetime]):
+    """A place in the log: a position, or a moment."""
+
+    name = "position or time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | datetime:
+        """The position, or the moment in UTC."""
+        if isinstance(value, int):
+            return value
+        if isinstance(value, str) and re.fullmatch("[0-9]+", value):
+            if len(value) > len(str(_LARGEST_POSITION)) or int(value) > _LARGEST_POSITION:
+                self.fail(f"no log has a position {value:.30}", param, ctx)
+            return int(value)
+        return Moment().convert(value, param, ctx)
+
+
+@click.command()
+@click.option(
+    "--at",
+    type=Place(),
+    help="A position, or a time: RFC 3339, or 15m, 2h, 1d ago. Without it, the end of the log.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, as the API answers it.")
+@database_options
+def state(
+    *,
+    at: int | datetime | None,
+    as_json: bool,
+    dsn: str | None,
+    data: Path | None,
+    config: Path | None,
+) -> None:
+    """Show the whole squad as it was at a position of the log or at a time."""
+
+    async def work() -> tuple[Then, datetime]:
+        async with open_squad(config, dsn, data) as (connection, _, _):
+            then = await look_back(connection, at, keep=await keeping(connection))
+            return then, await log.clock(connection)
+
+    try:
+        # A long stretch that nobody has folded before takes a while.
+        with Console(stderr=True).status("looking back"):
+            then, clock = run(work())
+    except BeyondTheLog as error:
+        raise click.BadParameter(str(error), param_hint="'--at'") from error
+    squad = then.squad
+    moment = clock if at is None else then.moment
+    if as_json:
+        click.echo(dumps(views.whole(squad, moment)).decode())
+        return
+    console = Console()
+    if moment is None or not squad.head.position:
+        console.print("before the first event there is nothing")
+        return
+    console.print(f"as of {moment:%Y-%m-%d %H:%M:%S.%f}Z")
+    console.print(screen.headline(squad))
+    console.print(screen.agents(squad, moment))
+    console.print(screen.operations(squad, moment))
+    for table in screen.at_work(squad, moment):
+        console.print(table)

@@ -1,0 +1,130 @@
+"""`squad verify`: does the log hold, and do the tables follow from it?"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from eventstore import checkpoint as signed
+from eventstore import log, verification
+from eventstore.errors import LogBroken, LogNotUnderstood, UnknownEventType, UnreadableEvent
+from eventstore.verification import Check
+from projections.comparison import compare
+from service.cli import progress
+from service.cli.common import AT_LEISURE, database_options, open_squad, printable, run
+from service.history import check_snapshots
+from service.http.json import dumps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from eventstore.connection import Connection
+    from eventstore.verification import Verified
+    from projections.comparison import Difference
+    from service.cli.progress import Tell
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option(
+    "--checkpoint", "files", type=_FILE, multiple=True, help="A signed checkpoint to hold against the log."
+)
+@click.option(
+    "--public-key", "keys", type=_FILE, multiple=True, help="Who may have signed it; without one, anybody."
+)
+@click.option("--no-tables", is_flag=True, help="Only the log, not the tables.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, and no progress.")
+@database_options
+def verify(
+    *,
+    files: tuple[Path, ...],
+    keys: tuple[Path, ...],
+    no_tables: bool,
+    as_json: bool,
+    dsn: str | None,
+    data: Path | None,
+    config: Path | None,
+) -> None:
+    """Check the log's promises, and every table against the log. Exits with 0 only if all holds."""
+    if keys and not files:
+        raise click.UsageError("--public-key says who may have signed a --checkpoint, and there is none")
+    expected = [signed.public_key(key) for key in keys]
+    checkpoints = [(str(file), signed.read(file, expected)) for file in files]
+
+    async def work() -> tuple[Verified, list[Check], list[Difference]]:
+        async with open_squad(config, dsn, data, **AT_LEISURE) as (connection, chosen, found):
+            async with verification.snapshot(connection):
+                total = await log.head_position(connection)
+                with progress.shown("the log", quiet=as_json) as tell:
+                    verified = await verification.verify_log(
+                        connection, checkpoints, lambda done: tell(done, total)
+                    )
+            if no_tables:
+                return verified, verified.checks, []
+            # Through a pooler in transaction mode a session would not keep its temporary tables.
+            through = chosen.listen_dsn or found
+            with progress.shown("the tables", quiet=as_json) as tell:
+                tables, differences = await _tables(through, chosen.squad_schema, tell)
+            with progress.shown("the snapshots", quiet=as_json) as tell:
+                kept = await _snapshots(connection, lambda position: tell(position, verified.position))
+            return verified, [*verified.checks, *tables, kept], differences
+
+    verified, checks, differences = run(work())
+    if as_json:
+        click.echo(dumps(_document(verified, checks, differences)).decode())
+    else:
+        for check in checks:
+            click.echo(_line(check))
+        if checkpoints and not keys:
+            click.echo("whoever holds a key may have signed the checkpoints; name yours with --public-key")
+    if not all(check.holds for check in checks):
+        sys.exit(1)
+
+
+async def _tables(dsn: str, schema: str, tell: Tell) -> tuple[list[Check], list[Difference]]:
+    try:
+        differences = await compare(dsn, schema, progress=tell)
+    except (LogBroken, LogNotUnderstood, UnknownEventType, UnreadableEvent) as error:
+        says = f"they cannot be compared with the log: {error}"
+        return [Check("tables", holds=False, says=says, position=error.position, faults=1)], []
+    if not differences:
+        return [Check("tables", holds=True, says="every row follows from the log, and none is missing")], []
+    return [Check("tables", holds=False, says=str(each), faults=1) for each in differences], differences
+
+
+async def _snapshots(connection: Connection, tell: Callable[[int], None]) -> Check:
+    """Whether what was put away of the past is what the log makes of it."""
+    try:
+        faults = await check_snapshots(connection, tell)
+    except (LogBroken, LogNotUnderstood, UnknownEventType, UnreadableEvent) as error:
+        says = f"they cannot be compared with the log: {error}"
+        return Check("snapshots", holds=False, says=says, position=error.position, faults=1)
+    if not faults:
+        return Check("snapshots", holds=True, says="each is what a fold of the log gives at its position")
+    first = faults[0]
+    return Check("snapshots", holds=False, says=first.reason, position=first.position, faults=len(faults))
+
+
+def _line(check: Check) -> str:
+    place = f"position {check.position:,}: " if check.position is not None and not check.holds else ""
+    others = f" (and {check.faults - 1:,} more)" if check.faults > 1 else ""
+    verdict = click.style("holds", fg="green") if check.holds else click.style("FAILS", fg="red")
+    return f"{verdict}  {check.name:<10}  {place}{printable(check.says)}{others}"
+
+
+def _document(
+    verified: Verified, checks: Sequence[Check], differences: Sequence[Difference]
+) -> dict[str, Any]:
+    return {
+        "holds": all(check.holds for check in checks),
+        "position": verified.position,
+        "hash": verified.hash.hex(),
+        "squad": verified.squad,
+        "checks": [check._asdict() for check in checks],
+        "differences": [asdict(difference) for difference in differences],
+    }

@@ -1,0 +1,173 @@
+"""`squad whatif`: the same history under another policy, on the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import click
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from service.cli.common import Moment, database_options, open_squad, printable, run
+from service.explain.words import moment
+from service.http.json import dumps
+from service.values import in_words
+from service.whatif import OtherRules, shown
+from service.whatif.reader import judge
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from datetime import datetime
+    from pathlib import Path
+
+    from eventstore.connection import Connection
+    from service.whatif import Report
+
+_SHOWN_ROWS = 50
+"""How many days and agents the table has; the rest is in --json."""
+
+
+class AgentLimit(click.ParamType[tuple[str, int | None]]):
+    """An agent and its tokens a day, such as email_agent=50000; `none` lifts the limit."""
+
+    name = "agent=tokens"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int | None]:
+        """The agent's name, and its limit."""
+        if isinstance(value, tuple):
+            return value
+        agent, found, tokens = value.rpartition("=")
+        if not found or not (tokens == "none" or (tokens.isascii() and tokens.isdigit())):
+            self.fail(f"{value!r} is not like email_agent=50000 or email_agent=none", param, ctx)
+        return agent, None if tokens == "none" else int(tokens)
+
+
+class Percents(click.ParamType[list[int]]):
+    """Percentages, separated by commas."""
+
+    name = "percents"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        """The percentages."""
+        if isinstance(value, list):
+            return value
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        if not all(part.isascii() and part.isdigit() for part in parts):
+            self.fail(f"{value!r} is not like 50,75,90", param, ctx)
+        return [int(part) for part in parts]
+
+
+@click.command()
+@click.option("--daily-tokens", type=int, help="The squad's tokens a day.")
+@click.option(
+    "--agent-limit",
+    "agent_limits",
+    type=AgentLimit(),
+    multiple=True,
+    help="An agent's tokens a day; may be given for several. NAME=none lifts a limit.",
+)
+@click.option("--conflict-window-seconds", type=float, help="How long a claim blocks without a heartbeat.")
+@click.option("--operation-timeout-seconds", type=float, help="When an operation without one expires.")
+@click.option("--warning-percents", type=Percents(), help="When to warn, such as 50,75,90.")
+@click.option("--since", type=Moment(), help="From when on they hold: RFC 3339, or 15m, 2h, 1d ago.")
+@click.option("--until", type=Moment(), help="Up to when history is judged.")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@database_options
+def whatif(
+    *,
+    agent_limits: tuple[tuple[str, int | None], ...],
+    as_json: bool,
+    dsn: str | None,
+    data: Path | None,
+    config: Path | None,
+    **named: Any,
+) -> None:
+    """Tell what other rules would have refused or allowed; nothing changes."""
+    rules = _rules({**named, "agent_limits": dict(agent_limits) or None})
+
+    async def work() -> Report:
+        async with open_squad(config, dsn, data) as (connection, _, _):
+
+            @contextlib.asynccontextmanager
+            async def reading() -> AsyncIterator[Connection]:
+                yield connection
+
+            screen = Console(stderr=True)
+            with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
+                task = progress.add_task("judging", total=None)
+
+                def show(position: int, upto: int) -> None:
+                    progress.update(task, completed=position, total=upto)
+
+                return await judge(reading, rules, at_page=show)
+
+    report = run(work())
+    if as_json:
+        click.echo(dumps(shown(report)).decode())
+        return
+    click.echo(report.summary())
+    if not report.is_different:
+        return
+    certain, *assumed = report.caveats()
+    click.echo(certain)
+    if report.rows:
+        Console().print(_by_day_and_agent(report))
+    click.echo("\n".join(map(printable, (*_details(report), *assumed))))
+
+
+def _rules(named: dict[str, Any]) -> OtherRules:
+    try:
+        return OtherRules(**{name: value for name, value in named.items() if value is not None})
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        field = str(fault["loc"][0]) if fault["loc"] else "since"
+        option = "--agent-limit" if field == "agent_limits" else f"--{field.replace('_', '-')}"
+        raise click.UsageError(printable(f"{option}: {in_words(fault)}")) from error
+
+
+def _by_day_and_agent(report: Report) -> Table:
+    table = Table(
+        "day", "agent", "refused instead", "tokens", "allowed instead", "tokens", title="By day and agent"
+    )
+    rows = sorted(report.rows.items())
+    for (day, agent), row in rows[:_SHOWN_ROWS]:
+        table.add_row(
+            day.isoformat(),
+            Text(printable(agent)),
+            f"{row.refused_instead:,}",
+            f"{row.tokens_refused:,}",
+            f"{row.allowed_instead:,}",
+            f"{row.tokens_allowed:,}",
+        )
+    if len(rows) > _SHOWN_ROWS:
+        table.caption = f"and {len(rows) - _SHOWN_ROWS:,} more"
+    return table
+
+
+def _details(report: Report) -> Iterator[str]:
+    """What the table does not show."""
+    if report.differences:
+        yield f"The first {len(report.differences)} differences:"
+        for difference in report.differences:
+            when = moment(difference.recorded_at)
+            yield f"{difference.position:>8}  {when}  {difference.sentence}"
+    if report.warnings:
+        yield "Warnings:"
+        for warned in report.warnings[:_SHOWN_ROWS]:
+            came = f"came at {moment(warned.recorded_at)}" if warned.recorded_at else "did not come"
+            yield f"  {warned.percent} % of {warned.day} {came}; {_would_have(warned.instead_at)}"
+    if report.runs_refused or report.runs_allowed:
+        yield (
+            f"Runs that would not have been: {report.runs_refused:,}; ticks that would have run:"
+            f" {report.runs_allowed:,}"
+        )
+
+
+def _would_have(instead_at: datetime | None) -> str:
+    return f"it would have come at {moment(instead_at)}" if instead_at else "it would not have come"

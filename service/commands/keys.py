@@ -1,0 +1,45 @@
+"""What can be asked about API keys."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints, model_validator
+
+from eventstore.events import KeyScope
+from service.api_keys import DIGEST_PATTERN, ID_PATTERN
+from service.commands.base import Command
+from service.values import Name, ShortText
+
+KeyId = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
+Days = Annotated[int, Field(ge=1, le=36_500)]
+
+
+class CreateKey(Command):
+    """Make a key known: its digest; whoever asks has the key itself."""
+
+    key_id: KeyId
+    digest: Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)]
+    scope: KeyScope
+    for_agent: Name | None = None
+    """Whose key it is; an agent's key acts as nobody else."""
+    note: ShortText | None = None
+    expires_days: Days | None = None
+
+    @model_validator(mode="after")
+    def _an_agents_key_is_somebodys(self) -> CreateKey:
+        if (self.scope == "agent") != (self.for_agent is not None):
+            raise ValueError("an agent's key needs an agent, and no other key has one")
+        return self
+
+
+class NoteKeyUse(Command):
+    """Note that a key was used for the first time."""
+
+    key_id: KeyId
+
+
+class RevokeKey(Command):
+    """Take a key back; from here on it opens nothing."""
+
+    key_id: KeyId

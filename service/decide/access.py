@@ -1,0 +1,156 @@
+"""Who may do what, decided like everything else: at the head of the log.
+
+The door (`service.http.auth`) has looked at the key already, in the state that its process knew then. Here
+it is looked at again, in the state that the command is decided on. So a key that was revoked in between, by
+whichever process, brings about nothing any more, and whose operation an id means is never out of date.
+
+An operator's key may ask for everything, an auditor's for nothing that would change anything. An agent's
+may ask for what `_BY_AGENTS` names, as that agent and on what is its own; for everything else it may not,
+so a new kind of command is an operator's until somebody decides otherwise.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from eventstore.events import AccessDenied, DenialCode
+from eventstore.recorded import NewEvent
+from projections.budgets import RESERVATIONS
+from projections.emails import EMAILS
+from projections.keys import ACCESS, KEYS, THE_SQUAD
+from projections.operations import OPERATIONS
+from projections.tasks import TASKS
+from service import commands as do
+from service.decide.decision import Refused
+from service.refusals import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from service.callers import Caller
+    from service.decide.decision import At
+    from service.squad import State
+
+INVALID = "the key is not valid: it is unknown, revoked or expired"
+NEEDED = "a key is needed: Authorization: Bearer squad_..."
+
+
+class _Denial(NamedTuple):
+    code: DenialCode
+    detail: str
+
+
+def key_is_needed(state: State) -> bool:
+    """Whether every request needs a key: there is one that nobody has revoked."""
+    access = state.rows(ACCESS).get(THE_SQUAD)
+    return access is not None and access.unrevoked_keys > 0
+
+
+def judge(state: State, caller: Caller, command: do.AnyCommand, at: At) -> Refused | None:
+    """Refuses a command that its caller may not ask for; None where it may. A denial is a fact."""
+    if caller.key_id is None:
+        return Refused(Refusal("unauthorized", NEEDED)) if key_is_needed(state) else None
+    row = state.rows(KEYS).get(caller.key_id)
+    if row is None or row.state != "active" or (row.expires_at is not None and row.expires_at <= at.now):
+        return Refused(Refusal("unauthorized", INVALID))
+    denial = _denial(state, caller, command)
+    if denial is None:
+        return None
+    event = AccessDenied(
+        key_id=row.id,
+        agent=row.agent,
+        code=denial.code,
+        command=type(command).__name__,
+        detail=denial.detail,
+    )
+    return Refused(Refusal(denial.code, denial.detail), [NewEvent(event, caused_by=row.position)])
+
+
+def _denial(state: State, caller: Caller, command: do.AnyCommand) -> _Denial | None:
+    match caller.scope:
+        case "operator":
+            return None
+        case "auditor":
+            return _Denial("not_allowed", "an auditor's key reads and changes nothing")
+        case "agent":
+            assert caller.agent
+            return _denial_of_agent(state, caller.agent, command)
+
+
+def _denial_of_agent(state: State, agent: str, command: do.AnyCommand) -> _Denial | None:
+    # By a table and not by `match`: asking a model's class costs much, and every command comes by here.
+    whose = _BY_AGENTS.get(type(command))
+    if whose is None:
+        return _Denial("not_allowed", "this takes an operator's key")
+    return whose(state, agent, command)
+
+
+def _unless_own(agent: str, other: str | None, what: str) -> _Denial | None:
+    if other is None or other == agent:
+        return None
+    return _Denial("wrong_agent", f"this is a key of {agent!r}, and {what}")
+
+
+def _as_itself(_: State, agent: str, command: do.AnyCommand) -> _Denial | None:
+    return _unless_own(agent, command.acting_agent, "an agent acts as nobody but itself")
+
+
+def _itself(_: State, agent: str, command: do.RegisterAgent) -> _Denial | None:
+    return _unless_own(agent, command.name, "an agent registers nobody but itself")
+
+
+def _its_operation(
+    state: State, agent: str, command: do.RenewOperation | do.FinishOperation
+) -> _Denial | None:
+    row = state.rows(OPERATIONS).get(command.operation_id)
+    return _unless_own(agent, row and row.agent, f"operation {command.operation_id} is another's")
+
+
+def _its_reservation(
+    state: State, agent: str, command: do.SettleReservation | do.ReleaseReservation
+) -> _Denial | None:
+    row = state.rows(RESERVATIONS).get(command.reservation_id)
+    return _unless_own(agent, row and row.agent, f"reservation {command.reservation_id} is another's")
+
+
+def _any_task(_state: State, _agent: str, _command: do.CreateTask) -> _Denial | None:
+    """Whom a task is for is a wish, and everybody may have one."""
+    return None
+
+
+def _its_task(state: State, agent: str, command: do.UpdateTask) -> _Denial | None:
+    row = state.rows(TASKS).get(command.task_id)
+    return _unless_own(agent, row and row.assigned_agent, f"task {command.task_id} is another's")
+
+
+def _in_its_name(_: State, agent: str, command: do.LogEmail | do.UpdateEmail) -> _Denial | None:
+    return _unless_own(agent, command.handled_by, "an agent handles e-mails in no name but its own")
+
+
+def _its_email(state: State, agent: str, command: do.UpdateEmail) -> _Denial | None:
+    row = state.rows(EMAILS).get(command.email_id)
+    what = f"e-mail {command.email_id} is another's"
+    return _unless_own(agent, row and row.handled_by, what) or _in_its_name(state, agent, command)
+
+
+_BY_AGENTS: Mapping[type[do.AnyCommand], Callable[[State, str, Any], _Denial | None]] = MappingProxyType(
+    {
+        do.SendMessage: _as_itself,
+        do.AcknowledgeMessage: _as_itself,
+        do.Heartbeat: _as_itself,
+        do.StartOperation: _as_itself,
+        do.ReserveTokens: _as_itself,
+        do.RecordUsage: _as_itself,
+        do.RegisterAgent: _itself,
+        do.RenewOperation: _its_operation,
+        do.FinishOperation: _its_operation,
+        do.SettleReservation: _its_reservation,
+        do.ReleaseReservation: _its_reservation,
+        do.CreateTask: _any_task,
+        do.UpdateTask: _its_task,
+        do.LogEmail: _in_its_name,
+        do.UpdateEmail: _its_email,
+    }
+)
+"""What agents may ask for, and how it is found out whether it is their own."""

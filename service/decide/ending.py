@@ -1,0 +1,156 @@
+"""How a run ends: its tokens are settled, its claim is let go, the squad is told, its agent may rest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from eventstore.events import (
+    AgentStatusChanged,
+    JobPaused,
+    MessageSent,
+    RunFinished,
+    RunOutcome,
+    TokensReleased,
+    TokensSettled,
+    TokensUsed,
+)
+from projections.agents import AGENTS, ORCHESTRATOR_AGENT
+from projections.budgets import RESERVATIONS
+from projections.jobs import JOBS
+from service.decide import holding
+from service.decide.agents import status_at_rest
+from service.decide.budget import crossings, use
+
+if TYPE_CHECKING:
+    from eventstore.events import OperationOutcome
+    from projections.runs import RunRow
+    from service.decide.unfolding import Unfolding
+
+
+class Ending(NamedTuple):
+    """How a run ends."""
+
+    outcome: RunOutcome
+    report: str
+    """What the squad is told."""
+    reason: str | None = None
+    """Why it did not succeed."""
+    tokens_used: int | None = None
+    """By the last attempt; None gives back what was reserved."""
+    data: dict[str, Any] | None = None
+    """Goes with the report."""
+    answered: bool = False
+    """Whether the agent did what it was asked."""
+    caused_by: int | None = None
+    """What led to it, where that is not the run itself."""
+
+
+def end(told: Unfolding, row: RunRow, ending: Ending) -> None:
+    """All that the end of a run brings about, where it is the job's own success or failure."""
+    ended = _finish(told, row, ending)
+    job = told.state.rows(JOBS).get(row.job)
+    may_pause = job and job.pause_on_failure and not (job.paused or job.removed)
+    if ending.outcome != "succeeded" and may_pause:
+        told.add(JobPaused(job=row.job, reason="failure", note=ending.reason), ended)
+    _rest_after(told, row, ending, ended)
+
+
+def give_up(told: Unfolding, row: RunRow, ending: Ending) -> None:
+    """Ends a run that may not go on, or was never begun. That is no failure that pauses the job."""
+    _rest_after(told, row, ending, _finish(told, row, ending))
+
+
+def cancel(told: Unfolding, row: RunRow, reason: str) -> None:
+    """Ends a run from outside. That is no failure either, and what follows decides of its agent."""
+    _finish(told, row, Ending("failed", f"{row.job} was {reason}", reason), claim="cancelled")
+
+
+def rest(told: Unfolding, agent: str, caused_by: int, *, answered: bool = False) -> None:
+    """Lets an agent without other work rest: idle, or offline where nothing was heard of it for so long."""
+    row = told.state.rows(AGENTS).get(agent)
+    if row is None or row.operations + told.work[agent] > 0:
+        return
+    if row.status == "active" or told.has_arrived(agent):
+        status = "idle" if answered else status_at_rest(told.state.policy, row, told.at.now)
+        rests = AgentStatusChanged(agent=agent, previous="active", status=status, reason="run_ended")
+        told.add(rests, caused_by)
+
+
+def spend(told: Unfolding, row: RunRow, tokens: int) -> None:
+    """Records tokens that nothing is reserved for, or not any more."""
+    if day := told.state.day:
+        used = TokensUsed(day=day.day, agent=worker_of(row), tokens=tokens)
+        told.events += use(told.state, day, used, after=len(told.events), caused_by=row.position)
+
+
+def worker_of(row: RunRow) -> str:
+    """Whose work a run is."""
+    return row.agent or ORCHESTRATOR_AGENT
+
+
+def _finish(told: Unfolding, row: RunRow, ending: Ending, *, claim: OperationOutcome | None = None) -> int:
+    """Settles a run's tokens, finishes it, and tells the squad. Gives the position of the finish."""
+    succeeded = ending.outcome == "succeeded"
+    # Who did not answer did not speak either.
+    reporter = worker_of(row) if succeeded else ORCHESTRATOR_AGENT
+    told.arrive(reporter)
+    _settle(told, row, ending.tokens_used)
+    known = [tokens for tokens in (row.tokens_used, ending.tokens_used) if tokens is not None]
+    finished = RunFinished(
+        run_id=row.id,
+        job=row.job,
+        agent=row.agent,
+        outcome=ending.outcome,
+        attempts=row.attempts,
+        reason=ending.reason,
+        tokens_used=sum(known) if known else None,
+        answered=ending.answered and row.agent is not None,
+    )
+    ended = told.add(finished, ending.caused_by or row.position)
+    if row.agent:
+        told.work[row.agent] -= 1
+    holding.let_go(told, row, claim or ("succeeded" if succeeded else "failed"), ended)
+    message = MessageSent(
+        message_id=told.at.new_id(),
+        agent=reporter,
+        to_agent=ORCHESTRATOR_AGENT,
+        message=ending.report,
+        task_id=None,
+        data={**(ending.data or {}), "job": row.job, "run_id": row.id, "status": ending.outcome},
+    )
+    told.add(message, ended)
+    return ended
+
+
+def _rest_after(told: Unfolding, row: RunRow, ending: Ending, ended: int) -> None:
+    if row.agent:
+        rest(told, row.agent, ended, answered=ending.answered)
+
+
+def _settle(told: Unfolding, row: RunRow, tokens: int | None) -> None:
+    held = told.state.rows(RESERVATIONS).get(row.reservation_id) if row.reservation_id else None
+    if held is None or held.state != "active":
+        if tokens:
+            spend(told, row, tokens)
+    elif tokens is None:
+        released = TokensReleased(
+            day=held.day,
+            reservation_id=held.id,
+            agent=held.agent,
+            tokens_reserved=held.tokens,
+            reason="released",
+        )
+        told.add(released, held.position)
+        told.given_back[held.day, held.agent] += held.tokens
+    else:
+        settled = TokensSettled(
+            day=held.day,
+            reservation_id=held.id,
+            agent=held.agent,
+            tokens_reserved=held.tokens,
+            tokens_used=tokens,
+        )
+        position = told.add(settled, held.position)
+        day = told.state.day
+        if day and day.day == held.day:
+            told.events += crossings(told.state, day, day.used + tokens, caused_by=position)

@@ -1,0 +1,154 @@
+"""How a run starts: what it needs is claimed and set aside together with it, or it does not start.
+
+A tick starts a run in the process that claims it. A person may ask for a run at any time, and then name the
+process, or leave it to whichever is first to take it up.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from math import ceil
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from eventstore.events import RunStarted, TokensDenied, TokensReserved
+from projections.agents import ORCHESTRATOR_AGENT
+from projections.jobs import JOBS, JobRow
+from projections.runs import RUNS, RunRow
+from service.decide import holding
+from service.decide.budget import allowance
+from service.decide.decision import Accepted, At, Decision, Refused
+from service.decide.operations import refusal_for
+from service.decide.runs import LEASE_SECONDS, LONGEST_BACKOFF_SECONDS, lease_until
+from service.decide.unfolding import Unfolding
+from service.refusals import Refusal
+
+if TYPE_CHECKING:
+    from service.commands import RunJob
+    from service.squad import State
+
+
+class Obstacle(NamedTuple):
+    """Why a run does not start. The event that tells of it is the decision's last."""
+
+    reason: Literal["budget", "conflict"]
+    refusal: Refusal
+
+
+def run_now(state: State, command: RunJob, at: At) -> Decision:
+    """Runs a job at once, paused or not; not beside itself, and not while the orchestrator is shut down."""
+    job = on_schedule(state, command.name)
+    if job is None:
+        return no_job(command.name)
+    if state.orchestrator is None or not state.orchestrator.running:
+        return Refused(Refusal("orchestrator_stopped", "start the orchestrator to run jobs"))
+    active = active_runs(state, job)
+    if active and job.overlap != "allow_all":
+        held = {"run_id": active[0].id}
+        return Refused(Refusal("job_running", f"{job.name} is running already", held))
+    told = Unfolding(state, at)
+    id_ = at.new_id()
+    if obstacle := begin(told, job, id_, at.now, command.runner, manual=True):
+        return Refused(obstacle.refusal, told.events)
+    reply = {
+        "id": id_,
+        "job": job.name,
+        "tick": at.now,
+        "status": "running",
+        "attempts": 1 if command.runner else 0,
+        "started_at": at.now if command.runner else None,
+    }
+    return Accepted(told.events, reply)
+
+
+def begin(
+    told: Unfolding, job: JobRow, id_: str, tick: datetime, runner: str | None, *, manual: bool = False
+) -> Obstacle | None:
+    """Starts a run, with the claim and the tokens that it needs; or says why not."""
+    if conflict := holding.in_the_way(told, job):
+        holding.turn_away(told, job, conflict)
+        return Obstacle("conflict", refusal_for(conflict, told.at.now))
+    reserved = _reserve(told, job, waits=runner is None)
+    if isinstance(reserved, Obstacle):
+        return reserved
+    if job.agent or reserved:
+        told.arrive(job.agent or ORCHESTRATOR_AGENT, "run_started")
+    if reserved:
+        told.add(reserved, job.position)
+    # Nobody could renew the claim of a run that waits: it begins with the first attempt.
+    operation_id = holding.begin(told, job, job.position) if runner else None
+    started = RunStarted(
+        run_id=id_,
+        job=job.name,
+        agent=job.agent,
+        tick=tick,
+        manual=manual,
+        runner=runner,
+        attempts_allowed=job.retries + 1,
+        lease_expires_at=lease_until(told.at.now) if runner else None,
+        reservation_id=reserved.reservation_id if reserved else None,
+        operation_id=operation_id,
+    )
+    told.add(started, job.position)
+    if job.agent:
+        told.work[job.agent] += 1
+    return None
+
+
+def active_runs(state: State, job: JobRow) -> list[RunRow]:
+    """The job's runs under way, the oldest first."""
+    running = (run for run in state.all(RUNS) if run.job == job.name and run.status == "running")
+    return sorted(running, key=lambda run: run.fencing_token)
+
+
+def on_schedule(state: State, name: str) -> JobRow | None:
+    """A job, unless it was removed: until the end of the batch that did so its row is still there."""
+    row = state.rows(JOBS).get(name)
+    return None if row is None or row.removed else row
+
+
+def no_job(name: str) -> Refused:
+    """The refusal of whatever concerns a job that is not on the schedule."""
+    return Refused(Refusal("job_not_found", f"no job is called {name!r}"))
+
+
+def _reserve(told: Unfolding, job: JobRow, *, waits: bool) -> TokensReserved | Obstacle | None:
+    """The tokens that a run needs, set aside; or their denial."""
+    state, at, agent = told.state, told.at, job.agent or ORCHESTRATOR_AGENT
+    day = state.day
+    if not job.tokens or day is None:
+        return None
+    freed = told.given_back[day.day, agent]
+    # What the cancelled runs of other agents give back is free for the squad, and so for this one.
+    of_others = sum(tokens for (on, _), tokens in told.given_back.items() if on == day.day) - freed
+    judged = allowance(state, day._replace(reserved=day.reserved - of_others), agent, job.tokens - freed)
+    if judged.denied is None:
+        wait = timedelta(seconds=job.catch_up_seconds if waits else 0)
+        return TokensReserved(
+            day=day.day,
+            reservation_id=at.new_id(),
+            agent=agent,
+            tokens=job.tokens,
+            expires_at=at.now + wait + _longest_run(job),
+        )
+    if agent == ORCHESTRATOR_AGENT:
+        told.arrive(agent)
+    denied = TokensDenied(
+        day=day.day,
+        agent=agent,
+        tokens=job.tokens,
+        reason=judged.denied,
+        remaining=judged.remaining + freed,
+    )
+    part = state.agent_budget(day, agent)
+    of_squad = judged.denied == "budget_exhausted"
+    told.add(denied, day.position if of_squad else part.position or state.policy.position)
+    detail = f"{denied.tokens} tokens are needed, {max(denied.remaining, 0)} remain"
+    extra: dict[str, Any] = {"remaining": denied.remaining, "resets_at": day.ends_at}
+    retry_after_seconds = max(1, ceil((day.ends_at - at.now).total_seconds()))
+    return Obstacle("budget", Refusal(denied.reason, detail, extra, retry_after_seconds))
+
+
+def _longest_run(job: JobRow) -> timedelta:
+    """How long a run may take with all its attempts, and some time to spare for waiting its turn."""
+    one_attempt = job.timeout_seconds + LEASE_SECONDS + 2 * LONGEST_BACKOFF_SECONDS
+    return timedelta(seconds=(job.retries + 1) * one_attempt)

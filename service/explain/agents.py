@@ -1,0 +1,90 @@
+"""Why an agent's status is what it is."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from projections.agents import AgentRow, agents
+from service.explain import words
+from service.explain.sentences import dated, sentence
+from service.explain.telling import rules_at
+
+if TYPE_CHECKING:
+    from eventstore.events import AgentRegistered, AgentStatusChanged
+    from eventstore.recorded import Recorded
+    from projections.projection import Table
+    from service.explain.record import Past, Told
+    from service.explain.telling import Telling
+
+LOOKED_THROUGH = (10, 500)
+"""How many of an agent's latest events are looked through for a sign of life; more where few do not do."""
+
+
+async def status_changed(event: AgentStatusChanged, at: Recorded, past: Past, telling: Telling) -> None:
+    """What it was last heard of with, and by which rules that was too long ago."""
+    telling.facts |= {"agent": event.agent, "previous": event.previous, "status": event.status}
+    if event.reason != "inactivity":
+        return
+    rules = await rules_at(past, at.position)
+    if rules:
+        idle = words.seconds(rules.policy.idle_after_minutes * 60)
+        offline = words.seconds(rules.policy.offline_after_minutes * 60)
+        telling.say(
+            f"An agent without work is idle {idle} after it was last heard of, and offline after"
+            f" {offline}, by the rules {rules.since}.",
+            rules.at,
+        )
+        telling.facts["policy"] = rules.facts("idle_after_minutes", "offline_after_minutes")
+    if heard := await _last_heard_of(event.agent, at, past):
+        since = words.duration(at.recorded_at - heard.at.recorded_at)
+        telling.say(
+            f"It was last heard of {since} before: {dated(heard)}",
+            heard.at,
+        )
+        telling.facts["last_heard_of"] = {"position": heard.at.position, "at": heard.at.recorded_at}
+
+
+async def registered(event: AgentRegistered, at: Recorded, past: Past, telling: Telling) -> None:
+    """What it did that registered it."""
+    telling.facts |= {"agent": event.agent, "automatic": event.automatic}
+    following = await past.one(at.position + 1) if event.automatic else None
+    if following and following.at.correlation_id == at.correlation_id:
+        telling.say(f"What it did: {sentence(following)}", following.at)
+
+
+async def _last_heard_of(agent: str, at: Recorded, past: Past) -> Told | None:
+    for limit in LOOKED_THROUGH:
+        latest = await past.of_agent(agent, at.position - 1, limit)
+        if heard := next((item for item in latest if _is_sign_of_life(item, agent)), None):
+            return heard
+    return None
+
+
+def _is_sign_of_life(item: Told, agent: str) -> bool:
+    """Whether the fold of agents takes it for one; what others do with an agent's name is none."""
+    if item.event is None:
+        return False
+    view = _OneAgent(agent)
+    agents.apply(view, item.event, item.at)
+    return view.row.last_active == item.at.recorded_at
+
+
+class _OneAgent:
+    """A view of one agent that nothing was ever heard of."""
+
+    def __init__(self, agent: str) -> None:
+        never = datetime.min.replace(tzinfo=UTC)
+        self.row = AgentRow("", agent, "", "idle", never, None, 0, 0, never, 0)
+
+    def rows(self, _: Table[Any, Any], /) -> Any:
+        """The only table there is, which is this."""
+        return self
+
+    def get(self, _: str, /) -> AgentRow:
+        """The agent."""
+        return self.row
+
+    def put(self, _: str, row: AgentRow, /) -> None:
+        """The agent, as it is now."""
+        self.row = row

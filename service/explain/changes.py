@@ -1,0 +1,227 @@
+"""What a change changed: before, and after."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from eventstore.events import (
+    AccessDenied,
+    AgentProfileChanged,
+    AgentRegistered,
+    AppendAbandoned,
+    EmailReceived,
+    EmailUpdated,
+    JobDefined,
+    KeyCreated,
+    KeyRevoked,
+    MessageAcknowledged,
+    MessageSent,
+    OperationExpired,
+    OperationFinished,
+    OperationStarted,
+    OrchestratorStarted,
+    OrchestratorStopped,
+    PolicySet,
+    RequestAnswered,
+    SubjectForgotten,
+    TaskCreated,
+    TaskUpdated,
+)
+from service.explain import words
+from service.explain.sentences import dated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pydantic import BaseModel
+
+    from eventstore.recorded import Recorded
+    from service.explain.record import Past, Told
+    from service.explain.telling import Telling
+
+LOOKED_THROUGH = 50
+"""How many of an agent's latest events are looked through for its claim."""
+
+MOST_SHOWN = 5
+"""How many events of a request are told one by one."""
+
+Changed = PolicySet | TaskUpdated | EmailUpdated | AgentProfileChanged | JobDefined
+
+_BESIDE = frozenset({"changed", "day"})
+"""Fields that say something about the change itself."""
+
+_ONLY_NAMED = frozenset({"payload", "description"})
+"""Fields that may hold much, and much that is personal; that they changed is enough."""
+
+
+async def changed(event: Changed, at: Recorded, past: Past, telling: Telling) -> None:
+    """What differs from the event before that said the same things."""
+    before = await past.last(at.stream, _predecessors(event), upto=at.position - 1)
+    if before is None or before.event is None:
+        telling.say(f"{words.by(at.actor)} set it for the first time.", at)
+        return
+    differences = dict(_differences(_fields(before.event), _fields(event)))
+    telling.facts["changed"] = {
+        name: {} if name in _ONLY_NAMED else {"before": was, "after": is_now}
+        for name, (was, is_now) in differences.items()
+    }
+    telling.facts["before"] = before.at.position
+    asked = f"{words.by(at.actor)} changed it; it had last been set {words.at(before.at)}"
+    if not differences:
+        telling.say(f"{asked}, to the same.", at, before.at)
+        return
+    parts = [_in_words(name, was, is_now) for name, (was, is_now) in differences.items()]
+    telling.say(f"{asked}: {'; '.join(parts)}.", at, before.at)
+
+
+async def email_changed(event: EmailUpdated, at: Recorded, past: Past, telling: Telling) -> None:
+    """What differs, and who had claimed the e-mail meanwhile."""
+    await changed(event, at, past, telling)
+    if event.handled_by is None:
+        return
+    for item in await past.of_agent(event.handled_by, at.position, LOOKED_THROUGH):
+        claim = item.event
+        if not isinstance(claim, OperationStarted) or event.email_id not in claim.resources.values():
+            continue
+        ended = await past.first(item.at.stream, (OperationFinished.type, OperationExpired.type))
+        if ended is None or ended.at.position > at.position:
+            telling.say(f"Meanwhile the e-mail was claimed: {dated(item)}", item.at)
+            telling.facts["claim"] = {"operation_id": claim.operation_id, "position": item.at.position}
+            return
+
+
+def _predecessors(event: Changed) -> tuple[str, ...]:
+    match event:
+        case TaskUpdated():
+            return (TaskCreated.type, TaskUpdated.type)
+        case EmailUpdated():
+            return (EmailReceived.type, EmailUpdated.type)
+        case AgentProfileChanged():
+            return (AgentRegistered.type, AgentProfileChanged.type)
+        case _:
+            return (event.type,)
+
+
+def _fields(event: BaseModel) -> dict[str, Any]:
+    fields = dict(event)
+    # A job's definition is a part of its own; its fields are what somebody changes.
+    if isinstance(event, JobDefined):
+        fields = {"source": event.source, **dict(event.definition)}
+    return {name: value for name, value in fields.items() if name not in _BESIDE}
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterable[tuple[str, tuple[Any, Any]]]:
+    for name, value in after.items():
+        if name in before and before[name] != value:
+            yield name, (before[name], value)
+
+
+def _in_words(name: str, before: Any, after: Any) -> str:
+    if name in _ONLY_NAMED:
+        return f"another {name}"
+    return f"{name.replace('_', ' ')} from {_value(before)} to {_value(after)}"
+
+
+def _value(value: Any) -> str:
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return words.number(value)
+        case float():
+            return f"{value:g}"
+        case dict() if value and all(isinstance(item, int) for item in value.values()):
+            return words.some(f"{key} {item:,}" for key, item in value.items())
+        case list() if value:
+            return words.some(map(str, value))
+        case dict() | list():
+            return "something else" if value else "none"
+        case _:
+            return words.quote(str(value))
+
+
+async def created(event: TaskCreated | EmailReceived, at: Recorded, past: Past, telling: Telling) -> None:
+    """What became of it, as the log's last word on it."""
+    del event
+    last = await past.last(at.stream, upto=2**62)
+    if last and last.at.position > at.position:
+        telling.say(f"Where it stands now: {dated(last)}", last.at)
+
+
+async def sent(event: MessageSent, at: Recorded, past: Past, telling: Telling) -> None:
+    """Whether it was acknowledged."""
+    first = await past.first(at.stream, (MessageAcknowledged.type,), after=at.position)
+    if first and isinstance(first.event, MessageAcknowledged):
+        telling.say(f"{first.event.agent} acknowledged it {words.at(first.at)}.", first.at)
+    else:
+        telling.say("Nobody has acknowledged it where the log ends.")
+    telling.facts |= {"to_agent": event.to_agent, "task_id": event.task_id}
+
+
+async def acknowledged(event: MessageAcknowledged, at: Recorded, past: Past, telling: Telling) -> None:
+    """Which message."""
+    message = await past.first(at.stream, (MessageSent.type,))
+    if message:
+        telling.say(f"What it acknowledged: {dated(message)}", message.at)
+        telling.facts["message_id"] = event.message_id
+
+
+async def switched(
+    event: OrchestratorStarted | OrchestratorStopped, at: Recorded, past: Past, telling: Telling
+) -> None:
+    """By whom, and for how long it had been otherwise."""
+    telling.say(f"It was asked for by {words.by(at.actor)}.", at)
+    before = await past.last(at.stream, upto=at.position - 1)
+    if before is None:
+        telling.say("That was the first time.", at)
+        return
+    was = "shut down" if isinstance(event, OrchestratorStarted) else "running"
+    span = words.duration(at.recorded_at - before.at.recorded_at)
+    telling.say(f"It had been {was} for {span}, since {words.moment(before.at.recorded_at)}.", before.at)
+
+
+def answered(event: RequestAnswered, at: Recorded, telling: Telling, request: list[Told]) -> None:
+    """Which events came of the request."""
+    telling.facts |= {"key": event.key, "status": event.status}
+    telling.say("Every repeat of that request gets this answer again.", at)
+    others = [item for item in request if item.at.position < at.position]
+    for item in others[-MOST_SHOWN:]:
+        telling.say(f"It came of the request: {dated(item)}", item.at)
+
+
+def abandoned(event: AppendAbandoned, at: Recorded, telling: Telling) -> None:
+    """What it is good for."""
+    telling.say(
+        "Whether a commit happened is not known while its connection is broken. This event took the place"
+        " that the lost ones would have had, so they can never follow.",
+        at,
+    )
+    telling.say("Whoever still waited for them had their commands decided anew; others were told so.", at)
+    telling.facts |= {"first_event_id": event.first_event_id, "events": event.events}
+
+
+def forgotten(event: SubjectForgotten, at: Recorded, telling: Telling) -> None:
+    """What was sealed with the key, and what had been stored in plain before."""
+    telling.facts |= {
+        "key_id": event.key_id,
+        "emails": event.emails,
+        "messages": event.messages,
+        "in_plain": event.in_plain,
+    }
+    telling.say(f"It was asked for by {words.by(at.actor)}. Whose key it was is told nowhere.", at)
+    if event.in_plain:
+        telling.say(
+            f"{words.count(event.in_plain, 'e-mail')} of the same sender had been logged in plain before,"
+            " and cannot be erased from an immutable log.",
+            at,
+        )
+
+
+def key_changed(event: KeyCreated | KeyRevoked | AccessDenied, at: Recorded, telling: Telling) -> None:
+    """Who did it, or tried to, and with which key."""
+    telling.facts |= {"key_id": event.key_id, "agent": event.agent}
+    telling.say(f"It was asked for by {words.by(at.actor)}, and is about the key {event.key_id}.", at)
+    if isinstance(event, AccessDenied):
+        telling.facts |= {"code": event.code, "command": event.command}

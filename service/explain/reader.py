@@ -1,0 +1,239 @@
+"""The log in Postgres, asked in the few ways that are fast however long it is.
+
+Streams, types, agents and positions have indexes; causes and correlation ids have none, because every
+append would pay for them. What names an event as its cause is therefore looked for where it is to be
+expected: right behind the event, in its stream, among the next events of its agent, and among the next of
+the type that such events mostly lead to.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, LiteralString
+
+from eventstore import log, sealing
+from eventstore.events import (
+    BudgetDayReset,
+    JobDefined,
+    JobPaused,
+    OrchestratorStopped,
+    PolicySet,
+    RunSkipped,
+    RunStarted,
+    TokensDenied,
+    TokensReserved,
+    TokensSettled,
+    TokensUsed,
+)
+from eventstore.translation import translating
+from service.explain.record import Share, Spending, Told, Use, told
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
+
+NEIGHBOURS = 50
+"""How far around an event the others of its request are looked for."""
+
+LOOKED_THROUGH = 1_000
+"""How many events behind an event, in its stream, and of its agent, are looked through for its effects."""
+
+LARGEST = 10
+"""How many uses and reservations are told one by one."""
+
+_CAUSES: LiteralString = """
+WITH RECURSIVE chain (position, cause, step) AS (
+    SELECT position, caused_by, 1 FROM events WHERE position = %(position)s
+    UNION ALL
+    SELECT e.position, e.caused_by, chain.step + 1
+    FROM chain JOIN events e ON e.position = chain.cause
+    WHERE chain.step < %(limit)s
+)
+SELECT position FROM chain ORDER BY step
+"""
+
+_EFFECTS: LiteralString = """
+SELECT position FROM (
+    (SELECT position, caused_by FROM events
+     WHERE position > %(position)s ORDER BY position LIMIT %(looked_through)s)
+    UNION
+    (SELECT position, caused_by FROM events
+     WHERE stream = %(stream)s AND version > %(version)s ORDER BY version LIMIT %(looked_through)s)
+    UNION
+    (SELECT position, caused_by FROM events
+     WHERE agent = %(agent)s AND position > %(position)s ORDER BY position LIMIT %(looked_through)s)
+    UNION
+    (SELECT position, caused_by FROM events
+     WHERE type = %(leads_to)s AND position > %(position)s ORDER BY position LIMIT %(looked_through)s)
+) AS near
+WHERE caused_by = %(position)s ORDER BY position LIMIT %(limit)s
+"""
+
+_LEADS_TO = {
+    PolicySet.type: BudgetDayReset.type,
+    BudgetDayReset.type: TokensDenied.type,
+    JobDefined.type: RunStarted.type,
+    JobPaused.type: RunSkipped.type,
+    OrchestratorStopped.type: RunSkipped.type,
+}
+"""Where what an event leads to lies far from it, in streams of its own: the type to look for."""
+
+_USES: LiteralString = """
+WITH uses AS MATERIALIZED (
+    SELECT position, agent, coalesce(data ->> 'tokens', data ->> 'tokens_used')::bigint AS tokens
+    FROM events
+    WHERE position > %(since)s AND position <= %(upto)s AND {agent}
+      -- What is settled counts on the day on which it was reserved, which may be the one before.
+      AND (type = %(used)s OR (type = %(settled)s AND data ->> 'day' = %(day)s))
+)
+(SELECT position, agent, tokens, 0 FROM uses WHERE tokens > 0
+ ORDER BY tokens DESC, position LIMIT %(largest)s)
+UNION ALL
+(SELECT 0, agent, sum(tokens)::bigint, count(*) FROM uses WHERE tokens > 0 GROUP BY agent)
+"""
+
+_HELD: LiteralString = """
+WITH held AS MATERIALIZED (
+    SELECT position, agent, (data ->> 'tokens')::bigint AS tokens
+    FROM events made
+    WHERE position > %(since)s AND position <= %(upto)s AND {agent} AND type = %(reserved)s
+      AND NOT EXISTS (SELECT FROM events ended
+                      WHERE ended.stream = made.stream AND ended.version > made.version
+                        AND ended.position <= %(upto)s)
+)
+(SELECT position, agent, tokens, 0 FROM held ORDER BY tokens DESC, position LIMIT %(largest)s)
+UNION ALL
+(SELECT 0, agent, sum(tokens)::bigint, count(*) FROM held GROUP BY agent)
+"""
+"""Both give the largest first, and then a row for each agent, without a position."""
+
+
+class LoggedPast:
+    """A squad's log, on a connection to read on."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def one(self, position: int, /) -> Told | None:
+        """The event at a position."""
+        recorded = await log.read_one(self._connection, position)
+        return (await self._told([recorded]))[0] if recorded else None
+
+    async def several(self, positions: Sequence[int], /) -> list[Told]:
+        """The events at these positions, in the order of the log."""
+        return await self._told(await log.read_positions(self._connection, positions))
+
+    async def causes(self, position: int, limit: int, /) -> list[Told]:
+        """The event at `position`, its cause, that one's cause and so on, at most `limit`."""
+        found = await self._positions(_CAUSES, {"position": position, "limit": limit})
+        return (await self.several(found))[::-1]
+
+    async def first(self, stream: str, types: Sequence[str] = (), *, after: int = 0) -> Told | None:
+        """A stream's first event of these types (any, where none is named) behind the position `after`."""
+        found = await log.read_stream(self._connection, stream, types, after=after, limit=1)
+        return (await self._told(found))[0] if found else None
+
+    async def last(self, stream: str, types: Sequence[str] = (), *, upto: int) -> Told | None:
+        """A stream's last event of these types (any, where none is named) up to the position `upto`."""
+        found = await log.read_stream(
+            self._connection, stream, types, upto=upto, limit=1, newest_first=True
+        )
+        return (await self._told(found))[0] if found else None
+
+    async def early(self, stream: str, limit: int, types: Sequence[str] = ()) -> list[Told]:
+        """A stream's first events of these types, at most `limit`."""
+        return await self._told(await log.read_stream(self._connection, stream, types, limit=limit))
+
+    async def last_of(self, type_: str, *, upto: int) -> Told | None:
+        """The log's last event of a type up to the position `upto`."""
+        query: LiteralString = (
+            "SELECT position FROM events WHERE type = %(type)s AND position <= %(upto)s"
+            " ORDER BY position DESC LIMIT 1"
+        )
+        found = await self._positions(query, {"type": type_, "upto": upto})
+        return await self.one(found[0]) if found else None
+
+    async def of_agent(self, agent: str, upto: int, limit: int) -> list[Told]:
+        """An agent's latest events up to the position `upto`, the latest first."""
+        query: LiteralString = (
+            "SELECT position FROM events WHERE agent = %(agent)s AND position <= %(upto)s"
+            " ORDER BY position DESC LIMIT %(limit)s"
+        )
+        found = await self._positions(query, {"agent": agent, "upto": upto, "limit": limit})
+        return (await self.several(found))[::-1]
+
+    async def before(self, moment: datetime) -> Told | None:
+        """The last event that was recorded before a moment."""
+        query: LiteralString = "SELECT position_at(%(moment)s::timestamptz - interval '1 microsecond')"
+        [position] = await self._positions(query, {"moment": moment})
+        return await self.one(position)
+
+    async def of_request(self, told: Told) -> list[Told]:
+        """The events near this one that bear its correlation id, itself among them, in order."""
+        query: LiteralString = (
+            "SELECT position FROM events WHERE position BETWEEN %(first)s AND %(last)s"
+            " AND correlation_id = %(correlation_id)s"
+        )
+        at = told.at
+        near = {"first": at.position - NEIGHBOURS, "last": at.position + NEIGHBOURS}
+        return await self.several(
+            await self._positions(query, {**near, "correlation_id": at.correlation_id})
+        )
+
+    async def effects(self, told: Told, limit: int) -> list[Told]:
+        """The first events that name this one as their cause, as far as bounded reads show them."""
+        at = told.at
+        found = await self._positions(
+            _EFFECTS,
+            {
+                "position": at.position,
+                "stream": at.stream,
+                "version": at.version,
+                "agent": getattr(told.event, "agent", None),
+                "leads_to": _LEADS_TO.get(at.type),
+                "looked_through": LOOKED_THROUGH,
+                "limit": limit,
+            },
+        )
+        return await self.several(found)
+
+    async def spending(self, began: Told, upto: int, agent: str | None) -> Spending:
+        """What filled the budget of the day that was open at `upto`, from its beginning."""
+        assert isinstance(began.event, BudgetDayReset)
+        parameters = {
+            "day": began.event.day.isoformat(),
+            "since": began.at.position,
+            "upto": upto,
+            "agent": agent,
+            "largest": LARGEST,
+            "used": TokensUsed.type,
+            "settled": TokensSettled.type,
+            "reserved": TokensReserved.type,
+        }
+        whose: LiteralString = "agent = %(agent)s" if agent is not None else "true"
+        uses, used_by = await self._entries(_USES.replace("{agent}", whose), parameters)
+        held, held_by = await self._entries(_HELD.replace("{agent}", whose), parameters)
+        return Spending(uses, used_by, held, held_by)
+
+    async def _entries(
+        self, query: LiteralString, parameters: dict[str, Any]
+    ) -> tuple[tuple[Use, ...], tuple[Share, ...]]:
+        with translating():
+            # Not prepared: how much lies between the two positions decides which way is fast.
+            cursor = await self._connection.execute(query, parameters, prepare=False)
+            rows = await cursor.fetchall()
+        uses = tuple(Use(position, agent, tokens) for position, agent, tokens, _ in rows if position)
+        shares = (Share(agent, tokens, events) for _, agent, tokens, events in rows if events)
+        return uses, tuple(sorted(shares, key=lambda share: (-share.tokens, share.agent)))
+
+    async def _told(self, stored: Sequence[Recorded]) -> list[Told]:
+        """Events as everybody may read them: what was forgotten is told of nowhere."""
+        return [told(recorded) for recorded in await sealing.reveal(self._connection, stored)]
+
+    async def _positions(self, query: LiteralString, parameters: dict[str, Any]) -> list[int]:
+        with translating():
+            # Never prepared: a plan that is good for every position is good for none of them.
+            cursor = await self._connection.execute(query, parameters, prepare=False)
+            return [row[0] for row in await cursor.fetchall()]

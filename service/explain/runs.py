@@ -1,0 +1,196 @@
+"""Why a tick did not run, and how runs ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from eventstore.events import (
+    ConflictDetected,
+    JobDefined,
+    JobPaused,
+    OperationStarted,
+    OrchestratorStopped,
+    RunAttemptFailed,
+    RunFinished,
+    RunMissed,
+    RunRenewed,
+    RunRetried,
+    RunSkipped,
+    RunStarted,
+    TickBuffered,
+    TokensDenied,
+)
+from service.explain import budget, operations, words
+from service.explain.sentences import dated
+
+if TYPE_CHECKING:
+    from eventstore.recorded import Recorded
+    from service.explain.record import Past, Told
+    from service.explain.telling import Telling
+
+MOST_ATTEMPTS = 50
+"""How many steps of one run are told."""
+
+_STEPS = (RunStarted.type, RunAttemptFailed.type, RunRetried.type, RunFinished.type)
+_SIGNS_OF_LIFE = (RunStarted.type, RunRetried.type, RunRenewed.type)
+
+
+async def skipped(event: RunSkipped, at: Recorded, past: Past, telling: Telling) -> None:
+    """What stood in the way of the tick."""
+    telling.facts |= {"job": event.job, "tick": event.tick, "reason": event.reason}
+    cause = await past.one(at.caused_by) if at.caused_by else None
+    match event.reason:
+        case "budget" | "conflict":
+            await _refused(cause, past, telling)
+        case "paused":
+            types = (JobPaused.type,)
+            await _say_who(await past.last(f"job-{event.job}", types, upto=at.position), telling)
+        case "shut_down":
+            types = (OrchestratorStopped.type,)
+            await _say_who(await past.last("orchestrator", types, upto=at.position), telling)
+        case "overlap":
+            await _say_overlap(event, at, cause, past, telling)
+        case _:
+            assert_never(event.reason)
+
+
+async def _refused(cause: Told | None, past: Past, telling: Telling) -> None:
+    """Why what the run needed was not to be had."""
+    if cause is None:
+        return
+    telling.say(dated(cause), cause.at)
+    match cause.event:
+        case TokensDenied():
+            await budget.denied(cause.event, cause.at, past, telling)
+        case ConflictDetected():
+            await operations.turned_away(cause.event, cause.at, past, telling)
+        case OperationStarted():
+            await operations.started(cause.event, cause.at, past, telling)
+        case _:
+            pass
+
+
+async def _say_who(cause: Told | None, telling: Telling) -> None:
+    if cause:
+        telling.say(dated(cause), cause.at)
+        telling.say(f"It was asked for by {words.by(cause.at.actor)}.", cause.at)
+
+
+async def _say_overlap(
+    event: RunSkipped, at: Recorded, cause: Told | None, past: Past, telling: Telling
+) -> None:
+    if cause is None:
+        return
+    if cause.at.stream.startswith("run-"):
+        await _say_run_under_way(cause, at, past, telling)
+        return
+    waiting = await past.last(f"job-{event.job}", (TickBuffered.type,), upto=at.position)
+    if waiting:
+        telling.say(dated(waiting), waiting.at)
+
+
+async def _say_run_under_way(cause: Told, at: Recorded, past: Past, telling: Telling) -> None:
+    stream = cause.at.stream
+    if begun := await past.first(stream, (RunStarted.type,)):
+        since = words.duration(at.recorded_at - begun.at.recorded_at)
+        telling.say(dated(begun, f", {since} before"), begun.at)
+    if ended := await past.first(stream, (RunFinished.type,), after=at.position):
+        telling.say(dated(ended), ended.at)
+
+
+async def missed(event: RunMissed, at: Recorded, past: Past, telling: Telling) -> None:
+    """For how long nobody was there."""
+    late = at.recorded_at - event.tick
+    telling.facts |= {"job": event.job, "tick": event.tick, "late_seconds": late.total_seconds()}
+    telling.say(f"It was looked at {words.duration(late)} after it was due.", at)
+    defined = await past.last(f"job-{event.job}", (JobDefined.type,), upto=at.position)
+    if defined and isinstance(defined.event, JobDefined):
+        patience = defined.event.definition.catch_up_seconds
+        telling.facts["catch_up_seconds"] = patience
+        if late.total_seconds() > patience:
+            telling.say(
+                f"The job makes up for ticks that are at most {words.seconds(patience)} late, as it was"
+                f" defined {words.at(defined.at)}.",
+                defined.at,
+            )
+        else:
+            telling.say("Its schedule ended then, before anybody had looked at the tick.", at)
+    before = await past.before(at.recorded_at)
+    if before and before.at.recorded_at <= event.tick:
+        silent = words.duration(at.recorded_at - before.at.recorded_at)
+        telling.facts["silent_since"] = before.at.recorded_at
+        telling.say(
+            f"Nothing at all was recorded in the {silent} from {words.moment(before.at.recorded_at)}"
+            f" (position {before.at.position}) until then, so no process was there to run it.",
+            before.at,
+        )
+    elif before:
+        telling.say(
+            f"Others were at work meanwhile, such as {words.by(before.at.actor)} {words.at(before.at)};"
+            " but nobody claimed the tick.",
+            before.at,
+        )
+
+
+async def finished(event: RunFinished, at: Recorded, past: Past, telling: Telling) -> None:
+    """All its attempts, and where it was lost when it was last heard of."""
+    await _say_attempts(at, past, telling)
+    telling.facts |= {"job": event.job, "outcome": event.outcome, "attempts": event.attempts}
+    if event.outcome == "lost":
+        last = await past.last(at.stream, _SIGNS_OF_LIFE, upto=at.position)
+        if last and isinstance(last.event, RunStarted | RunRetried | RunRenewed):
+            until = last.event.lease_expires_at
+            held = f", which held it until {words.moment(until)}" if until else ""
+            telling.say(
+                f"Its process was last heard of {words.at(last.at)}{held}, and then no more.", last.at
+            )
+            telling.facts["last_heard_of_at"] = last.at.recorded_at
+        telling.say(f"That was the last of {words.count(event.attempts, 'attempt')}, so it was lost.", at)
+
+
+async def attempt_failed(event: RunAttemptFailed, at: Recorded, past: Past, telling: Telling) -> None:
+    """The run so far."""
+    telling.facts |= {"job": event.job, "attempt": event.attempt, "reason": event.reason}
+    await _say_attempts(at, past, telling)
+
+
+async def under_way(
+    event: RunStarted | RunRenewed | RunRetried, at: Recorded, past: Past, telling: Telling
+) -> None:
+    """The run so far, and how it ended."""
+    telling.facts |= {"job": event.job, "run_id": event.run_id}
+    await _say_attempts(at, past, telling)
+    ended = await past.first(at.stream, (RunFinished.type,), after=at.position)
+    if ended:
+        telling.say(dated(ended), ended.at)
+    else:
+        telling.say("It has not ended where the log ends.")
+
+
+async def paused(event: JobPaused, at: Recorded, past: Past, telling: Telling) -> None:
+    """By whom; or which run failed, and how."""
+    telling.facts |= {"job": event.job, "reason": event.reason}
+    if event.reason == "manual":
+        telling.say(f"It was asked for by {words.by(at.actor)}.", at)
+        return
+    cause = await past.one(at.caused_by) if at.caused_by else None
+    if cause and isinstance(cause.event, RunFinished):
+        telling.say(dated(cause), cause.at)
+        await finished(cause.event, cause.at, past, telling)
+        telling.say("The job is defined to pause itself when a run fails; somebody must resume it.", at)
+
+
+async def buffered(event: TickBuffered, at: Recorded, past: Past, telling: Telling) -> None:
+    """Which run it waits for."""
+    telling.facts |= {"job": event.job, "tick": event.tick}
+    cause = await past.one(at.caused_by) if at.caused_by else None
+    if cause and cause.at.stream.startswith("run-"):
+        await _say_run_under_way(cause, at, past, telling)
+
+
+async def _say_attempts(at: Recorded, past: Past, telling: Telling) -> None:
+    """Every step of the run before this one."""
+    steps = await past.early(at.stream, MOST_ATTEMPTS, _STEPS)
+    for item in steps:
+        if item.at.position < at.position:
+            telling.say(dated(item), item.at)

@@ -1,0 +1,173 @@
+"""Folding the log onto a squad in memory: page by page, a little at a time, all that is open in the end.
+
+Everything that needs the decision state of some moment comes here: a start, the past, a check of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from eventstore import codec, log, sealing
+from eventstore.connection import hanging_up_after
+from eventstore.errors import EventStoreError, LogNotUnderstood, StoreUnavailable
+from projections.projection import MissingRow
+from service import recall, snapshots
+from service.squad import Draft, Squad
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable, Sequence
+
+    from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
+
+STUCK_AFTER_SECONDS = 10.0
+"""A round trip that takes longer is given up, and its connection cut."""
+
+PAGE_EVENTS = 1_000
+"""How many events are read at once."""
+
+SLICE_EVENTS = 200
+"""How many of them are folded before others have their turn: a few milliseconds."""
+
+Keep = Callable[[Squad, int], Awaitable[None]]
+"""Puts a squad away as a snapshot, given where the log ended when it was begun to be read. Never raises."""
+
+_log = logging.getLogger(__name__)
+
+
+class BeyondTheLog(EventStoreError):
+    """The log does not reach that far."""
+
+
+class TookTooLong(EventStoreError):
+    """The log could not be folded in time."""
+
+
+def fold_page(squad: Squad, page: Sequence[Recorded]) -> None:
+    """Folds consecutive events that follow the squad's head; `sealing.reveal` has made them readable.
+
+    Raises:
+        StoreUnavailable: they do not follow it; the log was replaced under us.
+        LogNotUnderstood: one of them cannot be folded. The squad is as it was before.
+    """
+    draft = Draft(squad)
+    for recorded in page:
+        if recorded.position != draft.head.position + 1:
+            raise StoreUnavailable(f"position {draft.head.position + 1} is missing from the log")
+        try:
+            draft.fold(codec.decode(recorded), recorded)
+        except Exception as fault:
+            raise LogNotUnderstood(
+                f"at position {recorded.position}, {type(fault).__name__}: {fault}"
+            ) from fault
+    squad.merge(draft)
+
+
+async def folding(
+    connection: Connection, squad: Squad, upto: int, *, rest: float = 0.0
+) -> AsyncGenerator[None, None]:
+    """Folds what follows the squad's head, a page at each step.
+
+    Args:
+        connection: to read on.
+        squad: is brought to `upto`.
+        upto: the last position to fold.
+        rest: how long to rest after each slice, as a multiple of what it took.
+
+    Raises:
+        BeyondTheLog: it ends before `upto`.
+        StoreUnavailable: the connection broke, or positions are missing from the log.
+        LogNotUnderstood: an event cannot be folded.
+    """
+    while (left := upto - squad.head.position) > 0:
+        with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+            stored = await log.read_after(connection, squad.head.position, min(left, PAGE_EVENTS))
+            page = await sealing.reveal(connection, stored, veiled=sealing.VEILED)
+        if not page:
+            raise BeyondTheLog(f"it ends at position {squad.head.position}")
+        for start in range(0, len(page), SLICE_EVENTS):
+            began = monotonic()
+            fold_page(squad, page[start : start + SLICE_EVENTS])
+            await asyncio.sleep(rest * (monotonic() - began))
+        yield
+
+
+async def fold_on(
+    connection: Connection,
+    squad: Squad,
+    upto: int,
+    known: int,
+    *,
+    keep: Keep | None = None,
+    deadline: float | None = None,
+) -> None:
+    """Folds what follows the squad's head, with all that is open in the end.
+
+    Args:
+        connection: to read on; it may be read-only.
+        squad: is brought to `upto`.
+        upto: the last position to fold.
+        known: where the log ended before the first of the squad was read.
+        keep: puts snapshots away, so that nobody has to fold a long stretch a second time.
+        deadline: when to give up, by the monotonic clock.
+
+    Raises:
+        TookTooLong: how far it came was kept, so that the next attempt goes on from there.
+        BeyondTheLog, StoreUnavailable, LogNotUnderstood: see `folding`.
+    """
+    kept = squad.head.position
+    async for _ in folding(connection, squad, upto):
+        at = squad.head.position
+        too_late = deadline is not None and monotonic() > deadline and at < upto
+        if keep and (too_late or at - kept >= snapshots.distance(squad)):
+            await complete(connection, squad)
+            await keep(squad, known)
+            kept = at
+        if too_late:
+            raise TookTooLong(f"it is folded up to position {at} of {upto}")
+    await complete(connection, squad)
+
+
+async def complete(connection: Connection, squad: Squad) -> None:
+    """Brings into memory what is open and not there: see `Squad.absent`.
+
+    Raises:
+        StoreUnavailable: the connection broke.
+        LogNotUnderstood: its story is not whole.
+    """
+    if squad.absent:
+        with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+            stored = await log.read_streams(connection, sorted(squad.absent))
+            take_in(squad, await sealing.reveal(connection, stored))
+
+
+def take_in(squad: Squad, stories: Iterable[Recorded]) -> None:
+    """Takes the absent into memory, given their streams' events; those after the squad's head are not used.
+
+    Raises:
+        LogNotUnderstood: a story is not whole.
+    """
+    draft = Draft(squad)
+    try:
+        recall.fold(draft, (event for event in stories if event.position <= squad.head.position))
+    except MissingRow as missing:
+        raise LogNotUnderstood(str(missing)) from missing
+    squad.merge(draft)
+
+
+async def keeping(connection: Connection) -> Keep | None:
+    """How a session puts snapshots away; None where it may not."""
+    if not await snapshots.may_store(connection):
+        return None
+
+    async def keep(squad: Squad, known: int) -> None:
+        try:
+            await snapshots.store(connection, squad, known)
+        except Exception as error:  # noqa: BLE001 - whoever looks back needs no snapshot of it
+            _log.warning("a snapshot at position %d was not stored: %r", squad.head.position, error)
+
+    return keep

@@ -1,0 +1,175 @@
+"""One client's connection: what never becomes a request, and whoever lets us wait for too long.
+
+aiohttp answers what it cannot parse in plain text, and logs a traceback each. That would let anybody who
+reaches the port fill the log. And it waits as long as it keeps an idle connection for a request's head, and
+for ever for an answer to be taken. That would let anybody who reaches the port pin our memory at no cost to
+themselves (slowloris). So there is a bound on each of these waits, and on how many connections there are.
+They are looked through once a second: a timer for each request would cost every request something.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, cast
+
+from aiohttp import web
+
+from service.http.context import respond
+from service.http.json import dumps
+from service.http.problems import CONTENT_TYPE, TITLES, Problem
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from aiohttp.web_request import BaseRequest
+
+KEEPALIVE_SECONDS = 75.0
+"""How long an idle connection is kept: longer than proxies do, so that they are the ones to end it."""
+
+HEAD_SECONDS = 15.0
+"""How long a request's line and headers may take to arrive; the first one's from the connection on."""
+
+TAKE_SECONDS = 30.0
+TAKE_BYTES = 64 * 1024
+"""So much of an answer a client must take in that time, or it is dropped."""
+
+MAX_CONNECTIONS = 10_000
+"""How many clients there are at once."""
+
+MAX_HEADERS = 64
+MAX_HEADER_BYTES = 8_190
+MAX_LINE_BYTES = 8_190
+"""Bounds of a request's head."""
+
+LOOK_SECONDS = 1.0
+"""How often the connections are looked through."""
+
+_OTHER_FILES = 200
+"""How many files are open besides: connections to the database, what agents are called over."""
+
+_log = logging.getLogger(__name__)
+
+
+def most_connections() -> int:
+    """How many clients there may be at once: fewer where the system lets us open few files."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (
+        MAX_CONNECTIONS if files == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, files - _OTHER_FILES)
+    )
+
+
+class Connection(web.RequestHandler):
+    """One connection."""
+
+    def __init__(self, manager: web.Server, *, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(
+            manager,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type] # None is how to have none
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+            max_headers=MAX_HEADERS,
+        )
+        self._head_since: float | None = None
+        """Since when a head has been arriving, where one is."""
+        self._heard = False
+        """Whether anything has arrived at all."""
+        self._unsent: tuple[float, int] | None = None
+        """Since when how many bytes have been waiting for the client to take them."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begins; one connection too many is told so, and ended."""
+        super().connection_made(transport)
+        self._head_since = self._loop.time()
+        assert self._manager
+        if len(self._manager._connections) > (most := most_connections()):
+            self._end_with(503, "connections_full", f"{most} connections are open")
+
+    def data_received(self, data: bytes) -> None:
+        """Takes what arrived; notes where it leaves a head unfinished."""
+        before = self._request_count
+        super().data_received(data)
+        self._heard = True
+        if self._request_count != before:
+            self._head_since = None
+        elif self._head_since is None and self._current_request is None and not self._messages:
+            self._head_since = self._loop.time()
+
+    def look(self, now: float) -> None:
+        """Ends the connection where the client has let us wait for too long."""
+        transport = self.transport
+        # While a handler is at work, it has bounds of its own for what it reads and writes.
+        if transport is None or self._current_request is not None:
+            self._unsent = None
+            return
+        if self._head_since is not None and now - self._head_since > HEAD_SECONDS:
+            self._end_with(408, "request_timeout", f"the head took more than {HEAD_SECONDS:g} seconds")
+            return
+        waiting = transport.get_write_buffer_size()
+        if not waiting:
+            self._unsent = None
+        elif self._unsent is None or waiting <= self._unsent[1] - TAKE_BYTES:
+            self._unsent = (now, waiting)
+        elif now - self._unsent[0] > TAKE_SECONDS:
+            transport.abort()
+
+    def handle_error(
+        self,
+        request: BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answers what never became a request."""
+        if status != HTTPStatus.BAD_REQUEST:
+            return super().handle_error(request, status, exc, message)
+        _log.debug("a request could not be parsed: %s", message)
+        reason = (message or "it is not HTTP").strip().splitlines()[0].rstrip(":")
+        problem = Problem("bad_request", reason)
+        response = respond(problem.status, problem.body)
+        response.force_close()
+        return response
+
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:
+        """Tells of faults; what a client sends is none of ours."""
+        if isinstance(kwargs.get("exc_info"), web.RequestPayloadError):
+            self.log_debug(*args, **kwargs)
+        else:
+            super().log_exception(*args, **kwargs)
+
+    def _end_with(self, status: int, code: str, detail: str) -> None:
+        """Says a last word, where anything was said to us, and hangs up."""
+        transport = cast("asyncio.Transport", self.transport)
+        self._head_since = None
+        if self._heard or status != HTTPStatus.REQUEST_TIMEOUT:
+            body = dumps(Problem(code, detail).body)
+            head = (
+                f"HTTP/1.1 {status} {TITLES[code]}\r\nContent-Type: {CONTENT_TYPE}\r\n"
+                f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            )
+            transport.write(head.encode() + body)
+        # Not by close() alone: aiohttp would go on with what it has read.
+        self.force_close()
+
+
+class Server(web.Server):
+    """Makes the connections, and looks through them as long as there are any."""
+
+    _looking: asyncio.TimerHandle | None = None
+
+    def __call__(self) -> web.RequestHandler:
+        """One for each client that calls."""
+        if self._looking is None:
+            self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
+        return Connection(self, loop=self._loop)
+
+    def _look(self) -> None:
+        connections = self.connections
+        now = self._loop.time()
+        for connection in connections:
+            assert isinstance(connection, Connection)
+            connection.look(now)
+        self._looking = self._loop.call_later(LOOK_SECONDS, self._look) if connections else None

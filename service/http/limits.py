@@ -1,0 +1,118 @@
+"""How often something may happen: token buckets in bounded memory.
+
+A bucket is one number, the moment at which it will be full again; one that is full is not kept. Where more
+names come than are kept, those that came last share one bucket: whoever comes under ever new names gains
+nothing by it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+MAX_NAMES = 10_000
+"""How many buckets are kept at once."""
+
+_SWEEP_SECONDS = 1.0
+_OTHERS = object()
+
+
+class Buckets:
+    """Buckets of one size, by name."""
+
+    def __init__(self, per_second: float, burst: float) -> None:
+        self._interval_seconds = 1.0 / per_second
+        self._tolerance_seconds = (burst - 1.0) * self._interval_seconds
+        self._full_at: dict[object, float] = {}
+        self._swept_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._full_at)
+
+    def take(self, name: object, now: float) -> float:
+        """Takes a token, where there is one.
+
+        Args:
+            name: whose bucket.
+            now: monotonic seconds.
+
+        Returns:
+            0 where it was taken, otherwise after how many seconds there will be one.
+        """
+        full_at = self._full_at.get(name, 0.0)
+        if not full_at and len(self._full_at) >= MAX_NAMES:
+            name, full_at = self._instead_of(name, now)
+        from_now = max(full_at - now, 0.0)
+        if from_now > self._tolerance_seconds:
+            return from_now - self._tolerance_seconds
+        self._full_at[name] = now + from_now + self._interval_seconds
+        return 0.0
+
+    def _instead_of(self, name: object, now: float) -> tuple[object, float]:
+        """A place for a new name, or the bucket of all for whom there is none."""
+        if now - self._swept_at >= _SWEEP_SECONDS:
+            self._swept_at = now
+            self._full_at = {known: at for known, at in self._full_at.items() if at > now}
+        if len(self._full_at) < MAX_NAMES:
+            return name, 0.0
+        return _OTHERS, self._full_at.get(_OTHERS, 0.0)
+
+
+class Networks:
+    """Networks, and single addresses as networks of one."""
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._networks = tuple(networks)
+        self.hold = lru_cache(maxsize=MAX_NAMES)(self._hold)
+        """Whether an address is in one of them."""
+
+    def _hold(self, address: str) -> bool:
+        return is_address(address) and any(_parsed(address) in network for network in self._networks)
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an address of IPv4 or IPv6."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _parsed(address: str) -> Address:
+    """An address; one of IPv4 that is written as one of IPv6 is one of IPv4."""
+    parsed = ipaddress.ip_address(address)
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return mapped or parsed
+
+
+@lru_cache(maxsize=MAX_NAMES)
+def is_this_machine(address: str) -> bool:
+    """Whether an address can only be this machine's own."""
+    return is_address(address) and _parsed(address).is_loopback
+
+
+@lru_cache(maxsize=MAX_NAMES)
+def neighbourhood(address: str) -> str:
+    """What counts as one address: of IPv6 the network of 64 bits that one customer has at least."""
+    if not is_address(address):
+        return ""
+    parsed = _parsed(address)
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    return str(ipaddress.ip_network((int(parsed), 64), strict=False))
+
+
+@lru_cache(maxsize=1_000)
+def names_this_machine(host: str) -> bool:
+    """Whether a Host header can only mean this machine: no page of another site has such a name."""
+    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+    name = name.removeprefix("[").removesuffix("]").rstrip(".").lower()
+    return name == "localhost" or name.endswith(".localhost") or is_this_machine(name)

@@ -1,0 +1,93 @@
+"""Why it happened: an answer for every position of the log."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from service import views
+from service.explain import explain
+from service.explain.reader import LoggedPast
+from service.explain.record import OriginKind
+from service.http.answers import Answer
+from service.http.auth import Scope
+from service.http.context import Services, parse_query, respond
+from service.http.lists import Position, Query
+from service.http.problems import Problem
+from service.http.route import Route
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+
+class Step(Answer):
+    """An event in one sentence."""
+
+    position: int
+    type: str
+    recorded_at: datetime
+    sentence: str
+
+
+class Reason(Answer):
+    """One sentence of an answer, the positions of the events that show it, and what it lists."""
+
+    sentence: str
+    positions: list[int]
+    items: list[str]
+
+
+class Origin(Answer):
+    """Where something began; `facts` depends on the kind."""
+
+    kind: OriginKind
+    reasons: list[Reason]
+    facts: dict[str, Any]
+
+
+class Explanation(Answer):
+    """What happened, why, where it came from, what led to it and what it led to.
+
+    `causes` is the chain of `caused_by`, the nearest first; where it is longer than what is shown,
+    `causes_go_on_at` is where it goes on. `facts` holds what the sentences say, and depends on the type.
+    """
+
+    position: int
+    type: str
+    recorded_at: datetime
+    actor: str
+    correlation_id: str
+    summary: str
+    reasons: list[Reason]
+    causes: list[Step]
+    causes_go_on_at: int | None
+    origin: Origin
+    effects: list[Step]
+    facts: dict[str, Any]
+
+
+async def _explain(services: Services, request: web.Request) -> web.StreamResponse:
+    query = parse_query(Query, request)
+    await services.tables.state_covering(query.min_position)
+    text = request.match_info["position"]
+    async with services.tables.connection() as connection:
+        found = await explain(LoggedPast(connection), int(text))
+    if found is None:
+        raise Problem("not_found", f"the log has no position {text}")
+    return respond(200, views.explanation(found))
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path=r"/api/v1/explain/{position:\d{1,18}}",
+        summary="Why an event happened, or why something was refused, in words and as facts",
+        tag="audit",
+        scope=Scope.AUDIT,
+        handler=_explain,
+        query=Query,
+        path_types={"position": Position},
+        answers={200: Explanation},
+        problems=("not_found", "not_yet"),
+    ),
+)

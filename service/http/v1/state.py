@@ -1,0 +1,114 @@
+"""The squad as it is, and as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import orjson
+from pydantic import Field, PlainValidator, TypeAdapter, ValidationError, WithJsonSchema
+
+from service import views
+from service.folding import BeyondTheLog, TookTooLong, complete
+from service.history import Then, look_back
+from service.http import answers
+from service.http.auth import Scope
+from service.http.context import Services, parse_query, respond
+from service.http.json import dumps
+from service.http.lists import Position, Query
+from service.http.problems import Problem
+from service.http.route import Route
+from service.values import Moment, in_words
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+WITHIN_SECONDS = 10.0
+"""How long the log is folded for one answer; and how long before that, others are waited for."""
+
+_POSITION: TypeAdapter[int] = TypeAdapter(Position)
+_MOMENT: TypeAdapter[datetime] = TypeAdapter(Moment)
+_EXAMPLES = [1_234, "2026-01-31T09:00:00Z"]
+
+
+def _place(value: Any) -> int | datetime:
+    text = str(value)
+    try:
+        return _POSITION.validate_python(text) if _is_number(text) else _MOMENT.validate_python(text)
+    except ValidationError as error:
+        raise ValueError(f"must be a position, or a time: {in_words(error.errors()[0])}") from error
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch("[0-9]+", text) is not None
+
+
+At = Annotated[
+    int | datetime,
+    PlainValidator(_place),
+    WithJsonSchema({"anyOf": [_POSITION.json_schema(), {"type": "string", "format": "date-time"}]}),
+]
+"""A place in the log: a position, or a moment."""
+
+
+class StateQuery(Query):
+    """When."""
+
+    at: At | None = Field(default=None, examples=_EXAMPLES)
+    """A position, or a time: after the last event that was recorded at or before it. Without it: now."""
+
+
+async def _show(services: Services, request: web.Request) -> web.StreamResponse:
+    query = parse_query(StateQuery, request)
+    await services.tables.state_covering(query.min_position)
+    then = await (_now(services) if query.at is None else _then(services, query.at))
+    # A squad with much to do makes a long text; others need not wait while it is written.
+    text = await asyncio.to_thread(lambda: dumps(views.whole(then.squad, then.moment)))
+    return respond(200, orjson.Fragment(text))
+
+
+async def _now(services: Services) -> Then:
+    squad, moment = services.writer.squad.copy(), services.clock.now()
+    if squad.head.position == 0:
+        raise Problem("unavailable", "the service is starting", retry_after_seconds=1)
+    if squad.absent:
+        async with services.tables.connection() as connection:
+            await complete(connection, squad)
+    return Then(squad, moment)
+
+
+async def _then(services: Services, at: int | datetime) -> Then:
+    try:
+        async with asyncio.timeout(WITHIN_SECONDS):
+            await services.looking_back.acquire()
+    except TimeoutError as error:
+        raise Problem("took_too_long", "others are looking back as well", retry_after_seconds=5) from error
+    try:
+        async with services.tables.connection() as connection:
+            return await look_back(
+                connection, at, keep=services.snapshotter.keep, within_seconds=WITHIN_SECONDS
+            )
+    except BeyondTheLog as error:
+        raise Problem("not_found", str(error)) from error
+    except TookTooLong as error:
+        detail = f"{error}; ask again, and it goes on from there"
+        raise Problem("took_too_long", detail, retry_after_seconds=1) from error
+    finally:
+        services.looking_back.release()
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/api/v1/state",
+        summary="The whole squad, as it is or as it was",
+        tag="state",
+        scope=Scope.AUDIT,
+        handler=_show,
+        query=StateQuery,
+        answers={200: answers.SquadState},
+        problems=("not_found", "not_yet", "took_too_long"),
+    ),
+)

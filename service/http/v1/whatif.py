@@ -1,0 +1,121 @@
+"""The same history under another policy."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import TYPE_CHECKING
+
+from service.http.answers import Answer
+from service.http.auth import Scope
+from service.http.context import Services, body_of, parse_command, parse_object, respond
+from service.http.problems import Problem
+from service.http.route import Route
+from service.whatif import OtherRules, shown
+from service.whatif.reader import judge
+from service.whatif.report import Verdict, What
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+PAGE_POSITIONS = 500
+"""How much of the log is judged at once, while every other request waits: a few milliseconds' worth."""
+
+
+class Instead(Answer):
+    """How many requests of a kind would have been judged otherwise."""
+
+    refused_instead: int
+    allowed_instead: int
+
+
+class DayOfAgent(Answer):
+    """What would have been otherwise for an agent on a day."""
+
+    day: date
+    agent: str
+    refused_instead: int
+    allowed_instead: int
+    tokens_refused: int
+    tokens_allowed: int
+
+
+class DifferentRequest(Answer):
+    """A request that would have been judged otherwise; `position` is where the log has what came of it."""
+
+    position: int
+    recorded_at: datetime
+    day: date
+    agent: str
+    what: What
+    recorded: Verdict
+    instead: Verdict
+    tokens: int | None
+    sentence: str
+
+
+class DifferentWarning(Answer):
+    """A warning that would have come at another time; null for never."""
+
+    day: date
+    percent: int
+    recorded_at: datetime | None
+    instead_at: datetime | None
+
+
+class UnderOtherRules(Answer):
+    """What would have been refused instead of allowed, and allowed instead of refused.
+
+    The other rules hold behind position `after`; history is judged up to position `upto`. `differences` are
+    the first ten. `caveats` say how much of it is certain.
+    """
+
+    summary: str
+    different: bool
+    after: int
+    upto: int
+    requests: int
+    refused_instead: int
+    allowed_instead: int
+    reservations: Instead
+    claims: Instead
+    heartbeats: Instead
+    finishes: Instead
+    runs: Instead
+    tokens_refused: int
+    tokens_allowed: int
+    tokens_not_used: int
+    days: list[DayOfAgent]
+    days_left_out: int
+    differences: list[DifferentRequest]
+    warnings_changed: int
+    warnings: list[DifferentWarning]
+    caveats: list[str]
+
+
+async def _judge(services: Services, request: web.Request) -> web.StreamResponse:
+    rules = parse_command(OtherRules, parse_object(await body_of(request)))
+
+    def look(_: int, __: int) -> None:
+        if services.stopping:
+            raise Problem("stopping", "the service stops before this is done", retry_after_seconds=2)
+        if request.transport is None or request.transport.is_closing():
+            raise Problem("bad_request", "whoever asked has gone")
+
+    async with services.judging:
+        report = await judge(services.tables.connection, rules, page_positions=PAGE_POSITIONS, at_page=look)
+    return respond(200, shown(report))
+
+
+ROUTES = (
+    Route(
+        method="POST",
+        path="/api/v1/whatif",
+        summary="Ask what other rules would have refused or allowed in the same history; changes nothing",
+        tag="audit",
+        scope=Scope.AUDIT,
+        handler=_judge,
+        body=OtherRules,
+        answers={200: UnderOtherRules},
+        problems=("queue_full",),
+    ),
+)

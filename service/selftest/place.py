@@ -1,0 +1,60 @@
+"""Where a self-test works: a schema of its own, gone afterwards; what a killed one left goes as well."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from psycopg import sql
+
+from eventstore import schema
+from eventstore.connection import connect
+from eventstore.translation import translating
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from eventstore.connection import Connection
+
+PREFIX = "squad_bench_"
+_NAME_LENGTH = len(PREFIX) + 12
+
+_LEFT_OVER = "SELECT nspname FROM pg_namespace WHERE left(nspname, %s) = %s AND length(nspname) = %s"
+# Held for as long as its owner is connected, so what nobody holds was left by one that was killed.
+_LOCK = "SELECT pg_try_advisory_lock(hashtextextended(%s, 1))"
+_UNLOCK = "SELECT pg_advisory_unlock(hashtextextended(%s, 1))"
+
+
+@asynccontextmanager
+async def own_schema(dsn: str) -> AsyncIterator[str]:
+    """A fresh squad in a schema of its own, removed on every way out.
+
+    Raises:
+        EventStoreError: the database cannot be reached, or makes no schemas for this role.
+    """
+    name = f"{PREFIX}{uuid4().hex[:12]}"
+    async with await connect(dsn, "public", name="squad bench") as connection:
+        with translating():
+            await connection.execute(_LOCK, (name,))
+            await _clear_away(connection)
+        try:
+            await schema.apply(dsn, name)
+            yield name
+        finally:
+            with translating():
+                await _drop(connection, name)
+
+
+async def _clear_away(connection: Connection) -> None:
+    """Removes what self-tests left that were killed."""
+    cursor = await connection.execute(_LEFT_OVER, (len(PREFIX), PREFIX, _NAME_LENGTH))
+    for (name,) in await cursor.fetchall():
+        row = await (await connection.execute(_LOCK, (name,))).fetchone()
+        if row and row[0]:
+            await _drop(connection, name)
+            await connection.execute(_UNLOCK, (name,))
+
+
+async def _drop(connection: Connection, name: str) -> None:
+    await connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(name)))

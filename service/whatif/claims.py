@@ -1,0 +1,175 @@
+"""Claims and their heartbeats, judged again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from eventstore.events import OperationRenewed, OperationStarted
+from projections.operations import OPERATIONS
+from service.decide.operations import find_conflict
+from service.whatif import wording
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from eventstore.events import ConflictDetected, OperationExpired, OperationFinished
+    from eventstore.recorded import Recorded
+    from projections.operations import OperationRow
+    from service.whatif.trial import Trial
+
+
+@dataclass
+class _Claim:
+    """An operation of the log, for as long as it is active there."""
+
+    blocks_until: datetime
+    expires_at: datetime
+    would_expire_at: datetime | None = None
+    """When it would have been over, where that is before its end in the log, and was not told yet."""
+
+
+class Claims:
+    """The operations' side of a trial."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
+        self._squad = trial.squad
+        self._logged = {
+            row.id: _Claim(row.blocks_until, row.expires_at) for row in trial.squad.all(OPERATIONS)
+        }
+
+    def pass_time(self, now: datetime) -> None:
+        """Lets operations go that nobody would have renewed in time."""
+        for row in self._squad.expire(now):
+            if claim := self._logged.get(row.id):
+                claim.would_expire_at = row.expires_at
+
+    def start(self, event: OperationStarted, at: Recorded) -> None:
+        """Judges a claim that was made."""
+        trial = self._trial
+        self._logged[event.operation_id] = _Claim(event.blocks_until, event.expires_at)
+        if trial.judging:
+            trial.report.requests += 1
+            if conflict := find_conflict(self._squad, event.resources, at.recorded_at):
+                sentence = wording.claim_refused(event, conflict)
+                trial.refused[event.operation_id] = trial.differ(at, event, "claim", "refused", sentence)
+                return
+        self._squad.claim(self._timed(event, at), at)
+
+    def renew(self, event: OperationRenewed, at: Recorded) -> None:
+        """Judges a heartbeat that was taken."""
+        trial = self._trial
+        claim, row = self._logged.get(event.operation_id), self._squad.operation(event.operation_id)
+        if claim:
+            claim.blocks_until, claim.expires_at = event.blocks_until, event.expires_at
+        if row is None:
+            self._tell_of_expiry(event, claim, at, "heartbeat")
+            return
+        if trial.judging:
+            trial.report.requests += 1
+            if conflict := find_conflict(self._squad, row.resources, at.recorded_at, renewing=row):
+                trial.differ(at, event, "heartbeat", "refused", wording.heartbeat_refused(row, conflict))
+                return
+            if trial.rules.changes_claims:
+                event = self._renewal(row, at.recorded_at)
+        self._squad.claim(event, at)
+
+    def finish(self, event: OperationFinished, at: Recorded) -> None:
+        """Ends an operation; one that would have been over before cannot be ended."""
+        claim = self._forget(event.operation_id)
+        if self._squad.operation(event.operation_id):
+            self._squad.finish(event)
+        elif claim and claim.expires_at > at.recorded_at:
+            self._tell_of_expiry(event, claim, at, "finish")
+
+    def expire(self, event: OperationExpired) -> None:
+        """Forgets what the log has of an operation. When it would have expired is for the time to say."""
+        self._forget(event.operation_id)
+
+    def turn_away(self, event: ConflictDetected, at: Recorded) -> None:
+        """Judges a claim, or a heartbeat, that was refused."""
+        trial, now = self._trial, at.recorded_at
+        if not trial.judging:
+            return
+        trial.report.requests += 1
+        renewing = self._heartbeat_of(event, now)
+        if find_conflict(self._squad, event.resources, now, renewing=renewing):
+            return
+        if renewing:
+            trial.differ(at, event, "heartbeat", "allowed", wording.heartbeat_allowed(event))
+            self._squad.claim(self._renewal(renewing, now), at)
+            return
+        trial.differ(at, event, "claim", "allowed", wording.claim_allowed(event))
+        started = OperationStarted(
+            operation_id=event.conflict_id,
+            agent=event.agent,
+            action=event.action,
+            resources=event.resources,
+            **self._times(self._squad.policy.operation_timeout_seconds, now),
+        )
+        self._squad.claim(started, at)
+
+    def _forget(self, operation_id: str) -> _Claim | None:
+        """An operation is over in the log."""
+        self._trial.refused.pop(operation_id, None)
+        return self._logged.pop(operation_id, None)
+
+    def _heartbeat_of(self, event: ConflictDetected, now: datetime) -> OperationRow | None:
+        """The operation that was to be renewed, where it was not a new claim that was refused.
+
+        The log does not say which it was. It was a heartbeat, most likely, where the agent was still at the
+        very same thing; unless it was its own other claim that turned it away, as one that begins anew is.
+        """
+        holder = self._logged.get(event.operation_id)
+        if event.agent in event.holders and holder and holder.blocks_until > now:
+            return None
+        mine = (
+            row
+            for resource in event.resources.items()
+            for operation_id in self._squad.claims(resource)
+            if (row := self._squad.operation(operation_id))
+            and row.id != event.operation_id
+            and row.expires_at > now
+            and (row.agent, row.action, row.resources) == (event.agent, event.action, event.resources)
+        )
+        return min(mine, key=lambda row: row.fencing_token, default=None)
+
+    def _tell_of_expiry(
+        self,
+        event: OperationRenewed | OperationFinished,
+        claim: _Claim | None,
+        at: Recorded,
+        what: Literal["heartbeat", "finish"],
+    ) -> None:
+        """Says, once, of an operation that it would have been over; of one that never was, nothing."""
+        if claim and claim.would_expire_at:
+            self._trial.report.requests += 1
+            sentence = wording.expired(event.agent, what, claim.would_expire_at)
+            self._trial.differ(at, event, what, "refused", sentence)
+            claim.would_expire_at = None
+
+    def _timed(self, event: OperationStarted, at: Recorded) -> OperationStarted:
+        """A claim with the times that it would have had."""
+        trial = self._trial
+        if not trial.judging or not trial.rules.changes_claims:
+            return event
+        timeout, policy = trial.rules.operation_timeout_seconds, trial.policy
+        # Whoever named a time to live of its own, other than the policy's, would have named it again.
+        is_own = policy is None or event.ttl_seconds != policy.operation_timeout_seconds
+        ttl_seconds = event.ttl_seconds if timeout is None or is_own else timeout
+        return event.model_copy(update=self._times(ttl_seconds, at.recorded_at))
+
+    def _renewal(self, row: OperationRow, now: datetime) -> OperationRenewed:
+        times = self._times(row.ttl_seconds, now)
+        del times["ttl_seconds"]
+        return OperationRenewed(operation_id=row.id, agent=row.agent, **times)
+
+    def _times(self, ttl_seconds: float, now: datetime) -> dict[str, Any]:
+        window_seconds = min(self._squad.policy.conflict_window_seconds, ttl_seconds)
+        return {
+            "ttl_seconds": ttl_seconds,
+            "blocks_until": now + timedelta(seconds=window_seconds),
+            "expires_at": now + timedelta(seconds=ttl_seconds),
+        }

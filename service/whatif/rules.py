@@ -1,0 +1,55 @@
+"""The other rules: which of the policy's differ, and for which stretch of the log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, model_validator
+
+from service.commands.base import Command
+from service.values import Moment, Name, Tokens, TtlSeconds
+
+if TYPE_CHECKING:
+    from eventstore.events import PolicySet
+
+Percent = Annotated[int, Field(ge=1, le=100)]
+
+
+class OtherRules(Command):
+    """Judge the same history by other rules. What is not named stays as the log has it; nothing changes."""
+
+    daily_tokens: Tokens | None = None
+    agent_limits: dict[Name, Tokens | None] | None = Field(default=None, max_length=1_000)
+    """Tokens a day by agent, in place of the agent's limit; null lifts it. The others keep theirs."""
+    conflict_window_seconds: TtlSeconds | None = None
+    operation_timeout_seconds: TtlSeconds | None = None
+    warning_percents: list[Percent] | None = Field(default=None, max_length=20)
+    since: Moment | None = None
+    """From when on the other rules hold; without it, from the beginning."""
+    until: Moment | None = None
+    """Up to when history is judged, exclusive; without it, up to now."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> OtherRules:
+        if self.since and self.until and self.since >= self.until:
+            raise ValueError("since must lie before until")
+        return self
+
+    @property
+    def changes_claims(self) -> bool:
+        """Whether claims block, or last, for another time."""
+        return self.conflict_window_seconds is not None or self.operation_timeout_seconds is not None
+
+    def in_place_of(self, policy: PolicySet) -> PolicySet:
+        """A policy of the log with these rules in place of its own."""
+        named: dict[str, Any] = {
+            name: value
+            for name in ("daily_tokens", "conflict_window_seconds", "operation_timeout_seconds")
+            if (value := getattr(self, name)) is not None
+        }
+        if self.warning_percents is not None:
+            named["warning_percents"] = sorted(set(self.warning_percents))
+        if self.agent_limits:
+            limits = {**policy.agent_limits, **self.agent_limits}
+            named["agent_limits"] = {agent: limit for agent, limit in limits.items() if limit is not None}
+        return policy.model_copy(update=named)

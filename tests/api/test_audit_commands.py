@@ -1,0 +1,446 @@
+"""`squad verify`, `checkpoint`, `export` and `import` as people type them."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import shlex
+import sys
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from eventstore import checkpoint, log
+from eventstore.listener import Hints
+from eventstore.recorded import Head
+from projections.agents import AGENTS
+from projections.projector import Projector
+from service import snapshots
+from service.cli import cli, main
+from service.restore import restore
+from tests.api.client import running_service
+from tests.support.audit import verdict_in_plain_python
+from tests.support.command import SQUAD, Ended, end, squad, start
+from tests.support.embedded import new_data_folder
+from tests.support.forging import EVENTS, forge, hash_anew, some_history, write_anew
+from tests.support.log import Scribe, new_id, said, whole_log
+from tests.support.parts import SCHEMA, connected, running
+from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.api.client import Service
+    from tests.support.postgres import PostgresServer
+
+CHECKS = ["positions", "chain", "times", "causes", "streams", "ids", "guards"]
+ALL_CHECKS = [*CHECKS, "tables", "snapshots"]
+
+
+@pytest.fixture
+def another(postgres: PostgresServer) -> Iterator[str]:
+    """The DSN of a second database, with nothing in it."""
+    with postgres.new_database() as dsn:
+        yield dsn
+
+
+@pytest.fixture
+async def history(database: str) -> str:
+    """The DSN of a database with twelve events and the tables that follow from them."""
+    async with connected(database) as connection:
+        await some_history(connection)
+    async with running(Projector(database, SCHEMA, Hints()).run()):
+        await eventually(partial(projected_to_head, database))
+    return database
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are named without a folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+async def _squad(*arguments: str) -> Ended:
+    """Runs the command in this process, which is faster than in one of its own."""
+    result = await asyncio.to_thread(CliRunner().invoke, cli, arguments)
+    failed = result.exception is not None and not isinstance(result.exception, SystemExit)
+    return Ended(result.exit_code, result.stdout, f"{result.exception}\n" if failed else result.stderr)
+
+
+def _complaint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line with which the command fails."""
+    monkeypatch.setattr(sys, "argv", ["squad", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert isinstance(ended.value.code, int)
+    printed = capsys.readouterr()
+    return Ended(ended.value.code, printed.out, printed.err).complaint()
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+async def _live(service: Service) -> None:
+    await service.api.put("agents/ada", role="writer")
+    for number in range(20):
+        await service.api.post("messages", from_agent="ada", message=f"message {number}")
+        await service.api.post("operations", agent="ada", action="x", resources={"e": str(number % 5)})
+
+
+class TestVerify:
+    async def test_of_a_squad_that_works_says_what_holds(self, service: Service, tmp_path: Path) -> None:
+        await _live(service)
+        await eventually(partial(projected_to_head, service.dsn))
+        lines = (await _squad("verify", "--dsn", service.dsn)).lines()
+        assert [line.split()[:2] for line in lines] == [["holds", name] for name in ALL_CHECKS]
+        assert lines[0].endswith(f"1 to {await service.head()}, none is missing")
+
+    async def test_as_json_is_one_object(self, history: str, tmp_path: Path) -> None:
+        [line] = (await _squad("verify", "--json", "--dsn", history)).lines()
+        found = json.loads(line)
+        assert found["holds"] is True
+        assert (found["position"], found["differences"]) == (EVENTS, [])
+        assert [check["name"] for check in found["checks"]] == ALL_CHECKS
+        async with connected(history) as connection:
+            assert found["hash"] == (await log.head(connection)).hash.hex()
+
+    async def test_names_the_first_bad_position_and_row(self, history: str, tmp_path: Path) -> None:
+        async with connected(history) as connection:
+            await forge(
+                connection, "UPDATE events SET actor = E'mal\\x1b[31mlory' WHERE position IN (4, 6, 9)"
+            )
+            await connection.execute("UPDATE squad_messages SET message = 'lies' WHERE position = 8")
+        ended = await _squad("verify", "--dsn", history)
+        assert (ended.code, ended.errors) == (1, "")
+        lines = ended.output.splitlines()
+        chain, tables = lines[1], lines[-2]
+        assert chain == (
+            "FAILS  chain       position 4: its hash does not follow from what it says and the hash before"
+            " (and 2 more)"
+        )
+        assert tables.startswith("FAILS  tables      squad_messages at position 12: the row id=")
+        assert tables.endswith("has message 'lies', by the log it is 'message 8' (1 changed)")
+        assert [line for line in lines if not line.startswith("holds")] == [chain, tables]
+
+    async def test_names_a_snapshot_that_is_not_what_the_log_gives(
+        self, history: str, tmp_path: Path
+    ) -> None:
+        async with connected(history) as connection:
+            squad = await restore(connection)
+            agents: Any = squad.tables[AGENTS.name]
+            name, row = next(iter(agents.items()))
+            agents[name] = row._replace(role="made up")
+            await snapshots.store(connection, squad, squad.head.position)
+        ended = await _squad("verify", "--dsn", history)
+        assert ended.code == 1
+        [line] = [line for line in ended.output.splitlines() if not line.startswith("holds")]
+        assert line.startswith(f"FAILS  snapshots   position {EVENTS}: squad_agents differs from the fold")
+
+    async def test_as_json_names_them_as_well(self, history: str, tmp_path: Path) -> None:
+        async with connected(history) as connection:
+            await forge(connection, "UPDATE events SET version = 7 WHERE position = 7")
+            await connection.execute("DELETE FROM squad_messages WHERE position = 8")
+        ended = await _squad("verify", "--json", "--dsn", history)
+        assert (ended.code, ended.errors) == (1, "")
+        found = json.loads(ended.output)
+        assert found["holds"] is False
+        bad = {check["name"]: check["position"] for check in found["checks"] if not check["holds"]}
+        assert bad == {"chain": 7, "streams": 7, "tables": None}
+        [difference] = found["differences"]
+        assert (difference["table"], difference["kind"]) == ("squad_messages", "missing")
+
+    async def test_may_leave_the_tables_out(self, history: str, tmp_path: Path) -> None:
+        async with connected(history) as connection:
+            await connection.execute("DELETE FROM squad_messages")
+        lines = (await _squad("verify", "--no-tables", "--dsn", history)).lines()
+        assert [line.split()[1] for line in lines] == CHECKS
+
+    async def test_of_a_log_that_cannot_be_folded_says_so(self, history: str, tmp_path: Path) -> None:
+        async with connected(history) as connection:
+            await forge(connection, "DELETE FROM events WHERE position = 5")
+        ended = await _squad("verify", "--dsn", history)
+        assert ended.code == 1
+        bad = [line for line in ended.output.splitlines() if line.startswith("FAILS")]
+        assert bad[0] == "FAILS  positions   position 5: is missing"
+        assert bad[-1].startswith("FAILS  tables      position 5: they cannot be compared with the log: ")
+
+
+class TestCheckpoint:
+    async def test_shows_that_the_log_was_cut_off_or_written_anew(
+        self, history: str, tmp_path: Path
+    ) -> None:
+        made = (await _squad("checkpoint", "--new-key", "squad.key")).lines()
+        assert _names(tmp_path) == ["squad.key", "squad.key.pub"]
+        dsn = ("--dsn", history)
+        assert (await _squad("checkpoint", "--key", "squad.key", "--out", "c.json", *dsn)).lines() == []
+        assert json.loads((tmp_path / "c.json").read_text())["public_key"] in made[0]
+        pinned = ("--checkpoint", "c.json", "--public-key", "squad.key.pub", "--no-tables", *dsn)
+        lines = (await _squad("verify", *pinned)).lines()
+        assert lines[-1].startswith("holds  checkpoint  c.json, signed ")
+        async with connected(history) as connection:
+            await forge(connection, "DELETE FROM events WHERE position > 10")
+            cut = await _squad("verify", *pinned)
+            await hash_anew(connection)
+            scribe = Scribe(connection)
+            await scribe.catch_up()
+            await scribe.append(*(said("instead") for _ in range(2)))
+            await write_anew(connection)
+        anew = await _squad("verify", *pinned)
+        for ended, place, why in (
+            (cut, 11, "knows events up to 12: the log's end was cut off"),
+            (anew, 12, "knows another hash here: the log was written anew, from here or from before"),
+        ):
+            assert ended.code == 1
+            [fault] = [line for line in ended.output.splitlines() if line.startswith("FAILS")]
+            assert fault.startswith(f"FAILS  checkpoint  position {place}: c.json, signed ")
+            assert fault.endswith(why)
+
+    async def test_without_a_public_key_it_is_said_that_anybody_may_have_signed(
+        self, history: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SQUAD_CHECKPOINT_KEY", "squad.key")
+        await _squad("checkpoint", "--new-key", "squad.key")
+        printed = (await _squad("checkpoint", "--dsn", history)).output
+        (tmp_path / "c.json").write_text(printed)
+        lines = (await _squad("verify", "--checkpoint", "c.json", "--no-tables", "--dsn", history)).lines()
+        assert lines[-1] == (
+            "whoever holds a key may have signed the checkpoints; name yours with --public-key"
+        )
+
+    async def test_several_are_all_held_against_the_log(self, history: str, tmp_path: Path) -> None:
+        await _squad("checkpoint", "--new-key", "squad.key")
+        arguments = ["--no-tables", "--dsn", history]
+        for name in ("a.json", "b.json"):
+            await _squad("checkpoint", "--key=squad.key", "--out", name, "--dsn", history)
+            arguments += ["--checkpoint", name]
+        lines = (await _squad("verify", *arguments)).lines()
+        assert [line.split()[2] for line in lines[-3:-1]] == ["a.json,", "b.json,"]
+
+    async def test_of_a_log_that_does_not_hold_is_not_signed(self, history: str, tmp_path: Path) -> None:
+        await _squad("checkpoint", "--new-key", "squad.key")
+        async with connected(history) as connection:
+            await forge(connection, "UPDATE events SET actor = 'mallory' WHERE position = 4")
+        ended = await _squad("checkpoint", "--key=squad.key", "--out=c.json", "--dsn", history)
+        assert ended.complaint() == (
+            "nothing was signed, because the log does not hold: position 4: its hash does not follow from"
+            " what it says and the hash before"
+        )
+        assert not (tmp_path / "c.json").exists()
+
+    async def test_of_an_empty_log_is_not_signed(self, database: str, tmp_path: Path) -> None:
+        await _squad("checkpoint", "--new-key", "squad.key")
+        ended = await _squad("checkpoint", "--key=squad.key", "--dsn", database)
+        assert ended.complaint() == "nothing was signed, because the log is empty"
+
+    @pytest.mark.parametrize(
+        ("arguments", "complaint"),
+        [
+            (("checkpoint",), "there is no key to sign with; name one with --key, or make one with"),
+            (("checkpoint", "--key", "nothing"), "cannot read nothing: No such file or directory"),
+            (("checkpoint", "--key", "a.pub"), "a.pub is not a private key in PEM"),
+            (("checkpoint", "--new-key", "a"), "cannot make a.pub: File exists"),
+            (("verify", "--checkpoint", "nothing"), "cannot read nothing: No such file or directory"),
+            (("verify", "--checkpoint", "a"), "a is not a checkpoint: it: Invalid JSON"),
+            (("verify", "--checkpoint", "c", "--public-key", "nothing"), "cannot read nothing: No such"),
+            (("verify", "--checkpoint", "c", "--public-key", "a"), "a is not a public key in PEM"),
+            (("verify", "--checkpoint", "c", "--public-key", "b.pub"), "c is signed with another key"),
+            (("verify", "--checkpoint", "bad"), "bad does not bear the signature of what it says"),
+            (("verify", "--public-key", "a.pub"), "--public-key says who may have signed a --checkpoint"),
+        ],
+        ids=str,
+    )
+    def test_what_cannot_be_used_is_one_clear_line(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+        arguments: tuple[str, ...],
+        complaint: str,
+    ) -> None:
+        for key in ("a", "b"):
+            checkpoint.new_key(tmp_path / key)
+        (tmp_path / "a.pub").chmod(0o600)
+        head = Head(12, bytes(32), datetime.now(UTC))
+        good = checkpoint.sign(checkpoint.private_key(tmp_path / "a"), new_id(), head, datetime.now(UTC))
+        (tmp_path / "c").write_text(good.to_json())
+        (tmp_path / "bad").write_text(good.to_json().replace('"position": 12', '"position": 2'))
+        before = _names(tmp_path)
+        assert complaint in _complaint(monkeypatch, capsys, *arguments)
+        assert _names(tmp_path) == before
+
+
+class TestExportAndImport:
+    @pytest.mark.parametrize("name", ["log.jsonl", "log.jsonl.gz"])
+    async def test_give_the_same_squad_again(
+        self, service: Service, another: str, tmp_path: Path, name: str
+    ) -> None:
+        await _live(service)
+        head = await service.head()
+        lines = (await _squad("export", name, "--dsn", service.dsn)).lines()
+        assert lines == [f"exported {head} events, up to position {head}"]
+        assert (tmp_path / name).read_bytes().startswith(b"\x1f\x8b") == name.endswith(".gz")
+        code, words = verdict_in_plain_python(tmp_path / name)
+        assert (code, words.startswith(f"{head} events hold")) == (0, True)
+        [imported] = (await _squad("import", name, "--dsn", another)).lines()
+        assert imported.startswith(f"imported {head} events, and their tables; the last hash is ")
+        async with connected(another) as there, connected(service.dsn) as here:
+            assert await whole_log(there) == (await whole_log(here))[:head]
+        await assert_log_is_sound(another)
+        assert await assert_tables_equal_fold(another) > 20
+        assert len((await _squad("verify", "--dsn", another)).lines()) == len(ALL_CHECKS)
+        async with running_service(another) as again:
+            await again.api.post("messages", from_agent="ada", message="it goes on")
+            assert await again.head() > head
+
+    async def test_go_through_a_pipe(self, history: str, another: str, tmp_path: Path) -> None:
+        export = shlex.join([str(SQUAD), "export", "-", "--dsn", history])
+        command = f"{export} | {shlex.join([str(SQUAD), 'import', '-', '--dsn', another])}"
+        ended = await end(await start(tmp_path, "-c", command, command="/bin/sh"))
+        assert ended.code == 0, ended
+        assert ended.output.startswith("imported 12 events")
+        assert ended.errors == "exported 12 events, up to position 12\n"
+
+    async def test_write_the_same_file_each_time(self, history: str, tmp_path: Path) -> None:
+        for name in ("a.gz", "b.gz"):
+            await _squad("export", name, "--dsn", history)
+        assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
+
+    async def test_parts_are_written_as_asked(self, history: str, another: str, tmp_path: Path) -> None:
+        async def exported(*arguments: str) -> list[int]:
+            await _squad("export", "part", *arguments, "--dsn", history)
+            lines = map(json.loads, (tmp_path / "part").read_text().splitlines())
+            return [line["position"] for line in lines if line["kind"] == "event"]
+
+        assert await exported("--after", "9") == [10, 11, 12]
+        assert verdict_in_plain_python(tmp_path / "part")[0] == 0
+        ended = await _squad("import", "part", "--dsn", another)
+        assert "line 1: the file begins after position 9, an import needs the whole" in ended.complaint()
+        assert await exported("--after", "3", "--until", "5") == [4, 5]
+        assert await exported("--until", "4") == [1, 2, 3, 4]
+        await _squad("import", "part", "--dsn", another)
+        assert len(await assert_log_is_sound(another)) == 4
+
+    async def test_as_cloud_events_is_one_a_line(self, history: str, tmp_path: Path) -> None:
+        arguments = ("export", "events", "--format", "cloudevents", "--dsn", history)
+        await _squad(*arguments)
+        found = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
+        assert [event["position"] for event in found] == [str(number) for number in range(1, EVENTS + 1)]
+        assert {event["source"] for event in found} == {f"urn:uuid:{found[0]['id']}"}
+        assert found[1]["data"]["message"] == "message 2"
+
+    async def test_of_a_log_that_does_not_hold_is_written_and_said(
+        self, history: str, another: str, tmp_path: Path
+    ) -> None:
+        async with connected(history) as connection:
+            await forge(connection, "UPDATE events SET actor = 'mallory' WHERE position = 4")
+        ended = await _squad("export", "log", "--dsn", history)
+        assert ended.complaint() == (
+            "log is written, but cannot be imported: at position 4 the hash does not follow from the event"
+            " and the hash before"
+        )
+        assert verdict_in_plain_python(tmp_path / "log")[1].startswith("line 5: position 4 ")
+        ended = await _squad("import", "log", "--dsn", another)
+        assert "Nothing was imported: line 5: its hash does not follow" in ended.complaint()
+
+    async def test_an_export_that_fails_leaves_what_was_there(self, history: str, tmp_path: Path) -> None:
+        await _squad("export", "log", "--dsn", history)
+        before = (tmp_path / "log").read_bytes()
+        async with connected(history) as connection:
+            await forge(connection, "UPDATE events SET recorded_at = 'infinity' WHERE position = 12")
+        assert (await _squad("export", "log", "--dsn", history)).complaint()
+        assert (tmp_path / "log").read_bytes() == before
+        assert _names(tmp_path) == ["log"]
+
+    async def test_a_log_whose_tables_cannot_follow_is_imported_and_that_is_said(
+        self, database: str, another: str
+    ) -> None:
+        async with connected(database) as connection:
+            await Scribe(connection).append(said("by nobody we know", agent="mallory"))
+        await _squad("export", "log", "--dsn", database)
+        complaint = (await _squad("import", "log", "--dsn", another)).complaint()
+        assert complaint.startswith("the log is imported, but the tables of agents stopped at position 1: ")
+        assert len(await assert_log_is_sound(another)) == 1
+
+    async def test_an_import_into_a_squad_that_works_is_refused(self, service: Service) -> None:
+        await _squad("export", "log", "--dsn", service.dsn)
+        before = await service.head()
+        ended = await _squad("import", "log", "--dsn", service.dsn)
+        assert f"the squad is not new, its log ends at position {before}" in ended.complaint()
+
+    async def test_of_two_imports_at_once_one_wins(
+        self, history: str, another: str, tmp_path: Path
+    ) -> None:
+        await squad(tmp_path, "export", "log", "--dsn", history)
+        ended = await asyncio.gather(
+            *(squad(tmp_path, "import", "log", "--dsn", another) for _ in range(3))
+        )
+        assert sorted(each.code for each in ended) == [0, 1, 1]
+        for each in ended:
+            if each.code:
+                assert "Nothing was imported: " in each.complaint()
+        assert len(await assert_log_is_sound(another)) == EVENTS
+        await assert_tables_equal_fold(another)
+
+    async def test_makes_the_embedded_database_where_there_is_none(
+        self, history: str, tmp_path: Path
+    ) -> None:
+        await squad(tmp_path, "export", "log", "--dsn", history)
+        with new_data_folder() as folder:
+            imported = await squad(tmp_path, "import", "log", "--data", str(folder / "new"))
+            assert imported.output.startswith("imported 12 events")
+            lines = (await squad(tmp_path, "verify", "--data", str(folder / "new"))).lines()
+            assert len(lines) == len(ALL_CHECKS)
+
+    @pytest.mark.parametrize(
+        ("arguments", "complaint"),
+        [
+            (("import", "nothing"), "cannot read nothing: No such file or directory"),
+            (("import", "."), "cannot read .: Is a directory"),
+            (("import", "empty"), "Nothing was imported: line 1: it is empty"),
+            (("import", "text"), "Nothing was imported: line 1: invalid JSON"),
+            (("import", "text.gz"), "cannot read text.gz: Not a gzipped file"),
+            (("import", "half.gz"), "cannot read half.gz: Compressed file ended before"),
+            (("export", "log"), "there is no squad in .squad"),
+            (("export", "log", "--after", "-1"), "Invalid value for '--after'"),
+            (("export", "log", "--after", "5", "--until", "3"), "--until 3 is before --after 5"),
+            (("export", "log", "--format", "xml"), "'xml' is not one of"),
+            (("export",), "Missing argument 'FILE'"),
+        ],
+        ids=str,
+    )
+    def test_what_cannot_be_is_one_clear_line_and_leaves_nothing(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+        arguments: tuple[str, ...],
+        complaint: str,
+    ) -> None:
+        (tmp_path / "empty").touch()
+        (tmp_path / "text").write_text("hello")
+        (tmp_path / "text.gz").write_text("hello")
+        (tmp_path / "half.gz").write_bytes(gzip.compress(b"hello\n" * 1_000)[:20])
+        before = _names(tmp_path)
+        assert complaint in _complaint(monkeypatch, capsys, *arguments)
+        assert _names(tmp_path) == before
+
+    @pytest.mark.parametrize(
+        ("arguments", "complaint"),
+        [
+            (("export", "no/where"), "cannot write no/where: No such file or directory"),
+            (("export", "log", "--after", "13"), "there is nothing after position 13, the log ends at 12"),
+        ],
+        ids=str,
+    )
+    async def test_what_cannot_be_exported_is_one_clear_line(
+        self, history: str, tmp_path: Path, arguments: tuple[str, ...], complaint: str
+    ) -> None:
+        assert complaint in (await _squad(*arguments, "--dsn", history)).complaint()
+        assert _names(tmp_path) == []

@@ -1,0 +1,291 @@
+"""`squad jobs`: the schedule, and a person's hand on it, with a service running and without."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import signal
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from eventstore import codec
+from eventstore.events import Event, JobPaused, RunFinished, RunRetried, RunStarted, TokensReserved
+from service import commands as do
+from service.app import StartFailed
+from service.cli import cli, waiting
+from service.job_spec import SEED_JOBS, JobSpec
+from tests.api.client import running_service
+from tests.support.agents import Agents, answers, running_agents, when
+from tests.support.command import end, start
+from tests.support.log import whole_log
+from tests.support.parts import connected, running_writer, submit
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from click.testing import Result
+
+    from eventstore.recorded import Recorded
+    from tests.api.client import Service
+
+WORKER = {"worker": {"role": "test"}}
+
+
+@pytest.fixture
+async def agents() -> AsyncIterator[Agents]:
+    async with running_agents() as running:
+        yield running
+
+
+@pytest.fixture
+async def service(database: str, agents: Agents) -> AsyncIterator[Service]:
+    """A service with one job of its own, and the seed's, of which none runs by itself."""
+    quiet: dict[str, Any] = {name: {"enabled": False} for name in SEED_JOBS}
+    own = {"agent": "worker", "endpoint": "/poll", "every": "300d"}
+    async with running_service(
+        database, seed_jobs=True, agents_url=agents.url, agents=WORKER, jobs={**quiet, "poll": own}
+    ) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _somewhere_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No squad.toml of ours lies where the commands run."""
+    monkeypatch.chdir(tmp_path)
+
+
+async def a_squad(dsn: str, **spec: Any) -> None:
+    """A squad with the job `poll` and without any process."""
+    whole = JobSpec.model_validate({"agent": "worker", "endpoint": "/poll", "every": "300d", **spec})
+    async with running_writer(dsn) as writer:
+        for command in (
+            do.StartOrchestrator(),
+            do.RegisterAgent(name="worker", role="test"),
+            do.DefineJob(name="poll", source="api", definition=whole.definition()),
+        ):
+            assert (await submit(writer, command)).refusal is None
+
+
+async def squad(dsn: str, *arguments: str) -> Result:
+    """Calls the `squad` command."""
+    return await asyncio.to_thread(CliRunner().invoke, cli, [*arguments, "--dsn", dsn])
+
+
+async def told(dsn: str, kind: type[Event]) -> list[tuple[Recorded, Any]]:
+    """The events of a kind, each with its row of the log."""
+    async with connected(dsn) as connection:
+        log = await whole_log(connection)
+    return [(item, codec.decode(item)) for item in log if item.type == kind.type]
+
+
+async def test_a_run_is_entered_in_the_log_and_carried_out_by_the_service(
+    service: Service, agents: Agents
+) -> None:
+    ran = await squad(service.dsn, "jobs", "run", "poll")
+    assert ran.exit_code == 0, ran.output
+    entered = json.loads(ran.stdout)
+    assert (entered["job"], entered["status"], entered["attempts"]) == ("poll", "running", 0)
+    assert "a service that is running carries it out at once" in ran.stderr
+    assert "within 60 seconds" in ran.stderr
+    [(finish, finished)] = await eventually(lambda: told(service.dsn, RunFinished))
+    assert (finished.run_id, finished.outcome, finished.attempts) == (entered["id"], "succeeded", 1)
+    [(start, started)] = await told(service.dsn, RunStarted)
+    assert (started.manual, started.runner, start.position) == (True, None, entered["position"])
+    assert start.actor == f"cli:{getpass.getuser()}"
+    [(retry, retried)] = await told(service.dsn, RunRetried)
+    assert (retried.attempt, retried.lease_ran_out) == (1, False)
+    # At once: not by a look that comes every second.
+    assert retry.recorded_at - start.recorded_at < timedelta(seconds=0.5)
+    assert [call.payload["attempt"] for call in agents.calls] == [1]
+    assert finish.correlation_id == entered["id"]
+
+
+async def test_of_two_services_one_carries_it_out(database: str, agents: Agents) -> None:
+    job = {"poll": {"agent": "worker", "endpoint": "/poll", "every": "300d"}}
+    async with (
+        running_service(database, agents_url=agents.url, agents=WORKER, jobs=job),
+        running_service(database, agents_url=agents.url, agents=WORKER, jobs=job),
+    ):
+        for _ in range(5):
+            ran = await squad(database, "jobs", "run", "poll", "--wait", "20")
+            assert ran.exit_code == 0, (ran.output, ran.exception)
+    assert len(agents.calls) == len(await told(database, RunRetried)) == 5
+
+
+async def test_waiting_shows_what_came_of_it(service: Service, agents: Agents) -> None:
+    agents.on("/poll", answers({"tokens_used": 7}))
+    ran = await squad(service.dsn, "jobs", "run", "poll", "--wait")
+    assert ran.exit_code == 0, (ran.output, ran.exception)
+    run = json.loads(ran.stdout)
+    assert (run["status"], run["attempts"], run["tokens_used"], run["reason"]) == ("succeeded", 1, 7, None)
+    assert run["tick"] <= run["started_at"] <= run["finished_at"]
+    # As the API shows it.
+    listed = (await service.api.get("runs", min_position=await service.head())).expect(200)["items"]
+    assert {name: value for name, value in listed[0].items() if name in run and name != "position"} == {
+        name: value for name, value in run.items() if name != "position"
+    }
+
+
+async def test_waiting_for_one_that_fails_fails(service: Service, agents: Agents) -> None:
+    agents.on("/poll", answers({}, 500))
+    ran = await squad(service.dsn, "jobs", "run", "poll", "--wait=20")
+    assert isinstance(ran.exception, StartFailed)
+    assert str(ran.exception) == "poll failed: the agent answered 500: {}"
+    assert json.loads(ran.stdout)["status"] == "failed"
+
+
+async def test_waiting_has_an_end(service: Service, agents: Agents) -> None:
+    enough = asyncio.Event()
+    agents.on("/poll", when(enough))
+    ran = await squad(service.dsn, "jobs", "run", "poll", "--wait", "1")
+    enough.set()
+    assert isinstance(ran.exception, StartFailed)
+    assert str(ran.exception) == "poll has not ended within 1 seconds"
+    assert json.loads(ran.stdout)["status"] == "running"
+
+
+async def test_waiting_where_no_service_runs_has_an_end_too(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "_NOTICED_WITHIN_SECONDS", 0.2)
+    await a_squad(database, catch_up_seconds=1)
+    ran = await squad(database, "jobs", "run", "poll", "--wait")
+    assert isinstance(ran.exception, StartFailed)
+    assert str(ran.exception) == "poll was taken up by no service so far; is one running?"
+    assert json.loads(ran.stdout)["attempts"] == 0
+
+
+async def test_waiting_is_left_by_ctrl_c_and_the_run_goes_on(
+    service: Service, agents: Agents, tmp_path: Path
+) -> None:
+    enough = asyncio.Event()
+    agents.on("/poll", when(enough))
+    process = await start(tmp_path, "jobs", "run", "poll", "--wait", "--dsn", service.dsn)
+    await eventually(lambda: agents.calls, within_seconds=30)
+    process.send_signal(signal.SIGINT)
+    assert (await end(process)).code == 130
+    enough.set()
+    await eventually(lambda: told(service.dsn, RunFinished))
+
+
+async def test_without_a_service_it_waits_for_the_next_one(database: str, agents: Agents) -> None:
+    await a_squad(database, tokens=10)
+    ran = await squad(database, "jobs", "run", "poll")
+    assert ran.exit_code == 0, ran.output
+    assert await told(database, TokensReserved)
+    assert not await told(database, RunFinished)
+    async with running_service(database, agents_url=agents.url):
+        [(_, finished)] = await eventually(lambda: told(database, RunFinished))
+    assert finished.outcome == "succeeded"
+
+
+async def test_without_a_service_for_too_long_it_is_missed(database: str, agents: Agents) -> None:
+    await a_squad(database, catch_up_seconds=1)
+    ran = await squad(database, "jobs", "run", "poll")
+    run = json.loads(ran.stdout)
+    [(entered, _)] = await told(database, RunStarted)
+    async with connected(database) as connection:
+
+        async def a_second_later() -> bool:
+            row = await (await connection.execute("SELECT clock_timestamp()")).fetchone()
+            return bool(row and row[0] - entered.recorded_at > timedelta(seconds=1.1))
+
+        await eventually(a_second_later)
+    async with running_service(database, agents_url=agents.url) as service:
+        [(_, finished)] = await eventually(lambda: told(database, RunFinished))
+        assert (finished.run_id, finished.outcome) == (run["id"], "missed")
+        assert finished.reason == "no process took it up within 1 seconds"
+
+        async def listed() -> list[Any]:
+            items = (await service.api.get("runs", status="missed")).expect(200)["items"]
+            return [item["id"] for item in items]
+
+        assert await eventually(listed) == [run["id"]]
+    assert not agents.calls
+
+
+async def test_jobs_are_paused_and_resumed_with_or_without_a_service(database: str) -> None:
+    await a_squad(database)
+    paused = await squad(database, "jobs", "pause", "poll", "--note", "holidays")
+    assert paused.exit_code == 0, paused.output
+    shown = json.loads(paused.stdout)
+    assert (shown["name"], shown["paused"], shown["note"]) == ("poll", True, "holidays")
+    [(event, _)] = await told(database, JobPaused)
+    assert (event.position, event.actor) == (shown["position"], f"cli:{getpass.getuser()}")
+    async with running_service(database) as service:
+        assert (await service.api.get("jobs/poll")).expect(200)["pause_note"] == "holidays"
+        resumed = json.loads((await squad(database, "jobs", "resume", "poll")).stdout)
+        assert resumed["paused"] is False
+        answer = await service.api.get("jobs/poll", min_position=resumed["position"])
+        assert answer.expect(200)["paused"] is False
+        assert (await squad(database, "jobs", "resume", "poll")).exit_code == 0
+
+
+async def test_the_squad_may_be_named_before_what_is_to_be_done(database: str) -> None:
+    await a_squad(database)
+    arguments = ["jobs", "--dsn", database, "pause", "poll"]
+    paused = await asyncio.to_thread(CliRunner().invoke, cli, arguments)
+    assert json.loads(paused.stdout)["paused"] is True
+    arguments = ["jobs", "--dsn", "host=127.0.0.1 port=1", "resume", "poll", "--dsn", database]
+    assert (await asyncio.to_thread(CliRunner().invoke, cli, arguments)).exit_code == 0
+
+
+async def test_the_schedule_is_listed(service: Service) -> None:
+    await squad(service.dsn, "jobs", "run", "poll", "--wait")
+    await squad(service.dsn, "jobs", "pause", "poll", "--note", "holidays")
+    listed = await squad(service.dsn, "jobs", "--json")
+    shown = {item["name"]: item for item in map(json.loads, listed.output.splitlines())}
+    assert (shown["poll"]["paused"], shown["poll"]["pause_note"]) == (True, "holidays")
+    assert shown["poll"]["resources"] is None
+    assert [run["status"] for run in shown["poll"]["last_runs"]] == ["succeeded"]
+    assert len(shown) == len(SEED_JOBS) + 1
+    table = await squad(service.dsn, "jobs")
+    assert table.exit_code == 0
+    assert "email_poll" in table.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("run", "nobody"), "no job is called 'nobody'"),
+        (("pause", "nobody"), "no job is called 'nobody'"),
+        (("resume", "nobody"), "no job is called 'nobody'"),
+        (("run", "a\nb"), r"name is 'a\nb': must be one line of text, without control characters"),
+        (("run", ""), "name is '': string should have at least 1 character"),
+        (("pause", "poll", "--note", "x" * 100_000), "note is 'xxxxx"),
+        (("run", "poll", "--wait", "0"), "Invalid value for '--wait'"),
+        (("run", "--wait", "poll"), "Invalid value for '--wait'"),
+        (("run", "poll", "--port", "1"), "No such option"),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, tuple) else "",
+)
+async def test_what_goes_wrong_is_one_clear_line(
+    database: str, tmp_path: Path, arguments: tuple[str, ...], complaint: str
+) -> None:
+    await a_squad(database)
+    ended = await end(await start(tmp_path, "jobs", *arguments, "--dsn", database))
+    assert complaint in ended.complaint()
+    assert len(ended.errors) < 500
+
+
+async def test_what_the_squad_refuses_is_one_clear_line(database: str) -> None:
+    await a_squad(database, tokens=2 * 10**9)
+    dear = await squad(database, "jobs", "run", "poll")
+    assert str(dear.exception) == "2000000000 tokens are needed, 1000000000 remain"
+    async with running_writer(database) as writer:
+        await submit(writer, do.StopOrchestrator())
+    stopped = await squad(database, "jobs", "run", "poll")
+    assert str(stopped.exception) == "start the orchestrator to run jobs"
+
+
+async def test_the_same_job_twice_is_refused_by_the_one_that_waits(database: str) -> None:
+    await a_squad(database)
+    results = await asyncio.gather(*(squad(database, "jobs", "run", "poll") for _ in range(3)))
+    assert sorted(result.exit_code for result in results) == [0, 1, 1]
+    assert {str(result.exception) for result in results if result.exit_code} == {"poll is running already"}

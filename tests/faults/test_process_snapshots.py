@@ -1,0 +1,89 @@
+"""The service killed with -9 while it puts snapshots away: those that are there are whole."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+
+from benchmarks.history import fill
+from service import snapshots
+from service.history import check_snapshots, state_at
+from service.squad import Squad
+from tests.support.load import Load
+from tests.support.parts import connected, lock_is_free
+from tests.support.process import squad_up
+from tests.support.squads import contents
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from eventstore.connection import Connection
+
+pytestmark = pytest.mark.faults
+
+EVENTS = 16_000
+KILLS = 2
+
+
+async def test_a_service_killed_while_it_folds_a_long_log_leaves_only_whole_ones(
+    empty_database: str,
+) -> None:
+    async for _ in fill(empty_database, "squad", EVENTS):
+        pass
+    async with squad_up(dsn=empty_database) as service, connected(empty_database) as connection:
+        for kill in range(KILLS):
+            await service.kill()
+            await connection.execute("TRUNCATE snapshots")
+            await connection.execute("UPDATE projections SET fold_version = 0")
+            starting = asyncio.create_task(service.start())
+
+            async def some(at_least: int = kill + 1) -> bool:
+                return len(await snapshots.positions(connection)) >= at_least
+
+            await eventually(some, within_seconds=30, describe="the start puts snapshots away")
+            await service.kill()
+            with suppress(AssertionError):
+                await starting
+            await eventually(lambda: lock_is_free(connection))
+            assert await check_snapshots(connection) == []
+        await service.start()
+        await eventually(service.is_ready, within_seconds=30)
+        async with aiohttp.request("GET", f"{service.url}/api/v1/state?at={EVENTS - 1}") as response:
+            assert (response.status, (await response.json())["position"]) == (200, EVENTS - 1)
+
+
+async def test_processes_that_come_and_go_under_load_take_them_by_turns(empty_database: str) -> None:
+    async for _ in fill(empty_database, "squad", EVENTS):
+        pass
+    async with (
+        squad_up(dsn=empty_database, SQUAD_DAILY_TOKENS="1000000") as first,
+        squad_up(dsn=empty_database, SQUAD_DAILY_TOKENS="1000000") as second,
+        connected(empty_database) as connection,
+    ):
+        await connection.execute("TRUNCATE snapshots")
+        load = Load([first, second])
+        async with load.running():
+            for _ in range(KILLS):
+                await load.more(500)
+                await first.kill()
+                await load.more(500)
+                await first.start()
+            # At the head, and then along the past.
+            await eventually(
+                lambda: _everywhere(connection), within_seconds=60, describe="there are snapshots all along"
+            )
+        assert await check_snapshots(connection) == []
+        squad = await state_at(connection, EVENTS)
+        stored = await snapshots.nearest(connection, EVENTS)
+        assert stored
+        assert stored.head.position > EVENTS - 3 * snapshots.EVENTS_BETWEEN
+        await connection.execute("TRUNCATE snapshots")
+        assert contents(await state_at(connection, EVENTS)) == contents(squad) != contents(Squad())
+
+
+async def _everywhere(connection: Connection) -> bool:
+    taken = await snapshots.positions(connection)
+    return len(taken) >= EVENTS // snapshots.EVENTS_BETWEEN

@@ -1,0 +1,132 @@
+"""Replays and comparisons that lose a connection, at every statement in turn, or are called off."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from eventstore import connection as connections
+from eventstore import log
+from eventstore.errors import StoreUnavailable
+from projections import rebuild as rebuilding
+from projections.agents import agents
+from projections.comparison import compare
+from projections.messages import messages
+from projections.rebuild import rebuild
+from tests.support.log import Scribe, joined, said
+from tests.support.parts import SCHEMA, backends, connected
+from tests.support.tables import project
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from eventstore.connection import Connection
+
+pytestmark = pytest.mark.faults
+
+EVENTS = 40
+
+
+@contextmanager
+def cutting(name: str, at_statement: int) -> Iterator[list[int]]:
+    """Cuts the connection on which a session of this name sends its n-th statement; counts what is left."""
+    left = [at_statement]
+    execute = psycopg.AsyncCursor.execute
+
+    async def cut_and_execute(cursor: psycopg.AsyncCursor[Any], *args: Any, **more: Any) -> Any:
+        if cursor.connection.info.get_parameters().get("application_name") == name:
+            left[0] -= 1
+            if left[0] == 0:
+                connections.hang_up(cursor.connection)
+        return await execute(cursor, *args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(psycopg.AsyncCursor, "execute", cut_and_execute)
+        yield left
+
+
+async def _prepare(dsn: str, connection: Connection) -> None:
+    scribe = Scribe(connection)
+    await scribe.append(joined("alice"), *(said(str(number)) for number in range(EVENTS - 1)))
+    await project(dsn)
+
+
+@pytest.fixture(autouse=True)
+def _small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log.scan, "__defaults__", (0, None, 15))
+
+
+@pytest.mark.parametrize("close", [0, 1_000], ids=["folded before", "folded in the swap"])
+async def test_a_replay_whose_connection_breaks_at_any_statement_changes_all_or_nothing(
+    database: str, monkeypatch: pytest.MonkeyPatch, close: int
+) -> None:
+    monkeypatch.setattr(rebuilding, "CLOSE_EVENTS", close)
+    async with connected(database) as connection:
+        await _prepare(database, connection)
+        looked = "SELECT count(task_id), (SELECT max(generation) FROM projections) FROM squad_messages"
+        for statement in count(1):
+            await connection.execute("UPDATE squad_messages SET task_id = 'tampered'")
+            [(tampered, generation)] = await (await connection.execute(looked.encode())).fetchall()
+            with cutting("squad replay", statement) as left:
+                try:
+                    await rebuild(database, SCHEMA, [agents, messages])
+                except StoreUnavailable:
+                    pass
+                else:
+                    assert left[0] > 0, "it did not notice"
+            await eventually(partial(_is_gone, connection, "squad replay"))
+            [found] = await (await connection.execute(looked.encode())).fetchall()
+            assert found in ((tampered, generation), (0, generation + 1))
+            if left[0] > 0:
+                break
+        assert statement > 30
+        assert found == (0, generation + 1)
+        assert await compare(database, SCHEMA) == []
+
+
+async def test_a_comparison_whose_connection_breaks_at_any_statement_says_so(database: str) -> None:
+    async with connected(database) as connection:
+        await _prepare(database, connection)
+        for statement in count(1):
+            with cutting("squad comparison", statement) as left:
+                try:
+                    assert await compare(database, SCHEMA, [agents, messages]) == []
+                except StoreUnavailable:
+                    pass
+                else:
+                    assert left[0] > 0, "it did not notice"
+            if left[0] > 0:
+                break
+        assert statement > 15
+
+
+async def test_a_replay_that_is_called_off_at_any_page_ends_at_once(database: str) -> None:
+    async with connected(database) as connection:
+        await _prepare(database, connection)
+        for pages in range(1, 4):
+            reached = asyncio.Event()
+            told = iter(range(1, 100))
+
+            def tell(position: int, goal: int, *, pages: int = pages) -> None:
+                del position, goal
+                if next(told) == pages:  # noqa: B023 - called in this round only
+                    reached.set()  # noqa: B023
+
+            work = asyncio.create_task(rebuild(database, SCHEMA, progress=tell))
+            await reached.wait()
+            work.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await work
+            await eventually(partial(_is_gone, connection, "squad replay"))
+        assert await compare(database, SCHEMA) == []
+
+
+async def _is_gone(connection: Connection, name: str) -> bool:
+    return not await backends(connection, name)

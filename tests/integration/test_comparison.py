@@ -1,0 +1,336 @@
+"""The comparison: whatever in a read table does not follow from the log is found and named."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from eventstore import log
+from eventstore.errors import LogBroken, LogNotUnderstood, StoreBusy, StoreUnavailable, UnknownEventType
+from eventstore.listener import Hints
+from projections import PROJECTIONS, comparison
+from projections.comparison import Difference, compare
+from projections.messages import messages
+from projections.projector import Projector
+from tests.support.life import Life
+from tests.support.log import Scribe, joined, said
+from tests.support.parts import SCHEMA, backends, connected, running, running_listener, running_writer
+from tests.support.tables import fill_all_tables, project
+from tests.support.tampering import TABLES, Tampering
+from tests.support.verify import projected_to_head
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from eventstore.connection import Connection
+    from projections.refold import Refold
+    from service.writer import Writer
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[Connection]:
+    async with connected(database) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_the_tables_of_any_history_follow_from_the_log(database: str, seed: int) -> None:
+    async with running_writer(database) as writer:
+        await Life(seed).live(writer, 200)
+    await project(database)
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_an_empty_log_and_empty_tables_agree(database: str) -> None:
+    async with running(Projector(database, SCHEMA, Hints()).run()):
+        await eventually(partial(projected_to_head, database))
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_a_row_that_was_changed_is_named_whichever_column_of_whichever_table_it_is(
+    database: str, connection: Connection
+) -> None:
+    await fill_all_tables(database, seed=1)
+    tampering = await Tampering.of(connection)
+    for index in range(max(len(table.columns) for table in TABLES)):
+        changed = {}
+        for table in TABLES:
+            if index < len(table.columns) and table.columns[index] not in table.key:
+                changed[table.name] = await tampering.change(table, table.columns[index])
+        found = {difference.table: difference for difference in await compare(database, SCHEMA)}
+        assert found.keys() == changed.keys()
+        for name, change in changed.items():
+            difference = found[name]
+            assert difference.kind == "changed"
+            assert (difference.key, difference.column) == (change.key, change.column)
+            assert (difference.found, difference.expected) == (change.after, change.before)
+            assert (difference.changed, difference.missing, difference.extra) == (1, 0, 0)
+        await tampering.undo()
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_a_row_that_is_missing_is_named_in_whichever_table(
+    database: str, connection: Connection
+) -> None:
+    await fill_all_tables(database, seed=2)
+    tampering = await Tampering.of(connection)
+    removed = {table.name: await tampering.remove(table) for table in TABLES}
+    differences = await compare(database, SCHEMA)
+    assert {difference.table: difference.key for difference in differences} == removed
+    for difference in differences:
+        assert (difference.kind, difference.missing) == ("missing", 1)
+        assert difference.changed == difference.extra == 0
+
+
+async def test_a_row_too_many_is_named_in_whichever_table(database: str, connection: Connection) -> None:
+    await fill_all_tables(database, seed=3)
+    tampering = await Tampering.of(connection)
+    added = {table.name: await tampering.add(table) for table in TABLES}
+    differences = await compare(database, SCHEMA)
+    assert {difference.table: difference.key for difference in differences} == added
+    for difference in differences:
+        assert (difference.kind, difference.extra) == ("extra", 1)
+        assert difference.changed == difference.missing == 0
+
+
+async def test_rows_that_are_there_twice_are_found_where_the_key_was_dropped(
+    database: str, connection: Connection
+) -> None:
+    await fill_all_tables(database, seed=4)
+    await connection.execute("ALTER TABLE squad_agents DROP CONSTRAINT squad_agents_pkey")
+    await connection.execute("INSERT INTO squad_agents SELECT * FROM squad_agents WHERE name = 'alice'")
+    [difference] = await compare(database, SCHEMA)
+    assert (difference.kind, difference.table) == ("doubled", "squad_agents")
+    assert "1 rows are there more than once" in str(difference)
+
+
+async def test_the_first_bad_row_is_told_with_how_many_there_are(
+    database: str, connection: Connection
+) -> None:
+    scribe = Scribe(connection)
+    await scribe.append(joined("alice"), joined("bob"), joined("carol"), said("hello"))
+    await project(database)
+    await connection.execute("UPDATE squad_agents SET role = 'boss' WHERE name IN ('bob', 'carol')")
+    await connection.execute("DELETE FROM squad_agents WHERE name = 'alice'")
+    await connection.execute("UPDATE squad_messages SET to_agent = 'bob', message = %s", ("x" * 500,))
+    first, second = map(str, await compare(database, SCHEMA))
+    assert first == ("squad_agents at position 4: the row name='alice' is missing (2 changed, 1 missing)")
+    assert "has to_agent 'bob', by the log it is null (1 changed)" in second
+
+
+async def test_only_the_projections_that_are_named_are_compared(
+    database: str, connection: Connection
+) -> None:
+    await Scribe(connection).append(joined("alice"), said("hello"))
+    await project(database)
+    await connection.execute("TRUNCATE squad_agents")
+    assert await compare(database, SCHEMA, [messages]) == []
+    [difference] = await compare(database, SCHEMA)
+    assert difference.projection == "agents"
+
+
+async def test_tables_are_compared_as_of_their_own_position_while_everybody_works(database: str) -> None:
+    enough = asyncio.Event()
+
+    async def live(writer: Writer, seed: int) -> None:
+        life = Life(seed)
+        while not enough.is_set():
+            await life.live(writer, 10)
+
+    async with (
+        running_listener(database) as listener,
+        running(Projector(database, SCHEMA, listener.events).run()),
+        running_writer(database, hints=listener.events) as writer,
+        connected(database) as connection,
+    ):
+        lives = asyncio.gather(*(live(writer, seed) for seed in range(8)))
+        for _ in range(5):
+            before = await log.head_position(connection)
+            assert await compare(database, SCHEMA) == []
+            assert await log.head_position(connection) > before
+        enough.set()
+        await lives
+
+
+async def test_projections_at_different_positions_are_each_compared_as_of_theirs(
+    database: str, connection: Connection
+) -> None:
+    await fill_all_tables(database, seed=5)
+    await connection.execute("UPDATE projections SET position = 0 WHERE name = 'messages'")
+    await connection.execute("TRUNCATE squad_messages, squad_message_acks")
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_one_that_stopped_is_reported_and_compared_as_of_where_it_stopped(
+    database: str, connection: Connection
+) -> None:
+    scribe = Scribe(connection)
+    await scribe.append(joined("alice"), said("one"))
+    await project(database)
+    await connection.execute(
+        "UPDATE projections SET failed_position = 3, error = 'ArithmeticError: no' WHERE name = 'messages'"
+    )
+    [stopped] = await compare(database, SCHEMA)
+    assert str(stopped) == "messages: it stopped before position 3: ArithmeticError: no"
+    await connection.execute("TRUNCATE squad_messages")
+    assert [each.kind for each in await compare(database, SCHEMA)] == ["stopped", "missing"]
+
+
+async def test_what_other_code_folded_is_reported_and_not_compared(
+    database: str, connection: Connection
+) -> None:
+    await Scribe(connection).append(joined("alice"), said("one"))
+    await project(database)
+    await connection.execute("TRUNCATE squad_messages")
+    newer = replace(messages, fold_version=messages.fold_version + 1)
+    [difference] = await compare(database, SCHEMA, [newer])
+    version = messages.fold_version
+    assert str(difference) == f"messages: it was folded by version {version}, this is version {version + 1}"
+
+
+async def test_what_was_never_folded_is_reported(database: str, connection: Connection) -> None:
+    await Scribe(connection).append(joined("alice"))
+    differences = await compare(database, SCHEMA)
+    assert [(each.kind, each.projection) for each in differences] == [
+        ("never folded", projection.name) for projection in PROJECTIONS
+    ]
+
+
+async def test_one_that_claims_events_which_are_not_there_is_reported(
+    database: str, connection: Connection
+) -> None:
+    await Scribe(connection).append(joined("alice"))
+    await project(database)
+    await connection.execute("UPDATE projections SET position = 9 WHERE name = 'agents'")
+    [difference] = await compare(database, SCHEMA)
+    assert str(difference) == "agents: it claims to be at position 9, and the log ends at 1"
+
+
+@pytest.mark.parametrize(
+    ("unknown", "told"),
+    [
+        ({"schema_version": 9}, "agent_registered v9 at position 3"),
+        ({"type": "from_the_future"}, "from_the_future v1 at position 3"),
+    ],
+)
+async def test_an_event_of_newer_code_ends_it_with_its_name_version_and_place(
+    database: str, connection: Connection, unknown: dict[str, Any], told: str
+) -> None:
+    scribe = Scribe(connection)
+    await scribe.append(joined("alice"), said("fine"))
+    await scribe.append(joined("bob"), **unknown)
+    async with running(Projector(database, SCHEMA, Hints()).run()):
+        await eventually(partial(_all_stopped, connection))
+    # Where they stopped before it, nobody need read it; who claims to have taken it is not believed.
+    assert {each.kind for each in await compare(database, SCHEMA)} == {"stopped"}
+    await connection.execute("UPDATE projections SET position = 3")
+    with pytest.raises(UnknownEventType, match=told):
+        await compare(database, SCHEMA)
+
+
+async def _all_stopped(connection: Connection) -> bool:
+    cursor = await connection.execute("SELECT count(failed_position) FROM projections")
+    row = await cursor.fetchone()
+    return row == (len(PROJECTIONS),)
+
+
+async def test_an_event_that_is_gone_from_the_log_ends_it(database: str, connection: Connection) -> None:
+    scribe = Scribe(connection)
+    await scribe.append(joined("alice"), said("one"), said("two"))
+    await project(database)
+    await connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
+    await connection.execute("DELETE FROM events WHERE position = 2")
+    with pytest.raises(LogBroken, match="position 2 is missing"):
+        await compare(database, SCHEMA)
+
+
+async def test_an_event_that_does_not_follow_from_the_others_ends_it(
+    database: str, connection: Connection
+) -> None:
+    await Scribe(connection).append(joined("alice"), said("by nobody we know", agent="mallory"))
+    async with running(Projector(database, SCHEMA, Hints()).run()):
+        await eventually(partial(_reached, connection, "messages", 2))
+    await connection.execute("UPDATE projections SET position = 2, failed_position = NULL")
+    with pytest.raises(
+        LogNotUnderstood, match="at position 2, MissingRow: squad_agents has no row 'mallory'"
+    ):
+        await compare(database, SCHEMA)
+
+
+async def _reached(connection: Connection, name: str, position: int) -> bool:
+    cursor = await connection.execute("SELECT position FROM projections WHERE name = %s", (name,))
+    return await cursor.fetchone() == (position,)
+
+
+async def test_tables_that_are_set_back_meanwhile_are_not_judged(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await Scribe(connection).append(joined("alice"), said("one"))
+    await project(database)
+    approach = comparison._approach
+
+    async def approach_and_set_back(refold: Refold, schema: str) -> None:
+        await approach(refold, schema)
+        await connection.execute("UPDATE projections SET position = 1 WHERE name = 'messages'")
+
+    monkeypatch.setattr(comparison, "_approach", approach_and_set_back)
+    with pytest.raises(StoreBusy, match="messages was set back to 1"):
+        await compare(database, SCHEMA)
+
+
+async def test_it_tells_how_far_it_is(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    await fill_all_tables(database, seed=6)
+    monkeypatch.setattr(log.scan, "__defaults__", (0, None, 100))
+    told: list[tuple[int, int]] = []
+    async with connected(database) as connection:
+        head = await log.head_position(connection)
+    await compare(database, SCHEMA, progress=lambda position, goal: told.append((position, goal)))
+    assert [position for position, _ in told] == [*range(100, head, 100), head]
+    assert {goal for _, goal in told} == {head}
+
+
+async def test_whoever_may_read_may_compare(database: str, connection: Connection) -> None:
+    await fill_all_tables(database, seed=8)
+    role = f"auditor_{uuid4().hex}"
+    await connection.execute(f"CREATE ROLE {role}".encode())
+    try:
+        await connection.execute(f"GRANT USAGE ON SCHEMA squad TO {role}".encode())
+        await connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA squad TO {role}".encode())
+        assert await compare(make_conninfo(database, options=f"-c role={role}"), SCHEMA) == []
+    finally:
+        await connection.execute(f"DROP OWNED BY {role}".encode())
+        await connection.execute(f"DROP ROLE {role}".encode())
+
+
+async def test_it_leaves_nothing_behind(database: str, connection: Connection) -> None:
+    await fill_all_tables(database, seed=7)
+    before = await (await connection.execute("SELECT count(*) FROM pg_class")).fetchone()
+    assert await compare(database, SCHEMA) == []
+    await eventually(partial(_is_gone, connection))
+    assert await (await connection.execute("SELECT count(*) FROM pg_class")).fetchone() == before
+
+
+async def _is_gone(connection: Connection) -> bool:
+    return not await backends(connection, "squad comparison")
+
+
+async def test_a_database_that_cannot_be_reached_is_said(database: str) -> None:
+    with pytest.raises(StoreUnavailable):
+        await compare("host=127.0.0.1 port=1", SCHEMA)
+
+
+def test_a_difference_is_one_line_whatever_it_holds() -> None:
+    difference = Difference(
+        "changed", "messages", 7, "squad_messages", {"id": "a"}, "message", "two\nlines", None, changed=1200
+    )
+    assert str(difference) == (
+        "squad_messages at position 7: the row id='a' has message 'two\\nlines', by the log it is null"
+        " (1,200 changed)"
+    )

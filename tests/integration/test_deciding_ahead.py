@@ -1,0 +1,174 @@
+"""What is decided while a batch is on its way: above it, in order, and forgotten where the batch is."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from eventstore import log
+from service import commands as do
+from service.decide import messages
+from service.requests import CommandFailed
+from tests.support.log import Scribe, joined
+from tests.support.parts import connected, message, running_writer, submit
+from tests.support.verify import assert_log_is_sound
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from datetime import datetime
+
+    from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
+    from service.decide import At, Decision
+    from service.requests import Outcome
+    from service.squad import State
+    from service.writer import Writer
+
+
+class Gate:
+    """Holds the writer's appends back until it is opened; counts how many events each had."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.open.set()
+        self.sizes: list[int] = []
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    gate, append = Gate(), log.append
+
+    async def gated(
+        connection: Connection, batch: Sequence[Recorded], decided_at: datetime, *, commit: bool = False
+    ) -> datetime:
+        if connection.info.get_parameters().get("application_name") == "squad writer":
+            gate.sizes.append(len(batch))
+            await gate.open.wait()
+        return await append(connection, batch, decided_at, commit=commit)
+
+    monkeypatch.setattr(log, "append", gated)
+    return gate
+
+
+@asynccontextmanager
+async def on_its_way(
+    writer: Writer, gate: Gate, *commands: Any
+) -> AsyncIterator[Callable[..., list[asyncio.Task[Outcome]]]]:
+    """A batch of these commands that is not in the log before the block ends; gives a way to add."""
+    tasks: list[asyncio.Task[Outcome]] = []
+
+    def add(*more: Any) -> list[asyncio.Task[Outcome]]:
+        added = [asyncio.create_task(submit(writer, command)) for command in more]
+        tasks.extend(added)
+        return added
+
+    gate.open.clear()
+    appends = len(gate.sizes)
+    add(*commands)
+    await eventually(lambda: len(gate.sizes) > appends)
+    try:
+        yield add
+    finally:
+        gate.open.set()
+        await asyncio.wait(tasks)
+
+
+def ahead(writer: Writer) -> int:
+    return len(writer._appender.ahead.tickets)
+
+
+def claim(agent: str) -> do.StartOperation:
+    return do.StartOperation(agent=agent, action="respond", resources={"emailId": "one"})
+
+
+async def test_what_arrives_meanwhile_is_decided_ahead_and_appended_in_one_batch(
+    database: str, gate: Gate
+) -> None:
+    async with running_writer(database) as writer:
+        await submit(writer, message("the first, which registers alice"))
+        before = len(gate.sizes)
+        async with on_its_way(writer, gate, message("below")) as add:
+            above = add(message("one"), message("two"))
+            await eventually(lambda: ahead(writer) == 2)
+            above += add(message("three"))
+            await eventually(lambda: ahead(writer) == 3)
+            assert not any(task.done() for task in above)
+        assert gate.sizes[before:] == [1, 3]
+        positions = [task.result().position for task in above]
+        assert positions == sorted(positions)  # type: ignore[type-var]
+        assert not writer.contended
+    assert len(await assert_log_is_sound(database)) == writer.squad.head.position
+
+
+async def test_it_sees_what_the_batch_below_does(database: str, gate: Gate) -> None:
+    async with running_writer(database) as writer:
+        async with on_its_way(writer, gate, claim("alice")) as add:
+            [second] = add(claim("bob"))
+            await eventually(lambda: ahead(writer) == 1)
+        refusal = (await second).refusal
+        assert refusal is not None
+        assert refusal.code == "conflict"
+
+
+async def test_a_budget_is_not_overspent_across_batches(database: str, gate: Gate) -> None:
+    async with running_writer(database, policy=do.SetPolicy(daily_tokens=1_000)) as writer:
+        reserve = do.ReserveTokens(agent="alice", tokens=400)
+        async with on_its_way(writer, gate, reserve) as add:
+            later = add(reserve, reserve, reserve)
+            await eventually(lambda: ahead(writer) == 3)
+        assert [task.result().refusal is None for task in later] == [True, False, False]
+        day = writer.squad.day
+        assert day is not None
+        assert day.reserved == 800
+
+
+async def test_it_is_decided_again_where_somebody_else_was_faster(database: str, gate: Gate) -> None:
+    async with running_writer(database) as writer, connected(database) as connection:
+        async with on_its_way(writer, gate, message("below")) as add:
+            above = add(claim("alice"), message("above"))
+            await eventually(lambda: ahead(writer) == 2)
+            scribe = Scribe(connection)
+            await scribe.catch_up()
+            await scribe.append(joined("carol"))
+        assert [task.result().refusal for task in above] == [None, None]
+        assert ahead(writer) == 0
+    await assert_log_is_sound(database)
+
+
+async def test_what_needs_the_log_waits_and_so_does_what_came_after_it(database: str, gate: Gate) -> None:
+    async with running_writer(database) as writer:
+        task = (await submit(writer, do.CreateTask(title="one"))).reply["id"]
+        await submit(writer, do.UpdateTask(task_id=task, status="completed"))
+        async with on_its_way(writer, gate, message("below")) as add:
+            first, *rest = add(
+                message("ahead"), do.UpdateTask(task_id=task, status="new"), message("after")
+            )
+            await eventually(lambda: ahead(writer) == 1)
+        positions = [task.result().position for task in (first, *rest)]
+        assert positions == sorted(positions)  # type: ignore[type-var]
+        assert rest[0].result().reply["status"] == "new"
+
+
+async def test_one_that_fails_fails_alone(
+    database: str, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = messages.send
+
+    def failing(state: State, command: do.SendMessage, at: At) -> Decision:
+        if command.message == "poison":
+            raise RuntimeError("poisoned")
+        return send(state, command, at)
+
+    monkeypatch.setattr(messages, "send", failing)
+    async with running_writer(database) as writer:
+        async with on_its_way(writer, gate, message("below")) as add:
+            good, bad, other = add(message("good"), message("poison"), message("other"))
+            await eventually(lambda: ahead(writer) == 3)
+        with pytest.raises(CommandFailed, match="poisoned"):
+            await bad
+        assert [(await good).refusal, (await other).refusal] == [None, None]
+    await assert_log_is_sound(database)

@@ -1,0 +1,121 @@
+"""What is read of a log in Postgres explains as much as the whole log in a list does."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING
+
+from eventstore.events import (
+    BudgetDayReset,
+    RunStarted,
+    TokensDenied,
+    TokensReserved,
+    TokensSettled,
+    TokensUsed,
+)
+from service import commands as do
+from service.explain import explain
+from service.explain.reader import LoggedPast
+from service.requests import Request
+from tests.support.agents import answers
+from tests.support.jobs import define
+from tests.support.life import Life
+from tests.support.listed_past import ListedPast
+from tests.support.log import Scribe, new_id, whole_log
+from tests.support.parts import connected, running_writer, submit
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from eventstore.recorded import Recorded
+    from tests.support.agents import Agents
+    from tests.support.jobs import Member
+
+
+async def _assert_explained_alike(dsn: str, every: int = 1) -> list[Recorded]:
+    async with connected(dsn) as connection:
+        log = await whole_log(connection)
+        logged, listed = LoggedPast(connection), ListedPast(log)
+        for position in range(1, len(log) + 1, every):
+            assert await explain(logged, position) == await explain(listed, position)
+        assert await explain(logged, len(log) + 1) is None
+    return log
+
+
+async def test_a_life_is_explained_from_the_log_as_from_a_list(database: str) -> None:
+    async with running_writer(database, policy=do.SetPolicy(daily_tokens=8_000)) as writer:
+        await Life(seed=7).live(writer, 400)
+        await submit(writer, do.SetBudget(agent_limits={"alice": 10}))
+        for agent in ("alice", "bob"):
+            refused = await submit(writer, do.ReserveTokens(agent=agent, tokens=20_000))
+            assert refused.refusal
+    log = await _assert_explained_alike(database)
+    kinds = {recorded.type for recorded in log}
+    assert kinds >= {"conflict_detected", "tokens_denied", "budget_threshold_crossed", "email_updated"}
+
+
+async def test_what_was_reserved_the_day_before_fills_no_other_day(database: str) -> None:
+    async with connected(database) as connection:
+        scribe = Scribe(connection)
+        first, second = date(2026, 3, 2), date(2026, 3, 3)
+        held = TokensReserved(
+            day=first, reservation_id=new_id(), agent="ann", tokens=300, expires_at=_midnight(4)
+        )
+        ended = held.model_dump(exclude={"tokens", "expires_at"})
+        await scribe.append(
+            _begun(first, 2),
+            held,
+            _begun(second, 3),
+            TokensSettled(**ended, tokens_reserved=300, tokens_used=200),
+            TokensUsed(day=second, agent="bob", tokens=50),
+            TokensReserved(
+                day=second, reservation_id=new_id(), agent="ann", tokens=7, expires_at=_midnight(4)
+            ),
+            TokensDenied(day=second, agent="bob", tokens=951, reason="budget_exhausted", remaining=943),
+        )
+        found = await explain(LoggedPast(connection), scribe.head.position)
+    assert found
+    assert (found.facts["used"], found.facts["reserved"]) == (50, 7)
+    await _assert_explained_alike(database)
+
+
+async def test_what_a_run_does_leads_back_to_its_tick(
+    database: str, agents: Agents, member: Member
+) -> None:
+    agents.on("/poll", answers({"tokens_used": 40}))
+    await define(member, "poll", every="1s", tokens=100)
+    (started,) = await eventually(lambda: member.told(RunStarted)[:1])
+    await member.finished(started.run_id)
+    # The agent hands the run's id on with what it writes meanwhile.
+    wrote = do.SendMessage(from_agent="worker", message="three e-mails")
+    await member.writer.submit(Request(wrote, "agent:worker", agents.calls[0].headers["webhook-id"]))
+    async with connected(database) as connection:
+        log = await whole_log(connection)
+        of_run = [recorded for recorded in log if recorded.correlation_id == started.run_id]
+        assert {"tokens_settled", "run_finished", "message_sent"} <= {item.type for item in of_run}
+        claimed = next(recorded for recorded in log if recorded.type == "tokens_reserved")
+        for recorded in (claimed, *of_run):
+            found = await explain(LoggedPast(connection), recorded.position)
+            assert found
+            assert found.origin.kind == "run"
+            facts = found.origin.facts
+            assert (facts["job"], facts["run_id"], facts["tick"]) == ("poll", started.run_id, started.tick)
+            assert (facts["attempt"], facts["runner"]) == (1, member.scheduler.runner)
+        assert found
+        assert found.origin.reasons[-1].sentence == "In its course worker asked for this over HTTP."
+
+
+def _midnight(day: int) -> datetime:
+    return datetime(2026, 3, day, tzinfo=UTC)
+
+
+def _begun(day: date, number: int) -> BudgetDayReset:
+    return BudgetDayReset(
+        day=day,
+        starts_at=_midnight(number),
+        ends_at=_midnight(number + 1),
+        total=1_000,
+        previous_day=None,
+        previous_used=0,
+        previous_total=0,
+        previous_agents={},
+    )

@@ -1,0 +1,45 @@
+"""The history that benchmarks run on, in a log: as sound as one that was lived through."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.history import fill
+from eventstore.listener import Hints
+from projections.projector import Projector
+from service import commands as do
+from tests.support.parts import running, running_writer, submit
+from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
+from tests.support.wait import eventually
+
+EVENTS = 25_000
+
+
+async def test_it_is_sound_can_be_projected_and_goes_on(empty_database: str) -> None:
+    told = [count async for count in fill(empty_database, "squad", EVENTS)]
+    events = await assert_log_is_sound(empty_database)
+    assert told[-1] == len(events) >= EVENTS
+    assert told == sorted(told)
+    async with (
+        running(Projector(empty_database, "squad", Hints()).run()),
+        running_writer(empty_database) as writer,
+    ):
+        outcome = await submit(writer, do.SendMessage(from_agent="agent_02", message="and so on"))
+        assert outcome.position
+        assert outcome.position > len(events)
+
+        async def projected() -> bool:
+            return await projected_to_head(empty_database)
+
+        await eventually(projected, within_seconds=60)
+    assert await assert_tables_equal_fold(empty_database) > 1_000
+
+
+async def test_a_squad_that_has_a_history_keeps_it(empty_database: str) -> None:
+    async for _ in fill(empty_database, "squad", 100):
+        pass
+    before = await assert_log_is_sound(empty_database)
+    with pytest.raises(ValueError, match="has a history of its own"):
+        async for _ in fill(empty_database, "squad", 100):
+            pass
+    assert await assert_log_is_sound(empty_database) == before

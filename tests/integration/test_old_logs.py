@@ -1,0 +1,125 @@
+"""A log that earlier versions of the software wrote: read, folded and gone on with by today's."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from eventstore import codec, log
+from eventstore.events import RunFinished
+from projections.jobs import JOBS
+from projections.projector import Projector
+from service import commands as do
+from service.batch import decide_batch
+from service.job_spec import JobSpec
+from service.requests import Request, Ticket
+from service.squad import Draft, Squad
+from tests.support.jobs import running_member
+from tests.support.log import Scribe, new_id
+from tests.support.parts import connected, running, running_listener, submit
+from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from eventstore.recorded import Recorded
+
+A_MINUTE = timedelta(minutes=1)
+
+NEW_FIELDS = {
+    "job_removed": ("source",),
+    "run_started": ("operation_id",),
+    "run_retried": ("operation_id",),
+    "run_finished": ("answered",),
+}
+
+
+def as_it_was(recorded: Recorded) -> Recorded:
+    """The event in the shape of its first schema version."""
+    data: dict[str, Any] = orjson.loads(recorded.data)
+    for name in NEW_FIELDS.get(recorded.type, ()):
+        del data[name]
+    if recorded.type == "job_defined":
+        del data["definition"]["resources"]
+    if data.get("reason") == "run_started":
+        data["reason"] = "operation_started"
+    return recorded._replace(schema_version=1, data=orjson.dumps(data).decode())
+
+
+def define(name: str) -> do.DefineJob:
+    spec = {"agent": "ann", "endpoint": "/work", "every": "1d", "tokens": 10, "retries": 1}
+    whole = JobSpec.model_validate({**spec, "overlap": "allow_all"})
+    return do.DefineJob(name=name, source="default", definition=whole.definition())
+
+
+A_LIFE: tuple[do.AnyCommand, ...] = (
+    do.SetPolicy(),
+    do.StartOrchestrator(),
+    do.RegisterAgent(name="ann", role="test"),
+    define("kept"),
+    define("removed"),
+    do.RunJob(name="kept", runner="gone"),
+    do.RunJob(name="removed", runner="gone"),
+    do.RemoveJob(name="removed"),
+)
+"""Runs of theirs succeed, and go on; jobs come and go."""
+
+
+async def write_as_it_was(dsn: str) -> list[Recorded]:
+    """Has that life decided, and stores it as the first version did."""
+    async with connected(dsn) as connection:
+        scribe = Scribe(connection)
+        now = await log.clock(connection)
+        loop = asyncio.get_running_loop()
+        tickets = [Ticket(Request(item, "agent:ann", "x"), loop.create_future()) for item in A_LIFE]
+        draft = Draft(Squad())
+        batch = decide_batch(draft, tickets, {}, now=now - A_MINUTE, decided_at=now)
+        [first, second] = [item for item in batch.recorded if item.type == "run_started"]
+        for run, succeeded in ((first, True), (second, False)):
+            end = do.EndAttempt(
+                run_id=orjson.loads(run.data)["run_id"],
+                runner="gone",
+                attempt=1,
+                succeeded=succeeded,
+                report="so it went",
+                answered=succeeded,
+            )
+            tickets.append(Ticket(Request(end, "system:scheduler", "x"), loop.create_future()))
+        later = decide_batch(draft, tickets[-2:], {}, now=now - A_MINUTE, decided_at=now, ids=new_id)
+        rows = []
+        for item in [*batch.recorded, *later.recorded]:
+            old = as_it_was(item)
+            [row] = await scribe.append(
+                codec.decode(old),
+                at=item.recorded_at,
+                schema_version=1,
+                data=old.data,
+                actor=item.actor,
+                caused_by=item.caused_by,
+            )
+            rows.append(row)
+        return rows
+
+
+async def test_is_folded_into_tables_and_state_and_goes_on(database: str) -> None:
+    old = await write_as_it_was(database)
+    assert {item.schema_version for item in old} == {1}
+    async with (
+        running_listener(database) as listener,
+        running(Projector(database, "squad", listener.events).run()),
+        running_member(database) as member,
+    ):
+        squad = member.writer.squad
+        [kept] = squad.all(JOBS)
+        assert (kept.name, kept.resources) == ("kept", None)
+        # Nobody said who removed the other; so it comes back by default, as it did then.
+        assert (await submit(member.writer, define("removed"))).refusal is None
+        assert {row.name for row in squad.all(JOBS)} == {"kept", "removed"}
+        [ended] = member.told(RunFinished)
+        assert ended.answered
+        await eventually(partial(projected_to_head, database))
+    await assert_log_is_sound(database)
+    assert await assert_tables_equal_fold(database) > 0

@@ -1,0 +1,356 @@
+"""Replay: the tables become what the log says, whatever they were, or stay as they were."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from eventstore import log, schema
+from eventstore.errors import LogBroken, StoreBusy, UnknownEventType
+from eventstore.listener import Hints
+from projections import rebuild as rebuilding
+from projections import replacing
+from projections.agents import agents
+from projections.comparison import compare
+from projections.messages import messages
+from projections.projector import Projector
+from projections.rebuild import rebuild
+from tests.support.life import Life
+from tests.support.log import Scribe, joined, new_id, said
+from tests.support.parts import SCHEMA, backends, connected, running, running_listener, running_writer
+from tests.support.tables import fill_all_tables, one, project, standings
+from tests.support.tampering import TABLES, Tampering
+from tests.support.verify import assert_tables_equal_fold, projected_to_head
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from eventstore.connection import Connection
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[Connection]:
+    async with connected(database) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("close", [0, 10_000], ids=["folded before", "folded in the swap"])
+async def test_whatever_was_done_to_the_tables_is_undone(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, close: int
+) -> None:
+    monkeypatch.setattr(rebuilding, "CLOSE_EVENTS", close)
+    await fill_all_tables(database, seed=1)
+    tampering = await Tampering.of(connection)
+    for number, table in enumerate(TABLES):
+        match number % 3:
+            case 0:
+                await tampering.remove(table)
+            case 1:
+                await tampering.add(table)
+            case _:
+                await tampering.change(table, "position")
+    rebuilt = await rebuild(database, SCHEMA)
+    assert await compare(database, SCHEMA) == []
+    for number, replaced in enumerate(rebuilt.tables):
+        assert replaced.table == TABLES[number].name
+        expected = {0: (1, 0), 1: (0, 1), 2: (1, 1)}[number % 3]
+        assert (replaced.written, replaced.removed) == expected
+
+
+async def test_tables_that_were_emptied_are_filled(database: str, connection: Connection) -> None:
+    await fill_all_tables(database, seed=2)
+    await connection.execute(f"TRUNCATE {', '.join(table.name for table in TABLES)}".encode())
+    rebuilt = await rebuild(database, SCHEMA)
+    assert sum(replaced.written for replaced in rebuilt.tables) == await assert_tables_equal_fold(database)
+
+
+async def test_rows_that_are_right_are_not_written_again(database: str, connection: Connection) -> None:
+    await fill_all_tables(database, seed=3)
+    versions = "SELECT string_agg(xmin::text || ctid::text, ',' ORDER BY id) FROM squad_messages"
+    before = await one(connection, versions)
+    rebuilt = await rebuild(database, SCHEMA)
+    assert {(replaced.written, replaced.removed) for replaced in rebuilt.tables} == {(0, 0)}
+    assert await one(connection, versions) == before
+
+
+async def test_an_empty_log_makes_empty_tables(database: str) -> None:
+    rebuilt = await rebuild(database, SCHEMA)
+    assert rebuilt.position == 0
+    assert {replaced.rows for replaced in rebuilt.tables} == {0}
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_a_squad_that_was_never_projected_is_at_the_head_afterwards(
+    database: str, connection: Connection
+) -> None:
+    await Scribe(connection).append(joined("alice"), said("one"))
+    assert (await rebuild(database, SCHEMA)).position == 2
+    assert {position for position, *_ in (await standings(connection)).values()} == {2}
+    assert await compare(database, SCHEMA) == []
+    await project(database)
+
+
+async def test_only_the_tables_of_the_projections_that_are_named_are_touched(
+    database: str, connection: Connection
+) -> None:
+    await Scribe(connection).append(joined("alice"), said("one"))
+    await project(database)
+    await connection.execute("TRUNCATE squad_agents, squad_messages")
+    rebuilt = await rebuild(database, SCHEMA, [messages])
+    assert [replaced.table for replaced in rebuilt.tables] == ["squad_messages", "squad_message_acks"]
+    [left] = await compare(database, SCHEMA)
+    assert left.projection == "agents"
+
+
+async def test_one_that_stopped_goes_on_from_the_head(database: str, connection: Connection) -> None:
+    await Scribe(connection).append(joined("alice"), said("one"))
+    await project(database)
+    await connection.execute(
+        "UPDATE projections SET position = 1, failed_position = 2, error = 'x' WHERE name = 'messages'"
+    )
+    await connection.execute("TRUNCATE squad_messages")
+    await rebuild(database, SCHEMA, [messages])
+    standing = (await standings(connection))["messages"]
+    assert standing[:4] == (2, messages.fold_version, None, None)
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_the_generation_of_all_grows_with_every_replay(database: str, connection: Connection) -> None:
+    await project(database)
+    for generation in (2, 3):
+        await rebuild(database, SCHEMA, [messages])
+        assert {standing[4] for standing in (await standings(connection)).values()} == {generation}
+
+
+async def test_a_table_that_was_dropped_is_made_again_as_it_was(
+    database: str, connection: Connection
+) -> None:
+    await fill_all_tables(database, seed=4)
+    shape = (
+        "SELECT string_agg(indexdef, ';' ORDER BY indexdef) ||"
+        " (SELECT string_agg(conname, ';' ORDER BY conname) FROM pg_constraint"
+        " WHERE conrelid = '{0}'::regclass)"
+        " FROM pg_indexes WHERE tablename = '{0}' AND schemaname = 'squad'"
+    )
+    for table in TABLES:
+        before = await one(connection, shape.format(table.name))
+        await connection.execute(f"DROP TABLE {table.name}".encode())
+        await rebuild(database, SCHEMA)
+        assert await one(connection, shape.format(table.name)) == before
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_rows_that_are_there_twice_are_there_once_afterwards(
+    database: str, connection: Connection
+) -> None:
+    await fill_all_tables(database, seed=5)
+    await connection.execute("ALTER TABLE squad_agents DROP CONSTRAINT squad_agents_pkey")
+    await connection.execute("INSERT INTO squad_agents SELECT * FROM squad_agents")
+    await rebuild(database, SCHEMA, [agents])
+    await connection.execute("ALTER TABLE squad_agents ADD PRIMARY KEY (name)")
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_what_hangs_on_a_table_stays(database: str, connection: Connection) -> None:
+    await Scribe(connection).append(joined("alice"), said("one"))
+    await project(database)
+    await connection.execute("CREATE VIEW loud AS SELECT upper(message) AS message FROM squad_messages")
+    await connection.execute("CREATE INDEX of_my_own ON squad_messages (message)")
+    await connection.execute("GRANT SELECT ON squad_messages TO pg_monitor")
+    await connection.execute("CREATE POLICY mine ON squad_messages USING (true)")
+    await connection.execute("UPDATE squad_messages SET message = 'two'")
+    await rebuild(database, SCHEMA)
+    assert await one(connection, "SELECT message FROM loud") == "ONE"
+    assert await one(connection, "SELECT to_regclass('of_my_own')::text") == "of_my_own"
+    assert await one(connection, "SELECT has_table_privilege('pg_monitor', 'squad_messages', 'SELECT')")
+    assert await one(connection, "SELECT count(*) FROM pg_policy WHERE polname = 'mine'") == 1
+
+
+@pytest.mark.parametrize("unknown", [{"schema_version": 9}, {"type": "from_the_future"}], ids=str)
+async def test_an_event_of_newer_code_ends_it_and_the_tables_are_as_they_were(
+    database: str, connection: Connection, unknown: dict[str, Any]
+) -> None:
+    scribe = Scribe(connection)
+    await scribe.append(joined("alice"), said("one"))
+    await project(database)
+    await connection.execute("UPDATE squad_messages SET message = 'tampered'")
+    await scribe.append(joined("bob"), **unknown)
+    before = await standings(connection)
+    with pytest.raises(UnknownEventType, match=r"v\d at position 3$") as raised:
+        await rebuild(database, SCHEMA)
+    assert raised.value.position == 3
+    assert await standings(connection) == before
+    assert await one(connection, "SELECT message FROM squad_messages") == "tampered"
+
+
+async def test_tables_that_are_further_than_the_log_are_left_alone(
+    database: str, connection: Connection
+) -> None:
+    """As where a backup was restored that lacks the end of the log."""
+    await Scribe(connection).append(joined("alice"))
+    await project(database)
+    await connection.execute("UPDATE projections SET position = 3 WHERE name = 'agents'")
+    before = await standings(connection)
+    with pytest.raises(LogBroken, match="position 2 is missing"):
+        await rebuild(database, SCHEMA)
+    assert await standings(connection) == before
+
+
+async def test_a_second_replay_at_the_same_time_is_refused(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuilding, "ALONE_WITHIN_SECONDS", 0.2)
+    await Scribe(connection).append(joined("alice"))
+    await connection.execute("BEGIN")
+    await connection.execute("LOCK TABLE projections")
+    first = asyncio.create_task(rebuild(database, SCHEMA))
+    await eventually(partial(_waits_for_a_lock, database))
+    with pytest.raises(StoreBusy, match="another replay is under way"):
+        await rebuild(database, SCHEMA)
+    await connection.execute("COMMIT")
+    assert (await first).position == 1
+
+
+async def _waits_for_a_lock(dsn: str) -> bool:
+    async with connected(dsn) as connection:
+        return bool(
+            await one(
+                connection,
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                " AND application_name = 'squad replay'",
+            )
+        )
+
+
+async def test_whoever_holds_what_it_needs_holds_it_up_only_for_a_while(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuilding, "_LOCK_MILLISECONDS", 50)
+    await Scribe(connection).append(joined("alice"), said("one"))
+    await project(database)
+    await connection.execute("UPDATE squad_messages SET message = 'tampered'")
+    await connection.execute("BEGIN")
+    await connection.execute("SELECT FROM squad_messages FOR UPDATE")
+    with pytest.raises(StoreBusy):
+        await rebuild(database, SCHEMA)
+    await connection.execute("COMMIT")
+    assert await one(connection, "SELECT message FROM squad_messages") == "tampered"
+    await rebuild(database, SCHEMA)
+    assert await one(connection, "SELECT message FROM squad_messages") == "one"
+
+
+async def test_a_swap_that_failed_is_made_again_from_what_was_really_folded(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_writer(database) as writer:
+        await Life(seed=6).live(writer, 200)
+    await project(database)
+    # All is folded in the swap, and the first ones of it are rolled back.
+    failures = iter(range(3))
+
+    async def fail_at_first(*args: Any) -> Any:
+        if next(failures, None) is not None:
+            raise StoreBusy("somebody holds it")
+        return await replacing.replace(*args)
+
+    monkeypatch.setattr(rebuilding, "replace", fail_at_first)
+    await connection.execute("TRUNCATE squad_messages, operations")
+    await rebuild(database, SCHEMA)
+    assert next(failures, None) is None
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_what_happens_between_the_survey_and_the_swap_is_not_lost(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events come in, the projector writes what follows from wrong rows, and somebody tampers once more."""
+    monkeypatch.setattr(rebuilding, "CLOSE_EVENTS", 0)
+    async with (
+        running_listener(database) as listener,
+        running_writer(database, hints=listener.events) as writer,
+    ):
+        life = Life(seed=6)
+        await life.live(writer, 200)
+        await project(database)
+        await connection.execute("UPDATE squad_agents SET role = 'tampered'")
+        await connection.execute("UPDATE reservations SET agent = 'mallory' WHERE state = 'active'")
+
+        async def survey_and_live_on(*args: Any) -> Any:
+            found = await replacing.survey(*args)
+            await life.live(writer, 100)
+            await eventually(partial(projected_to_head, database))
+            await connection.execute("UPDATE squad_tasks SET title = 'tampered'")
+            ack = "INSERT INTO squad_message_acks VALUES (%s, 'x', now(), 1)"
+            await connection.execute(ack, (new_id(),))
+            return found
+
+        monkeypatch.setattr(rebuilding, "survey", survey_and_live_on)
+        async with running(Projector(database, SCHEMA, listener.events).run()):
+            await rebuild(database, SCHEMA)
+            await life.live(writer, 20)
+            await eventually(partial(projected_to_head, database))
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_it_tells_how_far_it_is(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    await fill_all_tables(database, seed=7)
+    monkeypatch.setattr(log.scan, "__defaults__", (0, None, 100))
+    told: list[tuple[int, int]] = []
+    rebuilt = await rebuild(database, SCHEMA, progress=lambda position, goal: told.append((position, goal)))
+    assert [position for position, _ in told] == [*range(100, rebuilt.position, 100), rebuilt.position]
+    assert {goal for _, goal in told} == {rebuilt.position}
+
+
+async def test_nothing_of_it_is_left(database: str, connection: Connection) -> None:
+    await fill_all_tables(database, seed=8)
+    before = await one(connection, "SELECT count(*) FROM pg_class")
+    await rebuild(database, SCHEMA)
+    await eventually(partial(_is_gone, connection))
+    assert await one(connection, "SELECT count(*) FROM pg_class") == before
+
+
+async def _is_gone(connection: Connection) -> bool:
+    return not await backends(connection, "squad replay")
+
+
+async def test_another_squad_of_the_database_is_not_touched(database: str, connection: Connection) -> None:
+    await schema.apply(database, "squad_b")
+    await Scribe(connection).append(joined("alice"), said("one"))
+    async with connected(database, "squad_b") as other:
+        await Scribe(other).append(joined("bob"))
+        async with running(Projector(database, "squad_b", Hints()).run()):
+            await eventually(partial(projected_to_head, database, "squad_b"))
+        await other.execute("TRUNCATE squad_agents")
+        before = await standings(other)
+        await rebuild(database, SCHEMA)
+        assert await standings(other) == before
+        assert await one(other, "SELECT count(*) FROM squad_agents") == 0
+
+
+async def test_a_role_that_owns_the_schema_and_nothing_else_may_replay_and_compare(
+    empty_database: str,
+) -> None:
+    role = f"tenant_{uuid4().hex}"
+    async with await psycopg.AsyncConnection.connect(empty_database, autocommit=True) as admin:
+        await admin.execute(f"CREATE ROLE {role}".encode())
+        await admin.execute(f"CREATE SCHEMA squad AUTHORIZATION {role}".encode())
+        as_tenant = make_conninfo(empty_database, options=f"-c role={role}")
+        try:
+            await schema.apply(as_tenant, SCHEMA)
+            async with connected(as_tenant) as connection:
+                await Scribe(connection).append(joined("alice"), said("one"))
+                await rebuild(as_tenant, SCHEMA)
+                await connection.execute("DROP TABLE squad_agents")
+                await rebuild(as_tenant, SCHEMA)
+            assert await compare(as_tenant, SCHEMA) == []
+        finally:
+            await admin.execute(f"DROP OWNED BY {role}".encode())
+            await admin.execute(f"DROP ROLE {role}".encode())

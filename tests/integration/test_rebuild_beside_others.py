@@ -1,0 +1,315 @@
+"""Replay beside others: readers, projectors and writers go on, and tables of other code are replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from psycopg import IsolationLevel
+
+from eventstore.connection import connect
+from eventstore.listener import Hints
+from projections import PROJECTIONS
+from projections import projector as projector_module
+from projections import rebuild as rebuilding
+from projections.agents import agents
+from projections.comparison import compare
+from projections.messages import messages
+from projections.projector import Projector
+from projections.rebuild import rebuild
+from tests.support.life import Life, live_with_jobs
+from tests.support.log import Scribe, joined, said
+from tests.support.parts import SCHEMA, connected, running, running_listener, running_writer
+from tests.support.tables import one, project, standings
+from tests.support.verify import projected_to_head
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from eventstore.connection import Connection
+    from service.writer import Writer
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[Connection]:
+    async with connected(database) as opened:
+        yield opened
+
+
+class Readers:
+    """Look at the messages again and again, and fail where there are fewer or older ones than before."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self.looks = 0
+        self._enough = asyncio.Event()
+
+    async def look(self, isolation: IsolationLevel) -> None:
+        """Reads for as long as it may, by prepared statements."""
+        seen = (0, 0, 0)
+        async with connected(self._dsn) as connection:
+            await connection.set_isolation_level(isolation)
+            while not self._enough.is_set():
+                async with connection.transaction():
+                    # Two tables and the position: in a snapshot they must fit together.
+                    position = await self._number(
+                        connection, "SELECT min(position) FROM projections WHERE name <> 'jobs'"
+                    )
+                    said_ = await self._number(connection, "SELECT count(*) FROM squad_messages")
+                    last = await self._number(
+                        connection, "SELECT coalesce(max(position), 0) FROM squad_messages"
+                    )
+                    claimed = await self._number(connection, "SELECT count(*) FROM operations")
+                if isolation is IsolationLevel.REPEATABLE_READ:
+                    assert last <= position
+                    cursor = await connection.execute(
+                        "SELECT count(*) FROM events WHERE type = 'message_sent' AND position <= %s",
+                        (position,),
+                    )
+                    row = await cursor.fetchone()
+                    assert row == (said_,)
+                now = (position, said_, claimed)
+                assert all(later >= earlier for later, earlier in zip(now, seen, strict=True))
+                seen = now
+                self.looks += 1
+                await asyncio.sleep(0)
+
+    async def _number(self, connection: Connection, query: str) -> int:
+        row = await (await connection.execute(query.encode(), prepare=True)).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def end(self) -> None:
+        self._enough.set()
+
+
+async def test_readers_see_no_gap_and_nothing_older_while_it_swaps_under_load(
+    database: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuilding, "CLOSE_EVENTS", 20)
+    caplog.set_level(logging.INFO, "projections.projector")
+    enough = asyncio.Event()
+
+    async def live(writer: Writer, seed: int) -> None:
+        life = Life(seed)
+        while not enough.is_set():
+            await life.live(writer, 10)
+
+    readers = Readers(database)
+    async with (
+        running_listener(database) as listener,
+        running_writer(database, hints=listener.events) as writer,
+        connected(database) as connection,
+    ):
+        await live_with_jobs(writer, 9, 200)
+        projector = Projector(database, SCHEMA, listener.events)
+        async with running(projector.run()):
+            await eventually(partial(projected_to_head, database))
+            lives = asyncio.gather(*(live(writer, seed) for seed in range(6)))
+            reading = asyncio.gather(
+                readers.look(IsolationLevel.READ_COMMITTED), readers.look(IsolationLevel.REPEATABLE_READ)
+            )
+            for number in range(5):
+                # A column that nobody reads here, so that there is always something to replace.
+                await connection.execute("UPDATE squad_messages SET task_id = 'tampered'")
+                looks = readers.looks
+                rebuilt = await rebuild(database, SCHEMA)
+                assert sum(replaced.written for replaced in rebuilt.tables) > 0
+                assert await compare(database, SCHEMA) == [], number
+                await eventually(lambda looks=looks: readers.looks > looks)  # type: ignore[misc]
+                assert not reading.done()
+            enough.set()
+            await lives
+            await eventually(partial(projected_to_head, database))
+            readers.end()
+            await reading
+    assert await compare(database, SCHEMA) == []
+    assert {record.levelname for record in caplog.records} <= {"INFO"}
+
+
+async def test_a_projector_with_nothing_to_do_notices_and_goes_on(
+    database: str, connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "projections.projector")
+    scribe = Scribe(connection)
+    await scribe.append(joined("alice"), said("one"))
+    async with running_listener(database) as listener:
+        idle = Projector(database, SCHEMA, listener.events)
+        async with running(idle.run()):
+            await eventually(partial(projected_to_head, database))
+            await rebuild(database, SCHEMA)
+            await eventually(lambda: "rebuilt" in caplog.text)
+            assert idle.active
+            await scribe.append(said("two"))
+            await eventually(partial(projected_to_head, database))
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_a_projector_that_is_held_up_for_long_says_so_calmly_and_goes_on(
+    database: str,
+    connection: Connection,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level(logging.INFO, "projections.projector")
+    monkeypatch.setattr(projector_module, "connect", partial(connect, lock_timeout=50))
+    scribe = Scribe(connection)
+    await scribe.append(joined("alice"))
+    async with running(Projector(database, SCHEMA, Hints()).run()), connected(database) as holder:
+        await eventually(partial(projected_to_head, database))
+        await holder.execute("BEGIN")
+        await holder.execute("LOCK TABLE projections IN SHARE ROW EXCLUSIVE MODE")
+        await scribe.append(said("one"))
+        await eventually(lambda: caplog.text.count("begins anew") > 1)
+        await holder.execute("COMMIT")
+        await eventually(partial(projected_to_head, database))
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_a_projector_forgets_the_rows_that_it_had_at_hand(
+    database: str, connection: Connection
+) -> None:
+    scribe = Scribe(connection)
+    await scribe.append(joined("alice"))
+    await project(database)
+    await connection.execute("UPDATE squad_agents SET role = 'tampered'")
+    projector = Projector(database, SCHEMA, Hints())
+    async with running(projector.run()):
+        await scribe.append(said("one"))
+        await eventually(partial(projected_to_head, database))
+        assert await one(connection, "SELECT role FROM squad_agents") == "tampered"
+        await rebuild(database, SCHEMA)
+        # Whether it has noticed by now or not.
+        await scribe.append(said("two"))
+        await eventually(partial(projected_to_head, database))
+    assert await one(connection, "SELECT role FROM squad_agents") == "tester"
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_a_projector_that_failed_goes_on_after_a_replay(
+    database: str, connection: Connection
+) -> None:
+    scribe = Scribe(connection)
+    await scribe.append(joined("alice"), said("one"))
+    await connection.execute("ALTER TABLE squad_messages ADD CONSTRAINT few CHECK (message <> 'two')")
+    projector = Projector(database, SCHEMA, Hints())
+    async with running(projector.run()):
+        await scribe.append(said("two"))
+        await eventually(lambda: projector.failed)
+        assert projector.positions["messages"] == 2
+        await connection.execute("ALTER TABLE squad_messages DROP CONSTRAINT few")
+        await rebuild(database, SCHEMA, [messages])
+        await eventually(lambda: not projector.failed and projector.positions["messages"] == 3)
+        await scribe.append(said("three"))
+        await eventually(partial(projected_to_head, database))
+    assert await compare(database, SCHEMA) == []
+
+
+class TestTablesThatOtherCodeFolded:
+    """Whoever becomes the projector rebuilds them, and nobody sees how."""
+
+    newer = replace(messages, fold_version=messages.fold_version + 1)
+
+    @pytest.fixture
+    async def scribe(self, database: str, connection: Connection) -> Scribe:
+        """Two messages in a table that is not what this code would make of them."""
+        scribe = Scribe(connection)
+        await scribe.append(joined("alice"), said("one"), said("two"))
+        await project(database)
+        await connection.execute("UPDATE squad_messages SET message = 'old'")
+        return scribe
+
+    def _projector(self, database: str) -> Projector:
+        others = [projection for projection in PROJECTIONS if projection is not messages]
+        return Projector(database, SCHEMA, Hints(), [*others, self.newer])
+
+    async def test_keep_their_rows_until_the_new_ones_are_complete_and_hold_up_no_other(
+        self, database: str, connection: Connection, scribe: Scribe, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        swap, may_swap = rebuilding._swap, asyncio.Event()
+
+        async def wait_and_swap(*args: Any) -> Any:
+            await may_swap.wait()
+            return await swap(*args)
+
+        monkeypatch.setattr(rebuilding, "_swap", wait_and_swap)
+        projector = self._projector(database)
+        old = "SELECT array_agg(message) FROM squad_messages"
+        async with running(projector.run()):
+            await eventually(lambda: projector.active)
+            await scribe.append(said("three"))
+            await eventually(lambda: projector.positions["agents"] == 4)
+            assert projector.positions["messages"] == 0
+            assert await one(connection, old) == ["old", "old"]
+            assert (await standings(connection))["messages"][:2] == (3, messages.fold_version)
+            may_swap.set()
+            await eventually(lambda: projector.positions["messages"] == 4)
+        assert await one(connection, old) == ["one", "two", "three"]
+        assert (await standings(connection))["messages"][:2] == (4, self.newer.fold_version)
+
+    async def test_are_not_taken_for_stuck_meanwhile(
+        self, database: str, connection: Connection, scribe: Scribe, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        del scribe
+        monkeypatch.setattr("projections.projector.REBUILDING_TOLD_EVERY_SECONDS", 0.0)
+        may_swap = asyncio.Event()
+
+        async def wait(*args: Any) -> Any:
+            del args
+            await may_swap.wait()
+
+        monkeypatch.setattr(rebuilding, "_swap", wait)
+        told = "SELECT updated_at FROM projections WHERE name = 'messages'"
+        before = await one(connection, told)
+        async with running(self._projector(database).run()):
+
+            async def is_told_again() -> bool:
+                return bool(await one(connection, told) > before)
+
+            await eventually(is_told_again)
+
+    async def test_keep_their_rows_where_the_log_cannot_be_folded_and_say_why(
+        self, database: str, connection: Connection, scribe: Scribe
+    ) -> None:
+        await scribe.append(joined("bob"), schema_version=9)
+        projector = self._projector(database)
+        async with running(projector.run()):
+            await eventually(lambda: len(projector.failed) == len(PROJECTIONS))
+        assert projector.failed["messages"][0] == 4
+        assert "agent_registered v9 at position 4" in projector.failed["messages"][1]
+        assert (await standings(connection))["messages"][:3] == (3, messages.fold_version, 4)
+        assert await one(connection, "SELECT array_agg(message) FROM squad_messages") == ["old", "old"]
+
+    async def test_are_rebuilt_each_for_itself_where_not_all_can_be(
+        self, database: str, connection: Connection, scribe: Scribe
+    ) -> None:
+        """A message of somebody unknown stops the agents, not the messages."""
+        await scribe.append(said("by nobody", agent="mallory"))
+        newer_agents = replace(agents, fold_version=agents.fold_version + 1)
+        others = [each for each in PROJECTIONS if each not in (messages, agents)]
+        projector = Projector(database, SCHEMA, Hints(), [*others, self.newer, newer_agents])
+        async with running(projector.run()):
+            await eventually(lambda: projector.failed and projector.positions["messages"] == 4)
+        assert projector.failed == {"agents": (4, "MissingRow: squad_agents has no row 'mallory'")}
+        assert await one(connection, "SELECT count(*) FROM squad_messages WHERE message <> 'old'") == 3
+
+    async def test_are_rebuilt_after_all_where_another_replay_was_first(
+        self, database: str, connection: Connection, scribe: Scribe, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        del scribe
+        monkeypatch.setattr(rebuilding, "ALONE_WITHIN_SECONDS", 0.0)
+        take_the_place = rebuilding._TRY_LOCK
+        assert await one(connection, take_the_place)
+        projector = self._projector(database)
+        async with running(projector.run()):
+            await eventually(lambda: projector.active)
+            await connection.execute("SELECT pg_advisory_unlock_all()")
+            await eventually(lambda: projector.positions["messages"] == 3)
+        assert await one(connection, "SELECT array_agg(message) FROM squad_messages") == ["one", "two"]

@@ -1,0 +1,186 @@
+"""Jobs with resources, run by real processes: nobody else is at them while an agent is called."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+
+from eventstore.events import (
+    OperationFinished,
+    OperationRenewed,
+    OperationStarted,
+    RunAttemptFailed,
+    RunFinished,
+    RunRenewed,
+    RunSkipped,
+    RunStarted,
+)
+from projections.operations import OPERATIONS
+from service import commands as do
+from service.decide import runs
+from service.requests import Unavailable
+from tests.support.agents import after, answers, when
+from tests.support.jobs import define, running_member
+from tests.support.parts import submit
+from tests.support.verify import assert_log_is_sound
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from service.requests import Outcome, Request
+    from tests.support.agents import Agents
+    from tests.support.jobs import Member
+
+LEASE_SECONDS = 1.0
+MAILBOX = {"mailbox": "info"}
+BOB = do.StartOperation(agent="bob", action="sort", resources=MAILBOX)
+
+
+@pytest.fixture
+def _short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "LEASE_SECONDS", LEASE_SECONDS)
+
+
+async def test_a_claim_is_kept_through_a_long_call_however_short_the_window(
+    agents: Agents, member: Member
+) -> None:
+    """The window is a thirtieth of the lease: renewing with the lease alone would lose it at once."""
+    await submit(member.writer, do.SetPolicy(conflict_window_seconds=0.5, operation_timeout_seconds=1))
+    enough = asyncio.Event()
+    agents.on("/long", when(enough))
+    await define(member, "long", resources=MAILBOX)
+    run = await member.run_now("long")
+    await eventually(lambda: agents.calls)
+    token = agents.calls[0].payload["fencing_token"]
+    [started] = member.told(OperationStarted)
+    assert token == next(item.position for item in member.log if item.type == started.type)
+
+    async def bob_was_refused_for_long() -> bool:
+        assert (await submit(member.writer, BOB)).refusal is not None
+        return len(member.told(OperationRenewed)) >= 12
+
+    await eventually(bob_was_refused_for_long)
+    enough.set()
+    assert (await member.finished(run)).outcome == "succeeded"
+    [finished] = member.told(OperationFinished)
+    assert (finished.operation_id, finished.outcome) == (started.operation_id, "succeeded")
+    assert len(member.told(RunRenewed)) == len(member.told(OperationRenewed))
+    assert (await submit(member.writer, BOB)).refusal is None
+
+
+async def test_two_jobs_at_the_same_resources_take_turns(agents: Agents, database: str) -> None:
+    for path in ("/one", "/other"):
+        agents.on(path, after(0.15))
+    async with (
+        running_member(database, agents.url, runner="one") as one,
+        running_member(database, agents.url, runner="other") as other,
+    ):
+        # At different times of the second, or it would be the same one that comes first each time.
+        await define(one, "one", agent="ann", every="300ms", resources=MAILBOX)
+        await define(one, "other", agent="ben", every="700ms", resources=MAILBOX)
+        await eventually(
+            lambda: (
+                all(len(one.told(RunFinished, job=job)) >= 3 for job in ("one", "other"))
+                and one.told(RunSkipped, reason="conflict")
+            ),
+            within_seconds=20,
+        )
+        assert len(other.told(RunSkipped)) == len(one.told(RunSkipped))
+    assert agents.busiest[""] == 1
+    log = await assert_log_is_sound(database)
+    by_position = {item.position: item for item in log}
+    skipped = [item for item in log if item.type == "run_skipped" and b"conflict" in item.data.encode()]
+    assert {by_position[item.caused_by or 0].type for item in skipped} == {"conflict_detected"}
+
+
+@pytest.mark.usefixtures("_short_leases")
+async def test_of_a_process_that_vanished_another_takes_the_claim_with_a_greater_token(
+    agents: Agents, database: str
+) -> None:
+    never = asyncio.Event()
+    agents.on("/poll", when(never), answers({}))
+    async with (
+        running_member(database, agents.url, runner="one") as one,
+        running_member(database, agents.url, runner="other") as other,
+    ):
+        await define(one, "poll", retries=1, resources=MAILBOX)
+        run = await one.run_now("poll")
+        await eventually(lambda: agents.calls)
+        one.vanish()
+        finished = await other.finished(run)
+        assert (finished.outcome, finished.attempts) == ("succeeded", 2)
+        assert [item.outcome for item in other.told(OperationFinished)] == ["failed", "succeeded"]
+        assert not list(other.writer.squad.all(OPERATIONS))
+    tokens = [call.payload["fencing_token"] for call in agents.calls]
+    assert all(later > token for token, later in pairwise(tokens))
+
+
+@pytest.mark.usefixtures("_short_leases")
+async def test_lost_with_its_process_a_run_leaves_no_claim(agents: Agents, database: str) -> None:
+    never = asyncio.Event()
+    agents.on("/poll", when(never))
+    async with (
+        running_member(database, agents.url, runner="one") as one,
+        running_member(database, agents.url, runner="other") as other,
+    ):
+        await define(one, "poll", resources=MAILBOX)
+        run = await one.run_now("poll")
+        await eventually(lambda: agents.calls)
+        one.vanish()
+        assert (await other.finished(run)).outcome == "lost"
+        assert (await submit(other.writer, BOB)).refusal is None
+
+
+async def test_cut_off_for_too_long_it_loses_the_claim_and_stops_the_call(
+    agents: Agents, member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await submit(member.writer, do.SetPolicy(conflict_window_seconds=0.3))
+    never, cut_off = asyncio.Event(), asyncio.Event()
+    submit_really = member.writer.submit
+
+    async def renewing_later(request: Request, patience_seconds: float = 20.0) -> Outcome:
+        if isinstance(request.command, do.RenewRun) and cut_off.is_set():
+            raise Unavailable
+        return await submit_really(request, patience_seconds)
+
+    monkeypatch.setattr(member.writer, "submit", renewing_later)
+    agents.on("/poll", when(never), answers({}))
+    await define(member, "poll", resources=MAILBOX, retries=3)
+    run = await member.run_now("poll")
+    await eventually(lambda: agents.calls)
+    cut_off.set()
+    held: list[str] = []
+
+    async def bob_gets_it() -> bool:
+        outcome = await submit(member.writer, BOB)
+        held.append(outcome.reply.get("id", ""))
+        return outcome.refusal is None
+
+    await eventually(bob_gets_it)
+    cut_off.clear()
+    failed = await eventually(lambda: member.told(RunAttemptFailed))
+    assert failed[0].reason == "conflict: 'bob' is at 'sort' on mailbox info"
+    await eventually(lambda: not agents.busy["/poll"], describe="the call is hung up")
+    await submit(member.writer, do.FinishOperation(operation_id=held[-1], outcome="succeeded"))
+    finished = await member.finished(run)
+    assert finished.outcome == "succeeded"
+    assert finished.attempts > 1
+    assert not list(member.writer.squad.all(OPERATIONS))
+
+
+async def test_a_stopped_process_gives_the_claim_back(
+    agents: Agents, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.scheduler.STOP_SECONDS", 0.2)
+    never = asyncio.Event()
+    agents.on("/poll", when(never))
+    async with running_member(database, agents.url, runner="other") as other:
+        async with running_member(database, agents.url, runner="one") as one:
+            await define(one, "poll", resources=MAILBOX)
+            await one.run_now("poll")
+            await eventually(lambda: agents.calls)
+        await eventually(lambda: other.told(RunFinished))
+        assert (await submit(other.writer, BOB)).refusal is None
+    assert other.told(RunStarted)

@@ -1,0 +1,230 @@
+"""Snapshots in the database: stored whole or not at all, read only where they can be trusted."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from eventstore import log, schema
+from eventstore.errors import StoreRefused
+from service import snapshots
+from service.folding import complete, folding, keeping
+from service.history import state_at
+from service.squad import Squad
+from tests.support.life import Life
+from tests.support.log import Scribe, said
+from tests.support.parts import SCHEMA, backends, connected, lock_is_free, running_writer
+from tests.support.squads import contents
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from eventstore.connection import Connection
+
+STATE_BYTE = (
+    "UPDATE snapshots SET state = set_byte(state, {0}, 255 - get_byte(state, {0})) WHERE position = %s"
+)
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[Connection]:
+    """To a squad that has lived a little."""
+    async with running_writer(database) as writer:
+        await Life(seed=31).live(writer, 100)
+    async with connected(database) as opened:
+        yield opened
+
+
+async def _store(connection: Connection, *positions: int) -> None:
+    for position in positions:
+        await snapshots.store(connection, await state_at(connection, position), position)
+
+
+async def _found(connection: Connection, position: int) -> int | None:
+    """Where the snapshot lies that is used for a position."""
+    squad = await snapshots.nearest(connection, position)
+    if squad is None:
+        return None
+    folded = Squad()
+    async for _ in folding(connection, folded, squad.head.position):
+        pass
+    await complete(connection, folded)
+    assert contents(squad) == contents(folded)
+    return squad.head.position
+
+
+async def test_the_nearest_at_or_before_a_position_is_used(connection: Connection) -> None:
+    assert await _found(connection, 100) is None
+    await _store(connection, 20, 50, 90)
+    assert await snapshots.positions(connection) == [20, 50, 90]
+    for position, nearest in ((19, None), (20, 20), (49, 20), (50, 50), (89, 50), (2**62, 90)):
+        assert await _found(connection, position) == nearest
+
+
+@pytest.mark.parametrize("place", [0, 31, 32, 60])
+async def test_one_that_was_changed_is_passed_over_and_replaced(
+    connection: Connection, place: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    await _store(connection, 20, 50)
+    await connection.execute(STATE_BYTE.format(place).encode(), (50,))
+    assert await _found(connection, 60) == 20
+    assert "the snapshot at position 50 is not used" in caplog.text
+    await _store(connection, 50)
+    assert await _found(connection, 60) == 50
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE snapshots SET position = 51 WHERE position = 50",
+        "UPDATE snapshots SET fold = 'other code' WHERE position = 50",
+        "UPDATE snapshots s SET state = o.state FROM snapshots o WHERE s.position = 50 AND o.position = 20",
+        "UPDATE snapshots SET state = '' WHERE position = 50",
+        "UPDATE snapshots SET position = 1000000 WHERE position = 50",
+        "DELETE FROM snapshots WHERE position = 50",
+    ],
+)
+async def test_one_that_is_not_what_it_says_is_passed_over(connection: Connection, change: str) -> None:
+    await _store(connection, 20, 50)
+    await connection.execute(change.encode())
+    assert await _found(connection, 60) == 20
+
+
+async def test_those_of_other_code_are_not_used_and_go_in_time(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _store(connection, 20)
+    with monkeypatch.context() as patched:
+        patched.setattr(snapshots, "FOLD", "later code")
+        assert await _found(connection, 60) is None
+        await _store(connection, 50)
+        # The processes of other code may still be there.
+        await snapshots.prune(connection)
+    assert await _found(connection, 60) == 20
+    await connection.execute("UPDATE snapshots SET taken_at = taken_at - interval '2 days'")
+    await snapshots.prune(connection)
+    assert await _folds(connection) == {snapshots.FOLD}
+    assert await _found(connection, 60) == 20
+
+
+async def test_those_of_another_log_are_not_used(database: str, empty_database: str) -> None:
+    await schema.apply(empty_database, SCHEMA)
+    for dsn in (database, empty_database):
+        async with running_writer(dsn) as writer:
+            await Life(seed=31).live(writer, 30)
+    async with connected(database) as one, connected(empty_database) as other:
+        await _store(one, 20)
+        row = await (await one.execute("SELECT fold, position, state FROM snapshots")).fetchone()
+        await other.execute("INSERT INTO snapshots (fold, position, state) VALUES (%s, %s, %s)", row)
+        assert await snapshots.positions(other) == [20]
+        assert await _found(other, 30) is None
+
+
+async def test_what_cannot_be_stored_leaves_the_session_as_it_was(connection: Connection) -> None:
+    await connection.execute("ALTER TABLE snapshots ADD CHECK (position <> 20)")
+    with pytest.raises(StoreRefused):
+        await _store(connection, 20)
+    keep = await keeping(connection)
+    assert keep
+    # Whoever only wanted to save somebody else the work is not held up.
+    await keep(await state_at(connection, 20), 20)
+    await _store(connection, 21)
+    assert await snapshots.positions(connection) == [21]
+
+
+async def test_whoever_may_only_read_stores_none(connection: Connection, database: str) -> None:
+    role = f"reader_{uuid4().hex}"
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as admin:
+        await admin.execute(f"CREATE ROLE {role}".encode())
+        await admin.execute(f"GRANT USAGE ON SCHEMA {SCHEMA} TO {role}".encode())
+        await admin.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA {SCHEMA} TO {role}".encode())
+        try:
+            await connection.execute(f"SET ROLE {role}".encode())
+            assert not await snapshots.may_store(connection)
+            assert (await state_at(connection, 50, await keeping(connection))).head.position == 50
+            await connection.execute("RESET ROLE")
+            assert await snapshots.may_store(connection)
+        finally:
+            await admin.execute(f"DROP OWNED BY {role}".encode())
+            await admin.execute(f"DROP ROLE {role}".encode())
+
+
+# Forgetting ---------------------------------------------------------------------------------------------
+
+
+async def _forget(connection: Connection) -> None:
+    scribe = Scribe(connection)
+    await scribe.catch_up()
+    key = f'{{"key_id":"{uuid4()}"}}'
+    await scribe.append(said("x"), type="subject_forgotten", data=key)
+
+
+async def test_where_somebody_was_forgotten_meanwhile_none_is_stored(connection: Connection) -> None:
+    known = await log.head_position(connection)
+    one, other = await state_at(connection, 20), await state_at(connection, known)
+    await _forget(connection)
+    await snapshots.store(connection, one, known)
+    await snapshots.store(connection, other, known)
+    assert await snapshots.positions(connection) == []
+    # What is read from now on shows nothing of them.
+    await snapshots.store(connection, one, await log.head_position(connection))
+    assert await snapshots.positions(connection) == [20]
+
+
+async def test_one_that_is_being_stored_while_somebody_is_forgotten_goes_too(
+    connection: Connection, database: str
+) -> None:
+    squad = await state_at(connection, 20)
+    async with connected(database) as other:
+        await other.execute("BEGIN")
+        await _forget(other)
+        storing = asyncio.create_task(snapshots.store(connection, squad, 20))
+        await eventually(lambda: _waits_for_the_lock(other), describe="it waits for the log's lock")
+        assert not storing.done()
+        await other.execute("COMMIT")
+        await storing
+    assert await snapshots.positions(connection) == []
+
+
+async def test_one_whose_process_goes_away_meanwhile_is_stored_whole_or_not_at_all(
+    connection: Connection, database: str
+) -> None:
+    squad = await state_at(connection, 20)
+    async with connected(database) as other:
+        await other.execute("BEGIN")
+        await log.lock(other)
+        async with connected(database) as going:
+            storing = asyncio.create_task(snapshots.store(going, squad, 20))
+            await eventually(lambda: _waits_for_the_lock(other))
+            storing.cancel()
+            going.pgconn.finish()
+            with pytest.raises((asyncio.CancelledError, psycopg.OperationalError)):
+                await storing
+        await other.execute("ROLLBACK")
+
+    async def gone() -> bool:
+        return len(await backends(connection, "squad test")) == 1
+
+    await eventually(gone)
+    assert await lock_is_free(connection)
+    # The server may have had the whole message.
+    assert await _found(connection, 20) in (None, 20)
+
+
+async def _folds(connection: Connection) -> set[str]:
+    cursor = await connection.execute("SELECT fold FROM snapshots")
+    return {fold for (fold,) in await cursor.fetchall()}
+
+
+async def _waits_for_the_lock(connection: Connection) -> bool:
+    cursor = await connection.execute(
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))"
+    )
+    row = await cursor.fetchone()
+    return bool(row and row[0])

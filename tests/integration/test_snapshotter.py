@@ -1,0 +1,174 @@
+"""Snapshots are taken by themselves: at the head and in the past, by one of several processes."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+
+from benchmarks.chronicle import Chronicle
+from benchmarks.history import copy_in
+from eventstore import log
+from eventstore.listener import Hints
+from service import folding, snapshots, snapshotter
+from service.history import check_snapshots
+from service.snapshotter import Snapshotter
+from tests.support.life import Life
+from tests.support.parts import SCHEMA, backends, connected, running, running_writer
+from tests.support.squads import contents
+from tests.support.verify import assert_log_is_sound
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from eventstore.connection import Connection
+    from service.writer import Writer
+
+DISTANCE = 50
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "distance", lambda _: DISTANCE)
+    monkeypatch.setattr(folding, "PAGE_EVENTS", 20)
+    monkeypatch.setattr(snapshotter, "AGAIN_AFTER_SECONDS", 0.05)
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[Connection]:
+    async with connected(database) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def _process(database: str, hints: Hints | None = None) -> AsyncIterator[Writer]:
+    """A process that writes and takes snapshots, and finds none from its start."""
+    async with running_writer(database, hints=hints) as writer:
+        async with connected(database) as connection:
+            await connection.execute("TRUNCATE snapshots")
+        taking = Snapshotter(database, SCHEMA, writer)
+        writer.observers.append(taking.observe)
+        async with running(taking.run()):
+            yield writer
+
+
+async def _fill(connection: Connection, events: int) -> None:
+    chronicle = Chronicle(seed=9, open_things=10)
+    now = await log.clock(connection) - timedelta(hours=2)
+    page = chronicle.first(now)
+    while len(page) < events:
+        page += chronicle.more(now := now + timedelta(seconds=2))
+    await copy_in(connection, page)
+
+
+async def _taken(connection: Connection, at_least: int) -> list[int]:
+    async def enough() -> list[int]:
+        taken = await snapshots.positions(connection)
+        return taken if len(taken) >= at_least else []
+
+    return await eventually(enough, within_seconds=20)
+
+
+async def test_one_is_taken_every_so_many_events(database: str, connection: Connection) -> None:
+    async with _process(database) as writer:
+        life = Life(seed=41)
+        for count in range(1, 5):
+            before = writer.squad.head.position
+            while writer.squad.head.position < before + DISTANCE:
+                await life.live(writer, 5)
+            await _taken(connection, count)
+        taken = await snapshots.positions(connection)
+        assert all(later - earlier >= DISTANCE for earlier, later in pairwise([0, *taken]))
+        assert len(taken) <= writer.squad.head.position // DISTANCE
+        live = writer.squad.copy()
+    assert await check_snapshots(connection) == []
+    assert contents(live) == contents(writer.squad)
+    await assert_log_is_sound(database)
+
+
+async def test_of_two_processes_one_takes_them(database: str, connection: Connection) -> None:
+    hints = Hints()
+    async with _process(database, hints) as one, _process(database, hints) as other:
+        for seed, writer in ((42, one), (43, other), (44, one), (45, other)):
+            await Life(seed=seed).live(writer, 60)
+        taken = await _taken(connection, 2)
+        assert all(later - earlier >= DISTANCE for earlier, later in pairwise([0, *taken]))
+    assert await check_snapshots(connection) == []
+
+
+async def test_whoever_is_left_goes_on_taking_them(database: str, connection: Connection) -> None:
+    hints = Hints()
+    async with _process(database, hints) as one:
+        async with _process(database, hints) as other:
+            await Life(seed=46).live(other, 100)
+            await _taken(connection, 1)
+        before = await snapshots.positions(connection)
+        await Life(seed=47).live(one, 150)
+        await _taken(connection, len(before) + 1)
+    assert await check_snapshots(connection) == []
+
+
+async def test_a_past_without_any_gets_them(database: str, connection: Connection) -> None:
+    await _fill(connection, 2_000)
+    async with _process(database) as writer:
+
+        async def everywhere() -> bool:
+            taken = [0, *await snapshots.positions(connection), writer.squad.head.position]
+            return all(later - earlier < 2 * DISTANCE + 20 for earlier, later in pairwise(taken))
+
+        await eventually(everywhere, within_seconds=60)
+    assert await check_snapshots(connection) == []
+
+
+async def test_the_head_is_not_forgotten_over_the_past(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _fill(connection, 2_000)
+    monkeypatch.setattr(snapshotter, "RESTS", 30.0)
+    async with _process(database) as writer:
+        first = (await _taken(connection, 1))[-1]
+        assert first > 1_900
+        await Life(seed=48).live(writer, 100)
+
+        async def at_the_head() -> bool:
+            taken = await snapshots.positions(connection)
+            return taken[-1] > first
+
+        await eventually(at_the_head)
+        # And the past is far from done.
+        assert len(await snapshots.positions(connection)) < 30
+
+
+async def test_that_they_vanish_or_cannot_be_taken_troubles_nobody(
+    database: str, connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with _process(database) as writer:
+        life = Life(seed=49)
+        await life.live(writer, 100)
+        await _taken(connection, 1)
+        await connection.execute("TRUNCATE snapshots")
+        await life.live(writer, 100)
+        await _taken(connection, 1)
+        await connection.execute("ALTER TABLE snapshots RENAME TO elsewhere")
+        await life.live(writer, 100)
+        await eventually(lambda: "snapshots cannot be taken" in caplog.text)
+        await connection.execute("ALTER TABLE elsewhere RENAME TO snapshots")
+        before = await snapshots.positions(connection)
+        await life.live(writer, 100)
+        await _taken(connection, len(before) + 1)
+    assert await check_snapshots(connection) == []
+
+
+async def test_nothing_is_left_open_between_two_of_them(database: str, connection: Connection) -> None:
+    async with _process(database) as writer:
+        await Life(seed=50).live(writer, 100)
+        await _taken(connection, 1)
+
+        async def nobody() -> bool:
+            return not await backends(connection, "squad snapshots")
+
+        await eventually(nobody)

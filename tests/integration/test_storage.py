@@ -1,0 +1,89 @@
+"""Rows on their way into a table and back: whatever a column holds arrives as it was."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from psycopg import sql
+
+from projections import PROJECTIONS, storage
+from tests.support.parts import connected
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from eventstore.connection import Connection
+
+NASTY_TEXTS = [
+    "",
+    " ",
+    "NULL",
+    "null",
+    "{}",
+    "{a,b}",
+    ",",
+    '"',
+    '""',
+    "\\",
+    "\\\\",
+    '\\"',
+    '","',
+    "\x1f",
+    'a\x1f"b\\',
+    "line\nbreak\r\ttab",
+    "\x01\x7f",
+    "ünïcödé 😀 \u2028",
+    "'; DROP TABLE events; --",
+    "\\N",
+    "\\x41",
+    "x" * 100_000,
+]
+MOMENTS = [
+    datetime(2026, 11, 24, 8, 49, 52, 902859, UTC),
+    datetime(2026, 11, 24, tzinfo=UTC),
+    datetime(1, 1, 1, tzinfo=UTC),
+    datetime(9999, 12, 31, 23, 59, 59, 999999, UTC),
+    datetime(2026, 11, 24, 8, 49, 52, 1, timezone(timedelta(hours=5, minutes=30))),
+]
+VALUES: dict[str, list[Any]] = {
+    "text": NASTY_TEXTS,
+    "jsonb": [
+        *({"text": text} for text in NASTY_TEXTS),
+        {},
+        [],
+        [1, None, {"a": [True]}],
+        "plain",
+        7,
+        False,
+    ],
+    "uuid": ["019a2b3c-0000-7000-8000-000000000001"],
+    "bigint": [0, -1, 2**63 - 1, -(2**63)],
+    "integer": [0, 2**31 - 1, -(2**31)],
+    "double precision": [0.0, -1.5, 0.1, 1e300, 5e-324, 60.0],
+    "timestamptz": MOMENTS,
+    "date": [date(2026, 11, 24), date(1, 1, 1), date(9999, 12, 31)],
+    "boolean": [True, False],
+}
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[Connection]:
+    async with connected(database) as opened:
+        yield opened
+
+
+def test_every_type_of_column_that_there_is_is_tried() -> None:
+    used = {kind for projection in PROJECTIONS for table in projection.tables for kind in table.types}
+    assert used == VALUES.keys()
+
+
+@pytest.mark.parametrize("kind", VALUES)
+async def test_an_array_holds_its_values(connection: Connection, kind: str) -> None:
+    query = sql.SQL("SELECT * FROM unnest(%s::{}[])").format(sql.SQL(kind))
+    for values in (VALUES[kind], [None, *VALUES[kind], None], [None], *([value] for value in VALUES[kind])):
+        cursor = await connection.execute(
+            query, (storage.array_literal(kind, tuple(values)),), prepare=True
+        )
+        assert [value for (value,) in await cursor.fetchall()] == values

@@ -1,0 +1,470 @@
+"""A log goes out and comes in again as it was, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, LiteralString
+
+import pytest
+from hypothesis import HealthCheck, assume, settings
+from hypothesis import given as for_all
+from hypothesis import strategies as st
+
+from eventstore import log
+from eventstore.chain import hash_of
+from eventstore.errors import ImportRefused, StoreUnavailable
+from eventstore.exchange import end_line, event_line
+from eventstore.listener import Hints
+from eventstore.recorded import Head
+from eventstore.transfer import export_log, import_log
+from projections.projector import Projector
+from service import commands as do
+from service.clock import DatabaseClock
+from service.writer import Writer
+from tests.support.forging import forge, hash_anew, some_history
+from tests.support.life import live_with_jobs
+from tests.support.log import Scribe, said, whole_log
+from tests.support.parts import (
+    SCHEMA,
+    connected,
+    lock_is_free,
+    message,
+    running,
+    running_listener,
+    running_writer,
+    submit,
+    terminate,
+)
+from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Iterator
+
+    from eventstore.connection import Connection
+    from tests.support.postgres import PostgresServer
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[Connection]:
+    async with connected(database) as opened:
+        yield opened
+
+
+@pytest.fixture
+def new_squad(postgres: PostgresServer, _template: str) -> Iterator[str]:
+    """The DSN of another database with an empty squad."""
+    with postgres.new_database(template=_template) as dsn:
+        yield dsn
+
+
+async def _exported(connection: Connection, **part: Any) -> list[bytes]:
+    lines: list[bytes] = []
+    await export_log(connection, lines.append, **part)
+    return lines
+
+
+async def _imported(connection: Connection, lines: Iterable[bytes]) -> Head:
+    async def chunks() -> AsyncIterator[list[bytes]]:
+        for line in lines:
+            yield [line]
+
+    return await import_log(connection, chunks())
+
+
+async def _refusal(connection: Connection, lines: Iterable[bytes]) -> str:
+    """Why it was refused; nothing was stored, and nobody is kept waiting."""
+    with pytest.raises(ImportRefused) as refused:
+        await _imported(connection, lines)
+    assert await log.head_position(connection) == 0
+    assert await lock_is_free(connection)
+    return str(refused.value).removeprefix("Nothing was imported: ")
+
+
+async def _columns(connection: Connection) -> list[tuple[Any, ...]]:
+    """Every column of every event, also those that the log's readers do not see."""
+    return await (await connection.execute("SELECT *, data::text FROM events ORDER BY position")).fetchall()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_any_history_comes_in_with_the_same_events_hashes_and_tables(
+    database: str, connection: Connection, new_squad: str, seed: int
+) -> None:
+    async with running_writer(database) as writer:
+        await live_with_jobs(writer, seed, 200)
+    lines = await _exported(connection)
+    async with connected(new_squad) as other:
+        head = await _imported(other, lines)
+        assert head == await log.head(other) == await log.head(connection)
+        assert await _columns(other) == await _columns(connection)
+        assert await _exported(other) == lines
+    for dsn in (database, new_squad):
+        async with running(Projector(dsn, SCHEMA, Hints()).run()):
+            await eventually(partial(projected_to_head, dsn))
+    await assert_log_is_sound(new_squad)
+    assert await assert_tables_equal_fold(new_squad) == await assert_tables_equal_fold(database) > 20
+
+
+async def test_stored_text_comes_in_to_the_letter(connection: Connection, new_squad: str) -> None:
+    said_oddly = said('line\nfeed, "quotes", back\\slash \\N, \t tab, \x1f, \u2028, ümlaut, 猫, \U0001f63a')
+    scribe = Scribe(connection)
+    [recorded] = await scribe.append(said_oddly, actor='agent:\\.\t,"x" ü', correlation_id="\\N")
+    spaced = recorded.data.replace('"agent":', '\n "agent" :\r\n\t').replace("ü", "\\u00fc")
+    differently: dict[str, Any] = {"stream": "other", "version": 1, "caused_by": 1, "idempotency_key": " "}
+    await scribe.append(said_oddly, data=spaced, **differently)
+    async with connected(new_squad) as other:
+        await _imported(other, await _exported(connection))
+        assert await _columns(other) == await _columns(connection)
+
+
+async def test_an_imported_squad_goes_on(connection: Connection, new_squad: str) -> None:
+    await some_history(connection)
+    async with running_listener(new_squad) as listener, connected(new_squad) as other:
+        ticket = listener.events.ticket()
+        await _imported(other, await _exported(connection))
+        await asyncio.wait_for(ticket.wait(), 10)
+        async with running_writer(new_squad) as writer:
+            outcome = await submit(writer, message("after the import"))
+    assert outcome.position is not None
+    assert outcome.position > 12
+    await assert_log_is_sound(new_squad)
+
+
+async def test_an_empty_log_comes_in(connection: Connection, new_squad: str) -> None:
+    async with connected(new_squad) as other:
+        assert (await _imported(other, await _exported(connection))).position == 0
+        await some_history(other)
+
+
+class TestParts:
+    async def test_follow_one_another(self, connection: Connection) -> None:
+        await some_history(connection)
+        whole = await _exported(connection)
+        first = await _exported(connection, until=5)
+        second = await _exported(connection, after=5)
+        assert first[1:-1] + second[1:-1] == whole[1:-1]
+        assert second[-1].replace(b'"events":7', b'"events":12') == whole[-1]
+        assert await _exported(connection, after=12) != whole
+
+    async def test_from_the_beginning_can_be_imported_and_others_not(
+        self, connection: Connection, new_squad: str
+    ) -> None:
+        await some_history(connection)
+        async with connected(new_squad) as other:
+            why = await _refusal(other, await _exported(connection, after=5))
+            assert why == "line 1: the file begins after position 5, an import needs the whole log"
+            assert (await _imported(other, await _exported(connection, until=5))).position == 5
+
+    async def test_of_a_log_that_does_not_hold_say_so(self, connection: Connection) -> None:
+        await some_history(connection)
+        assert (await export_log(connection, lambda _: None)).broken_at is None
+        await forge(connection, "UPDATE events SET actor = 'mallory' WHERE position = 7")
+        assert (await export_log(connection, lambda _: None)).broken_at == 7
+        assert (await export_log(connection, lambda _: None, cloud_events=True)).broken_at == 7
+        await forge(connection, "DELETE FROM events WHERE position < 3")
+        assert (await export_log(connection, lambda _: None)).broken_at == 3
+
+
+class TestWhatIsRefused:
+    async def test_is_whatever_line_was_damaged(self, connection: Connection, new_squad: str) -> None:
+        await some_history(connection)
+        lines = await _exported(connection)
+        content = b"".join(lines)
+        recorded = await whole_log(connection)
+        async with connected(new_squad) as other:
+
+            @settings(
+                max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+            )
+            @for_all(st.integers(0, len(content) - 1), st.integers(0, 255))
+            def damage(place: int, byte: int) -> None:
+                assume(content[place] != byte)
+                damaged = content[:place] + bytes([byte]) + content[place + 1 :]
+                damages.append(damaged)
+
+            damages: list[bytes] = []
+            damage()
+            for damaged in damages:
+                try:
+                    await _imported(other, damaged.splitlines(keepends=True))
+                except ImportRefused:
+                    assert await log.head_position(other) == 0
+                else:
+                    assert await whole_log(other) == recorded
+                    await forge(other, "TRUNCATE events")
+
+    @pytest.mark.parametrize(
+        ("change", "why"),
+        [
+            ("version = 9 WHERE position = 7", "line 8: it is version 9 of 'message-"),
+            ("version = 2 WHERE position = 12", "line 13: it is version 2 of 'message-"),
+            (
+                "id = (SELECT id FROM events WHERE position = 2) WHERE position = 5",
+                "line 6: duplicate key value",
+            ),
+            (
+                "stream = (SELECT stream FROM events WHERE position = 2), version = 2 WHERE position = 5",
+                "line 6: duplicate key value",
+            ),
+            (
+                "idempotency_key = 'key-2' WHERE position = 6",
+                "line 7: duplicate key value",
+            ),
+            (
+                "actor = E'two\\nlines' WHERE position = 6",
+                "line 7: new row for relation",
+            ),
+            (
+                'data = \'{"agent": "\\u0000"}\' WHERE position = 6',
+                "line 7: A stored event does not have the shape",
+            ),
+        ],
+    )
+    async def test_is_what_breaks_a_promise_although_its_hashes_fit(
+        self, connection: Connection, new_squad: str, change: str, why: str
+    ) -> None:
+        await some_history(connection)
+        for constraint in ("id_key", "stream_version_key", "actor_check", "pkey"):
+            await connection.execute(f"ALTER TABLE events DROP CONSTRAINT events_{constraint}".encode())
+        await connection.execute("ALTER TABLE events DROP COLUMN agent")
+        await connection.execute("DROP INDEX events_idempotency_key")
+        await forge(connection, f"UPDATE events SET {change}")
+        await hash_anew(connection)
+        async with connected(new_squad) as other:
+            assert (await _refusal(other, await _exported(connection))).startswith(why)
+
+    async def test_is_text_that_no_database_can_hold(self, connection: Connection, new_squad: str) -> None:
+        await some_history(connection)
+        [first, second, *_] = await whole_log(connection)
+        second = second._replace(actor="a\x00b")
+        second = second._replace(hash=hash_of(first.hash, second))
+        end = end_line(2, Head(2, second.hash, second.recorded_at))
+        lines = [*(await _exported(connection, until=1))[:2], event_line(second), end]
+        async with connected(new_squad) as other:
+            assert (await _refusal(other, lines)).startswith("line 3: ")
+
+    async def test_is_a_squad_that_is_not_new(self, connection: Connection, new_squad: str) -> None:
+        await some_history(connection)
+        lines = await _exported(connection)
+        async with connected(new_squad) as other:
+            await _imported(other, lines)
+            before = await whole_log(other)
+            with pytest.raises(ImportRefused, match="the squad is not new, its log ends at position 12"):
+                await _imported(other, lines)
+            assert await whole_log(other) == before
+
+    async def test_is_a_squad_whose_tables_are_not_empty(
+        self, connection: Connection, new_squad: str
+    ) -> None:
+        await some_history(connection)
+        async with connected(new_squad) as other:
+            await some_history(other)
+            async with running(Projector(new_squad, SCHEMA, Hints()).run()):
+                await eventually(partial(projected_to_head, new_squad))
+            await forge(other, "TRUNCATE events")
+            assert "the squad is not new" in await _refusal(other, await _exported(connection))
+
+
+class TestTwoAtOnce:
+    async def test_one_wins_and_the_other_stores_nothing(
+        self, connection: Connection, new_squad: str
+    ) -> None:
+        await some_history(connection)
+        lines = await _exported(connection)
+        async with connected(new_squad) as one, connected(new_squad) as other:
+            outcomes = await asyncio.gather(
+                _imported(one, lines), _imported(other, lines), return_exceptions=True
+            )
+            [refused] = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+            assert "the squad is not new" in str(refused)
+        await assert_log_is_sound(new_squad)
+
+    async def test_the_second_does_not_wait_for_ever(self, connection: Connection, new_squad: str) -> None:
+        await some_history(connection)
+        lines = await _exported(connection)
+        go_on = asyncio.Event()
+
+        async def slowly() -> AsyncIterator[list[bytes]]:
+            yield lines[:4]
+            await go_on.wait()
+            yield lines[4:]
+
+        async with connected(new_squad) as one, connected(new_squad) as other:
+            first = asyncio.create_task(import_log(one, slowly()))
+            await eventually(partial(_lock_is_held, other))
+            await other.execute("SET lock_timeout = 100")
+            with pytest.raises(ImportRefused, match="somebody else is writing to this squad"):
+                await _imported(other, lines)
+            go_on.set()
+            assert (await first).position == 12
+
+    async def test_a_writer_that_begins_meanwhile_goes_on_from_what_was_imported(
+        self, connection: Connection, new_squad: str
+    ) -> None:
+        await some_history(connection)
+        lines = await _exported(connection)
+        begun = asyncio.Event()
+
+        async def slowly() -> AsyncIterator[list[bytes]]:
+            yield lines[:4]
+            await begun.wait()
+            yield lines[4:]
+
+        async with connected(new_squad) as one, connected(new_squad) as other:
+            importing = asyncio.create_task(import_log(one, slowly()))
+            await eventually(partial(_lock_is_held, other))
+            begins = asyncio.create_task(_begin(new_squad))
+            await eventually(partial(_somebody_waits, other))
+            begun.set()
+            assert (await importing).position == 12
+            assert await begins > 12
+        events = await assert_log_is_sound(new_squad)
+        assert [event_line(event) for event in events[:12]] == lines[1:-1]
+
+
+async def _begin(dsn: str) -> int:
+    async with running_writer(dsn) as writer:
+        return (await submit(writer, message("hello"))).position or 0
+
+
+async def _lock_is_held(connection: Connection) -> bool:
+    return not await lock_is_free(connection)
+
+
+async def _somebody_waits(connection: Connection) -> bool:
+    row = await (
+        await connection.execute(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        )
+    ).fetchone()
+    return bool(row and row[0])
+
+
+async def test_a_connection_that_breaks_leaves_nothing(connection: Connection, new_squad: str) -> None:
+    await some_history(connection)
+    lines = await _exported(connection)
+
+    async def broken() -> AsyncIterator[list[bytes]]:
+        yield lines[:4]
+        async with connected(new_squad) as other:
+            assert await terminate(other, "squad test") >= 1
+        yield lines[4:]
+
+    async with connected(new_squad) as one:
+        with pytest.raises(StoreUnavailable):
+            await import_log(one, broken())
+    async with connected(new_squad) as other:
+        assert await log.head_position(other) == 0
+        assert await lock_is_free(other)
+
+
+async def test_memory_does_not_grow_with_the_log(connection: Connection, new_squad: str) -> None:
+    scribe = Scribe(connection)
+    for _ in range(10):
+        await scribe.append(*(said("x" * 20_000) for _ in range(100)))
+    async with connected(new_squad) as other:
+        tracemalloc.start()
+        try:
+            await export_log(connection, lambda _: None)
+            _, exported_bytes = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+
+            async def arriving() -> AsyncIterator[list[bytes]]:
+                for position in range(1_000):
+                    if position == 0:
+                        yield [(await _exported(connection, until=1))[0]]
+                    recorded = await log.read_one(connection, position + 1)
+                    assert recorded
+                    yield [event_line(recorded)]
+                yield [(await _exported(connection, after=1_000))[-1].replace(b":0,", b":1000,", 1)]
+
+            head = await import_log(other, arriving())
+            _, imported_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert head.position == 1_000
+    assert exported_bytes < 6_000_000
+    assert imported_bytes < 6_000_000
+
+
+@asynccontextmanager
+async def _sealing(dsn: str) -> AsyncIterator[Writer]:
+    writer = Writer(dsn, SCHEMA, DatabaseClock(), Hints(), encrypt=True)
+    async with running(writer.run(), Projector(dsn, SCHEMA, Hints()).run()):
+        await submit(writer, do.SetPolicy(daily_tokens=1_000))
+        yield writer
+        await eventually(partial(projected_to_head, dsn))
+
+
+def _letter(sender: str, number: int) -> do.LogEmail:
+    return do.LogEmail(gmail_message_id=f"g{number}", from_email=sender, subject=f"secret {number}")
+
+
+async def _readable(connection: Connection) -> list[tuple[Any, ...]]:
+    """What a reader of the tables sees of messages and e-mails."""
+    query: LiteralString = (
+        "SELECT position, message, NULL FROM squad_messages"
+        " UNION ALL SELECT position, from_email, subject FROM email_logs ORDER BY 1"
+    )
+    return await (await connection.execute(query)).fetchall()
+
+
+async def _three_subjects(dsn: str) -> None:
+    """Two senders and a message; the first sender is forgotten."""
+    async with _sealing(dsn) as writer:
+        await submit(writer, message("a secret message"))
+        await submit(writer, _letter("gone@example.com", 1))
+        await submit(writer, _letter("here@example.com", 2))
+        await submit(writer, do.ForgetSubject(subject="gone@example.com"))
+
+
+async def test_keys_of_sealed_payloads_go_along_but_for_those_that_were_destroyed(
+    database: str, connection: Connection, new_squad: str
+) -> None:
+    await _three_subjects(database)
+    lines = await _exported(connection)
+    # Of messages' keys there is a stock, so there are more of them than messages.
+    keys = [line for line in lines if b'"kind":"key"' in line]
+    assert sum(b'"subject":null' not in line for line in keys) == 1
+    assert not any(text in b"".join(lines) for text in (b"secret", b"example.com"))
+    async with connected(new_squad) as other:
+        await _imported(other, lines)
+        assert await _exported(other) == lines
+        async with running(Projector(new_squad, SCHEMA, Hints()).run()):
+            await eventually(partial(projected_to_head, new_squad))
+        shown = await _readable(other)
+    assert shown == await _readable(connection)
+    told = [text for _, *texts in shown for text in texts]
+    assert told == ["a secret message", None, "(erased)", None, "here@example.com", "secret 2"]
+
+
+async def test_without_the_keys_nobody_can_read_what_is_sealed(
+    database: str, connection: Connection, new_squad: str
+) -> None:
+    await _three_subjects(database)
+    lines = await _exported(connection, with_keys=False)
+    async with connected(new_squad) as other:
+        await _imported(other, lines)
+        assert await _exported(other) == lines
+        async with running(Projector(new_squad, SCHEMA, Hints()).run()):
+            await eventually(partial(projected_to_head, new_squad))
+        shown = [text for _, *texts in await _readable(other) for text in texts]
+    assert shown == ["(erased)", None] * 3
+    await assert_log_is_sound(new_squad)
+
+
+async def test_a_key_among_the_events_or_twice_is_refused(
+    database: str, connection: Connection, new_squad: str
+) -> None:
+    await _three_subjects(database)
+    lines = await _exported(connection)
+    key = next(line for line in lines if b'"kind":"key"' in line)
+    async with connected(new_squad) as other:
+        assert "keys have to come before" in await _refusal(other, [*lines[:-1], key, lines[-1]])
+        assert "a key up to line" in await _refusal(other, [lines[0], key, *lines[1:]])
+        assert await _readable(other) == []
+        cursor = await other.execute("SELECT count(*) FROM subject_keys")
+        assert await cursor.fetchone() == (0,)

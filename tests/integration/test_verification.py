@@ -1,0 +1,411 @@
+"""Tampering with the log is found, and found at its place: by us, by SQL, and by a file of plain Python."""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import TYPE_CHECKING, LiteralString
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from eventstore import checkpoint, log, verification
+from eventstore.recorded import Head
+from eventstore.transfer import export_log
+from tests.support.audit import VERIFIER, first_bad_position_by_sql, verdict_in_plain_python
+from tests.support.forging import EVENTS, forge, hash_anew, some_history, unguarded, write_anew
+from tests.support.life import Life
+from tests.support.log import Scribe, new_id, said
+from tests.support.parts import connected, running_writer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from eventstore.checkpoint import Checkpoint
+    from eventstore.connection import Connection
+    from eventstore.verification import Check, Verified
+
+KEY = Ed25519PrivateKey.generate()
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[Connection]:
+    async with connected(database) as opened:
+        yield opened
+
+
+async def _verify(connection: Connection, *checkpoints: Checkpoint) -> Verified:
+    named = [(f"{number}.json", each) for number, each in enumerate(checkpoints, 1)]
+    async with verification.snapshot(connection):
+        return await verification.verify_log(connection, named)
+
+
+async def _faults(connection: Connection, *checkpoints: Checkpoint) -> dict[str, Check]:
+    """The checks that do not hold, by name."""
+    verified = await _verify(connection, *checkpoints)
+    return {check.name: check for check in verified.checks if not check.holds}
+
+
+async def _checkpoint(connection: Connection, position: int | None = None) -> Checkpoint:
+    first = await log.read_one(connection, 1)
+    last = await log.read_one(connection, position or await log.head_position(connection))
+    assert first
+    assert last
+    head = Head(last.position, last.hash, last.recorded_at)
+    return checkpoint.sign(KEY, first.id, head, await log.clock(connection))
+
+
+async def _export(connection: Connection, folder: Path) -> Path:
+    file = folder / "log.jsonl"
+    with file.open("wb") as opened:
+        await export_log(connection, opened.write)
+    return file
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_the_log_of_any_history_holds_whoever_checks_it(
+    database: str, connection: Connection, tmp_path: Path, seed: int
+) -> None:
+    async with running_writer(database) as writer:
+        await Life(seed).live(writer, 150)
+    verified = await _verify(connection, await _checkpoint(connection, 1), await _checkpoint(connection))
+    assert [check for check in verified.checks if not check.holds] == []
+    assert {check.name for check in verified.checks} == {
+        *("positions", "chain", "times", "causes", "streams", "ids", "guards", "checkpoint")
+    }
+    assert await first_bad_position_by_sql(connection) is None
+    code, words = verdict_in_plain_python(await _export(connection, tmp_path))
+    head = await log.head(connection)
+    assert (code, words) == (0, f"{head.position} events hold, up to {head.position}: {head.hash.hex()}\n")
+    assert (verified.position, verified.hash) == (head.position, head.hash)
+
+
+async def test_an_empty_log_holds(connection: Connection, tmp_path: Path) -> None:
+    verified = await _verify(connection)
+    assert verified.first_fault is None
+    assert (verified.position, verified.squad) == (0, None)
+    assert await first_bad_position_by_sql(connection) is None
+    code, words = verdict_in_plain_python(await _export(connection, tmp_path))
+    assert (code, words) == (0, f"0 events hold, up to 0: {'0' * 64}\n")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        "id = gen_random_uuid()",
+        "stream = stream || '!'",
+        "version = 7",
+        "type = 'message_sent_'",
+        "schema_version = 2",
+        "data = replace(data::text, 'message 6', 'message 7')::json",
+        "data = (data::text || ' ')::json",
+        "actor = 'agent:mallory'",
+        "caused_by = 2",
+        "correlation_id = ''",
+        "idempotency_key = NULL",
+        "idempotency_key = 'key-7'",
+        "recorded_at = recorded_at + interval '1 microsecond'",
+        "hash = set_byte(hash, 31, get_byte(hash, 31) # 1)",
+    ],
+)
+async def test_a_change_of_any_column_of_one_event_is_found_at_its_position(
+    connection: Connection, tmp_path: Path, column: LiteralString
+) -> None:
+    await some_history(connection)
+    await forge(connection, f"UPDATE events SET {column} WHERE position = 6")
+    fault = (await _faults(connection))["chain"]
+    assert fault.position == 6
+    assert fault.faults == (2 if column.startswith("hash") else 1)
+    assert await first_bad_position_by_sql(connection) == 6
+    code, words = verdict_in_plain_python(await _export(connection, tmp_path))
+    assert (code, words) == (1, "line 7: position 6 is missing, or not what was hashed\n")
+
+
+async def test_a_removed_event_is_found_at_its_position(connection: Connection, tmp_path: Path) -> None:
+    await some_history(connection)
+    await forge(connection, "DELETE FROM events WHERE position = 6")
+    faults = await _faults(connection)
+    assert (faults["positions"].position, faults["positions"].says) == (6, "is missing")
+    # The acknowledgement of the message that is gone.
+    assert (faults["streams"].position, faults["streams"].faults) == (7, 1)
+    assert faults.keys() == {"positions", "streams"}
+    assert await first_bad_position_by_sql(connection) == 6
+    code, words = verdict_in_plain_python(await _export(connection, tmp_path))
+    assert (code, words) == (1, "line 7: position 6 is missing, or not what was hashed\n")
+
+
+async def test_several_removed_events_are_found_at_the_first_one(connection: Connection) -> None:
+    await some_history(connection)
+    await forge(connection, "DELETE FROM events WHERE position IN (4, 5, 6, 9)")
+    fault = (await _faults(connection))["positions"]
+    assert (fault.position, fault.says, fault.faults) == (4, "is missing, and so are all up to 6", 2)
+    assert await first_bad_position_by_sql(connection) == 4
+
+
+async def test_a_removed_first_event_is_found(connection: Connection, tmp_path: Path) -> None:
+    await some_history(connection)
+    await forge(connection, "DELETE FROM events WHERE position = 1")
+    assert (await _faults(connection))["positions"].position == 1
+    assert await first_bad_position_by_sql(connection) == 1
+    code, words = verdict_in_plain_python(await _export(connection, tmp_path))
+    assert (code, words) == (1, "line 2: position 1 is missing, or not what was hashed\n")
+
+
+async def test_two_swapped_events_are_found_at_the_first_one(
+    connection: Connection, tmp_path: Path
+) -> None:
+    await some_history(connection)
+    await forge(
+        connection,
+        "UPDATE events SET position = 1000 WHERE position = 4",
+        "UPDATE events SET position = 4 WHERE position = 8",
+        "UPDATE events SET position = 8 WHERE position = 1000",
+    )
+    faults = await _faults(connection)
+    assert faults["chain"].position == 4
+    assert faults["times"].position == 5
+    assert faults["streams"].position == 5
+    assert await first_bad_position_by_sql(connection) == 4
+    code, words = verdict_in_plain_python(await _export(connection, tmp_path))
+    assert (code, words) == (1, "line 5: position 4 is missing, or not what was hashed\n")
+
+
+async def test_a_version_that_was_changed_is_found_even_if_all_was_hashed_anew(
+    connection: Connection, tmp_path: Path
+) -> None:
+    await some_history(connection)
+    await forge(connection, "UPDATE events SET version = 3 WHERE position = 7")
+    await hash_anew(connection)
+    faults = await _faults(connection)
+    assert faults.keys() == {"streams"}
+    assert faults["streams"].position == 7
+    assert faults["streams"].says.startswith("is version 3 of 'message-")
+    assert faults["streams"].says.endswith("', where 2 is due")
+    code, words = verdict_in_plain_python(await _export(connection, tmp_path))
+    assert code == 1
+    assert words.startswith("line 8: position 7 is not version 2 of message-")
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "position"),
+    [
+        (("UPDATE events SET recorded_at = '2020-01-01' WHERE position = 8",), "times", 8),
+        (("UPDATE events SET recorded_at = '2120-01-01' WHERE position = 8",), "times", 9),
+        (
+            (
+                "ALTER TABLE events DROP CONSTRAINT events_check",
+                "UPDATE events SET caused_by = 9 WHERE position = 9",
+            ),
+            "causes",
+            9,
+        ),
+        (
+            (
+                "ALTER TABLE events DROP CONSTRAINT events_id_key",
+                "UPDATE events SET id = (SELECT id FROM events WHERE position = 2) WHERE position = 5",
+            ),
+            "ids",
+            5,
+        ),
+        (
+            (
+                "DROP INDEX events_idempotency_key",
+                "UPDATE events SET idempotency_key = 'key-2' WHERE position = 6",
+            ),
+            "ids",
+            6,
+        ),
+    ],
+)
+async def test_what_the_database_no_longer_refuses_is_found_even_if_all_was_hashed_anew(
+    connection: Connection, changes: tuple[LiteralString, ...], name: str, position: int
+) -> None:
+    await some_history(connection)
+    await forge(connection, *changes)
+    await hash_anew(connection)
+    faults = await _faults(connection)
+    assert faults.keys() - {"guards"} == {name}
+    assert faults[name].position == position
+
+
+async def test_a_position_that_is_there_twice_is_found_where_the_key_was_dropped(
+    connection: Connection,
+) -> None:
+    await some_history(connection)
+    await forge(
+        connection,
+        "ALTER TABLE events DROP CONSTRAINT events_pkey",
+        "UPDATE events SET position = 6 WHERE position = 8",
+    )
+    faults = await _faults(connection)
+    assert (faults["positions"].position, faults["positions"].says) == (6, "is there more than once")
+    assert faults["guards"].says == "the unique key of (position) is not there, or not valid"
+    assert await first_bad_position_by_sql(connection) == 6
+
+
+@pytest.mark.parametrize(
+    "column", ["position", "id", "stream", "version", "data", "actor", "recorded_at", "hash"]
+)
+async def test_what_is_missing_in_a_row_is_a_fault_and_not_a_failure(
+    connection: Connection, column: LiteralString
+) -> None:
+    await some_history(connection)
+    if column == "position":
+        await forge(connection, "ALTER TABLE events DROP CONSTRAINT events_pkey")
+    await forge(
+        connection,
+        f"ALTER TABLE events ALTER COLUMN {column} DROP NOT NULL",
+        f"UPDATE events SET {column} = NULL WHERE position = 12",
+    )
+    faults = await _faults(connection)
+    if column == "position":
+        assert faults["positions"].says == "a row has the position NULL"
+    else:
+        assert faults["chain"].position == 12
+
+
+@pytest.mark.parametrize("moment", ["infinity", "-infinity", "4000-01-01 BC", "290000-01-01"])
+async def test_a_time_that_no_clock_shows_is_a_fault_and_not_a_failure(
+    connection: Connection, moment: LiteralString
+) -> None:
+    await some_history(connection)
+    await forge(connection, f"UPDATE events SET recorded_at = '{moment}' WHERE position = 12")
+    assert (await _faults(connection))["chain"].position == 12
+
+
+async def test_a_row_that_the_index_does_not_show_is_found(connection: Connection) -> None:
+    await some_history(connection)
+    off = "UPDATE pg_index SET indisready = {} WHERE indexrelid = 'events_pkey'::regclass"
+    await forge(
+        connection,
+        off.format("false"),
+        "INSERT INTO events (position, id, stream, version, type, schema_version, data, actor,"
+        " correlation_id, recorded_at, hash) SELECT 13, gen_random_uuid(), 'hidden', 1, 'hidden', 1, '{}',"
+        " 'x', 'x', recorded_at, hash FROM events WHERE position = 12",
+        off.format("true"),
+    )
+    await connection.execute("SET enable_seqscan = off; SET enable_sort = off")
+    assert (await _faults(connection))["positions"].says == "the table has 13 rows, and its index shows 12"
+
+
+class TestGuards:
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            ("ALTER TABLE events DISABLE TRIGGER ALL", "the trigger events_are_immutable"),
+            (
+                "ALTER TABLE events ENABLE TRIGGER events_are_not_updated",
+                "the trigger events_are_not_updated",
+            ),
+            ("DROP TRIGGER events_are_never_truncated ON events", "the trigger events_are_never_truncated"),
+            ("ALTER TABLE events DROP CONSTRAINT events_id_key", "the unique key of (id)"),
+            (
+                "ALTER TABLE events DROP CONSTRAINT events_stream_version_key",
+                "the unique key of (stream, version)",
+            ),
+        ],
+    )
+    async def test_a_guard_that_was_taken_away_is_found(
+        self, connection: Connection, change: LiteralString, says: str
+    ) -> None:
+        await some_history(connection)
+        await connection.execute(change)
+        faults = await _faults(connection)
+        assert faults.keys() == {"guards"}
+        assert faults["guards"].says.startswith(says)
+
+
+class TestCheckpoints:
+    async def test_a_log_that_went_on_holds(self, connection: Connection) -> None:
+        await some_history(connection)
+        before = await _checkpoint(connection)
+        scribe = Scribe(connection)
+        await scribe.catch_up()
+        await scribe.append(said("later"))
+        assert await _faults(connection, before, await _checkpoint(connection)) == {}
+
+    async def test_an_end_that_was_cut_off_is_found(self, connection: Connection) -> None:
+        await some_history(connection)
+        before = await _checkpoint(connection)
+        await forge(connection, "DELETE FROM events WHERE position > 9")
+        assert await _faults(connection) == {}
+        fault = (await _faults(connection, before))["checkpoint"]
+        assert fault.position == 10
+        assert fault.says.startswith("1.json, signed 2")
+        assert fault.says.endswith(f"knows events up to {EVENTS}: the log's end was cut off")
+
+    async def test_an_end_that_was_cut_off_and_grew_again_is_found(self, connection: Connection) -> None:
+        await some_history(connection)
+        before = await _checkpoint(connection)
+        await forge(connection, "DELETE FROM events WHERE position > 9")
+        scribe = Scribe(connection)
+        await scribe.catch_up()
+        for number in range(9):
+            await scribe.append(said(f"instead {number}"))
+        assert await _faults(connection) == {}
+        fault = (await _faults(connection, before))["checkpoint"]
+        assert (fault.position, "the log was written anew" in fault.says) == (EVENTS, True)
+
+    async def test_a_log_that_was_written_anew_is_found(self, connection: Connection) -> None:
+        await some_history(connection)
+        before = await _checkpoint(connection)
+        await write_anew(connection)
+        assert await _faults(connection) == {}
+        fault = (await _faults(connection, before))["checkpoint"]
+        assert (fault.position, "the log was written anew" in fault.says) == (EVENTS, True)
+
+    async def test_one_with_another_first_event_is_found(self, connection: Connection) -> None:
+        await some_history(connection)
+        before = await _checkpoint(connection)
+        await write_anew(connection, new_id())
+        assert await _faults(connection) == {}
+        fault = (await _faults(connection, before))["checkpoint"]
+        assert (fault.position, "or is another squad's" in fault.says) == (1, True)
+
+    async def test_of_an_empty_log_it_is_said_that_it_was_cut_off(self, connection: Connection) -> None:
+        await some_history(connection)
+        before = await _checkpoint(connection)
+        await forge(connection, "TRUNCATE events")
+        assert (await _faults(connection, before))["checkpoint"].position == 1
+
+    async def test_the_earliest_of_several_that_fails_tells_where_to_look(
+        self, connection: Connection
+    ) -> None:
+        await some_history(connection)
+        kept = [await _checkpoint(connection, position) for position in (3, 6, 9)]
+        async with unguarded(connection):
+            await connection.execute("UPDATE events SET actor = 'mallory' WHERE position >= 5")
+        await hash_anew(connection)
+        checks = [each for each in (await _verify(connection, *kept)).checks if each.name == "checkpoint"]
+        assert [(each.holds, each.position) for each in checks] == [(True, None), (False, 6), (False, 9)]
+
+
+async def test_appends_meanwhile_do_not_disturb_it(database: str, connection: Connection) -> None:
+    await some_history(connection)
+    async with connected(database) as other, verification.snapshot(connection):
+        await connection.execute("SELECT FROM events LIMIT 1")
+        scribe = Scribe(other)
+        await scribe.catch_up()
+        await scribe.append(said("meanwhile"))
+        verified = await verification.verify_log(connection)
+    assert (verified.first_fault, verified.position) == (None, EVENTS)
+
+
+async def test_its_memory_does_not_grow_with_the_log(connection: Connection) -> None:
+    scribe = Scribe(connection)
+    for _ in range(10):
+        await scribe.append(*(said("x" * 20_000) for _ in range(100)))
+    told: list[int] = []
+    tracemalloc.start()
+    try:
+        async with verification.snapshot(connection):
+            verified = await verification.verify_log(connection, tell=told.append)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert verified.position == told[-1] == 1_000
+    assert peak_bytes < 6_000_000
+
+
+def test_the_verifier_has_no_more_than_forty_lines() -> None:
+    assert len(VERIFIER.read_text().splitlines()) <= 40

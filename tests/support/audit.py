@@ -1,0 +1,34 @@
+"""What docs/audit.md gives to people who do not trust our code: a file to run, and a query."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from eventstore.connection import Connection
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+VERIFIER = DOCS / "verify_export.py"
+
+
+def sql_of_the_docs() -> str:
+    """The query that docs/audit.md shows."""
+    [query] = re.findall(r"^```sql$(.*?)^```$", (DOCS / "audit.md").read_text(), re.MULTILINE | re.DOTALL)
+    return str(query)
+
+
+async def first_bad_position_by_sql(connection: Connection) -> int | None:
+    """What that query finds."""
+    row = await (await connection.execute(sql_of_the_docs().encode())).fetchone()
+    return row[0] if row else None
+
+
+def verdict_in_plain_python(file: Path) -> tuple[int, str]:
+    """What docs/verify_export.py says of a file, by a Python that has nothing of ours: code and words."""
+    command = [sys.executable, "-I", "-S", str(VERIFIER), str(file)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    return ended.returncode, ended.stdout + ended.stderr

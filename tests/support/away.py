@@ -1,0 +1,30 @@
+"""A squad that nobody has looked after for a while: its log ends some time ago."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from eventstore import log
+from service.batch import decide_batch
+from service.requests import Request, Ticket
+from service.squad import Draft, Squad
+from tests.support.parts import connected
+
+if TYPE_CHECKING:
+    from service.commands import AnyCommand
+
+AWAY = timedelta(minutes=10)
+
+
+async def recorded_before_the_break(dsn: str, *commands: AnyCommand, away: timedelta = AWAY) -> datetime:
+    """A squad in which this was the last that happened; says when."""
+    async with connected(dsn) as connection:
+        now = await log.clock(connection)
+        loop = asyncio.get_running_loop()
+        tickets = [Ticket(Request(item, "agent:test", "test"), loop.create_future()) for item in commands]
+        batch = decide_batch(Draft(Squad()), tickets, {}, now=now - away, decided_at=now - away)
+        assert all(not isinstance(outcome, Exception) for _, outcome in batch.outcomes)
+        await log.append(connection, batch.recorded, now)
+    return now - away

@@ -1,0 +1,75 @@
+"""Somebody who may do anything writes history anew, behind everybody's back."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from psycopg import sql
+
+from eventstore.chain import hash_of
+from eventstore.events import MessageAcknowledged
+from eventstore.recorded import GENESIS_HASH
+from tests.support.log import Scribe, joined, said, whole_log
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from typing import LiteralString
+
+    from eventstore.connection import Connection
+
+EVENTS = 12
+_ALWAYS = ("events_are_immutable", "events_are_never_truncated", "events_are_not_updated")
+
+
+async def some_history(connection: Connection) -> None:
+    """Twelve events: a message at every even position, and from 3 on its acknowledgement after it."""
+    scribe = Scribe(connection)
+    await scribe.append(joined("alice"))
+    for position in range(2, EVENTS, 2):
+        message = said(f"message {position}")
+        await scribe.append(message, idempotency_key=f"key-{position}")
+        acknowledged = MessageAcknowledged(message_id=message.message_id, agent="alice")
+        await scribe.append(acknowledged, caused_by=position)
+    await scribe.append(said("message 12"))
+
+
+@asynccontextmanager
+async def unguarded(connection: Connection) -> AsyncIterator[None]:
+    """The log's triggers are off for as long as the block lasts, and nobody sees that they were."""
+    await connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
+    yield
+    await connection.execute("ALTER TABLE events ENABLE TRIGGER ALL")
+    for trigger in _ALWAYS:
+        await connection.execute(
+            sql.SQL("ALTER TABLE events ENABLE ALWAYS TRIGGER {}").format(sql.Identifier(trigger))
+        )
+
+
+async def forge(connection: Connection, *changes: LiteralString) -> None:
+    """Runs statements that the log would refuse."""
+    async with unguarded(connection):
+        for change in changes:
+            await connection.execute(change)
+
+
+async def hash_anew(connection: Connection) -> None:
+    """Gives every event the hash that it should have, so that the chain holds again."""
+    previous = GENESIS_HASH
+    async with unguarded(connection):
+        for recorded in await whole_log(connection):
+            previous = hash_of(previous, recorded)
+            await connection.execute(
+                "UPDATE events SET hash = %s WHERE position = %s", (previous, recorded.position)
+            )
+
+
+async def write_anew(connection: Connection, first_id: str | None = None) -> None:
+    """Writes the whole log anew with another history that keeps every promise."""
+    await forge(
+        connection, "UPDATE events SET data = replace(data::text, 'message', 'massage')::json, actor = 'x'"
+    )
+    if first_id is not None:
+        async with unguarded(connection):
+            await connection.execute("UPDATE events SET id = %s WHERE position = 1", (first_id,))
+    await hash_anew(connection)

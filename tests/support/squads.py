@@ -1,0 +1,20 @@
+"""A squad's memory as plain values, to compare."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from service.squad import Squad
+
+
+def contents(squad: Squad) -> dict[str, Any]:
+    """All that a squad holds; when the clock was last looked at is not part of it."""
+    return {
+        **squad.tables,
+        "head": squad.head,
+        "versions": squad.versions,
+        "holders": squad.holders,
+        "gmail ids": squad.gmail_ids,
+        "absent": squad.absent,
+    }

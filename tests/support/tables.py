@@ -1,0 +1,49 @@
+"""Read tables that hold something, and a look at them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from eventstore.listener import Hints
+from projections.projector import Projector
+from tests.support.life import live_with_jobs
+from tests.support.parts import SCHEMA, running, running_writer
+from tests.support.verify import projected_to_head
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from eventstore.connection import Connection
+
+
+async def project(dsn: str, schema: str = SCHEMA) -> None:
+    """Brings the tables to the log's head."""
+    async with running(Projector(dsn, schema, Hints()).run()):
+        await eventually(partial(projected_to_head, dsn, schema), within_seconds=60)
+
+
+async def fill_all_tables(dsn: str, seed: int) -> None:
+    """A history that leaves something in every table."""
+    async with running_writer(dsn) as writer:
+        await live_with_jobs(writer, seed, 300)
+    await project(dsn)
+
+
+async def standings(connection: Connection) -> dict[str, tuple[int, int, int | None, str | None, int]]:
+    """By projection: position, fold version, failed position, error, generation."""
+    cursor = await connection.execute(
+        "SELECT name, position, fold_version, failed_position, error, generation FROM projections"
+    )
+    return {name: tuple(standing) for name, *standing in await cursor.fetchall()}
+
+
+async def generation(connection: Connection) -> int:
+    """Which tables these are."""
+    return int(await one(connection, "SELECT max(generation) FROM projections"))
+
+
+async def one(connection: Connection, query: str) -> Any:
+    """The one value that a query of the test's own gives."""
+    row = await (await connection.execute(query.encode())).fetchone()
+    assert row is not None
+    return row[0]

@@ -1,0 +1,118 @@
+"""Somebody who may do anything changes rows of the read tables behind everybody's back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
+
+from psycopg import sql
+
+from projections import PROJECTIONS
+
+if TYPE_CHECKING:
+    from eventstore.connection import Connection
+    from projections.projection import Table
+
+TABLES: tuple[Table[Any, Any], ...] = tuple(
+    table for projection in PROJECTIONS for table in projection.tables
+)
+
+_ANOTHER: dict[str, LiteralString] = {
+    "uuid": "gen_random_uuid()",
+    "text": "coalesce({}, '') || '!'",
+    "jsonb": "jsonb_build_object('before', {})",
+    "bigint": "coalesce({}, 0) + 1",
+    "integer": "coalesce({}, 0) + 1",
+    "double precision": "coalesce({}, 0) + 0.5",
+    "timestamptz": "coalesce({}, 'epoch') + interval '1 microsecond'",
+    "date": "{} + 1",
+    "boolean": "NOT {}",
+}
+"""What makes another value of a column's, by its type."""
+
+
+class Change(NamedTuple):
+    """What was done to a row, its values as text."""
+
+    key: dict[str, str]
+    column: str
+    before: str | None
+    after: str | None
+
+
+class Tampering:
+    """Changes, removes and adds rows, of each table the first by its key; and undoes it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @classmethod
+    async def of(cls, connection: Connection) -> Tampering:
+        """Keeps a copy of every table, and takes away what would refuse wrong rows."""
+        tampering = cls(connection)
+        await connection.execute("CREATE SCHEMA untampered")
+        for table in TABLES:
+            await tampering._run("CREATE TABLE untampered.{table} AS TABLE {table}", table)
+            refusing = (
+                "SELECT conname FROM pg_constraint"
+                " WHERE conrelid = {table_name}::regclass AND contype IN ('c', 'u')"
+            )
+            for (constraint,) in await tampering._run(refusing, table):
+                name = sql.Identifier(constraint)
+                await tampering._run("ALTER TABLE {table} DROP CONSTRAINT {name}", table, name=name)
+        return tampering
+
+    async def change(self, table: Table[Any, Any], column: str) -> Change:
+        """Gives a row another value in a column."""
+        name = sql.Identifier(column)
+        look = "SELECT {column}::text, {keys} FROM {table} WHERE ctid = {first}"
+        [(before, *key)] = await self._run(look, table, column=name)
+        update = "UPDATE {table} SET {column} = {another} WHERE ctid = {first}"
+        await self._run(update, table, column=name, another=_another(table, column))
+        [(after, *_)] = await self._run(look, table, column=name)
+        return Change(dict(zip(table.key, key, strict=True)), column, before, after)
+
+    async def remove(self, table: Table[Any, Any]) -> dict[str, str]:
+        """Removes a row; returns its key."""
+        [key] = await self._run("DELETE FROM {table} WHERE ctid = {first} RETURNING {keys}", table)
+        return dict(zip(table.key, key, strict=True))
+
+    async def add(self, table: Table[Any, Any]) -> dict[str, str]:
+        """Adds a copy of a row under another key; returns that."""
+        values = [
+            _another(table, column) if column == table.key[0] else sql.Identifier(column)
+            for column in table.columns
+        ]
+        [key] = await self._run(
+            "INSERT INTO {table} ({columns}) SELECT {values} FROM {table} WHERE ctid = {first}"
+            " RETURNING {keys}",
+            table,
+            columns=sql.SQL(", ").join(map(sql.Identifier, table.columns)),
+            values=sql.SQL(", ").join(values),
+        )
+        return dict(zip(table.key, key, strict=True))
+
+    async def undo(self) -> None:
+        """Makes every table what it was at first."""
+        for table in TABLES:
+            await self._run("DELETE FROM {table}", table)
+            await self._run("INSERT INTO {table} SELECT * FROM untampered.{table}", table)
+
+    async def _run(
+        self, statement: LiteralString, table: Table[Any, Any], **parts: sql.Composable
+    ) -> list[tuple[Any, ...]]:
+        columns = sql.SQL(", ").join(map(sql.Identifier, table.key))
+        name = sql.Identifier(table.name)
+        query = sql.SQL(statement).format(
+            table=name,
+            table_name=sql.Literal(table.name),
+            keys=sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(key)) for key in table.key),
+            first=sql.SQL("(SELECT ctid FROM {} ORDER BY {} LIMIT 1)").format(name, columns),
+            **parts,
+        )
+        cursor = await self._connection.execute(query)
+        return await cursor.fetchall() if cursor.description else []
+
+
+def _another(table: Table[Any, Any], column: str) -> sql.Composable:
+    kind = table.types[table.columns.index(column)]
+    return sql.SQL(_ANOTHER[kind]).format(sql.Identifier(column))

@@ -1,0 +1,55 @@
+"""What the log may say about API keys, told from the events alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eventstore.events import Event, KeyCreated, KeyExpired, KeyFirstUsed, KeyRevoked
+from projections.keys import KEYS
+from service.decide.access import key_is_needed
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from service.squad import State
+
+
+class KeyRules:
+    """Every key is made once, used for the first time once, and ends as it must."""
+
+    def __init__(self) -> None:
+        self.created: dict[str, KeyCreated] = {}
+        self.used: set[str] = set()
+        self.expired: set[str] = set()
+        self.revoked: set[str] = set()
+
+    def take(self, event: Event, now: datetime) -> None:
+        """Takes the next event.
+
+        Raises:
+            AssertionError: it should never have been written.
+        """
+        match event:
+            case KeyCreated():
+                assert event.key_id not in self.created
+                self.created[event.key_id] = event
+            case KeyFirstUsed():
+                assert event.key_id in self.created.keys() - self.used - self.expired - self.revoked
+                self.used.add(event.key_id)
+            case KeyExpired():
+                assert event.key_id in self.created.keys() - self.expired - self.revoked
+                expires_at = self.created[event.key_id].expires_at
+                assert expires_at is not None
+                assert expires_at <= now
+                self.expired.add(event.key_id)
+            case KeyRevoked():
+                assert event.key_id in self.created.keys() - self.revoked
+                self.revoked.add(event.key_id)
+            case _:
+                pass
+
+    def check(self, squad: State) -> None:
+        """Those in use are in memory, and no others; whether one is needed is known without them."""
+        in_use = self.created.keys() - self.expired - self.revoked
+        assert {row.id for row in squad.all(KEYS)} == in_use
+        assert key_is_needed(squad) == bool(self.created.keys() - self.revoked)

@@ -1,0 +1,117 @@
+"""Histories at random, decided and folded by the service's own functions, for tests that only read logs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from hypothesis import strategies as st
+
+from eventstore import codec
+from eventstore.events import (
+    EmailReceived,
+    MessageSent,
+    OperationStarted,
+    RunStarted,
+    TaskCreated,
+    TokensReserved,
+)
+from service.commands import AnyCommand, ForgetSubject, RegisterAgent, SetPolicy, StartOrchestrator
+from service.requests import Answer, Request
+from tests.unit import strategies
+from tests.unit.support import Story
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from hypothesis.strategies import SearchStrategy
+
+Life = list[tuple[float, list[AnyCommand]]]
+"""Pauses in seconds, each with the batch that follows."""
+
+LONG = (*[0.0] * 4, 0.1, 1.0, 9.0, 31.0, 61.0, 299.0, 700.0, 4_000.0, 90_000.0)
+SHORT = (0.0, 0.5, 1.0, 2.0, 16.0, 59.0, 60.0, 61.0, 120.0, 200.0)
+
+_BEGUN = (OperationStarted, TokensReserved, MessageSent, TaskCreated, EmailReceived, RunStarted)
+_ANSWER = Answer(200, {"done": True})
+
+
+def lives(commands: SearchStrategy[AnyCommand], pauses: Sequence[float] = LONG) -> SearchStrategy[Life]:
+    """Lives that are made of such commands."""
+    batches = st.lists(commands, min_size=1, max_size=8)
+    return st.lists(st.tuples(st.sampled_from(pauses), batches), min_size=5, max_size=25)
+
+
+any_life: SearchStrategy[tuple[list[AnyCommand], Life]] = st.tuples(
+    strategies.first_policies.map(lambda policy: [policy, StartOrchestrator()]), lives(strategies.commands)
+)
+"""A life of everything, with what it begins with."""
+
+life_of_jobs: SearchStrategy[tuple[list[AnyCommand], Life]] = st.tuples(
+    strategies.first_jobs.map(
+        lambda jobs: [
+            SetPolicy(daily_tokens=1_000),
+            StartOrchestrator(),
+            *(RegisterAgent(name=name, role="agent") for name in strategies.AGENTS),
+            *jobs,
+        ]
+    ),
+    lives(strategies.jobs, SHORT),
+)
+"""A life of jobs that tick every minute or two."""
+
+life_of_work: SearchStrategy[tuple[list[AnyCommand], Life]] = st.tuples(
+    strategies.first_policies.map(lambda policy: [policy]),
+    lives(strategies.work, (0, 0, 1, 20, 31, 31, 61)),
+)
+"""A life of claims on a few resources."""
+
+life_of_spending: SearchStrategy[tuple[list[AnyCommand], Life]] = st.tuples(
+    strategies.first_policies.map(lambda policy: [policy]),
+    lives(strategies.spending, (0, 0, 0, 1, 200, 700, 40_000)),
+)
+"""A life of tokens, of which there are few."""
+
+every_life = st.one_of(any_life, life_of_jobs, life_of_work, life_of_spending)
+
+
+def lived(first: Sequence[AnyCommand], life: Life) -> Story:
+    """The story of a life."""
+    story = Story()
+    known: defaultdict[str, list[str]] = defaultdict(list)
+    numbers = iter(range(1_000_000))
+    for pause_seconds, batch in [(0.0, list(first)), *life]:
+        commands = [strategies.aimed(command, known) for command in batch]
+        until = story.now + timedelta(seconds=pause_seconds)
+        for part in _apart(commands):
+            story.decide([_request(command, next(numbers)) for command in part], until)
+            for recorded in story.recorded:
+                event = codec.decode(recorded)
+                if isinstance(event, _BEGUN):
+                    field = next(name for name in strategies.ID_FIELDS if name in type(event).model_fields)
+                    known[field].append(getattr(event, field))
+    return story
+
+
+def _apart(commands: Sequence[AnyCommand]) -> Iterator[Sequence[AnyCommand]]:
+    """Batches as the writer makes them: a command that destroys a key is one of its own."""
+    rest: list[AnyCommand] = []
+    for command in commands:
+        if isinstance(command, ForgetSubject):
+            yield rest
+            yield [command]
+            rest = []
+        else:
+            rest.append(command)
+    yield rest
+
+
+def _request(command: AnyCommand, number: int) -> Request:
+    """As it would come: jobs by the scheduler, the rest over HTTP, some of it with an idempotency key."""
+    if getattr(command, "runner", None):
+        correlation = getattr(command, "run_id", None) or f"claim-{number}"
+        return Request(command, "system:scheduler", correlation)
+    key = f"key-{number}" if number % 7 == 0 else None
+    actor = f"agent:{command.acting_agent}" if command.acting_agent else "anonymous"
+    return Request(command, actor, f"request-{number}", key, "print", lambda _: _ANSWER)

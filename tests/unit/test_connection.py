@@ -1,0 +1,142 @@
+"""How long a connection waits for its client, moment by moment."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from service.http.connection import (
+    HEAD_SECONDS,
+    KEEPALIVE_SECONDS,
+    TAKE_BYTES,
+    TAKE_SECONDS,
+    Connection,
+    Server,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from aiohttp import web
+    from aiohttp.web_request import BaseRequest
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+class Wire(asyncio.Transport):
+    """Takes what is written, and lets as much of it wait as a test says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.waiting = 0
+        self.closed = self.aborted = False
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        self.written += bytes(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.waiting
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def is_closing(self) -> bool:
+        return self.closed or self.aborted
+
+
+async def _never_asked(request: BaseRequest) -> web.StreamResponse:
+    await asyncio.Event().wait()
+    raise AssertionError(request)
+
+
+@pytest.fixture
+async def made() -> AsyncIterator[tuple[Connection, Wire]]:
+    server = Server(_never_asked)
+    connection, wire = Connection(server, loop=asyncio.get_running_loop()), Wire()
+    connection.connection_made(wire)
+    yield connection, wire
+    connection.connection_lost(None)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def test_the_first_head_is_waited_for_from_the_beginning(made: tuple[Connection, Wire]) -> None:
+    connection, wire = made
+    connection.look(_now() + HEAD_SECONDS - 1)
+    assert not wire.closed
+    connection.look(_now() + HEAD_SECONDS + 1)
+    assert wire.closed
+    assert wire.written == b""
+
+
+async def test_one_that_has_begun_is_told(made: tuple[Connection, Wire]) -> None:
+    connection, wire = made
+    connection.data_received(GET[:20])
+    connection.look(_now() + HEAD_SECONDS + 1)
+    assert wire.closed
+    assert wire.written.startswith(b"HTTP/1.1 408 ")
+    head, _, body = wire.written.partition(b"\r\n\r\n")
+    assert b"Content-Length: %d\r\n" % len(body) in head + b"\r\n"
+
+
+async def test_more_of_a_head_gains_no_time(made: tuple[Connection, Wire]) -> None:
+    connection, wire = made
+    for byte in GET[:-1]:
+        connection.data_received(bytes([byte]))
+    connection.look(_now() + HEAD_SECONDS + 1)
+    assert wire.closed
+
+
+async def test_while_a_request_is_answered_nothing_runs_out(made: tuple[Connection, Wire]) -> None:
+    connection, wire = made
+    connection.data_received(GET)
+    await asyncio.sleep(0)
+    connection.look(_now() + 1_000 * KEEPALIVE_SECONDS)
+    assert not wire.is_closing()
+
+
+async def test_an_answer_that_is_taken_slowly_is_waited_for(made: tuple[Connection, Wire]) -> None:
+    connection, wire = made
+    connection._head_since = None
+    now = _now()
+    wire.waiting = 100 * TAKE_BYTES
+    for _ in range(99):
+        connection.look(now)
+        now += TAKE_SECONDS - 1
+        wire.waiting -= TAKE_BYTES
+    connection.look(now)
+    assert not wire.aborted
+
+
+async def test_one_that_is_not_taken_is_given_up(made: tuple[Connection, Wire]) -> None:
+    connection, wire = made
+    connection._head_since = None
+    now = _now()
+    wire.waiting = 2 * TAKE_BYTES
+    connection.look(now)
+    wire.waiting -= TAKE_BYTES - 1
+    connection.look(now + TAKE_SECONDS)
+    assert not wire.aborted
+    connection.look(now + TAKE_SECONDS + 1)
+    assert wire.aborted
+
+
+async def test_what_was_taken_begins_anew(made: tuple[Connection, Wire]) -> None:
+    connection, wire = made
+    connection._head_since = None
+    now = _now()
+    wire.waiting = TAKE_BYTES
+    connection.look(now)
+    wire.waiting = 0
+    connection.look(now + TAKE_SECONDS - 1)
+    wire.waiting = TAKE_BYTES
+    connection.look(now + TAKE_SECONDS + 1)
+    assert not wire.aborted

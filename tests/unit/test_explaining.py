@@ -1,0 +1,154 @@
+"""Every event is explained, in words that are pinned by golden files, and with its cause."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given as for_all
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from service.cli.explain import lines
+from service.commands import RecordUsage, ReserveTokens, SetPolicy, StartOperation
+from service.explain import MOST_CAUSES, MOST_EFFECTS, explain
+from service.explain.record import told
+from service.explain.sentences import of_event, step
+from service.http.json import dumps
+from service.views import explanation
+from tests.support.listed_past import ListedPast
+from tests.unit import lives, strategies
+from tests.unit.explained_stories import POOR, QUESTIONS, Question
+from tests.unit.support import Story, given
+
+if TYPE_CHECKING:
+    from eventstore.events import AnyEvent
+    from eventstore.recorded import Recorded
+    from service.commands import AnyCommand
+    from service.explain import Explanation
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "explanations"
+
+
+def explained(log: list[Recorded], position: int) -> Explanation:
+    found = asyncio.run(explain(ListedPast(log), position))
+    assert found is not None
+    return found
+
+
+def asked(question: Question) -> Explanation:
+    return explained(question.story.log, question.position)
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_an_explanation_reads_as_it_did(name: str) -> None:
+    shown = "\n".join(lines(asked(QUESTIONS[name]()))) + "\n"
+    assert shown == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def test_no_golden_file_is_left_over() -> None:
+    assert {file.stem for file in GOLDEN.iterdir()} == QUESTIONS.keys()
+
+
+def test_a_position_without_an_event_has_no_explanation() -> None:
+    log = given().log
+    assert asyncio.run(explain(ListedPast(log), len(log) + 1)) is None
+
+
+@for_all(event=strategies.events)
+@settings(max_examples=150, deadline=None)
+def test_every_event_there_could_be_has_a_sentence(event: AnyEvent) -> None:
+    assert of_event(event).endswith(".")
+
+
+@for_all(life=lives.every_life, data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_every_event_of_a_history_is_explained_with_its_cause(
+    life: tuple[list[AnyCommand], lives.Life], data: st.DataObject
+) -> None:
+    log = lives.lived(*life).log
+    for position in data.draw(st.lists(st.integers(1, len(log)), min_size=1, max_size=30, unique=True)):
+        recorded = log[position - 1]
+        found = explained(log, position)
+        assert (found.position, found.type) == (position, recorded.type)
+        assert found.origin.reasons
+        if recorded.caused_by is None:
+            assert (found.causes, found.causes_go_on_at) == ((), None)
+        else:
+            assert found.causes[0].position == recorded.caused_by
+            assert len(found.causes) <= MOST_CAUSES
+            assert (found.causes_go_on_at is None) or len(found.causes) == MOST_CAUSES
+        assert len(found.effects) <= MOST_EFFECTS
+        for effect in found.effects:
+            assert log[effect.position - 1].caused_by == position
+        for sentence in _sentences(found):
+            assert sentence.endswith((".", ":")), sentence
+        assert b"null" in dumps(explanation(found))
+
+
+def _sentences(found: Explanation) -> list[str]:
+    told_by = (found.reasons, found.origin.reasons, found.causes, found.effects)
+    return [found.summary, *(item.sentence for group in told_by for item in group)]
+
+
+def test_every_refusal_says_why() -> None:
+    story = given(policy=POOR)
+    story.given(RecordUsage(agent="ann", tokens=900))
+    story.when(ReserveTokens(agent="bob", tokens=101))
+    assert asked(Question(story, len(story.log))).reasons
+
+
+def test_what_filled_the_budget_is_there_for_programs() -> None:
+    question = QUESTIONS["tokens_beyond_the_squads_budget"]()
+    facts = asked(question).facts
+    assert (facts["asked"], facts["remaining"], facts["used"], facts["reserved"]) == (280, 119, 481, 400)
+    assert facts["policy"]["position"] == 1
+    assert facts["largest_uses"][0] == {"position": 31, "agent": "ann", "tokens": 250}
+    assert len(facts["largest_uses"]) == 10
+    assert len(facts["used_by"]) == 11
+    assert facts["used_by"][-1] == {"agent": None, "tokens": 39, "events": 3}
+    assert sum(share["tokens"] for share in facts["used_by"]) == facts["used"]
+
+
+def test_the_claim_in_the_way_is_there_for_programs() -> None:
+    facts = asked(QUESTIONS["a_claim_in_the_way"]()).facts
+    assert facts["holder"]["agent"] == "ann"
+    assert facts["holder"]["position"] == 4
+    assert facts["contested"] == {"emailId": "e-1"}
+    assert facts["ended"]["type"] == "operation_finished"
+
+
+def test_what_is_beyond_ones_own_limit_leaves_out_what_others_used() -> None:
+    facts = asked(QUESTIONS["tokens_beyond_an_agents_limit"]()).facts
+    assert {share["agent"] for share in facts["used_by"]} == {"bob"}
+
+
+def test_a_long_chain_of_causes_says_where_it_goes_on() -> None:
+    story = given()
+    for number in range(MOST_CAUSES + 5):
+        story.given(SetPolicy(daily_tokens=number))
+    policies = [recorded.position for recorded in story.log if recorded.type == "policy_set"]
+    found = explained(story.log, policies[-1])
+    assert [cause.position for cause in found.causes] == policies[-2 : -2 - MOST_CAUSES : -1]
+    assert found.causes_go_on_at == policies[-2 - MOST_CAUSES]
+
+
+def test_an_event_of_newer_software_does_not_hide_what_is_around_it() -> None:
+    story = _with_an_event_from_tomorrow()
+    unknown = len(story.log)
+    found = explained(story.log, unknown)
+    assert (
+        found.summary == "Something happened that this version of the software does not know: moon_landed."
+    )
+    following = story.log[0]._replace(position=unknown + 1, caused_by=unknown)
+    [cause, *_] = explained([*story.log, following], unknown + 1).causes
+    assert cause == step(told(story.log[-1]))
+
+
+def _with_an_event_from_tomorrow() -> Story:
+    story = given().given(StartOperation(agent="ann", action="land", resources={"moon": "1"}))
+    last = story.log[-1]
+    story.log.append(last._replace(position=last.position + 1, type="moon_landed", data="{}", caused_by=1))
+    return story

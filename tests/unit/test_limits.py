@@ -1,0 +1,148 @@
+"""Token buckets, and what an address or a Host is taken for."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import given as for_all
+from hypothesis import strategies as st
+
+from service.http import limits
+from service.http.limits import Buckets, Networks, is_this_machine, names_this_machine, neighbourhood
+
+
+class TestBuckets:
+    def test_let_a_burst_through_and_then_as_many_as_they_are_for(self) -> None:
+        buckets = Buckets(per_second=2, burst=3)
+        assert [buckets.take("ann", 100.0) for _ in range(4)] == [0, 0, 0, 0.5]
+        assert buckets.take("ann", 100.4) == pytest.approx(0.1)
+        assert buckets.take("ann", 100.5) == 0
+        assert buckets.take("ann", 100.5) == pytest.approx(0.5)
+        assert [buckets.take("ann", 200.0) for _ in range(4)] == [0, 0, 0, 0.5]
+
+    def test_are_each_for_one_name(self) -> None:
+        buckets = Buckets(per_second=1, burst=1)
+        assert buckets.take("ann", 5.0) == 0
+        assert buckets.take("ann", 5.0) > 0
+        assert buckets.take("bob", 5.0) == 0
+
+    def test_what_is_refused_costs_nothing_more(self) -> None:
+        buckets = Buckets(per_second=1, burst=1)
+        buckets.take("ann", 5.0)
+        waits = {buckets.take("ann", 5.5) for _ in range(100)}
+        assert waits == {0.5}
+
+    @for_all(
+        st.lists(st.floats(0, 5, allow_nan=False), min_size=1, max_size=200),
+        st.sampled_from((0.5, 1.0, 7.0)),
+        st.sampled_from((1.0, 2.0, 10.0)),
+    )
+    def test_never_let_more_through_than_they_are_for(
+        self, pauses: list[float], per_second: float, burst: float
+    ) -> None:
+        buckets, now, let_through = Buckets(per_second, burst), 1_000.0, list[float]()
+        for pause in pauses:
+            now += pause
+            wait = buckets.take("ann", now)
+            if not wait:
+                let_through.append(now)
+        for first in range(len(let_through)):
+            for last in range(first, len(let_through)):
+                seconds = let_through[last] - let_through[first]
+                assert last - first + 1 <= burst + seconds * per_second + 1e-6
+
+    def test_are_bounded_whatever_names_come(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "MAX_NAMES", 10)
+        buckets = Buckets(per_second=1, burst=1)
+        refused = sum(buckets.take(f"name {number}", 1.0) > 0 for number in range(1_000))
+        assert len(buckets) <= 11
+        # All who are too many share one bucket; a fresh name is worth nothing.
+        assert refused == 1_000 - 10 - 1
+
+    def test_make_room_for_others_when_they_are_full_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "MAX_NAMES", 10)
+        buckets = Buckets(per_second=1, burst=1)
+        for number in range(20):
+            buckets.take(f"name {number}", 1.0)
+        assert [buckets.take(f"later {number}", 10.0) for number in range(10)] == [0.0] * 10
+        assert len(buckets) <= 11
+
+    def test_keep_those_who_are_known_when_there_are_too_many(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "MAX_NAMES", 2)
+        buckets = Buckets(per_second=1, burst=2)
+        for name in ("ann", "bob", "eve", "ann"):
+            assert buckets.take(name, 1.0) == 0
+        assert buckets.take("ann", 1.0) > 0
+
+
+@pytest.mark.parametrize(
+    ("address", "ours"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("::ffff:10.0.0.1", False),
+        ("10.0.0.1", False),
+        ("0.0.0.0", False),
+        ("fe80::1%eth0", False),
+        ("", False),
+        ("localhost", False),
+    ],
+)
+def test_only_loopback_addresses_are_this_machine(address: str, *, ours: bool) -> None:
+    assert is_this_machine(address) is ours
+
+
+@pytest.mark.parametrize(
+    ("host", "ours"),
+    [
+        ("localhost", True),
+        ("LOCALHOST:3001", True),
+        ("localhost.:3001", True),
+        ("board.localhost:80", True),
+        ("127.0.0.1:3001", True),
+        ("127.0.0.1", True),
+        ("[::1]:3001", True),
+        ("[::1]", True),
+        ("evil.example", False),
+        ("evil.example:3001", False),
+        ("localhost.evil.example", False),
+        ("evillocalhost", False),
+        ("127.0.0.1.evil.example", False),
+        ("10.0.0.1:3001", False),
+        ("0.0.0.0:3001", False),
+        ("", False),
+        (":3001", False),
+        ("[", False),
+        ("localhost:3001:3001", False),
+    ],
+)
+def test_only_names_that_nobody_else_can_have_are_this_machines(host: str, *, ours: bool) -> None:
+    assert names_this_machine(host) is ours
+
+
+@pytest.mark.parametrize(
+    ("address", "counts_as"),
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("x" * 9_000, ""),
+    ],
+)
+def test_of_ipv6_a_whole_network_counts_as_one(address: str, counts_as: str) -> None:
+    assert neighbourhood(address) == counts_as
+
+
+def test_networks_hold_addresses_however_they_are_written() -> None:
+    networks = Networks([ipaddress.ip_network("10.0.0.0/24"), ipaddress.ip_network("2001:db8::/32")])
+    for address in ("10.0.0.9", "::ffff:10.0.0.9", "2001:db8::1"):
+        assert networks.hold(address)
+    for address in ("10.0.1.9", "2001:db9::1", "", "nonsense", "10.0.0.9:80"):
+        assert not networks.hold(address)

@@ -1,0 +1,180 @@
+"""However a squad lived, from any snapshot and in any pages, its past comes out as it was."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import given as for_all
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from eventstore import codec
+from service import commands as do
+from service.commands import AnyCommand, RegisterAgent, SetPolicy, StartOrchestrator
+from service.folding import fold_page, take_in
+from service.snapshots import pack, unpack
+from service.squad import Draft, Squad
+from tests.support.squads import contents
+from tests.unit import strategies
+from tests.unit.support import Story, given
+from tests.unit.test_random_histories import SHORT, SHORT_AND_LONG, History, Wish, World, histories
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eventstore.recorded import Recorded
+
+
+def folded_on(squad: Squad, log: Sequence[Recorded], upto: int, page_events: int) -> Squad:
+    """What `service.folding.fold_on` does, on a log that is a list."""
+    while squad.head.position < upto:
+        start = squad.head.position
+        fold_page(squad, log[start : min(start + page_events, upto)])
+    take_in(squad, [recorded for recorded in log if recorded.stream in squad.absent])
+    return squad
+
+
+def through_a_snapshot(squad: Squad) -> Squad:
+    async def work() -> Squad:
+        return await unpack(await pack(squad), squad.head)
+
+    return asyncio.run(work())
+
+
+def in_one_go(log: Sequence[Recorded], upto: int) -> Squad:
+    """The simplest fold there is: nothing ever leaves it until the end."""
+    squad = Squad()
+    fold_page(squad, log[:upto])
+    return squad
+
+
+def look_back(history: History, first: Sequence[AnyCommand], page_events: int, data: st.DataObject) -> None:
+    """Lives through a history, and then looks back at every moment of it."""
+    world = World()
+    lived: dict[int, dict[str, Any]] = {}
+    for pause_seconds, batch in [(0.0, [Wish(command, None, fails=False) for command in first]), *history]:
+        world.live(pause_seconds, batch)
+        squad = world.story.squad
+        lived[squad.head.position] = contents(squad.copy())
+    log = world.story.log
+    for position, then in lived.items():
+        from_zero = folded_on(Squad(), log, position, page_events)
+        assert contents(from_zero) == then
+        start = data.draw(st.integers(1, position))
+        stored = through_a_snapshot(folded_on(Squad(), log, start, page_events))
+        assert contents(folded_on(stored, log, position, page_events)) == then
+    for position in data.draw(st.lists(st.integers(1, len(log)), max_size=10)):
+        within_a_batch = folded_on(Squad(), log, position, page_events)
+        assert contents(within_a_batch) == contents(in_one_go(log, position))
+
+
+@settings(max_examples=60, deadline=None)
+@for_all(
+    history=histories(strategies.commands, SHORT_AND_LONG),
+    policy=strategies.first_policies,
+    page_events=st.integers(1, 40),
+    data=st.data(),
+)
+def test_whatever_happened(
+    history: History, policy: SetPolicy, page_events: int, data: st.DataObject
+) -> None:
+    look_back(history, [policy, StartOrchestrator()], page_events, data)
+
+
+@settings(max_examples=40, deadline=None)
+@for_all(
+    history=histories(strategies.jobs, SHORT, fewest=10),
+    first_jobs=strategies.first_jobs,
+    page_events=st.integers(1, 40),
+    data=st.data(),
+)
+def test_however_jobs_were_handled(
+    history: History, first_jobs: list[AnyCommand], page_events: int, data: st.DataObject
+) -> None:
+    agents = [RegisterAgent(name=name, role="agent") for name in strategies.AGENTS]
+    look_back(history, [SetPolicy(), StartOrchestrator(), *agents, *first_jobs], page_events, data)
+
+
+@settings(max_examples=40, deadline=None)
+@for_all(
+    history=histories(strategies.board, (0.0, 1.0, 700.0)),
+    page_events=st.integers(1, 8),
+    data=st.data(),
+)
+def test_however_often_things_were_opened_again(
+    history: History, page_events: int, data: st.DataObject
+) -> None:
+    look_back(history, [SetPolicy()], page_events, data)
+
+
+# What is open and not in memory -------------------------------------------------------------------------
+
+
+def _reopened() -> Story:
+    """A task and an e-mail that were finished and opened again, by somebody who read their story."""
+    story = given(
+        do.CreateTask(title="look", status="completed"),
+        do.LogEmail(gmail_message_id="g-1", from_email="a@example.org", status="sent"),
+    )
+    [task] = [event.stream.removeprefix("task-") for event in story.log if event.type == "task_created"]
+    [email] = [event.stream.removeprefix("email-") for event in story.log if event.type == "email_received"]
+    return story.given(
+        do.UpdateTask(task_id=task, status="new"), do.UpdateEmail(email_id=email, status="unread")
+    )
+
+
+def test_another_process_knows_what_it_lacks_and_can_have_it_read() -> None:
+    story = _reopened()
+    other = Squad()
+    for recorded in story.log:
+        fold_page(other, [recorded])
+    assert {stream.partition("-")[0] for stream in other.absent} == {"task", "email"}
+    assert not other.tables["squad_tasks"]
+    take_in(other, [recorded for recorded in story.log if recorded.stream in other.absent])
+    assert contents(other) == contents(story.squad)
+    assert other.email_with("g-1")
+
+
+def test_what_is_finished_once_more_is_no_longer_lacking() -> None:
+    story = _reopened()
+    [task] = story.squad.tables["squad_tasks"]
+    [email] = story.squad.tables["email_logs"]
+    story.given(
+        do.UpdateTask(task_id=task, title="another"),
+        do.UpdateTask(task_id=task, status="completed"),
+        do.UpdateEmail(email_id=email, status="archived"),
+    )
+    other = Squad()
+    for recorded in story.log:
+        fold_page(other, [recorded])
+    assert contents(other) == contents(story.squad)
+    assert not other.absent
+
+
+def test_what_a_command_had_read_is_no_longer_lacking() -> None:
+    story = _reopened()
+    other = Story()
+    for recorded in story.log:
+        fold_page(other.squad, [recorded])
+    other.log = list(story.log)
+    assert len(other.squad.absent) == 2
+    [task] = story.squad.tables["squad_tasks"]
+    other.when(do.UpdateTask(task_id=task, title="another"))
+    assert {stream.partition("-")[0] for stream in other.squad.absent} == {"email"}
+    assert other.squad.tables["squad_tasks"][task].title == "another"
+
+
+def test_a_draft_that_is_taken_back_leaves_no_trace_of_what_was_lacking() -> None:
+    story = _reopened()
+    updated = next(recorded for recorded in story.log if recorded.type == "task_updated")
+    other = Squad()
+    for recorded in story.log[: updated.position - 1]:
+        fold_page(other, [recorded])
+    draft = Draft(other)
+    draft.keep()
+    draft.fold(codec.decode(updated), updated)
+    assert draft.absent.changes
+    draft.roll_back()
+    other.merge(draft)
+    assert not other.absent

@@ -1,0 +1,88 @@
+"""How far a long reading of the log is, for a person and for a file."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.cli import progress
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that passes, one moment a look."""
+    moments = [100.0]
+    monkeypatch.setattr(progress, "monotonic", lambda: moments[-1])
+    return moments
+
+
+class TestWithoutATerminal:
+    def test_there_is_a_line_every_few_seconds_with_speed_and_time_left(
+        self, clock: list[float], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with progress.shown("replaying") as tell:
+            for second in range(1, 6):
+                clock.append(100.0 + second)
+                tell(second * 1_000, 9_000)
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.splitlines() == [
+            "replaying: 2,000 of 9,000 events, 1,000 events/s, 7 s left",
+            "replaying: 4,000 of 9,000 events, 1,000 events/s, 5 s left",
+        ]
+
+    def test_where_nobody_knows_how_much_there_is_no_time_left_is_told(
+        self, clock: list[float], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with progress.shown("importing") as tell:
+            clock.append(104.0)
+            tell(2_000, None)
+        assert capsys.readouterr().err == "importing: 2,000 events, 500 events/s\n"
+
+    def test_who_wants_quiet_gets_it(self, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+        with progress.shown("verifying", quiet=True) as tell:
+            clock.append(104.0)
+            tell(2_000, 9_000)
+        assert capsys.readouterr().err == ""
+
+    def test_what_is_done_at_once_is_not_talked_about(
+        self, clock: list[float], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with progress.shown("replaying") as tell:
+            clock.append(100.5)
+            tell(10, 10)
+        assert capsys.readouterr().err == ""
+
+
+class TestOnATerminal:
+    @pytest.fixture(autouse=True)
+    def _terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", "120")
+        monkeypatch.setenv("TERM", "xterm")
+
+    def test_there_is_a_bar_with_how_much_how_fast_and_how_long(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with progress.shown("replaying") as tell:
+            tell(1_000, 9_000)
+            tell(9_000, 9_000)
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        for part in ("replaying", "9,000 of 9,000 events", "events/s"):
+            assert part in printed.err
+
+    def test_the_end_may_be_unknown(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with progress.shown("importing") as tell:
+            tell(1_000, None)
+            tell(9_000, None)
+        assert "9,000 events" in capsys.readouterr().err
+
+    def test_the_cursor_comes_back_where_the_work_fails(self, capsys: pytest.CaptureFixture[str]) -> None:
+        def work() -> None:
+            with progress.shown("replaying") as tell:
+                tell(1_000, 9_000)
+                raise ValueError("no")
+
+        with pytest.raises(ValueError, match="no"):
+            work()
+        assert "\x1b[?25h" in capsys.readouterr().err

@@ -1,0 +1,43 @@
+"""What the figures of a self-test mean."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.selftest import Figures, Latency, Rate, judge
+
+FIGURES = Figures(
+    server_version="18.4",
+    durable=True,
+    round_trip=Latency(0.05, 0.1),
+    commit=Latency(0.2, 0.9),
+    commit_unflushed=Latency(0.1, 0.2),
+    notification=Latency(0.1, 0.3),
+    commands={1: Rate(2_000, Latency(0.5, 1), 0.5), 512: Rate(30_000, Latency(15, 40), 0.95)},
+    visible=Latency(2, 9),
+)
+
+
+def test_the_first_sentence_says_what_to_expect() -> None:
+    first = judge(FIGURES)[0]
+    assert "30,000 commands a second" in first
+    assert "2,000 for a caller" in first
+
+
+@pytest.mark.parametrize(
+    ("different", "said"),
+    [
+        ({"durable": False}, "Do not run a squad on it"),
+        ({"round_trip": Latency(4.0, 9)}, "the way to the database and back, 4.0 ms"),
+        ({"commit": Latency(8.1, 20)}, "disk, which takes 8.0 ms"),
+        ({"notification": Latency(40, 90)}, "Notifications take 40.0 ms"),
+        ({"commands": {1: Rate(9, Latency(1, 1), 0.1), 512: Rate(9, Latency(1, 1), 0.4)}}, "the database:"),
+        ({}, "limited by this process, which used 95% of a core"),
+        ({}, "nothing stands out"),
+    ],
+)
+def test_each_limit_is_named_where_it_is_one(different: dict[str, object], said: str) -> None:
+    told = " ".join(judge(FIGURES._replace(**different)))  # type: ignore[arg-type]
+    assert said in told
+    if different:
+        assert said not in " ".join(judge(FIGURES))

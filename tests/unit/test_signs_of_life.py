@@ -1,0 +1,175 @@
+"""What counts as a sign of an agent's life: what it does itself, and not what is done on its behalf."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from eventstore.events import AgentStatusChanged
+from projections.agents import AGENTS
+from projections.runs import RUNS, run_id
+from service.commands import (
+    EndAttempt,
+    Heartbeat,
+    PassTime,
+    RecordUsage,
+    RenewOperation,
+    ReserveTokens,
+    RunJob,
+    SendMessage,
+    SetPolicy,
+    StartOperation,
+)
+from service.requests import Request
+from service.work import ACTOR as SCHEDULER
+from tests.unit.job_stories import JOB, RUNNER, claim, ended, take_up, with_job
+from tests.unit.support import START, Story, moment
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from service.commands import AnyCommand
+
+MINUTE = 60
+HOUR = 60 * MINUTE
+RUN = run_id(JOB, moment(60))
+
+
+def on_behalf(command: AnyCommand, actor: str = SCHEDULER) -> Request:
+    """A command that a part of the service sends in the name of an agent."""
+    return Request(command, actor, "a run")
+
+
+def last_active(story: Story) -> datetime:
+    return story.row(AGENTS, "ann").last_active
+
+
+def status(story: Story) -> str:
+    return story.row(AGENTS, "ann").status
+
+
+def call_every_ten_seconds(story: Story, until: int, *, succeeds: bool, **fields: Any) -> list[str]:
+    """Lives through calls of a job, each ending a second later; gives the agent's statuses between them."""
+    at_rest = []
+    for tick in range(10, until + 1, 10):
+        story.given(claim(), at=tick)
+        for row in list(story.squad.all(RUNS)):
+            story.given(ended(row.id, succeeded=succeeds, **fields), at=tick + 1)
+        at_rest.append(status(story))
+    return at_rest
+
+
+def often(policy: SetPolicy | None = None, **fields: Any) -> Story:
+    return with_job(policy, cron=None, every_seconds=10.0, **fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"tokens": 5}, {"resources": {"mailbox": "info"}}],
+    ids=["bare", "with tokens", "with a claim"],
+)
+class TestAnAgentThatDoesNotAnswer:
+    def test_goes_offline_however_often_it_is_called(self, fields: Any) -> None:
+        story = often(**fields)
+        at_rest = call_every_ten_seconds(story, HOUR + 10 * MINUTE, succeeds=False)
+        before = len(range(10, HOUR - 1, 10))
+        assert set(at_rest[:before]) == {"idle"}
+        assert set(at_rest[before:]) == {"offline"}
+        assert last_active(story) == START
+
+    def test_goes_straight_to_the_status_that_its_silence_justifies(self, fields: Any) -> None:
+        story = often(**fields)
+        call_every_ten_seconds(story, HOUR + MINUTE, succeeds=False)
+        story.given(claim(), at=HOUR + MINUTE + 10)
+        assert status(story) == "active"
+        [row] = story.squad.all(RUNS)
+        story.when(ended(row.id, succeeded=False), at=HOUR + MINUTE + 11)
+        assert [event for event in story.events if isinstance(event, AgentStatusChanged)][-1] == (
+            AgentStatusChanged(agent="ann", previous="active", status="offline", reason="run_ended")
+        )
+        story.when(PassTime(), at=HOUR + MINUTE + 12).meanwhile()
+
+    def test_is_back_with_the_first_answer(self, fields: Any) -> None:
+        story = often(**fields)
+        call_every_ten_seconds(story, 2 * HOUR, succeeds=False)
+        assert status(story) == "offline"
+        story.given(claim(), at=2 * HOUR + 10)
+        [row] = story.squad.all(RUNS)
+        story.given(ended(row.id), at=2 * HOUR + 11)
+        assert (status(story), last_active(story)) == ("idle", moment(2 * HOUR + 11))
+
+
+def test_an_agent_that_answers_never_goes_offline() -> None:
+    story = often()
+    assert set(call_every_ten_seconds(story, 2 * HOUR, succeeds=True)) == {"idle"}
+
+
+def test_a_run_that_had_nobody_to_call_is_no_answer() -> None:
+    """Such as one that classifies e-mails and finds none."""
+    story = often()
+    at_rest = call_every_ten_seconds(story, HOUR + MINUTE, succeeds=True, answered=False)
+    assert at_rest[-1] == "offline"
+    assert last_active(story) == START
+
+
+def test_an_agent_that_says_so_itself_lives_whatever_comes_of_its_runs() -> None:
+    story = often()
+    for minutes in range(1, 90):
+        story.given(claim(), Heartbeat(agent="ann"), at=minutes * MINUTE)
+        [row] = story.squad.all(RUNS)
+        story.given(ended(row.id, succeeded=False), at=minutes * MINUTE + 1)
+        assert status(story) == "idle"
+
+
+@pytest.mark.parametrize("actor", ["system:scheduler", "system:service", "cli:ada"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        SendMessage(from_agent="ann", message="hello"),
+        StartOperation(agent="ann", action="answer", resources={"emailId": "e-1"}),
+        StartOperation(agent="ann", action="answer", resources={"emailId": "taken"}),
+        ReserveTokens(agent="ann", tokens=1),
+        ReserveTokens(agent="ann", tokens=10**9),
+        RecordUsage(agent="ann", tokens=1),
+    ],
+    ids=lambda command: type(command).__name__ if not isinstance(command, str) else command,
+)
+def test_what_is_done_on_its_behalf_is_no_sign_of_its_life(command: AnyCommand, actor: str) -> None:
+    story = with_job().given(StartOperation(agent="bob", action="x", resources={"emailId": "taken"}))
+    story.when(on_behalf(command, actor), at=20)
+    assert last_active(story) == START
+
+
+def test_a_claim_that_is_kept_on_its_behalf_is_none_either() -> None:
+    story = with_job()
+    story.when(on_behalf(StartOperation(agent="ann", action="x", resources={"emailId": "e-1"})), at=1)
+    story.when(on_behalf(RenewOperation(operation_id=story.id)), at=20)
+    assert last_active(story) == START
+
+
+def test_the_orchestrators_own_acts_are_signs_of_its_life() -> None:
+    story = with_job()
+    report = SendMessage(from_agent="orchestrator", message="all is well")
+    story.when(on_behalf(report), at=20)
+    assert story.row(AGENTS, "orchestrator").last_active == moment(20)
+
+
+@pytest.mark.parametrize("actor", ["cli:ada", "anonymous", "agent:bob", "agent:ann"])
+@pytest.mark.parametrize("runner", [RUNNER, None])
+def test_a_run_that_somebody_asks_for_is_none(actor: str, runner: str | None) -> None:
+    story = with_job(tokens=5, resources={"mailbox": "info"})
+    story.when(on_behalf(RunJob(name=JOB, runner=runner), actor), at=20)
+    [row] = story.squad.all(RUNS)
+    story.when(take_up(row.id, RUNNER), at=21)
+    assert (status(story), last_active(story)) == ("active", START)
+    story.when(EndAttempt(run_id=row.id, runner=RUNNER, attempt=1, succeeded=False, report="no"), at=22)
+    assert (status(story), last_active(story)) == ("idle", START)
+
+
+def test_a_lost_run_leaves_its_agent_where_its_silence_puts_it() -> None:
+    story = with_job(SetPolicy(idle_after_minutes=0.1, offline_after_minutes=1)).given(claim(), at=60)
+    story.when(take_up(RUN), at=75)
+    assert story.events[-1] == AgentStatusChanged(
+        agent="ann", previous="active", status="offline", reason="run_ended"
+    )

@@ -1,0 +1,194 @@
+"""A snapshot gives back the very squad that was put away, or says that it is not to be trusted."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import orjson
+import pytest
+from hypothesis import given as for_all
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from eventstore.recorded import Head
+from projections.operations import OPERATIONS
+from service import commands as do
+from service import snapshots
+from service.snapshots import Distrusted, distance, pack, unpack
+from service.squad import RESIDENT, Squad
+from tests.support.squads import contents
+from tests.unit.strategies import values_of
+from tests.unit.support import given
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+ACTIVE: dict[str, dict[str, Any]] = {
+    "operations": {"state": "active"},
+    "reservations": {"state": "active"},
+    "budget_days": {"closed_at": None},
+    "jobs": {"removed": False},
+    "job_runs": {"status": "running"},
+    "squad_tasks": {"status": "in_progress"},
+    "email_logs": {"status": "classified"},
+}
+HEAD = Head(7, bytes(range(32)), datetime(2026, 3, 4, 5, 6, 7, 8, tzinfo=UTC))
+
+
+def rows_of(name: str) -> SearchStrategy[list[Any]]:
+    """Any rows that stay in memory."""
+    row = RESIDENT[name].table.row
+    fields = {field: values_of(kind) for field, kind in get_type_hints(row).items()}
+    fixed = {field: st.just(value) for field, value in ACTIVE.get(name, {}).items()}
+    return st.lists(st.builds(row, **{**fields, **fixed}), max_size=3)
+
+
+def squad_of(rows: dict[str, list[Any]], version: int) -> Squad:
+    squad = Squad()
+    squad.head = HEAD
+    for name, some in rows.items():
+        squad.load(RESIDENT[name].table, {RESIDENT[name].table.key_of(row): row for row in some}.values())
+    squad.versions = dict.fromkeys(squad.streams(), version)
+    return squad
+
+
+def there_and_back(squad: Squad) -> Squad:
+    async def work() -> Squad:
+        return await unpack(await pack(squad), squad.head)
+
+    return asyncio.run(work())
+
+
+def a_squad() -> Squad:
+    return given(
+        do.RegisterAgent(name="ann", role="tester"),
+        do.StartOperation(agent="ann", action="work", resources={"emailId": "e-1", "customerId": "c"}),
+        do.ReserveTokens(agent="ann", tokens=5),
+        do.CreateTask(title="look"),
+        do.LogEmail(gmail_message_id="g-1", from_email="a@example.org", payload={"n": None}),
+    ).squad
+
+
+@settings(max_examples=100, deadline=None)
+@for_all(rows=st.fixed_dictionaries({name: rows_of(name) for name in RESIDENT}), version=st.integers(1, 99))
+def test_rows_of_every_kind_come_back_to_the_last_microsecond(
+    rows: dict[str, list[Any]], version: int
+) -> None:
+    squad = squad_of(rows, version)
+    back = there_and_back(squad)
+    assert contents(back) == contents(squad)
+    for name, theirs in squad.tables.items():
+        # 1 and 1.0 are equal and not the same, and so are two zeros.
+        ours = [back.tables[name][key] for key in theirs]
+        assert orjson.dumps([tuple(row) for row in ours]) == orjson.dumps(
+            [tuple(row) for row in theirs.values()]
+        )
+        assert all(type(row) is RESIDENT[name].table.row for row in ours)
+
+
+def test_claims_on_the_same_thing_keep_their_order_whatever_order_the_rows_are_in() -> None:
+    resources = {"emailId": "e-1"}
+    story = given(
+        do.StartOperation(agent="ann", action="work", resources=resources, ttl_seconds=900.0),
+        at=0,
+    ).given(do.StartOperation(agent="bob", action="work", resources=resources, ttl_seconds=900.0), at=60)
+    squad = story.squad
+    first, second = squad.claims(("emailId", "e-1"))
+    rows = squad.tables[OPERATIONS.name]
+    squad.tables[OPERATIONS.name] = {second: rows[second], first: rows[first]}
+    assert there_and_back(squad).claims(("emailId", "e-1")) == (first, second)
+
+
+def test_a_large_squad_comes_back_from_many_parts() -> None:
+    squad = given(
+        *(do.CreateTask(title="look " * 100) for _ in range(3 * snapshots.ROWS_AT_ONCE + 1))
+    ).squad
+    assert contents(there_and_back(squad)) == contents(squad)
+
+
+@pytest.mark.parametrize("compressed_at_once", [1, 1 << 20])
+def test_how_it_is_compressed_makes_no_difference(
+    monkeypatch: pytest.MonkeyPatch, compressed_at_once: int
+) -> None:
+    monkeypatch.setattr(snapshots, "_COMPRESSED_AT_ONCE_BYTES", compressed_at_once)
+    squad = a_squad()
+    assert contents(there_and_back(squad)) == contents(squad)
+
+
+def test_any_byte_that_was_changed_shows() -> None:
+    squad = a_squad()
+    state = asyncio.run(pack(squad))
+
+    async def work() -> None:
+        for place in range(len(state)):
+            changed = bytearray(state)
+            changed[place] ^= 1 << place % 8
+            with pytest.raises(Distrusted):
+                await unpack(bytes(changed), squad.head)
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("cut", [b"", b"x", b"x" * 32, slice(40), slice(-1)], ids=str)
+def test_bytes_that_are_missing_show(cut: bytes | slice) -> None:
+    squad = a_squad()
+    state = asyncio.run(pack(squad))
+    with pytest.raises(Distrusted):
+        asyncio.run(unpack(state[cut] if isinstance(cut, slice) else cut, squad.head))
+
+
+def test_a_snapshot_of_another_place_or_log_shows() -> None:
+    squad = a_squad()
+    state = asyncio.run(pack(squad))
+    head = squad.head
+    assert head.recorded_at
+    for other in (
+        head._replace(position=head.position + 1),
+        head._replace(hash=bytes(32)),
+        head._replace(recorded_at=head.recorded_at + timedelta(microseconds=1)),
+    ):
+        with pytest.raises(Distrusted):
+            asyncio.run(unpack(state, other))
+
+
+def test_a_snapshot_of_another_fold_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    squad = a_squad()
+    state = asyncio.run(pack(squad))
+    monkeypatch.setattr(snapshots, "FOLD", "another")
+    with pytest.raises(Distrusted):
+        asyncio.run(unpack(state, squad.head))
+
+
+def test_what_is_sealed_well_and_cannot_be_read_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    squad = a_squad()
+    for lines in ([], [b"[]\n"], [b"{}\n"], [b"not json\n"], [b'[6, "", ""]\n']):
+        monkeypatch.setattr(snapshots, "_lines", lambda _, lines=lines: iter(lines))
+        state = asyncio.run(pack(squad))
+        with pytest.raises(Distrusted):
+            asyncio.run(unpack(state, squad.head))
+
+
+def test_there_are_never_more_rows_stored_than_events() -> None:
+    squad = a_squad()
+    assert distance(squad) == snapshots.EVENTS_BETWEEN
+    rows = squad.tables["squad_tasks"]
+    [row] = rows.values()
+    rows.update({f"task-{number}": row for number in range(3 * snapshots.EVENTS_BETWEEN)})
+    assert distance(squad) >= 3 * snapshots.EVENTS_BETWEEN
+
+
+def test_a_copy_stays_as_it_is() -> None:
+    story = given(
+        do.CreateTask(title="look"), do.LogEmail(gmail_message_id="g", from_email="a@example.org")
+    )
+    before, copy = contents(story.squad.copy()), story.squad.copy()
+    story.given(
+        do.StartOperation(agent="ann", action="work", resources={"emailId": "e-1"}),
+        do.ReserveTokens(agent="ann", tokens=5),
+        do.UpdateTask(task_id=next(iter(story.squad.tables["squad_tasks"])), status="completed"),
+        at=100_000,
+    )
+    assert contents(copy) == before
+    assert contents(story.squad) != before

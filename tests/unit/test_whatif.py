@@ -1,0 +1,341 @@
+"""Histories under other rules: what would have been refused or allowed instead, and how it is told."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import ValidationError
+
+from service.commands import (
+    FinishOperation,
+    PassTime,
+    RecordUsage,
+    RenewOperation,
+    ReserveTokens,
+    SetPolicy,
+    SettleReservation,
+    StartOperation,
+)
+from service.whatif import OtherRules, report, shown
+from service.whatif.report import WHAT_IS_EXACT, Warned
+from tests.unit.job_stories import claim, with_job
+from tests.unit.support import START, Story, given, moment
+from tests.unit.test_whatif_properties import judged
+
+if TYPE_CHECKING:
+    from service.whatif import Report
+
+TODAY = START.date()
+POOR = SetPolicy(daily_tokens=1_000)
+
+
+def under(story: Story, after: int = 0, **rules: Any) -> Report:
+    return judged(story.log, OtherRules(**rules), after)
+
+
+def sentences(found: Report) -> list[str]:
+    return [difference.sentence for difference in found.differences]
+
+
+def reserve(agent: str, tokens: int, ttl_seconds: float | None = None) -> ReserveTokens:
+    return ReserveTokens(agent=agent, tokens=tokens, ttl_seconds=ttl_seconds)
+
+
+def work(agent: str, email: str = "e-1", ttl_seconds: float | None = None) -> StartOperation:
+    return StartOperation(
+        agent=agent, action="answer", resources={"emailId": email}, ttl_seconds=ttl_seconds
+    )
+
+
+# Tokens -------------------------------------------------------------------------------------------------
+
+
+class TestTokens:
+    def test_that_were_set_aside_and_would_have_been_refused(self) -> None:
+        story = given(policy=POOR).given(RecordUsage(agent="ann", tokens=250), reserve("bob", 40))
+        position = len(story.log)
+        found = under(story, daily_tokens=280)
+        assert sentences(found) == [
+            "40 tokens were set aside for bob. They would have been refused: of the day's 280 tokens, 250"
+            " would have been used and 0 set aside."
+        ]
+        [difference] = found.differences
+        assert (difference.position, difference.day, difference.agent) == (position, TODAY, "bob")
+        assert (difference.what, difference.recorded, difference.instead) == (
+            "reservation",
+            "allowed",
+            "refused",
+        )
+        assert (found.tokens_refused, found.rows[TODAY, "bob"].tokens_refused) == (40, 40)
+
+    def test_of_a_reservation_that_would_have_been_refused_are_not_used(self) -> None:
+        story = given(policy=POOR).given(reserve("bob", 600))
+        story.given(SettleReservation(reservation_id=story.id, tokens_used=500), reserve("ann", 450))
+        found = under(story, daily_tokens=500)
+        assert (found.refused_instead, found.tokens_not_used) == (1, 500)
+        assert found.caveats()[1].startswith("What was used counts in any case")
+
+    def test_that_were_refused_and_would_have_been_set_aside_count_as_used(self) -> None:
+        story = given(policy=POOR).when(reserve("bob", 1_500))
+        story.when(reserve("ann", 600), at=10_000)
+        found = under(story, daily_tokens=2_000)
+        assert sentences(found) == [
+            "bob was refused 1,500 tokens. They would have been set aside: of the day's 2,000 tokens, 0"
+            " would have been used and 0 set aside.",
+            "600 tokens were set aside for ann. They would have been refused: of the day's 2,000 tokens,"
+            " 1,500 would have been used and 0 set aside.",
+        ]
+        assert found.rows[TODAY, "bob"].tokens_allowed == 1_500
+        assert "counted as used in full" in found.caveats()[2]
+
+    def test_that_were_simply_used_count_whatever_the_rules(self) -> None:
+        story = given(policy=POOR).given(RecordUsage(agent="ann", tokens=900))
+        assert under(story, daily_tokens=0, warning_percents=[]).judged == {}
+
+    def test_of_an_agent_with_another_limit(self) -> None:
+        policy = SetPolicy(daily_tokens=1_000, agent_limits={"ann": 100, "bob": 100})
+        story = given(policy=policy).when(reserve("ann", 150)).when(reserve("bob", 150))
+        story.given(reserve("eve", 150))
+        found = under(story, agent_limits={"ann": None, "eve": 10})
+        assert {(item.agent, item.instead) for item in found.differences} == {
+            ("ann", "allowed"),
+            ("eve", "refused"),
+        }
+        assert sentences(found)[1].endswith("of its own 10 tokens, 0 would have been used and 0 set aside.")
+
+    def test_are_judged_by_the_rules_that_the_log_sets_but_for_the_others(self) -> None:
+        story = given(policy=POOR).given(SetPolicy(daily_tokens=100, agent_limits={"bob": 10}), at=5)
+        story.when(reserve("ann", 300)).when(reserve("bob", 300))
+        found = under(story, daily_tokens=1_000)
+        assert [item.agent for item in found.differences] == ["ann"]
+
+    def test_of_another_day_are_another_days(self) -> None:
+        story = given(policy=POOR).given(reserve("ann", 800))
+        story.given(reserve("ann", 800), at=86_400)
+        found = under(story, daily_tokens=700)
+        assert set(found.rows) == {(TODAY, "ann"), (TODAY + timedelta(days=1), "ann")}
+
+
+class TestRuns:
+    def test_that_would_not_have_started_are_told_with_their_tokens(self) -> None:
+        story = with_job(POOR, tokens=400).when(claim(), at=60)
+        found = under(story, daily_tokens=300)
+        assert found.runs_refused == 1
+        assert sentences(found)[0].endswith(
+            " So the tick of 2026-03-02 12:01:00Z of the job poll would not have run."
+        )
+
+    def test_that_were_skipped_for_the_budget_would_have_run(self) -> None:
+        story = with_job(POOR, tokens=400).given(RecordUsage(agent="bob", tokens=700), at=30)
+        found = under(story.when(claim(), at=60), daily_tokens=2_000)
+        assert found.runs_allowed == 1
+        assert sentences(found)[0].endswith(
+            " So the tick of 2026-03-02 12:01:00Z of the job poll would have run."
+        )
+
+    def test_whose_claim_would_have_been_refused_would_not_have_started(self) -> None:
+        story = with_job(resources={"emailId": "e-1"}).given(work("bob"), at=20)
+        found = under(story.when(claim(), at=60), conflict_window_seconds=55)
+        assert found.judged == {("claim", "refused"): 1}
+        assert found.runs_refused == 1
+        assert sentences(found)[0].endswith(
+            " So the tick of 2026-03-02 12:01:00Z of the job poll would not have run."
+        )
+
+    def test_that_were_skipped_for_a_claim_would_have_run(self) -> None:
+        story = with_job(resources={"emailId": "e-1"}).given(work("bob"), at=40)
+        found = under(story.when(claim(), at=60), conflict_window_seconds=15)
+        assert found.judged == {("claim", "allowed"): 1}
+        assert found.runs_allowed == 1
+        assert sentences(found)[0].endswith(
+            " So the tick of 2026-03-02 12:01:00Z of the job poll would have run."
+        )
+
+
+class TestWarnings:
+    def test_would_have_come_at_another_time_or_not_at_all(self) -> None:
+        story = given(policy=POOR)
+        story.given(RecordUsage(agent="ann", tokens=500), at=10)
+        story.given(RecordUsage(agent="ann", tokens=300), at=20)
+        found = under(story, daily_tokens=1_600)
+        assert found.warnings == [
+            Warned(TODAY, 50, moment(10), moment(20)),
+            Warned(TODAY, 75, moment(20), None),
+        ]
+        assert found.summary() == (
+            "Every request would have been judged the same; 2 warnings would have come at another time, or"
+            " not at all."
+        )
+
+    def test_come_at_other_percentages(self) -> None:
+        story = given(policy=POOR).given(RecordUsage(agent="ann", tokens=600), at=10)
+        found = under(story, warning_percents=[60, 20])
+        assert found.warnings == [
+            Warned(TODAY, 20, None, moment(10)),
+            Warned(TODAY, 50, moment(10), None),
+            Warned(TODAY, 60, None, moment(10)),
+        ]
+
+
+# Claims -------------------------------------------------------------------------------------------------
+
+
+class TestClaims:
+    def test_that_were_made_and_would_have_been_refused(self) -> None:
+        story = given().given(work("ann")).given(work("bob"), at=31)
+        found = under(story, conflict_window_seconds=45)
+        assert sentences(found) == [
+            "bob claimed emailId e-1 for “answer”. That would have been refused: ann would have been at"
+            " “answer” on emailId e-1."
+        ]
+        assert found.judged == {("claim", "refused"): 1}
+
+    def test_that_were_refused_and_would_have_been_made_hold_for_a_window(self) -> None:
+        story = given().given(work("ann"))
+        story.when(work("bob"), at=20).given(work("eve"), at=35).given(work("eve", "e-2"), at=36)
+        found = under(story, conflict_window_seconds=16)
+        assert sentences(found) == [
+            "bob was turned away from “answer” because ann was at “answer” on emailId e-1. Nobody would"
+            " have been in the way.",
+            "eve claimed emailId e-1 for “answer”. That would have been refused: bob would have been at"
+            " “answer” on emailId e-1.",
+        ]
+        assert "one conflict window" in found.caveats()[1]
+
+    def test_that_would_not_have_been_made_take_their_heartbeats_and_ends_along(self) -> None:
+        story = given().given(work("ann")).given(work("bob"), at=31)
+        story.given(RenewOperation(operation_id=story.id), at=40)
+        story.given(FinishOperation(operation_id=story.id, outcome="succeeded"), at=50)
+        found = under(story, conflict_window_seconds=45)
+        assert found.judged == {("claim", "refused"): 1}
+
+    def test_that_would_have_expired_are_told_of_once(self) -> None:
+        story = given().given(work("ann"))
+        operation = story.id
+        story.given(RenewOperation(operation_id=operation), at=20)
+        story.given(RenewOperation(operation_id=operation), at=40)
+        story.given(FinishOperation(operation_id=operation, outcome="succeeded"), at=50)
+        found = under(story, operation_timeout_seconds=15)
+        assert sentences(found) == [
+            "ann renewed its operation. That would have been refused: it would have expired at"
+            " 2026-03-02 12:00:15Z."
+        ]
+
+    def test_that_would_have_expired_could_not_have_been_ended(self) -> None:
+        story = given().given(work("ann"))
+        story.given(FinishOperation(operation_id=story.id, outcome="succeeded"), at=50)
+        found = under(story, operation_timeout_seconds=15)
+        assert found.judged == {("finish", "refused"): 1}
+
+    def test_with_a_time_to_live_of_their_own_keep_it(self) -> None:
+        story = given().given(work("ann", ttl_seconds=90))
+        story.given(FinishOperation(operation_id=story.id, outcome="succeeded"), at=80)
+        assert not under(story, operation_timeout_seconds=15).is_different
+
+    def test_whose_heartbeat_was_refused_would_have_gone_on(self) -> None:
+        story = given().given(work("ann"))
+        operation = story.id
+        story.given(work("bob"), at=31).when(RenewOperation(operation_id=operation), at=40)
+        found = under(story, conflict_window_seconds=45)
+        assert [(item.what, item.instead) for item in found.differences] == [
+            ("claim", "refused"),
+            ("heartbeat", "allowed"),
+        ]
+        assert sentences(found)[1].endswith("It would have gone on with what it was at.")
+
+    def test_whose_heartbeat_was_taken_would_not_have_gone_on(self) -> None:
+        story = given().given(work("ann"))
+        operation = story.id
+        story.when(work("bob"), at=20).given(RenewOperation(operation_id=operation), at=25)
+        found = under(story, conflict_window_seconds=10)
+        assert [(item.what, item.instead) for item in found.differences] == [
+            ("claim", "allowed"),
+            ("heartbeat", "refused"),
+        ]
+
+    def test_that_lived_longer_would_be_in_the_way_of_none_once_their_time_is_over(self) -> None:
+        story = given().given(work("ann")).when(PassTime(), at=61).given(work("bob"), at=62)
+        assert not under(story, operation_timeout_seconds=600).is_different
+
+
+# The stretch, and the report ----------------------------------------------------------------------------
+
+
+def test_the_other_rules_hold_only_behind_a_position() -> None:
+    story = given(policy=POOR).given(reserve("ann", 400))
+    before = len(story.log)
+    story.given(reserve("bob", 400))
+    found = under(story, before, daily_tokens=300)
+    assert [item.agent for item in found.differences] == ["bob"]
+    assert (found.after, found.upto, found.requests) == (before, len(story.log), 1)
+
+
+def test_rules_that_begin_in_the_middle_warn_as_a_change_of_the_policy_does() -> None:
+    story = given(policy=POOR).given(RecordUsage(agent="ann", tokens=400), at=10)
+    before = len(story.log)
+    story.given(RecordUsage(agent="bob", tokens=1), at=20)
+    found = under(story, before, daily_tokens=500)
+    assert found.warnings == [Warned(TODAY, 50, None, moment(20)), Warned(TODAY, 75, None, moment(20))]
+
+
+def test_nothing_at_all_is_no_difference() -> None:
+    found = judged([], OtherRules(daily_tokens=5))
+    assert found.summary() == "Nothing would have been otherwise, in 0 requests."
+    assert found.caveats() == []
+
+
+def test_a_difference_says_that_agents_would_have_acted_differently() -> None:
+    story = given(policy=POOR).given(reserve("ann", 400))
+    found = under(story, daily_tokens=300)
+    assert found.caveats()[0] == WHAT_IS_EXACT
+    assert found.summary() == (
+        "Of 1 request, 1 would have been refused instead of allowed, and 0 allowed instead of refused."
+    )
+
+
+def test_only_the_first_ten_differences_are_told_and_all_are_counted() -> None:
+    story = given(policy=POOR)
+    for _ in range(25):
+        story.given(reserve("ann", 10, ttl_seconds=1))
+    found = under(story, daily_tokens=5)
+    assert len(found.differences) == 10
+    assert (found.refused_instead, found.tokens_refused) == (25, 250)
+
+
+def test_rows_beyond_the_most_are_counted_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "MOST_ROWS", 2)
+    story = given(policy=POOR).given(*(reserve(f"agent-{number}", 10) for number in range(5)))
+    found = under(story, daily_tokens=5)
+    assert (len(found.rows), found.rows_left_out, found.refused_instead) == (2, 3, 5)
+    assert len(shown(found)["days"]) == 2
+
+
+def test_days_are_listed_in_order() -> None:
+    story = given(policy=POOR).given(reserve("bob", 10), reserve("ann", 10))
+    found = shown(under(story, daily_tokens=5))
+    assert [(day["day"], day["agent"]) for day in found["days"]] == [
+        (date(2026, 3, 2), "ann"),
+        (date(2026, 3, 2), "bob"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"daily_tokens": -1},
+        {"agent_limits": {"ann": -1}},
+        {"agent_limits": {"": 1}},
+        {"conflict_window_seconds": 0},
+        {"operation_timeout_seconds": float("inf")},
+        {"warning_percents": [0]},
+        {"warning_percents": [101]},
+        {"since": START, "until": START},
+        {"since": "yesterday"},
+        {"dayly_tokens": 5},
+    ],
+)
+def test_rules_that_cannot_be_are_refused(rules: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        OtherRules(**rules)
