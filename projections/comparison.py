@@ -9,6 +9,7 @@ snapshot, which holds back vacuum, lasts as long as the join. Memory does not gr
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, LiteralString, NamedTuple
 
@@ -16,6 +17,7 @@ from psycopg import sql
 
 from eventstore import log
 from eventstore.errors import StoreBusy
+from eventstore.events import SubjectForgotten
 from eventstore.translation import translating
 from projections import PROJECTIONS
 from projections.pairing import DIFFER, JOINED, pair
@@ -42,6 +44,8 @@ Kind = Literal[
 that was folded by other code or by nobody, or that claims events that are not there."""
 
 _SHOWN_CHARACTERS = 80
+_LOOKS, _LOOK_SECONDS = 50, 0.1
+_LAST_FORGOTTEN = f"SELECT coalesce(max(position), 0) FROM events WHERE type = '{SubjectForgotten.type}'"
 
 _COUNTS: LiteralString = (
     """
@@ -129,16 +133,23 @@ async def compare(
 
     Raises:
         UnknownEventType, UnreadableEvent, LogNotUnderstood, LogBroken: the log cannot be folded.
-        StoreBusy: somebody set the tables back meanwhile.
+        StoreBusy: somebody set the tables back meanwhile, or they do not take that somebody was forgotten.
         StoreUnavailable: the database cannot be reached.
     """
+    while True:
+        found, is_final = await _compare_once(dsn, schema, projections, progress)
+        if is_final:
+            return found
+
+
+async def _compare_once(
+    dsn: str, schema: str, projections: Sequence[Projection], progress: Progress | None
+) -> tuple[list[Difference], bool]:
+    """What is wrong, and whether that is the last word: not if somebody was forgotten in between."""
     async with refolding(dsn, schema, projections, name="squad comparison", progress=progress) as refold:
         await _approach(refold, schema)
         connection = refold.connection
-        with translating():
-            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-            standings = await _standings(connection, schema)
-            end = await log.head_position(connection)
+        standings, end, forgotten = await _snapshot(connection, schema, projections)
         found: list[Difference] = []
         sound: list[Projection] = []
         for projection in projections:
@@ -157,7 +168,44 @@ async def compare(
                 found += await _compare_table(connection, schema, projection, table, position)
         with translating():
             await connection.execute("ROLLBACK")
-    return found
+        return found, not found or await _last_forgotten(connection) == forgotten
+
+
+async def _last_forgotten(connection: Connection) -> int:
+    with translating():
+        row = await (await connection.execute(_LAST_FORGOTTEN)).fetchone()
+    assert row is not None
+    return row[0]  # type: ignore[no-any-return]
+
+
+async def _snapshot(
+    connection: Connection, schema: str, projections: Sequence[Projection]
+) -> tuple[dict[str, _Standing], int, int]:
+    """Begins a transaction that sees one moment, in which no table holds what the log no longer tells.
+
+    From the moment on in which somebody is forgotten, the log does not tell what it told; the tables still
+    do, until they have taken the event that says so. Such a moment is let pass.
+
+    Returns:
+        How far the projections are in it, where the log ends, and where last somebody was forgotten.
+    """
+    names = {projection.name for projection in projections if SubjectForgotten in projection.handlers}
+    for _ in range(_LOOKS):
+        with translating():
+            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+            standings = await _standings(connection, schema)
+        end, forgotten = await log.head_position(connection), await _last_forgotten(connection)
+        behind = [
+            name
+            for name, standing in standings.items()
+            if name in names and standing.position < forgotten and standing.failed_position is None
+        ]
+        if not behind:
+            return standings, end, forgotten
+        with translating():
+            await connection.execute("ROLLBACK")
+        await asyncio.sleep(_LOOK_SECONDS)
+    raise StoreBusy(f"somebody was forgotten at {forgotten}, and {', '.join(behind)} did not take that yet")
 
 
 class _Standing(NamedTuple):

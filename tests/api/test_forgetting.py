@@ -336,7 +336,7 @@ class TestTheCommand:
             position = (await service.api.post("emails", **EMAIL)).expect(201)["position"]
             await service.api.get("emails", min_position=position)
         assert set(await remains(database, PERSONAL[:4])) == {*PERSONAL[:4]}
-        (await _squad(tmp_path, "forget", ADDRESS, "--dsn", database)).lines()
+        (await squad(tmp_path, "forget", ADDRESS, "--dsn", database)).lines()
         assert await remains(database, PERSONAL) == []
 
     async def test_does_not_claim_that_tables_follow_which_stand_still(
