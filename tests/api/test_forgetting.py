@@ -60,7 +60,11 @@ async def fill(api: Api) -> tuple[str, str]:
 
 
 async def forget(api: Api, subject: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
-    return (await api.post("subjects/forget", headers, subject=subject)).expect(200)
+    """Forgets somebody, and waits for the tables."""
+    done = (await api.post("subjects/forget", headers, subject=subject)).expect(200)
+    for table in ("emails", "messages"):
+        (await api.get(table, min_position=done["position"])).expect(200)
+    return done
 
 
 async def all_that_is_told(api: Api, email_id: str, head: int) -> str:
