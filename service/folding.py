@@ -141,8 +141,7 @@ async def complete(connection: Connection, squad: Squad) -> None:
     """
     if squad.absent:
         with hanging_up_after(STUCK_AFTER_SECONDS, connection):
-            stored = await log.read_streams(connection, sorted(squad.absent))
-            take_in(squad, await sealing.reveal(connection, stored))
+            take_in(squad, await recall.stories(connection, sorted(squad.absent)))
 
 
 def take_in(squad: Squad, stories: Iterable[Recorded]) -> None:

@@ -1,13 +1,19 @@
-"""`squad forget`: destroys the key of a sender or a message."""
+"""`squad forget`: destroys the key of a sender or a message, and sees to it that the tables follow."""
 
 from __future__ import annotations
 
+import asyncio
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import click
 
 from eventstore import traces
-from service.app import StartFailed
+from eventstore.listener import Hints
+from projections.emails import emails
+from projections.messages import messages
+from projections.projector import Projector
+from service.app import StartFailed, background
 from service.cli.acting import acting, asked
 from service.cli.common import database_options, run
 from service.commands import ForgetSubject
@@ -15,7 +21,16 @@ from service.commands import ForgetSubject
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from service.cli.acting import Acting
     from service.requests import Outcome
+
+LOOK_SECONDS = 0.05
+"""How often it is looked how far the tables are."""
+
+STUCK_AFTER_SECONDS = 10.0
+"""For so long the tables may stand still before they are given up."""
+
+_HINDMOST = "SELECT coalesce(min(position), 0) FROM projections WHERE name = ANY(%s)"
 
 
 @click.command()
@@ -33,7 +48,9 @@ def forget(*, subject: str, dsn: str | None, data: Path | None, config: Path | N
         async with acting(config, dsn, data) as squad:
             wanted = asked(ForgetSubject, subject=subject)
             in_plain = await traces.in_plain(squad.connection, wanted.subject)
-            return await squad.do(wanted.model_copy(update={"in_plain": in_plain}))
+            outcome = await squad.do(wanted.model_copy(update={"in_plain": in_plain}))
+            await _tables_follow(squad, outcome.position or 0)
+            return outcome
 
     outcome = run(work())
     done = outcome.reply
@@ -50,6 +67,30 @@ def forget(*, subject: str, dsn: str | None, data: Path | None, config: Path | N
             f"{_count(done['in_plain'], 'e-mail')} of this sender stood in the log before payloads were"
             " encrypted, in whole or in part, and nothing can erase that"
         )
+
+
+async def _tables_follow(squad: Acting, position: int) -> None:
+    """Waits until the read tables have erased it too. If no service keeps them, this process does so long.
+
+    Raises:
+        StartFailed: they do not come there.
+    """
+    projector = Projector(squad.dsn, squad.settings.squad_schema, Hints())
+    async with background(projector.run()):
+        reached, moved_at = -1, monotonic()
+        while reached < position:
+            cursor = await squad.connection.execute(_HINDMOST, ([emails.name, messages.name],))
+            row = await cursor.fetchone()
+            at = row[0] if row else 0
+            if at > reached:
+                reached, moved_at = at, monotonic()
+            elif monotonic() - moved_at > STUCK_AFTER_SECONDS:
+                raise StartFailed(
+                    f"it is forgotten (position {position}), but the read tables stand at {reached}"
+                    " and still hold it: see `squad status`"
+                )
+            if reached < position:
+                await asyncio.sleep(LOOK_SECONDS)
 
 
 def _count(number: int, word: str) -> str:

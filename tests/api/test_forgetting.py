@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner
 
 from eventstore import log
+from projections.projector import _TRY_LOCK
+from service.app import StartFailed
+from service.cli import cli
 from tests.api.client import Service, running_service
 from tests.api.test_stream import reading
 from tests.support.command import squad
 from tests.support.erasure import remains
 from tests.support.parts import connected
-from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -55,7 +60,11 @@ async def fill(api: Api) -> tuple[str, str]:
 
 
 async def forget(api: Api, subject: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
-    return (await api.post("subjects/forget", headers, subject=subject)).expect(200)
+    """Forgets somebody, and waits for the tables."""
+    done = (await api.post("subjects/forget", headers, subject=subject)).expect(200)
+    for table in ("emails", "messages"):
+        (await api.get(table, min_position=done["position"])).expect(200)
+    return done
 
 
 async def all_that_is_told(api: Api, email_id: str, head: int) -> str:
@@ -322,11 +331,31 @@ class TestTheCommand:
         await service.api.get("events", min_position=position)
         told = await all_that_is_told(service.api, email_id, position)
         assert not [text for text in PERSONAL if text in told]
+        assert await remains(service.dsn, PERSONAL) == []
 
-        async def nothing_remains() -> bool:
-            return not await remains(service.dsn, PERSONAL)
+    async def test_forgets_in_the_tables_too_where_no_service_runs(
+        self, database: str, tmp_path: Path
+    ) -> None:
+        async with running_service(database, encrypt_payloads=True) as service:
+            position = (await service.api.post("emails", **EMAIL)).expect(201)["position"]
+            await service.api.get("emails", min_position=position)
+        assert set(await remains(database, PERSONAL[:4])) == {*PERSONAL[:4]}
+        (await squad(tmp_path, "forget", ADDRESS, "--dsn", database)).lines()
+        assert await remains(database, PERSONAL) == []
 
-        await eventually(nothing_remains)
+    async def test_does_not_claim_that_tables_follow_which_stand_still(
+        self, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys.modules["service.cli.forget"], "STUCK_AFTER_SECONDS", 0.5)
+        async with running_service(database, encrypt_payloads=True) as service:
+            await service.api.post("emails", **EMAIL)
+        async with connected(database) as connection:
+            # As if another process kept them, and stood still.
+            await connection.execute(_TRY_LOCK)
+            ended = await asyncio.to_thread(CliRunner().invoke, cli, ["forget", ADDRESS, "--dsn", database])
+        assert isinstance(ended.exception, StartFailed)
+        assert "but the read tables stand at" in str(ended.exception)
 
     async def test_shows_what_was_erased(self, service: Service, tmp_path: Path) -> None:
         await fill(service.api)

@@ -10,7 +10,7 @@ import pytest
 
 from eventstore import codec, keys, log, schema, sealing, traces
 from eventstore.errors import StoreRefused
-from eventstore.events import ERASED, EmailReceived, JobDefinition, MessageSent, SubjectForgotten
+from eventstore.events import ERASED, EmailReceived, MessageSent, SubjectForgotten
 from eventstore.keys import Keyring
 from eventstore.listener import Hints
 from eventstore.recorded import Recorded
@@ -19,6 +19,7 @@ from projections.emails import EMAILS
 from projections.projector import Projector
 from service import commands as do
 from service import sealer
+from service.job_spec import JobSpec
 from service.requests import CommandFailed
 from service.restore import restore
 from tests.support.erasure import assert_keys_were_used_in_time, everything, keys_there, remains
@@ -147,24 +148,9 @@ class TestOneWriter:
         # Whether a tick that is claimed sends messages is only known when it was decided.
         await submit(writer, do.RegisterAgent(name="ada", role="r"))
         command = do.RunJob(name="poll", runner="p")
-        fields: dict[str, Any] = {
-            "agent": None,
-            "endpoint": None,
-            "task": "status_update",
-            "cron": None,
-            "every_seconds": 3600.0,
-            "timezone": "UTC",
-            "tokens": 0,
-            "timeout_seconds": 60.0,
-            "retries": 0,
-            "overlap": "skip",
-            "catch_up_seconds": 60.0,
-            "jitter_seconds": 0.0,
-            "pause_on_failure": False,
-            "enabled": True,
-        }
+        definition = JobSpec(task="status_update", every=3600).definition()
         await submit(writer, do.StartOrchestrator())
-        await submit(writer, do.DefineJob(name="poll", source="api", definition=JobDefinition(**fields)))
+        await submit(writer, do.DefineJob(name="poll", source="api", definition=definition))
         run = (await submit(writer, command)).reply["id"]
         end = do.EndAttempt(run_id=run, runner="p", attempt=1, succeeded=True, report="a private word")
         await submit(writer, end)
