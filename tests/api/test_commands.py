@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import signal
 import socket
 import sys
@@ -11,10 +12,12 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
 from service.cli import cli, main
+from service.cli.up import MOST_FILES
 from tests.api.client import running_service
 from tests.support.command import ENDS_WITHIN_SECONDS, SQUAD, Ended, end, squad, start
 from tests.support.log import Scribe, joined
@@ -379,6 +382,19 @@ async def test_up_tells_where_it_listens_and_where_its_data_is(database: str, tm
     lines = [await asyncio.wait_for(process.stdout.readline(), ENDS_WITHIN_SECONDS) for _ in range(2)]
     assert b"squad is listening on http://127.0.0.1:" in lines[0]
     assert b"database squad_test_" in lines[1]
+    process.send_signal(signal.SIGTERM)
+    assert (await end(process)).code == 0
+
+
+async def test_a_service_that_may_open_few_files_asks_for_more(database: str, tmp_path: Path) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    script = f'ulimit -Sn 256 && exec "{SQUAD}" up --port 0 --dsn "$0"'
+    process = await start(tmp_path, "-c", script, database, command="/bin/sh")
+    assert process.stdout
+    line = await asyncio.wait_for(process.stdout.readline(), ENDS_WITHIN_SECONDS)
+    assert b"squad is listening on" in line
+    allowed, _ = psutil.Process(process.pid).rlimit(psutil.RLIMIT_NOFILE)
+    assert allowed == (MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES))
     process.send_signal(signal.SIGTERM)
     assert (await end(process)).code == 0
 
