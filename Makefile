@@ -22,8 +22,8 @@ run: $(STAMP) ## Start the service on 127.0.0.1:3001 with its embedded Postgres;
 demo: $(STAMP) ## See e-mails arrive, be classified and drafted; options in ARGS="..."
 	@exec $(BIN)/python -m examples.demo $(ARGS)
 
-test: $(STAMP) ## Run all the tests; what pytest should get in ARGS="..."
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## Run all the tests, on several cores; what pytest should get in ARGS="..."
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: $(STAMP) ## Check format, lint, types and import contracts
 	$(BIN)/ruff format --check .

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _CHOICE = pytest.StashKey[Choice]()
-_SERVER = pytest.StashKey[PostgresServer]()
+_SERVERS = pytest.StashKey[set[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_CHOICE] = choose()
+    config.stash[_SERVERS] = set()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -24,15 +25,27 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    server = config.stash.get(_SERVER, None)
-    terminalreporter.write_line(f"postgres: {server or 'none was needed'}")
+    servers = config.stash[_SERVERS]
+    terminalreporter.write_line(f"postgres: {'; '.join(sorted(servers)) or 'none was needed'}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Takes over which server a worker had, where the tests run in several processes."""
+    node.config.stash[_SERVERS].update(getattr(node, "workeroutput", {}).get("postgres", ()))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        servers = session.config.stash[_SERVERS]
+        output["postgres"] = list(servers)
 
 
 @pytest.fixture(scope="session")
 def postgres(pytestconfig: pytest.Config) -> Iterator[PostgresServer]:
-    """The server that all tests of a run share."""
+    """The server that all tests of a process share."""
     with running(pytestconfig.stash[_CHOICE]) as server:
-        pytestconfig.stash[_SERVER] = server
+        pytestconfig.stash[_SERVERS].add(str(server))
         yield server
 
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 SQUAD = "0198c0de-0000-7000-8000-000000000001"
 HEAD = Head(17, bytes(range(32)), datetime(2026, 3, 29, 1, 0, tzinfo=UTC))
 NOW = datetime(2026, 3, 29, 1, 0, 0, 17, tzinfo=UTC)
-KEY = ed25519.Ed25519PrivateKey.generate()
+KEY = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+OTHER_KEY = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_one_of_the_expected_keys_is_enough(file: Path) -> None:
         ("signed_at", "2027-03-29T01:00:00.000017Z"),
         (
             "public_key",
-            base64.b64encode(ed25519.Ed25519PrivateKey.generate().public_key().public_bytes_raw()).decode(),
+            base64.b64encode(OTHER_KEY.public_key().public_bytes_raw()).decode(),
         ),
         ("public_key", base64.b64encode(bytes(32)).decode()),
         ("public_key", base64.b64encode(b"\xff" * 32).decode()),
