@@ -400,33 +400,6 @@ class TestWhileSomebodyIsForgotten:
         await project(database)
         assert await comparing == []
 
-    async def test_it_says_so_where_they_do_not_follow(
-        self, writer: Writer, database: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(comparison, "_LOOKS", 2)
-        position = (await submit(writer, do.ForgetSubject(subject="zoe@example.org"))).position
-        with pytest.raises(StoreBusy, match=f"forgotten at {position}, and .* did not take that yet"):
-            await compare(database, SCHEMA)
-
-    async def test_it_looks_again_where_it_was_between_the_snapshot_and_the_fold(
-        self, writer: Writer, database: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        snapshot, times = comparison._snapshot, list[int]()
-
-        async def forgotten_after(*arguments: Any) -> Any:
-            taken = await snapshot(*arguments)
-            if not times:
-                # As if the e-mail were among the last events, which are folded after the snapshot.
-                await arguments[0].execute("UPDATE email_logs SET from_email = '(erased)'")
-                await submit(writer, do.ForgetSubject(subject="zoe@example.org"))
-                await project(database)
-            times.append(1)
-            return taken
-
-        monkeypatch.setattr(comparison, "_snapshot", forgotten_after)
-        assert await compare(database, SCHEMA) == []
-        assert len(times) == 2
-
     async def test_a_row_that_keeps_what_was_forgotten_is_found(
         self, writer: Writer, database: str, connection: Connection
     ) -> None:
