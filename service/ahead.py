@@ -4,8 +4,8 @@ The database is busy with a batch for about as long as deciding one takes, so th
 other. Nothing is promised by it: what was decided ahead is appended only at the head that it was decided
 at, and if the batch below does not get there, the one above is forgotten and its commands wait again.
 
-Only commands that need nothing from the database are decided ahead, neither of the log nor a key that is not
-at hand: the connection is in use.
+Only commands that need nothing from the database are decided ahead, neither of the log nor a key that is
+not at hand: the connection is in use.
 """
 
 from __future__ import annotations
