@@ -4,8 +4,8 @@ The database is busy with a batch for about as long as deciding one takes, so th
 other. Nothing is promised by it: what was decided ahead is appended only at the head that it was decided
 at, and if the batch below does not get there, the one above is forgotten and its commands wait again.
 
-Only commands that need nothing from the database are decided ahead, neither of the log nor a key: the
-connection is in use.
+Only commands that need nothing from the database are decided ahead, neither of the log nor a key that is
+not at hand: the connection is in use.
 """
 
 from __future__ import annotations
@@ -68,9 +68,6 @@ class Ahead:
     @contextmanager
     def deciding_above(self, below: Draft) -> Iterator[None]:
         """Decides what waits and what arrives, for as long as the batch of `below` is on its way."""
-        if self._sealing.encrypts:
-            yield
-            return
         self._below = below
         self._waiting.on_arrival = self._soon
         self._soon()
@@ -106,13 +103,14 @@ class Ahead:
         decided_at = before.batch.decided_at if before else self._clock.now()
         latest = below.head.recorded_at
         now = max(decided_at, latest) if latest else decided_at
-        batch = decide_batch(draft, tickets, {}, now=now, decided_at=decided_at)
+        sealer = self._sealing.ahead(before.batch.sealer if before else None, draft, tickets)
+        batch = decide_batch(draft, tickets, {}, now=now, decided_at=decided_at, sealer=sealer)
         return Decided(draft, before.batch.and_then(batch) if before else batch)
 
     def _without_needs(self, draft: Draft, tickets: list[Ticket]) -> list[Ticket]:
-        """Those up to the first one that needs something from the log; it waits, and so do all after it."""
+        """Those up to the first one that needs the database; it waits, and so do all after it."""
         for index, ticket in enumerate(tickets):
-            if recall.needs(draft, [ticket]):
+            if recall.needs(draft, [ticket]) or self._sealing.lacks_key(draft, ticket):
                 self._waiting.put_back(tickets[index:])
                 self._waiting.on_arrival = None
                 return tickets[:index]

@@ -12,6 +12,7 @@ later, because the request may still be on its way to the server. So an event is
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from eventstore.errors import (
     StoreBusy,
     StoreUnavailable,
 )
-from eventstore.events import AppendAbandoned
+from eventstore.events import AppendAbandoned, SubjectForgotten
 from eventstore.translation import translating
 from service import recall
 from service.ahead import Ahead, Decided
@@ -139,8 +140,10 @@ class Appender:
     ) -> None:
         draft = decided.draft if decided else Draft(self.squad)
         batch = decided.batch if decided else await self._decide(connection, draft, tickets)
+        if decided:
+            await self._sealing.make_durable(connection, batch.sealer)
         if batch.recorded:
-            with self.ahead.deciding_above(draft):
+            with nullcontext() if _destroys_a_key(batch) else self.ahead.deciding_above(draft):
                 await self._append(connection, batch)
         else:
             # Nothing to append, so nothing has compared the head yet; but an answer must be true as well.
@@ -292,6 +295,11 @@ class Appender:
         told = await log.clock(connection)
         self._clock.learn(told, asked, monotonic())
         return told
+
+
+def _destroys_a_key(batch: Batch) -> bool:
+    """Whether nothing may be decided above it: it could be sealed with that key, which is still at hand."""
+    return any(recorded.type == SubjectForgotten.type for recorded in batch.recorded)
 
 
 def _tell(batch: Batch) -> None:

@@ -58,7 +58,7 @@ class Sealer:
 
     def __init__(
         self,
-        senders: Mapping[str, Key],
+        senders: dict[str, Key],
         stock: list[Key],
         nonces: Iterator[bytes] | None = None,
         fresh: Callable[[], Key] = new_key,
@@ -138,11 +138,6 @@ class Sealing:
         self._stock: list[Key] = []
         self._lot = _SMALLEST_LOT
 
-    @property
-    def encrypts(self) -> bool:
-        """Whether what is personal is sealed before it is appended."""
-        return self._encrypt
-
     async def stock_up(self, connection: Connection, tickets: Iterable[Ticket]) -> None:
         """Makes keys for the messages that these commands are going to send, and for some to come."""
         if not self._encrypt:
@@ -177,6 +172,25 @@ class Sealing:
         if missing := wanted - at_hand.keys():
             at_hand |= await keys.of_senders(connection, missing)
         return Sealer(at_hand, self._stock)
+
+    def ahead(self, sealer: Sealer | None, state: State, tickets: Sequence[Ticket]) -> Sealer | None:
+        """What a batch seals with that is decided without the database; arguments as for `prepare`.
+
+        Args:
+            sealer: of what was decided on the same draft before, where something was.
+            state: see `prepare`.
+            tickets: commands none of which `lacks_key`.
+        """
+        if not self._encrypt:
+            return None
+        sealer = sealer or Sealer({}, self._stock)
+        for digest in senders_needed(state, tickets):
+            sealer.senders[digest] = self._senders[digest]
+        return sealer
+
+    def lacks_key(self, state: State, ticket: Ticket) -> bool:
+        """Whether a command needs a sender's key that is not at hand."""
+        return self._encrypt and not senders_needed(state, [ticket]) <= self._senders.keys()
 
     async def make_durable(self, connection: Connection, sealer: Sealer | None) -> None:
         """Makes the keys durable that a batch took from no stock: before the batch is appended."""

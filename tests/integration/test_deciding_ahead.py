@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from eventstore import log
+from eventstore import log, sealing
 from service import commands as do
 from service.decide import messages
 from service.requests import CommandFailed
+from tests.support.erasure import assert_keys_were_used_in_time, keys_there, remains
 from tests.support.log import Scribe, joined
 from tests.support.parts import connected, message, running_writer, submit
 from tests.support.verify import assert_log_is_sound
@@ -172,3 +173,65 @@ async def test_one_that_fails_fails_alone(
             await bad
         assert [(await good).refusal, (await other).refusal] == [None, None]
     await assert_log_is_sound(database)
+
+
+class TestEncrypted:
+    """What is decided ahead is sealed with keys that are at hand, and with none that is on its way out."""
+
+    async def test_messages_are_sealed_with_keys_that_are_durable_in_time(
+        self, database: str, gate: Gate
+    ) -> None:
+        async with running_writer(database, encrypt=True) as writer:
+            async with on_its_way(writer, gate, message("below")) as add:
+                # More than were put in stock.
+                add(*(message(str(number)) for number in range(100)))
+                await eventually(lambda: ahead(writer) == 100)
+            assert await assert_keys_were_used_in_time(database) == 101
+        assert await remains(database, ["below"]) == []
+
+    async def test_a_senders_key_that_is_at_hand_is_used(self, database: str, gate: Gate) -> None:
+        async with running_writer(database, encrypt=True) as writer:
+            email_id = (await submit(writer, mail("one", "zoe@example.org"))).reply["id"]
+            async with on_its_way(writer, gate, message("below")) as add:
+                [update] = add(do.UpdateEmail(email_id=email_id, payload={"draft": "a private word"}))
+                await eventually(lambda: ahead(writer) == 1)
+            assert (await update).refusal is None
+            assert await assert_keys_were_used_in_time(database) == 3
+
+    async def test_what_needs_another_key_waits(self, database: str, gate: Gate) -> None:
+        async with running_writer(database, encrypt=False) as plain:
+            email_id = (await submit(plain, mail("one", "zoe@example.org"))).reply["id"]
+        async with running_writer(database, encrypt=True) as writer:
+            async with on_its_way(writer, gate, message("below")) as add:
+                update = do.UpdateEmail(email_id=email_id, payload={"draft": "a private word"})
+                first, second = add(message("ahead"), update)
+                await eventually(lambda: ahead(writer) == 1)
+            assert [(await task).refusal for task in (first, second)] == [None, None]
+            assert await assert_keys_were_used_in_time(database) == 3
+
+    async def test_nothing_is_decided_above_what_destroys_a_key(self, database: str, gate: Gate) -> None:
+        async with running_writer(database, encrypt=False) as plain:
+            email_id = (await submit(plain, mail("plain", "zoe@example.org"))).reply["id"]
+        async with running_writer(database, encrypt=True) as writer:
+            await submit(writer, mail("sealed", "zoe@example.org"))
+            forget = do.ForgetSubject(subject="zoe@example.org")
+            async with on_its_way(writer, gate, forget) as add:
+                # The e-mail that was never sealed is still hers, and her key is still at hand.
+                [update] = add(do.UpdateEmail(email_id=email_id, payload={"draft": "a private word"}))
+                for _ in range(10):
+                    await asyncio.sleep(0)
+                assert ahead(writer) == 0
+            assert (await update).refusal is None
+            assert await assert_keys_were_used_in_time(database) == 2
+            [_, sealed] = [row for row in await raw_log(database) if sealing.key_of(row)]
+            async with connected(database) as connection:
+                assert sealing.key_of(sealed) in await keys_there(connection)
+
+
+def mail(gmail_message_id: str, from_email: str) -> do.LogEmail:
+    return do.LogEmail(gmail_message_id=gmail_message_id, from_email=from_email)
+
+
+async def raw_log(database: str) -> list[Recorded]:
+    async with connected(database) as connection:
+        return [row async for page in log.scan(connection) for row in page]

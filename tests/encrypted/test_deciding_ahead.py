@@ -1,0 +1,1 @@
+from tests.integration.test_deciding_ahead import *  # noqa: F403
