@@ -25,7 +25,6 @@ from eventstore.errors import (
     StoreBusy,
     StoreUnavailable,
 )
-from eventstore.events import AppendAbandoned
 from eventstore.translation import translating
 from service import recall
 from service.batch import Batch, decide_batch
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from service.clock import DatabaseClock
     from service.requests import Ticket
 
-_FENCES = AppendAbandoned(first_event_id="", events=0).stream
 _log = logging.getLogger(__name__)
 
 
@@ -221,8 +219,6 @@ class Appender:
     async def _fence_off(self, connection: Connection, batch: Batch) -> None:
         """Appends in the batch's place. Should this commit be lost as well, the batch is still in doubt."""
         draft = Draft(self.squad)
-        for stream, version in (await log.versions(connection, [_FENCES], draft.head.position)).items():
-            draft.versions.put(stream, version)
         fence = self._decide_at_once(draft, (), {}, abandoned=batch)
         await log.append(connection, fence.recorded, fence.decided_at, commit=True)
         self._settle(fence, draft)

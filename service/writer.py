@@ -65,7 +65,7 @@ class Writer:
         self._current: Sequence[Ticket] = ()
         self._stopping = False
         self._moved_at = 0.0
-        """When, by the loop's clock, the last batch was carried out, or the first command since came."""
+        """When the last batch was carried out, or the first command since came."""
         self._impatience: asyncio.TimerHandle | None = None
 
     @property
@@ -81,7 +81,7 @@ class Writer:
     @property
     def held_up(self) -> bool:
         """Whether commands wait and none gets through, as where somebody else keeps the log's lock."""
-        waited = asyncio.get_running_loop().time() - self._moved_at
+        waited = monotonic() - self._moved_at
         return self._busy and waited > HELD_UP_AFTER_SECONDS
 
     @property
@@ -101,10 +101,9 @@ class Writer:
         if self._stopping:
             raise Stopping
         loop = asyncio.get_running_loop()
-        now = loop.time()
-        ticket = Ticket(request, loop.create_future(), now + patience_seconds)
+        ticket = Ticket(request, loop.create_future(), loop.time() + patience_seconds)
         if not self._busy:
-            self._moved_at = now
+            self._moved_at = monotonic()
         self.waiting.put(ticket)
         if self._impatience is None:
             self._impatience = loop.call_later(_IMPATIENCE_SECONDS, self._lose_patience, loop)
@@ -186,7 +185,7 @@ class Writer:
                 part = parts.pop()
                 try:
                     await self._appender.commit(connection, part)
-                    self._moved_at = asyncio.get_running_loop().time()
+                    self._moved_at = monotonic()
                 except (StoreUnavailable, StoreBusy, LogNotUnderstood, asyncio.CancelledError):
                     if not self._appender.in_doubt:
                         parts.append(part)
