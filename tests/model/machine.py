@@ -23,44 +23,23 @@ from hypothesis.stateful import (
 from eventstore.errors import EventStoreError, HeadMoved, StoreBusy, StoreUnavailable
 from service import commands as do
 from service.batch import CLOCK_ACTOR
-from service.commands import AnyCommand
 from service.requests import Answer, Outcome, Request
 from tests.model.laws import Asked, Laws
 from tests.model.process import Process, ticket_for
 from tests.model.server import Blocked, Server, Session, Word
+from tests.model.wishes import (
+    PROCESSES,
+    Wish,
+    a_process,
+    arrivals,
+    pauses,
+    turns_of_processes,
+    wishes_of_clients,
+)
 from tests.unit import strategies
 
 if TYPE_CHECKING:
-    from hypothesis.strategies import SearchStrategy
-
-
-PROCESSES = 3
-
-
-class Wish(NamedTuple):
-    """A command for one of the processes."""
-
-    which: int
-    command: AnyCommand
-    key: str | None = None
-
-
-_which = st.integers(0, PROCESSES - 1)
-_arrives = st.sampled_from(("never", "now", "later"))
-_pauses = st.sampled_from((0.01, 0.3, 2.0, 6.0, 31.0, 61.0, 301.0, 700.0))
-_turns = st.lists(_which, min_size=3, max_size=40)
-_wishes: SearchStrategy[list[Wish]] = st.lists(
-    st.builds(
-        Wish,
-        which=_which,
-        command=st.one_of(
-            strategies.commands, strategies.work, strategies.spending, strategies.jobs, strategies.commands
-        ),
-        key=st.sampled_from((*[None] * 9, "k-1", "k-2", "k-3")),
-    ),
-    min_size=1,
-    max_size=8,
-)
+    from service.commands import AnyCommand
 
 
 class Late(NamedTuple):
@@ -107,25 +86,25 @@ class World(RuleBasedStateMachine):
 
     # what clients and time do -----------------------------------------------------------------------------
 
-    @rule(wishes=_wishes)
+    @rule(wishes=wishes_of_clients)
     def ask(self, wishes: list[Wish]) -> None:
         """Clients ask processes for something."""
         for wish in wishes:
             self._submit(*wish)
 
-    @rule(wishes=_wishes, turns=_turns)
+    @rule(wishes=wishes_of_clients, turns=turns_of_processes)
     def race(self, wishes: list[Wish], turns: list[int]) -> None:
         """They ask several processes at a time, each of which goes on whenever it is its turn."""
         self.ask(wishes)
         for which in turns:
             self._go_on(self.processes[which])
 
-    @rule(seconds=_pauses)
+    @rule(seconds=pauses)
     def pass_time(self, seconds: float) -> None:
         """Time passes, for requests that are under way as well."""
         self.server.pass_time(seconds)
 
-    @rule(which=_which, seconds=st.sampled_from((0.4, 5.0, 400.0)))
+    @rule(which=a_process, seconds=st.sampled_from((0.4, 5.0, 400.0)))
     def sleep(self, which: int, seconds: float) -> None:
         """A machine sleeps: the database's time goes on, its own does not."""
         self.server.pass_time(seconds)
@@ -133,18 +112,18 @@ class World(RuleBasedStateMachine):
 
     # what the network does --------------------------------------------------------------------------------
 
-    @rule(which=_which, words=st.integers(1, 8))
+    @rule(which=a_process, words=st.integers(1, 8))
     def go_on(self, which: int, words: int) -> None:
         """A process goes on for so many words with the database."""
         for _ in range(words):
             self._go_on(self.processes[which])
 
-    @rule(which=_which)
+    @rule(which=a_process)
     def go_on_for_long(self, which: int) -> None:
         """A process goes on until nothing waits, or somebody is in its way."""
         self._settle(self.processes[which])
 
-    @rule(which=_which, arrives=_arrives, words=st.integers(0, 12))
+    @rule(which=a_process, arrives=arrivals, words=st.integers(0, 12))
     def lose_commit(self, which: int, arrives: str, words: int) -> None:
         """A connection breaks in a commit. The process goes on, for so many words, before that arrives."""
         process = self.processes[which]
@@ -159,7 +138,7 @@ class World(RuleBasedStateMachine):
             self._go_on(process)
         self.arrive()
 
-    @rule(which=_which, arrives=_arrives)
+    @rule(which=a_process, arrives=arrivals)
     def break_line(self, which: int, arrives: str) -> None:
         """A connection breaks; what was being asked arrives at the server, or not, or later."""
         self._break_line(self.processes[which], arrives)
@@ -170,7 +149,7 @@ class World(RuleBasedStateMachine):
         if self.late:
             self._arrive(self.late.pop(0))
 
-    @rule(which=_which, arrives=_arrives)
+    @rule(which=a_process, arrives=arrivals)
     def kill(self, which: int, arrives: str) -> None:
         """A process is killed, and another one begins in its place."""
         process = self.processes[which]
@@ -187,7 +166,7 @@ class World(RuleBasedStateMachine):
         """It notices that clients have gone."""
         self._notice()
 
-    @rule(which=_which)
+    @rule(which=a_process)
     def lose_patience(self, which: int) -> None:
         """It does not let a request wait for the lock any longer."""
         process = self.processes[which]
@@ -199,7 +178,7 @@ class World(RuleBasedStateMachine):
         ):
             self._tell(process, StoreBusy("lock timeout"))
 
-    @rule(which=_which)
+    @rule(which=a_process)
     def end_session(self, which: int) -> None:
         """It ends a session, such as one that has been idle in a transaction for too long."""
         process = self.processes[which]

@@ -1,4 +1,4 @@
-"""A real server in the place of the simulated one: every word is said to it, on its session's connection."""
+"""A real server in the place of the simulated one: every word is said to it, in its session."""
 
 from __future__ import annotations
 

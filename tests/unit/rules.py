@@ -1,4 +1,4 @@
-"""What the log may say of claims and tokens, told from the events alone and in other words than the folds."""
+"""What the log may say of claims and tokens, told from the events alone, in other words than the folds."""
 
 from __future__ import annotations
 
