@@ -321,3 +321,5 @@ class Projector:
         _log.error("projection %s stopped at position %d: %s", projection.name, position, reason)
         self.failed[projection.name] = (position, reason)
         self._failed_at = monotonic()
+        # What it tries again with is nothing that may have been at fault.
+        self._folder = PageFolder(self._generation, self._keyring)

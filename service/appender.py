@@ -26,7 +26,7 @@ from eventstore.errors import (
     StoreBusy,
     StoreUnavailable,
 )
-from eventstore.events import AppendAbandoned, SubjectForgotten
+from eventstore.events import SubjectForgotten
 from eventstore.translation import translating
 from service import recall
 from service.ahead import Ahead, Decided
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from service.requests import Ticket, Waiting
     from service.sealer import Sealer, Sealing
 
-_FENCES = AppendAbandoned(first_event_id="", events=0).stream
 _log = logging.getLogger(__name__)
 
 
@@ -269,8 +268,6 @@ class Appender:
     async def _fence_off(self, connection: Connection, batch: Batch) -> None:
         """Appends in the batch's place. Should this commit be lost as well, the batch is still in doubt."""
         draft = Draft(self.squad)
-        for stream, version in (await log.versions(connection, [_FENCES], draft.head.position)).items():
-            draft.versions.put(stream, version)
         fence = self._decide_at_once(draft, (), {}, abandoned=batch)
         await log.append(connection, fence.recorded, fence.decided_at, commit=True)
         self._settle(fence, draft)

@@ -91,7 +91,9 @@ def let_go(told: Unfolding, row: RunRow, outcome: OperationOutcome, caused_by: i
 
 def _claim_of(told: Unfolding, row: RunRow) -> OperationRow | None:
     operation = told.state.rows(OPERATIONS).get(row.operation_id) if row.operation_id else None
-    return operation if operation and operation.state == "active" else None
+    if operation is None or operation.state != "active" or operation.id in told.let_go:
+        return None
+    return operation
 
 
 def _holder(job: JobRow) -> str:

@@ -445,3 +445,14 @@ def test_claims_at_work_never_overlap_in_time() -> None:
                 story.when(ended(row.id, succeeded=seconds % 40 == 0, attempt=row.attempts), at=seconds)
             elif not row.runner:
                 story.when(take_up(row.id, RUNNER), at=seconds)
+
+
+def test_a_claim_is_ended_once_though_the_next_attempt_finds_another_in_its_place() -> None:
+    """The process vanished, its claim no longer blocked, and somebody else came before the last attempt."""
+    story = running(retries=1)
+    resources = claim_of(story).resources
+    story.given(StartOperation(agent="bob", action="answer", resources=resources), at=95)
+    story.when(take_up(RUN), at=96)
+    ends = [event for event in story.events if isinstance(event, OperationFinished)]
+    assert len(ends) == 1
+    assert [event.outcome for event in story.events if isinstance(event, RunFinished)] == ["failed"]

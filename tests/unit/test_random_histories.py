@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import pytest
@@ -17,17 +17,10 @@ from eventstore.events import (
     EmailReceived,
     Event,
     MessageSent,
-    OperationExpired,
-    OperationFinished,
-    OperationRenewed,
     OperationStarted,
-    PolicySet,
     RunStarted,
     TaskCreated,
-    TokensReleased,
     TokensReserved,
-    TokensSettled,
-    TokensUsed,
 )
 from eventstore.recorded import GENESIS_HASH
 from projections import PROJECTIONS
@@ -56,6 +49,7 @@ from service.squad import PARTIAL, RESIDENT, Draft, Squad
 from tests.unit import strategies
 from tests.unit.job_rules import JobRules
 from tests.unit.key_rules import KeyRules
+from tests.unit.rules import Rules
 from tests.unit.support import Story
 
 if TYPE_CHECKING:
@@ -105,64 +99,6 @@ def histories(
     )
     batches = st.lists(wishes, min_size=1, max_size=8)
     return st.lists(st.tuples(st.sampled_from(pauses), batches), min_size=fewest, max_size=25)
-
-
-class Rules:
-    """What the log may say, told from the events alone and in other words than the folds'."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self.limits: dict[str, int] = {}
-        self.used = Counter[tuple[date, str]]()
-        self.held: dict[str, TokensReserved] = {}
-        self.claims: dict[str, tuple[int, OperationStarted, OperationStarted | OperationRenewed]] = {}
-
-    def take(self, event: Event, recorded: Recorded) -> None:
-        """Takes the next event.
-
-        Raises:
-            AssertionError: it should never have been written.
-        """
-        match event:
-            case PolicySet():
-                self.total, self.limits = event.daily_tokens, event.agent_limits
-            case TokensReserved():
-                self.held[event.reservation_id] = event
-                assert self._taken(event.day) <= self.total
-                assert self._taken(event.day, event.agent) <= self.limits.get(event.agent, self.total)
-            case TokensSettled():
-                del self.held[event.reservation_id]
-                self.used[event.day, event.agent] += event.tokens_used
-            case TokensReleased():
-                del self.held[event.reservation_id]
-            case TokensUsed():
-                self.used[event.day, event.agent] += event.tokens
-            case OperationStarted():
-                self.claims[event.operation_id] = (recorded.position, event, event)
-                self._check_claim(event.operation_id, recorded.recorded_at)
-            case OperationRenewed():
-                position, start, _ = self.claims[event.operation_id]
-                self.claims[event.operation_id] = (position, start, event)
-                self._check_claim(event.operation_id, recorded.recorded_at)
-            case OperationFinished() | OperationExpired():
-                del self.claims[event.operation_id]
-            case _:
-                pass
-
-    def _taken(self, day: date, agent: str | None = None) -> int:
-        used = sum(n for (on, who), n in self.used.items() if on == day and agent in (None, who))
-        held = sum(r.tokens for r in self.held.values() if r.day == day and agent in (None, r.agent))
-        return used + held
-
-    def _check_claim(self, operation_id: str, now: datetime) -> None:
-        """Whoever holds a resource holds it alone, and has the greatest token of those still at work."""
-        token, mine, _ = self.claims[operation_id]
-        for other_token, start, last in self.claims.values():
-            if start is mine or last.expires_at <= now:
-                continue
-            if mine.resources.items() & start.resources.items():
-                assert last.blocks_until <= now
-                assert other_token < token
 
 
 class World:
