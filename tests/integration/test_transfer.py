@@ -407,7 +407,7 @@ async def _readable(connection: Connection) -> list[tuple[Any, ...]]:
     """What a reader of the tables sees of messages and e-mails."""
     query: LiteralString = (
         "SELECT position, message, NULL FROM squad_messages"
-        " UNION ALL SELECT position, from_email, subject FROM email_logs ORDER BY 1"
+        " UNION ALL SELECT created_position, from_email, subject FROM email_logs ORDER BY 1"
     )
     return await (await connection.execute(query)).fetchall()
 
