@@ -12,7 +12,7 @@ from eventstore import keys, log
 from eventstore.arriving import Arriving
 from eventstore.chain import hash_of
 from eventstore.cloudevents import cloud_event_line
-from eventstore.errors import ImportRefused, StoreBusy, StoreRefused
+from eventstore.errors import ImportRefused, StoreBusy, StoreRefused, StoreUnavailable
 from eventstore.exchange import end_line, event_line, header_line, key_line
 from eventstore.keys import StoredKey
 from eventstore.recorded import EMPTY_LOG, Head, Recorded
@@ -156,10 +156,13 @@ async def import_log(
             await _must_have_whole_streams(connection, arriving)
             await connection.execute(_NOTIFY, (str(arriving.head.position),))
     except psycopg.Error as error:
-        if number := _refused_line(error, arriving):
+        found = translated(error)
+        # A server that ends the session, or has no room, also says at which line.
+        is_no_fault_of_the_line = isinstance(found, StoreBusy | StoreUnavailable)
+        if not is_no_fault_of_the_line and (number := _refused_line(error, arriving)):
             words = (error.diag.message_primary or str(error), error.diag.message_detail or "")
             raise ImportRefused(f"line {number}: {' '.join(words).strip()}") from error
-        raise translated(error) from error
+        raise found from error
     await connection.execute("ANALYZE events")
     return arriving.head
 
