@@ -70,7 +70,8 @@ async def _lived(connection: Connection) -> dict[int, dict[str, Any]]:
     now = await log.clock(connection) - timedelta(days=1)
     page = chronicle.first(now)
     lived: dict[int, dict[str, Any]] = {}
-    while len(page) < EVENTS:
+    # What a batch of it holds depends on the hour: the day's budget may end while it goes on.
+    while len(page) < EVENTS or len(lived) < POSITIONS // 5:
         lived[chronicle.squad.head.position] = contents(chronicle.squad.copy())
         now += timedelta(seconds=12)
         page += chronicle.more(now)
