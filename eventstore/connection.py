@@ -52,6 +52,9 @@ _TRANSACTION_TIMEOUT_MILLISECONDS = 120_000
 class _Session(psycopg.AsyncConnection[Any]):
     """A connection that is also let in by poolers which take no options."""
 
+    lock_waited_seconds = 0.0
+    """How long the log's lock was waited for the last time."""
+
     @classmethod
     async def connect(cls, conninfo: str = "", **more: Any) -> _Session:
         """Connects; without the options where they are what is in the way."""
@@ -172,6 +175,17 @@ def _own(dsn: str) -> dict[str, Any]:
 def _options(dsn: str, ours: str) -> str:
     theirs = psycopg.conninfo.conninfo_to_dict(dsn).get("options")
     return f"{theirs} {ours}" if theirs else ours
+
+
+def note_lock_wait(connection: Connection, seconds: float) -> None:
+    """Keeps how long the log's lock was waited for on this connection, for whoever asked for it."""
+    if isinstance(connection, _Session):
+        connection.lock_waited_seconds = seconds
+
+
+def lock_waited(connection: Connection) -> float:
+    """How many seconds the log's lock was waited for on this connection the last time."""
+    return connection.lock_waited_seconds if isinstance(connection, _Session) else 0.0
 
 
 def hang_up(connection: Connection) -> None:

@@ -81,6 +81,10 @@ class SchemaMissing(EventStoreError):
     """The database has no squad schema, or an unfinished one."""
 
 
+class RoleMayNot(EventStoreError):
+    """The database role may not do what it is asked to."""
+
+
 class UnsupportedServer(EventStoreError):
     """The database server cannot carry a squad."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple, TypeVar
 
 from psycopg import AsyncClientCursor, AsyncCursor
 
+from eventstore.connection import note_lock_wait
 from eventstore.errors import ClockDrifted, HeadMoved
 from eventstore.recorded import EMPTY_LOG, Head, Recorded
 from eventstore.translation import translating
@@ -33,7 +34,7 @@ _COLUMNS: LiteralString = (
 )
 _LAST_POSITION = 2**63 - 1
 _SEPARATOR = "\x1f"
-_APPEND = f"SELECT appended, head, clock FROM append_events({', '.join(['%s'] * 15)})"
+_APPEND = f"SELECT appended, head, clock, waited FROM append_events({', '.join(['%s'] * 15)})"
 _READ_AFTER = f"SELECT {_COLUMNS} FROM events WHERE position > %s ORDER BY position LIMIT %s"
 _READ_STREAMS = f"SELECT {_COLUMNS} FROM events WHERE stream = ANY(%s) ORDER BY position"
 _CLOCK = "SELECT clock_timestamp()"
@@ -41,7 +42,9 @@ _LAST = f"SELECT {_COLUMNS} FROM events ORDER BY position DESC LIMIT 1"
 
 # Each of these travels as one message, so that a process which stands still in the middle of sending cannot
 # leave the server waiting with the lock held, where none of its timeouts would end that (a pipeline could).
-_LOCK_AND_READ = f"BEGIN; SELECT lock_log(); {_READ_AFTER}; {_CLOCK}"
+# The time of a message is that of its arrival, so what has passed since then is what the lock took.
+_WAITED = "SELECT extract(epoch FROM clock_timestamp() - statement_timestamp())::double precision"
+_LOCK_AND_READ = f"BEGIN; SELECT lock_log(); {_WAITED}; {_READ_AFTER}; {_CLOCK}"
 _APPEND_AND_COMMIT = f"{_APPEND}; COMMIT"
 
 
@@ -106,7 +109,9 @@ async def append(
             cursor = await connection.execute(_APPEND, parameters, prepare=True, binary=True)
         row = await cursor.fetchone()
     assert row is not None
-    appended, head, clock = row
+    appended, head, clock, waited = row
+    if not commit:
+        note_lock_wait(connection, waited)
     if not appended:
         if head != expected:
             raise HeadMoved(head)
@@ -134,10 +139,14 @@ async def lock_and_read(connection: Connection, position: int) -> tuple[list[Rec
         await cursor.execute(_LOCK_AND_READ, (position, PAGE_EVENTS))
         for _ in ("BEGIN", "lock_log"):
             cursor.nextset()
+        waited = await cursor.fetchone()
+        cursor.nextset()
         page = [Recorded._make(row) for row in await cursor.fetchall()]
         cursor.nextset()
         row = await cursor.fetchone()
     assert row is not None
+    assert waited is not None
+    note_lock_wait(connection, waited[0])
     return page, row[0]
 
 
