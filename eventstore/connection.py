@@ -52,8 +52,8 @@ _TRANSACTION_TIMEOUT_MILLISECONDS = 120_000
 class _Session(psycopg.AsyncConnection[Any]):
     """A connection that is also let in by poolers which take no options."""
 
-    lock_waited_seconds = 0.0
-    """How long the log's lock was waited for the last time."""
+    lock_wait_seconds: float | None = None
+    """How long the log's lock was waited for, where nobody has taken note of that yet."""
 
     @classmethod
     async def connect(cls, conninfo: str = "", **more: Any) -> _Session:
@@ -178,14 +178,17 @@ def _options(dsn: str, ours: str) -> str:
 
 
 def note_lock_wait(connection: Connection, seconds: float) -> None:
-    """Keeps how long the log's lock was waited for on this connection, for whoever asked for it."""
+    """Keeps for how long the log's lock was waited for on this connection, for whoever measures it."""
     if isinstance(connection, _Session):
-        connection.lock_waited_seconds = seconds
+        connection.lock_wait_seconds = seconds
 
 
-def lock_waited(connection: Connection) -> float:
-    """How many seconds the log's lock was waited for on this connection the last time."""
-    return connection.lock_waited_seconds if isinstance(connection, _Session) else 0.0
+def take_lock_wait(connection: Connection) -> float | None:
+    """For how many seconds the log's lock was waited for; None where it was not since the last call."""
+    if not isinstance(connection, _Session):
+        return None
+    seconds, connection.lock_wait_seconds = connection.lock_wait_seconds, None
+    return seconds
 
 
 def hang_up(connection: Connection) -> None:

@@ -16,12 +16,16 @@ from eventstore.connection import Connection, connect
 from eventstore.errors import LogNotUnderstood, StoreBusy, StoreUnavailable
 from eventstore.keys import Keyring
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
+from eventstore.telling import told
 from service.appender import Appender
 from service.commands import ForgetSubject
+from service.logs import about
+from service.measures import Measures
 from service.requests import (
     CommandFailed,
     Outcome,
     OutcomeUnknown,
+    QueueFull,
     Request,
     Stopping,
     Ticket,
@@ -70,12 +74,18 @@ class Writer:
         self.observers: list[Callable[[Sequence[Recorded]], None]] = []
         """Told about every event after it was committed, in order. They must not raise."""
         self.waiting = Waiting()
+        self.measures = Measures()
+        """What was counted and measured."""
         self._dsn = dsn
         self._schema = schema
         self._hints = hints
         self._hint_seen = 0
         self._appender = Appender(
-            clock, self.waiting, self._publish, Sealing(keyring or Keyring(), encrypt=encrypt)
+            clock,
+            self.waiting,
+            self._publish,
+            Sealing(keyring or Keyring(), encrypt=encrypt),
+            self.measures,
         )
         self._current: Sequence[Ticket] = ()
         self._stopping = False
@@ -114,16 +124,28 @@ class Writer:
             OutcomeUnknown: the database went away in the commit; it may or may not have happened.
             CommandFailed: a fault of ours; nothing was carried out.
         """
-        if self._stopping:
-            raise Stopping
         loop = asyncio.get_running_loop()
         ticket = Ticket(request, loop.create_future(), loop.time() + patience_seconds)
+        try:
+            self._queue(ticket, loop)
+            return await ticket.outcome
+        finally:
+            # Also where whoever asked has gone meanwhile.
+            self.measures.command(ticket)
+
+    def _queue(self, ticket: Ticket, loop: asyncio.AbstractEventLoop) -> None:
+        if self._stopping:
+            ticket.fail(Stopping())
+            return
         if not self._busy:
             self._moved_at = monotonic()
-        self.waiting.put(ticket)
+        try:
+            self.waiting.put(ticket)
+        except QueueFull as error:
+            ticket.fail(error)
+            return
         if self._impatience is None:
             self._impatience = loop.call_later(_IMPATIENCE_SECONDS, self._lose_patience, loop)
-        return await ticket.outcome
 
     async def run(self) -> None:
         """Runs until cancelled; reconnects by itself."""
@@ -167,7 +189,7 @@ class Writer:
                     str(error) if isinstance(error, StoreBusy) else "the database cannot be reached"
                 )
             except Exception as error:  # noqa: BLE001 - callers wait for this task: it goes on, whatever comes
-                _log.error("commands cannot be decided: %s: %s", type(error).__name__, error)
+                _log.error("commands cannot be decided: %s", told(error))
                 self.problem = str(error)
                 delay = _BACKOFF_SECONDS[1]
             await asyncio.sleep(delay)
@@ -188,8 +210,11 @@ class Writer:
                 asked_at = now
             if news or now - looked_at > POLL_SECONDS:
                 self._appender.ahead.drop()
+                known = self.squad.head.position
                 await self._appender.look(connection)
                 self._hint_seen, looked_at = hinted, now
+                if self.squad.head.position > max(known, self._hints.position):
+                    self.measures.poll_rescues += 1
             if decided := self._appender.ahead.take():
                 await self._carry_out(connection, list(decided.batch.tickets), decided)
             elif tickets := self.waiting.drain():
@@ -271,6 +296,7 @@ def _halves(part: list[Ticket], error: Exception) -> list[list[Ticket]]:
         half = len(left) // 2
         return [left[half:], left[:half]]
     for ticket in left:
-        _log.error("command failed: %s: %r", type(ticket.request.command).__name__, error)
+        kind, correlation_id = type(ticket.request.command).__name__, ticket.request.correlation_id
+        _log.error("%s failed: %s", kind, told(error), extra=about(correlation_id))
         ticket.fail(CommandFailed(str(error)))
     return []

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from aiohttp import web
-from multidict import CIMultiDict
+from multidict import CIMultiDict, istr
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from service.batch import new_id
@@ -20,6 +20,7 @@ from service.http import json
 from service.http.auth import caller
 from service.http.problems import CONTENT_TYPE, Problem, from_refusal, from_validation, wrong
 from service.http.turns import Turns
+from service.logs import CORRELATION
 from service.requests import (
     Answer,
     CommandFailed,
@@ -75,6 +76,8 @@ SECURITY_HEADERS: Mapping[str, str] = MappingProxyType(
 
 _JSON_HEADERS = CIMultiDict({**SECURITY_HEADERS, "Content-Type": "application/json"})
 _PROBLEM_HEADERS = CIMultiDict({**SECURITY_HEADERS, "Content-Type": CONTENT_TYPE})
+
+CORRELATION_HEADER = istr("X-Correlation-Id")
 
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _CORRELATION = re.compile(r"[\x21-\x7e]{1,100}")
@@ -248,8 +251,19 @@ def idempotency_key(headers: Mapping[str, str]) -> str | None:
     return key if key is None or agent is None else f"agent:{agent} {key}"
 
 
-def correlation_id(headers: Mapping[str, str]) -> str:
-    """What ties the events of this request together: the caller's own id, or a fresh one."""
+def correlation_id() -> str:
+    """What ties this request's answer, its events and its log lines together."""
+    return CORRELATION.get()
+
+
+def correlate(headers: Mapping[str, str]) -> str:
+    """Gives the request that this task answers its correlation id: the caller's own, or a fresh one."""
+    found = _given_or_new(headers)
+    CORRELATION.set(found)
+    return found
+
+
+def _given_or_new(headers: Mapping[str, str]) -> str:
     for name in ("X-Correlation-Id", "X-Request-Id"):
         given = headers.get(name)
         if given and _CORRELATION.fullmatch(given):
@@ -271,7 +285,6 @@ async def carry_out(
     services: Services,
     command: AnyCommand,
     *,
-    correlation: str,
     key: str | None = None,
     print_: Print = NO_PRINT,
     size: int = 0,
@@ -289,7 +302,7 @@ async def carry_out(
     request = Request(
         command=command,
         actor=who.actor(command.acting_agent),
-        correlation_id=correlation,
+        correlation_id=correlation_id(),
         idempotency_key=key,
         fingerprint=print_.whole,
         answer=render,
@@ -298,21 +311,17 @@ async def carry_out(
         other_fingerprint=print_.also,
         caller=who,
     )
-    kind = type(command).__name__
     try:
         outcome = await services.writer.submit(request)
     except QueueFull as error:
-        services.metrics.command(kind, "queue_full")
         raise Problem("queue_full", "try again in a moment", retry_after_seconds=1) from error
     except Stopping as error:
         raise Problem(
             "stopping", "ask another process, or this one when it is back", retry_after_seconds=2
         ) from error
     except Unavailable as error:
-        services.metrics.command(kind, "unavailable")
         raise Problem("unavailable", "the command was not carried out", retry_after_seconds=5) from error
     except OutcomeUnknown as error:
-        services.metrics.command(kind, "outcome_unknown")
         raise Problem(
             "outcome_unknown",
             "the database went away while the command was being stored; repeat it with the same"
@@ -320,11 +329,9 @@ async def carry_out(
             retry_after_seconds=5,
         ) from error
     except CommandFailed as error:
-        services.metrics.command(kind, "failed")
         raise Problem(
             "internal_error", "the command was not carried out; the service's log says why"
         ) from error
-    services.metrics.command(kind, outcome.refusal.code if outcome.refusal else "accepted")
     if outcome.repeated:
         return outcome.repeated
     return render(outcome)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
@@ -16,13 +17,14 @@ from pydantic import BaseModel
 from eventstore.errors import StoreBusy, StoreUnavailable
 from service.http.auth import CHALLENGE, Scope, let_in
 from service.http.context import (
+    CORRELATION_HEADER,
     NO_PRINT,
     SECURITY_HEADERS,
     SERVICES,
     Services,
     body_of,
     carry_out,
-    correlation_id,
+    correlate,
     fingerprint,
     idempotency_key,
     parse_command,
@@ -97,6 +99,8 @@ class Route:
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         """Answers a request; whatever goes wrong is told as a problem."""
         services = request.app[SERVICES]
+        correlation = correlate(request.headers)
+        begun = monotonic()
         try:
             if services.stopping and not self.while_stopping:
                 response = self.show_problem(_STOPPING)
@@ -109,6 +113,7 @@ class Route:
         except Exception as error:  # noqa: BLE001 - every request gets an answer
             response = self.show_problem(as_problem(error))
         if not response.prepared:
+            response.headers[CORRELATION_HEADER] = correlation
             if _MARK not in response.headers:
                 response.headers.update(SECURITY_HEADERS)
             if services.cors:
@@ -118,6 +123,9 @@ class Route:
         if services.stopping:
             response.force_close()
         services.metrics.request(self.path, response.status)
+        if _log.isEnabledFor(logging.DEBUG):
+            took = (monotonic() - begun) * 1_000
+            _log.debug("%s %s: %d in %.1f ms", self.method, self.path, response.status, took)
         return response
 
 
@@ -175,10 +183,9 @@ def write(
             request.match_info,
             key=key,
             print_=fingerprint(request.method, request.path, body) if key else NO_PRINT,
-            correlation=(correlation := correlation_id(request.headers)),
             size=len(body),
         )
-        return respond(done.status, done.body, {"X-Correlation-Id": correlation})
+        return respond(done.status, done.body)
 
     return Route(
         method=method,
@@ -205,7 +212,6 @@ async def carry_out_write(
     *,
     key: str | None,
     print_: Print,
-    correlation: str,
     size: int,
 ) -> Answer:
     """Makes a write's command and has it carried out.
@@ -217,7 +223,6 @@ async def carry_out_write(
     return await carry_out(
         services,
         command,  # type: ignore[arg-type]
-        correlation=correlation,
         key=key,
         print_=print_,
         size=size,

@@ -22,7 +22,6 @@ from service.http.context import (
     Services,
     body_of,
     carry_out,
-    correlation_id,
     fingerprint,
     idempotency_key,
     parse_object,
@@ -213,11 +212,9 @@ async def _do(
     entity: str | None = None,
 ) -> web.StreamResponse:
     key = idempotency_key(request.headers)
-    correlation = correlation_id(request.headers)
     answer = await carry_out(
         services,
         command,
-        correlation=correlation,
         key=key,
         print_=fingerprint(request.method, request.path, body) if key else NO_PRINT,
         size=len(body),
@@ -227,7 +224,6 @@ async def _do(
         status=answer.status,
         body=dumps(answer.body),
         content_type="application/json",
-        headers={"X-Correlation-Id": correlation},
     )
 
 

@@ -17,7 +17,6 @@ from service.http.context import (
     NO_PRINT,
     Services,
     body_of,
-    correlation_id,
     hash_of,
     idempotency_key,
     parse_command,
@@ -154,7 +153,6 @@ def route_for(routes: Iterable[Route]) -> Route:
         *,
         key: str | None,
         print_: Print,
-        correlation: str,
         size: int,
     ) -> Answer:
         try:
@@ -168,7 +166,6 @@ def route_for(routes: Iterable[Route]) -> Route:
                 path,
                 key=key,
                 print_=print_,
-                correlation=correlation,
                 size=size,
             )
         except Exception as error:  # noqa: BLE001 - one that fails does not stop the rest
@@ -178,7 +175,7 @@ def route_for(routes: Iterable[Route]) -> Route:
     async def handler(services: Services, request: web.Request) -> web.StreamResponse:
         body = await body_of(request)
         batch = parse_command(Batch, parse_object(body))
-        key, correlation = idempotency_key(request.headers), correlation_id(request.headers)
+        key = idempotency_key(request.headers)
         count = len(batch.commands)
         keys = [f"{key}/{index}" if key else None for index in range(count)]
         prints = [NO_PRINT] * count
@@ -195,14 +192,13 @@ def route_for(routes: Iterable[Route]) -> Route:
                     command,
                     key=one_key,
                     print_=print_,
-                    correlation=correlation,
                     size=len(body) // count,
                 )
                 for command, one_key, print_ in zip(batch.commands, keys, prints, strict=True)
             )
         )
         shown = {"results": [result._asdict() for result in results]}
-        return respond(200, shown, {"X-Correlation-Id": correlation})
+        return respond(200, shown)
 
     return Route(
         method="POST",

@@ -18,7 +18,6 @@ from service.http.context import (
     Services,
     body_of,
     carry_out,
-    correlation_id,
     fingerprint,
     idempotency_key,
     parse_command,
@@ -111,17 +110,16 @@ async def _run(services: Services, request: web.Request) -> web.StreamResponse:
 async def _carry_out(
     services: Services, request: web.Request, body: bytes, command: do.AnyCommand, status: int
 ) -> web.StreamResponse:
-    key, correlation = idempotency_key(request.headers), correlation_id(request.headers)
+    key = idempotency_key(request.headers)
     done = await carry_out(
         services,
         command,
-        correlation=correlation,
         key=key,
         print_=fingerprint(request.method, request.path, body) if key else NO_PRINT,
         size=len(body),
         render=rendering(status),
     )
-    return respond(done.status, done.body, {"X-Correlation-Id": correlation})
+    return respond(done.status, done.body)
 
 
 ROUTES = (

@@ -15,7 +15,6 @@ from service.http.context import (
     Services,
     body_of,
     carry_out,
-    correlation_id,
     fingerprint,
     idempotency_key,
     parse_command,
@@ -42,20 +41,19 @@ class Forget(BaseModel):
 async def _forget(services: Services, request: web.Request) -> web.StreamResponse:
     body = await body_of(request)
     subject = parse_command(Forget, parse_object(body)).subject
-    key, correlation = idempotency_key(request.headers), correlation_id(request.headers)
+    key = idempotency_key(request.headers)
     # Beside the writer, which must not wait for a look through every e-mail that is there in plain.
     async with services.tables.connection() as connection:
         in_plain = await traces.in_plain(connection, subject)
     done = await carry_out(
         services,
         do.ForgetSubject(subject=subject, in_plain=in_plain),
-        correlation=correlation,
         key=key,
         print_=fingerprint(request.method, request.path, body) if key else NO_PRINT,
         size=len(body),
         render=rendering(200),
     )
-    return respond(done.status, done.body, {"X-Correlation-Id": correlation})
+    return respond(done.status, done.body)
 
 
 ROUTES = (
