@@ -3,8 +3,8 @@
 -- Everything is named without a schema; the search_path decides which squad it belongs to. One squad is
 -- one Postgres schema. This file is the only DDL: eventstore/schema.py runs it whole on a new schema and
 -- keeps its version. What a later version needs on top of an earlier one stands at the end, each step
--- after a line "-- @upgrade N". The read tables stand between "-- @read-tables" and "-- @end", from where a
--- replay makes one again that was dropped.
+-- after a line "-- @upgrade N"; one that makes a table ends with settle_access(). The read tables stand
+-- between "-- @read-tables" and "-- @end", from where a replay makes one again that was dropped.
 
 
 -- The log ----------------------------------------------------------------------------------------------
