@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
     from eventstore.listener import Listener
     from projections.projector import Projector
+    from service.channels import Channels
     from service.clock import DatabaseClock
     from service.http.auth import Door
     from service.http.cors import Cors
-    from service.http.stream import OpenStreams
+    from service.http.open_streams import OpenStreams
     from service.metrics import Metrics
     from service.reading import ReadTables
     from service.scheduler import Scheduler
@@ -79,6 +80,7 @@ class Services:
     writer: Writer
     tables: ReadTables
     tail: Tail
+    channels: Channels
     clock: DatabaseClock
     listener: Listener
     projector: Projector
