@@ -131,7 +131,7 @@ async def test_what_memory_has_let_go_is_not_passed_over(
     with channels.following(Filter(agent="ada")) as channel:
         for position in range(1, 20):
             channels.extend([event(position, agent="ada" if position == 1 else "bob")])
-        # The only one that passes is gone from memory: whoever has not had it is not told that there is none.
+        # The only one that passes is not in memory any more: nobody is told that there is none.
         assert await positions(channel, 0) is None
         assert await positions(channel, 18) == []
 
