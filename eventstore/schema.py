@@ -103,18 +103,17 @@ async def apply(dsn: str, schema: str, guests: Iterable[Guest] = ()) -> None:
                 ) from error
 
 
-async def check_may_append(dsn: str, schema: str) -> None:
+async def check_may_append(connection: Connection) -> None:
     """Refuses a role that can see the log but not append to it.
 
     Raises:
         RoleMayNot: it may not.
     """
-    async with await connect(dsn, schema, name="squad schema") as connection:
-        with translating():
-            cursor = await connection.execute("SELECT has_table_privilege('events', 'INSERT')")
-            row = await cursor.fetchone()
-        role = connection.info.user
+    with translating():
+        cursor = await connection.execute("SELECT has_table_privilege('events', 'INSERT')")
+        row = await cursor.fetchone()
     if not (row and row[0]):
+        role = connection.info.user
         raise RoleMayNot(f"{role!r} was not let in as a service: `squad schema apply --service {role}`")
 
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from eventstore.recorded import Recorded
     from service.batch import Batch
-    from service.requests import Ticket
+    from service.commands import AnyCommand
+    from service.requests import Outcome
 
 JOB_OUTCOMES = ("succeeded", "failed", "skipped", "missed", "lost")
 """How a tick of a job can end."""
@@ -71,18 +72,15 @@ class Measures:
         self.poll_rescues = 0
         """How often a look at the log found events that no notification had told of."""
 
-    def command(self, ticket: Ticket) -> None:
-        """Counts a command that has come to its end, where it has."""
-        came_of = ticket.outcome
-        if came_of.cancelled() or not came_of.done():
-            return
-        if error := came_of.exception():
-            word = _WITHOUT_OUTCOME.get(type(error), "failed")
-        elif refusal := came_of.result().refusal:
-            word = refusal.code
+    def command(self, command: AnyCommand, came_of: Outcome | Exception) -> None:
+        """Counts a command whose caller is told what came of it."""
+        if isinstance(came_of, Exception):
+            word = _WITHOUT_OUTCOME.get(type(came_of), "failed")
+        elif came_of.refusal:
+            word = came_of.refusal.code
         else:
-            word = "repeated" if came_of.result().repeated else "accepted"
-        self.commands[type(ticket.request.command).__name__, word] += 1
+            word = "repeated" if came_of.repeated else "accepted"
+        self.commands[type(command).__name__, word] += 1
 
     def lock(self, waited_seconds: float | None) -> None:
         """Counts that the log's lock was taken, where it was, whether anything was appended then or not."""

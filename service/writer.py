@@ -124,28 +124,30 @@ class Writer:
             OutcomeUnknown: the database went away in the commit; it may or may not have happened.
             CommandFailed: a fault of ours; nothing was carried out.
         """
-        loop = asyncio.get_running_loop()
-        ticket = Ticket(request, loop.create_future(), loop.time() + patience_seconds)
-        try:
-            self._queue(ticket, loop)
-            return await ticket.outcome
-        finally:
-            # Also where whoever asked has gone meanwhile.
-            self.measures.command(ticket)
+        return await self.put(request, patience_seconds)
 
-    def _queue(self, ticket: Ticket, loop: asyncio.AbstractEventLoop) -> None:
-        if self._stopping:
-            ticket.fail(Stopping())
-            return
+    def put(self, request: Request, patience_seconds: float = PATIENCE_SECONDS) -> asyncio.Future[Outcome]:
+        """Puts a command behind all that wait.
+
+        Returns:
+            What `submit` returns or raises, once that is known.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience_seconds
+        ticket = Ticket(request, loop.create_future(), deadline, self.measures.command)
         if not self._busy:
             self._moved_at = monotonic()
+        if self._stopping:
+            ticket.fail(Stopping())
+            return ticket.outcome
         try:
             self.waiting.put(ticket)
         except QueueFull as error:
             ticket.fail(error)
-            return
+            return ticket.outcome
         if self._impatience is None:
             self._impatience = loop.call_later(_IMPATIENCE_SECONDS, self._lose_patience, loop)
+        return ticket.outcome
 
     async def run(self) -> None:
         """Runs until cancelled; reconnects by itself."""

@@ -17,13 +17,10 @@ from projections.tasks import TASKS, tasks
 from service import commands as do
 from service import views
 from service.http.auth import Scope, own_agent
+from service.http.carrying_out import asked_by, carry_out
 from service.http.context import (
-    NO_PRINT,
     Services,
     body_of,
-    carry_out,
-    fingerprint,
-    idempotency_key,
     parse_object,
     respond,
 )
@@ -211,15 +208,8 @@ async def _do(
     *,
     entity: str | None = None,
 ) -> web.StreamResponse:
-    key = idempotency_key(request.headers)
-    answer = await carry_out(
-        services,
-        command,
-        key=key,
-        print_=fingerprint(request.method, request.path, body) if key else NO_PRINT,
-        size=len(body),
-        render=_rendering(message, entity),
-    )
+    asked = asked_by(request, body, command, _rendering(message, entity))
+    answer = await carry_out(services, asked)
     return web.Response(
         status=answer.status,
         body=dumps(answer.body),

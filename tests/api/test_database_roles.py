@@ -239,7 +239,7 @@ async def test_a_reader_uses_the_commands_that_only_look(applied: Roles, tmp_pat
         ended = await squad(tmp_path, *command, "--dsn", applied.reader.dsn)
         assert ended.code == 0, (command, ended)
     refused = await squad(tmp_path, "keys", "create", "--scope", "operator", "--dsn", applied.reader.dsn)
-    assert "permission denied" in refused.complaint()
+    assert f"squad schema apply --service {applied.reader.name}" in refused.complaint()
 
 
 @pytest.fixture(scope="module")
@@ -249,3 +249,21 @@ def shared_roles(postgres: PostgresServer) -> Iterator[Roles]:
         guests: list[schema.Guest] = [(made.service.name, "service"), (made.reader.name, "reader")]
         run_apart(schema.apply(made.owner.dsn, SCHEMA, guests))
         yield made
+
+
+async def test_only_the_owner_imports(applied: Roles, tmp_path: Path) -> None:
+    file = str(tmp_path / "log.jsonl")
+    async with running_service(applied.service.dsn):
+        await eventually(lambda: projected_to_head(applied.admin))
+    export = await squad(
+        tmp_path, "export", file, "--without-keys", "--dsn", applied.reader.dsn, SQUAD_SCHEMA="squad"
+    )
+    assert export.code == 0, export
+    arguments = ("--service", applied.service.name)
+    other = {"SQUAD_SCHEMA": "another"}
+    made = await squad(tmp_path, "schema", "apply", "--dsn", applied.owner.dsn, *arguments, **other)
+    assert made.code == 0, made
+    refused = await squad(tmp_path, "import", file, "--dsn", applied.service.dsn, **other)
+    assert "only the owner" in refused.errors
+    imported = await squad(tmp_path, "import", file, "--dsn", applied.owner.dsn, **other)
+    assert imported.code == 0, imported

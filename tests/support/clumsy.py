@@ -43,10 +43,10 @@ def main() -> None:
                 raise ValueError(f"cannot decide {command!r}") from error
         return decide(state, command, at)
 
-    async def carrying_out(services: Any, command: Any, **more: Any) -> Any:
-        if isinstance(command, CreateTask) and STUMBLE in command.title:
-            raise TypeError(f"cannot carry out {command!r}")
-        return await carry_out(services, command, **more)
+    async def carrying_out(services: Any, request: Any) -> Any:
+        if isinstance(request.command, CreateTask) and STUMBLE in request.command.title:
+            raise TypeError(f"cannot carry out {request!r}")
+        return await carry_out(services, request)
 
     def publishing(writer: Writer, recorded: Sequence[Any]) -> None:
         for one in recorded:

@@ -13,18 +13,14 @@ from service import commands as do
 from service import views
 from service.http import answers
 from service.http.auth import Scope
+from service.http.carrying_out import asked_by, carry_out, rendering
 from service.http.context import (
-    NO_PRINT,
     Services,
     body_of,
-    carry_out,
-    fingerprint,
-    idempotency_key,
     parse_command,
     parse_object,
     parse_path,
     parse_query,
-    rendering,
     respond,
 )
 from service.http.lists import OneOf, PageByName, PageQuery, Query, page, page_of_rows
@@ -110,15 +106,8 @@ async def _run(services: Services, request: web.Request) -> web.StreamResponse:
 async def _carry_out(
     services: Services, request: web.Request, body: bytes, command: do.AnyCommand, status: int
 ) -> web.StreamResponse:
-    key = idempotency_key(request.headers)
-    done = await carry_out(
-        services,
-        command,
-        key=key,
-        print_=fingerprint(request.method, request.path, body) if key else NO_PRINT,
-        size=len(body),
-        render=rendering(status),
-    )
+    asked = asked_by(request, body, command, rendering(status))
+    done = await carry_out(services, asked)
     return respond(done.status, done.body)
 
 

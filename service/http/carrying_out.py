@@ -1,0 +1,144 @@
+"""A command's way through the writer, and how what came of it is told."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from service.http.auth import caller
+from service.http.context import NO_PRINT, correlation_id, fingerprint, idempotency_key
+from service.http.problems import Problem, from_refusal
+from service.requests import (
+    Answer,
+    CommandFailed,
+    Outcome,
+    OutcomeUnknown,
+    Print,
+    QueueFull,
+    Request,
+    Stopping,
+    Unavailable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from aiohttp import web
+
+    from service.commands import AnyCommand
+    from service.http.context import Services
+
+NOT_CARRIED_OUT = (QueueFull, Stopping, Unavailable, OutcomeUnknown, CommandFailed)
+"""What the writer raises instead of an outcome."""
+
+
+def request_for(
+    command: AnyCommand,
+    *,
+    key: str | None = None,
+    print_: Print = NO_PRINT,
+    size: int = 0,
+    render: Callable[[Outcome], Answer],
+) -> Request:
+    """What the writer is asked, in the name of whoever stands behind the HTTP request."""
+    who = caller()
+    return Request(
+        command=command,
+        actor=who.actor(command.acting_agent),
+        correlation_id=correlation_id(),
+        idempotency_key=key,
+        fingerprint=print_.whole,
+        answer=render,
+        size=size + 500,
+        bare_fingerprint=print_.bare,
+        other_fingerprint=print_.also,
+        caller=who,
+    )
+
+
+def asked_by(
+    http: web.Request, body: bytes, command: AnyCommand, render: Callable[[Outcome], Answer]
+) -> Request:
+    """What the writer is asked by an HTTP request that is one command.
+
+    Raises:
+        Problem: its idempotency key is not one.
+    """
+    key = idempotency_key(http.headers)
+    return request_for(
+        command,
+        key=key,
+        print_=fingerprint(http.method, http.path, body) if key else NO_PRINT,
+        size=len(body),
+        render=render,
+    )
+
+
+async def carry_out(services: Services, request: Request) -> Answer:
+    """Has a command decided and made durable.
+
+    Returns:
+        The answer as the request renders it, or for a repeated idempotency key the first one.
+
+    Raises:
+        Problem: it was refused, or could not be carried out.
+    """
+    try:
+        outcome = await services.writer.submit(request)
+    except NOT_CARRIED_OUT as error:
+        raise problem_of(error) from error
+    return answer_of(request, outcome)
+
+
+async def carry_out_all(services: Services, requests: Sequence[Request]) -> list[Answer | Problem]:
+    """Has commands decided in their order, with nobody else's between them; each gets its own answer."""
+    under_way = [services.writer.put(request) for request in requests]
+    await asyncio.gather(*under_way, return_exceptions=True)
+    return [_told(*each) for each in zip(requests, under_way, strict=True)]
+
+
+def _told(request: Request, done: asyncio.Future[Outcome]) -> Answer | Problem:
+    error = done.exception()
+    return answer_of(request, done.result()) if error is None else problem_of(error)
+
+
+def answer_of(request: Request, outcome: Outcome) -> Answer:
+    """Renders what came of a command that was decided."""
+    if outcome.repeated:
+        return outcome.repeated
+    assert request.answer
+    return request.answer(outcome)
+
+
+def problem_of(error: BaseException) -> Problem:
+    """Why a command was not carried out; `error` is the writer's."""
+    match error:
+        case QueueFull():
+            return Problem("queue_full", "try again in a moment", retry_after_seconds=1)
+        case Stopping():
+            return Problem(
+                "stopping", "ask another process, or this one when it is back", retry_after_seconds=2
+            )
+        case Unavailable():
+            return Problem("unavailable", "the command was not carried out", retry_after_seconds=5)
+        case OutcomeUnknown():
+            return Problem(
+                "outcome_unknown",
+                "the database went away while the command was being stored; repeat it with the same"
+                " Idempotency-Key, or look at the log before repeating it without",
+                retry_after_seconds=5,
+            )
+        case _:
+            return Problem("internal_error", "the command was not carried out; the service's log says why")
+
+
+def rendering(status: int) -> Callable[[Outcome], Answer]:
+    """How an outcome is shown: the reply with its position, or the refusal as a problem."""
+
+    def render(outcome: Outcome) -> Answer:
+        if outcome.refusal:
+            problem = from_refusal(outcome.refusal, outcome.position)
+            return Answer(problem.status, problem.body)
+        return Answer(status, {**outcome.reply, "position": outcome.position})
+
+    return render
