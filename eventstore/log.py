@@ -10,6 +10,7 @@ from psycopg import AsyncClientCursor, AsyncCursor
 
 from eventstore.errors import ClockDrifted, HeadMoved
 from eventstore.recorded import EMPTY_LOG, Head, Recorded
+from eventstore.standby import waiting_to_the_end
 from eventstore.translation import translating
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ async def append(
     Raises:
         HeadMoved: somebody appended in between; nothing was stored.
         ClockDrifted: `decided_at` is more than a second off; nothing was stored.
-        StoreUnavailable: the connection broke; whether the batch is in the log is unknown.
+        StoreUnavailable: the connection broke, or no standby has confirmed the commit; whether the batch is
+            in the log, and stays there, is unknown.
         StoreRefused, StoreBusy: nothing was stored.
     """
     expected = batch[0].position - 1
@@ -98,7 +100,7 @@ async def append(
         _SEPARATOR.join(key or "" for key in keys),
         b"".join(hashes),
     )
-    with translating():
+    with translating(), waiting_to_the_end(connection):
         if commit:
             cursor: AsyncCursor[Any] = AsyncClientCursor(connection)
             await cursor.execute(_APPEND_AND_COMMIT, parameters)

@@ -121,6 +121,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
     scheduler = Scheduler(writer, clock, caller, _runner_name())
     snapshotter = Snapshotter(session_dsn, squad_schema, writer)
     writer.observers += [scheduler.observe, snapshotter.observe]
+    writer.on_replaced += [scheduler.drop_what_is_lost, snapshotter.look_again]
     async with (
         caller,
         connection.pool(dsn, squad_schema, name="squad reader", size=READ_CONNECTIONS) as pool,
@@ -136,6 +137,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
 
         tail = Tail(reveal)
         writer.observers.append(tail.extend)
+        writer.on_replaced += [tables.start_afresh, tail.forget]
         services = Services(
             settings=settings,
             writer=writer,

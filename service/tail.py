@@ -52,6 +52,13 @@ class Tail:
             self._cut()
         self.moved.wake(recorded[-1].position)
 
+    def forget(self) -> None:
+        """The log was replaced: these events may not be in it."""
+        self.forgotten += 1
+        self._events.clear()
+        self._bytes = 0
+        self.moved.wake()
+
     async def after(self, position: int, limit: int) -> list[Recorded] | None:
         """The events after `position`, at most `limit`, readable; None where the tail begins later.
 

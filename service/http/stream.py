@@ -63,7 +63,7 @@ async def stream(
     services: Services, request: web.Request, after: int | None, wanted: log.Filter
 ) -> web.StreamResponse:
     """Sends every event after the position that the reader names, and goes on until either side ends it."""
-    position = _start(services, request, after)
+    position = await _start(services, request, after)
     response = web.StreamResponse(headers={**SECURITY_HEADERS, **_HEADERS})
     if services.cors:
         services.cors.allow(request, response.headers)
@@ -164,13 +164,17 @@ def frame(recorded: Recorded) -> bytes:
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (recorded.position, recorded.type.encode(), data)
 
 
-def _start(services: Services, request: web.Request, after: int | None) -> int:
+async def _start(services: Services, request: web.Request, after: int | None) -> int:
     resumed = request.headers.get("Last-Event-ID")
     if resumed is not None:
         if not _POSITION.fullmatch(resumed) or int(resumed) > _LARGEST_POSITION:
             raise wrong("Last-Event-ID", "must be the position of an event")
-        return int(resumed)
-    return services.writer.squad.head.position if after is None else after
+        after = int(resumed)
+    if after is None:
+        return services.writer.squad.head.position
+    # Whoever has seen more than there is would wait for events that are not those that follow.
+    await services.tables.state_covering(after)
+    return after
 
 
 async def _follow(
@@ -182,8 +186,13 @@ async def _follow(
 ) -> None:
     spoke = monotonic()
     who = caller()
+    log_number = services.writer.replacements
     # A connection that is gone has no transport; nobody tells a handler that only waits.
     while request.transport and not services.stopping and services.door.still_admits(who):
+        if services.writer.replacements != log_number:
+            head = services.writer.squad.head.position
+            await _send(response, b'event: log_replaced\ndata: {"position":%d}\n\n' % head)
+            return
         ticket = services.tail.moved.ticket()
         events = await _next(services, position)
         for chunk in _chunks(map(services.streams.frame, _passing(events, wanted))):
