@@ -20,7 +20,7 @@ from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from eventstore import log, sealing
+from eventstore import log, pooler, sealing
 from eventstore.connection import Connection, hanging_up_after
 from eventstore.errors import (
     ClockDrifted,
@@ -31,12 +31,13 @@ from eventstore.errors import (
     StoreUnavailable,
 )
 from eventstore.events import SubjectForgotten
+from eventstore.recorded import EMPTY_LOG
 from eventstore.translation import translating
 from service import recall
 from service.ahead import Ahead, Decided
 from service.batch import Batch, decide_batch
 from service.confirmed import Confirmed
-from service.folding import complete
+from service.folding import check_continuity, complete
 from service.restore import STUCK_AFTER_SECONDS, catch_up, fold_page, restore
 from service.squad import Draft, Squad
 
@@ -195,6 +196,7 @@ class Appender:
         page, told = await log.lock_and_read(connection, self.squad.head.position)
         self._clock.learn(told, asked, monotonic())
         if page:
+            await check_continuity(connection, self.squad, page)
             shown = await sealing.reveal(connection, page, self._sealing.keyring, veiled=sealing.VEILED)
             fold_page(self.squad, shown)
             self._tell_of_others(page)
@@ -232,7 +234,13 @@ class Appender:
         asked = monotonic()
         self.in_doubt = batch
         try:
-            told = await log.append(connection, batch.recorded, batch.decided_at, commit=commit)
+            told = await log.append(
+                connection,
+                batch.recorded,
+                batch.decided_at,
+                commit=commit,
+                after=self.squad.head if pooler.stands_between(connection) else EMPTY_LOG,
+            )
         except StoreUnavailable:
             raise
         except EventStoreError:
