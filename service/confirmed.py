@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
 
 
+_LOCKED = (
+    "somebody has the log's lock, perhaps a commit that waits for a standby, and nothing can be confirmed"
+)
+
+
 class Confirmed:
     """What one connection's server has told, or was asked, to be on its synchronous standby."""
 
@@ -42,7 +47,7 @@ class Confirmed:
             with hanging_up_after(STUCK_AFTER_SECONDS, connection):
                 await standby.confirm(connection)
         except StoreBusy as busy:
-            raise StoreBusy(f"what the log holds cannot be confirmed: {busy}") from busy
+            raise StoreBusy(_LOCKED) from busy
         except StoreUnavailable as cut:
             if monotonic() - began < STUCK_AFTER_SECONDS:
                 raise
