@@ -33,11 +33,11 @@ from eventstore.errors import (
 from eventstore.events import SubjectForgotten
 from eventstore.recorded import EMPTY_LOG
 from eventstore.translation import translating
-from service import recall
+from service import continuity, recall
 from service.ahead import Ahead, Decided
 from service.batch import Batch, decide_batch
 from service.confirmed import Confirmed
-from service.folding import check_continuity, complete
+from service.folding import complete
 from service.restore import STUCK_AFTER_SECONDS, catch_up, fold_page, restore
 from service.squad import Draft, Squad
 
@@ -196,7 +196,7 @@ class Appender:
         page, told = await log.lock_and_read(connection, self.squad.head.position)
         self._clock.learn(told, asked, monotonic())
         if page:
-            await check_continuity(connection, self.squad, page)
+            await continuity.check_page(connection, self.squad.head, page)
             shown = await sealing.reveal(connection, page, self._sealing.keyring, veiled=sealing.VEILED)
             fold_page(self.squad, shown)
             self._tell_of_others(page)
@@ -301,22 +301,17 @@ class Appender:
         self._settle(fence, draft)
 
     async def _recognise_the_log(self, connection: Connection) -> None:
-        """Forgets all that is known where the log is another one, such as a replica that lagged behind.
+        """Forgets all that is known where the log is another one.
 
         Raises:
             LogReplaced: it is.
         """
-        head = self.squad.head
-        if head.position:
-            found = await log.read_one(connection, head.position)
-            if found is None or found.hash != head.hash:
-                ends = await log.head_position(connection)
-                self.squad = Squad()
-                self._is_other_log = True
-                what = "is another event there" if found else "is not there"
-                raise LogReplaced(
-                    f"it ends at {ends}, and position {head.position}, which this process has seen, {what}"
-                )
+        try:
+            await continuity.check_head(connection, self.squad.head)
+        except LogReplaced:
+            self.squad = Squad()
+            self._is_other_log = True
+            raise
 
     def _check_continuity(self, head: int) -> None:
         if head < self.squad.head.position:

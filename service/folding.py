@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from eventstore import chain, codec, log, sealing
+from eventstore import codec, log, sealing
 from eventstore.connection import hanging_up_after
-from eventstore.errors import EventStoreError, LogNotUnderstood, LogReplaced, StoreUnavailable
+from eventstore.errors import EventStoreError, LogNotUnderstood, StoreUnavailable
 from projections.projection import MissingRow
 from service import recall, snapshots
 from service.squad import Draft, Squad
@@ -45,22 +45,6 @@ class BeyondTheLog(EventStoreError):
 
 class TookTooLong(EventStoreError):
     """The log could not be folded in time."""
-
-
-async def check_continuity(connection: Connection, squad: Squad, page: Sequence[Recorded]) -> None:
-    """Looks whether events, as they are stored, follow the squad's head in the log that it was read from.
-
-    Raises:
-        LogReplaced: it is another one, behind a pooler that has led to another server.
-        StoreUnavailable: the connection broke.
-    """
-    head = squad.head
-    if not (page and head.position) or page[0].hash == chain.hash_of(head.hash, page[0]):
-        return
-    # Where only the hash of what follows is wrong, the log was changed, which is for `squad verify` to say.
-    last = await log.read_one(connection, head.position)
-    if last is None or last.hash != head.hash:
-        raise LogReplaced(f"position {head.position} is not the event that this process has seen there")
 
 
 def fold_page(squad: Squad, page: Sequence[Recorded]) -> None:

@@ -13,7 +13,7 @@ from tests.support.load import Load
 from tests.support.log import texts, whole_log
 from tests.support.parts import connected, message, running_writer, submit
 from tests.support.process import squad_up
-from tests.support.servers import primary_and_standby
+from tests.support.servers import primary_and_standby, told_of_another_log
 from tests.support.trial import Trial
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
@@ -60,7 +60,6 @@ async def test_a_synchronous_standby_takes_over_under_load(pair: Pair) -> None:
                 await pair.fail_over()
             await trial.well(one, other)
         await trial.judge(pair.standby.dsn)
-        assert await one.metric("squad_log_replacements") == 0
 
 
 async def test_a_standby_that_lacks_the_end_takes_over_and_everybody_is_told(pair: Pair) -> None:
@@ -77,8 +76,8 @@ async def test_a_standby_that_lacks_the_end_takes_over_and_everybody_is_told(pai
                 await lost.more(LOST_ANSWERS)
             newest = max(answer.body["position"] for _, answer in lost.answered)
             await pair.fail_over()
-            told = await asyncio.wait_for(stream.content.readuntil(b"event: log_replaced\n"), 20)
-            assert told
+            async with asyncio.timeout(AFTER_A_FAILOVER_SECONDS):
+                await told_of_another_log(stream)
         await eventually(service.is_ready, within_seconds=AFTER_A_FAILOVER_SECONDS)
         assert await service.metric("squad_log_replacements") == 1
         assert "the log was replaced" in service.story().lower()

@@ -12,7 +12,7 @@ import pytest
 from tests.support.command import finished, squad
 from tests.support.load import Load
 from tests.support.process import squad_up
-from tests.support.servers import Server, new_folder
+from tests.support.servers import Server, new_folder, told_of_another_log
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
@@ -47,7 +47,7 @@ async def test_whoever_knows_more_than_a_restored_backup_is_told(tmp_path: Path)
                 await server.replace_by(backup)
                 await server.start()
                 async with asyncio.timeout(READY_WITHIN_SECONDS):
-                    await stream.content.readuntil(b"event: log_replaced\n")
+                    await told_of_another_log(stream)
             await eventually(service.is_ready, within_seconds=READY_WITHIN_SECONDS)
             assert "the log was replaced" in service.story().lower()
             async with session.get(f"/api/v1/events?after={newest}") as answer:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 
 import psutil
 import psycopg
+import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -22,6 +23,8 @@ from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    import aiohttp
 
 STANDBY = "standby"
 """What the standby calls itself, and the primary it."""
@@ -176,3 +179,13 @@ async def primary_and_standby() -> AsyncIterator[Pair]:
         pair = Pair(folder)
         await pair.start()
         yield pair
+
+
+async def told_of_another_log(stream: aiohttp.ClientResponse) -> None:
+    """Reads an event stream up to the word that the log is another one, which ends it."""
+    async for line in stream.content:
+        if line == b"event: log_replaced\n":
+            assert b"position" in await stream.content.readline()
+            assert not (await stream.content.read()).strip()
+            return
+    pytest.fail("the stream ended without it")
