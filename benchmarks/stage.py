@@ -66,9 +66,9 @@ async def service(dsn: str, **settings: str) -> AsyncIterator[Server]:
 
 
 @contextlib.asynccontextmanager
-async def server(module: str) -> AsyncIterator[Server]:
-    """One of our own servers for comparison."""
-    async with _process(sys.executable, "-m", module) as process:
+async def server(module: str, *arguments: str) -> AsyncIterator[Server]:
+    """One of our own programs, which says in a line that it is there."""
+    async with _process(sys.executable, "-m", module, *arguments) as process:
         yield Server(await _first_line(process), psutil.Process(process.pid))
 
 
