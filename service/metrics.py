@@ -74,6 +74,11 @@ class _Parts:
             "squad_waiting_commands", "Commands that wait to be decided.", len(self._writer.waiting)
         )
         yield _gauge("squad_writer_ready", "1 where commands can be decided.", self._writer.ready)
+        yield _gauge(
+            "squad_log_replacements",
+            "How often the log proved another than it was.",
+            self._writer.replacements,
+        )
         yield _gauge("squad_listener_hearing", "1 where notifications are heard.", self._listener.hearing)
         yield _gauge("squad_listener_heartbeats", "Heartbeats that came back.", self._listener.heartbeats)
         yield _gauge("squad_listener_reconnects", "Connections lost.", self._listener.reconnects)
