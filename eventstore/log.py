@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple, TypeVar
 
 from psycopg import AsyncClientCursor, AsyncCursor
 
+from eventstore.connection import note_lock_wait
 from eventstore.errors import ClockDrifted, HeadMoved, LogReplaced
 from eventstore.recorded import EMPTY_LOG, Head, Recorded
 from eventstore.standby import waiting_to_the_end
@@ -34,7 +35,7 @@ _COLUMNS: LiteralString = (
 )
 _LAST_POSITION = 2**63 - 1
 _SEPARATOR = "\x1f"
-_APPEND = f"SELECT appended, head, clock FROM append_events({', '.join(['%s'] * 15)})"
+_APPEND = f"SELECT appended, head, clock, waited FROM append_events({', '.join(['%s'] * 15)})"
 # Behind a pooler the server can be another one from one statement to the next, with another log.
 _EXPECTED_STILL = "CASE WHEN (SELECT hash FROM events WHERE position = %s) = %s THEN %s ELSE -1 END"
 _APPEND_IF_SAME = _APPEND.replace("%s", _EXPECTED_STILL, 1)
@@ -45,7 +46,9 @@ _LAST = f"SELECT {_COLUMNS} FROM events ORDER BY position DESC LIMIT 1"
 
 # Each of these travels as one message, so that a process which stands still in the middle of sending cannot
 # leave the server waiting with the lock held, where none of its timeouts would end that (a pipeline could).
-_LOCK_AND_READ = f"BEGIN; SELECT lock_log(); {_READ_AFTER}; {_CLOCK}"
+# The time of a message is that of its arrival, so what has passed since then is what the lock took.
+_WAITED = "SELECT extract(epoch FROM clock_timestamp() - statement_timestamp())::double precision"
+_LOCK_AND_READ = f"BEGIN; SELECT lock_log(); {_WAITED}; {_READ_AFTER}; {_CLOCK}"
 
 
 class Filter(NamedTuple):
@@ -120,7 +123,9 @@ async def append(
             cursor = await connection.execute(query, parameters, prepare=True, binary=True)
         row = await cursor.fetchone()
     assert row is not None
-    appended, head, clock = row
+    appended, head, clock, waited = row
+    if not commit:
+        note_lock_wait(connection, waited)
     if not appended:
         if head != expected:
             raise HeadMoved(head)
@@ -150,10 +155,14 @@ async def lock_and_read(connection: Connection, position: int) -> tuple[list[Rec
         await cursor.execute(_LOCK_AND_READ, (position, PAGE_EVENTS))
         for _ in ("BEGIN", "lock_log"):
             cursor.nextset()
+        waited = await cursor.fetchone()
+        cursor.nextset()
         page = [Recorded._make(row) for row in await cursor.fetchall()]
         cursor.nextset()
         row = await cursor.fetchone()
     assert row is not None
+    assert waited is not None
+    note_lock_wait(connection, waited[0])
     return page, row[0]
 
 

@@ -111,6 +111,8 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
     squad_schema = settings.squad_schema
     session_dsn = await _way_for_sessions(settings, dsn)
     await schema.apply(session_dsn, squad_schema)
+    async with await connection.connect(session_dsn, squad_schema, name="squad service") as looking:
+        await schema.check_may_append(looking)
     clock = DatabaseClock()
     listener = Listener(settings.listen_dsn or dsn, squad_schema)
     keyring = Keyring()

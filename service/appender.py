@@ -21,7 +21,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from eventstore import log, pooler, sealing
-from eventstore.connection import Connection, hanging_up_after
+from eventstore.connection import Connection, hanging_up_after, take_lock_wait
 from eventstore.errors import (
     ClockDrifted,
     EventStoreError,
@@ -32,6 +32,7 @@ from eventstore.errors import (
 )
 from eventstore.events import SubjectForgotten
 from eventstore.recorded import EMPTY_LOG
+from eventstore.telling import told
 from eventstore.translation import translating
 from service import continuity, recall
 from service.ahead import Ahead, Decided
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
     from eventstore.recorded import Recorded
     from service.clock import DatabaseClock
+    from service.measures import Measures
     from service.requests import Ticket, Waiting
     from service.sealer import Sealer, Sealing
 
@@ -63,6 +65,7 @@ class Appender:
         publish: Callable[[Sequence[Recorded]], None],
         sealing_: Sealing,
         replaced: Callable[[], None],
+        measures: Measures,
     ) -> None:
         self.squad = Squad()
         self.ahead = Ahead(clock, waiting, sealing_)
@@ -77,6 +80,7 @@ class Appender:
         self._replaced = replaced
         self._is_other_log = False
         self._confirmed = Confirmed()
+        self._measures = measures
 
     async def begin(self, connection: Connection) -> Sequence[Ticket]:
         """Brings the state to the head over a new connection.
@@ -93,8 +97,8 @@ class Appender:
         self._sealing.start_afresh()
         self._confirmed.start_afresh()
         with hanging_up_after(STUCK_AFTER_SECONDS, connection):
-            told = await self._ask_the_time(connection)
-            if abs(told - self._clock.now()) > timedelta(seconds=1):
+            its_time = await self._ask_the_time(connection)
+            if abs(its_time - self._clock.now()) > timedelta(seconds=1):
                 raise StoreBusy("the clock's reading took too long to be of use")
             await self._recognise_the_log(connection)
         if self.squad.head.position == 0:
@@ -193,8 +197,9 @@ class Appender:
     async def _lock_at_the_head(self, connection: Connection) -> bool:
         """Takes the log's lock and folds what was missed; says whether anything was."""
         asked = monotonic()
-        page, told = await log.lock_and_read(connection, self.squad.head.position)
-        self._clock.learn(told, asked, monotonic())
+        page, its_time = await log.lock_and_read(connection, self.squad.head.position)
+        self._clock.learn(its_time, asked, monotonic())
+        self._measures.lock(take_lock_wait(connection))
         if page:
             await continuity.check_page(connection, self.squad.head, page)
             shown = await sealing.reveal(connection, page, self._sealing.keyring, veiled=sealing.VEILED)
@@ -234,7 +239,7 @@ class Appender:
         asked = monotonic()
         self.in_doubt = batch
         try:
-            told = await log.append(
+            its_time = await log.append(
                 connection,
                 batch.recorded,
                 batch.decided_at,
@@ -247,9 +252,12 @@ class Appender:
             self.in_doubt = None
             raise
         except Exception as unexpected:
-            raise StoreUnavailable(repr(unexpected)) from unexpected
+            raise StoreUnavailable(told(unexpected)) from unexpected
+        finally:
+            self._measures.lock(take_lock_wait(connection))
         self.in_doubt = None
-        self._clock.learn(told, asked, monotonic())
+        self._clock.learn(its_time, asked, monotonic())
+        self._measures.batch(batch, monotonic() - asked)
 
     def _settle(self, batch: Batch, draft: Draft) -> None:
         """The batch is in the log: its effects are everybody's, and its callers are told."""
@@ -257,7 +265,7 @@ class Appender:
             self.squad.merge(draft)
         except Exception as fault:
             self.squad = Squad()
-            raise StoreUnavailable(f"the state is lost and must be read again: {fault!r}") from fault
+            raise StoreUnavailable(f"the state is lost and must be read again: {told(fault)}") from fault
         finally:
             # Whatever happens here, nobody may think that it did not happen there.
             _tell(batch)
@@ -319,9 +327,9 @@ class Appender:
 
     async def _ask_the_time(self, connection: Connection) -> datetime:
         asked = monotonic()
-        told = await log.clock(connection)
-        self._clock.learn(told, asked, monotonic())
-        return told
+        its_time = await log.clock(connection)
+        self._clock.learn(its_time, asked, monotonic())
+        return its_time
 
 
 def _destroys_a_key(batch: Batch) -> bool:

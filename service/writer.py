@@ -16,8 +16,11 @@ from eventstore.connection import Connection, connect
 from eventstore.errors import LogNotUnderstood, LogReplaced, StoreBusy, StoreUnavailable
 from eventstore.keys import Keyring
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
+from eventstore.telling import told
 from service.appender import Appender
 from service.commands import ForgetSubject
+from service.logs import about
+from service.measures import Measures
 from service.requests import (
     CommandFailed,
     Outcome,
@@ -75,6 +78,8 @@ class Writer:
         self.replacements = 0
         """How often it did."""
         self.waiting = Waiting()
+        self.measures = Measures()
+        """What was counted and measured."""
         self._dsn = dsn
         self._schema = schema
         self._hints = hints
@@ -85,6 +90,7 @@ class Writer:
             self._publish,
             Sealing(keyring or Keyring(), encrypt=encrypt),
             self._start_afresh,
+            self.measures,
         )
         self._current: Sequence[Ticket] = ()
         self._stopping = False
@@ -132,7 +138,8 @@ class Writer:
             What `submit` returns or raises, once that is known.
         """
         loop = asyncio.get_running_loop()
-        ticket = Ticket(request, loop.create_future(), loop.time() + patience_seconds)
+        deadline = loop.time() + patience_seconds
+        ticket = Ticket(request, loop.create_future(), deadline, self.measures.command)
         if not self._busy:
             self._moved_at = monotonic()
         if self._stopping:
@@ -192,7 +199,7 @@ class Writer:
                     str(error) if isinstance(error, StoreBusy) else "the database cannot be reached"
                 )
             except Exception as error:  # noqa: BLE001 - callers wait for this task: it goes on, whatever comes
-                _log.error("commands cannot be decided: %s: %s", type(error).__name__, error)
+                _log.error("commands cannot be decided: %s", told(error))
                 self.problem = str(error)
                 delay = _BACKOFF_SECONDS[1]
             await asyncio.sleep(delay)
@@ -213,8 +220,11 @@ class Writer:
                 asked_at = now
             if news or now - looked_at > POLL_SECONDS:
                 self._appender.ahead.drop()
+                known = self.squad.head.position
                 await self._appender.look(connection)
                 self._hint_seen, looked_at = hinted, now
+                if self.squad.head.position > max(known, self._hints.position):
+                    self.measures.poll_rescues += 1
             if decided := self._appender.ahead.take():
                 await self._carry_out(connection, list(decided.batch.tickets), decided)
             elif tickets := self.waiting.drain():
@@ -305,6 +315,7 @@ def _halves(part: list[Ticket], error: Exception) -> list[list[Ticket]]:
         half = len(left) // 2
         return [left[half:], left[:half]]
     for ticket in left:
-        _log.error("command failed: %s: %r", type(ticket.request.command).__name__, error)
+        kind, correlation_id = type(ticket.request.command).__name__, ticket.request.correlation_id
+        _log.error("%s failed: %s", kind, told(error), extra=about(correlation_id))
         ticket.fail(CommandFailed(str(error)))
     return []

@@ -22,7 +22,7 @@ from eventstore.errors import StoreBusy, StoreUnavailable
 from eventstore.listener import POLL_SECONDS, wait_for_hint
 from service.channels import Found
 from service.http.auth import caller
-from service.http.context import SECURITY_HEADERS
+from service.http.context import CORRELATION_HEADER, SECURITY_HEADERS, correlation_id
 from service.http.problems import wrong
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ async def stream(
     """Sends every event after the position that the reader names, and goes on until either side ends it."""
     log_number = services.writer.replacements
     position = await _start(services, request, after)
-    response = web.StreamResponse(headers={**SECURITY_HEADERS, **_HEADERS})
+    response = web.StreamResponse(
+        headers={**SECURITY_HEADERS, **_HEADERS, CORRELATION_HEADER: correlation_id()}
+    )
     if services.cors:
         services.cors.allow(request, response.headers)
     with services.streams.one_more(caller()), services.metrics.open_streams.track_inprogress():

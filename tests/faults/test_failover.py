@@ -79,7 +79,7 @@ async def test_a_standby_that_lacks_the_end_takes_over_and_everybody_is_told(pai
             async with asyncio.timeout(AFTER_A_FAILOVER_SECONDS):
                 await told_of_another_log(stream)
         await eventually(service.is_ready, within_seconds=AFTER_A_FAILOVER_SECONDS)
-        assert await service.metric("squad_log_replacements") == 1
+        assert await service.metric("squad_log_replacements_total") == 1
         assert "the log was replaced" in service.story().lower()
         await _assert_told(session, newest)
         async with later.running(clients=2):
