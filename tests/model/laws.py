@@ -10,13 +10,14 @@ from collections import defaultdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eventstore import chain, codec
+from eventstore import chain, codec, sealing
 from eventstore.events import (
     EmailReceived,
     Event,
     MessageSent,
     OperationStarted,
     RunStarted,
+    SubjectForgotten,
     TaskCreated,
     TokensReserved,
 )
@@ -75,6 +76,9 @@ class Laws:
         """Which request was carried out with an idempotency key."""
         self._answers: dict[str, tuple[Request, Answer]] = {}
         """The first request with an idempotency key that was answered, and what."""
+        self._destroyed_keys: set[str] = set()
+        self._settled: set[str] = set()
+        """Requests of which nothing is in the log, as their callers were told."""
         self._squad = Squad()
         """The state by one fold of all events, one at a time."""
 
@@ -87,9 +91,18 @@ class Laws:
             assert shown.position == len(self._log) + 1, "a gap"
             assert chain.hash_of(self._hashes[-1], stored) == stored.hash
             self._hashes.append(stored.hash)
+            self._check_seal(stored)
             self._take(shown, server.append_of[shown.position - 1])
             # The database's time, whatever the process believed; or the one before it.
             assert shown.recorded_at <= server.latest + timedelta(seconds=1)
+
+    def _check_seal(self, stored: Recorded) -> None:
+        """Nothing is sealed with a key that was destroyed, or everybody would be told that it was lost."""
+        event = codec.decode(stored) if stored.type == SubjectForgotten.type else None
+        if isinstance(event, SubjectForgotten):
+            self._destroyed_keys.add(event.key_id)
+        elif sealing.may_be_sealed(stored):
+            assert sealing.key_of(stored) not in self._destroyed_keys, "sealed with a destroyed key"
 
     def _take(self, recorded: Recorded, append: int) -> None:
         before = self._log[-1] if self._log else None
@@ -102,6 +115,7 @@ class Laws:
         self._log.append(recorded)
         is_first = append == self._append_of.setdefault(recorded.correlation_id, append)
         assert is_first, "a request was carried out twice"
+        assert recorded.correlation_id not in self._settled, "a caller was told that nothing happened"
         if recorded.type != "request_answered":
             self._last[recorded.correlation_id] = recorded
         event = codec.decode(recorded)
@@ -143,9 +157,6 @@ class Laws:
     def judge_all(self, server: Server, now: datetime) -> None:
         """In the end everybody has been told the truth, and every tick up to now has come to something."""
         assert all(asked.process in self._buried for asked in self._unjudged)
-        for asked in self.asked:
-            if isinstance(asked.promise.result, Unavailable | CommandFailed | Stopping):
-                assert asked.request.correlation_id not in self._append_of, "it was not to be carried out"
         for key, user in self._users.items():
             request = next(asked.request for asked in self.asked if asked.request.correlation_id == user)
             assert request.idempotency_key == key
@@ -157,6 +168,8 @@ class Laws:
         if isinstance(result, Exception):
             # Nothing was promised, or that nothing happened.
             assert isinstance(result, OutcomeUnknown | CommandFailed | Stopping | Unavailable), result
+            if not isinstance(result, OutcomeUnknown):
+                self._settle(request)
             return
         if result.position is not None:
             assert 0 < result.position <= len(self._log), "an answer before it was durable"
@@ -164,6 +177,8 @@ class Laws:
             self._judge_key(request, request.idempotency_key, result)
         own = self._last.get(request.correlation_id)
         if own is None:
+            if request.correlation_id not in self._append_of:
+                self._settle(request)
             return
         assert result.position == own.position
         if result.refusal is None:
@@ -172,6 +187,11 @@ class Laws:
             cause = self._log[conflict["position"] - 1]
             assert own.caused_by == cause.position
             assert cause.stream == f"operation-{conflict['operation_id']}"
+
+    def _settle(self, request: Request) -> None:
+        """Nothing came of it, and nothing will."""
+        assert request.correlation_id not in self._append_of
+        self._settled.add(request.correlation_id)
 
     def _judge_content(self, request: Request, result: Outcome) -> None:
         """What was acknowledged is in the log, there and with what was asked for."""

@@ -11,15 +11,15 @@ from collections import defaultdict
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eventstore import codec, keys, log, sealing, traces
-from eventstore.events import EmailReceived, MessageSent, SubjectForgotten
+from eventstore import codec, log, sealing
+from eventstore.events import SubjectForgotten
 from projections import PROJECTIONS
 from projections.budgets import BUDGET_DAYS, BUDGETS
 from service import snapshots
 from service.squad import RESIDENT
 from tests.model.loop import Loop
-from tests.model.server import Blocked, Server, Session
-from tests.model.stored import Stored
+from tests.model.server import Session
+from tests.model.subject_keys import KEY_STATEMENTS, WithKeys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,16 +43,13 @@ class _View(NamedTuple):
     snapshots: dict[int, bytes]
 
 
-class InMemory(Server):
+class InMemory(WithKeys):
     """The log, the keys, the read tables and the snapshots."""
 
     def __init__(self, now: datetime) -> None:
         self._now, self._elapsed_seconds = now, 0.0
         super().__init__()
-        self.stored = Stored(self.log)
-        self._keys: dict[str, _Key] = {}
         self._projected = defaultdict[str, dict[Any, Any]](dict)
-        self._projected_to = 0
         self._tables: dict[str, list[Any]] = {}
         self._positions: dict[str, int] = {}
         self._snapshots: dict[int, bytes] = {}
@@ -91,21 +88,21 @@ class InMemory(Server):
 
     def reveal(self, recorded: Sequence[Recorded]) -> list[Recorded]:
         """Events as they can be read now."""
-        secrets = {id_: key.secret for id_, key in self._keys.items()}
-        return [sealing.opened(one, secrets) for one in recorded]
+        return [sealing.opened(one, self.secrets()) for one in recorded]
 
-    def project(self, behind: int, uneven: bool) -> None:
+    def project(self, behind: int, stopped: int | None) -> None:
         """Folds the log into the read tables."""
-        upto = max(len(self.log) - behind, self._projected_to)
-        view = _Tables(self._projected)
-        for recorded in self.reveal(self.log[self._projected_to : upto]):
-            for projection in PROJECTIONS:
-                projection.apply(view, codec.decode(recorded), recorded)
-        self._projected_to = upto
+        upto = max(len(self.log) - behind, *self._positions.values(), 0)
+        view, shown = _Tables(self._projected), self.reveal(self.log[:upto])
+        positions = dict(self._positions)
+        for number, projection in enumerate(PROJECTIONS):
+            at = positions.setdefault(projection.name, 0)
+            if number != stopped:
+                for recorded in shown[at:]:
+                    projection.apply(view, codec.decode(recorded), recorded)
+                positions[projection.name] = upto
+        self._positions = positions
         self._tables = {name: list(self._projected[name].values()) for name in RESIDENT}
-        self._positions = {projection.name: upto for projection in PROJECTIONS}
-        if uneven:
-            self._positions[PROJECTIONS[0].name] -= 1
 
     def put_away(self, squad: Squad) -> None:
         """Keeps a snapshot."""
@@ -116,7 +113,7 @@ class InMemory(Server):
     def _let_go(self, session: Session) -> None:
         super()._let_go(session)
         session.view = None
-        self._keys = {id_: key for id_, key in self._keys.items() if key.owner is not session}
+        self.forget_keys_of(session)
 
     # what clients say -------------------------------------------------------------------------------------
 
@@ -178,7 +175,7 @@ class InMemory(Server):
             self.stored.take(batch)
             for one in batch:
                 if one.type == SubjectForgotten.type:
-                    self._keys.pop(self.stored.key_destroyed_by(one), None)
+                    self.destroy_key(self.stored.key_destroyed_by(one))
                     self._snapshots = {}
             head = len(self.log)
         return [[(appended, head, self._now)]]
@@ -188,9 +185,7 @@ class InMemory(Server):
 
     def _append_and_commit(self, session: Session, *parameters: Any) -> list[Rows]:
         answer = self._append(session, *parameters)
-        for key in self._keys.values():
-            if key.owner is session:
-                key.owner = None
+        self.commit_keys_of(session)
         return [*answer, _NO_ROWS]
 
     # tables and snapshots ---------------------------------------------------------------------------------
@@ -223,67 +218,6 @@ class InMemory(Server):
 
     def _may_store(self, _: Session) -> list[Rows]:
         return [[(False,)]]
-
-    # keys -------------------------------------------------------------------------------------------------
-
-    def _visible_keys(self, session: Session) -> dict[str, _Key]:
-        return {id_: key for id_, key in self._keys.items() if key.owner in (None, session)}
-
-    def _owner(self, session: Session) -> Session | None:
-        """Whoever is in a transaction keeps what it makes to itself until that is committed."""
-        return session if self.holder is session else None
-
-    def _store_keys(self, session: Session, secrets: bytes, ids: str) -> list[Rows]:
-        for number, id_ in enumerate(ids.split(",")):
-            secret = secrets[number * keys.KEY_BYTES : (number + 1) * keys.KEY_BYTES]
-            self._keys[id_] = _Key(None, secret, self._owner(session))
-        return [_NO_ROWS]
-
-    def _make_keys(
-        self, session: Session, ids: list[str], subjects: list[str], secrets: list[bytes]
-    ) -> list[Rows]:
-        known = {key.subject: key.owner for key in self._keys.values() if key.subject}
-        if any(known.get(subject) not in (None, session) for subject in subjects):
-            # Somebody made one, and it is not known yet whether it will be there.
-            raise Blocked
-        made: Rows = []
-        for id_, subject, secret in zip(ids, subjects, secrets, strict=True):
-            if subject not in known:
-                self._keys[id_] = _Key(subject, secret, self._owner(session))
-                made.append((subject,))
-        return [made]
-
-    def _keys_of(self, session: Session, subjects: list[str]) -> list[Rows]:
-        found = self._visible_keys(session).items()
-        return [[(key.subject, id_, key.secret) for id_, key in found if key.subject in subjects]]
-
-    def _load_keys(self, session: Session, ids: list[str]) -> list[Rows]:
-        found = self._visible_keys(session)
-        return [[(id_, found[id_].secret) for id_ in ids if id_ in found]]
-
-    def _key_of_message(self, _: Session, stream: str) -> list[Rows]:
-        sent = [one for one in self.stored.of_streams([stream]) if one.type == MessageSent.type]
-        return [[(sealing.key_of(sent[0]),)] if sent else []]
-
-    def _last_word(self, session: Session, key_id: str) -> list[Rows]:
-        there = key_id if key_id in self._visible_keys(session) else None
-        ends = self.stored.of_streams([SubjectForgotten.stream_of(key_id)])
-        return [[(there, ends[-1].position if ends else None)]]
-
-    def _key_of_sender(self, session: Session, subject: str) -> list[Rows]:
-        return [[(id_,) for id_, key in self._visible_keys(session).items() if key.subject == subject]]
-
-    def _sealed_with(self, _: Session, key_id: str) -> list[Rows]:
-        kinds = (EmailReceived.type, "email_updated")
-        found = {one.stream for one in self.log if one.type in kinds and sealing.key_of(one) == key_id}
-        return [[(stream,) for stream in sorted(found)]]
-
-
-class _Key:
-    """A row of subject_keys; with an owner it is not committed."""
-
-    def __init__(self, subject: str | None, secret: bytes, owner: Session | None) -> None:
-        self.subject, self.secret, self.owner = subject, secret, owner
 
 
 class _Tables:
@@ -336,12 +270,5 @@ _STATEMENTS: dict[str, Callable[..., list[Rows]]] = {
     snapshots._POSITIONS: InMemory._snapshot_positions,
     snapshots._NEAREST: InMemory._nearest_snapshot,
     snapshots._MAY_STORE: InMemory._may_store,
-    keys._STORE: InMemory._store_keys,
-    keys._MAKE: InMemory._make_keys,
-    keys._OF_SUBJECTS: InMemory._keys_of,
-    keys._LOAD: InMemory._load_keys,
-    traces._MESSAGE: InMemory._key_of_message,
-    traces._LAST_WORD: InMemory._last_word,
-    traces._KEY_OF_SENDER: InMemory._key_of_sender,
-    traces._SEALED_WITH: InMemory._sealed_with,
+    **KEY_STATEMENTS,
 }

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tests.model.process import Process
     from tests.model.wishes import Wish
 
+REFUSED = "no server says so"
 _SOON, _LONG = 20, 2_000
 _TICK_SECONDS = 0.3
 
@@ -44,8 +45,6 @@ class Network:
     def __init__(self, server: Server) -> None:
         self.laws = Laws()
         self.processes: list[Process] = []
-        self.refusals = 0
-        """How often the server has refused what nobody can mend, as no server does."""
         self._server = server
         self._late: list[Late] = []
         self._deserted: list[Session] = []
@@ -200,13 +199,12 @@ class Network:
             line.hear(pg.LockNotAvailable("canceling statement due to lock timeout"))
             self.wake(process)
 
-    def refuse(self, process: Process) -> None:
-        """The server refuses a word, as where the disk is full or the request is none that it can take."""
+    def refuse(self, process: Process, how: str) -> None:
+        """The server refuses an append, because its disk is full or as one that it cannot take."""
         line = process.line
-        if line and line.wants and not line.is_broken:
-            self.refusals += 1
+        if line and not line.is_broken and process.wants("append_events("):
             self._server.abort(line.session)
-            line.hear(pg.DiskFull("no space left") if self.refusals % 2 else pg.DataError("no sense"))
+            line.hear(pg.DataError(REFUSED) if how == "never" else pg.DiskFull("no space left"))
             self.wake(process)
 
     def notify(self, process: Process, how: str) -> None:

@@ -127,8 +127,8 @@ class Server(ABC):
     def reveal(self, recorded: Sequence[Recorded]) -> list[Recorded]:
         """Events as they can be read now."""
 
-    def project(self, behind: int, uneven: bool) -> None:  # noqa: B027 - see OnPostgres
-        """The read tables are brought to so many events behind the log's end, or all but one of them."""
+    def project(self, behind: int, stopped: int | None) -> None:  # noqa: B027 - a real one has a projector
+        """The read tables are brought to so many events behind the log's end, but for one that stopped."""
 
     @abstractmethod
     def put_away(self, squad: Squad) -> None:

@@ -10,14 +10,14 @@ import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.model.machine import World
 from tests.model.memory import InMemory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tests.model.server import Server
 
@@ -37,7 +37,7 @@ class Simulated(World):
         return InMemory(START)
 
 
-def lived(world: type[World], examples: int, steps: int) -> int:
+def lived(world: type[World], examples: int, steps: int, phases: Sequence[Phase] = tuple(Phase)) -> int:
     """Lives so many lives of so many steps; how many steps that came to."""
     world.steps = 0
     chosen = settings(
@@ -45,6 +45,8 @@ def lived(world: type[World], examples: int, steps: int) -> int:
         stateful_step_count=steps,
         deadline=None,
         derandomize=not AT_RANDOM,
+        phases=phases,
+        report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(world, settings=chosen)

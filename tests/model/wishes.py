@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hypothesis import strategies as st
 
+from projections import PROJECTIONS
 from service.commands import AnyCommand
 from tests.unit import strategies
 
@@ -24,6 +25,7 @@ class Wish(NamedTuple):
     patience_seconds: float = 20.0
 
 
+a_projection = st.integers(0, len(PROJECTIONS) - 1)
 a_process = st.integers(0, PROCESSES - 1)
 arrivals = st.sampled_from(("never", "now", "later"))
 """What becomes of a request whose line breaks."""
@@ -46,14 +48,11 @@ encryption = st.sampled_from(((False,) * PROCESSES, (True,) * PROCESSES, (True, 
 _commands: SearchStrategy[AnyCommand] = st.one_of(
     strategies.commands, strategies.work, strategies.spending, strategies.jobs, strategies.correspondence
 )
-wishes: SearchStrategy[list[Wish]] = st.lists(
-    st.builds(
-        Wish,
-        which=a_process,
-        command=_commands,
-        key=st.sampled_from((*[None] * 9, "k-1", "k-2", "k-3")),
-        patience_seconds=st.sampled_from((20.0, 20.0, 20.0, 1.0)),
-    ),
-    min_size=2,
-    max_size=10,
+wish = st.builds(
+    Wish,
+    which=a_process,
+    command=_commands,
+    key=st.sampled_from((*[None] * 9, "k-1", "k-2", "k-3")),
+    patience_seconds=st.sampled_from((20.0, 20.0, 20.0, 1.0)),
 )
+wishes: SearchStrategy[list[Wish]] = st.lists(wish, min_size=2, max_size=10)
