@@ -40,6 +40,7 @@ class World(RuleBasedStateMachine):
         self.server = self.new_server()
         self.network = Network(self.server)
         self.laws = self.network.laws
+        self.theme = "everything"
         self._encrypt: tuple[bool, ...] = (False,) * draw.PROCESSES
 
     def new_server(self) -> Server:
@@ -47,12 +48,16 @@ class World(RuleBasedStateMachine):
         raise NotImplementedError
 
     @initialize(
+        theme=st.sampled_from(sorted(draw.THEMES)),
         policy=strategies.first_policies,
         jobs=st.just([]) | strategies.first_jobs,
         encrypt=draw.encryption,
     )
-    def begin(self, policy: AnyCommand, jobs: list[AnyCommand], encrypt: tuple[bool, ...]) -> None:
+    def begin(
+        self, theme: str, policy: AnyCommand, jobs: list[AnyCommand], encrypt: tuple[bool, ...]
+    ) -> None:
         """The squad gets its rules before anybody asks for anything."""
+        self.theme = theme
         self._encrypt = encrypt if self.server.keeps_keys else self._encrypt
         for number in range(draw.PROCESSES):
             self.network.processes.append(self._new(number))
@@ -90,6 +95,18 @@ class World(RuleBasedStateMachine):
         for _ in range(words):
             self.network.go_on(process)
 
+    @rule(which=draw.a_process, subject=st.sampled_from(strategies.SENDERS), words=st.integers(0, 6))
+    def forget(self, which: int, subject: str, words: int) -> None:
+        """Somebody writes before they are forgotten, and again before that is in the log."""
+        self._write(which, subject)
+        self.network.settle(self._process(which))
+        forget = draw.Wish(which, do.ForgetSubject(subject=subject))
+        self.go_on_meanwhile(forget, [], 0)
+        self._write(which, subject)
+        self.network.wake(self._process(which))
+        for _ in range(words):
+            self.network.go_on(self._process(which))
+
     @rule(wishes=draw.wishes, turns=draw.turns_of_processes)
     def race(self, wishes: list[draw.Wish], turns: list[int]) -> None:
         """They ask several processes at a time, each of which goes on whenever it is its turn."""
@@ -117,7 +134,7 @@ class World(RuleBasedStateMachine):
 
     # what goes wrong --------------------------------------------------------------------------------------
 
-    @rule(which=draw.a_process, arrives=draw.arrivals, words=st.integers(0, 12))
+    @rule(which=draw.a_process, arrives=draw.arrivals, words=draw.words_after_a_loss)
     def lose_commit(self, which: int, arrives: str, words: int) -> None:
         """A connection breaks in a commit. The process goes on, for so many words, before that arrives."""
         process = self._process(which)
@@ -129,7 +146,7 @@ class World(RuleBasedStateMachine):
         self.server.pass_time(0.06)
         for _ in range(words):
             self.network.go_on(process)
-        self.network.arrive()
+        self.network.arrive(latest=True)
 
     @rule(which=draw.a_process, other=draw.a_process, words=st.integers(1, 12), waits=st.booleans())
     def stand_still(self, which: int, other: int, words: int, waits: bool) -> None:
@@ -260,6 +277,11 @@ class World(RuleBasedStateMachine):
             before = len(self.server.log)
             self.network.come_to_rest()
             assert len(self.server.log) > before
+
+    def _write(self, which: int, sender: str) -> None:
+        number = len(self.laws.asked)
+        email = do.LogEmail(gmail_message_id=f"g-{number}", from_email=sender, payload={"number": number})
+        self.network.submit(draw.Wish(which, email))
 
     def _give_work(self, which: int) -> None:
         if not self._process(which).writer.waiting:

@@ -174,11 +174,11 @@ class Network:
             self._leave(line.session, line.wants, arrives)
             line.wants = None
 
-    def arrive(self) -> None:
-        """What was on its way longest arrives."""
+    def arrive(self, *, latest: bool = False) -> None:
+        """What was on its way longest arrives, or what was said last."""
         if not self._late:
             return
-        late = self._late.pop(0)
+        late = self._late.pop(-1 if latest else 0)
         try:
             self._carry_out(late.session, late.word)
         except Blocked:
@@ -234,8 +234,7 @@ class Network:
             return
         self._late.append(Late(session, word))
         if arrives == "now":
-            self._late.insert(0, self._late.pop())
-            self.arrive()
+            self.arrive(latest=True)
 
     def _is_blocked(self, session: Session, word: Word) -> bool:
         needs_lock = "lock_log()" in word.query or "append_events(" in word.query
