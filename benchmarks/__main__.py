@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ from rich.console import Console
 from benchmarks import plot, report
 from benchmarks.frame import Plan, run
 from benchmarks.suite import ALL
+from service.cli.common import COLLECT_AFTER
 
 _DEFAULT = Plan(rounds=3, seconds=2.0, warm_up_seconds=0.5)
 _QUICK = Plan(rounds=1, seconds=0.2, warm_up_seconds=0.1)
@@ -55,6 +57,8 @@ def main(
     console = Console()
     if not console.is_terminal:
         console.width = _FILE_WIDTH
+    # As in the service: some of what is measured runs in this process.
+    gc.set_threshold(*COLLECT_AFTER)
     found: report.Results = {}
     for benchmark in chosen:
         with console.status(f"{benchmark.name}: {plan.rounds} rounds"):

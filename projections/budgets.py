@@ -154,8 +154,19 @@ def _day(view: View, day: date) -> BudgetDayRow:
 
 def _count(view: View, day: date, agent: str, position: int, *, used: int = 0, reserved: int = 0) -> None:
     """Adds to the day's and the agent's counts."""
-    whole = _day(view, day)
-    whole = whole._replace(used=whole.used + used, reserved=whole.reserved + reserved, position=position)
+    # Taken apart and put together, because `_replace` takes three times as long.
+    _, total, day_used, day_reserved, warned, starts_at, ends_at, closed_at, _ = _day(view, day)
+    whole = BudgetDayRow(
+        day,
+        total,
+        day_used + used,
+        day_reserved + reserved,
+        warned,
+        starts_at,
+        ends_at,
+        closed_at,
+        position,
+    )
     view.rows(BUDGET_DAYS).put(day, whole)
     rows = view.rows(BUDGETS)
     part = rows.get((day, agent)) or BudgetRow(day, agent, 0, 0, 0)

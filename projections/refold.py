@@ -10,7 +10,6 @@ place of the live ones' (`projections.rebuild`).
 from __future__ import annotations
 
 import asyncio
-import gc
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
 
 PATIENCE_MILLISECONDS = 1_800_000
 """How long one transaction may take at most."""
-
-_COLLECTED_AFTER_OBJECTS = 50_000
 
 
 class Refold:
@@ -186,19 +183,7 @@ async def refolding(
         with translating():
             for table in refold.tables():
                 await connection.execute(storage.create_statement(table, apart(table)))
-        with _collecting_seldom():
-            yield refold
-
-
-@contextmanager
-def _collecting_seldom() -> Iterator[None]:
-    """Has the garbage collector look less often: it would spend a third of a fold on looking at rows."""
-    before = gc.get_threshold()
-    gc.set_threshold(_COLLECTED_AFTER_OBJECTS, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
+        yield refold
 
 
 def _tell_nobody(position: int, goal: int) -> None:

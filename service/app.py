@@ -25,6 +25,7 @@ from projections.jobs import JOBS
 from projections.projector import Projector
 from service.batch import new_id
 from service.calls import Caller
+from service.channels import Channels
 from service.clock import DatabaseClock
 from service.commands import DefineJob, RegisterAgent, StartOrchestrator, WithdrawJob
 from service.decide.access import key_is_needed
@@ -33,8 +34,8 @@ from service.http.auth import Door
 from service.http.context import Services
 from service.http.cors import Cors
 from service.http.limits import is_this_machine
+from service.http.open_streams import OpenStreams
 from service.http.server import Runner
-from service.http.stream import OpenStreams
 from service.http.table import application
 from service.job_spec import EMAIL_AGENT, SEED_JOBS
 from service.metrics import Metrics
@@ -135,12 +136,14 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
                 return await sealing.reveal(reading, page, keyring)
 
         tail = Tail(reveal)
-        writer.observers.append(tail.extend)
+        channels = Channels(tail)
+        writer.observers.append(channels.extend)
         services = Services(
             settings=settings,
             writer=writer,
             tables=tables,
             tail=tail,
+            channels=channels,
             clock=clock,
             listener=listener,
             projector=projector,

@@ -355,16 +355,8 @@ class Draft(State):
                 # The event holds the whole thing as it now is, so it tells what the row would.
                 if isinstance(event, TaskUpdated | EmailUpdated):
                     self.absent.put(recorded.stream, RESIDENT[missing.table.name].is_active(event))
-        match event:
-            case OperationStarted():
-                for resource in event.resources.items():
-                    self.holders.put(resource, (*self.claims(resource), event.operation_id))
-            case OperationFinished() | OperationExpired():
-                self._let_go(event.operation_id)
-            case EmailReceived():
-                self.gmail_ids.put(event.gmail_message_id, event.email_id)
-            case _:
-                pass
+        if keep_index := _INDEXED.get(type(event)):
+            keep_index(self, event)
         self.versions.put(recorded.stream, recorded.version)
         self.head = Head(recorded.position, recorded.hash, recorded.recorded_at)
 
@@ -391,12 +383,6 @@ class Draft(State):
                 changes[key] = before
         self.head = self._safe_head
 
-    def _let_go(self, operation_id: str) -> None:
-        operation = self.rows(OPERATIONS).get(operation_id)
-        for resource in operation.resources.items() if operation else ():
-            left = tuple(holder for holder in self.claims(resource) if holder != operation_id)
-            self.holders.put(resource, left)
-
     def _layer(self, table: Table[Any, Any]) -> _Layer:
         layer = self.layers.get(table.name)
         if layer is None:
@@ -404,3 +390,28 @@ class Draft(State):
             below = base._layer(table) if isinstance(base, Draft) else base.tables.get(table.name, {})
             layer = self.layers[table.name] = _Layer(below, self.journal)
         return layer
+
+
+def _hold(draft: Draft, event: OperationStarted) -> None:
+    for resource in event.resources.items():
+        draft.holders.put(resource, (*draft.claims(resource), event.operation_id))
+
+
+def _let_go(draft: Draft, event: OperationFinished | OperationExpired) -> None:
+    operation = draft.rows(OPERATIONS).get(event.operation_id)
+    for resource in operation.resources.items() if operation else ():
+        left = tuple(holder for holder in draft.claims(resource) if holder != event.operation_id)
+        draft.holders.put(resource, left)
+
+
+def _know(draft: Draft, event: EmailReceived) -> None:
+    draft.gmail_ids.put(event.gmail_message_id, event.email_id)
+
+
+_INDEXED: dict[type[AnyEvent], Callable[[Draft, Any], None]] = {
+    OperationStarted: _hold,
+    OperationFinished: _let_go,
+    OperationExpired: _let_go,
+    EmailReceived: _know,
+}
+"""What an event changes beside the rows."""

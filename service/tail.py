@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from eventstore import sealing
 from eventstore.events import SubjectForgotten
-from eventstore.listener import Hints
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -25,15 +24,24 @@ KEPT_BYTES = 32 * 1024 * 1024
 
 
 class Tail:
-    """Consecutive events up to the head; `moved` wakes when there are new ones."""
+    """Consecutive events up to the head."""
 
     def __init__(self, reveal: Callable[[Sequence[Recorded]], Awaitable[list[Recorded]]]) -> None:
-        self.moved = Hints()
+        self.last = 0
+        """The position of the newest."""
         self.forgotten = 0
         """How many were forgotten so far: who reads the log beside this must look again when it changes."""
         self._reveal = reveal
         self._events: list[Recorded] = []
         self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    @property
+    def first(self) -> int:
+        """The position of the oldest; where there is none, that of the next to come."""
+        return self._events[0].position if self._events else self.last + 1
 
     def extend(self, recorded: Sequence[Recorded]) -> None:
         """Takes in what was committed. Where something is missing in between, what is older is let go."""
@@ -50,28 +58,29 @@ class Tail:
         # Cut rarely: each cut moves all that is kept.
         if len(self._events) > 2 * KEPT_EVENTS or self._bytes > 2 * KEPT_BYTES:
             self._cut()
-        self.moved.wake(recorded[-1].position)
+        self.last = recorded[-1].position
 
-    async def after(self, position: int, limit: int) -> list[Recorded] | None:
-        """The events after `position`, at most `limit`, readable; None where the tail begins later.
+    async def pick(self, positions: Sequence[int]) -> list[Recorded] | None:
+        """The events at these positions up to `last`, readable; None where the tail begins later.
 
         Raises:
             StoreUnavailable, StoreBusy: the keys of sealed ones cannot be asked for.
         """
-        while (events := self._slice(position, limit)) and any(map(sealing.may_be_sealed, events)):
+        while (events := self._at(positions)) and any(map(sealing.may_be_sealed, events)):
             shown = await self._reveal(events)
-            # Somebody may have been forgotten meanwhile; then it is not the same slice any more.
-            if self._slice(position, len(events)) == events:
-                start = position - self._events[0].position + 1
-                self._events[start : start + len(events)] = shown
+            # Somebody may have been forgotten meanwhile; then they are not the same events any more.
+            if self._at(positions) == events:
+                first = self.first
+                for position, one in zip(positions, shown, strict=True):
+                    self._events[position - first] = one
                 return shown
         return events
 
-    def _slice(self, position: int, limit: int) -> list[Recorded] | None:
-        if not self._events or position < self._events[0].position - 1:
+    def _at(self, positions: Sequence[int]) -> list[Recorded] | None:
+        first = self.first
+        if positions and positions[0] < first:
             return None
-        skip = position - self._events[0].position + 1
-        return self._events[skip : skip + limit]
+        return [self._events[position - first] for position in positions]
 
     def _cut(self) -> None:
         """Lets go of what is beyond the bounds; the newest event is always kept."""

@@ -22,6 +22,7 @@ from service.requests import (
     CommandFailed,
     Outcome,
     OutcomeUnknown,
+    QueueFull,
     Request,
     Stopping,
     Ticket,
@@ -114,16 +115,29 @@ class Writer:
             OutcomeUnknown: the database went away in the commit; it may or may not have happened.
             CommandFailed: a fault of ours; nothing was carried out.
         """
-        if self._stopping:
-            raise Stopping
+        return await self.put(request, patience_seconds)
+
+    def put(self, request: Request, patience_seconds: float = PATIENCE_SECONDS) -> asyncio.Future[Outcome]:
+        """Puts a command behind all that wait.
+
+        Returns:
+            What `submit` returns or raises, once that is known.
+        """
         loop = asyncio.get_running_loop()
         ticket = Ticket(request, loop.create_future(), loop.time() + patience_seconds)
         if not self._busy:
             self._moved_at = monotonic()
-        self.waiting.put(ticket)
+        if self._stopping:
+            ticket.fail(Stopping())
+            return ticket.outcome
+        try:
+            self.waiting.put(ticket)
+        except QueueFull as error:
+            ticket.fail(error)
+            return ticket.outcome
         if self._impatience is None:
             self._impatience = loop.call_later(_IMPATIENCE_SECONDS, self._lose_patience, loop)
-        return await ticket.outcome
+        return ticket.outcome
 
     async def run(self) -> None:
         """Runs until cancelled; reconnects by itself."""

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 from benchmarks.suite import (
     appends_in_process,
     batches_over_http,
+    bulk_import,
     commands_over_http,
     encrypted_in_process,
     processes_over_http,
     reads_over_http,
+    streams_over_http,
     visibility,
+    whole_log,
 )
 
 if TYPE_CHECKING:
@@ -25,4 +28,7 @@ ALL: tuple[Benchmark, ...] = (
     *reads_over_http.BENCHMARKS,
     visibility.BENCHMARK,
     processes_over_http.BENCHMARK,
+    streams_over_http.BENCHMARK,
+    bulk_import.BENCHMARK,
+    whole_log.BENCHMARK,
 )

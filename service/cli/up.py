@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import resource
 import signal
@@ -23,10 +22,6 @@ if TYPE_CHECKING:
 
 MOST_FILES = 65_536
 """How many files a service may have open, where the system lets it."""
-
-_COLLECT_AFTER = (50_000, 50, 100)
-"""Thresholds of Python's garbage collector (gc.set_threshold). By default it looks through the state in
-memory again and again, while every request waits; and what the service makes has next to no cycles."""
 
 
 @click.command()
@@ -48,7 +43,6 @@ def up(
     chosen = settings.read(config, **flags)
     logs.configure(chosen.log_format, chosen.log_level)
     _raise_file_limit()
-    gc.set_threshold(*_COLLECT_AFTER)
     run(_serve(chosen))
 
 

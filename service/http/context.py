@@ -18,30 +18,22 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from service.batch import new_id
 from service.http import json
 from service.http.auth import caller
-from service.http.problems import CONTENT_TYPE, Problem, from_refusal, from_validation, wrong
+from service.http.problems import CONTENT_TYPE, Problem, from_validation, wrong
 from service.http.turns import Turns
 from service.requests import (
-    Answer,
-    CommandFailed,
-    Outcome,
-    OutcomeUnknown,
     Print,
-    QueueFull,
-    Request,
-    Stopping,
-    Unavailable,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from eventstore.listener import Listener
     from projections.projector import Projector
+    from service.channels import Channels
     from service.clock import DatabaseClock
-    from service.commands import AnyCommand
     from service.http.auth import Door
     from service.http.cors import Cors
-    from service.http.stream import OpenStreams
+    from service.http.open_streams import OpenStreams
     from service.metrics import Metrics
     from service.reading import ReadTables
     from service.scheduler import Scheduler
@@ -88,6 +80,7 @@ class Services:
     writer: Writer
     tables: ReadTables
     tail: Tail
+    channels: Channels
     clock: DatabaseClock
     listener: Listener
     projector: Projector
@@ -265,78 +258,3 @@ def fingerprint(method: str, path: str, body: bytes) -> Print:
 def hash_of(method: str, path: str, body: bytes) -> str:
     """One of the hashes in a `Print`."""
     return sha256(b"\n".join((method.encode(), path.encode(), body))).hexdigest()
-
-
-async def carry_out(
-    services: Services,
-    command: AnyCommand,
-    *,
-    correlation: str,
-    key: str | None = None,
-    print_: Print = NO_PRINT,
-    size: int = 0,
-    render: Callable[[Outcome], Answer],
-) -> Answer:
-    """Has a command decided and made durable.
-
-    Returns:
-        The answer: `render`'s, or for a repeated idempotency key the first one.
-
-    Raises:
-        Problem: it was refused, or could not be carried out.
-    """
-    who = caller()
-    request = Request(
-        command=command,
-        actor=who.actor(command.acting_agent),
-        correlation_id=correlation,
-        idempotency_key=key,
-        fingerprint=print_.whole,
-        answer=render,
-        size=size + 500,
-        bare_fingerprint=print_.bare,
-        other_fingerprint=print_.also,
-        caller=who,
-    )
-    kind = type(command).__name__
-    try:
-        outcome = await services.writer.submit(request)
-    except QueueFull as error:
-        services.metrics.command(kind, "queue_full")
-        raise Problem("queue_full", "try again in a moment", retry_after_seconds=1) from error
-    except Stopping as error:
-        raise Problem(
-            "stopping", "ask another process, or this one when it is back", retry_after_seconds=2
-        ) from error
-    except Unavailable as error:
-        services.metrics.command(kind, "unavailable")
-        raise Problem("unavailable", "the command was not carried out", retry_after_seconds=5) from error
-    except OutcomeUnknown as error:
-        services.metrics.command(kind, "outcome_unknown")
-        raise Problem(
-            "outcome_unknown",
-            "the database went away while the command was being stored; repeat it with the same"
-            " Idempotency-Key, or look at the log before repeating it without",
-            retry_after_seconds=5,
-        ) from error
-    except CommandFailed as error:
-        services.metrics.command(kind, "failed")
-        raise Problem(
-            "internal_error", "the command was not carried out; the service's log says why"
-        ) from error
-    services.metrics.command(kind, outcome.refusal.code if outcome.refusal else "accepted")
-    if outcome.repeated:
-        return outcome.repeated
-    return render(outcome)
-
-
-def rendering(status: int) -> Callable[[Outcome], Answer]:
-    """How an outcome is shown: the reply with its position, or the refusal as a problem."""
-
-    def render(outcome: Outcome) -> Answer:
-        if outcome.refusal:
-            problem = from_refusal(outcome.refusal, outcome.position)
-            return Answer(problem.status, problem.body)
-        return Answer(status, {**outcome.reply, "position": outcome.position})
-
-    return render

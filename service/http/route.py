@@ -15,19 +15,14 @@ from pydantic import BaseModel
 
 from eventstore.errors import StoreBusy, StoreUnavailable
 from service.http.auth import CHALLENGE, Scope, let_in
+from service.http.carrying_out import asked_by, carry_out, rendering
 from service.http.context import (
-    NO_PRINT,
     SECURITY_HEADERS,
     SERVICES,
     Services,
     body_of,
-    carry_out,
-    correlation_id,
-    fingerprint,
-    idempotency_key,
     parse_command,
     parse_object,
-    rendering,
     respond,
 )
 from service.http.problems import Problem
@@ -35,7 +30,7 @@ from service.reading import NotYet
 
 if TYPE_CHECKING:
     from service.commands import Command
-    from service.requests import Answer, Print
+    from service.requests import Answer, Outcome
 
 Shape = type[BaseModel] | tuple[type[BaseModel], ...]
 """A model, or several of which it is one."""
@@ -62,7 +57,7 @@ class Write:
     """How a write becomes a command: which one, and which of its fields stand in the path."""
 
     command: type[Command]
-    status: int = 200
+    render: Callable[[Outcome], Answer]
     bound: Mapping[str, str] = field(default_factory=dict)
     """Command field by path parameter."""
 
@@ -163,22 +158,14 @@ def write(
     problems: tuple[str, ...] = (),
 ) -> Route:
     """A route that makes a command of its body and path, and answers what came of it."""
-    how = Write(command=command, status=status, bound=bound or {})
+    how = Write(command=command, render=rendering(status), bound=bound or {})
 
     async def handler(services: Services, request: web.Request) -> web.StreamResponse:
         body = await body_of(request)
-        key = idempotency_key(request.headers)
-        done = await carry_out_write(
-            services,
-            how,
-            parse_object(body),
-            request.match_info,
-            key=key,
-            print_=fingerprint(request.method, request.path, body) if key else NO_PRINT,
-            correlation=(correlation := correlation_id(request.headers)),
-            size=len(body),
-        )
-        return respond(done.status, done.body, {"X-Correlation-Id": correlation})
+        command = parse_command(how.command, parse_object(body), request.match_info, how.bound)
+        asked = asked_by(request, body, command, how.render)  # type: ignore[arg-type]
+        done = await carry_out(services, asked)
+        return respond(done.status, done.body, {"X-Correlation-Id": asked.correlation_id})
 
     return Route(
         method=method,
@@ -194,32 +181,4 @@ def write(
             name: command.model_fields[field].rebuild_annotation() for name, field in how.bound.items()
         },
         write=how,
-    )
-
-
-async def carry_out_write(
-    services: Services,
-    how: Write,
-    fields: dict[str, Any],
-    path: Mapping[str, str],
-    *,
-    key: str | None,
-    print_: Print,
-    correlation: str,
-    size: int,
-) -> Answer:
-    """Makes a write's command and has it carried out.
-
-    Raises:
-        Problem: the fields are wrong, or the command could not be carried out.
-    """
-    command = parse_command(how.command, fields, path, how.bound)
-    return await carry_out(
-        services,
-        command,  # type: ignore[arg-type]
-        correlation=correlation,
-        key=key,
-        print_=print_,
-        size=size,
-        render=rendering(how.status),
     )

@@ -17,14 +17,10 @@ from projections.tasks import TASKS, tasks
 from service import commands as do
 from service import views
 from service.http.auth import Scope, own_agent
+from service.http.carrying_out import asked_by, carry_out
 from service.http.context import (
-    NO_PRINT,
     Services,
     body_of,
-    carry_out,
-    correlation_id,
-    fingerprint,
-    idempotency_key,
     parse_object,
     respond,
 )
@@ -212,22 +208,13 @@ async def _do(
     *,
     entity: str | None = None,
 ) -> web.StreamResponse:
-    key = idempotency_key(request.headers)
-    correlation = correlation_id(request.headers)
-    answer = await carry_out(
-        services,
-        command,
-        correlation=correlation,
-        key=key,
-        print_=fingerprint(request.method, request.path, body) if key else NO_PRINT,
-        size=len(body),
-        render=_rendering(message, entity),
-    )
+    asked = asked_by(request, body, command, _rendering(message, entity))
+    answer = await carry_out(services, asked)
     return web.Response(
         status=answer.status,
         body=dumps(answer.body),
         content_type="application/json",
-        headers={"X-Correlation-Id": correlation},
+        headers={"X-Correlation-Id": asked.correlation_id},
     )
 
 

@@ -3,36 +3,30 @@
 A reader resumes where it stopped, by the `Last-Event-ID` that browsers send by themselves. One that is too
 slow for the events kept in memory is served from the database at its own pace; nothing is queued for it.
 
-The more streams are open, the longer each pauses after it sent something, so that a thousand of them, which
-are written to one by one, do not take up the time of those who send commands.
+How much of the time all of them have is in `service.http.open_streams`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import re
-from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING
 
-import orjson
 from aiohttp import web
 
 from eventstore import log, sealing
 from eventstore.errors import StoreBusy, StoreUnavailable
 from eventstore.listener import POLL_SECONDS, wait_for_hint
+from service.channels import Found
 from service.http.auth import caller
 from service.http.context import SECURITY_HEADERS
-from service.http.problems import Problem, wrong
+from service.http.problems import wrong
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from eventstore.recorded import Recorded
-    from service.callers import Caller
+    from service.channels import Channel
     from service.http.context import Services
 
 KEEPALIVE_SECONDS = 15.0
@@ -44,11 +38,6 @@ SEND_SECONDS = 30.0
 SEND_BYTES = 64 * 1024
 """How much is sent to a reader at once: it must take that in that time, and no more waits for it here."""
 
-PAUSE_SECONDS = 0.0005
-"""How long a stream pauses after it sent something, for each that is open: half a second for 1,000."""
-
-_KEPT_FRAMES = 2_000
-_KEPT_FRAME_BYTES = 16 * 1024
 _log = logging.getLogger(__name__)
 _PAGE_EVENTS = 200
 _POSITION = re.compile(r"[0-9]{1,19}")
@@ -84,86 +73,6 @@ async def stream(
     return response
 
 
-class OpenStreams:
-    """The event streams that are open, as many as may be."""
-
-    def __init__(self, most: int, most_per_key: int) -> None:
-        self._most = most
-        self._most_per_key = most_per_key
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._by_key = Counter[str]()
-        self._frames: dict[int, tuple[Recorded, bytes]] = {}
-
-    @contextmanager
-    def one_more(self, who: Caller) -> Iterator[None]:
-        """Counts this task's stream for as long as it is open.
-
-        Raises:
-            Problem: there are as many as may be.
-        """
-        if len(self._tasks) >= self._most:
-            raise Problem("streams_full", f"{self._most} are open in all", retry_after_seconds=5)
-        if who.key_id and self._by_key[who.key_id] >= self._most_per_key:
-            raise Problem("too_many_streams", f"{self._most_per_key} are open", retry_after_seconds=5)
-        task = asyncio.current_task()
-        assert task
-        self._tasks.add(task)
-        if who.key_id:
-            self._by_key[who.key_id] += 1
-        try:
-            yield
-        finally:
-            self._tasks.discard(task)
-            if who.key_id:
-                self._by_key[who.key_id] -= 1
-                if not self._by_key[who.key_id]:
-                    del self._by_key[who.key_id]
-
-    async def pause(self) -> None:
-        """Lets others go on; not for all streams at the same time."""
-        seconds = len(self._tasks) * PAUSE_SECONDS
-        await asyncio.sleep(seconds * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
-
-    def frame(self, recorded: Recorded) -> bytes:
-        """An event as it goes over the wire: made once for all streams, as long as it is the same event."""
-        kept = self._frames.get(recorded.position)
-        if kept is not None and kept[0] is recorded:
-            return kept[1]
-        made = frame(recorded)
-        if len(made) <= _KEPT_FRAME_BYTES:
-            if len(self._frames) >= _KEPT_FRAMES:
-                self._frames.clear()
-            self._frames[recorded.position] = (recorded, made)
-        return made
-
-    def end(self) -> None:
-        """Ends all of them: the service stops."""
-        for task in list(self._tasks):
-            task.cancel()
-
-
-def frame(recorded: Recorded) -> bytes:
-    """An event as it goes over the wire."""
-    data = orjson.dumps(
-        {
-            "position": recorded.position,
-            "id": recorded.id,
-            "stream": recorded.stream,
-            "version": recorded.version,
-            "type": recorded.type,
-            "schema_version": recorded.schema_version,
-            "data": orjson.Fragment(recorded.data),
-            "actor": recorded.actor,
-            "caused_by": recorded.caused_by,
-            "correlation_id": recorded.correlation_id,
-            "recorded_at": recorded.recorded_at,
-            "hash": recorded.hash.hex(),
-        },
-        option=orjson.OPT_UTC_Z,
-    )
-    return b"id: %d\nevent: %s\ndata: %s\n\n" % (recorded.position, recorded.type.encode(), data)
-
-
 def _start(services: Services, request: web.Request, after: int | None) -> int:
     resumed = request.headers.get("Last-Event-ID")
     if resumed is not None:
@@ -182,72 +91,76 @@ async def _follow(
 ) -> None:
     spoke = monotonic()
     who = caller()
-    # A connection that is gone has no transport; nobody tells a handler that only waits.
-    while request.transport and not services.stopping and services.door.still_admits(who):
-        ticket = services.tail.moved.ticket()
-        events = await _next(services, position)
-        for chunk in _chunks(map(services.streams.frame, _passing(events, wanted))):
-            await _send(response, chunk)
-            spoke = monotonic()
-        if monotonic() - spoke >= KEEPALIVE_SECONDS:
-            await _send(response, b": alive\n\n")
-            spoke = monotonic()
-        if events:
-            position = events[-1].position
-            if len(events) < _PAGE_EVENTS:
-                await services.streams.pause()
-        else:
-            await wait_for_hint(ticket, POLL_SECONDS)
+    with services.channels.following(wanted) as channel:
+        # A connection that is gone has no transport; nobody tells a handler that only waits.
+        while request.transport and not services.stopping and services.door.still_admits(who):
+            ticket = channel.moved.ticket()
+            found, chunk = await _next(services, request, channel, position, wanted)
+            if chunk:
+                await _send(response, chunk)
+                spoke = monotonic()
+            if monotonic() - spoke >= KEEPALIVE_SECONDS:
+                await _send(response, b": alive\n\n")
+                spoke = monotonic()
+            position = found
+            if not chunk:
+                await wait_for_hint(ticket, POLL_SECONDS)
 
 
-def _chunks(frames: Iterable[bytes]) -> Iterator[bytes]:
-    """Frames together, as many as may be sent at once; a single one may be larger."""
-    chunk: list[bytes] = []
-    size = 0
-    for one in frames:
-        chunk.append(one)
-        size += len(one)
-        if size >= SEND_BYTES:
-            yield b"".join(chunk)
-            chunk.clear()
-            size = 0
-    if chunk:
-        yield b"".join(chunk)
-
-
-async def _next(services: Services, position: int) -> list[Recorded]:
-    """The next events; none for the moment where the database cannot be reached."""
-    forgotten = services.tail.forgotten
+async def _next(
+    services: Services,
+    request: web.Request,
+    channel: Channel,
+    position: int,
+    wanted: log.Filter,
+) -> tuple[int, bytes]:
+    """What comes next for a stream, and up to where; nothing for the moment where it cannot be had."""
+    streams = services.streams
     try:
-        events = await services.tail.after(position, _PAGE_EVENTS)
-        if events is not None:
-            return events
-        if position >= services.writer.squad.head.position:
-            return []
-        async with services.tables.connection() as connection:
-            page = await log.read_after(connection, position, _PAGE_EVENTS)
-            shown = await sealing.reveal(connection, page)
+        async with streams.turn(streams.from_memory):
+            if not request.transport:
+                # Gone while it waited for its turn.
+                return position, b""
+            found = await _in_memory(services, channel, position)
+            if found is not None:
+                return _chunk(services, found)
+        async with streams.turn(streams.from_log):
+            return _chunk(services, await _in_the_log(services, position, wanted))
     except (StoreUnavailable, StoreBusy):
-        return []
-    # What was readable when it was read may not be any more.
-    return shown if services.tail.forgotten == forgotten else []
+        return position, b""
 
 
-def _passing(events: Iterable[Recorded], wanted: log.Filter) -> Iterable[Recorded]:
-    for recorded in events:
-        if wanted.type not in (None, recorded.type) or wanted.stream not in (None, recorded.stream):
-            continue
-        if wanted.agent is None or wanted.agent == agent_of(recorded):
-            yield recorded
+async def _in_memory(services: Services, channel: Channel, position: int) -> Found | None:
+    head = services.writer.squad.head.position
+    if position >= head:
+        return Found((), position)
+    # Of what was there before this process nothing is in memory.
+    return await channel.after(position, _PAGE_EVENTS) if services.tail.last == head else None
 
 
-def agent_of(recorded: Recorded) -> str | None:
-    """Whose event it is: what the column `agent` of the log holds."""
-    data = orjson.loads(recorded.data)
-    for name in ("agent", "assigned_agent", "handled_by"):
-        if data.get(name) is not None:
-            return str(data[name])
-    return None
+async def _in_the_log(services: Services, position: int, wanted: log.Filter) -> Found:
+    forgotten, head = services.tail.forgotten, services.writer.squad.head.position
+    async with services.tables.connection() as connection:
+        page = await log.read_filtered(connection, position, _PAGE_EVENTS, wanted)
+        shown = await sealing.reveal(connection, page)
+    if services.tail.forgotten != forgotten:
+        # What was readable when it was read may not be any more.
+        return Found((), position)
+    last = page[-1].position if page else position
+    # The log may be further than this process knows.
+    return Found(shown, last if len(page) == _PAGE_EVENTS else max(head, last))
+
+
+def _chunk(services: Services, found: Found) -> tuple[int, bytes]:
+    """As much of it as may be sent at once; a single event may be larger."""
+    frames: list[bytes] = []
+    size = 0
+    for recorded in found.events:
+        frames.append(services.streams.frame(recorded))
+        size += len(frames[-1])
+        if size >= SEND_BYTES:
+            return recorded.position, b"".join(frames)
+    return found.upto, b"".join(frames)
 
 
 async def _send(response: web.StreamResponse, chunk: bytes) -> None:

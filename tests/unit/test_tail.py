@@ -12,6 +12,7 @@ from eventstore.events import SubjectForgotten
 from service import tail as module
 from service.tail import Tail
 from tests.support.wait import eventually
+from tests.unit.tails import after
 from tests.unit.test_sealing import ANSWER, KEY, LETTER, plain, sealed
 
 if TYPE_CHECKING:
@@ -55,19 +56,19 @@ def tail(revealing: Revealing) -> Tail:
 async def test_what_is_in_plain_is_given_as_it_came(tail: Tail, revealing: Revealing) -> None:
     rows = [at(number, plain(LETTER)) for number in range(1, 6)]
     tail.extend(rows)
-    assert await tail.after(0, 3) == rows[:3]
-    assert await tail.after(3, 100) == rows[3:]
-    assert await tail.after(5, 100) == []
+    assert await after(tail, 0, 3) == rows[:3]
+    assert await after(tail, 3, 100) == rows[3:]
+    assert await after(tail, 5, 100) == []
     assert revealing.pages == []
 
 
 async def test_what_is_sealed_is_revealed_once_for_all(tail: Tail, revealing: Revealing) -> None:
     tail.extend([at(1, sealed(LETTER)), at(2, plain(ANSWER)), at(3, sealed(LETTER))])
     shown = [at(1, plain(LETTER)), at(2, plain(ANSWER)), at(3, plain(LETTER))]
-    assert await tail.after(0, 2) == shown[:2]
-    assert await asyncio.gather(*(tail.after(0, 9) for _ in range(3))) == [shown] * 3
+    assert await after(tail, 0, 2) == shown[:2]
+    assert await asyncio.gather(*(after(tail, 0, 9) for _ in range(3))) == [shown] * 3
     revealing.pages.clear()
-    assert await tail.after(0, 9) == shown
+    assert await after(tail, 0, 9) == shown
     assert revealing.pages == []
 
 
@@ -75,9 +76,9 @@ async def test_what_came_before_a_forgetting_is_let_go(tail: Tail) -> None:
     tail.extend([at(1, plain(LETTER)), at(2, plain(ANSWER))])
     tail.extend([at(3, plain(LETTER)), at(4, plain(FORGOTTEN)), at(5, plain(ANSWER))])
     assert tail.forgotten == 1
-    assert await tail.after(0, 9) is None
-    assert await tail.after(2, 9) is None
-    assert await tail.after(3, 9) == [at(4, plain(FORGOTTEN)), at(5, plain(ANSWER))]
+    assert await after(tail, 0, 9) is None
+    assert await after(tail, 2, 9) is None
+    assert await after(tail, 3, 9) == [at(4, plain(FORGOTTEN)), at(5, plain(ANSWER))]
 
 
 async def test_what_is_forgotten_while_it_is_revealed_is_not_shown(
@@ -85,12 +86,12 @@ async def test_what_is_forgotten_while_it_is_revealed_is_not_shown(
 ) -> None:
     tail.extend([at(1, sealed(LETTER))])
     revealing.may_go_on.clear()
-    reading = asyncio.create_task(tail.after(0, 9))
+    reading = asyncio.create_task(after(tail, 0, 9))
     await eventually(lambda: revealing.pages)
     tail.extend([at(2, plain(FORGOTTEN))])
     revealing.may_go_on.set()
     assert await reading is None
-    assert await tail.after(1, 9) == [at(2, plain(FORGOTTEN))]
+    assert await after(tail, 1, 9) == [at(2, plain(FORGOTTEN))]
 
 
 async def test_what_was_cut_off_while_it_was_revealed_is_not_put_elsewhere(
@@ -99,16 +100,16 @@ async def test_what_was_cut_off_while_it_was_revealed_is_not_put_elsewhere(
     monkeypatch.setattr(module, "KEPT_EVENTS", 2)
     tail.extend([at(1, sealed(LETTER))])
     revealing.may_go_on.clear()
-    reading = asyncio.create_task(tail.after(0, 9))
+    reading = asyncio.create_task(after(tail, 0, 9))
     await eventually(lambda: revealing.pages)
     tail.extend([at(number, plain(ANSWER)) for number in range(2, 8)])
     revealing.may_go_on.set()
     assert await reading is None
-    assert await tail.after(5, 9) == [at(6, plain(ANSWER)), at(7, plain(ANSWER))]
+    assert await after(tail, 5, 9) == [at(6, plain(ANSWER)), at(7, plain(ANSWER))]
 
 
 async def test_a_gap_lets_go_of_what_is_older(tail: Tail) -> None:
     tail.extend([at(1, plain(LETTER))])
     tail.extend([at(3, plain(ANSWER))])
-    assert await tail.after(0, 9) is None
-    assert await tail.after(2, 9) == [at(3, plain(ANSWER))]
+    assert await after(tail, 0, 9) is None
+    assert await after(tail, 2, 9) == [at(3, plain(ANSWER))]

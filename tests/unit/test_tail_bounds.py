@@ -8,6 +8,7 @@ from eventstore.recorded import Recorded
 from service import tail
 from service.tail import Tail
 from tests.unit.support import START
+from tests.unit.tails import after
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,17 +36,17 @@ def filled(count: int, size: int = 10) -> Tail:
 async def length(kept: Tail, head: int) -> int:
     """How many events it has, up to the head."""
     first = head
-    while first > 1 and await kept.after(first - 2, 1):
+    while first > 1 and await after(kept, first - 2, 1):
         first -= 1
     return head + 1 - first
 
 
 async def test_it_has_what_came_since_it_began() -> None:
     kept = filled(5)
-    found = await kept.after(2, 2)
+    found = await after(kept, 2, 2)
     assert found is not None
     assert [item.position for item in found] == [3, 4]
-    assert await kept.after(5, 10) == []
+    assert await after(kept, 5, 10) == []
 
 
 async def test_it_keeps_so_many_events_and_twice_as_many_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,8 +65,8 @@ async def test_it_keeps_so_many_bytes_and_about_twice_as_many_at_most(
         assert 10 <= await length(kept, count) <= 20
     # One that is larger than all that is kept is kept, and nothing else.
     kept.extend([event(60, size=5_000)])
-    assert await kept.after(58, 1) is None
-    assert [item.position for item in (await kept.after(59, 1)) or ()] == [60]
+    assert await after(kept, 58, 1) is None
+    assert [item.position for item in (await after(kept, 59, 1)) or ()] == [60]
 
 
 async def test_what_is_counted_begins_anew_where_something_is_missing(
@@ -74,5 +75,5 @@ async def test_what_is_counted_begins_anew_where_something_is_missing(
     monkeypatch.setattr(tail, "KEPT_BYTES", 1_000)
     kept = filled(15, size=100)
     kept.extend([event(position, 100) for position in range(100, 110)])
-    assert await kept.after(14, 1) is None
-    assert len((await kept.after(99, 100)) or ()) == 10
+    assert await after(kept, 14, 1) is None
+    assert len((await after(kept, 99, 100)) or ()) == 10

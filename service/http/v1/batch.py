@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
@@ -13,6 +12,7 @@ from eventstore import codec, log, sealing
 from eventstore.events import RequestAnswered
 from service.http import answers
 from service.http.auth import Scope, require
+from service.http.carrying_out import carry_out_all, request_for
 from service.http.context import (
     NO_PRINT,
     Services,
@@ -26,8 +26,8 @@ from service.http.context import (
 )
 from service.http.json import dumps
 from service.http.problems import Problem
-from service.http.route import Route, as_problem, carry_out_write
-from service.requests import Answer, Print
+from service.http.route import Route, as_problem
+from service.requests import Print, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -148,32 +148,21 @@ def route_for(routes: Iterable[Route]) -> Route:
     """The batch route over these routes' writes."""
     writes = Writes(routes)
 
-    async def one(
-        services: Services,
-        command: BatchedCommand,
-        *,
-        key: str | None,
-        print_: Print,
-        correlation: str,
-        size: int,
-    ) -> Answer:
-        try:
-            route, path = writes.find(command.method, command.path)
-            require(route.scope)
-            assert route.write
-            return await carry_out_write(
-                services,
-                route.write,
-                command.body,
-                path,
-                key=key,
-                print_=print_,
-                correlation=correlation,
-                size=size,
-            )
-        except Exception as error:  # noqa: BLE001 - one that fails does not stop the rest
-            problem = as_problem(error)
-            return Answer(problem.status, problem.body)
+    def asked(
+        command: BatchedCommand, key: str | None, print_: Print, correlation: str, size: int
+    ) -> Request:
+        route, path = writes.find(command.method, command.path)
+        require(route.scope)
+        how = route.write
+        assert how
+        return request_for(
+            parse_command(how.command, command.body, path, how.bound),  # type: ignore[arg-type]
+            correlation=correlation,
+            key=key,
+            print_=print_,
+            size=size,
+            render=how.render,
+        )
 
     async def handler(services: Services, request: web.Request) -> web.StreamResponse:
         body = await body_of(request)
@@ -187,21 +176,17 @@ def route_for(routes: Iterable[Route]) -> Route:
             prints = prints_of(writes, request.method, request.path, body, batch.commands, encrypt=encrypt)
             by_key = {f"{key}/{index}": print_ for index, print_ in enumerate(prints)}
             await _refuse_another_body(services, by_key)
-        # Tasks begin in the order they are made, and each is in the writer's queue before it first waits.
-        results = await asyncio.gather(
-            *(
-                one(
-                    services,
-                    command,
-                    key=one_key,
-                    print_=print_,
-                    correlation=correlation,
-                    size=len(body) // count,
-                )
-                for command, one_key, print_ in zip(batch.commands, keys, prints, strict=True)
-            )
-        )
-        shown = {"results": [result._asdict() for result in results]}
+        requests: list[Request] = []
+        # Those that were not even asked, by their places.
+        refused: dict[int, Problem] = {}
+        for place, (command, one_key, print_) in enumerate(zip(batch.commands, keys, prints, strict=True)):
+            try:
+                requests.append(asked(command, one_key, print_, correlation, len(body) // count))
+            except Exception as error:  # noqa: BLE001 - one that fails does not stop the rest
+                refused[place] = as_problem(error)
+        done = iter(await carry_out_all(services, requests))
+        results = [refused.get(place) or next(done) for place in range(count)]
+        shown = {"results": [{"status": result.status, "body": result.body} for result in results]}
         return respond(200, shown, {"X-Correlation-Id": correlation})
 
     return Route(

@@ -8,13 +8,14 @@ import orjson
 from pydantic import BaseModel, StringConstraints
 
 from eventstore import log, sealing
+from service.channels import agent_of
 from service.http import answers
 from service.http.auth import Scope, only_own, own_agent
 from service.http.context import Services, parse_query, respond
 from service.http.lists import PageQuery, Position, Query, read_page
 from service.http.problems import Problem
 from service.http.route import Media, Route
-from service.http.stream import agent_of, stream
+from service.http.stream import stream
 from service.values import Moment, Name
 
 if TYPE_CHECKING:

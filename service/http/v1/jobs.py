@@ -13,19 +13,14 @@ from service import commands as do
 from service import views
 from service.http import answers
 from service.http.auth import Scope
+from service.http.carrying_out import asked_by, carry_out, rendering
 from service.http.context import (
-    NO_PRINT,
     Services,
     body_of,
-    carry_out,
-    correlation_id,
-    fingerprint,
-    idempotency_key,
     parse_command,
     parse_object,
     parse_path,
     parse_query,
-    rendering,
     respond,
 )
 from service.http.lists import OneOf, PageByName, PageQuery, Query, page, page_of_rows
@@ -111,17 +106,9 @@ async def _run(services: Services, request: web.Request) -> web.StreamResponse:
 async def _carry_out(
     services: Services, request: web.Request, body: bytes, command: do.AnyCommand, status: int
 ) -> web.StreamResponse:
-    key, correlation = idempotency_key(request.headers), correlation_id(request.headers)
-    done = await carry_out(
-        services,
-        command,
-        correlation=correlation,
-        key=key,
-        print_=fingerprint(request.method, request.path, body) if key else NO_PRINT,
-        size=len(body),
-        render=rendering(status),
-    )
-    return respond(done.status, done.body, {"X-Correlation-Id": correlation})
+    asked = asked_by(request, body, command, rendering(status))
+    done = await carry_out(services, asked)
+    return respond(done.status, done.body, {"X-Correlation-Id": asked.correlation_id})
 
 
 ROUTES = (

@@ -10,17 +10,12 @@ from eventstore import traces
 from service import commands as do
 from service.http import answers
 from service.http.auth import Scope
+from service.http.carrying_out import asked_by, carry_out, rendering
 from service.http.context import (
-    NO_PRINT,
     Services,
     body_of,
-    carry_out,
-    correlation_id,
-    fingerprint,
-    idempotency_key,
     parse_command,
     parse_object,
-    rendering,
     respond,
 )
 from service.http.route import Route
@@ -42,20 +37,12 @@ class Forget(BaseModel):
 async def _forget(services: Services, request: web.Request) -> web.StreamResponse:
     body = await body_of(request)
     subject = parse_command(Forget, parse_object(body)).subject
-    key, correlation = idempotency_key(request.headers), correlation_id(request.headers)
     # Beside the writer, which must not wait for a look through every e-mail that is there in plain.
     async with services.tables.connection() as connection:
         in_plain = await traces.in_plain(connection, subject)
-    done = await carry_out(
-        services,
-        do.ForgetSubject(subject=subject, in_plain=in_plain),
-        correlation=correlation,
-        key=key,
-        print_=fingerprint(request.method, request.path, body) if key else NO_PRINT,
-        size=len(body),
-        render=rendering(200),
-    )
-    return respond(done.status, done.body, {"X-Correlation-Id": correlation})
+    asked = asked_by(request, body, do.ForgetSubject(subject=subject, in_plain=in_plain), rendering(200))
+    done = await carry_out(services, asked)
+    return respond(done.status, done.body, {"X-Correlation-Id": asked.correlation_id})
 
 
 ROUTES = (

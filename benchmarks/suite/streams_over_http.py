@@ -1,0 +1,59 @@
+"""Commands over HTTP while a thousand event streams are open, beside the same with none.
+
+Once each stream is that of another agent, to which nothing happens: every event is held against its
+filter. And once each is to hear of everything, which at thousands of events a second is more than
+anybody could take: such streams fall behind, and the service serves them at a pace that leaves it time
+for commands.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from benchmarks import stage
+from benchmarks.frame import Benchmark, Contender
+from benchmarks.subjects import WRITES
+from benchmarks.suite import commands_over_http
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from benchmarks.frame import Measure, Plan, Sample
+
+STREAMS = 1_000
+NONE = "no stream"
+OTHERS, EVERYTHING = f"{STREAMS:,} streams of other agents", f"{STREAMS:,} streams of everything"
+
+
+@asynccontextmanager
+async def _prepare(_: Plan) -> AsyncIterator[Sequence[Contender]]:
+    async with AsyncExitStack() as stack:
+        dsn = await stack.enter_async_context(stage.postgres())
+        service = await stack.enter_async_context(stage.service(dsn))
+        yield (
+            Contender(NONE, commands_over_http.measure(service, WRITES["message"])),
+            Contender(OTHERS, _measure(service, "agent=bystander")),
+            Contender(EVERYTHING, _measure(service, "")),
+        )
+
+
+def _measure(service: stage.Server, query: str) -> Measure:
+    commands = commands_over_http.measure(service, WRITES["message"])
+
+    async def once(seconds: float) -> Sample:
+        async with stage.server("benchmarks.stream_readers", service.url, str(STREAMS), query):
+            return await commands(seconds)
+
+    return once
+
+
+BENCHMARK = Benchmark(
+    name="streams-over-http",
+    title=f"Messages over HTTP while {STREAMS:,} event streams are open, 64 connections",
+    figure="per_second",
+    baseline=NONE,
+    best_of={},
+    aims={(OTHERS, NONE): 0.6, (EVERYTHING, NONE): 0.6},
+    prepare=_prepare,
+)

@@ -1,0 +1,97 @@
+"""The whole log read again, to verify it, to look back and to rebuild the tables, beside reading it alone.
+
+Everybody reads the same log, of a squad that lived in fast motion (`benchmarks.chronicle`), in the same
+pages, from the first event to the last. The baseline reads and decodes, and does nothing with what it
+has. A measurement is one time through, however long that takes.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager
+from time import perf_counter, process_time
+from typing import TYPE_CHECKING
+
+from benchmarks import history, stage
+from benchmarks.frame import Benchmark, Contender
+from eventstore import codec, log, verification
+from eventstore.connection import connect
+from projections.rebuild import rebuild
+from service.cli.common import AT_LEISURE
+from service.history import state_at
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from benchmarks.frame import Measure, Plan, Sample
+    from eventstore.connection import Connection
+
+EVENTS_A_SECOND = 50_000
+"""So long is the log for each second that a measurement is meant to take."""
+
+READ, VERIFY, FOLD, REBUILD = "read and decode", "verify", "state at the head", "rebuild all tables"
+
+_SCHEMA = "squad"
+
+
+@asynccontextmanager
+async def _prepare(plan: Plan) -> AsyncIterator[Sequence[Contender]]:
+    async with AsyncExitStack() as stack:
+        dsn = await stack.enter_async_context(stage.postgres())
+        async for _ in history.fill(dsn, _SCHEMA, round(EVENTS_A_SECOND * plan.seconds)):
+            pass
+        connection = await stack.enter_async_context(
+            await connect(dsn, _SCHEMA, name="squad benchmark", **AT_LEISURE)
+        )
+        events = await log.head_position(connection)
+
+        async def rebuilt() -> None:
+            await rebuild(dsn, _SCHEMA)
+
+        async def read() -> None:
+            await _read(connection)
+
+        async def verify() -> None:
+            await _verify(connection)
+
+        async def fold() -> None:
+            await state_at(connection, events)
+
+        yield (
+            Contender(READ, _measure(events, read)),
+            Contender(VERIFY, _measure(events, verify)),
+            Contender(FOLD, _measure(events, fold)),
+            Contender(REBUILD, _measure(events, rebuilt)),
+        )
+
+
+async def _read(connection: Connection) -> None:
+    async for page in log.scan(connection):
+        for recorded in page:
+            codec.decode(recorded)
+
+
+async def _verify(connection: Connection) -> None:
+    async with verification.snapshot(connection):
+        verified = await verification.verify_log(connection)
+    assert verified.first_fault is None
+
+
+def _measure(events: int, work: Callable[[], Awaitable[None]]) -> Measure:
+    async def measure(_: float) -> Sample:
+        started, used = perf_counter(), process_time()
+        await work()
+        elapsed, used = perf_counter() - started, process_time() - used
+        return {"per_second": events / elapsed, "our_cpu_us": used / events * 1_000_000}
+
+    return measure
+
+
+BENCHMARK = Benchmark(
+    name="whole-log",
+    title="Once through the whole log",
+    figure="per_second",
+    baseline=READ,
+    best_of={},
+    aims={(REBUILD, READ): 0.4, (VERIFY, READ): 0.5, (FOLD, READ): 0.5},
+    prepare=_prepare,
+)
