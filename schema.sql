@@ -587,6 +587,10 @@ BEGIN
         RAISE EXCEPTION 'a role is let in as service or as reader, not as %', as_what
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    IF role = (SELECT pg_get_userbyid(c.relowner) FROM pg_class c WHERE c.oid = 'events'::regclass) THEN
+        RAISE EXCEPTION '% owns the schema, and need not be let in', role
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', here, role);
     FOR known IN
         SELECT c.relname AS name FROM pg_class c
@@ -806,6 +810,10 @@ DECLARE
 BEGIN
     IF as_what NOT IN ('service', 'reader') THEN
         RAISE EXCEPTION 'a role is let in as service or as reader, not as %', as_what
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF role = (SELECT pg_get_userbyid(c.relowner) FROM pg_class c WHERE c.oid = 'events'::regclass) THEN
+        RAISE EXCEPTION '% owns the schema, and need not be let in', role
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', here, role);

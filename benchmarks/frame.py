@@ -37,7 +37,7 @@ class Benchmark:
     """The contender that the others' ratios are to."""
     best_of: Mapping[str, Sequence[str]]
     """Contenders that are the same thing under several conditions, by the name for the best of them."""
-    prepare: Callable[[], AbstractAsyncContextManager[Sequence[Contender]]]
+    prepare: Callable[[Plan], AbstractAsyncContextManager[Sequence[Contender]]]
     """Sets the stage, and clears it away."""
     beside: Sequence[str] = ()
     """Further contenders that the others' ratios are to."""
@@ -84,7 +84,7 @@ class Score(NamedTuple):
 
 async def run(benchmark: Benchmark, plan: Plan) -> dict[str, Score]:
     """Measures every contender once a round, each round beginning with another one."""
-    async with benchmark.prepare() as contenders:
+    async with benchmark.prepare(plan) as contenders:
         samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
         for contender in contenders:
             await contender.measure(plan.warm_up_seconds)

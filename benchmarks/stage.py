@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 _STARTS_WITHIN_SECONDS = 60.0
 _STOPS_WITHIN_SECONDS = 10.0
-_SQUAD = Path(sys.executable).with_name("squad")
+SQUAD = Path(sys.executable).with_name("squad")
+"""The command, as it is installed here."""
 
 
 class Server(NamedTuple):
@@ -60,7 +61,7 @@ async def postgres() -> AsyncIterator[str]:
 async def service(dsn: str, **settings: str) -> AsyncIterator[Server]:
     """A `squad up` on this database, with a budget that no load exhausts."""
     environment = {"SQUAD_DAILY_TOKENS": "1000000000000", **settings}
-    async with _process(_SQUAD, "up", "--port=0", f"--dsn={dsn}", environment=environment) as process:
+    async with _process(SQUAD, "up", "--port=0", f"--dsn={dsn}", environment=environment) as process:
         line = await _first_line(process)
         yield Server(line.rpartition(" ")[2], psutil.Process(process.pid))
 

@@ -138,7 +138,7 @@ def pool(dsn: str, schema: str, *, name: str, size: int) -> AsyncConnectionPool[
             **_own(dsn),
             "autocommit": True,
             "application_name": name,
-            "options": _options(dsn, session_options(schema, default_transaction_read_only="on")),
+            "options": _options(dsn, session_options(schema)),
         },
         configure=partial(_configure, schema),
         connection_class=_Session,
@@ -162,7 +162,9 @@ def configure(connection: psycopg.AsyncConnection[Any]) -> None:
 
 
 async def _configure(schema: str, connection: Connection) -> None:
-    await pooler.is_direct(connection, schema)
+    if await pooler.is_direct(connection, schema):
+        # Not at its start: where only a server that takes writes will do, it would be taken for a standby.
+        await connection.execute("SET default_transaction_read_only = on")
     configure(connection)
 
 

@@ -124,6 +124,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
     scheduler = Scheduler(writer, clock, caller, _runner_name())
     snapshotter = Snapshotter(session_dsn, squad_schema, writer)
     writer.observers += [scheduler.observe, snapshotter.observe]
+    writer.on_replaced += [scheduler.drop_what_is_lost, snapshotter.look_again]
     async with (
         caller,
         connection.pool(dsn, squad_schema, name="squad reader", size=READ_CONNECTIONS) as pool,
@@ -140,6 +141,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
         tail = Tail(reveal)
         channels = Channels(tail)
         writer.observers.append(channels.extend)
+        writer.on_replaced += [tables.start_afresh, channels.start_afresh]
         services = Services(
             settings=settings,
             writer=writer,

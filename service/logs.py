@@ -48,8 +48,10 @@ def configure(log_format: LogFormat = "console", level: LogLevel = "info") -> No
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # Pools report every lost connection on their own; those who use them say it once.
-    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+    # The driver and its pools report every lost connection on their own, in the server's words, which may
+    # repeat a row. Those who use them say it once.
+    for name in ("psycopg", "psycopg.pool"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def tell_of_the_unexpected(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

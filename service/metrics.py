@@ -96,6 +96,9 @@ class _Parts:
         yield _gauge("squad_waiting_bytes", "How much they hold in memory.", writer.waiting.bytes)
         yield _gauge("squad_writer_ready", "1 where commands can be decided.", writer.ready)
         yield _gauge("squad_writer_held_up", "1 where commands wait and none gets through.", writer.held_up)
+        yield _counter(
+            "squad_log_replacements", "How often the log proved another than it was.", writer.replacements
+        )
         yield _gauge("squad_writer_contended", "1 where other processes write too.", writer.contended)
 
     def _of_the_listener(self) -> Iterable[Metric]:

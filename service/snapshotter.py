@@ -60,6 +60,10 @@ class Snapshotter:
         if recorded[-1].position >= self._next:
             self._due.set()
 
+    def look_again(self) -> None:
+        """The log was replaced: what was due, and when, is another matter."""
+        self._due.set()
+
     async def keep(self, squad: Squad, known: int) -> None:
         """Puts a squad away that somebody has folded (see `service.folding.Keep`)."""
         try:

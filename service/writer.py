@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from eventstore.connection import Connection, connect
-from eventstore.errors import LogNotUnderstood, StoreBusy, StoreUnavailable
+from eventstore.errors import LogNotUnderstood, LogReplaced, StoreBusy, StoreUnavailable
 from eventstore.keys import Keyring
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
 from eventstore.telling import told
@@ -73,6 +73,10 @@ class Writer:
         """Wakes when `squad` has moved on."""
         self.observers: list[Callable[[Sequence[Recorded]], None]] = []
         """Told about every event after it was committed, in order. They must not raise."""
+        self.on_replaced: list[Callable[[], None]] = []
+        """Told when the log proved to be another one, once `squad` holds what is in it; must not raise."""
+        self.replacements = 0
+        """How often it did."""
         self.waiting = Waiting()
         self.measures = Measures()
         """What was counted and measured."""
@@ -85,6 +89,7 @@ class Writer:
             self.waiting,
             self._publish,
             Sealing(keyring or Keyring(), encrypt=encrypt),
+            self._start_afresh,
             self.measures,
         )
         self._current: Sequence[Ticket] = ()
@@ -185,6 +190,9 @@ class Writer:
                 finally:
                     self.ready = False
                     connection.pgconn.finish()
+            except LogReplaced as error:
+                _log.error("%s", error)
+                self.problem = str(error)
             except (StoreUnavailable, StoreBusy, OSError) as error:
                 _log.warning("writer lost its connection: %s", error)
                 self.problem = (
@@ -253,6 +261,15 @@ class Writer:
             except Exception:  # noqa: BLE001 - the events are in the log, whatever an observer makes of them
                 _log.exception("an observer of the log failed")
         self.moved.wake(self.squad.head.position)
+
+    def _start_afresh(self) -> None:
+        """The log is another one, and may be shorter: what was hinted at says nothing of it."""
+        self.replacements += 1
+        self._hints.forget()
+        self._hint_seen = 0
+        for tell in self.on_replaced:
+            tell()
+        self.moved.wake()
 
     def _lose_patience(self, loop: asyncio.AbstractEventLoop) -> None:
         """Sends away whoever has waited for too long. One timer for all: one each would cost more."""

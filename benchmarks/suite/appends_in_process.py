@@ -35,7 +35,7 @@ from service.writer import Writer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
-    from benchmarks.frame import Measure, Sample
+    from benchmarks.frame import Measure, Plan, Sample
 
 SQUAD_SCHEMA = "squad"
 CALLERS = (1, 64, 512)
@@ -62,7 +62,7 @@ Append = Callable[[], Awaitable[object]]
 
 
 @asynccontextmanager
-async def _prepare() -> AsyncIterator[Sequence[Contender]]:
+async def _prepare(_: Plan) -> AsyncIterator[Sequence[Contender]]:
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(stage.postgres())
         writer = await stack.enter_async_context(_writer(dsn))

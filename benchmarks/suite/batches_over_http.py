@@ -13,7 +13,7 @@ from benchmarks.suite import commands_over_http
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from benchmarks.frame import Measure
+    from benchmarks.frame import Measure, Plan
 
 COMMANDS = 100
 CONNECTIONS = 8
@@ -23,7 +23,7 @@ SINGLE = "single requests"
 
 
 @asynccontextmanager
-async def _prepare() -> AsyncIterator[Sequence[Contender]]:
+async def _prepare(_: Plan) -> AsyncIterator[Sequence[Contender]]:
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(stage.postgres())
         service = await stack.enter_async_context(stage.service(dsn))

@@ -23,10 +23,12 @@ from service.cli.common import AT_LEISURE
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from benchmarks.frame import Measure, Sample
+    from benchmarks.frame import Measure, Plan, Sample
     from eventstore.connection import Connection
 
-EVENTS = 50_000
+EVENTS_A_SECOND = 25_000
+"""So long is the log for each second that a measurement is meant to take."""
+
 BATCH_EVENTS = 5_000
 IMPORT, SERVER = f"import, {BATCH_EVENTS:,} lines at a time", "INSERT ... SELECT"
 
@@ -42,10 +44,10 @@ _schemas = (f"squad_{number}" for number in count())
 
 
 @asynccontextmanager
-async def _prepare() -> AsyncIterator[Sequence[Contender]]:
+async def _prepare(plan: Plan) -> AsyncIterator[Sequence[Contender]]:
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(stage.postgres())
-        async for _ in history.fill(dsn, _SOURCE, EVENTS):
+        async for _ in history.fill(dsn, _SOURCE, round(EVENTS_A_SECOND * plan.seconds)):
             pass
         lines: list[bytes] = []
         async with await connect(dsn, _SOURCE, name="squad benchmark", **AT_LEISURE) as connection:
@@ -90,7 +92,7 @@ def _measure(dsn: str, events: int, work: Callable[[Connection], Awaitable[None]
 
 BENCHMARK = Benchmark(
     name="bulk-import",
-    title=f"A log of {EVENTS:,} events into a new squad",
+    title="A whole log into a new squad",
     figure="per_second",
     baseline=SERVER,
     best_of={},

@@ -18,7 +18,7 @@ from benchmarks.subjects import WRITES
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from benchmarks.frame import Measure
+    from benchmarks.frame import Measure, Plan
     from benchmarks.subjects import Write
 
 CONNECTIONS = 64
@@ -26,7 +26,7 @@ BARE = "bare aiohttp handler"
 
 
 @asynccontextmanager
-async def _prepare(subject: Write) -> AsyncIterator[Sequence[Contender]]:
+async def _prepare(subject: Write, _: Plan) -> AsyncIterator[Sequence[Contender]]:
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(stage.postgres())
         service = await stack.enter_async_context(stage.service(dsn))

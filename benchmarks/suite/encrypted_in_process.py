@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from benchmarks.frame import Plan
+
 CALLERS = (64, 512)
 PLAIN, ENCRYPTED, AGAIN = "plain", "encrypted", "plain again"
 
 
-def _preparing(callers: int) -> Callable[[], AbstractAsyncContextManager[Sequence[Contender]]]:
+def _preparing(callers: int) -> Callable[[Plan], AbstractAsyncContextManager[Sequence[Contender]]]:
     @asynccontextmanager
-    async def prepare() -> AsyncIterator[Sequence[Contender]]:
+    async def prepare(_: Plan) -> AsyncIterator[Sequence[Contender]]:
         async with AsyncExitStack() as stack:
             dsn = await stack.enter_async_context(stage.postgres())
             plain = await stack.enter_async_context(_writer(dsn, "squad_plain", encrypt=False))

@@ -13,12 +13,14 @@ from benchmarks.suite import commands_over_http
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from benchmarks.frame import Plan
+
 CONNECTIONS = 256
 ALONE = "1 process"
 
 
 @asynccontextmanager
-async def _prepare() -> AsyncIterator[Sequence[Contender]]:
+async def _prepare(_: Plan) -> AsyncIterator[Sequence[Contender]]:
     async with AsyncExitStack() as stack:
 
         async def processes(count: int) -> list[stage.Server]:

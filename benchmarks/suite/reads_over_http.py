@@ -13,14 +13,14 @@ from benchmarks.subjects import READS, WRITES
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from benchmarks.frame import Measure
+    from benchmarks.frame import Measure, Plan
 
 CONNECTIONS = 64
 BARE = "bare aiohttp handler"
 
 
 @asynccontextmanager
-async def _prepare(path: str) -> AsyncIterator[Sequence[Contender]]:
+async def _prepare(path: str, _: Plan) -> AsyncIterator[Sequence[Contender]]:
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(stage.postgres())
         service = await stack.enter_async_context(stage.service(dsn))

@@ -19,7 +19,7 @@ from benchmarks.suite import commands_over_http
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from benchmarks.frame import Measure, Sample
+    from benchmarks.frame import Measure, Plan, Sample
 
 STREAMS = 1_000
 NONE = "no stream"
@@ -27,7 +27,7 @@ OTHERS, EVERYTHING = f"{STREAMS:,} streams of other agents", f"{STREAMS:,} strea
 
 
 @asynccontextmanager
-async def _prepare() -> AsyncIterator[Sequence[Contender]]:
+async def _prepare(_: Plan) -> AsyncIterator[Sequence[Contender]]:
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(stage.postgres())
         service = await stack.enter_async_context(stage.service(dsn))

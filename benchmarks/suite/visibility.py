@@ -27,7 +27,7 @@ from service.writer import Writer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from benchmarks.frame import Measure, Sample
+    from benchmarks.frame import Measure, Plan, Sample
     from eventstore.connection import Connection
 
 EVENTS_A_SECOND = 1_000
@@ -38,7 +38,7 @@ _CHANNEL = "there_and_back"
 
 
 @asynccontextmanager
-async def _prepare() -> AsyncIterator[Sequence[Contender]]:
+async def _prepare(_: Plan) -> AsyncIterator[Sequence[Contender]]:
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(stage.postgres())
         await schema.apply(dsn, _SCHEMA)

@@ -22,20 +22,22 @@ from service.history import state_at
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from benchmarks.frame import Measure, Sample
+    from benchmarks.frame import Measure, Plan, Sample
     from eventstore.connection import Connection
 
-EVENTS = 100_000
+EVENTS_A_SECOND = 50_000
+"""So long is the log for each second that a measurement is meant to take."""
+
 READ, VERIFY, FOLD, REBUILD = "read and decode", "verify", "state at the head", "rebuild all tables"
 
 _SCHEMA = "squad"
 
 
 @asynccontextmanager
-async def _prepare() -> AsyncIterator[Sequence[Contender]]:
+async def _prepare(plan: Plan) -> AsyncIterator[Sequence[Contender]]:
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(stage.postgres())
-        async for _ in history.fill(dsn, _SCHEMA, EVENTS):
+        async for _ in history.fill(dsn, _SCHEMA, round(EVENTS_A_SECOND * plan.seconds)):
             pass
         connection = await stack.enter_async_context(
             await connect(dsn, _SCHEMA, name="squad benchmark", **AT_LEISURE)
@@ -86,7 +88,7 @@ def _measure(events: int, work: Callable[[], Awaitable[None]]) -> Measure:
 
 BENCHMARK = Benchmark(
     name="whole-log",
-    title=f"Once through a log of {EVENTS:,} events",
+    title="Once through the whole log",
     figure="per_second",
     baseline=READ,
     best_of={},

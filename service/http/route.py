@@ -126,6 +126,10 @@ class Route:
 
 
 _STOPPING = Problem("stopping", "this process takes no more requests", retry_after_seconds=2)
+_BEYOND_THE_LOG = (
+    "the log ends at position {}; whoever was told of a later one has seen what is lost: an older backup"
+    " was restored, or a standby took over that lacked the end"
+)
 _NOT_UTF8 = Problem("bad_request", "the URL must be percent-encoded UTF-8")
 
 
@@ -142,10 +146,10 @@ def as_problem(error: Exception) -> Problem:
     match error:
         case Problem():
             return error
-        case NotYet():
-            return Problem(
-                "not_yet", f"the answer covers position {error.covered} so far", covered=error.covered
-            )
+        case NotYet(covered=covered, ends_at=None):
+            return Problem("not_yet", f"the answer covers position {covered} so far", covered=covered)
+        case NotYet(covered=covered, ends_at=ends_at):
+            return Problem("not_yet", _BEYOND_THE_LOG.format(ends_at), covered=covered, ends_at=ends_at)
         case StoreUnavailable() | StoreBusy():
             return Problem("unavailable", "the database cannot be reached", retry_after_seconds=5)
         case _:

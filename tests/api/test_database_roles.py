@@ -230,6 +230,18 @@ async def test_who_was_not_let_in_is_told_what_is_to_be_done(applied: Roles, tmp
     assert "does not exist" in strange.complaint()
 
 
+async def test_the_owner_is_not_let_in(applied: Roles, tmp_path: Path) -> None:
+    dsn, name = applied.owner.dsn, applied.owner.name
+    for option in ("--service", "--reader"):
+        ended = await squad(tmp_path, "schema", "apply", "--dsn", dsn, option, name)
+        assert "owns the schema" in ended.complaint()
+    async with connected(dsn) as connection:
+        row = await (
+            await connection.execute("SELECT has_table_privilege('schema_info', 'INSERT')")
+        ).fetchone()
+    assert row == (True,)
+
+
 async def test_a_reader_uses_the_commands_that_only_look(applied: Roles, tmp_path: Path) -> None:
     async with running_service(applied.service.dsn) as service:
         await service.api.post("messages", from_agent="ada", message="hello")

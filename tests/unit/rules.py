@@ -7,12 +7,14 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from eventstore.events import (
+    ConflictDetected,
     Event,
     OperationExpired,
     OperationFinished,
     OperationRenewed,
     OperationStarted,
     PolicySet,
+    TokensDenied,
     TokensReleased,
     TokensReserved,
     TokensSettled,
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
 
 
 class Rules:
-    """Whoever holds a resource holds it alone, and no reservation goes beyond the budget or a limit."""
+    """Whoever holds a resource holds it alone, and no reservation goes beyond the budget or a limit.
+
+    And nobody is turned away without a reason.
+    """
 
     def __init__(self) -> None:
         self.total = 0
@@ -48,6 +53,12 @@ class Rules:
                 self.held[event.reservation_id] = event
                 assert self._taken(event.day) <= self.total
                 assert self._taken(event.day, event.agent) <= self.limits.get(event.agent, self.total)
+            case TokensDenied(reason="budget_exhausted"):
+                assert self._taken(event.day) + event.tokens > self.total
+                assert recorded.caused_by
+            case TokensDenied():
+                assert self._taken(event.day, event.agent) + event.tokens > self.limits[event.agent]
+                assert recorded.caused_by
             case TokensSettled():
                 del self.held[event.reservation_id]
                 self.used[event.day, event.agent] += event.tokens_used
@@ -62,6 +73,8 @@ class Rules:
                 position, start, _ = self.claims[event.operation_id]
                 self.claims[event.operation_id] = (position, start, event)
                 self._check_claim(event.operation_id, recorded.recorded_at)
+            case ConflictDetected():
+                self._check_conflict(event, recorded)
             case OperationFinished() | OperationExpired():
                 del self.claims[event.operation_id]
             case _:
@@ -81,3 +94,16 @@ class Rules:
             if mine.resources.items() & start.resources.items():
                 assert last.blocks_until <= now
                 assert other_token < token
+
+    def _check_conflict(self, event: ConflictDetected, recorded: Recorded) -> None:
+        """Somebody is at it: whose window has not ended, or who came after the one that wants to go on."""
+        token, start, last = self.claims[event.operation_id]
+        assert recorded.caused_by == token
+        assert last.expires_at > recorded.recorded_at
+        assert event.contested.items() <= event.resources.items() & start.resources.items()
+        others = [
+            other_token
+            for other_token, other, _ in self.claims.values()
+            if (other.agent, other.action, other.resources) == (event.agent, event.action, event.resources)
+        ]
+        assert last.blocks_until > recorded.recorded_at or min(others) < token

@@ -19,7 +19,7 @@ def benchmark(
     *contenders: Contender, baseline: str = "bare", best_of: dict[str, list[str]] | None = None
 ) -> Benchmark:
     @asynccontextmanager
-    async def prepare() -> AsyncIterator[Sequence[Contender]]:
+    async def prepare(_: Plan) -> AsyncIterator[Sequence[Contender]]:
         yield contenders
 
     return Benchmark(

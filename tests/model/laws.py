@@ -1,0 +1,277 @@
+"""The laws, held against a log as it grows, against what callers were told, and against memories.
+
+What claims, budgets, jobs and keys may come to is told from the events alone, in other words than the folds
+(`tests.unit.rules` and its neighbours). What a caller may be told follows from the log.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from eventstore import chain, codec, sealing
+from eventstore.events import (
+    EmailReceived,
+    Event,
+    MessageSent,
+    OperationStarted,
+    RunStarted,
+    SubjectForgotten,
+    TaskCreated,
+    TokensReserved,
+)
+from eventstore.recorded import GENESIS_HASH
+from projections import PROJECTIONS
+from projections.emails import EMAILS
+from projections.jobs import JOBS
+from service import commands as do
+from service.requests import Answer, CommandFailed, Outcome, OutcomeUnknown, Request, Stopping, Unavailable
+from service.squad import PARTIAL, RESIDENT, Draft, Squad
+from tests.model.process import Process, Promise
+from tests.support.verify import fold
+from tests.unit import strategies
+from tests.unit.job_rules import JobRules
+from tests.unit.key_rules import KeyRules
+from tests.unit.rules import Rules
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from eventstore.recorded import Recorded
+    from tests.model.server import Server
+
+_SAME_IN_BOTH = ("agent", "action", "resources", "tokens", "title", "message", "gmail_message_id", "key_id")
+"""Fields that a command and the event it leads to have in common."""
+
+
+class Asked(NamedTuple):
+    """A request that was made of a process, and what its caller was told."""
+
+    request: Request
+    promise: Promise
+    process: Process
+
+
+class Laws:
+    """Follows the log and the answers; raises where either breaks a promise."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, list[str]] = defaultdict(list)
+        """Ids that commands may aim at, by the field that names them."""
+        self.asked: list[Asked] = []
+        self._buried: list[Process] = []
+        self._unjudged: list[Asked] = []
+        self._rules, self._job_rules, self._key_rules = Rules(), JobRules(), KeyRules()
+        self._log: list[Recorded] = []
+        """As it could be read when it was taken."""
+        self._hashes = [GENESIS_HASH]
+        self._ids: set[str] = set()
+        self._versions: dict[str, int] = defaultdict(int)
+        self._append_of: dict[str, int] = {}
+        """With which append the events of a request came, by its correlation id."""
+        self._last: dict[str, Recorded] = {}
+        """A request's last event, its kept answer apart."""
+        self._users: dict[str, str] = {}
+        """Which request was carried out with an idempotency key."""
+        self._answers: dict[str, tuple[Request, Answer]] = {}
+        """The first request with an idempotency key that was answered, and what."""
+        self._destroyed_keys: set[str] = set()
+        self._settled: set[str] = set()
+        """Requests of which nothing is in the log, as their callers were told."""
+        self._squad = Squad()
+        """The state by one fold of all events, one at a time."""
+
+    # the log --------------------------------------------------------------------------------------------
+
+    def take(self, server: Server) -> None:
+        """Takes the events that have been appended since."""
+        new = server.log[len(self._log) :]
+        for stored, shown in zip(new, server.reveal(new), strict=True):
+            assert shown.position == len(self._log) + 1, "a gap"
+            assert chain.hash_of(self._hashes[-1], stored) == stored.hash
+            self._hashes.append(stored.hash)
+            self._check_seal(stored)
+            self._take(shown, server.append_of[shown.position - 1])
+            # The database's time, whatever the process believed; or the one before it.
+            assert shown.recorded_at <= server.latest + timedelta(seconds=1)
+
+    def _check_seal(self, stored: Recorded) -> None:
+        """Nothing is sealed with a key that was destroyed, or everybody would be told that it was lost."""
+        event = codec.decode(stored) if stored.type == SubjectForgotten.type else None
+        if isinstance(event, SubjectForgotten):
+            self._destroyed_keys.add(event.key_id)
+        elif sealing.may_be_sealed(stored):
+            assert sealing.key_of(stored) not in self._destroyed_keys, "sealed with a destroyed key"
+
+    def _take(self, recorded: Recorded, append: int) -> None:
+        before = self._log[-1] if self._log else None
+        self._versions[recorded.stream] += 1
+        assert recorded.version == self._versions[recorded.stream]
+        assert before is None or before.recorded_at <= recorded.recorded_at, "time goes backwards"
+        assert recorded.caused_by is None or 0 < recorded.caused_by < recorded.position
+        assert recorded.id not in self._ids, "an event is in the log twice"
+        self._ids.add(recorded.id)
+        self._log.append(recorded)
+        is_first = append == self._append_of.setdefault(recorded.correlation_id, append)
+        assert is_first, "a request was carried out twice"
+        assert recorded.correlation_id not in self._settled, "a caller was told that nothing happened"
+        if recorded.type != "request_answered":
+            self._last[recorded.correlation_id] = recorded
+        event = codec.decode(recorded)
+        self._rules.take(event, recorded)
+        self._job_rules.take(event, recorded.recorded_at)
+        self._key_rules.take(event, recorded.recorded_at)
+        self._get_to_know(event)
+        draft = Draft(self._squad)
+        draft.fold(event, recorded)
+        self._squad.merge(draft)
+
+    def _get_to_know(self, event: Event) -> None:
+        for kind in (OperationStarted, TokensReserved, MessageSent, TaskCreated, EmailReceived, RunStarted):
+            if isinstance(event, kind):
+                field = next(field for field in strategies.ID_FIELDS if field in kind.model_fields)
+                self.known[field].append(getattr(event, field))
+
+    # the answers ----------------------------------------------------------------------------------------
+
+    def ask(self, asked: Asked) -> None:
+        """Remembers a request."""
+        self.asked.append(asked)
+        self._unjudged.append(asked)
+
+    def bury(self, process: Process) -> None:
+        """A process was killed: it owes no answer any more."""
+        self._buried.append(process)
+
+    def judge_answers(self) -> None:
+        """Holds what callers have been told since to the log as it is now."""
+        left = []
+        for asked in self._unjudged:
+            if asked.promise.result is None:
+                left.append(asked)
+            else:
+                self._judge(asked.request, asked.promise.result)
+        self._unjudged = left
+
+    def judge_all(self, server: Server, now: datetime) -> None:
+        """In the end everybody has been told the truth, and every tick up to now has come to something."""
+        assert all(asked.process in self._buried for asked in self._unjudged)
+        for key, user in self._users.items():
+            request = next(asked.request for asked in self.asked if asked.request.correlation_id == user)
+            assert request.idempotency_key == key
+        for job in self._squad.tables[JOBS.name]:
+            self._job_rules.check_ticks(job, now - strategies.LONGEST_JITTER)
+        assert server.log[-1].hash == self._hashes[-1]
+
+    def _judge(self, request: Request, result: Outcome | Exception) -> None:
+        if isinstance(result, Exception):
+            # Nothing was promised, or that nothing happened.
+            assert isinstance(result, OutcomeUnknown | CommandFailed | Stopping | Unavailable), result
+            if not isinstance(result, OutcomeUnknown):
+                self._settle(request)
+            return
+        if result.position is not None:
+            assert 0 < result.position <= len(self._log), "an answer before it was durable"
+        if request.idempotency_key:
+            self._judge_key(request, request.idempotency_key, result)
+        own = self._last.get(request.correlation_id)
+        if own is None:
+            if request.correlation_id not in self._append_of:
+                self._settle(request)
+            return
+        assert result.position == own.position
+        if result.refusal is None:
+            self._judge_content(request, result)
+        elif conflict := result.refusal.extra.get("conflict"):
+            cause = self._log[conflict["position"] - 1]
+            assert own.caused_by == cause.position
+            assert cause.stream == f"operation-{conflict['operation_id']}"
+
+    def _settle(self, request: Request) -> None:
+        """Nothing came of it, and nothing will."""
+        assert request.correlation_id not in self._append_of
+        self._settled.add(request.correlation_id)
+
+    def _judge_content(self, request: Request, result: Outcome) -> None:
+        """What was acknowledged is in the log, there and with what was asked for."""
+        assert result.position
+        own = [event for event in self._log if event.correlation_id == request.correlation_id]
+        events = [codec.decode(event) for event in own if event.type != "request_answered"]
+        if token := result.reply.get("fencing_token"):
+            assert token == result.position
+        match request.command:
+            case (
+                do.StartOperation() | do.ReserveTokens() | do.CreateTask() | do.LogEmail() | do.CreateKey()
+            ):
+                last = events[-1]
+                assert result.reply["id"] in last.model_dump().values()
+                for field in _SAME_IN_BOTH:
+                    if field in type(last).model_fields and hasattr(request.command, field):
+                        assert getattr(last, field) == getattr(request.command, field)
+
+    def _judge_key(self, request: Request, key: str, result: Outcome) -> None:
+        was_carried_out = request.correlation_id in self._append_of
+        if result.refusal and result.refusal.code == "idempotency_mismatch":
+            assert not was_carried_out
+            return
+        if result.repeated:
+            assert not was_carried_out
+            answer = result.repeated
+        elif was_carried_out:
+            assert request.answer is not None
+            answer = request.answer(result)
+            user = self._users.setdefault(key, request.correlation_id)
+            assert user == request.correlation_id, "one key had two effects"
+        else:
+            return
+        first, told = self._answers.setdefault(key, (request, answer))
+        assert told == answer, "two answers to one key"
+        # Once what is personal in it was forgotten, a request is known by the rest.
+        assert first.fingerprint == request.fingerprint or (
+            first.bare_fingerprint == request.bare_fingerprint
+        )
+
+    # the states -----------------------------------------------------------------------------------------
+
+    def judge_state(self, process: Process) -> None:
+        """A state is the fold of the log up to its position, however it came to be."""
+        squad = process.squad
+        assert squad.head.position <= len(self._log)
+        assert squad.head.hash == self._hashes[squad.head.position]
+        if not squad.head.position or squad.head != self._squad.head:
+            return
+        for name, rows in squad.tables.items():
+            if name not in PARTIAL:
+                assert rows == self._squad.tables[name], name
+        assert squad.holders == self._squad.holders
+        for name in PARTIAL:
+            for row in squad.tables[name].values():
+                stream = RESIDENT[name].stream(row)
+                assert stream is not None
+                assert squad.versions[stream] == self._versions[stream]
+        assert all(self._versions[stream] == version for stream, version in squad.versions.items())
+
+    def judge_end(self, process: Process) -> None:
+        """A process at the log's end has been told of everything, and knows all that is open."""
+        seen = [recorded.id for recorded in process.seen]
+        assert seen == [recorded.id for recorded in self._log[len(self._log) - len(seen) :]]
+        squad: Any = process.squad
+        assert not squad.absent
+        for name, rows in self._open_rows().items():
+            assert squad.tables[name] == rows, name
+        emails = squad.tables[EMAILS.name].values()
+        assert squad.gmail_ids == {email.gmail_message_id: email.id for email in emails}
+
+    def _open_rows(self) -> dict[str, dict[Any, Any]]:
+        """What is open of the tables that are in memory in part, by a fold of all events."""
+        return {
+            table.name: {
+                key: row
+                for key, row in fold(projection, self._log)[table.name].items()
+                if RESIDENT[table.name].is_active(row)
+            }
+            for projection in PROJECTIONS
+            for table in projection.tables
+            if table.name in PARTIAL
+        }

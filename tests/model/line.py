@@ -1,0 +1,138 @@
+"""A process's end of a connection: what psycopg is to the writer, as far as the writer uses it.
+
+Each statement that is sent is a `Word`. The process waits, until the model says what became of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psycopg
+from psycopg import sql
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tests.model.server import Session
+
+Rows = list[tuple[Any, ...]]
+
+
+class Word(NamedTuple):
+    """What a client says to the server, in one message."""
+
+    query: str
+    parameters: Any = None
+    is_simple: bool = False
+    """Whether it may hold several statements, with the parameters in it."""
+    is_binary: bool = False
+
+
+class Line:
+    """Stands for a psycopg connection."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.is_broken = False
+        self.wants: Word | None = None
+        """What was said, and is not answered."""
+        self.pgconn = self
+        self._answer: asyncio.Future[list[Rows]] | None = None
+
+    async def say(self, word: Word) -> list[Rows]:
+        """Says a word; gives the rows of each of its statements."""
+        if self.is_broken:
+            raise psycopg.OperationalError("the line is broken")
+        assert self.wants is None, "two statements on one connection at a time"
+        self.wants = word
+        self._answer = asyncio.get_running_loop().create_future()
+        try:
+            return await self._answer
+        except asyncio.CancelledError:
+            self.is_broken = True
+            raise
+
+    def hear(self, answer: list[Rows] | psycopg.Error) -> None:
+        """The answer has come."""
+        self.wants = None
+        if self._answer is None or self._answer.done():
+            return
+        if isinstance(answer, psycopg.Error):
+            self._answer.set_exception(answer)
+        else:
+            self._answer.set_result(answer)
+
+    def tear(self) -> None:
+        """It breaks; whoever waits for an answer learns of it. What was said may be on its way."""
+        wanted, self.is_broken = self.wants, True
+        self.hear(psycopg.OperationalError("the line broke"))
+        self.wants = wanted
+
+    # what is used of a connection -------------------------------------------------------------------------
+
+    async def execute(
+        self, query: str | sql.Composable, parameters: Any = None, *, binary: bool = False, **_: Any
+    ) -> Cursor:
+        """Executes one statement."""
+        return await Cursor(self).execute(query, parameters, binary=binary)
+
+    async def rollback(self) -> None:
+        """Ends a transaction."""
+        await self.say(Word("ROLLBACK"))
+
+    def finish(self) -> None:
+        """Hangs up."""
+        self.is_broken = True
+
+    def fileno(self) -> int:
+        """Whoever asks wants to cut it."""
+        self.tear()
+        raise psycopg.OperationalError("it has no file")
+
+
+class Cursor:
+    """Stands for a psycopg cursor."""
+
+    is_simple = False
+
+    def __init__(
+        self, line: Line, *, row_factory: Callable[[Any], Callable[[Sequence[Any]], Any]] | None = None
+    ) -> None:
+        self._line = line
+        self._row = row_factory(self) if row_factory else tuple
+        self._sets: list[Rows] = []
+
+    async def __aenter__(self) -> Cursor:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def execute(
+        self, query: str | sql.Composable, parameters: Any = None, *, binary: bool = False, **_: Any
+    ) -> Cursor:
+        """Executes a statement."""
+        text = query.as_string(None) if isinstance(query, sql.Composable) else query
+        self._sets = list(await self._line.say(Word(text, parameters, self.is_simple, binary)))
+        return self
+
+    def nextset(self) -> bool:
+        """Goes on to the rows of the next statement."""
+        self._sets.pop(0)
+        return bool(self._sets)
+
+    async def fetchone(self) -> Any:
+        """The next row."""
+        return self._row(self._sets[0].pop(0)) if self._sets[0] else None
+
+    async def fetchall(self) -> list[Any]:
+        """The rows that are left."""
+        rows, self._sets[0] = self._sets[0], []
+        return [self._row(row) for row in rows]
+
+
+class SimpleCursor(Cursor):
+    """Stands for a client-side cursor."""
+
+    is_simple = True

@@ -1,0 +1,274 @@
+"""A stand-in for Postgres: lists, and a clock that stands still but for what passes.
+
+It knows the statements that the writer says and no others, and promises what schema.sql promises. An
+unknown statement fails the test, so that it is taught here what a new one means.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from eventstore import codec, log, sealing
+from eventstore.events import SubjectForgotten
+from projections import PROJECTIONS
+from projections.budgets import BUDGET_DAYS, BUDGETS
+from service import snapshots
+from service.squad import RESIDENT
+from tests.model.loop import Loop
+from tests.model.server import Session
+from tests.model.subject_keys import KEY_STATEMENTS, WithKeys
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from eventstore.recorded import Recorded
+    from service.squad import Squad
+    from tests.model.line import Rows, Word
+
+DRIFT = timedelta(seconds=1)
+ROUND_TRIP_SECONDS = 0.001
+_TABLE = re.compile(r'SELECT .* FROM "(\w+)"')
+_NO_ROWS: Rows = []
+
+
+class _View(NamedTuple):
+    """What a transaction sees that reads at one moment."""
+
+    length: int
+    tables: dict[str, list[Any]]
+    positions: dict[str, int]
+    snapshots: dict[int, bytes]
+
+
+class InMemory(WithKeys):
+    """The log, the keys, the read tables and the snapshots."""
+
+    def __init__(self, now: datetime) -> None:
+        self._now, self._elapsed_seconds = now, 0.0
+        super().__init__()
+        self._projected = defaultdict[str, dict[Any, Any]](dict)
+        self._tables: dict[str, list[Any]] = {}
+        self._positions: dict[str, int] = {}
+        self._snapshots: dict[int, bytes] = {}
+
+    # time -------------------------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> datetime:
+        """Its clock."""
+        return self._now
+
+    def monotonic(self) -> float:
+        """Seconds that have passed."""
+        return self._elapsed_seconds
+
+    def pass_time(self, seconds: float) -> None:
+        """Time passes."""
+        self._elapsed_seconds += seconds
+        self._now += timedelta(seconds=seconds)
+        self.latest = max(self.latest, self._now)
+        self.end_idle_transaction()
+
+    def step_clock(self, seconds: float) -> None:
+        """Its clock is set."""
+        self._now += timedelta(seconds=seconds)
+        self.latest = max(self.latest, self._now)
+
+    # the rest of the database -------------------------------------------------------------------------
+
+    def open(self) -> Session:
+        """A client connects."""
+        return Session()
+
+    def close(self) -> None:
+        """Nothing is left of it."""
+
+    def reveal(self, recorded: Sequence[Recorded]) -> list[Recorded]:
+        """Events as they can be read now."""
+        return [sealing.opened(one, self.secrets()) for one in recorded]
+
+    def project(self, behind: int, stopped: int | None) -> None:
+        """Folds the log into the read tables."""
+        upto = max(len(self.log) - behind, *self._positions.values(), 0)
+        view, shown = _Tables(self._projected), self.reveal(self.log[:upto])
+        positions = dict(self._positions)
+        for number, projection in enumerate(PROJECTIONS):
+            at = positions.setdefault(projection.name, 0)
+            if number != stopped:
+                for recorded in shown[at:]:
+                    projection.apply(view, codec.decode(recorded), recorded)
+                positions[projection.name] = upto
+        self._positions = positions
+        self._tables = {name: list(self._projected[name].values()) for name in RESIDENT}
+
+    def put_away(self, squad: Squad) -> None:
+        """Keeps a snapshot."""
+        loop = Loop(self.monotonic)  # type: ignore[abstract]
+        state = loop.wait_for(loop.create_task(snapshots.pack(squad)))
+        self._snapshots = {**self._snapshots, squad.head.position: state}
+
+    def _let_go(self, session: Session) -> None:
+        super()._let_go(session)
+        session.view = None
+        self.forget_keys_of(session)
+
+    # what clients say -------------------------------------------------------------------------------------
+
+    def _do(self, session: Session, word: Word) -> list[Rows]:
+        self._elapsed_seconds += ROUND_TRIP_SECONDS
+        self._now += timedelta(seconds=ROUND_TRIP_SECONDS)
+        if (statement := _STATEMENTS.get(word.query)) is None:
+            if not (named := _TABLE.match(word.query)):
+                raise AssertionError(f"the model has not learnt this statement: {word.query}")
+            return [self._select(session, named[1])]
+        return statement(self, session, *_positional(word.parameters))
+
+    def _length(self, session: Session) -> int:
+        return session.view.length if session.view else len(self.log)
+
+    def _begin(self, session: Session) -> list[Rows]:
+        session.view = _View(len(self.log), self._tables, self._positions, self._snapshots)
+        return [_NO_ROWS]
+
+    def _rollback(self, _: Session) -> list[Rows]:
+        return [_NO_ROWS]
+
+    def _clock(self, _: Session) -> list[Rows]:
+        return [[(self._now,)]]
+
+    def _head(self, session: Session) -> list[Rows]:
+        return [[(self._length(session),)]]
+
+    def _read_one(self, session: Session, position: int) -> list[Rows]:
+        return [[tuple(self.log[position - 1])] if position <= self._length(session) else []]
+
+    def _read_after(self, session: Session, position: int, limit: int) -> list[Rows]:
+        return [[tuple(one) for one in self.log[position : self._length(session)][:limit]]]
+
+    def _read_streams(self, session: Session, streams: list[str]) -> list[Rows]:
+        upto = self._length(session)
+        return [[tuple(one) for one in self.stored.of_streams(streams) if one.position <= upto]]
+
+    def _versions(self, _: Session, streams: list[str], upto: int) -> list[Rows]:
+        last = {one.stream: one.version for one in self.stored.of_streams(streams) if one.position <= upto}
+        return [list(last.items())]
+
+    def _find_ids(self, _: Session, ids: list[str]) -> list[Rows]:
+        return [[(id_, self.stored.ids[id_]) for id_ in ids if id_ in self.stored.ids]]
+
+    def _find_gmail(self, _: Session, gmail_ids: list[str]) -> list[Rows]:
+        return [[(self.stored.gmail_ids[id_],) for id_ in gmail_ids if id_ in self.stored.gmail_ids]]
+
+    def _lock_and_read(self, session: Session, position: int, limit: int) -> list[Rows]:
+        return [_NO_ROWS, _NO_ROWS, *self._read_after(session, position, limit), [(self._now,)]]
+
+    def _append(self, _: Session, expected: int, decided_at: datetime, *columns: Any) -> list[Rows]:
+        head = len(self.log)
+        appended = self._is_the_head(expected) and abs(self._now - decided_at) <= DRIFT
+        if appended:
+            batch = self.stored.rows(expected, *columns)
+            self.stored.check(batch)
+            self._keep(batch)
+            self.stored.take(batch)
+            for one in batch:
+                if one.type == SubjectForgotten.type:
+                    self.destroy_key(self.stored.key_destroyed_by(one))
+                    self._snapshots = {}
+            head = len(self.log)
+        return [[(appended, head, self._now)]]
+
+    def _is_the_head(self, expected: int) -> bool:
+        return expected == len(self.log)
+
+    def _append_and_commit(self, session: Session, *parameters: Any) -> list[Rows]:
+        answer = self._append(session, *parameters)
+        self.commit_keys_of(session)
+        return [*answer, _NO_ROWS]
+
+    # tables and snapshots ---------------------------------------------------------------------------------
+
+    def _projections(self, session: Session) -> list[Rows]:
+        return [
+            [(one.name, session.view.positions[one.name], one.fold_version) for one in PROJECTIONS]
+            if session.view.positions
+            else []
+        ]
+
+    def _select(self, session: Session, name: str) -> Rows:
+        active = [row for row in session.view.tables[name] if RESIDENT[name].is_active(row)]
+        if name == BUDGETS.name:
+            days = {row[0] for row in self._select(session, BUDGET_DAYS.name)}
+            active = [row for row in active if row.day in days]
+        return active
+
+    def _snapshot_positions(self, session: Session, fold: str) -> list[Rows]:
+        assert fold == snapshots.FOLD
+        return [[(position,) for position in sorted(session.view.snapshots)]]
+
+    def _nearest_snapshot(self, session: Session, _: str, position: int) -> list[Rows]:
+        upto = min(position, session.view.length)
+        found = max((at for at in session.view.snapshots if at <= upto), default=None)
+        if found is None:
+            return [[]]
+        last = self.log[found - 1]
+        return [[(found, last.hash, last.recorded_at, session.view.snapshots[found])]]
+
+    def _may_store(self, _: Session) -> list[Rows]:
+        return [[(False,)]]
+
+
+class _Tables:
+    """All rows, for a projection."""
+
+    def __init__(self, tables: dict[str, dict[Any, Any]]) -> None:
+        self._tables = tables
+
+    def rows(self, table: Any, /) -> Any:
+        return _Writable(self._tables[table.name])
+
+
+class _Writable:
+    def __init__(self, rows: dict[Any, Any]) -> None:
+        self._rows = rows
+
+    def get(self, key: Any, /) -> Any:
+        return self._rows.get(key)
+
+    def put(self, key: Any, row: Any, /) -> None:
+        self._rows[key] = row
+
+
+def _positional(parameters: Any) -> Sequence[Any]:
+    if isinstance(parameters, dict):
+        return list(parameters.values())
+    return parameters or ()
+
+
+_COLUMNS = log._COLUMNS
+_STATEMENTS: dict[str, Callable[..., list[Rows]]] = {
+    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY": InMemory._begin,
+    "ROLLBACK": InMemory._rollback,
+    log._CLOCK: InMemory._clock,
+    log._APPEND: InMemory._append,
+    log._APPEND_AND_COMMIT: InMemory._append_and_commit,
+    log._LOCK_AND_READ: InMemory._lock_and_read,
+    log._READ_AFTER: InMemory._read_after,
+    log._READ_STREAMS: InMemory._read_streams,
+    f"SELECT {_COLUMNS} FROM events WHERE position = %s": InMemory._read_one,
+    "SELECT coalesce(max(position), 0) FROM events": InMemory._head,
+    "SELECT id::text, position FROM events WHERE id = ANY(%s::uuid[])": InMemory._find_ids,
+    "SELECT stream, max(version) FROM events WHERE stream = ANY(%s) AND position <= %s GROUP BY stream": (
+        InMemory._versions
+    ),
+    "SELECT stream FROM events WHERE type = 'email_received' AND data ->> 'gmail_message_id' = ANY(%s)": (
+        InMemory._find_gmail
+    ),
+    "SELECT name, position, fold_version FROM projections": InMemory._projections,
+    snapshots._POSITIONS: InMemory._snapshot_positions,
+    snapshots._NEAREST: InMemory._nearest_snapshot,
+    snapshots._MAY_STORE: InMemory._may_store,
+    **KEY_STATEMENTS,
+}

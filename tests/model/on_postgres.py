@@ -1,0 +1,136 @@
+"""A real Postgres in the place of the lists: every word is said to it, in a session of its own.
+
+Its clock cannot be set. Where time passes in the model, the clocks of all processes are wrong here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from psycopg import AsyncClientCursor, AsyncCursor
+
+from eventstore import log, sealing
+from eventstore.connection import Connection, connect
+from service import snapshots
+from tests.model.server import Server, Session
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+    from datetime import datetime
+
+    from eventstore.recorded import Recorded
+    from service.squad import Squad
+    from tests.model.line import Rows, Word
+    from tests.support.postgres import PostgresServer
+
+T = TypeVar("T")
+
+
+class _RealSession(Session):
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self.connection = connection
+
+
+class OnPostgres(Server):
+    """A database of its own on a running server."""
+
+    keeps_keys = False
+    """A session that waits for another one's key would keep everybody waiting."""
+
+    def __init__(self, stack: ExitStack, postgres: PostgresServer, template: str) -> None:
+        self._skipped_seconds = 0.0
+        self._loop = asyncio.new_event_loop()
+        self._open: set[_RealSession] = set()
+        self._resources = stack.enter_context(ExitStack())
+        self._resources.callback(self._loop.close)
+        self._dsn = self._resources.enter_context(postgres.new_database(template=template))
+        self._watching = self._run(connect(self._dsn, "squad", name="squad test"))
+        self._resources.callback(self._hang_up)
+        super().__init__()
+
+    @property
+    def now(self) -> datetime:
+        """Its clock."""
+        return self._run(log.clock(self._watching))
+
+    def monotonic(self) -> float:
+        """Seconds that have passed."""
+        return monotonic() + self._skipped_seconds
+
+    def pass_time(self, seconds: float) -> None:
+        """Time passes for the processes, whose clocks are soon found to be ahead of the server's."""
+        self._skipped_seconds += seconds
+        self.end_idle_transaction()
+
+    def open(self) -> Session:
+        """A client connects."""
+        session = _RealSession(self._run(connect(self._dsn, "squad", name="squad writer")))
+        self._open.add(session)
+        return session
+
+    def end(self, session: Session) -> None:
+        """The server ends it, and has ended it when this returns."""
+        super().end(session)
+        assert isinstance(session, _RealSession)
+        if session in self._open:
+            self._open.remove(session)
+            self._run(session.connection.close())
+
+    def abort(self, session: Session) -> None:
+        """A session's transaction fails."""
+        super().abort(session)
+        assert isinstance(session, _RealSession)
+        if not session.is_over:
+            self._run(session.connection.rollback())
+
+    def reveal(self, recorded: Sequence[Recorded]) -> list[Recorded]:
+        """Events as they can be read now."""
+        return self._run(sealing.reveal(self._watching, recorded))
+
+    def put_away(self, squad: Squad) -> None:
+        """Keeps a snapshot, where nobody is in the way."""
+        if self.holder is None:
+            self._run(snapshots.store(self._watching, squad, squad.head.position))
+
+    def close(self) -> None:
+        """Its database goes."""
+        self._resources.close()
+
+    def _do(self, session: Session, word: Word) -> list[Rows]:
+        assert isinstance(session, _RealSession)
+        answer = self._run(_said(session.connection, word))
+        if "append_events(" in word.query:
+            self._keep(self._run(log.read_after(self._watching, len(self.log), 1_000)))
+        return answer
+
+    def _hang_up(self) -> None:
+        for session in list(self._open):
+            self.end(session)
+        self._run(self._watching.close())
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        # Also where a process asks from within its own loop.
+        outside = asyncio._get_running_loop()
+        asyncio._set_running_loop(None)
+        try:
+            return self._loop.run_until_complete(work)
+        finally:
+            asyncio._set_running_loop(outside)
+
+
+async def _said(connection: Connection, word: Word) -> list[Rows]:
+    if word.query == "ROLLBACK":
+        await connection.rollback()
+        return [[]]
+    cursor: AsyncCursor[Any]
+    cursor = AsyncClientCursor(connection) if word.is_simple else AsyncCursor(connection)
+    await cursor.execute(word.query.encode(), word.parameters, binary=word.is_binary or None)
+    sets: list[Rows] = []
+    while True:
+        sets.append(await cursor.fetchall() if cursor.description else [])
+        if not cursor.nextset():
+            return sets

@@ -1,0 +1,115 @@
+"""The keys of the stand-in for Postgres, and what it finds out about whom they belong to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eventstore import keys, sealing, traces
+from eventstore.events import EmailReceived, EmailUpdated, MessageSent, SubjectForgotten
+from tests.model.server import Blocked, Server, Session
+from tests.model.stored import Stored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.model.line import Rows
+
+_NO_ROWS: Rows = []
+
+
+class _Key:
+    """A row of subject_keys; with an owner it is not committed."""
+
+    def __init__(self, subject: str | None, secret: bytes, owner: Session | None) -> None:
+        self.subject, self.secret, self.owner = subject, secret, owner
+
+
+class WithKeys(Server):
+    """A server with the table `subject_keys`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stored = Stored(self.log)
+        self._keys: dict[str, _Key] = {}
+
+    def secrets(self) -> dict[str, bytes]:
+        """All keys, by id."""
+        return {id_: key.secret for id_, key in self._keys.items()}
+
+    def destroy_key(self, key_id: str) -> None:
+        """A key is there no more."""
+        self._keys.pop(key_id, None)
+
+    def commit_keys_of(self, session: Session) -> None:
+        """What a session has made is there for everybody."""
+        for key in self._keys.values():
+            if key.owner is session:
+                key.owner = None
+
+    def forget_keys_of(self, session: Session) -> None:
+        """What a session has made and not committed was never there."""
+        self._keys = {id_: key for id_, key in self._keys.items() if key.owner is not session}
+
+    def _visible_keys(self, session: Session) -> dict[str, _Key]:
+        return {id_: key for id_, key in self._keys.items() if key.owner in (None, session)}
+
+    def _owner(self, session: Session) -> Session | None:
+        """Whoever is in a transaction keeps what it makes to itself until that is committed."""
+        return session if self.holder is session else None
+
+    def _store_keys(self, session: Session, secrets: bytes, ids: str) -> list[Rows]:
+        for number, id_ in enumerate(ids.split(",")):
+            secret = secrets[number * keys.KEY_BYTES : (number + 1) * keys.KEY_BYTES]
+            self._keys[id_] = _Key(None, secret, self._owner(session))
+        return [_NO_ROWS]
+
+    def _make_keys(
+        self, session: Session, ids: list[str], subjects: list[str], secrets: list[bytes]
+    ) -> list[Rows]:
+        known = {key.subject: key.owner for key in self._keys.values() if key.subject}
+        if any(known.get(subject) not in (None, session) for subject in subjects):
+            # Somebody made one, and it is not known yet whether it will be there.
+            raise Blocked
+        made: Rows = []
+        for id_, subject, secret in zip(ids, subjects, secrets, strict=True):
+            if subject not in known:
+                self._keys[id_] = _Key(subject, secret, self._owner(session))
+                made.append((subject,))
+        return [made]
+
+    def _keys_of(self, session: Session, subjects: list[str]) -> list[Rows]:
+        found = self._visible_keys(session).items()
+        return [[(key.subject, id_, key.secret) for id_, key in found if key.subject in subjects]]
+
+    def _load_keys(self, session: Session, ids: list[str]) -> list[Rows]:
+        found = self._visible_keys(session)
+        return [[(id_, found[id_].secret) for id_ in ids if id_ in found]]
+
+    def _key_of_message(self, _: Session, stream: str) -> list[Rows]:
+        sent = [one for one in self.stored.of_streams([stream]) if one.type == MessageSent.type]
+        return [[(sealing.key_of(sent[0]),)] if sent else []]
+
+    def _last_word(self, session: Session, key_id: str) -> list[Rows]:
+        there = key_id if key_id in self._visible_keys(session) else None
+        ends = self.stored.of_streams([SubjectForgotten.stream_of(key_id)])
+        return [[(there, ends[-1].position if ends else None)]]
+
+    def _key_of_sender(self, session: Session, subject: str) -> list[Rows]:
+        return [[(id_,) for id_, key in self._visible_keys(session).items() if key.subject == subject]]
+
+    def _sealed_with(self, _: Session, key_id: str) -> list[Rows]:
+        kinds = (EmailReceived.type, EmailUpdated.type)
+        found = {one.stream for one in self.log if one.type in kinds and sealing.key_of(one) == key_id}
+        return [[(stream,) for stream in sorted(found)]]
+
+
+KEY_STATEMENTS: dict[str, Callable[..., list[Rows]]] = {
+    keys._STORE: WithKeys._store_keys,
+    keys._MAKE: WithKeys._make_keys,
+    keys._OF_SUBJECTS: WithKeys._keys_of,
+    keys._LOAD: WithKeys._load_keys,
+    traces._MESSAGE: WithKeys._key_of_message,
+    traces._LAST_WORD: WithKeys._last_word,
+    traces._KEY_OF_SENDER: WithKeys._key_of_sender,
+    traces._SEALED_WITH: WithKeys._sealed_with,
+}

@@ -1,0 +1,52 @@
+"""The model can fail: a database that breaks a promise is found out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import Phase
+
+from tests.model.memory import InMemory
+from tests.model.test_model import START, Simulated, lived
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eventstore.recorded import Recorded
+    from tests.model.line import Rows, Word
+    from tests.model.server import Server, Session
+
+
+class _TakesAnything(InMemory):
+    """Appends wherever the log ends, whatever was decided at."""
+
+    def _is_the_head(self, expected: int) -> bool:
+        del expected
+        return True
+
+
+class _Forgets(InMemory):
+    """Answers before a batch is durable, and loses one now and then."""
+
+    def _keep(self, batch: Sequence[Recorded]) -> None:
+        if len(self.log) % 5 != 4:
+            super()._keep(batch)
+
+
+class _LocksNothing(InMemory):
+    """Gives the lock to whoever asks for it."""
+
+    def carry_out(self, session: Session, word: Word) -> list[Rows]:
+        self.holder = None
+        return super().carry_out(session, word)
+
+
+@pytest.mark.parametrize("kind", [_TakesAnything, _Forgets, _LocksNothing])
+def test_a_database_that_breaks_a_promise_is_found_out(kind: type[InMemory]) -> None:
+    class Broken(Simulated):
+        def new_server(self) -> Server:
+            return kind(START)
+
+    with pytest.raises(AssertionError):
+        lived(Broken, examples=100, steps=50, phases=[Phase.generate])

@@ -1,0 +1,67 @@
+"""However processes, network and database fail each other, the laws hold: in 10,000 steps and more.
+
+The steps are the same each time. `make test ARGS="tests/model"` with `SQUAD_MODEL_EXAMPLES=5000` in the
+environment takes so many lives instead, at random: about 50 steps each, and about 12 of them a second.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.model.machine import World
+from tests.model.memory import InMemory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tests.model.server import Server
+
+START = datetime(2026, 3, 28, 22, tzinfo=UTC)
+"""Two hours before a budget day begins."""
+
+LEAST_STEPS = 10_000
+EXAMPLES, EXAMPLES_ON_POSTGRES = 250, 15
+AT_RANDOM = os.environ.get("SQUAD_MODEL_EXAMPLES")
+
+
+class Simulated(World):
+    """A world whose server is a list."""
+
+    def new_server(self) -> Server:
+        """An empty one."""
+        return InMemory(START)
+
+
+def lived(world: type[World], examples: int, steps: int, phases: Sequence[Phase] = tuple(Phase)) -> int:
+    """Lives so many lives of so many steps; how many steps that came to."""
+    world.steps = 0
+    chosen = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        derandomize=not AT_RANDOM,
+        phases=phases,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(world, settings=chosen)
+    return world.steps
+
+
+def test_whatever_happens_between_processes_and_their_database_the_laws_hold() -> None:
+    assert lived(Simulated, examples=int(AT_RANDOM or EXAMPLES), steps=50) >= LEAST_STEPS
+
+
+def test_on_postgres_they_hold_as_well(new_database: Callable[[], Server]) -> None:
+    """The same world, in which every word is said to a real server."""
+
+    class Real(World):
+        def new_server(self) -> Server:
+            return new_database()
+
+    assert lived(Real, examples=EXAMPLES_ON_POSTGRES, steps=40) >= 300
