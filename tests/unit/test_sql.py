@@ -15,6 +15,8 @@ OURS = {
     "f'SET LOCAL lock_timeout = {_LOCK_MILLISECONDS}'",
     "f'SET synchronous_commit = {setting}'",
     "f'LISTEN \"{channel}\"'",
+    # Two of our own.
+    "f'{query}; COMMIT'",
     # schema.sql.
     "text.encode()",
     "read_table_sql(table.name).encode()",
