@@ -16,7 +16,7 @@ from tests.api.client import running_service
 from tests.support.keys import make_key
 
 if TYPE_CHECKING:
-    from tests.api.client import Service
+    from tests.api.client import Api, Service
 
 ENDS_WITHIN_SECONDS = 150
 
@@ -57,6 +57,37 @@ AT_RANDOM = (
 )
 """Whatever hypothesis thinks of, where it has most to think of. Only to it 5.0 is an integer."""
 
+A_LITTLE_AT_RANDOM = ("--phases=fuzzing", "--max-examples=5", "--exclude-checks=positive_data_acceptance")
+
+ON_WHAT_IS_THERE = {
+    "agents": ("put_agents_name", "post_agents_name_heartbeat", "get_agents_name_inbox"),
+    "messages": ("post_messages_id_ack",),
+    "operations": ("post_operations_id_heartbeat", "post_operations_id_finish"),
+    "reservations": ("post_budget_reservations_id_settle", "delete_budget_reservations_id"),
+    "tasks": ("get_tasks_id", "patch_tasks_id"),
+    "emails": ("get_emails_id", "patch_emails_id"),
+    "jobs": ("get_jobs_name", "post_jobs_name_run", "post_jobs_name_pause", "post_jobs_name_resume"),
+    "jobs to be removed": ("delete_jobs_name",),
+}
+"""What is asked of a thing that is there. With ids at random, nothing but 404 would come of it."""
+
+_BY_NAME = {"agents": "ann", "jobs": "rounds", "jobs to be removed": "sweeps"}
+
+OTHER_WRITES = (
+    "patch_api_squad",
+    "post_budget_check",
+    "post_budget_reservations",
+    "post_budget_usage",
+    "post_emails",
+    "post_operations_check",
+    "post_subjects_forget",
+    "post_tasks",
+    "post_whatif",
+    "put_budget",
+    "put_jobs_name",
+)
+"""With `AT_RANDOM` and those above, all that take a body."""
+
 
 @pytest.mark.parametrize("what", [EVERY_EDGE, AT_RANDOM], ids=["every edge", "at random"])
 async def test_the_service_keeps_what_its_document_promises(
@@ -73,9 +104,61 @@ async def test_the_service_keeps_what_its_document_promises(
         (await service.api.get("/readyz")).expect(200)
 
 
-async def _try(service: Service, key: str, tmp_path: Path, what: tuple[str, ...]) -> None:
+async def test_whatever_is_written_to_things_that_are_there_is_answered_as_promised(
+    database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Paths name things that the test has made; everything else is at random."""
+    monkeypatch.setattr(reading, "STRICT_WAIT_SECONDS", 0.02)
+    key = (await make_key(database)).text
+    async with running_service(database, key_requests_per_second=0) as service:
+        names = await _make_things(service.api.with_key(key))
+        paths = "".join(
+            _configured(operation, "name" if kind in _BY_NAME else "id", names[kind])
+            for kind, operations in ON_WHAT_IS_THERE.items()
+            for operation in operations
+        )
+        some = [*OTHER_WRITES, *(name for names in ON_WHAT_IS_THERE.values() for name in names)]
+        what = (*A_LITTLE_AT_RANDOM, *(f"--include-operation-id={name}" for name in some))
+        await _try(service, key, tmp_path, what, paths)
+        (await service.api.get("/readyz")).expect(200)
+
+
+def test_all_that_take_a_body_are_tried_at_random() -> None:
+    tried = {*OTHER_WRITES, *(name for names in ON_WHAT_IS_THERE.values() for name in names)}
+    tried |= {option.rpartition("=")[2] for option in AT_RANDOM}
+    operations = [operation for methods in openapi()["paths"].values() for operation in methods.values()]
+    assert {operation["operationId"] for operation in operations if "requestBody" in operation} <= tried
+
+
+def _configured(operation: str, parameter: str, value: str) -> str:
+    return (
+        f'[[operations]]\ninclude-operation-id = "{operation}"\n'
+        f'parameters = {{ "path.{parameter}" = "{value}" }}\n'
+    )
+
+
+async def _make_things(api: Api) -> dict[str, str]:
+    """One thing of each kind, by the name that paths call it."""
+    made = {
+        "messages": await api.post("/api/v1/messages", from_agent="ann", message="hello"),
+        "operations": await api.post(
+            "/api/v1/operations", agent="ann", action="reply", resources={"emailId": "1"}, ttl_seconds=600
+        ),
+        "reservations": await api.post("/api/v1/budget/reservations", agent="ann", tokens=5),
+        "tasks": await api.post("/api/v1/tasks", title="look"),
+        "emails": await api.post("/api/v1/emails", gmail_message_id="g-1", from_email="a@example.org"),
+    }
+    for job in ("rounds", "sweeps"):
+        (await api.put(f"/api/v1/jobs/{job}", agent="ann", endpoint="/work", cron="0 0 1 1 *")).expect(200)
+    ids = {kind: str(answer.expect(201)["id"]) for kind, answer in made.items()}
+    return {**ids, **_BY_NAME}
+
+
+async def _try(
+    service: Service, key: str, tmp_path: Path, what: tuple[str, ...], more_configuration: str = ""
+) -> None:
     configuration = tmp_path / "schemathesis.toml"
-    configuration.write_text(CONFIGURATION)
+    configuration.write_text(CONFIGURATION + more_configuration)
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).with_name("schemathesis"),
         "--no-color",

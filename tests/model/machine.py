@@ -233,6 +233,9 @@ class World(RuleBasedStateMachine):
     def laws_hold(self) -> None:
         """After every step."""
         type(self).steps += 1
+        self._judge()
+
+    def _judge(self) -> None:
         # The service speaks of errors only where the server refuses what no server refuses.
         assert [text for text in errors.found if REFUSED not in text] == []
         self.laws.take(self.server)
@@ -253,7 +256,7 @@ class World(RuleBasedStateMachine):
     def _end_well(self) -> None:
         self.network.come_to_rest()
         now = self._claim_all_that_is_due()
-        self.laws_hold()
+        self._judge()
         for process in self.network.processes:
             assert process.is_done
             assert process.is_at_the_head

@@ -34,8 +34,8 @@ class JobRules:
     def __init__(self) -> None:
         self.runs: dict[str, tuple[RunStarted, int]] = {}
         """The runs under way, each with its present attempt."""
-        self._held: set[str] = set()
-        """Those that a process holds."""
+        self._held: dict[str, datetime] = {}
+        """Until when a process holds those that one holds."""
         self._orchestrator_runs = False
         self._jobs: dict[str, JobDefinition] = {}
         self._paused: set[str] = set()
@@ -76,14 +76,15 @@ class JobRules:
             case RunStarted():
                 self._start(event, now)
             case RunRenewed():
-                assert event.run_id in self._held
+                assert self._held[event.run_id] > now
+                self._held[event.run_id] = event.lease_expires_at
             case RunAttemptFailed():
                 self._fail(event)
             case RunRetried():
-                self._retry(event)
+                self._retry(event, now)
             case RunFinished():
                 start, attempt = self.runs.pop(event.run_id)
-                self._held.discard(event.run_id)
+                self._held.pop(event.run_id, None)
                 # An attempt that found the job's resources claimed has failed before anybody held it.
                 assert event.attempts in (attempt, attempt + 1)
                 assert event.attempts <= start.attempts_allowed
@@ -134,7 +135,8 @@ class JobRules:
         assert event.manual or event.runner
         self.runs[event.run_id] = (event, 1 if event.runner else 0)
         if event.runner:
-            self._held.add(event.run_id)
+            assert event.lease_expires_at is not None
+            self._held[event.run_id] = event.lease_expires_at
 
     def _fail(self, event: RunAttemptFailed) -> None:
         start, attempt = self.runs[event.run_id]
@@ -142,16 +144,17 @@ class JobRules:
         assert event.attempt == attempt + 1 or event.run_id in self._held
         assert event.attempt < start.attempts_allowed
         self.runs[event.run_id] = (start, event.attempt)
-        self._held.discard(event.run_id)
+        self._held.pop(event.run_id, None)
 
-    def _retry(self, event: RunRetried) -> None:
+    def _retry(self, event: RunRetried, now: datetime) -> None:
         assert self._orchestrator_runs
         assert event.job in self._jobs
         start, attempt = self.runs[event.run_id]
         assert event.attempt == attempt + 1 <= start.attempts_allowed
         assert event.lease_ran_out == (event.run_id in self._held)
+        assert not event.lease_ran_out or self._held[event.run_id] <= now
         self.runs[event.run_id] = (start, event.attempt)
-        self._held.add(event.run_id)
+        self._held[event.run_id] = event.lease_expires_at
 
     def _runs_of(self, job: str) -> list[RunStarted]:
         return [start for start, _ in self.runs.values() if start.job == job]
