@@ -19,9 +19,10 @@ from service import commands as do
 from service import recall
 from service.batch import decide_batch
 from service.decide.jobs import due_jobs
+from service.draft import Draft
 from service.job_spec import EMAIL_AGENT, JobSpec, seed_jobs
 from service.requests import Answer, Outcome, Request, Ticket
-from service.squad import Draft, Squad
+from service.squad import Squad
 
 if TYPE_CHECKING:
     import asyncio

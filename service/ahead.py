@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from service import recall
 from service.batch import Batch, decide_batch
-from service.squad import Draft
+from service.draft import Draft
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -38,9 +38,10 @@ from service import continuity, recall
 from service.ahead import Ahead, Decided
 from service.batch import Batch, decide_batch
 from service.confirmed import Confirmed
+from service.draft import Draft
 from service.folding import complete
 from service.restore import STUCK_AFTER_SECONDS, catch_up, fold_page, restore
-from service.squad import Draft, Squad
+from service.squad import Squad
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from eventstore.keys import Key
     from service.commands import AnyCommand
+    from service.draft import Draft
     from service.requests import Request
-    from service.squad import Draft
 
 CLOCK_STEP = timedelta(milliseconds=250)
 """How long what time makes happen may wait, so that not every batch looks through all that is active."""

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from importlib.machinery import SourceFileLoader
 
 PACKAGES = ("eventstore", "projections")
-MODULES = ("service.folding", "service.recall", "service.restore", "service.snapshots", "service.squad")
+MODULES = (
+    "service.folding",
+    "service.recall",
+    "service.restore",
+    "service.snapshots",
+    "service.squad",
+    "service.draft",
+    "service.residence",
+)
 
 
 def fold_fingerprint() -> str:

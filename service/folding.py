@@ -17,7 +17,8 @@ from eventstore.errors import EventStoreError, LogNotUnderstood, StoreUnavailabl
 from eventstore.telling import told
 from projections.projection import MissingRow
 from service import recall, snapshots
-from service.squad import Draft, Squad
+from service.draft import Draft
+from service.squad import Squad
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from eventstore.keys import Keyring
     from eventstore.recorded import Recorded
+    from service.draft import Draft
     from service.requests import Ticket
-    from service.squad import Draft, State
+    from service.squad import State
 
 _KINDS = {
     "message": messages,

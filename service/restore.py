@@ -25,7 +25,8 @@ from service.folding import (
     fold_page,
     keeping,
 )
-from service.squad import RESIDENT, Squad
+from service.residence import RESIDENT
+from service.squad import Squad
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,7 +55,7 @@ _ACTIVE: dict[str, sql.SQL] = {
         "WHERE day IN (SELECT day FROM budget_days WHERE closed_at IS NULL OR reserved <> 0)"
     ),
 }
-"""Which rows to read; `service.squad.RESIDENT` has the last word on which stay."""
+"""Which rows to read; `service.residence.RESIDENT` has the last word on which stay."""
 
 
 async def restore(connection: Connection, keyring: Keyring | None = None) -> Squad:

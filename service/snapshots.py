@@ -29,7 +29,8 @@ from eventstore.recorded import Head
 from eventstore.translation import translating
 from projections.operations import OPERATIONS
 from service.fingerprint import fold_fingerprint
-from service.squad import RESIDENT, Squad
+from service.residence import RESIDENT
+from service.squad import Squad
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

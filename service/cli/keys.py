@@ -18,8 +18,9 @@ from service.app import StartFailed
 from service.cli.acting import acting, asked
 from service.cli.common import database_options, open_squad, printable, run
 from service.decide.access import key_is_needed
+from service.draft import Draft
 from service.http.json import dumps
-from service.squad import Draft, Squad
+from service.squad import Squad
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -16,9 +16,10 @@ from eventstore.errors import LogNotUnderstood, StoreUnavailable
 from eventstore.listener import Hints
 from service import commands as do
 from service import folding, snapshots
+from service.draft import Draft
 from service.folding import BeyondTheLog, TookTooLong, complete, keeping
 from service.history import check_snapshots, look_back, state_at
-from service.squad import Draft, Squad
+from service.squad import Squad
 from tests.support.life import Life
 from tests.support.log import Scribe, said, whole_log
 from tests.support.parts import connected, running_writer, submit

@@ -15,9 +15,10 @@ from projections.jobs import JOBS
 from projections.projector import Projector
 from service import commands as do
 from service.batch import decide_batch
+from service.draft import Draft
 from service.job_spec import JobSpec
 from service.requests import Request, Ticket
-from service.squad import Draft, Squad
+from service.squad import Squad
 from tests.support.jobs import running_member
 from tests.support.log import Scribe, new_id
 from tests.support.parts import connected, running, running_listener, submit

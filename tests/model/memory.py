@@ -16,7 +16,7 @@ from eventstore.events import SubjectForgotten
 from projections import PROJECTIONS
 from projections.budgets import BUDGET_DAYS, BUDGETS
 from service import snapshots
-from service.squad import RESIDENT
+from service.residence import RESIDENT
 from tests.model.loop import Loop
 from tests.model.server import Session
 from tests.model.subject_keys import KEY_STATEMENTS, WithKeys

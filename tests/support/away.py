@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from eventstore import log
 from service.batch import decide_batch
+from service.draft import Draft
 from service.requests import Request, Ticket
-from service.squad import Draft, Squad
+from service.squad import Squad
 from tests.support.parts import connected
 
 if TYPE_CHECKING:

@@ -22,8 +22,9 @@ from eventstore.recorded import NewEvent, Recorded
 from service import recall
 from service.batch import CLOCK_ACTOR, Batch, Recorder, decide_batch
 from service.commands import AnyCommand, ClaimTick, EndAttempt, RenewRun, SetPolicy, TakeUpRun
+from service.draft import Draft
 from service.requests import Outcome, Request, Ticket
-from service.squad import Draft, Squad
+from service.squad import Squad
 from service.work import ACTOR as SCHEDULER
 from tests.unit.vault import Vault
 

@@ -10,7 +10,8 @@ from itertools import pairwise
 from benchmarks.history import chronicle
 from eventstore import chain, codec
 from eventstore.recorded import GENESIS_HASH
-from service.squad import Draft, Squad
+from service.draft import Draft
+from service.squad import Squad
 
 EVENTS = 30_000
 KINDS = 39

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from eventstore import codec
 from service import commands as do
 from service.commands import AnyCommand, RegisterAgent, SetPolicy, StartOrchestrator
+from service.draft import Draft
 from service.folding import fold_page, take_in
 from service.snapshots import pack, unpack
-from service.squad import Draft, Squad
+from service.squad import Squad
 from tests.support.squads import contents
 from tests.unit import strategies
 from tests.unit.support import Story, given

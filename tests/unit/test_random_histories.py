@@ -44,8 +44,10 @@ from service.commands import (
 )
 from service.decide import At, decide
 from service.decide.jobs import due_jobs
+from service.draft import Draft
 from service.requests import Answer, CommandFailed, Outcome, Request
-from service.squad import PARTIAL, RESIDENT, Draft, Squad
+from service.residence import PARTIAL, RESIDENT
+from service.squad import Squad
 from tests.unit import strategies
 from tests.unit.job_rules import JobRules
 from tests.unit.key_rules import KeyRules

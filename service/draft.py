@@ -1,0 +1,179 @@
+"""A batch under decision: a thin layer above the state, to be merged down or thrown away.
+
+Commands see what those before them in the batch did; one that fails is taken back alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from eventstore.events import (
+    EmailReceived,
+    EmailUpdated,
+    OperationExpired,
+    OperationFinished,
+    OperationStarted,
+    TaskUpdated,
+)
+from eventstore.recorded import Head
+from projections import HANDLERS
+from projections.operations import OPERATIONS
+from projections.projection import MissingRow, Table
+from service.residence import PARTIAL, RESIDENT
+from service.squad import Resource, Squad, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from eventstore.events import AnyEvent
+    from eventstore.recorded import Recorded
+    from eventstore.subjects import Trace
+    from projections.projection import K, R, Rows
+
+_ABSENT: Any = object()
+
+
+class Layer:
+    """A map above a map. What it writes it also notes in a journal, so that it can be taken back."""
+
+    __slots__ = ("below", "changes", "journal")
+
+    def __init__(
+        self, below: Mapping[Any, Any] | Layer, journal: list[tuple[dict[Any, Any], Any, Any]]
+    ) -> None:
+        self.below = below
+        self.changes: dict[Any, Any] = {}
+        self.journal = journal
+
+    def get(self, key: Any, /) -> Any:
+        """The value as this layer has it."""
+        value = self.changes.get(key, _ABSENT)
+        return self.below.get(key) if value is _ABSENT else value
+
+    def put(self, key: Any, value: Any, /) -> None:
+        """Writes a value."""
+        self.journal.append((self.changes, key, self.changes.get(key, _ABSENT)))
+        self.changes[key] = value
+
+    def items(self) -> Iterator[tuple[Any, Any]]:
+        """All there are, in no order."""
+        for key, value in self.below.items():
+            if key not in self.changes:
+                yield key, value
+        yield from self.changes.items()
+
+    def values(self) -> Iterator[Any]:
+        """All there are, in no order."""
+        return (value for _, value in self.items())
+
+
+class Draft(State):
+    """A batch under decision: the squad as it will be if the batch's events get into the log.
+
+    One batch may be decided above another one that is still on its way there.
+    """
+
+    def __init__(self, base: Squad | Draft) -> None:
+        self.head, self.looked_at = base.head, base.looked_at
+        self.journal: list[tuple[dict[Any, Any], Any, Any]] = []
+        self.layers: dict[str, Layer] = {}
+        self.versions: Layer = Layer(base.versions, self.journal)
+        self.holders: Layer = Layer(base.holders, self.journal)
+        self.gmail_ids: Layer = Layer(base.gmail_ids, self.journal)
+        self.absent = Layer({}, self.journal)
+        self.traces: dict[str, Trace] = {}
+        self._base = base
+        self._safe_head = base.head
+
+    def rows(self, table: Table[K, R], /) -> Rows[K, R]:
+        """One table's rows."""
+        return self._layer(table)
+
+    def all(self, table: Table[K, R], /) -> Iterable[R]:
+        """One table's rows, in no order; those finished within the draft among them."""
+        return self._layer(table).values()
+
+    def claims(self, resource: Resource, /) -> tuple[str, ...]:
+        """Ids of the active operations that name a resource, the oldest first."""
+        return self.holders.get(resource) or ()
+
+    def email_with(self, gmail_message_id: str, /) -> str | None:
+        """The id of the e-mail with this Gmail message id, where it is in memory or was looked up."""
+        return self.gmail_ids.get(gmail_message_id)  # type: ignore[no-any-return]
+
+    def next_version(self, stream: str) -> int:
+        """The version that the next event of a stream gets."""
+        return (self.versions.get(stream) or 0) + 1
+
+    def fold(self, event: AnyEvent, recorded: Recorded) -> None:
+        """Lets an event that follows the head have its effects."""
+        for handler in HANDLERS[type(event)]:
+            try:
+                handler(self, event, recorded)
+            except MissingRow as missing:
+                # Tables that are not in memory at all are nobody's business here.
+                if missing.table.name in RESIDENT and missing.table.name not in PARTIAL:
+                    raise
+                # The event holds the whole thing as it now is, so it tells what the row would.
+                if isinstance(event, TaskUpdated | EmailUpdated):
+                    self.absent.put(recorded.stream, RESIDENT[missing.table.name].is_active(event))
+        if keep_index := _INDEXED.get(type(event)):
+            keep_index(self, event)
+        self.versions.put(recorded.stream, recorded.version)
+        self.head = Head(recorded.position, recorded.hash, recorded.recorded_at)
+
+    def rebase(self, squad: Squad) -> None:
+        """Stands on a squad from now on that has taken over what this draft stood on."""
+        self._base = squad
+        for name, layer in self.layers.items():
+            layer.below = squad.tables.get(name, {})
+        self.versions.below, self.holders.below = squad.versions, squad.holders
+        self.gmail_ids.below = squad.gmail_ids
+
+    def keep(self) -> None:
+        """What was folded so far stays, whatever comes of the next command."""
+        self.journal.clear()
+        self._safe_head = self.head
+
+    def roll_back(self) -> None:
+        """Takes back what was folded since the last `keep`."""
+        while self.journal:
+            changes, key, before = self.journal.pop()
+            if before is _ABSENT:
+                del changes[key]
+            else:
+                changes[key] = before
+        self.head = self._safe_head
+
+    def _layer(self, table: Table[Any, Any]) -> Layer:
+        layer = self.layers.get(table.name)
+        if layer is None:
+            base = self._base
+            below = base._layer(table) if isinstance(base, Draft) else base.tables.get(table.name, {})
+            layer = self.layers[table.name] = Layer(below, self.journal)
+        return layer
+
+
+def _hold(draft: Draft, event: OperationStarted) -> None:
+    for resource in event.resources.items():
+        draft.holders.put(resource, (*draft.claims(resource), event.operation_id))
+
+
+def _let_go(draft: Draft, event: OperationFinished | OperationExpired) -> None:
+    operation = draft.rows(OPERATIONS).get(event.operation_id)
+    for resource in operation.resources.items() if operation else ():
+        left = tuple(holder for holder in draft.claims(resource) if holder != event.operation_id)
+        draft.holders.put(resource, left)
+
+
+def _know(draft: Draft, event: EmailReceived) -> None:
+    draft.gmail_ids.put(event.gmail_message_id, event.email_id)
+
+
+_INDEXED: dict[type[AnyEvent], Callable[[Draft, Any], None]] = {
+    OperationStarted: _hold,
+    OperationFinished: _let_go,
+    OperationExpired: _let_go,
+    EmailReceived: _know,
+}
+"""What an event changes beside the rows."""

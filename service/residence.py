@@ -1,0 +1,60 @@
+"""What of the log stays in memory: the rows of which tables, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from projections.agents import AGENTS
+from projections.budgets import BUDGET_DAYS, BUDGETS, POLICY, RESERVATIONS
+from projections.emails import EMAILS
+from projections.jobs import JOBS
+from projections.keys import ACCESS, KEYS
+from projections.operations import OPERATIONS
+from projections.orchestrator import ORCHESTRATOR
+from projections.projection import Table
+from projections.runs import RUNS
+from projections.tasks import TASKS
+
+
+class Residence(NamedTuple):
+    """Which rows of a table stay in memory, and the stream whose version is kept with each."""
+
+    table: Table[Any, Any]
+    is_active: Callable[[Any], bool]
+    stream: Callable[[Any], str | None]
+
+
+RESIDENT: dict[str, Residence] = {
+    residence.table.name: residence
+    for residence in (
+        Residence(AGENTS, lambda row: True, lambda row: f"agent-{row.name}"),
+        Residence(OPERATIONS, lambda row: row.state == "active", lambda row: f"operation-{row.id}"),
+        Residence(RESERVATIONS, lambda row: row.state == "active", lambda row: f"reservation-{row.id}"),
+        Residence(
+            BUDGET_DAYS,
+            # Yesterday stays as long as one of its reservations may still be settled.
+            lambda row: row.closed_at is None or row.reserved != 0,
+            lambda row: f"budget-{row.day.isoformat()}",
+        ),
+        Residence(BUDGETS, lambda row: True, lambda row: None),
+        Residence(POLICY, lambda row: True, lambda row: "policy"),
+        Residence(ORCHESTRATOR, lambda row: True, lambda row: "orchestrator"),
+        Residence(JOBS, lambda row: not row.removed, lambda row: f"job-{row.name}"),
+        Residence(RUNS, lambda row: row.status == "running", lambda row: f"run-{row.id}"),
+        Residence(KEYS, lambda row: row.state == "active", lambda row: f"key-{row.id}"),
+        Residence(ACCESS, lambda row: True, lambda row: None),
+        Residence(TASKS, lambda row: row.status != "completed", lambda row: f"task-{row.id}"),
+        Residence(
+            EMAILS, lambda row: row.status not in ("sent", "archived"), lambda row: f"email-{row.id}"
+        ),
+    )
+}
+"""The tables that live in memory. Messages and conflicts do not: they are finished as they happen."""
+
+PARTIAL = frozenset({TASKS.name, EMAILS.name, KEYS.name})
+"""Tables whose absent rows may exist: they are read from the log when a command needs them.
+
+One that was finished, left memory and was opened again by another process is open and not in memory:
+`Squad.absent` knows of it, so that whoever needs all that is open can have it read.
+"""
