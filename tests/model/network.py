@@ -13,6 +13,7 @@ from service.requests import Answer, Outcome, Request
 from tests.model.laws import Asked, Laws
 from tests.model.line import Word
 from tests.model.server import Blocked, Server, Session
+from tests.model.wishes import Wish
 from tests.unit import strategies
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from tests.model.line import Rows
     from tests.model.process import Process
-    from tests.model.wishes import Wish
 
 REFUSED = "no server says so"
 _SOON, _LONG = 20, 2_000
@@ -76,6 +76,16 @@ class Network:
         keyed = [asked.request for asked in self.laws.asked if asked.request.idempotency_key]
         if keyed:
             self._submit(which, keyed[-1 - newest % len(keyed)], 20.0)
+
+    def give_work(self, which: int) -> None:
+        """A process has something to do, if it had nothing."""
+        if not self.processes[which].writer.waiting:
+            self.submit(Wish(which, do.SendMessage(from_agent="ann", message="hello")))
+
+    def write(self, which: int, sender: str) -> None:
+        """An e-mail comes that nobody has seen."""
+        gmail_id = f"g-{len(self.laws.asked)}"
+        self.submit(Wish(which, do.LogEmail(gmail_message_id=gmail_id, from_email=sender)))
 
     def _submit(self, which: int, request: Request, patience_seconds: float) -> None:
         self._requests += 1
