@@ -3,8 +3,8 @@
 -- Everything is named without a schema; the search_path decides which squad it belongs to. One squad is
 -- one Postgres schema. This file is the only DDL: eventstore/schema.py runs it whole on a new schema and
 -- keeps its version. What a later version needs on top of an earlier one stands at the end, each step
--- after a line "-- @upgrade N". The read tables stand between "-- @read-tables" and "-- @end", from where a
--- replay makes one again that was dropped.
+-- after a line "-- @upgrade N"; one that makes a table ends with settle_access(). The read tables stand
+-- between "-- @read-tables" and "-- @end", from where a replay makes one again that was dropped.
 
 
 -- The log ----------------------------------------------------------------------------------------------
@@ -86,9 +86,9 @@ $$;
 
 
 -- Append a batch at the head ---------------------------------------------------------------------------
--- Appends after `expected` or not at all. Returns the head, and the database's clock. Where the head is
--- not `expected`, or the clock that the decisions used is off by more than a second, nothing is inserted
--- and `appended` says so; the caller decides again.
+-- Appends after `expected` or not at all. Returns the head, the database's clock, and for how many seconds
+-- the lock was waited for. Where the head is not `expected`, or the clock that the decisions used is off by
+-- more than a second, nothing is inserted and `appended` says so; the caller decides again.
 --
 -- A column of the batch travels as one text, its values separated by U+001F, which none of them can hold:
 -- names have no control characters, and JSON escapes them. An empty value is NULL. That is much cheaper
@@ -112,15 +112,18 @@ CREATE FUNCTION append_events(
     hashes           bytea,
     OUT appended     boolean,
     OUT head         bigint,
-    OUT clock        timestamptz
+    OUT clock        timestamptz,
+    OUT waited       double precision
 ) LANGUAGE plpgsql AS $$
 DECLARE
     separator constant text := E'\x1f';
+    asked     constant timestamptz := clock_timestamp();
     inserted  integer;
 BEGIN
     PERFORM lock_log();
-    SELECT coalesce(max(e.position), 0) INTO head FROM events e;
     clock := clock_timestamp();
+    waited := extract(epoch FROM clock - asked);
+    SELECT coalesce(max(e.position), 0) INTO head FROM events e;
     appended := head = expected AND abs(extract(epoch FROM clock - decided_at)) <= 1;
     IF NOT appended THEN
         RETURN;
@@ -244,13 +247,18 @@ CREATE TABLE subject_keys (
 );
 CREATE UNIQUE INDEX subject_keys_subject ON subject_keys (subject) WHERE subject IS NOT NULL;
 
-CREATE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql AS $$
+-- It acts as the schema's owner: nobody else may delete a key, and nobody needs to. So it trusts nothing
+-- that its caller can choose: neither the search path nor another table that it could be made a trigger of.
+CREATE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    DELETE FROM subject_keys WHERE id = (NEW.data ->> 'key_id')::uuid;
-    DELETE FROM snapshots;
+    EXECUTE format('DELETE FROM %I.subject_keys WHERE id = $1', TG_TABLE_SCHEMA)
+        USING (NEW.data ->> 'key_id')::uuid;
+    EXECUTE format('DELETE FROM %I.snapshots', TG_TABLE_SCHEMA);
     RETURN NULL;
 END
 $$;
+REVOKE EXECUTE ON FUNCTION destroy_key() FROM PUBLIC;
 
 CREATE TRIGGER events_destroy_keys AFTER INSERT ON events
     FOR EACH ROW WHEN (NEW.type = 'subject_forgotten') EXECUTE FUNCTION destroy_key();
@@ -525,6 +533,86 @@ CREATE TABLE access (
 -- @end
 
 
+-- Who may do what --------------------------------------------------------------------------------------
+-- The owner makes the schema, and lets others in: the service's role appends to the log, reads it, and keeps
+-- the read tables; a reader's role sees all but the keys of sealed payloads. Neither can change or remove an
+-- event, whatever is granted to it: row level security has no policy for that, and the triggers above refuse.
+
+-- Sees to it that every table has its policies, and everybody who was let in what they need for it. To be
+-- called wherever tables were made: at the end of an upgrade, or by a replay that found one missing. Whoever
+-- may not append to the log changes no row of another table either, and sees no key.
+CREATE FUNCTION settle_access() RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    made    record;
+    guest   record;
+    appends constant text := format('(SELECT has_table_privilege(%L::regclass, %L))', 'events'::regclass, 'INSERT');
+BEGIN
+    FOR made IN
+        SELECT c.relname AS name FROM pg_class c
+        WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r' AND NOT c.relrowsecurity
+    LOOP
+        EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', made.name);
+        CASE made.name
+            WHEN 'schema_info' THEN
+                CREATE POLICY seen ON schema_info FOR SELECT USING (true);
+            WHEN 'events' THEN
+                CREATE POLICY seen ON events FOR SELECT USING (true);
+                EXECUTE format('CREATE POLICY added ON events FOR INSERT WITH CHECK (%s)', appends);
+            WHEN 'subject_keys' THEN
+                EXECUTE format('CREATE POLICY seen ON subject_keys FOR SELECT USING (%s)', appends);
+                EXECUTE format('CREATE POLICY added ON subject_keys FOR INSERT WITH CHECK (%s)', appends);
+            ELSE
+                EXECUTE format('CREATE POLICY seen ON %I FOR SELECT USING (true)', made.name);
+                EXECUTE format('CREATE POLICY kept ON %I USING (%s)', made.name, appends);
+        END CASE;
+    END LOOP;
+    FOR guest IN
+        SELECT pg_get_userbyid(entry.grantee) AS name, bool_or(entry.privilege_type = 'INSERT') AS appends
+        FROM pg_class c, aclexplode(c.relacl) entry
+        WHERE c.oid = 'events'::regclass AND entry.grantee NOT IN (0, c.relowner)
+        GROUP BY entry.grantee
+    LOOP
+        PERFORM let_in(guest.name, CASE WHEN guest.appends THEN 'service' ELSE 'reader' END);
+    END LOOP;
+END
+$$;
+
+-- Grants a role, which has to be there, what a service or a reader needs, and takes the rest from it.
+CREATE FUNCTION let_in(role name, as_what text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    here  constant name := current_schema();
+    known record;
+BEGIN
+    IF as_what NOT IN ('service', 'reader') THEN
+        RAISE EXCEPTION 'a role is let in as service or as reader, not as %', as_what
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF role = (SELECT pg_get_userbyid(c.relowner) FROM pg_class c WHERE c.oid = 'events'::regclass) THEN
+        RAISE EXCEPTION '% owns the schema, and need not be let in', role
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', here, role);
+    FOR known IN
+        SELECT c.relname AS name FROM pg_class c
+        WHERE c.relnamespace = here::regnamespace AND c.relkind = 'r'
+    LOOP
+        EXECUTE format('REVOKE ALL ON %I FROM %I', known.name, role);
+        IF as_what = 'reader' AND known.name = 'subject_keys' THEN
+            CONTINUE;
+        END IF;
+        EXECUTE format('GRANT SELECT ON %I TO %I', known.name, role);
+        IF as_what = 'service' AND known.name IN ('events', 'subject_keys') THEN
+            EXECUTE format('GRANT INSERT ON %I TO %I', known.name, role);
+        ELSIF as_what = 'service' AND known.name <> 'schema_info' THEN
+            EXECUTE format('GRANT INSERT, UPDATE, DELETE ON %I TO %I', known.name, role);
+        END IF;
+    END LOOP;
+END
+$$;
+
+SELECT settle_access();
+
+
 -- @upgrade 2
 -- Replay beside the live tables, snapshots, sealed payloads; claims of jobs, who removed one; API keys.
 
@@ -600,3 +688,151 @@ CREATE TABLE access (
     unrevoked_keys bigint NOT NULL,
     position       bigint NOT NULL
 );
+
+
+-- @upgrade 3
+-- Roles that may do less than the owner; how long an append waited for the log's lock.
+
+DROP FUNCTION append_events(bigint, timestamptz, timestamptz, integer, text, text, text, text, text, text, text,
+                            text, text, text, bytea);
+CREATE FUNCTION append_events(
+    expected         bigint,
+    decided_at       timestamptz,
+    recorded_at      timestamptz,
+    events           integer,
+    ids              text,
+    streams          text,
+    versions         text,
+    types            text,
+    schema_versions  text,
+    datas            text,
+    actors           text,
+    causes           text,
+    correlation_ids  text,
+    idempotency_keys text,
+    hashes           bytea,
+    OUT appended     boolean,
+    OUT head         bigint,
+    OUT clock        timestamptz,
+    OUT waited       double precision
+) LANGUAGE plpgsql AS $$
+DECLARE
+    separator constant text := E'\x1f';
+    asked     constant timestamptz := clock_timestamp();
+    inserted  integer;
+BEGIN
+    PERFORM lock_log();
+    clock := clock_timestamp();
+    waited := extract(epoch FROM clock - asked);
+    SELECT coalesce(max(e.position), 0) INTO head FROM events e;
+    appended := head = expected AND abs(extract(epoch FROM clock - decided_at)) <= 1;
+    IF NOT appended THEN
+        RETURN;
+    END IF;
+    INSERT INTO events (position, id, stream, version, type, schema_version, data, actor, caused_by,
+                        correlation_id, idempotency_key, recorded_at, hash)
+    SELECT expected + n, id::uuid, stream, version::bigint, type, schema_version::smallint, data::json, actor,
+           cause::bigint, correlation_id, idempotency_key, append_events.recorded_at,
+           substring(hashes FROM (n::integer - 1) * 32 + 1 FOR 32)
+    FROM unnest(string_to_array(ids, separator),
+                string_to_array(streams, separator),
+                string_to_array(append_events.versions, separator),
+                string_to_array(types, separator),
+                string_to_array(schema_versions, separator),
+                string_to_array(datas, separator),
+                string_to_array(actors, separator),
+                string_to_array(causes, separator, ''),
+                string_to_array(correlation_ids, separator),
+                string_to_array(idempotency_keys, separator, ''))
+        WITH ORDINALITY AS new (id, stream, version, type, schema_version, data, actor, cause,
+                                correlation_id, idempotency_key, n);
+    GET DIAGNOSTICS inserted = ROW_COUNT;
+    IF inserted <> append_events.events THEN
+        RAISE EXCEPTION '% events were announced and % arrived', append_events.events, inserted
+            USING ERRCODE = 'data_exception';
+    END IF;
+    head := expected + inserted;
+    PERFORM pg_notify(log_channel(), head::text);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format('DELETE FROM %I.subject_keys WHERE id = $1', TG_TABLE_SCHEMA)
+        USING (NEW.data ->> 'key_id')::uuid;
+    EXECUTE format('DELETE FROM %I.snapshots', TG_TABLE_SCHEMA);
+    RETURN NULL;
+END
+$$;
+REVOKE EXECUTE ON FUNCTION destroy_key() FROM PUBLIC;
+
+CREATE FUNCTION settle_access() RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    made    record;
+    guest   record;
+    appends constant text := format('(SELECT has_table_privilege(%L::regclass, %L))', 'events'::regclass, 'INSERT');
+BEGIN
+    FOR made IN
+        SELECT c.relname AS name FROM pg_class c
+        WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r' AND NOT c.relrowsecurity
+    LOOP
+        EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', made.name);
+        CASE made.name
+            WHEN 'schema_info' THEN
+                CREATE POLICY seen ON schema_info FOR SELECT USING (true);
+            WHEN 'events' THEN
+                CREATE POLICY seen ON events FOR SELECT USING (true);
+                EXECUTE format('CREATE POLICY added ON events FOR INSERT WITH CHECK (%s)', appends);
+            WHEN 'subject_keys' THEN
+                EXECUTE format('CREATE POLICY seen ON subject_keys FOR SELECT USING (%s)', appends);
+                EXECUTE format('CREATE POLICY added ON subject_keys FOR INSERT WITH CHECK (%s)', appends);
+            ELSE
+                EXECUTE format('CREATE POLICY seen ON %I FOR SELECT USING (true)', made.name);
+                EXECUTE format('CREATE POLICY kept ON %I USING (%s)', made.name, appends);
+        END CASE;
+    END LOOP;
+    FOR guest IN
+        SELECT pg_get_userbyid(entry.grantee) AS name, bool_or(entry.privilege_type = 'INSERT') AS appends
+        FROM pg_class c, aclexplode(c.relacl) entry
+        WHERE c.oid = 'events'::regclass AND entry.grantee NOT IN (0, c.relowner)
+        GROUP BY entry.grantee
+    LOOP
+        PERFORM let_in(guest.name, CASE WHEN guest.appends THEN 'service' ELSE 'reader' END);
+    END LOOP;
+END
+$$;
+
+CREATE FUNCTION let_in(role name, as_what text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    here  constant name := current_schema();
+    known record;
+BEGIN
+    IF as_what NOT IN ('service', 'reader') THEN
+        RAISE EXCEPTION 'a role is let in as service or as reader, not as %', as_what
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF role = (SELECT pg_get_userbyid(c.relowner) FROM pg_class c WHERE c.oid = 'events'::regclass) THEN
+        RAISE EXCEPTION '% owns the schema, and need not be let in', role
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', here, role);
+    FOR known IN
+        SELECT c.relname AS name FROM pg_class c
+        WHERE c.relnamespace = here::regnamespace AND c.relkind = 'r'
+    LOOP
+        EXECUTE format('REVOKE ALL ON %I FROM %I', known.name, role);
+        IF as_what = 'reader' AND known.name = 'subject_keys' THEN
+            CONTINUE;
+        END IF;
+        EXECUTE format('GRANT SELECT ON %I TO %I', known.name, role);
+        IF as_what = 'service' AND known.name IN ('events', 'subject_keys') THEN
+            EXECUTE format('GRANT INSERT ON %I TO %I', known.name, role);
+        ELSIF as_what = 'service' AND known.name <> 'schema_info' THEN
+            EXECUTE format('GRANT INSERT, UPDATE, DELETE ON %I TO %I', known.name, role);
+        END IF;
+    END LOOP;
+END
+$$;
+
+SELECT settle_access();

@@ -52,6 +52,9 @@ _TRANSACTION_TIMEOUT_MILLISECONDS = 120_000
 class _Session(psycopg.AsyncConnection[Any]):
     """A connection that is also let in by poolers which take no options."""
 
+    lock_wait_seconds: float | None = None
+    """How long the log's lock was waited for, where nobody has taken note of that yet."""
+
     @classmethod
     async def connect(cls, conninfo: str = "", **more: Any) -> _Session:
         """Connects; without the options where they are what is in the way."""
@@ -135,7 +138,7 @@ def pool(dsn: str, schema: str, *, name: str, size: int) -> AsyncConnectionPool[
             **_own(dsn),
             "autocommit": True,
             "application_name": name,
-            "options": _options(dsn, session_options(schema, default_transaction_read_only="on")),
+            "options": _options(dsn, session_options(schema)),
         },
         configure=partial(_configure, schema),
         connection_class=_Session,
@@ -159,7 +162,9 @@ def configure(connection: psycopg.AsyncConnection[Any]) -> None:
 
 
 async def _configure(schema: str, connection: Connection) -> None:
-    await pooler.is_direct(connection, schema)
+    if await pooler.is_direct(connection, schema):
+        # Not at its start: where only a server that takes writes will do, it would be taken for a standby.
+        await connection.execute("SET default_transaction_read_only = on")
     configure(connection)
 
 
@@ -172,6 +177,20 @@ def _own(dsn: str) -> dict[str, Any]:
 def _options(dsn: str, ours: str) -> str:
     theirs = psycopg.conninfo.conninfo_to_dict(dsn).get("options")
     return f"{theirs} {ours}" if theirs else ours
+
+
+def note_lock_wait(connection: Connection, seconds: float) -> None:
+    """Keeps for how long the log's lock was waited for on this connection, for whoever measures it."""
+    if isinstance(connection, _Session):
+        connection.lock_wait_seconds = seconds
+
+
+def take_lock_wait(connection: Connection) -> float | None:
+    """For how many seconds the log's lock was waited for; None where it was not since the last call."""
+    if not isinstance(connection, _Session):
+        return None
+    seconds, connection.lock_wait_seconds = connection.lock_wait_seconds, None
+    return seconds
 
 
 def hang_up(connection: Connection) -> None:

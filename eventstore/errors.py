@@ -30,6 +30,10 @@ class StoreUnavailable(EventStoreError):
     """The database cannot be reached; whether the statement took effect is unknown."""
 
 
+class LogReplaced(StoreUnavailable):
+    """The log was replaced: a standby took over that lacked its end, or an older backup was restored."""
+
+
 class PoolerInTheWay(EventStoreError):
     """A pooler stands between here and the database."""
 
@@ -42,26 +46,28 @@ class StoreRefused(EventStoreError):
     """The database refused what it was given; nothing was stored."""
 
 
-class _AtPosition(EventStoreError):
+class AtPosition(EventStoreError):
+    """The log is not as it should be at one event."""
+
     def __init__(self, detail: str = "", position: int | None = None) -> None:
         super().__init__(detail)
         self.position = position
         """Of the event, where it is known."""
 
 
-class UnknownEventType(_AtPosition):
+class UnknownEventType(AtPosition):
     """The log holds an event that this version of the software does not know."""
 
 
-class UnreadableEvent(_AtPosition):
+class UnreadableEvent(AtPosition):
     """A stored event does not have the shape that its type and schema version promise."""
 
 
-class LogNotUnderstood(_AtPosition):
+class LogNotUnderstood(AtPosition):
     """The log holds an event that this version of the software cannot follow."""
 
 
-class LogBroken(_AtPosition):
+class LogBroken(AtPosition):
     """The log is not whole."""
 
 
@@ -79,6 +85,10 @@ class SchemaTooNew(EventStoreError):
 
 class SchemaMissing(EventStoreError):
     """The database has no squad schema, or an unfinished one."""
+
+
+class RoleMayNot(EventStoreError):
+    """The database role may not do what it is asked to."""
 
 
 class UnsupportedServer(EventStoreError):

@@ -23,6 +23,7 @@ import psycopg
 from eventstore import pooler
 from eventstore.connection import Connection, connect, hanging_up_after
 from eventstore.errors import EventStoreError
+from eventstore.telling import told
 
 POLL_SECONDS = 1.0
 """How long a reader waits for a hint before it looks by itself."""
@@ -37,6 +38,9 @@ _BACKOFF_SECONDS = (0.05, 5.0)
 """The first wait before connecting again, and the longest."""
 
 _IDLE_MILLISECONDS = 15_000
+# Nobody waits for a disk or a standby to keep it. One that waited for a standby which is away would stay in
+# the server after its connection was given up, and so would the next one.
+_SAY = "SELECT pg_notify(%s, %s), set_config('synchronous_commit', 'off', true)"
 _POSITION = re.compile(r"[0-9]{1,18}")
 _log = logging.getLogger(__name__)
 
@@ -60,6 +64,10 @@ class Hints:
         current.set()
         for event in self._also:
             event.set()
+
+    def forget(self) -> None:
+        """What was hinted at is no position of this log."""
+        self.position = 0
 
     def also_wake(self, event: asyncio.Event) -> None:
         """Sets `event` at every hint, for one who also waits for other things on it and clears it."""
@@ -100,7 +108,7 @@ class Listener:
             try:
                 await self._listen()
             except (EventStoreError, psycopg.Error, OSError) as error:
-                _log.warning("listener lost its connection: %s", error)
+                _log.warning("listener lost its connection: %s", told(error))
                 self.problem = str(error)
             self.hearing = False
             self.reconnects += 1
@@ -148,7 +156,7 @@ class Listener:
     async def _prove_hearing(self, connection: Connection, speaking: Connection) -> None:
         token = uuid4().hex
         with hanging_up_after(DEAF_AFTER_SECONDS, speaking):
-            await speaking.execute("SELECT pg_notify(%s, %s)", (self._heartbeat_channel, token))
+            await speaking.execute(_SAY, (self._heartbeat_channel, token))
         if not await self._hear(connection, seconds=DEAF_AFTER_SECONDS, until=token):
             between = ": a pooler stands between" if pooler.stands_between(connection) else ""
             raise EventStoreError(f"the listener's own heartbeat did not come back{between}")

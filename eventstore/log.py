@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple, TypeVar
 
 from psycopg import AsyncClientCursor, AsyncCursor
 
-from eventstore.errors import ClockDrifted, HeadMoved
+from eventstore.connection import note_lock_wait
+from eventstore.errors import ClockDrifted, HeadMoved, LogReplaced
 from eventstore.recorded import EMPTY_LOG, Head, Recorded
+from eventstore.standby import waiting_to_the_end
 from eventstore.translation import translating
 
 if TYPE_CHECKING:
@@ -33,7 +35,10 @@ _COLUMNS: LiteralString = (
 )
 _LAST_POSITION = 2**63 - 1
 _SEPARATOR = "\x1f"
-_APPEND = f"SELECT appended, head, clock FROM append_events({', '.join(['%s'] * 15)})"
+_APPEND = f"SELECT appended, head, clock, waited FROM append_events({', '.join(['%s'] * 15)})"
+# Behind a pooler the server can be another one from one statement to the next, with another log.
+_EXPECTED_STILL = "CASE WHEN (SELECT hash FROM events WHERE position = %s) = %s THEN %s ELSE -1 END"
+_APPEND_IF_SAME = _APPEND.replace("%s", _EXPECTED_STILL, 1)
 _READ_AFTER = f"SELECT {_COLUMNS} FROM events WHERE position > %s ORDER BY position LIMIT %s"
 _READ_STREAMS = f"SELECT {_COLUMNS} FROM events WHERE stream = ANY(%s) ORDER BY position"
 _CLOCK = "SELECT clock_timestamp()"
@@ -41,8 +46,9 @@ _LAST = f"SELECT {_COLUMNS} FROM events ORDER BY position DESC LIMIT 1"
 
 # Each of these travels as one message, so that a process which stands still in the middle of sending cannot
 # leave the server waiting with the lock held, where none of its timeouts would end that (a pipeline could).
-_LOCK_AND_READ = f"BEGIN; SELECT lock_log(); {_READ_AFTER}; {_CLOCK}"
-_APPEND_AND_COMMIT = f"{_APPEND}; COMMIT"
+# The time of a message is that of its arrival, so what has passed since then is what the lock took.
+_WAITED = "SELECT extract(epoch FROM clock_timestamp() - statement_timestamp())::double precision"
+_LOCK_AND_READ = f"BEGIN; SELECT lock_log(); {_WAITED}; {_READ_AFTER}; {_CLOCK}"
 
 
 class Filter(NamedTuple):
@@ -56,7 +62,12 @@ class Filter(NamedTuple):
 
 
 async def append(
-    connection: Connection, batch: Sequence[Recorded], decided_at: datetime, *, commit: bool = False
+    connection: Connection,
+    batch: Sequence[Recorded],
+    decided_at: datetime,
+    *,
+    commit: bool = False,
+    after: Head = EMPTY_LOG,
 ) -> datetime:
     """Appends a batch that was decided at the head just before it, durably, in one round trip.
 
@@ -66,6 +77,7 @@ async def append(
             that they were decided at.
         decided_at: the database's clock as the decisions believed it to be.
         commit: ends the transaction that `lock_and_read` began.
+        after: the head, where the server may be another one by now; nothing is appended to another log.
 
     Returns:
         The database's clock.
@@ -73,7 +85,9 @@ async def append(
     Raises:
         HeadMoved: somebody appended in between; nothing was stored.
         ClockDrifted: `decided_at` is more than a second off; nothing was stored.
-        StoreUnavailable: the connection broke; whether the batch is in the log is unknown.
+        LogReplaced: the log ends there, but not with that event; nothing was stored.
+        StoreUnavailable: the connection broke, or no standby has confirmed the commit; whether the batch is
+            in the log, and stays there, is unknown.
         StoreRefused, StoreBusy: nothing was stored.
     """
     expected = batch[0].position - 1
@@ -81,7 +95,7 @@ async def append(
     _, ids, streams, versions, types, schemas, datas, actors, causes, correlations, keys, _, hashes = (
         columns
     )
-    parameters = (
+    parameters: tuple[Any, ...] = (
         expected,
         decided_at,
         batch[0].recorded_at,
@@ -98,18 +112,25 @@ async def append(
         _SEPARATOR.join(key or "" for key in keys),
         b"".join(hashes),
     )
-    with translating():
+    query: LiteralString = _APPEND
+    if after.position:
+        query, parameters = _APPEND_IF_SAME, (after.position, after.hash, *parameters)
+    with translating(), waiting_to_the_end(connection):
         if commit:
             cursor: AsyncCursor[Any] = AsyncClientCursor(connection)
-            await cursor.execute(_APPEND_AND_COMMIT, parameters)
+            await cursor.execute(f"{query}; COMMIT", parameters)
         else:
-            cursor = await connection.execute(_APPEND, parameters, prepare=True, binary=True)
+            cursor = await connection.execute(query, parameters, prepare=True, binary=True)
         row = await cursor.fetchone()
     assert row is not None
-    appended, head, clock = row
+    appended, head, clock, waited = row
+    if not commit:
+        note_lock_wait(connection, waited)
     if not appended:
         if head != expected:
             raise HeadMoved(head)
+        if after.position and abs(clock - decided_at) <= timedelta(seconds=1):
+            raise LogReplaced(f"it has another event at position {head}")
         raise ClockDrifted(f"decided at {decided_at.isoformat()}, the database says {clock.isoformat()}")
     return clock  # type: ignore[no-any-return]
 
@@ -134,10 +155,14 @@ async def lock_and_read(connection: Connection, position: int) -> tuple[list[Rec
         await cursor.execute(_LOCK_AND_READ, (position, PAGE_EVENTS))
         for _ in ("BEGIN", "lock_log"):
             cursor.nextset()
+        waited = await cursor.fetchone()
+        cursor.nextset()
         page = [Recorded._make(row) for row in await cursor.fetchall()]
         cursor.nextset()
         row = await cursor.fetchone()
     assert row is not None
+    assert waited is not None
+    note_lock_wait(connection, waited[0])
     return page, row[0]
 
 

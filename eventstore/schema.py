@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from psycopg import errors as pg
 from psycopg import sql
 
 from eventstore.connection import connect
-from eventstore.errors import SchemaMissing, SchemaTooNew, UnsupportedServer
+from eventstore.errors import RoleMayNot, SchemaMissing, SchemaTooNew, UnsupportedServer
 from eventstore.translation import translating
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from eventstore.connection import Connection
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The version that schema.sql brings a database to."""
 
 OLDEST_SERVER = 15
 """The oldest supported major version of Postgres."""
+
+Guest = tuple[str, Literal["service", "reader"]]
+"""A role that the schema's owner lets in, and as what."""
 
 _UPGRADE = re.compile(r"^-- @upgrade (\d+)$", re.MULTILINE)
 _READ_TABLES = re.compile(r"^-- @read-tables$(.*?)^-- @end$", re.MULTILINE | re.DOTALL)
@@ -59,14 +65,18 @@ def read_table_sql(name: str) -> str:
     return "\n".join(made)
 
 
-async def apply(dsn: str, schema: str) -> None:
+async def apply(dsn: str, schema: str, guests: Iterable[Guest] = ()) -> None:
     """Brings the squad's schema to `SCHEMA_VERSION`, creating it where it does not exist.
+
+    Where there is nothing to do, any role that was let in may ask for it.
 
     Args:
         dsn: libpq connection string or URI; the role must own the schema, or be allowed to create it.
         schema: the squad's Postgres schema.
+        guests: roles to let in.
 
     Raises:
+        RoleMayNot: there is something to do, and the role may not.
         SchemaTooNew: the database was made by a newer version of this software.
         UnsupportedServer: the server is older than Postgres 15, or not in UTF-8.
         StoreUnavailable: the database cannot be reached.
@@ -75,13 +85,36 @@ async def apply(dsn: str, schema: str) -> None:
     async with connection:
         await _check_server(connection)
         with translating():
-            async with connection.transaction():
-                # Its own statement before any look at the catalogue: see lock_log in schema.sql.
-                await connection.execute(
-                    "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"squad schema {schema}",)
-                )
-                await _ensure_schema(connection, schema)
-                await _upgrade(connection, await version(connection))
+            try:
+                async with connection.transaction():
+                    # Its own statement before any look at the catalogue: see lock_log in schema.sql.
+                    await connection.execute(
+                        "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"squad schema {schema}",)
+                    )
+                    await _ensure_schema(connection, schema)
+                    await _upgrade(connection, await version(connection))
+                    for role, as_what in guests:
+                        await connection.execute("SELECT let_in(%s::name, %s)", (role, as_what))
+            except (pg.InsufficientPrivilege, pg.InvalidSchemaName) as error:
+                role = connection.info.user
+                raise RoleMayNot(
+                    f"{role!r} is neither the owner of the schema {schema!r}, nor was it let in to one of"
+                    f" version {SCHEMA_VERSION}: have the owner run `squad schema apply --service {role}`"
+                ) from error
+
+
+async def check_may_append(connection: Connection) -> None:
+    """Refuses a role that can see the log but not append to it.
+
+    Raises:
+        RoleMayNot: it may not.
+    """
+    with translating():
+        cursor = await connection.execute("SELECT has_table_privilege('events', 'INSERT')")
+        row = await cursor.fetchone()
+    if not (row and row[0]):
+        role = connection.info.user
+        raise RoleMayNot(f"{role!r} was not let in as a service: `squad schema apply --service {role}`")
 
 
 async def check(connection: Connection) -> None:

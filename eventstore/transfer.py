@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 import psycopg
+from psycopg import errors as pg
 
 from eventstore import keys, log
 from eventstore.arriving import Arriving
@@ -155,6 +156,9 @@ async def import_log(
                 arriving.finish()
             await _must_have_whole_streams(connection, arriving)
             await connection.execute(_NOTIFY, (str(arriving.head.position),))
+    except pg.FeatureNotSupported as error:
+        # A copy goes past row level security, or not at all.
+        raise ImportRefused("only the owner of the squad's schema can import") from error
     except psycopg.Error as error:
         found = translated(error)
         # A server that ends the session, or has no room, also says at which line.

@@ -28,7 +28,10 @@ def translated(error: psycopg.Error) -> EventStoreError:
             return StoreUnavailable(text)
         case psycopg.OperationalError() | psycopg.InterfaceError():
             return StoreUnavailable(text)
-        case psycopg.DataError() | psycopg.IntegrityError() | psycopg.NotSupportedError():
+        case psycopg.DataError():
+            # The server repeats the value that it could not read.
+            return StoreRefused(text.partition('"')[0].rstrip(" :"))
+        case psycopg.IntegrityError() | psycopg.NotSupportedError():
             return StoreRefused(text)
         case _:
             return EventStoreError(text)

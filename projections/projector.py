@@ -26,6 +26,7 @@ from eventstore import log
 from eventstore.connection import Connection, connect, hanging_up_after
 from eventstore.errors import EventStoreError, LogNotUnderstood, StoreBusy, StoreUnavailable
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
+from eventstore.telling import told
 from eventstore.translation import translating
 from projections import PROJECTIONS
 from projections.folding import PageFolder
@@ -77,6 +78,10 @@ class Projector:
         self.positions: dict[str, int] = {}
         """How far each projection is; 0 as long as its rows are those of other code."""
         self.failed: dict[str, tuple[int, str]] = {}
+        self.poll_rescues = 0
+        """How often a look at the log found events that no notification had told of."""
+        self.covered_at: dict[str, float] = {}
+        """When each projection's table last had all that was in the log, by the monotonic clock."""
         self.moved = Hints()
         """Wakes when `positions` has moved on. The database's own notification may come before that."""
         self._dsn = dsn
@@ -114,7 +119,7 @@ class Projector:
             except StoreBusy as busy:
                 _log.info("the projector begins anew: %s", busy)
             except (EventStoreError, psycopg.Error, OSError) as error:
-                _log.warning("projector lost its connection: %s", error)
+                _log.warning("projector lost its connection: %s", told(error))
             except Exception:  # noqa: BLE001 - nobody would start this task again: it goes on, whatever comes
                 _log.exception("the projector failed and begins again")
             await asyncio.sleep(delay)
@@ -170,10 +175,12 @@ class Projector:
         ]
         self.positions = {name: found[name][0] for name in self._projections}
         self.positions.update(dict.fromkeys((each.name for each in self._outdated), 0))
+        self.covered_at = dict.fromkeys(self.positions, monotonic())
         generations: list[int] = [generation for _, _, generation in found.values()]
         return max(generations)
 
     async def _follow(self, connection: Connection) -> None:
+        polled = False
         while True:
             ticket = self._hints.ticket()
             with hanging_up_after(STUCK_AFTER_SECONDS, connection):
@@ -185,10 +192,13 @@ class Projector:
                         raise
                     continue
                 if moved:
+                    self.poll_rescues += polled and not ticket.is_set()
+                    polled = False
                     continue
                 replaced = await self._begin_if_replaced(connection)
             if not replaced:
                 await wait_for_hint(ticket)
+                polled = not ticket.is_set()
                 await asyncio.sleep(GATHER_SECONDS)
 
     async def _begin_if_replaced(self, connection: Connection) -> bool:
@@ -225,7 +235,7 @@ class Projector:
             try:
                 await rebuild(self._dsn, self._schema, outdated)
             except (StoreUnavailable, StoreBusy, OSError) as error:
-                _log.warning("rebuilding begins anew: %s", error)
+                _log.warning("rebuilding begins anew: %s", told(error))
             else:
                 return
             await asyncio.sleep(delay)
@@ -263,15 +273,19 @@ class Projector:
             return False
         behind = min(healthy.values())
         members = [self._projections[name] for name, at in healthy.items() if at == behind]
+        asked = monotonic()
         page = await log.read_after(connection, behind)
+        is_the_last = len(page) < log.PAGE_EVENTS
         # Never beyond the next one's position, so that those that met there go on as one group.
         stop = min((at for at in healthy.values() if at > behind), default=None)
         if stop is not None:
             page = [recorded for recorded in page if recorded.position <= stop]
-        if not page:
-            return False
-        await self._advance(connection, members, page)
-        return True
+        if page:
+            await self._advance(connection, members, page)
+        if is_the_last and stop is None:
+            end = page[-1].position if page else behind
+            self.covered_at.update((one.name, asked) for one in members if self.positions[one.name] == end)
+        return bool(page)
 
     async def _advance(
         self, connection: Connection, members: Sequence[Projection], page: Sequence[Recorded]
@@ -318,7 +332,12 @@ class Projector:
         cursor = await connection.execute(_STOPPED, (position, reason, projection.name, here, here))
         if not cursor.rowcount:
             raise StoreBusy(f"{projection.name} is no longer at position {here}")
-        _log.error("projection %s stopped at position %d: %s", projection.name, position, reason)
+        _log.error(
+            "projection %s stopped at position %d: %s; its row of the table projections says more",
+            projection.name,
+            position,
+            told(fault),
+        )
         self.failed[projection.name] = (position, reason)
         self._failed_at = monotonic()
         # What it tries again with is nothing that may have been at fault.

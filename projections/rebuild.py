@@ -89,8 +89,8 @@ async def rebuild(
     """Makes the tables of these projections what the log says, while others read, write and append.
 
     Args:
-        dsn: libpq connection string or URI of a primary server; the role must own the squad's tables, and
-            may make temporary ones.
+        dsn: libpq connection string or URI of a primary server; the role must be the service's or the
+            owner's, and may make temporary tables. A table that was dropped, only the owner can make again.
         schema: the squad's Postgres schema.
         projections: whose tables; all of them, unless some are named.
         progress: told the position reached and the one to be reached, page by page.

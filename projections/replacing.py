@@ -104,6 +104,7 @@ async def _make(connection: Connection, schema: str, table: Table[Any, Any]) -> 
     here = sql.Identifier(schema)
     await connection.execute(sql.SQL("SET LOCAL search_path = {}, {}").format(here, sql.Identifier(APART)))
     await connection.execute(read_table_sql(table.name).encode())
+    await connection.execute("SELECT settle_access()")
     await connection.execute(sql.SQL("SET LOCAL search_path = {}, {}").format(sql.Identifier(APART), here))
 
 

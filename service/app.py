@@ -111,6 +111,8 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
     squad_schema = settings.squad_schema
     session_dsn = await _way_for_sessions(settings, dsn)
     await schema.apply(session_dsn, squad_schema)
+    async with await connection.connect(session_dsn, squad_schema, name="squad service") as looking:
+        await schema.check_may_append(looking)
     clock = DatabaseClock()
     listener = Listener(settings.listen_dsn or dsn, squad_schema)
     keyring = Keyring()
@@ -122,6 +124,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
     scheduler = Scheduler(writer, clock, caller, _runner_name())
     snapshotter = Snapshotter(session_dsn, squad_schema, writer)
     writer.observers += [scheduler.observe, snapshotter.observe]
+    writer.on_replaced += [scheduler.drop_what_is_lost, snapshotter.look_again]
     async with (
         caller,
         connection.pool(dsn, squad_schema, name="squad reader", size=READ_CONNECTIONS) as pool,
@@ -138,6 +141,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
         tail = Tail(reveal)
         channels = Channels(tail)
         writer.observers.append(channels.extend)
+        writer.on_replaced += [tables.start_afresh, channels.start_afresh]
         services = Services(
             settings=settings,
             writer=writer,

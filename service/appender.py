@@ -7,6 +7,9 @@ When the connection breaks in a commit, nobody knows whether it happened. The ba
 the next connection finds out under the lock before anything else is decided: if the events' ids are in the
 log, it happened. If they are not, and the log still ends where the batch would go, it could even happen
 later, because the request may still be on its way to the server. So an event is put in that place first.
+
+What was found in the log, instead of being appended, is not believed before a synchronous standby, where
+there is one, has it as well (`service.confirmed`).
 """
 
 from __future__ import annotations
@@ -17,20 +20,24 @@ from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from eventstore import log, sealing
-from eventstore.connection import Connection, hanging_up_after
+from eventstore import log, pooler, sealing
+from eventstore.connection import Connection, hanging_up_after, take_lock_wait
 from eventstore.errors import (
     ClockDrifted,
     EventStoreError,
     HeadMoved,
+    LogReplaced,
     StoreBusy,
     StoreUnavailable,
 )
 from eventstore.events import SubjectForgotten
+from eventstore.recorded import EMPTY_LOG
+from eventstore.telling import told
 from eventstore.translation import translating
-from service import recall
+from service import continuity, recall
 from service.ahead import Ahead, Decided
 from service.batch import Batch, decide_batch
+from service.confirmed import Confirmed
 from service.folding import complete
 from service.restore import STUCK_AFTER_SECONDS, catch_up, fold_page, restore
 from service.squad import Draft, Squad
@@ -41,6 +48,7 @@ if TYPE_CHECKING:
 
     from eventstore.recorded import Recorded
     from service.clock import DatabaseClock
+    from service.measures import Measures
     from service.requests import Ticket, Waiting
     from service.sealer import Sealer, Sealing
 
@@ -56,6 +64,8 @@ class Appender:
         waiting: Waiting,
         publish: Callable[[Sequence[Recorded]], None],
         sealing_: Sealing,
+        replaced: Callable[[], None],
+        measures: Measures,
     ) -> None:
         self.squad = Squad()
         self.ahead = Ahead(clock, waiting, sealing_)
@@ -67,6 +77,10 @@ class Appender:
         self._clock = clock
         self._publish = publish
         self._sealing = sealing_
+        self._replaced = replaced
+        self._is_other_log = False
+        self._confirmed = Confirmed()
+        self._measures = measures
 
     async def begin(self, connection: Connection) -> Sequence[Ticket]:
         """Brings the state to the head over a new connection.
@@ -75,19 +89,25 @@ class Appender:
             The tickets of the batch that was in doubt, where it proved not to have happened.
 
         Raises:
-            StoreUnavailable, StoreBusy: not now.
+            StoreUnavailable, StoreBusy: not now, such as where no synchronous standby has what is there.
+            LogReplaced: all that was known is forgotten, and the next call reads the log anew.
             LogNotUnderstood: the log comes from a newer version of the software.
         """
         self.ahead.drop()
         self._sealing.start_afresh()
+        self._confirmed.start_afresh()
         with hanging_up_after(STUCK_AFTER_SECONDS, connection):
-            told = await self._ask_the_time(connection)
-            if abs(told - self._clock.now()) > timedelta(seconds=1):
+            its_time = await self._ask_the_time(connection)
+            if abs(its_time - self._clock.now()) > timedelta(seconds=1):
                 raise StoreBusy("the clock's reading took too long to be of use")
             await self._recognise_the_log(connection)
         if self.squad.head.position == 0:
             self.squad = await restore(connection, self._sealing.keyring)
+        if self._is_other_log:
+            self._replaced()
+            self._is_other_log = False
         await self.look(connection)
+        await self._confirmed.make_sure(connection, self.squad.head.position)
         if self.in_doubt is None:
             return ()
         with hanging_up_after(STUCK_AFTER_SECONDS, connection), translating():
@@ -149,6 +169,7 @@ class Appender:
             head = await log.head_position(connection)
             if head != self.squad.head.position:
                 raise HeadMoved(head)
+            await self._confirmed.make_sure(connection, head)
         self._settle(batch, draft)
 
     async def _commit_holding_the_lock(self, connection: Connection, tickets: Sequence[Ticket]) -> None:
@@ -169,14 +190,18 @@ class Appender:
             # The lock stops every other writer: whatever went wrong, it is given back first.
             await connection.rollback()
             raise
+        if not batch.recorded:
+            await self._confirmed.make_sure(connection, self.squad.head.position)
         self._settle(batch, draft)
 
     async def _lock_at_the_head(self, connection: Connection) -> bool:
         """Takes the log's lock and folds what was missed; says whether anything was."""
         asked = monotonic()
-        page, told = await log.lock_and_read(connection, self.squad.head.position)
-        self._clock.learn(told, asked, monotonic())
+        page, its_time = await log.lock_and_read(connection, self.squad.head.position)
+        self._clock.learn(its_time, asked, monotonic())
+        self._measures.lock(take_lock_wait(connection))
         if page:
+            await continuity.check_page(connection, self.squad.head, page)
             shown = await sealing.reveal(connection, page, self._sealing.keyring, veiled=sealing.VEILED)
             fold_page(self.squad, shown)
             self._tell_of_others(page)
@@ -214,16 +239,25 @@ class Appender:
         asked = monotonic()
         self.in_doubt = batch
         try:
-            told = await log.append(connection, batch.recorded, batch.decided_at, commit=commit)
+            its_time = await log.append(
+                connection,
+                batch.recorded,
+                batch.decided_at,
+                commit=commit,
+                after=self.squad.head if pooler.stands_between(connection) else EMPTY_LOG,
+            )
         except StoreUnavailable:
             raise
         except EventStoreError:
             self.in_doubt = None
             raise
         except Exception as unexpected:
-            raise StoreUnavailable(repr(unexpected)) from unexpected
+            raise StoreUnavailable(told(unexpected)) from unexpected
+        finally:
+            self._measures.lock(take_lock_wait(connection))
         self.in_doubt = None
-        self._clock.learn(told, asked, monotonic())
+        self._clock.learn(its_time, asked, monotonic())
+        self._measures.batch(batch, monotonic() - asked)
 
     def _settle(self, batch: Batch, draft: Draft) -> None:
         """The batch is in the log: its effects are everybody's, and its callers are told."""
@@ -231,12 +265,13 @@ class Appender:
             self.squad.merge(draft)
         except Exception as fault:
             self.squad = Squad()
-            raise StoreUnavailable(f"the state is lost and must be read again: {fault!r}") from fault
+            raise StoreUnavailable(f"the state is lost and must be read again: {told(fault)}") from fault
         finally:
             # Whatever happens here, nobody may think that it did not happen there.
             _tell(batch)
         self.ahead.rebase(self.squad)
         if batch.recorded:
+            self._confirmed.appended(batch.recorded[-1].position)
             self._sealing.settle(batch.sealer)
             self._sealing.observe(batch.recorded)
             self._publish(batch.recorded)
@@ -256,6 +291,7 @@ class Appender:
                 await connection.execute("ROLLBACK")
         except (HeadMoved, ClockDrifted) as unexpected:
             raise StoreBusy(str(unexpected)) from unexpected
+        await self._confirmed.make_sure(connection, self.squad.head.position)
         self.in_doubt = None
         _log.warning(
             "a commit of %d events was in doubt; %d are in the log", len(batch.recorded), len(found)
@@ -273,25 +309,27 @@ class Appender:
         self._settle(fence, draft)
 
     async def _recognise_the_log(self, connection: Connection) -> None:
-        """Forgets all that is known where the log is another one, such as a replica that lagged behind."""
-        head = self.squad.head
-        if head.position:
-            found = await log.read_one(connection, head.position)
-            if found is None or found.hash != head.hash:
-                _log.error("position %d is not what it was: the log was replaced", head.position)
-                self.squad = Squad()
+        """Forgets all that is known where the log is another one.
+
+        Raises:
+            LogReplaced: it is.
+        """
+        try:
+            await continuity.check_head(connection, self.squad.head)
+        except LogReplaced:
+            self.squad = Squad()
+            self._is_other_log = True
+            raise
 
     def _check_continuity(self, head: int) -> None:
         if head < self.squad.head.position:
-            raise StoreUnavailable(
-                f"the log ends at {head} and has ended at {self.squad.head.position}: it was replaced"
-            )
+            raise LogReplaced(f"it ends at {head}, and has ended at {self.squad.head.position}")
 
     async def _ask_the_time(self, connection: Connection) -> datetime:
         asked = monotonic()
-        told = await log.clock(connection)
-        self._clock.learn(told, asked, monotonic())
-        return told
+        its_time = await log.clock(connection)
+        self._clock.learn(its_time, asked, monotonic())
+        return its_time
 
 
 def _destroys_a_key(batch: Batch) -> bool:

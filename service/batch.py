@@ -15,6 +15,7 @@ from eventstore.events import AppendAbandoned, RequestAnswered
 from eventstore.recorded import NewEvent, Recorded
 from service.commands import ForgetSubject
 from service.decide import At, Refused, access, clock, decide
+from service.logs import about
 from service.recall import Kept
 from service.refusals import Refusal
 from service.requests import Answer, CommandFailed, Outcome, Ticket
@@ -95,7 +96,8 @@ def decide_batch(
             outcome = _decide_one(draft, ticket.request, recorder, answers, at)
             draft.keep()
         except Exception as error:  # noqa: BLE001 - a fault in one decision is no other's
-            _log.exception("deciding %s failed", type(ticket.request.command).__name__)
+            kind, correlation_id = type(ticket.request.command).__name__, ticket.request.correlation_id
+            _log.exception("deciding %s failed", kind, extra=about(correlation_id))
             draft.roll_back()
             del batch.recorded[before:]
             outcome = CommandFailed(str(error))

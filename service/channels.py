@@ -51,6 +51,12 @@ class Channel:
             del positions[: bisect_left(positions, self._tail.first)]
         positions.append(position)
 
+    def start_afresh(self) -> None:
+        """The log was replaced: nothing of it was seen so far."""
+        self._since = 0
+        self._positions.clear()
+        self.moved.wake()
+
     async def after(self, position: int, limit: int) -> Found | None:
         """The next ones after a position, at most `limit`, readable; None where they have to be read.
 
@@ -102,6 +108,12 @@ class Channels:
                     woken[channel] = None
         for channel in woken:
             channel.moved.wake()
+
+    def start_afresh(self) -> None:
+        """The log was replaced: nothing of what is in memory may be in it. Wakes everybody."""
+        self._tail.start_afresh()
+        for channel in self._channels.values():
+            channel.start_afresh()
 
 
 def _filters(recorded: Recorded) -> Iterator[Filter]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from eventstore import codec, log, sealing
 from eventstore.connection import hanging_up_after
 from eventstore.errors import EventStoreError, LogNotUnderstood, StoreUnavailable
+from eventstore.telling import told
 from projections.projection import MissingRow
 from service import recall, snapshots
 from service.squad import Draft, Squad
@@ -167,6 +168,6 @@ async def keeping(connection: Connection) -> Keep | None:
         try:
             await snapshots.store(connection, squad, known)
         except Exception as error:  # noqa: BLE001 - whoever looks back needs no snapshot of it
-            _log.warning("a snapshot at position %d was not stored: %r", squad.head.position, error)
+            _log.warning("a snapshot at position %d was not stored: %s", squad.head.position, told(error))
 
     return keep

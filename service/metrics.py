@@ -1,18 +1,32 @@
-"""What the service counts, for Prometheus. One registry an application, so that tests do not share any."""
+"""What the service counts, for Prometheus. One registry an application, so that tests do not share any.
+
+Every label has a bounded set of values: types of commands and events, codes, routes, names of projections.
+Nothing that callers choose is among them.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from itertools import accumulate
+from time import monotonic
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+from prometheus_client.utils import floatToGoString
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from prometheus_client.core import Metric
+
     from eventstore.listener import Listener
     from projections.projector import Projector
+    from service.measures import Distribution
     from service.writer import Writer
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -24,35 +38,22 @@ class Metrics:
     def __init__(self, writer: Writer, projector: Projector, listener: Listener) -> None:
         self.registry = CollectorRegistry()
         # Counted by hand: the library's counters take a lock and a look-up each time, at every request.
-        self._commands = Counter[tuple[str, str]]()
         self._requests = Counter[tuple[str, int]]()
         self.open_streams = Gauge(
             "squad_open_streams", "Event streams that are open.", registry=self.registry
         )
         self.registry.register(_Parts(writer, projector, listener))
         self.registry.register(self)
-
-    def command(self, kind: str, outcome: str) -> None:
-        """Counts a command."""
-        self._commands[kind, outcome] += 1
+        ProcessCollector(registry=self.registry)
 
     def request(self, route: str, status: int) -> None:
         """Counts a request."""
         self._requests[route, status] += 1
 
-    def collect(self) -> Iterable[CounterMetricFamily]:
+    def collect(self) -> Iterable[Metric]:
         """The counters, for the registry."""
-        commands = CounterMetricFamily(
-            "squad_commands", "Commands by type and outcome.", labels=["type", "outcome"]
-        )
-        for (kind, outcome), number in self._commands.items():
-            commands.add_metric([kind, outcome], number)
-        requests = CounterMetricFamily(
-            "squad_http_requests", "HTTP requests by route and status.", labels=["route", "status"]
-        )
-        for (route, status), number in self._requests.items():
-            requests.add_metric([route, str(status)], number)
-        return commands, requests
+        requests = [((route, str(status)), number) for (route, status), number in self._requests.items()]
+        yield _counters("squad_http_requests", "HTTP requests.", ("route", "status"), requests)
 
     def render(self) -> bytes:
         """All of it, in Prometheus' text format."""
@@ -67,24 +68,104 @@ class _Parts:
         self._projector = projector
         self._listener = listener
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        head = self._writer.squad.head.position
-        yield _gauge("squad_head_position", "The last position that this process knows.", head)
-        yield _gauge(
-            "squad_waiting_commands", "Commands that wait to be decided.", len(self._writer.waiting)
+    def collect(self) -> Iterable[Metric]:
+        yield from self._of_the_writer()
+        yield from self._of_the_listener()
+        yield from self._of_the_projector()
+        yield from self._of_the_budget()
+
+    def _of_the_writer(self) -> Iterable[Metric]:
+        writer, seen = self._writer, self._writer.measures
+        yield _counters(
+            "squad_commands", "Commands that ended.", ("type", "outcome"), seen.commands.items()
         )
-        yield _gauge("squad_writer_ready", "1 where commands can be decided.", self._writer.ready)
-        yield _gauge("squad_listener_hearing", "1 where notifications are heard.", self._listener.hearing)
-        yield _gauge("squad_listener_heartbeats", "Heartbeats that came back.", self._listener.heartbeats)
-        yield _gauge("squad_listener_reconnects", "Connections lost.", self._listener.reconnects)
-        yield _gauge("squad_projector_active", "1 where this process projects.", self._projector.active)
-        lag = GaugeMetricFamily(
+        events = [((kind,), number) for kind, number in seen.events.items()]
+        yield _counters("squad_events", "Events that this process appended.", ("type",), events)
+        runs = [((outcome,), number) for outcome, number in seen.runs.items()]
+        yield _counters("squad_job_runs", "Ticks of jobs that this process ended.", ("outcome",), runs)
+        yield _histogram("squad_batch_commands", "Commands in a batch.", seen.batch_commands)
+        yield _histogram("squad_batch_events", "Events in a batch.", seen.batch_events)
+        yield _histogram(
+            "squad_commit_seconds", "The round trip that appends and commits a batch.", seen.commit_seconds
+        )
+        yield _histogram("squad_lock_wait_seconds", "Waits for the log's lock.", seen.lock_wait_seconds)
+        yield _gauge(
+            "squad_head_position", "The last position that this process knows.", writer.squad.head.position
+        )
+        yield _gauge("squad_waiting_commands", "Commands that wait to be decided.", len(writer.waiting))
+        yield _gauge("squad_waiting_bytes", "How much they hold in memory.", writer.waiting.bytes)
+        yield _gauge("squad_writer_ready", "1 where commands can be decided.", writer.ready)
+        yield _gauge("squad_writer_held_up", "1 where commands wait and none gets through.", writer.held_up)
+        yield _counter(
+            "squad_log_replacements", "How often the log proved another than it was.", writer.replacements
+        )
+        yield _gauge("squad_writer_contended", "1 where other processes write too.", writer.contended)
+
+    def _of_the_listener(self) -> Iterable[Metric]:
+        listener = self._listener
+        yield _gauge("squad_listener_hearing", "1 where notifications are heard.", listener.hearing)
+        yield _counter("squad_listener_heartbeats", "Heartbeats that came back.", listener.heartbeats)
+        yield _counter("squad_listener_reconnects", "Connections that were lost.", listener.reconnects)
+        rescues = [
+            (("writer",), self._writer.measures.poll_rescues),
+            (("projector",), self._projector.poll_rescues),
+        ]
+        yield _counters(
+            "squad_poll_rescues",
+            "Looks at the log that found events of which no notification had told.",
+            ("part",),
+            rescues,
+        )
+
+    def _of_the_projector(self) -> Iterable[Metric]:
+        projector, head = self._projector, self._writer.squad.head.position
+        yield _gauge("squad_projector_active", "1 where this process projects.", projector.active)
+        yield _gauge("squad_projections_stopped", "Projections that stopped.", len(projector.failed))
+        events = GaugeMetricFamily(
             "squad_projection_lag_events", "Events that a projection is behind.", labels=["projection"]
         )
-        for name, position in self._projector.positions.items() if self._projector.active else ():
-            lag.add_metric([name], max(0, head - position))
-        yield lag
+        seconds = GaugeMetricFamily(
+            "squad_projection_lag_seconds",
+            "For how long a projection has not had all that is in the log.",
+            labels=["projection"],
+        )
+        now = monotonic()
+        for name, position in projector.positions.items() if projector.active else ():
+            behind = max(0, head - position)
+            events.add_metric([name], behind)
+            seconds.add_metric([name], now - projector.covered_at.get(name, now) if behind else 0.0)
+        yield events
+        yield seconds
+
+    def _of_the_budget(self) -> Iterable[Metric]:
+        day = self._writer.squad.day
+        if day is None:
+            return
+        remaining = day.total - day.used - day.reserved
+        yield _gauge("squad_budget_total_tokens", "The day's budget.", day.total)
+        yield _gauge("squad_budget_used_tokens", "What is used of it.", day.used)
+        yield _gauge("squad_budget_reserved_tokens", "What is set aside.", day.reserved)
+        yield _gauge("squad_budget_remaining_tokens", "What is left of it.", remaining)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(name, text, value=value)
+
+
+def _counters(
+    name: str, text: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], float]]
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for label_values, value in values:
+        family.add_metric(label_values, value)
+    return family
+
+
+def _histogram(name: str, text: str, seen: Distribution) -> HistogramMetricFamily:
+    bounds = [*map(floatToGoString, seen.bounds), "+Inf"]
+    buckets = list(zip(bounds, accumulate(seen.counts), strict=True))
+    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=seen.sum)

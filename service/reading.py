@@ -7,14 +7,16 @@ One who does not waits a moment for what this process had acknowledged when the 
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import asyncio
+from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg_pool import PoolTimeout, TooManyRequests
 
-from eventstore.errors import StoreUnavailable
+from eventstore import log
+from eventstore.errors import StoreBusy, StoreUnavailable
 from eventstore.listener import wait_for_hint
 from eventstore.translation import translated
 
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 STRICT_WAIT_SECONDS = 5.0
 """How long a reader waits for the position that it named."""
 
+HEAD_WITHIN_SECONDS = 0.5
+"""How long it may then take to ask where the log ends."""
+
 POLITE_WAIT_SECONDS = 0.5
 """How long a reader waits who named none."""
 
@@ -39,9 +44,11 @@ POLITE_WAIT_SECONDS = 0.5
 class NotYet(Exception):
     """The position that a reader named was not covered in time."""
 
-    def __init__(self, covered: int) -> None:
+    def __init__(self, covered: int, ends_at: int | None = None) -> None:
         super().__init__(f"covered up to {covered}")
         self.covered = covered
+        self.ends_at = ends_at
+        """Where the log ends, if that is before the position."""
 
 
 class ReadTables:
@@ -64,6 +71,11 @@ class ReadTables:
         self._hints.wake()
         self._projector.moved.wake()
         self._writer.moved.wake()
+
+    def start_afresh(self) -> None:
+        """The log was replaced, and the tables with it."""
+        self.positions.clear()
+        self._stuck.clear()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -91,7 +103,7 @@ class ReadTables:
         if min_position is not None:
             reached = await self._wait(projection.name, min_position, STRICT_WAIT_SECONDS)
             if reached < min_position:
-                raise NotYet(reached)
+                raise await self._not_yet(reached, min_position)
         else:
             await self._wait_politely(projection.name)
         async with self.connection() as connection:
@@ -107,7 +119,7 @@ class ReadTables:
         while min_position is not None and (at := self._writer.squad.head.position) < min_position:
             left = deadline - monotonic()
             if left <= 0 or self._let_go:
-                raise NotYet(at)
+                raise await self._not_yet(at, min_position)
             ticket = self._writer.moved.ticket()
             if self._writer.squad.head.position < min_position:
                 await wait_for_hint(ticket, left)
@@ -118,6 +130,16 @@ class ReadTables:
             cursor = await connection.execute("SELECT name, position FROM projections")
             self.positions = dict(await cursor.fetchall())
         return self.positions
+
+    async def _not_yet(self, covered: int, position: int) -> NotYet:
+        """Says as well where the log ends, if it does not have the position at all."""
+        if not self._let_go:
+            with suppress(StoreUnavailable, StoreBusy, TimeoutError):
+                async with asyncio.timeout(HEAD_WITHIN_SECONDS), self.connection() as connection:
+                    ends_at = await log.head_position(connection)
+                if ends_at < position:
+                    return NotYet(covered, ends_at)
+        return NotYet(covered)
 
     async def _wait_politely(self, name: str) -> None:
         head = self._writer.squad.head.position

@@ -102,16 +102,22 @@ class Ticket(NamedTuple):
     outcome: asyncio.Future[Outcome]
     deadline: float = math.inf
     """When the caller's patience ends, by the event loop's clock."""
+    tell: Callable[[AnyCommand, Outcome | Exception], None] | None = None
+    """Told what came of it, when the caller is."""
 
     def resolve(self, outcome: Outcome) -> None:
         """Tells the caller, if it still waits."""
         if not self.outcome.done():
             self.outcome.set_result(outcome)
+            if self.tell:
+                self.tell(self.request.command, outcome)
 
     def fail(self, error: Exception) -> None:
         """Tells the caller that there is no outcome, if it still waits."""
         if not self.outcome.done():
             self.outcome.set_exception(error)
+            if self.tell:
+                self.tell(self.request.command, error)
 
 
 class Waiting:

@@ -17,8 +17,14 @@ from eventstore.connection import hanging_up_after
 from eventstore.recorded import Head
 from eventstore.translation import translating
 from projections import PROJECTIONS, storage
-from service import snapshots
-from service.folding import STUCK_AFTER_SECONDS, complete, fold_on, fold_page, keeping
+from service import continuity, snapshots
+from service.folding import (
+    STUCK_AFTER_SECONDS,
+    complete,
+    fold_on,
+    fold_page,
+    keeping,
+)
 from service.squad import RESIDENT, Squad
 
 if TYPE_CHECKING:
@@ -80,6 +86,7 @@ async def catch_up(
     while True:
         with hanging_up_after(STUCK_AFTER_SECONDS, connection):
             page = await log.read_after(connection, squad.head.position)
+            await continuity.check_page(connection, squad.head, page)
             shown = await sealing.reveal(connection, page, keyring, veiled=sealing.VEILED)
         if page:
             fold_page(squad, shown)

@@ -123,6 +123,16 @@ class Scheduler:
             if isinstance(event, RunStarted | RunRetried) and event.runner == self.runner:
                 self._begin(event.run_id)
 
+    def drop_what_is_lost(self) -> None:
+        """The log was replaced: runs that are not in it, or not ours in it, end here without a word."""
+        rows = self._writer.squad.rows(RUNS)
+        for run_id, task in list(self._runs.items()):
+            row = rows.get(run_id)
+            if row is None or row.runner != self.runner:
+                del self._runs[run_id]
+                task.cancel()
+        self._changed.set()
+
     def _begin(self, run_id: str) -> None:
         task = asyncio.create_task(self._attempt(run_id))
         self._runs[run_id] = task

@@ -64,8 +64,14 @@ def _check_dsn(dsn: str) -> str:
     try:
         conninfo_to_dict(dsn)
     except psycopg.ProgrammingError as error:
-        raise ValueError(f"must be a libpq connection string or URI: {str(error).strip()}") from error
+        # The library repeats what it could not read.
+        what = "" if _may_hold_a_password(dsn) else f": {str(error).strip()}"
+        raise ValueError(f"must be a libpq connection string or URI{what}") from error
     return dsn
+
+
+def _may_hold_a_password(dsn: str) -> bool:
+    return "@" in dsn or "pas" in dsn.lower()
 
 
 Dsn = Annotated[str, AfterValidator(_check_dsn)]
@@ -313,6 +319,8 @@ def _explain(error: ErrorDetails, within: str = "") -> str:
 
 def _shown(path: list[str], value: Any) -> str:
     if path[-1] == "secret" or (path[0] == "agents" and isinstance(value, dict | list)):
+        return "not valid"
+    if path[-1].endswith("dsn") and isinstance(value, str) and _may_hold_a_password(value):
         return "not valid"
     text = repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"

@@ -22,6 +22,7 @@ from eventstore import log
 from eventstore.connection import connect
 from eventstore.errors import EventStoreError
 from eventstore.listener import wait_for_hint
+from eventstore.telling import told
 from service import snapshots
 from service.folding import complete, folding
 from service.squad import Squad
@@ -59,13 +60,17 @@ class Snapshotter:
         if recorded[-1].position >= self._next:
             self._due.set()
 
+    def look_again(self) -> None:
+        """The log was replaced: what was due, and when, is another matter."""
+        self._due.set()
+
     async def keep(self, squad: Squad, known: int) -> None:
         """Puts a squad away that somebody has folded (see `service.folding.Keep`)."""
         try:
             async with self._connection() as connection:
                 await snapshots.store(connection, squad, known)
         except Exception as error:  # noqa: BLE001 - whoever looks back needs no snapshot of it
-            _log.warning("a snapshot at position %d was not stored: %r", squad.head.position, error)
+            _log.warning("a snapshot at position %d was not stored: %s", squad.head.position, told(error))
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -77,7 +82,7 @@ class Snapshotter:
             try:
                 await self._take_what_is_due()
             except (EventStoreError, psycopg.Error, OSError) as error:
-                _log.warning("snapshots cannot be taken for the moment: %s", error)
+                _log.warning("snapshots cannot be taken for the moment: %s", told(error))
                 await asyncio.sleep(AGAIN_AFTER_SECONDS)
             except Exception:  # noqa: BLE001 - nobody would start this task again; all works without snapshots
                 _log.exception("taking snapshots failed")

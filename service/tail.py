@@ -60,6 +60,12 @@ class Tail:
             self._cut()
         self.last = recorded[-1].position
 
+    def start_afresh(self) -> None:
+        """The log was replaced: these events may not be in it."""
+        self.forgotten += 1
+        self._events.clear()
+        self._bytes = 0
+
     async def pick(self, positions: Sequence[int]) -> list[Recorded] | None:
         """The events at these positions up to `last`, readable; None where the tail begins later.
 

@@ -13,11 +13,14 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from eventstore.connection import Connection, connect
-from eventstore.errors import LogNotUnderstood, StoreBusy, StoreUnavailable
+from eventstore.errors import LogNotUnderstood, LogReplaced, StoreBusy, StoreUnavailable
 from eventstore.keys import Keyring
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
+from eventstore.telling import told
 from service.appender import Appender
 from service.commands import ForgetSubject
+from service.logs import about
+from service.measures import Measures
 from service.requests import (
     CommandFailed,
     Outcome,
@@ -70,13 +73,24 @@ class Writer:
         """Wakes when `squad` has moved on."""
         self.observers: list[Callable[[Sequence[Recorded]], None]] = []
         """Told about every event after it was committed, in order. They must not raise."""
+        self.on_replaced: list[Callable[[], None]] = []
+        """Told when the log proved to be another one, once `squad` holds what is in it; must not raise."""
+        self.replacements = 0
+        """How often it did."""
         self.waiting = Waiting()
+        self.measures = Measures()
+        """What was counted and measured."""
         self._dsn = dsn
         self._schema = schema
         self._hints = hints
         self._hint_seen = 0
         self._appender = Appender(
-            clock, self.waiting, self._publish, Sealing(keyring or Keyring(), encrypt=encrypt)
+            clock,
+            self.waiting,
+            self._publish,
+            Sealing(keyring or Keyring(), encrypt=encrypt),
+            self._start_afresh,
+            self.measures,
         )
         self._current: Sequence[Ticket] = ()
         self._stopping = False
@@ -124,7 +138,8 @@ class Writer:
             What `submit` returns or raises, once that is known.
         """
         loop = asyncio.get_running_loop()
-        ticket = Ticket(request, loop.create_future(), loop.time() + patience_seconds)
+        deadline = loop.time() + patience_seconds
+        ticket = Ticket(request, loop.create_future(), deadline, self.measures.command)
         if not self._busy:
             self._moved_at = monotonic()
         if self._stopping:
@@ -175,13 +190,16 @@ class Writer:
                 finally:
                     self.ready = False
                     connection.pgconn.finish()
+            except LogReplaced as error:
+                _log.error("%s", error)
+                self.problem = str(error)
             except (StoreUnavailable, StoreBusy, OSError) as error:
                 _log.warning("writer lost its connection: %s", error)
                 self.problem = (
                     str(error) if isinstance(error, StoreBusy) else "the database cannot be reached"
                 )
             except Exception as error:  # noqa: BLE001 - callers wait for this task: it goes on, whatever comes
-                _log.error("commands cannot be decided: %s: %s", type(error).__name__, error)
+                _log.error("commands cannot be decided: %s", told(error))
                 self.problem = str(error)
                 delay = _BACKOFF_SECONDS[1]
             await asyncio.sleep(delay)
@@ -202,8 +220,11 @@ class Writer:
                 asked_at = now
             if news or now - looked_at > POLL_SECONDS:
                 self._appender.ahead.drop()
+                known = self.squad.head.position
                 await self._appender.look(connection)
                 self._hint_seen, looked_at = hinted, now
+                if self.squad.head.position > max(known, self._hints.position):
+                    self.measures.poll_rescues += 1
             if decided := self._appender.ahead.take():
                 await self._carry_out(connection, list(decided.batch.tickets), decided)
             elif tickets := self.waiting.drain():
@@ -240,6 +261,15 @@ class Writer:
             except Exception:  # noqa: BLE001 - the events are in the log, whatever an observer makes of them
                 _log.exception("an observer of the log failed")
         self.moved.wake(self.squad.head.position)
+
+    def _start_afresh(self) -> None:
+        """The log is another one, and may be shorter: what was hinted at says nothing of it."""
+        self.replacements += 1
+        self._hints.forget()
+        self._hint_seen = 0
+        for tell in self.on_replaced:
+            tell()
+        self.moved.wake()
 
     def _lose_patience(self, loop: asyncio.AbstractEventLoop) -> None:
         """Sends away whoever has waited for too long. One timer for all: one each would cost more."""
@@ -285,6 +315,7 @@ def _halves(part: list[Ticket], error: Exception) -> list[list[Ticket]]:
         half = len(left) // 2
         return [left[half:], left[:half]]
     for ticket in left:
-        _log.error("command failed: %s: %r", type(ticket.request.command).__name__, error)
+        kind, correlation_id = type(ticket.request.command).__name__, ticket.request.correlation_id
+        _log.error("%s failed: %s", kind, told(error), extra=about(correlation_id))
         ticket.fail(CommandFailed(str(error)))
     return []

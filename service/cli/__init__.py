@@ -19,6 +19,7 @@ from service.cli.forget import forget
 from service.cli.jobs import jobs
 from service.cli.keys import keys_
 from service.cli.replay import replay
+from service.cli.schema import schema_
 from service.cli.state import state
 from service.cli.status import status
 from service.cli.up import up
@@ -51,6 +52,7 @@ cli.add_command(export_command)
 cli.add_command(import_command)
 cli.add_command(explain_position)
 cli.add_command(state)
+cli.add_command(schema_)
 cli.add_command(whatif)
 
 

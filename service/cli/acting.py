@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
+from eventstore import schema
 from eventstore.listener import Hints, Listener
 from service.app import StartFailed, background, until_ready
 from service.batch import new_id
@@ -115,6 +116,7 @@ async def acting(
         StartFailed: there is no squad, or its state cannot be restored.
     """
     async with open_squad(config, dsn, data, anew=anew) as (connection, chosen, found):
+        await schema.check_may_append(connection)
         listener = Listener(chosen.listen_dsn or found, chosen.squad_schema) if listening else None
         hints = listener.events if listener else Hints()
         writer = Writer(found, chosen.squad_schema, DatabaseClock(), hints, encrypt=chosen.encrypt_payloads)

@@ -14,6 +14,7 @@ from eventstore.listener import Listener
 from eventstore.subscription import follow
 from service.app import background
 from service.cli.common import Moment, database_options, open_squad, printable, run
+from service.folding import BeyondTheLog
 from service.http.json import dumps
 from service.http.v1.events import show
 
@@ -53,6 +54,8 @@ def events(
 
     async def work() -> None:
         async with open_squad(config, dsn, data) as (connection, chosen, found):
+            if after > (ends_at := await log.head_position(connection)):
+                raise BeyondTheLog(f"it ends at position {ends_at}; was an older backup restored?")
             if not following:
                 await _print_all(connection, after, wanted, as_json=as_json)
                 return

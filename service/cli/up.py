@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from psycopg.conninfo import conninfo_to_dict
 
+from eventstore.telling import told
 from service import logs, settings
 from service.app import StartFailed, serving
 from service.cli.common import database_options, run
@@ -57,6 +58,7 @@ def _raise_file_limit() -> None:
 async def _serve(chosen: Settings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(logs.tell_of_the_unexpected)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     starting = asyncio.create_task(_until_stopped(chosen, stop))
@@ -80,7 +82,7 @@ async def _until_stopped(chosen: Settings, stop: asyncio.Event) -> None:
         ended, _ = await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         for task in ended & set(tasks):
-            raise StartFailed(f"a part of the service ended: {task.exception()!r}")
+            raise StartFailed(f"a part of the service ended: {told(task.exception())}")
         click.echo("squad is stopping")
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 import threading
 import time
 from typing import TYPE_CHECKING
 from urllib.parse import quote
-
-import structlog
 
 from service.embedded.cluster import PORT, READY_WITHIN_SECONDS, SUPERUSER, Cluster
 from service.embedded.errors import EmbeddedPostgresError, one_line_errors
@@ -27,7 +26,7 @@ _BACKOFF_MAX_SECONDS = 15.0
 _TURN_WITHIN_SECONDS = 2 * READY_WITHIN_SECONDS
 _POLL_SECONDS = 0.05
 
-_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class EmbeddedPostgres:
@@ -63,7 +62,7 @@ class EmbeddedPostgres:
                 had_died = await asyncio.to_thread(self._revive)
             except EmbeddedPostgresError as error:
                 had_died = True
-                _log.error("embedded_postgres_not_restarted", reason=str(error))
+                _log.error("Postgres was not started again: %s", error)
             delay = min(2 * delay, _BACKOFF_MAX_SECONDS) if had_died else _CHECK_SECONDS
 
     async def stop(self) -> None:
@@ -95,7 +94,7 @@ class EmbeddedPostgres:
                 if self._cluster.postmaster() is None:
                     # Never made anew here: what is gone would be replaced by an empty log, in silence.
                     postmaster = self._cluster.ensure_running()
-                    _log.warning("embedded_postgres_restarted", pid=postmaster.pid)
+                    _log.warning("Postgres had ended and was started again: process %d", postmaster.pid)
             return True
 
     def _stop(self) -> None:

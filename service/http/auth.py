@@ -177,6 +177,9 @@ class Door:
     def still_admits(self, known: Caller) -> bool:
         """Whether somebody who was let in before would be let in now."""
         squad = self._writer.squad
+        if not squad.head.position:
+            # Nothing is known for the moment, and so nothing is shown.
+            return True
         if known.key_id is None:
             return not key_is_needed(squad)
         row = squad.rows(KEYS).get(known.key_id)

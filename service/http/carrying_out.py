@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from service.commands import AnyCommand
     from service.http.context import Services
-    from service.metrics import Metrics
 
 NOT_CARRIED_OUT = (QueueFull, Stopping, Unavailable, OutcomeUnknown, CommandFailed)
 """What the writer raises instead of an outcome."""
@@ -36,7 +35,6 @@ NOT_CARRIED_OUT = (QueueFull, Stopping, Unavailable, OutcomeUnknown, CommandFail
 def request_for(
     command: AnyCommand,
     *,
-    correlation: str,
     key: str | None = None,
     print_: Print = NO_PRINT,
     size: int = 0,
@@ -47,7 +45,7 @@ def request_for(
     return Request(
         command=command,
         actor=who.actor(command.acting_agent),
-        correlation_id=correlation,
+        correlation_id=correlation_id(),
         idempotency_key=key,
         fingerprint=print_.whole,
         answer=render,
@@ -69,7 +67,6 @@ def asked_by(
     key = idempotency_key(http.headers)
     return request_for(
         command,
-        correlation=correlation_id(http.headers),
         key=key,
         print_=fingerprint(http.method, http.path, body) if key else NO_PRINT,
         size=len(body),
@@ -89,50 +86,42 @@ async def carry_out(services: Services, request: Request) -> Answer:
     try:
         outcome = await services.writer.submit(request)
     except NOT_CARRIED_OUT as error:
-        raise problem_of(services.metrics, request, error) from error
-    return answer_of(services.metrics, request, outcome)
+        raise problem_of(error) from error
+    return answer_of(request, outcome)
 
 
 async def carry_out_all(services: Services, requests: Sequence[Request]) -> list[Answer | Problem]:
     """Has commands decided in their order, with nobody else's between them; each gets its own answer."""
     under_way = [services.writer.put(request) for request in requests]
     await asyncio.gather(*under_way, return_exceptions=True)
-    return [_told(services.metrics, *each) for each in zip(requests, under_way, strict=True)]
+    return [_told(*each) for each in zip(requests, under_way, strict=True)]
 
 
-def _told(metrics: Metrics, request: Request, done: asyncio.Future[Outcome]) -> Answer | Problem:
+def _told(request: Request, done: asyncio.Future[Outcome]) -> Answer | Problem:
     error = done.exception()
-    if error is None:
-        return answer_of(metrics, request, done.result())
-    return problem_of(metrics, request, error)
+    return answer_of(request, done.result()) if error is None else problem_of(error)
 
 
-def answer_of(metrics: Metrics, request: Request, outcome: Outcome) -> Answer:
-    """Counts a command that was decided, and renders what came of it."""
-    refusal = outcome.refusal
-    metrics.command(type(request.command).__name__, refusal.code if refusal else "accepted")
+def answer_of(request: Request, outcome: Outcome) -> Answer:
+    """Renders what came of a command that was decided."""
     if outcome.repeated:
         return outcome.repeated
     assert request.answer
     return request.answer(outcome)
 
 
-def problem_of(metrics: Metrics, request: Request, error: BaseException) -> Problem:
-    """Counts a command that was not carried out, and says why; `error` is the writer's."""
-    kind = type(request.command).__name__
+def problem_of(error: BaseException) -> Problem:
+    """Why a command was not carried out; `error` is the writer's."""
     match error:
         case QueueFull():
-            metrics.command(kind, "queue_full")
             return Problem("queue_full", "try again in a moment", retry_after_seconds=1)
         case Stopping():
             return Problem(
                 "stopping", "ask another process, or this one when it is back", retry_after_seconds=2
             )
         case Unavailable():
-            metrics.command(kind, "unavailable")
             return Problem("unavailable", "the command was not carried out", retry_after_seconds=5)
         case OutcomeUnknown():
-            metrics.command(kind, "outcome_unknown")
             return Problem(
                 "outcome_unknown",
                 "the database went away while the command was being stored; repeat it with the same"
@@ -140,7 +129,6 @@ def problem_of(metrics: Metrics, request: Request, error: BaseException) -> Prob
                 retry_after_seconds=5,
             )
         case _:
-            metrics.command(kind, "failed")
             return Problem("internal_error", "the command was not carried out; the service's log says why")
 
 

@@ -126,7 +126,8 @@ class Connection(web.RequestHandler):
         """Answers what never became a request."""
         if status != HTTPStatus.BAD_REQUEST:
             return super().handle_error(request, status, exc, message)
-        _log.debug("a request could not be parsed: %s", message)
+        # Not what is wrong with it, which repeats it, and may be a key.
+        _log.debug("a request could not be parsed")
         reason = (message or "it is not HTTP").strip().splitlines()[0].rstrip(":")
         problem = Problem("bad_request", reason)
         response = respond(problem.status, problem.body)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from aiohttp import web
-from multidict import CIMultiDict
+from multidict import CIMultiDict, istr
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from service.batch import new_id
@@ -20,6 +20,7 @@ from service.http import json
 from service.http.auth import caller
 from service.http.problems import CONTENT_TYPE, Problem, from_validation, wrong
 from service.http.turns import Turns
+from service.logs import CORRELATION
 from service.requests import (
     Print,
 )
@@ -67,6 +68,8 @@ SECURITY_HEADERS: Mapping[str, str] = MappingProxyType(
 
 _JSON_HEADERS = CIMultiDict({**SECURITY_HEADERS, "Content-Type": "application/json"})
 _PROBLEM_HEADERS = CIMultiDict({**SECURITY_HEADERS, "Content-Type": CONTENT_TYPE})
+
+CORRELATION_HEADER = istr("X-Correlation-Id")
 
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _CORRELATION = re.compile(r"[\x21-\x7e]{1,100}")
@@ -241,8 +244,19 @@ def idempotency_key(headers: Mapping[str, str]) -> str | None:
     return key if key is None or agent is None else f"agent:{agent} {key}"
 
 
-def correlation_id(headers: Mapping[str, str]) -> str:
-    """What ties the events of this request together: the caller's own id, or a fresh one."""
+def correlation_id() -> str:
+    """What ties this request's answer, its events and its log lines together."""
+    return CORRELATION.get()
+
+
+def correlate(headers: Mapping[str, str]) -> str:
+    """Gives the request that this task answers its correlation id: the caller's own, or a fresh one."""
+    found = _given_or_new(headers)
+    CORRELATION.set(found)
+    return found
+
+
+def _given_or_new(headers: Mapping[str, str]) -> str:
     for name in ("X-Correlation-Id", "X-Request-Id"):
         given = headers.get(name)
         if given and _CORRELATION.fullmatch(given):

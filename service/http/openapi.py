@@ -54,7 +54,7 @@ _LAST_EVENT_ID = {
 }
 _CORRELATION_HEADER = {
     "X-Correlation-Id": {
-        "description": "What all events of this request bear.",
+        "description": "What the events and the log lines of this request bear.",
         "schema": {"type": "string"},
     }
 }
@@ -234,7 +234,8 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
         for name, field in schema["properties"].items():
             parameters.append(_query_parameter(name, field, schema.get("$defs", {})))
     if _changes_something(route):
-        parameters += [_KEY, _CORRELATION]
+        parameters.append(_KEY)
+    parameters.append(_CORRELATION)
     if route.path.endswith("/stream"):
         parameters.append(_LAST_EVENT_ID)
     return parameters
@@ -285,9 +286,8 @@ def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
             response["headers"] = _RETRY_HEADER
         if status == HTTPStatus.UNAUTHORIZED:
             response["headers"] = _CHALLENGE_HEADER
-    if _changes_something(route):
-        for status in route.answers:
-            responses[str(status)].setdefault("headers", {}).update(_CORRELATION_HEADER)
+    for response in responses.values():
+        response["headers"] = {**response.get("headers", {}), **_CORRELATION_HEADER}
     return dict(sorted(responses.items()))
 
 

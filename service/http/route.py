@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
@@ -17,10 +18,12 @@ from eventstore.errors import StoreBusy, StoreUnavailable
 from service.http.auth import CHALLENGE, Scope, let_in
 from service.http.carrying_out import asked_by, carry_out, rendering
 from service.http.context import (
+    CORRELATION_HEADER,
     SECURITY_HEADERS,
     SERVICES,
     Services,
     body_of,
+    correlate,
     parse_command,
     parse_object,
     respond,
@@ -92,6 +95,8 @@ class Route:
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         """Answers a request; whatever goes wrong is told as a problem."""
         services = request.app[SERVICES]
+        correlation = correlate(request.headers)
+        begun = monotonic()
         try:
             if services.stopping and not self.while_stopping:
                 response = self.show_problem(_STOPPING)
@@ -104,6 +109,7 @@ class Route:
         except Exception as error:  # noqa: BLE001 - every request gets an answer
             response = self.show_problem(as_problem(error))
         if not response.prepared:
+            response.headers[CORRELATION_HEADER] = correlation
             if _MARK not in response.headers:
                 response.headers.update(SECURITY_HEADERS)
             if services.cors:
@@ -113,10 +119,17 @@ class Route:
         if services.stopping:
             response.force_close()
         services.metrics.request(self.path, response.status)
+        if _log.isEnabledFor(logging.DEBUG):
+            took = (monotonic() - begun) * 1_000
+            _log.debug("%s %s: %d in %.1f ms", self.method, self.path, response.status, took)
         return response
 
 
 _STOPPING = Problem("stopping", "this process takes no more requests", retry_after_seconds=2)
+_BEYOND_THE_LOG = (
+    "the log ends at position {}; whoever was told of a later one has seen what is lost: an older backup"
+    " was restored, or a standby took over that lacked the end"
+)
 _NOT_UTF8 = Problem("bad_request", "the URL must be percent-encoded UTF-8")
 
 
@@ -133,10 +146,10 @@ def as_problem(error: Exception) -> Problem:
     match error:
         case Problem():
             return error
-        case NotYet():
-            return Problem(
-                "not_yet", f"the answer covers position {error.covered} so far", covered=error.covered
-            )
+        case NotYet(covered=covered, ends_at=None):
+            return Problem("not_yet", f"the answer covers position {covered} so far", covered=covered)
+        case NotYet(covered=covered, ends_at=ends_at):
+            return Problem("not_yet", _BEYOND_THE_LOG.format(ends_at), covered=covered, ends_at=ends_at)
         case StoreUnavailable() | StoreBusy():
             return Problem("unavailable", "the database cannot be reached", retry_after_seconds=5)
         case _:
@@ -165,7 +178,7 @@ def write(
         command = parse_command(how.command, parse_object(body), request.match_info, how.bound)
         asked = asked_by(request, body, command, how.render)  # type: ignore[arg-type]
         done = await carry_out(services, asked)
-        return respond(done.status, done.body, {"X-Correlation-Id": asked.correlation_id})
+        return respond(done.status, done.body)
 
     return Route(
         method=method,

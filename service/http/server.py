@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from service.http.connection import Server
-from service.http.context import MAX_BODY_BYTES, SERVICES, respond
+from service.http.context import CORRELATION_HEADER, MAX_BODY_BYTES, SERVICES, correlate, respond
 from service.http.problems import Problem
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from service.http.context import Services
 
     Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
+
+
+_log = logging.getLogger(__name__)
 
 
 class Runner(web.AppRunner):
@@ -51,6 +55,8 @@ def telling_problems(handle: Handler, services: Services) -> Handler:
         if too_often := services.door.too_often(request):
             problem = too_often
         response = respond(problem.status, problem.body, problem.headers)
+        response.headers[CORRELATION_HEADER] = correlate(request.headers)
+        _log.debug("nothing was found to answer a request: %d", problem.status)
         if services.cors:
             services.cors.allow(request, response.headers)
         return response

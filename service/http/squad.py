@@ -214,7 +214,6 @@ async def _do(
         status=answer.status,
         body=dumps(answer.body),
         content_type="application/json",
-        headers={"X-Correlation-Id": asked.correlation_id},
     )
 
 

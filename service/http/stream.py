@@ -22,7 +22,7 @@ from eventstore.errors import StoreBusy, StoreUnavailable
 from eventstore.listener import POLL_SECONDS, wait_for_hint
 from service.channels import Found
 from service.http.auth import caller
-from service.http.context import SECURITY_HEADERS
+from service.http.context import CORRELATION_HEADER, SECURITY_HEADERS, correlation_id
 from service.http.problems import wrong
 
 if TYPE_CHECKING:
@@ -52,8 +52,11 @@ async def stream(
     services: Services, request: web.Request, after: int | None, wanted: log.Filter
 ) -> web.StreamResponse:
     """Sends every event after the position that the reader names, and goes on until either side ends it."""
-    position = _start(services, request, after)
-    response = web.StreamResponse(headers={**SECURITY_HEADERS, **_HEADERS})
+    log_number = services.writer.replacements
+    position = await _start(services, request, after)
+    response = web.StreamResponse(
+        headers={**SECURITY_HEADERS, **_HEADERS, CORRELATION_HEADER: correlation_id()}
+    )
     if services.cors:
         services.cors.allow(request, response.headers)
     with services.streams.one_more(caller()), services.metrics.open_streams.track_inprogress():
@@ -62,7 +65,7 @@ async def stream(
             with suppress(ConnectionError, asyncio.CancelledError):
                 await response.prepare(request)
                 await _send(response, b"retry: 1000\n\n")
-                await _follow(services, request, response, position, wanted)
+                await _follow(services, request, response, position, wanted, log_number)
         except TimeoutError:
             # Whoever takes nothing would not take the end of the stream either.
             if request.transport:
@@ -73,13 +76,17 @@ async def stream(
     return response
 
 
-def _start(services: Services, request: web.Request, after: int | None) -> int:
+async def _start(services: Services, request: web.Request, after: int | None) -> int:
     resumed = request.headers.get("Last-Event-ID")
     if resumed is not None:
         if not _POSITION.fullmatch(resumed) or int(resumed) > _LARGEST_POSITION:
             raise wrong("Last-Event-ID", "must be the position of an event")
-        return int(resumed)
-    return services.writer.squad.head.position if after is None else after
+        after = int(resumed)
+    if after is None:
+        return services.writer.squad.head.position
+    # Whoever has seen more than there is would wait for events that are not those that follow.
+    await services.tables.state_covering(after)
+    return after
 
 
 async def _follow(
@@ -88,12 +95,17 @@ async def _follow(
     response: web.StreamResponse,
     position: int,
     wanted: log.Filter,
+    log_number: int,
 ) -> None:
     spoke = monotonic()
     who = caller()
     with services.channels.following(wanted) as channel:
         # A connection that is gone has no transport; nobody tells a handler that only waits.
         while request.transport and not services.stopping and services.door.still_admits(who):
+            if services.writer.replacements != log_number:
+                head = services.writer.squad.head.position
+                await _send(response, b'event: log_replaced\ndata: {"position":%d}\n\n' % head)
+                return
             ticket = channel.moved.ticket()
             found, chunk = await _next(services, request, channel, position, wanted)
             if chunk:

@@ -59,6 +59,24 @@ async def test_what_is_appended_while_the_listener_is_deaf_is_in_the_table_and_t
             )
 
 
+async def test_all_goes_on_while_the_listeners_backend_stands_still(database: str) -> None:
+    async with squad_up(dsn=database) as service, connected(database) as elsewhere:
+        await eventually(lambda: is_heard(service))
+        (pid,) = await backends(elsewhere, "squad listener")
+        trial = Trial("SIGSTOP of the listener's backend", HEARD_AGAIN_WITHIN_SECONDS, Load([service]))
+        async with trial.running():
+            with trial.cause():
+                standing_still = stopped(backend_process(database, pid))
+            # It stays so: the service has to find out, and to help itself.
+            with standing_still:
+                await eventually(
+                    lambda: has_another_listener(service, elsewhere, pid),
+                    within_seconds=HEARD_AGAIN_WITHIN_SECONDS,
+                )
+                await trial.well(service)
+        await trial.judge(database)
+
+
 async def test_all_goes_on_while_the_listeners_network_swallows_everything(database: str) -> None:
     """It is half open: neither end is told anything."""
     async with (

@@ -148,6 +148,8 @@ async def _many_messages(connection: Connection) -> None:
 
 
 async def _hold_the_messages(holder: Connection) -> None:
+    # On a busy machine a replay may take a while to get there.
+    await holder.execute("SET idle_in_transaction_session_timeout = 0")
     await holder.execute("BEGIN")
     await holder.execute("SELECT FROM squad_messages FOR UPDATE")
 

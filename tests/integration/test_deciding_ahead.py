@@ -44,12 +44,12 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     gate, append = Gate(), log.append
 
     async def gated(
-        connection: Connection, batch: Sequence[Recorded], decided_at: datetime, *, commit: bool = False
+        connection: Connection, batch: Sequence[Recorded], decided_at: datetime, **how: Any
     ) -> datetime:
         if connection.info.get_parameters().get("application_name") == "squad writer":
             gate.sizes.append(len(batch))
             await gate.open.wait()
-        return await append(connection, batch, decided_at, commit=commit)
+        return await append(connection, batch, decided_at, **how)
 
     monkeypatch.setattr(log, "append", gated)
     return gate

@@ -184,8 +184,12 @@ CATALOGUE = (
     " WHERE c.relnamespace = current_schema()::regnamespace AND NOT tgisinternal ORDER BY 1",
     "SELECT proname, pg_get_functiondef(oid) FROM pg_proc"
     " WHERE pronamespace = current_schema()::regnamespace ORDER BY 1, 2",
-    "SELECT relname, reloptions FROM pg_class"
+    "SELECT relname, reloptions, relrowsecurity FROM pg_class"
     " WHERE relnamespace = current_schema()::regnamespace ORDER BY 1",
+    "SELECT tablename, policyname, permissive, roles, cmd, qual, with_check FROM pg_policies"
+    " WHERE schemaname = current_schema() ORDER BY 1, 2",
+    "SELECT proname, prosecdef, proconfig, has_function_privilege('public', oid, 'EXECUTE') FROM pg_proc"
+    " WHERE pronamespace = current_schema()::regnamespace ORDER BY 1",
 )
 
 

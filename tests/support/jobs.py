@@ -114,6 +114,7 @@ async def running_member(
         scheduler = Scheduler(writer, clock, caller, runner)
         member = Member(writer, scheduler, keyring)
         writer.observers += [member.log.extend, scheduler.observe]
+        writer.on_replaced.append(scheduler.drop_what_is_lost)
         member.tasks = [asyncio.create_task(writer.run())]
         try:
             await submit(writer, do.SetPolicy(daily_tokens=1_000_000))

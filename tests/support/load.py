@@ -105,6 +105,8 @@ class Load:
     services: Sequence[ServiceProcess]
     squad: str = "agent"
     """What the clients' agents are called; two loads at a time need two names."""
+    api_key: str | None = None
+    """What they show, where a key is needed."""
     asked: list[Ask] = field(default_factory=list)
     answered: list[tuple[Ask, Answer]] = field(default_factory=list)
     turned_away: list[Ask] = field(default_factory=list)
@@ -116,7 +118,8 @@ class Load:
     async def running(self, clients: int = CLIENTS) -> AsyncIterator[None]:
         """Asks for as long as the block lasts; afterwards every client has its last answer."""
         connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(timeout=_TIMEOUT, connector=connector) as session:
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else None
+        async with aiohttp.ClientSession(timeout=_TIMEOUT, connector=connector, headers=headers) as session:
             tasks = [asyncio.create_task(self._client(session, index)) for index in range(clients)]
             try:
                 yield

@@ -108,6 +108,10 @@ class ServiceProcess:
         assert found, f"there is no metric {name}"
         return float(found[1])
 
+    def log_lines(self) -> list[str]:
+        """What it has logged so far."""
+        return self._errors.read_text().splitlines()
+
     def story(self) -> str:
         """What it has said so far; the end of it, where that is much."""
         said = self._output.read_text() + self._errors.read_text() if self._output.exists() else ""

@@ -204,3 +204,20 @@ class TestLane:
         await asyncio.gather(stuck, waiting, return_exceptions=True)
         async with asyncio.timeout(5), lane.turn(1):
             pass
+
+
+async def test_of_a_log_that_was_replaced_nothing_is_given_and_everybody_is_woken(
+    channels: Channels,
+) -> None:
+    with channels.following(Filter()) as channel:
+        channels.extend([event(position) for position in range(1, 6)])
+        assert await positions(channel, 2) == [3, 4, 5]
+        ticket = channel.moved.ticket()
+        channels.start_afresh()
+        assert ticket.is_set()
+        assert await positions(channel, 2) is None
+        channels.extend([event(4, stream=STREAMS[1])])
+        assert await positions(channel, 2) is None
+        found = await channel.after(3, 100)
+        assert found is not None
+        assert [one.stream for one in found.events] == [STREAMS[1]]

@@ -151,6 +151,19 @@ def test_a_wrong_variable_is_told_with_name_value_and_what_is_allowed(
 
 
 @pytest.mark.parametrize(
+    "dsn", ["postgresql://ada:s3cret@[host/db", "host=db pasword=s3cret", "password='s3cret"]
+)
+def test_a_wrong_dsn_is_not_repeated_where_it_may_hold_a_password(
+    monkeypatch: pytest.MonkeyPatch, dsn: str
+) -> None:
+    monkeypatch.setenv("SQUAD_LISTEN_DSN", dsn)
+    complaint = _complaint()
+    assert complaint == (
+        "listen_dsn (SQUAD_LISTEN_DSN) is not valid: must be a libpq connection string or URI"
+    )
+
+
+@pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("prot = 3001", "prot is not a setting"),

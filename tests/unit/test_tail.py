@@ -113,3 +113,15 @@ async def test_a_gap_lets_go_of_what_is_older(tail: Tail) -> None:
     tail.extend([at(3, plain(ANSWER))])
     assert await after(tail, 0, 9) is None
     assert await after(tail, 2, 9) == [at(3, plain(ANSWER))]
+
+
+async def test_what_is_replaced_while_it_is_revealed_is_not_shown(tail: Tail, revealing: Revealing) -> None:
+    tail.extend([at(1, plain(ANSWER)), at(2, sealed(LETTER))])
+    revealing.may_go_on.clear()
+    reading = asyncio.create_task(after(tail, 1, 9))
+    await eventually(lambda: revealing.pages)
+    tail.start_afresh()
+    revealing.may_go_on.set()
+    assert await reading is None
+    tail.extend([at(2, plain(ANSWER))])
+    assert await after(tail, 1, 9) == [at(2, plain(ANSWER))]

@@ -17,7 +17,6 @@ from service.http.context import (
     NO_PRINT,
     Services,
     body_of,
-    correlation_id,
     hash_of,
     idempotency_key,
     parse_command,
@@ -148,16 +147,13 @@ def route_for(routes: Iterable[Route]) -> Route:
     """The batch route over these routes' writes."""
     writes = Writes(routes)
 
-    def asked(
-        command: BatchedCommand, key: str | None, print_: Print, correlation: str, size: int
-    ) -> Request:
+    def asked(command: BatchedCommand, key: str | None, print_: Print, size: int) -> Request:
         route, path = writes.find(command.method, command.path)
         require(route.scope)
         how = route.write
         assert how
         return request_for(
             parse_command(how.command, command.body, path, how.bound),  # type: ignore[arg-type]
-            correlation=correlation,
             key=key,
             print_=print_,
             size=size,
@@ -167,7 +163,7 @@ def route_for(routes: Iterable[Route]) -> Route:
     async def handler(services: Services, request: web.Request) -> web.StreamResponse:
         body = await body_of(request)
         batch = parse_command(Batch, parse_object(body))
-        key, correlation = idempotency_key(request.headers), correlation_id(request.headers)
+        key = idempotency_key(request.headers)
         count = len(batch.commands)
         keys = [f"{key}/{index}" if key else None for index in range(count)]
         prints = [NO_PRINT] * count
@@ -181,13 +177,13 @@ def route_for(routes: Iterable[Route]) -> Route:
         refused: dict[int, Problem] = {}
         for place, (command, one_key, print_) in enumerate(zip(batch.commands, keys, prints, strict=True)):
             try:
-                requests.append(asked(command, one_key, print_, correlation, len(body) // count))
+                requests.append(asked(command, one_key, print_, len(body) // count))
             except Exception as error:  # noqa: BLE001 - one that fails does not stop the rest
                 refused[place] = as_problem(error)
         done = iter(await carry_out_all(services, requests))
         results = [refused.get(place) or next(done) for place in range(count)]
         shown = {"results": [{"status": result.status, "body": result.body} for result in results]}
-        return respond(200, shown, {"X-Correlation-Id": correlation})
+        return respond(200, shown)
 
     return Route(
         method="POST",

@@ -16,6 +16,7 @@ from service.http.lists import PageQuery, Position, Query, read_page
 from service.http.problems import Problem
 from service.http.route import Media, Route
 from service.http.stream import stream
+from service.reading import NotYet
 from service.values import Moment, Name
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ async def _list(services: Services, request: web.Request) -> web.StreamResponse:
             return [show(recorded) for recorded in await sealing.reveal(connection, stored)]
 
         shown = await read_page(fetch, query.after, query.limit)
+        if not shown["items"] and (ends_at := await log.head_position(connection)) < query.after:
+            raise NotYet(ends_at, ends_at)
     return respond(200, shown)
 
 
@@ -118,8 +121,15 @@ ROUTES = (
         scope=Scope.READ,
         handler=_stream,
         query=StreamQuery,
-        answers={200: Media("text/event-stream", "One server-sent event for each event of the log")},
+        answers={
+            200: Media(
+                "text/event-stream",
+                "One server-sent event for each event of the log; `log_replaced` as the last one, where the"
+                " log proves to be another than it was",
+            )
+        },
         problems=(
+            "not_yet",
             "wrong_agent",
             "too_many_streams",
             "streams_full",

@@ -108,7 +108,7 @@ async def _carry_out(
 ) -> web.StreamResponse:
     asked = asked_by(request, body, command, rendering(status))
     done = await carry_out(services, asked)
-    return respond(done.status, done.body, {"X-Correlation-Id": asked.correlation_id})
+    return respond(done.status, done.body)
 
 
 ROUTES = (

@@ -42,7 +42,7 @@ async def _forget(services: Services, request: web.Request) -> web.StreamRespons
         in_plain = await traces.in_plain(connection, subject)
     asked = asked_by(request, body, do.ForgetSubject(subject=subject, in_plain=in_plain), rendering(200))
     done = await carry_out(services, asked)
-    return respond(done.status, done.body, {"X-Correlation-Id": asked.correlation_id})
+    return respond(done.status, done.body)
 
 
 ROUTES = (

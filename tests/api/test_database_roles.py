@@ -1,0 +1,281 @@
+"""Three roles at the database: one made the schema, one serves, one looks. And one that was not let in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, LiteralString
+
+import psycopg
+import pytest
+from psycopg import errors as pg
+
+from eventstore import schema
+from eventstore.errors import RoleMayNot
+from projections import PROJECTIONS
+from projections.rebuild import rebuild
+from tests.api.client import running_service
+from tests.support.command import squad
+from tests.support.parts import SCHEMA, connected
+from tests.support.postgres import run_apart
+from tests.support.process import refused_start, squad_up
+from tests.support.roles import Roles, new_roles
+from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.api.client import Api
+    from tests.support.postgres import PostgresServer
+
+READ_TABLES = [table.name for projection in PROJECTIONS for table in projection.tables]
+NOBODYS = [
+    "UPDATE events SET actor = 'nobody'",
+    "DELETE FROM events",
+    "TRUNCATE events",
+    "ALTER TABLE events DISABLE TRIGGER ALL",
+    "ALTER TABLE events DISABLE ROW LEVEL SECURITY",
+    "ALTER TABLE events ADD COLUMN more text",
+    "DROP TABLE events",
+    "DROP POLICY seen ON events",
+    "CREATE TRIGGER mine BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION refuse_change()",
+    "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN END'",
+    "CREATE TABLE more (n integer)",
+    "SET session_replication_role = replica",
+    "UPDATE subject_keys SET key = key",
+    "DELETE FROM subject_keys",
+    "TRUNCATE squad_agents",
+    "DROP TABLE squad_agents",
+    "INSERT INTO schema_info (version) VALUES (99)",
+    "CREATE TEMPORARY TABLE t (data jsonb);"
+    " CREATE TRIGGER t AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION destroy_key()",
+]
+"""What neither of the guests may do."""
+NO_READERS: list[LiteralString] = [
+    "INSERT INTO events (position) VALUES (1)",
+    "SELECT append_events(0, now(), now(), 0, '', '', '', '', '', '', '', '', '', '', '')",
+    "SELECT * FROM subject_keys",
+    "INSERT INTO subject_keys VALUES (gen_random_uuid(), 'x', NULL)",
+    "UPDATE projections SET position = 0",
+    "DELETE FROM snapshots",
+    "BEGIN; LOCK TABLE projections IN SHARE ROW EXCLUSIVE MODE",
+]
+NEITHER_ALLOWED_NOR_POSSIBLE = (pg.InsufficientPrivilege, pg.RestrictViolation)
+
+
+@pytest.fixture
+def roles(postgres: PostgresServer) -> Iterator[Roles]:
+    with new_roles(postgres) as made:
+        yield made
+
+
+@pytest.fixture
+async def applied(roles: Roles, tmp_path: Path) -> Roles:
+    """The owner has made the schema and let the others in."""
+    arguments = ("--service", roles.service.name, "--reader", roles.reader.name)
+    ended = await squad(tmp_path, "schema", "apply", "--dsn", roles.owner.dsn, *arguments)
+    assert ended.lines() == [
+        f"schema squad is at version {schema.SCHEMA_VERSION}",
+        f"role {roles.service.name} is let in as service",
+        f"role {roles.reader.name} is let in as reader",
+    ]
+    return roles
+
+
+async def _live(api: Api) -> None:
+    (await api.put("agents/ada", role="writer")).expect(200)
+    (await api.post("messages", {"Idempotency-Key": "k"}, from_agent="ada", message="hello")).expect(201)
+    (await api.post("operations", agent="ada", action="a", resources={"emailId": "e"})).expect(201)
+    (await api.post("budget/reservations", agent="ada", tokens=10)).expect(201)
+    email = (await api.post("emails", gmail_message_id="g", from_email="zoe@example.org")).expect(201)
+    (await api.patch(f"emails/{email['id']}", status="sent")).expect(200)
+    (await api.post("tasks", title="t")).expect(201)
+    forgotten = (await api.post("subjects/forget", subject="zoe@example.org")).expect(200)
+    [shown] = (await api.get("emails", min_position=forgotten["position"])).expect(200)["items"]
+    assert shown["from_email"] == "(erased)"
+
+
+async def test_a_service_lives_a_whole_life_with_the_services_role(applied: Roles) -> None:
+    async with running_service(applied.service.dsn, encrypt_payloads=True) as service:
+        await _live(service.api)
+        await eventually(lambda: projected_to_head(applied.admin))
+        rebuilt = await rebuild(applied.service.dsn, SCHEMA)
+        assert not any(table.written or table.removed for table in rebuilt.tables)
+        (await service.api.get("state", at=5)).expect(200)
+    async with connected(applied.admin) as connection:
+        # The sender's key was destroyed by the event that says so, and by nobody else.
+        row = await (
+            await connection.execute("SELECT count(*) FROM subject_keys WHERE subject IS NOT NULL")
+        ).fetchone()
+        assert row == (0,)
+    await assert_log_is_sound(applied.admin)
+    assert await assert_tables_equal_fold(applied.admin) > 5
+
+
+async def test_squad_up_runs_with_an_unprivileged_role(applied: Roles) -> None:
+    async with squad_up(dsn=applied.service.dsn) as service:
+        await eventually(service.is_ready)
+
+
+@pytest.mark.parametrize("statement", NOBODYS)
+@pytest.mark.parametrize("who", ["service", "reader"])
+async def test_no_guest_changes_the_log_or_what_guards_it(
+    shared_roles: Roles, who: str, statement: str
+) -> None:
+    async with connected(getattr(shared_roles, who).dsn) as connection:
+        with pytest.raises(NEITHER_ALLOWED_NOR_POSSIBLE):
+            await connection.execute(statement.encode())
+
+
+async def test_a_reader_sees_all_and_changes_nothing(shared_roles: Roles) -> None:
+    async with connected(shared_roles.reader.dsn) as connection:
+        for name in ("events", "projections", "snapshots", "schema_info", *READ_TABLES):
+            await connection.execute(f"SELECT * FROM {name}".encode())
+        for statement in NO_READERS:
+            with pytest.raises(pg.InsufficientPrivilege):
+                await connection.execute(statement)
+            await connection.rollback()
+        for name in READ_TABLES:
+            for statement in (f"INSERT INTO {name} DEFAULT VALUES", f"DELETE FROM {name}"):
+                with pytest.raises(pg.InsufficientPrivilege):
+                    await connection.execute(statement.encode())
+
+
+async def test_a_stranger_sees_nothing(shared_roles: Roles) -> None:
+    async with await psycopg.AsyncConnection.connect(shared_roles.stranger.dsn) as connection:
+        with pytest.raises(pg.InsufficientPrivilege):
+            await connection.execute("SELECT * FROM squad.events")
+
+
+async def test_grants_made_by_mistake_do_not_get_past_row_level_security(applied: Roles) -> None:
+    async with running_service(applied.service.dsn, encrypt_payloads=True) as service:
+        await service.api.post("messages", from_agent="ada", message="hello")
+        await eventually(lambda: projected_to_head(applied.admin))
+    async with connected(applied.owner.dsn) as owner:
+        role = applied.reader.name
+        await owner.execute(
+            f"GRANT SELECT, UPDATE, DELETE ON ALL TABLES IN SCHEMA squad TO {role}".encode()
+        )
+        await owner.execute(f"GRANT UPDATE, DELETE ON events TO {applied.service.name}".encode())
+    async with connected(applied.reader.dsn) as reader:
+        assert await (await reader.execute("SELECT * FROM subject_keys")).fetchall() == []
+        # Also where it has a table of its own that bears the log's name.
+        await reader.execute("CREATE TEMPORARY TABLE events (n integer)")
+        assert await (await reader.execute("SELECT * FROM squad.subject_keys")).fetchall() == []
+        for statement in ("UPDATE squad_messages SET message = ''", "DELETE FROM squad_messages"):
+            assert (await reader.execute(statement.encode())).rowcount == 0
+        assert (await reader.execute("DELETE FROM subject_keys")).rowcount == 0
+    async with connected(applied.service.dsn) as connection:
+        for statement in ("UPDATE events SET actor = 'x'", "DELETE FROM events"):
+            with pytest.raises(pg.RestrictViolation):
+                await connection.execute(statement.encode())
+    assert await assert_tables_equal_fold(applied.admin) > 0
+
+
+async def test_every_table_has_its_policies(shared_roles: Roles) -> None:
+    async with connected(shared_roles.admin) as connection:
+        cursor = await connection.execute(
+            "SELECT c.relname, c.relrowsecurity, (SELECT count(*) FROM pg_policy WHERE polrelid = c.oid)"
+            " FROM pg_class c WHERE relnamespace = 'squad'::regnamespace AND relkind IN ('r', 'p')"
+        )
+        found = await cursor.fetchall()
+    assert {name for name, *_ in found} >= {"events", "schema_info", "subject_keys", *READ_TABLES}
+    assert all(secured and policies for _, secured, policies in found), found
+
+
+async def test_a_table_that_was_dropped_and_replayed_is_everybodys_again(applied: Roles) -> None:
+    async with running_service(applied.service.dsn) as service:
+        await service.api.post("tasks", title="t")
+        await eventually(lambda: projected_to_head(applied.admin))
+    async with connected(applied.owner.dsn) as owner:
+        await owner.execute("DROP TABLE squad_tasks")
+    await rebuild(applied.owner.dsn, SCHEMA)
+    async with connected(applied.reader.dsn) as reader:
+        assert len(await (await reader.execute("SELECT * FROM squad_tasks")).fetchall()) == 1
+    async with running_service(applied.service.dsn) as service:
+        task = (await service.api.post("tasks", title="another")).expect(201)
+        items = (await service.api.get("tasks", min_position=task["position"])).expect(200)["items"]
+        assert len(items) == 2
+
+
+async def test_an_upgrade_lets_in_whom_it_found(applied: Roles, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, next_version = schema.schema_sql(), schema.SCHEMA_VERSION + 1
+    later = f"\n-- @upgrade {next_version}\nCREATE TABLE later (n integer);\nSELECT settle_access();\n"
+    monkeypatch.setattr(schema, "schema_sql", lambda: whole + later)
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", next_version)
+    with pytest.raises(RoleMayNot, match="have the owner run `squad schema apply"):
+        await schema.apply(applied.service.dsn, SCHEMA)
+    await schema.apply(applied.owner.dsn, SCHEMA)
+    async with connected(applied.service.dsn) as connection:
+        await connection.execute("INSERT INTO later VALUES (1)")
+    async with connected(applied.reader.dsn) as connection:
+        assert await (await connection.execute("SELECT n FROM later")).fetchall() == [(1,)]
+        with pytest.raises(pg.InsufficientPrivilege):
+            await connection.execute("INSERT INTO later VALUES (2)")
+
+
+async def test_who_was_not_let_in_is_told_what_is_to_be_done(applied: Roles, tmp_path: Path) -> None:
+    said = await refused_start(dsn=applied.stranger.dsn)
+    assert f"squad schema apply --service {applied.stranger.name}" in said
+    said = await refused_start(dsn=applied.reader.dsn)
+    assert f"squad schema apply --service {applied.reader.name}" in said
+    assert "Traceback" not in said
+    unknown = await squad(
+        tmp_path, "schema", "apply", "--dsn", applied.owner.dsn, "--reader", "no_such_role"
+    )
+    assert "no_such_role" in unknown.complaint()
+    strange = await squad(
+        tmp_path, "schema", "apply", "--dsn", applied.owner.dsn, "--reader", 'x"; DROP SCHEMA squad; --'
+    )
+    assert "does not exist" in strange.complaint()
+
+
+async def test_the_owner_is_not_let_in(applied: Roles, tmp_path: Path) -> None:
+    dsn, name = applied.owner.dsn, applied.owner.name
+    for option in ("--service", "--reader"):
+        ended = await squad(tmp_path, "schema", "apply", "--dsn", dsn, option, name)
+        assert "owns the schema" in ended.complaint()
+    async with connected(dsn) as connection:
+        row = await (
+            await connection.execute("SELECT has_table_privilege('schema_info', 'INSERT')")
+        ).fetchone()
+    assert row == (True,)
+
+
+async def test_a_reader_uses_the_commands_that_only_look(applied: Roles, tmp_path: Path) -> None:
+    async with running_service(applied.service.dsn) as service:
+        await service.api.post("messages", from_agent="ada", message="hello")
+        await eventually(lambda: projected_to_head(applied.admin))
+        head = await service.head()
+    for command in (["events"], ["status"], ["verify"], ["state"], ["explain", str(head)], ["jobs"]):
+        ended = await squad(tmp_path, *command, "--dsn", applied.reader.dsn)
+        assert ended.code == 0, (command, ended)
+    refused = await squad(tmp_path, "keys", "create", "--scope", "operator", "--dsn", applied.reader.dsn)
+    assert f"squad schema apply --service {applied.reader.name}" in refused.complaint()
+
+
+@pytest.fixture(scope="module")
+def shared_roles(postgres: PostgresServer) -> Iterator[Roles]:
+    """One set for all tests that leave it as it is."""
+    with new_roles(postgres) as made:
+        guests: list[schema.Guest] = [(made.service.name, "service"), (made.reader.name, "reader")]
+        run_apart(schema.apply(made.owner.dsn, SCHEMA, guests))
+        yield made
+
+
+async def test_only_the_owner_imports(applied: Roles, tmp_path: Path) -> None:
+    file = str(tmp_path / "log.jsonl")
+    async with running_service(applied.service.dsn):
+        await eventually(lambda: projected_to_head(applied.admin))
+    export = await squad(
+        tmp_path, "export", file, "--without-keys", "--dsn", applied.reader.dsn, SQUAD_SCHEMA="squad"
+    )
+    assert export.code == 0, export
+    arguments = ("--service", applied.service.name)
+    other = {"SQUAD_SCHEMA": "another"}
+    made = await squad(tmp_path, "schema", "apply", "--dsn", applied.owner.dsn, *arguments, **other)
+    assert made.code == 0, made
+    refused = await squad(tmp_path, "import", file, "--dsn", applied.service.dsn, **other)
+    assert "only the owner" in refused.errors
+    imported = await squad(tmp_path, "import", file, "--dsn", applied.owner.dsn, **other)
+    assert imported.code == 0, imported

@@ -1,0 +1,44 @@
+"""TLS to the database, as the DSN says: on every connection, or none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import aiohttp
+import psycopg
+
+from tests.support.encrypted_server import encrypted_server, make_certificate
+from tests.support.process import refused_start, squad_up
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OURS = {"squad writer", "squad projector", "squad listener", "squad reader"}
+
+
+async def test_every_connection_is_encrypted_to_a_server_that_is_known(tmp_path: Path) -> None:
+    with encrypted_server() as server:
+        async with squad_up(dsn=server.dsn()) as service:
+            await eventually(service.is_ready)
+            body = {"from_agent": "ada", "message": "over the wire"}
+            async with aiohttp.request("POST", f"{service.url}/api/v1/messages", json=body) as response:
+                assert response.status == 201
+            async with aiohttp.request("GET", f"{service.url}/api/v1/messages") as response:
+                assert len((await response.json())["items"]) == 1
+            assert await service.metric("squad_listener_hearing") == 1
+            with psycopg.connect(server.dsn()) as connection:
+                found = connection.execute(
+                    "SELECT DISTINCT application_name, ssl FROM pg_stat_activity"
+                    " JOIN pg_stat_ssl USING (pid) WHERE application_name LIKE 'squad %'"
+                ).fetchall()
+            assert {name for name, _ in found} >= OURS
+            assert all(is_encrypted for _, is_encrypted in found), found
+
+        stranger, _ = make_certificate(tmp_path, "stranger")
+        said = await refused_start(dsn=server.dsn(sslrootcert=str(stranger)))
+        assert "certificate verify failed" in said
+        said = await refused_start(dsn=server.dsn(host="another.squad.test"))
+        assert 'does not match host name "another.squad.test"' in said
+        said = await refused_start(dsn=server.dsn(sslmode="disable", sslrootcert=""))
+        assert "no encryption" in said

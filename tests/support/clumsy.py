@@ -1,0 +1,71 @@
+"""`squad` with faults in it, which speak of what they met: `python tests/support/clumsy.py up ...`.
+
+A message that has `STUMBLE` in it makes its decision fail, and a task's title its request. What has `LATER`
+in it makes an observer of the log fail, and a task that nobody waits for. Each exception repeats the text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+STUMBLE = "stumble"
+LATER = "later"
+
+PROGRAM = (sys.executable, str(Path(__file__).resolve()))
+"""To be run in the place of `squad`."""
+
+
+async def _fail(text: str) -> None:
+    raise LookupError(f"what is to be done with {text}?")
+
+
+def main() -> None:
+    """Runs the command line with these faults."""
+    from service import batch
+    from service.commands import CreateTask, SendMessage
+    from service.http import route
+    from service.writer import Writer
+
+    decide, carry_out = vars(batch)["decide"], vars(route)["carry_out"]
+    publish = Writer._publish
+
+    def deciding(state: Any, command: Any, at: Any) -> Any:
+        if isinstance(command, SendMessage) and STUMBLE in command.message:
+            try:
+                vars(Writer)[command.message]
+            except KeyError as error:
+                raise ValueError(f"cannot decide {command!r}") from error
+        return decide(state, command, at)
+
+    async def carrying_out(services: Any, request: Any) -> Any:
+        if isinstance(request.command, CreateTask) and STUMBLE in request.command.title:
+            raise TypeError(f"cannot carry out {request!r}")
+        return await carry_out(services, request)
+
+    def publishing(writer: Writer, recorded: Sequence[Any]) -> None:
+        for one in recorded:
+            if LATER in one.data:
+                writer.observers.append(lambda page: (_ for _ in ()).throw(RuntimeError(str(page))))
+                asyncio.get_running_loop().create_task(_fail(one.data))
+        publish(writer, recorded)
+
+    for where, name, what in (
+        (batch, "decide", deciding),
+        (route, "carry_out", carrying_out),
+        (Writer, "_publish", publishing),
+    ):
+        setattr(where, name, what)
+
+    from service.cli import main as squad
+
+    squad()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Servers of a test's own: a primary with a standby that follows it, killed, promoted, copied."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, LiteralString
+
+import psutil
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from service.embedded.cluster import PORT, SUPERUSER, Cluster
+from service.embedded.programs import hand_over, open_the_way, run
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    import aiohttp
+
+STANDBY = "standby"
+"""What the standby calls itself, and the primary it."""
+
+_COPIED_WITHIN_SECONDS = 60.0
+
+
+class Server:
+    """A Postgres in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self.cluster = Cluster(folder / "postgres")
+
+    @property
+    def dsn(self) -> str:
+        """The way to it alone."""
+        return make_conninfo(host=str(self.cluster.data), port=PORT, user=SUPERUSER, dbname="postgres")
+
+    async def start(self) -> None:
+        """Makes it where it is not, and starts it."""
+        await asyncio.to_thread(self.cluster.ensure_made)
+        await asyncio.to_thread(self.cluster.ensure_running)
+
+    async def stop(self) -> None:
+        """Stops it in good order."""
+        await asyncio.to_thread(self.cluster.stop)
+
+    def kill(self) -> None:
+        """Ends all its processes without a word, as when the machine goes down."""
+        postmaster = self.cluster.postmaster()
+        if postmaster is None:
+            return
+        processes = [psutil.Process(postmaster.pid)]
+        processes += processes[0].children(recursive=True)
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+
+    async def ask(self, statement: LiteralString | sql.Composed) -> Any:
+        """The one value that a statement gives, or None."""
+        async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as connection:
+            cursor = await connection.execute(statement)
+            row = await cursor.fetchone() if cursor.description else None
+        return row[0] if row else None
+
+    async def set(self, statement: LiteralString | sql.Composed) -> None:
+        """Changes a setting of the running server."""
+        await self.ask(statement)
+        await self.ask("SELECT pg_reload_conf()")
+
+    async def copy_to(self, other: Server, *options: str) -> None:
+        """Makes the other server of a base backup of this one."""
+        data = other.cluster.data
+        data.mkdir(mode=0o700)
+        hand_over(data, self.cluster.data)
+        open_the_way(data)
+        copied = await asyncio.to_thread(
+            run,
+            self.cluster.data,
+            "pg_basebackup",
+            f"--pgdata={data}",
+            "--checkpoint=fast",
+            f"--dbname={make_conninfo(self.dsn, application_name=STANDBY)}",
+            *options,
+            timeout_seconds=_COPIED_WITHIN_SECONDS,
+        )
+        assert copied.returncode == 0, copied.stdout
+
+    async def replace_by(self, backup: Server) -> None:
+        """Puts a backup in the place of what this server had, which must be stopped."""
+        await asyncio.to_thread(shutil.rmtree, self.cluster.data)
+        await asyncio.to_thread(backup.cluster.data.rename, self.cluster.data)
+
+
+class Pair:
+    """A primary, and a standby that follows it; `dsn` leads to whichever takes writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.primary = Server(folder / "primary")
+        self.standby = Server(folder / "standby")
+        self.dsn = make_conninfo(
+            host=f"{self.primary.cluster.data},{self.standby.cluster.data}",
+            port=f"{PORT},{PORT}",
+            user=SUPERUSER,
+            dbname="postgres",
+            target_session_attrs="read-write",
+        )
+        self._way = ""
+
+    async def start(self) -> None:
+        """Starts both; commits wait for the standby from now on."""
+        await self.primary.start()
+        await self.primary.copy_to(self.standby, "--write-recovery-conf")
+        await self.standby.start()
+        await self.primary.set("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
+        await eventually(self._is_followed, describe="the standby follows")
+
+    async def part(self) -> None:
+        """The standby does not hear from the primary any more."""
+        self._way = await self.standby.ask("SELECT current_setting('primary_conninfo')")
+        await self.standby.set("ALTER SYSTEM SET primary_conninfo = ''")
+        await eventually(self._is_alone, describe="the standby has left")
+
+    async def reunite(self) -> None:
+        """The standby follows again."""
+        await self.standby.set(
+            sql.SQL("ALTER SYSTEM SET primary_conninfo = {}").format(sql.Literal(self._way))
+        )
+        await eventually(self._is_followed, describe="the standby follows")
+
+    async def fail_over(self) -> None:
+        """The primary is gone without a word, and the standby takes its place."""
+        self.primary.kill()
+        await self.promote()
+
+    async def promote(self) -> None:
+        """The standby becomes a primary."""
+        assert await self.standby.ask("SELECT pg_promote()")
+
+    async def waiting_commits(self) -> int:
+        """How many commits wait for the standby."""
+        waiting = await self.primary.ask(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        )
+        return int(waiting)
+
+    async def _is_followed(self) -> bool:
+        return bool(await self.primary.ask("SELECT bool_or(sync_state = 'sync') FROM pg_stat_replication"))
+
+    async def _is_alone(self) -> bool:
+        return bool(await self.primary.ask("SELECT count(*) = 0 FROM pg_stat_replication"))
+
+
+@contextlib.contextmanager
+def new_folder() -> Iterator[Path]:
+    """A folder for servers, which are stopped in the end."""
+    # Not in pytest's own folder, which each new session closes to other users, the servers' among them.
+    folder = Path(tempfile.mkdtemp(prefix="squad-test-")).resolve()
+    try:
+        yield folder
+    finally:
+        for server in folder.iterdir():
+            Server(server).kill()
+        shutil.rmtree(folder)
+
+
+@contextlib.asynccontextmanager
+async def primary_and_standby() -> AsyncIterator[Pair]:
+    """A running pair, gone after the block."""
+    with new_folder() as folder:
+        pair = Pair(folder)
+        await pair.start()
+        yield pair
+
+
+async def told_of_another_log(stream: aiohttp.ClientResponse) -> None:
+    """Reads an event stream up to the word that the log is another one, which ends it."""
+    async for line in stream.content:
+        if line == b"event: log_replaced\n":
+            assert b"position" in await stream.content.readline()
+            assert not (await stream.content.read()).strip()
+            return
+    pytest.fail("the stream ended without it")
