@@ -49,7 +49,7 @@ class World(RuleBasedStateMachine):
 
     @initialize(
         theme=st.sampled_from(sorted(draw.THEMES)),
-        policy=strategies.first_policies,
+        policy=draw.first_policies,
         jobs=st.just([]) | strategies.first_jobs,
         encrypt=draw.encryption,
     )
@@ -292,5 +292,6 @@ class World(RuleBasedStateMachine):
         return self.network.processes[which]
 
     def _new(self, which: int) -> Process:
-        # Their machines' clocks are wrong, each in its own way.
-        return Process(self.server, timedelta(hours=which - 1), encrypt=self._encrypt[which])
+        # Their machines' clocks are wrong, each in its own way; to one the database looks like a pooler.
+        ahead, encrypt = timedelta(hours=which - 1), self._encrypt[which]
+        return Process(self.server, ahead, encrypt=encrypt, is_pooled=which == 1)

@@ -205,7 +205,12 @@ class Network:
     def lose_patience(self, process: Process) -> None:
         """The server lets a word wait no longer for the lock."""
         line = process.line
-        if line and line.wants and not line.is_broken and self._is_blocked(line.session, line.wants):
+        if (
+            line
+            and line.wants
+            and not line.is_broken
+            and self._server.is_in_the_way(line.session, line.wants)
+        ):
             line.hear(pg.LockNotAvailable("canceling statement due to lock timeout"))
             self.wake(process)
 
@@ -245,10 +250,6 @@ class Network:
         self._late.append(Late(session, word))
         if arrives == "now":
             self.arrive(latest=True)
-
-    def _is_blocked(self, session: Session, word: Word) -> bool:
-        needs_lock = "lock_log()" in word.query or "append_events(" in word.query
-        return needs_lock and self._server.holder not in (None, session)
 
     def _carry_out(self, session: Session, word: Word) -> list[Rows] | psycopg.Error:
         try:
