@@ -103,12 +103,14 @@ async def test_a_commit_that_only_the_primary_has_is_not_acknowledged(
         await submit(writer, message("before"))
         await pair.part()
         doubtful = asyncio.ensure_future(submit(writer, message("doubtful"), patience_seconds=60))
-        await eventually(pair.waiting_commits)
+        await eventually(pair.waiting_commits, within_seconds=20)
         pair.primary.kill()
         await pair.primary.start()
         async with connected(pair.primary.dsn) as connection:
             assert texts(await whole_log(connection)) == ["before", "doubtful"]
-        await eventually(lambda: writer.problem and "no synchronous standby" in writer.problem)
+        await eventually(
+            lambda: writer.problem and "no synchronous standby" in writer.problem, within_seconds=30
+        )
         assert not doubtful.done()
         await pair.fail_over()
         outcome = await doubtful

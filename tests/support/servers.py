@@ -121,20 +121,20 @@ class Pair:
         await self.primary.copy_to(self.standby, "--write-recovery-conf")
         await self.standby.start()
         await self.primary.set("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
-        await eventually(self._is_followed, describe="the standby follows")
+        await eventually(self._is_followed, within_seconds=30, describe="the standby follows")
 
     async def part(self) -> None:
         """The standby does not hear from the primary any more."""
         self._way = await self.standby.ask("SELECT current_setting('primary_conninfo')")
         await self.standby.set("ALTER SYSTEM SET primary_conninfo = ''")
-        await eventually(self._is_alone, describe="the standby has left")
+        await eventually(self._is_alone, within_seconds=30, describe="the standby has left")
 
     async def reunite(self) -> None:
         """The standby follows again."""
         await self.standby.set(
             sql.SQL("ALTER SYSTEM SET primary_conninfo = {}").format(sql.Literal(self._way))
         )
-        await eventually(self._is_followed, describe="the standby follows")
+        await eventually(self._is_followed, within_seconds=30, describe="the standby follows")
 
     async def fail_over(self) -> None:
         """The primary is gone without a word, and the standby takes its place."""
