@@ -32,12 +32,14 @@ class Word(NamedTuple):
 class Line:
     """Stands for a psycopg connection."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, *, is_pooled: bool = False) -> None:
         self.session = session
         self.is_broken = False
         self.wants: Word | None = None
         """What was said, and is not answered."""
         self.pgconn = self
+        self.prepare_threshold = None if is_pooled else 5
+        """By which a connection through a pooler is known."""
         self._answer: asyncio.Future[list[Rows]] | None = None
 
     async def say(self, word: Word) -> list[Rows]:
@@ -84,6 +86,11 @@ class Line:
     def finish(self) -> None:
         """Hangs up."""
         self.is_broken = True
+
+    def add_notice_handler(self, _: object) -> None:
+        """The server of the model never warns."""
+
+    remove_notice_handler = add_notice_handler
 
     def fileno(self) -> int:
         """Whoever asks wants to cut it."""

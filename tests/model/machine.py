@@ -49,7 +49,7 @@ class World(RuleBasedStateMachine):
 
     @initialize(
         theme=st.sampled_from(sorted(draw.THEMES)),
-        policy=strategies.first_policies,
+        policy=draw.first_policies,
         jobs=st.just([]) | strategies.first_jobs,
         encrypt=draw.encryption,
     )
@@ -98,11 +98,11 @@ class World(RuleBasedStateMachine):
     @rule(which=draw.a_process, subject=st.sampled_from(strategies.SENDERS), words=st.integers(0, 6))
     def forget(self, which: int, subject: str, words: int) -> None:
         """Somebody writes before they are forgotten, and again before that is in the log."""
-        self._write(which, subject)
+        self.network.write(which, subject)
         self.network.settle(self._process(which))
         forget = draw.Wish(which, do.ForgetSubject(subject=subject))
         self.go_on_meanwhile(forget, [], 0)
-        self._write(which, subject)
+        self.network.write(which, subject)
         self.network.wake(self._process(which))
         for _ in range(words):
             self.network.go_on(self._process(which))
@@ -138,7 +138,7 @@ class World(RuleBasedStateMachine):
     def lose_commit(self, which: int, arrives: str, words: int) -> None:
         """A connection breaks in a commit. The process goes on, for so many words, before that arrives."""
         process = self._process(which)
-        self._give_work(which)
+        self.network.give_work(which)
         self.network.go_on_until(process, lambda: process.wants("append_events("))
         self.network.break_line(process, arrives)
         # Not at once, but soon, it is connected again.
@@ -152,11 +152,11 @@ class World(RuleBasedStateMachine):
     def stand_still(self, which: int, other: int, words: int, waits: bool) -> None:
         """A process stands still while it holds the lock; another one goes on, as far as it gets."""
         process = self._process(which)
-        self._give_work(other)
+        self.network.give_work(other)
         self.network.settle(self._process(other))
-        self._give_work(which)
+        self.network.give_work(which)
         self.network.go_on_until(process, lambda: process.holds_the_lock)
-        self._give_work(other)
+        self.network.give_work(other)
         for _ in range(words):
             self.network.go_on(self._process(other))
         if not waits:
@@ -174,7 +174,7 @@ class World(RuleBasedStateMachine):
             case "its session is ended" if process.line:
                 self.server.end(process.line.session)
             case "a request is refused":
-                self._give_work(which)
+                self.network.give_work(which)
                 self.network.go_on_until(process, lambda: process.wants("append_events("))
                 self.network.refuse(process, arrives)
             case "it wakes up before the answer is there":
@@ -184,9 +184,16 @@ class World(RuleBasedStateMachine):
             case _:
                 self.network.notice()
 
-    @rule(which=draw.a_process, arrives=draw.arrivals, gently=st.sampled_from((False, False, True)))
-    def end(self, which: int, arrives: str, gently: bool) -> None:
-        """A process is killed, or told to end; another one begins in its place."""
+    @rule(
+        which=draw.a_process,
+        arrives=draw.arrivals,
+        gently=st.sampled_from((False, False, True)),
+        tables=st.none() | st.tuples(st.integers(0, 12), st.none() | draw.a_projection),
+    )
+    def end(self, which: int, arrives: str, gently: bool, tables: tuple[int, int | None] | None) -> None:
+        """A process is killed, or told to end; another one begins in its place, from what there is."""
+        if tables:
+            self.server.project(*tables)
         process = self._process(which)
         if gently:
             process.stop()
@@ -281,18 +288,10 @@ class World(RuleBasedStateMachine):
             self.network.come_to_rest()
             assert len(self.server.log) > before
 
-    def _write(self, which: int, sender: str) -> None:
-        number = len(self.laws.asked)
-        email = do.LogEmail(gmail_message_id=f"g-{number}", from_email=sender, payload={"number": number})
-        self.network.submit(draw.Wish(which, email))
-
-    def _give_work(self, which: int) -> None:
-        if not self._process(which).writer.waiting:
-            self.network.submit(draw.Wish(which, do.SendMessage(from_agent="ann", message="hello")))
-
     def _process(self, which: int) -> Process:
         return self.network.processes[which]
 
     def _new(self, which: int) -> Process:
-        # Their machines' clocks are wrong, each in its own way.
-        return Process(self.server, timedelta(hours=which - 1), encrypt=self._encrypt[which])
+        # Their machines' clocks are wrong, each in its own way; to one the database looks like a pooler.
+        ahead, encrypt = timedelta(hours=which - 1), self._encrypt[which]
+        return Process(self.server, ahead, encrypt=encrypt, is_pooled=which == 1)

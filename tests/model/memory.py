@@ -11,7 +11,7 @@ from collections import defaultdict
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eventstore import codec, log, sealing
+from eventstore import codec, log, sealing, standby
 from eventstore.events import SubjectForgotten
 from projections import PROJECTIONS
 from projections.budgets import BUDGET_DAYS, BUDGETS
@@ -133,7 +133,7 @@ class InMemory(WithKeys):
         session.view = _View(len(self.log), self._tables, self._positions, self._snapshots)
         return [_NO_ROWS]
 
-    def _rollback(self, _: Session) -> list[Rows]:
+    def _nothing(self, _: Session) -> list[Rows]:
         return [_NO_ROWS]
 
     def _clock(self, _: Session) -> list[Rows]:
@@ -163,7 +163,8 @@ class InMemory(WithKeys):
         return [[(self.stored.gmail_ids[id_],) for id_ in gmail_ids if id_ in self.stored.gmail_ids]]
 
     def _lock_and_read(self, session: Session, position: int, limit: int) -> list[Rows]:
-        return [_NO_ROWS, _NO_ROWS, *self._read_after(session, position, limit), [(self._now,)]]
+        page = self._read_after(session, position, limit)
+        return [_NO_ROWS, _NO_ROWS, [(0.0,)], *page, [(self._now,)]]
 
     def _append(self, _: Session, expected: int, decided_at: datetime, *columns: Any) -> list[Rows]:
         head = len(self.log)
@@ -178,13 +179,24 @@ class InMemory(WithKeys):
                     self.destroy_key(self.stored.key_destroyed_by(one))
                     self._snapshots = {}
             head = len(self.log)
-        return [[(appended, head, self._now)]]
+        return [[(appended, head, self._now, 0.0)]]
 
     def _is_the_head(self, expected: int) -> bool:
         return expected == len(self.log)
 
+    def _append_if_same(
+        self, session: Session, position: int, hash_: bytes, expected: int, *more: Any
+    ) -> list[Rows]:
+        is_same = position <= len(self.log) and self.log[position - 1].hash == hash_
+        return self._append(session, expected if is_same else -1, *more)
+
     def _append_and_commit(self, session: Session, *parameters: Any) -> list[Rows]:
-        answer = self._append(session, *parameters)
+        return self._committed(session, self._append(session, *parameters))
+
+    def _append_if_same_and_commit(self, session: Session, *parameters: Any) -> list[Rows]:
+        return self._committed(session, self._append_if_same(session, *parameters))
+
+    def _committed(self, session: Session, answer: list[Rows]) -> list[Rows]:
         self.commit_keys_of(session)
         return [*answer, _NO_ROWS]
 
@@ -250,10 +262,14 @@ def _positional(parameters: Any) -> Sequence[Any]:
 _COLUMNS = log._COLUMNS
 _STATEMENTS: dict[str, Callable[..., list[Rows]]] = {
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY": InMemory._begin,
-    "ROLLBACK": InMemory._rollback,
+    "ROLLBACK": InMemory._nothing,
     log._CLOCK: InMemory._clock,
     log._APPEND: InMemory._append,
-    log._APPEND_AND_COMMIT: InMemory._append_and_commit,
+    log._APPEND_IF_SAME: InMemory._append_if_same,
+    f"{log._APPEND}; COMMIT": InMemory._append_and_commit,
+    f"{log._APPEND_IF_SAME}; COMMIT": InMemory._append_if_same_and_commit,
+    # No standby is waited for.
+    standby._CONFIRM: InMemory._nothing,
     log._LOCK_AND_READ: InMemory._lock_and_read,
     log._READ_AFTER: InMemory._read_after,
     log._READ_STREAMS: InMemory._read_streams,

@@ -13,6 +13,7 @@ from service.requests import Answer, Outcome, Request
 from tests.model.laws import Asked, Laws
 from tests.model.line import Word
 from tests.model.server import Blocked, Server, Session
+from tests.model.wishes import Wish
 from tests.unit import strategies
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from tests.model.line import Rows
     from tests.model.process import Process
-    from tests.model.wishes import Wish
 
 REFUSED = "no server says so"
 _SOON, _LONG = 20, 2_000
@@ -76,6 +76,16 @@ class Network:
         keyed = [asked.request for asked in self.laws.asked if asked.request.idempotency_key]
         if keyed:
             self._submit(which, keyed[-1 - newest % len(keyed)], 20.0)
+
+    def give_work(self, which: int) -> None:
+        """A process has something to do, if it had nothing."""
+        if not self.processes[which].writer.waiting:
+            self.submit(Wish(which, do.SendMessage(from_agent="ann", message="hello")))
+
+    def write(self, which: int, sender: str) -> None:
+        """An e-mail comes that nobody has seen."""
+        gmail_id = f"g-{len(self.laws.asked)}"
+        self.submit(Wish(which, do.LogEmail(gmail_message_id=gmail_id, from_email=sender)))
 
     def _submit(self, which: int, request: Request, patience_seconds: float) -> None:
         self._requests += 1
@@ -195,7 +205,12 @@ class Network:
     def lose_patience(self, process: Process) -> None:
         """The server lets a word wait no longer for the lock."""
         line = process.line
-        if line and line.wants and not line.is_broken and self._is_blocked(line.session, line.wants):
+        if (
+            line
+            and line.wants
+            and not line.is_broken
+            and self._server.is_in_the_way(line.session, line.wants)
+        ):
             line.hear(pg.LockNotAvailable("canceling statement due to lock timeout"))
             self.wake(process)
 
@@ -235,10 +250,6 @@ class Network:
         self._late.append(Late(session, word))
         if arrives == "now":
             self.arrive(latest=True)
-
-    def _is_blocked(self, session: Session, word: Word) -> bool:
-        needs_lock = "lock_log()" in word.query or "append_events(" in word.query
-        return needs_lock and self._server.holder not in (None, session)
 
     def _carry_out(self, session: Session, word: Word) -> list[Rows] | psycopg.Error:
         try:

@@ -18,7 +18,7 @@ from psycopg import AsyncClientCursor, AsyncCursor
 from eventstore import keys, log
 from eventstore.errors import StoreUnavailable
 from eventstore.listener import Hints
-from service import appender, batch, folding, restore, sealer, snapshots, writer
+from service import appender, batch, confirmed, folding, restore, sealer, snapshots, writer
 from service import clock as clocks
 from service.clock import DatabaseClock
 from service.writer import Writer
@@ -40,17 +40,18 @@ PAGE_EVENTS = 7
 
 
 class Promise:
-    """What becomes of a request. Its process must be at the log's head when it tells anything."""
+    """What becomes of a request. What is told must be true of a moment since it was made."""
 
     def __init__(self, process: Process) -> None:
         self.result: Outcome | Exception | None = None
         self._process = process
+        self._log_ended_at = len(process.server.log)
 
     def keep(self, result: Outcome | Exception) -> None:
         """The caller was told."""
         assert self.result is None
         if not isinstance(result, Exception):
-            assert self._process.is_at_the_head, "an answer that was true once"
+            assert self._process.squad.head.position >= self._log_ended_at, "an answer that was true once"
         self.result = result
 
 
@@ -60,15 +61,18 @@ class Process:
     running: Process
     """The one that is going on at this moment."""
 
-    def __init__(self, server: Server, wall_clock_is_ahead: timedelta, *, encrypt: bool) -> None:
+    def __init__(
+        self, server: Server, wall_clock_is_ahead: timedelta, *, encrypt: bool, is_pooled: bool
+    ) -> None:
         self.seen: list[Recorded] = []
         """What its observers were told, since it began."""
         self.line: Line | None = None
         self.is_cut_off = False
         """Whether it cannot connect."""
+        self._is_pooled = is_pooled
         self.slept_seconds = 0.0
         self.notifications_heard = len(server.notifications)
-        self._server = server
+        self.server = server
         self._wall_clock_is_ahead = wall_clock_is_ahead
         Process.running = self
         self.loop = Loop(self.monotonic)  # type: ignore[abstract]
@@ -85,7 +89,7 @@ class Process:
     @property
     def is_at_the_head(self) -> bool:
         """Whether its state is that of the log's last event."""
-        return self.squad.head.position == len(self._server.log)
+        return self.squad.head.position == len(self.server.log)
 
     @property
     def is_idle(self) -> bool:
@@ -101,7 +105,7 @@ class Process:
     @property
     def holds_the_lock(self) -> bool:
         """Whether nobody else can append."""
-        return self.line is not None and self.line.session is self._server.holder
+        return self.line is not None and self.line.session is self.server.holder
 
     def wants(self, words: str) -> bool:
         """Whether it stands at a statement with these words."""
@@ -110,11 +114,11 @@ class Process:
 
     def monotonic(self) -> float:
         """Its own clock."""
-        return self._server.monotonic() - self.slept_seconds
+        return self.server.monotonic() - self.slept_seconds
 
     def wall_clock(self) -> datetime:
         """What its machine shows."""
-        return self._server.now + self._wall_clock_is_ahead
+        return self.server.now + self._wall_clock_is_ahead
 
     def ask(self, request: Request, patience_seconds: float) -> Promise:
         """A client's request reaches it."""
@@ -148,7 +152,7 @@ class Process:
         if self.is_cut_off:
             raise StoreUnavailable("the network is away")
         assert self.line is None or self.line.is_broken
-        self.line = Line(self._server.open())
+        self.line = Line(self.server.open(), is_pooled=self._is_pooled)
         return cast("Connection", self.line)
 
     async def _answer(self, request: Request, patience_seconds: float, promise: Promise) -> None:
@@ -185,7 +189,7 @@ def simulated() -> Iterator[None]:
             (log, "AsyncClientCursor", SimpleCursor, AsyncClientCursor),
         ):
             patch.setattr(module, name, _either(ours, theirs))
-        for timed in (appender, clocks, writer, folding):
+        for timed in (appender, clocks, confirmed, folding, writer):
             patch.setattr(timed, "monotonic", lambda: Process.running.monotonic())
         patch.setattr(clocks, "datetime", SimpleNamespace(now=lambda _: Process.running.wall_clock()))
         for naming in (batch, keys):

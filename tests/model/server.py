@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tests.model.line import Rows, Word
 
 IDLE_IN_TRANSACTION_SECONDS = 10.0
+_LOCKS = "BEGIN; SELECT lock_log()"
 
 
 class Blocked(Exception):
@@ -62,8 +63,7 @@ class Server(ABC):
         """
         if session.is_over:
             raise psycopg.OperationalError("the server has ended the session")
-        takes_lock = "lock_log()" in word.query
-        if (takes_lock or "append_events(" in word.query) and self.holder not in (None, session):
+        if self.is_in_the_way(session, word):
             raise Blocked
         try:
             answer = self._do(session, word)
@@ -73,10 +73,15 @@ class Server(ABC):
             raise
         if word.query.rstrip().endswith(("COMMIT", "ROLLBACK")):
             self._let_go(session)
-        elif takes_lock:
+        elif word.query.startswith(_LOCKS):
             self.holder, self._held_since = session, self.monotonic()
         self.latest = max(self.latest, self.now)
         return answer
+
+    def is_in_the_way(self, session: Session, word: Word) -> bool:
+        """Whether another session has the lock that a word needs."""
+        needs_lock = word.query.startswith(_LOCKS) or "append_events(" in word.query
+        return needs_lock and self.holder not in (None, session)
 
     def end(self, session: Session) -> None:
         """A session is over: what it had not committed has not happened, and its lock is free."""

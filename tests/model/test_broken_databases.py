@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from eventstore.recorded import Recorded
-    from tests.model.line import Rows, Word
-    from tests.model.server import Server, Session
+    from tests.model.server import Server
 
 
 class _TakesAnything(InMemory):
@@ -34,15 +33,7 @@ class _Forgets(InMemory):
             super()._keep(batch)
 
 
-class _LocksNothing(InMemory):
-    """Gives the lock to whoever asks for it."""
-
-    def carry_out(self, session: Session, word: Word) -> list[Rows]:
-        self.holder = None
-        return super().carry_out(session, word)
-
-
-@pytest.mark.parametrize("kind", [_TakesAnything, _Forgets, _LocksNothing])
+@pytest.mark.parametrize("kind", [_TakesAnything, _Forgets])
 def test_a_database_that_breaks_a_promise_is_found_out(kind: type[InMemory]) -> None:
     class Broken(Simulated):
         def new_server(self) -> Server:

@@ -25,7 +25,7 @@ START = datetime(2026, 3, 28, 22, tzinfo=UTC)
 """Two hours before a budget day begins."""
 
 LEAST_STEPS = 10_000
-EXAMPLES, EXAMPLES_ON_POSTGRES = 250, 15
+EXAMPLES, EXAMPLES_ON_POSTGRES = 260, 15
 AT_RANDOM = os.environ.get("SQUAD_MODEL_EXAMPLES")
 
 

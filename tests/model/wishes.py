@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hypothesis import strategies as st
 
 from projections import PROJECTIONS
+from service import commands as do
 from service.commands import AnyCommand
 from tests.unit import strategies
 
@@ -45,8 +46,13 @@ pauses = st.sampled_from((0.01, 0.3, 2.0, 6.0, 11.0, 31.0, 61.0, 301.0, 700.0))
 steps_of_clocks = st.sampled_from((0.4, 1.5, 90.0, 4_000.0, -0.4, -1.5, -90.0))
 turns_of_processes = st.lists(a_process, min_size=3, max_size=40)
 encryption = st.sampled_from(((False,) * PROCESSES, (True,) * PROCESSES, (True, True, False)))
-words_after_a_loss = st.sampled_from((0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 7, 8, 9, 12))
-"""After seven a process has found out about its commit, and has not repeated it yet."""
+words_after_a_loss = st.sampled_from((0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 9, 12))
+"""After eight a process has found out about its commit, and has not repeated it yet."""
+first_policies = st.builds(
+    do.SetPolicy,
+    daily_tokens=st.sampled_from((300, 1000)),
+    agent_limits=st.sampled_from((None, {"ann": 200}, {"ann": 600, "bob": 0})),
+)
 THEMES: dict[str, SearchStrategy[AnyCommand]] = {
     "everything": strategies.commands,
     "work": strategies.work,

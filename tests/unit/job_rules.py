@@ -76,7 +76,8 @@ class JobRules:
             case RunStarted():
                 self._start(event, now)
             case RunRenewed():
-                assert self._held[event.run_id] > now
+                # Late as well, as long as no other process has taken it up.
+                assert event.run_id in self._held
                 self._held[event.run_id] = event.lease_expires_at
             case RunAttemptFailed():
                 self._fail(event)
