@@ -38,6 +38,8 @@ class Line:
         self.wants: Word | None = None
         """What was said, and is not answered."""
         self.pgconn = self
+        self.prepare_threshold = 5
+        """No pooler stands between."""
         self._answer: asyncio.Future[list[Rows]] | None = None
 
     async def say(self, word: Word) -> list[Rows]:
@@ -80,6 +82,12 @@ class Line:
     async def rollback(self) -> None:
         """Ends a transaction."""
         await self.say(Word("ROLLBACK"))
+
+    def add_notice_handler(self, handler: object) -> None:
+        """The server has nothing to remark."""
+
+    def remove_notice_handler(self, handler: object) -> None:
+        """Nothing was heard."""
 
     def finish(self) -> None:
         """Hangs up."""

@@ -11,7 +11,7 @@ from collections import defaultdict
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eventstore import codec, log, sealing
+from eventstore import codec, log, sealing, standby
 from eventstore.events import SubjectForgotten
 from projections import PROJECTIONS
 from projections.budgets import BUDGET_DAYS, BUDGETS
@@ -163,7 +163,8 @@ class InMemory(WithKeys):
         return [[(self.stored.gmail_ids[id_],) for id_ in gmail_ids if id_ in self.stored.gmail_ids]]
 
     def _lock_and_read(self, session: Session, position: int, limit: int) -> list[Rows]:
-        return [_NO_ROWS, _NO_ROWS, *self._read_after(session, position, limit), [(self._now,)]]
+        page = self._read_after(session, position, limit)
+        return [_NO_ROWS, _NO_ROWS, [(0.0,)], *page, [(self._now,)]]
 
     def _append(self, _: Session, expected: int, decided_at: datetime, *columns: Any) -> list[Rows]:
         head = len(self.log)
@@ -187,6 +188,10 @@ class InMemory(WithKeys):
         answer = self._append(session, *parameters)
         self.commit_keys_of(session)
         return [*answer, _NO_ROWS]
+
+    def _confirm(self, _: Session) -> list[Rows]:
+        """No commit waits for a standby here."""
+        return [_NO_ROWS]
 
     # tables and snapshots ---------------------------------------------------------------------------------
 
@@ -253,7 +258,8 @@ _STATEMENTS: dict[str, Callable[..., list[Rows]]] = {
     "ROLLBACK": InMemory._rollback,
     log._CLOCK: InMemory._clock,
     log._APPEND: InMemory._append,
-    log._APPEND_AND_COMMIT: InMemory._append_and_commit,
+    log._APPEND + log._AND_COMMIT: InMemory._append_and_commit,
+    standby._CONFIRM: InMemory._confirm,
     log._LOCK_AND_READ: InMemory._lock_and_read,
     log._READ_AFTER: InMemory._read_after,
     log._READ_STREAMS: InMemory._read_streams,

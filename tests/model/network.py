@@ -12,7 +12,7 @@ from service.batch import CLOCK_ACTOR
 from service.requests import Answer, Outcome, Request
 from tests.model.laws import Asked, Laws
 from tests.model.line import Word
-from tests.model.server import Blocked, Server, Session
+from tests.model.server import Blocked, Server, Session, asks_for_the_lock
 from tests.unit import strategies
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ class Network:
             self.arrive(latest=True)
 
     def _is_blocked(self, session: Session, word: Word) -> bool:
-        needs_lock = "lock_log()" in word.query or "append_events(" in word.query
+        needs_lock = asks_for_the_lock(word) or "append_events(" in word.query
         return needs_lock and self._server.holder not in (None, session)
 
     def _carry_out(self, session: Session, word: Word) -> list[Rows] | psycopg.Error:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
+from eventstore import standby
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
@@ -62,7 +64,7 @@ class Server(ABC):
         """
         if session.is_over:
             raise psycopg.OperationalError("the server has ended the session")
-        takes_lock = "lock_log()" in word.query
+        takes_lock = asks_for_the_lock(word)
         if (takes_lock or "append_events(" in word.query) and self.holder not in (None, session):
             raise Blocked
         try:
@@ -140,3 +142,8 @@ class Server(ABC):
 
     @abstractmethod
     def _do(self, session: Session, word: Word) -> list[Rows]: ...
+
+
+def asks_for_the_lock(word: Word) -> bool:
+    """Whether it takes the lock for a transaction. Where no standby is waited for, confirming does not."""
+    return "lock_log()" in word.query and word.query != standby._CONFIRM
