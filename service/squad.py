@@ -3,6 +3,38 @@
 It is the projections' rows in memory, as far as they are active; finished things leave it. `Squad` is the
 committed state that everybody reads; a `Draft` (`service.draft`) is a layer above it in which one batch is
 decided. The folds are the projections' own; nothing about events is said twice.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from eventstore.recorded import EMPTY_LOG, Head
+from eventstore.subjects import NO_TRACE
+from projections.budgets import (
+    BUDGET_DAYS,
+    BUDGETS,
+    POLICY,
+    THE_POLICY,
+    BudgetDayRow,
+    BudgetRow,
+    PolicyRow,
+)
+from projections.emails import EMAILS
+from projections.operations import OPERATIONS
+from projections.orchestrator import ORCHESTRATOR, THE_ORCHESTRATOR, OrchestratorRow
+from service.residence import PARTIAL, RESIDENT, Residence
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import date, datetime
+
+    from eventstore.subjects import Trace
+    from projections.projection import K, R, Rows, Table
+    from service.draft import Draft, Layer
+
+Resource = tuple[str, str]
 """A kind and a value, such as ("emailId", "email-123")."""
 
 

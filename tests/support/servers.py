@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, LiteralString
 
@@ -63,6 +64,11 @@ class Server:
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
+        # Whoever starts it again must not take one that is about to end for the server.
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    time.sleep(0.01)
 
     async def ask(self, statement: LiteralString | sql.Composed) -> Any:
         """The one value that a statement gives, or None."""
