@@ -48,7 +48,6 @@ _LAST = f"SELECT {_COLUMNS} FROM events ORDER BY position DESC LIMIT 1"
 # leave the server waiting with the lock held, where none of its timeouts would end that (a pipeline could).
 # The time of a message is that of its arrival, so what has passed since then is what the lock took.
 _WAITED = "SELECT extract(epoch FROM clock_timestamp() - statement_timestamp())::double precision"
-_AND_COMMIT = "; COMMIT"
 _LOCK_AND_READ = f"BEGIN; SELECT lock_log(); {_WAITED}; {_READ_AFTER}; {_CLOCK}"
 
 
@@ -119,7 +118,7 @@ async def append(
     with translating(), waiting_to_the_end(connection):
         if commit:
             cursor: AsyncCursor[Any] = AsyncClientCursor(connection)
-            await cursor.execute(f"{query}{_AND_COMMIT}", parameters)
+            await cursor.execute(f"{query}; COMMIT", parameters)
         else:
             cursor = await connection.execute(query, parameters, prepare=True, binary=True)
         row = await cursor.fetchone()
