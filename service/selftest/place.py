@@ -10,6 +10,7 @@ from psycopg import sql
 
 from eventstore import schema
 from eventstore.connection import connect
+from eventstore.errors import RoleMayNot
 from eventstore.translation import translating
 
 if TYPE_CHECKING:
@@ -39,7 +40,13 @@ async def own_schema(dsn: str) -> AsyncIterator[str]:
             await connection.execute(_LOCK, (name,))
             await _clear_away(connection)
         try:
-            await schema.apply(dsn, name)
+            try:
+                await schema.apply(dsn, name)
+            except RoleMayNot as error:
+                raise RoleMayNot(
+                    "the test needs a schema of its own for half a minute: GRANT CREATE ON DATABASE to the role,"
+                    " or name another one with --dsn"
+                ) from error
             yield name
         finally:
             with translating():
