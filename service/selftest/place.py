@@ -44,8 +44,8 @@ async def own_schema(dsn: str) -> AsyncIterator[str]:
                 await schema.apply(dsn, name)
             except RoleMayNot as error:
                 raise RoleMayNot(
-                    "a self-test needs a schema of its own for half a minute: GRANT CREATE ON DATABASE to the"
-                    " role, or name another one with --dsn"
+                    "a self-test needs a schema of its own for half a minute: GRANT CREATE ON DATABASE to"
+                    " the role, or name another one with --dsn"
                 ) from error
             yield name
         finally:
