@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from benchmarks.frame import Benchmark, Score
 
-_ROW, _LABEL, _SCALE, _MARGIN, _TEXT = 26, 400, 380, 20, 70
+_ROW, _LABEL, _SCALE, _MARGIN, _TEXT = 26, 480, 380, 20, 70
 _STYLE = """\
   text { font: 13px system-ui, sans-serif; fill: #24292f }
   .faint { fill: #6e7781; font-size: 11px }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 import psycopg
@@ -21,7 +22,7 @@ from eventstore.translation import translated, translating
 from eventstore.verification import TELL_EVERY_EVENTS, by_stream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 
     from eventstore.connection import Connection
 
@@ -33,6 +34,9 @@ _IS_NEW: LiteralString = (
     "SELECT NOT EXISTS (SELECT FROM events) AND NOT EXISTS (SELECT FROM projections WHERE position > 0)"
     " AND NOT EXISTS (SELECT FROM snapshots)"
 )
+SENT_LINES = 100
+"""How many lines are looked at before they are sent."""
+
 _NIL = "00000000-0000-0000-0000-000000000000"
 _NOTIFY: LiteralString = "SELECT pg_notify(log_channel(), %s)"
 _NULL = "\\N"
@@ -150,8 +154,9 @@ async def import_log(
             async with connection.cursor().copy(_COPY) as copy:
                 await copy.write("".join(map(_copied, first)))
                 async for lines in portions:
-                    taken = [item for item in map(arriving.take, lines) if isinstance(item, Recorded)]
-                    await copy.write("".join(map(_copied, taken)))
+                    for slice_ in _slices(lines):
+                        taken = [item for item in map(arriving.take, slice_) if isinstance(item, Recorded)]
+                        await copy.write("".join(map(_copied, taken)))
                     tell(arriving.head.position)
                 arriving.finish()
             await _must_have_whole_streams(connection, arriving)
@@ -169,6 +174,13 @@ async def import_log(
         raise found from error
     await connection.execute("ANALYZE events")
     return arriving.head
+
+
+def _slices(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """So few at a time that a socket holds them: the server has work while the next are looked at."""
+    rest = iter(lines)
+    while some := list(islice(rest, SENT_LINES)):
+        yield some
 
 
 async def _take_in_keys(
