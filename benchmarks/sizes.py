@@ -66,6 +66,8 @@ async def _build(dsn: str, squad_schema: str, events: int) -> Built:
     seconds, peak = await _rebuild(dsn, squad_schema)
     async with await connect(dsn, squad_schema, name="squad benchmark", statement_timeout=0) as connection:
         await connection.execute("VACUUM ANALYZE")
+        # Otherwise the services start while gigabytes are still on their way to the disk.
+        await connection.execute("CHECKPOINT")
         cursor = await connection.execute(
             "SELECT pg_total_relation_size('events'), sum(pg_total_relation_size(c.oid))"
             " FROM pg_class c WHERE c.relkind = 'r' AND c.relnamespace = current_schema()::regnamespace"
