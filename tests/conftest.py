@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.postgres import Choice, PostgresServer, choose, running
+from tests.support.trial import PROPERTY, Row, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +26,21 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    _show_faults(terminalreporter)
     servers = config.stash[_SERVERS]
     terminalreporter.write_line(f"postgres: {'; '.join(sorted(servers)) or 'none was needed'}")
+
+
+def _show_faults(terminalreporter: pytest.TerminalReporter) -> None:
+    """Shows what came of the faults, as docs/operations.md has it."""
+    # A test's rows are in the report of its end, which pytest files under no name where all is well. This is
+    # not beside those tests, because the process that tells of several others loads this file only.
+    reports = terminalreporter.stats.get("", [])
+    rows = [Row(*cells) for report in reports for name, cells in report.user_properties if name == PROPERTY]
+    if rows:
+        terminalreporter.section("faults")
+        for line in table(rows):
+            terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -57,6 +57,9 @@ class Row(NamedTuple):
 ROWS: list[Row] = []
 """What the trials of this run have come to."""
 
+PROPERTY = "row of the table of faults"
+"""By what name a test's report has its rows, which takes them to the process that shows them."""
+
 HEADINGS = ("fault", "load", "acknowledged", "lost", "doubled", "ready after, s", "bound, s")
 
 
