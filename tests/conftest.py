@@ -33,8 +33,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def _show_faults(terminalreporter: pytest.TerminalReporter) -> None:
     """Shows what came of the faults, as docs/operations.md has it."""
-    # A test's rows are in the report of its end, which pytest files under no name where all is well. This is
-    # not beside those tests, because the process that tells of several others loads this file only.
+    # A test's rows are in the report of its end, which pytest files under no name where all is well. This
+    # is not beside those tests, because the process that tells of several others loads this file only.
     reports = terminalreporter.stats.get("", [])
     rows = [Row(*cells) for report in reports for name, cells in report.user_properties if name == PROPERTY]
     if rows:
