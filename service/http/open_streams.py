@@ -30,6 +30,9 @@ MOST_REST = 9.0
 _REST_SECONDS = 0.005
 """Rests are saved up to this, because a shorter one would take this long as well."""
 
+_LONGEST_REST_SECONDS = 1.0
+"""Of one turn: one that waited for the database was no work of ours."""
+
 _KEPT_FRAMES = 2_000
 _KEPT_FRAME_BYTES = 16 * 1024
 
@@ -39,20 +42,24 @@ class Lane:
 
     def __init__(self) -> None:
         self._taken = asyncio.Lock()
-        self._owed = 0.0
+        self._rests_until = 0.0
 
     @asynccontextmanager
     async def turn(self, rest: float) -> AsyncIterator[None]:
-        """Has the lane for the block; then it rests for so many times as long as the block took."""
+        """Has the lane for the block; after it the lane rests for so many times as long as the block took.
+
+        The next one waits for that: whoever has had its turn goes on at once, also where it is cancelled.
+        """
         async with self._taken:
+            if (left := self._rests_until - monotonic()) >= _REST_SECONDS:
+                await asyncio.sleep(left)
             began = monotonic()
             try:
                 yield
             finally:
-                self._owed += rest * (monotonic() - began)
-                if self._owed >= _REST_SECONDS:
-                    owed, self._owed = self._owed, 0.0
-                    await asyncio.sleep(owed)
+                now = monotonic()
+                owed = min(rest * (now - began), _LONGEST_REST_SECONDS)
+                self._rests_until = max(self._rests_until, now) + owed
 
 
 class OpenStreams:

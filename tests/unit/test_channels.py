@@ -171,20 +171,35 @@ class TestLane:
         assert seen == [f"{name} {what}" for name in "abc" for what in ("begins", "ends")]
 
     async def test_it_rests_in_proportion_to_what_it_did(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        slept: list[float] = []
-        now = [100.0]
-
-        async def sleep(seconds: float) -> None:
-            slept.append(seconds)
-
-        monkeypatch.setattr("service.http.open_streams.monotonic", lambda: now[0])
-        monkeypatch.setattr("service.http.open_streams.asyncio.sleep", sleep)
+        slept, now = _by_hand(monkeypatch)
         lane = Lane()
         for _ in range(10):
             async with lane.turn(4):
                 now[0] += 0.001
-        # What is too short for a timer is saved up.
-        assert slept == pytest.approx([0.008] * 5)
+        # What is too short for a timer is saved up: two turns owe eight, of which one has gone by.
+        assert slept == pytest.approx([0.007] * 4)
+        # Nobody rests for what nobody has done meanwhile.
+        now[0] += 60
+        async with lane.turn(4):
+            pass
+        assert len(slept) == 4
+
+    async def test_only_the_next_one_waits_for_a_rest_and_never_for_long(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        slept, now = _by_hand(monkeypatch)
+        lane = Lane()
+
+        async def cancelled() -> None:
+            async with lane.turn(9):
+                now[0] += 20.0
+                raise asyncio.CancelledError
+
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled()
+        assert slept == []
+        async with lane.turn(9):
+            assert slept == pytest.approx([1.0])
 
     async def test_one_that_fails_or_is_cancelled_holds_up_nobody(self) -> None:
         lane = Lane()
@@ -221,3 +236,17 @@ async def test_of_a_log_that_was_replaced_nothing_is_given_and_everybody_is_woke
         found = await channel.after(3, 100)
         assert found is not None
         assert [one.stream for one in found.events] == [STREAMS[1]]
+
+
+def _by_hand(monkeypatch: pytest.MonkeyPatch) -> tuple[list[float], list[float]]:
+    """A clock that goes on when it is told to, or somebody sleeps; and how long they slept."""
+    slept: list[float] = []
+    now = [100.0]
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr("service.http.open_streams.monotonic", lambda: now[0])
+    monkeypatch.setattr("service.http.open_streams.asyncio.sleep", sleep)
+    return slept, now
