@@ -20,6 +20,7 @@ from service.residence import RESIDENT
 from tests.model.loop import Loop
 from tests.model.server import Session
 from tests.model.subject_keys import KEY_STATEMENTS, WithKeys
+from tests.support.verify import MemoryRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -239,18 +240,7 @@ class _Tables:
         self._tables = tables
 
     def rows(self, table: Any, /) -> Any:
-        return _Writable(self._tables[table.name])
-
-
-class _Writable:
-    def __init__(self, rows: dict[Any, Any]) -> None:
-        self._rows = rows
-
-    def get(self, key: Any, /) -> Any:
-        return self._rows.get(key)
-
-    def put(self, key: Any, row: Any, /) -> None:
-        self._rows[key] = row
+        return MemoryRows(self._tables[table.name])
 
 
 def _positional(parameters: Any) -> Sequence[Any]:

@@ -89,10 +89,12 @@ class _Memory:
         self.tables: dict[str, dict[Any, Any]] = {table.name: {} for table in tables}
 
     def rows(self, table: Table[K, R], /) -> Rows[K, R]:
-        return _MemoryRows(self.tables[table.name])
+        return MemoryRows(self.tables[table.name])
 
 
-class _MemoryRows:
+class MemoryRows:
+    """A table's rows in a dictionary, for a projection."""
+
     def __init__(self, rows: dict[Any, Any]) -> None:
         self._rows = rows
 
