@@ -41,6 +41,13 @@ _EXPECTED_STILL = "CASE WHEN (SELECT hash FROM events WHERE position = %s) = %s 
 _APPEND_IF_SAME = _APPEND.replace("%s", _EXPECTED_STILL, 1)
 _READ_AFTER = f"SELECT {_COLUMNS} FROM events WHERE position > %s ORDER BY position LIMIT %s"
 _READ_STREAMS = f"SELECT {_COLUMNS} FROM events WHERE stream = ANY(%s) ORDER BY position"
+# Each from its end: a stream can be as long as the log.
+_LAST_VERSIONS = """
+    SELECT asked.stream, last.version FROM unnest(%s::text[]) AS asked (stream) CROSS JOIN LATERAL (
+        SELECT version FROM events e WHERE e.stream = asked.stream AND position <= %s
+        ORDER BY version DESC LIMIT 1
+    ) AS last
+"""
 _CLOCK = "SELECT clock_timestamp()"
 _LAST = f"SELECT {_COLUMNS} FROM events ORDER BY position DESC LIMIT 1"
 
@@ -351,11 +358,8 @@ async def position_at(connection: Connection, moment: datetime) -> int:
 
 async def versions(connection: Connection, streams: Sequence[str], upto: int) -> dict[str, int]:
     """The last version of each named stream as of position `upto`; streams without events are absent."""
-    query = (
-        "SELECT stream, max(version) FROM events WHERE stream = ANY(%s) AND position <= %s GROUP BY stream"
-    )
     with translating():
-        return dict(await (await connection.execute(query, (list(streams), upto))).fetchall())
+        return dict(await (await connection.execute(_LAST_VERSIONS, (list(streams), upto))).fetchall())
 
 
 async def _recorded(

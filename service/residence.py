@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
+from eventstore.events import EmailStatus, TaskStatus
 from projections.agents import AGENTS
 from projections.budgets import BUDGET_DAYS, BUDGETS, POLICY, RESERVATIONS
 from projections.emails import EMAILS
@@ -15,6 +16,10 @@ from projections.orchestrator import ORCHESTRATOR
 from projections.projection import Table
 from projections.runs import RUNS
 from projections.tasks import TASKS
+
+OPEN_TASKS = tuple(status for status in get_args(TaskStatus) if status != "completed")
+OPEN_EMAILS = tuple(status for status in get_args(EmailStatus) if status not in ("sent", "archived"))
+"""In which status there is still something to do. (Tables are asked for these: an index finds them.)"""
 
 
 class Residence(NamedTuple):
@@ -44,10 +49,8 @@ RESIDENT: dict[str, Residence] = {
         Residence(RUNS, lambda row: row.status == "running", lambda row: f"run-{row.id}"),
         Residence(KEYS, lambda row: row.state == "active", lambda row: f"key-{row.id}"),
         Residence(ACCESS, lambda row: True, lambda row: None),
-        Residence(TASKS, lambda row: row.status != "completed", lambda row: f"task-{row.id}"),
-        Residence(
-            EMAILS, lambda row: row.status not in ("sent", "archived"), lambda row: f"email-{row.id}"
-        ),
+        Residence(TASKS, lambda row: row.status in OPEN_TASKS, lambda row: f"task-{row.id}"),
+        Residence(EMAILS, lambda row: row.status in OPEN_EMAILS, lambda row: f"email-{row.id}"),
     )
 }
 """The tables that live in memory. Messages and conflicts do not: they are finished as they happen."""

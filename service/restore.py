@@ -25,7 +25,7 @@ from service.folding import (
     fold_page,
     keeping,
 )
-from service.residence import RESIDENT
+from service.residence import OPEN_EMAILS, OPEN_TASKS, RESIDENT
 from service.squad import Squad
 
 if TYPE_CHECKING:
@@ -42,14 +42,14 @@ FOLDED_SOONER_EVENTS = 2 * snapshots.EVENTS_BETWEEN
 
 _LOADED_WITHIN_SECONDS = 60.0
 
-_ACTIVE: dict[str, sql.SQL] = {
+_ACTIVE: dict[str, sql.Composable] = {
     "operations": sql.SQL("WHERE state = 'active'"),
     "reservations": sql.SQL("WHERE state = 'active'"),
     "jobs": sql.SQL("WHERE NOT removed"),
     "api_keys": sql.SQL("WHERE state = 'active'"),
     "job_runs": sql.SQL("WHERE status = 'running'"),
-    "squad_tasks": sql.SQL("WHERE status <> 'completed'"),
-    "email_logs": sql.SQL("WHERE status NOT IN ('sent', 'archived')"),
+    "squad_tasks": sql.SQL("WHERE status = ANY({})").format(list(OPEN_TASKS)),
+    "email_logs": sql.SQL("WHERE status = ANY({})").format(list(OPEN_EMAILS)),
     "budget_days": sql.SQL("WHERE closed_at IS NULL OR reserved <> 0"),
     "budgets": sql.SQL(
         "WHERE day IN (SELECT day FROM budget_days WHERE closed_at IS NULL OR reserved <> 0)"

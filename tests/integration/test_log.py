@@ -170,6 +170,22 @@ async def test_a_stream_never_has_two_events_of_one_version(scribe: Scribe, conn
     assert await log.versions(connection, ["agent-alice", "agent-bob"], upto=9) == {"agent-alice": 1}
 
 
+async def test_the_last_version_of_a_long_stream_is_found_at_its_end(
+    scribe: Scribe, connection: Connection
+) -> None:
+    for _ in range(5):
+        await scribe.append(joined("bob"), *(joined("alice") for _ in range(400)))
+    streams = ["agent-alice", "agent-bob"]
+    assert await log.versions(connection, streams, upto=9_999) == {"agent-alice": 2_000, "agent-bob": 5}
+    await connection.execute("ANALYZE events")
+    cursor = await connection.execute(
+        f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {log._LAST_VERSIONS}", (streams, 9_999)
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    assert row[0][0]["Plan"]["Shared Hit Blocks"] < 50
+
+
 async def test_the_log_never_has_two_events_of_one_id(scribe: Scribe) -> None:
     event_id = new_id()
     await scribe.append(said("once"), id=event_id)

@@ -266,9 +266,7 @@ _STATEMENTS: dict[str, Callable[..., list[Rows]]] = {
     f"SELECT {_COLUMNS} FROM events WHERE position = %s": InMemory._read_one,
     "SELECT coalesce(max(position), 0) FROM events": InMemory._head,
     "SELECT id::text, position FROM events WHERE id = ANY(%s::uuid[])": InMemory._find_ids,
-    "SELECT stream, max(version) FROM events WHERE stream = ANY(%s) AND position <= %s GROUP BY stream": (
-        InMemory._versions
-    ),
+    log._LAST_VERSIONS: InMemory._versions,
     "SELECT stream FROM events WHERE type = 'email_received' AND data ->> 'gmail_message_id' = ANY(%s)": (
         InMemory._find_gmail
     ),
