@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, defaultdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 from eventstore import codec, sealing
 from eventstore.errors import LogNotUnderstood
@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 
 CACHED_ROWS = 20_000
 """How many rows of each table stay at hand between pages; the hot ones are few."""
+
+_ADVANCE = "SELECT advance_projections(%s, %s, %s, %s)"
+# No projection is at -1: where the log has another event there, this raises as where one stands elsewhere.
+_ADVANCE_IF_SO = """
+    SELECT advance_projections(
+        %s, CASE WHEN (SELECT hash FROM events WHERE position = %s) = %s THEN %s::bigint ELSE -1 END, %s, %s
+    )
+"""
 
 _DECODED_AT_ONCE = 500
 """After so many events others get their turn: for a service with callers a page takes too long."""
@@ -118,27 +126,42 @@ class PageFolder:
         self._caches: defaultdict[str, OrderedDict[Any, Any]] = defaultdict(OrderedDict)
 
     async def advance(
-        self, connection: Connection, members: Sequence[Projection], page: Sequence[Recorded]
+        self,
+        connection: Connection,
+        members: Sequence[Projection],
+        page: Sequence[Recorded],
+        events: Sequence[AnyEvent] | None = None,
     ) -> None:
-        """Folds consecutive stored events into the tables of projections that stand just before them.
+        """Folds consecutive events into the tables of projections that stand just before them.
+
+        Args:
+            connection: in autocommit mode; the tables are those that come first on its search path.
+            members: the projections.
+            page: the events as they are stored.
+            events: what they tell, where the page was not read from the log. Then nothing is written
+                unless the log has it.
 
         Raises:
-            StoreBusy: one of them stands elsewhere, or its tables were replaced; nothing was written.
+            StoreBusy: one of them stands elsewhere, its tables were replaced, or the log has another page
+                there; nothing was written.
             StoreUnavailable: the connection broke; the page was written whole or not at all.
             UnknownEventType, UnreadableEvent, LogNotUnderstood: an event cannot be folded; nothing was
                 written.
         """
-        folded = await self.fold(connection, members, page, await decoded(connection, page, self._keyring))
         names = [member.name for member in members]
-        before, after = page[0].position - 1, page[-1].position
+        before, last = page[0].position - 1, page[-1]
+        query: LiteralString = _ADVANCE
+        parameters: tuple[Any, ...] = (names, before, last.position, self._generation)
+        if events is None:
+            events = await decoded(connection, page, self._keyring)
+        else:
+            query = _ADVANCE_IF_SO
+            parameters = (names, last.position, last.hash, *parameters[1:])
+        folded = await self.fold(connection, members, page, events)
         with translating():
             async with connection.pipeline(), connection.transaction():
                 # Before the rows: see advance_projections in schema.sql.
-                await connection.execute(
-                    "SELECT advance_projections(%s, %s, %s, %s)",
-                    (names, before, after, self._generation),
-                    prepare=True,
-                )
+                await connection.execute(query, parameters, prepare=True)
                 await folded.write(connection)
         folded.keep()
 

@@ -30,11 +30,13 @@ from eventstore.telling import told
 from eventstore.translation import translating
 from projections import PROJECTIONS
 from projections.folding import PageFolder
+from projections.fresh import Fresh
 from projections.rebuild import rebuild
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from eventstore.events import AnyEvent
     from eventstore.keys import Keyring
     from eventstore.recorded import Recorded
     from projections.projection import Projection
@@ -92,9 +94,15 @@ class Projector:
         self._keyring = keyring
         self._generation = 0
         self._folder = PageFolder(keyring=keyring)
+        self._fresh = Fresh()
         self._outdated: list[Projection] = []
         self._rebuilding: asyncio.Task[dict[str, Exception]] | None = None
         self._told_at = 0.0
+
+    def observe(self, recorded: Sequence[Recorded], events: Sequence[AnyEvent]) -> None:
+        """Takes note of events that this process has appended, which then need not be read."""
+        if self.active:
+            self._fresh.extend(recorded, events)
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -142,6 +150,7 @@ class Projector:
         with translating():
             self._generation = await self._prepare(connection)
         self._folder = PageFolder(self._generation, self._keyring)
+        self._fresh.clear()
         if self._outdated:
             names = ", ".join(projection.name for projection in self._outdated)
             _log.info("rebuilding what other code folded: %s", names)
@@ -186,7 +195,8 @@ class Projector:
             with hanging_up_after(STUCK_AFTER_SECONDS, connection):
                 await self._tend_the_rebuild(connection)
                 try:
-                    moved = await self._advance_the_hindmost(connection)
+                    is_fresh = await self._advance_by_what_is_fresh(connection)
+                    moved = is_fresh or await self._advance_the_hindmost(connection)
                 except StoreBusy:
                     if not await self._begin_if_replaced(connection):
                         raise
@@ -194,8 +204,10 @@ class Projector:
                 if moved:
                     self.poll_rescues += polled and not ticket.is_set()
                     polled = False
-                    continue
-                replaced = await self._begin_if_replaced(connection)
+                    if ticket.is_set() or not is_fresh:
+                        continue
+                # Where a page from memory was taken, nobody had replaced the rows.
+                replaced = not moved and await self._begin_if_replaced(connection)
             if not replaced:
                 await wait_for_hint(ticket)
                 polled = not ticket.is_set()
@@ -262,6 +274,25 @@ class Projector:
             await asyncio.gather(self._rebuilding, return_exceptions=True)
             self._rebuilding = None
 
+    async def _advance_by_what_is_fresh(self, connection: Connection) -> bool:
+        """Takes what this process has just appended, where all projections stand right before it."""
+        if self._outdated or self.failed or not self._fresh:
+            return False
+        asked, hinted = monotonic(), self._hints.position
+        behind = min(self.positions.values())
+        if behind != max(self.positions.values()) or not (page := self._fresh.take(behind)):
+            return False
+        members = list(self._projections.values())
+        try:
+            await self._fold_and_write(connection, members, page.recorded, page.events)
+        except (StoreUnavailable, StoreBusy, psycopg.OperationalError):
+            raise
+        except Exception:  # noqa: BLE001 - what cannot be folded is looked into when it comes from the log
+            return False
+        if page.recorded[-1].position >= hinted:
+            self.covered_at.update(dict.fromkeys(self.positions, asked))
+        return True
+
     async def _advance_the_hindmost(self, connection: Connection) -> bool:
         """Takes one page for the projections that are furthest behind; False where all are at the head."""
         is_patient = monotonic() - self._failed_at < RETRY_FAILED_SECONDS
@@ -308,9 +339,13 @@ class Projector:
                 await self._fail(connection, members[0], page[0].position, error)
 
     async def _fold_and_write(
-        self, connection: Connection, members: Sequence[Projection], page: Sequence[Recorded]
+        self,
+        connection: Connection,
+        members: Sequence[Projection],
+        page: Sequence[Recorded],
+        events: Sequence[AnyEvent] | None = None,
     ) -> None:
-        await self._folder.advance(connection, members, page)
+        await self._folder.advance(connection, members, page, events)
         after = page[-1].position
         self.positions.update(dict.fromkeys((member.name for member in members), after))
         if mended := [member.name for member in members if self.failed.pop(member.name, None)]:

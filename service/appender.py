@@ -63,6 +63,7 @@ class Appender:
         self,
         clock: DatabaseClock,
         waiting: Waiting,
+        appended: Callable[[Batch], None],
         publish: Callable[[Sequence[Recorded]], None],
         sealing_: Sealing,
         replaced: Callable[[], None],
@@ -76,6 +77,7 @@ class Appender:
         self.in_doubt: Batch | None = None
         """A batch whose commit may or may not have happened."""
         self._clock = clock
+        self._appended = appended
         self._publish = publish
         self._sealing = sealing_
         self._replaced = replaced
@@ -275,7 +277,7 @@ class Appender:
             self._confirmed.appended(batch.recorded[-1].position)
             self._sealing.settle(batch.sealer)
             self._sealing.observe(batch.recorded)
-            self._publish(batch.recorded)
+            self._appended(batch)
 
     def _tell_of_others(self, page: Sequence[Recorded]) -> None:
         """What others have appended was folded, and keys that they destroyed are no longer used."""

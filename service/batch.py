@@ -11,7 +11,7 @@ from uuid_utils import uuid7
 
 from eventstore import codec
 from eventstore.chain import link, microseconds
-from eventstore.events import AppendAbandoned, RequestAnswered
+from eventstore.events import AnyEvent, AppendAbandoned, RequestAnswered
 from eventstore.recorded import NewEvent, Recorded
 from service.commands import ForgetSubject
 from service.decide import At, Refused, access, clock, decide
@@ -42,6 +42,8 @@ class Batch(NamedTuple):
     tickets: Sequence[Ticket]
     outcomes: list[tuple[Ticket, Outcome | Exception]]
     recorded: list[Recorded]
+    events: list[AnyEvent]
+    """What `recorded` tells, before anything of it was sealed."""
     decided_at: datetime
     """The database's clock as the decisions believed it to be."""
     sealer: Sealer | None = None
@@ -51,6 +53,7 @@ class Batch(NamedTuple):
         """One batch of this one and of what was decided on the same draft after it, at the same time."""
         self.outcomes.extend(more.outcomes)
         self.recorded.extend(more.recorded)
+        self.events.extend(more.events)
         return self._replace(tickets=[*self.tickets, *more.tickets])
 
 
@@ -82,8 +85,8 @@ def decide_batch(
         abandoned: a batch whose commit proved not to have happened.
         ids: gives a fresh UUIDv7 at each call, for events and for what they are about.
     """
-    batch = Batch(tickets, [], [], decided_at, sealer)
-    recorder = Recorder(draft, batch.recorded, now, ids, sealer)
+    batch = Batch(tickets, [], [], [], decided_at, sealer)
+    recorder = Recorder(draft, batch, now, ids)
     if abandoned:
         recorder.record([_fence(abandoned)], "system:writer", ids())
         draft.keep()
@@ -99,7 +102,7 @@ def decide_batch(
             kind, correlation_id = type(ticket.request.command).__name__, ticket.request.correlation_id
             _log.exception("deciding %s failed", kind, extra=about(correlation_id))
             draft.roll_back()
-            del batch.recorded[before:]
+            del batch.recorded[before:], batch.events[before:]
             outcome = CommandFailed(str(error))
         batch.outcomes.append((ticket, outcome))
     return batch
@@ -111,17 +114,16 @@ class Recorder:
     def __init__(
         self,
         draft: Draft,
-        recorded: list[Recorded],
+        batch: Batch,
         now: datetime,
         ids: Callable[[], str] = new_id,
-        sealer: Sealer | None = None,
     ) -> None:
         self.draft = draft
-        self.recorded = recorded
+        self.batch = batch
         self.now = now
         self.ids = ids
         self.now_microseconds = microseconds(now)
-        self.sealer = sealer
+        self.sealer = batch.sealer
 
     def record(
         self,
@@ -182,7 +184,8 @@ class Recorder:
                 digest,
             )
             draft.fold(event, recorded)
-            self.recorded.append(recorded)
+            self.batch.recorded.append(recorded)
+            self.batch.events.append(event)
 
 
 def _decide_one(

@@ -37,8 +37,10 @@ from service.sealer import Sealing
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
     from service.ahead import Decided
+    from service.batch import Batch
     from service.clock import DatabaseClock
     from service.squad import Squad
 
@@ -73,6 +75,8 @@ class Writer:
         """Wakes when `squad` has moved on."""
         self.observers: list[Callable[[Sequence[Recorded]], None]] = []
         """Told about every event after it was committed, in order. They must not raise."""
+        self.on_appended: list[Callable[[Sequence[Recorded], Sequence[AnyEvent]], None]] = []
+        """Told about what was committed here, and what those events tell, before `observers` are."""
         self.on_replaced: list[Callable[[], None]] = []
         """Told when the log proved to be another one, once `squad` holds what is in it; must not raise."""
         self.replacements = 0
@@ -87,6 +91,7 @@ class Writer:
         self._appender = Appender(
             clock,
             self.waiting,
+            self._appended,
             self._publish,
             Sealing(keyring or Keyring(), encrypt=encrypt),
             self._start_afresh,
@@ -253,6 +258,11 @@ class Writer:
             for part in parts:
                 self.waiting.put_back(part)
             self._current = ()
+
+    def _appended(self, batch: Batch) -> None:
+        for observe in self.on_appended:
+            observe(batch.recorded, batch.events)
+        self._publish(batch.recorded)
 
     def _publish(self, recorded: Sequence[Recorded]) -> None:
         for observe in self.observers:

@@ -242,9 +242,9 @@ class Story:
 
     def _append(self, event: AnyEvent, at: When | None) -> None:
         self._move_clock(at)
-        draft, recorded = Draft(self.squad), list[Recorded]()
-        Recorder(draft, recorded, self._now, self.new_id).record([NewEvent(event)], "tester", "given")
-        self._commit(draft, recorded)
+        draft, batch = Draft(self.squad), Batch((), [], [], [], self._now)
+        Recorder(draft, batch, self._now, self.new_id).record([NewEvent(event)], "tester", "given")
+        self._commit(draft, batch.recorded)
 
     def _commit(self, draft: Draft, recorded: list[Recorded]) -> None:
         self.squad.merge(draft)

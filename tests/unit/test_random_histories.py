@@ -31,7 +31,7 @@ from projections.jobs import JOBS
 from projections.keys import KEYS
 from projections.operations import OPERATIONS
 from projections.runs import RUNS
-from service.batch import Recorder
+from service.batch import Batch, Recorder
 from service.commands import (
     AnyCommand,
     ClaimTick,
@@ -160,7 +160,7 @@ class World:
     def _check_that_a_draft_can_be_taken_back(self, commands: Iterable[AnyCommand], now: datetime) -> None:
         draft = Draft(self.story.squad)
         before = _contents(draft)
-        recorder = Recorder(draft, [], now, self.story.new_id)
+        recorder = Recorder(draft, Batch((), [], [], [], now), now, self.story.new_id)
         if self.story.squad.has_policy:
             for command in commands:
                 recorder.record(decide(draft, command, At(now, self.story.new_id)).events, "x", "y")

@@ -1,0 +1,1 @@
+from tests.integration.test_projector_fresh import *  # noqa: F403

@@ -1,0 +1,190 @@
+"""What this process has appended reaches the tables without being read back, and only if the log has it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from eventstore import log
+from eventstore.listener import Hints
+from projections.projector import Projector
+from service import commands as do
+from tests.integration.test_projector import POISON, _make_messages_choke_on_poison
+from tests.support.life import Life, live_with_jobs
+from tests.support.log import Scribe, joined, said
+from tests.support.parts import (
+    SCHEMA,
+    connected,
+    is_to_encrypt,
+    message,
+    running,
+    running_listener,
+    running_writer,
+    submit,
+)
+from tests.support.verify import assert_tables_equal_fold, projected_to_head
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
+    from service.writer import Writer
+
+
+@asynccontextmanager
+async def _squad(database: str) -> AsyncIterator[tuple[Writer, Projector]]:
+    """A writer and a projector that is told of what it appends, as in a service."""
+    async with AsyncExitStack() as stack:
+        listener = await stack.enter_async_context(running_listener(database))
+        projector = Projector(database, SCHEMA, listener.events)
+        await stack.enter_async_context(running(projector.run()))
+        writer = await stack.enter_async_context(running_writer(database, hints=listener.events))
+        await eventually(lambda: projector.active)
+        await eventually(partial(projected_to_head, database))
+        writer.on_appended.append(projector.observe)
+        yield writer, projector
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The positions that were read from the log."""
+    positions: list[int] = []
+    read_after = log.read_after
+
+    async def noting(connection: Connection, position: int, *more: int) -> list[Recorded]:
+        page = await read_after(connection, position, *more)
+        positions.extend(recorded.position for recorded in page)
+        return page
+
+    monkeypatch.setattr(log, "read_after", noting)
+    return positions
+
+
+async def test_it_is_folded_without_being_read(database: str, read: list[int]) -> None:
+    async with _squad(database) as (writer, _):
+        read.clear()
+        await live_with_jobs(writer, 1, 300)
+        head = writer.squad.head.position
+        await eventually(partial(projected_to_head, database))
+    # A notification may be faster than the writer's own answer; then the log was read.
+    assert len(read) < head / 2
+    assert await assert_tables_equal_fold(database) > 100
+
+
+async def test_many_at_once(database: str) -> None:
+    async with _squad(database) as (writer, _):
+        await asyncio.gather(*(Life(seed).live(writer, 60) for seed in range(8)))
+        await eventually(partial(projected_to_head, database))
+    assert await assert_tables_equal_fold(database) > 100
+
+
+async def test_what_others_appended_in_between_is_read(database: str) -> None:
+    async with _squad(database) as (writer, _), running_writer(database) as other:
+        await asyncio.gather(Life(seed=2).live(writer, 150), Life(seed=3).live(other, 150))
+        await eventually(partial(projected_to_head, database))
+    assert await assert_tables_equal_fold(database) > 100
+
+
+async def test_a_page_that_the_log_does_not_have_reaches_no_table(database: str) -> None:
+    """As where the log was replaced by a backup of it, and nobody has noticed yet."""
+    async with _squad(database) as (writer, projector):
+        head = writer.squad.head.position
+        event = said("never appended")
+        async with connected(database) as connection:
+            scribe = Scribe(connection)
+            await scribe.catch_up()
+            row = scribe.row(event, await log.clock(connection))
+            projector.observe([row], [event])
+            projector._hints.wake(head + 1)
+            # It begins anew, and lets go of what it had.
+            await eventually(lambda: not projector._fresh)
+            await eventually(lambda: projector.active and not projector._fresh)
+            assert set(projector.positions.values()) == {head}
+            await submit(writer, message("appended"))
+            await eventually(partial(projected_to_head, database))
+            cursor = await connection.execute("SELECT message FROM squad_messages")
+            assert await cursor.fetchall() == [("appended",)]
+    await assert_tables_equal_fold(database)
+
+
+async def test_another_event_at_its_position_reaches_the_tables_instead(database: str) -> None:
+    async with _squad(database) as (_, projector):
+        event, other = said("never appended"), joined("zoe")
+        async with connected(database) as connection:
+            scribe = Scribe(connection)
+            await scribe.catch_up()
+            row = scribe.row(event, await log.clock(connection))
+            # Known to the projector before it is woken by the event that really is there.
+            projector.observe([row], [event])
+            await scribe.append(other)
+            await eventually(partial(projected_to_head, database))
+            cursor = await connection.execute("SELECT count(*) FROM squad_messages")
+            assert await cursor.fetchall() == [(0,)]
+    assert await assert_tables_equal_fold(database) > 0
+
+
+async def test_one_that_fails_stops_before_the_event_and_the_others_go_on(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _make_messages_choke_on_poison(monkeypatch)
+    async with _squad(database) as (writer, projector):
+        before = writer.squad.head.position
+        await asyncio.gather(*(submit(writer, message(text)) for text in ("one", POISON, "after")))
+        await submit(writer, do.RegisterAgent(name="bob", role="tester"))
+        head = writer.squad.head.position
+        await eventually(lambda: projector.failed and projector.positions["agents"] == head)
+        assert set(projector.failed) == {"messages"}
+        position, _ = projector.failed["messages"]
+        async with connected(database) as connection:
+            found = await log.read_one(connection, position)
+            assert found is not None
+            assert found.type == "message_sent"
+            assert is_to_encrypt() or POISON in found.data
+        assert projector.positions["messages"] == position - 1 >= before
+
+
+async def test_rows_that_a_replay_has_replaced_are_not_written_over(database: str) -> None:
+    async with _squad(database) as (writer, projector), connected(database) as connection:
+        await Life(seed=5).live(writer, 30)
+        await eventually(partial(projected_to_head, database))
+        await connection.execute("UPDATE projections SET generation = generation + 1")
+        await Life(seed=6).live(writer, 30)
+        await eventually(partial(projected_to_head, database))
+        await eventually(lambda: projector._generation == 2)
+    assert await assert_tables_equal_fold(database) > 0
+
+
+async def test_a_hint_without_a_position_has_the_log_read(database: str) -> None:
+    """As after the listener was away: nobody knows what was said meanwhile."""
+    hints = Hints()
+    projector = Projector(database, SCHEMA, hints)
+    async with running_writer(database) as writer, running(projector.run()):
+        await eventually(lambda: projector.active)
+        await eventually(partial(projected_to_head, database))
+        writer.on_appended.append(projector.observe)
+        async with connected(database) as connection:
+            rescues = projector.poll_rescues
+            await submit(writer, message("ours"))
+            hints.wake(writer.squad.head.position)
+            await eventually(partial(projected_to_head, database))
+            scribe = Scribe(connection)
+            await scribe.catch_up()
+            await scribe.append(joined("zoe"))
+            hints.wake()
+            await eventually(partial(projected_to_head, database))
+            assert projector.poll_rescues == rescues
+
+
+async def test_nothing_is_kept_where_another_process_is_the_projector(database: str) -> None:
+    standby = Projector(database, SCHEMA, Hints())
+    async with _squad(database) as (writer, _), running(standby.run()):
+        writer.on_appended.append(standby.observe)
+        await Life(seed=7).live(writer, 20)
+        assert not standby.active
+        assert not standby._fresh
