@@ -192,6 +192,7 @@ class Projector:
         polled = False
         while True:
             ticket = self._hints.ticket()
+            began = monotonic()
             with hanging_up_after(STUCK_AFTER_SECONDS, connection):
                 await self._tend_the_rebuild(connection)
                 try:
@@ -205,6 +206,8 @@ class Projector:
                     self.poll_rescues += polled and not ticket.is_set()
                     polled = False
                     if ticket.is_set() or not is_fresh:
+                        if is_fresh:
+                            await asyncio.sleep(min(2 * (monotonic() - began), 0.05))
                         continue
                 # Where a page from memory was taken, nobody had replaced the rows.
                 replaced = not moved and await self._begin_if_replaced(connection)

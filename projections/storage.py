@@ -32,10 +32,10 @@ def create_statement(table: Table[Any, Any], name: sql.Composable) -> sql.Compos
 
 
 @cache
-def upsert_statement(table: Table[Any, Any]) -> sql.Composed:
+def upsert_statement(table: Table[Any, Any]) -> bytes:
     """One statement that writes any number of rows, given an array a column."""
     others = [column for column in table.columns if column not in table.key]
-    return sql.SQL(
+    statement = sql.SQL(
         "INSERT INTO {table} ({columns}) SELECT * FROM unnest({arrays})"
         " ON CONFLICT ({key}) DO UPDATE SET {updates}"
     ).format(
@@ -47,6 +47,8 @@ def upsert_statement(table: Table[Any, Any]) -> sql.Composed:
             sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(column)) for column in others
         ),
     )
+    # The driver would put it together at every execution.
+    return statement.as_bytes()
 
 
 async def write(connection: Connection, table: Table[Any, Any], rows: Iterable[tuple[Any, ...]]) -> None:
@@ -81,22 +83,31 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
-async def load(connection: Connection, table: Table[Any, Any], keys: Sequence[Any]) -> list[Any]:
-    """The rows with these keys, as far as they exist."""
-    key_types = [table.types[table.columns.index(column)] for column in table.key]
-    parts = [tuple(keys)] if len(table.key) == 1 else list(zip(*keys, strict=True))
-    arrays = [array_literal(kind, part) for kind, part in zip(key_types, parts, strict=True)]
-    query = sql.SQL(
+@cache
+def load_statement(table: Table[Any, Any]) -> bytes:
+    """One statement that reads any number of rows, given an array for each column of the key."""
+    statement = sql.SQL(
         "SELECT {columns} FROM {table} WHERE ({key}) IN (SELECT * FROM unnest({arrays}))"
     ).format(
         columns=_names(table.columns),
         table=sql.Identifier(table.name),
         key=_names(table.key),
-        arrays=sql.SQL(", ").join(sql.SQL("%s::" + kind + "[]") for kind in key_types),
+        arrays=sql.SQL(", ").join(sql.SQL("%s::" + kind + "[]") for kind in _key_types(table)),
     )
+    return statement.as_bytes()
+
+
+async def load(connection: Connection, table: Table[Any, Any], keys: Sequence[Any]) -> list[Any]:
+    """The rows with these keys, as far as they exist."""
+    parts = [tuple(keys)] if len(table.key) == 1 else list(zip(*keys, strict=True))
+    arrays = [array_literal(kind, part) for kind, part in zip(_key_types(table), parts, strict=True)]
     with translating():
-        cursor = await connection.execute(query, arrays, prepare=True)
+        cursor = await connection.execute(load_statement(table), arrays, prepare=True)
         return [table.row(*row) for row in await cursor.fetchall()]
+
+
+def _key_types(table: Table[Any, Any]) -> list[str]:
+    return [table.types[table.columns.index(column)] for column in table.key]
 
 
 async def select(

@@ -39,7 +39,14 @@ def _statements(path: Path) -> list[str]:
 
 
 def test_statements_are_constants_or_composed_of_identifiers() -> None:
-    composed = ("sql.SQL(", "psycopg.sql.SQL(", "pair(", "upsert_statement(", "storage.create_statement(")
+    composed = (
+        "sql.SQL(",
+        "psycopg.sql.SQL(",
+        "pair(",
+        "upsert_statement(",
+        "load_statement(",
+        "storage.create_statement(",
+    )
     found = {
         statement
         for package in PACKAGES
