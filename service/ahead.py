@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from service.clock import DatabaseClock
+    from service.pace import Pace
     from service.requests import Ticket, Waiting
     from service.sealer import Sealing
     from service.squad import Squad
@@ -37,9 +38,10 @@ class Decided(NamedTuple):
 class Ahead:
     """Takes commands from the queue and decides them above the batch that is on its way."""
 
-    def __init__(self, clock: DatabaseClock, waiting: Waiting, sealing: Sealing) -> None:
+    def __init__(self, clock: DatabaseClock, waiting: Waiting, sealing: Sealing, pace: Pace) -> None:
         self._clock = clock
         self._waiting = waiting
+        self._pace = pace
         self._sealing = sealing
         self._below: Draft | None = None
         self._decided: Decided | None = None
@@ -90,9 +92,9 @@ class Ahead:
         self._is_due = False
         if self._below is None:
             return
-        before = self._decided
+        before, beside = self._decided, self.tickets
         draft = before.draft if before else Draft(self._below)
-        tickets = self._without_needs(draft, self._waiting.drain(beside=self.tickets))
+        tickets = self._without_needs(draft, self._waiting.drain(self._pace.beside(), beside=beside))
         if tickets:
             self._decided = self._decide_above(self._below, before, draft, tickets)
 
@@ -104,7 +106,8 @@ class Ahead:
         latest = below.head.recorded_at
         now = max(decided_at, latest) if latest else decided_at
         sealer = self._sealing.ahead(before.batch.sealer if before else None, draft, tickets)
-        batch = decide_batch(draft, tickets, {}, now=now, decided_at=decided_at, sealer=sealer)
+        with self._pace.deciding(len(tickets)):
+            batch = decide_batch(draft, tickets, {}, now=now, decided_at=decided_at, sealer=sealer)
         return Decided(draft, before.batch.and_then(batch) if before else batch)
 
     def _without_needs(self, draft: Draft, tickets: list[Ticket]) -> list[Ticket]:

@@ -40,6 +40,8 @@ from service.batch import Batch, decide_batch
 from service.confirmed import Confirmed
 from service.draft import Draft
 from service.folding import complete
+from service.pace import Pace
+from service.requests import MAX_BATCH_COMMANDS
 from service.restore import STUCK_AFTER_SECONDS, catch_up, fold_page, restore
 from service.squad import Squad
 
@@ -70,7 +72,8 @@ class Appender:
         measures: Measures,
     ) -> None:
         self.squad = Squad()
-        self.ahead = Ahead(clock, waiting, sealing_)
+        self.pace = Pace()
+        self.ahead = Ahead(clock, waiting, sealing_, self.pace)
         """What is decided while a batch is on its way."""
         self.contended = False
         """Whether others write too, so that batches are decided holding the lock."""
@@ -115,6 +118,11 @@ class Appender:
             return ()
         with hanging_up_after(STUCK_AFTER_SECONDS, connection), translating():
             return await self._resolve_doubt(connection, self.in_doubt)
+
+    def enough(self, waiting: int) -> int:
+        """How many of those that wait are to be committed together."""
+        # While others write too, nothing is decided ahead, and every commit is a wait for the lock.
+        return MAX_BATCH_COMMANDS if self.contended else self.pace.first(waiting)
 
     async def renew_clock(self, connection: Connection) -> None:
         """Asks the database for the time, where no append has told it lately."""
@@ -234,9 +242,10 @@ class Appender:
         latest = self.squad.head.recorded_at
         # The log's time never goes backwards, even where the database's clock was set back.
         not_before = max(now, latest) if latest else now
-        return decide_batch(
-            draft, tickets, answers, now=not_before, decided_at=now, sealer=sealer, abandoned=abandoned
-        )
+        with self.pace.deciding(len(tickets)):
+            return decide_batch(
+                draft, tickets, answers, now=not_before, decided_at=now, sealer=sealer, abandoned=abandoned
+            )
 
     async def _append(self, connection: Connection, batch: Batch, *, commit: bool = False) -> None:
         asked = monotonic()
@@ -259,8 +268,10 @@ class Appender:
         finally:
             self._measures.lock(take_lock_wait(connection))
         self.in_doubt = None
-        self._clock.learn(its_time, asked, monotonic())
-        self._measures.batch(batch, monotonic() - asked)
+        answered = monotonic()
+        self._clock.learn(its_time, asked, answered)
+        self.pace.appended(answered - asked)
+        self._measures.batch(batch, answered - asked)
 
     def _settle(self, batch: Batch, draft: Draft) -> None:
         """The batch is in the log: its effects are everybody's, and its callers are told."""

@@ -156,11 +156,16 @@ class Waiting:
         self.bytes += sum(ticket.request.size for ticket in tickets)
         self.arrived.set()
 
-    def drain(self, *, beside: Sequence[Ticket] = ()) -> list[Ticket]:
-        """Takes the next batch, or more to go `beside` others; leaves out those whose callers have gone."""
+    def drain(self, most: int = MAX_BATCH_COMMANDS, *, beside: Sequence[Ticket] = ()) -> list[Ticket]:
+        """Takes the next batch, or more to go `beside` others; leaves out those whose callers have gone.
+
+        Args:
+            most: how many commands the batch has at most, with those that it goes beside.
+            beside: what makes a batch together with these.
+        """
         batch: list[Ticket] = []
         size = sum(ticket.request.size for ticket in beside)
-        most = MAX_BATCH_COMMANDS - len(beside)
+        most -= len(beside)
         while self._tickets and len(batch) < most and size < MAX_BATCH_BYTES:
             ticket = self._tickets.popleft()
             self.bytes -= ticket.request.size

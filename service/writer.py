@@ -232,7 +232,7 @@ class Writer:
                     self.measures.poll_rescues += 1
             if decided := self._appender.ahead.take():
                 await self._carry_out(connection, list(decided.batch.tickets), decided)
-            elif tickets := self.waiting.drain():
+            elif tickets := self.waiting.drain(self._appender.enough(len(self.waiting))):
                 await self._carry_out(connection, tickets)
 
     async def _carry_out(

@@ -11,6 +11,7 @@ import pytest
 from eventstore import log, sealing
 from service import commands as do
 from service.decide import messages
+from service.pace import PLENTY
 from service.requests import CommandFailed
 from tests.support.erasure import assert_keys_were_used_in_time, keys_there, remains
 from tests.support.log import Scribe, joined
@@ -175,6 +176,23 @@ async def test_one_that_fails_fails_alone(
     await assert_log_is_sound(database)
 
 
+async def test_of_many_that_ask_at_once_some_are_decided_while_others_are_on_their_way(
+    database: str, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise all would be answered together and ask again together, and nothing would overlap."""
+    async with running_writer(database) as writer:
+        monkeypatch.setattr(writer._appender.pace, "_at_least", lambda: 1)
+        await submit(writer, message("to be known"))
+        gate.sizes.clear()
+        gate.open.clear()
+        asked = [asyncio.create_task(submit(writer, message(str(number)))) for number in range(64)]
+        await eventually(lambda: ahead(writer) == 32)
+        gate.open.set()
+        await asyncio.gather(*asked)
+        assert gate.sizes == [32, 32]
+    await assert_log_is_sound(database)
+
+
 class TestEncrypted:
     """What is decided ahead is sealed with keys that are at hand, and with none that is on its way out."""
 
@@ -184,9 +202,9 @@ class TestEncrypted:
         async with running_writer(database, encrypt=True) as writer:
             async with on_its_way(writer, gate, message("below")) as add:
                 # More than were put in stock.
-                add(*(message(str(number)) for number in range(100)))
-                await eventually(lambda: ahead(writer) == 100)
-            assert await assert_keys_were_used_in_time(database) == 101
+                add(*(message(str(number)) for number in range(PLENTY)))
+                await eventually(lambda: ahead(writer) == PLENTY)
+            assert await assert_keys_were_used_in_time(database) == PLENTY + 1
         assert await remains(database, ["below"]) == []
 
     async def test_a_senders_key_that_is_at_hand_is_used(self, database: str, gate: Gate) -> None:

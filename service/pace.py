@@ -1,0 +1,62 @@
+"""How many commands make a batch, so that deciding and appending go on beside each other.
+
+While one batch is on its way the next is decided (`service.ahead`). Where all that wait went together,
+nothing would be left to decide meanwhile: the callers of one batch ask again when it is answered, and the
+database would wait for the decisions and they for the database. So a batch leaves something behind, unless
+appending takes so long that deciding cannot fill the time: then everything goes at once, and shares one
+commit.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from service.requests import MAX_BATCH_COMMANDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PLENTY = 64
+"""Where so many share a commit, its cost hardly counts any more."""
+
+_NEWEST_COUNTS = 0.2
+_FIRST_GUESS_SECONDS = 20e-6
+
+
+class Pace:
+    """What the last batches took, and what follows for the size of the next one."""
+
+    def __init__(self) -> None:
+        self._a_decision = _FIRST_GUESS_SECONDS
+        self._an_append = 0.0
+
+    @contextmanager
+    def deciding(self, commands: int) -> Iterator[None]:
+        """Takes note of how long it takes to decide so many."""
+        began = monotonic()
+        yield
+        if commands:
+            self.decided(commands, monotonic() - began)
+
+    def decided(self, commands: int, seconds: float) -> None:
+        """Takes note of how long it took to decide so many."""
+        self._a_decision += _NEWEST_COUNTS * (seconds / commands - self._a_decision)
+
+    def appended(self, seconds: float) -> None:
+        """Takes note of a round trip."""
+        self._an_append += _NEWEST_COUNTS * (seconds - self._an_append)
+
+    def first(self, waiting: int) -> int:
+        """How many of those that wait are to be decided now, before anything is on its way."""
+        return max(self._at_least(), min(PLENTY, -(-waiting // 2)))
+
+    def beside(self) -> int:
+        """How many are to be decided at most while others are on their way."""
+        return max(self._at_least(), PLENTY)
+
+    def _at_least(self) -> int:
+        # Decided in half of an append. In a whole one it would feed itself, for an answer that is there is
+        # not looked at before a decision is through.
+        return min(max(1, int(self._an_append / (2 * self._a_decision))), MAX_BATCH_COMMANDS)

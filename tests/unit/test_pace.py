@@ -1,0 +1,57 @@
+"""How many commands make a batch: enough to share a commit, and few enough to leave something to decide."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.pace import PLENTY, Pace
+from service.requests import MAX_BATCH_COMMANDS
+
+
+def _after(*, append_seconds: float, decision_seconds: float = 20e-6) -> Pace:
+    pace = Pace()
+    for _ in range(100):
+        pace.decided(50, 50 * decision_seconds)
+        pace.appended(append_seconds)
+    return pace
+
+
+def test_half_of_those_that_wait_are_left_to_be_decided_meanwhile() -> None:
+    pace = _after(append_seconds=0.0005)
+    assert pace.first(64) == 32
+    assert pace.beside() >= 32
+
+
+def test_of_many_no_more_than_share_a_commit_well() -> None:
+    pace = _after(append_seconds=0.0005)
+    assert pace.first(512) == pace.first(5_000) == pace.beside() == PLENTY
+
+
+@pytest.mark.parametrize("waiting", range(1, 11))
+def test_a_few_go_together(waiting: int) -> None:
+    assert _after(append_seconds=0.0005).first(waiting) >= waiting
+
+
+def test_where_appending_takes_long_all_share_one_commit() -> None:
+    pace = _after(append_seconds=0.02)
+    assert pace.first(400) >= 400
+    assert pace.beside() >= 400
+
+
+def test_it_does_not_feed_itself() -> None:
+    """An answer is not looked at while the next batch is decided, so that appends seem to take as long."""
+    pace = _after(append_seconds=0.02)
+    for _ in range(100):
+        size = pace.beside()
+        pace.decided(size, size * 20e-6)
+        pace.appended(max(0.0005, size * 20e-6))
+    assert pace.beside() == PLENTY
+
+
+def test_a_batch_has_its_bound_however_long_appending_takes() -> None:
+    pace = _after(append_seconds=30)
+    assert pace.first(10_000) == pace.beside() == MAX_BATCH_COMMANDS
+
+
+def test_at_first_there_is_something_to_go_by() -> None:
+    assert [Pace().first(waiting) for waiting in (1, 2, 64, 1_000)] == [1, 1, 32, PLENTY]
