@@ -23,7 +23,7 @@ from service.residence import PARTIAL, RESIDENT
 from service.squad import Resource, Squad, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
@@ -55,16 +55,38 @@ class Layer:
         self.journal.append((self.changes, key, self.changes.get(key, _ABSENT)))
         self.changes[key] = value
 
-    def items(self) -> Iterator[tuple[Any, Any]]:
+    def items(self) -> Iterable[tuple[Any, Any]]:
         """All there are, in no order."""
-        for key, value in self.below.items():
-            if key not in self.changes:
-                yield key, value
-        yield from self.changes.items()
+        return {**dict(self.below.items()), **self.changes}.items() if self.changes else self.below.items()
 
-    def values(self) -> Iterator[Any]:
+    def values(self) -> Iterable[Any]:
         """All there are, in no order."""
-        return (value for _, value in self.items())
+        return (
+            {**dict(self.below.items()), **self.changes}.values() if self.changes else self.below.values()
+        )
+
+
+class _Layers(dict["Table[Any, Any]", Layer]):
+    """By table; each is laid above the table's rows when it is first asked for."""
+
+    def __init__(self, base: Squad | Draft, journal: list[tuple[dict[Any, Any], Any, Any]]) -> None:
+        super().__init__()
+        self._base = base
+        self._journal = journal
+
+    def __missing__(self, table: Table[Any, Any]) -> Layer:
+        layer = self[table] = Layer(_below(self._base, table), self._journal)
+        return layer
+
+    def rebase(self, squad: Squad) -> None:
+        """Lays them above another squad's."""
+        self._base = squad
+        for table, layer in self.items():
+            layer.below = _below(squad, table)
+
+
+def _below(base: Squad | Draft, table: Table[Any, Any]) -> Mapping[Any, Any] | Layer:
+    return base.layers[table] if isinstance(base, Draft) else base.tables.get(table.name, {})
 
 
 class Draft(State):
@@ -76,22 +98,21 @@ class Draft(State):
     def __init__(self, base: Squad | Draft) -> None:
         self.head, self.looked_at = base.head, base.looked_at
         self.journal: list[tuple[dict[Any, Any], Any, Any]] = []
-        self.layers: dict[str, Layer] = {}
+        self.layers = _Layers(base, self.journal)
         self.versions: Layer = Layer(base.versions, self.journal)
         self.holders: Layer = Layer(base.holders, self.journal)
         self.gmail_ids: Layer = Layer(base.gmail_ids, self.journal)
         self.absent = Layer({}, self.journal)
         self.traces: dict[str, Trace] = {}
-        self._base = base
         self._safe_head = base.head
 
     def rows(self, table: Table[K, R], /) -> Rows[K, R]:
         """One table's rows."""
-        return self._layer(table)
+        return self.layers[table]
 
     def all(self, table: Table[K, R], /) -> Iterable[R]:
         """One table's rows, in no order; those finished within the draft among them."""
-        return self._layer(table).values()
+        return self.layers[table].values()
 
     def claims(self, resource: Resource, /) -> tuple[str, ...]:
         """Ids of the active operations that name a resource, the oldest first."""
@@ -124,9 +145,7 @@ class Draft(State):
 
     def rebase(self, squad: Squad) -> None:
         """Stands on a squad from now on that has taken over what this draft stood on."""
-        self._base = squad
-        for name, layer in self.layers.items():
-            layer.below = squad.tables.get(name, {})
+        self.layers.rebase(squad)
         self.versions.below, self.holders.below = squad.versions, squad.holders
         self.gmail_ids.below = squad.gmail_ids
 
@@ -144,14 +163,6 @@ class Draft(State):
             else:
                 changes[key] = before
         self.head = self._safe_head
-
-    def _layer(self, table: Table[Any, Any]) -> Layer:
-        layer = self.layers.get(table.name)
-        if layer is None:
-            base = self._base
-            below = base._layer(table) if isinstance(base, Draft) else base.tables.get(table.name, {})
-            layer = self.layers[table.name] = Layer(below, self.journal)
-        return layer
 
 
 def _hold(draft: Draft, event: OperationStarted) -> None:

@@ -168,10 +168,10 @@ class Squad(State):
         self.head, self.looked_at = draft.head, draft.looked_at
         for stream, is_open in draft.absent.changes.items():
             (self.absent.add if is_open else self.absent.discard)(stream)
-        for name, layer in draft.layers.items():
-            if residence := RESIDENT.get(name):
+        for table, layer in draft.layers.items():
+            if residence := RESIDENT.get(table.name):
                 self._merge_rows(residence, layer, draft)
-        if BUDGET_DAYS.name in draft.layers:
+        if BUDGET_DAYS in draft.layers:
             self._forget_past_days()
         for stream, version in draft.versions.changes.items():
             if stream in self.versions:

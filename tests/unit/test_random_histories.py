@@ -328,7 +328,7 @@ class _AnnouncedTable:
 
 
 def _contents(draft: Draft) -> dict[str, Any]:
-    layers = {name: dict(layer.changes) for name, layer in draft.layers.items() if layer.changes}
+    layers = {table.name: dict(layer.changes) for table, layer in draft.layers.items() if layer.changes}
     return {
         **layers,
         "head": draft.head,
