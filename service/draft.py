@@ -23,7 +23,7 @@ from service.residence import PARTIAL, RESIDENT
 from service.squad import Resource, Squad, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
@@ -55,15 +55,16 @@ class Layer:
         self.journal.append((self.changes, key, self.changes.get(key, _ABSENT)))
         self.changes[key] = value
 
-    def items(self) -> Iterable[tuple[Any, Any]]:
+    def items(self) -> Iterator[tuple[Any, Any]]:
         """All there are, in no order."""
-        return {**dict(self.below.items()), **self.changes}.items() if self.changes else self.below.items()
+        for key, value in self.below.items():
+            if key not in self.changes:
+                yield key, value
+        yield from self.changes.items()
 
-    def values(self) -> Iterable[Any]:
+    def values(self) -> Iterator[Any]:
         """All there are, in no order."""
-        return (
-            {**dict(self.below.items()), **self.changes}.values() if self.changes else self.below.values()
-        )
+        return (value for _, value in self.items())
 
 
 class _Layers(dict["Table[Any, Any]", Layer]):
