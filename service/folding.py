@@ -85,32 +85,17 @@ async def folding(
         StoreUnavailable: the connection broke, or positions are missing from the log.
         LogNotUnderstood: an event cannot be folded.
     """
-    coming = asyncio.ensure_future(_read(connection, squad.head.position, upto))
-    try:
-        while page := await coming:
-            # The database has the next page ready when this one is folded.
-            coming = asyncio.ensure_future(_read(connection, page[-1].position, upto))
-            for start in range(0, len(page), SLICE_EVENTS):
-                began = monotonic()
-                fold_page(squad, page[start : start + SLICE_EVENTS])
-                await asyncio.sleep(rest * (monotonic() - began))
-            # The caller may want the connection for something else.
-            await asyncio.wait({coming})
-            yield
-    finally:
-        coming.cancel()
-        await asyncio.gather(coming, return_exceptions=True)
-    if squad.head.position < upto:
-        raise BeyondTheLog(f"it ends at position {squad.head.position}")
-
-
-async def _read(connection: Connection, after: int, upto: int) -> list[Recorded]:
-    """The next page behind `after` up to another position, readable; empty where there is none."""
-    if after >= upto:
-        return []
-    with hanging_up_after(STUCK_AFTER_SECONDS, connection):
-        stored = await log.read_after(connection, after, min(upto - after, PAGE_EVENTS))
-        return await sealing.reveal(connection, stored, veiled=sealing.VEILED)
+    while (left := upto - squad.head.position) > 0:
+        with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+            stored = await log.read_after(connection, squad.head.position, min(left, PAGE_EVENTS))
+            page = await sealing.reveal(connection, stored, veiled=sealing.VEILED)
+        if not page:
+            raise BeyondTheLog(f"it ends at position {squad.head.position}")
+        for start in range(0, len(page), SLICE_EVENTS):
+            began = monotonic()
+            fold_page(squad, page[start : start + SLICE_EVENTS])
+            await asyncio.sleep(rest * (monotonic() - began))
+        yield
 
 
 async def fold_on(

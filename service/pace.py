@@ -23,6 +23,8 @@ PLENTY = 64
 
 _NEWEST_COUNTS = 0.2
 _FIRST_GUESS_SECONDS = 20e-6
+_LEAST_SECONDS = 1e-6
+"""A decision takes at least as long, whatever the clock says."""
 
 
 class Pace:
@@ -42,7 +44,8 @@ class Pace:
 
     def decided(self, commands: int, seconds: float) -> None:
         """Takes note of how long it took to decide so many."""
-        self._a_decision += _NEWEST_COUNTS * (seconds / commands - self._a_decision)
+        each = max(_LEAST_SECONDS, seconds / commands)
+        self._a_decision += _NEWEST_COUNTS * (each - self._a_decision)
 
     def appended(self, seconds: float) -> None:
         """Takes note of a round trip."""

@@ -18,7 +18,7 @@ from psycopg import AsyncClientCursor, AsyncCursor
 from eventstore import keys, log
 from eventstore.errors import StoreUnavailable
 from eventstore.listener import Hints
-from service import appender, batch, confirmed, folding, restore, sealer, snapshots, writer
+from service import appender, batch, confirmed, folding, pace, restore, sealer, snapshots, writer
 from service import clock as clocks
 from service.clock import DatabaseClock
 from service.writer import Writer
@@ -189,11 +189,14 @@ def simulated() -> Iterator[None]:
             (log, "AsyncClientCursor", SimpleCursor, AsyncClientCursor),
         ):
             patch.setattr(module, name, _either(ours, theirs))
-        for timed in (appender, clocks, confirmed, folding, writer):
+        for timed in (appender, clocks, confirmed, folding, pace, writer):
             patch.setattr(timed, "monotonic", lambda: Process.running.monotonic())
         patch.setattr(clocks, "datetime", SimpleNamespace(now=lambda _: Process.running.wall_clock()))
         for naming in (batch, keys):
             patch.setattr(naming, "uuid7", lambda: f"00000000-0000-7000-8000-{next(_ids):012x}")
+        # So that of what waits some is left behind, unless the network is slow.
+        patch.setattr(pace, "PLENTY", 2)
+        patch.setattr(pace, "_LEAST_SECONDS", 0.01)
         patch.setattr(sealer, "_SMALLEST_LOT", 1)
         patch.setattr(log, "PAGE_EVENTS", PAGE_EVENTS)
         patch.setattr(log.read_after, "__defaults__", (PAGE_EVENTS,))

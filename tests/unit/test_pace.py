@@ -53,5 +53,13 @@ def test_a_batch_has_its_bound_however_long_appending_takes() -> None:
     assert pace.first(10_000) == pace.beside() == MAX_BATCH_COMMANDS
 
 
+def test_a_clock_that_stands_still_is_not_believed() -> None:
+    pace = Pace()
+    for _ in range(10_000):
+        pace.decided(1, 0)
+    pace.appended(0.001)
+    assert PLENTY < pace.beside() <= 100
+
+
 def test_at_first_there_is_something_to_go_by() -> None:
     assert [Pace().first(waiting) for waiting in (1, 2, 64, 1_000)] == [1, 1, 32, PLENTY]
