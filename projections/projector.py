@@ -44,6 +44,13 @@ if TYPE_CHECKING:
 GATHER_SECONDS = 0.001
 """How long events are gathered after a hint: a transaction for each single one would slow all down."""
 
+MANY_EVENTS = 50
+"""After a page of so many the next one is left to grow, for about as long as this one took: whoever appends
+on the same processor can use the time, and each page costs about as much as a hundred events of it."""
+
+REST_SECONDS = 0.02
+"""For that long at most."""
+
 STUCK_AFTER_SECONDS = 30.0
 """A round trip that takes longer is given up and its connection cut."""
 
@@ -192,7 +199,6 @@ class Projector:
         polled = False
         while True:
             ticket = self._hints.ticket()
-            began = monotonic()
             with hanging_up_after(STUCK_AFTER_SECONDS, connection):
                 await self._tend_the_rebuild(connection)
                 try:
@@ -206,8 +212,6 @@ class Projector:
                     self.poll_rescues += polled and not ticket.is_set()
                     polled = False
                     if ticket.is_set() or not is_fresh:
-                        if is_fresh:
-                            await asyncio.sleep(min(2 * (monotonic() - began), 0.05))
                         continue
                 # Where a page from memory was taken, nobody had replaced the rows.
                 replaced = not moved and await self._begin_if_replaced(connection)
@@ -294,6 +298,8 @@ class Projector:
             return False
         if page.recorded[-1].position >= hinted:
             self.covered_at.update(dict.fromkeys(self.positions, asked))
+        if len(page.recorded) >= MANY_EVENTS:
+            await asyncio.sleep(min(monotonic() - asked, REST_SECONDS))
         return True
 
     async def _advance_the_hindmost(self, connection: Connection) -> bool:

@@ -196,7 +196,7 @@ def simulated() -> Iterator[None]:
             patch.setattr(naming, "uuid7", lambda: f"00000000-0000-7000-8000-{next(_ids):012x}")
         # So that of what waits some is left behind, unless the network is slow.
         patch.setattr(pace, "PLENTY", 2)
-        patch.setattr(pace, "_LEAST_SECONDS", 0.01)
+        patch.setattr(pace, "_LEAST_SECONDS", 0.0001)
         patch.setattr(sealer, "_SMALLEST_LOT", 1)
         patch.setattr(log, "PAGE_EVENTS", PAGE_EVENTS)
         patch.setattr(log.read_after, "__defaults__", (PAGE_EVENTS,))
