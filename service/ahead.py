@@ -88,27 +88,29 @@ class Ahead:
             self._is_due = True
             asyncio.get_running_loop().call_soon(self._decide)
 
+    def join(self) -> None:
+        """Decides what waits beside what was decided ahead, before that is appended."""
+        if self._decided:
+            self._decide_on(self._decided.draft)
+
     def _decide(self) -> None:
         self._is_due = False
-        if self._below is None:
-            return
-        before, beside = self._decided, self.tickets
-        draft = before.draft if before else Draft(self._below)
-        tickets = self._without_needs(draft, self._waiting.drain(self._pace.beside(), beside=beside))
-        if tickets:
-            self._decided = self._decide_above(self._below, before, draft, tickets)
+        if self._below is not None:
+            self._decide_on(self._decided.draft if self._decided else Draft(self._below))
 
-    def _decide_above(
-        self, below: Draft, before: Decided | None, draft: Draft, tickets: Sequence[Ticket]
-    ) -> Decided:
+    def _decide_on(self, draft: Draft) -> None:
+        before, beside = self._decided, self.tickets
+        tickets = self._without_needs(draft, self._waiting.drain(self._pace.beside(), beside=beside))
+        if not tickets:
+            return
         # The events of a batch share one time, and it is never before that of the batch below.
         decided_at = before.batch.decided_at if before else self._clock.now()
-        latest = below.head.recorded_at
+        latest = draft.head.recorded_at
         now = max(decided_at, latest) if latest else decided_at
         sealer = self._sealing.ahead(before.batch.sealer if before else None, draft, tickets)
         with self._pace.deciding(len(tickets)):
             batch = decide_batch(draft, tickets, {}, now=now, decided_at=decided_at, sealer=sealer)
-        return Decided(draft, before.batch.and_then(batch) if before else batch)
+        self._decided = Decided(draft, before.batch.and_then(batch) if before else batch)
 
     def _without_needs(self, draft: Draft, tickets: list[Ticket]) -> list[Ticket]:
         """Those up to the first one that needs the database; it waits, and so do all after it."""

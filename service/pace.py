@@ -22,13 +22,14 @@ PLENTY = 64
 """Where so many share a commit, its cost hardly counts any more."""
 
 _NEWEST_COUNTS = 0.2
+_GROWS_BY = 1.02
 _FIRST_GUESS_SECONDS = 20e-6
 _LEAST_SECONDS = 1e-6
 """A decision takes at least as long, whatever the clock says."""
 
 
 class Pace:
-    """What the last batches took, and what follows for the size of the next one."""
+    """What the last batches took, and what follows for the next one."""
 
     def __init__(self) -> None:
         self._a_decision = _FIRST_GUESS_SECONDS
@@ -49,7 +50,8 @@ class Pace:
 
     def appended(self, seconds: float) -> None:
         """Takes note of a round trip."""
-        self._an_append += _NEWEST_COUNTS * (seconds - self._an_append)
+        # The quickest of late: the others were waited for longer, because this process was busy.
+        self._an_append = min(seconds, self._an_append * _GROWS_BY or seconds)
 
     def first(self, waiting: int) -> int:
         """How many of those that wait are to be decided now, before anything is on its way."""
@@ -59,7 +61,14 @@ class Pace:
         """How many are to be decided at most while others are on their way."""
         return max(self._at_least(), PLENTY)
 
+    def rest_seconds(self, callers: int) -> float:
+        """For how long a batch that was decided ahead waits for those who are being answered to ask again.
+
+        Not at all where so many are decided in the time of an append. Where they are not, they would be in
+        two batches for ever, each waiting for the other one's commit.
+        """
+        return self._an_append / 8 if callers < self._at_least() else 0.0
+
     def _at_least(self) -> int:
-        # Decided in half of an append. In a whole one it would feed itself, for an answer that is there is
-        # not looked at before a decision is through.
+        # A decision is about half of what a command takes, with its caller's asking and being told.
         return min(max(1, int(self._an_append / (2 * self._a_decision))), MAX_BATCH_COMMANDS)

@@ -98,6 +98,8 @@ class Writer:
             self.measures,
         )
         self._current: Sequence[Ticket] = ()
+        self._answered = 0
+        """How many commands were in the last batch."""
         self._stopping = False
         self._moved_at = 0.0
         """When the last batch was carried out, or the first command since came."""
@@ -230,16 +232,29 @@ class Writer:
                 self._hint_seen, looked_at = hinted, now
                 if self.squad.head.position > max(known, self._hints.position):
                     self.measures.poll_rescues += 1
+            await self._let_others_join()
             if decided := self._appender.ahead.take():
                 await self._carry_out(connection, list(decided.batch.tickets), decided)
             elif tickets := self.waiting.drain(self._appender.enough(len(self.waiting))):
                 await self._carry_out(connection, tickets)
 
+    async def _let_others_join(self) -> None:
+        """Where commits take long: whoever was just answered may ask again, and go along."""
+        ahead = self._appender.ahead
+        callers = self._answered + len(ahead.tickets)
+        if not ahead.tickets or not (seconds := self._appender.pace.rest_seconds(callers)):
+            return
+        deadline = monotonic() + seconds
+        while len(self.waiting) + len(ahead.tickets) < callers and (left := deadline - monotonic()) > 0:
+            self.waiting.arrived.clear()
+            await wait_for_hint(self.waiting.arrived, left)
+        ahead.join()
+
     async def _carry_out(
         self, connection: Connection, tickets: list[Ticket], decided: Decided | None = None
     ) -> None:
         """Commits the tickets together; where they cannot be, by halves, down to the one at fault."""
-        self._current = tickets
+        self._current, self._answered = tickets, len(tickets)
         # What was decided ahead has no command that must stand apart.
         parts = [tickets] if decided else _apart(tickets)
         try:
