@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, defaultdict
+from itertools import chain
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 from eventstore import codec, sealing
@@ -83,6 +84,15 @@ class FoldedPage(dict["Table[Any, Any]", _PageRows]):
         for rows in self.values():
             if rows.changed:
                 await storage.write(connection, rows.table, rows.changed.values())
+
+    async def write_after(
+        self, connection: Connection, first: LiteralString, parameters: Sequence[Any]
+    ) -> None:
+        """Writes what the page changed after `first`, a SELECT, in one statement and transaction."""
+        changed = sorted((rows for rows in self.values() if rows.changed), key=lambda rows: rows.table.name)
+        statement = storage.upserts_statement(first, tuple(rows.table for rows in changed))
+        arrays = [storage.arrays_of(rows.table, rows.changed.values()) for rows in changed]
+        await connection.execute(statement, [*parameters, *chain.from_iterable(arrays)], prepare=True)
 
     def keep(self) -> None:
         """The transaction is committed."""
@@ -159,10 +169,8 @@ class PageFolder:
             parameters = (names, last.position, last.hash, *parameters[1:])
         folded = await self.fold(connection, members, page, events)
         with translating():
-            async with connection.pipeline(), connection.transaction():
-                # Before the rows: see advance_projections in schema.sql.
-                await connection.execute(query, parameters, prepare=True)
-                await folded.write(connection)
+            # Before the rows: see advance_projections in schema.sql.
+            await folded.write_after(connection, query, parameters)
         folded.keep()
 
     async def fold(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import orjson
 from psycopg import sql
@@ -34,29 +34,49 @@ def create_statement(table: Table[Any, Any], name: sql.Composable) -> sql.Compos
 @cache
 def upsert_statement(table: Table[Any, Any]) -> bytes:
     """One statement that writes any number of rows, given an array a column."""
+    # The driver would put it together at every execution.
+    return _upsert(table, "SELECT * FROM unnest({arrays})").as_bytes()
+
+
+@lru_cache(maxsize=1_000)
+def upserts_statement(first: LiteralString, tables: tuple[Table[Any, Any], ...]) -> bytes:
+    """One statement that selects `first`, and only then writes any number of rows of each table."""
+    # Every row that is written is joined with it, so it comes before them all.
+    upserts = [_upsert(table, "SELECT new.* FROM first, unnest({arrays}) AS new") for table in tables]
+    parts = [sql.SQL("first AS MATERIALIZED ({})").format(sql.SQL(first))]
+    parts += [
+        sql.SQL("{} AS ({})").format(sql.Identifier(f"upsert_{number}"), upsert)
+        for number, upsert in enumerate(upserts)
+    ]
+    return sql.SQL("WITH {} SELECT FROM first").format(sql.SQL(", ").join(parts)).as_bytes()
+
+
+def _upsert(table: Table[Any, Any], rows: LiteralString) -> sql.Composed:
     others = [column for column in table.columns if column not in table.key]
-    statement = sql.SQL(
-        "INSERT INTO {table} ({columns}) SELECT * FROM unnest({arrays})"
-        " ON CONFLICT ({key}) DO UPDATE SET {updates}"
+    arrays = sql.SQL(", ").join(sql.SQL("%s::" + kind + "[]") for kind in table.types)
+    return sql.SQL(
+        "INSERT INTO {table} ({columns}) {rows} ON CONFLICT ({key}) DO UPDATE SET {updates}"
     ).format(
         table=sql.Identifier(table.name),
         columns=_names(table.columns),
-        arrays=sql.SQL(", ").join(sql.SQL("%s::" + kind + "[]") for kind in table.types),
+        rows=sql.SQL(rows).format(arrays=arrays),
         key=_names(table.key),
         updates=sql.SQL(", ").join(
             sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(column)) for column in others
         ),
     )
-    # The driver would put it together at every execution.
-    return statement.as_bytes()
 
 
 async def write(connection: Connection, table: Table[Any, Any], rows: Iterable[tuple[Any, ...]]) -> None:
     """Inserts the rows, or replaces those with the same key, in one statement."""
-    columns = zip(*rows, strict=True)
-    arrays = [array_literal(kind, column) for kind, column in zip(table.types, columns, strict=True)]
     with translating():
-        await connection.execute(upsert_statement(table), arrays, prepare=True)
+        await connection.execute(upsert_statement(table), arrays_of(table, rows), prepare=True)
+
+
+def arrays_of(table: Table[Any, Any], rows: Iterable[tuple[Any, ...]]) -> list[str]:
+    """The rows as an array a column."""
+    columns = zip(*rows, strict=True)
+    return [array_literal(kind, column) for kind, column in zip(table.types, columns, strict=True)]
 
 
 def array_literal(kind: str, values: Sequence[Any]) -> str:
