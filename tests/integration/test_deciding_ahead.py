@@ -193,6 +193,31 @@ async def test_of_many_that_ask_at_once_some_are_decided_while_others_are_on_the
     await assert_log_is_sound(database)
 
 
+async def test_where_commits_are_slow_those_who_were_answered_go_along_with_the_others(
+    database: str, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise there would be two batches for ever, each waiting for the other one's commit."""
+    async with running_writer(database) as writer:
+        await submit(writer, message("to be known"))
+        monkeypatch.setattr(writer._appender.pace, "_an_append", 8 * 60)
+        monkeypatch.setattr(writer._appender.pace, "appended", lambda seconds: None)
+
+        async def ask(times: int) -> None:
+            for number in range(times):
+                await submit(writer, message(str(number)))
+
+        gate.sizes.clear()
+        gate.open.clear()
+        first = [asyncio.create_task(ask(3)) for _ in range(4)]
+        await eventually(lambda: gate.sizes == [4])
+        second = [asyncio.create_task(ask(2)) for _ in range(4)]
+        await eventually(lambda: ahead(writer) == 4)
+        gate.open.set()
+        await asyncio.gather(*first, *second)
+        assert gate.sizes == [4, 8, 8]
+    await assert_log_is_sound(database)
+
+
 class TestEncrypted:
     """What is decided ahead is sealed with keys that are at hand, and with none that is on its way out."""
 

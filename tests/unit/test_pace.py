@@ -38,14 +38,32 @@ def test_where_appending_takes_long_all_share_one_commit() -> None:
     assert pace.beside() >= 400
 
 
-def test_it_does_not_feed_itself() -> None:
-    """An answer is not looked at while the next batch is decided, so that appends seem to take as long."""
+def test_it_comes_down_again_when_appends_are_quick_again() -> None:
     pace = _after(append_seconds=0.02)
-    for _ in range(100):
-        size = pace.beside()
-        pace.decided(size, size * 20e-6)
-        pace.appended(max(0.0005, size * 20e-6))
+    pace.appended(0.0005)
     assert pace.beside() == PLENTY
+
+
+def test_an_answer_that_waited_for_this_process_says_little_of_the_database() -> None:
+    pace = _after(append_seconds=0.0005)
+    for seconds in (0.004, 0.003, 0.005, 0.004):
+        pace.appended(seconds)
+    assert pace.beside() == PLENTY
+
+
+def test_what_stays_slow_is_believed_in_time() -> None:
+    pace = _after(append_seconds=0.0005)
+    for _ in range(400):
+        pace.appended(0.02)
+    assert pace.beside() >= 400
+
+
+def test_nobody_is_waited_for_where_deciding_fills_the_time_of_an_append() -> None:
+    assert _after(append_seconds=0.0005).rest_seconds(64) == 0
+
+
+def test_those_who_are_answered_are_waited_for_where_appending_takes_long() -> None:
+    assert 0 < _after(append_seconds=0.02).rest_seconds(64) < 0.02 / 4
 
 
 def test_a_batch_has_its_bound_however_long_appending_takes() -> None:
@@ -58,7 +76,7 @@ def test_a_clock_that_stands_still_is_not_believed() -> None:
     for _ in range(10_000):
         pace.decided(1, 0)
     pace.appended(0.001)
-    assert PLENTY < pace.beside() <= 100
+    assert 400 < pace.beside() <= 500
 
 
 def test_at_first_there_is_something_to_go_by() -> None:
