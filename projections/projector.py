@@ -8,9 +8,11 @@ A projection that cannot take an event stops there, says so in its row of `proje
 others alone. It never steps over an event. It tries again after a while, when the next process becomes the
 projector, and after a replay: what was in the way may be gone.
 
+What the process itself has just appended it need not read (`projections.fresh`).
+
 A replay (`projections.rebuild`) may replace rows and positions at any time; the generation tells. Tables
-that were folded by other code are rebuilt in the same way when this one becomes the projector: their old
-rows stay until the new ones are complete, and the other tables go on meanwhile.
+that were folded by other code are rebuilt in the same way when this one becomes the projector
+(`projections.outdated`).
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from eventstore.translation import translating
 from projections import PROJECTIONS
 from projections.folding import PageFolder
 from projections.fresh import Fresh
-from projections.rebuild import rebuild
+from projections.outdated import Outdated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,13 +59,9 @@ STUCK_AFTER_SECONDS = 30.0
 RETRY_FAILED_SECONDS = 10.0
 """How long a projection that could not take an event stays away from it."""
 
-REBUILDING_TOLD_EVERY_SECONDS = 3.0
-"""How often `projections` is told of a rebuild under way, so that nobody takes the tables for stuck."""
-
 _IDLE_MILLISECONDS = 15_000
 _TRY_LOCK = "SELECT pg_try_advisory_lock('projections'::regclass::oid::integer, 2)"
 _BACKOFF_SECONDS = (0.2, 5.0)
-_UNDER_WAY = "UPDATE projections SET updated_at = clock_timestamp() WHERE name = ANY (%s)"
 _STOPPED = """
     UPDATE projections SET failed_position = %s, error = %s, updated_at = clock_timestamp()
     WHERE name = %s AND (%s::bigint IS NULL OR position = %s)
@@ -102,9 +100,7 @@ class Projector:
         self._generation = 0
         self._folder = PageFolder(keyring=keyring)
         self._fresh = Fresh()
-        self._outdated: list[Projection] = []
-        self._rebuilding: asyncio.Task[dict[str, Exception]] | None = None
-        self._told_at = 0.0
+        self._outdated = Outdated(dsn, schema)
 
     def observe(self, recorded: Sequence[Recorded], events: Sequence[AnyEvent]) -> None:
         """Takes note of events that this process has appended, which then need not be read."""
@@ -130,7 +126,7 @@ class Projector:
                 finally:
                     self.active = False
                     connection.pgconn.finish()
-                    await self._stop_rebuilding()
+                    await self._outdated.stop()
             except StoreBusy as busy:
                 _log.info("the projector begins anew: %s", busy)
             except (EventStoreError, psycopg.Error, OSError) as error:
@@ -153,15 +149,12 @@ class Projector:
 
     async def _begin(self, connection: Connection) -> None:
         """Goes by what the tables are now; has those rebuilt that other code folded."""
-        await self._stop_rebuilding()
+        await self._outdated.stop()
         with translating():
             self._generation = await self._prepare(connection)
         self._folder = PageFolder(self._generation, self._keyring)
         self._fresh.clear()
-        if self._outdated:
-            names = ", ".join(projection.name for projection in self._outdated)
-            _log.info("rebuilding what other code folded: %s", names)
-            self._rebuilding = asyncio.create_task(self._rebuild(self._outdated))
+        self._outdated.begin()
         self.moved.wake(max(self.positions.values(), default=0))
 
     async def _prepare(self, connection: Connection) -> int:
@@ -186,11 +179,11 @@ class Projector:
             )
             found = {name: standing for name, *standing in await cursor.fetchall()}
         self.failed.clear()
-        self._outdated = [
+        self._outdated.projections = [
             each for each in self._projections.values() if found[each.name][1] != each.fold_version
         ]
         self.positions = {name: found[name][0] for name in self._projections}
-        self.positions.update(dict.fromkeys((each.name for each in self._outdated), 0))
+        self.positions.update(dict.fromkeys((each.name for each in self._outdated.projections), 0))
         self.covered_at = dict.fromkeys(self.positions, monotonic())
         generations: list[int] = [generation for _, _, generation in found.values()]
         return max(generations)
@@ -231,55 +224,10 @@ class Projector:
             return True
         return False
 
-    async def _rebuild(self, outdated: Sequence[Projection]) -> dict[str, Exception]:
-        """Rebuilds projections, together or at least those that can be.
-
-        Returns:
-            Why, of those that cannot.
-        """
-        try:
-            await self._rebuild_patiently(outdated)
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises stops its projection, loudly
-            if len(outdated) == 1:
-                return {outdated[0].name: error}
-            failures: dict[str, Exception] = {}
-            for projection in outdated:
-                failures |= await self._rebuild([projection])
-            return failures
-        return {}
-
-    async def _rebuild_patiently(self, outdated: Sequence[Projection]) -> None:
-        delay = _BACKOFF_SECONDS[0]
-        while True:
-            try:
-                await rebuild(self._dsn, self._schema, outdated)
-            except (StoreUnavailable, StoreBusy, OSError) as error:
-                _log.warning("rebuilding begins anew: %s", told(error))
-            else:
-                return
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, _BACKOFF_SECONDS[1])
-
     async def _tend_the_rebuild(self, connection: Connection) -> None:
-        """Says from time to time that it is under way, and in the end what could not be rebuilt."""
-        if self._rebuilding is None:
-            return
-        if self._rebuilding.done():
-            failures = self._rebuilding.result()
-            self._rebuilding = None
-            for name, error in failures.items():
-                position = getattr(error, "position", None) or 0
-                await self._fail(connection, self._projections[name], position, error)
-        elif monotonic() - self._told_at > REBUILDING_TOLD_EVERY_SECONDS:
-            self._told_at = monotonic()
-            names = [projection.name for projection in self._outdated]
-            await connection.execute(_UNDER_WAY, (names,))
-
-    async def _stop_rebuilding(self) -> None:
-        if self._rebuilding is not None:
-            self._rebuilding.cancel()
-            await asyncio.gather(self._rebuilding, return_exceptions=True)
-            self._rebuilding = None
+        for name, error in (await self._outdated.tend(connection)).items():
+            position = getattr(error, "position", None) or 0
+            await self._fail(connection, self._projections[name], position, error)
 
     async def _advance_by_what_is_fresh(self, connection: Connection) -> bool:
         """Takes what this process has just appended, where all projections stand right before it."""
@@ -305,7 +253,7 @@ class Projector:
     async def _advance_the_hindmost(self, connection: Connection) -> bool:
         """Takes one page for the projections that are furthest behind; False where all are at the head."""
         is_patient = monotonic() - self._failed_at < RETRY_FAILED_SECONDS
-        absent = {projection.name for projection in self._outdated} | (
+        absent = {projection.name for projection in self._outdated.projections} | (
             self.failed.keys() if is_patient else set()
         )
         healthy = {name: at for name, at in self.positions.items() if name not in absent}
@@ -372,7 +320,7 @@ class Projector:
         fault = error.__cause__ if isinstance(error, LogNotUnderstood) and error.__cause__ else error
         reason = f"{type(fault).__name__}: {fault}"
         # Whoever was overtaken has folded the event into rows that are not those before it.
-        here = None if projection in self._outdated else self.positions[projection.name]
+        here = None if projection in self._outdated.projections else self.positions[projection.name]
         cursor = await connection.execute(_STOPPED, (position, reason, projection.name, here, here))
         if not cursor.rowcount:
             raise StoreBusy(f"{projection.name} is no longer at position {here}")

@@ -258,7 +258,7 @@ class TestTablesThatOtherCodeFolded:
         self, database: str, connection: Connection, scribe: Scribe, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         del scribe
-        monkeypatch.setattr("projections.projector.REBUILDING_TOLD_EVERY_SECONDS", 0.0)
+        monkeypatch.setattr("projections.outdated.TOLD_EVERY_SECONDS", 0.0)
         may_swap = asyncio.Event()
 
         async def wait(*args: Any) -> Any:

@@ -6,9 +6,10 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from psycopg import sql
+from psycopg import errors, sql
 
 from projections import PROJECTIONS, storage
+from projections.budgets import BUDGET_DAYS, BUDGETS, BudgetDayRow, BudgetRow
 from tests.support.parts import connected
 
 if TYPE_CHECKING:
@@ -87,3 +88,33 @@ async def test_an_array_holds_its_values(connection: Connection, kind: str) -> N
             query, (storage.array_literal(kind, tuple(values)),), prepare=True
         )
         assert [value for (value,) in await cursor.fetchall()] == values
+
+
+async def _write_after(connection: Connection, first: int, *rows: tuple[Any, Any]) -> None:
+    statement = storage.upserts_statement("SELECT 1 / %s", tuple(table for table, _ in rows))
+    arrays = [array for table, row in rows for array in storage.arrays_of(table, [row])]
+    await connection.execute(statement, [first, *arrays], prepare=True)
+
+
+async def test_rows_of_several_tables_are_written_in_one_statement(connection: Connection) -> None:
+    at = MOMENTS[0]
+    day = BudgetDayRow(date(2026, 11, 24), 9, 1, 0, 0, at, at, None, 5)
+    await _write_after(connection, 1)
+    for used in (1, 2):
+        part = BudgetRow(day.day, "alice", used, 0, 5)
+        await _write_after(connection, 1, (BUDGET_DAYS, day), (BUDGETS, part))
+        assert await storage.load(connection, BUDGET_DAYS, [day.day]) == [day]
+        assert await storage.load(connection, BUDGETS, [(day.day, "alice")]) == [part]
+
+
+async def test_nothing_is_touched_before_the_first_select(connection: Connection) -> None:
+    """Projections are moved on by it, and who replaces rows locks them first as well."""
+    part = BudgetRow(date(2026, 11, 24), "alice", 1, 0, 5)
+    of_nobody = part._replace(agent=None)
+    with pytest.raises(errors.NotNullViolation):
+        await _write_after(connection, 1, (BUDGETS, of_nobody))
+    with pytest.raises(errors.DivisionByZero):
+        await _write_after(connection, 0, (BUDGETS, of_nobody))
+    with pytest.raises(errors.DivisionByZero):
+        await _write_after(connection, 0, (BUDGETS, part))
+    assert await storage.load(connection, BUDGETS, [(part.day, "alice")]) == []
