@@ -18,7 +18,7 @@ from service.requests import MAX_BATCH_COMMANDS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PLENTY = 64
+PLENTY = 256
 """Where so many share a commit, its cost hardly counts any more."""
 
 _NEWEST_COUNTS = 0.2

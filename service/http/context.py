@@ -183,10 +183,11 @@ def parse_command(
     Raises:
         Problem: a field is missing, wrong or unknown; one of the path is told by its name there.
     """
-    in_path = {(bound or {}).get(name, name): name for name in path or ()}
-    for taken in in_path.keys() & fields.keys():
-        raise wrong(taken, "stands in the path, not in the body")
+    in_path: dict[str, str] = {}
     if path:
+        in_path = {(bound or {}).get(name, name): name for name in path}
+        for taken in in_path.keys() & fields.keys():
+            raise wrong(taken, "stands in the path, not in the body")
         fields = {**fields, **{field: path[name] for field, name in in_path.items()}}
     try:
         return model.model_validate(fields, strict=True)
