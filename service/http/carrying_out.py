@@ -93,7 +93,15 @@ async def carry_out(services: Services, request: Request) -> Answer:
 async def carry_out_all(services: Services, requests: Sequence[Request]) -> list[Answer | Problem]:
     """Has commands decided in their order, with nobody else's between them; each gets its own answer."""
     under_way = [services.writer.put(request) for request in requests]
-    await asyncio.gather(*under_way, return_exceptions=True)
+    try:
+        for done in under_way:
+            # Not all at once, which costs each of them something: most are done when the first one is.
+            if not done.done():
+                await asyncio.wait((done,))
+    except asyncio.CancelledError:
+        for done in under_way:
+            done.cancel()
+        raise
     return [_told(*each) for each in zip(requests, under_way, strict=True)]
 
 
