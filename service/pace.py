@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 PLENTY = 256
 """Where so many share a commit, its cost hardly counts any more."""
 
+MOST_REST_SECONDS = 0.02
+"""For so long at most a batch waits for others to join it."""
+
 _NEWEST_COUNTS = 0.2
 _GROWS_BY = 1.02
 _FIRST_GUESS_SECONDS = 20e-6
@@ -67,7 +70,7 @@ class Pace:
         Not at all where so many are decided in the time of an append. Where they are not, they would be in
         two batches for ever, each waiting for the other one's commit.
         """
-        return self._an_append / 8 if callers < self._at_least() else 0.0
+        return min(self._an_append / 8, MOST_REST_SECONDS) if callers < self._at_least() else 0.0
 
     def _at_least(self) -> int:
         # A decision is about half of what a command takes, with its caller's asking and being told.

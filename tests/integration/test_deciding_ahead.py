@@ -10,6 +10,7 @@ import pytest
 
 from eventstore import log, sealing
 from service import commands as do
+from service import pace
 from service.decide import messages
 from service.pace import PLENTY
 from service.requests import CommandFailed
@@ -199,6 +200,7 @@ async def test_where_commits_are_slow_those_who_were_answered_go_along_with_the_
     """Otherwise there would be two batches for ever, each waiting for the other one's commit."""
     async with running_writer(database) as writer:
         await submit(writer, message("to be known"))
+        monkeypatch.setattr(pace, "MOST_REST_SECONDS", 60)
         monkeypatch.setattr(writer._appender.pace, "_an_append", 8 * 60)
         monkeypatch.setattr(writer._appender.pace, "appended", lambda seconds: None)
 

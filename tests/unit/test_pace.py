@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.pace import PLENTY, Pace
+from service.pace import MOST_REST_SECONDS, PLENTY, Pace
 from service.requests import MAX_BATCH_COMMANDS
 
 
@@ -64,6 +64,11 @@ def test_nobody_is_waited_for_where_deciding_fills_the_time_of_an_append() -> No
 
 def test_those_who_are_answered_are_waited_for_where_appending_takes_long() -> None:
     assert 0 < _after(append_seconds=0.02).rest_seconds(64) < 0.02 / 4
+
+
+def test_nobody_is_waited_for_as_long_as_somebody_would_notice() -> None:
+    """As where a synchronous standby is away, and commits take until it is back."""
+    assert _after(append_seconds=20).rest_seconds(64) == MOST_REST_SECONDS
 
 
 def test_a_batch_has_its_bound_however_long_appending_takes() -> None:
