@@ -5,6 +5,7 @@ Commands see what those before them in the batch did; one that fails is taken ba
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from eventstore.events import (
@@ -67,16 +68,29 @@ class Layer:
         return (value for _, value in self.items())
 
 
+class _WholeLayer(Layer):
+    """One that is merged down or thrown away as it is: nothing of it is taken back, and no journal kept."""
+
+    __slots__ = ("put",)
+    put: Any
+
+    def __init__(
+        self, below: Mapping[Any, Any] | Layer, journal: list[tuple[dict[Any, Any], Any, Any]]
+    ) -> None:
+        super().__init__(below, journal)
+        self.put = self.changes.__setitem__
+
+
 class _Layers(dict["Table[Any, Any]", Layer]):
     """By table; each is laid above the table's rows when it is first asked for."""
 
-    def __init__(self, base: Squad | Draft, journal: list[tuple[dict[Any, Any], Any, Any]]) -> None:
+    def __init__(self, base: Squad | Draft, make: Callable[[Any], Layer]) -> None:
         super().__init__()
         self._base = base
-        self._journal = journal
+        self._make = make
 
     def __missing__(self, table: Table[Any, Any]) -> Layer:
-        layer = self[table] = Layer(_below(self._base, table), self._journal)
+        layer = self[table] = self._make(_below(self._base, table))
         return layer
 
     def rebase(self, squad: Squad) -> None:
@@ -93,17 +107,19 @@ def _below(base: Squad | Draft, table: Table[Any, Any]) -> Mapping[Any, Any] | L
 class Draft(State):
     """A batch under decision: the squad as it will be if the batch's events get into the log.
 
-    One batch may be decided above another one that is still on its way there.
+    One batch may be decided above another one that is still on its way there. A draft that is `whole` is
+    never rolled back, and folds sooner.
     """
 
-    def __init__(self, base: Squad | Draft) -> None:
+    def __init__(self, base: Squad | Draft, *, whole: bool = False) -> None:
         self.head, self.looked_at = base.head, base.looked_at
         self.journal: list[tuple[dict[Any, Any], Any, Any]] = []
-        self.layers = _Layers(base, self.journal)
-        self.versions: Layer = Layer(base.versions, self.journal)
-        self.holders: Layer = Layer(base.holders, self.journal)
-        self.gmail_ids: Layer = Layer(base.gmail_ids, self.journal)
-        self.absent = Layer({}, self.journal)
+        make = partial(_WholeLayer if whole else Layer, journal=self.journal)
+        self.layers = _Layers(base, make)
+        self.versions: Layer = make(base.versions)
+        self.holders: Layer = make(base.holders)
+        self.gmail_ids: Layer = make(base.gmail_ids)
+        self.absent: Layer = make({})
         self.traces: dict[str, Trace] = {}
         self._safe_head = base.head
 
@@ -156,7 +172,7 @@ class Draft(State):
         self._safe_head = self.head
 
     def roll_back(self) -> None:
-        """Takes back what was folded since the last `keep`."""
+        """Takes back what was folded since the last `keep`; nobody asks that of a `whole` one."""
         while self.journal:
             changes, key, before = self.journal.pop()
             if before is _ABSENT:

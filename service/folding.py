@@ -56,7 +56,7 @@ def fold_page(squad: Squad, page: Sequence[Recorded]) -> None:
         StoreUnavailable: they do not follow it; the log was replaced under us.
         LogNotUnderstood: one of them cannot be folded. The squad is as it was before.
     """
-    draft = Draft(squad)
+    draft = Draft(squad, whole=True)
     for recorded in page:
         if recorded.position != draft.head.position + 1:
             raise StoreUnavailable(f"position {draft.head.position + 1} is missing from the log")
