@@ -13,6 +13,7 @@ import os
 import re
 import socket
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -191,6 +192,17 @@ def take_lock_wait(connection: Connection) -> float | None:
         return None
     seconds, connection.lock_wait_seconds = connection.lock_wait_seconds, None
     return seconds
+
+
+@contextlib.contextmanager
+def noting_a_vain_wait(connection: Connection) -> Iterator[None]:
+    """Keeps also for how long the lock was waited for where the server gave up (`lock_timeout`)."""
+    asked = monotonic()
+    try:
+        yield
+    except psycopg.errors.LockNotAvailable:
+        note_lock_wait(connection, monotonic() - asked)
+        raise
 
 
 def hang_up(connection: Connection) -> None:

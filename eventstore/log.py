@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple, TypeVar
 
 from psycopg import AsyncClientCursor, AsyncCursor
 
-from eventstore.connection import note_lock_wait
+from eventstore.connection import note_lock_wait, noting_a_vain_wait
 from eventstore.errors import ClockDrifted, HeadMoved, LogReplaced
 from eventstore.recorded import EMPTY_LOG, Head, Recorded
 from eventstore.standby import waiting_to_the_end
@@ -122,7 +122,7 @@ async def append(
     query: LiteralString = _APPEND
     if after.position:
         query, parameters = _APPEND_IF_SAME, (after.position, after.hash, *parameters)
-    with translating(), waiting_to_the_end(connection):
+    with translating(), waiting_to_the_end(connection), noting_a_vain_wait(connection):
         if commit:
             cursor: AsyncCursor[Any] = AsyncClientCursor(connection)
             await cursor.execute(f"{query}; COMMIT", parameters)
@@ -157,7 +157,7 @@ async def lock_and_read(connection: Connection, position: int) -> tuple[list[Rec
     Returns:
         The first page after `position`, and the database's clock.
     """
-    with translating():
+    with translating(), noting_a_vain_wait(connection):
         cursor = AsyncClientCursor(connection)
         await cursor.execute(_LOCK_AND_READ, (position, PAGE_EVENTS))
         for _ in ("BEGIN", "lock_log"):

@@ -208,9 +208,11 @@ class Appender:
     async def _lock_at_the_head(self, connection: Connection) -> bool:
         """Takes the log's lock and folds what was missed; says whether anything was."""
         asked = monotonic()
-        page, its_time = await log.lock_and_read(connection, self.squad.head.position)
+        try:
+            page, its_time = await log.lock_and_read(connection, self.squad.head.position)
+        finally:
+            self._measures.lock(take_lock_wait(connection))
         self._clock.learn(its_time, asked, monotonic())
-        self._measures.lock(take_lock_wait(connection))
         if page:
             await continuity.check_page(connection, self.squad.head, page)
             shown = await sealing.reveal(connection, page, self._sealing.keyring, veiled=sealing.VEILED)

@@ -10,7 +10,8 @@ import psycopg
 import pytest
 
 from eventstore import log
-from eventstore.errors import ClockDrifted, HeadMoved, StoreRefused, StoreUnavailable
+from eventstore.connection import take_lock_wait
+from eventstore.errors import ClockDrifted, HeadMoved, StoreBusy, StoreRefused, StoreUnavailable
 from tests.support.log import Scribe, joined, new_id, said, texts, whole_log
 from tests.support.parts import connected, lock_is_free
 from tests.support.verify import assert_log_is_sound
@@ -269,3 +270,20 @@ async def test_appenders_that_race_for_the_head_keep_every_law(database: str) ->
     for name in names:
         mine = [text for text in told if text.startswith(f"{name} ")]
         assert mine == [f"{name} {number}" for number in range(EVENTS_OF_A_RACER)]
+
+
+async def test_a_wait_for_the_lock_that_is_given_up_is_measured_too(
+    scribe: Scribe, connection: Connection, database: str
+) -> None:
+    async with connected(database) as holder, holder.transaction():
+        await log.lock(holder)
+        await connection.execute("SET lock_timeout = '100ms'")
+        with pytest.raises(StoreBusy):
+            await scribe.append(said("not now"))
+        assert (take_lock_wait(connection) or 0) > 0.09
+        with pytest.raises(StoreBusy):
+            await log.lock_and_read(connection, 0)
+        assert (take_lock_wait(connection) or 0) > 0.09
+        await connection.execute("ROLLBACK")
+    await scribe.append(said("now"))
+    assert 0 <= (take_lock_wait(connection) or 0) < 0.09
