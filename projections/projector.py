@@ -195,8 +195,8 @@ class Projector:
             with hanging_up_after(STUCK_AFTER_SECONDS, connection):
                 await self._tend_the_rebuild(connection)
                 try:
-                    is_fresh = await self._advance_by_what_is_fresh(connection)
-                    moved = is_fresh or await self._advance_the_hindmost(connection)
+                    moved = await self._advance_by_what_is_fresh(connection)
+                    moved = moved or await self._advance_the_hindmost(connection)
                 except StoreBusy:
                     if not await self._begin_if_replaced(connection):
                         raise
@@ -204,10 +204,9 @@ class Projector:
                 if moved:
                     self.poll_rescues += polled and not ticket.is_set()
                     polled = False
-                    if ticket.is_set() or not is_fresh:
-                        continue
-                # Where a page from memory was taken, nobody had replaced the rows.
-                replaced = not moved and await self._begin_if_replaced(connection)
+                    # Also after what was at hand: a notification can come before what it tells of does.
+                    continue
+                replaced = await self._begin_if_replaced(connection)
             if not replaced:
                 await wait_for_hint(ticket)
                 polled = not ticket.is_set()

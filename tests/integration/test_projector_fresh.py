@@ -188,3 +188,22 @@ async def test_nothing_is_kept_where_another_process_is_the_projector(database: 
         await Life(seed=7).live(writer, 20)
         assert not standby.active
         assert not standby._fresh
+
+
+async def test_a_notification_that_comes_before_what_it_tells_of_is_not_lost(database: str) -> None:
+    """The listener may hear of a commit before the writer does."""
+    hints = Hints()
+    projector = Projector(database, SCHEMA, hints)
+    async with running_writer(database) as writer, running(projector.run()):
+        await eventually(lambda: projector.active)
+        await eventually(partial(projected_to_head, database))
+        rescues = projector.poll_rescues
+        for number in range(10):
+            # The first is at hand and the second is not yet, when both were told of.
+            writer.on_appended.append(projector.observe)
+            await submit(writer, message(f"at hand {number}"))
+            writer.on_appended.clear()
+            await submit(writer, message(f"not yet {number}"))
+            hints.wake(writer.squad.head.position)
+            await eventually(partial(projected_to_head, database))
+        assert projector.poll_rescues == rescues
