@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_args
 
+import msgspec
 import orjson
-from pydantic import ValidationError
 
 from eventstore.errors import UnknownEventType, UnreadableEvent
 from eventstore.events import AnyEvent, Event
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 EVENT_TYPES: dict[str, type[AnyEvent]] = {kind.type: kind for kind in get_args(AnyEvent)}
 """Every known type of event by its stored name."""
+
+_encoder = msgspec.json.Encoder()
+_DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in EVENT_TYPES.items()}
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -52,7 +55,7 @@ UPCASTERS: dict[tuple[str, int], Upcaster] = {
 
 def encode(event: Event) -> str:
     """The stored text: compact JSON, fields in the order of the model."""
-    return event.__pydantic_serializer__.to_json(event).decode()
+    return _encoder.encode(event).decode()
 
 
 def decode(recorded: Recorded) -> AnyEvent:
@@ -69,9 +72,10 @@ def decode(recorded: Recorded) -> AnyEvent:
         )
     try:
         if recorded.schema_version == kind.schema_version:
-            return kind.model_validate_json(recorded.data)
-        return kind.model_validate(_upcast(kind, recorded.schema_version, orjson.loads(recorded.data)))
-    except (ValidationError, KeyError, ValueError) as error:
+            return _DECODERS[recorded.type].decode(recorded.data)
+        data = _upcast(kind, recorded.schema_version, orjson.loads(recorded.data))
+        return msgspec.convert(data, kind)
+    except (msgspec.MsgspecError, KeyError, ValueError) as error:
         raise UnreadableEvent(
             f"{recorded.type} at position {recorded.position}", recorded.position
         ) from error

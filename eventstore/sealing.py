@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from msgspec import structs
 
 from eventstore import codec
 from eventstore.errors import UnreadableEvent
@@ -237,7 +238,7 @@ def _as_json(event: AnyEvent) -> dict[str, Any]:
         data: dict[str, Any] = orjson.loads(codec.encode(event))
         return data
     # The others hold nothing that is not JSON as it is.
-    return event.__dict__.copy()
+    return structs.asdict(event)
 
 
 def _envelope(id_: str, stream: str, type_: str, schema_version: int, key_id: str) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from msgspec import structs
+
 from eventstore.events import (
     JobDefined,
     JobPaused,
@@ -123,7 +125,7 @@ def _defined(view: View, event: JobDefined, recorded: Recorded) -> None:
     row = JobRow(
         name=event.job,
         source=event.source,
-        **dict(event.definition),
+        **structs.asdict(event.definition),
         removed=False,
         removed_by=None,
         paused=before.paused if before and known else False,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec import structs
+
 from eventstore import codec, log, sealing, traces
 from eventstore.events import (
     EmailReceived,
@@ -142,7 +144,7 @@ def fold(draft: Draft, history: Iterable[Recorded]) -> dict[str, Kept]:
             case SubjectForgotten():
                 # Others that it erased are in memory as they are by now, or not at all.
                 ours = [email_id for email_id in event.emails if email_id in recalled]
-                emails.apply(draft, event.model_copy(update={"emails": ours}), recorded)
+                emails.apply(draft, structs.replace(event, emails=ours), recorded)
             case RequestAnswered():
                 answers[event.key] = Kept(event.fingerprint, Answer(event.status, event.body))
                 continue

@@ -12,7 +12,7 @@ StatusReason = Literal[
 ]
 
 
-class _AgentEvent(Event):
+class _AgentEvent(Event, frozen=True, kw_only=True):
     agent: str
 
     @property
@@ -20,7 +20,7 @@ class _AgentEvent(Event):
         return f"agent-{self.agent}"
 
 
-class AgentRegistered(_AgentEvent):
+class AgentRegistered(_AgentEvent, frozen=True, kw_only=True):
     """An agent joined the squad: by its own wish, or (`automatic`) by acting before anybody named it."""
 
     type: ClassVar[str] = "agent_registered"
@@ -31,7 +31,7 @@ class AgentRegistered(_AgentEvent):
     automatic: bool
 
 
-class AgentProfileChanged(_AgentEvent):
+class AgentProfileChanged(_AgentEvent, frozen=True, kw_only=True):
     """An agent's role, url or priority was set anew."""
 
     type: ClassVar[str] = "agent_profile_changed"
@@ -40,7 +40,7 @@ class AgentProfileChanged(_AgentEvent):
     priority: int
 
 
-class AgentStatusChanged(_AgentEvent):
+class AgentStatusChanged(_AgentEvent, frozen=True, kw_only=True):
     """An agent went from one status to another, and why."""
 
     type: ClassVar[str] = "agent_status_changed"
@@ -50,7 +50,7 @@ class AgentStatusChanged(_AgentEvent):
     reason: StatusReason
 
 
-class AgentHeartbeatRecorded(_AgentEvent):
+class AgentHeartbeatRecorded(_AgentEvent, frozen=True, kw_only=True):
     """An agent said that it lives. Recorded only where that moves `last_active` noticeably."""
 
     type: ClassVar[str] = "agent_heartbeat_recorded"

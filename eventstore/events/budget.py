@@ -11,7 +11,7 @@ WarningLevel = Literal["info", "warning", "critical"]
 DenialReason = Literal["budget_exhausted", "agent_limit_reached"]
 
 
-class PolicySet(Event):
+class PolicySet(Event, frozen=True, kw_only=True):
     """The rules that hold from here on, all of them, so that one event tells the whole policy."""
 
     type: ClassVar[str] = "policy_set"
@@ -33,7 +33,7 @@ class PolicySet(Event):
         return "policy"
 
 
-class _BudgetEvent(Event):
+class _BudgetEvent(Event, frozen=True, kw_only=True):
     day: date
 
     @property
@@ -41,7 +41,7 @@ class _BudgetEvent(Event):
         return f"budget-{self.day.isoformat()}"
 
 
-class _ReservationEvent(Event):
+class _ReservationEvent(Event, frozen=True, kw_only=True):
     day: date
     reservation_id: str
 
@@ -50,7 +50,7 @@ class _ReservationEvent(Event):
         return f"reservation-{self.reservation_id}"
 
 
-class TokensReserved(_ReservationEvent):
+class TokensReserved(_ReservationEvent, frozen=True, kw_only=True):
     """Tokens were set aside for an agent until `expires_at`."""
 
     type: ClassVar[str] = "tokens_reserved"
@@ -59,7 +59,7 @@ class TokensReserved(_ReservationEvent):
     expires_at: datetime
 
 
-class TokensSettled(_ReservationEvent):
+class TokensSettled(_ReservationEvent, frozen=True, kw_only=True):
     """A reservation ended with what was really used, counted on the day of the reservation."""
 
     type: ClassVar[str] = "tokens_settled"
@@ -68,7 +68,7 @@ class TokensSettled(_ReservationEvent):
     tokens_used: int
 
 
-class TokensReleased(_ReservationEvent):
+class TokensReleased(_ReservationEvent, frozen=True, kw_only=True):
     """A reservation ended unused: given back, or run out of time."""
 
     type: ClassVar[str] = "tokens_released"
@@ -77,7 +77,7 @@ class TokensReleased(_ReservationEvent):
     reason: Literal["released", "expired"]
 
 
-class TokensUsed(_BudgetEvent):
+class TokensUsed(_BudgetEvent, frozen=True, kw_only=True):
     """Tokens were spent. A fact, recorded even beyond the budget."""
 
     type: ClassVar[str] = "tokens_used"
@@ -90,7 +90,7 @@ class TokensUsed(_BudgetEvent):
     task_id: str | None = None
 
 
-class TokensDenied(_BudgetEvent):
+class TokensDenied(_BudgetEvent, frozen=True, kw_only=True):
     """A reservation was refused: the day's budget, or the agent's share of it, did not allow it."""
 
     type: ClassVar[str] = "tokens_denied"
@@ -100,7 +100,7 @@ class TokensDenied(_BudgetEvent):
     remaining: int
 
 
-class BudgetThresholdCrossed(_BudgetEvent):
+class BudgetThresholdCrossed(_BudgetEvent, frozen=True, kw_only=True):
     """The day's use passed a percentage of the budget, for the first time that day."""
 
     type: ClassVar[str] = "budget_threshold_crossed"
@@ -110,7 +110,7 @@ class BudgetThresholdCrossed(_BudgetEvent):
     total: int
 
 
-class BudgetDayReset(_BudgetEvent):
+class BudgetDayReset(_BudgetEvent, frozen=True, kw_only=True):
     """A budget day began. It closes the one before, and says what that one used."""
 
     type: ClassVar[str] = "budget_day_reset"

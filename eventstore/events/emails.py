@@ -9,7 +9,7 @@ from eventstore.events.base import Event
 EmailStatus = Literal["unread", "classified", "draft_created", "sent", "archived"]
 
 
-class _EmailEvent(Event):
+class _EmailEvent(Event, frozen=True, kw_only=True):
     email_id: str
 
     @property
@@ -17,7 +17,7 @@ class _EmailEvent(Event):
         return f"email-{self.email_id}"
 
 
-class EmailReceived(_EmailEvent):
+class EmailReceived(_EmailEvent, frozen=True, kw_only=True):
     """An e-mail was logged, once for each Gmail message id."""
 
     type: ClassVar[str] = "email_received"
@@ -30,7 +30,7 @@ class EmailReceived(_EmailEvent):
     payload: dict[str, Any] | None
 
 
-class EmailUpdated(_EmailEvent):
+class EmailUpdated(_EmailEvent, frozen=True, kw_only=True):
     """An e-mail was classified, drafted, sent, handed over. `changed` names the fields that differ."""
 
     type: ClassVar[str] = "email_updated"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from msgspec import Struct
 
 from eventstore.events.base import Event
 
@@ -16,10 +16,8 @@ SkipReason = Literal["overlap", "budget", "conflict", "paused", "shut_down"]
 RunOutcome = Literal["succeeded", "failed", "lost", "missed"]
 
 
-class JobDefinition(BaseModel):
+class JobDefinition(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a job does and when. Durations in seconds; either `cron` or `every_seconds`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     agent: str | None
     endpoint: str | None
@@ -39,7 +37,7 @@ class JobDefinition(BaseModel):
     """What its runs claim while they are under way, by kind."""
 
 
-class _JobEvent(Event):
+class _JobEvent(Event, frozen=True, kw_only=True):
     job: str
 
     @property
@@ -47,7 +45,7 @@ class _JobEvent(Event):
         return f"job-{self.job}"
 
 
-class JobDefined(_JobEvent):
+class JobDefined(_JobEvent, frozen=True, kw_only=True):
     """A job was put on the schedule, or changed; it holds the whole job as it now is."""
 
     type: ClassVar[str] = "job_defined"
@@ -56,7 +54,7 @@ class JobDefined(_JobEvent):
     definition: JobDefinition
 
 
-class JobRemoved(_JobEvent):
+class JobRemoved(_JobEvent, frozen=True, kw_only=True):
     """A job was taken off the schedule: by somebody, or because the settings do not have it any more."""
 
     type: ClassVar[str] = "job_removed"
@@ -64,7 +62,7 @@ class JobRemoved(_JobEvent):
     source: RemovalSource
 
 
-class JobPaused(_JobEvent):
+class JobPaused(_JobEvent, frozen=True, kw_only=True):
     """A job's ticks are skipped from here on: somebody said so, or a run failed that was to pause it."""
 
     type: ClassVar[str] = "job_paused"
@@ -72,21 +70,21 @@ class JobPaused(_JobEvent):
     note: str | None
 
 
-class JobResumed(_JobEvent):
+class JobResumed(_JobEvent, frozen=True, kw_only=True):
     """A job's ticks run again."""
 
     type: ClassVar[str] = "job_resumed"
     note: str | None
 
 
-class TickBuffered(_JobEvent):
+class TickBuffered(_JobEvent, frozen=True, kw_only=True):
     """A tick came while the job was running; it runs as soon as that is over."""
 
     type: ClassVar[str] = "tick_buffered"
     tick: datetime
 
 
-class _RunEvent(Event):
+class _RunEvent(Event, frozen=True, kw_only=True):
     run_id: str
     job: str
 
@@ -95,14 +93,14 @@ class _RunEvent(Event):
         return f"run-{self.run_id}"
 
 
-class RunMissed(_RunEvent):
+class RunMissed(_RunEvent, frozen=True, kw_only=True):
     """Nobody was there for a tick: for longer than the job's catch-up time, or until its schedule ended."""
 
     type: ClassVar[str] = "run_missed"
     tick: datetime
 
 
-class RunSkipped(_RunEvent):
+class RunSkipped(_RunEvent, frozen=True, kw_only=True):
     """A tick did not run, and why."""
 
     type: ClassVar[str] = "run_skipped"
@@ -111,7 +109,7 @@ class RunSkipped(_RunEvent):
     detail: str
 
 
-class RunStarted(_RunEvent):
+class RunStarted(_RunEvent, frozen=True, kw_only=True):
     """A tick was claimed by one process, `runner`, until `lease_expires_at`.
 
     Without a runner it is a run that somebody asked for, and that waits for a process to take it up.
@@ -130,14 +128,14 @@ class RunStarted(_RunEvent):
     """The claim on the job's resources, where it names any."""
 
 
-class RunRenewed(_RunEvent):
+class RunRenewed(_RunEvent, frozen=True, kw_only=True):
     """The process is still at it."""
 
     type: ClassVar[str] = "run_renewed"
     lease_expires_at: datetime
 
 
-class RunAttemptFailed(_RunEvent):
+class RunAttemptFailed(_RunEvent, frozen=True, kw_only=True):
     """An attempt failed; the next begins at `retry_at`, by whichever process is first."""
 
     type: ClassVar[str] = "run_attempt_failed"
@@ -147,7 +145,7 @@ class RunAttemptFailed(_RunEvent):
     tokens_used: int | None
 
 
-class RunRetried(_RunEvent):
+class RunRetried(_RunEvent, frozen=True, kw_only=True):
     """A process took up the next attempt: after a failure, or because the lease of the last one ran out.
 
     Of a run that nobody held so far it is the first.
@@ -163,7 +161,7 @@ class RunRetried(_RunEvent):
     """The attempt's own claim on the job's resources, where it names any."""
 
 
-class RunFinished(_RunEvent):
+class RunFinished(_RunEvent, frozen=True, kw_only=True):
     """How a run ended, and what all its attempts used.
 
     `lost`: its process vanished in the last one. `missed`: no process took it up in time.

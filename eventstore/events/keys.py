@@ -11,7 +11,7 @@ KeyScope = Literal["agent", "operator", "auditor"]
 DenialCode = Literal["wrong_agent", "not_allowed"]
 
 
-class _KeyEvent(Event):
+class _KeyEvent(Event, frozen=True, kw_only=True):
     key_id: str
     agent: str | None
     """Whose key it is, where it is an agent's."""
@@ -21,7 +21,7 @@ class _KeyEvent(Event):
         return f"key-{self.key_id}"
 
 
-class KeyCreated(_KeyEvent):
+class KeyCreated(_KeyEvent, frozen=True, kw_only=True):
     """A key was made. The key itself was shown once and is nowhere; `digest` is its SHA-256."""
 
     type: ClassVar[str] = "key_created"
@@ -31,25 +31,25 @@ class KeyCreated(_KeyEvent):
     expires_at: datetime | None
 
 
-class KeyFirstUsed(_KeyEvent):
+class KeyFirstUsed(_KeyEvent, frozen=True, kw_only=True):
     """Somebody came with the key for the first time."""
 
     type: ClassVar[str] = "key_first_used"
 
 
-class KeyExpired(_KeyEvent):
+class KeyExpired(_KeyEvent, frozen=True, kw_only=True):
     """A key's time ran out."""
 
     type: ClassVar[str] = "key_expired"
 
 
-class KeyRevoked(_KeyEvent):
+class KeyRevoked(_KeyEvent, frozen=True, kw_only=True):
     """A key was taken back."""
 
     type: ClassVar[str] = "key_revoked"
 
 
-class AccessDenied(_KeyEvent):
+class AccessDenied(_KeyEvent, frozen=True, kw_only=True):
     """A command was refused because its key does not reach so far."""
 
     type: ClassVar[str] = "access_denied"

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from eventstore.events.base import Event
 
 
-class RequestAnswered(Event):
+class RequestAnswered(Event, frozen=True, kw_only=True):
     """The first answer to a request that bore an idempotency key; it is given again to every repeat."""
 
     type: ClassVar[str] = "request_answered"
@@ -22,7 +22,7 @@ class RequestAnswered(Event):
         return f"request-{self.key}"
 
 
-class AppendAbandoned(Event):
+class AppendAbandoned(Event, frozen=True, kw_only=True):
     """A connection broke during a commit that then proved not to have happened.
 
     Appending this moves the head, so whatever of that commit may still be on its way comes too late.

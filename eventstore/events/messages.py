@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from eventstore.events.base import Event
 
 
-class _MessageEvent(Event):
+class _MessageEvent(Event, frozen=True, kw_only=True):
     message_id: str
 
     @property
@@ -15,7 +15,7 @@ class _MessageEvent(Event):
         return f"message-{self.message_id}"
 
 
-class MessageSent(_MessageEvent):
+class MessageSent(_MessageEvent, frozen=True, kw_only=True):
     """A message went from one agent to another, or (`to_agent` None) to all."""
 
     type: ClassVar[str] = "message_sent"
@@ -26,7 +26,7 @@ class MessageSent(_MessageEvent):
     data: dict[str, Any] | None
 
 
-class MessageAcknowledged(_MessageEvent):
+class MessageAcknowledged(_MessageEvent, frozen=True, kw_only=True):
     """An agent has dealt with a message; it leaves that agent's inbox."""
 
     type: ClassVar[str] = "message_acknowledged"

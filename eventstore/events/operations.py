@@ -10,7 +10,7 @@ from eventstore.events.base import Event
 OperationOutcome = Literal["succeeded", "failed", "cancelled"]
 
 
-class _OperationEvent(Event):
+class _OperationEvent(Event, frozen=True, kw_only=True):
     operation_id: str
 
     @property
@@ -18,7 +18,7 @@ class _OperationEvent(Event):
         return f"operation-{self.operation_id}"
 
 
-class OperationStarted(_OperationEvent):
+class OperationStarted(_OperationEvent, frozen=True, kw_only=True):
     """An agent claimed every resource it names. The event's position is the claim's fencing token."""
 
     type: ClassVar[str] = "operation_started"
@@ -30,7 +30,7 @@ class OperationStarted(_OperationEvent):
     expires_at: datetime
 
 
-class OperationRenewed(_OperationEvent):
+class OperationRenewed(_OperationEvent, frozen=True, kw_only=True):
     """The holder is still at it: the conflict window and the time to live start again."""
 
     type: ClassVar[str] = "operation_renewed"
@@ -39,7 +39,7 @@ class OperationRenewed(_OperationEvent):
     expires_at: datetime
 
 
-class OperationFinished(_OperationEvent):
+class OperationFinished(_OperationEvent, frozen=True, kw_only=True):
     """The holder ended its operation and gave its claims back."""
 
     type: ClassVar[str] = "operation_finished"
@@ -48,14 +48,14 @@ class OperationFinished(_OperationEvent):
     tokens_used: int | None
 
 
-class OperationExpired(_OperationEvent):
+class OperationExpired(_OperationEvent, frozen=True, kw_only=True):
     """Nobody renewed the operation in its time to live; its claims are void."""
 
     type: ClassVar[str] = "operation_expired"
     agent: str
 
 
-class ConflictDetected(_OperationEvent):
+class ConflictDetected(_OperationEvent, frozen=True, kw_only=True):
     """A claim was refused because `operation_id` holds one of its resources."""
 
     type: ClassVar[str] = "conflict_detected"

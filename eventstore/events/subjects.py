@@ -7,7 +7,7 @@ from typing import ClassVar
 from eventstore.events.base import Event
 
 
-class SubjectForgotten(Event):
+class SubjectForgotten(Event, frozen=True, kw_only=True):
     """Somebody's key was destroyed: by this event, in the transaction that appended it.
 
     It says what was sealed with the key, which nobody can read any more, and not whose key it was. Where

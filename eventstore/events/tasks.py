@@ -10,7 +10,7 @@ TaskStatus = Literal["new", "in_progress", "completed"]
 TaskPriority = Literal["low", "medium", "high", "urgent"]
 
 
-class _TaskEvent(Event):
+class _TaskEvent(Event, frozen=True, kw_only=True):
     task_id: str
 
     @property
@@ -18,7 +18,7 @@ class _TaskEvent(Event):
         return f"task-{self.task_id}"
 
 
-class TaskCreated(_TaskEvent):
+class TaskCreated(_TaskEvent, frozen=True, kw_only=True):
     """A task was put on the board."""
 
     type: ClassVar[str] = "task_created"
@@ -30,7 +30,7 @@ class TaskCreated(_TaskEvent):
     deliverable_url: str | None
 
 
-class TaskUpdated(_TaskEvent):
+class TaskUpdated(_TaskEvent, frozen=True, kw_only=True):
     """A task changed. It holds the whole task as it now is; `changed` names the fields that differ."""
 
     type: ClassVar[str] = "task_updated"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import InstanceOf
+
 from eventstore.events import JobDefinition, JobSource
 from service.commands.base import Command
 from service.values import Id, JsonObject, Name, ShortText, Text, Tokens
@@ -12,7 +14,7 @@ class DefineJob(Command):
 
     name: Name
     source: JobSource
-    definition: JobDefinition
+    definition: InstanceOf[JobDefinition]
 
 
 class RemoveJob(Command):

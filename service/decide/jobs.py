@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from eventstore.events import JobDefined, JobPaused, JobRemoved, JobResumed
 from eventstore.recorded import NewEvent
 from projections.agents import AGENTS
@@ -32,7 +34,7 @@ def define(state: State, command: DefineJob, at: At) -> Decision:
     if wanted.agent is not None and state.rows(AGENTS).get(wanted.agent) is None:
         return Refused(Refusal("agent_not_found", f"no agent is called {wanted.agent!r}"))
     row = on_schedule(state, command.name)
-    if row and all(getattr(row, name) == value for name, value in wanted):
+    if row and all(getattr(row, name) == value for name, value in structs.asdict(wanted).items()):
         return Accepted([], {"name": row.name, "position": row.position})
     # A default gives way to whatever somebody said on purpose, also before this start.
     if command.source == "default" and (said := _said_on_purpose(state, command.name)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from msgspec import structs
+
 from eventstore.events import (
     AccessDenied,
     AgentProfileChanged,
@@ -33,8 +35,7 @@ from service.explain.sentences import dated
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pydantic import BaseModel
-
+    from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
     from service.explain.record import Past, Told
     from service.explain.telling import Telling
@@ -102,11 +103,11 @@ def _predecessors(event: Changed) -> tuple[str, ...]:
             return (event.type,)
 
 
-def _fields(event: BaseModel) -> dict[str, Any]:
-    fields = dict(event)
+def _fields(event: AnyEvent) -> dict[str, Any]:
+    fields = structs.asdict(event)
     # A job's definition is a part of its own; its fields are what somebody changes.
     if isinstance(event, JobDefined):
-        fields = {"source": event.source, **dict(event.definition)}
+        fields = {"source": event.source, **structs.asdict(event.definition)}
     return {name: value for name, value in fields.items() if name not in _BESIDE}
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
+from msgspec import structs
+
 from eventstore.events import OperationRenewed, OperationStarted
 from projections.operations import OPERATIONS
 from service.decide.operations import find_conflict
@@ -159,7 +161,7 @@ class Claims:
         # Whoever named a time to live of its own, other than the policy's, would have named it again.
         is_own = policy is None or event.ttl_seconds != policy.operation_timeout_seconds
         ttl_seconds = event.ttl_seconds if timeout is None or is_own else timeout
-        return event.model_copy(update=self._times(ttl_seconds, at.recorded_at))
+        return structs.replace(event, **self._times(ttl_seconds, at.recorded_at))
 
     def _renewal(self, row: OperationRow, now: datetime) -> OperationRenewed:
         times = self._times(row.ttl_seconds, now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
+from msgspec import structs
 from pydantic import Field, model_validator
 
 from service.commands.base import Command
@@ -52,4 +53,4 @@ class OtherRules(Command):
         if self.agent_limits:
             limits = {**policy.agent_limits, **self.agent_limits}
             named["agent_limits"] = {agent: limit for agent, limit in limits.items() if limit is not None}
-        return policy.model_copy(update=named)
+        return structs.replace(policy, **named)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from eventstore.events import (
     BudgetDayReset,
     BudgetThresholdCrossed,
@@ -126,7 +128,7 @@ class Simulation:
         trial.judging = True
         if trial.policy:
             day = trial.squad.day
-            policy = trial.policy.model_copy(update={"day": day.day if day else None})
+            policy = structs.replace(trial.policy, day=day.day if day else None)
             self._tokens.set_policy(policy, at)
 
     def _note_run(self, event: RunStarted) -> None:

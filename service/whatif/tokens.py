@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from eventstore.events import BudgetThresholdCrossed, TokensSettled, TokensUsed
 from projections.budgets import BUDGET_DAYS
 from service.decide.budget import allowance, crossings
@@ -47,7 +49,7 @@ class Tokens:
         """Begins a day, and closes the one before."""
         trial = self._trial
         if trial.judging and trial.rules.daily_tokens is not None:
-            event = event.model_copy(update={"total": trial.rules.daily_tokens})
+            event = structs.replace(event, total=trial.rules.daily_tokens)
         self._squad.spend(event, at)
         self._squad.forget_past_days()
         self.compare_warnings(event.day)

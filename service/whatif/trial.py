@@ -39,7 +39,7 @@ class Trial:
         if squad and squad.has_policy:
             self.squad.load(squad)
             rules_then = {
-                name: getattr(squad.policy, name) for name in PolicySet.model_fields if name != "day"
+                name: getattr(squad.policy, name) for name in PolicySet.__struct_fields__ if name != "day"
             }
             self.policy = PolicySet(**rules_then, day=None)
         self.judging = after == 0

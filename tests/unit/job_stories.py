@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from msgspec import structs
+
 from eventstore.events import JobDefinition
 from projections.jobs import JobRow
 from service.commands import (
@@ -57,7 +59,7 @@ def a_job(name: str = JOB, **fields: Any) -> JobRow:
     return JobRow(
         name=name,
         source="settings",
-        **dict(definition(**fields)),
+        **structs.asdict(definition(**fields)),
         removed=False,
         removed_by=None,
         paused=False,

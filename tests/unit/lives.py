@@ -89,7 +89,7 @@ def lived(first: Sequence[AnyCommand], life: Life) -> Story:
             for recorded in story.recorded:
                 event = codec.decode(recorded)
                 if isinstance(event, _BEGUN):
-                    field = next(name for name in strategies.ID_FIELDS if name in type(event).model_fields)
+                    field = next(name for name in strategies.ID_FIELDS if name in event.__struct_fields__)
                     known[field].append(getattr(event, field))
     return story
 

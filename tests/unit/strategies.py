@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from msgspec import Struct, structs
 
 from eventstore.codec import EVENT_TYPES
 from eventstore.events import (
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from service.commands import AnyCommand
 
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M", bound=Struct)
 
 AGENTS = ("ann", "bob", "eve")
 ID_FIELDS = ("run_id", "operation_id", "reservation_id", "message_id", "task_id", "email_id")
@@ -263,7 +263,7 @@ def values_of(annotation: Any) -> SearchStrategy[Any]:
     """Values of a field's type, as far as events have such fields."""
     if annotation in _SIMPLE:
         return _SIMPLE[annotation]
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, Struct):
         return _models(annotation)
     arguments = get_args(annotation)
     match get_origin(annotation):
@@ -283,7 +283,7 @@ def values_of(annotation: Any) -> SearchStrategy[Any]:
 
 def _models(kind: type[M]) -> SearchStrategy[M]:
     hints = get_type_hints(kind)
-    return st.builds(kind, **{name: values_of(hints[name]) for name in kind.model_fields})
+    return st.builds(kind, **{name: values_of(hints[name]) for name in kind.__struct_fields__})
 
 
 events: SearchStrategy[AnyEvent] = st.one_of(*map(_models, EVENT_TYPES.values()))
@@ -291,7 +291,7 @@ events: SearchStrategy[AnyEvent] = st.one_of(*map(_models, EVENT_TYPES.values())
 
 
 def _answer(event: RequestAnswered, repeated: dict[str, Any]) -> RequestAnswered:
-    return event.model_copy(update={"body": {**event.body, **repeated}})
+    return structs.replace(event, body={**event.body, **repeated})
 
 
 sealed_events: SearchStrategy[AnyEvent] = st.one_of(

@@ -15,6 +15,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import orjson
+from msgspec import structs
 
 from eventstore import codec
 from eventstore.events import AnyEvent, Event
@@ -276,5 +277,6 @@ class Story:
         ]
 
     def _with_placeholders(self, event: Event) -> Event:
-        fresh = {name: FRESH for name, value in event if isinstance(value, str) and value in self._ids}
-        return event.model_copy(update=fresh)
+        told = structs.asdict(event).items()
+        fresh = {name: FRESH for name, value in told if isinstance(value, str) and value in self._ids}
+        return structs.replace(event, **fresh)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from msgspec import convert
 
 from eventstore.events import (
     AgentHeartbeatRecorded,
@@ -51,8 +52,8 @@ ANN_REGISTERED = AgentRegistered(
 
 
 def ann_turns(previous: str, status: str, reason: str) -> AgentStatusChanged:
-    return AgentStatusChanged.model_validate(
-        {"agent": "ann", "previous": previous, "status": status, "reason": reason}
+    return convert(
+        {"agent": "ann", "previous": previous, "status": status, "reason": reason}, AgentStatusChanged
     )
 
 

@@ -4,6 +4,7 @@ from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec import convert
 
 from eventstore.events import (
     BudgetDayReset,
@@ -87,8 +88,9 @@ def denied(tokens: int, left: int, reason: DenialReason = "budget_exhausted") ->
 
 def crossed(percent: int, of_used: int, total: int = 1000) -> BudgetThresholdCrossed:
     level = {50: "info", 75: "warning", 90: "critical"}[percent]
-    return BudgetThresholdCrossed.model_validate(
-        {"day": TODAY, "percent": percent, "level": level, "used": of_used, "total": total}
+    return convert(
+        {"day": TODAY, "percent": percent, "level": level, "used": of_used, "total": total},
+        BudgetThresholdCrossed,
     )
 
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec import convert
 
 from eventstore.events import (
     AgentStatusChanged,
@@ -165,8 +166,9 @@ class TestTheEndOfARun:
         story = running(PATIENT, **fields)
         operation = claim_of(story).id
         story.when(end, at=at)
-        finished = OperationFinished.model_validate(
-            {"operation_id": operation, "agent": "ann", "outcome": outcome, "tokens_used": None}
+        finished = convert(
+            {"operation_id": operation, "agent": "ann", "outcome": outcome, "tokens_used": None},
+            OperationFinished,
         )
         assert finished in story.events
         [end_of_claim] = [item for item in story.recorded if item.type == "operation_finished"]

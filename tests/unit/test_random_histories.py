@@ -154,7 +154,7 @@ class World:
     def _get_to_know(self, event: Event) -> None:
         for kind in (OperationStarted, TokensReserved, MessageSent, TaskCreated, EmailReceived, RunStarted):
             if isinstance(event, kind):
-                field = next(field for field in strategies.ID_FIELDS if field in kind.model_fields)
+                field = next(field for field in strategies.ID_FIELDS if field in kind.__struct_fields__)
                 self.known[field].append(getattr(event, field))
 
     def _check_that_a_draft_can_be_taken_back(self, commands: Iterable[AnyCommand], now: datetime) -> None:
