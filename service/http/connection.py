@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 
-from service.http.context import respond
 from service.http.json import dumps
 from service.http.problems import CONTENT_TYPE, TITLES, Problem
+from service.http.reply import Reply, respond
 
 if TYPE_CHECKING:
     import asyncio
@@ -130,9 +130,22 @@ class Connection(web.RequestHandler):
         _log.debug("a request could not be parsed")
         reason = (message or "it is not HTTP").strip().splitlines()[0].rstrip(":")
         problem = Problem("bad_request", reason)
-        response = respond(problem.status, problem.body)
-        response.force_close()
-        return response
+        reply = respond(problem.status, problem.body)
+        reply.force_close()
+        return reply.response()
+
+    async def finish_response(
+        self, request: BaseRequest, resp: web.StreamResponse | Reply, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Sends the answer; True where the client has gone meanwhile."""
+        if not isinstance(resp, Reply):
+            return await super().finish_response(request, resp, start_time)
+        transport = self.transport
+        if transport is None or transport.is_closing() or self._upgraded or not resp.is_plain(request):
+            return await super().finish_response(request, resp.response(), start_time)
+        transport.write(resp.in_one_piece())
+        # Of an answer that was sent, nothing is asked but whether the connection goes on.
+        return cast("web.StreamResponse", resp), False
 
     def log_exception(self, *args: Any, **kwargs: Any) -> None:
         """Tells of faults; what a client sends is none of ours."""

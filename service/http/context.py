@@ -7,18 +7,15 @@ import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
-from http import HTTPStatus
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from aiohttp import web
-from multidict import CIMultiDict, istr
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from service.batch import new_id
 from service.http import json
 from service.http.auth import caller
-from service.http.problems import CONTENT_TYPE, Problem, from_validation, wrong
+from service.http.problems import Problem, from_validation, wrong
 from service.http.turns import Turns
 from service.logs import CORRELATION
 from service.requests import (
@@ -57,20 +54,6 @@ LOOK_BACK_AT_ONCE = 2
 BODY_SECONDS = 30.0
 """How long a body may take to arrive."""
 
-SECURITY_HEADERS: Mapping[str, str] = MappingProxyType(
-    {
-        "Cache-Control": "no-store",
-        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-        "X-Content-Type-Options": "nosniff",
-    }
-)
-"""On every answer: nobody keeps it, shows it as a page, or takes it for something else than it says."""
-
-_JSON_HEADERS = CIMultiDict({**SECURITY_HEADERS, "Content-Type": "application/json"})
-_PROBLEM_HEADERS = CIMultiDict({**SECURITY_HEADERS, "Content-Type": CONTENT_TYPE})
-
-CORRELATION_HEADER = istr("X-Correlation-Id")
-
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _CORRELATION = re.compile(r"[\x21-\x7e]{1,100}")
 
@@ -101,19 +84,6 @@ class Services:
 
 
 SERVICES = web.AppKey("services", Services)
-
-
-def respond(status: int, body: Any, headers: Mapping[str, str] | None = None) -> web.Response:
-    """A JSON answer; from status 400 on, a problem."""
-    if status < HTTPStatus.BAD_REQUEST:
-        shown = _JSON_HEADERS.copy()
-    else:
-        shown = _PROBLEM_HEADERS.copy()
-        if "retry_after_seconds" in body:
-            shown["Retry-After"] = str(body["retry_after_seconds"])
-    if headers:
-        shown.update(headers)
-    return web.Response(status=status, body=json.dumps(body), headers=shown)
 
 
 async def body_of(request: web.Request) -> bytes:

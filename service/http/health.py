@@ -13,8 +13,8 @@ from eventstore.errors import EventStoreError
 from service import metrics
 from service.http import answers
 from service.http.auth import Scope
-from service.http.context import Services, respond
 from service.http.json import dumps
+from service.http.reply import Reply, respond
 from service.http.route import Media, Route
 
 PROBE_SECONDS = 2.0
@@ -26,6 +26,7 @@ _STUCK_AFTER = timedelta(seconds=10)
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from service.http.context import Services
     from service.writer import Writer
 
 # One that has nothing to do stands still as well: what counts is how long the next event has waited for it.
@@ -38,12 +39,12 @@ _PROJECTIONS = """
 """
 
 
-async def _alive(services: Services, request: web.Request) -> web.StreamResponse:
+async def _alive(services: Services, request: web.Request) -> Reply:
     del services, request
     return respond(200, {"status": "alive"})
 
 
-async def _ready(services: Services, request: web.Request) -> web.StreamResponse:
+async def _ready(services: Services, request: web.Request) -> Reply:
     checks: dict[str, Mapping[str, Any]] = {
         "database": {"ok": False},
         "writer": _judge_writer(services.writer),
@@ -64,7 +65,7 @@ async def _ready(services: Services, request: web.Request) -> web.StreamResponse
         # What is wrong may name hosts and users of the database; strangers are only told that something is.
         checks = {name: {"ok": check["ok"]} for name, check in checks.items()}
     body = {"ready": ready, "stopping": services.stopping, "checks": checks}
-    return web.Response(status=200 if ready else 503, body=dumps(body), content_type="application/json")
+    return Reply(200 if ready else 503, dumps(body))
 
 
 def _judge_writer(writer: Writer) -> Mapping[str, Any]:

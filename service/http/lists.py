@@ -11,8 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from projections import storage
 from service.http import json
-from service.http.context import parse_path, parse_query, respond
+from service.http.context import parse_path, parse_query
 from service.http.problems import Problem
+from service.http.reply import Reply, respond
 from service.values import Id, Name
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ async def page_of_rows(
     order: str = "position",
     conditions: sql.Composable | None = None,
     **parameters: Any,
-) -> web.StreamResponse:
+) -> Reply:
     """Answers a page of a table, the oldest first.
 
     Args:
@@ -169,7 +170,7 @@ async def one_row(
     what: str,
     *,
     check: Callable[[Any], None] = lambda row: None,
-) -> web.StreamResponse:
+) -> Reply:
     """Answers the row whose id stands in the path.
 
     Args:

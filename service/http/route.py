@@ -11,38 +11,27 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
-from multidict import istr
 from pydantic import BaseModel
 
 from eventstore.errors import StoreBusy, StoreUnavailable
 from service.http.auth import CHALLENGE, Scope, let_in
 from service.http.carrying_out import asked_by, carry_out, rendering
-from service.http.context import (
-    CORRELATION_HEADER,
-    SECURITY_HEADERS,
-    SERVICES,
-    Services,
-    body_of,
-    correlate,
-    parse_command,
-    parse_object,
-    respond,
-)
+from service.http.context import SERVICES, Services, body_of, correlate, parse_command, parse_object
 from service.http.problems import Problem
+from service.http.reply import CORRELATION_HEADER, SECURITY_HEADERS, Reply, respond
 from service.reading import NotYet
 
 if TYPE_CHECKING:
     from service.commands import Command
     from service.requests import Answer, Outcome
 
+Response = Reply | web.StreamResponse
+
 Shape = type[BaseModel] | tuple[type[BaseModel], ...]
 """A model, or several of which it is one."""
 
-Handler = Callable[[Services, web.Request], Awaitable[web.StreamResponse]]
-ProblemRenderer = Callable[[Problem], web.StreamResponse]
-
-_MARK = istr("X-Content-Type-Options")
-"""Where it is, the others of `SECURITY_HEADERS` are too."""
+Handler = Callable[[Services, web.Request], Awaitable[Response]]
+ProblemRenderer = Callable[[Problem], Reply]
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +54,7 @@ class Write:
     """Command field by path parameter."""
 
 
-def _show_problem(problem: Problem) -> web.StreamResponse:
+def _show_problem(problem: Problem) -> Reply:
     return respond(problem.status, problem.body, problem.headers)
 
 
@@ -92,12 +81,13 @@ class Route:
     while_stopping: bool = False
     """Whether it still answers while the service stops."""
 
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
+    async def __call__(self, request: web.Request) -> Response:
         """Answers a request; whatever goes wrong is told as a problem."""
         services = request.app[SERVICES]
         correlation = correlate(request.headers)
         begun = monotonic()
         try:
+            response: Response
             if services.stopping and not self.while_stopping:
                 response = self.show_problem(_STOPPING)
             elif "%" in request.raw_path and not _is_utf8(request.raw_path):
@@ -108,14 +98,17 @@ class Route:
                 response = await self.handler(services, request)
         except Exception as error:  # noqa: BLE001 - every request gets an answer
             response = self.show_problem(as_problem(error))
-        if not response.prepared:
-            response.headers[CORRELATION_HEADER] = correlation
-            if _MARK not in response.headers:
-                response.headers.update(SECURITY_HEADERS)
-            if services.cors:
-                services.cors.allow(request, response.headers)
+        if isinstance(response, Reply):
+            response.correlation_id = correlation
             if response.status == HTTPStatus.UNAUTHORIZED:
                 response.headers.setdefault("WWW-Authenticate", CHALLENGE)
+            if services.cors:
+                services.cors.allow(request, response.headers)
+        elif not response.prepared:
+            response.headers.update(SECURITY_HEADERS)
+            response.headers[CORRELATION_HEADER] = correlation
+            if services.cors:
+                services.cors.allow(request, response.headers)
         if services.stopping:
             response.force_close()
         services.metrics.request(self.path, response.status)
@@ -173,7 +166,7 @@ def write(
     """A route that makes a command of its body and path, and answers what came of it."""
     how = Write(command=command, render=rendering(status), bound=bound or {})
 
-    async def handler(services: Services, request: web.Request) -> web.StreamResponse:
+    async def handler(services: Services, request: web.Request) -> Reply:
         body = await body_of(request)
         command = parse_command(how.command, parse_object(body), request.match_info, how.bound)
         asked = asked_by(request, body, command, how.render)  # type: ignore[arg-type]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from service.http.connection import Server
-from service.http.context import CORRELATION_HEADER, MAX_BODY_BYTES, SERVICES, correlate, respond
+from service.http.context import MAX_BODY_BYTES, SERVICES, correlate
 from service.http.problems import Problem
+from service.http.reply import respond
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
 
     from service.http.context import Services
+    from service.http.route import Response
 
-    Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
+    Handler = Callable[[BaseRequest], Awaitable[Response]]
 
 
 _log = logging.getLogger(__name__)
@@ -31,13 +33,14 @@ class Runner(web.AppRunner):
         made = await super()._make_server()
         # Not a middleware, which would cost every request something, also those that a route answers.
         handle = telling_problems(made.request_handler, self.app[SERVICES])
-        return Server(handle, request_factory=made.request_factory)
+        # A `Reply` passes through aiohttp as it is, up to `Connection.finish_response`.
+        return Server(handle, request_factory=made.request_factory)  # type: ignore[arg-type]
 
 
 def telling_problems(handle: Handler, services: Services) -> Handler:
     """Tells what aiohttp itself refuses, before any route is found, like everything else."""
 
-    async def answer(request: BaseRequest) -> web.StreamResponse:
+    async def answer(request: BaseRequest) -> Response:
         try:
             return await handle(request)
         except web.HTTPNotFound:
@@ -54,11 +57,11 @@ def telling_problems(handle: Handler, services: Services) -> Handler:
             problem = Problem("bad_request", error.reason)
         if too_often := services.door.too_often(request):
             problem = too_often
-        response = respond(problem.status, problem.body, problem.headers)
-        response.headers[CORRELATION_HEADER] = correlate(request.headers)
+        reply = respond(problem.status, problem.body, problem.headers)
+        reply.correlation_id = correlate(request.headers)
         _log.debug("nothing was found to answer a request: %d", problem.status)
         if services.cors:
-            services.cors.allow(request, response.headers)
-        return response
+            services.cors.allow(request, reply.headers)
+        return reply
 
     return answer

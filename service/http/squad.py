@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aiohttp import web
 from psycopg import sql
 from pydantic import BaseModel, ValidationError
 
@@ -18,14 +17,10 @@ from service import commands as do
 from service import views
 from service.http.auth import Scope, own_agent
 from service.http.carrying_out import asked_by, carry_out
-from service.http.context import (
-    Services,
-    body_of,
-    parse_object,
-    respond,
-)
+from service.http.context import Services, body_of, parse_object
 from service.http.json import dumps
 from service.http.problems import Problem, field_errors, from_refusal
+from service.http.reply import Reply, respond
 from service.http.route import Route
 from service.http.seed import (
     Done,
@@ -44,6 +39,8 @@ from service.requests import Answer, Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from aiohttp import web
+
     from projections.projection import Projection, Table
     from service.squad import State
 
@@ -53,7 +50,7 @@ NEWEST_MESSAGES = 50
 M = TypeVar("M", bound=BaseModel)
 
 
-def _show_problem(problem: Problem) -> web.Response:
+def _show_problem(problem: Problem) -> Reply:
     details = problem.body.get("errors") or {
         key: value for key, value in problem.body.items() if key not in ("type", "title", "status")
     }
@@ -62,7 +59,7 @@ def _show_problem(problem: Problem) -> web.Response:
     if "retry_after_seconds" in problem.body:
         headers["Retry-After"] = str(problem.body["retry_after_seconds"])
     body = {"error": problem.body["detail"], "details": details}
-    return web.Response(status=status, body=dumps(body), content_type="application/json", headers=headers)
+    return Reply(status, dumps(body), headers=headers)
 
 
 def _validate(model: type[M], fields: Any) -> M:
@@ -78,7 +75,7 @@ def _validate(model: type[M], fields: Any) -> M:
 # GET --------------------------------------------------------------------------------------------------
 
 
-async def _get(services: Services, request: web.Request) -> web.StreamResponse:
+async def _get(services: Services, request: web.Request) -> Reply:
     query = _validate(SquadQuery, dict(request.query))
     if query.action is None:
         return respond(200, await _everything(services, query))
@@ -91,7 +88,7 @@ async def _get(services: Services, request: web.Request) -> web.StreamResponse:
             "error": "Orchestrator is not running",
             "details": "POST the action orchestrator-init to start it",
         }
-        return web.Response(status=503, body=dumps(body), content_type="application/json")
+        return Reply(503, dumps(body))
     return respond(200, views.seed_status(squad, services.clock.now()))
 
 
@@ -170,7 +167,7 @@ async def _newest(
 # POST and PATCH -----------------------------------------------------------------------------------------
 
 
-async def _post(services: Services, request: web.Request) -> web.StreamResponse:
+async def _post(services: Services, request: web.Request) -> Reply:
     body = await body_of(request)
     fields = parse_object(body)
     action = fields.get("action")
@@ -191,7 +188,7 @@ async def _post(services: Services, request: web.Request) -> web.StreamResponse:
             raise Problem("validation_failed", "Unknown action", errors=[fault])
 
 
-async def _patch(services: Services, request: web.Request) -> web.StreamResponse:
+async def _patch(services: Services, request: web.Request) -> Reply:
     body = await body_of(request)
     change = _validate(TaskChangeBody, parse_object(body))
     named = {name: getattr(change, name) for name in change.model_fields_set - {"id"}}
@@ -207,14 +204,10 @@ async def _do(
     message: str,
     *,
     entity: str | None = None,
-) -> web.StreamResponse:
+) -> Reply:
     asked = asked_by(request, body, command, _rendering(message, entity))
     answer = await carry_out(services, asked)
-    return web.Response(
-        status=answer.status,
-        body=dumps(answer.body),
-        content_type="application/json",
-    )
+    return Reply(answer.status, dumps(answer.body))
 
 
 def _rendering(message: str, entity: str | None) -> Callable[[Outcome], Answer]:

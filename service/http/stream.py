@@ -22,8 +22,9 @@ from eventstore.errors import StoreBusy, StoreUnavailable
 from eventstore.listener import POLL_SECONDS, wait_for_hint
 from service.channels import Found
 from service.http.auth import caller
-from service.http.context import CORRELATION_HEADER, SECURITY_HEADERS, correlation_id
+from service.http.context import correlation_id
 from service.http.problems import wrong
+from service.http.reply import CORRELATION_HEADER, SECURITY_HEADERS
 
 if TYPE_CHECKING:
     from service.channels import Channel

@@ -11,8 +11,9 @@ from aiohttp import web
 
 from service.http import health, squad
 from service.http.auth import Scope
-from service.http.context import MAX_BODY_BYTES, SERVICES, Services, respond
+from service.http.context import MAX_BODY_BYTES, SERVICES, Services
 from service.http.openapi import document
+from service.http.reply import Reply, respond
 from service.http.route import Media, Route
 from service.http.v1 import (
     agents,
@@ -48,7 +49,7 @@ _V1 = (
 )
 
 
-async def _openapi(services: Services, request: web.Request) -> web.StreamResponse:
+async def _openapi(services: Services, request: web.Request) -> Reply:
     del services, request
     return respond(200, openapi())
 
@@ -84,5 +85,6 @@ def application(services: Services) -> web.Application:
     for route in ROUTES:
         # aiohttp's own pattern for a parameter leaves out braces, which a name may have.
         path = re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", route.path)
-        app.router.add_route(route.method, path, route.__call__)
+        # A `Reply` passes through aiohttp as it is, up to `Connection.finish_response`.
+        app.router.add_route(route.method, path, route.__call__)  # type: ignore[arg-type]
     return app

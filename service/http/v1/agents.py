@@ -11,9 +11,10 @@ from service import commands as do
 from service import views
 from service.http import answers
 from service.http.auth import Scope
-from service.http.context import Services, parse_path, parse_query, respond
+from service.http.context import Services, parse_path, parse_query
 from service.http.lists import PageByName, Query, page
 from service.http.problems import Problem
+from service.http.reply import Reply, respond
 from service.http.route import Route, write
 from service.values import Name
 
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
-async def _list(services: Services, request: web.Request) -> web.StreamResponse:
+async def _list(services: Services, request: web.Request) -> Reply:
     query = parse_query(PageByName, request)
     await services.tables.state_covering(query.min_position)
     agents = [row for row in views.agents(services.writer.squad) if row["name"] > (query.after or "")]
     return respond(200, page(agents, query.limit, "name"))
 
 
-async def _one(services: Services, request: web.Request) -> web.StreamResponse:
+async def _one(services: Services, request: web.Request) -> Reply:
     query = parse_query(Query, request)
     await services.tables.state_covering(query.min_position)
     name = parse_path(_NAME, request, "name")

@@ -21,10 +21,10 @@ from service.http.context import (
     idempotency_key,
     parse_command,
     parse_object,
-    respond,
 )
 from service.http.json import dumps
 from service.http.problems import Problem
+from service.http.reply import Reply, respond
 from service.http.route import Route, as_problem
 from service.requests import Print, Request
 
@@ -160,7 +160,7 @@ def route_for(routes: Iterable[Route]) -> Route:
             render=how.render,
         )
 
-    async def handler(services: Services, request: web.Request) -> web.StreamResponse:
+    async def handler(services: Services, request: web.Request) -> Reply:
         body = await body_of(request)
         batch = parse_command(Batch, parse_object(body))
         key = idempotency_key(request.headers)

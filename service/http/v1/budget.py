@@ -9,9 +9,10 @@ from service import views
 from service.decide.budget import allowance
 from service.http import answers
 from service.http.auth import Scope, only_own
-from service.http.context import Services, body_of, parse_command, parse_object, parse_query, respond
+from service.http.context import Services, body_of, parse_command, parse_object, parse_query
 from service.http.lists import Query
 from service.http.problems import Problem
+from service.http.reply import Reply, respond
 from service.http.route import Route, write
 
 if TYPE_CHECKING:
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
     from service.squad import State
 
 
-async def _show(services: Services, request: web.Request) -> web.StreamResponse:
+async def _show(services: Services, request: web.Request) -> Reply:
     query = parse_query(Query, request)
     await services.tables.state_covering(query.min_position)
     return respond(200, views.budget(_begun(services)))
 
 
-async def _check(services: Services, request: web.Request) -> web.StreamResponse:
+async def _check(services: Services, request: web.Request) -> Reply:
     command = parse_command(do.CheckBudget, parse_object(await body_of(request)))
     only_own(command.agent, "an agent asks for nobody but itself")
     state = _begun(services)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from projections.emails import EmailRow
     from service.http.context import Services
+    from service.http.reply import Reply
 
 
 _OWN = sql.SQL("(handled_by = %(mine)s OR handled_by IS NULL)")
@@ -35,7 +36,7 @@ class EmailQuery(PageQuery):
     gmail_message_id: ExternalId | None = None
 
 
-async def _list(services: Services, request: web.Request) -> web.StreamResponse:
+async def _list(services: Services, request: web.Request) -> Reply:
     mine = own_agent()
     return await page_of_rows(
         services,
@@ -49,7 +50,7 @@ async def _list(services: Services, request: web.Request) -> web.StreamResponse:
     )
 
 
-async def _one(services: Services, request: web.Request) -> web.StreamResponse:
+async def _one(services: Services, request: web.Request) -> Reply:
     return await one_row(
         services, request, emails, EMAILS, "email_not_found", "e-mail", check=_check_that_it_is_own
     )

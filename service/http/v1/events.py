@@ -11,9 +11,10 @@ from eventstore import log, sealing
 from service.channels import agent_of
 from service.http import answers
 from service.http.auth import Scope, only_own, own_agent
-from service.http.context import Services, parse_query, respond
+from service.http.context import Services, parse_query
 from service.http.lists import PageQuery, Position, Query, read_page
 from service.http.problems import Problem
+from service.http.reply import Reply, respond
 from service.http.route import Media, Route
 from service.http.stream import stream
 from service.reading import NotYet
@@ -59,7 +60,7 @@ def show(recorded: Recorded) -> dict[str, Any]:
     return shown
 
 
-async def _list(services: Services, request: web.Request) -> web.StreamResponse:
+async def _list(services: Services, request: web.Request) -> Reply:
     query = parse_query(EventQuery, request)
     await services.tables.state_covering(query.min_position)
     wanted = log.Filter(query.type, query.stream, _own(query.agent), query.since, query.until)
@@ -75,7 +76,7 @@ async def _list(services: Services, request: web.Request) -> web.StreamResponse:
     return respond(200, shown)
 
 
-async def _one(services: Services, request: web.Request) -> web.StreamResponse:
+async def _one(services: Services, request: web.Request) -> Reply:
     query = parse_query(Query, request)
     await services.tables.state_covering(query.min_position)
     text = request.match_info["position"]

@@ -11,9 +11,10 @@ from service.explain.reader import LoggedPast
 from service.explain.record import OriginKind
 from service.http.answers import Answer
 from service.http.auth import Scope
-from service.http.context import Services, parse_query, respond
+from service.http.context import Services, parse_query
 from service.http.lists import Position, Query
 from service.http.problems import Problem
+from service.http.reply import Reply, respond
 from service.http.route import Route
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Explanation(Answer):
     facts: dict[str, Any]
 
 
-async def _explain(services: Services, request: web.Request) -> web.StreamResponse:
+async def _explain(services: Services, request: web.Request) -> Reply:
     query = parse_query(Query, request)
     await services.tables.state_covering(query.min_position)
     text = request.match_info["position"]

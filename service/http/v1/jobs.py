@@ -14,17 +14,10 @@ from service import views
 from service.http import answers
 from service.http.auth import Scope
 from service.http.carrying_out import asked_by, carry_out, rendering
-from service.http.context import (
-    Services,
-    body_of,
-    parse_command,
-    parse_object,
-    parse_path,
-    parse_query,
-    respond,
-)
+from service.http.context import Services, body_of, parse_command, parse_object, parse_path, parse_query
 from service.http.lists import OneOf, PageByName, PageQuery, Query, page, page_of_rows
 from service.http.problems import Problem
+from service.http.reply import Reply, respond
 from service.http.route import Route, write
 from service.job_spec import JobSpec
 from service.values import Name
@@ -53,7 +46,7 @@ class RunQuery(PageQuery):
     status: OneOf[RunStatus] | None = None
 
 
-async def _list(services: Services, request: web.Request) -> web.StreamResponse:
+async def _list(services: Services, request: web.Request) -> Reply:
     query = parse_query(PageByName, request)
     await services.tables.state_covering(query.min_position)
     rows = sorted(services.writer.squad.all(JOBS), key=lambda row: row.name)
@@ -61,7 +54,7 @@ async def _list(services: Services, request: web.Request) -> web.StreamResponse:
     return respond(200, page(await _shown(services, wanted, query), query.limit, "name"))
 
 
-async def _one(services: Services, request: web.Request) -> web.StreamResponse:
+async def _one(services: Services, request: web.Request) -> Reply:
     query = parse_query(Query, request)
     await services.tables.state_covering(query.min_position)
     (shown,) = await _shown(services, [_job(services, parse_path(_NAME, request, "name"))], query)
@@ -84,11 +77,11 @@ async def _shown(services: Services, rows: Sequence[JobRow], query: Query) -> li
     return shown
 
 
-async def _runs(services: Services, request: web.Request) -> web.StreamResponse:
+async def _runs(services: Services, request: web.Request) -> Reply:
     return await page_of_rows(services, request, RunQuery, jobs, RUNS, order="fencing_token")
 
 
-async def _define(services: Services, request: web.Request) -> web.StreamResponse:
+async def _define(services: Services, request: web.Request) -> Reply:
     body = await body_of(request)
     spec = parse_command(JobSpec, parse_object(body))
     name = parse_path(_NAME, request, "name")
@@ -96,7 +89,7 @@ async def _define(services: Services, request: web.Request) -> web.StreamRespons
     return await _carry_out(services, request, body, command, 200)
 
 
-async def _run(services: Services, request: web.Request) -> web.StreamResponse:
+async def _run(services: Services, request: web.Request) -> Reply:
     body = await body_of(request)
     parse_command(RunNow, parse_object(body))
     command = do.RunJob(name=parse_path(_NAME, request, "name"), runner=services.scheduler.runner)
@@ -105,7 +98,7 @@ async def _run(services: Services, request: web.Request) -> web.StreamResponse:
 
 async def _carry_out(
     services: Services, request: web.Request, body: bytes, command: do.AnyCommand, status: int
-) -> web.StreamResponse:
+) -> Reply:
     asked = asked_by(request, body, command, rendering(status))
     done = await carry_out(services, asked)
     return respond(done.status, done.body)

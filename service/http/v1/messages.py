@@ -19,6 +19,8 @@ from service.values import ExternalId, Name
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from service.http.reply import Reply
+
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 _IN_INBOX = sql.SQL(
     "(to_agent = %(agent)s OR to_agent IS NULL) AND NOT EXISTS (SELECT FROM squad_message_acks acks"
@@ -37,14 +39,14 @@ class MessageQuery(PageQuery):
     task_id: ExternalId | None = None
 
 
-async def _list(services: Services, request: web.Request) -> web.StreamResponse:
+async def _list(services: Services, request: web.Request) -> Reply:
     mine = own_agent()
     return await page_of_rows(
         services, request, MessageQuery, messages, MESSAGES, conditions=OWN if mine else None, mine=mine
     )
 
 
-async def _inbox(services: Services, request: web.Request) -> web.StreamResponse:
+async def _inbox(services: Services, request: web.Request) -> Reply:
     agent = parse_path(_NAME, request, "name")
     only_own(agent, "that is another's inbox")
     return await page_of_rows(

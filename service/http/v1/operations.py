@@ -10,8 +10,9 @@ from service import views
 from service.decide.operations import describe, find_conflict
 from service.http import answers
 from service.http.auth import Scope, only_own
-from service.http.context import Services, body_of, parse_command, parse_object, parse_query, respond
+from service.http.context import Services, body_of, parse_command, parse_object, parse_query
 from service.http.lists import OneOf, PageQuery, page, page_of_rows
+from service.http.reply import Reply, respond
 from service.http.route import Route, write
 from service.values import Name
 
@@ -32,14 +33,14 @@ class ConflictQuery(PageQuery):
     agent: Name | None = None
 
 
-async def _check(services: Services, request: web.Request) -> web.StreamResponse:
+async def _check(services: Services, request: web.Request) -> Reply:
     command = parse_command(do.CheckOperation, parse_object(await body_of(request)))
     only_own(command.agent, "an agent asks for nobody but itself")
     conflict = find_conflict(services.writer.squad, command.resources, services.clock.now())
     return respond(200, {"conflict": describe(conflict) if conflict else None})
 
 
-async def _list(services: Services, request: web.Request) -> web.StreamResponse:
+async def _list(services: Services, request: web.Request) -> Reply:
     query = parse_query(OperationQuery, request)
     if query.state != ("active",):
         return await page_of_rows(
@@ -55,7 +56,7 @@ async def _list(services: Services, request: web.Request) -> web.StreamResponse:
     return respond(200, page(rows, query.limit, "fencing_token"))
 
 
-async def _conflicts(services: Services, request: web.Request) -> web.StreamResponse:
+async def _conflicts(services: Services, request: web.Request) -> Reply:
     return await page_of_rows(services, request, ConflictQuery, operations, CONFLICTS)
 
 

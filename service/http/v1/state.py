@@ -15,10 +15,11 @@ from service.folding import BeyondTheLog, TookTooLong, complete
 from service.history import Then, look_back
 from service.http import answers
 from service.http.auth import Scope
-from service.http.context import Services, parse_query, respond
+from service.http.context import Services, parse_query
 from service.http.json import dumps
 from service.http.lists import Position, Query
 from service.http.problems import Problem
+from service.http.reply import Reply, respond
 from service.http.route import Route
 from service.values import Moment, in_words
 
@@ -60,7 +61,7 @@ class StateQuery(Query):
     """A position, or a time: after the last event that was recorded at or before it. Without it: now."""
 
 
-async def _show(services: Services, request: web.Request) -> web.StreamResponse:
+async def _show(services: Services, request: web.Request) -> Reply:
     query = parse_query(StateQuery, request)
     await services.tables.state_covering(query.min_position)
     then = await (_now(services) if query.at is None else _then(services, query.at))

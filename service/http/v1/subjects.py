@@ -11,13 +11,8 @@ from service import commands as do
 from service.http import answers
 from service.http.auth import Scope
 from service.http.carrying_out import asked_by, carry_out, rendering
-from service.http.context import (
-    Services,
-    body_of,
-    parse_command,
-    parse_object,
-    respond,
-)
+from service.http.context import Services, body_of, parse_command, parse_object
+from service.http.reply import Reply, respond
 from service.http.route import Route
 from service.values import ShortText
 
@@ -34,7 +29,7 @@ class Forget(BaseModel):
     """The address of a sender of e-mails, or the id of a message."""
 
 
-async def _forget(services: Services, request: web.Request) -> web.StreamResponse:
+async def _forget(services: Services, request: web.Request) -> Reply:
     body = await body_of(request)
     subject = parse_command(Forget, parse_object(body)).subject
     # Beside the writer, which must not wait for a look through every e-mail that is there in plain.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from service.http.context import Services
+    from service.http.reply import Reply
 
 
 class TaskQuery(PageQuery):
@@ -27,11 +28,11 @@ class TaskQuery(PageQuery):
     assigned_agent: Name | None = None
 
 
-async def _list(services: Services, request: web.Request) -> web.StreamResponse:
+async def _list(services: Services, request: web.Request) -> Reply:
     return await page_of_rows(services, request, TaskQuery, tasks, TASKS, order="created_position")
 
 
-async def _one(services: Services, request: web.Request) -> web.StreamResponse:
+async def _one(services: Services, request: web.Request) -> Reply:
     return await one_row(services, request, tasks, TASKS, "task_not_found", "task")
 
 

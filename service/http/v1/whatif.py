@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from service.http.answers import Answer
 from service.http.auth import Scope
-from service.http.context import Services, body_of, parse_command, parse_object, respond
+from service.http.context import Services, body_of, parse_command, parse_object
 from service.http.problems import Problem
+from service.http.reply import Reply, respond
 from service.http.route import Route
 from service.whatif import OtherRules, shown
 from service.whatif.reader import judge
@@ -92,7 +93,7 @@ class UnderOtherRules(Answer):
     caveats: list[str]
 
 
-async def _judge(services: Services, request: web.Request) -> web.StreamResponse:
+async def _judge(services: Services, request: web.Request) -> Reply:
     rules = parse_command(OtherRules, parse_object(await body_of(request)))
 
     def look(_: int, __: int) -> None:
