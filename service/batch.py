@@ -20,6 +20,7 @@ from service.recall import Kept
 from service.refusals import Refusal
 from service.requests import Answer, CommandFailed, Outcome, Ticket
 from service.sealer import Sealer
+from service.squad import EXPIRING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -245,8 +246,10 @@ def _let_time_pass(draft: Draft, recorder: Recorder, at: At) -> None:
         return
     draft.looked_at = at.now
     correlation_id = at.new_id()
+    over = [name for name in EXPIRING if draft.spared_until[name] <= at.now]
     for step in clock.STEPS:
         recorder.record(step(draft, at.now), CLOCK_ACTOR, correlation_id)
+    draft.spared_until.update({name: draft.first_to_expire(name) for name in over})
     draft.keep()
 
 

@@ -13,11 +13,14 @@ from eventstore.events import (
     EmailUpdated,
     OperationExpired,
     OperationFinished,
+    OperationRenewed,
     OperationStarted,
     TaskUpdated,
+    TokensReserved,
 )
 from eventstore.recorded import Head
 from projections import HANDLERS
+from projections.budgets import RESERVATIONS
 from projections.operations import OPERATIONS
 from projections.projection import MissingRow, Table
 from service.residence import PARTIAL, RESIDENT
@@ -25,6 +28,7 @@ from service.squad import Resource, Squad, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from datetime import datetime
 
     from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
@@ -113,6 +117,8 @@ class Draft(State):
 
     def __init__(self, base: Squad | Draft, *, whole: bool = False) -> None:
         self.head, self.looked_at = base.head, base.looked_at
+        self.spared_until: dict[str, datetime] = dict(base.spared_until)
+        self._open_day = base._open_day
         self.journal: list[tuple[dict[Any, Any], Any, Any]] = []
         make = partial(_WholeLayer if whole else Layer, journal=self.journal)
         self.layers = _Layers(base, make)
@@ -182,7 +188,13 @@ class Draft(State):
         self.head = self._safe_head
 
 
+def _lasts(draft: Draft, event: OperationStarted | OperationRenewed | TokensReserved, *, name: str) -> None:
+    if event.expires_at < draft.spared_until[name]:
+        draft.spared_until[name] = event.expires_at
+
+
 def _hold(draft: Draft, event: OperationStarted) -> None:
+    _lasts(draft, event, name=OPERATIONS.name)
     for resource in event.resources.items():
         draft.holders.put(resource, (*draft.claims(resource), event.operation_id))
 
@@ -200,6 +212,8 @@ def _know(draft: Draft, event: EmailReceived) -> None:
 
 _INDEXED: dict[type[AnyEvent], Callable[[Draft, Any], None]] = {
     OperationStarted: _hold,
+    OperationRenewed: partial(_lasts, name=OPERATIONS.name),
+    TokensReserved: partial(_lasts, name=RESERVATIONS.name),
     OperationFinished: _let_go,
     OperationExpired: _let_go,
     EmailReceived: _know,

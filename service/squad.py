@@ -7,6 +7,7 @@ decided. The folds are the projections' own; nothing about events is said twice.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from projections.budgets import (
     BUDGET_DAYS,
     BUDGETS,
     POLICY,
+    RESERVATIONS,
     THE_POLICY,
     BudgetDayRow,
     BudgetRow,
@@ -28,7 +30,7 @@ from service.residence import PARTIAL, RESIDENT, Residence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from datetime import date, datetime
+    from datetime import date
 
     from eventstore.subjects import Trace
     from projections.projection import K, R, Rows, Table
@@ -38,6 +40,12 @@ Resource = tuple[str, str]
 """A kind and a value, such as ("emailId", "email-123")."""
 
 
+EXPIRING = (OPERATIONS.name, RESERVATIONS.name)
+"""Tables whose rows run out of time, and of which there can be many: see `State.spared_until`."""
+
+_NEVER = datetime.max.replace(tzinfo=UTC)
+
+
 class State:
     """The state as deciders and readers see it, committed or drafted."""
 
@@ -45,6 +53,10 @@ class State:
     """Where the log ended when the state was folded."""
     looked_at: datetime | None = None
     """When it was last looked for what the passing of time makes happen."""
+    _open_day: date | None = None
+    spared_until: Mapping[str, datetime] = MappingProxyType({})
+    """Before which moment no row of a table runs out of time, by its name. It can be sooner than the first
+    that really does. Of a table that is not named, its rows tell."""
     traces: Mapping[str, Trace] = MappingProxyType({})
     """What was looked up for `trace`, by subject."""
 
@@ -84,7 +96,17 @@ class State:
     @property
     def day(self) -> BudgetDayRow | None:
         """The open budget day; None before the first."""
-        return next((day for day in self.all(BUDGET_DAYS) if day.closed_at is None), None)
+        # There is never more than one, so the one that was open need only be asked whether it still is.
+        row = self.rows(BUDGET_DAYS).get(self._open_day) if self._open_day else None
+        if row is None or row.closed_at is not None:
+            row = next((day for day in self.all(BUDGET_DAYS) if day.closed_at is None), None)
+            self._open_day = row.day if row else None
+        return row
+
+    def first_to_expire(self, name: str, /) -> datetime:
+        """When the next row of a table in `EXPIRING` runs out of time, if nothing happens to it before."""
+        table = RESIDENT[name].table
+        return min((row.expires_at for row in self.all(table) if row.state == "active"), default=_NEVER)
 
     @property
     def orchestrator(self) -> OrchestratorRow | None:
@@ -105,6 +127,7 @@ class Squad(State):
 
     def __init__(self) -> None:
         self.head = EMPTY_LOG
+        self.spared_until = dict.fromkeys(EXPIRING, _NEVER)
         self.tables: dict[str, dict[Any, Any]] = {name: {} for name in RESIDENT}
         self.versions: dict[str, int] = {}
         self.holders: dict[Resource, tuple[str, ...]] = {}
@@ -133,6 +156,7 @@ class Squad(State):
         """The squad as it is now, whatever becomes of this one. The rows are shared: they never change."""
         copy = Squad()
         copy.head, copy.looked_at = self.head, self.looked_at
+        copy.spared_until = dict(self.spared_until)
         copy.tables = {name: rows.copy() for name, rows in self.tables.items()}
         copy.versions, copy.holders = self.versions.copy(), self.holders.copy()
         copy.gmail_ids, copy.absent = self.gmail_ids.copy(), self.absent.copy()
@@ -147,6 +171,8 @@ class Squad(State):
         residence, kept = RESIDENT[table.name], self.tables[table.name]
         active: list[Any] = [row for row in rows if residence.is_active(row)]
         kept.update((table.key_of(row), row) for row in active)
+        if table.name in EXPIRING:
+            self.spared_until = {**self.spared_until, table.name: self.first_to_expire(table.name)}
         if residence.table is OPERATIONS:
             for operation in sorted(active, key=lambda row: row.fencing_token):
                 for resource in operation.resources.items():
@@ -165,7 +191,7 @@ class Squad(State):
 
     def merge(self, draft: Draft) -> None:
         """Takes over what a draft changed, and lets finished things go."""
-        self.head, self.looked_at = draft.head, draft.looked_at
+        self.head, self.looked_at, self.spared_until = draft.head, draft.looked_at, draft.spared_until
         for stream, is_open in draft.absent.changes.items():
             (self.absent.add if is_open else self.absent.discard)(stream)
         for table, layer in draft.layers.items():

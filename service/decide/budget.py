@@ -194,6 +194,8 @@ def turn_of_day(state: State, now: datetime) -> list[NewEvent]:
 
 def expired(state: State, now: datetime) -> list[NewEvent]:
     """The reservations that nobody settled in time."""
+    if now < state.spared_until.get(RESERVATIONS.name, now):
+        return []
     return [
         NewEvent(_release(row, "expired"), caused_by=row.position)
         for row in state.all(RESERVATIONS)

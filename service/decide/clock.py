@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from projections.agents import AGENTS
-from projections.budgets import RESERVATIONS
 from projections.keys import KEYS
-from projections.operations import OPERATIONS
 from service.decide import agents, budget, keys, operations
+from service.squad import EXPIRING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,7 +31,7 @@ STEPS: tuple[Callable[[State, datetime], list[NewEvent]], ...] = (
 
 
 def next_due(state: State) -> datetime | None:
-    """When time will next make something happen, if nothing else does before."""
+    """When time will next make something happen, if nothing else does before. It can be too soon."""
     return min(_deadlines(state), default=None) if state.has_policy else None
 
 
@@ -40,10 +39,8 @@ def _deadlines(state: State) -> Iterator[datetime]:
     policy, day = state.policy, state.day
     if day:
         yield day.ends_at
-    for operation in state.all(OPERATIONS):
-        yield operation.expires_at
-    for reservation in state.all(RESERVATIONS):
-        yield reservation.expires_at
+    for name in EXPIRING:
+        yield state.spared_until.get(name) or state.first_to_expire(name)
     for agent in state.all(AGENTS):
         if due := agents.quiet_since(policy, agent):
             yield due

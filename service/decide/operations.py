@@ -181,6 +181,8 @@ def finish(state: State, command: FinishOperation, at: At) -> Decision:
 
 def expired(state: State, now: datetime) -> list[NewEvent]:
     """The operations that nobody renewed in time."""
+    if now < state.spared_until.get(OPERATIONS.name, now):
+        return []
     return [
         NewEvent(OperationExpired(operation_id=row.id, agent=row.agent), caused_by=row.position)
         for row in state.all(OPERATIONS)

@@ -1,13 +1,22 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from eventstore.events import OperationExpired
+from projections.budgets import RESERVATIONS
+from projections.operations import OPERATIONS
 from service.batch import CLOCK_ACTOR, CLOCK_STEP
 from service.commands import Heartbeat, PassTime, RegisterAgent, ReserveTokens, SetPolicy, StartOperation
 from service.decide.clock import next_due
+from service.draft import Draft
 from service.squad import Squad
 from tests.unit.support import Story, given, moment
+
+if TYPE_CHECKING:
+    from projections.projection import Table
 
 STEP = CLOCK_STEP.total_seconds()
 
@@ -101,3 +110,46 @@ class TestNextDue:
             following = next_due(story.squad)
             assert following is not None
             assert following > due
+
+
+class TestLooking:
+    """There can be many operations, so they are gone through only when the time of one may have come."""
+
+    @pytest.fixture
+    def gone_through(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        found: list[str] = []
+        read = Draft.all
+
+        def watched(self: Draft, table: Table[Any, Any]) -> Any:
+            found.append(table.name)
+            return read(self, table)
+
+        monkeypatch.setattr(Draft, "all", watched)
+        return found
+
+    def test_goes_through_nothing_before_something_is_due(self, gone_through: list[str]) -> None:
+        story = given(a_claim(60), ReserveTokens(agent="ann", tokens=10, ttl_seconds=90))
+        gone_through.clear()
+        for seconds in (1, 30, 59):
+            story.when(PassTime(), at=seconds).meanwhile()
+        assert not {OPERATIONS.name, RESERVATIONS.name} & set(gone_through)
+        story.when(PassTime(), at=60)
+        assert OPERATIONS.name in gone_through
+        assert RESERVATIONS.name not in gone_through
+
+    def test_knows_afterwards_what_is_next(self) -> None:
+        story = given(
+            a_claim(60), StartOperation(agent="bob", action="x", resources={"a": "b"}, ttl_seconds=70)
+        )
+        assert story.squad.spared_until[OPERATIONS.name] == moment(60)
+        story.when(PassTime(), at=60)
+        assert story.squad.spared_until[OPERATIONS.name] == moment(70)
+        story.when(PassTime(), at=70)
+        assert story.squad.spared_until[OPERATIONS.name] == story.squad.first_to_expire(OPERATIONS.name)
+
+    def test_is_right_in_a_squad_that_was_loaded(self) -> None:
+        loaded = Squad()
+        rows = given(a_claim(60)).squad.all(OPERATIONS)
+        loaded.load(OPERATIONS, rows)
+        assert loaded.spared_until[OPERATIONS.name] == moment(60)
+        assert loaded.copy().spared_until == loaded.spared_until

@@ -47,7 +47,7 @@ from service.decide.jobs import due_jobs
 from service.draft import Draft
 from service.requests import Answer, CommandFailed, Outcome, Request
 from service.residence import PARTIAL, RESIDENT
-from service.squad import Squad
+from service.squad import EXPIRING, Squad
 from tests.unit import strategies
 from tests.unit.job_rules import JobRules
 from tests.unit.key_rules import KeyRules
@@ -203,6 +203,9 @@ class World:
             for part in parts:
                 assert part.used == self.rules.used[day.day, part.agent]
         assert {part.day for part in squad.all(BUDGETS)} <= {day.day for day in days}
+        assert squad.day == next(day for day in days if day.closed_at is None)
+        for name in EXPIRING:
+            assert squad.spared_until[name] <= squad.first_to_expire(name)
 
     def check_log(self) -> None:
         """The log is gapless, in order and chained."""
