@@ -29,7 +29,7 @@ WRITES: dict[str, Write] = {
         {"agent": "alice", "input_tokens": 300, "output_tokens": 150, "model": "m" * 100},
     ),
     "reservation": Write(
-        "/api/v1/budget/reservations", ReserveTokens, {"agent": "alice", "tokens": 500, "ttl_seconds": 2}
+        "/api/v1/budget/reservations", ReserveTokens, {"agent": "alice", "tokens": 500, "ttl_seconds": 600}
     ),
     "claim": Write(
         "/api/v1/operations",
@@ -38,7 +38,7 @@ WRITES: dict[str, Write] = {
             "agent": "alice",
             "action": "respond",
             "resources": {"emailId": f"email-{NUMBER}", "customerId": f"customer-{NUMBER}"},
-            "ttl_seconds": 2,
+            "ttl_seconds": 600,
         },
     ),
 }

@@ -5,13 +5,15 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from eventstore.events import AnyEvent
 
 GENESIS_HASH = bytes(32)
 """The hash "before" the first event."""
 
 
-class NewEvent(NamedTuple):
+class NewEvent(Struct, frozen=True, gc=False):
     """A fact that was decided and is not yet in the log."""
 
     event: AnyEvent
@@ -45,7 +47,7 @@ class Recorded(NamedTuple):
     """SHA-256 over the previous event's hash and everything above; see `eventstore.chain`."""
 
 
-class Head(NamedTuple):
+class Head(Struct, frozen=True, gc=False):
     """Where the log ends."""
 
     position: int

@@ -46,12 +46,10 @@ if TYPE_CHECKING:
 GATHER_SECONDS = 0.001
 """How long events are gathered after a hint: a transaction for each single one would slow all down."""
 
-MANY_EVENTS = 50
-"""After a page of so many the next one is left to grow, for about as long as this one took: whoever appends
-on the same processor can use the time, and each page costs about as much as a hundred events of it."""
-
 REST_SECONDS = 0.02
-"""For that long at most."""
+"""After a page the next one is left to grow for as long as this one took, and never longer than this.
+
+Whoever appends on the same processor can use the time; a page costs as much as a hundred of its events."""
 
 STUCK_AFTER_SECONDS = 30.0
 """A round trip that takes longer is given up and its connection cut."""
@@ -245,8 +243,7 @@ class Projector:
             return False
         if page.recorded[-1].position >= hinted:
             self.covered_at.update(dict.fromkeys(self.positions, asked))
-        if len(page.recorded) >= MANY_EVENTS:
-            await asyncio.sleep(min(monotonic() - asked, REST_SECONDS))
+        await asyncio.sleep(min(monotonic() - asked, REST_SECONDS))
         return True
 
     async def _advance_the_hindmost(self, connection: Connection) -> bool:

@@ -147,7 +147,8 @@ class Recorder:
             bare_fingerprint: see `Sealer.seal`.
         """
         draft = self.draft
-        for event, caused_by in events:
+        for new in events:
+            event, caused_by = new.event, new.caused_by
             id_, stream = self.ids(), event.stream
             if self.sealer and (its_key := key or self.sealer.key_of(draft, event)):
                 data = self.sealer.seal(event, id_, its_key, bare_fingerprint)
@@ -233,7 +234,7 @@ def _keep_answer(
         key=sealer.key_of_answer(recorder.draft, request.command) if sealer else None,
         bare_fingerprint=request.bare_fingerprint,
     )
-    answers[request.idempotency_key] = Kept(fingerprint, Answer(*answer))
+    answers[request.idempotency_key] = Kept(fingerprint, Answer(answer.status, answer.body))
 
 
 def _is_about_another(draft: Draft, command: AnyCommand) -> bool:

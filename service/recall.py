@@ -6,7 +6,8 @@ head moves, the batch's events are not appended and it is read again.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import structs
 
@@ -28,12 +29,13 @@ from projections.jobs import JOBS, jobs
 from projections.keys import KEYS, keys
 from projections.messages import messages
 from projections.operations import OPERATIONS, operations
+from projections.projection import Table
 from projections.tasks import TASKS, tasks
 from service import commands as do
 from service.requests import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from eventstore.connection import Connection
     from eventstore.keys import Keyring
@@ -164,24 +166,39 @@ def fold(draft: Draft, history: Iterable[Recorded]) -> dict[str, Kept]:
     return answers
 
 
+class _About(NamedTuple):
+    """What a command is about that may be finished already, or never was in memory."""
+
+    kind: str
+    field: str
+    table: Table[Any, Any] | None = None
+    """Where it is as long as it is in memory."""
+
+
+_ABOUT: Mapping[type[do.AnyCommand], _About] = MappingProxyType(
+    {
+        do.AcknowledgeMessage: _About("message", "message_id"),
+        do.RenewOperation: _About("operation", "operation_id", OPERATIONS),
+        do.FinishOperation: _About("operation", "operation_id", OPERATIONS),
+        do.SettleReservation: _About("reservation", "reservation_id", RESERVATIONS),
+        do.ReleaseReservation: _About("reservation", "reservation_id", RESERVATIONS),
+        do.UpdateTask: _About("task", "task_id", TASKS),
+        do.UpdateEmail: _About("email", "email_id", EMAILS),
+        # One that was removed may come back, and its stream goes on; or it matters who removed it.
+        do.DefineJob: _About("job", "name", JOBS),
+        do.RemoveJob: _About("job", "name", JOBS),
+        do.WithdrawJob: _About("job", "name", JOBS),
+        do.CreateKey: _About("key", "key_id", KEYS),
+        do.RevokeKey: _About("key", "key_id", KEYS),
+    }
+)
+"""By command. Looked up for each of them, where a `match` would ask a dozen times what it is not."""
+
+
 def _stream(state: State, command: do.AnyCommand) -> str | None:
-    match command:
-        case do.AcknowledgeMessage():
-            return f"message-{command.message_id}"
-        case do.RenewOperation() | do.FinishOperation():
-            known = state.rows(OPERATIONS).get(command.operation_id)
-            return None if known else f"operation-{command.operation_id}"
-        case do.SettleReservation() | do.ReleaseReservation():
-            held = state.rows(RESERVATIONS).get(command.reservation_id)
-            return None if held else f"reservation-{command.reservation_id}"
-        case do.UpdateTask():
-            return None if state.rows(TASKS).get(command.task_id) else f"task-{command.task_id}"
-        case do.UpdateEmail():
-            return None if state.rows(EMAILS).get(command.email_id) else f"email-{command.email_id}"
-        case do.DefineJob() | do.RemoveJob() | do.WithdrawJob():
-            # One that was removed may come back, and its stream goes on; or it matters who removed it.
-            return None if state.rows(JOBS).get(command.name) else f"job-{command.name}"
-        case do.CreateKey() | do.RevokeKey():
-            return None if state.rows(KEYS).get(command.key_id) else f"key-{command.key_id}"
-        case _:
-            return None
+    about = _ABOUT.get(type(command))
+    if about is None:
+        return None
+    id_ = getattr(command, about.field)
+    is_known = about.table is not None and state.rows(about.table).get(id_) is not None
+    return None if is_known else f"{about.kind}-{id_}"

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from msgspec import Struct
+
 from service.callers import Caller
 from service.commands import AnyCommand
 from service.refusals import Refusal
@@ -41,14 +43,14 @@ class CommandFailed(Exception):
     """The command could not be decided or stored, by a fault that is not the caller's."""
 
 
-class Answer(NamedTuple):
+class Answer(Struct, frozen=True, gc=False):
     """What a caller is answered: an HTTP status and a body."""
 
     status: int
     body: dict[str, Any]
 
 
-class Outcome(NamedTuple):
+class Outcome(Struct, frozen=True, gc=False):
     """What came of a command."""
 
     reply: dict[str, Any]
@@ -70,7 +72,7 @@ class Print(NamedTuple):
     """Another that may have been kept, by a process with other settings."""
 
 
-class Request(NamedTuple):
+class Request(Struct, frozen=True, gc=False):
     """A command, and who asks for it."""
 
     command: AnyCommand
@@ -95,7 +97,7 @@ class Request(NamedTuple):
         return kept in (self.fingerprint, self.bare_fingerprint, self.other_fingerprint)
 
 
-class Ticket(NamedTuple):
+class Ticket(Struct, frozen=True):
     """A request that waits, and the future that its caller waits on."""
 
     request: Request

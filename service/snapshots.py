@@ -237,8 +237,8 @@ async def unpack(state: bytes, head: Head) -> Squad:
 
 
 def _lines(squad: Squad) -> Iterator[bytes]:
-    position, hash_, recorded_at = squad.head
-    yield orjson.dumps([position, hash_.hex(), recorded_at], option=orjson.OPT_APPEND_NEWLINE)
+    head = squad.head
+    yield orjson.dumps([head.position, head.hash.hex(), head.recorded_at], option=orjson.OPT_APPEND_NEWLINE)
     for name, residence in RESIDENT.items():
         rows = list(squad.tables[name].values())
         if residence.table is OPERATIONS:

@@ -124,7 +124,7 @@ class Writer:
     @property
     def _busy(self) -> bool:
         appender = self._appender
-        return bool(self.waiting or self._current or appender.in_doubt or appender.ahead.tickets)
+        return bool(self._current or self.waiting or appender.in_doubt or appender.ahead.tickets)
 
     async def submit(self, request: Request, patience_seconds: float = PATIENCE_SECONDS) -> Outcome:
         """Has a command decided; returns once what came of it is durable.
@@ -325,7 +325,7 @@ def _apart(tickets: list[Ticket]) -> list[list[Ticket]]:
     """
     parts: list[list[Ticket]] = [[]]
     for ticket in tickets:
-        if isinstance(ticket.request.command, ForgetSubject):
+        if type(ticket.request.command) is ForgetSubject:
             parts += [ticket], []
         else:
             parts[-1].append(ticket)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from msgspec import Struct
+
 from eventstore.recorded import NewEvent
 from service.refusals import Refusal
 
@@ -19,7 +21,7 @@ class At(NamedTuple):
     """Gives a fresh UUIDv7 at each call."""
 
 
-class Accepted(NamedTuple):
+class Accepted(Struct, frozen=True, gc=False):
     """The command happens: these events, and what to answer besides their position."""
 
     events: list[NewEvent]
@@ -27,11 +29,11 @@ class Accepted(NamedTuple):
     """Holds a `position` of its own where there are no events: the one that made things as they are."""
 
 
-class Refused(NamedTuple):
+class Refused(Struct, frozen=True, gc=False):
     """The command does not happen. That it was refused may itself be worth remembering."""
 
     refusal: Refusal
-    events: list[NewEvent] = []  # noqa: RUF012 - a NamedTuple's default; nobody appends to a decision
+    events: list[NewEvent] = []
 
 
 Decision = Accepted | Refused

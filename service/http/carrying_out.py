@@ -84,7 +84,7 @@ async def carry_out(services: Services, request: Request) -> Answer:
         Problem: it was refused, or could not be carried out.
     """
     try:
-        outcome = await services.writer.submit(request)
+        outcome = await services.writer.put(request)
     except NOT_CARRIED_OUT as error:
         raise problem_of(error) from error
     return answer_of(request, outcome)

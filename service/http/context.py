@@ -10,12 +10,14 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from aiohttp import web
+from multidict import istr
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from service.batch import new_id
 from service.http import json
 from service.http.auth import caller
 from service.http.problems import Problem, from_validation, wrong
+from service.http.reply import CORRELATION_HEADER
 from service.http.turns import Turns
 from service.logs import CORRELATION
 from service.requests import (
@@ -53,6 +55,9 @@ LOOK_BACK_AT_ONCE = 2
 
 BODY_SECONDS = 30.0
 """How long a body may take to arrive."""
+
+_IDEMPOTENCY_KEY = istr("Idempotency-Key")
+_CORRELATION_HEADERS = (CORRELATION_HEADER, istr("X-Request-Id"))
 
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _CORRELATION = re.compile(r"[\x21-\x7e]{1,100}")
@@ -207,7 +212,7 @@ def idempotency_key(headers: Mapping[str, str]) -> str | None:
     Raises:
         Problem: it is not 1 to 200 visible ASCII characters.
     """
-    key = headers.get("Idempotency-Key")
+    key = headers.get(_IDEMPOTENCY_KEY)
     if key is not None and not _KEY.fullmatch(key):
         raise wrong("Idempotency-Key", "must be 1 to 200 visible ASCII characters")
     agent = caller().agent
@@ -228,7 +233,7 @@ def correlate(headers: Mapping[str, str]) -> str:
 
 
 def _given_or_new(headers: Mapping[str, str]) -> str:
-    for name in ("X-Correlation-Id", "X-Request-Id"):
+    for name in _CORRELATION_HEADERS:
         given = headers.get(name)
         if given and _CORRELATION.fullmatch(given):
             return given

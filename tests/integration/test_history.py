@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec import structs
 
 from benchmarks.chronicle import Chronicle
 from benchmarks.history import copy_in
@@ -267,7 +268,7 @@ async def test_the_check_tells_how_far_it_is_and_what_lies_beyond_the_log(
     await _lived(connection)
     await snapshots.store(connection, await state_at(connection, 2_500), 2_500)
     beyond = await state_at(connection, 10)
-    beyond.head = beyond.head._replace(position=1_000_000)
+    beyond.head = structs.replace(beyond.head, position=1_000_000)
     await snapshots.store(connection, beyond, 1_000_000)
     told: list[int] = []
     [fault] = await check_snapshots(connection, told.append)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg
+from msgspec import structs
 from psycopg import errors as pg
 
 from service import commands as do
@@ -89,7 +90,7 @@ class Network:
 
     def _submit(self, which: int, request: Request, patience_seconds: float) -> None:
         self._requests += 1
-        request = request._replace(correlation_id=f"request {self._requests}")
+        request = structs.replace(request, correlation_id=f"request {self._requests}")
         process = self.processes[which]
         self.laws.ask(Asked(request, process.ask(request, patience_seconds), process))
 

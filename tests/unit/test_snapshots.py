@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from eventstore.recorded import Head
 from projections.operations import OPERATIONS
@@ -146,9 +147,9 @@ def test_a_snapshot_of_another_place_or_log_shows() -> None:
     head = squad.head
     assert head.recorded_at
     for other in (
-        head._replace(position=head.position + 1),
-        head._replace(hash=bytes(32)),
-        head._replace(recorded_at=head.recorded_at + timedelta(microseconds=1)),
+        structs.replace(head, position=head.position + 1),
+        structs.replace(head, hash=bytes(32)),
+        structs.replace(head, recorded_at=head.recorded_at + timedelta(microseconds=1)),
     ):
         with pytest.raises(Distrusted):
             asyncio.run(unpack(state, other))
