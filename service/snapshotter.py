@@ -52,13 +52,20 @@ class Snapshotter:
         self._schema = schema
         self._writer = writer
         self._due = asyncio.Event()
+        self._last = 0
+        """Of which position the last one at the head is, as far as this process knows."""
         self._next = 0
-        """At which position the next one is due, as far as this process knows."""
+        """At which position the next one is due, if the squad does not grow until then."""
 
     def observe(self, recorded: Sequence[Recorded]) -> None:
         """Hears of every event that was committed."""
-        if recorded[-1].position >= self._next:
+        if recorded[-1].position >= self._next and self._is_due(recorded[-1].position):
             self._due.set()
+
+    def _is_due(self, position: int) -> bool:
+        # A squad that grows is due later, and must not be looked at in vain with every event until then.
+        self._next = self._last + snapshots.distance(self._writer.squad)
+        return position >= self._next
 
     def look_again(self) -> None:
         """The log was replaced: what was due, and when, is another matter."""
@@ -100,17 +107,16 @@ class Snapshotter:
             await self._in_the_past(connection)
 
     def _wait_for_more(self) -> None:
-        squad = self._writer.squad
-        self._next = squad.head.position + snapshots.distance(squad)
+        self._last = self._writer.squad.head.position
+        self._next = self._last + snapshots.distance(self._writer.squad)
         self._due.clear()
 
     async def _at_the_head(self, connection: Connection) -> None:
         taken = await snapshots.positions(connection)
         squad = self._writer.squad
-        last = max((position for position in taken if position <= squad.head.position), default=0)
-        self._next = last + snapshots.distance(squad)
+        self._last = max((position for position in taken if position <= squad.head.position), default=0)
         self._due.clear()
-        if squad.head.position >= self._next:
+        if self._is_due(squad.head.position):
             copy = squad.copy()
             self._wait_for_more()
             await complete(connection, copy)

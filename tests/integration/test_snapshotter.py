@@ -13,11 +13,13 @@ from benchmarks.chronicle import Chronicle
 from benchmarks.history import copy_in
 from eventstore import log
 from eventstore.listener import Hints
+from projections.operations import OPERATIONS
 from service import folding, snapshots, snapshotter
+from service.commands import StartOperation
 from service.history import check_snapshots
 from service.snapshotter import Snapshotter
 from tests.support.life import Life
-from tests.support.parts import SCHEMA, backends, connected, running, running_writer
+from tests.support.parts import SCHEMA, backends, connected, running, running_writer, submit
 from tests.support.squads import contents
 from tests.support.verify import assert_log_is_sound
 from tests.support.wait import eventually
@@ -88,6 +90,27 @@ async def test_one_is_taken_every_so_many_events(database: str, connection: Conn
     assert await check_snapshots(connection) == []
     assert contents(live) == contents(writer.squad)
     await assert_log_is_sound(database)
+
+
+async def test_a_squad_that_grows_is_not_looked_at_in_vain(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each event opens something, so the distance grows as the log does, and none is ever due."""
+    monkeypatch.setattr(snapshots, "distance", lambda squad: DISTANCE + len(squad.tables[OPERATIONS.name]))
+    looked: list[int] = []
+    at_the_head = Snapshotter._at_the_head
+
+    async def counted(self: Snapshotter, connection: Connection) -> None:
+        looked.append(self._writer.squad.head.position)
+        await at_the_head(self, connection)
+
+    monkeypatch.setattr(Snapshotter, "_at_the_head", counted)
+    async with _process(database) as writer:
+        await eventually(lambda: bool(looked))
+        for number in range(3 * DISTANCE):
+            await submit(writer, StartOperation(agent="ann", action="x", resources={"n": str(number)}))
+        assert len(looked) == 1
+        assert await snapshots.positions(connection) == []
 
 
 async def test_of_two_processes_one_takes_them(database: str, connection: Connection) -> None:
