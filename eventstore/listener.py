@@ -34,6 +34,10 @@ HEARTBEAT_SECONDS = 3.0
 DEAF_AFTER_SECONDS = 3.0
 """How long that notification may take."""
 
+GATHER_SECONDS = 0.003
+"""After something was heard, what comes next is left to gather for so long: each time costs a tenth of a
+millisecond, and where several processes write, they would be deaf to everything else."""
+
 _BACKOFF_SECONDS = (0.05, 5.0)
 """The first wait before connecting again, and the longest."""
 
@@ -174,6 +178,8 @@ class Listener:
                 else:
                     hints = self.events if notification.channel.endswith(".events") else self.projections
                     hints.wake(_position(notification.payload))
+            if not came_back:
+                await asyncio.sleep(GATHER_SECONDS)
         return came_back
 
 

@@ -98,16 +98,20 @@ class Projector:
         self._generation = 0
         self._folder = PageFolder(keyring=keyring)
         self._fresh = Fresh()
+        self._news = asyncio.Event()
+        """That there may be something to fold, by notification or from this process."""
         self._outdated = Outdated(dsn, schema)
 
     def observe(self, recorded: Sequence[Recorded], events: Sequence[AnyEvent]) -> None:
         """Takes note of events that this process has appended, which then need not be read."""
         if self.active:
             self._fresh.extend(recorded, events)
+            self._news.set()
 
     async def run(self) -> None:
         """Runs until cancelled."""
         delay = _BACKOFF_SECONDS[0]
+        self._hints.also_wake(self._news)
         while True:
             try:
                 connection = await connect(
@@ -189,25 +193,30 @@ class Projector:
     async def _follow(self, connection: Connection) -> None:
         polled = False
         while True:
-            ticket = self._hints.ticket()
+            self._news.clear()
             with hanging_up_after(STUCK_AFTER_SECONDS, connection):
                 await self._tend_the_rebuild(connection)
                 try:
-                    moved = await self._advance_by_what_is_fresh(connection)
-                    moved = moved or await self._advance_the_hindmost(connection)
+                    was_fresh = await self._advance_by_what_is_fresh(connection)
+                    moved = was_fresh or await self._advance_the_hindmost(connection)
                 except StoreBusy:
                     if not await self._begin_if_replaced(connection):
                         raise
                     continue
                 if moved:
-                    self.poll_rescues += polled and not ticket.is_set()
+                    self.poll_rescues += polled and not self._news.is_set()
+                    # A notification can come before what it tells of does, and a page of the log is seldom
+                    # the last. Only where all that was heard of was at hand, there is nothing to look for.
+                    if not was_fresh or self._hints.position > min(self.positions.values()):
+                        polled = False
+                        continue
+                elif await self._begin_if_replaced(connection):
                     polled = False
-                    # Also after what was at hand: a notification can come before what it tells of does.
                     continue
-                replaced = await self._begin_if_replaced(connection)
-            if not replaced:
-                await wait_for_hint(ticket)
-                polled = not ticket.is_set()
+            polled = False
+            if not self._news.is_set():
+                await wait_for_hint(self._news)
+                polled = not self._news.is_set()
                 await asyncio.sleep(GATHER_SECONDS)
 
     async def _begin_if_replaced(self, connection: Connection) -> bool:
@@ -266,6 +275,8 @@ class Projector:
             page = [recorded for recorded in page if recorded.position <= stop]
         if page:
             await self._advance(connection, members, page)
+        if page and is_the_last:
+            await asyncio.sleep(min(monotonic() - asked, REST_SECONDS))
         if is_the_last and stop is None:
             end = page[-1].position if page else behind
             self.covered_at.update((one.name, asked) for one in members if self.positions[one.name] == end)
