@@ -19,7 +19,7 @@ from eventstore.events import (
     TokensReserved,
 )
 from eventstore.recorded import Head
-from projections import HANDLERS
+from projections import HANDLERS, PROJECTIONS
 from projections.budgets import RESERVATIONS
 from projections.operations import OPERATIONS
 from projections.projection import MissingRow, Table
@@ -30,12 +30,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from datetime import datetime
 
-    from eventstore.events import AnyEvent
+    from eventstore.events import AnyEvent, Event
     from eventstore.recorded import Recorded
     from eventstore.subjects import Trace
-    from projections.projection import K, R, Rows
+    from projections.projection import Handler, K, R
 
 _ABSENT: Any = object()
+
+_KEPT_BY = [
+    projection for projection in PROJECTIONS if any(table.name in RESIDENT for table in projection.tables)
+]
+_OF_RESIDENTS: dict[type[Event], tuple[Handler, ...]] = {
+    kind: tuple(projection.handlers[kind][0] for projection in _KEPT_BY if kind in projection.handlers)
+    for kind in HANDLERS
+}
+"""Those handlers that change what stays in memory."""
 
 
 class Layer:
@@ -120,6 +129,8 @@ class Draft(State):
         self.spared_until: dict[str, datetime] = dict(base.spared_until)
         self._open_day = base._open_day
         self.journal: list[tuple[dict[Any, Any], Any, Any]] = []
+        # What never stays in memory matters only to the commands of a batch, each to those after it.
+        self._handlers = _OF_RESIDENTS if whole else HANDLERS
         make = partial(_WholeLayer if whole else Layer, journal=self.journal)
         self.layers = _Layers(base, make)
         self.versions: Layer = make(base.versions)
@@ -151,7 +162,12 @@ class Draft(State):
 
     def fold(self, event: AnyEvent, recorded: Recorded) -> None:
         """Lets an event that follows the head have its effects."""
-        for handler in HANDLERS[type(event)]:
+        self.take_effect(event, recorded)
+        self.head = Head(recorded.position, recorded.hash, recorded.recorded_at)
+
+    def take_effect(self, event: AnyEvent, recorded: Recorded) -> None:
+        """Lets an event have its effects, and leaves the head to the caller."""
+        for handler in self._handlers[type(event)]:
             try:
                 handler(self, event, recorded)
             except MissingRow as missing:
@@ -164,7 +180,6 @@ class Draft(State):
         if keep_index := _INDEXED.get(type(event)):
             keep_index(self, event)
         self.versions.put(recorded.stream, recorded.version)
-        self.head = Head(recorded.position, recorded.hash, recorded.recorded_at)
 
     def rebase(self, squad: Squad) -> None:
         """Stands on a squad from now on that has taken over what this draft stood on."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from eventstore import codec, log, sealing
 from eventstore.connection import hanging_up_after
 from eventstore.errors import EventStoreError, LogNotUnderstood, StoreUnavailable
+from eventstore.recorded import Head
 from eventstore.telling import told
 from projections.projection import MissingRow
 from service import recall, snapshots
@@ -32,7 +33,7 @@ STUCK_AFTER_SECONDS = 10.0
 PAGE_EVENTS = 1_000
 """How many events are read at once."""
 
-SLICE_EVENTS = 200
+SLICE_EVENTS = 500
 """How many of them are folded before others have their turn: a few milliseconds."""
 
 Keep = Callable[[Squad, int], Awaitable[None]]
@@ -57,15 +58,16 @@ def fold_page(squad: Squad, page: Sequence[Recorded]) -> None:
         LogNotUnderstood: one of them cannot be folded. The squad is as it was before.
     """
     draft = Draft(squad, whole=True)
-    for recorded in page:
-        if recorded.position != draft.head.position + 1:
-            raise StoreUnavailable(f"position {draft.head.position + 1} is missing from the log")
+    for position, recorded in enumerate(page, squad.head.position + 1):
+        if recorded.position != position:
+            raise StoreUnavailable(f"position {position} is missing from the log")
         try:
-            draft.fold(codec.decode(recorded), recorded)
+            draft.take_effect(codec.decode(recorded), recorded)
         except Exception as fault:
-            raise LogNotUnderstood(
-                f"at position {recorded.position}, {type(fault).__name__}: {fault}"
-            ) from fault
+            raise LogNotUnderstood(f"at position {position}, {type(fault).__name__}: {fault}") from fault
+    if page:
+        last = page[-1]
+        draft.head = Head(last.position, last.hash, last.recorded_at)
     squad.merge(draft)
 
 
