@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from eventstore.events import AnyEvent, Event
     from eventstore.recorded import Recorded
     from eventstore.subjects import Trace
-    from projections.projection import Handler, K, R
+    from projections.projection import Handler, K, R, Rows
 
 _ABSENT: Any = object()
 
