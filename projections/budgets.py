@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
+
+from msgspec.structs import replace
 
 from eventstore.events import (
     BudgetDayReset,
@@ -14,7 +16,7 @@ from eventstore.events import (
     TokensSettled,
     TokensUsed,
 )
-from projections.projection import MissingRow, Projection, Table, Touched
+from projections.projection import MissingRow, Projection, Row, Table, Touched
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,7 +30,7 @@ THE_POLICY = "squad"
 ReservationState = Literal["active", "settled", "released", "expired"]
 
 
-class PolicyRow(NamedTuple):
+class PolicyRow(Row, frozen=True):
     """The rules that hold now, since `set_at`, by the word of `set_by`."""
 
     name: str
@@ -46,7 +48,7 @@ class PolicyRow(NamedTuple):
     position: int
 
 
-class BudgetDayRow(NamedTuple):
+class BudgetDayRow(Row, frozen=True):
     """A budget day as a whole. It is open until the next begins (`closed_at` None)."""
 
     day: date
@@ -60,7 +62,7 @@ class BudgetDayRow(NamedTuple):
     position: int
 
 
-class BudgetRow(NamedTuple):
+class BudgetRow(Row, frozen=True):
     """One agent's part of one day."""
 
     day: date
@@ -70,7 +72,7 @@ class BudgetRow(NamedTuple):
     position: int
 
 
-class ReservationRow(NamedTuple):
+class ReservationRow(Row, frozen=True):
     """Tokens set aside; counted on `day` whenever it ends."""
 
     id: str
@@ -154,19 +156,8 @@ def _day(view: View, day: date) -> BudgetDayRow:
 
 def _count(view: View, day: date, agent: str, position: int, *, used: int = 0, reserved: int = 0) -> None:
     """Adds to the day's and the agent's counts."""
-    # Taken apart and put together, because `_replace` takes three times as long.
-    _, total, day_used, day_reserved, warned, starts_at, ends_at, closed_at, _ = _day(view, day)
-    whole = BudgetDayRow(
-        day,
-        total,
-        day_used + used,
-        day_reserved + reserved,
-        warned,
-        starts_at,
-        ends_at,
-        closed_at,
-        position,
-    )
+    whole = _day(view, day)
+    whole = replace(whole, used=whole.used + used, reserved=whole.reserved + reserved, position=position)
     view.rows(BUDGET_DAYS).put(day, whole)
     rows = view.rows(BUDGETS)
     part = rows.get((day, agent)) or BudgetRow(day, agent, 0, 0, 0)
@@ -208,7 +199,7 @@ def _policy_set(view: View, event: PolicySet, recorded: Recorded) -> None:
     )
     view.rows(POLICY).put(THE_POLICY, row)
     if event.day:
-        day = _day(view, event.day)._replace(total=event.daily_tokens, position=recorded.position)
+        day = _day(view, event.day).replaced(total=event.daily_tokens, position=recorded.position)
         view.rows(BUDGET_DAYS).put(event.day, day)
 
 
@@ -225,13 +216,13 @@ def _day_reset(view: View, event: BudgetDayReset, recorded: Recorded) -> None:
         previous = _day(view, event.previous_day)
         days.put(
             event.previous_day,
-            previous._replace(closed_at=recorded.recorded_at, position=recorded.position),
+            previous.replaced(closed_at=recorded.recorded_at, position=recorded.position),
         )
     # The same day once more: only its bounds moved, because the reset hour or the time zone was changed.
     row = days.get(event.day) or BudgetDayRow(
         event.day, event.total, 0, 0, 0, event.starts_at, event.ends_at, None, recorded.position
     )
-    row = row._replace(
+    row = row.replaced(
         total=event.total, starts_at=event.starts_at, ends_at=event.ends_at, position=recorded.position
     )
     days.put(event.day, row)
@@ -256,10 +247,10 @@ def reservation_after(
         )
     if row is None:
         raise MissingRow(RESERVATIONS, event.reservation_id)
-    row = row._replace(ended_at=recorded.recorded_at, position=recorded.position)
+    row = row.replaced(ended_at=recorded.recorded_at, position=recorded.position)
     if isinstance(event, TokensSettled):
-        return row._replace(state="settled", tokens_used=event.tokens_used)
-    return row._replace(state=event.reason)
+        return row.replaced(state="settled", tokens_used=event.tokens_used)
+    return row.replaced(state=event.reason)
 
 
 @budgets.on(TokensReserved, touches=_its_counts)
@@ -293,5 +284,5 @@ def _threshold_crossed(view: View, event: BudgetThresholdCrossed, recorded: Reco
     day = _day(view, event.day)
     view.rows(BUDGET_DAYS).put(
         event.day,
-        day._replace(warned_percent=max(day.warned_percent, event.percent), position=recorded.position),
+        day.replaced(warned_percent=max(day.warned_percent, event.percent), position=recorded.position),
     )

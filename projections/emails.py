@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from eventstore.events import ERASED, EmailReceived, EmailStatus, EmailUpdated, SubjectForgotten
-from projections.projection import MissingRow, Projection, Table, Touched
+from projections.projection import MissingRow, Projection, Row, Table, Touched
 
 if TYPE_CHECKING:
     from eventstore.recorded import Recorded
     from projections.projection import View
 
 
-class EmailRow(NamedTuple):
+class EmailRow(Row, frozen=True):
     """An e-mail, once for each `gmail_message_id`."""
 
     id: str
@@ -77,7 +77,7 @@ def _updated(view: View, event: EmailUpdated, recorded: Recorded) -> None:
     row = view.rows(EMAILS).get(event.email_id)
     if row is None:
         raise MissingRow(EMAILS, event.email_id)
-    row = row._replace(
+    row = row.replaced(
         category=event.category,
         status=event.status,
         handled_by=event.handled_by,
@@ -98,7 +98,7 @@ def _forgotten(view: View, event: SubjectForgotten, recorded: Recorded) -> None:
         if row is None:
             missing.append(email_id)
             continue
-        erased = row._replace(
+        erased = row.replaced(
             from_email=ERASED,
             subject=None,
             payload=None,

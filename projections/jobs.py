@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec import structs
 
@@ -24,7 +24,7 @@ from eventstore.events import (
     RunStarted,
     TickBuffered,
 )
-from projections.projection import MissingRow, Projection, Table, Touched
+from projections.projection import MissingRow, Projection, Row, Table, Touched
 from projections.runs import RUNS, RunRow
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from projections.projection import View
 
 
-class JobRow(NamedTuple):
+class JobRow(Row, frozen=True):
     """A job. Every tick up to `ticked_until` has its outcome, or waits as the `buffered_tick`."""
 
     name: str
@@ -155,7 +155,7 @@ def _removed(view: View, event: JobRemoved, recorded: Recorded) -> None:
     if before is None:
         # The settings withdrew what was off the schedule already; nobody keeps that in memory.
         return
-    row = before._replace(
+    row = before.replaced(
         removed=True, removed_by=event.source, buffered_tick=None, position=recorded.position
     )
     view.rows(JOBS).put(event.job, row)
@@ -163,19 +163,19 @@ def _removed(view: View, event: JobRemoved, recorded: Recorded) -> None:
 
 @jobs.on(JobPaused, touches=_its_job)
 def _paused(view: View, event: JobPaused, recorded: Recorded) -> None:
-    row = _job(view, event.job)._replace(paused=True, pause_note=event.note, position=recorded.position)
+    row = _job(view, event.job).replaced(paused=True, pause_note=event.note, position=recorded.position)
     view.rows(JOBS).put(event.job, row)
 
 
 @jobs.on(JobResumed, touches=_its_job)
 def _resumed(view: View, event: JobResumed, recorded: Recorded) -> None:
-    row = _job(view, event.job)._replace(paused=False, pause_note=event.note, position=recorded.position)
+    row = _job(view, event.job).replaced(paused=False, pause_note=event.note, position=recorded.position)
     view.rows(JOBS).put(event.job, row)
 
 
 @jobs.on(TickBuffered, touches=_its_job)
 def _buffered(view: View, event: TickBuffered, recorded: Recorded) -> None:
-    row = _job(view, event.job)._replace(buffered_tick=event.tick, position=recorded.position)
+    row = _job(view, event.job).replaced(buffered_tick=event.tick, position=recorded.position)
     view.rows(JOBS).put(event.job, row)
     _ticked(view, event.job, event.tick)
 
@@ -240,7 +240,7 @@ def _started(view: View, event: RunStarted, recorded: Recorded) -> None:
 @jobs.on(RunRenewed, touches=_its_run)
 def _renewed(view: View, event: RunRenewed, recorded: Recorded) -> None:
     row = _run(view, event.run_id)
-    row = row._replace(lease_expires_at=event.lease_expires_at, position=recorded.position)
+    row = row.replaced(lease_expires_at=event.lease_expires_at, position=recorded.position)
     view.rows(RUNS).put(event.run_id, row)
 
 
@@ -248,7 +248,7 @@ def _renewed(view: View, event: RunRenewed, recorded: Recorded) -> None:
 def _attempt_failed(view: View, event: RunAttemptFailed, recorded: Recorded) -> None:
     row = _run(view, event.run_id)
     used = row.tokens_used if event.tokens_used is None else (row.tokens_used or 0) + event.tokens_used
-    row = row._replace(
+    row = row.replaced(
         # One more where the attempt failed before it began, because its resources were claimed.
         attempts=event.attempt,
         runner=None,
@@ -264,7 +264,7 @@ def _attempt_failed(view: View, event: RunAttemptFailed, recorded: Recorded) -> 
 @jobs.on(RunRetried, touches=_its_run)
 def _retried(view: View, event: RunRetried, recorded: Recorded) -> None:
     row = _run(view, event.run_id)
-    row = row._replace(
+    row = row.replaced(
         attempts=event.attempt,
         runner=event.runner,
         lease_expires_at=event.lease_expires_at,
@@ -278,7 +278,7 @@ def _retried(view: View, event: RunRetried, recorded: Recorded) -> None:
 
 @jobs.on(RunFinished, touches=_its_run)
 def _finished(view: View, event: RunFinished, recorded: Recorded) -> None:
-    row = _run(view, event.run_id)._replace(
+    row = _run(view, event.run_id).replaced(
         status=event.outcome,
         attempts=event.attempts,
         reason=event.reason,
@@ -298,5 +298,5 @@ def _ticked(view: View, name: str, tick: datetime) -> None:
     waited = row.buffered_tick == tick and tick <= row.ticked_until
     buffered = None if waited else row.buffered_tick
     view.rows(JOBS).put(
-        name, row._replace(ticked_until=max(row.ticked_until, tick), buffered_tick=buffered)
+        name, row.replaced(ticked_until=max(row.ticked_until, tick), buffered_tick=buffered)
     )

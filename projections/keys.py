@@ -6,10 +6,10 @@ Two projections, so that a finished key can be recalled from the log without bei
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from eventstore.events import KeyCreated, KeyExpired, KeyFirstUsed, KeyRevoked, KeyScope
-from projections.projection import MissingRow, Projection, Table, Touched
+from projections.projection import MissingRow, Projection, Row, Table, Touched
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +23,7 @@ THE_SQUAD = "squad"
 KeyState = Literal["active", "expired", "revoked"]
 
 
-class KeyRow(NamedTuple):
+class KeyRow(Row, frozen=True):
     """A key. `digest` is the SHA-256 of the key itself, which is nowhere."""
 
     id: str
@@ -40,7 +40,7 @@ class KeyRow(NamedTuple):
     position: int
 
 
-class AccessRow(NamedTuple):
+class AccessRow(Row, frozen=True):
     """Whether requests need a key: as long as there is one that nobody has revoked, expired or not."""
 
     name: str
@@ -107,14 +107,14 @@ def _created(view: View, event: KeyCreated, recorded: Recorded) -> None:
 @keys.on(KeyFirstUsed, touches=_its_key)
 def _first_used(view: View, event: KeyFirstUsed, recorded: Recorded) -> None:
     row = _key(view, event.key_id)
-    row = row._replace(first_used_at=recorded.recorded_at, position=recorded.position)
+    row = row.replaced(first_used_at=recorded.recorded_at, position=recorded.position)
     view.rows(KEYS).put(row.id, row)
 
 
 @keys.on(KeyExpired, KeyRevoked, touches=_its_key)
 def _ended(view: View, event: KeyExpired | KeyRevoked, recorded: Recorded) -> None:
     row = _key(view, event.key_id)
-    row = row._replace(
+    row = row.replaced(
         state="expired" if isinstance(event, KeyExpired) else "revoked",
         ended_at=recorded.recorded_at,
         position=recorded.position,

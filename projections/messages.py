@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from eventstore.events import ERASED, MessageAcknowledged, MessageSent, SubjectForgotten
-from projections.projection import MissingRow, Projection, Table, Touched
+from projections.projection import MissingRow, Projection, Row, Table, Touched
 
 if TYPE_CHECKING:
     from eventstore.recorded import Recorded
     from projections.projection import View
 
 
-class MessageRow(NamedTuple):
+class MessageRow(Row, frozen=True):
     """A message; `to_agent` None is to all."""
 
     id: str
@@ -26,7 +26,7 @@ class MessageRow(NamedTuple):
     position: int
 
 
-class AckRow(NamedTuple):
+class AckRow(Row, frozen=True):
     """An agent has dealt with a message."""
 
     message_id: str
@@ -84,4 +84,4 @@ def _forgotten(view: View, event: SubjectForgotten, recorded: Recorded) -> None:
         row = rows.get(message_id)
         if row is None:
             raise MissingRow(MESSAGES, message_id)
-        rows.put(message_id, row._replace(message=ERASED, data=None))
+        rows.put(message_id, row.replaced(message=ERASED, data=None))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from eventstore.events import (
     ConflictDetected,
@@ -13,7 +13,7 @@ from eventstore.events import (
     OperationRenewed,
     OperationStarted,
 )
-from projections.projection import MissingRow, Projection, Table, Touched
+from projections.projection import MissingRow, Projection, Row, Table, Touched
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 OperationState = Literal["active", "finished", "expired"]
 
 
-class OperationRow(NamedTuple):
+class OperationRow(Row, frozen=True):
     """A claim on resources: it turns others away until `blocks_until`, and is void at `expires_at`."""
 
     id: str
@@ -45,7 +45,7 @@ class OperationRow(NamedTuple):
     position: int
 
 
-class ConflictRow(NamedTuple):
+class ConflictRow(Row, frozen=True):
     """A refused claim, and the operation that was in its way."""
 
     id: str
@@ -127,7 +127,7 @@ def _started(view: View, event: OperationStarted, recorded: Recorded) -> None:
 
 @operations.on(OperationRenewed, touches=_its_operation)
 def _renewed(view: View, event: OperationRenewed, recorded: Recorded) -> None:
-    row = _operation(view, event.operation_id)._replace(
+    row = _operation(view, event.operation_id).replaced(
         renewed_at=recorded.recorded_at,
         blocks_until=event.blocks_until,
         expires_at=event.expires_at,
@@ -138,7 +138,7 @@ def _renewed(view: View, event: OperationRenewed, recorded: Recorded) -> None:
 
 @operations.on(OperationFinished, touches=_its_operation)
 def _finished(view: View, event: OperationFinished, recorded: Recorded) -> None:
-    row = _operation(view, event.operation_id)._replace(
+    row = _operation(view, event.operation_id).replaced(
         state="finished",
         outcome=event.outcome,
         tokens_used=event.tokens_used,
@@ -150,7 +150,7 @@ def _finished(view: View, event: OperationFinished, recorded: Recorded) -> None:
 
 @operations.on(OperationExpired, touches=_its_operation)
 def _expired(view: View, event: OperationExpired, recorded: Recorded) -> None:
-    row = _operation(view, event.operation_id)._replace(
+    row = _operation(view, event.operation_id).replaced(
         state="expired", ended_at=recorded.recorded_at, position=recorded.position
     )
     view.rows(OPERATIONS).put(event.operation_id, row)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from eventstore.events import OrchestratorStarted, OrchestratorStopped
-from projections.projection import Projection, Table, Touched
+from projections.projection import Projection, Row, Table, Touched
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,7 +18,7 @@ THE_ORCHESTRATOR = "squad"
 """The key of the only row of `orchestrator`."""
 
 
-class OrchestratorRow(NamedTuple):
+class OrchestratorRow(Row, frozen=True):
     """The orchestrator: running since `started_at`, or shut down since `stopped_at`."""
 
     name: str

@@ -11,18 +11,38 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
+from msgspec import Struct, structs
+
 if TYPE_CHECKING:
+    from typing import Self
+
     from eventstore.events import AnyEvent, Event
     from eventstore.recorded import Recorded
 
 K = TypeVar("K")
-R = TypeVar("R", bound=tuple[Any, ...])
+R = TypeVar("R", bound="Row")
 K_contra = TypeVar("K_contra", contravariant=True)
+
+
+class Row(Struct, frozen=True, gc=False):
+    """A row of a read table. Its fields are the columns, in their order."""
+
+    def replaced(self, **values: Any) -> Self:
+        """The row with other values in these columns."""
+        return structs.replace(self, **values)
+
+    def asdict(self) -> dict[str, Any]:
+        """The values by column."""
+        return structs.asdict(self)
+
+    def astuple(self) -> tuple[Any, ...]:
+        """The values in the columns' order."""
+        return structs.astuple(self)
 
 
 @dataclass(frozen=True, eq=False)
 class Table(Generic[K, R]):
-    """A read table: its row type (a NamedTuple whose fields are the columns), its key and column types."""
+    """A read table: its row type, its key and column types."""
 
     name: str
     row: type[R]
@@ -33,7 +53,7 @@ class Table(Generic[K, R]):
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns' names, in the order of the row's fields."""
-        return self.row._fields  # type: ignore[attr-defined,no-any-return]
+        return self.row.__struct_fields__
 
     @property
     def json_columns(self) -> frozenset[int]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from datetime import datetime
 from hashlib import sha256
-from typing import Literal, NamedTuple
+from typing import Literal
 from uuid import UUID
 
-from projections.projection import Table
+from projections.projection import Row, Table
 
 RunStatus = Literal["running", "succeeded", "failed", "skipped", "missed", "lost"]
 
 
-class RunRow(NamedTuple):
+class RunRow(Row, frozen=True):
     """What came of a tick. While it runs, `runner` holds it under a lease, or it waits for `retry_at`.
 
     One that no process has taken up yet has had no attempts.

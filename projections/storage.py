@@ -6,6 +6,7 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, LiteralString
 
 import orjson
+from msgspec.structs import astuple
 from psycopg import sql
 
 from eventstore.translation import translating
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from eventstore.connection import Connection
-    from projections.projection import Table
+    from projections.projection import Row, Table
 
 
 _BETWEEN = "\x1f"
@@ -67,15 +68,15 @@ def _upsert(table: Table[Any, Any], rows: LiteralString) -> sql.Composed:
     )
 
 
-async def write(connection: Connection, table: Table[Any, Any], rows: Iterable[tuple[Any, ...]]) -> None:
+async def write(connection: Connection, table: Table[Any, Any], rows: Iterable[Row]) -> None:
     """Inserts the rows, or replaces those with the same key, in one statement."""
     with translating():
         await connection.execute(upsert_statement(table), arrays_of(table, rows), prepare=True)
 
 
-def arrays_of(table: Table[Any, Any], rows: Iterable[tuple[Any, ...]]) -> list[str]:
+def arrays_of(table: Table[Any, Any], rows: Iterable[Row]) -> list[str]:
     """The rows as an array a column."""
-    columns = zip(*rows, strict=True)
+    columns = zip(*map(astuple, rows), strict=True)
     return [array_literal(kind, column) for kind, column in zip(table.types, columns, strict=True)]
 
 

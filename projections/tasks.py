@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from eventstore.events import TaskCreated, TaskPriority, TaskStatus, TaskUpdated
-from projections.projection import MissingRow, Projection, Table, Touched
+from projections.projection import MissingRow, Projection, Row, Table, Touched
 
 if TYPE_CHECKING:
     from eventstore.recorded import Recorded
     from projections.projection import View
 
 
-class TaskRow(NamedTuple):
+class TaskRow(Row, frozen=True):
     """A task. `created_position` is its place on the board, `position` that of its last change."""
 
     id: str
@@ -74,7 +74,7 @@ def _updated(view: View, event: TaskUpdated, recorded: Recorded) -> None:
     row = view.rows(TASKS).get(event.task_id)
     if row is None:
         raise MissingRow(TASKS, event.task_id)
-    row = row._replace(
+    row = row.replaced(
         title=event.title,
         description=event.description,
         status=event.status,

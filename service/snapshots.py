@@ -22,6 +22,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, LiteralString
 
 import orjson
+from msgspec.structs import astuple
 from psycopg import AsyncClientCursor
 
 from eventstore.connection import hanging_up_after
@@ -246,7 +247,7 @@ def _lines(squad: Squad) -> Iterator[bytes]:
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = rows[start : start + ROWS_AT_ONCE]
             versions = [squad.versions.get(residence.stream(row) or "") for row in some]
-            columns = list(zip(*some, strict=True))
+            columns = list(zip(*map(astuple, some), strict=True))
             yield orjson.dumps([name, columns, versions], option=orjson.OPT_APPEND_NEWLINE)
 
 

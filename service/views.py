@@ -60,7 +60,7 @@ def budget(state: State) -> dict[str, Any]:
 
 def agents(state: State) -> list[dict[str, Any]]:
     """Every agent, by name."""
-    return [row._asdict() for row in sorted(state.all(AGENTS), key=lambda row: row.name)]
+    return [row.asdict() for row in sorted(state.all(AGENTS), key=lambda row: row.name)]
 
 
 def active_operations(state: State) -> list[OperationRow]:
@@ -75,7 +75,7 @@ def job(row: JobRow, last_runs: list[dict[str, Any]], now: datetime) -> dict[str
 
 def planned(row: JobRow, now: datetime) -> dict[str, Any]:
     """A job with its next ticks."""
-    shown = {name: value for name, value in row._asdict().items() if name not in INNER_OF_JOBS}
+    shown = {name: value for name, value in row.asdict().items() if name not in INNER_OF_JOBS}
     after = max(now, row.ticked_until)
     ticks = next_ticks(schedule_of(row), after, NEXT_TICKS) if row.enabled else []
     return {**shown, "next_ticks": ticks}
@@ -96,18 +96,18 @@ def whole(state: State, moment: datetime | None) -> dict[str, Any]:
         "policy": _the_only(state.rows(POLICY).get(THE_POLICY)),
         "budget": budget(state) or None,
         "agents": agents(state),
-        "operations": [row._asdict() for row in active_operations(state)],
-        "reservations": [row._asdict() for row in reservations],
+        "operations": [row.asdict() for row in active_operations(state)],
+        "reservations": [row.asdict() for row in reservations],
         "jobs": [planned(row, moment) for row in jobs] if moment else [],
-        "runs": [row._asdict() for row in runs],
-        "tasks": [row._asdict() for row in tasks],
-        "emails": [row._asdict() for row in emails],
+        "runs": [row.asdict() for row in runs],
+        "tasks": [row.asdict() for row in tasks],
+        "emails": [row.asdict() for row in emails],
     }
 
 
 def _the_only(row: PolicyRow | OrchestratorRow | None) -> dict[str, Any] | None:
     """The one row of a table; its name says nothing."""
-    return {name: value for name, value in row._asdict().items() if name != "name"} if row else None
+    return {name: value for name, value in row.asdict().items() if name != "name"} if row else None
 
 
 def explanation(found: Explanation) -> dict[str, Any]:

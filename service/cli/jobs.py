@@ -51,7 +51,7 @@ def jobs(
             shown = []
             for row in sorted(squad.all(JOBS), key=lambda job: job.name):
                 last = await storage.newest(connection, RUNS, "job", row.name, "fencing_token", LAST_RUNS)
-                shown.append(views.job(row, [item._asdict() for item in last], now))
+                shown.append(views.job(row, [item.asdict() for item in last], now))
             return shown
 
     found = run(work())

@@ -151,7 +151,7 @@ async def all_keys(connection: Connection) -> list[KeyRow]:
 
 
 def _shown(row: KeyRow, now: datetime) -> dict[str, Any]:
-    shown = row._asdict()
+    shown = row.asdict()
     del shown["digest"]
     if row.state == "active" and row.expires_at is not None and row.expires_at <= now:
         shown |= {"state": "expired", "ended_at": row.expires_at}

@@ -104,14 +104,16 @@ def _its_operation(
     state: State, agent: str, command: do.RenewOperation | do.FinishOperation
 ) -> _Denial | None:
     row = state.rows(OPERATIONS).get(command.operation_id)
-    return _unless_own(agent, row and row.agent, f"operation {command.operation_id} is another's")
+    return _unless_own(agent, row.agent if row else None, f"operation {command.operation_id} is another's")
 
 
 def _its_reservation(
     state: State, agent: str, command: do.SettleReservation | do.ReleaseReservation
 ) -> _Denial | None:
     row = state.rows(RESERVATIONS).get(command.reservation_id)
-    return _unless_own(agent, row and row.agent, f"reservation {command.reservation_id} is another's")
+    return _unless_own(
+        agent, row.agent if row else None, f"reservation {command.reservation_id} is another's"
+    )
 
 
 def _any_task(_state: State, _agent: str, _command: do.CreateTask) -> _Denial | None:
@@ -121,7 +123,7 @@ def _any_task(_state: State, _agent: str, _command: do.CreateTask) -> _Denial | 
 
 def _its_task(state: State, agent: str, command: do.UpdateTask) -> _Denial | None:
     row = state.rows(TASKS).get(command.task_id)
-    return _unless_own(agent, row and row.assigned_agent, f"task {command.task_id} is another's")
+    return _unless_own(agent, row.assigned_agent if row else None, f"task {command.task_id} is another's")
 
 
 def _in_its_name(_: State, agent: str, command: do.LogEmail | do.UpdateEmail) -> _Denial | None:
@@ -131,7 +133,7 @@ def _in_its_name(_: State, agent: str, command: do.LogEmail | do.UpdateEmail) ->
 def _its_email(state: State, agent: str, command: do.UpdateEmail) -> _Denial | None:
     row = state.rows(EMAILS).get(command.email_id)
     what = f"e-mail {command.email_id} is another's"
-    return _unless_own(agent, row and row.handled_by, what) or _in_its_name(state, agent, command)
+    return _unless_own(agent, row.handled_by if row else None, what) or _in_its_name(state, agent, command)
 
 
 _BY_AGENTS: Mapping[type[do.AnyCommand], Callable[[State, str, Any], _Denial | None]] = MappingProxyType(

@@ -154,7 +154,7 @@ def _has_failed(told: Unfolding, row: RunRow, attempt: int, reason: str, caused_
     else:
         report = f"{row.job} failed: {reason}"
         ending = Ending("failed", report, reason, caused_by=caused_by)
-        end(told, row._replace(attempts=attempt), ending)
+        end(told, row.replaced(attempts=attempt), ending)
 
 
 def _attempt_failed(

@@ -120,7 +120,7 @@ def _reserve(told: Unfolding, job: JobRow, *, waits: bool) -> TokensReserved | O
     freed = told.given_back[day.day, agent]
     # What the cancelled runs of other agents give back is free for the squad, and so for this one.
     of_others = sum(tokens for (on, _), tokens in told.given_back.items() if on == day.day) - freed
-    judged = allowance(state, day._replace(reserved=day.reserved - of_others), agent, job.tokens - freed)
+    judged = allowance(state, day.replaced(reserved=day.reserved - of_others), agent, job.tokens - freed)
     if judged.denied is None:
         wait = timedelta(seconds=job.catch_up_seconds if waits else 0)
         return TokensReserved(

@@ -116,7 +116,7 @@ async def page_of_rows(
         async def fetch(after: int, count: int) -> list[dict[str, Any]]:
             values = {**parameters, "after": after, "limit": count}
             rows = await storage.select(connection, table, where, values)
-            return [row._asdict() for row in rows]
+            return [row.asdict() for row in rows]
 
         shown = await read_page(fetch, query.after, query.limit, order)
     return respond(200, shown)
@@ -189,4 +189,4 @@ async def one_row(
     if not rows:
         raise Problem(missing, f"there is no {what} {id_}")
     check(rows[0])
-    return respond(200, rows[0]._asdict())
+    return respond(200, rows[0].asdict())

@@ -161,7 +161,7 @@ async def _newest(
     )
     async with services.tables.covering(projection, None) as connection:
         rows = await storage.select(connection, table, where, parameters)
-    return [row._asdict() for row in rows]
+    return [row.asdict() for row in rows]
 
 
 # POST and PATCH -----------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ class TestVerify:
             squad = await restore(connection)
             agents: Any = squad.tables[AGENTS.name]
             name, row = next(iter(agents.items()))
-            agents[name] = row._replace(role="made up")
+            agents[name] = row.replaced(role="made up")
             await snapshots.store(connection, squad, squad.head.position)
         ended = await _squad("verify", "--dsn", history)
         assert ended.code == 1

@@ -51,7 +51,7 @@ async def test_killed_at_any_moment_it_leaves_the_tables_as_they_were_or_replace
             async with squad_command(*arguments, cwd=tmp_path) as process:
                 await eventually(partial(backends, connection, "squad replay"), within_seconds=30)
                 # In the middle of whatever it is at by then.
-                await asyncio.wait([asyncio.create_task(process.wait())], timeout=random.uniform(0, 0.8))
+                await asyncio.wait([asyncio.create_task(process.wait())], timeout=random.uniform(0, 0.3))
                 if process.returncode is None:
                     process.kill()
             await eventually(partial(_is_gone, connection))

@@ -253,7 +253,7 @@ async def test_a_snapshot_that_lies_well_is_found_by_folding(connection: Connect
         squad = await state_at(connection, position)
         if lie == "row":
             [agent, *_] = squad.tables["squad_agents"].values()
-            squad.tables["squad_agents"][agent.name] = agent._replace(priority=agent.priority + 1)
+            squad.tables["squad_agents"][agent.name] = agent.replaced(priority=agent.priority + 1)
         else:
             squad.versions["policy"] += 1
         await snapshots.store(connection, squad, position)

@@ -162,7 +162,7 @@ async def _lie(connection: Connection, position: int) -> str:
     """Puts away a squad that was not so, to see where it is used: a role that nobody has."""
     squad = await state_at(connection, position)
     squad.tables[AGENTS.name] = {
-        name: agent._replace(role="liar") for name, agent in squad.tables[AGENTS.name].items()
+        name: agent.replaced(role="liar") for name, agent in squad.tables[AGENTS.name].items()
     }
     await snapshots.store(connection, squad, position)
     return "liar"

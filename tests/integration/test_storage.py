@@ -111,7 +111,7 @@ async def test_nothing_is_touched_before_the_first_select(connection: Connection
     """Projections are moved on by it, and who replaces rows locks them first as well."""
     part = BudgetRow(date(2026, 11, 24), "alice", 1, 0, 5)
     nobody: Any = None
-    of_nobody = part._replace(agent=nobody)
+    of_nobody = part.replaced(agent=nobody)
     with pytest.raises(errors.NotNullViolation):
         await _write_after(connection, 1, (BUDGETS, of_nobody))
     with pytest.raises(errors.DivisionByZero):

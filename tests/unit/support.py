@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
 
-    from projections.projection import Table
+    from projections.projection import Row, Table
     from service.refusals import Refusal
 
-R = TypeVar("R", bound=tuple[Any, ...])
+R = TypeVar("R", bound="Row")
 
 START = datetime(2026, 3, 2, 12, tzinfo=UTC)
 """When every story begins: a Monday, at noon."""

@@ -39,7 +39,7 @@ async def _one(services: Services, request: web.Request) -> Reply:
     row = services.writer.squad.rows(AGENTS).get(name)
     if row is None:
         raise Problem("agent_not_found", f"no agent is called {name!r}")
-    return respond(200, row._asdict())
+    return respond(200, row.asdict())
 
 
 ROUTES = (

@@ -73,7 +73,7 @@ async def _shown(services: Services, rows: Sequence[JobRow], query: Query) -> li
     async with services.tables.covering(jobs, query.min_position) as connection:
         for row in rows:
             runs = await storage.newest(connection, RUNS, "job", row.name, "fencing_token", LAST_RUNS)
-            shown.append(views.job(row, [run._asdict() for run in runs], services.clock.now()))
+            shown.append(views.job(row, [run.asdict() for run in runs], services.clock.now()))
     return shown
 
 
