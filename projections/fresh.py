@@ -1,8 +1,8 @@
-"""What this process has just appended, at hand for its projector as it was decided.
+"""What this process has just appended or folded, at hand for its projector.
 
-A page that is here need not be read back and decoded. It is no second truth: whoever writes rows by it has
-the log confirm in the same transaction that it holds this very page. Its last event's hash is enough for
-that, since a hash covers all that comes before it (`eventstore.chain`).
+A page that is here need not be read and decoded once more. It is no second truth: whoever writes rows by it
+has the log confirm in the same transaction that it holds this very page. Its last event's hash is enough
+for that, since a hash covers all that comes before it (`eventstore.chain`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Page(NamedTuple):
 
 
 class Fresh:
-    """Consecutive events up to the last one that was appended here, as long as somebody fetches them."""
+    """Consecutive events up to the last one that is known here, as long as somebody fetches them."""
 
     def __init__(self) -> None:
         self._recorded: list[Recorded] = []

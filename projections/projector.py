@@ -8,7 +8,7 @@ A projection that cannot take an event stops there, says so in its row of `proje
 others alone. It never steps over an event. It tries again after a while, when the next process becomes the
 projector, and after a replay: what was in the way may be gone.
 
-What the process itself has just appended it need not read (`projections.fresh`).
+What the process itself has just appended, or folded to decide, it need not read (`projections.fresh`).
 
 A replay (`projections.rebuild`) may replace rows and positions at any time; the generation tells. Tables
 that were folded by other code are rebuilt in the same way when this one becomes the projector
@@ -103,7 +103,7 @@ class Projector:
         self._outdated = Outdated(dsn, schema)
 
     def observe(self, recorded: Sequence[Recorded], events: Sequence[AnyEvent]) -> None:
-        """Takes note of events that this process has appended, which then need not be read."""
+        """Takes note of events that this process knows already, which then need not be read."""
         if self.active:
             self._fresh.extend(recorded, events)
             self._news.set()
@@ -236,7 +236,7 @@ class Projector:
             await self._fail(connection, self._projections[name], position, error)
 
     async def _advance_by_what_is_fresh(self, connection: Connection) -> bool:
-        """Takes what this process has just appended, where all projections stand right before it."""
+        """Takes what this process knows already, where all projections stand right before it."""
         if self._outdated or self.failed or not self._fresh:
             return False
         asked, hinted = monotonic(), self._hints.position

@@ -123,7 +123,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
     caller = Caller(settings.agents_url, settings.secrets())
     scheduler = Scheduler(writer, clock, caller, _runner_name())
     snapshotter = Snapshotter(session_dsn, squad_schema, writer)
-    writer.on_appended.append(projector.observe)
+    writer.on_known.append(projector.observe)
     writer.observers += [scheduler.observe, snapshotter.observe]
     writer.on_replaced += [scheduler.drop_what_is_lost, snapshotter.look_again]
     async with (

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
+    from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
     from service.clock import DatabaseClock
     from service.measures import Measures
@@ -65,8 +66,7 @@ class Appender:
         self,
         clock: DatabaseClock,
         waiting: Waiting,
-        appended: Callable[[Batch], None],
-        publish: Callable[[Sequence[Recorded]], None],
+        publish: Callable[[Sequence[Recorded], Sequence[AnyEvent]], None],
         sealing_: Sealing,
         replaced: Callable[[], None],
         measures: Measures,
@@ -80,7 +80,6 @@ class Appender:
         self.in_doubt: Batch | None = None
         """A batch whose commit may or may not have happened."""
         self._clock = clock
-        self._appended = appended
         self._publish = publish
         self._sealing = sealing_
         self._replaced = replaced
@@ -216,8 +215,8 @@ class Appender:
         if page:
             await continuity.check_page(connection, self.squad.head, page)
             shown = await sealing.reveal(connection, page, self._sealing.keyring, veiled=sealing.VEILED)
-            fold_page(self.squad, shown)
-            self._tell_of_others(page)
+            events = fold_page(self.squad, shown)
+            self._tell_of_others(page, events if shown is page else ())
         if len(page) == log.PAGE_EVENTS:
             await self.look(connection)
         return bool(page)
@@ -290,12 +289,12 @@ class Appender:
             self._confirmed.appended(batch.recorded[-1].position)
             self._sealing.settle(batch.sealer)
             self._sealing.observe(batch.recorded)
-            self._appended(batch)
+            self._publish(batch.recorded, batch.events)
 
-    def _tell_of_others(self, page: Sequence[Recorded]) -> None:
+    def _tell_of_others(self, page: Sequence[Recorded], events: Sequence[AnyEvent]) -> None:
         """What others have appended was folded, and keys that they destroyed are no longer used."""
         self._sealing.observe(page)
-        self._publish(page)
+        self._publish(page, events)
 
     async def _resolve_doubt(self, connection: Connection, batch: Batch) -> Sequence[Ticket]:
         try:

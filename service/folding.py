@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from eventstore import codec, log, sealing
 from eventstore.connection import hanging_up_after
 from eventstore.errors import EventStoreError, LogNotUnderstood, StoreUnavailable
+from eventstore.events import AnyEvent
 from eventstore.recorded import Head
 from eventstore.telling import told
 from projections.projection import MissingRow
@@ -50,25 +51,31 @@ class TookTooLong(EventStoreError):
     """The log could not be folded in time."""
 
 
-def fold_page(squad: Squad, page: Sequence[Recorded]) -> None:
+def fold_page(squad: Squad, page: Sequence[Recorded]) -> list[AnyEvent]:
     """Folds consecutive events that follow the squad's head; `sealing.reveal` has made them readable.
+
+    Returns:
+        What they tell.
 
     Raises:
         StoreUnavailable: they do not follow it; the log was replaced under us.
         LogNotUnderstood: one of them cannot be folded. The squad is as it was before.
     """
-    draft = Draft(squad, whole=True)
+    draft, events = Draft(squad, whole=True), list[AnyEvent]()
     for position, recorded in enumerate(page, squad.head.position + 1):
         if recorded.position != position:
             raise StoreUnavailable(f"position {position} is missing from the log")
         try:
-            draft.take_effect(codec.decode(recorded), recorded)
+            event = codec.decode(recorded)
+            draft.take_effect(event, recorded)
         except Exception as fault:
             raise LogNotUnderstood(f"at position {position}, {type(fault).__name__}: {fault}") from fault
+        events.append(event)
     if page:
         last = page[-1]
         draft.head = Head(last.position, last.hash, last.recorded_at)
     squad.merge(draft)
+    return events
 
 
 async def folding(

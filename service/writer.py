@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
     from service.ahead import Decided
-    from service.batch import Batch
     from service.clock import DatabaseClock
     from service.squad import Squad
 
@@ -75,8 +74,9 @@ class Writer:
         """Wakes when `squad` has moved on."""
         self.observers: list[Callable[[Sequence[Recorded]], None]] = []
         """Told about every event after it was committed, in order. They must not raise."""
-        self.on_appended: list[Callable[[Sequence[Recorded], Sequence[AnyEvent]], None]] = []
-        """Told about what was committed here, and what those events tell, before `observers` are."""
+        self.on_known: list[Callable[[Sequence[Recorded], Sequence[AnyEvent]], None]] = []
+        """Told about what was committed, and what those events tell, before `observers` are; not of what
+        others have sealed."""
         self.on_replaced: list[Callable[[], None]] = []
         """Told when the log proved to be another one, once `squad` holds what is in it; must not raise."""
         self.replacements = 0
@@ -91,7 +91,6 @@ class Writer:
         self._appender = Appender(
             clock,
             self.waiting,
-            self._appended,
             self._publish,
             Sealing(keyring or Keyring(), encrypt=encrypt),
             self._start_afresh,
@@ -274,12 +273,10 @@ class Writer:
                 self.waiting.put_back(part)
             self._current = ()
 
-    def _appended(self, batch: Batch) -> None:
-        for observe in self.on_appended:
-            observe(batch.recorded, batch.events)
-        self._publish(batch.recorded)
-
-    def _publish(self, recorded: Sequence[Recorded]) -> None:
+    def _publish(self, recorded: Sequence[Recorded], events: Sequence[AnyEvent]) -> None:
+        if events:
+            for take in self.on_known:
+                take(recorded, events)
         for observe in self.observers:
             try:
                 observe(recorded)

@@ -45,7 +45,7 @@ async def _prepare(_: Plan) -> AsyncIterator[Sequence[Contender]]:
         listener = Listener(dsn, _SCHEMA)
         writer = Writer(dsn, _SCHEMA, DatabaseClock(), listener.events)
         projector = Projector(dsn, _SCHEMA, listener.events)
-        writer.on_appended.append(projector.observe)
+        writer.on_known.append(projector.observe)
         work = (listener.run(), writer.run(), projector.run())
         await stack.enter_async_context(background(*work))
         await writer.submit(Request(SetPolicy(daily_tokens=0), "system:benchmark", "benchmark"))

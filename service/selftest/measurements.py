@@ -114,7 +114,7 @@ class _Parts:
         listener = Listener(dsn, schema)
         self.writer = Writer(dsn, schema, DatabaseClock(), listener.events)
         self.projector = Projector(dsn, schema, listener.events)
-        self.writer.on_appended.append(self.projector.observe)
+        self.writer.on_known.append(self.projector.observe)
         self._work = (listener.run(), self.writer.run(), self.projector.run())
         self._stack = AsyncExitStack()
 

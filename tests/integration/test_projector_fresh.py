@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
+    from projections.fresh import Page
     from service.writer import Writer
 
 
@@ -47,7 +48,7 @@ async def _squad(database: str) -> AsyncIterator[tuple[Writer, Projector]]:
         writer = await stack.enter_async_context(running_writer(database, hints=listener.events))
         await eventually(lambda: projector.active)
         await eventually(partial(projected_to_head, database))
-        writer.on_appended.append(projector.observe)
+        writer.on_known.append(projector.observe)
         yield writer, projector
 
 
@@ -82,6 +83,30 @@ async def test_many_at_once(database: str) -> None:
         await asyncio.gather(*(Life(seed).live(writer, 60) for seed in range(8)))
         await eventually(partial(projected_to_head, database))
     assert await assert_tables_equal_fold(database) > 100
+
+
+async def test_what_the_writer_folded_of_others_is_not_read_again(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with _squad(database) as (writer, projector), running_writer(database) as other:
+        taken: list[int] = []
+        take = projector._fresh.take
+
+        def noting(after: int) -> Page | None:
+            page = take(after)
+            taken.extend(recorded.position for recorded in (page.recorded if page else ()))
+            return page
+
+        monkeypatch.setattr(projector._fresh, "take", noting)
+        theirs: list[int] = []
+        for number in range(30):
+            outcome = await submit(other, message(f"theirs {number}"))
+            theirs.append(outcome.position or 0)
+            # Having decided under the lock, the writer knows of what came before.
+            await submit(writer, message(f"ours {number}"))
+            await eventually(partial(projected_to_head, database))
+    assert is_to_encrypt() or set(theirs) & set(taken)
+    assert await assert_tables_equal_fold(database) > 0
 
 
 async def test_what_others_appended_in_between_is_read(database: str) -> None:
@@ -167,7 +192,7 @@ async def test_a_hint_without_a_position_has_the_log_read(database: str) -> None
     async with running_writer(database) as writer, running(projector.run()):
         await eventually(lambda: projector.active)
         await eventually(partial(projected_to_head, database))
-        writer.on_appended.append(projector.observe)
+        writer.on_known.append(projector.observe)
         async with connected(database) as connection:
             rescues = projector.poll_rescues
             await submit(writer, message("ours"))
@@ -184,7 +209,7 @@ async def test_a_hint_without_a_position_has_the_log_read(database: str) -> None
 async def test_nothing_is_kept_where_another_process_is_the_projector(database: str) -> None:
     standby = Projector(database, SCHEMA, Hints())
     async with _squad(database) as (writer, _), running(standby.run()):
-        writer.on_appended.append(standby.observe)
+        writer.on_known.append(standby.observe)
         await Life(seed=7).live(writer, 20)
         assert not standby.active
         assert not standby._fresh
@@ -200,9 +225,9 @@ async def test_a_notification_that_comes_before_what_it_tells_of_is_not_lost(dat
         rescues = projector.poll_rescues
         for number in range(10):
             # The first is at hand and the second is not yet, when both were told of.
-            writer.on_appended.append(projector.observe)
+            writer.on_known.append(projector.observe)
             await submit(writer, message(f"at hand {number}"))
-            writer.on_appended.clear()
+            writer.on_known.clear()
             await submit(writer, message(f"not yet {number}"))
             hints.wake(writer.squad.head.position)
             await eventually(partial(projected_to_head, database))

@@ -48,12 +48,12 @@ def main() -> None:
             raise TypeError(f"cannot carry out {request!r}")
         return await carry_out(services, request)
 
-    def publishing(writer: Writer, recorded: Sequence[Any]) -> None:
+    def publishing(writer: Writer, recorded: Sequence[Any], events: Sequence[Any]) -> None:
         for one in recorded:
             if LATER in one.data:
                 writer.observers.append(lambda page: (_ for _ in ()).throw(RuntimeError(str(page))))
                 asyncio.get_running_loop().create_task(_fail(one.data))
-        publish(writer, recorded)
+        publish(writer, recorded, events)
 
     for where, name, what in (
         (batch, "decide", deciding),
