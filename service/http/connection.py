@@ -143,9 +143,16 @@ class Connection(web.RequestHandler):
         transport = self.transport
         if transport is None or transport.is_closing() or self._upgraded or not resp.is_plain(request):
             return await super().finish_response(request, resp.response(), start_time)
-        transport.write(resp.in_one_piece())
         # Of an answer that was sent, nothing is asked but whether the connection goes on.
-        return cast("web.StreamResponse", resp), False
+        sent = cast("web.StreamResponse", resp)
+        transport.write(resp.in_one_piece())
+        if self.writing_paused:
+            # A client that takes nothing is not answered what it asks meanwhile.
+            try:
+                await request.writer.drain()
+            except ConnectionError:
+                return sent, True
+        return sent, False
 
     def log_exception(self, *args: Any, **kwargs: Any) -> None:
         """Tells of faults; what a client sends is none of ours."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
@@ -11,6 +12,7 @@ import pytest
 
 from service.http.reply import SECURITY_HEADERS, Reply
 from tests.api.client import running_service
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from tests.api.client import Service
 
 MESSAGE = b'{"from_agent":"ada","message":"hello"}'
+
+MANY = 500
+"""Answers of a hundred kilobytes and more: all that a system's buffers hold, and several times as much."""
 
 # Ours and aiohttp's: the same but for what says whether the connection goes on.
 ASKED = {
@@ -127,6 +132,32 @@ async def test_requests_that_come_together_are_answered_in_their_order(service: 
         for line in ("GET /healthz", "GET /nowhere", "GET /api/v1/budget"):
             wire.send(line)
         assert [(await wire.answer()).status for _ in range(3)] == [200, 404, 200]
+
+
+async def test_a_client_that_takes_nothing_is_answered_no_more(service: Service) -> None:
+    async with _wire(service) as wire:
+        for _ in range(MANY):
+            wire.send("GET /openapi.json")
+        counted: list[int] = []
+
+        async def stands_still() -> bool:
+            counted.append(await _answered(service, "/openapi.json"))
+            return counted[-1] > 0 and counted[-20:] == counted[-1:] * 20
+
+        await eventually(stands_still)
+        assert counted[-1] < MANY
+        for _ in range(MANY):
+            assert (await wire.answer()).status == 200
+        assert await _answered(service, "/openapi.json") == MANY
+        assert (await wire.ask("GET /healthz")).status == 200
+
+
+async def _answered(service: Service, route: str) -> int:
+    """How many requests of a route the service has made answers to."""
+    async with service.api.session.get("/metrics") as response:
+        text = await response.text()
+    found = re.search(rf'squad_http_requests_total\{{route="{route}",status="200"\}} (\d+)', text)
+    return int(found[1]) if found else 0
 
 
 async def test_lets_pages_read_it_that_may(database: str) -> None:
