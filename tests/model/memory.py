@@ -215,7 +215,7 @@ class InMemory(WithKeys):
         if name == BUDGETS.name:
             days = {row[0] for row in self._select(session, BUDGET_DAYS.name)}
             active = [row for row in active if row.day in days]
-        return active
+        return [row.astuple() for row in active]
 
     def _snapshot_positions(self, session: Session, fold: str) -> list[Rows]:
         assert fold == snapshots.FOLD
