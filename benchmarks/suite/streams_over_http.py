@@ -8,8 +8,11 @@ for commands.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
+
+import aiohttp
 
 from benchmarks import stage
 from benchmarks.frame import Benchmark, Contender
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from benchmarks.frame import Measure, Plan, Sample
 
 STREAMS = 1_000
+_GONE_WITHIN_SECONDS = 30.0
 NONE = "no stream"
 OTHERS, EVERYTHING = f"{STREAMS:,} streams of other agents", f"{STREAMS:,} streams of everything"
 
@@ -43,9 +47,21 @@ def _measure(service: stage.Server, query: str) -> Measure:
 
     async def once(seconds: float) -> Sample:
         async with stage.server("benchmarks.stream_readers", service.url, str(STREAMS), query):
-            return await commands(seconds)
+            found = await commands(seconds)
+        await _all_gone(service)
+        return found
 
     return once
+
+
+async def _all_gone(service: stage.Server) -> None:
+    """Returns once the service has noticed that nobody reads any more, which takes it up to a second."""
+    async with aiohttp.ClientSession(service.url) as session, asyncio.timeout(_GONE_WITHIN_SECONDS):
+        while True:
+            async with session.get("/metrics") as response:
+                if "\nsquad_open_streams 0.0\n" in await response.text():
+                    return
+            await asyncio.sleep(0.05)
 
 
 BENCHMARK = Benchmark(
