@@ -213,12 +213,17 @@ class Squad(State):
                 self.gmail_ids[gmail_id] = email_id
 
     def _merge_rows(self, residence: Residence, layer: Layer, draft: Draft) -> None:
-        kept = self.tables[residence.table.name]
+        kept, is_partial = self.tables[residence.table.name], residence.table.name in PARTIAL
         for key, row in layer.changes.items():
+            is_active = residence.is_active(row)
+            if is_active and key in kept and not is_partial:
+                # The version of its stream is kept already; whether it has another one, is seen to below.
+                kept[key] = row
+                continue
             stream = residence.stream(row)
-            if residence.table.name in PARTIAL:
+            if is_partial:
                 self.absent.discard(stream)
-            if residence.is_active(row):
+            if is_active:
                 kept[key] = row
                 if stream:
                     self.versions[stream] = draft.versions.get(stream)
