@@ -11,7 +11,7 @@ from service.commands.base import Command
 
 
 class Write(NamedTuple):
-    """A write. No request of a load is refused, however many there are."""
+    """A write. No request of a load is refused, however many there are; what it opens outlasts the load."""
 
     path: str
     command: type[Command]

@@ -54,7 +54,7 @@ UPCASTERS: dict[tuple[str, int], Upcaster] = {
 
 
 def encode(event: Event) -> str:
-    """The stored text: compact JSON, fields in the order of the model."""
+    """The stored text: compact JSON, fields in the order of the class."""
     return _encoder.encode(event).decode()
 
 

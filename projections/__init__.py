@@ -9,6 +9,8 @@ Import `PROJECTIONS` for all of them, in one order, and `HANDLERS` for what each
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from eventstore.codec import EVENT_TYPES
 from eventstore.events import AccessDenied, AppendAbandoned, Event, RequestAnswered
 from projections.agents import agents
@@ -22,7 +24,10 @@ from projections.orchestrator import orchestrator
 from projections.projection import Handler, Projection, Table, View
 from projections.tasks import tasks
 
-__all__ = ["HANDLERS", "PROJECTIONS", "WITHOUT_ROWS", "Projection", "Table", "View"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["HANDLERS", "PROJECTIONS", "WITHOUT_ROWS", "Projection", "Table", "View", "handlers_of"]
 
 PROJECTIONS: tuple[Projection, ...] = (
     agents,
@@ -40,10 +45,17 @@ PROJECTIONS: tuple[Projection, ...] = (
 WITHOUT_ROWS: frozenset[type[Event]] = frozenset({RequestAnswered, AppendAbandoned, AccessDenied})
 """Events that change no row, said aloud."""
 
-HANDLERS: dict[type[Event], tuple[Handler, ...]] = {
-    kind: tuple(projection.handlers[kind][0] for projection in PROJECTIONS if kind in projection.handlers)
-    for kind in EVENT_TYPES.values()
-}
+
+def handlers_of(projections: Iterable[Projection]) -> dict[type[Event], tuple[Handler, ...]]:
+    """What each kind of event sets off in these projections, in their order."""
+    chosen = tuple(projections)
+    return {
+        kind: tuple(projection.handlers[kind][0] for projection in chosen if kind in projection.handlers)
+        for kind in EVENT_TYPES.values()
+    }
+
+
+HANDLERS = handlers_of(PROJECTIONS)
 """All that a kind of event sets off, in every projection."""
 
 _forgotten = {kind for kind, handlers in HANDLERS.items() if not handlers} - WITHOUT_ROWS

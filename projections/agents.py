@@ -157,6 +157,7 @@ def _is_by_itself(event: _OfAgent, recorded: Recorded) -> bool:
 
 def _take_note(view: View, agent: str, recorded: Recorded, *, sign_of_life: bool, work: int = 0) -> None:
     row = _agent(view, agent)
+    # Not by `replaced`, which takes four times as long: most events pass here.
     row = replace(
         row,
         last_active=recorded.recorded_at if sign_of_life else row.last_active,

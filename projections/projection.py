@@ -35,10 +35,6 @@ class Row(Struct, frozen=True, gc=False):
         """The values by column."""
         return structs.asdict(self)
 
-    def astuple(self) -> tuple[Any, ...]:
-        """The values in the columns' order."""
-        return structs.astuple(self)
-
 
 @dataclass(frozen=True, eq=False)
 class Table(Generic[K, R]):

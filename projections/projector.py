@@ -193,6 +193,7 @@ class Projector:
     async def _follow(self, connection: Connection) -> None:
         polled = False
         while True:
+            was_polled, polled = polled, False
             self._news.clear()
             with hanging_up_after(STUCK_AFTER_SECONDS, connection):
                 await self._tend_the_rebuild(connection)
@@ -204,16 +205,13 @@ class Projector:
                         raise
                     continue
                 if moved:
-                    self.poll_rescues += polled and not self._news.is_set()
+                    self.poll_rescues += was_polled and not self._news.is_set()
                     # A notification can come before what it tells of does, and a page of the log is seldom
                     # the last. Only where all that was heard of was at hand, there is nothing to look for.
                     if not was_fresh or self._hints.position > min(self.positions.values()):
-                        polled = False
                         continue
                 elif await self._begin_if_replaced(connection):
-                    polled = False
                     continue
-            polled = False
             if not self._news.is_set():
                 await wait_for_hint(self._news)
                 polled = not self._news.is_set()

@@ -19,7 +19,7 @@ from eventstore.events import (
     TokensReserved,
 )
 from eventstore.recorded import Head
-from projections import HANDLERS, PROJECTIONS
+from projections import HANDLERS, PROJECTIONS, handlers_of
 from projections.budgets import RESERVATIONS
 from projections.operations import OPERATIONS
 from projections.projection import MissingRow, Table
@@ -30,20 +30,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from datetime import datetime
 
-    from eventstore.events import AnyEvent, Event
+    from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
     from eventstore.subjects import Trace
-    from projections.projection import Handler, K, R, Rows
+    from projections.projection import K, R, Rows
 
 _ABSENT: Any = object()
 
-_KEPT_BY = [
+_OF_RESIDENTS = handlers_of(
     projection for projection in PROJECTIONS if any(table.name in RESIDENT for table in projection.tables)
-]
-_OF_RESIDENTS: dict[type[Event], tuple[Handler, ...]] = {
-    kind: tuple(projection.handlers[kind][0] for projection in _KEPT_BY if kind in projection.handlers)
-    for kind in HANDLERS
-}
+)
 """Those handlers that change what stays in memory."""
 
 

@@ -59,13 +59,14 @@ class Snapshotter:
 
     def observe(self, recorded: Sequence[Recorded]) -> None:
         """Hears of every event that was committed."""
-        if recorded[-1].position >= self._next and self._is_due(recorded[-1].position):
-            self._due.set()
+        if (position := recorded[-1].position) >= self._next:
+            # A squad that grows is due later, and is not looked at in vain with every event until then.
+            self._reckon()
+            if position >= self._next:
+                self._due.set()
 
-    def _is_due(self, position: int) -> bool:
-        # A squad that grows is due later, and must not be looked at in vain with every event until then.
+    def _reckon(self) -> None:
         self._next = self._last + snapshots.distance(self._writer.squad)
-        return position >= self._next
 
     def look_again(self) -> None:
         """The log was replaced: what was due, and when, is another matter."""
@@ -108,15 +109,16 @@ class Snapshotter:
 
     def _wait_for_more(self) -> None:
         self._last = self._writer.squad.head.position
-        self._next = self._last + snapshots.distance(self._writer.squad)
+        self._reckon()
         self._due.clear()
 
     async def _at_the_head(self, connection: Connection) -> None:
         taken = await snapshots.positions(connection)
         squad = self._writer.squad
         self._last = max((position for position in taken if position <= squad.head.position), default=0)
+        self._reckon()
         self._due.clear()
-        if self._is_due(squad.head.position):
+        if squad.head.position >= self._next:
             copy = squad.copy()
             self._wait_for_more()
             await complete(connection, copy)

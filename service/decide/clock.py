@@ -32,7 +32,7 @@ STEPS: tuple[Callable[[State, datetime], list[NewEvent]], ...] = (
 
 def next_due(state: State) -> datetime | None:
     """When time will next make something happen, if nothing else does before. It can be too soon."""
-    return min(_deadlines(state), default=None) if state.has_policy else None
+    return min(_deadlines(state)) if state.has_policy else None
 
 
 def _deadlines(state: State) -> Iterator[datetime]:

@@ -11,6 +11,8 @@ from collections import defaultdict
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from msgspec.structs import astuple
+
 from eventstore import codec, log, sealing, standby
 from eventstore.events import SubjectForgotten
 from projections import PROJECTIONS
@@ -215,7 +217,7 @@ class InMemory(WithKeys):
         if name == BUDGETS.name:
             days = {row[0] for row in self._select(session, BUDGET_DAYS.name)}
             active = [row for row in active if row.day in days]
-        return [row.astuple() for row in active]
+        return [astuple(row) for row in active]
 
     def _snapshot_positions(self, session: Session, fold: str) -> list[Rows]:
         assert fold == snapshots.FOLD

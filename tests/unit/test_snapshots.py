@@ -84,8 +84,8 @@ def test_rows_of_every_kind_come_back_to_the_last_microsecond(
     for name, theirs in squad.tables.items():
         # 1 and 1.0 are equal and not the same, and so are two zeros.
         ours = [back.tables[name][key] for key in theirs]
-        assert orjson.dumps([row.astuple() for row in ours]) == orjson.dumps(
-            [row.astuple() for row in theirs.values()]
+        assert orjson.dumps([structs.astuple(row) for row in ours]) == orjson.dumps(
+            [structs.astuple(row) for row in theirs.values()]
         )
         assert all(type(row) is RESIDENT[name].table.row for row in ours)
 
