@@ -291,8 +291,12 @@ class Appender:
             self._sealing.observe(batch.recorded)
             self._publish(batch.recorded, batch.events)
 
-    def _tell_of_others(self, page: Sequence[Recorded], events: Sequence[AnyEvent]) -> None:
-        """What others have appended was folded, and keys that they destroyed are no longer used."""
+    def _tell_of_others(self, page: Sequence[Recorded], events: Sequence[AnyEvent] = ()) -> None:
+        """What others have appended was folded, and keys that they destroyed are no longer used.
+
+        `events` is what it tells, where that was folded to decide. Of what only a look has found each part
+        of the process finds out by itself, so that it shows which of them nothing was told.
+        """
         self._sealing.observe(page)
         self._publish(page, events)
 

@@ -32,11 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from eventstore.connection import Connection
-    from eventstore.events import AnyEvent
     from eventstore.keys import Keyring
     from eventstore.recorded import Recorded
-
-    Tell = Callable[[Sequence[Recorded], Sequence[AnyEvent]], None]
 
 __all__ = ["STUCK_AFTER_SECONDS", "catch_up", "fold_page", "restore"]
 
@@ -83,22 +80,19 @@ async def restore(connection: Connection, keyring: Keyring | None = None) -> Squ
 async def catch_up(
     connection: Connection,
     squad: Squad,
-    tell: Tell | None = None,
+    tell: Callable[[Sequence[Recorded]], None] | None = None,
     keyring: Keyring | None = None,
 ) -> None:
-    """Folds what follows the squad's head, and tells of it page by page, as it is stored.
-
-    What the events of a page tell is told along where none of them is sealed.
-    """
+    """Folds what follows the squad's head, and tells of it page by page, as it is stored."""
     while True:
         with hanging_up_after(STUCK_AFTER_SECONDS, connection):
             page = await log.read_after(connection, squad.head.position)
             await continuity.check_page(connection, squad.head, page)
             shown = await sealing.reveal(connection, page, keyring, veiled=sealing.VEILED)
         if page:
-            events = fold_page(squad, shown)
+            fold_page(squad, shown)
             if tell:
-                tell(page, events if shown is page else ())
+                tell(page)
         if len(page) < log.PAGE_EVENTS:
             return
 

@@ -75,8 +75,8 @@ class Writer:
         self.observers: list[Callable[[Sequence[Recorded]], None]] = []
         """Told about every event after it was committed, in order. They must not raise."""
         self.on_known: list[Callable[[Sequence[Recorded], Sequence[AnyEvent]], None]] = []
-        """Told about what was committed, and what those events tell, before `observers` are; not of what
-        others have sealed."""
+        """Told about what was committed here, or folded to decide, and what those events tell, before
+        `observers` are; not of what others have sealed."""
         self.on_replaced: list[Callable[[], None]] = []
         """Told when the log proved to be another one, once `squad` holds what is in it; must not raise."""
         self.replacements = 0
