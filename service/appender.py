@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from contextlib import nullcontext
 from datetime import timedelta
+from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,7 @@ class Appender:
         self.in_doubt: Batch | None = None
         """A batch whose commit may or may not have happened."""
         self._clock = clock
+        self._waiting = waiting
         self._publish = publish
         self._sealing = sealing_
         self._replaced = replaced
@@ -134,7 +136,11 @@ class Appender:
         await complete(connection, self.squad)
 
     async def commit(
-        self, connection: Connection, tickets: Sequence[Ticket], decided: Decided | None = None
+        self,
+        connection: Connection,
+        tickets: Sequence[Ticket],
+        decided: Decided | None = None,
+        join: Callable[[], None] | None = None,
     ) -> None:
         """Decides the tickets' commands at the head, appends what came of them, and tells their callers.
 
@@ -142,6 +148,7 @@ class Appender:
             connection: the one that `begin` was called with.
             tickets: the commands.
             decided: what was decided of them ahead, if it was.
+            join: adds to `tickets` who else waits by now; called when the lock is held.
 
         Raises:
             StoreUnavailable: the connection broke; the batch is `in_doubt` if it may have happened.
@@ -151,7 +158,7 @@ class Appender:
         if decided is None:
             self.ahead.drop()
         with hanging_up_after(STUCK_AFTER_SECONDS, connection), translating():
-            await self._sealing.stock_up(connection, tickets)
+            await self._sealing.stock_up(connection, chain(tickets, self._waiting if self.contended else ()))
             if not self.contended:
                 try:
                     await self._commit_in_one_trip(connection, tickets, decided)
@@ -162,7 +169,7 @@ class Appender:
                     _log.warning("%s", drift)
                 else:
                     return
-            await self._commit_holding_the_lock(connection, tickets)
+            await self._commit_holding_the_lock(connection, tickets, join)
 
     async def _commit_in_one_trip(
         self, connection: Connection, tickets: Sequence[Ticket], decided: Decided | None
@@ -182,9 +189,13 @@ class Appender:
             await self._confirmed.make_sure(connection, head)
         self._settle(batch, draft)
 
-    async def _commit_holding_the_lock(self, connection: Connection, tickets: Sequence[Ticket]) -> None:
+    async def _commit_holding_the_lock(
+        self, connection: Connection, tickets: Sequence[Ticket], join: Callable[[], None] | None
+    ) -> None:
         try:
             self.contended = await self._lock_at_the_head(connection)
+            if join:
+                join()
             draft = Draft(self.squad)
             batch = await self._decide(connection, draft, tickets)
             if batch.recorded:

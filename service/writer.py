@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -96,7 +97,7 @@ class Writer:
             self._start_afresh,
             self.measures,
         )
-        self._current: Sequence[Ticket] = ()
+        self._current: list[Ticket] = []
         self._answered = 0
         """How many commands were in the last batch."""
         self._stopping = False
@@ -253,14 +254,16 @@ class Writer:
         self, connection: Connection, tickets: list[Ticket], decided: Decided | None = None
     ) -> None:
         """Commits the tickets together; where they cannot be, by halves, down to the one at fault."""
-        self._current, self._answered = tickets, len(tickets)
+        self._current, self._answered = [*tickets], len(tickets)
         # What was decided ahead has no command that must stand apart.
         parts = [tickets] if decided else _apart(tickets)
         try:
             while parts:
                 part = parts.pop()
+                # Nobody gets between those that came together.
+                join = None if parts else partial(self._join, part)
                 try:
-                    await self._appender.commit(connection, part, decided if part is tickets else None)
+                    await self._appender.commit(connection, part, decided if part is tickets else None, join)
                     self._moved_at = monotonic()
                 except (StoreUnavailable, StoreBusy, LogNotUnderstood, asyncio.CancelledError):
                     if not self._appender.in_doubt:
@@ -271,7 +274,19 @@ class Writer:
         finally:
             for part in parts:
                 self.waiting.put_back(part)
-            self._current = ()
+            self._current = []
+
+    def _join(self, part: list[Ticket]) -> None:
+        """Lets those go along who came while this part waited for its turn among several processes."""
+        if _stands_apart(part[0]):
+            return
+        more = self.waiting.drain(beside=part)
+        alone = next((index for index, ticket in enumerate(more) if _stands_apart(ticket)), len(more))
+        self.waiting.put_back(more[alone:])
+        del more[alone:]
+        part += more
+        self._current += more
+        self._answered += len(more)
 
     def _publish(self, recorded: Sequence[Recorded], events: Sequence[AnyEvent]) -> None:
         if events:
@@ -315,14 +330,16 @@ class Writer:
         return (*self._current, *(in_doubt.tickets if in_doubt else ()), *self._appender.ahead.tickets)
 
 
-def _apart(tickets: list[Ticket]) -> list[list[Ticket]]:
-    """The tickets as batches, the first one last, to be popped next.
+def _stands_apart(ticket: Ticket) -> bool:
+    """Whether it is a batch of its own: what stood beside it could be sealed with the key it destroys."""
+    return type(ticket.request.command) is ForgetSubject
 
-    A command that destroys a key is a batch of its own: what stood beside it could be sealed with that key.
-    """
+
+def _apart(tickets: list[Ticket]) -> list[list[Ticket]]:
+    """The tickets as batches, the first one last, to be popped next."""
     parts: list[list[Ticket]] = [[]]
     for ticket in tickets:
-        if type(ticket.request.command) is ForgetSubject:
+        if _stands_apart(ticket):
             parts += [ticket], []
         else:
             parts[-1].append(ticket)
