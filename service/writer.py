@@ -225,7 +225,9 @@ class Writer:
                 # Ours may have stood still, as on a laptop that slept, and readers go by it as well.
                 await self._appender.renew_clock(connection)
                 asked_at = now
-            if news or now - looked_at > POLL_SECONDS:
+            # Where batches are decided holding the lock, each of them looks, and does so there.
+            looks_anyway = self._appender.contended and bool(self.waiting)
+            if not looks_anyway and (news or now - looked_at > POLL_SECONDS):
                 self._appender.ahead.drop()
                 known = self.squad.head.position
                 await self._appender.look(connection)
@@ -282,8 +284,9 @@ class Writer:
             return
         more = self.waiting.drain(beside=part)
         alone = next((index for index, ticket in enumerate(more) if _stands_apart(ticket)), len(more))
-        self.waiting.put_back(more[alone:])
-        del more[alone:]
+        if alone < len(more):
+            self.waiting.put_back(more[alone:])
+            del more[alone:]
         part += more
         self._current += more
         self._answered += len(more)

@@ -24,7 +24,15 @@ from service.requests import CommandFailed
 from service.restore import restore
 from tests.support.erasure import assert_keys_were_used_in_time, everything, keys_there, remains
 from tests.support.log import Scribe, said, whole_log
-from tests.support.parts import connected, message, running, running_listener, running_writer, submit
+from tests.support.parts import (
+    connected,
+    lock_is_awaited,
+    message,
+    running,
+    running_listener,
+    running_writer,
+    submit,
+)
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
@@ -168,6 +176,30 @@ class TestOneWriter:
         writer._appender.contended = contended
         await submit(writer, letter(2))
         assert await assert_keys_were_used_in_time(database) == 1
+
+    async def test_forgets_apart_from_those_who_join_while_the_lock_is_waited_for(
+        self, writer: Writer, database: str, connection: Connection
+    ) -> None:
+        await submit(writer, letter(1))
+        writer._appender.contended = True
+        async with connected(database) as holder, holder.transaction():
+            await log.lock(holder)
+            commands = [letter(2), message("beside it"), do.ForgetSubject(subject=ADDRESS), letter(3)]
+            asked = [asyncio.ensure_future(submit(writer, commands[0]))]
+            await eventually(partial(lock_is_awaited, connection))
+            asked += [asyncio.ensure_future(submit(writer, command)) for command in commands[1:]]
+            await eventually(lambda: len(writer.waiting) == 3)
+        outcomes = await asyncio.gather(*asked)
+        assert [outcome.refusal for outcome in outcomes] == [None] * 4
+        first, second, third = await email_keys(connection)
+        assert first == second != third
+        times = [event.recorded_at for event in await whole_log(connection)]
+        forgotten = outcomes[2].position
+        assert forgotten is not None
+        assert times[forgotten - 2] < times[forgotten - 1] < times[forgotten]
+        assert times[forgotten - 2] == times[forgotten - 3]
+        await project(database)
+        assert await assert_keys_were_used_in_time(database) == 4
 
     async def test_erases_many_e_mails_at_once(
         self, writer: Writer, database: str, monkeypatch: pytest.MonkeyPatch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +22,7 @@ from service.writer import Writer
 from tests.support.log import Scribe, joined, said, texts, whole_log
 from tests.support.parts import (
     connected,
+    lock_is_awaited,
     lock_is_free,
     message,
     running,
@@ -316,6 +318,28 @@ async def test_it_decides_under_the_lock_while_others_write_and_goes_back_after(
             "alone again",
         ]
     await assert_log_is_sound(database)
+
+
+async def test_whoever_comes_while_it_waits_for_the_lock_goes_along(
+    writer: Writer, database: str
+) -> None:
+    async with connected(database) as holder, connected(database) as connection:
+        writer._appender.contended = True
+        async with holder.transaction():
+            await log.lock(holder)
+            first = asyncio.ensure_future(submit(writer, message("first")))
+            await eventually(partial(lock_is_awaited, connection))
+            others = [message("second"), _unstorable(), message("third")]
+            coming = [asyncio.ensure_future(submit(writer, command)) for command in others]
+            await eventually(lambda: len(writer.waiting) == 3)
+        _, second, failed, third = await asyncio.gather(first, *coming, return_exceptions=True)
+        assert isinstance(failed, CommandFailed)
+        assert not isinstance(second, Exception)
+        assert not isinstance(third, Exception)
+        assert texts(await assert_log_is_sound(database)) == ["first", "second", "third"]
+        # They went together, and then by halves, because one of them could not be stored.
+        sent = [event for event in await whole_log(connection) if event.type == MessageSent.type]
+        assert sent[0].recorded_at == sent[1].recorded_at < sent[2].recorded_at
 
 
 async def test_it_follows_what_others_write_by_hints_and_tells_its_observers(database: str) -> None:

@@ -132,12 +132,19 @@ async def terminate(connection: Connection, name: str) -> int:
     return int(row[0])
 
 
+_LOCKS = """
+    SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND classid = 'events'::regclass::oid
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
 async def lock_is_free(connection: Connection) -> bool:
     """Whether nobody holds the log's lock, nor waits for it."""
-    cursor = await connection.execute(
-        "SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2"
-        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-        " AND classid = 'events'::regclass::oid)"
-    )
-    row = await cursor.fetchone()
+    row = await (await connection.execute(f"SELECT NOT EXISTS ({_LOCKS})")).fetchone()
+    return bool(row and row[0])
+
+
+async def lock_is_awaited(connection: Connection) -> bool:
+    """Whether somebody waits for the log's lock."""
+    row = await (await connection.execute(f"SELECT EXISTS ({_LOCKS} AND NOT granted)")).fetchone()
     return bool(row and row[0])
