@@ -265,7 +265,9 @@ class Writer:
                 # Nobody gets between those that came together.
                 join = None if parts else partial(self._join, part)
                 try:
-                    await self._appender.commit(connection, part, decided if part is tickets else None, join)
+                    await self._appender.commit(
+                        connection, part, decided if part is tickets else None, join
+                    )
                     self._moved_at = monotonic()
                 except (StoreUnavailable, StoreBusy, LogNotUnderstood, asyncio.CancelledError):
                     if not self._appender.in_doubt:

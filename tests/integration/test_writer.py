@@ -320,9 +320,7 @@ async def test_it_decides_under_the_lock_while_others_write_and_goes_back_after(
     await assert_log_is_sound(database)
 
 
-async def test_whoever_comes_while_it_waits_for_the_lock_goes_along(
-    writer: Writer, database: str
-) -> None:
+async def test_whoever_comes_while_it_waits_for_the_lock_goes_along(writer: Writer, database: str) -> None:
     async with connected(database) as holder, connected(database) as connection:
         writer._appender.contended = True
         async with holder.transaction():
