@@ -36,7 +36,7 @@ from service.requests import (
 from service.sealer import Sealing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
@@ -144,22 +144,31 @@ class Writer:
         Returns:
             What `submit` returns or raises, once that is known.
         """
+        return self.put_all((request,), patience_seconds)[0]
+
+    def put_all(
+        self, requests: Iterable[Request], patience_seconds: float = PATIENCE_SECONDS
+    ) -> list[asyncio.Future[Outcome]]:
+        """Puts commands behind all that wait, with nobody else's between them. See `put`."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience_seconds
-        ticket = Ticket(request, loop.create_future(), deadline, self.measures.command)
+        tell, wait = self.measures.command, self.waiting.put
         if not self._busy:
             self._moved_at = monotonic()
-        if self._stopping:
-            ticket.fail(Stopping())
-            return ticket.outcome
-        try:
-            self.waiting.put(ticket)
-        except QueueFull as error:
-            ticket.fail(error)
-            return ticket.outcome
-        if self._impatience is None:
+        outcomes = []
+        for request in requests:
+            ticket = Ticket(request, loop.create_future(), deadline, tell)
+            outcomes.append(ticket.outcome)
+            if self._stopping:
+                ticket.fail(Stopping())
+                continue
+            try:
+                wait(ticket)
+            except QueueFull as error:
+                ticket.fail(error)
+        if self._impatience is None and self.waiting:
             self._impatience = loop.call_later(_IMPATIENCE_SECONDS, self._lose_patience, loop)
-        return ticket.outcome
+        return outcomes
 
     async def run(self) -> None:
         """Runs until cancelled; reconnects by itself."""

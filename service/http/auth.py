@@ -76,6 +76,9 @@ _log = logging.getLogger(__name__)
 class Scope(Enum):
     """Whose keys a route takes. Every route says so."""
 
+    def __init__(self, keys: frozenset[KeyScope]) -> None:
+        self.keys = keys
+
     PUBLIC = frozenset[KeyScope]()
     """Anybody may call it, with or without a key."""
     READ = frozenset[KeyScope]({"agent", "auditor", "operator"})
@@ -123,7 +126,7 @@ def require(scope: Scope) -> None:
     Raises:
         Problem: it is none of them.
     """
-    if _CALLER.get().scope not in scope.value:
+    if _CALLER.get().scope not in scope.keys:
         raise Problem("not_allowed", _BEYOND[scope])
 
 
@@ -161,7 +164,7 @@ class Door:
             self._check_that_it_is_at_home(request, address)
             return ANYBODY
         known = self._caller(squad, request.headers.get(hdrs.AUTHORIZATION), address)
-        if known.scope not in scope.value:
+        if known.scope not in scope.keys:
             raise Problem("not_allowed", _BEYOND[scope])
         return known
 

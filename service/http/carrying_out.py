@@ -92,7 +92,7 @@ async def carry_out(services: Services, request: Request) -> Answer:
 
 async def carry_out_all(services: Services, requests: Sequence[Request]) -> list[Answer | Problem]:
     """Has commands decided in their order, with nobody else's between them; each gets its own answer."""
-    under_way = [services.writer.put(request) for request in requests]
+    under_way = services.writer.put_all(requests)
     try:
         for done in under_way:
             # Not all at once, which costs each of them something: most are done when the first one is.
@@ -102,12 +102,10 @@ async def carry_out_all(services: Services, requests: Sequence[Request]) -> list
         for done in under_way:
             done.cancel()
         raise
-    return [_told(*each) for each in zip(requests, under_way, strict=True)]
-
-
-def _told(request: Request, done: asyncio.Future[Outcome]) -> Answer | Problem:
-    error = done.exception()
-    return answer_of(request, done.result()) if error is None else problem_of(error)
+    return [
+        answer_of(request, done.result()) if (error := done.exception()) is None else problem_of(error)
+        for request, done in zip(requests, under_way, strict=True)
+    ]
 
 
 def answer_of(request: Request, outcome: Outcome) -> Answer:

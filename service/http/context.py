@@ -165,7 +165,8 @@ def parse_command(
             raise wrong(taken, "stands in the path, not in the body")
         fields = {**fields, **{field: path[name] for field, name in in_path.items()}}
     try:
-        return model.model_validate(fields, strict=True)
+        # As `model_validate` does, which asks about its own arguments first: a third of the time it takes.
+        return model.__pydantic_validator__.validate_python(fields, strict=True)  # type: ignore[no-any-return]
     except ValidationError as error:
         raise from_validation(error, names=in_path) from error
 

@@ -184,7 +184,12 @@ class TestOneWriter:
         writer._appender.contended = True
         async with connected(database) as holder, holder.transaction():
             await log.lock(holder)
-            commands = [letter(2), message("beside it"), do.ForgetSubject(subject=ADDRESS), letter(3)]
+            commands: list[do.AnyCommand] = [
+                letter(2),
+                message("beside it"),
+                do.ForgetSubject(subject=ADDRESS),
+                letter(3),
+            ]
             asked = [asyncio.ensure_future(submit(writer, commands[0]))]
             await eventually(partial(lock_is_awaited, connection))
             asked += [asyncio.ensure_future(submit(writer, command)) for command in commands[1:]]
