@@ -12,7 +12,7 @@ import contextlib
 import os
 import re
 import socket
-from functools import partial
+from functools import cached_property, partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,6 @@ from eventstore import pooler
 from eventstore.translation import translating
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from psycopg.abc import Buffer
 
 Connection = psycopg.AsyncConnection[Any]
@@ -55,6 +53,11 @@ class _Session(psycopg.AsyncConnection[Any]):
 
     lock_wait_seconds: float | None = None
     """How long the log's lock was waited for, where nobody has taken note of that yet."""
+
+    @cached_property
+    def kept_cursor(self) -> psycopg.AsyncCursor[Any]:
+        """See the function of that name."""
+        return self.cursor()
 
     @classmethod
     async def connect(cls, conninfo: str = "", **more: Any) -> _Session:
@@ -180,6 +183,11 @@ def _options(dsn: str, ours: str) -> str:
     return f"{theirs} {ours}" if theirs else ours
 
 
+def kept_cursor(connection: Connection) -> psycopg.AsyncCursor[Any]:
+    """A cursor for what a connection executes again and again: a new one takes a tenth of an append."""
+    return connection.kept_cursor if isinstance(connection, _Session) else connection.cursor()
+
+
 def note_lock_wait(connection: Connection, seconds: float) -> None:
     """Keeps for how long the log's lock was waited for on this connection, for whoever measures it."""
     if isinstance(connection, _Session):
@@ -194,15 +202,21 @@ def take_lock_wait(connection: Connection) -> float | None:
     return seconds
 
 
-@contextlib.contextmanager
-def noting_a_vain_wait(connection: Connection) -> Iterator[None]:
+class noting_a_vain_wait:  # noqa: N801 - a context manager, and written as one where it is used
     """Keeps also for how long the lock was waited for where the server gave up (`lock_timeout`)."""
-    asked = monotonic()
-    try:
-        yield
-    except psycopg.errors.LockNotAvailable:
-        note_lock_wait(connection, monotonic() - asked)
-        raise
+
+    __slots__ = ("_asked", "_connection")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._asked = monotonic()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, psycopg.errors.LockNotAvailable):
+            note_lock_wait(self._connection, monotonic() - self._asked)
 
 
 def hang_up(connection: Connection) -> None:
@@ -218,11 +232,16 @@ def hang_up(connection: Connection) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
-@contextlib.contextmanager
-def hanging_up_after(seconds: float, connection: Connection) -> Iterator[None]:
+class hanging_up_after:  # noqa: N801 - a context manager, and written as one where it is used
     """Bounds what is awaited inside: after `seconds` the connection is cut, and the wait is an error."""
-    timer = asyncio.get_running_loop().call_later(seconds, hang_up, connection)
-    try:
-        yield
-    finally:
-        timer.cancel()
+
+    __slots__ = ("_timer",)
+
+    def __init__(self, seconds: float, connection: Connection) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, hang_up, connection)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()

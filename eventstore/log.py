@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple, TypeVar
 
 from psycopg import AsyncClientCursor, AsyncCursor
 
-from eventstore.connection import note_lock_wait, noting_a_vain_wait
+from eventstore.connection import kept_cursor, note_lock_wait, noting_a_vain_wait
 from eventstore.errors import ClockDrifted, HeadMoved, LogReplaced
 from eventstore.recorded import EMPTY_LOG, Head, Recorded
 from eventstore.standby import waiting_to_the_end
@@ -98,27 +98,7 @@ async def append(
         StoreRefused, StoreBusy: nothing was stored.
     """
     expected = batch[0].position - 1
-    columns = list(zip(*batch, strict=True))
-    _, ids, streams, versions, types, schemas, datas, actors, causes, correlations, keys, _, hashes = (
-        columns
-    )
-    parameters: tuple[Any, ...] = (
-        expected,
-        decided_at,
-        batch[0].recorded_at,
-        len(batch),
-        _SEPARATOR.join(ids),
-        _SEPARATOR.join(streams),
-        _SEPARATOR.join(map(str, versions)),
-        _SEPARATOR.join(types),
-        _SEPARATOR.join(map(str, schemas)),
-        _SEPARATOR.join(datas),
-        _SEPARATOR.join(actors),
-        _SEPARATOR.join("" if cause is None else str(cause) for cause in causes),
-        _SEPARATOR.join(correlations),
-        _SEPARATOR.join(key or "" for key in keys),
-        b"".join(hashes),
-    )
+    parameters = (expected, decided_at, batch[0].recorded_at, len(batch), *_joined(batch))
     query: LiteralString = _APPEND
     if after.position:
         query, parameters = _APPEND_IF_SAME, (after.position, after.hash, *parameters)
@@ -127,7 +107,8 @@ async def append(
             cursor: AsyncCursor[Any] = AsyncClientCursor(connection)
             await cursor.execute(f"{query}; COMMIT", parameters)
         else:
-            cursor = await connection.execute(query, parameters, prepare=True, binary=True)
+            cursor = kept_cursor(connection)
+            await cursor.execute(query, parameters, prepare=True, binary=True)
         row = await cursor.fetchone()
     assert row is not None
     appended, head, clock, waited = row
@@ -140,6 +121,27 @@ async def append(
             raise LogReplaced(f"it has another event at position {head}")
         raise ClockDrifted(f"decided at {decided_at.isoformat()}, the database says {clock.isoformat()}")
     return clock  # type: ignore[no-any-return]
+
+
+def _joined(batch: Sequence[Recorded]) -> tuple[str | bytes, ...]:
+    """The columns of a batch as `append_events` takes them."""
+    columns = list(zip(*batch, strict=True))
+    _, ids, streams, versions, types, schemas, datas, actors, causes, correlations, keys, _, hashes = (
+        columns
+    )
+    return (
+        _SEPARATOR.join(ids),
+        _SEPARATOR.join(streams),
+        _SEPARATOR.join(map(str, versions)),
+        _SEPARATOR.join(types),
+        _SEPARATOR.join(map(str, schemas)),
+        _SEPARATOR.join(datas),
+        _SEPARATOR.join(actors),
+        _SEPARATOR.join(["" if cause is None else str(cause) for cause in causes]),
+        _SEPARATOR.join(correlations),
+        _SEPARATOR.join([key or "" for key in keys]),
+        b"".join(hashes),
+    )
 
 
 async def lock(connection: Connection) -> None:

@@ -9,15 +9,12 @@ whoever finds events, instead of having been told of their commit, has them conf
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from eventstore.errors import StoreUnavailable
 from eventstore.translation import translating
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from psycopg.errors import Diagnostic
 
     from eventstore.connection import Connection
@@ -50,8 +47,7 @@ async def confirm(connection: Connection) -> None:
         await connection.execute(_CONFIRM, prepare=True)
 
 
-@contextmanager
-def waiting_to_the_end(connection: Connection) -> Iterator[None]:
+class waiting_to_the_end:  # noqa: N801 - a context manager, and written as one where it is used
     """What is committed inside is not believed where the server did not wait for its standby to the end.
 
     Whoever cancels a statement that waits, by hand or by a tool, makes the server answer that it is
@@ -60,16 +56,22 @@ def waiting_to_the_end(connection: Connection) -> Iterator[None]:
     Raises:
         StoreUnavailable: the server warned so; what was committed may or may not outlive it.
     """
-    warnings: list[str] = []
 
-    def hear(notice: Diagnostic) -> None:
+    __slots__ = ("_connection", "_hears", "_warning")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._hears = self._hear
+        self._warning: str | None = None
+
+    def __enter__(self) -> None:
+        self._connection.add_notice_handler(self._hears)
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._connection.remove_notice_handler(self._hears)
+        if self._warning is not None and error is None:
+            raise StoreUnavailable(f"no standby has confirmed the commit: {self._warning}")
+
+    def _hear(self, notice: Diagnostic) -> None:
         if notice.source_function == _WAITS_FOR_STANDBYS:
-            warnings.append(notice.message_primary or "")
-
-    connection.add_notice_handler(hear)
-    try:
-        yield
-    finally:
-        connection.remove_notice_handler(hear)
-    if warnings:
-        raise StoreUnavailable(f"no standby has confirmed the commit: {warnings[0]}")
+            self._warning = notice.message_primary or ""

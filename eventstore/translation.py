@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
 import psycopg
 from psycopg import errors as pg
 
 from eventstore.errors import EventStoreError, StoreBusy, StoreRefused, StoreUnavailable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 def translated(error: psycopg.Error) -> EventStoreError:
@@ -37,10 +31,22 @@ def translated(error: psycopg.Error) -> EventStoreError:
             return EventStoreError(text)
 
 
-@contextmanager
-def translating() -> Iterator[None]:
-    """Turns the driver's errors into the event store's on their way out."""
-    try:
-        yield
-    except psycopg.Error as error:
-        raise translated(error) from error
+class _Translating:
+    """Holds nothing, so that one is enough for everybody."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, psycopg.Error):
+            raise translated(error) from error
+
+
+_TRANSLATING = _Translating()
+
+
+def translating() -> _Translating:
+    """Turns the driver's errors into the event store's on their way out of a block."""
+    return _TRANSLATING

@@ -95,7 +95,7 @@ class Ahead:
 
     def _decide(self) -> None:
         self._is_due = False
-        if self._below is not None:
+        if self._below is not None and self._waiting:
             self._decide_on(self._decided.draft if self._decided else Draft(self._below))
 
     def _decide_on(self, draft: Draft) -> None:

@@ -192,6 +192,7 @@ class Squad(State):
     def merge(self, draft: Draft) -> None:
         """Takes over what a draft changed, and lets finished things go."""
         self.head, self.looked_at, self.spared_until = draft.head, draft.looked_at, draft.spared_until
+        self._open_day = draft._open_day
         for stream, is_open in draft.absent.changes.items():
             (self.absent.add if is_open else self.absent.discard)(stream)
         for table, layer in draft.layers.items():

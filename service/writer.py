@@ -225,7 +225,7 @@ class Writer:
         looked_at = asked_at = monotonic()
         while True:
             if not self.waiting and not self._appender.ahead.tickets:
-                await wait_for_hint(self.waiting.arrived, POLL_SECONDS)
+                await self._something_to_do()
             self.waiting.arrived.clear()
             now, hinted = monotonic(), self._hints.position
             # A hint counts once: whatever was said, the log has been looked at since.
@@ -248,6 +248,15 @@ class Writer:
                 await self._carry_out(connection, list(decided.batch.tickets), decided)
             elif tickets := self.waiting.drain(self._appender.enough(len(self.waiting))):
                 await self._carry_out(connection, tickets)
+
+    async def _something_to_do(self) -> None:
+        """Waits for a command or a hint, and not longer than until it is time to look anyway."""
+        arrived = self.waiting.arrived
+        timer = asyncio.get_running_loop().call_later(POLL_SECONDS, arrived.set)
+        try:
+            await arrived.wait()
+        finally:
+            timer.cancel()
 
     async def _let_others_join(self) -> None:
         """Where commits take long: whoever was just answered may ask again, and go along."""

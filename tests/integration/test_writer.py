@@ -411,8 +411,10 @@ class WrongClock(DatabaseClock):
 
 @pytest.mark.parametrize("hours", [-1, 1])
 async def test_a_clock_that_went_wrong_is_put_right_and_the_command_carried_out(
-    database: str, hours: int, caplog: pytest.LogCaptureFixture
+    database: str, hours: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Or it might be put right before the command comes.
+    monkeypatch.setattr("service.writer.POLL_SECONDS", 60.0)
     clock = WrongClock()
     async with running_writer(database, clock=clock) as writer:
         for number in range(3):

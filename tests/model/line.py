@@ -79,6 +79,10 @@ class Line:
         """Executes one statement."""
         return await Cursor(self).execute(query, parameters, binary=binary)
 
+    def cursor(self) -> Cursor:
+        """One that executes many statements, one after the other."""
+        return Cursor(self)
+
     async def rollback(self) -> None:
         """Ends a transaction."""
         await self.say(Word("ROLLBACK"))
