@@ -32,11 +32,9 @@ from eventstore.events import (
     TokensSettled,
     TokensUsed,
 )
-from projections.projection import MissingRow, Projection, Row, Table, Touched
+from projections.projection import MissingRow, Projection, Row, Table, its
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from eventstore.recorded import Recorded
     from projections.projection import View
 
@@ -91,8 +89,7 @@ class _OfAgent(Protocol):
     def agent(self) -> str: ...
 
 
-def _its_agent(event: _OfAgent) -> Iterable[Touched]:
-    return (Touched(AGENTS, event.agent),)
+_ITS_AGENT = (its(AGENTS, "agent"),)
 
 
 def _agent(view: View, name: str) -> AgentRow:
@@ -120,7 +117,7 @@ def _registered(view: View, event: AgentRegistered, recorded: Recorded) -> None:
     view.rows(AGENTS).put(event.agent, row)
 
 
-@agents.on(AgentProfileChanged, touches=_its_agent)
+@agents.on(AgentProfileChanged, touches=_ITS_AGENT)
 def _profile_changed(view: View, event: AgentProfileChanged, recorded: Recorded) -> None:
     row = _agent(view, event.agent).replaced(
         role=event.role, url=event.url, priority=event.priority, position=recorded.position
@@ -128,7 +125,7 @@ def _profile_changed(view: View, event: AgentProfileChanged, recorded: Recorded)
     view.rows(AGENTS).put(event.agent, row)
 
 
-@agents.on(AgentStatusChanged, touches=_its_agent)
+@agents.on(AgentStatusChanged, touches=_ITS_AGENT)
 def _status_changed(view: View, event: AgentStatusChanged, recorded: Recorded) -> None:
     if event.reason not in _NO_SIGN_OF_LIFE:
         _acted(view, event, recorded)
@@ -145,7 +142,7 @@ def _status_changed(view: View, event: AgentStatusChanged, recorded: Recorded) -
     TokensSettled,
     TokensUsed,
     TokensDenied,
-    touches=_its_agent,
+    touches=_ITS_AGENT,
 )
 def _acted(view: View, event: _OfAgent, recorded: Recorded) -> None:
     _take_note(view, event.agent, recorded, sign_of_life=_is_by_itself(event, recorded))
@@ -167,18 +164,18 @@ def _take_note(view: View, agent: str, recorded: Recorded, *, sign_of_life: bool
     view.rows(AGENTS).put(agent, row)
 
 
-@agents.on(TokensReleased, touches=_its_agent)
+@agents.on(TokensReleased, touches=_ITS_AGENT)
 def _released(view: View, event: TokensReleased, recorded: Recorded) -> None:
     if event.reason == "released":
         _acted(view, event, recorded)
 
 
-@agents.on(TokensReserved, touches=_its_agent)
+@agents.on(TokensReserved, touches=_ITS_AGENT)
 def _reserved(view: View, event: TokensReserved, recorded: Recorded) -> None:
     _take_note(view, event.agent, recorded, sign_of_life=_is_taken_by_itself(event, recorded))
 
 
-@agents.on(OperationStarted, touches=_its_agent)
+@agents.on(OperationStarted, touches=_ITS_AGENT)
 def _operation_started(view: View, event: OperationStarted, recorded: Recorded) -> None:
     _take_note(view, event.agent, recorded, sign_of_life=_is_taken_by_itself(event, recorded), work=1)
 
@@ -188,28 +185,24 @@ def _is_taken_by_itself(event: TokensReserved | OperationStarted, recorded: Reco
     return recorded.caused_by is None and _is_by_itself(event, recorded)
 
 
-@agents.on(OperationFinished, touches=_its_agent)
+@agents.on(OperationFinished, touches=_ITS_AGENT)
 def _operation_finished(view: View, event: OperationFinished, recorded: Recorded) -> None:
     _take_note(view, event.agent, recorded, sign_of_life=_is_by_itself(event, recorded), work=-1)
 
 
-@agents.on(OperationExpired, touches=_its_agent)
+@agents.on(OperationExpired, touches=_ITS_AGENT)
 def _operation_expired(view: View, event: OperationExpired, recorded: Recorded) -> None:
     # That an operation ran out of time is no sign of life either.
     _take_note(view, event.agent, recorded, sign_of_life=False, work=-1)
 
 
-def _its_agent_if_any(event: RunStarted | RunFinished) -> Iterable[Touched]:
-    return (Touched(AGENTS, event.agent),) if event.agent else ()
-
-
-@agents.on(RunStarted, touches=_its_agent_if_any)
+@agents.on(RunStarted, touches=_ITS_AGENT)
 def _run_started(view: View, event: RunStarted, recorded: Recorded) -> None:
     if event.agent:
         _take_note(view, event.agent, recorded, sign_of_life=False, work=1)
 
 
-@agents.on(RunFinished, touches=_its_agent_if_any)
+@agents.on(RunFinished, touches=_ITS_AGENT)
 def _run_finished(view: View, event: RunFinished, recorded: Recorded) -> None:
     if event.agent:
         _take_note(view, event.agent, recorded, sign_of_life=event.answered, work=-1)

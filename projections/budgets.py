@@ -16,11 +16,9 @@ from eventstore.events import (
     TokensSettled,
     TokensUsed,
 )
-from projections.projection import MissingRow, Projection, Row, Table, Touched
+from projections.projection import MissingRow, Projection, Row, Table, its
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from eventstore.recorded import Recorded
     from projections.projection import View
 
@@ -164,23 +162,12 @@ def _count(view: View, day: date, agent: str, position: int, *, used: int = 0, r
     rows.put((day, agent), BudgetRow(day, agent, part.used + used, part.reserved + reserved, position))
 
 
-def _its_counts(event: TokensReserved | TokensUsed) -> Iterable[Touched]:
-    return (Touched(BUDGET_DAYS, event.day), Touched(BUDGETS, (event.day, event.agent)))
+_ITS_DAY = its(BUDGET_DAYS, "day")
+_ITS_COUNTS = (_ITS_DAY, its(BUDGETS, "day", "agent"))
+_ITS_RESERVATION = (*_ITS_COUNTS, its(RESERVATIONS, "reservation_id"))
 
 
-def _its_reservation(event: TokensSettled | TokensReleased) -> Iterable[Touched]:
-    return (
-        Touched(BUDGET_DAYS, event.day),
-        Touched(BUDGETS, (event.day, event.agent)),
-        Touched(RESERVATIONS, event.reservation_id),
-    )
-
-
-def _policy_day(event: PolicySet) -> Iterable[Touched]:
-    return (Touched(BUDGET_DAYS, event.day),) if event.day else ()
-
-
-@budgets.on(PolicySet, touches=_policy_day)
+@budgets.on(PolicySet, touches=(_ITS_DAY,))
 def _policy_set(view: View, event: PolicySet, recorded: Recorded) -> None:
     row = PolicyRow(
         THE_POLICY,
@@ -203,13 +190,7 @@ def _policy_set(view: View, event: PolicySet, recorded: Recorded) -> None:
         view.rows(BUDGET_DAYS).put(event.day, day)
 
 
-def _days_of_reset(event: BudgetDayReset) -> Iterable[Touched]:
-    yield Touched(BUDGET_DAYS, event.day)
-    if event.previous_day:
-        yield Touched(BUDGET_DAYS, event.previous_day)
-
-
-@budgets.on(BudgetDayReset, touches=_days_of_reset)
+@budgets.on(BudgetDayReset, touches=(_ITS_DAY, its(BUDGET_DAYS, "previous_day")))
 def _day_reset(view: View, event: BudgetDayReset, recorded: Recorded) -> None:
     days = view.rows(BUDGET_DAYS)
     if event.previous_day and event.previous_day != event.day:
@@ -253,13 +234,13 @@ def reservation_after(
     return row.replaced(state=event.reason)
 
 
-@budgets.on(TokensReserved, touches=_its_counts)
+@budgets.on(TokensReserved, touches=_ITS_COUNTS)
 def _reserved(view: View, event: TokensReserved, recorded: Recorded) -> None:
     view.rows(RESERVATIONS).put(event.reservation_id, reservation_after(None, event, recorded))
     _count(view, event.day, event.agent, recorded.position, reserved=event.tokens)
 
 
-@budgets.on(TokensSettled, TokensReleased, touches=_its_reservation)
+@budgets.on(TokensSettled, TokensReleased, touches=_ITS_RESERVATION)
 def _ended(view: View, event: TokensSettled | TokensReleased, recorded: Recorded) -> None:
     rows = view.rows(RESERVATIONS)
     row = reservation_after(rows.get(event.reservation_id), event, recorded)
@@ -274,12 +255,12 @@ def _ended(view: View, event: TokensSettled | TokensReleased, recorded: Recorded
     )
 
 
-@budgets.on(TokensUsed, touches=_its_counts)
+@budgets.on(TokensUsed, touches=_ITS_COUNTS)
 def _used(view: View, event: TokensUsed, recorded: Recorded) -> None:
     _count(view, event.day, event.agent, recorded.position, used=event.tokens)
 
 
-@budgets.on(BudgetThresholdCrossed, touches=lambda event: (Touched(BUDGET_DAYS, event.day),))
+@budgets.on(BudgetThresholdCrossed, touches=(_ITS_DAY,))
 def _threshold_crossed(view: View, event: BudgetThresholdCrossed, recorded: Recorded) -> None:
     day = _day(view, event.day)
     view.rows(BUDGET_DAYS).put(

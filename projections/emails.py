@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from eventstore.events import ERASED, EmailReceived, EmailStatus, EmailUpdated, SubjectForgotten
-from projections.projection import MissingRow, Projection, Row, Table, Touched
+from projections.projection import MissingRow, Projection, Row, Table, all_its, its
 
 if TYPE_CHECKING:
     from eventstore.recorded import Recorded
@@ -72,7 +72,7 @@ def _received(view: View, event: EmailReceived, recorded: Recorded) -> None:
     view.rows(EMAILS).put(event.email_id, row)
 
 
-@emails.on(EmailUpdated, touches=lambda event: (Touched(EMAILS, event.email_id),))
+@emails.on(EmailUpdated, touches=(its(EMAILS, "email_id"),))
 def _updated(view: View, event: EmailUpdated, recorded: Recorded) -> None:
     row = view.rows(EMAILS).get(event.email_id)
     if row is None:
@@ -88,7 +88,7 @@ def _updated(view: View, event: EmailUpdated, recorded: Recorded) -> None:
     view.rows(EMAILS).put(event.email_id, row)
 
 
-@emails.on(SubjectForgotten, touches=lambda event: (Touched(EMAILS, email_id) for email_id in event.emails))
+@emails.on(SubjectForgotten, touches=(all_its(EMAILS, "emails"),))
 def _forgotten(view: View, event: SubjectForgotten, recorded: Recorded) -> None:
     """Erases what the log no longer tells: the same rows come of it whether it was still told or not."""
     rows = view.rows(EMAILS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
@@ -17,7 +18,7 @@ from eventstore.errors import LogNotUnderstood
 from eventstore.events import RequestAnswered
 from eventstore.translation import translating
 from projections import storage
-from projections.projection import Handler, Touches, touches_nothing
+from projections.projection import Handler, Table, Touched
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from eventstore.events import AnyEvent, Event
     from eventstore.keys import Keyring
     from eventstore.recorded import Recorded
-    from projections.projection import Projection, Table
+    from projections.projection import Projection
 
 CACHED_ROWS = 20_000
 """How many rows of each table stay at hand between pages; the hot ones are few."""
@@ -111,14 +112,9 @@ class _Handling(NamedTuple):
     """What a kind of event sets off, and what is read for it."""
 
     handlers: tuple[Handler, ...]
-    touches: tuple[Touches, ...]
-
-    @classmethod
-    def of(cls, entries: Sequence[tuple[Handler, Touches]]) -> _Handling:
-        return cls(
-            tuple(handler for handler, _ in entries),
-            tuple(touches for _, touches in entries if touches is not touches_nothing),
-        )
+    touches: tuple[tuple[Table[Any, Any], OrderedDict[Any, Any], Callable[[Any], Any]], ...]
+    """Of each row that a handler reads: the table, its rows at hand, and how the event names it."""
+    touches_several: tuple[Touched, ...]
 
 
 class PageFolder:
@@ -205,12 +201,15 @@ class PageFolder:
         events: Sequence[AnyEvent],
     ) -> None:
         """Brings every row that the page is going to read into the caches."""
-        wanted: dict[Table[Any, Any], set[Any]] = {}
+        wanted: defaultdict[Table[Any, Any], set[Any]] = defaultdict(set)
         for event in events:
-            for touches in handling[type(event)].touches:
-                for table, key in touches(event):
-                    if key not in self._caches[table.name]:
-                        wanted.setdefault(table, set()).add(key)
+            _, touches, touches_several = handling[type(event)]
+            for table, at_hand, key_of in touches:
+                key = key_of(event)
+                if key not in at_hand and key is not None:
+                    wanted[table].add(key)
+            for touched in touches_several:
+                wanted[touched.table].update(touched.keys(event))
         for table, keys in wanted.items():
             cache = self._caches[table.name]
             for row in await storage.load(connection, table, list(keys)):
@@ -220,11 +219,20 @@ class PageFolder:
         """What each kind of event sets off in these projections: looked up once, not at every event."""
         names = tuple(member.name for member in members)
         if names not in self._handling:
-            self._handling[names] = {
-                kind: _Handling.of([m.handlers[kind] for m in members if kind in m.handlers])
+            entries = {
+                kind: [member.handlers[kind] for member in members if kind in member.handlers]
                 for kind in codec.EVENT_TYPES.values()
             }
+            self._handling[names] = {kind: self._handled(found) for kind, found in entries.items()}
         return self._handling[names]
+
+    def _handled(self, entries: Sequence[tuple[Handler, Sequence[Touched]]]) -> _Handling:
+        touches = [touched for _, its in entries for touched in its]
+        return _Handling(
+            tuple(handler for handler, _ in entries),
+            tuple((one.table, self._caches[one.table.name], one.key) for one in touches if not one.several),
+            tuple(some for some in touches if some.several),
+        )
 
 
 async def decoded(

@@ -24,12 +24,10 @@ from eventstore.events import (
     RunStarted,
     TickBuffered,
 )
-from projections.projection import MissingRow, Projection, Row, Table, Touched
+from projections.projection import MissingRow, Projection, Row, Table, its
 from projections.runs import RUNS, RunRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from eventstore.recorded import Recorded
     from projections.projection import View
 
@@ -110,15 +108,11 @@ class _OfJob(Protocol):
     def job(self) -> str: ...
 
 
-def _its_job(event: _OfJob) -> Iterable[Touched]:
-    return (Touched(JOBS, event.job),)
+_ITS_JOB = (its(JOBS, "job"),)
+_ITS_RUN = (its(RUNS, "run_id"),)
 
 
-def _its_run(event: RunRenewed | RunAttemptFailed | RunRetried | RunFinished) -> Iterable[Touched]:
-    return (Touched(RUNS, event.run_id),)
-
-
-@jobs.on(JobDefined, touches=_its_job)
+@jobs.on(JobDefined, touches=_ITS_JOB)
 def _defined(view: View, event: JobDefined, recorded: Recorded) -> None:
     before = view.rows(JOBS).get(event.job)
     known = before is not None and not before.removed
@@ -149,7 +143,7 @@ def _goes_on(before: JobRow, event: JobDefined) -> bool:
     return same and before.enabled and not before.removed
 
 
-@jobs.on(JobRemoved, touches=_its_job)
+@jobs.on(JobRemoved, touches=_ITS_JOB)
 def _removed(view: View, event: JobRemoved, recorded: Recorded) -> None:
     before = view.rows(JOBS).get(event.job)
     if before is None:
@@ -161,26 +155,26 @@ def _removed(view: View, event: JobRemoved, recorded: Recorded) -> None:
     view.rows(JOBS).put(event.job, row)
 
 
-@jobs.on(JobPaused, touches=_its_job)
+@jobs.on(JobPaused, touches=_ITS_JOB)
 def _paused(view: View, event: JobPaused, recorded: Recorded) -> None:
     row = _job(view, event.job).replaced(paused=True, pause_note=event.note, position=recorded.position)
     view.rows(JOBS).put(event.job, row)
 
 
-@jobs.on(JobResumed, touches=_its_job)
+@jobs.on(JobResumed, touches=_ITS_JOB)
 def _resumed(view: View, event: JobResumed, recorded: Recorded) -> None:
     row = _job(view, event.job).replaced(paused=False, pause_note=event.note, position=recorded.position)
     view.rows(JOBS).put(event.job, row)
 
 
-@jobs.on(TickBuffered, touches=_its_job)
+@jobs.on(TickBuffered, touches=_ITS_JOB)
 def _buffered(view: View, event: TickBuffered, recorded: Recorded) -> None:
     row = _job(view, event.job).replaced(buffered_tick=event.tick, position=recorded.position)
     view.rows(JOBS).put(event.job, row)
     _ticked(view, event.job, event.tick)
 
 
-@jobs.on(RunMissed, RunSkipped, touches=_its_job)
+@jobs.on(RunMissed, RunSkipped, touches=_ITS_JOB)
 def _did_not_run(view: View, event: RunMissed | RunSkipped, recorded: Recorded) -> None:
     reason = f"{event.reason}: {event.detail}" if isinstance(event, RunSkipped) else None
     row = RunRow(
@@ -208,7 +202,7 @@ def _did_not_run(view: View, event: RunMissed | RunSkipped, recorded: Recorded) 
     _ticked(view, event.job, event.tick)
 
 
-@jobs.on(RunStarted, touches=_its_job)
+@jobs.on(RunStarted, touches=_ITS_JOB)
 def _started(view: View, event: RunStarted, recorded: Recorded) -> None:
     row = RunRow(
         id=event.run_id,
@@ -237,14 +231,14 @@ def _started(view: View, event: RunStarted, recorded: Recorded) -> None:
         _ticked(view, event.job, event.tick)
 
 
-@jobs.on(RunRenewed, touches=_its_run)
+@jobs.on(RunRenewed, touches=_ITS_RUN)
 def _renewed(view: View, event: RunRenewed, recorded: Recorded) -> None:
     row = _run(view, event.run_id)
     row = row.replaced(lease_expires_at=event.lease_expires_at, position=recorded.position)
     view.rows(RUNS).put(event.run_id, row)
 
 
-@jobs.on(RunAttemptFailed, touches=_its_run)
+@jobs.on(RunAttemptFailed, touches=_ITS_RUN)
 def _attempt_failed(view: View, event: RunAttemptFailed, recorded: Recorded) -> None:
     row = _run(view, event.run_id)
     used = row.tokens_used if event.tokens_used is None else (row.tokens_used or 0) + event.tokens_used
@@ -261,7 +255,7 @@ def _attempt_failed(view: View, event: RunAttemptFailed, recorded: Recorded) -> 
     view.rows(RUNS).put(event.run_id, row)
 
 
-@jobs.on(RunRetried, touches=_its_run)
+@jobs.on(RunRetried, touches=_ITS_RUN)
 def _retried(view: View, event: RunRetried, recorded: Recorded) -> None:
     row = _run(view, event.run_id)
     row = row.replaced(
@@ -276,7 +270,7 @@ def _retried(view: View, event: RunRetried, recorded: Recorded) -> None:
     view.rows(RUNS).put(event.run_id, row)
 
 
-@jobs.on(RunFinished, touches=_its_run)
+@jobs.on(RunFinished, touches=_ITS_RUN)
 def _finished(view: View, event: RunFinished, recorded: Recorded) -> None:
     row = _run(view, event.run_id).replaced(
         status=event.outcome,

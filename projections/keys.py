@@ -9,11 +9,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from eventstore.events import KeyCreated, KeyExpired, KeyFirstUsed, KeyRevoked, KeyScope
-from projections.projection import MissingRow, Projection, Row, Table, Touched
+from projections.projection import MissingRow, Projection, Row, Table, its, the
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from eventstore.recorded import Recorded
     from projections.projection import View
 
@@ -81,8 +79,7 @@ def _key(view: View, id_: str) -> KeyRow:
     return row
 
 
-def _its_key(event: KeyFirstUsed | KeyExpired | KeyRevoked) -> Iterable[Touched]:
-    return (Touched(KEYS, event.key_id),)
+_ITS_KEY = (its(KEYS, "key_id"),)
 
 
 @keys.on(KeyCreated)
@@ -104,14 +101,14 @@ def _created(view: View, event: KeyCreated, recorded: Recorded) -> None:
     view.rows(KEYS).put(event.key_id, row)
 
 
-@keys.on(KeyFirstUsed, touches=_its_key)
+@keys.on(KeyFirstUsed, touches=_ITS_KEY)
 def _first_used(view: View, event: KeyFirstUsed, recorded: Recorded) -> None:
     row = _key(view, event.key_id)
     row = row.replaced(first_used_at=recorded.recorded_at, position=recorded.position)
     view.rows(KEYS).put(row.id, row)
 
 
-@keys.on(KeyExpired, KeyRevoked, touches=_its_key)
+@keys.on(KeyExpired, KeyRevoked, touches=_ITS_KEY)
 def _ended(view: View, event: KeyExpired | KeyRevoked, recorded: Recorded) -> None:
     row = _key(view, event.key_id)
     row = row.replaced(
@@ -122,12 +119,8 @@ def _ended(view: View, event: KeyExpired | KeyRevoked, recorded: Recorded) -> No
     view.rows(KEYS).put(row.id, row)
 
 
-def _the_squad(_: object) -> Iterable[Touched]:
-    return (Touched(ACCESS, THE_SQUAD),)
-
-
 # One that has expired still counts: a squad whose last key runs out must not be open to everybody.
-@access.on(KeyCreated, KeyRevoked, touches=_the_squad)
+@access.on(KeyCreated, KeyRevoked, touches=(the(ACCESS, THE_SQUAD),))
 def _counted(view: View, event: KeyCreated | KeyRevoked, recorded: Recorded) -> None:
     before = view.rows(ACCESS).get(THE_SQUAD)
     unrevoked = (before.unrevoked_keys if before else 0) + (1 if isinstance(event, KeyCreated) else -1)

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from eventstore.events import ERASED, MessageAcknowledged, MessageSent, SubjectForgotten
-from projections.projection import MissingRow, Projection, Row, Table, Touched
+from projections.projection import MissingRow, Projection, Row, Table, all_its
 
 if TYPE_CHECKING:
     from eventstore.recorded import Recorded
@@ -74,7 +74,7 @@ def _acknowledged(view: View, event: MessageAcknowledged, recorded: Recorded) ->
 
 @messages.on(
     SubjectForgotten,
-    touches=lambda event: (Touched(MESSAGES, message_id) for message_id in event.messages),
+    touches=(all_its(MESSAGES, "messages"),),
 )
 def _forgotten(view: View, event: SubjectForgotten, recorded: Recorded) -> None:
     """Erases what the log no longer tells. A message keeps its place in the list."""

@@ -13,11 +13,9 @@ from eventstore.events import (
     OperationRenewed,
     OperationStarted,
 )
-from projections.projection import MissingRow, Projection, Row, Table, Touched
+from projections.projection import MissingRow, Projection, Row, Table, its
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from eventstore.recorded import Recorded
     from projections.projection import View
 
@@ -92,8 +90,7 @@ CONFLICTS = Table[str, ConflictRow](
 operations = Projection("operations", (OPERATIONS, CONFLICTS))
 
 
-def _its_operation(event: OperationRenewed | OperationFinished | OperationExpired) -> Iterable[Touched]:
-    return (Touched(OPERATIONS, event.operation_id),)
+_ITS_OPERATION = (its(OPERATIONS, "operation_id"),)
 
 
 def _operation(view: View, operation_id: str) -> OperationRow:
@@ -125,7 +122,7 @@ def _started(view: View, event: OperationStarted, recorded: Recorded) -> None:
     view.rows(OPERATIONS).put(event.operation_id, row)
 
 
-@operations.on(OperationRenewed, touches=_its_operation)
+@operations.on(OperationRenewed, touches=_ITS_OPERATION)
 def _renewed(view: View, event: OperationRenewed, recorded: Recorded) -> None:
     row = _operation(view, event.operation_id).replaced(
         renewed_at=recorded.recorded_at,
@@ -136,7 +133,7 @@ def _renewed(view: View, event: OperationRenewed, recorded: Recorded) -> None:
     view.rows(OPERATIONS).put(event.operation_id, row)
 
 
-@operations.on(OperationFinished, touches=_its_operation)
+@operations.on(OperationFinished, touches=_ITS_OPERATION)
 def _finished(view: View, event: OperationFinished, recorded: Recorded) -> None:
     row = _operation(view, event.operation_id).replaced(
         state="finished",
@@ -148,7 +145,7 @@ def _finished(view: View, event: OperationFinished, recorded: Recorded) -> None:
     view.rows(OPERATIONS).put(event.operation_id, row)
 
 
-@operations.on(OperationExpired, touches=_its_operation)
+@operations.on(OperationExpired, touches=_ITS_OPERATION)
 def _expired(view: View, event: OperationExpired, recorded: Recorded) -> None:
     row = _operation(view, event.operation_id).replaced(
         state="expired", ended_at=recorded.recorded_at, position=recorded.position

@@ -6,11 +6,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from eventstore.events import OrchestratorStarted, OrchestratorStopped
-from projections.projection import Projection, Row, Table, Touched
+from projections.projection import Projection, Row, Table, the
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from eventstore.recorded import Recorded
     from projections.projection import View
 
@@ -38,10 +36,6 @@ ORCHESTRATOR = Table[str, OrchestratorRow](
 orchestrator = Projection("orchestrator", (ORCHESTRATOR,))
 
 
-def _the_orchestrator(_: object) -> Iterable[Touched]:
-    return (Touched(ORCHESTRATOR, THE_ORCHESTRATOR),)
-
-
 @orchestrator.on(OrchestratorStarted)
 def _started(view: View, _: OrchestratorStarted, recorded: Recorded) -> None:
     row = OrchestratorRow(
@@ -54,7 +48,7 @@ def _started(view: View, _: OrchestratorStarted, recorded: Recorded) -> None:
     view.rows(ORCHESTRATOR).put(THE_ORCHESTRATOR, row)
 
 
-@orchestrator.on(OrchestratorStopped, touches=_the_orchestrator)
+@orchestrator.on(OrchestratorStopped, touches=(the(ORCHESTRATOR, THE_ORCHESTRATOR),))
 def _stopped(view: View, _: OrchestratorStopped, recorded: Recorded) -> None:
     before = view.rows(ORCHESTRATOR).get(THE_ORCHESTRATOR)
     row = OrchestratorRow(

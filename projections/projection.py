@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct, structs
@@ -88,20 +89,38 @@ class MissingRow(Exception):
 
 
 class Touched(NamedTuple):
-    """A row that a handler is going to read."""
+    """Which rows of a table an event makes a handler read."""
 
     table: Table[Any, Any]
-    key: Any
+    key: Callable[[Any], Any]
+    """Of the event: the row's key, or None where it has none. Where there are `several`: all of them."""
+    several: bool = False
+
+    def keys(self, event: AnyEvent) -> Iterable[Any]:
+        """The keys of these rows."""
+        found = self.key(event)
+        if self.several:
+            return found  # type: ignore[no-any-return]
+        return () if found is None else (found,)
+
+
+def its(table: Table[Any, Any], *fields: str) -> Touched:
+    """The row whose key is in these fields of the event, or None is in it."""
+    return Touched(table, attrgetter(*fields))
+
+
+def all_its(table: Table[Any, Any], field: str) -> Touched:
+    """The rows whose keys are listed in that field of the event."""
+    return Touched(table, attrgetter(field), several=True)
+
+
+def the(table: Table[Any, Any], key: str) -> Touched:
+    """The row with that key, whatever the event says."""
+    return Touched(table, lambda _: key)
 
 
 Handler = Callable[[View, Any, "Recorded"], None]
-Touches = Callable[[Any], Iterable[Touched]]
 H = TypeVar("H", bound=Handler)
-
-
-def touches_nothing(_: Event) -> Iterable[Touched]:
-    """Of handlers that read no row."""
-    return ()
 
 
 @dataclass(frozen=True)
@@ -112,14 +131,14 @@ class Projection:
     tables: tuple[Table[Any, Any], ...]
     fold_version: int = 1
     """Raised whenever a handler's meaning changes; tables folded by another version are rebuilt."""
-    handlers: dict[type[Event], tuple[Handler, Touches]] = field(default_factory=dict)
+    handlers: dict[type[Event], tuple[Handler, tuple[Touched, ...]]] = field(default_factory=dict)
 
-    def on(self, *kinds: type[Event], touches: Touches = touches_nothing) -> Callable[[H], H]:
+    def on(self, *kinds: type[Event], touches: tuple[Touched, ...] = ()) -> Callable[[H], H]:
         """Declares a handler for these kinds of event.
 
         Args:
             kinds: one handler for each kind at most.
-            touches: names the rows that the handler reads, so that they can be fetched before.
+            touches: the rows that the handler reads, so that they can be fetched before.
         """
 
         def declare(handler: H) -> H:
@@ -136,7 +155,7 @@ class Projection:
         if entry := self.handlers.get(type(event)):
             entry[0](view, event, recorded)
 
-    def touches(self, event: AnyEvent) -> Iterable[Touched]:
-        """The rows that `apply` is going to read."""
-        entry = self.handlers.get(type(event))
-        return entry[1](event) if entry else ()
+    def touches(self, event: AnyEvent) -> Iterable[tuple[Table[Any, Any], Any]]:
+        """Table and key of each row that `apply` is going to read."""
+        _, touches = self.handlers.get(type(event), (None, ()))
+        return [(touched.table, key) for touched in touches for key in touched.keys(event)]

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from eventstore.events import TaskCreated, TaskPriority, TaskStatus, TaskUpdated
-from projections.projection import MissingRow, Projection, Row, Table, Touched
+from projections.projection import MissingRow, Projection, Row, Table, its
 
 if TYPE_CHECKING:
     from eventstore.recorded import Recorded
@@ -69,7 +69,7 @@ def _created(view: View, event: TaskCreated, recorded: Recorded) -> None:
     view.rows(TASKS).put(event.task_id, row)
 
 
-@tasks.on(TaskUpdated, touches=lambda event: (Touched(TASKS, event.task_id),))
+@tasks.on(TaskUpdated, touches=(its(TASKS, "task_id"),))
 def _updated(view: View, event: TaskUpdated, recorded: Recorded) -> None:
     row = view.rows(TASKS).get(event.task_id)
     if row is None:

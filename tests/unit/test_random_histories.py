@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
     from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
-    from projections.projection import Table, Touched
+    from projections.projection import Table
 
 A_WEEK_AND_A_DAY = timedelta(days=8)
 """Longer than anything can be held."""
@@ -309,9 +309,11 @@ def _project(tables: dict[str, dict[Any, Any]], event: AnyEvent, recorded: Recor
 class _AnnouncedRows:
     """The view of a projector that fetched nothing but the rows that were announced."""
 
-    def __init__(self, tables: dict[str, dict[Any, Any]], announced: Iterable[Touched]) -> None:
+    def __init__(
+        self, tables: dict[str, dict[Any, Any]], announced: Iterable[tuple[Table[Any, Any], Any]]
+    ) -> None:
         self._tables = tables
-        self._announced = {(touched.table.name, touched.key) for touched in announced}
+        self._announced = {(table.name, key) for table, key in announced}
 
     def rows(self, table: Table[Any, Any], /) -> _AnnouncedTable:
         return _AnnouncedTable(self._tables[table.name], table.name, self._announced)
