@@ -55,23 +55,28 @@ class Survey(NamedTuple):
 
     horizon: str
     """The snapshot knows no transaction from this one on."""
+    alike: frozenset[str]
+    """Tables none of whose rows differ in it."""
     whole: frozenset[str]
     """Tables to be filled anew: they were dropped, or have lost the key that tells their rows apart."""
 
 
 async def survey(connection: Connection, schema: str, tables: Sequence[Table[Any, Any]]) -> Survey:
     """Notes the keys of all rows that differ."""
-    whole = set()
+    alike, whole = set(), set()
     async with connection.transaction():
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         horizon = await _one(connection, _HORIZON)
         for table in tables:
             if await _one(connection, _HAS_KEY, (f"{schema}.{table.name}",)):
-                await connection.execute(pair(_NOTE_UNLIKE, schema, table))
-                await connection.execute(pair("ANALYZE {unlike}", schema, table))
+                noted = await connection.execute(pair(_NOTE_UNLIKE, schema, table))
+                if noted.rowcount:
+                    await connection.execute(pair("ANALYZE {unlike}", schema, table))
+                else:
+                    alike.add(table.name)
             else:
                 whole.add(table.name)
-    return Survey(horizon, frozenset(whole))
+    return Survey(horizon, frozenset(alike), frozenset(whole))
 
 
 async def replace(
@@ -87,7 +92,9 @@ async def replace(
             await _make(connection, schema, table)
         remove, write = _REMOVE_ALL, _WRITE_ALL
     else:
-        await connection.execute(pair(_NOTE_NEWER, schema, table), {"horizon": found.horizon})
+        newer = await connection.execute(pair(_NOTE_NEWER, schema, table), {"horizon": found.horizon})
+        if not newer.rowcount and table.name in found.alike:
+            return 0, 0
         remove, write = _REMOVE, _WRITE
     removed = (await connection.execute(pair(remove, schema, table))).rowcount
     written = (await connection.execute(pair(write, schema, table))).rowcount
