@@ -114,12 +114,10 @@ class Ahead:
 
     def _without_needs(self, draft: Draft, tickets: list[Ticket]) -> list[Ticket]:
         """Those up to the first one that needs the database; it waits, and so do all after it."""
-        if not recall.needs(draft, tickets) and not any(
-            self._sealing.lacks_key(draft, ticket) for ticket in tickets
-        ):
+        if not recall.needs(draft, tickets) and not self._sealing.lacks_keys(draft, tickets):
             return tickets
         for index, ticket in enumerate(tickets):
-            if recall.needs(draft, [ticket]) or self._sealing.lacks_key(draft, ticket):
+            if recall.needs(draft, [ticket]) or self._sealing.lacks_keys(draft, [ticket]):
                 self._waiting.put_back(tickets[index:])
                 self._waiting.on_arrival = None
                 return tickets[:index]

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 from contextlib import nullcontext
 from datetime import timedelta
-from itertools import chain
+from itertools import chain, islice
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,7 @@ from service.restore import STUCK_AFTER_SECONDS, catch_up, fold_page, restore
 from service.squad import Squad
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import datetime
 
     from eventstore.events import AnyEvent
@@ -172,6 +172,12 @@ class Appender:
                 else:
                     return
             await self._commit_holding_the_lock(connection, tickets, join)
+
+    def _about_to_go(self, tickets: Sequence[Ticket]) -> Iterable[Ticket]:
+        """These, and where the lock will be waited for also those who are likely to join them."""
+        if not self.contended:
+            return tickets
+        return islice(chain(tickets, self._waiting), MAX_BATCH_COMMANDS)
 
     async def _commit_in_one_trip(
         self, connection: Connection, tickets: Sequence[Ticket], decided: Decided | None

@@ -80,14 +80,15 @@ def needs(state: State, tickets: Iterable[Ticket]) -> Needs:
     """What these commands need that is not in memory."""
     wanted = Needs([], [], [])
     for ticket in tickets:
-        if stream := _stream(state, ticket.request.command):
+        request = ticket.request
+        command = request.command
+        if request.idempotency_key:
+            wanted.streams.append(f"request-{request.idempotency_key}")
+        if stream := _stream(state, command):
             wanted.streams.append(stream)
-        if ticket.request.idempotency_key:
-            wanted.streams.append(f"request-{ticket.request.idempotency_key}")
-        command = ticket.request.command
-        if isinstance(command, do.LogEmail) and not state.email_with(command.gmail_message_id):
+        elif type(command) is do.LogEmail and not state.email_with(command.gmail_message_id):
             wanted.gmail_message_ids.append(command.gmail_message_id)
-        if isinstance(command, do.ForgetSubject):
+        elif type(command) is do.ForgetSubject:
             wanted.subjects.append(command.subject)
     return wanted
 

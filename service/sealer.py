@@ -179,7 +179,7 @@ class Sealing:
         Args:
             sealer: of what was decided on the same draft before, where something was.
             state: see `prepare`.
-            tickets: commands none of which `lacks_key`.
+            tickets: commands that lack no keys (`lacks_keys`).
         """
         if not self._encrypt:
             return None
@@ -188,9 +188,9 @@ class Sealing:
             sealer.senders[digest] = self._senders[digest]
         return sealer
 
-    def lacks_key(self, state: State, ticket: Ticket) -> bool:
-        """Whether a command needs a sender's key that is not at hand."""
-        return self._encrypt and not senders_needed(state, [ticket]) <= self._senders.keys()
+    def lacks_keys(self, state: State, tickets: Iterable[Ticket]) -> bool:
+        """Whether one of these commands needs a sender's key that is not at hand."""
+        return self._encrypt and not senders_needed(state, tickets) <= self._senders.keys()
 
     async def make_durable(self, connection: Connection, sealer: Sealer | None) -> None:
         """Makes the keys durable that a batch took from no stock: before the batch is appended."""
