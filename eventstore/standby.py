@@ -57,18 +57,17 @@ class waiting_to_the_end:  # noqa: N801 - a context manager, and written as one 
         StoreUnavailable: the server warned so; what was committed may or may not outlive it.
     """
 
-    __slots__ = ("_connection", "_hears", "_warning")
+    __slots__ = ("_connection", "_warning")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._hears = self._hear
         self._warning: str | None = None
 
     def __enter__(self) -> None:
-        self._connection.add_notice_handler(self._hears)
+        self._connection.add_notice_handler(self._hear)
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        self._connection.remove_notice_handler(self._hears)
+        self._connection.remove_notice_handler(self._hear)
         if self._warning is not None and error is None:
             raise StoreUnavailable(f"no standby has confirmed the commit: {self._warning}")
 

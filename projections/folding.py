@@ -208,8 +208,11 @@ class PageFolder:
                 key = key_of(event)
                 if key not in at_hand and key is not None:
                     wanted[table].add(key)
-            for touched in touches_several:
-                wanted[touched.table].update(touched.keys(event))
+            for several in touches_several:
+                at_hand = self._caches[several.table.name]
+                for key in several.keys(event):
+                    if key not in at_hand:
+                        wanted[several.table].add(key)
         for table, keys in wanted.items():
             cache = self._caches[table.name]
             for row in await storage.load(connection, table, list(keys)):

@@ -158,9 +158,7 @@ class Appender:
         if decided is None:
             self.ahead.drop()
         with hanging_up_after(STUCK_AFTER_SECONDS, connection), translating():
-            await self._sealing.stock_up(
-                connection, chain(tickets, self._waiting if self.contended else ())
-            )
+            await self._sealing.stock_up(connection, self._about_to_go(tickets))
             if not self.contended:
                 try:
                     await self._commit_in_one_trip(connection, tickets, decided)
