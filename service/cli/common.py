@@ -55,10 +55,9 @@ def database_options(command: F) -> F:
     return command
 
 
-COLLECT_AFTER = (5_000, 50, 100)
-"""Thresholds of Python's garbage collector (gc.set_threshold), which everybody waits for. A look at what is
-new takes two milliseconds then. What has lasted is looked at much more rarely than by default: the rows in
-memory are left out anyway (`projections.projection.Row`), and what is made here has next to no cycles."""
+COLLECT_AFTER = (50_000, 50, 100)
+"""Thresholds of Python's garbage collector (gc.set_threshold). By default it looks through the state in
+memory again and again, while everybody waits; and what is made here has next to no cycles."""
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -67,8 +66,6 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     # with which a command fails.
     logging.getLogger().addHandler(logging.NullHandler())
     gc.set_threshold(*COLLECT_AFTER)
-    # Modules and what belongs to them stay; nobody need look through them.
-    gc.freeze()
     return uvloop.run(work)
 
 
