@@ -130,15 +130,32 @@ async def test_every_process_shows_its_own_writes_at_once(database: str) -> None
                 assert (await api.get(f"tasks/{created['id']}")).expect(200)["title"] == f"t{number}"
 
 
-async def test_who_waits_for_a_position_is_answered_when_the_service_stops(database: str) -> None:
+def _noting(calls: list[str], name: str) -> Any:
+    """The method of that name, which takes note that it was called."""
+    original = getattr(reading.ReadTables, name)
+
+    async def noting(*arguments: Any) -> Any:
+        calls.append(name)
+        return await original(*arguments)
+
+    return noting
+
+
+async def test_who_waits_for_a_position_is_answered_when_the_service_stops(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[str] = []
+    for name in ("_wait", "state_covering"):
+        monkeypatch.setattr(reading.ReadTables, name, _noting(waits, name))
     async with running_service(database) as service:
         await service.api.put("agents/ada", role="writer")
         head = await service.head()
+        waits.clear()
         waiting = [
             asyncio.create_task(service.api.get(path, min_position=head + 1_000))
             for path in ("messages", "budget")
         ]
-        await asyncio.wait(waiting, timeout=0.1)
+        await eventually(lambda: set(waits) == {"_wait", "state_covering"})
         stopping = asyncio.get_running_loop().time()
         service.stop.set()
         for answer in await asyncio.gather(*waiting):
