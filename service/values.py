@@ -52,8 +52,6 @@ PATTERNS_IN_WORDS: Mapping[str, str] = MappingProxyType(
 
 def in_words(fault: ErrorDetails) -> str:
     """What is allowed where pydantic found a fault, for a person."""
-    if fault["type"] == "is_instance_of":
-        return "must be a JSON object"
     pattern = fault.get("ctx", {}).get("pattern", "")
     message = PATTERNS_IN_WORDS.get(pattern) or fault["msg"].removeprefix("Value error, ")
     return message[:1].lower() + message[1:]

@@ -234,9 +234,11 @@ class Writer:
                 # Ours may have stood still, as on a laptop that slept, and readers go by it as well.
                 await self._appender.renew_clock(connection)
                 asked_at = now
-            # Where batches are decided holding the lock, each of them looks, and does so there.
-            looks_anyway = self._appender.contended and bool(self.waiting)
-            if not looks_anyway and (news or now - looked_at > POLL_SECONDS):
+            # Where batches are decided holding the lock, each of them sees the news there. What others
+            # opened again comes into memory by a look alone: there is one each second in any case.
+            if self._appender.contended and self.waiting:
+                news = False
+            if news or now - looked_at > POLL_SECONDS:
                 self._appender.ahead.drop()
                 known = self.squad.head.position
                 await self._appender.look(connection)

@@ -187,12 +187,14 @@ async def _commands(writer: Writer, callers: int, seconds: float) -> Rate:
 
     async def caller() -> None:
         # Once in any case: what is slower than the time there is has to be told as well.
-        now = started
-        while now == started or (now < started + seconds and len(waited) < MAX_COMMANDS):
-            before = perf_counter()
+        before = perf_counter()
+        while True:
             await writer.submit(_request(command))
             now = perf_counter()
             waited.append(now - before)
+            if now >= started + seconds or len(waited) >= MAX_COMMANDS:
+                return
+            before = now
 
     await asyncio.gather(*(caller() for _ in range(callers)))
     elapsed = perf_counter() - started

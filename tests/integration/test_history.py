@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime, timedelta
 from random import Random
 from time import monotonic
@@ -23,7 +24,7 @@ from service.history import check_snapshots, look_back, state_at
 from service.squad import Squad
 from tests.support.life import Life
 from tests.support.log import Scribe, said, whole_log
-from tests.support.parts import connected, running_writer, submit
+from tests.support.parts import connected, message, running_writer, submit
 from tests.support.squads import contents
 from tests.support.wait import eventually
 
@@ -145,6 +146,37 @@ async def test_what_another_process_opened_again_comes_into_memory(database: str
         await eventually(known)
         assert other.squad.email_with("g-1") == email.reply["id"]
         assert not other.squad.absent
+
+
+async def test_it_comes_into_memory_also_where_every_batch_is_decided_holding_the_lock(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_writer(database) as one, running_writer(database) as other:
+        lock_at_the_head = other._appender._lock_at_the_head
+
+        async def as_if_others_wrote(connection: Connection) -> bool:
+            await lock_at_the_head(connection)
+            return True
+
+        monkeypatch.setattr(other._appender, "_lock_at_the_head", as_if_others_wrote)
+        other._appender.contended = True
+        ends = asyncio.Event()
+
+        async def talk() -> None:
+            while not ends.is_set():
+                await submit(other, message("and so on"))
+
+        talks = [asyncio.create_task(talk()) for _ in range(20)]
+        try:
+            email = await submit(
+                one, do.LogEmail(gmail_message_id="g-1", from_email="a@example.org", status="sent")
+            )
+            email_id = email.reply["id"]
+            await submit(one, do.UpdateEmail(email_id=email_id, status="classified"))
+            await eventually(lambda: email_id in other.squad.tables["email_logs"])
+        finally:
+            ends.set()
+            await asyncio.gather(*talks)
 
 
 async def test_before_the_first_event_there_is_nothing(connection: Connection) -> None:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf
+from pydantic import BaseModel, ConfigDict, Field
 
 from eventstore import codec, log, sealing
 from eventstore.events import RequestAnswered
@@ -43,7 +43,7 @@ class BatchedCommand(BaseModel):
 
     method: Literal["POST", "PUT", "PATCH", "DELETE"]
     path: str = Field(max_length=500)
-    body: InstanceOf[dict[str, Any]] = Field(default_factory=dict)
+    body: dict[str, Any] = Field(default_factory=dict)
 
 
 class Batch(BaseModel):
