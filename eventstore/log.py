@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 from psycopg import AsyncClientCursor, AsyncCursor
 
 from eventstore.connection import kept_cursor, note_lock_wait, noting_a_vain_wait
 from eventstore.errors import ClockDrifted, HeadMoved, LogReplaced
-from eventstore.recorded import EMPTY_LOG, Head, Recorded
+from eventstore.recorded import EMPTY_LOG, Head, Recorded, recorded_of
 from eventstore.standby import waiting_to_the_end
 from eventstore.translation import translating
 
@@ -21,26 +20,26 @@ if TYPE_CHECKING:
 
     from eventstore.connection import Connection
 
-T = TypeVar("T")
-
 PAGE_EVENTS = 5_000
 """How many events a reader takes at once: large enough to be fast, small enough to stay below a few MB."""
 
 CHUNK_EVENTS = 100
 """How many events travel at once where a statement is read on and on: never more than fit into memory."""
 
-_COLUMNS: LiteralString = (
+COLUMNS: LiteralString = (
     "position, id::text AS id, stream, version, type, schema_version, data::text AS data, actor, caused_by,"
     " correlation_id, idempotency_key, recorded_at, hash"
 )
+"""What is selected of `events` to make a `Recorded` of it."""
+
 _LAST_POSITION = 2**63 - 1
 _SEPARATOR = "\x1f"
 _APPEND = f"SELECT appended, head, clock, waited FROM append_events({', '.join(['%s'] * 15)})"
 # Behind a pooler the server can be another one from one statement to the next, with another log.
 _EXPECTED_STILL = "CASE WHEN (SELECT hash FROM events WHERE position = %s) = %s THEN %s ELSE -1 END"
 _APPEND_IF_SAME = _APPEND.replace("%s", _EXPECTED_STILL, 1)
-_READ_AFTER = f"SELECT {_COLUMNS} FROM events WHERE position > %s ORDER BY position LIMIT %s"
-_READ_STREAMS = f"SELECT {_COLUMNS} FROM events WHERE stream = ANY(%s) ORDER BY position"
+_READ_AFTER = f"SELECT {COLUMNS} FROM events WHERE position > %s ORDER BY position LIMIT %s"
+_READ_STREAMS = f"SELECT {COLUMNS} FROM events WHERE stream = ANY(%s) ORDER BY position"
 # Each from its end: a stream can be as long as the log.
 _LAST_VERSIONS = """
     SELECT asked.stream, last.version FROM unnest(%s::text[]) AS asked (stream) CROSS JOIN LATERAL (
@@ -49,7 +48,7 @@ _LAST_VERSIONS = """
     ) AS last
 """
 _CLOCK = "SELECT clock_timestamp()"
-_LAST = f"SELECT {_COLUMNS} FROM events ORDER BY position DESC LIMIT 1"
+_LAST = f"SELECT {COLUMNS} FROM events ORDER BY position DESC LIMIT 1"
 
 # Each of these travels as one message, so that a process which stands still in the middle of sending cannot
 # leave the server waiting with the lock held, where none of its timeouts would end that (a pipeline could).
@@ -166,7 +165,7 @@ async def lock_and_read(connection: Connection, position: int) -> tuple[list[Rec
             cursor.nextset()
         waited = await cursor.fetchone()
         cursor.nextset()
-        page = [Recorded._make(row) for row in await cursor.fetchall()]
+        page = [recorded_of(row) for row in await cursor.fetchall()]
         cursor.nextset()
         row = await cursor.fetchone()
     assert row is not None
@@ -204,26 +203,6 @@ async def read_after(connection: Connection, position: int, limit: int = PAGE_EV
     return await _recorded(connection, _READ_AFTER, (position, limit))
 
 
-async def scan(
-    connection: Connection, after: int = 0, upto: int | None = None, page_events: int = PAGE_EVENTS
-) -> AsyncGenerator[list[Recorded], None]:
-    """The log page by page, as it is when each page is read, so memory does not grow with it.
-
-    Args:
-        connection: to read on.
-        after: the position to begin behind.
-        upto: the last position wanted; None for all that is there.
-        page_events: how many events a page has at most.
-    """
-    while page := await read_after(connection, after, page_events):
-        if upto is not None and page[-1].position >= upto:
-            if page := [recorded for recorded in page if recorded.position <= upto]:
-                yield page
-            return
-        yield page
-        after = page[-1].position
-
-
 async def each(
     connection: Connection, after: int = 0, upto: int | None = None
 ) -> AsyncGenerator[Recorded, None]:
@@ -234,24 +213,12 @@ async def each(
         after: the position to begin behind.
         upto: the last position wanted; None for all that is there.
     """
-    query = f"SELECT {_COLUMNS} FROM events WHERE position > %s AND position <= %s ORDER BY position"
+    query = f"SELECT {COLUMNS} FROM events WHERE position > %s AND position <= %s ORDER BY position"
     last = _LAST_POSITION if upto is None else upto
     with translating():
         async with AsyncCursor(connection, row_factory=_recorded_row) as cursor:
             async for recorded in cursor.stream(query, (after, last), binary=True, size=CHUNK_EVENTS):
                 yield recorded
-
-
-async def ahead(pages: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """The same pages, the next one being read while the last one is dealt with."""
-    coming = asyncio.ensure_future(anext(pages, None))
-    try:
-        while (page := await coming) is not None:
-            coming = asyncio.ensure_future(anext(pages, None))
-            yield page
-    finally:
-        coming.cancel()
-        await asyncio.gather(coming, return_exceptions=True)
 
 
 async def read_streams(connection: Connection, streams: Sequence[str]) -> list[Recorded]:
@@ -287,7 +254,7 @@ async def read_stream(
         clauses.append("type = ANY(%(types)s)")
     # By version, not by position: then the stream's own key is the way, and not the whole log's.
     order = "version DESC" if newest_first else "version"
-    query = f"SELECT {_COLUMNS} FROM events WHERE {' AND '.join(clauses)} ORDER BY {order} LIMIT %(limit)s"
+    query = f"SELECT {COLUMNS} FROM events WHERE {' AND '.join(clauses)} ORDER BY {order} LIMIT %(limit)s"
     parameters = {"stream": stream, "types": list(types), "after": after, "upto": upto, "limit": limit}
     return await _recorded(connection, query, parameters)
 
@@ -295,7 +262,7 @@ async def read_stream(
 async def read_kinds(connection: Connection, types: Sequence[str], after: int, upto: int) -> list[Recorded]:
     """The events of these types behind `after` up to `upto`, in order. The caller bounds the stretch."""
     query = (
-        f"SELECT {_COLUMNS} FROM events WHERE position > %s AND position <= %s AND type = ANY(%s)"
+        f"SELECT {COLUMNS} FROM events WHERE position > %s AND position <= %s AND type = ANY(%s)"
         " ORDER BY position"
     )
     return await _recorded(connection, query, (after, upto, list(types)))
@@ -303,13 +270,13 @@ async def read_kinds(connection: Connection, types: Sequence[str], after: int, u
 
 async def read_positions(connection: Connection, positions: Sequence[int]) -> list[Recorded]:
     """The events at these positions, as far as there are any, in the order of the log."""
-    query = f"SELECT {_COLUMNS} FROM events WHERE position = ANY(%s) ORDER BY position"
+    query = f"SELECT {COLUMNS} FROM events WHERE position = ANY(%s) ORDER BY position"
     return await _recorded(connection, query, (list(positions),))
 
 
 async def read_one(connection: Connection, position: int) -> Recorded | None:
     """The event at `position`, or None where the log has none there."""
-    rows = await _recorded(connection, f"SELECT {_COLUMNS} FROM events WHERE position = %s", (position,))
+    rows = await _recorded(connection, f"SELECT {COLUMNS} FROM events WHERE position = %s", (position,))
     return rows[0] if rows else None
 
 
@@ -327,7 +294,7 @@ async def read_filtered(connection: Connection, after: int, limit: int, wanted: 
         clauses.append("position > position_at(%(since)s::timestamptz - interval '1 microsecond')")
     if wanted.until is not None:
         clauses.append("position <= position_at(%(until)s::timestamptz - interval '1 microsecond')")
-    query = f"SELECT {_COLUMNS} FROM events WHERE {' AND '.join(clauses)} ORDER BY position LIMIT %(limit)s"
+    query = f"SELECT {COLUMNS} FROM events WHERE {' AND '.join(clauses)} ORDER BY position LIMIT %(limit)s"
     return await _recorded(connection, query, {**wanted._asdict(), "after": after, "limit": limit})
 
 
@@ -374,4 +341,4 @@ async def _recorded(
 
 
 def _recorded_row(_: AsyncCursor[Any]) -> RowMaker[Recorded]:
-    return Recorded._make
+    return recorded_of

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 
 from eventstore.events import AnyEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 GENESIS_HASH = bytes(32)
 """The hash "before" the first event."""
@@ -45,6 +49,10 @@ class Recorded(NamedTuple):
     """The database's clock; never earlier than the event before."""
     hash: bytes
     """SHA-256 over the previous event's hash and everything above; see `eventstore.chain`."""
+
+
+recorded_of: Callable[[Sequence[Any]], Recorded] = partial(tuple.__new__, Recorded)
+"""What `Recorded._make` does, without a function of Python's around it: it is called for every row."""
 
 
 class Head(Struct, frozen=True, gc=False):

@@ -69,6 +69,7 @@ VEILED = frozenset({MessageSent.type, RequestAnswered.type})
 _TEXTS = frozenset({"message", "from_email"})
 """Those of them that cannot be null. A fingerprint has something else in its place, see `seal`."""
 
+_LOOKED_AT = frozenset({*PERSONAL, SubjectForgotten.type})
 _LOOKS_SEALED = '"sealed":{"key":"'
 _KEY_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -144,11 +145,12 @@ async def reveal(
     keyring = keyring or Keyring()
     sealed: list[tuple[int, dict[str, Any], _Seal]] = []
     for index, recorded in enumerate(page):
-        if may_be_sealed(recorded):
-            if found := _unseal(recorded):
-                sealed.append((index, *found))
-        elif recorded.type == SubjectForgotten.type:
+        if recorded.type not in _LOOKED_AT:
+            continue
+        if recorded.type == SubjectForgotten.type:
             keyring.let_go(orjson.loads(recorded.data).get("key_id"))
+        elif _LOOKS_SEALED in recorded.data and (found := _unseal(recorded)):
+            sealed.append((index, *found))
     shown = page if isinstance(page, list) else list(page)
     if not sealed:
         return shown

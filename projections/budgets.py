@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Literal
 
-from msgspec.structs import replace
-
 from eventstore.events import (
     BudgetDayReset,
     BudgetThresholdCrossed,
@@ -155,7 +153,7 @@ def _day(view: View, day: date) -> BudgetDayRow:
 def _count(view: View, day: date, agent: str, position: int, *, used: int = 0, reserved: int = 0) -> None:
     """Adds to the day's and the agent's counts."""
     whole = _day(view, day)
-    whole = replace(whole, used=whole.used + used, reserved=whole.reserved + reserved, position=position)
+    whole = whole.replaced(used=whole.used + used, reserved=whole.reserved + reserved, position=position)
     view.rows(BUDGET_DAYS).put(day, whole)
     rows = view.rows(BUDGETS)
     part = rows.get((day, agent)) or BudgetRow(day, agent, 0, 0, 0)
@@ -228,10 +226,11 @@ def reservation_after(
         )
     if row is None:
         raise MissingRow(RESERVATIONS, event.reservation_id)
-    row = row.replaced(ended_at=recorded.recorded_at, position=recorded.position)
+    ended_at, position = recorded.recorded_at, recorded.position
     if isinstance(event, TokensSettled):
-        return row.replaced(state="settled", tokens_used=event.tokens_used)
-    return row.replaced(state=event.reason)
+        used = event.tokens_used
+        return row.replaced(state="settled", tokens_used=used, ended_at=ended_at, position=position)
+    return row.replaced(state=event.reason, ended_at=ended_at, position=position)
 
 
 @budgets.on(TokensReserved, touches=_ITS_COUNTS)

@@ -58,15 +58,21 @@ class _PageRows:
             return self.changed[key]
         return self._cache.get(key) if self._cache else None
 
-    def keep(self) -> None:
-        """The page is committed: its rows are the database's now."""
+    def keep(self) -> bool:
+        """Has what the page changed at hand for the next one; says whether no row was let go for it."""
         if self._cache is None:
-            return
+            return True
         self._cache.update(self.changed)
         for key in self.changed:
             self._cache.move_to_end(key)
-        while len(self._cache) > CACHED_ROWS:
+        too_many = len(self._cache) - CACHED_ROWS
+        for _ in range(too_many):
             self._cache.popitem(last=False)
+        return too_many <= 0
+
+
+Wanted = dict["Table[Any, Any]", "set[Any]"]
+"""Keys of rows, by table."""
 
 
 class FoldedPage(dict["Table[Any, Any]", _PageRows]):
@@ -80,25 +86,14 @@ class FoldedPage(dict["Table[Any, Any]", _PageRows]):
         rows = self[table] = _PageRows(table, self._caches.get(table.name))
         return rows
 
-    async def write(self, connection: Connection) -> None:
-        """Writes what the page changed, in the transaction that the caller began."""
-        for rows in self.values():
-            if rows.changed:
-                await storage.write(connection, rows.table, rows.changed.values())
-
-    async def write_after(
-        self, connection: Connection, first: LiteralString, parameters: Sequence[Any]
+    async def write(
+        self, connection: Connection, first: LiteralString = "SELECT", parameters: Sequence[Any] = ()
     ) -> None:
-        """Writes what the page changed after `first`, a SELECT, in one statement and transaction."""
+        """Writes what the page changed after `first`, a SELECT, in one statement."""
         changed = sorted((rows for rows in self.values() if rows.changed), key=lambda rows: rows.table.name)
         statement = storage.upserts_statement(first, tuple(rows.table for rows in changed))
         arrays = [storage.arrays_of(rows.table, rows.changed.values()) for rows in changed]
         await connection.execute(statement, [*parameters, *chain.from_iterable(arrays)], prepare=True)
-
-    def keep(self) -> None:
-        """The transaction is committed."""
-        for rows in self.values():
-            rows.keep()
 
 
 class _View:
@@ -121,12 +116,16 @@ class PageFolder:
     """Folds pages into one set of tables.
 
     `generation` is that of the tables as `projections` had it when the caller looked; `keyring` holds the
-    keys of sealed payloads that are at hand already.
+    keys of sealed payloads that are at hand already. Where the tables are `empty`, no row is asked for
+    until one was let go.
     """
 
-    def __init__(self, generation: int = 1, keyring: Keyring | None = None) -> None:
+    def __init__(self, generation: int = 1, keyring: Keyring | None = None, *, empty: bool = False) -> None:
         self._generation = generation
         self._keyring = keyring
+        self._empty = empty
+        self._let_go: set[str] = set()
+        """Tables, once empty, with rows that are not at hand any more."""
         self._handling: dict[tuple[str, ...], Mapping[type[Event], _Handling]] = {}
         # Only of tables that handlers read: most rows are written and never looked at again.
         self._caches: defaultdict[str, OrderedDict[Any, Any]] = defaultdict(OrderedDict)
@@ -163,25 +162,21 @@ class PageFolder:
         else:
             query = _ADVANCE_IF_SO
             parameters = (names, last.position, last.hash, *parameters[1:])
-        folded = await self.fold(connection, members, page, events)
+        await self.fetch(connection, self.wanted(members, events))
+        folded = self.fold(members, page, events)
         with translating():
             # Before the rows: see advance_projections in schema.sql.
-            await folded.write_after(connection, query, parameters)
-        folded.keep()
+            await folded.write(connection, query, parameters)
+        self.keep(folded)
 
-    async def fold(
-        self,
-        connection: Connection,
-        members: Sequence[Projection],
-        page: Sequence[Recorded],
-        events: Sequence[AnyEvent],
+    def fold(
+        self, members: Sequence[Projection], page: Sequence[Recorded], events: Sequence[AnyEvent]
     ) -> FoldedPage:
         """Folds consecutive events, and leaves it to the caller to write and keep what comes of it.
 
-        The page before must be written and kept by then.
+        The page before must be kept by then, and what is `wanted` fetched.
         """
         handling = self._by_kind(members)
-        await self._fetch(connection, handling, events)
         folded = FoldedPage(self._caches)
         view = _View(folded)
         for event, recorded in zip(events, page, strict=True):
@@ -194,29 +189,38 @@ class PageFolder:
                 ) from fault
         return folded
 
-    async def _fetch(
-        self,
-        connection: Connection,
-        handling: Mapping[type[Event], _Handling],
-        events: Sequence[AnyEvent],
-    ) -> None:
-        """Brings every row that the page is going to read into the caches."""
-        wanted: defaultdict[Table[Any, Any], set[Any]] = defaultdict(set)
+    def wanted(self, members: Sequence[Projection], events: Sequence[AnyEvent]) -> Wanted:
+        """The keys of all rows that a page is going to read and that are not at hand, by table."""
+        wanted: Wanted = {}
+        if self._empty and not self._let_go:
+            return wanted
+        handling = self._by_kind(members)
         for event in events:
             _, touches, touches_several = handling[type(event)]
             for table, at_hand, key_of in touches:
                 key = key_of(event)
                 if key not in at_hand and key is not None:
-                    wanted[table].add(key)
+                    wanted.setdefault(table, set()).add(key)
             for several in touches_several:
                 at_hand = self._caches[several.table.name]
                 for key in several.keys(event):
                     if key not in at_hand:
-                        wanted[several.table].add(key)
+                        wanted.setdefault(several.table, set()).add(key)
+        return wanted
+
+    async def fetch(self, connection: Connection, wanted: Wanted) -> None:
+        """Brings rows to hand. All that was folded before must be written by then."""
         for table, keys in wanted.items():
             cache = self._caches[table.name]
             for row in await storage.load(connection, table, list(keys)):
                 cache[table.key_of(row)] = row
+
+    def keep(self, folded: FoldedPage) -> None:
+        """Has what a page changed at hand for the next one."""
+        let_go = {rows.table.name for rows in folded.values() if not rows.keep()}
+        if self._empty and not let_go <= self._let_go:
+            self._let_go |= let_go
+            self._handling.clear()
 
     def _by_kind(self, members: Sequence[Projection]) -> Mapping[type[Event], _Handling]:
         """What each kind of event sets off in these projections: looked up once, not at every event."""
@@ -231,11 +235,18 @@ class PageFolder:
 
     def _handled(self, entries: Sequence[tuple[Handler, Sequence[Touched]]]) -> _Handling:
         touches = [touched for _, its in entries for touched in its]
+        for touched in touches:
+            self._caches[touched.table.name]  # so that what is written is kept
+        asked = list(filter(self._may_be_elsewhere, touches))
         return _Handling(
             tuple(handler for handler, _ in entries),
-            tuple((one.table, self._caches[one.table.name], one.key) for one in touches if not one.several),
-            tuple(some for some in touches if some.several),
+            tuple((one.table, self._caches[one.table.name], one.key) for one in asked if not one.several),
+            tuple(some for some in asked if some.several),
         )
+
+    def _may_be_elsewhere(self, touched: Touched) -> bool:
+        """Whether the database can have such rows that are not at hand."""
+        return not self._empty or touched.table.name in self._let_go
 
 
 async def decoded(

@@ -10,16 +10,17 @@ place of the live ones' (`projections.rebuild`).
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import sql
 
-from eventstore import log
 from eventstore.connection import connect
 from eventstore.errors import LogBroken
 from eventstore.keys import Keyring
+from eventstore.pages import scan
 from eventstore.translation import translating
 from projections import storage
 from projections.folding import PageFolder, decoded
@@ -39,12 +40,15 @@ if TYPE_CHECKING:
 PATIENCE_MILLISECONDS = 1_800_000
 """How long one transaction may take at most."""
 
+PAGES_BEHIND = 1
+"""How many pages may still be on their way into the tables when the next one is."""
+
 
 class Refold:
     """A second set of tables, and how far each projection is in it.
 
     `connection` has the tables, `reader` reads the log: while a page is folded, the next one is on its
-    way already, and the last one's rows are on theirs.
+    way already, and the rows of those before are on theirs.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class Refold:
         self.positions = dict.fromkeys(self.projections, 0)
         self.reader = reader
         self._progress = progress or _tell_nobody
-        self._folder = PageFolder()
+        self._folder = PageFolder(empty=True)
         self._keyring = Keyring()
 
     async def to(self, targets: Mapping[str, int]) -> None:
@@ -83,35 +87,35 @@ class Refold:
             self.positions.update(dict.fromkeys((member.name for member in members), stop))
 
     async def _fold(self, members: Sequence[Projection], start: int, stop: int, goal: int) -> None:
-        writing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        writing.set_result(None)
+        # Each is one statement, and a connection executes them in the order in which they come.
+        writing: deque[asyncio.Future[None]] = deque()
         at = start
         try:
-            async with (
-                aclosing(log.scan(self.reader, start, stop)) as pages,
-                aclosing(log.ahead(pages)) as pages_ahead,
-            ):
-                async for page in pages_ahead:
+            async with aclosing(scan(self.reader, start, stop)) as pages:
+                async for page in pages:
                     _check_whole(page, at)
                     at += len(page)
                     events = await decoded(self.reader, page, self._keyring)
-                    await writing
-                    folded = await self._folder.fold(self.connection, members, page, events)
-                    writing = asyncio.ensure_future(self._write(folded, at, goal))
-            await writing
+                    if wanted := self._folder.wanted(members, events):
+                        await _finish(writing)
+                        await self._folder.fetch(self.connection, wanted)
+                    folded = self._folder.fold(members, page, events)
+                    self._folder.keep(folded)
+                    await _finish(writing, but=PAGES_BEHIND)
+                    writing.append(asyncio.ensure_future(self._write(folded, at, goal)))
+            await _finish(writing)
         except asyncio.CancelledError:
-            writing.cancel()
+            for written in writing:
+                written.cancel()
             raise
         finally:
-            await asyncio.gather(writing, return_exceptions=True)
+            await asyncio.gather(*writing, return_exceptions=True)
         if at < stop:
             raise LogBroken(f"position {at + 1} is missing", at + 1)
 
     async def _write(self, folded: FoldedPage, position: int, goal: int) -> None:
         with translating():
-            async with self.connection.pipeline(), self.connection.transaction():
-                await folded.write(self.connection)
-        folded.keep()
+            await folded.write(self.connection)
         self._progress(position, goal)
 
     @contextmanager
@@ -141,6 +145,12 @@ class Refold:
 
     def _is_behind(self, name: str, targets: Mapping[str, int]) -> bool:
         return self.positions[name] < targets[name]
+
+
+async def _finish(writing: deque[asyncio.Future[None]], *, but: int = 0) -> None:
+    """Waits for what is being written, the oldest first, but for the last ones."""
+    while len(writing) > but:
+        await writing.popleft()
 
 
 def _check_whole(page: Sequence[Recorded], after: int) -> None:

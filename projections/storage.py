@@ -32,16 +32,12 @@ def create_statement(table: Table[Any, Any], name: sql.Composable) -> sql.Compos
     )
 
 
-@cache
-def upsert_statement(table: Table[Any, Any]) -> bytes:
-    """One statement that writes any number of rows, given an array a column."""
-    # The driver would put it together at every execution.
-    return _upsert(table, "SELECT * FROM unnest({arrays})").as_bytes()
-
-
 @lru_cache(maxsize=1_000)
 def upserts_statement(first: LiteralString, tables: tuple[Table[Any, Any], ...]) -> bytes:
-    """One statement that selects `first`, and only then writes any number of rows of each table."""
+    """One statement that selects `first`, and only then writes any number of rows of each table.
+
+    Of each table it is given an array a column.
+    """
     # Every row that is written is joined with it, so it comes before them all.
     upserts = [_upsert(table, "SELECT new.* FROM first, unnest({arrays}) AS new") for table in tables]
     parts = [sql.SQL("first AS MATERIALIZED ({})").format(sql.SQL(first))]
@@ -66,12 +62,6 @@ def _upsert(table: Table[Any, Any], rows: LiteralString) -> sql.Composed:
             sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(column)) for column in others
         ),
     )
-
-
-async def write(connection: Connection, table: Table[Any, Any], rows: Iterable[Row]) -> None:
-    """Inserts the rows, or replaces those with the same key, in one statement."""
-    with translating():
-        await connection.execute(upsert_statement(table), arrays_of(table, rows), prepare=True)
 
 
 def arrays_of(table: Table[Any, Any], rows: Iterable[Row]) -> list[str]:

@@ -12,6 +12,7 @@ It runs beside everything else on the event loop, so it folds a few hundred even
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -112,8 +113,9 @@ async def check_snapshots(
     squad = Squad()
     head = await log.head_position(connection)
     for position in await snapshots.positions(connection):
-        async for _ in folding(connection, squad, min(position, head)):
-            tell(squad.head.position)
+        async with aclosing(folding(connection, squad, min(position, head))) as pages:
+            async for _ in pages:
+                tell(squad.head.position)
         await complete(connection, squad)
         try:
             stored = await snapshots.load(connection, position)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -132,13 +132,14 @@ class Snapshotter:
             known = await log.head_position(connection)
             squad = await snapshots.nearest(connection, last) or Squad()
             kept = squad.head.position
-            async for _ in folding(connection, squad, following, rest=RESTS):
-                if self._due.is_set():
-                    await self._at_the_head(connection)
-                if squad.head.position - kept >= snapshots.distance(squad):
-                    kept = squad.head.position
-                    await complete(connection, squad)
-                    await snapshots.store(connection, squad, known)
+            async with aclosing(folding(connection, squad, following, rest=RESTS)) as pages:
+                async for _ in pages:
+                    if self._due.is_set():
+                        await self._at_the_head(connection)
+                    if squad.head.position - kept >= snapshots.distance(squad):
+                        kept = squad.head.position
+                        await complete(connection, squad)
+                        await snapshots.store(connection, squad, known)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:

@@ -65,9 +65,11 @@ async def _prepare(plan: Plan) -> AsyncIterator[Sequence[Contender]]:
 
 
 async def _read(connection: Connection) -> None:
-    async for page in log.scan(connection):
+    position = 0
+    while page := await log.read_after(connection, position):
         for recorded in page:
             codec.decode(recorded)
+        position = page[-1].position
 
 
 async def _verify(connection: Connection) -> None:

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from eventstore import connection as connections
-from eventstore import log
+from eventstore import pages
 from eventstore.errors import StoreUnavailable
 from projections import rebuild as rebuilding
 from projections.agents import agents
@@ -38,17 +38,25 @@ EVENTS = 40
 def cutting(name: str, at_statement: int) -> Iterator[list[int]]:
     """Cuts the connection on which a session of this name sends its n-th statement; counts what is left."""
     left = [at_statement]
-    execute = psycopg.AsyncCursor.execute
+    execute, read_page = psycopg.AsyncCursor.execute, pages._come
 
-    async def cut_and_execute(cursor: psycopg.AsyncCursor[Any], *args: Any, **more: Any) -> Any:
-        if cursor.connection.info.get_parameters().get("application_name") == name:
+    def count_down(connection: Connection) -> None:
+        if connection.info.get_parameters().get("application_name") == name:
             left[0] -= 1
             if left[0] == 0:
-                connections.hang_up(cursor.connection)
+                connections.hang_up(connection)
+
+    async def cut_and_execute(cursor: psycopg.AsyncCursor[Any], *args: Any, **more: Any) -> Any:
+        count_down(cursor.connection)
         return await execute(cursor, *args, **more)
+
+    async def cut_and_read(connection: Connection, *args: Any) -> Any:
+        count_down(connection)
+        return await read_page(connection, *args)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(psycopg.AsyncCursor, "execute", cut_and_execute)
+        patch.setattr(pages, "_come", cut_and_read)
         yield left
 
 
@@ -60,7 +68,7 @@ async def _prepare(dsn: str, connection: Connection) -> None:
 
 @pytest.fixture(autouse=True)
 def _small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log.scan, "__defaults__", (0, None, 15))
+    monkeypatch.setattr(pages.scan, "__defaults__", (15,))
 
 
 @pytest.mark.parametrize("close", [0, 1_000], ids=["folded before", "folded in the swap"])

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from eventstore import log
+from eventstore import log, pages
 from eventstore.errors import LogBroken, LogNotUnderstood, StoreBusy, StoreUnavailable, UnknownEventType
 from eventstore.listener import Hints
 from projections import PROJECTIONS, comparison
@@ -335,7 +335,7 @@ async def test_a_table_that_does_not_come_to_erase_somebody_is_reported(
 
 async def test_it_tells_how_far_it_is(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     await fill_all_tables(database, seed=6)
-    monkeypatch.setattr(log.scan, "__defaults__", (0, None, 100))
+    monkeypatch.setattr(pages.scan, "__defaults__", (100,))
     told: list[tuple[int, int]] = []
     async with connected(database) as connection:
         head = await log.head_position(connection)

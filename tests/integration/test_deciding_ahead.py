@@ -15,7 +15,7 @@ from service.decide import messages
 from service.pace import PLENTY
 from service.requests import CommandFailed
 from tests.support.erasure import assert_keys_were_used_in_time, keys_there, remains
-from tests.support.log import Scribe, joined
+from tests.support.log import Scribe, joined, stored_log
 from tests.support.parts import connected, message, running_writer, submit
 from tests.support.verify import assert_log_is_sound
 from tests.support.wait import eventually
@@ -279,4 +279,4 @@ def mail(gmail_message_id: str, from_email: str) -> do.LogEmail:
 
 async def raw_log(database: str) -> list[Recorded]:
     async with connected(database) as connection:
-        return [row async for page in log.scan(connection) for row in page]
+        return await stored_log(connection)

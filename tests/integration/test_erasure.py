@@ -23,7 +23,7 @@ from service.job_spec import JobSpec
 from service.requests import CommandFailed
 from service.restore import restore
 from tests.support.erasure import assert_keys_were_used_in_time, everything, keys_there, remains
-from tests.support.log import Scribe, said, whole_log
+from tests.support.log import Scribe, said, stored_log, whole_log
 from tests.support.parts import (
     connected,
     lock_is_awaited,
@@ -65,12 +65,8 @@ def letter(number: int = 1, from_email: str = SENDER, **fields: Any) -> do.LogEm
     return do.LogEmail(gmail_message_id=f"g-{number}", from_email=from_email, **given)
 
 
-async def stored(connection: Connection) -> list[Recorded]:
-    return [row async for page in log.scan(connection) for row in page]
-
-
 async def email_keys(connection: Connection) -> list[str | None]:
-    rows = await stored(connection)
+    rows = await stored_log(connection)
     return [sealing.key_of(row) for row in rows if row.type == EmailReceived.type]
 
 
@@ -145,7 +141,7 @@ class TestOneWriter:
         monkeypatch.setattr(sealer, "LARGEST_LOT", 64)
         for number in range(200):
             await submit(writer, message(str(number)))
-        rows = [row for row in await stored(connection) if row.type == MessageSent.type]
+        rows = [row for row in await stored_log(connection) if row.type == MessageSent.type]
         used = {sealing.key_of(row) for row in rows}
         there = await keys_there(connection)
         assert len(used) == 200
@@ -352,7 +348,7 @@ class TestDestruction:
         backup = [key async for page in keys.read_out(connection) for key in page]
         await submit(writer, do.ForgetSubject(subject=ADDRESS))
         await keys.read_in(connection, [key for key in backup if key.subject])
-        rows = await stored(connection)
+        rows = await stored_log(connection)
         destroyed = {codec.decode(row).key_id for row in rows if row.type == SubjectForgotten.type}  # type: ignore[union-attr]
         assert destroyed & await keys_there(connection)
 
@@ -365,7 +361,7 @@ class TestKeysOutAndIn:
         await submit(writer, letter(2, "bob@example.org", subject="Praise"))
         await submit(writer, message("a private word"))
         await submit(writer, do.ForgetSubject(subject=ADDRESS))
-        rows = await stored(connection)
+        rows = await stored_log(connection)
         all_keys = [key async for page in keys.read_out(connection) for key in page]
         with postgres.new_database() as copy:
             await schema.apply(copy, "squad")

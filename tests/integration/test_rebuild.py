@@ -11,12 +11,12 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from eventstore import log, schema
+from eventstore import pages, schema
 from eventstore.errors import LogBroken, StoreBusy, UnknownEventType
 from eventstore.events import ERASED
 from eventstore.listener import Hints
+from projections import folding, replacing, storage
 from projections import rebuild as rebuilding
-from projections import replacing
 from projections.agents import agents
 from projections.comparison import compare
 from projections.messages import messages
@@ -41,9 +41,10 @@ from tests.support.verify import assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from eventstore.connection import Connection
+    from projections.projection import Table
 
 
 @pytest.fixture
@@ -80,6 +81,29 @@ async def test_tables_that_were_emptied_are_filled(database: str, connection: Co
     await connection.execute(f"TRUNCATE {', '.join(table.name for table in TABLES)}".encode())
     rebuilt = await rebuild(database, SCHEMA)
     assert sum(replaced.written for replaced in rebuilt.tables) == await assert_tables_equal_fold(database)
+
+
+@pytest.mark.parametrize("at_hand", [1, 3])
+async def test_rows_that_are_not_at_hand_any_more_are_fetched(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, at_hand: int
+) -> None:
+    """Also those that the page before has changed, and that are on their way to the database still."""
+    await fill_all_tables(database, seed=9)
+    await connection.execute(f"TRUNCATE {', '.join(table.name for table in TABLES)}".encode())
+    monkeypatch.setattr(folding, "CACHED_ROWS", at_hand)
+    monkeypatch.setattr(pages.scan, "__defaults__", (7,))
+    fetched: dict[str, int] = {}
+    load = storage.load
+
+    async def counting(connection: Connection, table: Table[Any, Any], keys: Sequence[Any]) -> list[Any]:
+        rows = await load(connection, table, keys)
+        fetched[table.name] = fetched.get(table.name, 0) + len(rows)
+        return rows
+
+    monkeypatch.setattr(storage, "load", counting)
+    await rebuild(database, SCHEMA)
+    await assert_tables_equal_fold(database)
+    assert min(fetched.get(name, 0) for name in ("squad_agents", "operations", "reservations")) > 0
 
 
 async def test_rows_that_are_right_are_not_written_again(database: str, connection: Connection) -> None:
@@ -328,7 +352,7 @@ async def test_what_was_forgotten_is_not_brought_back(database: str, connection:
 
 async def test_it_tells_how_far_it_is(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     await fill_all_tables(database, seed=7)
-    monkeypatch.setattr(log.scan, "__defaults__", (0, None, 100))
+    monkeypatch.setattr(pages.scan, "__defaults__", (100,))
     told: list[tuple[int, int]] = []
     rebuilt = await rebuild(database, SCHEMA, progress=lambda position, goal: told.append((position, goal)))
     assert [position for position, _ in told] == [*range(100, rebuilt.position, 100), rebuilt.position]

@@ -251,7 +251,7 @@ def _positional(parameters: Any) -> Sequence[Any]:
     return parameters or ()
 
 
-_COLUMNS = log._COLUMNS
+_COLUMNS = log.COLUMNS
 _STATEMENTS: dict[str, Callable[..., list[Rows]]] = {
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY": InMemory._begin,
     "ROLLBACK": InMemory._nothing,

@@ -26,7 +26,7 @@ from tests.model.line import Cursor, Line, SimpleCursor
 from tests.model.loop import Loop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterator
     from datetime import datetime, timedelta
 
     from eventstore.connection import Connection
@@ -164,6 +164,18 @@ class Process:
             promise.keep(error)
 
 
+async def _scan(
+    connection: Connection, after: int, upto: int, page_events: int
+) -> AsyncGenerator[list[Recorded], None]:
+    """What `pages.scan` gives, but one page after the other, and without a thread."""
+    while after < upto:
+        page = await log.read_after(connection, after, min(page_events, upto - after))
+        if not page:
+            return
+        yield page
+        after = page[-1].position
+
+
 class Errors(logging.Handler):
     """What the service says is an error of its own. In the model none is meant."""
 
@@ -202,6 +214,7 @@ def simulated() -> Iterator[None]:
         patch.setattr(log.read_after, "__defaults__", (PAGE_EVENTS,))
         # So that a few dozen events are a long way for a process that starts.
         patch.setattr(folding, "PAGE_EVENTS", PAGE_EVENTS)
+        patch.setattr(folding, "scan", _scan)
         patch.setattr(snapshots, "EVENTS_BETWEEN", 30)
         patch.setattr(restore, "FOLDED_SOONER_EVENTS", 20)
         logger = logging.getLogger("service")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import orjson
 from psycopg import sql
 
-from eventstore import log, sealing
+from eventstore import sealing
 from eventstore.events import SubjectForgotten
+from tests.support.log import stored_log
 from tests.support.parts import SCHEMA, connected
 
 if TYPE_CHECKING:
@@ -61,12 +62,11 @@ async def assert_keys_were_used_in_time(dsn: str) -> int:
     destroyed: dict[str, int] = {}
     async with connected(dsn) as connection:
         await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        async for page in log.scan(connection):
-            for row in page:
-                if row.type == SubjectForgotten.type:
-                    destroyed.setdefault(orjson.loads(row.data)["key_id"], row.position)
-                elif key_id := sealing.key_of(row):
-                    sealed_with.append((row.position, key_id))
+        for row in await stored_log(connection):
+            if row.type == SubjectForgotten.type:
+                destroyed.setdefault(orjson.loads(row.data)["key_id"], row.position)
+            elif key_id := sealing.key_of(row):
+                sealed_with.append((row.position, key_id))
         there = await keys_there(connection)
     assert not there & destroyed.keys(), "a key is there that was destroyed"
     for position, key_id in sealed_with:

@@ -94,12 +94,17 @@ class Scribe:
         return rows
 
 
-async def whole_log(connection: Connection) -> list[Recorded]:
-    """Every event there is, revealed."""
+async def stored_log(connection: Connection) -> list[Recorded]:
+    """Every event there is, as it is stored."""
     events: list[Recorded] = []
     while page := await log.read_after(connection, len(events)):
-        events += await sealing.reveal(connection, page)
+        events += page
     return events
+
+
+async def whole_log(connection: Connection) -> list[Recorded]:
+    """Every event there is, revealed."""
+    return await sealing.reveal(connection, await stored_log(connection))
 
 
 def texts(events: Sequence[Recorded]) -> list[str]:

@@ -43,7 +43,6 @@ def test_statements_are_constants_or_composed_of_identifiers() -> None:
         "sql.SQL(",
         "psycopg.sql.SQL(",
         "pair(",
-        "upsert_statement(",
         "load_statement(",
         "storage.create_statement(",
     )

@@ -1,0 +1,118 @@
+"""Long stretches of the log, page by page: the next one comes in while the last one is dealt with.
+
+A connection that is awaited takes in a few kilobytes whenever the event loop has a turn for it, and whoever
+folds a page gives it none. So libpq waits for a page here, in a thread and without the interpreter's lock
+(`PQexecParams`), and rows are made of it only when their turn has come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, LiteralString
+
+import psycopg
+from psycopg.adapt import Transformer
+from psycopg.pq import ConnStatus, ExecStatus, Format
+
+from eventstore.connection import hang_up, hanging_up_after
+from eventstore.log import COLUMNS, PAGE_EVENTS
+from eventstore.recorded import recorded_of
+from eventstore.translation import translating
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from psycopg.pq.abc import PGresult
+
+    from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
+
+AHEAD = 2
+"""How many pages are asked for before they are needed, so that the server never waits for us."""
+
+_READ: LiteralString = (
+    f"SELECT {COLUMNS} FROM events WHERE position > $1 AND position <= $2 ORDER BY position"
+)
+_BIGINT = psycopg.postgres.types["bigint"].oid
+_GIVEN_UP_AFTER_SECONDS = 1.0
+"""How long a page that nobody waits for any more may still come."""
+
+
+async def scan(
+    connection: Connection, after: int, upto: int, page_events: int = PAGE_EVENTS
+) -> AsyncGenerator[list[Recorded], None]:
+    """The log page by page, as it is when each page is read, so memory does not grow with it.
+
+    Whatever else is asked of the connection meanwhile waits for pages that are on their way. Whoever does
+    not go to the end closes the generator: until then the connection is in use.
+
+    Args:
+        connection: to read on.
+        after: the position to begin behind.
+        upto: the last position wanted; where the log has none from some position on, it ends there.
+        page_events: how many events a page has at most.
+
+    Raises:
+        StoreUnavailable: the connection broke.
+        StoreBusy: the server gave up.
+    """
+    starts = iter(range(after, upto, page_events))
+    coming: deque[asyncio.Future[PGresult]] = deque()
+
+    def ask() -> None:
+        for start in islice(starts, AHEAD - len(coming)):
+            coming.append(asyncio.ensure_future(_come(connection, start, min(start + page_events, upto))))
+
+    try:
+        ask()
+        while coming and (page := _rows(connection, await coming[0])):
+            coming.popleft()
+            ask()
+            yield page
+    finally:
+        for page_ahead in coming:
+            page_ahead.cancel()
+        await asyncio.gather(*coming, return_exceptions=True)
+
+
+async def _come(connection: Connection, after: int, last: int) -> PGresult:
+    """The server's answer, waited for in a thread. The connection is nobody else's until that is done."""
+    parameters = [str(position).encode() for position in (after, last)]
+    with translating():
+        async with connection.lock:
+            waiting = asyncio.get_running_loop().run_in_executor(
+                None,
+                connection.pgconn.exec_params,
+                _READ.encode(),
+                parameters,
+                [_BIGINT] * len(parameters),
+                None,
+                Format.BINARY,
+            )
+            try:
+                return await asyncio.shield(waiting)
+            finally:
+                with hanging_up_after(_GIVEN_UP_AFTER_SECONDS, connection):
+                    await _end(connection, waiting)
+
+
+async def _end(connection: Connection, waiting: asyncio.Future[PGresult]) -> None:
+    """Returns when the thread has, however often it is cancelled: no connection ends under a thread."""
+    while not waiting.done():
+        try:
+            await asyncio.wait([waiting])
+        except asyncio.CancelledError:
+            hang_up(connection)
+
+
+def _rows(connection: Connection, answer: PGresult) -> list[Recorded]:
+    with translating():
+        if answer.status != ExecStatus.TUPLES_OK:
+            if connection.pgconn.status != ConnStatus.OK:
+                raise psycopg.OperationalError(answer.get_error_message() or "the connection is lost")
+            raise psycopg.errors.error_from_result(answer)
+        transformer = Transformer(connection)
+        transformer.set_pgresult(answer)
+        return transformer.load_rows(0, answer.ntuples, recorded_of)

@@ -1,0 +1,190 @@
+"""The log page by page, read in a thread: what comes, what else may be asked meanwhile, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from eventstore import connection as connections
+from eventstore import log, pages
+from eventstore.errors import StoreBusy, StoreUnavailable
+from eventstore.pages import scan
+from tests.support.log import Scribe, joined, said, stored_log
+from tests.support.parts import connected
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
+
+EVENTS = 23
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[Connection]:
+    async with connected(database) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def stored(connection: Connection) -> list[Recorded]:
+    await Scribe(connection).append(joined("alice"), *(said(f"the {n}th") for n in range(2, EVENTS + 1)))
+    return await stored_log(connection)
+
+
+@asynccontextmanager
+async def nobody_reads(database: str) -> AsyncIterator[Connection]:
+    """Whoever reads the log waits until the block ends."""
+    async with connected(database) as holder, holder.transaction():
+        await holder.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+        yield holder
+
+
+async def waits(holder: Connection, reader: Connection) -> bool:
+    """Whether the reader's session waits for a lock."""
+    query = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
+    row = await (await holder.execute(query, (reader.info.backend_pid,))).fetchone()
+    return row is not None and row[0]
+
+
+@pytest.mark.parametrize("events", [1, 2, 5, EVENTS - 1, EVENTS, EVENTS + 1, 1_000])
+async def test_the_pages_are_the_log(connection: Connection, stored: list[Recorded], events: int) -> None:
+    found = [page async for page in scan(connection, 0, EVENTS, events)]
+    assert [row for page in found for row in page] == stored
+    assert [len(page) for page in found[:-1]] == [events] * (len(found) - 1)
+
+
+@pytest.mark.parametrize(("after", "upto"), [(0, 7), (3, 4), (6, 12), (20, EVENTS), (5, 5), (9, 2)])
+async def test_they_begin_behind_a_position_and_end_at_one(
+    connection: Connection, stored: list[Recorded], after: int, upto: int
+) -> None:
+    found = [row async for page in scan(connection, after, upto, 3) for row in page]
+    assert found == stored[after:upto]
+
+
+async def test_they_end_where_the_log_does(connection: Connection, stored: list[Recorded]) -> None:
+    found = [page async for page in scan(connection, 0, 10 * EVENTS, 10)]
+    assert [row for page in found for row in page] == stored
+    assert [len(page) for page in found] == [10, 10, 3]
+
+
+async def test_the_next_ones_come_in_meanwhile(connection: Connection, stored: list[Recorded]) -> None:
+    asked: list[tuple[int, int]] = []
+    come = pages._come
+
+    async def noting(connection: Connection, after: int, last: int) -> object:
+        asked.append((after, last))
+        return await come(connection, after, last)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pages, "_come", noting)
+        async with aclosing(scan(connection, 0, EVENTS, 5)) as found:
+            async for page in found:
+                assert page == stored[page[0].position - 1 : page[-1].position]
+                due = min(page[-1].position + 10, EVENTS)
+                await eventually(lambda: asked[-1][1] == due)  # noqa: B023 - it is over before the next one
+    assert asked == [(0, 5), (5, 10), (10, 15), (15, 20), (20, EVENTS)]
+
+
+async def test_the_connection_may_be_asked_for_other_things_meanwhile(
+    connection: Connection, stored: list[Recorded]
+) -> None:
+    found = []
+    async for page in scan(connection, 0, EVENTS, 2):
+        found += page
+        assert await log.read_one(connection, page[0].position) == page[0]
+    assert found == stored
+
+
+async def test_whoever_does_not_go_to_the_end_has_the_connection_back(
+    connection: Connection, stored: list[Recorded]
+) -> None:
+    async with aclosing(scan(connection, 0, EVENTS, 2)) as found:
+        async for page in found:
+            assert page == stored[:2]
+            break
+    assert not connection.lock.locked()
+    assert await log.head_position(connection) == EVENTS
+
+
+async def test_a_lost_connection_is_said(
+    database: str, connection: Connection, stored: list[Recorded]
+) -> None:
+    async with nobody_reads(database) as holder:
+        reading = asyncio.ensure_future(anext(scan(connection, 0, len(stored))))
+        await eventually(lambda: waits(holder, connection))
+        await holder.execute("SELECT pg_terminate_backend(%s)", (connection.info.backend_pid,))
+        with pytest.raises(StoreUnavailable, match=r"terminating|closed|lost"):
+            await reading
+    with pytest.raises(StoreUnavailable):
+        await anext(scan(connection, 0, len(stored)))
+
+
+async def test_a_connection_that_we_cut_is_said(
+    database: str, connection: Connection, stored: list[Recorded]
+) -> None:
+    async with nobody_reads(database) as holder:
+        reading = asyncio.ensure_future(anext(scan(connection, 0, len(stored))))
+        await eventually(lambda: waits(holder, connection))
+        connections.hang_up(connection)
+        with pytest.raises(StoreUnavailable):
+            await reading
+
+
+async def test_what_the_server_gives_up_is_said(
+    database: str, connection: Connection, stored: list[Recorded]
+) -> None:
+    await connection.execute("SET lock_timeout = '10ms'")
+    async with nobody_reads(database):
+        with pytest.raises(StoreBusy, match="lock timeout"):
+            await anext(scan(connection, 0, len(stored)))
+    assert [page async for page in scan(connection, 0, EVENTS)] == [stored]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_whoever_is_cancelled_waits_for_the_thread(
+    database: str,
+    connection: Connection,
+    stored: list[Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+    times: int,
+) -> None:
+    """A connection that ended under it would be memory that the thread still uses."""
+    monkeypatch.setattr(pages, "_GIVEN_UP_AFTER_SECONDS", 0.1 if times == 1 else 60)
+    read, running = connection.pgconn.exec_params, set[int]()
+
+    def counted(*arguments: object) -> object:
+        running.add(1)
+        try:
+            return read(*arguments)  # type: ignore[arg-type]
+        finally:
+            running.clear()
+
+    class Counting:
+        exec_params = staticmethod(counted)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(connection.pgconn, name)
+
+    class Reader:
+        pgconn = Counting()
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(connection, name)
+
+    async with nobody_reads(database) as holder:
+        reading = asyncio.ensure_future(anext(scan(Reader(), 0, len(stored))))  # type: ignore[arg-type]
+        await eventually(lambda: waits(holder, connection))
+        assert running
+        for _ in range(times):
+            reading.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert not running
+        assert not connection.lock.locked()
