@@ -34,9 +34,10 @@ HEARTBEAT_SECONDS = 3.0
 DEAF_AFTER_SECONDS = 3.0
 """How long that notification may take."""
 
-GATHER_SECONDS = 0.003
+GATHER_SECONDS = (0.003, 0.012)
 """After something was heard, what comes next is left to gather for so long: each time costs a tenth of a
-millisecond, and where several processes write, they would be deaf to everything else."""
+millisecond, and where several processes write, they would be deaf to everything else. The second is the
+longest, where each time something is there already."""
 
 _BACKOFF_SECONDS = (0.05, 5.0)
 """The first wait before connecting again, and the longest."""
@@ -168,9 +169,12 @@ class Listener:
 
     async def _hear(self, connection: Connection, *, seconds: float, until: str | None = None) -> bool:
         """Passes on what is heard, for `seconds` or until the heartbeat `until` arrives."""
-        deadline = monotonic() + seconds
+        shortest, longest = GATHER_SECONDS
+        gather = shortest
+        asked = monotonic()
+        deadline = asked + seconds
         came_back = False
-        while not came_back and (left := deadline - monotonic()) > 0:
+        while not came_back and (left := deadline - asked) > 0:
             # Always heard to its end: what is left in an abandoned iterator would be lost.
             async for notification in connection.notifies(timeout=left, stop_after=1):
                 if notification.channel == self._heartbeat_channel:
@@ -179,7 +183,10 @@ class Listener:
                     hints = self.events if notification.channel.endswith(".events") else self.projections
                     hints.wake(_position(notification.payload))
             if not came_back:
-                await asyncio.sleep(GATHER_SECONDS)
+                was_there = monotonic() - asked < shortest
+                gather = min(2 * gather, longest) if was_there else shortest
+                await asyncio.sleep(gather)
+            asked = monotonic()
         return came_back
 
 
