@@ -18,12 +18,10 @@ from eventstore.errors import LogNotUnderstood, LogReplaced, StoreBusy, StoreUna
 from eventstore.keys import Keyring
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
 from eventstore.telling import told
+from service import parting
 from service.appender import Appender
-from service.commands import ForgetSubject
-from service.logs import about
 from service.measures import Measures
 from service.requests import (
-    CommandFailed,
     Outcome,
     OutcomeUnknown,
     QueueFull,
@@ -278,7 +276,7 @@ class Writer:
         """Commits the tickets together; where they cannot be, by halves, down to the one at fault."""
         self._current, self._answered = [*tickets], len(tickets)
         # What was decided ahead has no command that must stand apart.
-        parts = [tickets] if decided else _apart(tickets)
+        parts = [tickets] if decided else parting.apart(tickets)
         try:
             while parts:
                 part = parts.pop()
@@ -294,7 +292,7 @@ class Writer:
                         parts.append(part)
                     raise
                 except Exception as error:  # noqa: BLE001 - nobody waits for ever, whatever went wrong
-                    parts += _halves(part, error)
+                    parts += parting.halves(part, error)
         finally:
             for part in parts:
                 self.waiting.put_back(part)
@@ -302,13 +300,7 @@ class Writer:
 
     def _join(self, part: list[Ticket]) -> None:
         """Lets those go along who came while this part waited for its turn among several processes."""
-        if _stands_apart(part[0]):
-            return
-        more = self.waiting.drain(beside=part)
-        alone = next((index for index, ticket in enumerate(more) if _stands_apart(ticket)), len(more))
-        if alone < len(more):
-            self.waiting.put_back(more[alone:])
-            del more[alone:]
+        more = parting.companions(part, self.waiting)
         part += more
         self._current += more
         self._answered += len(more)
@@ -353,33 +345,3 @@ class Writer:
         """Those whose commands may be in the log already."""
         in_doubt = self._appender.in_doubt
         return (*self._current, *(in_doubt.tickets if in_doubt else ()), *self._appender.ahead.tickets)
-
-
-def _stands_apart(ticket: Ticket) -> bool:
-    """Whether it is a batch of its own: what stood beside it could be sealed with the key it destroys."""
-    return type(ticket.request.command) is ForgetSubject
-
-
-def _apart(tickets: list[Ticket]) -> list[list[Ticket]]:
-    """The tickets as batches, the first one last, to be popped next."""
-    parts: list[list[Ticket]] = [[]]
-    for ticket in tickets:
-        if _stands_apart(ticket):
-            parts += [ticket], []
-        else:
-            parts[-1].append(ticket)
-    return [part for part in reversed(parts) if part]
-
-
-def _halves(part: list[Ticket], error: Exception) -> list[list[Ticket]]:
-    """What to try instead of a batch that failed: its halves, the first one last, to be popped next."""
-    # Whoever was told already must not be decided again.
-    left = [ticket for ticket in part if not ticket.outcome.done()]
-    if len(left) > 1:
-        half = len(left) // 2
-        return [left[half:], left[:half]]
-    for ticket in left:
-        kind, correlation_id = type(ticket.request.command).__name__, ticket.request.correlation_id
-        _log.error("%s failed: %s", kind, told(error), extra=about(correlation_id))
-        ticket.fail(CommandFailed(str(error)))
-    return []
