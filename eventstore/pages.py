@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, LiteralString
 
@@ -17,7 +18,7 @@ from psycopg.adapt import Transformer
 from psycopg.pq import ConnStatus, ExecStatus, Format
 
 from eventstore.connection import hang_up, hanging_up_after
-from eventstore.log import COLUMNS, PAGE_EVENTS
+from eventstore.log import COLUMNS
 from eventstore.recorded import recorded_of
 from eventstore.translation import translating
 
@@ -29,12 +30,18 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
 
+PAGE_EVENTS = 2_500
+"""How many events a page has: so many that what it takes to ask for one does not show, and not many more,
+because of those that are on their way several are in memory."""
+
 AHEAD = 2
 """How many pages are asked for before they are needed, so that the server never waits for us."""
 
 _READ: LiteralString = (
     f"SELECT {COLUMNS} FROM events WHERE position > $1 AND position <= $2 ORDER BY position"
 )
+# Not the event loop's own threads: where these wait in vain, those are needed to connect anew.
+_READERS = ThreadPoolExecutor(8, thread_name_prefix="log reader")
 _BIGINT = psycopg.postgres.types["bigint"].oid
 _GIVEN_UP_AFTER_SECONDS = 1.0
 """How long a page that nobody waits for any more may still come."""
@@ -82,8 +89,7 @@ async def _come(connection: Connection, after: int, last: int) -> PGresult:
     parameters = [str(position).encode() for position in (after, last)]
     with translating():
         async with connection.lock:
-            waiting = asyncio.get_running_loop().run_in_executor(
-                None,
+            job = _READERS.submit(
                 connection.pgconn.exec_params,
                 _READ.encode(),
                 parameters,
@@ -91,11 +97,13 @@ async def _come(connection: Connection, after: int, last: int) -> PGresult:
                 None,
                 Format.BINARY,
             )
+            waiting = asyncio.wrap_future(job)
             try:
                 return await asyncio.shield(waiting)
             finally:
-                with hanging_up_after(_GIVEN_UP_AFTER_SECONDS, connection):
-                    await _end(connection, waiting)
+                if not job.cancel():
+                    with hanging_up_after(_GIVEN_UP_AFTER_SECONDS, connection):
+                        await _end(connection, waiting)
 
 
 async def _end(connection: Connection, waiting: asyncio.Future[PGresult]) -> None:

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from eventstore import codec, sealing
+from eventstore import codec, log, sealing
 from eventstore.connection import hanging_up_after
 from eventstore.errors import EventStoreError, LogNotUnderstood, StoreUnavailable
 from eventstore.events import AnyEvent
@@ -101,15 +101,24 @@ async def folding(
     async with aclosing(scan(connection, squad.head.position, upto, PAGE_EVENTS)) as pages:
         while squad.head.position < upto:
             with hanging_up_after(STUCK_AFTER_SECONDS, connection):
-                stored: Sequence[Recorded] = await anext(pages, ())
-                page = await sealing.reveal(connection, stored, veiled=sealing.VEILED)
+                stored = await anext(pages, None)
+                page = await sealing.reveal(connection, stored or (), veiled=sealing.VEILED)
             if not page:
-                raise BeyondTheLog(f"it ends at position {squad.head.position}")
+                raise await _nothing_after(connection, squad.head.position)
             for start in range(0, len(page), SLICE_EVENTS):
                 began = monotonic()
                 fold_page(squad, page[start : start + SLICE_EVENTS])
                 await asyncio.sleep(rest * (monotonic() - began))
             yield
+
+
+async def _nothing_after(connection: Connection, position: int) -> EventStoreError:
+    """Why the page after this position is empty."""
+    with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+        head = await log.head_position(connection)
+    if head > position:
+        return StoreUnavailable(f"position {position + 1} is missing from the log")
+    return BeyondTheLog(f"it ends at position {position}")
 
 
 async def fold_on(

@@ -22,8 +22,9 @@ from service.draft import Draft
 from service.folding import BeyondTheLog, TookTooLong, complete, keeping
 from service.history import check_snapshots, look_back, state_at
 from service.squad import Squad
+from tests.support.forging import unguarded
 from tests.support.life import Life
-from tests.support.log import Scribe, said, whole_log
+from tests.support.log import Scribe, joined, said, whole_log
 from tests.support.parts import connected, message, running_writer, submit
 from tests.support.squads import contents
 from tests.support.wait import eventually
@@ -198,6 +199,19 @@ async def test_beyond_the_end_there_is_nothing_to_tell(database: str, connection
     # Clocks differ a little, and now is not the future.
     for place in (head, now + timedelta(seconds=20), None):
         assert (await look_back(connection, place)).squad.head.position == head
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 1), (1, 9), (14, 14), (11, 20), (16, 25), (31, 34)])
+async def test_what_is_missing_on_the_way_is_named(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, first: int, last: int
+) -> None:
+    monkeypatch.setattr(folding, "PAGE_EVENTS", 5)
+    await Scribe(connection).append(joined("alice"), *(said(f"the {n}th") for n in range(2, 36)))
+    async with unguarded(connection):
+        await connection.execute("DELETE FROM events WHERE position BETWEEN %s AND %s", (first, last))
+    with pytest.raises(StoreUnavailable, match=f"position {first} is missing"):
+        await state_at(connection, 35)
+    assert (await state_at(connection, first - 1)).head.position == first - 1
 
 
 async def test_a_moment_is_after_the_last_event_at_or_before_it(

@@ -23,6 +23,7 @@ from projections.messages import messages
 from projections.projector import Projector
 from projections.rebuild import rebuild
 from service import commands as do
+from tests.support.forging import unguarded
 from tests.support.life import Life
 from tests.support.log import Scribe, joined, new_id, said
 from tests.support.parts import (
@@ -104,6 +105,19 @@ async def test_rows_that_are_not_at_hand_any_more_are_fetched(
     await rebuild(database, SCHEMA)
     await assert_tables_equal_fold(database)
     assert min(fetched.get(name, 0) for name in ("squad_agents", "operations", "reservations")) > 0
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 1), (6, 10), (8, 15), (19, 19)])
+async def test_what_is_missing_on_the_way_is_named(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, first: int, last: int
+) -> None:
+    monkeypatch.setattr(pages.scan, "__defaults__", (5,))
+    await Scribe(connection).append(joined("alice"), *(said(f"the {n}th") for n in range(2, 21)))
+    async with unguarded(connection):
+        await connection.execute("DELETE FROM events WHERE position BETWEEN %s AND %s", (first, last))
+    monkeypatch.setattr(rebuilding, "CLOSE_EVENTS", 0)
+    with pytest.raises(LogBroken, match=f"position {first} is missing"):
+        await rebuild(database, SCHEMA)
 
 
 async def test_rows_that_are_right_are_not_written_again(database: str, connection: Connection) -> None:
