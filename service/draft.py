@@ -24,7 +24,7 @@ from projections.budgets import RESERVATIONS
 from projections.operations import OPERATIONS
 from projections.projection import MissingRow, Table
 from service.residence import PARTIAL, RESIDENT
-from service.squad import Resource, Squad, State
+from service.squad import Resource, Squad, State, ids_in, key_of_resource, with_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -146,7 +146,7 @@ class Draft(State):
 
     def claims(self, resource: Resource, /) -> tuple[str, ...]:
         """Ids of the active operations that name a resource, the oldest first."""
-        return self.holders.get(resource) or ()
+        return ids_in(self.holders.get(key_of_resource(resource)))
 
     def email_with(self, gmail_message_id: str, /) -> str | None:
         """The id of the e-mail with this Gmail message id, where it is in memory or was looked up."""
@@ -206,15 +206,16 @@ def _lasts(draft: Draft, event: OperationStarted | OperationRenewed | TokensRese
 
 def _hold(draft: Draft, event: OperationStarted) -> None:
     _lasts(draft, event, name=OPERATIONS.name)
-    for resource in event.resources.items():
-        draft.holders.put(resource, (*draft.claims(resource), event.operation_id))
+    holders = draft.holders
+    for resource in map(key_of_resource, event.resources.items()):
+        holders.put(resource, with_id(holders.get(resource), event.operation_id))
 
 
 def _let_go(draft: Draft, event: OperationFinished | OperationExpired) -> None:
     operation = draft.rows(OPERATIONS).get(event.operation_id)
     for resource in operation.resources.items() if operation else ():
-        left = tuple(holder for holder in draft.claims(resource) if holder != event.operation_id)
-        draft.holders.put(resource, left)
+        left = [holder for holder in draft.claims(resource) if holder != event.operation_id]
+        draft.holders.put(key_of_resource(resource), ",".join(left))
 
 
 def _know(draft: Draft, event: EmailReceived) -> None:

@@ -46,6 +46,21 @@ EXPIRING = (OPERATIONS.name, RESERVATIONS.name)
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
+def key_of_resource(resource: Resource) -> str:
+    """What the holders of a resource are kept by. No kind holds what stands between."""
+    return "\x1f".join(resource)
+
+
+def ids_in(joined: str | None) -> tuple[str, ...]:
+    """Ids that were joined by commas."""
+    return tuple(joined.split(",")) if joined else ()
+
+
+def with_id(joined: str | None, id_: str) -> str:
+    """The same ids, and one more."""
+    return f"{joined},{id_}" if joined else id_
+
+
 class State:
     """The state as deciders and readers see it, committed or drafted."""
 
@@ -130,7 +145,9 @@ class Squad(State):
         self.spared_until = dict.fromkeys(EXPIRING, _NEVER)
         self.tables: dict[str, dict[Any, Any]] = {name: {} for name in RESIDENT}
         self.versions: dict[str, int] = {}
-        self.holders: dict[Resource, tuple[str, ...]] = {}
+        self.holders: dict[str, str] = {}
+        """Of each resource, by `key_of_resource`, the ids of the active operations that name it, joined by
+        commas. There can be many, and texts are nothing that the garbage collector goes through."""
         self.gmail_ids: dict[str, str] = {}
         self.absent: set[str] = set()
         """Streams of tasks and e-mails that are open and not in memory."""
@@ -146,7 +163,7 @@ class Squad(State):
 
     def claims(self, resource: Resource, /) -> tuple[str, ...]:
         """Ids of the active operations that name a resource, the oldest first."""
-        return self.holders.get(resource, ())
+        return ids_in(self.holders.get(key_of_resource(resource)))
 
     def email_with(self, gmail_message_id: str, /) -> str | None:
         """The id of the e-mail with this Gmail message id, where it is in memory."""
@@ -175,8 +192,8 @@ class Squad(State):
             self.spared_until = {**self.spared_until, table.name: self.first_to_expire(table.name)}
         if residence.table is OPERATIONS:
             for operation in sorted(active, key=lambda row: row.fencing_token):
-                for resource in operation.resources.items():
-                    self.holders[resource] = (*self.holders.get(resource, ()), operation.id)
+                for resource in map(key_of_resource, operation.resources.items()):
+                    self.holders[resource] = with_id(self.holders.get(resource), operation.id)
         if residence.table is EMAILS:
             self.gmail_ids.update((email.gmail_message_id, email.id) for email in active)
 

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 KEPT_EVENTS = 10_000
 KEPT_BYTES = 32 * 1024 * 1024
-"""So much is kept at least, and twice as much at most: whichever of the two bounds is reached first."""
+"""So much is kept, whichever of the two bounds is reached first; the newest event is in any case."""
+
+CUTS = 50
+"""How many cuts it takes to let go of all that is kept. Each moves what is left, so there is none at every
+event; and one of thousands of events would hold up everything else for as long as a commit takes."""
 
 
 class Tail:
@@ -46,25 +50,23 @@ class Tail:
     def extend(self, recorded: Sequence[Recorded]) -> None:
         """Takes in what was committed. Where something is missing in between, what is older is let go."""
         if self._events and recorded[0].position != self._events[-1].position + 1:
-            self._events.clear()
+            self._clear()
         for index in range(len(recorded) - 1, -1, -1):
             if recorded[index].type == SubjectForgotten.type:
                 self.forgotten += 1
-                self._events.clear()
+                self._clear()
                 recorded = recorded[index:]
                 break
         self._events.extend(recorded)
         self._bytes += sum(len(item.data) for item in recorded)
-        # Cut rarely: each cut moves all that is kept.
-        if len(self._events) > 2 * KEPT_EVENTS or self._bytes > 2 * KEPT_BYTES:
+        if len(self._events) > KEPT_EVENTS + KEPT_EVENTS // CUTS or self._bytes > KEPT_BYTES:
             self._cut()
         self.last = recorded[-1].position
 
     def start_afresh(self) -> None:
         """The log was replaced: these events may not be in it."""
         self.forgotten += 1
-        self._events.clear()
-        self._bytes = 0
+        self._clear()
 
     async def pick(self, positions: Sequence[int]) -> list[Recorded] | None:
         """The events at these positions up to `last`, readable; None where the tail begins later.
@@ -77,8 +79,9 @@ class Tail:
             # Somebody may have been forgotten meanwhile; then they are not the same events any more.
             if self._at(positions) == events:
                 first = self.first
-                for position, one in zip(positions, shown, strict=True):
+                for position, sealed, one in zip(positions, events, shown, strict=True):
                     self._events[position - first] = one
+                    self._bytes += len(one.data) - len(sealed.data)
                 return shown
         return events
 
@@ -89,9 +92,14 @@ class Tail:
         return [self._events[position - first] for position in positions]
 
     def _cut(self) -> None:
-        """Lets go of what is beyond the bounds; the newest event is always kept."""
-        first, self._bytes = len(self._events), 0
-        while first and len(self._events) - first < KEPT_EVENTS and self._bytes < KEPT_BYTES:
-            first -= 1
-            self._bytes += len(self._events[first].data)
-        del self._events[:first]
+        """Lets go of what is beyond the bounds."""
+        gone, most_gone = 0, len(self._events) - 1
+        least_gone = len(self._events) - KEPT_EVENTS
+        while gone < most_gone and (gone < least_gone or self._bytes > KEPT_BYTES):
+            self._bytes -= len(self._events[gone].data)
+            gone += 1
+        del self._events[:gone]
+
+    def _clear(self) -> None:
+        self._events.clear()
+        self._bytes = 0

@@ -177,7 +177,10 @@ class World:
         for row in sorted(operations, key=lambda row: row.fencing_token):
             for resource in row.resources.items():
                 holders[resource].append(row.id)
-        assert squad.holders == {resource: tuple(ids) for resource, ids in holders.items()}
+        assert {resource: squad.claims(resource) for resource in holders} == {
+            resource: tuple(ids) for resource, ids in holders.items()
+        }
+        assert len(squad.holders) == len(holders)
 
         assert squad.gmail_ids == {row.gmail_message_id: row.id for row in squad.all(EMAILS)}
 

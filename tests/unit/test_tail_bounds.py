@@ -49,20 +49,18 @@ async def test_it_has_what_came_since_it_began() -> None:
     assert await after(kept, 5, 10) == []
 
 
-async def test_it_keeps_so_many_events_and_twice_as_many_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_keeps_so_many_events_and_a_few_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tail, "KEPT_EVENTS", 10)
-    for count in range(10, 60):
-        kept = filled(count)
-        assert 10 <= await length(kept, count) <= 20
+    monkeypatch.setattr(tail, "CUTS", 3)
+    lengths = {await length(filled(count), count) for count in range(10, 60)}
+    assert lengths == {10, 11, 12, 13}
 
 
-async def test_it_keeps_so_many_bytes_and_about_twice_as_many_at_most(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_it_keeps_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tail, "KEPT_BYTES", 1_000)
     for count in range(10, 60):
         kept = filled(count, size=100)
-        assert 10 <= await length(kept, count) <= 20
+        assert await length(kept, count) == 10
     # One that is larger than all that is kept is kept, and nothing else.
     kept.extend([event(60, size=5_000)])
     assert await after(kept, 58, 1) is None
@@ -77,3 +75,17 @@ async def test_what_is_counted_begins_anew_where_something_is_missing(
     kept.extend([event(position, 100) for position in range(100, 110)])
     assert await after(kept, 14, 1) is None
     assert len((await after(kept, 99, 100)) or ()) == 10
+
+
+async def test_what_was_revealed_counts_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tail, "KEPT_BYTES", 1_000)
+
+    async def ten_times_as_long(page: Sequence[Recorded]) -> list[Recorded]:
+        return [sealed._replace(data="x" * 200) for sealed in page]
+
+    kept = Tail(ten_times_as_long)
+    for position in range(1, 21):
+        kept.extend([event(position)._replace(type="message_sent", data='"sealed":{"key":"..."')])
+    assert len((await after(kept, 0, 20)) or ()) == 20
+    kept.extend([event(21)])
+    assert await length(kept, 21) == 5
