@@ -25,7 +25,7 @@ from service.draft import Draft
 from service.squad import Squad
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
@@ -38,6 +38,8 @@ PAGE_EVENTS = 2_000
 
 SLICE_EVENTS = 500
 """How many of them are folded before others have their turn: a few milliseconds."""
+
+AfterPage = Callable[[], Awaitable[None]]
 
 Keep = Callable[[Squad, int], Awaitable[None]]
 """Puts a squad away as a snapshot, given where the log ended when it was begun to be read. Never raises."""
@@ -81,14 +83,16 @@ def fold_page(squad: Squad, page: Sequence[Recorded]) -> list[AnyEvent]:
 
 
 async def folding(
-    connection: Connection, squad: Squad, upto: int, *, rest: float = 0.0
-) -> AsyncGenerator[None, None]:
-    """Folds what follows the squad's head, a page at each step. Who does not go to the end, closes it.
+    connection: Connection, squad: Squad, upto: int, after_page: AfterPage, *, rest: float = 0.0
+) -> None:
+    """Folds what follows the squad's head, page by page.
 
     Args:
         connection: to read on.
         squad: is brought to `upto`.
         upto: the last position to fold.
+        after_page: called after each; what it raises, ends it. What it asks of the connection waits until
+            the next page is there.
         rest: how long to rest after each slice, as a multiple of what it took.
 
     Raises:
@@ -109,7 +113,7 @@ async def folding(
                 began = monotonic()
                 fold_page(squad, page[start : start + SLICE_EVENTS])
                 await asyncio.sleep(rest * (monotonic() - began))
-            yield
+            await after_page()
 
 
 async def _nothing_after(connection: Connection, position: int) -> EventStoreError:
@@ -145,16 +149,19 @@ async def fold_on(
         BeyondTheLog, StoreUnavailable, LogNotUnderstood: see `folding`.
     """
     kept = squad.head.position
-    async with aclosing(folding(connection, squad, upto)) as pages:
-        async for _ in pages:
-            at = squad.head.position
-            too_late = deadline is not None and monotonic() > deadline and at < upto
-            if keep and (too_late or at - kept >= snapshots.distance(squad)):
-                await complete(connection, squad)
-                await keep(squad, known)
-                kept = at
-            if too_late:
-                raise TookTooLong(f"it is folded up to position {at} of {upto}")
+
+    async def after_page() -> None:
+        nonlocal kept
+        at = squad.head.position
+        too_late = deadline is not None and monotonic() > deadline and at < upto
+        if keep and (too_late or at - kept >= snapshots.distance(squad)):
+            await complete(connection, squad)
+            await keep(squad, known)
+            kept = at
+        if too_late:
+            raise TookTooLong(f"it is folded up to position {at} of {upto}")
+
+    await folding(connection, squad, upto, after_page)
     await complete(connection, squad)
 
 

@@ -12,7 +12,6 @@ It runs beside everything else on the event loop, so it folds a few hundred even
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from datetime import datetime, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -112,10 +111,12 @@ async def check_snapshots(
     faults: list[SnapshotFault] = []
     squad = Squad()
     head = await log.head_position(connection)
+
+    async def after_page() -> None:
+        tell(squad.head.position)
+
     for position in await snapshots.positions(connection):
-        async with aclosing(folding(connection, squad, min(position, head))) as pages:
-            async for _ in pages:
-                tell(squad.head.position)
+        await folding(connection, squad, min(position, head), after_page)
         await complete(connection, squad)
         try:
             stored = await snapshots.load(connection, position)

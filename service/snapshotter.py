@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -129,17 +129,23 @@ class Snapshotter:
         for last, following in pairwise([0, *await snapshots.positions(connection)]):
             if following - last < 2 * snapshots.distance(self._writer.squad):
                 continue
-            known = await log.head_position(connection)
-            squad = await snapshots.nearest(connection, last) or Squad()
-            kept = squad.head.position
-            async with aclosing(folding(connection, squad, following, rest=RESTS)) as pages:
-                async for _ in pages:
-                    if self._due.is_set():
-                        await self._at_the_head(connection)
-                    if squad.head.position - kept >= snapshots.distance(squad):
-                        kept = squad.head.position
-                        await complete(connection, squad)
-                        await snapshots.store(connection, squad, known)
+            await self._walk(connection, last, following)
+
+    async def _walk(self, connection: Connection, last: int, following: int) -> None:
+        known = await log.head_position(connection)
+        squad = await snapshots.nearest(connection, last) or Squad()
+        kept = squad.head.position
+
+        async def after_page() -> None:
+            nonlocal kept
+            if self._due.is_set():
+                await self._at_the_head(connection)
+            if squad.head.position - kept >= snapshots.distance(squad):
+                kept = squad.head.position
+                await complete(connection, squad)
+                await snapshots.store(connection, squad, known)
+
+        await folding(connection, squad, following, after_page, rest=RESTS)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:

@@ -12,7 +12,7 @@ import pytest
 from eventstore import log, schema
 from eventstore.errors import StoreRefused
 from service import snapshots
-from service.folding import complete, folding, keeping
+from service.folding import fold_on, keeping
 from service.history import state_at
 from service.squad import Squad
 from tests.support.life import Life
@@ -51,9 +51,7 @@ async def _found(connection: Connection, position: int) -> int | None:
     if squad is None:
         return None
     folded = Squad()
-    async for _ in folding(connection, folded, squad.head.position):
-        pass
-    await complete(connection, folded)
+    await fold_on(connection, folded, squad.head.position, squad.head.position)
     assert contents(squad) == contents(folded)
     return squad.head.position
 

@@ -26,7 +26,7 @@ from tests.model.line import Cursor, Line, SimpleCursor
 from tests.model.loop import Loop
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator
+    from collections.abc import Callable, Iterator
     from datetime import datetime, timedelta
 
     from eventstore.connection import Connection
@@ -164,16 +164,25 @@ class Process:
             promise.keep(error)
 
 
-async def _scan(
-    connection: Connection, after: int, upto: int, page_events: int
-) -> AsyncGenerator[list[Recorded], None]:
-    """What `pages.scan` gives, but one page after the other, and without a thread."""
-    while after < upto:
-        page = await log.read_after(connection, after, min(page_events, upto - after))
+class _Scan:
+    """What `pages.scan` gives, but one page after the other, without a thread, and ready to be killed."""
+
+    def __init__(self, connection: Connection, after: int, upto: int, page_events: int) -> None:
+        self._connection, self._at, self._upto, self._page_events = connection, after, upto, page_events
+
+    def __aiter__(self) -> _Scan:
+        return self
+
+    async def __anext__(self) -> list[Recorded]:
+        events = min(self._page_events, self._upto - self._at)
+        page = await log.read_after(self._connection, self._at, events) if events > 0 else []
         if not page:
-            return
-        yield page
-        after = page[-1].position
+            raise StopAsyncIteration
+        self._at = page[-1].position
+        return page
+
+    async def aclose(self) -> None:
+        """There is nothing to close."""
 
 
 class Errors(logging.Handler):
@@ -214,7 +223,7 @@ def simulated() -> Iterator[None]:
         patch.setattr(log.read_after, "__defaults__", (PAGE_EVENTS,))
         # So that a few dozen events are a long way for a process that starts.
         patch.setattr(folding, "PAGE_EVENTS", PAGE_EVENTS)
-        patch.setattr(folding, "scan", _scan)
+        patch.setattr(folding, "scan", _Scan)
         patch.setattr(snapshots, "EVENTS_BETWEEN", 30)
         patch.setattr(restore, "FOLDED_SOONER_EVENTS", 20)
         logger = logging.getLogger("service")
