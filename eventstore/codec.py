@@ -22,7 +22,10 @@ EVENT_TYPES: dict[str, type[AnyEvent]] = {kind.type: kind for kind in get_args(A
 """Every known type of event by its stored name."""
 
 _encoder = msgspec.json.Encoder()
-_DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in EVENT_TYPES.items()}
+_DECODE = {
+    (name, kind.schema_version): msgspec.json.Decoder(kind).decode for name, kind in EVENT_TYPES.items()
+}
+"""How to read the data of a type at its present schema version."""
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -65,20 +68,22 @@ def decode(recorded: Recorded) -> AnyEvent:
         UnknownEventType: the type, or its schema version, comes from a newer version of the software.
         UnreadableEvent: the data do not have the promised shape.
     """
+    decode_present = _DECODE.get((recorded.type, recorded.schema_version))
+    try:
+        return decode_present(recorded.data) if decode_present else _decode_earlier(recorded)
+    except (msgspec.MsgspecError, KeyError, ValueError) as error:
+        raise UnreadableEvent(
+            f"{recorded.type} at position {recorded.position}", recorded.position
+        ) from error
+
+
+def _decode_earlier(recorded: Recorded) -> AnyEvent:
     kind = EVENT_TYPES.get(recorded.type)
     if kind is None or recorded.schema_version > kind.schema_version:
         raise UnknownEventType(
             f"{recorded.type} v{recorded.schema_version} at position {recorded.position}", recorded.position
         )
-    try:
-        if recorded.schema_version == kind.schema_version:
-            return _DECODERS[recorded.type].decode(recorded.data)
-        data = _upcast(kind, recorded.schema_version, orjson.loads(recorded.data))
-        return msgspec.convert(data, kind)
-    except (msgspec.MsgspecError, KeyError, ValueError) as error:
-        raise UnreadableEvent(
-            f"{recorded.type} at position {recorded.position}", recorded.position
-        ) from error
+    return msgspec.convert(_upcast(kind, recorded.schema_version, orjson.loads(recorded.data)), kind)
 
 
 def _upcast(kind: type[AnyEvent], version: int, data: dict[str, Any]) -> dict[str, Any]:

@@ -63,9 +63,11 @@ class _PageRows:
         if self._cache is None:
             return True
         self._cache.update(self.changed)
-        for key in self.changed:
-            self._cache.move_to_end(key)
         too_many = len(self._cache) - CACHED_ROWS
+        # Until then nobody asks which row was written last.
+        if too_many > -CACHED_ROWS // 2:
+            for key in self.changed:
+                self._cache.move_to_end(key)
         for _ in range(too_many):
             self._cache.popitem(last=False)
         return too_many <= 0

@@ -109,6 +109,8 @@ class TestUpcasting:
             return {"title" if name == "name" else name: value for name, value in data.items()}
 
         monkeypatch.setattr(TaskCreated, "schema_version", 3)
+        monkeypatch.setitem(codec._DECODE, ("task_created", 3), codec._DECODE["task_created", 1])
+        monkeypatch.delitem(codec._DECODE, ("task_created", 1))
         monkeypatch.setitem(codec.UPCASTERS, ("task_created", 1), rename)
         monkeypatch.setitem(codec.UPCASTERS, ("task_created", 2), lambda data: {**data, "priority": "low"})
 
