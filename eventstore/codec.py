@@ -16,7 +16,7 @@ from eventstore.errors import UnknownEventType, UnreadableEvent
 from eventstore.events import AnyEvent, Event
 
 if TYPE_CHECKING:
-    from eventstore.recorded import Recorded
+    from eventstore.recorded import AnyRecorded
 
 EVENT_TYPES: dict[str, type[AnyEvent]] = {kind.type: kind for kind in get_args(AnyEvent)}
 """Every known type of event by its stored name."""
@@ -61,7 +61,7 @@ def encode(event: Event) -> str:
     return _encoder.encode(event).decode()
 
 
-def decode(recorded: Recorded) -> AnyEvent:
+def decode(recorded: AnyRecorded) -> AnyEvent:
     """The event that a row of the log tells.
 
     Raises:
@@ -77,7 +77,7 @@ def decode(recorded: Recorded) -> AnyEvent:
         ) from error
 
 
-def _decode_earlier(recorded: Recorded) -> AnyEvent:
+def _decode_earlier(recorded: AnyRecorded) -> AnyEvent:
     kind = EVENT_TYPES.get(recorded.type)
     if kind is None or recorded.schema_version > kind.schema_version:
         raise UnknownEventType(

@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, LiteralString
+from typing import TYPE_CHECKING, Any, Generic, LiteralString, TypeVar
 
 import psycopg
 from psycopg.adapt import Transformer
@@ -19,16 +19,17 @@ from psycopg.pq import ConnStatus, ExecStatus, Format
 
 from eventstore.connection import hang_up, hanging_up_after
 from eventstore.log import COLUMNS
-from eventstore.recorded import recorded_of
+from eventstore.recorded import recorded_of, told_of
 from eventstore.translation import translating
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from psycopg.pq.abc import PGresult
 
     from eventstore.connection import Connection
-    from eventstore.recorded import Recorded
+
+R = TypeVar("R")
 
 PAGE_EVENTS = 2_500
 """How many events a page has: so many that what it takes to ask for one does not show, and not many more,
@@ -37,9 +38,6 @@ because of those that are on their way several are in memory."""
 AHEAD = 2
 """How many pages are asked for before they are needed, so that the server never waits for us."""
 
-_READ: LiteralString = (
-    f"SELECT {COLUMNS} FROM events WHERE position > $1 AND position <= $2 ORDER BY position"
-)
 # Not the event loop's own threads: where these wait in vain, those are needed to connect anew.
 _READERS = ThreadPoolExecutor(8, thread_name_prefix="log reader")
 _BIGINT = psycopg.postgres.types["bigint"].oid
@@ -47,9 +45,22 @@ _GIVEN_UP_AFTER_SECONDS = 1.0
 """How long a page that nobody waits for any more may still come."""
 
 
+class Shape(Generic[R]):
+    """How much is read of an event, and what is made of it."""
+
+    def __init__(self, columns: LiteralString, make: Callable[[Sequence[Any]], R]) -> None:
+        query: LiteralString = f"SELECT {columns} FROM events"
+        self.query = f"{query} WHERE position > $1 AND position <= $2 ORDER BY position".encode()
+        self.make = make
+
+
+WHOLE = Shape(COLUMNS, recorded_of)
+TOLD = Shape("position, type, schema_version, data::text, actor, caused_by, recorded_at", told_of)
+
+
 async def scan(
-    connection: Connection, after: int, upto: int, page_events: int = PAGE_EVENTS
-) -> AsyncGenerator[list[Recorded], None]:
+    connection: Connection, after: int, upto: int, page_events: int = PAGE_EVENTS, *, shape: Shape[R]
+) -> AsyncGenerator[list[R], None]:
     """The log page by page, as it is when each page is read, so memory does not grow with it.
 
     Whatever else is asked of the connection meanwhile waits for pages that are on their way. Whoever does
@@ -60,6 +71,7 @@ async def scan(
         after: the position to begin behind.
         upto: the last position wanted; where the log has none from some position on, it ends there.
         page_events: how many events a page has at most.
+        shape: how much of each.
 
     Raises:
         StoreUnavailable: the connection broke.
@@ -70,11 +82,12 @@ async def scan(
 
     def ask() -> None:
         for start in islice(starts, AHEAD - len(coming)):
-            coming.append(asyncio.ensure_future(_come(connection, start, min(start + page_events, upto))))
+            last = min(start + page_events, upto)
+            coming.append(asyncio.ensure_future(_come(connection, shape.query, start, last)))
 
     try:
         ask()
-        while coming and (page := _rows(connection, await coming[0])):
+        while coming and (page := _rows(connection, await coming[0], shape.make)):
             coming.popleft()
             ask()
             yield page
@@ -84,14 +97,14 @@ async def scan(
         await asyncio.gather(*coming, return_exceptions=True)
 
 
-async def _come(connection: Connection, after: int, last: int) -> PGresult:
+async def _come(connection: Connection, query: bytes, after: int, last: int) -> PGresult:
     """The server's answer, waited for in a thread. The connection is nobody else's until that is done."""
     parameters = [str(position).encode() for position in (after, last)]
     with translating():
         async with connection.lock:
             job = _READERS.submit(
                 connection.pgconn.exec_params,
-                _READ.encode(),
+                query,
                 parameters,
                 [_BIGINT] * len(parameters),
                 None,
@@ -115,7 +128,7 @@ async def _end(connection: Connection, waiting: asyncio.Future[PGresult]) -> Non
             hang_up(connection)
 
 
-def _rows(connection: Connection, answer: PGresult) -> list[Recorded]:
+def _rows(connection: Connection, answer: PGresult, make: Callable[[Sequence[Any]], R]) -> list[R]:
     with translating():
         if answer.status != ExecStatus.TUPLES_OK:
             if connection.pgconn.status != ConnStatus.OK:
@@ -123,4 +136,4 @@ def _rows(connection: Connection, answer: PGresult) -> list[Recorded]:
             raise psycopg.errors.error_from_result(answer)
         transformer = Transformer(connection)
         transformer.set_pgresult(answer)
-        return transformer.load_rows(0, answer.ntuples, recorded_of)
+        return transformer.load_rows(0, answer.ntuples, make)

@@ -51,8 +51,23 @@ class Recorded(NamedTuple):
     """SHA-256 over the previous event's hash and everything above; see `eventstore.chain`."""
 
 
+class Told(NamedTuple):
+    """What a fold looks at of an event in the log: half as much to read and to make."""
+
+    position: int
+    type: str
+    schema_version: int
+    data: str
+    actor: str
+    caused_by: int | None
+    recorded_at: datetime
+
+
+AnyRecorded = Recorded | Told
+
 recorded_of: Callable[[Sequence[Any]], Recorded] = partial(tuple.__new__, Recorded)
-"""What `Recorded._make` does, without a function of Python's around it: it is called for every row."""
+told_of: Callable[[Sequence[Any]], Told] = partial(tuple.__new__, Told)
+"""What `_make` does, without a function of Python's around it: these are called for every row."""
 
 
 class Head(Struct, frozen=True, gc=False):

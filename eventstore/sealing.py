@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from eventstore.events import AnyEvent
     from eventstore.keys import Key
-    from eventstore.recorded import Recorded
+    from eventstore.recorded import AnyRecorded, Recorded
 
 NONCE_BYTES = 12
 _NONCE_CHARACTERS = 16
@@ -160,6 +160,16 @@ async def reveal(
     for index, data, seal_ in sealed:
         shown[index] = _opened(page[index], data, seal_, secrets.get(seal_.key))
     return shown
+
+
+def concerns_keys(page: Sequence[AnyRecorded]) -> bool:
+    """Whether `reveal` would have anything to do."""
+    for recorded in page:
+        if recorded.type in _LOOKED_AT and (
+            _LOOKS_SEALED in recorded.data or recorded.type == SubjectForgotten.type
+        ):
+            return True
+    return False
 
 
 def may_be_sealed(recorded: Recorded) -> bool:

@@ -33,7 +33,7 @@ from eventstore.events import (
 from projections.projection import MissingRow, Projection, Row, Table, its
 
 if TYPE_CHECKING:
-    from eventstore.recorded import Recorded
+    from eventstore.recorded import AnyRecorded
     from projections.projection import View
 
 
@@ -98,7 +98,7 @@ def _agent(view: View, name: str) -> AgentRow:
 
 
 @agents.on(AgentRegistered)
-def _registered(view: View, event: AgentRegistered, recorded: Recorded) -> None:
+def _registered(view: View, event: AgentRegistered, recorded: AnyRecorded) -> None:
     row = AgentRow(
         id=event.agent_id,
         name=event.agent,
@@ -116,7 +116,7 @@ def _registered(view: View, event: AgentRegistered, recorded: Recorded) -> None:
 
 
 @agents.on(AgentProfileChanged, touches=_ITS_AGENT)
-def _profile_changed(view: View, event: AgentProfileChanged, recorded: Recorded) -> None:
+def _profile_changed(view: View, event: AgentProfileChanged, recorded: AnyRecorded) -> None:
     row = _agent(view, event.agent).replaced(
         role=event.role, url=event.url, priority=event.priority, position=recorded.position
     )
@@ -124,7 +124,7 @@ def _profile_changed(view: View, event: AgentProfileChanged, recorded: Recorded)
 
 
 @agents.on(AgentStatusChanged, touches=_ITS_AGENT)
-def _status_changed(view: View, event: AgentStatusChanged, recorded: Recorded) -> None:
+def _status_changed(view: View, event: AgentStatusChanged, recorded: AnyRecorded) -> None:
     if event.reason not in _NO_SIGN_OF_LIFE:
         _acted(view, event, recorded)
     row = _agent(view, event.agent).replaced(status=event.status, position=recorded.position)
@@ -142,15 +142,15 @@ def _status_changed(view: View, event: AgentStatusChanged, recorded: Recorded) -
     TokensDenied,
     touches=_ITS_AGENT,
 )
-def _acted(view: View, event: _OfAgent, recorded: Recorded) -> None:
+def _acted(view: View, event: _OfAgent, recorded: AnyRecorded) -> None:
     _take_note(view, event.agent, recorded, sign_of_life=_is_by_itself(event, recorded))
 
 
-def _is_by_itself(event: _OfAgent, recorded: Recorded) -> bool:
+def _is_by_itself(event: _OfAgent, recorded: AnyRecorded) -> bool:
     return event.agent == ORCHESTRATOR_AGENT or not recorded.actor.startswith(_NOT_THE_AGENT)
 
 
-def _take_note(view: View, agent: str, recorded: Recorded, *, sign_of_life: bool, work: int = 0) -> None:
+def _take_note(view: View, agent: str, recorded: AnyRecorded, *, sign_of_life: bool, work: int = 0) -> None:
     row = _agent(view, agent)
     row = row.replaced(
         last_active=recorded.recorded_at if sign_of_life else row.last_active,
@@ -161,44 +161,44 @@ def _take_note(view: View, agent: str, recorded: Recorded, *, sign_of_life: bool
 
 
 @agents.on(TokensReleased, touches=_ITS_AGENT)
-def _released(view: View, event: TokensReleased, recorded: Recorded) -> None:
+def _released(view: View, event: TokensReleased, recorded: AnyRecorded) -> None:
     if event.reason == "released":
         _acted(view, event, recorded)
 
 
 @agents.on(TokensReserved, touches=_ITS_AGENT)
-def _reserved(view: View, event: TokensReserved, recorded: Recorded) -> None:
+def _reserved(view: View, event: TokensReserved, recorded: AnyRecorded) -> None:
     _take_note(view, event.agent, recorded, sign_of_life=_is_taken_by_itself(event, recorded))
 
 
 @agents.on(OperationStarted, touches=_ITS_AGENT)
-def _operation_started(view: View, event: OperationStarted, recorded: Recorded) -> None:
+def _operation_started(view: View, event: OperationStarted, recorded: AnyRecorded) -> None:
     _take_note(view, event.agent, recorded, sign_of_life=_is_taken_by_itself(event, recorded), work=1)
 
 
-def _is_taken_by_itself(event: TokensReserved | OperationStarted, recorded: Recorded) -> bool:
+def _is_taken_by_itself(event: TokensReserved | OperationStarted, recorded: AnyRecorded) -> bool:
     # What is taken for a run names the job as its cause, also where a client asked for the run.
     return recorded.caused_by is None and _is_by_itself(event, recorded)
 
 
 @agents.on(OperationFinished, touches=_ITS_AGENT)
-def _operation_finished(view: View, event: OperationFinished, recorded: Recorded) -> None:
+def _operation_finished(view: View, event: OperationFinished, recorded: AnyRecorded) -> None:
     _take_note(view, event.agent, recorded, sign_of_life=_is_by_itself(event, recorded), work=-1)
 
 
 @agents.on(OperationExpired, touches=_ITS_AGENT)
-def _operation_expired(view: View, event: OperationExpired, recorded: Recorded) -> None:
+def _operation_expired(view: View, event: OperationExpired, recorded: AnyRecorded) -> None:
     # That an operation ran out of time is no sign of life either.
     _take_note(view, event.agent, recorded, sign_of_life=False, work=-1)
 
 
 @agents.on(RunStarted, touches=_ITS_AGENT)
-def _run_started(view: View, event: RunStarted, recorded: Recorded) -> None:
+def _run_started(view: View, event: RunStarted, recorded: AnyRecorded) -> None:
     if event.agent:
         _take_note(view, event.agent, recorded, sign_of_life=False, work=1)
 
 
 @agents.on(RunFinished, touches=_ITS_AGENT)
-def _run_finished(view: View, event: RunFinished, recorded: Recorded) -> None:
+def _run_finished(view: View, event: RunFinished, recorded: AnyRecorded) -> None:
     if event.agent:
         _take_note(view, event.agent, recorded, sign_of_life=event.answered, work=-1)

@@ -17,7 +17,7 @@ from eventstore.events import (
 from projections.projection import MissingRow, Projection, Row, Table, its
 
 if TYPE_CHECKING:
-    from eventstore.recorded import Recorded
+    from eventstore.recorded import AnyRecorded
     from projections.projection import View
 
 THE_POLICY = "squad"
@@ -166,7 +166,7 @@ _ITS_RESERVATION = (*_ITS_COUNTS, its(RESERVATIONS, "reservation_id"))
 
 
 @budgets.on(PolicySet, touches=(_ITS_DAY,))
-def _policy_set(view: View, event: PolicySet, recorded: Recorded) -> None:
+def _policy_set(view: View, event: PolicySet, recorded: AnyRecorded) -> None:
     row = PolicyRow(
         THE_POLICY,
         event.daily_tokens,
@@ -189,7 +189,7 @@ def _policy_set(view: View, event: PolicySet, recorded: Recorded) -> None:
 
 
 @budgets.on(BudgetDayReset, touches=(_ITS_DAY, its(BUDGET_DAYS, "previous_day")))
-def _day_reset(view: View, event: BudgetDayReset, recorded: Recorded) -> None:
+def _day_reset(view: View, event: BudgetDayReset, recorded: AnyRecorded) -> None:
     days = view.rows(BUDGET_DAYS)
     if event.previous_day and event.previous_day != event.day:
         previous = _day(view, event.previous_day)
@@ -208,7 +208,9 @@ def _day_reset(view: View, event: BudgetDayReset, recorded: Recorded) -> None:
 
 
 def reservation_after(
-    row: ReservationRow | None, event: TokensReserved | TokensSettled | TokensReleased, recorded: Recorded
+    row: ReservationRow | None,
+    event: TokensReserved | TokensSettled | TokensReleased,
+    recorded: AnyRecorded,
 ) -> ReservationRow:
     """A reservation after one of its events, of which the first makes it."""
     if isinstance(event, TokensReserved):
@@ -234,13 +236,13 @@ def reservation_after(
 
 
 @budgets.on(TokensReserved, touches=_ITS_COUNTS)
-def _reserved(view: View, event: TokensReserved, recorded: Recorded) -> None:
+def _reserved(view: View, event: TokensReserved, recorded: AnyRecorded) -> None:
     view.rows(RESERVATIONS).put(event.reservation_id, reservation_after(None, event, recorded))
     _count(view, event.day, event.agent, recorded.position, reserved=event.tokens)
 
 
 @budgets.on(TokensSettled, TokensReleased, touches=_ITS_RESERVATION)
-def _ended(view: View, event: TokensSettled | TokensReleased, recorded: Recorded) -> None:
+def _ended(view: View, event: TokensSettled | TokensReleased, recorded: AnyRecorded) -> None:
     rows = view.rows(RESERVATIONS)
     row = reservation_after(rows.get(event.reservation_id), event, recorded)
     rows.put(event.reservation_id, row)
@@ -255,12 +257,12 @@ def _ended(view: View, event: TokensSettled | TokensReleased, recorded: Recorded
 
 
 @budgets.on(TokensUsed, touches=_ITS_COUNTS)
-def _used(view: View, event: TokensUsed, recorded: Recorded) -> None:
+def _used(view: View, event: TokensUsed, recorded: AnyRecorded) -> None:
     _count(view, event.day, event.agent, recorded.position, used=event.tokens)
 
 
 @budgets.on(BudgetThresholdCrossed, touches=(_ITS_DAY,))
-def _threshold_crossed(view: View, event: BudgetThresholdCrossed, recorded: Recorded) -> None:
+def _threshold_crossed(view: View, event: BudgetThresholdCrossed, recorded: AnyRecorded) -> None:
     day = _day(view, event.day)
     view.rows(BUDGET_DAYS).put(
         event.day,

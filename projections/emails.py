@@ -9,7 +9,7 @@ from eventstore.events import ERASED, EmailReceived, EmailStatus, EmailUpdated, 
 from projections.projection import MissingRow, Projection, Row, Table, all_its, its
 
 if TYPE_CHECKING:
-    from eventstore.recorded import Recorded
+    from eventstore.recorded import AnyRecorded
     from projections.projection import View
 
 
@@ -54,7 +54,7 @@ emails = Projection("emails", (EMAILS,))
 
 
 @emails.on(EmailReceived)
-def _received(view: View, event: EmailReceived, recorded: Recorded) -> None:
+def _received(view: View, event: EmailReceived, recorded: AnyRecorded) -> None:
     row = EmailRow(
         event.email_id,
         event.gmail_message_id,
@@ -73,7 +73,7 @@ def _received(view: View, event: EmailReceived, recorded: Recorded) -> None:
 
 
 @emails.on(EmailUpdated, touches=(its(EMAILS, "email_id"),))
-def _updated(view: View, event: EmailUpdated, recorded: Recorded) -> None:
+def _updated(view: View, event: EmailUpdated, recorded: AnyRecorded) -> None:
     row = view.rows(EMAILS).get(event.email_id)
     if row is None:
         raise MissingRow(EMAILS, event.email_id)
@@ -89,7 +89,7 @@ def _updated(view: View, event: EmailUpdated, recorded: Recorded) -> None:
 
 
 @emails.on(SubjectForgotten, touches=(all_its(EMAILS, "emails"),))
-def _forgotten(view: View, event: SubjectForgotten, recorded: Recorded) -> None:
+def _forgotten(view: View, event: SubjectForgotten, recorded: AnyRecorded) -> None:
     """Erases what the log no longer tells: the same rows come of it whether it was still told or not."""
     rows = view.rows(EMAILS)
     missing: list[str] = []

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from eventstore.events import AnyEvent, Event
     from eventstore.keys import Keyring
-    from eventstore.recorded import Recorded
+    from eventstore.recorded import AnyRecorded, Recorded
     from projections.projection import Projection
 
 CACHED_ROWS = 20_000
@@ -172,7 +172,7 @@ class PageFolder:
         self.keep(folded)
 
     def fold(
-        self, members: Sequence[Projection], page: Sequence[Recorded], events: Sequence[AnyEvent]
+        self, members: Sequence[Projection], page: Sequence[AnyRecorded], events: Sequence[AnyEvent]
     ) -> FoldedPage:
         """Folds consecutive events, and leaves it to the caller to write and keep what comes of it.
 
@@ -259,10 +259,16 @@ async def decoded(
     Raises:
         UnknownEventType, UnreadableEvent: one of them cannot be read.
     """
-    events: list[AnyEvent] = []
     # Answers are nobody's rows, so nobody needs to read them.
-    shown = await sealing.reveal(connection, page, keyring, veiled=(RequestAnswered.type,))
-    for start in range(0, len(shown), _DECODED_AT_ONCE):
-        events += [codec.decode(recorded) for recorded in shown[start : start + _DECODED_AT_ONCE]]
+    return await decoded_as_it_is(
+        await sealing.reveal(connection, page, keyring, veiled=(RequestAnswered.type,))
+    )
+
+
+async def decoded_as_it_is(page: Sequence[AnyRecorded]) -> list[AnyEvent]:
+    """The events of a page that is readable: none is sealed, or all were revealed."""
+    events: list[AnyEvent] = []
+    for start in range(0, len(page), _DECODED_AT_ONCE):
+        events += [codec.decode(recorded) for recorded in page[start : start + _DECODED_AT_ONCE]]
         await asyncio.sleep(0)
     return events

@@ -28,7 +28,7 @@ from projections.projection import MissingRow, Projection, Row, Table, its
 from projections.runs import RUNS, RunRow
 
 if TYPE_CHECKING:
-    from eventstore.recorded import Recorded
+    from eventstore.recorded import AnyRecorded
     from projections.projection import View
 
 
@@ -113,7 +113,7 @@ _ITS_RUN = (its(RUNS, "run_id"),)
 
 
 @jobs.on(JobDefined, touches=_ITS_JOB)
-def _defined(view: View, event: JobDefined, recorded: Recorded) -> None:
+def _defined(view: View, event: JobDefined, recorded: AnyRecorded) -> None:
     before = view.rows(JOBS).get(event.job)
     known = before is not None and not before.removed
     row = JobRow(
@@ -144,7 +144,7 @@ def _goes_on(before: JobRow, event: JobDefined) -> bool:
 
 
 @jobs.on(JobRemoved, touches=_ITS_JOB)
-def _removed(view: View, event: JobRemoved, recorded: Recorded) -> None:
+def _removed(view: View, event: JobRemoved, recorded: AnyRecorded) -> None:
     before = view.rows(JOBS).get(event.job)
     if before is None:
         # The settings withdrew what was off the schedule already; nobody keeps that in memory.
@@ -156,26 +156,26 @@ def _removed(view: View, event: JobRemoved, recorded: Recorded) -> None:
 
 
 @jobs.on(JobPaused, touches=_ITS_JOB)
-def _paused(view: View, event: JobPaused, recorded: Recorded) -> None:
+def _paused(view: View, event: JobPaused, recorded: AnyRecorded) -> None:
     row = _job(view, event.job).replaced(paused=True, pause_note=event.note, position=recorded.position)
     view.rows(JOBS).put(event.job, row)
 
 
 @jobs.on(JobResumed, touches=_ITS_JOB)
-def _resumed(view: View, event: JobResumed, recorded: Recorded) -> None:
+def _resumed(view: View, event: JobResumed, recorded: AnyRecorded) -> None:
     row = _job(view, event.job).replaced(paused=False, pause_note=event.note, position=recorded.position)
     view.rows(JOBS).put(event.job, row)
 
 
 @jobs.on(TickBuffered, touches=_ITS_JOB)
-def _buffered(view: View, event: TickBuffered, recorded: Recorded) -> None:
+def _buffered(view: View, event: TickBuffered, recorded: AnyRecorded) -> None:
     row = _job(view, event.job).replaced(buffered_tick=event.tick, position=recorded.position)
     view.rows(JOBS).put(event.job, row)
     _ticked(view, event.job, event.tick)
 
 
 @jobs.on(RunMissed, RunSkipped, touches=_ITS_JOB)
-def _did_not_run(view: View, event: RunMissed | RunSkipped, recorded: Recorded) -> None:
+def _did_not_run(view: View, event: RunMissed | RunSkipped, recorded: AnyRecorded) -> None:
     reason = f"{event.reason}: {event.detail}" if isinstance(event, RunSkipped) else None
     row = RunRow(
         id=event.run_id,
@@ -203,7 +203,7 @@ def _did_not_run(view: View, event: RunMissed | RunSkipped, recorded: Recorded) 
 
 
 @jobs.on(RunStarted, touches=_ITS_JOB)
-def _started(view: View, event: RunStarted, recorded: Recorded) -> None:
+def _started(view: View, event: RunStarted, recorded: AnyRecorded) -> None:
     row = RunRow(
         id=event.run_id,
         job=event.job,
@@ -232,14 +232,14 @@ def _started(view: View, event: RunStarted, recorded: Recorded) -> None:
 
 
 @jobs.on(RunRenewed, touches=_ITS_RUN)
-def _renewed(view: View, event: RunRenewed, recorded: Recorded) -> None:
+def _renewed(view: View, event: RunRenewed, recorded: AnyRecorded) -> None:
     row = _run(view, event.run_id)
     row = row.replaced(lease_expires_at=event.lease_expires_at, position=recorded.position)
     view.rows(RUNS).put(event.run_id, row)
 
 
 @jobs.on(RunAttemptFailed, touches=_ITS_RUN)
-def _attempt_failed(view: View, event: RunAttemptFailed, recorded: Recorded) -> None:
+def _attempt_failed(view: View, event: RunAttemptFailed, recorded: AnyRecorded) -> None:
     row = _run(view, event.run_id)
     used = row.tokens_used if event.tokens_used is None else (row.tokens_used or 0) + event.tokens_used
     row = row.replaced(
@@ -256,7 +256,7 @@ def _attempt_failed(view: View, event: RunAttemptFailed, recorded: Recorded) -> 
 
 
 @jobs.on(RunRetried, touches=_ITS_RUN)
-def _retried(view: View, event: RunRetried, recorded: Recorded) -> None:
+def _retried(view: View, event: RunRetried, recorded: AnyRecorded) -> None:
     row = _run(view, event.run_id)
     row = row.replaced(
         attempts=event.attempt,
@@ -271,7 +271,7 @@ def _retried(view: View, event: RunRetried, recorded: Recorded) -> None:
 
 
 @jobs.on(RunFinished, touches=_ITS_RUN)
-def _finished(view: View, event: RunFinished, recorded: Recorded) -> None:
+def _finished(view: View, event: RunFinished, recorded: AnyRecorded) -> None:
     row = _run(view, event.run_id).replaced(
         status=event.outcome,
         attempts=event.attempts,

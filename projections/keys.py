@@ -12,7 +12,7 @@ from eventstore.events import KeyCreated, KeyExpired, KeyFirstUsed, KeyRevoked, 
 from projections.projection import MissingRow, Projection, Row, Table, its, the
 
 if TYPE_CHECKING:
-    from eventstore.recorded import Recorded
+    from eventstore.recorded import AnyRecorded
     from projections.projection import View
 
 THE_SQUAD = "squad"
@@ -83,7 +83,7 @@ _ITS_KEY = (its(KEYS, "key_id"),)
 
 
 @keys.on(KeyCreated)
-def _created(view: View, event: KeyCreated, recorded: Recorded) -> None:
+def _created(view: View, event: KeyCreated, recorded: AnyRecorded) -> None:
     row = KeyRow(
         id=event.key_id,
         scope=event.scope,
@@ -102,14 +102,14 @@ def _created(view: View, event: KeyCreated, recorded: Recorded) -> None:
 
 
 @keys.on(KeyFirstUsed, touches=_ITS_KEY)
-def _first_used(view: View, event: KeyFirstUsed, recorded: Recorded) -> None:
+def _first_used(view: View, event: KeyFirstUsed, recorded: AnyRecorded) -> None:
     row = _key(view, event.key_id)
     row = row.replaced(first_used_at=recorded.recorded_at, position=recorded.position)
     view.rows(KEYS).put(row.id, row)
 
 
 @keys.on(KeyExpired, KeyRevoked, touches=_ITS_KEY)
-def _ended(view: View, event: KeyExpired | KeyRevoked, recorded: Recorded) -> None:
+def _ended(view: View, event: KeyExpired | KeyRevoked, recorded: AnyRecorded) -> None:
     row = _key(view, event.key_id)
     row = row.replaced(
         state="expired" if isinstance(event, KeyExpired) else "revoked",
@@ -121,7 +121,7 @@ def _ended(view: View, event: KeyExpired | KeyRevoked, recorded: Recorded) -> No
 
 # One that has expired still counts: a squad whose last key runs out must not be open to everybody.
 @access.on(KeyCreated, KeyRevoked, touches=(the(ACCESS, THE_SQUAD),))
-def _counted(view: View, event: KeyCreated | KeyRevoked, recorded: Recorded) -> None:
+def _counted(view: View, event: KeyCreated | KeyRevoked, recorded: AnyRecorded) -> None:
     before = view.rows(ACCESS).get(THE_SQUAD)
     unrevoked = (before.unrevoked_keys if before else 0) + (1 if isinstance(event, KeyCreated) else -1)
     view.rows(ACCESS).put(THE_SQUAD, AccessRow(THE_SQUAD, unrevoked, recorded.position))

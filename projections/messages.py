@@ -9,7 +9,7 @@ from eventstore.events import ERASED, MessageAcknowledged, MessageSent, SubjectF
 from projections.projection import MissingRow, Projection, Row, Table, all_its
 
 if TYPE_CHECKING:
-    from eventstore.recorded import Recorded
+    from eventstore.recorded import AnyRecorded
     from projections.projection import View
 
 
@@ -52,7 +52,7 @@ messages = Projection("messages", (MESSAGES, ACKS))
 
 
 @messages.on(MessageSent)
-def _sent(view: View, event: MessageSent, recorded: Recorded) -> None:
+def _sent(view: View, event: MessageSent, recorded: AnyRecorded) -> None:
     row = MessageRow(
         event.message_id,
         event.agent,
@@ -67,7 +67,7 @@ def _sent(view: View, event: MessageSent, recorded: Recorded) -> None:
 
 
 @messages.on(MessageAcknowledged)
-def _acknowledged(view: View, event: MessageAcknowledged, recorded: Recorded) -> None:
+def _acknowledged(view: View, event: MessageAcknowledged, recorded: AnyRecorded) -> None:
     row = AckRow(event.message_id, event.agent, recorded.recorded_at, recorded.position)
     view.rows(ACKS).put((event.message_id, event.agent), row)
 
@@ -76,7 +76,7 @@ def _acknowledged(view: View, event: MessageAcknowledged, recorded: Recorded) ->
     SubjectForgotten,
     touches=(all_its(MESSAGES, "messages"),),
 )
-def _forgotten(view: View, event: SubjectForgotten, recorded: Recorded) -> None:
+def _forgotten(view: View, event: SubjectForgotten, recorded: AnyRecorded) -> None:
     """Erases what the log no longer tells. A message keeps its place in the list."""
     del recorded
     rows = view.rows(MESSAGES)

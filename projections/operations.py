@@ -16,7 +16,7 @@ from eventstore.events import (
 from projections.projection import MissingRow, Projection, Row, Table, its
 
 if TYPE_CHECKING:
-    from eventstore.recorded import Recorded
+    from eventstore.recorded import AnyRecorded
     from projections.projection import View
 
 OperationState = Literal["active", "finished", "expired"]
@@ -101,7 +101,7 @@ def _operation(view: View, operation_id: str) -> OperationRow:
 
 
 @operations.on(OperationStarted)
-def _started(view: View, event: OperationStarted, recorded: Recorded) -> None:
+def _started(view: View, event: OperationStarted, recorded: AnyRecorded) -> None:
     row = OperationRow(
         id=event.operation_id,
         agent=event.agent,
@@ -123,7 +123,7 @@ def _started(view: View, event: OperationStarted, recorded: Recorded) -> None:
 
 
 @operations.on(OperationRenewed, touches=_ITS_OPERATION)
-def _renewed(view: View, event: OperationRenewed, recorded: Recorded) -> None:
+def _renewed(view: View, event: OperationRenewed, recorded: AnyRecorded) -> None:
     row = _operation(view, event.operation_id).replaced(
         renewed_at=recorded.recorded_at,
         blocks_until=event.blocks_until,
@@ -134,7 +134,7 @@ def _renewed(view: View, event: OperationRenewed, recorded: Recorded) -> None:
 
 
 @operations.on(OperationFinished, touches=_ITS_OPERATION)
-def _finished(view: View, event: OperationFinished, recorded: Recorded) -> None:
+def _finished(view: View, event: OperationFinished, recorded: AnyRecorded) -> None:
     row = _operation(view, event.operation_id).replaced(
         state="finished",
         outcome=event.outcome,
@@ -146,7 +146,7 @@ def _finished(view: View, event: OperationFinished, recorded: Recorded) -> None:
 
 
 @operations.on(OperationExpired, touches=_ITS_OPERATION)
-def _expired(view: View, event: OperationExpired, recorded: Recorded) -> None:
+def _expired(view: View, event: OperationExpired, recorded: AnyRecorded) -> None:
     row = _operation(view, event.operation_id).replaced(
         state="expired", ended_at=recorded.recorded_at, position=recorded.position
     )
@@ -154,7 +154,7 @@ def _expired(view: View, event: OperationExpired, recorded: Recorded) -> None:
 
 
 @operations.on(ConflictDetected)
-def _conflict_detected(view: View, event: ConflictDetected, recorded: Recorded) -> None:
+def _conflict_detected(view: View, event: ConflictDetected, recorded: AnyRecorded) -> None:
     row = ConflictRow(
         event.conflict_id,
         event.agent,

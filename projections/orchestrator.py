@@ -9,7 +9,7 @@ from eventstore.events import OrchestratorStarted, OrchestratorStopped
 from projections.projection import Projection, Row, Table, the
 
 if TYPE_CHECKING:
-    from eventstore.recorded import Recorded
+    from eventstore.recorded import AnyRecorded
     from projections.projection import View
 
 THE_ORCHESTRATOR = "squad"
@@ -37,7 +37,7 @@ orchestrator = Projection("orchestrator", (ORCHESTRATOR,))
 
 
 @orchestrator.on(OrchestratorStarted)
-def _started(view: View, _: OrchestratorStarted, recorded: Recorded) -> None:
+def _started(view: View, _: OrchestratorStarted, recorded: AnyRecorded) -> None:
     row = OrchestratorRow(
         THE_ORCHESTRATOR,
         running=True,
@@ -49,7 +49,7 @@ def _started(view: View, _: OrchestratorStarted, recorded: Recorded) -> None:
 
 
 @orchestrator.on(OrchestratorStopped, touches=(the(ORCHESTRATOR, THE_ORCHESTRATOR),))
-def _stopped(view: View, _: OrchestratorStopped, recorded: Recorded) -> None:
+def _stopped(view: View, _: OrchestratorStopped, recorded: AnyRecorded) -> None:
     before = view.rows(ORCHESTRATOR).get(THE_ORCHESTRATOR)
     row = OrchestratorRow(
         THE_ORCHESTRATOR,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from eventstore.events import AnyEvent, Event
-    from eventstore.recorded import Recorded
+    from eventstore.recorded import AnyRecorded
 
 K = TypeVar("K")
 R = TypeVar("R", bound="Row")
@@ -124,7 +124,7 @@ def the(table: Table[Any, Any], key: str) -> Touched:
     return Touched(table, lambda _: key)
 
 
-Handler = Callable[[View, Any, "Recorded"], None]
+Handler = Callable[[View, Any, "AnyRecorded"], None]
 H = TypeVar("H", bound=Handler)
 
 
@@ -155,7 +155,7 @@ class Projection:
 
         return declare
 
-    def apply(self, view: View, event: AnyEvent, recorded: Recorded) -> None:
+    def apply(self, view: View, event: AnyEvent, recorded: AnyRecorded) -> None:
         """Does what the event does to this projection's rows."""
         if entry := self.handlers.get(type(event)):
             entry[0](view, event, recorded)

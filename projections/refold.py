@@ -20,17 +20,19 @@ from psycopg import sql
 from eventstore.connection import connect
 from eventstore.errors import LogBroken
 from eventstore.keys import Keyring
-from eventstore.pages import scan
+from eventstore.pages import TOLD, WHOLE, scan
+from eventstore.sealing import concerns_keys
 from eventstore.translation import translating
 from projections import storage
-from projections.folding import PageFolder, decoded
+from projections.folding import PageFolder, decoded, decoded_as_it_is
 from projections.pairing import APART, apart
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from eventstore.connection import Connection
-    from eventstore.recorded import Recorded
+    from eventstore.pages import Shape
+    from eventstore.recorded import AnyRecorded
     from projections.folding import FoldedPage
     from projections.projection import Projection, Table
 
@@ -64,6 +66,7 @@ class Refold:
         self.reader = reader
         self._progress = progress or _tell_nobody
         self._folder = PageFolder(empty=True)
+        self._shape: Shape[Any] = TOLD
         self._keyring = Keyring()
 
     async def to(self, targets: Mapping[str, int]) -> None:
@@ -89,20 +92,11 @@ class Refold:
     async def _fold(self, members: Sequence[Projection], start: int, stop: int, goal: int) -> None:
         # Each is one statement, and a connection executes them in the order in which they come.
         writing: deque[asyncio.Future[None]] = deque()
-        at = start
+        at, shape = start, None
         try:
-            async with aclosing(scan(self.reader, start, stop)) as pages:
-                async for page in pages:
-                    _check_whole(page, at)
-                    at += len(page)
-                    events = await decoded(self.reader, page, self._keyring)
-                    if wanted := self._folder.wanted(members, events):
-                        await _finish(writing)
-                        await self._folder.fetch(self.connection, wanted)
-                    folded = self._folder.fold(members, page, events)
-                    self._folder.keep(folded)
-                    await _finish(writing, but=PAGES_BEHIND)
-                    writing.append(asyncio.ensure_future(self._write(folded, at, goal)))
+            while at < stop and shape is not self._shape:
+                shape = self._shape
+                at = await self._fold_pages(members, at, stop, goal, writing)
             await _finish(writing)
         except asyncio.CancelledError:
             for written in writing:
@@ -112,6 +106,36 @@ class Refold:
             await asyncio.gather(*writing, return_exceptions=True)
         if at < stop:
             raise LogBroken(f"position {at + 1} is missing", at + 1)
+
+    async def _fold_pages(
+        self,
+        members: Sequence[Projection],
+        at: int,
+        stop: int,
+        goal: int,
+        writing: deque[asyncio.Future[None]],
+    ) -> int:
+        """Folds what follows a position. Returns how far it came: not to the end, where more must be read."""
+        shape = self._shape
+        async with aclosing(scan(self.reader, at, stop, shape=shape)) as pages:
+            async for page in pages:
+                _check_whole(page, at)
+                if shape is TOLD and concerns_keys(page):
+                    # To open what is sealed takes more than a fold looks at.
+                    self._shape = WHOLE
+                    break
+                at += len(page)
+                events = await (
+                    decoded_as_it_is(page) if shape is TOLD else decoded(self.reader, page, self._keyring)
+                )
+                if wanted := self._folder.wanted(members, events):
+                    await _finish(writing)
+                    await self._folder.fetch(self.connection, wanted)
+                folded = self._folder.fold(members, page, events)
+                self._folder.keep(folded)
+                await _finish(writing, but=PAGES_BEHIND)
+                writing.append(asyncio.ensure_future(self._write(folded, at, goal)))
+        return at
 
     async def _write(self, folded: FoldedPage, position: int, goal: int) -> None:
         with translating():
@@ -153,7 +177,7 @@ async def _finish(writing: deque[asyncio.Future[None]], *, but: int = 0) -> None
         await writing.popleft()
 
 
-def _check_whole(page: Sequence[Recorded], after: int) -> None:
+def _check_whole(page: Sequence[AnyRecorded], after: int) -> None:
     """Positions grow along a page: it is whole where its last one is as far on as it has events."""
     if page[-1].position != after + len(page):
         missing = next(at for at, recorded in enumerate(page, after + 1) if recorded.position != at)

@@ -9,7 +9,7 @@ from eventstore.events import TaskCreated, TaskPriority, TaskStatus, TaskUpdated
 from projections.projection import MissingRow, Projection, Row, Table, its
 
 if TYPE_CHECKING:
-    from eventstore.recorded import Recorded
+    from eventstore.recorded import AnyRecorded
     from projections.projection import View
 
 
@@ -52,7 +52,7 @@ tasks = Projection("tasks", (TASKS,))
 
 
 @tasks.on(TaskCreated)
-def _created(view: View, event: TaskCreated, recorded: Recorded) -> None:
+def _created(view: View, event: TaskCreated, recorded: AnyRecorded) -> None:
     row = TaskRow(
         event.task_id,
         event.title,
@@ -70,7 +70,7 @@ def _created(view: View, event: TaskCreated, recorded: Recorded) -> None:
 
 
 @tasks.on(TaskUpdated, touches=(its(TASKS, "task_id"),))
-def _updated(view: View, event: TaskUpdated, recorded: Recorded) -> None:
+def _updated(view: View, event: TaskUpdated, recorded: AnyRecorded) -> None:
     row = view.rows(TASKS).get(event.task_id)
     if row is None:
         raise MissingRow(TASKS, event.task_id)

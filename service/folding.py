@@ -16,7 +16,7 @@ from eventstore import codec, log, sealing
 from eventstore.connection import hanging_up_after
 from eventstore.errors import EventStoreError, LogNotUnderstood, StoreUnavailable
 from eventstore.events import AnyEvent
-from eventstore.pages import scan
+from eventstore.pages import WHOLE, scan
 from eventstore.recorded import Head
 from eventstore.telling import told
 from projections.projection import MissingRow
@@ -102,7 +102,8 @@ async def folding(
     """
     if squad.head.position >= upto:
         return
-    async with aclosing(scan(connection, squad.head.position, upto, PAGE_EVENTS)) as pages:
+    scanning = scan(connection, squad.head.position, upto, PAGE_EVENTS, shape=WHOLE)
+    async with aclosing(scanning) as pages:
         while squad.head.position < upto:
             with hanging_up_after(STUCK_AFTER_SECONDS, connection):
                 stored = await anext(pages, None)

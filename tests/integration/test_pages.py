@@ -11,7 +11,8 @@ import pytest
 from eventstore import connection as connections
 from eventstore import log, pages
 from eventstore.errors import StoreBusy, StoreUnavailable
-from eventstore.pages import scan
+from eventstore.pages import TOLD, WHOLE, scan
+from eventstore.recorded import Told
 from tests.support.log import Scribe, joined, said, stored_log
 from tests.support.parts import connected
 from tests.support.wait import eventually
@@ -54,7 +55,7 @@ async def waits(holder: Connection, reader: Connection) -> bool:
 
 @pytest.mark.parametrize("events", [1, 2, 5, EVENTS - 1, EVENTS, EVENTS + 1, 1_000])
 async def test_the_pages_are_the_log(connection: Connection, stored: list[Recorded], events: int) -> None:
-    found = [page async for page in scan(connection, 0, EVENTS, events)]
+    found = [page async for page in scan(connection, 0, EVENTS, events, shape=WHOLE)]
     assert [row for page in found for row in page] == stored
     assert [len(page) for page in found[:-1]] == [events] * (len(found) - 1)
 
@@ -63,12 +64,19 @@ async def test_the_pages_are_the_log(connection: Connection, stored: list[Record
 async def test_they_begin_behind_a_position_and_end_at_one(
     connection: Connection, stored: list[Recorded], after: int, upto: int
 ) -> None:
-    found = [row async for page in scan(connection, after, upto, 3) for row in page]
+    found = [row async for page in scan(connection, after, upto, 3, shape=WHOLE) for row in page]
     assert found == stored[after:upto]
 
 
+async def test_what_a_fold_looks_at_is_the_same(connection: Connection, stored: list[Recorded]) -> None:
+    found = [told async for page in scan(connection, 0, EVENTS, 5, shape=TOLD) for told in page]
+    assert [told._asdict() for told in found] == [
+        {name: getattr(row, name) for name in Told._fields} for row in stored
+    ]
+
+
 async def test_they_end_where_the_log_does(connection: Connection, stored: list[Recorded]) -> None:
-    found = [page async for page in scan(connection, 0, 10 * EVENTS, 10)]
+    found = [page async for page in scan(connection, 0, 10 * EVENTS, 10, shape=WHOLE)]
     assert [row for page in found for row in page] == stored
     assert [len(page) for page in found] == [10, 10, 3]
 
@@ -77,13 +85,13 @@ async def test_the_next_ones_come_in_meanwhile(connection: Connection, stored: l
     asked: list[tuple[int, int]] = []
     come = pages._come
 
-    async def noting(connection: Connection, after: int, last: int) -> object:
+    async def noting(connection: Connection, query: bytes, after: int, last: int) -> object:
         asked.append((after, last))
-        return await come(connection, after, last)
+        return await come(connection, query, after, last)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pages, "_come", noting)
-        async with aclosing(scan(connection, 0, EVENTS, 5)) as found:
+        async with aclosing(scan(connection, 0, EVENTS, 5, shape=WHOLE)) as found:
             async for page in found:
                 assert page == stored[page[0].position - 1 : page[-1].position]
                 due = min(page[-1].position + 10, EVENTS)
@@ -95,7 +103,7 @@ async def test_the_connection_may_be_asked_for_other_things_meanwhile(
     connection: Connection, stored: list[Recorded]
 ) -> None:
     found = []
-    async for page in scan(connection, 0, EVENTS, 2):
+    async for page in scan(connection, 0, EVENTS, 2, shape=WHOLE):
         found += page
         assert await log.read_one(connection, page[0].position) == page[0]
     assert found == stored
@@ -104,7 +112,7 @@ async def test_the_connection_may_be_asked_for_other_things_meanwhile(
 async def test_whoever_does_not_go_to_the_end_has_the_connection_back(
     connection: Connection, stored: list[Recorded]
 ) -> None:
-    async with aclosing(scan(connection, 0, EVENTS, 2)) as found:
+    async with aclosing(scan(connection, 0, EVENTS, 2, shape=WHOLE)) as found:
         async for page in found:
             assert page == stored[:2]
             break
@@ -116,20 +124,20 @@ async def test_a_lost_connection_is_said(
     database: str, connection: Connection, stored: list[Recorded]
 ) -> None:
     async with nobody_reads(database) as holder:
-        reading = asyncio.ensure_future(anext(scan(connection, 0, len(stored))))
+        reading = asyncio.ensure_future(anext(scan(connection, 0, len(stored), shape=WHOLE)))
         await eventually(lambda: waits(holder, connection))
         await holder.execute("SELECT pg_terminate_backend(%s)", (connection.info.backend_pid,))
         with pytest.raises(StoreUnavailable, match=r"terminating|closed|lost"):
             await reading
     with pytest.raises(StoreUnavailable):
-        await anext(scan(connection, 0, len(stored)))
+        await anext(scan(connection, 0, len(stored), shape=WHOLE))
 
 
 async def test_a_connection_that_we_cut_is_said(
     database: str, connection: Connection, stored: list[Recorded]
 ) -> None:
     async with nobody_reads(database) as holder:
-        reading = asyncio.ensure_future(anext(scan(connection, 0, len(stored))))
+        reading = asyncio.ensure_future(anext(scan(connection, 0, len(stored), shape=WHOLE)))
         await eventually(lambda: waits(holder, connection))
         connections.hang_up(connection)
         with pytest.raises(StoreUnavailable):
@@ -142,8 +150,8 @@ async def test_what_the_server_gives_up_is_said(
     await connection.execute("SET lock_timeout = '10ms'")
     async with nobody_reads(database):
         with pytest.raises(StoreBusy, match="lock timeout"):
-            await anext(scan(connection, 0, len(stored)))
-    assert [page async for page in scan(connection, 0, EVENTS)] == [stored]
+            await anext(scan(connection, 0, len(stored), shape=WHOLE))
+    assert [page async for page in scan(connection, 0, EVENTS, shape=WHOLE)] == [stored]
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -178,7 +186,7 @@ async def test_whoever_is_cancelled_waits_for_the_thread(
             return getattr(connection, name)
 
     async with nobody_reads(database) as holder:
-        reading = asyncio.ensure_future(anext(scan(Reader(), 0, len(stored))))  # type: ignore[arg-type]
+        reading = asyncio.ensure_future(anext(scan(Reader(), 0, len(stored), shape=WHOLE)))  # type: ignore[arg-type]
         await eventually(lambda: waits(holder, connection))
         assert running
         for _ in range(times):

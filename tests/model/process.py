@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from psycopg import AsyncClientCursor, AsyncCursor
 
-from eventstore import keys, log
+from eventstore import keys, log, pages
 from eventstore.errors import StoreUnavailable
 from eventstore.listener import Hints
 from service import appender, batch, confirmed, folding, pace, restore, sealer, snapshots, writer
@@ -167,7 +167,10 @@ class Process:
 class _Scan:
     """What `pages.scan` gives, but one page after the other, without a thread, and ready to be killed."""
 
-    def __init__(self, connection: Connection, after: int, upto: int, page_events: int) -> None:
+    def __init__(
+        self, connection: Connection, after: int, upto: int, page_events: int, *, shape: object
+    ) -> None:
+        assert shape is pages.WHOLE
         self._connection, self._at, self._upto, self._page_events = connection, after, upto, page_events
 
     def __aiter__(self) -> _Scan:

@@ -172,6 +172,7 @@ class TestUpcasting:
 
     def test_that_nobody_wrote_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(OrchestratorStarted, "schema_version", 2)
+        monkeypatch.delitem(codec._DECODE, ("orchestrator_started", 1))
         with pytest.raises(UnreadableEvent):
             codec.decode(recorded("{}", "orchestrator_started", 1))
 
