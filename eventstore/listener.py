@@ -34,7 +34,7 @@ HEARTBEAT_SECONDS = 3.0
 DEAF_AFTER_SECONDS = 3.0
 """How long that notification may take."""
 
-GATHER_SECONDS = (0.003, 0.012)
+GATHER_SECONDS = (0.003, 0.006)
 """After something was heard, what comes next is left to gather for so long: each time costs a tenth of a
 millisecond, and where several processes write, they would be deaf to everything else. The second is the
 longest, where each time something is there already."""

@@ -115,7 +115,7 @@ class Refold:
         goal: int,
         writing: deque[asyncio.Future[None]],
     ) -> int:
-        """Folds what follows a position. Returns how far it came: not to the end, where more must be read."""
+        """Folds what follows a position; says how far it came: not to the end, where more must be read."""
         shape = self._shape
         async with aclosing(scan(self.reader, at, stop, shape=shape)) as pages:
             async for page in pages:
