@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 STUCK_AFTER_SECONDS = 10.0
 """A round trip that takes longer is given up, and its connection cut."""
 
-PAGE_EVENTS = 2_000
-"""How many events are read at once."""
+PAGE_EVENTS = 2_500
+"""How many events are read at once: some of those between two snapshots, which can only lie between pages."""
 
 SLICE_EVENTS = 500
 """How many of them are folded before others have their turn: a few milliseconds."""

@@ -195,12 +195,12 @@ async def test_what_takes_too_long_goes_on_when_it_is_asked_for_again(
     async with running_service(long_ago) as service, connected(long_ago) as connection:
         await connection.execute("TRUNCATE snapshots")
         monkeypatch.setattr(state, "WITHIN_SECONDS", 0.001)
-        told = (await service.api.get("state", at=2_500)).expect(503, "took_too_long")
-        assert "folded up to position 1000 of 2500" in told["detail"]
+        told = (await service.api.get("state", at=6_000)).expect(503, "took_too_long")
+        assert "folded up to position 2500 of 6000" in told["detail"]
         assert told["retry_after_seconds"] == 1
-        (await service.api.get("state", at=2_500)).expect(503, "took_too_long")
-        assert (await service.api.get("state", at=2_500)).expect(200)["position"] == 2_500
-        assert {1_000, 2_000} <= set(await snapshots.positions(connection))
+        (await service.api.get("state", at=6_000)).expect(503, "took_too_long")
+        assert (await service.api.get("state", at=6_000)).expect(200)["position"] == 6_000
+        assert {2_500, 5_000} <= set(await snapshots.positions(connection))
 
 
 async def test_only_a_few_look_back_at_once(long_ago: str, monkeypatch: pytest.MonkeyPatch) -> None:
