@@ -34,7 +34,7 @@ STUCK_AFTER_SECONDS = 10.0
 """A round trip that takes longer is given up, and its connection cut."""
 
 PAGE_EVENTS = 2_500
-"""How many events are read at once: some of those between two snapshots, which can only lie between pages."""
+"""How many events are read at once. Snapshots lie between pages, so that some make up their distance."""
 
 SLICE_EVENTS = 500
 """How many of them are folded before others have their turn: a few milliseconds."""
