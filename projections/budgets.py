@@ -235,7 +235,7 @@ def reservation_after(
     return row.replaced(state=event.reason, ended_at=ended_at, position=position)
 
 
-@budgets.on(TokensReserved, touches=_ITS_COUNTS)
+@budgets.on(TokensReserved, touches=_ITS_COUNTS, makes=(its(RESERVATIONS, "reservation_id"),))
 def _reserved(view: View, event: TokensReserved, recorded: AnyRecorded) -> None:
     view.rows(RESERVATIONS).put(event.reservation_id, reservation_after(None, event, recorded))
     _count(view, event.day, event.agent, recorded.position, reserved=event.tokens)

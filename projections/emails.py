@@ -53,7 +53,7 @@ EMAILS = Table[str, EmailRow](
 emails = Projection("emails", (EMAILS,))
 
 
-@emails.on(EmailReceived)
+@emails.on(EmailReceived, makes=(its(EMAILS, "email_id"),))
 def _received(view: View, event: EmailReceived, recorded: AnyRecorded) -> None:
     row = EmailRow(
         event.email_id,

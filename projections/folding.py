@@ -109,9 +109,12 @@ class _Handling(NamedTuple):
     """What a kind of event sets off, and what is read for it."""
 
     handlers: tuple[Handler, ...]
-    touches: tuple[tuple[Table[Any, Any], OrderedDict[Any, Any], Callable[[Any], Any]], ...]
-    """Of each row that a handler reads: the table, its rows at hand, and how the event names it."""
+    touches: tuple[tuple[Table[Any, Any], OrderedDict[Any, Any], set[Any], Callable[[Any], Any]], ...]
+    """Of each row that a handler reads: the table, its rows at hand, those that the page makes, and how the
+    event names it."""
     touches_several: tuple[Touched, ...]
+    makes: tuple[tuple[set[Any], Callable[[Any], Any]], ...]
+    """Of each row that is not there before: where that is noted, and how the event names it."""
 
 
 class PageFolder:
@@ -129,6 +132,8 @@ class PageFolder:
         self._let_go: set[str] = set()
         """Tables, once empty, with rows that are not at hand any more."""
         self._handling: dict[tuple[str, ...], Mapping[type[Event], _Handling]] = {}
+        # Of each table, the keys of those that the page makes.
+        self._made: defaultdict[str, set[Any]] = defaultdict(set)
         # Only of tables that handlers read: most rows are written and never looked at again.
         self._caches: defaultdict[str, OrderedDict[Any, Any]] = defaultdict(OrderedDict)
 
@@ -197,16 +202,21 @@ class PageFolder:
         if self._empty and not self._let_go:
             return wanted
         handling = self._by_kind(members)
+        for made in self._made.values():
+            made.clear()
         for event in events:
-            _, touches, touches_several = handling[type(event)]
-            for table, at_hand, key_of in touches:
+            _, touches, touches_several, makes = handling[type(event)]
+            for made, key_of in makes:
+                made.add(key_of(event))
+            for table, at_hand, made, key_of in touches:
                 key = key_of(event)
-                if key not in at_hand and key is not None:
+                if key not in at_hand and key not in made and key is not None:
                     wanted.setdefault(table, set()).add(key)
             for several in touches_several:
-                at_hand = self._caches[several.table.name]
+                name = several.table.name
+                at_hand, made = self._caches[name], self._made[name]
                 for key in several.keys(event):
-                    if key not in at_hand:
+                    if key not in at_hand and key not in made:
                         wanted.setdefault(several.table, set()).add(key)
         return wanted
 
@@ -228,22 +238,31 @@ class PageFolder:
         """What each kind of event sets off in these projections: looked up once, not at every event."""
         names = tuple(member.name for member in members)
         if names not in self._handling:
-            entries = {
-                kind: [member.handlers[kind] for member in members if kind in member.handlers]
+            self._handling[names] = {
+                kind: self._handled(
+                    [member.handlers[kind] for member in members if kind in member.handlers],
+                    [made for member in members for made in member.makes.get(kind, ())],
+                )
                 for kind in codec.EVENT_TYPES.values()
             }
-            self._handling[names] = {kind: self._handled(found) for kind, found in entries.items()}
         return self._handling[names]
 
-    def _handled(self, entries: Sequence[tuple[Handler, Sequence[Touched]]]) -> _Handling:
+    def _handled(
+        self, entries: Sequence[tuple[Handler, Sequence[Touched]]], makes: Sequence[Touched]
+    ) -> _Handling:
         touches = [touched for _, its in entries for touched in its]
         for touched in touches:
             self._caches[touched.table.name]  # so that what is written is kept
         asked = list(filter(self._may_be_elsewhere, touches))
         return _Handling(
             tuple(handler for handler, _ in entries),
-            tuple((one.table, self._caches[one.table.name], one.key) for one in asked if not one.several),
+            tuple(
+                (one.table, self._caches[one.table.name], self._made[one.table.name], one.key)
+                for one in asked
+                if not one.several
+            ),
             tuple(some for some in asked if some.several),
+            tuple((self._made[one.table.name], one.key) for one in makes),
         )
 
     def _may_be_elsewhere(self, touched: Touched) -> bool:

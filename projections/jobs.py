@@ -202,7 +202,7 @@ def _did_not_run(view: View, event: RunMissed | RunSkipped, recorded: AnyRecorde
     _ticked(view, event.job, event.tick)
 
 
-@jobs.on(RunStarted, touches=_ITS_JOB)
+@jobs.on(RunStarted, touches=_ITS_JOB, makes=_ITS_RUN)
 def _started(view: View, event: RunStarted, recorded: AnyRecorded) -> None:
     row = RunRow(
         id=event.run_id,

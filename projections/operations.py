@@ -100,7 +100,7 @@ def _operation(view: View, operation_id: str) -> OperationRow:
     return row
 
 
-@operations.on(OperationStarted)
+@operations.on(OperationStarted, makes=_ITS_OPERATION)
 def _started(view: View, event: OperationStarted, recorded: AnyRecorded) -> None:
     row = OperationRow(
         id=event.operation_id,

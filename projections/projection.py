@@ -137,13 +137,18 @@ class Projection:
     fold_version: int = 1
     """Raised whenever a handler's meaning changes; tables folded by another version are rebuilt."""
     handlers: dict[type[Event], tuple[Handler, tuple[Touched, ...]]] = field(default_factory=dict)
+    makes: dict[type[Event], tuple[Touched, ...]] = field(default_factory=dict)
+    """See `on`."""
 
-    def on(self, *kinds: type[Event], touches: tuple[Touched, ...] = ()) -> Callable[[H], H]:
+    def on(
+        self, *kinds: type[Event], touches: tuple[Touched, ...] = (), makes: tuple[Touched, ...] = ()
+    ) -> Callable[[H], H]:
         """Declares a handler for these kinds of event.
 
         Args:
             kinds: one handler for each kind at most.
             touches: the rows that the handler reads, so that they can be fetched before.
+            makes: rows that are not there before and that later events read, so that nobody asks for them.
         """
 
         def declare(handler: H) -> H:
@@ -151,6 +156,7 @@ class Projection:
                 if kind in self.handlers:
                     raise ValueError(f"{self.name} has a handler for {kind.type} already")
                 self.handlers[kind] = (handler, touches)
+                self.makes[kind] = makes
             return handler
 
         return declare

@@ -51,7 +51,7 @@ TASKS = Table[str, TaskRow](
 tasks = Projection("tasks", (TASKS,))
 
 
-@tasks.on(TaskCreated)
+@tasks.on(TaskCreated, makes=(its(TASKS, "task_id"),))
 def _created(view: View, event: TaskCreated, recorded: AnyRecorded) -> None:
     row = TaskRow(
         event.task_id,

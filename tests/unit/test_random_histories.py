@@ -306,7 +306,14 @@ def _apart(batch: Sequence[Wish]) -> Iterator[Sequence[Wish]]:
 def _project(tables: dict[str, dict[Any, Any]], event: AnyEvent, recorded: Recorded) -> None:
     for projection in PROJECTIONS:
         view = _AnnouncedRows(tables, projection.touches(event))
+        made = [
+            (tables[one.table.name], key)
+            for one in projection.makes.get(type(event), ())
+            for key in one.keys(event)
+        ]
+        assert not any(key in rows for rows, key in made)
         projection.apply(view, event, recorded)
+        assert all(key in rows for rows, key in made)
 
 
 class _AnnouncedRows:
