@@ -93,7 +93,7 @@ async def test_a_connection_that_breaks_at_any_statement_leaves_rows_and_positio
                 async with running(Projector(database, "squad", Hints()).run()):
                     await eventually(partial(projected_to_head, database))
                 await assert_tables_equal_fold(database)
-    assert cuts > 30
+    assert cuts > 20
 
 
 async def _ended(cutter: Cutter, dsn: str) -> bool:
