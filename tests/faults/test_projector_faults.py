@@ -74,7 +74,7 @@ async def test_a_connection_that_breaks_at_any_statement_leaves_rows_and_positio
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_writer(database) as writer:
-        await Life(seed=4).live(writer, 60)
+        await Life(seed=4).live(writer, 80)
     monkeypatch.setattr(log.read_after, "__defaults__", (12,))
     monkeypatch.setattr(projector, "_BACKOFF_SECONDS", (0.0, 0.0))
     cuts = 0
@@ -93,7 +93,7 @@ async def test_a_connection_that_breaks_at_any_statement_leaves_rows_and_positio
                 async with running(Projector(database, "squad", Hints()).run()):
                     await eventually(partial(projected_to_head, database))
                 await assert_tables_equal_fold(database)
-    assert cuts > 20
+    assert cuts > 30
 
 
 async def _ended(cutter: Cutter, dsn: str) -> bool:
