@@ -125,6 +125,24 @@ async def test_what_is_missing_on_the_way_is_named(
         await rebuild(database, SCHEMA)
 
 
+async def test_what_is_sealed_only_further_on_is_opened(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to there less is read of each event than it takes to open one."""
+    monkeypatch.setattr(pages.scan, "__defaults__", (3,))
+    for encrypt in (False, True, False):
+        async with running_writer(database, encrypt=encrypt) as writer:
+            for number in range(5):
+                await submit(writer, message(f"{encrypt} {number}"))
+    await rebuild(database, SCHEMA)
+    rows = await (
+        await connection.execute("SELECT message FROM squad_messages ORDER BY position")
+    ).fetchall()
+    assert [text for (text,) in rows] == [
+        f"{encrypt} {number}" for encrypt in (False, True, False) for number in range(5)
+    ]
+
+
 async def test_rows_that_are_right_are_not_written_again(database: str, connection: Connection) -> None:
     await fill_all_tables(database, seed=3)
     versions = "SELECT string_agg(xmin::text || ctid::text, ',' ORDER BY id) FROM squad_messages"
