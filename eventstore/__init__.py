@@ -22,7 +22,7 @@ The package knows Postgres and the vocabulary of events, and no policy at all.
 """
 
 from eventstore.events import AnyEvent, Event
-from eventstore.log import Filter
+from eventstore.lookup import Filter
 from eventstore.recorded import GENESIS_HASH, Head, NewEvent, Recorded
 
 __all__ = ["GENESIS_HASH", "AnyEvent", "Event", "Filter", "Head", "NewEvent", "Recorded"]

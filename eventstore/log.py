@@ -1,9 +1,9 @@
-"""The log itself: lock it, append at its head, read it by position, by stream, by type and time."""
+"""The log itself: lock it, append at its head, and read it on from a position (`lookup` finds events)."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
+from typing import TYPE_CHECKING, Any, LiteralString
 
 from psycopg import AsyncClientCursor, AsyncCursor
 
@@ -39,14 +39,6 @@ _APPEND = f"SELECT appended, head, clock, waited FROM append_events({', '.join([
 _EXPECTED_STILL = "CASE WHEN (SELECT hash FROM events WHERE position = %s) = %s THEN %s ELSE -1 END"
 _APPEND_IF_SAME = _APPEND.replace("%s", _EXPECTED_STILL, 1)
 _READ_AFTER = f"SELECT {COLUMNS} FROM events WHERE position > %s ORDER BY position LIMIT %s"
-_READ_STREAMS = f"SELECT {COLUMNS} FROM events WHERE stream = ANY(%s) ORDER BY position"
-# Each from its end: a stream can be as long as the log.
-_LAST_VERSIONS = """
-    SELECT asked.stream, last.version FROM unnest(%s::text[]) AS asked (stream) CROSS JOIN LATERAL (
-        SELECT version FROM events e WHERE e.stream = asked.stream AND position <= %s
-        ORDER BY version DESC LIMIT 1
-    ) AS last
-"""
 _CLOCK = "SELECT clock_timestamp()"
 _LAST = f"SELECT {COLUMNS} FROM events ORDER BY position DESC LIMIT 1"
 
@@ -55,16 +47,6 @@ _LAST = f"SELECT {COLUMNS} FROM events ORDER BY position DESC LIMIT 1"
 # The time of a message is that of its arrival, so what has passed since then is what the lock took.
 _WAITED = "SELECT extract(epoch FROM clock_timestamp() - statement_timestamp())::double precision"
 _LOCK_AND_READ = f"BEGIN; SELECT lock_log(); {_WAITED}; {_READ_AFTER}; {_CLOCK}"
-
-
-class Filter(NamedTuple):
-    """Which events a reader wants. None: any. Times are bounds on `recorded_at`, `until` exclusive."""
-
-    type: str | None = None
-    stream: str | None = None
-    agent: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
 
 
 async def append(
@@ -184,7 +166,7 @@ async def clock(connection: Connection) -> datetime:
 
 async def head(connection: Connection) -> Head:
     """Where the log ends."""
-    rows = await _recorded(connection, _LAST, ())
+    rows = await select(connection, _LAST, ())
     return Head(rows[0].position, rows[0].hash, rows[0].recorded_at) if rows else EMPTY_LOG
 
 
@@ -200,7 +182,7 @@ async def head_position(connection: Connection) -> int:
 
 async def read_after(connection: Connection, position: int, limit: int = PAGE_EVENTS) -> list[Recorded]:
     """The next events after `position`, at most `limit`, in order."""
-    return await _recorded(connection, _READ_AFTER, (position, limit))
+    return await select(connection, _READ_AFTER, (position, limit))
 
 
 async def each(
@@ -221,119 +203,10 @@ async def each(
                 yield recorded
 
 
-async def read_streams(connection: Connection, streams: Sequence[str]) -> list[Recorded]:
-    """Every event of the named streams, in the order of the log."""
-    return await _recorded(connection, _READ_STREAMS, (list(streams),))
-
-
-async def read_stream(
-    connection: Connection,
-    stream: str,
-    types: Sequence[str] = (),
-    *,
-    after: int = 0,
-    upto: int | None = None,
-    limit: int,
-    newest_first: bool = False,
-) -> list[Recorded]:
-    """Some events of one stream, in its order or against it.
-
-    Args:
-        connection: to read on.
-        stream: whose events.
-        types: only of these types; none named: of any.
-        after: only behind this position.
-        upto: only up to this position.
-        limit: how many at most.
-        newest_first: begins at the stream's end.
-    """
-    clauses = ["stream = %(stream)s", "position > %(after)s"]
-    if upto is not None:
-        clauses.append("position <= %(upto)s")
-    if types:
-        clauses.append("type = ANY(%(types)s)")
-    # By version, not by position: then the stream's own key is the way, and not the whole log's.
-    order = "version DESC" if newest_first else "version"
-    query = f"SELECT {COLUMNS} FROM events WHERE {' AND '.join(clauses)} ORDER BY {order} LIMIT %(limit)s"
-    parameters = {"stream": stream, "types": list(types), "after": after, "upto": upto, "limit": limit}
-    return await _recorded(connection, query, parameters)
-
-
-async def read_kinds(connection: Connection, types: Sequence[str], after: int, upto: int) -> list[Recorded]:
-    """The events of these types behind `after` up to `upto`, in order. The caller bounds the stretch."""
-    query = (
-        f"SELECT {COLUMNS} FROM events WHERE position > %s AND position <= %s AND type = ANY(%s)"
-        " ORDER BY position"
-    )
-    return await _recorded(connection, query, (after, upto, list(types)))
-
-
-async def read_positions(connection: Connection, positions: Sequence[int]) -> list[Recorded]:
-    """The events at these positions, as far as there are any, in the order of the log."""
-    query = f"SELECT {COLUMNS} FROM events WHERE position = ANY(%s) ORDER BY position"
-    return await _recorded(connection, query, (list(positions),))
-
-
-async def read_one(connection: Connection, position: int) -> Recorded | None:
-    """The event at `position`, or None where the log has none there."""
-    rows = await _recorded(connection, f"SELECT {COLUMNS} FROM events WHERE position = %s", (position,))
-    return rows[0] if rows else None
-
-
-async def read_filtered(connection: Connection, after: int, limit: int, wanted: Filter) -> list[Recorded]:
-    """The next events after `after` that pass the filter, at most `limit`, in order."""
-    clauses = ["position > %(after)s"]
-    if wanted.type is not None:
-        clauses.append("type = %(type)s")
-    if wanted.stream is not None:
-        clauses.append("stream = %(stream)s")
-    if wanted.agent is not None:
-        clauses.append("agent = %(agent)s")
-    if wanted.since is not None:
-        # position_at is inclusive, so the moment just before `since` bounds the ones we do not want.
-        clauses.append("position > position_at(%(since)s::timestamptz - interval '1 microsecond')")
-    if wanted.until is not None:
-        clauses.append("position <= position_at(%(until)s::timestamptz - interval '1 microsecond')")
-    query = f"SELECT {COLUMNS} FROM events WHERE {' AND '.join(clauses)} ORDER BY position LIMIT %(limit)s"
-    return await _recorded(connection, query, {**wanted._asdict(), "after": after, "limit": limit})
-
-
-async def kinds(connection: Connection) -> list[str]:
-    """The types of all events there are; each is looked up once, however often it occurs."""
-    query = (
-        "WITH RECURSIVE kinds (type) AS (SELECT min(type) FROM events UNION ALL"
-        " SELECT (SELECT min(e.type) FROM events e WHERE e.type > kinds.type) FROM kinds"
-        " WHERE kinds.type IS NOT NULL)"
-        " SELECT type FROM kinds WHERE type IS NOT NULL"
-    )
-    with translating():
-        return [row[0] for row in await (await connection.execute(query, prepare=True)).fetchall()]
-
-
-async def find_ids(connection: Connection, ids: Sequence[str]) -> dict[str, int]:
-    """Positions of those of the given event ids that are in the log."""
-    query = "SELECT id::text, position FROM events WHERE id = ANY(%s::uuid[])"
-    with translating():
-        return dict(await (await connection.execute(query, (list(ids),))).fetchall())
-
-
-async def position_at(connection: Connection, moment: datetime) -> int:
-    """The last position recorded at or before `moment`; 0 where there is none."""
-    with translating():
-        row = await (await connection.execute("SELECT position_at(%s)", (moment,))).fetchone()
-    assert row is not None
-    return row[0]  # type: ignore[no-any-return]
-
-
-async def versions(connection: Connection, streams: Sequence[str], upto: int) -> dict[str, int]:
-    """The last version of each named stream as of position `upto`; streams without events are absent."""
-    with translating():
-        return dict(await (await connection.execute(_LAST_VERSIONS, (list(streams), upto))).fetchall())
-
-
-async def _recorded(
+async def select(
     connection: Connection, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any]
 ) -> list[Recorded]:
+    """The events that a query of `COLUMNS` finds, in its order."""
     with translating():
         async with AsyncCursor(connection, row_factory=_recorded_row) as cursor:
             await cursor.execute(query, parameters, prepare=True, binary=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eventstore import log
+from eventstore import log, lookup
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
 from eventstore.translation import translating
 
@@ -21,7 +21,7 @@ async def follow(
     hints: Hints,
     after: int,
     *,
-    wanted: log.Filter | None = None,
+    wanted: lookup.Filter | None = None,
     poll_seconds: float = POLL_SECONDS,
 ) -> AsyncGenerator[list[Recorded], None]:
     """Yields every event after `after` once, in order, in pages that are never empty; never ends by itself.
@@ -43,7 +43,7 @@ async def follow(
                 # that lets little through never reads the same stretch twice.
                 end = await log.head_position(reading) if wanted else after
                 page = await (
-                    log.read_filtered(reading, after, log.PAGE_EVENTS, wanted)
+                    lookup.read_filtered(reading, after, log.PAGE_EVENTS, wanted)
                     if wanted
                     else log.read_after(reading, after)
                 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 import psycopg
 from psycopg import errors as pg
 
-from eventstore import keys, log
+from eventstore import keys, log, lookup
 from eventstore.arriving import Arriving
 from eventstore.chain import hash_of
 from eventstore.cloudevents import cloud_event_line
@@ -93,8 +93,8 @@ async def _export(
     with_keys: bool,  # noqa: FBT001
     tell: Callable[[int], None],
 ) -> Exported:
-    first = await log.read_one(connection, 1)
-    before = await log.read_one(connection, after) if after else None
+    first = await lookup.read_one(connection, 1)
+    before = await lookup.read_one(connection, after) if after else None
     start = Head(before.position, before.hash, before.recorded_at) if before else EMPTY_LOG
     squad = first.id if first else None
     line = partial(cloud_event_line, squad or _NIL) if cloud_events else event_line

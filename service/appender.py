@@ -21,7 +21,7 @@ from itertools import chain, islice
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from eventstore import log, pooler, sealing
+from eventstore import log, lookup, pooler, sealing
 from eventstore.connection import Connection, hanging_up_after, take_lock_wait
 from eventstore.errors import (
     ClockDrifted,
@@ -320,7 +320,7 @@ class Appender:
     async def _resolve_doubt(self, connection: Connection, batch: Batch) -> Sequence[Ticket]:
         try:
             await self._lock_at_the_head(connection)
-            found = await log.find_ids(connection, [recorded.id for recorded in batch.recorded])
+            found = await lookup.find_ids(connection, [recorded.id for recorded in batch.recorded])
             if not found and self.squad.head.position == batch.recorded[0].position - 1:
                 await self._fence_off(connection, batch)
             else:

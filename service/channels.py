@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 
 from eventstore.listener import Hints
-from eventstore.log import Filter
+from eventstore.lookup import Filter
 from eventstore.recorded import Recorded
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eventstore import chain, log
+from eventstore import chain, log, lookup
 from eventstore.errors import LogReplaced
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ async def check_head(connection: Connection, head: Head) -> None:
     """
     if not head.position:
         return
-    found = await log.read_one(connection, head.position)
+    found = await lookup.read_one(connection, head.position)
     if found is None or found.hash != head.hash:
         ends = await log.head_position(connection)
         what = "is another event there" if found else "is not there"

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eventstore import log
+from eventstore import log, lookup
 from service import snapshots
 from service.folding import BeyondTheLog, complete, fold_on, folding
 from service.squad import Squad
@@ -66,7 +66,7 @@ async def look_back(
         now = await log.clock(connection)
         if at - now > CLOCKS_DIFFER:
             raise BeyondTheLog(f"{at.isoformat()} has not come, it is {now.isoformat(timespec='seconds')}")
-        squad = await state_at(connection, await log.position_at(connection, at), keep, deadline)
+        squad = await state_at(connection, await lookup.position_at(connection, at), keep, deadline)
         return Then(squad, at)
     squad = await state_at(
         connection, await log.head_position(connection) if at is None else at, keep, deadline

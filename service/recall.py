@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import structs
 
-from eventstore import codec, log, sealing, traces
+from eventstore import codec, lookup, sealing, traces
 from eventstore.events import (
     EmailReceived,
     EmailUpdated,
@@ -111,9 +111,9 @@ async def stories(
     connection: Connection, streams: list[str], keyring: Keyring | None = None
 ) -> list[Recorded]:
     """The events of streams in the log's order, readable, with those that erased something of theirs."""
-    history = await log.read_streams(connection, streams)
+    history = await lookup.read_streams(connection, streams)
     if ends := streams_of_keys(history):
-        history = sorted([*history, *await log.read_streams(connection, ends)], key=_position)
+        history = sorted([*history, *await lookup.read_streams(connection, ends)], key=_position)
     return await sealing.reveal(connection, history, keyring, veiled=(MessageSent.type,))
 
 

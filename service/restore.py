@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from psycopg import sql
 
-from eventstore import log, sealing
+from eventstore import log, lookup, sealing
 from eventstore.connection import hanging_up_after
 from eventstore.recorded import Head
 from eventstore.translation import translating
@@ -123,12 +123,12 @@ async def _tables_at(connection: Connection) -> int:
 
 async def _load_tables(connection: Connection, position: int) -> Squad:
     squad = Squad()
-    last = await log.read_one(connection, position)
+    last = await lookup.read_one(connection, position)
     if last is None:
         return squad
     for name, residence in RESIDENT.items():
         where = _ACTIVE.get(name, sql.SQL(""))
         squad.load(residence.table, await storage.select(connection, residence.table, where, {}))
-    squad.versions = await log.versions(connection, squad.streams(), last.position)
+    squad.versions = await lookup.versions(connection, squad.streams(), last.position)
     squad.head = Head(last.position, last.hash, last.recorded_at)
     return squad

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from eventstore import checkpoint as signed
-from eventstore import log, verification
+from eventstore import log, lookup, verification
 from eventstore.recorded import Head
 from service import settings
 from service.app import StartFailed
@@ -72,7 +72,7 @@ async def _signed(connection: Connection, key: Ed25519PrivateKey) -> Checkpoint:
         if fault := verified.first_fault:
             place = f"position {fault.position}: " if fault.position is not None else ""
             raise StartFailed(f"nothing was signed, because the log does not hold: {place}{fault.says}")
-        last = await log.read_one(connection, verified.position)
+        last = await lookup.read_one(connection, verified.position)
     if last is None or verified.squad is None:
         raise StartFailed("nothing was signed, because the log is empty")
     now = await log.clock(connection)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from eventstore import log, sealing
+from eventstore import log, lookup, sealing
 from eventstore.listener import Listener
 from eventstore.subscription import follow
 from service.app import background
@@ -50,7 +50,7 @@ def events(
     config: Path | None,
 ) -> None:
     """Read the log."""
-    wanted = log.Filter(type=type_, agent=agent, since=since)
+    wanted = lookup.Filter(type=type_, agent=agent, since=since)
 
     async def work() -> None:
         async with open_squad(config, dsn, data) as (connection, chosen, found):
@@ -75,8 +75,8 @@ def events(
         return
 
 
-async def _print_all(connection: Connection, after: int, wanted: log.Filter, *, as_json: bool) -> None:
-    while page := await log.read_filtered(connection, after, log.PAGE_EVENTS, wanted):
+async def _print_all(connection: Connection, after: int, wanted: lookup.Filter, *, as_json: bool) -> None:
+    while page := await lookup.read_filtered(connection, after, log.PAGE_EVENTS, wanted):
         _print(await sealing.reveal(connection, page), as_json=as_json)
         after = page[-1].position
 

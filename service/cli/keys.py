@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eventstore import codec, log
+from eventstore import codec, log, lookup
 from projections.keys import KEYS, keys
 from service import api_keys
 from service import commands as do
@@ -140,8 +140,8 @@ async def all_keys(connection: Connection) -> list[KeyRow]:
     """Every key that ever was, the oldest first, from the log: the tables may wait for a service to run."""
     history: list[Recorded] = []
     for kind in keys.handlers:
-        after = 0
-        while page := await log.read_filtered(connection, after, log.PAGE_EVENTS, log.Filter(kind.type)):
+        after, wanted = 0, lookup.Filter(kind.type)
+        while page := await lookup.read_filtered(connection, after, log.PAGE_EVENTS, wanted):
             history += page
             after = page[-1].position
     view = Draft(Squad())

@@ -19,6 +19,7 @@ from service.decide import (
     messages,
     operations,
     orchestrator,
+    rules,
     runs,
     starting,
     subjects,
@@ -69,9 +70,9 @@ def decide(state: State, command: do.AnyCommand, at: At) -> Decision:
         case do.RegisterAgent():
             return agents.register(state, command, at)
         case do.SetBudget():
-            return budget.set_budget(state, command, at)
+            return rules.set_budget(state, command, at)
         case do.SetPolicy():
-            return budget.set_policy(state, command, at)
+            return rules.set_policy(state, command, at)
         case do.ClaimTick():
             return ticks.claim_tick(state, command, at)
         case do.TakeUpRun():

@@ -12,10 +12,8 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eventstore.events import (
-    BudgetDayReset,
     BudgetThresholdCrossed,
     DenialReason,
-    PolicySet,
     TokensDenied,
     TokensReleased,
     TokensReserved,
@@ -26,39 +24,20 @@ from eventstore.events import (
 from eventstore.recorded import NewEvent
 from projections.budgets import RESERVATIONS, BudgetDayRow, ReservationRow
 from service.decide.agents import arrive
-from service.decide.day import budget_day
 from service.decide.decision import Accepted, At, Decision, Refused
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
-    from projections.budgets import PolicyRow
     from service.commands import (
         RecordUsage,
         ReleaseReservation,
         ReserveTokens,
-        SetBudget,
-        SetPolicy,
         SettleReservation,
     )
     from service.squad import State
 
 DEFAULT_RESERVATION_SECONDS = 300.0
 """How long a reservation is held where the agent does not say: longer than a long LLM call."""
-
-DEFAULT_WARNING_PERCENTS = [50, 75, 90]
-
-_RULES: dict[str, Any] = {
-    "daily_tokens": 100_000,
-    "agent_limits": {},
-    "warning_percents": DEFAULT_WARNING_PERCENTS,
-    "reset_hour": 0,
-    "timezone": "UTC",
-    "conflict_window_seconds": 30.0,
-    "operation_timeout_seconds": 60.0,
-    "idle_after_minutes": 10.0,
-    "offline_after_minutes": 60.0,
-}
-"""The policy of a squad that was told nothing; the seed's defaults."""
 
 
 class Allowance(NamedTuple):
@@ -88,7 +67,7 @@ def allowance(state: State, day: BudgetDayRow, agent: str, tokens: int) -> Allow
 
 def reserve(state: State, command: ReserveTokens, at: At) -> Decision:
     """Sets tokens aside, if the budget and the agent's limit allow it."""
-    day = _open_day(state)
+    day = open_day(state)
     prelude = arrive(state, command.agent, at)
     allowed = allowance(state, day, command.agent, command.tokens)
     if allowed.denied:
@@ -123,7 +102,7 @@ def settle(state: State, command: SettleReservation, at: At) -> Decision:
         tokens_used=command.tokens_used,
     )
     events = [*prelude, NewEvent(settled, caused_by=row.position)]
-    day = _open_day(state)
+    day = open_day(state)
     left = remaining(day)
     if day.day == row.day:
         left += row.tokens - command.tokens_used
@@ -140,7 +119,7 @@ def release(state: State, command: ReleaseReservation, at: At) -> Decision:
     if refusal := _over(row, command.reservation_id, at.now):
         return Refused(refusal)
     assert row is not None
-    day = _open_day(state)
+    day = open_day(state)
     left = remaining(day) + (row.tokens if day.day == row.day else 0)
     released = NewEvent(_release(row, "released"), caused_by=row.position)
     return Accepted([*arrive(state, row.agent, at), released], {"id": row.id, "remaining": left})
@@ -148,7 +127,7 @@ def release(state: State, command: ReleaseReservation, at: At) -> Decision:
 
 def record(state: State, command: RecordUsage, at: At) -> Decision:
     """Records tokens that were spent."""
-    day = _open_day(state)
+    day = open_day(state)
     prelude = arrive(state, command.agent, at)
     used = TokensUsed(
         day=day.day,
@@ -173,25 +152,6 @@ def use(
     return [NewEvent(used, caused_by=caused_by), *warnings]
 
 
-def set_budget(state: State, command: SetBudget, at: At) -> Decision:
-    """Changes the budget's part of the policy."""
-    return _set_rules(state, _named(command), at)
-
-
-def set_policy(state: State, command: SetPolicy, at: At) -> Decision:
-    """Changes the rules that are named. The first time, the rest is set to the defaults."""
-    return _set_rules(state, _named(command), at)
-
-
-def turn_of_day(state: State, now: datetime) -> list[NewEvent]:
-    """The new budget day, where the old one is over."""
-    day = state.day
-    if day and day.starts_at <= now < day.ends_at:
-        return []
-    policy = state.policy
-    return [NewEvent(_reset(state, policy.daily_tokens, _window(policy), now), caused_by=policy.position)]
-
-
 def expired(state: State, now: datetime) -> list[NewEvent]:
     """The reservations that nobody settled in time."""
     if now < state.spared_until.get(RESERVATIONS.name, now):
@@ -203,7 +163,12 @@ def expired(state: State, now: datetime) -> list[NewEvent]:
     ]
 
 
-def _open_day(state: State) -> BudgetDayRow:
+def open_day(state: State) -> BudgetDayRow:
+    """The day that tokens are of now: every batch begins with what time has made happen.
+
+    Raises:
+        LookupError: the squad has no policy yet, so no day has begun.
+    """
     day = state.day
     if day is None:
         raise LookupError("no budget day has begun")
@@ -286,65 +251,3 @@ def crossings(
         for percent in sorted(state.policy.warning_percents)
         if percent > day.warned_percent and used > 0 and used * 100 >= percent * total
     ]
-
-
-class _Window(NamedTuple):
-    """Which rule says when a budget day begins."""
-
-    reset_hour: int
-    timezone: str
-
-
-def _window(policy: PolicyRow) -> _Window:
-    return _Window(policy.reset_hour, policy.timezone)
-
-
-def _named(command: SetBudget | SetPolicy) -> dict[str, Any]:
-    return {
-        name: value for name in command.model_fields_set if (value := getattr(command, name)) is not None
-    }
-
-
-def _set_rules(state: State, wanted: dict[str, Any], at: At) -> Decision:
-    cause = state.head.position + 1
-    if not state.has_policy:
-        rules = {**_RULES, **wanted}
-        window = _Window(rules["reset_hour"], rules["timezone"])
-        first_day = _reset(state, rules["daily_tokens"], window, at.now)
-        return Accepted(
-            [NewEvent(PolicySet(**rules, day=None)), NewEvent(first_day, caused_by=cause)], rules
-        )
-    policy, day = state.policy, _open_day(state)
-    current = {name: getattr(policy, name) for name in _RULES}
-    rules = {**current, **wanted}
-    if rules == current:
-        return Accepted([], {**rules, "position": policy.position})
-    total, window = rules["daily_tokens"], _Window(rules["reset_hour"], rules["timezone"])
-    reset = _reset(state, total, window, at.now) if window != _window(policy) else None
-    # A day that ends by the new rules was spent under the old ones, and keeps its total.
-    goes_on = reset is None or reset.day == day.day
-    policy_set = PolicySet(**rules, day=day.day if goes_on else None)
-    events = [NewEvent(policy_set, caused_by=policy.position)]
-    if reset:
-        events.append(NewEvent(reset, caused_by=cause))
-    if goes_on:
-        events += crossings(state, day, day.used, caused_by=cause, total=total)
-    return Accepted(events, rules)
-
-
-def _reset(state: State, total: int, window: _Window, now: datetime) -> BudgetDayReset:
-    previous = state.day
-    day = budget_day(window.reset_hour, window.timezone, now)
-    # Going west after local midnight would go back to yesterday, whose budget is spent.
-    name = max(day.name, previous.day) if previous else day.name
-    agents = {part.agent: part.used for part in state.agent_budgets(previous)} if previous else {}
-    return BudgetDayReset(
-        day=name,
-        starts_at=day.starts_at,
-        ends_at=day.ends_at,
-        total=total,
-        previous_day=previous.day if previous else None,
-        previous_used=previous.used if previous else 0,
-        previous_total=previous.total if previous else 0,
-        previous_agents=agents,
-    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from projections.agents import AGENTS
 from projections.keys import KEYS
-from service.decide import agents, budget, keys, operations
+from service.decide import agents, budget, keys, operations, rules
 from service.squad import EXPIRING
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from service.squad import State
 
 STEPS: tuple[Callable[[State, datetime], list[NewEvent]], ...] = (
-    budget.turn_of_day,
+    rules.turn_of_day,
     operations.expired,
     budget.expired,
     agents.gone_quiet,

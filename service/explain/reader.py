@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, LiteralString
 
-from eventstore import log, sealing
+from eventstore import lookup, sealing
 from eventstore.events import (
     BudgetDayReset,
     JobDefined,
@@ -118,12 +118,12 @@ class LoggedPast:
 
     async def one(self, position: int, /) -> Told | None:
         """The event at a position."""
-        recorded = await log.read_one(self._connection, position)
+        recorded = await lookup.read_one(self._connection, position)
         return (await self._told([recorded]))[0] if recorded else None
 
     async def several(self, positions: Sequence[int], /) -> list[Told]:
         """The events at these positions, in the order of the log."""
-        return await self._told(await log.read_positions(self._connection, positions))
+        return await self._told(await lookup.read_positions(self._connection, positions))
 
     async def causes(self, position: int, limit: int, /) -> list[Told]:
         """The event at `position`, its cause, that one's cause and so on, at most `limit`."""
@@ -132,19 +132,19 @@ class LoggedPast:
 
     async def first(self, stream: str, types: Sequence[str] = (), *, after: int = 0) -> Told | None:
         """A stream's first event of these types (any, where none is named) behind the position `after`."""
-        found = await log.read_stream(self._connection, stream, types, after=after, limit=1)
+        found = await lookup.read_stream(self._connection, stream, types, after=after, limit=1)
         return (await self._told(found))[0] if found else None
 
     async def last(self, stream: str, types: Sequence[str] = (), *, upto: int) -> Told | None:
         """A stream's last event of these types (any, where none is named) up to the position `upto`."""
-        found = await log.read_stream(
+        found = await lookup.read_stream(
             self._connection, stream, types, upto=upto, limit=1, newest_first=True
         )
         return (await self._told(found))[0] if found else None
 
     async def early(self, stream: str, limit: int, types: Sequence[str] = ()) -> list[Told]:
         """A stream's first events of these types, at most `limit`."""
-        return await self._told(await log.read_stream(self._connection, stream, types, limit=limit))
+        return await self._told(await lookup.read_stream(self._connection, stream, types, limit=limit))
 
     async def last_of(self, type_: str, *, upto: int) -> Told | None:
         """The log's last event of a type up to the position `upto`."""

@@ -1,4 +1,7 @@
-"""What the API answers, as models: the OpenAPI document is made from them, and tests hold them to it."""
+"""What reads are answered with, and what all answers have in common; `written` has those of writes.
+
+The OpenAPI document is made from these models, and tests hold the answers to them.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from eventstore.events import (
-    AgentStatus,
-    EmailStatus,
-    OperationOutcome,
-    TaskPriority,
-    TaskStatus,
-)
 from projections.agents import AgentRow
 from projections.budgets import PolicyRow, ReservationRow
 from projections.emails import EmailRow
@@ -33,12 +29,6 @@ class Answer(BaseModel):
     """An answer."""
 
     model_config = ConfigDict(extra="forbid")
-
-
-class Written(Answer):
-    """The answer to a write."""
-
-    position: int
 
 
 T = TypeVar("T")
@@ -91,66 +81,6 @@ Task = of_row("Task", TaskRow)
 Email = of_row("Email", EmailRow)
 
 
-class AgentWritten(Written):
-    """An agent as it is now."""
-
-    id: str
-    name: str
-    role: str
-    url: str | None
-    priority: int
-    status: AgentStatus
-    last_active: datetime
-
-
-class HeartbeatTaken(Written):
-    """The agent's status as it is now."""
-
-    name: str
-    status: AgentStatus
-    last_active: datetime
-
-
-class MessageTaken(Written):
-    """The message's id."""
-
-    id: str
-
-
-class Acknowledged(Written):
-    """Which message left whose inbox."""
-
-    id: str
-    agent: str
-
-
-class Claimed(Written):
-    """The claim. Without a heartbeat it blocks others until `blocks_until` and ends at `expires_at`."""
-
-    id: str
-    fencing_token: int
-    started_at: datetime
-    blocks_until: datetime
-    expires_at: datetime
-
-
-class Renewed(Written):
-    """The claim's new times."""
-
-    id: str
-    blocks_until: datetime
-    expires_at: datetime
-
-
-class Finished(Written):
-    """How the operation ended."""
-
-    id: str
-    outcome: OperationOutcome
-    tokens_used: int | None
-    ended_at: datetime
-
-
 class Conflict(Answer):
     """The operation in the way."""
 
@@ -192,70 +122,12 @@ class Budget(Answer):
     agents: dict[str, AgentBudget]
 
 
-class Policy(Written):
-    """The rules that hold now."""
-
-    daily_tokens: int
-    agent_limits: dict[str, int]
-    warning_percents: list[int]
-    reset_hour: int
-    timezone: str
-    conflict_window_seconds: float
-    operation_timeout_seconds: float
-    idle_after_minutes: float
-    offline_after_minutes: float
-
-
 class BudgetChecked(Answer):
     """Whether a reservation would be granted now."""
 
     allowed: bool
     reason: str | None
     remaining: int
-
-
-class Reserved(Written):
-    """The reservation, and what remains of the day's budget."""
-
-    id: str
-    expires_at: datetime
-    remaining: int
-
-
-class Settled(Written):
-    """What was used, and what remains of the day's budget."""
-
-    id: str
-    tokens_used: int
-    remaining: int
-
-
-class Released(Written):
-    """What remains of the day's budget."""
-
-    id: str
-    remaining: int
-
-
-class UsageTaken(Written):
-    """What was recorded, and what remains of the day's budget: less than nothing where use went beyond."""
-
-    tokens: int
-    remaining: int
-
-
-class TaskWritten(Written):
-    """A task as it is now."""
-
-    id: str
-    title: str
-    description: str | None
-    status: TaskStatus
-    assigned_agent: str | None
-    priority: TaskPriority
-    deliverable_url: str | None
-    created_at: datetime
-    updated_at: datetime
 
 
 Run = of_row("Run", RunRow)
@@ -274,54 +146,6 @@ class Job(PlannedJob):  # type: ignore[valid-type,misc]
     """A job, with its last five runs, the newest first, and its next five ticks."""
 
     last_runs: list[Run]  # type: ignore[valid-type]
-
-
-class JobNamed(Written):
-    """Which job."""
-
-    name: str
-
-
-class JobPaused(Written):
-    """Whether the job's ticks are skipped, and what was noted."""
-
-    name: str
-    paused: bool
-    note: str | None
-
-
-class RunBegun(Written):
-    """A run that has begun."""
-
-    id: str
-    job: str
-    tick: datetime
-    status: str
-    attempts: int
-    started_at: datetime
-
-
-class EmailWritten(Written):
-    """An e-mail as it is now."""
-
-    id: str
-    gmail_message_id: str
-    from_email: str
-    subject: str | None
-    category: str
-    status: EmailStatus
-    handled_by: str | None
-    payload: dict[str, Any] | None
-    created_at: datetime
-    updated_at: datetime
-
-
-class Forgotten(Written):
-    """How much became unreadable. `in_plain` counts e-mails that did not: they were logged unencrypted."""
-
-    emails: int
-    messages: int
-    in_plain: int
 
 
 class LoggedEvent(Answer):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from eventstore import log, sealing
+from eventstore import lookup, sealing
 from eventstore.errors import StoreBusy, StoreUnavailable
 from eventstore.listener import POLL_SECONDS, wait_for_hint
 from service.channels import Found
@@ -50,7 +50,7 @@ _HEADERS = {
 
 
 async def stream(
-    services: Services, request: web.Request, after: int | None, wanted: log.Filter
+    services: Services, request: web.Request, after: int | None, wanted: lookup.Filter
 ) -> web.StreamResponse:
     """Sends every event after the position that the reader names, and goes on until either side ends it."""
     log_number = services.writer.replacements
@@ -95,7 +95,7 @@ async def _follow(
     request: web.Request,
     response: web.StreamResponse,
     position: int,
-    wanted: log.Filter,
+    wanted: lookup.Filter,
     log_number: int,
 ) -> None:
     spoke = monotonic()
@@ -125,7 +125,7 @@ async def _next(
     request: web.Request,
     channel: Channel,
     position: int,
-    wanted: log.Filter,
+    wanted: lookup.Filter,
 ) -> tuple[int, bytes]:
     """What comes next for a stream, and up to where; nothing for the moment where it cannot be had."""
     streams = services.streams
@@ -151,10 +151,10 @@ async def _in_memory(services: Services, channel: Channel, position: int) -> Fou
     return await channel.after(position, _PAGE_EVENTS) if services.tail.last == head else None
 
 
-async def _in_the_log(services: Services, position: int, wanted: log.Filter) -> Found:
+async def _in_the_log(services: Services, position: int, wanted: lookup.Filter) -> Found:
     forgotten, head = services.tail.forgotten, services.writer.squad.head.position
     async with services.tables.connection() as connection:
-        page = await log.read_filtered(connection, position, _PAGE_EVENTS, wanted)
+        page = await lookup.read_filtered(connection, position, _PAGE_EVENTS, wanted)
         shown = await sealing.reveal(connection, page)
     if services.tail.forgotten != forgotten:
         # What was readable when it was read may not be any more.

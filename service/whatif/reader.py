@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from eventstore import codec, log
+from eventstore import codec, log, lookup
 from eventstore.errors import LogNotUnderstood, UnknownEventType
 from projections.projection import MissingRow
 from service import snapshots
@@ -45,12 +45,12 @@ async def judge(
     """
     async with connection() as reading:
         # Whatever newer software records may be about tokens or claims: better no answer than a wrong one.
-        if unknown := set(await log.kinds(reading)) - codec.EVENT_TYPES.keys():
+        if unknown := set(await lookup.kinds(reading)) - codec.EVENT_TYPES.keys():
             raise UnknownEventType(", ".join(sorted(unknown)))
         upto = await log.head_position(reading)
         if rules.until:
-            upto = min(upto, await log.position_at(reading, rules.until - _JUST_BEFORE))
-        after = await log.position_at(reading, rules.since - _JUST_BEFORE) if rules.since else 0
+            upto = min(upto, await lookup.position_at(reading, rules.until - _JUST_BEFORE))
+        after = await lookup.position_at(reading, rules.since - _JUST_BEFORE) if rules.since else 0
         # What was before the other rules hold is of interest only for what it led to.
         squad = await snapshots.nearest(reading, min(after, upto))
     simulation = Simulation(rules, min(after, upto), squad)
@@ -58,7 +58,7 @@ async def judge(
         if at_page:
             at_page(first, upto)
         async with connection() as reading:
-            page = await log.read_kinds(reading, _TYPES, first, min(first + page_positions, upto))
+            page = await lookup.read_kinds(reading, _TYPES, first, min(first + page_positions, upto))
         for recorded in page:
             event = codec.decode(recorded)
             try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from eventstore import log
+from eventstore import lookup
 from projections.projector import _TRY_LOCK
 from service.app import StartFailed
 from service.cli import cli
@@ -298,7 +298,7 @@ class TestBatches:
             commands = self._commands(**changes)
             (await service.api.post("batch", key(name), commands=commands)).expect(200)
             async with connected(service.dsn) as connection:
-                rows = await log.read_streams(connection, [f"request-{name}/{n}" for n in range(3)])
+                rows = await lookup.read_streams(connection, [f"request-{name}/{n}" for n in range(3)])
             return {json.loads(row.data)["fingerprint"] for row in rows}
 
         one = await kept("one", gmail_message_id="g-1")

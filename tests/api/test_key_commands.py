@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from eventstore import log
+from eventstore import lookup
 from service import api_keys
 from service.cli import cli, main
 from tests.api.client import running_service
@@ -74,7 +74,7 @@ async def test_everything_about_a_key_is_told_as_json(database: str) -> None:
     lives = datetime.fromisoformat(made["expires_at"]) - datetime.fromisoformat(made["created_at"])
     assert lives == timedelta(days=3)
     async with connected(database) as connection:
-        recorded = await log.read_one(connection, made["position"])
+        recorded = await lookup.read_one(connection, made["position"])
     assert recorded is not None
     assert recorded.type == "key_created"
     assert recorded.actor.startswith("cli:")

@@ -13,7 +13,7 @@ from msgspec import structs
 
 from benchmarks.chronicle import Chronicle
 from benchmarks.history import copy_in
-from eventstore import codec, log
+from eventstore import codec, log, lookup
 from eventstore.errors import LogNotUnderstood, StoreUnavailable
 from eventstore.listener import Hints
 from service import commands as do
@@ -238,7 +238,7 @@ async def test_what_the_clock_has_not_recorded_yet_is_as_the_log_has_it(
         claim = do.StartOperation(agent="ann", action="work", resources={"emailId": "e"}, ttl_seconds=0.05)
         outcome = await submit(writer, claim)
         assert outcome.position
-    recorded = await log.read_one(connection, outcome.position)
+    recorded = await lookup.read_one(connection, outcome.position)
     assert recorded
     # Nobody lived to see it expire.
     then = await look_back(connection, recorded.recorded_at + timedelta(seconds=0.06))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from eventstore import log
+from eventstore import log, lookup
 from eventstore.connection import take_lock_wait
 from eventstore.errors import ClockDrifted, HeadMoved, StoreBusy, StoreRefused, StoreUnavailable
 from tests.support.log import Scribe, joined, new_id, said, texts, whole_log
@@ -168,7 +168,7 @@ async def test_a_stream_never_has_two_events_of_one_version(scribe: Scribe, conn
     await scribe.append(joined("alice"))
     with pytest.raises(StoreRefused, match="events_stream_version_key"):
         await scribe.append(joined("alice"), version=1)
-    assert await log.versions(connection, ["agent-alice", "agent-bob"], upto=9) == {"agent-alice": 1}
+    assert await lookup.versions(connection, ["agent-alice", "agent-bob"], upto=9) == {"agent-alice": 1}
 
 
 async def test_the_last_version_of_a_long_stream_is_found_at_its_end(
@@ -177,10 +177,10 @@ async def test_the_last_version_of_a_long_stream_is_found_at_its_end(
     for _ in range(5):
         await scribe.append(joined("bob"), *(joined("alice") for _ in range(400)))
     streams = ["agent-alice", "agent-bob"]
-    assert await log.versions(connection, streams, upto=9_999) == {"agent-alice": 2_000, "agent-bob": 5}
+    assert await lookup.versions(connection, streams, upto=9_999) == {"agent-alice": 2_000, "agent-bob": 5}
     await connection.execute("ANALYZE events")
     cursor = await connection.execute(
-        f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {log._LAST_VERSIONS}", (streams, 9_999)
+        f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {lookup._LAST_VERSIONS}", (streams, 9_999)
     )
     row = await cursor.fetchone()
     assert row is not None

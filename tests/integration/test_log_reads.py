@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from eventstore import log
-from eventstore.log import Filter
+from eventstore import log, lookup
+from eventstore.lookup import Filter
 from eventstore.recorded import EMPTY_LOG, Head
 from tests.support.log import Scribe, joined, new_id, said, texts
 from tests.support.parts import connected
@@ -50,15 +50,15 @@ async def stored(connection: Connection, start: datetime) -> list[Recorded]:
 
 
 async def _positions(connection: Connection, wanted: Filter, after: int = 0, limit: int = 100) -> list[int]:
-    return [event.position for event in await log.read_filtered(connection, after, limit, wanted)]
+    return [event.position for event in await lookup.read_filtered(connection, after, limit, wanted)]
 
 
 async def test_an_empty_log_ends_before_1(connection: Connection, start: datetime) -> None:
     assert await log.head(connection) == EMPTY_LOG
     assert await log.head_position(connection) == 0
     assert await log.read_after(connection, 0) == []
-    assert await log.read_one(connection, 1) is None
-    assert await log.position_at(connection, start) == 0
+    assert await lookup.read_one(connection, 1) is None
+    assert await lookup.position_at(connection, start) == 0
     assert await _positions(connection, Filter(since=start, until=start + SECOND)) == []
 
 
@@ -77,16 +77,16 @@ async def test_pages_follow_one_another_without_overlap(
 
 
 async def test_one_event_is_read_by_its_position(connection: Connection, stored: list[Recorded]) -> None:
-    assert await log.read_one(connection, 4) == stored[3]
-    assert await log.read_one(connection, 0) is None
-    assert await log.read_one(connection, 7) is None
+    assert await lookup.read_one(connection, 4) == stored[3]
+    assert await lookup.read_one(connection, 0) is None
+    assert await lookup.read_one(connection, 7) is None
 
 
 async def test_streams_are_read_in_the_order_of_the_log(
     connection: Connection, stored: list[Recorded]
 ) -> None:
     wanted = [stored[3].stream, "agent-alice", "agent-nobody"]
-    assert [event.position for event in await log.read_streams(connection, wanted)] == [1, 4]
+    assert [event.position for event in await lookup.read_streams(connection, wanted)] == [1, 4]
 
 
 async def test_every_filter_narrows_and_all_narrow_together(
@@ -149,13 +149,13 @@ async def test_since_is_inclusive_and_until_is_not(
 async def test_the_position_at_a_moment_is_the_last_one_recorded_by_then(
     connection: Connection, start: datetime, offset: timedelta, position: int
 ) -> None:
-    assert await log.position_at(connection, start + offset) == position
+    assert await lookup.position_at(connection, start + offset) == position
 
 
 async def test_ids_are_found_with_their_positions(connection: Connection, stored: list[Recorded]) -> None:
     absent = new_id()
     wanted = [stored[4].id, absent, stored[1].id]
-    assert await log.find_ids(connection, wanted) == {stored[4].id: 5, stored[1].id: 2}
+    assert await lookup.find_ids(connection, wanted) == {stored[4].id: 5, stored[1].id: 2}
 
 
 async def test_versions_are_those_of_the_position_asked_for(connection: Connection) -> None:
@@ -163,8 +163,8 @@ async def test_versions_are_those_of_the_position_asked_for(connection: Connecti
     message = said("once")
     await scribe.append(joined("alice"), joined("alice"), message, joined("alice"))
     streams = ["agent-alice", message.stream, "agent-nobody"]
-    assert await log.versions(connection, streams, upto=2) == {"agent-alice": 2}
-    assert await log.versions(connection, streams, upto=4) == {"agent-alice": 3, message.stream: 1}
+    assert await lookup.versions(connection, streams, upto=2) == {"agent-alice": 2}
+    assert await lookup.versions(connection, streams, upto=4) == {"agent-alice": 3, message.stream: 1}
 
 
 async def test_pages_of_the_usual_size_hold_a_long_log(connection: Connection) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from eventstore import connection as connections
-from eventstore import log, pages
+from eventstore import log, lookup, pages
 from eventstore.errors import StoreBusy, StoreUnavailable
 from eventstore.pages import TOLD, WHOLE, scan
 from eventstore.recorded import Told
@@ -105,7 +105,7 @@ async def test_the_connection_may_be_asked_for_other_things_meanwhile(
     found = []
     async for page in scan(connection, 0, EVENTS, 2, shape=WHOLE):
         found += page
-        assert await log.read_one(connection, page[0].position) == page[0]
+        assert await lookup.read_one(connection, page[0].position) == page[0]
     assert found == stored
 
 

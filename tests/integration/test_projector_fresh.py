@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from eventstore import log
+from eventstore import log, lookup
 from eventstore.listener import Hints
 from projections.projector import Projector
 from service import commands as do
@@ -167,7 +167,7 @@ async def test_one_that_fails_stops_before_the_event_and_the_others_go_on(
         assert set(projector.failed) == {"messages"}
         position, _ = projector.failed["messages"]
         async with connected(database) as connection:
-            found = await log.read_one(connection, position)
+            found = await lookup.read_one(connection, position)
             assert found is not None
             assert found.type == "message_sent"
             assert is_to_encrypt() or POISON in found.data

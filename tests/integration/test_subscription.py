@@ -11,7 +11,7 @@ import pytest
 from eventstore import log
 from eventstore.errors import HeadMoved, StoreUnavailable
 from eventstore.listener import Hints
-from eventstore.log import Filter
+from eventstore.lookup import Filter
 from eventstore.subscription import follow
 from tests.support.log import Scribe, joined, said, texts
 from tests.support.parts import connected, running_listener

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, assume, settings
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from eventstore import log
+from eventstore import log, lookup
 from eventstore.chain import hash_of
 from eventstore.errors import ImportRefused, StoreUnavailable
 from eventstore.exchange import end_line, event_line
@@ -376,7 +376,7 @@ async def test_memory_does_not_grow_with_the_log(connection: Connection, new_squ
                 for position in range(1_000):
                     if position == 0:
                         yield [(await _exported(connection, until=1))[0]]
-                    recorded = await log.read_one(connection, position + 1)
+                    recorded = await lookup.read_one(connection, position + 1)
                     assert recorded
                     yield [event_line(recorded)]
                 yield [(await _exported(connection, after=1_000))[-1].replace(b":0,", b":1000,", 1)]

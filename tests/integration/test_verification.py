@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, LiteralString
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from eventstore import checkpoint, log, verification
+from eventstore import checkpoint, log, lookup, verification
 from eventstore.recorded import Head
 from eventstore.transfer import export_log
 from tests.support.audit import VERIFIER, first_bad_position_by_sql, verdict_in_plain_python
@@ -47,8 +47,8 @@ async def _faults(connection: Connection, *checkpoints: Checkpoint) -> dict[str,
 
 
 async def _checkpoint(connection: Connection, position: int | None = None) -> Checkpoint:
-    first = await log.read_one(connection, 1)
-    last = await log.read_one(connection, position or await log.head_position(connection))
+    first = await lookup.read_one(connection, 1)
+    last = await lookup.read_one(connection, position or await log.head_position(connection))
     assert first
     assert last
     head = Head(last.position, last.hash, last.recorded_at)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import astuple
 
-from eventstore import codec, log, sealing, standby
+from eventstore import codec, log, lookup, sealing, standby
 from eventstore.events import SubjectForgotten
 from projections import PROJECTIONS
 from projections.budgets import BUDGET_DAYS, BUDGETS
@@ -264,11 +264,11 @@ _STATEMENTS: dict[str, Callable[..., list[Rows]]] = {
     standby._CONFIRM: InMemory._nothing,
     log._LOCK_AND_READ: InMemory._lock_and_read,
     log._READ_AFTER: InMemory._read_after,
-    log._READ_STREAMS: InMemory._read_streams,
+    lookup._READ_STREAMS: InMemory._read_streams,
     f"SELECT {_COLUMNS} FROM events WHERE position = %s": InMemory._read_one,
     "SELECT coalesce(max(position), 0) FROM events": InMemory._head,
     "SELECT id::text, position FROM events WHERE id = ANY(%s::uuid[])": InMemory._find_ids,
-    log._LAST_VERSIONS: InMemory._versions,
+    lookup._LAST_VERSIONS: InMemory._versions,
     "SELECT stream FROM events WHERE type = 'email_received' AND data ->> 'gmail_message_id' = ANY(%s)": (
         InMemory._find_gmail
     ),

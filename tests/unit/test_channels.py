@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from eventstore.log import Filter
+from eventstore.lookup import Filter
 from eventstore.recorded import Recorded
 from service import channels as module
 from service import tail as tails

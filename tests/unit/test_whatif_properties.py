@@ -14,7 +14,7 @@ from eventstore import codec
 from projections.budgets import BUDGET_DAYS, BUDGETS, RESERVATIONS
 from projections.operations import OPERATIONS
 from service.commands import AnyCommand, PassTime, RecordUsage, ReserveTokens, SetPolicy, StartOperation
-from service.decide.budget import DEFAULT_WARNING_PERCENTS
+from service.decide.rules import DEFAULT_WARNING_PERCENTS
 from service.folding import fold_page
 from service.squad import Squad
 from service.whatif import OtherRules, Report, Simulation, report

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from projections.agents import AGENTS
 from service import commands as do
 from service import views
-from service.http import answers
+from service.http import answers, written
 from service.http.auth import Scope
 from service.http.context import Services, parse_path, parse_query
 from service.http.lists import PageByName, Query, page
@@ -74,7 +74,7 @@ ROUTES = (
         tag="agents",
         scope=Scope.ACT,
         bound={"name": "name"},
-        answer=answers.AgentWritten,
+        answer=written.AgentWritten,
     ),
     write(
         "POST",
@@ -84,7 +84,7 @@ ROUTES = (
         tag="agents",
         scope=Scope.ACT,
         bound={"name": "agent"},
-        answer=answers.HeartbeatTaken,
+        answer=written.HeartbeatTaken,
         problems=("agent_not_found",),
     ),
 )

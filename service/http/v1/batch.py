@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from eventstore import codec, log, sealing
+from eventstore import codec, lookup, sealing
 from eventstore.events import RequestAnswered
 from service.http import answers
 from service.http.auth import Scope, require
@@ -135,7 +135,7 @@ async def _refuse_another_body(services: Services, prints: Mapping[str, Print]) 
     `prints` are those of this batch by the keys of its commands.
     """
     async with services.tables.connection() as connection:
-        stored = await log.read_streams(connection, [f"request-{key}" for key in prints])
+        stored = await lookup.read_streams(connection, [f"request-{key}" for key in prints])
         kept = [codec.decode(recorded) for recorded in await sealing.reveal(connection, stored)]
     if any(
         isinstance(event, RequestAnswered) and event.fingerprint not in prints[event.key] for event in kept

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from service import commands as do
 from service import views
 from service.decide.budget import allowance
-from service.http import answers
+from service.http import answers, written
 from service.http.auth import Scope, only_own
 from service.http.context import Services, body_of, parse_command, parse_object, parse_query
 from service.http.lists import Query
@@ -65,7 +65,7 @@ ROUTES = (
         "Change the daily budget, the agents' limits, or both",
         tag="budget",
         scope=Scope.OPERATE,
-        answer=answers.Policy,
+        answer=written.Policy,
     ),
     Route(
         method="POST",
@@ -86,7 +86,7 @@ ROUTES = (
         tag="budget",
         scope=Scope.ACT,
         status=201,
-        answer=answers.Reserved,
+        answer=written.Reserved,
         problems=("budget_exhausted", "agent_limit_reached"),
     ),
     write(
@@ -97,7 +97,7 @@ ROUTES = (
         tag="budget",
         scope=Scope.ACT,
         bound={"id": "reservation_id"},
-        answer=answers.Settled,
+        answer=written.Settled,
         problems=("reservation_not_found", "reservation_expired", "reservation_ended"),
     ),
     write(
@@ -108,7 +108,7 @@ ROUTES = (
         tag="budget",
         scope=Scope.ACT,
         bound={"id": "reservation_id"},
-        answer=answers.Released,
+        answer=written.Released,
         problems=("reservation_not_found", "reservation_expired", "reservation_ended"),
     ),
     write(
@@ -119,6 +119,6 @@ ROUTES = (
         tag="budget",
         scope=Scope.ACT,
         status=201,
-        answer=answers.UsageTaken,
+        answer=written.UsageTaken,
     ),
 )

@@ -9,7 +9,7 @@ from psycopg import sql
 from eventstore.events import EmailStatus
 from projections.emails import EMAILS, emails
 from service import commands as do
-from service.http import answers
+from service.http import answers, written
 from service.http.auth import Scope, only_own, own_agent
 from service.http.lists import OneOf, PageQuery, Query, one_row, page_of_rows
 from service.http.route import Route, write
@@ -81,7 +81,7 @@ ROUTES = (
         tag="emails",
         scope=Scope.ACT,
         status=201,
-        answer=answers.EmailWritten,
+        answer=written.EmailWritten,
         problems=("email_exists",),
     ),
     Route(
@@ -104,7 +104,7 @@ ROUTES = (
         tag="emails",
         scope=Scope.ACT,
         bound={"id": "email_id"},
-        answer=answers.EmailWritten,
+        answer=written.EmailWritten,
         problems=("email_not_found",),
     ),
 )

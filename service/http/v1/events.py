@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 from pydantic import BaseModel, StringConstraints
 
-from eventstore import log, sealing
+from eventstore import log, lookup, sealing
 from service.channels import agent_of
 from service.http import answers
 from service.http.auth import Scope, only_own, own_agent
@@ -63,11 +63,11 @@ def show(recorded: Recorded) -> dict[str, Any]:
 async def _list(services: Services, request: web.Request) -> Reply:
     query = parse_query(EventQuery, request)
     await services.tables.state_covering(query.min_position)
-    wanted = log.Filter(query.type, query.stream, _own(query.agent), query.since, query.until)
+    wanted = lookup.Filter(query.type, query.stream, _own(query.agent), query.since, query.until)
     async with services.tables.connection() as connection:
 
         async def fetch(after: int, count: int) -> list[dict[str, Any]]:
-            stored = await log.read_filtered(connection, after, count, wanted)
+            stored = await lookup.read_filtered(connection, after, count, wanted)
             return [show(recorded) for recorded in await sealing.reveal(connection, stored)]
 
         shown = await read_page(fetch, query.after, query.limit)
@@ -81,7 +81,7 @@ async def _one(services: Services, request: web.Request) -> Reply:
     await services.tables.state_covering(query.min_position)
     text = request.match_info["position"]
     async with services.tables.connection() as connection:
-        stored = await log.read_one(connection, int(text))
+        stored = await lookup.read_one(connection, int(text))
         if stored is None:
             raise Problem("not_found", f"the log has no position {text}")
         only_own(agent_of(stored), f"event {text} is none of its own")
@@ -91,7 +91,7 @@ async def _one(services: Services, request: web.Request) -> Reply:
 
 async def _stream(services: Services, request: web.Request) -> web.StreamResponse:
     query = parse_query(StreamQuery, request)
-    wanted = log.Filter(query.type, query.stream, _own(query.agent))
+    wanted = lookup.Filter(query.type, query.stream, _own(query.agent))
     return await stream(services, request, query.after, wanted)
 
 

@@ -11,7 +11,7 @@ from projections.jobs import JOBS, jobs
 from projections.runs import RUNS, RunStatus
 from service import commands as do
 from service import views
-from service.http import answers
+from service.http import answers, written
 from service.http.auth import Scope
 from service.http.carrying_out import asked_by, carry_out, rendering
 from service.http.context import Services, body_of, parse_command, parse_object, parse_path, parse_query
@@ -137,7 +137,7 @@ ROUTES = (
         handler=_define,
         body=JobSpec,
         path_types={"name": Name},
-        answers={200: answers.JobNamed},
+        answers={200: written.JobNamed},
         problems=("agent_not_found", "job_behind"),
     ),
     write(
@@ -148,7 +148,7 @@ ROUTES = (
         tag="jobs",
         scope=Scope.OPERATE,
         bound={"name": "name"},
-        answer=answers.JobNamed,
+        answer=written.JobNamed,
         problems=("job_not_found", "job_behind"),
     ),
     Route(
@@ -160,7 +160,7 @@ ROUTES = (
         handler=_run,
         body=RunNow,
         path_types={"name": Name},
-        answers={202: answers.RunBegun},
+        answers={202: written.RunBegun},
         problems=(
             "job_not_found",
             "job_running",
@@ -178,7 +178,7 @@ ROUTES = (
         tag="jobs",
         scope=Scope.OPERATE,
         bound={"name": "name"},
-        answer=answers.JobPaused,
+        answer=written.JobPaused,
         problems=("job_not_found",),
     ),
     write(
@@ -189,7 +189,7 @@ ROUTES = (
         tag="jobs",
         scope=Scope.OPERATE,
         bound={"name": "name"},
-        answer=answers.JobPaused,
+        answer=written.JobPaused,
         problems=("job_not_found",),
     ),
     Route(

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from projections.messages import MESSAGES, messages
 from service import commands as do
-from service.http import answers
+from service.http import answers, written
 from service.http.auth import Scope, only_own, own_agent
 from service.http.context import Services, parse_path
 from service.http.lists import PageQuery, page_of_rows
@@ -63,7 +63,7 @@ ROUTES = (
         tag="messages",
         scope=Scope.ACT,
         status=201,
-        answer=answers.MessageTaken,
+        answer=written.MessageTaken,
     ),
     Route(
         method="GET",
@@ -96,7 +96,7 @@ ROUTES = (
         tag="messages",
         scope=Scope.ACT,
         bound={"id": "message_id"},
-        answer=answers.Acknowledged,
+        answer=written.Acknowledged,
         problems=("message_not_found", "not_addressed"),
     ),
 )

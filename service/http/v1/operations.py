@@ -8,7 +8,7 @@ from projections.operations import CONFLICTS, OPERATIONS, OperationState, operat
 from service import commands as do
 from service import views
 from service.decide.operations import describe, find_conflict
-from service.http import answers
+from service.http import answers, written
 from service.http.auth import Scope, only_own
 from service.http.context import Services, body_of, parse_command, parse_object, parse_query
 from service.http.lists import OneOf, PageQuery, page, page_of_rows
@@ -80,7 +80,7 @@ ROUTES = (
         tag="operations",
         scope=Scope.ACT,
         status=201,
-        answer=answers.Claimed,
+        answer=written.Claimed,
         problems=("conflict",),
     ),
     write(
@@ -91,7 +91,7 @@ ROUTES = (
         tag="operations",
         scope=Scope.ACT,
         bound={"id": "operation_id"},
-        answer=answers.Renewed,
+        answer=written.Renewed,
         problems=("operation_not_found", "operation_expired", "operation_finished", "conflict"),
     ),
     write(
@@ -102,7 +102,7 @@ ROUTES = (
         tag="operations",
         scope=Scope.ACT,
         bound={"id": "operation_id"},
-        answer=answers.Finished,
+        answer=written.Finished,
         problems=("operation_not_found", "operation_expired", "operation_finished"),
     ),
     Route(

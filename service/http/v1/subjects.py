@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from eventstore import traces
 from service import commands as do
-from service.http import answers
+from service.http import written
 from service.http.auth import Scope
 from service.http.carrying_out import asked_by, carry_out, rendering
 from service.http.context import Services, body_of, parse_command, parse_object
@@ -49,7 +49,7 @@ ROUTES = (
         scope=Scope.OPERATE,
         handler=_forget,
         body=Forget,
-        answers={200: answers.Forgotten},
+        answers={200: written.Forgotten},
         problems=("subject_not_found", "subject_in_plain"),
     ),
 )

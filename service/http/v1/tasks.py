@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from eventstore.events import TaskPriority, TaskStatus
 from projections.tasks import TASKS, tasks
 from service import commands as do
-from service.http import answers
+from service.http import answers, written
 from service.http.auth import Scope
 from service.http.lists import OneOf, PageQuery, Query, one_row, page_of_rows
 from service.http.route import Route, write
@@ -56,7 +56,7 @@ ROUTES = (
         tag="tasks",
         scope=Scope.ACT,
         status=201,
-        answer=answers.TaskWritten,
+        answer=written.TaskWritten,
     ),
     Route(
         method="GET",
@@ -78,7 +78,7 @@ ROUTES = (
         tag="tasks",
         scope=Scope.ACT,
         bound={"id": "task_id"},
-        answer=answers.TaskWritten,
+        answer=written.TaskWritten,
         problems=("task_not_found",),
     ),
 )

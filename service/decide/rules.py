@@ -1,0 +1,114 @@
+"""Decisions about the rules: the policy, and the budget days that follow from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from eventstore.events import BudgetDayReset, PolicySet
+from eventstore.recorded import NewEvent
+from service.decide.budget import crossings, open_day
+from service.decide.day import budget_day
+from service.decide.decision import Accepted, At, Decision
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from projections.budgets import PolicyRow
+    from service.commands import SetBudget, SetPolicy
+    from service.squad import State
+
+DEFAULT_WARNING_PERCENTS = [50, 75, 90]
+
+_RULES: dict[str, Any] = {
+    "daily_tokens": 100_000,
+    "agent_limits": {},
+    "warning_percents": DEFAULT_WARNING_PERCENTS,
+    "reset_hour": 0,
+    "timezone": "UTC",
+    "conflict_window_seconds": 30.0,
+    "operation_timeout_seconds": 60.0,
+    "idle_after_minutes": 10.0,
+    "offline_after_minutes": 60.0,
+}
+"""The policy of a squad that was told nothing; the seed's defaults."""
+
+
+def set_budget(state: State, command: SetBudget, at: At) -> Decision:
+    """Changes the budget's part of the policy."""
+    return _set_rules(state, _named(command), at)
+
+
+def set_policy(state: State, command: SetPolicy, at: At) -> Decision:
+    """Changes the rules that are named. The first time, the rest is set to the defaults."""
+    return _set_rules(state, _named(command), at)
+
+
+def turn_of_day(state: State, now: datetime) -> list[NewEvent]:
+    """The new budget day, where the old one is over."""
+    day = state.day
+    if day and day.starts_at <= now < day.ends_at:
+        return []
+    policy = state.policy
+    return [NewEvent(_reset(state, policy.daily_tokens, _window(policy), now), caused_by=policy.position)]
+
+
+class _Window(NamedTuple):
+    """Which rule says when a budget day begins."""
+
+    reset_hour: int
+    timezone: str
+
+
+def _window(policy: PolicyRow) -> _Window:
+    return _Window(policy.reset_hour, policy.timezone)
+
+
+def _named(command: SetBudget | SetPolicy) -> dict[str, Any]:
+    return {
+        name: value for name in command.model_fields_set if (value := getattr(command, name)) is not None
+    }
+
+
+def _set_rules(state: State, wanted: dict[str, Any], at: At) -> Decision:
+    cause = state.head.position + 1
+    if not state.has_policy:
+        rules = {**_RULES, **wanted}
+        window = _Window(rules["reset_hour"], rules["timezone"])
+        first_day = _reset(state, rules["daily_tokens"], window, at.now)
+        return Accepted(
+            [NewEvent(PolicySet(**rules, day=None)), NewEvent(first_day, caused_by=cause)], rules
+        )
+    policy, day = state.policy, open_day(state)
+    current = {name: getattr(policy, name) for name in _RULES}
+    rules = {**current, **wanted}
+    if rules == current:
+        return Accepted([], {**rules, "position": policy.position})
+    total, window = rules["daily_tokens"], _Window(rules["reset_hour"], rules["timezone"])
+    reset = _reset(state, total, window, at.now) if window != _window(policy) else None
+    # A day that ends by the new rules was spent under the old ones, and keeps its total.
+    goes_on = reset is None or reset.day == day.day
+    policy_set = PolicySet(**rules, day=day.day if goes_on else None)
+    events = [NewEvent(policy_set, caused_by=policy.position)]
+    if reset:
+        events.append(NewEvent(reset, caused_by=cause))
+    if goes_on:
+        events += crossings(state, day, day.used, caused_by=cause, total=total)
+    return Accepted(events, rules)
+
+
+def _reset(state: State, total: int, window: _Window, now: datetime) -> BudgetDayReset:
+    previous = state.day
+    day = budget_day(window.reset_hour, window.timezone, now)
+    # Going west after local midnight would go back to yesterday, whose budget is spent.
+    name = max(day.name, previous.day) if previous else day.name
+    agents = {part.agent: part.used for part in state.agent_budgets(previous)} if previous else {}
+    return BudgetDayReset(
+        day=name,
+        starts_at=day.starts_at,
+        ends_at=day.ends_at,
+        total=total,
+        previous_day=previous.day if previous else None,
+        previous_used=previous.used if previous else 0,
+        previous_total=previous.total if previous else 0,
+        previous_agents=agents,
+    )
