@@ -293,6 +293,9 @@ def read(config: Path | None = None, **flags: Any) -> Settings:
         raise SettingsError(_explain_json(error)) from error
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(item) for item in error.errors())) from error
+    finally:
+        # Settings that are made of what they are given, as tests make them, have nothing from a file.
+        _config.path = None
     settings.job_specs()
     return settings
 

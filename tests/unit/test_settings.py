@@ -69,6 +69,13 @@ def test_a_flag_that_was_not_given_says_nothing(monkeypatch: pytest.MonkeyPatch)
     assert _read(dsn=None).dsn == "dbname=x"
 
 
+def test_a_file_that_was_read_says_nothing_to_settings_that_are_made_otherwise() -> None:
+    _complaint(TOML + "no_setting = 1\n")
+    assert settings.Settings().port == 3001
+    assert _read(TOML).port == 4001
+    assert settings.Settings().port == 3001
+
+
 def test_an_empty_variable_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SQUAD_PORT", "")
     assert _read(TOML).port == 4001
