@@ -1,4 +1,4 @@
-"""Tables that other code folded, rebuilt in the background of the process that is the projector.
+"""Tables that other code folded, or that are far behind, rebuilt in the background of the projector.
 
 Their old rows stay until the new ones are complete; the other tables go on meanwhile.
 """
@@ -29,24 +29,37 @@ _log = logging.getLogger(__name__)
 
 
 class Outdated:
-    """The projections whose rows are those of other code, and the rebuild of them."""
+    """The projections that must be rebuilt, and the rebuild of them.
+
+    A rebuild has connections of its own, and outlives the projector's: while it puts its rows in the place
+    of the old ones, it can hold up the projector for longer than that one waits for anything.
+    """
 
     def __init__(self, dsn: str, schema: str) -> None:
         self.projections: Sequence[Projection] = ()
         self._dsn = dsn
         self._schema = schema
         self._rebuilding: asyncio.Task[dict[str, Exception]] | None = None
+        self._rebuilt: Sequence[Projection] = ()
+        """Those that `_rebuilding` is about."""
         self._told_at = 0.0
 
     def __bool__(self) -> bool:
         return bool(self.projections)
 
-    def begin(self) -> None:
-        """Begins to rebuild them, where there are any."""
-        if self.projections:
-            names = ", ".join(projection.name for projection in self.projections)
-            _log.info("rebuilding what other code folded: %s", names)
-            self._rebuilding = asyncio.create_task(self._rebuild(self.projections))
+    async def see_to(self, projections: Sequence[Projection]) -> None:
+        """Has these rebuilt and no others. Where that is under way already, it goes on."""
+        self.projections = projections
+        if projections and self._is_under_way() and all(each in self._rebuilt for each in projections):
+            return
+        await self.stop()
+        if projections:
+            _log.info("rebuilding tables: %s", ", ".join(projection.name for projection in projections))
+            self._rebuilt = projections
+            self._rebuilding = asyncio.create_task(self._rebuild(projections))
+
+    def _is_under_way(self) -> bool:
+        return self._rebuilding is not None and not self._rebuilding.done()
 
     async def stop(self) -> None:
         """Gives up what is under way."""

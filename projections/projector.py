@@ -34,6 +34,7 @@ from projections import PROJECTIONS
 from projections.folding import PageFolder
 from projections.fresh import Fresh
 from projections.outdated import Outdated
+from projections.standing import standing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +82,7 @@ class Projector:
     ) -> None:
         self.active = False
         self.positions: dict[str, int] = {}
-        """How far each projection is; 0 as long as its rows are those of other code."""
+        """How far each projection is; 0 as long as it is being rebuilt."""
         self.failed: dict[str, tuple[int, str]] = {}
         self.poll_rescues = 0
         """How often a look at the log found events that no notification had told of."""
@@ -110,8 +111,14 @@ class Projector:
 
     async def run(self) -> None:
         """Runs until cancelled."""
-        delay = _BACKOFF_SECONDS[0]
         self._hints.also_wake(self._news)
+        try:
+            await self._run()
+        finally:
+            await self._outdated.stop()
+
+    async def _run(self) -> None:
+        delay = _BACKOFF_SECONDS[0]
         while True:
             try:
                 connection = await connect(
@@ -128,7 +135,6 @@ class Projector:
                 finally:
                     self.active = False
                     connection.pgconn.finish()
-                    await self._outdated.stop()
             except StoreBusy as busy:
                 _log.info("the projector begins anew: %s", busy)
             except (EventStoreError, psycopg.Error, OSError) as error:
@@ -150,45 +156,15 @@ class Projector:
         self.active = True
 
     async def _begin(self, connection: Connection) -> None:
-        """Goes by what the tables are now; has those rebuilt that other code folded."""
-        await self._outdated.stop()
-        with translating():
-            self._generation = await self._prepare(connection)
+        """Goes by what the tables are now, and has those rebuilt that must be."""
+        found = await standing(connection, self._projections.values())
+        self.failed.clear()
+        self.positions, self._generation = found.positions, found.generation
+        self.covered_at = dict.fromkeys(self.positions, monotonic())
         self._folder = PageFolder(self._generation, self._keyring)
         self._fresh.clear()
-        self._outdated.begin()
+        await self._outdated.see_to(found.outdated)
         self.moved.wake(max(self.positions.values(), default=0))
-
-    async def _prepare(self, connection: Connection) -> int:
-        """Enters new projections, forgets old failures, and finds out where each projection is.
-
-        Returns:
-            The generation of the tables.
-        """
-        async with connection.transaction():
-            for projection in self._projections.values():
-                await connection.execute(
-                    "INSERT INTO projections (name, fold_version, generation)"
-                    " SELECT %s, %s, coalesce(max(generation), 1) FROM projections ON CONFLICT DO NOTHING",
-                    (projection.name, projection.fold_version),
-                )
-            await connection.execute(
-                "UPDATE projections SET failed_position = NULL, error = NULL"
-                " WHERE failed_position IS NOT NULL OR error IS NOT NULL"
-            )
-            cursor = await connection.execute(
-                "SELECT name, position, fold_version, generation FROM projections"
-            )
-            found = {name: standing for name, *standing in await cursor.fetchall()}
-        self.failed.clear()
-        self._outdated.projections = [
-            each for each in self._projections.values() if found[each.name][1] != each.fold_version
-        ]
-        self.positions = {name: found[name][0] for name in self._projections}
-        self.positions.update(dict.fromkeys((each.name for each in self._outdated.projections), 0))
-        self.covered_at = dict.fromkeys(self.positions, monotonic())
-        generations: list[int] = [generation for _, _, generation in found.values()]
-        return max(generations)
 
     async def _follow(self, connection: Connection) -> None:
         polled = False
@@ -229,7 +205,9 @@ class Projector:
         return False
 
     async def _tend_the_rebuild(self, connection: Connection) -> None:
-        for name, error in (await self._outdated.tend(connection)).items():
+        with translating():
+            failures = await self._outdated.tend(connection)
+        for name, error in failures.items():
             position = getattr(error, "position", None) or 0
             await self._fail(connection, self._projections[name], position, error)
 

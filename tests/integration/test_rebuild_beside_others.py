@@ -275,6 +275,63 @@ class TestTablesThatOtherCodeFolded:
 
             await eventually(is_told_again)
 
+    async def test_are_put_in_place_however_long_that_holds_up_the_projector(
+        self,
+        database: str,
+        connection: Connection,
+        scribe: Scribe,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """It begins anew again and again meanwhile, and the rebuild does not."""
+        caplog.set_level(logging.INFO, "projections")
+        monkeypatch.setattr(projector_module, "connect", partial(connect, lock_timeout=50))
+        fold, may_go_on, swaps = rebuilding._fold_the_rest, asyncio.Event(), 0
+
+        async def fold_slowly(*args: Any) -> int:
+            nonlocal swaps
+            swaps += 1
+            await may_go_on.wait()
+            return await fold(*args)
+
+        monkeypatch.setattr(rebuilding, "_fold_the_rest", fold_slowly)
+        projector = self._projector(database)
+        async with running(projector.run()):
+            await eventually(lambda: swaps)
+            await scribe.append(said("three"))
+            await eventually(lambda: caplog.text.count("begins anew") > 2)
+            may_go_on.set()
+            await eventually(lambda: projector.positions["messages"] == 4)
+            await eventually(partial(projected_to_head, database))
+        assert swaps == 1
+        assert {record.levelname for record in caplog.records} == {"INFO"}
+        messages_ = "SELECT array_agg(message ORDER BY position) FROM squad_messages"
+        assert await one(connection, messages_) == ["one", "two", "three"]
+
+    async def test_are_also_those_far_behind_which_nobody_waits_for(
+        self, database: str, connection: Connection, scribe: Scribe, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Such as those of a projection that a release has added to a long log."""
+        monkeypatch.setattr("projections.standing.FAR_BEHIND_EVENTS", 1)
+        swap, may_swap = rebuilding._swap, asyncio.Event()
+
+        async def wait_and_swap(*args: Any) -> Any:
+            await may_swap.wait()
+            return await swap(*args)
+
+        monkeypatch.setattr(rebuilding, "_swap", wait_and_swap)
+        await connection.execute("DELETE FROM squad_messages")
+        await connection.execute("UPDATE projections SET position = 0 WHERE name = 'messages'")
+        projector = Projector(database, SCHEMA, Hints())
+        async with running(projector.run()):
+            await eventually(lambda: projector.active)
+            await scribe.append(said("three"))
+            await eventually(lambda: projector.positions["agents"] == 4)
+            assert projector.positions["messages"] == 0
+            may_swap.set()
+            await eventually(lambda: projector.positions["messages"] == 4)
+        assert await compare(database, SCHEMA) == []
+
     async def test_keep_their_rows_where_the_log_cannot_be_folded_and_say_why(
         self, database: str, connection: Connection, scribe: Scribe
     ) -> None:
