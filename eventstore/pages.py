@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, LiteralString, TypeVar
 
 import psycopg
@@ -18,8 +17,9 @@ from psycopg.adapt import Transformer
 from psycopg.pq import ConnStatus, ExecStatus, Format
 
 from eventstore.connection import hang_up, hanging_up_after
+from eventstore.gauge import Gauge
 from eventstore.log import COLUMNS
-from eventstore.recorded import recorded_of, told_of
+from eventstore.recorded import AnyRecorded, recorded_of, told_of
 from eventstore.translation import translating
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from eventstore.connection import Connection
 
-R = TypeVar("R")
+R = TypeVar("R", bound=AnyRecorded)
 
 PAGE_EVENTS = 2_500
 """How many events a page has: so many that what it takes to ask for one does not show, and not many more,
@@ -64,7 +64,8 @@ async def scan(
     """The log page by page, as it is when each page is read, so memory does not grow with it.
 
     Whatever else is asked of the connection meanwhile waits for pages that are on their way. Whoever does
-    not go to the end closes the generator: until then the connection is in use.
+    not go to the end closes the generator, and has the connection back when the pages that are on their way
+    have come; where they were cancelled, they do not wait for it long, and it may be cut.
 
     Args:
         connection: to read on.
@@ -77,24 +78,35 @@ async def scan(
         StoreUnavailable: the connection broke.
         StoreBusy: the server gave up.
     """
-    starts = iter(range(after, upto, page_events))
+    gauge, asked = Gauge(page_events), after
     coming: deque[asyncio.Future[PGresult]] = deque()
 
     def ask() -> None:
-        for start in islice(starts, AHEAD - len(coming)):
-            last = min(start + page_events, upto)
-            coming.append(asyncio.ensure_future(_come(connection, shape.query, start, last)))
+        nonlocal asked
+        while len(coming) < AHEAD and asked < upto:
+            start, asked = asked, min(asked + gauge.events, upto)
+            coming.append(asyncio.ensure_future(_come(connection, shape.query, start, asked)))
 
     try:
         ask()
         while coming and (page := _rows(connection, await coming[0], shape.make)):
             coming.popleft()
+            gauge.learn(page)
             ask()
             yield page
     finally:
-        for page_ahead in coming:
-            page_ahead.cancel()
-        await asyncio.gather(*coming, return_exceptions=True)
+        try:
+            if coming and not _is_being_cancelled():
+                await asyncio.wait(coming)
+        finally:
+            for page_ahead in coming:
+                page_ahead.cancel()
+            await asyncio.gather(*coming, return_exceptions=True)
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return bool(task and task.cancelling())
 
 
 async def _come(connection: Connection, query: bytes, after: int, last: int) -> PGresult:

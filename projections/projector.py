@@ -27,6 +27,7 @@ import psycopg
 from eventstore import log
 from eventstore.connection import Connection, connect, hanging_up_after
 from eventstore.errors import EventStoreError, LogNotUnderstood, StoreBusy, StoreUnavailable
+from eventstore.gauge import Gauge
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
 from eventstore.telling import told
 from eventstore.translation import translating
@@ -98,6 +99,7 @@ class Projector:
         self._keyring = keyring
         self._generation = 0
         self._folder = PageFolder(keyring=keyring)
+        self._gauge = Gauge(log.PAGE_EVENTS)
         self._fresh = Fresh()
         self._news = asyncio.Event()
         """That there may be something to fold, by notification or from this process."""
@@ -243,8 +245,10 @@ class Projector:
         behind = min(healthy.values())
         members = [self._projections[name] for name, at in healthy.items() if at == behind]
         asked = monotonic()
-        page = await log.read_after(connection, behind)
-        is_the_last = len(page) < log.PAGE_EVENTS
+        wanted = self._gauge.events
+        page = await log.read_after(connection, behind, wanted)
+        is_the_last = len(page) < wanted
+        self._gauge.learn(page)
         # Never beyond the next one's position, so that those that met there go on as one group.
         stop = min((at for at in healthy.values() if at > behind), default=None)
         if stop is not None:

@@ -14,6 +14,7 @@ from psycopg import sql
 
 from eventstore import log, lookup, sealing
 from eventstore.connection import hanging_up_after
+from eventstore.gauge import Gauge
 from eventstore.recorded import Head
 from eventstore.translation import translating
 from projections import PROJECTIONS, storage
@@ -84,17 +85,20 @@ async def catch_up(
     keyring: Keyring | None = None,
 ) -> None:
     """Folds what follows the squad's head, and tells of it page by page, as it is stored."""
+    gauge = Gauge(log.PAGE_EVENTS)
     while True:
+        wanted = gauge.events
         with hanging_up_after(STUCK_AFTER_SECONDS, connection):
-            page = await log.read_after(connection, squad.head.position)
+            page = await log.read_after(connection, squad.head.position, wanted)
             await continuity.check_page(connection, squad.head, page)
             shown = await sealing.reveal(connection, page, keyring, veiled=sealing.VEILED)
         if page:
             fold_page(squad, shown)
             if tell:
                 tell(page)
-        if len(page) < log.PAGE_EVENTS:
+        if len(page) < wanted:
             return
+        gauge.learn(page)
 
 
 async def _nearest_to(connection: Connection, known: int) -> Squad:

@@ -75,7 +75,7 @@ async def test_a_connection_that_breaks_at_any_statement_leaves_rows_and_positio
 ) -> None:
     async with running_writer(database) as writer:
         await Life(seed=4).live(writer, 80)
-    monkeypatch.setattr(log.read_after, "__defaults__", (12,))
+    monkeypatch.setattr(log, "PAGE_EVENTS", 12)
     monkeypatch.setattr(projector, "_BACKOFF_SECONDS", (0.0, 0.0))
     cuts = 0
     async with connected(database) as connection:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing, asynccontextmanager
+from threading import Event
 from typing import TYPE_CHECKING
 
 import pytest
 
 from eventstore import connection as connections
-from eventstore import log, lookup, pages
+from eventstore import gauge, log, lookup, pages
 from eventstore.errors import StoreBusy, StoreUnavailable
 from eventstore.pages import TOLD, WHOLE, scan
 from eventstore.recorded import Told
@@ -118,6 +119,48 @@ async def test_whoever_does_not_go_to_the_end_has_the_connection_back(
             break
     assert not connection.lock.locked()
     assert await log.head_position(connection) == EVENTS
+
+
+async def test_whoever_has_read_enough_waits_for_the_pages_on_their_way(
+    connection: Connection, stored: list[Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that takes: they go on with the connection, as a fold does that must read more."""
+    monkeypatch.setattr(pages, "_GIVEN_UP_AFTER_SECONDS", 0.0)
+    read = connection.pgconn.exec_params
+
+    class Slow:
+        @staticmethod
+        def exec_params(*arguments: object) -> object:
+            Event().wait(0.1)
+            return read(*arguments)  # type: ignore[arg-type]
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(connection.pgconn, name)
+
+    class Reader:
+        pgconn = Slow()
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(connection, name)
+
+    async with aclosing(scan(Reader(), 0, EVENTS, 2, shape=WHOLE)) as found:  # type: ignore[arg-type]
+        assert await anext(found) == stored[:2]
+    assert not connection.lock.locked()
+    assert await log.head_position(connection) == EVENTS
+
+
+async def test_pages_of_large_events_are_short(
+    connection: Connection, stored: list[Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gauge, "FEWEST_EVENTS", 2)
+    monkeypatch.setattr(gauge, "FIRST_EVENTS", 4)
+    monkeypatch.setattr(gauge, "PAGE_CHARACTERS", 3 * len(stored[-1].data))
+    found = [page async for page in scan(connection, 0, EVENTS, shape=WHOLE)]
+    assert [row for page in found for row in page] == stored
+    sizes = [len(page) for page in found]
+    # What was asked for ahead was asked for before.
+    assert sizes[:3] == [4, 4, 3]
+    assert {*sizes[3:-1]} <= {2, 3}
 
 
 async def test_a_lost_connection_is_said(

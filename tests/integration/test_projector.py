@@ -70,7 +70,6 @@ async def test_a_log_that_was_there_before_is_folded_page_by_page(
     async with running_writer(database) as writer:
         await Life(seed=2).live(writer, 300)
     monkeypatch.setattr(log, "PAGE_EVENTS", 7)
-    monkeypatch.setattr(log.read_after, "__defaults__", (7,))
     async with running(Projector(database, "squad", Hints()).run()):
         await eventually(partial(projected_to_head, database))
     assert await assert_tables_equal_fold(database) > 100
@@ -82,7 +81,7 @@ async def test_rows_that_left_the_cache_are_read_again(
     monkeypatch.setattr(folding, "CACHED_ROWS", 2)
     async with running_writer(database) as writer:
         await Life(seed=3).live(writer, 300)
-    monkeypatch.setattr(log.read_after, "__defaults__", (5,))
+    monkeypatch.setattr(log, "PAGE_EVENTS", 5)
     async with running(Projector(database, "squad", Hints()).run()):
         await eventually(partial(projected_to_head, database))
     assert await assert_tables_equal_fold(database) > 100

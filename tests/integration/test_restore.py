@@ -126,7 +126,6 @@ async def test_the_pages_that_follow_the_tables_are_told_in_order(
 ) -> None:
     await Life(seed=15).live(writer, 50)
     monkeypatch.setattr(log, "PAGE_EVENTS", 7)
-    monkeypatch.setattr(log.read_after, "__defaults__", (7,))
     told: list[Recorded] = []
     await catch_up(connection, Squad(), told.extend)
     assert [event.position for event in told] == list(range(1, writer.squad.head.position + 1))

@@ -1,0 +1,55 @@
+"""How many events a page should have, by how large those of the one before were."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from eventstore.gauge import FEWEST_EVENTS, FIRST_EVENTS, PAGE_CHARACTERS, Gauge
+from eventstore.recorded import Told
+
+MOST = 5_000
+
+
+def page(events: int, characters: int) -> list[Told]:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    return [
+        Told(n + 1, "message_sent", 1, "x" * characters, "agent:a", None, moment) for n in range(events)
+    ]
+
+
+@pytest.mark.parametrize("most", [1, 7, FIRST_EVENTS, MOST])
+def test_it_begins_with_few(most: int) -> None:
+    assert Gauge(most).events == min(most, FIRST_EVENTS)
+
+
+def test_it_grows_to_the_most_where_events_are_small() -> None:
+    gauge, asked = Gauge(MOST), list[int]()
+    for _ in range(6):
+        asked.append(gauge.events)
+        gauge.learn(page(gauge.events, 200))
+    assert asked == [500, 1_000, 2_000, 4_000, MOST, MOST]
+
+
+@pytest.mark.parametrize("characters", [2_000, 20_000, 200_000])
+def test_it_asks_for_as_many_as_fit(characters: int) -> None:
+    gauge = Gauge(MOST)
+    for _ in range(4):
+        gauge.learn(page(20, characters))
+    assert gauge.events == max(PAGE_CHARACTERS // characters, FEWEST_EVENTS)
+
+
+def test_it_forgets_large_ones_page_by_page() -> None:
+    gauge = Gauge(MOST)
+    gauge.learn(page(10, 1_000_000))
+    assert gauge.events == FEWEST_EVENTS
+    gauge.learn(page(10, 100))
+    assert gauge.events == 2 * FEWEST_EVENTS
+
+
+@pytest.mark.parametrize("read", [[], page(3, 0)])
+def test_it_can_learn_from_next_to_nothing(read: list[Told]) -> None:
+    gauge = Gauge(MOST)
+    gauge.learn(read)
+    assert gauge.events == 2 * FIRST_EVENTS
