@@ -22,7 +22,7 @@ from eventstore import log, schema
 from eventstore.connection import connect
 from eventstore.recorded import Recorded
 from eventstore.translation import translating
-from service.app import database
+from service.database import database
 from service.settings import read
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from eventstore import log
 from eventstore.connection import connect
-from service.app import database
+from service.database import database
 from service.folding import keeping
 from service.history import state_at
 from service.settings import read

@@ -16,20 +16,20 @@ from uuid import uuid4
 
 from aiohttp import web
 
-from eventstore import connection, pooler, schema, sealing
-from eventstore.errors import PoolerInTheWay
+from eventstore import connection, schema, sealing
 from eventstore.keys import Keyring
 from eventstore.listener import Listener
 from projections.agents import AGENTS
 from projections.jobs import JOBS
 from projections.projector import Projector
+from service.background import background
 from service.batch import new_id
 from service.calls import Caller
 from service.channels import Channels
 from service.clock import DatabaseClock
 from service.commands import DefineJob, RegisterAgent, StartOrchestrator, WithdrawJob
+from service.database import StartFailed, check_same_log, database, way_for_sessions
 from service.decide.access import key_is_needed
-from service.embedded import EmbeddedPostgres
 from service.http.auth import Door
 from service.http.context import Services
 from service.http.cors import Cors
@@ -48,7 +48,7 @@ from service.timekeeper import keep_time
 from service.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from eventstore.recorded import Recorded
     from service.commands import AnyCommand
@@ -74,42 +74,13 @@ SEED_AGENTS = {"orchestrator": "Orchestrator", EMAIL_AGENT: "Email"}
 _log = logging.getLogger(__name__)
 
 
-class StartFailed(Exception):
-    """The service cannot start; the message says why in one line."""
-
-
-@asynccontextmanager
-async def database(settings: Settings) -> AsyncIterator[str]:
-    """The squad's database: the one that the settings name, otherwise the embedded one."""
-    if settings.dsn:
-        yield settings.dsn
-        return
-    embedded = EmbeddedPostgres(settings.data)
-    dsn = await embedded.start()
-    try:
-        async with background(embedded.supervise()):
-            yield dsn
-    finally:
-        await embedded.stop()
-
-
-@asynccontextmanager
-async def background(*work: Coroutine[None, None, None]) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Runs work that never ends by itself, for as long as the context lasts."""
-    tasks = [asyncio.create_task(item) for item in work]
-    try:
-        yield tasks
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 @asynccontextmanager
 async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, list[asyncio.Task[None]]]]:
     """The running parts over a database, ready to take commands, and the tasks that must not end."""
     squad_schema = settings.squad_schema
-    session_dsn = await _way_for_sessions(settings, dsn)
+    session_dsn = await way_for_sessions(settings, dsn)
+    if settings.listen_dsn:
+        await check_same_log(settings, dsn, settings.listen_dsn)
     await schema.apply(session_dsn, squad_schema)
     async with await connection.connect(session_dsn, squad_schema, name="squad service") as looking:
         await schema.check_may_append(looking)
@@ -233,30 +204,6 @@ async def _stop(services: Services, site: web.TCPSite) -> None:
             await services.writer.drain()
     # While they are still connected.
     services.writer.give_up()
-
-
-async def _way_for_sessions(settings: Settings, dsn: str) -> str:
-    """The DSN for whoever needs a session of its own, which a pooler may take apart.
-
-    Raises:
-        StartFailed: there is none.
-        PoolerInTheWay: there is one, and the pooler on the other lacks something.
-    """
-    missing = ""
-    try:
-        async with await connection.connect(dsn, settings.squad_schema, name="squad service") as found:
-            if not pooler.stands_between(found):
-                return dsn
-    except PoolerInTheWay as error:
-        if settings.listen_dsn:
-            raise
-        missing = f"\n{error}"
-    if settings.listen_dsn:
-        return settings.listen_dsn
-    raise StartFailed(
-        "SQUAD_DSN leads through a pooler. LISTEN and the projector's lock need a session: name a direct "
-        f"connection, or one through a pooler that keeps sessions, as SQUAD_LISTEN_DSN{missing}"
-    )
 
 
 def _runner_name() -> str:

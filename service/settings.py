@@ -283,8 +283,12 @@ def read(config: Path | None = None, **flags: Any) -> Settings:
     if named and not named.is_file():
         raise SettingsError(f"the configuration file {named} does not exist")
     _config.path = named or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
+    given = {name: value for name, value in flags.items() if value is not None}
+    if "data" in given and "dsn" not in given:
+        # Whoever names a folder to a command means the database in it, whatever else is set.
+        given |= {"dsn": None, "listen_dsn": None}
     try:
-        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
+        settings = Settings(**given)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{_config.path} is not valid TOML: {error}") from error
     except OSError as error:

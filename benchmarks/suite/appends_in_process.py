@@ -26,7 +26,7 @@ from benchmarks import stage
 from benchmarks.frame import Benchmark, Contender, percentile
 from eventstore import schema
 from eventstore.listener import Hints
-from service.app import background
+from service.background import background
 from service.clock import DatabaseClock
 from service.commands import SendMessage, SetPolicy
 from service.requests import Request

@@ -15,7 +15,7 @@ from benchmarks.frame import Benchmark, Contender
 from benchmarks.suite.appends_in_process import _measure, _submitting
 from eventstore import schema
 from eventstore.listener import Hints
-from service.app import background
+from service.background import background
 from service.clock import DatabaseClock
 from service.commands import SetPolicy
 from service.requests import Request

@@ -18,7 +18,7 @@ from eventstore import schema
 from eventstore.connection import connect
 from eventstore.listener import Listener
 from projections.projector import Projector
-from service.app import background
+from service.background import background
 from service.clock import DatabaseClock
 from service.commands import SendMessage, SetPolicy
 from service.requests import Request

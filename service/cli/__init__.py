@@ -9,7 +9,6 @@ import click
 import psycopg
 
 from eventstore.errors import EventStoreError
-from service.app import StartFailed
 from service.cli.bench import bench
 from service.cli.checkpoint import checkpoint
 from service.cli.events import events
@@ -25,6 +24,7 @@ from service.cli.status import status
 from service.cli.up import up
 from service.cli.verify import verify
 from service.cli.whatif import whatif
+from service.database import StartFailed
 from service.embedded import EmbeddedPostgresError
 from service.http.table import VERSION
 from service.settings import SettingsError

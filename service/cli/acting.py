@@ -18,11 +18,13 @@ from pydantic import ValidationError
 
 from eventstore import schema
 from eventstore.listener import Hints, Listener
-from service.app import StartFailed, background, until_ready
+from service.app import until_ready
+from service.background import background
 from service.batch import new_id
 from service.cli.common import open_squad, printable
 from service.clock import DatabaseClock
 from service.commands.base import Command
+from service.database import StartFailed
 from service.requests import CommandFailed, OutcomeUnknown, QueueFull, Request, Stopping, Unavailable
 from service.values import in_words
 from service.writer import Writer
@@ -117,7 +119,7 @@ async def acting(
     """
     async with open_squad(config, dsn, data, anew=anew) as (connection, chosen, found):
         await schema.check_may_append(connection)
-        listener = Listener(chosen.listen_dsn or found, chosen.squad_schema) if listening else None
+        listener = Listener(found, chosen.squad_schema) if listening else None
         hints = listener.events if listener else Hints()
         writer = Writer(found, chosen.squad_schema, DatabaseClock(), hints, encrypt=chosen.encrypt_payloads)
         with _quiet():

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from service import selftest, settings
-from service.app import database
 from service.cli.common import database_options, run
+from service.database import database
 from service.http.json import dumps
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from eventstore import checkpoint as signed
 from eventstore import log, lookup, verification
 from eventstore.recorded import Head
 from service import settings
-from service.app import StartFailed
 from service.cli import progress
 from service.cli.common import AT_LEISURE, database_options, open_squad, run
 from service.cli.files import STANDARD, written
+from service.database import StartFailed
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -16,7 +16,7 @@ import uvloop
 from eventstore import schema
 from eventstore.connection import connect
 from service import settings
-from service.app import StartFailed, database
+from service.database import StartFailed, database, way_for_commands
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -80,6 +80,8 @@ async def open_squad(
 ) -> AsyncIterator[tuple[Connection, Settings, str]]:
     """A connection to a squad that exists, or (`anew`) comes to exist by this; its settings, and the DSN.
 
+    The DSN leads to a session of one's own, where there is a way to one.
+
     Args:
         config: the settings' file, where one is named.
         dsn: the database, where one is named.
@@ -95,8 +97,7 @@ async def open_squad(
             f"there is no squad in {chosen.data}; start one with `squad up`, or name it with --dsn"
         )
     async with database(chosen) as given:
-        # No command is in a hurry, and some need a session that no pooler takes apart.
-        found = chosen.listen_dsn or given
+        found = await way_for_commands(chosen, given)
         if anew:
             await schema.apply(found, chosen.squad_schema)
         connection = await connect(found, chosen.squad_schema, name="squad cli", **session)

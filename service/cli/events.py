@@ -12,7 +12,7 @@ import orjson
 from eventstore import log, lookup, sealing
 from eventstore.listener import Listener
 from eventstore.subscription import follow
-from service.app import background
+from service.background import background
 from service.cli.common import Moment, database_options, open_squad, printable, run
 from service.folding import BeyondTheLog
 from service.http.json import dumps
@@ -59,7 +59,7 @@ def events(
             if not following:
                 await _print_all(connection, after, wanted, as_json=as_json)
                 return
-            listener = Listener(chosen.listen_dsn or found, chosen.squad_schema)
+            listener = Listener(found, chosen.squad_schema)
 
             @asynccontextmanager
             async def reading() -> AsyncIterator[Connection]:

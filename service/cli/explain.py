@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from service.app import StartFailed
 from service.cli.common import database_options, open_squad, printable, run
+from service.database import StartFailed
 from service.explain import explain
 from service.explain.reader import LoggedPast
 from service.explain.words import moment

@@ -17,10 +17,11 @@ from eventstore.translation import translating
 from projections import PROJECTIONS
 from projections.projector import Projector
 from service import settings
-from service.app import StartFailed, background, database
+from service.background import background
 from service.cli import progress
 from service.cli.common import AT_LEISURE, database_options, open_squad, run
 from service.cli.files import STANDARD, lines, written
+from service.database import StartFailed, database
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

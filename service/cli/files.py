@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from eventstore.exchange import LONGEST_LINE_BYTES
-from service.app import StartFailed
+from service.database import StartFailed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

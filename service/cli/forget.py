@@ -13,10 +13,11 @@ from eventstore.listener import Hints
 from projections.emails import emails
 from projections.messages import messages
 from projections.projector import Projector
-from service.app import StartFailed, background
+from service.background import background
 from service.cli.acting import acting, asked
 from service.cli.common import database_options, run
 from service.commands import ForgetSubject
+from service.database import StartFailed
 
 if TYPE_CHECKING:
     from pathlib import Path

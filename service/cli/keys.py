@@ -14,9 +14,9 @@ from eventstore import codec, log, lookup
 from projections.keys import KEYS, keys
 from service import api_keys
 from service import commands as do
-from service.app import StartFailed
 from service.cli.acting import acting, asked
 from service.cli.common import database_options, open_squad, printable, run
+from service.database import StartFailed
 from service.decide.access import key_is_needed
 from service.draft import Draft
 from service.http.json import dumps

@@ -12,9 +12,9 @@ from rich.table import Table
 from eventstore import schema
 from projections import PROJECTIONS
 from projections.rebuild import rebuild
-from service.app import StartFailed
 from service.cli import progress
 from service.cli.common import database_options, open_squad, run
+from service.database import StartFailed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,10 +38,8 @@ def replay(names: tuple[str, ...], dsn: str | None, data: Path | None, config: P
         async with open_squad(config, dsn, data) as (connection, chosen, found):
             if await schema.version(connection) < schema.SCHEMA_VERSION:
                 raise StartFailed("the database's schema is of an older version; start the service once")
-            # Through a pooler in transaction mode a session would not keep its temporary tables.
-            through = chosen.listen_dsn or found
             with progress.shown("replaying") as tell:
-                return await rebuild(through, chosen.squad_schema, wanted, progress=tell)
+                return await rebuild(found, chosen.squad_schema, wanted, progress=tell)
 
     began = monotonic()
     rebuilt = run(work())

@@ -8,8 +8,8 @@ import click
 
 from eventstore import schema
 from service import settings
-from service.app import database
 from service.cli.common import database_options, run
+from service.database import database, way_for_commands
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +43,7 @@ def apply(
 
     async def work() -> None:
         async with database(chosen) as given:
-            await schema.apply(chosen.listen_dsn or given, chosen.squad_schema, guests)
+            await schema.apply(await way_for_commands(chosen, given), chosen.squad_schema, guests)
 
     run(work())
     click.echo(f"schema {chosen.squad_schema} is at version {schema.SCHEMA_VERSION}")

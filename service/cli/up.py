@@ -13,8 +13,9 @@ from psycopg.conninfo import conninfo_to_dict
 
 from eventstore.telling import told
 from service import logs, settings
-from service.app import StartFailed, serving
+from service.app import serving
 from service.cli.common import database_options, run
+from service.database import StartFailed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -66,10 +66,8 @@ def verify(
                     )
             if no_tables:
                 return verified, verified.checks, []
-            # Through a pooler in transaction mode a session would not keep its temporary tables.
-            through = chosen.listen_dsn or found
             with progress.shown("the tables", quiet=as_json) as tell:
-                tables, differences = await _tables(through, chosen.squad_schema, tell)
+                tables, differences = await _tables(found, chosen.squad_schema, tell)
             with progress.shown("the snapshots", quiet=as_json) as tell:
                 kept = await _snapshots(connection, lambda position: tell(position, verified.position))
             return verified, [*verified.checks, *tables, kept], differences

@@ -12,9 +12,9 @@ from eventstore import codec
 from eventstore.events import RunAttemptFailed, RunFinished, RunRetried
 from projections.jobs import JOBS
 from service import commands as do
-from service.app import StartFailed
 from service.cli.acting import asked
 from service.cli.common import printable
+from service.database import StartFailed
 from service.http.json import dumps
 
 if TYPE_CHECKING:

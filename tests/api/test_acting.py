@@ -13,9 +13,9 @@ from eventstore import codec
 from eventstore.events import MessageSent, OperationExpired
 from projections.operations import OPERATIONS
 from service import commands as do
-from service.app import StartFailed
 from service.cli import acting as module
 from service.cli.acting import acting, asked
+from service.database import StartFailed
 from service.writer import Writer
 from tests.api.client import running_service, unreachable
 from tests.support.log import whole_log

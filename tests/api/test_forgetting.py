@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from eventstore import lookup
 from projections.projector import _TRY_LOCK
-from service.app import StartFailed
 from service.cli import cli
+from service.database import StartFailed
 from tests.api.client import Service, running_service
 from tests.api.test_stream import reading
 from tests.support.command import squad

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from service.app import StartFailed
+from service.database import StartFailed
 from service.http.connection import MAX_HEADER_BYTES, MAX_HEADERS, MAX_LINE_BYTES
 from service.http.table import ROUTES
 from tests.api.client import running_service

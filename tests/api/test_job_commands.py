@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from eventstore import codec
 from eventstore.events import Event, JobPaused, RunFinished, RunRetried, RunStarted, TokensReserved
 from service import commands as do
-from service.app import StartFailed
 from service.cli import cli, waiting
+from service.database import StartFailed
 from service.job_spec import SEED_JOBS, JobSpec
 from tests.api.client import running_service
 from tests.support.agents import Agents, answers, running_agents, when

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.app import StartFailed
 from service.cli import files
 from service.cli.files import lines, written
+from service.database import StartFailed
 
 if TYPE_CHECKING:
     from pathlib import Path

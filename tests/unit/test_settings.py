@@ -76,6 +76,18 @@ def test_a_file_that_was_read_says_nothing_to_settings_that_are_made_otherwise()
     assert settings.Settings().port == 3001
 
 
+def test_a_folder_on_the_command_line_is_the_database_whatever_else_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SQUAD_DSN", "dbname=x")
+    monkeypatch.setenv("SQUAD_LISTEN_DSN", "dbname=x")
+    found = _read(data=Path("here"))
+    assert (found.dsn, found.listen_dsn, found.data) == (None, None, Path("here"))
+    assert _read(data=Path("here"), dsn="dbname=y").dsn == "dbname=y"
+    monkeypatch.setenv("SQUAD_DATA", "there")
+    assert _read().dsn == "dbname=x"
+
+
 def test_an_empty_variable_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SQUAD_PORT", "")
     assert _read(TOML).port == 4001

@@ -1,0 +1,90 @@
+"""Which database a command acts on, and which way it takes there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from service.cli.common import open_squad
+from service.database import StartFailed, check_same_log, way_for_commands
+from service.settings import Settings
+from tests.support.parts import SCHEMA, message, running_writer, submit
+from tests.support.pooler import pooler
+from tests.support.process import refused_start
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.support.postgres import PostgresServer
+
+
+@pytest.fixture(autouse=True)
+def _somewhere_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+async def other(postgres: PostgresServer, _template: str) -> AsyncIterator[str]:
+    """Another squad's database."""
+    with postgres.new_database(template=_template) as dsn:
+        await _begin(dsn)
+        yield dsn
+
+
+async def _begin(dsn: str) -> None:
+    async with running_writer(dsn) as writer:
+        await submit(writer, message("hello"))
+
+
+async def test_a_command_acts_on_the_database_that_it_names(
+    database: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a machine where the service's own way for LISTEN is set."""
+    await _begin(database)
+    monkeypatch.setenv("SQUAD_DSN", other)
+    monkeypatch.setenv("SQUAD_LISTEN_DSN", other)
+    async with open_squad(None, database, None) as (connection, _, found):
+        assert found == database
+        row = await (await connection.execute("SELECT current_database()")).fetchone()
+    assert row is not None
+    assert f"dbname={row[0]}" in database
+
+
+async def test_a_command_goes_around_a_pooler_where_it_knows_a_way(database: str) -> None:
+    await _begin(database)
+    async with pooler(database) as between:
+        settings = Settings(dsn=between.dsn, listen_dsn=database, squad_schema=SCHEMA)
+        assert await way_for_commands(settings, between.dsn) == database
+        nowhere = Settings(dsn=between.dsn, squad_schema=SCHEMA)
+        assert await way_for_commands(nowhere, between.dsn) == between.dsn
+
+
+async def test_ways_to_one_log_are_as_good_as_one(database: str) -> None:
+    settings = Settings(dsn=database, squad_schema=SCHEMA)
+    await check_same_log(settings, database, database)
+    await _begin(database)
+    await check_same_log(settings, database, database)
+
+
+async def test_a_way_to_another_log_is_refused(database: str, other: str) -> None:
+    """Whether there is something in ours by now or not."""
+    settings = Settings(dsn=database, squad_schema=SCHEMA)
+    for _ in range(2):
+        with pytest.raises(StartFailed, match="another log"):
+            await check_same_log(settings, database, other)
+        with pytest.raises(StartFailed, match="another log"):
+            await check_same_log(settings, other, database)
+        await _begin(database)
+
+
+async def test_a_way_that_leads_nowhere_now_is_not_refused(database: str, unused_tcp_port: int) -> None:
+    await _begin(database)
+    settings = Settings(dsn=database, squad_schema=SCHEMA)
+    await check_same_log(settings, database, f"host=127.0.0.1 port={unused_tcp_port} connect_timeout=1")
+
+
+async def test_a_service_does_not_listen_to_another_log(database: str, other: str) -> None:
+    await _begin(database)
+    assert "leads to another log" in await refused_start(dsn=database, SQUAD_LISTEN_DSN=other)
