@@ -100,6 +100,8 @@ class Ahead:
 
     def _decide_on(self, draft: Draft) -> None:
         before, beside = self._decided, self.tickets
+        if before and before.batch.is_full:
+            return
         tickets = self._without_needs(draft, self._waiting.drain(self._pace.beside(), beside=beside))
         if not tickets:
             return
@@ -110,6 +112,8 @@ class Ahead:
         sealer = self._sealing.ahead(before.batch.sealer if before else None, draft, tickets)
         with self._pace.deciding(len(tickets)):
             batch = decide_batch(draft, tickets, {}, now=now, decided_at=decided_at, sealer=sealer)
+        if left := tickets[len(batch.tickets) :]:
+            self._waiting.put_back(left)
         self._decided = Decided(draft, before.batch.and_then(batch) if before else batch)
 
     def _without_needs(self, draft: Draft, tickets: list[Ticket]) -> list[Ticket]:

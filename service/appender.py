@@ -138,9 +138,11 @@ class Appender:
     async def commit(
         self,
         connection: Connection,
-        tickets: Sequence[Ticket],
+        tickets: list[Ticket],
         decided: Decided | None = None,
-        join: Callable[[], None] | None = None,
+        *,
+        join: Callable[[], None],
+        leave: Callable[[list[Ticket]], None],
     ) -> None:
         """Decides the tickets' commands at the head, appends what came of them, and tells their callers.
 
@@ -149,6 +151,7 @@ class Appender:
             tickets: the commands.
             decided: what was decided of them ahead, if it was.
             join: adds to `tickets` who else waits by now; called when the lock is held.
+            leave: told those of `tickets` that no longer are, since the batch is full without them.
 
         Raises:
             StoreUnavailable: the connection broke; the batch is `in_doubt` if it may have happened.
@@ -161,7 +164,7 @@ class Appender:
             await self._sealing.stock_up(connection, self._about_to_go(tickets))
             if not self.contended:
                 try:
-                    await self._commit_in_one_trip(connection, tickets, decided)
+                    await self._commit_in_one_trip(connection, tickets, decided, leave)
                 except HeadMoved as moved:
                     self._check_continuity(moved.head)
                     self.contended = True
@@ -169,7 +172,7 @@ class Appender:
                     _log.warning("%s", drift)
                 else:
                     return
-            await self._commit_holding_the_lock(connection, tickets, join)
+            await self._commit_holding_the_lock(connection, tickets, join, leave)
 
     def _about_to_go(self, tickets: Sequence[Ticket]) -> Iterable[Ticket]:
         """These, and where the lock will be waited for also those who are likely to join them."""
@@ -178,10 +181,15 @@ class Appender:
         return islice(chain(tickets, self._waiting), MAX_BATCH_COMMANDS)
 
     async def _commit_in_one_trip(
-        self, connection: Connection, tickets: Sequence[Ticket], decided: Decided | None
+        self,
+        connection: Connection,
+        tickets: list[Ticket],
+        decided: Decided | None,
+        leave: Callable[[list[Ticket]], None],
     ) -> None:
         draft = decided.draft if decided else Draft(self.squad)
         batch = decided.batch if decided else await self._decide(connection, draft, tickets)
+        _keep_to(batch, tickets, leave)
         if decided:
             await self._sealing.make_durable(connection, batch.sealer)
         if batch.recorded:
@@ -196,14 +204,18 @@ class Appender:
         self._settle(batch, draft)
 
     async def _commit_holding_the_lock(
-        self, connection: Connection, tickets: Sequence[Ticket], join: Callable[[], None] | None
+        self,
+        connection: Connection,
+        tickets: list[Ticket],
+        join: Callable[[], None],
+        leave: Callable[[list[Ticket]], None],
     ) -> None:
         try:
             self.contended = await self._lock_at_the_head(connection)
-            if join:
-                join()
+            join()
             draft = Draft(self.squad)
             batch = await self._decide(connection, draft, tickets)
+            _keep_to(batch, tickets, leave)
             if batch.recorded:
                 await self._append(connection, batch, commit=True)
             else:
@@ -371,6 +383,12 @@ class Appender:
 def _destroys_a_key(batch: Batch) -> bool:
     """Whether nothing may be decided above it: it could be sealed with that key, which is still at hand."""
     return any(recorded.type == SubjectForgotten.type for recorded in batch.recorded)
+
+
+def _keep_to(batch: Batch, tickets: list[Ticket], leave: Callable[[list[Ticket]], None]) -> None:
+    if left := tickets[len(batch.tickets) :]:
+        del tickets[len(batch.tickets) :]
+        leave(left)
 
 
 def _tell(batch: Batch) -> None:

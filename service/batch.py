@@ -18,7 +18,7 @@ from service.decide import At, Refused, access, clock, decide
 from service.logs import about
 from service.recall import Kept
 from service.refusals import Refusal
-from service.requests import Answer, CommandFailed, Outcome, Ticket
+from service.requests import MAX_BATCH_BYTES, Answer, CommandFailed, Outcome, Ticket
 from service.sealer import Sealer
 from service.squad import EXPIRING
 
@@ -49,13 +49,20 @@ class Batch(NamedTuple):
     """The database's clock as the decisions believed it to be."""
     sealer: Sealer | None = None
     """What sealed them, where payloads are encrypted."""
+    size: int = 0
+    """How much data its events have, in characters."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more should go along: a small command can have large events."""
+        return self.size >= MAX_BATCH_BYTES
 
     def and_then(self, more: Batch) -> Batch:
         """One batch of this one and of what was decided on the same draft after it, at the same time."""
         self.outcomes.extend(more.outcomes)
         self.recorded.extend(more.recorded)
         self.events.extend(more.events)
-        return self._replace(tickets=[*self.tickets, *more.tickets])
+        return self._replace(tickets=[*self.tickets, *more.tickets], size=self.size + more.size)
 
 
 def new_id() -> str:
@@ -76,6 +83,8 @@ def decide_batch(
 ) -> Batch:
     """Decides the commands in order; each sees what those before it did. A failing one leaves no trace.
 
+    Where the batch is full, the commands that are left are not among its tickets.
+
     Args:
         draft: the state at the head, with what the commands need recalled into it.
         tickets: the commands.
@@ -93,7 +102,9 @@ def decide_batch(
         draft.keep()
     at = At(now, ids)
     _let_time_pass(draft, recorder, at)
-    for ticket in tickets:
+    for decided, ticket in enumerate(tickets):
+        if recorder.size >= MAX_BATCH_BYTES:
+            return batch._replace(tickets=tickets[:decided], size=recorder.size)
         before = len(batch.recorded)
         outcome: Outcome | Exception
         try:
@@ -106,7 +117,7 @@ def decide_batch(
             del batch.recorded[before:], batch.events[before:]
             outcome = CommandFailed(str(error))
         batch.outcomes.append((ticket, outcome))
-    return batch
+    return batch._replace(size=recorder.size)
 
 
 class Recorder:
@@ -125,6 +136,7 @@ class Recorder:
         self.ids = ids
         self.now_microseconds = microseconds(now)
         self.sealer = batch.sealer
+        self.size = 0
 
     def record(
         self,
@@ -188,6 +200,7 @@ class Recorder:
             draft.fold(event, recorded)
             self.batch.recorded.append(recorded)
             self.batch.events.append(event)
+            self.size += len(data)
 
 
 def _decide_one(

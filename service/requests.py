@@ -158,6 +158,12 @@ class Waiting:
         self.bytes += sum(ticket.request.size for ticket in tickets)
         self.arrived.set()
 
+    def let_go(self) -> None:
+        """Keeps no place for those whose callers have gone, as while the database is away."""
+        if any(ticket.outcome.done() for ticket in self._tickets):
+            self._tickets = deque(ticket for ticket in self._tickets if not ticket.outcome.done())
+            self.bytes = sum(ticket.request.size for ticket in self._tickets)
+
     def drain(self, most: int = MAX_BATCH_COMMANDS, *, beside: Sequence[Ticket] = ()) -> list[Ticket]:
         """Takes the next batch, or more to go `beside` others; leaves out those whose callers have gone.
 

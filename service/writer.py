@@ -280,11 +280,13 @@ class Writer:
         try:
             while parts:
                 part = parts.pop()
-                # Nobody gets between those that came together.
-                join = None if parts else partial(self._join, part)
                 try:
                     await self._appender.commit(
-                        connection, part, decided if part is tickets else None, join
+                        connection,
+                        part,
+                        decided if part is tickets else None,
+                        join=partial(self._join, part, parts),
+                        leave=parts.append,
                     )
                     self._moved_at = monotonic()
                 except (StoreUnavailable, StoreBusy, LogNotUnderstood, asyncio.CancelledError):
@@ -298,8 +300,11 @@ class Writer:
                 self.waiting.put_back(part)
             self._current = []
 
-    def _join(self, part: list[Ticket]) -> None:
+    def _join(self, part: list[Ticket], parts: list[list[Ticket]]) -> None:
         """Lets those go along who came while this part waited for its turn among several processes."""
+        if parts:
+            # Nobody gets between those that came together.
+            return
         more = parting.companions(part, self.waiting)
         part += more
         self._current += more
@@ -335,6 +340,7 @@ class Writer:
         for ticket in self.waiting:
             if ticket.deadline <= now:
                 ticket.fail(Unavailable())
+        self.waiting.let_go()
         self._impatience = (
             loop.call_later(_IMPATIENCE_SECONDS, self._lose_patience, loop)
             if under_way or self.waiting

@@ -173,6 +173,26 @@ async def test_callers_are_sent_away_when_too_much_waits(
     waiting.cancel()
 
 
+async def test_who_has_gone_away_takes_no_place_while_the_database_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(requests, "MAX_WAITING_COMMANDS", 3)
+    nowhere = Writer("host=127.0.0.1 port=1", "squad", DatabaseClock(), Hints())
+    async with running(nowhere.run()):
+        waiting = [asyncio.ensure_future(submit(nowhere, message(str(number)))) for number in range(2)]
+        with pytest.raises(Unavailable):
+            await submit(nowhere, message("impatient"), patience_seconds=0.01)
+        waiting[0].cancel()
+        await eventually(lambda: len(nowhere.waiting) == 1)
+        waiting += [asyncio.ensure_future(submit(nowhere, message(str(number)))) for number in range(2)]
+        await eventually(lambda: len(nowhere.waiting) == 3)
+        with pytest.raises(QueueFull):
+            await submit(nowhere, message("one too many"))
+        for task in waiting:
+            task.cancel()
+        await eventually(lambda: not nowhere.waiting)
+
+
 async def test_without_a_database_a_caller_hears_so_when_patience_ends() -> None:
     nowhere = Writer("host=127.0.0.1 port=1", "squad", DatabaseClock(), Hints())
     async with running(nowhere.run()):
@@ -187,7 +207,7 @@ async def test_what_a_caller_no_longer_waits_for_is_not_carried_out(database: st
     with pytest.raises(Unavailable):
         await submit(idle, message("too late"), patience_seconds=0.01)
     abandoned = asyncio.ensure_future(submit(idle, message("abandoned")))
-    await eventually(lambda: len(idle.waiting) == 2)
+    await eventually(lambda: len(idle.waiting) == 1)
     abandoned.cancel()
     async with running(idle.run()):
         await submit(idle, do.SetPolicy(daily_tokens=1))
