@@ -239,7 +239,7 @@ async def _first_commands(settings: Settings, writer: Writer) -> None:
                 return outcome
 
     await do(settings.policy())
-    for agent in settings.registrations():
+    for agent in settings.registrations(writer.squad.rows(AGENTS).get):
         await do(agent)
     for name, role in SEED_AGENTS.items() if settings.seed_jobs else ():
         if writer.squad.rows(AGENTS).get(name) is None:

@@ -41,9 +41,12 @@ from service.logs import LogFormat, LogLevel
 from service.values import Name, Priority, Timezone, Tokens, TtlSeconds, Url, in_words
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pydantic_core import ErrorDetails
 
     from eventstore.events import JobSource
+    from projections.agents import AgentRow
 
 DEFAULT_CONFIG = Path("squad.toml")
 _SHOWN_CHARACTERS = 100
@@ -122,6 +125,15 @@ class AgentSettings(BaseModel):
     priority: Priority = 0
     secret: SecretStr | None = None
     """Signs the calls to the agent; base64, as a rule with the prefix whsec_. Never in the log."""
+
+    def registration(self, name: str, known: AgentRow | None) -> RegisterAgent:
+        """The command to register it, where it is `known` by what was registered before."""
+        url, priority = self.url, self.priority
+        if known and "url" not in self.model_fields_set:
+            url = known.url
+        if known and "priority" not in self.model_fields_set:
+            priority = known.priority
+        return RegisterAgent(name=name, role=self.role, url=url, priority=priority)
 
     @field_validator("secret")
     @classmethod
@@ -252,12 +264,9 @@ class Settings(BaseSettings):
             name: agent.secret.get_secret_value() for name, agent in self.agents.items() if agent.secret
         }
 
-    def registrations(self) -> list[RegisterAgent]:
-        """The agents that the settings name."""
-        return [
-            RegisterAgent(name=name, role=agent.role, url=agent.url, priority=agent.priority)
-            for name, agent in self.agents.items()
-        ]
+    def registrations(self, known: Callable[[str], AgentRow | None]) -> list[RegisterAgent]:
+        """The agents that the settings name. What they do not say of one that is known stays as it is."""
+        return [agent.registration(name, known(name)) for name, agent in self.agents.items()]
 
 
 class _Config:

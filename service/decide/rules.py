@@ -99,13 +99,18 @@ def _set_rules(state: State, wanted: dict[str, Any], at: At) -> Decision:
 def _reset(state: State, total: int, window: _Window, now: datetime) -> BudgetDayReset:
     previous = state.day
     day = budget_day(window.reset_hour, window.timezone, now)
-    # Going west after local midnight would go back to yesterday, whose budget is spent.
-    name = max(day.name, previous.day) if previous else day.name
+    # Going west after local midnight would go back to yesterday, whose budget is spent: today goes on until
+    # tomorrow begins by the new rules.
+    name, ends_at = day.name, day.ends_at
+    if previous and name < previous.day:
+        name = previous.day
+        while (tomorrow := budget_day(window.reset_hour, window.timezone, ends_at)).name <= name:
+            ends_at = tomorrow.ends_at
     agents = {part.agent: part.used for part in state.agent_budgets(previous)} if previous else {}
     return BudgetDayReset(
         day=name,
         starts_at=day.starts_at,
-        ends_at=day.ends_at,
+        ends_at=ends_at,
         total=total,
         previous_day=previous.day if previous else None,
         previous_used=previous.used if previous else 0,

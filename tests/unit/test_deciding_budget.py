@@ -507,7 +507,7 @@ class TestMovingTheDay:
         story = a_squad().given(use(300)).given(use(20), at=MIDNIGHT + 60)
         story.when(SetPolicy(timezone="America/New_York"), at=MIDNIGHT + 120)
         today = day(story, TOMORROW)
-        assert (today.used, today.ends_at) == (20, datetime(2026, 3, 3, 5, tzinfo=UTC))
+        assert (today.used, today.ends_at) == (20, datetime(2026, 3, 4, 5, tzinfo=UTC))
         story.when(use(1), at=MIDNIGHT + 5 * 3600)
         today = day(story, TOMORROW)
         assert (today.used, today.closed_at) == (21, None)
@@ -530,9 +530,17 @@ class TestMovingTheDay:
     def test_to_a_later_hour_makes_this_day_longer(self) -> None:
         story = a_squad().given(use(300)).when(SetPolicy(reset_hour=13), at=60)
         assert (day(story).day, day(story).used) == (TODAY, 300)
-        assert day(story).ends_at == START.replace(hour=13)
+        assert day(story).ends_at == datetime(2026, 3, 3, 13, tzinfo=UTC)
         story.when(PassTime(), at=3600)
+        assert story.events == []
         assert (day(story).used, day(story).ends_at) == (300, datetime(2026, 3, 3, 13, tzinfo=UTC))
+
+    def test_to_a_later_hour_refuses_until_something_is_really_reset(self) -> None:
+        story = a_squad().given(use(1000)).given(SetPolicy(reset_hour=13), at=60).when(reserve(1), at=120)
+        assert story.refusal.extra["resets_at"] == datetime(2026, 3, 3, 13, tzinfo=UTC)
+        assert story.refusal.retry_after_seconds == 25 * 3600 - 120
+        story.when(reserve(1), at=25 * 3600)
+        assert story.outcome.refusal is None
 
 
 class TestTheFirstPolicy:

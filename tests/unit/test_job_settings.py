@@ -246,7 +246,7 @@ class TestSecrets:
         squad = settings(self.AGENT.format(KEY), tmp_path)
         assert KEY not in f"{squad!r} {squad} {squad.agents['ann']!r} {squad.model_dump()} "
         assert KEY not in squad.model_dump_json()
-        assert KEY not in repr(squad.registrations())
+        assert KEY not in repr(squad.registrations(lambda _: None))
 
     def test_are_in_no_event(self, tmp_path: Path) -> None:
         for name, (source, spec) in settings(self.AGENT.format(KEY), tmp_path).job_specs().items():

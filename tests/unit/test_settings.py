@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from projections.agents import AgentRow
 from service import settings
 from service.settings import SettingsError
 
@@ -247,9 +249,19 @@ def test_no_limits_are_set_by_an_empty_section() -> None:
 def test_agents_of_the_file_are_registered() -> None:
     [ada, bob] = _read(
         '[agents.ada]\nrole = "writer"\nurl = "http://a.test"\npriority = 5\n[agents.bob]\nrole = "editor"'
-    ).registrations()
+    ).registrations(lambda _: None)
     assert (ada.name, ada.role, ada.url, ada.priority) == ("ada", "writer", "http://a.test", 5)
     assert (bob.name, bob.role, bob.url, bob.priority) == ("bob", "editor", None, 0)
+
+
+def test_what_the_file_does_not_say_of_an_agent_stays_as_it_was_registered() -> None:
+    """Only there can its secret be, and the role has to be."""
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    row = AgentRow("1", "ada", "reader", "idle", moment, "http://a.test", 5, 0, moment, 1)
+    [kept] = _read('[agents.ada]\nrole = "writer"').registrations({"ada": row}.get)
+    assert (kept.role, kept.url, kept.priority) == ("writer", "http://a.test", 5)
+    [changed] = _read('[agents.ada]\nrole = "writer"\npriority = 0').registrations({"ada": row}.get)
+    assert (changed.url, changed.priority) == ("http://a.test", 0)
 
 
 def test_lists_have_commas_in_the_environment_and_brackets_in_the_file(
