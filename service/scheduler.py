@@ -25,7 +25,7 @@ from service.decide import runs as run_decisions
 from service.decide.jobs import due_jobs
 from service.requests import CommandFailed, OutcomeUnknown, QueueFull, Request, Stopping, Unavailable
 from service.tasks import perform
-from service.work import ACTOR, NOT_NOW, Report, Work, failed
+from service.work import ACTOR, NOT_NOW, Report, Work, failed, seen_through
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -204,6 +204,10 @@ class Scheduler:
 
     async def _end(self, row: RunRow, report: Report) -> None:
         """Says how the attempt ended, for as long as it takes to be heard."""
+        # Also where it was cancelled: by its deadline, as it did its last, or by a stop, as it says so.
+        await seen_through(self._tell_end(row, report))
+
+    async def _tell_end(self, row: RunRow, report: Report) -> None:
         which = f" (attempt {row.attempts} of {row.attempts_allowed})" if row.attempts_allowed > 1 else ""
         command = do.EndAttempt(
             run_id=row.id,

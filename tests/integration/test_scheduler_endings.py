@@ -1,0 +1,104 @@
+"""How an attempt ended is told, also where it is cut short as it says so, or says what cannot be kept."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from eventstore.events import RunAttemptFailed
+from projections.runs import RUNS
+from service import commands as do
+from service.requests import Unavailable
+from tests.support.jobs import define
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from service.requests import Outcome, Request
+    from tests.support.jobs import Member
+
+TASK = "status_update"
+"""What it does is one command, `PassTime`."""
+
+
+def before(member: Member, kind: type[do.Command], happens: Callable[[], Awaitable[object]]) -> None:
+    """Has something happen whenever such a command is on its way to the writer."""
+    submit = member.writer.submit
+
+    async def submit_later(request: Request, patience_seconds: float = 20.0) -> Outcome:
+        if isinstance(request.command, kind):
+            await happens()
+        return await submit(request, patience_seconds)
+
+    member.writer.submit = submit_later  # type: ignore[method-assign] # for as long as the member is there
+
+
+async def test_a_deadline_that_passes_during_the_last_command_leaves_the_end_to_be_told(
+    member: Member,
+) -> None:
+    before(member, do.PassTime, lambda: asyncio.sleep(0.3))
+    await define(member, TASK, task=TASK, agent=None, timeout_seconds=0.1)
+    assert (await member.carry_out(TASK)).outcome == "succeeded"
+
+
+async def test_and_so_does_one_where_the_database_is_away_just_then(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.scheduler.LONGEST_SLEEP_SECONDS", 0.1)
+    refusals = 2
+
+    async def refuse() -> None:
+        nonlocal refusals
+        refusals -= 1
+        if refusals >= 0:
+            raise Unavailable
+
+    before(member, do.PassTime, lambda: asyncio.sleep(0.3))
+    before(member, do.EndAttempt, refuse)
+    await define(member, TASK, task=TASK, agent=None, timeout_seconds=0.1)
+    assert (await member.carry_out(TASK)).outcome == "succeeded"
+
+
+@pytest.mark.parametrize("kind", [do.PassTime, do.EndAttempt])
+async def test_stopped_during_the_last_command_or_the_word_of_its_end_an_attempt_is_told_of(
+    member: Member, monkeypatch: pytest.MonkeyPatch, kind: type[do.Command]
+) -> None:
+    monkeypatch.setattr("service.scheduler.STOP_SECONDS", 0.1)
+    reached = asyncio.Event()
+
+    async def dawdle() -> None:
+        reached.set()
+        await asyncio.sleep(0.4)
+
+    before(member, kind, dawdle)
+    await define(member, TASK, task=TASK, agent=None)
+    run = await member.run_now(TASK)
+    await reached.wait()
+    await member.scheduler.stop()
+    assert (await member.finished(run, within_seconds=1.0)).outcome == "succeeded"
+
+
+async def test_a_stop_does_not_wait_for_ever_for_an_end_to_be_heard(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.scheduler.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("service.scheduler.GIVE_BACK_SECONDS", 0.2)
+    reached, heard = asyncio.Event(), asyncio.Event()
+
+    async def hang() -> None:
+        reached.set()
+        await heard.wait()
+
+    before(member, do.EndAttempt, hang)
+    await define(member, TASK, task=TASK, agent=None)
+    run = await member.run_now(TASK)
+    await reached.wait()
+    async with asyncio.timeout(2.0):
+        await member.scheduler.stop()
+    assert member.writer.squad.rows(RUNS).get(run)
+    heard.set()
+    await eventually(lambda: not member.scheduler._tasks)
+    assert not member.told(RunAttemptFailed)
