@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import aiohttp
 import orjson
 
-from service.values import MAX_TOKENS
+from service.values import MAX_TOKENS, storable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +31,7 @@ class Reply(NamedTuple):
 
     ok: bool
     reason: str | None
-    """Why it counts as failed."""
+    """Why it counts as failed, as far as the log can hold it."""
     body: Any
     tokens_used: int | None
     """What the agent said that it used."""
@@ -89,7 +89,7 @@ class Caller:
                 return read_answer(response.status, answer)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             reason = f"the call to {target} failed: {str(error) or type(error).__name__}"
-            return Reply(ok=False, reason=reason, body=None, tokens_used=None)
+            return Reply(ok=False, reason=storable(reason), body=None, tokens_used=None)
 
 
 def signed_headers(secret: str | None, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
@@ -155,4 +155,4 @@ def _count(value: Any) -> int | None:
 
 def _brief(body: Any) -> str:
     text = body if isinstance(body, str) else "" if body is None else orjson.dumps(body).decode()
-    return text[:_SHOWN_CHARACTERS] or "nothing"
+    return storable(text)[:_SHOWN_CHARACTERS] or "nothing"

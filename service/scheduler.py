@@ -13,6 +13,8 @@ from collections import Counter, defaultdict
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from eventstore import codec
 from eventstore.events import RunAttemptFailed, RunFinished, RunRetried, RunStarted
 from eventstore.listener import wait_for_hint
@@ -208,18 +210,11 @@ class Scheduler:
         await seen_through(self._tell_end(row, report))
 
     async def _tell_end(self, row: RunRow, report: Report) -> None:
-        which = f" (attempt {row.attempts} of {row.attempts_allowed})" if row.attempts_allowed > 1 else ""
-        command = do.EndAttempt(
-            run_id=row.id,
-            runner=self.runner,
-            attempt=row.attempts,
-            succeeded=report.succeeded,
-            reason=report.reason,
-            tokens_used=report.tokens_used,
-            answered=report.answered,
-            report=report.text if report.succeeded else report.text + which,
-            data=report.data,
-        )
+        try:
+            command = self._end_of(row, report)
+        except ValidationError:
+            _log.exception("what run %s reports cannot be kept", row.id)
+            command = self._end_of(row, report._replace(data=None))
         while True:
             try:
                 await self._submit(command)
@@ -231,6 +226,20 @@ class Scheduler:
                 return
             else:
                 return
+
+    def _end_of(self, row: RunRow, report: Report) -> do.EndAttempt:
+        which = f" (attempt {row.attempts} of {row.attempts_allowed})" if row.attempts_allowed > 1 else ""
+        return do.EndAttempt(
+            run_id=row.id,
+            runner=self.runner,
+            attempt=row.attempts,
+            succeeded=report.succeeded,
+            reason=report.reason,
+            tokens_used=report.tokens_used,
+            answered=report.answered,
+            report=report.text if report.succeeded else report.text + which,
+            data=report.data,
+        )
 
     async def _submit(self, command: AnyCommand) -> Outcome:
         correlation = getattr(command, "run_id", None) or new_id()

@@ -62,6 +62,11 @@ _LEAST_NUMBER, _NUMBER_BOUND = -(2**63), 2**64
 _BEYOND_RANGE = "numbers must lie between -2^63 and 2^64; send larger ones as text"
 
 
+def storable(text: str) -> str:
+    """What Postgres can hold of a text: no U+0000, and a question mark for half of a surrogate pair."""
+    return text.replace("\x00", "").encode(errors="replace").decode()
+
+
 def _trimmed(value: str) -> str:
     if value != value.strip():
         raise ValueError("must not begin or end with white space")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from projections.agents import AGENTS
 from service.requests import CommandFailed, OutcomeUnknown, QueueFull, Request, Stopping, Unavailable
+from service.values import storable
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -53,8 +54,8 @@ def succeeded(text: str, *, tokens_used: int | None = None, answered: bool = Fal
 
 def failed(job: str, reason: str, *, tokens_used: int | None = None, **data: Any) -> Report:
     """An attempt that did not."""
-    # A reason may quote anybody; the log takes neither NUL nor half of a surrogate pair.
-    reason = reason.replace("\x00", "").encode(errors="replace").decode()
+    # It may quote anybody.
+    reason = storable(reason)
     return Report(
         succeeded=False, text=f"{job} failed: {reason}", reason=reason, tokens_used=tokens_used, data=data
     )

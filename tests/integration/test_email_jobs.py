@@ -26,7 +26,7 @@ from projections.operations import OPERATIONS
 from service import commands as do
 from service.email_work import CLASSIFY_ENDPOINT, RESPOND_ENDPOINT
 from service.tasks import POLL_ENDPOINT
-from tests.support.agents import after, answers, drips, when
+from tests.support.agents import after, answers, answers_bytes, drips, when
 from tests.support.jobs import define, running_member
 from tests.support.parts import submit
 from tests.support.wait import eventually
@@ -218,6 +218,18 @@ async def test_where_all_fail_the_run_fails(agents: Agents, member: Member) -> N
     assert (finished.outcome, finished.reason) == ("failed", 'the agent answered 500: {"error":"no model"}')
     assert len(member.told(TokensReleased)) == 2
     assert_nothing_is_held(member)
+
+
+async def test_an_answer_that_no_text_may_hold_is_told_of_without_what_it_may_not(
+    agents: Agents, member: Member
+) -> None:
+    agents.on(CLASSIFY_ENDPOINT, answers_bytes(b"\x1f\x8b\x08\x00\x00a", 502), answers({}))
+    email, _ = await emails(member, 2)
+    await email_job(member, "email_classify")
+    assert (await member.carry_out("email_classify")).outcome == "succeeded"
+    (told,) = member.told(MessageSent)
+    assert told.data
+    assert told.data["left"] == {email: "the agent answered 502: \x1f\ufffd\x08a"}
 
 
 async def test_one_that_hangs_leaves_time_for_the_others(agents: Agents, member: Member) -> None:

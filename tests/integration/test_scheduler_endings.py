@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from eventstore.events import RunAttemptFailed
+from eventstore.events import MessageSent, RunAttemptFailed
 from projections.runs import RUNS
 from service import commands as do
 from service.requests import Unavailable
+from service.work import Report, succeeded
 from tests.support.jobs import define
 from tests.support.wait import eventually
 
@@ -102,3 +103,18 @@ async def test_a_stop_does_not_wait_for_ever_for_an_end_to_be_heard(
     heard.set()
     await eventually(lambda: not member.scheduler._tasks)
     assert not member.told(RunAttemptFailed)
+
+
+async def test_a_report_that_cannot_be_kept_is_left_out_and_the_end_told(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def reported(_: object) -> Report:
+        return succeeded("it is done", quoted="a\x00b")
+
+    monkeypatch.setattr("service.scheduler.perform", reported)
+    await define(member, TASK, task=TASK, agent=None)
+    finished = await member.carry_out(TASK)
+    assert finished.outcome == "succeeded"
+    (told,) = member.told(MessageSent)
+    assert told.message == "it is done"
+    assert told.data == {"job": TASK, "run_id": finished.run_id, "status": "succeeded"}

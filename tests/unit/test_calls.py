@@ -124,6 +124,10 @@ class TestAnswers:
             (422, b'{"error":"no mail"}', 'the agent answered 422: {"error":"no mail"}'),
             (302, b'""', "the agent answered 302: nothing"),
             (199, b"1", "the agent answered 199: 1"),
+            (502, b"a\x00b", "the agent answered 502: ab"),
+            (502, b'"a\\u0000b"', "the agent answered 502: ab"),
+            (502, b"a\xed\xa0\x80b", "the agent answered 502: a\ufffd\ufffd\ufffdb"),
+            (502, b"\x00", "the agent answered 502: nothing"),
         ],
     )
     def test_with_anything_else_are_a_failure_that_quotes_them(
