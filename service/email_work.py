@@ -7,8 +7,10 @@ a process that vanished the claim and the reservation expire.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from eventstore.events import ERASED
@@ -20,6 +22,7 @@ from service.work import NOT_NOW, Report, Work, failed, succeeded
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from eventstore.events import OperationOutcome
     from service.calls import Reply
 
 CLASSIFY_ENDPOINT = "/api/agents/email/classify"
@@ -62,25 +65,30 @@ RESPOND = EmailWork(
 )
 
 
-class _Left(NamedTuple):
-    """Why an e-mail is left for later."""
+class _Left(Exception):
+    """An e-mail is left for later, or to whoever was faster."""
 
-    because: Literal["conflict", "budget", "failure"]
-    reason: str
+    def __init__(self, because: Literal["conflict", "budget", "failure", "over"], reason: str) -> None:
+        super().__init__(reason)
+        self.because = because
+        self.reason = reason
 
 
-class _Taken(NamedTuple):
-    """What was taken for an e-mail."""
+@dataclass
+class _Held:
+    """What is held for an e-mail, and what came of it."""
 
-    operation_id: str
-    fencing_token: int
-    reservation_id: str
+    fencing_token: int = 0
+    """Of the claim."""
+    reply: Reply | None = None
+    """None: the agent was not called, or the call was cut short."""
 
 
 async def work_on_emails(work: Work, kind: EmailWork) -> Report:
     """Works on those that wait, the oldest first; stops when the budget refuses."""
-    # In one that was erased with its sender there is nothing to classify or to answer.
-    waiting = [row for row in work.squad.all(EMAILS) if kind.wanted(row) and row.from_email != ERASED]
+    for email_id in [known for known in work.setbacks if work.squad.rows(EMAILS).get(known) is None]:
+        del work.setbacks[email_id]
+    waiting = [row for row in work.squad.all(EMAILS) if _waits(kind, row)]
     # Whatever is wrong with some of them, the others have their turn.
     waiting.sort(key=lambda row: (work.setbacks[row.id], row.created_position))
     deadline = asyncio.get_running_loop().time() + work.job.timeout_seconds
@@ -89,17 +97,24 @@ async def work_on_emails(work: Work, kind: EmailWork) -> Report:
     for email in waiting[: kind.at_most]:
         if not work.may_call:
             break
-        problem = await _one_email(work, kind, email, deadline)
-        if problem is None:
+        try:
+            await _one_email(work, kind, email.id, deadline)
+        except _Left as problem:
+            left[email.id] = problem
+            if problem.because == "budget":
+                break
+        else:
             done.append(email.id)
-            work.setbacks.pop(email.id, None)
-            continue
-        left[email.id] = problem
-        if problem.because == "failure":
+        if _waits(kind, work.squad.rows(EMAILS).get(email.id)):
             work.setbacks[email.id] += 1
-        if problem.because == "budget":
-            break
+        else:
+            work.setbacks.pop(email.id, None)
     return _report(work, waiting, done, left)
+
+
+def _waits(kind: EmailWork, row: EmailRow | None) -> bool:
+    """Whether there is something to do. In one that was erased with its sender there is not."""
+    return row is not None and kind.wanted(row) and row.from_email != ERASED
 
 
 def _report(work: Work, waiting: list[EmailRow], done: list[str], left: dict[str, _Left]) -> Report:
@@ -109,85 +124,97 @@ def _report(work: Work, waiting: list[EmailRow], done: list[str], left: dict[str
     if failures and not done:
         return failed(work.job.name, failures[0], **data)
     text = f"{work.job.name}: {len(done)} of {len(waiting)} e-mails done"
-    if left:
-        text += f", {len(left)} left for later"
-    if any(problem.because == "budget" for problem in left.values()):
+    because = Counter(problem.because for problem in left.values())
+    if for_later := len(left) - because["over"]:
+        text += f", {for_later} left for later"
+    if because["over"]:
+        text += f", {because['over']} no longer waiting"
+    if because["budget"]:
         text += "; the budget allows no more"
     return succeeded(text, answered=bool(done), **data)
 
 
-async def _one_email(work: Work, kind: EmailWork, email: EmailRow, deadline: float) -> _Left | None:
-    """Works on one e-mail; None where it is done, otherwise why not."""
-    taken = await _take(work, kind, email)
-    if isinstance(taken, _Left):
-        return taken
-    reply: Reply | None = None
-    # One that hangs takes half of the time that is left, so that it cannot take all of it every time.
-    half = (deadline - asyncio.get_running_loop().time()) / 2
-    try:
-        async with _holding(work, taken.operation_id), asyncio.timeout(half):
-            reply = await work.call(kind.endpoint, taken.fencing_token, email_id=email.id)
-    except TimeoutError:
-        return _Left("failure", f"the agent did not answer within {half:.3g} seconds")
-    finally:
-        await _give_back(work, kind, taken, reply)
-    return None if reply.ok else _Left("failure", reply.reason or "it failed")
+async def _one_email(work: Work, kind: EmailWork, email_id: str, deadline: float) -> None:
+    """Works on one e-mail.
 
-
-async def _take(work: Work, kind: EmailWork, email: EmailRow) -> _Taken | _Left:
-    """Tokens and the claim, or neither."""
-    claim = do.StartOperation(agent=work.agent, action=kind.action, resources={"emailId": email.id})
-    held_seconds = min(work.job.timeout_seconds + _RESERVED_LONGER_SECONDS, MAX_TTL_SECONDS)
-    reserve = do.ReserveTokens(agent=work.agent, tokens=kind.tokens, ttl_seconds=held_seconds)
-    if kind.claims_first:
-        claimed = await work.do(claim)
-        if claimed.refusal:
-            return await _tell_of_conflict(work, kind, email, claimed.refusal.detail)
-        reserved = await work.do(reserve)
-        if reserved.refusal:
-            await work.do(do.FinishOperation(operation_id=claimed.reply["id"], outcome="cancelled"))
-            return _Left("budget", reserved.refusal.detail)
-    else:
-        reserved = await work.do(reserve)
-        if reserved.refusal:
-            return _Left("budget", reserved.refusal.detail)
-        claimed = await work.do(claim)
-        if claimed.refusal:
-            await work.do(do.ReleaseReservation(reservation_id=reserved.reply["id"]))
-            return await _tell_of_conflict(work, kind, email, claimed.refusal.detail)
-    return _Taken(claimed.reply["id"], claimed.reply["fencing_token"], reserved.reply["id"])
-
-
-async def _tell_of_conflict(work: Work, kind: EmailWork, email: EmailRow, detail: str) -> _Left:
-    """Whoever watches the messages sees why this one waits."""
-    text = f"{kind.action} of e-mail {email.id} is left for later: {detail}"
-    await work.do(do.SendMessage(from_agent=work.agent, to_agent="orchestrator", message=text))
-    return _Left("conflict", detail)
-
-
-async def _give_back(work: Work, kind: EmailWork, taken: _Taken, reply: Reply | None) -> None:
-    """Settles the tokens and ends the claim, also where the call was cut short."""
-    used = reply.tokens_used if reply else None
-    if reply and reply.ok and used is None:
-        used = kind.tokens_unreported
-    outcome: Literal["succeeded", "failed", "cancelled"]
-    outcome = "cancelled" if reply is None else "succeeded" if reply.ok else "failed"
-    try:
-        if used is None:
-            await work.do(do.ReleaseReservation(reservation_id=taken.reservation_id))
-        else:
-            settle = do.SettleReservation(reservation_id=taken.reservation_id, tokens_used=used)
-            if (await work.do(settle)).refusal:
-                # The reservation is over, such as one that expired; what was spent was spent all the same.
-                await work.do(do.RecordUsage(agent=work.agent, tokens=used))
-    finally:
-        await work.do(do.FinishOperation(operation_id=taken.operation_id, outcome=outcome))
+    Raises:
+        _Left: it is not done, and why.
+    """
+    held = _Held()
+    to_take = [_claimed(work, kind, email_id, held), _reserved(work, kind, held)]
+    async with AsyncExitStack() as stack:
+        for taking in to_take if kind.claims_first else reversed(to_take):
+            await stack.enter_async_context(taking)
+        # It was chosen a while ago; whoever was at it since has let it go.
+        if not _waits(kind, work.squad.rows(EMAILS).get(email_id)):
+            raise _Left("over", "it was finished or erased meanwhile")
+        # One that hangs takes half of the time that is left, so that it cannot take all of it every time.
+        half = (deadline - asyncio.get_running_loop().time()) / 2
+        try:
+            async with asyncio.timeout(half):
+                held.reply = await work.call(kind.endpoint, held.fencing_token, email_id=email_id)
+        except TimeoutError as error:
+            raise _Left("failure", f"the agent did not answer within {half:.3g} seconds") from error
+    if not held.reply.ok:
+        raise _Left("failure", held.reply.reason or "it failed")
 
 
 @asynccontextmanager
-async def _holding(work: Work, operation_id: str) -> AsyncIterator[None]:
-    """Keeps a claim for as long as the work on it takes."""
+async def _reserved(work: Work, kind: EmailWork, held: _Held) -> AsyncIterator[None]:
+    """Tokens for a call: settled with what it used, given back where that is nothing.
 
+    Raises:
+        _Left: the budget refuses.
+    """
+    seconds = min(work.job.timeout_seconds + _RESERVED_LONGER_SECONDS, MAX_TTL_SECONDS)
+    outcome = await work.do(do.ReserveTokens(agent=work.agent, tokens=kind.tokens, ttl_seconds=seconds))
+    if outcome.refusal:
+        raise _Left("budget", outcome.refusal.detail)
+    reservation_id = outcome.reply["id"]
+    try:
+        yield
+    finally:
+        used = held.reply.tokens_used if held.reply else None
+        if held.reply and held.reply.ok and used is None:
+            used = kind.tokens_unreported
+        if used is None:
+            await work.do(do.ReleaseReservation(reservation_id=reservation_id))
+        else:
+            settle = do.SettleReservation(reservation_id=reservation_id, tokens_used=used)
+            if (await work.do(settle)).refusal:
+                # The reservation is over, such as one that expired; what was spent was spent all the same.
+                await work.do(do.RecordUsage(agent=work.agent, tokens=used))
+
+
+@asynccontextmanager
+async def _claimed(work: Work, kind: EmailWork, email_id: str, held: _Held) -> AsyncIterator[None]:
+    """The claim on an e-mail, kept for as long as the work on it takes.
+
+    Raises:
+        _Left: somebody else is at it. Whoever watches the messages is told.
+    """
+    outcome = await work.do(
+        do.StartOperation(agent=work.agent, action=kind.action, resources={"emailId": email_id})
+    )
+    if outcome.refusal:
+        detail = outcome.refusal.detail
+        text = f"{kind.action} of e-mail {email_id} is left for later: {detail}"
+        await work.do(do.SendMessage(from_agent=work.agent, to_agent="orchestrator", message=text))
+        raise _Left("conflict", detail)
+    operation_id = outcome.reply["id"]
+    held.fencing_token = outcome.reply["fencing_token"]
+    try:
+        async with _renewed(work, operation_id):
+            yield
+    finally:
+        came_of_it: OperationOutcome = "cancelled"
+        if held.reply:
+            came_of_it = "succeeded" if held.reply.ok else "failed"
+        await work.do(do.FinishOperation(operation_id=operation_id, outcome=came_of_it))
+
+
+@asynccontextmanager
+async def _renewed(work: Work, operation_id: str) -> AsyncIterator[None]:
     async def renew() -> None:
         while True:
             policy = work.squad.policy

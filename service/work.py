@@ -72,7 +72,7 @@ class Work:
     fencing_token: int
     """Of the claim that the run holds on its job's resources, otherwise of the run."""
     setbacks: Counter[str] = field(default_factory=Counter)
-    """How often work on an e-mail failed in this process; such e-mails go behind the others."""
+    """How often an e-mail waited still after work on it in this process; such ones go behind the others."""
 
     @property
     def squad(self) -> Squad:

@@ -8,26 +8,24 @@ from typing import TYPE_CHECKING
 import pytest
 
 from eventstore.events import (
-    ConflictDetected,
     MessageSent,
     OperationFinished,
     OperationRenewed,
     OperationStarted,
     RunFinished,
-    TokensDenied,
     TokensReleased,
     TokensReserved,
     TokensSettled,
     TokensUsed,
 )
 from projections.agents import AGENTS
-from projections.budgets import RESERVATIONS
-from projections.operations import OPERATIONS
 from service import commands as do
 from service.email_work import CLASSIFY_ENDPOINT, RESPOND_ENDPOINT
+from service.requests import CommandFailed
 from service.tasks import POLL_ENDPOINT
-from tests.support.agents import after, answers, answers_bytes, drips, when
-from tests.support.jobs import define, running_member
+from tests.support.agents import after, answers, answers_bytes, when
+from tests.support.email_jobs import AGENT, assert_nothing_is_held, email_job, emails
+from tests.support.jobs import define
 from tests.support.parts import submit
 from tests.support.wait import eventually
 
@@ -35,34 +33,6 @@ if TYPE_CHECKING:
     from service.commands import AnyCommand
     from tests.support.agents import Agents
     from tests.support.jobs import Member
-
-AGENT = "email_agent"
-
-
-async def emails(member: Member, count: int, *, classified: bool = False) -> list[str]:
-    """So many e-mails that wait; gives their ids, the oldest first."""
-    found = []
-    for number in range(count):
-        logged = do.LogEmail(
-            gmail_message_id=f"gmail-{number}",
-            from_email="ada@example.org",
-            category="quote" if classified else "unclassified",
-            status="classified" if classified else "unread",
-        )
-        found.append(str((await submit(member.writer, logged)).reply["id"]))
-    return found
-
-
-async def email_job(member: Member, task: str, timeout_seconds: float = 30.0) -> None:
-    await define(member, task, task=task, agent=AGENT, timeout_seconds=timeout_seconds)
-
-
-def assert_nothing_is_held(member: Member) -> None:
-    squad = member.writer.squad
-    assert not list(squad.all(OPERATIONS))
-    assert not list(squad.all(RESERVATIONS))
-    assert squad.day is not None
-    assert squad.day.reserved == 0
 
 
 @pytest.mark.parametrize(("answer", "used"), [({"tokens_used": 730}, 730), ({"found": 2}, 500)])
@@ -115,68 +85,6 @@ async def test_so_many_of_those_that_wait_are_worked_on_the_oldest_first(
     assert_nothing_is_held(member)
 
 
-async def test_only_what_waits_is_worked_on(agents: Agents, member: Member) -> None:
-    (first, second) = await emails(member, 2, classified=True)
-    await submit(member.writer, do.UpdateEmail(email_id=first, status="draft_created"))
-    await email_job(member, "email_classify")
-    await email_job(member, "email_respond")
-    await member.carry_out("email_classify")
-    assert not agents.calls
-    await member.carry_out("email_respond")
-    assert [call.payload["email_id"] for call in agents.calls] == [second]
-
-
-async def test_what_was_erased_with_its_sender_is_left_alone(agents: Agents, database: str) -> None:
-    async with running_member(database, agents.url, encrypt=True) as member:
-        await emails(member, 1)
-        await submit(member.writer, do.ForgetSubject(subject="ada@example.org"))
-        logged = do.LogEmail(gmail_message_id="another", from_email="bob@example.org")
-        left = str((await submit(member.writer, logged)).reply["id"])
-        await email_job(member, "email_classify")
-        await member.carry_out("email_classify")
-        assert [call.payload["email_id"] for call in agents.called(CLASSIFY_ENDPOINT)] == [left]
-
-
-@pytest.mark.parametrize(("task", "budget"), [("email_classify", 1_000), ("email_respond", 1_700)])
-async def test_where_the_budget_refuses_it_stops(
-    agents: Agents, member: Member, task: str, budget: int
-) -> None:
-    await emails(member, 4, classified=task == "email_respond")
-    # Classifying takes 300 of each 500 set aside, responding 600 of each 800: there is enough for two.
-    await submit(member.writer, do.SetBudget(daily_tokens=budget))
-    await email_job(member, task)
-    finished = await member.carry_out(task)
-    assert finished.outcome == "succeeded"
-    assert len(agents.calls) == 2
-    assert len(member.told(TokensDenied)) == 1
-    (told,) = member.told(MessageSent)
-    assert told.message == f"{task}: 2 of 4 e-mails done, 1 left for later; the budget allows no more"
-    assert_nothing_is_held(member)
-
-
-@pytest.mark.parametrize("task", ["email_classify", "email_respond"])
-async def test_an_email_that_somebody_else_is_at_is_left_for_later_and_said_so(
-    agents: Agents, member: Member, task: str
-) -> None:
-    taken, free = await emails(member, 2, classified=task == "email_respond")
-    claim = do.StartOperation(agent="quote_agent", action="quote", resources={"emailId": taken})
-    held = await submit(member.writer, claim)
-    await email_job(member, task)
-    finished = await member.carry_out(task)
-    assert finished.outcome == "succeeded"
-    assert [call.payload["email_id"] for call in agents.calls] == [free]
-    (conflict,) = member.told(ConflictDetected)
-    assert (conflict.agent, conflict.operation_id) == (AGENT, held.reply["id"])
-    left, _ = member.told(MessageSent)
-    assert left.agent == AGENT
-    assert left.message == (
-        f"{task.removeprefix('email_')} of e-mail {taken} is left for later:"
-        f" 'quote_agent' is at 'quote' on emailId {taken}"
-    )
-    await submit(member.writer, do.FinishOperation(operation_id=held.reply["id"], outcome="succeeded"))
-    assert_nothing_is_held(member)
-
-
 async def test_a_claim_is_kept_during_a_slow_call(agents: Agents, member: Member) -> None:
     await submit(member.writer, do.SetPolicy(conflict_window_seconds=0.6, operation_timeout_seconds=1.2))
     agents.on(CLASSIFY_ENDPOINT, after(1.5))
@@ -193,20 +101,22 @@ async def test_a_claim_is_kept_during_a_slow_call(agents: Agents, member: Member
     assert_nothing_is_held(member)
 
 
-async def test_what_failed_goes_behind_the_others_and_what_it_used_counts(
-    agents: Agents, member: Member
+@pytest.mark.parametrize(
+    ("task", "second"),
+    [("email_classify", do.StartOperation), ("email_respond", do.ReserveTokens)],
+)
+async def test_of_tokens_and_claim_none_stays_where_the_other_cannot_be_decided(
+    agents: Agents, member: Member, task: str, second: type[do.Command]
 ) -> None:
-    agents.on(CLASSIFY_ENDPOINT, answers({"tokens_used": 9}, 500), answers({}))
-    first, *others = await emails(member, 12)
-    await email_job(member, "email_classify")
-    await member.carry_out("email_classify")
-    assert [item.outcome for item in member.told(OperationFinished)] == ["failed", *["succeeded"] * 9]
-    assert member.told(TokensSettled)[0].tokens_used == 9
-    # Nobody updated any of them, so all of them still wait.
-    await member.carry_out("email_classify")
-    second = [call.payload["email_id"] for call in agents.calls[10:]]
-    assert second == others[:10]
-    assert first not in second
+    async def fail() -> None:
+        raise CommandFailed
+
+    member.before(second, fail)
+    await emails(member, 1, classified=task == "email_respond")
+    await email_job(member, task)
+    finished = await member.carry_out(task)
+    assert finished.reason == "the orchestrator was not available: CommandFailed"
+    assert not agents.calls
     assert_nothing_is_held(member)
 
 
@@ -230,18 +140,6 @@ async def test_an_answer_that_no_text_may_hold_is_told_of_without_what_it_may_no
     (told,) = member.told(MessageSent)
     assert told.data
     assert told.data["left"] == {email: "the agent answered 502: \x1f\ufffd\x08a"}
-
-
-async def test_one_that_hangs_leaves_time_for_the_others(agents: Agents, member: Member) -> None:
-    agents.on(CLASSIFY_ENDPOINT, drips(), answers({}))
-    await emails(member, 3)
-    await email_job(member, "email_classify", timeout_seconds=1.0)
-    finished = await member.carry_out("email_classify")
-    assert finished.outcome == "succeeded"
-    (told,) = member.told(MessageSent)
-    assert told.message == "email_classify: 2 of 3 e-mails done, 1 left for later"
-    assert [item.outcome for item in member.told(OperationFinished)] == ["cancelled", *["succeeded"] * 2]
-    assert_nothing_is_held(member)
 
 
 @pytest.mark.parametrize(

@@ -16,31 +16,16 @@ from tests.support.jobs import define
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from service.requests import Outcome, Request
     from tests.support.jobs import Member
 
 TASK = "status_update"
 """What it does is one command, `PassTime`."""
 
 
-def before(member: Member, kind: type[do.Command], happens: Callable[[], Awaitable[object]]) -> None:
-    """Has something happen whenever such a command is on its way to the writer."""
-    submit = member.writer.submit
-
-    async def submit_later(request: Request, patience_seconds: float = 20.0) -> Outcome:
-        if isinstance(request.command, kind):
-            await happens()
-        return await submit(request, patience_seconds)
-
-    member.writer.submit = submit_later  # type: ignore[method-assign] # for as long as the member is there
-
-
 async def test_a_deadline_that_passes_during_the_last_command_leaves_the_end_to_be_told(
     member: Member,
 ) -> None:
-    before(member, do.PassTime, lambda: asyncio.sleep(0.3))
+    member.before(do.PassTime, lambda: asyncio.sleep(0.3))
     await define(member, TASK, task=TASK, agent=None, timeout_seconds=0.1)
     assert (await member.carry_out(TASK)).outcome == "succeeded"
 
@@ -57,8 +42,8 @@ async def test_and_so_does_one_where_the_database_is_away_just_then(
         if refusals >= 0:
             raise Unavailable
 
-    before(member, do.PassTime, lambda: asyncio.sleep(0.3))
-    before(member, do.EndAttempt, refuse)
+    member.before(do.PassTime, lambda: asyncio.sleep(0.3))
+    member.before(do.EndAttempt, refuse)
     await define(member, TASK, task=TASK, agent=None, timeout_seconds=0.1)
     assert (await member.carry_out(TASK)).outcome == "succeeded"
 
@@ -74,7 +59,7 @@ async def test_stopped_during_the_last_command_or_the_word_of_its_end_an_attempt
         reached.set()
         await asyncio.sleep(0.4)
 
-    before(member, kind, dawdle)
+    member.before(kind, dawdle)
     await define(member, TASK, task=TASK, agent=None)
     run = await member.run_now(TASK)
     await reached.wait()
@@ -93,7 +78,7 @@ async def test_a_stop_does_not_wait_for_ever_for_an_end_to_be_heard(
         reached.set()
         await heard.wait()
 
-    before(member, do.EndAttempt, hang)
+    member.before(do.EndAttempt, hang)
     await define(member, TASK, task=TASK, agent=None)
     run = await member.run_now(TASK)
     await reached.wait()

@@ -19,17 +19,18 @@ from service.clock import DatabaseClock
 from service.job_spec import JobSpec
 from service.requests import Request, Stopping
 from service.scheduler import Scheduler
-from service.writer import Writer
+from service.writer import PATIENCE_SECONDS, Writer
 from tests.support.log import whole_log
 from tests.support.parts import SCHEMA, connected, is_to_encrypt, running_listener, submit
 from tests.support.verify import fold
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from eventstore.recorded import Recorded
     from projections.runs import RunRow
+    from service.requests import Outcome
 
 E = TypeVar("E", bound=Event)
 
@@ -82,6 +83,17 @@ class Member:
     async def carry_out(self, job: str) -> RunFinished:
         """Runs a job and waits for its end."""
         return await self.finished(await self.run_now(job))
+
+    def before(self, kind: type[do.Command], happens: Callable[[], Awaitable[object]]) -> None:
+        """Has something happen whenever such a command is on its way to the writer."""
+        submit = self.writer.submit
+
+        async def submit_later(request: Request, patience_seconds: float = PATIENCE_SECONDS) -> Outcome:
+            if isinstance(request.command, kind):
+                await happens()
+            return await submit(request, patience_seconds)
+
+        self.writer.submit = submit_later  # type: ignore[method-assign] # for as long as it is there
 
     def vanish(self) -> None:
         """Ends as a process does that is killed: it says nothing more, and gives nothing back."""

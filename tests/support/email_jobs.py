@@ -1,0 +1,61 @@
+"""Jobs that work on e-mails, and e-mails that wait for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from projections.budgets import RESERVATIONS
+from projections.operations import OPERATIONS
+from service import commands as do
+from tests.support.agents import answers
+from tests.support.jobs import define
+from tests.support.parts import submit
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from tests.support.agents import Behaviour
+    from tests.support.jobs import Member
+
+AGENT = "email_agent"
+
+
+async def emails(member: Member, count: int, *, classified: bool = False) -> list[str]:
+    """So many e-mails that wait; gives their ids, the oldest first."""
+    found = []
+    for number in range(count):
+        logged = do.LogEmail(
+            gmail_message_id=f"gmail-{number}",
+            from_email="ada@example.org",
+            category="quote" if classified else "unclassified",
+            status="classified" if classified else "unread",
+        )
+        found.append(str((await submit(member.writer, logged)).reply["id"]))
+    return found
+
+
+async def email_job(member: Member, task: str, timeout_seconds: float = 30.0) -> None:
+    """Puts a job with a built-in task on the schedule, which runs where somebody asks for it."""
+    await define(member, task, task=task, agent=AGENT, timeout_seconds=timeout_seconds)
+
+
+def assert_nothing_is_held(member: Member) -> None:
+    """No claim and no tokens are left behind."""
+    squad = member.writer.squad
+    assert not list(squad.all(OPERATIONS))
+    assert not list(squad.all(RESERVATIONS))
+    assert squad.day is not None
+    assert squad.day.reserved == 0
+
+
+def classifies(member: Member) -> Behaviour:
+    """An agent that does what it is asked."""
+
+    async def behave(request: web.Request) -> web.StreamResponse:
+        change = do.UpdateEmail(
+            email_id=(await request.json())["email_id"], category="quote", status="classified"
+        )
+        await submit(member.writer, change)
+        return await answers({})(request)
+
+    return behave
