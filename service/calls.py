@@ -62,7 +62,7 @@ class Caller:
             await self._session.close()
 
     async def call(
-        self, agent: str, url: str | None, endpoint: str, run_id: str, payload: dict[str, Any]
+        self, agent: str, url: str | None, endpoint: str, message_id: str, payload: dict[str, Any]
     ) -> Reply:
         """POSTs to an agent; whatever goes wrong is an answer too.
 
@@ -70,13 +70,14 @@ class Caller:
             agent: its name.
             url: where it is registered; None for the default.
             endpoint: a path there.
-            run_id: goes out as `webhook-id`; the same at each attempt, so that the agent can tell repeats.
+            message_id: goes out as `webhook-id`; the same at each attempt and no other call's, so that the
+                agent can tell repeats.
             payload: the body.
         """
         assert self._session
         body = orjson.dumps(payload, option=orjson.OPT_UTC_Z)
         target = (url or self._default_url).rstrip("/") + endpoint
-        headers = signed_headers(self._secrets.get(agent), run_id, int(time()), body)
+        headers = signed_headers(self._secrets.get(agent), message_id, int(time()), body)
         try:
             async with self._session.post(
                 target, data=body, headers=headers, allow_redirects=False
@@ -97,7 +98,8 @@ def signed_headers(secret: str | None, message_id: str, timestamp: int, body: by
 
     Args:
         secret: base64, as the specification has it with the prefix `whsec_`; None signs nothing.
-        message_id: what is sent; the same at each attempt.
+        message_id: what is sent; the same at each attempt, and without the full stop that ends it where it
+            is signed.
         timestamp: seconds since 1970, by the clock on the wall, as the receiver checks it against its own.
         body: exactly what is sent.
     """

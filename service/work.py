@@ -96,18 +96,22 @@ class Work:
         request = Request(command, ACTOR, correlation_id=self.run.id)
         return await seen_through(self.writer.submit(request))
 
-    async def call(self, endpoint: str, fencing_token: int, **more: Any) -> Reply:
-        """Calls the job's agent."""
+    async def call(self, endpoint: str, fencing_token: int, *, email_id: str | None = None) -> Reply:
+        """Calls the job's agent, about an e-mail or in general."""
         row = self.squad.rows(AGENTS).get(self.agent)
-        payload = {
+        message_id = self.run.id
+        payload: dict[str, Any] = {
             "run_id": self.run.id,
             "job": self.job.name,
             "tick": self.run.tick,
             "attempt": self.run.attempts,
             "fencing_token": fencing_token,
-            **more,
         }
-        return await self.caller.call(self.agent, row.url if row else None, endpoint, self.run.id, payload)
+        if email_id:
+            # A run has many of these calls, and none repeats another.
+            message_id += f"_{email_id}"
+            payload["email_id"] = email_id
+        return await self.caller.call(self.agent, row.url if row else None, endpoint, message_id, payload)
 
 
 async def seen_through(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.support.agents import Agents
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-RUN_ID = "019f0000-0000-7000-8000-000000000001"
+MESSAGE_ID = "019f0000-0000-7000-8000-000000000001"
 
 
 @pytest.fixture
@@ -44,16 +44,16 @@ async def caller(agents: Agents) -> AsyncIterator[Caller]:
 
 
 async def call(caller: Caller, agent: str = "worker", url: str | None = None, **payload: Any) -> Reply:
-    return await caller.call(agent, url, "/work", RUN_ID, payload)
+    return await caller.call(agent, url, "/work", MESSAGE_ID, payload)
 
 
-async def test_the_payload_goes_out_as_json_with_the_run_as_its_id(agents: Agents, caller: Caller) -> None:
+async def test_the_payload_goes_out_as_json_with_its_id(agents: Agents, caller: Caller) -> None:
     reply = await call(caller, job="poll", attempt=1)
     assert reply.ok
     (got,) = agents.calls
     assert got.payload == {"job": "poll", "attempt": 1}
     assert got.headers["Content-Type"] == "application/json"
-    assert got.headers["webhook-id"] == RUN_ID
+    assert got.headers["webhook-id"] == MESSAGE_ID
     assert abs(int(got.headers["webhook-timestamp"]) - time()) < 5
     assert "webhook-signature" not in got.headers
 

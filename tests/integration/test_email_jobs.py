@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,14 +19,15 @@ from eventstore.events import (
     TokensSettled,
     TokensUsed,
 )
+from examples.email_agent.signature import verify
 from projections.agents import AGENTS
 from service import commands as do
 from service.email_work import CLASSIFY_ENDPOINT, RESPOND_ENDPOINT
 from service.requests import CommandFailed
 from service.tasks import POLL_ENDPOINT
-from tests.support.agents import after, answers, answers_bytes, when
+from tests.support.agents import after, answers, answers_bytes, is_signed, when
 from tests.support.email_jobs import AGENT, assert_nothing_is_held, email_job, emails
-from tests.support.jobs import define
+from tests.support.jobs import define, running_member
 from tests.support.parts import submit
 from tests.support.wait import eventually
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from service.commands import AnyCommand
     from tests.support.agents import Agents
     from tests.support.jobs import Member
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
 @pytest.mark.parametrize(("answer", "used"), [({"tokens_used": 730}, 730), ({"found": 2}, 500)])
@@ -83,6 +87,22 @@ async def test_so_many_of_those_that_wait_are_worked_on_the_oldest_first(
     (told,) = member.told(MessageSent)
     assert told.message == f"{task}: {at_most} of {at_most + 2} e-mails done"
     assert_nothing_is_held(member)
+
+
+async def test_each_email_is_a_message_of_its_own_and_the_same_at_each_attempt(
+    agents: Agents, database: str
+) -> None:
+    async with running_member(database, agents.url, email_agent=SECRET) as member:
+        agents.on(CLASSIFY_ENDPOINT, answers({}, 500))
+        waiting = await emails(member, 3)
+        await define(member, "email_classify", task="email_classify", agent=AGENT, retries=1)
+        finished = await member.carry_out("email_classify")
+    assert finished.attempts == 2
+    ids = [call.headers["webhook-id"] for call in agents.calls]
+    assert ids == [f"{finished.run_id}_{email}" for email in waiting] * 2
+    assert all(is_signed(call, SECRET) for call in agents.calls)
+    for call in agents.calls:
+        verify(SECRET, call.headers, call.body, time())
 
 
 async def test_a_claim_is_kept_during_a_slow_call(agents: Agents, member: Member) -> None:

@@ -90,7 +90,7 @@ async def test_what_a_run_does_leads_back_to_its_tick(
     await member.finished(started.run_id)
     # The agent hands the run's id on with what it writes meanwhile.
     wrote = do.SendMessage(from_agent="worker", message="three e-mails")
-    await member.writer.submit(Request(wrote, "agent:worker", agents.calls[0].headers["webhook-id"]))
+    await member.writer.submit(Request(wrote, "agent:worker", agents.calls[0].payload["run_id"]))
     async with connected(database) as connection:
         log = await whole_log(connection)
         of_run = [recorded for recorded in log if recorded.correlation_id == started.run_id]
