@@ -197,9 +197,10 @@ class Scheduler:
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
-            return failed(job.name, "the service was stopped")
+            return failed(job.name, "the service was stopped", ours=True)
         except NOT_NOW as error:
-            return failed(job.name, f"the orchestrator was not available: {type(error).__name__}")
+            reason = f"the orchestrator was not available: {type(error).__name__}"
+            return failed(job.name, reason, ours=True)
         except Exception as error:  # noqa: BLE001 - its end must be told, or another process repeats it
             _log.exception("run %s failed by a fault of ours", row.id)
             return failed(job.name, f"a fault of the orchestrator: {type(error).__name__}: {error}")
@@ -235,6 +236,7 @@ class Scheduler:
             attempt=row.attempts,
             succeeded=report.succeeded,
             reason=report.reason,
+            ours=report.ours,
             tokens_used=report.tokens_used,
             answered=report.answered,
             report=report.text if report.succeeded else report.text + which,

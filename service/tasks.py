@@ -28,7 +28,7 @@ MAX_KEPT_BYTES = 16 * 1024
 async def perform(work: Work) -> Report:
     """Does what the job says; calls nobody while the orchestrator is shut down."""
     if work.job.agent and not work.may_call:
-        return failed(work.job.name, "the orchestrator was shut down")
+        return failed(work.job.name, "the orchestrator was shut down", ours=True)
     if work.job.endpoint:
         return await _call_endpoint(work, work.job.endpoint, work.job.tokens)
     return await TASKS[work.job.task or ""](work)

@@ -45,6 +45,8 @@ class Report(NamedTuple):
     answered: bool = False
     """Whether the agent was called and did what it was asked."""
     data: dict[str, Any] | None = None
+    ours: bool = False
+    """Whether it failed by the orchestrator, which says nothing of the job."""
 
 
 def succeeded(text: str, *, tokens_used: int | None = None, answered: bool = False, **data: Any) -> Report:
@@ -52,12 +54,19 @@ def succeeded(text: str, *, tokens_used: int | None = None, answered: bool = Fal
     return Report(succeeded=True, text=text, tokens_used=tokens_used, answered=answered, data=data)
 
 
-def failed(job: str, reason: str, *, tokens_used: int | None = None, **data: Any) -> Report:
+def failed(
+    job: str, reason: str, *, tokens_used: int | None = None, ours: bool = False, **data: Any
+) -> Report:
     """An attempt that did not."""
     # It may quote anybody.
     reason = storable(reason)
     return Report(
-        succeeded=False, text=f"{job} failed: {reason}", reason=reason, tokens_used=tokens_used, data=data
+        succeeded=False,
+        text=f"{job} failed: {reason}",
+        reason=reason,
+        tokens_used=tokens_used,
+        data=data,
+        ours=ours,
     )
 
 

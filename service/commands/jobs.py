@@ -80,6 +80,8 @@ class EndAttempt(Command):
     attempt: int
     succeeded: bool
     reason: Text | None = None
+    ours: bool = False
+    """Whether it failed by the orchestrator, such as one that was stopped: no failure of the job's own."""
     tokens_used: Tokens | None = None
     answered: bool = False
     """Whether the agent was called, and did what it was asked."""

@@ -56,7 +56,7 @@ def end(told: Unfolding, row: RunRow, ending: Ending) -> None:
 
 
 def give_up(told: Unfolding, row: RunRow, ending: Ending) -> None:
-    """Ends a run that may not go on, or was never begun. That is no failure that pauses the job."""
+    """Ends a run that we cut short, that may not go on or never began. No such failure pauses the job."""
     _rest_after(told, row, ending, _finish(told, row, ending))
 
 

@@ -134,7 +134,11 @@ def end_attempt(state: State, command: EndAttempt, at: At) -> Decision:
     if command.succeeded or row.attempts >= row.attempts_allowed:
         outcome: RunOutcome = "succeeded" if command.succeeded else "failed"
         reason, tokens, answered = command.reason, command.tokens_used, command.answered
-        end(told, row, Ending(outcome, command.report, reason, tokens, command.data, answered))
+        ending = Ending(outcome, command.report, reason, tokens, command.data, answered)
+        if command.ours and not command.succeeded:
+            give_up(told, row, ending)
+        else:
+            end(told, row, ending)
         return Accepted(told.events, {"status": outcome})
     if command.tokens_used:
         told.arrive(worker_of(row))

@@ -1,21 +1,26 @@
-"""How an attempt ended is told, also where it is cut short as it says so, or says what cannot be kept."""
+"""How an attempt ended is told, also where it is cut short just then; what is no failure of the job."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
 
-from eventstore.events import MessageSent, RunAttemptFailed
+from eventstore.events import JobPaused, MessageSent, RunAttemptFailed
 from projections.runs import RUNS
 from service import commands as do
+from service import scheduler
 from service.requests import Unavailable
 from service.work import Report, succeeded
+from tests.support.agents import when
 from tests.support.jobs import define
+from tests.support.parts import submit
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
+    from tests.support.agents import Agents
     from tests.support.jobs import Member
 
 TASK = "status_update"
@@ -103,3 +108,40 @@ async def test_a_report_that_cannot_be_kept_is_left_out_and_the_end_told(
     (told,) = member.told(MessageSent)
     assert told.message == "it is done"
     assert told.data == {"job": TASK, "run_id": finished.run_id, "status": "succeeded"}
+
+
+async def test_a_stop_does_not_pause_the_job(
+    agents: Agents, member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.scheduler.STOP_SECONDS", 0.1)
+    agents.on("/poll", when(asyncio.Event()))
+    await define(member, "poll", pause_on_failure=True)
+    run = await member.run_now("poll")
+    await eventually(lambda: agents.calls)
+    await member.scheduler.stop()
+    assert (await member.finished(run)).reason == "the service was stopped"
+    assert not member.told(JobPaused)
+
+
+async def test_nor_does_a_database_that_is_away(member: Member) -> None:
+    async def refuse() -> None:
+        raise Unavailable
+
+    member.before(do.PassTime, refuse)
+    await define(member, TASK, task=TASK, agent=None, pause_on_failure=True)
+    finished = await member.carry_out(TASK)
+    assert finished.reason == "the orchestrator was not available: Unavailable"
+    assert not member.told(JobPaused)
+
+
+async def test_nor_does_a_shut_down_just_before_the_call(member: Member) -> None:
+    await define(member, "poll", pause_on_failure=True)
+    agent = member.scheduler._places_of_agent["worker"]
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(scheduler.MAX_RUNS_PER_AGENT):
+            await stack.enter_async_context(agent)
+        run = await member.run_now("poll")
+        await submit(member.writer, do.StopOrchestrator())
+    finished = await member.finished(run)
+    assert finished.reason == "the orchestrator was shut down"
+    assert not member.told(JobPaused)

@@ -175,6 +175,7 @@ _ending = st.builds(
     runner=_runner,
     attempt=st.sampled_from((1, 1, 2, 3)),
     succeeded=st.booleans(),
+    ours=st.booleans(),
     tokens_used=st.none() | _tokens,
     answered=st.booleans(),
     report=st.just("so it went"),

@@ -283,6 +283,15 @@ class TestPausingOnFailure:
         story = running(pause_on_failure=True).given(take_up(RUN), at=LEASE_END)
         assert story.row(JOBS, JOB).paused
 
+    def test_is_not_for_what_failed_by_us(self) -> None:
+        story = running(pause_on_failure=True).when(ended(RUN, succeeded=False, ours=True), at=65)
+        story.then(
+            finished(outcome="failed", reason="no answer"),
+            told("it is not done", "failed", by="orchestrator"),
+            AT_REST,
+        ).replied(status="failed")
+        assert not story.row(JOBS, JOB).paused
+
     def test_waits_for_the_last_attempt(self) -> None:
         story = running(pause_on_failure=True, retries=1).given(ended(RUN, succeeded=False), at=65)
         assert not story.row(JOBS, JOB).paused
