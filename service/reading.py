@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg
 from psycopg_pool import PoolTimeout, TooManyRequests
@@ -19,6 +19,8 @@ from eventstore import log
 from eventstore.errors import StoreBusy, StoreUnavailable
 from eventstore.listener import wait_for_hint
 from eventstore.translation import translated
+from projections.agents import AGENTS
+from projections.messages import messages
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -51,6 +53,16 @@ class NotYet(Exception):
         """Where the log ends, if that is before the position."""
 
 
+class Inbox(NamedTuple):
+    """What is known of an agent's inbox."""
+
+    agent: str
+    empty_up_to: int
+    """All that was sent to the agent up to this position is acknowledged, and stays so."""
+    table_at: int
+    """Where the table is now, or was a moment ago."""
+
+
 class ReadTables:
     """The read tables of one squad, and how far they are."""
 
@@ -63,6 +75,7 @@ class ReadTables:
         self._projector = projector
         self._writer = writer
         self._stuck: dict[str, int] = {}
+        self._empty_up_to: dict[str, int] = {}
         self._let_go = False
 
     def let_go(self) -> None:
@@ -76,6 +89,7 @@ class ReadTables:
         """The log was replaced, and the tables with it."""
         self.positions.clear()
         self._stuck.clear()
+        self._empty_up_to.clear()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -123,6 +137,17 @@ class ReadTables:
             ticket = self._writer.moved.ticket()
             if self._writer.squad.head.position < min_position:
                 await wait_for_hint(ticket, left)
+
+    def inbox(self, agent: str) -> Inbox:
+        """What is known of an agent's inbox; so that it need not be looked through from its beginning."""
+        return Inbox(agent, self._empty_up_to.get(agent, 0), self._known(messages.name))
+
+    def seen_empty(self, inbox: Inbox) -> None:
+        """Takes note of an inbox in which nothing was found behind what was known of it."""
+        # Anybody may ask for the inbox of anybody, and names are not all there are agents of.
+        if self._writer.squad.rows(AGENTS).get(inbox.agent):
+            known = self._empty_up_to.get(inbox.agent, 0)
+            self._empty_up_to[inbox.agent] = max(known, inbox.table_at)
 
     async def refresh(self) -> dict[str, int]:
         """How far each projection is, by its own word in the database."""

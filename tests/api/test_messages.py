@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from projections import storage
 
 if TYPE_CHECKING:
+    import pytest
+
     from tests.api.client import Answer, Api
 
 UNKNOWN = "00000000-0000-7000-8000-000000000000"
@@ -65,6 +69,40 @@ async def test_an_acknowledged_message_leaves_the_inbox_of_that_agent_alone(api:
     assert (done["id"], done["agent"]) == (sent["id"], "bob")
     assert _texts(await api.get("agents/bob/inbox")) == []
     assert _texts(await api.get("agents/carol/inbox")) == ["for all"]
+
+
+async def test_what_came_before_an_inbox_was_empty_is_not_looked_through_again(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that keeps up would have all that was ever sent to it looked through at each look."""
+    looked_from: list[int] = []
+
+    async def noting(connection: Any, table: Any, where: Any, values: dict[str, Any]) -> Any:
+        looked_from.append(values["after"])
+        return await select(connection, table, where, values)
+
+    select = storage.select
+    monkeypatch.setattr(storage, "select", noting)
+    assert _texts(await api.get("agents/bob/inbox")) == []
+    for text in ("one", "two"):
+        sent = await _send(api, "ada", text, to_agent="bob")
+        last = (await api.post(f"messages/{sent['id']}/ack", agent="bob")).expect(200)
+    assert _texts(await api.get("agents/bob/inbox")) == []
+    assert _texts(await api.get("agents/bob/inbox", min_position=last["position"])) == []
+    await _send(api, "ada", "for all")
+    assert _texts(await api.get("agents/bob/inbox")) == ["for all"]
+    assert _texts(await api.get("agents/carol/inbox")) == ["for all"]
+    # Nobody was called bob yet at the first look, and nobody is called carol.
+    assert (looked_from[:2], looked_from[-1]) == ([0, 0], 0)
+    assert looked_from[3] >= last["position"]
+
+
+async def test_a_page_behind_an_inbox_says_nothing_of_what_is_before_it(api: Api) -> None:
+    sent = await _send(api, "ada", "one", to_agent="bob")
+    await _send(api, "bob", "here I am")
+    assert _texts(await api.get("agents/bob/inbox", after=sent["position"], limit=1)) == ["here I am"]
+    assert _texts(await api.get("agents/bob/inbox", after=10_000)) == []
+    assert _texts(await api.get("agents/bob/inbox")) == ["one", "here I am"]
 
 
 async def test_acknowledging_twice_changes_nothing_more(api: Api) -> None:

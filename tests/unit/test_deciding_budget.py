@@ -30,7 +30,7 @@ from service.commands import (
     SettleReservation,
 )
 from service.decide.budget import allowance, remaining
-from tests.unit.support import FRESH, START, UNKNOWN_ID, Story, given, moment
+from tests.unit.support import FRESH, UNKNOWN_ID, Story, given, moment
 
 if TYPE_CHECKING:
     from projections.budgets import BudgetDayRow

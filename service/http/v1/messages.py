@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 from pydantic import TypeAdapter
 
+from projections import storage
 from projections.messages import MESSAGES, messages
 from service import commands as do
 from service.http import answers, written
 from service.http.auth import Scope, only_own, own_agent
-from service.http.context import Services, parse_path
-from service.http.lists import PageQuery, page_of_rows
+from service.http.context import Services, parse_path, parse_query
+from service.http.lists import PageQuery, page_of_rows, read_page
+from service.http.reply import respond
 from service.http.route import Route, write
 from service.values import ExternalId, Name
 
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 _IN_INBOX = sql.SQL(
-    "(to_agent = %(agent)s OR to_agent IS NULL) AND NOT EXISTS (SELECT FROM squad_message_acks acks"
+    "WHERE position > %(after)s AND (to_agent = %(agent)s OR to_agent IS NULL)"
+    " AND NOT EXISTS (SELECT FROM squad_message_acks acks"
     " WHERE acks.message_id = squad_messages.id AND acks.agent = %(agent)s)"
+    " ORDER BY position LIMIT %(limit)s"
 )
 
 OWN = sql.SQL("(from_agent = %(mine)s OR to_agent = %(mine)s OR to_agent IS NULL)")
@@ -49,9 +53,18 @@ async def _list(services: Services, request: web.Request) -> Reply:
 async def _inbox(services: Services, request: web.Request) -> Reply:
     agent = parse_path(_NAME, request, "name")
     only_own(agent, "that is another's inbox")
-    return await page_of_rows(
-        services, request, PageQuery, messages, MESSAGES, conditions=_IN_INBOX, agent=agent
-    )
+    query = parse_query(PageQuery, request)
+    async with services.tables.covering(messages, query.min_position) as connection:
+        inbox = services.tables.inbox(agent)
+
+        async def fetch(after: int, count: int) -> list[dict[str, Any]]:
+            values = {"agent": agent, "after": max(after, inbox.empty_up_to), "limit": count}
+            return [row.asdict() for row in await storage.select(connection, MESSAGES, _IN_INBOX, values)]
+
+        shown = await read_page(fetch, query.after, query.limit)
+    if not shown["items"] and query.after <= inbox.empty_up_to:
+        services.tables.seen_empty(inbox)
+    return respond(200, shown)
 
 
 ROUTES = (
