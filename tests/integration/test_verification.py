@@ -262,6 +262,35 @@ async def test_what_is_missing_in_a_row_is_a_fault_and_not_a_failure(
         assert faults["positions"].says == "a row has the position NULL"
     else:
         assert faults["chain"].position == 12
+    assert await first_bad_position_by_sql(connection) == 12
+
+
+@pytest.mark.parametrize(
+    ("emptied", "taking_its_place"),
+    [
+        ("correlation_id", "idempotency_key = correlation_id || E'\\n' || idempotency_key"),
+        ("id", "stream = id || E'\\n' || stream"),
+        (
+            "recorded_at",
+            "idempotency_key = idempotency_key || E'\\n'"
+            " || (extract(epoch FROM recorded_at) * 1000000)::bigint",
+        ),
+    ],
+)
+async def test_a_field_that_was_moved_into_its_neighbour_is_found(
+    connection: Connection, emptied: LiteralString, taking_its_place: LiteralString
+) -> None:
+    """What is hashed could read the same: NULL, and behind a line feed what stood there."""
+    await some_history(connection)
+    await forge(
+        connection,
+        "ALTER TABLE events DROP CONSTRAINT events_idempotency_key_check",
+        "ALTER TABLE events DROP CONSTRAINT events_stream_check",
+        f"ALTER TABLE events ALTER COLUMN {emptied} DROP NOT NULL",
+        f"UPDATE events SET {emptied} = NULL, {taking_its_place} WHERE position = 6",
+    )
+    assert (await _faults(connection))["chain"].position == 6
+    assert await first_bad_position_by_sql(connection) == 6
 
 
 @pytest.mark.parametrize("moment", ["infinity", "-infinity", "4000-01-01 BC", "290000-01-01"])
