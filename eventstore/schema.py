@@ -81,7 +81,15 @@ async def apply(dsn: str, schema: str, guests: Iterable[Guest] = ()) -> None:
         UnsupportedServer: the server is older than Postgres 15, or not in UTF-8.
         StoreUnavailable: the database cannot be reached.
     """
-    connection = await connect(dsn, schema, name="squad schema", lock_timeout=60_000)
+    connection = await connect(
+        dsn,
+        schema,
+        name="squad schema",
+        lock_timeout=60_000,
+        # An index over a long log takes as long as it takes; cut short, it would be at every start.
+        statement_timeout=0,
+        transaction_timeout=0,
+    )
     async with connection:
         await _check_server(connection)
         with translating():

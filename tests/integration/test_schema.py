@@ -157,6 +157,22 @@ INSERT INTO second VALUES (3);
         assert await (await connection.execute("SELECT n FROM second")).fetchall() == [(3,)]
 
 
+async def test_an_upgrade_takes_as_long_as_it_takes(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = f"""
+-- @upgrade {SCHEMA_VERSION + 1}
+CREATE TABLE told AS SELECT name, setting FROM pg_settings
+WHERE name IN ('statement_timeout', 'transaction_timeout');
+"""
+    whole = schema.schema_sql()
+    monkeypatch.setattr(schema, "schema_sql", lambda: whole + step)
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    await schema.apply(database, SCHEMA)
+    async with connected(database) as connection:
+        told: list[tuple[Any, ...]] = await (await connection.execute("SELECT * FROM told")).fetchall()
+    assert ("statement_timeout", "0") in told
+    assert {limit for _, limit in told} == {"0"}
+
+
 async def test_a_schema_of_the_first_version_becomes_what_a_new_one_is(
     database: str, empty_database: str
 ) -> None:
