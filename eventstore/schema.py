@@ -65,6 +65,16 @@ def read_table_sql(name: str) -> str:
     return "\n".join(made)
 
 
+def function_bodies(name: str) -> frozenset[str]:
+    """What a function without arguments does, in every version that schema.sql has ever made of it."""
+    made = re.compile(
+        rf"^CREATE (?:OR REPLACE )?FUNCTION {name}\(\) .*?AS \$\$(.*?)\$\$;$", re.MULTILINE | re.DOTALL
+    )
+    if not (bodies := frozenset(made.findall(schema_sql()))):
+        raise SchemaMissing(f"schema.sql has no function {name}")
+    return bodies
+
+
 async def apply(dsn: str, schema: str, guests: Iterable[Guest] = ()) -> None:
     """Brings the squad's schema to `SCHEMA_VERSION`, creating it where it does not exist.
 

@@ -1,10 +1,10 @@
 """Whether the log keeps its promises, found out from what lies there.
 
 Nothing is believed that a superuser could have undone: neither the unique keys, nor the triggers, nor that
-an index shows every row. The log is read once in the order of its positions, row by row, and hashed here;
-Postgres sorts, on disk where it has to, what only shows when the whole log is laid out by stream or by id.
-So memory grows neither with the log nor with the size of its events. Everything is looked at in one
-snapshot, which the caller begins, and the squad goes on meanwhile.
+they do what they are called, nor that an index shows every row. The log is read once in the order of its
+positions, row by row, and hashed here; Postgres sorts, on disk where it has to, what only shows when the
+whole log is laid out by stream or by id. So memory grows neither with the log nor with the size of its
+events. Everything is looked at in one snapshot, which the caller begins, and the squad goes on meanwhile.
 
 What this cannot see is that the log's end was cut off, or that it was written anew from some position on,
 hashes and all. For that, signed checkpoints are kept elsewhere and held against it (`checkpoint`).
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
-from eventstore import log
+from eventstore import log, schema
 from eventstore.chain import HASHED_TEXT
 from eventstore.recorded import GENESIS_HASH
 from eventstore.translation import translating
@@ -62,16 +62,26 @@ _BY_VALUE: LiteralString = (
 _UNREPEATED = {"id": "id", "idempotency_key": "idempotency key"}
 _FIRST_ID: LiteralString = "SELECT id::text FROM events WHERE position = 1"
 
-_TRIGGERS = ("events_are_immutable", "events_are_not_updated", "events_are_never_truncated")
+# Of pg_trigger.tgtype.
+_EACH_ROW, _BEFORE, _DELETE, _UPDATE, _TRUNCATE = 1, 2, 8, 16, 32
+_TRIGGERS = {
+    "events_are_immutable": _EACH_ROW | _BEFORE | _UPDATE | _DELETE,
+    "events_are_not_updated": _BEFORE | _UPDATE | _DELETE,
+    "events_are_never_truncated": _BEFORE | _TRUNCATE,
+}
+_REFUSE = "refuse_change"
 _ENABLED_TRIGGERS: LiteralString = (
-    "SELECT tgname FROM pg_trigger"
+    "SELECT tgname, tgtype, tgqual IS NULL AND tgattr = '' AND (pronamespace, proname) = (relnamespace, %s)"
+    " AND lanname = 'plpgsql' AND prosrc = ANY (%s) FROM pg_trigger"
+    " JOIN pg_class c ON c.oid = tgrelid JOIN pg_proc p ON p.oid = tgfoid"
+    " JOIN pg_language l ON l.oid = prolang"
     " WHERE tgrelid = 'events'::regclass AND tgenabled = 'A' AND NOT tgisinternal"
 )
 _UNIQUE_KEYS = ("position", "id", "stream, version")
 _VALID_KEYS: LiteralString = (
     "SELECT (SELECT string_agg(attname, ', ' ORDER BY attname) FROM pg_attribute"
     " WHERE attrelid = indrelid AND attnum = ANY (indkey)) FROM pg_index"
-    " WHERE indrelid = 'events'::regclass AND indisunique AND indisvalid AND indpred IS NULL"
+    " WHERE indrelid = 'events'::regclass AND indisunique AND indisvalid AND indisready AND indpred IS NULL"
 )
 
 
@@ -253,10 +263,14 @@ async def _by_value(connection: Connection) -> Check:
 
 async def _guards(connection: Connection) -> Check:
     found = Findings("guards")
-    enabled = {name for (name,) in await (await connection.execute(_ENABLED_TRIGGERS)).fetchall()}
-    for trigger in _TRIGGERS:
-        if trigger not in enabled:
+    bodies = list(schema.function_bodies(_REFUSE))
+    enabled = await (await connection.execute(_ENABLED_TRIGGERS, (_REFUSE, bodies))).fetchall()
+    refusing = {name: kind if always else None for name, kind, always in enabled}
+    for trigger, kind in _TRIGGERS.items():
+        if trigger not in refusing:
             found.add(None, f"the trigger {trigger} is not there, or not enabled for everybody")
+        elif refusing[trigger] != kind:
+            found.add(None, f"the trigger {trigger} does not refuse what it is there to refuse")
     keys = {columns for (columns,) in await (await connection.execute(_VALID_KEYS)).fetchall()}
     for key in _UNIQUE_KEYS:
         if key not in keys:

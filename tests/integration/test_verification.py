@@ -317,6 +317,15 @@ async def test_a_row_that_the_index_does_not_show_is_found(connection: Connectio
     assert (await _faults(connection))["positions"].says == "the table has 13 rows, and its index shows 12"
 
 
+def _remade(definition: LiteralString, function: LiteralString = "refuse_change") -> LiteralString:
+    """What makes a trigger anew under its old name."""
+    return (
+        "DROP TRIGGER events_are_immutable ON events;"
+        f" CREATE TRIGGER events_are_immutable {definition} EXECUTE FUNCTION {function}();"
+        " ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_immutable"
+    )
+
+
 class TestGuards:
     @pytest.mark.parametrize(
         ("change", "says"),
@@ -332,6 +341,10 @@ class TestGuards:
                 "ALTER TABLE events DROP CONSTRAINT events_stream_version_key",
                 "the unique key of (stream, version)",
             ),
+            (
+                "UPDATE pg_index SET indisready = false WHERE indexrelid = 'events_id_key'::regclass",
+                "the unique key of (id)",
+            ),
         ],
     )
     async def test_a_guard_that_was_taken_away_is_found(
@@ -342,6 +355,40 @@ class TestGuards:
         faults = await _faults(connection)
         assert faults.keys() == {"guards"}
         assert faults["guards"].says.startswith(says)
+
+    @pytest.mark.parametrize(
+        ("change", "triggers"),
+        [
+            (
+                "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS"
+                " 'BEGIN RETURN coalesce(NEW, OLD); END'",
+                3,
+            ),
+            (_remade("BEFORE UPDATE OR DELETE ON events FOR EACH ROW WHEN (false)"), 1),
+            (_remade("BEFORE UPDATE ON events FOR EACH ROW"), 1),
+            (_remade("BEFORE UPDATE OF actor OR DELETE ON events FOR EACH ROW"), 1),
+            (_remade("BEFORE UPDATE OR DELETE ON events"), 1),
+            (_remade("AFTER INSERT ON events FOR EACH ROW"), 1),
+            (_remade("BEFORE UPDATE OR DELETE ON events FOR EACH ROW", "allow_change"), 1),
+            (_remade("BEFORE UPDATE OR DELETE ON events FOR EACH ROW", "elsewhere.refuse_change"), 1),
+        ],
+    )
+    async def test_a_guard_that_only_has_its_name_left_is_found(
+        self, connection: Connection, change: LiteralString, triggers: int
+    ) -> None:
+        await some_history(connection)
+        await connection.execute("CREATE SCHEMA elsewhere")
+        for name in ("allow_change", "elsewhere.refuse_change"):
+            allow = f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'"
+            await connection.execute(allow.encode())
+        assert await _faults(connection) == {}
+        await connection.execute(change)
+        faults = await _faults(connection)
+        assert faults.keys() == {"guards"}
+        assert faults["guards"].says == (
+            "the trigger events_are_immutable does not refuse what it is there to refuse"
+        )
+        assert faults["guards"].faults == triggers
 
 
 class TestCheckpoints:
