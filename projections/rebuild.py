@@ -63,6 +63,10 @@ _ENTER = """
 _NEXT_GENERATION = "UPDATE {projections} SET generation = (SELECT max(generation) + 1 FROM {projections})"
 
 
+Changes = dict[str, tuple[int, int]]
+"""How many rows of a table were written, and how many removed."""
+
+
 class Replaced(NamedTuple):
     """What became of a table: how many rows it has, and how many of them had to be written or removed."""
 
@@ -98,7 +102,8 @@ async def rebuild(
     Raises:
         UnknownEventType, UnreadableEvent, LogNotUnderstood, LogBroken: the log cannot be folded; the tables
             are as they were.
-        StoreBusy: another replay is under way, or somebody holds the tables; they are as they were.
+        StoreBusy: another replay is under way, or somebody holds the tables; they are as they were. Or they
+            were replaced, and it was the counting of their rows that somebody cancelled.
         StoreUnavailable: the connection broke; the tables are as they were, or wholly replaced.
     """
     async with refolding(dsn, schema, projections, name="squad replay", progress=progress) as refold:
@@ -111,11 +116,13 @@ async def rebuild(
         while True:
             await _approach(refold)
             try:
-                return await _swap(refold, schema, found)
+                position, changes = await _swap(refold, schema, found)
             except StoreBusy:
                 attempts += 1
                 if attempts > ATTEMPTS:
                     raise
+            else:
+                return Rebuilt(position, await _counted(refold, schema, changes))
 
 
 async def _alone(connection: Connection) -> None:
@@ -143,8 +150,8 @@ async def _approach(refold: Refold) -> None:
         distance = left
 
 
-async def _swap(refold: Refold, schema: str, found: Survey) -> Rebuilt:
-    """Puts the folded rows in the live ones' place. Where that fails, nothing has happened."""
+async def _swap(refold: Refold, schema: str, found: Survey) -> tuple[int, Changes]:
+    """Puts the folded rows in the live ones' place; says up to where. If it fails, nothing has happened."""
     connection = refold.connection
     with refold.undone_where_it_fails(), translating():
         async with connection.transaction():
@@ -152,7 +159,9 @@ async def _swap(refold: Refold, schema: str, found: Survey) -> Rebuilt:
             # The projector begins with it as well, so that neither waits for rows that the other has.
             await _execute(connection, _LOCK, schema)
             position = await _fold_the_rest(refold, schema)
-            changes = {table: await replace(connection, schema, table, found) for table in refold.tables()}
+            changes = {
+                table.name: await replace(connection, schema, table, found) for table in refold.tables()
+            }
             for projection in refold.projections.values():
                 await _execute(
                     connection, _ENTER, schema, (projection.name, projection.fold_version, position)
@@ -161,11 +170,20 @@ async def _swap(refold: Refold, schema: str, found: Survey) -> Rebuilt:
             # The first wakes whoever waits for the tables, the second a projector that has nothing to do.
             for channel in ("projections", "events"):
                 await connection.execute("SELECT pg_notify(%s, %s)", (f"{schema}.{channel}", str(position)))
-        tables = [
-            Replaced(table.name, await folded_rows(connection, schema, table), *changes[table])
-            for table in changes
-        ]
-    return Rebuilt(position, tuple(tables))
+    return position, changes
+
+
+async def _counted(refold: Refold, schema: str, changes: Changes) -> tuple[Replaced, ...]:
+    """What became of each table. The swap has happened: if this fails, it must not be made again."""
+    with translating():
+        return tuple(
+            [
+                Replaced(
+                    table.name, await folded_rows(refold.connection, schema, table), *changes[table.name]
+                )
+                for table in refold.tables()
+            ]
+        )
 
 
 async def _fold_the_rest(refold: Refold, schema: str) -> int:

@@ -340,6 +340,29 @@ async def test_a_swap_that_failed_is_made_again_from_what_was_really_folded(
     assert await compare(database, SCHEMA) == []
 
 
+async def test_a_swap_whose_rows_could_not_be_counted_stands_and_is_not_made_again(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_writer(database) as writer:
+        await Life(seed=6).live(writer, 200)
+    await project(database)
+    # All is folded in the swap, and would be folded a second time.
+    failures = iter(range(1))
+
+    async def fail_at_first(*args: Any) -> Any:
+        if next(failures, None) is not None:
+            raise StoreBusy("canceling statement due to user request")
+        return await replacing.folded_rows(*args)
+
+    monkeypatch.setattr(rebuilding, "folded_rows", fail_at_first)
+    generation: int = await one(connection, "SELECT max(generation) FROM projections")
+    await connection.execute("TRUNCATE squad_messages, operations")
+    with pytest.raises(StoreBusy, match="user request"):
+        await rebuild(database, SCHEMA)
+    assert await compare(database, SCHEMA) == []
+    assert await one(connection, "SELECT max(generation) FROM projections") == generation + 1
+
+
 async def test_what_happens_between_the_survey_and_the_swap_is_not_lost(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
