@@ -6,6 +6,7 @@ from base64 import b64decode
 from typing import TYPE_CHECKING, NoReturn
 
 from eventstore import codec, moments, sealing
+from eventstore.bounds import out_of_bounds
 from eventstore.chain import link, microseconds
 from eventstore.errors import ImportRefused, UnknownEventType, UnreadableEvent
 from eventstore.exchange import LONGEST_LINE_BYTES, End, Header, KeyOf, parse
@@ -140,9 +141,18 @@ class Arriving:
         )
         try:
             # Whether the key of a sealed one came along is nobody's business here.
-            codec.decode(sealing.opened(recorded, {}) if sealing.may_be_sealed(recorded) else recorded)
+            event = codec.decode(
+                sealing.opened(recorded, {}) if sealing.may_be_sealed(recorded) else recorded
+            )
         except (UnknownEventType, UnreadableEvent) as error:
             self._refuse(str(error))
+        except RecursionError:
+            self._refuse("its data are nested too deeply")
+        # What a stream is named by is never sealed.
+        if event.stream != stream:
+            self._refuse(f"it is filed under {stream!r}, and belongs to {event.stream!r}")
+        if field := out_of_bounds(event):
+            self._refuse(f"its {field} is beyond what the tables can hold")
         self.head = Head(position, computed, moment)
         return recorded
 

@@ -113,8 +113,7 @@ async def test_stored_text_comes_in_to_the_letter(connection: Connection, new_sq
     scribe = Scribe(connection)
     [recorded] = await scribe.append(said_oddly, actor='agent:\\.\t,"x" ü', correlation_id="\\N")
     spaced = recorded.data.replace('"agent":', '\n "agent" :\r\n\t').replace("ü", "\\u00fc")
-    differently: dict[str, Any] = {"stream": "other", "version": 1, "caused_by": 1, "idempotency_key": " "}
-    await scribe.append(said_oddly, data=spaced, **differently)
+    await scribe.append(said_oddly, data=spaced, caused_by=1, idempotency_key=" ")
     async with connected(new_squad) as other:
         await _imported(other, await _exported(connection))
         assert await _columns(other) == await _columns(connection)
@@ -206,8 +205,22 @@ class TestWhatIsRefused:
                 "line 6: duplicate key value",
             ),
             (
-                "stream = (SELECT stream FROM events WHERE position = 2), version = 2 WHERE position = 5",
+                "stream = (SELECT stream FROM events WHERE position = 2), version = 2,"
+                " data = (SELECT data FROM events WHERE position = 3) WHERE position = 5",
                 "line 6: duplicate key value",
+            ),
+            (
+                "stream = (SELECT stream FROM events WHERE position = 2), version = 2 WHERE position = 5",
+                "line 6: it is filed under 'message-",
+            ),
+            (
+                "stream = 'other', version = 1 WHERE position = 12",
+                "line 13: it is filed under 'other', and",
+            ),
+            (
+                'data = replace(data::text, \'"data":null\', \'"data":{"x":[18446744073709551616]}\')::json'
+                " WHERE position = 6",
+                "line 7: its data is beyond what the tables can hold",
             ),
             (
                 "idempotency_key = 'key-2' WHERE position = 6",

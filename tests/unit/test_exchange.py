@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 GOLDEN_EXPORT = Path(__file__).parent.parent / "golden" / "export.jsonl"
 """What an export of the golden log was when the format was decided; it can be imported for ever."""
 _JSON = "application/json"
+_TOO_DEEP = '{"key":"a","fingerprint":"b","status":1,"body":{"a":' + "[" * 9_999 + "]" * 9_999 + "}}"
 
 
 def exported(log: list[Recorded]) -> bytes:
@@ -169,6 +170,12 @@ class TestWhatIsNotAWholeLog:
                 {"data": "{"},
                 "line 4: A stored event does not have the shape that its type and schema ver",
             ),
+            (
+                2,
+                {"stream": "request-another"},
+                "line 4: it is filed under 'request-another', and belongs to 'request-4f9a-key'",
+            ),
+            (2, {"data": _TOO_DEEP}, "line 4: its data are nested too deeply"),
         ],
     )
     def test_is_refused_even_if_its_hashes_fit(

@@ -1,0 +1,113 @@
+"""Whether tables can hold what an event says: its numbers, and the JSON that somebody sent along.
+
+The service lets nothing else in. A log that was imported may say anything, and can never be changed: a
+projection that cannot take one of its events would stop there for good.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import orjson
+from msgspec import inspect as told
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MOST_LEVELS = 100
+"""How deep JSON may be nested. The service lets in 64 levels, and its answers have a few more around."""
+
+_BIGINT, _INTEGER = (-(2**63), 2**63 - 1), (-(2**31), 2**31 - 1)
+_SUMMED = (-(2**53), 2**53 - 1)
+"""Far beyond what the service lets in, and a thousand of them can be added up within `_BIGINT`."""
+
+_BOUNDS = {
+    **dict.fromkeys(("tokens", "tokens_used", "tokens_reserved"), _SUMMED),
+    **dict.fromkeys(("priority", "percent", "warning_percents", "reset_hour"), _INTEGER),
+    **dict.fromkeys(("retries", "attempt", "attempts", "attempts_allowed"), _INTEGER),
+}
+"""The least and the most that a number may be, by the name of its field, where that is not `_BIGINT`."""
+
+
+class _Fields(NamedTuple):
+    """The fields of a structure that may be out of bounds, each with the least and the most it may be."""
+
+    numbers: tuple[tuple[str, int, int], ...]
+    json: tuple[str, ...]
+    others: tuple[tuple[str, int, int], ...]
+    """Lists of numbers, objects of numbers, and structures."""
+
+
+def out_of_bounds(event: msgspec.Struct) -> str | None:
+    """The first field of an event that no table could hold; None where all is well."""
+    fields = _fields(type(event))
+    if fields is None:
+        return None
+    numbers, json, others = fields
+    for name, least, most in numbers:
+        value = getattr(event, name)
+        if value is not None and not least <= value <= most:
+            return name
+    for name in json:
+        value = getattr(event, name)
+        if value and not _can_be_written(value):
+            return name
+    for name, least, most in others:
+        value = getattr(event, name)
+        if isinstance(value, msgspec.Struct):
+            if inside := out_of_bounds(value):
+                return f"{name}.{inside}"
+        elif not all(
+            least <= each <= most for each in (value.values() if isinstance(value, dict) else value)
+        ):
+            return name
+    return None
+
+
+def _can_be_written(value: Any) -> bool:
+    try:
+        text = orjson.dumps(value)
+    except TypeError:
+        # A whole number beyond 64 bits, or more levels than it can count.
+        return False
+    # A level takes two characters at least.
+    return len(text) <= 2 * MOST_LEVELS or _levels_fit(value, MOST_LEVELS)
+
+
+def _levels_fit(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    inside: Iterable[Any] = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_levels_fit(each, levels - 1) for each in inside)
+
+
+@cache
+def _fields(kind: type[msgspec.Struct]) -> _Fields | None:
+    """Those of a kind of structure; None where it has none."""
+    numbers, json, others = [], [], []
+    for field in msgspec.structs.fields(kind):
+        name, bounded = field.name, (field.name, *_BOUNDS.get(field.name, _BIGINT))
+        match _main_type(field.type):
+            case told.IntType():
+                numbers.append(bounded)
+            case told.DictType(value_type=told.AnyType()):
+                json.append(name)
+            case told.DictType(value_type=told.IntType()) | told.ListType(item_type=told.IntType()):
+                others.append(bounded)
+            case told.StructType():
+                others.append(bounded)
+            case _:
+                pass
+    found = _Fields(tuple(numbers), tuple(json), tuple(others))
+    return found if any(found) else None
+
+
+def _main_type(annotated: Any) -> told.Type:
+    """The type of a field; where it may be null, of what is there otherwise."""
+    whole = told.type_info(annotated)
+    if not isinstance(whole, told.UnionType):
+        return whole
+    [main] = [each for each in whole.types if not isinstance(each, told.NoneType)]
+    return main

@@ -1,0 +1,82 @@
+"""What no table could hold is told apart before it lies in a log that nobody can change."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from msgspec.structs import asdict
+
+from eventstore import codec
+from eventstore.bounds import MOST_LEVELS, out_of_bounds
+from service.values import MAX_JSON_DEPTH, MAX_TOKENS, check_json
+from tests.unit.test_codec import EXAMPLES
+
+if TYPE_CHECKING:
+    from eventstore.events import AnyEvent
+
+
+def changed(type_: str, **fields: Any) -> AnyEvent:
+    """The example of a type of event with other values, as if it was read from the log."""
+    example = next(event for event in EXAMPLES if event.type == type_)
+    kind = codec.EVENT_TYPES[type_]
+    return msgspec.convert({**msgspec.to_builtins(asdict(example)), **fields}, kind)
+
+
+def nested(levels: int) -> Any:
+    """JSON of so many levels."""
+    value: Any = 1
+    for level in range(levels):
+        value = {"a": value} if level % 2 else [value]
+    return value
+
+
+@pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: event.type)
+def test_every_kind_of_event_is_within_bounds(event: AnyEvent) -> None:
+    assert out_of_bounds(event) is None
+
+
+@pytest.mark.parametrize(
+    ("type_", "fields"),
+    [
+        ("tokens_used", {"tokens": MAX_TOKENS, "input_tokens": None, "output_tokens": 2**63 - 1}),
+        ("tokens_denied", {"remaining": -(2**63)}),
+        ("agent_registered", {"priority": -(2**31)}),
+        ("message_sent", {"data": {"x": [2**64 - 1, -(2**63), 1e300]}}),
+        ("message_sent", {"data": check_json({"a": nested(MAX_JSON_DEPTH - 1)})}),
+        ("message_sent", {"data": {str(n): [] for n in range(MOST_LEVELS * 2)}}),
+        ("request_answered", {"body": {"email": {"payload": {"a": nested(MAX_JSON_DEPTH - 1)}}}}),
+    ],
+    ids=str,
+)
+def test_what_the_service_lets_in_is_within_bounds(type_: str, fields: dict[str, Any]) -> None:
+    assert out_of_bounds(changed(type_, **fields)) is None
+
+
+@pytest.mark.parametrize(
+    ("type_", "fields", "name"),
+    [
+        ("tokens_used", {"tokens": 2**53}, "tokens"),
+        ("tokens_used", {"input_tokens": 2**63}, "input_tokens"),
+        ("tokens_denied", {"remaining": -(2**63) - 1}, "remaining"),
+        ("agent_registered", {"priority": 2**31}, "priority"),
+        ("policy_set", {"agent_limits": {"ada": 1, "bob": 2**64}}, "agent_limits"),
+        ("policy_set", {"warning_percents": [80, 2**31]}, "warning_percents"),
+        ("message_sent", {"data": {"x": 2**64}}, "data"),
+        ("message_sent", {"data": {"x": [{"y": [-(2**63) - 1]}]}}, "data"),
+        ("message_sent", {"data": {"a": nested(MOST_LEVELS)}}, "data"),
+        ("message_sent", {"data": {"a": nested(400)}}, "data"),
+        ("email_received", {"payload": {"x": 2**64}}, "payload"),
+        ("request_answered", {"body": {"x": 2**64}}, "body"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_what_no_table_holds_is_named(type_: str, fields: dict[str, Any], name: str) -> None:
+    assert out_of_bounds(changed(type_, **fields)) == name
+
+
+def test_what_no_table_holds_is_named_inside_a_definition_too() -> None:
+    definition = msgspec.to_builtins(changed("job_defined"))["definition"]
+    event = changed("job_defined", definition={**definition, "retries": 2**31})
+    assert out_of_bounds(event) == "definition.retries"
