@@ -9,12 +9,17 @@ from eventstore import codec, moments, sealing
 from eventstore.bounds import out_of_bounds
 from eventstore.chain import link, microseconds
 from eventstore.errors import ImportRefused, UnknownEventType, UnreadableEvent
+from eventstore.events import AppendAbandoned
 from eventstore.exchange import LONGEST_LINE_BYTES, End, Header, KeyOf, parse
 from eventstore.keys import StoredKey
 from eventstore.recorded import EMPTY_LOG, GENESIS_HASH, Head, Recorded
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+
+_FILED_EARLIER = (AppendAbandoned.type, "log")
+"""Where events of a kind stood once that nobody finds by their stream."""
 
 
 class Arriving:
@@ -149,7 +154,7 @@ class Arriving:
         except RecursionError:
             self._refuse("its data are nested too deeply")
         # What a stream is named by is never sealed.
-        if event.stream != stream:
+        if event.stream != stream and (type_, stream) != _FILED_EARLIER:
             self._refuse(f"it is filed under {stream!r}, and belongs to {event.stream!r}")
         if field := out_of_bounds(event):
             self._refuse(f"its {field} is beyond what the tables can hold")

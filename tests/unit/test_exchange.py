@@ -185,6 +185,14 @@ class TestWhatIsNotAWholeLog:
         log[index] = log[index]._replace(**different)
         assert refusal(BytesIO(exported(hashed(log)))).startswith(why)
 
+    def test_is_not_one_that_was_filed_elsewhere_by_an_earlier_version(self) -> None:
+        log = golden_log()
+        data = json.dumps({"first_event_id": log[0].id, "events": 1})
+        log[2] = log[2]._replace(type="append_abandoned", schema_version=1, data=data, stream="log")
+        assert len(taken(BytesIO(exported(hashed(log))))) == len(log)
+        log[2] = log[2]._replace(stream="logs")
+        assert refusal(BytesIO(exported(hashed(log)))).startswith("line 4: it is filed under 'logs'")
+
     @pytest.mark.parametrize("line", [b"", b"\n", b"  \n"])
     def test_is_an_empty_line(self, line: bytes) -> None:
         lines = exported(golden_log()).splitlines()
