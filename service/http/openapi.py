@@ -182,7 +182,7 @@ def plain_path(path: str) -> str:
 def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "summary": route.summary,
-        "description": KEYS_OF_SCOPE[route.scope],
+        "description": _description(route),
         "tags": [route.tag],
         "operationId": _operation_id(route),
         "parameters": _parameters(route),
@@ -192,6 +192,11 @@ def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
         operation["requestBody"] = _request_body(route, schemas)
     shown = {key: value for key, value in operation.items() if value}
     return {**shown, "security": [] if route.scope is Scope.PUBLIC else [{"key": []}]}
+
+
+def _description(route: Route) -> str:
+    text = KEYS_OF_SCOPE[route.scope]
+    return f"{text} No command of a batch: {route.alone_because}." if route.alone_because else text
 
 
 def _operation_id(route: Route) -> str:

@@ -22,7 +22,7 @@ from service.http.reply import CORRELATION_HEADER, SECURITY_HEADERS, Reply, resp
 from service.reading import NotYet
 
 if TYPE_CHECKING:
-    from service.commands import Command
+    from service.commands import AnyCommand, Command
     from service.requests import Answer, Outcome
 
 Response = Reply | web.StreamResponse
@@ -32,6 +32,8 @@ Shape = type[BaseModel] | tuple[type[BaseModel], ...]
 
 Handler = Callable[[Services, web.Request], Awaitable[Response]]
 ProblemRenderer = Callable[[Problem], Reply]
+Make = Callable[[Services, dict[str, Any], Mapping[str, str]], "AnyCommand"]
+"""Makes a command of the running parts, a body's fields, and what stands in the path."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,9 +51,10 @@ class Write:
     """How a write becomes a command: which one, and which of its fields stand in the path."""
 
     command: type[Command]
+    make: Make
     render: Callable[[Outcome], Answer]
     bound: Mapping[str, str] = field(default_factory=dict)
-    """Command field by path parameter."""
+    """Command field by path parameter, where the body is the command but for these."""
 
 
 def _show_problem(problem: Problem) -> Reply:
@@ -77,6 +80,8 @@ class Route:
     body: Shape | None = None
     path_types: Mapping[str, Any] = field(default_factory=dict)
     write: Write | None = None
+    alone_because: str | None = None
+    """Why it cannot be one of a batch's commands, where it is a write and yet cannot."""
     show_problem: ProblemRenderer = _show_problem
     while_stopping: bool = False
     """Whether it still answers while the service stops."""
@@ -164,13 +169,47 @@ def write(
     problems: tuple[str, ...] = (),
 ) -> Route:
     """A route that makes a command of its body and path, and answers what came of it."""
-    how = Write(command=command, render=rendering(status), bound=bound or {})
+    names = bound or {}
+
+    def make(services: Services, fields: dict[str, Any], in_path: Mapping[str, str]) -> AnyCommand:
+        del services
+        return parse_command(command, fields, in_path, names)  # type: ignore[return-value]
+
+    return write_of(
+        method,
+        path,
+        Write(command=command, make=make, render=rendering(status), bound=names),
+        summary,
+        tag=tag,
+        scope=scope,
+        body=command,
+        path_types={
+            name: command.model_fields[field].rebuild_annotation() for name, field in names.items()
+        },
+        answers={status: answer},
+        problems=problems,
+    )
+
+
+def write_of(
+    method: str,
+    path: str,
+    how: Write,
+    summary: str,
+    *,
+    tag: str,
+    scope: Scope,
+    body: type[BaseModel],
+    path_types: Mapping[str, Any],
+    answers: Mapping[int, type[BaseModel]],
+    problems: tuple[str, ...],
+) -> Route:
+    """A route whose command is made in a way of its own, alone as in a batch."""
 
     async def handler(services: Services, request: web.Request) -> Reply:
-        body = await body_of(request)
-        command = parse_command(how.command, parse_object(body), request.match_info, how.bound)
-        asked = asked_by(request, body, command, how.render)  # type: ignore[arg-type]
-        done = await carry_out(services, asked)
+        content = await body_of(request)
+        command = how.make(services, parse_object(content), request.match_info)
+        done = await carry_out(services, asked_by(request, content, command, how.render))
         return respond(done.status, done.body)
 
     return Route(
@@ -180,11 +219,9 @@ def write(
         tag=tag,
         scope=scope,
         handler=handler,
-        answers={status: answer},
+        answers=answers,
         problems=problems,
-        body=command,
-        path_types={
-            name: command.model_fields[field].rebuild_annotation() for name, field in how.bound.items()
-        },
+        body=body,
+        path_types=path_types,
         write=how,
     )

@@ -47,7 +47,7 @@ TAGS: Mapping[str, str] = MappingProxyType(
         "state": "The squad as it was, at any position of the log and at any time.",
         "events": "The log itself, as a list and as a live stream.",
         "audit": "What the log answers for: why it happened, and what other rules would have done.",
-        "batch": "Many writes in one request.",
+        "batch": "Many writes in one request: any under `/api/v1` that does not say otherwise.",
         "health": "Whether the service is well, what it has counted, and this document.",
     }
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from service.http.table import ROUTES
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from tests.api.client import Api, Service
@@ -158,3 +159,65 @@ async def test_every_write_of_the_table_can_be_batched(api: Api) -> None:
     ]
     for route, result in zip(writes, await _batch(api, *commands), strict=True):
         assert result["body"].get("code") != "not_found", route
+
+
+def test_what_changes_something_can_be_batched_or_says_why_not() -> None:
+    no_writes = ("/check", "/whatif", "/batch")
+    alone = [
+        route.path
+        for route in ROUTES
+        if route.method != "GET" and route.path.startswith("/api/v1") and not route.path.endswith(no_writes)
+        if route.write is None
+    ]
+    assert alone == ["/api/v1/subjects/forget"]
+
+
+async def test_jobs_are_defined_and_run_as_they_are_alone(api: Api) -> None:
+    spec = {"task": "token_monitor", "every": "300d"}
+    results = await _batch(
+        api,
+        _write("PUT", "jobs/watch%20all", **spec),
+        _write("POST", "jobs/watch%20all/run"),
+        _write("POST", "jobs/nobody/run"),
+        _write("POST", "jobs/watch%20all/run", now=True),
+        _write("PUT", "jobs/watch", **spec, name="watch"),
+        _write("PUT", f"jobs/{'n' * 101}", **spec),
+    )
+    alone = [
+        await api.put("jobs/watch", **spec),
+        await api.post("jobs/watch/run"),
+        await api.post("jobs/nobody/run"),
+        await api.post("jobs/watch/run", now=True),
+        await api.put("jobs/watch", **spec, name="watch"),
+        await api.put(f"jobs/{'n' * 101}", **spec),
+    ]
+    assert [result["status"] for result in results] == [200, 202, 404, 422, 422, 422]
+    assert [result["status"] for result in results] == [answer.status for answer in alone]
+    for result, answer in zip(results, alone, strict=True):
+        assert result["body"].keys() == answer.body.keys()
+        assert result["body"].get("detail") == answer.body.get("detail")
+    assert (results[1]["body"]["job"], results[1]["body"]["status"]) == ("watch all", "running")
+
+    async def both_done() -> bool:
+        items = (await api.get("runs", status="succeeded")).expect(200)["items"]
+        return {item["job"] for item in items} == {"watch all", "watch"}
+
+    await eventually(both_done)
+
+
+async def test_a_batch_that_is_repeated_runs_no_job_again(api: Api) -> None:
+    spec = {"task": "token_monitor", "every": "300d", "overlap": "allow_all"}
+    commands = (_write("PUT", "jobs/watch", **spec), _write("POST", "jobs/watch/run"))
+    key = {"Idempotency-Key": "once"}
+    first = await _batch(api, *commands, headers=key)
+    assert await _batch(api, *commands, headers=key) == first
+    assert len((await api.get("runs")).expect(200)["items"]) == 1
+
+
+async def test_who_is_to_be_forgotten_is_told_to_be_sent_alone(service: Service) -> None:
+    head = await service.head()
+    results = await _batch(service.api, _write("POST", "subjects/forget", subject="a@example.org"))
+    [fault] = results[0]["body"]["errors"]
+    assert (results[0]["status"], fault["field"]) == (422, "path")
+    assert fault["message"].startswith("send POST /api/v1/subjects/forget alone")
+    assert await service.head() == head

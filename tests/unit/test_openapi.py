@@ -171,6 +171,13 @@ def test_no_example_is_left_over() -> None:
     assert EXAMPLES.keys() == {(route.method, route.path) for route in WITH_BODY}
 
 
+def test_what_cannot_be_batched_says_so() -> None:
+    alone = {
+        path for _, path, operation in OPERATIONS if "No command of a batch" in operation["description"]
+    }
+    assert alone == {"/api/v1/subjects/forget"}
+
+
 def test_only_streams_figures_and_the_document_itself_have_no_model() -> None:
     without = {
         route.path for route in ROUTES for answer in route.answers.values() if isinstance(answer, Media)

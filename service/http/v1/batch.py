@@ -23,7 +23,7 @@ from service.http.context import (
     parse_object,
 )
 from service.http.json import dumps
-from service.http.problems import Problem
+from service.http.problems import Problem, wrong
 from service.http.reply import Reply, respond
 from service.http.route import Route, as_problem
 from service.requests import Print, Request
@@ -61,7 +61,7 @@ class Writes:
         self._exact: dict[tuple[str, str], Route] = {}
         self._patterns: list[tuple[str, re.Pattern[str], Route]] = []
         for route in routes:
-            if route.write is None:
+            if route.write is None and route.alone_because is None:
                 continue
             if "{" not in route.path:
                 self._exact[route.method, route.path] = route
@@ -73,13 +73,13 @@ class Writes:
         """The write's route, and what stands in its path.
 
         Raises:
-            Problem: there is no such write.
+            Problem: there is no such write, or it cannot be one of a batch.
         """
         if exact := self._exact.get((method, path)):
-            return exact, {}
+            return _batchable(exact), {}
         for its_method, pattern, route in self._patterns:
             if its_method == method and (match := pattern.fullmatch(path)):
-                return route, {name: _decoded(text) for name, text in match.groupdict().items()}
+                return _batchable(route), {name: _decoded(text) for name, text in match.groupdict().items()}
         raise Problem("not_found", f"there is no write {method} {path}")
 
     def personal(self, command: BatchedCommand) -> frozenset[str]:
@@ -90,6 +90,13 @@ class Writes:
             # It is going to be refused, and nothing of it kept.
             return frozenset()
         return write.command.personal if write else frozenset()
+
+
+def _batchable(route: Route) -> Route:
+    if route.alone_because:
+        detail = f"send {route.method} {route.path} alone, not in a batch: {route.alone_because}"
+        raise wrong("path", detail)
+    return route
 
 
 def _decoded(text: str) -> str:
@@ -147,13 +154,15 @@ def route_for(routes: Iterable[Route]) -> Route:
     """The batch route over these routes' writes."""
     writes = Writes(routes)
 
-    def asked(command: BatchedCommand, key: str | None, print_: Print, size: int) -> Request:
+    def asked(
+        services: Services, command: BatchedCommand, key: str | None, print_: Print, size: int
+    ) -> Request:
         route, path = writes.find(command.method, command.path)
         require(route.scope)
         how = route.write
         assert how
         return request_for(
-            parse_command(how.command, command.body, path, how.bound),  # type: ignore[arg-type]
+            how.make(services, command.body, path),
             key=key,
             print_=print_,
             size=size,
@@ -177,7 +186,7 @@ def route_for(routes: Iterable[Route]) -> Route:
         refused: dict[int, Problem] = {}
         for place, (command, one_key, print_) in enumerate(zip(batch.commands, keys, prints, strict=True)):
             try:
-                requests.append(asked(command, one_key, print_, len(body) // count))
+                requests.append(asked(services, command, one_key, print_, len(body) // count))
             except Exception as error:  # noqa: BLE001 - one that fails does not stop the rest
                 refused[place] = as_problem(error)
         done = iter(await carry_out_all(services, requests))

@@ -13,17 +13,17 @@ from service import commands as do
 from service import views
 from service.http import answers, written
 from service.http.auth import Scope
-from service.http.carrying_out import asked_by, carry_out, rendering
-from service.http.context import Services, body_of, parse_command, parse_object, parse_path, parse_query
+from service.http.carrying_out import rendering
+from service.http.context import Services, parse_command, parse_path, parse_query
 from service.http.lists import OneOf, PageByName, PageQuery, Query, page, page_of_rows
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
-from service.http.route import Route, write
+from service.http.route import Route, Write, write, write_of
 from service.job_spec import JobSpec
 from service.values import Name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from aiohttp import web
 
@@ -81,27 +81,15 @@ async def _runs(services: Services, request: web.Request) -> Reply:
     return await page_of_rows(services, request, RunQuery, jobs, RUNS, order="fencing_token")
 
 
-async def _define(services: Services, request: web.Request) -> Reply:
-    body = await body_of(request)
-    spec = parse_command(JobSpec, parse_object(body))
-    name = parse_path(_NAME, request, "name")
-    command = do.DefineJob(name=name, source="api", definition=spec.definition())
-    return await _carry_out(services, request, body, command, 200)
+def _define(services: Services, fields: dict[str, Any], in_path: Mapping[str, str]) -> do.DefineJob:
+    del services
+    spec = parse_command(JobSpec, fields)
+    return parse_command(do.DefineJob, {"source": "api", "definition": spec.definition()}, in_path)
 
 
-async def _run(services: Services, request: web.Request) -> Reply:
-    body = await body_of(request)
-    parse_command(RunNow, parse_object(body))
-    command = do.RunJob(name=parse_path(_NAME, request, "name"), runner=services.scheduler.runner)
-    return await _carry_out(services, request, body, command, 202)
-
-
-async def _carry_out(
-    services: Services, request: web.Request, body: bytes, command: do.AnyCommand, status: int
-) -> Reply:
-    asked = asked_by(request, body, command, rendering(status))
-    done = await carry_out(services, asked)
-    return respond(done.status, done.body)
+def _run(services: Services, fields: dict[str, Any], in_path: Mapping[str, str]) -> do.RunJob:
+    parse_command(RunNow, fields)
+    return parse_command(do.RunJob, {"runner": services.scheduler.runner}, in_path)
 
 
 ROUTES = (
@@ -128,13 +116,13 @@ ROUTES = (
         answers={200: answers.Job},
         problems=("job_not_found", "not_yet"),
     ),
-    Route(
-        method="PUT",
-        path="/api/v1/jobs/{name}",
-        summary="Put a job on the schedule, or change it",
+    write_of(
+        "PUT",
+        "/api/v1/jobs/{name}",
+        Write(command=do.DefineJob, make=_define, render=rendering(200)),
+        "Put a job on the schedule, or change it",
         tag="jobs",
         scope=Scope.OPERATE,
-        handler=_define,
         body=JobSpec,
         path_types={"name": Name},
         answers={200: written.JobNamed},
@@ -151,13 +139,13 @@ ROUTES = (
         answer=written.JobNamed,
         problems=("job_not_found", "job_behind"),
     ),
-    Route(
-        method="POST",
-        path="/api/v1/jobs/{name}/run",
-        summary="Run a job now",
+    write_of(
+        "POST",
+        "/api/v1/jobs/{name}/run",
+        Write(command=do.RunJob, make=_run, render=rendering(202)),
+        "Run a job now",
         tag="jobs",
         scope=Scope.OPERATE,
-        handler=_run,
         body=RunNow,
         path_types={"name": Name},
         answers={202: written.RunBegun},

@@ -47,6 +47,7 @@ ROUTES = (
         summary="Make what a sender wrote, or a message, unreadable for ever",
         tag="subjects",
         scope=Scope.OPERATE,
+        alone_because="what the log holds of the subject is looked up before it is decided",
         handler=_forget,
         body=Forget,
         answers={200: written.Forgotten},
