@@ -75,6 +75,11 @@ Endpoint = Annotated[
 """A path at an agent's url. Never a url of its own: calls go only where the agent is registered."""
 
 
+def _without_default(schema: dict[str, Any]) -> None:
+    """Keeps a default out of the API's document that whoever takes the body has another one for."""
+    schema.pop("default")
+
+
 class JobSpec(BaseModel):
     """A job. It either calls `endpoint` at its agent or does a built-in `task`, by `cron` or by `every`."""
 
@@ -87,7 +92,8 @@ class JobSpec(BaseModel):
     cron: str | None = Field(default=None, max_length=200)
     """Five fields, with names, ranges and steps."""
     every: Every | None = None
-    timezone: Timezone = "UTC"
+    timezone: Timezone = Field(default="UTC", json_schema_extra=_without_default)
+    """In which `cron` is meant; the squad's own where none is named."""
     tokens: Tokens = 0
     """The estimate that is reserved before each run; 0 reserves nothing."""
     timeout_seconds: float = Field(default=30.0, gt=0, le=3_600)

@@ -101,6 +101,29 @@ async def test_settings_go_over_the_seeds_jobs_and_stay_until_they_are_taken_awa
         assert names == {*SEEDS, "by_hand"}
 
 
+@pytest.mark.parametrize("batched", [False, True])
+async def test_a_job_that_names_no_time_zone_ticks_in_the_squads(database: str, batched: bool) -> None:
+    spec = {"task": "token_monitor", "cron": "0 9 * * *"}
+    given = {"own": spec, "other": {**spec, "timezone": "UTC"}}
+    async with running_service(database, timezone="America/New_York") as service:
+        api = service.api
+        if batched:
+            commands = [
+                {"method": "PUT", "path": f"/api/v1/jobs/{name}", "body": body}
+                for name, body in given.items()
+            ]
+            (await api.post("batch", commands=commands)).expect(200)
+        else:
+            for name, body in given.items():
+                (await api.put(f"jobs/{name}", **body)).expect(200)
+    # The squad keeps its time zone also where the settings do not name it any more.
+    async with running_service(database) as service:
+        (await service.api.put("jobs/third", **spec)).expect(200)
+        items = (await service.api.get("jobs")).expect(200)["items"]
+        zones = {item["name"]: item["timezone"] for item in items}
+        assert zones == {"other": "UTC", "own": "America/New_York", "third": "America/New_York"}
+
+
 async def test_a_job_is_shown_with_its_last_and_its_next_five(api: Api) -> None:
     defined = await job(api, every="1h", overlap="allow_all")
     before = (await api.get("jobs/poll", min_position=defined["position"])).expect(200)

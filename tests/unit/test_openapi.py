@@ -171,6 +171,14 @@ def test_no_example_is_left_over() -> None:
     assert EXAMPLES.keys() == {(route.method, route.path) for route in WITH_BODY}
 
 
+def test_a_jobs_time_zone_is_said_to_be_the_squads_where_none_is_named() -> None:
+    schema = DOCUMENT["components"]["schemas"]["JobSpec"]
+    zone = schema["properties"]["timezone"]
+    assert "default" not in zone
+    assert "timezone" not in schema.get("required", ())
+    assert "the squad's own" in zone["description"]
+
+
 def test_what_cannot_be_batched_says_so() -> None:
     alone = {
         path for _, path, operation in OPERATIONS if "No command of a batch" in operation["description"]

@@ -82,8 +82,8 @@ async def _runs(services: Services, request: web.Request) -> Reply:
 
 
 def _define(services: Services, fields: dict[str, Any], in_path: Mapping[str, str]) -> do.DefineJob:
-    del services
-    spec = parse_command(JobSpec, fields)
+    zone = services.writer.squad.policy.timezone
+    spec = parse_command(JobSpec, {"timezone": zone, **fields})
     return parse_command(do.DefineJob, {"source": "api", "definition": spec.definition()}, in_path)
 
 
