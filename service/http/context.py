@@ -128,7 +128,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """The JSON object in a body; an empty body is an empty object.
 
     Raises:
-        Problem: it is not JSON, or not an object.
+        Problem: it is not JSON, not an object, or nested too deep.
     """
     if not body:
         return {}
@@ -138,6 +138,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise Problem("malformed_json", str(error)) from error
     if not isinstance(value, dict):
         raise wrong("body", "must be a JSON object")
+    if json.is_too_deep(body, value):
+        raise wrong("body", f"must not be nested deeper than {json.MAX_DEPTH} levels")
     return value
 
 

@@ -6,6 +6,10 @@ from typing import Any
 
 import orjson
 
+MAX_DEPTH = 100
+"""How many objects and arrays may lie in each other: more than any field takes, and far fewer than would be
+read here and could not be written again."""
+
 
 def dumps(value: Any) -> bytes:
     """Any answer as JSON."""
@@ -19,3 +23,24 @@ def loads(body: bytes) -> Any:
         ValueError: with where and what.
     """
     return orjson.loads(body)
+
+
+def is_too_deep(body: bytes, value: Any) -> bool:
+    """Whether what was parsed of a body is nested deeper than `MAX_DEPTH`.
+
+    Most bodies are too short for that, or have too few brackets. Only the others are walked through, level
+    by level and not by recursion.
+    """
+    if len(body) <= 2 * MAX_DEPTH or body.count(b"{") + body.count(b"[") <= MAX_DEPTH:
+        return False
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if (kind := type(inner)) is dict or kind is list
+        ]
+        if not level:
+            return False
+    return True

@@ -107,6 +107,35 @@ async def test_json_nested_as_deep_as_allowed_comes_back_as_it_went_in(shared: S
     assert (await shared.api.get(f"events/{position}")).expect(200)["data"]["data"] == deep
 
 
+def _nested(levels: int) -> Any:
+    return json.loads("[" * levels + "]" * levels)
+
+
+# orjson writes about 254 levels and reads 1,024.
+@pytest.mark.parametrize("levels", [100, 253, 300, 900])
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "deep"}])
+@pytest.mark.parametrize("path", ["messages", "batch", "jobs/deep/run", "/api/squad"])
+async def test_json_that_could_be_read_and_not_written_again_is_refused(
+    shared: Service, path: str, headers: dict[str, str], levels: int
+) -> None:
+    message = {"from_agent": "diver", "message": "m", "data": {"a": _nested(levels)}}
+    command = {"method": "POST", "path": "/api/v1/messages", "body": message}
+    body = {"commands": [command]} if path == "batch" else message
+    answer = await shared.api.post(path, headers, **body)
+    fault = answer.expect(400 if path == "/api/squad" else 422)
+    assert "must not be nested deeper than 100 levels" in str(fault)
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "deep-but-allowed"}])
+async def test_a_batch_holds_what_is_nested_as_deep_as_allowed(
+    shared: Service, headers: dict[str, str]
+) -> None:
+    body = {"from_agent": "diver", "message": "m", "data": {"a": _nested(63)}}
+    commands = [{"method": "POST", "path": "/api/v1/messages", "body": body}] * 50
+    results = (await shared.api.post("batch", headers, commands=commands)).expect(200)["results"]
+    assert {result["status"] for result in results} == {201}
+
+
 async def test_numbers_at_the_edge_come_back_as_they_went_in(shared: Service) -> None:
     data = {"large": 2**64 - 1, "small": -(2**63), "tiny": 5e-324, "float": 0.1, "zero": -0.0}
     (await shared.api.post("messages", from_agent="counter", message="m", data=data)).expect(201)
