@@ -79,6 +79,20 @@ def operations(squad: Squad, now: datetime) -> Table:
     return table
 
 
+def jobs(squad: Squad, now: datetime) -> Table:
+    """The schedule: every job, and when it comes next or why it does not."""
+    table = Table("job", "when", "agent", "next", title="Jobs")
+    for job in sorted(squad.all(JOBS), key=lambda row: row.name):
+        shown = views.planned(job, now)
+        ticks = shown["next_ticks"]
+        coming = f"{ticks[0]:%Y-%m-%d %H:%M:%S}Z" if ticks else "-"
+        if job.paused:
+            coming = f"paused: {job.pause_note or 'no note'}"
+        when = job.cron or f"every {job.every_seconds:g} s"
+        table.add_row(*map(safe, (job.name, when, job.agent or "-", coming)))
+    return table
+
+
 def at_work(squad: Squad, now: datetime) -> Iterable[RenderableType]:
     """What else there is to do or to end, where there is any: the newest of each."""
     reservations = sorted(squad.all(RESERVATIONS), key=lambda row: row.position)
@@ -91,17 +105,8 @@ def at_work(squad: Squad, now: datetime) -> Iterable[RenderableType]:
                 for row in reservations
             ],
         )
-    if jobs := sorted(squad.all(JOBS), key=lambda row: row.name):
-        table = Table("job", "when", "agent", "next", title="Jobs")
-        for job in jobs:
-            shown = views.planned(job, now)
-            ticks = shown["next_ticks"]
-            coming = f"{ticks[0]:%Y-%m-%d %H:%M:%S}Z" if ticks else "-"
-            if job.paused:
-                coming = f"paused: {job.pause_note or 'no note'}"
-            when = job.cron or f"every {job.every_seconds:g} s"
-            table.add_row(*map(safe, (job.name, when, job.agent or "-", coming)))
-        yield table
+    if any(squad.all(JOBS)):
+        yield jobs(squad, now)
     if runs := sorted(squad.all(RUNS), key=lambda row: row.fencing_token):
         yield _newest(
             "Runs under way",

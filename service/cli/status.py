@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.command()
 @database_options
 def status(dsn: str | None, data: Path | None, config: Path | None) -> None:
-    """Show agents, budget, operations and how far the tables are, on one screen."""
+    """Show agents, budget, operations, jobs and how far the tables are, on one screen."""
 
     async def work() -> tuple[Squad, datetime, list[tuple[Any, ...]]]:
         async with open_squad(config, dsn, data) as (connection, _, _):
@@ -38,6 +38,7 @@ def status(dsn: str | None, data: Path | None, config: Path | None) -> None:
     console.print(screen.headline(squad))
     console.print(screen.agents(squad, now))
     console.print(screen.operations(squad, now))
+    console.print(screen.jobs(squad, now))
     console.print(_lag(squad, projections))
 
 

@@ -103,6 +103,9 @@ async def test_a_reader_that_has_enough_ends_it_quietly(service: Service, tmp_pa
 
 async def test_status_is_one_screen(service: Service, tmp_path: Path) -> None:
     await _fill(service)
+    await service.api.put("jobs/watch", task="token_monitor", cron="30 4 1 1 *")
+    await service.api.put("jobs/nap", task="status_update", every="1h")
+    await service.api.post("jobs/nap/pause", note="until \u202enoon")
 
     async def shown() -> str:
         return "\n".join((await squad(tmp_path, "status", "--dsn", service.dsn)).lines())
@@ -112,6 +115,13 @@ async def test_status_is_one_screen(service: Service, tmp_path: Path) -> None:
         assert text in screen, screen
     for agent in ("ada", "bob"):
         assert agent in screen
+    rows = [line for line in screen.splitlines() if "│" in line]
+    [watch] = [row for row in rows if " watch " in row]
+    assert "30 4 1 1 *" in watch
+    assert "-01-01 04:30:00Z" in watch
+    [nap] = [row for row in rows if " nap " in row]
+    assert "every 3600 s" in nap
+    assert r"paused: until \u202enoon" in nap
     for table in ("agents", "messages", "operations", "budgets", "tasks", "emails"):
         assert table in screen
     assert len(screen.splitlines()) < 60
