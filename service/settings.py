@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import stat
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -289,9 +290,9 @@ def read(config: Path | None = None, **flags: Any) -> Settings:
         SettingsError: a setting is wrong, or the file cannot be read.
     """
     named = config or (Path(os.environ["SQUAD_CONFIG"]) if os.environ.get("SQUAD_CONFIG") else None)
-    if named and not named.is_file():
+    if named and not _is_file(named):
         raise SettingsError(f"the configuration file {named} does not exist")
-    _config.path = named or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
+    _config.path = named or (DEFAULT_CONFIG if _is_file(DEFAULT_CONFIG) else None)
     given = {name: value for name, value in flags.items() if value is not None}
     if "data" in given and "dsn" not in given:
         # Whoever names a folder to a command means the database in it, whatever else is set.
@@ -311,6 +312,15 @@ def read(config: Path | None = None, **flags: Any) -> Settings:
         _config.path = None
     settings.job_specs()
     return settings
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise SettingsError(f"the configuration file {path} cannot be read: {error.strerror}") from error
 
 
 def _explain_json(error: pydantic_settings.SettingsError) -> str:

@@ -89,10 +89,10 @@ async def open_squad(
         session: settings of the server for the connection.
 
     Raises:
-        StartFailed: there is no squad.
+        StartFailed: there is no squad, or its folder cannot be reached.
     """
     chosen = settings.read(config, dsn=dsn, data=data)
-    if not anew and not chosen.dsn and not chosen.data.exists():
+    if not anew and not chosen.dsn and not _is_there(chosen.data):
         raise StartFailed(
             f"there is no squad in {chosen.data}; start one with `squad up`, or name it with --dsn"
         )
@@ -104,6 +104,16 @@ async def open_squad(
         async with connection:
             await schema.check(connection)
             yield connection, chosen, found
+
+
+def _is_there(folder: Path) -> bool:
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise StartFailed(f"the folder {folder} cannot be reached: {error.strerror}") from error
+    return True
 
 
 class Moment(click.ParamType[datetime]):

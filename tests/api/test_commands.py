@@ -326,6 +326,11 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
         (("events",), "there is no squad in .squad; start one with `squad up`"),
         (("status",), "there is no squad in .squad; start one with `squad up`"),
         (("status", "--data", "else/where"), "there is no squad in else/where"),
+        (("status", "--data", "x" * 300), f"the folder {'x' * 300} cannot be reached: File name too long"),
+        (
+            ("status", "--config", "x" * 300),
+            f"the configuration file {'x' * 300} cannot be read: File name",
+        ),
         (("events", "--since", "yesterday"), "'yesterday' is neither RFC 3339 nor like 15m, 2h or 1d"),
         (("state", "--dsn", NOWHERE), "connection to server at"),
         (("state",), "there is no squad in .squad; start one with `squad up`"),

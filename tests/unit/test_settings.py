@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -231,6 +232,29 @@ def test_a_file_that_cannot_be_read_is_told(folder: Path) -> None:
     (folder / "binary.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(SettingsError, match=r"binary\.toml is not valid TOML"):
         settings.read(folder / "binary.toml")
+
+
+def test_a_file_that_cannot_be_reached_is_told_with_the_reason(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unreachable = folder / ("x" * 300)
+    complaint = f"the configuration file {unreachable} cannot be read: File name too long"
+    with pytest.raises(SettingsError) as raised:
+        settings.read(unreachable)
+    assert str(raised.value) == complaint
+    monkeypatch.setenv("SQUAD_CONFIG", str(unreachable))
+    assert _complaint() == complaint
+    (folder / "file").touch()
+    with pytest.raises(SettingsError, match="does not exist"):
+        settings.read(folder / "file" / "squad.toml")
+
+
+def test_a_folder_in_which_nothing_may_be_looked_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert _complaint() == "the configuration file squad.toml cannot be read: Permission denied"
 
 
 def test_only_what_somebody_set_becomes_policy(monkeypatch: pytest.MonkeyPatch) -> None:
