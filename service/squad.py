@@ -158,7 +158,10 @@ class Squad(State):
         return self.tables[table.name]  # type: ignore[return-value]
 
     def all(self, table: Table[K, R], /) -> Iterable[R]:
-        """One table's active rows, in no order."""
+        """One table's active rows, in no order; but operations in that in which they began.
+
+        Those that were loaded were put in it, each that begins is put behind them, and none comes back.
+        """
         return self.tables[table.name].values()
 
     def claims(self, resource: Resource, /) -> tuple[str, ...]:
@@ -187,11 +190,13 @@ class Squad(State):
         """
         residence, kept = RESIDENT[table.name], self.tables[table.name]
         active: list[Any] = [row for row in rows if residence.is_active(row)]
+        if residence.table is OPERATIONS:
+            active.sort(key=lambda row: row.fencing_token)
         kept.update((table.key_of(row), row) for row in active)
         if table.name in EXPIRING:
             self.spared_until = {**self.spared_until, table.name: self.first_to_expire(table.name)}
         if residence.table is OPERATIONS:
-            for operation in sorted(active, key=lambda row: row.fencing_token):
+            for operation in active:
                 for resource in map(key_of_resource, operation.resources.items()):
                     self.holders[resource] = with_id(self.holders.get(resource), operation.id)
         if residence.table is EMAILS:

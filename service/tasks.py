@@ -79,7 +79,7 @@ async def _update_statuses(work: Work) -> Report:
 
 async def _check_conflicts(work: Work) -> Report:
     await work.do(do.PassTime())
-    active = views.active_operations(work.squad)
+    active = list(views.active_operations(work.squad))
     shown = [
         {"id": row.id, "agent": row.agent, "action": row.action, "resources": row.resources}
         for row in active[:100]

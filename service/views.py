@@ -21,6 +21,7 @@ INNER_OF_JOBS = frozenset({"removed", "removed_by", "ticked_until", "buffered_ti
 """Columns of a job's row that are nobody's business."""
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from projections.budgets import PolicyRow
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from projections.operations import OperationRow
     from projections.orchestrator import OrchestratorRow
     from service.explain import Explanation
-    from service.squad import State
+    from service.squad import Squad, State
 
 
 def budget(state: State) -> dict[str, Any]:
@@ -63,9 +64,9 @@ def agents(state: State) -> list[dict[str, Any]]:
     return [row.asdict() for row in sorted(state.all(AGENTS), key=lambda row: row.name)]
 
 
-def active_operations(state: State) -> list[OperationRow]:
-    """Every operation under way, the oldest first."""
-    return sorted(state.all(OPERATIONS), key=lambda row: row.fencing_token)
+def active_operations(squad: Squad) -> Iterable[OperationRow]:
+    """Every operation under way, the oldest first: as the squad keeps them. There can be very many."""
+    return squad.all(OPERATIONS)
 
 
 def job(row: JobRow, last_runs: list[dict[str, Any]], now: datetime) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def planned(row: JobRow, now: datetime) -> dict[str, Any]:
     return {**shown, "next_ticks": ticks}
 
 
-def whole(state: State, moment: datetime | None) -> dict[str, Any]:
+def whole(state: Squad, moment: datetime | None) -> dict[str, Any]:
     """All that is there at a moment, as the API shows it; None before the first event."""
     reservations = sorted(state.all(RESERVATIONS), key=lambda row: row.position)
     runs = sorted(state.all(RUNS), key=lambda row: row.fencing_token)
@@ -149,7 +150,7 @@ def seed_budget(state: State) -> dict[str, Any]:
     }
 
 
-def seed_operations(state: State) -> list[dict[str, Any]]:
+def seed_operations(state: Squad) -> list[dict[str, Any]]:
     """The operations under way in the seed's words, each resource kind a field of its own."""
     return [
         {
@@ -163,7 +164,7 @@ def seed_operations(state: State) -> list[dict[str, Any]]:
     ]
 
 
-def seed_orchestrator(state: State, now: datetime) -> dict[str, Any]:
+def seed_orchestrator(state: Squad, now: datetime) -> dict[str, Any]:
     """The orchestrator in the seed's words."""
     row = state.orchestrator
     return {
@@ -175,7 +176,7 @@ def seed_orchestrator(state: State, now: datetime) -> dict[str, Any]:
     }
 
 
-def seed_status(state: State, now: datetime) -> dict[str, Any]:
+def seed_status(state: Squad, now: datetime) -> dict[str, Any]:
     """What the seed calls the orchestrator's status."""
     return {
         "tokenBudget": seed_budget(state),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import orjson
@@ -149,16 +149,38 @@ async def read_page(fetch: Fetch, after: int, limit: int, order: str = "position
         count = max(1, (PAGE_BYTES - size) * len(items) // size)
 
 
-def page(items: list[dict[str, Any]], limit: int, order: str = "position") -> dict[str, Any]:
-    """The envelope of a page.
+def page(entries: Iterable[dict[str, Any]], limit: int, order: str = "position") -> dict[str, Any]:
+    """The envelope of a page of what is at hand, cut short where it gets too large.
 
     Args:
-        items: one more than the limit, where there are as many.
-        limit: how many to show.
+        entries: from where the page begins. No more of them are asked for than are shown, and one.
+        limit: how many it has at most.
         order: the field that `after` refers to.
     """
-    shown = items[:limit]
-    return {"items": shown, "next": shown[-1][order] if len(items) > limit else None}
+    items, last = fitting(entries, limit, PAGE_BYTES)
+    return {"items": items, "next": last[order] if last else None}
+
+
+def fitting(
+    entries: Iterable[dict[str, Any]], limit: int, most_bytes: int
+) -> tuple[list[orjson.Fragment], dict[str, Any] | None]:
+    """Entries as JSON, as far as they go, and the last of them where there are more.
+
+    Args:
+        entries: what there is.
+        limit: after how many to stop.
+        most_bytes: after how many bytes to stop.
+    """
+    items: list[orjson.Fragment] = []
+    size, last = 0, None
+    for entry in entries:
+        if len(items) == limit or size >= most_bytes:
+            return items, last
+        text = json.dumps(entry)
+        size += len(text)
+        items.append(orjson.Fragment(text))
+        last = entry
+    return items, None
 
 
 async def one_row(

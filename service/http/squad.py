@@ -19,6 +19,7 @@ from service.http.auth import Scope, own_agent
 from service.http.carrying_out import asked_by, carry_out
 from service.http.context import Services, body_of, parse_object
 from service.http.json import dumps
+from service.http.lists import PAGE_BYTES, fitting
 from service.http.problems import Problem, field_errors, from_refusal
 from service.http.reply import Reply, respond
 from service.http.route import Route
@@ -40,12 +41,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aiohttp import web
+    from orjson import Fragment
 
     from projections.projection import Projection, Table
     from service.squad import State
 
 NEWEST_TASKS = 100
 NEWEST_MESSAGES = 50
+NEWEST_BYTES = PAGE_BYTES // 2
+"""Where either list ends even before it has as many: together they are no larger than others are."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -142,7 +146,7 @@ async def _newest(
     names: list[str] | None,
     *columns: str,
     own: sql.Composable | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Fragment]:
     clauses: list[sql.Composable] = [sql.SQL("true")]
     parameters: dict[str, Any] = {"limit": limit, "names": names, "mine": own_agent()}
     if own is not None and own_agent():
@@ -161,7 +165,7 @@ async def _newest(
     )
     async with services.tables.covering(projection, None) as connection:
         rows = await storage.select(connection, table, where, parameters)
-    return [row.asdict() for row in rows]
+    return fitting((row.asdict() for row in rows), limit, NEWEST_BYTES)[0]
 
 
 # POST and PATCH -----------------------------------------------------------------------------------------

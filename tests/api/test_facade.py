@@ -5,9 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from service.http import squad
 from tests.api.client import running_service
 
 if TYPE_CHECKING:
+    import pytest
+
     from tests.api.client import Api, Service
 
 UNKNOWN = "00000000-0000-7000-8000-000000000000"
@@ -82,6 +85,18 @@ async def test_everything_shows_the_newest_first_and_no_more_than_the_newest(api
     shown = await _overview(api)
     assert [row["message"] for row in shown["activity"]] == [f"m{n}" for n in range(59, 9, -1)]
     assert [row["title"] for row in shown["tasks"]] == [f"t{n}" for n in range(109, 9, -1)]
+
+
+async def test_everything_shows_fewer_of_the_newest_where_they_are_large(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(squad, "NEWEST_BYTES", 100_000)
+    for number in range(5):
+        await api.post("messages", from_agent="ada", message=f"m{number}", data={"large": "x" * 40_000})
+        await api.post("tasks", title=f"t{number}", description="x" * 40_000)
+    shown = await _overview(api)
+    assert [row["message"] for row in shown["activity"]] == ["m4", "m3", "m2"]
+    assert [row["title"] for row in shown["tasks"]] == ["t4", "t3", "t2"]
 
 
 async def test_filters_by_agent(api: Api) -> None:

@@ -12,6 +12,8 @@ from tests.api.inputs import LISTS, READS
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pytest
 
     from tests.api.client import Api, Service
@@ -74,6 +76,62 @@ async def test_a_page_of_large_entries_ends_early_and_the_next_goes_on(
         assert all(0 < len(page) < 9 for page in pages)
         found = [item.get("data") or item for page in pages for item in page]
         assert [item.get("message_id") or item["id"] for item in found] == sent
+
+
+async def test_a_page_of_live_state_ends_early_as_well(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "PAGE_BYTES", 5_000)
+    large = {f"kind-{number}": "x" * 490 for number in range(4)}
+    for number in range(10):
+        await api.put(f"agents/agent-{number}", role="r", url=f"http://localhost/{'x' * 1_500}")
+        resources = {**large, "number": str(number)}
+        started = await api.post(
+            "operations", agent="ada", action="a", resources=resources, ttl_seconds=600
+        )
+        started.expect(409 if number else 201)
+        apart = {kind: f"{number}{value}" for kind, value in large.items()}
+        started = await api.post("operations", agent="ada", action="a", resources=apart, ttl_seconds=600)
+        started.expect(201)
+        job = await api.put(f"jobs/job-{number}", task="token_monitor", every="300d", resources=large)
+        job.expect(200)
+    for path, order in (("operations?state=active", "fencing_token"), ("agents", "name"), ("jobs", "name")):
+        pages: list[list[dict[str, Any]]] = []
+        after = None
+        while not pages or after is not None:
+            query = {"limit": 1000} if after is None else {"limit": 1000, "after": after}
+            answer = (await api.get(path, **query)).expect(200)
+            pages.append(answer["items"])
+            after = answer["next"]
+        assert all(0 < len(page) <= 4 for page in pages), path
+        found = [item[order] for page in pages for item in page]
+        assert len(found) >= 10
+        assert found == sorted(set(found))
+
+
+def test_no_more_entries_are_made_than_a_page_takes() -> None:
+    made = []
+
+    def entries() -> Iterator[dict[str, Any]]:
+        for position in range(1, 51):
+            made.append(position)
+            yield {"position": position}
+
+    assert lists.page(entries(), 3)["next"] == 3
+    assert made == [1, 2, 3, 4]
+
+
+async def test_what_is_under_way_is_listed_in_the_order_in_which_it_began(api: Api) -> None:
+    ids = []
+    for number in range(6):
+        claim = {"agent": f"agent-{number % 2}", "action": "a", "resources": {"n": str(number)}}
+        ids.append((await api.post("operations", **claim, ttl_seconds=600)).expect(201)["id"])
+    for place in (4, 0, 2):
+        (await api.post(f"operations/{ids[place]}/heartbeat")).expect(200)
+    (await api.post(f"operations/{ids[1]}/finish", outcome="succeeded")).expect(200)
+    shown = (await api.get("operations", state="active")).expect(200)["items"]
+    assert [item["id"] for item in shown] == [ids[0], *ids[2:]]
+    first = (await api.get("operations", state="active", agent="agent-1", limit=1)).expect(200)
+    rest = (await api.get("operations", state="active", agent="agent-1", after=first["next"])).expect(200)
+    assert [item["id"] for item in (*first["items"], *rest["items"])] == [ids[3], ids[5]]
 
 
 async def test_min_position_waits_until_the_answer_covers_it(service: Service) -> None:

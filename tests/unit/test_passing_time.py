@@ -153,3 +153,12 @@ class TestLooking:
         loaded.load(OPERATIONS, rows)
         assert loaded.spared_until[OPERATIONS.name] == moment(60)
         assert loaded.copy().spared_until == loaded.spared_until
+
+
+def test_operations_are_kept_in_the_order_in_which_they_began_however_they_are_loaded() -> None:
+    story = given(*(StartOperation(agent="ann", action="x", resources={"a": str(n)}) for n in range(3)))
+    rows = list(story.squad.all(OPERATIONS))
+    assert [row.resources["a"] for row in rows] == ["0", "1", "2"]
+    loaded = Squad()
+    loaded.load(OPERATIONS, reversed(rows))
+    assert list(loaded.all(OPERATIONS)) == list(loaded.copy().all(OPERATIONS)) == rows

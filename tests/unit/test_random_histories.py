@@ -173,8 +173,9 @@ class World:
         assert {row.id for row in operations} == self.rules.claims.keys()
         assert {row.id for row in reservations} == self.rules.held.keys()
 
+        assert operations == sorted(operations, key=lambda row: row.fencing_token)
         holders = defaultdict(list)
-        for row in sorted(operations, key=lambda row: row.fencing_token):
+        for row in operations:
             for resource in row.resources.items():
                 holders[resource].append(row.id)
         assert {resource: squad.claims(resource) for resource in holders} == {

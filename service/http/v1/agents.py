@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from heapq import nsmallest
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
 from projections.agents import AGENTS
 from service import commands as do
-from service import views
 from service.http import answers, written
 from service.http.auth import Scope
 from service.http.context import Services, parse_path, parse_query
@@ -28,8 +28,10 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
 async def _list(services: Services, request: web.Request) -> Reply:
     query = parse_query(PageByName, request)
     await services.tables.state_covering(query.min_position)
-    agents = [row for row in views.agents(services.writer.squad) if row["name"] > (query.after or "")]
-    return respond(200, page(agents, query.limit, "name"))
+    squad, after = services.writer.squad, query.after or ""
+    rows = (row for row in squad.all(AGENTS) if row.name > after)
+    wanted = nsmallest(query.limit + 1, rows, key=lambda row: row.name)
+    return respond(200, page((row.asdict() for row in wanted), query.limit, "name"))
 
 
 async def _one(services: Services, request: web.Request) -> Reply:

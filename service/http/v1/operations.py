@@ -48,11 +48,11 @@ async def _list(services: Services, request: web.Request) -> Reply:
         )
     # What is under way is in memory, where it is never late.
     await services.tables.state_covering(query.min_position)
-    rows = [
+    rows = (
         row.asdict()
         for row in views.active_operations(services.writer.squad)
         if row.fencing_token > query.after and query.agent in (None, row.agent)
-    ]
+    )
     return respond(200, page(rows, query.limit, "fencing_token"))
 
 
