@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 
     from tests.api.client import Api, Service
 
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+_SET_AGAINST_EACH_OTHER = re.compile(
+    r"(squad_\w+)[^()]*? (?:and|unless|-) (?:ignoring \((\w+)\) )?(?:rate\()?(squad_\w+)"
+)
 MESSAGE = {"method": "POST", "path": "/api/v1/messages", "body": {"from_agent": "ada", "message": "m"}}
 
 
@@ -280,6 +286,23 @@ async def test_labels_have_a_bounded_set_of_values(service: Service) -> None:
     assert {name for name, _ in found} == known.keys()
     for name, value in found:
         assert value in known[name], (name, value)
+
+
+async def test_the_alerts_that_are_proposed_speak_of_what_is_there_and_can_fire(service: Service) -> None:
+    await service.api.post("messages", from_agent="ada", message="m")
+    await eventually(lambda: projects(service.api))
+    labels: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families((await service.api.get("/metrics")).body):
+        for sample in family.samples:
+            labels.setdefault(sample.name, set()).update(sample.labels)
+    alerts = re.findall(r"^    expr: (.+)$", OPERATIONS.read_text(), re.MULTILINE)
+    assert len(alerts) == 6
+    for alert in alerts:
+        for name, matched in re.findall(r"(squad_\w+)(?:\{(\w+)=)?", alert):
+            assert labels[name] >= {*filter(None, [matched])}, alert
+        # What is set against each other has the same labels, but for those that are left out.
+        for left, ignored, right in _SET_AGAINST_EACH_OTHER.findall(alert):
+            assert labels[left] - {ignored} == labels[right] - {ignored}, alert
 
 
 async def projects(api: Api) -> bool:
