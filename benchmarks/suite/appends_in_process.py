@@ -1,10 +1,10 @@
 """Durable appends without HTTP, beside a transaction for each event, and beside a library.
 
-The writer decides, hashes, appends, and notifies once a batch. The transaction is measured as it is usually
-written, in four round trips, and as one statement that inserts the same payload and notifies, autocommitted,
-so in a single one: the best that psycopg can do event by event. The library, `eventsourcing`, appends single
-events from threads, as applications made with it do. Statement and library are measured at several numbers
-of connections or threads, and the best of them counts.
+The writer decides, hashes, appends, and notifies once a batch. The transaction is measured as it is
+usually written, in four round trips, and as one statement that inserts the same payload and notifies,
+autocommitted, so in a single one: the best that psycopg can do event by event. The library,
+`eventsourcing`, appends single events from threads, as applications made with it do. Statement and library
+are measured at several numbers of connections or threads, and the best of them counts.
 """
 
 from __future__ import annotations

@@ -151,12 +151,12 @@ async def _newest(
     parameters: dict[str, Any] = {"limit": limit, "names": names, "mine": own_agent()}
     if own is not None and own_agent():
         clauses.append(own)
-    if query.since:
-        clauses.append(sql.SQL("created_at >= %(since)s"))
-        parameters["since"] = query.since
-    if query.until:
-        clauses.append(sql.SQL("created_at < %(until)s"))
-        parameters["until"] = query.until
+    # By position, along which time never goes back: there is no index by time.
+    for name, comparison, moment in (("since", ">", query.since), ("until", "<=", query.until)):
+        if moment:
+            clause = f"{{}} {comparison} position_at(%({name})s::timestamptz - interval '1 microsecond')"
+            clauses.append(sql.SQL(clause).format(sql.Identifier(order)))
+            parameters[name] = moment
     if names is not None:
         either = (sql.SQL("{} = ANY(%(names)s)").format(sql.Identifier(column)) for column in columns)
         clauses.append(sql.SQL("({})").format(sql.SQL(" OR ").join(either)))
