@@ -23,6 +23,7 @@ from eventstore.listener import POLL_SECONDS, wait_for_hint
 from service.channels import Found
 from service.http.auth import caller
 from service.http.context import correlation_id
+from service.http.pieces import send
 from service.http.problems import wrong
 from service.http.reply import CORRELATION_HEADER, SECURITY_HEADERS
 
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 KEEPALIVE_SECONDS = 15.0
 """How often a silent stream says that it lives, so that proxies do not cut it."""
-
-SEND_SECONDS = 30.0
-"""A reader that does not take what was sent to it within this time is dropped; it may resume."""
 
 SEND_BYTES = 64 * 1024
 """How much is sent to a reader at once: it must take that in that time, and no more waits for it here."""
@@ -65,7 +63,7 @@ async def stream(
             # Ended by the service or by the reader: both are ends, not faults.
             with suppress(ConnectionError, asyncio.CancelledError):
                 await response.prepare(request)
-                await _send(response, b"retry: 1000\n\n")
+                await send(response, b"retry: 1000\n\n")
                 await _follow(services, request, response, position, wanted, log_number)
         except TimeoutError:
             # Whoever takes nothing would not take the end of the stream either.
@@ -105,15 +103,15 @@ async def _follow(
         while request.transport and not services.stopping and services.door.still_admits(who):
             if services.writer.replacements != log_number:
                 head = services.writer.squad.head.position
-                await _send(response, b'event: log_replaced\ndata: {"position":%d}\n\n' % head)
+                await send(response, b'event: log_replaced\ndata: {"position":%d}\n\n' % head)
                 return
             ticket = channel.moved.ticket()
             found, chunk = await _next(services, request, channel, position, wanted)
             if chunk:
-                await _send(response, chunk)
+                await send(response, chunk)
                 spoke = monotonic()
             if monotonic() - spoke >= KEEPALIVE_SECONDS:
-                await _send(response, b": alive\n\n")
+                await send(response, b": alive\n\n")
                 spoke = monotonic()
             position = found
             if not chunk:
@@ -174,8 +172,3 @@ def _chunk(services: Services, found: Found) -> tuple[int, bytes]:
         if size >= SEND_BYTES:
             return recorded.position, b"".join(frames)
     return found.upto, b"".join(frames)
-
-
-async def _send(response: web.StreamResponse, chunk: bytes) -> None:
-    async with asyncio.timeout(SEND_SECONDS):
-        await response.write(chunk)

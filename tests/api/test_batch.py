@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+import orjson
 import pytest
 
+from service.http import pieces
 from service.http.table import ROUTES
 from tests.support.wait import eventually
 
@@ -46,6 +53,55 @@ async def test_commands_are_decided_in_order(api: Api) -> None:
     assert results[2]["body"]["conflict"]["operation_id"] == results[1]["body"]["id"]
     positions = [result["body"]["position"] for result in results]
     assert positions == sorted(positions)
+
+
+async def _large_email(api: Api) -> str:
+    """The id of an e-mail that each change of it repeats."""
+    email = await api.post(
+        "emails", gmail_message_id="m", from_email="a@b.test", payload={"text": "x" * 500_000}
+    )
+    return str(email.expect(201)["id"])
+
+
+async def test_answers_that_are_large_together_leave_in_pieces(api: Api) -> None:
+    """A small batch can have an answer, and events, a thousand times as large."""
+    email = await _large_email(api)
+    statuses = ["classified", "sent"] * 20
+    results = await _batch(api, *(_write("PATCH", f"emails/{email}", status=status) for status in statuses))
+    assert [result["body"]["status"] for result in results] == statuses
+    assert {len(result["body"]["payload"]["text"]) for result in results} == {500_000}
+    answer = await api.post("batch", commands=[_message("still here")])
+    assert answer.expect(200)["results"][0]["status"] == 201
+
+
+async def test_a_client_that_does_not_take_a_large_answer_is_dropped(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "SEND_SECONDS", 0.2)
+    email = await _large_email(service.api)
+    changes = [_write("PATCH", f"emails/{email}", status=status) for status in ["classified", "sent"] * 20]
+    body = orjson.dumps({"commands": changes})
+    address = urlsplit(service.url)
+    with socket.create_connection((address.hostname, address.port)) as deaf:
+        head = (
+            "POST /api/v1/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        deaf.sendall(head.encode() + body)
+        await eventually(partial(_is_answered, service))
+        deaf.settimeout(10)
+        taken = 0
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := await asyncio.to_thread(deaf.recv, 2**20):
+                taken += len(chunk)
+    assert taken < 40 * 500_000
+
+
+async def _is_answered(service: Service) -> bool:
+    """Whether the service is done with the batch."""
+    async with service.api.session.get("/metrics") as response:
+        shown = await response.text()
+    return 'squad_http_requests_total{route="/api/v1/batch",status="200"} 1.0' in shown
 
 
 async def test_one_that_is_refused_or_wrong_does_not_stop_the_rest(api: Api) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from service import tail
-from service.http import stream
+from service.http import pieces, stream
 from tests.api.client import Service, running_service, unreachable
 from tests.support.wait import eventually
 
@@ -177,7 +177,7 @@ async def test_a_stream_outlives_an_outage_of_the_database(postgres: PostgresSer
 async def test_a_reader_who_takes_nothing_is_dropped_and_resumes(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "SEND_SECONDS", 0.5)
+    monkeypatch.setattr(pieces, "SEND_SECONDS", 0.5)
     waiting = _watching_what_waits(monkeypatch)
     texts = [str(number) * 100_000 for number in range(10)]
     for _ in range(15):

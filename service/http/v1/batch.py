@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 
@@ -23,15 +24,19 @@ from service.http.context import (
     parse_object,
 )
 from service.http.json import dumps
+from service.http.lists import PAGE_BYTES
+from service.http.pieces import in_pieces
 from service.http.problems import Problem, wrong
-from service.http.reply import Reply, respond
+from service.http.reply import Reply
 from service.http.route import Route, as_problem
 from service.requests import Print, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from aiohttp import web
+
+    from service.requests import Answer
 
 MAX_COMMANDS = 1_000
 
@@ -150,6 +155,27 @@ async def _refuse_another_body(services: Services, prints: Mapping[str, Print]) 
         raise Problem("idempotency_mismatch", "the idempotency key was used before, for a different batch")
 
 
+async def _answer(
+    services: Services, request: web.Request, results: Sequence[Answer | Problem]
+) -> Reply | web.StreamResponse:
+    """All results; where they are too large to be made at once, as many small writes can be, in pieces."""
+    pieces, made, size = _pieces(results), list[bytes](), 0
+    for piece in pieces:
+        made.append(piece)
+        size += len(piece)
+        if size > PAGE_BYTES:
+            return await in_pieces(services, request, "application/json", chain(made, pieces))
+    return Reply(200, b"".join(made))
+
+
+def _pieces(results: Sequence[Answer | Problem]) -> Iterator[bytes]:
+    before = b'{"results":['
+    for result in results:
+        yield before + dumps({"status": result.status, "body": result.body})
+        before = b","
+    yield b"]}"
+
+
 def route_for(routes: Iterable[Route]) -> Route:
     """The batch route over these routes' writes."""
     writes = Writes(routes)
@@ -169,7 +195,7 @@ def route_for(routes: Iterable[Route]) -> Route:
             render=how.render,
         )
 
-    async def handler(services: Services, request: web.Request) -> Reply:
+    async def handler(services: Services, request: web.Request) -> Reply | web.StreamResponse:
         body = await body_of(request)
         batch = parse_command(Batch, parse_object(body))
         key = idempotency_key(request.headers)
@@ -191,8 +217,7 @@ def route_for(routes: Iterable[Route]) -> Route:
                 refused[place] = as_problem(error)
         done = iter(await carry_out_all(services, requests))
         results = [refused.get(place) or next(done) for place in range(count)]
-        shown = {"results": [{"status": result.status, "body": result.body} for result in results]}
-        return respond(200, shown)
+        return await _answer(services, request, results)
 
     return Route(
         method="POST",

@@ -1,0 +1,59 @@
+"""Answers that leave piece by piece, at the pace at which they are taken."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from service.http.context import correlation_id
+from service.http.reply import CORRELATION_HEADER, SECURITY_HEADERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from service.http.context import Services
+
+SEND_SECONDS = 30.0
+"""A client that does not take what was sent to it within this time is dropped."""
+
+_SEND_BYTES = 64 * 1024
+"""How much is sent at once of a large piece: a slow client takes that in time."""
+
+
+async def send(response: web.StreamResponse, piece: bytes) -> None:
+    """Sends a piece; returns when there is room for the next.
+
+    Raises:
+        TimeoutError: the client took nothing for `SEND_SECONDS`.
+        ConnectionError: it has gone.
+    """
+    async with asyncio.timeout(SEND_SECONDS):
+        await response.write(piece)
+
+
+async def in_pieces(
+    services: Services, request: web.Request, content_type: str, pieces: Iterable[bytes]
+) -> web.StreamResponse:
+    """Answers with 200 and a body that is never there as a whole."""
+    response = web.StreamResponse(
+        headers={**SECURITY_HEADERS, "Content-Type": content_type, CORRELATION_HEADER: correlation_id()}
+    )
+    if services.cors:
+        services.cors.allow(request, response.headers)
+    try:
+        with suppress(ConnectionError):
+            await response.prepare(request)
+            for piece in pieces:
+                for start in range(0, len(piece), _SEND_BYTES):
+                    await send(response, piece[start : start + _SEND_BYTES])
+                # A piece takes time to make, and others wait.
+                await asyncio.sleep(0)
+            await response.write_eof()
+    except TimeoutError:
+        # Whoever takes nothing would not take the end either.
+        if request.transport:
+            request.transport.abort()
+    return response
