@@ -3,8 +3,10 @@
 -- Everything is named without a schema; the search_path decides which squad it belongs to. One squad is
 -- one Postgres schema. This file is the only DDL: eventstore/schema.py runs it whole on a new schema and
 -- keeps its version. What a later version needs on top of an earlier one stands at the end, each step
--- after a line "-- @upgrade N"; one that makes a table ends with settle_access(). The read tables stand
--- between "-- @read-tables" and "-- @end", from where a replay makes one again that was dropped.
+-- after a line "-- @upgrade N"; one that makes a table ends with settle_access(). Functions are written once:
+-- before the steps of an upgrade all of them are made anew, after what stands below "-- @superseded". The
+-- read tables stand between "-- @read-tables" and "-- @end", from where a replay makes one again that was
+-- dropped.
 
 
 -- The log ----------------------------------------------------------------------------------------------
@@ -49,7 +51,7 @@ ALTER TABLE events SET (autovacuum_analyze_scale_factor = 0.02, autovacuum_vacuu
 
 -- Refuse to change history -----------------------------------------------------------------------------
 
-CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION '% on the event log is refused: events are immutable', TG_OP
         USING ERRCODE = 'restrict_violation';
@@ -72,7 +74,7 @@ ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_not_updated;
 -- Held until the transaction ends. It must be a statement of its own, before any read of the head: a
 -- statement that waited for the lock still sees the log as it was when the waiting began.
 
-CREATE FUNCTION lock_log() RETURNS void LANGUAGE sql AS $$
+CREATE OR REPLACE FUNCTION lock_log() RETURNS void LANGUAGE sql AS $$
     SELECT pg_advisory_xact_lock('events'::regclass::oid::integer, 1)
 $$;
 
@@ -80,7 +82,7 @@ $$;
 -- The channel of a squad's notifications ---------------------------------------------------------------
 -- Channels are shared by a whole database, and squads are schemas.
 
-CREATE FUNCTION log_channel() RETURNS text LANGUAGE sql STABLE AS $$
+CREATE OR REPLACE FUNCTION log_channel() RETURNS text LANGUAGE sql STABLE AS $$
     SELECT current_schema() || '.events'
 $$;
 
@@ -94,7 +96,7 @@ $$;
 -- names have no control characters, and JSON escapes them. An empty value is NULL. That is much cheaper
 -- to make and to read than an array literal. Hashes are 32 bytes each, one after another.
 
-CREATE FUNCTION append_events(
+CREATE OR REPLACE FUNCTION append_events(
     expected         bigint,
     decided_at       timestamptz,
     recorded_at      timestamptz,
@@ -169,7 +171,7 @@ $$;
 -- The last position recorded at or before the moment; 0 before the first. recorded_at never goes backwards
 -- along the log, so it is found by bisection over the primary key, without an index of its own.
 
-CREATE FUNCTION position_at(moment timestamptz) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
+CREATE OR REPLACE FUNCTION position_at(moment timestamptz) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
 DECLARE
     low  bigint := 0;
     high bigint := (SELECT coalesce(max(e.position), 0) FROM events e);
@@ -209,7 +211,7 @@ CREATE TABLE projections (
 -- caller believes it to be, or where its rows are not those that the caller knows: then somebody else moved
 -- or replaced them, and the caller's must not be kept.
 
-CREATE FUNCTION advance_projections(names text[], expected bigint, reached bigint, known_generation bigint)
+CREATE OR REPLACE FUNCTION advance_projections(names text[], expected bigint, reached bigint, known_generation bigint)
 RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     moved integer;
@@ -258,7 +260,7 @@ CREATE UNIQUE INDEX subject_keys_subject ON subject_keys (subject) WHERE subject
 
 -- It acts as the schema's owner: nobody else may delete a key, and nobody needs to. So it trusts nothing
 -- that its caller can choose: neither the search path nor another table that it could be made a trigger of.
-CREATE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+CREATE OR REPLACE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     EXECUTE format('DELETE FROM %I.subject_keys WHERE id = $1', TG_TABLE_SCHEMA)
@@ -550,7 +552,7 @@ CREATE TABLE access (
 -- Sees to it that every table has its policies, and everybody who was let in what they need for it. To be
 -- called wherever tables were made: at the end of an upgrade, or by a replay that found one missing. Whoever
 -- may not append to the log changes no row of another table either, and sees no key.
-CREATE FUNCTION settle_access() RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION settle_access() RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     made    record;
     guest   record;
@@ -587,7 +589,7 @@ END
 $$;
 
 -- Grants a role, which has to be there, what a service or a reader needs, and takes the rest from it.
-CREATE FUNCTION let_in(role name, as_what text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION let_in(role name, as_what text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     here  constant name := current_schema();
     known record;
@@ -622,27 +624,18 @@ $$;
 SELECT settle_access();
 
 
+-- @superseded
+-- Functions of earlier versions that took or gave something else than their successors.
+
+DROP FUNCTION IF EXISTS advance_projections(text[], bigint, bigint);
+DROP FUNCTION IF EXISTS append_events(bigint, timestamptz, timestamptz, integer, text, text, text, text, text, text,
+                                      text, text, text, text, bytea);
+
+
 -- @upgrade 2
 -- Replay beside the live tables, snapshots, sealed payloads; claims of jobs, who removed one; API keys.
 
 ALTER TABLE projections ADD COLUMN generation bigint NOT NULL DEFAULT 1;
-
-DROP FUNCTION advance_projections(text[], bigint, bigint);
-CREATE FUNCTION advance_projections(names text[], expected bigint, reached bigint, known_generation bigint)
-RETURNS void LANGUAGE plpgsql AS $$
-DECLARE
-    moved integer;
-BEGIN
-    UPDATE projections p SET position = reached, updated_at = clock_timestamp()
-    WHERE p.name = ANY (names) AND p.position = expected AND p.generation = known_generation;
-    GET DIAGNOSTICS moved = ROW_COUNT;
-    IF moved <> cardinality(names) THEN
-        RAISE EXCEPTION 'a projection of % is no longer at position % of generation %', names, expected,
-            known_generation USING ERRCODE = 'serialization_failure';
-    END IF;
-    PERFORM pg_notify(current_schema() || '.projections', reached::text);
-END
-$$;
 
 CREATE TABLE snapshots (
     fold      text        NOT NULL,
@@ -659,14 +652,6 @@ CREATE TABLE subject_keys (
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE UNIQUE INDEX subject_keys_subject ON subject_keys (subject) WHERE subject IS NOT NULL;
-
-CREATE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    DELETE FROM subject_keys WHERE id = (NEW.data ->> 'key_id')::uuid;
-    DELETE FROM snapshots;
-    RETURN NULL;
-END
-$$;
 
 CREATE TRIGGER events_destroy_keys AFTER INSERT ON events
     FOR EACH ROW WHEN (NEW.type = 'subject_forgotten') EXECUTE FUNCTION destroy_key();
@@ -700,162 +685,12 @@ CREATE TABLE access (
 
 
 -- @upgrade 3
--- Roles that may do less than the owner; how long an append waited for the log's lock (made anew by the next).
+-- Roles that may do less than the owner; how long an append waited for the log's lock.
 
-DROP FUNCTION append_events(bigint, timestamptz, timestamptz, integer, text, text, text, text, text, text, text,
-                            text, text, text, bytea);
-
-CREATE OR REPLACE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    EXECUTE format('DELETE FROM %I.subject_keys WHERE id = $1', TG_TABLE_SCHEMA)
-        USING (NEW.data ->> 'key_id')::uuid;
-    EXECUTE format('DELETE FROM %I.snapshots', TG_TABLE_SCHEMA);
-    RETURN NULL;
-END
-$$;
 REVOKE EXECUTE ON FUNCTION destroy_key() FROM PUBLIC;
-
-CREATE FUNCTION settle_access() RETURNS void LANGUAGE plpgsql AS $$
-DECLARE
-    made    record;
-    guest   record;
-    appends constant text := format('(SELECT has_table_privilege(%L::regclass, %L))', 'events'::regclass, 'INSERT');
-BEGIN
-    FOR made IN
-        SELECT c.relname AS name FROM pg_class c
-        WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r' AND NOT c.relrowsecurity
-    LOOP
-        EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', made.name);
-        CASE made.name
-            WHEN 'schema_info' THEN
-                CREATE POLICY seen ON schema_info FOR SELECT USING (true);
-            WHEN 'events' THEN
-                CREATE POLICY seen ON events FOR SELECT USING (true);
-                EXECUTE format('CREATE POLICY added ON events FOR INSERT WITH CHECK (%s)', appends);
-            WHEN 'subject_keys' THEN
-                EXECUTE format('CREATE POLICY seen ON subject_keys FOR SELECT USING (%s)', appends);
-                EXECUTE format('CREATE POLICY added ON subject_keys FOR INSERT WITH CHECK (%s)', appends);
-            ELSE
-                EXECUTE format('CREATE POLICY seen ON %I FOR SELECT USING (true)', made.name);
-                EXECUTE format('CREATE POLICY kept ON %I USING (%s)', made.name, appends);
-        END CASE;
-    END LOOP;
-    FOR guest IN
-        SELECT pg_get_userbyid(entry.grantee) AS name, bool_or(entry.privilege_type = 'INSERT') AS appends
-        FROM pg_class c, aclexplode(c.relacl) entry
-        WHERE c.oid = 'events'::regclass AND entry.grantee NOT IN (0, c.relowner)
-        GROUP BY entry.grantee
-    LOOP
-        PERFORM let_in(guest.name, CASE WHEN guest.appends THEN 'service' ELSE 'reader' END);
-    END LOOP;
-END
-$$;
-
-CREATE FUNCTION let_in(role name, as_what text) RETURNS void LANGUAGE plpgsql AS $$
-DECLARE
-    here  constant name := current_schema();
-    known record;
-BEGIN
-    IF as_what NOT IN ('service', 'reader') THEN
-        RAISE EXCEPTION 'a role is let in as service or as reader, not as %', as_what
-            USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    IF role = (SELECT pg_get_userbyid(c.relowner) FROM pg_class c WHERE c.oid = 'events'::regclass) THEN
-        RAISE EXCEPTION '% owns the schema, and need not be let in', role
-            USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', here, role);
-    FOR known IN
-        SELECT c.relname AS name FROM pg_class c
-        WHERE c.relnamespace = here::regnamespace AND c.relkind = 'r'
-    LOOP
-        EXECUTE format('REVOKE ALL ON %I FROM %I', known.name, role);
-        IF as_what = 'reader' AND known.name = 'subject_keys' THEN
-            CONTINUE;
-        END IF;
-        EXECUTE format('GRANT SELECT ON %I TO %I', known.name, role);
-        IF as_what = 'service' AND known.name IN ('events', 'subject_keys') THEN
-            EXECUTE format('GRANT INSERT ON %I TO %I', known.name, role);
-        ELSIF as_what = 'service' AND known.name <> 'schema_info' THEN
-            EXECUTE format('GRANT INSERT, UPDATE, DELETE ON %I TO %I', known.name, role);
-        END IF;
-    END LOOP;
-END
-$$;
 
 SELECT settle_access();
 
 
 -- @upgrade 4
--- One event alone is appended sooner.
-
-CREATE OR REPLACE FUNCTION append_events(
-    expected         bigint,
-    decided_at       timestamptz,
-    recorded_at      timestamptz,
-    events           integer,
-    ids              text,
-    streams          text,
-    versions         text,
-    types            text,
-    schema_versions  text,
-    datas            text,
-    actors           text,
-    causes           text,
-    correlation_ids  text,
-    idempotency_keys text,
-    hashes           bytea,
-    OUT appended     boolean,
-    OUT head         bigint,
-    OUT clock        timestamptz,
-    OUT waited       double precision
-) LANGUAGE plpgsql AS $$
-DECLARE
-    separator constant text := E'\x1f';
-    asked     constant timestamptz := clock_timestamp();
-    inserted  integer;
-BEGIN
-    PERFORM lock_log();
-    clock := clock_timestamp();
-    waited := extract(epoch FROM clock - asked);
-    SELECT coalesce(max(e.position), 0) INTO head FROM events e;
-    appended := head = expected AND abs(extract(epoch FROM clock - decided_at)) <= 1;
-    IF NOT appended THEN
-        RETURN;
-    END IF;
-    IF append_events.events = 1 THEN
-        -- Taking the texts apart would take a tenth of a millisecond, however short they are.
-        INSERT INTO events (position, id, stream, version, type, schema_version, data, actor, caused_by,
-                            correlation_id, idempotency_key, recorded_at, hash)
-        VALUES (expected + 1, ids::uuid, streams, append_events.versions::bigint, types,
-                append_events.schema_versions::smallint, datas::json, actors, nullif(causes, '')::bigint,
-                correlation_ids, nullif(idempotency_keys, ''), append_events.recorded_at, hashes);
-    ELSE
-        INSERT INTO events (position, id, stream, version, type, schema_version, data, actor, caused_by,
-                            correlation_id, idempotency_key, recorded_at, hash)
-        SELECT expected + n, id::uuid, stream, version::bigint, type, schema_version::smallint, data::json, actor,
-               cause::bigint, correlation_id, idempotency_key, append_events.recorded_at,
-               substring(hashes FROM (n::integer - 1) * 32 + 1 FOR 32)
-        FROM unnest(string_to_array(ids, separator),
-                    string_to_array(streams, separator),
-                    string_to_array(append_events.versions, separator),
-                    string_to_array(types, separator),
-                    string_to_array(schema_versions, separator),
-                    string_to_array(datas, separator),
-                    string_to_array(actors, separator),
-                    string_to_array(causes, separator, ''),
-                    string_to_array(correlation_ids, separator),
-                    string_to_array(idempotency_keys, separator, ''))
-            WITH ORDINALITY AS new (id, stream, version, type, schema_version, data, actor, cause,
-                                    correlation_id, idempotency_key, n);
-        GET DIAGNOSTICS inserted = ROW_COUNT;
-        IF inserted <> append_events.events THEN
-            RAISE EXCEPTION '% events were announced and % arrived', append_events.events, inserted
-                USING ERRCODE = 'data_exception';
-        END IF;
-    END IF;
-    head := expected + append_events.events;
-    PERFORM pg_notify(log_channel(), head::text);
-END
-$$;
+-- One event alone is appended sooner: a function that is made anew, as with every upgrade.

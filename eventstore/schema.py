@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from psycopg import errors as pg
 from psycopg import sql
@@ -28,6 +28,8 @@ Guest = tuple[str, Literal["service", "reader"]]
 """A role that the schema's owner lets in, and as what."""
 
 _UPGRADE = re.compile(r"^-- @upgrade (\d+)$", re.MULTILINE)
+_SUPERSEDED = "-- @superseded\n"
+_FUNCTION = re.compile(r"^CREATE OR REPLACE FUNCTION .*?^\$\$;$", re.MULTILINE | re.DOTALL)
 _READ_TABLES = re.compile(r"^-- @read-tables$(.*?)^-- @end$", re.MULTILINE | re.DOTALL)
 _MAKES = re.compile(
     r"^CREATE (?:TABLE (\w+)|(?:UNIQUE )?INDEX \w+ ON (\w+)) .*?;$", re.MULTILINE | re.DOTALL
@@ -43,10 +45,25 @@ def schema_sql() -> str:
     raise SchemaMissing("schema.sql was not installed with the package")
 
 
-def steps(text: str) -> tuple[str, dict[int, str]]:
-    """Splits schema.sql into what makes a new schema and the steps that lift an older one, by version."""
+class Steps(NamedTuple):
+    """What schema.sql is made of."""
+
+    whole: str
+    """Makes a new schema."""
+    functions: str
+    """Makes all functions anew, where an older schema is lifted."""
+    upgrades: dict[int, str]
+    """The steps that then lift it, by version."""
+
+
+def steps(text: str) -> Steps:
+    """Takes the text of schema.sql apart."""
     head, *rest = _UPGRADE.split(text)
-    return head, {int(version): body for version, body in zip(rest[::2], rest[1::2], strict=True)}
+    whole, _, superseded = head.partition(_SUPERSEDED)
+    functions = "\n".join([superseded, *_FUNCTION.findall(whole)])
+    return Steps(
+        whole, functions, {int(version): body for version, body in zip(rest[::2], rest[1::2], strict=True)}
+    )
 
 
 def read_tables_sql() -> str:
@@ -65,14 +82,14 @@ def read_table_sql(name: str) -> str:
     return "\n".join(made)
 
 
-def function_bodies(name: str) -> frozenset[str]:
-    """What a function without arguments does, in every version that schema.sql has ever made of it."""
+def function_body(name: str) -> str:
+    """What a function without arguments does."""
     made = re.compile(
-        rf"^CREATE (?:OR REPLACE )?FUNCTION {name}\(\) .*?AS \$\$(.*?)\$\$;$", re.MULTILINE | re.DOTALL
+        rf"^CREATE OR REPLACE FUNCTION {name}\(\) .*?AS \$\$(.*?)^\$\$;$", re.MULTILINE | re.DOTALL
     )
-    if not (bodies := frozenset(made.findall(schema_sql()))):
+    if (found := made.search(schema_sql())) is None:
         raise SchemaMissing(f"schema.sql has no function {name}")
-    return bodies
+    return found[1]
 
 
 async def apply(dsn: str, schema: str, guests: Iterable[Guest] = ()) -> None:
@@ -178,8 +195,12 @@ async def _upgrade(connection: Connection, found: int) -> None:
         raise SchemaTooNew(f"version {found}, this software knows up to {SCHEMA_VERSION}")
     if found == SCHEMA_VERSION:
         return
-    whole, upgrades = steps(schema_sql())
-    todo = [whole] if found == 0 else [upgrades[number] for number in range(found + 1, SCHEMA_VERSION + 1)]
+    whole, functions, upgrades = steps(schema_sql())
+    todo = (
+        [functions, *(upgrades[number] for number in range(found + 1, SCHEMA_VERSION + 1))]
+        if found
+        else [whole]
+    )
     for text in todo:
         await connection.execute(text.encode())
     await connection.execute("INSERT INTO schema_info (version) VALUES (%s)", (SCHEMA_VERSION,))

@@ -72,7 +72,7 @@ _TRIGGERS = {
 _REFUSE = "refuse_change"
 _ENABLED_TRIGGERS: LiteralString = (
     "SELECT tgname, tgtype, tgqual IS NULL AND tgattr = '' AND (pronamespace, proname) = (relnamespace, %s)"
-    " AND lanname = 'plpgsql' AND prosrc = ANY (%s) FROM pg_trigger"
+    " AND lanname = 'plpgsql' AND prosrc = %s FROM pg_trigger"
     " JOIN pg_class c ON c.oid = tgrelid JOIN pg_proc p ON p.oid = tgfoid"
     " JOIN pg_language l ON l.oid = prolang"
     " WHERE tgrelid = 'events'::regclass AND tgenabled = 'A' AND NOT tgisinternal"
@@ -263,8 +263,8 @@ async def _by_value(connection: Connection) -> Check:
 
 async def _guards(connection: Connection) -> Check:
     found = Findings("guards")
-    bodies = list(schema.function_bodies(_REFUSE))
-    enabled = await (await connection.execute(_ENABLED_TRIGGERS, (_REFUSE, bodies))).fetchall()
+    body = schema.function_body(_REFUSE)
+    enabled = await (await connection.execute(_ENABLED_TRIGGERS, (_REFUSE, body))).fetchall()
     refusing = {name: kind if always else None for name, kind, always in enabled}
     for trigger, kind in _TRIGGERS.items():
         if trigger not in refusing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, LiteralString
@@ -112,7 +113,7 @@ async def test_a_schema_that_lost_its_version_is_refused(database: str) -> None:
 async def test_an_attempt_that_fails_leaves_nothing_behind(
     empty_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, first_step = schema.schema_sql(), "-- @upgrade 2\n"
+    whole, first_step = schema.schema_sql(), "-- @superseded\n"
     monkeypatch.setattr(
         schema, "schema_sql", lambda: whole.replace(first_step, f"SELECT 1 / 0;\n{first_step}")
     )
@@ -214,10 +215,22 @@ async def _catalogue(connection: Connection, query: LiteralString) -> list[tuple
 
 
 def test_the_steps_are_the_whole_and_one_upgrade_for_each_later_version() -> None:
-    whole, upgrades = steps(schema.schema_sql())
-    assert "CREATE TABLE events" in whole
-    assert sorted(upgrades) == list(range(2, SCHEMA_VERSION + 1))
-    assert steps("a\n-- @upgrade 2\nb\n-- @upgrade 3\nc") == ("a\n", {2: "\nb\n", 3: "\nc"})
+    found = steps(schema.schema_sql())
+    assert "CREATE TABLE events" in found.whole
+    assert sorted(found.upgrades) == list(range(2, SCHEMA_VERSION + 1))
+    assert steps("a\n-- @superseded\nd\n-- @upgrade 2\nb\n-- @upgrade 3\nc") == (
+        "a\n",
+        "d\n",
+        {2: "\nb\n", 3: "\nc"},
+    )
+
+
+def test_an_upgrade_makes_every_function_anew_that_a_new_schema_has() -> None:
+    found = steps(schema.schema_sql())
+    made = re.compile(r"^CREATE .*FUNCTION (\w+)", re.MULTILINE)
+    assert made.findall(found.functions) == made.findall(found.whole)
+    assert not any(made.search(upgrade) for upgrade in found.upgrades.values())
+    assert schema.function_body("refuse_change") in found.functions
 
 
 @pytest.mark.parametrize("name", ["", "Squad", "a-b", "a b", "1st", "x" * 41, 'a"b', "a;b", "ünder"])
