@@ -16,7 +16,7 @@ from service.cli.common import COLLECT_AFTER
 
 _DEFAULT = Plan(rounds=3, seconds=2.0, warm_up_seconds=0.5)
 _QUICK = Plan(rounds=1, seconds=0.2, warm_up_seconds=0.1)
-_FILE_WIDTH = 160
+_FILE_WIDTH = 200
 _BY_NAME = {benchmark.name: benchmark for benchmark in ALL}
 
 

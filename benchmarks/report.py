@@ -29,7 +29,7 @@ def table(benchmark: Benchmark, scores: Mapping[str, Score]) -> Table:
     """One benchmark: the median of each figure with its least and most, and the ratio to the baseline."""
     figures = list(dict.fromkeys(figure for score in scores.values() for figure in score.figures))
     shown = Table(title=benchmark.title, title_justify="left")
-    shown.add_column("")
+    shown.add_column("", no_wrap=True)
     for figure in figures:
         shown.add_column(figure.replace("_", " "), justify="right")
     for other in benchmark.compared_with:

@@ -42,7 +42,7 @@ SQUAD_SCHEMA = "squad"
 CALLERS = (1, 64, 512)
 CONNECTIONS = (1, 8, 32)
 THREADS = (1, 4, 16)
-AS_WRITTEN = "BEGIN, INSERT, NOTIFY, COMMIT, 1 connection"
+AS_WRITTEN = "BEGIN to COMMIT, 1 connection"
 BEST = "INSERT + NOTIFY, best"
 LIBRARY = "eventsourcing, best"
 
