@@ -103,7 +103,7 @@ def decide_batch(
     at = At(now, ids)
     _let_time_pass(draft, recorder, at)
     for decided, ticket in enumerate(tickets):
-        if recorder.size >= MAX_BATCH_BYTES:
+        if decided and recorder.size >= MAX_BATCH_BYTES:
             return batch._replace(tickets=tickets[:decided], size=recorder.size)
         before = len(batch.recorded)
         outcome: Outcome | Exception

@@ -100,7 +100,7 @@ async def _follow(
     who = caller()
     with services.channels.following(wanted) as channel:
         # A connection that is gone has no transport; nobody tells a handler that only waits.
-        while request.transport and not services.stopping and services.door.still_admits(who):
+        while not _is_gone(request) and not services.stopping and services.door.still_admits(who):
             if services.writer.replacements != log_number:
                 head = services.writer.squad.head.position
                 await send(response, b'event: log_replaced\ndata: {"position":%d}\n\n' % head)
@@ -129,16 +129,22 @@ async def _next(
     streams = services.streams
     try:
         async with streams.turn(streams.from_memory):
-            if not request.transport:
-                # Gone while it waited for its turn.
+            if _is_gone(request):
                 return position, b""
             found = await _in_memory(services, channel, position)
             if found is not None:
                 return _chunk(services, found)
         async with streams.turn(streams.from_log):
+            if _is_gone(request):
+                return position, b""
             return _chunk(services, await _in_the_log(services, position, wanted))
     except (StoreUnavailable, StoreBusy):
         return position, b""
+
+
+def _is_gone(request: web.Request) -> bool:
+    """Whether the reader has gone, such as while it waited for its turn."""
+    return request.transport is None
 
 
 async def _in_memory(services: Services, channel: Channel, position: int) -> Found | None:

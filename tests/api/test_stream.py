@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from service import tail
+from service.channels import Found
 from service.http import pieces, stream
 from tests.api.client import Service, running_service, unreachable
 from tests.support.wait import eventually
@@ -101,6 +102,35 @@ async def test_without_a_position_a_stream_begins_with_what_comes_next(api: Api)
     async with reading(api) as reader:
         [position] = await _say(api, "after")
         assert (await reader.next()).id == position
+
+
+async def test_the_log_is_read_for_no_reader_who_went_away_before_its_turn(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where many are far behind and go away together, all others would wait for them."""
+    reads, may_go_on = 0, asyncio.Event()
+
+    async def slowly(*_: object) -> Found:
+        nonlocal reads
+        reads += 1
+        await may_go_on.wait()
+        return Found((), 0)
+
+    async def not_there(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(stream, "_in_the_log", slowly)
+    monkeypatch.setattr(stream, "_in_memory", not_there)
+    async with contextlib.AsyncExitStack() as open_:
+        for _ in range(10):
+            await open_.enter_async_context(reading(service.api, after=0))
+        await eventually(lambda: reads)
+        await eventually(_open_streams(service.api, 10))
+    # What the service is asked afterwards, it answers after it saw that they are gone.
+    await service.head()
+    may_go_on.set()
+    await eventually(_open_streams(service.api, 0))
+    assert reads == 1
 
 
 async def test_a_reader_resumes_after_the_last_event_it_names(api: Api) -> None:
