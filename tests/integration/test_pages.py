@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing, asynccontextmanager
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -19,7 +19,7 @@ from tests.support.parts import connected
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
@@ -52,6 +52,20 @@ async def waits(holder: Connection, reader: Connection) -> bool:
     query = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
     row = await (await holder.execute(query, (reader.info.backend_pid,))).fetchone()
     return row is not None and row[0]
+
+
+def reading_by(connection: Connection, exec_params: Callable[..., object]) -> Connection:
+    """The connection, whose pages are read by a function of the test's."""
+
+    class Line:
+        def __getattr__(self, name: str) -> object:
+            return exec_params if name == "exec_params" else getattr(connection.pgconn, name)
+
+    class Reader:
+        def __getattr__(self, name: str) -> object:
+            return Line() if name == "pgconn" else getattr(connection, name)
+
+    return cast("Connection", Reader())
 
 
 @pytest.mark.parametrize("events", [1, 2, 5, EVENTS - 1, EVENTS, EVENTS + 1, 1_000])
@@ -128,22 +142,11 @@ async def test_whoever_has_read_enough_waits_for_the_pages_on_their_way(
     monkeypatch.setattr(pages, "_GIVEN_UP_AFTER_SECONDS", 0.0)
     read = connection.pgconn.exec_params
 
-    class Slow:
-        @staticmethod
-        def exec_params(*arguments: object) -> object:
-            Event().wait(0.1)
-            return read(*arguments)  # type: ignore[arg-type]
+    def slowly(*arguments: object) -> object:
+        Event().wait(0.1)
+        return read(*arguments)  # type: ignore[arg-type]
 
-        def __getattr__(self, name: str) -> object:
-            return getattr(connection.pgconn, name)
-
-    class Reader:
-        pgconn = Slow()
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(connection, name)
-
-    async with aclosing(scan(Reader(), 0, EVENTS, 2, shape=WHOLE)) as found:  # type: ignore[arg-type]
+    async with aclosing(scan(reading_by(connection, slowly), 0, EVENTS, 2, shape=WHOLE)) as found:
         assert await anext(found) == stored[:2]
     assert not connection.lock.locked()
     assert await log.head_position(connection) == EVENTS
@@ -216,20 +219,9 @@ async def test_whoever_is_cancelled_waits_for_the_thread(
         finally:
             running.clear()
 
-    class Counting:
-        exec_params = staticmethod(counted)
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(connection.pgconn, name)
-
-    class Reader:
-        pgconn = Counting()
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(connection, name)
-
     async with nobody_reads(database) as holder:
-        reading = asyncio.ensure_future(anext(scan(Reader(), 0, len(stored), shape=WHOLE)))  # type: ignore[arg-type]
+        scanning = scan(reading_by(connection, counted), 0, len(stored), shape=WHOLE)
+        reading = asyncio.ensure_future(anext(scanning))
         await eventually(lambda: waits(holder, connection))
         assert running
         for _ in range(times):
