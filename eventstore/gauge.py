@@ -13,7 +13,7 @@ PAGE_CHARACTERS = 4_000_000
 """So much of payloads a page should not go beyond. In memory it is some bytes more, and several times that
 where the payloads are decoded; a few pages are there at once."""
 
-FIRST_EVENTS = 500
+FIRST_EVENTS = 100
 """How many are read before anything is known of their size."""
 
 FEWEST_EVENTS = 10
@@ -30,6 +30,12 @@ class Gauge:
 
     def learn(self, page: Sequence[AnyRecorded]) -> None:
         """Goes by what was read last: an event can be a hundred bytes, or a megabyte."""
+        self.events = min(self._fitting(page), 2 * self.events, self._most)
+
+    def beware(self, coming: Sequence[AnyRecorded]) -> None:
+        """Goes by what will have to be read: it can be larger than what was read last."""
+        self.events = min(self.events, self._fitting(coming))
+
+    def _fitting(self, page: Sequence[AnyRecorded]) -> int:
         characters = sum([len(recorded.data) for recorded in page])
-        fitting = PAGE_CHARACTERS * len(page) // characters if characters else self._most
-        self.events = min(max(fitting, FEWEST_EVENTS), 2 * self.events, self._most)
+        return max(PAGE_CHARACTERS * len(page) // characters, FEWEST_EVENTS) if characters else self._most

@@ -108,6 +108,8 @@ class Projector:
     def observe(self, recorded: Sequence[Recorded], events: Sequence[AnyEvent]) -> None:
         """Takes note of events that this process knows already, which then need not be read."""
         if self.active:
+            # Of those that are too many to be kept.
+            self._gauge.beware(recorded)
             self._fresh.extend(recorded, events)
             self._news.set()
 

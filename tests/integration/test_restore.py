@@ -15,10 +15,12 @@ from projections.projector import Projector
 from service import commands as do
 from service import folding, snapshots
 from service import restore as restoring
+from service.folding import fold_page
 from service.history import state_at
 from service.restore import catch_up, restore
 from service.squad import Squad
 from tests.support.life import Life
+from tests.support.log import stored_log
 from tests.support.parts import connected, running, running_writer, submit
 from tests.support.verify import assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
@@ -54,8 +56,9 @@ async def _projecting(database: str) -> AsyncIterator[None]:
 
 
 async def _folded_from_zero(connection: Connection) -> Squad:
+    """As one page: whatever was opened again in it never left memory."""
     squad = Squad()
-    await catch_up(connection, squad)
+    fold_page(squad, await stored_log(connection))
     return squad
 
 

@@ -26,16 +26,16 @@ def test_it_begins_with_few(most: int) -> None:
 
 def test_it_grows_to_the_most_where_events_are_small() -> None:
     gauge, asked = Gauge(MOST), list[int]()
-    for _ in range(6):
+    for _ in range(8):
         asked.append(gauge.events)
         gauge.learn(page(gauge.events, 200))
-    assert asked == [500, 1_000, 2_000, 4_000, MOST, MOST]
+    assert asked == [100, 200, 400, 800, 1_600, 3_200, MOST, MOST]
 
 
 @pytest.mark.parametrize("characters", [2_000, 20_000, 200_000])
 def test_it_asks_for_as_many_as_fit(characters: int) -> None:
     gauge = Gauge(MOST)
-    for _ in range(4):
+    for _ in range(6):
         gauge.learn(page(20, characters))
     assert gauge.events == max(PAGE_CHARACTERS // characters, FEWEST_EVENTS)
 
@@ -46,6 +46,15 @@ def test_it_forgets_large_ones_page_by_page() -> None:
     assert gauge.events == FEWEST_EVENTS
     gauge.learn(page(10, 100))
     assert gauge.events == 2 * FEWEST_EVENTS
+
+
+def test_it_bewares_of_large_ones_that_are_yet_to_come() -> None:
+    gauge = Gauge(MOST)
+    gauge.beware(page(5, 100))
+    assert gauge.events == FIRST_EVENTS
+    gauge.beware(page(5, 1_000_000))
+    gauge.beware(page(5, 100))
+    assert gauge.events == FEWEST_EVENTS
 
 
 @pytest.mark.parametrize("read", [[], page(3, 0)])
