@@ -69,7 +69,7 @@ async def test_stopped_during_the_last_command_or_the_word_of_its_end_an_attempt
     run = await member.run_now(TASK)
     await reached.wait()
     await member.scheduler.stop()
-    assert (await member.finished(run, within_seconds=1.0)).outcome == "succeeded"
+    assert (await member.finished(run)).outcome == "succeeded"
 
 
 async def test_a_stop_does_not_wait_for_ever_for_an_end_to_be_heard(
