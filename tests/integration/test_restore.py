@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from eventstore import log
+from eventstore import log, sealing
 from eventstore.listener import Hints
 from projections.agents import AGENTS
 from projections.projector import Projector
@@ -58,7 +58,8 @@ async def _projecting(database: str) -> AsyncIterator[None]:
 async def _folded_from_zero(connection: Connection) -> Squad:
     """As one page: whatever was opened again in it never left memory."""
     squad = Squad()
-    fold_page(squad, await stored_log(connection))
+    stored = await stored_log(connection)
+    fold_page(squad, await sealing.reveal(connection, stored, veiled=sealing.VEILED))
     return squad
 
 
