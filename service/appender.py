@@ -7,27 +7,22 @@ When the connection breaks in a commit, nobody knows whether it happened. The ba
 the next connection finds out under the lock before anything else is decided: if the events' ids are in the
 log, it happened. If they are not, and the log still ends where the batch would go, it could even happen
 later, because the request may still be on its way to the server. So an event is put in that place first.
-
-What was found in the log, instead of being appended, is not believed before a synchronous standby, where
-there is one, has it as well (`service.confirmed`).
 """
 
 from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
-from datetime import timedelta
 from itertools import chain, islice
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from eventstore import log, lookup, pooler, sealing
+from eventstore import log, lookup, pooler
 from eventstore.connection import Connection, hanging_up_after, take_lock_wait
 from eventstore.errors import (
     ClockDrifted,
     EventStoreError,
     HeadMoved,
-    LogReplaced,
     StoreBusy,
     StoreUnavailable,
 )
@@ -35,20 +30,17 @@ from eventstore.events import SubjectForgotten
 from eventstore.recorded import EMPTY_LOG
 from eventstore.telling import told
 from eventstore.translation import translating
-from service import continuity, recall
+from service import recall
 from service.ahead import Ahead, Decided
 from service.batch import Batch, decide_batch
-from service.confirmed import Confirmed
 from service.draft import Draft
-from service.folding import complete
+from service.keeper import Keeper
 from service.pace import Pace
 from service.requests import MAX_BATCH_COMMANDS
-from service.restore import STUCK_AFTER_SECONDS, catch_up, fold_page, restore
-from service.squad import Squad
+from service.restore import STUCK_AFTER_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from datetime import datetime
 
     from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
@@ -56,12 +48,13 @@ if TYPE_CHECKING:
     from service.measures import Measures
     from service.requests import Ticket, Waiting
     from service.sealer import Sealer, Sealing
+    from service.squad import Squad
 
 _log = logging.getLogger(__name__)
 
 
 class Appender:
-    """Keeps `squad` at the head of the log, and appends what is decided there."""
+    """Decides at the head of the log, and appends what comes of it."""
 
     def __init__(
         self,
@@ -72,7 +65,8 @@ class Appender:
         replaced: Callable[[], None],
         measures: Measures,
     ) -> None:
-        self.squad = Squad()
+        self.keeper = Keeper(clock, publish, sealing_, replaced, measures)
+        """Of the state that is decided on."""
         self.pace = Pace()
         self.ahead = Ahead(clock, waiting, sealing_, self.pace)
         """What is decided while a batch is on its way."""
@@ -84,10 +78,12 @@ class Appender:
         self._waiting = waiting
         self._publish = publish
         self._sealing = sealing_
-        self._replaced = replaced
-        self._is_other_log = False
-        self._confirmed = Confirmed()
         self._measures = measures
+
+    @property
+    def squad(self) -> Squad:
+        """The state at the log's head."""
+        return self.keeper.squad
 
     async def begin(self, connection: Connection) -> Sequence[Ticket]:
         """Brings the state to the head over a new connection.
@@ -101,20 +97,7 @@ class Appender:
             LogNotUnderstood: the log comes from a newer version of the software.
         """
         self.ahead.drop()
-        self._sealing.start_afresh()
-        self._confirmed.start_afresh()
-        with hanging_up_after(STUCK_AFTER_SECONDS, connection):
-            its_time = await self._ask_the_time(connection)
-            if abs(its_time - self._clock.now()) > timedelta(seconds=1):
-                raise StoreBusy("the clock's reading took too long to be of use")
-            await self._recognise_the_log(connection)
-        if self.squad.head.position == 0:
-            self.squad = await restore(connection, self._sealing.keyring)
-        if self._is_other_log:
-            self._replaced()
-            self._is_other_log = False
-        await self.look(connection)
-        await self._confirmed.make_sure(connection, self.squad.head.position)
+        await self.keeper.begin(connection)
         if self.in_doubt is None:
             return ()
         with hanging_up_after(STUCK_AFTER_SECONDS, connection), translating():
@@ -124,16 +107,6 @@ class Appender:
         """How many of those that wait are to be committed together."""
         # While others write too, nothing is decided ahead, and every commit is a wait for the lock.
         return MAX_BATCH_COMMANDS if self.contended else self.pace.first(waiting)
-
-    async def renew_clock(self, connection: Connection) -> None:
-        """Asks the database for the time, where no append has told it lately."""
-        with hanging_up_after(STUCK_AFTER_SECONDS, connection):
-            await self._ask_the_time(connection)
-
-    async def look(self, connection: Connection) -> None:
-        """Folds what others have appended, and brings into memory what they opened again."""
-        await catch_up(connection, self.squad, self._tell_of_others, self._sealing.keyring)
-        await complete(connection, self.squad)
 
     async def commit(
         self,
@@ -166,7 +139,7 @@ class Appender:
                 try:
                     await self._commit_in_one_trip(connection, tickets, decided, leave)
                 except HeadMoved as moved:
-                    self._check_continuity(moved.head)
+                    self.keeper.check_continuity(moved.head)
                     self.contended = True
                 except ClockDrifted as drift:
                     _log.warning("%s", drift)
@@ -200,7 +173,7 @@ class Appender:
             head = await log.head_position(connection)
             if head != self.squad.head.position:
                 raise HeadMoved(head)
-            await self._confirmed.make_sure(connection, head)
+            await self.keeper.confirmed.make_sure(connection, head)
         self._settle(batch, draft)
 
     async def _commit_holding_the_lock(
@@ -211,7 +184,7 @@ class Appender:
         leave: Callable[[list[Ticket]], None],
     ) -> None:
         try:
-            self.contended = await self._lock_at_the_head(connection)
+            self.contended = await self.keeper.lock_the_log(connection)
             join()
             draft = Draft(self.squad)
             batch = await self._decide(connection, draft, tickets)
@@ -230,25 +203,8 @@ class Appender:
             await connection.rollback()
             raise
         if not batch.recorded:
-            await self._confirmed.make_sure(connection, self.squad.head.position)
+            await self.keeper.confirmed.make_sure(connection, self.squad.head.position)
         self._settle(batch, draft)
-
-    async def _lock_at_the_head(self, connection: Connection) -> bool:
-        """Takes the log's lock and folds what was missed; says whether anything was."""
-        asked = monotonic()
-        try:
-            page, its_time = await log.lock_and_read(connection, self.squad.head.position)
-        finally:
-            self._measures.lock(take_lock_wait(connection))
-        self._clock.learn(its_time, asked, monotonic())
-        if page:
-            await continuity.check_page(connection, self.squad.head, page)
-            shown = await sealing.reveal(connection, page, self._sealing.keyring, veiled=sealing.VEILED)
-            events = fold_page(self.squad, shown)
-            self._tell_of_others(page, events if shown is page else ())
-        if len(page) == log.PAGE_EVENTS:
-            await self.look(connection)
-        return bool(page)
 
     async def _decide(self, connection: Connection, draft: Draft, tickets: Sequence[Ticket]) -> Batch:
         answers: dict[str, recall.Kept] = {}
@@ -308,30 +264,21 @@ class Appender:
         try:
             self.squad.merge(draft)
         except Exception as fault:
-            self.squad = Squad()
+            self.keeper.forget()
             raise StoreUnavailable(f"the state is lost and must be read again: {told(fault)}") from fault
         finally:
             # Whatever happens here, nobody may think that it did not happen there.
             _tell(batch)
         self.ahead.rebase(self.squad)
         if batch.recorded:
-            self._confirmed.appended(batch.recorded[-1].position)
+            self.keeper.confirmed.appended(batch.recorded[-1].position)
             self._sealing.settle(batch.sealer)
             self._sealing.observe(batch.recorded)
             self._publish(batch.recorded, batch.events)
 
-    def _tell_of_others(self, page: Sequence[Recorded], events: Sequence[AnyEvent] = ()) -> None:
-        """What others have appended was folded, and keys that they destroyed are no longer used.
-
-        `events` is what it tells, where that was folded to decide. Of what only a look has found each part
-        of the process finds out by itself, so that it shows which of them nothing was told.
-        """
-        self._sealing.observe(page)
-        self._publish(page, events)
-
     async def _resolve_doubt(self, connection: Connection, batch: Batch) -> Sequence[Ticket]:
         try:
-            await self._lock_at_the_head(connection)
+            await self.keeper.lock_the_log(connection)
             found = await lookup.find_ids(connection, [recorded.id for recorded in batch.recorded])
             if not found and self.squad.head.position == batch.recorded[0].position - 1:
                 await self._fence_off(connection, batch)
@@ -339,7 +286,7 @@ class Appender:
                 await connection.execute("ROLLBACK")
         except (HeadMoved, ClockDrifted) as unexpected:
             raise StoreBusy(str(unexpected)) from unexpected
-        await self._confirmed.make_sure(connection, self.squad.head.position)
+        await self.keeper.confirmed.make_sure(connection, self.squad.head.position)
         self.in_doubt = None
         _log.warning(
             "a commit of %d events was in doubt; %d are in the log", len(batch.recorded), len(found)
@@ -355,29 +302,6 @@ class Appender:
         fence = self._decide_at_once(draft, (), {}, abandoned=batch)
         await log.append(connection, fence.recorded, fence.decided_at, commit=True)
         self._settle(fence, draft)
-
-    async def _recognise_the_log(self, connection: Connection) -> None:
-        """Forgets all that is known where the log is another one.
-
-        Raises:
-            LogReplaced: it is.
-        """
-        try:
-            await continuity.check_head(connection, self.squad.head)
-        except LogReplaced:
-            self.squad = Squad()
-            self._is_other_log = True
-            raise
-
-    def _check_continuity(self, head: int) -> None:
-        if head < self.squad.head.position:
-            raise LogReplaced(f"it ends at {head}, and has ended at {self.squad.head.position}")
-
-    async def _ask_the_time(self, connection: Connection) -> datetime:
-        asked = monotonic()
-        its_time = await log.clock(connection)
-        self._clock.learn(its_time, asked, monotonic())
-        return its_time
 
 
 def _destroys_a_key(batch: Batch) -> bool:

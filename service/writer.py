@@ -230,7 +230,7 @@ class Writer:
             news = hinted > self._hint_seen and hinted > self.squad.head.position
             if now - asked_at > POLL_SECONDS:
                 # Ours may have stood still, as on a laptop that slept, and readers go by it as well.
-                await self._appender.renew_clock(connection)
+                await self._appender.keeper.renew_clock(connection)
                 asked_at = now
             # Where batches are decided holding the lock, each of them sees the news there. What others
             # opened again comes into memory by a look alone: there is one each second in any case.
@@ -239,7 +239,7 @@ class Writer:
             if news or now - looked_at > POLL_SECONDS:
                 self._appender.ahead.drop()
                 known = self.squad.head.position
-                await self._appender.look(connection)
+                await self._appender.keeper.look(connection)
                 self._hint_seen, looked_at = hinted, now
                 if self.squad.head.position > max(known, self._hints.position):
                     self.measures.poll_rescues += 1

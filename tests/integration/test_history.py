@@ -153,13 +153,14 @@ async def test_it_comes_into_memory_also_where_every_batch_is_decided_holding_th
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_writer(database) as one, running_writer(database) as other:
-        lock_at_the_head = other._appender._lock_at_the_head
+        keeper = other._appender.keeper
+        lock_the_log = keeper.lock_the_log
 
         async def as_if_others_wrote(connection: Connection) -> bool:
-            await lock_at_the_head(connection)
+            await lock_the_log(connection)
             return True
 
-        monkeypatch.setattr(other._appender, "_lock_at_the_head", as_if_others_wrote)
+        monkeypatch.setattr(keeper, "lock_the_log", as_if_others_wrote)
         other._appender.contended = True
         ends = asyncio.Event()
 

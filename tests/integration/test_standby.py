@@ -139,6 +139,7 @@ async def test_whoever_gives_up_and_comes_back_leaves_no_crowd_behind(
 ) -> None:
     monkeypatch.setattr("service.confirmed.STUCK_AFTER_SECONDS", 0.5)
     monkeypatch.setattr("service.appender.STUCK_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr("service.keeper.STUCK_AFTER_SECONDS", 0.5)
     monkeypatch.setattr("service.writer._BACKOFF_SECONDS", (0.05, 0.05))
     async with running_writer(server.dsn) as writer:
         await miss_a_standby(server)

@@ -18,7 +18,7 @@ from psycopg import AsyncClientCursor, AsyncCursor
 from eventstore import keys, log, pages
 from eventstore.errors import StoreUnavailable
 from eventstore.listener import Hints
-from service import appender, batch, confirmed, folding, pace, restore, sealer, snapshots, writer
+from service import appender, batch, confirmed, folding, keeper, pace, restore, sealer, snapshots, writer
 from service import clock as clocks
 from service.clock import DatabaseClock
 from service.writer import Writer
@@ -213,7 +213,7 @@ def simulated() -> Iterator[None]:
             (log, "AsyncClientCursor", SimpleCursor, AsyncClientCursor),
         ):
             patch.setattr(module, name, _either(ours, theirs))
-        for timed in (appender, clocks, confirmed, folding, pace, writer):
+        for timed in (appender, clocks, confirmed, folding, keeper, pace, writer):
             patch.setattr(timed, "monotonic", lambda: Process.running.monotonic())
         patch.setattr(clocks, "datetime", SimpleNamespace(now=lambda _: Process.running.wall_clock()))
         for naming in (batch, keys):
