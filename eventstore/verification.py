@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
-from eventstore import log, schema
+from eventstore import log
 from eventstore.chain import HASHED_TEXT
+from eventstore.guards import missing_guards
 from eventstore.recorded import GENESIS_HASH
 from eventstore.translation import translating
 
@@ -61,28 +62,6 @@ _BY_VALUE: LiteralString = (
 )
 _UNREPEATED = {"id": "id", "idempotency_key": "idempotency key"}
 _FIRST_ID: LiteralString = "SELECT id::text FROM events WHERE position = 1"
-
-# Of pg_trigger.tgtype.
-_EACH_ROW, _BEFORE, _DELETE, _UPDATE, _TRUNCATE = 1, 2, 8, 16, 32
-_TRIGGERS = {
-    "events_are_immutable": _EACH_ROW | _BEFORE | _UPDATE | _DELETE,
-    "events_are_not_updated": _BEFORE | _UPDATE | _DELETE,
-    "events_are_never_truncated": _BEFORE | _TRUNCATE,
-}
-_REFUSE = "refuse_change"
-_ENABLED_TRIGGERS: LiteralString = (
-    "SELECT tgname, tgtype, tgqual IS NULL AND tgattr = '' AND (pronamespace, proname) = (relnamespace, %s)"
-    " AND lanname = 'plpgsql' AND prosrc = %s FROM pg_trigger"
-    " JOIN pg_class c ON c.oid = tgrelid JOIN pg_proc p ON p.oid = tgfoid"
-    " JOIN pg_language l ON l.oid = prolang"
-    " WHERE tgrelid = 'events'::regclass AND tgenabled = 'A' AND NOT tgisinternal"
-)
-_UNIQUE_KEYS = ("position", "id", "stream, version")
-_VALID_KEYS: LiteralString = (
-    "SELECT (SELECT string_agg(attname, ', ' ORDER BY attname) FROM pg_attribute"
-    " WHERE attrelid = indrelid AND attnum = ANY (indkey)) FROM pg_index"
-    " WHERE indrelid = 'events'::regclass AND indisunique AND indisvalid AND indisready AND indpred IS NULL"
-)
 
 
 class Check(NamedTuple):
@@ -263,18 +242,8 @@ async def _by_value(connection: Connection) -> Check:
 
 async def _guards(connection: Connection) -> Check:
     found = Findings("guards")
-    body = schema.function_body(_REFUSE)
-    enabled = await (await connection.execute(_ENABLED_TRIGGERS, (_REFUSE, body))).fetchall()
-    refusing = {name: kind if always else None for name, kind, always in enabled}
-    for trigger, kind in _TRIGGERS.items():
-        if trigger not in refusing:
-            found.add(None, f"the trigger {trigger} is not there, or not enabled for everybody")
-        elif refusing[trigger] != kind:
-            found.add(None, f"the trigger {trigger} does not refuse what it is there to refuse")
-    keys = {columns for (columns,) in await (await connection.execute(_VALID_KEYS)).fetchall()}
-    for key in _UNIQUE_KEYS:
-        if key not in keys:
-            found.add(None, f"the unique key of ({key}) is not there, or not valid")
+    for fault in await missing_guards(connection):
+        found.add(None, fault)
     return found.check("the triggers and unique keys that keep the log as it is are in place")
 
 

@@ -326,6 +326,14 @@ def _remade(definition: LiteralString, function: LiteralString = "refuse_change"
     )
 
 
+def _destroying(definition: LiteralString) -> LiteralString:
+    """What makes the trigger that destroys keys anew under its old name."""
+    return (
+        "DROP TRIGGER events_destroy_keys ON events;"
+        f" CREATE TRIGGER events_destroy_keys {definition} EXECUTE FUNCTION destroy_key()"
+    )
+
+
 class TestGuards:
     @pytest.mark.parametrize(
         ("change", "says"),
@@ -344,6 +352,14 @@ class TestGuards:
             (
                 "UPDATE pg_index SET indisready = false WHERE indexrelid = 'events_id_key'::regclass",
                 "the unique key of (id)",
+            ),
+            ("ALTER TABLE events DISABLE TRIGGER events_destroy_keys", "the trigger events_destroy_keys"),
+            ("DROP TRIGGER events_destroy_keys ON events", "the trigger events_destroy_keys"),
+            ("ALTER TABLE events ALTER COLUMN agent DROP EXPRESSION", "the column agent"),
+            (
+                "ALTER TABLE events DROP COLUMN agent;"
+                " ALTER TABLE events ADD COLUMN agent text GENERATED ALWAYS AS (data ->> 'agent') STORED",
+                "the column agent",
             ),
         ],
     )
@@ -389,6 +405,36 @@ class TestGuards:
             "the trigger events_are_immutable does not refuse what it is there to refuse"
         )
         assert faults["guards"].faults == triggers
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "CREATE OR REPLACE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS"
+            " 'BEGIN RETURN NULL; END'",
+            "ALTER FUNCTION destroy_key() SECURITY INVOKER",
+            _destroying("AFTER INSERT ON events FOR EACH ROW WHEN (NEW.type = 'subject_forgotten ')"),
+            _destroying("AFTER INSERT ON events FOR EACH ROW"),
+            _destroying("AFTER INSERT ON events"),
+        ],
+    )
+    async def test_keys_that_would_not_be_destroyed_are_found(
+        self, connection: Connection, change: LiteralString
+    ) -> None:
+        await some_history(connection)
+        await connection.execute(change)
+        faults = await _faults(connection)
+        assert faults.keys() == {"guards"}
+        assert faults["guards"].says == (
+            "the trigger events_destroy_keys does not destroy what it is there to destroy"
+        )
+
+    async def test_a_schema_from_before_there_were_keys_has_none_to_destroy(
+        self, connection: Connection
+    ) -> None:
+        await connection.execute("DROP TRIGGER events_destroy_keys ON events")
+        assert (await _faults(connection)).keys() == {"guards"}
+        await connection.execute("DROP TABLE subject_keys")
+        assert await _faults(connection) == {}
 
 
 class TestCheckpoints:

@@ -1,0 +1,110 @@
+"""What the database was told to see to by itself, and whether it still does.
+
+Triggers refuse every change of an event, unique keys refuse what is there already, one trigger destroys the
+keys of those who are forgotten, and the column `agent` is computed from what an event says. Whoever may do
+anything can undo each of these, or leave no more of it than its name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, LiteralString, NamedTuple
+
+from eventstore import schema
+
+if TYPE_CHECKING:
+    from eventstore.connection import Connection
+
+# Of pg_trigger.tgtype.
+_EACH_ROW, _BEFORE, _INSERT, _DELETE, _UPDATE, _TRUNCATE = 1, 2, 4, 8, 16, 32
+
+
+class _Trigger(NamedTuple):
+    kind: int
+    function: str
+    enabled: str
+    """How it may be enabled, of pg_trigger.tgenabled: always (A), or in all sessions but replicas' (O)."""
+    condition: str | None = None
+    """As Postgres writes it down."""
+
+
+_REFUSING = {
+    "events_are_immutable": _Trigger(_EACH_ROW | _BEFORE | _UPDATE | _DELETE, "refuse_change", "A"),
+    "events_are_not_updated": _Trigger(_BEFORE | _UPDATE | _DELETE, "refuse_change", "A"),
+    "events_are_never_truncated": _Trigger(_BEFORE | _TRUNCATE, "refuse_change", "A"),
+}
+_DESTROYING = {
+    "events_destroy_keys": _Trigger(
+        _EACH_ROW | _INSERT, "destroy_key", "AO", "(new.type = 'subject_forgotten'::text)"
+    )
+}
+_TRIGGERS: LiteralString = (
+    "SELECT tgname, tgtype, proname, tgenabled::text,"
+    " substring(pg_get_triggerdef(t.oid) FROM ' WHEN \\((.*)\\) EXECUTE FUNCTION '),"
+    " tgattr = '' AND pronamespace = relnamespace AND lanname = 'plpgsql', prosrc, prosecdef"
+    " FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid JOIN pg_proc p ON p.oid = tgfoid"
+    " JOIN pg_language l ON l.oid = prolang WHERE tgrelid = 'events'::regclass AND NOT tgisinternal"
+)
+# A schema that was made before there were keys, and was not upgraded yet, has none to destroy.
+_HAS_KEYS: LiteralString = "SELECT to_regclass('subject_keys') IS NOT NULL"
+
+_UNIQUE_KEYS = ("position", "id", "stream, version")
+_VALID_KEYS: LiteralString = (
+    "SELECT (SELECT string_agg(attname, ', ' ORDER BY attname) FROM pg_attribute"
+    " WHERE attrelid = indrelid AND attnum = ANY (indkey)) FROM pg_index"
+    " WHERE indrelid = 'events'::regclass AND indisunique AND indisvalid AND indisready AND indpred IS NULL"
+)
+
+_AGENT = (
+    "COALESCE((data ->> 'agent'::text), (data ->> 'assigned_agent'::text), (data ->> 'handled_by'::text))"
+)
+_COMPUTED: LiteralString = (
+    "SELECT pg_get_expr(adbin, adrelid) FROM pg_attribute"
+    " JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum"
+    " WHERE attrelid = 'events'::regclass AND attname = 'agent' AND attgenerated = 's'"
+)
+
+
+async def missing_guards(connection: Connection) -> list[str]:
+    """What is not there, or not what `schema.sql` made it to be; one line for each."""
+    return [
+        *await _triggers(connection),
+        *await _unique_keys(connection),
+        *await _computed_column(connection),
+    ]
+
+
+async def _triggers(connection: Connection) -> list[str]:
+    [has_keys] = await _column(connection, _HAS_KEYS)
+    cursor = await connection.execute(_TRIGGERS)
+    found = {name: rest for name, *rest in await cursor.fetchall()}
+    faults: list[str] = []
+    for name, wanted in {**_REFUSING, **(_DESTROYING if has_keys else {})}.items():
+        does = "destroy" if name in _DESTROYING else "refuse"
+        kind, function, enabled, condition, is_plain, body, by_owner = found.get(name, [None] * 7)
+        if not enabled or enabled not in wanted.enabled:
+            faults.append(f"the trigger {name} is not there, or not enabled for everybody")
+        elif (
+            (kind, function, condition) != (wanted.kind, wanted.function, wanted.condition)
+            or not is_plain
+            or body != schema.function_body(wanted.function)
+            or (does == "destroy" and not by_owner)
+        ):
+            faults.append(f"the trigger {name} does not {does} what it is there to {does}")
+    return faults
+
+
+async def _unique_keys(connection: Connection) -> list[str]:
+    found = await _column(connection, _VALID_KEYS)
+    return [
+        f"the unique key of ({key}) is not there, or not valid" for key in _UNIQUE_KEYS if key not in found
+    ]
+
+
+async def _computed_column(connection: Connection) -> list[str]:
+    if await _column(connection, _COMPUTED) == [_AGENT]:
+        return []
+    return ["the column agent is not computed from what an event says"]
+
+
+async def _column(connection: Connection, query: LiteralString) -> list[object]:
+    return [value for (value,) in await (await connection.execute(query)).fetchall()]
