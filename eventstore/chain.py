@@ -31,13 +31,15 @@ _MICROSECOND = timedelta(microseconds=1)
 HASHED_TEXT: LiteralString = (
     r"coalesce(position || E'\n' || id || E'\n' || stream || E'\n' || version || E'\n' || type || E'\n'"
     r" || schema_version || E'\n' || actor || E'\n' || coalesce(caused_by::text, '') || E'\n'"
-    r" || correlation_id || E'\n' || coalesce(idempotency_key, '') || E'\n'"
+    r" || correlation_id || E'\n'"
+    r" || CASE idempotency_key WHEN '' THEN NULL ELSE coalesce(idempotency_key, '') END || E'\n'"
     r" || trim_scale(extract(epoch FROM recorded_at) * 1000000) || E'\n' || data, '')"
 )
 """Envelope and data of a row of `events`, made one text by Postgres: what is hashed after the hash before.
 
 It never fails and is never NULL, whatever somebody wrote into the row. Where anything is missing that every
-event has, it is empty: so no field can be emptied and stand, as part of its neighbour, where it stood.
+event has, it is empty: so no field can be emptied and stand, as part of its neighbour, where it stood. So
+it is where an idempotency key is an empty text, because that would read as if there were none.
 """
 
 

@@ -293,6 +293,15 @@ async def test_a_field_that_was_moved_into_its_neighbour_is_found(
     assert await first_bad_position_by_sql(connection) == 6
 
 
+async def test_an_empty_idempotency_key_where_there_was_none_is_found(connection: Connection) -> None:
+    """What is hashed would read the same."""
+    await some_history(connection)
+    await forge(connection, "UPDATE events SET idempotency_key = '' WHERE position = 7")
+    assert (await _faults(connection))["chain"].position == 7
+    assert await first_bad_position_by_sql(connection) == 7
+    assert (await export_log(connection, lambda _: None)).broken_at == 7
+
+
 @pytest.mark.parametrize("moment", ["infinity", "-infinity", "4000-01-01 BC", "290000-01-01"])
 async def test_a_time_that_no_clock_shows_is_a_fault_and_not_a_failure(
     connection: Connection, moment: LiteralString
