@@ -151,8 +151,6 @@ class Arriving:
             )
         except (UnknownEventType, UnreadableEvent) as error:
             self._refuse(str(error))
-        except RecursionError:
-            self._refuse("its data are nested too deeply")
         # What a stream is named by is never sealed.
         if event.stream != stream and (type_, stream) != _FILED_EARLIER:
             self._refuse(f"it is filed under {stream!r}, and belongs to {event.stream!r}")

@@ -71,7 +71,7 @@ def decode(recorded: AnyRecorded) -> AnyEvent:
     decode_present = _DECODE.get((recorded.type, recorded.schema_version))
     try:
         return decode_present(recorded.data) if decode_present else _decode_earlier(recorded)
-    except (msgspec.MsgspecError, KeyError, ValueError) as error:
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UnreadableEvent(
             f"{recorded.type} at position {recorded.position}", recorded.position
         ) from error

@@ -140,7 +140,8 @@ async def reveal(
         veiled: types whose erased form will do.
 
     Raises:
-        UnreadableEvent: a box does not open with its key, or what should be a seal is none.
+        UnreadableEvent: a box does not open with its key or holds what no box does, or what should be a
+            seal, or the end of a key, is none.
     """
     keyring = keyring or Keyring()
     sealed: list[tuple[int, dict[str, Any], _Seal]] = []
@@ -148,7 +149,7 @@ async def reveal(
         if recorded.type not in _LOOKED_AT:
             continue
         if recorded.type == SubjectForgotten.type:
-            keyring.let_go(orjson.loads(recorded.data).get("key_id"))
+            keyring.let_go(_destroyed(recorded))
         elif _LOOKS_SEALED in recorded.data and (found := _unseal(recorded)):
             sealed.append((index, *found))
     shown = page if isinstance(page, list) else list(page)
@@ -195,12 +196,29 @@ def key_of(recorded: Recorded) -> str | None:
     return found[1].key if found else None
 
 
+def _destroyed(recorded: Recorded) -> str:
+    """The id of the key whose end an event tells."""
+    data = _stored(recorded)
+    key_id = data.get("key_id") if isinstance(data, dict) else None
+    if not isinstance(key_id, str):
+        raise _unreadable(recorded, recorded.type)
+    return key_id
+
+
+def _stored(recorded: Recorded) -> Any:
+    try:
+        return orjson.loads(recorded.data)
+    except ValueError as error:
+        raise _unreadable(recorded, recorded.type) from error
+
+
+def _unreadable(recorded: Recorded, what: str) -> UnreadableEvent:
+    return UnreadableEvent(f"{what} at position {recorded.position}", recorded.position)
+
+
 def _unseal(recorded: Recorded) -> tuple[dict[str, Any], _Seal] | None:
     """The stored data without their seal, and the seal; None where there is none."""
-    try:
-        data = orjson.loads(recorded.data)
-    except ValueError as error:
-        raise UnreadableEvent(f"{recorded.type} at position {recorded.position}") from error
+    data = _stored(recorded)
     # A plain event can hold something of that name further down, in what somebody sent.
     if not isinstance(data, dict) or "sealed" not in data:
         return None
@@ -211,7 +229,7 @@ def _unseal(recorded: Recorded) -> tuple[dict[str, Any], _Seal] | None:
     except (KeyError, TypeError, ValueError, Base64Error):
         is_named = False
     if not is_named:
-        raise UnreadableEvent(f"the seal of {recorded.type} at position {recorded.position}")
+        raise _unreadable(recorded, f"the seal of {recorded.type}")
     return data, seal_
 
 
@@ -225,7 +243,9 @@ def _opened(recorded: Recorded, data: dict[str, Any], seal_: _Seal, secret: byte
         try:
             box = orjson.loads(AESGCM(secret).decrypt(seal_.nonce, seal_.box, envelope))
         except (InvalidTag, ValueError) as error:
-            raise UnreadableEvent(f"the box of {recorded.type} at position {recorded.position}") from error
+            raise _unreadable(recorded, f"the box of {recorded.type}") from error
+        if not _may_hold(recorded.type, box):
+            raise _unreadable(recorded, f"the box of {recorded.type}")
         for name, value in box.items():
             # What is sealed in whole left null behind, what is sealed in part left an object.
             if isinstance(left := data.get(name), dict):
@@ -233,6 +253,20 @@ def _opened(recorded: Recorded, data: dict[str, Any], seal_: _Seal, secret: byte
             else:
                 data[name] = value
     return recorded._replace(data=orjson.dumps(data).decode())
+
+
+def _may_hold(type_: str, box: Any) -> bool:
+    """Whether it is what `seal` puts into a box: nothing that stands in the open can be in one as well."""
+    personal = PERSONAL[type_]
+    return (
+        isinstance(box, dict)
+        and box.keys() <= personal.keys()
+        and all(
+            isinstance(inside, dict) and inside.keys() <= set(personal[name])
+            for name, inside in box.items()
+            if personal[name]
+        )
+    )
 
 
 def _erase(type_: str, data: dict[str, Any]) -> None:

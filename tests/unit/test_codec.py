@@ -99,6 +99,17 @@ class TestReading:
         with pytest.raises(UnreadableEvent, match="agent_heartbeat_recorded at position 1"):
             codec.decode(recorded(data, "agent_heartbeat_recorded"))
 
+    @pytest.mark.parametrize("name", ["job_defined", "job_removed", "run_finished", "agent_status_changed"])
+    @pytest.mark.parametrize("data", ["[]", "null", '"x"', "1", '{"definition": null, "agent": 1}'])
+    def test_of_an_earlier_version_whose_data_break_the_promise_fails(self, name: str, data: str) -> None:
+        with pytest.raises(UnreadableEvent, match=f"{name} at position 1"):
+            codec.decode(recorded(data, name, 1))
+
+    def test_of_data_that_are_nested_without_end_fails(self) -> None:
+        data = '{"data":{"a":' + "[" * 100_000 + "]" * 100_000 + "}}"
+        with pytest.raises(UnreadableEvent, match="message_sent at position 1"):
+            codec.decode(recorded(data, "message_sent"))
+
 
 class TestUpcasting:
     @pytest.fixture

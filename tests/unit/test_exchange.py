@@ -175,7 +175,16 @@ class TestWhatIsNotAWholeLog:
                 {"stream": "request-another"},
                 "line 4: it is filed under 'request-another', and belongs to 'request-4f9a-key'",
             ),
-            (2, {"data": _TOO_DEEP}, "line 4: its data are nested too deeply"),
+            (
+                2,
+                {"data": _TOO_DEEP},
+                "line 4: A stored event does not have the shape that its type and schema ver",
+            ),
+            (
+                2,
+                {"type": "job_removed", "data": "[]"},
+                "line 4: A stored event does not have the shape that its type and schema ver",
+            ),
         ],
     )
     def test_is_refused_even_if_its_hashes_fit(

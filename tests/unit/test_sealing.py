@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 from msgspec import structs
@@ -106,6 +108,15 @@ def sealed(event: AnyEvent, id_: str = ID, key: Key = KEY) -> Recorded:
 
 def with_seal(row: Recorded, value: object) -> Recorded:
     return row._replace(data=json.dumps({**json.loads(row.data), "sealed": value}, separators=(",", ":")))
+
+
+def boxed(event: AnyEvent, content: object) -> Recorded:
+    """The event with a box that holds something else, closed with its key."""
+    row = sealed(event)
+    covered = f"{row.id}\n{row.stream}\n{row.type}\n{row.schema_version}\n{KEY.id}\n".encode()
+    box = AESGCM(KEY.secret).encrypt(NONCE, json.dumps(content).encode(), covered)
+    seal = json.loads(row.data)["sealed"]
+    return with_seal(row, {**seal, "box": b64encode(box).decode()})
 
 
 def keyring(*keys: Key) -> Keyring:
@@ -253,8 +264,39 @@ class TestABox:
         with pytest.raises(UnreadableEvent, match="email_received at position 1"):
             opened(with_seal(plain(LETTER), seal), {KEY.id: KEY.secret})
 
+    @pytest.mark.parametrize(
+        "content",
+        [
+            [1],
+            None,
+            "text",
+            {"from_email": "a@b.c", "subject": None, "payload": None, "email_id": OTHER_ID},
+        ],
+        ids=str,
+    )
+    def test_that_holds_what_no_box_does_is_told(self, content: object) -> None:
+        with pytest.raises(UnreadableEvent, match="the box of email_received at position 1") as told:
+            opened(boxed(LETTER, content), {KEY.id: KEY.secret})
+        assert told.value.position == 1
+
+    @pytest.mark.parametrize(
+        "body",
+        [None, [], "text", {"from_email": "a@b.c", "position": 8}],
+        ids=lambda body: json.dumps(body),
+    )
+    def test_of_an_answer_that_holds_what_stands_in_the_open_is_told(self, body: object) -> None:
+        with pytest.raises(UnreadableEvent, match="the box of request_answered at position 1"):
+            opened(boxed(ANSWER, {"fingerprint": "f", "body": body}), {KEY.id: KEY.secret})
+
 
 class TestRevealing:
+    @pytest.mark.parametrize("data", ["[]", "{}", "null", "{", '{"key_id": 1}', '{"key_id": ["a"]}'])
+    async def test_tells_of_the_end_of_a_key_that_is_none(self, data: str) -> None:
+        forgotten = SubjectForgotten(key_id=KEY.id, emails=[ID], messages=[], in_plain=0)
+        with pytest.raises(UnreadableEvent, match="subject_forgotten at position 1") as told:
+            await reveal(NOBODY, [plain(forgotten)._replace(data=data)])
+        assert told.value.position == 1
+
     async def test_leaves_a_page_without_sealed_events_as_it_is(self) -> None:
         page = [plain(event) for event in EXAMPLES if event.type != SubjectForgotten.type]
         assert await reveal(NOBODY, page) is page
