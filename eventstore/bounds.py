@@ -1,11 +1,13 @@
-"""Whether tables can hold what an event says: its numbers, and the JSON that somebody sent along.
+"""Whether tables can hold what an event says: its numbers and times, and the JSON that somebody sent along.
 
 The service lets nothing else in. A log that was imported may say anything, and can never be changed: a
-projection that cannot take one of its events would stop there for good.
+projection that cannot take one of its events, or whoever reads a row that came of it, would stop there for
+good.
 """
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,6 +37,7 @@ class _Fields(NamedTuple):
     """The fields of a structure that may be out of bounds, each with the least and the most it may be."""
 
     numbers: tuple[tuple[str, int, int], ...]
+    times: tuple[str, ...]
     json: tuple[str, ...]
     others: tuple[tuple[str, int, int], ...]
     """Lists of numbers, objects of numbers, and structures."""
@@ -45,10 +48,14 @@ def out_of_bounds(event: msgspec.Struct) -> str | None:
     fields = _fields(type(event))
     if fields is None:
         return None
-    numbers, json, others = fields
+    numbers, times, json, others = fields
     for name, least, most in numbers:
         value = getattr(event, name)
         if value is not None and not least <= value <= most:
+            return name
+    for name in times:
+        value = getattr(event, name)
+        if value is not None and not _is_one_moment(value):
             return name
     for name in json:
         value = getattr(event, name)
@@ -64,6 +71,17 @@ def out_of_bounds(event: msgspec.Struct) -> str | None:
         ):
             return name
     return None
+
+
+def _is_one_moment(time: datetime) -> bool:
+    """Whether it says which moment it means, and UTC has a name for that: years end at 9999."""
+    if time.tzinfo is None:
+        return False
+    try:
+        time.astimezone(UTC)
+    except OverflowError:
+        return False
+    return True
 
 
 def _can_be_written(value: Any) -> bool:
@@ -86,12 +104,14 @@ def _levels_fit(value: Any, levels: int) -> bool:
 @cache
 def _fields(kind: type[msgspec.Struct]) -> _Fields | None:
     """Those of a kind of structure; None where it has none."""
-    numbers, json, others = [], [], []
+    numbers, times, json, others = [], [], [], []
     for field in msgspec.structs.fields(kind):
         name, bounded = field.name, (field.name, *_BOUNDS.get(field.name, _BIGINT))
         match _main_type(field.type):
             case told.IntType():
                 numbers.append(bounded)
+            case told.DateTimeType():
+                times.append(name)
             case told.DictType(value_type=told.AnyType()):
                 json.append(name)
             case told.DictType(value_type=told.IntType()) | told.ListType(item_type=told.IntType()):
@@ -100,7 +120,7 @@ def _fields(kind: type[msgspec.Struct]) -> _Fields | None:
                 others.append(bounded)
             case _:
                 pass
-    found = _Fields(tuple(numbers), tuple(json), tuple(others))
+    found = _Fields(tuple(numbers), tuple(times), tuple(json), tuple(others))
     return found if any(found) else None
 
 
