@@ -14,9 +14,12 @@ def translated(error: psycopg.Error) -> EventStoreError:
     match error:
         case pg.LockNotAvailable() | pg.QueryCanceled() | pg.DeadlockDetected() | pg.SerializationFailure():
             return StoreBusy(text)
-        case pg.DiskFull() | pg.OutOfMemory():
+        case pg.DiskFull() | pg.OutOfMemory() | pg.ConfigurationLimitExceeded():
             # The server's own word that the statement failed. Where it cannot even say so, it hangs up.
             return StoreBusy(text)
+        case pg.ProgramLimitExceeded() | pg.StatementTooComplex():
+            # Such as a text that is too long for an index: it will be so the next time, too.
+            return StoreRefused(text)
         case pg.ReadOnlySqlTransaction() | pg.IdleInTransactionSessionTimeout() | pg.TransactionTimeout():
             # A standby that nobody promoted yet, and sessions that the server ended.
             return StoreUnavailable(text)

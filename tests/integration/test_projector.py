@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec import structs
 
 from eventstore import log
 from eventstore.events import MessageSent
@@ -51,6 +53,26 @@ def _make_messages_choke_on_poison(monkeypatch: pytest.MonkeyPatch) -> None:
 async def _reported(connection: Connection) -> dict[str, tuple[int, int | None, str | None]]:
     cursor = await connection.execute("SELECT name, position, failed_position, error FROM projections")
     return {name: (position, failed, error) for name, position, failed, error in await cursor.fetchall()}
+
+
+async def test_what_no_index_holds_stops_its_projection_and_no_other(
+    database: str, connection: Connection
+) -> None:
+    scribe = Scribe(connection)
+    await scribe.append(joined("alice"))
+    # No compression makes it short enough.
+    await scribe.append(structs.replace(said("hello"), to_agent=token_hex(4_000)))
+    await scribe.append(said("hello again"))
+    active = Projector(database, "squad", Hints())
+    async with running(active.run()):
+        await eventually(lambda: "messages" in active.failed)
+        await eventually(lambda: active.positions["agents"] == scribe.head.position)
+    reported = await _reported(connection)
+    position, failed, error = reported.pop("messages")
+    assert (position, failed) == (1, 2)
+    assert error
+    assert "index row size" in error
+    assert {failed for _, failed, _ in reported.values()} == {None}
 
 
 async def test_the_tables_hold_what_the_log_tells(database: str) -> None:

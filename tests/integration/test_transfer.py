@@ -6,6 +6,7 @@ import asyncio
 import tracemalloc
 from contextlib import asynccontextmanager
 from functools import partial
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, LiteralString
 
 import pytest
@@ -16,9 +17,9 @@ from hypothesis import strategies as st
 from eventstore import log, lookup
 from eventstore.chain import hash_of
 from eventstore.errors import ImportRefused, StoreUnavailable
-from eventstore.exchange import end_line, event_line
+from eventstore.exchange import end_line, event_line, header_line
 from eventstore.listener import Hints
-from eventstore.recorded import Head
+from eventstore.recorded import EMPTY_LOG, Head
 from eventstore.transfer import export_log, import_log
 from projections.projector import Projector
 from service import commands as do
@@ -26,7 +27,7 @@ from service.clock import DatabaseClock
 from service.writer import Writer
 from tests.support.forging import forge, hash_anew, some_history
 from tests.support.life import live_with_jobs
-from tests.support.log import Scribe, said, whole_log
+from tests.support.log import Scribe, joined, said, whole_log
 from tests.support.parts import (
     SCHEMA,
     connected,
@@ -258,6 +259,14 @@ class TestWhatIsRefused:
         lines = [*(await _exported(connection, until=1))[:2], event_line(second), end]
         async with connected(new_squad) as other:
             assert (await _refusal(other, lines)).startswith("line 3: ")
+
+    async def test_is_text_that_no_index_can_hold(self, new_squad: str) -> None:
+        async with connected(new_squad) as other:
+            # No compression makes it short enough.
+            row = Scribe(other).row(joined(token_hex(4_000)), await log.clock(other))
+            head = Head(1, row.hash, row.recorded_at)
+            lines = [header_line(row.id, EMPTY_LOG), event_line(row), end_line(1, head)]
+            assert (await _refusal(other, lines)).startswith("line 2: index row size ")
 
     async def test_is_a_squad_that_is_not_new(self, connection: Connection, new_squad: str) -> None:
         await some_history(connection)
