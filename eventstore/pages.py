@@ -17,6 +17,7 @@ from psycopg.adapt import Transformer
 from psycopg.pq import ConnStatus, ExecStatus, Format
 
 from eventstore.connection import hang_up, hanging_up_after
+from eventstore.errors import UnreadableEvent
 from eventstore.gauge import Gauge
 from eventstore.log import COLUMNS
 from eventstore.recorded import AnyRecorded, recorded_of, told_of
@@ -25,6 +26,7 @@ from eventstore.translation import translating
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
+    from psycopg import abc
     from psycopg.pq.abc import PGresult
 
     from eventstore.connection import Connection
@@ -75,6 +77,7 @@ async def scan(
         shape: how much of each.
 
     Raises:
+        UnreadableEvent: a row has a value that nothing here can hold.
         StoreUnavailable: the connection broke.
         StoreBusy: the server gave up.
     """
@@ -148,4 +151,18 @@ def _rows(connection: Connection, answer: PGresult, make: Callable[[Sequence[Any
             raise psycopg.errors.error_from_result(answer)
         transformer = Transformer(connection)
         transformer.set_pgresult(answer)
-        return transformer.load_rows(0, answer.ntuples, make)
+        try:
+            return transformer.load_rows(0, answer.ntuples, make)
+        except psycopg.DataError:
+            _tell_unreadable(answer, transformer)
+            raise
+
+
+def _tell_unreadable(answer: PGresult, transformer: abc.Transformer) -> None:
+    """Finds the row that nothing can be made of, such as one with a time beyond the year 9999."""
+    for row in range(answer.ntuples):
+        try:
+            transformer.load_row(row, tuple)
+        except psycopg.DataError as error:
+            position = int.from_bytes(answer.get_value(row, 0) or b"", signed=True)
+            raise UnreadableEvent(f"the one at position {position}, {error}", position) from error

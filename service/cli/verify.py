@@ -11,7 +11,7 @@ import click
 
 from eventstore import checkpoint as signed
 from eventstore import log, verification
-from eventstore.errors import LogBroken, LogNotUnderstood, UnknownEventType, UnreadableEvent
+from eventstore.errors import AtPosition
 from eventstore.verification import Check
 from projections.comparison import compare
 from service.cli import progress
@@ -67,9 +67,11 @@ def verify(
             if no_tables:
                 return verified, verified.checks, []
             with progress.shown("the tables", quiet=as_json) as tell:
-                tables, differences = await _tables(found, chosen.squad_schema, tell)
+                tables, differences = await _tables(found, chosen.squad_schema, tell, verified)
             with progress.shown("the snapshots", quiet=as_json) as tell:
-                kept = await _snapshots(connection, lambda position: tell(position, verified.position))
+                kept = await _snapshots(
+                    connection, lambda position: tell(position, verified.position), verified
+                )
             return verified, [*verified.checks, *tables, kept], differences
 
     verified, checks, differences = run(work())
@@ -84,28 +86,40 @@ def verify(
         sys.exit(1)
 
 
-async def _tables(dsn: str, schema: str, tell: Tell) -> tuple[list[Check], list[Difference]]:
+async def _tables(
+    dsn: str, schema: str, tell: Tell, verified: Verified
+) -> tuple[list[Check], list[Difference]]:
     try:
         differences = await compare(dsn, schema, progress=tell)
-    except (LogBroken, LogNotUnderstood, UnknownEventType, UnreadableEvent) as error:
-        says = f"they cannot be compared with the log: {error}"
-        return [Check("tables", holds=False, says=says, position=error.position, faults=1)], []
+    except Exception as error:  # noqa: BLE001 - see there
+        return [_incomparable("tables", error, verified)], []
     if not differences:
         return [Check("tables", holds=True, says="every row follows from the log, and none is missing")], []
     return [Check("tables", holds=False, says=str(each), faults=1) for each in differences], differences
 
 
-async def _snapshots(connection: Connection, tell: Callable[[int], None]) -> Check:
+async def _snapshots(connection: Connection, tell: Callable[[int], None], verified: Verified) -> Check:
     """Whether what was put away of the past is what the log makes of it."""
     try:
         faults = await check_snapshots(connection, tell)
-    except (LogBroken, LogNotUnderstood, UnknownEventType, UnreadableEvent) as error:
-        says = f"they cannot be compared with the log: {error}"
-        return Check("snapshots", holds=False, says=says, position=error.position, faults=1)
+    except Exception as error:  # noqa: BLE001 - see there
+        return _incomparable("snapshots", error, verified)
     if not faults:
         return Check("snapshots", holds=True, says="each is what a fold of the log gives at its position")
     first = faults[0]
     return Check("snapshots", holds=False, says=first.reason, position=first.position, faults=len(faults))
+
+
+def _incomparable(name: str, error: Exception, verified: Verified) -> Check:
+    """The check that could not be made because of the log.
+
+    What somebody wrote into the log can stop whoever folds it with any error. Where it is known not to
+    hold, none must keep from being told what was found.
+    """
+    if not isinstance(error, AtPosition) and verified.first_fault is None:
+        raise error
+    says = f"they cannot be compared with the log: {error}"
+    return Check(name, holds=False, says=says, position=getattr(error, "position", None), faults=1)
 
 
 def _line(check: Check) -> str:

@@ -9,7 +9,7 @@ import shlex
 import sys
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import pytest
 from click.testing import CliRunner
@@ -170,6 +170,28 @@ class TestVerify:
         bad = [line for line in ended.output.splitlines() if line.startswith("FAILS")]
         assert bad[0] == "FAILS  positions   position 5: is missing"
         assert bad[-1].startswith("FAILS  tables      position 5: they cannot be compared with the log: ")
+
+    @pytest.mark.parametrize(
+        ("change", "place"),
+        [
+            ("recorded_at = 'infinity' WHERE position = 6", "position 6: "),
+            ("type = 'subject_forgotten', data = '[]' WHERE position = 6", "position 6: "),
+            ("schema_version = NULL WHERE position = 6", "position 6: "),
+            ("data = NULL WHERE position = 6", ""),
+        ],
+    )
+    async def test_tells_what_it_found_whatever_keeps_the_log_from_being_folded(
+        self, history: str, tmp_path: Path, change: LiteralString, place: str
+    ) -> None:
+        async with connected(history) as connection:
+            for column in ("schema_version", "data"):
+                await connection.execute(f"ALTER TABLE events ALTER COLUMN {column} DROP NOT NULL".encode())
+            await forge(connection, f"UPDATE events SET {change}")
+        ended = await _squad("verify", "--dsn", history)
+        assert (ended.code, ended.errors) == (1, "")
+        bad = [line for line in ended.output.splitlines() if line.startswith("FAILS")]
+        assert bad[0].startswith("FAILS  chain       position 6: its hash does not follow")
+        assert bad[-1].startswith(f"FAILS  tables      {place}they cannot be compared with the log: ")
 
 
 class TestCheckpoint:
