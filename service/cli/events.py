@@ -10,6 +10,7 @@ import click
 import orjson
 
 from eventstore import log, lookup, sealing
+from eventstore.gauge import Gauge
 from eventstore.listener import Listener
 from eventstore.subscription import follow
 from service.background import background
@@ -76,9 +77,11 @@ def events(
 
 
 async def _print_all(connection: Connection, after: int, wanted: lookup.Filter, *, as_json: bool) -> None:
-    while page := await lookup.read_filtered(connection, after, log.PAGE_EVENTS, wanted):
+    gauge = Gauge(log.PAGE_EVENTS)
+    while page := await lookup.read_filtered(connection, after, gauge.events, wanted):
         _print(await sealing.reveal(connection, page), as_json=as_json)
         after = page[-1].position
+        gauge.learn(page)
 
 
 def _print(page: Sequence[Recorded], *, as_json: bool) -> None:

@@ -10,17 +10,18 @@ import socket
 import sys
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 from click.testing import CliRunner
 
+from eventstore import gauge, lookup
 from service.cli import cli, main
 from service.cli.up import MOST_FILES
 from tests.api.client import running_service
 from tests.support.command import ENDS_WITHIN_SECONDS, SQUAD, Ended, end, squad, start
-from tests.support.log import Scribe, joined
+from tests.support.log import Scribe, joined, said
 from tests.support.parts import connected
 from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
@@ -28,6 +29,7 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from eventstore.recorded import Recorded
     from tests.api.client import Service
 
 NOWHERE = "host=127.0.0.1 port=1 dbname=nowhere"
@@ -74,6 +76,26 @@ async def test_events_are_filtered(service: Service) -> None:
         ended = await asyncio.to_thread(CliRunner().invoke, cli, command)
         assert ended.exit_code == 0
         assert len(ended.output.splitlines()) == found, arguments
+
+
+async def test_few_events_are_in_memory_at_once_where_they_are_large(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connected(database) as connection:
+        await Scribe(connection).append(*(said("x" * 1_000) for _ in range(60)))
+    read, lengths = lookup.read_filtered, []
+
+    async def noting(*arguments: Any) -> list[Recorded]:
+        page = await read(*arguments)
+        lengths.append(len(page))
+        return page
+
+    monkeypatch.setattr(lookup, "read_filtered", noting)
+    monkeypatch.setattr(gauge, "FIRST_EVENTS", 15)
+    monkeypatch.setattr(gauge, "PAGE_CHARACTERS", 20_000)
+    ended = await asyncio.to_thread(CliRunner().invoke, cli, ("events", "--dsn", database))
+    assert len(ended.output.splitlines()) == sum(lengths) == 60
+    assert max(lengths) < 20
 
 
 async def test_following_goes_on_until_it_is_interrupted(service: Service, tmp_path: Path) -> None:

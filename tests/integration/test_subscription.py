@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from eventstore import log
+from eventstore import gauge, log
 from eventstore.errors import HeadMoved, StoreUnavailable
 from eventstore.listener import Hints
 from eventstore.lookup import Filter
@@ -76,9 +76,22 @@ async def test_it_reads_on_in_pages_until_it_is_live(
 ) -> None:
     await scribe.append(*(said(str(number)) for number in range(25)))
     monkeypatch.setattr(log, "PAGE_EVENTS", 10)
-    monkeypatch.setattr(log.read_after, "__defaults__", (10,))
     async with aclosing(follow(opener, Hints(), after=0, poll_seconds=60)) as pages:
         assert [len(await anext(pages)) for _ in range(3)] == [10, 10, 5]
+
+
+@pytest.mark.parametrize("wanted", [None, Filter(type="message_sent")])
+async def test_its_pages_are_short_where_events_are_large(
+    scribe: Scribe, opener: Opener, monkeypatch: pytest.MonkeyPatch, wanted: Filter | None
+) -> None:
+    monkeypatch.setattr(gauge, "FIRST_EVENTS", 15)
+    monkeypatch.setattr(gauge, "PAGE_CHARACTERS", 20_000)
+    await scribe.append(*(said("x" * 1_000) for _ in range(60)))
+    async with aclosing(follow(opener, Hints(), after=0, wanted=wanted, poll_seconds=60)) as pages:
+        lengths: list[int] = []
+        while sum(lengths) < 60:
+            lengths.append(len(await anext(pages)))
+    assert max(lengths) < 20
 
 
 async def test_a_filter_lets_through_what_it_names_and_misses_none(
