@@ -94,7 +94,8 @@ async def rebuild(
 
     Args:
         dsn: libpq connection string or URI of a primary server; the role must be the service's or the
-            owner's, and may make temporary tables. A table that was dropped, only the owner can make again.
+            owner's, and may make temporary tables. A table that was dropped, or its key, only the owner can
+            make again.
         schema: the squad's Postgres schema.
         projections: whose tables; all of them, unless some are named.
         progress: told the position reached and the one to be reached, page by page.

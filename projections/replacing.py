@@ -36,6 +36,7 @@ _NOTE_NEWER: LiteralString = """
 """
 _REMOVE_ALL: LiteralString = "DELETE FROM {live}"
 _WRITE_ALL: LiteralString = "INSERT INTO {live} ({columns}) SELECT {columns} FROM {folded}"
+_ADD_KEY: LiteralString = "ALTER TABLE {live} ADD PRIMARY KEY ({key})"
 _REMOVE: LiteralString = """
     DELETE FROM {live} l
     WHERE ({live_key}) IN (SELECT {key} FROM {unlike})
@@ -68,7 +69,7 @@ async def survey(connection: Connection, schema: str, tables: Sequence[Table[Any
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         horizon = await _one(connection, _HORIZON)
         for table in tables:
-            if await _one(connection, _HAS_KEY, (f"{schema}.{table.name}",)):
+            if await _has_key(connection, schema, table):
                 noted = await connection.execute(pair(_NOTE_UNLIKE, schema, table))
                 if noted.rowcount:
                     await connection.execute(pair("ANALYZE {unlike}", schema, table))
@@ -87,7 +88,8 @@ async def replace(
     Returns:
         How many rows were written, and how many were removed.
     """
-    if table.name in found.whole:
+    is_whole = table.name in found.whole
+    if is_whole:
         if await _one(connection, "SELECT to_regclass(%s) IS NULL", (f"{schema}.{table.name}",)):
             await _make(connection, schema, table)
         remove, write = _REMOVE_ALL, _WRITE_ALL
@@ -98,12 +100,19 @@ async def replace(
         remove, write = _REMOVE, _WRITE
     removed = (await connection.execute(pair(remove, schema, table))).rowcount
     written = (await connection.execute(pair(write, schema, table))).rowcount
+    if is_whole and not await _has_key(connection, schema, table):
+        # Without it the projector could not write a row.
+        await connection.execute(pair(_ADD_KEY, schema, table))
     return written, removed
 
 
 async def folded_rows(connection: Connection, schema: str, table: Table[Any, Any]) -> int:
     """How many rows the folded table has."""
     return int(await _one(connection, pair("SELECT count(*) FROM {folded}", schema, table)))
+
+
+async def _has_key(connection: Connection, schema: str, table: Table[Any, Any]) -> bool:
+    return bool(await _one(connection, _HAS_KEY, (f"{schema}.{table.name}",)))
 
 
 async def _make(connection: Connection, schema: str, table: Table[Any, Any]) -> None:

@@ -19,6 +19,7 @@ from eventstore.listener import Hints
 from projections import folding, replacing, storage
 from projections import rebuild as rebuilding
 from projections.agents import agents
+from projections.budgets import budgets
 from projections.comparison import compare
 from projections.messages import messages
 from projections.projector import Projector
@@ -219,14 +220,17 @@ async def test_a_table_that_was_dropped_is_made_again_as_it_was(
     assert await compare(database, SCHEMA) == []
 
 
-async def test_rows_that_are_there_twice_are_there_once_afterwards(
+async def test_a_table_that_lost_its_key_has_it_again_and_each_row_once(
     database: str, connection: Connection
 ) -> None:
     await fill_all_tables(database, seed=5)
     await connection.execute("ALTER TABLE squad_agents DROP CONSTRAINT squad_agents_pkey")
     await connection.execute("INSERT INTO squad_agents SELECT * FROM squad_agents")
-    await rebuild(database, SCHEMA, [agents])
-    await connection.execute("ALTER TABLE squad_agents ADD PRIMARY KEY (name)")
+    await connection.execute("ALTER TABLE budgets DROP CONSTRAINT budgets_pkey")
+    await rebuild(database, SCHEMA, [agents, budgets])
+    definition = "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE contype = 'p' AND conrelid = "
+    assert await one(connection, f"{definition}'squad_agents'::regclass") == "PRIMARY KEY (name)"
+    assert await one(connection, f"{definition}'budgets'::regclass") == "PRIMARY KEY (day, agent)"
     assert await compare(database, SCHEMA) == []
 
 
