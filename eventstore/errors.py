@@ -91,6 +91,10 @@ class RoleMayNot(EventStoreError):
     """The database role may not do what it is asked to."""
 
 
+class WritesRefused(EventStoreError):
+    """The database takes no writes: it is a standby, or a setting has all transactions read only."""
+
+
 class UnsupportedServer(EventStoreError):
     """The database server cannot carry a squad."""
 

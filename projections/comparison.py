@@ -141,6 +141,7 @@ async def compare(
     Raises:
         UnknownEventType, UnreadableEvent, LogNotUnderstood, LogBroken: the log cannot be folded.
         StoreBusy: somebody set the tables back meanwhile.
+        WritesRefused: it is no primary server.
         StoreUnavailable: the database cannot be reached.
     """
     deadline = monotonic() + ERASED_WITHIN_SECONDS

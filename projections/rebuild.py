@@ -105,6 +105,7 @@ async def rebuild(
             are as they were.
         StoreBusy: another replay is under way, or somebody holds the tables; they are as they were. Or they
             were replaced, and it was the counting of their rows that somebody cancelled.
+        WritesRefused: it is no primary server; the tables are as they were.
         StoreUnavailable: the connection broke; the tables are as they were, or wholly replaced.
     """
     async with refolding(dsn, schema, projections, name="squad replay", progress=progress) as refold:

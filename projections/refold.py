@@ -18,7 +18,7 @@ import psycopg
 from psycopg import sql
 
 from eventstore.connection import connect
-from eventstore.errors import LogBroken
+from eventstore.errors import LogBroken, WritesRefused
 from eventstore.keys import Keyring
 from eventstore.pages import TOLD, WHOLE, scan
 from eventstore.sealing import concerns_keys
@@ -202,6 +202,9 @@ async def refolding(
         projections: which ones.
         name: shown as `application_name` in pg_stat_activity.
         progress: told after each page.
+
+    Raises:
+        WritesRefused: no temporary table can be made there.
     """
     connection = await connect(
         dsn,
@@ -219,11 +222,26 @@ async def refolding(
         with suppress(psycopg.Error):
             # A client that was killed is then noticed during a long statement too; not every server can.
             await connection.execute("SET client_connection_check_interval = '1s'")
+        await check_takes_writes(connection)
         refold = Refold(connection, reader, projections, progress)
         with translating():
             for table in refold.tables():
                 await connection.execute(storage.create_statement(table, apart(table)))
         yield refold
+
+
+async def check_takes_writes(connection: Connection) -> None:
+    """Refuses a server where no temporary table can be made, before anybody has waited for anything.
+
+    Raises:
+        WritesRefused: it is such a server.
+    """
+    with translating():
+        row = await (await connection.execute("SHOW transaction_read_only")).fetchone()
+    if row and row[0] != "off":
+        raise WritesRefused(
+            "temporary tables are needed; ask the primary, or verify the log alone with --no-tables"
+        )
 
 
 def _tell_nobody(position: int, goal: int) -> None:

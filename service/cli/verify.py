@@ -14,6 +14,7 @@ from eventstore import log, verification
 from eventstore.errors import AtPosition
 from eventstore.verification import Check
 from projections.comparison import compare
+from projections.refold import check_takes_writes
 from service.cli import progress
 from service.cli.common import AT_LEISURE, database_options, open_squad, printable, run
 from service.history import check_snapshots
@@ -58,6 +59,8 @@ def verify(
 
     async def work() -> tuple[Verified, list[Check], list[Difference]]:
         async with open_squad(config, dsn, data, **AT_LEISURE) as (connection, chosen, found):
+            if not no_tables:
+                await check_takes_writes(connection)
             async with verification.snapshot(connection):
                 total = await log.head_position(connection)
                 with progress.shown("the log", quiet=as_json) as tell:

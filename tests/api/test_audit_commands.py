@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 
 import pytest
 from click.testing import CliRunner
+from psycopg.conninfo import make_conninfo
 
 from eventstore import checkpoint, log
 from eventstore.listener import Hints
@@ -160,6 +161,18 @@ class TestVerify:
         async with connected(history) as connection:
             await connection.execute("DELETE FROM squad_messages")
         lines = (await _squad("verify", "--no-tables", "--dsn", history)).lines()
+        assert [line.split()[1] for line in lines] == CHECKS
+
+    @pytest.mark.parametrize("command", ["verify", "replay"])
+    async def test_of_a_server_that_takes_no_writes_says_so_at_once(
+        self, history: str, tmp_path: Path, command: str
+    ) -> None:
+        """A standby is one."""
+        dsn = make_conninfo(history, options="-c default_transaction_read_only=on")
+        complaint = (await _squad(command, "--dsn", dsn)).complaint()
+        assert complaint.startswith("The database takes no writes: it is a standby, or ")
+        assert "--no-tables" in complaint
+        lines = (await _squad("verify", "--no-tables", "--dsn", dsn)).lines()
         assert [line.split()[1] for line in lines] == CHECKS
 
     async def test_of_a_log_that_cannot_be_folded_says_so(self, history: str, tmp_path: Path) -> None:
