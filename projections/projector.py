@@ -6,7 +6,8 @@ moved, so even two projectors that both believe themselves active cannot write t
 
 A projection that cannot take an event stops there, says so in its row of `projections`, and leaves the
 others alone. It never steps over an event. It tries again after a while, when the next process becomes the
-projector, and after a replay: what was in the way may be gone.
+projector, and after a replay: what was in the way may be gone. One whose rebuild failed tries again only on
+the last two of these, since that folds the whole log.
 
 What the process itself has just appended, or folded to decide, it need not read (`projections.fresh`).
 
