@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from uuid_utils import uuid7
@@ -18,7 +19,7 @@ from service.decide import At, Refused, access, clock, decide
 from service.logs import about
 from service.recall import Kept
 from service.refusals import Refusal
-from service.requests import MAX_BATCH_BYTES, Answer, CommandFailed, Outcome, Ticket
+from service.requests import MAX_BATCH_BYTES, MAX_BATCH_EVENTS, Answer, CommandFailed, Outcome, Ticket
 from service.sealer import Sealer
 from service.squad import EXPIRING
 
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 CLOCK_STEP = timedelta(milliseconds=250)
 """How long what time makes happen may wait, so that not every batch looks through all that is active."""
+
+MAX_PASSED_AT_ONCE = 1_000
+"""How many things of each kind time makes happen in one batch; the next batch goes on from there. After an
+hour in which nobody was there it can be any number."""
 
 CLOCK_ACTOR = "system:clock"
 _log = logging.getLogger(__name__)
@@ -54,8 +59,8 @@ class Batch(NamedTuple):
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing more should go along: a small command can have large events."""
-        return self.size >= MAX_BATCH_BYTES
+        """Whether nothing more should go along: a small command can have large events, or many."""
+        return _is_full(self.size, len(self.recorded))
 
     def and_then(self, more: Batch) -> Batch:
         """One batch of this one and of what was decided on the same draft after it, at the same time."""
@@ -63,6 +68,10 @@ class Batch(NamedTuple):
         self.recorded.extend(more.recorded)
         self.events.extend(more.events)
         return self._replace(tickets=[*self.tickets, *more.tickets], size=self.size + more.size)
+
+
+def _is_full(size: int, events: int) -> bool:
+    return size >= MAX_BATCH_BYTES or events >= MAX_BATCH_EVENTS
 
 
 def new_id() -> str:
@@ -103,7 +112,7 @@ def decide_batch(
     at = At(now, ids)
     _let_time_pass(draft, recorder, at)
     for decided, ticket in enumerate(tickets):
-        if decided and recorder.size >= MAX_BATCH_BYTES:
+        if decided and _is_full(recorder.size, len(batch.recorded)):
             return batch._replace(tickets=tickets[:decided], size=recorder.size)
         before = len(batch.recorded)
         outcome: Outcome | Exception
@@ -258,12 +267,16 @@ def _is_about_another(draft: Draft, command: AnyCommand) -> bool:
 def _let_time_pass(draft: Draft, recorder: Recorder, at: At) -> None:
     if not draft.has_policy or not _time_to_look(draft, at.now):
         return
-    draft.looked_at = at.now
     correlation_id = at.new_id()
     over = [name for name in EXPIRING if draft.spared_until[name] <= at.now]
+    is_all = True
     for step in clock.STEPS:
-        recorder.record(step(draft, at.now), CLOCK_ACTOR, correlation_id)
-    draft.spared_until.update({name: draft.first_to_expire(name) for name in over})
+        events = list(islice(step(draft, at.now), MAX_PASSED_AT_ONCE))
+        recorder.record(events, CLOCK_ACTOR, correlation_id)
+        is_all = is_all and len(events) < MAX_PASSED_AT_ONCE
+    if is_all:
+        draft.looked_at = at.now
+        draft.spared_until.update({name: draft.first_to_expire(name) for name in over})
     draft.keep()
 
 

@@ -20,7 +20,9 @@ MAX_WAITING_BYTES = 64 * 1024 * 1024
 
 MAX_BATCH_COMMANDS = 1_000
 MAX_BATCH_BYTES = 4 * 1024 * 1024
-"""Bounds of one batch: it is decided in one go, while others wait."""
+MAX_BATCH_EVENTS = 5_000
+"""Bounds of one batch: it is decided in one go, while others wait, and the database takes only what was
+decided within the last second."""
 
 
 class QueueFull(Exception):

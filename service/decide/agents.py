@@ -25,6 +25,8 @@ from service.decide.decision import Accepted, At, Decision, Refused
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from projections.budgets import PolicyRow
     from service.commands import Heartbeat, RegisterAgent
     from service.squad import State
@@ -125,10 +127,9 @@ def status_at_rest(policy: PolicyRow, row: AgentRow, now: datetime) -> AgentStat
     return "offline" if silent >= timedelta(minutes=policy.offline_after_minutes) else "idle"
 
 
-def gone_quiet(state: State, now: datetime) -> list[NewEvent]:
+def gone_quiet(state: State, now: datetime) -> Iterator[NewEvent]:
     """The agents that nothing was heard of for too long."""
     policy = state.policy
-    events = []
     for row in state.all(AGENTS):
         due = quiet_since(policy, row)
         if due is None or due > now:
@@ -139,5 +140,4 @@ def gone_quiet(state: State, now: datetime) -> list[NewEvent]:
             status=status_at_rest(policy, row, now),
             reason="inactivity",
         )
-        events.append(NewEvent(event, caused_by=row.position))
-    return events
+        yield NewEvent(event, caused_by=row.position)

@@ -28,6 +28,8 @@ from service.decide.decision import Accepted, At, Decision, Refused
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from service.commands import (
         RecordUsage,
         ReleaseReservation,
@@ -152,15 +154,13 @@ def use(
     return [NewEvent(used, caused_by=caused_by), *warnings]
 
 
-def expired(state: State, now: datetime) -> list[NewEvent]:
+def expired(state: State, now: datetime) -> Iterator[NewEvent]:
     """The reservations that nobody settled in time."""
     if now < state.spared_until.get(RESERVATIONS.name, now):
-        return []
-    return [
-        NewEvent(_release(row, "expired"), caused_by=row.position)
-        for row in state.all(RESERVATIONS)
-        if row.state == "active" and row.expires_at <= now
-    ]
+        return
+    for row in state.all(RESERVATIONS):
+        if row.state == "active" and row.expires_at <= now:
+            yield NewEvent(_release(row, "expired"), caused_by=row.position)
 
 
 def open_day(state: State) -> BudgetDayRow:

@@ -14,20 +14,21 @@ from service.decide import agents, budget, keys, operations, rules
 from service.squad import EXPIRING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
 
     from eventstore.recorded import NewEvent
     from service.squad import State
 
-STEPS: tuple[Callable[[State, datetime], list[NewEvent]], ...] = (
+STEPS: tuple[Callable[[State, datetime], Iterable[NewEvent]], ...] = (
     rules.turn_of_day,
     operations.expired,
     budget.expired,
     agents.gone_quiet,
     keys.expired,
 )
-"""In this order, each looking at what the ones before did: an agent goes quiet after its work expired."""
+"""In this order, each looking at what the ones before did: an agent goes quiet after its work expired. What
+each finds may be a great deal, and not all of it need be taken."""
 
 
 def next_due(state: State) -> datetime | None:

@@ -12,6 +12,7 @@ from service.decide.decision import Accepted, At, Decision, Refused
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import datetime
 
     from service.commands import CreateKey, NoteKeyUse, RevokeKey
@@ -71,13 +72,11 @@ def revoke(state: State, command: RevokeKey, at: At) -> Decision:
     return Accepted([NewEvent(revoked, caused_by=row.position)], {**reply, "revoked_at": at.now})
 
 
-def expired(state: State, now: datetime) -> list[NewEvent]:
+def expired(state: State, now: datetime) -> Iterator[NewEvent]:
     """The keys whose time has run out."""
-    return [
-        NewEvent(KeyExpired(key_id=row.id, agent=row.agent), caused_by=row.position)
-        for row in state.all(KEYS)
-        if row.state == "active" and row.expires_at is not None and row.expires_at <= now
-    ]
+    for row in state.all(KEYS):
+        if row.state == "active" and row.expires_at is not None and row.expires_at <= now:
+            yield NewEvent(KeyExpired(key_id=row.id, agent=row.agent), caused_by=row.position)
 
 
 def not_found(key_id: str) -> Refusal:

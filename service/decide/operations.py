@@ -28,7 +28,7 @@ from service.decide.decision import Accepted, At, Decision, Refused
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from service.commands import FinishOperation, RenewOperation, StartOperation
     from service.squad import State
@@ -179,15 +179,13 @@ def finish(state: State, command: FinishOperation, at: At) -> Decision:
     return Accepted(events, reply)
 
 
-def expired(state: State, now: datetime) -> list[NewEvent]:
+def expired(state: State, now: datetime) -> Iterator[NewEvent]:
     """The operations that nobody renewed in time."""
     if now < state.spared_until.get(OPERATIONS.name, now):
-        return []
-    return [
-        NewEvent(OperationExpired(operation_id=row.id, agent=row.agent), caused_by=row.position)
-        for row in state.all(OPERATIONS)
-        if row.state == "active" and row.expires_at <= now
-    ]
+        return
+    for row in state.all(OPERATIONS):
+        if row.state == "active" and row.expires_at <= now:
+            yield NewEvent(OperationExpired(operation_id=row.id, agent=row.agent), caused_by=row.position)
 
 
 def _is_in_the_way(row: OperationRow, now: datetime, renewing: OperationRow | None) -> bool:

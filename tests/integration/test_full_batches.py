@@ -1,4 +1,4 @@
-"""A batch is full when its events are large, however small its commands: the next takes what is left."""
+"""A batch is full when its events are large or many, however few its commands; the next takes the rest."""
 
 from __future__ import annotations
 
@@ -51,13 +51,14 @@ async def _all(writer: Writer, numbers: range) -> list[int]:
     return [outcome.position or 0 for outcome in outcomes]
 
 
+@pytest.mark.parametrize(("bound", "most"), [("MAX_BATCH_BYTES", 200), ("MAX_BATCH_EVENTS", 3)])
 async def test_what_is_left_goes_into_the_next_in_order(
-    database: str, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+    database: str, sizes: list[int], monkeypatch: pytest.MonkeyPatch, bound: str, most: int
 ) -> None:
     async with running_writer(database) as writer:
         await _all(writer, range(1))
         sizes.clear()
-        monkeypatch.setattr("service.batch.MAX_BATCH_BYTES", 200)
+        monkeypatch.setattr(f"service.batch.{bound}", most)
         positions = await _all(writer, range(COMMANDS))
         assert positions == list(range(positions[0], positions[0] + COMMANDS))
         assert sum(sizes) == COMMANDS

@@ -25,6 +25,10 @@ def a_claim(ttl: float) -> StartOperation:
     return StartOperation(agent="ann", action="answer", resources={"emailId": "e-1"}, ttl_seconds=ttl)
 
 
+def claim_of(email: str) -> StartOperation:
+    return StartOperation(agent="ann", action="answer", resources={"emailId": email}, ttl_seconds=60)
+
+
 def everything_due_by_midnight() -> Story:
     return given(
         RegisterAgent(name="bob", role="agent"),
@@ -66,6 +70,53 @@ def test_is_looked_at_every_quarter_of_a_second_at_most() -> None:
     assert story.squad.looked_at == looked_at
     story.when(PassTime(), at=0.9 + STEP)
     assert [recorded.type for recorded in story.recorded] == ["operation_expired"]
+
+
+class TestMuchAtOnce:
+    """As after an outage. The database would turn back, again and again, what took a second to decide."""
+
+    @pytest.fixture(autouse=True)
+    def _two_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("service.batch.MAX_PASSED_AT_ONCE", 2)
+
+    def test_happens_some_at_a_time_and_without_a_pause(self) -> None:
+        story = given(*(claim_of(f"e-{n}") for n in range(5)))
+        found = []
+        for _ in range(4):
+            story.when(PassTime(), at=60)
+            found.append([recorded.type for recorded in story.recorded])
+        assert found == [["operation_expired"] * 2] * 2 + [["operation_expired"], []]
+        assert story.squad.spared_until[OPERATIONS.name] > moment(60)
+        assert story.squad.looked_at == moment(60)
+
+    def test_of_one_kind_does_not_hold_up_the_others(self) -> None:
+        story = given(
+            *(claim_of(f"e-{n}") for n in range(5)), ReserveTokens(agent="ann", tokens=10, ttl_seconds=60)
+        )
+        story.when(PassTime(), at=60)
+        assert [recorded.type for recorded in story.recorded] == [
+            "operation_expired",
+            "operation_expired",
+            "tokens_released",
+        ]
+
+    def test_is_asked_for_again_until_all_has_happened(self) -> None:
+        story = given(*(claim_of(f"e-{n}") for n in range(5)))
+        for _ in range(3):
+            due = next_due(story.squad)
+            assert due is not None
+            assert due <= moment(60)
+            story.when(PassTime(), at=60)
+        due = next_due(story.squad)
+        assert due is not None
+        assert due > moment(60)
+
+    def test_is_in_nobodys_way_before_it_has_happened(self) -> None:
+        story = given(*(claim_of(f"e-{n}") for n in range(5)))
+        story.when(claim_of("e-4"), at=60)
+        assert story.outcome.refusal is None
+        story.when(PassTime(), at=60).when(PassTime(), at=60)
+        assert [row.resources for row in story.squad.all(OPERATIONS)] == [{"emailId": "e-4"}]
 
 
 def test_does_nothing_to_a_squad_without_a_policy() -> None:
