@@ -156,5 +156,9 @@ def _count(value: Any) -> int | None:
 
 
 def _brief(body: Any) -> str:
-    text = body if isinstance(body, str) else "" if body is None else orjson.dumps(body).decode()
+    try:
+        text = body if isinstance(body, str) else "" if body is None else orjson.dumps(body).decode()
+    except TypeError:
+        # More can be read than written.
+        text = "what is nested too deep to be shown"
     return storable(text)[:_SHOWN_CHARACTERS] or "nothing"

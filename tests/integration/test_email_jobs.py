@@ -150,16 +150,24 @@ async def test_where_all_fail_the_run_fails(agents: Agents, member: Member) -> N
     assert_nothing_is_held(member)
 
 
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        (b"\x1f\x8b\x08\x00\x00a", "\x1f\ufffd\x08a"),
+        (b"[" * 300 + b"]" * 300, "what is nested too deep to be shown"),
+    ],
+    ids=["no text", "nested too deep"],
+)
 async def test_an_answer_that_no_text_may_hold_is_told_of_without_what_it_may_not(
-    agents: Agents, member: Member
+    agents: Agents, member: Member, answer: bytes, shown: str
 ) -> None:
-    agents.on(CLASSIFY_ENDPOINT, answers_bytes(b"\x1f\x8b\x08\x00\x00a", 502), answers({}))
+    agents.on(CLASSIFY_ENDPOINT, answers_bytes(answer, 502), answers({}))
     email, _ = await emails(member, 2)
     await email_job(member, "email_classify")
     assert (await member.carry_out("email_classify")).outcome == "succeeded"
     (told,) = member.told(MessageSent)
     assert told.data
-    assert told.data["left"] == {email: "the agent answered 502: \x1f\ufffd\x08a"}
+    assert told.data["left"] == {email: f"the agent answered 502: {shown}"}
 
 
 @pytest.mark.parametrize(
