@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_ANSWER_BYTES = 1024 * 1024
+KEPT_OPEN_SECONDS = 1.0
+"""For how long a connection is kept without a call. Servers end those after two seconds or more, and a call
+that is on its way at that moment has failed."""
+
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - a prefix that every secret has
 _SHOWN_CHARACTERS = 300
 
@@ -38,7 +42,7 @@ class Reply(NamedTuple):
 
 
 class Caller:
-    """Calls agents. One session, so that connections are used again."""
+    """Calls agents. One session, so that the next call of a run goes over the same connection."""
 
     def __init__(self, default_url: str, secrets: Mapping[str, str]) -> None:
         self._default_url = default_url
@@ -47,7 +51,7 @@ class Caller:
 
     async def __aenter__(self) -> Caller:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_OPEN_SECONDS),
             # What one agent's server would have remembered is no other's business.
             cookie_jar=aiohttp.DummyCookieJar(),
             # Each attempt has its own bound, set by the job.

@@ -24,6 +24,8 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from aiohttp import web
+
     from service.calls import Reply
     from tests.support.agents import Agents
 
@@ -69,6 +71,25 @@ async def test_the_registered_url_goes_before_the_default_one(caller: Caller) ->
     async with running_agents() as elsewhere:
         assert (await call(caller, url=f"{elsewhere.url}/base/")).ok
         assert [got.path for got in elsewhere.calls] == ["/base/work"]
+
+
+async def test_a_connection_is_used_again_and_given_up_before_a_server_would_do_so(
+    agents: Agents, caller: Caller
+) -> None:
+    """Or a job whose ticks are as far apart as its agent's patience would fail again and again."""
+    connections: list[asyncio.BaseTransport | None] = []
+
+    async def note(request: web.Request) -> web.StreamResponse:
+        connections.append(request.transport)
+        return await answers({})(request)
+
+    agents.on("/work", note)
+    await call(caller)
+    await call(caller)
+    first, second = connections
+    assert first is second
+    assert first
+    await eventually(first.is_closing, within_seconds=5.0)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
