@@ -82,6 +82,16 @@ class _Held:
     """Of the claim."""
     reply: Reply | None = None
     """None: the agent was not called, or the call was cut short."""
+    lost: str | None = None
+    """Why the claim is held no longer, where that is so."""
+    call: asyncio.Timeout | None = None
+    """What bounds the call that is under way."""
+
+    def lose(self, reason: str) -> None:
+        """Gives the call up: whoever has the e-mail now is not to be disturbed."""
+        self.lost = reason
+        if self.call:
+            self.call.reschedule(asyncio.get_running_loop().time())
 
 
 async def work_on_emails(work: Work, kind: EmailWork) -> Report:
@@ -148,13 +158,19 @@ async def _one_email(work: Work, kind: EmailWork, email_id: str, deadline: float
         # It was chosen a while ago; whoever was at it since has let it go.
         if not _waits(kind, work.squad.rows(EMAILS).get(email_id)):
             raise _Left("over", "it was finished or erased meanwhile")
+        if held.lost:
+            raise _Left("conflict", held.lost)
         # One that hangs takes half of the time that is left, so that it cannot take all of it every time.
         half = (deadline - asyncio.get_running_loop().time()) / 2
         try:
-            async with asyncio.timeout(half):
+            async with asyncio.timeout(half) as held.call:
                 held.reply = await work.call(kind.endpoint, held.fencing_token, email_id=email_id)
         except TimeoutError as error:
+            if held.lost:
+                raise _Left("conflict", held.lost) from error
             raise _Left("failure", f"the agent did not answer within {half:.3g} seconds") from error
+        finally:
+            held.call = None
     if not held.reply.ok:
         raise _Left("failure", held.reply.reason or "it failed")
 
@@ -204,7 +220,7 @@ async def _claimed(work: Work, kind: EmailWork, email_id: str, held: _Held) -> A
     operation_id = outcome.reply["id"]
     held.fencing_token = outcome.reply["fencing_token"]
     try:
-        async with _renewed(work, operation_id):
+        async with _renewed(work, operation_id, held):
             yield
     finally:
         came_of_it: OperationOutcome = "cancelled"
@@ -214,14 +230,16 @@ async def _claimed(work: Work, kind: EmailWork, email_id: str, held: _Held) -> A
 
 
 @asynccontextmanager
-async def _renewed(work: Work, operation_id: str) -> AsyncIterator[None]:
+async def _renewed(work: Work, operation_id: str, held: _Held) -> AsyncIterator[None]:
     async def renew() -> None:
         while True:
             policy = work.squad.policy
             shortest = min(policy.conflict_window_seconds, policy.operation_timeout_seconds)
             await asyncio.sleep(shortest / 3)
             with suppress(*NOT_NOW):
-                if (await work.do(do.RenewOperation(operation_id=operation_id))).refusal:
+                outcome = await work.do(do.RenewOperation(operation_id=operation_id))
+                if outcome.refusal:
+                    held.lose(outcome.refusal.detail)
                     return
 
     renewing = asyncio.create_task(renew())

@@ -121,6 +121,40 @@ async def test_a_claim_is_kept_during_a_slow_call(agents: Agents, member: Member
     assert_nothing_is_held(member)
 
 
+async def test_where_the_claim_is_lost_during_the_call_the_call_is_given_up(
+    agents: Agents, member: Member
+) -> None:
+    """As of a process that was cut off for longer than the claim turned others away."""
+
+    async def cut_off() -> None:
+        if not back.is_set():
+            raise CommandFailed
+
+    back, never = asyncio.Event(), asyncio.Event()
+    member.before(do.RenewOperation, cut_off)
+    await submit(member.writer, do.SetPolicy(conflict_window_seconds=0.3))
+    agents.on(CLASSIFY_ENDPOINT, when(never))
+    (email,) = await emails(member, 1)
+    await email_job(member, "email_classify")
+    run = await member.run_now("email_classify")
+    await eventually(lambda: agents.calls)
+
+    async def taken() -> bool:
+        claim = do.StartOperation(agent="rival", action="quote", resources={"emailId": email})
+        return (await submit(member.writer, claim)).refusal is None
+
+    await eventually(taken)
+    back.set()
+    await member.finished(run)
+    (told,) = member.told(MessageSent)
+    assert told.data
+    assert told.data["left"] == {email: f"'rival' is at 'quote' on emailId {email}"}
+    assert agents.busy[CLASSIFY_ENDPOINT] == 0
+    (cancelled,) = member.told(OperationFinished)
+    assert (cancelled.agent, cancelled.outcome) == (AGENT, "cancelled")
+    assert len(member.told(TokensReleased)) == 1
+
+
 @pytest.mark.parametrize(
     ("task", "second"),
     [("email_classify", do.StartOperation), ("email_respond", do.ReserveTokens)],
