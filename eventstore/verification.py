@@ -61,6 +61,14 @@ _BY_VALUE: LiteralString = (
     " laid_out WHERE earlier IS NOT NULL ORDER BY position LIMIT 1"
 )
 _UNREPEATED = {"id": "id", "idempotency_key": "idempotency key"}
+# Not every role that may read the log may read the keys, and a schema from before there were keys has none.
+_SEES_KEYS: LiteralString = (
+    "SELECT coalesce(has_table_privilege(to_regclass('subject_keys'), 'SELECT'), false)"
+)
+_NOT_FORGOTTEN: LiteralString = (
+    "SELECT min(position), count(*) FROM events JOIN subject_keys k ON k.id::text = data ->> 'key_id'"
+    " WHERE type = 'subject_forgotten'"
+)
 _FIRST_ID: LiteralString = "SELECT id::text FROM events WHERE position = 1"
 
 
@@ -153,6 +161,8 @@ async def verify_log(
                 await _by_value(connection),
                 await _guards(connection),
             ]
+            if await _one(connection, _SEES_KEYS) == (True,):
+                checks.append(await _forgotten(connection))
             first = await _one(connection, _FIRST_ID)
     squad = first[0] if first else None
     checks += [_held_against(walk, squad, name, checkpoint) for name, checkpoint in checkpoints]
@@ -245,6 +255,16 @@ async def _guards(connection: Connection) -> Check:
     for fault in await missing_guards(connection):
         found.add(None, fault)
     return found.check("the triggers and unique keys that keep the log as it is are in place")
+
+
+async def _forgotten(connection: Connection) -> Check:
+    found = Findings("forgotten")
+    row = await _one(connection, _NOT_FORGOTTEN)
+    assert row is not None
+    position, keys = row
+    if keys:
+        found.add(position, "the key that was destroyed here is there again", keys)
+    return found.check("no key of anybody who was forgotten is there")
 
 
 def _held_against(walk: _Walk, squad: str | None, name: str, checkpoint: Checkpoint) -> Check:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tests.api.client import Service
     from tests.support.postgres import PostgresServer
 
-CHECKS = ["positions", "chain", "times", "causes", "streams", "ids", "guards"]
+CHECKS = ["positions", "chain", "times", "causes", "streams", "ids", "guards", "forgotten"]
 ALL_CHECKS = [*CHECKS, "tables", "snapshots"]
 
 

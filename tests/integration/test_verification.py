@@ -11,11 +11,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from eventstore import checkpoint, log, lookup, verification
 from eventstore.recorded import Head
 from eventstore.transfer import export_log
-from tests.support.audit import VERIFIER, first_bad_position_by_sql, verdict_in_plain_python
+from service import commands as do
+from tests.support.audit import (
+    VERIFIER,
+    first_bad_position_by_sql,
+    sql_for_keys_that_came_back,
+    verdict_in_plain_python,
+)
 from tests.support.forging import EVENTS, forge, hash_anew, some_history, unguarded, write_anew
 from tests.support.life import Life
 from tests.support.log import Scribe, new_id, said
-from tests.support.parts import connected, running_writer
+from tests.support.parts import connected, message, running_writer, submit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -71,7 +77,7 @@ async def test_the_log_of_any_history_holds_whoever_checks_it(
     verified = await _verify(connection, await _checkpoint(connection, 1), await _checkpoint(connection))
     assert [check for check in verified.checks if not check.holds] == []
     assert {check.name for check in verified.checks} == {
-        *("positions", "chain", "times", "causes", "streams", "ids", "guards", "checkpoint")
+        *("positions", "chain", "times", "causes", "streams", "ids", "guards", "forgotten", "checkpoint")
     }
     assert await first_bad_position_by_sql(connection) is None
     code, words = verdict_in_plain_python(await _export(connection, tmp_path))
@@ -444,6 +450,38 @@ class TestGuards:
         assert (await _faults(connection)).keys() == {"guards"}
         await connection.execute("DROP TABLE subject_keys")
         assert await _faults(connection) == {}
+
+
+class TestForgotten:
+    @pytest.fixture
+    async def forgotten(self, database: str, connection: Connection) -> int:
+        """The position at which a message was forgotten; its key lies in a table `backup`."""
+        async with running_writer(database, encrypt=True) as writer:
+            sent = await submit(writer, message("a private word"))
+            await connection.execute(
+                "CREATE TABLE backup AS SELECT k.* FROM subject_keys k JOIN events ON type = 'message_sent'"
+                " AND data #>> '{sealed,key}' = k.id::text"
+            )
+            outcome = await submit(writer, do.ForgetSubject(subject=sent.reply["id"]))
+        assert outcome.position
+        return outcome.position
+
+    async def test_a_key_that_came_back_with_a_backup_is_found(
+        self, connection: Connection, forgotten: int
+    ) -> None:
+        assert await _faults(connection) == {}
+        await connection.execute("INSERT INTO subject_keys SELECT * FROM backup")
+        (found,) = (await _faults(connection)).values()
+        assert (found.name, found.position, found.faults) == ("forgotten", forgotten, 1)
+        await connection.execute(sql_for_keys_that_came_back().encode())
+        assert await _faults(connection) == {}
+
+    async def test_who_may_not_see_the_keys_is_told_of_all_the_rest(
+        self, connection: Connection, forgotten: int
+    ) -> None:
+        assert "forgotten" in {check.name for check in (await _verify(connection)).checks}
+        await connection.execute("DROP TABLE subject_keys")
+        assert "forgotten" not in {check.name for check in (await _verify(connection)).checks}
 
 
 class TestCheckpoints:

@@ -17,7 +17,16 @@ VERIFIER = DOCS / "verify_export.py"
 
 def sql_of_the_docs() -> str:
     """The query that docs/audit.md shows."""
-    [query] = re.findall(r"^```sql$(.*?)^```$", (DOCS / "audit.md").read_text(), re.MULTILINE | re.DOTALL)
+    return _sql_in(r"^```sql$(.*?)^```$")
+
+
+def sql_for_keys_that_came_back() -> str:
+    """What docs/audit.md says to do where a key that was destroyed is there again."""
+    return _sql_in(r"^  ```sql$(.*?)^  ```$")
+
+
+def _sql_in(fence: str) -> str:
+    [query] = re.findall(fence, (DOCS / "audit.md").read_text(), re.MULTILINE | re.DOTALL)
     return str(query)
 
 
