@@ -43,7 +43,7 @@ async def denied(event: TokensDenied, at: Recorded, past: Past, telling: Telling
     )
     telling.facts |= {"asked": event.tokens, "remaining": event.remaining, "allowed": allowed}
     await _say_what_filled_it(spending, past, telling)
-    await _say_when_again(event, at, allowed, spending, past, telling)
+    await _say_when_again(event, at, rules, allowed, spending, past, telling)
 
 
 async def crossed(event: BudgetThresholdCrossed, at: Recorded, past: Past, telling: Telling) -> None:
@@ -181,6 +181,7 @@ async def _say_each(
 async def _say_when_again(
     event: TokensDenied,
     at: Recorded,
+    rules: Rules | None,
     allowed: int | None,
     spending: Spending,
     past: Past,
@@ -190,10 +191,10 @@ async def _say_when_again(
     day = await past.last_of(BudgetDayReset.type, upto=at.position)
     ends_at = day.event.ends_at if day and isinstance(day.event, BudgetDayReset) else None
     telling.facts["budget_resets_at"] = ends_at
-    if allowed is not None and event.tokens > allowed:
+    if rules and (most := _more_than_a_day(event, rules.policy)):
         telling.say(
             f"Under these rules no day would have allowed it: {words.tokens(event.tokens)} are more than"
-            f" the {words.number(allowed)} of a whole day."
+            f" the {most}."
         )
         return
     if ends_at and day:
@@ -210,6 +211,16 @@ async def _say_when_again(
             f"It could be allowed sooner: {words.number(short)} were missing, and what is given back of the"
             f" {words.number(spending.reserved)} set aside is free at once."
         )
+
+
+def _more_than_a_day(event: TokensDenied, policy: PolicySet) -> str | None:
+    """What a whole day has, for the squad or for the agent, where that is less than was asked for."""
+    if event.tokens > policy.daily_tokens:
+        return f"{words.number(policy.daily_tokens)} of a whole day"
+    limit = policy.agent_limits.get(event.agent)
+    if limit is not None and event.tokens > limit:
+        return f"{words.number(limit)} that {event.agent} may use on a whole day"
+    return None
 
 
 def _by_agent(shares: tuple[Share, ...]) -> str:

@@ -13,6 +13,7 @@ from eventstore.events import (
     OperationStarted,
 )
 from service.explain import words
+from service.explain.sentences import dated
 from service.explain.telling import place, rules_at
 
 if TYPE_CHECKING:
@@ -44,11 +45,18 @@ async def turned_away(event: ConflictDetected, at: Recorded, past: Past, telling
         telling.say(f"{holder} had last renewed that claim {words.at(renewal.at)}.", renewal.at)
     _say_why_it_blocked(event, at, last, telling)
     if rules := await rules_at(past, (renewal or start).at.position):
-        window = words.seconds(rules.policy.conflict_window_seconds)
-        telling.say(
-            f"Without a heartbeat a claim turns others away for {window}, by the rules {rules.since}.",
-            rules.at,
-        )
+        window_seconds = rules.policy.conflict_window_seconds
+        if claim.ttl_seconds < window_seconds:
+            ttl = words.seconds(claim.ttl_seconds)
+            telling.say(
+                f"Without a heartbeat that claim turns others away for {ttl}, and then expires.", start.at
+            )
+        else:
+            telling.say(
+                f"Without a heartbeat a claim turns others away for {words.seconds(window_seconds)}, by the"
+                f" rules {rules.since}.",
+                rules.at,
+            )
         telling.facts["policy"] = rules.facts("conflict_window_seconds", "operation_timeout_seconds")
     telling.facts["holder"] = {
         "operation_id": event.operation_id,
@@ -93,6 +101,18 @@ async def _say_what_became_of_it(
     telling: Telling,
 ) -> None:
     end = await past.first(stream, _ENDS, after=at.position)
+    renewal = await past.first(stream, (OperationRenewed.type,), after=at.position)
+    if renewal and at.recorded_at < last.blocks_until <= renewal.at.recorded_at:
+        telling.say(
+            f"{holder} renewed it only {words.at(renewal.at)}: before that, what was wanted was free"
+            f" {_after(last.blocks_until, at)}.",
+            renewal.at,
+        )
+        telling.facts["free_at"] = last.blocks_until
+        if end:
+            telling.say(dated(end), end.at)
+            telling.facts["ended"] = {"type": end.at.type, **place(end)}
+        return
     later = await past.last(stream, (OperationRenewed.type,), upto=end.at.position if end else 2**62)
     if later and later.at.position > at.position and isinstance(later.event, OperationRenewed):
         last = later.event
@@ -126,10 +146,12 @@ def _after(free_at: datetime, at: Recorded) -> str:
 async def started(event: OperationStarted, at: Recorded, past: Past, telling: Telling) -> None:
     """By which rules the claim blocks, and how it ended."""
     if rules := await rules_at(past, at.position):
-        window = words.seconds(rules.policy.conflict_window_seconds)
+        window = words.seconds(min(rules.policy.conflict_window_seconds, event.ttl_seconds))
+        is_own = event.ttl_seconds != rules.policy.operation_timeout_seconds
         telling.say(
             f"It turns others away for {window} from its start and from each heartbeat, and expires"
-            f" {words.seconds(event.ttl_seconds)} after the last, by the rules {rules.since}.",
+            f" {words.seconds(event.ttl_seconds)} after the last, by"
+            f" {'its own time to live and ' if is_own else ''}the rules {rules.since}.",
             rules.at,
         )
         telling.facts["policy"] = rules.facts("conflict_window_seconds", "operation_timeout_seconds")

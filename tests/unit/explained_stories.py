@@ -142,6 +142,30 @@ def a_claim() -> Question:
     return _about(a_claim_in_the_way().story, OperationStarted)
 
 
+def a_claim_with_a_short_life() -> Question:
+    resources = {"emailId": "e-1"}
+    story = given().when(StartOperation(agent="ann", action="answer", resources=resources, ttl_seconds=5))
+    story.when(PassTime(), at=6)
+    return _about(story, OperationStarted)
+
+
+def a_claim_with_a_short_life_in_the_way() -> Question:
+    resources = {"emailId": "e-1"}
+    story = given().when(StartOperation(agent="ann", action="answer", resources=resources, ttl_seconds=5))
+    story.when(StartOperation(agent="bob", action="quote", resources=resources), at=2)
+    story.when(PassTime(), at=6)
+    return _about(story, ConflictDetected)
+
+
+def a_claim_in_the_way_that_was_free_for_a_while() -> Question:
+    story = _claimed(emailId="e-1")
+    operation = story.id
+    story.when(StartOperation(agent="bob", action="quote", resources={"emailId": "e-1"}), at=10)
+    story.given(RenewOperation(operation_id=operation), at=50)
+    story.given(FinishOperation(operation_id=operation, outcome="succeeded"), at=70)
+    return _about(story, ConflictDetected)
+
+
 # Tokens -------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +190,13 @@ def tokens_beyond_an_agents_limit() -> Question:
 
 def tokens_beyond_a_whole_day() -> Question:
     return _about(given(policy=POOR).when(ReserveTokens(agent="bob", tokens=1_001), at=30), TokensDenied)
+
+
+def tokens_beyond_the_budget_and_any_day_of_the_agent() -> Question:
+    story = given(policy=SetPolicy(daily_tokens=1_000, agent_limits={"bob": 300}))
+    story.given(RecordUsage(agent="ann", tokens=800), at=1)
+    story.when(ReserveTokens(agent="bob", tokens=301), at=30)
+    return _about(story, TokensDenied)
 
 
 def a_reservation_that_ran_out() -> Question:
@@ -367,9 +398,13 @@ QUESTIONS: dict[str, Callable[[], Question]] = {
         a_heartbeat_that_gives_way_to_a_later_claim,
         an_operation_that_expired,
         a_claim,
+        a_claim_with_a_short_life,
+        a_claim_with_a_short_life_in_the_way,
+        a_claim_in_the_way_that_was_free_for_a_while,
         tokens_beyond_the_squads_budget,
         tokens_beyond_an_agents_limit,
         tokens_beyond_a_whole_day,
+        tokens_beyond_the_budget_and_any_day_of_the_agent,
         a_reservation_that_ran_out,
         a_reservation,
         a_warning,
