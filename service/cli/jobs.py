@@ -15,6 +15,7 @@ from projections.jobs import JOBS
 from projections.runs import RUNS
 from service import commands as do
 from service import views
+from service.cli import screen
 from service.cli.acting import acting, asked
 from service.cli.common import database_options, open_squad, run
 from service.cli.waiting import WITHOUT_END, enter, enter_and_wait
@@ -55,23 +56,20 @@ def jobs(
             return shown
 
     found = run(work())
-    if as_json:
-        click.echo("\n".join(dumps(job).decode() for job in found))
-    else:
+    if not as_json:
         Console().print(_table(found))
+    elif found:
+        click.echo("\n".join(dumps(job).decode() for job in found))
 
 
 def _table(found: list[dict[str, Any]]) -> Table:
     table = Table("job", "when", "agent", "last runs, the newest first", "next", title="Jobs")
     for job in found:
-        when = job["cron"] or f"every {job['every_seconds']:g} s"
         runs = Text(", ").join(
             Text(item["status"], _COLOURS.get(item["status"], "red")) for item in job["last_runs"]
         )
-        coming = f"{job['next_ticks'][0]:%Y-%m-%d %H:%M:%S}Z" if job["next_ticks"] else "-"
-        if job["paused"]:
-            coming = f"paused: {job['pause_note'] or 'no note'}"
-        table.add_row(Text(job["name"]), when, Text(job["agent"] or "-"), runs, Text(coming))
+        when, coming = screen.due(job)
+        table.add_row(screen.safe(job["name"]), when, screen.safe(job["agent"] or "-"), runs, coming)
     return table
 
 

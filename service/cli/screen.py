@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +18,7 @@ from service import views
 from service.cli.common import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from rich.console import RenderableType
@@ -83,14 +83,19 @@ def jobs(squad: Squad, now: datetime) -> Table:
     """The schedule: every job, and when it comes next or why it does not."""
     table = Table("job", "when", "agent", "next", title="Jobs")
     for job in sorted(squad.all(JOBS), key=lambda row: row.name):
-        shown = views.planned(job, now)
-        ticks = shown["next_ticks"]
-        coming = f"{ticks[0]:%Y-%m-%d %H:%M:%S}Z" if ticks else "-"
-        if job.paused:
-            coming = f"paused: {job.pause_note or 'no note'}"
-        when = job.cron or f"every {job.every_seconds:g} s"
-        table.add_row(*map(safe, (job.name, when, job.agent or "-", coming)))
+        when, coming = due(views.planned(job, now))
+        table.add_row(safe(job.name), when, safe(job.agent or "-"), coming)
     return table
+
+
+def due(job: Mapping[str, Any]) -> tuple[Text, Text]:
+    """When a job is due, and when it comes next or why it does not."""
+    when = job["cron"] or f"every {job['every_seconds']:g} s"
+    coming = f"{job['next_ticks'][0]:%Y-%m-%d %H:%M:%S}Z" if job["next_ticks"] else "-"
+    if job["paused"]:
+        # What an agent answered may be in it.
+        coming = f"paused: {job['pause_note'] or 'no note'}"
+    return safe(when), safe(coming)
 
 
 def at_work(squad: Squad, now: datetime) -> Iterable[RenderableType]:

@@ -19,7 +19,7 @@ from service.cli import cli, waiting
 from service.database import StartFailed
 from service.job_spec import SEED_JOBS, JobSpec
 from tests.api.client import running_service
-from tests.support.agents import Agents, answers, running_agents, when
+from tests.support.agents import Agents, answers, answers_bytes, running_agents, when
 from tests.support.command import end, start
 from tests.support.log import whole_log
 from tests.support.parts import connected, running_writer, submit
@@ -234,6 +234,26 @@ async def test_the_squad_may_be_named_before_what_is_to_be_done(database: str) -
     assert json.loads(paused.stdout)["paused"] is True
     arguments = ["jobs", "--dsn", "host=127.0.0.1 port=1", "resume", "poll", "--dsn", database]
     assert (await asyncio.to_thread(CliRunner().invoke, cli, arguments)).exit_code == 0
+
+
+async def test_what_an_agent_answered_reaches_no_terminal_as_it_is(database: str, agents: Agents) -> None:
+    agents.on("/poll", answers_bytes(b"\x1b[2Jall is well", 500))
+    job = {"agent": "worker", "endpoint": "/poll", "every": "300d", "pause_on_failure": True}
+    async with running_service(database, agents_url=agents.url, agents=WORKER, jobs={"poll": job}):
+        await squad(database, "jobs", "run", "poll", "--wait")
+        [(_, paused)] = await told(database, JobPaused)
+        assert "\x1b" in paused.note
+        for command in ("jobs", "status", "state"):
+            shown = (await squad(database, command)).stdout
+            assert "paused" in shown
+            assert "\x1b" not in shown, command
+
+
+async def test_a_squad_without_jobs_has_no_line_of_json(database: str) -> None:
+    async with running_writer(database) as writer:
+        assert (await submit(writer, do.StartOrchestrator())).refusal is None
+    listed = await squad(database, "jobs", "--json")
+    assert (listed.exit_code, listed.stdout) == (0, "")
 
 
 async def test_the_schedule_is_listed(service: Service) -> None:
