@@ -58,6 +58,7 @@ cli.add_command(whatif)
 
 def main() -> None:
     """Runs the command; what goes wrong is one clear line and a non-zero exit."""
+    _open_what_is_closed()
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
@@ -72,7 +73,23 @@ def main() -> None:
         for line in str(error).strip().splitlines():
             click.echo(f"squad: {line}", err=True)
         sys.exit(1)
-    except BrokenPipeError:
-        # Whoever read our output has enough of it; Python would complain once more while closing stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:
+        # As a rule it is the output that cannot be written, because a disk is full.
+        place = f"{error.filename}: " if error.filename else ""
+        click.echo(f"squad: cannot go on: {place}{error.strerror or error}", err=True)
+        # Python would complain once more while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+
+
+def _open_what_is_closed() -> None:
+    """Leads stdin, stdout and stderr nowhere where they are closed.
+
+    What is opened next would get their number, and libuv ends a process that closes one of these.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))

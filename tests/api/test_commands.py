@@ -123,6 +123,25 @@ async def test_a_reader_that_has_enough_ends_it_quietly(service: Service, tmp_pa
     assert json.loads(line)["position"] == 1
 
 
+@pytest.mark.parametrize("arguments", ["events", "status", "jobs", "whatif --daily-tokens 7", "export -"])
+async def test_a_full_disk_under_the_output_is_one_clear_line(
+    service: Service, tmp_path: Path, arguments: str
+) -> None:
+    line = f'exec "{SQUAD}" {arguments} --dsn "$0" >/dev/full'
+    ended = await end(await start(tmp_path, "-c", line, service.dsn, command="/bin/sh"))
+    assert ended.code == 1
+    assert ended.complaint().endswith(": No space left on device")
+
+
+async def test_a_command_does_without_what_is_closed(service: Service, tmp_path: Path) -> None:
+    for closed in ("<&-", ">&-", "<&- >&-", "2>&-"):
+        for arguments in ("events", "export -"):
+            line = f'exec "{SQUAD}" {arguments} --dsn "$0" {closed}'
+            ended = await end(await start(tmp_path, "-c", line, service.dsn, command="/bin/sh"))
+            assert ended.code == 0, (closed, ended)
+            assert bool(ended.output) == (">&-" not in closed or closed == "2>&-")
+
+
 async def test_status_is_one_screen(service: Service, tmp_path: Path) -> None:
     await _fill(service)
     await service.api.put("jobs/watch", task="token_monitor", cron="30 4 1 1 *")
