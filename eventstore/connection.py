@@ -23,7 +23,8 @@ from psycopg.types.json import set_json_dumps, set_json_loads
 from psycopg_pool import AsyncConnectionPool
 
 from eventstore import pooler
-from eventstore.translation import translating
+from eventstore.errors import NotConnected
+from eventstore.translation import first_line, translating
 
 if TYPE_CHECKING:
     from psycopg.abc import Buffer
@@ -109,18 +110,22 @@ async def connect(dsn: str, schema: str, *, name: str, **settings: str | int) ->
             out where the server does not know it.
 
     Raises:
-        StoreUnavailable: the database cannot be reached.
+        NotConnected: the database cannot be reached.
+        StoreUnavailable: the connection broke before it could be used.
         PoolerInTheWay: a pooler keeps from the session what it cannot do without.
     """
     longest = int(settings.pop("transaction_timeout", _TRANSACTION_TIMEOUT_MILLISECONDS))
     with translating():
-        connection = await _Session.connect(
-            dsn,
-            autocommit=True,
-            **{**_KEEPALIVE, **_own(dsn)},
-            application_name=name,
-            options=_options(dsn, session_options(schema, **settings)),
-        )
+        try:
+            connection = await _Session.connect(
+                dsn,
+                autocommit=True,
+                **{**_KEEPALIVE, **_own(dsn)},
+                application_name=name,
+                options=_options(dsn, session_options(schema, **settings)),
+            )
+        except psycopg.OperationalError as error:
+            raise NotConnected(first_line(error)) from error
         try:
             is_direct = await pooler.is_direct(connection, schema)
             if is_direct and connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:

@@ -30,6 +30,10 @@ class StoreUnavailable(EventStoreError):
     """The database cannot be reached; whether the statement took effect is unknown."""
 
 
+class NotConnected(StoreUnavailable):
+    """The database cannot be reached."""
+
+
 class LogReplaced(StoreUnavailable):
     """The log was replaced: a standby took over that lacked its end, or an older backup was restored."""
 

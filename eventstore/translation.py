@@ -10,7 +10,7 @@ from eventstore.errors import EventStoreError, StoreBusy, StoreRefused, StoreUna
 
 def translated(error: psycopg.Error) -> EventStoreError:
     """The event store's own error for one of the driver's, chosen by class and SQLSTATE."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = first_line(error)
     match error:
         case pg.LockNotAvailable() | pg.QueryCanceled() | pg.DeadlockDetected() | pg.SerializationFailure():
             return StoreBusy(text)
@@ -32,6 +32,12 @@ def translated(error: psycopg.Error) -> EventStoreError:
             return StoreRefused(text)
         case _:
             return EventStoreError(text)
+
+
+def first_line(error: psycopg.Error) -> str:
+    """What the driver says of an error, in one line."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 class _Translating:

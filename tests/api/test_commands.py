@@ -340,7 +340,10 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("events", "--dsn", NOWHERE), "connection to server at"),
+        (
+            ("events", "--dsn", NOWHERE),
+            "The database cannot be reached: connection failed: connection to server at",
+        ),
         (("status", "--dsn", NOWHERE), "connection to server at"),
         (("up", "--dsn", "nonsense"), "dsn (SQUAD_DSN) is 'nonsense': must be a libpq connection string"),
         (
