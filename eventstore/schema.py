@@ -27,6 +27,12 @@ OLDEST_SERVER = 15
 Guest = tuple[str, Literal["service", "reader"]]
 """A role that the schema's owner lets in, and as what."""
 
+_HIDDEN_SCHEMA = """
+SELECT nspname FROM pg_namespace
+WHERE nspname = ANY(string_to_array(current_setting('search_path'), ', '))
+  AND NOT has_schema_privilege(oid, 'USAGE')
+"""
+
 _UPGRADE = re.compile(r"^-- @upgrade (\d+)$", re.MULTILINE)
 _SUPERSEDED = "-- @superseded\n"
 _FUNCTION = re.compile(r"^CREATE OR REPLACE FUNCTION .*?^\$\$;$", re.MULTILINE | re.DOTALL)
@@ -158,9 +164,18 @@ async def check(connection: Connection) -> None:
     Raises:
         SchemaMissing: there is none.
         SchemaTooNew: it was made by a newer version.
+        RoleMayNot: there is one, and the role was not let in.
     """
     found = await version(connection)
     if found == 0:
+        with translating():
+            hidden = await (await connection.execute(_HIDDEN_SCHEMA)).fetchone()
+        if hidden:
+            role = connection.info.user
+            raise RoleMayNot(
+                f"{role!r} was not let in to the schema {hidden[0]!r}: have the owner run"
+                f" `squad schema apply --reader {role}`, or with --service"
+            )
         raise SchemaMissing("start the service once, or apply the schema")
     if found > SCHEMA_VERSION:
         raise SchemaTooNew(f"version {found}, this software knows up to {SCHEMA_VERSION}")

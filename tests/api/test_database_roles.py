@@ -141,6 +141,11 @@ async def test_a_reader_sees_all_and_changes_nothing(shared_roles: Roles) -> Non
                     await connection.execute(statement.encode())
 
 
+async def test_a_stranger_is_told_that_it_was_not_let_in(applied: Roles, tmp_path: Path) -> None:
+    ended = await squad(tmp_path, "status", "--dsn", applied.stranger.dsn)
+    assert f"{applied.stranger.name!r} was not let in to the schema 'squad'" in ended.complaint()
+
+
 async def test_a_stranger_sees_nothing(shared_roles: Roles) -> None:
     async with await psycopg.AsyncConnection.connect(shared_roles.stranger.dsn) as connection:
         with pytest.raises(pg.InsufficientPrivilege):
