@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service import selftest, settings
-from service.cli.common import database_options, run
-from service.database import database
+from service.cli.common import database_options, run, way_to_database
 from service.http.json import dumps
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def bench(
     screen = Console(stderr=True)
 
     async def work() -> Figures:
-        async with database(chosen) as found:
+        async with way_to_database(chosen) as found:
             with screen.status("measuring") as shown:
                 return await selftest.run(found, seconds, lambda what: shown.update(f"measuring {what}"))
 

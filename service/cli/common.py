@@ -96,14 +96,24 @@ async def open_squad(
         raise StartFailed(
             f"there is no squad in {chosen.data}; start one with `squad up`, or name it with --dsn"
         )
-    async with database(chosen) as given:
-        found = await way_for_commands(chosen, given)
+    async with way_to_database(chosen) as found:
         if anew:
             await schema.apply(found, chosen.squad_schema)
         connection = await connect(found, chosen.squad_schema, name="squad cli", **session)
         async with connection:
             await schema.check(connection)
             yield connection, chosen, found
+
+
+@asynccontextmanager
+async def way_to_database(chosen: Settings) -> AsyncIterator[str]:
+    """The DSN that a command acts on: it leads to a session of one's own, where there is a way to one.
+
+    Raises:
+        StartFailed: SQUAD_LISTEN_DSN leads to another log.
+    """
+    async with database(chosen) as given:
+        yield await way_for_commands(chosen, given)
 
 
 def _is_there(folder: Path) -> bool:

@@ -19,9 +19,9 @@ from projections.projector import Projector
 from service import settings
 from service.background import background
 from service.cli import progress
-from service.cli.common import AT_LEISURE, database_options, open_squad, run
+from service.cli.common import AT_LEISURE, database_options, open_squad, run, way_to_database
 from service.cli.files import STANDARD, lines, written
-from service.database import StartFailed, database
+from service.database import StartFailed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -107,7 +107,7 @@ def import_command(file: Path, dsn: str | None, data: Path | None, config: Path 
         arriving = lines(file)
         first: list[bytes] = await anext(arriving, [])
         Arriving().take(first[0] if first else b"")
-        async with database(chosen) as found:
+        async with way_to_database(chosen) as found:
             await schema.apply(found, chosen.squad_schema)
             connection = await connect(found, chosen.squad_schema, name="squad import", **AT_LEISURE)
             async with connection:

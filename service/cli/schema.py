@@ -8,8 +8,7 @@ import click
 
 from eventstore import schema
 from service import settings
-from service.cli.common import database_options, run
-from service.database import database, way_for_commands
+from service.cli.common import database_options, run, way_to_database
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,8 +41,8 @@ def apply(
     guests += [(role, "reader") for role in reader]
 
     async def work() -> None:
-        async with database(chosen) as given:
-            await schema.apply(await way_for_commands(chosen, given), chosen.squad_schema, guests)
+        async with way_to_database(chosen) as found:
+            await schema.apply(found, chosen.squad_schema, guests)
 
     run(work())
     click.echo(f"schema {chosen.squad_schema} is at version {schema.SCHEMA_VERSION}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from service.cli.common import open_squad
 from service.database import StartFailed, check_same_log, way_for_commands
 from service.settings import Settings
+from tests.support.command import finished, squad
 from tests.support.parts import SCHEMA, message, running_writer, submit
 from tests.support.pooler import pooler
 from tests.support.process import refused_start
@@ -59,6 +61,20 @@ async def test_a_command_goes_around_a_pooler_where_it_knows_a_way(database: str
         assert await way_for_commands(settings, between.dsn) == database
         nowhere = Settings(dsn=between.dsn, squad_schema=SCHEMA)
         assert await way_for_commands(nowhere, between.dsn) == between.dsn
+
+
+async def test_an_import_and_a_self_test_go_around_a_pooler_too(
+    database: str, empty_database: str, tmp_path: Path
+) -> None:
+    await _begin(database)
+    file = str(tmp_path / "log.jsonl")
+    await finished("export", file, "--dsn", database, cwd=tmp_path)
+    async with pooler(empty_database) as between:
+        around = {"SQUAD_DSN": between.dsn, "SQUAD_LISTEN_DSN": empty_database}
+        imported = await squad(tmp_path, "import", file, **around)
+        assert imported.lines()[0].startswith("imported "), imported
+        measured = await squad(tmp_path, "bench", "--seconds", "2", "--json", **around)
+        assert json.loads(measured.lines()[0])["judgement"]
 
 
 async def test_ways_to_one_log_are_as_good_as_one(database: str) -> None:
