@@ -73,7 +73,9 @@ def events(
     try:
         run(work())
     except (KeyboardInterrupt, asyncio.CancelledError):
-        return
+        # It is how to end one that follows. Of any other, the end is missing.
+        if not following:
+            raise
 
 
 async def _print_all(connection: Connection, after: int, wanted: lookup.Filter, *, as_json: bool) -> None:

@@ -27,6 +27,7 @@ from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
     from pathlib import Path
 
     from eventstore.recorded import Recorded
@@ -110,6 +111,22 @@ async def test_following_goes_on_until_it_is_interrupted(service: Service, tmp_p
         assert json.loads(line)["data"]["message"] == text
     process.send_signal(signal.SIGINT)
     assert (await end(process)) == Ended(0, "", "")
+
+
+def test_events_cut_off_by_ctrl_c_do_not_pass_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(work: Coroutine[Any, Any, None]) -> None:
+        work.close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["service.cli.events"], "run", interrupted)
+    for following, code in (((), 130), (("--follow",), None)):
+        monkeypatch.setattr(sys, "argv", ["squad", "events", *following])
+        ended: int | str | None = None
+        try:
+            main()
+        except SystemExit as exited:
+            ended = exited.code
+        assert ended == code
 
 
 async def test_a_reader_that_has_enough_ends_it_quietly(service: Service, tmp_path: Path) -> None:
