@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service import selftest, settings
-from service.cli.common import database_options, run, way_to_database
+from service.cli.common import Seconds, database_options, run, way_to_database
 from service.http.json import dumps
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option(
     "--seconds",
-    type=click.FloatRange(2, 300),
+    type=Seconds(2, 300),
     default=25.0,
     show_default=True,
     help="How long to measure.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import re
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -124,6 +125,19 @@ def _is_there(folder: Path) -> bool:
     except OSError as error:
         raise StartFailed(f"the folder {folder} cannot be reached: {error.strerror}") from error
     return True
+
+
+class Seconds(click.FloatRange):
+    """So many seconds. Python's nan is none, though no range turns it away."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return seconds
 
 
 class Moment(click.ParamType[datetime]):

@@ -17,7 +17,7 @@ from service import commands as do
 from service import views
 from service.cli import screen
 from service.cli.acting import acting, asked
-from service.cli.common import database_options, open_squad, run
+from service.cli.common import Seconds, database_options, open_squad, run
 from service.cli.waiting import WITHOUT_END, enter, enter_and_wait
 from service.http.json import dumps
 from service.http.v1.jobs import LAST_RUNS
@@ -78,7 +78,7 @@ def _table(found: list[dict[str, Any]]) -> Table:
 @click.option(
     "--wait",
     "wait_seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True),
     is_flag=False,
     flag_value=WITHOUT_END,
     metavar="[SECONDS]",
