@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from service.squad import Squad
 
+_STANDINGS = "SELECT name, position, error FROM projections ORDER BY name"
+
 
 @click.command()
 @database_options
@@ -28,10 +30,11 @@ def status(dsn: str | None, data: Path | None, config: Path | None) -> None:
     async def work() -> tuple[Squad, datetime, list[tuple[Any, ...]]]:
         async with open_squad(config, dsn, data) as (connection, _, _):
             squad = await restore(connection)
+            # Before the log's end: tables that followed it meanwhile would be ahead of it.
+            cursor = await connection.execute(_STANDINGS)
+            standings = await cursor.fetchall()
             await catch_up(connection, squad)
-            now = await log.clock(connection)
-            cursor = await connection.execute("SELECT name, position, error FROM projections ORDER BY name")
-            return squad, now, await cursor.fetchall()
+            return squad, await log.clock(connection), standings
 
     squad, now, projections = run(work())
     console = Console()

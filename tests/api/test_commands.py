@@ -10,13 +10,15 @@ import socket
 import sys
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 from click.testing import CliRunner
 
-from eventstore import gauge, lookup
+from eventstore import gauge, log, lookup
+from projections import PROJECTIONS
 from service.cli import cli, main
 from service.cli.up import MOST_FILES
 from tests.api.client import running_service
@@ -30,9 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from pathlib import Path
 
+    from eventstore.connection import Connection
     from eventstore.recorded import Recorded
     from tests.api.client import Service
 
+READ_TABLES = {projection.name for projection in PROJECTIONS}
 NOWHERE = "host=127.0.0.1 port=1 dbname=nowhere"
 
 
@@ -183,6 +187,29 @@ async def test_status_is_one_screen(service: Service, tmp_path: Path) -> None:
     for table in ("agents", "messages", "operations", "budgets", "tasks", "emails"):
         assert table in screen
     assert len(screen.splitlines()) < 60
+
+
+async def test_no_table_is_ahead_of_the_log_in_status(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much is appended, and reaches the tables, while it looks."""
+    here = asyncio.get_running_loop()
+
+    async def more() -> None:
+        await _fill(service)
+        await eventually(partial(projected_to_head, service.dsn))
+
+    async def clock(connection: Connection) -> datetime:
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(more(), here))
+        return await log.clock(connection)
+
+    monkeypatch.setattr(sys.modules["service.cli.status"], "log", SimpleNamespace(clock=clock))
+    shown = await asyncio.to_thread(CliRunner().invoke, cli, ("status", "--dsn", service.dsn))
+    assert shown.exit_code == 0, shown.output
+    rows = [[cell.strip() for cell in line.split("│")] for line in shown.output.splitlines()]
+    behind = [int(row[3]) for row in rows if row[1:2] and row[1] in READ_TABLES]
+    assert len(behind) == len(READ_TABLES)
+    assert min(behind) >= 0
 
 
 async def test_explain_tells_why_a_claim_was_refused(service: Service, tmp_path: Path) -> None:
