@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 _REPLY = re.compile(r"^((re|aw|fwd?|wg|sv|antw)\s*(\[\d+\])?\s*:\s*)+", re.IGNORECASE)
 _ORDER_NUMBER = re.compile(
-    r"\b(?P<kind>purchase order|order|invoice|po)[\s#:-]*(?:no\.?|number)?[\s#:-]*"
+    r"\b(?P<kind>purchase order|order|invoice|po)[\s#:-]*(?:(?:no\.?|number)[\s#:-]*)?"
     r"(?P<number>[A-Z]{0,4}-?\d{3,10})\b",
     re.IGNORECASE,
 )
 _SIGNED = re.compile(
     r"^(?:(?:kind|best|warm|many) )?(?:regards|thanks|wishes|cheers|thank you|sincerely|yours \w+)[,.!]*"
-    r"\s*\n+\s*(?P<name>[^\W\d_][^\W\d_'-]{1,20})\b",
+    r"[^\S\n]*\n\s*(?P<name>[^\W\d_][^\W\d_'-]{1,20})\b",
     re.IGNORECASE | re.MULTILINE,
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from html.parser import HTMLParser
 
 _UNSEEN = frozenset({"script", "style", "head", "title", "template", "noscript"})
@@ -16,10 +17,14 @@ _MANY_BREAKS = re.compile(r"\n{3,}")
 
 
 def text_of(html: str) -> str:
-    """The text of a document, one line for a block."""
+    """The text of a document, one line for a block; of a broken one, what comes before the break."""
     reader = _Reader()
-    reader.feed(html)
-    reader.close()
+    # A tag that nothing ends is none. The parser would look for its end from each "<" anew.
+    end = html.rfind(">") + 1
+    # This is how it gives up on declarations that it cannot make sense of.
+    with suppress(AssertionError):
+        reader.feed(html[:end] + html[end:].partition("<")[0])
+        reader.close()
     text = _LINE_SPACE.sub(" ", "".join(reader.pieces))
     return _MANY_BREAKS.sub("\n\n", _SPACE_AROUND_BREAK.sub("\n", text)).strip()
 

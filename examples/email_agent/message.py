@@ -27,12 +27,13 @@ SUBJECT_CHARACTERS = 500
 _MAX_PARTS = 200
 _MAX_REFERENCES = 50
 _MAX_ID_CHARACTERS = 255
+_MAX_HEADER_CHARACTERS = 8_000
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _CONTROL_BUT_BREAKS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ufeff]+")
 _UNSTORABLE = re.compile("[\ud800-\udfff]")
 _MESSAGE_ID = re.compile(r"<[^<>\s]{1,253}>")
-_ADDRESS = re.compile(r"[^\s@<>\",;]+@[^\s@<>\",;]+")
+_ADDRESS = re.compile(r"(?<![^\s@<>\",;])[^\s@<>\",;]+@[^\s@<>\",;]+")
 # Python calls these encodings too; no mail is written in them, and some take very long.
 _NOT_CHARSETS = frozenset({"idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape"})
 # What codecs say of a character that a limit of ours cut through.
@@ -89,12 +90,23 @@ class Mail:
         return self.message_id or f"sha256:{self.header_digest}"
 
 
+class _Brief(policy.Compat32):
+    """Reads headers only so far: the library takes the square of their length."""
+
+    def header_fetch_parse(self, name: str, value: str) -> Any:
+        """A header's value, cut off where it is too long."""
+        return super().header_fetch_parse(name, value[:_MAX_HEADER_CHARACTERS])
+
+
+_BRIEF = _Brief()
+
+
 def read(raw: bytes) -> Mail:
     """Makes sense of a mail, or of as much of it as there is."""
     header = raw.partition(b"\r\n\r\n")[0].partition(b"\n\n")[0]
     digest = hashlib.sha256(header).hexdigest()
     try:
-        return _read(message_from_bytes(raw, policy=policy.compat32), digest)
+        return _read(message_from_bytes(raw, policy=_BRIEF), digest)
     except Exception:  # noqa: BLE001 - on broken mail the library raises almost anything, up to RecursionError
         return Mail(from_email="unknown", subject="(an unreadable message)", text="", header_digest=digest)
 

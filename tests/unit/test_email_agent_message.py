@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import json
+from time import process_time
 
 import pytest
 
 from examples.demo.letters import letters
 from examples.email_agent import message
+from examples.email_agent.drafts import from_template
 from examples.email_agent.html_text import text_of
+
+ENOUGH_SECONDS = 2.0
+"""Of the processor, for the worst mail: far more than it takes, far less than its square would."""
 
 
 def read(*lines: bytes) -> message.Mail:
@@ -196,3 +201,35 @@ def test_the_letters_of_the_demo_are_all_told_apart() -> None:
     assert len({mail.external_id(None) for mail in mails}) == len(mails)
     assert all(mail.text and mail.subject and "@" in mail.from_email for mail in mails)
     assert sum(mail.message_id is None for mail in mails) == 1
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"From: " + b"a" * 60_000 + b"\r\n\r\nhello",
+        b'Content-Type: text/plain; charset="' + b";" * 80_000 + b"\r\n\r\nhello",
+        b"Content-Type: text/html\r\n\r\nhello" + b"<div " * 15_000,
+        b"Content-Type: text/html\r\n\r\nhello" + b"<a b='" * 15_000,
+    ],
+    ids=["an address without an end", "a parameter without an end", "tags", "quotes"],
+)
+def test_no_mail_takes_long_to_read(raw: bytes) -> None:
+    began = process_time()
+    assert read(raw).text.startswith("hello")
+    assert process_time() - began < ENOUGH_SECONDS
+
+
+@pytest.mark.parametrize("text", ["regards" + "\n" * 1_200 + "1", "order" + " #-:" * 2_500])
+def test_no_mail_takes_long_to_answer(text: str) -> None:
+    began = process_time()
+    assert from_template("other", "hi", text, "us").startswith("Hello,")
+    assert process_time() - began < ENOUGH_SECONDS
+
+
+def test_markup_that_nobody_understands_costs_no_more_than_its_own_text() -> None:
+    mail = read(b"From: a@b.example\r\nContent-Type: text/html\r\n\r\n<p>hello</p><![<b>there</b>")
+    assert (mail.from_email, mail.text) == ("a@b.example", "hello")
+
+
+def test_text_behind_the_last_tag_is_read() -> None:
+    assert text_of("<p>one</p>two <b") == "one\ntwo"
