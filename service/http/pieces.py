@@ -16,22 +16,21 @@ if TYPE_CHECKING:
 
     from service.http.context import Services
 
+SEND_BYTES = 64 * 1024
 SEND_SECONDS = 30.0
-"""A client that does not take what was sent to it within this time is dropped."""
-
-_SEND_BYTES = 64 * 1024
-"""How much is sent at once of a large piece: a slow client takes that in time."""
+"""A client that does not take so much of what was sent to it within this time is dropped."""
 
 
 async def send(response: web.StreamResponse, piece: bytes) -> None:
-    """Sends a piece; returns when there is room for the next.
+    """Sends a piece, however large; returns when there is room for the next.
 
     Raises:
-        TimeoutError: the client took nothing for `SEND_SECONDS`.
+        TimeoutError: the client did not take `SEND_BYTES` of it within `SEND_SECONDS`.
         ConnectionError: it has gone.
     """
-    async with asyncio.timeout(SEND_SECONDS):
-        await response.write(piece)
+    for start in range(0, len(piece), SEND_BYTES):
+        async with asyncio.timeout(SEND_SECONDS):
+            await response.write(piece[start : start + SEND_BYTES])
 
 
 async def in_pieces(
@@ -47,8 +46,7 @@ async def in_pieces(
         with suppress(ConnectionError):
             await response.prepare(request)
             for piece in pieces:
-                for start in range(0, len(piece), _SEND_BYTES):
-                    await send(response, piece[start : start + _SEND_BYTES])
+                await send(response, piece)
                 # A piece takes time to make, and others wait.
                 await asyncio.sleep(0)
             await response.write_eof()

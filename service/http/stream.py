@@ -23,7 +23,7 @@ from eventstore.listener import POLL_SECONDS, wait_for_hint
 from service.channels import Found
 from service.http.auth import caller
 from service.http.context import correlation_id
-from service.http.pieces import send
+from service.http.pieces import SEND_BYTES, send
 from service.http.problems import wrong
 from service.http.reply import CORRELATION_HEADER, SECURITY_HEADERS
 
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 KEEPALIVE_SECONDS = 15.0
 """How often a silent stream says that it lives, so that proxies do not cut it."""
-
-SEND_BYTES = 64 * 1024
-"""How much is sent to a reader at once: it must take that in that time, and no more waits for it here."""
 
 _log = logging.getLogger(__name__)
 _PAGE_EVENTS = 200

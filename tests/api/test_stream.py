@@ -227,13 +227,38 @@ async def test_a_reader_who_takes_nothing_is_dropped_and_resumes(
                 taken += chunk
     whole = re.findall(rb"id: (\d+)\n", taken.rpartition(b"\n\n")[0])
     assert 0 < len(whole) < head
-    largest = 100_000 + 2_000
-    assert max(waiting) <= stream.SEND_BYTES + largest + 64 * 1024
+    assert max(waiting) <= 3 * pieces.SEND_BYTES
 
     last = int(whole[-1])
     async with reading(service.api, {"Last-Event-ID": str(last)}) as reader:
         resumed = await reader.take(head - last)
     assert [event.id for event in resumed] == list(range(last + 1, head + 1))
+
+
+async def test_an_event_that_is_larger_than_what_is_sent_at_once_leaves_bit_by_bit(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each bit has the whole time; whoever is slow would else be dropped at the same event each time."""
+    sizes = _watching_what_is_sent(monkeypatch)
+    data = {"picture": "x" * 400_000}
+    sent = await api.post("messages", from_agent="ada", message="look", data=data)
+    position = sent.expect(201)["position"]
+    async with reading(api, after=position - 1, type="message_sent") as reader:
+        assert (await reader.next()).data["data"]["data"] == data
+    assert max(sizes) == pieces.SEND_BYTES
+
+
+def _watching_what_is_sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes are sent to a reader at once, each time."""
+    sizes: list[int] = []
+    write = web.StreamResponse.write
+
+    async def watched(self: web.StreamResponse, data: bytes) -> None:
+        sizes.append(len(data))
+        await write(self, data)
+
+    monkeypatch.setattr(web.StreamResponse, "write", watched)
+    return sizes
 
 
 def _watching_what_waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
