@@ -23,10 +23,19 @@ FEWEST_EVENTS = 10
 class Gauge:
     """Measures each page, and says from it how many events the next one should have."""
 
-    def __init__(self, most: int) -> None:
-        self.events = min(FIRST_EVENTS, most)
+    def __init__(
+        self,
+        most: int,
+        *,
+        first: int = FIRST_EVENTS,
+        fewest: int = FEWEST_EVENTS,
+        characters: int = PAGE_CHARACTERS,
+    ) -> None:
+        self.events = min(first, most)
         """How many to read."""
         self._most = most
+        self._fewest = fewest
+        self._characters = characters
 
     def learn(self, page: Sequence[AnyRecorded]) -> None:
         """Goes by what was read last: an event can be a hundred bytes, or a megabyte."""
@@ -38,4 +47,4 @@ class Gauge:
 
     def _fitting(self, page: Sequence[AnyRecorded]) -> int:
         characters = sum([len(recorded.data) for recorded in page])
-        return max(PAGE_CHARACTERS * len(page) // characters, FEWEST_EVENTS) if characters else self._most
+        return max(self._characters * len(page) // characters, self._fewest) if characters else self._most

@@ -19,6 +19,7 @@ from aiohttp import web
 
 from eventstore import lookup, sealing
 from eventstore.errors import StoreBusy, StoreUnavailable
+from eventstore.gauge import Gauge
 from eventstore.listener import POLL_SECONDS, wait_for_hint
 from service.channels import Found
 from service.http.auth import caller
@@ -36,6 +37,8 @@ KEEPALIVE_SECONDS = 15.0
 
 _log = logging.getLogger(__name__)
 _PAGE_EVENTS = 200
+_FIRST_EVENTS = 10
+"""How many are read of the log before it is known how large they are."""
 _POSITION = re.compile(r"[0-9]{1,19}")
 _LARGEST_POSITION = 2**63 - 1
 _HEADERS = {
@@ -95,6 +98,8 @@ async def _follow(
 ) -> None:
     spoke = monotonic()
     who = caller()
+    # What is read and cannot be sent at once is read again: so no more than that, however large events are.
+    gauge = Gauge(_PAGE_EVENTS, first=_FIRST_EVENTS, fewest=1, characters=SEND_BYTES)
     with services.channels.following(wanted) as channel:
         # A connection that is gone has no transport; nobody tells a handler that only waits.
         while not _is_gone(request) and not services.stopping and services.door.still_admits(who):
@@ -103,7 +108,7 @@ async def _follow(
                 await send(response, b'event: log_replaced\ndata: {"position":%d}\n\n' % head)
                 return
             ticket = channel.moved.ticket()
-            found, chunk = await _next(services, request, channel, position, wanted)
+            found, chunk = await _next(services, request, channel, position, wanted, gauge)
             if chunk:
                 await send(response, chunk)
                 spoke = monotonic()
@@ -121,6 +126,7 @@ async def _next(
     channel: Channel,
     position: int,
     wanted: lookup.Filter,
+    gauge: Gauge,
 ) -> tuple[int, bytes]:
     """What comes next for a stream, and up to where; nothing for the moment where it cannot be had."""
     streams = services.streams
@@ -134,7 +140,7 @@ async def _next(
         async with streams.turn(streams.from_log):
             if _is_gone(request):
                 return position, b""
-            return _chunk(services, await _in_the_log(services, position, wanted))
+            return _chunk(services, await _in_the_log(services, position, wanted, gauge))
     except (StoreUnavailable, StoreBusy):
         return position, b""
 
@@ -152,17 +158,18 @@ async def _in_memory(services: Services, channel: Channel, position: int) -> Fou
     return await channel.after(position, _PAGE_EVENTS) if services.tail.last == head else None
 
 
-async def _in_the_log(services: Services, position: int, wanted: lookup.Filter) -> Found:
-    forgotten, head = services.tail.forgotten, services.writer.squad.head.position
+async def _in_the_log(services: Services, position: int, wanted: lookup.Filter, gauge: Gauge) -> Found:
+    forgotten, head, most = services.tail.forgotten, services.writer.squad.head.position, gauge.events
     async with services.tables.connection() as connection:
-        page = await lookup.read_filtered(connection, position, _PAGE_EVENTS, wanted)
+        page = await lookup.read_filtered(connection, position, most, wanted)
         shown = await sealing.reveal(connection, page)
+    gauge.learn(page)
     if services.tail.forgotten != forgotten:
         # What was readable when it was read may not be any more.
         return Found((), position)
     last = page[-1].position if page else position
     # The log may be further than this process knows.
-    return Found(shown, last if len(page) == _PAGE_EVENTS else max(head, last))
+    return Found(shown, last if len(page) == most else max(head, last))
 
 
 def _chunk(services: Services, found: Found) -> tuple[int, bytes]:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from eventstore import lookup
 from service import tail
 from service.channels import Found
 from service.http import pieces, stream
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import aiohttp
     import pytest
 
+    from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
     from tests.api.client import Api
     from tests.support.postgres import PostgresServer
 
@@ -189,6 +192,35 @@ async def test_a_slow_reader_is_served_from_the_database(
             for each in (reader, other):
                 events = await each.take(positions[-1])
                 assert [event.id for event in events] == list(range(1, positions[-1] + 1))
+
+
+async def test_large_events_are_not_read_many_times_over(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_service(database) as service:
+        await _say(service.api, *("x" * 100_000 for _ in range(40)))
+        head = await service.head()
+    sizes = _watching_what_is_read(monkeypatch)
+    async with running_service(database) as fresh, reading(fresh.api, after=0) as reader:
+        await reader.take(head)
+    assert sum(sizes) < 2 * 40 * 100_000
+    assert max(sizes) < 20 * 100_000
+
+
+def _watching_what_is_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many characters of payload a stream reads of the log at once, each time."""
+    sizes: list[int] = []
+    read = lookup.read_filtered
+
+    async def watched(
+        connection: Connection, after: int, limit: int, wanted: lookup.Filter
+    ) -> list[Recorded]:
+        page = await read(connection, after, limit, wanted)
+        sizes.append(sum(len(recorded.data) for recorded in page))
+        return page
+
+    monkeypatch.setattr(lookup, "read_filtered", watched)
+    return sizes
 
 
 async def test_a_stream_outlives_an_outage_of_the_database(postgres: PostgresServer, database: str) -> None:

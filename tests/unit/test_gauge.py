@@ -40,6 +40,14 @@ def test_it_asks_for_as_many_as_fit(characters: int) -> None:
     assert gauge.events == max(PAGE_CHARACTERS // characters, FEWEST_EVENTS)
 
 
+def test_it_can_be_set_to_pages_of_another_size() -> None:
+    gauge, asked = Gauge(50, first=10, fewest=1, characters=6_000), list[int]()
+    for characters in (100, 100, 100, 1_000_000, 2_000):
+        asked.append(gauge.events)
+        gauge.learn(page(gauge.events, characters))
+    assert [*asked, gauge.events] == [10, 20, 40, 50, 1, 2]
+
+
 def test_it_forgets_large_ones_page_by_page() -> None:
     gauge = Gauge(MOST)
     gauge.learn(page(10, 1_000_000))
