@@ -95,7 +95,8 @@ class Connection(web.RequestHandler):
         self._heard = True
         if self._request_count != before:
             self._head_since = None
-        elif self._head_since is None and self._current_request is None and not self._messages:
+        elif self._head_since is None and self._waiter is not None:
+            # Not where aiohttp still takes the body of a request that was answered without it.
             self._head_since = self._loop.time()
 
     def look(self, now: float) -> None:

@@ -51,17 +51,23 @@ class Slow:
 
     async def dribble(self, endless: bytes) -> bytes:
         """Sends some more again and again; what was answered until the other side hung up."""
-        answer = asyncio.ensure_future(self.reader.read())
+        answer = asyncio.ensure_future(self._heard())
         try:
             while not answer.done():
                 with contextlib.suppress(OSError):
                     self.writer.write(endless)
                 await asyncio.wait({answer}, timeout=0.1)
             return answer.result()
-        except ConnectionError:
-            return b""
         finally:
             self.writer.transport.abort()
+
+    async def _heard(self) -> bytes:
+        """All that came until the end, also where the end is a reset."""
+        heard = b""
+        with contextlib.suppress(ConnectionError):
+            while some := await self.reader.read(2**16):
+                heard += some
+        return heard
 
 
 async def _goes_on(service: Service) -> None:
@@ -103,6 +109,10 @@ async def test_the_second_head_on_a_connection_is_not_waited_for_either(service:
 async def test_one_that_is_idle_between_requests_is_kept(service: Service) -> None:
     client = await Slow.connected(service, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await client.reader.readuntil(b"alive")
+    await _is_kept(service, client)
+
+
+async def _is_kept(service: Service, client: Slow) -> None:
     other = await Slow.connected(service)
     # The other one is ended, so this one would have been by now.
     async with asyncio.timeout(20):
@@ -112,6 +122,17 @@ async def test_one_that_is_idle_between_requests_is_kept(service: Service) -> No
         await client.reader.readuntil(b"alive")
     for each in (client, other):
         each.writer.close()
+
+
+async def test_one_whose_request_was_answered_before_its_body_came_is_kept_as_well(
+    service: Service,
+) -> None:
+    head = b"POST /api/v1/messages HTTP/1.1\r\nHost: elsewhere.example\r\n"
+    length = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY)
+    client = await Slow.connected(service, head + length)
+    assert b" 421 " in await client.reader.readuntil(b"}")
+    client.writer.write(BODY)
+    await _is_kept(service, client)
 
 
 async def test_bodies_that_never_end_are_not_waited_for(service: Service) -> None:
