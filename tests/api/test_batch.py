@@ -140,6 +140,16 @@ async def test_a_path_means_what_it_means_alone(api: Api) -> None:
     assert result["body"]["name"] == "a/b c"
 
 
+@pytest.mark.parametrize("more", ["?", "?dry_run=true", "#now"])
+async def test_a_path_is_a_path_and_no_more(service: Service, more: str) -> None:
+    head = await service.head()
+    [result] = await _batch(service.api, _write("PUT", f"agents/ada{more}", role="writer"))
+    assert (result["status"], result["body"]["code"]) == (404, "not_found")
+    assert await service.head() == head
+    [escaped] = await _batch(service.api, _write("PUT", "agents/ada%3F%23", role="writer"))
+    assert escaped["body"]["name"] == "ada?#"
+
+
 async def test_a_batch_holds_a_thousand_commands_and_no_more(service: Service) -> None:
     commands = [_message(f"m{number}") for number in range(1_000)]
     results = await _batch(service.api, *commands)

@@ -71,7 +71,7 @@ class Writes:
             if "{" not in route.path:
                 self._exact[route.method, route.path] = route
             else:
-                pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", route.path)
+                pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/?#]+)", route.path)
                 self._patterns.append((route.method, re.compile(pattern), route))
 
     def find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
