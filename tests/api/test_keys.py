@@ -13,6 +13,7 @@ from eventstore import log
 from service import api_keys
 from service.http import auth
 from service.http.auth import Scope
+from service.http.openapi import plain_path
 from service.http.table import ROUTES
 from tests.api.client import Api, Service, running_service, unreachable
 from tests.api.inputs import UNKNOWN_ID
@@ -70,7 +71,7 @@ async def shared_squad(postgres: PostgresServer, _template: str) -> AsyncIterato
 
 def _target(route: Route) -> str:
     """A path that leads to the route."""
-    path = route.path.split(":")[0] + "}" if r"\d" in route.path else route.path
+    path = plain_path(route.path)
     for name, value in (("{id}", UNKNOWN_ID), ("{name}", "ann"), ("{position}", "1")):
         path = path.replace(name, value)
     return path

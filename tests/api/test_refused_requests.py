@@ -41,6 +41,13 @@ async def test_unknown_and_repeated_parameters_are_refused_by_name(api: Api) -> 
         assert twice["errors"] == [{"field": "min_position", "message": "must be named once"}]
 
 
+@pytest.mark.parametrize("path", ["events/{}", "explain/{}"])
+async def test_a_position_in_a_path_is_written_in_ascii(api: Api, path: str) -> None:
+    arabic_one = "\N{ARABIC-INDIC DIGIT ONE}"
+    (await api.get(path.format("1"))).expect(200)
+    (await api.get(path.format(arabic_one))).expect(404, "not_found")
+
+
 @pytest.mark.parametrize("value", ["-1", "x", "", "1e3", "9223372036854775808", "9" * 400])
 async def test_a_position_is_a_number_of_63_bits(api: Api, value: str) -> None:
     for path in READS:

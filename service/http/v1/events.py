@@ -138,7 +138,7 @@ ROUTES = (
     ),
     Route(
         method="GET",
-        path=r"/api/v1/events/{position:\d{1,18}}",
+        path=r"/api/v1/events/{position:[0-9]{1,18}}",
         summary="One event",
         tag="events",
         scope=Scope.READ,

@@ -81,7 +81,7 @@ async def _explain(services: Services, request: web.Request) -> Reply:
 ROUTES = (
     Route(
         method="GET",
-        path=r"/api/v1/explain/{position:\d{1,18}}",
+        path=r"/api/v1/explain/{position:[0-9]{1,18}}",
         summary="Why an event happened, or why something was refused, in words and as facts",
         tag="audit",
         scope=Scope.AUDIT,
