@@ -188,7 +188,7 @@ def parse_query(model: type[M], request: web.Request) -> M:
     try:
         return model.model_validate(dict(query))
     except ValidationError as error:
-        raise from_validation(error) from error
+        raise from_validation(error, "query") from error
 
 
 @lru_cache

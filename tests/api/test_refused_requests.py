@@ -41,6 +41,11 @@ async def test_unknown_and_repeated_parameters_are_refused_by_name(api: Api) -> 
         assert twice["errors"] == [{"field": "min_position", "message": "must be named once"}]
 
 
+async def test_a_parameter_without_a_name_is_one_of_the_query(api: Api) -> None:
+    fault = (await api.get("agents?=1")).expect(422, "validation_failed")
+    assert fault["errors"][0]["field"] == "query"
+
+
 @pytest.mark.parametrize("path", ["events/{}", "explain/{}"])
 async def test_a_position_in_a_path_is_written_in_ascii(api: Api, path: str) -> None:
     arabic_one = "\N{ARABIC-INDIC DIGIT ONE}"
