@@ -72,6 +72,7 @@ class Connection(web.RequestHandler):
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_HEADER_BYTES,
             max_headers=MAX_HEADERS,
+            auto_decompress=False,
         )
         self._head_since: float | None = None
         """Since when a head has been arriving, where one is."""

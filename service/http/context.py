@@ -9,13 +9,14 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from multidict import istr
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from service.batch import new_id
 from service.http import json
 from service.http.auth import caller
+from service.http.packed import too_large, unpacked
 from service.http.problems import Problem, from_validation, wrong
 from service.http.reply import CORRELATION_HEADER
 from service.http.turns import Turns
@@ -109,15 +110,16 @@ async def body_of(request: web.Request) -> bytes:
         # What is left of it, if anything, is not waited for either.
         raise Problem("request_timeout", f"the body took more than {BODY_SECONDS:g} seconds") from error
     except web.HTTPRequestEntityTooLarge as error:
-        raise Problem("payload_too_large", f"a body may have {MAX_BODY_BYTES} bytes") from error
+        raise too_large(MAX_BODY_BYTES) from error
     except (web.RequestPayloadError, ConnectionError) as error:
-        raise Problem("bad_request", "the body is not encoded as the headers say, or broke off") from error
+        raise Problem("bad_request", "the body broke off") from error
     # A web page can post a form or plain text to a service on this machine without asking; JSON it cannot.
     if body and (request.content_type != "application/json" or not _is_utf8(request.charset)):
         raise Problem(
             "unsupported_media_type", "send the body in UTF-8 with Content-Type: application/json"
         )
-    return body
+    coding = request.headers.get(hdrs.CONTENT_ENCODING)
+    return unpacked(body, coding.strip().lower(), MAX_BODY_BYTES) if body and coding else body
 
 
 def _is_utf8(charset: str | None) -> bool:

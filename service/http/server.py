@@ -9,6 +9,7 @@ from aiohttp import web
 
 from service.http.connection import Server
 from service.http.context import MAX_BODY_BYTES, SERVICES, correlate
+from service.http.packed import too_large
 from service.http.problems import Problem
 from service.http.reply import respond
 
@@ -52,7 +53,7 @@ def telling_problems(handle: Handler, services: Services) -> Handler:
             headers = {"Allow": allowed}
             problem = Problem("method_not_allowed", f"allowed here: {allowed}", headers=headers)
         except web.HTTPRequestEntityTooLarge:
-            problem = Problem("payload_too_large", f"a body may have {MAX_BODY_BYTES} bytes")
+            problem = too_large(MAX_BODY_BYTES)
         except web.HTTPException as error:
             problem = Problem("bad_request", error.reason)
         if too_often := services.door.too_often(request):

@@ -6,9 +6,11 @@ import asyncio
 import gzip
 import io
 import json
-from typing import TYPE_CHECKING
+import zlib
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 
 from service.http.context import MAX_BODY_BYTES
@@ -16,7 +18,7 @@ from service.http.problems import OTHER_STATUS, REFUSAL_STATUS, STATUS, TITLES
 from tests.api.client import Answer, Service, assert_as_documented
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tests.api.client import Api
 
@@ -83,14 +85,75 @@ async def test_a_body_of_one_mebibyte_is_taken_and_not_a_byte_more(service: Serv
     (await _post(service.api, full, JSON)).expect(201)
     head = await service.head()
     (await _post(service.api, full + b" ", JSON)).expect(413, "payload_too_large")
-    (await _post(service.api, gzip.compress(full + b" "), {**JSON, "Content-Encoding": "gzip"})).expect(
-        413, "payload_too_large"
-    )
     assert await service.head() == head
 
 
-async def test_a_compressed_body_is_unpacked(api: Api) -> None:
-    (await _post(api, gzip.compress(MESSAGE), {**JSON, "Content-Encoding": "gzip"})).expect(201)
+def _bare_deflate(text: bytes) -> bytes:
+    packing = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packing.compress(text) + packing.flush()
+
+
+@pytest.mark.parametrize(
+    ("coding", "pack"),
+    [
+        ("gzip", gzip.compress),
+        (" GZip ", gzip.compress),
+        ("x-gzip", gzip.compress),
+        ("deflate", zlib.compress),
+        ("deflate", _bare_deflate),
+        ("identity", bytes),
+    ],
+)
+async def test_a_packed_body_is_unpacked(api: Api, coding: str, pack: Callable[[bytes], bytes]) -> None:
+    (await _post(api, pack(MESSAGE), {**JSON, "Content-Encoding": coding})).expect(201)
+    full = MESSAGE.ljust(MAX_BODY_BYTES)
+    (await _post(api, pack(full), {**JSON, "Content-Encoding": coding})).expect(201)
+    (await _post(api, pack(full + b" "), {**JSON, "Content-Encoding": coding})).expect(413)
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "compress", "nonsense"])
+async def test_a_body_that_is_packed_in_another_way_is_refused(service: Service, coding: str) -> None:
+    head = await service.head()
+    answer = await _post(service.api, MESSAGE, {**JSON, "Content-Encoding": coding})
+    assert "gzip or deflate" in answer.expect(415, "unsupported_media_type")["detail"]
+    assert await service.head() == head
+
+
+@pytest.mark.parametrize(
+    "body",
+    [gzip.compress(MESSAGE)[:-1], gzip.compress(MESSAGE) + b"x", gzip.compress(MESSAGE) * 2, b"\x1f"],
+)
+async def test_a_body_that_is_not_all_packed_is_refused(service: Service, body: bytes) -> None:
+    head = await service.head()
+    (await _post(service.api, body, {**JSON, "Content-Encoding": "gzip"})).expect(400, "bad_request")
+    assert await service.head() == head
+
+
+async def test_what_is_refused_by_its_head_is_not_unpacked(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A megabyte can hold a gigabyte, and everybody would wait while that is unpacked for nobody."""
+    taken: list[int] = []
+    feed = aiohttp.StreamReader.feed_data
+
+    def watched(self: aiohttp.StreamReader, data: bytes, *more: Any) -> Any:
+        taken.append(len(data))
+        return feed(self, data, *more)
+
+    monkeypatch.setattr(aiohttp.StreamReader, "feed_data", watched)
+    packed = gzip.compress(bytes(50_000_000))
+    address = urlsplit(service.url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    writer.write(b"POST /api/v1/messages HTTP/1.1\r\nHost: elsewhere.example\r\nContent-Encoding: gzip\r\n")
+    writer.write(b"Content-Length: %d\r\n\r\n%s" % (len(packed), packed))
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    async with asyncio.timeout(10):
+        told = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    assert told.startswith(b"HTTP/1.1 421 ")
+    assert told.endswith(b'{"status":"alive"}')
+    assert sum(taken) == len(packed)
 
 
 @pytest.mark.parametrize(
