@@ -49,7 +49,8 @@ async def in_pieces(
                 await send(response, piece)
                 # A piece takes time to make, and others wait.
                 await asyncio.sleep(0)
-            await response.write_eof()
+            async with asyncio.timeout(SEND_SECONDS):
+                await response.write_eof()
     except TimeoutError:
         # Whoever takes nothing would not take the end either.
         if request.transport:

@@ -9,8 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import orjson
 import pytest
+from aiohttp import web
 
 from service.http import pieces
 from service.http.table import ROUTES
@@ -95,6 +97,28 @@ async def test_a_client_that_does_not_take_a_large_answer_is_dropped(
             while chunk := await asyncio.to_thread(deaf.recv, 2**20):
                 taken += len(chunk)
     assert taken < 40 * 500_000
+
+
+async def test_a_client_that_does_not_take_the_end_of_it_is_dropped_too(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "SEND_SECONDS", 1.0)
+    ends = web.StreamResponse.write_eof
+    has_waited = asyncio.Event()
+
+    async def waits_for_room(self: web.StreamResponse, data: bytes = b"") -> None:
+        """What aiohttp does where the end is behind more than a client has taken."""
+        if not has_waited.is_set():
+            has_waited.set()
+            await asyncio.Event().wait()
+        await ends(self, data)
+
+    monkeypatch.setattr(web.StreamResponse, "write_eof", waits_for_room)
+    email = await _large_email(api)
+    changes = [_write("PATCH", f"emails/{email}", status=status) for status in ["classified", "sent"] * 20]
+    with pytest.raises(aiohttp.ClientError):
+        await api.post("batch", commands=changes)
+    assert has_waited.is_set()
 
 
 async def _is_answered(service: Service) -> bool:
