@@ -27,8 +27,11 @@ MAX_PAGE = 1_000
 PAGE_BYTES = 8 * 1024 * 1024
 """Where a page ends even before it has as many entries as it may. Each can be as large as a body."""
 
-_FIRST_ENTRIES = 101
+_FIRST_ENTRIES = 21
 """How many are read before it is known how large they are."""
+
+_MOST_ENTRIES = 100
+"""How many are read at once: those that come can each be a thousand times as large as those that came."""
 
 _LARGEST_POSITION = 2**63 - 1
 _ID: TypeAdapter[str] = TypeAdapter(Id)
@@ -146,7 +149,8 @@ async def read_page(fetch: Fetch, after: int, limit: int, order: str = "position
         if len(entries) < wanted:
             return {"items": items, "next": None}
         # As many as will fit, if they are like those so far; one more tells whether there are any.
-        count = max(1, (PAGE_BYTES - size) * len(items) // size)
+        fitting_too = max(1, (PAGE_BYTES - size) * len(items) // size)
+        count = min(fitting_too, 2 * count, _MOST_ENTRIES)
 
 
 def page(entries: Iterable[dict[str, Any]], limit: int, order: str = "position") -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from service import reading
 from service.http import lists
 from tests.api.client import running_service
@@ -13,8 +15,6 @@ from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import pytest
 
     from tests.api.client import Api, Service
 
@@ -76,6 +76,37 @@ async def test_a_page_of_large_entries_ends_early_and_the_next_goes_on(
         assert all(0 < len(page) < 9 for page in pages)
         found = [item.get("data") or item for page in pages for item in page]
         assert [item.get("message_id") or item["id"] for item in found] == sent
+
+
+@pytest.mark.parametrize("small", [0, 1, 20, 500])
+async def test_what_is_read_for_a_page_is_bounded_where_large_entries_follow_small_ones(small: int) -> None:
+    entries = [{"position": n + 1, "text": "x" * (1 if n < small else 1_000_000)} for n in range(1_000)]
+    read: list[int] = []
+
+    async def fetch(after: int, count: int) -> list[dict[str, Any]]:
+        found = entries[after : after + count]
+        read.append(sum(len(str(entry["text"])) for entry in found))
+        return found
+
+    shown = await lists.read_page(fetch, 0, 1_000)
+    assert shown["next"] == len(shown["items"]) == small + 9
+    assert max(read) <= 100_000_000
+    assert sum(read) <= max(2 * small, 21) * 1_000_000 + lists.PAGE_BYTES
+
+
+async def test_a_page_of_small_entries_is_whole() -> None:
+    asked: list[int] = []
+
+    async def fetch(after: int, count: int) -> list[dict[str, Any]]:
+        asked.append(count)
+        return [{"position": n + 1} for n in range(after, min(after + count, 150))]
+
+    for limit, expected in ((20, [21]), (100, [21, 42, 38]), (1_000, [21, 42, 84, 100])):
+        asked.clear()
+        shown = await lists.read_page(fetch, 0, limit)
+        assert asked == expected
+        assert len(shown["items"]) == min(limit, 150)
+        assert shown["next"] == (limit if limit < 150 else None)
 
 
 async def test_a_page_of_live_state_ends_early_as_well(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
