@@ -65,9 +65,9 @@ async def _serve(chosen: Settings) -> None:
     starting = asyncio.create_task(_until_stopped(chosen, stop))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Asked twice, it goes at once; the log is safe in any case.
-        loop.add_signal_handler(number, os._exit, 1)
+    # Whoever presses Ctrl-C once more wants it to go at once; the log is safe in any case. Not so SIGTERM:
+    # make and others pass it on to us, besides the one that the whole process group was sent.
+    loop.add_signal_handler(signal.SIGINT, os._exit, 1)
     stopped.cancel()
     await starting
 
