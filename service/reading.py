@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import psycopg
 from psycopg_pool import PoolTimeout, TooManyRequests
@@ -23,7 +23,7 @@ from projections.agents import AGENTS
 from projections.messages import messages
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from psycopg_pool import AsyncConnectionPool
 
@@ -41,6 +41,11 @@ HEAD_WITHIN_SECONDS = 0.5
 
 POLITE_WAIT_SECONDS = 0.5
 """How long a reader waits who named none."""
+
+LOOK_SECONDS = 0.25
+"""How long a look at the database holds for all who wait, where no hint comes meanwhile."""
+
+T = TypeVar("T")
 
 
 class NotYet(Exception):
@@ -63,6 +68,30 @@ class Inbox(NamedTuple):
     """Where the table is now, or was a moment ago."""
 
 
+class SharedLook(Generic[T]):
+    """A look at the database that all share who wait for the same. Its failure is told to all of them."""
+
+    def __init__(self, look: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._look = look
+        self._ticket: asyncio.Event | None = None
+        self._begun = 0.0
+        self._seen: asyncio.Task[T] | None = None
+
+    async def __call__(self, ticket: asyncio.Event) -> T:
+        """What the last look saw; or a new one, where that has another ticket or was too long ago."""
+        seen = self._seen
+        old = monotonic() - self._begun >= LOOK_SECONDS
+        if seen is None or ticket is not self._ticket or (seen.done() and old):
+            self._ticket, self._begun = ticket, monotonic()
+            seen = self._seen = asyncio.create_task(self._look())
+        # Whoever gives up takes it from nobody else.
+        return await asyncio.shield(seen)
+
+    def forget(self) -> None:
+        """What was seen does not hold any more."""
+        self._seen = None
+
+
 class ReadTables:
     """The read tables of one squad, and how far they are."""
 
@@ -77,6 +106,8 @@ class ReadTables:
         self._stuck: dict[str, int] = {}
         self._empty_up_to: dict[str, int] = {}
         self._let_go = False
+        self._look_at_positions = SharedLook(self._positions)
+        self._look_at_head = SharedLook(self._head)
 
     def let_go(self) -> None:
         """Lets nobody wait any more: the service stops."""
@@ -90,6 +121,8 @@ class ReadTables:
         self.positions.clear()
         self._stuck.clear()
         self._empty_up_to.clear()
+        self._look_at_positions.forget()
+        self._look_at_head.forget()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -149,19 +182,12 @@ class ReadTables:
             known = self._empty_up_to.get(inbox.agent, 0)
             self._empty_up_to[inbox.agent] = max(known, inbox.table_at)
 
-    async def refresh(self) -> dict[str, int]:
-        """How far each projection is, by its own word in the database."""
-        async with self.connection() as connection:
-            cursor = await connection.execute("SELECT name, position FROM projections")
-            self.positions = dict(await cursor.fetchall())
-        return self.positions
-
     async def _not_yet(self, covered: int, position: int) -> NotYet:
         """Says as well where the log ends, if it does not have the position at all."""
         if not self._let_go:
             with suppress(StoreUnavailable, StoreBusy, TimeoutError):
-                async with asyncio.timeout(HEAD_WITHIN_SECONDS), self.connection() as connection:
-                    ends_at = await log.head_position(connection)
+                async with asyncio.timeout(HEAD_WITHIN_SECONDS):
+                    ends_at = await self._look_at_head(self._writer.moved.ticket())
                 if ends_at < position:
                     return NotYet(covered, ends_at)
         return NotYet(covered)
@@ -182,11 +208,22 @@ class ReadTables:
             ticket = moved.ticket()
             reached = self._known(name)
             if reached < position and not self._projector.active:
-                reached = (await self.refresh()).get(name, 0)
+                self.positions = await self._look_at_positions(ticket)
+                reached = self._known(name)
             left = deadline - monotonic()
             if reached >= position or left <= 0 or self._let_go:
                 return reached
-            await wait_for_hint(ticket, min(left, 0.25))
+            await wait_for_hint(ticket, min(left, LOOK_SECONDS))
+
+    async def _positions(self) -> dict[str, int]:
+        """How far each projection is, by its own word in the database."""
+        async with self.connection() as connection:
+            cursor = await connection.execute("SELECT name, position FROM projections")
+            return dict(await cursor.fetchall())
+
+    async def _head(self) -> int:
+        async with self.connection() as connection:
+            return await log.head_position(connection)
 
     def _known(self, name: str) -> int:
         positions = self._projector.positions if self._projector.active else self.positions

@@ -211,6 +211,35 @@ async def test_one_process_waits_for_what_another_wrote(database: str) -> None:
             assert beside.expect(200)["position"] >= sent["position"]
 
 
+async def test_all_who_wait_for_a_position_share_one_look_at_the_database(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "STRICT_WAIT_SECONDS", 1.0)
+    looks: list[float] = []
+    connection = reading.ReadTables.connection
+
+    def noting(tables: reading.ReadTables) -> Any:
+        looks.append(asyncio.get_running_loop().time())
+        return connection(tables)
+
+    monkeypatch.setattr(reading.ReadTables, "connection", noting)
+    async with running_service(database) as one:
+
+        async def projects() -> bool:
+            return "squad_projector_active 1.0" in (await one.api.get("/metrics")).body
+
+        await eventually(projects)
+        async with running_service(database) as other:
+            sent = (await one.api.post("messages", from_agent="ada", message="m")).expect(201)["position"]
+            (await other.api.get("messages", min_position=sent)).expect(200)
+            looks.clear()
+            waiting = [other.api.get("messages", min_position=sent + 1_000) for _ in range(100)]
+            for answer in await asyncio.gather(*waiting):
+                assert answer.expect(504, "not_yet")["ends_at"] == sent
+            # One at once, one each quarter of a second, one for the log's end; more where there is a hint.
+            assert len(looks) < 30
+
+
 async def test_every_process_shows_its_own_writes_at_once(database: str) -> None:
     async with running_service(database) as one, running_service(database) as other:
         for number in range(10):
