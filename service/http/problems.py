@@ -131,7 +131,7 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "bad_request": "The request cannot be understood",
         "queue_full": "Too many commands are waiting",
         "stopping": "The service is stopping",
-        "unavailable": "The database cannot be reached",
+        "unavailable": "The service cannot do that at the moment",
         "outcome_unknown": "What came of the command is not known yet",
         "took_too_long": "Looking back takes too long",
         "not_yet": "That position is not covered yet",

@@ -128,6 +128,8 @@ _BEYOND_THE_LOG = (
     "the log ends at position {}; whoever was told of a later one has seen what is lost: an older backup"
     " was restored, or a standby took over that lacked the end"
 )
+_NO_DATABASE = "the database cannot be reached, or all connections to it are in use for too long"
+_DATABASE_BUSY = "the database gave up on it: it took too long, waited for a lock too long, or lacked room"
 _NOT_UTF8 = Problem("bad_request", "the URL must be percent-encoded UTF-8")
 
 
@@ -148,8 +150,10 @@ def as_problem(error: Exception) -> Problem:
             return Problem("not_yet", f"the answer covers position {covered} so far", covered=covered)
         case NotYet(covered=covered, ends_at=ends_at):
             return Problem("not_yet", _BEYOND_THE_LOG.format(ends_at), covered=covered, ends_at=ends_at)
-        case StoreUnavailable() | StoreBusy():
-            return Problem("unavailable", "the database cannot be reached", retry_after_seconds=5)
+        case StoreUnavailable():
+            return Problem("unavailable", _NO_DATABASE, retry_after_seconds=5)
+        case StoreBusy():
+            return Problem("unavailable", _DATABASE_BUSY, retry_after_seconds=5)
         case _:
             _log.error("a request failed", exc_info=error)
             return Problem("internal_error", "the service's log says more")

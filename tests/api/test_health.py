@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from psycopg.conninfo import make_conninfo
+
 from service import reading
 from service.http import health
 from tests.api.client import Api, Service, running_service, unreachable
@@ -91,7 +93,7 @@ async def test_without_its_database_the_service_lives_says_so_and_recovers(
             await eventually(named)
             (await api.get("/healthz")).expect(200)
             answer = await api.get("messages")
-            answer.expect(503, "unavailable")
+            assert "cannot be reached" in answer.expect(503, "unavailable")["detail"]
             assert int(answer.headers["Retry-After"]) > 0
             (await api.get("budget")).expect(200)
 
@@ -100,3 +102,15 @@ async def test_without_its_database_the_service_lives_says_so_and_recovers(
 
         await eventually(ready, within_seconds=20)
         (await api.post("messages", from_agent="ada", message="back")).expect(201)
+
+
+async def test_a_database_that_is_there_and_gives_up_is_not_said_to_be_out_of_reach(database: str) -> None:
+    impatient = make_conninfo(database, options="-c lock_timeout=100")
+    async with running_service(impatient) as service, connected(database) as holder:
+        await holder.execute("BEGIN")
+        await holder.execute("LOCK TABLE squad_tasks IN ACCESS EXCLUSIVE MODE")
+        answer = await service.api.get("tasks")
+        told = answer.expect(503, "unavailable")
+        assert "waited for a lock too long" in told["detail"]
+        assert "reached" not in f"{told['title']} {told['detail']}"
+        assert int(answer.headers["Retry-After"]) > 0
