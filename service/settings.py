@@ -9,7 +9,6 @@ import ipaddress
 import os
 import re
 import stat
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +23,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 from pydantic_settings import (
@@ -43,6 +43,7 @@ from service.values import Name, Priority, Timezone, Tokens, TtlSeconds, Url, in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from importlib.resources.abc import Traversable
 
     from pydantic_core import ErrorDetails
 
@@ -94,9 +95,23 @@ def _split(value: object) -> object:
 
 def _networks(value: object) -> tuple[Network, ...]:
     try:
-        return tuple(ipaddress.ip_network(item) for item in _split(value))  # type: ignore[attr-defined]
+        return tuple(map(_network, _split(value)))  # type: ignore[call-overload]
     except (ValueError, TypeError) as error:
         raise ValueError("must be addresses or networks, such as 10.0.0.5 or 10.0.0.0/24") from error
+
+
+def _network(text: object) -> Network:
+    # The library takes a number for an address, too.
+    if not isinstance(text, str):
+        raise TypeError
+    return ipaddress.ip_network(text)
+
+
+def _number(value: object) -> object:
+    """Refuses what pydantic takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")  # noqa: TRY004 - as pydantic wants it
+    return value
 
 
 def _check_origin(origin: str) -> str:
@@ -116,10 +131,20 @@ class SettingsError(Exception):
     """A setting is wrong. One line for each, with its name, its value and what is allowed."""
 
 
-class AgentSettings(BaseModel):
-    """An agent that is registered when the service starts."""
+class Section(BaseModel):
+    """A section of the file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_number(cls, value: object, info: ValidationInfo) -> object:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        return _number(value) if annotation in (int, float) else value
+
+
+class AgentSettings(Section):
+    """An agent that is registered when the service starts."""
 
     role: Name
     url: Url | None = None
@@ -150,12 +175,10 @@ class AgentSettings(BaseModel):
         return secret
 
 
-class BudgetSettings(BaseModel):
+class BudgetSettings(Section):
     """What the budget needs beyond single values."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    agent_limits: dict[Name, Tokens] = Field(default_factory=dict)
+    agent_limits: dict[Name, Annotated[Tokens, BeforeValidator(_number)]] = Field(default_factory=dict)
 
 
 class _File(TomlConfigSettingsSource):
@@ -168,8 +191,18 @@ class _File(TomlConfigSettingsSource):
             values["SQUAD_SCHEMA"] = values.pop("schema")
         return values
 
+    def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
+        try:
+            return super()._read_file(file_path)
+        except OSError as error:
+            raise SettingsError(f"{file_path} cannot be read: {error.strerror}") from error
+        except RecursionError as error:
+            raise SettingsError(f"{file_path} is nested too deep") from error
+        except ValueError as error:
+            raise SettingsError(f"{file_path} is not valid TOML: {error}") from error
 
-class Settings(BaseSettings):
+
+class Settings(BaseSettings, Section):
     """Everything that can be set; the README has a table of it."""
 
     model_config = SettingsConfigDict(
@@ -290,19 +323,17 @@ def read(config: Path | None = None, **flags: Any) -> Settings:
         SettingsError: a setting is wrong, or the file cannot be read.
     """
     named = config or (Path(os.environ["SQUAD_CONFIG"]) if os.environ.get("SQUAD_CONFIG") else None)
-    if named and not _is_file(named):
+    if named and not _exists(named):
         raise SettingsError(f"the configuration file {named} does not exist")
-    _config.path = named or (DEFAULT_CONFIG if _is_file(DEFAULT_CONFIG) else None)
+    _config.path = named or (DEFAULT_CONFIG if _exists(DEFAULT_CONFIG) else None)
     given = {name: value for name, value in flags.items() if value is not None}
     if "data" in given and "dsn" not in given:
         # Whoever names a folder to a command means the database in it, whatever else is set.
         given |= {"dsn": None, "listen_dsn": None}
     try:
         settings = Settings(**given)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{_config.path} is not valid TOML: {error}") from error
-    except OSError as error:
-        raise SettingsError(f"{_config.path} cannot be read: {error.strerror}") from error
+    except RecursionError as error:
+        raise SettingsError("a setting is nested too deep") from error
     except pydantic_settings.SettingsError as error:
         raise SettingsError(_explain_json(error)) from error
     except ValidationError as error:
@@ -314,13 +345,17 @@ def read(config: Path | None = None, **flags: Any) -> Settings:
     return settings
 
 
-def _is_file(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
-        return stat.S_ISREG(path.stat().st_mode)
+        mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         raise SettingsError(f"the configuration file {path} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        # A pipe that nobody writes to would be waited for without end.
+        raise SettingsError(f"the configuration file {path} is not a regular file")
+    return True
 
 
 def _explain_json(error: pydantic_settings.SettingsError) -> str:
@@ -348,5 +383,8 @@ def _shown(path: list[str], value: Any) -> str:
         return "not valid"
     if path[-1].endswith("dsn") and isinstance(value, str) and _may_hold_a_password(value):
         return "not valid"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "nested too deep"
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"

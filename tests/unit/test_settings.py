@@ -15,6 +15,8 @@ from service import settings
 from service.settings import SettingsError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from service.settings import Settings
 
 TOML = "port = 4001\ndaily_tokens = 10\nreset_hour = 3\n"
@@ -204,6 +206,23 @@ def test_a_wrong_dsn_is_not_repeated_where_it_may_hold_a_password(
         ('[agents.ada]\nrole = "w"\ncolor = "x"', "agents.ada.color is not a setting"),
         ("port = ", "squad.toml is not valid TOML"),
         ("port = 1\nport = 2", "squad.toml is not valid TOML"),
+        ("port = true", "port (SQUAD_PORT) is True: must be a number, not true or false"),
+        (
+            "idle_after_minutes = true",
+            "idle_after_minutes (SQUAD_IDLE_AFTER_MINUTES) is True: must be a number",
+        ),
+        ('[agents.ada]\nrole = "w"\npriority = false', "agents.ada.priority is False: must be a number"),
+        ("[budget.agent_limits]\nada = true", "budget.agent_limits.ada is True: must be a number"),
+        (
+            "trusted_proxies = [5]",
+            "trusted_proxies (SQUAD_TRUSTED_PROXIES) is [5]: must be addresses or net",
+        ),
+        (f"daily_tokens = {'9' * 5_000}", "squad.toml is not valid TOML: Exceeds the limit"),
+        (f"port = {'[' * 9_000}{']' * 9_000}", "squad.toml is nested too deep"),
+        (
+            f"port{'.x' * 9_000} = 1",
+            "port (SQUAD_PORT) is nested too deep: input should be a valid integer",
+        ),
     ],
 )
 def test_a_wrong_line_of_the_file_is_told_by_its_place(text: str, complaint: str) -> None:
@@ -224,6 +243,21 @@ def test_a_value_is_shown_in_part_where_it_is_long() -> None:
 def test_a_variable_that_should_be_json_and_is_not_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SQUAD_BUDGET", "much")
     assert _complaint() == "SQUAD_BUDGET is 'much': must be a JSON object"
+
+
+def test_a_variable_that_is_nested_too_deep_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUAD_BUDGET", "[" * 9_000)
+    assert _complaint() == "a setting is nested too deep"
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_there_and_no_file_is_said_to_be_none_and_not_waited_for(
+    make: Callable[[Path], None], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(folder / "squad.toml")
+    assert _complaint() == "the configuration file squad.toml is not a regular file"
+    monkeypatch.setenv("SQUAD_CONFIG", str(folder / "squad.toml"))
+    assert _complaint() == f"the configuration file {folder}/squad.toml is not a regular file"
 
 
 def test_a_file_that_cannot_be_read_is_told(folder: Path) -> None:
