@@ -17,14 +17,9 @@ import pydantic_settings
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    SecretStr,
     ValidationError,
-    ValidationInfo,
-    field_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -35,25 +30,22 @@ from pydantic_settings import (
 )
 
 from eventstore.connection import SCHEMA_NAME
-from service.calls import decode_secret
 from service.commands import RegisterAgent, SetPolicy
 from service.job_spec import JobSpec, over, seed_jobs
 from service.logs import LogFormat, LogLevel
-from service.values import Name, Priority, Timezone, Tokens, TtlSeconds, Url, in_words
+from service.sections import AgentSettings, BudgetSettings, Section
+from service.values import Name, Timezone, Tokens, TtlSeconds, Url
+from service.wrong_settings import explain, explain_json, may_hold_a_password
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from importlib.resources.abc import Traversable
 
-    from pydantic_core import ErrorDetails
-
     from eventstore.events import JobSource
     from projections.agents import AgentRow
 
 DEFAULT_CONFIG = Path("squad.toml")
-_SHOWN_CHARACTERS = 100
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
-_WITH_SECRETS = frozenset({"SQUAD_AGENTS"})
 _POLICY = (
     "daily_tokens",
     "reset_hour",
@@ -70,13 +62,9 @@ def _check_dsn(dsn: str) -> str:
         conninfo_to_dict(dsn)
     except psycopg.ProgrammingError as error:
         # The library repeats what it could not read.
-        what = "" if _may_hold_a_password(dsn) else f": {str(error).strip()}"
+        what = "" if may_hold_a_password(dsn) else f": {str(error).strip()}"
         raise ValueError(f"must be a libpq connection string or URI{what}") from error
     return dsn
-
-
-def _may_hold_a_password(dsn: str) -> bool:
-    return "@" in dsn or "pas" in dsn.lower()
 
 
 Dsn = Annotated[str, AfterValidator(_check_dsn)]
@@ -107,13 +95,6 @@ def _network(text: object) -> Network:
     return ipaddress.ip_network(text)
 
 
-def _number(value: object) -> object:
-    """Refuses what pydantic takes for 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")  # noqa: TRY004 - as pydantic wants it
-    return value
-
-
 def _check_origin(origin: str) -> str:
     if not _ORIGIN.fullmatch(origin):
         raise ValueError("must be an origin, such as https://board.example.org, without a path")
@@ -129,56 +110,6 @@ RequestsPerSecond = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=Fal
 
 class SettingsError(Exception):
     """A setting is wrong. One line for each, with its name, its value and what is allowed."""
-
-
-class Section(BaseModel):
-    """A section of the file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _check_number(cls, value: object, info: ValidationInfo) -> object:
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        return _number(value) if annotation in (int, float) else value
-
-
-class AgentSettings(Section):
-    """An agent that is registered when the service starts."""
-
-    role: Name
-    url: Url | None = None
-    priority: Priority = 0
-    secret: SecretStr | None = None
-    """Signs the calls to the agent; base64, as a rule with the prefix whsec_. Never in the log."""
-
-    def registration(self, name: str, known: AgentRow | None) -> RegisterAgent:
-        """The command to register it, where it is `known` by what was registered before."""
-        url, priority = self.url, self.priority
-        if known and "url" not in self.model_fields_set:
-            url = known.url
-        if known and "priority" not in self.model_fields_set:
-            priority = known.priority
-        return RegisterAgent(name=name, role=self.role, url=url, priority=priority)
-
-    @field_validator("secret")
-    @classmethod
-    def _is_base64(cls, secret: SecretStr | None) -> SecretStr | None:
-        if secret is None:
-            return None
-        try:
-            key = decode_secret(secret.get_secret_value())
-        except ValueError:
-            key = b""
-        if not key:
-            raise ValueError("must be base64, with or without the prefix whsec_")
-        return secret
-
-
-class BudgetSettings(Section):
-    """What the budget needs beyond single values."""
-
-    agent_limits: dict[Name, Annotated[Tokens, BeforeValidator(_number)]] = Field(default_factory=dict)
 
 
 class _File(TomlConfigSettingsSource):
@@ -287,7 +218,7 @@ class Settings(BaseSettings, Section):
             try:
                 specs[name] = ("default" if own is None else "settings", JobSpec.model_validate(wanted))
             except ValidationError as error:
-                faults += [_explain(item, f"jobs.{name}") for item in error.errors()]
+                faults += [explain(item, f"jobs.{name}") for item in error.errors()]
         if faults:
             raise SettingsError("\n".join(faults))
         return specs
@@ -335,9 +266,9 @@ def read(config: Path | None = None, **flags: Any) -> Settings:
     except RecursionError as error:
         raise SettingsError("a setting is nested too deep") from error
     except pydantic_settings.SettingsError as error:
-        raise SettingsError(_explain_json(error)) from error
+        raise SettingsError(explain_json(error)) from error
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(item) for item in error.errors())) from error
+        raise SettingsError("\n".join(explain(item) for item in error.errors())) from error
     finally:
         # Settings that are made of what they are given, as tests make them, have nothing from a file.
         _config.path = None
@@ -356,35 +287,3 @@ def _exists(path: Path) -> bool:
         # A pipe that nobody writes to would be waited for without end.
         raise SettingsError(f"the configuration file {path} is not a regular file")
     return True
-
-
-def _explain_json(error: pydantic_settings.SettingsError) -> str:
-    named = re.search(r'"(\w+)"', str(error))
-    variable = f"SQUAD_{named[1].upper()}" if named else "a variable"
-    shown = "not valid" if variable in _WITH_SECRETS else repr(os.environ.get(variable))
-    return f"{variable} is {shown}: must be a JSON object"
-
-
-def _explain(error: ErrorDetails, within: str = "") -> str:
-    path = [*filter(None, [within]), *(str(part) for part in error["loc"])]
-    if within and not error["loc"]:
-        return f"{within}: {in_words(error)}"
-    name = ".".join(path).removeprefix("SQUAD_").lower() if len(path) == 1 else ".".join(path)
-    if error["type"] == "extra_forbidden":
-        return f"{name} is not a setting"
-    if error["type"] == "missing":
-        return f"{name} is missing"
-    variable = f" (SQUAD_{name.upper()})" if len(path) == 1 and not within else ""
-    return f"{name}{variable} is {_shown(path, error['input'])}: {in_words(error)}"
-
-
-def _shown(path: list[str], value: Any) -> str:
-    if path[-1] == "secret" or (path[0] == "agents" and isinstance(value, dict | list)):
-        return "not valid"
-    if path[-1].endswith("dsn") and isinstance(value, str) and _may_hold_a_password(value):
-        return "not valid"
-    try:
-        text = repr(value)
-    except RecursionError:
-        return "nested too deep"
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"

@@ -1,0 +1,79 @@
+"""The sections of `squad.toml`: what its tables may hold. A job's is `service.job_spec`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
+
+from service.calls import decode_secret
+from service.commands import RegisterAgent
+from service.values import Name, Priority, Tokens, Url
+
+if TYPE_CHECKING:
+    from projections.agents import AgentRow
+
+
+def _number(value: object) -> object:
+    """Refuses what pydantic takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")  # noqa: TRY004 - as pydantic wants it
+    return value
+
+
+class Section(BaseModel):
+    """A section of the file, or all of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_number(cls, value: object, info: ValidationInfo) -> object:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        return _number(value) if annotation in (int, float) else value
+
+
+class AgentSettings(Section):
+    """An agent that is registered when the service starts."""
+
+    role: Name
+    url: Url | None = None
+    priority: Priority = 0
+    secret: SecretStr | None = None
+    """Signs the calls to the agent; base64, as a rule with the prefix whsec_. Never in the log."""
+
+    def registration(self, name: str, known: AgentRow | None) -> RegisterAgent:
+        """The command to register it, where it is `known` by what was registered before."""
+        url, priority = self.url, self.priority
+        if known and "url" not in self.model_fields_set:
+            url = known.url
+        if known and "priority" not in self.model_fields_set:
+            priority = known.priority
+        return RegisterAgent(name=name, role=self.role, url=url, priority=priority)
+
+    @field_validator("secret")
+    @classmethod
+    def _is_base64(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is None:
+            return None
+        try:
+            key = decode_secret(secret.get_secret_value())
+        except ValueError:
+            key = b""
+        if not key:
+            raise ValueError("must be base64, with or without the prefix whsec_")
+        return secret
+
+
+class BudgetSettings(Section):
+    """What the budget needs beyond single values."""
+
+    agent_limits: dict[Name, Annotated[Tokens, BeforeValidator(_number)]] = Field(default_factory=dict)

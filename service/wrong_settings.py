@@ -1,0 +1,60 @@
+"""What is wrong with a setting, in a line that does not repeat a secret."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from service.values import in_words
+
+if TYPE_CHECKING:
+    import pydantic_settings
+    from pydantic_core import ErrorDetails
+
+_SHOWN_CHARACTERS = 100
+_WITH_SECRETS = frozenset({"SQUAD_AGENTS"})
+
+
+def may_hold_a_password(dsn: str) -> bool:
+    """Whether it is better not repeated."""
+    return "@" in dsn or "pas" in dsn.lower()
+
+
+def explain_json(error: pydantic_settings.SettingsError) -> str:
+    """Of a variable that must be JSON and is none."""
+    named = re.search(r'"(\w+)"', str(error))
+    variable = f"SQUAD_{named[1].upper()}" if named else "a variable"
+    shown = "not valid" if variable in _WITH_SECRETS else repr(os.environ.get(variable))
+    return f"{variable} is {shown}: must be a JSON object"
+
+
+def explain(error: ErrorDetails, within: str = "") -> str:
+    """The setting's name, its value and what is allowed.
+
+    Args:
+        error: what pydantic found.
+        within: the section's name, where only that was looked at.
+    """
+    path = [*filter(None, [within]), *(str(part) for part in error["loc"])]
+    if within and not error["loc"]:
+        return f"{within}: {in_words(error)}"
+    name = ".".join(path).removeprefix("SQUAD_").lower() if len(path) == 1 else ".".join(path)
+    if error["type"] == "extra_forbidden":
+        return f"{name} is not a setting"
+    if error["type"] == "missing":
+        return f"{name} is missing"
+    variable = f" (SQUAD_{name.upper()})" if len(path) == 1 and not within else ""
+    return f"{name}{variable} is {_shown(path, error['input'])}: {in_words(error)}"
+
+
+def _shown(path: list[str], value: Any) -> str:
+    if path[-1] == "secret" or (path[0] == "agents" and isinstance(value, dict | list)):
+        return "not valid"
+    if path[-1].endswith("dsn") and isinstance(value, str) and may_hold_a_password(value):
+        return "not valid"
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "nested too deep"
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
