@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from service.measures import Distribution
     from service.writer import Writer
 
+NO_ROUTE = "unmatched"
+"""The route of a request that reaches none."""
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -47,7 +50,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
 
     def request(self, route: str, status: int) -> None:
-        """Counts a request."""
+        """Counts a request that was answered; `route` is one of the table's, or `NO_ROUTE`."""
         self._requests[route, status] += 1
 
     def collect(self) -> Iterable[Metric]:

@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 
-from service.http.json import dumps
-from service.http.problems import CONTENT_TYPE, TITLES, Problem
-from service.http.reply import Reply, respond
+from service.batch import new_id
+from service.http.context import correlate
+from service.http.problems import Problem
+from service.http.reply import CORRELATION_HEADER, Reply, respond
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Awaitable, Callable
 
     from aiohttp.web_request import BaseRequest
+
+    Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
 
 KEEPALIVE_SECONDS = 75.0
 """How long an idle connection is kept: longer than proxies do, so that they are the ones to end it."""
@@ -63,7 +67,9 @@ def most_connections() -> int:
 class Connection(web.RequestHandler):
     """One connection."""
 
-    def __init__(self, manager: web.Server, *, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, manager: web.Server, count: Callable[[int], None], *, loop: asyncio.AbstractEventLoop
+    ) -> None:
         super().__init__(
             manager,
             loop=loop,
@@ -74,6 +80,8 @@ class Connection(web.RequestHandler):
             max_headers=MAX_HEADERS,
             auto_decompress=False,
         )
+        self._count = count
+        """Counts an answer to what no route is asked for, by its status."""
         self._head_since: float | None = None
         """Since when a head has been arriving, where one is."""
         self._heard = False
@@ -87,7 +95,7 @@ class Connection(web.RequestHandler):
         self._head_since = self._loop.time()
         assert self._manager
         if len(self._manager._connections) > (most := most_connections()):
-            self._end_with(503, "connections_full", f"{most} connections are open")
+            self._end_with(Problem("connections_full", f"{most} connections are open"))
 
     def data_received(self, data: bytes) -> None:
         """Takes what arrived; notes where it leaves a head unfinished."""
@@ -108,7 +116,9 @@ class Connection(web.RequestHandler):
             self._unsent = None
             return
         if self._head_since is not None and now - self._head_since > HEAD_SECONDS:
-            self._end_with(408, "request_timeout", f"the head took more than {HEAD_SECONDS:g} seconds")
+            detail = f"the head took more than {HEAD_SECONDS:g} seconds"
+            # Where nothing was said to us, nothing is answered.
+            self._end_with(Problem("request_timeout", detail) if self._heard else None)
             return
         waiting = transport.get_write_buffer_size()
         if not waiting:
@@ -126,15 +136,18 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answers what never became a request."""
+        correlation = correlate(request.headers)
         if status != HTTPStatus.BAD_REQUEST:
-            return super().handle_error(request, status, exc, message)
+            response = super().handle_error(request, status, exc, message)
+            self._count(status)
+            response.headers[CORRELATION_HEADER] = correlation
+            return response
         # Not what is wrong with it, which repeats it, and may be a key.
         _log.debug("a request could not be parsed")
         reason = (message or "it is not HTTP").strip().splitlines()[0].rstrip(":")
         problem = Problem("bad_request", reason)
-        reply = respond(problem.status, problem.body)
-        reply.force_close()
-        return reply.response()
+        self._count(status)
+        return _last_word(problem, correlation).response()
 
     async def finish_response(
         self, request: BaseRequest, resp: web.StreamResponse | Reply, start_time: float | None
@@ -163,19 +176,22 @@ class Connection(web.RequestHandler):
         else:
             super().log_exception(*args, **kwargs)
 
-    def _end_with(self, status: int, code: str, detail: str) -> None:
-        """Says a last word, where anything was said to us, and hangs up."""
+    def _end_with(self, problem: Problem | None) -> None:
+        """Says a last word, where there is one, and hangs up."""
         transport = cast("asyncio.Transport", self.transport)
         self._head_since = None
-        if self._heard or status != HTTPStatus.REQUEST_TIMEOUT:
-            body = dumps(Problem(code, detail).body)
-            head = (
-                f"HTTP/1.1 {status} {TITLES[code]}\r\nContent-Type: {CONTENT_TYPE}\r\n"
-                f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-            )
-            transport.write(head.encode() + body)
+        if problem:
+            self._count(problem.status)
+            transport.write(_last_word(problem, new_id()).in_one_piece())
         # Not by close() alone: aiohttp would go on with what it has read.
         self.force_close()
+
+
+def _last_word(problem: Problem, correlation_id: str) -> Reply:
+    reply = respond(problem.status, problem.body)
+    reply.correlation_id = correlation_id
+    reply.force_close()
+    return reply
 
 
 class Server(web.Server):
@@ -183,11 +199,15 @@ class Server(web.Server):
 
     _looking: asyncio.TimerHandle | None = None
 
+    def __init__(self, handler: Handler, *, count: Callable[[int], None], **how: Any) -> None:
+        super().__init__(handler, **how)
+        self._count = count
+
     def __call__(self) -> web.RequestHandler:
         """One for each client that calls."""
         if self._looking is None:
             self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
-        return Connection(self, loop=self._loop)
+        return Connection(self, self._count, loop=self._loop)
 
     def _look(self) -> None:
         connections = self.connections

@@ -37,6 +37,8 @@ SECURITY_HEADERS: Mapping[str, str] = MappingProxyType(
 
 CORRELATION_HEADER = istr("X-Correlation-Id")
 
+_CLOSE = "Connection: close\r\n"
+
 
 class Reply:
     """An answer with all that belongs to it.
@@ -76,12 +78,12 @@ class Reply:
         )
 
     def in_one_piece(self) -> bytes:
-        """Head and body, as HTTP/1.1 has them on a connection that goes on."""
+        """Head and body, as HTTP/1.1 has them, but for `headers`."""
         head = (
             f"{_same_head(self.status, self.content_type)}"
             f"X-Correlation-Id: {self.correlation_id}\r\n"
             f"Date: {_date(int(time()))}\r\n"
-            f"Content-Length: {len(self.body)}\r\n\r\n"
+            f"Content-Length: {len(self.body)}\r\n{'' if self.keep_alive else _CLOSE}\r\n"
         )
         return head.encode() + self.body
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -11,7 +12,8 @@ from service.http.connection import Server
 from service.http.context import MAX_BODY_BYTES, SERVICES, correlate
 from service.http.packed import too_large
 from service.http.problems import Problem
-from service.http.reply import respond
+from service.http.reply import CORRELATION_HEADER, respond
+from service.metrics import NO_ROUTE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -33,9 +35,14 @@ class Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         # Not a middleware, which would cost every request something, also those that a route answers.
-        handle = telling_problems(made.request_handler, self.app[SERVICES])
+        services = self.app[SERVICES]
+        handle = telling_problems(made.request_handler, services)
         # A `Reply` passes through aiohttp as it is, up to `Connection.finish_response`.
-        return Server(handle, request_factory=made.request_factory)  # type: ignore[arg-type]
+        return Server(
+            handle,  # type: ignore[arg-type]
+            request_factory=made.request_factory,
+            count=partial(services.metrics.request, NO_ROUTE),
+        )
 
 
 def telling_problems(handle: Handler, services: Services) -> Handler:
@@ -44,25 +51,35 @@ def telling_problems(handle: Handler, services: Services) -> Handler:
     async def answer(request: BaseRequest) -> Response:
         try:
             return await handle(request)
-        except web.HTTPNotFound:
+        except web.HTTPException as error:
+            response = _refused(request, error, services)
+        services.metrics.request(NO_ROUTE, response.status)
+        return response
+
+    return answer
+
+
+def _refused(request: BaseRequest, error: web.HTTPException, services: Services) -> Response:
+    correlation = correlate(request.headers)
+    match error:
+        case web.HTTPNotFound():
             problem = Problem("not_found", f"nothing is at {request.path}")
-        except web.HTTPMethodNotAllowed as error:
+        case web.HTTPMethodNotAllowed():
             if services.cors and (response := services.cors.preflight(request, error.allowed_methods)):
+                response.headers[CORRELATION_HEADER] = correlation
                 return response
             allowed = ", ".join(sorted(error.allowed_methods))
             headers = {"Allow": allowed}
             problem = Problem("method_not_allowed", f"allowed here: {allowed}", headers=headers)
-        except web.HTTPRequestEntityTooLarge:
+        case web.HTTPRequestEntityTooLarge():
             problem = too_large(MAX_BODY_BYTES)
-        except web.HTTPException as error:
+        case _:
             problem = Problem("bad_request", error.reason)
-        if too_often := services.door.too_often(request):
-            problem = too_often
-        reply = respond(problem.status, problem.body, problem.headers)
-        reply.correlation_id = correlate(request.headers)
-        _log.debug("nothing was found to answer a request: %d", problem.status)
-        if services.cors:
-            services.cors.allow(request, reply.headers)
-        return reply
-
-    return answer
+    if too_often := services.door.too_often(request):
+        problem = too_often
+    reply = respond(problem.status, problem.body, problem.headers)
+    reply.correlation_id = correlation
+    _log.debug("nothing was found to answer a request: %d", problem.status)
+    if services.cors:
+        services.cors.allow(request, reply.headers)
+    return reply

@@ -150,6 +150,7 @@ async def test_and_may_ask_what_it_may(open_to_a_page: Api) -> None:
         assert response.status == 204
         assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
         assert response.headers["Access-Control-Allow-Methods"] == "GET, PUT"
+        assert response.headers["X-Correlation-Id"]
         assert "Authorization" in response.headers["Access-Control-Allow-Headers"]
         assert "Access-Control-Allow-Credentials" not in response.headers
     posted = await open_to_a_page.post("messages", {"Origin": ORIGIN}, from_agent="ada", message="m")

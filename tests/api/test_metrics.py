@@ -62,12 +62,18 @@ async def test_they_are_in_prometheus_text_format_and_count(service: Service) ->
     await api.post("budget/reservations", agent="ada", tokens=10**9)
     await api.post("messages", wrong="field")
     await api.get("/no/such/path")
+    async with api.session.delete("/api/v1/messages") as response:
+        assert response.status == 405
+    async with api.session.get("/api/v1/messages", headers={"X-Large": "a" * 10_000}) as response:
+        assert response.status == 400
     seen = await look(api)
     assert seen["squad_commands_total{accepted,SendMessage}"] == 1
     assert seen["squad_commands_total{repeated,SendMessage}"] == 1
     assert seen["squad_commands_total{budget_exhausted,ReserveTokens}"] == 1
     assert seen["squad_http_requests_total{/api/v1/messages,201}"] == 2
     assert seen["squad_http_requests_total{/api/v1/messages,422}"] == 1
+    for status in (400, 404, 405):
+        assert seen[f"squad_http_requests_total{{unmatched,{status}}}"] == 1
     assert seen["squad_head_position"] == await service.head()
     assert seen["squad_writer_ready"] == 1
     assert seen["squad_writer_held_up"] == 0
@@ -263,6 +269,7 @@ async def test_labels_have_a_bounded_set_of_values(service: Service) -> None:
         await api.put(f"jobs/job{number}", agent=f"agent {number}", endpoint="/x", every="300d")
         await api.get(f"tasks/{number}")
         await api.get(f"/strange/{number}")
+        await api.delete(f"strange/{number}")
         await api.post("tasks", **{f"field {number}": 1})
     await eventually(lambda: projects(api))
     text = (await api.get("/metrics")).body
@@ -278,7 +285,7 @@ async def test_labels_have_a_bounded_set_of_values(service: Service) -> None:
     known = {
         "type": commands | codec.EVENT_TYPES.keys(),
         "outcome": outcomes,
-        "route": {route.path for route in ROUTES},
+        "route": {"unmatched", *(route.path for route in ROUTES)},
         "status": {str(status) for status in range(100, 600)},
         "part": {"writer", "projector"},
         "projection": {projection.name for projection in PROJECTIONS},

@@ -9,6 +9,7 @@ import json
 import zlib
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import aiohttp
 import pytest
@@ -240,6 +241,7 @@ async def test_what_is_not_http_is_refused_like_everything_else(service: Service
     answer = await _raw(service, request_)
     answer.expect(400, "bad_request")
     assert answer.headers["Content-Type"] == "application/problem+json"
+    assert str(UUID(answer.headers["X-Correlation-Id"])) == answer.headers["X-Correlation-Id"]
     (await service.api.get("/healthz")).expect(200)
 
 

@@ -86,6 +86,15 @@ async def test_heads_that_never_end_are_not_waited_for(service: Service) -> None
     # Some are reset before they read it, because they were still writing.
     assert all(not answer or answer.startswith(b"HTTP/1.1 408 ") for answer in told)
     assert sum(b'"code":"request_timeout"' in answer for answer in told) > CLIENTS / 2
+    assert all(b"\r\nX-Correlation-Id: " in answer for answer in told if answer)
+    assert await _counted(service, 408) == CLIENTS
+
+
+async def _counted(service: Service, status: int) -> int:
+    """How many answers of this status were counted that no route gave."""
+    text = str((await service.api.get("/metrics")).body)
+    counter = f'squad_http_requests_total{{route="unmatched",status="{status}"}} '
+    return int(float(text.partition(counter)[2].partition("\n")[0] or 0))
 
 
 async def test_connections_on_which_nothing_comes_are_ended_without_a_word(service: Service) -> None:
@@ -215,6 +224,8 @@ async def test_connections_are_bounded_and_one_too_many_is_told(
     told = [task.result() for task in done]
     assert len(told) >= 20
     assert all(b" 503 " in answer and b'"code":"connections_full"' in answer for answer in told)
+    assert all(b"\r\nX-Correlation-Id: " in answer for answer in told)
+    assert await _counted(service, 503) >= len(told)
     for client in clients:
         client.writer.transport.abort()
     await asyncio.gather(*waiting, return_exceptions=True)

@@ -55,10 +55,14 @@ async def _never_asked(request: BaseRequest) -> web.StreamResponse:
     raise AssertionError(request)
 
 
+def _not_counted(status: int) -> None:
+    assert status == 408
+
+
 @pytest.fixture
 async def made() -> AsyncIterator[tuple[Connection, Wire]]:
-    server = Server(_never_asked)
-    connection, wire = Connection(server, loop=asyncio.get_running_loop()), Wire()
+    server, wire = Server(_never_asked, count=_not_counted), Wire()
+    connection = Connection(server, _not_counted, loop=asyncio.get_running_loop())
     connection.connection_made(wire)
     yield connection, wire
     connection.connection_lost(None)
