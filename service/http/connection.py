@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import resource
 from http import HTTPStatus
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
@@ -38,6 +39,9 @@ HEAD_SECONDS = 15.0
 TAKE_SECONDS = 30.0
 TAKE_BYTES = 64 * 1024
 """So much of an answer a client must take in that time, or it is dropped."""
+
+MAX_UNSENT_BYTES = 128 * 1024 * 1024
+"""How much of answers all clients together may leave untaken; those who take least are dropped first."""
 
 MAX_CONNECTIONS = 10_000
 """How many clients there are at once."""
@@ -126,7 +130,20 @@ class Connection(web.RequestHandler):
         elif self._unsent is None or waiting <= self._unsent[1] - TAKE_BYTES:
             self._unsent = (now, waiting)
         elif now - self._unsent[0] > TAKE_SECONDS:
-            transport.abort()
+            self.drop()
+
+    @property
+    def untaken(self) -> tuple[float, int]:
+        """Since when the client has taken little, and how many bytes it has yet to take."""
+        if self.transport is None or self._unsent is None:
+            return 0.0, 0
+        return self._unsent[0], self.transport.get_write_buffer_size()
+
+    def drop(self) -> None:
+        """Ends the connection at once, and forgets what the client did not take."""
+        self._unsent = None
+        if self.transport:
+            self.transport.abort()
 
     def handle_error(
         self,
@@ -162,6 +179,8 @@ class Connection(web.RequestHandler):
         sent = cast("web.StreamResponse", resp)
         transport.write(resp.in_one_piece())
         if self.writing_paused:
+            # It waits to be taken once, not twice.
+            resp.body = b""
             # A client that takes nothing is not answered what it asks meanwhile.
             try:
                 await request.writer.drain()
@@ -210,9 +229,22 @@ class Server(web.Server):
         return Connection(self, self._count, loop=self._loop)
 
     def _look(self) -> None:
-        connections = self.connections
+        connections = cast("list[Connection]", self.connections)
         now = self._loop.time()
         for connection in connections:
-            assert isinstance(connection, Connection)
             connection.look(now)
+        self._bound_unsent(connections)
         self._looking = self._loop.call_later(LOOK_SECONDS, self._look) if connections else None
+
+    def _bound_unsent(self, connections: list[Connection]) -> None:
+        waiting = [(*connection.untaken, connection) for connection in connections]
+        held = sum(size for _, size, _ in waiting)
+        if held <= MAX_UNSENT_BYTES:
+            return
+        # Whoever takes much of an answer is among the last.
+        for _, size, connection in sorted(waiting, key=itemgetter(0)):
+            if size:
+                connection.drop()
+                held -= size
+            if held <= MAX_UNSENT_BYTES:
+                return

@@ -171,20 +171,27 @@ async def test_a_body_that_comes_slowly_but_in_time_is_taken(service: Service) -
     client.writer.close()
 
 
-async def test_an_answer_that_nobody_takes_is_given_up(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
+LARGE_PAGE = b"GET /api/v1/messages?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+async def _has_a_large_page(service: Service) -> None:
     body = {"from_agent": "a", "message": "x" * 100_000}
     commands = [{"method": "POST", "path": "/api/v1/messages", "body": body}] * 10
     for _ in range(15):
         (await service.api.post("batch", commands=commands)).expect(200)
     await service.api.get("messages", min_position=await service.head(), limit=1)
+
+
+async def test_an_answer_that_nobody_takes_is_given_up(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _has_a_large_page(service)
     lost = _watching_what_is_lost(monkeypatch)
 
     address = urlsplit(service.url)
     with socket.create_connection((address.hostname, address.port)) as deaf:
         us = deaf.getsockname()
-        deaf.sendall(b"GET /api/v1/messages?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        deaf.sendall(LARGE_PAGE)
         await _goes_on(service)
         await eventually(lambda: us in lost)
         deaf.settimeout(10)
@@ -194,6 +201,26 @@ async def test_an_answer_that_nobody_takes_is_given_up(
                 taken += chunk
     assert b" 200 OK" in taken[:100]
     assert len(taken) < 150 * 100_000
+
+
+async def test_what_all_together_do_not_take_is_bounded(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _has_a_large_page(service)
+    monkeypatch.setattr(connection, "TAKE_SECONDS", 60.0)
+    monkeypatch.setattr(connection, "MAX_UNSENT_BYTES", 1024 * 1024)
+    lost = _watching_what_is_lost(monkeypatch)
+    address = urlsplit(service.url)
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection((address.hostname, address.port)))
+            for _ in range(10)
+        ]
+        us = {client.getsockname() for client in clients}
+        for client in clients:
+            client.sendall(LARGE_PAGE)
+        await eventually(lambda: us <= {*lost})
+        await _goes_on(service)
 
 
 def _watching_what_is_lost(monkeypatch: pytest.MonkeyPatch) -> list[object]:

@@ -10,6 +10,7 @@ import pytest
 from service.http.connection import (
     HEAD_SECONDS,
     KEEPALIVE_SECONDS,
+    MAX_UNSENT_BYTES,
     TAKE_BYTES,
     TAKE_SECONDS,
     Connection,
@@ -144,3 +145,29 @@ async def test_what_was_taken_begins_anew(made: tuple[Connection, Wire]) -> None
     wire.waiting = TAKE_BYTES
     connection.look(now + TAKE_SECONDS + 1)
     assert not wire.aborted
+
+
+async def test_where_all_leave_too_much_untaken_those_who_take_least_are_dropped() -> None:
+    server = Server(_never_asked, count=_not_counted)
+    clients = [
+        (Connection(server, _not_counted, loop=asyncio.get_running_loop()), Wire()) for _ in range(5)
+    ]
+    now = _now()
+    for number, (connection, wire) in enumerate(clients):
+        connection.connection_made(wire)
+        connection._head_since = None
+        wire.waiting = MAX_UNSENT_BYTES // 4
+        # The first takes much of it at last, the second has waited longest, and so on.
+        connection.look(now - 20 + number)
+    clients[0][1].waiting -= TAKE_BYTES
+    clients[4][1].waiting += TAKE_BYTES
+    server._look()
+    assert [wire.aborted for _, wire in clients] == [False, True, False, False, False]
+    clients[1][0].connection_lost(None)
+    clients[0][1].waiting = MAX_UNSENT_BYTES
+    server._look()
+    assert [wire.aborted for _, wire in clients] == [False, True, True, True, True]
+    for connection, _ in clients:
+        connection.connection_lost(None)
+    assert server._looking
+    server._looking.cancel()
