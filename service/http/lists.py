@@ -30,8 +30,9 @@ PAGE_BYTES = 8 * 1024 * 1024
 _FIRST_ENTRIES = 21
 """How many are read before it is known how large they are."""
 
-_MOST_ENTRIES = 100
-"""How many are read at once: those that come can each be a thousand times as large as those that came."""
+_MOST_ENTRIES = 80
+"""How many are read at once: those that come can each be a thousand times as large as those that came.
+With the first ones it is as many as a page has that names no limit, and one."""
 
 _LARGEST_POSITION = 2**63 - 1
 _ID: TypeAdapter[str] = TypeAdapter(Id)
@@ -149,8 +150,7 @@ async def read_page(fetch: Fetch, after: int, limit: int, order: str = "position
         if len(entries) < wanted:
             return {"items": items, "next": None}
         # As many as will fit, if they are like those so far; one more tells whether there are any.
-        fitting_too = max(1, (PAGE_BYTES - size) * len(items) // size)
-        count = min(fitting_too, 2 * count, _MOST_ENTRIES)
+        count = min(max(1, (PAGE_BYTES - size) * len(items) // size), _MOST_ENTRIES)
 
 
 def page(entries: Iterable[dict[str, Any]], limit: int, order: str = "position") -> dict[str, Any]:
