@@ -90,16 +90,24 @@ class Connection(web.RequestHandler):
         """Since when a head has been arriving, where one is."""
         self._heard = False
         """Whether anything has arrived at all."""
+        self._wire: asyncio.Transport | None = None
+        """As long as there is one: aiohttp forgets its own when it hangs up, and what is unsent stays."""
         self._unsent: tuple[float, int] | None = None
         """Since when how many bytes have been waiting for the client to take them."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begins; one connection too many is told so, and ended."""
         super().connection_made(transport)
+        self._wire = cast("asyncio.Transport", transport)
         self._head_since = self._loop.time()
         assert self._manager
         if len(self._manager._connections) > (most := most_connections()):
             self._end_with(Problem("connections_full", f"{most} connections are open"))
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Ends."""
+        self._wire = None
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Takes what arrived; notes where it leaves a head unfinished."""
@@ -114,17 +122,17 @@ class Connection(web.RequestHandler):
 
     def look(self, now: float) -> None:
         """Ends the connection where the client has let us wait for too long."""
-        transport = self.transport
         # While a handler is at work, it has bounds of its own for what it reads and writes.
-        if transport is None or self._current_request is not None:
+        if self._wire is None or self._current_request is not None:
             self._unsent = None
             return
-        if self._head_since is not None and now - self._head_since > HEAD_SECONDS:
+        is_open = self.transport is not None
+        if is_open and self._head_since is not None and now - self._head_since > HEAD_SECONDS:
             detail = f"the head took more than {HEAD_SECONDS:g} seconds"
             # Where nothing was said to us, nothing is answered.
             self._end_with(Problem("request_timeout", detail) if self._heard else None)
             return
-        waiting = transport.get_write_buffer_size()
+        waiting = self._wire.get_write_buffer_size()
         if not waiting:
             self._unsent = None
         elif self._unsent is None or waiting <= self._unsent[1] - TAKE_BYTES:
@@ -135,15 +143,15 @@ class Connection(web.RequestHandler):
     @property
     def untaken(self) -> tuple[float, int]:
         """Since when the client has taken little, and how many bytes it has yet to take."""
-        if self.transport is None or self._unsent is None:
+        if self._wire is None or self._unsent is None:
             return 0.0, 0
-        return self._unsent[0], self.transport.get_write_buffer_size()
+        return self._unsent[0], self._wire.get_write_buffer_size()
 
     def drop(self) -> None:
         """Ends the connection at once, and forgets what the client did not take."""
         self._unsent = None
-        if self.transport:
-            self.transport.abort()
+        if self._wire:
+            self._wire.abort()
 
     def handle_error(
         self,

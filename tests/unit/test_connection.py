@@ -171,3 +171,27 @@ async def test_where_all_leave_too_much_untaken_those_who_take_least_are_dropped
         connection.connection_lost(None)
     assert server._looking
     server._looking.cancel()
+
+
+async def test_one_that_was_hung_up_on_and_does_not_take_the_end_is_given_up(
+    made: tuple[Connection, Wire],
+) -> None:
+    connection, wire = made
+    connection.data_received(GET[:-1])
+    wire.waiting = 100
+    now = _now()
+    connection.look(now + HEAD_SECONDS + 1)
+    assert wire.closed
+    connection.look(now + HEAD_SECONDS + 2)
+    connection.look(now + HEAD_SECONDS + TAKE_SECONDS)
+    assert not wire.aborted
+    connection.look(now + HEAD_SECONDS + TAKE_SECONDS + 3)
+    assert wire.aborted
+
+
+async def test_one_that_was_hung_up_on_is_told_nothing_more(made: tuple[Connection, Wire]) -> None:
+    connection, wire = made
+    connection.data_received(GET[:-1])
+    connection.force_close()
+    connection.look(_now() + HEAD_SECONDS + 1)
+    assert wire.written == b""
