@@ -27,15 +27,15 @@ class Gauge:
         self,
         most: int,
         *,
-        first: int = FIRST_EVENTS,
-        fewest: int = FEWEST_EVENTS,
-        characters: int = PAGE_CHARACTERS,
+        first: int | None = None,
+        fewest: int | None = None,
+        characters: int | None = None,
     ) -> None:
-        self.events = min(first, most)
+        self.events = min(first or FIRST_EVENTS, most)
         """How many to read."""
         self._most = most
-        self._fewest = fewest
-        self._characters = characters
+        self._fewest = fewest or FEWEST_EVENTS
+        self._characters = characters or PAGE_CHARACTERS
 
     def learn(self, page: Sequence[AnyRecorded]) -> None:
         """Goes by what was read last: an event can be a hundred bytes, or a megabyte."""
