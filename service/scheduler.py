@@ -47,6 +47,10 @@ MAX_RUNS = 256
 MAX_RUNS_PER_AGENT = 16
 """How many of them call one agent."""
 
+MAX_CLAIMS = 16
+"""How many claims of this process wait to be decided at once. One may record 500 missed ticks, and what
+others ask for waits behind it."""
+
 LONGEST_SLEEP_SECONDS = 1.0
 
 STOP_SECONDS = 1.5
@@ -150,7 +154,7 @@ class Scheduler:
         task.add_done_callback(forget)
 
     async def _claim_what_is_due(self) -> float:
-        """Claims it, all at once; says how long to wait before looking again."""
+        """Claims it; says how long to wait before looking again."""
         if not self._writer.ready:
             return LONGEST_SLEEP_SECONDS
         now = self._clock.now()
@@ -169,11 +173,26 @@ class Scheduler:
 
     async def _claim(self, claims: list[AnyCommand]) -> bool:
         """Whether all claims were decided, so that it is worth looking again without waiting."""
-        results = await asyncio.gather(*(self._submit(claim) for claim in claims), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, NOT_NOW):
-                _log.error("claiming failed", exc_info=result)
-        return not any(isinstance(result, BaseException) for result in results)
+        left = iter(claims)
+
+        async def claim_in_turn() -> bool:
+            all_decided = True
+            for claim in left:
+                if self._stopping:
+                    return False
+                try:
+                    await self._submit(claim)
+                except CommandFailed:
+                    # By what is wrong with this one; the others have their turn.
+                    all_decided = False
+                except NOT_NOW:
+                    return False
+                except Exception:  # noqa: BLE001 - the others have their turn here as well
+                    _log.exception("claiming failed")
+                    all_decided = False
+            return all_decided
+
+        return all(await asyncio.gather(*(claim_in_turn() for _ in range(MAX_CLAIMS))))
 
     async def _attempt(self, run_id: str) -> None:
         row = self._writer.squad.rows(RUNS).get(run_id)

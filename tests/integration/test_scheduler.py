@@ -215,6 +215,57 @@ async def test_looking_for_what_is_due_goes_on_after_a_fault(
     await eventually(lambda: looks > 1 and member.told(RunFinished))
 
 
+async def test_only_so_many_claims_stand_before_what_others_ask_for(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "MAX_CLAIMS", 3)
+    names = {f"job-{number}" for number in range(10)}
+    claims, may_go_on = 0, asyncio.Event()
+
+    async def wait() -> None:
+        nonlocal claims
+        claims += 1
+        await may_go_on.wait()
+
+    member.before(do.ClaimTick, wait)
+    async with member.scheduler._claiming:
+        for name in names:
+            await define(member, name, agent=None, task="token_monitor", every="1s")
+        await eventually(
+            lambda: set(due_jobs(member.writer.squad, member.scheduler._clock.now())[0]) == names
+        )
+    await eventually(lambda: claims)
+    # Whatever else were on its way to the writer would be there by now.
+    await submit(member.writer, do.SetBudget(daily_tokens=1_000))
+    assert claims == 3
+    may_go_on.set()
+    await eventually(lambda: {item.job for item in member.told(RunStarted)} == names)
+
+
+async def test_a_stop_waits_for_no_claims_that_are_yet_to_be_made(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "MAX_CLAIMS", 1)
+    claims, may_go_on = 0, asyncio.Event()
+
+    async def wait() -> None:
+        nonlocal claims
+        claims += 1
+        await may_go_on.wait()
+
+    member.before(do.ClaimTick, wait)
+    async with member.scheduler._claiming:
+        for number in range(3):
+            await define(member, f"job-{number}", agent=None, task="token_monitor", every="1s")
+        await eventually(lambda: len(due_jobs(member.writer.squad, member.scheduler._clock.now())[0]) == 3)
+    await eventually(lambda: claims)
+    stopping = asyncio.create_task(member.scheduler.stop())
+    await eventually(lambda: member.scheduler._stopping)
+    may_go_on.set()
+    await stopping
+    assert claims == 1
+
+
 async def test_an_agent_gets_only_so_many_calls_at_once(
     agents: Agents, member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
