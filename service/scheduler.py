@@ -200,7 +200,13 @@ class Scheduler:
             return
         async with self._renewing(row):
             job = self._writer.squad.rows(JOBS).get(row.job)
-            report = await self._report(job, row) if job else failed(row.job, "the job was removed")
+            if job is None:
+                report = failed(row.job, "the job was removed")
+            elif job.agent != row.agent:
+                # In the very batch that began the attempt. Tokens and work are those of the run's agent.
+                report = failed(row.job, "the job's agent was changed", ours=True)
+            else:
+                report = await self._report(job, row)
             await self._end(row, report)
 
     async def _report(self, job: JobRow, row: RunRow) -> Report:

@@ -69,6 +69,8 @@ def take_up(state: State, command: TakeUpRun, at: At) -> Decision:
         end(told, row, Ending("lost", f"{row.job} was lost: {reason}", reason))
     elif job is None or job.removed:
         _fail(told, row, f"the job was removed {next_attempt}")
+    elif job.agent != row.agent:
+        _fail(told, row, f"the job's agent was changed {next_attempt}")
     elif orchestrator is None or not orchestrator.running:
         _fail(told, row, f"the orchestrator was shut down {next_attempt}")
     elif row.attempts == 0 and at.now - row.tick > timedelta(seconds=job.catch_up_seconds):

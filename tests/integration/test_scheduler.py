@@ -26,6 +26,8 @@ from projections.runs import RUNS, run_id
 from service import commands as do
 from service import scheduler, tasks
 from service.decide.jobs import due_jobs
+from service.job_spec import JobSpec
+from service.requests import Request
 from tests.support.agents import after, answers, answers_bytes, drips, is_signed, when
 from tests.support.jobs import define, running_member
 from tests.support.parts import submit
@@ -296,6 +298,45 @@ async def test_and_so_do_all_agents_together(
         for run in runs:
             assert (await member.finished(run)).outcome == "succeeded"
     assert agents.busiest[""] == 3
+
+
+async def test_a_run_is_nobody_elses_where_its_jobs_agent_is_changed(
+    agents: Agents, member: Member
+) -> None:
+    """Its tokens, its claim and its agent's status are the first one's; it calls no other."""
+    agents.on("/poll", answers({}, 500))
+    await define(member, "poll", retries=5, tokens=100, resources={"mailbox": "info"})
+    run = await member.run_now("poll")
+    await eventually(lambda: member.told(RunAttemptFailed))
+    await define(member, "poll", agent="another", retries=5, tokens=100, resources={"mailbox": "info"})
+    finished = await member.finished(run)
+    assert (finished.agent, finished.outcome) == ("worker", "failed")
+    assert finished.reason == "the job's agent was changed before attempt 2 of 6"
+    assert len(agents.calls) == 1
+    agents.on("/poll", answers({"tokens_used": 7}))
+    assert (await member.carry_out("poll")).agent == "another"
+    assert [(item.agent, item.tokens_used) for item in member.told(TokensSettled)] == [("another", 7)]
+
+
+async def test_nor_where_it_is_changed_as_the_run_begins(
+    agents: Agents, member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await define(member, "poll")
+    await define(member, "other", agent="another")
+    changed = JobSpec(agent="another", endpoint="/poll", cron="0 0 1 1 *").definition()
+    # In one batch, so that the run has begun by the log, and nobody has begun to carry it out.
+    monkeypatch.setattr(member.writer._appender.pace, "first", lambda waiting: waiting)
+    outcomes = member.writer.put_all(
+        Request(command, "agent:test", "test")
+        for command in (
+            do.RunJob(name="poll", runner=member.scheduler.runner),
+            do.DefineJob(name="poll", source="api", definition=changed),
+        )
+    )
+    begun, _ = await asyncio.gather(*outcomes)
+    finished = await member.finished(begun.reply["id"])
+    assert (finished.agent, finished.reason) == ("worker", "the job's agent was changed")
+    assert not agents.calls
 
 
 async def test_shut_down_no_job_fires_and_no_attempt_is_repeated(agents: Agents, member: Member) -> None:

@@ -34,7 +34,7 @@ from service.commands import (
     StopOrchestrator,
 )
 from service.decide.runs import LEASE_SECONDS, LONGEST_BACKOFF_SECONDS, backoff
-from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, ended, take_up, with_job
+from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, define, ended, take_up, with_job
 from tests.unit.support import FRESH, START, UNKNOWN_ID, Story, moment
 
 RUN = run_id(JOB, moment(60))
@@ -233,6 +233,10 @@ class TestAFailedAttempt:
         [
             (RemoveJob(name=JOB), "the job was removed before attempt 2 of 2"),
             (StopOrchestrator(), "the orchestrator was shut down before attempt 2 of 2"),
+            (
+                define(agent="orchestrator", retries=1, tokens=600, pause_on_failure=True),
+                "the job's agent was changed before attempt 2 of 2",
+            ),
         ],
     )
     def test_is_the_last_where_nothing_may_run_any_more(self, command: Any, reason: str) -> None:
