@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from eventstore.events import ERASED
 from projections.emails import EMAILS, EmailRow
 from service import commands as do
+from service.decide.operations import renewal_seconds
 from service.values import MAX_TTL_SECONDS
 from service.work import NOT_NOW, Report, Work, failed, succeeded
 
@@ -233,9 +234,7 @@ async def _claimed(work: Work, kind: EmailWork, email_id: str, held: _Held) -> A
 async def _renewed(work: Work, operation_id: str, held: _Held) -> AsyncIterator[None]:
     async def renew() -> None:
         while True:
-            policy = work.squad.policy
-            shortest = min(policy.conflict_window_seconds, policy.operation_timeout_seconds)
-            await asyncio.sleep(shortest / 3)
+            await asyncio.sleep(renewal_seconds(work.squad.policy))
             with suppress(*NOT_NOW):
                 outcome = await work.do(do.RenewOperation(operation_id=operation_id))
                 if outcome.refusal:

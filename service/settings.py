@@ -34,7 +34,7 @@ from service.commands import RegisterAgent, SetPolicy
 from service.job_spec import JobSpec, over, seed_jobs
 from service.logs import LogFormat, LogLevel
 from service.sections import AgentSettings, BudgetSettings, Section
-from service.values import Name, Timezone, Tokens, TtlSeconds, Url
+from service.values import Name, Timezone, Tokens, Url, WindowSeconds
 from service.wrong_settings import explain, explain_json, may_hold_a_password
 
 if TYPE_CHECKING:
@@ -155,8 +155,8 @@ class Settings(BaseSettings, Section):
     daily_tokens: Tokens = 100_000
     reset_hour: int = Field(default=0, ge=0, le=23)
     timezone: Timezone = "UTC"
-    conflict_window_seconds: TtlSeconds = 30.0
-    operation_timeout_seconds: TtlSeconds = 60.0
+    conflict_window_seconds: WindowSeconds = 30.0
+    operation_timeout_seconds: WindowSeconds = 60.0
     idle_after_minutes: float = Field(default=10.0, gt=0, le=1_000_000)
     offline_after_minutes: float = Field(default=60.0, gt=0, le=1_000_000)
     encrypt_payloads: bool = False

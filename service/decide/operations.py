@@ -26,10 +26,12 @@ from service.decide.agents import arrive
 from service.decide.budget import use
 from service.decide.decision import Accepted, At, Decision, Refused
 from service.refusals import Refusal
+from service.values import SHORTEST_WINDOW_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
+    from projections.budgets import PolicyRow
     from service.commands import FinishOperation, RenewOperation, StartOperation
     from service.squad import State
 
@@ -39,6 +41,15 @@ class Conflict(NamedTuple):
 
     holder: OperationRow
     contested: dict[str, str]
+
+
+def renewal_seconds(policy: PolicyRow) -> float:
+    """How often a claim is renewed: thrice before its window ends or it expires.
+
+    A log may have a policy from when these could be shorter, and is not filled with renewals by it.
+    """
+    shortest = min(policy.conflict_window_seconds, policy.operation_timeout_seconds)
+    return max(shortest, SHORTEST_WINDOW_SECONDS) / 3
 
 
 def find_conflict(

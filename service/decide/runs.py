@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 from eventstore.events import RunAttemptFailed, RunOutcome, RunRenewed, RunRetried
 from projections.jobs import JOBS, JobRow
 from projections.runs import RUNS, RunRow
-from service.decide import holding
+from service.decide import holding, operations
 from service.decide.decision import Accepted, At, Decision, Refused
 from service.decide.ending import Ending, end, give_up, spend, worker_of
-from service.decide.operations import in_a_sentence
 from service.decide.unfolding import Unfolding
 from service.refusals import Refusal
 
@@ -48,11 +47,8 @@ def backoff(run_id: str, attempt: int) -> timedelta:
 
 def renewal_seconds(state: State, row: RunRow) -> float:
     """How often a process renews what it holds for a run: thrice before the first of it would run out."""
-    shortest = LEASE_SECONDS
-    if row.operation_id:
-        policy = state.policy
-        shortest = min(shortest, policy.conflict_window_seconds, policy.operation_timeout_seconds)
-    return shortest / 3
+    of_lease = LEASE_SECONDS / 3
+    return min(of_lease, operations.renewal_seconds(state.policy)) if row.operation_id else of_lease
 
 
 def take_up(state: State, command: TakeUpRun, at: At) -> Decision:
@@ -92,7 +88,7 @@ def _attempt(told: Unfolding, row: RunRow, job: JobRow, runner: str) -> None:
     holding.let_go(told, row, "failed", row.position)
     if conflict := holding.in_the_way(told, job):
         caused_by = holding.turn_away(told, job, conflict)
-        _has_failed(told, row, number, f"conflict: {in_a_sentence(conflict)}", caused_by)
+        _has_failed(told, row, number, f"conflict: {operations.in_a_sentence(conflict)}", caused_by)
         return
     operation_id = holding.begin(told, job, row.position)
     retried = RunRetried(

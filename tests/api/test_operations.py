@@ -104,7 +104,7 @@ async def test_an_expired_operation_takes_no_heartbeat_and_no_end(api: Api) -> N
 
 
 async def test_a_claim_no_longer_blocks_after_the_window(database: str) -> None:
-    async with running_service(database, conflict_window_seconds=0.05) as service:
+    async with running_service(database, conflict_window_seconds=0.1) as service:
         await _claim(service.api)
 
         async def granted() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from time import time
 from typing import TYPE_CHECKING
 
@@ -119,6 +120,19 @@ async def test_a_claim_is_kept_during_a_slow_call(agents: Agents, member: Member
     assert rival.refusal.code == "conflict"
     assert (await member.finished(run)).outcome == "succeeded"
     assert_nothing_is_held(member)
+
+
+async def test_a_claim_is_not_renewed_without_rest_however_short_the_window(
+    agents: Agents, member: Member
+) -> None:
+    await submit(member.writer, do.SetPolicy(conflict_window_seconds=1e-6))
+    agents.on(CLASSIFY_ENDPOINT, after(0.5))
+    await emails(member, 1)
+    await email_job(member, "email_classify")
+    assert (await member.carry_out("email_classify")).outcome == "succeeded"
+    renewed = [item.recorded_at for item in member.log if item.type == OperationRenewed.type]
+    assert len(renewed) > 1
+    assert all((later - earlier).total_seconds() > 0.02 for earlier, later in pairwise(renewed))
 
 
 async def test_where_the_claim_is_lost_during_the_call_the_call_is_given_up(

@@ -140,6 +140,8 @@ class TestAClaim:
             (SetPolicy(), 5.0),
             (SetPolicy(conflict_window_seconds=3), 1.0),
             (SetPolicy(operation_timeout_seconds=6), 2.0),
+            (SetPolicy(conflict_window_seconds=1e-6), 1 / 30),
+            (SetPolicy(operation_timeout_seconds=1e-6), 1 / 30),
         ],
     )
     def test_is_renewed_often_enough_for_its_window(self, policy: SetPolicy, seconds: float) -> None:
