@@ -10,10 +10,11 @@ An interval ticks at whole multiples of itself since 1970, so that all processes
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
@@ -47,8 +48,17 @@ def next_tick(schedule: Schedule, after: datetime) -> datetime | None:
     """The first tick after a moment, in UTC; None where there is none any more.
 
     Raises:
-        ValueError: the schedule makes no sense.
+        ValueError: the schedule makes no sense, or this process does not know its time zone.
     """
+    try:
+        return _next_tick(schedule, after)
+    except (ZoneInfoNotFoundError, OSError) as error:
+        raise ValueError(f"the time zone {schedule.timezone!r} is not known here") from error
+    except ArithmeticError as error:
+        raise ValueError("has no tick that a calendar could hold") from error
+
+
+def _next_tick(schedule: Schedule, after: datetime) -> datetime | None:
     if schedule.every_seconds is not None:
         step = timedelta(seconds=schedule.every_seconds)
         return _EPOCH + ((after - _EPOCH) // step + 1) * step
@@ -63,10 +73,11 @@ def next_tick(schedule: Schedule, after: datetime) -> datetime | None:
 
 
 def next_ticks(schedule: Schedule, after: datetime, count: int) -> list[datetime]:
-    """The next few ticks."""
+    """The next few ticks, as far as they can be told."""
     ticks: list[datetime] = []
-    while len(ticks) < count and (tick := next_tick(schedule, ticks[-1] if ticks else after)):
-        ticks.append(tick)
+    with suppress(ValueError):
+        while len(ticks) < count and (tick := next_tick(schedule, ticks[-1] if ticks else after)):
+            ticks.append(tick)
     return ticks
 
 

@@ -26,6 +26,7 @@ from service.batch import new_id
 from service.decide import runs as run_decisions
 from service.decide.jobs import due_jobs
 from service.requests import CommandFailed, OutcomeUnknown, QueueFull, Request, Stopping, Unavailable
+from service.schedule import schedule_of
 from service.tasks import perform
 from service.work import ACTOR, NOT_NOW, Report, Work, failed, seen_through
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from service.clock import DatabaseClock
     from service.commands import AnyCommand
     from service.requests import Outcome
+    from service.schedule import Schedule
     from service.writer import Writer
 
 MAX_RUNS = 256
@@ -77,6 +79,8 @@ class Scheduler:
         self._stopping = False
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._told_of: dict[str, Schedule] = {}
+        """Jobs that stand still, and what was said to be wrong with them."""
         self._setbacks: Counter[str] = Counter()
         self._places = asyncio.Semaphore(MAX_RUNS)
         self._places_of_agent: defaultdict[str, asyncio.Semaphore] = defaultdict(
@@ -158,7 +162,7 @@ class Scheduler:
         if not self._writer.ready:
             return LONGEST_SLEEP_SECONDS
         now = self._clock.now()
-        jobs, runs, later = due_jobs(self._writer.squad, now)
+        jobs, runs, later = due_jobs(self._writer.squad, now, self._stands_still)
         # A run of our own whose lease ran out, because the database was away, is still being carried out.
         claims: list[AnyCommand] = [
             do.TakeUpRun(run_id=run_id, runner=self.runner) for run_id in runs if run_id not in self._runs
@@ -170,6 +174,13 @@ class Scheduler:
         if later is None:
             return LONGEST_SLEEP_SECONDS
         return min(LONGEST_SLEEP_SECONDS, max(0.001, (later - now).total_seconds()))
+
+    def _stands_still(self, job: JobRow, why: str) -> None:
+        """Says so of a job, once for each schedule that it has."""
+        schedule = schedule_of(job)
+        if self._told_of.get(job.name) != schedule:
+            self._told_of[job.name] = schedule
+            _log.error("the job %s stands still: %s", job.name, why)
 
     async def _claim(self, claims: list[AnyCommand]) -> bool:
         """Whether all claims were decided, so that it is worth looking again without waiting."""

@@ -12,7 +12,7 @@ from projections.operations import OPERATIONS
 from projections.runs import RUNS
 from projections.tasks import TASKS
 from service.decide.budget import remaining
-from service.schedule import next_tick, next_ticks, schedule_of
+from service.schedule import next_ticks, schedule_of
 
 NEXT_TICKS = 5
 """How many ticks ahead a job is shown."""
@@ -130,7 +130,7 @@ def seed_jobs(state: State, now: datetime) -> list[dict[str, Any]]:
             "name": row.name,
             "schedule": row.cron or f"every {row.every_seconds:g} s",
             "paused": row.paused,
-            "nextRun": next_tick(schedule_of(row), max(now, row.ticked_until)),
+            "nextRun": next(iter(next_ticks(schedule_of(row), max(now, row.ticked_until), 1)), None),
         }
         for row in sorted(state.all(JOBS), key=lambda row: row.name)
         if row.enabled

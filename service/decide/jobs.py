@@ -21,6 +21,7 @@ from service.refusals import Refusal
 from service.schedule import due_at, next_tick, schedule_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from eventstore.events import RemovalSource
@@ -112,8 +113,16 @@ def resume(state: State, command: ResumeJob, at: At) -> Decision:
     return Accepted([NewEvent(resumed, caused_by=row.position)], reply)
 
 
-def due_jobs(state: State, now: datetime) -> tuple[list[str], list[str], datetime | None]:
-    """What is to be claimed now: jobs with due ticks, free runs; and when there will be something next."""
+def due_jobs(
+    state: State, now: datetime, tell: Callable[[JobRow, str], None] | None = None
+) -> tuple[list[str], list[str], datetime | None]:
+    """What is to be claimed now: jobs with due ticks, free runs; and when there will be something next.
+
+    Args:
+        state: the squad.
+        now: the time.
+        tell: told of each job that this process cannot tell the ticks of, and why; it stands still.
+    """
     jobs: list[str] = []
     runs: list[str] = []
     later: list[datetime] = []
@@ -122,20 +131,29 @@ def due_jobs(state: State, now: datetime) -> tuple[list[str], list[str], datetim
     for job in sorted(state.all(JOBS), key=lambda job: _priority(state, job), reverse=True):
         if job.removed or not job.enabled:
             continue
-        if job.buffered_tick is not None and job.name not in busy:
+        try:
+            due = _due(job)
+        except ValueError as error:
+            if tell:
+                tell(job, str(error))
+            due = None
+        has_its_turn = job.buffered_tick is not None and job.name not in busy
+        if has_its_turn or (due and due <= now):
             jobs.append(job.name)
-        elif tick := next_tick(schedule_of(job), job.ticked_until):
-            due = due_at(job, tick)
-            if due <= now:
-                jobs.append(job.name)
-            else:
-                later.append(due)
+        elif due:
+            later.append(due)
     for run in running:
         if is_free(run, now):
             runs.append(run.id)
         elif due_next := run.retry_at or run.lease_expires_at:
             later.append(due_next)
     return jobs, runs, min(later, default=None)
+
+
+def _due(job: JobRow) -> datetime | None:
+    """When the job's next tick is to start."""
+    tick = next_tick(schedule_of(job), job.ticked_until)
+    return due_at(job, tick) if tick else None
 
 
 def _priority(state: State, job: JobRow) -> int:

@@ -6,6 +6,7 @@ skipped and says why, or, where nobody was there for longer than the job's catch
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -74,11 +75,15 @@ def close_schedule(told: Unfolding, job: JobRow, *, waiting: str | None = None) 
 
 
 def _ticks(job: JobRow, while_: Callable[[datetime], bool]) -> Iterator[datetime]:
-    """The job's ticks without an outcome, the oldest first, as long as this is so of them."""
-    tick = next_tick(schedule_of(job), job.ticked_until)
-    while tick and while_(tick):
-        yield tick
-        tick = next_tick(schedule_of(job), tick)
+    """The job's ticks without an outcome, the oldest first, as long as this is so of them.
+
+    None where they cannot be told: such a job can still be changed and removed.
+    """
+    with suppress(ValueError):
+        tick = next_tick(schedule_of(job), job.ticked_until)
+        while tick and while_(tick):
+            yield tick
+            tick = next_tick(schedule_of(job), tick)
 
 
 def _miss(told: Unfolding, job: JobRow, is_missed: Callable[[datetime], bool]) -> datetime:

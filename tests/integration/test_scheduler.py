@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
+from msgspec import structs
 
 from eventstore.events import (
     AgentStatusChanged,
@@ -205,16 +206,36 @@ async def test_looking_for_what_is_due_goes_on_after_a_fault(
 ) -> None:
     looks = 0
 
-    def broken_at_first(state: State, now: datetime) -> object:
+    def broken_at_first(state: State, now: datetime, *tell: Any) -> object:
         nonlocal looks
         looks += 1
         if looks == 1:
             raise ValueError("a job that nobody understands")
-        return due_jobs(state, now)
+        return due_jobs(state, now, *tell)
 
     monkeypatch.setattr(scheduler, "due_jobs", broken_at_first)
     await define(member, "poll", every="1s")
     await eventually(lambda: looks > 1 and member.told(RunFinished))
+
+
+async def test_a_job_in_a_time_zone_that_is_not_known_stands_still_alone_and_that_is_said_once(
+    member: Member, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    def counting(*asked: Any) -> object:
+        nonlocal looks
+        looks += 1
+        return due_jobs(*asked)
+
+    here = JobSpec(task="token_monitor", cron="* * * * *").definition()
+    strange = structs.replace(here, timezone="Mars/Olympus")
+    await submit(member.writer, do.DefineJob(name="strange", source="api", definition=strange))
+    monkeypatch.setattr(scheduler, "due_jobs", counting)
+    await define(member, "quick", agent=None, task="token_monitor", every="100ms")
+    await eventually(lambda: looks > 10 and len(member.told(RunFinished, job="quick")) > 2)
+    said = [record.getMessage() for record in caplog.records if "strange" in record.getMessage()]
+    assert said == ["the job strange stands still: the time zone 'Mars/Olympus' is not known here"]
 
 
 async def test_only_so_many_claims_stand_before_what_others_ask_for(

@@ -19,6 +19,7 @@ from eventstore.events import (
 )
 from projections.jobs import JOBS
 from projections.runs import RUNS, run_id
+from service import views
 from service.commands import (
     DefineJob,
     PauseJob,
@@ -393,6 +394,38 @@ class TestWhatIsToBeClaimed:
             ),
         )
         assert due_jobs(story.squad, moment(60))[0] == ["urgent", JOB, "own"]
+
+
+class TestAJobWhoseTicksNobodyCanTell:
+    """Such as one that a process defined whose time zones are newer."""
+
+    UNKNOWN: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"timezone": "Mars/Olympus"},
+        {"timezone": "../../etc"},
+        {"cron": "every day"},
+        {"cron": None, "every_seconds": 0.0},
+        {"cron": None, "every_seconds": 1e300},
+    )
+
+    @pytest.mark.parametrize("fields", UNKNOWN, ids=str)
+    def test_stands_still_alone(self, fields: dict[str, Any]) -> None:
+        story = with_job().given(define("strange", **fields))
+        told: list[tuple[str, str]] = []
+        assert due_jobs(story.squad, moment(60), lambda job, why: told.append((job.name, why)))[0] == [JOB]
+        assert [name for name, _ in told] == ["strange"]
+        assert told[0][1]
+
+    def test_can_be_mended_and_removed(self) -> None:
+        story = with_job(timezone="Mars/Olympus")
+        story.when(define(), at=1).then(defined())
+        story.given(define(timezone="Mars/Olympus"))
+        story.when(RemoveJob(name=JOB), at=2).then(JobRemoved(job=JOB, source="api"))
+
+    def test_is_shown_without_the_next_ones(self) -> None:
+        squad = with_job(timezone="Mars/Olympus").squad
+        [row] = squad.all(JOBS)
+        assert views.planned(row, moment(1))["next_ticks"] == []
+        assert [job["nextRun"] for job in views.seed_jobs(squad, moment(1))] == [None]
 
 
 def test_whatever_is_to_be_claimed_leads_to_something() -> None:
