@@ -31,6 +31,7 @@ class Arriving:
         self._header: Header | None = None
         self._ended = False
         self._first_event_line = 0
+        self._secrets: dict[str, bytes] = {}
 
     def take(self, line: bytes) -> Recorded | StoredKey | None:
         """The event or the key that the next line holds; None where the line is of another kind.
@@ -84,7 +85,9 @@ class Arriving:
     def _key(self, key: KeyOf) -> StoredKey:
         if self.head.position:
             self._refuse("keys have to come before the events")
-        return StoredKey(key.id, key.subject, b64decode(key.key), self._moment(key.created_at))
+        secret = b64decode(key.key)
+        self._secrets[key.id] = secret
+        return StoredKey(key.id, key.subject, secret, self._moment(key.created_at))
 
     def _event(
         self,
@@ -145,10 +148,9 @@ class Arriving:
             computed,
         )
         try:
-            # Whether the key of a sealed one came along is nobody's business here.
-            event = codec.decode(
-                sealing.opened(recorded, {}) if sealing.may_be_sealed(recorded) else recorded
-            )
+            # As whoever has the keys will read it; without its key a sealed one stays unreadable.
+            shown = sealing.opened(recorded, self._secrets) if sealing.may_be_sealed(recorded) else recorded
+            event = codec.decode(shown)
         except (UnknownEventType, UnreadableEvent) as error:
             self._refuse(str(error))
         # What a stream is named by is never sealed.
@@ -156,6 +158,9 @@ class Arriving:
             self._refuse(f"it is filed under {stream!r}, and belongs to {event.stream!r}")
         if field := out_of_bounds(event):
             self._refuse(f"its {field} is beyond what the tables can hold")
+        # In the open the log's own table refuses it.
+        if shown is not recorded and sealing.holds_nul(shown.data):
+            self._refuse("it holds U+0000, which no table can")
         self.head = Head(position, computed, moment)
         return recorded
 

@@ -1,4 +1,4 @@
-"""Whether tables can hold what an event says: its numbers and times, and the JSON that somebody sent along.
+"""Whether tables can hold what an event says: its ids, numbers and times, and the JSON that it carries.
 
 The service lets nothing else in. A log that was imported may say anything, and can never be changed: a
 projection that cannot take one of its events, or whoever reads a row that came of it, would stop there for
@@ -7,6 +7,7 @@ good.
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import orjson
 from msgspec import inspect as told
+
+from eventstore.events import TaskCreated, TaskUpdated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,9 +36,21 @@ _BOUNDS = {
 """The least and the most that a number may be, by the name of its field, where that is not `_BIGINT`."""
 
 
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_IDS = frozenset(
+    ("agent_id", "conflict_id", "email_id", "message_id", "operation_id", "reservation_id", "run_id")
+)
+"""Fields that name a row of a table whose ids are UUIDs."""
+
+_LISTS_OF_IDS = frozenset(("emails", "messages"))
+_OF_TASKS = (TaskCreated, TaskUpdated)
+"""Whose `task_id` names one of our tasks; in other events it may be anybody's."""
+
+
 class _Fields(NamedTuple):
     """The fields of a structure that may be out of bounds, each with the least and the most it may be."""
 
+    ids: tuple[str, ...]
     numbers: tuple[tuple[str, int, int], ...]
     times: tuple[str, ...]
     json: tuple[str, ...]
@@ -48,7 +63,13 @@ def out_of_bounds(event: msgspec.Struct) -> str | None:
     fields = _fields(type(event))
     if fields is None:
         return None
-    numbers, times, json, others = fields
+    ids, numbers, times, json, others = fields
+    for name in ids:
+        value = getattr(event, name)
+        if value is not None and not all(
+            map(_ID.fullmatch, value if isinstance(value, list) else (value,))
+        ):
+            return name
     for name, least, most in numbers:
         value = getattr(event, name)
         if value is not None and not least <= value <= most:
@@ -104,9 +125,11 @@ def _levels_fit(value: Any, levels: int) -> bool:
 @cache
 def _fields(kind: type[msgspec.Struct]) -> _Fields | None:
     """Those of a kind of structure; None where it has none."""
-    numbers, times, json, others = [], [], [], []
+    ids, numbers, times, json, others = [], [], [], [], []
     for field in msgspec.structs.fields(kind):
         name, bounded = field.name, (field.name, *_BOUNDS.get(field.name, _BIGINT))
+        if name in _IDS or name in _LISTS_OF_IDS or (name == "task_id" and issubclass(kind, _OF_TASKS)):
+            ids.append(name)
         match _main_type(field.type):
             case told.IntType():
                 numbers.append(bounded)
@@ -120,7 +143,7 @@ def _fields(kind: type[msgspec.Struct]) -> _Fields | None:
                 others.append(bounded)
             case _:
                 pass
-    found = _Fields(tuple(numbers), tuple(times), tuple(json), tuple(others))
+    found = _Fields(tuple(ids), tuple(numbers), tuple(times), tuple(json), tuple(others))
     return found if any(found) else None
 
 

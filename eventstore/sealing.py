@@ -108,7 +108,7 @@ def seal(
             box[name] = data[name]
             data[name] = instead.get(name)
     content = orjson.dumps(box)
-    if b"\\u0000" in content and _holds_nul(box):
+    if holds_nul(content.decode()):
         raise ValueError(f"a {event.type} holds U+0000")
     envelope = _envelope(id_, event.stream, event.type, event.schema_version, key.id)
     sealed = AESGCM(key.secret).encrypt(nonce, content, envelope)
@@ -188,6 +188,11 @@ def opened(recorded: Recorded, secrets: Mapping[str, bytes]) -> Recorded:
     if found is None:
         return recorded
     return _opened(recorded, *found, secrets.get(found[1].key))
+
+
+def holds_nul(data: str) -> bool:
+    """Whether there is a U+0000 in it, in what is JSON as it is stored."""
+    return "\\u0000" in data and _holds_nul(orjson.loads(data))
 
 
 def key_of(recorded: Recorded) -> str | None:

@@ -15,23 +15,35 @@ import pytest
 from hypothesis import assume
 from hypothesis import given as for_all
 from hypothesis import strategies as st
+from msgspec import structs
 
+from eventstore import codec, sealing
 from eventstore.arriving import Arriving
+from eventstore.bounds import MOST_LEVELS
 from eventstore.chain import hash_of
 from eventstore.cloudevents import cloud_event_line
 from eventstore.errors import ImportRefused
-from eventstore.exchange import LONGEST_LINE_BYTES, end_line, event_line, header_line
+from eventstore.events import MessageSent
+from eventstore.exchange import LONGEST_LINE_BYTES, end_line, event_line, header_line, key_line
+from eventstore.keys import Key, StoredKey
 from eventstore.recorded import EMPTY_LOG, GENESIS_HASH, Head, Recorded
 from tests.support.audit import verdict_in_plain_python
+from tests.unit.test_bounds import nested
 from tests.unit.test_chain import golden_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_KEY = Key("01a20000-0000-7000-8000-000000000001", bytes(range(32)))
 GOLDEN_EXPORT = Path(__file__).parent.parent / "golden" / "export.jsonl"
 """What an export of the golden log was when the format was decided; it can be imported for ever."""
 _JSON = "application/json"
 _TOO_DEEP = '{"key":"a","fingerprint":"b","status":1,"body":{"a":' + "[" * 9_999 + "]" * 9_999 + "}}"
+
+
+def _message(id_: str) -> str:
+    """What the golden message says, of another id."""
+    return json.dumps({**json.loads(golden_log()[1].data), "message_id": id_})
 
 
 def exported(log: list[Recorded]) -> bytes:
@@ -161,6 +173,11 @@ class TestWhatIsNotAWholeLog:
                 "line 4: The log holds an event that this version of the software doe",
             ),
             (
+                1,
+                {"data": _message("m-1"), "stream": "message-m-1"},
+                "line 3: its message_id is beyond what the tables can hold",
+            ),
+            (
                 2,
                 {"data": "[]"},
                 "line 4: A stored event does not have the shape that its type and schema ver",
@@ -193,6 +210,36 @@ class TestWhatIsNotAWholeLog:
         log = golden_log()
         log[index] = log[index]._replace(**different)
         assert refusal(BytesIO(exported(hashed(log)))).startswith(why)
+
+    @pytest.mark.parametrize(
+        ("inside", "secret", "why"),
+        [
+            (
+                {"data": {"a": nested(MOST_LEVELS)}},
+                _KEY.secret,
+                "its data is beyond what the tables can hold",
+            ),
+            ({"message": "a\0b"}, _KEY.secret, "it holds U+0000, which no table can"),
+            ({}, bytes(32), "A stored event does not have the shape"),
+        ],
+        ids=["too deep", "U+0000", "another key"],
+    )
+    def test_is_sealed_and_not_fit_to_be_read(
+        self, inside: dict[str, Any], secret: bytes, why: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever has the keys would stop there, and they come in the same file."""
+        log = golden_log()
+        sent = codec.decode(log[1])
+        assert isinstance(sent, MessageSent)
+        with monkeypatch.context() as careless:
+            careless.setattr(sealing, "_holds_nul", lambda _: False)
+            data = sealing.seal(structs.replace(sent, **inside), log[1].id, _KEY, b"twelve bytes")
+        log[1] = log[1]._replace(data=data)
+        header, *rest = exported(hashed(log)).splitlines(keepends=True)
+        key = key_line(StoredKey(_KEY.id, None, secret, log[0].recorded_at))
+        assert refusal([header, key, *rest]).startswith(f"line 4: {why}")
+        # Without its key nobody ever reads it.
+        assert len(taken([header, *rest])) == len(log)
 
     def test_is_not_one_that_was_filed_elsewhere_by_an_earlier_version(self) -> None:
         log = golden_log()
