@@ -71,23 +71,24 @@ async def ended(event: TokensSettled | TokensReleased, at: Recorded, past: Past,
     start = await past.first(at.stream, (TokensReserved.type,))
     if start is None or not isinstance(start.event, TokensReserved):
         return
-    until = words.moment(start.event.expires_at)
+    until, they = words.moment(start.event.expires_at), words.they(event.tokens_reserved)
     telling.say(
-        f"They had been set aside {words.at(start.at)}, until {until}, as part of the budget of"
+        f"{they} had been set aside {words.at(start.at)}, until {until}, as part of the budget of"
         f" {event.day}.",
         start.at,
     )
     telling.facts |= {"reserved_at": start.at.recorded_at, "expires_at": start.event.expires_at}
     if isinstance(event, TokensReleased) and event.reason == "expired":
-        telling.say(f"Nobody settled them or gave them back by {until}.", at)
+        them = "it" if event.tokens_reserved == 1 else "them"
+        telling.say(f"Nobody settled {them} or gave {them} back by {until}.", at)
 
 
 async def reserved(event: TokensReserved, at: Recorded, past: Past, telling: Telling) -> None:
     """What remained, and what became of them."""
-    del event
     end = await past.first(at.stream, (TokensSettled.type, TokensReleased.type), after=at.position)
     if end is None:
-        telling.say("They are neither used nor given back where the log ends.")
+        are = "It is" if event.tokens == 1 else "They are"
+        telling.say(f"{are} neither used nor given back where the log ends.")
     else:
         telling.say(dated(end), end.at)
 

@@ -193,25 +193,27 @@ def _of_budget(
 ) -> str:
     match event:
         case told.TokensReserved():
-            until = words.moment(event.expires_at)
-            return f"{words.tokens(event.tokens)} were set aside for {event.agent}, until {until}."
+            held, were = words.tokens(event.tokens), words.were(event.tokens)
+            return f"{held} {were} set aside for {event.agent}, until {words.moment(event.expires_at)}."
         case told.TokensSettled():
             used, held = words.number(event.tokens_used), words.tokens(event.tokens_reserved)
-            return f"{event.agent} used {used} of the {held} that were set aside for it."
+            were = words.were(event.tokens_reserved)
+            return f"{event.agent} used {used} of the {held} that {were} set aside for it."
         case told.TokensReleased():
             held = f"The {words.tokens(event.tokens_reserved)} set aside for {event.agent}"
             if event.reason == "expired":
-                return f"{held} came free: nobody settled them in time."
-            return f"{held} were given back."
+                them = "it" if event.tokens_reserved == 1 else "them"
+                return f"{held} came free: nobody settled {them} in time."
+            return f"{held} {words.were(event.tokens_reserved)} given back."
         case told.TokensUsed():
             model = f" with {words.quote(event.model)}" if event.model else ""
             return f"{event.agent} used {words.tokens(event.tokens)}{model}."
         case told.TokensDenied():
-            left = words.number(max(event.remaining, 0))
+            left = max(event.remaining, 0)
             whose = "the squad's budget" if event.reason == "budget_exhausted" else "its own limit"
             return (
                 f"{event.agent} was refused {words.tokens(event.tokens)}: {whose} for {event.day} did not"
-                f" allow it, {left} were left to it."
+                f" allow it, {words.number(left)} {words.were(left)} left to it."
             )
         case told.BudgetThresholdCrossed():
             used, total = words.number(event.used), words.tokens(event.total)

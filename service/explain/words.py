@@ -57,6 +57,16 @@ def count(value: int, what: str) -> str:
     return f"1 {what}" if value == 1 else f"{value:,} {what}s"
 
 
+def were(value: int) -> str:
+    """The verb of so many."""
+    return "was" if value == 1 else "were"
+
+
+def they(value: int) -> str:
+    """So many, named once more, as the subject of a sentence."""
+    return "It" if value == 1 else "They"
+
+
 def line(text: str) -> str:
     """What somebody wrote, on one line and not too long."""
     flat = " ".join(text.split())

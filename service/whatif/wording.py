@@ -28,15 +28,15 @@ def reservation_refused(state: State, day: BudgetDayRow, event: TokensReserved, 
     """Tokens that were set aside and would not have been."""
     left = _left(state, day, event.agent, of_agent=judged.denied == "agent_limit_reached")
     asked = words.tokens(event.tokens)
-    return f"{asked} were set aside for {event.agent}. They would have been refused: {left}."
+    were, they = words.were(event.tokens), words.they(event.tokens)
+    return f"{asked} {were} set aside for {event.agent}. {they} would have been refused: {left}."
 
 
 def reservation_allowed(state: State, day: BudgetDayRow, event: TokensDenied) -> str:
     """Tokens that were refused and would have been set aside."""
     left = _left(state, day, event.agent, of_agent=event.reason == "agent_limit_reached")
-    return (
-        f"{event.agent} was refused {words.tokens(event.tokens)}. They would have been set aside: {left}."
-    )
+    asked, they = words.tokens(event.tokens), words.they(event.tokens)
+    return f"{event.agent} was refused {asked}. {they} would have been set aside: {left}."
 
 
 def claim_refused(event: OperationStarted, conflict: Conflict) -> str:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given as for_all
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from eventstore.events import TokensReleased
 from service.cli.explain import lines
-from service.commands import RecordUsage, ReserveTokens, SetPolicy, StartOperation
+from service.commands import RecordUsage, ReserveTokens, SetPolicy, SettleReservation, StartOperation
 from service.explain import MOST_CAUSES, MOST_EFFECTS, explain
 from service.explain.record import told
 from service.explain.sentences import of_event, step
@@ -21,7 +22,7 @@ from service.views import explanation
 from tests.support.listed_past import ListedPast
 from tests.unit import lives, strategies
 from tests.unit.explained_stories import POOR, QUESTIONS, Question
-from tests.unit.support import Story, given
+from tests.unit.support import START, Story, given
 
 if TYPE_CHECKING:
     from eventstore.events import AnyEvent
@@ -46,6 +47,34 @@ def asked(question: Question) -> Explanation:
 def test_an_explanation_reads_as_it_did(name: str) -> None:
     shown = "\n".join(lines(asked(QUESTIONS[name]()))) + "\n"
     assert shown == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def test_a_single_token_is_told_in_the_singular() -> None:
+    story = given(policy=SetPolicy(daily_tokens=10)).given(ReserveTokens(agent="ada", tokens=1))
+    reserved = len(story.log)
+    assert "It is neither used nor given back" in _told(story, reserved)
+    assert "1 token was set aside for ada, until " in _told(story, reserved)
+    settle = SettleReservation(reservation_id=story.reply["id"], tokens_used=9)
+    story.given(settle).when(ReserveTokens(agent="eve", tokens=2))
+    settled = next(item.position for item in story.log if item.type == "tokens_settled")
+    assert "ada used 9 of the 1 token that was set aside for it. It had been" in _told(story, settled)
+    assert "did not allow it, 1 was left to it." in _told(story, len(story.log))
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [("released", "was given back."), ("expired", "came free: nobody settled it in time.")],
+)
+def test_so_is_one_that_comes_back(reason: Any, said: str) -> None:
+    released = TokensReleased(
+        day=START.date(), reservation_id="r", agent="ada", tokens_reserved=1, reason=reason
+    )
+    assert of_event(released) == f"The 1 token set aside for ada {said}"
+
+
+def _told(story: Story, position: int) -> str:
+    found = explained(story.log, position)
+    return " ".join([found.summary, *(item.sentence for item in found.reasons)])
 
 
 def test_no_golden_file_is_left_over() -> None:
