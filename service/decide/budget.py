@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from math import ceil
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from eventstore.events import (
     BudgetThresholdCrossed,
@@ -96,14 +96,7 @@ def settle(state: State, command: SettleReservation, at: At) -> Decision:
         return Refused(refusal)
     assert row is not None
     prelude = arrive(state, row.agent, at)
-    settled = TokensSettled(
-        day=row.day,
-        reservation_id=row.id,
-        agent=row.agent,
-        tokens_reserved=row.tokens,
-        tokens_used=command.tokens_used,
-    )
-    events = [*prelude, NewEvent(settled, caused_by=row.position)]
+    events = [*prelude, NewEvent(settled(row, command.tokens_used), caused_by=row.position)]
     day = open_day(state)
     left = remaining(day)
     if day.day == row.day:
@@ -123,8 +116,8 @@ def release(state: State, command: ReleaseReservation, at: At) -> Decision:
     assert row is not None
     day = open_day(state)
     left = remaining(day) + (row.tokens if day.day == row.day else 0)
-    released = NewEvent(_release(row, "released"), caused_by=row.position)
-    return Accepted([*arrive(state, row.agent, at), released], {"id": row.id, "remaining": left})
+    given_back = NewEvent(released(row, "released"), caused_by=row.position)
+    return Accepted([*arrive(state, row.agent, at), given_back], {"id": row.id, "remaining": left})
 
 
 def record(state: State, command: RecordUsage, at: At) -> Decision:
@@ -160,7 +153,7 @@ def expired(state: State, now: datetime) -> Iterator[NewEvent]:
         return
     for row in state.all(RESERVATIONS):
         if row.state == "active" and row.expires_at <= now:
-            yield NewEvent(_release(row, "expired"), caused_by=row.position)
+            yield NewEvent(released(row, "expired"), caused_by=row.position)
 
 
 def open_day(state: State) -> BudgetDayRow:
@@ -224,7 +217,19 @@ def _over(row: ReservationRow | None, reservation_id: str, now: datetime) -> Ref
     return None
 
 
-def _release(row: ReservationRow, reason: Any) -> TokensReleased:
+def settled(row: ReservationRow, tokens_used: int) -> TokensSettled:
+    """The end of a reservation by what was used."""
+    return TokensSettled(
+        day=row.day,
+        reservation_id=row.id,
+        agent=row.agent,
+        tokens_reserved=row.tokens,
+        tokens_used=tokens_used,
+    )
+
+
+def released(row: ReservationRow, reason: Literal["released", "expired"]) -> TokensReleased:
+    """The end of a reservation that is given back, or that nobody settled in time."""
     return TokensReleased(
         day=row.day, reservation_id=row.id, agent=row.agent, tokens_reserved=row.tokens, reason=reason
     )

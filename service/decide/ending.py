@@ -10,8 +10,6 @@ from eventstore.events import (
     MessageSent,
     RunFinished,
     RunOutcome,
-    TokensReleased,
-    TokensSettled,
     TokensUsed,
 )
 from projections.agents import AGENTS, ORCHESTRATOR_AGENT
@@ -19,7 +17,7 @@ from projections.budgets import RESERVATIONS
 from projections.jobs import JOBS
 from service.decide import holding
 from service.decide.agents import status_at_rest
-from service.decide.budget import crossings, use
+from service.decide.budget import crossings, released, settled, use
 
 if TYPE_CHECKING:
     from eventstore.events import OperationOutcome
@@ -133,24 +131,10 @@ def _settle(told: Unfolding, row: RunRow, tokens: int | None) -> None:
         if tokens:
             spend(told, row, tokens)
     elif tokens is None:
-        released = TokensReleased(
-            day=held.day,
-            reservation_id=held.id,
-            agent=held.agent,
-            tokens_reserved=held.tokens,
-            reason="released",
-        )
-        told.add(released, held.position)
+        told.add(released(held, "released"), held.position)
         told.given_back[held.day, held.agent] += held.tokens
     else:
-        settled = TokensSettled(
-            day=held.day,
-            reservation_id=held.id,
-            agent=held.agent,
-            tokens_reserved=held.tokens,
-            tokens_used=tokens,
-        )
-        position = told.add(settled, held.position)
+        position = told.add(settled(held, tokens), held.position)
         day = told.state.day
         if day and day.day == held.day:
             told.events += crossings(told.state, day, day.used + tokens, caused_by=position)
