@@ -11,6 +11,7 @@ import psycopg
 from eventstore.errors import EventStoreError
 from service.cli.bench import bench
 from service.cli.checkpoint import checkpoint
+from service.cli.common import take_only_utf8
 from service.cli.events import events
 from service.cli.explain import explain_position
 from service.cli.export import export_command, import_command
@@ -54,6 +55,7 @@ cli.add_command(explain_position)
 cli.add_command(state)
 cli.add_command(schema_)
 cli.add_command(whatif)
+take_only_utf8(cli)
 
 
 def main() -> None:

@@ -127,6 +127,30 @@ def _is_there(folder: Path) -> bool:
     return True
 
 
+class Text(click.ParamType[str]):
+    """A text in UTF-8. What is none comes with surrogates, which no database and no output takes."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text."""
+        text = str(click.STRING.convert(value, param, ctx))
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{text!r} is not UTF-8", param, ctx)
+        return text
+
+
+def take_only_utf8(command: click.Command) -> None:
+    """Has a command, and all below it, refuse texts that are not UTF-8. Names of files may be anything."""
+    for param in command.params:
+        if param.type is click.STRING:
+            param.type = Text()
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        take_only_utf8(below)
+
+
 class Seconds(click.FloatRange):
     """So many seconds. Python's nan is none, though no range turns it away."""
 

@@ -411,6 +411,17 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
         (("whatif", "--conflict-window-seconds", "nan"), "--conflict-window-seconds: input should be"),
         (("whatif", "--warning-percents", "50;75"), "'50;75' is not like 50,75,90"),
         (("whatif", "--warning-percents", "0"), "--warning-percents: input should be greater than"),
+        pytest.param(
+            ("whatif", "--agent-limit", f"ada={'9' * 5_000}"), "is not like email_agent=50000", id="a limit"
+        ),
+        (
+            ("whatif", "--agent-limit", f"ada={'9' * 30}"),
+            "--agent-limit: input should be less than or equal to",
+        ),
+        pytest.param(("whatif", "--warning-percents", "9" * 5_000), "is not like 50,75,90", id="percents"),
+        (("events", "--agent", "\udcff", "--dsn", NOWHERE), "for '--agent': '\\udcff' is not UTF-8"),
+        (("jobs", "run", "\udcff", "--dsn", NOWHERE), "for 'NAME': '\\udcff' is not UTF-8"),
+        (("jobs", "--dsn", "\udcff"), "for '--dsn': '\\udcff' is not UTF-8"),
         (("whatif", "--since", "1h", "--until", "2h"), "since must lie before until"),
         (("explain", "9" * 30), "Invalid value for 'POSITION'"),
         (("explain", "x"), "Invalid value for 'POSITION'"),
