@@ -111,6 +111,58 @@ class TestTheFormat:
         assert verdict_in_plain_python(file) == (0, f"4 events hold, up to 4: {last}\n")
 
 
+class TestWhatPlainPythonRefuses:
+    """With one line, whatever file it is shown."""
+
+    @pytest.mark.parametrize(
+        ("fields", "number"),
+        [
+            ({"idempotency_key": ""}, 3),
+            ({"caused_by": ""}, 2),
+            ({"recorded_at": "yesterday"}, 3),
+            ({"position": "2"}, 3),
+            ({"stream": []}, 3),
+            ({"data": "\ud800"}, 3),
+            ({"hash": "none"}, 1),
+            ({"after": "0"}, 1),
+        ],
+        ids=str,
+    )
+    def test_a_line_that_no_export_has(self, tmp_path: Path, fields: dict[str, Any], number: int) -> None:
+        assert _told_in_plain_python(tmp_path, b"\n".join(changed(number, **fields))).startswith("line ")
+
+    @pytest.mark.parametrize(
+        ("content", "name"),
+        [
+            (b"\xff\xfe", "log"),
+            (b"[]", "log"),
+            (b"7", "log"),
+            (b"[" * 100_000, "log"),
+            (b"", "log"),
+            (b"no gzip", "log.gz"),
+            (gzip.compress(GOLDEN_EXPORT.read_bytes())[:-20], "log.gz"),
+            (gzip.compress(b"x" * 1_000)[:12] + b"\xff" * 9, "log.gz"),
+        ],
+        ids=range(8),
+    )
+    def test_a_file_that_is_no_export(self, tmp_path: Path, content: bytes, name: str) -> None:
+        _told_in_plain_python(tmp_path, content, name)
+
+    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
+        code, words = verdict_in_plain_python(tmp_path / "nowhere")
+        assert (code, words.count("\n")) == (1, 1)
+        assert words.endswith(" is not that of an export: FileNotFoundError\n")
+
+
+def _told_in_plain_python(folder: Path, content: bytes, name: str = "log") -> str:
+    """The one line with which a file is turned away."""
+    file = folder / name
+    file.write_bytes(content)
+    code, words = verdict_in_plain_python(file)
+    assert (code, words.count("\n")) == (1, 1), words
+    return words
+
+
 class TestWhatIsNotAWholeLog:
     @pytest.mark.parametrize(
         ("number", "fields", "why"),
