@@ -6,7 +6,8 @@ import json
 import sys
 from datetime import datetime, timedelta, timezone
 
-EPOCH, STEP = datetime(1970, 1, 1, tzinfo=timezone.utc), timedelta(microseconds=1)  # noqa: UP017 - older Pythons can run this too
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)  # noqa: UP017 - older Pythons can run this too
+STEP = timedelta(microseconds=1)
 FIELDS = "position id stream version type schema_version actor caused_by correlation_id idempotency_key"
 
 
