@@ -123,6 +123,7 @@ async def test_a_body_that_is_packed_in_another_way_is_refused(service: Service,
 @pytest.mark.parametrize(
     "body",
     [gzip.compress(MESSAGE)[:-1], gzip.compress(MESSAGE) + b"x", gzip.compress(MESSAGE) * 2, b"\x1f"],
+    ids=["its end missing", "more behind it", "two of them", "hardly begun"],
 )
 async def test_a_body_that_is_not_all_packed_is_refused(service: Service, body: bytes) -> None:
     head = await service.head()
