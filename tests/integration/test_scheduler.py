@@ -238,30 +238,42 @@ async def test_a_job_in_a_time_zone_that_is_not_known_stands_still_alone_and_tha
     assert said == ["the job strange stands still: the time zone 'Mars/Olympus' is not known here"]
 
 
-async def test_only_so_many_claims_stand_before_what_others_ask_for(
-    member: Member, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scheduler, "MAX_CLAIMS", 3)
-    names = {f"job-{number}" for number in range(10)}
-    claims, may_go_on = 0, asyncio.Event()
+class Claims:
+    """A scheduler's claims; each waits until they may go on."""
 
-    async def wait() -> None:
-        nonlocal claims
-        claims += 1
-        await may_go_on.wait()
+    def __init__(self, member: Member) -> None:
+        self.begun = 0
+        self.may_go_on = asyncio.Event()
+        member.before(do.ClaimTick, self._wait)
 
-    member.before(do.ClaimTick, wait)
+    async def _wait(self) -> None:
+        self.begun += 1
+        await self.may_go_on.wait()
+
+
+async def _due_at_once(member: Member, number: int) -> set[str]:
+    """Names of so many jobs, none of which is claimed before all are due."""
+    names = {f"job-{index}" for index in range(number)}
     async with member.scheduler._claiming:
         for name in names:
             await define(member, name, agent=None, task="token_monitor", every="1s")
         await eventually(
             lambda: set(due_jobs(member.writer.squad, member.scheduler._clock.now())[0]) == names
         )
-    await eventually(lambda: claims)
+    return names
+
+
+async def test_only_so_many_claims_stand_before_what_others_ask_for(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "MAX_CLAIMS", 3)
+    claims = Claims(member)
+    names = await _due_at_once(member, 10)
+    await eventually(lambda: claims.begun)
     # Whatever else were on its way to the writer would be there by now.
     await submit(member.writer, do.SetBudget(daily_tokens=1_000))
-    assert claims == 3
-    may_go_on.set()
+    assert claims.begun == 3
+    claims.may_go_on.set()
     await eventually(lambda: {item.job for item in member.told(RunStarted)} == names)
 
 
@@ -269,24 +281,14 @@ async def test_a_stop_waits_for_no_claims_that_are_yet_to_be_made(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "MAX_CLAIMS", 1)
-    claims, may_go_on = 0, asyncio.Event()
-
-    async def wait() -> None:
-        nonlocal claims
-        claims += 1
-        await may_go_on.wait()
-
-    member.before(do.ClaimTick, wait)
-    async with member.scheduler._claiming:
-        for number in range(3):
-            await define(member, f"job-{number}", agent=None, task="token_monitor", every="1s")
-        await eventually(lambda: len(due_jobs(member.writer.squad, member.scheduler._clock.now())[0]) == 3)
-    await eventually(lambda: claims)
+    claims = Claims(member)
+    await _due_at_once(member, 3)
+    await eventually(lambda: claims.begun)
     stopping = asyncio.create_task(member.scheduler.stop())
     await eventually(lambda: member.scheduler._stopping)
-    may_go_on.set()
+    claims.may_go_on.set()
     await stopping
-    assert claims == 1
+    assert claims.begun == 1
 
 
 async def test_an_agent_gets_only_so_many_calls_at_once(
