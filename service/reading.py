@@ -84,12 +84,19 @@ class SharedLook(Generic[T]):
         if seen is None or ticket is not self._ticket or (seen.done() and old):
             self._ticket, self._begun = ticket, monotonic()
             seen = self._seen = asyncio.create_task(self._look())
+            seen.add_done_callback(_take_note)
         # Whoever gives up takes it from nobody else.
         return await asyncio.shield(seen)
 
     def forget(self) -> None:
         """What was seen does not hold any more."""
         self._seen = None
+
+
+def _take_note(look: asyncio.Task[Any]) -> None:
+    """A failure that nobody waits for any more is no fault: whoever waits next looks anew."""
+    if not look.cancelled():
+        look.exception()
 
 
 class ReadTables:
