@@ -1,9 +1,9 @@
 """Decisions about agents: who is registered, and what their status is.
 
 An agent is active while it has an operation under way or was heard of within `idle_after_minutes`; then it
-is idle, and after `offline_after_minutes` offline. Whatever an agent does is a sign of life; what is done
-on its behalf, such as a run that nobody answers, is none. An agent may also say its status itself, with a
-heartbeat.
+is idle, and after `offline_after_minutes` offline: at once, where that is not the longer one. Whatever an
+agent does is a sign of life; what is done on its behalf, such as a run that nobody answers, is none. An
+agent may also say its status itself, with a heartbeat.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT_RESOLUTION = timedelta(seconds=30)
 """A heartbeat that changes no status is recorded only where the last sign of life is older than this, or
-than a quarter of the time after which an agent counts as idle."""
+than a quarter of the silence after which an agent does not count as active any more."""
 
 UNKNOWN_ROLE = "unknown"
 """The role of an agent that acted before anybody registered it."""
@@ -107,7 +107,7 @@ def heartbeat(state: State, command: Heartbeat, at: At) -> Decision:
     if status != row.status:
         event = AgentStatusChanged(agent=row.name, previous=row.status, status=status, reason="heartbeat")
         return Accepted([NewEvent(event, caused_by=row.position)], reply)
-    resolution = min(HEARTBEAT_RESOLUTION, timedelta(minutes=state.policy.idle_after_minutes) / 4)
+    resolution = min(HEARTBEAT_RESOLUTION, _silence_of_an_active_agent(state.policy) / 4)
     if at.now - row.last_active >= resolution:
         return Accepted([NewEvent(AgentHeartbeatRecorded(agent=row.name))], reply)
     return Accepted([], {**reply, "last_active": row.last_active, "position": row.position})
@@ -117,8 +117,14 @@ def quiet_since(policy: PolicyRow, row: AgentRow) -> datetime | None:
     """When an agent's status changes next if nothing is heard of it; None where it will not."""
     if row.operations > 0 or row.status == "offline":
         return None
-    minutes = policy.idle_after_minutes if row.status == "active" else policy.offline_after_minutes
-    return row.last_active + timedelta(minutes=minutes)
+    if row.status == "active":
+        return row.last_active + _silence_of_an_active_agent(policy)
+    return row.last_active + timedelta(minutes=policy.offline_after_minutes)
+
+
+def _silence_of_an_active_agent(policy: PolicyRow) -> timedelta:
+    """After how long a silence an agent is not active any more, but idle or offline."""
+    return timedelta(minutes=min(policy.idle_after_minutes, policy.offline_after_minutes))
 
 
 def status_at_rest(policy: PolicyRow, row: AgentRow, now: datetime) -> AgentStatus:

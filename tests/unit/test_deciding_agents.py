@@ -213,6 +213,16 @@ class TestGoingQuiet:
         story.when(PassTime(), at=MINUTE).meanwhile(ann_turns("active", "idle", "inactivity"))
         story.when(PassTime(), at=2 * MINUTE).meanwhile(ann_turns("idle", "offline", "inactivity"))
 
+    def test_makes_offline_in_time_who_would_be_idle_only_later(self) -> None:
+        story = given(ANN, Heartbeat(agent="ann"), policy=SetPolicy(offline_after_minutes=5))
+        story.when(PassTime(), at=5 * MINUTE - 1).meanwhile()
+        story.when(PassTime(), at=5 * MINUTE).meanwhile(ann_turns("active", "offline", "inactivity"))
+
+    def test_does_not_befall_who_gives_signs_of_life_however_soon_it_would(self) -> None:
+        story = given(ANN, policy=SetPolicy(offline_after_minutes=0.3))
+        for seconds in range(0, 60, 5):
+            story.when(Heartbeat(agent="ann", status="idle"), at=seconds).meanwhile()
+
 
 class TestWorking:
     def test_turns_an_idle_agent_active_and_says_why(self) -> None:
