@@ -94,7 +94,7 @@ async def reserved(event: TokensReserved, at: Recorded, past: Past, telling: Tel
 
 
 async def day_began(event: BudgetDayReset, at: Recorded, past: Past, telling: Telling) -> None:
-    """By which rules, and what the day before came to."""
+    """By which rules, and what the day before came to; or the same day, where only its bounds moved."""
     starts, ends = words.moment(event.starts_at), words.moment(event.ends_at)
     telling.say(f"It lasts from {starts} to {ends}.", at)
     if rules := await rules_at(past, at.position):
@@ -112,11 +112,11 @@ async def day_began(event: BudgetDayReset, at: Recorded, past: Past, telling: Te
     if rest := sum(used for _, used in spent[MOST_NAMED:]):
         parts.append(f"others {words.number(rest)}")
     told_apart = f": {words.listed(parts)}" if parts else ""
-    telling.say(
-        f"The day before, {event.previous_day}, came to {words.number(event.previous_used)} of"
-        f" {words.tokens(event.previous_total)}{told_apart}.",
-        at,
-    )
+    amount = f"{words.number(event.previous_used)} of {words.tokens(event.previous_total)}{told_apart}"
+    if event.previous_day == event.day:
+        telling.say(f"It had begun by other rules, and had come to {amount}. That counts on.", at)
+    else:
+        telling.say(f"The day before, {event.previous_day}, came to {amount}.", at)
 
 
 def _say_the_rule(

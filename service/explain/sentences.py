@@ -219,6 +219,11 @@ def _of_budget(
             used, total = words.number(event.used), words.tokens(event.total)
             return f"The use of {event.day} passed {event.percent} %: {used} of {total}."
         case told.BudgetDayReset():
+            if event.previous_day == event.day:
+                until = words.moment(event.ends_at)
+                return (
+                    f"The budget day {event.day} goes on until {until}, with {words.tokens(event.total)}."
+                )
             return f"The budget day {event.day} began, with {words.tokens(event.total)}."
         case _:
             assert_never(event)

@@ -229,6 +229,11 @@ def a_new_day() -> Question:
     return _about(story.when(PassTime(), at=86_400), BudgetDayReset)
 
 
+def a_day_that_goes_on_by_other_rules() -> Question:
+    story = given(policy=POOR).given(RecordUsage(agent="ann", tokens=400))
+    return _about(story.when(SetPolicy(daily_tokens=900, reset_hour=6), at=60), BudgetDayReset)
+
+
 # Ticks and runs -----------------------------------------------------------------------------------------
 
 
@@ -410,6 +415,7 @@ QUESTIONS: dict[str, Callable[[], Question]] = {
         a_warning,
         a_warning_because_the_rules_changed,
         a_new_day,
+        a_day_that_goes_on_by_other_rules,
         a_tick_without_tokens,
         a_tick_whose_resources_are_taken,
         a_tick_of_a_paused_job,
