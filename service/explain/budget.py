@@ -206,6 +206,15 @@ async def _say_when_again(
         )
     if allowed is None:
         return
+    limit = rules.policy.agent_limits.get(event.agent) if rules else None
+    own = sum(share.tokens for share in spending.used_by if share.agent == event.agent)
+    if limit is not None and own + event.tokens > limit:
+        if event.reason != "agent_limit_reached":
+            telling.say(
+                f"Until then its own limit would have refused it as well: of {words.tokens(limit)} a day,"
+                f" {event.agent} had used {words.number(own)}."
+            )
+        return
     short = event.tokens - (allowed - spending.used - spending.reserved)
     if 0 < short <= spending.reserved:
         telling.say(

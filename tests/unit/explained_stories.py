@@ -199,6 +199,14 @@ def tokens_beyond_the_budget_and_any_day_of_the_agent() -> Question:
     return _about(story, TokensDenied)
 
 
+def tokens_beyond_the_squads_budget_and_an_agents_limit() -> Question:
+    story = given(policy=SetPolicy(daily_tokens=1_000, agent_limits={"bob": 300}))
+    story.given(RecordUsage(agent="bob", tokens=250), at=1)
+    story.given(ReserveTokens(agent="ann", tokens=740), at=2)
+    story.when(ReserveTokens(agent="bob", tokens=60), at=30)
+    return _about(story, TokensDenied)
+
+
 def a_reservation_that_ran_out() -> Question:
     story = given(policy=POOR).given(ReserveTokens(agent="ann", tokens=300, ttl_seconds=60))
     return _about(story.when(PassTime(), at=61), TokensReleased)
@@ -410,6 +418,7 @@ QUESTIONS: dict[str, Callable[[], Question]] = {
         tokens_beyond_an_agents_limit,
         tokens_beyond_a_whole_day,
         tokens_beyond_the_budget_and_any_day_of_the_agent,
+        tokens_beyond_the_squads_budget_and_an_agents_limit,
         a_reservation_that_ran_out,
         a_reservation,
         a_warning,
