@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from service.explain.record import Past, Told
     from service.explain.telling import Telling
 
+LOOKED_THROUGH = 1_000
+"""How many heartbeats of a claim that turned somebody away are looked through for a gap between them."""
+
 _ENDS = (OperationFinished.type, OperationExpired.type)
 
 
@@ -100,32 +103,37 @@ async def _say_what_became_of_it(
     past: Past,
     telling: Telling,
 ) -> None:
+    # A heartbeat that gives way to a later claim does so until that one ends, whatever its window.
+    gives_way = last.blocks_until <= at.recorded_at
     end = await past.first(stream, _ENDS, after=at.position)
-    renewal = await past.first(stream, (OperationRenewed.type,), after=at.position)
-    if renewal and at.recorded_at < last.blocks_until <= renewal.at.recorded_at:
-        telling.say(
-            f"{holder} renewed it only {words.at(renewal.at)}: before that, what was wanted was free"
-            f" {_after(last.blocks_until, at)}.",
-            renewal.at,
-        )
-        telling.facts["free_at"] = last.blocks_until
-        if end:
-            telling.say(dated(end), end.at)
-            telling.facts["ended"] = {"type": end.at.type, **place(end)}
-        return
-    later = await past.last(stream, (OperationRenewed.type,), upto=end.at.position if end else 2**62)
-    if later and later.at.position > at.position and isinstance(later.event, OperationRenewed):
-        last = later.event
-        telling.say(f"{holder} renewed it again, at last {words.at(later.at)}.", later.at)
+    renewals = await past.early(stream, LOOKED_THROUGH, (OperationRenewed.type,), after=at.position)
+    latest: Told | None = None
+    for renewal in renewals:
+        if not gives_way and last.blocks_until <= renewal.at.recorded_at:
+            _say_it_was_free_for_a_while(at, holder, last, latest, renewal, telling)
+            if end:
+                telling.say(dated(end), end.at)
+                telling.facts["ended"] = {"type": end.at.type, **place(end)}
+            return
+        if isinstance(renewal.event, OperationRenewed):
+            last, latest = renewal.event, renewal
+    is_all = len(renewals) < LOOKED_THROUGH
+    if not is_all:
+        latest = await past.last(stream, (OperationRenewed.type,), upto=2**62)
+        if latest and isinstance(latest.event, OperationRenewed):
+            last = latest.event
+    if latest:
+        telling.say(f"{holder} renewed it again, at last {words.at(latest.at)}.", latest.at)
+    over_at = last.expires_at if gives_way else last.blocks_until
     if end is None:
-        until = words.moment(last.blocks_until)
+        until = words.moment(over_at)
         telling.say(f"The log does not tell of its end yet; without a heartbeat it blocks until {until}.")
         telling.facts["free_at"] = None
         return
-    free_at = min(end.at.recorded_at, last.blocks_until)
-    telling.facts["free_at"] = free_at
+    free_at = min(end.at.recorded_at, over_at)
+    telling.facts["free_at"] = free_at if is_all else None
     telling.facts["ended"] = {"type": end.at.type, **place(end)}
-    after = _after(free_at, at)
+    after = f"{'' if is_all else 'at the latest '}{_after(free_at, at)}"
     if isinstance(end.event, OperationFinished):
         telling.say(
             f"{holder} ended it as {end.event.outcome} {words.at(end.at)}; what was wanted was free"
@@ -134,6 +142,27 @@ async def _say_what_became_of_it(
         )
     else:
         telling.say(f"It expired {words.at(end.at)}; what was wanted was free {after}.", end.at)
+
+
+def _say_it_was_free_for_a_while(
+    at: Recorded,
+    holder: str,
+    last: OperationStarted | OperationRenewed,
+    before: Told | None,
+    renewal: Told,
+    telling: Telling,
+) -> None:
+    """Says when its window ended, between the heartbeat `before` (or none) and the one after that."""
+    when = f"{holder} renewed it only"
+    if before:
+        telling.say(f"{holder} renewed it again, in time at last {words.at(before.at)}.", before.at)
+        when = "The next time was only"
+    telling.say(
+        f"{when} {words.at(renewal.at)}: before that, what was wanted was free"
+        f" {_after(last.blocks_until, at)}.",
+        renewal.at,
+    )
+    telling.facts["free_at"] = last.blocks_until
 
 
 def _after(free_at: datetime, at: Recorded) -> str:

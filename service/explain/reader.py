@@ -142,9 +142,13 @@ class LoggedPast:
         )
         return (await self._told(found))[0] if found else None
 
-    async def early(self, stream: str, limit: int, types: Sequence[str] = ()) -> list[Told]:
-        """A stream's first events of these types, at most `limit`."""
-        return await self._told(await lookup.read_stream(self._connection, stream, types, limit=limit))
+    async def early(
+        self, stream: str, limit: int, types: Sequence[str] = (), *, after: int = 0
+    ) -> list[Told]:
+        """A stream's first events of these types behind the position `after`, at most `limit`."""
+        return await self._told(
+            await lookup.read_stream(self._connection, stream, types, after=after, limit=limit)
+        )
 
     async def last_of(self, type_: str, *, upto: int) -> Told | None:
         """The log's last event of a type up to the position `upto`."""

@@ -129,8 +129,10 @@ class Past(Protocol):
     async def last(self, stream: str, types: Sequence[str] = (), *, upto: int) -> Told | None:
         """A stream's last event of these types (any, where none is named) up to the position `upto`."""
 
-    async def early(self, stream: str, limit: int, types: Sequence[str] = ()) -> list[Told]:
-        """A stream's first events of these types, at most `limit`."""
+    async def early(
+        self, stream: str, limit: int, types: Sequence[str] = (), *, after: int = 0
+    ) -> list[Told]:
+        """A stream's first events of these types behind the position `after`, at most `limit`."""
 
     async def last_of(self, type_: str, *, upto: int) -> Told | None:
         """The log's last event of a type up to the position `upto`."""

@@ -45,8 +45,10 @@ class ListedPast:
     async def last(self, stream: str, types: Sequence[str] = (), *, upto: int) -> Told | None:
         return next((item for item in self._of(stream, types)[::-1] if item.at.position <= upto), None)
 
-    async def early(self, stream: str, limit: int, types: Sequence[str] = ()) -> list[Told]:
-        return self._of(stream, types)[:limit]
+    async def early(
+        self, stream: str, limit: int, types: Sequence[str] = (), *, after: int = 0
+    ) -> list[Told]:
+        return self._of(stream, types, after)[:limit]
 
     async def last_of(self, type_: str, *, upto: int) -> Told | None:
         return next((item for item in self.log[upto - 1 :: -1] if item.at.type == type_), None)

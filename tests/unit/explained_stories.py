@@ -166,6 +166,16 @@ def a_claim_in_the_way_that_was_free_for_a_while() -> Question:
     return _about(story, ConflictDetected)
 
 
+def a_claim_in_the_way_that_was_free_for_a_while_later() -> Question:
+    story = _claimed(emailId="e-1")
+    operation = story.id
+    story.when(StartOperation(agent="bob", action="quote", resources={"emailId": "e-1"}), at=10)
+    for seconds in (20, 40, 95):
+        story.given(RenewOperation(operation_id=operation), at=seconds)
+    story.given(FinishOperation(operation_id=operation, outcome="succeeded"), at=100)
+    return _about(story, ConflictDetected)
+
+
 # Tokens -------------------------------------------------------------------------------------------------
 
 
@@ -414,6 +424,7 @@ QUESTIONS: dict[str, Callable[[], Question]] = {
         a_claim_with_a_short_life,
         a_claim_with_a_short_life_in_the_way,
         a_claim_in_the_way_that_was_free_for_a_while,
+        a_claim_in_the_way_that_was_free_for_a_while_later,
         tokens_beyond_the_squads_budget,
         tokens_beyond_an_agents_limit,
         tokens_beyond_a_whole_day,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from eventstore.events import TokensReleased
 from service.cli.explain import lines
 from service.commands import RecordUsage, ReserveTokens, SetPolicy, SettleReservation, StartOperation
-from service.explain import MOST_CAUSES, MOST_EFFECTS, explain
+from service.explain import MOST_CAUSES, MOST_EFFECTS, explain, operations
 from service.explain.record import told
 from service.explain.sentences import of_event, step
 from service.http.json import dumps
@@ -147,6 +147,16 @@ def test_the_claim_in_the_way_is_there_for_programs() -> None:
     assert facts["holder"]["position"] == 4
     assert facts["contested"] == {"emailId": "e-1"}
     assert facts["ended"]["type"] == "operation_finished"
+
+
+def test_of_a_claim_with_very_many_heartbeats_it_is_told_when_it_was_free_at_the_latest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    question = QUESTIONS["a_claim_in_the_way_that_was_free_for_a_while_later"]
+    monkeypatch.setattr(operations, "LOOKED_THROUGH", 2)
+    found = asked(question())
+    assert found.facts["free_at"] is None
+    assert "what was wanted was free at the latest 90 s after the refusal" in found.reasons[-1].sentence
 
 
 def test_what_is_beyond_ones_own_limit_leaves_out_what_others_used() -> None:
