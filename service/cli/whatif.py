@@ -117,6 +117,8 @@ def whatif(
         return
     click.echo(report.summary())
     if not report.is_different:
+        for caveat in report.caveats():
+            click.echo(caveat)
         return
     certain, *assumed = report.caveats()
     click.echo(certain)

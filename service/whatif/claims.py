@@ -88,6 +88,7 @@ class Claims:
 
     def expire(self, event: OperationExpired) -> None:
         """Forgets what the log has of an operation. When it would have expired is for the time to say."""
+        self._trial.report.expired_too_soon += self._squad.operation(event.operation_id) is not None
         self._forget(event.operation_id)
 
     def turn_away(self, event: ConflictDetected, at: Recorded) -> None:

@@ -95,6 +95,8 @@ class Report:
     tokens_not_used: int = 0
     """What was settled of reservations that would have been refused."""
     warnings_changed: int = 0
+    expired_too_soon: int = 0
+    """Operations that expired in the log and would still have been under way then."""
     rows: dict[tuple[date, str], Row] = field(default_factory=dict)
     rows_left_out: int = 0
     """How many differences fall on days and agents beyond `MOST_ROWS`."""
@@ -155,9 +157,10 @@ class Report:
         return f"{told}; {late}." if self.warnings_changed else f"{told}."
 
     def caveats(self) -> list[str]:
-        """What is to be kept in mind."""
+        """What is to be kept in mind; the first says what is exact, where anything is different."""
+        unheard = self._unheard()
         if not self.is_different:
-            return []
+            return unheard
         reservations = self.judged["reservation", "allowed"] + self.judged["reservation", "refused"]
         claims = self.judged["claim", "allowed"] + self.judged["heartbeat", "allowed"]
         return [
@@ -165,6 +168,16 @@ class Report:
             *([_USE_IS_A_FACT] if reservations else []),
             *([_USE_IS_ASSUMED] if self.judged["reservation", "allowed"] else []),
             *([_CLAIM_IS_ASSUMED] if claims else []),
+            *unheard,
+        ]
+
+    def _unheard(self) -> list[str]:
+        if not self.expired_too_soon:
+            return []
+        operations = words.count(self.expired_too_soon, "operation")
+        return [
+            f"{operations} that expired would still have been under way then. What was asked for them"
+            " afterwards was refused without an event, so it is not among what was judged."
         ]
 
     def _row(self, day: date, agent: str) -> Row:

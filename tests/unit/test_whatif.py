@@ -259,6 +259,15 @@ class TestClaims:
         story = given().given(work("ann")).when(PassTime(), at=61).given(work("bob"), at=62)
         assert not under(story, operation_timeout_seconds=600).is_different
 
+    def test_that_would_not_have_expired_are_counted_for_what_the_log_does_not_say(self) -> None:
+        story = given().given(work("ann"))
+        story.when(RenewOperation(operation_id=story.id), at=61)
+        assert story.refusal.code == "operation_expired"
+        assert under(story).caveats() == []
+        [caveat] = under(story, operation_timeout_seconds=600).caveats()
+        assert caveat.startswith("1 operation that expired would still have been under way then.")
+        assert under(story, operation_timeout_seconds=60).caveats() == []
+
 
 # The stretch, and the report ----------------------------------------------------------------------------
 
