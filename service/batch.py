@@ -12,10 +12,11 @@ from uuid_utils import uuid7
 
 from eventstore import codec
 from eventstore.chain import link, microseconds
-from eventstore.events import AnyEvent, AppendAbandoned, RequestAnswered
+from eventstore.events import AnyEvent, AppendAbandoned, RequestAnswered, TokensDenied
 from eventstore.recorded import NewEvent, Recorded
+from projections.budgets import RESERVATIONS
 from service.commands import ForgetSubject
-from service.decide import At, Refused, access, clock, decide
+from service.decide import At, Refused, access, budget, clock, decide
 from service.logs import about
 from service.recall import Kept
 from service.refusals import Refusal
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from eventstore.keys import Key
     from service.commands import AnyCommand
+    from service.decide import Decision
     from service.draft import Draft
     from service.requests import Request
 
@@ -108,22 +110,20 @@ def decide_batch(
     recorder = Recorder(draft, batch, now, ids)
     if abandoned:
         recorder.record([_fence(abandoned)], "system:writer", ids())
-        draft.keep()
+        recorder.keep()
     at = At(now, ids)
     _let_time_pass(draft, recorder, at)
     for decided, ticket in enumerate(tickets):
         if decided and _is_full(recorder.size, len(batch.recorded)):
             return batch._replace(tickets=tickets[:decided], size=recorder.size)
-        before = len(batch.recorded)
         outcome: Outcome | Exception
         try:
             outcome = _decide_one(draft, ticket.request, recorder, answers, at)
-            draft.keep()
+            recorder.keep()
         except Exception as error:  # noqa: BLE001 - a fault in one decision is no other's
             kind, correlation_id = type(ticket.request.command).__name__, ticket.request.correlation_id
             _log.exception("deciding %s failed", kind, extra=about(correlation_id))
-            draft.roll_back()
-            del batch.recorded[before:], batch.events[before:]
+            recorder.roll_back()
             outcome = CommandFailed(str(error))
         batch.outcomes.append((ticket, outcome))
     return batch._replace(size=recorder.size)
@@ -146,6 +146,17 @@ class Recorder:
         self.now_microseconds = microseconds(now)
         self.sealer = batch.sealer
         self.size = 0
+        self._kept = 0
+
+    def keep(self) -> None:
+        """What was recorded so far stays, whatever comes of the next command."""
+        self.draft.keep()
+        self._kept = len(self.batch.recorded)
+
+    def roll_back(self) -> None:
+        """Takes back what was recorded since the last `keep`."""
+        self.draft.roll_back()
+        del self.batch.recorded[self._kept :], self.batch.events[self._kept :]
 
     def record(
         self,
@@ -223,7 +234,7 @@ def _decide_one(
         if request.is_repeat_of(kept.fingerprint) and not _is_about_another(draft, request.command):
             return Outcome({}, None, repeated=kept.answer)
         return Outcome({}, None, refusal=_mismatch(key))
-    decision = decide(draft, request.command, at)
+    decision = _decided(draft, request.command, recorder, at)
     recorder.record(decision.events, request.actor, request.correlation_id)
     if isinstance(decision, Refused):
         outcome = Outcome({}, draft.head.position if decision.events else None, decision.refusal)
@@ -235,6 +246,25 @@ def _decide_one(
     if key and request.answer and worth_keeping:
         _keep_answer(recorder, request, outcome, request.answer(outcome), answers)
     return outcome
+
+
+def _decided(draft: Draft, command: AnyCommand, recorder: Recorder, at: At) -> Decision:
+    """Judges a command. No tokens are denied for the sake of reservations whose time is over."""
+    decision = decide(draft, command, at)
+    while draft.spared_until[RESERVATIONS.name] <= at.now and _denies_tokens(decision):
+        if _is_full(recorder.size, len(recorder.batch.recorded)):
+            break
+        released = list(islice(budget.expired(draft, at.now), MAX_PASSED_AT_ONCE))
+        recorder.record(released, CLOCK_ACTOR, at.new_id())
+        if len(released) < MAX_PASSED_AT_ONCE:
+            draft.spared_until[RESERVATIONS.name] = draft.first_to_expire(RESERVATIONS.name)
+        recorder.keep()
+        decision = decide(draft, command, at)
+    return decision
+
+
+def _denies_tokens(decision: Decision) -> bool:
+    return any(type(new.event) is TokensDenied for new in decision.events)
 
 
 def _keep_answer(
@@ -277,7 +307,7 @@ def _let_time_pass(draft: Draft, recorder: Recorder, at: At) -> None:
     if is_all:
         draft.looked_at = at.now
         draft.spared_until.update({name: draft.first_to_expire(name) for name in over})
-    draft.keep()
+    recorder.keep()
 
 
 def _time_to_look(draft: Draft, now: datetime) -> bool:

@@ -10,14 +10,18 @@ from projections.budgets import RESERVATIONS
 from projections.operations import OPERATIONS
 from service.batch import CLOCK_ACTOR, CLOCK_STEP
 from service.commands import Heartbeat, PassTime, RegisterAgent, ReserveTokens, SetPolicy, StartOperation
+from service.decide import decide
 from service.decide.clock import next_due
 from service.draft import Draft
+from service.requests import CommandFailed
 from service.squad import Squad
+from tests.unit.job_stories import claim, with_job
 from tests.unit.support import Story, given, moment
 
 if TYPE_CHECKING:
     from projections.projection import Table
 
+POOR = SetPolicy(daily_tokens=100)
 STEP = CLOCK_STEP.total_seconds()
 
 
@@ -27,6 +31,10 @@ def a_claim(ttl: float) -> StartOperation:
 
 def claim_of(email: str) -> StartOperation:
     return StartOperation(agent="ann", action="answer", resources={"emailId": email}, ttl_seconds=60)
+
+
+def set_aside(tokens: int, ttl: float | None = None) -> ReserveTokens:
+    return ReserveTokens(agent="ann", tokens=tokens, ttl_seconds=ttl)
 
 
 def everything_due_by_midnight() -> Story:
@@ -117,6 +125,62 @@ class TestMuchAtOnce:
         assert story.outcome.refusal is None
         story.when(PassTime(), at=60).when(PassTime(), at=60)
         assert [row.resources for row in story.squad.all(OPERATIONS)] == [{"emailId": "e-4"}]
+
+    def test_holds_back_no_tokens_before_it_has_happened(self) -> None:
+        story = given(*(set_aside(20, 60) for _ in range(5)), policy=POOR)
+        story.when(set_aside(90), set_aside(11), at=60)
+        assert [outcome.refusal is None for outcome in story.outcomes] == [True, False]  # type: ignore[union-attr]
+        assert [recorded.type for recorded in story.recorded] == [
+            *["tokens_released"] * 5,
+            "tokens_reserved",
+            "tokens_denied",
+        ]
+
+    def test_is_no_more_than_a_batch_may_have(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("service.batch.MAX_BATCH_EVENTS", 4)
+        story = given(*(set_aside(10, 60) for _ in range(9)), policy=POOR)
+        story.when(set_aside(100), at=60)
+        assert [recorded.type for recorded in story.recorded] == [*["tokens_released"] * 4, "tokens_denied"]
+
+
+class TestTokensWhoseTimeIsOver:
+    """They are free from that moment on, whenever the clock was last looked at."""
+
+    def test_are_denied_to_nobody(self) -> None:
+        story = given(set_aside(100, 1), policy=POOR).given(PassTime(), at=0.9)
+        story.when(set_aside(100), at=0.999)
+        assert story.refusal.code == "budget_exhausted"
+        story.when(set_aside(60), set_aside(41), set_aside(40), at=1)
+        assert [recorded.type for recorded in story.recorded] == [
+            "tokens_released",
+            "tokens_reserved",
+            "tokens_denied",
+            "tokens_reserved",
+        ]
+        assert story.recorded[0].actor == CLOCK_ACTOR
+        assert sum(row.tokens for row in story.squad.all(RESERVATIONS)) == 100
+
+    def test_are_not_denied_to_a_job_either(self) -> None:
+        story = with_job(POOR, tokens=100).given(set_aside(100, 59.9)).given(PassTime(), at=59.8)
+        story.when(claim(), at=60)
+        assert [recorded.type for recorded in story.recorded[:3]] == [
+            "tokens_released",
+            "tokens_reserved",
+            "run_started",
+        ]
+
+    def test_stay_released_where_the_command_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        story = given(set_aside(100, 1), policy=POOR).given(PassTime(), at=0.9)
+        answers = iter([decide])
+
+        def fails_the_second_time(*arguments: Any) -> Any:
+            return next(answers)(*arguments)
+
+        monkeypatch.setattr("service.batch.decide", fails_the_second_time)
+        story.when(set_aside(100), at=1)
+        assert isinstance(story.outcomes[0], CommandFailed)
+        assert [recorded.type for recorded in story.recorded] == ["tokens_released"]
+        assert not list(story.squad.all(RESERVATIONS))
 
 
 def test_does_nothing_to_a_squad_without_a_policy() -> None:
