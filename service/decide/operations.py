@@ -105,7 +105,8 @@ def start(state: State, command: StartOperation, at: At) -> Decision:
     """Starts an operation, unless one of its resources is taken."""
     prelude = arrive(state, command.agent, at, "operation_started")
     if conflict := find_conflict(state, command.resources, at.now):
-        return _turned_away(conflict, prelude, command.agent, command.action, command.resources, at)
+        detected = detection_of(conflict, command.agent, command.action, command.resources, at)
+        return Refused(refusal_for(conflict, at.now), [*prelude, detected])
     started = start_of(
         state, command.agent, command.action, command.resources, at, ttl_seconds=command.ttl_seconds
     )
@@ -127,7 +128,8 @@ def renew(state: State, command: RenewOperation, at: At) -> Decision:
     assert row is not None
     prelude = arrive(state, row.agent, at)
     if conflict := find_conflict(state, row.resources, at.now, renewing=row):
-        return _turned_away(conflict, prelude, row.agent, row.action, row.resources, at)
+        detected = detection_of(conflict, row.agent, row.action, row.resources, at)
+        return Refused(refusal_for(conflict, at.now, renewing=True), [*prelude, detected])
     renewed = renewal_of(state, row, at.now)
     reply = {"id": row.id, "blocks_until": renewed.blocks_until, "expires_at": renewed.expires_at}
     return Accepted([*prelude, NewEvent(renewed, caused_by=row.position)], reply)
@@ -226,18 +228,6 @@ def _over(row: OperationRow | None, operation_id: str, now: datetime) -> Refusal
     return None
 
 
-def _turned_away(
-    conflict: Conflict,
-    prelude: list[NewEvent],
-    agent: str,
-    action: str,
-    resources: dict[str, str],
-    at: At,
-) -> Refused:
-    detected = detection_of(conflict, agent, action, resources, at)
-    return Refused(refusal_for(conflict, at.now), [*prelude, detected])
-
-
 def detection_of(
     conflict: Conflict, agent: str, action: str, resources: dict[str, str], at: At
 ) -> NewEvent:
@@ -256,13 +246,14 @@ def detection_of(
     return NewEvent(detected, caused_by=holder.fencing_token)
 
 
-def refusal_for(conflict: Conflict, now: datetime) -> Refusal:
-    """What whoever was turned away is told."""
+def refusal_for(conflict: Conflict, now: datetime, *, renewing: bool = False) -> Refusal:
+    """What whoever was turned away is told. Who is in the way of a heartbeat came later, and stays."""
+    over_at = conflict.holder.expires_at if renewing else conflict.holder.blocks_until
     return Refusal(
         "conflict",
         in_a_sentence(conflict),
         {"conflict": describe(conflict)},
-        retry_after_seconds=max(1, ceil((conflict.holder.blocks_until - now).total_seconds())),
+        retry_after_seconds=max(1, ceil((over_at - now).total_seconds())),
     )
 
 

@@ -264,6 +264,17 @@ class TestRenewing:
         story.when(RenewOperation(operation_id=of_bob))
         assert story.outcome.refusal is None
 
+    @pytest.mark.parametrize(("at", "seconds"), [(WINDOW, 600), (3 * WINDOW, 540)])
+    def test_says_after_how_many_seconds_that_one_is_over(self, at: float, seconds: int) -> None:
+        story, operation = holding(ttl=900)
+        story.given(claim("bob", ttl=600), at=WINDOW)
+        story.when(RenewOperation(operation_id=operation), at=at)
+        assert story.refusal.retry_after_seconds == seconds
+        story.when(RenewOperation(operation_id=operation), at=at + seconds - 1)
+        assert story.refusal.code == "conflict"
+        story.when(RenewOperation(operation_id=operation), at=at + seconds)
+        assert story.outcome.refusal is None
+
     def test_is_possible_again_once_that_one_has_finished(self) -> None:
         story, operation = holding(ttl=600)
         story.given(claim("bob", ttl=600), at=WINDOW)
