@@ -28,18 +28,23 @@ if TYPE_CHECKING:
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
+IS_ON_A_CLOCK: LiteralString = "recorded_at BETWEEN '0001-01-01Z' AND '9999-12-31 23:59:59.999999Z'"
+"""Whether the time of a row is one. Postgres also has infinite ones, and years that nothing else names."""
+
 HASHED_TEXT: LiteralString = (
     r"coalesce(position || E'\n' || id || E'\n' || stream || E'\n' || version || E'\n' || type || E'\n'"
     r" || schema_version || E'\n' || actor || E'\n' || coalesce(caused_by::text, '') || E'\n'"
     r" || correlation_id || E'\n'"
     r" || CASE idempotency_key WHEN '' THEN NULL ELSE coalesce(idempotency_key, '') END || E'\n'"
-    r" || trim_scale(extract(epoch FROM recorded_at) * 1000000) || E'\n' || data, '')"
+    rf" || CASE WHEN {IS_ON_A_CLOCK} THEN trim_scale(extract(epoch FROM recorded_at) * 1000000) END"
+    r" || E'\n' || data, '')"
 )
 """Envelope and data of a row of `events`, made one text by Postgres: what is hashed after the hash before.
 
 It never fails and is never NULL, whatever somebody wrote into the row. Where anything is missing that every
 event has, it is empty: so no field can be emptied and stand, as part of its neighbour, where it stood. So
-it is where an idempotency key is an empty text, because that would read as if there were none.
+it is where an idempotency key is an empty text, because that would read as if there were none, and where
+the time is none that a clock shows.
 """
 
 

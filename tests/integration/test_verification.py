@@ -315,6 +315,16 @@ async def test_a_time_that_no_clock_shows_is_a_fault_and_not_a_failure(
     await some_history(connection)
     await forge(connection, f"UPDATE events SET recorded_at = '{moment}' WHERE position = 12")
     assert (await _faults(connection))["chain"].position == 12
+    # Also where it was hashed, as the text that Postgres makes of it.
+    await forge(
+        connection,
+        "UPDATE events e SET hash = sha256(before.hash || convert_to(concat_ws(E'\\n', e.position, e.id,"
+        " e.stream, e.version, e.type, e.schema_version, e.actor, '', e.correlation_id, '',"
+        " trim_scale(extract(epoch FROM e.recorded_at) * 1000000), e.data), 'UTF8'))"
+        " FROM events before WHERE e.position = 12 AND before.position = 11",
+    )
+    assert (await _faults(connection))["chain"].position == 12
+    assert await first_bad_position_by_sql(connection) == 12
 
 
 async def test_a_row_that_the_index_does_not_show_is_found(connection: Connection) -> None:
