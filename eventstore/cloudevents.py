@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from eventstore import moments
+from eventstore.recorded import Odd
 
 if TYPE_CHECKING:
     from eventstore.recorded import Recorded
 
 
-def cloud_event_line(squad: str, recorded: Recorded) -> bytes:
+def cloud_event_line(squad: str, recorded: Recorded | Odd) -> bytes:
     """One event, on one line.
 
     Args:
         squad: the id of the log's first event, which makes `source` the same wherever the log lies.
-        recorded: the event.
+        recorded: the event, or a row that is none any more; what that lacks is null.
     """
     event: dict[str, Any] = {
         "specversion": "1.0",
@@ -28,7 +29,9 @@ def cloud_event_line(squad: str, recorded: Recorded) -> bytes:
         "source": f"urn:uuid:{squad}",
         "type": f"squad.{recorded.type}",
         "subject": recorded.stream,
-        "time": moments.to_text(recorded.recorded_at),
+        "time": recorded.recorded_at
+        if isinstance(recorded, Odd)
+        else moments.to_text(recorded.recorded_at),
         "datacontenttype": "application/json",
         "dataschema": f"urn:squad:event:{recorded.type}:{recorded.schema_version}",
         "position": str(recorded.position),
@@ -36,12 +39,12 @@ def cloud_event_line(squad: str, recorded: Recorded) -> bytes:
         "version": str(recorded.version),
         "actor": recorded.actor,
         "correlationid": recorded.correlation_id,
-        "hash": recorded.hash.hex(),
+        "hash": recorded.hash and recorded.hash.hex(),
     }
     if recorded.caused_by is not None:
         event["causedby"] = str(recorded.caused_by)
     if recorded.idempotency_key is not None:
         event["idempotencykey"] = recorded.idempotency_key
     # Where stored data have line feeds, these stand between JSON's parts, where a space means the same.
-    event["data"] = orjson.Fragment(recorded.data.replace("\r", " ").replace("\n", " "))
+    event["data"] = orjson.Fragment((recorded.data or "null").replace("\r", " ").replace("\n", " "))
     return orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE)

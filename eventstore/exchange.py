@@ -26,7 +26,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from eventstore import moments
-from eventstore.recorded import Recorded
+from eventstore.recorded import Odd, Recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,14 +146,15 @@ def key_line(key: StoredKey) -> bytes:
     )
 
 
-def event_line(recorded: Recorded) -> bytes:
-    """The line of an event."""
+def event_line(recorded: Recorded | Odd) -> bytes:
+    """The line of an event, or of a row that is none any more and that no import takes."""
+    time = recorded.recorded_at if isinstance(recorded, Odd) else moments.to_text(recorded.recorded_at)
     return orjson.dumps(
         {
             "kind": "event",
             **recorded._asdict(),
-            "recorded_at": moments.to_text(recorded.recorded_at),
-            "hash": recorded.hash.hex(),
+            "recorded_at": time,
+            "hash": recorded.hash and recorded.hash.hex(),
         },
         option=orjson.OPT_APPEND_NEWLINE,
     )

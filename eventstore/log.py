@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, LiteralString
 
 from psycopg import AsyncClientCursor, AsyncCursor
 
+from eventstore.chain import IS_ON_A_CLOCK
 from eventstore.connection import kept_cursor, note_lock_wait, noting_a_vain_wait
 from eventstore.errors import ClockDrifted, HeadMoved, LogReplaced
-from eventstore.recorded import EMPTY_LOG, Head, Recorded, recorded_of
+from eventstore.recorded import EMPTY_LOG, Head, Odd, Recorded, odd_of, recorded_of
 from eventstore.standby import waiting_to_the_end
 from eventstore.translation import translating
 
@@ -32,6 +33,15 @@ COLUMNS: LiteralString = (
 )
 """What is selected of `events` to make a `Recorded` of it."""
 
+# Of a row that is no event the whole is read as well as it can be, and its time as a text.
+_IS_ODD: LiteralString = (
+    "((id, stream, version, type, schema_version, data::text, actor, correlation_id, hash) IS NOT NULL"
+    f" AND {IS_ON_A_CLOCK}) IS NOT TRUE"
+)
+_ANY_ROW: LiteralString = (
+    COLUMNS.replace("recorded_at", f"CASE WHEN {IS_ON_A_CLOCK} THEN recorded_at END AS recorded_at")
+    + f", {_IS_ODD}, recorded_at::text"
+)
 _LAST_POSITION = 2**63 - 1
 _SEPARATOR = "\x1f"
 _APPEND = f"SELECT appended, head, clock, waited FROM append_events({', '.join(['%s'] * 15)})"
@@ -187,20 +197,22 @@ async def read_after(connection: Connection, position: int, limit: int = PAGE_EV
 
 async def each(
     connection: Connection, after: int = 0, upto: int | None = None
-) -> AsyncGenerator[Recorded, None]:
-    """The log event by event, as it is when the first is read, however many and however large they are.
+) -> AsyncGenerator[Recorded | Odd, None]:
+    """The log row by row, as it is when the first is read, however many and however large they are.
 
     Args:
         connection: to read on, and for nothing else meanwhile; without limits of time.
         after: the position to begin behind.
         upto: the last position wanted; None for all that is there.
     """
-    query = f"SELECT {COLUMNS} FROM events WHERE position > %s AND position <= %s ORDER BY position"
+    query = f"SELECT {_ANY_ROW} FROM events WHERE position > %s AND position <= %s ORDER BY position"
     last = _LAST_POSITION if upto is None else upto
     with translating():
-        async with AsyncCursor(connection, row_factory=_recorded_row) as cursor:
-            async for recorded in cursor.stream(query, (after, last), binary=True, size=CHUNK_EVENTS):
-                yield recorded
+        async with AsyncCursor(connection) as cursor:
+            async for *values, is_odd, time in cursor.stream(
+                query, (after, last), binary=True, size=CHUNK_EVENTS
+            ):
+                yield odd_of([*values[:-2], time, values[-1]]) if is_odd else recorded_of(values)
 
 
 async def select(

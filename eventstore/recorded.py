@@ -51,6 +51,28 @@ class Recorded(NamedTuple):
     """SHA-256 over the previous event's hash and everything above; see `eventstore.chain`."""
 
 
+class Odd(NamedTuple):
+    """A row of the log that is no event any more: something is missing in it, or its time is none.
+
+    Nobody but somebody who may do anything in the database can have made it so.
+    """
+
+    position: int
+    id: str | None
+    stream: str | None
+    version: int | None
+    type: str | None
+    schema_version: int | None
+    data: str | None
+    actor: str | None
+    caused_by: int | None
+    correlation_id: str | None
+    idempotency_key: str | None
+    recorded_at: str | None
+    """As Postgres writes it, such as `infinity`."""
+    hash: bytes | None
+
+
 class Told(NamedTuple):
     """What a fold looks at of an event in the log: half as much to read and to make."""
 
@@ -66,6 +88,7 @@ class Told(NamedTuple):
 AnyRecorded = Recorded | Told
 
 recorded_of: Callable[[Sequence[Any]], Recorded] = partial(tuple.__new__, Recorded)
+odd_of: Callable[[Sequence[Any]], Odd] = partial(tuple.__new__, Odd)
 told_of: Callable[[Sequence[Any]], Told] = partial(tuple.__new__, Told)
 """What `_make` does, without a function of Python's around it: these are called for every row."""
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 import psycopg
 from psycopg import errors as pg
 
-from eventstore import keys, log, lookup
+from eventstore import keys, log
 from eventstore.arriving import Arriving
 from eventstore.chain import hash_of
 from eventstore.cloudevents import cloud_event_line
 from eventstore.errors import ImportRefused, StoreBusy, StoreRefused, StoreUnavailable
 from eventstore.exchange import end_line, event_line, header_line, key_line
 from eventstore.keys import StoredKey
-from eventstore.recorded import EMPTY_LOG, Head, Recorded
+from eventstore.recorded import EMPTY_LOG, Head, Odd, Recorded
 from eventstore.translation import translated, translating
 from eventstore.verification import TELL_EVERY_EVENTS, by_stream
 
@@ -51,8 +51,8 @@ class Exported(NamedTuple):
     events: int
     end: Head
     broken_at: int | None
-    """The first position whose hash does not follow from what was read before it; such a file is evidence,
-    and nothing that could be imported."""
+    """The first position whose hash does not follow from what was read before it, or whose row is no event;
+    such a file is evidence, and nothing that could be imported."""
 
 
 async def export_log(
@@ -93,9 +93,9 @@ async def _export(
     with_keys: bool,  # noqa: FBT001
     tell: Callable[[int], None],
 ) -> Exported:
-    first = await lookup.read_one(connection, 1)
-    before = await lookup.read_one(connection, after) if after else None
-    start = Head(before.position, before.hash, before.recorded_at) if before else EMPTY_LOG
+    first = await _row_at(connection, 1)
+    before = await _row_at(connection, after) if after else None
+    start = _head_of(before) if before else EMPTY_LOG
     squad = first.id if first else None
     line = partial(cloud_event_line, squad or _NIL) if cloud_events else event_line
     if not cloud_events:
@@ -108,19 +108,30 @@ async def _export(
     async for recorded in log.each(connection, after, until):
         if broken_at is None and (
             recorded.position != end.position + 1
+            or isinstance(recorded, Odd)
             or hash_of(end.hash, recorded) != recorded.hash
             or recorded.idempotency_key == ""  # hashed as none, and no import takes it
         ):
             broken_at = recorded.position
         write(line(recorded))
         events += 1
-        end = Head(recorded.position, recorded.hash, recorded.recorded_at)
+        end = _head_of(recorded)
         if events % TELL_EVERY_EVENTS == 0:
             tell(events)
     tell(events)
     if not cloud_events:
         write(end_line(events, end))
     return Exported(events, end, broken_at)
+
+
+async def _row_at(connection: Connection, position: int) -> Recorded | Odd | None:
+    rows = [row async for row in log.each(connection, position - 1, position)]
+    return rows[0] if rows else None
+
+
+def _head_of(row: Recorded | Odd) -> Head:
+    time = None if isinstance(row, Odd) else row.recorded_at
+    return Head(row.position, row.hash or b"", time)
 
 
 async def import_log(

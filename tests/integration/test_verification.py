@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from typing import TYPE_CHECKING, LiteralString
 
@@ -306,6 +307,49 @@ async def test_an_empty_idempotency_key_where_there_was_none_is_found(connection
     assert (await _faults(connection))["chain"].position == 7
     assert await first_bad_position_by_sql(connection) == 7
     assert (await export_log(connection, lambda _: None)).broken_at == 7
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "recorded_at = 'infinity'",
+        "recorded_at = '4000-01-01 BC'",
+        "recorded_at = '290000-01-01'",
+        *(
+            f"{column} = NULL"
+            for column in (
+                *("id", "stream", "version", "type", "schema_version", "data", "actor", "correlation_id"),
+                *("recorded_at", "hash"),
+            )
+        ),
+    ],
+)
+@pytest.mark.parametrize("position", [1, 6])
+async def test_a_row_that_is_no_event_any_more_is_exported_like_all_that_follow(
+    connection: Connection, tmp_path: Path, change: LiteralString, position: int
+) -> None:
+    await some_history(connection)
+    column, _, value = change.partition(" = ")
+    await forge(
+        connection,
+        f"ALTER TABLE events ALTER COLUMN {column} DROP NOT NULL",
+        f"UPDATE events SET {change} WHERE position = {position}",
+    )
+    lines: list[bytes] = []
+    assert (await export_log(connection, lines.append)).broken_at == position
+    shown = [json.loads(line) for line in lines[1:-1]]
+    assert [event["position"] for event in shown] == list(range(1, EVENTS + 1))
+    odd = shown[position - 1][column]
+    assert odd is None if value == "NULL" else odd.startswith(value[1:9])
+    file = tmp_path / "log.jsonl"
+    file.write_bytes(b"".join(lines))
+    code, words = verdict_in_plain_python(file)
+    assert (code, words.startswith(f"line {position + 1}")) == (1, True)
+    await export_log(connection, lines.append, cloud_events=True, after=position)
+    await export_log(connection, lines.append, cloud_events=True)
+    assert [json.loads(line)["position"] for line in lines[EVENTS + 2 :]] == [
+        str(number) for first in (position + 1, 1) for number in range(first, EVENTS + 1)
+    ]
 
 
 @pytest.mark.parametrize("moment", ["infinity", "-infinity", "4000-01-01 BC", "290000-01-01"])
