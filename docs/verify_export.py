@@ -33,9 +33,13 @@ def check(name, number=1):
                     sys.exit(f"line {number}: position {position} is not version {version} of {stream}")
             elif line["kind"] == "end" and (line["position"], line["hash"]) == (position, previous.hex()):
                 return f"{position - header['after']} events hold, up to {position}: {previous.hex()}"
+    except OSError as error:
+        sys.exit(f"{name} cannot be read: {error}")
     except Exception as error:  # noqa: BLE001 - whatever it is, it is no export
         sys.exit(f"line {number} of {name} is not that of an export: {type(error).__name__}")
     sys.exit("the last line is missing, or does not fit to the one before")
 
 
+if len(sys.argv) != 2:
+    sys.exit("usage: python verify_export.py FILE")
 print(check(sys.argv[1]))

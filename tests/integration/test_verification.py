@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tracemalloc
 from typing import TYPE_CHECKING, LiteralString
 
@@ -628,6 +630,20 @@ async def test_its_memory_does_not_grow_with_the_log(connection: Connection) -> 
         tracemalloc.stop()
     assert verified.position == told[-1] == 1_000
     assert peak_bytes < 6_000_000
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ((), "usage: python verify_export.py FILE"),
+        (("one", "two"), "usage: python verify_export.py FILE"),
+    ],
+    ids=["none", "two"],
+)
+def test_the_verifier_says_what_it_needs(files: tuple[str, ...], says: str) -> None:
+    command = [sys.executable, "-I", "-S", str(VERIFIER), *files]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"{says}\n")
 
 
 def test_the_verifier_is_read_in_a_minute() -> None:
