@@ -126,6 +126,8 @@ async def connect(dsn: str, schema: str, *, name: str, **settings: str | int) ->
             )
         except psycopg.OperationalError as error:
             raise NotConnected(first_line(error)) from error
+        except UnicodeError as error:
+            raise NotConnected("a part of its host's name is empty or too long") from error
         try:
             is_direct = await pooler.is_direct(connection, schema)
             if is_direct and connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import psycopg
 import pydantic_settings
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, timeout_from_conninfo
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -59,7 +59,9 @@ _POLICY = (
 
 def _check_dsn(dsn: str) -> str:
     try:
-        conninfo_to_dict(dsn)
+        timeout_from_conninfo(conninfo_to_dict(dsn))
+    except UnicodeEncodeError as error:
+        raise ValueError("must be UTF-8") from error
     except psycopg.ProgrammingError as error:
         # The library repeats what it could not read.
         what = "" if may_hold_a_password(dsn) else f": {str(error).strip()}"

@@ -146,6 +146,8 @@ def test_every_variable_of_the_interface_is_heard(monkeypatch: pytest.MonkeyPatc
         ("schema", "Bad-Name", "[a-z_]"),
         ("dsn", "nonsense", "must be a libpq connection string or URI"),
         ("listen_dsn", "host", "must be a libpq connection string or URI"),
+        ("dsn", "host=\udcff", "must be UTF-8"),
+        ("listen_dsn", "host=h connect_timeout=soon", "bad value for connect_timeout: 'soon'"),
         ("agents_url", "ftp://x", "must be an http or https URL"),
         ("daily_tokens", "-1", "greater than or equal to 0"),
         ("daily_tokens", "1e30", "valid integer"),
