@@ -1,8 +1,8 @@
-"""Whether tables can hold what an event says: its ids, numbers and times, and the JSON that it carries.
+"""Whether tables can hold what an event says: ids, numbers, times and texts, and the JSON that it carries.
 
 The service lets nothing else in. A log that was imported may say anything, and can never be changed: a
-projection that cannot take one of its events, or whoever reads a row that came of it, would stop there for
-good.
+projection that cannot take one of its events, or whoever reads a row that came of it or reckons with it,
+would stop there for good.
 """
 
 from __future__ import annotations
@@ -35,6 +35,15 @@ _BOUNDS = {
 }
 """The least and the most that a number may be, by the name of its field, where that is not `_BIGINT`."""
 
+_SPAN = (0, 10**9)
+"""Of seconds or minutes: added to a moment or taken from it, they still lead to one."""
+
+MOST_INDEXED_BYTES = 2_000
+"""No index takes a text of much more. The service lets in less than half of it."""
+
+_INDEXED = frozenset(("category", "job", "task_id", "to_agent"))
+"""Fields that the read tables have an index of, and the log has none: what is too long for that one is
+refused by the log itself."""
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _IDS = frozenset(
@@ -54,6 +63,7 @@ class _Fields(NamedTuple):
     numbers: tuple[tuple[str, int, int], ...]
     times: tuple[str, ...]
     json: tuple[str, ...]
+    texts: tuple[str, ...]
     others: tuple[tuple[str, int, int], ...]
     """Lists of numbers, objects of numbers, and structures."""
 
@@ -63,7 +73,7 @@ def out_of_bounds(event: msgspec.Struct) -> str | None:
     fields = _fields(type(event))
     if fields is None:
         return None
-    ids, numbers, times, json, others = fields
+    ids, numbers, times, json, texts, others = fields
     for name in ids:
         value = getattr(event, name)
         if value is not None and not all(
@@ -81,6 +91,10 @@ def out_of_bounds(event: msgspec.Struct) -> str | None:
     for name in json:
         value = getattr(event, name)
         if value and not _can_be_written(value):
+            return name
+    for name in texts:
+        value = getattr(event, name)
+        if value is not None and len(value.encode()) > MOST_INDEXED_BYTES:
             return name
     for name, least, most in others:
         value = getattr(event, name)
@@ -125,7 +139,7 @@ def _levels_fit(value: Any, levels: int) -> bool:
 @cache
 def _fields(kind: type[msgspec.Struct]) -> _Fields | None:
     """Those of a kind of structure; None where it has none."""
-    ids, numbers, times, json, others = [], [], [], [], []
+    ids, numbers, times, json, texts, others = [], [], [], [], [], []
     for field in msgspec.structs.fields(kind):
         name, bounded = field.name, (field.name, *_BOUNDS.get(field.name, _BIGINT))
         if name in _IDS or name in _LISTS_OF_IDS or (name == "task_id" and issubclass(kind, _OF_TASKS)):
@@ -133,6 +147,10 @@ def _fields(kind: type[msgspec.Struct]) -> _Fields | None:
         match _main_type(field.type):
             case told.IntType():
                 numbers.append(bounded)
+            case told.FloatType():
+                numbers.append((name, *_SPAN))
+            case told.StrType() if name in _INDEXED:
+                texts.append(name)
             case told.DateTimeType():
                 times.append(name)
             case told.DictType(value_type=told.AnyType()):
@@ -143,7 +161,7 @@ def _fields(kind: type[msgspec.Struct]) -> _Fields | None:
                 others.append(bounded)
             case _:
                 pass
-    found = _Fields(tuple(ids), tuple(numbers), tuple(times), tuple(json), tuple(others))
+    found = _Fields(tuple(ids), tuple(numbers), tuple(times), tuple(json), tuple(texts), tuple(others))
     return found if any(found) else None
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, assume, settings
 from hypothesis import given as for_all
 from hypothesis import strategies as st
+from msgspec import structs
 
 from eventstore import log, lookup
 from eventstore.chain import hash_of
@@ -267,6 +268,16 @@ class TestWhatIsRefused:
             head = Head(1, row.hash, row.recorded_at)
             lines = [header_line(row.id, EMPTY_LOG), event_line(row), end_line(1, head)]
             assert (await _refusal(other, lines)).startswith("line 2: index row size ")
+
+    async def test_is_text_that_no_index_of_the_tables_can_hold(self, new_squad: str) -> None:
+        async with connected(new_squad) as other:
+            scribe, now = Scribe(other), await log.clock(other)
+            event = structs.replace(said("hello"), to_agent=token_hex(4_000))
+            row = scribe.row(event, now)
+            head = Head(1, row.hash, row.recorded_at)
+            lines = [header_line(row.id, EMPTY_LOG), event_line(row), end_line(1, head)]
+            why = await _refusal(other, lines)
+            assert why == "line 2: its to_agent is beyond what the tables can hold"
 
     async def test_is_a_squad_that_is_not_new(self, connection: Connection, new_squad: str) -> None:
         await some_history(connection)
