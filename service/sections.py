@@ -16,7 +16,7 @@ from pydantic import (
 
 from service.calls import decode_secret
 from service.commands import RegisterAgent
-from service.values import Name, Priority, Tokens, Url
+from service.values import BaseUrl, Name, Priority, Tokens
 
 if TYPE_CHECKING:
     from projections.agents import AgentRow
@@ -45,19 +45,17 @@ class AgentSettings(Section):
     """An agent that is registered when the service starts."""
 
     role: Name
-    url: Url | None = None
+    url: BaseUrl | None = None
     priority: Priority = 0
     secret: SecretStr | None = None
     """Signs the calls to the agent; base64, as a rule with the prefix whsec_. Never in the log."""
 
     def registration(self, name: str, known: AgentRow | None) -> RegisterAgent:
         """The command to register it, where it is `known` by what was registered before."""
-        url, priority = self.url, self.priority
-        if known and "url" not in self.model_fields_set:
-            url = known.url
-        if known and "priority" not in self.model_fields_set:
-            priority = known.priority
-        return RegisterAgent(name=name, role=self.role, url=url, priority=priority)
+        register = RegisterAgent(name=name, role=self.role, url=self.url, priority=self.priority)
+        kept = {"url", "priority"} - self.model_fields_set if known else set[str]()
+        # As it is in the log, also where nobody could register it like that today.
+        return register.model_copy(update={field: getattr(known, field) for field in kept})
 
     @field_validator("secret")
     @classmethod

@@ -102,10 +102,20 @@ WRONG_VALUES: dict[str, list[Any]] = {
 }
 """What is not a text, not a name, not a number of tokens, not an object."""
 
+WRONG_AUTHORITIES = (
+    *("http://x:65536", "http://x:0", "http://x:1x", "http://x:1:2", "http://:80"),
+    *("http://[::1", "http://::1", "http://[zz]", "http://a@", "http://a@b@c", "http://x\\y"),
+)
+"""URLs that lead nowhere."""
+
 _FIELDS: dict[str, dict[str, list[Any]]] = {
     "PUT /api/v1/agents/ada": {
         "role": [*WRONG_VALUES["text"], *WRONG_VALUES["name"]],
-        "url": ["ftp://x", "http://", "nowhere", 7, "http://a b", "http://x\x00", "http://" + "x" * 3_000],
+        "url": [
+            *("ftp://x", "http://", "nowhere", 7, "http://a b", "http://x\x00", "http://" + "x" * 3_000),
+            *WRONG_AUTHORITIES,
+            *("http://x?a=1", "http://x/y?a=1", "http://x#y", "http://x/y#z"),
+        ],
         "priority": [1_001, -1_001, 1.5, "1", True, None, 10**30],
     },
     "POST /api/v1/agents/ada/heartbeat": {"status": ["asleep", 7, "", "ACTIVE"]},
@@ -184,7 +194,7 @@ _FIELDS: dict[str, dict[str, list[Any]]] = {
         "status": ["done", "", 7, None],
         "priority": ["asap", 1, None],
         "assigned_agent": WRONG_VALUES["name"],
-        "deliverable_url": ["nowhere", "javascript:alert(1)", 7],
+        "deliverable_url": ["nowhere", "javascript:alert(1)", 7, *WRONG_AUTHORITIES],
     },
     f"PATCH /api/v1/tasks/{UNKNOWN_ID}": {
         "title": [None, "", 7],

@@ -32,6 +32,24 @@ async def test_put_again_changes_the_profile_and_keeps_the_id(api: Api) -> None:
     assert second["position"] > first["position"]
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://a.test/",
+        "https://a.test:65535/x/y",
+        "http://10.0.0.7:1",
+        "http://[::1]:80/x",
+        "http://[fe80::1%25eth0]",
+        "http://user:word@a.test",
+        "http://bücher.example",
+        "http://a_b-c.test/%20",
+    ],
+)
+async def test_an_agent_can_be_at_any_url_that_paths_can_be_appended_to(api: Api, url: str) -> None:
+    (await api.put("agents/ada", role="writer", url=url)).expect(200)
+    assert (await api.get("agents/ada")).expect(200)["url"] == url
+
+
 async def test_putting_what_is_there_already_appends_nothing(api: Api) -> None:
     first = (await api.put("agents/ada", role="writer")).expect(200)
     assert (await api.put("agents/ada", role="writer")).expect(200)["position"] == first["position"]
