@@ -61,7 +61,7 @@ _ENDPOINT = r"^/([^/\s\x00-\x1f\x7f?#][^\s\x00-\x1f\x7f#]*)?$"
 def _check_endpoint(endpoint: str) -> str:
     path = unquote(endpoint.partition("?")[0])
     # Dots would be resolved before the call, and lead out of the path that the agent is registered with.
-    if not re.match(_ENDPOINT, endpoint) or not {".", ".."}.isdisjoint(path.split("/")):
+    if not re.fullmatch(_ENDPOINT, endpoint) or not {".", ".."}.isdisjoint(path.split("/")):
         raise ValueError("must be a path at the agent's url, such as /api/agents/email/poll")
     return endpoint
 

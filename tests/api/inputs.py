@@ -209,6 +209,7 @@ _FIELDS: dict[str, dict[str, list[Any]]] = {
         "payload": [*WRONG_VALUES["object"], {"a": "\x00"}, {"a": 10**30}],
     },
     f"PATCH /api/v1/emails/{UNKNOWN_ID}": {"category": [None, "", 7], "status": ["read", None]},
+    "PUT /api/v1/jobs/ada": {"endpoint": ["x", "", "/a b", "//a", "/../a", "/a\n", "/a?b\n", "/\n"]},
     "POST /api/v1/whatif": {
         "daily_tokens": WRONG_VALUES["tokens"][:4],
         "agent_limits": [
