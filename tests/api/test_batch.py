@@ -7,7 +7,7 @@ import contextlib
 import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 import orjson
@@ -16,6 +16,7 @@ from aiohttp import web
 
 from service.http import pieces
 from service.http.table import ROUTES
+from service.values import MAX_NAME_CHARACTERS
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -164,6 +165,14 @@ async def test_a_path_means_what_it_means_alone(api: Api) -> None:
     assert result["body"]["name"] == "a/b c"
 
 
+@pytest.mark.parametrize("letter", ["x", "ж", "漢", "😀"], ids=["1 byte", "2 bytes", "3 bytes", "4 bytes"])
+async def test_whoever_can_be_named_alone_can_be_named_in_a_batch(api: Api, letter: str) -> None:
+    name = letter * MAX_NAME_CHARACTERS
+    (await api.put(f"agents/{quote(name)}", role="writer")).expect(200)
+    [result] = await _batch(api, _write("POST", f"agents/{quote(name)}/heartbeat"))
+    assert (result["status"], result["body"]["name"]) == (200, name)
+
+
 @pytest.mark.parametrize("more", ["?", "?dry_run=true", "#now"])
 async def test_a_path_is_a_path_and_no_more(service: Service, more: str) -> None:
     head = await service.head()
@@ -225,7 +234,7 @@ async def test_another_batch_with_the_same_key_is_refused_whole(service: Service
         ({"path": "/api/v1/tasks"}, "commands.0.method"),
         ({"method": "POST"}, "commands.0.path"),
         ({"method": "POST", "path": 7}, "commands.0.path"),
-        ({"method": "POST", "path": "/" * 501}, "commands.0.path"),
+        ({"method": "POST", "path": "/" * 2_001}, "commands.0.path"),
         ({"method": "POST", "path": "/api/v1/tasks", "body": []}, "commands.0.body"),
         ({"method": "POST", "path": "/api/v1/tasks", "body": {}, "headers": {}}, "commands.0.headers"),
         ("POST /api/v1/tasks", "commands.0"),

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from service.requests import Answer
 
 MAX_COMMANDS = 1_000
+MAX_PATH_CHARACTERS = 2_000
+"""A name alone has up to 1,200 where each of its characters is percent-encoded."""
 
 
 class BatchedCommand(BaseModel):
@@ -47,7 +49,7 @@ class BatchedCommand(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     method: Literal["POST", "PUT", "PATCH", "DELETE"]
-    path: str = Field(max_length=500)
+    path: str = Field(max_length=MAX_PATH_CHARACTERS)
     body: dict[str, Any] = Field(default_factory=dict)
 
 
