@@ -107,6 +107,19 @@ async def test_without_a_position_a_stream_begins_with_what_comes_next(api: Api)
         assert (await reader.next()).id == position
 
 
+async def test_a_stream_begins_when_the_position_is_there_that_its_reader_names(service: Service) -> None:
+    ahead = await service.head() + 1
+    params = {"min_position": str(ahead)}
+    opening = asyncio.create_task(
+        service.api.session.get("/api/v1/events/stream", params=params).__aenter__()
+    )
+    await asyncio.wait((opening,), timeout=0.2)
+    assert not opening.done()
+    await _say(service.api, "now")
+    async with await opening as response:
+        assert response.status == 200
+
+
 async def test_the_log_is_read_for_no_reader_who_went_away_before_its_turn(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,13 @@ def test_every_parameter_of_a_query_is_described_in_words_or_is_a_filter() -> No
             assert parameters[name]["description"], (path, name)
 
 
+def test_every_read_of_the_api_waits_for_a_position_where_it_is_told_to() -> None:
+    for method, path, operation in OPERATIONS:
+        if method == "get" and path.startswith("/api/v1/"):
+            assert "min_position" in {item["name"] for item in operation["parameters"]}, path
+            assert "not_yet" in operation["responses"]["504"]["description"], path
+
+
 def test_every_answer_says_what_it_is() -> None:
     for _, path, operation in OPERATIONS:
         assert any(status.startswith("2") for status in operation["responses"]), path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
-from pydantic import BaseModel, StringConstraints
+from pydantic import StringConstraints
 
 from eventstore import log, lookup, sealing
 from service.channels import agent_of
@@ -40,10 +40,8 @@ class EventQuery(PageQuery):
     until: Moment | None = None
 
 
-class StreamQuery(BaseModel):
+class StreamQuery(Query):
     """Filters of the live stream."""
-
-    model_config = Query.model_config
 
     after: Position | None = None
     """Begin after this position; without it, and without Last-Event-ID, with what comes next."""
@@ -92,6 +90,7 @@ async def _one(services: Services, request: web.Request) -> Reply:
 async def _stream(services: Services, request: web.Request) -> web.StreamResponse:
     query = parse_query(StreamQuery, request)
     wanted = lookup.Filter(query.type, query.stream, _own(query.agent))
+    await services.tables.state_covering(query.min_position)
     return await stream(services, request, query.after, wanted)
 
 
