@@ -154,19 +154,7 @@ class Door:
         """
         address = self._address(request)
         self._count(address)
-        if scope is Scope.PUBLIC:
-            return None
-        squad = self._writer.squad
-        if not squad.head.position:
-            # Nothing is known, also not which keys there are.
-            raise Problem("unavailable", "the squad's state is being read", retry_after_seconds=1)
-        if not key_is_needed(squad):
-            self._check_that_it_is_at_home(request, address)
-            return ANYBODY
-        known = self._caller(squad, request.headers.get(hdrs.AUTHORIZATION), address)
-        if known.scope not in scope.keys:
-            raise Problem("not_allowed", _BEYOND[scope])
-        return known
+        return None if scope is Scope.PUBLIC else self._let_in(request, scope, address)
 
     def too_often(self, request: BaseRequest) -> Problem | None:
         """Why a request that no route answers is not answered either, where its sender asks too often."""
@@ -189,12 +177,30 @@ class Door:
         return row is not None and not self._has_run_out(row)
 
     def knows(self, request: web.Request) -> bool:
-        """Whether a request that anybody may make comes from somebody who may see everything."""
+        """Whether a request that was admitted as anybody's comes from somebody who may see everything."""
         try:
-            self.admit(request, Scope.AUDIT)
+            self._let_in(request, Scope.AUDIT, self._address(request))
         except Problem:
             return False
         return True
+
+    def _let_in(self, request: web.Request, scope: Scope, address: str) -> Caller:
+        """Whoever stands behind a request that is counted already.
+
+        Raises:
+            Problem: the route is not open to them.
+        """
+        squad = self._writer.squad
+        if not squad.head.position:
+            # Nothing is known, also not which keys there are.
+            raise Problem("unavailable", "the squad's state is being read", retry_after_seconds=1)
+        if not key_is_needed(squad):
+            self._check_that_it_is_at_home(request, address)
+            return ANYBODY
+        known = self._caller(squad, request.headers.get(hdrs.AUTHORIZATION), address)
+        if known.scope not in scope.keys:
+            raise Problem("not_allowed", _BEYOND[scope])
+        return known
 
     def _count(self, address: str) -> None:
         """Counts a request from an address; those of this machine may ask as often as they like.

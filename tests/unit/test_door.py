@@ -76,6 +76,8 @@ class Entrance:
     story: Story
     settings: Settings = field(default_factory=Settings)
     clock: Clock = field(default_factory=Clock)
+    knows: bool | None = None
+    """Whether whoever asked last for what anybody may see may see everything."""
 
     def __post_init__(self) -> None:
         self.pen = Pen(self.story.squad)
@@ -96,11 +98,13 @@ class Entrance:
             sent["Authorization"] = f"Bearer {by}"
         sent.update({name.replace("_", "-"): value for name, value in headers.items()})
         peer = Peer((address, 5_555) if address is not None else None)
-        request = Asked(peer, CIMultiDictProxy(sent), method)
+        request = cast("web.Request", Asked(peer, CIMultiDictProxy(sent), method))
         try:
-            return self.door.admit(cast("web.Request", request), scope)
+            found = self.door.admit(request, scope)
         except Problem as problem:
             return problem.code
+        self.knows = self.door.knows(request) if scope is Scope.PUBLIC else None
+        return found
 
 
 @pytest.fixture(autouse=True)
@@ -255,6 +259,16 @@ class TestTooOften:
         assert isinstance(entrance.ask(by=KEY.text, address="203.0.113.8"), Caller)
         for _ in range(50):
             assert isinstance(entrance.ask(by=KEY.text), Caller)
+
+    async def test_a_request_counts_once_also_where_more_is_shown_to_some(self) -> None:
+        settings = Settings(address_requests_per_second=1, key_requests_per_second=0)
+        entrance = Entrance(a_key(), settings)
+        for _ in range(2):
+            assert entrance.ask(Scope.PUBLIC, by=KEY.text, address=REMOTE) is None
+            assert entrance.knows
+        assert entrance.ask(Scope.PUBLIC, by=KEY.text, address=REMOTE) == "rate_limited"
+        assert entrance.ask(Scope.PUBLIC, address="203.0.113.8") is None
+        assert not entrance.knows
 
     async def test_a_squad_without_keys_is_not_limited_at_home(self) -> None:
         entrance = Entrance(
