@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 SEED_PATH = "/api/squad"
 
 _REF = "#/components/schemas/{model}"
-_ON_EVERY_ROUTE = ("bad_request", "stopping", "unavailable", "internal_error")
+_ON_EVERY_ROUTE = ("bad_request", "internal_error", "rate_limited")
 _WITH_PARAMETERS = ("validation_failed",)
 _WITH_BODY = ("malformed_json", "payload_too_large", "unsupported_media_type", "request_timeout")
-_WITH_A_KEY = ("unauthorized", "not_allowed", "misdirected")
+_WITH_A_KEY = ("unauthorized", "not_allowed", "misdirected", "unavailable")
 _WRITES = ("queue_full", "outcome_unknown", "idempotency_mismatch")
 _MAY_BE_TRIED_AGAIN = frozenset({409, 429, 503})
 
@@ -282,7 +282,7 @@ def _request_body(route: Route, schemas: _Schemas) -> dict[str, Any]:
 def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
     responses = {str(status): _answer(shape, schemas) for status, shape in route.answers.items()}
     kind, model = ("application/json", SeedError) if _is_seed(route) else (CONTENT_TYPE, ProblemDetails)
-    for status, codes in _problems(route).items():
+    for status, codes in problems(route).items():
         text = "; ".join(f"`{code}`: {TITLES[code]}" for code in codes)
         response = responses.setdefault(str(status), {"description": "", "content": {}})
         response["description"] = "; ".join(filter(None, (response["description"], text)))
@@ -307,14 +307,15 @@ def _answer(shape: Shape | Media, schemas: _Schemas) -> dict[str, Any]:
     }
 
 
-def _problems(route: Route) -> Mapping[int, list[str]]:
-    codes = [*route.problems, "rate_limited"]
+def problems(route: Route) -> Mapping[int, list[str]]:
+    """The codes of all problems that a route may answer with, by status."""
+    codes = [*route.problems, *_ON_EVERY_ROUTE]
     if route.scope is not Scope.PUBLIC:
         codes += _WITH_A_KEY
     if route.scope is Scope.ACT:
         codes.append("wrong_agent")
     if not route.while_stopping:
-        codes += _ON_EVERY_ROUTE
+        codes.append("stopping")
     if route.query or route.path_types or route.body or _is_seed(route):
         codes += _WITH_PARAMETERS
     if route.method != "GET":

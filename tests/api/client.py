@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from eventstore import log
 from service.app import serving
 from service.http.answers import ProblemDetails
-from service.http.openapi import SEED_PATH, plain_path
+from service.http.openapi import SEED_PATH, plain_path, problems
 from service.http.problems import CONTENT_TYPE, STATUS
 from service.http.route import Media
 from service.http.seed import SeedError
@@ -120,13 +120,16 @@ def assert_as_documented(method: str, path: str, answer: Answer) -> None:
         TypeAdapter(_one_of(models)).validate_python(answer.body)
     elif route is not None and route.path == SEED_PATH:
         assert content_type == "application/json"
-        SeedError.model_validate(answer.body)
+        details = SeedError.model_validate(answer.body).details
+        if isinstance(details, dict):
+            assert details["code"] in problems(route)[answer.status], (path, details)
     else:
         assert content_type == CONTENT_TYPE, answer
         problem = ProblemDetails.model_validate(answer.body)
         assert problem.status == answer.status == STATUS[problem.code]
         assert problem.type == f"urn:squad:problem:{problem.code}"
         assert "Traceback" not in problem.detail
+        assert route is None or problem.code in problems(route)[problem.status], (path, problem)
     if answer.status in (429, 503) and "retry_after_seconds" in answer.body:
         assert int(answer.headers["Retry-After"]) == answer.body["retry_after_seconds"] > 0
 

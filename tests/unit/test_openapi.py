@@ -136,6 +136,12 @@ def test_what_is_not_json_has_its_own_content_type() -> None:
         assert list(DOCUMENT["paths"][path]["get"]["responses"]["200"]["content"]) == [content_type]
 
 
+def test_what_needs_a_key_needs_the_state_that_has_the_keys() -> None:
+    for _, path, operation in OPERATIONS:
+        told = operation["responses"].get("503", {"description": ""})["description"]
+        assert ("`unavailable`" in told) == bool(operation["security"]), path
+
+
 def test_problems_are_problem_details_but_for_the_seeds_interface() -> None:
     for _, path, operation in OPERATIONS:
         for status, response in operation["responses"].items():

@@ -105,6 +105,6 @@ ROUTES = (
         scope=Scope.ACT,
         bound={"id": "email_id"},
         answer=written.EmailWritten,
-        problems=("email_not_found",),
+        problems=("email_not_found", "email_erased"),
     ),
 )
