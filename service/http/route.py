@@ -5,18 +5,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from http import HTTPStatus
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
-from aiohttp import web
-from pydantic import BaseModel
+from aiohttp import hdrs, web
+from pydantic import BaseModel, ConfigDict
 
 from eventstore.errors import StoreBusy, StoreUnavailable
 from service.http.auth import CHALLENGE, Scope, let_in
 from service.http.carrying_out import asked_by, carry_out, rendering
-from service.http.context import SERVICES, Services, body_of, correlate, parse_command, parse_object
+from service.http.context import (
+    SERVICES,
+    Services,
+    body_of,
+    correlate,
+    parse_command,
+    parse_object,
+    parse_query,
+)
 from service.http.problems import Problem
 from service.http.reply import CORRELATION_HEADER, SECURITY_HEADERS, Reply, respond
 from service.reading import NotYet
@@ -36,6 +45,12 @@ Make = Callable[[Services, dict[str, Any], Mapping[str, str]], "AnyCommand"]
 """Makes a command of the running parts, a body's fields, and what stands in the path."""
 
 _log = logging.getLogger(__name__)
+
+
+class _NoQuery(BaseModel):
+    """What a query string may say where it may say nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,11 @@ class Route:
     while_stopping: bool = False
     """Whether it still answers while the service stops."""
 
+    @cached_property
+    def takes_no_query(self) -> bool:
+        """Whether a parameter in the query string is refused: nobody would look at it."""
+        return self.method != hdrs.METH_GET and self.path.startswith("/api/v1/")
+
     async def __call__(self, request: web.Request) -> Response:
         """Answers a request; whatever goes wrong is told as a problem."""
         services = request.app[SERVICES]
@@ -100,6 +120,8 @@ class Route:
             else:
                 if known := services.door.admit(request, self.scope):
                     let_in(known)
+                if self.takes_no_query and "?" in request.raw_path:
+                    parse_query(_NoQuery, request)
                 response = await self.handler(services, request)
         except Exception as error:  # noqa: BLE001 - every request gets an answer
             response = self.show_problem(as_problem(error))

@@ -17,6 +17,7 @@ import pytest
 from service.http.context import MAX_BODY_BYTES
 from service.http.problems import OTHER_STATUS, REFUSAL_STATUS, STATUS, TITLES
 from tests.api.client import Answer, Service, assert_as_documented
+from tests.api.inputs import targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -215,6 +216,27 @@ async def test_a_url_that_is_not_percent_encoded_utf8_is_refused(service: Servic
     assert answer.status == 400
     assert "bad_request" in str(answer.body)
     assert_as_documented("GET", target.decode("latin-1").partition("?")[0], answer)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [(target.method, target.path) for target in targets() if not target.is_facade],
+    ids=lambda part: str(part).removeprefix("/api/v1/"),
+)
+async def test_a_parameter_of_a_query_that_nobody_looks_at_is_refused(
+    service: Service, method: str, path: str
+) -> None:
+    head = await service.head()
+    for query in ({"dry_run": "true"}, {"min_position": "1"}):
+        fault = (await service.api.ask(method, path, {}, query=query)).expect(422, "validation_failed")
+        assert [error["field"] for error in fault["errors"]] == list(query)
+    assert await service.head() == head
+
+
+async def test_a_query_that_says_nothing_is_none(api: Api) -> None:
+    (await api.ask("POST", "/api/v1/tasks?", {"title": "t"})).expect(201)
+    (await api.ask("POST", "/api/squad?from=seed", {"title": "t"})).expect(200)
+    (await api.ask("GET", "/healthz?at=noon")).expect(200)
 
 
 @pytest.mark.parametrize("target", ["agents/%00", "agents/%00/inbox", "agents/%0A", f"agents/{'a' * 101}"])
