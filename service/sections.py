@@ -22,11 +22,20 @@ if TYPE_CHECKING:
     from projections.agents import AgentRow
 
 
-def _number(value: object) -> object:
-    """Refuses what pydantic takes for 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")  # noqa: TRY004 - as pydantic wants it
+def _as_written(value: object, kind: object) -> object:
+    """Refuses what pydantic takes for something else: 1 for true, false for 0, and 5.0 for 5."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is bool and is_number:
+        raise ValueError("must be true or false, not a number")
+    if kind in (int, float) and isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    if kind is int and isinstance(value, float):
+        raise ValueError("must be a whole number, written without a point")
     return value
+
+
+def _whole(value: object) -> object:
+    return _as_written(value, int)
 
 
 class Section(BaseModel):
@@ -36,9 +45,8 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _check_number(cls, value: object, info: ValidationInfo) -> object:
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        return _number(value) if annotation in (int, float) else value
+    def _check_kind(cls, value: object, info: ValidationInfo) -> object:
+        return _as_written(value, cls.model_fields[str(info.field_name)].annotation)
 
 
 class AgentSettings(Section):
@@ -74,4 +82,4 @@ class AgentSettings(Section):
 class BudgetSettings(Section):
     """What the budget needs beyond single values."""
 
-    agent_limits: dict[Name, Annotated[Tokens, BeforeValidator(_number)]] = Field(default_factory=dict)
+    agent_limits: dict[Name, Annotated[Tokens, BeforeValidator(_whole)]] = Field(default_factory=dict)

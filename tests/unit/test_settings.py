@@ -217,6 +217,15 @@ def test_a_wrong_dsn_is_not_repeated_where_it_may_hold_a_password(
         ),
         ('[agents.ada]\nrole = "w"\npriority = false', "agents.ada.priority is False: must be a number"),
         ("[budget.agent_limits]\nada = true", "budget.agent_limits.ada is True: must be a number"),
+        ("insecure = 1", "insecure (SQUAD_INSECURE) is 1: must be true or false, not a number"),
+        (
+            "encrypt_payloads = 0.0",
+            "encrypt_payloads (SQUAD_ENCRYPT_PAYLOADS) is 0.0: must be true or false",
+        ),
+        ("port = 3001.0", "port (SQUAD_PORT) is 3001.0: must be a whole number, written without a point"),
+        ("daily_tokens = 1e5", "daily_tokens (SQUAD_DAILY_TOKENS) is 100000.0: must be a whole number"),
+        ('[agents.ada]\nrole = "w"\npriority = 1.0', "agents.ada.priority is 1.0: must be a whole number"),
+        ("[budget.agent_limits]\nada = 5.0", "budget.agent_limits.ada is 5.0: must be a whole number"),
         (
             "trusted_proxies = [5]",
             "trusted_proxies (SQUAD_TRUSTED_PROXIES) is [5]: must be addresses or net",
