@@ -18,6 +18,7 @@ from eventstore import schema
 from eventstore.connection import connect
 from service import settings
 from service.database import StartFailed, database, way_for_commands
+from service.embedded import CLUSTER
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -93,7 +94,7 @@ async def open_squad(
         StartFailed: there is no squad, or its folder cannot be reached.
     """
     chosen = settings.read(config, dsn=dsn, data=data)
-    if not anew and not chosen.dsn and not _is_there(chosen.data):
+    if not anew and not chosen.dsn and not _holds_a_cluster(chosen.data):
         raise StartFailed(
             f"there is no squad in {chosen.data}; start one with `squad up`, or name it with --dsn"
         )
@@ -117,9 +118,10 @@ async def way_to_database(chosen: Settings) -> AsyncIterator[str]:
         yield await way_for_commands(chosen, given)
 
 
-def _is_there(folder: Path) -> bool:
+def _holds_a_cluster(folder: Path) -> bool:
+    # A command that only looks makes none: the folder may be named by mistake.
     try:
-        folder.stat()
+        (folder / CLUSTER).stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:

@@ -20,6 +20,6 @@ recovery ten seconds at most.
 """
 
 from service.embedded.errors import EmbeddedPostgresError
-from service.embedded.user import EmbeddedPostgres
+from service.embedded.user import CLUSTER, EmbeddedPostgres
 
-__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError"]
+__all__ = ["CLUSTER", "EmbeddedPostgres", "EmbeddedPostgresError"]

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+CLUSTER = "postgres"
+"""The folder of the cluster, in the one that is named."""
+
 _DATABASE = "postgres"
 _CHECK_SECONDS = 0.25
 _BACKOFF_MAX_SECONDS = 15.0
@@ -38,7 +41,7 @@ class EmbeddedPostgres:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.expanduser().resolve()
-        self._cluster = Cluster(self._folder / "postgres")
+        self._cluster = Cluster(self._folder / CLUSTER)
         # A cancelled start or restart goes on in its thread; stopping waits for it here.
         self._one_at_a_time = threading.Lock()
         self._use: int | None = None

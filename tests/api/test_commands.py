@@ -432,6 +432,7 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
         (("events",), "there is no squad in .squad; start one with `squad up`"),
         (("status",), "there is no squad in .squad; start one with `squad up`"),
         (("status", "--data", "else/where"), "there is no squad in else/where"),
+        (("verify", "--data", "."), "there is no squad in .; start one with `squad up`"),
         (("status", "--data", "x" * 300), f"the folder {'x' * 300} cannot be reached: File name too long"),
         (
             ("status", "--config", "x" * 300),
