@@ -73,6 +73,16 @@ Dsn = Annotated[str, AfterValidator(_check_dsn)]
 """Where a database is, in libpq's words."""
 
 
+def _at_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError("must not begin with the home folder of nobody") from error
+
+
+File = Annotated[Path, AfterValidator(_at_home)]
+"""A file or folder; ~ is one's home folder, as in a shell."""
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -150,7 +160,7 @@ class Settings(BaseSettings, Section):
     dsn: Dsn | None = None
     listen_dsn: Dsn | None = None
     squad_schema: Annotated[str, Field(pattern=f"^{SCHEMA_NAME.pattern}$", alias="SQUAD_SCHEMA")] = "squad"
-    data: Path = Path(".squad")
+    data: File = Path(".squad")
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=3001, ge=0, le=65_535)
     agents_url: BaseUrl = "http://localhost:3002"
@@ -165,7 +175,7 @@ class Settings(BaseSettings, Section):
     """Whether what is personal in messages and e-mails is stored encrypted, so that it can be forgotten."""
     seed_jobs: bool = True
     """Whether the seed's seven jobs, and the agents that they speak of, are there by default."""
-    checkpoint_key: Path | None = None
+    checkpoint_key: File | None = None
     """Signs the checkpoints of `squad checkpoint`."""
     insecure: bool = False
     """Whether a squad without keys is served to others than its own machine."""

@@ -40,7 +40,7 @@ class EmbeddedPostgres:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder.expanduser().resolve()
+        self._folder = folder.resolve()
         self._cluster = Cluster(self._folder / CLUSTER)
         # A cancelled start or restart goes on in its thread; stopping waits for it here.
         self._one_at_a_time = threading.Lock()

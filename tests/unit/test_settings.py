@@ -242,6 +242,18 @@ def test_a_wrong_line_of_the_file_is_told_by_its_place(text: str, complaint: str
     assert _complaint(text).startswith(complaint)
 
 
+def test_a_tilde_is_the_home_folder_for_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    found = _read('data = "~/squad"\ncheckpoint_key = "~/key"')
+    assert (found.data, found.checkpoint_key) == (Path("/home/ada/squad"), Path("/home/ada/key"))
+    assert _read(data=Path("~")).data == Path("/home/ada")
+
+
+def test_a_home_folder_of_nobody_is_told() -> None:
+    complaint = _complaint('data = "~nobody-at-all/squad"')
+    assert "data (SQUAD_DATA) is '~nobody-at-all/squad': must not begin with" in complaint
+
+
 def test_every_wrong_setting_is_told_each_in_a_line() -> None:
     with pytest.raises(SettingsError) as raised:
         _read("port = -1\nreset_hour = 99\nprot = 1")
