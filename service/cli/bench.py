@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service import selftest, settings
-from service.cli.common import Seconds, database_options, run, way_to_database
+from service.cli.common import Seconds, database_options, run, tables, way_to_database
 from service.http.json import dumps
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def bench(
     if as_json:
         click.echo(dumps({**_plain(figures), "judgement": sentences}).decode())
         return
-    console = Console()
+    console = tables()
     console.print(_table(figures))
     for sentence in sentences:
         console.print(sentence, highlight=False)

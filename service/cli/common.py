@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import os
 import re
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import uvloop
+from rich.console import Console
 
 from eventstore import schema
 from eventstore.connection import connect
@@ -35,6 +37,9 @@ AT_LEISURE: dict[str, Any] = {
     "idle_in_transaction_session_timeout": 0,
 }
 """The session of a command that reads or writes the whole log: it takes as long as it takes."""
+
+_WIDE = 10_000
+"""Columns enough for any row."""
 
 _AGO = re.compile(r"([0-9]{1,9})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -182,6 +187,14 @@ class Moment(click.ParamType[datetime]):
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is neither RFC 3339 nor like 15m, 2h or 1d", param, ctx)
         return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def tables() -> Console:
+    """Stdout, for tables. Where it is no terminal it may be searched, so that no row is folded."""
+    console = Console()
+    if not console.is_terminal and not os.environ.get("COLUMNS"):
+        console.width = _WIDE
+    return console
 
 
 def printable(text: str) -> str:

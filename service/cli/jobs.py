@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +16,7 @@ from service import commands as do
 from service import views
 from service.cli import screen
 from service.cli.acting import acting, asked
-from service.cli.common import Seconds, database_options, open_squad, run
+from service.cli.common import Seconds, database_options, open_squad, run, tables
 from service.cli.waiting import WITHOUT_END, enter, enter_and_wait
 from service.http.json import dumps
 from service.http.v1.jobs import LAST_RUNS
@@ -57,7 +56,7 @@ def jobs(
 
     found = run(work())
     if not as_json:
-        Console().print(_table(found))
+        tables().print(_table(found))
     elif found:
         click.echo("\n".join(dumps(job).decode() for job in found))
 

@@ -6,7 +6,6 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +14,7 @@ from projections.keys import KEYS, keys
 from service import api_keys
 from service import commands as do
 from service.cli.acting import acting, asked
-from service.cli.common import database_options, open_squad, printable, run
+from service.cli.common import database_options, open_squad, printable, run, tables
 from service.database import StartFailed
 from service.decide.access import key_is_needed
 from service.draft import Draft
@@ -108,7 +107,7 @@ def list_(
 
     found = [key for key in run(work()) if with_revoked or key["state"] != "revoked"]
     if not as_json:
-        Console().print(_table(found))
+        tables().print(_table(found))
     elif found:
         click.echo("\n".join(dumps(key).decode() for key in found))
 

@@ -6,14 +6,13 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from eventstore import schema
 from projections import PROJECTIONS
 from projections.rebuild import rebuild
 from service.cli import progress
-from service.cli.common import database_options, open_squad, run
+from service.cli.common import database_options, open_squad, run, tables
 from service.database import StartFailed
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def replay(names: tuple[str, ...], dsn: str | None, data: Path | None, config: P
         f"replayed {rebuilt.position:,} events into the tables of"
         f" {', '.join(projection.name for projection in wanted)} in {monotonic() - began:.1f} s"
     )
-    Console().print(_table(rebuilt))
+    tables().print(_table(rebuilt))
 
 
 def _named(names: Sequence[str]) -> list[Projection]:

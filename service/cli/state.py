@@ -12,7 +12,7 @@ from rich.console import Console
 from eventstore import log
 from service import views
 from service.cli import screen
-from service.cli.common import Moment, database_options, open_squad, run
+from service.cli.common import Moment, database_options, open_squad, run, tables
 from service.folding import BeyondTheLog, keeping
 from service.history import Then, look_back
 from service.http.json import dumps
@@ -75,7 +75,7 @@ def state(
     if as_json:
         click.echo(dumps(views.whole(squad, moment)).decode())
         return
-    console = Console()
+    console = tables()
     if moment is None or not squad.head.position:
         console.print("before the first event there is nothing")
         return

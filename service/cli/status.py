@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from eventstore import log
 from service.cli import screen
-from service.cli.common import database_options, open_squad, run
+from service.cli.common import database_options, open_squad, run, tables
 from service.restore import catch_up, restore
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def status(dsn: str | None, data: Path | None, config: Path | None) -> None:
             return squad, await log.clock(connection), standings
 
     squad, now, projections = run(work())
-    console = Console()
+    console = tables()
     console.print(screen.headline(squad))
     console.print(screen.agents(squad, now))
     console.print(screen.operations(squad, now))

@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from service.cli.common import Moment, database_options, open_squad, printable, run
+from service.cli.common import Moment, database_options, open_squad, printable, run, tables
 from service.explain.words import line, moment
 from service.http.json import dumps
 from service.values import in_words
@@ -123,7 +123,7 @@ def whatif(
     certain, *assumed = report.caveats()
     click.echo(certain)
     if report.rows:
-        Console().print(_by_day_and_agent(report))
+        tables().print(_by_day_and_agent(report))
     click.echo("\n".join(map(printable, (*_details(report), *assumed))))
 
 

@@ -189,6 +189,18 @@ async def test_status_is_one_screen(service: Service, tmp_path: Path) -> None:
     assert len(screen.splitlines()) < 60
 
 
+async def test_a_row_of_a_table_is_one_line_where_there_is_no_terminal(
+    service: Service, tmp_path: Path
+) -> None:
+    agent, note = "an_agent_with_quite_a_long_name", "so that " + "all " * 50 + "can be searched"
+    await service.api.put(f"agents/{agent}", role="role " * 15 + "end")
+    await service.api.put("jobs/nap", task="status_update", every="1h", agent=agent)
+    await service.api.post("jobs/nap/pause", note=note)
+    for command, text in (("status", agent), ("state", note), ("jobs", note)):
+        lines = (await squad(tmp_path, command, "--dsn", service.dsn, COLUMNS="")).lines()
+        assert any(text in line for line in lines), lines
+
+
 async def test_no_table_is_ahead_of_the_log_in_status(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
