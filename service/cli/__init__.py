@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -61,6 +62,7 @@ take_only_utf8(cli)
 def main() -> None:
     """Runs the command; what goes wrong is one clear line and a non-zero exit."""
     _open_what_is_closed()
+    _print_what_can_be_printed()
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
@@ -82,6 +84,12 @@ def main() -> None:
         # Python would complain once more while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
+
+
+def _print_what_can_be_printed() -> None:
+    """Has a character that the locale's encoding lacks told by its number, as on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _open_what_is_closed() -> None:

@@ -163,6 +163,14 @@ async def test_a_command_does_without_what_is_closed(service: Service, tmp_path:
             assert bool(ended.output) == (">&-" not in closed or closed == "2>&-")
 
 
+async def test_what_the_encoding_of_the_locale_lacks_is_told_by_its_number(
+    service: Service, tmp_path: Path
+) -> None:
+    await service.api.post("messages", from_agent="ada", message="こ")
+    ended = await squad(tmp_path, "events", "--dsn", service.dsn, PYTHONIOENCODING="latin-1")
+    assert any(r"message=\u3053" in line for line in ended.lines())
+
+
 async def test_status_is_one_screen(service: Service, tmp_path: Path) -> None:
     await _fill(service)
     await service.api.put("jobs/watch", task="token_monitor", cron="30 4 1 1 *")
