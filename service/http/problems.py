@@ -20,6 +20,9 @@ CONTENT_TYPE = "application/problem+json"
 MAX_FAULTS = 20
 """How many wrong fields are told at once; a body can have a hundred thousand."""
 
+MAX_FAULTS_LOOKED_AT = 1_000
+"""With more of them, none is told: to look at all takes seconds, in which nobody else is answered."""
+
 REFUSAL_STATUS: Mapping[str, int] = MappingProxyType(
     {
         "agent_not_found": 404,
@@ -202,6 +205,8 @@ def from_validation(
 
 def field_errors(error: ValidationError, within: str = "body") -> list[dict[str, str]]:
     """One entry a fault: the field, by its path, and what is allowed there."""
+    if (count := error.error_count()) > MAX_FAULTS_LOOKED_AT:
+        return [{"field": within, "message": f"has {count:,} faults, too many to tell them"}]
     faults = error.errors(include_url=False, include_input=False)
     return [{"field": _path(item) or within, "message": in_words(item)} for item in faults[:MAX_FAULTS]]
 

@@ -57,6 +57,15 @@ async def test_nothing_bad_gets_through(shared: Service, target: Target) -> None
     (await shared.api.get("/readyz")).expect(200)
 
 
+async def test_of_a_body_with_thousands_of_faults_none_is_told(shared: Service) -> None:
+    """To tell twenty, all of them would have to be looked at."""
+    faults = {f"field_{number}": number for number in range(5_000)}
+    refused = await shared.api.post("messages", from_agent="ada", to_agent="bob", message="m", **faults)
+    assert refused.expect(422)["errors"] == [
+        {"field": "body", "message": "has 5,000 faults, too many to tell them"}
+    ]
+
+
 async def test_every_route_with_a_body_is_a_target() -> None:
     assert len(targets()) == sum(route.body is not None for route in ROUTES)
     assert {str(target) for target in targets()} > {"POST /api/v1/batch", "POST /api/squad"}
