@@ -55,6 +55,7 @@ def _seconds(value: Any) -> Any:
 Every = Annotated[float, BeforeValidator(_seconds), Field(ge=0.1, le=366 * _DAY_SECONDS)]
 """An interval: a number of seconds, or text such as 2s, 5m, 1h."""
 
+_CRON = r"[\t\x20-\x7e]*"
 _ENDPOINT = r"^/([^/\s\x00-\x1f\x7f?#][^\s\x00-\x1f\x7f#]*)?$"
 
 
@@ -115,6 +116,8 @@ class JobSpec(BaseModel):
     @field_validator("cron")
     @classmethod
     def _ticks(cls, cron: str | None) -> str | None:
+        if cron is not None and not re.fullmatch(_CRON, cron):
+            raise ValueError("must be five fields on one line, such as 0 9 * * *")
         # In any time zone: none makes a day that no other has.
         if cron is not None and next_tick(Schedule(cron, None, "UTC"), datetime.now(UTC)) is None:
             raise ValueError("there is no such day")

@@ -181,8 +181,14 @@ Resources = Annotated[
 """Resources by kind, such as {"emailId": "email-123"}."""
 
 
+_FILES_THAT_ARE_NO_ZONE = frozenset({"localtime", "posixrules", "Factory"})
+"""They lie beside the zones' own, and mean what a machine was set up with, or nothing."""
+
+
 def check_timezone(name: str) -> str:
     """Refuses what is not the name of an IANA time zone."""
+    if name in _FILES_THAT_ARE_NO_ZONE:
+        raise ValueError("must be the name of an IANA time zone, which means the same on every machine")
     try:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:

@@ -50,7 +50,7 @@ _LAST_EVENT_ID = {
     "in": "header",
     "required": False,
     "description": "Goes on after this position, before `after`; browsers send it by themselves.",
-    "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+    "schema": {"type": "string", "pattern": "^[0-9]{1,19}$"},
 }
 _CORRELATION_HEADER = {
     "X-Correlation-Id": {

@@ -280,7 +280,18 @@ class TestTimezone:
 
     @pytest.mark.parametrize(
         "value",
-        ["", "Mars/Olympus", "Europe", "../../etc/passwd", "/etc/localtime", "UTC\n", "U" * 65, "+01:00"],
+        [
+            "",
+            "Mars/Olympus",
+            "Europe",
+            "../../etc/passwd",
+            "/etc/localtime",
+            "UTC\n",
+            "U" * 65,
+            "+01:00",
+            "localtime",
+            "Factory",
+        ],
     )
     def test_is_nothing_else(self, value: str) -> None:
         refused(Timezone, value)

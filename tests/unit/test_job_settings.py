@@ -143,6 +143,7 @@ class TestWhatIsWrong:
                 "jobs.mine.cron is '0 0 30 2 *': is no cron expression: bad day-of-m",
             ),
             ({"cron": '"0 0 */31 2 1#5"'}, "jobs.mine.cron is '0 0 */31 2 1#5': there is no such day"),
+            ({"cron": '"0 9 * * *\\n"'}, "jobs.mine.cron is '0 9 * * *\\n': must be five fields on one"),
             ({"cron": "5"}, "jobs.mine.cron is 5: "),
             (
                 {"timezone": '"Berlin"'},

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 
 EventType = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,100}$")]
-Stream = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,300}$")]
+Stream = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,400}$")]
+"""One of an answer has up to 318 characters: the key, its agent, and which of a batch it is."""
 
 
 class EventQuery(PageQuery):
