@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 from service.batch import CLOCK_ACTOR, CLOCK_STEP, new_id
 from service.commands import PassTime
 from service.decide.clock import next_due
+from service.decide.day import budget_day
 from service.requests import CommandFailed, OutcomeUnknown, QueueFull, Request, Stopping, Unavailable
 
 if TYPE_CHECKING:
     from service.clock import DatabaseClock
+    from service.squad import Squad
     from service.writer import Writer
 
 _log = logging.getLogger(__name__)
@@ -23,10 +25,12 @@ _log = logging.getLogger(__name__)
 
 async def keep_time(writer: Writer, clock: DatabaseClock) -> None:
     """Runs until cancelled."""
+    told_of: tuple[int, str] | None = None
     while True:
         await asyncio.sleep(CLOCK_STEP.total_seconds())
         if not writer.ready:
             continue
+        told_of = _check_rules(writer.squad, clock, told_of)
         due = next_due(writer.squad)
         if due is None or due > clock.now():
             continue
@@ -34,3 +38,18 @@ async def keep_time(writer: Writer, clock: DatabaseClock) -> None:
             await writer.submit(Request(PassTime(), CLOCK_ACTOR, new_id()))
         except (QueueFull, Stopping, Unavailable, OutcomeUnknown, CommandFailed) as error:
             _log.warning("time could not be kept for the moment: %s", type(error).__name__)
+
+
+def _check_rules(
+    squad: Squad, clock: DatabaseClock, told_of: tuple[int, str] | None
+) -> tuple[int, str] | None:
+    """Says so, once of each rule, where this process cannot tell when a day begins; gives the rule."""
+    if not squad.has_policy:
+        return told_of
+    rule = squad.policy.reset_hour, squad.policy.timezone
+    if rule != told_of:
+        try:
+            budget_day(*rule, clock.now())
+        except ValueError as error:
+            _log.error("budget days go on by 24 hours: %s", error)
+    return rule

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 _DAY = timedelta(days=1)
 
@@ -33,8 +33,14 @@ def budget_day(reset_hour: int, timezone: str, now: datetime) -> Day:
         reset_hour: 0 to 23, on the local clock.
         timezone: an IANA name.
         now: the moment, in any zone.
+
+    Raises:
+        ValueError: this process does not know the time zone, or there is no such hour.
     """
-    zone = ZoneInfo(timezone)
+    try:
+        zone = ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, OSError) as error:
+        raise ValueError(f"the time zone {timezone!r} is not known here") from error
     today = now.astimezone(zone).date()
     # A zone that crosses the date line skips or doubles a date; two days around cover every case.
     dates = [today + offset * _DAY for offset in range(-2, 4)]
@@ -42,3 +48,19 @@ def budget_day(reset_hour: int, timezone: str, now: datetime) -> Day:
     begun = max(begin for begin in begins if begin[0] <= now)
     following = min(begin for begin, _ in begins if begin > begun[0])
     return Day(begun[1], begun[0], following)
+
+
+def day_by_the_last(last: Day | None, now: datetime) -> Day:
+    """The budget day that `now` falls into where its rules cannot be followed: 24 hours follow 24 hours.
+
+    Args:
+        last: the day that was open; None where none was, and days are those of UTC.
+        now: the moment, in any zone.
+    """
+    if last is None:
+        return budget_day(0, "UTC", now)
+    if now < last.ends_at:
+        return last
+    more = (now - last.ends_at) // _DAY
+    begun = last.ends_at + more * _DAY
+    return Day(last.name + (more + 1) * _DAY, begun, begun + _DAY)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from eventstore.events import BudgetDayReset, PolicySet
 from eventstore.recorded import NewEvent
 from service.decide.budget import crossings, open_day
-from service.decide.day import budget_day
+from service.decide.day import Day, budget_day, day_by_the_last
 from service.decide.decision import Accepted, At, Decision
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from projections.budgets import PolicyRow
+    from projections.budgets import BudgetDayRow, PolicyRow
     from service.commands import SetBudget, SetPolicy
     from service.squad import State
 
@@ -98,22 +98,37 @@ def _set_rules(state: State, wanted: dict[str, Any], at: At) -> Decision:
 
 def _reset(state: State, total: int, window: _Window, now: datetime) -> BudgetDayReset:
     previous = state.day
-    day = budget_day(window.reset_hour, window.timezone, now)
-    # Going west after local midnight would go back to yesterday, whose budget is spent: today goes on until
-    # tomorrow begins by the new rules.
-    name, ends_at = day.name, day.ends_at
-    if previous and name < previous.day:
-        name = previous.day
-        while (tomorrow := budget_day(window.reset_hour, window.timezone, ends_at)).name <= name:
-            ends_at = tomorrow.ends_at
+    try:
+        day = _day_by(window, previous, now)
+    except ValueError:
+        # Nothing could be decided without a day. A process that knows the time zone puts it right.
+        last = Day(previous.day, previous.starts_at, previous.ends_at) if previous else None
+        day = day_by_the_last(last, now)
     agents = {part.agent: part.used for part in state.agent_budgets(previous)} if previous else {}
     return BudgetDayReset(
-        day=name,
+        day=day.name,
         starts_at=day.starts_at,
-        ends_at=ends_at,
+        ends_at=day.ends_at,
         total=total,
         previous_day=previous.day if previous else None,
         previous_used=previous.used if previous else 0,
         previous_total=previous.total if previous else 0,
         previous_agents=agents,
     )
+
+
+def _day_by(window: _Window, previous: BudgetDayRow | None, now: datetime) -> Day:
+    """The day that is to be open.
+
+    Raises:
+        ValueError: see `budget_day`.
+    """
+    day = budget_day(window.reset_hour, window.timezone, now)
+    if previous is None or day.name >= previous.day:
+        return day
+    # Going west after local midnight would go back to yesterday, whose budget is spent: today goes on until
+    # tomorrow begins by the new rules.
+    ends_at = day.ends_at
+    while (tomorrow := budget_day(window.reset_hour, window.timezone, ends_at)).name <= previous.day:
+        ends_at = tomorrow.ends_at
+    return Day(previous.day, day.starts_at, ends_at)

@@ -1,21 +1,31 @@
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
+from msgspec import structs
 
+from eventstore import codec
+from eventstore.events import PolicySet
 from projections.budgets import BUDGET_DAYS
+from service.clock import DatabaseClock
 from service.commands import PassTime, RecordUsage, SetPolicy
 from service.decide.day import Day, budget_day
-from tests.unit.support import START, given
+from service.timekeeper import keep_time
+from tests.support.wait import eventually
+from tests.unit.support import START, Story, given
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from service.squad import Squad
+    from service.writer import Writer
 
 ZONES = (
     "UTC",
@@ -128,6 +138,80 @@ def _days_from(day: Day, reset_hour: int, zone: str, number: int) -> Iterator[Da
     for _ in range(number):
         yield day
         day = budget_day(reset_hour, zone, day.ends_at)
+
+
+class TestRulesThatCannotBeFollowed:
+    """As in a log that was imported, or written by a process with newer time zone data."""
+
+    @pytest.fixture
+    def story(self) -> Story:
+        story = given(RecordUsage(agent="ann", tokens=10))
+        strange = structs.replace(_rules_of(story), timezone="Mars/Olympus", day=START.date())
+        return story.given(strange)
+
+    def test_do_not_keep_anything_from_being_decided_and_the_day_goes_on_to_its_end(
+        self, story: Story
+    ) -> None:
+        today = story.squad.day
+        story.when(RecordUsage(agent="ann", tokens=1), at=12 * 3600 - 1)
+        assert "budget_day_reset" not in [recorded.type for recorded in story.recorded]
+        assert story.outcome.refusal is None
+        assert today
+        assert story.squad.day
+        assert (story.squad.day.ends_at, story.squad.day.used) == (today.ends_at, 11)
+
+    def test_let_24_hours_follow_24_hours(self, story: Story) -> None:
+        for days in (1, 2, 5):
+            story.when(RecordUsage(agent="ann", tokens=1), at=days * 24 * 3600)
+            assert story.outcome.refusal is None
+            today = story.squad.day
+            assert today
+            assert today.day == START.date() + timedelta(days=days)
+            assert today.starts_at == datetime(2026, 3, 2 + days, tzinfo=UTC)
+            assert (today.used, today.ends_at - today.starts_at) == (1, timedelta(days=1))
+
+    def test_can_be_replaced(self, story: Story) -> None:
+        story.when(SetPolicy(reset_hour=6)).when(SetPolicy(timezone="Europe/Berlin"))
+        assert story.outcome.refusal is None
+        assert story.squad.day
+        assert story.squad.day.ends_at == datetime(2026, 3, 3, 5, tzinfo=UTC)
+
+    def test_are_no_obstacle_to_a_squad_without_a_day(self) -> None:
+        rules = structs.replace(_rules_of(given()), timezone="Mars/Olympus", day=None)
+        story = Story().given(rules).when(RecordUsage(agent="ann", tokens=1))
+        assert story.outcome.refusal is None
+        assert story.squad.day
+        assert story.squad.day.day == START.date()
+
+    async def test_are_told_of_once(
+        self, story: Story, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("service.timekeeper.CLOCK_STEP", timedelta(0))
+        looks = 0
+
+        class Reader:
+            ready = True
+
+            @property
+            def squad(self) -> Squad:
+                nonlocal looks
+                looks += 1
+                return story.squad
+
+        keeping = asyncio.create_task(keep_time(cast("Writer", Reader()), _StoppedClock()))
+        await eventually(lambda: looks > 10)
+        keeping.cancel()
+        said = [record.getMessage() for record in caplog.records]
+        assert said == ["budget days go on by 24 hours: the time zone 'Mars/Olympus' is not known here"]
+
+
+class _StoppedClock(DatabaseClock):
+    def now(self) -> datetime:
+        return START
+
+
+def _rules_of(story: Story) -> PolicySet:
+    return next(event for event in map(codec.decode, story.log) if isinstance(event, PolicySet))
 
 
 @for_all(
