@@ -48,13 +48,13 @@ def end(told: Unfolding, row: RunRow, ending: Ending) -> None:
     ended = _finish(told, row, ending)
     job = told.state.rows(JOBS).get(row.job)
     may_pause = job and job.pause_on_failure and not (job.paused or job.removed)
-    if ending.outcome != "succeeded" and may_pause:
+    if ending.outcome == "failed" and may_pause:
         told.add(JobPaused(job=row.job, reason="failure", note=ending.reason), ended)
     _rest_after(told, row, ending, ended)
 
 
 def give_up(told: Unfolding, row: RunRow, ending: Ending) -> None:
-    """Ends a run that we cut short, that may not go on or never began. No such failure pauses the job."""
+    """Ends a run that was lost or cut short, that may not go on or never began. It pauses no job."""
     _rest_after(told, row, ending, _finish(told, row, ending))
 
 

@@ -62,7 +62,7 @@ def take_up(state: State, command: TakeUpRun, at: At) -> Decision:
     orchestrator = state.orchestrator
     if row.lease_expires_at is not None and row.attempts >= row.attempts_allowed:
         reason = "the process that ran it vanished"
-        end(told, row, Ending("lost", f"{row.job} was lost: {reason}", reason))
+        give_up(told, row, Ending("lost", f"{row.job} was lost: {reason}", reason))
     elif job is None or job.removed:
         _fail(told, row, f"the job was removed {next_attempt}")
     elif job.agent != row.agent:
@@ -149,14 +149,14 @@ def end_attempt(state: State, command: EndAttempt, at: At) -> Decision:
 
 
 def _has_failed(told: Unfolding, row: RunRow, attempt: int, reason: str, caused_by: int | None) -> None:
-    """An attempt failed without a word of its process's: the next one waits, or the run is over."""
+    """An attempt failed by its claim, which is no word on the job: the next waits, or the run is over."""
     if attempt < row.attempts_allowed:
         failed = told.add(_attempt_failed(told, row, attempt, reason), caused_by or row.position)
         holding.let_go(told, row, "failed", failed)
     else:
         report = f"{row.job} failed: {reason}"
         ending = Ending("failed", report, reason, caused_by=caused_by)
-        end(told, row.replaced(attempts=attempt), ending)
+        give_up(told, row.replaced(attempts=attempt), ending)
 
 
 def _attempt_failed(

@@ -323,7 +323,7 @@ class TestAnotherAttempt:
         [finished] = [event for event in story.events if isinstance(event, RunFinished)]
         assert (finished.outcome, finished.attempts) == ("failed", 2)
         assert finished.reason == "conflict: 'bob' is at 'sort' on mailbox info"
-        assert story.row(JOBS, JOB).paused
+        assert not story.row(JOBS, JOB).paused
         ann = story.row(AGENTS, "ann")
         assert (ann.operations, ann.status) == (0, "idle")
 
@@ -392,7 +392,7 @@ class TestALateRenewal:
         assert (finished.outcome, finished.attempts) == ("failed", 1)
         assert finished.reason == "conflict: 'bob' is at 'sort' on mailbox info"
         assert story.caused_by(RunFinished) == story.position_of(ConflictDetected)
-        assert story.row(JOBS, JOB).paused
+        assert not story.row(JOBS, JOB).paused
         ann = story.row(AGENTS, "ann")
         assert (ann.operations, ann.status) == (0, "idle")
         assert claim_of(story).agent == "bob"

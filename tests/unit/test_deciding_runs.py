@@ -283,9 +283,10 @@ class TestPausingOnFailure:
         )
         assert story.caused_by(JobPaused) == story.position_of(RunFinished)
 
-    def test_counts_a_lost_run_as_a_failure(self) -> None:
-        story = running(pause_on_failure=True).given(take_up(RUN), at=LEASE_END)
-        assert story.row(JOBS, JOB).paused
+    def test_is_not_for_a_run_that_was_lost(self) -> None:
+        story = running(pause_on_failure=True).when(take_up(RUN), at=LEASE_END)
+        assert [event.outcome for event in story.events if isinstance(event, RunFinished)] == ["lost"]
+        assert not story.row(JOBS, JOB).paused
 
     def test_is_not_for_what_failed_by_us(self) -> None:
         story = running(pause_on_failure=True).when(ended(RUN, succeeded=False, ours=True), at=65)
