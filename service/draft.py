@@ -20,6 +20,7 @@ from eventstore.events import (
 )
 from eventstore.recorded import Head
 from projections import HANDLERS, PROJECTIONS, handlers_of
+from projections.agents import AGENTS
 from projections.budgets import RESERVATIONS
 from projections.operations import OPERATIONS
 from projections.projection import MissingRow, Table
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
     from eventstore.subjects import Trace
+    from projections.agents import AgentRow
     from projections.projection import K, R, Rows
 
 _ABSENT: Any = object()
@@ -95,16 +97,16 @@ class _Layers(dict["Table[Any, Any]", Layer]):
 
     def __init__(self, base: Squad | Draft, make: Callable[[Any], Layer]) -> None:
         super().__init__()
-        self._base = base
+        self.base = base
         self._make = make
 
     def __missing__(self, table: Table[Any, Any]) -> Layer:
-        layer = self[table] = self._make(_below(self._base, table))
+        layer = self[table] = self._make(_below(self.base, table))
         return layer
 
     def rebase(self, squad: Squad) -> None:
         """Lays them above another squad's."""
-        self._base = squad
+        self.base = squad
         for table, layer in self.items():
             layer.below = _below(squad, table)
 
@@ -147,6 +149,12 @@ class Draft(State):
     def claims(self, resource: Resource, /) -> tuple[str, ...]:
         """Ids of the active operations that name a resource, the oldest first."""
         return ids_in(self.holders.get(key_of_resource(resource)))
+
+    def awake(self) -> Iterator[AgentRow]:
+        """The agents that may go quiet, in no order; all that were active within the draft among them."""
+        changes = self.layers[AGENTS].changes
+        yield from (row for row in self.layers.base.awake() if row.name not in changes)
+        yield from changes.values()
 
     def email_with(self, gmail_message_id: str, /) -> str | None:
         """The id of the e-mail with this Gmail message id, where it is in memory or was looked up."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventstore.recorded import EMPTY_LOG, Head
 from eventstore.subjects import NO_TRACE
+from projections.agents import AGENTS
 from projections.budgets import (
     BUDGET_DAYS,
     BUDGETS,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from datetime import date
 
     from eventstore.subjects import Trace
+    from projections.agents import AgentRow
     from projections.projection import K, R, Rows, Table
     from service.draft import Draft, Layer
 
@@ -86,6 +88,13 @@ class State:
     def claims(self, resource: Resource, /) -> tuple[str, ...]:
         """Ids of the active operations that name a resource, the oldest first."""
         raise NotImplementedError
+
+    def awake(self) -> Iterable[AgentRow]:
+        """The agents that may go quiet, in no order; some among them may not.
+
+        The others are not gone through: every name that was ever heard of is among those.
+        """
+        return self.all(AGENTS)
 
     def email_with(self, gmail_message_id: str, /) -> str | None:
         """The id of the e-mail with this Gmail message id, where it is known."""
@@ -149,6 +158,8 @@ class Squad(State):
         """Of each resource, by `key_of_resource`, the ids of the active operations that name it, joined by
         commas. There can be many, and texts are nothing that the garbage collector goes through."""
         self.gmail_ids: dict[str, str] = {}
+        self._awake: dict[str, None] = {}
+        """Names of the agents that are neither at work nor offline."""
         self.absent: set[str] = set()
         """Streams of tasks and e-mails that are open and not in memory."""
         self._days_of_parts: set[date] = set()
@@ -168,6 +179,10 @@ class Squad(State):
         """Ids of the active operations that name a resource, the oldest first."""
         return ids_in(self.holders.get(key_of_resource(resource)))
 
+    def awake(self) -> Iterable[AgentRow]:
+        """The agents that may go quiet, in no order."""
+        return map(self.tables[AGENTS.name].__getitem__, self._awake)
+
     def email_with(self, gmail_message_id: str, /) -> str | None:
         """The id of the e-mail with this Gmail message id, where it is in memory."""
         return self.gmail_ids.get(gmail_message_id)
@@ -180,7 +195,7 @@ class Squad(State):
         copy.tables = {name: rows.copy() for name, rows in self.tables.items()}
         copy.versions, copy.holders = self.versions.copy(), self.holders.copy()
         copy.gmail_ids, copy.absent = self.gmail_ids.copy(), self.absent.copy()
-        copy._days_of_parts = self._days_of_parts.copy()
+        copy._days_of_parts, copy._awake = self._days_of_parts.copy(), self._awake.copy()
         return copy
 
     def load(self, table: Table[K, R], rows: Iterable[R]) -> None:
@@ -199,6 +214,8 @@ class Squad(State):
             for operation in active:
                 for resource in map(key_of_resource, operation.resources.items()):
                     self.holders[resource] = with_id(self.holders.get(resource), operation.id)
+        if residence.table is AGENTS:
+            self._watch(active)
         if residence.table is EMAILS:
             self.gmail_ids.update((email.gmail_message_id, email.id) for email in active)
 
@@ -220,6 +237,8 @@ class Squad(State):
         for table, layer in draft.layers.items():
             if residence := RESIDENT.get(table.name):
                 self._merge_rows(residence, layer, draft)
+        if AGENTS in draft.layers:
+            self._watch(draft.layers[AGENTS].changes.values())
         if BUDGET_DAYS in draft.layers:
             self._forget_past_days()
         for stream, version in draft.versions.changes.items():
@@ -256,6 +275,15 @@ class Squad(State):
                 self.versions.pop(stream, None)
             if residence.table is EMAILS:
                 self.gmail_ids.pop(row.gmail_message_id, None)
+
+    def _watch(self, agents: Iterable[AgentRow]) -> None:
+        """Takes note of which of them may go quiet."""
+        awake = self._awake
+        for row in agents:
+            if row.operations > 0 or row.status == "offline":
+                awake.pop(row.name, None)
+            else:
+                awake[row.name] = None
 
     def _forget_past_days(self) -> None:
         """A day that leaves takes its agents' parts along."""

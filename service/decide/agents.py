@@ -136,7 +136,7 @@ def status_at_rest(policy: PolicyRow, row: AgentRow, now: datetime) -> AgentStat
 def gone_quiet(state: State, now: datetime) -> Iterator[NewEvent]:
     """The agents that nothing was heard of for too long."""
     policy = state.policy
-    for row in state.all(AGENTS):
+    for row in state.awake():
         due = quiet_since(policy, row)
         if due is None or due > now:
             continue

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from projections.agents import AGENTS
 from projections.keys import KEYS
 from service.decide import agents, budget, keys, operations, rules
 from service.squad import EXPIRING
@@ -42,7 +41,7 @@ def _deadlines(state: State) -> Iterator[datetime]:
         yield day.ends_at
     for name in EXPIRING:
         yield state.spared_until.get(name) or state.first_to_expire(name)
-    for agent in state.all(AGENTS):
+    for agent in state.awake():
         if due := agents.quiet_since(policy, agent):
             yield due
     for key in state.all(KEYS):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eventstore.events import OperationExpired
+from projections.agents import AGENTS
 from projections.budgets import RESERVATIONS
 from projections.operations import OPERATIONS
 from service.batch import CLOCK_ACTOR, CLOCK_STEP
@@ -252,6 +253,41 @@ class TestLooking:
         assert OPERATIONS.name in gone_through
         assert RESERVATIONS.name not in gone_through
 
+    def test_goes_through_no_agent_that_is_offline_or_at_work(self, gone_through: list[str]) -> None:
+        """Every name that was ever heard of is one, for good."""
+        story = given(
+            *(RegisterAgent(name=name, role="agent") for name in ("bob", "cyd", "dan")),
+            Heartbeat(agent="bob", status="offline"),
+            Heartbeat(agent="cyd"),
+            a_claim(60),
+        )
+        gone_through.clear()
+        assert awake_in(story.squad) == {"cyd", "dan"}
+        story.when(PassTime(), at=1).meanwhile()
+        assert AGENTS.name not in gone_through
+        story.when(Heartbeat(agent="bob"), at=2)
+        assert awake_in(story.squad) == awake_in(story.squad.copy()) == {"bob", "cyd", "dan"}
+        story.when(PassTime(), at=60)
+        assert awake_in(story.squad) == {"ann", "bob", "cyd", "dan"}
+        story.when(PassTime(), at=3_602)
+        assert awake_in(story.squad) == set()
+        loaded = Squad()
+        loaded.load(AGENTS, given(RegisterAgent(name="eva", role="agent"), a_claim(60)).squad.all(AGENTS))
+        assert awake_in(loaded) == {"eva"}
+
+    def test_sees_the_agents_that_were_active_in_the_batch_before_which_is_still_on_its_way(self) -> None:
+        story = given(RegisterAgent(name="bob", role="agent"))
+        before = Draft(story.squad)
+        bob = story.row(AGENTS, "bob")
+        before.layers[AGENTS].put("bob", bob.replaced(status="active"))
+        before.layers[AGENTS].put("cyd", bob.replaced(name="cyd"))
+        after = Draft(before)
+        after.layers[AGENTS].put("cyd", bob.replaced(name="cyd", status="offline"))
+        assert sorted((row.name, row.status) for row in after.awake()) == [
+            ("bob", "active"),
+            ("cyd", "offline"),
+        ]
+
     def test_knows_afterwards_what_is_next(self) -> None:
         story = given(
             a_claim(60), StartOperation(agent="bob", action="x", resources={"a": "b"}, ttl_seconds=70)
@@ -268,6 +304,10 @@ class TestLooking:
         loaded.load(OPERATIONS, rows)
         assert loaded.spared_until[OPERATIONS.name] == moment(60)
         assert loaded.copy().spared_until == loaded.spared_until
+
+
+def awake_in(squad: Squad) -> set[str]:
+    return {row.name for row in squad.awake()}
 
 
 def test_operations_are_kept_in_the_order_in_which_they_began_however_they_are_loaded() -> None:

@@ -43,6 +43,7 @@ from service.commands import (
     TakeUpRun,
 )
 from service.decide import At, decide
+from service.decide.agents import quiet_since
 from service.decide.jobs import due_jobs
 from service.draft import Draft
 from service.requests import Answer, CommandFailed, Outcome, Request
@@ -195,6 +196,10 @@ class World:
         working = Counter([*(row.agent for row in operations), *(row.agent for row in runs)])
         assert {row.name: row.operations for row in squad.all(AGENTS)} == {
             row.name: working[row.name] for row in squad.all(AGENTS)
+        }
+
+        assert {row.name for row in squad.awake()} == {
+            row.name for row in squad.all(AGENTS) if quiet_since(squad.policy, row)
         }
 
         days = list(squad.all(BUDGET_DAYS))
