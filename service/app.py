@@ -245,7 +245,7 @@ async def _first_commands(settings: Settings, writer: Writer) -> None:
         if writer.squad.rows(AGENTS).get(name) is None:
             await do(RegisterAgent(name=name, role=role))
     await do(StartOrchestrator(only_if_new=True))
-    specs = settings.job_specs()
+    specs = settings.job_specs(writer.squad.policy)
     for name, (source, spec) in specs.items():
         outcome = await do(DefineJob(name=name, source=source, definition=spec.definition()))
         if outcome.refusal:

@@ -9,6 +9,7 @@ import ipaddress
 import os
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +35,7 @@ from service.commands import RegisterAgent, SetPolicy
 from service.job_spec import JobSpec, over, seed_jobs
 from service.logs import LogFormat, LogLevel
 from service.sections import AgentSettings, BudgetSettings, Section
-from service.values import BaseUrl, Name, Timezone, Tokens, WindowSeconds
+from service.values import BaseUrl, Name, Timezone, Tokens, WindowSeconds, check_timezone
 from service.wrong_settings import explain, explain_json, may_hold_a_password
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from eventstore.events import JobSource
     from projections.agents import AgentRow
+    from projections.budgets import PolicyRow
 
 DEFAULT_CONFIG = Path("squad.toml")
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
@@ -215,18 +217,26 @@ class Settings(BaseSettings, Section):
             named["agent_limits"] = dict(self.budget.agent_limits)
         return SetPolicy(**named)
 
-    def job_specs(self) -> dict[str, tuple[JobSource, JobSpec]]:
+    def job_specs(self, policy: PolicyRow | None = None) -> dict[str, tuple[JobSource, JobSpec]]:
         """The seed's jobs and the squad's own, which go over them.
+
+        Args:
+            policy: the squad's, whose reset hour and time zone go for jobs that name none; None: ours.
 
         Raises:
             SettingsError: a job is not as a job must be.
         """
-        seeds = seed_jobs(self.reset_hour, self.timezone) if self.seed_jobs else {}
+        reset_hour, timezone = self.reset_hour, self.timezone
+        if policy:
+            # One that this process does not know is nothing to define jobs by.
+            with suppress(ValueError):
+                reset_hour, timezone = policy.reset_hour, check_timezone(policy.timezone)
+        seeds = seed_jobs(reset_hour, timezone) if self.seed_jobs else {}
         specs: dict[str, tuple[JobSource, JobSpec]] = {}
         faults: list[str] = []
         for name in [*seeds, *(name for name in self.jobs if name not in seeds)]:
             own = self.jobs.get(name)
-            wanted = over(seeds.get(name, {"timezone": self.timezone}), own or {})
+            wanted = over(seeds.get(name, {"timezone": timezone}), own or {})
             try:
                 specs[name] = ("default" if own is None else "settings", JobSpec.model_validate(wanted))
             except ValidationError as error:

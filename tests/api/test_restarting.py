@@ -45,6 +45,17 @@ async def test_what_nobody_set_stays_as_the_api_left_it(database: str) -> None:
         assert (shown["total"], shown["agents"]["ada"]["limit"]) == (7_000, 50)
 
 
+async def test_jobs_go_by_the_squads_time_zone_where_nobody_set_another(database: str) -> None:
+    """As after an import, or once the line is gone from the settings."""
+    jobs = {"mine": {"cron": "0 9 * * *", "task": "token_monitor"}}
+    async with running_service(database, timezone="Europe/Berlin", jobs=jobs):
+        pass
+    async with running_service(database, jobs=jobs) as service:
+        assert (await service.api.get("jobs/mine")).expect(200)["timezone"] == "Europe/Berlin"
+        defined = (await service.api.get("events", type="job_defined")).expect(200)["items"]
+        assert len(defined) == 1
+
+
 async def test_what_was_set_wins_over_the_api_at_the_next_start(database: str) -> None:
     limits = BudgetSettings(agent_limits={"ada": 10})
     async with running_service(database, daily_tokens=5_000, budget=limits) as service:

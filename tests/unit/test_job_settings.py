@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from service.commands import DefineJob
+from service.commands import DefineJob, SetPolicy
 from service.job_spec import BUILT_IN_TASKS, JobSpec, over
 from service.settings import Settings, SettingsError, read
 from service.tasks import TASKS
+from tests.unit.support import given
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,6 +61,17 @@ class TestDefaults:
         specs = settings('reset_hour = 6\ntimezone = "Europe/Berlin"', tmp_path).job_specs()
         assert specs["token_reset"][1].cron == "0 6 * * *"
         assert {spec.timezone for _, spec in specs.values()} == {"Europe/Berlin"}
+
+    def test_follow_those_of_the_log_where_the_settings_name_none(self) -> None:
+        policy = given(SetPolicy(reset_hour=6, timezone="Europe/Berlin")).squad.policy
+        specs = read().job_specs(policy)
+        assert specs["token_reset"][1].cron == "0 6 * * *"
+        assert {spec.timezone for _, spec in specs.values()} == {"Europe/Berlin"}
+
+    def test_go_by_the_settings_where_that_time_zone_is_not_known_here(self) -> None:
+        specs = read().job_specs(given().squad.policy.replaced(reset_hour=6, timezone="Mars/Olympus"))
+        assert specs["token_reset"][1].cron == "0 0 * * *"
+        assert {spec.timezone for _, spec in specs.values()} == {"UTC"}
 
     def test_know_every_built_in_task(self) -> None:
         assert set(BUILT_IN_TASKS) == set(TASKS) == set(SEEDS)
