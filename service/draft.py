@@ -24,6 +24,7 @@ from projections.agents import AGENTS
 from projections.budgets import RESERVATIONS
 from projections.operations import OPERATIONS
 from projections.projection import MissingRow, Table
+from projections.runs import RUNS
 from service.residence import PARTIAL, RESIDENT
 from service.squad import Resource, Squad, State, ids_in, key_of_resource, with_id
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from eventstore.subjects import Trace
     from projections.agents import AgentRow
     from projections.projection import K, R, Rows
+    from projections.runs import RunRow
 
 _ABSENT: Any = object()
 
@@ -155,6 +157,12 @@ class Draft(State):
         changes = self.layers[AGENTS].changes
         yield from (row for row in self.layers.base.awake() if row.name not in changes)
         yield from changes.values()
+
+    def runs_of(self, job: str, /) -> Iterator[RunRow]:
+        """The runs of a job that are under way, in no order."""
+        changes = self.layers[RUNS].changes
+        yield from (row for row in self.layers.base.runs_of(job) if row.id not in changes)
+        yield from (row for row in changes.values() if row.job == job and row.status == "running")
 
     def email_with(self, gmail_message_id: str, /) -> str | None:
         """The id of the e-mail with this Gmail message id, where it is in memory or was looked up."""

@@ -27,6 +27,7 @@ from projections.budgets import (
 from projections.emails import EMAILS
 from projections.operations import OPERATIONS
 from projections.orchestrator import ORCHESTRATOR, THE_ORCHESTRATOR, OrchestratorRow
+from projections.runs import RUNS
 from service.residence import PARTIAL, RESIDENT, Residence
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from eventstore.subjects import Trace
     from projections.agents import AgentRow
     from projections.projection import K, R, Rows, Table
+    from projections.runs import RunRow
     from service.draft import Draft, Layer
 
 Resource = tuple[str, str]
@@ -95,6 +97,10 @@ class State:
         The others are not gone through: every name that was ever heard of is among those.
         """
         return self.all(AGENTS)
+
+    def runs_of(self, job: str, /) -> Iterable[RunRow]:
+        """The runs of a job that are under way, in no order."""
+        raise NotImplementedError
 
     def email_with(self, gmail_message_id: str, /) -> str | None:
         """The id of the e-mail with this Gmail message id, where it is known."""
@@ -160,6 +166,8 @@ class Squad(State):
         self.gmail_ids: dict[str, str] = {}
         self._awake: dict[str, None] = {}
         """Names of the agents that are neither at work nor offline."""
+        self._runs_of: dict[str, set[str]] = {}
+        """Ids of the runs under way, by job."""
         self.absent: set[str] = set()
         """Streams of tasks and e-mails that are open and not in memory."""
         self._days_of_parts: set[date] = set()
@@ -183,6 +191,10 @@ class Squad(State):
         """The agents that may go quiet, in no order."""
         return map(self.tables[AGENTS.name].__getitem__, self._awake)
 
+    def runs_of(self, job: str, /) -> Iterable[RunRow]:
+        """The runs of a job that are under way, in no order."""
+        return map(self.tables[RUNS.name].__getitem__, self._runs_of.get(job, ()))
+
     def email_with(self, gmail_message_id: str, /) -> str | None:
         """The id of the e-mail with this Gmail message id, where it is in memory."""
         return self.gmail_ids.get(gmail_message_id)
@@ -195,6 +207,7 @@ class Squad(State):
         copy.tables = {name: rows.copy() for name, rows in self.tables.items()}
         copy.versions, copy.holders = self.versions.copy(), self.holders.copy()
         copy.gmail_ids, copy.absent = self.gmail_ids.copy(), self.absent.copy()
+        copy._runs_of = {job: ids.copy() for job, ids in self._runs_of.items()}
         copy._days_of_parts, copy._awake = self._days_of_parts.copy(), self._awake.copy()
         return copy
 
@@ -216,6 +229,8 @@ class Squad(State):
                     self.holders[resource] = with_id(self.holders.get(resource), operation.id)
         if residence.table is AGENTS:
             self._watch(active)
+        if residence.table is RUNS:
+            self._follow(active)
         if residence.table is EMAILS:
             self.gmail_ids.update((email.gmail_message_id, email.id) for email in active)
 
@@ -239,6 +254,8 @@ class Squad(State):
                 self._merge_rows(residence, layer, draft)
         if AGENTS in draft.layers:
             self._watch(draft.layers[AGENTS].changes.values())
+        if RUNS in draft.layers:
+            self._follow(draft.layers[RUNS].changes.values())
         if BUDGET_DAYS in draft.layers:
             self._forget_past_days()
         for stream, version in draft.versions.changes.items():
@@ -284,6 +301,16 @@ class Squad(State):
                 awake.pop(row.name, None)
             else:
                 awake[row.name] = None
+
+    def _follow(self, runs: Iterable[RunRow]) -> None:
+        """Takes note of which of them are under way."""
+        for row in runs:
+            if row.status == "running":
+                self._runs_of.setdefault(row.job, set()).add(row.id)
+            elif others := self._runs_of.get(row.job):
+                others.discard(row.id)
+                if not others:
+                    del self._runs_of[row.job]
 
     def _forget_past_days(self) -> None:
         """A day that leaves takes its agents' parts along."""

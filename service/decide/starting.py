@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from eventstore.events import RunStarted, TokensDenied, TokensReserved
 from projections.agents import ORCHESTRATOR_AGENT
 from projections.jobs import JOBS, JobRow
-from projections.runs import RUNS, RunRow
 from service.decide import holding
 from service.decide.budget import allowance
 from service.decide.decision import Accepted, At, Decision, Refused
@@ -23,6 +22,7 @@ from service.decide.unfolding import Unfolding
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
+    from projections.runs import RunRow
     from service.commands import RunJob
     from service.squad import State
 
@@ -96,8 +96,7 @@ def begin(
 
 def active_runs(state: State, job: JobRow) -> list[RunRow]:
     """The job's runs under way, the oldest first."""
-    running = (run for run in state.all(RUNS) if run.job == job.name and run.status == "running")
-    return sorted(running, key=lambda run: run.fencing_token)
+    return sorted(state.runs_of(job.name), key=lambda run: run.fencing_token)
 
 
 def on_schedule(state: State, name: str) -> JobRow | None:

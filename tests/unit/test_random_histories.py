@@ -202,6 +202,11 @@ class World:
             row.name for row in squad.all(AGENTS) if quiet_since(squad.policy, row)
         }
 
+        for job in squad.all(JOBS):
+            assert {row.id for row in squad.runs_of(job.name)} == {
+                row.id for row in runs if row.job == job.name
+            }
+
         days = list(squad.all(BUDGET_DAYS))
         assert sum(day.closed_at is None for day in days) == 1
         for day in days:
