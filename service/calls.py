@@ -80,7 +80,7 @@ class Caller:
         """
         assert self._session
         body = orjson.dumps(payload, option=orjson.OPT_UTC_Z)
-        target = (url or self._default_url).rstrip("/") + endpoint
+        target = at_url(url or self._default_url, endpoint)
         headers = signed_headers(self._secrets.get(agent), message_id, int(time()), body)
         try:
             async with self._session.post(
@@ -95,6 +95,13 @@ class Caller:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             reason = f"the call to {target} failed: {str(error) or type(error).__name__}"
             return Reply(ok=False, reason=storable(reason), body=None, tokens_used=None)
+
+
+def at_url(url: str, endpoint: str) -> str:
+    """Where an endpoint of an agent is: behind the url's path; a query of the url goes along."""
+    base, _, query = url.partition("#")[0].partition("?")
+    target = base.rstrip("/") + endpoint
+    return f"{target}{'&' if '?' in endpoint else '?'}{query}" if query else target
 
 
 def signed_headers(secret: str | None, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:

@@ -73,6 +73,33 @@ async def test_the_registered_url_goes_before_the_default_one(caller: Caller) ->
         assert [got.path for got in elsewhere.calls] == ["/base/work"]
 
 
+@pytest.mark.parametrize(
+    ("base", "endpoint", "expected"),
+    [
+        ("", "/work", "/work"),
+        ("/base/", "/work", "/base/work"),
+        ("/base?key=secret", "/work", "/base/work?key=secret"),
+        ("?key=secret", "/work?deep=1", "/work?deep=1&key=secret"),
+        ("/base#here", "/work", "/base/work"),
+    ],
+    ids=["bare", "with a path", "with a query", "both with a query", "with a fragment"],
+)
+async def test_the_endpoint_is_a_path_at_the_agents_url_whatever_follows_that(
+    agents: Agents, caller: Caller, base: str, endpoint: str, expected: str
+) -> None:
+    """Otherwise another path would be called than the job names, and may well answer that all is done."""
+    called: list[str] = []
+
+    async def behave(request: web.Request) -> web.StreamResponse:
+        called.append(str(request.rel_url))
+        return await answers({})(request)
+
+    agents.on("/work", behave)
+    agents.on("/base/work", behave)
+    await caller.call("worker", agents.url + base, endpoint, MESSAGE_ID, {})
+    assert called == [expected]
+
+
 async def test_a_connection_is_used_again_and_given_up_before_a_server_would_do_so(
     agents: Agents, caller: Caller
 ) -> None:
