@@ -81,6 +81,17 @@ def next_ticks(schedule: Schedule, after: datetime, count: int) -> list[datetime
     return ticks
 
 
+def coming_ticks(job: JobRow, now: datetime, count: int) -> list[datetime]:
+    """A job's next few ticks that are still to come, as far as they can be told."""
+    schedule, after = schedule_of(job), job.ticked_until
+    with suppress(ValueError):
+        # The scheduler asks for this one as well, so as a rule it is at hand, and so is what follows it.
+        first = next_tick(schedule, after)
+        if first and first <= now:
+            after = now
+    return next_ticks(schedule, after, count)
+
+
 def due_at(job: JobRow, tick: datetime) -> datetime:
     """When a tick is to start: the tick, and a share of the job's jitter that is the same for everybody.
 

@@ -12,7 +12,7 @@ from projections.operations import OPERATIONS
 from projections.runs import RUNS
 from projections.tasks import TASKS
 from service.decide.budget import remaining
-from service.schedule import next_ticks, schedule_of
+from service.schedule import coming_ticks
 
 NEXT_TICKS = 5
 """How many ticks ahead a job is shown."""
@@ -77,8 +77,7 @@ def job(row: JobRow, last_runs: list[dict[str, Any]], now: datetime) -> dict[str
 def planned(row: JobRow, now: datetime) -> dict[str, Any]:
     """A job with its next ticks."""
     shown = {name: value for name, value in row.asdict().items() if name not in INNER_OF_JOBS}
-    after = max(now, row.ticked_until)
-    ticks = next_ticks(schedule_of(row), after, NEXT_TICKS) if row.enabled else []
+    ticks = coming_ticks(row, now, NEXT_TICKS) if row.enabled else []
     return {**shown, "next_ticks": ticks}
 
 
@@ -130,7 +129,7 @@ def seed_jobs(state: State, now: datetime) -> list[dict[str, Any]]:
             "name": row.name,
             "schedule": row.cron or f"every {row.every_seconds:g} s",
             "paused": row.paused,
-            "nextRun": next(iter(next_ticks(schedule_of(row), max(now, row.ticked_until), 1)), None),
+            "nextRun": next(iter(coming_ticks(row, now, 1)), None),
         }
         for row in sorted(state.all(JOBS), key=lambda row: row.name)
         if row.enabled

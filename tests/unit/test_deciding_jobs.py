@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -32,6 +32,7 @@ from service.commands import (
 )
 from service.decide.jobs import due_jobs
 from service.decide.ticks import MAX_MISSED_AT_ONCE
+from service.schedule import coming_ticks
 from tests.unit.job_stories import (
     JOB,
     OTHER,
@@ -48,6 +49,7 @@ from tests.unit.support import START, Story, moment
 
 if TYPE_CHECKING:
     from service.commands import AnyCommand
+    from service.schedule import Schedule
 
 
 def defined(source: Any = "settings", **fields: Any) -> JobDefined:
@@ -426,6 +428,29 @@ class TestAJobWhoseTicksNobodyCanTell:
         [row] = squad.all(JOBS)
         assert views.planned(row, moment(1))["next_ticks"] == []
         assert [job["nextRun"] for job in views.seed_jobs(squad, moment(1))] == [None]
+
+
+class TestTicksThatAreShown:
+    @pytest.mark.parametrize("now", [0, 59.9, 60, 150])
+    def test_are_those_still_to_come_also_where_some_are_owed(self, now: float) -> None:
+        row = with_job().row(JOBS, JOB)
+        first = moment(now // 60 * 60 + 60)
+        assert coming_ticks(row, moment(now), 2) == [first, first + timedelta(seconds=60)]
+
+    def test_are_not_before_the_last_that_has_its_outcome(self) -> None:
+        """As where the log's time is ahead of the clock that was put right."""
+        row = with_job().row(JOBS, JOB).replaced(ticked_until=moment(3_600))
+        assert coming_ticks(row, moment(1), 1) == [moment(3_660)]
+
+    def test_are_not_reckoned_anew_at_each_look(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With thousands of jobs that took so long that nobody else was answered."""
+        squad = with_job(cron="7 7 7 7 *").squad
+        due_jobs(squad, moment(1))
+        reckoned: list[Schedule] = []
+        monkeypatch.setattr("service.schedule._next_tick", lambda schedule, _: reckoned.append(schedule))
+        shown = [views.seed_jobs(squad, moment(seconds))[0]["nextRun"] for seconds in (2, 3)]
+        assert shown == [datetime(2026, 7, 7, 7, 7, tzinfo=UTC)] * 2
+        assert reckoned == []
 
 
 def test_whatever_is_to_be_claimed_leads_to_something() -> None:
