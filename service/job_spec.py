@@ -118,7 +118,6 @@ class JobSpec(BaseModel):
     def _ticks(cls, cron: str | None) -> str | None:
         if cron is not None and not re.fullmatch(_CRON, cron):
             raise ValueError("must be five fields on one line, such as 0 9 * * *")
-        # In any time zone: none makes a day that no other has.
         if cron is not None and next_tick(Schedule(cron, None, "UTC"), datetime.now(UTC)) is None:
             raise ValueError("there is no such day")
         return cron
@@ -131,6 +130,8 @@ class JobSpec(BaseModel):
             raise ValueError("agent: name the agent that is to be called")
         if (self.cron is None) == (self.every is None):
             raise ValueError("cron, every: name exactly one of them")
+        if self.cron and next_tick(Schedule(self.cron, None, self.timezone), datetime.now(UTC)) is None:
+            raise ValueError(f"cron: no clock in {self.timezone} shows such a time")
         return self
 
     def definition(self) -> JobDefinition:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIELDS = 5
 _MINUTE = timedelta(minutes=1)
+_SEARCHED_YEARS = 50
+"""For how long a time is looked for that the clock shows; as long as for a day that is in the calendar."""
 _NO_TIME = timedelta(0)
 
 
@@ -129,6 +131,8 @@ def _next_by_the_clock(cron: str, zone: ZoneInfo, after: datetime) -> datetime |
     start = local - max(first - second, _NO_TIME)
     earliest: datetime | None = None
     for wall in _on_the_wall(cron, start):
+        if wall.year > start.year + _SEARCHED_YEARS:
+            break
         moments = _moments(wall, zone)
         if later := [moment for moment in moments if moment > after]:
             earliest = min(later[0], earliest or later[0])

@@ -156,6 +156,10 @@ class TestWhatIsWrong:
             ),
             ({"cron": '"0 0 */31 2 1#5"'}, "jobs.mine.cron is '0 0 */31 2 1#5': there is no such day"),
             ({"cron": '"0 9 * * *\\n"'}, "jobs.mine.cron is '0 9 * * *\\n': must be five fields on one"),
+            (
+                {"cron": '"*/5 2 29 3 */7"', "timezone": '"Europe/Berlin"'},
+                "jobs.mine: cron: no clock in Europe/Berlin shows such a time",
+            ),
             ({"cron": "5"}, "jobs.mine.cron is 5: "),
             (
                 {"timezone": '"Berlin"'},

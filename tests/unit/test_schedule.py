@@ -18,11 +18,15 @@ The shifts of 2026, by the rules of the zones (tz database), with the offsets be
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from service import schedule
 from service.schedule import Schedule, next_tick, next_ticks
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
 
 
 def utc(text: str) -> datetime:
@@ -286,6 +290,23 @@ class TestWhatIsNoSchedule:
     def test_may_also_be_a_day_that_never_comes(self) -> None:
         assert next_tick(Schedule("0 0 */31 2 MON#5", None, "UTC"), utc("2026-03-01T00:00")) is None
         assert next_ticks(Schedule("0 0 */31 2 MON#5", None, "UTC"), utc("2026-03-01T00:00"), 5) == []
+
+    def test_may_be_a_time_that_the_zone_never_shows_and_is_not_looked_for_until_the_year_9999(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On a Sunday, the 29th of March is the day on which Berlin goes from 02:00 to 03:00."""
+        looked_at: list[int] = []
+        moments = schedule._moments
+
+        def counted(wall: datetime, zone: ZoneInfo) -> list[datetime]:
+            looked_at.append(wall.year)
+            return moments(wall, zone)
+
+        monkeypatch.setattr(schedule, "_moments", counted)
+        strange = Schedule("*/5 2 29 3 */7", None, "Europe/Berlin")
+        assert next_tick(strange, utc("2026-03-01T00:00")) is None
+        assert looked_at
+        assert max(looked_at) <= 2026 + 50
 
 
 class TestAnInterval:
