@@ -195,8 +195,14 @@ class Appender:
                 await connection.execute("ROLLBACK")
         except StoreUnavailable:
             raise
-        except (HeadMoved, ClockDrifted) as unexpected:
-            # Under the lock neither can be, unless the process was stopped in between. Begin afresh.
+        except ClockDrifted as drift:
+            # The process was stopped in between, or deciding takes longer than may be: fewer at a time.
+            if len(tickets) == 1:
+                raise StoreBusy(str(drift)) from drift
+            await connection.rollback()
+            raise
+        except HeadMoved as unexpected:
+            # Under the lock that cannot be, unless the process was stopped in between. Begin afresh.
             raise StoreBusy(str(unexpected)) from unexpected
         except Exception:
             # The lock stops every other writer: whatever went wrong, it is given back first.

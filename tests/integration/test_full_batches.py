@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -49,6 +50,30 @@ async def _all(writer: Writer, numbers: range) -> list[int]:
     requests = [Request(message(str(number)), "agent:alice", "together") for number in numbers]
     outcomes = await asyncio.gather(*writer.put_all(requests))
     return [outcome.position or 0 for outcome in outcomes]
+
+
+async def test_what_takes_too_long_to_decide_goes_some_at_a_time(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database takes only what was decided within the last second. On a slow machine that is little."""
+    append, turned_back = log.append, 0
+
+    async def slowly(
+        connection: Connection, batch: Sequence[Recorded], decided_at: datetime, **how: Any
+    ) -> datetime:
+        nonlocal turned_back
+        if len(batch) > 4:
+            turned_back += 1
+            decided_at -= timedelta(seconds=2)
+        return await append(connection, batch, decided_at, **how)
+
+    async with running_writer(database) as writer:
+        await _all(writer, range(1))
+        monkeypatch.setattr(log, "append", slowly)
+        positions = await _all(writer, range(1, COMMANDS))
+        assert turned_back
+        assert positions == sorted(set(positions))
+    await assert_log_is_sound(database)
 
 
 @pytest.mark.parametrize(("bound", "most"), [("MAX_BATCH_BYTES", 200), ("MAX_BATCH_EVENTS", 3)])
