@@ -101,11 +101,11 @@ def due_at(job: JobRow, tick: datetime) -> datetime:
     """
     if not job.jitter_seconds:
         return tick
-    jitter = timedelta(seconds=job.jitter_seconds)
+    seconds = job.jitter_seconds
     if following := next_tick(schedule_of(job), tick):
-        jitter = min(jitter, following - tick)
+        seconds = min(seconds, (following - tick).total_seconds())
     share = int(run_id(job.name, tick).replace("-", "")[-8:], 16) / 2**32
-    return tick + jitter * share
+    return tick + timedelta(seconds=seconds) * share
 
 
 # Cron, on the clock on the wall -------------------------------------------------------------------------

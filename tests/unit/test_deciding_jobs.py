@@ -417,6 +417,11 @@ class TestAJobWhoseTicksNobodyCanTell:
         assert [name for name, _ in told] == ["strange"]
         assert told[0][1]
 
+    def test_is_in_no_other_jobs_way_where_its_jitter_is_beyond_any_calendar(self) -> None:
+        """As it may come with an import."""
+        story = with_job().given(define("strange", jitter_seconds=1e300))
+        assert due_jobs(story.squad, moment(60))[0][0] == JOB
+
     def test_can_be_mended_and_removed(self) -> None:
         story = with_job(timezone="Mars/Olympus")
         story.when(define(), at=1).then(defined())
