@@ -16,7 +16,7 @@ from pydantic import (
 
 from service.calls import decode_secret
 from service.commands import RegisterAgent
-from service.values import BaseUrl, Name, Priority, Tokens
+from service.values import Name, Priority, Tokens, Url
 
 if TYPE_CHECKING:
     from projections.agents import AgentRow
@@ -53,7 +53,7 @@ class AgentSettings(Section):
     """An agent that is registered when the service starts."""
 
     role: Name
-    url: BaseUrl | None = None
+    url: Url | None = None
     priority: Priority = 0
     secret: SecretStr | None = None
     """Signs the calls to the agent; base64, as a rule with the prefix whsec_. Never in the log."""

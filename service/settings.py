@@ -35,7 +35,7 @@ from service.commands import RegisterAgent, SetPolicy
 from service.job_spec import JobSpec, over, seed_jobs
 from service.logs import LogFormat, LogLevel
 from service.sections import AgentSettings, BudgetSettings, Section
-from service.values import BaseUrl, Name, Timezone, Tokens, WindowSeconds, check_timezone
+from service.values import Name, Timezone, Tokens, Url, WindowSeconds, check_timezone
 from service.wrong_settings import explain, explain_json, may_hold_a_password
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Settings(BaseSettings, Section):
     data: File = Path(".squad")
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=3001, ge=0, le=65_535)
-    agents_url: BaseUrl = "http://localhost:3002"
+    agents_url: Url = "http://localhost:3002"
     daily_tokens: Tokens = 100_000
     reset_hour: int = Field(default=0, ge=0, le=23)
     timezone: Timezone = "UTC"

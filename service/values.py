@@ -42,7 +42,6 @@ _PORT = r"[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][
 _HOST = r"[^\s\x00-\x1f\x7f/?#@:\[\]\\]+|\[[0-9A-Fa-f:.]+(%[0-9A-Za-z%._~-]+)?\]"
 _AUTHORITY = rf"^https?://([^\s\x00-\x1f\x7f/?#@\[\]\\]*@)?({_HOST})(:({_PORT}))?"
 _HTTP_URL = _AUTHORITY + r"([/?#][^\s\x00-\x1f\x7f]*)?$"
-_BASE_URL = _AUTHORITY + r"(/[^\s\x00-\x1f\x7f?#]*)?$"
 
 PATTERNS_IN_WORDS: Mapping[str, str] = MappingProxyType(
     {
@@ -50,7 +49,6 @@ PATTERNS_IN_WORDS: Mapping[str, str] = MappingProxyType(
         _NO_NUL: "must not contain U+0000",
         _UUID: "must be a UUID",
         _HTTP_URL: "must be an http or https URL",
-        _BASE_URL: "must be an http or https URL, without a query or fragment: paths are appended to it",
     }
 )
 """What a pattern allows, for a person who sent something else."""
@@ -106,12 +104,6 @@ Url = Annotated[
     StringConstraints(max_length=2_000, pattern=_HTTP_URL),
 ]
 """An http or https URL."""
-
-BaseUrl = Annotated[
-    str,
-    StringConstraints(max_length=2_000, pattern=_BASE_URL),
-]
-"""An http or https URL that paths are appended to."""
 
 Tokens = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 """A number of LLM tokens."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eventstore.events import AgentStatus
 from service.commands.base import Command
-from service.values import BaseUrl, Name, Priority
+from service.values import Name, Priority, Url
 
 
 class RegisterAgent(Command):
@@ -12,8 +12,8 @@ class RegisterAgent(Command):
 
     name: Name
     role: Name
-    url: BaseUrl | None = None
-    """Where the agent is called: paths are appended to it. Without it, the service's default."""
+    url: Url | None = None
+    """Base URL where the agent is called; without it, the service's default."""
     priority: Priority = 0
 
 

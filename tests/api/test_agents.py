@@ -42,10 +42,10 @@ async def test_put_again_changes_the_profile_and_keeps_the_id(api: Api) -> None:
         "http://[fe80::1%25eth0]",
         "http://user:word@a.test",
         "http://bücher.example",
-        "http://a_b-c.test/%20",
+        "http://a_b-c.test/%20?key=1",
     ],
 )
-async def test_an_agent_can_be_at_any_url_that_paths_can_be_appended_to(api: Api, url: str) -> None:
+async def test_an_agent_can_be_at_any_url(api: Api, url: str) -> None:
     (await api.put("agents/ada", role="writer", url=url)).expect(200)
     assert (await api.get("agents/ada")).expect(200)["url"] == url
 
