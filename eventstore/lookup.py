@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
 
 _READ_STREAMS = f"SELECT {COLUMNS} FROM events WHERE stream = ANY(%s) ORDER BY position"
+_READ_STREAMS_AND_BEGINNINGS = f"""
+    SELECT {COLUMNS} FROM events WHERE stream = ANY(%s)
+    UNION ALL
+    SELECT {COLUMNS} FROM events WHERE stream = ANY(%s) AND version <= %s
+    ORDER BY position
+"""
 # Each from its end: a stream can be as long as the log.
 _LAST_VERSIONS = """
     SELECT asked.stream, last.version FROM unnest(%s::text[]) AS asked (stream) CROSS JOIN LATERAL (
@@ -22,6 +28,30 @@ _LAST_VERSIONS = """
         ORDER BY version DESC LIMIT 1
     ) AS last
 """
+# By version: the stream's own key is the way. Refused claims stand in the stream of the one in their way,
+# and there can be very many of them. An event may be found twice: to see to that here would cost more.
+_READ_ENDS = f"""
+    SELECT {COLUMNS} FROM events WHERE stream = ANY(%s) AND version = 1
+    UNION ALL
+    SELECT {COLUMNS} FROM events WHERE stream = ANY(%s) AND version > 1 AND agent = ANY(%s)
+    UNION ALL
+    SELECT last.* FROM unnest(%s::text[]) AS asked (stream) CROSS JOIN LATERAL (
+        SELECT {COLUMNS} FROM events e
+        WHERE e.stream = asked.stream AND version > 1 AND type <> 'conflict_detected'
+        ORDER BY version DESC LIMIT 2
+    ) AS last
+"""
+
+
+SHORT = 20
+"""How many events a stream has at most that is read whole anyway, as nearly all are: that is faster."""
+
+
+class Ends(NamedTuple):
+    """A stream whose beginning and end are wanted, and of what lies between, what an agent did."""
+
+    stream: str
+    agent: str | None = None
 
 
 class Filter(NamedTuple):
@@ -34,9 +64,25 @@ class Filter(NamedTuple):
     until: datetime | None = None
 
 
-async def read_streams(connection: Connection, streams: Sequence[str]) -> list[Recorded]:
-    """Every event of the named streams, in the order of the log."""
-    return await select(connection, _READ_STREAMS, (list(streams),))
+async def read_streams(
+    connection: Connection, streams: Sequence[str], in_brief: Sequence[Ends] = ()
+) -> list[Recorded]:
+    """All events of these streams, and of those `in_brief` as well where they are short, by position.
+
+    Of a long one there are the first event, the last two but for refused claims, and what the agents did
+    that are named; an agent that is named for one of them may be found in another one as well.
+    """
+    if not in_brief:
+        return await select(connection, _READ_STREAMS, (list(streams),))
+    brief = list({ends.stream for ends in in_brief}.difference(streams))
+    found = await select(connection, _READ_STREAMS_AND_BEGINNINGS, (list(streams), brief, SHORT))
+    long = {event.stream for event in found if event.version == SHORT}.intersection(brief)
+    if not long:
+        return found
+    agents = {ends.agent for ends in in_brief if ends.agent and ends.stream in long}
+    ends = await select(connection, _READ_ENDS, (list(long), list(long), list(agents), list(long)))
+    kept = (event for event in found if event.stream not in long)
+    return [event for _, event in sorted({event.position: event for event in (*kept, *ends)}.items())]
 
 
 async def read_stream(

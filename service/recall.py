@@ -1,7 +1,8 @@
 """What commands need from the log beyond the state in memory: finished things, and earlier answers.
 
-It is read in one round trip before a batch is decided, and holds as long as the log's head does; where the
-head moves, the batch's events are not appended and it is read again.
+It is read in a round trip or two before a batch is decided, and holds as long as the log's head does; where
+the head moves, the batch's events are not appended and it is read again. All other commands wait meanwhile,
+so no more is read than matters: a claim or a message can have a story as long as the log.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from eventstore.events import (
     TokensReserved,
     TokensSettled,
 )
+from eventstore.lookup import Ends
 from eventstore.translation import translating
 from projections.budgets import RESERVATIONS, reservation_after
 from projections.emails import EMAILS, emails
@@ -35,7 +37,7 @@ from service import commands as do
 from service.requests import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from eventstore.connection import Connection
     from eventstore.keys import Keyring
@@ -69,23 +71,28 @@ class Needs(NamedTuple):
     """What is to be read."""
 
     streams: list[str]
+    ends: list[Ends]
+    """Streams that can be very long, and of which little matters."""
     gmail_message_ids: list[str]
     subjects: list[str]
 
     def __bool__(self) -> bool:
-        return bool(self.streams or self.gmail_message_ids or self.subjects)
+        return bool(self.streams or self.ends or self.gmail_message_ids or self.subjects)
 
 
 def needs(state: State, tickets: Iterable[Ticket]) -> Needs:
     """What these commands need that is not in memory."""
-    wanted = Needs([], [], [])
+    wanted = Needs([], [], [], [])
     for ticket in tickets:
         request = ticket.request
         command = request.command
         if request.idempotency_key:
             wanted.streams.append(f"request-{request.idempotency_key}")
         if stream := _stream(state, command):
-            wanted.streams.append(stream)
+            if type(command) in _BY_ITS_ENDS:
+                wanted.ends.append(Ends(stream, command.acting_agent))
+            else:
+                wanted.streams.append(stream)
         elif type(command) is do.LogEmail and not state.email_with(command.gmail_message_id):
             wanted.gmail_message_ids.append(command.gmail_message_id)
         elif type(command) is do.ForgetSubject:
@@ -104,14 +111,20 @@ async def read(connection: Connection, wanted: Needs, keyring: Keyring | None = 
         with translating():
             cursor = await connection.execute(query, (wanted.gmail_message_ids,), prepare=True)
             streams += [row[0] for row in await cursor.fetchall()]
-    return await stories(connection, streams, keyring) if streams else []
+    return await stories(connection, streams, keyring, wanted.ends) if streams or wanted.ends else []
 
 
 async def stories(
-    connection: Connection, streams: list[str], keyring: Keyring | None = None
+    connection: Connection,
+    streams: Sequence[str],
+    keyring: Keyring | None = None,
+    in_brief: Sequence[Ends] = (),
 ) -> list[Recorded]:
-    """The events of streams in the log's order, readable, with those that erased something of theirs."""
-    history = await lookup.read_streams(connection, streams)
+    """The events of streams in the log's order, readable, with those that erased something of theirs.
+
+    See `eventstore.lookup.read_streams` for those `in_brief`.
+    """
+    history = await lookup.read_streams(connection, streams, in_brief)
     if ends := streams_of_keys(history):
         history = sorted([*history, *await lookup.read_streams(connection, ends)], key=_position)
     return await sealing.reveal(connection, history, keyring, veiled=(MessageSent.type,))
@@ -194,6 +207,10 @@ _ABOUT: Mapping[type[do.AnyCommand], _About] = MappingProxyType(
     }
 )
 """By command. Looked up for each of them, where a `match` would ask a dozen times what it is not."""
+
+_BY_ITS_ENDS = frozenset({do.AcknowledgeMessage, do.RenewOperation, do.FinishOperation})
+"""Those for which the ends of that thing's stream will do, and what the agent did in it: it has an
+acknowledgement for every reader of a message, and a refusal for everybody whom a claim turned away."""
 
 
 def _stream(state: State, command: do.AnyCommand) -> str | None:

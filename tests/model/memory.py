@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msgspec.structs import astuple
 
 from eventstore import codec, log, lookup, sealing, standby
-from eventstore.events import SubjectForgotten
+from eventstore.events import ConflictDetected, SubjectForgotten
+from eventstore.recorded import Recorded
 from projections import PROJECTIONS
 from projections.budgets import BUDGET_DAYS, BUDGETS
 from service import snapshots
@@ -27,7 +28,6 @@ from tests.support.verify import MemoryRows
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from eventstore.recorded import Recorded
     from service.squad import Squad
     from tests.model.line import Rows, Word
 
@@ -155,6 +155,25 @@ class InMemory(WithKeys):
         upto = self._length(session)
         return [[tuple(one) for one in self.stored.of_streams(streams) if one.position <= upto]]
 
+    def _read_streams_and_beginnings(
+        self, session: Session, streams: list[str], in_brief: list[str], short: int
+    ) -> list[Rows]:
+        [found] = self._read_streams(session, [*streams, *in_brief])
+        return [[one for one in found if Recorded(*one).stream in streams or Recorded(*one).version <= short]]
+
+    def _read_ends(
+        self, session: Session, streams: list[str], of_agents: list[str], agents: list[str], _: list[str]
+    ) -> list[Rows]:
+        found: dict[int, tuple[Any, ...]] = {}
+        for stream in streams:
+            [story] = self._read_streams(session, [stream])
+            events = [Recorded(*one) for one in story]
+            wanted = [*events[:1], *[one for one in events if one.type != ConflictDetected.type][-2:]]
+            if stream in of_agents:
+                wanted += [one for one in events[1:] if getattr(codec.decode(one), "agent", None) in agents]
+            found |= {one.position: tuple(one) for one in wanted}
+        return [[found[position] for position in sorted(found)]]
+
     def _versions(self, _: Session, streams: list[str], upto: int) -> list[Rows]:
         last = {one.stream: one.version for one in self.stored.of_streams(streams) if one.position <= upto}
         return [list(last.items())]
@@ -265,6 +284,8 @@ _STATEMENTS: dict[str, Callable[..., list[Rows]]] = {
     log._LOCK_AND_READ: InMemory._lock_and_read,
     log._READ_AFTER: InMemory._read_after,
     lookup._READ_STREAMS: InMemory._read_streams,
+    lookup._READ_STREAMS_AND_BEGINNINGS: InMemory._read_streams_and_beginnings,
+    lookup._READ_ENDS: InMemory._read_ends,
     f"SELECT {_COLUMNS} FROM events WHERE position = %s": InMemory._read_one,
     "SELECT coalesce(max(position), 0) FROM events": InMemory._head,
     "SELECT id::text, position FROM events WHERE id = ANY(%s::uuid[])": InMemory._find_ids,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from psycopg import AsyncClientCursor, AsyncCursor
 
-from eventstore import keys, log, pages
+from eventstore import keys, log, lookup, pages
 from eventstore.errors import StoreUnavailable
 from eventstore.listener import Hints
 from service import appender, batch, confirmed, folding, keeper, pace, restore, sealer, snapshots, writer
@@ -222,6 +222,7 @@ def simulated() -> Iterator[None]:
         patch.setattr(pace, "PLENTY", 2)
         patch.setattr(pace, "_LEAST_SECONDS", 0.0001)
         patch.setattr(sealer, "_SMALLEST_LOT", 1)
+        patch.setattr(lookup, "SHORT", 2)
         patch.setattr(log, "PAGE_EVENTS", PAGE_EVENTS)
         patch.setattr(log.read_after, "__defaults__", (PAGE_EVENTS,))
         # So that a few dozen events are a long way for a process that starts.

@@ -258,7 +258,7 @@ class Story:
         wanted = recall.needs(self.squad, tickets)
         if not wanted:
             return []
-        streams = set(wanted.streams)
+        streams = {*wanted.streams, *(ends.stream for ends in wanted.ends)}
         for recorded in self.log:
             if recorded.type == "email_received":
                 email = orjson.loads(recorded.data)

@@ -1,0 +1,95 @@
+"""What is finished is told from little of its stream, however much there is of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from projections.messages import MESSAGES
+from projections.operations import OPERATIONS
+from service import commands as do
+from service import recall
+from service.draft import Draft
+from service.requests import Request, Ticket
+from tests.support.parts import connected, running_writer, submit
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import AsyncIterator
+
+    from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
+    from service.commands import AnyCommand
+    from service.requests import Outcome
+    from service.writer import Writer
+
+MANY = 40
+_NOBODY_WAITS = cast("asyncio.Future[Outcome]", None)
+
+
+@pytest.fixture
+async def writer(database: str) -> AsyncIterator[Writer]:
+    async with running_writer(database) as running_:
+        yield running_
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[Connection]:
+    async with connected(database) as opened:
+        yield opened
+
+
+async def _recalled(writer: Writer, connection: Connection, *commands: AnyCommand) -> list[str]:
+    """What is read for commands, by type. It tells the same as all there is would."""
+    tickets = [Ticket(Request(command, "agent:test", "test"), _NOBODY_WAITS) for command in commands]
+    wanted = recall.needs(writer.squad, tickets)
+    brief = await recall.read(connection, wanted)
+    whole = await recall.stories(connection, sorted({ends.stream for ends in wanted.ends}))
+    assert _told(writer, brief) == _told(writer, whole)
+    return [recorded.type for recorded in brief]
+
+
+def _told(writer: Writer, history: list[Recorded]) -> list[dict[Any, Any]]:
+    draft = Draft(writer.squad)
+    recall.fold(draft, history)
+    return [draft.layers[OPERATIONS].changes, draft.layers[MESSAGES].changes, draft.versions.changes]
+
+
+async def test_of_a_finished_operation_all_are_left_out_whom_it_turned_away(
+    writer: Writer, connection: Connection
+) -> None:
+    claim = do.StartOperation(agent="ann", action="answer", resources={"emailId": "e-1"}, ttl_seconds=600)
+    operation = (await submit(writer, claim)).reply["id"]
+    for _ in range(MANY):
+        await submit(writer, do.RenewOperation(operation_id=operation))
+        outcome = await submit(writer, claim.model_copy(update={"agent": "bob"}))
+        assert outcome.refusal is not None
+    finish = do.FinishOperation(operation_id=operation, outcome="succeeded")
+    await submit(writer, finish)
+    refused = await submit(writer, finish)
+    assert refused.refusal is not None
+    assert refused.refusal.code == "operation_finished"
+    assert await _recalled(writer, connection, finish, do.RenewOperation(operation_id=operation)) == [
+        "operation_started",
+        "operation_renewed",
+        "operation_finished",
+    ]
+
+
+async def test_of_a_message_all_are_left_out_who_acknowledged_it_before(
+    writer: Writer, connection: Connection
+) -> None:
+    sent = await submit(writer, do.SendMessage(from_agent="ann", message="to all"))
+    acks = [do.AcknowledgeMessage(message_id=sent.reply["id"], agent=f"agent-{n}") for n in range(MANY)]
+    first, *_, last = [await submit(writer, ack) for ack in acks]
+    assert (await submit(writer, acks[0])).position == first.position
+    # Its beginning, what these two did, and the end, by which the next event has its version.
+    assert await _recalled(writer, connection, acks[0], acks[7]) == [
+        "message_sent",
+        *["message_acknowledged"] * 4,
+    ]
+    another = await submit(writer, acks[0].model_copy(update={"agent": "ann"}))
+    assert another.position is not None
+    assert last.position is not None
+    assert another.position > last.position
