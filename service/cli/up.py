@@ -62,6 +62,9 @@ async def _serve(chosen: Settings) -> None:
     loop.set_exception_handler(logs.tell_of_the_unexpected)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    # Whoever starts it with nohup wants it to outlive the terminal.
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGHUP, stop.set)
     starting = asyncio.create_task(_until_stopped(chosen, stop))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -84,7 +87,15 @@ async def _until_stopped(chosen: Settings, stop: asyncio.Event) -> None:
         waiting.cancel()
         for task in ended & set(tasks):
             raise StartFailed(f"a part of the service ended: {told(task.exception())}")
+        _say_that_it_stops()
+
+
+def _say_that_it_stops() -> None:
+    try:
         click.echo("squad is stopping")
+    except OSError:
+        # The terminal was closed, or whoever read it has gone. What is still to be written leads nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _where(chosen: Settings) -> str:

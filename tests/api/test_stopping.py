@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
+import sys
 import time
 from collections import Counter
 from contextlib import asynccontextmanager
@@ -17,12 +19,14 @@ import aiohttp
 import pytest
 
 from eventstore import log
+from tests.support.command import ENDS_WITHIN_SECONDS, SQUAD
 from tests.support.parts import connected
 from tests.support.process import ServiceProcess, squad_up
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
 
 CLIENTS = 32
 STREAMS = 3
@@ -145,6 +149,43 @@ async def test_another_sigint_ends_it_at_once(database: str, first: signal.Signa
         await _is_stopping(process)
         process.send(signal.SIGINT)
         assert await process.ended(within_seconds=STOPS_WITHIN_SECONDS) == 1, process.story()
+
+
+_WITH_HANGUP = """
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv[1]))
+if os.isatty(0):
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+async def test_it_stops_where_its_terminal_is_closed(database: str, tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _WITH_HANGUP, "SIG_DFL"),
+        *(SQUAD, "up", "--port", "0", "--dsn", database),
+        cwd=tmp_path,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    said = b""
+    while b"Ctrl-C" not in said:
+        said += await asyncio.to_thread(os.read, ours, 1_000)
+    os.close(ours)
+    assert await asyncio.wait_for(process.wait(), ENDS_WITHIN_SECONDS) == 0
+
+
+async def test_with_nohup_it_outlives_the_terminal(database: str, tmp_path: Path) -> None:
+    program = (sys.executable, "-c", _WITH_HANGUP, "SIG_IGN", str(SQUAD))
+    async with squad_up(dsn=database, program=program) as process:
+        process.send(signal.SIGHUP)
+        async with aiohttp.request("GET", f"{process.url}/readyz") as response:
+            assert (await response.json())["stopping"] is False
+        assert await process.stop() == 0
 
 
 @asynccontextmanager
