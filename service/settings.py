@@ -60,6 +60,9 @@ _POLICY = (
 
 
 def _check_dsn(dsn: str) -> str:
+    if not dsn.strip():
+        # As of a shell's variable that is not set. Nobody means the embedded Postgres by it.
+        raise ValueError("must name a database")
     try:
         timeout_from_conninfo(conninfo_to_dict(dsn))
     except UnicodeEncodeError as error:
@@ -75,6 +78,12 @@ Dsn = Annotated[str, AfterValidator(_check_dsn)]
 """Where a database is, in libpq's words."""
 
 
+def _named(path: object) -> object:
+    if path == "":
+        raise ValueError("must name a file or folder")
+    return path
+
+
 def _at_home(path: Path) -> Path:
     try:
         return path.expanduser()
@@ -82,7 +91,7 @@ def _at_home(path: Path) -> Path:
         raise ValueError("must not begin with the home folder of nobody") from error
 
 
-File = Annotated[Path, AfterValidator(_at_home)]
+File = Annotated[Path, BeforeValidator(_named), AfterValidator(_at_home)]
 """A file or folder; ~ is one's home folder, as in a shell."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

@@ -45,6 +45,18 @@ _AGO = re.compile(r"([0-9]{1,9})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
+class Folder(click.Path):
+    """A folder. A path of nothing is none: it would be the one in which the command runs."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        """Its path."""
+        if value == "":
+            self.fail("it must name a folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def database_options(command: F) -> F:
     """`--dsn`, `--data` and `--config`, which every command takes."""
     for option in (
@@ -53,7 +65,7 @@ def database_options(command: F) -> F:
         ),
         click.option(
             "--data",
-            type=click.Path(path_type=Path),
+            type=Folder(path_type=Path),
             help="The embedded Postgres's folder.  [default: .squad]",
         ),
         click.option("--dsn", help="The database; without it, the embedded Postgres."),

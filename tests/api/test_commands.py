@@ -452,6 +452,8 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
         (("events",), "there is no squad in .squad; start one with `squad up`"),
         (("status",), "there is no squad in .squad; start one with `squad up`"),
         (("status", "--data", "else/where"), "there is no squad in else/where"),
+        (("up", "--data", ""), "Invalid value for '--data': it must name a folder"),
+        (("up", "--dsn", ""), "dsn (SQUAD_DSN) is '': must name a database"),
         (("verify", "--data", "."), "there is no squad in .; start one with `squad up`"),
         (("status", "--data", "x" * 300), f"the folder {'x' * 300} cannot be reached: File name too long"),
         (

@@ -216,6 +216,8 @@ def test_a_wrong_dsn_is_not_repeated_where_it_may_hold_a_password(
         ),
         ('[agents.ada]\nrole = "w"\npriority = false', "agents.ada.priority is False: must be a number"),
         ("[budget.agent_limits]\nada = true", "budget.agent_limits.ada is True: must be a number"),
+        ('dsn = ""', "dsn (SQUAD_DSN) is '': must name a database"),
+        ('data = ""', "data (SQUAD_DATA) is '': must name a file or folder"),
         ("insecure = 1", "insecure (SQUAD_INSECURE) is 1: must be true or false, not a number"),
         (
             "encrypt_payloads = 0.0",
