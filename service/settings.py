@@ -36,7 +36,7 @@ from service.job_spec import JobSpec, over, seed_jobs
 from service.logs import LogFormat, LogLevel
 from service.sections import AgentSettings, BudgetSettings, Section
 from service.values import Name, Timezone, Tokens, Url, WindowSeconds, check_timezone
-from service.wrong_settings import explain, explain_json, may_hold_a_password
+from service.wrong_settings import explain, explain_json, may_hold_a_password, misspelt_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -305,6 +305,12 @@ def read(config: Path | None = None, **flags: Any) -> Settings:
         _config.path = None
     settings.job_specs()
     return settings
+
+
+def misspelt() -> list[str]:
+    """A line for each environment variable that may have been meant for a setting."""
+    names = {name.removeprefix("squad_") for name in Settings.model_fields}
+    return list(misspelt_variables(names | {"config", "squad_schema"}))
 
 
 def _exists(path: Path) -> bool:

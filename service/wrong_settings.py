@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import os
 import re
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from service.values import in_words
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
     import pydantic_settings
     from pydantic_core import ErrorDetails
 
 _SHOWN_CHARACTERS = 100
+_PREFIX = "SQUAD_"
+_ALIKE = 0.7
+"""How much a variable's name must be like a setting's to be taken for it; 1 is the same."""
 _WITH_SECRETS = frozenset({"SQUAD_AGENTS"})
 
 
 def may_hold_a_password(dsn: str) -> bool:
     """Whether it is better not repeated."""
     return "@" in dsn or "pas" in dsn.lower()
+
+
+def misspelt_variables(settings: Collection[str]) -> Iterator[str]:
+    """A line for each environment variable that is none of ours, but named much like one.
+
+    There may be others of that prefix, of agents and of whatever runs the service, so none is refused.
+
+    Args:
+        settings: the names of the settings, as in the file.
+    """
+    for name in sorted(os.environ):
+        said = name.upper().removeprefix(_PREFIX).lower()
+        if not name.upper().startswith(_PREFIX) or said in settings or not os.environ[name]:
+            continue
+        for meant in get_close_matches(said, settings, 1, _ALIKE):
+            yield f"{name} is not a setting and does nothing; is {_PREFIX}{meant.upper()} meant?"
 
 
 def explain_json(error: pydantic_settings.SettingsError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import resource
 import signal
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 MOST_FILES = 65_536
 """How many files a service may have open, where the system lets it."""
 
+_log = logging.getLogger(__name__)
+
 
 @click.command()
 @click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
@@ -44,6 +47,8 @@ def up(
     flags = {"host": host, "port": port, "insecure": insecure or None, "dsn": dsn, "data": data}
     chosen = settings.read(config, **flags)
     logs.configure(chosen.log_format, chosen.log_level)
+    for line in settings.misspelt():
+        _log.warning("%s", line)
     _raise_file_limit()
     run(_serve(chosen))
 

@@ -530,6 +530,14 @@ async def test_up_tells_where_it_listens_and_where_its_data_is(database: str, tm
     assert (await end(process)).code == 0
 
 
+async def test_up_warns_of_a_variable_that_is_misspelt(database: str, tmp_path: Path) -> None:
+    process = await start(tmp_path, "up", "--port", "0", "--dsn", database, SQUAD_SEED_JOB="0")
+    assert process.stdout
+    await asyncio.wait_for(process.stdout.readline(), ENDS_WITHIN_SECONDS)
+    process.send_signal(signal.SIGTERM)
+    assert "SQUAD_SEED_JOB is not a setting" in (await end(process)).errors
+
+
 async def test_a_service_that_may_open_few_files_asks_for_more(database: str, tmp_path: Path) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     script = f'ulimit -Sn 256 && exec "{SQUAD}" up --port 0 --dsn "$0"'

@@ -243,6 +243,24 @@ def test_a_wrong_line_of_the_file_is_told_by_its_place(text: str, complaint: str
     assert _complaint(text).startswith(complaint)
 
 
+def test_a_variable_that_is_named_much_like_a_setting_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = ("SQUAD_CONFIG", "SQUAD_SCHEMA", "squad_port", "SQUAD_AGENTS")
+    of_others = (
+        "SQUAD_URL",
+        "SQUAD_API_KEY",
+        "SQUAD_TEST_DSN",
+        "SQUAD_SERVICE_HOST",
+        "SQUAD_PORT_3001_TCP",
+    )
+    for name in (*ours, *of_others, "SQUAD_ENCRYPT_PAYLOAD", "SQUAD_PROT"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("SQUAD_PORTS", "")
+    assert settings.misspelt() == [
+        "SQUAD_ENCRYPT_PAYLOAD is not a setting and does nothing; is SQUAD_ENCRYPT_PAYLOADS meant?",
+        "SQUAD_PROT is not a setting and does nothing; is SQUAD_PORT meant?",
+    ]
+
+
 def test_a_tilde_is_the_home_folder_for_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     found = _read('data = "~/squad"\ncheckpoint_key = "~/key"')
