@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -54,8 +55,9 @@ class Cluster:
     def postmaster(self) -> Postmaster | None:
         """The live server of this cluster, whoever started it."""
         lines = self._pid_file_lines()
-        # A single-user server writes its pid negated.
-        if not lines or not self._is_ours(pid := abs(int(lines[0]))):
+        # A single-user server writes its pid negated. What a crash of the machine has left may be anything.
+        number = re.fullmatch(r"-?([0-9]{1,10})\s*", lines[0]) if lines else None
+        if number is None or not self._is_ours(pid := int(number[1])):
             return None
         socket_folder = Path(lines[4]) if len(lines) > 4 else self.data
         return Postmaster(pid, is_ready=lines[-1].strip() == "ready", socket_folder=socket_folder)
@@ -233,7 +235,7 @@ class Cluster:
 
     def _pid_file_lines(self) -> list[str]:
         try:
-            return self._pid_file.read_text().splitlines()
+            return self._pid_file.read_text(errors="replace").splitlines()
         except FileNotFoundError:
             return []
 

@@ -286,6 +286,15 @@ async def test_files_with_a_process_number_that_is_another_programs_by_now_do_no
     await server.stop()
 
 
+@pytest.mark.parametrize(
+    "content", [b"\0" * 80, b"\xff\n", b"\n", b"many\n"], ids=["nul", "bytes", "line", "word"]
+)
+async def test_a_pid_file_of_nonsense_does_no_harm(folder: Path, content: bytes) -> None:
+    (folder / "postgres").mkdir(parents=True)
+    (folder / "postgres" / "postmaster.pid").write_bytes(content)
+    assert postmaster_pid(folder) is None
+
+
 async def test_a_path_too_long_for_a_socket_is_no_obstacle(folder: Path) -> None:
     deep = folder.joinpath(*["a-folder-with-a-long-name"] * 6)
     server = EmbeddedPostgres(deep)
