@@ -36,15 +36,16 @@ Kind = Literal[
     "missing",
     "extra",
     "doubled",
+    "no table",
     "stopped",
     "other fold",
     "never folded",
     "beyond the log",
     "not erased yet",
 ]
-"""A row that is otherwise, not there, or too many; a key that is there twice; a projection that failed,
-that was folded by other code or by nobody, that claims events that are not there, or that still holds what
-the log cannot tell any more."""
+"""A row that is otherwise, not there, or too many; a key that is there twice; a table that is not there; a
+projection that failed, that was folded by other code or by nobody, that claims events that are not there,
+or that still holds what the log cannot tell any more."""
 
 ERASED_WITHIN_SECONDS = 5.0
 """How long the tables have to follow the log to where somebody was forgotten."""
@@ -244,6 +245,8 @@ def _misfit(projection: Projection, standing: _Standing | None, end: int) -> Dif
 async def _compare_table(
     connection: Connection, schema: str, projection: Projection, table: Table[Any, Any], position: int
 ) -> list[Difference]:
+    if await _one(connection, "SELECT to_regclass(%s) IS NULL", (f"{schema}.{table.name}",)) == (True,):
+        return [Difference("no table", projection.name, position, table.name, detail="it is not there")]
     changed, missing, extra, paired, folded = await _one(connection, pair(_COUNTS, schema, table))
     if paired + missing != folded:
         detail = f"{paired + missing - folded:,} rows are there more than once"

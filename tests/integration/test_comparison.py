@@ -121,6 +121,17 @@ async def test_rows_that_are_there_twice_are_found_where_the_key_was_dropped(
     assert "1 rows are there more than once" in str(difference)
 
 
+async def test_a_table_that_is_not_there_is_told_beside_the_others(
+    database: str, connection: Connection
+) -> None:
+    await fill_all_tables(database, seed=2)
+    await connection.execute("DROP TABLE squad_tasks; DELETE FROM squad_agents")
+    [emptied, dropped] = await compare(database, SCHEMA)
+    assert (emptied.table, emptied.kind) == ("squad_agents", "missing")
+    assert (dropped.table, dropped.kind) == ("squad_tasks", "no table")
+    assert str(dropped) == f"squad_tasks at position {emptied.position}: it is not there"
+
+
 async def test_the_first_bad_row_is_told_with_how_many_there_are(
     database: str, connection: Connection
 ) -> None:
