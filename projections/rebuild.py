@@ -23,6 +23,7 @@ from eventstore import log
 from eventstore.errors import StoreBusy
 from eventstore.translation import translating
 from projections import PROJECTIONS
+from projections.indexes import Index, lost_indexes, make_again
 from projections.refold import refolding
 from projections.replacing import folded_rows, replace, survey
 
@@ -81,6 +82,8 @@ class Rebuilt(NamedTuple):
 
     position: int
     tables: tuple[Replaced, ...]
+    lost: tuple[Index, ...]
+    """Indexes that are not there, and that the role may not make again."""
 
 
 async def rebuild(
@@ -94,8 +97,8 @@ async def rebuild(
 
     Args:
         dsn: libpq connection string or URI of a primary server; the role must be the service's or the
-            owner's, and may make temporary tables. A table that was dropped, or its key, only the owner can
-            make again.
+            owner's, and may make temporary tables. A table that was dropped, its key or another index only
+            the owner can make again.
         schema: the squad's Postgres schema.
         projections: whose tables; all of them, unless some are named.
         progress: told the position reached and the one to be reached, page by page.
@@ -104,7 +107,8 @@ async def rebuild(
         UnknownEventType, UnreadableEvent, LogNotUnderstood, LogBroken: the log cannot be folded; the tables
             are as they were.
         StoreBusy: another replay is under way, or somebody holds the tables; they are as they were. Or they
-            were replaced, and it was the counting of their rows that somebody cancelled.
+            were replaced, and it was the counting of their rows that somebody cancelled, or the making of
+            an index that was lost.
         WritesRefused: it is no primary server; the tables are as they were.
         StoreUnavailable: the connection broke; the tables are as they were, or wholly replaced.
     """
@@ -124,7 +128,8 @@ async def rebuild(
                 if attempts > ATTEMPTS:
                     raise
             else:
-                return Rebuilt(position, await _counted(refold, schema, changes))
+                rows = await _counted(refold, schema, changes)
+                return Rebuilt(position, rows, await _make_lost_indexes(refold, schema))
 
 
 async def _alone(connection: Connection) -> None:
@@ -186,6 +191,13 @@ async def _counted(refold: Refold, schema: str, changes: Changes) -> tuple[Repla
                 for table in refold.tables()
             ]
         )
+
+
+async def _make_lost_indexes(refold: Refold, schema: str) -> tuple[Index, ...]:
+    """Makes those again that somebody dropped; says which ones the role may not make."""
+    names = {table.name for table in refold.tables()}
+    lost = await lost_indexes(refold.reader, schema, names)
+    return tuple([index for index in lost if not await make_again(refold.connection, schema, index)])
 
 
 async def _fold_the_rest(refold: Refold, schema: str) -> int:

@@ -47,6 +47,11 @@ def replay(names: tuple[str, ...], dsn: str | None, data: Path | None, config: P
         f" {', '.join(projection.name for projection in wanted)} in {monotonic() - began:.1f} s"
     )
     tables().print(_table(rebuilt))
+    if rebuilt.lost:
+        raise StartFailed(
+            "the rows are right, but only the owner of the tables can make the indexes again that are lost:"
+            f" {', '.join(index.name for index in rebuilt.lost)}"
+        )
 
 
 def _named(names: Sequence[str]) -> list[Projection]:

@@ -14,6 +14,7 @@ from eventstore import log, verification
 from eventstore.errors import AtPosition
 from eventstore.verification import Check
 from projections.comparison import compare
+from projections.indexes import lost_indexes
 from projections.refold import check_takes_writes
 from service.cli import progress
 from service.cli.common import AT_LEISURE, database_options, open_squad, printable, run
@@ -71,6 +72,7 @@ def verify(
                 return verified, verified.checks, []
             with progress.shown("the tables", quiet=as_json) as tell:
                 tables, differences = await _tables(found, chosen.squad_schema, tell, verified)
+            tables.append(await _indexes(connection, chosen.squad_schema))
             with progress.shown("the snapshots", quiet=as_json) as tell:
                 kept = await _snapshots(
                     connection, lambda position: tell(position, verified.position), verified
@@ -99,6 +101,16 @@ async def _tables(
     if not differences:
         return [Check("tables", holds=True, says="every row follows from the log, and none is missing")], []
     return [Check("tables", holds=False, says=str(each), faults=1) for each in differences], differences
+
+
+async def _indexes(connection: Connection, schema: str) -> Check:
+    """Whether the read tables have the indexes, keys included, that their readers and writers count on."""
+    lost = await lost_indexes(connection, schema)
+    if not lost:
+        return Check("indexes", holds=True, says="each that the tables are made with is in place")
+    first = lost[0]
+    says = f"{first.name} of {first.table} is not there, or not valid"
+    return Check("indexes", holds=False, says=says, faults=len(lost))
 
 
 async def _snapshots(connection: Connection, tell: Callable[[int], None], verified: Verified) -> Check:

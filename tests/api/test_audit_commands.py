@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tests.support.postgres import PostgresServer
 
 CHECKS = ["positions", "chain", "times", "causes", "streams", "ids", "guards", "forgotten"]
-ALL_CHECKS = [*CHECKS, "tables", "snapshots"]
+ALL_CHECKS = [*CHECKS, "tables", "indexes", "snapshots"]
 
 
 @pytest.fixture
@@ -112,6 +112,22 @@ class TestVerify:
         async with connected(history) as connection:
             assert found["hash"] == (await log.head(connection)).hash.hex()
 
+    async def test_tells_of_tables_and_indexes_that_are_gone_and_of_all_the_rest(
+        self, history: str
+    ) -> None:
+        async with connected(history) as connection:
+            await connection.execute("DROP TABLE squad_message_acks; DROP INDEX squad_messages_from")
+        ended = await _squad("verify", "--dsn", history)
+        assert ended.code == 1
+        told = {line.split()[1]: line for line in ended.output.splitlines()}
+        assert list(told) == ALL_CHECKS
+        assert told["tables"].endswith(f"squad_message_acks at position {EVENTS}: it is not there")
+        assert told["indexes"].endswith(
+            "squad_message_acks_pkey of squad_message_acks is not there, or not valid (and 1 more)"
+        )
+        assert (await _squad("replay", "--dsn", history)).code == 0
+        assert (await _squad("verify", "--dsn", history)).code == 0
+
     async def test_names_the_first_bad_position_and_row(self, history: str, tmp_path: Path) -> None:
         async with connected(history) as connection:
             await forge(
@@ -121,7 +137,7 @@ class TestVerify:
         ended = await _squad("verify", "--dsn", history)
         assert (ended.code, ended.errors) == (1, "")
         lines = ended.output.splitlines()
-        chain, tables = lines[1], lines[-2]
+        chain, tables = lines[1], lines[-3]
         assert chain == (
             "FAILS  chain       position 4: its hash does not follow from what it says and the hash before"
             " (and 2 more)"

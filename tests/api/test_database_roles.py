@@ -11,6 +11,7 @@ from psycopg import errors as pg
 from eventstore import schema
 from eventstore.errors import RoleMayNot
 from projections import PROJECTIONS
+from projections.comparison import compare
 from projections.rebuild import rebuild
 from tests.api.client import running_service
 from tests.support.command import squad
@@ -110,6 +111,19 @@ async def test_a_service_lives_a_whole_life_with_the_services_role(applied: Role
         assert row == (0,)
     await assert_log_is_sound(applied.admin)
     assert await assert_tables_equal_fold(applied.admin) > 5
+
+
+async def test_a_replay_of_the_services_role_says_which_indexes_it_cannot_make(applied: Roles) -> None:
+    async with running_service(applied.service.dsn) as service:
+        (await service.api.post("messages", from_agent="ada", message="hello")).expect(201)
+        await eventually(lambda: projected_to_head(applied.admin))
+    async with connected(applied.owner.dsn) as connection:
+        await connection.execute("DROP INDEX squad_messages_from")
+        await connection.execute("DELETE FROM squad_messages")
+    rebuilt = await rebuild(applied.service.dsn, SCHEMA)
+    assert [index.name for index in rebuilt.lost] == ["squad_messages_from"]
+    assert await compare(applied.reader.dsn, SCHEMA) == []
+    assert (await rebuild(applied.owner.dsn, SCHEMA)).lost == ()
 
 
 async def test_squad_up_runs_with_an_unprivileged_role(applied: Roles) -> None:

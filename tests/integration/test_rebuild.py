@@ -21,6 +21,7 @@ from projections import rebuild as rebuilding
 from projections.agents import agents
 from projections.budgets import budgets
 from projections.comparison import compare
+from projections.indexes import lost_indexes
 from projections.messages import messages
 from projections.projector import Projector
 from projections.rebuild import rebuild
@@ -218,6 +219,39 @@ async def test_a_table_that_was_dropped_is_made_again_as_it_was(
         await rebuild(database, SCHEMA)
         assert await one(connection, shape.format(table.name)) == before
     assert await compare(database, SCHEMA) == []
+
+
+async def test_indexes_that_were_lost_are_made_again_as_they_were(
+    database: str, connection: Connection
+) -> None:
+    await fill_all_tables(database, seed=7)
+    shape = (
+        "SELECT string_agg(indexdef, ';' ORDER BY indexdef) FROM pg_indexes"
+        " WHERE schemaname = 'squad' AND tablename NOT IN ('events', 'subject_keys')"
+    )
+    before = await one(connection, shape)
+    assert await lost_indexes(connection, SCHEMA) == []
+    # One that is of the operator's own making does no harm.
+    await connection.execute("CREATE INDEX own ON squad_tasks (title)")
+    await connection.execute("ALTER INDEX email_logs_by_status RENAME TO another_name")
+    assert await lost_indexes(connection, SCHEMA) == []
+    await connection.execute("DROP INDEX own; ALTER INDEX another_name RENAME TO email_logs_by_status")
+    await connection.execute(
+        "DROP INDEX squad_messages_from, squad_messages_task, operations_by_state;"
+        " ALTER TABLE squad_tasks DROP CONSTRAINT squad_tasks_created_position_key;"
+        " ALTER TABLE budgets DROP CONSTRAINT budgets_pkey;"
+        # Its name alone says nothing.
+        " CREATE INDEX operations_by_state ON operations (fencing_token, state);"
+        " UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'job_runs_by_job'::regclass"
+    )
+    lost = [index.name for index in await lost_indexes(connection, SCHEMA)]
+    assert lost == [
+        *("budgets_pkey", "job_runs_by_job", "operations_by_state", "squad_messages_from"),
+        *("squad_messages_task", "squad_tasks_created_position_key"),
+    ]
+    assert (await rebuild(database, SCHEMA)).lost == ()
+    assert await one(connection, shape) == before
+    assert await lost_indexes(connection, SCHEMA) == []
 
 
 async def test_a_table_that_lost_its_key_has_it_again_and_each_row_once(

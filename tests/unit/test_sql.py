@@ -20,6 +20,9 @@ OURS = {
     # schema.sql.
     "text.encode()",
     "read_table_sql(table.name).encode()",
+    "read_tables_sql().encode()",
+    # An index of schema.sql, as Postgres writes it down.
+    "made + index.definition.encode()",
     # Columns' types, which are constants of the tables' specs.
     "'%s::' + kind + '[]'",
     "'{} ' + kind",

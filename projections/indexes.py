@@ -1,0 +1,94 @@
+"""The indexes of the read tables, keys included: which of them are lost, and how they are made again.
+
+They are lost where somebody dropped one, or where a backup was restored without them. What there has to be
+is what `schema.sql` makes: it is made once more, as empty temporary tables that are gone at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, LiteralString, NamedTuple
+
+from psycopg import sql
+
+from eventstore.schema import read_tables_sql
+from eventstore.translation import translating
+from projections import PROJECTIONS
+from projections.pairing import APART
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from eventstore.connection import Connection
+
+TABLES = frozenset(table.name for projection in PROJECTIONS for table in projection.tables)
+
+# The rest of the definition is what is indexed, and of which rows.
+_THERE: LiteralString = """
+    SELECT t.relname, i.relname, indisunique, substring(pg_get_indexdef(indexrelid) FROM ' USING .*')
+    FROM pg_index JOIN pg_class t ON t.oid = indrelid JOIN pg_class i ON i.oid = indexrelid
+    WHERE t.relnamespace = {}::regnamespace AND indisvalid AND indisready AND indislive
+    ORDER BY t.relname, i.relname
+"""
+_OWN_TEMPORARY_TABLES: LiteralString = "pg_my_temp_schema()"
+_IS_OWN: LiteralString = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass(%s)"
+
+
+class Index(NamedTuple):
+    """An index that there has to be."""
+
+    table: str
+    name: str
+    is_unique: bool
+    definition: str
+    """What follows the table's name."""
+
+
+async def lost_indexes(
+    connection: Connection, schema: str, tables: Collection[str] = TABLES
+) -> list[Index]:
+    """Those of these tables that are not there, or not valid, the keys among them.
+
+    Args:
+        connection: in autocommit mode; it has no temporary tables with these names.
+        schema: the squad's Postgres schema.
+        tables: names of read tables; all of them, unless some are named.
+    """
+    with translating():
+        async with connection.transaction(force_rollback=True):
+            await connection.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(APART)))
+            await connection.execute(read_tables_sql().encode())
+            wanted = await _indexes(connection, sql.SQL(_OWN_TEMPORARY_TABLES))
+        there = {
+            (index.table, index.is_unique, index.definition)
+            for index in await _indexes(connection, sql.Literal(schema))
+        }
+    return [
+        index
+        for index in wanted
+        if index.table in tables and (index.table, index.is_unique, index.definition) not in there
+    ]
+
+
+async def make_again(connection: Connection, schema: str, index: Index) -> bool:
+    """Makes an index that is lost; whoever reads goes on meanwhile. False where the role may not."""
+    table = sql.Identifier(schema, index.table)
+    with translating():
+        row = await (await connection.execute(_IS_OWN, (table.as_string(),))).fetchone()
+        if not (row and row[0]):
+            return False
+        async with connection.transaction():
+            # There may be one of its name that is not what it should be.
+            await connection.execute(
+                sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(schema, index.name))
+            )
+            statement = sql.SQL(
+                "CREATE UNIQUE INDEX {} ON {}" if index.is_unique else "CREATE INDEX {} ON {}"
+            )
+            made = statement.format(sql.Identifier(index.name), table).as_bytes()
+            await connection.execute(made + index.definition.encode())
+    return True
+
+
+async def _indexes(connection: Connection, namespace: sql.Composable) -> list[Index]:
+    cursor = await connection.execute(sql.SQL(_THERE).format(namespace))
+    return [Index(*found) for found in await cursor.fetchall()]
