@@ -54,6 +54,28 @@ _VALID_KEYS: LiteralString = (
     " WHERE indrelid = 'events'::regclass AND indisunique AND indisvalid AND indisready AND indpred IS NULL"
 )
 
+_PARTLY_UNIQUE = {
+    "events_idempotency_key": "UNIQUE btree (idempotency_key) WHERE (idempotency_key IS NOT NULL)",
+    "events_gmail_message_id": "UNIQUE btree (((data ->> 'gmail_message_id'::text)))"
+    " WHERE (type = 'email_received'::text)",
+}
+_OF_SUBJECTS = {"subject_keys_subject": "UNIQUE btree (subject) WHERE (subject IS NOT NULL)"}
+"""What follows the table's name, as Postgres writes it down."""
+_SEALED = "(data #>> '{sealed,key}'::text[])"
+_SEARCHED = {
+    "events_by_type": 'btree (type, "position")',
+    "events_by_agent": 'btree (agent, "position") WHERE (agent IS NOT NULL)',
+}
+_SEARCHED_BY_KEY = {
+    "events_by_key": f"btree (({_SEALED})) WHERE ((type = ANY (ARRAY['email_received'::text,"
+    f" 'email_updated'::text])) AND ({_SEALED} IS NOT NULL))",
+}
+_VALID_INDEXES: LiteralString = (
+    "SELECT concat(CASE WHEN indisunique THEN 'UNIQUE ' END,"
+    " substring(pg_get_indexdef(indexrelid) FROM ' USING (.*)')) FROM pg_index"
+    " WHERE indrelid IN ('events'::regclass, to_regclass('subject_keys')) AND indisvalid AND indisready"
+)
+
 _AGENT = (
     "COALESCE((data ->> 'agent'::text), (data ->> 'assigned_agent'::text), (data ->> 'handled_by'::text))"
 )
@@ -66,15 +88,25 @@ _COMPUTED: LiteralString = (
 
 async def missing_guards(connection: Connection) -> list[str]:
     """What is not there, or not what `schema.sql` made it to be; one line for each."""
+    [has_keys] = await _column(connection, _HAS_KEYS)
     return [
-        *await _triggers(connection),
+        *await _triggers(connection, has_keys=bool(has_keys)),
         *await _unique_keys(connection),
+        *(
+            f"the unique index {name} is not there, or not valid"
+            for name in await _lost(connection, {**_PARTLY_UNIQUE, **(_OF_SUBJECTS if has_keys else {})})
+        ),
         *await _computed_column(connection),
     ]
 
 
-async def _triggers(connection: Connection) -> list[str]:
+async def lost_indexes(connection: Connection) -> list[str]:
+    """Indexes that keep nothing as it is, and without which the log is searched from end to end."""
     [has_keys] = await _column(connection, _HAS_KEYS)
+    return await _lost(connection, {**_SEARCHED, **(_SEARCHED_BY_KEY if has_keys else {})})
+
+
+async def _triggers(connection: Connection, *, has_keys: bool) -> list[str]:
     cursor = await connection.execute(_TRIGGERS)
     found = {name: rest for name, *rest in await cursor.fetchall()}
     faults: list[str] = []
@@ -98,6 +130,11 @@ async def _unique_keys(connection: Connection) -> list[str]:
     return [
         f"the unique key of ({key}) is not there, or not valid" for key in _UNIQUE_KEYS if key not in found
     ]
+
+
+async def _lost(connection: Connection, wanted: dict[str, str]) -> list[str]:
+    found = await _column(connection, _VALID_INDEXES)
+    return [name for name, definition in wanted.items() if definition not in found]
 
 
 async def _computed_column(connection: Connection) -> list[str]:

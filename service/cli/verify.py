@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eventstore import checkpoint as signed
-from eventstore import log, verification
+from eventstore import guards, log, verification
 from eventstore.errors import AtPosition
 from eventstore.verification import Check
 from projections.comparison import compare
@@ -104,13 +104,14 @@ async def _tables(
 
 
 async def _indexes(connection: Connection, schema: str) -> Check:
-    """Whether the read tables have the indexes, keys included, that their readers and writers count on."""
-    lost = await lost_indexes(connection, schema)
+    """Whether log and tables have the indexes, keys included, that their readers and writers count on."""
+    lost = [
+        *(f"{name} of events" for name in await guards.lost_indexes(connection)),
+        *(f"{index.name} of {index.table}" for index in await lost_indexes(connection, schema)),
+    ]
     if not lost:
         return Check("indexes", holds=True, says="each that the tables are made with is in place")
-    first = lost[0]
-    says = f"{first.name} of {first.table} is not there, or not valid"
-    return Check("indexes", holds=False, says=says, faults=len(lost))
+    return Check("indexes", holds=False, says=f"{lost[0]} is not there, or not valid", faults=len(lost))
 
 
 async def _snapshots(connection: Connection, tell: Callable[[int], None], verified: Verified) -> Check:

@@ -127,6 +127,14 @@ class TestVerify:
         )
         assert (await _squad("replay", "--dsn", history)).code == 0
         assert (await _squad("verify", "--dsn", history)).code == 0
+        async with connected(history) as connection:
+            await connection.execute("DROP INDEX events_by_type, events_by_agent, events_by_key")
+        [line] = [
+            line
+            for line in (await _squad("verify", "--dsn", history)).output.splitlines()
+            if not line.startswith("holds")
+        ]
+        assert line == "FAILS  indexes     events_by_type of events is not there, or not valid (and 2 more)"
 
     async def test_names_the_first_bad_position_and_row(self, history: str, tmp_path: Path) -> None:
         async with connected(history) as connection:

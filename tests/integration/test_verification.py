@@ -424,6 +424,15 @@ class TestGuards:
                 "UPDATE pg_index SET indisready = false WHERE indexrelid = 'events_id_key'::regclass",
                 "the unique key of (id)",
             ),
+            *(
+                (f"DROP INDEX {name}", f"the unique index {name} is not there, or not valid")
+                for name in ("events_idempotency_key", "events_gmail_message_id", "subject_keys_subject")
+            ),
+            (
+                "DROP INDEX events_idempotency_key; CREATE INDEX events_idempotency_key"
+                " ON events (idempotency_key) WHERE idempotency_key IS NOT NULL",
+                "the unique index events_idempotency_key",
+            ),
             ("ALTER TABLE events DISABLE TRIGGER events_destroy_keys", "the trigger events_destroy_keys"),
             ("DROP TRIGGER events_destroy_keys ON events", "the trigger events_destroy_keys"),
             ("ALTER TABLE events ALTER COLUMN agent DROP EXPRESSION", "the column agent"),
