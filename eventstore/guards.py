@@ -47,6 +47,13 @@ _TRIGGERS: LiteralString = (
 # A schema that was made before there were keys, and was not upgraded yet, has none to destroy.
 _HAS_KEYS: LiteralString = "SELECT to_regclass('subject_keys') IS NOT NULL"
 
+# Whatever runs before an insert, or in its stead, can change or drop what is appended.
+_INTRUDERS: LiteralString = (
+    "SELECT format('the trigger %s', tgname) FROM pg_trigger WHERE tgrelid = 'events'::regclass"
+    f" AND NOT tgisinternal AND tgtype & {_BEFORE} > 0 AND tgtype & {_INSERT} > 0"
+    " UNION ALL SELECT format('the rule %s', rulename) FROM pg_rewrite WHERE ev_class = 'events'::regclass"
+)
+
 _UNIQUE_KEYS = ("position", "id", "stream, version")
 _VALID_KEYS: LiteralString = (
     "SELECT (SELECT string_agg(attname, ', ' ORDER BY attname) FROM pg_attribute"
@@ -91,6 +98,10 @@ async def missing_guards(connection: Connection) -> list[str]:
     [has_keys] = await _column(connection, _HAS_KEYS)
     return [
         *await _triggers(connection, has_keys=bool(has_keys)),
+        *(
+            f"{what} can change or drop what is appended, and is none of schema.sql's"
+            for what in await _column(connection, _INTRUDERS)
+        ),
         *await _unique_keys(connection),
         *(
             f"the unique index {name} is not there, or not valid"

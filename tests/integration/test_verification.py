@@ -487,6 +487,33 @@ class TestGuards:
         assert faults["guards"].faults == triggers
 
     @pytest.mark.parametrize(
+        ("change", "what"),
+        [
+            ("CREATE RULE other AS ON INSERT TO events DO INSTEAD NOTHING", "the rule other"),
+            (
+                "CREATE FUNCTION drop_it() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+                " CREATE TRIGGER other BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION drop_it()",
+                "the trigger other",
+            ),
+        ],
+        ids=["rule", "trigger"],
+    )
+    async def test_what_could_drop_an_event_that_is_appended_is_found(
+        self, connection: Connection, change: LiteralString, what: str
+    ) -> None:
+        await some_history(connection)
+        await connection.execute(
+            "CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+            " CREATE TRIGGER looks AFTER INSERT ON events FOR EACH ROW EXECUTE FUNCTION look()"
+        )
+        assert await _faults(connection) == {}
+        await connection.execute(change)
+        faults = await _faults(connection)
+        assert faults.keys() == {"guards"}
+        says = f"{what} can change or drop what is appended, and is none of schema.sql's"
+        assert (faults["guards"].says, faults["guards"].faults) == (says, 1)
+
+    @pytest.mark.parametrize(
         "change",
         [
             "CREATE OR REPLACE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS"
