@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 from eventstore import log
 from eventstore.chain import HASHED_TEXT
-from eventstore.guards import missing_guards
+from eventstore.guards import missing_guards, wrongly_computed
 from eventstore.recorded import GENESIS_HASH
 from eventstore.translation import translating
 
@@ -252,8 +252,13 @@ async def _by_value(connection: Connection) -> Check:
 
 async def _guards(connection: Connection) -> Check:
     found = Findings("guards")
-    for fault in await missing_guards(connection):
+    missing = await missing_guards(connection)
+    for fault in missing:
         found.add(None, fault)
+    if not missing:
+        position, faults = await wrongly_computed(connection)
+        if faults:
+            found.add(position, "the column agent is not what the event says", faults)
     return found.check("the triggers and unique keys that keep the log as it is are in place")
 
 

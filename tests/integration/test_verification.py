@@ -513,6 +513,22 @@ class TestGuards:
         says = f"{what} can change or drop what is appended, and is none of schema.sql's"
         assert (faults["guards"].says, faults["guards"].faults) == (says, 1)
 
+    async def test_an_agent_that_is_not_the_events_is_found(self, connection: Connection) -> None:
+        await some_history(connection)
+        computed = (
+            "UPDATE pg_attribute SET attgenerated = '{}' WHERE attrelid = 'events'::regclass"
+            " AND attname = 'agent'"
+        )
+        await forge(
+            connection,
+            computed.format(""),
+            "UPDATE events SET agent = 'mallory' WHERE position IN (5, 7)",
+            computed.format("s"),
+        )
+        fault = (await _faults(connection))["guards"]
+        assert (fault.position, fault.says) == (5, "the column agent is not what the event says")
+        assert fault.faults == 2
+
     @pytest.mark.parametrize(
         "change",
         [
