@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 from psycopg import errors as pg
 
-from eventstore.errors import EventStoreError, StoreBusy, StoreRefused, StoreUnavailable
+from eventstore.errors import EventStoreError, RoleMayNot, StoreBusy, StoreRefused, StoreUnavailable
 
 
 def translated(error: psycopg.Error) -> EventStoreError:
@@ -23,6 +23,8 @@ def translated(error: psycopg.Error) -> EventStoreError:
         case pg.ReadOnlySqlTransaction() | pg.IdleInTransactionSessionTimeout() | pg.TransactionTimeout():
             # A standby that nobody promoted yet, and sessions that the server ended.
             return StoreUnavailable(text)
+        case pg.InsufficientPrivilege():
+            return RoleMayNot(text)
         case psycopg.OperationalError() | psycopg.InterfaceError():
             return StoreUnavailable(text)
         case psycopg.DataError():

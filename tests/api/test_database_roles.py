@@ -126,6 +126,21 @@ async def test_a_replay_of_the_services_role_says_which_indexes_it_cannot_make(a
     assert (await rebuild(applied.owner.dsn, SCHEMA)).lost == ()
 
 
+async def test_a_reader_is_told_of_the_log_where_the_tables_are_sealed(
+    applied: Roles, tmp_path: Path
+) -> None:
+    async with running_service(applied.service.dsn, encrypt_payloads=True) as service:
+        (await service.api.post("messages", from_agent="ada", message="hello")).expect(201)
+        await eventually(lambda: projected_to_head(applied.admin))
+    ended = await squad(tmp_path, "verify", "--dsn", applied.reader.dsn)
+    assert (ended.code, ended.errors) == (1, "")
+    [failed] = [line for line in ended.output.splitlines() if not line.startswith("holds")]
+    assert failed == (
+        "FAILS  tables      they cannot be compared with the log: The database role may not do what it is"
+        " asked to: permission denied for table subject_keys"
+    )
+
+
 async def test_squad_up_runs_with_an_unprivileged_role(applied: Roles) -> None:
     async with squad_up(dsn=applied.service.dsn) as service:
         await eventually(service.is_ready)
