@@ -176,6 +176,8 @@ async def of_senders(connection: Connection, digests: Collection[str]) -> dict[s
 async def read_out(connection: Connection) -> AsyncGenerator[list[StoredKey], None]:
     """Every key there is, page by page: whoever has them and the log can read everything.
 
+    A schema from before there were keys, which was not upgraded yet, has none.
+
     To go with a log that was read at one moment, it must be read in the same repeatable-read transaction.
     """
     query = (
@@ -183,7 +185,11 @@ async def read_out(connection: Connection) -> AsyncGenerator[list[StoredKey], No
         " WHERE id > %s::uuid ORDER BY id LIMIT %s"
     )
     after = "00000000-0000-0000-0000-000000000000"
-    while True:
+    with translating():
+        there = await (
+            await connection.execute("SELECT to_regclass('subject_keys') IS NOT NULL")
+        ).fetchone()
+    while there == (True,):
         with translating():
             cursor = await connection.execute(query, (after, PAGE_KEYS))
             page = [

@@ -110,6 +110,15 @@ async def test_any_history_comes_in_with_the_same_events_hashes_and_tables(
     assert await assert_tables_equal_fold(new_squad) == await assert_tables_equal_fold(database) > 20
 
 
+async def test_a_schema_from_before_there_were_keys_is_exported_without_any(
+    connection: Connection,
+) -> None:
+    await some_history(connection)
+    lines = await _exported(connection)
+    await connection.execute("DROP TABLE subject_keys")
+    assert await _exported(connection) == lines
+
+
 async def test_stored_text_comes_in_to_the_letter(connection: Connection, new_squad: str) -> None:
     said_oddly = said('line\nfeed, "quotes", back\\slash \\N, \t tab, \x1f, \u2028, ümlaut, 猫, \U0001f63a')
     scribe = Scribe(connection)
