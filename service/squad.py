@@ -25,9 +25,11 @@ from projections.budgets import (
     PolicyRow,
 )
 from projections.emails import EMAILS
+from projections.jobs import JOBS
 from projections.operations import OPERATIONS
 from projections.orchestrator import ORCHESTRATOR, THE_ORCHESTRATOR, OrchestratorRow
 from projections.runs import RUNS
+from service.agenda import Agenda
 from service.residence import PARTIAL, RESIDENT, Residence
 
 if TYPE_CHECKING:
@@ -170,6 +172,8 @@ class Squad(State):
         """Ids of the runs under way, by job."""
         self.absent: set[str] = set()
         """Streams of tasks and e-mails that are open and not in memory."""
+        self.agenda = Agenda(self.tables[JOBS.name])
+        """When its jobs are due."""
         self._days_of_parts: set[date] = set()
 
     def rows(self, table: Table[K, R], /) -> Rows[K, R]:
@@ -205,6 +209,7 @@ class Squad(State):
         copy.head, copy.looked_at = self.head, self.looked_at
         copy.spared_until = dict(self.spared_until)
         copy.tables = {name: rows.copy() for name, rows in self.tables.items()}
+        copy.agenda = Agenda(copy.tables[JOBS.name])
         copy.versions, copy.holders = self.versions.copy(), self.holders.copy()
         copy.gmail_ids, copy.absent = self.gmail_ids.copy(), self.absent.copy()
         copy._runs_of = {job: ids.copy() for job, ids in self._runs_of.items()}
@@ -221,6 +226,8 @@ class Squad(State):
         if residence.table is OPERATIONS:
             active.sort(key=lambda row: row.fencing_token)
         kept.update((table.key_of(row), row) for row in active)
+        if residence.table is JOBS:
+            self.agenda.change(row.name for row in active)
         if table.name in EXPIRING:
             self.spared_until = {**self.spared_until, table.name: self.first_to_expire(table.name)}
         if residence.table is OPERATIONS:
@@ -273,6 +280,8 @@ class Squad(State):
 
     def _merge_rows(self, residence: Residence, layer: Layer, draft: Draft) -> None:
         kept, is_partial = self.tables[residence.table.name], residence.table.name in PARTIAL
+        if residence.table is JOBS:
+            self.agenda.change(layer.changes)
         for key, row in layer.changes.items():
             is_active = residence.is_active(row)
             if is_active and key in kept and not is_partial:

@@ -18,7 +18,7 @@ from service.decide.starting import no_job, on_schedule
 from service.decide.ticks import close_schedule
 from service.decide.unfolding import Unfolding
 from service.refusals import Refusal
-from service.schedule import due_at, next_tick, schedule_of
+from service.schedule import schedule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from eventstore.events import RemovalSource
     from service.commands import DefineJob, PauseJob, ResumeJob, WithdrawJob
-    from service.squad import State
+    from service.squad import Squad, State
 
 
 def define(state: State, command: DefineJob, at: At) -> Decision:
@@ -114,46 +114,38 @@ def resume(state: State, command: ResumeJob, at: At) -> Decision:
 
 
 def due_jobs(
-    state: State, now: datetime, tell: Callable[[JobRow, str], None] | None = None
+    squad: Squad, now: datetime, tell: Callable[[JobRow, str], None] | None = None
 ) -> tuple[list[str], list[str], datetime | None]:
     """What is to be claimed now: jobs with due ticks, free runs; and when there will be something next.
 
+    Of very many jobs that have changed it takes several looks to tell what is due; none is claimed before,
+    as another may have to go first.
+
     Args:
-        state: the squad.
+        squad: the squad.
         now: the time.
         tell: told of each job that this process cannot tell the ticks of, and why; it stands still.
     """
-    jobs: list[str] = []
     runs: list[str] = []
     later: list[datetime] = []
-    running = [run for run in state.all(RUNS) if run.status == "running"]
-    busy = {run.job for run in running}
-    for job in sorted(state.all(JOBS), key=lambda job: _priority(state, job), reverse=True):
-        if job.removed or not job.enabled:
-            continue
-        try:
-            due = _due(job)
-        except ValueError as error:
-            if tell:
-                tell(job, str(error))
-            due = None
-        has_its_turn = job.buffered_tick is not None and job.name not in busy
-        if has_its_turn or (due and due <= now):
-            jobs.append(job.name)
-        elif due:
-            later.append(due)
+    running = [run for run in squad.all(RUNS) if run.status == "running"]
     for run in running:
         if is_free(run, now):
             runs.append(run.id)
         elif due_next := run.retry_at or run.lease_expires_at:
             later.append(due_next)
-    return jobs, runs, min(later, default=None)
-
-
-def _due(job: JobRow) -> datetime | None:
-    """When the job's next tick is to start."""
-    tick = next_tick(schedule_of(job), job.ticked_until)
-    return due_at(job, tick) if tick else None
+    agenda = squad.agenda
+    if not agenda.catch_up(now, tell):
+        return [], runs, now
+    due = {job.name: (-_priority(squad, job), since, job.position) for since, job in agenda.due(now)}
+    if buffered := agenda.buffered():
+        busy = {run.job for run in running}
+        for job in buffered:
+            if job.buffered_tick and job.name not in busy:
+                due[job.name] = (-_priority(squad, job), job.buffered_tick, job.position)
+    if coming := agenda.next(now):
+        later.append(coming)
+    return sorted(due, key=due.__getitem__), runs, min(later, default=None)
 
 
 def _priority(state: State, job: JobRow) -> int:

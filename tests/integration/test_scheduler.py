@@ -36,7 +36,7 @@ from tests.support.verify import assert_log_is_sound
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from service.squad import State
+    from service.squad import Squad
     from tests.support.agents import Agents
     from tests.support.jobs import Member
 
@@ -206,7 +206,7 @@ async def test_looking_for_what_is_due_goes_on_after_a_fault(
 ) -> None:
     looks = 0
 
-    def broken_at_first(state: State, now: datetime, *tell: Any) -> object:
+    def broken_at_first(state: Squad, now: datetime, *tell: Any) -> object:
         nonlocal looks
         looks += 1
         if looks == 1:
