@@ -67,9 +67,7 @@ async def restore(connection: Connection, keyring: Keyring | None = None) -> Squ
     """
     with hanging_up_after(_LOADED_WITHIN_SECONDS, connection), translating():
         known = await log.head_position(connection)
-        await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         squad = await _nearest_to(connection, known)
-        await connection.execute("ROLLBACK")
     if known - squad.head.position >= snapshots.distance(squad):
         # Should the start be given up meanwhile, the next one goes on from what was kept.
         await fold_on(connection, squad, known, known, keep=await keeping(connection))
@@ -103,26 +101,30 @@ async def catch_up(
 
 async def _nearest_to(connection: Connection, known: int) -> Squad:
     """What can be loaded: the tables, or a snapshot that is nearer to the head, or almost as near."""
-    tables_at = await _tables_at(connection)
-    if tables_at > known:
-        tables_at = 0
-    behind = tables_at - FOLDED_SOONER_EVENTS
+    behind = await _tables_at(connection) - FOLDED_SOONER_EVENTS
     if any(behind < position <= known for position in await snapshots.positions(connection)):
+        # Not in a transaction: to unpack a large one takes longer than those may stand still.
         squad = await snapshots.nearest(connection, known)
         if squad and squad.head.position > behind:
             return squad
-    return await _load_tables(connection, tables_at) if tables_at else Squad()
+    await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    tables_at = await _tables_at(connection)
+    squad = await _load_tables(connection, tables_at) if tables_at else Squad()
+    await connection.execute("ROLLBACK")
+    return squad
 
 
 async def _tables_at(connection: Connection) -> int:
-    """Of which position the tables are a snapshot; 0 where they are of none."""
+    """Of which position the tables are a snapshot; 0 where they are of none, or of one beyond the log."""
     cursor = await connection.execute("SELECT name, position, fold_version FROM projections")
     found = {name: (position, version) for name, position, version in await cursor.fetchall()}
     ours = {projection.name: projection.fold_version for projection in PROJECTIONS}
     positions = {position for position, _ in found.values()}
     if len(positions) != 1 or {name: version for name, (_, version) in found.items()} != ours:
         return 0
-    return positions.pop()  # type: ignore[no-any-return]
+    # Asked for after that: others may append meanwhile, and their projector follow them.
+    position, head = positions.pop(), await log.head_position(connection)
+    return position if position <= head else 0
 
 
 async def _load_tables(connection: Connection, position: int) -> Squad:

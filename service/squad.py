@@ -229,7 +229,9 @@ class Squad(State):
         if residence.table is JOBS:
             self.agenda.change(row.name for row in active)
         if table.name in EXPIRING:
-            self.spared_until = {**self.spared_until, table.name: self.first_to_expire(table.name)}
+            known = self.spared_until[table.name]
+            soonest = min((row.expires_at for row in active), default=known)
+            self.spared_until = {**self.spared_until, table.name: min(known, soonest)}
         if residence.table is OPERATIONS:
             for operation in active:
                 for resource in map(key_of_resource, operation.resources.items()):

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from psycopg.pq import TransactionStatus
 
 from eventstore import log, sealing
 from eventstore.listener import Hints
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from eventstore.connection import Connection
-    from eventstore.recorded import Recorded
+    from eventstore.recorded import Head, Recorded
     from service.writer import Writer
 
 COMMANDS = 300
@@ -195,6 +196,24 @@ async def test_from_a_snapshot_that_is_as_near_as_the_tables(
     await snapshots.store(connection, await state_at(connection, head - 40), head)
     await _assert_restored(connection, writer)
     assert await _lie(connection, head - 10) in await _roles(connection)
+
+
+async def test_a_snapshot_is_unpacked_outside_of_transactions_which_the_server_ends_that_stand_still(
+    writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await Life(seed=17).live(writer, COMMANDS)
+    head = writer.squad.head.position
+    await snapshots.store(connection, await state_at(connection, head), head)
+    seen: list[TransactionStatus] = []
+    really = snapshots.unpack
+
+    async def unpack(state: bytes, place: Head) -> Squad:
+        seen.append(connection.info.transaction_status)
+        return await really(state, place)
+
+    monkeypatch.setattr(snapshots, "unpack", unpack)
+    await _assert_restored(connection, writer)
+    assert seen == [TransactionStatus.IDLE]
 
 
 async def test_not_from_a_snapshot_that_is_far_behind_the_tables(

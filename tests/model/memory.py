@@ -130,11 +130,18 @@ class InMemory(WithKeys):
         return statement(self, session, *_positional(word.parameters))
 
     def _length(self, session: Session) -> int:
-        return session.view.length if session.view else len(self.log)
+        return self._seen_by(session).length
 
     def _begin(self, session: Session) -> list[Rows]:
-        session.view = _View(len(self.log), self._tables, self._positions, self._snapshots)
+        session.view = self._seen_by(session)
         return [_NO_ROWS]
+
+    def _roll_back(self, session: Session) -> list[Rows]:
+        session.view = None
+        return [_NO_ROWS]
+
+    def _seen_by(self, session: Session) -> _View:
+        return session.view or _View(len(self.log), self._tables, self._positions, self._snapshots)
 
     def _nothing(self, _: Session) -> list[Rows]:
         return [_NO_ROWS]
@@ -225,10 +232,9 @@ class InMemory(WithKeys):
     # tables and snapshots ---------------------------------------------------------------------------------
 
     def _projections(self, session: Session) -> list[Rows]:
+        positions = self._seen_by(session).positions
         return [
-            [(one.name, session.view.positions[one.name], one.fold_version) for one in PROJECTIONS]
-            if session.view.positions
-            else []
+            [(one.name, positions[one.name], one.fold_version) for one in PROJECTIONS] if positions else []
         ]
 
     def _select(self, session: Session, name: str) -> Rows:
@@ -240,15 +246,16 @@ class InMemory(WithKeys):
 
     def _snapshot_positions(self, session: Session, fold: str) -> list[Rows]:
         assert fold == snapshots.FOLD
-        return [[(position,) for position in sorted(session.view.snapshots)]]
+        return [[(position,) for position in sorted(self._seen_by(session).snapshots)]]
 
     def _nearest_snapshot(self, session: Session, _: str, position: int) -> list[Rows]:
-        upto = min(position, session.view.length)
-        found = max((at for at in session.view.snapshots if at <= upto), default=None)
+        seen = self._seen_by(session)
+        upto = min(position, seen.length)
+        found = max((at for at in seen.snapshots if at <= upto), default=None)
         if found is None:
             return [[]]
         last = self.log[found - 1]
-        return [[(found, last.hash, last.recorded_at, session.view.snapshots[found])]]
+        return [[(found, last.hash, last.recorded_at, seen.snapshots[found])]]
 
     def _may_store(self, _: Session) -> list[Rows]:
         return [[(False,)]]
@@ -273,7 +280,7 @@ def _positional(parameters: Any) -> Sequence[Any]:
 _COLUMNS = log.COLUMNS
 _STATEMENTS: dict[str, Callable[..., list[Rows]]] = {
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY": InMemory._begin,
-    "ROLLBACK": InMemory._nothing,
+    "ROLLBACK": InMemory._roll_back,
     log._CLOCK: InMemory._clock,
     log._APPEND: InMemory._append,
     log._APPEND_IF_SAME: InMemory._append_if_same,

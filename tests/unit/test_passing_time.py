@@ -305,6 +305,21 @@ class TestLooking:
         assert loaded.spared_until[OPERATIONS.name] == moment(60)
         assert loaded.copy().spared_until == loaded.spared_until
 
+    def test_is_told_from_each_part_of_a_table_without_going_through_those_before(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        claims = [
+            StartOperation(agent="ann", action="x", resources={"a": str(ttl)}, ttl_seconds=ttl)
+            for ttl in (70, 60, 80)
+        ]
+        rows = list(given(*claims).squad.all(OPERATIONS))
+        monkeypatch.setattr(Squad, "all", lambda *_: pytest.fail("went through all of them"))
+        loaded = Squad()
+        for row in rows:
+            loaded.load(OPERATIONS, [row])
+        assert loaded.spared_until[OPERATIONS.name] == moment(60)
+        assert loaded.spared_until[RESERVATIONS.name] > moment(10**6)
+
 
 def awake_in(squad: Squad) -> set[str]:
     return {row.name for row in squad.awake()}
