@@ -40,6 +40,8 @@ class Agenda:
         self._untold = dict.fromkeys(jobs)
         self._due: dict[str, datetime] = {}
         """When each is to start next; of one that stands still, when to look at it again."""
+        self._ticks: dict[str, datetime] = {}
+        """The next tick of each, before any jitter."""
         self._still: dict[str, None] = {}
         self._buffered: dict[str, None] = {}
         """Those a tick of which waits for a run."""
@@ -51,7 +53,7 @@ class Agenda:
     def change(self, names: Iterable[str]) -> None:
         """Takes note of jobs that are new, changed or gone."""
         for name in names:
-            for those in (self._due, self._still, self._buffered, self._come):
+            for those in (self._due, self._ticks, self._still, self._buffered, self._come):
                 those.pop(name, None)
             self._untold[name] = None
 
@@ -83,6 +85,10 @@ class Agenda:
         """The jobs that are to start by now, and since when each."""
         return [(due, self._jobs[name]) for name in self._come if (due := self._due[name]) <= now]
 
+    def tick(self, name: str) -> datetime | None:
+        """A job's first tick that has no outcome, where there is one and it is told already."""
+        return self._ticks.get(name)
+
     def buffered(self) -> list[JobRow]:
         """The jobs a tick of which waits for a run."""
         return [self._jobs[name] for name in self._buffered]
@@ -98,6 +104,7 @@ class Agenda:
     def _enter(self, job: JobRow, now: datetime, tell: Callable[[JobRow, str], None] | None) -> None:
         if job.buffered_tick is not None:
             self._buffered[job.name] = None
+        tick: datetime | None = None
         try:
             tick = next_tick(schedule_of(job), job.ticked_until)
             due = due_at(job, tick) if tick else None
@@ -106,6 +113,8 @@ class Agenda:
                 tell(job, str(error))
             self._still[job.name] = None
             due = now + AGAIN_AFTER
+        if tick:
+            self._ticks[job.name] = tick
         if due:
             self._due[job.name] = due
             heappush(self._soonest, (due, job.name))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from operator import attrgetter, methodcaller
 from typing import TYPE_CHECKING, Any
 
 from projections.agents import AGENTS
-from projections.budgets import POLICY, RESERVATIONS, THE_POLICY
+from projections.budgets import BUDGETS, POLICY, RESERVATIONS, THE_POLICY
 from projections.emails import EMAILS
 from projections.jobs import JOBS
 from projections.operations import OPERATIONS
 from projections.runs import RUNS
 from projections.tasks import TASKS
 from service.decide.budget import remaining
+from service.many import Many
 from service.schedule import coming_ticks
 
 NEXT_TICKS = 5
@@ -20,11 +22,15 @@ NEXT_TICKS = 5
 INNER_OF_JOBS = frozenset({"removed", "removed_by", "ticked_until", "buffered_tick"})
 """Columns of a job's row that are nobody's business."""
 
+_ITS_NAME, _ITS_AGENT = attrgetter("name"), attrgetter("agent")
+_AS_IT_IS = methodcaller("asdict")
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from projections.budgets import PolicyRow
+    from projections.agents import AgentRow
+    from projections.budgets import BudgetRow, PolicyRow
     from projections.jobs import JobRow
     from projections.operations import OperationRow
     from projections.orchestrator import OrchestratorRow
@@ -38,16 +44,21 @@ def budget(state: State) -> dict[str, Any]:
     if day is None:
         return {}
     limits = state.policy.agent_limits
-    parts = {part.agent: part for part in state.agent_budgets(day)}
-    agents = {}
-    for name in sorted(parts.keys() | limits.keys()):
-        part, limit = state.agent_budget(day, name), limits.get(name)
-        agents[name] = {
+
+    def show(part: BudgetRow) -> dict[str, Any]:
+        limit = limits.get(part.agent)
+        return {
             "used": part.used,
             "reserved": part.reserved,
             "limit": limit,
             "remaining": None if limit is None else limit - part.used - part.reserved,
         }
+
+    parts = state.agent_budgets(day)
+    known = state.rows(BUDGETS)
+    if unused := [name for name in limits if known.get((day.day, name)) is None]:
+        parts += [state.agent_budget(day, name) for name in unused]
+        parts.sort(key=_ITS_AGENT)
     return {
         "period": day.day,
         "total": day.total,
@@ -55,13 +66,13 @@ def budget(state: State) -> dict[str, Any]:
         "reserved": day.reserved,
         "remaining": remaining(day),
         "resets_at": day.ends_at,
-        "agents": agents,
+        "agents": Many(parts, show, _ITS_AGENT),
     }
 
 
-def agents(state: State) -> list[dict[str, Any]]:
+def agents(state: State) -> list[AgentRow]:
     """Every agent, by name."""
-    return [row.asdict() for row in sorted(state.all(AGENTS), key=lambda row: row.name)]
+    return sorted(state.all(AGENTS), key=_ITS_NAME)
 
 
 def active_operations(squad: Squad) -> Iterable[OperationRow]:
@@ -95,13 +106,13 @@ def whole(state: Squad, moment: datetime | None) -> dict[str, Any]:
         "orchestrator": _the_only(state.orchestrator),
         "policy": _the_only(state.rows(POLICY).get(THE_POLICY)),
         "budget": budget(state) or None,
-        "agents": agents(state),
-        "operations": [row.asdict() for row in active_operations(state)],
-        "reservations": [row.asdict() for row in reservations],
-        "jobs": [planned(row, moment) for row in jobs] if moment else [],
-        "runs": [row.asdict() for row in runs],
-        "tasks": [row.asdict() for row in tasks],
-        "emails": [row.asdict() for row in emails],
+        "agents": Many(agents(state), _AS_IT_IS),
+        "operations": Many(list(active_operations(state)), _AS_IT_IS),
+        "reservations": Many(reservations, _AS_IT_IS),
+        "jobs": Many(jobs, lambda row: planned(row, moment)) if moment else [],
+        "runs": Many(runs, _AS_IT_IS),
+        "tasks": Many(tasks, _AS_IT_IS),
+        "emails": Many(emails, _AS_IT_IS),
     }
 
 
@@ -122,18 +133,21 @@ def explanation(found: Explanation) -> dict[str, Any]:
     }
 
 
-def seed_jobs(state: State, now: datetime) -> list[dict[str, Any]]:
+def seed_jobs(state: Squad, now: datetime) -> Many:
     """The schedule in the seed's words."""
-    return [
-        {
+
+    def show(row: JobRow) -> dict[str, Any]:
+        tick = state.agenda.tick(row.name)
+        if tick is None or tick <= now:
+            tick = next(iter(coming_ticks(row, now, 1)), None)
+        return {
             "name": row.name,
             "schedule": row.cron or f"every {row.every_seconds:g} s",
             "paused": row.paused,
-            "nextRun": next(iter(coming_ticks(row, now, 1)), None),
+            "nextRun": tick,
         }
-        for row in sorted(state.all(JOBS), key=lambda row: row.name)
-        if row.enabled
-    ]
+
+    return Many(sorted((row for row in state.all(JOBS) if row.enabled), key=_ITS_NAME), show)
 
 
 def seed_budget(state: State) -> dict[str, Any]:
@@ -145,22 +159,25 @@ def seed_budget(state: State) -> dict[str, Any]:
         "total": day.total,
         "used": day.used,
         "remaining": remaining(day),
-        "agentUsage": {part.agent: part.used for part in state.agent_budgets(day) if part.used},
+        "agentUsage": Many(
+            [part for part in state.agent_budgets(day) if part.used], attrgetter("used"), _ITS_AGENT
+        ),
     }
 
 
-def seed_operations(state: Squad) -> list[dict[str, Any]]:
+def seed_operations(state: Squad) -> Many:
     """The operations under way in the seed's words, each resource kind a field of its own."""
-    return [
-        {
-            **row.resources,
-            "id": row.id,
-            "agents": [row.agent],
-            "action": row.action,
-            "timestamp": row.started_at,
-        }
-        for row in active_operations(state)
-    ]
+    return Many(list(active_operations(state)), _seed_operation)
+
+
+def _seed_operation(row: OperationRow) -> dict[str, Any]:
+    return {
+        **row.resources,
+        "id": row.id,
+        "agents": [row.agent],
+        "action": row.action,
+        "timestamp": row.started_at,
+    }
 
 
 def seed_orchestrator(state: Squad, now: datetime) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from projections.agents import AGENTS
 from projections.budgets import RESERVATIONS
 from projections.emails import EMAILS
 from projections.jobs import JOBS
@@ -16,6 +15,7 @@ from projections.runs import RUNS
 from projections.tasks import TASKS
 from service import views
 from service.cli.common import printable
+from service.decide.budget import remaining
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -38,10 +38,9 @@ def headline(squad: Squad) -> Text:
     if squad.head.recorded_at:
         text.append(f", recorded at {squad.head.recorded_at:%Y-%m-%d %H:%M:%S.%f}Z")
     if day := squad.day:
-        budget = views.budget(squad)
         text.append(
             f"\nbudget of {day.day}: {day.used:,} used, {day.reserved:,} reserved,"
-            f" {budget['remaining']:,} of {day.total:,} remain until {day.ends_at:%Y-%m-%d %H:%M}Z"
+            f" {remaining(day):,} of {day.total:,} remain until {day.ends_at:%Y-%m-%d %H:%M}Z"
         )
     return text
 
@@ -49,16 +48,16 @@ def headline(squad: Squad) -> Text:
 def agents(squad: Squad, now: datetime) -> Table:
     """Every agent, and what it has used."""
     table = Table("agent", "role", "status", "last active", "used today", "limit", title="Agents")
-    parts = views.budget(squad).get("agents", {})
-    for row in sorted(squad.all(AGENTS), key=lambda row: row.name):
-        part = parts.get(row.name, {})
-        limit = part.get("limit")
+    day = squad.day
+    limits = squad.policy.agent_limits if day else {}
+    for row in views.agents(squad):
+        limit = limits.get(row.name)
         table.add_row(
             safe(row.name),
             safe(row.role),
             Text(row.status, style=_COLOURS[row.status]),
             f"{ago(now, row.last_active)} ago",
-            f"{part.get('used', 0):,}",
+            f"{squad.agent_budget(day, row.name).used if day else 0:,}",
             "-" if limit is None else f"{limit:,}",
         )
     return table

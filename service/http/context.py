@@ -16,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from service.batch import new_id
 from service.http import json
 from service.http.auth import caller
+from service.http.long import LongAnswers
 from service.http.packed import too_large, unpacked
 from service.http.problems import Problem, from_validation, wrong
 from service.http.reply import CORRELATION_HEADER
@@ -86,6 +87,7 @@ class Services:
     stopping: bool = False
     judging: Turns = field(default_factory=Turns)
     """Of histories, under other rules."""
+    long: LongAnswers = field(default_factory=LongAnswers)
     looking_back: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LOOK_BACK_AT_ONCE))
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import orjson
 
+from service.many import Many
+
 MAX_DEPTH = 100
 """How many objects and arrays may lie in each other: more than any field takes, and far fewer than would be
 read here and could not be written again."""
@@ -13,7 +15,13 @@ read here and could not be written again."""
 
 def dumps(value: Any) -> bytes:
     """Any answer as JSON."""
-    return orjson.dumps(value, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS)
+    return orjson.dumps(value, _made, orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS)
+
+
+def _made(value: Any) -> Any:
+    if type(value) is Many:
+        return value.shown()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def loads(body: bytes) -> Any:

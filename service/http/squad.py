@@ -11,6 +11,7 @@ from psycopg import sql
 from pydantic import BaseModel, ValidationError
 
 from projections import storage
+from projections.agents import AGENTS
 from projections.messages import MESSAGES, messages
 from projections.tasks import TASKS, tasks
 from service import commands as do
@@ -21,7 +22,7 @@ from service.http.context import Services, body_of, parse_object
 from service.http.json import dumps
 from service.http.lists import PAGE_BYTES, fitting
 from service.http.problems import Problem, field_errors, from_refusal
-from service.http.reply import Reply, respond
+from service.http.reply import Reply
 from service.http.route import Route
 from service.http.seed import (
     Done,
@@ -35,6 +36,7 @@ from service.http.seed import (
     TaskChangeBody,
 )
 from service.http.v1.messages import OWN
+from service.many import Many
 from service.requests import Answer, Outcome
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from aiohttp import web
     from orjson import Fragment
 
+    from projections.agents import AgentRow
     from projections.projection import Projection, Table
     from service.squad import State
 
@@ -82,7 +85,7 @@ def _validate(model: type[M], fields: Any) -> M:
 async def _get(services: Services, request: web.Request) -> Reply:
     query = _validate(SquadQuery, dict(request.query))
     if query.action is None:
-        return respond(200, await _everything(services, query))
+        return Reply(200, await _everything(services, query))
     if query.action != "orchestrator-status":
         fault = {"field": "action", "message": "must be orchestrator-status, or left out"}
         raise Problem("validation_failed", f"Unknown action: {query.action}", errors=[fault])
@@ -93,36 +96,48 @@ async def _get(services: Services, request: web.Request) -> Reply:
             "details": "POST the action orchestrator-init to start it",
         }
         return Reply(503, dumps(body))
-    return respond(200, views.seed_status(squad, services.clock.now()))
+    now = services.clock.now()
+    return Reply(200, await services.long.written(lambda: views.seed_status(squad, now)))
 
 
-async def _everything(services: Services, query: SquadQuery) -> dict[str, Any]:
+async def _everything(services: Services, query: SquadQuery) -> bytes:
     squad = services.writer.squad
-    agents = [
-        {column: agent[column] for column in ("id", "name", "role", "status", "last_active")}
-        for agent in views.agents(squad)
-        if query.agent_type in (None, agent["role"]) and query.agent_name in (None, agent["name"])
-    ]
     names = None if query.agent_type is None and query.agent_name is None else _names(squad, query)
-    return {
-        "tasks": await _newest(
-            services, tasks, TASKS, "created_position", NEWEST_TASKS, query, names, "assigned_agent"
-        ),
-        "activity": await _newest(
-            services,
-            messages,
-            MESSAGES,
-            "position",
-            NEWEST_MESSAGES,
-            query,
-            names,
-            "from_agent",
-            "to_agent",
-            own=OWN,
-        ),
-        "agents": agents,
-        "orchestrator": views.seed_orchestrator(squad, services.clock.now()),
-    }
+    tasks_shown = await _newest(
+        services, tasks, TASKS, "created_position", NEWEST_TASKS, query, names, "assigned_agent"
+    )
+    activity = await _newest(
+        services,
+        messages,
+        MESSAGES,
+        "position",
+        NEWEST_MESSAGES,
+        query,
+        names,
+        "from_agent",
+        "to_agent",
+        own=OWN,
+    )
+    squad, now = services.writer.squad, services.clock.now()
+
+    def make() -> dict[str, Any]:
+        agents = [
+            row
+            for row in views.agents(squad)
+            if query.agent_type in (None, row.role) and query.agent_name in (None, row.name)
+        ]
+        return {
+            "tasks": tasks_shown,
+            "activity": activity,
+            "agents": Many(agents, _show_agent),
+            "orchestrator": views.seed_orchestrator(squad, now),
+        }
+
+    return await services.long.written(make)
+
+
+def _show_agent(row: AgentRow) -> dict[str, Any]:
+    return {column: getattr(row, column) for column in ("id", "name", "role", "status", "last_active")}
 
 
 def _names(squad: State, query: SquadQuery) -> list[str]:
@@ -130,9 +145,9 @@ def _names(squad: State, query: SquadQuery) -> list[str]:
     if query.agent_type is None:
         return [query.agent_name or ""]
     return [
-        agent["name"]
-        for agent in views.agents(squad)
-        if agent["role"] == query.agent_type and query.agent_name in (None, agent["name"])
+        row.name
+        for row in squad.all(AGENTS)
+        if row.role == query.agent_type and query.agent_name in (None, row.name)
     ]
 
 

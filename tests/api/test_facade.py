@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from service.http import squad
+from service.http import long, squad
 from tests.api.client import running_service
 
 if TYPE_CHECKING:
@@ -48,6 +48,21 @@ async def test_the_status_has_the_seeds_shape(api: Api) -> None:
         }
     ]
     assert status["timestamp"].endswith("Z")
+
+
+async def test_a_long_answer_reads_as_a_short_one_does(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        await api.post("operations", agent=f"a{number}", action="x", resources={"emailId": f"e{number}"})
+        await api.post("budget/usage", agent=f"a{number}", tokens=10 + number)
+    paths = ("/api/squad", "/api/squad?action=orchestrator-status", "budget", "state")
+
+    async def answers() -> list[dict[str, Any]]:
+        found = [(await api.get(path)).expect(200) for path in paths]
+        return [{**body, "timestamp": None, "moment": None} for body in found]
+
+    short = await answers()
+    monkeypatch.setattr(long, "FEW", 0)
+    assert await answers() == short
 
 
 async def test_a_resource_kind_never_hides_what_an_operation_is(api: Api) -> None:

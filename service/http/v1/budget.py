@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 async def _show(services: Services, request: web.Request) -> Reply:
     query = parse_query(Query, request)
     await services.tables.state_covering(query.min_position)
-    return respond(200, views.budget(_begun(services)))
+    return Reply(200, await services.long.written(lambda: views.budget(_begun(services))))
 
 
 async def _check(services: Services, request: web.Request) -> Reply:

@@ -7,7 +7,6 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
-import orjson
 from pydantic import Field, PlainValidator, TypeAdapter, ValidationError, WithJsonSchema
 
 from service import views
@@ -16,10 +15,9 @@ from service.history import Then, look_back
 from service.http import answers
 from service.http.auth import Scope
 from service.http.context import Services, parse_query
-from service.http.json import dumps
 from service.http.lists import Position, Query
 from service.http.problems import Problem
-from service.http.reply import Reply, respond
+from service.http.reply import Reply
 from service.http.route import Route
 from service.values import Moment, in_words
 
@@ -65,9 +63,7 @@ async def _show(services: Services, request: web.Request) -> Reply:
     query = parse_query(StateQuery, request)
     await services.tables.state_covering(query.min_position)
     then = await (_now(services) if query.at is None else _then(services, query.at))
-    # A squad with much to do makes a long text; others need not wait while it is written.
-    text = await asyncio.to_thread(lambda: dumps(views.whole(then.squad, then.moment)))
-    return respond(200, orjson.Fragment(text))
+    return Reply(200, await services.long.written(lambda: views.whole(then.squad, then.moment)))
 
 
 async def _now(services: Services) -> Then:

@@ -1,0 +1,42 @@
+"""Rows on their way into an answer, of which there can be very many."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class Many:
+    """A list of what is shown of each row; with `name`, an object by name instead.
+
+    It is made only as it is written, so that it need not be made all at once.
+    """
+
+    __slots__ = ("_name", "_rows", "_show")
+
+    def __init__(
+        self,
+        rows: Sequence[Any],
+        show: Callable[[Any], Any],
+        name: Callable[[Any], str] | None = None,
+    ) -> None:
+        self._rows = rows
+        self._show = show
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it becomes a list."""
+        return self._name is None
+
+    def shown(self, start: int = 0, stop: int | None = None) -> list[Any] | dict[str, Any]:
+        """What is shown of these rows."""
+        rows, show = self._rows[start:stop], self._show
+        if self._name is None:
+            return [show(row) for row in rows]
+        return {self._name(row): show(row) for row in rows}
