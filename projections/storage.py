@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache, lru_cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, LiteralString
 
 import orjson
@@ -145,19 +146,42 @@ def _names(columns: Iterable[str]) -> sql.Composed:
 
 
 async def newest(
-    connection: Connection, table: Table[Any, Any], column: str, value: Any, order: str, limit: int
-) -> list[Any]:
-    """The newest rows in which a column has a value.
+    connection: Connection,
+    table: Table[Any, Any],
+    column: str,
+    values: Sequence[Any],
+    order: str,
+    limit: int,
+) -> dict[Any, list[Any]]:
+    """The newest rows for each of some values of a column. Values that no row has are absent.
 
     Args:
         connection: to read on.
         table: which table.
-        column: which column; with `value`, what it must hold.
-        value: see `column`.
+        column: the column that has the values.
+        values: all different.
         order: the column that orders the rows.
-        limit: how many at most.
+        limit: how many at most of each value.
     """
-    where = sql.SQL("WHERE {} = %(value)s ORDER BY {} DESC LIMIT %(limit)s").format(
-        sql.Identifier(column), sql.Identifier(order)
+    query = sql.SQL(
+        "SELECT found.* FROM unnest({values}::{kind}[]) AS asked (value) CROSS JOIN LATERAL ("
+        "SELECT {columns} FROM {table} WHERE {column} = asked.value ORDER BY {order} DESC LIMIT {limit}"
+        ") AS found"
+    ).format(
+        values=sql.Placeholder(),
+        kind=sql.SQL(table.types[table.columns.index(column)]),
+        columns=_names(table.columns),
+        table=sql.Identifier(table.name),
+        column=sql.Identifier(column),
+        order=sql.Identifier(order),
+        limit=sql.Placeholder(),
     )
-    return await select(connection, table, where, {"value": value, "limit": limit})
+    with translating():
+        cursor = await connection.execute(query, (list(values), limit))
+        rows = [table.row(*row) for row in await cursor.fetchall()]
+    found: dict[Any, list[Any]] = {}
+    for row in rows:
+        found.setdefault(getattr(row, column), []).append(row)
+    for those in found.values():
+        those.sort(key=attrgetter(order), reverse=True)
+    return found

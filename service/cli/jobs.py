@@ -48,11 +48,10 @@ def jobs(
             squad = await restore(connection)
             await catch_up(connection, squad)
             now = await log.clock(connection)
-            shown = []
-            for row in sorted(squad.all(JOBS), key=lambda job: job.name):
-                last = await storage.newest(connection, RUNS, "job", row.name, "fencing_token", LAST_RUNS)
-                shown.append(views.job(row, [item.asdict() for item in last], now))
-            return shown
+            rows = sorted(squad.all(JOBS), key=lambda job: job.name)
+            names = [row.name for row in rows]
+            last = await storage.newest(connection, RUNS, "job", names, "fencing_token", LAST_RUNS)
+            return [views.job(row, [item.asdict() for item in last.get(row.name, ())], now) for row in rows]
 
     found = run(work())
     if not as_json:

@@ -12,6 +12,7 @@ import pytest
 
 from eventstore import codec
 from eventstore.events import RunMissed
+from projections import storage
 from service import commands as do
 from service.job_spec import BUILT_IN_TASKS, JobSpec
 from service.scheduler import Scheduler
@@ -23,8 +24,10 @@ from tests.support.parts import connected
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
+    from eventstore.connection import Connection
+    from projections.projection import Table
     from tests.api.client import Api, Service
 
 SEEDS = {
@@ -139,6 +142,32 @@ async def test_a_job_is_shown_with_its_last_and_its_next_five(api: Api) -> None:
     shown = (await api.get("jobs/poll")).expect(200)
     assert [run["id"] for run in shown["last_runs"]] == runs[:1:-1]
     assert {run["status"] for run in shown["last_runs"]} == {"succeeded"}
+
+
+async def test_the_last_runs_of_all_jobs_of_a_page_are_asked_for_together(
+    api: Api, agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Sequence[str]] = []
+    newest = storage.newest
+
+    async def noted(
+        connection: Connection, table: Table[Any, Any], column: str, values: Sequence[str], *rest: Any
+    ) -> Any:
+        asked.append(values)
+        return await newest(connection, table, column, values, *rest)
+
+    names = ["poll", "rest", "send"]
+    for name in names:
+        await job(api, name, overlap="allow_all")
+    begun: dict[str, list[str]] = {name: [] for name in names}
+    for name in ["poll"] * 7 + ["send"] * 2:
+        begun[name].append((await api.post(f"jobs/{name}/run")).expect(202)["id"])
+    monkeypatch.setattr(storage, "newest", noted)
+    shown = (await api.get("jobs", after="email_respond", limit=3)).expect(200)["items"]
+    assert [item["name"] for item in shown] == names
+    for item in shown:
+        assert [run["id"] for run in item["last_runs"]] == begun[item["name"]][:-6:-1]
+    assert [list(values)[:3] for values in asked] == [names]
 
 
 async def test_run_now_says_which_run_it_is(api: Api, agents: Agents) -> None:

@@ -16,6 +16,7 @@ from service.http.auth import Scope
 from service.http.carrying_out import rendering
 from service.http.context import Services, parse_command, parse_path, parse_query
 from service.http.lists import OneOf, PageByName, PageQuery, Query, page, page_of_rows
+from service.http.long import Pauses
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
 from service.http.route import Route, Write, write, write_of
@@ -69,11 +70,13 @@ def _job(services: Services, name: str) -> JobRow:
 
 
 async def _shown(services: Services, rows: Sequence[JobRow], query: Query) -> list[dict[str, Any]]:
-    shown = []
+    names = [row.name for row in rows]
     async with services.tables.covering(jobs, query.min_position) as connection:
-        for row in rows:
-            runs = await storage.newest(connection, RUNS, "job", row.name, "fencing_token", LAST_RUNS)
-            shown.append(views.job(row, [run.asdict() for run in runs], services.clock.now()))
+        runs = await storage.newest(connection, RUNS, "job", names, "fencing_token", LAST_RUNS)
+    shown, now, pauses = [], services.clock.now(), Pauses()
+    for row in rows:
+        shown.append(views.job(row, [run.asdict() for run in runs.get(row.name, ())], now))
+        await pauses.pause()
     return shown
 
 
