@@ -23,7 +23,7 @@ from projections.agents import AGENTS
 from projections.messages import messages
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     from psycopg_pool import AsyncConnectionPool
 
@@ -42,6 +42,9 @@ HEAD_WITHIN_SECONDS = 0.5
 POLITE_WAIT_SECONDS = 0.5
 """How long a reader waits who named none."""
 
+MOST_LEFT = 32
+"""How many messages that stay in an inbox are kept in mind, of each agent."""
+
 LOOK_SECONDS = 0.25
 """How long a look at the database holds for all who wait, where no hint comes meanwhile."""
 
@@ -59,13 +62,15 @@ class NotYet(Exception):
 
 
 class Inbox(NamedTuple):
-    """What is known of an agent's inbox."""
+    """What is known of an agent's inbox, so that it need not be looked through from its beginning."""
 
     agent: str
-    empty_up_to: int
-    """All that was sent to the agent up to this position is acknowledged, and stays so."""
     table_at: int
     """Where the table is now, or was a moment ago."""
+    seen_up_to: int = 0
+    """What was sent to the agent up to this position is acknowledged, and stays so, but for..."""
+    left: tuple[int, ...] = ()
+    """...the messages at these positions, some of which may be acknowledged by now."""
 
 
 class SharedLook(Generic[T]):
@@ -111,7 +116,7 @@ class ReadTables:
         self._projector = projector
         self._writer = writer
         self._stuck: dict[str, int] = {}
-        self._empty_up_to: dict[str, int] = {}
+        self._inboxes: dict[str, Inbox] = {}
         self._let_go = False
         self._look_at_positions = SharedLook(self._positions)
         self._look_at_head = SharedLook(self._head)
@@ -127,7 +132,7 @@ class ReadTables:
         """The log was replaced, and the tables with it."""
         self.positions.clear()
         self._stuck.clear()
-        self._empty_up_to.clear()
+        self._inboxes.clear()
         self._look_at_positions.forget()
         self._look_at_head.forget()
 
@@ -179,15 +184,30 @@ class ReadTables:
                 await wait_for_hint(ticket, left)
 
     def inbox(self, agent: str) -> Inbox:
-        """What is known of an agent's inbox; so that it need not be looked through from its beginning."""
-        return Inbox(agent, self._empty_up_to.get(agent, 0), self._known(messages.name))
+        """What is known of an agent's inbox."""
+        table_at = self._known(messages.name)
+        known = self._inboxes.get(agent)
+        return known._replace(table_at=table_at) if known else Inbox(agent, table_at)
 
-    def seen_empty(self, inbox: Inbox) -> None:
-        """Takes note of an inbox in which nothing was found behind what was known of it."""
+    def looked_into(self, inbox: Inbox, after: int, upto: int | None, found: Sequence[int]) -> None:
+        """Takes note of what was found in an inbox.
+
+        Args:
+            inbox: what was known before.
+            after: where the look began; what lies between that and what was known is not known then either.
+            upto: where it ended; None where it went to the end.
+            found: the positions of the messages in between that were there.
+        """
         # Anybody may ask for the inbox of anybody, and names are not all there are agents of.
-        if self._writer.squad.rows(AGENTS).get(inbox.agent):
-            known = self._empty_up_to.get(inbox.agent, 0)
-            self._empty_up_to[inbox.agent] = max(known, inbox.table_at)
+        if after > inbox.seen_up_to or not self._writer.squad.rows(AGENTS).get(inbox.agent):
+            return
+        left = (*(position for position in inbox.left if position <= after), *found)
+        seen_up_to = inbox.table_at if upto is None else upto
+        if len(left) > MOST_LEFT:
+            seen_up_to, left = left[MOST_LEFT] - 1, left[:MOST_LEFT]
+        known = self._inboxes.get(inbox.agent)
+        if known is None or seen_up_to >= known.seen_up_to:
+            self._inboxes[inbox.agent] = inbox._replace(seen_up_to=seen_up_to, left=left)
 
     async def _not_yet(self, covered: int, position: int) -> NotYet:
         """Says as well where the log ends, if it does not have the position at all."""

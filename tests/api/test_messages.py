@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from projections import storage
+from service import reading
 
 if TYPE_CHECKING:
-    import pytest
-
     from tests.api.client import Answer, Api
 
 UNKNOWN = "00000000-0000-7000-8000-000000000000"
@@ -95,6 +97,55 @@ async def test_what_came_before_an_inbox_was_empty_is_not_looked_through_again(
     # Nobody was called bob yet at the first look, and nobody is called carol.
     assert (looked_from[:2], looked_from[-1]) == ([0, 0], 0)
     assert looked_from[3] >= last["position"]
+
+
+async def test_messages_that_stay_in_an_inbox_do_not_have_it_looked_through_from_there(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_from: list[int] = []
+
+    async def noting(connection: Any, table: Any, where: Any, values: dict[str, Any]) -> Any:
+        looked_from.append(values["after"])
+        return await select(connection, table, where, values)
+
+    await _send(api, "bob", "here I am", to_agent="ada")
+    kept = await _send(api, "ada", "kept", to_agent="bob")
+    for text in ("one", "two"):
+        sent = await _send(api, "ada", text, to_agent="bob")
+        last = (await api.post(f"messages/{sent['id']}/ack", agent="bob")).expect(200)
+    assert _texts(await api.get("agents/bob/inbox", min_position=last["position"])) == ["kept"]
+    select = storage.select
+    monkeypatch.setattr(storage, "select", noting)
+    await _send(api, "ada", "new", to_agent="bob")
+    assert _texts(await api.get("agents/bob/inbox")) == ["kept", "new"]
+    # What is left is asked for by its position; but for that, only what came since is looked at.
+    assert looked_from[0] == 0
+    assert looked_from[1] >= last["position"]
+    await api.post(f"messages/{kept['id']}/ack", agent="bob")
+    assert _texts(await api.get("agents/bob/inbox")) == ["new"]
+
+
+@pytest.mark.parametrize("most_left", [0, 3, 32])
+async def test_an_inbox_holds_the_same_however_it_is_read(
+    api: Api, monkeypatch: pytest.MonkeyPatch, most_left: int
+) -> None:
+    monkeypatch.setattr(reading, "MOST_LEFT", most_left)
+    random, there = Random(7), dict[int, str]()
+    await _send(api, "bob", "here I am", to_agent="ada")
+    for number in range(60):
+        to_agent = random.choice(("bob", None, "carol"))
+        sent = await _send(api, "ada", f"m{number}", to_agent=to_agent)
+        if to_agent != "carol":
+            there[int(str(sent["position"]))] = str(sent["id"])
+        if there and random.random() < 0.6:
+            position = random.choice(list(there))
+            await api.post(f"messages/{there.pop(position)}/ack", agent="bob")
+        after = random.choice((0, 0, *there, 1_000))
+        limit = random.choice((1, 2, 5, 1_000))
+        page = (await api.get("agents/bob/inbox", after=after, limit=limit)).expect(200)
+        expected = [position for position in sorted(there) if position > after]
+        assert [item["position"] for item in page["items"]] == expected[:limit]
+        assert page["next"] == (expected[limit - 1] if len(expected) > limit else None)
 
 
 async def test_a_page_behind_an_inbox_says_nothing_of_what_is_before_it(api: Api) -> None:

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 _IN_INBOX = sql.SQL(
-    "WHERE position > %(after)s AND (to_agent = %(agent)s OR to_agent IS NULL)"
+    "position > %(after)s AND (to_agent = %(agent)s OR to_agent IS NULL)"
     " AND NOT EXISTS (SELECT FROM squad_message_acks acks"
     " WHERE acks.message_id = squad_messages.id AND acks.agent = %(agent)s)"
     " ORDER BY position LIMIT %(limit)s"
 )
+_NEXT = sql.SQL("WHERE {}").format(_IN_INBOX)
+_OF_THOSE_LEFT = sql.SQL("WHERE position = ANY(%(left)s) AND {}").format(_IN_INBOX)
 
 OWN = sql.SQL("(from_agent = %(mine)s OR to_agent = %(mine)s OR to_agent IS NULL)")
 """What an agent's key shows: what the agent sent, and what was sent to it or to all."""
@@ -56,14 +58,23 @@ async def _inbox(services: Services, request: web.Request) -> Reply:
     query = parse_query(PageQuery, request)
     async with services.tables.covering(messages, query.min_position) as connection:
         inbox = services.tables.inbox(agent)
+        found: list[int] = []
 
         async def fetch(after: int, count: int) -> list[dict[str, Any]]:
-            values = {"agent": agent, "after": max(after, inbox.empty_up_to), "limit": count}
-            return [row.asdict() for row in await storage.select(connection, MESSAGES, _IN_INBOX, values)]
+            values = {"agent": agent, "after": after, "limit": count, "left": list(inbox.left)}
+            rows = []
+            if inbox.left and after < inbox.left[-1]:
+                rows = await storage.select(connection, MESSAGES, _OF_THOSE_LEFT, values)
+            if len(rows) < count:
+                values |= {"after": max(after, inbox.seen_up_to), "limit": count - len(rows)}
+                rows += await storage.select(connection, MESSAGES, _NEXT, values)
+            found.extend(row.position for row in rows)
+            return [row.asdict() for row in rows]
 
         shown = await read_page(fetch, query.after, query.limit)
-    if not shown["items"] and query.after <= inbox.empty_up_to:
-        services.tables.seen_empty(inbox)
+    upto = shown["next"]
+    there = [position for position in found if upto is None or position <= upto]
+    services.tables.looked_into(inbox, query.after, upto, there)
     return respond(200, shown)
 
 
