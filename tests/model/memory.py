@@ -166,7 +166,9 @@ class InMemory(WithKeys):
         self, session: Session, streams: list[str], in_brief: list[str], short: int
     ) -> list[Rows]:
         [found] = self._read_streams(session, [*streams, *in_brief])
-        return [[one for one in found if Recorded(*one).stream in streams or Recorded(*one).version <= short]]
+        return [
+            [one for one in found if Recorded(*one).stream in streams or Recorded(*one).version <= short]
+        ]
 
     def _read_ends(
         self, session: Session, streams: list[str], of_agents: list[str], agents: list[str], _: list[str]

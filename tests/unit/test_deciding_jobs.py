@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -456,8 +456,8 @@ class TestTicksThatAreShown:
         reckoned: list[Schedule] = []
         monkeypatch.setattr("service.schedule._next_tick", lambda schedule, _: reckoned.append(schedule))
         for seconds in (2, 3):
-            [shown] = views.seed_jobs(squad, moment(seconds)).shown()
-            assert shown["nextRun"] == datetime(2026, 7, 7, 7, 7, tzinfo=UTC)
+            [shown] = loads(dumps(views.seed_jobs(squad, moment(seconds))))
+            assert shown["nextRun"] == "2026-07-07T07:07:00Z"
         assert reckoned == []
 
 
