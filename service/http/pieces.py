@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from service.http.context import correlation_id
-from service.http.reply import CORRELATION_HEADER, SECURITY_HEADERS
+from service.http.lists import PAGE_BYTES
+from service.http.reply import CORRELATION_HEADER, SECURITY_HEADERS, Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+    from typing import Any
 
     from service.http.context import Services
 
@@ -56,3 +58,13 @@ async def in_pieces(
         if request.transport:
             request.transport.abort()
     return response
+
+
+async def respond_long(
+    services: Services, request: web.Request, make: Callable[[], dict[str, Any]]
+) -> Reply | web.StreamResponse:
+    """Answers with what can be long (see `service.http.long`); in pieces, where it is very long."""
+    body = await services.long.written(make)
+    if len(body) <= PAGE_BYTES:
+        return Reply(200, body)
+    return await in_pieces(services, request, "application/json", (body,))

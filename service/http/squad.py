@@ -21,6 +21,7 @@ from service.http.carrying_out import asked_by, carry_out
 from service.http.context import Services, body_of, parse_object
 from service.http.json import dumps
 from service.http.lists import PAGE_BYTES, fitting
+from service.http.pieces import respond_long
 from service.http.problems import Problem, field_errors, from_refusal
 from service.http.reply import Reply
 from service.http.route import Route
@@ -82,10 +83,10 @@ def _validate(model: type[M], fields: Any) -> M:
 # GET --------------------------------------------------------------------------------------------------
 
 
-async def _get(services: Services, request: web.Request) -> Reply:
+async def _get(services: Services, request: web.Request) -> Reply | web.StreamResponse:
     query = _validate(SquadQuery, dict(request.query))
     if query.action is None:
-        return Reply(200, await _everything(services, query))
+        return await respond_long(services, request, await _everything(services, query))
     if query.action != "orchestrator-status":
         fault = {"field": "action", "message": "must be orchestrator-status, or left out"}
         raise Problem("validation_failed", f"Unknown action: {query.action}", errors=[fault])
@@ -97,10 +98,10 @@ async def _get(services: Services, request: web.Request) -> Reply:
         }
         return Reply(503, dumps(body))
     now = services.clock.now()
-    return Reply(200, await services.long.written(lambda: views.seed_status(squad, now)))
+    return await respond_long(services, request, lambda: views.seed_status(squad, now))
 
 
-async def _everything(services: Services, query: SquadQuery) -> bytes:
+async def _everything(services: Services, query: SquadQuery) -> Callable[[], dict[str, Any]]:
     squad = services.writer.squad
     names = None if query.agent_type is None and query.agent_name is None else _names(squad, query)
     tasks_shown = await _newest(
@@ -133,7 +134,7 @@ async def _everything(services: Services, query: SquadQuery) -> bytes:
             "orchestrator": views.seed_orchestrator(squad, now),
         }
 
-    return await services.long.written(make)
+    return make
 
 
 def _show_agent(row: AgentRow) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.history import fill
 from eventstore import log
 from service import folding, history, reading, snapshots
+from service.http import pieces
 from service.http.context import LOOK_BACK_AT_ONCE
 from service.http.v1 import state
 from tests.api.client import running_service
@@ -117,6 +118,17 @@ async def test_without_a_place_it_is_now(service: Service, monkeypatch: pytest.M
     assert {**head, "moment": now["moment"]} == now
     assert now["moment"] >= now["recorded_at"]
     (await api.get("state", min_position=now["position"] + 10_000)).expect(504, "not_yet")
+
+
+async def test_a_very_long_one_leaves_in_pieces(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole one of a hundred megabytes would be more than may wait to be taken."""
+    whole = await api.get("state", at=1)
+    monkeypatch.setattr(pieces, "PAGE_BYTES", 100)
+    in_pieces = await api.get("state", at=1)
+    assert in_pieces.expect(200) == whole.expect(200)
+    assert "Content-Length" in whole.headers
+    assert in_pieces.headers["Transfer-Encoding"] == "chunked"
+    assert in_pieces.headers.keys() >= whole.headers.keys() - {"Content-Length"}
 
 
 async def test_what_another_process_opened_again_is_there(database: str) -> None:

@@ -11,6 +11,7 @@ from service.http import answers, written
 from service.http.auth import Scope, only_own
 from service.http.context import Services, body_of, parse_command, parse_object, parse_query
 from service.http.lists import Query
+from service.http.pieces import respond_long
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
 from service.http.route import Route, write
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from service.squad import State
 
 
-async def _show(services: Services, request: web.Request) -> Reply:
+async def _show(services: Services, request: web.Request) -> Reply | web.StreamResponse:
     query = parse_query(Query, request)
     await services.tables.state_covering(query.min_position)
-    return Reply(200, await services.long.written(lambda: views.budget(_begun(services))))
+    return await respond_long(services, request, lambda: views.budget(_begun(services)))
 
 
 async def _check(services: Services, request: web.Request) -> Reply:

@@ -16,13 +16,15 @@ from service.http import answers
 from service.http.auth import Scope
 from service.http.context import Services, parse_query
 from service.http.lists import Position, Query
+from service.http.pieces import respond_long
 from service.http.problems import Problem
-from service.http.reply import Reply
 from service.http.route import Route
 from service.values import Moment, in_words
 
 if TYPE_CHECKING:
     from aiohttp import web
+
+    from service.http.reply import Reply
 
 WITHIN_SECONDS = 10.0
 """How long the log is folded for one answer; and how long before that, others are waited for."""
@@ -59,11 +61,11 @@ class StateQuery(Query):
     """A position, or a time: after the last event that was recorded at or before it. Without it: now."""
 
 
-async def _show(services: Services, request: web.Request) -> Reply:
+async def _show(services: Services, request: web.Request) -> Reply | web.StreamResponse:
     query = parse_query(StateQuery, request)
     await services.tables.state_covering(query.min_position)
     then = await (_now(services) if query.at is None else _then(services, query.at))
-    return Reply(200, await services.long.written(lambda: views.whole(then.squad, then.moment)))
+    return await respond_long(services, request, lambda: views.whole(then.squad, then.moment))
 
 
 async def _now(services: Services) -> Then:
