@@ -159,7 +159,8 @@ def _by_day_and_agent(report: Report) -> Table:
 def _details(report: Report) -> Iterator[str]:
     """What the table does not show."""
     if report.differences:
-        yield f"The first {len(report.differences)} differences:"
+        first = len(report.differences)
+        yield "The first difference:" if first == 1 else f"The first {first} differences:"
         for difference in report.differences:
             when = moment(difference.recorded_at)
             yield f"{difference.position:>8}  {when}  {difference.sentence}"

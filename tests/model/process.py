@@ -233,10 +233,12 @@ def simulated() -> Iterator[None]:
         logger = logging.getLogger("service")
         logger.addHandler(errors)
         patch.setattr(logger, "propagate", False)
-        patch.setattr(logger, "level", logging.ERROR)
+        level = logger.level
+        logger.setLevel(logging.ERROR)
         try:
             yield
         finally:
+            logger.setLevel(level)
             logger.removeHandler(errors)
 
 
