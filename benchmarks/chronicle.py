@@ -280,7 +280,8 @@ class Chronicle:
     def _decide(self, commands: list[do.AnyCommand], now: datetime) -> list[Recorded]:
         tickets = [Ticket(self._request(command), _NOBODY_WAITS) for command in commands]
         draft = Draft(self.squad)
-        streams = dict.fromkeys(recall.needs(self.squad, tickets).streams)
+        wanted = recall.needs(self.squad, tickets)
+        streams = dict.fromkeys((*wanted.streams, *(ends.stream for ends in wanted.ends)))
         recall.fold(draft, [recorded for name in streams for recorded in self._streams.get(name, ())])
         ids = partial(self._id, now)
         lost = None
