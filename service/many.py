@@ -8,11 +8,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-class Many:
-    """A list of what is shown of each row; with `name`, an object by name instead.
+FEW = 20
+"""So many rows are shown at once."""
 
-    It is made only as it is written, so that it need not be made all at once.
-    """
+
+def listed(rows: Sequence[Any], show: Callable[[Any], Any]) -> list[Any] | Many:
+    """What is shown of each row, in a list; where there are more than a few, that is made when written."""
+    return [show(row) for row in rows] if len(rows) <= FEW else Many(rows, show)
+
+
+def by_name(
+    rows: Sequence[Any], show: Callable[[Any], Any], name: Callable[[Any], str]
+) -> dict[str, Any] | Many:
+    """What is shown of each row, in an object by name; see `listed`."""
+    return {name(row): show(row) for row in rows} if len(rows) <= FEW else Many(rows, show, name)
+
+
+class Many:
+    """A list of what is shown of each row, or an object by name, that is yet to be made."""
 
     __slots__ = ("_name", "_rows", "_show")
 

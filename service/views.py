@@ -13,7 +13,7 @@ from projections.operations import OPERATIONS
 from projections.runs import RUNS
 from projections.tasks import TASKS
 from service.decide.budget import remaining
-from service.many import Many
+from service.many import by_name, listed
 from service.schedule import coming_ticks
 
 NEXT_TICKS = 5
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from projections.operations import OperationRow
     from projections.orchestrator import OrchestratorRow
     from service.explain import Explanation
+    from service.many import Many
     from service.squad import Squad, State
 
 
@@ -66,7 +67,7 @@ def budget(state: State) -> dict[str, Any]:
         "reserved": day.reserved,
         "remaining": remaining(day),
         "resets_at": day.ends_at,
-        "agents": Many(parts, show, _ITS_AGENT),
+        "agents": by_name(parts, show, _ITS_AGENT),
     }
 
 
@@ -106,13 +107,13 @@ def whole(state: Squad, moment: datetime | None) -> dict[str, Any]:
         "orchestrator": _the_only(state.orchestrator),
         "policy": _the_only(state.rows(POLICY).get(THE_POLICY)),
         "budget": budget(state) or None,
-        "agents": Many(agents(state), _AS_IT_IS),
-        "operations": Many(list(active_operations(state)), _AS_IT_IS),
-        "reservations": Many(reservations, _AS_IT_IS),
-        "jobs": Many(jobs, lambda row: planned(row, moment)) if moment else [],
-        "runs": Many(runs, _AS_IT_IS),
-        "tasks": Many(tasks, _AS_IT_IS),
-        "emails": Many(emails, _AS_IT_IS),
+        "agents": listed(agents(state), _AS_IT_IS),
+        "operations": listed(list(active_operations(state)), _AS_IT_IS),
+        "reservations": listed(reservations, _AS_IT_IS),
+        "jobs": listed(jobs, lambda row: planned(row, moment)) if moment else [],
+        "runs": listed(runs, _AS_IT_IS),
+        "tasks": listed(tasks, _AS_IT_IS),
+        "emails": listed(emails, _AS_IT_IS),
     }
 
 
@@ -133,7 +134,7 @@ def explanation(found: Explanation) -> dict[str, Any]:
     }
 
 
-def seed_jobs(state: Squad, now: datetime) -> Many:
+def seed_jobs(state: Squad, now: datetime) -> list[Any] | Many:
     """The schedule in the seed's words."""
 
     def show(row: JobRow) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def seed_jobs(state: Squad, now: datetime) -> Many:
             "nextRun": tick,
         }
 
-    return Many(sorted((row for row in state.all(JOBS) if row.enabled), key=_ITS_NAME), show)
+    return listed(sorted((row for row in state.all(JOBS) if row.enabled), key=_ITS_NAME), show)
 
 
 def seed_budget(state: State) -> dict[str, Any]:
@@ -159,15 +160,15 @@ def seed_budget(state: State) -> dict[str, Any]:
         "total": day.total,
         "used": day.used,
         "remaining": remaining(day),
-        "agentUsage": Many(
+        "agentUsage": by_name(
             [part for part in state.agent_budgets(day) if part.used], attrgetter("used"), _ITS_AGENT
         ),
     }
 
 
-def seed_operations(state: Squad) -> Many:
+def seed_operations(state: Squad) -> list[Any] | Many:
     """The operations under way in the seed's words, each resource kind a field of its own."""
-    return Many(list(active_operations(state)), _seed_operation)
+    return listed(list(active_operations(state)), _seed_operation)
 
 
 def _seed_operation(row: OperationRow) -> dict[str, Any]:

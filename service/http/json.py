@@ -13,9 +13,20 @@ MAX_DEPTH = 100
 read here and could not be written again."""
 
 
+_AS_WE_WRITE_IT = orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
+
+
 def dumps(value: Any) -> bytes:
     """Any answer as JSON."""
-    return orjson.dumps(value, _made, orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS)
+    return orjson.dumps(value, _made, _AS_WE_WRITE_IT)
+
+
+def dumps_what_is_made(value: Any) -> bytes | None:
+    """An answer as JSON; None where something in it is yet to be made."""
+    try:
+        return orjson.dumps(value, option=_AS_WE_WRITE_IT)
+    except orjson.JSONEncodeError:
+        return None
 
 
 def _made(value: Any) -> Any:

@@ -9,18 +9,15 @@ import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from service.http.json import dumps
-from service.many import Many
+from service.http.json import dumps, dumps_what_is_made
+from service.many import FEW, Many
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FEW = 100
-"""So many rows are written at once."""
-
 _SLICE_SECONDS = 0.002
-_ROWS_AT_ONCE = 20
-"""After so many it is looked whether the time is over: each can take a few tenths of a millisecond."""
+"""After so long others have their turn. It is looked for after a few rows, each of which can take a few
+tenths of a millisecond."""
 
 
 class LongAnswers:
@@ -37,8 +34,8 @@ class LongAnswers:
         """
         async with self._turn:
             body = make()
-            if _rows(body) <= FEW:
-                return dumps(body)
+            if (written := dumps_what_is_made(body)) is not None:
+                return written
             await asyncio.sleep(0)
         pieces: list[bytes] = []
         await self._write(body, pieces)
@@ -65,9 +62,9 @@ class LongAnswers:
             async with self._turn:
                 until = monotonic() + _SLICE_SECONDS
                 while start < len(many):
-                    some = dumps(many.shown(start, start + _ROWS_AT_ONCE))
+                    some = dumps(many.shown(start, start + FEW))
                     pieces += (b"," if start else b"", some[1:-1])
-                    start += _ROWS_AT_ONCE
+                    start += FEW
                     if monotonic() >= until:
                         break
                 # Nobody else's turn begins before everything else had its own.
@@ -86,14 +83,3 @@ class Pauses:
         if monotonic() >= self._until:
             await asyncio.sleep(0)
             self._until = monotonic() + _SLICE_SECONDS
-
-
-def _rows(body: dict[str, Any]) -> int:
-    """How many rows are to be made for an answer."""
-    rows = 0
-    for value in body.values():
-        if type(value) is Many:
-            rows += len(value)
-        elif type(value) is dict:
-            rows += _rows(value)
-    return rows

@@ -37,7 +37,7 @@ from service.http.seed import (
     TaskChangeBody,
 )
 from service.http.v1.messages import OWN
-from service.many import Many
+from service.many import listed
 from service.requests import Answer, Outcome
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ async def _everything(services: Services, query: SquadQuery) -> Callable[[], dic
         return {
             "tasks": tasks_shown,
             "activity": activity,
-            "agents": Many(agents, _show_agent),
+            "agents": listed(agents, _show_agent),
             "orchestrator": views.seed_orchestrator(squad, now),
         }
 
