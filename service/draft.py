@@ -26,7 +26,7 @@ from projections.operations import OPERATIONS
 from projections.projection import MissingRow, Table
 from projections.runs import RUNS
 from service.residence import PARTIAL, RESIDENT
-from service.squad import Resource, Squad, State, ids_in, key_of_resource, with_id
+from service.state import Resource, State, ids_in, key_of_resource, with_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from projections.agents import AgentRow
     from projections.projection import K, R, Rows
     from projections.runs import RunRow
+    from service.squad import Squad
 
 _ABSENT: Any = object()
 

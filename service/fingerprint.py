@@ -25,6 +25,7 @@ MODULES = (
     "service.restore",
     "service.snapshots",
     "service.squad",
+    "service.state",
     "service.draft",
     "service.residence",
 )

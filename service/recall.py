@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
     from service.draft import Draft
     from service.requests import Ticket
-    from service.squad import State
+    from service.state import State
 
 _KINDS = {
     "message": messages,

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
     from service.requests import Request, Ticket
-    from service.squad import State
+    from service.state import State
 
 KNOWN_SENDERS = 10_000
 """How many senders' keys the writer keeps at hand."""

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from projections.orchestrator import OrchestratorRow
     from service.explain import Explanation
     from service.many import Many
-    from service.squad import Squad, State
+    from service.squad import Squad
+    from service.state import State
 
 
 def budget(state: State) -> dict[str, Any]:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from projections.keys import KEYS
 from service.decide import agents, budget, keys, operations, rules
-from service.squad import EXPIRING
+from service.state import EXPIRING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
 
     from eventstore.recorded import NewEvent
-    from service.squad import State
+    from service.state import State
 
 STEPS: tuple[Callable[[State, datetime], Iterable[NewEvent]], ...] = (
     rules.turn_of_day,

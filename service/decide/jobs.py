@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from eventstore.events import RemovalSource
     from service.commands import DefineJob, PauseJob, ResumeJob, WithdrawJob
-    from service.squad import Squad, State
+    from service.squad import Squad
+    from service.state import State
 
 
 def define(state: State, command: DefineJob, at: At) -> Decision:

@@ -22,7 +22,7 @@ from service.refusals import Refusal
 
 if TYPE_CHECKING:
     from service.commands import EndAttempt, RenewRun, TakeUpRun
-    from service.squad import State
+    from service.state import State
 
 LEASE_SECONDS = 15.0
 """How long a run stays with a process that says nothing. Renewed at a third of it."""

@@ -24,7 +24,7 @@ from service.refusals import Refusal
 if TYPE_CHECKING:
     from projections.runs import RunRow
     from service.commands import RunJob
-    from service.squad import State
+    from service.state import State
 
 
 class Obstacle(NamedTuple):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from projections.jobs import JobRow
     from service.commands import ClaimTick
-    from service.squad import State
+    from service.state import State
 
 MAX_MISSED_AT_ONCE = 500
 """How many missed ticks one decision records; the next decision goes on from there."""

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from projections.agents import AgentRow
     from projections.projection import Projection, Table
-    from service.squad import State
+    from service.state import State
 
 NEWEST_TASKS = 100
 NEWEST_MESSAGES = 50

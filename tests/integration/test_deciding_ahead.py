@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
     from service.decide import At, Decision
     from service.requests import Outcome
-    from service.squad import State
+    from service.state import State
     from service.writer import Writer
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from eventstore.recorded import Recorded
     from service.decide import At, Decision
-    from service.squad import State
+    from service.state import State
 
 POISON = "poison"
 

@@ -11,7 +11,7 @@ from service.decide.access import key_is_needed
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from service.squad import State
+    from service.state import State
 
 
 class KeyRules:

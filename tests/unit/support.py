@@ -21,9 +21,10 @@ from eventstore import codec
 from eventstore.events import AnyEvent, Event
 from eventstore.recorded import NewEvent, Recorded
 from service import recall
-from service.batch import CLOCK_ACTOR, Batch, Recorder, decide_batch
+from service.batch import CLOCK_ACTOR, Batch, decide_batch
 from service.commands import AnyCommand, ClaimTick, EndAttempt, RenewRun, SetPolicy, TakeUpRun
 from service.draft import Draft
+from service.recorder import Recorder
 from service.requests import Outcome, Request, Ticket
 from service.squad import Squad
 from service.work import ACTOR as SCHEDULER

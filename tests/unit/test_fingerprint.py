@@ -64,6 +64,7 @@ def test_it_is_the_same_in_every_process_wherever_the_code_lies(copy: Path, tmp_
         "eventstore/events/jobs.py",
         "eventstore/codec.py",
         "service/squad.py",
+        "service/state.py",
         "service/draft.py",
         "service/residence.py",
         "service/snapshots.py",

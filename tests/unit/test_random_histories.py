@@ -31,7 +31,7 @@ from projections.jobs import JOBS
 from projections.keys import KEYS
 from projections.operations import OPERATIONS
 from projections.runs import RUNS
-from service.batch import Batch, Recorder
+from service.batch import Batch
 from service.commands import (
     AnyCommand,
     ClaimTick,
@@ -46,9 +46,11 @@ from service.decide import At, decide
 from service.decide.agents import quiet_since
 from service.decide.jobs import due_jobs
 from service.draft import Draft
+from service.recorder import Recorder
 from service.requests import Answer, CommandFailed, Outcome, Request
 from service.residence import PARTIAL, RESIDENT
-from service.squad import EXPIRING, Squad
+from service.squad import Squad
+from service.state import EXPIRING
 from tests.unit import strategies
 from tests.unit.job_rules import JobRules
 from tests.unit.key_rules import KeyRules

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pytest
 
     from projections.projection import Table
-    from service.squad import State
+    from service.state import State
 
 FIRST, SECOND = (run_id(JOB, moment(minute * 60)) for minute in (1, 2))
 OF_ANOTHER = run_id("other", moment(60))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from eventstore.recorded import Recorded
     from service.requests import Ticket
-    from service.squad import State
+    from service.state import State
 
 
 class Vault:

@@ -19,7 +19,7 @@ from service.http.route import Route, write
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from service.squad import State
+    from service.state import State
 
 
 async def _show(services: Services, request: web.Request) -> Reply | web.StreamResponse:

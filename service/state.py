@@ -1,0 +1,148 @@
+"""What a decision sees: the projections' rows, as far as they are active, up to the log's very last event.
+
+`service.squad` has the committed state, `service.draft` a layer above it in which one batch is decided. The
+folds are the projections' own; nothing about events is said twice.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from eventstore.recorded import EMPTY_LOG, Head
+from eventstore.subjects import NO_TRACE
+from projections.agents import AGENTS
+from projections.budgets import (
+    BUDGET_DAYS,
+    BUDGETS,
+    POLICY,
+    RESERVATIONS,
+    THE_POLICY,
+    BudgetDayRow,
+    BudgetRow,
+    PolicyRow,
+)
+from projections.operations import OPERATIONS
+from projections.orchestrator import ORCHESTRATOR, THE_ORCHESTRATOR, OrchestratorRow
+from service.residence import RESIDENT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import date
+
+    from eventstore.subjects import Trace
+    from projections.agents import AgentRow
+    from projections.projection import K, R, Rows, Table
+    from projections.runs import RunRow
+
+Resource = tuple[str, str]
+"""A kind and a value, such as ("emailId", "email-123")."""
+
+EXPIRING = (OPERATIONS.name, RESERVATIONS.name)
+"""Tables whose rows run out of time, and of which there can be many: see `State.spared_until`."""
+
+NEVER = datetime.max.replace(tzinfo=UTC)
+"""When a row runs out of time that never does."""
+
+
+def key_of_resource(resource: Resource) -> str:
+    """What the holders of a resource are kept by. No kind holds what stands between."""
+    return "\x1f".join(resource)
+
+
+def ids_in(joined: str | None) -> tuple[str, ...]:
+    """Ids that were joined by commas."""
+    return tuple(joined.split(",")) if joined else ()
+
+
+def with_id(joined: str | None, id_: str) -> str:
+    """The same ids, and one more."""
+    return f"{joined},{id_}" if joined else id_
+
+
+class State:
+    """The state as deciders and readers see it, committed or drafted."""
+
+    head: Head = EMPTY_LOG
+    """Where the log ended when the state was folded."""
+    looked_at: datetime | None = None
+    """When it was last looked for what the passing of time makes happen."""
+    _open_day: date | None = None
+    spared_until: Mapping[str, datetime] = MappingProxyType({})
+    """Before which moment no row of a table runs out of time, by its name. It can be sooner than the first
+    that really does. Of a table that is not named, its rows tell."""
+    traces: Mapping[str, Trace] = MappingProxyType({})
+    """What was looked up for `trace`, by subject."""
+
+    def rows(self, table: Table[K, R], /) -> Rows[K, R]:
+        """One table's active rows, by key."""
+        raise NotImplementedError
+
+    def all(self, table: Table[K, R], /) -> Iterable[R]:
+        """One table's active rows, in no order."""
+        raise NotImplementedError
+
+    def claims(self, resource: Resource, /) -> tuple[str, ...]:
+        """Ids of the active operations that name a resource, the oldest first."""
+        raise NotImplementedError
+
+    def awake(self) -> Iterable[AgentRow]:
+        """The agents that may go quiet, in no order; some among them may not.
+
+        The others are not gone through: every name that was ever heard of is among those.
+        """
+        return self.all(AGENTS)
+
+    def runs_of(self, job: str, /) -> Iterable[RunRow]:
+        """The runs of a job that are under way, in no order."""
+        raise NotImplementedError
+
+    def email_with(self, gmail_message_id: str, /) -> str | None:
+        """The id of the e-mail with this Gmail message id, where it is known."""
+        raise NotImplementedError
+
+    def trace(self, subject: str, /) -> Trace:
+        """What the log holds of a sender or a message that is to be forgotten, where it was looked up."""
+        return self.traces.get(subject, NO_TRACE)
+
+    @property
+    def policy(self) -> PolicyRow:
+        """The rules that hold now. They are set before anything else is decided."""
+        policy = self.rows(POLICY).get(THE_POLICY)
+        if policy is None:
+            raise LookupError("no policy has been set")
+        return policy
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether rules were ever set."""
+        return self.rows(POLICY).get(THE_POLICY) is not None
+
+    @property
+    def day(self) -> BudgetDayRow | None:
+        """The open budget day; None before the first."""
+        # There is never more than one, so the one that was open need only be asked whether it still is.
+        row = self.rows(BUDGET_DAYS).get(self._open_day) if self._open_day else None
+        if row is None or row.closed_at is not None:
+            row = next((day for day in self.all(BUDGET_DAYS) if day.closed_at is None), None)
+            self._open_day = row.day if row else None
+        return row
+
+    def first_to_expire(self, name: str, /) -> datetime:
+        """When the next row of a table in `EXPIRING` runs out of time, if nothing happens to it before."""
+        table = RESIDENT[name].table
+        return min((row.expires_at for row in self.all(table) if row.state == "active"), default=NEVER)
+
+    @property
+    def orchestrator(self) -> OrchestratorRow | None:
+        """Whether jobs may fire; None before the first start."""
+        return self.rows(ORCHESTRATOR).get(THE_ORCHESTRATOR)
+
+    def agent_budget(self, day: BudgetDayRow, agent: str) -> BudgetRow:
+        """One agent's part of a day."""
+        return self.rows(BUDGETS).get((day.day, agent)) or BudgetRow(day.day, agent, 0, 0, 0)
+
+    def agent_budgets(self, day: BudgetDayRow) -> list[BudgetRow]:
+        """Every agent's part of a day, by name."""
+        return sorted((row for row in self.all(BUDGETS) if row.day == day.day), key=lambda row: row.agent)
