@@ -64,13 +64,13 @@ async def test_a_service_killed_while_keys_come_and_go(database: str, tmp_path: 
                     await taking_back
                 with trial.cause():
                     await first.kill()
-                await asyncio.gather(*using, return_exceptions=True)
-                if taking_back:
-                    # It is acknowledged from here on.
-                    await taking_back
-                    revoked.append(made)
-                else:
-                    kept.append(made)
+                    await asyncio.gather(*using, return_exceptions=True)
+                    if taking_back:
+                        # It is acknowledged from here on.
+                        await taking_back
+                        revoked.append(made)
+                    else:
+                        kept.append(made)
                 await first.start()
                 assert await status(first, made) == (401 if taking_back else 200)
                 await trial.well(first, second)
