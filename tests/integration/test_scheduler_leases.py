@@ -48,11 +48,13 @@ async def test_every_tick_has_one_run_whoever_is_first(agents: Agents, database:
         )
     log = await assert_log_is_sound(database)
     rows = fold(jobs, log)[RUNS.name].values()
-    assert len([item for item in log if item.type == "run_started"]) == len(rows) == len(agents.calls)
+    # On a slow machine a tick may find the one before under way.
+    ran = [row for row in rows if row.status != "skipped"]
+    assert len([item for item in log if item.type == "run_started"]) == len(ran) == len(agents.calls)
     for name in names:
         ticks = sorted(row.tick for row in rows if row.job == name)
         assert {later - tick for tick, later in pairwise(ticks)} == {timedelta(milliseconds=250)}
-    assert {row.status for row in rows} == {"succeeded"}
+    assert {row.status for row in ran} == {"succeeded"}
 
 
 @pytest.mark.usefixtures("_short_leases")
