@@ -13,9 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import psycopg
 import pydantic_settings
-from psycopg.conninfo import conninfo_to_dict, timeout_from_conninfo
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -34,9 +32,10 @@ from eventstore.connection import SCHEMA_NAME
 from service.commands import RegisterAgent, SetPolicy
 from service.job_spec import JobSpec, over, seed_jobs
 from service.logs import LogFormat, LogLevel
+from service.places import Dsn, File
 from service.sections import AgentSettings, BudgetSettings, Section
 from service.values import Name, Timezone, Tokens, Url, WindowSeconds, check_timezone
-from service.wrong_settings import explain, explain_json, may_hold_a_password, misspelt_variables
+from service.wrong_settings import explain, explain_json, misspelt_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,41 +57,6 @@ _POLICY = (
     "offline_after_minutes",
 )
 
-
-def _check_dsn(dsn: str) -> str:
-    if not dsn.strip():
-        # As of a shell's variable that is not set. Nobody means the embedded Postgres by it.
-        raise ValueError("must name a database")
-    try:
-        timeout_from_conninfo(conninfo_to_dict(dsn))
-    except UnicodeEncodeError as error:
-        raise ValueError("must be UTF-8") from error
-    except psycopg.ProgrammingError as error:
-        # The library repeats what it could not read.
-        what = "" if may_hold_a_password(dsn) else f": {str(error).strip()}"
-        raise ValueError(f"must be a libpq connection string or URI{what}") from error
-    return dsn
-
-
-Dsn = Annotated[str, AfterValidator(_check_dsn)]
-"""Where a database is, in libpq's words."""
-
-
-def _named(path: object) -> object:
-    if path == "":
-        raise ValueError("must name a file or folder")
-    return path
-
-
-def _at_home(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise ValueError("must not begin with the home folder of nobody") from error
-
-
-File = Annotated[Path, BeforeValidator(_named), AfterValidator(_at_home)]
-"""A file or folder; ~ is one's home folder, as in a shell."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

@@ -64,6 +64,11 @@ async def test_of_a_body_with_thousands_of_faults_none_is_told(shared: Service) 
     assert refused.expect(422)["errors"] == [
         {"field": "body", "message": "has 5,000 faults, too many to tell them"}
     ]
+    limits = {f"agent-{number}": -5 for number in range(10_000)}
+    inside = await shared.api.put("budget", agent_limits=limits)
+    assert inside.expect(422)["errors"] == [
+        {"field": "body", "message": "has 10,000 faults, too many to tell them"}
+    ]
 
 
 async def test_every_route_with_a_body_is_a_target() -> None:

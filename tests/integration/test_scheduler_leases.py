@@ -42,19 +42,18 @@ async def test_every_tick_has_one_run_whoever_is_first(agents: Agents, database:
         ]
         names = [f"job-{n}" for n in range(4)]
         for name in names:
-            await define(members[0], name, every="250ms", agent=name)
+            # On a slow machine a tick may find the one before under way, and has a run all the same.
+            await define(members[0], name, every="250ms", agent=name, overlap="allow_all")
         await eventually(
             lambda: all(len(members[0].told(RunFinished, job=name)) >= TICKS for name in names)
         )
     log = await assert_log_is_sound(database)
     rows = fold(jobs, log)[RUNS.name].values()
-    # On a slow machine a tick may find the one before under way.
-    ran = [row for row in rows if row.status != "skipped"]
-    assert len([item for item in log if item.type == "run_started"]) == len(ran) == len(agents.calls)
+    assert len([item for item in log if item.type == "run_started"]) == len(rows) == len(agents.calls)
     for name in names:
         ticks = sorted(row.tick for row in rows if row.job == name)
         assert {later - tick for tick, later in pairwise(ticks)} == {timedelta(milliseconds=250)}
-    assert {row.status for row in ran} == {"succeeded"}
+    assert {row.status for row in rows} == {"succeeded"}
 
 
 @pytest.mark.usefixtures("_short_leases")
