@@ -5,6 +5,9 @@ ARGS ?=
 # Tests wait for half of their time, so there is room for one more at a time than there are processors.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((n < 3 ? n + 1 : 4)))
 
+# Modules are compiled once, and not by each command that starts; `make clean` removes what comes of it.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

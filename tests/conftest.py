@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.postgres import Choice, PostgresServer, choose, running
+from tests.support.scratch import choose_folder
 from tests.support.trial import PROPERTY, Row, table
 
 if TYPE_CHECKING:
@@ -15,18 +16,27 @@ if TYPE_CHECKING:
 
 _CHOICE = pytest.StashKey[Choice]()
 _SERVERS = pytest.StashKey[set[str]]()
+_SCRATCH = pytest.StashKey[str]()
+_LONG = frozenset({"faults", "model", "e2e"})
+"""Folders of tests that start services and end them, or try things at random."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # A shell that starts us in the background has Ctrl-C ignored, and so would all that we start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.stash[_SCRATCH] = choose_folder()
     config.stash[_CHOICE] = choose()
     config.stash[_SERVERS] = set()
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    return f"postgres: {config.stash[_CHOICE]}"
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with what takes longest: no process shall have a long test left, and the others none."""
+    items.sort(key=lambda item: not _LONG.intersection(item.path.parts))
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return [f"postgres: {config.stash[_CHOICE]}", f"temporary files: {config.stash[_SCRATCH]}"]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from examples.demo.post_office import PostOffice
 
 _ROOT = Path(__file__).parents[2]
-_SQUAD = (sys.executable, "-c", "from service.cli import main; main()")
+_SQUAD = (sys.executable, "-m", "service")
 _LETTERS_AT_FIRST = 6
 _READY_SECONDS = 90.0
 # What is set for a real squad must not reach the demo's; a language model may be used here as well.

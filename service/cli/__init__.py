@@ -64,7 +64,7 @@ def main() -> None:
     _open_what_is_closed()
     _print_what_can_be_printed()
     try:
-        cli(standalone_mode=False)
+        cli(standalone_mode=False, prog_name="squad")
     except click.exceptions.Abort:
         sys.exit(130)
     except click.exceptions.NoArgsIsHelpError as error:

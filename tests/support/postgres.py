@@ -43,6 +43,9 @@ Value = TypeVar("Value")
 DEFAULT_IMAGE = "postgres:18"
 SQUAD_SCHEMA = "squad"
 
+_IN_MEMORY = "/data"
+"""Where a container's server keeps everything; see `tests.support.scratch`."""
+
 _ENGINE_ANSWERS_WITHIN_SECONDS = 3
 # Between two pieces of a download, not for all of it.
 _PULL_STALLS_AFTER_SECONDS = 30
@@ -168,7 +171,8 @@ def _container(image: str) -> Iterator[str]:
             client.images.pull(image)
     finally:
         client.close()
-    with PostgresContainer(image, driver=None) as container:
+    container = PostgresContainer(image, driver=None).with_env("PGDATA", _IN_MEMORY)
+    with container.with_kwargs(tmpfs={_IN_MEMORY: ""}):
         yield container.get_connection_url()
 
 

@@ -23,7 +23,7 @@ from service.embedded.programs import hand_over, open_the_way, run
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator
 
     import aiohttp
 
@@ -61,6 +61,7 @@ class Server:
             return
         processes = [psutil.Process(postmaster.pid)]
         processes += processes[0].children(recursive=True)
+        shared = _shared_memory(processes)
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
@@ -69,6 +70,9 @@ class Server:
             with contextlib.suppress(psutil.NoSuchProcess):
                 while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                     time.sleep(0.01)
+        # A machine that goes down takes it along; else it would stay, for as long as this one is up.
+        for segment in shared:
+            segment.unlink(missing_ok=True)
 
     async def ask(self, statement: LiteralString | sql.Composed) -> Any:
         """The one value that a statement gives, or None."""
@@ -163,6 +167,15 @@ class Pair:
 
     async def _is_alone(self) -> bool:
         return bool(await self.primary.ask("SELECT count(*) = 0 FROM pg_stat_replication"))
+
+
+def _shared_memory(processes: Iterable[psutil.Process]) -> set[Path]:
+    """Which files of shared memory they have open, where there is a file to each."""
+    segments = set()
+    for process in processes:
+        with contextlib.suppress(psutil.Error, AttributeError):
+            segments |= {region.path for region in process.memory_maps()}
+    return {Path(path) for path in segments if path.startswith("/dev/shm/PostgreSQL.")}
 
 
 @contextlib.contextmanager
