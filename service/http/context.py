@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from aiohttp import hdrs, web
 from multidict import istr
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from yarl import URL
 
 from service.batch import new_id
 from service.http import json
@@ -28,6 +29,8 @@ from service.requests import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from multidict import MultiMapping
 
     from eventstore.listener import Listener
     from projections.projector import Projector
@@ -57,6 +60,9 @@ LOOK_BACK_AT_ONCE = 2
 
 BODY_SECONDS = 30.0
 """How long a body may take to arrive."""
+
+KNOWN_QUERIES = 200
+"""So many query strings need not be parsed again: who asks again and again asks the same, as a rule."""
 
 _IDEMPOTENCY_KEY = istr("Idempotency-Key")
 _CORRELATION_HEADERS = (CORRELATION_HEADER, istr("X-Request-Id"))
@@ -178,14 +184,17 @@ def parse_command(
 
 
 def parse_query(model: type[M], request: web.Request) -> M:
-    """The query string as a model.
+    """The query string as a model, which is frozen: whoever asks the same again gets the same.
 
     Raises:
         Problem: a parameter is wrong, unknown, or named twice.
     """
-    if not request.query_string:
-        return cast("M", _empty(model))
-    query = request.query
+    return cast("M", _parsed(model, request.rel_url.raw_query_string))
+
+
+@lru_cache(maxsize=KNOWN_QUERIES)
+def _parsed(model: type[BaseModel], query_string: str) -> BaseModel:
+    query = query_of(query_string)
     if len(query) != len(set(query)):
         twice = next(name for name in query if len(query.getall(name)) > 1)
         raise wrong(twice, "must be named once")
@@ -195,10 +204,9 @@ def parse_query(model: type[M], request: web.Request) -> M:
         raise from_validation(error, "query") from error
 
 
-@lru_cache
-def _empty(model: type[BaseModel]) -> BaseModel:
-    """What an empty query string says; queries are frozen, so it may be shared."""
-    return model()
+def query_of(query_string: str) -> MultiMapping[str]:
+    """What a query string says, as it stands in the request: percent-encoded."""
+    return URL.build(query_string=query_string, encoded=True).query
 
 
 def parse_path(kind: TypeAdapter[T], request: web.Request, name: str) -> T:

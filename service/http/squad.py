@@ -5,6 +5,7 @@ Its errors are the seed's too: `{"error", "details"}`. What it does is done by t
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from psycopg import sql
@@ -18,7 +19,7 @@ from service import commands as do
 from service import views
 from service.http.auth import Scope, own_agent
 from service.http.carrying_out import asked_by, carry_out
-from service.http.context import Services, body_of, parse_object
+from service.http.context import KNOWN_QUERIES, Services, body_of, parse_object, query_of
 from service.http.json import dumps
 from service.http.lists import PAGE_BYTES, fitting
 from service.http.pieces import respond_long
@@ -84,7 +85,7 @@ def _validate(model: type[M], fields: Any) -> M:
 
 
 async def _get(services: Services, request: web.Request) -> Reply | web.StreamResponse:
-    query = _validate(SquadQuery, dict(request.query))
+    query = _parsed(request.rel_url.raw_query_string)
     if query.action is None:
         return await respond_long(services, request, await _everything(services, query))
     if query.action != "orchestrator-status":
@@ -99,6 +100,11 @@ async def _get(services: Services, request: web.Request) -> Reply | web.StreamRe
         return Reply(503, dumps(body))
     now = services.clock.now()
     return await respond_long(services, request, lambda: views.seed_status(squad, now))
+
+
+@lru_cache(maxsize=KNOWN_QUERIES)
+def _parsed(query_string: str) -> SquadQuery:
+    return _validate(SquadQuery, dict(query_of(query_string)))
 
 
 async def _everything(services: Services, query: SquadQuery) -> Callable[[], dict[str, Any]]:
