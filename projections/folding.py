@@ -8,7 +8,7 @@ between pages, so one folder is for one set of tables.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
@@ -18,6 +18,7 @@ from eventstore.errors import LogNotUnderstood
 from eventstore.events import RequestAnswered
 from eventstore.translation import translating
 from projections import storage
+from projections.at_hand import AtHand, FoldedPage
 from projections.projection import Handler, Table, Touched
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from eventstore.keys import Keyring
     from eventstore.recorded import AnyRecorded, Recorded
     from projections.projection import Projection
-
-CACHED_ROWS = 20_000
-"""How many rows of each table stay at hand between pages; the hot ones are few."""
 
 _ADVANCE = "SELECT advance_projections(%s, %s, %s, %s)"
 # No projection is at -1: where the log has another event there, this raises as where one stands elsewhere.
@@ -44,58 +42,8 @@ _DECODED_AT_ONCE = 500
 """After so many events others get their turn: for a service with callers a page takes too long."""
 
 
-class _PageRows:
-    """One table's rows while a page is folded: the database's below, what the page changed above."""
-
-    def __init__(self, table: Table[Any, Any], cache: OrderedDict[Any, Any] | None) -> None:
-        self.table = table
-        self.changed: dict[Any, Any] = {}
-        self.put = self.changed.__setitem__
-        self._cache = cache
-
-    def get(self, key: Any, /) -> Any:
-        if key in self.changed:
-            return self.changed[key]
-        return self._cache.get(key) if self._cache else None
-
-    def keep(self) -> bool:
-        """Has what the page changed at hand for the next one; says whether no row was let go for it."""
-        if self._cache is None:
-            return True
-        self._cache.update(self.changed)
-        too_many = len(self._cache) - CACHED_ROWS
-        # Until then nobody asks which row was written last.
-        if too_many > -CACHED_ROWS // 2:
-            for key in self.changed:
-                self._cache.move_to_end(key)
-        for _ in range(too_many):
-            self._cache.popitem(last=False)
-        return too_many <= 0
-
-
 Wanted = dict["Table[Any, Any]", "set[Any]"]
 """Keys of rows, by table."""
-
-
-class FoldedPage(dict["Table[Any, Any]", _PageRows]):
-    """What came of a page, by table."""
-
-    def __init__(self, caches: dict[str, OrderedDict[Any, Any]]) -> None:
-        super().__init__()
-        self._caches = caches
-
-    def __missing__(self, table: Table[Any, Any]) -> _PageRows:
-        rows = self[table] = _PageRows(table, self._caches.get(table.name))
-        return rows
-
-    async def write(
-        self, connection: Connection, first: LiteralString = "SELECT", parameters: Sequence[Any] = ()
-    ) -> None:
-        """Writes what the page changed after `first`, a SELECT, in one statement."""
-        changed = sorted((rows for rows in self.values() if rows.changed), key=lambda rows: rows.table.name)
-        statement = storage.upserts_statement(first, tuple(rows.table for rows in changed))
-        arrays = [storage.arrays_of(rows.table, rows.changed.values()) for rows in changed]
-        await connection.execute(statement, [*parameters, *chain.from_iterable(arrays)], prepare=True)
 
 
 class _View:
@@ -109,12 +57,17 @@ class _Handling(NamedTuple):
     """What a kind of event sets off, and what is read for it."""
 
     handlers: tuple[Handler, ...]
-    touches: tuple[tuple[Table[Any, Any], OrderedDict[Any, Any], set[Any], Callable[[Any], Any]], ...]
+    touches: tuple[tuple[Table[Any, Any], AtHand, set[Any], Callable[[Any], Any]], ...]
     """Of each row that a handler reads: the table, its rows at hand, those that the page makes, and how the
     event names it."""
     touches_several: tuple[Touched, ...]
     makes: tuple[tuple[set[Any], Callable[[Any], Any]], ...]
     """Of each row that is not there before: where that is noted, and how the event names it."""
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether rows may have to be fetched for it."""
+        return bool(self.touches or self.touches_several)
 
 
 class PageFolder:
@@ -135,7 +88,7 @@ class PageFolder:
         # Of each table, the keys of those that the page makes.
         self._made: defaultdict[str, set[Any]] = defaultdict(set)
         # Only of tables that handlers read: most rows are written and never looked at again.
-        self._caches: defaultdict[str, OrderedDict[Any, Any]] = defaultdict(OrderedDict)
+        self._caches: defaultdict[str, AtHand] = defaultdict(AtHand)
 
     async def advance(
         self,
@@ -199,9 +152,9 @@ class PageFolder:
     def wanted(self, members: Sequence[Projection], events: Sequence[AnyEvent]) -> Wanted:
         """The keys of all rows that a page is going to read and that are not at hand, by table."""
         wanted: Wanted = {}
-        if self._empty and not self._let_go:
-            return wanted
         handling = self._by_kind(members)
+        if not any(handling[kind].is_asking for kind in set(map(type, events))):
+            return wanted
         for made in self._made.values():
             made.clear()
         for event in events:
@@ -233,11 +186,17 @@ class PageFolder:
         if self._empty and not let_go <= self._let_go:
             self._let_go |= let_go
             self._handling.clear()
+        for cache in self._caches.values():
+            if not cache.is_lasting:
+                cache.clear()
 
     def _by_kind(self, members: Sequence[Projection]) -> Mapping[type[Event], _Handling]:
         """What each kind of event sets off in these projections: looked up once, not at every event."""
         names = tuple(member.name for member in members)
         if names not in self._handling:
+            for touched in chain.from_iterable(member.touched() for member in members):
+                cache = self._caches[touched.table.name]
+                cache.is_lasting = cache.is_lasting or not touched.several
             self._handling[names] = {
                 kind: self._handled(
                     [member.handlers[kind] for member in members if kind in member.handlers],
@@ -250,10 +209,7 @@ class PageFolder:
     def _handled(
         self, entries: Sequence[tuple[Handler, Sequence[Touched]]], makes: Sequence[Touched]
     ) -> _Handling:
-        touches = [touched for _, its in entries for touched in its]
-        for touched in touches:
-            self._caches[touched.table.name]  # so that what is written is kept
-        asked = list(filter(self._may_be_elsewhere, touches))
+        asked = [touched for _, its in entries for touched in its if self._may_be_elsewhere(touched)]
         return _Handling(
             tuple(handler for handler, _ in entries),
             tuple(
@@ -267,7 +223,8 @@ class PageFolder:
 
     def _may_be_elsewhere(self, touched: Touched) -> bool:
         """Whether the database can have such rows that are not at hand."""
-        return not self._empty or touched.table.name in self._let_go
+        name = touched.table.name
+        return not self._empty or name in self._let_go or not self._caches[name].is_lasting
 
 
 async def decoded(

@@ -166,6 +166,10 @@ class Projection:
         if entry := self.handlers.get(type(event)):
             entry[0](view, event, recorded)
 
+    def touched(self) -> Iterable[Touched]:
+        """All that its handlers read."""
+        return [touched for _, touches in self.handlers.values() for touched in touches]
+
     def touches(self, event: AnyEvent) -> Iterable[tuple[Table[Any, Any], Any]]:
         """Table and key of each row that `apply` is going to read."""
         _, touches = self.handlers.get(type(event), (None, ()))

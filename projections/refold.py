@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from eventstore.pages import Shape
     from eventstore.recorded import AnyRecorded
-    from projections.folding import FoldedPage
+    from projections.at_hand import FoldedPage
     from projections.projection import Projection, Table
 
     Progress = Callable[[int, int], None]

@@ -13,7 +13,7 @@ from msgspec import structs
 from eventstore import log
 from eventstore.events import MessageSent
 from eventstore.listener import Hints
-from projections import PROJECTIONS, folding, projector
+from projections import PROJECTIONS, at_hand, projector
 from projections.messages import messages
 from projections.projector import Projector
 from tests.support.life import Life
@@ -100,7 +100,7 @@ async def test_a_log_that_was_there_before_is_folded_page_by_page(
 async def test_rows_that_left_the_cache_are_read_again(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folding, "CACHED_ROWS", 2)
+    monkeypatch.setattr(at_hand, "CACHED_ROWS", 2)
     async with running_writer(database) as writer:
         await Life(seed=3).live(writer, 300)
     monkeypatch.setattr(log, "PAGE_EVENTS", 5)

@@ -16,7 +16,7 @@ from eventstore import pages, schema
 from eventstore.errors import LogBroken, StoreBusy, UnknownEventType
 from eventstore.events import ERASED
 from eventstore.listener import Hints
-from projections import folding, replacing, storage
+from projections import at_hand, replacing, storage
 from projections import rebuild as rebuilding
 from projections.agents import agents
 from projections.budgets import budgets
@@ -87,15 +87,15 @@ async def test_tables_that_were_emptied_are_filled(database: str, connection: Co
     assert sum(replaced.written for replaced in rebuilt.tables) == await assert_tables_equal_fold(database)
 
 
-@pytest.mark.parametrize("at_hand", [1, 3])
+@pytest.mark.parametrize("most", [1, 3])
 async def test_rows_that_are_not_at_hand_any_more_are_fetched(
-    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, at_hand: int
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     """Also those that the page before has changed, and that are on their way to the database still. Nobody
     asks for what the page itself makes."""
     await fill_all_tables(database, seed=9)
     await connection.execute(f"TRUNCATE {', '.join(table.name for table in TABLES)}".encode())
-    monkeypatch.setattr(folding, "CACHED_ROWS", at_hand)
+    monkeypatch.setattr(at_hand, "CACHED_ROWS", most)
     monkeypatch.setattr(pages.scan, "__defaults__", (7,))
     asked, fetched = Counter[str](), Counter[str]()
     load = storage.load
@@ -445,6 +445,26 @@ async def test_what_was_forgotten_is_not_brought_back(database: str, connection:
         await (await connection.execute("SELECT id::text, message FROM squad_messages")).fetchall()
     )
     assert texts == {kept.reply["id"]: "still there", sent.reply["id"]: ERASED}
+    assert await compare(database, SCHEMA) == []
+
+
+@pytest.mark.parametrize("events", [1, 2, 3, 100])
+async def test_messages_are_forgotten_of_any_page(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, events: int
+) -> None:
+    """No message stays at hand, in case that somebody is forgotten."""
+    async with running_writer(database, encrypt=True) as writer:
+        sent = [(await submit(writer, message(f"number {number}"))).reply["id"] for number in range(6)]
+        for number in (0, 5, 4):
+            await submit(writer, do.ForgetSubject(subject=sent[number]))
+            await submit(writer, message("in between"))
+    monkeypatch.setattr(pages.scan, "__defaults__", (events,))
+    await rebuild(database, SCHEMA)
+    found = await (await connection.execute("SELECT id::text, message FROM squad_messages")).fetchall()
+    told = {text for id_, text in found if id_ not in sent}
+    kept = ["number 1", "number 2", "number 3"]
+    assert [dict(found)[id_] for id_ in sent] == [ERASED, *kept, ERASED, ERASED]
+    assert (len(found), told) == (9, {"in between"})
     assert await compare(database, SCHEMA) == []
 
 

@@ -1,0 +1,77 @@
+"""The rows of a page of the log while it is folded, and those that stay at hand for the next one."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from itertools import chain
+from typing import TYPE_CHECKING, Any, LiteralString
+
+from projections import storage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from eventstore.connection import Connection
+    from projections.projection import Table
+
+CACHED_ROWS = 20_000
+"""How many rows of each table stay at hand between pages; the hot ones are few."""
+
+
+class AtHand(OrderedDict[Any, Any]):
+    """One table's rows that the database has as well."""
+
+    is_lasting = False
+    """Whether what a page writes stays at hand for the next one. Else a page has what was fetched for it,
+    as of messages: they are most rows that there are, and none is read before somebody is forgotten."""
+
+
+class PageRows:
+    """One table's rows while a page is folded: the database's below, what the page changed above."""
+
+    def __init__(self, table: Table[Any, Any], cache: AtHand | None) -> None:
+        self.table = table
+        self.changed: dict[Any, Any] = {}
+        self.put = self.changed.__setitem__
+        self._cache = cache
+
+    def get(self, key: Any, /) -> Any:
+        """The row as it is by now, where it is at hand."""
+        if key in self.changed:
+            return self.changed[key]
+        return self._cache.get(key) if self._cache else None
+
+    def keep(self) -> bool:
+        """Has what the page changed at hand for the next one; says whether no row was let go for it."""
+        if self._cache is None or not self._cache.is_lasting:
+            return True
+        self._cache.update(self.changed)
+        too_many = len(self._cache) - CACHED_ROWS
+        # Until then nobody asks which row was written last.
+        if too_many > -CACHED_ROWS // 2:
+            for key in self.changed:
+                self._cache.move_to_end(key)
+        for _ in range(too_many):
+            self._cache.popitem(last=False)
+        return too_many <= 0
+
+
+class FoldedPage(dict["Table[Any, Any]", PageRows]):
+    """What came of a page, by table."""
+
+    def __init__(self, caches: Mapping[str, AtHand]) -> None:
+        super().__init__()
+        self._caches = caches
+
+    def __missing__(self, table: Table[Any, Any]) -> PageRows:
+        rows = self[table] = PageRows(table, self._caches.get(table.name))
+        return rows
+
+    async def write(
+        self, connection: Connection, first: LiteralString = "SELECT", parameters: Sequence[Any] = ()
+    ) -> None:
+        """Writes what the page changed after `first`, a SELECT, in one statement."""
+        changed = sorted((rows for rows in self.values() if rows.changed), key=lambda rows: rows.table.name)
+        statement = storage.upserts_statement(first, tuple(rows.table for rows in changed))
+        arrays = [storage.arrays_of(rows.table, rows.changed.values()) for rows in changed]
+        await connection.execute(statement, [*parameters, *chain.from_iterable(arrays)], prepare=True)
