@@ -48,7 +48,8 @@ PATIENCE_SECONDS = 20.0
 HELD_UP_AFTER_SECONDS = 3.0
 """How long commands may wait while none is decided before that counts as a problem."""
 
-_IMPATIENCE_SECONDS = 0.1
+_IMPATIENCE_SECONDS = 0.5
+"""How often those that wait are looked through for whoever has waited for too long, or is gone."""
 _BACKOFF_SECONDS = (0.05, 2.0)
 _log = logging.getLogger(__name__)
 
