@@ -172,7 +172,7 @@ def _container(image: str) -> Iterator[str]:
     finally:
         client.close()
     container = PostgresContainer(image, driver=None).with_env("PGDATA", _IN_MEMORY)
-    with container.with_kwargs(tmpfs={_IN_MEMORY: ""}):
+    with container.with_tmpfs_mount(_IN_MEMORY):
         yield container.get_connection_url()
 
 
