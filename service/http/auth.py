@@ -17,8 +17,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from contextvars import ContextVar
-from enum import Enum
 from hmac import compare_digest
 from math import ceil
 from time import monotonic
@@ -27,7 +25,6 @@ from typing import TYPE_CHECKING
 from aiohttp import hdrs
 from multidict import istr
 
-from eventstore.events import KeyScope
 from projections.keys import KEYS
 from service import api_keys
 from service.batch import new_id
@@ -43,6 +40,7 @@ from service.http.limits import (
     neighbourhood,
 )
 from service.http.problems import Problem
+from service.http.scope import BEYOND, Scope
 from service.requests import CommandFailed, OutcomeUnknown, QueueFull, Request, Stopping, Unavailable
 
 if TYPE_CHECKING:
@@ -71,63 +69,6 @@ _ID_AT = slice(len(api_keys.PREFIX), len(api_keys.PREFIX) + api_keys.ID_CHARACTE
 _FORWARDED_FOR = istr("X-Forwarded-For")
 _SAFE_METHODS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD})
 _log = logging.getLogger(__name__)
-
-
-class Scope(Enum):
-    """Whose keys a route takes. Every route says so."""
-
-    def __init__(self, keys: frozenset[KeyScope]) -> None:
-        self.keys = keys
-
-    PUBLIC = frozenset[KeyScope]()
-    """Anybody may call it, with or without a key."""
-    READ = frozenset[KeyScope]({"agent", "auditor", "operator"})
-    """Every key will do. What an agent's key shows may be less than others see."""
-    AUDIT = frozenset[KeyScope]({"auditor", "operator"})
-    """It shows what is not every agent's business, and changes nothing."""
-    ACT = frozenset[KeyScope]({"agent", "operator"})
-    """It changes something that an agent may change, as far as it is its own."""
-    OPERATE = frozenset[KeyScope]({"operator"})
-    """It changes what is the whole squad's."""
-
-
-_CALLER: ContextVar[Caller] = ContextVar("caller")
-
-
-def caller() -> Caller:
-    """Whoever stands behind the request that is being answered."""
-    return _CALLER.get()
-
-
-def let_in(who: Caller) -> None:
-    """Says who stands behind the request that this task answers."""
-    _CALLER.set(who)
-
-
-def own_agent() -> str | None:
-    """The agent to whose own things the answer is limited; None for whoever may see everything."""
-    return _CALLER.get().agent
-
-
-def only_own(agent: str | None, what: str) -> None:
-    """Lets an agent's key see only what is its own.
-
-    Raises:
-        Problem: it is another agent's.
-    """
-    mine = own_agent()
-    if mine is not None and agent != mine:
-        raise Problem("wrong_agent", f"this is a key of {mine!r}, and {what}")
-
-
-def require(scope: Scope) -> None:
-    """Lets nobody go on whose key is not one of these.
-
-    Raises:
-        Problem: it is none of them.
-    """
-    if _CALLER.get().scope not in scope.keys:
-        raise Problem("not_allowed", _BEYOND[scope])
 
 
 class Door:
@@ -199,7 +140,7 @@ class Door:
             return ANYBODY
         known = self._caller(squad, request.headers.get(hdrs.AUTHORIZATION), address)
         if known.scope not in scope.keys:
-            raise Problem("not_allowed", _BEYOND[scope])
+            raise Problem("not_allowed", BEYOND[scope])
         return known
 
     def _count(self, address: str) -> None:
@@ -304,14 +245,6 @@ class Door:
                 await self._writer.submit(request)
         finally:
             del self._noting[key_id]
-
-
-_BEYOND = {
-    Scope.READ: "this takes a key",
-    Scope.AUDIT: "this takes an auditor's or an operator's key",
-    Scope.ACT: "an auditor's key reads and changes nothing",
-    Scope.OPERATE: "this takes an operator's key",
-}
 
 
 def _buckets(per_second: float) -> Buckets | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from service.http.auth import caller
 from service.http.context import NO_PRINT, correlation_id, fingerprint, idempotency_key
 from service.http.problems import Problem, from_refusal
+from service.http.scope import caller
 from service.requests import (
     Answer,
     CommandFailed,

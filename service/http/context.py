@@ -16,11 +16,11 @@ from yarl import URL
 
 from service.batch import new_id
 from service.http import json
-from service.http.auth import caller
 from service.http.long import LongAnswers
 from service.http.packed import too_large, unpacked
 from service.http.problems import Problem, from_validation, wrong
 from service.http.reply import CORRELATION_HEADER
+from service.http.scope import caller
 from service.http.turns import Turns
 from service.logs import CORRELATION
 from service.requests import (

@@ -12,10 +12,10 @@ from pydantic import Field
 from eventstore.errors import EventStoreError
 from service import metrics
 from service.http import answers
-from service.http.auth import Scope
 from service.http.json import dumps
 from service.http.reply import Reply, respond
 from service.http.route import Media, Route
+from service.http.scope import Scope
 
 PROBE_SECONDS = 2.0
 """How long the database may take."""

@@ -10,9 +10,9 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from service.http.answers import ProblemDetails
-from service.http.auth import Scope
 from service.http.problems import CONTENT_TYPE, STATUS, TITLES
 from service.http.route import Media
+from service.http.scope import Scope
 from service.http.seed import SeedError
 from service.http.wording import DESCRIPTION, EXAMPLES, KEYS_OF_SCOPE, PATH_PARAMETERS, TAGS
 

@@ -15,7 +15,7 @@ from aiohttp import hdrs, web
 from pydantic import BaseModel, ConfigDict
 
 from eventstore.errors import StoreBusy, StoreUnavailable
-from service.http.auth import CHALLENGE, Scope, let_in
+from service.http.auth import CHALLENGE
 from service.http.carrying_out import asked_by, carry_out, rendering
 from service.http.context import (
     SERVICES,
@@ -28,6 +28,7 @@ from service.http.context import (
 )
 from service.http.problems import Problem
 from service.http.reply import CORRELATION_HEADER, SECURITY_HEADERS, Reply, respond
+from service.http.scope import Scope, let_in
 from service.reading import NotYet
 
 if TYPE_CHECKING:

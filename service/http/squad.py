@@ -17,7 +17,6 @@ from projections.messages import MESSAGES, messages
 from projections.tasks import TASKS, tasks
 from service import commands as do
 from service import views
-from service.http.auth import Scope, own_agent
 from service.http.carrying_out import asked_by, carry_out
 from service.http.context import KNOWN_QUERIES, Services, body_of, parse_object, query_of
 from service.http.json import dumps
@@ -26,6 +25,7 @@ from service.http.pieces import respond_long
 from service.http.problems import Problem, field_errors, from_refusal
 from service.http.reply import Reply
 from service.http.route import Route
+from service.http.scope import Scope, own_agent
 from service.http.seed import (
     Done,
     MessageBody,

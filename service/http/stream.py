@@ -22,11 +22,11 @@ from eventstore.errors import StoreBusy, StoreUnavailable
 from eventstore.gauge import Gauge
 from eventstore.listener import POLL_SECONDS, wait_for_hint
 from service.channels import Found
-from service.http.auth import caller
 from service.http.context import correlation_id
 from service.http.pieces import SEND_BYTES, send
 from service.http.problems import wrong
 from service.http.reply import CORRELATION_HEADER, SECURITY_HEADERS
+from service.http.scope import caller
 
 if TYPE_CHECKING:
     from service.channels import Channel

@@ -10,11 +10,11 @@ from typing import Any
 from aiohttp import web
 
 from service.http import health, squad
-from service.http.auth import Scope
 from service.http.context import MAX_BODY_BYTES, SERVICES, Services
 from service.http.openapi import document
 from service.http.reply import Reply, respond
 from service.http.route import Media, Route
+from service.http.scope import Scope
 from service.http.v1 import (
     agents,
     batch,

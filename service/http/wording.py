@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from service.http.auth import Scope
+from service.http.scope import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,8 +14,9 @@ from service import api_keys
 from service.callers import ANYBODY, Caller
 from service.commands import CreateKey, NoteKeyUse, RevokeKey
 from service.http import auth
-from service.http.auth import Door, Scope
+from service.http.auth import Door
 from service.http.problems import Problem
+from service.http.scope import Scope
 from service.requests import Request, Unavailable
 from service.settings import Settings
 from service.squad import Squad

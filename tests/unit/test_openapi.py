@@ -9,9 +9,9 @@ import jsonschema_rs
 import pytest
 from pydantic import TypeAdapter
 
-from service.http.auth import Scope
 from service.http.openapi import plain_path
 from service.http.route import Media, Route
+from service.http.scope import Scope
 from service.http.table import ROUTES, openapi
 from service.http.wording import EXAMPLES
 

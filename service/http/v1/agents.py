@@ -10,12 +10,12 @@ from pydantic import TypeAdapter
 from projections.agents import AGENTS
 from service import commands as do
 from service.http import answers, written
-from service.http.auth import Scope
 from service.http.context import Services, parse_path, parse_query
 from service.http.lists import PageByName, Query, page
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
 from service.http.route import Route, write
+from service.http.scope import Scope
 from service.values import Name
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from eventstore import codec, lookup, sealing
 from eventstore.events import RequestAnswered
 from service.http import answers
-from service.http.auth import Scope, require
 from service.http.carrying_out import carry_out_all, request_for
 from service.http.context import (
     NO_PRINT,
@@ -29,6 +28,7 @@ from service.http.pieces import in_pieces
 from service.http.problems import Problem, wrong
 from service.http.reply import Reply
 from service.http.route import Route, as_problem
+from service.http.scope import Scope, require
 from service.requests import Print, Request
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from service import commands as do
 from service import views
 from service.decide.budget import allowance
 from service.http import answers, written
-from service.http.auth import Scope, only_own
 from service.http.context import Services, body_of, parse_command, parse_object, parse_query
 from service.http.lists import Query
 from service.http.pieces import respond_long
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
 from service.http.route import Route, write
+from service.http.scope import Scope, only_own
 
 if TYPE_CHECKING:
     from aiohttp import web

@@ -10,9 +10,9 @@ from eventstore.events import EmailStatus
 from projections.emails import EMAILS, emails
 from service import commands as do
 from service.http import answers, written
-from service.http.auth import Scope, only_own, own_agent
 from service.http.lists import OneOf, PageQuery, Query, one_row, page_of_rows
 from service.http.route import Route, write
+from service.http.scope import Scope, only_own, own_agent
 from service.values import ExternalId, Id, Name
 
 if TYPE_CHECKING:

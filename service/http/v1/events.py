@@ -10,12 +10,12 @@ from pydantic import StringConstraints
 from eventstore import log, lookup, sealing
 from service.channels import agent_of
 from service.http import answers
-from service.http.auth import Scope, only_own, own_agent
 from service.http.context import Services, parse_query
 from service.http.lists import PageQuery, Position, Query, read_page
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
 from service.http.route import Media, Route
+from service.http.scope import Scope, only_own, own_agent
 from service.http.stream import stream
 from service.reading import NotYet
 from service.values import Moment, Name

@@ -10,12 +10,12 @@ from service.explain import explain
 from service.explain.reader import LoggedPast
 from service.explain.record import OriginKind
 from service.http.answers import Answer
-from service.http.auth import Scope
 from service.http.context import Services, parse_query
 from service.http.lists import Position, Query
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
 from service.http.route import Route
+from service.http.scope import Scope
 
 if TYPE_CHECKING:
     from aiohttp import web

@@ -12,7 +12,6 @@ from projections.runs import RUNS, RunStatus
 from service import commands as do
 from service import views
 from service.http import answers, written
-from service.http.auth import Scope
 from service.http.carrying_out import rendering
 from service.http.context import Services, parse_command, parse_path, parse_query
 from service.http.lists import OneOf, PageByName, PageQuery, Query, page, page_of_rows
@@ -20,6 +19,7 @@ from service.http.long import Pauses
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
 from service.http.route import Route, Write, write, write_of
+from service.http.scope import Scope
 from service.job_spec import JobSpec
 from service.values import Name
 

@@ -11,11 +11,11 @@ from projections import storage
 from projections.messages import MESSAGES, messages
 from service import commands as do
 from service.http import answers, written
-from service.http.auth import Scope, only_own, own_agent
 from service.http.context import Services, parse_path, parse_query
 from service.http.lists import PageQuery, page_of_rows, read_page
 from service.http.reply import respond
 from service.http.route import Route, write
+from service.http.scope import Scope, only_own, own_agent
 from service.values import ExternalId, Name
 
 if TYPE_CHECKING:

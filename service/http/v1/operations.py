@@ -9,11 +9,11 @@ from service import commands as do
 from service import views
 from service.decide.operations import describe, find_conflict
 from service.http import answers, written
-from service.http.auth import Scope, only_own
 from service.http.context import Services, body_of, parse_command, parse_object, parse_query
 from service.http.lists import OneOf, PageQuery, page, page_of_rows
 from service.http.reply import Reply, respond
 from service.http.route import Route, write
+from service.http.scope import Scope, only_own
 from service.values import Name
 
 if TYPE_CHECKING:

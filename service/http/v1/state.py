@@ -13,12 +13,12 @@ from service import views
 from service.folding import BeyondTheLog, TookTooLong, complete
 from service.history import Then, look_back
 from service.http import answers
-from service.http.auth import Scope
 from service.http.context import Services, parse_query
 from service.http.lists import Position, Query
 from service.http.pieces import respond_long
 from service.http.problems import Problem
 from service.http.route import Route
+from service.http.scope import Scope
 from service.values import Moment, in_words
 
 if TYPE_CHECKING:

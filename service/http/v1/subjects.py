@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict
 from eventstore import traces
 from service import commands as do
 from service.http import written
-from service.http.auth import Scope
 from service.http.carrying_out import asked_by, carry_out, rendering
 from service.http.context import Services, body_of, parse_command, parse_object
 from service.http.reply import Reply, respond
 from service.http.route import Route
+from service.http.scope import Scope
 from service.values import ShortText
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from eventstore.events import TaskPriority, TaskStatus
 from projections.tasks import TASKS, tasks
 from service import commands as do
 from service.http import answers, written
-from service.http.auth import Scope
 from service.http.lists import OneOf, PageQuery, Query, one_row, page_of_rows
 from service.http.route import Route, write
+from service.http.scope import Scope
 from service.values import Id, Name
 
 if TYPE_CHECKING:

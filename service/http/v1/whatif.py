@@ -6,11 +6,11 @@ from datetime import date, datetime
 from typing import TYPE_CHECKING
 
 from service.http.answers import Answer
-from service.http.auth import Scope
 from service.http.context import Services, body_of, parse_command, parse_object
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
 from service.http.route import Route
+from service.http.scope import Scope
 from service.whatif import OtherRules, shown
 from service.whatif.reader import judge
 from service.whatif.report import Verdict, What
