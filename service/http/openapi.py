@@ -6,12 +6,12 @@ import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, TypeAdapter
-from pydantic.json_schema import JsonSchemaMode, models_json_schema
+from pydantic import TypeAdapter
 
 from service.http.answers import ProblemDetails
 from service.http.problems import CONTENT_TYPE, STATUS, TITLES
 from service.http.route import Media
+from service.http.schemas import Schemas, models_of
 from service.http.scope import Scope
 from service.http.seed import SeedError
 from service.http.wording import DESCRIPTION, EXAMPLES, KEYS_OF_SCOPE, PATH_PARAMETERS, TAGS
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 SEED_PATH = "/api/squad"
 
-_REF = "#/components/schemas/{model}"
 _ON_EVERY_ROUTE = ("bad_request", "internal_error", "rate_limited")
 _WITH_PARAMETERS = ("validation_failed",)
 _WITH_BODY = ("malformed_json", "payload_too_large", "unsupported_media_type", "request_timeout")
@@ -76,83 +75,10 @@ _RETRY_HEADER = {
 }
 
 
-_ANY_OF: Mapping[str, list[dict[str, Any]]] = {
-    "SetBudget": [
-        {"required": ["daily_tokens"], "properties": {"daily_tokens": {"type": "integer"}}},
-        {"required": ["agent_limits"], "properties": {"agent_limits": {"type": "object"}}},
-    ],
-    "RecordUsage": [
-        {"required": ["tokens"], "properties": {"tokens": {"type": "integer"}}},
-        {
-            "required": ["input_tokens", "output_tokens"],
-            "properties": {"input_tokens": {"type": "integer"}, "output_tokens": {"type": "integer"}},
-        },
-    ],
-}
-"""What a command asks for beyond its single fields."""
-
-
-class _Schemas:
-    """The models' schemas, each under its name."""
-
-    def __init__(self, routes: Iterable[Route]) -> None:
-        models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
-            (ProblemDetails, "serialization"),
-            (SeedError, "serialization"),
-        ]
-        for route in routes:
-            for answer in route.answers.values():
-                if not isinstance(answer, Media):
-                    models += [(model, "serialization") for model in _several(answer)]
-            if route.body:
-                models += [(model, "validation") for model in _several(route.body)]
-        self._references, definitions = models_json_schema(models, ref_template=_REF)
-        self.definitions: dict[str, Any] = definitions["$defs"]
-        for name, choices in _ANY_OF.items():
-            self.definitions[name]["anyOf"] = choices
-        _close_maps(self.definitions)
-
-    def of(self, shape: Shape, mode: JsonSchemaMode) -> dict[str, Any]:
-        """A reference to a model's schema, or to one of several."""
-        references = [dict(self._references[model, mode]) for model in _several(shape)]
-        return references[0] if len(references) == 1 else {"anyOf": references}
-
-    def without(self, model: type[BaseModel], fields: set[str]) -> dict[str, Any]:
-        """A reference to the schema of a model that lacks some of its fields."""
-        name = self.of(model, "validation")["$ref"].rpartition("/")[2]
-        whole = self.definitions[name]
-        schema = {
-            **whole,
-            "title": f"{name}Body",
-            "properties": {key: value for key, value in whole["properties"].items() if key not in fields},
-            "required": [key for key in whole.get("required", []) if key not in fields],
-        }
-        self.definitions[schema["title"]] = schema
-        return {"$ref": _REF.format(model=schema["title"])}
-
-    def leave_out(self, unused: set[str]) -> None:
-        """Forgets schemas that nothing refers to any more."""
-        for name in unused:
-            self.definitions.pop(name, None)
-
-
-def _close_maps(schema: Any) -> None:
-    """Says of every map that all its keys match the pattern; pydantic only says what holds for those."""
-    if isinstance(schema, dict):
-        if patterns := schema.pop("patternProperties", None):
-            [(pattern, values)] = patterns.items()
-            schema["propertyNames"] = {**schema.get("propertyNames", {}), "pattern": pattern}
-            schema["additionalProperties"] = values
-        schema = list(schema.values())
-    if isinstance(schema, list):
-        for part in schema:
-            _close_maps(part)
-
-
 def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
     """The document for these routes."""
     routes = list(routes)
-    schemas = _Schemas(routes)
+    schemas = Schemas(routes)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(plain_path(route.path), {})[route.method.lower()] = _operation(route, schemas)
@@ -179,7 +105,7 @@ def plain_path(path: str) -> str:
     return re.sub(r"\{(\w+):(?:[^{}]|\{[^{}]*\})*\}", r"{\1}", path)
 
 
-def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
+def _operation(route: Route, schemas: Schemas) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "summary": route.summary,
         "description": _description(route),
@@ -214,10 +140,6 @@ def _is_seed(route: Route) -> bool:
 
 def _bound(route: Route) -> set[str]:
     return set(route.write.bound.values()) if route.write else set()
-
-
-def _several(shape: Shape) -> tuple[type[BaseModel], ...]:
-    return shape if isinstance(shape, tuple) else (shape,)
 
 
 # What goes in -----------------------------------------------------------------------------------------
@@ -263,12 +185,12 @@ def _query_parameter(name: str, field: dict[str, Any], definitions: dict[str, An
     return parameter
 
 
-def _request_body(route: Route, schemas: _Schemas) -> dict[str, Any]:
+def _request_body(route: Route, schemas: Schemas) -> dict[str, Any]:
     assert route.body
     bound = _bound(route)
     # The command has the fields of the path as well; the body has not.
     schema = (
-        schemas.without(_several(route.body)[0], bound) if bound else schemas.of(route.body, "validation")
+        schemas.without(models_of(route.body)[0], bound) if bound else schemas.of(route.body, "validation")
     )
     named = schemas.definitions.get(schema.get("$ref", "").rpartition("/")[2])
     required = named is None or bool(named.keys() & {"anyOf"} or named.get("required"))
@@ -279,7 +201,7 @@ def _request_body(route: Route, schemas: _Schemas) -> dict[str, Any]:
 # What comes out ---------------------------------------------------------------------------------------
 
 
-def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
+def _responses(route: Route, schemas: Schemas) -> dict[str, Any]:
     responses = {str(status): _answer(shape, schemas) for status, shape in route.answers.items()}
     kind, model = ("application/json", SeedError) if _is_seed(route) else (CONTENT_TYPE, ProblemDetails)
     for status, codes in problems(route).items():
@@ -296,11 +218,11 @@ def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
     return dict(sorted(responses.items()))
 
 
-def _answer(shape: Shape | Media, schemas: _Schemas) -> dict[str, Any]:
+def _answer(shape: Shape | Media, schemas: Schemas) -> dict[str, Any]:
     if isinstance(shape, Media):
         schema = {"type": "object"} if shape.content_type == "application/json" else {"type": "string"}
         return {"description": shape.description, "content": {shape.content_type: {"schema": schema}}}
-    text = " Or: ".join((model.__doc__ or "").strip().splitlines()[0] for model in _several(shape))
+    text = " Or: ".join((model.__doc__ or "").strip().splitlines()[0] for model in models_of(shape))
     return {
         "description": text,
         "content": {"application/json": {"schema": schemas.of(shape, "serialization")}},

@@ -1,0 +1,97 @@
+"""The models' JSON schemas, as the OpenAPI document has them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+from service.http.answers import ProblemDetails
+from service.http.route import Media
+from service.http.seed import SeedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pydantic import BaseModel
+
+    from service.http.route import Route, Shape
+
+_REFERENCE = "#/components/schemas/{model}"
+
+_ANY_OF: Mapping[str, list[dict[str, Any]]] = {
+    "SetBudget": [
+        {"required": ["daily_tokens"], "properties": {"daily_tokens": {"type": "integer"}}},
+        {"required": ["agent_limits"], "properties": {"agent_limits": {"type": "object"}}},
+    ],
+    "RecordUsage": [
+        {"required": ["tokens"], "properties": {"tokens": {"type": "integer"}}},
+        {
+            "required": ["input_tokens", "output_tokens"],
+            "properties": {"input_tokens": {"type": "integer"}, "output_tokens": {"type": "integer"}},
+        },
+    ],
+}
+"""What a command asks for beyond its single fields."""
+
+
+class Schemas:
+    """The models' schemas, each under its name."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
+            (ProblemDetails, "serialization"),
+            (SeedError, "serialization"),
+        ]
+        for route in routes:
+            for answer in route.answers.values():
+                if not isinstance(answer, Media):
+                    models += [(model, "serialization") for model in models_of(answer)]
+            if route.body:
+                models += [(model, "validation") for model in models_of(route.body)]
+        self._references, definitions = models_json_schema(models, ref_template=_REFERENCE)
+        self.definitions: dict[str, Any] = definitions["$defs"]
+        for name, choices in _ANY_OF.items():
+            self.definitions[name]["anyOf"] = choices
+        _close_maps(self.definitions)
+
+    def of(self, shape: Shape, mode: JsonSchemaMode) -> dict[str, Any]:
+        """A reference to a model's schema, or to one of several."""
+        references = [dict(self._references[model, mode]) for model in models_of(shape)]
+        return references[0] if len(references) == 1 else {"anyOf": references}
+
+    def without(self, model: type[BaseModel], fields: set[str]) -> dict[str, Any]:
+        """A reference to the schema of a model that lacks some of its fields."""
+        name = self.of(model, "validation")["$ref"].rpartition("/")[2]
+        whole = self.definitions[name]
+        schema = {
+            **whole,
+            "title": f"{name}Body",
+            "properties": {key: value for key, value in whole["properties"].items() if key not in fields},
+            "required": [key for key in whole.get("required", []) if key not in fields],
+        }
+        self.definitions[schema["title"]] = schema
+        return {"$ref": _REFERENCE.format(model=schema["title"])}
+
+    def leave_out(self, unused: set[str]) -> None:
+        """Forgets schemas that nothing refers to any more."""
+        for name in unused:
+            self.definitions.pop(name, None)
+
+
+def _close_maps(schema: Any) -> None:
+    """Says of every map that all its keys match the pattern; pydantic only says what holds for those."""
+    if isinstance(schema, dict):
+        if patterns := schema.pop("patternProperties", None):
+            [(pattern, values)] = patterns.items()
+            schema["propertyNames"] = {**schema.get("propertyNames", {}), "pattern": pattern}
+            schema["additionalProperties"] = values
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for part in schema:
+            _close_maps(part)
+
+
+def models_of(shape: Shape) -> tuple[type[BaseModel], ...]:
+    """The models of a shape, of which it is one."""
+    return shape if isinstance(shape, tuple) else (shape,)
