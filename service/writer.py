@@ -21,6 +21,7 @@ from eventstore.telling import told
 from service import parting
 from service.appender import Appender
 from service.measures import Measures
+from service.patience import Patience
 from service.requests import (
     Outcome,
     OutcomeUnknown,
@@ -28,7 +29,6 @@ from service.requests import (
     Request,
     Stopping,
     Ticket,
-    Unavailable,
     Waiting,
 )
 from service.sealer import Sealing
@@ -48,8 +48,6 @@ PATIENCE_SECONDS = 20.0
 HELD_UP_AFTER_SECONDS = 3.0
 """How long commands may wait while none is decided before that counts as a problem."""
 
-_IMPATIENCE_SECONDS = 0.5
-"""How often those that wait are looked through for whoever has waited for too long, or is gone."""
 _BACKOFF_SECONDS = (0.05, 2.0)
 _log = logging.getLogger(__name__)
 
@@ -102,7 +100,7 @@ class Writer:
         self._stopping = False
         self._moved_at = 0.0
         """When the last batch was carried out, or the first command since came."""
-        self._impatience: asyncio.TimerHandle | None = None
+        self._patience = Patience(self.waiting, self._under_way)
 
     @property
     def squad(self) -> Squad:
@@ -165,8 +163,7 @@ class Writer:
                 wait(ticket)
             except QueueFull as error:
                 ticket.fail(error)
-        if self._impatience is None and self.waiting:
-            self._impatience = loop.call_later(_IMPATIENCE_SECONDS, self._lose_patience, loop)
+        self._patience.watch()
         return outcomes
 
     async def run(self) -> None:
@@ -330,23 +327,6 @@ class Writer:
         for tell in self.on_replaced:
             tell()
         self.moved.wake()
-
-    def _lose_patience(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Sends away whoever has waited for too long. One timer for all: one each would cost more."""
-        now = loop.time()
-        under_way = self._under_way()
-        for ticket in under_way:
-            if ticket.deadline <= now:
-                ticket.fail(OutcomeUnknown())
-        for ticket in self.waiting:
-            if ticket.deadline <= now:
-                ticket.fail(Unavailable())
-        self.waiting.let_go()
-        self._impatience = (
-            loop.call_later(_IMPATIENCE_SECONDS, self._lose_patience, loop)
-            if under_way or self.waiting
-            else None
-        )
 
     def _under_way(self) -> Sequence[Ticket]:
         """Those whose commands may be in the log already."""
