@@ -137,6 +137,7 @@ BEGIN
         VALUES (expected + 1, ids::uuid, streams, append_events.versions::bigint, types,
                 append_events.schema_versions::smallint, datas::json, actors, nullif(causes, '')::bigint,
                 correlation_ids, nullif(idempotency_keys, ''), append_events.recorded_at, hashes);
+        GET DIAGNOSTICS inserted = ROW_COUNT;
     ELSE
         INSERT INTO events (position, id, stream, version, type, schema_version, data, actor, caused_by,
                             correlation_id, idempotency_key, recorded_at, hash)
@@ -156,10 +157,11 @@ BEGIN
             WITH ORDINALITY AS new (id, stream, version, type, schema_version, data, actor, cause,
                                     correlation_id, idempotency_key, n);
         GET DIAGNOSTICS inserted = ROW_COUNT;
-        IF inserted <> append_events.events THEN
-            RAISE EXCEPTION '% events were announced and % arrived', append_events.events, inserted
-                USING ERRCODE = 'data_exception';
-        END IF;
+    END IF;
+    -- Also of one alone: a rule or a trigger of somebody else's could have dropped it.
+    IF inserted <> append_events.events THEN
+        RAISE EXCEPTION '% events were announced and % arrived', append_events.events, inserted
+            USING ERRCODE = 'data_exception';
     END IF;
     head := expected + append_events.events;
     PERFORM pg_notify(log_channel(), head::text);
@@ -262,10 +264,20 @@ CREATE UNIQUE INDEX subject_keys_subject ON subject_keys (subject) WHERE subject
 -- that its caller can choose: neither the search path nor another table that it could be made a trigger of.
 CREATE OR REPLACE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    destroyed constant uuid := (NEW.data ->> 'key_id')::uuid;
+    is_left   boolean;
 BEGIN
-    EXECUTE format('DELETE FROM %I.subject_keys WHERE id = $1', TG_TABLE_SCHEMA)
-        USING (NEW.data ->> 'key_id')::uuid;
+    EXECUTE format('DELETE FROM %I.subject_keys WHERE id = $1', TG_TABLE_SCHEMA) USING destroyed;
     EXECUTE format('DELETE FROM %I.snapshots', TG_TABLE_SCHEMA);
+    -- Another trigger, or row level security that is forced, may have kept what was to go.
+    EXECUTE format('SELECT EXISTS (SELECT FROM %1$I.subject_keys WHERE id = $1)'
+                   ' OR EXISTS (SELECT FROM %1$I.snapshots)', TG_TABLE_SCHEMA)
+        INTO is_left USING destroyed;
+    IF is_left THEN
+        RAISE EXCEPTION 'something keeps the key, or a snapshot, from being destroyed: nobody is forgotten'
+            USING ERRCODE = 'restrict_violation';
+    END IF;
     RETURN NULL;
 END
 $$;
@@ -694,3 +706,7 @@ SELECT settle_access();
 
 -- @upgrade 4
 -- One event alone is appended sooner: a function that is made anew, as with every upgrade.
+
+
+-- @upgrade 5
+-- One event alone is counted as well, and a key that is to be destroyed is looked for afterwards: functions.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from eventstore.connection import Connection
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """The version that schema.sql brings a database to."""
 
 OLDEST_SERVER = 15

@@ -33,6 +33,7 @@ from tests.support.parts import (
     running_writer,
     submit,
 )
+from tests.support.roles import new_roles
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
@@ -339,6 +340,36 @@ class TestDestruction:
         await submit(writer, do.ForgetSubject(subject=ADDRESS))
         row = await (await connection.execute("SELECT count(*) FROM snapshots")).fetchone()
         assert row == (0,)
+
+    @pytest.mark.parametrize("kept", ["subject_keys", "snapshots"])
+    async def test_that_somebody_keeps_from_happening_is_refused(
+        self, writer: Writer, connection: Connection, kept: str
+    ) -> None:
+        await submit(writer, letter())
+        await connection.execute("INSERT INTO snapshots (fold, position, state) VALUES ('f', 1, 'x')")
+        keep = (
+            "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+            f" CREATE TRIGGER keeps BEFORE DELETE ON {kept} FOR EACH ROW EXECUTE FUNCTION keep()"
+        )
+        await connection.execute(keep.encode())
+        with pytest.raises(CommandFailed):
+            await submit(writer, do.ForgetSubject(subject=ADDRESS))
+        assert SubjectForgotten.type not in {row.type for row in await stored_log(connection)}
+        await connection.execute(f"DROP TRIGGER keeps ON {kept}".encode())
+        await submit(writer, do.ForgetSubject(subject=ADDRESS))
+
+    async def test_by_an_owner_who_may_not_is_refused(self, postgres: PostgresServer) -> None:
+        """Row level security that is forced holds for the owner as well, unless that is a superuser."""
+        with new_roles(postgres) as roles:
+            await schema.apply(roles.owner.dsn, "squad")
+            async with running_writer(roles.owner.dsn, encrypt=True) as writer:
+                await submit(writer, letter())
+                async with connected(roles.owner.dsn) as owner:
+                    await owner.execute("ALTER TABLE subject_keys FORCE ROW LEVEL SECURITY")
+                    with pytest.raises(CommandFailed):
+                        await submit(writer, do.ForgetSubject(subject=ADDRESS))
+                    await owner.execute("ALTER TABLE subject_keys NO FORCE ROW LEVEL SECURITY")
+                await submit(writer, do.ForgetSubject(subject=ADDRESS))
 
     async def test_is_not_undone_by_a_key_that_is_written_back(
         self, writer: Writer, connection: Connection

@@ -164,6 +164,27 @@ async def test_one_event_that_cannot_be_stored_keeps_its_whole_batch_out(
     await scribe.append(said("the next one is stored"))
 
 
+@pytest.mark.parametrize("events", [1, 2])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "CREATE RULE other AS ON INSERT TO events DO INSTEAD NOTHING",
+        "CREATE FUNCTION drop_it() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+        " CREATE TRIGGER other BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION drop_it()",
+    ],
+    ids=["rule", "trigger"],
+)
+async def test_an_append_that_somebody_drops_on_its_way_is_refused(
+    scribe: Scribe, connection: Connection, change: str, events: int
+) -> None:
+    await connection.execute(change.encode())
+    now = await log.clock(connection)
+    first, second = scribe.row(said("lost"), now), scribe.row(said("lost, too"), now, position=2)
+    with pytest.raises(StoreRefused, match=f"{events} events were announced and 0 arrived"):
+        await log.append(connection, [first, second][:events], now)
+    assert await log.head_position(connection) == 0
+
+
 async def test_a_stream_never_has_two_events_of_one_version(scribe: Scribe, connection: Connection) -> None:
     await scribe.append(joined("alice"))
     with pytest.raises(StoreRefused, match="events_stream_version_key"):
