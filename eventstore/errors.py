@@ -87,6 +87,10 @@ class SchemaTooNew(EventStoreError):
     """The database's schema is newer than this version of the software."""
 
 
+class SchemaTooOld(EventStoreError):
+    """The database's schema is older than this version of the software."""
+
+
 class SchemaMissing(EventStoreError):
     """The database has no squad schema, or an unfinished one."""
 

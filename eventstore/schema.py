@@ -10,7 +10,7 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from eventstore.connection import connect
-from eventstore.errors import RoleMayNot, SchemaMissing, SchemaTooNew, UnsupportedServer
+from eventstore.errors import RoleMayNot, SchemaMissing, SchemaTooNew, SchemaTooOld, UnsupportedServer
 from eventstore.translation import translating
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ async def check(connection: Connection) -> None:
     Raises:
         SchemaMissing: there is none.
         SchemaTooNew: it was made by a newer version.
+        SchemaTooOld: it was made by an older version, and not upgraded yet.
         RoleMayNot: there is one, and the role was not let in.
     """
     found = await version(connection)
@@ -179,6 +180,11 @@ async def check(connection: Connection) -> None:
         raise SchemaMissing("start the service once, or apply the schema")
     if found > SCHEMA_VERSION:
         raise SchemaTooNew(f"version {found}, this software knows up to {SCHEMA_VERSION}")
+    if found < SCHEMA_VERSION:
+        raise SchemaTooOld(
+            f"version {found}, and {SCHEMA_VERSION} is needed: start the service once,"
+            " or have the owner run `squad schema apply`"
+        )
 
 
 async def version(connection: Connection) -> int:

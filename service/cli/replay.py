@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from eventstore import schema
 from projections import PROJECTIONS
 from projections.rebuild import rebuild
 from service.cli import progress
@@ -34,9 +33,7 @@ def replay(names: tuple[str, ...], dsn: str | None, data: Path | None, config: P
     wanted = _named(names)
 
     async def work() -> Rebuilt:
-        async with open_squad(config, dsn, data) as (connection, chosen, found):
-            if await schema.version(connection) < schema.SCHEMA_VERSION:
-                raise StartFailed("the database's schema is of an older version; start the service once")
+        async with open_squad(config, dsn, data) as (_, chosen, found):
             with progress.shown("replaying") as tell:
                 return await rebuild(found, chosen.squad_schema, wanted, progress=tell)
 

@@ -325,13 +325,6 @@ async def test_replay_of_a_log_from_newer_code_is_one_clear_line(service: Servic
     )
 
 
-async def test_replay_of_an_older_schema_is_told(database: str, tmp_path: Path) -> None:
-    async with connected(database) as connection:
-        await connection.execute("UPDATE schema_info SET version = 1")
-    ended = await squad(tmp_path, "replay", "--dsn", database)
-    assert ended.complaint() == "the database's schema is of an older version; start the service once"
-
-
 async def test_state_is_one_screen_of_how_it_was(service: Service, tmp_path: Path) -> None:
     await _fill(service)
     api = service.api
