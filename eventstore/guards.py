@@ -2,7 +2,8 @@
 
 Triggers refuse every change of an event, unique keys refuse what is there already, one trigger destroys the
 keys of those who are forgotten, and the column `agent` is computed from what an event says. Whoever may do
-anything can undo each of these, or leave no more of it than its name.
+anything can undo each of these, or leave no more of it than its name. What they rest on is looked at in
+`definitions`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, LiteralString, NamedTuple
 
 import psycopg
 
-from eventstore import schema
+from eventstore.definitions import same_function, wrong_definitions
 
 if TYPE_CHECKING:
     from eventstore.connection import Connection
@@ -42,18 +43,25 @@ _DESTROYING = {
 _TRIGGERS: LiteralString = (
     "SELECT tgname, tgtype, proname, tgenabled::text,"
     " substring(pg_get_triggerdef(t.oid) FROM ' WHEN \\((.*)\\) EXECUTE FUNCTION '),"
-    " tgattr = '' AND pronamespace = relnamespace AND lanname = 'plpgsql', prosrc, prosecdef"
+    " tgattr = '' AND tgnargs = 0 AND pronamespace = relnamespace"
+    " AND (proowner = relowner OR NOT prosecdef), pg_get_functiondef(p.oid), prosrc"
     " FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid JOIN pg_proc p ON p.oid = tgfoid"
-    " JOIN pg_language l ON l.oid = prolang WHERE tgrelid = 'events'::regclass AND NOT tgisinternal"
+    " WHERE tgrelid = 'events'::regclass AND NOT tgisinternal"
 )
-# A schema that was made before there were keys, and was not upgraded yet, has none to destroy.
-_HAS_KEYS: LiteralString = "SELECT to_regclass('subject_keys') IS NOT NULL"
 
 # Whatever runs before an insert, or in its stead, can change or drop what is appended.
 _INTRUDERS: LiteralString = (
     "SELECT format('the trigger %s', tgname) FROM pg_trigger WHERE tgrelid = 'events'::regclass"
     f" AND NOT tgisinternal AND tgtype & {_BEFORE} > 0 AND tgtype & {_INSERT} > 0"
     " UNION ALL SELECT format('the rule %s', rulename) FROM pg_rewrite WHERE ev_class = 'events'::regclass"
+)
+# So it is with what is to be destroyed.
+_KEEPERS: LiteralString = (
+    "SELECT format('the trigger %s of %s', tgname, tgrelid::regclass) FROM pg_trigger"
+    " WHERE tgrelid IN (to_regclass('subject_keys'), to_regclass('snapshots'))"
+    f" AND NOT tgisinternal AND tgtype & {_BEFORE} > 0"
+    " UNION ALL SELECT format('the rule %s of %s', rulename, ev_class::regclass) FROM pg_rewrite"
+    " WHERE ev_class IN (to_regclass('subject_keys'), to_regclass('snapshots'))"
 )
 
 _UNIQUE_KEYS = ("position", "id", "stream, version")
@@ -63,24 +71,23 @@ _VALID_KEYS: LiteralString = (
     " WHERE indrelid = 'events'::regclass AND indisunique AND indisvalid AND indisready AND indpred IS NULL"
 )
 
-_PARTLY_UNIQUE = {
-    "events_idempotency_key": "UNIQUE btree (idempotency_key) WHERE (idempotency_key IS NOT NULL)",
-    "events_gmail_message_id": "UNIQUE btree (((data ->> 'gmail_message_id'::text)))"
+_UNIQUE = {
+    "events_idempotency_key": "events UNIQUE btree (idempotency_key) WHERE (idempotency_key IS NOT NULL)",
+    "events_gmail_message_id": "events UNIQUE btree (((data ->> 'gmail_message_id'::text)))"
     " WHERE (type = 'email_received'::text)",
+    "subject_keys_pkey": "subject_keys UNIQUE btree (id)",
+    "subject_keys_subject": "subject_keys UNIQUE btree (subject) WHERE (subject IS NOT NULL)",
 }
-_OF_SUBJECTS = {"subject_keys_subject": "UNIQUE btree (subject) WHERE (subject IS NOT NULL)"}
-"""What follows the table's name, as Postgres writes it down."""
+"""The table, and what follows its name, as Postgres writes it down."""
 _SEALED = "(data #>> '{sealed,key}'::text[])"
 _SEARCHED = {
-    "events_by_type": 'btree (type, "position")',
-    "events_by_agent": 'btree (agent, "position") WHERE (agent IS NOT NULL)',
-}
-_SEARCHED_BY_KEY = {
-    "events_by_key": f"btree (({_SEALED})) WHERE ((type = ANY (ARRAY['email_received'::text,"
+    "events_by_type": 'events btree (type, "position")',
+    "events_by_agent": 'events btree (agent, "position") WHERE (agent IS NOT NULL)',
+    "events_by_key": f"events btree (({_SEALED})) WHERE ((type = ANY (ARRAY['email_received'::text,"
     f" 'email_updated'::text])) AND ({_SEALED} IS NOT NULL))",
 }
 _VALID_INDEXES: LiteralString = (
-    "SELECT concat(CASE WHEN indisunique THEN 'UNIQUE ' END,"
+    "SELECT concat(indrelid::regclass, ' ', CASE WHEN indisunique THEN 'UNIQUE ' END,"
     " substring(pg_get_indexdef(indexrelid) FROM ' USING (.*)')) FROM pg_index"
     " WHERE indrelid IN ('events'::regclass, to_regclass('subject_keys')) AND indisvalid AND indisready"
 )
@@ -100,42 +107,44 @@ _COMPUTED: LiteralString = (
 
 async def missing_guards(connection: Connection) -> list[str]:
     """What is not there, or not what `schema.sql` made it to be; one line for each."""
-    [has_keys] = await _column(connection, _HAS_KEYS)
     return [
-        *await _triggers(connection, has_keys=bool(has_keys)),
+        *await _triggers(connection),
         *(
             f"{what} can change or drop what is appended, and is none of schema.sql's"
             for what in await _column(connection, _INTRUDERS)
         ),
+        *(
+            f"{what} can keep what is to be destroyed, and is none of schema.sql's"
+            for what in await _column(connection, _KEEPERS)
+        ),
         *await _unique_keys(connection),
         *(
             f"the unique index {name} is not there, or not valid"
-            for name in await _lost(connection, {**_PARTLY_UNIQUE, **(_OF_SUBJECTS if has_keys else {})})
+            for name in await _lost(connection, _UNIQUE)
         ),
         *await _computed_column(connection),
+        *await wrong_definitions(connection),
     ]
 
 
 async def lost_indexes(connection: Connection) -> list[str]:
     """Indexes that keep nothing as it is, and without which the log is searched from end to end."""
-    [has_keys] = await _column(connection, _HAS_KEYS)
-    return await _lost(connection, {**_SEARCHED, **(_SEARCHED_BY_KEY if has_keys else {})})
+    return await _lost(connection, _SEARCHED)
 
 
-async def _triggers(connection: Connection, *, has_keys: bool) -> list[str]:
+async def _triggers(connection: Connection) -> list[str]:
     cursor = await connection.execute(_TRIGGERS)
     found = {name: rest for name, *rest in await cursor.fetchall()}
     faults: list[str] = []
-    for name, wanted in {**_REFUSING, **(_DESTROYING if has_keys else {})}.items():
+    for name, wanted in {**_REFUSING, **_DESTROYING}.items():
         does = "destroy" if name in _DESTROYING else "refuse"
-        kind, function, enabled, condition, is_plain, body, by_owner = found.get(name, [None] * 7)
+        kind, function, enabled, condition, is_plain, definition, body = found.get(name, [None] * 7)
         if not enabled or enabled not in wanted.enabled:
             faults.append(f"the trigger {name} is not there, or not enabled for everybody")
         elif (
             (kind, function, condition) != (wanted.kind, wanted.function, wanted.condition)
             or not is_plain
-            or body != schema.function_body(wanted.function)
-            or (does == "destroy" and not by_owner)
+            or not same_function(definition, body, wanted.function)
         ):
             faults.append(f"the trigger {name} does not {does} what it is there to {does}")
     return faults

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -35,8 +36,17 @@ WHERE nspname = ANY(string_to_array(current_setting('search_path'), ', '))
 
 _UPGRADE = re.compile(r"^-- @upgrade (\d+)$", re.MULTILINE)
 _SUPERSEDED = "-- @superseded\n"
-_FUNCTION = re.compile(r"^CREATE OR REPLACE FUNCTION .*?^\$\$;$", re.MULTILINE | re.DOTALL)
+_FUNCTION = re.compile(
+    r"^CREATE OR REPLACE FUNCTION (\w+)(.*?) AS \$\$(.*?)^\$\$;$", re.MULTILINE | re.DOTALL
+)
 _READ_TABLES = re.compile(r"^-- @read-tables$(.*?)^-- @end$", re.MULTILINE | re.DOTALL)
+_TABLE = re.compile(r"^CREATE TABLE (\w+)", re.MULTILINE)
+_WRITTEN_OUT = {
+    "timestamptz": "timestamp with time zone",
+    "waited double precision) LANGUAGE": "waited double precision) RETURNS record LANGUAGE",
+    "search_path = pg_catalog, pg_temp": "search_path TO 'pg_catalog', 'pg_temp'",
+}
+"""What Postgres makes of what schema.sql says in the head of a function."""
 _MAKES = re.compile(
     r"^CREATE (?:TABLE (\w+)|(?:UNIQUE )?INDEX \w+ ON (\w+)) .*?;$", re.MULTILINE | re.DOTALL
 )
@@ -66,7 +76,7 @@ def steps(text: str) -> Steps:
     """Takes the text of schema.sql apart."""
     head, *rest = _UPGRADE.split(text)
     whole, _, superseded = head.partition(_SUPERSEDED)
-    functions = "\n".join([superseded, *_FUNCTION.findall(whole)])
+    functions = "\n".join([superseded, *(made[0] for made in _FUNCTION.finditer(whole))])
     return Steps(
         whole, functions, {int(version): body for version, body in zip(rest[::2], rest[1::2], strict=True)}
     )
@@ -88,14 +98,29 @@ def read_table_sql(name: str) -> str:
     return "\n".join(made)
 
 
-def function_body(name: str) -> str:
-    """What a function without arguments does."""
-    made = re.compile(
-        rf"^CREATE OR REPLACE FUNCTION {name}\(\) .*?AS \$\$(.*?)^\$\$;$", re.MULTILINE | re.DOTALL
-    )
-    if (found := made.search(schema_sql())) is None:
-        raise SchemaMissing(f"schema.sql has no function {name}")
-    return found[1]
+@cache
+def functions() -> dict[str, tuple[str, str]]:
+    """Each function by its name: what stands before its body, as Postgres writes it, and the body."""
+    return {found[1]: (_header(found[2]), found[3]) for found in _FUNCTION.finditer(schema_sql())}
+
+
+def _header(text: str) -> str:
+    header = " ".join(text.split()).replace("( ", "(").replace(" )", ")")
+    for ours, theirs in _WRITTEN_OUT.items():
+        header = header.replace(ours, theirs)
+    return header
+
+
+@cache
+def tables() -> list[str]:
+    """The names of all tables."""
+    return _TABLE.findall(steps(schema_sql()).whole)
+
+
+@cache
+def read_tables() -> list[str]:
+    """The names of those that are folded from the log."""
+    return _TABLE.findall(read_tables_sql())
 
 
 async def apply(dsn: str, schema: str, guests: Iterable[Guest] = ()) -> None:

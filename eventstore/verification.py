@@ -259,7 +259,7 @@ async def _guards(connection: Connection) -> Check:
         position, faults = await wrongly_computed(connection)
         if faults:
             found.add(position, "the column agent is not what the event says", faults)
-    return found.check("the triggers and unique keys that keep the log as it is are in place")
+    return found.check("the triggers, functions and unique keys that keep the log as it is are in place")
 
 
 async def _forgotten(connection: Connection) -> Check:

@@ -230,7 +230,8 @@ def test_an_upgrade_makes_every_function_anew_that_a_new_schema_has() -> None:
     made = re.compile(r"^CREATE .*FUNCTION (\w+)", re.MULTILINE)
     assert made.findall(found.functions) == made.findall(found.whole)
     assert not any(made.search(upgrade) for upgrade in found.upgrades.values())
-    assert schema.function_body("refuse_change") in found.functions
+    assert schema.functions()["refuse_change"][1] in found.functions
+    assert list(schema.functions()) == made.findall(found.whole)
 
 
 @pytest.mark.parametrize("name", ["", "Squad", "a-b", "a b", "1st", "x" * 41, 'a"b', "a;b", "ünder"])

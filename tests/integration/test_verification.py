@@ -551,14 +551,6 @@ class TestGuards:
             "the trigger events_destroy_keys does not destroy what it is there to destroy"
         )
 
-    async def test_a_schema_from_before_there_were_keys_has_none_to_destroy(
-        self, connection: Connection
-    ) -> None:
-        await connection.execute("DROP TRIGGER events_destroy_keys ON events")
-        assert (await _faults(connection)).keys() == {"guards"}
-        await connection.execute("DROP TABLE subject_keys")
-        assert await _faults(connection) == {}
-
 
 class TestForgotten:
     @pytest.fixture

@@ -1,0 +1,161 @@
+"""Whether tables, functions and row level security are what `schema.sql` makes them.
+
+Whoever may change the catalogue can leave a guard in place and change what it rests on: the function that
+appends, a policy by which a row is not seen or not removed, a table whose rows lie in another one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
+
+from eventstore import schema
+
+if TYPE_CHECKING:
+    from eventstore.connection import Connection
+
+_FUNCTIONS: LiteralString = (
+    "SELECT proname, CASE prokind WHEN 'f' THEN pg_get_functiondef(oid) ELSE '' END, prosrc FROM pg_proc"
+    " WHERE pronamespace = current_schema()::regnamespace AND proname = ANY (%s)"
+)
+
+# Of a table that others inherit from, their rows are seen as well; one that is not logged is empty after a
+# crash; and what has a rule need not be a table.
+_TABLES: LiteralString = (
+    "SELECT relname, relkind = 'r' AND relpersistence = 'p' AND NOT relispartition"
+    " AND NOT EXISTS (SELECT FROM pg_inherits WHERE c.oid IN (inhparent, inhrelid)), relrowsecurity,"
+    " relforcerowsecurity"
+    " FROM pg_class c WHERE relnamespace = current_schema()::regnamespace AND relname = ANY (%s)"
+)
+_POLICIES: LiteralString = (
+    "SELECT tablename, policyname, cmd, permissive = 'PERMISSIVE' AND roles = '{public}', qual, with_check"
+    " FROM pg_policies WHERE schemaname = current_schema() AND tablename = ANY (%s)"
+)
+
+_LABEL = " AS has_table_privilege"
+"""Not every version of Postgres writes it down."""
+_APPENDS = "( SELECT has_table_privilege(('events'::regclass)::oid, 'INSERT'::text))"
+_TRUSTED_WITH_ALL = frozenset(("events", "subject_keys"))
+"""Tables that no policy of somebody else's may open or hide."""
+
+_NOT_NULL: LiteralString = (
+    "SELECT attname FROM pg_attribute WHERE attrelid = 'events'::regclass AND attnotnull AND attnum > 0"
+)
+_COLUMNS = (
+    *("position", "id", "stream", "version", "type", "schema_version", "data", "actor", "correlation_id"),
+    *("recorded_at", "hash"),
+)
+_CHECKS: LiteralString = (
+    "SELECT pg_get_constraintdef(oid) FROM pg_constraint"
+    " WHERE conrelid = 'events'::regclass AND contype = 'c' AND convalidated"
+)
+_CHECKED = (
+    *('"position" > 0', "version > 0", "schema_version > 0", 'caused_by < "position"', "length(hash) = 32"),
+    *(
+        f"strpos({column}, '\n'::text) = 0"
+        for column in ("stream", "type", "actor", "correlation_id", "idempotency_key")
+    ),
+)
+
+
+class _Policy(NamedTuple):
+    command: str
+    sees: str | None
+    keeps: str | None
+    is_for_all: bool = True
+
+
+_SEEN = _Policy("SELECT", "true", None)
+
+
+def same_function(definition: str, body: str, name: str) -> bool:
+    """Whether a function is the one of this name in `schema.sql`.
+
+    Args:
+        definition: as pg_get_functiondef writes it down.
+        body: its source, as it is stored.
+        name: of one that schema.sql makes.
+    """
+    header = " ".join(definition.partition("\nAS ")[0].split())
+    header = re.sub(r"^CREATE OR REPLACE FUNCTION [^(]*\(", "(", header)
+    return (header, body) == schema.functions()[name]
+
+
+async def wrong_definitions(connection: Connection) -> list[str]:
+    """What is not there, or not what `schema.sql` made it to be; one line for each."""
+    return [
+        *await _functions(connection),
+        *await _tables(connection),
+        *await _columns(connection),
+    ]
+
+
+async def _functions(connection: Connection) -> list[str]:
+    # What a trigger calls is looked at with the trigger.
+    wanted = [name for name, (header, _) in schema.functions().items() if "RETURNS trigger" not in header]
+    found: dict[str, list[bool]] = {}
+    for name, definition, body in await _rows(connection, _FUNCTIONS, wanted):
+        found.setdefault(name, []).append(same_function(definition, body, name))
+    return [
+        f"the function {name} is not the one that schema.sql makes, or not the only one"
+        for name in wanted
+        if found.get(name) != [True]
+    ]
+
+
+async def _tables(connection: Connection) -> list[str]:
+    wanted = schema.tables()
+    rows = await _rows(connection, _TABLES, wanted)
+    there = {name: rest for name, *rest in rows}
+    policies: dict[str, dict[str, _Policy]] = {name: {} for name in wanted}
+    for table, name, command, is_for_all, *clauses in await _rows(connection, _POLICIES, wanted):
+        sees, keeps = (clause and clause.replace(_LABEL, "") for clause in clauses)
+        policies[table][name] = _Policy(command, sees, keeps, is_for_all)
+    faults = []
+    for name in wanted:
+        if name not in there:
+            # Whether a read table is there is told with its rows.
+            if name not in schema.read_tables():
+                faults.append(f"the table {name} is not there")
+            continue
+        is_plain, is_enabled, is_forced = there[name]
+        if not is_plain:
+            faults.append(f"{name} is not a logged table by itself")
+        found, due = policies[name], _policies_of(name)
+        if not is_enabled or is_forced or due.items() - found.items():
+            faults.append(f"the row level security of {name} is not what schema.sql made it to be")
+        elif name in _TRUSTED_WITH_ALL and found.keys() - due.keys():
+            faults.append(f"the policy {min(found.keys() - due.keys())} of {name} is none of schema.sql's")
+    return faults
+
+
+def _policies_of(table: str) -> dict[str, _Policy]:
+    """Those that settle_access gives it."""
+    match table:
+        case "schema_info":
+            return {"seen": _SEEN}
+        case "events":
+            return {"seen": _SEEN, "added": _Policy("INSERT", None, _APPENDS)}
+        case "subject_keys":
+            return {"seen": _Policy("SELECT", _APPENDS, None), "added": _Policy("INSERT", None, _APPENDS)}
+        case _:
+            return {"seen": _SEEN, "kept": _Policy("ALL", _APPENDS, None)}
+
+
+async def _columns(connection: Connection) -> list[str]:
+    filled = {name for (name,) in await _rows(connection, _NOT_NULL)}
+    checked = {name for (name,) in await _rows(connection, _CHECKS)}
+    return [
+        *(f"the column {name} may be empty" for name in _COLUMNS if name not in filled),
+        *(
+            f"the check ({' '.join(check.split())}) is not there, or not valid"
+            for check in _CHECKED
+            if f"CHECK (({check}))" not in checked
+        ),
+    ]
+
+
+async def _rows(
+    connection: Connection, query: LiteralString, names: list[str] | None = None
+) -> list[tuple[Any, ...]]:
+    return await (await connection.execute(query, None if names is None else (names,))).fetchall()

@@ -1,0 +1,160 @@
+"""What the guards rest on: functions, tables, policies. Where one was changed, it is found and named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, LiteralString
+
+import pytest
+
+from eventstore import guards, schema
+from tests.support.forging import some_history
+from tests.support.log import Scribe, said
+from tests.support.parts import SCHEMA, connected
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from eventstore.connection import Connection
+
+FIRST_SCHEMA = Path(__file__).parent.parent / "golden" / "schema.v1.sql"
+KEEP = "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[Connection]:
+    async with connected(database) as opened:
+        yield opened
+
+
+async def test_those_of_a_schema_that_was_lifted_are_right(empty_database: str) -> None:
+    async with connected(empty_database) as connection:
+        await connection.execute("CREATE SCHEMA squad")
+        await connection.execute(FIRST_SCHEMA.read_bytes())
+        await connection.execute("INSERT INTO schema_info (version) VALUES (1)")
+        await schema.apply(empty_database, SCHEMA)
+        assert await guards.missing_guards(connection) == []
+
+
+def _function(name: str) -> str:
+    return f"the function {name} is not the one that schema.sql makes, or not the only one"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        *(
+            (
+                f"DO $do$ BEGIN EXECUTE replace(pg_get_functiondef('{name}'::regproc), {change}); END $do$",
+                _function(name),
+            )
+            for name, change in {
+                "lock_log": "'events''::regclass', 'projections''::regclass'",
+                "append_events": "'<= 1', '<= 1000'",
+                "position_at": "'<= moment', '< moment'",
+                "advance_projections": "'moved <>', 'moved >'",
+                "let_in": "'IF as_what NOT IN', 'IF as_what IN'",
+                "settle_access": "'INSERT', 'SELECT'",
+            }.items()
+        ),
+        ("ALTER FUNCTION log_channel VOLATILE", _function("log_channel")),
+        ("ALTER FUNCTION lock_log SET statement_timeout = '1s'", _function("lock_log")),
+        ("ALTER FUNCTION append_events SECURITY DEFINER", _function("append_events")),
+        ("DROP FUNCTION position_at", _function("position_at")),
+        (
+            "CREATE FUNCTION position_at(moment text) RETURNS bigint LANGUAGE sql AS 'SELECT 0::bigint'",
+            _function("position_at"),
+        ),
+        (
+            "CREATE AGGREGATE lock_log(bigint) (SFUNC = int8pl, STYPE = bigint)",
+            _function("lock_log"),
+        ),
+        (
+            "ALTER FUNCTION destroy_key() RESET search_path",
+            "the trigger events_destroy_keys does not destroy what it is there to destroy",
+        ),
+        (
+            "ALTER FUNCTION destroy_key() OWNER TO pg_monitor",
+            "the trigger events_destroy_keys does not destroy what it is there to destroy",
+        ),
+        (
+            f"{KEEP} CREATE TRIGGER t BEFORE DELETE ON subject_keys FOR EACH ROW EXECUTE FUNCTION keep()",
+            "the trigger t of subject_keys can keep what is to be destroyed, and is none of schema.sql's",
+        ),
+        (
+            f"{KEEP} CREATE TRIGGER other BEFORE DELETE ON snapshots FOR EACH ROW EXECUTE FUNCTION keep()",
+            "the trigger other of snapshots can keep what is to be destroyed, and is none of schema.sql's",
+        ),
+        (
+            "CREATE RULE other AS ON DELETE TO subject_keys DO INSTEAD NOTHING",
+            "the rule other of subject_keys can keep what is to be destroyed, and is none of schema.sql's",
+        ),
+        *(
+            (
+                f"ALTER TABLE {table} {change} ROW LEVEL SECURITY",
+                f"the row level security of {table} is not what schema.sql made it to be",
+            )
+            for table in ("events", "subject_keys", "schema_info", "snapshots", "operations")
+            for change in ("DISABLE", "FORCE")
+        ),
+        (
+            "ALTER POLICY kept ON squad_messages USING (true)",
+            "the row level security of squad_messages is not what schema.sql made it to be",
+        ),
+        (
+            "ALTER POLICY seen ON events TO pg_monitor",
+            "the row level security of events is not what schema.sql made it to be",
+        ),
+        (
+            "DROP POLICY seen ON subject_keys",
+            "the row level security of subject_keys is not what schema.sql made it to be",
+        ),
+        (
+            "CREATE POLICY other ON subject_keys FOR SELECT USING (true)",
+            "the policy other of subject_keys is none of schema.sql's",
+        ),
+        (
+            "CREATE POLICY other ON events AS RESTRICTIVE FOR SELECT USING (position <> 6)",
+            "the policy other of events is none of schema.sql's",
+        ),
+        ("ALTER TABLE events SET UNLOGGED", "events is not a logged table by itself"),
+        ("ALTER TABLE subject_keys SET UNLOGGED", "subject_keys is not a logged table by itself"),
+        ("CREATE TABLE apart () INHERITS (events)", "events is not a logged table by itself"),
+        (
+            "ALTER TABLE subject_keys DROP CONSTRAINT subject_keys_pkey",
+            "the unique index subject_keys_pkey is not there, or not valid",
+        ),
+        ("DROP TABLE snapshots", "the table snapshots is not there"),
+        ("ALTER TABLE events ALTER COLUMN actor DROP NOT NULL", "the column actor may be empty"),
+        (
+            "ALTER TABLE events DROP CONSTRAINT events_hash_check",
+            "the check (length(hash) = 32) is not there, or not valid",
+        ),
+    ],
+)
+async def test_one_that_was_changed_is_found(
+    connection: Connection, change: LiteralString, says: str
+) -> None:
+    await some_history(connection)
+    await connection.execute(change)
+    assert await guards.missing_guards(connection) == [says]
+
+
+async def test_keys_without_a_table_are_found(connection: Connection) -> None:
+    await connection.execute("DROP TRIGGER events_destroy_keys ON events; DROP TABLE subject_keys")
+    assert await guards.missing_guards(connection) == [
+        "the trigger events_destroy_keys is not there, or not enabled for everybody",
+        "the unique index subject_keys_pkey is not there, or not valid",
+        "the unique index subject_keys_subject is not there, or not valid",
+        "the table subject_keys is not there",
+    ]
+
+
+async def test_what_an_owner_adds_to_a_read_table_is_no_fault(connection: Connection) -> None:
+    await connection.execute(
+        "CREATE POLICY other ON squad_tasks AS RESTRICTIVE TO pg_monitor USING (false)"
+    )
+    await connection.execute("CREATE FUNCTION ours() RETURNS integer LANGUAGE sql AS 'SELECT 1'")
+    scribe = Scribe(connection)
+    await scribe.append(said("still appended"))
+    assert await guards.missing_guards(connection) == []
