@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 from eventstore import schema
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from eventstore.connection import Connection
 
 _FUNCTIONS: LiteralString = (
@@ -19,13 +21,18 @@ _FUNCTIONS: LiteralString = (
     " WHERE pronamespace = current_schema()::regnamespace AND proname = ANY (%s)"
 )
 
-# Of a table that others inherit from, their rows are seen as well; one that is not logged is empty after a
-# crash; and what has a rule need not be a table.
+# One that is not logged is empty after a crash.
 _TABLES: LiteralString = (
-    "SELECT relname, relkind = 'r' AND relpersistence = 'p' AND NOT relispartition"
-    " AND NOT EXISTS (SELECT FROM pg_inherits WHERE c.oid IN (inhparent, inhrelid)), relrowsecurity,"
-    " relforcerowsecurity"
-    " FROM pg_class c WHERE relnamespace = current_schema()::regnamespace AND relname = ANY (%s)"
+    "SELECT relname, relpersistence = 'p', relrowsecurity, relforcerowsecurity FROM pg_class"
+    " WHERE relnamespace = current_schema()::regnamespace AND relname = ANY (%s)"
+)
+# Of a table that others inherit from, their rows are seen as well.
+_SHAPES: LiteralString = (
+    "SELECT relname, relkind = 'r'"
+    " AND NOT EXISTS (SELECT FROM pg_inherits WHERE c.oid IN (inhparent, inhrelid)),"
+    " attname, format_type(atttypid, atttypmod), attnotnull AND NOT atthasdef AND attidentity = ''"
+    " FROM pg_class c LEFT JOIN pg_attribute ON attrelid = c.oid AND attnum > 0 AND NOT attisdropped"
+    " WHERE relnamespace = %s::regnamespace AND relname = ANY (%s) ORDER BY relname, attnum"
 )
 _POLICIES: LiteralString = (
     "SELECT tablename, policyname, cmd, permissive = 'PERMISSIVE' AND roles = '{public}', qual, with_check"
@@ -83,11 +90,46 @@ def same_function(definition: str, body: str, name: str) -> bool:
 
 async def wrong_definitions(connection: Connection) -> list[str]:
     """What is not there, or not what `schema.sql` made it to be; one line for each."""
+    # What becomes of the read tables is told with their rows.
+    others = schema.tables().keys() - schema.read_tables()
+    [(namespace,)] = await _rows(connection, "SELECT current_schema()")
     return [
         *await _functions(connection),
         *await _tables(connection),
+        *(f"the table {name} {why}" for name, why in (await unlike(connection, namespace, others)).items()),
         *await _columns(connection),
     ]
+
+
+async def unlike(connection: Connection, namespace: str, tables: Iterable[str]) -> dict[str, str]:
+    """Those of these tables that are there, and are not such as `schema.sql` makes them; of each, how so.
+
+    Args:
+        connection: to look on.
+        namespace: the squad's Postgres schema.
+        tables: names of tables that schema.sql makes.
+    """
+    cursor = await connection.execute(_SHAPES, (namespace, list(tables)))
+    shapes: dict[str, tuple[bool, dict[str, tuple[str, bool]]]] = {}
+    for table, is_plain, column, kind, must_be_filled in await cursor.fetchall():
+        shapes.setdefault(table, (is_plain, {}))[1][column] = (kind, must_be_filled)
+    found = {
+        table: _unlike(schema.tables()[table], columns) if is_plain else "is not a table by itself"
+        for table, (is_plain, columns) in shapes.items()
+    }
+    return {table: why for table, why in found.items() if why}
+
+
+def _unlike(due: Mapping[str, str], there: Mapping[str, tuple[str, bool]]) -> str | None:
+    for column, kind in due.items():
+        if column not in there:
+            return f"has no column {column}"
+        if there[column][0] != kind:
+            return f"has the column {column} as {there[column][0]}, and not as {kind}"
+    for column, (_, must_be_filled) in there.items():
+        if must_be_filled and column not in due:
+            return f"has one more column, {column}, that must be filled"
+    return None
 
 
 async def _functions(connection: Connection) -> list[str]:
@@ -104,7 +146,7 @@ async def _functions(connection: Connection) -> list[str]:
 
 
 async def _tables(connection: Connection) -> list[str]:
-    wanted = schema.tables()
+    wanted = list(schema.tables())
     rows = await _rows(connection, _TABLES, wanted)
     there = {name: rest for name, *rest in rows}
     policies: dict[str, dict[str, _Policy]] = {name: {} for name in wanted}
@@ -118,9 +160,9 @@ async def _tables(connection: Connection) -> list[str]:
             if name not in schema.read_tables():
                 faults.append(f"the table {name} is not there")
             continue
-        is_plain, is_enabled, is_forced = there[name]
-        if not is_plain:
-            faults.append(f"{name} is not a logged table by itself")
+        is_logged, is_enabled, is_forced = there[name]
+        if not is_logged:
+            faults.append(f"the table {name} is not logged")
         found, due = policies[name], _policies_of(name)
         if not is_enabled or is_forced or due.items() - found.items():
             faults.append(f"the row level security of {name} is not what schema.sql made it to be")

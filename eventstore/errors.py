@@ -91,6 +91,10 @@ class SchemaTooOld(EventStoreError):
     """The database's schema is older than this version of the software."""
 
 
+class TableUnlike(EventStoreError):
+    """A table is not what schema.sql makes it."""
+
+
 class SchemaMissing(EventStoreError):
     """The database has no squad schema, or an unfinished one."""
 

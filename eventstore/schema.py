@@ -15,7 +15,7 @@ from eventstore.errors import RoleMayNot, SchemaMissing, SchemaTooNew, SchemaToo
 from eventstore.translation import translating
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     from eventstore.connection import Connection
 
@@ -40,7 +40,8 @@ _FUNCTION = re.compile(
     r"^CREATE OR REPLACE FUNCTION (\w+)(.*?) AS \$\$(.*?)^\$\$;$", re.MULTILINE | re.DOTALL
 )
 _READ_TABLES = re.compile(r"^-- @read-tables$(.*?)^-- @end$", re.MULTILINE | re.DOTALL)
-_TABLE = re.compile(r"^CREATE TABLE (\w+)", re.MULTILINE)
+_TABLE = re.compile(r"^CREATE TABLE (\w+) \($(.*?)^\);$", re.MULTILINE | re.DOTALL)
+_COLUMN = re.compile(r"^    ([a-z_]+) +(double precision|[a-z]+)", re.MULTILINE)
 _WRITTEN_OUT = {
     "timestamptz": "timestamp with time zone",
     "waited double precision) LANGUAGE": "waited double precision) RETURNS record LANGUAGE",
@@ -48,7 +49,7 @@ _WRITTEN_OUT = {
 }
 """What Postgres makes of what schema.sql says in the head of a function."""
 _MAKES = re.compile(
-    r"^CREATE (?:TABLE (\w+)|(?:UNIQUE )?INDEX \w+ ON (\w+)) .*?;$", re.MULTILINE | re.DOTALL
+    r"^CREATE (?:TABLE (\w+)|(?:UNIQUE )?INDEX (\w+) ON (\w+)) .*?;$", re.MULTILINE | re.DOTALL
 )
 
 
@@ -90,9 +91,13 @@ def read_tables_sql() -> str:
     return found[1]
 
 
-def read_table_sql(name: str) -> str:
-    """What makes one read table with its indexes."""
-    made = [found[0] for found in _MAKES.finditer(read_tables_sql()) if name in (found[1], found[2])]
+def read_table_sql(name: str, taken: Container[str] = ()) -> str:
+    """What makes one read table with its indexes, but for those whose names are taken."""
+    made = [
+        found[0]
+        for found in _MAKES.finditer(read_tables_sql())
+        if name in (found[1], found[3]) and found[2] not in taken
+    ]
     if not made:
         raise SchemaMissing(f"schema.sql has no read table {name}")
     return "\n".join(made)
@@ -112,15 +117,18 @@ def _header(text: str) -> str:
 
 
 @cache
-def tables() -> list[str]:
-    """The names of all tables."""
-    return _TABLE.findall(steps(schema_sql()).whole)
+def tables() -> dict[str, dict[str, str]]:
+    """The columns of each table by its name, with the type that Postgres calls it by."""
+    return {
+        table: {column: _WRITTEN_OUT.get(kind, kind) for column, kind in _COLUMN.findall(columns)}
+        for table, columns in _TABLE.findall(steps(schema_sql()).whole)
+    }
 
 
 @cache
-def read_tables() -> list[str]:
+def read_tables() -> frozenset[str]:
     """The names of those that are folded from the log."""
-    return _TABLE.findall(read_tables_sql())
+    return frozenset(name for name, _ in _TABLE.findall(read_tables_sql()))
 
 
 async def apply(dsn: str, schema: str, guests: Iterable[Guest] = ()) -> None:

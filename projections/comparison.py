@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, LiteralString, NamedTuple
 from psycopg import sql
 
 from eventstore import log
+from eventstore.definitions import unlike
 from eventstore.errors import StoreBusy
 from eventstore.events import SubjectForgotten
 from eventstore.translation import translating
@@ -37,15 +38,16 @@ Kind = Literal[
     "extra",
     "doubled",
     "no table",
+    "another table",
     "stopped",
     "other fold",
     "never folded",
     "beyond the log",
     "not erased yet",
 ]
-"""A row that is otherwise, not there, or too many; a key that is there twice; a table that is not there; a
-projection that failed, that was folded by other code or by nobody, that claims events that are not there,
-or that still holds what the log cannot tell any more."""
+"""A row that is otherwise, not there, or too many; a key that is there twice; a table that is not there, or
+that its rows would not fit into; a projection that failed, that was folded by other code or by nobody, that
+claims events that are not there, or that still holds what the log cannot tell any more."""
 
 ERASED_WITHIN_SECONDS = 5.0
 """How long the tables have to follow the log to where somebody was forgotten."""
@@ -177,6 +179,7 @@ async def _compare(refold: Refold, schema: str, *, patient: bool) -> list[Differ
     await refold.analyze()
     # Asked after the fold and not of the snapshot: a key that was destroyed is missing at once.
     [forgotten] = await _one(refold.reader, _FORGOTTEN, (SubjectForgotten.type,))
+    others = await unlike(connection, schema, (table.name for table in refold.tables()))
     for projection in sound:
         name, position = projection.name, standings[projection.name].position
         if refold.positions[name] != position:
@@ -188,7 +191,10 @@ async def _compare(refold: Refold, schema: str, *, patient: bool) -> list[Differ
             found.append(Difference("not erased yet", name, position, detail=detail))
             continue
         for table in projection.tables:
-            found += await _compare_table(connection, schema, projection, table, position)
+            if why := others.get(table.name):
+                found.append(Difference("another table", name, position, table.name, detail=f"it {why}"))
+            else:
+                found += await _compare_table(connection, schema, projection, table, position)
     return found
 
 

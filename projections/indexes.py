@@ -30,6 +30,10 @@ _THERE: LiteralString = """
     ORDER BY t.relname, i.relname
 """
 _OWN_TEMPORARY_TABLES: LiteralString = "pg_my_temp_schema()"
+_OF_ANOTHER: LiteralString = (
+    "SELECT FROM pg_class LEFT JOIN pg_index ON indexrelid = oid"
+    " WHERE indrelid IS DISTINCT FROM to_regclass(%s) AND oid = to_regclass(%s)"
+)
 _IS_OWN: LiteralString = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass(%s)"
 
 
@@ -77,14 +81,18 @@ async def make_again(connection: Connection, schema: str, index: Index) -> bool:
         if not (row and row[0]):
             return False
         async with connection.transaction():
-            # There may be one of its name that is not what it should be.
-            await connection.execute(
-                sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(schema, index.name))
-            )
+            # There may be one of its name that is not what it should be, or another table's.
+            place = sql.Identifier(schema, index.name)
+            cursor = await connection.execute(_OF_ANOTHER, (table.as_string(), place.as_string()))
+            is_taken = await cursor.fetchone() is not None
+            if not is_taken:
+                await connection.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(place))
             statement = sql.SQL(
                 "CREATE UNIQUE INDEX {} ON {}" if index.is_unique else "CREATE INDEX {} ON {}"
             )
-            made = statement.format(sql.Identifier(index.name), table).as_bytes()
+            made = statement.format(
+                sql.SQL("") if is_taken else sql.Identifier(index.name), table
+            ).as_bytes()
             await connection.execute(made + index.definition.encode())
     return True
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 from psycopg import sql
 
 from eventstore import log
-from eventstore.errors import StoreBusy
+from eventstore.definitions import unlike
+from eventstore.errors import StoreBusy, TableUnlike
 from eventstore.translation import translating
 from projections import PROJECTIONS
 from projections.indexes import Index, lost_indexes, make_again
@@ -109,10 +110,12 @@ async def rebuild(
         StoreBusy: another replay is under way, or somebody holds the tables; they are as they were. Or they
             were replaced, and it was the counting of their rows that somebody cancelled, or the making of
             an index that was lost.
+        TableUnlike: the rows would not fit into a table; the tables are as they were.
         WritesRefused: it is no primary server; the tables are as they were.
         StoreUnavailable: the connection broke; the tables are as they were, or wholly replaced.
     """
     async with refolding(dsn, schema, projections, name="squad replay", progress=progress) as refold:
+        await _check_tables(refold, schema)
         await _alone(refold.connection)
         await _approach(refold)
         await refold.analyze()
@@ -130,6 +133,19 @@ async def rebuild(
             else:
                 rows = await _counted(refold, schema, changes)
                 return Rebuilt(position, rows, await _make_lost_indexes(refold, schema))
+
+
+async def _check_tables(refold: Refold, schema: str) -> None:
+    """Refuses tables that the rows would not fit into. One that is not there is made."""
+    names = [table.name for table in refold.tables()]
+    with translating():
+        others = await unlike(refold.reader, schema, [*names, "projections"])
+        row = await (await refold.reader.execute("SELECT to_regclass('projections') IS NULL")).fetchone()
+    if row and row[0]:
+        raise TableUnlike("projections is not there")
+    for name, why in others.items():
+        hint = "; once its owner has dropped it, a replay makes it anew" if name in names else ""
+        raise TableUnlike(f"{name} {why}{hint}")
 
 
 async def _alone(connection: Connection) -> None:

@@ -25,6 +25,7 @@ _HORIZON: LiteralString = "SELECT pg_snapshot_xmin(pg_current_snapshot())::xid::
 _HAS_KEY: LiteralString = """
     SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = to_regclass(%s) AND indisprimary AND indisvalid)
 """
+_NAMES: LiteralString = "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace"
 _NOTE_UNLIKE: LiteralString = (
     "CREATE TABLE {unlike} AS SELECT {noted_key} FROM " + JOINED + " WHERE " + DIFFER
 )
@@ -116,10 +117,11 @@ async def _has_key(connection: Connection, schema: str, table: Table[Any, Any]) 
 
 
 async def _make(connection: Connection, schema: str, table: Table[Any, Any]) -> None:
-    """Makes a table that somebody dropped."""
+    """Makes a table that somebody dropped, or renamed: then its indexes may still have the names."""
     here = sql.Identifier(schema)
+    taken = await (await connection.execute(_NAMES, (schema,))).fetchall()
     await connection.execute(sql.SQL("SET LOCAL search_path = {}, {}").format(here, sql.Identifier(APART)))
-    await connection.execute(read_table_sql(table.name).encode())
+    await connection.execute(read_table_sql(table.name, {name for (name,) in taken}).encode())
     await connection.execute("SELECT settle_access()")
     await connection.execute(sql.SQL("SET LOCAL search_path = {}, {}").format(sql.Identifier(APART), here))
 

@@ -12,12 +12,20 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from eventstore import log, pages
-from eventstore.errors import LogBroken, LogNotUnderstood, StoreBusy, StoreUnavailable, UnknownEventType
+from eventstore.errors import (
+    LogBroken,
+    LogNotUnderstood,
+    StoreBusy,
+    StoreUnavailable,
+    TableUnlike,
+    UnknownEventType,
+)
 from eventstore.listener import Hints
 from projections import PROJECTIONS, comparison
 from projections.comparison import Difference, compare
 from projections.messages import messages
 from projections.projector import Projector
+from projections.rebuild import rebuild
 from service import commands as do
 from tests.support.life import Life
 from tests.support.log import Scribe, joined, said
@@ -119,6 +127,49 @@ async def test_rows_that_are_there_twice_are_found_where_the_key_was_dropped(
     [difference] = await compare(database, SCHEMA)
     assert (difference.kind, difference.table) == ("doubled", "squad_agents")
     assert "1 rows are there more than once" in str(difference)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("ALTER TABLE squad_tasks DROP COLUMN description", "has no column description"),
+        (
+            "ALTER TABLE squad_tasks ALTER COLUMN position TYPE text",
+            "has the column position as text, and not as bigint",
+        ),
+        (
+            "ALTER TABLE squad_tasks ADD COLUMN more integer; UPDATE squad_tasks SET more = 1;"
+            " ALTER TABLE squad_tasks ALTER COLUMN more SET NOT NULL",
+            "has one more column, more, that must be filled",
+        ),
+        (
+            "ALTER TABLE squad_tasks RENAME TO tasks_before; CREATE VIEW squad_tasks AS TABLE tasks_before",
+            "is not a table by itself",
+        ),
+    ],
+)
+async def test_a_table_that_the_rows_do_not_fit_into_is_told_beside_the_others(
+    database: str, connection: Connection, change: str, says: str
+) -> None:
+    await fill_all_tables(database, seed=2)
+    await connection.execute(f"{change}; DELETE FROM squad_agents".encode())
+    [emptied, other] = await compare(database, SCHEMA)
+    assert (emptied.table, emptied.kind) == ("squad_agents", "missing")
+    assert (other.table, other.kind, other.detail) == ("squad_tasks", "another table", f"it {says}")
+    with pytest.raises(TableUnlike, match=f"squad_tasks {says}; once its owner has dropped it, a replay"):
+        await rebuild(database, SCHEMA)
+    assert len(await compare(database, SCHEMA)) == 2
+
+
+async def test_a_column_that_is_an_operators_own_does_no_harm(
+    database: str, connection: Connection
+) -> None:
+    await fill_all_tables(database, seed=2)
+    await connection.execute("ALTER TABLE squad_tasks ADD COLUMN note text DEFAULT 'x' NOT NULL")
+    assert await compare(database, SCHEMA) == []
+    await connection.execute("DELETE FROM squad_tasks")
+    await rebuild(database, SCHEMA)
+    assert await compare(database, SCHEMA) == []
 
 
 async def test_a_table_that_is_not_there_is_told_beside_the_others(

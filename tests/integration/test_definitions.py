@@ -117,12 +117,25 @@ def _function(name: str) -> str:
             "CREATE POLICY other ON events AS RESTRICTIVE FOR SELECT USING (position <> 6)",
             "the policy other of events is none of schema.sql's",
         ),
-        ("ALTER TABLE events SET UNLOGGED", "events is not a logged table by itself"),
-        ("ALTER TABLE subject_keys SET UNLOGGED", "subject_keys is not a logged table by itself"),
-        ("CREATE TABLE apart () INHERITS (events)", "events is not a logged table by itself"),
+        ("ALTER TABLE events SET UNLOGGED", "the table events is not logged"),
+        ("ALTER TABLE subject_keys SET UNLOGGED", "the table subject_keys is not logged"),
+        ("CREATE TABLE apart () INHERITS (events)", "the table events is not a table by itself"),
         (
             "ALTER TABLE subject_keys DROP CONSTRAINT subject_keys_pkey",
             "the unique index subject_keys_pkey is not there, or not valid",
+        ),
+        (
+            "ALTER TABLE projections DROP COLUMN generation",
+            "the table projections has no column generation",
+        ),
+        (
+            "ALTER TABLE snapshots ALTER COLUMN taken_at TYPE timestamp",
+            "the table snapshots has the column taken_at as timestamp without time zone, and not as"
+            " timestamp with time zone",
+        ),
+        (
+            "ALTER TABLE subject_keys ADD COLUMN more text NOT NULL",
+            "the table subject_keys has one more column, more, that must be filled",
         ),
         ("DROP TABLE snapshots", "the table snapshots is not there"),
         ("ALTER TABLE events ALTER COLUMN actor DROP NOT NULL", "the column actor may be empty"),

@@ -13,7 +13,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from eventstore import pages, schema
-from eventstore.errors import LogBroken, StoreBusy, UnknownEventType
+from eventstore.errors import LogBroken, StoreBusy, TableUnlike, UnknownEventType
 from eventstore.events import ERASED
 from eventstore.listener import Hints
 from projections import at_hand, replacing, storage
@@ -219,6 +219,27 @@ async def test_a_table_that_was_dropped_is_made_again_as_it_was(
         await rebuild(database, SCHEMA)
         assert await one(connection, shape.format(table.name)) == before
     assert await compare(database, SCHEMA) == []
+
+
+async def test_a_table_that_was_renamed_is_made_again_beside_that(
+    database: str, connection: Connection
+) -> None:
+    await fill_all_tables(database, seed=4)
+    await connection.execute("ALTER TABLE squad_messages RENAME TO squad_messages_before")
+    kept = "SELECT count(*) FROM pg_indexes WHERE tablename = 'squad_messages_before'"
+    indexes = await one(connection, kept)
+    assert (await rebuild(database, SCHEMA)).lost == ()
+    assert await one(connection, kept) == indexes
+    assert await lost_indexes(connection, SCHEMA) == []
+    assert await compare(database, SCHEMA) == []
+
+
+async def test_without_the_table_of_positions_a_replay_says_so(
+    database: str, connection: Connection
+) -> None:
+    await connection.execute("DROP TABLE projections")
+    with pytest.raises(TableUnlike, match=r"projections is not there"):
+        await rebuild(database, SCHEMA)
 
 
 async def test_indexes_that_were_lost_are_made_again_as_they_were(

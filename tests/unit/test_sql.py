@@ -19,7 +19,7 @@ OURS = {
     "f'{query}; COMMIT'",
     # schema.sql.
     "text.encode()",
-    "read_table_sql(table.name).encode()",
+    "read_table_sql(table.name, {name for name, in taken}).encode()",
     "read_tables_sql().encode()",
     # An index of schema.sql, as Postgres writes it down.
     "made + index.definition.encode()",
