@@ -81,7 +81,7 @@ def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
     schemas = Schemas(routes)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        paths.setdefault(plain_path(route.path), {})[route.method.lower()] = _operation(route, schemas)
+        paths.setdefault(route.plain_path, {})[route.method.lower()] = _operation(route, schemas)
     schemas.leave_out({route.body.__name__ for route in routes if _bound(route) and route.body})  # type: ignore[union-attr]
     return {
         "openapi": "3.1.0",
@@ -98,11 +98,6 @@ def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
             "securitySchemes": _SECURITY_SCHEMES,
         },
     }
-
-
-def plain_path(path: str) -> str:
-    """The path without its parameters' patterns."""
-    return re.sub(r"\{(\w+):(?:[^{}]|\{[^{}]*\})*\}", r"{\1}", path)
 
 
 def _operation(route: Route, schemas: Schemas) -> dict[str, Any]:
@@ -126,7 +121,7 @@ def _description(route: Route) -> str:
 
 
 def _operation_id(route: Route) -> str:
-    words = re.findall(r"\w+", plain_path(route.path).removeprefix("/api/v1"))
+    words = re.findall(r"\w+", route.plain_path.removeprefix("/api/v1"))
     return "_".join([route.method.lower(), *words])
 
 

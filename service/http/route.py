@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -103,6 +104,11 @@ class Route:
     """Whether it still answers while the service stops."""
 
     @cached_property
+    def plain_path(self) -> str:
+        """The path without its parameters' patterns, as people know it."""
+        return re.sub(r"\{(\w+):(?:[^{}]|\{[^{}]*\})*\}", r"{\1}", self.path)
+
+    @cached_property
     def takes_no_query(self) -> bool:
         """Whether a parameter in the query string is refused: nobody would look at it."""
         return self.method != hdrs.METH_GET and self.path.startswith("/api/v1/")
@@ -139,10 +145,10 @@ class Route:
                 services.cors.allow(request, response.headers)
         if services.stopping:
             response.force_close()
-        services.metrics.request(self.path, response.status)
+        services.metrics.request(self.plain_path, response.status)
         if _log.isEnabledFor(logging.DEBUG):
             took = (monotonic() - begun) * 1_000
-            _log.debug("%s %s: %d in %.1f ms", self.method, self.path, response.status, took)
+            _log.debug("%s %s: %d in %.1f ms", self.method, self.plain_path, response.status, took)
         return response
 
 

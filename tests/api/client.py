@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from eventstore import log
 from service.app import serving
 from service.http.answers import ProblemDetails
-from service.http.openapi import SEED_PATH, plain_path, problems
+from service.http.openapi import SEED_PATH, problems
 from service.http.problems import CONTENT_TYPE, STATUS
 from service.http.route import Media
 from service.http.seed import SeedError
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tests.support.postgres import PostgresServer
 
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
-_PATTERNS = [(route, re.compile(re.sub(r"\{\w+\}", "[^/]+", plain_path(route.path)))) for route in ROUTES]
+_PATTERNS = [(route, re.compile(re.sub(r"\{\w+\}", "[^/]+", route.plain_path))) for route in ROUTES]
 
 
 class Answer(NamedTuple):

@@ -12,7 +12,6 @@ import pytest_asyncio
 from eventstore import log
 from service import api_keys
 from service.http import auth
-from service.http.openapi import plain_path
 from service.http.scope import Scope
 from service.http.table import ROUTES
 from tests.api.client import Api, Service, running_service, unreachable
@@ -71,7 +70,7 @@ async def shared_squad(postgres: PostgresServer, _template: str) -> AsyncIterato
 
 def _target(route: Route) -> str:
     """A path that leads to the route."""
-    path = plain_path(route.path)
+    path = route.plain_path
     for name, value in (("{id}", UNKNOWN_ID), ("{name}", "ann"), ("{position}", "1")):
         path = path.replace(name, value)
     return path

@@ -268,6 +268,7 @@ async def test_labels_have_a_bounded_set_of_values(service: Service) -> None:
         await api.post("operations", agent=f"a{number}", action="x", resources={"email": "one"})
         await api.put(f"jobs/job{number}", agent=f"agent {number}", endpoint="/x", every="300d")
         await api.get(f"tasks/{number}")
+        await api.get(f"events/{number}")
         await api.get(f"/strange/{number}")
         await api.delete(f"strange/{number}")
         await api.post("tasks", **{f"field {number}": 1})
@@ -285,7 +286,7 @@ async def test_labels_have_a_bounded_set_of_values(service: Service) -> None:
     known = {
         "type": commands | codec.EVENT_TYPES.keys(),
         "outcome": outcomes,
-        "route": {"unmatched", *(route.path for route in ROUTES)},
+        "route": {"unmatched", *(route.plain_path for route in ROUTES)},
         "status": {str(status) for status in range(100, 600)},
         "part": {"writer", "projector"},
         "projection": {projection.name for projection in PROJECTIONS},
