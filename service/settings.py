@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = Path("squad.toml")
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+_SERVICE_LINK = re.compile(r"[a-z]+://.+:[0-9]+")
 _POLICY = (
     "daily_tokens",
     "reset_hour",
@@ -120,6 +122,17 @@ class _File(TomlConfigSettingsSource):
             raise SettingsError(f"{file_path} is not valid TOML: {error}") from error
 
 
+class _Environment(EnvSettingsSource):
+    """The variables, but for the `SQUAD_PORT` that Kubernetes sets where a service is named `squad`."""
+
+    def __call__(self) -> dict[str, Any]:
+        """The settings of the environment."""
+        values = super().__call__()
+        if _SERVICE_LINK.fullmatch(values.get("port", "")):
+            del values["port"]
+        return values
+
+
 class Settings(BaseSettings, Section):
     """Everything that can be set; the README has a table of it."""
 
@@ -178,8 +191,8 @@ class Settings(BaseSettings, Section):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags first, then the environment, then the file."""
-        del dotenv_settings, file_secret_settings
-        return init_settings, env_settings, _File(settings_cls, _config.path)
+        del env_settings, dotenv_settings, file_secret_settings
+        return init_settings, _Environment(settings_cls), _File(settings_cls, _config.path)
 
     def policy(self) -> SetPolicy:
         """The policy as far as somebody set it. What nobody set stays as the log has it."""

@@ -98,6 +98,21 @@ def test_an_empty_variable_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     assert _read(TOML).port == 4001
 
 
+def test_what_kubernetes_sets_for_a_service_named_squad_says_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SQUAD_PORT", "tcp://10.96.0.17:3001")
+    monkeypatch.setenv("SQUAD_PORT_3001_TCP", "tcp://10.96.0.17:3001")
+    monkeypatch.setenv("SQUAD_SERVICE_PORT", "3001")
+    assert _read(TOML).port == 4001
+    assert settings.Settings().port == 3001
+    assert settings.misspelt() == []
+    monkeypatch.setenv("SQUAD_PORT", "tcp://[fd00::17]:3001")
+    assert _read(TOML).port == 4001
+    monkeypatch.setenv("SQUAD_PORT", "tcp://3001")
+    assert "SQUAD_PORT" in _complaint(TOML)
+
+
 def test_the_file_is_named_by_flag_or_variable_or_lies_there(
     monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
