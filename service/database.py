@@ -29,8 +29,8 @@ async def database(settings: Settings) -> AsyncIterator[str]:
         yield settings.dsn
         return
     embedded = EmbeddedPostgres(settings.data)
-    dsn = await embedded.start()
     try:
+        dsn = await embedded.start()
         async with background(embedded.supervise()):
             yield dsn
     finally:
