@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,16 @@ from eventstore.events import OperationExpired
 from projections.agents import AGENTS
 from projections.budgets import RESERVATIONS
 from projections.operations import OPERATIONS
-from service.batch import CLOCK_ACTOR, CLOCK_STEP
-from service.commands import Heartbeat, PassTime, RegisterAgent, ReserveTokens, SetPolicy, StartOperation
+from service.batch import CLOCK_ACTOR, CLOCK_STEP, decide_batch
+from service.commands import (
+    CreateKey,
+    Heartbeat,
+    PassTime,
+    RegisterAgent,
+    ReserveTokens,
+    SetPolicy,
+    StartOperation,
+)
 from service.decide import decide
 from service.decide.clock import next_due
 from service.draft import Draft
@@ -142,6 +151,30 @@ class TestMuchAtOnce:
         story = given(*(set_aside(10, 60) for _ in range(9)), policy=POOR)
         story.when(set_aside(100), at=60)
         assert [recorded.type for recorded in story.recorded] == [*["tokens_released"] * 4, "tokens_denied"]
+
+    def test_happens_once_also_where_the_batches_before_are_still_on_their_way(self) -> None:
+        story = given(
+            *(claim_of(f"e-{n}") for n in range(3)),
+            *(set_aside(20, 60) for _ in range(3)),
+            *(
+                CreateKey(key_id=id_ * 10, digest="0" * 64, scope="operator", expires_days=1)
+                for id_ in "234"
+            ),
+            *(RegisterAgent(name=name, role="agent") for name in ("bob", "cyd", "dan")),
+        )
+        draft, happened, now = Draft(story.squad), [], moment(86_400)
+        for _ in range(5):
+            batch = decide_batch(draft, [], {}, now=now, decided_at=now, ids=story.new_id)
+            happened += [(recorded.type, recorded.data) for recorded in batch.recorded]
+            draft = Draft(draft)
+        assert len(happened) == len(set(happened))
+        assert Counter(kind for kind, _ in happened) == {
+            "budget_day_reset": 1,
+            "operation_expired": 3,
+            "tokens_released": 3,
+            "key_expired": 3,
+            "agent_status_changed": 4,
+        }
 
 
 class TestTokensWhoseTimeIsOver:
