@@ -220,6 +220,7 @@ class TestReleasing:
         story.when(ReleaseReservation(reservation_id=reservation))
         story.then(released(reservation, 400)).replied(remaining=1000)
         assert (day(story).used, day(story).reserved) == (0, 0)
+        assert story.caused_by(TokensReleased) == story.position_of(TokensReserved)
 
     def test_twice_is_refused(self) -> None:
         story = a_squad().given(reserve(400))
@@ -245,6 +246,13 @@ class TestExpiry:
         story.when(PassTime(), at=299.9).meanwhile()
         story.when(PassTime(), at=300.2).meanwhile(released(reservation, 400, "expired"))
         assert (day(story).reserved, remaining(day(story))) == (0, 1000)
+
+    def test_leaves_another_alone_whose_time_has_not_come(self) -> None:
+        story = a_squad().given(reserve(400, ttl=60))
+        reservation = story.id
+        story.given(reserve(100, ttl=90))
+        story.when(PassTime(), at=60).meanwhile(released(reservation, 400, "expired"))
+        assert day(story).reserved == 100
 
     def test_is_judged_by_the_clock_even_before_it_is_recorded(self) -> None:
         story = a_squad().given(reserve(400))
