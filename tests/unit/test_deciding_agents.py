@@ -31,6 +31,8 @@ from service.commands import (
     SetPolicy,
     StartOperation,
 )
+from service.decide.agents import gone_quiet
+from service.draft import Draft
 from tests.unit.support import FRESH, START, Story, given, moment
 
 MINUTE = 60.0
@@ -112,6 +114,7 @@ class TestActingUnregistered:
         story.then(
             AgentProfileChanged(agent="ann", role="support", url="https://ann.example", priority=3)
         ).replied(id=before.id)
+        assert story.caused_by(AgentProfileChanged) == before.position
 
 
 class TestHeartbeat:
@@ -121,6 +124,7 @@ class TestHeartbeat:
     def test_makes_an_idle_agent_active(self) -> None:
         story = given(ANN).when(Heartbeat(agent="ann"), at=1)
         story.then(ann_turns("idle", "active", "heartbeat")).replied(status="active", last_active=story.now)
+        assert story.caused_by(AgentStatusChanged) == story.position_of(AgentRegistered)
 
     def test_may_say_the_status_itself(self) -> None:
         story = an_active_ann()
@@ -142,6 +146,11 @@ class TestHeartbeat:
         for second in range(1, 20):
             story.when(Heartbeat(agent="ann"), at=second).meanwhile()
         assert story.row(AGENTS, "ann").status == "active"
+
+    def test_is_recorded_four_times_in_a_silence_that_is_short(self) -> None:
+        story = given(ANN, Heartbeat(agent="ann"), policy=SetPolicy(idle_after_minutes=1))
+        story.when(Heartbeat(agent="ann"), at=14.9).then_nothing()
+        story.when(Heartbeat(agent="ann"), at=15).then(AgentHeartbeatRecorded(agent="ann"))
 
     def test_in_the_same_status_is_activity_too(self) -> None:
         story = given(ANN).when(Heartbeat(agent="ann", status="idle"), at=40)
@@ -207,6 +216,16 @@ class TestGoingQuiet:
         assert [recorded.type for recorded in story.recorded] == [TokensReleased.type]
         story.when(PassTime(), at=10 * MINUTE).meanwhile(ann_turns("active", "idle", "inactivity"))
 
+    def test_does_not_befall_who_went_offline_or_to_work_in_the_batch_before_which_is_on_its_way(
+        self,
+    ) -> None:
+        story = an_active_ann().given(RegisterAgent(name="bob", role="agent"))
+        before = Draft(story.squad)
+        for name, change in (("ann", {"operations": 1}), ("bob", {"status": "offline"})):
+            before.layers[AGENTS].put(name, story.row(AGENTS, name).replaced(**change))
+        assert list(gone_quiet(Draft(story.squad), moment(2 * HOUR)))
+        assert not list(gone_quiet(Draft(before), moment(2 * HOUR)))
+
     def test_keeps_to_the_policy(self) -> None:
         patient = SetPolicy(idle_after_minutes=1, offline_after_minutes=2)
         story = given(ANN, Heartbeat(agent="ann"), policy=patient)
@@ -237,6 +256,7 @@ class TestWorking:
             expires_at=moment(1 + 2 * HOUR),
         )
         story.then(ann_turns("idle", "active", "operation_started"), started)
+        assert story.caused_by(AgentStatusChanged) == story.position_of(AgentRegistered)
 
     def test_counts_the_operations_under_way(self) -> None:
         story = given(ANN_STARTS)
