@@ -181,6 +181,12 @@ class TestTheEndOfARun:
     def test_leaves_the_resources_to_others(self, end: EndAttempt) -> None:
         assert is_free(running(PATIENT).given(end, at=61))
 
+    def test_leaves_the_agent_at_its_other_work(self) -> None:
+        other = StartOperation(agent="ann", action="answer", resources={"emailId": "e-1"})
+        story = running().given(other, at=61).when(ended(RUN), at=65)
+        assert not any(isinstance(event, AgentStatusChanged) for event in story.events)
+        assert story.row(AGENTS, "ann").operations == 1
+
     def test_whose_claim_ran_out_before_has_nothing_to_end(self) -> None:
         story = running(SetPolicy(operation_timeout_seconds=5)).when(ended(RUN), at=70)
         assert kinds(story) == [RunFinished, MessageSent, AgentStatusChanged]

@@ -9,6 +9,7 @@ from eventstore.events import (
     AgentStatusChanged,
     BudgetThresholdCrossed,
     JobPaused,
+    JobRemoved,
     MessageSent,
     RunAttemptFailed,
     RunFinished,
@@ -132,6 +133,10 @@ class TestSuccess:
         woken = AgentStatusChanged(agent="ann", previous="idle", status="active", reason="activity")
         story.then(woken, finished(), told("it is done"), AT_REST)
 
+    def test_is_a_sign_of_life_however_long_the_agent_was_silent_at_its_work(self) -> None:
+        story = running(SetPolicy(offline_after_minutes=1)).when(ended(RUN), at=300)
+        story.meanwhile().then(finished(), told("it is done"), AT_REST)
+
 
 class TestWhoMayEndAnAttempt:
     @pytest.mark.parametrize(
@@ -213,6 +218,13 @@ class TestAFailedAttempt:
     def test_without_a_reason_still_has_one(self) -> None:
         story = running(retries=1).when(ended(RUN, succeeded=False, reason=None), at=65)
         story.then(attempt_failed(story, reason="it failed"))
+
+    def test_leaves_an_agent_as_it_is_that_called_itself_idle(self) -> None:
+        story = running().given(Heartbeat(agent="ann", status="idle"), at=61)
+        story.when(ended(RUN, succeeded=False), at=65).then(
+            finished(outcome="failed", reason="no answer"),
+            told("it is not done", "failed", by="orchestrator"),
+        )
 
     def test_is_the_last_where_no_other_is_allowed(self) -> None:
         story = running(retries=1).given(ended(RUN, succeeded=False), at=65).given(take_up(RUN), at=70)
@@ -311,6 +323,11 @@ class TestPausingOnFailure:
         story.when(ended(RUN, succeeded=False), at=65)
         assert not any(isinstance(event, JobPaused) for event in story.events)
 
+    def test_leaves_it_alone_also_where_that_is_decided_together(self) -> None:
+        story = running(pause_on_failure=True).when(RemoveJob(name=JOB), ended(RUN, succeeded=False), at=61)
+        kinds = [type(event) for event in story.events]
+        assert kinds == [JobRemoved, RunFinished, MessageSent, AgentStatusChanged]
+
 
 class TestTokens:
     POOR = SetPolicy(daily_tokens=1_000)
@@ -392,6 +409,15 @@ class TestTokens:
         assert TokensUsed(day=TODAY, agent="ann", tokens=200) in story.events
         assert today(story).used == 200
 
+    @pytest.mark.parametrize("tokens", [200, None])
+    def test_of_a_run_whose_reservation_runs_out_as_it_ends_leave_nothing_reserved(
+        self, tokens: int | None
+    ) -> None:
+        story = running(self.POOR, tokens=300, timeout_seconds=1.0)
+        story.when(ended(RUN, tokens_used=tokens), at=676)
+        assert type(story.clock_events[0]) is TokensReleased
+        assert (today(story).used, today(story).reserved) == (tokens or 0, 0)
+
     def test_of_a_run_whose_reservation_ran_out_need_no_giving_back(self) -> None:
         story = running(self.POOR, tokens=300, timeout_seconds=1.0).given(RENEW, at=676)
         story.when(ended(RUN), at=680).then(finished(), told("it is done"), AT_REST)
@@ -408,3 +434,11 @@ class TestTokens:
         assert settled.day == TODAY
         assert story.squad.day
         assert (story.squad.day.used, story.squad.day.reserved) == (0, 0)
+
+    def test_of_yesterday_set_off_no_warning_of_today(self) -> None:
+        late = 12 * 3_600 - 60
+        story = with_job(self.POOR, cron="59 23 * * *", tokens=900, timeout_seconds=300.0)
+        story.given(claim(), at=late)
+        story.when(ended(run_id(JOB, moment(late)), tokens_used=900), at=late + 120)
+        kinds = [type(event) for event in story.events]
+        assert kinds == [TokensSettled, RunFinished, MessageSent, AgentStatusChanged]
