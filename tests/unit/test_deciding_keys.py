@@ -104,12 +104,20 @@ class TestFirstUse:
     def test_of_what_is_gone_is_not_noted(self) -> None:
         story = a_key().given(RevokeKey(key_id=ONE))
         story.when(NoteKeyUse(key_id=ONE)).then_refused("key_not_found")
+        a_key().when(RevokeKey(key_id=ONE), NoteKeyUse(key_id=ONE)).then_refused(
+            "key_not_found", KeyRevoked(key_id=ONE, agent=None)
+        )
+
+    def test_of_an_agents_is_told_of_the_agent(self) -> None:
+        story = a_key(scope="agent", for_agent="ann").when(NoteKeyUse(key_id=ONE))
+        story.then(KeyFirstUsed(key_id=ONE, agent="ann"))
 
 
 class TestRevoking:
     def test_takes_a_key_back(self) -> None:
         story = a_key(scope="agent", for_agent="ann").when(RevokeKey(key_id=ONE))
         story.then(KeyRevoked(key_id=ONE, agent="ann"))
+        assert story.caused_by(KeyRevoked) == story.position_of(KeyCreated)
         assert story.squad.rows(KEYS).get(ONE) is None
         assert f"key-{ONE}" not in story.squad.versions
 
@@ -125,11 +133,12 @@ class TestRevoking:
 
 class TestRunningOut:
     def test_happens_by_the_clock(self) -> None:
-        story = a_key(expires_days=1)
+        story = a_key(scope="agent", for_agent="ann", expires_days=1)
         assert next_due(story.squad) == START + timedelta(hours=12)
         story.when(at=DAY_SECONDS - 1)
         assert story.row(KEYS, ONE).state == "active"
-        story.when(at=DAY_SECONDS).meanwhile(KeyExpired(key_id=ONE, agent=None))
+        story.when(at=DAY_SECONDS).meanwhile(KeyExpired(key_id=ONE, agent="ann"))
+        assert story.caused_by(KeyExpired) == story.position_of(KeyCreated)
         assert story.squad.rows(KEYS).get(ONE) is None
 
     def test_is_what_the_timer_waits_for(self) -> None:
