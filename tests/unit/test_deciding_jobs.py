@@ -146,6 +146,11 @@ class TestRemovedOnPurpose:
         story.when(WithdrawJob(name=JOB), at=3).then_refused("job_not_found")
         story.when(define(source="default"), at=4).then(defined("default"))
 
+    @pytest.mark.parametrize("source", ["settings", "api"])
+    def test_has_no_more_ticks_where_the_settings_went_without_it(self, source: Any) -> None:
+        story = self.removed(source).when(WithdrawJob(name=JOB), at=300)
+        story.then(JobRemoved(job=JOB, source="settings"))
+
     def test_by_the_settings_comes_back_by_default(self) -> None:
         story = with_job(source="default").when(WithdrawJob(name=JOB), at=1)
         story.then(JobRemoved(job=JOB, source="settings"))
@@ -286,6 +291,7 @@ class TestRemoving:
             .then(JobRemoved(job=JOB, source="api"))
             .replied(name=JOB)
         )
+        assert story.caused_by(JobRemoved) == story.position_of(JobDefined)
         assert story.squad.rows(JOBS).get(JOB) is None
         story.when(claim(), at=120).then_nothing()
 
@@ -341,6 +347,7 @@ class TestPausing:
     def test_ends_by_resuming(self) -> None:
         story = with_job().given(PauseJob(name=JOB), at=1).when(ResumeJob(name=JOB, note="back"), at=2)
         story.then(JobResumed(job=JOB, note="back")).replied(paused=False, note="back")
+        assert story.caused_by(JobResumed) == story.position_of(JobPaused)
         story.when(ResumeJob(name=JOB), at=3).then_nothing()
 
     def test_of_a_job_that_runs_leaves_nothing_to_resume(self) -> None:
