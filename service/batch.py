@@ -159,7 +159,7 @@ def _decided(draft: Draft, command: AnyCommand, recorder: Recorder, at: At) -> D
         released = list(islice(budget.expired(draft, at.now), MAX_PASSED_AT_ONCE))
         recorder.record(released, CLOCK_ACTOR, at.new_id())
         if len(released) < MAX_PASSED_AT_ONCE:
-            draft.spared_until[RESERVATIONS.name] = draft.first_to_expire(RESERVATIONS.name)
+            draft.spared_until[RESERVATIONS.name] = draft.first_to_expire(RESERVATIONS.name, at.now)
         recorder.keep()
         decision = decide(draft, command, at)
     return decision
@@ -208,7 +208,7 @@ def _let_time_pass(draft: Draft, recorder: Recorder, at: At) -> None:
         is_all = is_all and len(events) < MAX_PASSED_AT_ONCE
     if is_all:
         draft.looked_at = at.now
-        draft.spared_until.update({name: draft.first_to_expire(name) for name in over})
+        draft.spared_until.update({name: draft.first_to_expire(name, at.now) for name in over})
     recorder.keep()
 
 

@@ -26,7 +26,16 @@ from projections.operations import OPERATIONS
 from projections.projection import MissingRow, Table
 from projections.runs import RUNS
 from service.residence import PARTIAL, RESIDENT
-from service.state import Resource, State, ids_in, key_of_resource, with_id
+from service.state import (
+    Resource,
+    State,
+    active_since,
+    expiry,
+    idle_since,
+    ids_in,
+    key_of_resource,
+    with_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -153,11 +162,25 @@ class Draft(State):
         """Ids of the active operations that name a resource, the oldest first."""
         return ids_in(self.holders.get(key_of_resource(resource)))
 
-    def awake(self) -> Iterator[AgentRow]:
-        """The agents that may go quiet, in no order; all that were active within the draft among them."""
+    def expired(self, name: str, now: datetime, /) -> Iterator[Any]:
+        """The active rows of a table whose time is over; those that changed within the draft at last."""
+        changes = self._changes_of(name)
+        yield from (row for row in self.layers.base.expired(name, now) if row.id not in changes)
+        yield from (row for row in changes.values() if (over_at := expiry(row)) and over_at <= now)
+
+    def first_to_expire(self, name: str, now: datetime, /) -> datetime:
+        """When the next row of a table runs out of time, of those that have not by now; maybe sooner."""
+        later = (at for row in self._changes_of(name).values() if (at := expiry(row)) and at > now)
+        return min((self.layers.base.first_to_expire(name, now), *later))
+
+    def silent_since(self, active: datetime, idle: datetime, /) -> Iterator[AgentRow]:
+        """The agents that rest and were last heard of by then; those changed within the draft at last."""
         changes = self.layers[AGENTS].changes
-        yield from (row for row in self.layers.base.awake() if row.name not in changes)
-        yield from changes.values()
+        yield from (row for row in self.layers.base.silent_since(active, idle) if row.name not in changes)
+        for row in changes.values():
+            heard_of_active, heard_of_idle = active_since(row), idle_since(row)
+            if (heard_of_active and heard_of_active <= active) or (heard_of_idle and heard_of_idle <= idle):
+                yield row
 
     def runs_of(self, job: str, /) -> Iterator[RunRow]:
         """The runs of a job that are under way, in no order."""
@@ -193,6 +216,9 @@ class Draft(State):
         if keep_index := _INDEXED.get(type(event)):
             keep_index(self, event)
         self.versions.put(recorded.stream, recorded.version)
+
+    def _changes_of(self, name: str) -> dict[Any, Any]:
+        return self.layers[RESIDENT[name].table].changes
 
     def rebase(self, squad: Squad) -> None:
         """Stands on a squad from now on that has taken over what this draft stood on."""

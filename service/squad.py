@@ -1,27 +1,39 @@
 """The committed state, in memory: all that must be known to decide.
 
 Everybody reads it; finished things leave it. What is asked for at each decision is kept where it is found
-at once: who holds a resource, the runs of a job, the agents that may go quiet, when jobs are due.
+at once: who holds a resource, the runs of a job, what runs out of time, who goes quiet, when jobs are due.
 """
 
 from __future__ import annotations
 
+import heapq
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from eventstore.recorded import EMPTY_LOG
 from projections.agents import AGENTS
-from projections.budgets import BUDGET_DAYS, BUDGETS
+from projections.budgets import BUDGET_DAYS, BUDGETS, RESERVATIONS
 from projections.emails import EMAILS
 from projections.jobs import JOBS
 from projections.operations import OPERATIONS
 from projections.runs import RUNS
 from service.agenda import Agenda
+from service.deadlines import NEVER, Deadlines
 from service.residence import PARTIAL, RESIDENT, Residence
-from service.state import EXPIRING, NEVER, State, ids_in, key_of_resource, with_id
+from service.state import (
+    EXPIRING,
+    State,
+    active_since,
+    expiry,
+    idle_since,
+    ids_in,
+    key_of_resource,
+    with_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import date
+    from datetime import date, datetime
 
     from projections.agents import AgentRow
     from projections.projection import K, R, Rows, Table
@@ -42,8 +54,9 @@ class Squad(State):
         """Of each resource, by `key_of_resource`, the ids of the active operations that name it, joined by
         commas. There can be many, and texts are nothing that the garbage collector goes through."""
         self.gmail_ids: dict[str, str] = {}
-        self._awake: dict[str, None] = {}
-        """Names of the agents that are neither at work nor offline."""
+        self._awake: dict[str, int] = {}
+        """Of the agents that are neither at work nor offline a number each, in the order in which they came
+        to be so."""
         self._runs_of: dict[str, set[str]] = {}
         """Ids of the runs under way, by job."""
         self.absent: set[str] = set()
@@ -51,6 +64,7 @@ class Squad(State):
         self.agenda = Agenda(self.tables[JOBS.name])
         """When its jobs are due."""
         self._days_of_parts: set[date] = set()
+        self._keep_deadlines()
 
     def rows(self, table: Table[K, R], /) -> Rows[K, R]:
         """One table's active rows, to read."""
@@ -67,9 +81,22 @@ class Squad(State):
         """Ids of the active operations that name a resource, the oldest first."""
         return ids_in(self.holders.get(key_of_resource(resource)))
 
-    def awake(self) -> Iterable[AgentRow]:
-        """The agents that may go quiet, in no order."""
-        return map(self.tables[AGENTS.name].__getitem__, self._awake)
+    def expired(self, name: str, now: datetime, /) -> Iterable[Any]:
+        """The rows of a table in `EXPIRING` whose time is over, in the order in which they began."""
+        return self._expiring[name].over(now)
+
+    def first_to_expire(self, name: str, now: datetime, /) -> datetime:
+        """When the next row of a table in `EXPIRING` runs out of time, of those that have not by now."""
+        return self._expiring[name].next(now)
+
+    def silent_since(self, active: datetime, idle: datetime, /) -> Iterable[AgentRow]:
+        """The agents that rest and were last heard of by then, in the order in which they came to rest."""
+        both = self._active.over(active), self._idle.over(idle)
+        return heapq.merge(*both, key=self._rested_as)
+
+    def longest_silent(self) -> tuple[datetime, datetime]:
+        """Since when nothing was heard of any agent that rests, of those that are active and those idle."""
+        return self._active.first(), self._idle.first()
 
     def runs_of(self, job: str, /) -> Iterable[RunRow]:
         """The runs of a job that are under way, in no order."""
@@ -90,6 +117,7 @@ class Squad(State):
         copy.gmail_ids, copy.absent = self.gmail_ids.copy(), self.absent.copy()
         copy._runs_of = {job: ids.copy() for job, ids in self._runs_of.items()}
         copy._days_of_parts, copy._awake = self._days_of_parts.copy(), self._awake.copy()
+        copy._keep_deadlines()
         return copy
 
     def load(self, table: Table[K, R], rows: Iterable[R]) -> None:
@@ -108,6 +136,7 @@ class Squad(State):
             known = self.spared_until[table.name]
             soonest = min((row.expires_at for row in active), default=known)
             self.spared_until = {**self.spared_until, table.name: min(known, soonest)}
+            self._expiring[table.name].change(map(table.key_of, active))
         if residence.table is OPERATIONS:
             for operation in active:
                 for resource in map(key_of_resource, operation.resources.items()):
@@ -137,6 +166,8 @@ class Squad(State):
         for table, layer in draft.layers.items():
             if residence := RESIDENT.get(table.name):
                 self._merge_rows(residence, layer, draft)
+            if deadlines := self._expiring.get(table.name):
+                deadlines.change(layer.changes)
         if AGENTS in draft.layers:
             self._watch(draft.layers[AGENTS].changes.values())
         if RUNS in draft.layers:
@@ -186,8 +217,22 @@ class Squad(State):
         for row in agents:
             if row.operations > 0 or row.status == "offline":
                 awake.pop(row.name, None)
-            else:
-                awake[row.name] = None
+                continue
+            if row.name not in awake:
+                awake[row.name] = next(reversed(awake.values()), 0) + 1
+            (self._active if row.status == "active" else self._idle).change((row.name,))
+
+    def _rested_as(self, agent: AgentRow) -> int:
+        return self._awake[agent.name]
+
+    def _keep_deadlines(self) -> None:
+        tables = self.tables
+        self._expiring: dict[str, Deadlines[Any]] = {
+            OPERATIONS.name: Deadlines(tables[OPERATIONS.name], expiry, attrgetter("fencing_token")),
+            RESERVATIONS.name: Deadlines(tables[RESERVATIONS.name], expiry, attrgetter("position")),
+        }
+        self._active = Deadlines[Any](tables[AGENTS.name], active_since, self._rested_as)
+        self._idle = Deadlines[Any](tables[AGENTS.name], idle_since, self._rested_as)
 
     def _follow(self, runs: Iterable[RunRow]) -> None:
         """Takes note of which of them are under way."""

@@ -6,13 +6,11 @@ folds are the projections' own; nothing about events is said twice.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eventstore.recorded import EMPTY_LOG, Head
 from eventstore.subjects import NO_TRACE
-from projections.agents import AGENTS
 from projections.budgets import (
     BUDGET_DAYS,
     BUDGETS,
@@ -25,14 +23,15 @@ from projections.budgets import (
 )
 from projections.operations import OPERATIONS
 from projections.orchestrator import ORCHESTRATOR, THE_ORCHESTRATOR, OrchestratorRow
-from service.residence import RESIDENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from datetime import date
+    from datetime import date, datetime
 
     from eventstore.subjects import Trace
     from projections.agents import AgentRow
+    from projections.budgets import ReservationRow
+    from projections.operations import OperationRow
     from projections.projection import K, R, Rows, Table
     from projections.runs import RunRow
 
@@ -41,9 +40,6 @@ Resource = tuple[str, str]
 
 EXPIRING = (OPERATIONS.name, RESERVATIONS.name)
 """Tables whose rows run out of time, and of which there can be many: see `State.spared_until`."""
-
-NEVER = datetime.max.replace(tzinfo=UTC)
-"""When a row runs out of time that never does."""
 
 
 def key_of_resource(resource: Resource) -> str:
@@ -54,6 +50,21 @@ def key_of_resource(resource: Resource) -> str:
 def ids_in(joined: str | None) -> tuple[str, ...]:
     """Ids that were joined by commas."""
     return tuple(joined.split(",")) if joined else ()
+
+
+def expiry(row: OperationRow | ReservationRow) -> datetime | None:
+    """When a row runs out of time; None where it has ended."""
+    return row.expires_at if row.state == "active" else None
+
+
+def active_since(row: AgentRow) -> datetime | None:
+    """When an agent was last heard of that is active and not at work; None of any other."""
+    return row.last_active if row.status == "active" and row.operations <= 0 else None
+
+
+def idle_since(row: AgentRow) -> datetime | None:
+    """When an agent was last heard of that is idle and not at work; None of any other."""
+    return row.last_active if row.status == "idle" and row.operations <= 0 else None
 
 
 def with_id(joined: str | None, id_: str) -> str:
@@ -71,7 +82,7 @@ class State:
     _open_day: date | None = None
     spared_until: Mapping[str, datetime] = MappingProxyType({})
     """Before which moment no row of a table runs out of time, by its name. It can be sooner than the first
-    that really does. Of a table that is not named, its rows tell."""
+    that really does."""
     traces: Mapping[str, Trace] = MappingProxyType({})
     """What was looked up for `trace`, by subject."""
 
@@ -87,12 +98,20 @@ class State:
         """Ids of the active operations that name a resource, the oldest first."""
         raise NotImplementedError
 
-    def awake(self) -> Iterable[AgentRow]:
-        """The agents that may go quiet, in no order; some among them may not.
+    def expired(self, name: str, now: datetime, /) -> Iterable[Any]:
+        """The active rows of a table in `EXPIRING` whose time is over; operations as they began."""
+        raise NotImplementedError
 
-        The others are not gone through: every name that was ever heard of is among those.
+    def first_to_expire(self, name: str, now: datetime, /) -> datetime:
+        """When the next row of a table in `EXPIRING` runs out of time, of those that have not by now.
+
+        It can be sooner than the first that really does.
         """
-        return self.all(AGENTS)
+        raise NotImplementedError
+
+    def silent_since(self, active: datetime, idle: datetime, /) -> Iterable[AgentRow]:
+        """The agents that rest and were last heard of by then, the active ones and those that are idle."""
+        raise NotImplementedError
 
     def runs_of(self, job: str, /) -> Iterable[RunRow]:
         """The runs of a job that are under way, in no order."""
@@ -128,11 +147,6 @@ class State:
             row = next((day for day in self.all(BUDGET_DAYS) if day.closed_at is None), None)
             self._open_day = row.day if row else None
         return row
-
-    def first_to_expire(self, name: str, /) -> datetime:
-        """When the next row of a table in `EXPIRING` runs out of time, if nothing happens to it before."""
-        table = RESIDENT[name].table
-        return min((row.expires_at for row in self.all(table) if row.state == "active"), default=NEVER)
 
     @property
     def orchestrator(self) -> OrchestratorRow | None:

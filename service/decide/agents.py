@@ -107,24 +107,16 @@ def heartbeat(state: State, command: Heartbeat, at: At) -> Decision:
     if status != row.status:
         event = AgentStatusChanged(agent=row.name, previous=row.status, status=status, reason="heartbeat")
         return Accepted([NewEvent(event, caused_by=row.position)], reply)
-    resolution = min(HEARTBEAT_RESOLUTION, _silence_of_an_active_agent(state.policy) / 4)
+    resolution = min(HEARTBEAT_RESOLUTION, allowed_silence(state.policy)[0] / 4)
     if at.now - row.last_active >= resolution:
         return Accepted([NewEvent(AgentHeartbeatRecorded(agent=row.name))], reply)
     return Accepted([], {**reply, "last_active": row.last_active, "position": row.position})
 
 
-def quiet_since(policy: PolicyRow, row: AgentRow) -> datetime | None:
-    """When an agent's status changes next if nothing is heard of it; None where it will not."""
-    if row.operations > 0 or row.status == "offline":
-        return None
-    if row.status == "active":
-        return row.last_active + _silence_of_an_active_agent(policy)
-    return row.last_active + timedelta(minutes=policy.offline_after_minutes)
-
-
-def _silence_of_an_active_agent(policy: PolicyRow) -> timedelta:
-    """After how long a silence an agent is not active any more, but idle or offline."""
-    return timedelta(minutes=min(policy.idle_after_minutes, policy.offline_after_minutes))
+def allowed_silence(policy: PolicyRow) -> tuple[timedelta, timedelta]:
+    """After how long a silence an agent that rests is not active any more, and not idle any more."""
+    until_offline = timedelta(minutes=policy.offline_after_minutes)
+    return min(timedelta(minutes=policy.idle_after_minutes), until_offline), until_offline
 
 
 def status_at_rest(policy: PolicyRow, row: AgentRow, now: datetime) -> AgentStatus:
@@ -136,10 +128,8 @@ def status_at_rest(policy: PolicyRow, row: AgentRow, now: datetime) -> AgentStat
 def gone_quiet(state: State, now: datetime) -> Iterator[NewEvent]:
     """The agents that nothing was heard of for too long."""
     policy = state.policy
-    for row in state.awake():
-        due = quiet_since(policy, row)
-        if due is None or due > now:
-            continue
+    of_active, of_idle = allowed_silence(policy)
+    for row in state.silent_since(now - of_active, now - of_idle):
         event = AgentStatusChanged(
             agent=row.name,
             previous=row.status,

@@ -151,9 +151,8 @@ def expired(state: State, now: datetime) -> Iterator[NewEvent]:
     """The reservations that nobody settled in time."""
     if now < state.spared_until.get(RESERVATIONS.name, now):
         return
-    for row in state.all(RESERVATIONS):
-        if row.state == "active" and row.expires_at <= now:
-            yield NewEvent(released(row, "expired"), caused_by=row.position)
+    for row in state.expired(RESERVATIONS.name, now):
+        yield NewEvent(released(row, "expired"), caused_by=row.position)
 
 
 def open_day(state: State) -> BudgetDayRow:

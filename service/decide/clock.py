@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from projections.keys import KEYS
+from service.deadlines import NEVER
 from service.decide import agents, budget, keys, operations, rules
-from service.state import EXPIRING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
 
     from eventstore.recorded import NewEvent
+    from service.squad import Squad
     from service.state import State
 
 STEPS: tuple[Callable[[State, datetime], Iterable[NewEvent]], ...] = (
@@ -30,20 +31,18 @@ STEPS: tuple[Callable[[State, datetime], Iterable[NewEvent]], ...] = (
 each finds may be a great deal, and not all of it need be taken."""
 
 
-def next_due(state: State) -> datetime | None:
+def next_due(squad: Squad) -> datetime | None:
     """When time will next make something happen, if nothing else does before. It can be too soon."""
-    return min(_deadlines(state)) if state.has_policy else None
+    return min(_deadlines(squad)) if squad.has_policy else None
 
 
-def _deadlines(state: State) -> Iterator[datetime]:
-    policy, day = state.policy, state.day
-    if day:
+def _deadlines(squad: Squad) -> Iterator[datetime]:
+    if day := squad.day:
         yield day.ends_at
-    for name in EXPIRING:
-        yield state.spared_until.get(name) or state.first_to_expire(name)
-    for agent in state.awake():
-        if due := agents.quiet_since(policy, agent):
-            yield due
-    for key in state.all(KEYS):
+    yield from squad.spared_until.values()
+    for heard_of, silence in zip(squad.longest_silent(), agents.allowed_silence(squad.policy), strict=True):
+        if heard_of < NEVER:
+            yield heard_of + silence
+    for key in squad.all(KEYS):
         if key.expires_at:
             yield key.expires_at

@@ -196,9 +196,8 @@ def expired(state: State, now: datetime) -> Iterator[NewEvent]:
     """The operations that nobody renewed in time."""
     if now < state.spared_until.get(OPERATIONS.name, now):
         return
-    for row in state.all(OPERATIONS):
-        if row.state == "active" and row.expires_at <= now:
-            yield NewEvent(OperationExpired(operation_id=row.id, agent=row.agent), caused_by=row.position)
+    for row in state.expired(OPERATIONS.name, now):
+        yield NewEvent(OperationExpired(operation_id=row.id, agent=row.agent), caused_by=row.position)
 
 
 def _is_in_the_way(row: OperationRow, now: datetime, renewing: OperationRow | None) -> bool:

@@ -29,7 +29,9 @@ from tests.unit.job_stories import claim, with_job
 from tests.unit.support import Story, given, moment
 
 if TYPE_CHECKING:
-    from projections.projection import Table
+    from collections.abc import Callable
+
+    from service.state import State
 
 POOR = SetPolicy(daily_tokens=100)
 STEP = CLOCK_STEP.total_seconds()
@@ -262,29 +264,31 @@ class TestNextDue:
 
 
 class TestLooking:
-    """There can be many operations, so they are gone through only when the time of one may have come."""
+    """There can be many operations, so nothing is done before the time of one may have come."""
 
     @pytest.fixture
     def gone_through(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        found: list[str] = []
-        read = Draft.all
+        return watched(monkeypatch, "all", lambda table: table.name)
 
-        def watched(self: Draft, table: Table[Any, Any]) -> Any:
-            found.append(table.name)
-            return read(self, table)
+    @pytest.fixture
+    def asked_for(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        return watched(monkeypatch, "expired", str)
 
-        monkeypatch.setattr(Draft, "all", watched)
-        return found
-
-    def test_goes_through_nothing_before_something_is_due(self, gone_through: list[str]) -> None:
+    def test_asks_for_nothing_before_something_is_due(self, asked_for: list[str]) -> None:
         story = given(a_claim(60), ReserveTokens(agent="ann", tokens=10, ttl_seconds=90))
-        gone_through.clear()
+        asked_for.clear()
         for seconds in (1, 30, 59):
             story.when(PassTime(), at=seconds).meanwhile()
-        assert not {OPERATIONS.name, RESERVATIONS.name} & set(gone_through)
+        assert asked_for == []
         story.when(PassTime(), at=60)
-        assert OPERATIONS.name in gone_through
-        assert RESERVATIONS.name not in gone_through
+        assert asked_for == [OPERATIONS.name] * 2
+
+    def test_goes_through_nothing_where_something_is_due_either(self, gone_through: list[str]) -> None:
+        story = given(a_claim(60), ReserveTokens(agent="ann", tokens=10, ttl_seconds=60))
+        gone_through.clear()
+        story.when(PassTime(), at=60)
+        assert [recorded.type for recorded in story.recorded] == ["operation_expired", "tokens_released"]
+        assert not {OPERATIONS.name, RESERVATIONS.name} & set(gone_through)
 
     def test_goes_through_no_agent_that_is_offline_or_at_work(self, gone_through: list[str]) -> None:
         """Every name that was ever heard of is one, for good."""
@@ -316,10 +320,12 @@ class TestLooking:
         before.layers[AGENTS].put("cyd", bob.replaced(name="cyd"))
         after = Draft(before)
         after.layers[AGENTS].put("cyd", bob.replaced(name="cyd", status="offline"))
-        assert sorted((row.name, row.status) for row in after.awake()) == [
+        after.layers[AGENTS].put("dan", bob.replaced(name="dan"))
+        assert [(row.name, row.status) for row in after.silent_since(moment(0), moment(0))] == [
             ("bob", "active"),
-            ("cyd", "offline"),
+            ("dan", "idle"),
         ]
+        assert list(after.silent_since(moment(-1), moment(-1))) == []
 
     def test_knows_afterwards_what_is_next(self) -> None:
         story = given(
@@ -329,13 +335,16 @@ class TestLooking:
         story.when(PassTime(), at=60)
         assert story.squad.spared_until[OPERATIONS.name] == moment(70)
         story.when(PassTime(), at=70)
-        assert story.squad.spared_until[OPERATIONS.name] == story.squad.first_to_expire(OPERATIONS.name)
+        assert story.squad.spared_until[OPERATIONS.name] > moment(10**6)
 
     def test_is_right_in_a_squad_that_was_loaded(self) -> None:
         loaded = Squad()
         rows = given(a_claim(60)).squad.all(OPERATIONS)
+        assert loaded.first_to_expire(OPERATIONS.name, moment(0)) > moment(10**6)
         loaded.load(OPERATIONS, rows)
         assert loaded.spared_until[OPERATIONS.name] == moment(60)
+        assert loaded.first_to_expire(OPERATIONS.name, moment(0)) == moment(60)
+        assert list(loaded.expired(OPERATIONS.name, moment(60))) == list(rows)
         assert loaded.copy().spared_until == loaded.spared_until
 
     def test_is_told_from_each_part_of_a_table_without_going_through_those_before(
@@ -354,8 +363,26 @@ class TestLooking:
         assert loaded.spared_until[RESERVATIONS.name] > moment(10**6)
 
 
+def watched(monkeypatch: pytest.MonkeyPatch, method: str, named: Callable[[Any], str]) -> list[str]:
+    """What a method of all squads and drafts is called with from now on, one after another."""
+    found: list[str] = []
+
+    def watch(kind: type[State]) -> None:
+        read = getattr(kind, method)
+
+        def call(self: State, asked: Any, *more: Any) -> Any:
+            found.append(named(asked))
+            return read(self, asked, *more)
+
+        monkeypatch.setattr(kind, method, call)
+
+    watch(Draft)
+    watch(Squad)
+    return found
+
+
 def awake_in(squad: Squad) -> set[str]:
-    return {row.name for row in squad.awake()}
+    return {row.name for row in squad.silent_since(moment(10**6), moment(10**6))}
 
 
 def test_operations_are_kept_in_the_order_in_which_they_began_however_they_are_loaded() -> None:

@@ -42,8 +42,8 @@ from service.commands import (
     StartOrchestrator,
     TakeUpRun,
 )
+from service.deadlines import NEVER
 from service.decide import At, decide
-from service.decide.agents import quiet_since
 from service.decide.jobs import due_jobs
 from service.draft import Draft
 from service.recorder import Recorder
@@ -65,6 +65,8 @@ if TYPE_CHECKING:
     from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
     from projections.projection import Table
+
+A_MINUTE = timedelta(minutes=1)
 
 A_WEEK_AND_A_DAY = timedelta(days=8)
 """Longer than anything can be held."""
@@ -200,10 +202,6 @@ class World:
             row.name: working[row.name] for row in squad.all(AGENTS)
         }
 
-        assert {row.name for row in squad.awake()} == {
-            row.name for row in squad.all(AGENTS) if quiet_since(squad.policy, row)
-        }
-
         for job in squad.all(JOBS):
             assert {row.id for row in squad.runs_of(job.name)} == {
                 row.id for row in runs if row.job == job.name
@@ -220,8 +218,31 @@ class World:
                 assert part.used == self.rules.used[day.day, part.agent]
         assert {part.day for part in squad.all(BUDGETS)} <= {day.day for day in days}
         assert squad.day == next(day for day in days if day.closed_at is None)
+        # Also where a clock that was ahead is put right.
+        for seconds in (0, 60, 0):
+            self._check_deadlines(self.story.now + timedelta(seconds=seconds))
+
+    def _check_deadlines(self, now: datetime) -> None:
+        """What is found without going through all of them is what is found by doing so."""
+        squad = self.story.squad
         for name in EXPIRING:
-            assert squad.spared_until[name] <= squad.first_to_expire(name)
+            rows = list(squad.all(RESIDENT[name].table))
+            assert list(squad.expired(name, now)) == [row for row in rows if row.expires_at <= now]
+            later = min((row.expires_at for row in rows if row.expires_at > now), default=NEVER)
+            assert squad.first_to_expire(name, now) == later
+            assert all(squad.spared_until[name] <= row.expires_at for row in rows)
+        rest = [row for row in squad.all(AGENTS) if row.operations == 0]
+        found = list(squad.silent_since(now - A_MINUTE, now - 3 * A_MINUTE))
+        assert {row.name for row in found} == {
+            row.name
+            for row in rest
+            if (row.status == "active" and row.last_active <= now - A_MINUTE)
+            or (row.status == "idle" and row.last_active <= now - 3 * A_MINUTE)
+        }
+        assert len(found) == len({row.name for row in found})
+        for status, heard_of in zip(("active", "idle"), squad.longest_silent(), strict=True):
+            first = min((row.last_active for row in rest if row.status == status), default=NEVER)
+            assert heard_of == first or first < heard_of <= self.story.now
 
     def check_log(self) -> None:
         """The log is gapless, in order and chained."""
