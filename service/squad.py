@@ -25,6 +25,7 @@ from service.state import (
     State,
     active_since,
     expiry,
+    free_at,
     idle_since,
     ids_in,
     key_of_resource,
@@ -101,6 +102,14 @@ class Squad(State):
     def runs_of(self, job: str, /) -> Iterable[RunRow]:
         """The runs of a job that are under way, in no order."""
         return map(self.tables[RUNS.name].__getitem__, self._runs_of.get(job, ()))
+
+    def free_runs(self, now: datetime) -> Iterable[RunRow]:
+        """The runs that wait for somebody to take them up, in the order in which they began."""
+        return self._leases.over(now)
+
+    def next_free_run(self, now: datetime) -> datetime:
+        """When the next of the others does, if nothing happens to it before."""
+        return self._leases.next(now)
 
     def email_with(self, gmail_message_id: str, /) -> str | None:
         """The id of the e-mail with this Gmail message id, where it is in memory."""
@@ -231,6 +240,7 @@ class Squad(State):
             OPERATIONS.name: Deadlines(tables[OPERATIONS.name], expiry, attrgetter("fencing_token")),
             RESERVATIONS.name: Deadlines(tables[RESERVATIONS.name], expiry, attrgetter("position")),
         }
+        self._leases = Deadlines[Any](tables[RUNS.name], free_at, attrgetter("fencing_token"))
         self._active = Deadlines[Any](tables[AGENTS.name], active_since, self._rested_as)
         self._idle = Deadlines[Any](tables[AGENTS.name], idle_since, self._rested_as)
 
@@ -243,6 +253,7 @@ class Squad(State):
                 others.discard(row.id)
                 if not others:
                     del self._runs_of[row.job]
+            self._leases.change((row.id,))
 
     def _forget_past_days(self) -> None:
         """A day that leaves takes its agents' parts along."""

@@ -67,6 +67,11 @@ def idle_since(row: AgentRow) -> datetime | None:
     return row.last_active if row.status == "idle" and row.operations <= 0 else None
 
 
+def free_at(row: RunRow) -> datetime | None:
+    """When somebody may take a run up, if nothing happens to it before; None where it is over."""
+    return row.retry_at or row.lease_expires_at if row.status == "running" else None
+
+
 def with_id(joined: str | None, id_: str) -> str:
     """The same ids, and one more."""
     return f"{joined},{id_}" if joined else id_

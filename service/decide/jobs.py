@@ -10,10 +10,9 @@ from eventstore.events import JobDefined, JobPaused, JobRemoved, JobResumed
 from eventstore.recorded import NewEvent
 from projections.agents import AGENTS
 from projections.jobs import JOBS, JobRow
-from projections.runs import RUNS
 from service.commands import RemoveJob
+from service.deadlines import NEVER
 from service.decide.decision import Accepted, At, Decision, Refused
-from service.decide.runs import is_free
 from service.decide.starting import no_job, on_schedule
 from service.decide.ticks import close_schedule
 from service.decide.unfolding import Unfolding
@@ -127,26 +126,17 @@ def due_jobs(
         now: the time.
         tell: told of each job that this process cannot tell the ticks of, and why; it stands still.
     """
-    runs: list[str] = []
-    later: list[datetime] = []
-    running = [run for run in squad.all(RUNS) if run.status == "running"]
-    for run in running:
-        if is_free(run, now):
-            runs.append(run.id)
-        elif due_next := run.retry_at or run.lease_expires_at:
-            later.append(due_next)
+    runs, later = [run.id for run in squad.free_runs(now)], squad.next_free_run(now)
     agenda = squad.agenda
     if not agenda.catch_up(now, tell):
         return [], runs, now
     due = {job.name: (-_priority(squad, job), since, job.position) for since, job in agenda.due(now)}
-    if buffered := agenda.buffered():
-        busy = {run.job for run in running}
-        for job in buffered:
-            if job.buffered_tick and job.name not in busy:
-                due[job.name] = (-_priority(squad, job), job.buffered_tick, job.position)
+    for job in agenda.buffered():
+        if job.buffered_tick and not any(squad.runs_of(job.name)):
+            due[job.name] = (-_priority(squad, job), job.buffered_tick, job.position)
     if coming := agenda.next(now):
-        later.append(coming)
-    return sorted(due, key=due.__getitem__), runs, min(later, default=None)
+        later = min(later, coming)
+    return sorted(due, key=due.__getitem__), runs, later if later < NEVER else None
 
 
 def _priority(state: State, job: JobRow) -> int:

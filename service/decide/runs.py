@@ -19,6 +19,7 @@ from service.decide.decision import Accepted, At, Decision, Refused
 from service.decide.ending import Ending, end, give_up, spend, worker_of
 from service.decide.unfolding import Unfolding
 from service.refusals import Refusal
+from service.state import free_at
 
 if TYPE_CHECKING:
     from service.commands import EndAttempt, RenewRun, TakeUpRun
@@ -105,7 +106,7 @@ def _attempt(told: Unfolding, row: RunRow, job: JobRow, runner: str) -> None:
 
 def is_free(row: RunRow, now: datetime) -> bool:
     """Whether a run waits for somebody to take it up."""
-    due = row.retry_at or row.lease_expires_at
+    due = free_at(row)
     return due is not None and due <= now
 
 

@@ -231,6 +231,12 @@ class World:
             later = min((row.expires_at for row in rows if row.expires_at > now), default=NEVER)
             assert squad.first_to_expire(name, now) == later
             assert all(squad.spared_until[name] <= row.expires_at for row in rows)
+        free_at = {row.id: row.retry_at or row.lease_expires_at for row in squad.all(RUNS)}
+        assert [row.id for row in squad.free_runs(now)] == [
+            id_ for id_, at in free_at.items() if at and at <= now
+        ]
+        coming = [at for at in free_at.values() if at and at > now]
+        assert squad.next_free_run(now) == min(coming, default=NEVER)
         rest = [row for row in squad.all(AGENTS) if row.operations == 0]
         found = list(squad.silent_since(now - A_MINUTE, now - 3 * A_MINUTE))
         assert {row.name for row in found} == {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from projections.runs import RUNS, run_id
+from service.decide.jobs import due_jobs
 from service.draft import Draft
 from service.squad import Squad
 from tests.unit.job_stories import JOB, a_squad, claim, define, ended
@@ -22,6 +23,19 @@ OF_ANOTHER = run_id("other", moment(60))
 
 def under_way(state: State, job: str = JOB) -> set[str]:
     return {row.id for row in state.runs_of(job)}
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, kind: type[State]) -> list[str]:
+    """Which tables of such states are gone through from now on."""
+    gone_through: list[str] = []
+    read = kind.all
+
+    def watch(self: State, table: Table[Any, Any]) -> Any:
+        gone_through.append(table.name)
+        return read(self, table)
+
+    monkeypatch.setattr(kind, "all", watch)
+    return gone_through
 
 
 def test_are_known_from_their_start_to_their_end() -> None:
@@ -59,14 +73,17 @@ def test_are_known_in_a_batch_above_another_one() -> None:
 def test_are_found_by_a_claim_without_going_through_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or jobs that are due at once would take a time that grows with the square of their number."""
     story = a_squad().given(define(), define("other")).given(claim(name="other"), at=60)
-    gone_through: list[str] = []
-    read = Draft.all
-
-    def watched(self: Draft, table: Table[Any, Any]) -> Any:
-        gone_through.append(table.name)
-        return read(self, table)
-
-    monkeypatch.setattr(Draft, "all", watched)
+    gone_through = watched(monkeypatch, Draft)
     story.given(claim(), at=60.01)
     assert under_way(story.squad) == {FIRST}
     assert RUNS.name not in gone_through
+
+
+def test_are_found_by_a_look_for_what_is_due_without_going_through_all_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    story = a_squad().given(define(), define("other")).given(claim(name="other"), claim(), at=60)
+    gone_through = watched(monkeypatch, Squad)
+    assert due_jobs(story.squad, moment(74.9)) == ([], [], moment(75))
+    assert due_jobs(story.squad, moment(75)) == ([], [OF_ANOTHER, FIRST], moment(120))
+    assert gone_through == []
