@@ -65,14 +65,17 @@ async def _show(services: Services, request: web.Request) -> Reply | web.StreamR
     query = parse_query(StateQuery, request)
     await services.tables.state_covering(query.min_position)
     then = await (_now(services) if query.at is None else _then(services, query.at))
-    return await respond_long(services, request, lambda: views.whole(then.squad, then.moment))
+    # At once, and before anything is waited for: what it shows are lists of rows, which never change.
+    whole = views.whole(then.squad, then.moment)
+    return await respond_long(services, request, lambda: whole)
 
 
 async def _now(services: Services) -> Then:
-    squad, moment = services.writer.squad.copy(), services.clock.now()
+    squad, moment = services.writer.squad, services.clock.now()
     if squad.head.position == 0:
         raise Problem("unavailable", "the service is starting", retry_after_seconds=1)
     if squad.absent:
+        squad = squad.copy()
         async with services.tables.connection() as connection:
             await complete(connection, squad)
     return Then(squad, moment)
