@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from operator import attrgetter, methodcaller
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,16 @@ def agents(state: State) -> list[AgentRow]:
 def active_operations(squad: Squad) -> Iterable[OperationRow]:
     """Every operation under way, the oldest first: as the squad keeps them. There can be very many."""
     return squad.all(OPERATIONS)
+
+
+def operations_of(squad: Squad, agent: str) -> Iterable[OperationRow]:
+    """An agent's operations under way, the oldest first.
+
+    They are looked for among all, but no longer than until as many are found as the agent can have.
+    """
+    row = squad.rows(AGENTS).get(agent)
+    found = (operation for operation in squad.all(OPERATIONS) if operation.agent == agent)
+    return islice(found, row.operations if row else 0)
 
 
 def job(row: JobRow, last_runs: list[dict[str, Any]], now: datetime) -> dict[str, Any]:

@@ -48,12 +48,10 @@ async def _list(services: Services, request: web.Request) -> Reply:
         )
     # What is under way is in memory, where it is never late.
     await services.tables.state_covering(query.min_position)
-    rows = (
-        row.asdict()
-        for row in views.active_operations(services.writer.squad)
-        if row.fencing_token > query.after and query.agent in (None, row.agent)
-    )
-    return respond(200, page(rows, query.limit, "fencing_token"))
+    squad, agent = services.writer.squad, query.agent
+    rows = views.active_operations(squad) if agent is None else views.operations_of(squad, agent)
+    shown = (row.asdict() for row in rows if row.fencing_token > query.after)
+    return respond(200, page(shown, query.limit, "fencing_token"))
 
 
 async def _conflicts(services: Services, request: web.Request) -> Reply:
