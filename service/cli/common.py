@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import math
 import os
 import re
+import signal
+import sys
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -37,6 +41,9 @@ AT_LEISURE: dict[str, Any] = {
     "idle_in_transaction_session_timeout": 0,
 }
 """The session of a command that reads or writes the whole log: it takes as long as it takes."""
+
+_SAID_AGAIN_AFTER_SECONDS = 1.0
+"""A second signal means "at once", unless it comes with the first: `timeout` sends it to the group, too."""
 
 _WIDE = 10_000
 """Columns enough for any row."""
@@ -80,12 +87,40 @@ memory again and again, while everybody waits; and what is made here has next to
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a command's work."""
+    """Runs a command's work. Told to end by SIGTERM or SIGHUP, it cleans up first, as after Ctrl-C."""
     # Where nobody has set up logs, Python would print warnings of parts and libraries beside the one line
     # with which a command fails.
     logging.getLogger().addHandler(logging.NullHandler())
     gc.set_threshold(*COLLECT_AFTER)
-    return uvloop.run(work)
+    told: list[int] = []
+    try:
+        return uvloop.run(_until_told(work, told))
+    except asyncio.CancelledError:
+        if not told:
+            raise
+        sys.exit(128 + told[0])
+
+
+async def _until_told(work: Coroutine[Any, Any, T], told: list[int]) -> T:
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    since = 0.0
+
+    def end(number: int, _: object) -> None:
+        nonlocal since
+        if task and not told:
+            since = monotonic()
+            told.append(number)
+            task.cancel()
+            loop.call_soon_threadsafe(lambda: None)
+        elif monotonic() - since > _SAID_AGAIN_AFTER_SECONDS:
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Whoever starts it with nohup wants it to outlive the terminal.
+        if signal.getsignal(number) == signal.SIG_DFL:
+            # Not the loop's own way, which is deaf while a write waits for whoever reads the output.
+            signal.signal(number, end)
+    return await work
 
 
 @asynccontextmanager

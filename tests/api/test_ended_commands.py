@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.command import end, squad_command
+from service.selftest.place import PREFIX
+from tests.support.command import SQUAD, end, squad_command
 from tests.support.embedded import new_data_folder, postmaster_pid
+from tests.support.parts import connected
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from eventstore.connection import Connection
 
 FOR_LONG = ("bench", "--seconds", "60")
 
@@ -24,9 +29,41 @@ def folder() -> Iterator[Path]:
         yield made
 
 
-async def test_the_embedded_postgres_is_stopped(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_the_embedded_postgres_is_stopped(
+    folder: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     async with squad_command(*FOR_LONG, "--data", str(folder), cwd=tmp_path) as process:
         await eventually(lambda: postmaster_pid(folder), within_seconds=60)
-        process.send_signal(signal.SIGINT)
-        assert (await end(process)).code == 128 + signal.SIGINT
+        process.send_signal(number)
+        assert (await end(process)).code == 128 + number
     assert postmaster_pid(folder) is None
+
+
+async def test_a_schema_of_its_own_is_removed_also_where_it_is_told_twice(
+    database: str, tmp_path: Path
+) -> None:
+    async with connected(database) as connection:
+        async with squad_command(*FOR_LONG, "--dsn", database, cwd=tmp_path) as process:
+            await eventually(partial(_is_there, connection))
+            for _ in range(2):
+                process.send_signal(signal.SIGTERM)
+            assert (await end(process)).code == 128 + signal.SIGTERM
+        assert not await _is_there(connection)
+
+
+async def test_nohup_has_a_command_outlive_the_terminal(database: str, tmp_path: Path) -> None:
+    arguments = (str(SQUAD), *FOR_LONG, "--dsn", database)
+    async with (
+        connected(database) as connection,
+        squad_command(*arguments, command="nohup", cwd=tmp_path) as process,
+    ):
+        await eventually(partial(_is_there, connection))
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            process.send_signal(number)
+        assert (await end(process)).code == 128 + signal.SIGTERM
+
+
+async def _is_there(connection: Connection) -> bool:
+    found = await connection.execute("SELECT FROM pg_namespace WHERE starts_with(nspname, %s)", (PREFIX,))
+    return await found.fetchone() is not None

@@ -66,9 +66,11 @@ async def squad(folder: Path, *arguments: str, **settings: str) -> Ended:
 
 
 @contextlib.asynccontextmanager
-async def squad_command(*arguments: str, cwd: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+async def squad_command(
+    *arguments: str, cwd: Path, command: Path | str = SQUAD
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """A command that runs; whatever is left of it after the block is killed."""
-    process = await start(cwd, *arguments)
+    process = await start(cwd, *arguments, command=command)
     try:
         yield process
     finally:
