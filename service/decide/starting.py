@@ -141,7 +141,9 @@ def _reserve(told: Unfolding, job: JobRow, *, waits: bool) -> TokensReserved | O
     part = state.agent_budget(day, agent)
     of_squad = judged.denied == "budget_exhausted"
     told.add(denied, day.position if of_squad else part.position or state.policy.position)
-    detail = f"{denied.tokens} tokens are needed, {max(denied.remaining, 0)} remain"
+    # Of one with a limit, the squad may have more left than that.
+    to_whom = f" to {agent!r}" if agent in state.policy.agent_limits else ""
+    detail = f"{denied.tokens} tokens are needed, {max(denied.remaining, 0)} remain{to_whom}"
     extra: dict[str, Any] = {"remaining": denied.remaining, "resets_at": day.ends_at}
     retry_after_seconds = max(1, ceil((day.ends_at - at.now).total_seconds()))
     return Obstacle("budget", Refusal(denied.reason, detail, extra, retry_after_seconds))

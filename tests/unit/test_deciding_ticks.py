@@ -210,7 +210,7 @@ class TestSkipping:
         story = with_job(SetPolicy(agent_limits={"ann": 100}), tokens=600).when(claim(), at=60)
         story.then(
             denied(600, 100, "agent_limit_reached"),
-            skipped(60, "budget", "600 tokens are needed, 100 remain"),
+            skipped(60, "budget", "600 tokens are needed, 100 remain to 'ann'"),
         )
         assert story.caused_by(TokensDenied) == story.squad.policy.position
 
