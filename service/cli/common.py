@@ -205,6 +205,12 @@ def take_only_utf8(command: click.Command) -> None:
         take_only_utf8(below)
 
 
+class Whole(click.IntRange):
+    """A whole number within bounds. What click calls it itself makes no sentence where it is none."""
+
+    name = "integer"
+
+
 class Seconds(click.FloatRange):
     """So many seconds. Python's nan is none, though no range turns it away."""
 

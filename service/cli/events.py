@@ -14,7 +14,7 @@ from eventstore.gauge import Gauge
 from eventstore.listener import Listener
 from eventstore.subscription import follow
 from service.background import background
-from service.cli.common import Moment, database_options, open_squad, printable, run
+from service.cli.common import Moment, Whole, database_options, open_squad, printable, run
 from service.folding import BeyondTheLog
 from service.http.json import dumps
 from service.http.v1.events import show
@@ -32,7 +32,7 @@ _SHOWN_CHARACTERS = 160
 
 @click.command()
 @click.option("--follow", "-f", "following", is_flag=True, help="Go on with what comes next, until Ctrl-C.")
-@click.option("--after", type=click.IntRange(min=0), default=0, help="Begin after this position.")
+@click.option("--after", type=Whole(min=0), default=0, help="Begin after this position.")
 @click.option("--type", "type_", metavar="TYPE", help="Only events of this type, such as message_sent.")
 @click.option("--agent", metavar="NAME", help="Only events of this agent.")
 @click.option("--since", type=Moment(), help="Only events since then: RFC 3339, or 15m, 2h, 1d ago.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from service.cli.common import database_options, open_squad, printable, run
+from service.cli.common import Whole, database_options, open_squad, printable, run
 from service.database import StartFailed
 from service.explain import explain
 from service.explain.reader import LoggedPast
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command("explain")
-@click.argument("position", type=click.IntRange(min=1, max=2**63 - 1))
+@click.argument("position", type=Whole(min=1, max=2**63 - 1))
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 @database_options
 def explain_position(

@@ -19,7 +19,7 @@ from projections.projector import Projector
 from service import settings
 from service.background import background
 from service.cli import progress
-from service.cli.common import AT_LEISURE, database_options, open_squad, run, way_to_database
+from service.cli.common import AT_LEISURE, Whole, database_options, open_squad, run, way_to_database
 from service.cli.files import STANDARD, lines, written
 from service.database import StartFailed
 
@@ -44,8 +44,8 @@ _STANDINGS = "SELECT name, position, failed_position, error FROM projections"
     default="jsonl",
     help="What each line is: an event for squad import, or a CloudEvent for others.  [default: jsonl]",
 )
-@click.option("--after", type=click.IntRange(min=0), default=0, help="Begin after this position.")
-@click.option("--until", type=click.IntRange(min=1), help="End with this position.")
+@click.option("--after", type=Whole(min=0), default=0, help="Begin after this position.")
+@click.option("--until", type=Whole(min=1), help="End with this position.")
 @click.option(
     "--without-keys",
     is_flag=True,

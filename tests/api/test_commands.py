@@ -441,7 +441,7 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
         (("jobs", "--dsn", "\udcff"), "for '--dsn': '\\udcff' is not UTF-8"),
         (("whatif", "--since", "1h", "--until", "2h"), "since must lie before until"),
         (("explain", "9" * 30), "Invalid value for 'POSITION'"),
-        (("explain", "x"), "Invalid value for 'POSITION'"),
+        (("explain", "x"), "Invalid value for 'POSITION': 'x' is not a valid integer."),
         (("events",), "there is no squad in .squad; start one with `squad up`"),
         (("status",), "there is no squad in .squad; start one with `squad up`"),
         (("status", "--data", "else/where"), "there is no squad in else/where"),
