@@ -207,6 +207,8 @@ def _plain_event(line: bytes) -> EventValues | None:
 
 def _in_words(error: ValidationError) -> str:
     fault = error.errors(include_url=False, include_input=False)[0]
+    if fault["type"] == "union_tag_not_found":
+        return "it has no kind, as each line of squad export has"
     # The first part of the place is the kind of line.
     where = ".".join(str(part) for part in fault["loc"][1:])
     message = fault["msg"][:1].lower() + fault["msg"][1:]

@@ -312,6 +312,9 @@ class TestWhatIsNotAWholeLog:
     def test_is_what_is_no_object_of_ours(self, line: bytes) -> None:
         assert refusal([line]).startswith("line 1: ")
 
+    def test_is_an_object_of_others(self) -> None:
+        assert refusal([b'{"how": 1}']) == "line 1: it has no kind, as each line of squad export has"
+
     def test_is_a_file_without_a_header(self) -> None:
         lines = exported(golden_log()).splitlines()
         assert refusal(lines[1:]) == "line 1: the header has to be the first line, and only that"
