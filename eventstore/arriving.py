@@ -6,10 +6,10 @@ from base64 import b64decode
 from typing import TYPE_CHECKING, NoReturn
 
 from eventstore import codec, moments, sealing
-from eventstore.bounds import out_of_bounds
+from eventstore.bounds import FARTHEST_DAY, out_of_bounds
 from eventstore.chain import link, microseconds
 from eventstore.errors import ImportRefused, UnknownEventType, UnreadableEvent
-from eventstore.events import AppendAbandoned
+from eventstore.events import AppendAbandoned, BudgetDayReset
 from eventstore.exchange import LONGEST_LINE_BYTES, End, Header, KeyOf, parse
 from eventstore.keys import StoredKey
 from eventstore.recorded import EMPTY_LOG, GENESIS_HASH, Head, Recorded
@@ -158,11 +158,18 @@ class Arriving:
             self._refuse(f"it is filed under {stream!r}, and belongs to {event.stream!r}")
         if field := out_of_bounds(event):
             self._refuse(f"its {field} is beyond what the tables can hold")
+        if isinstance(event, BudgetDayReset):
+            self._must_be_about_now(event, moment)
         # In the open the log's own table refuses it.
         if shown is not recorded and sealing.holds_nul(shown.data):
             self._refuse("it holds U+0000, which no table can")
         self.head = Head(position, computed, moment)
         return recorded
+
+    def _must_be_about_now(self, event: BudgetDayReset, moment: datetime) -> None:
+        for day in (event.day, event.starts_at.date(), event.ends_at.date()):
+            if abs(day - moment.date()) > FARTHEST_DAY:
+                self._refuse(f"it begins the day {day}, which is not when it is recorded")
 
     def _begin_events(self, id_: str) -> None:
         self._first_event_line = self.lines

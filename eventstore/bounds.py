@@ -8,7 +8,7 @@ would stop there for good.
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +16,7 @@ import msgspec
 import orjson
 from msgspec import inspect as told
 
-from eventstore.events import TaskCreated, TaskUpdated
+from eventstore.events import JobDefinition, TaskCreated, TaskUpdated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,13 +30,20 @@ _SUMMED = (-(2**53), 2**53 - 1)
 
 _BOUNDS = {
     **dict.fromkeys(("tokens", "tokens_used", "tokens_reserved"), _SUMMED),
-    **dict.fromkeys(("priority", "percent", "warning_percents", "reset_hour"), _INTEGER),
+    **dict.fromkeys(("priority", "percent", "warning_percents"), _INTEGER),
+    "reset_hour": (0, 23),
     **dict.fromkeys(("retries", "attempt", "attempts", "attempts_allowed"), _INTEGER),
 }
 """The least and the most that a number may be, by the name of its field, where that is not `_BIGINT`."""
 
 _SPAN = (0, 10**9)
 """Of seconds or minutes: added to a moment or taken from it, they still lead to one."""
+
+_SHORTEST_INTERVAL_SECONDS = 0.1
+"""As short as the service lets in. Of a job that ticks more often, nobody could tell of every tick."""
+
+FARTHEST_DAY = timedelta(days=366)
+"""So far from when it is recorded a budget day may begin. No clock that was put right was further off."""
 
 MOST_INDEXED_BYTES = 2_000
 """No index takes a text of much more. The service lets in less than half of it."""
@@ -60,7 +67,7 @@ class _Fields(NamedTuple):
     """The fields of a structure that may be out of bounds, each with the least and the most it may be."""
 
     ids: tuple[str, ...]
-    numbers: tuple[tuple[str, int, int], ...]
+    numbers: tuple[tuple[str, float, int], ...]
     times: tuple[str, ...]
     json: tuple[str, ...]
     texts: tuple[str, ...]
@@ -69,10 +76,15 @@ class _Fields(NamedTuple):
 
 
 def out_of_bounds(event: msgspec.Struct) -> str | None:
-    """The first field of an event that no table could hold; None where all is well."""
+    """The first field of an event that no table could hold; None where all is well.
+
+    So it is with an hour that no day has, and with a job that has no schedule or two: none starts by them.
+    """
     fields = _fields(type(event))
     if fields is None:
         return None
+    if isinstance(event, JobDefinition) and (event.cron is None) == (event.every_seconds is None):
+        return "cron"
     ids, numbers, times, json, texts, others = fields
     for name in ids:
         value = getattr(event, name)
@@ -139,7 +151,8 @@ def _levels_fit(value: Any, levels: int) -> bool:
 @cache
 def _fields(kind: type[msgspec.Struct]) -> _Fields | None:
     """Those of a kind of structure; None where it has none."""
-    ids, numbers, times, json, texts, others = [], [], [], [], [], []
+    ids, times, json, texts, others = [], [], [], [], []
+    numbers: list[tuple[str, float, int]] = []
     for field in msgspec.structs.fields(kind):
         name, bounded = field.name, (field.name, *_BOUNDS.get(field.name, _BIGINT))
         if name in _IDS or name in _LISTS_OF_IDS or (name == "task_id" and issubclass(kind, _OF_TASKS)):
@@ -148,7 +161,10 @@ def _fields(kind: type[msgspec.Struct]) -> _Fields | None:
             case told.IntType():
                 numbers.append(bounded)
             case told.FloatType():
-                numbers.append((name, *_SPAN))
+                least, most = _SPAN
+                numbers.append(
+                    (name, _SHORTEST_INTERVAL_SECONDS if name == "every_seconds" else least, most)
+                )
             case told.StrType() if name in _INDEXED:
                 texts.append(name)
             case told.DateTimeType():

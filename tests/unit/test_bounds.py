@@ -74,6 +74,8 @@ def test_what_the_service_lets_in_is_within_bounds(type_: str, fields: dict[str,
         ("agent_registered", {"priority": 2**31}, "priority"),
         ("policy_set", {"agent_limits": {"ada": 1, "bob": 2**64}}, "agent_limits"),
         ("policy_set", {"warning_percents": [80, 2**31]}, "warning_percents"),
+        ("policy_set", {"reset_hour": 24}, "reset_hour"),
+        ("policy_set", {"reset_hour": -1}, "reset_hour"),
         ("message_sent", {"data": {"x": 2**64}}, "data"),
         ("message_sent", {"data": {"x": [{"y": [-(2**63) - 1]}]}}, "data"),
         ("message_sent", {"data": {"a": nested(MOST_LEVELS)}}, "data"),
@@ -108,7 +110,16 @@ def test_what_no_table_holds_is_named(type_: str, fields: dict[str, Any], name: 
     assert out_of_bounds(changed(type_, **fields)) == name
 
 
-def test_what_no_table_holds_is_named_inside_a_definition_too() -> None:
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"retries": 2**31}, "retries"),
+        ({"cron": None, "every_seconds": None}, "cron"),
+        ({"cron": "* * * * *", "every_seconds": 60.0}, "cron"),
+        ({"cron": None, "every_seconds": 0.05}, "every_seconds"),
+    ],
+)
+def test_what_no_table_holds_is_named_inside_a_definition_too(fields: dict[str, Any], name: str) -> None:
     definition = msgspec.to_builtins(changed("job_defined"))["definition"]
-    event = changed("job_defined", definition={**definition, "retries": 2**31})
-    assert out_of_bounds(event) == "definition.retries"
+    event = changed("job_defined", definition={**definition, **fields})
+    assert out_of_bounds(event) == f"definition.{name}"

@@ -38,6 +38,10 @@ _KEY = Key("01a20000-0000-7000-8000-000000000001", bytes(range(32)))
 GOLDEN_EXPORT = Path(__file__).parent.parent / "golden" / "export.jsonl"
 """What an export of the golden log was when the format was decided; it can be imported for ever."""
 _JSON = "application/json"
+_DAY_TO_COME = (
+    '{"day":"9999-12-31","starts_at":"2026-10-25T00:00:00Z","ends_at":"2026-10-26T00:00:00Z","total":5,'
+    '"previous_day":null,"previous_used":0,"previous_total":0,"previous_agents":{}}'
+)
 _TOO_DEEP = '{"key":"a","fingerprint":"b","status":1,"body":{"a":' + "[" * 9_999 + "]" * 9_999 + "}}"
 
 
@@ -248,6 +252,22 @@ class TestWhatIsNotAWholeLog:
                 2,
                 {"data": _TOO_DEEP},
                 "line 4: A stored event does not have the shape that its type and schema ver",
+            ),
+            (
+                3,
+                {"type": "budget_day_reset", "stream": "budget-9999-12-31", "data": _DAY_TO_COME},
+                "line 5: it begins the day 9999-12-31, which is not when it is recorded",
+            ),
+            (
+                3,
+                {
+                    "type": "budget_day_reset",
+                    "stream": "budget-2026-10-25",
+                    "data": _DAY_TO_COME.replace("9999-12-31", "2026-10-25").replace(
+                        "2026-10-26", "0001-01-02"
+                    ),
+                },
+                "line 5: it begins the day 0001-01-02, which is not when it is recorded",
             ),
             (
                 2,
