@@ -241,6 +241,9 @@ CREATE TABLE snapshots (
     taken_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (fold, position)
 );
+-- What the planner knows of a table holds some of its values, until somebody analyses it again. So it is to know
+-- nothing of what may have to be forgotten, here and below.
+ALTER TABLE snapshots ALTER COLUMN state SET STATISTICS 0;
 
 
 -- Keys of sealed payloads --------------------------------------------------------------------------------
@@ -259,6 +262,7 @@ CREATE TABLE subject_keys (
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE UNIQUE INDEX subject_keys_subject ON subject_keys (subject) WHERE subject IS NOT NULL;
+ALTER TABLE subject_keys ALTER COLUMN subject SET STATISTICS 0, ALTER COLUMN key SET STATISTICS 0;
 
 -- It acts as the schema's owner: nobody else may delete a key, and nobody needs to. So it trusts nothing
 -- that its caller can choose: neither the search path nor another table that it could be made a trigger of.
@@ -323,6 +327,7 @@ CREATE TABLE squad_messages (
 CREATE INDEX squad_messages_from ON squad_messages (from_agent, position);
 CREATE INDEX squad_messages_to ON squad_messages (to_agent, position);
 CREATE INDEX squad_messages_task ON squad_messages (task_id, position) WHERE task_id IS NOT NULL;
+ALTER TABLE squad_messages ALTER COLUMN message SET STATISTICS 0, ALTER COLUMN data SET STATISTICS 0;
 
 CREATE TABLE squad_message_acks (
     message_id      uuid        NOT NULL,
@@ -461,6 +466,8 @@ CREATE TABLE email_logs (
 );
 CREATE INDEX email_logs_by_status ON email_logs (status, created_position);
 CREATE INDEX email_logs_by_category ON email_logs (category, created_position);
+ALTER TABLE email_logs ALTER COLUMN from_email SET STATISTICS 0, ALTER COLUMN subject SET STATISTICS 0,
+    ALTER COLUMN payload SET STATISTICS 0;
 
 
 -- Jobs and their runs ----------------------------------------------------------------------------------
@@ -709,4 +716,30 @@ SELECT settle_access();
 
 
 -- @upgrade 5
--- One event alone is counted as well, and a key that is to be destroyed is looked for afterwards: functions.
+-- One event alone is counted as well, and a key that is to be destroyed is looked for afterwards: functions. And the
+-- planner knows nothing of what may have to be forgotten. A column that gets the type it has loses what was known of
+-- it; one that a view of somebody else's shows cannot, and stays as it was: it would never be analysed again.
+
+DO $$
+DECLARE
+    one text[];
+BEGIN
+    FOREACH one SLICE 1 IN ARRAY ARRAY[
+        ['snapshots', 'state', 'bytea'],
+        ['subject_keys', 'subject', 'text'],
+        ['subject_keys', 'key', 'bytea'],
+        ['squad_messages', 'message', 'text'],
+        ['squad_messages', 'data', 'jsonb'],
+        ['email_logs', 'from_email', 'text'],
+        ['email_logs', 'subject', 'text'],
+        ['email_logs', 'payload', 'jsonb']
+    ] LOOP
+        BEGIN
+            EXECUTE format('ALTER TABLE %I ALTER COLUMN %I TYPE %s', one[1], one[2], one[3]);
+            EXECUTE format('ALTER TABLE %I ALTER COLUMN %I SET STATISTICS 0', one[1], one[2]);
+        EXCEPTION WHEN feature_not_supported THEN
+            NULL;
+        END;
+    END LOOP;
+END
+$$;

@@ -49,7 +49,8 @@ _WRITTEN_OUT = {
 }
 """What Postgres makes of what schema.sql says in the head of a function."""
 _MAKES = re.compile(
-    r"^CREATE (?:TABLE (\w+)|(?:UNIQUE )?INDEX (\w+) ON (\w+)) .*?;$", re.MULTILINE | re.DOTALL
+    r"^(?:(?:CREATE|ALTER) TABLE (\w+)|CREATE (?:UNIQUE )?INDEX (\w+) ON (\w+)) .*?;$",
+    re.MULTILINE | re.DOTALL,
 )
 
 

@@ -371,6 +371,53 @@ class TestDestruction:
                     await owner.execute("ALTER TABLE subject_keys NO FORCE ROW LEVEL SECURITY")
                 await submit(writer, do.ForgetSubject(subject=ADDRESS))
 
+    async def test_leaves_nothing_in_what_the_planner_knows_of_the_tables(
+        self, writer: Writer, database: str, connection: Connection
+    ) -> None:
+        for number in range(3):
+            await submit(writer, letter(number))
+            await submit(writer, do.SendMessage(from_agent="ada", message="a private word"))
+            await submit(writer, letter(number + 9, f"anna-{number}@example.org"))
+        await project(database)
+        await connection.execute(
+            "INSERT INTO snapshots (fold, position, state) VALUES ('f', 1, 'Zoe Smith')"
+        )
+        keys_ = await (await connection.execute("SELECT encode(key, 'hex') FROM subject_keys")).fetchall()
+        await connection.execute("ANALYZE")
+        known = await (
+            await connection.execute(
+                "SELECT concat_ws(' ', attname, most_common_vals, histogram_bounds) FROM pg_stats"
+                " WHERE schemaname = 'squad'"
+            )
+        ).fetchall()
+        told = "\n".join(text for (text,) in known)
+        assert "gmail_message_id" in told
+        assert [text for text in (*PERSONAL, digest_of(ADDRESS)) if text in told] == []
+        assert [key for (key,) in keys_ if key in told] == []
+
+    async def test_takes_what_the_planner_knew_before_an_upgrade(
+        self, writer: Writer, database: str, connection: Connection
+    ) -> None:
+        for number in range(3):
+            await submit(writer, letter(number))
+        await project(database)
+        await connection.execute(
+            "ALTER TABLE email_logs ALTER COLUMN from_email SET STATISTICS -1;"
+            " ALTER TABLE subject_keys ALTER COLUMN key SET STATISTICS -1; ANALYZE"
+        )
+        known = (
+            "SELECT count(*) FROM pg_stats"
+            " WHERE schemaname = 'squad' AND (tablename, attname) IN (('email_logs', 'from_email'),"
+            " ('subject_keys', 'key'))"
+        )
+        assert await (await connection.execute(known)).fetchone() == (2,)
+        await connection.execute("UPDATE schema_info SET version = 4")
+        # What somebody else's view shows can be given no type, and is no reason to stop.
+        await connection.execute("CREATE VIEW subjects AS SELECT subject FROM email_logs")
+        await schema.apply(database, "squad")
+        await connection.execute("ANALYZE")
+        assert await (await connection.execute(known)).fetchone() == (0,)
+
     async def test_is_not_undone_by_a_key_that_is_written_back(
         self, writer: Writer, connection: Connection
     ) -> None:

@@ -194,6 +194,9 @@ CATALOGUE = (
     # Columns of an older table may stand in another order: nothing of ours depends on it.
     "SELECT table_name, column_name, data_type, is_nullable, column_default, generation_expression"
     " FROM information_schema.columns WHERE table_schema = current_schema() ORDER BY 1, 2",
+    "SELECT attrelid::regclass::text, attname, coalesce(attstattarget, -1) FROM pg_attribute"
+    " JOIN pg_class c ON c.oid = attrelid"
+    " WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r' AND attnum > 0 ORDER BY 1, 2",
     "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = current_schema() ORDER BY 1",
     "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint"
     " WHERE connamespace = current_schema()::regnamespace ORDER BY 1, 2",
