@@ -23,10 +23,16 @@ _FILED_EARLIER = (AppendAbandoned.type, "log")
 
 
 class Arriving:
-    """A log that arrives line by line, into a squad that has none yet."""
+    """A log that arrives line by line, into a squad that has none yet.
 
-    def __init__(self) -> None:
+    Args:
+        now: the clock of the database that it is to lie in. Until it has come to the last event's time, the
+            squad's stands still.
+    """
+
+    def __init__(self, now: datetime | None = None) -> None:
         self.lines = 0
+        self._now = now
         self.head: Head = EMPTY_LOG
         self._header: Header | None = None
         self._ended = False
@@ -130,6 +136,8 @@ class Arriving:
             self._refuse("its hash does not follow from what it says and the hash before")
         if head.recorded_at is not None and moment < head.recorded_at:
             self._refuse("it is recorded earlier than the event before")
+        if self._now is not None and moment - self._now > FARTHEST_DAY:
+            self._refuse(f"it is recorded at {recorded_at}, more than a year from now")
         if caused_by is not None and caused_by >= position:
             self._refuse("it is caused by an event that is not before it")
         recorded = Recorded(

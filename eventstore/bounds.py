@@ -32,7 +32,7 @@ _BOUNDS = {
     **dict.fromkeys(("tokens", "tokens_used", "tokens_reserved"), _SUMMED),
     **dict.fromkeys(("priority", "percent", "warning_percents"), _INTEGER),
     "reset_hour": (0, 23),
-    **dict.fromkeys(("retries", "attempt", "attempts", "attempts_allowed"), _INTEGER),
+    **dict.fromkeys(("retries", "attempt", "attempts", "attempts_allowed"), (0, 1_000)),
 }
 """The least and the most that a number may be, by the name of its field, where that is not `_BIGINT`."""
 

@@ -157,7 +157,7 @@ async def import_log(
             has to be; nothing was stored.
         StoreUnavailable: the connection broke; all was stored or nothing.
     """
-    arriving, portions = Arriving(), aiter(chunks)
+    arriving, portions = Arriving(await log.clock(connection)), aiter(chunks)
     await _must_be_new(connection)
     try:
         async with connection.transaction():

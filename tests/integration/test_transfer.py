@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tracemalloc
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, LiteralString
@@ -287,6 +288,18 @@ class TestWhatIsRefused:
             lines = [header_line(row.id, EMPTY_LOG), event_line(row), end_line(1, head)]
             why = await _refusal(other, lines)
             assert why == "line 2: its to_agent is beyond what the tables can hold"
+
+    async def test_is_what_is_recorded_in_times_to_come(self, new_squad: str) -> None:
+        async with connected(new_squad) as other:
+            now = await log.clock(other)
+            for days, why in ((367, "line 2: it is recorded at "), (365, None)):
+                row = Scribe(other).row(joined("ann"), now + timedelta(days=days))
+                head = Head(1, row.hash, row.recorded_at)
+                lines = [header_line(row.id, EMPTY_LOG), event_line(row), end_line(1, head)]
+                if why:
+                    assert (await _refusal(other, lines)).startswith(why)
+                else:
+                    assert (await _imported(other, lines)).position == 1
 
     async def test_is_a_squad_that_is_not_new(self, connection: Connection, new_squad: str) -> None:
         await some_history(connection)
