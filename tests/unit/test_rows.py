@@ -1,0 +1,166 @@
+"""What the read tables hold of things that are over, which leave memory and so no decision sees."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from eventstore import codec
+from eventstore.events import (
+    AgentProfileChanged,
+    BudgetDayReset,
+    BudgetThresholdCrossed,
+    ConflictDetected,
+    JobResumed,
+    OperationExpired,
+    OperationFinished,
+    OperationRenewed,
+    OperationStarted,
+    RunMissed,
+    RunSkipped,
+    TokensReleased,
+    TokensSettled,
+)
+from projections.agents import AGENTS
+from projections.budgets import BUDGET_DAYS, RESERVATIONS
+from projections.jobs import JOBS
+from projections.operations import CONFLICTS, OPERATIONS, OperationRow
+from projections.runs import RUNS
+from service.commands import (
+    FinishOperation,
+    PassTime,
+    PauseJob,
+    RecordUsage,
+    RegisterAgent,
+    ReleaseReservation,
+    RenewOperation,
+    ReserveTokens,
+    ResumeJob,
+    SettleReservation,
+    StartOperation,
+)
+from service.draft import Draft
+from service.squad import Squad
+from tests.unit.job_stories import JOB, claim, with_job
+from tests.unit.support import START, given, moment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from projections.projection import Row, Table
+    from service.commands import AnyCommand
+    from tests.unit.support import Story
+
+CLAIM = StartOperation(agent="ann", action="answer", resources={"emailId": "e-1"})
+TODAY = START.date()
+
+
+def rows(story: Story, table: Table[Any, Any]) -> list[Any]:
+    """All that the log makes of a table."""
+    draft = Draft(Squad())
+    for recorded in story.log:
+        draft.fold(codec.decode(recorded), recorded)
+    return list(draft.all(table))
+
+
+def holds(row: Row, **fields: Any) -> None:
+    assert {name: getattr(row, name) for name in fields} == fields
+
+
+def operation_of(story: Story) -> OperationRow:
+    [row] = rows(story, OPERATIONS)
+    assert isinstance(row, OperationRow)
+    return row
+
+
+class TestOperations:
+    def test_under_way_tell_when_they_were_heard_of_last(self) -> None:
+        story = given(CLAIM)
+        started = story.position_of(OperationStarted)
+        holds(operation_of(story), started_at=START, renewed_at=START, position=started)
+        story.given(RenewOperation(operation_id=story.id), at=20)
+        renewed = story.position_of(OperationRenewed)
+        holds(operation_of(story), started_at=START, renewed_at=moment(20), position=renewed)
+        holds(operation_of(story), blocks_until=moment(50), expires_at=moment(80), fencing_token=started)
+
+    def test_that_finished_tell_when_and_how(self) -> None:
+        story = given(CLAIM)
+        story.given(FinishOperation(operation_id=story.id, outcome="failed", tokens_used=7), at=5)
+        finished = story.position_of(OperationFinished)
+        holds(operation_of(story), state="finished", outcome="failed", tokens_used=7)
+        holds(operation_of(story), ended_at=moment(5), position=finished)
+
+    def test_that_ran_out_tell_when(self) -> None:
+        story = given(CLAIM).when(PassTime(), at=60)
+        expired = story.position_of(OperationExpired)
+        holds(operation_of(story), state="expired", outcome=None, ended_at=moment(60), position=expired)
+
+
+def test_of_a_refused_claim_the_whole_is_told() -> None:
+    story = given(CLAIM)
+    operation = story.id
+    wanted = {"emailId": "e-1", "customerId": "7"}
+    story.when(StartOperation(agent="bob", action="quote", resources=wanted), at=9)
+    [row] = rows(story, CONFLICTS)
+    holds(row, agent="bob", action="quote", resources=wanted, contested={"emailId": "e-1"})
+    holds(row, operation_id=operation, operation_agents=["ann"], operation_action="answer")
+    holds(row, detected_at=moment(9), position=story.position_of(ConflictDetected))
+
+
+@pytest.mark.parametrize(
+    ("end", "kind", "state", "used"),
+    [
+        (lambda id_: SettleReservation(reservation_id=id_, tokens_used=7), TokensSettled, "settled", 7),
+        (lambda id_: ReleaseReservation(reservation_id=id_), TokensReleased, "released", None),
+        (lambda _: PassTime(), TokensReleased, "expired", None),
+    ],
+    ids=["settled", "released", "expired"],
+)
+def test_of_a_reservation_that_is_over_is_told_when_and_how(
+    end: Callable[[str], AnyCommand], kind: Any, state: str, used: int | None
+) -> None:
+    story = given(ReserveTokens(agent="ann", tokens=10, ttl_seconds=30))
+    story.given(end(story.id), at=30 if state == "expired" else 29)
+    [row] = rows(story, RESERVATIONS)
+    holds(row, state=state, tokens=10, tokens_used=used, created_at=START)
+    holds(row, ended_at=story.now, position=story.position_of(kind))
+
+
+def test_of_a_budget_day_that_is_over_is_told_when_and_what_it_used() -> None:
+    story = given(RecordUsage(agent="ann", tokens=60_000)).when(PassTime(), at=12 * 3_600 + 5)
+    yesterday, today = sorted(rows(story, BUDGET_DAYS), key=lambda row: row.day)
+    reset = story.position_of(BudgetDayReset)
+    holds(yesterday, day=TODAY, used=60_000, warned_percent=50, closed_at=story.now, position=reset)
+    holds(today, used=0, warned_percent=0, closed_at=None, position=reset)
+    assert yesterday.position > story.position_of(BudgetThresholdCrossed)
+
+
+def test_of_an_agent_the_profile_that_it_has_now_is_told() -> None:
+    story = given(RegisterAgent(name="ann", role="agent"))
+    story.given(RegisterAgent(name="ann", role="clerk", url="https://ann.example", priority=4))
+    [row] = rows(story, AGENTS)
+    holds(row, role="clerk", url="https://ann.example", priority=4)
+    holds(row, position=story.position_of(AgentProfileChanged))
+
+
+class TestJobs:
+    def test_that_go_on_tell_with_what_word(self) -> None:
+        story = with_job().given(PauseJob(name=JOB, note="holidays"), at=1)
+        story.given(ResumeJob(name=JOB, note="back"), at=2)
+        [row] = rows(story, JOBS)
+        holds(row, paused=False, pause_note="back", position=story.position_of(JobResumed))
+
+    def test_tell_why_a_tick_was_skipped(self) -> None:
+        story = with_job().given(PauseJob(name=JOB, note="holidays"), at=1).given(claim(), at=60)
+        [row] = rows(story, RUNS)
+        position = story.position_of(RunSkipped)
+        holds(row, status="skipped", reason="paused: holidays", tick=moment(60), attempts=0)
+        holds(row, started_at=None, finished_at=moment(60), fencing_token=position, position=position)
+
+    def test_tell_which_ticks_were_missed(self) -> None:
+        story = with_job().given(claim(), at=150)
+        missed = [row for row in rows(story, RUNS) if row.status == "missed"]
+        position = story.position_of(RunMissed)
+        assert [row.tick for row in missed] == [moment(60)]
+        holds(missed[0], reason=None, finished_at=moment(150), fencing_token=position, position=position)
