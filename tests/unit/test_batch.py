@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from eventstore.events import AppendAbandoned, MessageSent, RequestAnswered
+from eventstore.events import AgentHeartbeatRecorded, AppendAbandoned, MessageSent, RequestAnswered
 from projections.agents import AGENTS
+from projections.projection import MissingRow
 from service.commands import (
     AnyCommand,
     FinishOperation,
     PassTime,
+    RecordUsage,
     RegisterAgent,
     ReserveTokens,
     SendMessage,
@@ -95,6 +97,7 @@ class TestIdempotency:
     def test_refuses_the_key_for_another_request(self) -> None:
         story = given().when(request(HELLO, "k"))
         story.when(request(HELLO, "k", "POST /elsewhere")).then_refused("idempotency_mismatch")
+        assert "'k'" in story.refusal.detail
 
     def test_keeps_a_refusal_that_was_recorded(self) -> None:
         too_much = ReserveTokens(agent="ann", tokens=10)
@@ -129,6 +132,14 @@ class TestFaults:
         assert story.squad.rows(AGENTS).get("bob") is None
         story.when(claim)
         assert story.outcome.refusal is None
+
+    def test_leave_what_those_before_did_as_it_was(self) -> None:
+        def use(tokens: int) -> RecordUsage:
+            return RecordUsage(agent="ann", tokens=tokens)
+
+        story = given(ANN).when(request(use(10)), faulty(use(500)), request(use(1)))
+        assert story.squad.day is not None
+        assert story.squad.day.used == 11
 
     def test_do_not_use_a_key_up(self) -> None:
         story = given(ANN).when(faulty(HELLO)).when(request(HELLO, "faulty"))
@@ -169,6 +180,11 @@ class TestAbandonedBatch:
             story.decide([request(PassTime())], abandoned=lost)
         fences = [recorded for recorded in story.log if recorded.type == "append_abandoned"]
         assert len({(recorded.stream, recorded.version) for recorded in fences}) == 3
+
+
+def test_an_event_of_what_must_be_in_memory_and_is_not_stops_the_fold() -> None:
+    with pytest.raises(MissingRow):
+        given(AgentHeartbeatRecorded(agent="nobody"))
 
 
 def test_a_command_before_the_first_policy_fails_alone(caplog: pytest.LogCaptureFixture) -> None:

@@ -392,3 +392,11 @@ def test_operations_are_kept_in_the_order_in_which_they_began_however_they_are_l
     loaded = Squad()
     loaded.load(OPERATIONS, reversed(rows))
     assert list(loaded.all(OPERATIONS)) == list(loaded.copy().all(OPERATIONS)) == rows
+
+
+def test_operations_that_are_over_are_not_loaded() -> None:
+    [row] = given(a_claim(60)).squad.all(OPERATIONS)
+    loaded = Squad()
+    loaded.load(OPERATIONS, [row.replaced(state="finished")])
+    assert not list(loaded.all(OPERATIONS))
+    assert loaded.claims(("emailId", "e-1")) == ()
