@@ -130,6 +130,15 @@ class TestReserving:
         assert "'ann' may use 200 tokens today and has 50 left" in story.refusal.detail
         story.when(reserve(50)).then(reserved(50))
 
+    def test_is_refused_beyond_it_also_once_the_last_of_yesterday_is_settled(self) -> None:
+        story = a_squad(agent_limits={"ann": 100}).given(reserve(400, "bob", ttl=600), at=MIDNIGHT - 60)
+        reservation = story.id
+        story.given(use(60), at=MIDNIGHT + 1).given(settle(reservation, 400))
+        assert story.squad.rows(BUDGET_DAYS).get(TODAY) is None
+        story.when(reserve(41))
+        assert story.refusal.code == "agent_limit_reached"
+        assert story.row(BUDGETS, (TOMORROW, "ann")).used == 60
+
     def test_is_not_bound_by_the_limit_of_another(self) -> None:
         a_squad(agent_limits={"bob": 200}).when(reserve(1000)).then(reserved(1000))
 
