@@ -105,6 +105,10 @@ class TestSuccess:
         story.then(finished(), told("it is done"), AT_REST).replied(status="succeeded")
         assert nothing_is_left_of_it(story)
 
+    def test_is_the_end_also_where_more_attempts_are_allowed(self) -> None:
+        story = running(retries=2).when(ended(RUN), at=65)
+        story.then(finished(), told("it is done"), AT_REST).replied(status="succeeded")
+
     def test_is_caused_by_the_run_and_causes_the_rest(self) -> None:
         story = running()
         start = run(story).position
@@ -208,6 +212,25 @@ class TestAFailedAttempt:
         due = 65 + backoff(RUN, 1) / timedelta(seconds=1)
         story.when(take_up(RUN), at=due - 0.001).then_nothing()
         story.when(take_up(RUN), at=due).then(retried(2, due, lease_ran_out=False))
+
+    def test_is_followed_by_another_however_long_after_the_tick(self) -> None:
+        """A tick's catch-up time is for its first attempt."""
+        story = running(retries=1, catch_up_seconds=60.0).given(ended(RUN, succeeded=False), at=300)
+        story.when(take_up(RUN), at=302).then(retried(2, 302, lease_ran_out=False))
+
+    def test_is_the_last_where_the_job_is_removed_in_the_same_batch(self) -> None:
+        story = running(retries=1).given(ended(RUN, succeeded=False), at=65)
+        story.when(RemoveJob(name=JOB), take_up(RUN), at=70)
+        reason = "the job was removed before attempt 2 of 2"
+        assert finished(outcome="failed", reason=reason) in story.events
+
+    def test_that_used_tokens_is_an_act_of_its_agent(self) -> None:
+        story = running(retries=1).given(Heartbeat(agent="ann", status="idle"), at=61)
+        story.when(ended(RUN, succeeded=False, tokens_used=5), at=65).then(
+            AgentStatusChanged(agent="ann", previous="idle", status="active", reason="activity"),
+            TokensUsed(day=TODAY, agent="ann", tokens=5),
+            attempt_failed(story, tokens_used=5),
+        )
 
     def test_keeps_its_agent_at_work_and_its_tokens(self) -> None:
         story = running(tokens=600, retries=1).given(ended(RUN, succeeded=False), at=65)
