@@ -120,6 +120,16 @@ class TestATick:
         story = with_job(agent=None, endpoint=None, task="status_update")
         story.when(claim(), at=60).then(started(60, agent=None))
 
+    @pytest.mark.parametrize(
+        ("tokens", "kinds"), [(0, [RunStarted]), (5, [AgentRegistered, TokensReserved, RunStarted])]
+    )
+    def test_of_a_job_without_an_agent_is_work_of_the_orchestrator_where_it_takes_tokens(
+        self, tokens: int, kinds: list[type[Event]]
+    ) -> None:
+        nobodys = define(agent=None, endpoint=None, task="status_update", tokens=tokens)
+        story = given(StartOrchestrator(), nobodys).when(claim(), at=60)
+        assert [type(event) for event in story.events] == kinds
+
     def test_allows_as_many_attempts_as_the_job_has_retries_and_one(self) -> None:
         with_job(retries=2).when(claim(), at=60).then(AT_WORK, started(60, attempts_allowed=3))
 
@@ -327,6 +337,14 @@ class TestCancellingTheOther:
         assert kinds == [TokensReleased, RunFinished, MessageSent, TokensReserved, RunStarted]
         assert story.row(BUDGET_DAYS, START.date()).reserved == 600
 
+    def test_has_nothing_today_of_what_the_other_gives_back_of_yesterday(self) -> None:
+        midnight = 12 * 3_600
+        story = with_job(POOR, cron="0,59 0,23 * * *", overlap="cancel_other", tokens=600)
+        story.given(claim(), at=midnight - 60).given(RecordUsage(agent="bob", tokens=500), at=midnight + 1)
+        story.when(claim(), at=midnight + 2)
+        kinds = [type(event) for event in story.events if not isinstance(event, AgentStatusChanged)]
+        assert kinds == [TokensReleased, RunFinished, MessageSent, TokensDenied, RunSkipped]
+
     def test_lets_the_agent_rest_where_the_tokens_do_not_suffice_for_the_next(self) -> None:
         story = running(POOR, overlap="cancel_other", tokens=600)
         story.given(RecordUsage(agent="orchestrator", tokens=450), at=61).when(claim(), at=120)
@@ -366,6 +384,15 @@ class TestAllowingAll:
         assert story.row(AGENTS, "ann").operations == 2
         assert len(list(story.squad.all(RUNS))) == 2
 
+    def test_that_was_allowed_before_cancels_them_all_the_oldest_first(self) -> None:
+        ticks = range(60, 480, 60)
+        story = running(overlap="allow_all")
+        for tick in ticks[1:]:
+            story.given(claim(), at=tick)
+        story.given(define(overlap="cancel_other")).when(claim(), at=480)
+        finished = [event.run_id for event in story.events if isinstance(event, RunFinished)]
+        assert finished == [run_of(tick) for tick in ticks]
+
 
 RUN_NOW = RunJob(name=JOB, runner=RUNNER)
 
@@ -398,6 +425,10 @@ class TestRunningNow:
     def test_is_in_the_way_of_a_tick(self) -> None:
         story = with_job().given(RUN_NOW, at=59).when(claim(), at=60)
         story.then(skipped(60, "overlap", "the run of 2026-03-02 12:00:59Z is under way"))
+
+    def test_before_the_orchestrator_ever_started_is_refused(self) -> None:
+        story = given(RegisterAgent(name="ann", role="agent"), define())
+        story.when(RunJob(name=JOB, runner=RUNNER)).then_refused("orchestrator_stopped")
 
     def test_while_shut_down_is_refused(self) -> None:
         with_job().given(StopOrchestrator()).when(RUN_NOW, at=1).then_refused("orchestrator_stopped")
