@@ -116,6 +116,10 @@ class TestPrecedence:
         story = with_job(source=earlier)
         story.when(define(timeout_seconds=5.0), at=1).then(defined(timeout_seconds=5.0))
 
+    def test_another_schedule_counts_from_the_moment_on_that_it_is_given(self) -> None:
+        story = with_job(cron="0 * * * *").given(define(), at=600).when(claim(), at=660)
+        assert [type(event) for event in story.events] == [AgentStatusChanged, RunStarted]
+
     @pytest.mark.parametrize("earlier", ["default", "settings"])
     def test_the_api_replaces_everything(self, earlier: str) -> None:
         story = with_job(source=earlier)
@@ -303,6 +307,9 @@ class TestRemoving:
             missed(180),
             JobRemoved(job=JOB, source="api"),
         )
+
+    def test_of_a_disabled_job_which_has_no_ticks_misses_none(self) -> None:
+        with_job(enabled=False).when(RemoveJob(name=JOB), at=600).then(JobRemoved(job=JOB, source="api"))
 
     def test_lets_a_run_under_way_end(self) -> None:
         story = running().given(RemoveJob(name=JOB), at=61)
