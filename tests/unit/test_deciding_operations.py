@@ -275,6 +275,12 @@ class TestRenewing:
         story.when(RenewOperation(operation_id=operation), at=at + seconds)
         assert story.outcome.refusal is None
 
+    def test_is_possible_again_once_that_one_has_run_out_even_before_that_is_recorded(self) -> None:
+        story, operation = holding(ttl=600)
+        story.given(claim("bob", ttl=5), at=WINDOW).when(PassTime(), at=WINDOW + 4.9)
+        story.when(RenewOperation(operation_id=operation), at=WINDOW + 5).meanwhile()
+        assert story.outcome.refusal is None
+
     def test_is_possible_again_once_that_one_has_finished(self) -> None:
         story, operation = holding(ttl=600)
         story.given(claim("bob", ttl=600), at=WINDOW)
