@@ -107,3 +107,17 @@ def test_what_a_job_was_due_at_before_is_forgotten() -> None:
         story.given(define(cron=None, every_seconds=20_000_000.0 + number))
         assert due_jobs(story.squad, moment(1))[0] == []
     assert len(story.squad.agenda._soonest) < 200
+
+
+def test_the_soonest_is_still_first_after_that() -> None:
+    story = a_squad()
+    for number in range(150):
+        story.given(define("changes", cron=None, every_seconds=20_000_000.0 + number))
+        due_jobs(story.squad, moment(1))
+    story.given(*(define(f"every {s} s", cron=None, every_seconds=float(s)) for s in (50, 40, 30, 20)))
+    for number in range(150):
+        story.given(define("changes", cron=None, every_seconds=10_000_000.0 + number))
+        due_jobs(story.squad, moment(1))
+    assert due_jobs(story.squad, moment(1)) == ([], [], moment(20))
+    assert due_jobs(story.squad, moment(29))[0] == ["every 20 s"]
+    assert due_jobs(story.squad, moment(59))[0] == [f"every {s} s" for s in (20, 30, 40, 50)]

@@ -73,7 +73,7 @@ class TestBuckets:
     ) -> None:
         monkeypatch.setattr(limits, "MAX_NAMES", 2)
         buckets = Buckets(per_second=1, burst=2)
-        for name in ("ann", "bob", "eve", "ann"):
+        for name in ("ann", "bob", "eve", "eve", "ann"):
             assert buckets.take(name, 1.0) == 0
         assert buckets.take("ann", 1.0) > 0
 
