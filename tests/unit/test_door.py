@@ -148,6 +148,18 @@ class TestWithKeys:
         assert entrance.ask(by=KEY.text) == "unauthorized"
         assert not entrance.door.still_admits(known)
 
+    @pytest.mark.parametrize(
+        ("scheme", "found"), [("bearer ", Caller("operator", KEY.id)), ("digest ", "unauthorized")]
+    )
+    async def test_one_is_taken_by_its_scheme_only(self, scheme: str, found: Caller | str) -> None:
+        assert Entrance(a_key()).ask(Authorization=scheme + KEY.text) == found
+
+    async def test_one_opens_what_it_is_for_and_nothing_more(self) -> None:
+        entrance = Entrance(a_key(scope="auditor"))
+        assert entrance.ask(Scope.AUDIT, by=KEY.text) == Caller("auditor", KEY.id)
+        assert entrance.ask(Scope.ACT, by=KEY.text) == "not_allowed"
+        assert entrance.ask(Scope.OPERATE, by=KEY.text) == "not_allowed"
+
     async def test_one_that_is_wrong_is_not_remembered(self) -> None:
         entrance = Entrance(a_key())
         for number in range(50):
