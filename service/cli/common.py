@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -115,7 +116,9 @@ async def _until_told(work: Coroutine[Any, Any, T], told: list[int]) -> T:
         elif monotonic() - since > _SAID_AGAIN_AFTER_SECONDS:
             raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # Elsewhere, as in tests, signals are none of ours; Python would not let them be.
+    is_main = threading.current_thread() is threading.main_thread()
+    for number in (signal.SIGTERM, signal.SIGHUP) if is_main else ():
         # Whoever starts it with nohup wants it to outlive the terminal.
         if signal.getsignal(number) == signal.SIG_DFL:
             # Not the loop's own way, which is deaf while a write waits for whoever reads the output.
