@@ -12,6 +12,7 @@ from eventstore.events import (
     BudgetDayReset,
     BudgetThresholdCrossed,
     ConflictDetected,
+    EmailUpdated,
     JobResumed,
     OperationExpired,
     OperationFinished,
@@ -24,11 +25,15 @@ from eventstore.events import (
 )
 from projections.agents import AGENTS
 from projections.budgets import BUDGET_DAYS, RESERVATIONS
+from projections.emails import EMAILS
 from projections.jobs import JOBS
 from projections.operations import CONFLICTS, OPERATIONS, OperationRow
-from projections.runs import RUNS
+from projections.runs import RUNS, run_id
+from projections.tasks import TASKS
 from service.commands import (
+    CreateTask,
     FinishOperation,
+    LogEmail,
     PassTime,
     PauseJob,
     RecordUsage,
@@ -39,6 +44,8 @@ from service.commands import (
     ResumeJob,
     SettleReservation,
     StartOperation,
+    UpdateEmail,
+    UpdateTask,
 )
 from service.draft import Draft
 from service.squad import Squad
@@ -142,6 +149,22 @@ def test_of_an_agent_the_profile_that_it_has_now_is_told() -> None:
     [row] = rows(story, AGENTS)
     holds(row, role="clerk", url="https://ann.example", priority=4)
     holds(row, position=story.position_of(AgentProfileChanged))
+
+
+def test_of_an_email_and_a_task_what_they_came_to_is_told_and_when() -> None:
+    story = given(LogEmail(gmail_message_id="g-1", from_email="eve@example.com"))
+    story.given(UpdateEmail(email_id=story.id, status="archived", payload={"a": 1}), at=5)
+    [email] = rows(story, EMAILS)
+    holds(email, status="archived", payload={"a": 1}, created_at=START, updated_at=moment(5))
+    holds(email, position=story.position_of(EmailUpdated))
+    story.given(CreateTask(title="t"), at=6)
+    story.given(UpdateTask(task_id=story.id, status="completed"), at=7)
+    [task] = rows(story, TASKS)
+    holds(task, status="completed", created_at=moment(6), updated_at=moment(7))
+
+
+def test_a_tick_has_the_same_run_in_every_version_of_the_software() -> None:
+    assert run_id(JOB, START) == "019cae6b-6600-7105-8e61-6cd28050e022"
 
 
 class TestJobs:
