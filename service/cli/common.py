@@ -46,6 +46,9 @@ AT_LEISURE: dict[str, Any] = {
 _SAID_AGAIN_AFTER_SECONDS = 1.0
 """A second signal means "at once", unless it comes with the first: `timeout` sends it to the group, too."""
 
+_STUCK_AFTER_SECONDS = 1.5
+"""How long a command may take to hear of a signal, as while it waits for whoever reads its output."""
+
 _WIDE = 10_000
 """Columns enough for any row."""
 
@@ -96,7 +99,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     told: list[int] = []
     try:
         return uvloop.run(_until_told(work, told))
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, KeyboardInterrupt):
         if not told:
             raise
         sys.exit(128 + told[0])
@@ -112,7 +115,10 @@ async def _until_told(work: Coroutine[Any, Any, T], told: list[int]) -> T:
             since = monotonic()
             told.append(number)
             task.cancel()
-            loop.call_soon_threadsafe(lambda: None)
+            # Only where the loop turns can it clean up by itself; else it says this again, to itself.
+            signal.signal(signal.SIGALRM, end)
+            signal.setitimer(signal.ITIMER_REAL, _STUCK_AFTER_SECONDS)
+            loop.call_soon_threadsafe(signal.setitimer, signal.ITIMER_REAL, 0)
         elif monotonic() - since > _SAID_AGAIN_AFTER_SECONDS:
             raise KeyboardInterrupt
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
+import subprocess
+import termios
+from array import array
 from functools import partial
+from select import PIPE_BUF
+from subprocess import PIPE
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +18,8 @@ import pytest
 from service.selftest.place import PREFIX
 from tests.support.command import SQUAD, end, squad_command
 from tests.support.embedded import new_data_folder, postmaster_pid
-from tests.support.parts import connected
+from tests.support.life import Life
+from tests.support.parts import connected, running_writer
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -20,6 +28,7 @@ if TYPE_CHECKING:
 
     from eventstore.connection import Connection
 
+_PIPE_BYTES = 64 * 1024
 FOR_LONG = ("bench", "--seconds", "60")
 
 
@@ -62,6 +71,29 @@ async def test_nohup_has_a_command_outlive_the_terminal(database: str, tmp_path:
         for number in (signal.SIGHUP, signal.SIGTERM):
             process.send_signal(number)
         assert (await end(process)).code == 128 + signal.SIGTERM
+
+
+async def test_one_whose_output_nobody_reads_ends_as_well(database: str, tmp_path: Path) -> None:
+    async with running_writer(database) as writer:
+        await Life(seed=1).live(writer, 300)
+    with _unread("events", "--json", "--dsn", database, cwd=tmp_path) as process:
+        assert process.stdout
+        await eventually(partial(_is_full, process.stdout.fileno()), within_seconds=60)
+        process.terminate()
+        await eventually(lambda: process.poll() is not None, within_seconds=20)
+        assert process.returncode == 128 + signal.SIGTERM
+
+
+def _unread(*arguments: str, cwd: Path) -> subprocess.Popen[bytes]:
+    # Without a buffer Python gives up what a signal interrupts.
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.Popen([SQUAD, *arguments], cwd=cwd, env=buffered, stdout=PIPE)
+
+
+def _is_full(pipe: int) -> bool:
+    waiting = array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, waiting)
+    return waiting[0] > _PIPE_BYTES - PIPE_BUF
 
 
 async def _is_there(connection: Connection) -> bool:
