@@ -75,7 +75,7 @@ class PageFolder:
 
     `generation` is that of the tables as `projections` had it when the caller looked; `keyring` holds the
     keys of sealed payloads that are at hand already. Where the tables are `empty`, no row is asked for
-    until one was let go.
+    until one was let go, as those are at once that do not last.
     """
 
     def __init__(self, generation: int = 1, keyring: Keyring | None = None, *, empty: bool = False) -> None:

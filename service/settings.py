@@ -22,11 +22,9 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
 from eventstore.connection import SCHEMA_NAME
@@ -35,12 +33,12 @@ from service.job_spec import JobSpec, over, seed_jobs
 from service.logs import LogFormat, LogLevel
 from service.places import Dsn, File
 from service.sections import AgentSettings, BudgetSettings, Section
+from service.setting_sources import Environment, TomlFile
 from service.values import Name, Timezone, Tokens, Url, WindowSeconds, check_timezone
-from service.wrong_settings import explain, explain_json, misspelt_variables
+from service.wrong_settings import SettingsError, explain, explain_json, misspelt_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from importlib.resources.abc import Traversable
 
     from eventstore.events import JobSource
     from projections.agents import AgentRow
@@ -48,7 +46,6 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = Path("squad.toml")
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
-_SERVICE_LINK = re.compile(r"[a-z]+://.+:[0-9]+")
 _POLICY = (
     "daily_tokens",
     "reset_hour",
@@ -95,42 +92,6 @@ Origin = Annotated[str, AfterValidator(_check_origin)]
 
 RequestsPerSecond = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 """A rate; 0 is no limit."""
-
-
-class SettingsError(Exception):
-    """A setting is wrong. One line for each, with its name, its value and what is allowed."""
-
-
-class _File(TomlConfigSettingsSource):
-    """`squad.toml`. Its `schema` is a name that a pydantic model keeps for itself."""
-
-    def __call__(self) -> dict[str, Any]:
-        """The settings of the file."""
-        values = super().__call__()
-        if "schema" in values:
-            values["SQUAD_SCHEMA"] = values.pop("schema")
-        return values
-
-    def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
-        try:
-            return super()._read_file(file_path)
-        except OSError as error:
-            raise SettingsError(f"{file_path} cannot be read: {error.strerror}") from error
-        except RecursionError as error:
-            raise SettingsError(f"{file_path} is nested too deep") from error
-        except ValueError as error:
-            raise SettingsError(f"{file_path} is not valid TOML: {error}") from error
-
-
-class _Environment(EnvSettingsSource):
-    """The variables, but for the `SQUAD_PORT` that Kubernetes sets where a service is named `squad`."""
-
-    def __call__(self) -> dict[str, Any]:
-        """The settings of the environment."""
-        values = super().__call__()
-        if _SERVICE_LINK.fullmatch(values.get("port", "")):
-            del values["port"]
-        return values
 
 
 class Settings(BaseSettings, Section):
@@ -192,7 +153,7 @@ class Settings(BaseSettings, Section):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags first, then the environment, then the file."""
         del env_settings, dotenv_settings, file_secret_settings
-        return init_settings, _Environment(settings_cls), _File(settings_cls, _config.path)
+        return init_settings, Environment(settings_cls), TomlFile(settings_cls, _config.path)
 
     def policy(self) -> SetPolicy:
         """The policy as far as somebody set it. What nobody set stays as the log has it."""

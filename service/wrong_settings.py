@@ -22,6 +22,10 @@ _ALIKE = 0.7
 _WITH_SECRETS = frozenset({"SQUAD_AGENTS"})
 
 
+class SettingsError(Exception):
+    """A setting is wrong. One line for each, with its name, its value and what is allowed."""
+
+
 def may_hold_a_password(dsn: str) -> bool:
     """Whether it is better not repeated."""
     return "@" in dsn or "pas" in dsn.lower()
