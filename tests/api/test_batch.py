@@ -250,6 +250,12 @@ async def test_a_command_that_is_no_request_spoils_the_batch(
     assert await service.head() == head
 
 
+async def test_what_is_no_command_is_told_in_words_of_the_api(service: Service) -> None:
+    answer = await service.api.post("batch", commands=["POST /api/v1/tasks"])
+    fault = answer.expect(422, "validation_failed")
+    assert fault["detail"] == "commands.0: input should be a valid dictionary"
+
+
 async def test_every_write_of_the_table_can_be_batched(api: Api) -> None:
     writes = [route for route in ROUTES if route.write]
     commands: list[dict[str, object]] = [

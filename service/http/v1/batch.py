@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
 from urllib.parse import unquote
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, with_config
+from typing_extensions import TypedDict
 
 from eventstore import codec, lookup, sealing
 from eventstore.events import RequestAnswered
@@ -43,14 +44,14 @@ MAX_PATH_CHARACTERS = 2_000
 """A name alone has up to 1,200 where each of its characters is percent-encoded."""
 
 
-class BatchedCommand(BaseModel):
+@with_config(ConfigDict(extra="forbid", strict=True))
+class BatchedCommand(TypedDict):
     """A write, as it would be requested alone."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
+    # No model of its own: what is made of up to a thousand at once is best what JSON is made into anyway.
     method: Literal["POST", "PUT", "PATCH", "DELETE"]
-    path: str = Field(max_length=MAX_PATH_CHARACTERS)
-    body: dict[str, Any] = Field(default_factory=dict)
+    path: Annotated[str, Field(max_length=MAX_PATH_CHARACTERS)]
+    body: NotRequired[dict[str, Any]]
 
 
 class Batch(BaseModel):
@@ -92,7 +93,7 @@ class Writes:
     def personal(self, command: BatchedCommand) -> frozenset[str]:
         """Which fields of a command's body can hold something personal."""
         try:
-            write = self.find(command.method, command.path)[0].write
+            write = self.find(command["method"], command["path"])[0].write
         except Problem:
             # It is going to be refused, and nothing of it kept.
             return frozenset()
@@ -128,19 +129,22 @@ def prints_of(
     another: they are sealed with different keys, and a hash is enough to tell whether a guess is right.
     """
     personal = [writes.personal(command) for command in commands]
+    wholes = [_whole(command) for command in commands]
     shown = [
-        {
-            **command.model_dump(),
-            "body": {name: value for name, value in command.body.items() if name not in its},
-        }
-        for command, its in zip(commands, personal, strict=True)
+        {**one, "body": {name: value for name, value in one["body"].items() if name not in its}}
+        for one, its in zip(wholes, personal, strict=True)
     ]
     whole, bare = hash_of(method, path, body), hash_of(method, path, dumps(shown))
     prints = []
-    for command, its in zip(commands, personal, strict=True):
-        own = hash_of(method, path, bare.encode() + dumps(command.model_dump())) if its else bare
+    for one, its in zip(wholes, personal, strict=True):
+        own = hash_of(method, path, bare.encode() + dumps(one)) if its else bare
         prints.append(Print(own, bare, whole) if encrypt else Print(whole, bare, own))
     return prints
+
+
+def _whole(command: BatchedCommand) -> dict[str, Any]:
+    """The command with its fields in one order, and with a body, which it need not have."""
+    return {"method": command["method"], "path": command["path"], "body": command.get("body", {})}
 
 
 async def _refuse_another_body(services: Services, prints: Mapping[str, Print]) -> None:
@@ -185,12 +189,12 @@ def route_for(routes: Iterable[Route]) -> Route:
     def asked(
         services: Services, command: BatchedCommand, key: str | None, print_: Print, size: int
     ) -> Request:
-        route, path = writes.find(command.method, command.path)
+        route, path = writes.find(command["method"], command["path"])
         require(route.scope)
         how = route.write
         assert how
         return request_for(
-            how.make(services, command.body, path),
+            how.make(services, command.get("body", {}), path),
             key=key,
             print_=print_,
             size=size,
