@@ -99,10 +99,11 @@ class Ahead:
             self._decide_on(self._decided.draft if self._decided else Draft(self._below))
 
     def _decide_on(self, draft: Draft) -> None:
-        before, beside = self._decided, self.tickets
+        before = self._decided
         if before and before.batch.is_full:
             return
-        tickets = self._without_needs(draft, self._waiting.drain(self._pace.beside(), beside=beside))
+        most, size = self._pace.beside() - len(self.tickets), before.batch.size if before else 0
+        tickets = self._without_needs(draft, self._waiting.drain(most, size=size))
         if not tickets:
             return
         # The events of a batch share one time, and it is never before that of the batch below.

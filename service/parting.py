@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from eventstore.telling import told
 from service.commands import ForgetSubject
 from service.logs import about
-from service.requests import CommandFailed
+from service.requests import MAX_BATCH_COMMANDS, CommandFailed
 
 if TYPE_CHECKING:
     from service.requests import Ticket, Waiting
@@ -31,7 +31,8 @@ def companions(part: list[Ticket], waiting: Waiting) -> list[Ticket]:
     """Takes those out of the queue who may go along with a part that has waited for its turn."""
     if _stands_apart(part[0]):
         return []
-    more = waiting.drain(beside=part)
+    size = sum(ticket.request.size for ticket in part)
+    more = waiting.drain(MAX_BATCH_COMMANDS - len(part), size=size)
     alone = next((index for index, ticket in enumerate(more) if _stands_apart(ticket)), len(more))
     if alone < len(more):
         waiting.put_back(more[alone:])

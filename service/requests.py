@@ -130,7 +130,7 @@ class Waiting:
     def __init__(self) -> None:
         self.arrived = asyncio.Event()
         self.on_arrival: Callable[[], None] | None = None
-        """Told of every ticket, for as long as somebody is there who does not wait for `arrived`."""
+        """Told of new tickets, for as long as somebody is there who does not wait for `arrived`."""
         self.bytes = 0
         self._tickets: deque[Ticket] = deque()
 
@@ -141,7 +141,7 @@ class Waiting:
         return iter(self._tickets)
 
     def put(self, ticket: Ticket) -> None:
-        """Adds a ticket at the end.
+        """Adds a ticket at the end. Nobody is told of it before `tell`.
 
         Raises:
             QueueFull: a bound is reached.
@@ -150,6 +150,9 @@ class Waiting:
             raise QueueFull
         self._tickets.append(ticket)
         self.bytes += ticket.request.size
+
+    def tell(self) -> None:
+        """Tells whoever takes tickets that some have come."""
         self.arrived.set()
         if self.on_arrival:
             self.on_arrival()
@@ -166,16 +169,14 @@ class Waiting:
             self._tickets = deque(ticket for ticket in self._tickets if not ticket.outcome.done())
             self.bytes = sum(ticket.request.size for ticket in self._tickets)
 
-    def drain(self, most: int = MAX_BATCH_COMMANDS, *, beside: Sequence[Ticket] = ()) -> list[Ticket]:
-        """Takes the next batch, or more to go `beside` others; leaves out those whose callers have gone.
+    def drain(self, most: int = MAX_BATCH_COMMANDS, *, size: int = 0) -> list[Ticket]:
+        """Takes the next batch, or more to go beside others; leaves out those whose callers have gone.
 
         Args:
-            most: how many commands the batch has at most, with those that it goes beside.
-            beside: what makes a batch together with these.
+            most: how many commands to take at most.
+            size: of what makes a batch together with these, in bytes.
         """
         batch: list[Ticket] = []
-        size = sum(ticket.request.size for ticket in beside)
-        most -= len(beside)
         while self._tickets and len(batch) < most and size < MAX_BATCH_BYTES:
             ticket = self._tickets.popleft()
             self.bytes -= ticket.request.size

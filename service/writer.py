@@ -149,7 +149,7 @@ class Writer:
         """Puts commands behind all that wait, with nobody else's between them. See `put`."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience_seconds
-        tell, wait = self.measures.command, self.waiting.put
+        tell, put = self.measures.command, self.waiting.put
         if not self._busy:
             self._moved_at = monotonic()
         outcomes = []
@@ -160,9 +160,10 @@ class Writer:
                 ticket.fail(Stopping())
                 continue
             try:
-                wait(ticket)
+                put(ticket)
             except QueueFull as error:
                 ticket.fail(error)
+        self.waiting.tell()
         self._patience.watch()
         return outcomes
 
