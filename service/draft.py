@@ -76,8 +76,9 @@ class Layer:
 
     def put(self, key: Any, value: Any, /) -> None:
         """Writes a value."""
-        self.journal.append((self.changes, key, self.changes.get(key, _ABSENT)))
-        self.changes[key] = value
+        changes = self.changes
+        self.journal.append((changes, key, changes.get(key, _ABSENT)))
+        changes[key] = value
 
     def items(self) -> Iterator[tuple[Any, Any]]:
         """All there are, in no order."""

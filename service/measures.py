@@ -95,8 +95,11 @@ class Measures:
         self._count(batch.recorded)
 
     def _count(self, events: Sequence[Recorded]) -> None:
+        types = [recorded.type for recorded in events]
+        self.events.update(types)
+        if _ENDS_A_RUN.isdisjoint(types):
+            return
         for recorded in events:
-            self.events[recorded.type] += 1
             if recorded.type in _ENDS_A_RUN:
                 match codec.decode(recorded):
                     case RunFinished(outcome=outcome):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from eventstore import codec
 from eventstore.chain import link, microseconds
-from eventstore.recorded import Recorded
+from eventstore.recorded import recorded_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -91,20 +91,22 @@ class Recorder:
                 recorded_at_microseconds=self.now_microseconds,
                 data=data,
             )
-            recorded = Recorded(
-                position,
-                id_,
-                stream,
-                version,
-                event.type,
-                event.schema_version,
-                data,
-                actor,
-                caused_by,
-                correlation_id,
-                idempotency_key,
-                self.now,
-                digest,
+            recorded = recorded_of(
+                (
+                    position,
+                    id_,
+                    stream,
+                    version,
+                    event.type,
+                    event.schema_version,
+                    data,
+                    actor,
+                    caused_by,
+                    correlation_id,
+                    idempotency_key,
+                    self.now,
+                    digest,
+                )
             )
             draft.fold(event, recorded)
             self.batch.recorded.append(recorded)
