@@ -7,6 +7,7 @@ import pytest
 import pytest_asyncio
 
 from tests.api.client import Api, Service, running_service
+from tests.support.agents import Agents, running_agents
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,6 +34,13 @@ async def service(database: str) -> AsyncIterator[Service]:
 def api(service: Service) -> Api:
     """A client of the service."""
     return service.api
+
+
+@pytest.fixture
+async def agents() -> AsyncIterator[Agents]:
+    """Agents that do as they are told."""
+    async with running_agents() as running:
+        yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

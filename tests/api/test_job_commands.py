@@ -19,7 +19,7 @@ from service.cli import cli, waiting
 from service.database import StartFailed
 from service.job_spec import SEED_JOBS, JobSpec
 from tests.api.client import running_service
-from tests.support.agents import Agents, answers, answers_bytes, running_agents, when
+from tests.support.agents import Agents, answers, answers_bytes, when
 from tests.support.command import end, start
 from tests.support.log import whole_log
 from tests.support.parts import connected, running_writer, submit
@@ -35,12 +35,6 @@ if TYPE_CHECKING:
     from tests.api.client import Service
 
 WORKER = {"worker": {"role": "test"}}
-
-
-@pytest.fixture
-async def agents() -> AsyncIterator[Agents]:
-    async with running_agents() as running:
-        yield running
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from service import commands as do
 from service.job_spec import BUILT_IN_TASKS, JobSpec
 from service.scheduler import Scheduler
 from tests.api.client import running_service
-from tests.support.agents import Agents, answers, running_agents, when
+from tests.support.agents import Agents, answers, when
 from tests.support.away import recorded_before_the_break
 from tests.support.log import whole_log
 from tests.support.parts import connected
@@ -41,12 +41,6 @@ SEEDS = {
 }
 RESET_HOUR = 7
 WORKER = {"worker": {"role": "test"}}
-
-
-@pytest.fixture
-async def agents() -> AsyncIterator[Agents]:
-    async with running_agents() as running:
-        yield running
 
 
 @pytest.fixture

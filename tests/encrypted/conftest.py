@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.api.conftest import _no_settings_of_ours, api, service
-from tests.integration.conftest import agents, member
+from tests.integration.conftest import agents, connection, member, writer
 
-__all__ = ["_no_settings_of_ours", "agents", "api", "member", "service"]
+__all__ = ["_no_settings_of_ours", "agents", "api", "connection", "member", "service", "writer"]
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,27 @@ import pytest
 
 from tests.support.agents import Agents, running_agents
 from tests.support.jobs import Member, running_member
+from tests.support.parts import connected, running_writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from eventstore.connection import Connection
+    from service.writer import Writer
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[Connection]:
+    """A connection to look at the test's squad with."""
+    async with connected(database) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def writer(database: str) -> AsyncIterator[Writer]:
+    """A writer that is ready, in a squad that has rules."""
+    async with running_writer(database) as running:
+        yield running
 
 
 @pytest.fixture

@@ -34,12 +34,6 @@ MESSAGE_ID = "019f0000-0000-7000-8000-000000000001"
 
 
 @pytest.fixture
-async def agents() -> AsyncIterator[Agents]:
-    async with running_agents() as running:
-        yield running
-
-
-@pytest.fixture
 async def caller(agents: Agents) -> AsyncIterator[Caller]:
     async with Caller(agents.url, {"signing": SECRET}) as opened:
         yield opened

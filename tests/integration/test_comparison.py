@@ -52,12 +52,6 @@ if TYPE_CHECKING:
     from service.writer import Writer
 
 
-@pytest.fixture
-async def connection(database: str) -> AsyncIterator[Connection]:
-    async with connected(database) as opened:
-        yield opened
-
-
 @pytest.mark.parametrize("seed", range(3))
 async def test_the_tables_of_any_history_follow_from_the_log(database: str, seed: int) -> None:
     async with running_writer(database) as writer:

@@ -13,18 +13,10 @@ from tests.support.log import Scribe, said
 from tests.support.parts import SCHEMA, connected
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from eventstore.connection import Connection
 
 FIRST_SCHEMA = Path(__file__).parent.parent / "golden" / "schema.v1.sql"
 KEEP = "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
-
-
-@pytest.fixture
-async def connection(database: str) -> AsyncIterator[Connection]:
-    async with connected(database) as opened:
-        yield opened
 
 
 async def test_those_of_a_schema_that_was_lifted_are_right(empty_database: str) -> None:

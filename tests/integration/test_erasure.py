@@ -50,12 +50,6 @@ PERSONAL = (ADDRESS, "Zoe Smith", "A complaint", "so very angry", "a private wor
 
 
 @pytest.fixture
-async def connection(database: str) -> AsyncIterator[Connection]:
-    async with connected(database) as opened:
-        yield opened
-
-
-@pytest.fixture
 async def writer(database: str) -> AsyncIterator[Writer]:
     async with running_writer(database, encrypt=True) as running_:
         yield running_

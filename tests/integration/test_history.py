@@ -30,19 +30,13 @@ from tests.support.squads import contents
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
 
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
 
 EVENTS = 5_000
 POSITIONS = 1_000
-
-
-@pytest.fixture
-async def connection(database: str) -> AsyncIterator[Connection]:
-    async with connected(database) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -33,12 +33,6 @@ AWKWARD = 'line\nfeed, "quotes", back\\slash, \t tab, \x1f separator, \u2028, ü
 
 
 @pytest.fixture
-async def connection(database: str) -> AsyncIterator[Connection]:
-    async with connected(database) as opened:
-        yield opened
-
-
-@pytest.fixture
 async def other(database: str) -> AsyncIterator[Connection]:
     async with connected(database) as opened:
         yield opened

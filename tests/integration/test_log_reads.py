@@ -11,10 +11,8 @@ from eventstore import log, lookup
 from eventstore.lookup import Filter
 from eventstore.recorded import EMPTY_LOG, Head
 from tests.support.log import Scribe, joined, new_id, said, texts
-from tests.support.parts import connected
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from datetime import datetime
 
     from eventstore.connection import Connection
@@ -22,12 +20,6 @@ if TYPE_CHECKING:
 
 SECOND = timedelta(seconds=1)
 MICROSECOND = timedelta(microseconds=1)
-
-
-@pytest.fixture
-async def connection(database: str) -> AsyncIterator[Connection]:
-    async with connected(database) as opened:
-        yield opened
 
 
 @pytest.fixture

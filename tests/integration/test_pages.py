@@ -28,12 +28,6 @@ EVENTS = 23
 
 
 @pytest.fixture
-async def connection(database: str) -> AsyncIterator[Connection]:
-    async with connected(database) as opened:
-        yield opened
-
-
-@pytest.fixture
 async def stored(connection: Connection) -> list[Recorded]:
     await Scribe(connection).append(joined("alice"), *(said(f"the {n}th") for n in range(2, EVENTS + 1)))
     return await stored_log(connection)

@@ -23,19 +23,11 @@ from tests.support.verify import assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
     from projections.projection import View
 
 POISON = "poison"
-
-
-@pytest.fixture
-async def connection(database: str) -> AsyncIterator[Connection]:
-    async with connected(database) as opened:
-        yield opened
 
 
 def _make_messages_choke_on_poison(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,16 +45,10 @@ from tests.support.verify import assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
 
     from eventstore.connection import Connection
     from projections.projection import Table
-
-
-@pytest.fixture
-async def connection(database: str) -> AsyncIterator[Connection]:
-    async with connected(database) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("close", [0, 10_000], ids=["folded before", "folded in the swap"])

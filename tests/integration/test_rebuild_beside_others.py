@@ -29,16 +29,8 @@ from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from eventstore.connection import Connection
     from service.writer import Writer
-
-
-@pytest.fixture
-async def connection(database: str) -> AsyncIterator[Connection]:
-    async with connected(database) as opened:
-        yield opened
 
 
 class Readers:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-import pytest
-
 from projections.messages import MESSAGES
 from projections.operations import OPERATIONS
 from service import commands as do
 from service import recall
 from service.draft import Draft
 from service.requests import Request, Ticket
-from tests.support.parts import connected, running_writer, submit
+from tests.support.parts import submit
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator
 
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
@@ -26,18 +23,6 @@ if TYPE_CHECKING:
 
 MANY = 40
 _NOBODY_WAITS = cast("asyncio.Future[Outcome]", None)
-
-
-@pytest.fixture
-async def writer(database: str) -> AsyncIterator[Writer]:
-    async with running_writer(database) as running_:
-        yield running_
-
-
-@pytest.fixture
-async def connection(database: str) -> AsyncIterator[Connection]:
-    async with connected(database) as opened:
-        yield opened
 
 
 async def _recalled(writer: Writer, connection: Connection, *commands: AnyCommand) -> list[str]:

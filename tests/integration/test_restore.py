@@ -22,7 +22,7 @@ from service.restore import catch_up, restore
 from service.squad import Squad
 from tests.support.life import Life
 from tests.support.log import stored_log
-from tests.support.parts import connected, running, running_writer, submit
+from tests.support.parts import running, running_writer, submit
 from tests.support.verify import assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
@@ -34,18 +34,6 @@ if TYPE_CHECKING:
     from service.writer import Writer
 
 COMMANDS = 300
-
-
-@pytest.fixture
-async def writer(database: str) -> AsyncIterator[Writer]:
-    async with running_writer(database) as running_:
-        yield running_
-
-
-@pytest.fixture
-async def connection(database: str) -> AsyncIterator[Connection]:
-    async with connected(database) as opened:
-        yield opened
 
 
 @asynccontextmanager

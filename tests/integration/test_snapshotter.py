@@ -40,12 +40,6 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshotter, "AGAIN_AFTER_SECONDS", 0.05)
 
 
-@pytest.fixture
-async def connection(database: str) -> AsyncIterator[Connection]:
-    async with connected(database) as opened:
-        yield opened
-
-
 @asynccontextmanager
 async def _process(database: str, hints: Hints | None = None) -> AsyncIterator[Writer]:
     """A process that writes and takes snapshots, and finds none from its start."""

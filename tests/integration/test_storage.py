@@ -10,11 +10,8 @@ from psycopg import errors, sql
 
 from projections import PROJECTIONS, storage
 from projections.budgets import BUDGET_DAYS, BUDGETS, BudgetDayRow, BudgetRow
-from tests.support.parts import connected
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from eventstore.connection import Connection
 
 NASTY_TEXTS = [
@@ -67,12 +64,6 @@ VALUES: dict[str, list[Any]] = {
     "date": [date(2026, 11, 24), date(1, 1, 1), date(9999, 12, 31)],
     "boolean": [True, False],
 }
-
-
-@pytest.fixture
-async def connection(database: str) -> AsyncIterator[Connection]:
-    async with connected(database) as opened:
-        yield opened
 
 
 def test_every_type_of_column_that_there_is_is_tried() -> None:

@@ -52,12 +52,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-async def connection(database: str) -> AsyncIterator[Connection]:
-    async with connected(database) as opened:
-        yield opened
-
-
-@pytest.fixture
 def new_squad(postgres: PostgresServer, _template: str) -> Iterator[str]:
     """The DSN of another database with an empty squad."""
     with postgres.new_database(template=_template) as dsn:

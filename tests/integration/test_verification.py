@@ -27,7 +27,6 @@ from tests.support.log import Scribe, new_id, said
 from tests.support.parts import connected, message, running_writer, submit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from eventstore.checkpoint import Checkpoint
@@ -35,12 +34,6 @@ if TYPE_CHECKING:
     from eventstore.verification import Check, Verified
 
 KEY = Ed25519PrivateKey.generate()
-
-
-@pytest.fixture
-async def connection(database: str) -> AsyncIterator[Connection]:
-    async with connected(database) as opened:
-        yield opened
 
 
 async def _verify(connection: Connection, *checkpoints: Checkpoint) -> Verified:

@@ -34,7 +34,7 @@ from tests.support.verify import assert_log_is_sound
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
 
     from eventstore.recorded import Recorded
     from service.decide import At, Decision
@@ -44,12 +44,6 @@ POISON = "poison"
 
 # Valid JSON that Postgres takes no text out of; nothing that comes through the API can hold it.
 UNSTORABLE: dict[str, Any] = {"text": "\x00"}
-
-
-@pytest.fixture
-async def writer(database: str) -> AsyncIterator[Writer]:
-    async with running_writer(database) as running_:
-        yield running_
 
 
 def _unstorable() -> do.SendMessage:
