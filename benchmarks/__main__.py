@@ -12,7 +12,7 @@ from rich.console import Console
 from benchmarks import plot, report
 from benchmarks.frame import Plan, run
 from benchmarks.suite import ALL
-from service.cli.common import COLLECT_AFTER
+from service.cli.running import COLLECT_AFTER
 
 _DEFAULT = Plan(rounds=3, seconds=2.0, warm_up_seconds=0.5)
 _QUICK = Plan(rounds=1, seconds=0.2, warm_up_seconds=0.1)

@@ -18,7 +18,7 @@ from benchmarks import history, stage
 from benchmarks.frame import Benchmark, Contender
 from eventstore import schema, transfer
 from eventstore.connection import connect
-from service.cli.common import AT_LEISURE
+from service.cli.target import AT_LEISURE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

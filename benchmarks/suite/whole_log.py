@@ -16,7 +16,7 @@ from benchmarks.frame import Benchmark, Contender
 from eventstore import codec, log, verification
 from eventstore.connection import connect
 from projections.rebuild import rebuild
-from service.cli.common import AT_LEISURE
+from service.cli.target import AT_LEISURE
 from service.history import state_at
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ import psycopg
 from eventstore.errors import EventStoreError
 from service.cli.bench import bench
 from service.cli.checkpoint import checkpoint
-from service.cli.common import take_only_utf8
 from service.cli.events import events
 from service.cli.explain import explain_position
 from service.cli.export import export_command, import_command
 from service.cli.forget import forget
 from service.cli.jobs import jobs
 from service.cli.keys import keys_
+from service.cli.parameters import take_only_utf8
 from service.cli.replay import replay
 from service.cli.schema import schema_
 from service.cli.state import state

@@ -8,9 +8,8 @@ A service that runs sees what came of it as it sees what other processes do.
 from __future__ import annotations
 
 import getpass
-import logging
 import os
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,7 +20,8 @@ from eventstore.listener import Hints, Listener
 from service.app import until_ready
 from service.background import background
 from service.batch import new_id
-from service.cli.common import open_squad, printable
+from service.cli.output import printable
+from service.cli.target import open_squad
 from service.clock import DatabaseClock
 from service.commands.base import Command
 from service.database import StartFailed
@@ -30,10 +30,10 @@ from service.values import in_words
 from service.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
+    from collections.abc import AsyncIterator
 
     from eventstore.connection import Connection
+    from service.cli.target import Target
     from service.commands import AnyCommand
     from service.requests import Outcome
     from service.settings import Settings
@@ -97,9 +97,7 @@ def asked(kind: type[C], **fields: Any) -> C:
 
 @asynccontextmanager
 async def acting(
-    config: Path | None,
-    dsn: str | None,
-    data: Path | None,
+    target: Target,
     *,
     listening: bool = False,
     anew: bool = False,
@@ -107,9 +105,7 @@ async def acting(
     """Opens a squad that exists, or (`anew`) comes to exist by this, to change something in it.
 
     Args:
-        config: the settings' file.
-        dsn: the database.
-        data: the embedded Postgres's folder.
+        target: which squad.
         listening: for a command that waits for what others do: the writer then hears of it at once, and not
             only when it looks, which it does before each decision and every second.
         anew: whether the squad may be a new one.
@@ -117,15 +113,14 @@ async def acting(
     Raises:
         StartFailed: there is no squad, or its state cannot be restored.
     """
-    async with open_squad(config, dsn, data, anew=anew) as (connection, chosen, found):
+    async with open_squad(target, anew=anew) as (connection, chosen, found):
         await schema.check_may_append(connection)
         listener = Listener(found, chosen.squad_schema) if listening else None
         hints = listener.events if listener else Hints()
         writer = Writer(found, chosen.squad_schema, DatabaseClock(), hints, encrypt=chosen.encrypt_payloads)
-        with _quiet():
-            async with background(writer.run(), *([listener.run()] if listener else [])):
-                await until_ready(writer)
-                yield Acting(connection, chosen, found, writer, actor())
+        async with background(writer.run(), *([listener.run()] if listener else [])):
+            await until_ready(writer)
+            yield Acting(connection, chosen, found, writer, actor())
 
 
 def actor() -> str:
@@ -135,14 +130,3 @@ def actor() -> str:
     except (OSError, KeyError, ImportError):
         login = str(os.getuid())
     return f"cli:{printable(login)[:_LONGEST_LOGIN]}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What goes wrong is told in one line by whoever it concerns, and not in log lines before it."""
-    root, mute = logging.getLogger(), logging.NullHandler()
-    root.addHandler(mute)
-    try:
-        yield
-    finally:
-        root.removeHandler(mute)

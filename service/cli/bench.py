@@ -8,13 +8,15 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from service import selftest, settings
-from service.cli.common import Seconds, database_options, run, tables, way_to_database
+from service import selftest
+from service.cli.output import tables
+from service.cli.parameters import Seconds
+from service.cli.running import run
+from service.cli.target import target_options, way_to_database
 from service.http.json import dumps
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from service.cli.target import Target
     from service.selftest import Figures, Latency
 
 
@@ -27,12 +29,10 @@ if TYPE_CHECKING:
     help="How long to measure.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
-@database_options
-def bench(
-    *, seconds: float, as_json: bool, dsn: str | None, data: Path | None, config: Path | None
-) -> None:
+@target_options
+def bench(*, seconds: float, as_json: bool, target: Target) -> None:
     """Measure this machine and database, in a schema of its own that is removed afterwards."""
-    chosen = settings.read(config, dsn=dsn, data=data)
+    chosen = target.settings()
     screen = Console(stderr=True)
 
     async def work() -> Figures:

@@ -10,10 +10,10 @@ import click
 from eventstore import checkpoint as signed
 from eventstore import log, lookup, verification
 from eventstore.recorded import Head
-from service import settings
 from service.cli import progress
-from service.cli.common import AT_LEISURE, database_options, open_squad, run
 from service.cli.files import STANDARD, written
+from service.cli.running import run
+from service.cli.target import AT_LEISURE, open_squad, target_options
 from service.database import StartFailed
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from eventstore.checkpoint import Checkpoint
     from eventstore.connection import Connection
+    from service.cli.target import Target
 
 _FILE = click.Path(path_type=Path)
 
@@ -29,15 +30,13 @@ _FILE = click.Path(path_type=Path)
 @click.option("--key", type=_FILE, help="The key to sign with.  [default: what checkpoint_key is set to]")
 @click.option("--out", type=_FILE, default=STANDARD, help="Where to write it.  [default: stdout]")
 @click.option("--new-key", type=_FILE, help="Only make a key, in this file, and its public half beside it.")
-@database_options
+@target_options
 def checkpoint(
     *,
     key: Path | None,
     out: Path,
     new_key: Path | None,
-    dsn: str | None,
-    data: Path | None,
-    config: Path | None,
+    target: Target,
 ) -> None:
     """Verify the log, and sign how far it is and what its last hash is."""
     if new_key is not None:
@@ -46,7 +45,7 @@ def checkpoint(
         click.echo(f"  private  {new_key}: keep it where whoever can write to the database cannot read it")
         click.echo(f"  public   {signed.public_half(new_key)}: for squad verify --public-key")
         return
-    chosen_key = key or settings.read(config, dsn=dsn, data=data).checkpoint_key
+    chosen_key = key or target.settings().checkpoint_key
     if chosen_key is None:
         raise StartFailed(
             "there is no key to sign with; name one with --key, or make one with"
@@ -55,7 +54,7 @@ def checkpoint(
     private = signed.private_key(chosen_key)
 
     async def work() -> Checkpoint:
-        async with open_squad(config, dsn, data, **AT_LEISURE) as (connection, _, _):
+        async with open_squad(target, **AT_LEISURE) as (connection, _, _):
             return await _signed(connection, private)
 
     made = run(work())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,20 +14,24 @@ from eventstore.gauge import Gauge
 from eventstore.listener import Listener
 from eventstore.subscription import follow
 from service.background import background
-from service.cli.common import Moment, Whole, database_options, open_squad, printable, run
+from service.cli.output import printable
+from service.cli.parameters import Moment, Whole
+from service.cli.running import run
+from service.cli.target import open_squad, target_options
 from service.folding import BeyondTheLog
 from service.http.json import dumps
 from service.http.v1.events import show
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
-    from pathlib import Path
 
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
+    from service.cli.target import Target
 
-_SHOWN_CHARACTERS = 160
+_LINE_CHARACTERS = 220
+_VALUE_CHARACTERS = 60
 
 
 @click.command()
@@ -37,7 +41,7 @@ _SHOWN_CHARACTERS = 160
 @click.option("--agent", metavar="NAME", help="Only events of this agent.")
 @click.option("--since", type=Moment(), help="Only events since then: RFC 3339, or 15m, 2h, 1d ago.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@database_options
+@target_options
 def events(
     *,
     following: bool,
@@ -46,28 +50,22 @@ def events(
     agent: str | None,
     since: datetime | None,
     as_json: bool,
-    dsn: str | None,
-    data: Path | None,
-    config: Path | None,
+    target: Target,
 ) -> None:
     """Read the log."""
     wanted = lookup.Filter(type=type_, agent=agent, since=since)
 
     async def work() -> None:
-        async with open_squad(config, dsn, data) as (connection, chosen, found):
+        async with open_squad(target) as (connection, chosen, found):
             if after > (ends_at := await log.head_position(connection)):
                 raise BeyondTheLog(f"it ends at position {ends_at}; was an older backup restored?")
             if not following:
                 await _print_all(connection, after, wanted, as_json=as_json)
                 return
             listener = Listener(found, chosen.squad_schema)
-
-            @asynccontextmanager
-            async def reading() -> AsyncIterator[Connection]:
-                yield connection
-
             async with background(listener.run()):
-                async for page in follow(reading, listener.events, after, wanted=wanted):
+                pages = follow(lambda: nullcontext(connection), listener.events, after, wanted=wanted)
+                async for page in pages:
                     _print(await sealing.reveal(connection, page), as_json=as_json)
 
     try:
@@ -101,9 +99,9 @@ def _line(recorded: Recorded) -> str:
     time = recorded.recorded_at.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
     actor = printable(recorded.actor)
     text = f"{recorded.position:>8}  {time}Z  {recorded.type:<26} {actor:<22} {facts}"
-    return text[: _SHOWN_CHARACTERS + 60] + cause
+    return text[:_LINE_CHARACTERS] + cause
 
 
 def _brief(value: Any) -> str:
     text = printable(value if isinstance(value, str) else orjson.dumps(value).decode())
-    return text if len(text) <= 60 else text[:59] + "…"
+    return text if len(text) <= _VALUE_CHARACTERS else f"{text[: _VALUE_CHARACTERS - 1]}…"

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from service.cli.common import Whole, database_options, open_squad, printable, run
+from service.cli.output import printable
+from service.cli.parameters import Whole
+from service.cli.running import run
+from service.cli.target import open_squad, target_options
 from service.database import StartFailed
 from service.explain import explain
 from service.explain.reader import LoggedPast
@@ -16,8 +19,8 @@ from service.views import explanation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
+    from service.cli.target import Target
     from service.explain import Explanation
     from service.explain.record import Reason, Step
 
@@ -25,14 +28,12 @@ if TYPE_CHECKING:
 @click.command("explain")
 @click.argument("position", type=Whole(min=1, max=2**63 - 1))
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
-@database_options
-def explain_position(
-    position: int, *, as_json: bool, dsn: str | None, data: Path | None, config: Path | None
-) -> None:
+@target_options
+def explain_position(position: int, *, as_json: bool, target: Target) -> None:
     """Tell why the event at a position happened, or why something was refused there."""
 
     async def work() -> Explanation | None:
-        async with open_squad(config, dsn, data) as (connection, _, _):
+        async with open_squad(target) as (connection, _, _):
             return await explain(LoggedPast(connection), position)
 
     found = run(work())

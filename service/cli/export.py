@@ -16,11 +16,12 @@ from eventstore.transfer import export_log, import_log
 from eventstore.translation import translating
 from projections import PROJECTIONS
 from projections.projector import Projector
-from service import settings
 from service.background import background
 from service.cli import progress
-from service.cli.common import AT_LEISURE, Whole, database_options, open_squad, run, way_to_database
 from service.cli.files import STANDARD, lines, written
+from service.cli.parameters import Whole
+from service.cli.running import run
+from service.cli.target import AT_LEISURE, open_squad, target_options, way_to_database
 from service.database import StartFailed
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from eventstore.recorded import Head
     from eventstore.transfer import Exported
+    from service.cli.target import Target
 
 _FILE = click.Path(path_type=Path)
 _LOOK_EVERY_SECONDS = 0.1
@@ -51,7 +53,7 @@ _STANDINGS = "SELECT name, position, failed_position, error FROM projections"
     is_flag=True,
     help="Leave out what sealed payloads are read with: nobody can read them from this file.",
 )
-@database_options
+@target_options
 def export_command(
     *,
     file: Path,
@@ -59,16 +61,14 @@ def export_command(
     without_keys: bool,
     after: int,
     until: int | None,
-    dsn: str | None,
-    data: Path | None,
-    config: Path | None,
+    target: Target,
 ) -> None:
     """Write the log to FILE as JSON Lines, packed where its name ends in .gz; - is stdout."""
     if until is not None and until < after:
         raise click.UsageError(f"--until {until} is before --after {after}")
 
     async def work() -> Exported:
-        async with open_squad(config, dsn, data, **AT_LEISURE) as (connection, _, _):
+        async with open_squad(target, **AT_LEISURE) as (connection, _, _):
             head = await log.head_position(connection)
             if after > head:
                 raise StartFailed(f"there is nothing after position {after}, the log ends at {head}")
@@ -97,10 +97,10 @@ def export_command(
 
 @click.command("import")
 @click.argument("file", type=_FILE)
-@database_options
-def import_command(file: Path, dsn: str | None, data: Path | None, config: Path | None) -> None:
+@target_options
+def import_command(file: Path, target: Target) -> None:
     """Take in a whole log that squad export wrote to FILE, or nothing, into a new squad; - is stdin."""
-    chosen = settings.read(config, dsn=dsn, data=data)
+    chosen = target.settings()
 
     async def work() -> Head:
         # Whoever names a file that is none must not find a new database afterwards.

@@ -15,14 +15,14 @@ from projections.messages import messages
 from projections.projector import Projector
 from service.background import background
 from service.cli.acting import acting, asked
-from service.cli.common import database_options, run
+from service.cli.running import run
+from service.cli.target import target_options
 from service.commands import ForgetSubject
 from service.database import StartFailed
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from service.cli.acting import Acting
+    from service.cli.target import Target
     from service.requests import Outcome
 
 LOOK_SECONDS = 0.05
@@ -36,8 +36,8 @@ _HINDMOST = "SELECT coalesce(min(position), 0) FROM projections WHERE name = ANY
 
 @click.command()
 @click.argument("subject")
-@database_options
-def forget(*, subject: str, dsn: str | None, data: Path | None, config: Path | None) -> None:
+@target_options
+def forget(*, subject: str, target: Target) -> None:
     """Make what a sender wrote, or a message, unreadable for ever.
 
     SUBJECT is the address of a sender of e-mails, or the id of a message. It can only be forgotten as far
@@ -46,7 +46,7 @@ def forget(*, subject: str, dsn: str | None, data: Path | None, config: Path | N
     """
 
     async def work() -> Outcome:
-        async with acting(config, dsn, data) as squad:
+        async with acting(target) as squad:
             wanted = asked(ForgetSubject, subject=subject)
             in_plain = await traces.in_plain(squad.connection, wanted.subject)
             outcome = await squad.do(wanted.model_copy(update={"in_plain": in_plain}))

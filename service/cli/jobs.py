@@ -16,35 +16,34 @@ from service import commands as do
 from service import views
 from service.cli import screen
 from service.cli.acting import acting, asked
-from service.cli.common import Seconds, database_options, open_squad, run, tables
+from service.cli.output import safe, tables
+from service.cli.parameters import Seconds
+from service.cli.running import run
+from service.cli.target import open_squad, target_options
 from service.cli.waiting import WITHOUT_END, enter, enter_and_wait
 from service.http.json import dumps
 from service.http.v1.jobs import LAST_RUNS
 from service.restore import catch_up, restore
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from service.cli.target import Target
 
 _COLOURS = {"succeeded": "green", "running": "cyan", "skipped": "yellow", "missed": "yellow"}
 
 
 @click.group(invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@database_options
+@target_options
 @click.pass_context
-def jobs(
-    context: click.Context, *, as_json: bool, dsn: str | None, data: Path | None, config: Path | None
-) -> None:
+def jobs(context: click.Context, *, as_json: bool, target: Target) -> None:
     """Show the schedule; run, pause or resume a job."""
     if context.invoked_subcommand is not None:
         # Which squad it is may be said before or after what is to be done.
-        context.default_map = {
-            context.invoked_subcommand: {"dsn": dsn, "data": data, "config": config},
-        }
+        context.default_map = {context.invoked_subcommand: target._asdict()}
         return
 
     async def work() -> list[dict[str, Any]]:
-        async with open_squad(config, dsn, data) as (connection, _, _):
+        async with open_squad(target) as (connection, _, _):
             squad = await restore(connection)
             await catch_up(connection, squad)
             now = await log.clock(connection)
@@ -67,7 +66,7 @@ def _table(found: list[dict[str, Any]]) -> Table:
             Text(item["status"], _COLOURS.get(item["status"], "red")) for item in job["last_runs"]
         )
         when, coming = screen.due(job)
-        table.add_row(screen.safe(job["name"]), when, screen.safe(job["agent"] or "-"), runs, coming)
+        table.add_row(safe(job["name"]), when, safe(job["agent"] or "-"), runs, coming)
     return table
 
 
@@ -82,15 +81,13 @@ def _table(found: list[dict[str, Any]]) -> Table:
     metavar="[SECONDS]",
     help="Wait until it ends, for so long at most; fail where it does not succeed. Stands after NAME.",
 )
-@database_options
-def run_job(
-    name: str, wait_seconds: float | None, dsn: str | None, data: Path | None, config: Path | None
-) -> None:
+@target_options
+def run_job(name: str, wait_seconds: float | None, target: Target) -> None:
     """Run a job now, by whichever service is first to see it."""
 
     async def work() -> None:
         waiting = wait_seconds is not None
-        async with acting(config, dsn, data, listening=waiting) as hand:
+        async with acting(target, listening=waiting) as hand:
             if wait_seconds is None:
                 await enter(hand, name)
             else:
@@ -102,22 +99,22 @@ def run_job(
 @jobs.command()
 @click.argument("name")
 @click.option("--note", help="Why; it is shown with the job and kept in the log.")
-@database_options
-def pause(name: str, note: str | None, dsn: str | None, data: Path | None, config: Path | None) -> None:
+@target_options
+def pause(name: str, note: str | None, target: Target) -> None:
     """Skip a job's ticks from here on."""
-    run(_do(config, dsn, data, asked(do.PauseJob, name=name, note=note)))
+    run(_do(target, asked(do.PauseJob, name=name, note=note)))
 
 
 @jobs.command()
 @click.argument("name")
 @click.option("--note", help="Why; it is kept in the log.")
-@database_options
-def resume(name: str, note: str | None, dsn: str | None, data: Path | None, config: Path | None) -> None:
+@target_options
+def resume(name: str, note: str | None, target: Target) -> None:
     """Run a job's ticks again."""
-    run(_do(config, dsn, data, asked(do.ResumeJob, name=name, note=note)))
+    run(_do(target, asked(do.ResumeJob, name=name, note=note)))
 
 
-async def _do(config: Path | None, dsn: str | None, data: Path | None, command: do.AnyCommand) -> None:
-    async with acting(config, dsn, data) as hand:
+async def _do(target: Target, command: do.AnyCommand) -> None:
+    async with acting(target) as hand:
         outcome = await hand.do(command)
     click.echo(dumps({**outcome.reply, "position": outcome.position}).decode())

@@ -14,7 +14,9 @@ from projections.keys import KEYS, keys
 from service import api_keys
 from service import commands as do
 from service.cli.acting import acting, asked
-from service.cli.common import database_options, open_squad, printable, run, tables
+from service.cli.output import printable, safe, tables
+from service.cli.running import run
+from service.cli.target import open_squad, target_options
 from service.database import StartFailed
 from service.decide.access import key_is_needed
 from service.draft import Draft
@@ -23,11 +25,11 @@ from service.squad import Squad
 
 if TYPE_CHECKING:
     from datetime import datetime
-    from pathlib import Path
 
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
     from projections.keys import KeyRow
+    from service.cli.target import Target
 
 _COLOURS = {"active": "green", "expired": "yellow", "revoked": "red"}
 
@@ -47,7 +49,7 @@ def keys_() -> None:
 @click.option("--expires-days", type=int, metavar="N", help="How long it lives.  [default: until revoked]")
 @click.option("--note", metavar="TEXT", help="What it is for; shown in lists, and kept in the log.")
 @click.option("--json", "as_json", is_flag=True, help="The key and what is known of it, as JSON.")
-@database_options
+@target_options
 def create(
     *,
     scope: str | None,
@@ -55,9 +57,7 @@ def create(
     expires_days: int | None,
     note: str | None,
     as_json: bool,
-    dsn: str | None,
-    data: Path | None,
-    config: Path | None,
+    target: Target,
 ) -> None:
     """Make a key. It is shown this once; only its hash is kept."""
     if scope is None:
@@ -77,7 +77,7 @@ def create(
 
     async def work() -> dict[str, Any]:
         # Before the first start as well: a service that others can reach does not start without one.
-        async with acting(config, dsn, data, anew=True) as hand:
+        async with acting(target, anew=True) as hand:
             outcome = await hand.do(command)
             return {"key": made.text, **outcome.reply, "position": outcome.position}
 
@@ -94,14 +94,12 @@ def create(
 @keys_.command("list")
 @click.option("--all", "with_revoked", is_flag=True, help="Those that were revoked as well.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@database_options
-def list_(
-    *, with_revoked: bool, as_json: bool, dsn: str | None, data: Path | None, config: Path | None
-) -> None:
+@target_options
+def list_(*, with_revoked: bool, as_json: bool, target: Target) -> None:
     """Show which keys there are."""
 
     async def work() -> list[dict[str, Any]]:
-        async with open_squad(config, dsn, data) as (connection, _, _):
+        async with open_squad(target) as (connection, _, _):
             now = await log.clock(connection)
             return [_shown(row, now) for row in await all_keys(connection)]
 
@@ -114,8 +112,8 @@ def list_(
 
 @keys_.command()
 @click.argument("id_", metavar="ID")
-@database_options
-def revoke(id_: str, dsn: str | None, data: Path | None, config: Path | None) -> None:
+@target_options
+def revoke(id_: str, target: Target) -> None:
     """Take a key back. ID is its id, or the key itself."""
     key_id = api_keys.id_in(id_)
     if not re.fullmatch(api_keys.ID_PATTERN, key_id):
@@ -124,7 +122,7 @@ def revoke(id_: str, dsn: str | None, data: Path | None, config: Path | None) ->
     command = do.RevokeKey(key_id=key_id)
 
     async def work() -> tuple[dict[str, Any], bool]:
-        async with acting(config, dsn, data) as hand:
+        async with acting(target) as hand:
             outcome = await hand.do(command)
             shown = {**outcome.reply, "position": outcome.position}
             return shown, key_is_needed(hand.writer.squad)
@@ -165,8 +163,8 @@ def _table(found: list[dict[str, Any]]) -> Table:
         table.add_row(
             key["id"],
             key["scope"],
-            Text(printable(key["agent"] or "-")),
-            Text(printable(key["note"] or "-")),
+            safe(key["agent"] or "-"),
+            safe(key["note"] or "-"),
             _day(key["created_at"]),
             _day(key["first_used_at"]),
             _day(key["expires_at"]),

@@ -11,21 +11,23 @@ from rich.table import Table
 from projections import PROJECTIONS
 from projections.rebuild import rebuild
 from service.cli import progress
-from service.cli.common import database_options, open_squad, run, tables
+from service.cli.output import tables
+from service.cli.running import run
+from service.cli.target import open_squad, target_options
 from service.database import StartFailed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from projections import Projection
     from projections.rebuild import Rebuilt
+    from service.cli.target import Target
 
 
 @click.command()
 @click.argument("names", metavar="[PROJECTION]...", nargs=-1)
-@database_options
-def replay(names: tuple[str, ...], dsn: str | None, data: Path | None, config: Path | None) -> None:
+@target_options
+def replay(names: tuple[str, ...], target: Target) -> None:
     """Rebuild read tables from the log, while the service runs.
 
     Without a name, those of all projections. Readers see the old rows until the new ones are complete.
@@ -33,7 +35,7 @@ def replay(names: tuple[str, ...], dsn: str | None, data: Path | None, config: P
     wanted = _named(names)
 
     async def work() -> Rebuilt:
-        async with open_squad(config, dsn, data) as (_, chosen, found):
+        async with open_squad(target) as (_, chosen, found):
             with progress.shown("replaying") as tell:
                 return await rebuild(found, chosen.squad_schema, wanted, progress=tell)
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from eventstore import schema
-from service import settings
-from service.cli.common import database_options, run, way_to_database
+from service.cli.running import run
+from service.cli.target import target_options, way_to_database
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from service.cli.target import Target
 
 
 @click.group("schema")
@@ -24,19 +24,17 @@ def schema_() -> None:
     "--service", multiple=True, metavar="ROLE", help="Lets a role run the service: append, and keep tables."
 )
 @click.option("--reader", multiple=True, metavar="ROLE", help="Lets a role see, and change nothing.")
-@database_options
+@target_options
 def apply(
     service: tuple[str, ...],
     reader: tuple[str, ...],
-    dsn: str | None,
-    data: Path | None,
-    config: Path | None,
+    target: Target,
 ) -> None:
     """Bring the schema to this version. The DSN's role becomes its owner, or is it already.
 
     The roles that are let in must be there. An upgrade keeps those that were let in before.
     """
-    chosen = settings.read(config, dsn=dsn, data=data)
+    chosen = target.settings()
     guests: list[schema.Guest] = [(role, "service") for role in service]
     guests += [(role, "reader") for role in reader]
 

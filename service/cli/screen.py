@@ -14,7 +14,7 @@ from projections.jobs import JOBS
 from projections.runs import RUNS
 from projections.tasks import TASKS
 from service import views
-from service.cli.common import printable
+from service.cli.output import safe
 from service.decide.budget import remaining
 
 if TYPE_CHECKING:
@@ -159,11 +159,6 @@ def _newest(title: str, columns: Sequence[str], rows: list[tuple[str, ...]]) -> 
     for row in islice(reversed(rows), _SHOWN_ROWS):
         table.add_row(*map(safe, row))
     return table
-
-
-def safe(text: str) -> Text:
-    """What somebody sent, as it may be shown."""
-    return Text(printable(text))
 
 
 def ago(later: datetime, earlier: datetime) -> str:

@@ -12,13 +12,16 @@ from rich.console import Console
 from eventstore import log
 from service import views
 from service.cli import screen
-from service.cli.common import Moment, database_options, open_squad, run, tables
+from service.cli.output import tables
+from service.cli.parameters import Moment
+from service.cli.running import run
+from service.cli.target import open_squad, target_options
 from service.folding import BeyondTheLog, keeping
 from service.history import Then, look_back
 from service.http.json import dumps
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from service.cli.target import Target
 
 _LARGEST_POSITION = 2**63 - 1
 
@@ -48,19 +51,17 @@ class Place(click.ParamType[int | datetime]):
     help="A position, or a time: RFC 3339, or 15m, 2h, 1d ago. Without it, the end of the log.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, as the API answers it.")
-@database_options
+@target_options
 def state(
     *,
     at: int | datetime | None,
     as_json: bool,
-    dsn: str | None,
-    data: Path | None,
-    config: Path | None,
+    target: Target,
 ) -> None:
     """Show the whole squad as it was at a position of the log or at a time."""
 
     async def work() -> tuple[Then, datetime]:
-        async with open_squad(config, dsn, data) as (connection, _, _):
+        async with open_squad(target) as (connection, _, _):
             then = await look_back(connection, at, keep=await keeping(connection))
             return then, await log.clock(connection)
 

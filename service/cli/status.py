@@ -9,25 +9,27 @@ from rich.table import Table
 
 from eventstore import log
 from service.cli import screen
-from service.cli.common import database_options, open_squad, run, tables
+from service.cli.output import safe, tables
+from service.cli.running import run
+from service.cli.target import open_squad, target_options
 from service.restore import catch_up, restore
 
 if TYPE_CHECKING:
     from datetime import datetime
-    from pathlib import Path
 
+    from service.cli.target import Target
     from service.squad import Squad
 
 _STANDINGS = "SELECT name, position, error FROM projections ORDER BY name"
 
 
 @click.command()
-@database_options
-def status(dsn: str | None, data: Path | None, config: Path | None) -> None:
+@target_options
+def status(target: Target) -> None:
     """Show agents, budget, operations, jobs and how far the tables are, on one screen."""
 
     async def work() -> tuple[Squad, datetime, list[tuple[Any, ...]]]:
-        async with open_squad(config, dsn, data) as (connection, _, _):
+        async with open_squad(target) as (connection, _, _):
             squad = await restore(connection)
             # Before the log's end: tables that followed it meanwhile would be ahead of it.
             cursor = await connection.execute(_STANDINGS)
@@ -47,5 +49,5 @@ def status(dsn: str | None, data: Path | None, config: Path | None) -> None:
 def _lag(squad: Squad, projections: list[tuple[Any, ...]]) -> Table:
     table = Table("table", "position", "behind", "stopped because", title="Read tables")
     for name, position, error in projections:
-        table.add_row(name, str(position), str(squad.head.position - position), screen.safe(error or ""))
+        table.add_row(name, str(position), str(squad.head.position - position), safe(error or ""))
     return table

@@ -15,12 +15,12 @@ from psycopg.conninfo import conninfo_to_dict
 from eventstore.telling import told
 from service import logs, settings
 from service.app import serving
-from service.cli.common import database_options, run
+from service.cli.running import run
+from service.cli.target import target_options
 from service.database import StartFailed
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from service.cli.target import Target
     from service.settings import Settings
 
 MOST_FILES = 65_536
@@ -33,19 +33,16 @@ _log = logging.getLogger(__name__)
 @click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="The port to listen on.  [default: 3001]")
 @click.option("--insecure", is_flag=True, help="Serve a squad without keys to others than this machine.")
-@database_options
+@target_options
 def up(
     *,
     host: str | None,
     port: int | None,
     insecure: bool,
-    dsn: str | None,
-    data: Path | None,
-    config: Path | None,
+    target: Target,
 ) -> None:
     """Start the service, on its embedded Postgres unless a database is named."""
-    flags = {"host": host, "port": port, "insecure": insecure or None, "dsn": dsn, "data": data}
-    chosen = settings.read(config, **flags)
+    chosen = target.settings(host=host, port=port, insecure=insecure or None)
     logs.configure(chosen.log_format, chosen.log_level)
     for line in settings.misspelt():
         _log.warning("%s", line)

@@ -17,7 +17,9 @@ from projections.comparison import compare
 from projections.indexes import lost_indexes
 from projections.refold import check_takes_writes
 from service.cli import progress
-from service.cli.common import AT_LEISURE, database_options, open_squad, printable, run
+from service.cli.output import printable
+from service.cli.running import run
+from service.cli.target import AT_LEISURE, open_squad, target_options
 from service.history import check_snapshots
 from service.http.json import dumps
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from eventstore.verification import Verified
     from projections.comparison import Difference
     from service.cli.progress import Tell
+    from service.cli.target import Target
 
 _FILE = click.Path(path_type=Path)
 
@@ -41,16 +44,14 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--no-tables", is_flag=True, help="Only the log, not the tables.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, and no progress.")
-@database_options
+@target_options
 def verify(
     *,
     files: tuple[Path, ...],
     keys: tuple[Path, ...],
     no_tables: bool,
     as_json: bool,
-    dsn: str | None,
-    data: Path | None,
-    config: Path | None,
+    target: Target,
 ) -> None:
     """Check the log's promises, and every table against the log. Exits with 0 only if all holds."""
     if keys and not files:
@@ -59,7 +60,7 @@ def verify(
     checkpoints = [(str(file), signed.read(file, expected)) for file in files]
 
     async def work() -> tuple[Verified, list[Check], list[Difference]]:
-        async with open_squad(config, dsn, data, **AT_LEISURE) as (connection, chosen, found):
+        async with open_squad(target, **AT_LEISURE) as (connection, chosen, found):
             if not no_tables:
                 await check_takes_writes(connection)
             async with verification.snapshot(connection):

@@ -13,7 +13,7 @@ from eventstore.events import RunAttemptFailed, RunFinished, RunRetried
 from projections.jobs import JOBS
 from service import commands as do
 from service.cli.acting import asked
-from service.cli.common import printable
+from service.cli.output import printable
 from service.database import StartFailed
 from service.http.json import dumps
 

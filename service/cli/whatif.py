@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,9 +11,11 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from rich.text import Text
 
-from service.cli.common import Moment, database_options, open_squad, printable, run, tables
+from service.cli.output import printable, safe, tables
+from service.cli.parameters import Moment
+from service.cli.running import run
+from service.cli.target import open_squad, target_options
 from service.explain.words import line, moment
 from service.http.json import dumps
 from service.values import in_words
@@ -21,11 +23,10 @@ from service.whatif import OtherRules, shown
 from service.whatif.reader import judge
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
     from datetime import datetime
-    from pathlib import Path
 
-    from eventstore.connection import Connection
+    from service.cli.target import Target
     from service.whatif import Report
 
 _NUMBER = re.compile("[0-9]{1,30}")
@@ -82,26 +83,19 @@ class Percents(click.ParamType[list[int]]):
 @click.option("--since", type=Moment(), help="From when on they hold: RFC 3339, or 15m, 2h, 1d ago.")
 @click.option("--until", type=Moment(), help="Up to when history is judged.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
-@database_options
+@target_options
 def whatif(
     *,
     agent_limits: tuple[tuple[str, int | None], ...],
     as_json: bool,
-    dsn: str | None,
-    data: Path | None,
-    config: Path | None,
+    target: Target,
     **named: Any,
 ) -> None:
     """Tell what other rules would have refused or allowed; nothing changes."""
     rules = _rules({**named, "agent_limits": dict(agent_limits) or None})
 
     async def work() -> Report:
-        async with open_squad(config, dsn, data) as (connection, _, _):
-
-            @contextlib.asynccontextmanager
-            async def reading() -> AsyncIterator[Connection]:
-                yield connection
-
+        async with open_squad(target) as (connection, _, _):
             screen = Console(stderr=True)
             with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
                 task = progress.add_task("judging", total=None)
@@ -109,7 +103,7 @@ def whatif(
                 def show(position: int, upto: int) -> None:
                     progress.update(task, completed=position, total=upto)
 
-                return await judge(reading, rules, at_page=show)
+                return await judge(lambda: nullcontext(connection), rules, at_page=show)
 
     report = run(work())
     if as_json:
@@ -145,7 +139,7 @@ def _by_day_and_agent(report: Report) -> Table:
     for (day, agent), row in rows[:_SHOWN_ROWS]:
         table.add_row(
             day.isoformat(),
-            Text(printable(agent)),
+            safe(agent),
             f"{row.refused_instead:,}",
             f"{row.tokens_refused:,}",
             f"{row.allowed_instead:,}",

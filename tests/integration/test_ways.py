@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.cli.common import open_squad
+from service.cli.target import Target, open_squad
 from service.database import StartFailed, check_same_log, way_for_commands
 from service.settings import Settings
 from tests.support.command import finished, squad
@@ -47,7 +47,7 @@ async def test_a_command_acts_on_the_database_that_it_names(
     await _begin(database)
     monkeypatch.setenv("SQUAD_DSN", other)
     monkeypatch.setenv("SQUAD_LISTEN_DSN", other)
-    async with open_squad(None, database, None) as (connection, _, found):
+    async with open_squad(Target(dsn=database)) as (connection, _, found):
         assert found == database
         row = await (await connection.execute("SELECT current_database()")).fetchone()
     assert row is not None

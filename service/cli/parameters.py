@@ -1,0 +1,89 @@
+"""The kinds of values that commands take, and what is said of one that is none."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    import os
+
+_AGO = re.compile(r"([0-9]{1,9})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+class Folder(click.Path):
+    """A folder. A path of nothing is none: it would be the one in which the command runs."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        """Its path."""
+        if value == "":
+            self.fail("it must name a folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Text(click.ParamType[str]):
+    """A text in UTF-8. What is none comes with surrogates, which no database and no output takes."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text."""
+        text = str(click.STRING.convert(value, param, ctx))
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{text!r} is not UTF-8", param, ctx)
+        return text
+
+
+def take_only_utf8(command: click.Command) -> None:
+    """Has a command, and all below it, refuse texts that are not UTF-8. Names of files may be anything."""
+    for param in command.params:
+        if param.type is click.STRING:
+            param.type = Text()
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        take_only_utf8(below)
+
+
+class Whole(click.IntRange):
+    """A whole number within bounds. What click calls it itself makes no sentence where it is none."""
+
+    name = "integer"
+
+
+class Seconds(click.FloatRange):
+    """So many seconds. Python's nan is none, though no range turns it away."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return seconds
+
+
+class Moment(click.ParamType[datetime]):
+    """A moment: RFC 3339, or how long ago, such as 90s, 15m, 2h or 1d."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """The moment in UTC."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            if ago := _AGO.fullmatch(value):
+                return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+            moment = datetime.fromisoformat(value)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is neither RFC 3339 nor like 15m, 2h or 1d", param, ctx)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,125 @@
+"""Which squad a command is about, and how it is opened."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from eventstore import schema
+from eventstore.connection import connect
+from service import settings
+from service.cli.parameters import Folder
+from service.database import StartFailed, database, way_for_commands
+from service.embedded import CLUSTER
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from eventstore.connection import Connection
+    from service.settings import Settings
+
+AT_LEISURE: dict[str, Any] = {
+    "statement_timeout": 0,
+    "transaction_timeout": 0,
+    "idle_in_transaction_session_timeout": 0,
+}
+"""The session of a command that reads or writes the whole log: it takes as long as it takes."""
+
+
+class Target(NamedTuple):
+    """What somebody who typed a command said of the squad that is meant; None where they said nothing."""
+
+    config: Path | None = None
+    """The settings' file."""
+    dsn: str | None = None
+    """The database."""
+    data: Path | None = None
+    """The embedded Postgres's folder."""
+
+    def settings(self, **flags: Any) -> Settings:
+        """The squad's settings, with what other flags of the command line say.
+
+        Raises:
+            SettingsError: a setting is wrong, or the file cannot be read.
+        """
+        return settings.read(self.config, dsn=self.dsn, data=self.data, **flags)
+
+
+def target_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`--dsn`, `--data` and `--config`, which every command takes, and gets together as its `target`."""
+
+    @wraps(command)
+    def with_target(
+        *args: Any, config: Path | None, dsn: str | None, data: Path | None, **others: Any
+    ) -> None:
+        command(*args, target=Target(config, dsn, data), **others)
+
+    for option in (
+        click.option(
+            "--config", type=click.Path(path_type=Path), help="The settings' file.  [default: ./squad.toml]"
+        ),
+        click.option(
+            "--data",
+            type=Folder(path_type=Path),
+            help="The embedded Postgres's folder.  [default: .squad]",
+        ),
+        click.option("--dsn", help="The database; without it, the embedded Postgres."),
+    ):
+        with_target = option(with_target)
+    return with_target
+
+
+@asynccontextmanager
+async def open_squad(
+    target: Target, *, anew: bool = False, **session: str | int
+) -> AsyncIterator[tuple[Connection, Settings, str]]:
+    """A connection to a squad that exists, or (`anew`) comes to exist by this; its settings, and the DSN.
+
+    The DSN leads to a session of one's own, where there is a way to one.
+
+    Args:
+        target: which squad.
+        anew: whether it may be a new one.
+        session: settings of the server for the connection.
+
+    Raises:
+        StartFailed: there is no squad, or its folder cannot be reached.
+    """
+    chosen = target.settings()
+    if not anew and not chosen.dsn and not _holds_a_cluster(chosen.data):
+        raise StartFailed(
+            f"there is no squad in {chosen.data}; start one with `squad up`, or name it with --dsn"
+        )
+    async with way_to_database(chosen) as found:
+        if anew:
+            await schema.apply(found, chosen.squad_schema)
+        connection = await connect(found, chosen.squad_schema, name="squad cli", **session)
+        async with connection:
+            await schema.check(connection)
+            yield connection, chosen, found
+
+
+@asynccontextmanager
+async def way_to_database(chosen: Settings) -> AsyncIterator[str]:
+    """The DSN that a command acts on: it leads to a session of one's own, where there is a way to one.
+
+    Raises:
+        StartFailed: SQUAD_LISTEN_DSN leads to another log.
+    """
+    async with database(chosen) as given:
+        yield await way_for_commands(chosen, given)
+
+
+def _holds_a_cluster(folder: Path) -> bool:
+    # A command that only looks makes none: the folder may be named by mistake.
+    try:
+        (folder / CLUSTER).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise StartFailed(f"the folder {folder} cannot be reached: {error.strerror}") from error
+    return True
