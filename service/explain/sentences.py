@@ -1,6 +1,6 @@
 """Every kind of event in one sentence, from the event alone.
 
-The `match` is closed with `assert_never`: a kind of event without a sentence is a type error.
+Each `match` is closed with `assert_never`: a kind of event without a sentence is a type error.
 """
 
 from __future__ import annotations
@@ -14,6 +14,33 @@ from service.explain.record import Step
 if TYPE_CHECKING:
     from eventstore.events import AnyEvent
     from service.explain.record import Told
+
+_OfBudget = (
+    told.TokensReserved
+    | told.TokensSettled
+    | told.TokensReleased
+    | told.TokensUsed
+    | told.TokensDenied
+    | told.BudgetThresholdCrossed
+    | told.BudgetDayReset
+)
+
+_OfJob = (
+    told.JobDefined
+    | told.JobRemoved
+    | told.JobPaused
+    | told.JobResumed
+    | told.TickBuffered
+    | told.RunMissed
+    | told.RunSkipped
+    | told.RunStarted
+    | told.RunRenewed
+    | told.RunAttemptFailed
+    | told.RunRetried
+    | told.RunFinished
+)
+
+_OfKey = told.KeyCreated | told.KeyFirstUsed | told.KeyExpired | told.KeyRevoked | told.AccessDenied
 
 
 def step(item: Told) -> Step:
@@ -36,6 +63,12 @@ def dated(item: Told, since: str = "") -> str:
 
 def of_event(event: AnyEvent) -> str:
     """What happened, in one sentence."""
+    if isinstance(event, _OfBudget):
+        return _of_budget(event)
+    if isinstance(event, _OfJob):
+        return _of_job(event)
+    if isinstance(event, _OfKey):
+        return _of_key(event)
     match event:
         case told.AgentRegistered():
             if event.automatic:
@@ -86,16 +119,6 @@ def of_event(event: AnyEvent) -> str:
                 f" {words.seconds(event.conflict_window_seconds)} and expire after"
                 f" {words.seconds(event.operation_timeout_seconds)} without a heartbeat."
             )
-        case (
-            told.TokensReserved()
-            | told.TokensSettled()
-            | told.TokensReleased()
-            | told.TokensUsed()
-            | told.TokensDenied()
-            | told.BudgetThresholdCrossed()
-            | told.BudgetDayReset()
-        ):
-            return _of_budget(event)
         case told.TaskCreated():
             whose = f" for {event.assigned_agent}" if event.assigned_agent else ""
             return f"The task {words.quote(event.title)} was put on the board{whose}, as {event.status}."
@@ -111,34 +134,11 @@ def of_event(event: AnyEvent) -> str:
             return "The orchestrator was started: jobs may fire, and agents may be called."
         case told.OrchestratorStopped():
             return "The orchestrator was shut down: no job fires, and no agent is called."
-        case (
-            told.JobDefined()
-            | told.JobRemoved()
-            | told.JobPaused()
-            | told.JobResumed()
-            | told.TickBuffered()
-            | told.RunMissed()
-            | told.RunSkipped()
-            | told.RunStarted()
-            | told.RunRenewed()
-            | told.RunAttemptFailed()
-            | told.RunRetried()
-            | told.RunFinished()
-        ):
-            return _of_job(event)
         case told.RequestAnswered():
             return (
                 f"The request with the idempotency key {words.quote(event.key)} got its first answer:"
                 f" status {event.status}."
             )
-        case (
-            told.KeyCreated()
-            | told.KeyFirstUsed()
-            | told.KeyExpired()
-            | told.KeyRevoked()
-            | told.AccessDenied()
-        ):
-            return _of_key(event)
         case told.SubjectForgotten():
             sealed = words.count(len(event.emails), "e-mail"), words.count(len(event.messages), "message")
             return (
@@ -182,15 +182,7 @@ def _handler(event: told.EmailUpdated) -> str:
     return f", handled by {event.handled_by}" if event.handled_by else ""
 
 
-def _of_budget(
-    event: told.TokensReserved
-    | told.TokensSettled
-    | told.TokensReleased
-    | told.TokensUsed
-    | told.TokensDenied
-    | told.BudgetThresholdCrossed
-    | told.BudgetDayReset,
-) -> str:
+def _of_budget(event: _OfBudget) -> str:
     match event:
         case told.TokensReserved():
             held, were = words.tokens(event.tokens), words.were(event.tokens)
@@ -229,20 +221,7 @@ def _of_budget(
             assert_never(event)
 
 
-def _of_job(
-    event: told.JobDefined
-    | told.JobRemoved
-    | told.JobPaused
-    | told.JobResumed
-    | told.TickBuffered
-    | told.RunMissed
-    | told.RunSkipped
-    | told.RunStarted
-    | told.RunRenewed
-    | told.RunAttemptFailed
-    | told.RunRetried
-    | told.RunFinished,
-) -> str:
+def _of_job(event: _OfJob) -> str:
     job = f"the job {event.job}"
     match event:
         case told.JobDefined():
@@ -300,9 +279,7 @@ def _attempts(allowed: int) -> str:
     return "one attempt" if allowed == 1 else f"up to {allowed} attempts"
 
 
-def _of_key(
-    event: told.KeyCreated | told.KeyFirstUsed | told.KeyExpired | told.KeyRevoked | told.AccessDenied,
-) -> str:
+def _of_key(event: _OfKey) -> str:
     whose = f"of {event.agent}" if event.agent else f"{event.key_id}"
     match event:
         case told.KeyCreated():
