@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from service.http.answers import ProblemDetails
-from service.http.problems import CONTENT_TYPE, STATUS, TITLES
+from service.http.problems import CONTENT_TYPE, KINDS
 from service.http.route import Media
 from service.http.schemas import Schemas, models_of
 from service.http.scope import Scope
@@ -200,7 +200,7 @@ def _responses(route: Route, schemas: Schemas) -> dict[str, Any]:
     responses = {str(status): _answer(shape, schemas) for status, shape in route.answers.items()}
     kind, model = ("application/json", SeedError) if _is_seed(route) else (CONTENT_TYPE, ProblemDetails)
     for status, codes in problems(route).items():
-        text = "; ".join(f"`{code}`: {TITLES[code]}" for code in codes)
+        text = "; ".join(f"`{code}`: {KINDS[code].title}" for code in codes)
         response = responses.setdefault(str(status), {"description": "", "content": {}})
         response["description"] = "; ".join(filter(None, (response["description"], text)))
         response["content"].setdefault(kind, {"schema": schemas.of(model, "serialization")})
@@ -241,6 +241,6 @@ def problems(route: Route) -> Mapping[int, list[str]]:
         codes += _WRITES
     by_status: dict[int, list[str]] = {}
     for code in sorted(set(codes)):
-        status = 400 if _is_seed(route) and code == "validation_failed" else STATUS[code]
+        status = 400 if _is_seed(route) and code == "validation_failed" else KINDS[code].status
         by_status.setdefault(status, []).append(code)
     return by_status

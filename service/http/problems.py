@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.values import in_words
 
@@ -23,124 +23,78 @@ MAX_FAULTS = 20
 MAX_FAULTS_LOOKED_AT = 1_000
 """With more of them, none is told: to look at all takes seconds, in which nobody else is answered."""
 
-REFUSAL_STATUS: Mapping[str, int] = MappingProxyType(
+
+class Kind(NamedTuple):
+    """What is always the same of a problem."""
+
+    status: int
+    """Of the HTTP answer."""
+    title: str
+
+
+REFUSALS: Mapping[str, Kind] = MappingProxyType(
     {
-        "agent_not_found": 404,
-        "message_not_found": 404,
-        "not_addressed": 409,
-        "conflict": 409,
-        "operation_not_found": 404,
-        "operation_expired": 410,
-        "operation_finished": 409,
-        "budget_exhausted": 429,
-        "agent_limit_reached": 429,
-        "reservation_not_found": 404,
-        "reservation_expired": 410,
-        "reservation_ended": 409,
-        "task_not_found": 404,
-        "email_not_found": 404,
-        "email_exists": 409,
-        "email_erased": 409,
-        "subject_not_found": 404,
-        "subject_in_plain": 409,
-        "job_not_found": 404,
-        "job_running": 409,
-        "job_behind": 409,
-        "orchestrator_stopped": 409,
-        "run_not_held": 409,
-        "idempotency_mismatch": 409,
-        "unauthorized": 401,
-        "wrong_agent": 403,
-        "not_allowed": 403,
-        "key_not_found": 404,
-        "key_exists": 409,
-        "too_many_keys": 409,
+        "agent_not_found": Kind(404, "No such agent"),
+        "message_not_found": Kind(404, "No such message"),
+        "not_addressed": Kind(409, "The message was sent to somebody else"),
+        "conflict": Kind(409, "Somebody is at it already"),
+        "operation_not_found": Kind(404, "No such operation"),
+        "operation_expired": Kind(410, "The operation has expired"),
+        "operation_finished": Kind(409, "The operation has finished"),
+        "budget_exhausted": Kind(429, "The day's token budget does not allow it"),
+        "agent_limit_reached": Kind(429, "The agent's token limit does not allow it"),
+        "reservation_not_found": Kind(404, "No such reservation"),
+        "reservation_expired": Kind(410, "The reservation has expired"),
+        "reservation_ended": Kind(409, "The reservation has ended"),
+        "task_not_found": Kind(404, "No such task"),
+        "email_not_found": Kind(404, "No such e-mail"),
+        "email_exists": Kind(409, "The e-mail is logged already"),
+        "email_erased": Kind(409, "The e-mail's sender was forgotten"),
+        "subject_not_found": Kind(404, "Nothing is known of that"),
+        "subject_in_plain": Kind(409, "The log holds it in plain"),
+        "job_not_found": Kind(404, "No such job"),
+        "job_running": Kind(409, "The job is running already"),
+        "job_behind": Kind(409, "Missed ticks of the job have yet to be recorded"),
+        "orchestrator_stopped": Kind(409, "The orchestrator is shut down"),
+        "run_not_held": Kind(409, "Somebody else holds the run, or nobody any more"),
+        "idempotency_mismatch": Kind(409, "The idempotency key belongs to a different request"),
+        "unauthorized": Kind(401, "A valid key is needed"),
+        "wrong_agent": Kind(403, "The key belongs to another agent"),
+        "not_allowed": Kind(403, "The key does not reach so far"),
+        "key_not_found": Kind(404, "No such key"),
+        "key_exists": Kind(409, "There is such a key already"),
+        "too_many_keys": Kind(409, "Too many keys are in use"),
     }
 )
-"""The HTTP status of each refusal."""
+"""What a command can be refused for, by code."""
 
-OTHER_STATUS: Mapping[str, int] = MappingProxyType(
+OTHERS: Mapping[str, Kind] = MappingProxyType(
     {
-        "malformed_json": 400,
-        "validation_failed": 422,
-        "not_found": 404,
-        "method_not_allowed": 405,
-        "payload_too_large": 413,
-        "misdirected": 421,
-        "rate_limited": 429,
-        "request_timeout": 408,
-        "connections_full": 503,
-        "streams_full": 503,
-        "too_many_streams": 429,
-        "unsupported_media_type": 415,
-        "bad_request": 400,
-        "queue_full": 503,
-        "stopping": 503,
-        "unavailable": 503,
-        "outcome_unknown": 503,
-        "took_too_long": 503,
-        "not_yet": 504,
-        "internal_error": 500,
+        "malformed_json": Kind(400, "The body is not valid JSON"),
+        "validation_failed": Kind(422, "Something in the request is not as it must be"),
+        "not_found": Kind(404, "Nothing is here"),
+        "method_not_allowed": Kind(405, "The method is not allowed here"),
+        "payload_too_large": Kind(413, "The body is too large"),
+        "misdirected": Kind(421, "That is not a name of this service"),
+        "rate_limited": Kind(429, "Too many requests"),
+        "request_timeout": Kind(408, "The request took too long to arrive"),
+        "connections_full": Kind(503, "Too many connections are open"),
+        "streams_full": Kind(503, "Too many event streams are open"),
+        "too_many_streams": Kind(429, "The key has too many event streams open"),
+        "unsupported_media_type": Kind(415, "The body must be JSON"),
+        "bad_request": Kind(400, "The request cannot be understood"),
+        "queue_full": Kind(503, "Too many commands are waiting"),
+        "stopping": Kind(503, "The service is stopping"),
+        "unavailable": Kind(503, "The service cannot do that at the moment"),
+        "outcome_unknown": Kind(503, "What came of the command is not known yet"),
+        "took_too_long": Kind(503, "Looking back takes too long"),
+        "not_yet": Kind(504, "That position is not covered yet"),
+        "internal_error": Kind(500, "Something went wrong on our side"),
     }
 )
-"""The HTTP status of everything else that can go wrong."""
+"""Everything else that can go wrong, by code."""
 
-STATUS: Mapping[str, int] = MappingProxyType({**REFUSAL_STATUS, **OTHER_STATUS})
-
-TITLES: Mapping[str, str] = MappingProxyType(
-    {
-        "agent_not_found": "No such agent",
-        "message_not_found": "No such message",
-        "not_addressed": "The message was sent to somebody else",
-        "conflict": "Somebody is at it already",
-        "operation_not_found": "No such operation",
-        "operation_expired": "The operation has expired",
-        "operation_finished": "The operation has finished",
-        "budget_exhausted": "The day's token budget does not allow it",
-        "agent_limit_reached": "The agent's token limit does not allow it",
-        "reservation_not_found": "No such reservation",
-        "reservation_expired": "The reservation has expired",
-        "reservation_ended": "The reservation has ended",
-        "task_not_found": "No such task",
-        "email_not_found": "No such e-mail",
-        "email_exists": "The e-mail is logged already",
-        "email_erased": "The e-mail's sender was forgotten",
-        "subject_not_found": "Nothing is known of that",
-        "subject_in_plain": "The log holds it in plain",
-        "job_not_found": "No such job",
-        "job_running": "The job is running already",
-        "job_behind": "Missed ticks of the job have yet to be recorded",
-        "orchestrator_stopped": "The orchestrator is shut down",
-        "run_not_held": "Somebody else holds the run, or nobody any more",
-        "idempotency_mismatch": "The idempotency key belongs to a different request",
-        "unauthorized": "A valid key is needed",
-        "wrong_agent": "The key belongs to another agent",
-        "not_allowed": "The key does not reach so far",
-        "key_not_found": "No such key",
-        "key_exists": "There is such a key already",
-        "too_many_keys": "Too many keys are in use",
-        "malformed_json": "The body is not valid JSON",
-        "validation_failed": "Something in the request is not as it must be",
-        "not_found": "Nothing is here",
-        "method_not_allowed": "The method is not allowed here",
-        "payload_too_large": "The body is too large",
-        "misdirected": "That is not a name of this service",
-        "rate_limited": "Too many requests",
-        "request_timeout": "The request took too long to arrive",
-        "connections_full": "Too many connections are open",
-        "streams_full": "Too many event streams are open",
-        "too_many_streams": "The key has too many event streams open",
-        "unsupported_media_type": "The body must be JSON",
-        "bad_request": "The request cannot be understood",
-        "queue_full": "Too many commands are waiting",
-        "stopping": "The service is stopping",
-        "unavailable": "The service cannot do that at the moment",
-        "outcome_unknown": "What came of the command is not known yet",
-        "took_too_long": "Looking back takes too long",
-        "not_yet": "That position is not covered yet",
-        "internal_error": "Something went wrong on our side",
-    }
-)
+KINDS: Mapping[str, Kind] = MappingProxyType({**REFUSALS, **OTHERS})
 
 
 class Problem(Exception):
@@ -157,11 +111,11 @@ class Problem(Exception):
     ) -> None:
         super().__init__(detail)
         self.code = code
-        self.status = STATUS[code]
+        self.status, title = KINDS[code]
         self.headers = dict(headers or {})
         self.body = {
             "type": f"urn:squad:problem:{code}",
-            "title": TITLES[code],
+            "title": title,
             "status": self.status,
             "detail": detail,
             "code": code,

@@ -21,7 +21,7 @@ from eventstore import log
 from service.app import serving
 from service.http.answers import ProblemDetails
 from service.http.openapi import SEED_PATH, problems
-from service.http.problems import CONTENT_TYPE, STATUS
+from service.http.problems import CONTENT_TYPE, KINDS
 from service.http.route import Media
 from service.http.seed import SeedError
 from service.http.table import ROUTES
@@ -126,7 +126,7 @@ def assert_as_documented(method: str, path: str, answer: Answer) -> None:
     else:
         assert content_type == CONTENT_TYPE, answer
         problem = ProblemDetails.model_validate(answer.body)
-        assert problem.status == answer.status == STATUS[problem.code]
+        assert problem.status == answer.status == KINDS[problem.code].status
         assert problem.type == f"urn:squad:problem:{problem.code}"
         assert "Traceback" not in problem.detail
         assert route is None or problem.code in problems(route)[problem.status], (path, problem)

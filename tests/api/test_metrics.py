@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from eventstore import codec
 from projections import PROJECTIONS
 from service import commands as do
-from service.http.problems import STATUS
+from service.http.problems import KINDS
 from service.http.table import ROUTES
 from service.measures import JOB_OUTCOMES
 from tests.api.client import running_service
@@ -282,7 +282,7 @@ async def test_labels_have_a_bounded_set_of_values(service: Service) -> None:
         if family.name.startswith("squad_") and name != "le"
     }
     commands = {kind.__name__ for kind in get_args(do.AnyCommand)}
-    outcomes = {"accepted", "repeated", "failed", *STATUS, *JOB_OUTCOMES}
+    outcomes = {"accepted", "repeated", "failed", *KINDS, *JOB_OUTCOMES}
     known = {
         "type": commands | codec.EVENT_TYPES.keys(),
         "outcome": outcomes,

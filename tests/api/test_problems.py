@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -15,7 +15,8 @@ import aiohttp
 import pytest
 
 from service.http.context import MAX_BODY_BYTES
-from service.http.problems import OTHER_STATUS, REFUSAL_STATUS, STATUS, TITLES
+from service.http.problems import OTHERS, REFUSALS
+from service.refusals import RefusalCode
 from tests.api.client import Answer, Service, assert_as_documented
 from tests.api.inputs import targets
 
@@ -60,8 +61,9 @@ async def _raw(service: Service, request: bytes) -> Answer:
     return Answer(int(status.split()[1]), json.loads(body), headers)
 
 
-async def test_every_code_has_a_status_and_a_title() -> None:
-    assert STATUS.keys() == TITLES.keys() == REFUSAL_STATUS.keys() | OTHER_STATUS.keys()
+async def test_each_refusal_has_a_problem_of_its_own() -> None:
+    assert REFUSALS.keys() == set(get_args(RefusalCode))
+    assert not REFUSALS.keys() & OTHERS.keys()
 
 
 async def test_what_is_nowhere_is_not_found(api: Api) -> None:
