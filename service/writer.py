@@ -86,6 +86,9 @@ class Writer:
         self._schema = schema
         self._hints = hints
         self._hint_seen = 0
+        """The latest hint that was followed by a look at the log."""
+        self._looked_at = self._asked_at = 0.0
+        """When the log was last looked at, and the database asked for the time."""
         self._appender = Appender(
             clock,
             self.waiting,
@@ -219,34 +222,38 @@ class Writer:
             delay = min(delay * 2, _BACKOFF_SECONDS[1])
 
     async def _work(self, connection: Connection) -> None:
-        looked_at = asked_at = monotonic()
+        self._looked_at = self._asked_at = monotonic()
         while True:
             if not self.waiting and not self._appender.ahead.tickets:
                 await self._something_to_do()
             self.waiting.arrived.clear()
-            now, hinted = monotonic(), self._hints.position
-            # A hint counts once: whatever was said, the log has been looked at since.
-            news = hinted > self._hint_seen and hinted > self.squad.head.position
-            if now - asked_at > POLL_SECONDS:
-                # Ours may have stood still, as on a laptop that slept, and readers go by it as well.
-                await self._appender.keeper.renew_clock(connection)
-                asked_at = now
-            # Where batches are decided holding the lock, each of them sees the news there. What others
-            # opened again comes into memory by a look alone: there is one each second in any case.
-            if self._appender.contended and self.waiting:
-                news = False
-            if news or now - looked_at > POLL_SECONDS:
-                self._appender.ahead.drop()
-                known = self.squad.head.position
-                await self._appender.keeper.look(connection)
-                self._hint_seen, looked_at = hinted, now
-                if self.squad.head.position > max(known, self._hints.position):
-                    self.measures.poll_rescues += 1
+            await self._keep_up(connection)
             await self._let_others_join()
             if decided := self._appender.ahead.take():
                 await self._carry_out(connection, list(decided.batch.tickets), decided)
             elif tickets := self.waiting.drain(self._appender.enough(len(self.waiting))):
                 await self._carry_out(connection, tickets)
+
+    async def _keep_up(self, connection: Connection) -> None:
+        """Asks for the time, and looks at the log: now and then, and where others may have written."""
+        now, hinted, keeper = monotonic(), self._hints.position, self._appender.keeper
+        if now - self._asked_at > POLL_SECONDS:
+            # Ours may have stood still, as on a laptop that slept, and readers go by it as well.
+            await keeper.renew_clock(connection)
+            self._asked_at = now
+        # A hint counts once: whatever was said, the log has been looked at since.
+        is_news = hinted > self._hint_seen and hinted > self.squad.head.position
+        # A batch that is decided holding the lock reads what is new there. A look alone brings back into
+        # memory what others opened again; there is one each second in any case.
+        if self._appender.contended and self.waiting:
+            is_news = False
+        if is_news or now - self._looked_at > POLL_SECONDS:
+            self._appender.ahead.drop()
+            known = self.squad.head.position
+            await keeper.look(connection)
+            self._hint_seen, self._looked_at = hinted, now
+            if self.squad.head.position > max(known, self._hints.position):
+                self.measures.poll_rescues += 1
 
     async def _something_to_do(self) -> None:
         """Waits for a command or a hint, and not longer than until it is time to look anyway."""

@@ -6,7 +6,7 @@ Its errors are the seed's too: `{"error", "details"}`. What it does is done by t
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from psycopg import sql
 from pydantic import BaseModel, ValidationError
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from projections import storage
 from projections.agents import AGENTS
 from projections.messages import MESSAGES, messages
+from projections.projection import Projection, Table
 from projections.tasks import TASKS, tasks
 from service import commands as do
 from service import views
@@ -48,15 +49,30 @@ if TYPE_CHECKING:
     from orjson import Fragment
 
     from projections.agents import AgentRow
-    from projections.projection import Projection, Table
     from service.state import State
 
-NEWEST_TASKS = 100
-NEWEST_MESSAGES = 50
 NEWEST_BYTES = PAGE_BYTES // 2
 """Where either list ends even before it has as many: together they are no larger than others are."""
 
 M = TypeVar("M", bound=BaseModel)
+
+
+class _Newest(NamedTuple):
+    """A list of the newest rows of a table."""
+
+    projection: Projection
+    table: Table[Any, Any]
+    limit: int
+    order: str
+    """The column that holds the position by which they are ordered."""
+    agents: tuple[str, ...]
+    """The columns one of which names the agent that is asked for."""
+    own: sql.Composable | None = None
+    """What of it an agent's key shows, where that is not everything."""
+
+
+_TASKS = _Newest(tasks, TASKS, 100, "created_position", ("assigned_agent",))
+_MESSAGES = _Newest(messages, MESSAGES, 50, "position", ("from_agent", "to_agent"), OWN)
 
 
 def _show_problem(problem: Problem) -> Reply:
@@ -110,21 +126,8 @@ def _parsed(query_string: str) -> SquadQuery:
 async def _everything(services: Services, query: SquadQuery) -> Callable[[], dict[str, Any]]:
     squad = services.writer.squad
     names = None if query.agent_type is None and query.agent_name is None else _names(squad, query)
-    tasks_shown = await _newest(
-        services, tasks, TASKS, "created_position", NEWEST_TASKS, query, names, "assigned_agent"
-    )
-    activity = await _newest(
-        services,
-        messages,
-        MESSAGES,
-        "position",
-        NEWEST_MESSAGES,
-        query,
-        names,
-        "from_agent",
-        "to_agent",
-        own=OWN,
-    )
+    tasks_shown = await _rows(services, _TASKS, query, names)
+    activity = await _rows(services, _MESSAGES, query, names)
     squad, now = services.writer.squad, services.clock.now()
 
     def make() -> dict[str, Any]:
@@ -158,36 +161,30 @@ def _names(squad: State, query: SquadQuery) -> list[str]:
     ]
 
 
-async def _newest(
-    services: Services,
-    projection: Projection,
-    table: Table[Any, Any],
-    order: str,
-    limit: int,
-    query: SquadQuery,
-    names: list[str] | None,
-    *columns: str,
-    own: sql.Composable | None = None,
+async def _rows(
+    services: Services, newest: _Newest, query: SquadQuery, names: list[str] | None
 ) -> list[Fragment]:
+    """The rows of a list, as far as they go, the newest first; `names` are the agents that are meant."""
     clauses: list[sql.Composable] = [sql.SQL("true")]
-    parameters: dict[str, Any] = {"limit": limit, "names": names, "mine": own_agent()}
-    if own is not None and own_agent():
-        clauses.append(own)
+    order = sql.Identifier(newest.order)
+    parameters: dict[str, Any] = {"limit": newest.limit, "names": names, "mine": own_agent()}
+    if newest.own is not None and own_agent():
+        clauses.append(newest.own)
     # By position, along which time never goes back: there is no index by time.
     for name, comparison, moment in (("since", ">", query.since), ("until", "<=", query.until)):
         if moment:
             clause = f"{{}} {comparison} position_at(%({name})s::timestamptz - interval '1 microsecond')"
-            clauses.append(sql.SQL(clause).format(sql.Identifier(order)))
+            clauses.append(sql.SQL(clause).format(order))
             parameters[name] = moment
     if names is not None:
-        either = (sql.SQL("{} = ANY(%(names)s)").format(sql.Identifier(column)) for column in columns)
+        either = (sql.SQL("{} = ANY(%(names)s)").format(sql.Identifier(column)) for column in newest.agents)
         clauses.append(sql.SQL("({})").format(sql.SQL(" OR ").join(either)))
     where = sql.SQL("WHERE {} ORDER BY {} DESC LIMIT %(limit)s").format(
-        sql.SQL(" AND ").join(clauses), sql.Identifier(order)
+        sql.SQL(" AND ").join(clauses), order
     )
-    async with services.tables.covering(projection, None) as connection:
-        rows = await storage.select(connection, table, where, parameters)
-    return fitting((row.asdict() for row in rows), limit, NEWEST_BYTES)[0]
+    async with services.tables.covering(newest.projection, None) as connection:
+        rows = await storage.select(connection, newest.table, where, parameters)
+    return fitting((row.asdict() for row in rows), newest.limit, NEWEST_BYTES)[0]
 
 
 # POST and PATCH -----------------------------------------------------------------------------------------
