@@ -57,11 +57,6 @@ class Table(Generic[K, R]):
         """The columns' names, in the order of the row's fields."""
         return self.row.__struct_fields__
 
-    @property
-    def json_columns(self) -> frozenset[int]:
-        """Which columns hold JSON, by index."""
-        return frozenset(index for index, kind in enumerate(self.types) if kind == "jsonb")
-
     def key_of(self, row: R) -> K:
         """The row's key: one value, or a tuple of them where the key has several columns."""
         values = tuple(getattr(row, column) for column in self.key)

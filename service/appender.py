@@ -34,10 +34,10 @@ from service import recall
 from service.ahead import Ahead, Decided
 from service.batch import Batch, decide_batch
 from service.draft import Draft
+from service.folding import STUCK_AFTER_SECONDS
 from service.keeper import Keeper
 from service.pace import Pace
 from service.requests import MAX_BATCH_COMMANDS
-from service.restore import STUCK_AFTER_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -15,8 +15,8 @@ from eventstore.connection import hanging_up_after, take_lock_wait
 from eventstore.errors import LogReplaced, StoreBusy
 from service import continuity
 from service.confirmed import Confirmed
-from service.folding import complete
-from service.restore import STUCK_AFTER_SECONDS, catch_up, fold_page, restore
+from service.folding import STUCK_AFTER_SECONDS, complete, fold_page
+from service.restore import catch_up, restore
 from service.squad import Squad
 
 if TYPE_CHECKING:

@@ -19,13 +19,7 @@ from eventstore.recorded import Head
 from eventstore.translation import translating
 from projections import PROJECTIONS, storage
 from service import continuity, snapshots
-from service.folding import (
-    STUCK_AFTER_SECONDS,
-    complete,
-    fold_on,
-    fold_page,
-    keeping,
-)
+from service.folding import STUCK_AFTER_SECONDS, complete, fold_on, fold_page, keeping
 from service.residence import OPEN_EMAILS, OPEN_TASKS, RESIDENT
 from service.squad import Squad
 
@@ -35,8 +29,6 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from eventstore.keys import Keyring
     from eventstore.recorded import Recorded
-
-__all__ = ["STUCK_AFTER_SECONDS", "catch_up", "fold_page", "restore"]
 
 FOLDED_SOONER_EVENTS = 2 * snapshots.EVENTS_BETWEEN
 """So many events are folded sooner than the active rows are picked out of large tables."""

@@ -23,9 +23,7 @@ from service.http.reply import CORRELATION_HEADER
 from service.http.scope import caller
 from service.http.turns import Turns
 from service.logs import CORRELATION
-from service.requests import (
-    Print,
-)
+from service.requests import Print
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
