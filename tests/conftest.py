@@ -91,6 +91,13 @@ def database(postgres: PostgresServer, _template: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def new_squad(postgres: PostgresServer, _template: str) -> Iterator[str]:
+    """The DSN of a second database like that, for a test that needs two."""
+    with postgres.new_database(template=_template) as dsn:
+        yield dsn
+
+
+@pytest.fixture
 def empty_database(postgres: PostgresServer) -> Iterator[str]:
     """The DSN of a database of the test's own with nothing in it."""
     with postgres.new_database() as dsn:

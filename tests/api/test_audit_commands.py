@@ -34,21 +34,12 @@ from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, 
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.api.client import Service
-    from tests.support.postgres import PostgresServer
 
 CHECKS = ["positions", "chain", "times", "causes", "streams", "ids", "guards", "forgotten"]
 ALL_CHECKS = [*CHECKS, "tables", "indexes", "snapshots"]
-
-
-@pytest.fixture
-def another(postgres: PostgresServer) -> Iterator[str]:
-    """The DSN of a second database, with nothing in it."""
-    with postgres.new_database() as dsn:
-        yield dsn
 
 
 @pytest.fixture
@@ -348,7 +339,7 @@ class TestCheckpoint:
 class TestExportAndImport:
     @pytest.mark.parametrize("name", ["log.jsonl", "log.jsonl.gz"])
     async def test_give_the_same_squad_again(
-        self, service: Service, another: str, tmp_path: Path, name: str
+        self, service: Service, empty_database: str, tmp_path: Path, name: str
     ) -> None:
         await _live(service)
         head = await service.head()
@@ -357,20 +348,20 @@ class TestExportAndImport:
         assert (tmp_path / name).read_bytes().startswith(b"\x1f\x8b") == name.endswith(".gz")
         code, words = verdict_in_plain_python(tmp_path / name)
         assert (code, words.startswith(f"{head} events hold")) == (0, True)
-        [imported] = (await _squad("import", name, "--dsn", another)).lines()
+        [imported] = (await _squad("import", name, "--dsn", empty_database)).lines()
         assert imported.startswith(f"imported {head} events, and their tables; the last hash is ")
-        async with connected(another) as there, connected(service.dsn) as here:
+        async with connected(empty_database) as there, connected(service.dsn) as here:
             assert await whole_log(there) == (await whole_log(here))[:head]
-        await assert_log_is_sound(another)
-        assert await assert_tables_equal_fold(another) > 20
-        assert len((await _squad("verify", "--dsn", another)).lines()) == len(ALL_CHECKS)
-        async with running_service(another) as again:
+        await assert_log_is_sound(empty_database)
+        assert await assert_tables_equal_fold(empty_database) > 20
+        assert len((await _squad("verify", "--dsn", empty_database)).lines()) == len(ALL_CHECKS)
+        async with running_service(empty_database) as again:
             await again.api.post("messages", from_agent="ada", message="it goes on")
             assert await again.head() > head
 
-    async def test_go_through_a_pipe(self, history: str, another: str, tmp_path: Path) -> None:
+    async def test_go_through_a_pipe(self, history: str, empty_database: str, tmp_path: Path) -> None:
         export = shlex.join([str(SQUAD), "export", "-", "--dsn", history])
-        command = f"{export} | {shlex.join([str(SQUAD), 'import', '-', '--dsn', another])}"
+        command = f"{export} | {shlex.join([str(SQUAD), 'import', '-', '--dsn', empty_database])}"
         ended = await end(await start(tmp_path, "-c", command, command="/bin/sh"))
         assert ended.code == 0, ended
         assert ended.output.startswith("imported 12 events")
@@ -381,7 +372,9 @@ class TestExportAndImport:
             await _squad("export", name, "--dsn", history)
         assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
 
-    async def test_parts_are_written_as_asked(self, history: str, another: str, tmp_path: Path) -> None:
+    async def test_parts_are_written_as_asked(
+        self, history: str, empty_database: str, tmp_path: Path
+    ) -> None:
         async def exported(*arguments: str) -> list[int]:
             await _squad("export", "part", *arguments, "--dsn", history)
             lines = map(json.loads, (tmp_path / "part").read_text().splitlines())
@@ -389,12 +382,12 @@ class TestExportAndImport:
 
         assert await exported("--after", "9") == [10, 11, 12]
         assert verdict_in_plain_python(tmp_path / "part")[0] == 0
-        ended = await _squad("import", "part", "--dsn", another)
+        ended = await _squad("import", "part", "--dsn", empty_database)
         assert "line 1: the file begins after position 9, an import needs the whole" in ended.complaint()
         assert await exported("--after", "3", "--until", "5") == [4, 5]
         assert await exported("--until", "4") == [1, 2, 3, 4]
-        await _squad("import", "part", "--dsn", another)
-        assert len(await assert_log_is_sound(another)) == 4
+        await _squad("import", "part", "--dsn", empty_database)
+        assert len(await assert_log_is_sound(empty_database)) == 4
 
     async def test_as_cloud_events_is_one_a_line(self, history: str, tmp_path: Path) -> None:
         arguments = ("export", "events", "--format", "cloudevents", "--dsn", history)
@@ -405,7 +398,7 @@ class TestExportAndImport:
         assert found[1]["data"]["message"] == "message 2"
 
     async def test_of_a_log_that_does_not_hold_is_written_and_said(
-        self, history: str, another: str, tmp_path: Path
+        self, history: str, empty_database: str, tmp_path: Path
     ) -> None:
         async with connected(history) as connection:
             await forge(connection, "UPDATE events SET actor = 'mallory' WHERE position = 4")
@@ -415,7 +408,7 @@ class TestExportAndImport:
             " and the hash before"
         )
         assert verdict_in_plain_python(tmp_path / "log")[1].startswith("line 5: position 4 ")
-        ended = await _squad("import", "log", "--dsn", another)
+        ended = await _squad("import", "log", "--dsn", empty_database)
         assert "Nothing was imported: line 5: its hash does not follow" in ended.complaint()
 
     async def test_an_export_that_fails_leaves_what_was_there(self, history: str, tmp_path: Path) -> None:
@@ -429,14 +422,14 @@ class TestExportAndImport:
         assert _names(tmp_path) == ["log"]
 
     async def test_a_log_whose_tables_cannot_follow_is_imported_and_that_is_said(
-        self, database: str, another: str
+        self, database: str, empty_database: str
     ) -> None:
         async with connected(database) as connection:
             await Scribe(connection).append(said("by nobody we know", agent="mallory"))
         await _squad("export", "log", "--dsn", database)
-        complaint = (await _squad("import", "log", "--dsn", another)).complaint()
+        complaint = (await _squad("import", "log", "--dsn", empty_database)).complaint()
         assert complaint.startswith("the log is imported, but the tables of agents stopped at position 1: ")
-        assert len(await assert_log_is_sound(another)) == 1
+        assert len(await assert_log_is_sound(empty_database)) == 1
 
     async def test_an_import_into_a_squad_that_works_is_refused(self, service: Service) -> None:
         await _squad("export", "log", "--dsn", service.dsn)
@@ -445,18 +438,18 @@ class TestExportAndImport:
         assert f"the squad is not new, its log ends at position {before}" in ended.complaint()
 
     async def test_of_two_imports_at_once_one_wins(
-        self, history: str, another: str, tmp_path: Path
+        self, history: str, empty_database: str, tmp_path: Path
     ) -> None:
         await squad(tmp_path, "export", "log", "--dsn", history)
         ended = await asyncio.gather(
-            *(squad(tmp_path, "import", "log", "--dsn", another) for _ in range(3))
+            *(squad(tmp_path, "import", "log", "--dsn", empty_database) for _ in range(3))
         )
         assert sorted(each.code for each in ended) == [0, 1, 1]
         for each in ended:
             if each.code:
                 assert "Nothing was imported: " in each.complaint()
-        assert len(await assert_log_is_sound(another)) == EVENTS
-        await assert_tables_equal_fold(another)
+        assert len(await assert_log_is_sound(empty_database)) == EVENTS
+        await assert_tables_equal_fold(empty_database)
 
     async def test_makes_the_embedded_database_where_there_is_none(
         self, history: str, tmp_path: Path

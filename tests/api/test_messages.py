@@ -73,18 +73,24 @@ async def test_an_acknowledged_message_leaves_the_inbox_of_that_agent_alone(api:
     assert _texts(await api.get("agents/carol/inbox")) == ["for all"]
 
 
-async def test_what_came_before_an_inbox_was_empty_is_not_looked_through_again(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An agent that keeps up would have all that was ever sent to it looked through at each look."""
+def _note_looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The positions after which an inbox is looked through from here on, one for each look."""
     looked_from: list[int] = []
+    select = storage.select
 
     async def noting(connection: Any, table: Any, where: Any, values: dict[str, Any]) -> Any:
         looked_from.append(values["after"])
         return await select(connection, table, where, values)
 
-    select = storage.select
     monkeypatch.setattr(storage, "select", noting)
+    return looked_from
+
+
+async def test_what_came_before_an_inbox_was_empty_is_not_looked_through_again(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that keeps up would have all that was ever sent to it looked through at each look."""
+    looked_from = _note_looks(monkeypatch)
     assert _texts(await api.get("agents/bob/inbox")) == []
     for text in ("one", "two"):
         sent = await _send(api, "ada", text, to_agent="bob")
@@ -102,20 +108,13 @@ async def test_what_came_before_an_inbox_was_empty_is_not_looked_through_again(
 async def test_messages_that_stay_in_an_inbox_do_not_have_it_looked_through_from_there(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked_from: list[int] = []
-
-    async def noting(connection: Any, table: Any, where: Any, values: dict[str, Any]) -> Any:
-        looked_from.append(values["after"])
-        return await select(connection, table, where, values)
-
     await _send(api, "bob", "here I am", to_agent="ada")
     kept = await _send(api, "ada", "kept", to_agent="bob")
     for text in ("one", "two"):
         sent = await _send(api, "ada", text, to_agent="bob")
         last = (await api.post(f"messages/{sent['id']}/ack", agent="bob")).expect(200)
     assert _texts(await api.get("agents/bob/inbox", min_position=last["position"])) == ["kept"]
-    select = storage.select
-    monkeypatch.setattr(storage, "select", noting)
+    looked_from = _note_looks(monkeypatch)
     await _send(api, "ada", "new", to_agent="bob")
     assert _texts(await api.get("agents/bob/inbox")) == ["kept", "new"]
     # What is left is asked for by its position; but for that, only what came since is looked at.

@@ -13,29 +13,19 @@ import pytest
 from eventstore import log
 from tests.support.command import SQUAD, squad, start
 from tests.support.log import Scribe, joined, said
-from tests.support.parts import connected, lock_is_free, terminate
+from tests.support.parts import connected, lock_is_free, lock_is_held, terminate
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from eventstore.connection import Connection
-    from tests.support.postgres import PostgresServer
 
 pytestmark = pytest.mark.faults
 
 EVENTS = 6_000
 BEGUN_LINES = 4_500
 """More than one portion of lines, so that the import has begun; the rest is still to come."""
-
-
-@pytest.fixture
-def another(postgres: PostgresServer, _template: str) -> Iterator[str]:
-    """The DSN of a second database, with an empty squad."""
-    with postgres.new_database(template=_template) as dsn:
-        yield dsn
 
 
 @pytest.fixture
@@ -50,51 +40,47 @@ async def exported(database: str, tmp_path: Path) -> list[bytes]:
     return (tmp_path / "log").read_bytes().splitlines(keepends=True)
 
 
-async def _lock_is_held(connection: Connection) -> bool:
-    return not await lock_is_free(connection)
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 async def test_an_import_that_is_ended_while_it_waits_for_more_leaves_nothing_and_can_be_made_again(
-    exported: list[bytes], another: str, tmp_path: Path, number: signal.Signals
+    exported: list[bytes], new_squad: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
-    process = await start(tmp_path, "import", "pipe", "--dsn", another)
+    process = await start(tmp_path, "import", "pipe", "--dsn", new_squad)
     pipe = await asyncio.to_thread((tmp_path / "pipe").open, "wb", buffering=0)
     with pipe:
         await asyncio.to_thread(pipe.write, b"".join(exported[:BEGUN_LINES]))
-        async with connected(another) as connection:
-            await eventually(partial(_lock_is_held, connection))
+        async with connected(new_squad) as connection:
+            await eventually(partial(lock_is_held, connection))
             process.send_signal(number)
             await asyncio.wait_for(process.communicate(), 20)
             assert process.returncode not in (0, None)
             await eventually(partial(lock_is_free, connection))
             assert await log.head_position(connection) == 0
-    (await squad(tmp_path, "import", "log", "--dsn", another)).lines()
-    assert len(await assert_log_is_sound(another)) == len(exported) - 2
-    await assert_tables_equal_fold(another)
+    (await squad(tmp_path, "import", "log", "--dsn", new_squad)).lines()
+    assert len(await assert_log_is_sound(new_squad)) == len(exported) - 2
+    await assert_tables_equal_fold(new_squad)
 
 
 async def test_an_import_is_not_committed_before_the_last_line_was_there(
-    exported: list[bytes], another: str, tmp_path: Path
+    exported: list[bytes], new_squad: str, tmp_path: Path
 ) -> None:
     (tmp_path / "cut").write_bytes(b"".join(exported[:-1]))
-    ended = await squad(tmp_path, "import", "cut", "--dsn", another)
+    ended = await squad(tmp_path, "import", "cut", "--dsn", new_squad)
     assert ended.complaint().startswith("Nothing was imported: the file was cut off: after line")
-    async with connected(another) as connection:
+    async with connected(new_squad) as connection:
         assert await log.head_position(connection) == 0
 
 
 async def test_an_import_whose_server_goes_away_leaves_nothing(
-    exported: list[bytes], another: str, tmp_path: Path
+    exported: list[bytes], new_squad: str, tmp_path: Path
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
-    process = await start(tmp_path, "import", "pipe", "--dsn", another)
+    process = await start(tmp_path, "import", "pipe", "--dsn", new_squad)
     pipe = await asyncio.to_thread((tmp_path / "pipe").open, "wb", buffering=0)
     with pipe:
         await asyncio.to_thread(pipe.write, b"".join(exported[:BEGUN_LINES]))
-        async with connected(another) as connection:
-            await eventually(partial(_lock_is_held, connection))
+        async with connected(new_squad) as connection:
+            await eventually(partial(lock_is_held, connection))
             assert await terminate(connection, "squad import") == 1
             writing = asyncio.to_thread(pipe.write, b"".join(exported[BEGUN_LINES:]))
             await asyncio.gather(writing, return_exceptions=True)

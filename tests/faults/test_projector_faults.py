@@ -104,18 +104,13 @@ async def test_projectors_that_lose_their_backends_under_load_end_where_the_log_
     random = Random(5)
     enough = asyncio.Event()
 
-    async def live(writer: Writer, seed: int) -> None:
-        life = Life(seed)
-        while not enough.is_set():
-            await life.live(writer, 10)
-
     async with (
         running_listener(database) as listener,
         running_writer(database, hints=listener.events) as writer,
         connected(database) as connection,
         running(*(Projector(database, "squad", listener.events).run() for _ in range(2))),
     ):
-        lives = asyncio.gather(*(live(writer, seed) for seed in range(6)))
+        lives = asyncio.gather(*(Life(seed).live_until(enough, writer) for seed in range(6)))
         for _ in range(TERMINATIONS):
             # At any moment, on purpose: in the middle of whatever they are at.
             await asyncio.wait([lives], timeout=random.uniform(0.0, 0.1))
@@ -175,7 +170,7 @@ async def test_two_projectors_that_both_believe_to_be_the_active_one_do_no_harm(
         running(*(each.run() for each in projectors)),
     ):
         await eventually(lambda: all(each.active for each in projectors))
-        lives = asyncio.gather(*(live(writer, seed) for seed in range(6)))
+        lives = asyncio.gather(*(Life(seed).live_until(enough, writer) for seed in range(6)))
         await eventually(lambda: overtaken["times"] >= 3)
         enough.set()
         await lives

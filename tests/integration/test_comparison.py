@@ -205,18 +205,13 @@ async def test_only_the_projections_that_are_named_are_compared(
 async def test_tables_are_compared_as_of_their_own_position_while_everybody_works(database: str) -> None:
     enough = asyncio.Event()
 
-    async def live(writer: Writer, seed: int) -> None:
-        life = Life(seed)
-        while not enough.is_set():
-            await life.live(writer, 10)
-
     async with (
         running_listener(database) as listener,
         running(Projector(database, SCHEMA, listener.events).run()),
         running_writer(database, hints=listener.events) as writer,
         connected(database) as connection,
     ):
-        lives = asyncio.gather(*(live(writer, seed) for seed in range(8)))
+        lives = asyncio.gather(*(Life(seed).live_until(enough, writer) for seed in range(8)))
         for _ in range(5):
             before = await log.head_position(connection)
             assert await compare(database, SCHEMA) == []

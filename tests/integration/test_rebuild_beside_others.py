@@ -30,7 +30,6 @@ from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from eventstore.connection import Connection
-    from service.writer import Writer
 
 
 class Readers:
@@ -87,11 +86,6 @@ async def test_readers_see_no_gap_and_nothing_older_while_it_swaps_under_load(
     caplog.set_level(logging.INFO, "projections.projector")
     enough = asyncio.Event()
 
-    async def live(writer: Writer, seed: int) -> None:
-        life = Life(seed)
-        while not enough.is_set():
-            await life.live(writer, 10)
-
     readers = Readers(database)
     async with (
         running_listener(database) as listener,
@@ -102,7 +96,7 @@ async def test_readers_see_no_gap_and_nothing_older_while_it_swaps_under_load(
         projector = Projector(database, SCHEMA, listener.events)
         async with running(projector.run()):
             await eventually(partial(projected_to_head, database))
-            lives = asyncio.gather(*(live(writer, seed) for seed in range(6)))
+            lives = asyncio.gather(*(Life(seed).live_until(enough, writer) for seed in range(6)))
             reading = asyncio.gather(
                 readers.look(IsolationLevel.READ_COMMITTED), readers.look(IsolationLevel.REPEATABLE_READ)
             )

@@ -34,6 +34,7 @@ from tests.support.parts import (
     SCHEMA,
     connected,
     lock_is_free,
+    lock_is_held,
     message,
     running,
     running_listener,
@@ -45,17 +46,9 @@ from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, 
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterable
 
     from eventstore.connection import Connection
-    from tests.support.postgres import PostgresServer
-
-
-@pytest.fixture
-def new_squad(postgres: PostgresServer, _template: str) -> Iterator[str]:
-    """The DSN of another database with an empty squad."""
-    with postgres.new_database(template=_template) as dsn:
-        yield dsn
 
 
 async def _exported(connection: Connection, **part: Any) -> list[bytes]:
@@ -343,7 +336,7 @@ class TestTwoAtOnce:
 
         async with connected(new_squad) as one, connected(new_squad) as other:
             first = asyncio.create_task(import_log(one, slowly()))
-            await eventually(partial(_lock_is_held, other))
+            await eventually(partial(lock_is_held, other))
             await other.execute("SET lock_timeout = 100")
             with pytest.raises(ImportRefused, match="somebody else is writing to this squad"):
                 await _imported(other, lines)
@@ -364,7 +357,7 @@ class TestTwoAtOnce:
 
         async with connected(new_squad) as one, connected(new_squad) as other:
             importing = asyncio.create_task(import_log(one, slowly()))
-            await eventually(partial(_lock_is_held, other))
+            await eventually(partial(lock_is_held, other))
             begins = asyncio.create_task(_begin(new_squad))
             await eventually(partial(_somebody_waits, other))
             begun.set()
@@ -377,10 +370,6 @@ class TestTwoAtOnce:
 async def _begin(dsn: str) -> int:
     async with running_writer(dsn) as writer:
         return (await submit(writer, message("hello"))).position or 0
-
-
-async def _lock_is_held(connection: Connection) -> bool:
-    return not await lock_is_free(connection)
 
 
 async def _somebody_waits(connection: Connection) -> bool:

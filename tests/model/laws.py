@@ -14,14 +14,7 @@ from msgspec import structs
 
 from eventstore import chain, codec, sealing
 from eventstore.events import (
-    EmailReceived,
-    Event,
-    MessageSent,
-    OperationStarted,
-    RunStarted,
     SubjectForgotten,
-    TaskCreated,
-    TokensReserved,
 )
 from eventstore.recorded import GENESIS_HASH
 from projections import PROJECTIONS
@@ -126,16 +119,10 @@ class Laws:
         self._rules.take(event, recorded)
         self._job_rules.take(event, recorded.recorded_at)
         self._key_rules.take(event, recorded.recorded_at)
-        self._get_to_know(event)
+        strategies.get_to_know(event, self.known)
         draft = Draft(self._squad)
         draft.fold(event, recorded)
         self._squad.merge(draft)
-
-    def _get_to_know(self, event: Event) -> None:
-        for kind in (OperationStarted, TokensReserved, MessageSent, TaskCreated, EmailReceived, RunStarted):
-            if isinstance(event, kind):
-                field = next(field for field in strategies.ID_FIELDS if field in kind.__struct_fields__)
-                self.known[field].append(getattr(event, field))
 
     # the answers ----------------------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ from service.job_spec import JobSpec
 from tests.support.parts import submit
 
 if TYPE_CHECKING:
+    import asyncio
+
     from service.requests import Outcome
     from service.writer import Writer
 
@@ -79,6 +81,11 @@ class Life:
             outcomes.append(await submit(writer, command))
             self.learn(command, outcomes[-1])
         return outcomes
+
+    async def live_until(self, enough: asyncio.Event, writer: Writer) -> None:
+        """Carries out commands, one after another, until that is set."""
+        while not enough.is_set():
+            await self.live(writer, 10)
 
     def _one(self, kind: str) -> str | None:
         begun = self._begun.get(kind)

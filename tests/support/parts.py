@@ -144,6 +144,11 @@ async def lock_is_free(connection: Connection) -> bool:
     return bool(row and row[0])
 
 
+async def lock_is_held(connection: Connection) -> bool:
+    """Whether somebody holds the log's lock, or waits for it."""
+    return not await lock_is_free(connection)
+
+
 async def lock_is_awaited(connection: Connection) -> bool:
     """Whether somebody waits for the log's lock."""
     row = await (await connection.execute(f"SELECT EXISTS ({_LOCKS} AND NOT granted)")).fetchone()

@@ -9,14 +9,6 @@ from typing import TYPE_CHECKING
 from hypothesis import strategies as st
 
 from eventstore import codec
-from eventstore.events import (
-    EmailReceived,
-    MessageSent,
-    OperationStarted,
-    RunStarted,
-    TaskCreated,
-    TokensReserved,
-)
 from service.commands import AnyCommand, ForgetSubject, RegisterAgent, SetPolicy, StartOrchestrator
 from service.requests import Answer, Request
 from tests.unit import strategies
@@ -33,7 +25,6 @@ Life = list[tuple[float, list[AnyCommand]]]
 LONG = (*[0.0] * 4, 0.1, 1.0, 9.0, 31.0, 61.0, 299.0, 700.0, 4_000.0, 90_000.0)
 SHORT = (0.0, 0.5, 1.0, 2.0, 16.0, 59.0, 60.0, 61.0, 120.0, 200.0)
 
-_BEGUN = (OperationStarted, TokensReserved, MessageSent, TaskCreated, EmailReceived, RunStarted)
 _ANSWER = Answer(200, {"done": True})
 
 
@@ -87,10 +78,7 @@ def lived(first: Sequence[AnyCommand], life: Life) -> Story:
         for part in _apart(commands):
             story.decide([_request(command, next(numbers)) for command in part], until)
             for recorded in story.recorded:
-                event = codec.decode(recorded)
-                if isinstance(event, _BEGUN):
-                    field = next(name for name in strategies.ID_FIELDS if name in event.__struct_fields__)
-                    known[field].append(getattr(event, field))
+                strategies.get_to_know(codec.decode(recorded), known)
     return story
 
 

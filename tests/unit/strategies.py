@@ -17,11 +17,17 @@ from msgspec import Struct, structs
 from eventstore.codec import EVENT_TYPES
 from eventstore.events import (
     AnyEvent,
+    EmailReceived,
     EmailStatus,
     JobDefinition,
+    MessageSent,
+    OperationStarted,
     Overlap,
     RequestAnswered,
+    RunStarted,
+    TaskCreated,
     TaskStatus,
+    TokensReserved,
 )
 from eventstore.sealing import PERSONAL
 from service import commands as do
@@ -36,7 +42,16 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=Struct)
 
 AGENTS = ("ann", "bob", "eve")
-ID_FIELDS = ("run_id", "operation_id", "reservation_id", "message_id", "task_id", "email_id")
+_BEGINS: Mapping[type[AnyEvent], str] = {
+    RunStarted: "run_id",
+    OperationStarted: "operation_id",
+    TokensReserved: "reservation_id",
+    MessageSent: "message_id",
+    TaskCreated: "task_id",
+    EmailReceived: "email_id",
+}
+"""What an event tells the beginning of, by the field that holds its id."""
+
 JOBS = ("poll", "sweep")
 SENDERS = ("customer@example.org", "Zoë <zoe@example.org>")
 KEY_IDS = ("2222222222", "3333333333", "4444444444")
@@ -226,12 +241,18 @@ correspondence: SearchStrategy[AnyCommand] = _weighted((3, _talk), (6, board), (
 
 def aimed(command: AnyCommand, known: Mapping[str, Sequence[str]]) -> AnyCommand:
     """The command with its wish for an id granted, where anything of the kind is known."""
-    for field in (*ID_FIELDS, "subject"):
+    for field in (*_BEGINS.values(), "subject"):
         wish = getattr(command, field, None)
         ids = known.get("message_id" if field == "subject" else field)
         if wish and wish.startswith(_WISHES) and ids:
             return command.model_copy(update={field: ids[-1 - int(wish[-12:]) % len(ids)]})
     return command
+
+
+def get_to_know(event: AnyEvent, known: Mapping[str, list[str]]) -> None:
+    """Takes note of the id of what an event begins, for `aimed` to choose from."""
+    if field := _BEGINS.get(type(event)):
+        known[field].append(getattr(event, field))
 
 
 # Events -------------------------------------------------------------------------------------------------

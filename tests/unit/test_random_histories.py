@@ -13,15 +13,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from eventstore import chain, codec
-from eventstore.events import (
-    EmailReceived,
-    Event,
-    MessageSent,
-    OperationStarted,
-    RunStarted,
-    TaskCreated,
-    TokensReserved,
-)
 from eventstore.recorded import GENESIS_HASH
 from projections import PROJECTIONS
 from projections.agents import AGENTS
@@ -142,7 +133,7 @@ class World:
             self.rules.take(event, recorded)
             self.job_rules.take(event, recorded.recorded_at)
             self.key_rules.take(event, recorded.recorded_at)
-            self._get_to_know(event)
+            strategies.get_to_know(event, self.known)
         self._check_squad()
 
     def _request(self, wish: Wish) -> Request:
@@ -155,12 +146,6 @@ class World:
 
         key = wish.key or ("faulty" if wish.fails else None)
         return Request(command, "agent:random", "random", key, repr(command), render)
-
-    def _get_to_know(self, event: Event) -> None:
-        for kind in (OperationStarted, TokensReserved, MessageSent, TaskCreated, EmailReceived, RunStarted):
-            if isinstance(event, kind):
-                field = next(field for field in strategies.ID_FIELDS if field in kind.__struct_fields__)
-                self.known[field].append(getattr(event, field))
 
     def _check_that_a_draft_can_be_taken_back(self, commands: Iterable[AnyCommand], now: datetime) -> None:
         draft = Draft(self.story.squad)
