@@ -7,7 +7,6 @@ would stop there for good.
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +16,7 @@ import orjson
 from msgspec import inspect as told
 
 from eventstore.events import JobDefinition, TaskCreated, TaskUpdated
+from eventstore.ids import ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,7 +52,6 @@ _INDEXED = frozenset(("category", "job", "task_id", "to_agent"))
 """Fields that the read tables have an index of, and the log has none: what is too long for that one is
 refused by the log itself."""
 
-_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _IDS = frozenset(
     ("agent_id", "conflict_id", "email_id", "message_id", "operation_id", "reservation_id", "run_id")
 )
@@ -88,9 +87,7 @@ def out_of_bounds(event: msgspec.Struct) -> str | None:
     ids, numbers, times, json, texts, others = fields
     for name in ids:
         value = getattr(event, name)
-        if value is not None and not all(
-            map(_ID.fullmatch, value if isinstance(value, list) else (value,))
-        ):
+        if value is not None and not all(map(ID.fullmatch, value if isinstance(value, list) else (value,))):
             return name
     for name, least, most in numbers:
         value = getattr(event, name)

@@ -36,6 +36,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eventstore import moments
 from eventstore.errors import CheckpointRefused
+from eventstore.ids import ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,7 +58,7 @@ class Checkpoint(BaseModel):
 
     format: Literal["squad-checkpoint"] = "squad-checkpoint"
     version: Literal[1] = 1
-    squad: Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+    squad: Annotated[str, Field(pattern=f"^{ID.pattern}$")]
     """The id of the first event, which tells one squad from another."""
     position: Annotated[int, Field(ge=1, lt=2**63)]
     hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -17,7 +17,6 @@ file has to be beyond the shape of its lines, `eventstore.arriving` knows.
 
 from __future__ import annotations
 
-import re
 from base64 import b64encode
 from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,6 +25,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from eventstore import moments
+from eventstore.ids import ID
 from eventstore.recorded import Odd, Recorded
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ VERSION = 1
 LONGEST_LINE_BYTES = 64 * 1024 * 1024
 """No event that the service lets in comes near; a file without line ends must not fill the memory."""
 
-_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_Id = Annotated[str, Field(pattern=f"^{_ID.pattern}$")]
+_Id = Annotated[str, Field(pattern=f"^{ID.pattern}$")]
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Position = Annotated[int, Field(ge=1, lt=2**63)]
@@ -199,7 +198,7 @@ def _plain_event(line: bytes) -> EventValues | None:
         and schema_version > 0
         and (caused_by is None or caused_by > 0)
         and idempotency_key != ""
-        and _ID.fullmatch(id_)
+        and ID.fullmatch(id_)
     ):
         return values
     return None

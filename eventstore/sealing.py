@@ -16,7 +16,6 @@ forgotten, it is damaged, and whoever reads it is told.
 
 from __future__ import annotations
 
-import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
 from types import MappingProxyType
@@ -37,6 +36,7 @@ from eventstore.events import (
     RequestAnswered,
     SubjectForgotten,
 )
+from eventstore.ids import ID
 from eventstore.keys import Keyring
 
 if TYPE_CHECKING:
@@ -71,7 +71,6 @@ _TEXTS = frozenset({"message", "from_email"})
 
 _LOOKED_AT = frozenset({*PERSONAL, SubjectForgotten.type})
 _LOOKS_SEALED = '"sealed":{"key":"'
-_KEY_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class _Seal(NamedTuple):
@@ -230,7 +229,7 @@ def _unseal(recorded: Recorded) -> tuple[dict[str, Any], _Seal] | None:
     try:
         value = data.pop("sealed")
         seal_ = _Seal(value["key"], a2b_base64(value["nonce"]), a2b_base64(value["box"]))
-        is_named = bool(_KEY_ID.fullmatch(seal_.key))
+        is_named = bool(ID.fullmatch(seal_.key))
     except (KeyError, TypeError, ValueError, Base64Error):
         is_named = False
     if not is_named:

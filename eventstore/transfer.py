@@ -16,6 +16,7 @@ from eventstore.chain import hash_of
 from eventstore.cloudevents import cloud_event_line
 from eventstore.errors import ImportRefused, StoreBusy, StoreRefused, StoreUnavailable
 from eventstore.exchange import end_line, event_line, header_line, key_line
+from eventstore.ids import NIL
 from eventstore.keys import StoredKey
 from eventstore.recorded import EMPTY_LOG, Head, Odd, Recorded
 from eventstore.translation import translated, translating
@@ -37,7 +38,6 @@ _IS_NEW: LiteralString = (
 SENT_LINES = 100
 """How many lines are looked at before they are sent."""
 
-_NIL = "00000000-0000-0000-0000-000000000000"
 _NOTIFY: LiteralString = "SELECT pg_notify(log_channel(), %s)"
 _NULL = "\\N"
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
@@ -97,7 +97,7 @@ async def _export(
     before = await _row_at(connection, after) if after else None
     start = _head_of(before) if before else EMPTY_LOG
     squad = first.id if first else None
-    line = partial(cloud_event_line, squad or _NIL) if cloud_events else event_line
+    line = partial(cloud_event_line, squad or NIL) if cloud_events else event_line
     if not cloud_events:
         write(header_line(squad, start))
     if with_keys:
