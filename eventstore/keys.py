@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from uuid_utils import uuid7
 
+from eventstore.asking import one_value
 from eventstore.errors import StoreBusy
+from eventstore.ids import NIL
 from eventstore.translation import translating
 
 if TYPE_CHECKING:
@@ -184,12 +186,9 @@ async def read_out(connection: Connection) -> AsyncGenerator[list[StoredKey], No
         "SELECT id::text, subject, key, created_at FROM subject_keys"
         " WHERE id > %s::uuid ORDER BY id LIMIT %s"
     )
-    after = "00000000-0000-0000-0000-000000000000"
-    with translating():
-        there = await (
-            await connection.execute("SELECT to_regclass('subject_keys') IS NOT NULL")
-        ).fetchone()
-    while there == (True,):
+    after = NIL
+    is_there = await one_value(connection, "SELECT to_regclass('subject_keys') IS NOT NULL")
+    while is_there:
         with translating():
             cursor = await connection.execute(query, (after, PAGE_KEYS))
             page = [

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 
 from psycopg import AsyncClientCursor, AsyncCursor
 
+from eventstore.asking import one_value
 from eventstore.chain import IS_ON_A_CLOCK
 from eventstore.connection import kept_cursor, note_lock_wait, noting_a_vain_wait
 from eventstore.errors import ClockDrifted, HeadMoved, LogReplaced
@@ -50,6 +51,7 @@ _EXPECTED_STILL = "CASE WHEN (SELECT hash FROM events WHERE position = %s) = %s 
 _APPEND_IF_SAME = _APPEND.replace("%s", _EXPECTED_STILL, 1)
 _READ_AFTER = f"SELECT {COLUMNS} FROM events WHERE position > %s ORDER BY position LIMIT %s"
 _CLOCK = "SELECT clock_timestamp()"
+_HEAD_POSITION = "SELECT coalesce(max(position), 0) FROM events"
 _LAST = f"SELECT {COLUMNS} FROM events ORDER BY position DESC LIMIT 1"
 
 # Each of these travels as one message, so that a process which stands still in the middle of sending cannot
@@ -168,10 +170,7 @@ async def lock_and_read(connection: Connection, position: int) -> tuple[list[Rec
 
 async def clock(connection: Connection) -> datetime:
     """The database's clock, now."""
-    with translating():
-        row = await (await connection.execute(_CLOCK, prepare=True)).fetchone()
-    assert row is not None
-    return row[0]  # type: ignore[no-any-return]
+    return await one_value(connection, _CLOCK, prepare=True)  # type: ignore[no-any-return]
 
 
 async def head(connection: Connection) -> Head:
@@ -182,12 +181,7 @@ async def head(connection: Connection) -> Head:
 
 async def head_position(connection: Connection) -> int:
     """The position of the last event; 0 in an empty log."""
-    with translating():
-        row = await (
-            await connection.execute("SELECT coalesce(max(position), 0) FROM events", prepare=True)
-        ).fetchone()
-    assert row is not None
-    return row[0]  # type: ignore[no-any-return]
+    return await one_value(connection, _HEAD_POSITION, prepare=True)  # type: ignore[no-any-return]
 
 
 async def read_after(connection: Connection, position: int, limit: int = PAGE_EVENTS) -> list[Recorded]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
+from eventstore.asking import one_value
 from eventstore.log import COLUMNS, select
 from eventstore.translation import translating
 
@@ -178,10 +179,7 @@ async def find_ids(connection: Connection, ids: Sequence[str]) -> dict[str, int]
 
 async def position_at(connection: Connection, moment: datetime) -> int:
     """The last position recorded at or before `moment`; 0 where there is none."""
-    with translating():
-        row = await (await connection.execute("SELECT position_at(%s)", (moment,))).fetchone()
-    assert row is not None
-    return row[0]  # type: ignore[no-any-return]
+    return await one_value(connection, "SELECT position_at(%s)", (moment,))  # type: ignore[no-any-return]
 
 
 async def versions(connection: Connection, streams: Sequence[str], upto: int) -> dict[str, int]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from psycopg import errors as pg
 from psycopg import sql
 
+from eventstore.asking import one_value
 from eventstore.connection import connect
 from eventstore.errors import RoleMayNot, SchemaMissing, SchemaTooNew, SchemaTooOld, UnsupportedServer
 from eventstore.translation import translating
@@ -184,10 +185,7 @@ async def check_may_append(connection: Connection) -> None:
     Raises:
         RoleMayNot: it may not.
     """
-    with translating():
-        cursor = await connection.execute("SELECT has_table_privilege('events', 'INSERT')")
-        row = await cursor.fetchone()
-    if not (row and row[0]):
+    if not await one_value(connection, "SELECT has_table_privilege('events', 'INSERT')"):
         role = connection.info.user
         raise RoleMayNot(f"{role!r} was not let in as a service: `squad schema apply --service {role}`")
 
@@ -203,12 +201,10 @@ async def check(connection: Connection) -> None:
     """
     found = await version(connection)
     if found == 0:
-        with translating():
-            hidden = await (await connection.execute(_HIDDEN_SCHEMA)).fetchone()
-        if hidden:
+        if hidden := await one_value(connection, _HIDDEN_SCHEMA):
             role = connection.info.user
             raise RoleMayNot(
-                f"{role!r} was not let in to the schema {hidden[0]!r}: have the owner run"
+                f"{role!r} was not let in to the schema {hidden!r}: have the owner run"
                 f" `squad schema apply --reader {role}`, or with --service"
             )
         raise SchemaMissing("start the service once, or apply the schema")
@@ -227,21 +223,18 @@ async def version(connection: Connection) -> int:
     Raises:
         SchemaMissing: the schema is there without its version.
     """
-    with translating():
-        # Asked of the catalogue first: a failed SELECT would abort the transaction that we may be in.
-        row = await (await connection.execute("SELECT to_regclass('schema_info')")).fetchone()
-        if row is None or row[0] is None:
-            return 0
-        row = await (await connection.execute("SELECT max(version) FROM schema_info")).fetchone()
-    if row is None or row[0] is None:
+    # Asked of the catalogue first: a failed SELECT would abort the transaction that we may be in.
+    if await one_value(connection, "SELECT to_regclass('schema_info') IS NULL"):
+        return 0
+    found = await one_value(connection, "SELECT max(version) FROM schema_info")
+    if found is None:
         raise SchemaMissing("schema_info is empty")
-    return int(row[0])
+    return int(found)
 
 
 async def _ensure_schema(connection: Connection, schema: str) -> None:
     # Not IF NOT EXISTS, which asks for the right to create schemas even where there is nothing to do.
-    row = await (await connection.execute("SELECT to_regnamespace(%s)", (schema,))).fetchone()
-    if row is None or row[0] is None:
+    if await one_value(connection, "SELECT to_regnamespace(%s) IS NULL", (schema,)):
         await connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
 
 
@@ -265,6 +258,6 @@ async def _check_server(connection: Connection) -> None:
     major = connection.info.server_version // 10_000
     if major < OLDEST_SERVER:
         raise UnsupportedServer(f"Postgres {major}; {OLDEST_SERVER} or later is needed")
-    row = await (await connection.execute("SHOW server_encoding")).fetchone()
-    if row is None or row[0] != "UTF8":
-        raise UnsupportedServer(f"the database's encoding is {row and row[0]}; UTF8 is needed")
+    encoding = await one_value(connection, "SHOW server_encoding")
+    if encoding != "UTF8":
+        raise UnsupportedServer(f"the database's encoding is {encoding}; UTF8 is needed")

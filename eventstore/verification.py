@@ -18,6 +18,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 from eventstore import log
+from eventstore.asking import one_row, one_value
 from eventstore.chain import HASHED_TEXT
 from eventstore.guards import missing_guards, wrongly_computed
 from eventstore.recorded import GENESIS_HASH
@@ -161,10 +162,9 @@ async def verify_log(
                 await _by_value(connection),
                 await _guards(connection),
             ]
-            if await _one(connection, _SEES_KEYS) == (True,):
+            if await one_value(connection, _SEES_KEYS):
                 checks.append(await _forgotten(connection))
-            first = await _one(connection, _FIRST_ID)
-    squad = first[0] if first else None
+            squad = await one_value(connection, _FIRST_ID)
     checks += [_held_against(walk, squad, name, checkpoint) for name, checkpoint in checkpoints]
     return Verified(checks, walk.position, walk.hash, squad)
 
@@ -214,9 +214,7 @@ class _Walk:
 
 
 async def _by_position(connection: Connection, walk: _Walk) -> list[Check]:
-    row = await _one(connection, _BY_POSITION)
-    assert row is not None
-    rows, misplaced, times, first_time, causes, first_cause = row
+    rows, misplaced, times, first_time, causes, first_cause = await one_row(connection, _BY_POSITION)
     if rows != walk.rows or (misplaced and not walk.positions.count):
         walk.positions.add(None, f"the table has {rows:,} rows, and its index shows {walk.rows:,}")
     in_time, caused = Findings("times"), Findings("causes")
@@ -235,7 +233,7 @@ async def _by_position(connection: Connection, walk: _Walk) -> list[Check]:
 async def by_stream(connection: Connection) -> Check:
     """Whether every stream has its versions from 1 on without a gap, in the order of the log."""
     found = Findings("streams")
-    if row := await _one(connection, _BY_STREAM):
+    if row := await _first_of(connection, _BY_STREAM):
         position, stream, version, due, faults = row
         found.add(position, f"is version {version} of {stream!r}, where {due} is due", faults)
     return found.check("each has its versions from 1 on, none is missing")
@@ -244,7 +242,7 @@ async def by_stream(connection: Connection) -> Check:
 async def _by_value(connection: Connection) -> Check:
     found = Findings("ids")
     for column, what in _UNREPEATED.items():
-        if row := await _one(connection, _BY_VALUE.format(column)):
+        if row := await _first_of(connection, _BY_VALUE.format(column)):
             position, value, earlier, faults = row
             found.add(position, f"has the {what} {value!r}, which is that of position {earlier}", faults)
     return found.check("no id and no idempotency key is there twice")
@@ -264,9 +262,7 @@ async def _guards(connection: Connection) -> Check:
 
 async def _forgotten(connection: Connection) -> Check:
     found = Findings("forgotten")
-    row = await _one(connection, _NOT_FORGOTTEN)
-    assert row is not None
-    position, keys = row
+    position, keys = await one_row(connection, _NOT_FORGOTTEN)
     if keys:
         found.add(position, "the key that was destroyed here is there again", keys)
     return found.check("no key of anybody who was forgotten is there")
@@ -291,5 +287,5 @@ def _held_against(walk: _Walk, squad: str | None, name: str, checkpoint: Checkpo
     return Check("checkpoint", holds=False, says=fault, position=position, faults=1)
 
 
-async def _one(connection: Connection, query: LiteralString) -> tuple[Any, ...] | None:
+async def _first_of(connection: Connection, query: LiteralString) -> tuple[Any, ...] | None:
     return await (await connection.execute(query)).fetchone()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, LiteralString, NamedTuple
 from psycopg import sql
 
 from eventstore import log
+from eventstore.asking import one_row, one_value
 from eventstore.definitions import unlike
 from eventstore.errors import StoreBusy
 from eventstore.events import SubjectForgotten
@@ -178,7 +179,7 @@ async def _compare(refold: Refold, schema: str, *, patient: bool) -> list[Differ
     await refold.to({projection.name: standings[projection.name].position for projection in sound})
     await refold.analyze()
     # Asked after the fold and not of the snapshot: a key that was destroyed is missing at once.
-    [forgotten] = await _one(refold.reader, _FORGOTTEN, (SubjectForgotten.type,))
+    forgotten = await one_value(refold.reader, _FORGOTTEN, (SubjectForgotten.type,))
     others = await unlike(connection, schema, (table.name for table in refold.tables()))
     for projection in sound:
         name, position = projection.name, standings[projection.name].position
@@ -251,15 +252,15 @@ def _misfit(projection: Projection, standing: _Standing | None, end: int) -> Dif
 async def _compare_table(
     connection: Connection, schema: str, projection: Projection, table: Table[Any, Any], position: int
 ) -> list[Difference]:
-    if await _one(connection, "SELECT to_regclass(%s) IS NULL", (f"{schema}.{table.name}",)) == (True,):
+    if await one_value(connection, "SELECT to_regclass(%s) IS NULL", (f"{schema}.{table.name}",)):
         return [Difference("no table", projection.name, position, table.name, detail="it is not there")]
-    changed, missing, extra, paired, folded = await _one(connection, pair(_COUNTS, schema, table))
+    changed, missing, extra, paired, folded = await one_row(connection, pair(_COUNTS, schema, table))
     if paired + missing != folded:
         detail = f"{paired + missing - folded:,} rows are there more than once"
         return [Difference("doubled", projection.name, position, table.name, detail=detail)]
     if not changed + missing + extra:
         return []
-    kind, key, texts, differing = await _one(connection, pair(_FIRST, schema, table))
+    kind, key, texts, differing = await one_row(connection, pair(_FIRST, schema, table))
     first = Difference(
         kind,
         projection.name,
@@ -275,15 +276,6 @@ async def _compare_table(
         found, expected = texts[column]
         first = replace(first, column=table.columns[column], found=found, expected=expected)
     return [first]
-
-
-async def _one(
-    connection: Connection, query: LiteralString | sql.Composed, parameters: Sequence[Any] = ()
-) -> tuple[Any, ...]:
-    with translating():
-        row = await (await connection.execute(query, parameters)).fetchone()
-    assert row is not None
-    return row  # type: ignore[no-any-return]
 
 
 def _brief(value: str | None) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, LiteralString, NamedTuple
 
 from psycopg import sql
 
+from eventstore.asking import one_value
 from eventstore.schema import read_tables_sql
 from eventstore.translation import translating
 from projections import PROJECTIONS
@@ -77,8 +78,7 @@ async def make_again(connection: Connection, schema: str, index: Index) -> bool:
     """Makes an index that is lost; whoever reads goes on meanwhile. False where the role may not."""
     table = sql.Identifier(schema, index.table)
     with translating():
-        row = await (await connection.execute(_IS_OWN, (table.as_string(),))).fetchone()
-        if not (row and row[0]):
+        if not await one_value(connection, _IS_OWN, (table.as_string(),)):
             return False
         async with connection.transaction():
             # There may be one of its name that is not what it should be, or another table's.

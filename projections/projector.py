@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from eventstore import log
+from eventstore.asking import one_value
 from eventstore.connection import Connection, connect, hanging_up_after
 from eventstore.errors import EventStoreError, LogNotUnderstood, StoreBusy, StoreUnavailable
 from eventstore.gauge import Gauge
@@ -153,9 +154,8 @@ class Projector:
         """Waits for the lock by asking: a session that blocks on it would hold back vacuum."""
         while True:
             with hanging_up_after(STUCK_AFTER_SECONDS, connection):
-                row = await (await connection.execute(_TRY_LOCK)).fetchone()
-            if row and row[0]:
-                break
+                if await one_value(connection, _TRY_LOCK):
+                    break
             await asyncio.sleep(POLL_SECONDS / 2)
         await self._begin(connection)
         self.active = True
@@ -200,10 +200,7 @@ class Projector:
 
     async def _begin_if_replaced(self, connection: Connection) -> bool:
         """Begins anew where a replay has put other rows in the tables."""
-        with translating():
-            cursor = await connection.execute(_REPLACED, (self._generation,), prepare=True)
-            row = await cursor.fetchone()
-        if row and row[0]:
+        if await one_value(connection, _REPLACED, (self._generation,), prepare=True):
             _log.info("the read tables were rebuilt; going on from there")
             await self._begin(connection)
             return True

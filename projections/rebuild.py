@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 from psycopg import sql
 
 from eventstore import log
+from eventstore.asking import one_value
 from eventstore.definitions import unlike
 from eventstore.errors import StoreBusy, TableUnlike
 from eventstore.translation import translating
@@ -140,8 +141,7 @@ async def _check_tables(refold: Refold, schema: str) -> None:
     names = [table.name for table in refold.tables()]
     with translating():
         others = await unlike(refold.reader, schema, [*names, "projections"])
-        row = await (await refold.reader.execute("SELECT to_regclass('projections') IS NULL")).fetchone()
-    if row and row[0]:
+    if await one_value(refold.reader, "SELECT to_regclass('projections') IS NULL"):
         raise TableUnlike("projections is not there")
     for name, why in others.items():
         hint = "; once its owner has dropped it, a replay makes it anew" if name in names else ""
@@ -152,9 +152,7 @@ async def _alone(connection: Connection) -> None:
     """Takes the place of the one replay at a time, for the rest of the session."""
     deadline = monotonic() + ALONE_WITHIN_SECONDS
     while True:
-        with translating():
-            row = await (await connection.execute(_TRY_LOCK)).fetchone()
-        if row and row[0]:
+        if await one_value(connection, _TRY_LOCK):
             return
         if monotonic() > deadline:
             raise StoreBusy("another replay is under way")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import sql
 
+from eventstore.asking import one_value
 from eventstore.connection import connect
 from eventstore.errors import LogBroken, WritesRefused
 from eventstore.keys import Keyring
@@ -236,9 +237,7 @@ async def check_takes_writes(connection: Connection) -> None:
     Raises:
         WritesRefused: it is such a server.
     """
-    with translating():
-        row = await (await connection.execute("SHOW transaction_read_only")).fetchone()
-    if row and row[0] != "off":
+    if await one_value(connection, "SHOW transaction_read_only") != "off":
         raise WritesRefused(
             "temporary tables are needed; ask the primary, or verify the log alone with --no-tables"
         )

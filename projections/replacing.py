@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 from psycopg import sql
 
+from eventstore.asking import one_value
 from eventstore.schema import read_table_sql
 from projections.pairing import APART, DIFFER, JOINED, pair
 
@@ -68,7 +69,7 @@ async def survey(connection: Connection, schema: str, tables: Sequence[Table[Any
     alike, whole = set(), set()
     async with connection.transaction():
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        horizon = await _one(connection, _HORIZON)
+        horizon = await one_value(connection, _HORIZON)
         for table in tables:
             if await _has_key(connection, schema, table):
                 noted = await connection.execute(pair(_NOTE_UNLIKE, schema, table))
@@ -91,7 +92,7 @@ async def replace(
     """
     is_whole = table.name in found.whole
     if is_whole:
-        if await _one(connection, "SELECT to_regclass(%s) IS NULL", (f"{schema}.{table.name}",)):
+        if await one_value(connection, "SELECT to_regclass(%s) IS NULL", (f"{schema}.{table.name}",)):
             await _make(connection, schema, table)
         remove, write = _REMOVE_ALL, _WRITE_ALL
     else:
@@ -109,11 +110,11 @@ async def replace(
 
 async def folded_rows(connection: Connection, schema: str, table: Table[Any, Any]) -> int:
     """How many rows the folded table has."""
-    return int(await _one(connection, pair("SELECT count(*) FROM {folded}", schema, table)))
+    return int(await one_value(connection, pair("SELECT count(*) FROM {folded}", schema, table)))
 
 
 async def _has_key(connection: Connection, schema: str, table: Table[Any, Any]) -> bool:
-    return bool(await _one(connection, _HAS_KEY, (f"{schema}.{table.name}",)))
+    return bool(await one_value(connection, _HAS_KEY, (f"{schema}.{table.name}",)))
 
 
 async def _make(connection: Connection, schema: str, table: Table[Any, Any]) -> None:
@@ -124,11 +125,3 @@ async def _make(connection: Connection, schema: str, table: Table[Any, Any]) -> 
     await connection.execute(read_table_sql(table.name, {name for (name,) in taken}).encode())
     await connection.execute("SELECT settle_access()")
     await connection.execute(sql.SQL("SET LOCAL search_path = {}, {}").format(sql.Identifier(APART), here))
-
-
-async def _one(
-    connection: Connection, query: LiteralString | sql.Composed, parameters: Sequence[Any] = ()
-) -> Any:
-    row = await (await connection.execute(query, parameters)).fetchone()
-    assert row is not None
-    return row[0]

@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from eventstore import lookup, pooler
+from eventstore.asking import one_value
 from eventstore.connection import connect
 from eventstore.errors import EventStoreError, PoolerInTheWay
-from eventstore.translation import translating
 from service.background import background
 from service.embedded import EmbeddedPostgres
 
@@ -103,9 +103,7 @@ async def check_same_log(settings: Settings, dsn: str, other: str) -> None:
 async def _first_event(settings: Settings, dsn: str) -> str | None:
     """The id of a log's first event, which no other log has; None where there is no event or no log."""
     async with await connect(dsn, settings.squad_schema, name="squad service") as connection:
-        with translating():
-            row = await (await connection.execute("SELECT to_regclass('events') IS NOT NULL")).fetchone()
-            if not (row and row[0]):
-                return None
+        if await one_value(connection, "SELECT to_regclass('events') IS NULL"):
+            return None
         first = await lookup.read_one(connection, 1)
         return first.id if first else None

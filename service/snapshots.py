@@ -25,6 +25,7 @@ import orjson
 from msgspec.structs import astuple
 from psycopg import AsyncClientCursor
 
+from eventstore.asking import one_value
 from eventstore.connection import hanging_up_after
 from eventstore.recorded import Head
 from eventstore.translation import translating
@@ -149,9 +150,7 @@ async def positions(connection: Connection) -> list[int]:
 
 async def may_store(connection: Connection) -> bool:
     """Whether this session may put snapshots away: not on a replica, nor as somebody who may only read."""
-    with translating():
-        row = await (await connection.execute(_MAY_STORE)).fetchone()
-    return bool(row and row[0])
+    return bool(await one_value(connection, _MAY_STORE))
 
 
 async def store(connection: Connection, squad: Squad, known: int) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from eventstore import log
+from eventstore.asking import one_value
 from eventstore.connection import connect
 from eventstore.errors import EventStoreError
 from eventstore.listener import wait_for_hint
@@ -98,8 +99,7 @@ class Snapshotter:
 
     async def _take_what_is_due(self) -> None:
         async with self._connection() as connection:
-            row = await (await connection.execute(_TRY_LOCK)).fetchone()
-            if not (row and row[0]):
+            if not await one_value(connection, _TRY_LOCK):
                 # Somebody else is at it; there will be a next time.
                 self._wait_for_more()
                 return

@@ -9,6 +9,7 @@ from uuid import uuid4
 from psycopg import sql
 
 from eventstore import schema
+from eventstore.asking import one_value
 from eventstore.connection import connect
 from eventstore.errors import RoleMayNot
 from eventstore.translation import translating
@@ -57,8 +58,7 @@ async def _clear_away(connection: Connection) -> None:
     """Removes what self-tests left that were killed."""
     cursor = await connection.execute(_LEFT_OVER, (len(PREFIX), PREFIX, _NAME_LENGTH))
     for (name,) in await cursor.fetchall():
-        row = await (await connection.execute(_LOCK, (name,))).fetchone()
-        if row and row[0]:
+        if await one_value(connection, _LOCK, (name,)):
             await _drop(connection, name)
             await connection.execute(_UNLOCK, (name,))
 
