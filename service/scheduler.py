@@ -25,9 +25,9 @@ from service import commands as do
 from service.batch import new_id
 from service.decide import runs as run_decisions
 from service.decide.jobs import due_jobs
+from service.job_tasks import perform
 from service.requests import CommandFailed, OutcomeUnknown, QueueFull, Request, Stopping, Unavailable
 from service.schedule import schedule_of
-from service.tasks import perform
 from service.work import ACTOR, NOT_NOW, Report, Work, failed, seen_through
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from examples.email_agent.signature import verify
 from projections.agents import AGENTS
 from service import commands as do
 from service.email_work import CLASSIFY_ENDPOINT, RESPOND_ENDPOINT
+from service.job_tasks import POLL_ENDPOINT
 from service.requests import CommandFailed
-from service.tasks import POLL_ENDPOINT
 from tests.support.agents import after, answers, answers_bytes, is_signed, when
 from tests.support.email_jobs import AGENT, assert_nothing_is_held, email_job, emails
 from tests.support.jobs import define, running_member

@@ -25,7 +25,7 @@ from eventstore.events import (
 from projections.jobs import JOBS
 from projections.runs import RUNS, run_id
 from service import commands as do
-from service import scheduler, tasks
+from service import job_tasks, scheduler
 from service.decide.jobs import due_jobs
 from service.job_spec import JobSpec
 from service.requests import Request
@@ -158,7 +158,7 @@ KEPT: list[tuple[bytes, object]] = [
     (b'{"text": "\\u0000"}', "an answer that cannot be kept"),
     (b'{"n": 123456789012345678901234567890}', "an answer that cannot be kept"),
     (b"[" * 64 + b"]" * 64, "an answer that cannot be kept"),
-    (b'"' + b"x" * tasks.MAX_KEPT_BYTES + b'"', f"an answer of {tasks.MAX_KEPT_BYTES + 2} bytes"),
+    (b'"' + b"x" * job_tasks.MAX_KEPT_BYTES + b'"', f"an answer of {job_tasks.MAX_KEPT_BYTES + 2} bytes"),
 ]
 
 

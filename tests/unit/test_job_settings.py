@@ -7,8 +7,8 @@ import pytest
 
 from service.commands import DefineJob, SetPolicy
 from service.job_spec import BUILT_IN_TASKS, JobSpec, over
+from service.job_tasks import TASKS
 from service.settings import Settings, read
-from service.tasks import TASKS
 from service.wrong_settings import SettingsError
 from tests.unit.support import given
 
