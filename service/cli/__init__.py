@@ -29,7 +29,7 @@ from service.cli.whatif import whatif
 from service.database import StartFailed
 from service.embedded import EmbeddedPostgresError
 from service.http.table import VERSION
-from service.wrong_settings import SettingsError
+from service.settings import SettingsError
 
 __all__ = ["cli", "main"]
 

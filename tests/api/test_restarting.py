@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from service.sections import AgentSettings, BudgetSettings
+from service.settings.sections import AgentSettings, BudgetSettings
 from tests.api.client import running_service
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ import pytest
 from service.commands import DefineJob, SetPolicy
 from service.job_spec import BUILT_IN_TASKS, JobSpec, over
 from service.job_tasks import TASKS
-from service.settings import Settings, read
-from service.wrong_settings import SettingsError
+from service.settings import Settings, SettingsError, read
 from tests.unit.support import given
 
 if TYPE_CHECKING:

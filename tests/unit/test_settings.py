@@ -12,7 +12,7 @@ import pytest
 
 from projections.agents import AgentRow
 from service import settings
-from service.wrong_settings import SettingsError
+from service.settings import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -31,11 +31,11 @@ from eventstore.connection import SCHEMA_NAME
 from service.commands import RegisterAgent, SetPolicy
 from service.job_spec import JobSpec, over, seed_jobs
 from service.logs import LogFormat, LogLevel
-from service.places import Dsn, File
-from service.sections import AgentSettings, BudgetSettings, Section
-from service.setting_sources import Environment, TomlFile
+from service.settings.places import Dsn, File
+from service.settings.sections import AgentSettings, BudgetSettings, Section
+from service.settings.sources import Environment, TomlFile
+from service.settings.wrong import SettingsError, explain, explain_json, misspelt_variables
 from service.values import Name, Timezone, Tokens, Url, WindowSeconds, check_timezone
-from service.wrong_settings import SettingsError, explain, explain_json, misspelt_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_settings import EnvSettingsSource, TomlConfigSettingsSource
 
-from service.wrong_settings import SettingsError
+from service.settings.wrong import SettingsError
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
