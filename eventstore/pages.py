@@ -57,7 +57,10 @@ class Shape(Generic[R]):
 
 
 WHOLE = Shape(COLUMNS, recorded_of)
+"""All of an event, as sealing and the hash chain need it."""
+
 TOLD = Shape("position, type, schema_version, data::text, actor, caused_by, recorded_at", told_of)
+"""What handlers of projections look at, which is read in less time."""
 
 
 async def scan(

@@ -22,8 +22,10 @@ class AtHand(OrderedDict[Any, Any]):
     """One table's rows that the database has as well."""
 
     is_lasting = False
-    """Whether what a page writes stays at hand for the next one. Else a page has what was fetched for it,
-    as of messages: they are most rows that there are, and none is read before somebody is forgotten."""
+    """Whether rows that a page writes stay at hand for the next page.
+
+    If not, a page has only the rows that were fetched for it. So it is with messages: most rows there are
+    are messages, and nothing reads one again until somebody is forgotten."""
 
 
 class PageRows:
@@ -42,12 +44,12 @@ class PageRows:
         return self._cache.get(key) if self._cache else None
 
     def keep(self) -> bool:
-        """Has what the page changed at hand for the next one; says whether no row was let go for it."""
+        """Keeps what the page changed for the next one. False where other rows had to go to make room."""
         if self._cache is None or not self._cache.is_lasting:
             return True
         self._cache.update(self.changed)
         too_many = len(self._cache) - CACHED_ROWS
-        # Until then nobody asks which row was written last.
+        # The order in which rows were written only matters once some of them have to go.
         if too_many > -CACHED_ROWS // 2:
             for key in self.changed:
                 self._cache.move_to_end(key)

@@ -74,8 +74,8 @@ class PageFolder:
     """Folds pages into one set of tables.
 
     `generation` is that of the tables as `projections` had it when the caller looked; `keyring` holds the
-    keys of sealed payloads that are at hand already. Where the tables are `empty`, no row is asked for
-    until one was let go, as those are at once that do not last.
+    keys of sealed payloads that are at hand already. `empty` says that the tables have no rows yet: then
+    the database need not be asked for a row, as long as all rows of its table are at hand.
     """
 
     def __init__(self, generation: int = 1, keyring: Keyring | None = None, *, empty: bool = False) -> None:
@@ -83,7 +83,7 @@ class PageFolder:
         self._keyring = keyring
         self._empty = empty
         self._let_go: set[str] = set()
-        """Tables, once empty, with rows that are not at hand any more."""
+        """Tables that were empty, and by now have rows that are not at hand any more."""
         self._handling: dict[tuple[str, ...], Mapping[type[Event], _Handling]] = {}
         # Of each table, the keys of those that the page makes.
         self._made: defaultdict[str, set[Any]] = defaultdict(set)

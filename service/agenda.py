@@ -1,7 +1,7 @@
 """When each job is due next: kept beside the jobs, so that a look takes as long as what has changed.
 
-To tell a tick takes a few tenths of a millisecond, and there can be tens of thousands of jobs. So it is
-told once for each row, a few rows at a look, and the soonest stands first from then on.
+To work out a job's next tick takes a few tenths of a millisecond, and there can be tens of thousands of
+jobs. So it is done once for each version of a job, for a few jobs at a look, and kept in a heap.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from projections.jobs import JobRow
 
 AT_ONCE = 10
-"""Of how many jobs it is told at a look when they are due, while everything else waits."""
+"""For how many jobs a look works out when they are due. Everything else waits meanwhile."""
 
 AGAIN_AFTER = timedelta(minutes=1)
-"""When a job is looked at again whose ticks cannot be told: its time zone may be known by then."""
+"""When a job whose next tick cannot be told is looked at again: its time zone may be known by then."""
 
 _FEW = 100
-"""So many entries that hold no more need not be cleared away."""
+"""So many outdated entries may lie in the heap, besides one for each job, before it is made anew."""
 
 
 class Agenda:
@@ -38,15 +38,18 @@ class Agenda:
     def __init__(self, jobs: Mapping[str, JobRow]) -> None:
         self._jobs = jobs
         self._untold = dict.fromkeys(jobs)
+        """Those whose next tick is yet to be worked out, the oldest first."""
         self._due: dict[str, datetime] = {}
         """When each is to start next; of one that stands still, when to look at it again."""
         self._ticks: dict[str, datetime] = {}
         """The next tick of each, before any jitter."""
         self._still: dict[str, None] = {}
+        """Those whose next tick cannot be worked out, and that stand still."""
         self._buffered: dict[str, None] = {}
         """Those a tick of which waits for a run."""
         self._soonest: list[tuple[datetime, str]] = []
-        """A heap of those that are yet to come, and of some that are not what they were."""
+        """A heap of those that are yet to come. The old entry of a job that has changed stays in it, and is
+        passed over when its turn comes."""
         self._come: dict[str, None] = {}
         """Those whose time has come."""
 

@@ -311,11 +311,15 @@ class Appender:
 
 
 def _destroys_a_key(batch: Batch) -> bool:
-    """Whether nothing may be decided above it: it could be sealed with that key, which is still at hand."""
+    """Whether it forgets somebody. Then nothing is decided ahead, above it.
+
+    What is could be sealed with the key that it destroys, and that is at hand until it is committed.
+    """
     return any(recorded.type == SubjectForgotten.type for recorded in batch.recorded)
 
 
 def _keep_to(batch: Batch, tickets: list[Ticket], leave: Callable[[list[Ticket]], None]) -> None:
+    """Takes those out of `tickets` for whom the batch had no room, and leaves them to a later one."""
     if left := tickets[len(batch.tickets) :]:
         del tickets[len(batch.tickets) :]
         leave(left)

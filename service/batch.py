@@ -192,7 +192,11 @@ def _keep_answer(
 
 
 def _is_about_another(draft: Draft, command: AnyCommand) -> bool:
-    """Whether an answer about somebody who was forgotten is none to this: whom it names is still here."""
+    """Whether the answer that was kept under a command's idempotency key is about somebody else.
+
+    The fingerprint of a request to forget somebody does not say whom. A repeat is told by this instead:
+    whoever the first request named has no key any more.
+    """
     return isinstance(command, ForgetSubject) and draft.trace(command.subject).key_id is not None
 
 

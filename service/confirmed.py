@@ -1,4 +1,8 @@
-"""Up to where the log is known to outlive its server: what is answered without an append goes by it."""
+"""How far the log is known to be on a synchronous standby too, so that it outlives its server.
+
+A commit of our own waits for the standby by itself. What is answered without one, such as "that happened
+already", rests on events that were only read: they are confirmed here first (`eventstore.standby`).
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _MANY = 1_000
 """So many that are over at once are no longer taken off the heap one by one."""
 
 _FEW = 100
-"""So many entries that hold no more need not be cleared away."""
+"""So many outdated entries may lie in the heap, besides one for each row, before it is made anew."""
 
 
 class Deadlines(Generic[R]):
@@ -46,12 +46,14 @@ class Deadlines(Generic[R]):
         self._moment = moment
         self._order = order
         self._coming: _Heap | None = None
-        """A heap of those that are yet to come, and of some that are not what they were. It is made when
-        somebody asks: of most copies of a squad nobody does."""
+        """A heap of the moments that are yet to come. A row that changes is entered once more, and its old
+        entry is passed over when its turn comes. None until somebody asks: of most copies of a squad nobody
+        does."""
         self._over: list[tuple[int, datetime, Any]] = []
-        """Those that were over by `_looked_at`, in order, and some that are not what they were."""
+        """Entries whose moment had come by `_looked_at`, in order. Those of rows that changed since are
+        passed over."""
         self._looked_at: datetime | None = None
-        """The latest moment that was asked for; later ones may be earlier, where a clock was put right."""
+        """The latest time that was asked about. The next may be earlier, where a clock was put right."""
 
     def change(self, keys: Iterable[Any]) -> None:
         """Takes note of rows that are new, changed or gone."""

@@ -117,8 +117,11 @@ class Keeper:
     def _tell_of_others(self, page: Sequence[Recorded], events: Sequence[AnyEvent] = ()) -> None:
         """What others have appended was folded, and keys that they destroyed are no longer used.
 
-        `events` is what it tells, where that was folded to decide. Of what only a look has found each part
-        of the process finds out by itself, so that it shows which of them nothing was told.
+        Args:
+            page: what they appended.
+            events: what it tells, where it was folded under the lock, in order to decide. What a look has
+                found is not passed on like that: other parts of the process must find it themselves, or it
+                would not show (in `poll_rescues`) that no notification told them of it.
         """
         self._sealing.observe(page)
         self._publish(page, events)

@@ -1,4 +1,4 @@
-"""Rows on their way into an answer, of which there can be very many."""
+"""Lists in an answer that can be very long: made a few rows at a time while they are written as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FEW = 20
 
 
 def listed(rows: Sequence[Any], show: Callable[[Any], Any]) -> list[Any] | Many:
-    """What is shown of each row, in a list; where there are more than a few, that is made when written."""
+    """What is shown of each row, in a list; of more than a few, a `Many`, made when it is written."""
     return [show(row) for row in rows] if len(rows) <= FEW else Many(rows, show)
 
 

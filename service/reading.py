@@ -40,10 +40,10 @@ HEAD_WITHIN_SECONDS = 0.5
 """How long it may then take to ask where the log ends."""
 
 POLITE_WAIT_SECONDS = 0.5
-"""How long a reader waits who named none."""
+"""How long a reader who named no position waits for what this process had acknowledged."""
 
 MOST_LEFT = 32
-"""How many messages that stay in an inbox are kept in mind, of each agent."""
+"""How many messages that stay in an inbox are remembered for each agent (`Inbox.left`)."""
 
 LOOK_SECONDS = 0.25
 """How long a look at the database holds for all who wait, where no hint comes meanwhile."""
@@ -68,9 +68,9 @@ class Inbox(NamedTuple):
     table_at: int
     """Where the table is now, or was a moment ago."""
     seen_up_to: int = 0
-    """What was sent to the agent up to this position is acknowledged, and stays so, but for..."""
+    """All messages to the agent up to this position are acknowledged, except for those in `left`."""
     left: tuple[int, ...] = ()
-    """...the messages at these positions, some of which may be acknowledged by now."""
+    """Positions of messages that the last look still found; some may be acknowledged by now."""
 
 
 class SharedLook(Generic[T]):

@@ -86,8 +86,8 @@ class State:
     """When it was last looked for what the passing of time makes happen."""
     _open_day: date | None = None
     spared_until: Mapping[str, datetime] = MappingProxyType({})
-    """Before which moment no row of a table runs out of time, by its name. It can be sooner than the first
-    that really does."""
+    """By name, for the tables in `EXPIRING`: before this moment none of its rows expires, and nobody need
+    look. It is a lower bound; the first row may expire later."""
     traces: Mapping[str, Trace] = MappingProxyType({})
     """What was looked up for `trace`, by subject."""
 

@@ -265,7 +265,10 @@ class Writer:
             timer.cancel()
 
     async def _let_others_join(self) -> None:
-        """Where commits take long: whoever was just answered may ask again, and go along."""
+        """Where appending takes long, waits a moment for callers who were just answered to ask again.
+
+        They share the commit of what was decided ahead, instead of waiting for it and then for their own.
+        """
         ahead = self._appender.ahead
         callers = self._answered + len(ahead.tickets)
         if not ahead.tickets or not (seconds := self._appender.pace.rest_seconds(callers)):
