@@ -30,7 +30,7 @@ from eventstore.events import (
     TokensSettled,
     TokensUsed,
 )
-from projections.projection import MissingRow, Projection, Row, Table, its
+from projections.projection import Projection, Row, Table, its, needed
 
 if TYPE_CHECKING:
     from eventstore.recorded import AnyRecorded
@@ -90,13 +90,6 @@ class _OfAgent(Protocol):
 _ITS_AGENT = (its(AGENTS, "agent"),)
 
 
-def _agent(view: View, name: str) -> AgentRow:
-    row = view.rows(AGENTS).get(name)
-    if row is None:
-        raise MissingRow(AGENTS, name)
-    return row
-
-
 @agents.on(AgentRegistered)
 def _registered(view: View, event: AgentRegistered, recorded: AnyRecorded) -> None:
     row = AgentRow(
@@ -117,7 +110,7 @@ def _registered(view: View, event: AgentRegistered, recorded: AnyRecorded) -> No
 
 @agents.on(AgentProfileChanged, touches=_ITS_AGENT)
 def _profile_changed(view: View, event: AgentProfileChanged, recorded: AnyRecorded) -> None:
-    row = _agent(view, event.agent).replaced(
+    row = needed(view, AGENTS, event.agent).replaced(
         role=event.role, url=event.url, priority=event.priority, position=recorded.position
     )
     view.rows(AGENTS).put(event.agent, row)
@@ -127,7 +120,7 @@ def _profile_changed(view: View, event: AgentProfileChanged, recorded: AnyRecord
 def _status_changed(view: View, event: AgentStatusChanged, recorded: AnyRecorded) -> None:
     if event.reason not in _NO_SIGN_OF_LIFE:
         _acted(view, event, recorded)
-    row = _agent(view, event.agent).replaced(status=event.status, position=recorded.position)
+    row = needed(view, AGENTS, event.agent).replaced(status=event.status, position=recorded.position)
     view.rows(AGENTS).put(event.agent, row)
 
 
@@ -151,7 +144,7 @@ def _is_by_itself(event: _OfAgent, recorded: AnyRecorded) -> bool:
 
 
 def _take_note(view: View, agent: str, recorded: AnyRecorded, *, sign_of_life: bool, work: int = 0) -> None:
-    row = _agent(view, agent)
+    row = needed(view, AGENTS, agent)
     row = row.replaced(
         last_active=recorded.recorded_at if sign_of_life else row.last_active,
         operations=row.operations + work,

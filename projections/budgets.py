@@ -14,7 +14,7 @@ from eventstore.events import (
     TokensSettled,
     TokensUsed,
 )
-from projections.projection import MissingRow, Projection, Row, Table, its
+from projections.projection import MissingRow, Projection, Row, Table, its, needed
 
 if TYPE_CHECKING:
     from eventstore.recorded import AnyRecorded
@@ -143,16 +143,9 @@ RESERVATIONS = Table[str, ReservationRow](
 budgets = Projection("budgets", (POLICY, BUDGET_DAYS, BUDGETS, RESERVATIONS))
 
 
-def _day(view: View, day: date) -> BudgetDayRow:
-    row = view.rows(BUDGET_DAYS).get(day)
-    if row is None:
-        raise MissingRow(BUDGET_DAYS, day)
-    return row
-
-
 def _count(view: View, day: date, agent: str, position: int, *, used: int = 0, reserved: int = 0) -> None:
     """Adds to the day's and the agent's counts."""
-    whole = _day(view, day)
+    whole = needed(view, BUDGET_DAYS, day)
     whole = whole.replaced(used=whole.used + used, reserved=whole.reserved + reserved, position=position)
     view.rows(BUDGET_DAYS).put(day, whole)
     rows = view.rows(BUDGETS)
@@ -184,7 +177,9 @@ def _policy_set(view: View, event: PolicySet, recorded: AnyRecorded) -> None:
     )
     view.rows(POLICY).put(THE_POLICY, row)
     if event.day:
-        day = _day(view, event.day).replaced(total=event.daily_tokens, position=recorded.position)
+        day = needed(view, BUDGET_DAYS, event.day).replaced(
+            total=event.daily_tokens, position=recorded.position
+        )
         view.rows(BUDGET_DAYS).put(event.day, day)
 
 
@@ -192,7 +187,7 @@ def _policy_set(view: View, event: PolicySet, recorded: AnyRecorded) -> None:
 def _day_reset(view: View, event: BudgetDayReset, recorded: AnyRecorded) -> None:
     days = view.rows(BUDGET_DAYS)
     if event.previous_day and event.previous_day != event.day:
-        previous = _day(view, event.previous_day)
+        previous = needed(view, BUDGET_DAYS, event.previous_day)
         days.put(
             event.previous_day,
             previous.replaced(closed_at=recorded.recorded_at, position=recorded.position),
@@ -263,7 +258,7 @@ def _used(view: View, event: TokensUsed, recorded: AnyRecorded) -> None:
 
 @budgets.on(BudgetThresholdCrossed, touches=(_ITS_DAY,))
 def _threshold_crossed(view: View, event: BudgetThresholdCrossed, recorded: AnyRecorded) -> None:
-    day = _day(view, event.day)
+    day = needed(view, BUDGET_DAYS, event.day)
     view.rows(BUDGET_DAYS).put(
         event.day,
         day.replaced(warned_percent=max(day.warned_percent, event.percent), position=recorded.position),

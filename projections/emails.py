@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from eventstore.events import ERASED, EmailReceived, EmailStatus, EmailUpdated, SubjectForgotten
-from projections.projection import MissingRow, Projection, Row, Table, all_its, its
+from projections.projection import MissingRow, Projection, Row, Table, all_its, its, needed
 
 if TYPE_CHECKING:
     from eventstore.recorded import AnyRecorded
@@ -74,10 +74,7 @@ def _received(view: View, event: EmailReceived, recorded: AnyRecorded) -> None:
 
 @emails.on(EmailUpdated, touches=(its(EMAILS, "email_id"),))
 def _updated(view: View, event: EmailUpdated, recorded: AnyRecorded) -> None:
-    row = view.rows(EMAILS).get(event.email_id)
-    if row is None:
-        raise MissingRow(EMAILS, event.email_id)
-    row = row.replaced(
+    row = needed(view, EMAILS, event.email_id).replaced(
         category=event.category,
         status=event.status,
         handled_by=event.handled_by,

@@ -24,7 +24,7 @@ from eventstore.events import (
     RunStarted,
     TickBuffered,
 )
-from projections.projection import MissingRow, Projection, Row, Table, its
+from projections.projection import Projection, Row, Table, its, needed
 from projections.runs import RUNS, RunRow
 
 if TYPE_CHECKING:
@@ -89,20 +89,6 @@ JOBS = Table[str, JobRow](
 jobs = Projection("jobs", (JOBS, RUNS), fold_version=2)
 
 
-def _job(view: View, name: str) -> JobRow:
-    row = view.rows(JOBS).get(name)
-    if row is None:
-        raise MissingRow(JOBS, name)
-    return row
-
-
-def _run(view: View, id_: str) -> RunRow:
-    row = view.rows(RUNS).get(id_)
-    if row is None:
-        raise MissingRow(RUNS, id_)
-    return row
-
-
 class _OfJob(Protocol):
     @property
     def job(self) -> str: ...
@@ -157,19 +143,23 @@ def _removed(view: View, event: JobRemoved, recorded: AnyRecorded) -> None:
 
 @jobs.on(JobPaused, touches=_ITS_JOB)
 def _paused(view: View, event: JobPaused, recorded: AnyRecorded) -> None:
-    row = _job(view, event.job).replaced(paused=True, pause_note=event.note, position=recorded.position)
+    row = needed(view, JOBS, event.job).replaced(
+        paused=True, pause_note=event.note, position=recorded.position
+    )
     view.rows(JOBS).put(event.job, row)
 
 
 @jobs.on(JobResumed, touches=_ITS_JOB)
 def _resumed(view: View, event: JobResumed, recorded: AnyRecorded) -> None:
-    row = _job(view, event.job).replaced(paused=False, pause_note=event.note, position=recorded.position)
+    row = needed(view, JOBS, event.job).replaced(
+        paused=False, pause_note=event.note, position=recorded.position
+    )
     view.rows(JOBS).put(event.job, row)
 
 
 @jobs.on(TickBuffered, touches=_ITS_JOB)
 def _buffered(view: View, event: TickBuffered, recorded: AnyRecorded) -> None:
-    row = _job(view, event.job).replaced(buffered_tick=event.tick, position=recorded.position)
+    row = needed(view, JOBS, event.job).replaced(buffered_tick=event.tick, position=recorded.position)
     view.rows(JOBS).put(event.job, row)
     _ticked(view, event.job, event.tick)
 
@@ -233,14 +223,14 @@ def _started(view: View, event: RunStarted, recorded: AnyRecorded) -> None:
 
 @jobs.on(RunRenewed, touches=_ITS_RUN)
 def _renewed(view: View, event: RunRenewed, recorded: AnyRecorded) -> None:
-    row = _run(view, event.run_id)
+    row = needed(view, RUNS, event.run_id)
     row = row.replaced(lease_expires_at=event.lease_expires_at, position=recorded.position)
     view.rows(RUNS).put(event.run_id, row)
 
 
 @jobs.on(RunAttemptFailed, touches=_ITS_RUN)
 def _attempt_failed(view: View, event: RunAttemptFailed, recorded: AnyRecorded) -> None:
-    row = _run(view, event.run_id)
+    row = needed(view, RUNS, event.run_id)
     used = row.tokens_used if event.tokens_used is None else (row.tokens_used or 0) + event.tokens_used
     row = row.replaced(
         # One more where the attempt failed before it began, because its resources were claimed.
@@ -257,7 +247,7 @@ def _attempt_failed(view: View, event: RunAttemptFailed, recorded: AnyRecorded) 
 
 @jobs.on(RunRetried, touches=_ITS_RUN)
 def _retried(view: View, event: RunRetried, recorded: AnyRecorded) -> None:
-    row = _run(view, event.run_id)
+    row = needed(view, RUNS, event.run_id)
     row = row.replaced(
         attempts=event.attempt,
         runner=event.runner,
@@ -272,7 +262,7 @@ def _retried(view: View, event: RunRetried, recorded: AnyRecorded) -> None:
 
 @jobs.on(RunFinished, touches=_ITS_RUN)
 def _finished(view: View, event: RunFinished, recorded: AnyRecorded) -> None:
-    row = _run(view, event.run_id).replaced(
+    row = needed(view, RUNS, event.run_id).replaced(
         status=event.outcome,
         attempts=event.attempts,
         reason=event.reason,
@@ -288,7 +278,7 @@ def _finished(view: View, event: RunFinished, recorded: AnyRecorded) -> None:
 
 def _ticked(view: View, name: str, tick: datetime) -> None:
     """The tick has its outcome; a buffered one that gets it waits no longer."""
-    row = _job(view, name)
+    row = needed(view, JOBS, name)
     waited = row.buffered_tick == tick and tick <= row.ticked_until
     buffered = None if waited else row.buffered_tick
     view.rows(JOBS).put(

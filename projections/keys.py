@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from eventstore.events import KeyCreated, KeyExpired, KeyFirstUsed, KeyRevoked, KeyScope
-from projections.projection import MissingRow, Projection, Row, Table, its, the
+from projections.projection import Projection, Row, Table, its, needed, the
 
 if TYPE_CHECKING:
     from eventstore.recorded import AnyRecorded
@@ -72,13 +72,6 @@ keys = Projection("keys", (KEYS,))
 access = Projection("access", (ACCESS,))
 
 
-def _key(view: View, id_: str) -> KeyRow:
-    row = view.rows(KEYS).get(id_)
-    if row is None:
-        raise MissingRow(KEYS, id_)
-    return row
-
-
 _ITS_KEY = (its(KEYS, "key_id"),)
 
 
@@ -103,14 +96,14 @@ def _created(view: View, event: KeyCreated, recorded: AnyRecorded) -> None:
 
 @keys.on(KeyFirstUsed, touches=_ITS_KEY)
 def _first_used(view: View, event: KeyFirstUsed, recorded: AnyRecorded) -> None:
-    row = _key(view, event.key_id)
+    row = needed(view, KEYS, event.key_id)
     row = row.replaced(first_used_at=recorded.recorded_at, position=recorded.position)
     view.rows(KEYS).put(row.id, row)
 
 
 @keys.on(KeyExpired, KeyRevoked, touches=_ITS_KEY)
 def _ended(view: View, event: KeyExpired | KeyRevoked, recorded: AnyRecorded) -> None:
-    row = _key(view, event.key_id)
+    row = needed(view, KEYS, event.key_id)
     row = row.replaced(
         state="expired" if isinstance(event, KeyExpired) else "revoked",
         ended_at=recorded.recorded_at,

@@ -13,7 +13,7 @@ from eventstore.events import (
     OperationRenewed,
     OperationStarted,
 )
-from projections.projection import MissingRow, Projection, Row, Table, its
+from projections.projection import Projection, Row, Table, its, needed
 
 if TYPE_CHECKING:
     from eventstore.recorded import AnyRecorded
@@ -93,13 +93,6 @@ operations = Projection("operations", (OPERATIONS, CONFLICTS))
 _ITS_OPERATION = (its(OPERATIONS, "operation_id"),)
 
 
-def _operation(view: View, operation_id: str) -> OperationRow:
-    row = view.rows(OPERATIONS).get(operation_id)
-    if row is None:
-        raise MissingRow(OPERATIONS, operation_id)
-    return row
-
-
 @operations.on(OperationStarted, makes=_ITS_OPERATION)
 def _started(view: View, event: OperationStarted, recorded: AnyRecorded) -> None:
     row = OperationRow(
@@ -124,7 +117,7 @@ def _started(view: View, event: OperationStarted, recorded: AnyRecorded) -> None
 
 @operations.on(OperationRenewed, touches=_ITS_OPERATION)
 def _renewed(view: View, event: OperationRenewed, recorded: AnyRecorded) -> None:
-    row = _operation(view, event.operation_id).replaced(
+    row = needed(view, OPERATIONS, event.operation_id).replaced(
         renewed_at=recorded.recorded_at,
         blocks_until=event.blocks_until,
         expires_at=event.expires_at,
@@ -135,7 +128,7 @@ def _renewed(view: View, event: OperationRenewed, recorded: AnyRecorded) -> None
 
 @operations.on(OperationFinished, touches=_ITS_OPERATION)
 def _finished(view: View, event: OperationFinished, recorded: AnyRecorded) -> None:
-    row = _operation(view, event.operation_id).replaced(
+    row = needed(view, OPERATIONS, event.operation_id).replaced(
         state="finished",
         outcome=event.outcome,
         tokens_used=event.tokens_used,
@@ -147,7 +140,7 @@ def _finished(view: View, event: OperationFinished, recorded: AnyRecorded) -> No
 
 @operations.on(OperationExpired, touches=_ITS_OPERATION)
 def _expired(view: View, event: OperationExpired, recorded: AnyRecorded) -> None:
-    row = _operation(view, event.operation_id).replaced(
+    row = needed(view, OPERATIONS, event.operation_id).replaced(
         state="expired", ended_at=recorded.recorded_at, position=recorded.position
     )
     view.rows(OPERATIONS).put(event.operation_id, row)

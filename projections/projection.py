@@ -88,6 +88,18 @@ class MissingRow(Exception):
         self.table = table
 
 
+def needed(view: View, table: Table[K, R], key: K) -> R:
+    """The row with this key, which the event speaks of.
+
+    Raises:
+        MissingRow: there is none.
+    """
+    row = view.rows(table).get(key)
+    if row is None:
+        raise MissingRow(table, key)
+    return row
+
+
 class Touched(NamedTuple):
     """Which rows of a table an event makes a handler read."""
 

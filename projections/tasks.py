@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from eventstore.events import TaskCreated, TaskPriority, TaskStatus, TaskUpdated
-from projections.projection import MissingRow, Projection, Row, Table, its
+from projections.projection import Projection, Row, Table, its, needed
 
 if TYPE_CHECKING:
     from eventstore.recorded import AnyRecorded
@@ -71,10 +71,7 @@ def _created(view: View, event: TaskCreated, recorded: AnyRecorded) -> None:
 
 @tasks.on(TaskUpdated, touches=(its(TASKS, "task_id"),))
 def _updated(view: View, event: TaskUpdated, recorded: AnyRecorded) -> None:
-    row = view.rows(TASKS).get(event.task_id)
-    if row is None:
-        raise MissingRow(TASKS, event.task_id)
-    row = row.replaced(
+    row = needed(view, TASKS, event.task_id).replaced(
         title=event.title,
         description=event.description,
         status=event.status,
