@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def background(*work: Coroutine[None, None, None]) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Runs work that never ends by itself, for as long as the context lasts."""
+    """Runs work beside the block, and ends what is left of it when the block ends."""
     tasks = [asyncio.create_task(item) for item in work]
     try:
         yield tasks

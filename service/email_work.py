@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from eventstore.events import ERASED
 from projections.emails import EMAILS, EmailRow
 from service import commands as do
+from service.background import background
 from service.decide.operations import renewal_seconds
 from service.values import MAX_TTL_SECONDS
 from service.work import NOT_NOW, Report, Work, failed, succeeded
@@ -221,7 +222,7 @@ async def _claimed(work: Work, kind: EmailWork, email_id: str, held: _Held) -> A
     operation_id = outcome.reply["id"]
     held.fencing_token = outcome.reply["fencing_token"]
     try:
-        async with _renewed(work, operation_id, held):
+        async with background(_renew(work, operation_id, held)):
             yield
     finally:
         came_of_it: OperationOutcome = "cancelled"
@@ -230,20 +231,12 @@ async def _claimed(work: Work, kind: EmailWork, email_id: str, held: _Held) -> A
         await work.do(do.FinishOperation(operation_id=operation_id, outcome=came_of_it))
 
 
-@asynccontextmanager
-async def _renewed(work: Work, operation_id: str, held: _Held) -> AsyncIterator[None]:
-    async def renew() -> None:
-        while True:
-            await asyncio.sleep(renewal_seconds(work.squad.policy))
-            with suppress(*NOT_NOW):
-                outcome = await work.do(do.RenewOperation(operation_id=operation_id))
-                if outcome.refusal:
-                    held.lose(outcome.refusal.detail)
-                    return
-
-    renewing = asyncio.create_task(renew())
-    try:
-        yield
-    finally:
-        renewing.cancel()
-        await asyncio.gather(renewing, return_exceptions=True)
+async def _renew(work: Work, operation_id: str, held: _Held) -> None:
+    """Renews a claim in good time, again and again, until that is refused."""
+    while True:
+        await asyncio.sleep(renewal_seconds(work.squad.policy))
+        with suppress(*NOT_NOW):
+            outcome = await work.do(do.RenewOperation(operation_id=operation_id))
+            if outcome.refusal:
+                held.lose(outcome.refusal.detail)
+                return

@@ -22,6 +22,7 @@ from projections.jobs import JOBS
 from projections.operations import OPERATIONS
 from projections.runs import RUNS
 from service import commands as do
+from service.background import background
 from service.batch import new_id
 from service.decide import runs as run_decisions
 from service.decide.jobs import due_jobs
@@ -209,7 +210,7 @@ class Scheduler:
         row = self._writer.squad.rows(RUNS).get(run_id)
         if row is None or row.runner != self.runner:
             return
-        async with self._renewing(row):
+        async with background(self._renew(row)):
             job = self._writer.squad.rows(JOBS).get(row.job)
             if job is None:
                 report = failed(row.job, "the job was removed")
@@ -293,19 +294,9 @@ class Scheduler:
         async with self._places_of_agent[agent], self._places:
             yield
 
-    @asynccontextmanager
-    async def _renewing(self, row: RunRow) -> AsyncIterator[None]:
+    async def _renew(self, row: RunRow) -> None:
         """Keeps what this process holds for a run: its lease, and the claim on its job's resources."""
-
-        async def renew() -> None:
-            while True:
-                await asyncio.sleep(run_decisions.renewal_seconds(self._writer.squad, row))
-                with suppress(*NOT_NOW):
-                    await self._submit(do.RenewRun(run_id=row.id, runner=self.runner))
-
-        renewing = asyncio.create_task(renew())
-        try:
-            yield
-        finally:
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
+        while True:
+            await asyncio.sleep(run_decisions.renewal_seconds(self._writer.squad, row))
+            with suppress(*NOT_NOW):
+                await self._submit(do.RenewRun(run_id=row.id, runner=self.runner))
