@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from projections.operations import OperationRow
     from projections.orchestrator import OrchestratorRow
     from service.explain import Explanation
-    from service.many import Many
     from service.squad import Squad
     from service.state import State
 
@@ -143,72 +142,4 @@ def explanation(found: Explanation) -> dict[str, Any]:
         "causes": [step._asdict() for step in found.causes],
         "origin": {**origin._asdict(), "reasons": [reason._asdict() for reason in origin.reasons]},
         "effects": [step._asdict() for step in found.effects],
-    }
-
-
-def seed_jobs(state: Squad, now: datetime) -> list[Any] | Many:
-    """The schedule in the seed's words."""
-
-    def show(row: JobRow) -> dict[str, Any]:
-        tick = state.agenda.tick(row.name)
-        if tick is None or tick <= now:
-            tick = next(iter(coming_ticks(row, now, 1)), None)
-        return {
-            "name": row.name,
-            "schedule": row.cron or f"every {row.every_seconds:g} s",
-            "paused": row.paused,
-            "nextRun": tick,
-        }
-
-    return listed(sorted((row for row in state.all(JOBS) if row.enabled), key=_ITS_NAME), show)
-
-
-def seed_budget(state: State) -> dict[str, Any]:
-    """The budget in the seed's words. What is reserved cannot be used by others, so it does not remain."""
-    day = state.day
-    if day is None:
-        return {"total": 0, "used": 0, "remaining": 0, "agentUsage": {}}
-    return {
-        "total": day.total,
-        "used": day.used,
-        "remaining": remaining(day),
-        "agentUsage": by_name(
-            [part for part in state.agent_budgets(day) if part.used], attrgetter("used"), _ITS_AGENT
-        ),
-    }
-
-
-def seed_operations(state: Squad) -> list[Any] | Many:
-    """The operations under way in the seed's words, each resource kind a field of its own."""
-    return listed(list(active_operations(state)), _seed_operation)
-
-
-def _seed_operation(row: OperationRow) -> dict[str, Any]:
-    return {
-        **row.resources,
-        "id": row.id,
-        "agents": [row.agent],
-        "action": row.action,
-        "timestamp": row.started_at,
-    }
-
-
-def seed_orchestrator(state: Squad, now: datetime) -> dict[str, Any]:
-    """The orchestrator in the seed's words."""
-    row = state.orchestrator
-    return {
-        "isRunning": bool(row and row.running),
-        "startedAt": row.started_at if row else None,
-        "tokenBudget": seed_budget(state),
-        "activeOperations": seed_operations(state),
-        "scheduledJobs": seed_jobs(state, now),
-    }
-
-
-def seed_status(state: Squad, now: datetime) -> dict[str, Any]:
-    """What the seed calls the orchestrator's status."""
-    return {
-        "tokenBudget": seed_budget(state),
-        "activeOperations": seed_operations(state),
-        "timestamp": now,
     }

@@ -18,6 +18,7 @@ from projections.projection import Projection, Table
 from projections.tasks import TASKS, tasks
 from service import commands as do
 from service import views
+from service.http import seed_views
 from service.http.carrying_out import asked_by, carry_out
 from service.http.context import KNOWN_QUERIES, Services, body_of, parse_object, query_of
 from service.http.json import dumps
@@ -115,7 +116,7 @@ async def _get(services: Services, request: web.Request) -> Reply | web.StreamRe
         }
         return Reply(503, dumps(body))
     now = services.clock.now()
-    return await respond_long(services, request, lambda: views.seed_status(squad, now))
+    return await respond_long(services, request, lambda: seed_views.status(squad, now))
 
 
 @lru_cache(maxsize=KNOWN_QUERIES)
@@ -140,7 +141,7 @@ async def _everything(services: Services, query: SquadQuery) -> Callable[[], dic
             "tasks": tasks_shown,
             "activity": activity,
             "agents": listed(agents, _show_agent),
-            "orchestrator": views.seed_orchestrator(squad, now),
+            "orchestrator": seed_views.orchestrator(squad, now),
         }
 
     return make

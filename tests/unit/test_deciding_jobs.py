@@ -32,6 +32,7 @@ from service.commands import (
 )
 from service.decide.jobs import due_jobs
 from service.decide.ticks import MAX_MISSED_AT_ONCE
+from service.http import seed_views
 from service.http.json import dumps, loads
 from service.schedule import coming_ticks
 from tests.unit.job_stories import (
@@ -447,7 +448,7 @@ class TestAJobWhoseTicksNobodyCanTell:
         squad = with_job(timezone="Mars/Olympus").squad
         [row] = squad.all(JOBS)
         assert views.planned(row, moment(1))["next_ticks"] == []
-        [shown] = loads(dumps(views.seed_jobs(squad, moment(1))))
+        [shown] = loads(dumps(seed_views.jobs(squad, moment(1))))
         assert shown["nextRun"] is None
 
 
@@ -470,7 +471,7 @@ class TestTicksThatAreShown:
         reckoned: list[Schedule] = []
         monkeypatch.setattr("service.schedule._next_tick", lambda schedule, _: reckoned.append(schedule))
         for seconds in (2, 3):
-            [shown] = loads(dumps(views.seed_jobs(squad, moment(seconds))))
+            [shown] = loads(dumps(seed_views.jobs(squad, moment(seconds))))
             assert shown["nextRun"] == "2026-07-07T07:07:00Z"
         assert reckoned == []
 

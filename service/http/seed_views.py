@@ -1,0 +1,91 @@
+"""The live state in the seed's words, as its facade shows it. Pure: rows in, plain values out."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from projections.jobs import JOBS
+from service.decide.budget import remaining
+from service.many import by_name, listed
+from service.schedule import coming_ticks
+from service.views import active_operations
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from projections.jobs import JobRow
+    from projections.operations import OperationRow
+    from service.many import Many
+    from service.squad import Squad
+    from service.state import State
+
+
+def jobs(state: Squad, now: datetime) -> list[Any] | Many:
+    """The schedule in the seed's words."""
+
+    def show(row: JobRow) -> dict[str, Any]:
+        tick = state.agenda.tick(row.name)
+        if tick is None or tick <= now:
+            tick = next(iter(coming_ticks(row, now, 1)), None)
+        return {
+            "name": row.name,
+            "schedule": row.cron or f"every {row.every_seconds:g} s",
+            "paused": row.paused,
+            "nextRun": tick,
+        }
+
+    return listed(sorted((row for row in state.all(JOBS) if row.enabled), key=attrgetter("name")), show)
+
+
+def _budget(state: State) -> dict[str, Any]:
+    """The budget in the seed's words. What is reserved cannot be used by others, so it does not remain."""
+    day = state.day
+    if day is None:
+        return {"total": 0, "used": 0, "remaining": 0, "agentUsage": {}}
+    return {
+        "total": day.total,
+        "used": day.used,
+        "remaining": remaining(day),
+        "agentUsage": by_name(
+            [part for part in state.agent_budgets(day) if part.used],
+            attrgetter("used"),
+            attrgetter("agent"),
+        ),
+    }
+
+
+def _operations(state: Squad) -> list[Any] | Many:
+    """The operations under way in the seed's words, each resource kind a field of its own."""
+    return listed(list(active_operations(state)), _operation)
+
+
+def _operation(row: OperationRow) -> dict[str, Any]:
+    return {
+        **row.resources,
+        "id": row.id,
+        "agents": [row.agent],
+        "action": row.action,
+        "timestamp": row.started_at,
+    }
+
+
+def orchestrator(state: Squad, now: datetime) -> dict[str, Any]:
+    """The orchestrator in the seed's words."""
+    row = state.orchestrator
+    return {
+        "isRunning": bool(row and row.running),
+        "startedAt": row.started_at if row else None,
+        "tokenBudget": _budget(state),
+        "activeOperations": _operations(state),
+        "scheduledJobs": jobs(state, now),
+    }
+
+
+def status(state: Squad, now: datetime) -> dict[str, Any]:
+    """What the seed calls the orchestrator's status."""
+    return {
+        "tokenBudget": _budget(state),
+        "activeOperations": _operations(state),
+        "timestamp": now,
+    }
