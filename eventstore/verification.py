@@ -86,7 +86,7 @@ class Check(NamedTuple):
 
 
 @dataclass
-class Findings:
+class _Findings:
     """The faults of one check: the first in full, the others as a number."""
 
     name: str
@@ -173,8 +173,8 @@ class _Walk:
     """Once through the log in the order of its positions, hashing."""
 
     def __init__(self, marks: set[int]) -> None:
-        self.positions = Findings("positions")
-        self.chain = Findings("chain")
+        self.positions = _Findings("positions")
+        self.chain = _Findings("chain")
         self.rows = 0
         self.position = 0
         self.hash = GENESIS_HASH
@@ -217,7 +217,7 @@ async def _by_position(connection: Connection, walk: _Walk) -> list[Check]:
     rows, misplaced, times, first_time, causes, first_cause = await one_row(connection, _BY_POSITION)
     if rows != walk.rows or (misplaced and not walk.positions.count):
         walk.positions.add(None, f"the table has {rows:,} rows, and its index shows {walk.rows:,}")
-    in_time, caused = Findings("times"), Findings("causes")
+    in_time, caused = _Findings("times"), _Findings("causes")
     if times:
         in_time.add(first_time, "is recorded earlier than the one before", times)
     if causes:
@@ -232,7 +232,7 @@ async def _by_position(connection: Connection, walk: _Walk) -> list[Check]:
 
 async def by_stream(connection: Connection) -> Check:
     """Whether every stream has its versions from 1 on without a gap, in the order of the log."""
-    found = Findings("streams")
+    found = _Findings("streams")
     if row := await _first_of(connection, _BY_STREAM):
         position, stream, version, due, faults = row
         found.add(position, f"is version {version} of {stream!r}, where {due} is due", faults)
@@ -240,7 +240,7 @@ async def by_stream(connection: Connection) -> Check:
 
 
 async def _by_value(connection: Connection) -> Check:
-    found = Findings("ids")
+    found = _Findings("ids")
     for column, what in _UNREPEATED.items():
         if row := await _first_of(connection, _BY_VALUE.format(column)):
             position, value, earlier, faults = row
@@ -249,7 +249,7 @@ async def _by_value(connection: Connection) -> Check:
 
 
 async def _guards(connection: Connection) -> Check:
-    found = Findings("guards")
+    found = _Findings("guards")
     missing = await missing_guards(connection)
     for fault in missing:
         found.add(None, fault)
@@ -261,7 +261,7 @@ async def _guards(connection: Connection) -> Check:
 
 
 async def _forgotten(connection: Connection) -> Check:
-    found = Findings("forgotten")
+    found = _Findings("forgotten")
     position, keys = await one_row(connection, _NOT_FORGOTTEN)
     if keys:
         found.add(position, "the key that was destroyed here is there again", keys)

@@ -39,15 +39,15 @@ class Metrics:
     """The counters, and gauges that are read from the running parts when somebody asks."""
 
     def __init__(self, writer: Writer, projector: Projector, listener: Listener) -> None:
-        self.registry = CollectorRegistry()
+        self._registry = CollectorRegistry()
         # Counted by hand: the library's counters take a lock and a look-up each time, at every request.
         self._requests = Counter[tuple[str, int]]()
         self.open_streams = Gauge(
-            "squad_open_streams", "Event streams that are open.", registry=self.registry
+            "squad_open_streams", "Event streams that are open.", registry=self._registry
         )
-        self.registry.register(_Parts(writer, projector, listener))
-        self.registry.register(self)
-        ProcessCollector(registry=self.registry)
+        self._registry.register(_Parts(writer, projector, listener))
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
 
     def request(self, route: str, status: int) -> None:
         """Counts a request that was answered; `route` is one of the table's, or `NO_ROUTE`."""
@@ -60,7 +60,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """All of it, in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return generate_latest(self._registry)
 
 
 class _Parts:

@@ -62,7 +62,7 @@ def page_of(model: type[BaseModel]) -> type[BaseModel]:
     return page
 
 
-def of_row(
+def _of_row(
     name: str, row: type[Any], *, but: Collection[str] = (), doc: str | None = None, **more: Any
 ) -> type[BaseModel]:
     """A model with a row's columns, without those in `but`, and with more fields."""
@@ -73,12 +73,12 @@ def of_row(
     )
 
 
-Agent = of_row("Agent", AgentRow)
-Message = of_row("Message", MessageRow)
-Operation = of_row("Operation", OperationRow)
-ConflictEntry = of_row("ConflictEntry", ConflictRow)
-Task = of_row("Task", TaskRow)
-Email = of_row("Email", EmailRow)
+Agent = _of_row("Agent", AgentRow)
+Message = _of_row("Message", MessageRow)
+Operation = _of_row("Operation", OperationRow)
+ConflictEntry = _of_row("ConflictEntry", ConflictRow)
+Task = _of_row("Task", TaskRow)
+Email = _of_row("Email", EmailRow)
 
 
 class Conflict(Answer):
@@ -130,10 +130,10 @@ class BudgetChecked(Answer):
     remaining: int
 
 
-Run = of_row("Run", RunRow)
+Run = _of_row("Run", RunRow)
 
 
-PlannedJob = of_row(
+PlannedJob = _of_row(
     "PlannedJob",
     JobRow,
     but=INNER_OF_JOBS,
@@ -166,9 +166,9 @@ class LoggedEvent(Answer):
     hash: str
 
 
-Orchestrator = of_row("Orchestrator", OrchestratorRow, but=("name",))
-Reservation = of_row("Reservation", ReservationRow)
-Rules = of_row("Rules", PolicyRow, but=("name",))
+Orchestrator = _of_row("Orchestrator", OrchestratorRow, but=("name",))
+Reservation = _of_row("Reservation", ReservationRow)
+Rules = _of_row("Rules", PolicyRow, but=("name",))
 
 
 class SquadState(Answer):

@@ -60,7 +60,7 @@ _OTHER_FILES = 200
 _log = logging.getLogger(__name__)
 
 
-def most_connections() -> int:
+def _most_connections() -> int:
     """How many clients there may be at once: fewer where the system lets us open few files."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (
@@ -101,7 +101,7 @@ class Connection(web.RequestHandler):
         self._wire = cast("asyncio.Transport", transport)
         self._head_since = self._loop.time()
         assert self._manager
-        if len(self._manager._connections) > (most := most_connections()):
+        if len(self._manager._connections) > (most := _most_connections()):
             self._end_with(Problem("connections_full", f"{most} connections are open"))
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -36,7 +36,7 @@ class Runner(web.AppRunner):
         made = await super()._make_server()
         # Not a middleware, which would cost every request something, also those that a route answers.
         services = self.app[SERVICES]
-        handle = telling_problems(made.request_handler, services)
+        handle = _telling_problems(made.request_handler, services)
         # A `Reply` passes through aiohttp as it is, up to `Connection.finish_response`.
         return Server(
             handle,  # type: ignore[arg-type]
@@ -45,7 +45,7 @@ class Runner(web.AppRunner):
         )
 
 
-def telling_problems(handle: Handler, services: Services) -> Handler:
+def _telling_problems(handle: Handler, services: Services) -> Handler:
     """Tells what aiohttp itself refuses, before any route is found, like everything else."""
 
     async def answer(request: BaseRequest) -> Response:
