@@ -190,7 +190,7 @@ async def read_after(connection: Connection, position: int, limit: int = PAGE_EV
 
 
 async def each(
-    connection: Connection, after: int = 0, upto: int | None = None
+    connection: Connection, after: int, upto: int | None
 ) -> AsyncGenerator[Recorded | Odd, None]:
     """The log row by row, as it is when the first is read, however many and however large they are.
 

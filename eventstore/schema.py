@@ -93,7 +93,7 @@ def read_tables_sql() -> str:
     return found[1]
 
 
-def read_table_sql(name: str, taken: Container[str] = ()) -> str:
+def read_table_sql(name: str, taken: Container[str]) -> str:
     """What makes one read table with its indexes, but for those whose names are taken."""
     made = [
         found[0]

@@ -228,7 +228,7 @@ class PageFolder:
 
 
 async def decoded(
-    connection: Connection, page: Sequence[Recorded], keyring: Keyring | None = None
+    connection: Connection, page: Sequence[Recorded], keyring: Keyring | None
 ) -> list[AnyEvent]:
     """The events of a page of stored ones; see `eventstore.sealing.reveal` for the arguments.
 

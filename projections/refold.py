@@ -59,7 +59,7 @@ class Refold:
         connection: Connection,
         reader: Connection,
         projections: Sequence[Projection],
-        progress: Progress | None = None,
+        progress: Progress | None,
     ) -> None:
         self.connection = connection
         self.projections = {projection.name: projection for projection in projections}
@@ -192,7 +192,7 @@ async def refolding(
     projections: Sequence[Projection],
     *,
     name: str,
-    progress: Progress | None = None,
+    progress: Progress | None,
 ) -> AsyncIterator[Refold]:
     """Empty tables of a session's own for these projections, for as long as the block lasts.
 

@@ -112,7 +112,7 @@ class Appender:
         self,
         connection: Connection,
         tickets: list[Ticket],
-        decided: Decided | None = None,
+        decided: Decided | None,
         *,
         join: Callable[[], None],
         leave: Callable[[list[Ticket]], None],

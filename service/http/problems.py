@@ -125,7 +125,7 @@ class Problem(Exception):
             self.body["retry_after_seconds"] = retry_after_seconds
 
 
-def from_refusal(refusal: Refusal, position: int | None = None) -> Problem:
+def from_refusal(refusal: Refusal, position: int | None) -> Problem:
     """A refusal as a problem. `position` is that of the event which records the refusal, where one does."""
     extra = dict(refusal.extra)
     if position is not None:
