@@ -13,7 +13,7 @@ from service.http.lists import PAGE_BYTES
 from service.http.reply import CORRELATION_HEADER, SECURITY_HEADERS, Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
     from service.http.context import Services
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 SEND_BYTES = 64 * 1024
 SEND_SECONDS = 30.0
 """A client that does not take so much of what was sent to it within this time is dropped."""
+
+
+def begun(services: Services, request: web.Request, headers: Mapping[str, str]) -> web.StreamResponse:
+    """An answer that is sent bit by bit, with these headers and those that all answers bear."""
+    response = web.StreamResponse(
+        headers={**SECURITY_HEADERS, **headers, CORRELATION_HEADER: correlation_id()}
+    )
+    if services.cors:
+        services.cors.allow(request, response.headers)
+    return response
 
 
 async def send(response: web.StreamResponse, piece: bytes) -> None:
@@ -39,11 +49,7 @@ async def in_pieces(
     services: Services, request: web.Request, content_type: str, pieces: Iterable[bytes]
 ) -> web.StreamResponse:
     """Answers with 200 and a body that is never there as a whole."""
-    response = web.StreamResponse(
-        headers={**SECURITY_HEADERS, "Content-Type": content_type, CORRELATION_HEADER: correlation_id()}
-    )
-    if services.cors:
-        services.cors.allow(request, response.headers)
+    response = begun(services, request, {"Content-Type": content_type})
     try:
         with suppress(ConnectionError):
             await response.prepare(request)

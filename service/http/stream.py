@@ -15,20 +15,18 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from aiohttp import web
-
 from eventstore import lookup, sealing
 from eventstore.errors import StoreBusy, StoreUnavailable
 from eventstore.gauge import Gauge
 from eventstore.listener import POLL_SECONDS, wait_for_hint
 from service.channels import Found
-from service.http.context import correlation_id
-from service.http.pieces import SEND_BYTES, send
+from service.http.pieces import SEND_BYTES, begun, send
 from service.http.problems import wrong
-from service.http.reply import CORRELATION_HEADER, SECURITY_HEADERS
 from service.http.scope import caller
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from service.channels import Channel
     from service.http.context import Services
 
@@ -53,11 +51,7 @@ async def stream(
     """Sends every event after the position that the reader names, and goes on until either side ends it."""
     log_number = services.writer.replacements
     position = await _start(services, request, after)
-    response = web.StreamResponse(
-        headers={**SECURITY_HEADERS, **_HEADERS, CORRELATION_HEADER: correlation_id()}
-    )
-    if services.cors:
-        services.cors.allow(request, response.headers)
+    response = begun(services, request, _HEADERS)
     with services.streams.one_more(caller()), services.metrics.open_streams.track_inprogress():
         try:
             # Ended by the service or by the reader: both are ends, not faults.
