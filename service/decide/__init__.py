@@ -69,10 +69,8 @@ def decide(state: State, command: do.AnyCommand, at: At) -> Decision:
             return subjects.forget(state, command, at)
         case do.RegisterAgent():
             return agents.register(state, command, at)
-        case do.SetBudget():
-            return rules.set_budget(state, command, at)
-        case do.SetPolicy():
-            return rules.set_policy(state, command, at)
+        case do.SetBudget() | do.SetPolicy():
+            return rules.set_rules(state, command, at)
         case do.ClaimTick():
             return ticks.claim_tick(state, command, at)
         case do.TakeUpRun():

@@ -33,16 +33,6 @@ _RULES: dict[str, Any] = {
 """The policy of a squad that was told nothing; the seed's defaults."""
 
 
-def set_budget(state: State, command: SetBudget, at: At) -> Decision:
-    """Changes the budget's part of the policy."""
-    return _set_rules(state, _named(command), at)
-
-
-def set_policy(state: State, command: SetPolicy, at: At) -> Decision:
-    """Changes the rules that are named. The first time, the rest is set to the defaults."""
-    return _set_rules(state, _named(command), at)
-
-
 def turn_of_day(state: State, now: datetime) -> list[NewEvent]:
     """The new budget day, where the old one is over."""
     day = state.day
@@ -63,13 +53,11 @@ def _window(policy: PolicyRow) -> _Window:
     return _Window(policy.reset_hour, policy.timezone)
 
 
-def _named(command: SetBudget | SetPolicy) -> dict[str, Any]:
-    return {
+def set_rules(state: State, command: SetBudget | SetPolicy, at: At) -> Decision:
+    """Changes the rules that a command names. The first time, the rest is set to the defaults."""
+    wanted = {
         name: value for name in command.model_fields_set if (value := getattr(command, name)) is not None
     }
-
-
-def _set_rules(state: State, wanted: dict[str, Any], at: At) -> Decision:
     cause = state.head.position + 1
     if not state.has_policy:
         rules = {**_RULES, **wanted}
