@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -49,8 +50,11 @@ def main() -> int:
     except DemoFailed as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        # Whoever read our output has enough of it; Python would complain once more while closing stdout.
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        # Whoever read our output has enough of it, or the terminal was closed; Python would complain once
+        # more while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     finally:
@@ -83,8 +87,12 @@ def _positive(text: str) -> float:
 async def _demo(options: Options, folder: Path) -> int:
     """The demo, until it is over or somebody ends it."""
     stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
+    # Whoever starts it with nohup wants it to outlive the terminal; else nothing of it may.
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGHUP, stop.set)
     show = asyncio.create_task(_show(options, folder))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({show, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -101,7 +109,11 @@ async def _show(options: Options, folder: Path) -> int:
     async with aiohttp.ClientSession() as http:
         with ExitStack() as children:
             print("Setting up a squad, an agent and a mailbox ...", flush=True)
-            setting = await set_up(children, http, folder, with_keys=options.keys)
+            try:
+                setting = await set_up(children, http, folder, with_keys=options.keys)
+            except asyncio.CancelledError:
+                _say_that_it_ends()
+                raise
             print(
                 f"The squad is at {setting.squad_url}, the mailbox with {setting.office.name}.\n",
                 flush=True,
@@ -172,6 +184,10 @@ def _sum_up(narrator: Narrator, kept: Path | None) -> None:
     if kept:
         print(f"Kept. All that happened: squad events --data {kept / 'squad'}")
         print(f"The first e-mail drafted: {narrator.example}")
+    _say_that_it_ends()
+
+
+def _say_that_it_ends() -> None:
     print("Ending ...", flush=True)
 
 

@@ -28,7 +28,7 @@ END_SECONDS = 45.0
 class Demo:
     """The demo's process, and what it has printed."""
 
-    def __init__(self, temporary: Path, *arguments: str) -> None:
+    def __init__(self, temporary: Path, *arguments: str, terminal: int | None = None) -> None:
         self.output = temporary / "output"
         # Whoever runs the tests may have a squad of their own; the demo must not touch it.
         foreign = {"SQUAD_DSN": "postgresql://nowhere.invalid/squad", "SQUAD_PORT": "1"}
@@ -36,10 +36,12 @@ class Demo:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "examples.demo", *arguments],
                 cwd=ROOT,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                stdout=output if terminal is None else terminal,
+                stderr=output,
                 env={**os.environ, **foreign, "TMPDIR": str(temporary)},
                 start_new_session=True,
+                # Tests that were started with nohup pass on that it is to be ignored.
+                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
             )
         self._seen: set[psutil.Process] = set()
 
@@ -145,6 +147,22 @@ def test_it_ends_cleanly_while_it_is_being_set_up(temporary: Path, demos: list[D
     demo.wait_for("Setting up", READY_SECONDS)
     demo.wait_for_children(READY_SECONDS)
     demo.process.send_signal(signal.SIGINT)
+    demo.wait_for("Ending", END_SECONDS)
+    assert demo.process.wait(END_SECONDS) == 0, demo.read()
+    assert "Traceback" not in demo.read()
+    assert demo.left() == []
+    assert leftovers(temporary) == []
+
+
+def test_it_leaves_nothing_behind_when_its_terminal_is_closed(temporary: Path, demos: list[Demo]) -> None:
+    terminal, of_demo = os.openpty()
+    try:
+        demos.append(demo := Demo(temporary, terminal=of_demo))
+    finally:
+        os.close(of_demo)
+    demo.wait_for_children(READY_SECONDS)
+    os.close(terminal)
+    demo.process.send_signal(signal.SIGHUP)
     assert demo.process.wait(END_SECONDS) == 0, demo.read()
     assert "Traceback" not in demo.read()
     assert demo.left() == []
