@@ -16,7 +16,7 @@ from eventstore.errors import RoleMayNot, SchemaMissing, SchemaTooNew, SchemaToo
 from eventstore.translation import translating
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Collection, Container
 
     from eventstore.connection import Connection
 
@@ -133,7 +133,7 @@ def read_tables() -> frozenset[str]:
     return frozenset(name for name, _ in _TABLE.findall(read_tables_sql()))
 
 
-async def apply(dsn: str, schema: str, guests: Iterable[Guest] = ()) -> None:
+async def apply(dsn: str, schema: str, guests: Collection[Guest] = ()) -> None:
     """Brings the squad's schema to `SCHEMA_VERSION`, creating it where it does not exist.
 
     Where there is nothing to do, any role that was let in may ask for it.
@@ -144,7 +144,7 @@ async def apply(dsn: str, schema: str, guests: Iterable[Guest] = ()) -> None:
         guests: roles to let in.
 
     Raises:
-        RoleMayNot: there is something to do, and the role may not.
+        RoleMayNot: there is something to do or somebody to let in, and the role may not.
         SchemaTooNew: the database was made by a newer version of this software.
         UnsupportedServer: the server is older than Postgres 15, or not in UTF-8.
         StoreUnavailable: the database cannot be reached.
@@ -169,6 +169,8 @@ async def apply(dsn: str, schema: str, guests: Iterable[Guest] = ()) -> None:
                     )
                     await _ensure_schema(connection, schema)
                     await _upgrade(connection, await version(connection))
+                    if guests:
+                        await _check_may_let_in(connection, schema)
                     for role, as_what in guests:
                         await connection.execute("SELECT let_in(%s::name, %s)", (role, as_what))
             except (pg.InsufficientPrivilege, pg.InvalidSchemaName) as error:
@@ -252,6 +254,20 @@ async def _upgrade(connection: Connection, found: int) -> None:
     for text in todo:
         await connection.execute(text.encode())
     await connection.execute("INSERT INTO schema_info (version) VALUES (%s)", (SCHEMA_VERSION,))
+
+
+async def _check_may_let_in(connection: Connection, schema: str) -> None:
+    """Of whoever may not grant, Postgres only warns."""
+    row = await (
+        await connection.execute(
+            "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = 'events'::regclass"
+        )
+    ).fetchone()
+    if not (row and row[0]):
+        raise RoleMayNot(
+            f"{connection.info.user!r} does not own the schema {schema!r}, and so lets nobody in:"
+            " have the owner do it"
+        )
 
 
 async def _check_server(connection: Connection) -> None:

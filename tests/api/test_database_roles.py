@@ -170,6 +170,14 @@ async def test_a_reader_sees_all_and_changes_nothing(shared_roles: Roles) -> Non
                     await connection.execute(statement.encode())
 
 
+@pytest.mark.parametrize("as_what", ["--reader", "--service"])
+async def test_no_guest_lets_others_in(applied: Roles, tmp_path: Path, as_what: str) -> None:
+    guest, other = applied.service, applied.stranger.name
+    ended = await squad(tmp_path, "schema", "apply", "--dsn", guest.dsn, as_what, other)
+    assert f"{guest.name!r} does not own the schema 'squad', and so lets nobody in" in ended.complaint()
+    assert ended.output == ""
+
+
 async def test_a_stranger_is_told_that_it_was_not_let_in(applied: Roles, tmp_path: Path) -> None:
     ended = await squad(tmp_path, "status", "--dsn", applied.stranger.dsn)
     assert f"{applied.stranger.name!r} was not let in to the schema 'squad'" in ended.complaint()
