@@ -93,8 +93,14 @@ class Caller:
                     answer += more
                 return read_answer(response.status, answer)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            reason = f"the call to {target} failed: {str(error) or type(error).__name__}"
+            reason = f"the call to {target} failed: {_told(error)}"
             return Reply(ok=False, reason=storable(reason), body=None, tokens_used=None)
+
+
+def _told(error: Exception) -> str:
+    # aiohttp says "ssl:default" of every connection that is not made, and the host once more.
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    return (isinstance(cause, OSError) and cause.strerror) or str(cause) or type(error).__name__
 
 
 def at_url(url: str, endpoint: str) -> str:

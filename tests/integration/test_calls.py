@@ -167,7 +167,9 @@ async def test_a_reset_connection_is_an_answer_too(agents: Agents, caller: Calle
 async def test_so_is_an_agent_that_is_not_there(caller: Caller) -> None:
     reply = await call(caller, url="http://127.0.0.1:9")
     assert not reply.ok
-    assert "http://127.0.0.1:9/work failed" in (reply.reason or "")
+    assert reply.reason == (
+        "the call to http://127.0.0.1:9/work failed: Connect call failed ('127.0.0.1', 9)"
+    )
 
 
 @pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
