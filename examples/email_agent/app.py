@@ -139,19 +139,25 @@ async def _problems(request: web.Request, handler: Handler) -> web.StreamRespons
     except web.HTTPException as error:
         return _problem(error.status, error.reason)
     except signature.BadSignature as error:
-        return _problem(401, str(error))
+        return _failed(request, 401, str(error))
     except ValidationError as error:
         fault = error.errors(include_input=False, include_url=False)[0]
         return _problem(400, f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}")
     except StaleCall as error:
         return _problem(409, str(error))
     except SquadRefusal as error:
-        return _problem(404 if error.status == 404 else 502, str(error))
+        return _failed(request, 404 if error.status == 404 else 502, str(error))
     except (SquadError, MailboxError) as error:
-        return _problem(503, str(error))
+        return _failed(request, 503, str(error))
     except Exception:  # noqa: BLE001 - the last resort: it is logged, and the caller hears of it
         _log.exception("%s failed", request.path)
         return _problem(500, "the agent failed; its log says why")
+
+
+def _failed(request: web.Request, status: int, message: str) -> web.Response:
+    """A problem that whoever runs the agent has to know of: most come of a setting that is wrong."""
+    _log.warning("%s: %s", request.rel_url.raw_path, message)
+    return _problem(status, message)
 
 
 def _problem(status: int, message: str) -> web.Response:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC
 from email import message_from_bytes, policy
 from email.errors import HeaderParseError
-from email.header import decode_header
+from email.header import Header, decode_header
 from email.utils import getaddresses, parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
@@ -165,9 +165,17 @@ def _header(message: Message, name: str) -> str:
 
 def _addresses(message: Message, name: str) -> list[str]:
     # The names are not kept, so encoded words in them need no decoding; the address itself has none.
-    pairs = getaddresses([_storable(_CONTROL.sub(" ", str(value))) for value in message.get_all(name, [])])
+    values = [_storable(_CONTROL.sub(" ", _undecoded(value))) for value in message.get_all(name, [])]
+    pairs = getaddresses(values)
     found = [address for _, address in pairs if _ADDRESS.fullmatch(address)]
     return found or _ADDRESS.findall(_header(message, name))[:1]
+
+
+def _undecoded(value: Header | str) -> str:
+    """A header with its encoded words as they are, and its raw bytes, as newer addresses have, as text."""
+    if isinstance(value, str):
+        return value
+    return "".join(_decoded(chunk, charset) for chunk, charset in decode_header(value))
 
 
 def _date(message: Message) -> str | None:

@@ -121,6 +121,8 @@ def test_subjects(raw: bytes, subject: str) -> None:
         (b"=?utf-8?Q?J=C3=BCrgen?= <j@b.example>", "j@b.example"),
         (b"anna@b.example (Anna)", "anna@b.example"),
         (b"Anna [at] nowhere <<anna@b.example>", "anna@b.example"),
+        ("Zoë <zoë@bücher.example>".encode(), "zoë@bücher.example"),
+        (b"Zo\xeb <zoe@b.example>", "zoe@b.example"),
         (b"undisclosed", "unknown"),
         (b"", "unknown"),
     ],

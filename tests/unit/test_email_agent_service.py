@@ -11,7 +11,7 @@ from examples.email_agent.signature import sign
 from tests.support.email_agent import FakeModel, FakeSquad, agent, call
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-CLASSIFY, RESPOND = "/api/agents/email/classify", "/api/agents/email/respond"
+POLL, CLASSIFY, RESPOND = (f"/api/agents/email/{job}" for job in ("poll", "classify", "respond"))
 
 
 # By the rules -------------------------------------------------------------------------------------------
@@ -226,6 +226,19 @@ async def test_a_wrong_body_is_refused(body: bytes) -> None:
         answer = await client.post(CLASSIFY, data=body)
         assert answer.status == 400
         assert set(await answer.json()) == {"error"}
+
+
+async def test_whoever_runs_it_reads_why_it_cannot_work(caplog: pytest.LogCaptureFixture) -> None:
+    async with agent(FakeSquad(), webhook_secret=SECRET) as client:
+        assert (await client.post(POLL, json={"run_id": "1"})).status == 401
+    assert "/api/agents/email/poll: the header webhook-id is missing" in caplog.text
+    async with agent(FakeSquad()) as client:
+        assert (await client.post(POLL, json={"run_id": "1"})).status == 503
+    assert "/api/agents/email/poll: 127.0.0.1:1 cannot be reached: " in caplog.text
+    squad = FakeSquad()
+    async with agent(squad, EMAIL_AGENT_SQUAD_URL="http://127.0.0.1:1") as client:
+        assert (await client.post(CLASSIFY, json=call(squad.add()))).status == 503
+    assert "/api/agents/email/classify: the orchestrator at http://127.0.0.1:1/api/v1 cannot" in caplog.text
 
 
 async def test_other_ways_to_be_wrong() -> None:
