@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -155,7 +156,7 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[str, list[asyncio.T
             await site.start()
         except OSError as error:
             raise StartFailed(
-                f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
+                f"cannot listen on {settings.host}:{settings.port}: {_why_not(error)}"
             ) from error
         # Jobs begin when everything else is there: whoever cannot serve must not claim what is due.
         scheduling = await stack.enter_async_context(background(services.scheduler.run()))
@@ -164,6 +165,12 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[str, list[asyncio.T
             yield f"http://{f'[{host}]' if ':' in host else host}:{port}", [*tasks, *scheduling]
         finally:
             await _stop(services, site)
+
+
+def _why_not(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "somebody does already: end that process, or name another port with --port or SQUAD_PORT"
+    return error.strerror or str(error)
 
 
 async def _check_who_can_reach_it(settings: Settings, writer: Writer) -> None:

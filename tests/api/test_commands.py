@@ -499,7 +499,10 @@ async def test_a_port_that_is_taken_is_told(database: str, tmp_path: Path) -> No
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ended = await squad(tmp_path, "up", "--dsn", database, "--port", str(port))
-    assert ended.complaint().startswith(f"cannot listen on 127.0.0.1:{port}: ")
+    assert ended.complaint() == (
+        f"cannot listen on 127.0.0.1:{port}: somebody does already: end that process, or name another port"
+        " with --port or SQUAD_PORT"
+    )
 
 
 async def test_a_database_without_a_squad_is_told(empty_database: str, tmp_path: Path) -> None:
