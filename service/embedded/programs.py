@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import logging
 import os
 import pwd
 import stat
@@ -20,6 +21,8 @@ from pathlib import Path
 from service.embedded.errors import EmbeddedPostgresError
 
 MAJOR_VERSION = 18
+
+_log = logging.getLogger(__name__)
 
 _SERVER_USER = "pgserver"
 _USER_MADE_WITHIN_SECONDS = 10.0
@@ -72,7 +75,8 @@ def open_the_way(folder: Path) -> None:
         return
     installation = _installation()
     for parent in (*installation.parents, *folder.parents):
-        _allow(parent, 0o001)
+        if _allow(parent, 0o001):
+            _log.warning("everybody on this machine may pass through %s now, to let Postgres in", parent)
     # A strict umask at installation time leaves files that only root can read.
     for path in (installation, *installation.rglob("*")):
         _allow(path, 0o005 if path.is_dir() or path.parent.name == "bin" else 0o004)
@@ -92,10 +96,13 @@ def _installation() -> Path:
     )
 
 
-def _allow(path: Path, permissions: int) -> None:
+def _allow(path: Path, permissions: int) -> bool:
+    """Gives everybody these permissions; whether anything had to be changed for it."""
     mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & permissions != permissions:
-        path.chmod(mode | permissions)
+    if mode & permissions == permissions:
+        return False
+    path.chmod(mode | permissions)
+    return True
 
 
 def _make_server_user() -> tuple[int, int]:

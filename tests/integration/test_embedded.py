@@ -23,6 +23,7 @@ from psycopg.conninfo import make_conninfo
 from service.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from service.embedded.cluster import Cluster
 from service.embedded.errors import one_line_errors
+from service.embedded.programs import open_the_way
 from tests.support.postgres import run_apart
 from tests.support.wait import eventually
 
@@ -362,6 +363,16 @@ def test_a_full_disk_is_one_clear_line(folder: Path) -> None:
     ):
         raise full
     assert caught.value.__cause__ is full
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has another user run Postgres")
+def test_root_is_told_which_folders_are_opened(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    closed = folder.parent / "closed"
+    closed.mkdir(mode=0o700)
+    for _ in range(2):
+        open_the_way(closed / "data")
+    assert closed.stat().st_mode & 0o777 == 0o701
+    assert caplog.text.count(f"everybody on this machine may pass through {closed} now") == 1
 
 
 def test_a_new_loop_can_stop_what_another_has_started(folder: Path) -> None:
