@@ -84,7 +84,7 @@ def reserve(state: State, command: ReserveTokens, at: At) -> Decision:
     reply = {
         "id": reserved.reservation_id,
         "expires_at": reserved.expires_at,
-        "remaining": remaining(day) - command.tokens,
+        "remaining": allowed.remaining - command.tokens,
     }
     return Accepted([*prelude, NewEvent(reserved)], reply)
 
@@ -98,7 +98,7 @@ def settle(state: State, command: SettleReservation, at: At) -> Decision:
     prelude = arrive(state, row.agent, at)
     events = [*prelude, NewEvent(settled(row, command.tokens_used), caused_by=row.position)]
     day = open_day(state)
-    left = remaining(day)
+    left = allowance(state, day, row.agent, 0).remaining
     if day.day == row.day:
         left += row.tokens - command.tokens_used
         events += crossings(
@@ -115,7 +115,7 @@ def release(state: State, command: ReleaseReservation, at: At) -> Decision:
         return Refused(refusal)
     assert row is not None
     day = open_day(state)
-    left = remaining(day) + (row.tokens if day.day == row.day else 0)
+    left = allowance(state, day, row.agent, 0).remaining + (row.tokens if day.day == row.day else 0)
     given_back = NewEvent(released(row, "released"), caused_by=row.position)
     return Accepted([*arrive(state, row.agent, at), given_back], {"id": row.id, "remaining": left})
 
@@ -135,7 +135,8 @@ def record(state: State, command: RecordUsage, at: At) -> Decision:
         task_id=command.task_id,
     )
     events = [*prelude, *use(state, day, used, after=len(prelude))]
-    return Accepted(events, {"tokens": command.total, "remaining": remaining(day) - command.total})
+    left = allowance(state, day, command.agent, 0).remaining - command.total
+    return Accepted(events, {"tokens": command.total, "remaining": left})
 
 
 def use(

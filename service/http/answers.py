@@ -123,7 +123,7 @@ class Budget(Answer):
 
 
 class BudgetChecked(Answer):
-    """Whether a reservation would be granted now."""
+    """Whether a reservation would be granted now, and what the agent may still take of the day."""
 
     allowed: bool
     reason: str | None

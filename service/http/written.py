@@ -90,7 +90,7 @@ class Policy(Written):
 
 
 class Reserved(Written):
-    """The reservation, and what remains of the day's budget."""
+    """The reservation, and what the agent may still take of the day; if it has a limit, of that as well."""
 
     id: str
     expires_at: datetime
@@ -98,7 +98,7 @@ class Reserved(Written):
 
 
 class Settled(Written):
-    """What was used, and what remains of the day's budget."""
+    """What was used, and what the agent may still take of the day."""
 
     id: str
     tokens_used: int
@@ -106,14 +106,14 @@ class Settled(Written):
 
 
 class Released(Written):
-    """What remains of the day's budget."""
+    """What the agent may still take of the day."""
 
     id: str
     remaining: int
 
 
 class UsageTaken(Written):
-    """What was recorded, and what remains of the day's budget: less than nothing where use went beyond."""
+    """What was recorded, and what the agent may still take of the day; negative where use went beyond."""
 
     tokens: int
     remaining: int

@@ -111,6 +111,21 @@ class TestReserving:
     def test_may_take_the_very_last_token(self) -> None:
         a_squad(total=1000).when(reserve(1000)).then(reserved(1000)).replied(remaining=0)
 
+    @pytest.mark.parametrize(
+        ("limit", "of_others", "left"), [(200, 0, 200), (200, 900, 100), (2000, 0, 1000)]
+    )
+    def test_and_what_ends_it_tell_what_the_agent_may_still_take(
+        self, limit: int, of_others: int, left: int
+    ) -> None:
+        story = a_squad(agent_limits={"ann": limit}).given(use(of_others, "bob"))
+        story.when(reserve(60)).replied(remaining=left - 60)
+        reservation = story.id
+        assert story.when(reserve(9999)).refusal.extra["remaining"] == left - 60
+        story.when(use(10)).replied(remaining=left - 70)
+        story.when(settle(reservation, 20)).replied(remaining=left - 30)
+        story.when(reserve(40)).replied(remaining=left - 70)
+        story.when(ReleaseReservation(reservation_id=story.id)).replied(remaining=left - 30)
+
     def test_of_more_than_remains_is_refused(self) -> None:
         story = a_squad().given(reserve(600, "bob"), use(300, "bob"))
         story.when(reserve(101)).then_refused("budget_exhausted", denied(101, 100))
@@ -326,7 +341,7 @@ class TestUsing:
     def test_beyond_the_budget_and_the_agents_limit_is_a_fact(self) -> None:
         story = a_squad(agent_limits={"ann": 10}).when(use(1500))
         story.then(used(1500), crossed(50, 1500), crossed(75, 1500), crossed(90, 1500))
-        story.replied(remaining=-500)
+        story.replied(remaining=-1490)
 
     def test_takes_what_others_had_reserved(self) -> None:
         story = a_squad().given(reserve(600, "bob")).when(use(700))
