@@ -358,6 +358,7 @@ CREATE TABLE operations (
     position      bigint      NOT NULL
 );
 CREATE INDEX operations_by_state ON operations (state, fencing_token);
+CREATE INDEX operations_by_agent ON operations (agent, fencing_token);
 
 CREATE TABLE conflicts (
     id                uuid        PRIMARY KEY,
@@ -371,6 +372,7 @@ CREATE TABLE conflicts (
     detected_at       timestamptz NOT NULL,
     position          bigint      NOT NULL UNIQUE
 );
+CREATE INDEX conflicts_by_agent ON conflicts (agent, position);
 
 
 -- Budget -----------------------------------------------------------------------------------------------
@@ -445,6 +447,7 @@ CREATE TABLE squad_tasks (
     position        bigint      NOT NULL
 );
 CREATE INDEX squad_tasks_by_status ON squad_tasks (status, created_position);
+CREATE INDEX squad_tasks_by_agent ON squad_tasks (assigned_agent, created_position);
 
 
 -- E-mails ----------------------------------------------------------------------------------------------
@@ -466,6 +469,7 @@ CREATE TABLE email_logs (
 );
 CREATE INDEX email_logs_by_status ON email_logs (status, created_position);
 CREATE INDEX email_logs_by_category ON email_logs (category, created_position);
+CREATE INDEX email_logs_by_agent ON email_logs (handled_by, created_position);
 ALTER TABLE email_logs ALTER COLUMN from_email SET STATISTICS 0, ALTER COLUMN subject SET STATISTICS 0,
     ALTER COLUMN payload SET STATISTICS 0;
 
@@ -523,6 +527,7 @@ CREATE TABLE job_runs (
 );
 CREATE INDEX job_runs_by_job ON job_runs (job, fencing_token);
 CREATE INDEX job_runs_by_status ON job_runs (status, fencing_token);
+CREATE INDEX job_runs_by_token ON job_runs (fencing_token);
 
 
 -- The orchestrator -------------------------------------------------------------------------------------
@@ -743,3 +748,13 @@ BEGIN
     END LOOP;
 END
 $$;
+
+
+-- @upgrade 6
+-- Lists of what one agent has, and the list of all runs, read no more than they show.
+
+CREATE INDEX operations_by_agent ON operations (agent, fencing_token);
+CREATE INDEX conflicts_by_agent ON conflicts (agent, position);
+CREATE INDEX squad_tasks_by_agent ON squad_tasks (assigned_agent, created_position);
+CREATE INDEX email_logs_by_agent ON email_logs (handled_by, created_position);
+CREATE INDEX job_runs_by_token ON job_runs (fencing_token);

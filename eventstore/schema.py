@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from eventstore.connection import Connection
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """The version that schema.sql brings a database to."""
 
 OLDEST_SERVER = 15

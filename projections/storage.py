@@ -137,7 +137,8 @@ async def select(
         columns=_names(table.columns), table=sql.Identifier(table.name), where=where
     )
     with translating():
-        cursor = await connection.execute(query, parameters)
+        # Not prepared: the way that is short where an agent has many rows is long where it has few.
+        cursor = await connection.execute(query, parameters, prepare=False)
         return [table.row(*row) for row in await cursor.fetchall()]
 
 

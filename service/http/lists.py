@@ -107,6 +107,9 @@ async def page_of_rows(
     filters = {name: value for name, value in named.items() if name not in PageQuery.model_fields}
     clauses: list[sql.Composable] = [sql.SQL("{} > %(after)s").format(sql.Identifier(order))]
     for name, value in filters.items():
+        if isinstance(value, tuple) and len(value) == 1:
+            # An index has the rows of one value in their order; those of several have to be sorted.
+            (value,) = value
         parameters[name] = list(value) if isinstance(value, tuple) else value
         comparison = "{} = ANY({})" if isinstance(value, tuple) else "{} = {}"
         clauses.append(sql.SQL(comparison).format(sql.Identifier(name), sql.Placeholder(name)))

@@ -110,3 +110,12 @@ async def test_nothing_is_touched_before_the_first_select(connection: Connection
     with pytest.raises(errors.DivisionByZero):
         await _write_after(connection, 0, (BUDGETS, part))
     assert await storage.load(connection, BUDGETS, [(part.day, "alice")]) == []
+
+
+async def test_what_is_selected_is_planned_for_its_values(connection: Connection) -> None:
+    """One plan for all values would be a search from end to end for the few rows of one of them."""
+    for number in range(20):
+        where = sql.SQL("WHERE agent = %(agent)s ORDER BY day LIMIT %(limit)s")
+        await storage.select(connection, BUDGETS, where, {"agent": f"agent {number}", "limit": 5})
+    cursor = await connection.execute("SELECT count(*) FROM pg_prepared_statements")
+    assert await cursor.fetchone() == (0,)

@@ -1,0 +1,128 @@
+"""Lists out of tables with many rows: what is looked at for a page, whoever asks for whatever."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from psycopg import sql
+
+from projections import storage
+from tests.support.parts import connected
+from tests.support.verify import projected_to_head
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from eventstore.connection import Connection
+    from projections.projection import Table
+    from tests.api.client import Service
+
+ROWS = 20_000
+SELDOM = ROWS - 5
+ALSO_LOOKED_AT = 150
+"""Beyond two pages; a hundredth of what a search from end to end looks at."""
+
+# Of each table: how its rows are ordered, whose they are, and what else is unique, or of two kinds: which,
+# and after how many rows the second comes.
+_TABLES: dict[str, tuple[str, str, dict[str, tuple[Any, ...]]]] = {
+    "operations": ("fencing_token", "agent", {"state": ("finished", "expired", ROWS // 2)}),
+    "conflicts": ("position", "agent", {}),
+    "squad_tasks": ("created_position", "assigned_agent", {"status": ("completed", "in_progress", SELDOM)}),
+    "email_logs": (
+        "created_position",
+        "handled_by",
+        {"status": ("sent", "classified", SELDOM), "gmail_message_id": ()},
+    ),
+    "job_runs": ("fencing_token", "agent", {"status": ("succeeded", "failed", SELDOM)}),
+}
+
+
+async def _one_of_each(service: Service) -> None:
+    api = service.api
+    for agent in ("ada", "bob"):
+        await api.post("operations", agent=agent, action="respond", resources={"emailId": "e"})
+    await api.post("tasks", title="a task")
+    await api.post("emails", gmail_message_id="g", from_email="c@example.com")
+    await api.put("jobs/job", task="token_monitor", every="300d")
+    await api.post("jobs/job/run")
+    await eventually(partial(projected_to_head, service.dsn))
+
+
+async def _many(connection: Connection) -> None:
+    """Most of each table is one agent's, and what is seldom there comes only at its end."""
+    for table, (order, agent, others) in _TABLES.items():
+        values = {
+            "id": "gen_random_uuid()",
+            order: "1000000 + n",
+            agent: f"CASE WHEN n > {SELDOM} THEN 'seldom' ELSE 'often' END",
+        }
+        for column, kinds in others.items():
+            values[column] = "n::text"
+            if kinds:
+                first, second, after = kinds
+                values[column] = f"CASE WHEN n > {after} THEN '{second}' ELSE '{first}' END"
+        made = ", ".join(f"'{column}', {value}" for column, value in values.items())
+        query = (
+            f"INSERT INTO {table} SELECT made.* FROM (SELECT one FROM {table} one LIMIT 1) first,"
+            f" generate_series(1, {ROWS}) n, jsonb_populate_record(one, jsonb_build_object({made})) made"
+        )
+        await connection.execute(query.encode())
+        await connection.execute(f"ANALYZE {table}".encode())
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each page was chosen from."""
+    counts: list[int] = []
+    really = storage.select
+
+    async def select(
+        connection: Connection, table: Table[Any, Any], where: sql.Composable, parameters: dict[str, Any]
+    ) -> list[Any]:
+        query = sql.SQL("EXPLAIN (ANALYZE, FORMAT JSON) SELECT * FROM {} {}").format(
+            sql.Identifier(table.name), where
+        )
+        row: Any = await (await connection.execute(query, parameters)).fetchone()
+        counts.append(_most_rows(row[0] if isinstance(row[0], list) else orjson.loads(row[0])))
+        return await really(connection, table, where, parameters)
+
+    monkeypatch.setattr(storage, "select", select)
+    return counts
+
+
+def _most_rows(found: list[dict[str, Any]]) -> int:
+    def of(plan: dict[str, Any]) -> int:
+        here = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
+        return int(max(here * plan["Actual Loops"], *map(of, plan.get("Plans", ())), 0))
+
+    return of(found[0]["Plan"])
+
+
+async def test_a_page_looks_at_little_more_than_it_shows(service: Service, looked_at: list[int]) -> None:
+    await _one_of_each(service)
+    async with connected(service.dsn) as connection:
+        await _many(connection)
+    for path, count in (
+        ("operations?agent=seldom", 5),
+        ("operations?agent=often", 100),
+        ("operations?agent=seldom&state=expired", 5),
+        ("operations?state=expired", 100),
+        ("conflicts?agent=seldom", 5),
+        ("tasks?assigned_agent=seldom", 5),
+        ("tasks?assigned_agent=seldom&status=new,in_progress", 5),
+        ("tasks?status=in_progress", 5),
+        ("emails?handled_by=seldom", 5),
+        ("emails?handled_by=nobody", 0),
+        ("emails?status=classified", 5),
+        ("runs", 100),
+        ("runs?status=succeeded", 100),
+        ("runs?status=succeeded,lost", 100),
+        ("runs?status=failed", 5),
+        ("runs?job=job", 100),
+    ):
+        looked_at.clear()
+        shown = (await service.api.get(path)).expect(200)["items"]
+        assert len(shown) == count, path
+        assert max(looked_at) <= count + ALSO_LOOKED_AT, path
