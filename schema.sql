@@ -289,6 +289,8 @@ REVOKE EXECUTE ON FUNCTION destroy_key() FROM PUBLIC;
 
 CREATE TRIGGER events_destroy_keys AFTER INSERT ON events
     FOR EACH ROW WHEN (NEW.type = 'subject_forgotten') EXECUTE FUNCTION destroy_key();
+-- Also in sessions that claim to be replicas.
+ALTER TABLE events ENABLE ALWAYS TRIGGER events_destroy_keys;
 
 -- Which e-mails a key has sealed. The type is looked at first: nothing else is parsed for it.
 CREATE INDEX events_by_key ON events ((data #>> '{sealed,key}'))
@@ -751,10 +753,13 @@ $$;
 
 
 -- @upgrade 6
--- Lists of what one agent has, and the list of all runs, read no more than they show.
+-- Lists of what one agent has, and the list of all runs, read no more than they show. And a key is destroyed also
+-- where a session claims to be a replica.
 
 CREATE INDEX operations_by_agent ON operations (agent, fencing_token);
 CREATE INDEX conflicts_by_agent ON conflicts (agent, position);
 CREATE INDEX squad_tasks_by_agent ON squad_tasks (assigned_agent, created_position);
 CREATE INDEX email_logs_by_agent ON email_logs (handled_by, created_position);
 CREATE INDEX job_runs_by_token ON job_runs (fencing_token);
+
+ALTER TABLE events ENABLE ALWAYS TRIGGER events_destroy_keys;

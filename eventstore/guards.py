@@ -24,24 +24,22 @@ _EACH_ROW, _BEFORE, _INSERT, _DELETE, _UPDATE, _TRUNCATE = 1, 2, 4, 8, 16, 32
 class _Trigger(NamedTuple):
     kind: int
     function: str
-    enabled: str
-    """How it may be enabled, of pg_trigger.tgenabled: always (A), or in all sessions but replicas' (O)."""
     condition: str | None = None
     """As Postgres writes it down."""
 
 
 _REFUSING = {
-    "events_are_immutable": _Trigger(_EACH_ROW | _BEFORE | _UPDATE | _DELETE, "refuse_change", "A"),
-    "events_are_not_updated": _Trigger(_BEFORE | _UPDATE | _DELETE, "refuse_change", "A"),
-    "events_are_never_truncated": _Trigger(_BEFORE | _TRUNCATE, "refuse_change", "A"),
+    "events_are_immutable": _Trigger(_EACH_ROW | _BEFORE | _UPDATE | _DELETE, "refuse_change"),
+    "events_are_not_updated": _Trigger(_BEFORE | _UPDATE | _DELETE, "refuse_change"),
+    "events_are_never_truncated": _Trigger(_BEFORE | _TRUNCATE, "refuse_change"),
 }
 _DESTROYING = {
     "events_destroy_keys": _Trigger(
-        _EACH_ROW | _INSERT, "destroy_key", "AO", "(new.type = 'subject_forgotten'::text)"
+        _EACH_ROW | _INSERT, "destroy_key", "(new.type = 'subject_forgotten'::text)"
     )
 }
 _TRIGGERS: LiteralString = (
-    "SELECT tgname, tgtype, proname, tgenabled::text,"
+    "SELECT tgname, tgtype, proname, tgenabled = 'A',"
     " substring(pg_get_triggerdef(t.oid) FROM ' WHEN \\((.*)\\) EXECUTE FUNCTION '),"
     " tgattr = '' AND tgnargs = 0 AND pronamespace = relnamespace"
     " AND (proowner = relowner OR NOT prosecdef), pg_get_functiondef(p.oid), prosrc"
@@ -138,8 +136,10 @@ async def _triggers(connection: Connection) -> list[str]:
     faults: list[str] = []
     for name, wanted in {**_REFUSING, **_DESTROYING}.items():
         does = "destroy" if name in _DESTROYING else "refuse"
-        kind, function, enabled, condition, is_plain, definition, body = found.get(name, [None] * 7)
-        if not enabled or enabled not in wanted.enabled:
+        kind, function, is_always_enabled, condition, is_plain, definition, body = found.get(
+            name, [None] * 7
+        )
+        if not is_always_enabled:
             faults.append(f"the trigger {name} is not there, or not enabled for everybody")
         elif (
             (kind, function, condition) != (wanted.kind, wanted.function, wanted.condition)

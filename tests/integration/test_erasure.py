@@ -352,6 +352,19 @@ class TestDestruction:
         await connection.execute(f"DROP TRIGGER keeps ON {kept}".encode())
         await submit(writer, do.ForgetSubject(subject=ADDRESS))
 
+    async def test_happens_also_where_a_session_claims_to_be_a_replica(
+        self, writer: Writer, database: str, connection: Connection
+    ) -> None:
+        await submit(writer, letter())
+        [key] = await keys_there(connection)
+        await connection.execute(
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET session_replication_role = replica',"
+            " current_database()); END $$"
+        )
+        async with running_writer(database, encrypt=True) as another:
+            await submit(another, do.ForgetSubject(subject=ADDRESS))
+        assert key not in await keys_there(connection)
+
     async def test_by_an_owner_who_may_not_is_refused(self, postgres: PostgresServer) -> None:
         """Row level security that is forced holds for the owner as well, unless that is a superuser."""
         with new_roles(postgres) as roles:

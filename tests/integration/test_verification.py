@@ -394,7 +394,8 @@ def _destroying(definition: LiteralString) -> LiteralString:
     """What makes the trigger that destroys keys anew under its old name."""
     return (
         "DROP TRIGGER events_destroy_keys ON events;"
-        f" CREATE TRIGGER events_destroy_keys {definition} EXECUTE FUNCTION destroy_key()"
+        f" CREATE TRIGGER events_destroy_keys {definition} EXECUTE FUNCTION destroy_key();"
+        " ALTER TABLE events ENABLE ALWAYS TRIGGER events_destroy_keys"
     )
 
 
@@ -427,6 +428,7 @@ class TestGuards:
                 "the unique index events_idempotency_key",
             ),
             ("ALTER TABLE events DISABLE TRIGGER events_destroy_keys", "the trigger events_destroy_keys"),
+            ("ALTER TABLE events ENABLE TRIGGER events_destroy_keys", "the trigger events_destroy_keys"),
             ("DROP TRIGGER events_destroy_keys ON events", "the trigger events_destroy_keys"),
             ("ALTER TABLE events ALTER COLUMN agent DROP EXPRESSION", "the column agent"),
             (

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
 
 EVENTS = 12
-_ALWAYS = ("events_are_immutable", "events_are_never_truncated", "events_are_not_updated")
+_ALWAYS = (
+    "events_are_immutable",
+    "events_are_never_truncated",
+    "events_are_not_updated",
+    "events_destroy_keys",
+)
 
 
 async def some_history(connection: Connection) -> None:
