@@ -25,6 +25,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell that starts us in the background has Ctrl-C ignored, and so would all that we start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # And nohup has hangups ignored. We go on after one as well, but what we start shall take it as it does.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
     config.stash[_SCRATCH] = choose_folder()
     config.stash[_CHOICE] = choose()
     config.stash[_SERVERS] = set()
