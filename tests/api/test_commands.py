@@ -1,4 +1,8 @@
-"""The `squad` command as people type it: what it prints, and how it fails."""
+"""The `squad` command as people type it: what it prints, and how it fails.
+
+Those that a shell starts, and those with `command=SQUAD`, are the installed command; the others are forks
+(tests/support/forked.py).
+"""
 
 from __future__ import annotations
 
@@ -106,7 +110,7 @@ async def test_few_events_are_in_memory_at_once_where_they_are_large(
 async def test_following_goes_on_until_it_is_interrupted(service: Service, tmp_path: Path) -> None:
     await service.api.post("messages", from_agent="ada", message="before")
     arguments = ("events", "--follow", "--json", "--type", "message_sent", "--dsn", service.dsn)
-    process = await start(tmp_path, *arguments)
+    process = await start(tmp_path, *arguments, command=SQUAD)
     assert process.stdout
     for text in ("before", "live", "still live"):
         if text != "before":
@@ -388,7 +392,7 @@ async def test_a_place_that_the_log_does_not_reach_is_told(service: Service, tmp
 
 
 async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
-    ended = await squad(tmp_path)
+    ended = await end(await start(tmp_path, command=SQUAD))
     assert "Usage: squad" in ended.output + ended.errors
     for name in cli.commands:
         helped = CliRunner().invoke(cli, (name, "--help"), prog_name="squad")
@@ -518,7 +522,7 @@ async def test_the_database_of_the_environment_is_used(service: Service, tmp_pat
 
 
 async def test_up_tells_where_it_listens_and_where_its_data_is(database: str, tmp_path: Path) -> None:
-    process = await start(tmp_path, "up", "--port", "0", "--dsn", database)
+    process = await start(tmp_path, "up", "--port", "0", "--dsn", database, command=SQUAD)
     assert process.stdout
     lines = [await asyncio.wait_for(process.stdout.readline(), ENDS_WITHIN_SECONDS) for _ in range(2)]
     assert b"squad is listening on http://127.0.0.1:" in lines[0]

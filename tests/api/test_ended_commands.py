@@ -1,4 +1,7 @@
-"""Commands that are told to end before they have: what they made for themselves goes with them."""
+"""Commands that are told to end before they have: what they made for themselves goes with them.
+
+All are the installed command.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def folder() -> Iterator[Path]:
 async def test_the_embedded_postgres_is_stopped(
     folder: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    async with squad_command(*FOR_LONG, "--data", str(folder), cwd=tmp_path) as process:
+    async with squad_command(*FOR_LONG, "--data", str(folder), cwd=tmp_path, command=SQUAD) as process:
         await eventually(lambda: postmaster_pid(folder), within_seconds=60)
         process.send_signal(number)
         assert (await end(process)).code == 128 + number
@@ -53,7 +56,7 @@ async def test_a_schema_of_its_own_is_removed_also_where_it_is_told_twice(
     database: str, tmp_path: Path
 ) -> None:
     async with connected(database) as connection:
-        async with squad_command(*FOR_LONG, "--dsn", database, cwd=tmp_path) as process:
+        async with squad_command(*FOR_LONG, "--dsn", database, cwd=tmp_path, command=SQUAD) as process:
             await eventually(partial(_is_there, connection))
             for _ in range(2):
                 process.send_signal(signal.SIGTERM)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from tests.support.keys import make_key
-from tests.support.process import squad_up
+from tests.support.process import INSTALLED, squad_up
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -87,7 +87,10 @@ async def test_an_event_arrives_at_a_thousand_streams_in_time(database: str) -> 
     key = (await make_key(database)).text
     headers = {"Authorization": f"Bearer {key}"}
     with enough_files():
-        async with squad_up(dsn=database) as service, streams(service.url, key, STREAMS) as found:
+        async with (
+            squad_up(dsn=database, program=INSTALLED) as service,
+            streams(service.url, key, STREAMS) as found,
+        ):
 
             async def say(text: str) -> float:
                 """Sends a message; gives the moment of its answer."""

@@ -11,7 +11,7 @@ from projections.comparison import compare
 from tests.support.command import finished
 from tests.support.load import Load
 from tests.support.parts import SCHEMA, connected
-from tests.support.process import squad_up
+from tests.support.process import INSTALLED, squad_up
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ async def test_replays_under_load_lose_nothing_and_readers_see_no_gap(
     database: str, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     async with (
-        squad_up(dsn=database, SQUAD_DAILY_TOKENS="1000000") as service,
+        squad_up(dsn=database, program=INSTALLED, SQUAD_DAILY_TOKENS="1000000") as service,
         connected(database) as connection,
         connected(database) as of_the_reader,
     ):

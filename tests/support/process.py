@@ -1,4 +1,8 @@
-"""The service as users run it: `squad up` in a process of its own, which ends with the block it is for."""
+"""The service as users run it: `squad up` in a process of its own, which ends with the block it is for.
+
+The process is a fork of one that has loaded the command (tests/support/forked.py), unless a program is
+named: `INSTALLED` is the command as it is found, started and loaded by users.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
+from tests.support.forked import SQUAD, Forked, can_be_forked, have_loaded
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -25,7 +29,9 @@ _LISTENS_WITHIN_SECONDS = 30.0
 _URL = re.compile(r"listening on (http://\S+)")
 _SHOWN_CHARACTERS = 4_000
 
-_SQUAD = Path(sys.executable).with_name("squad")
+INSTALLED = (str(SQUAD),)
+"""The installed command, where a test is about that."""
+
 _PROBE = aiohttp.ClientTimeout(total=3)
 
 
@@ -33,14 +39,20 @@ class ServiceProcess:
     """One `squad up`: started, stopped, killed, and started again, on a free port each time."""
 
     def __init__(
-        self, *, dsn: str | None, data: Path | None, settings: Mapping[str, str], program: Sequence[str]
+        self,
+        *,
+        dsn: str | None,
+        data: Path | None,
+        settings: Mapping[str, str],
+        program: Sequence[str] | None = None,
     ) -> None:
         self.url = ""
         # Also where it runs: no squad.toml of ours lies there.
         self._folder = Path(tempfile.mkdtemp(prefix="squad-process-"))
         self._output, self._errors = self._folder / "stdout", self._folder / "stderr"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._command = [*program, "up", "--port=0", f"--dsn={dsn}" if dsn else f"--data={data}"]
+        self._process: subprocess.Popen[bytes] | Forked | None = None
+        self._program = program if program or can_be_forked(settings) else INSTALLED
+        self._arguments = ("up", "--port=0", f"--dsn={dsn}" if dsn else f"--data={data}")
         ours = {name: value for name, value in os.environ.items() if not name.startswith("SQUAD_")}
         quiet = {"SQUAD_RESET_HOUR": _far_from_now(), "SQUAD_SEED_JOBS": "false"}
         self._environment = {**ours, **quiet, **settings}
@@ -59,7 +71,7 @@ class ServiceProcess:
     async def start(self) -> None:
         """Starts the process, and waits until it takes requests."""
         assert not self.is_running
-        self._launch()
+        await self._launch()
         self.url = await eventually(
             self._says_where, within_seconds=_LISTENS_WITHIN_SECONDS, describe="squad up listens"
         )
@@ -81,7 +93,9 @@ class ServiceProcess:
         await eventually(
             lambda: process.poll() is not None, within_seconds=within_seconds, describe="squad up ends"
         )
-        return process.returncode
+        code = process.poll()
+        assert code is not None
+        return code
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to the process."""
@@ -124,15 +138,33 @@ class ServiceProcess:
             self._process.wait()
         shutil.rmtree(self._folder)
 
-    def _launch(self) -> None:
-        with self._output.open("wb") as output, self._errors.open("ab") as errors:
-            self._process = subprocess.Popen(
-                self._command,
+    async def _launch(self) -> None:
+        if not self._program:
+            await have_loaded()
+        self._process = self._launched()
+
+    def _launched(self) -> subprocess.Popen[bytes] | Forked:
+        with (
+            Path(os.devnull).open("rb") as nothing,
+            self._output.open("wb") as output,
+            self._errors.open("ab") as errors,
+        ):
+            if self._program:
+                return subprocess.Popen(
+                    [*self._program, *self._arguments],
+                    cwd=self._folder,
+                    env=self._environment,
+                    stdin=nothing,
+                    stdout=output,
+                    stderr=errors,
+                )
+            return Forked(
+                *self._arguments,
                 cwd=self._folder,
                 env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=errors,
+                stdin=nothing.fileno(),
+                stdout=output.fileno(),
+                stderr=errors.fileno(),
             )
 
     def _says_where(self) -> str:
@@ -146,7 +178,7 @@ async def squad_up(
     *,
     dsn: str | None = None,
     data: Path | None = None,
-    program: Sequence[str] = (str(_SQUAD),),
+    program: Sequence[str] | None = None,
     **settings: str,
 ) -> AsyncIterator[ServiceProcess]:
     """A running service on a database or a data folder, gone after the block however that ends.
@@ -156,7 +188,7 @@ async def squad_up(
     Args:
         dsn: the database.
         data: the embedded Postgres's folder, where no database is named.
-        program: what is run, where it is not the installed `squad`.
+        program: what is run, where it is not a fork of the command.
         settings: environment variables.
     """
     service = ServiceProcess(dsn=dsn, data=data, settings=settings, program=program)
@@ -172,9 +204,9 @@ async def squad_up(
 
 async def refused_start(*, dsn: str, **settings: str) -> str:
     """Starts a service that must not start; returns what it said of that."""
-    service = ServiceProcess(dsn=dsn, data=None, settings=settings, program=(str(_SQUAD),))
+    service = ServiceProcess(dsn=dsn, data=None, settings=settings)
     try:
-        service._launch()
+        await service._launch()
         assert await service.ended(within_seconds=_LISTENS_WITHIN_SECONDS) != 0, service.story()
         return service.story()
     finally:

@@ -1,0 +1,213 @@
+"""The `squad` command in a process of its own that has not loaded it anew.
+
+Loading takes longer than most of what tests have the command do, and they start it hundreds of times. So
+one process beside the tests has it loaded (tests/support/loaded.py), and forks. A fork differs from the
+installed command in how it came to be, and in nothing that the command can do about itself: arguments,
+working folder, environment, standard streams, signals and process group are those that it would have had.
+What Python reads from the environment before a program begins is not (`PYTHONIOENCODING` and the like);
+nor is a fork right for a test of how the command is found, started or loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import functools
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Final
+
+from tests.support.loaded import NUMBER_BYTES, READY
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SQUAD: Final = Path(sys.executable).with_name("squad")
+"""The installed command."""
+
+_ROOT = Path(__file__).parents[2]
+_ONE_AT_A_TIME = Lock()
+_READ_BY_THE_COMMAND = ("SQUAD_", "PG", "COLUMNS")
+
+
+def can_be_forked(settings: Mapping[str, str]) -> bool:
+    """Whether a fork can have these environment variables, as if it had been started with them."""
+    # Elsewhere than on Linux, libraries do not take a fork well.
+    return sys.platform == "linux" and all(name.startswith(_READ_BY_THE_COMMAND) for name in settings)
+
+
+class Forked:
+    """One command that was forked, as `subprocess.Popen` has one that was started.
+
+    Args:
+        arguments: those of the command.
+        cwd: its working folder.
+        env: its environment, all of it.
+        stdin: what is to be its standard input; a descriptor, which stays the caller's.
+        stdout: its output.
+        stderr: its errors.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        cwd: Path,
+        env: Mapping[str, str],
+        stdin: int,
+        stdout: int,
+        stderr: int,
+    ) -> None:
+        self.returncode: int | None = None
+        order = {"arguments": [str(SQUAD), *arguments], "folder": str(cwd), "environment": dict(env)}
+        self._conversation, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(_asking(), [b"F"], [theirs.fileno(), stdin, stdout, stderr])
+        self.pid = self._number(socket.MSG_WAITALL)
+        self._conversation.sendall(json.dumps(order).encode())
+        self._conversation.shutdown(socket.SHUT_WR)
+
+    def poll(self) -> int | None:
+        """The exit code, or minus the signal that ended it; None while it runs."""
+        if self.returncode is None:
+            try:
+                self.returncode = self._number(socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return None
+            self._conversation.close()
+        return self.returncode
+
+    def wait(self) -> int:
+        """Waits for its end."""
+        while (code := self.poll()) is None:
+            select.select([self], [], [])
+        return code
+
+    def fileno(self) -> int:
+        """What can be read from once it has ended."""
+        return self._conversation.fileno()
+
+    def send_signal(self, number: int) -> None:
+        """Sends it a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Ends it without a word."""
+        self.send_signal(signal.SIGKILL)
+
+    def _number(self, how: int) -> int:
+        said = self._conversation.recv(NUMBER_BYTES, how)
+        if len(said) != NUMBER_BYTES:
+            raise ChildProcessError("the process that forks the command has ended")
+        return int.from_bytes(said, "big", signed=True)
+
+
+class ForkedWithPipes:
+    """One command that was forked, as `asyncio.create_subprocess_exec` has one that was started."""
+
+    def __init__(self, forked: Forked, stdout: asyncio.StreamReader, stderr: asyncio.StreamReader) -> None:
+        self._forked = forked
+        self._ended = asyncio.create_task(_end(forked))
+        self.pid = forked.pid
+        self.stdout, self.stderr = stdout, stderr
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, or minus the signal that ended it; None until that was seen."""
+        return self._forked.returncode
+
+    async def wait(self) -> int:
+        """Waits for its end."""
+        return await asyncio.shield(self._ended)
+
+    async def communicate(self) -> tuple[bytes, bytes]:
+        """Waits for its end; gives what it has printed until then, and its errors."""
+        output, errors, _ = await asyncio.gather(self.stdout.read(), self.stderr.read(), self.wait())
+        return output, errors
+
+    def send_signal(self, number: int) -> None:
+        """Sends it a signal, unless it was seen to have ended."""
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Asks it to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends it without a word."""
+        self.send_signal(signal.SIGKILL)
+
+
+async def _end(forked: Forked) -> int:
+    loop, seen = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(forked, seen.set)
+    try:
+        await seen.wait()
+    finally:
+        loop.remove_reader(forked)
+    return forked.wait()
+
+
+async def fork(*arguments: str, cwd: Path, env: Mapping[str, str]) -> ForkedWithPipes:
+    """Forks a command that has nothing to read, and pipes for what it prints."""
+    await have_loaded()
+    (output, to_output), (errors, to_errors) = os.pipe(), os.pipe()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    try:
+        forked = Forked(*arguments, cwd=cwd, env=env, stdin=nothing, stdout=to_output, stderr=to_errors)
+    finally:
+        for descriptor in (nothing, to_output, to_errors):
+            os.close(descriptor)
+    return ForkedWithPipes(forked, await _reader(output), await _reader(errors))
+
+
+async def have_loaded() -> None:
+    """Waits, where it is the first time, until there is a process to fork from."""
+    await asyncio.to_thread(_asking)
+
+
+async def _reader(pipe: int) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(pipe, "rb", 0)
+    )
+    return reader
+
+
+def _asking() -> socket.socket:
+    """The socket at which forks are asked for."""
+    with _ONE_AT_A_TIME:
+        return _loaded()
+
+
+@functools.cache
+def _loaded() -> socket.socket:
+    asking, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.loaded", str(theirs.fileno())],
+            cwd=_ROOT,
+            stdin=subprocess.DEVNULL,
+            # Nothing is printed there. What a fork prints is treated as what goes into a pipe.
+            stdout=subprocess.PIPE,
+            pass_fds=[theirs.fileno()],
+        )
+
+    @atexit.register
+    def end() -> None:
+        asking.close()
+        process.wait()
+
+    if asking.recv(1) != READY:
+        raise ChildProcessError("the command cannot be loaded; why is said above")
+    return asking
