@@ -125,7 +125,7 @@ class Cluster:
         if version != str(MAJOR_VERSION):
             raise EmbeddedPostgresError(
                 f"{self.data} was made by Postgres {version}, and this is Postgres {MAJOR_VERSION}: "
-                "upgrade it with pg_upgrade, or use another folder"
+                "`squad export` with the software that made it and `squad import` here, into another folder"
             )
 
     def _make_in(self, new: Path) -> None:

@@ -316,7 +316,10 @@ async def test_a_path_with_spaces_commas_and_quotes_is_no_obstacle(folder: Path)
 async def test_a_cluster_of_another_major_version_is_refused_by_name(folder: Path) -> None:
     (folder / "postgres").mkdir(parents=True)
     (folder / "postgres" / "PG_VERSION").write_text("16\n")
-    with pytest.raises(EmbeddedPostgresError, match="was made by Postgres 16, and this is Postgres 18"):
+    message = (
+        "was made by Postgres 16, and this is Postgres 18: `squad export` with the software that made it"
+    )
+    with pytest.raises(EmbeddedPostgresError, match=message):
         await EmbeddedPostgres(folder).start()
 
 
