@@ -182,7 +182,9 @@ async def _narrate(
 def _sum_up(narrator: Narrator, kept: Path | None) -> None:
     print(f"\n{narrator.summary()}")
     if kept:
-        print(f"Kept. All that happened: squad events --data {kept / 'squad'}")
+        # Nobody has activated the environment that make runs us in.
+        squad = os.path.relpath(Path(sys.executable).with_name("squad"))
+        print(f"Kept. All that happened: {squad} events --data {kept / 'squad'}")
         print(f"The first e-mail drafted: {narrator.example}")
     _say_that_it_ends()
 

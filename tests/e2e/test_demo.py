@@ -169,6 +169,18 @@ def test_it_leaves_nothing_behind_when_its_terminal_is_closed(temporary: Path, d
     assert leftovers(temporary) == []
 
 
+def test_what_it_leaves_behind_can_be_read_as_it_says(temporary: Path, demos: list[Demo]) -> None:
+    demos.append(demo := Demo(temporary, "--keep"))
+    demo.wait_for("<- e-mail", READY_SECONDS)
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.process.wait(END_SECONDS) == 0, demo.read()
+    said = re.search(r"All that happened: (.+)", demo.read())
+    assert said, demo.read()
+    read = subprocess.run(said[1].split(), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert read.returncode == 0, read.stderr
+    assert "email_received" in read.stdout
+
+
 def test_too_few_drafts_in_time_are_a_failure(temporary: Path, demos: list[Demo]) -> None:
     demos.append(demo := Demo(temporary, "--until-drafted", "1000", "--seconds", "1"))
     assert demo.process.wait(READY_SECONDS + END_SECONDS) == 1, demo.read()
