@@ -237,7 +237,9 @@ def read(config: Path | None = None, **flags: Any) -> Settings:
     except pydantic_settings.SettingsError as error:
         raise SettingsError(explain_json(error)) from error
     except ValidationError as error:
-        raise SettingsError("\n".join(explain(item) for item in error.errors())) from error
+        raise SettingsError(
+            "\n".join(explain(item, settings=_names()) for item in error.errors())
+        ) from error
     finally:
         # Settings that are made of what they are given, as tests make them, have nothing from a file.
         _config.path = None
@@ -247,8 +249,12 @@ def read(config: Path | None = None, **flags: Any) -> Settings:
 
 def misspelt() -> list[str]:
     """A line for each environment variable that may have been meant for a setting."""
-    names = {name.removeprefix("squad_") for name in Settings.model_fields}
-    return list(misspelt_variables(names | {"config", "squad_schema"}))
+    return list(misspelt_variables(_names() | {"config", "squad_schema"}))
+
+
+def _names() -> set[str]:
+    """What the settings are called in the file."""
+    return {name.removeprefix("squad_") for name in Settings.model_fields}
 
 
 def _exists(path: Path) -> bool:

@@ -55,19 +55,21 @@ def explain_json(error: pydantic_settings.SettingsError) -> str:
     return f"{variable} is {shown}: must be a JSON object"
 
 
-def explain(error: ErrorDetails, within: str = "") -> str:
+def explain(error: ErrorDetails, within: str = "", settings: Collection[str] = ()) -> str:
     """The setting's name, its value and what is allowed.
 
     Args:
         error: what pydantic found.
         within: the section's name, where only that was looked at.
+        settings: the names that there are in the file beside it, where it is none of them.
     """
     path = [*filter(None, [within]), *(str(part) for part in error["loc"])]
     if within and not error["loc"]:
         return f"{within}: {in_words(error)}"
     name = ".".join(path).removeprefix("SQUAD_").lower() if len(path) == 1 else ".".join(path)
     if error["type"] == "extra_forbidden":
-        return f"{name} is not a setting"
+        meant = get_close_matches(name, settings, 1, _ALIKE) if len(path) == 1 else []
+        return f"{name} is not a setting" + "".join(f"; is {one} meant?" for one in meant)
     if error["type"] == "missing":
         return f"{name} is missing"
     variable = f" (SQUAD_{name.upper()})" if len(path) == 1 and not within else ""

@@ -208,7 +208,10 @@ def test_a_wrong_dsn_is_not_repeated_where_it_may_hold_a_password(
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("prot = 3001", "prot is not a setting"),
+        ("prot = 3001", "prot is not a setting; is port meant?"),
+        ("daily_token = 5", "daily_token is not a setting; is daily_tokens meant?"),
+        ('[job.mine]\ncron = "* * * * *"', "job is not a setting; is jobs meant?"),
+        ("colour = 3", "colour is not a setting"),
         ("port = 65536", "port (SQUAD_PORT) is 65536: input should be less than or equal to 65535"),
         ("[budget]\nagent_limit = 5", "budget.agent_limit is not a setting"),
         (
