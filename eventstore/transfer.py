@@ -14,7 +14,7 @@ from eventstore import keys, log
 from eventstore.arriving import Arriving
 from eventstore.chain import hash_of
 from eventstore.cloudevents import cloud_event_line
-from eventstore.errors import ImportRefused, StoreBusy, StoreRefused, StoreUnavailable
+from eventstore.errors import ImportRefused, LogNotUnderstood, StoreBusy, StoreRefused, StoreUnavailable
 from eventstore.exchange import end_line, event_line, header_line, key_line
 from eventstore.ids import NIL
 from eventstore.keys import StoredKey
@@ -23,7 +23,7 @@ from eventstore.translation import translated, translating
 from eventstore.verification import TELL_EVERY_EVENTS, by_stream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
     from eventstore.connection import Connection
 
@@ -138,6 +138,7 @@ async def import_log(
     connection: Connection,
     chunks: AsyncIterable[Iterable[bytes]],
     tell: Callable[[int], None] = lambda _: None,
+    fill: Callable[[int], Awaitable[None]] | None = None,
 ) -> Head:
     """Takes in a whole log, or nothing, into a squad that is new.
 
@@ -148,13 +149,14 @@ async def import_log(
         connection: in autocommit mode, without limits of time.
         chunks: the lines of a file that `export_log` wrote, in portions of any size.
         tell: is told now and then how many events were read.
+        fill: fills what follows from the log, in the same transaction; is told where it ends.
 
     Returns:
         Where the log ends now.
 
     Raises:
         ImportRefused: the squad is not new, or somebody else is just beginning it, or a line is not what it
-            has to be; nothing was stored.
+            has to be, or nothing follows from it; nothing was stored.
         StoreUnavailable: the connection broke; all was stored or nothing.
     """
     arriving, portions = Arriving(await log.clock(connection)), aiter(chunks)
@@ -173,7 +175,13 @@ async def import_log(
                     tell(arriving.head.position)
                 arriving.finish()
             await _must_have_whole_streams(connection, arriving)
+            if fill is not None:
+                await fill(arriving.head.position)
             await connection.execute(_NOTIFY, (str(arriving.head.position),))
+    except LogNotUnderstood as error:
+        raise ImportRefused(
+            f"line {arriving.line_of(error.position or 1)}: no table can follow: {error}"
+        ) from error
     except pg.FeatureNotSupported as error:
         # A copy goes past row level security, or not at all.
         raise ImportRefused("only the owner of the squad's schema can import") from error

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from eventstore import log, schema
 from eventstore.arriving import Arriving
 from eventstore.connection import connect
-from eventstore.listener import Hints
 from eventstore.transfer import export_log, import_log
-from eventstore.translation import translating
-from projections import PROJECTIONS
-from projections.projector import Projector
-from service.background import background
+from projections.filling import fill
 from service.cli import progress
-from service.cli.files import STANDARD, lines, written
+from service.cli.files import STANDARD, lines, named, written
 from service.cli.parameters import Whole
 from service.cli.running import run
 from service.cli.target import AT_LEISURE, open_squad, target_options, way_to_database
@@ -27,14 +23,11 @@ from service.database import StartFailed
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from eventstore.connection import Connection
     from eventstore.recorded import Head
     from eventstore.transfer import Exported
     from service.cli.target import Target
 
 _FILE = click.Path(path_type=Path)
-_LOOK_EVERY_SECONDS = 0.1
-_STANDINGS = "SELECT name, position, failed_position, error FROM projections"
 
 
 @click.command("export")
@@ -87,8 +80,8 @@ def export_command(
     done = run(work())
     if done.broken_at is not None:
         raise StartFailed(
-            f"{file} is written, but cannot be imported: at position {done.broken_at} the hash does not"
-            " follow from the event and the hash before"
+            f"{named(file, 'output')} is written, but cannot be imported: at position {done.broken_at} the"
+            " hash does not follow from the event and the hash before"
         )
     click.echo(
         f"exported {done.events:,} events, up to position {done.end.position:,}", err=file == STANDARD
@@ -111,10 +104,15 @@ def import_command(file: Path, target: Target) -> None:
             await schema.apply(found, chosen.squad_schema)
             connection = await connect(found, chosen.squad_schema, name="squad import", **AT_LEISURE)
             async with connection:
-                with progress.shown("importing") as tell:
+                with ExitStack() as bar:
+                    tell = bar.enter_context(progress.shown("importing"))
+
+                    async def follow(head: int) -> None:
+                        bar.close()
+                        await fill(connection, head, bar.enter_context(progress.shown("the tables")))
+
                     portions = _again(first, arriving)
-                    head = await import_log(connection, portions, lambda done: tell(done, None))
-                await _project(found, chosen.squad_schema, connection, head.position)
+                    head = await import_log(connection, portions, lambda done: tell(done, None), follow)
         return head
 
     head = run(work())
@@ -125,25 +123,3 @@ async def _again(first: list[bytes], rest: AsyncIterator[list[bytes]]) -> AsyncI
     yield first
     async for portion in rest:
         yield portion
-
-
-async def _project(dsn: str, squad_schema: str, connection: Connection, head: int) -> None:
-    """Has the tables follow: by a projector of our own, or that of a service, whoever is first."""
-    with progress.shown("the tables") as tell:
-        async with background(Projector(dsn, squad_schema, Hints()).run()):
-            while True:
-                standings = {name: rest for name, *rest in await _rows(connection)}
-                missing = {each.name for each in PROJECTIONS} - standings.keys()
-                behind = [name for name, (at, _, _) in standings.items() if at < head]
-                failed = {name: (at, why) for name, (_, at, why) in standings.items() if at is not None}
-                if not missing and all(name in failed for name in behind):
-                    break
-                tell(min((at for at, _, _ in standings.values()), default=0), head)
-                await asyncio.sleep(_LOOK_EVERY_SECONDS)
-    for name, (at, why) in failed.items():
-        raise StartFailed(f"the log is imported, but the tables of {name} stopped at position {at}: {why}")
-
-
-async def _rows(connection: Connection) -> list[tuple[Any, ...]]:
-    with translating():
-        return await (await connection.execute(_STANDINGS)).fetchall()

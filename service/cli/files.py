@@ -46,7 +46,7 @@ def written(path: Path) -> Iterator[IO[bytes]]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise StartFailed(f"cannot write {_named(path, 'output')}: {error.strerror or error}") from error
+        raise StartFailed(f"cannot write {named(path, 'output')}: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -89,14 +89,15 @@ async def lines(path: Path) -> AsyncIterator[list[bytes]]:
             yield portion
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise StartFailed(f"cannot read {_named(path, 'input')}: {reason}") from error
+        raise StartFailed(f"cannot read {named(path, 'input')}: {reason}") from error
     finally:
         # Where a pipe keeps the thread waiting, closing would wait as well.
         if file is not None and (reading is None or (reading.done() and not reading.cancelled())):
             file.close()
 
 
-def _named(path: Path, direction: str) -> str:
+def named(path: Path, direction: str) -> str:
+    """What to call a file in a message: - is standard input, or output."""
     return f"standard {direction}" if path == STANDARD else str(path)
 
 

@@ -1,0 +1,59 @@
+"""Fills the read tables by a whole log that has just come in, in the transaction that stores it.
+
+So a log that no tables follow from is never stored, and nobody sees the one without the others.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eventstore import log
+from eventstore.errors import LogBroken, LogNotUnderstood, StoreRefused
+from eventstore.gauge import Gauge
+from projections import PROJECTIONS
+from projections.folding import PageFolder
+from projections.standing import standing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
+
+
+async def fill(connection: Connection, head: int, tell: Callable[[int, int], None]) -> None:
+    """Folds the log into tables that are empty.
+
+    Args:
+        connection: in the transaction that stores the log, without limits of time.
+        head: where the log ends.
+        tell: is told the position reached, and the one to be reached.
+
+    Raises:
+        LogNotUnderstood: an event cannot be folded.
+    """
+    folder = PageFolder((await standing(connection, PROJECTIONS)).generation, empty=True)
+    gauge = Gauge(log.PAGE_EVENTS)
+    at = 0
+    while at < head:
+        page = await log.read_after(connection, at, gauge.events)
+        if not page:
+            raise LogBroken(f"position {at + 1} is missing", at + 1)
+        gauge.learn(page)
+        await _take(folder, connection, page)
+        at = page[-1].position
+        tell(at, head)
+
+
+async def _take(folder: PageFolder, connection: Connection, page: Sequence[Recorded]) -> None:
+    """Takes a page; where a table refuses it, finds out by halving at which event."""
+    try:
+        async with connection.transaction():
+            await folder.advance(connection, PROJECTIONS, page)
+    except StoreRefused as error:
+        if len(page) == 1:
+            position = page[0].position
+            raise LogNotUnderstood(f"at position {position}: {error}", position) from error
+        half = len(page) // 2
+        await _take(folder, connection, page[:half])
+        await _take(folder, connection, page[half:])

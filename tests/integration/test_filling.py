@@ -1,0 +1,70 @@
+"""The tables of a log that is imported: stored with it, or neither is."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from eventstore import log
+from eventstore.errors import ImportRefused
+from eventstore.transfer import export_log, import_log
+from projections.filling import fill
+from tests.support.forging import EVENTS, some_history
+from tests.support.parts import connected
+from tests.support.verify import assert_tables_equal_fold
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from eventstore.connection import Connection
+    from tests.support.postgres import PostgresServer
+
+
+@pytest.fixture
+def new_squad(postgres: PostgresServer, _template: str) -> Iterator[str]:
+    """The DSN of another database with an empty squad."""
+    with postgres.new_database(template=_template) as dsn:
+        yield dsn
+
+
+async def _lines(dsn: str) -> list[bytes]:
+    """An export of twelve events: the header, and a line each."""
+    lines: list[bytes] = []
+    async with connected(dsn) as connection:
+        await some_history(connection)
+        await export_log(connection, lines.append)
+    return lines
+
+
+async def _import(connection: Connection, lines: list[bytes], told: list[int]) -> None:
+    async def chunks() -> AsyncIterator[list[bytes]]:
+        yield lines
+
+    await import_log(
+        connection,
+        chunks(),
+        fill=partial(fill, connection, tell=lambda position, goal: told.extend((position, goal))),
+    )
+
+
+async def test_tables_are_there_when_the_log_is(database: str, new_squad: str) -> None:
+    told: list[int] = []
+    async with connected(new_squad) as connection:
+        await _import(connection, await _lines(database), told)
+        rows = await (await connection.execute("SELECT DISTINCT position FROM projections")).fetchall()
+        assert rows == [(EVENTS,)]
+    assert await assert_tables_equal_fold(new_squad) > EVENTS // 2
+    assert told[-2:] == [EVENTS, EVENTS]
+
+
+async def test_what_a_table_refuses_is_named_and_nothing_is_stored(database: str, new_squad: str) -> None:
+    lines = await _lines(database)
+    async with connected(new_squad) as connection:
+        await connection.execute("ALTER TABLE squad_messages ADD CHECK (message <> 'message 6')")
+        with pytest.raises(ImportRefused, match=r"line 7: no table can follow: .*squad_messages"):
+            await _import(connection, lines, [])
+        assert await log.head_position(connection) == 0
+        await connection.execute("ALTER TABLE squad_messages DROP CONSTRAINT squad_messages_message_check")
+        await _import(connection, lines, [])
