@@ -51,7 +51,7 @@ MAX_RUNS_PER_AGENT = 16
 """How many of them call one agent."""
 
 MAX_CLAIMS = 16
-"""How many claims of this process wait to be decided at once. One may record 500 missed ticks, and what
+"""How many claims of this process wait to be decided at once. One may record 100 missed ticks, and what
 others ask for waits behind it."""
 
 LONGEST_SLEEP_SECONDS = 1.0

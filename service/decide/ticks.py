@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from service.state import State
 
 MAX_MISSED_AT_ONCE = 500
-"""How many missed ticks one decision records; the next decision goes on from there."""
+"""How many missed ticks a change of a schedule records; the next one goes on from there."""
+
+MAX_MISSED_A_CLAIM = 100
+"""How many a claim records. After a gap many jobs have some, and what others ask for waits meanwhile."""
 
 
 def claim_tick(state: State, command: ClaimTick, at: At) -> Decision:
@@ -41,9 +44,9 @@ def claim_tick(state: State, command: ClaimTick, at: At) -> Decision:
         _decide_tick(told, job, job.buffered_tick, active, command.runner)
     else:
         too_late = at.now - timedelta(seconds=job.catch_up_seconds)
-        last = _miss(told, job, lambda tick: due_at(job, tick) < too_late)
+        last = _miss(told, job, lambda tick: due_at(job, tick) < too_late, MAX_MISSED_A_CLAIM)
         tick = next_tick(schedule_of(job), last)
-        if tick and due_at(job, tick) <= at.now and len(told.events) < MAX_MISSED_AT_ONCE:
+        if tick and due_at(job, tick) <= at.now and len(told.events) < MAX_MISSED_A_CLAIM:
             _decide_tick(told, job, tick, active, command.runner)
     return Accepted(told.events, {} if told.events else {"position": state.head.position})
 
@@ -86,10 +89,12 @@ def _ticks(job: JobRow, while_: Callable[[datetime], bool]) -> Iterator[datetime
             tick = next_tick(schedule_of(job), tick)
 
 
-def _miss(told: Unfolding, job: JobRow, is_missed: Callable[[datetime], bool]) -> datetime:
-    """Records ticks as missed, the oldest first, so many at once; gives the last that has its outcome."""
+def _miss(
+    told: Unfolding, job: JobRow, is_missed: Callable[[datetime], bool], most: int = MAX_MISSED_AT_ONCE
+) -> datetime:
+    """Records ticks as missed, the oldest first, so many at most; gives the last that has its outcome."""
     last = job.ticked_until
-    for tick in islice(_ticks(job, is_missed), MAX_MISSED_AT_ONCE):
+    for tick in islice(_ticks(job, is_missed), most):
         missed = RunMissed(run_id=run_id(job.name, tick), job=job.name, tick=tick)
         told.add(missed, caused_by=job.position)
         last = tick
