@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, assert_never
 
 from eventstore.events import (
@@ -100,12 +101,13 @@ async def _say_run_under_way(cause: Told, at: Recorded, past: Past, telling: Tel
 
 async def missed(event: RunMissed, at: Recorded, past: Past, telling: Telling) -> None:
     """For how long nobody was there."""
-    late = at.recorded_at - event.tick
+    late, in_time = at.recorded_at - event.tick, at.recorded_at
     telling.facts |= {"job": event.job, "tick": event.tick, "late_seconds": late.total_seconds()}
     telling.say(f"It was looked at {words.duration(late)} after it was due.", at)
     defined = await past.last(f"job-{event.job}", (JobDefined.type,), upto=at.position)
     if defined and isinstance(defined.event, JobDefined):
         patience = defined.event.definition.catch_up_seconds
+        in_time = min(in_time, event.tick + timedelta(seconds=patience))
         telling.facts["catch_up_seconds"] = patience
         if late.total_seconds() > patience:
             telling.say(
@@ -115,13 +117,17 @@ async def missed(event: RunMissed, at: Recorded, past: Past, telling: Telling) -
             )
         else:
             telling.say("Its schedule ended then, before anybody had looked at the tick.", at)
-    before = await past.before(at.recorded_at)
+    # After a long gap many are told one after another; only who was there in time could have run it.
+    before = await past.before(in_time)
     if before and before.at.recorded_at <= event.tick:
-        silent = words.duration(at.recorded_at - before.at.recorded_at)
+        again = await past.one(before.at.position + 1)
+        end = again.at if again else at
+        until = "then" if end.recorded_at == at.recorded_at else words.moment(end.recorded_at)
+        silent = words.duration(end.recorded_at - before.at.recorded_at)
         telling.facts["silent_since"] = before.at.recorded_at
         telling.say(
             f"Nothing at all was recorded in the {silent} from {words.moment(before.at.recorded_at)}"
-            f" (position {before.at.position}) until then, so no process was there to run it.",
+            f" (position {before.at.position}) until {until}, so no process was there to run it.",
             before.at,
         )
     elif before:

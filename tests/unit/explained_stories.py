@@ -300,6 +300,12 @@ def a_tick_that_nobody_saw() -> Question:
     return _about(with_job().when(scheduled(claim()), at=125), RunMissed)
 
 
+def a_tick_of_many_that_nobody_saw() -> Question:
+    """Those before it were recorded earlier."""
+    story = with_job(cron=None, every_seconds=1.0, catch_up_seconds=1.0).when(scheduled(claim()), at=300)
+    return _about(story.when(scheduled(claim()), at=301), RunMissed)
+
+
 def a_tick_that_nobody_claimed() -> Question:
     story = with_job().given(RecordUsage(agent="bob", tokens=7), at=100)
     return _about(story.when(scheduled(claim()), at=125), RunMissed)
@@ -444,6 +450,7 @@ QUESTIONS: dict[str, Callable[[], Question]] = {
         a_tick_while_another_waits,
         a_tick_that_waits,
         a_tick_that_nobody_saw,
+        a_tick_of_many_that_nobody_saw,
         a_tick_that_nobody_claimed,
         a_tick_of_a_schedule_that_ended,
         a_run_that_was_lost,
