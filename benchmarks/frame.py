@@ -57,6 +57,7 @@ class Plan(NamedTuple):
     seconds: float
     """Of one measurement."""
     warm_up_seconds: float
+    """Of one that does not count, before all others; none where this is 0."""
 
 
 class Spread(NamedTuple):
@@ -86,8 +87,9 @@ async def run(benchmark: Benchmark, plan: Plan) -> dict[str, Score]:
     """Measures every contender once a round, each round beginning with another one."""
     async with benchmark.prepare(plan) as contenders:
         samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
-        for contender in contenders:
-            await contender.measure(plan.warm_up_seconds)
+        if plan.warm_up_seconds:
+            for contender in contenders:
+                await contender.measure(plan.warm_up_seconds)
         for number in range(plan.rounds):
             first = number % len(contenders)
             for contender in (*contenders[first:], *contenders[:first]):

@@ -56,7 +56,8 @@ def test_the_best_of_several_is_the_one_with_the_greatest_median() -> None:
     assert scores["ours"].ratios["plain, best"].median == 2
 
 
-async def test_every_round_measures_everyone_and_begins_with_another_one() -> None:
+@pytest.mark.parametrize("warm_up", [["bare 1", "ours 1"], []], ids=["warmed up", "at once"])
+async def test_every_round_measures_everyone_and_begins_with_another_one(warm_up: list[str]) -> None:
     turns: list[str] = []
 
     def measure(name: str) -> Measure:
@@ -67,8 +68,8 @@ async def test_every_round_measures_everyone_and_begins_with_another_one() -> No
         return once
 
     contenders = [Contender(name, measure(name)) for name in ("bare", "ours")]
-    scores = await run(benchmark(*contenders), Plan(rounds=2, seconds=5, warm_up_seconds=1))
-    assert turns == ["bare 1", "ours 1", "bare 5", "ours 5", "ours 5", "bare 5"]
+    scores = await run(benchmark(*contenders), Plan(rounds=2, seconds=5, warm_up_seconds=len(warm_up) / 2))
+    assert turns == [*warm_up, "bare 5", "ours 5", "ours 5", "bare 5"]
     assert all(len(found.samples) == 2 for found in scores.values())
 
 
