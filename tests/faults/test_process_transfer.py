@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from eventstore import log
-from tests.support.command import SQUAD, squad, start
+from tests.support.command import SQUAD, finished, squad, start
 from tests.support.log import Scribe, joined, said
 from tests.support.parts import connected, lock_is_free, lock_is_held, terminate
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold
@@ -36,7 +36,7 @@ async def exported(database: str, tmp_path: Path) -> list[bytes]:
         await scribe.append(joined("alice"))
         for _ in range(6):
             await scribe.append(*(said("hello") for _ in range(EVENTS // 6)))
-    (await squad(tmp_path, "export", "log", "--dsn", database)).lines()
+    await finished("export", "log", "--dsn", database, cwd=tmp_path)
     return (tmp_path / "log").read_bytes().splitlines(keepends=True)
 
 
@@ -56,7 +56,7 @@ async def test_an_import_that_is_ended_while_it_waits_for_more_leaves_nothing_an
             assert process.returncode not in (0, None)
             await eventually(partial(lock_is_free, connection))
             assert await log.head_position(connection) == 0
-    (await squad(tmp_path, "import", "log", "--dsn", new_squad)).lines()
+    await finished("import", "log", "--dsn", new_squad, cwd=tmp_path)
     assert len(await assert_log_is_sound(new_squad)) == len(exported) - 2
     await assert_tables_equal_fold(new_squad)
 
@@ -66,7 +66,11 @@ async def test_an_import_is_not_committed_before_the_last_line_was_there(
 ) -> None:
     (tmp_path / "cut").write_bytes(b"".join(exported[:-1]))
     ended = await squad(tmp_path, "import", "cut", "--dsn", new_squad)
-    assert ended.complaint().startswith("Nothing was imported: the file was cut off: after line")
+    # How far it has got is told before, where that took long.
+    assert ended.errors.splitlines()[-1].startswith(
+        "squad: Nothing was imported: the file was cut off: after line"
+    )
+    assert (ended.code, ended.output) == (1, "")
     async with connected(new_squad) as connection:
         assert await log.head_position(connection) == 0
 
