@@ -18,8 +18,9 @@ from projections.emails import EMAILS, EmailRow
 from service import commands as do
 from service.background import background
 from service.decide.operations import renewal_seconds
+from service.requests import NoOutcome
 from service.values import MAX_TTL_SECONDS
-from service.work import NOT_NOW, Report, Work, failed, succeeded
+from service.work import Report, Work, failed, succeeded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -235,7 +236,7 @@ async def _renew(work: Work, operation_id: str, held: _Held) -> None:
     """Renews a claim in good time, again and again, until that is refused."""
     while True:
         await asyncio.sleep(renewal_seconds(work.squad.policy))
-        with suppress(*NOT_NOW):
+        with suppress(NoOutcome):
             outcome = await work.do(do.RenewOperation(operation_id=operation_id))
             if outcome.refusal:
                 held.lose(outcome.refusal.detail)

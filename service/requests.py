@@ -25,23 +25,27 @@ MAX_BATCH_EVENTS = 5_000
 decided within the last second."""
 
 
-class QueueFull(Exception):
+class NoOutcome(Exception):
+    """Nobody can say how a command was decided; the kinds below say why."""
+
+
+class QueueFull(NoOutcome):
     """Too many commands are waiting to be decided."""
 
 
-class Stopping(Exception):
+class Stopping(NoOutcome):
     """The service is stopping and takes no more commands."""
 
 
-class Unavailable(Exception):
+class Unavailable(NoOutcome):
     """The database could not be reached in time; the command was not carried out."""
 
 
-class OutcomeUnknown(Exception):
+class OutcomeUnknown(NoOutcome):
     """The command was sent to the database, and what came of it could not be found out in time."""
 
 
-class CommandFailed(Exception):
+class CommandFailed(NoOutcome):
     """The command could not be decided or stored, by a fault that is not the caller's."""
 
 

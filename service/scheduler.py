@@ -27,9 +27,17 @@ from service.batch import new_id
 from service.decide import runs as run_decisions
 from service.decide.jobs import due_jobs
 from service.job_tasks import perform
-from service.requests import CommandFailed, OutcomeUnknown, QueueFull, Request, Stopping, Unavailable
+from service.requests import (
+    CommandFailed,
+    NoOutcome,
+    OutcomeUnknown,
+    QueueFull,
+    Request,
+    Stopping,
+    Unavailable,
+)
 from service.schedule import schedule_of
-from service.work import ACTOR, NOT_NOW, Report, Work, failed, seen_through
+from service.work import ACTOR, Report, Work, failed, seen_through
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -197,7 +205,7 @@ class Scheduler:
                 except CommandFailed:
                     # By what is wrong with this one; the others have their turn.
                     all_decided = False
-                except NOT_NOW:
+                except NoOutcome:
                     return False
                 except Exception:  # noqa: BLE001 - the others have their turn here as well
                     _log.exception("claiming failed")
@@ -235,7 +243,7 @@ class Scheduler:
             if not self._stopping:
                 raise
             return failed(job.name, "the service was stopped", ours=True)
-        except NOT_NOW as error:
+        except NoOutcome as error:
             reason = f"the orchestrator was not available: {type(error).__name__}"
             return failed(job.name, reason, ours=True)
         except Exception as error:  # noqa: BLE001 - its end must be told, or another process repeats it
@@ -298,5 +306,5 @@ class Scheduler:
         """Keeps what this process holds for a run: its lease, and the claim on its job's resources."""
         while True:
             await asyncio.sleep(run_decisions.renewal_seconds(self._writer.squad, row))
-            with suppress(*NOT_NOW):
+            with suppress(NoOutcome):
                 await self._submit(do.RenewRun(run_id=row.id, runner=self.runner))

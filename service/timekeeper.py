@@ -13,7 +13,7 @@ from service.batch import CLOCK_ACTOR, CLOCK_STEP, new_id
 from service.commands import PassTime
 from service.decide.clock import next_due
 from service.decide.day import budget_day
-from service.requests import CommandFailed, OutcomeUnknown, QueueFull, Request, Stopping, Unavailable
+from service.requests import NoOutcome, Request
 
 if TYPE_CHECKING:
     from service.clock import DatabaseClock
@@ -36,7 +36,7 @@ async def keep_time(writer: Writer, clock: DatabaseClock) -> None:
             continue
         try:
             await writer.submit(Request(PassTime(), CLOCK_ACTOR, new_id()))
-        except (QueueFull, Stopping, Unavailable, OutcomeUnknown, CommandFailed) as error:
+        except NoOutcome as error:
             _log.warning("time could not be kept for the moment: %s", type(error).__name__)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from projections.agents import AGENTS
-from service.requests import CommandFailed, OutcomeUnknown, QueueFull, Request, Stopping, Unavailable
+from service.requests import Request
 from service.values import storable
 
 if TYPE_CHECKING:
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ACTOR = "system:scheduler"
-
-NOT_NOW = (QueueFull, Stopping, Unavailable, OutcomeUnknown, CommandFailed)
-"""What becomes of a command where the writer cannot say how it was decided."""
 
 
 class Report(NamedTuple):

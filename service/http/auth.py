@@ -41,7 +41,7 @@ from service.http.limits import (
 )
 from service.http.problems import Problem
 from service.http.scope import BEYOND, Scope
-from service.requests import CommandFailed, OutcomeUnknown, QueueFull, Request, Stopping, Unavailable
+from service.requests import NoOutcome, Request
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -241,7 +241,7 @@ class Door:
     async def _submit_use(self, known: Caller, key_id: str) -> None:
         request = Request(NoteKeyUse(key_id=key_id), known.actor(), new_id())
         try:
-            with suppress(QueueFull, Stopping, Unavailable, OutcomeUnknown, CommandFailed):
+            with suppress(NoOutcome):
                 await self._writer.submit(request)
         finally:
             del self._noting[key_id]

@@ -10,7 +10,7 @@ from service.http.problems import Problem, from_refusal
 from service.http.scope import caller
 from service.requests import (
     Answer,
-    CommandFailed,
+    NoOutcome,
     Outcome,
     OutcomeUnknown,
     Print,
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
     from service.commands import AnyCommand
     from service.http.context import Services
-
-NOT_CARRIED_OUT = (QueueFull, Stopping, Unavailable, OutcomeUnknown, CommandFailed)
-"""What the writer raises instead of an outcome."""
 
 
 def request_for(
@@ -85,7 +82,7 @@ async def carry_out(services: Services, request: Request) -> Answer:
     """
     try:
         outcome = await services.writer.put(request)
-    except NOT_CARRIED_OUT as error:
+    except NoOutcome as error:
         raise problem_of(error) from error
     return answer_of(request, outcome)
 

@@ -46,10 +46,10 @@ async def send(response: web.StreamResponse, piece: bytes) -> None:
 
 
 async def in_pieces(
-    services: Services, request: web.Request, content_type: str, pieces: Iterable[bytes]
+    services: Services, request: web.Request, pieces: Iterable[bytes]
 ) -> web.StreamResponse:
-    """Answers with 200 and a body that is never there as a whole."""
-    response = begun(services, request, {"Content-Type": content_type})
+    """Answers with 200 and JSON that is never there as a whole."""
+    response = begun(services, request, {"Content-Type": "application/json"})
     try:
         with suppress(ConnectionError):
             await response.prepare(request)
@@ -73,4 +73,4 @@ async def respond_long(
     body = await services.long.written(make)
     if len(body) <= PAGE_BYTES:
         return Reply(200, body)
-    return await in_pieces(services, request, "application/json", (body,))
+    return await in_pieces(services, request, (body,))

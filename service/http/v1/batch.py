@@ -170,7 +170,7 @@ async def _answer(
         made.append(piece)
         size += len(piece)
         if size > PAGE_BYTES:
-            return await in_pieces(services, request, "application/json", chain(made, pieces))
+            return await in_pieces(services, request, chain(made, pieces))
     return Reply(200, b"".join(made))
 
 
