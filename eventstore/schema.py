@@ -35,6 +35,8 @@ WHERE nspname = ANY(string_to_array(current_setting('search_path'), ', '))
   AND NOT has_schema_privilege(oid, 'USAGE')
 """
 
+_OWNS_THE_LOG = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = 'events'::regclass"
+
 _UPGRADE = re.compile(r"^-- @upgrade (\d+)$", re.MULTILINE)
 _SUPERSEDED = "-- @superseded\n"
 _FUNCTION = re.compile(
@@ -258,12 +260,7 @@ async def _upgrade(connection: Connection, found: int) -> None:
 
 async def _check_may_let_in(connection: Connection, schema: str) -> None:
     """Of whoever may not grant, Postgres only warns."""
-    row = await (
-        await connection.execute(
-            "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = 'events'::regclass"
-        )
-    ).fetchone()
-    if not (row and row[0]):
+    if not await one_value(connection, _OWNS_THE_LOG):
         raise RoleMayNot(
             f"{connection.info.user!r} does not own the schema {schema!r}, and so lets nobody in:"
             " have the owner do it"
