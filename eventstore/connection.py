@@ -24,7 +24,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from eventstore import pooler
 from eventstore.errors import NotConnected
-from eventstore.translation import first_line, translating
+from eventstore.translation import translating, why_not_connected
 
 if TYPE_CHECKING:
     from psycopg.abc import Buffer
@@ -125,7 +125,7 @@ async def connect(dsn: str, schema: str, *, name: str, **settings: str | int) ->
                 options=_options(dsn, session_options(schema, **settings)),
             )
         except psycopg.OperationalError as error:
-            raise NotConnected(first_line(error)) from error
+            raise NotConnected(why_not_connected(error)) from error
         except UnicodeError as error:
             raise NotConnected("a part of its host's name is empty or too long") from error
         try:

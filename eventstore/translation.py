@@ -42,6 +42,17 @@ def first_line(error: psycopg.Error) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+def why_not_connected(error: psycopg.OperationalError) -> str:
+    """Why no connection was made, in one line: what each server said, where several were tried.
+
+    The driver says first what the last one did, which may be a standby that did nothing but pass us on.
+    """
+    tried = [line.removeprefix("- ") for line in str(error).splitlines() if line.startswith("- host: ")]
+    # What the driver puts before tells once more which server that was.
+    said = [line.partition(": connection failed: ")[2] or line for line in tried]
+    return "; ".join(dict.fromkeys(said)) or first_line(error)
+
+
 class _Translating:
     """Holds nothing, so that one is enough for everybody."""
 

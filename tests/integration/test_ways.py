@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from eventstore.connection import connect
+from eventstore.errors import NotConnected
 from service.cli.target import Target, open_squad
 from service.database import StartFailed, check_same_log, way_for_commands
 from service.settings import Settings
@@ -16,7 +18,7 @@ from tests.support.pooler import pooler
 from tests.support.process import refused_start
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from tests.support.postgres import PostgresServer
@@ -99,6 +101,19 @@ async def test_a_way_that_leads_nowhere_now_is_not_refused(database: str, unused
     await _begin(database)
     settings = Settings(dsn=database, squad_schema=SCHEMA)
     await check_same_log(settings, database, f"host=127.0.0.1 port={unused_tcp_port} connect_timeout=1")
+
+
+async def test_each_server_that_was_tried_is_told_of_in_one_line(
+    unused_tcp_port_factory: Callable[[], int],
+) -> None:
+    """The last one may be a standby, and the reason with the first."""
+    first, last = unused_tcp_port_factory(), unused_tcp_port_factory()
+    with pytest.raises(NotConnected) as refused:
+        await connect(f"host=127.0.0.1,127.0.0.1 port={first},{last}", SCHEMA, name="squad test")
+    said = str(refused.value)
+    assert said.count("127.0.0.1") == said.count("refused") == 2, said
+    assert said.index(f"port {first} ") < said.index(f"port {last} "), said
+    assert "\n" not in said
 
 
 async def test_a_service_does_not_listen_to_another_log(database: str, other: str) -> None:
