@@ -34,7 +34,7 @@ from service.decide.access import INVALID, NEEDED, key_is_needed
 from service.http.limits import (
     Buckets,
     Networks,
-    is_address,
+    address_in,
     is_this_machine,
     names_this_machine,
     neighbourhood,
@@ -67,6 +67,7 @@ _MAX_REMEMBERED_KEYS = 1_000
 _BEARER = "bearer "
 _ID_AT = slice(len(api_keys.PREFIX), len(api_keys.PREFIX) + api_keys.ID_CHARACTERS)
 _FORWARDED_FOR = istr("X-Forwarded-For")
+_SOMEBODY = "somebody that a proxy does not name"
 _SAFE_METHODS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD})
 _log = logging.getLogger(__name__)
 
@@ -224,9 +225,10 @@ class Door:
             return address
         # Each proxy adds at the end whom it heard it from; what stands before, anybody may have written.
         for hop in reversed(",".join(request.headers.getall(_FORWARDED_FOR, ())).split(",")):
-            if not is_address(said := hop.strip()):
+            if not (said := hop.strip()):
                 break
-            address = said
+            # Somebody who is not named by an address is still not the proxy, nor this machine.
+            address = address_in(said) or _SOMEBODY
             if not self._proxies.hold(address):
                 break
         return address

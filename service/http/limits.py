@@ -86,6 +86,19 @@ def is_address(text: str) -> bool:
     return True
 
 
+def address_in(hop: str) -> str | None:
+    """The address that a proxy names, where it names one; some write a port behind it."""
+    if is_address(hop):
+        return hop
+    name, _, port = hop.rpartition(":") if not hop.endswith("]") else (hop, "", "0")
+    is_bracketed = name.startswith("[") and name.endswith("]")
+    # Without brackets it is one of IPv4: of IPv6 nobody could tell the port.
+    address = name[1:-1] if is_bracketed else name
+    return (
+        address if port.isdecimal() and is_address(address) and (":" in address) is is_bracketed else None
+    )
+
+
 def _parsed(address: str) -> Address:
     """An address; one of IPv4 that is written as one of IPv6 is one of IPv4."""
     parsed = ipaddress.ip_address(address)

@@ -340,6 +340,21 @@ class TestBehindProxies:
         assert self.limited("10.0.0.1", "nonsense", "other nonsense")
         assert self.limited("10.0.0.1", "", " , ,")
 
+    @pytest.mark.parametrize("port", [":52011", ":80"])
+    async def test_a_port_behind_the_address_is_passed_over(self, port: str) -> None:
+        assert self.limited("10.0.0.1", f"{REMOTE}{port}", REMOTE)
+        assert not self.limited("10.0.0.1", f"{REMOTE}{port}", "203.0.113.8")
+        assert self.limited("10.0.0.1", f"[2001:db8::1]{port}", "[2001:db8::2]")
+        assert not self.limited("10.0.0.1", f"[2001:db8::1]{port}", "2001:db8:1::1")
+        assert self.limited("10.0.0.1", f"{REMOTE}, 10.0.0.7{port}", REMOTE)
+
+    @pytest.mark.parametrize(
+        "named", ["unknown", "_hidden", f"{REMOTE}:http", f"[{REMOTE}]:80", f"{REMOTE}:80"]
+    )
+    async def test_whoever_is_not_named_by_an_address_is_not_at_home(self, named: str) -> None:
+        entrance = Entrance(given(), self.PROXIES)
+        assert entrance.ask(address="127.0.0.1", X_Forwarded_For=named) == "not_allowed"
+
     async def test_whoever_comes_from_afar_is_not_at_home_because_the_proxy_is(self) -> None:
         entrance = Entrance(given(), self.PROXIES)
         assert entrance.ask(address="127.0.0.1", X_Forwarded_For=REMOTE) == "not_allowed"
