@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import socket
@@ -22,7 +23,7 @@ from psycopg.adapt import Loader
 from psycopg.types.json import set_json_dumps, set_json_loads
 from psycopg_pool import AsyncConnectionPool
 
-from eventstore import pooler
+from eventstore import pooler, timelines
 from eventstore.errors import NotConnected
 from eventstore.translation import translating, why_not_connected
 
@@ -45,6 +46,8 @@ _KEEPALIVE = {
 """Seconds (tcp_user_timeout: milliseconds). A peer that vanished is noticed within about 15 seconds."""
 
 
+_log = logging.getLogger(__name__)
+
 _HAS_TRANSACTION_TIMEOUT = 170_000
 _TRANSACTION_TIMEOUT_MILLISECONDS = 120_000
 
@@ -62,6 +65,32 @@ class _Session(psycopg.AsyncConnection[Any]):
 
     @classmethod
     async def connect(cls, conninfo: str = "", **more: Any) -> _Session:
+        """Connects, and not to an old primary: to the next server that is named, where it finds one."""
+        passed_over: list[str] = []
+        left: str | None = conninfo
+        while left is not None:
+            try:
+                session = await cls._connected(left, **more)
+            except psycopg.OperationalError as error:
+                if not passed_over:
+                    raise
+                passed_over.append(why_not_connected(error))
+                break
+            try:
+                reason = await timelines.left_behind(session)
+            except BaseException:
+                session.pgconn.finish()
+                raise
+            if reason is None:
+                return session
+            _log.warning("passed over: %s", reason)
+            passed_over.append(reason)
+            left = timelines.without(left, session.info.host, session.info.port)
+            session.pgconn.finish()
+        raise psycopg.OperationalError("; ".join(passed_over))
+
+    @classmethod
+    async def _connected(cls, conninfo: str, **more: Any) -> _Session:
         """Connects; without the options where they are what is in the way."""
         try:
             return await super().connect(conninfo, **more)

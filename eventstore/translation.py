@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import psycopg
 from psycopg import errors as pg
 
@@ -49,7 +51,7 @@ def why_not_connected(error: psycopg.OperationalError) -> str:
     """
     tried = [line.removeprefix("- ") for line in str(error).splitlines() if line.startswith("- host: ")]
     # What the driver puts before tells once more which server that was.
-    said = [line.partition(": connection failed: ")[2] or line for line in tried]
+    said = [re.sub(r"^.*?: connection (failed|is bad): ", "", line) for line in tried]
     return "; ".join(dict.fromkeys(said)) or first_line(error)
 
 

@@ -9,6 +9,8 @@ import aiohttp
 import pytest
 
 from eventstore import schema
+from eventstore.connection import pool
+from eventstore.errors import NotConnected
 from tests.support.load import Load
 from tests.support.log import texts, whole_log
 from tests.support.parts import connected, message, running_writer, submit
@@ -29,6 +31,8 @@ AFTER_A_FAILOVER_SECONDS = 10.0
 """The longest wait between two attempts, five seconds, and a heartbeat."""
 
 LOST_ANSWERS = 60
+
+_HEAD = "SELECT max(position) FROM squad.events"
 
 
 @pytest.fixture
@@ -119,6 +123,59 @@ async def test_a_commit_that_only_the_primary_has_is_not_acknowledged(
     assert texts(events) == ["before", "doubtful", "after"]
     assert outcome.position is not None
     assert texts(events[outcome.position - 1 :]) == ["doubtful", "after"]
+
+
+async def test_an_old_primary_that_comes_back_is_passed_over(pair: Pair) -> None:
+    """It takes writes as if nothing had happened, and stands first in the DSN; commits wait for nobody."""
+    await pair.primary.set("ALTER SYSTEM RESET synchronous_standby_names")
+    async with squad_up(dsn=pair.dsn) as one, squad_up(dsn=pair.dsn) as other:
+        load = Load([one, other])
+        async with load.running(clients=2):
+            await load.more(LOST_ANSWERS)
+        await eventually(lambda: _has_all(pair))
+        await pair.fail_over()
+        for service in (one, other):
+            await eventually(service.is_ready, within_seconds=AFTER_A_FAILOVER_SECONDS)
+        await pair.primary.start()
+        ended = await pair.primary.ask(_HEAD)
+        later = Load([one, other], "later")
+        async with later.running(clients=2):
+            await pair.standby.ask(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                " WHERE application_name LIKE 'squad %'"
+            )
+            await later.more(LOST_ANSWERS)
+        assert "is an old primary" in one.story()
+        assert await pair.primary.ask(_HEAD) == ended
+        await eventually(lambda: projected_to_head(pair.standby.dsn))
+        await later.assert_answers_stand()
+        assert await one.metric("squad_log_replacements_total") == 0
+    events = await assert_log_is_sound(pair.standby.dsn)
+    load.compare(events).assert_nothing_amiss()
+    later.compare(events).assert_nothing_amiss()
+
+
+async def test_who_has_met_the_new_primary_keeps_away_from_the_old_one(pair: Pair) -> None:
+    await pair.fail_over()
+    await pair.primary.start()
+    async with connected(pair.dsn) as connection:
+        assert connection.info.host == str(pair.primary.cluster.data)
+    async with connected(pair.standby.dsn):
+        pass
+    async with connected(pair.dsn) as connection:
+        assert connection.info.host == str(pair.standby.cluster.data)
+    async with (
+        pool(pair.dsn, "squad", name="squad test", size=1) as readers,
+        readers.connection() as reading,
+    ):
+        assert reading.info.host == str(pair.standby.cluster.data)
+    with pytest.raises(NotConnected, match="is an old primary"):
+        async with connected(pair.primary.dsn):
+            pass
+    await pair.standby.stop()
+    with pytest.raises(NotConnected, match=r"is an old primary, .*; .*standby"):
+        async with connected(pair.dsn):
+            pass
 
 
 async def _wait_or_do_not(pair: Pair, load: Load, answers: int) -> bool:
