@@ -126,7 +126,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
             projector=projector,
             scheduler=scheduler,
             snapshotter=snapshotter,
-            metrics=Metrics(writer, projector, listener),
+            metrics=Metrics(writer, projector, listener, clock),
             door=Door(settings, writer, clock),
             cors=Cors(settings.cors_origins) if settings.cors_origins else None,
             streams=OpenStreams(settings.max_streams, settings.max_streams_per_key),

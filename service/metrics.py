@@ -19,6 +19,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.utils import floatToGoString
 
+from service.timekeeper import standstill_seconds
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from eventstore.listener import Listener
     from projections.projector import Projector
+    from service.clock import DatabaseClock
     from service.measures import Distribution
     from service.writer import Writer
 
@@ -38,14 +41,16 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class Metrics:
     """The counters, and gauges that are read from the running parts when somebody asks."""
 
-    def __init__(self, writer: Writer, projector: Projector, listener: Listener) -> None:
+    def __init__(
+        self, writer: Writer, projector: Projector, listener: Listener, clock: DatabaseClock
+    ) -> None:
         self._registry = CollectorRegistry()
         # Counted by hand: the library's counters take a lock and a look-up each time, at every request.
         self._requests = Counter[tuple[str, int]]()
         self.open_streams = Gauge(
             "squad_open_streams", "Event streams that are open.", registry=self._registry
         )
-        self._registry.register(_Parts(writer, projector, listener))
+        self._registry.register(_Parts(writer, projector, listener, clock))
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
@@ -66,10 +71,13 @@ class Metrics:
 class _Parts:
     """Reads the running parts at the moment of asking."""
 
-    def __init__(self, writer: Writer, projector: Projector, listener: Listener) -> None:
+    def __init__(
+        self, writer: Writer, projector: Projector, listener: Listener, clock: DatabaseClock
+    ) -> None:
         self._writer = writer
         self._projector = projector
         self._listener = listener
+        self._clock = clock
 
     def collect(self) -> Iterable[Metric]:
         yield from self._of_the_writer()
@@ -101,6 +109,11 @@ class _Parts:
         yield _gauge("squad_writer_held_up", "1 where commands wait and none gets through.", writer.held_up)
         yield _counter(
             "squad_log_replacements", "How often the log proved another than it was.", writer.replacements
+        )
+        yield _gauge(
+            "squad_standstill_seconds",
+            "How long it takes the database's clock to catch up with the log.",
+            standstill_seconds(writer.squad, self._clock),
         )
         yield _gauge("squad_writer_contended", "1 where other processes write too.", writer.contended)
 

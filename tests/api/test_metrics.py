@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -12,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from eventstore import codec
 from projections import PROJECTIONS
 from service import commands as do
+from service.clock import DatabaseClock
 from service.http.problems import KINDS
 from service.http.table import ROUTES
 from service.measures import JOB_OUTCOMES
@@ -23,6 +25,8 @@ from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import pytest
 
     from tests.api.client import Api, Service
 
@@ -248,6 +252,13 @@ async def test_the_budget(service: Service) -> None:
     assert shown == [1_000, 100, 30, 870]
 
 
+async def test_how_long_time_stands_still(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    await service.api.post("messages", from_agent="ada", message="m")
+    assert (await look(service.api))["squad_standstill_seconds"] == 0
+    monkeypatch.setattr(DatabaseClock, "now", lambda _: datetime.now(UTC) - timedelta(hours=1))
+    assert 3_500 < (await look(service.api))["squad_standstill_seconds"] < 3_700
+
+
 async def test_open_streams(service: Service) -> None:
     async with service.api.session.get("/api/v1/events/stream") as response:
         assert response.status == 200
@@ -304,7 +315,7 @@ async def test_the_alerts_that_are_proposed_speak_of_what_is_there_and_can_fire(
         for sample in family.samples:
             labels.setdefault(sample.name, set()).update(sample.labels)
     alerts = re.findall(r"^    expr: (.+)$", OPERATIONS.read_text(), re.MULTILINE)
-    assert len(alerts) == 6
+    assert len(alerts) == 7
     for alert in alerts:
         for name, matched in re.findall(r"(squad_\w+)(?:\{(\w+)=)?", alert):
             assert labels[name] >= {*filter(None, [matched])}, alert
