@@ -195,6 +195,7 @@ class Writer:
     async def _run(self) -> None:
         delay = _BACKOFF_SECONDS[0]
         while True:
+            began, grown = monotonic(), delay
             try:
                 connection = await connect(self._dsn, self._schema, name="squad writer")
                 try:
@@ -214,6 +215,9 @@ class Writer:
                 self.problem = (
                     str(error) if isinstance(error, StoreBusy) else "the database cannot be reached"
                 )
+                if isinstance(error, StoreBusy) and self._moved_at < began:
+                    # Where a disk is full, connections can be had, and each commit on them fails at once.
+                    delay = grown
             except Exception as error:  # noqa: BLE001 - callers wait for this task: it goes on, whatever comes
                 _log.error("commands cannot be decided: %s", told(error))
                 self.problem = str(error)

@@ -196,6 +196,27 @@ async def test_without_a_database_a_caller_hears_so_when_patience_ends() -> None
         assert not nowhere.ready
 
 
+async def test_a_disk_that_is_full_is_tried_again_more_and_more_seldom(
+    writer: Writer, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though a connection can be had each time; and with space all goes on."""
+    async with connected(database) as connection:
+        await connection.execute(
+            "CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE 'No space left on device' USING ERRCODE = 'disk_full'; END $$"
+        )
+        await connection.execute(
+            "CREATE TRIGGER filled BEFORE INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION fill()"
+        )
+        waiting = asyncio.ensure_future(submit(writer, message("kept waiting")))
+        await eventually(lambda: len(caplog.records) > 5)
+        await connection.execute("DROP TRIGGER filled ON events")
+    await waiting
+    tried = [record.created for record in caplog.records if "No space left" in record.getMessage()]
+    assert tried[5] - tried[0] > 0.05 + 0.1 + 0.2 + 0.4 + 0.8
+    assert texts(await assert_log_is_sound(database)) == ["kept waiting"]
+
+
 async def test_what_a_caller_no_longer_waits_for_is_not_carried_out(database: str) -> None:
     idle = Writer(database, "squad", DatabaseClock(), Hints())
     with pytest.raises(Unavailable):
