@@ -46,6 +46,14 @@ _KEEPALIVE = {
 """Seconds (tcp_user_timeout: milliseconds). A peer that vanished is noticed within about 15 seconds."""
 
 
+FIRST_ANSWER_SECONDS = 10.0
+"""How long the first question waits: a pooler lets in more than it serves, and no timeout covers that."""
+
+_NO_ANSWER = (
+    f"connected, and nothing was answered for {FIRST_ANSWER_SECONDS:g} seconds: perhaps a pooler whose"
+    " server connections are all in use"
+)
+
 _log = logging.getLogger(__name__)
 
 _HAS_TRANSACTION_TIMEOUT = 170_000
@@ -76,10 +84,14 @@ class _Session(psycopg.AsyncConnection[Any]):
                     raise
                 passed_over.append(why_not_connected(error))
                 break
+            asked = monotonic()
             try:
-                reason = await timelines.left_behind(session)
-            except BaseException:
+                with hanging_up_after(FIRST_ANSWER_SECONDS, session):
+                    reason = await timelines.left_behind(session)
+            except BaseException as error:
                 session.pgconn.finish()
+                if isinstance(error, psycopg.Error) and monotonic() - asked >= FIRST_ANSWER_SECONDS:
+                    raise psycopg.OperationalError(_NO_ANSWER) from error
                 raise
             if reason is None:
                 return session
@@ -158,7 +170,8 @@ async def connect(dsn: str, schema: str, *, name: str, **settings: str | int) ->
         except UnicodeError as error:
             raise NotConnected("a part of its host's name is empty or too long") from error
         try:
-            is_direct = await pooler.is_direct(connection, schema)
+            with hanging_up_after(FIRST_ANSWER_SECONDS, connection):
+                is_direct = await pooler.is_direct(connection, schema)
             if is_direct and connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
                 # For a client that stands still in the middle of a request: no other timeout covers it.
                 await connection.execute(f"SET transaction_timeout = {longest}")
@@ -202,7 +215,9 @@ def configure(connection: psycopg.AsyncConnection[Any]) -> None:
 
 
 async def _configure(schema: str, connection: Connection) -> None:
-    if await pooler.is_direct(connection, schema):
+    with hanging_up_after(FIRST_ANSWER_SECONDS, connection):
+        is_direct = await pooler.is_direct(connection, schema)
+    if is_direct:
         # Not at its start: where only a server that takes writes will do, it would be taken for a standby.
         await connection.execute("SET default_transaction_read_only = on")
     configure(connection)

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from eventstore.connection import Connection, connect
-from eventstore.errors import LogNotUnderstood, LogReplaced, StoreBusy, StoreUnavailable
+from eventstore.errors import LogNotUnderstood, LogReplaced, NotConnected, StoreBusy, StoreUnavailable
 from eventstore.keys import Keyring
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
 from eventstore.telling import told
@@ -212,9 +212,8 @@ class Writer:
                 self.problem = str(error)
             except (StoreUnavailable, StoreBusy, OSError) as error:
                 _log.warning("writer lost its connection: %s", error)
-                self.problem = (
-                    str(error) if isinstance(error, StoreBusy) else "the database cannot be reached"
-                )
+                is_told = isinstance(error, StoreBusy | NotConnected)
+                self.problem = str(error) if is_told else "the database cannot be reached"
                 if isinstance(error, StoreBusy) and self._moved_at < began:
                     # Where a disk is full, connections can be had, and each commit on them fails at once.
                     delay = grown

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
 from eventstore.connection import connect
@@ -101,6 +103,21 @@ async def test_a_way_that_leads_nowhere_now_is_not_refused(database: str, unused
     await _begin(database)
     settings = Settings(dsn=database, squad_schema=SCHEMA)
     await check_same_log(settings, database, f"host=127.0.0.1 port={unused_tcp_port} connect_timeout=1")
+
+
+async def test_a_pooler_that_lets_in_and_does_not_serve_is_not_waited_for(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its server connections are in use; it would have us wait for two minutes."""
+    monkeypatch.setattr("eventstore.connection.FIRST_ANSWER_SECONDS", 0.5)
+    async with (
+        pooler(database, mode="session", size=1) as between,
+        await psycopg.AsyncConnection.connect(between.dsn) as other,
+    ):
+        await other.execute("SELECT")
+        async with asyncio.timeout(30):
+            with pytest.raises(NotConnected, match="nothing was answered"):
+                await connect(between.dsn, SCHEMA, name="squad test")
 
 
 async def test_each_server_that_was_tried_is_told_of_in_one_line(

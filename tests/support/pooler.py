@@ -21,6 +21,9 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+_DEFAULT_SIZE = 20
+"""What pgbouncer takes where nobody says it: so many server connections for each database and user."""
+
 _CONFIGURATION = """\
 [databases]
 {name} = {server}
@@ -31,13 +34,14 @@ listen_port = {port}
 unix_socket_dir =
 auth_type = any
 pool_mode = {mode}
+default_pool_size = {size}
 """
 
 
 class Pooler:
     """One pgbouncer. `dsn` is the database behind it."""
 
-    def __init__(self, dsn: str, folder: Path, mode: str) -> None:
+    def __init__(self, dsn: str, folder: Path, mode: str, size: int) -> None:
         program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
         if program is None:
             pytest.skip("pgbouncer is not installed (apt-get install pgbouncer)")
@@ -47,7 +51,7 @@ class Pooler:
         configuration, port = folder / "pgbouncer.ini", _free_port()
         configuration.write_text(
             _CONFIGURATION.format(
-                name=server["dbname"], server=make_conninfo(**server), port=port, mode=mode
+                name=server["dbname"], server=make_conninfo(**server), port=port, mode=mode, size=size
             )
         )
         for path in (folder, configuration):
@@ -89,11 +93,13 @@ class Pooler:
 
 
 @contextlib.asynccontextmanager
-async def pooler(dsn: str, mode: str = "transaction") -> AsyncIterator[Pooler]:
+async def pooler(
+    dsn: str, mode: str = "transaction", *, size: int = _DEFAULT_SIZE
+) -> AsyncIterator[Pooler]:
     """A running pooler for the time of a block; skips the test where there is no pgbouncer."""
     folder = Path(tempfile.mkdtemp(prefix="squad-pooler-"))
     try:
-        running = Pooler(dsn, folder, mode)
+        running = Pooler(dsn, folder, mode, size)
         try:
             await running.start()
             yield running
