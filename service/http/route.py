@@ -102,6 +102,8 @@ class Route:
     show_problem: ProblemRenderer = _show_problem
     while_stopping: bool = False
     """Whether it still answers while the service stops."""
+    ends: bool = True
+    """Whether its answer ever ends, so that its head can be asked for alone."""
 
     @cached_property
     def plain_path(self) -> str:

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from service.http import health, squad
 from service.http.context import MAX_BODY_BYTES, SERVICES, Services
@@ -77,6 +77,13 @@ def openapi() -> dict[str, Any]:
     return document(ROUTES, VERSION)
 
 
+def _methods(route: Route) -> tuple[str, ...]:
+    """What a route is asked with: HEAD, where GET is answered with something that ends."""
+    return (
+        (route.method, hdrs.METH_HEAD) if route.method == hdrs.METH_GET and route.ends else (route.method,)
+    )
+
+
 def application(services: Services) -> web.Application:
     """The HTTP application over the running parts."""
     openapi()  # so that the first request for it holds up nobody
@@ -86,5 +93,6 @@ def application(services: Services) -> web.Application:
         # aiohttp's own pattern for a parameter leaves out braces, which a name may have.
         path = re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", route.path)
         # A `Reply` passes through aiohttp as it is, up to `Connection.finish_response`.
-        app.router.add_route(route.method, path, route.__call__)  # type: ignore[arg-type]
+        for method in _methods(route):
+            app.router.add_route(method, path, route.__call__)  # type: ignore[arg-type]
     return app

@@ -15,7 +15,8 @@ Schedules, connects, budgets and audits a squad of AI agents.
 
 Everything that happens is an event in one log. A write answers with the `position` of its last event, and a
 read with `min_position` waits until it shows that position. With an `Idempotency-Key`, a repeated POST gets
-the first answer again. Errors under `/api/v1` are problem details (RFC 9457) with a stable `code`.
+the first answer again. Errors under `/api/v1` are problem details (RFC 9457) with a stable `code`. HEAD is
+answered as GET, without the body; only the event stream, which never ends, does not take it.
 
 As long as the squad has a key that nobody has revoked, every request needs one, as
 `Authorization: Bearer squad_...`. An agent's key acts as that agent and shows what is its own or of all;

@@ -149,7 +149,7 @@ async def test_and_may_ask_what_it_may(open_to_a_page: Api) -> None:
     async with open_to_a_page.session.options("/api/v1/budget", headers=ask) as response:
         assert response.status == 204
         assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
-        assert response.headers["Access-Control-Allow-Methods"] == "GET, PUT"
+        assert response.headers["Access-Control-Allow-Methods"] == "GET, HEAD, PUT"
         assert response.headers["X-Correlation-Id"]
         assert "Authorization" in response.headers["Access-Control-Allow-Headers"]
         assert "Access-Control-Allow-Credentials" not in response.headers

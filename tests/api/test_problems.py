@@ -73,11 +73,12 @@ async def test_what_is_nowhere_is_not_found(api: Api) -> None:
 
 async def test_a_method_that_is_not_allowed_is_answered_with_those_that_are(api: Api) -> None:
     for method, path, allowed in (
-        ("DELETE", "/api/v1/tasks", "GET, POST"),
-        ("PUT", "/api/squad", "GET, PATCH, POST"),
-        ("POST", "/healthz", "GET"),
-        ("OPTIONS", "/api/v1/budget", "GET, PUT"),
-        ("HEAD", "/api/v1/budget", "GET, PUT"),
+        ("DELETE", "/api/v1/tasks", "GET, HEAD, POST"),
+        ("PUT", "/api/squad", "GET, HEAD, PATCH, POST"),
+        ("POST", "/healthz", "GET, HEAD"),
+        ("OPTIONS", "/api/v1/budget", "GET, HEAD, PUT"),
+        ("HEAD", "/api/v1/whatif", "POST"),
+        ("HEAD", "/api/v1/events/stream", "GET"),
     ):
         async with api.session.request(method, path) as response:
             assert (response.status, response.headers["Allow"]) == (405, allowed)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from service.http import pieces
 from service.http.reply import SECURITY_HEADERS, Reply
 from tests.api.client import running_service
 from tests.support.wait import eventually
@@ -120,11 +121,22 @@ async def test_goes_on_with_a_client_of_http_1_0_that_asks_for_it(service: Servi
             assert seen.headers["connection"] == "keep-alive"
 
 
-async def test_has_no_body_where_only_its_head_was_asked_for(service: Service) -> None:
+@pytest.mark.parametrize("target", ["/healthz", "/metrics", "/api/v1/tasks", "/api/v1/tasks/x", "/nowhere"])
+async def test_has_no_body_where_only_its_head_was_asked_for(service: Service, target: str) -> None:
     async with _wire(service) as wire:
-        seen = await wire.ask("HEAD /api/v1/budget")
-        assert seen.status == 405
-        assert (await wire.ask("GET /healthz")).status == 200
+        assert _shape(await wire.ask(f"HEAD {target}")) == _shape(await wire.ask(f"GET {target}"))
+        # And the connection goes on.
+        assert (await wire.ask("GET /healthz")).body == b'{"status":"alive"}'
+
+
+async def test_a_very_long_one_has_no_body_either(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "PAGE_BYTES", 10)
+    async with _wire(service) as wire:
+        for target in ("/api/v1/budget", "/api/v1/state", "/api/squad"):
+            assert (await wire.ask(f"HEAD {target}")).status == 200
+            assert (await wire.ask("GET /healthz")).body == b'{"status":"alive"}'
 
 
 async def test_requests_that_come_together_are_answered_in_their_order(service: Service) -> None:

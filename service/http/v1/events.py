@@ -121,6 +121,7 @@ ROUTES = (
         tag="events",
         scope=Scope.READ,
         handler=_stream,
+        ends=False,
         query=StreamQuery,
         answers={
             200: Media(
