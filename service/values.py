@@ -54,10 +54,25 @@ PATTERNS_IN_WORDS: Mapping[str, str] = MappingProxyType(
 """What a pattern allows, for a person who sent something else."""
 
 
+_TYPES_IN_WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "dict_type": "must be an object, with names and values",
+        "list_type": "must be a list",
+        "too_short": "must not have fewer entries than {min_length}",
+        "too_long": "must not have more entries than {max_length}",
+    }
+)
+"""What pydantic would tell in words of Python's."""
+
+
 def in_words(fault: ErrorDetails) -> str:
     """What is allowed where pydantic found a fault, for a person."""
-    pattern = fault.get("ctx", {}).get("pattern", "")
-    message = PATTERNS_IN_WORDS.get(pattern) or fault["msg"].removeprefix("Value error, ")
+    context = fault.get("ctx", {})
+    if said := _TYPES_IN_WORDS.get(fault["type"]):
+        return said.format_map(context)
+    message = PATTERNS_IN_WORDS.get(context.get("pattern", "")) or fault["msg"].removeprefix(
+        "Value error, "
+    )
     return message[:1].lower() + message[1:]
 
 

@@ -75,8 +75,10 @@ Fetch = Callable[[int, int], Awaitable[list[dict[str, Any]]]]
 """Reads entries of a list: those after a position, so many at most."""
 
 E = TypeVar("E")
-OneOf = Annotated[tuple[E, ...], Field(min_length=1, max_length=20), BeforeValidator(_split)]
-"""A filter that takes several values, separated by commas."""
+OneOf = Annotated[
+    tuple[E, ...], Field(max_length=20, json_schema_extra={"minItems": 1}), BeforeValidator(_split)
+]
+"""A filter that takes several values, separated by commas. Even of an empty text one value is made."""
 
 
 async def page_of_rows(

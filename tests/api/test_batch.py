@@ -253,7 +253,10 @@ async def test_a_command_that_is_no_request_spoils_the_batch(
 async def test_what_is_no_command_is_told_in_words_of_the_api(service: Service) -> None:
     answer = await service.api.post("batch", commands=["POST /api/v1/tasks"])
     fault = answer.expect(422, "validation_failed")
-    assert fault["detail"] == "commands.0: input should be a valid dictionary"
+    assert fault["detail"] == "commands.0: must be an object, with names and values"
+    for commands in ([], [_message("one too many")] * 1_001):
+        fault = (await service.api.post("batch", commands=commands)).expect(422, "validation_failed")
+        assert fault["detail"].startswith("commands: must not have ")
 
 
 async def test_every_write_of_the_table_can_be_batched(api: Api) -> None:

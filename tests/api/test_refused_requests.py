@@ -62,7 +62,9 @@ async def test_a_position_is_a_number_of_63_bits(api: Api, value: str) -> None:
 
 async def test_a_filter_with_a_value_that_does_not_exist_is_refused(api: Api) -> None:
     for path in ("operations?state=done", "tasks?status=new,old", "tasks?priority=", "emails?status=x"):
-        (await api.get(path)).expect(422, "validation_failed")
+        fault = (await api.get(path)).expect(422, "validation_failed")
+        # One, and not also that nothing is left of the list.
+        assert len(fault["errors"]) == 1
 
 
 @pytest.mark.parametrize(
