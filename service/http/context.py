@@ -219,15 +219,18 @@ def parse_path(kind: TypeAdapter[T], request: web.Request, name: str) -> T:
         raise from_validation(error, name) from error
 
 
-def idempotency_key(headers: Mapping[str, str]) -> str | None:
+def idempotency_key(headers: MultiMapping[str]) -> str | None:
     """The request's idempotency key.
 
     Raises:
-        Problem: it is not 1 to 200 visible ASCII characters.
+        Problem: it is not 1 to 200 visible ASCII characters, or there are several.
     """
     key = headers.get(_IDEMPOTENCY_KEY)
-    if key is not None and not _KEY.fullmatch(key):
-        raise wrong("Idempotency-Key", "must be 1 to 200 visible ASCII characters")
+    if key is not None:
+        if not _KEY.fullmatch(key):
+            raise wrong("Idempotency-Key", "must be 1 to 200 visible ASCII characters")
+        if len(headers.getall(_IDEMPOTENCY_KEY)) > 1:
+            raise wrong("Idempotency-Key", "must be named once")
     agent = caller().agent
     # Each agent has keys of its own, so that none can use up another's. No key that is sent has a space.
     return key if key is None or agent is None else f"agent:{agent} {key}"

@@ -109,6 +109,17 @@ async def test_a_key_is_up_to_200_visible_characters(service: Service, key: str)
     assert await service.head() == head
 
 
+async def test_two_keys_are_refused(service: Service) -> None:
+    """Whichever was taken, a repeat that bears the other one would happen again."""
+    head = await service.head()
+    headers = [("Idempotency-Key", "one"), ("Idempotency-Key", "two")]
+    async with service.api.session.post("/api/v1/tasks", json={"title": "t"}, headers=headers) as response:
+        assert response.status == 422
+        fault = await response.json(content_type=None)
+    assert fault["errors"] == [{"field": "Idempotency-Key", "message": "must be named once"}]
+    assert await service.head() == head
+
+
 @pytest.mark.parametrize("value", ["tomorrow", "", "9999-12-31", "0001-01-01", "2026-13-01", "1e30"])
 @pytest.mark.parametrize("name", ["dateFrom", "dateTo"])
 async def test_a_date_that_is_none_is_refused(api: Api, name: str, value: str) -> None:
