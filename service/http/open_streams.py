@@ -134,6 +134,7 @@ def frame(recorded: Recorded) -> bytes:
             "actor": recorded.actor,
             "caused_by": recorded.caused_by,
             "correlation_id": recorded.correlation_id,
+            "idempotency_key": recorded.idempotency_key,
             "recorded_at": recorded.recorded_at,
             "hash": recorded.hash.hex(),
         },
