@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class MessageRow(Row, frozen=True):
-    """A message; `to_agent` None is to all."""
+    """A message; without `to_agent` it is to all."""
 
     id: str
     from_agent: str

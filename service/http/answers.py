@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, create_model
 
+from eventstore.events import OperationOutcome
 from projections.agents import AgentRow
 from projections.budgets import PolicyRow, ReservationRow
 from projections.emails import EmailRow
@@ -214,12 +215,40 @@ class FieldFault(BaseModel):
 
 
 class ProblemDetails(BaseModel):
-    """RFC 9457. `code` is stable; further fields depend on it."""
+    """RFC 9457. `code` is stable, and which of the further fields are there depends on it."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
     type: str
     title: str
     status: int
     detail: str
+    """What is wrong, in words for a person; they may change."""
     code: str
+    """What is wrong, for a program."""
+    errors: list[FieldFault] | None = None
+    """Of `validation_failed`: what is wrong with which fields."""
+    position: int | None = None
+    """Of the event that records the refusal, where one does."""
+    retry_after_seconds: int | None = None
+    """The same as the header Retry-After."""
+    conflict: Conflict | None = None
+    """Of `conflict`: the operation in the way."""
+    run_id: str | None = None
+    """Of `job_running`: the run that is under way."""
+    remaining: int | None = None
+    """Of a refused reservation or run: what the agent may still take of the day."""
+    resets_at: datetime | None = None
+    """Of a refused reservation or run: when the next budget day begins."""
+    expired_at: datetime | None = None
+    """Of what has expired: since when."""
+    outcome: OperationOutcome | None = None
+    """Of `operation_finished`: how it ended."""
+    email_id: str | None = None
+    """Of `email_exists`: the id under which the e-mail is logged."""
+    in_plain: int | None = None
+    """Of `subject_in_plain`: how many e-mails or messages are in the log unencrypted."""
+    covered: int | None = None
+    """Of `not_yet`: the position that an answer would cover by now."""
+    ends_at: int | None = None
+    """Of `not_yet`: where the log ends, where it ends before the position that was asked for."""

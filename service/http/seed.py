@@ -143,18 +143,27 @@ class OrchestratorStatus(Answer):
     timestamp: datetime
 
 
-class Orchestrator(Answer):
+class ScheduledJob(Answer):
+    """A job that is enabled: its cron expression or interval, and when it runs next."""
+
+    name: str
+    schedule: str
+    paused: bool
+    nextRun: datetime | None  # noqa: N815 - the seed's word
+
+
+class SquadOrchestrator(Answer):
     """The orchestrator, whether it runs or not."""
 
     isRunning: bool  # noqa: N815 - the seed's word
     startedAt: datetime | None  # noqa: N815 - the seed's word
     tokenBudget: TokenBudget  # noqa: N815 - the seed's word
     activeOperations: list[ActiveOperation]  # noqa: N815 - the seed's word
-    scheduledJobs: list[Any]  # noqa: N815 - the seed's word
+    scheduledJobs: list[ScheduledJob]  # noqa: N815 - the seed's word
 
 
 class SquadAgent(Answer):
-    """A row of `squad_agents`, as the seed has it."""
+    """An agent, with the columns of `squad_agents` that the facade shows."""
 
     id: str
     name: str
@@ -169,7 +178,7 @@ class SquadOverview(Answer):
     tasks: list[Task]  # type: ignore[valid-type]
     activity: list[Message]  # type: ignore[valid-type]
     agents: list[SquadAgent]
-    orchestrator: Orchestrator
+    orchestrator: SquadOrchestrator
 
 
 class Done(Answer):
@@ -185,7 +194,7 @@ class Done(Answer):
 
 
 class SeedError(Answer):
-    """What went wrong, in the seed's form."""
+    """What went wrong under `/api/squad`: `error` for a person, and `details`, such as a list of fields."""
 
     error: str
     details: Any = None

@@ -36,7 +36,7 @@ KEYS_OF_SCOPE: Mapping[Scope, str] = MappingProxyType(
 
 TAGS: Mapping[str, str] = MappingProxyType(
     {
-        "squad": "The squad at a glance, in the words of its first users.",
+        "squad": "All that a dashboard needs at one address, in camelCase; the rest is under `/api/v1`.",
         "agents": "Who belongs to the squad, and what each is at.",
         "messages": "What agents tell each other: to one or to all, with an inbox for each.",
         "operations": "Claims on resources, so that no two agents do the same work.",

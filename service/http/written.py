@@ -49,7 +49,11 @@ class Acknowledged(Written):
 
 
 class Claimed(Written):
-    """The claim. Without a heartbeat it blocks others until `blocks_until` and ends at `expires_at`."""
+    """The claim. Without a heartbeat it blocks others until `blocks_until` and ends at `expires_at`.
+
+    `fencing_token` is larger than that of every claim before. Hand it to what the work writes to: whatever
+    has seen a larger one can refuse a writer whose claim is over.
+    """
 
     id: str
     fencing_token: int

@@ -129,6 +129,7 @@ def assert_as_documented(method: str, path: str, answer: Answer) -> None:
         assert problem.status == answer.status == KINDS[problem.code].status
         assert problem.type == f"urn:squad:problem:{problem.code}"
         assert "Traceback" not in problem.detail
+        assert not problem.model_extra, (path, problem)
         assert route is None or problem.code in problems(route)[problem.status], (path, problem)
     if answer.status in (429, 503) and "retry_after_seconds" in answer.body:
         assert int(answer.headers["Retry-After"]) == answer.body["retry_after_seconds"] > 0

@@ -31,9 +31,13 @@ class EmailQuery(PageQuery):
     """Filters of the e-mail log."""
 
     status: OneOf[EmailStatus] | None = None
+    """Only e-mails with this status, or with one of several, separated by commas."""
     category: Name | None = None
+    """Only e-mails of this category."""
     handled_by: Name | None = None
+    """Only e-mails that this agent handles."""
     gmail_message_id: ExternalId | None = None
+    """Only the e-mail with this id of Gmail's."""
 
 
 async def _list(services: Services, request: web.Request) -> Reply:

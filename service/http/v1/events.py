@@ -32,13 +32,18 @@ Stream = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,400}$")]
 
 
 class EventQuery(PageQuery):
-    """Filters of the log. `since` is inclusive, `until` is not."""
+    """Filters of the log."""
 
     type: EventType | None = None
+    """Only events of this type, such as `message_sent`."""
     stream: Stream | None = None
+    """Only events of this stream, such as `budget-2026-01-31`."""
     agent: Name | None = None
+    """Only events that are this agent's, such as what it sent and what it claimed."""
     since: Moment | None = None
+    """Only events recorded at this time or later. In a URL the + of a time zone is written %2B."""
     until: Moment | None = None
+    """Only events recorded before this time."""
 
 
 class StreamQuery(Query):
@@ -47,8 +52,11 @@ class StreamQuery(Query):
     after: Position | None = None
     """Begin after this position; without it, and without Last-Event-ID, with what comes next."""
     type: EventType | None = None
+    """Only events of this type, such as `message_sent`."""
     stream: Stream | None = None
+    """Only events of this stream, such as `budget-2026-01-31`."""
     agent: Name | None = None
+    """Only events that are this agent's, such as what it sent and what it claimed."""
 
 
 def show(recorded: Recorded) -> dict[str, Any]:
@@ -126,8 +134,9 @@ ROUTES = (
         answers={
             200: Media(
                 "text/event-stream",
-                "One server-sent event for each event of the log; `log_replaced` as the last one, where the"
-                " log proves to be another than it was",
+                "One server-sent event for each event of the log, with the event as JSON in `data`, as"
+                " `GET /api/v1/events/{position}` answers it. A last one, `log_replaced`, says that another"
+                " log has taken its place, such as one from a backup: what was read may not be in it",
             )
         },
         problems=(

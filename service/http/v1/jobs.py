@@ -44,7 +44,9 @@ class RunQuery(PageQuery):
     """Filters of the list of runs."""
 
     job: Name | None = None
+    """Only runs of this job."""
     status: OneOf[RunStatus] | None = None
+    """Only runs with this status, or with one of several, separated by commas."""
 
 
 async def _list(services: Services, request: web.Request) -> Reply:

@@ -41,8 +41,11 @@ class MessageQuery(PageQuery):
     """Filters of the list of messages."""
 
     from_agent: Name | None = None
+    """Only messages that this agent sent."""
     to_agent: Name | None = None
+    """Only messages sent to this agent by name; those to all are in its inbox, not here."""
     task_id: ExternalId | None = None
+    """Only messages about this task."""
 
 
 async def _list(services: Services, request: web.Request) -> Reply:

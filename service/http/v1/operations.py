@@ -24,13 +24,16 @@ class OperationQuery(PageQuery):
     """Filters of the list of operations."""
 
     state: OneOf[OperationState] | None = None
+    """Only operations in this state, or in one of several, separated by commas."""
     agent: Name | None = None
+    """Only this agent's operations."""
 
 
 class ConflictQuery(PageQuery):
     """Filters of the list of conflicts."""
 
     agent: Name | None = None
+    """Only claims of this agent that were refused."""
 
 
 async def _check(services: Services, request: web.Request) -> Reply:

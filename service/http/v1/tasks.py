@@ -24,8 +24,11 @@ class TaskQuery(PageQuery):
     """Filters of the task board."""
 
     status: OneOf[TaskStatus] | None = None
+    """Only tasks with this status, or with one of several, separated by commas."""
     priority: OneOf[TaskPriority] | None = None
+    """Only tasks with this priority, or with one of several, separated by commas."""
     assigned_agent: Name | None = None
+    """Only this agent's tasks."""
 
 
 async def _list(services: Services, request: web.Request) -> Reply:
