@@ -227,6 +227,15 @@ async def test_another_batch_with_the_same_key_is_refused_whole(service: Service
     assert await service.head() == head
 
 
+async def test_a_batch_with_the_key_of_another_request_is_refused_whole(service: Service) -> None:
+    key = {"Idempotency-Key": "k"}
+    (await service.api.post("messages", key, from_agent="ada", message="one")).expect(201)
+    head = await service.head()
+    answer = await service.api.post("batch", key, commands=[_message("one")])
+    answer.expect(409, "idempotency_mismatch")
+    assert await service.head() == head
+
+
 @pytest.mark.parametrize(
     ("command", "field"),
     [

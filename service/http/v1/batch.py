@@ -148,9 +148,9 @@ def _whole(command: BatchedCommand) -> dict[str, Any]:
 
 
 async def _refuse_another_body(services: Services, prints: Mapping[str, Print]) -> None:
-    """Refuses a key whole that answered another batch before, instead of command by command.
+    """Refuses a key whole that answered another request before, instead of command by command.
 
-    `prints` are those of this batch by the keys of its commands.
+    `prints` are what this batch may find by the keys that are looked up.
     """
     async with services.tables.connection() as connection:
         stored = await lookup.read_streams(connection, [f"request-{key}" for key in prints])
@@ -158,7 +158,9 @@ async def _refuse_another_body(services: Services, prints: Mapping[str, Print]) 
     if any(
         isinstance(event, RequestAnswered) and event.fingerprint not in prints[event.key] for event in kept
     ):
-        raise Problem("idempotency_mismatch", "the idempotency key was used before, for a different batch")
+        raise Problem(
+            "idempotency_mismatch", "the idempotency key was used before, for a different request"
+        )
 
 
 async def _answer(
@@ -212,7 +214,8 @@ def route_for(routes: Iterable[Route]) -> Route:
             encrypt = services.settings.encrypt_payloads
             prints = prints_of(writes, request.method, request.path, body, batch.commands, encrypt=encrypt)
             by_key = {f"{key}/{index}": print_ for index, print_ in enumerate(prints)}
-            await _refuse_another_body(services, by_key)
+            # What bears the key itself was no batch.
+            await _refuse_another_body(services, {key: NO_PRINT, **by_key})
         requests: list[Request] = []
         # Those that were not even asked, by their places.
         refused: dict[int, Problem] = {}
