@@ -15,6 +15,7 @@ class RegisterAgent(Command):
     url: Url | None = None
     """Base URL where the agent is called; without it, the service's default."""
     priority: Priority = 0
+    """Of jobs that are due at once, those of the agent with the higher one go first."""
 
 
 class Heartbeat(Command):
@@ -22,3 +23,4 @@ class Heartbeat(Command):
 
     agent: Name
     status: AgentStatus | None = None
+    """What it is at; without it `active`."""

@@ -72,8 +72,11 @@ class RecordUsage(Command):
     input_tokens: Tokens | None = None
     output_tokens: Tokens | None = None
     model: Name | None = None
+    """The model that they were spent on."""
     operation_id: Id | None = None
+    """The operation that they were spent for."""
     task_id: ExternalId | None = None
+    """The task that they were spent for, by any id."""
 
     @model_validator(mode="after")
     def _one_way_of_counting(self) -> RecordUsage:

@@ -28,7 +28,9 @@ class LogEmail(Command):
     category: Name = "unclassified"
     status: EmailStatus = "unread"
     handled_by: Name | None = None
+    """The agent that handles it."""
     payload: JsonObject | None = None
+    """What belongs to it besides, such as its text, in any shape."""
 
 
 class UpdateEmail(Command):

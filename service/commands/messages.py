@@ -17,9 +17,12 @@ class SendMessage(Command):
 
     from_agent: Name
     to_agent: Name | None = None
+    """To whom; without it, to all."""
     message: Text = Field(min_length=1)
     task_id: ExternalId | None = None
+    """The task that it is about, by any id."""
     data: JsonObject | None = None
+    """What a program may need besides the text, in any shape."""
 
     @property
     def acting_agent(self) -> str | None:

@@ -12,6 +12,7 @@ class StartOperation(Command):
 
     agent: Name
     action: Name
+    """What is done, in a word, for whoever is told of the claim."""
     resources: Resources
     """What the work is on, by kind, such as {"emailId": "email-123"}."""
     ttl_seconds: TtlSeconds | None = None

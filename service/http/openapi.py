@@ -34,7 +34,9 @@ _KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "The same key and body again gives the first answer again; another body is refused.",
+    "description": "The same key and body again gives the first answer again; another body is refused."
+    " Keys are kept for good. A request that leaves no trace in the log, such as one with a wrong field,"
+    " uses none up.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[\\x21-\\x7e]+$"},
 }
 _CORRELATION = {

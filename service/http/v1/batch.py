@@ -55,7 +55,10 @@ class BatchedCommand(TypedDict):
 
 
 class Batch(BaseModel):
-    """Writes that are decided in order; one that is refused does not stop the rest."""
+    """Writes that are decided in order; one that is refused does not stop the rest.
+
+    An `Idempotency-Key` stands for all of them together.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
