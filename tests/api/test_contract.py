@@ -173,6 +173,8 @@ async def _try(
         "--workers=1",
         "--generation-deterministic",
         "--request-timeout=20",
+        # A machine that is busy otherwise makes data slowly; how long it may take in all is bounded above.
+        "--suppress-health-check=too_slow",
         "--continue-on-failure",
         cwd=tmp_path,
         stdout=asyncio.subprocess.PIPE,
