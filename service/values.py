@@ -216,6 +216,10 @@ def _time(value: object) -> object:
         return value
     if not re.match(r"\d{4}-\d\d-\d\d[Tt ]", str(value)):
         raise ValueError("must be a time such as 2026-01-31T09:00:00Z")
+    if re.search(r":\d\d(\.\d+)? \d\d:?\d\d$", str(value)):
+        raise ValueError(
+            "must be a time such as 2026-01-31T09:00:00Z; in a URL the + of a zone is written %2B"
+        )
     try:
         return _TIME.validate_python(value, strict=False)
     except ValidationError as error:

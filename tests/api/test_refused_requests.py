@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from yarl import URL
 
 from tests.api.inputs import LISTS, READS, UNKNOWN_ID
 
@@ -85,6 +86,16 @@ async def test_a_filter_with_a_value_that_does_not_exist_is_refused(api: Api) ->
 async def test_a_filter_that_cannot_be_meant_is_refused(api: Api, name: str, value: str) -> None:
     fault = (await api.get("events", **{name: value})).expect(422, "validation_failed")
     assert fault["errors"][0]["field"] == name
+
+
+async def test_a_plus_that_became_a_space_is_told_of(api: Api) -> None:
+    for path in ("events?since=", "events?until=", "state?at="):
+        async with api.session.get(
+            URL(f"/api/v1/{path}2026-01-31T09:00:00+01:00", encoded=True)
+        ) as response:
+            assert response.status == 422
+            assert "%2B" in (await response.json(content_type=None))["detail"]
+    (await api.get("events", since="2026-01-31T09:00:00+01:00")).expect(200)
 
 
 @pytest.mark.parametrize("given", ["", "-1", "x", "1.5", "0" * 5_000, "9" * 19, "٣"])
