@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
     from eventstore.recorded import Recorded
     from service.commands import AnyCommand
+    from service.embedded import EmbeddedPostgres
     from service.requests import Outcome
     from service.settings import Settings
 
@@ -137,15 +138,21 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
 
 
 @asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[tuple[str, list[asyncio.Task[None]]]]:
+async def serving(
+    settings: Settings, embedded: EmbeddedPostgres | None = None
+) -> AsyncIterator[tuple[str, list[asyncio.Task[None]]]]:
     """The whole service; gives its base URL, and the tasks that must not end.
+
+    Args:
+        settings: what it is to be like.
+        embedded: as for `database`.
 
     Raises:
         StartFailed: the address is taken.
         EmbeddedPostgresError, EventStoreError: the database cannot be used.
     """
     async with AsyncExitStack() as stack:
-        dsn = await stack.enter_async_context(database(settings))
+        dsn = await stack.enter_async_context(database(settings, embedded))
         services, tasks = await stack.enter_async_context(parts(settings, dsn))
         await _check_who_can_reach_it(settings, services.writer)
         runner = Runner(application(services), shutdown_timeout=CLOSE_SECONDS)

@@ -23,12 +23,17 @@ class StartFailed(Exception):
 
 
 @asynccontextmanager
-async def database(settings: Settings) -> AsyncIterator[str]:
-    """The squad's database: the one that the settings name, otherwise the embedded one."""
+async def database(settings: Settings, embedded: EmbeddedPostgres | None = None) -> AsyncIterator[str]:
+    """The squad's database: the one that the settings name, otherwise the embedded one.
+
+    Args:
+        settings: which.
+        embedded: the one in the settings' folder, where somebody else needs a hold of it.
+    """
     if settings.dsn:
         yield settings.dsn
         return
-    embedded = EmbeddedPostgres(settings.data)
+    embedded = embedded or EmbeddedPostgres(settings.data)
     try:
         dsn = await embedded.start()
         async with background(embedded.supervise()):

@@ -18,6 +18,7 @@ from service.app import serving
 from service.cli.running import run
 from service.cli.target import target_options
 from service.database import StartFailed
+from service.embedded import EmbeddedPostgres
 
 if TYPE_CHECKING:
     from service.cli.target import Target
@@ -67,18 +68,27 @@ async def _serve(chosen: Settings) -> None:
     # Whoever starts it with nohup wants it to outlive the terminal.
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         loop.add_signal_handler(signal.SIGHUP, stop.set)
-    starting = asyncio.create_task(_until_stopped(chosen, stop))
+    embedded = None if chosen.dsn else EmbeddedPostgres(chosen.data)
+    starting = asyncio.create_task(_until_stopped(chosen, embedded, stop))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
     # Whoever presses Ctrl-C once more wants it to go at once; the log is safe in any case. Not so SIGTERM:
     # make and others pass it on to us, besides the one that the whole process group was sent.
-    loop.add_signal_handler(signal.SIGINT, os._exit, 1)
+    loop.add_signal_handler(signal.SIGINT, _go_at_once, embedded)
     stopped.cancel()
     await starting
 
 
-async def _until_stopped(chosen: Settings, stop: asyncio.Event) -> None:
-    async with serving(chosen) as (url, tasks):
+def _go_at_once(embedded: EmbeddedPostgres | None) -> None:
+    try:
+        if embedded:
+            embedded.abandon()
+    finally:
+        os._exit(1)
+
+
+async def _until_stopped(chosen: Settings, embedded: EmbeddedPostgres | None, stop: asyncio.Event) -> None:
+    async with serving(chosen, embedded) as (url, tasks):
         click.echo(f"squad is listening on {url}")
         click.echo(f"  data   {_where(chosen)}")
         click.echo(f"  try    curl '{url}/api/squad?action=orchestrator-status'")

@@ -5,7 +5,7 @@ moment:
 
 - *who uses it* is a shared ``flock`` that each process holds for life. The kernel drops it however the
   process ends, so nobody who was killed stays counted. Who gets it exclusively on leaving is the last,
-  and stops the server.
+  and stops the server; or tells it to stop, where it cannot wait for that.
 - *making, starting and stopping* happen under a second, exclusive lock: one process at a time.
 - *making a cluster* happens in a folder beside the final one and ends with a rename: a cluster is whole,
   or it is not there.

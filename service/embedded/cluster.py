@@ -11,6 +11,7 @@ import signal
 import socket
 import stat
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ class Postmaster:
 
     pid: int
     is_ready: bool
+    is_stopping: bool
     socket_folder: Path
 
 
@@ -49,6 +51,8 @@ class Cluster:
 
     def __init__(self, data: Path) -> None:
         self.data = data
+        self.launching = threading.Lock()
+        """Held while a server is launched. Whoever keeps it has none launched any more."""
         self._pid_file = data / "postmaster.pid"
         self._start_log = data / "start.log"
 
@@ -60,7 +64,8 @@ class Cluster:
         if number is None or not self._is_ours(pid := int(number[1])):
             return None
         socket_folder = Path(lines[4]) if len(lines) > 4 else self.data
-        return Postmaster(pid, is_ready=lines[-1].strip() == "ready", socket_folder=socket_folder)
+        status = lines[-1].strip()
+        return Postmaster(pid, status == "ready", status == "stopping", socket_folder)
 
     def ensure_made(self) -> None:
         """Make the cluster unless it is there; raises if what is there cannot be used."""
@@ -120,6 +125,16 @@ class Cluster:
             with contextlib.suppress(OSError):
                 postmaster.socket_folder.rmdir()
 
+    def tell_to_stop(self, deadline: float) -> None:
+        """Tell the server to stop, if it runs, and wait only until it has heard."""
+        postmaster = self.postmaster()
+        if postmaster is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(postmaster.pid, signal.SIGINT)
+        while (told := self.postmaster()) and not told.is_stopping and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS / 10)
+
     def _check_version(self) -> None:
         version = (self.data / "PG_VERSION").read_text().strip()
         if version != str(MAJOR_VERSION):
@@ -169,7 +184,8 @@ class Cluster:
         hand_over(settings, self.data)
         self._start_log.unlink(missing_ok=True)
         logged = self._log_sizes()
-        output = self._pg_ctl("start", f"--log={self._start_log}", seconds=deadline - time.monotonic())
+        with self.launching:
+            output = self._pg_ctl("start", f"--log={self._start_log}", seconds=deadline - time.monotonic())
         if self.postmaster() is None:
             reason = complaint(self._logged_since(logged) or output)
             raise EmbeddedPostgresError(f"Postgres in {self.data} does not start: {reason}")

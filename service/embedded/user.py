@@ -27,6 +27,7 @@ _CHECK_SECONDS = 0.25
 _BACKOFF_MAX_SECONDS = 15.0
 # Whoever is before us may wait for a recovery.
 _TURN_WITHIN_SECONDS = 2 * READY_WITHIN_SECONDS
+_TOLD_WITHIN_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 
 _log = logging.getLogger(__name__)
@@ -72,19 +73,41 @@ class EmbeddedPostgres:
         """Stop using the server, and stop it if nobody else uses it."""
         await asyncio.to_thread(self._stop)
 
+    def abandon(self) -> None:
+        """Have the server stop by itself, unless somebody else uses it; for a process that ends at once.
+
+        Also where a start or a stop is under way in its thread. It takes moments, seconds at most.
+        """
+        deadline = time.monotonic() + _TOLD_WITHIN_SECONDS
+        is_kept = False
+        with contextlib.suppress(OSError):
+            while time.monotonic() < deadline:
+                is_kept = is_kept or self._cluster.launching.acquire(blocking=False)
+                use, postmaster = self._use, self._cluster.postmaster()
+                if postmaster is None:
+                    if is_kept:
+                        return
+                elif use is not None:
+                    if _try_lock(use):
+                        self._cluster.tell_to_stop(deadline)
+                    return
+                elif postmaster.is_stopping or not self._one_at_a_time.locked():
+                    return
+                time.sleep(_POLL_SECONDS)
+
     def _start(self) -> str:
         with self._one_at_a_time, one_line_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             with self._turn():
-                use = self._use if self._use is not None else self._begin_use()
+                if self._use is None:
+                    self._use = self._begin_use()
                 try:
                     self._cluster.ensure_made()
                     postmaster = self._cluster.ensure_running()
                 except BaseException:
+                    os.close(self._use)
                     self._use = None
-                    os.close(use)
                     raise
-            self._use = use
         host = quote(str(postmaster.socket_folder))
         return f"postgresql://{SUPERUSER}@/{_DATABASE}?host={host}&port={PORT}"
 

@@ -19,8 +19,10 @@ import aiohttp
 import pytest
 
 from eventstore import log
+from eventstore.connection import connect
 from tests.support.command import ENDS_WITHIN_SECONDS, SQUAD
-from tests.support.parts import connected
+from tests.support.embedded import dsn_of, new_data_folder, postmaster_pid
+from tests.support.parts import SCHEMA, connected
 from tests.support.process import ServiceProcess, squad_up
 from tests.support.wait import eventually
 
@@ -135,7 +137,7 @@ async def test_idle_and_half_open_connections_do_not_hold_it_up(database: str) -
 
 async def test_a_sigterm_that_is_passed_on_once_more_changes_nothing(database: str) -> None:
     """As by make, where its whole process group is sent one."""
-    async with _held_up(database) as process:
+    async with squad_up(dsn=database) as process, _held_up(process, database):
         process.send(signal.SIGTERM)
         await _is_stopping(process)
         process.send(signal.SIGTERM)
@@ -144,11 +146,21 @@ async def test_a_sigterm_that_is_passed_on_once_more_changes_nothing(database: s
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 async def test_another_sigint_ends_it_at_once(database: str, first: signal.Signals) -> None:
-    async with _held_up(database) as process:
+    async with squad_up(dsn=database) as process, _held_up(process, database):
         process.send(first)
         await _is_stopping(process)
         process.send(signal.SIGINT)
         assert await process.ended(within_seconds=STOPS_WITHIN_SECONDS) == 1, process.story()
+
+
+async def test_another_sigint_leaves_no_embedded_postgres_behind() -> None:
+    with new_data_folder() as folder:
+        async with squad_up(data=folder) as process, _held_up(process, dsn_of(folder)):
+            process.send(signal.SIGINT)
+            await _is_stopping(process)
+            process.send(signal.SIGINT)
+            assert await process.ended(within_seconds=STOPS_WITHIN_SECONDS) == 1, process.story()
+        await eventually(lambda: postmaster_pid(folder) is None)
 
 
 _WITH_HANGUP = """
@@ -189,16 +201,19 @@ async def test_with_nohup_it_outlives_the_terminal(database: str, tmp_path: Path
 
 
 @asynccontextmanager
-async def _held_up(database: str) -> AsyncIterator[ServiceProcess]:
-    """A service with a command that it waits for, because somebody has the log's lock."""
-    async with squad_up(dsn=database) as process, connected(database) as connection:
+async def _held_up(process: ServiceProcess, database: str) -> AsyncIterator[None]:
+    """Has the service wait for a command, because somebody has the log's lock."""
+    connection = await connect(database, SCHEMA, name="squad test")
+    try:
         await connection.execute("BEGIN")
         await log.lock(connection)
         said = {"from_agent": "ada", "message": "am I heard?"}
         asking = asyncio.create_task(_post(f"{process.url}/api/v1/messages", said))
         await eventually(partial(_waits_for_the_lock, database))
-        yield process
+        yield
         await asyncio.wait({asking})
+    finally:
+        await connection.close()
 
 
 async def _post(url: str, body: dict[str, str]) -> None:

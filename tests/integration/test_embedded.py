@@ -179,6 +179,29 @@ async def test_a_cancelled_start_is_undone_by_stop(folder: Path) -> None:
     assert postmaster_pid(folder) is None
 
 
+async def test_an_abandoned_server_stops_by_itself(folder: Path) -> None:
+    server = EmbeddedPostgres(folder)
+    await server.start()
+    server.abandon()
+    await eventually(lambda: postmaster_pid(folder) is None, within_seconds=WITHIN_SECONDS)
+    await server.stop()
+
+
+async def test_an_abandoned_server_goes_on_for_others(
+    folder: Path, another_user: Callable[[], asyncio.Future[User]]
+) -> None:
+    user = await another_user()
+    dsn = await user.started()
+    server = EmbeddedPostgres(folder)
+    await server.start()
+    with psycopg.connect(dsn) as connection:
+        server.abandon()
+        await server.stop()
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    await user.leave()
+    assert postmaster_pid(folder) is None
+
+
 async def test_the_last_of_two_processes_stops_the_server(
     folder: Path, another_user: Callable[[], asyncio.Future[User]]
 ) -> None:

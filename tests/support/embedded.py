@@ -9,9 +9,10 @@ import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
-from service.embedded import EmbeddedPostgres
-from service.embedded.cluster import Cluster
+from service.embedded import CLUSTER, EmbeddedPostgres
+from service.embedded.cluster import SUPERUSER, Cluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -39,6 +40,11 @@ async def server_in(folder: Path) -> AsyncIterator[str]:
         await server.stop()
 
 
+def dsn_of(folder: Path) -> str:
+    """The DSN of the server in a data folder, for one who does not count as its user."""
+    return f"postgresql://{SUPERUSER}@/postgres?host={quote(str(folder / CLUSTER))}"
+
+
 def postmaster_pid(folder: Path) -> int | None:
     """The process number of the server in a data folder, if it runs and accepts connections."""
     postmaster = _cluster(folder).postmaster()
@@ -54,4 +60,4 @@ def kill_postmaster(folder: Path) -> int:
 
 
 def _cluster(folder: Path) -> Cluster:
-    return Cluster(folder / "postgres")
+    return Cluster(folder / CLUSTER)
