@@ -91,6 +91,10 @@ class SchemaTooOld(EventStoreError):
     """The database's schema is older than this version of the software."""
 
 
+class NameTaken(EventStoreError):
+    """The schema has something else by a name that is needed; nothing was changed."""
+
+
 class TableUnlike(EventStoreError):
     """A table is not what schema.sql makes it."""
 

@@ -12,8 +12,15 @@ from psycopg import sql
 
 from eventstore.asking import one_value
 from eventstore.connection import connect
-from eventstore.errors import RoleMayNot, SchemaMissing, SchemaTooNew, SchemaTooOld, UnsupportedServer
-from eventstore.translation import translating
+from eventstore.errors import (
+    NameTaken,
+    RoleMayNot,
+    SchemaMissing,
+    SchemaTooNew,
+    SchemaTooOld,
+    UnsupportedServer,
+)
+from eventstore.translation import first_line, translating
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container
@@ -146,6 +153,7 @@ async def apply(dsn: str, schema: str, guests: Collection[Guest] = ()) -> None:
         guests: roles to let in.
 
     Raises:
+        NameTaken: somebody has made something of the name that a table or an index is to have.
         RoleMayNot: there is something to do or somebody to let in, and the role may not.
         SchemaTooNew: the database was made by a newer version of this software.
         UnsupportedServer: the server is older than Postgres 15, or not in UTF-8.
@@ -180,6 +188,11 @@ async def apply(dsn: str, schema: str, guests: Collection[Guest] = ()) -> None:
                 raise RoleMayNot(
                     f"{role!r} is neither the owner of the schema {schema!r}, nor was it let in to one of"
                     f" version {SCHEMA_VERSION}: have the owner run `squad schema apply --service {role}`"
+                ) from error
+            except (pg.DuplicateTable, pg.DuplicateColumn, pg.DuplicateObject) as error:
+                raise NameTaken(
+                    f"{first_line(error)} in the schema {schema!r}, and is not of this software:"
+                    f" rename or drop it, so that version {SCHEMA_VERSION} can make its own"
                 ) from error
 
 

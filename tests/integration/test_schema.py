@@ -15,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 
 from eventstore import log, schema
 from eventstore.connection import session_options
-from eventstore.errors import SchemaMissing, SchemaTooNew, UnsupportedServer
+from eventstore.errors import NameTaken, SchemaMissing, SchemaTooNew, UnsupportedServer
 from eventstore.schema import SCHEMA_VERSION, steps
 from tests.support.log import Scribe, said
 from tests.support.parts import SCHEMA, connected
@@ -174,20 +174,34 @@ WHERE name IN ('statement_timeout', 'transaction_timeout');
     assert {limit for _, limit in told} == {"0"}
 
 
+async def test_what_stands_in_an_upgrades_way_is_named_and_left_alone(empty_database: str) -> None:
+    await _make_the_first(empty_database)
+    async with connected(empty_database) as connection:
+        await connection.execute("CREATE INDEX conflicts_by_agent ON conflicts (action)")
+        with pytest.raises(NameTaken, match=r'"conflicts_by_agent" already exists .* rename or drop it'):
+            await schema.apply(empty_database, SCHEMA)
+        assert await schema.version(connection) == 1
+        await connection.execute("ALTER INDEX conflicts_by_agent RENAME TO ours")
+        await schema.apply(empty_database, SCHEMA)
+        assert await schema.version(connection) == SCHEMA_VERSION
+
+
 async def test_a_schema_of_the_first_version_becomes_what_a_new_one_is(
     database: str, empty_database: str
 ) -> None:
-    first = (Path(__file__).parent.parent / "golden" / "schema.v1.sql").read_text(encoding="utf-8")
-    async with await psycopg.AsyncConnection.connect(
-        empty_database, autocommit=True, options=session_options(SCHEMA)
-    ) as connection:
-        await connection.execute(b"CREATE SCHEMA squad")
-        await connection.execute(first.encode())
-        await connection.execute(b"INSERT INTO schema_info (version) VALUES (1)")
+    await _make_the_first(empty_database)
     await schema.apply(empty_database, SCHEMA)
     async with connected(database) as new, connected(empty_database) as lifted:
         for what in CATALOGUE:
             assert await _catalogue(lifted, what) == await _catalogue(new, what)
+
+
+async def _make_the_first(dsn: str) -> None:
+    first = Path(__file__).parent.parent / "golden" / "schema.v1.sql"
+    async with connected(dsn) as connection:
+        await connection.execute("CREATE SCHEMA squad")
+        await connection.execute(first.read_bytes())
+        await connection.execute("INSERT INTO schema_info (version) VALUES (1)")
 
 
 CATALOGUE = (
