@@ -141,5 +141,6 @@ def explanation(found: Explanation) -> dict[str, Any]:
         "reasons": [reason._asdict() for reason in found.reasons],
         "causes": [step._asdict() for step in found.causes],
         "origin": {**origin._asdict(), "reasons": [reason._asdict() for reason in origin.reasons]},
+        "outcome": [reason._asdict() for reason in found.outcome],
         "effects": [step._asdict() for step in found.effects],
     }

@@ -55,6 +55,7 @@ def lines(found: Explanation) -> Iterator[str]:
     if found.causes_go_on_at:
         causes.append(f"and so on, from position {found.causes_go_on_at}")
     yield from _part("What led to it, the nearest first", causes)
+    yield from _part("What became of it", _told(found.outcome))
     yield from _part("What it led to", (_step(step) for step in found.effects))
 
 

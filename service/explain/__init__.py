@@ -54,6 +54,7 @@ async def explain(past: Past, position: int) -> Explanation | None:
         causes=tuple(step(cause) for cause in chain),
         causes_go_on_at=chain[-1].at.caused_by if chain else None,
         origin=await origin(item, chain[-1] if chain else None, request, past),
+        outcome=tuple(telling.outcome),
         effects=tuple(step(effect) for effect in await past.effects(item, MOST_EFFECTS)),
         facts=telling.facts,
     )

@@ -84,13 +84,13 @@ async def ended(event: TokensSettled | TokensReleased, at: Recorded, past: Past,
 
 
 async def reserved(event: TokensReserved, at: Recorded, past: Past, telling: Telling) -> None:
-    """What remained, and what became of them."""
+    """What became of them."""
     end = await past.first(at.stream, (TokensSettled.type, TokensReleased.type), after=at.position)
     if end is None:
         are = "It is" if event.tokens == 1 else "They are"
-        telling.say(f"{are} neither used nor given back where the log ends.")
+        telling.say_later(f"{are} neither used nor given back where the log ends.")
     else:
-        telling.say(dated(end), end.at)
+        telling.say_later(dated(end), end.at)
 
 
 async def day_began(event: BudgetDayReset, at: Recorded, past: Past, telling: Telling) -> None:

@@ -148,16 +148,16 @@ async def created(event: TaskCreated | EmailReceived, at: Recorded, past: Past, 
     del event
     last = await past.last(at.stream, upto=2**62)
     if last and last.at.position > at.position:
-        telling.say(f"Where it stands now: {dated(last)}", last.at)
+        telling.say_later(f"Where it stands now: {dated(last)}", last.at)
 
 
 async def sent(event: MessageSent, at: Recorded, past: Past, telling: Telling) -> None:
     """Whether it was acknowledged."""
     first = await past.first(at.stream, (MessageAcknowledged.type,), after=at.position)
     if first and isinstance(first.event, MessageAcknowledged):
-        telling.say(f"{first.event.agent} acknowledged it {words.at(first.at)}.", first.at)
+        telling.say_later(f"{first.event.agent} acknowledged it {words.at(first.at)}.", first.at)
     else:
-        telling.say("Nobody has acknowledged it where the log ends.")
+        telling.say_later("Nobody has acknowledged it where the log ends.")
     telling.facts |= {"to_agent": event.to_agent, "task_id": event.task_id}
 
 

@@ -174,6 +174,17 @@ def _after(free_at: datetime, at: Recorded) -> str:
 
 async def started(event: OperationStarted, at: Recorded, past: Past, telling: Telling) -> None:
     """By which rules the claim blocks, and how it ended."""
+    await _say_how_it_blocks(event, at, past, telling)
+    telling.say_later(*await _end(event, at, past))
+
+
+async def in_the_way(event: OperationStarted, at: Recorded, past: Past, telling: Telling) -> None:
+    """The same of a claim that something else came of."""
+    await _say_how_it_blocks(event, at, past, telling)
+    telling.say(*await _end(event, at, past))
+
+
+async def _say_how_it_blocks(event: OperationStarted, at: Recorded, past: Past, telling: Telling) -> None:
     if rules := await rules_at(past, at.position):
         window = words.seconds(min(rules.policy.conflict_window_seconds, event.ttl_seconds))
         is_own = event.ttl_seconds != rules.policy.operation_timeout_seconds
@@ -185,13 +196,16 @@ async def started(event: OperationStarted, at: Recorded, past: Past, telling: Te
         )
         telling.facts["policy"] = rules.facts("conflict_window_seconds", "operation_timeout_seconds")
     telling.facts["resources"] = event.resources
+
+
+async def _end(event: OperationStarted, at: Recorded, past: Past) -> tuple[str, *tuple[Recorded, ...]]:
+    """How a claim ended, and what shows it."""
     end = await past.first(at.stream, _ENDS, after=at.position)
     if end is None:
-        telling.say("The log does not tell of its end yet.")
-    elif isinstance(end.event, OperationFinished):
-        telling.say(f"{event.agent} ended it as {end.event.outcome} {words.at(end.at)}.", end.at)
-    else:
-        telling.say(f"It expired {words.at(end.at)}.", end.at)
+        return ("The log does not tell of its end yet.",)
+    if isinstance(end.event, OperationFinished):
+        return f"{event.agent} ended it as {end.event.outcome} {words.at(end.at)}.", end.at
+    return f"It expired {words.at(end.at)}.", end.at
 
 
 async def went_on(

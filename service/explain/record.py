@@ -68,6 +68,8 @@ class Explanation(NamedTuple):
     causes_go_on_at: int | None
     """Where the chain goes on, if it is longer than what is shown."""
     origin: Origin
+    outcome: tuple[Reason, ...]
+    """What became of it, as far as the log goes, where it is something that goes on."""
     effects: tuple[Step, ...]
     """Events that name this one as their cause, the first ones, as far as bounded reads show them."""
     facts: dict[str, Any]

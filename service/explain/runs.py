@@ -66,7 +66,7 @@ async def _refused(cause: Told | None, past: Past, telling: Telling) -> None:
         case ConflictDetected():
             await operations.turned_away(cause.event, cause.at, past, telling)
         case OperationStarted():
-            await operations.started(cause.event, cause.at, past, telling)
+            await operations.in_the_way(cause.event, cause.at, past, telling)
         case _:
             pass
 
@@ -163,14 +163,28 @@ async def attempt_failed(event: RunAttemptFailed, at: Recorded, past: Past, tell
 async def under_way(
     event: RunStarted | RunRenewed | RunRetried, at: Recorded, past: Past, telling: Telling
 ) -> None:
-    """The run so far, and how it ended."""
+    """What it came of, the run so far, and how it ended."""
     telling.facts |= {"job": event.job, "run_id": event.run_id}
+    if isinstance(event, RunStarted):
+        await _say_begin(event, at, past, telling)
     await _say_attempts(at, past, telling)
     ended = await past.first(at.stream, (RunFinished.type,), after=at.position)
     if ended:
-        telling.say(dated(ended), ended.at)
+        telling.say_later(dated(ended), ended.at)
     else:
-        telling.say("It has not ended where the log ends.")
+        telling.say_later("It has not ended where the log ends.")
+
+
+async def _say_begin(event: RunStarted, at: Recorded, past: Past, telling: Telling) -> None:
+    if event.manual:
+        telling.say(f"It was asked for by {words.by(at.actor)}.", at)
+        return
+    waited = await past.last(f"job-{event.job}", (TickBuffered.type,), upto=at.position)
+    if waited and isinstance(waited.event, TickBuffered) and waited.event.tick == event.tick:
+        telling.say(dated(waited), waited.at)
+    late = at.recorded_at - event.tick
+    when = f"{words.duration(late)} later" if late else "then"
+    telling.say(f"The tick was due at {words.moment(event.tick)}, and nothing stood in its way {when}.", at)
 
 
 async def paused(event: JobPaused, at: Recorded, past: Past, telling: Telling) -> None:

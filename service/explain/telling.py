@@ -20,12 +20,20 @@ class Telling:
 
     def __init__(self) -> None:
         self.reasons: list[Reason] = []
+        self.outcome: list[Reason] = []
         self.facts: dict[str, Any] = {}
 
     def say(self, sentence: str, *shown_by: Recorded, items: Iterable[str] = ()) -> None:
-        """Adds a sentence, the events that show it, and what it lists."""
-        positions = tuple(recorded.position for recorded in shown_by)
-        self.reasons.append(Reason(sentence, positions, tuple(items)))
+        """Adds a sentence of why it happened, the events that show it, and what it lists."""
+        self.reasons.append(_reason(sentence, shown_by, items))
+
+    def say_later(self, sentence: str, *shown_by: Recorded) -> None:
+        """Adds a sentence of what became of it, and the events that show it."""
+        self.outcome.append(_reason(sentence, shown_by))
+
+
+def _reason(sentence: str, shown_by: Iterable[Recorded], items: Iterable[str] = ()) -> Reason:
+    return Reason(sentence, tuple(recorded.position for recorded in shown_by), tuple(items))
 
 
 class Rules(NamedTuple):

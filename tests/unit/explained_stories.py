@@ -354,6 +354,15 @@ def a_run_by_hand() -> Question:
 # Effects ------------------------------------------------------------------------------------------------
 
 
+def a_run() -> Question:
+    return _about(a_report_of_a_run().story, RunStarted)
+
+
+def a_run_whose_tick_had_waited() -> Question:
+    story = a_tick_while_another_waits().story.when(scheduled(ended(RUN)), at=190)
+    return _about(story.when(scheduled(claim()), at=191), RunStarted)
+
+
 def a_report_of_a_run() -> Question:
     story = with_job().when(scheduled(claim()), at=60).when(scheduled(ended(RUN)), at=63)
     return _about(story, MessageSent)
@@ -459,6 +468,8 @@ QUESTIONS: dict[str, Callable[[], Question]] = {
         a_run_that_waits_for_a_process,
         a_run_that_no_process_took_up,
         a_run_by_hand,
+        a_run,
+        a_run_whose_tick_had_waited,
         a_report_of_a_run,
         a_draft,
         a_message,

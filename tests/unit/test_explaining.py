@@ -74,7 +74,7 @@ def test_so_is_one_that_comes_back(reason: Any, said: str) -> None:
 
 def _told(story: Story, position: int) -> str:
     found = explained(story.log, position)
-    return " ".join([found.summary, *(item.sentence for item in found.reasons)])
+    return " ".join([found.summary, *(item.sentence for item in (*found.reasons, *found.outcome))])
 
 
 def test_no_golden_file_is_left_over() -> None:
@@ -118,7 +118,7 @@ def test_every_event_of_a_history_is_explained_with_its_cause(
 
 
 def _sentences(found: Explanation) -> list[str]:
-    told_by = (found.reasons, found.origin.reasons, found.causes, found.effects)
+    told_by = (found.reasons, found.origin.reasons, found.causes, found.outcome, found.effects)
     return [found.summary, *(item.sentence for group in told_by for item in group)]
 
 

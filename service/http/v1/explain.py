@@ -47,10 +47,11 @@ class Origin(Answer):
 
 
 class Explanation(Answer):
-    """What happened, why, where it came from, what led to it and what it led to.
+    """What happened, why, where it came from, what led to it, what became of it and what it led to.
 
     `causes` is the chain of `caused_by`, the nearest first; where it is longer than what is shown,
-    `causes_go_on_at` is where it goes on. `facts` holds what the sentences say, and depends on the type.
+    `causes_go_on_at` is where it goes on. `outcome` tells what became of something that goes on.
+    `facts` holds what the sentences say, and depends on the type.
     """
 
     position: int
@@ -63,6 +64,7 @@ class Explanation(Answer):
     causes: list[Step]
     causes_go_on_at: int | None
     origin: Origin
+    outcome: list[Reason]
     effects: list[Step]
     facts: dict[str, Any]
 
