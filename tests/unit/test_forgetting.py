@@ -263,6 +263,9 @@ class TestKeptAnswers:
         story.when(request(LETTER)).then_nothing()
         body = {**first.body, "from_email": ERASED, "subject": None, "payload": None}
         assert story.outcome.repeated == Answer(201, body)
+        # Nothing is left that could tell a guess of the body from the body.
+        story.when(request(LETTER, print_="of another")).then_nothing()
+        assert story.outcome.repeated == Answer(201, body)
 
     def test_to_messages_are_whole_also_when_those_are_forgotten(self) -> None:
         story = encrypted().when(request(HELLO))
