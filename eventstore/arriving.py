@@ -137,7 +137,11 @@ class Arriving:
         if head.recorded_at is not None and moment < head.recorded_at:
             self._refuse("it is recorded earlier than the event before")
         if self._now is not None and moment - self._now > FARTHEST_DAY:
-            self._refuse(f"it is recorded at {recorded_at}, more than a year from now")
+            self._refuse(
+                f"it is recorded at {recorded_at}, more than a year from now, and until then the squad's"
+                " clock would stand still; what is before it can be imported, exported with --until"
+                f" {head.position}"
+            )
         if caused_by is not None and caused_by >= position:
             self._refuse("it is caused by an event that is not before it")
         recorded = Recorded(

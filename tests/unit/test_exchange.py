@@ -88,6 +88,15 @@ def changed(number: int, **fields: Any) -> list[bytes]:
     return lines
 
 
+def test_what_a_clock_recorded_that_was_more_than_a_year_ahead_is_refused_with_a_way_out() -> None:
+    log, before = golden_log(), 3
+    arriving = Arriving(log[before].recorded_at - timedelta(days=367))
+    for line in exported(log[:before]).splitlines()[:-1]:
+        arriving.take(line)
+    with pytest.raises(ImportRefused, match=rf"more than a year .* exported with --until {before}$"):
+        arriving.take(event_line(log[before]))
+
+
 class TestTheFormat:
     def test_is_what_it_was(self) -> None:
         assert exported(golden_log()) == GOLDEN_EXPORT.read_bytes()
