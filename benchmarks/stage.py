@@ -8,14 +8,13 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
-from service.embedded import EmbeddedPostgres
+from service.embedded import EmbeddedPostgres, temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -47,8 +46,7 @@ class StageError(Exception):
 @contextlib.asynccontextmanager
 async def postgres() -> AsyncIterator[str]:
     """The DSN of an embedded Postgres of its own, with the settings that users have."""
-    # Closed to nobody above it: where we are root, Postgres is another user.
-    folder = Path(tempfile.mkdtemp(prefix="squad-bench-"))
+    folder = temporary_folder("squad-bench-")
     server = EmbeddedPostgres(folder)
     try:
         yield await server.start()

@@ -20,6 +20,7 @@ recovery ten seconds at most.
 """
 
 from service.embedded.errors import EmbeddedPostgresError
+from service.embedded.programs import temporary_folder
 from service.embedded.user import CLUSTER, EmbeddedPostgres
 
-__all__ = ["CLUSTER", "EmbeddedPostgres", "EmbeddedPostgresError"]
+__all__ = ["CLUSTER", "EmbeddedPostgres", "EmbeddedPostgresError", "temporary_folder"]

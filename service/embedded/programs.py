@@ -15,6 +15,7 @@ import os
 import pwd
 import stat
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -80,6 +81,15 @@ def open_the_way(folder: Path) -> None:
     # A strict umask at installation time leaves files that only root can read.
     for path in (installation, *installation.rglob("*")):
         _allow(path, 0o005 if path.is_dir() or path.parent.name == "bin" else 0o004)
+
+
+def temporary_folder(prefix: str) -> Path:
+    """A new folder for what is thrown away, a data folder in it. The server's user may pass through it."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix)).resolve()
+    if os.geteuid() == 0:
+        # It is nobody else's, so nobody need be told.
+        folder.chmod(0o701)
+    return folder
 
 
 @functools.cache

@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from service.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from service.embedded import EmbeddedPostgres, EmbeddedPostgresError, temporary_folder
 from service.embedded.cluster import Cluster
 from service.embedded.errors import one_line_errors
 from service.embedded.programs import open_the_way
@@ -76,7 +75,7 @@ class User:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     # Not in pytest's own folder, which each new session closes to other users, the server's among them.
-    parent = Path(tempfile.mkdtemp(prefix="squad-test-")).resolve()
+    parent = temporary_folder("squad-test-")
     folder = parent / "data"
     yield folder
     # Whatever a failed test left running: a server that is closed properly needs none of this.
@@ -399,6 +398,15 @@ def test_root_is_told_which_folders_are_opened(folder: Path, caplog: pytest.LogC
         open_the_way(closed / "data")
     assert closed.stat().st_mode & 0o777 == 0o701
     assert caplog.text.count(f"everybody on this machine may pass through {closed} now") == 1
+
+
+def test_of_a_folder_to_be_thrown_away_nobody_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    made = temporary_folder("squad-test-")
+    try:
+        open_the_way(made / "data")
+    finally:
+        made.rmdir()
+    assert str(made) not in caplog.text
 
 
 def test_a_new_loop_can_stop_what_another_has_started(folder: Path) -> None:

@@ -6,23 +6,22 @@ import contextlib
 import os
 import shutil
 import signal
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from service.embedded import CLUSTER, EmbeddedPostgres
+from service.embedded import CLUSTER, EmbeddedPostgres, temporary_folder
 from service.embedded.cluster import SUPERUSER, Cluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 
 @contextlib.contextmanager
 def new_data_folder() -> Iterator[Path]:
     """A folder for an embedded Postgres, which is stopped in the end, whoever started it."""
     # Not in pytest's own folder, which each new session closes to other users, the server's among them.
-    folder = Path(tempfile.mkdtemp(prefix="squad-test-")).resolve()
+    folder = temporary_folder("squad-test-")
     try:
         yield folder
     finally:

@@ -17,12 +17,10 @@ import contextlib
 import gc
 import os
 import shutil
-import tempfile
 import uuid
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 import psycopg
@@ -31,7 +29,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from eventstore import schema
-from service.embedded import EmbeddedPostgres
+from service.embedded import EmbeddedPostgres, temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -151,7 +149,7 @@ def running(choice: Choice) -> Iterator[PostgresServer]:
 @contextlib.contextmanager
 def _embedded() -> Iterator[str]:
     # Not in pytest's own folder, which each new session closes to other users, the server's among them.
-    folder = Path(tempfile.mkdtemp(prefix="squad-test-"))
+    folder = temporary_folder("squad-test-")
     server = EmbeddedPostgres(folder)
     try:
         yield run_apart(server.start())
