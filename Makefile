@@ -43,7 +43,8 @@ fmt: $(STAMP) ## Format the code, and mend what ruff can mend safely
 bench: $(STAMP) ## Run the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)
 
-upgrade: python ## Install the newest versions of everything and pin them in constraints.txt
+upgrade: ## Install the newest versions of everything and pin them in constraints.txt
+	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP_INSTALL) --editable '.[dev]'
 	{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable; } > constraints.new
@@ -54,16 +55,18 @@ clean: ## Remove .venv and all caches; data folders stay
 	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml constraints.txt | python
+# Looked at only where it is used: what is installed goes on with the one that it was installed with.
+define CHECK_PYTHON
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	echo "squad needs Python 3.11 or later, and '$(PYTHON)' is" \
+		"$$($(PYTHON) --version 2>/dev/null || echo 'not there'):" \
+		"name another one with PYTHON=, for example make $(or $(MAKECMDGOALS),install) PYTHON=python3.12" >&2; \
+	exit 1; }
+endef
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(CHECK_PYTHON)
 	@echo "Installing into $(VENV), which takes about a minute ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP_INSTALL) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
-
-.PHONY: python
-python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "squad needs Python 3.11 or later, and '$(PYTHON)' is" \
-			"$$($(PYTHON) --version 2>/dev/null || echo 'not there'):" \
-			"name another one with PYTHON=, for example make $(or $(MAKECMDGOALS),install) PYTHON=python3.12" >&2; \
-		exit 1; }
