@@ -90,7 +90,10 @@ def reserve(state: State, command: ReserveTokens, at: At) -> Decision:
 
 
 def settle(state: State, command: SettleReservation, at: At) -> Decision:
-    """Ends a reservation with what was used, on the day of the reservation."""
+    """Ends a reservation with what was used, on the day of the reservation.
+
+    A day that is over warns nobody any more: of its budget there is nothing left to spare.
+    """
     row = state.rows(RESERVATIONS).get(command.reservation_id)
     if refusal := _over(row, command.reservation_id, at.now):
         return Refused(refusal)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 TODAY = START.date()
 POOR = SetPolicy(daily_tokens=1_000)
+MIDNIGHT = 12 * 3_600
 
 
 def under(story: Story, after: int = 0, **rules: Any) -> Report:
@@ -177,6 +178,15 @@ class TestWarnings:
             Warned(TODAY, 50, moment(10), None),
             Warned(TODAY, 60, None, moment(10)),
         ]
+
+    def test_of_a_day_that_is_over_come_neither_then_nor_now(self) -> None:
+        story = given(policy=POOR).given(reserve("ann", 600, 3_600), at=MIDNIGHT - 60)
+        reservation = story.id
+        # The day stays in memory for as long as something is set aside in it.
+        story.given(reserve("bob", 10, 3_600), at=MIDNIGHT - 50)
+        story.given(SettleReservation(reservation_id=reservation, tokens_used=600), at=MIDNIGHT + 60)
+        assert "budget_threshold_crossed" not in {recorded.type for recorded in story.log}
+        assert under(story, daily_tokens=700).warnings == []
 
 
 # Claims -------------------------------------------------------------------------------------------------
