@@ -78,9 +78,12 @@ def open_the_way(folder: Path) -> None:
     for parent in (*installation.parents, *folder.parents):
         if _allow(parent, 0o001):
             _log.warning("everybody on this machine may pass through %s now, to let Postgres in", parent)
-    # A strict umask at installation time leaves files that only root can read.
-    for path in (installation, *installation.rglob("*")):
-        _allow(path, 0o005 if path.is_dir() or path.parent.name == "bin" else 0o004)
+    # A strict umask at installation time leaves files that only root can read. The libraries lie beside the
+    # package, or in it.
+    package = installation.parent
+    for root in (package, package.with_name(f"{package.name}.libs")):
+        for path in (root, *root.rglob("*")) if root.exists() else ():
+            _allow(path, 0o005 if path.is_dir() or path.parent.name == "bin" else 0o004)
 
 
 def temporary_folder(prefix: str) -> Path:

@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from service.embedded import EmbeddedPostgres, EmbeddedPostgresError, temporary_folder
+from service.embedded import EmbeddedPostgres, EmbeddedPostgresError, programs, temporary_folder
 from service.embedded.cluster import Cluster
 from service.embedded.errors import one_line_errors
 from service.embedded.programs import open_the_way
@@ -398,6 +398,26 @@ def test_root_is_told_which_folders_are_opened(folder: Path, caplog: pytest.LogC
         open_the_way(closed / "data")
     assert closed.stat().st_mode & 0o777 == 0o701
     assert caplog.text.count(f"everybody on this machine may pass through {closed} now") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has another user run Postgres")
+def test_all_of_what_was_installed_with_a_strict_umask_is_opened(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "pg/pginstall18/bin/postgres": 0o705,
+        "pg/pginstall18/share/c.sql": 0o704,
+        "pg.libs/libpq.so": 0o704,
+    }
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    for path in folder.rglob("*"):
+        path.chmod(0o700)
+    monkeypatch.setattr(programs, "_installation", lambda: folder / "pg" / "pginstall18")
+    open_the_way(folder / "data")
+    assert {name: (folder / name).stat().st_mode & 0o777 for name in files} == files
+    assert (folder / "pg.libs").stat().st_mode & 0o777 == 0o705
 
 
 def test_of_a_folder_to_be_thrown_away_nobody_is_told(caplog: pytest.LogCaptureFixture) -> None:
