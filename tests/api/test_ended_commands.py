@@ -57,7 +57,7 @@ async def test_a_schema_of_its_own_is_removed_also_where_it_is_told_twice(
 ) -> None:
     async with connected(database) as connection:
         async with squad_command(*FOR_LONG, "--dsn", database, cwd=tmp_path, command=SQUAD) as process:
-            await eventually(partial(_is_there, connection))
+            await eventually(partial(_is_there, connection), within_seconds=60)
             for _ in range(2):
                 process.send_signal(signal.SIGTERM)
             assert (await end(process)).code == 128 + signal.SIGTERM
@@ -70,7 +70,7 @@ async def test_nohup_has_a_command_outlive_the_terminal(database: str, tmp_path:
         connected(database) as connection,
         squad_command(*arguments, command="nohup", cwd=tmp_path) as process,
     ):
-        await eventually(partial(_is_there, connection))
+        await eventually(partial(_is_there, connection), within_seconds=60)
         for number in (signal.SIGHUP, signal.SIGTERM):
             process.send_signal(number)
         assert (await end(process)).code == 128 + signal.SIGTERM
