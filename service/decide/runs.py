@@ -134,7 +134,7 @@ def end_attempt(state: State, command: EndAttempt, at: At) -> Decision:
         outcome: RunOutcome = "succeeded" if command.succeeded else "failed"
         reason, tokens, answered = command.reason, command.tokens_used, command.answered
         ending = Ending(outcome, command.report, reason, tokens, command.data, answered)
-        if command.ours and not command.succeeded:
+        if command.ours:
             give_up(told, row, ending)
         else:
             end(told, row, ending)

@@ -4,8 +4,9 @@ from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from msgspec import convert
+from msgspec import convert, structs
 
+from eventstore import codec
 from eventstore.events import (
     BudgetDayReset,
     BudgetThresholdCrossed,
@@ -30,6 +31,7 @@ from service.commands import (
     SettleReservation,
 )
 from service.decide.budget import allowance, remaining
+from service.requests import CommandFailed
 from tests.unit.support import FRESH, UNKNOWN_ID, Story, given, moment
 
 if TYPE_CHECKING:
@@ -175,6 +177,16 @@ class TestReserving:
         story.when(reserve(1)).then_refused("budget_exhausted", denied(1, -500))
         assert "0 remain" in story.refusal.detail
 
+    def test_never_reaches_into_a_limit_that_is_overspent(self) -> None:
+        story = a_squad(agent_limits={"ann": 200}).given(use(250))
+        story.when(reserve(1)).then_refused("agent_limit_reached", denied(1, -50, "agent_limit_reached"))
+        assert "has 0 left" in story.refusal.detail
+
+    def test_before_there_are_rules_fails_and_says_why(self) -> None:
+        [failed] = Story().when(reserve(1)).outcomes
+        assert isinstance(failed, CommandFailed)
+        assert str(failed) == "no budget day has begun"
+
     def test_warns_of_nothing(self) -> None:
         """Only what was used counts towards a warning."""
         a_squad().when(reserve(1000)).then(reserved(1000))
@@ -186,6 +198,7 @@ class TestSettling:
         reservation = story.id
         story.when(settle(reservation, 250), at=20)
         story.then(settled(reservation, 400, 250)).replied(tokens_used=250, remaining=750)
+        assert story.caused_by(TokensSettled) == story.position_of(TokensReserved)
         assert (day(story).used, day(story).reserved) == (250, 0)
         assert story.squad.rows(RESERVATIONS).get(reservation) is None
 
@@ -269,6 +282,7 @@ class TestExpiry:
         reservation = story.id
         story.when(PassTime(), at=299.9).meanwhile()
         story.when(PassTime(), at=300.2).meanwhile(released(reservation, 400, "expired"))
+        assert story.caused_by(TokensReleased) == story.position_of(TokensReserved)
         assert (day(story).reserved, remaining(day(story))) == (0, 1000)
 
     def test_leaves_another_alone_whose_time_has_not_come(self) -> None:
@@ -361,6 +375,14 @@ class TestWarnings:
         story = a_squad().when(use(900))
         story.then(used(900), crossed(50, 900), crossed(75, 900), crossed(90, 900))
         assert story.caused_by(BudgetThresholdCrossed) == story.position_of(TokensUsed)
+
+    def test_come_in_their_order_whichever_the_rules_name_first(self) -> None:
+        """As in a log that was imported."""
+        story = a_squad()
+        rules = codec.decode(next(item for item in story.log if item.type == PolicySet.type))
+        assert isinstance(rules, PolicySet)
+        story.given(structs.replace(rules, warning_percents=[90, 50, 75])).when(use(900))
+        story.then(used(900), crossed(50, 900), crossed(75, 900), crossed(90, 900))
 
     def test_come_once_a_day(self) -> None:
         a_squad().given(use(600)).when(use(100)).then(used(100))

@@ -9,6 +9,7 @@ import pytest
 from msgspec import convert
 
 from eventstore.events import (
+    AgentRegistered,
     AgentStatusChanged,
     ConflictDetected,
     Event,
@@ -36,11 +37,12 @@ from service.commands import (
     RunJob,
     SetPolicy,
     StartOperation,
+    StartOrchestrator,
     StopOrchestrator,
 )
 from service.decide.runs import LEASE_SECONDS, backoff, renewal_seconds
 from tests.unit.job_stories import JOB, OTHER, RUNNER, a_squad, claim, define, ended, take_up, with_job
-from tests.unit.support import FRESH, START, Story, moment
+from tests.unit.support import FRESH, START, Story, given, moment
 
 MAILBOX = {"mailbox": "info"}
 RUN = run_id(JOB, moment(60))
@@ -109,7 +111,9 @@ class TestAClaim:
         assert (ann.operations, ann.status) == (0, "idle")
 
     def test_of_a_job_without_an_agent_is_the_orchestrators(self) -> None:
-        story = running(agent=None, endpoint=None, task="status_update")
+        job = define(agent=None, endpoint=None, task="status_update", resources=MAILBOX)
+        story = given(StartOrchestrator(), job).when(claim(), at=60)
+        assert kinds(story) == [AgentRegistered, OperationStarted, RunStarted]
         assert claim_of(story).agent == "orchestrator"
 
     def test_is_not_made_where_the_tokens_do_not_suffice(self) -> None:
@@ -133,6 +137,7 @@ class TestAClaim:
             ),
             RunRenewed(run_id=RUN, job=JOB, lease_expires_at=moment(65 + LEASE_SECONDS)),
         )
+        assert story.caused_by(OperationRenewed) == story.position_of(OperationStarted)
 
     @pytest.mark.parametrize(
         ("policy", "seconds"),
@@ -242,9 +247,9 @@ class TestATickWhoseResourcesAreClaimed:
         assert RunStarted in kinds(story)
 
     def test_of_a_job_without_an_agent_registers_the_orchestrator(self) -> None:
-        story = waiting(PATIENT, agent=None, endpoint=None, task="status_update").given(BOB, at=50)
-        story.when(claim(), at=60)
-        assert kinds(story)[-2:] == [ConflictDetected, RunSkipped]
+        job = define(agent=None, endpoint=None, task="status_update", resources=MAILBOX)
+        story = given(StartOrchestrator(), job, BOB, policy=PATIENT).when(claim(), at=60)
+        assert kinds(story) == [AgentRegistered, ConflictDetected, RunSkipped]
 
     def test_is_so_also_by_another_run_of_its_own_job(self) -> None:
         story = running(PATIENT, overlap="allow_all").when(claim(), at=120)

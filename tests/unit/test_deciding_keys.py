@@ -141,6 +141,9 @@ class TestRunningOut:
         assert story.caused_by(KeyExpired) == story.position_of(KeyCreated)
         assert story.squad.rows(KEYS).get(ONE) is None
 
+    def test_is_nothing_that_the_timer_waits_for_where_a_key_has_no_end(self) -> None:
+        assert next_due(a_key().squad) == START + timedelta(hours=12)
+
     def test_is_what_the_timer_waits_for(self) -> None:
         story = a_key(expires_days=1)
         # A budget day turned in between; the next one does so after the key has run out.

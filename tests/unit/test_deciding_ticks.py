@@ -139,6 +139,9 @@ class TestATick:
     def test_of_a_job_that_nobody_knows_is_none(self) -> None:
         with_job().when(claim(name="x"), at=60).then_nothing()
 
+    def test_that_no_calendar_has_is_none(self) -> None:
+        with_job(cron="0 0 */31 2 MON#5").when(claim(), at=60).then_nothing()
+
 
 class TestCatchingUp:
     def test_still_runs_what_is_just_not_too_late(self) -> None:
@@ -148,6 +151,7 @@ class TestCatchingUp:
     def test_records_what_is_later_as_missed(self) -> None:
         story = with_job(cron="5 * * * *", catch_up_seconds=90.0)
         story.when(claim(), at=390.000001).then(missed(300))
+        assert story.caused_by(RunMissed) == story.row(JOBS, JOB).position
 
     def test_records_all_that_was_missed_and_runs_what_was_not(self) -> None:
         """Ten minutes away: nine ticks are more than a minute late, the last is just due."""
@@ -215,6 +219,11 @@ class TestSkipping:
         assert story.caused_by(RunSkipped) == story.position_of(TokensDenied)
         assert story.row(AGENTS, "ann").status == "idle"
         assert story.row(AGENTS, "ann").operations == 0
+
+    def test_for_want_of_tokens_that_were_overspent_says_that_none_remain(self) -> None:
+        story = with_job(POOR, tokens=600).given(RecordUsage(agent="bob", tokens=1_500), at=1)
+        story.when(claim(), at=60)
+        story.then(denied(600, -500), skipped(60, "budget", "600 tokens are needed, 0 remain"))
 
     def test_for_the_agents_limit_says_so(self) -> None:
         story = with_job(SetPolicy(agent_limits={"ann": 100}), tokens=600).when(claim(), at=60)
@@ -335,6 +344,8 @@ class TestCancellingTheOther:
         story = running(POOR, overlap="cancel_other", tokens=600).when(claim(), at=120)
         kinds = [type(event) for event in story.events]
         assert kinds == [TokensReleased, RunFinished, MessageSent, TokensReserved, RunStarted]
+        first = next(item for item in story.log if item.type == TokensReserved.type)
+        assert story.caused_by(TokensReleased) == first.position
         assert story.row(BUDGET_DAYS, START.date()).reserved == 600
 
     def test_has_nothing_today_of_what_the_other_gives_back_of_yesterday(self) -> None:
@@ -383,6 +394,10 @@ class TestAllowingAll:
         story = running(overlap="allow_all").when(claim(), at=120).then(started(120))
         assert story.row(AGENTS, "ann").operations == 2
         assert len(list(story.squad.all(RUNS))) == 2
+
+    def test_by_now_runs_the_next_tick_though_one_waits_since_only_one_could(self) -> None:
+        story = running(overlap="buffer_one").given(claim(), at=120).given(define(overlap="allow_all"))
+        story.when(claim(), at=180).then(started(180))
 
     def test_that_was_allowed_before_cancels_them_all_the_oldest_first(self) -> None:
         ticks = range(60, 480, 60)
