@@ -75,6 +75,25 @@ def test_what_has_not_changed_is_not_worked_out_again(told: list[Schedule]) -> N
     assert len(told) == 2
 
 
+def test_one_that_was_removed_before_its_time_is_passed_over_when_that_comes() -> None:
+    story = a_squad().given(define())
+    assert due_jobs(story.squad, moment(1)) == ([], [], moment(60))
+    story.given(RemoveJob(name=JOB), at=2)
+    assert due_jobs(story.squad, moment(60)) == ([], [], None)
+
+
+def test_a_tick_is_known_once_it_is_worked_out_before_any_jitter() -> None:
+    story = a_squad().given(define(jitter_seconds=30.0))
+    agenda = story.squad.agenda
+    assert agenda.tick(JOB) is None
+    later = due_jobs(story.squad, moment(1))[2]
+    assert later
+    assert later > moment(60)
+    assert agenda.tick(JOB) == moment(60)
+    story.given(PauseJob(name=JOB))
+    assert agenda.tick(JOB) is None
+
+
 def test_a_copy_of_the_squad_has_an_agenda_of_its_own() -> None:
     story = with_jobs()
     assert len(look_at_all(story, moment(60))) == JOBS

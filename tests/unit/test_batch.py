@@ -8,6 +8,7 @@ import pytest
 from eventstore.events import AgentHeartbeatRecorded, AppendAbandoned, MessageSent, RequestAnswered
 from projections.agents import AGENTS
 from projections.projection import MissingRow
+from service import batch as module
 from service.commands import (
     AnyCommand,
     FinishOperation,
@@ -180,6 +181,34 @@ class TestAbandonedBatch:
             story.decide([request(PassTime())], abandoned=lost)
         fences = [recorded for recorded in story.log if recorded.type == "append_abandoned"]
         assert len({(recorded.stream, recorded.version) for recorded in fences}) == 3
+
+
+class TestTheSizeOfABatch:
+    def test_is_that_of_what_its_events_hold(self) -> None:
+        batch = given().decide([request(HELLO), request(HELLO, "k")])
+        assert batch.size == sum(len(recorded.data) for recorded in batch.recorded) > 0
+        assert not batch.is_full
+
+    def test_is_that_of_both_where_more_is_decided_above_it(self) -> None:
+        story = given()
+        one, other = story.decide([request(HELLO)]), story.decide([request(HELLO, "k")])
+        size = one.size + other.size
+        both = one.and_then(other)
+        assert (both.size, len(both.tickets), len(both.outcomes)) == (size, 2, 2)
+        assert len(both.recorded) == len(both.events)
+
+    def test_leaves_out_what_there_is_no_room_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "MAX_BATCH_BYTES", 1)
+        batch = given(ANN).given(HELLO).decide([request(HELLO)] * 3)
+        assert (len(batch.tickets), len(batch.outcomes), len(batch.recorded)) == (1, 1, 1)
+        assert batch.size == len(batch.recorded[0].data)
+        assert batch.is_full
+
+    def test_counts_events_as_well(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "MAX_BATCH_EVENTS", 2)
+        batch = given(ANN).given(HELLO).decide([request(HELLO)] * 3)
+        assert len(batch.tickets) == 2
+        assert batch.is_full
 
 
 def test_an_event_of_what_must_be_in_memory_and_is_not_stops_the_fold() -> None:

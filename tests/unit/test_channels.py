@@ -136,6 +136,18 @@ async def test_what_memory_has_let_go_is_not_passed_over(
         assert await positions(channel, 18) == []
 
 
+async def test_a_channel_keeps_no_more_than_memory_does(
+    channels: Channels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_TRIM_AFTER", 5)
+    monkeypatch.setattr(tails, "KEPT_EVENTS", 10)
+    with channels.following(Filter()) as channel:
+        for position in range(1, 201):
+            channels.extend([event(position)])
+        assert len(channel._positions) < 50
+        assert await positions(channel, 197) == [198, 199, 200]
+
+
 async def test_how_far_was_looked_is_told_where_nothing_passed(channels: Channels) -> None:
     with channels.following(Filter(agent="ada")) as channel:
         channels.extend([event(position, agent="bob") for position in range(1, 9)])
@@ -155,6 +167,14 @@ async def test_followers_of_the_same_share_a_channel_for_as_long_as_there_are_an
     with channels.following(Filter(agent="ada")) as later:
         assert later is not first
         assert await positions(later, 0) is None
+
+
+async def test_a_follower_that_is_cut_short_leaves_no_channel_behind(channels: Channels) -> None:
+    wanted = Filter(agent="ada")
+    with contextlib.suppress(asyncio.CancelledError), channels.following(wanted) as first:
+        raise asyncio.CancelledError
+    with channels.following(wanted) as later:
+        assert later is not first
 
 
 class TestLane:

@@ -136,6 +136,13 @@ def test_nothing_is_over_too_soon_where_a_clock_that_was_ahead_is_put_right() ->
     assert things.deadlines.next(moment(1)) == moment(1.5)
 
 
+def test_what_has_another_moment_by_now_is_not_next_where_a_clock_is_put_right() -> None:
+    things = Things(3)
+    assert len(things.over(3)) == 3
+    things.put("thing 1", 9)
+    assert things.deadlines.next(moment(1)) == moment(3)
+
+
 def test_there_may_be_none() -> None:
     things = Things(0)
     assert things.deadlines.first() == things.deadlines.next(moment(0)) == NEVER

@@ -137,6 +137,7 @@ class TestWithKeys:
         entrance.story.given(CreateKey(key_id="2222222222", digest="0" * 64, scope="operator"))
         entrance.story.given(RevokeKey(key_id=KEY.id))
         assert entrance.ask(by=KEY.text) == "unauthorized"
+        assert not entrance.door._remembered
 
     async def test_one_that_has_run_out_opens_nothing_whether_the_log_says_so_or_not(self) -> None:
         entrance = Entrance(a_key(expires_days=1))
@@ -159,6 +160,11 @@ class TestWithKeys:
         assert entrance.ask(Scope.AUDIT, by=KEY.text) == Caller("auditor", KEY.id)
         assert entrance.ask(Scope.ACT, by=KEY.text) == "not_allowed"
         assert entrance.ask(Scope.OPERATE, by=KEY.text) == "not_allowed"
+
+    async def test_one_is_taken_as_often_as_was_set_wherever_it_comes_from(self) -> None:
+        entrance = Entrance(a_key(), Settings(key_requests_per_second=0.01))
+        assert isinstance(entrance.ask(by=KEY.text), Caller)
+        assert entrance.ask(by=KEY.text, address=REMOTE) == "rate_limited"
 
     async def test_one_that_is_wrong_is_not_remembered(self) -> None:
         entrance = Entrance(a_key())

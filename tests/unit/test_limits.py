@@ -68,6 +68,20 @@ class TestBuckets:
         assert [buckets.take(f"later {number}", 10.0) for number in range(10)] == [0.0] * 10
         assert len(buckets) <= 11
 
+    def test_are_looked_through_for_room_once_a_second_however_many_names_come(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "MAX_NAMES", 10)
+        buckets = Buckets(per_second=2, burst=1)
+        for number in range(11):
+            buckets.take(f"name {number}", 100.0)
+        looked_through = buckets._full_at
+        for now in (100.2, 100.4):
+            assert buckets.take("later", now) > 0
+            assert buckets._full_at is looked_through
+        assert buckets.take("later", 101.0) == 0
+        assert buckets._full_at is not looked_through
+
     def test_keep_those_who_are_known_when_there_are_too_many(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -86,3 +86,18 @@ def test_a_clock_that_stands_still_is_not_believed() -> None:
 
 def test_at_first_there_is_something_to_go_by() -> None:
     assert [Pace().first(waiting) for waiting in (1, 2, 64, 1_000)] == [1, 1, 32, PLENTY]
+
+
+def test_how_long_deciding_takes_is_measured_where_anything_is_decided(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1_000.0]
+    monkeypatch.setattr("service.pace.monotonic", lambda: now[0])
+    pace = Pace()
+    for _ in range(100):
+        with pace.deciding(50):
+            now[0] += 50 * 25e-6
+        with pace.deciding(0):
+            now[0] += 60
+    pace.appended(0.02)
+    assert pace.beside() == pytest.approx(400, abs=2)
