@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from service.callers import Caller
 from service.commands import SendMessage
-from service.http.carrying_out import carry_out, carry_out_all, rendering
+from service.http.carrying_out import asked_by, carry_out, carry_out_all, rendering
+from service.http.context import correlate, fingerprint
 from service.http.problems import Problem
+from service.http.scope import let_in
 from service.refusals import Refusal
 from service.requests import (
     Answer,
@@ -25,6 +28,8 @@ from service.requests import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from aiohttp import web
 
     from service.http.context import Services
 
@@ -110,6 +115,35 @@ async def test_where_there_is_no_outcome_it_is_said_why_and_when_to_come_again(
     assert (problem.code, problem.status) == (code, status)
     assert problem.body.get("retry_after_seconds") == again
     assert "a fault" not in str(problem.body)
+
+
+class TestWhatTheWriterIsAsked:
+    WHO = Caller("agent", "2222222222", "ann")
+    BODY = b'{"message": "hello"}'
+
+    def asked(self, **headers: str) -> Request:
+        let_in(self.WHO)
+        correlate({"X-Correlation-Id": "c-7"})
+        http = SimpleNamespace(headers=headers, method="POST", path="/api/v1/messages")
+        command = SendMessage(from_agent="ann", message="hello")
+        return asked_by(cast("web.Request", http), self.BODY, command, rendering(201))
+
+    def test_is_in_the_name_of_whoever_stands_behind_it(self) -> None:
+        request = self.asked()
+        assert (request.caller, request.actor) == (self.WHO, "agent:ann key:2222222222")
+        assert request.correlation_id == "c-7"
+
+    def test_counts_its_body_against_the_queues_bound(self) -> None:
+        assert self.asked().size == len(self.BODY) + 500
+
+    def test_is_bound_to_a_key_where_one_was_sent_and_only_then(self) -> None:
+        plain = self.asked()
+        assert (plain.idempotency_key, plain.fingerprint, plain.bare_fingerprint) == (None, "", "")
+        keyed = self.asked(**{"Idempotency-Key": "k"})
+        assert keyed.idempotency_key == "agent:ann k"
+        told = fingerprint("POST", "/api/v1/messages", self.BODY)
+        assert (keyed.fingerprint, keyed.bare_fingerprint) == (told.whole, told.bare)
+        assert "" not in told[:2]
 
 
 class TestSeveral:
