@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from eventstore import log, schema
-from eventstore.errors import StoreRefused
+from eventstore.errors import EventStoreError, StoreRefused
 from service import snapshots
 from service.folding import fold_on, keeping
 from service.history import state_at
@@ -133,6 +133,15 @@ async def test_what_cannot_be_stored_leaves_the_session_as_it_was(connection: Co
     await keep(await state_at(connection, 20), 20)
     await _store(connection, 21)
     assert await snapshots.positions(connection) == [21]
+
+
+async def test_none_is_stored_before_the_last_look_for_whoever_was_forgotten(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "_CHECK_AND_COMMIT", "SELECT 1 / 0")
+    with pytest.raises((EventStoreError, psycopg.Error)):
+        await _store(connection, 20)
+    assert await snapshots.positions(connection) == []
 
 
 async def test_whoever_may_only_read_stores_none(connection: Connection, database: str) -> None:

@@ -1,0 +1,71 @@
+"""What is decided ahead, above a batch that is on its way, and what is left of that afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from eventstore.keys import Keyring
+from service.ahead import Ahead
+from service.clock import DatabaseClock
+from service.commands import Heartbeat
+from service.draft import Draft
+from service.pace import Pace
+from service.requests import Request, Ticket, Waiting
+from service.sealer import Sealing
+from tests.unit.job_stories import a_squad
+
+
+class Deciding:
+    """Somebody waits, while a batch is on its way above a squad."""
+
+    def __init__(self) -> None:
+        self.squad = a_squad().squad
+        self.waiting = Waiting()
+        self.ahead = Ahead(DatabaseClock(), self.waiting, Sealing(Keyring(), encrypt=False), Pace())
+        self.below = Draft(self.squad)
+        self.ticket = Ticket(
+            Request(Heartbeat(agent="ann"), "ann", "c"), asyncio.get_running_loop().create_future()
+        )
+        self.waiting.put(self.ticket)
+
+
+@pytest.fixture
+async def deciding() -> Deciding:
+    return Deciding()
+
+
+async def test_it_stands_on_the_squad_once_the_batch_below_is_in_the_log(deciding: Deciding) -> None:
+    """Or each batch would stand on all those before it, for as long as somebody always waits."""
+    with deciding.ahead.deciding_above(deciding.below):
+        await asyncio.sleep(0)
+    assert list(deciding.ahead.tickets) == [deciding.ticket]
+    deciding.squad.merge(deciding.below)
+    deciding.ahead.rebase(deciding.squad)
+    decided = deciding.ahead.take()
+    assert decided
+    assert decided.draft.layers.base is deciding.squad
+
+
+async def test_nothing_is_decided_any_more_once_the_batch_below_has_come_back(deciding: Deciding) -> None:
+    with deciding.ahead.deciding_above(deciding.below):
+        pass
+    deciding.waiting.tell()
+    await asyncio.sleep(0)
+    assert list(deciding.ahead.tickets) == []
+    assert list(deciding.waiting) == [deciding.ticket]
+    assert deciding.waiting.on_arrival is None
+
+
+async def test_whoever_was_decided_waits_again_where_the_batch_below_fails(deciding: Deciding) -> None:
+    async def fail() -> None:
+        with deciding.ahead.deciding_above(deciding.below):
+            await asyncio.sleep(0)
+            assert deciding.ahead.tickets
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await fail()
+    assert list(deciding.ahead.tickets) == []
+    assert list(deciding.waiting) == [deciding.ticket]
