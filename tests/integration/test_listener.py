@@ -105,6 +105,34 @@ async def test_it_keeps_trying_while_there_is_no_server(database: str) -> None:
         assert not listener.hearing
 
 
+async def test_it_comes_back_the_later_the_more_often_it_failed_in_a_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listener = Listener("", "squad")
+    waits: list[float] = []
+    lives = iter([0.0] * 9 + [100.0] + [0.0] * 2)
+    now = 0.0
+
+    async def listen() -> None:
+        nonlocal now
+        now += next(lives)
+        raise OSError("gone")
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 12:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(listener, "_listen", listen)
+    monkeypatch.setattr(listening, "monotonic", lambda: now)
+    monkeypatch.setattr("random.uniform", lambda _, most: most)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await listener.run()
+    assert waits == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 0.05, 0.1, 0.2]
+    assert (listener.problem, listener.hearing, listener.reconnects) == ("gone", False, 12)
+
+
 async def test_a_hint_between_looking_and_waiting_is_not_missed() -> None:
     hints = Hints()
     ticket = hints.ticket()

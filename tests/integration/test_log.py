@@ -239,6 +239,20 @@ async def _somebody_waits_for_the_lock(connection: Connection) -> bool:
     return await cursor.fetchone() is not None
 
 
+async def test_an_append_tells_how_long_it_waited_and_the_time_after_that(
+    scribe: Scribe, connection: Connection, other: Connection
+) -> None:
+    await other.execute("BEGIN")
+    await log.lock(other)
+    now = await log.clock(connection)
+    waiting = asyncio.create_task(log.append(connection, [scribe.row(said("at last"), now)], now))
+    await eventually(lambda: _somebody_waits_for_the_lock(other))
+    released = await log.clock(other)
+    await other.execute("ROLLBACK")
+    assert await waiting >= released
+    assert (take_lock_wait(connection) or 0) > 0
+
+
 async def test_the_lock_is_held_from_the_reading_to_the_commit(scribe: Scribe, other: Connection) -> None:
     page, now = await log.lock_and_read(scribe.connection, 0)
     assert page == []

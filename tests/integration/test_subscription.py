@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from eventstore import gauge, log
+from eventstore import gauge, log, lookup, subscription
 from eventstore.errors import HeadMoved, StoreUnavailable
 from eventstore.listener import Hints
 from eventstore.lookup import Filter
 from eventstore.subscription import follow
 from tests.support.log import Scribe, joined, said, texts
 from tests.support.parts import connected, running_listener
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -108,6 +110,27 @@ async def test_a_filter_lets_through_what_it_names_and_misses_none(
         await scribe.append(said("not wanted"))
         await scribe.append(joined("wanted"))
         assert [event.position for event in await _take(pages, 1)] == [42]
+
+
+async def test_what_a_filter_kept_back_is_not_looked_through_again(
+    scribe: Scribe, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+
+    async def read(connection: Connection, after: int, limit: int, wanted: Filter) -> list[Recorded]:
+        begun.append(after)
+        return await lookup.read_filtered(connection, after, limit, wanted)
+
+    monkeypatch.setattr(subscription, "lookup", SimpleNamespace(read_filtered=read))
+    await scribe.append(*(said("not wanted") for _ in range(5)))
+    wanted = Filter(type="agent_registered")
+    async with aclosing(follow(opener, Hints(), after=0, wanted=wanted, poll_seconds=0.01)) as pages:
+        coming = asyncio.ensure_future(_take(pages, 1))
+        await eventually(lambda: len(begun) >= 2)
+        await scribe.append(joined("wanted"))
+        assert [event.position for event in await coming] == [6]
+    assert begun[0] == 0
+    assert set(begun[1:]) == {5}
 
 
 async def test_nothing_is_missed_or_doubled_while_many_append(opener: Opener, database: str) -> None:

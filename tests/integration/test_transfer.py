@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import tracemalloc
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -10,13 +11,14 @@ from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, LiteralString
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, assume, settings
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 from msgspec import structs
 
-from eventstore import log, lookup
+from eventstore import keys, log, lookup, transfer
 from eventstore.chain import hash_of
 from eventstore.errors import ImportRefused, StoreUnavailable
 from eventstore.exchange import end_line, event_line, header_line
@@ -27,9 +29,9 @@ from projections.projector import Projector
 from service import commands as do
 from service.clock import DatabaseClock
 from service.writer import Writer
-from tests.support.forging import forge, hash_anew, some_history
+from tests.support.forging import EVENTS, forge, hash_anew, some_history
 from tests.support.life import live_with_jobs
-from tests.support.log import Scribe, joined, said, whole_log
+from tests.support.log import Scribe, joined, new_id, said, whole_log
 from tests.support.parts import (
     SCHEMA,
     connected,
@@ -164,6 +166,52 @@ class TestParts:
         assert (await export_log(connection, lambda _: None, cloud_events=True)).broken_at == 7
         await forge(connection, "DELETE FROM events WHERE position < 3")
         assert (await export_log(connection, lambda _: None)).broken_at == 3
+
+    async def test_take_keys_along_only_where_they_are_the_whole_log(self, connection: Connection) -> None:
+        await some_history(connection)
+        await keys.store(connection, [keys.new_key()])
+        kinds = [json.loads(line)["kind"] for line in await _exported(connection)]
+        assert kinds == ["header", "key", *["event"] * EVENTS, "end"]
+        kinds = [json.loads(line)["kind"] for line in await _exported(connection, after=5)]
+        assert kinds == ["header", *["event"] * (EVENTS - 5), "end"]
+        first = await lookup.read_one(connection, 1)
+        assert first
+        sources = [json.loads(line)["source"] for line in await _exported(connection, cloud_events=True)]
+        assert sources == [f"urn:uuid:{first.id}"] * EVENTS
+
+
+async def test_an_export_is_of_one_moment(database: str, connection: Connection) -> None:
+    await some_history(connection)
+    lines: list[bytes] = []
+
+    def write(line: bytes) -> None:
+        if not lines:
+            with psycopg.connect(database, options=f"-c search_path={SCHEMA}") as other:
+                other.execute("INSERT INTO subject_keys (id, key) VALUES (%s, %s)", (new_id(), bytes(32)))
+        lines.append(line)
+
+    await export_log(connection, write)
+    assert [json.loads(line)["kind"] for line in lines] == ["header", *["event"] * EVENTS, "end"]
+
+
+async def test_progress_is_told_now_and_then(
+    connection: Connection, new_squad: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "TELL_EVERY_EVENTS", 5)
+    await some_history(connection)
+    lines: list[bytes] = []
+    told: list[int] = []
+    await export_log(connection, lines.append, tell=told.append)
+    assert told == [5, 10, EVENTS]
+
+    async def portions() -> AsyncIterator[list[bytes]]:
+        for start in range(0, len(lines), 4):
+            yield lines[start : start + 4]
+
+    told.clear()
+    async with connected(new_squad) as other:
+        await import_log(other, portions(), told.append)
+    assert told == [7, 11, EVENTS]
 
 
 class TestWhatIsRefused:
@@ -465,8 +513,8 @@ async def test_keys_of_sealed_payloads_go_along_but_for_those_that_were_destroye
     await _three_subjects(database)
     lines = await _exported(connection)
     # Of messages' keys there is a stock, so there are more of them than messages.
-    keys = [line for line in lines if b'"kind":"key"' in line]
-    assert sum(b'"subject":null' not in line for line in keys) == 1
+    along = [line for line in lines if b'"kind":"key"' in line]
+    assert sum(b'"subject":null' not in line for line in along) == 1
     assert not any(text in b"".join(lines) for text in (b"secret", b"example.com"))
     async with connected(new_squad) as other:
         await _imported(other, lines)

@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from eventstore import checkpoint, log, lookup, verification
+from eventstore.errors import StoreUnavailable
 from eventstore.recorded import Head
 from eventstore.transfer import export_log
 from service import commands as do
@@ -366,6 +367,20 @@ async def test_a_time_that_no_clock_shows_is_a_fault_and_not_a_failure(
     assert await first_bad_position_by_sql(connection) == 12
 
 
+async def test_the_first_and_the_last_time_that_a_clock_shows_are_times_as_any(
+    connection: Connection,
+) -> None:
+    await some_history(connection)
+    await forge(
+        connection,
+        "UPDATE events SET recorded_at = '0001-01-01Z' WHERE position = 1",
+        "UPDATE events SET recorded_at = '9999-12-31 23:59:59.999999Z' WHERE position = 12",
+    )
+    await hash_anew(connection)
+    assert await _faults(connection) == {}
+    assert (await export_log(connection, lambda _: None)).broken_at is None
+
+
 async def test_a_row_that_the_index_does_not_show_is_found(connection: Connection) -> None:
     await some_history(connection)
     off = "UPDATE pg_index SET indisready = {} WHERE indexrelid = 'events_pkey'::regclass"
@@ -653,6 +668,27 @@ async def test_appends_meanwhile_do_not_disturb_it(database: str, connection: Co
         await scribe.append(said("meanwhile"))
         verified = await verification.verify_log(connection)
     assert (verified.first_fault, verified.position) == (None, EVENTS)
+
+
+async def test_its_end_does_not_hide_that_the_connection_broke(connection: Connection) -> None:
+    async def broken() -> None:
+        async with verification.snapshot(connection):
+            connection.pgconn.finish()
+            await verification.verify_log(connection)
+
+    with pytest.raises(StoreUnavailable):
+        await broken()
+
+
+async def test_progress_is_told_now_and_then(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "TELL_EVERY_EVENTS", 5)
+    await some_history(connection)
+    told: list[int] = []
+    async with verification.snapshot(connection):
+        await verification.verify_log(connection, tell=told.append)
+    assert told == [5, 10, EVENTS]
 
 
 async def test_its_memory_does_not_grow_with_the_log(connection: Connection) -> None:

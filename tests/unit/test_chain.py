@@ -97,6 +97,7 @@ class TestTampering:
             ("data", "[]"),
             ("actor", "agent:mallory"),
             ("caused_by", 77),
+            ("caused_by", 0),
             ("correlation_id", "another request"),
             ("idempotency_key", "another-key"),
             ("recorded_at", _EPOCH),

@@ -196,6 +196,8 @@ class TestWhatIsNotAWholeLog:
             (3, {"position": 2**70}, "line 3: position: "),
             (3, {"id": golden_log()[1].id.upper()}, "line 3: id: string should match pattern"),
             (3, {"version": 0}, "line 3: version: input should be greater than or equal to 1"),
+            (3, {"schema_version": 0}, "line 3: schema_version: input should be greater than or equal to"),
+            (3, {"caused_by": 0}, "line 3: caused_by: input should be greater than or equal to 1"),
             (3, {"actor": None}, "line 3: actor: input should be a valid string"),
             (
                 3,

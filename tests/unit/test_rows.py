@@ -18,13 +18,18 @@ from eventstore.events import (
     OperationFinished,
     OperationRenewed,
     OperationStarted,
+    RunFinished,
     RunMissed,
+    RunRenewed,
     RunSkipped,
+    RunStarted,
     TokensReleased,
+    TokensReserved,
     TokensSettled,
+    TokensUsed,
 )
 from projections.agents import AGENTS
-from projections.budgets import BUDGET_DAYS, RESERVATIONS
+from projections.budgets import BUDGET_DAYS, BUDGETS, RESERVATIONS
 from projections.emails import EMAILS
 from projections.jobs import JOBS
 from projections.operations import CONFLICTS, OPERATIONS, OperationRow
@@ -40,6 +45,7 @@ from service.commands import (
     RegisterAgent,
     ReleaseReservation,
     RenewOperation,
+    RenewRun,
     ReserveTokens,
     ResumeJob,
     SettleReservation,
@@ -47,9 +53,10 @@ from service.commands import (
     UpdateEmail,
     UpdateTask,
 )
+from service.decide.runs import LEASE_SECONDS
 from service.draft import Draft
 from service.squad import Squad
-from tests.unit.job_stories import JOB, claim, with_job
+from tests.unit.job_stories import JOB, RUNNER, claim, ended, take_up, with_job
 from tests.unit.support import START, given, moment
 
 if TYPE_CHECKING:
@@ -134,6 +141,20 @@ def test_of_a_reservation_that_is_over_is_told_when_and_how(
     holds(row, ended_at=story.now, position=story.position_of(kind))
 
 
+def test_of_a_budget_day_and_an_agents_part_is_told_what_they_come_to_and_since_when() -> None:
+    story = given(ReserveTokens(agent="ann", tokens=10))
+    for command, kind, used, reserved in (
+        (None, TokensReserved, 0, 10),
+        (SettleReservation(reservation_id=story.id, tokens_used=7), TokensSettled, 7, 0),
+        (RecordUsage(agent="ann", tokens=5), TokensUsed, 12, 0),
+    ):
+        if command:
+            story.given(command)
+        for table in (BUDGET_DAYS, BUDGETS):
+            [row] = rows(story, table)
+            holds(row, used=used, reserved=reserved, position=story.position_of(kind))
+
+
 def test_of_a_budget_day_that_is_over_is_told_when_and_what_it_used() -> None:
     story = given(RecordUsage(agent="ann", tokens=60_000)).when(PassTime(), at=12 * 3_600 + 5)
     yesterday, today = sorted(rows(story, BUDGET_DAYS), key=lambda row: row.day)
@@ -173,6 +194,24 @@ class TestJobs:
         story.given(ResumeJob(name=JOB, note="back"), at=2)
         [row] = rows(story, JOBS)
         holds(row, paused=False, pause_note="back", position=story.position_of(JobResumed))
+
+    def test_tell_when_a_run_was_heard_of_last(self) -> None:
+        run = run_id(JOB, moment(60))
+        story = with_job().given(claim(), at=60).given(RenewRun(run_id=run, runner=RUNNER), at=70)
+        [row] = rows(story, RUNS)
+        holds(row, started_at=moment(60), lease_expires_at=moment(70 + LEASE_SECONDS))
+        holds(row, fencing_token=story.position_of(RunStarted), position=story.position_of(RunRenewed))
+
+    def test_tell_what_became_of_a_run_that_failed_before_its_last_attempt_began(self) -> None:
+        run, mailbox = run_id(JOB, moment(60)), {"mailbox": "info"}
+        story = with_job(resources=mailbox, retries=1).given(claim(), at=60)
+        story.given(ended(run, succeeded=False), at=61)
+        story.given(StartOperation(agent="bob", action="sort", resources=mailbox), at=62)
+        story.given(take_up(run), at=65)
+        [row] = rows(story, RUNS)
+        holds(row, status="failed", attempts=2, reason="conflict: 'bob' is at 'sort' on mailbox info")
+        holds(row, runner=None, lease_expires_at=None, retry_at=None, finished_at=moment(65))
+        assert row.position == story.position_of(RunFinished)
 
     def test_tell_why_a_tick_was_skipped(self) -> None:
         story = with_job().given(PauseJob(name=JOB, note="holidays"), at=1).given(claim(), at=60)

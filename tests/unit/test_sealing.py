@@ -23,13 +23,13 @@ from eventstore.events import (
 )
 from eventstore.keys import Key, Keyring
 from eventstore.recorded import Recorded
-from eventstore.sealing import PERSONAL, opened, reveal
+from eventstore.sealing import PERSONAL, concerns_keys, key_of, opened, reveal
 from tests.unit import strategies
 from tests.unit.examples import EXAMPLES
 from tests.unit.support import START
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from eventstore.connection import Connection
     from eventstore.events import AnyEvent
@@ -288,8 +288,21 @@ class TestABox:
         with pytest.raises(UnreadableEvent, match="the box of request_answered at position 1"):
             opened(boxed(ANSWER, {"fingerprint": "f", "body": body}), {KEY.id: KEY.secret})
 
+    @pytest.mark.parametrize("data", ["null", "[]", "1", '"sealed"', '["sealed"]'])
+    def test_is_not_looked_for_in_what_is_no_object(self, data: str) -> None:
+        row = plain(LETTER)._replace(data=data)
+        assert opened(row, {}) is row
+        assert key_of(row) is None
+
 
 class TestRevealing:
+    def test_has_to_do_with_what_is_sealed_and_with_who_is_forgotten(self) -> None:
+        forgotten = SubjectForgotten(key_id=KEY.id, emails=[ID], messages=[], in_plain=0)
+        for row in (sealed(LETTER), sealed(ANSWER), plain(forgotten)):
+            assert concerns_keys([plain(LETTER), row])
+        assert not concerns_keys([plain(event) for event in EXAMPLES if event.type != forgotten.type])
+        assert not concerns_keys([])
+
     @pytest.mark.parametrize("data", ["[]", "{}", "null", "{", '{"key_id": 1}', '{"key_id": ["a"]}'])
     async def test_tells_of_the_end_of_a_key_that_is_none(self, data: str) -> None:
         forgotten = SubjectForgotten(key_id=KEY.id, emails=[ID], messages=[], in_plain=0)
@@ -332,7 +345,10 @@ class TestRevealing:
         assert codec.decode(last) == forgotten
         assert database.asked == [[KEY.id]]
 
-    async def test_never_serves_a_key_that_was_destroyed_while_it_was_loaded(self) -> None:
+    @pytest.mark.parametrize("let_go", [lambda ring: ring.let_go(KEY.id), Keyring.clear])
+    async def test_never_serves_a_key_that_was_destroyed_while_it_was_loaded(
+        self, let_go: Callable[[Keyring], None]
+    ) -> None:
         ring = Keyring()
 
         class Late(Database):
@@ -340,7 +356,7 @@ class TestRevealing:
                 answer = await super().execute(query, parameters)
                 if self.secrets:
                     self.secrets.clear()
-                    ring.let_go(KEY.id)
+                    let_go(ring)
                 return answer
 
         database = cast("Connection", Late({KEY.id: KEY.secret}))
