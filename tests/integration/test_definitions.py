@@ -81,6 +81,10 @@ def _function(name: str) -> str:
             "CREATE RULE other AS ON DELETE TO subject_keys DO INSTEAD NOTHING",
             "the rule other of subject_keys can keep what is to be destroyed, and is none of schema.sql's",
         ),
+        (
+            "CREATE RULE other AS ON DELETE TO snapshots DO INSTEAD NOTHING",
+            "the rule other of snapshots can keep what is to be destroyed, and is none of schema.sql's",
+        ),
         *(
             (
                 f"ALTER TABLE {table} {change} ROW LEVEL SECURITY",
@@ -95,6 +99,11 @@ def _function(name: str) -> str:
         ),
         (
             "ALTER POLICY seen ON events TO pg_monitor",
+            "the row level security of events is not what schema.sql made it to be",
+        ),
+        (
+            "DROP POLICY seen ON events;"
+            " CREATE POLICY seen ON events AS RESTRICTIVE FOR SELECT USING (true)",
             "the row level security of events is not what schema.sql made it to be",
         ),
         (
@@ -113,6 +122,10 @@ def _function(name: str) -> str:
         ("ALTER TABLE subject_keys SET UNLOGGED", "the table subject_keys is not logged"),
         ("CREATE TABLE apart () INHERITS (events)", "the table events is not a table by itself"),
         (
+            "CREATE TABLE above (LIKE subject_keys); ALTER TABLE subject_keys INHERIT above",
+            "the table subject_keys is not a table by itself",
+        ),
+        (
             "ALTER TABLE subject_keys DROP CONSTRAINT subject_keys_pkey",
             "the unique index subject_keys_pkey is not there, or not valid",
         ),
@@ -126,6 +139,11 @@ def _function(name: str) -> str:
             " timestamp with time zone",
         ),
         (
+            "ALTER TABLE snapshots ALTER COLUMN taken_at TYPE timestamptz(0)",
+            "the table snapshots has the column taken_at as timestamp(0) with time zone, and not as"
+            " timestamp with time zone",
+        ),
+        (
             "ALTER TABLE subject_keys ADD COLUMN more text NOT NULL",
             "the table subject_keys has one more column, more, that must be filled",
         ),
@@ -133,6 +151,11 @@ def _function(name: str) -> str:
         ("ALTER TABLE events ALTER COLUMN actor DROP NOT NULL", "the column actor may be empty"),
         (
             "ALTER TABLE events DROP CONSTRAINT events_hash_check",
+            "the check (length(hash) = 32) is not there, or not valid",
+        ),
+        (
+            "ALTER TABLE events DROP CONSTRAINT events_hash_check;"
+            " ALTER TABLE events ADD CHECK (length(hash) = 32) NOT VALID",
             "the check (length(hash) = 32) is not there, or not valid",
         ),
     ],
@@ -153,6 +176,26 @@ async def test_keys_without_a_table_are_found(connection: Connection) -> None:
         "the unique index subject_keys_subject is not there, or not valid",
         "the table subject_keys is not there",
     ]
+
+
+async def test_a_view_in_the_place_of_a_table_is_found(connection: Connection) -> None:
+    await connection.execute(
+        "ALTER TABLE snapshots RENAME TO hidden; CREATE VIEW snapshots AS SELECT * FROM hidden"
+    )
+    assert "the table snapshots is not a table by itself" in await guards.missing_guards(connection)
+
+
+async def test_what_an_owner_adds_that_changes_and_keeps_nothing_is_no_fault(
+    connection: Connection,
+) -> None:
+    await connection.execute(
+        "ALTER TABLE projections ADD COLUMN empty text, ADD COLUMN filled text NOT NULL DEFAULT 'x',"
+        " ADD COLUMN counted bigint GENERATED ALWAYS AS IDENTITY"
+    )
+    await connection.execute(
+        f"{KEEP} CREATE TRIGGER looks AFTER DELETE ON subject_keys FOR EACH ROW EXECUTE FUNCTION keep()"
+    )
+    assert await guards.missing_guards(connection) == []
 
 
 async def test_what_an_owner_adds_to_a_read_table_is_no_fault(connection: Connection) -> None:

@@ -434,6 +434,21 @@ class TestGuards:
                 "the unique key of (id)",
             ),
             *(
+                (f"ALTER TABLE events DROP CONSTRAINT events_id_key; {index}", "the unique key of (id)")
+                for index in (
+                    "CREATE INDEX events_id_key ON events (id)",
+                    "CREATE UNIQUE INDEX events_id_key ON events (id) WHERE position > 6",
+                )
+            ),
+            *(
+                (f"UPDATE pg_index SET {flag} = false WHERE indexrelid = '{index}'::regclass", says)
+                for flag, index, says in (
+                    ("indisvalid", "events_id_key", "the unique key of (id)"),
+                    ("indisvalid", "events_idempotency_key", "the unique index events_idempotency_key"),
+                    ("indisready", "events_idempotency_key", "the unique index events_idempotency_key"),
+                )
+            ),
+            *(
                 (f"DROP INDEX {name}", f"the unique index {name} is not there, or not valid")
                 for name in ("events_idempotency_key", "events_gmail_message_id", "subject_keys_subject")
             ),
