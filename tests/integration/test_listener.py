@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from eventstore import listener as listening
+from eventstore.asking import one_value
 from eventstore.listener import Hints, Listener, wait_for_hint
 from tests.support.log import Scribe, said
 from tests.support.parts import connected, running, running_listener, terminate
@@ -56,7 +57,11 @@ async def test_a_notification_that_anybody_made_up_is_only_a_hint(database: str,
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_it_proves_its_hearing_again_and_again(database: str) -> None:
+async def test_it_proves_its_hearing_again_and_again(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It listens no longer for its heartbeat than until that is back.
+    monkeypatch.setattr(listening, "DEAF_AFTER_SECONDS", 60.0)
     async with running_listener(database) as listener:
         await eventually(lambda: listener.heartbeats >= 5)
         assert listener.reconnects == 0
@@ -92,6 +97,7 @@ async def test_one_that_is_connected_but_deaf_is_found_out_and_replaced(
         # As behind a pooler in transaction mode: what is sent goes out, and nothing comes back.
         monkeypatch.setattr(listener, "_heartbeat_channel", f"{right_channel}.elsewhere")
         await eventually(lambda: listener.reconnects > 0)
+        assert (listener.problem or "").endswith("the listener's own heartbeat did not come back")
         monkeypatch.undo()
         await eventually(lambda: listener.hearing)
         await Scribe(connection).append(said("heard again"))
@@ -148,6 +154,22 @@ async def test_a_late_hint_does_not_set_the_position_back() -> None:
     hints.wake(7)
     hints.wake(3)
     assert hints.position == 7
+
+
+async def test_waiting_ends_with_a_hint_and_not_before() -> None:
+    hints = Hints()
+    waiting = asyncio.create_task(wait_for_hint(hints.ticket(), seconds=60))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    hints.wake()
+    await asyncio.wait_for(waiting, 1)
+
+
+async def test_nothing_is_kept_for_a_process_that_stands_still(database: str) -> None:
+    connection = await Listener(database, "squad")._connect("squad listener")
+    async with connection:
+        assert await one_value(connection, "SHOW idle_session_timeout") == "15s"
 
 
 async def test_waiting_ends_without_any_hint() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from eventstore import log, lookup
-from eventstore.lookup import Filter
+from eventstore.lookup import Ends, Filter
 from eventstore.recorded import EMPTY_LOG, Head
 from tests.support.log import Scribe, joined, new_id, said, texts
 
@@ -51,6 +51,7 @@ async def test_an_empty_log_ends_before_1(connection: Connection, start: datetim
     assert await log.read_after(connection, 0) == []
     assert await lookup.read_one(connection, 1) is None
     assert await lookup.position_at(connection, start) == 0
+    assert await lookup.kinds(connection) == []
     assert await _positions(connection, Filter(since=start, until=start + SECOND)) == []
 
 
@@ -79,6 +80,65 @@ async def test_streams_are_read_in_the_order_of_the_log(
 ) -> None:
     wanted = [stored[3].stream, "agent-alice", "agent-nobody"]
     assert [event.position for event in await lookup.read_streams(connection, wanted)] == [1, 4]
+
+
+async def _story(scribe: Scribe, stream: str, *told: tuple[str, str]) -> None:
+    """A stream of events of these types, each by its agent."""
+    for version, (type_, agent) in enumerate(told, 1):
+        data = f'{{"agent": "{agent}"}}'
+        await scribe.append(joined("x"), stream=stream, version=version, type=type_, data=data)
+
+
+async def test_of_a_long_stream_in_brief_the_ends_are_read_and_what_an_agent_did(
+    connection: Connection,
+) -> None:
+    scribe = Scribe(connection)
+    refused = ("conflict_detected", "bob")
+    long = [("started", "ann"), *[refused] * 24]
+    long[9], long[21], long[23] = ("conflict_detected", "eve"), ("renewed", "ann"), ("finished", "ann")
+    await _story(scribe, "long", *long)
+    await _story(scribe, "whole", *long)
+    await _story(scribe, "short", *long[: lookup.SHORT - 1])
+
+    async def read(*in_brief: Ends) -> list[tuple[str, int]]:
+        found = await lookup.read_streams(connection, ["whole"], in_brief)
+        assert [each.position for each in found] == sorted({each.position for each in found})
+        return [(each.stream, each.version) for each in found if each.stream != "whole"]
+
+    brief = [("long", version) for version in (1, 22, 24)]
+    short = [("short", version) for version in range(1, lookup.SHORT)]
+    assert await read() == []
+    assert await read(Ends("long")) == brief
+    assert await read(Ends("long", "eve")) == sorted([*brief, ("long", 10)])
+    assert await read(Ends("long"), Ends("short", "eve")) == brief + short
+    assert await read(Ends("short")) == short
+    assert len(await lookup.read_streams(connection, ["whole"], [Ends("whole"), Ends("long")])) == 25 + 3
+
+
+async def test_a_stream_is_read_from_either_end_and_between_positions(connection: Connection) -> None:
+    scribe = Scribe(connection)
+    await _story(scribe, "one", ("a", "x"), ("b", "x"), ("a", "x"), ("b", "x"), ("a", "x"))
+    await scribe.append(said("elsewhere"))
+
+    async def read(*types: str, **bounds: Any) -> list[int]:
+        found = await lookup.read_stream(connection, "one", types, **{"limit": 9, **bounds})
+        return [each.position for each in found]
+
+    assert await read() == [1, 2, 3, 4, 5]
+    assert await read(newest_first=True, limit=2) == [5, 4]
+    assert await read(after=2, upto=4) == [3, 4]
+    assert await read("a", limit=2) == [1, 3]
+    assert await read("a", "b", after=4) == [5]
+
+
+async def test_kinds_of_events_are_read_between_positions(
+    connection: Connection, stored: list[Recorded]
+) -> None:
+    kinds = ["agent_registered", "message_sent"]
+    assert await lookup.kinds(connection) == kinds
+    assert await lookup.read_kinds(connection, kinds, 1, 4) == stored[1:4]
+    assert await lookup.read_kinds(connection, kinds[:1], 0, 6) == [stored[0], stored[2]]
+    assert await lookup.read_positions(connection, [4, 99, 2]) == [stored[1], stored[3]]
 
 
 async def test_every_filter_narrows_and_all_narrow_together(

@@ -82,6 +82,25 @@ async def test_it_reads_on_in_pages_until_it_is_live(
         assert [len(await anext(pages)) for _ in range(3)] == [10, 10, 5]
 
 
+async def test_it_waits_only_where_it_has_read_all(
+    scribe: Scribe, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    async def wait(_: asyncio.Event, seconds: float) -> None:
+        waited.append(seconds)
+        await scribe.append(said("the next"))
+
+    monkeypatch.setattr(subscription, "wait_for_hint", wait)
+    monkeypatch.setattr(log, "PAGE_EVENTS", 2)
+    await scribe.append(said("one"), said("two"), said("three"))
+    async with aclosing(follow(opener, Hints(), after=0, poll_seconds=7)) as pages, asyncio.timeout(10):
+        assert [texts(await anext(pages)) for _ in range(2)] == [["one", "two"], ["three"]]
+        assert waited == []
+        assert texts(await anext(pages)) == ["the next"]
+    assert waited == [7]
+
+
 @pytest.mark.parametrize("wanted", [None, Filter(type="message_sent")])
 async def test_its_pages_are_short_where_events_are_large(
     scribe: Scribe, opener: Opener, monkeypatch: pytest.MonkeyPatch, wanted: Filter | None
