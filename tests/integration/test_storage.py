@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from psycopg import errors, sql
 
+from eventstore.asking import one_value
 from projections import PROJECTIONS, storage
 from projections.budgets import BUDGET_DAYS, BUDGETS, BudgetDayRow, BudgetRow
 
@@ -119,3 +120,36 @@ async def test_what_is_selected_is_planned_for_its_values(connection: Connection
         await storage.select(connection, BUDGETS, where, {"agent": f"agent {number}", "limit": 5})
     cursor = await connection.execute("SELECT count(*) FROM pg_prepared_statements")
     assert await cursor.fetchone() == (0,)
+
+
+async def _positions(connection: Connection) -> dict[str, int]:
+    return dict(await (await connection.execute("SELECT name, position FROM projections")).fetchall())
+
+
+async def test_projections_move_on_together_from_where_they_are_or_not_at_all(
+    connection: Connection,
+) -> None:
+    advance = "SELECT advance_projections(%s, %s, 9, %s)"
+    before = {"one": 5, "two": 5, "behind": 4, "apart": 5}
+    await connection.cursor().executemany(
+        "INSERT INTO projections (name, position, fold_version, generation, updated_at)"
+        " VALUES (%s, %s, 1, 3, '2026-01-01Z')",
+        list(before.items()),
+    )
+    for names, expected, generation in (
+        (["one", "two"], 4, 3),
+        (["one", "two"], 6, 3),
+        (["one", "two"], 5, 2),
+        (["one", "behind"], 5, 3),
+        (["one", "nobody"], 5, 3),
+    ):
+        with pytest.raises(errors.SerializationFailure):
+            await connection.execute(advance, (names, expected, generation))
+        assert await _positions(connection) == before
+    await connection.execute('LISTEN "squad.projections"')
+    await connection.execute(advance, (["one", "two"], 5, 3))
+    assert await _positions(connection) == before | {"one": 9, "two": 9}
+    moved = "SELECT array_agg(name ORDER BY name) FROM projections WHERE updated_at > '2026-01-02Z'"
+    assert await one_value(connection, moved) == ["one", "two"]
+    [told] = [each async for each in connection.notifies(timeout=10, stop_after=1)]
+    assert told.payload == "9"
