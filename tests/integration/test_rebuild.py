@@ -537,3 +537,13 @@ async def test_a_role_that_owns_the_schema_and_nothing_else_may_replay_and_compa
         finally:
             await admin.execute(f"DROP OWNED BY {role}".encode())
             await admin.execute(f"DROP ROLE {role}".encode())
+
+
+async def test_those_who_wait_for_tables_and_the_projector_are_told_of_it(
+    database: str, connection: Connection
+) -> None:
+    for channel in ("events", "projections"):
+        await connection.execute(f'LISTEN "{SCHEMA}.{channel}"'.encode())
+    await rebuild(database, SCHEMA)
+    told = [each.channel async for each in connection.notifies(timeout=10, stop_after=2)]
+    assert sorted(told) == [f"{SCHEMA}.events", f"{SCHEMA}.projections"]
