@@ -16,13 +16,13 @@ from uuid import UUID
 
 from projections.runs import RUNS
 from service import commands as do
-from service import recall
-from service.batch import decide_batch
 from service.decide.jobs import due_jobs
-from service.draft import Draft
+from service.history import recall
 from service.job_spec import EMAIL_AGENT, JobSpec, seed_jobs
+from service.memory.draft import Draft
+from service.memory.squad import Squad
 from service.requests import Answer, Outcome, Request, Ticket
-from service.squad import Squad
+from service.writing.batch import decide_batch
 
 if TYPE_CHECKING:
     import asyncio

@@ -23,15 +23,15 @@ from rich.table import Table
 from eventstore import log
 from eventstore.connection import connect
 from service.database import database
-from service.folding import keeping
-from service.history import state_at
+from service.history.folding import keeping
+from service.history.past import state_at
 from service.settings import read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from eventstore.connection import Connection
-    from service.folding import Keep
+    from service.history.folding import Keep
 
 
 class Took(NamedTuple):

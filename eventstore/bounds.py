@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import orjson
-from msgspec import inspect as told
+from msgspec import inspect
 
 from eventstore.events import JobDefinition, TaskCreated, TaskUpdated
 from eventstore.ids import ID
@@ -155,22 +155,25 @@ def _fields(kind: type[msgspec.Struct]) -> _Fields | None:
         if name in _IDS or name in _LISTS_OF_IDS or (name == "task_id" and issubclass(kind, _OF_TASKS)):
             ids.append(name)
         match _main_type(field.type):
-            case told.IntType():
+            case inspect.IntType():
                 numbers.append(bounded)
-            case told.FloatType():
+            case inspect.FloatType():
                 least, most = _SPAN
                 numbers.append(
                     (name, _SHORTEST_INTERVAL_SECONDS if name == "every_seconds" else least, most)
                 )
-            case told.StrType() if name in _INDEXED:
+            case inspect.StrType() if name in _INDEXED:
                 texts.append(name)
-            case told.DateTimeType():
+            case inspect.DateTimeType():
                 times.append(name)
-            case told.DictType(value_type=told.AnyType()):
+            case inspect.DictType(value_type=inspect.AnyType()):
                 json.append(name)
-            case told.DictType(value_type=told.IntType()) | told.ListType(item_type=told.IntType()):
+            case (
+                inspect.DictType(value_type=inspect.IntType())
+                | inspect.ListType(item_type=inspect.IntType())
+            ):
                 others.append(bounded)
-            case told.StructType():
+            case inspect.StructType():
                 others.append(bounded)
             case _:
                 pass
@@ -178,10 +181,10 @@ def _fields(kind: type[msgspec.Struct]) -> _Fields | None:
     return found if any(found) else None
 
 
-def _main_type(annotated: Any) -> told.Type:
+def _main_type(annotated: Any) -> inspect.Type:
     """The type of a field; where it may be null, of what is there otherwise."""
-    whole = told.type_info(annotated)
-    if not isinstance(whole, told.UnionType):
+    whole = inspect.type_info(annotated)
+    if not isinstance(whole, inspect.UnionType):
         return whole
-    [main] = [each for each in whole.types if not isinstance(each, told.NoneType)]
+    [main] = [each for each in whole.types if not isinstance(each, inspect.NoneType)]
     return main

@@ -22,8 +22,8 @@ import psycopg
 
 from eventstore import pooler
 from eventstore.connection import Connection, connect, hanging_up_after
+from eventstore.describing import describe
 from eventstore.errors import EventStoreError
-from eventstore.telling import told
 
 POLL_SECONDS = 1.0
 """How long a reader waits for a hint before it looks by itself."""
@@ -113,7 +113,7 @@ class Listener:
             try:
                 await self._listen()
             except (EventStoreError, psycopg.Error, OSError) as error:
-                _log.warning("listener lost its connection: %s", told(error))
+                _log.warning("listener lost its connection: %s", describe(error))
                 self.problem = str(error)
             self.hearing = False
             self.reconnects += 1

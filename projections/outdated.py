@@ -10,8 +10,8 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from eventstore.describing import describe
 from eventstore.errors import StoreBusy, StoreUnavailable
-from eventstore.telling import told
 from projections.rebuild import rebuild
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Outdated:
             try:
                 await rebuild(self._dsn, self._schema, projections)
             except (StoreUnavailable, StoreBusy, OSError) as error:
-                _log.warning("rebuilding begins anew: %s", told(error))
+                _log.warning("rebuilding begins anew: %s", describe(error))
             else:
                 return
             await asyncio.sleep(delay)

@@ -28,10 +28,10 @@ import psycopg
 from eventstore import log
 from eventstore.asking import one_value
 from eventstore.connection import Connection, connect, hanging_up_after
+from eventstore.describing import describe
 from eventstore.errors import EventStoreError, LogNotUnderstood, StoreBusy, StoreUnavailable
 from eventstore.gauge import Gauge
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
-from eventstore.telling import told
 from eventstore.translation import translating
 from projections import PROJECTIONS
 from projections.folding import PageFolder
@@ -144,7 +144,7 @@ class Projector:
             except StoreBusy as busy:
                 _log.info("the projector begins anew: %s", busy)
             except (EventStoreError, psycopg.Error, OSError) as error:
-                _log.warning("projector lost its connection: %s", told(error))
+                _log.warning("projector lost its connection: %s", describe(error))
             except Exception:  # noqa: BLE001 - nobody would start this task again: it goes on, whatever comes
                 _log.exception("the projector failed and begins again")
             await asyncio.sleep(delay)
@@ -315,7 +315,7 @@ class Projector:
             "projection %s stopped at position %d: %s; its row of the table projections says more",
             projection.name,
             position,
-            told(fault),
+            describe(fault),
         )
         self.failed[projection.name] = (position, reason)
         self._failed_at = monotonic()

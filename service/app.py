@@ -24,8 +24,6 @@ from projections.agents import AGENTS
 from projections.jobs import JOBS
 from projections.projector import Projector
 from service.background import background
-from service.batch import new_id
-from service.calls import Caller
 from service.channels import Channels
 from service.clock import DatabaseClock
 from service.commands import DefineJob, RegisterAgent, StartOrchestrator, WithdrawJob
@@ -42,11 +40,13 @@ from service.job_spec import EMAIL_AGENT, SEED_JOBS
 from service.metrics import Metrics
 from service.reading import ReadTables
 from service.requests import Request
-from service.scheduler import Scheduler
+from service.scheduling.calls import AgentClient
+from service.scheduling.scheduler import Scheduler
+from service.scheduling.timekeeper import keep_time
 from service.snapshotter import Snapshotter
 from service.tail import Tail
-from service.timekeeper import keep_time
-from service.writer import Writer
+from service.writing.batch import new_id
+from service.writing.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -93,14 +93,14 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
     writer = Writer(
         dsn, squad_schema, clock, listener.events, keyring=keyring, encrypt=settings.encrypt_payloads
     )
-    caller = Caller(settings.agents_url, settings.secrets())
-    scheduler = Scheduler(writer, clock, caller, _runner_name())
+    client = AgentClient(settings.agents_url, settings.secrets())
+    scheduler = Scheduler(writer, clock, client, _runner_name())
     snapshotter = Snapshotter(session_dsn, squad_schema, writer)
     writer.on_known.append(projector.observe)
     writer.observers += [scheduler.observe, snapshotter.observe]
     writer.on_replaced += [scheduler.drop_what_is_lost, snapshotter.look_again]
     async with (
-        caller,
+        client,
         connection.pool(dsn, squad_schema, name="squad reader", size=READ_CONNECTIONS) as pool,
         background(
             listener.run(), projector.run(), writer.run(), keep_time(writer, clock), snapshotter.run()

@@ -31,7 +31,7 @@ BuiltInTask = Literal[
     "token_monitor",
     "token_reset",
 ]
-"""What the orchestrator itself can do on a schedule; see `service.job_tasks`."""
+"""What the orchestrator itself can do on a schedule; see `service.scheduling.job_tasks`."""
 
 BUILT_IN_TASKS: tuple[str, ...] = get_args(BuiltInTask)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
-from eventstore.telling import told_at_length
+from eventstore.describing import describe_at_length
 
 if TYPE_CHECKING:
     import asyncio
@@ -72,7 +72,7 @@ def _with_exception(_: Any, __: str, event: structlog.typing.EventDict) -> struc
     if given is True:
         error = sys.exc_info()[1]
     if isinstance(error, BaseException):
-        event["exception"] = told_at_length(error)
+        event["exception"] = describe_at_length(error)
     return event
 
 

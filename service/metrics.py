@@ -19,7 +19,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.utils import floatToGoString
 
-from service.timekeeper import standstill_seconds
+from service.scheduling.timekeeper import standstill_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from eventstore.listener import Listener
     from projections.projector import Projector
     from service.clock import DatabaseClock
-    from service.measures import Distribution
-    from service.writer import Writer
+    from service.writing.measures import Distribution
+    from service.writing.writer import Writer
 
 NO_ROUTE = "unmatched"
 """The route of a request that reaches none."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from eventstore.listener import Hints
     from projections.projection import Projection
     from projections.projector import Projector
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 STRICT_WAIT_SECONDS = 5.0
 """How long a reader waits for the position that it named."""

@@ -21,19 +21,19 @@ import psycopg
 from eventstore import log
 from eventstore.asking import one_value
 from eventstore.connection import connect
+from eventstore.describing import describe
 from eventstore.errors import EventStoreError
 from eventstore.listener import wait_for_hint
-from eventstore.telling import told
-from service import snapshots
-from service.folding import complete, folding
-from service.squad import Squad
+from service.history import snapshots
+from service.history.folding import complete, folding
+from service.memory.squad import Squad
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 AGAIN_AFTER_SECONDS = 60.0
 """How long after a failure it is tried again."""
@@ -74,12 +74,14 @@ class Snapshotter:
         self._due.set()
 
     async def keep(self, squad: Squad, known: int) -> None:
-        """Puts a squad away that somebody has folded (see `service.folding.Keep`)."""
+        """Puts a squad away that somebody has folded (see `service.history.folding.Keep`)."""
         try:
             async with self._connection() as connection:
                 await snapshots.store(connection, squad, known)
         except Exception as error:  # noqa: BLE001 - whoever looks back needs no snapshot of it
-            _log.warning("a snapshot at position %d was not stored: %s", squad.head.position, told(error))
+            _log.warning(
+                "a snapshot at position %d was not stored: %s", squad.head.position, describe(error)
+            )
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -91,7 +93,7 @@ class Snapshotter:
             try:
                 await self._take_what_is_due()
             except (EventStoreError, psycopg.Error, OSError) as error:
-                _log.warning("snapshots cannot be taken for the moment: %s", told(error))
+                _log.warning("snapshots cannot be taken for the moment: %s", describe(error))
                 await asyncio.sleep(AGAIN_AFTER_SECONDS)
             except Exception:  # noqa: BLE001 - nobody would start this task again; all works without snapshots
                 _log.exception("taking snapshots failed")

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from projections.operations import OperationRow
     from projections.orchestrator import OrchestratorRow
     from service.explain import Explanation
-    from service.squad import Squad
-    from service.state import State
+    from service.memory.squad import Squad
+    from service.memory.state import State
 
 
 def budget(state: State) -> dict[str, Any]:

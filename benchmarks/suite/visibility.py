@@ -22,7 +22,7 @@ from service.background import background
 from service.clock import DatabaseClock
 from service.commands import SendMessage, SetPolicy
 from service.requests import Request
-from service.writer import Writer
+from service.writing.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

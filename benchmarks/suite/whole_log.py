@@ -17,7 +17,7 @@ from eventstore import codec, log, verification
 from eventstore.connection import connect
 from projections.rebuild import rebuild
 from service.cli.target import AT_LEISURE
-from service.history import state_at
+from service.history.past import state_at
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

@@ -19,7 +19,6 @@ from eventstore import schema
 from eventstore.listener import Hints, Listener
 from service.app import until_ready
 from service.background import background
-from service.batch import new_id
 from service.cli.output import printable
 from service.cli.target import open_squad
 from service.clock import DatabaseClock
@@ -27,7 +26,8 @@ from service.commands.base import Command
 from service.database import StartFailed
 from service.requests import CommandFailed, OutcomeUnknown, QueueFull, Request, Stopping, Unavailable
 from service.values import in_words
-from service.writer import Writer
+from service.writing.batch import new_id
+from service.writing.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -18,7 +18,7 @@ from service.cli.output import printable
 from service.cli.parameters import Moment, Whole
 from service.cli.running import run
 from service.cli.target import open_squad, target_options
-from service.folding import BeyondTheLog
+from service.history.folding import BeyondTheLog
 from service.http.json import dumps
 from service.http.v1.events import show
 

@@ -21,9 +21,9 @@ from service.cli.parameters import Seconds
 from service.cli.running import run
 from service.cli.target import open_squad, target_options
 from service.cli.waiting import WITHOUT_END, enter, enter_and_wait
+from service.history.restore import catch_up, restore
 from service.http.json import dumps
 from service.http.v1.jobs import LAST_RUNS
-from service.restore import catch_up, restore
 
 if TYPE_CHECKING:
     from service.cli.target import Target

@@ -19,9 +19,9 @@ from service.cli.running import run
 from service.cli.target import open_squad, target_options
 from service.database import StartFailed
 from service.decide.access import key_is_needed
-from service.draft import Draft
 from service.http.json import dumps
-from service.squad import Squad
+from service.memory.draft import Draft
+from service.memory.squad import Squad
 
 if TYPE_CHECKING:
     from datetime import datetime

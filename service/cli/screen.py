@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from service.squad import Squad
+    from service.memory.squad import Squad
 
 _COLOURS = {"active": "green", "idle": "yellow", "offline": "red"}
 _SHOWN_ROWS = 10

@@ -16,8 +16,8 @@ from service.cli.output import tables
 from service.cli.parameters import Moment
 from service.cli.running import run
 from service.cli.target import open_squad, target_options
-from service.folding import BeyondTheLog, keeping
-from service.history import Then, look_back
+from service.history.folding import BeyondTheLog, keeping
+from service.history.past import Then, look_back
 from service.http.json import dumps
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from service.cli import screen
 from service.cli.output import safe, tables
 from service.cli.running import run
 from service.cli.target import open_squad, target_options
-from service.restore import catch_up, restore
+from service.history.restore import catch_up, restore
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from service.cli.target import Target
-    from service.squad import Squad
+    from service.memory.squad import Squad
 
 _STANDINGS = "SELECT name, position, error FROM projections ORDER BY name"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 from psycopg.conninfo import conninfo_to_dict
 
-from eventstore.telling import told
+from eventstore.describing import describe
 from service import logs, settings
 from service.app import serving
 from service.cli.running import run
@@ -98,7 +98,7 @@ async def _until_stopped(chosen: Settings, embedded: EmbeddedPostgres | None, st
         ended, _ = await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         for task in ended & set(tasks):
-            raise StartFailed(f"a part of the service ended: {told(task.exception())}")
+            raise StartFailed(f"a part of the service ended: {describe(task.exception())}")
         _say_that_it_stops()
 
 

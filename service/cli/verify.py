@@ -20,7 +20,7 @@ from service.cli import progress
 from service.cli.output import printable
 from service.cli.running import run
 from service.cli.target import AT_LEISURE, open_squad, target_options
-from service.history import check_snapshots
+from service.history.past import check_snapshots
 from service.http.json import dumps
 
 if TYPE_CHECKING:

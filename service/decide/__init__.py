@@ -29,7 +29,7 @@ from service.decide import (
 from service.decide.decision import Accepted, At, Decision, Refused
 
 if TYPE_CHECKING:
-    from service.state import State
+    from service.memory.state import State
 
 __all__ = ["Accepted", "At", "Decision", "Refused", "decide"]
 

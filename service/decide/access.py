@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from service.callers import Caller
     from service.decide.decision import At
-    from service.state import State
+    from service.memory.state import State
 
 INVALID = "the key is not valid: it is unknown, revoked or expired"
 NEEDED = "a key is needed: Authorization: Bearer squad_..."

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from projections.budgets import PolicyRow
     from service.commands import Heartbeat, RegisterAgent
-    from service.state import State
+    from service.memory.state import State
 
 HEARTBEAT_RESOLUTION = timedelta(seconds=30)
 """A heartbeat that changes no status is recorded only where the last sign of life is older than this, or

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         ReserveTokens,
         SettleReservation,
     )
-    from service.state import State
+    from service.memory.state import State
 
 DEFAULT_RESERVATION_SECONDS = 300.0
 """How long a reservation is held where the agent does not say: longer than a long LLM call."""

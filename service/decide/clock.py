@@ -9,16 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from projections.keys import KEYS
-from service.deadlines import NEVER
 from service.decide import agents, budget, keys, operations, rules
+from service.memory.deadlines import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
 
     from eventstore.recorded import NewEvent
-    from service.squad import Squad
-    from service.state import State
+    from service.memory.squad import Squad
+    from service.memory.state import State
 
 STEPS: tuple[Callable[[State, datetime], Iterable[NewEvent]], ...] = (
     rules.turn_of_day,

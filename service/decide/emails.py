@@ -14,7 +14,7 @@ from service.refusals import Refusal
 
 if TYPE_CHECKING:
     from service.commands import LogEmail, UpdateEmail
-    from service.state import State
+    from service.memory.state import State
 
 _GIVEN = ("gmail_message_id", "from_email", "subject")
 _FIELDS = ("category", "status", "handled_by", "payload")

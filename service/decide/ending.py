@@ -43,42 +43,44 @@ class Ending(NamedTuple):
     """What led to it, where that is not the run itself."""
 
 
-def end(told: Unfolding, row: RunRow, ending: Ending) -> None:
+def end(unfolding: Unfolding, row: RunRow, ending: Ending) -> None:
     """All that the end of a run brings about, where it is the job's own success or failure."""
-    ended = _finish(told, row, ending)
-    job = told.state.rows(JOBS).get(row.job)
+    ended = _finish(unfolding, row, ending)
+    job = unfolding.state.rows(JOBS).get(row.job)
     may_pause = job and job.pause_on_failure and not (job.paused or job.removed)
     if ending.outcome == "failed" and may_pause:
-        told.add(JobPaused(job=row.job, reason="failure", note=ending.reason), ended)
-    _rest_after(told, row, ending, ended)
+        unfolding.add(JobPaused(job=row.job, reason="failure", note=ending.reason), ended)
+    _rest_after(unfolding, row, ending, ended)
 
 
-def give_up(told: Unfolding, row: RunRow, ending: Ending) -> None:
+def give_up(unfolding: Unfolding, row: RunRow, ending: Ending) -> None:
     """Ends a run that was lost or cut short, that may not go on or never began. It pauses no job."""
-    _rest_after(told, row, ending, _finish(told, row, ending))
+    _rest_after(unfolding, row, ending, _finish(unfolding, row, ending))
 
 
-def cancel(told: Unfolding, row: RunRow, reason: str) -> None:
+def cancel(unfolding: Unfolding, row: RunRow, reason: str) -> None:
     """Ends a run from outside. That is no failure either, and what follows decides of its agent."""
-    _finish(told, row, Ending("failed", f"{row.job} was {reason}", reason), claim="cancelled")
+    _finish(unfolding, row, Ending("failed", f"{row.job} was {reason}", reason), claim="cancelled")
 
 
-def rest(told: Unfolding, agent: str, caused_by: int, *, answered: bool = False) -> None:
+def rest(unfolding: Unfolding, agent: str, caused_by: int, *, answered: bool = False) -> None:
     """Lets an agent without other work rest: idle, or offline where nothing was heard of it for so long."""
-    row = told.state.rows(AGENTS).get(agent)
-    if row is None or row.operations + told.work[agent] > 0:
+    row = unfolding.state.rows(AGENTS).get(agent)
+    if row is None or row.operations + unfolding.work[agent] > 0:
         return
-    if row.status == "active" or told.has_arrived(agent):
-        status = "idle" if answered else status_at_rest(told.state.policy, row, told.at.now)
+    if row.status == "active" or unfolding.has_arrived(agent):
+        status = "idle" if answered else status_at_rest(unfolding.state.policy, row, unfolding.at.now)
         rests = AgentStatusChanged(agent=agent, previous="active", status=status, reason="run_ended")
-        told.add(rests, caused_by)
+        unfolding.add(rests, caused_by)
 
 
-def spend(told: Unfolding, row: RunRow, tokens: int) -> None:
+def spend(unfolding: Unfolding, row: RunRow, tokens: int) -> None:
     """Records tokens that nothing is reserved for, or not any more."""
-    if day := told.state.day:
+    if day := unfolding.state.day:
         used = TokensUsed(day=day.day, agent=worker_of(row), tokens=tokens)
-        told.events += use(told.state, day, used, after=len(told.events), caused_by=row.position)
+        unfolding.events += use(
+            unfolding.state, day, used, after=len(unfolding.events), caused_by=row.position
+        )
 
 
 def worker_of(row: RunRow) -> str:
@@ -86,13 +88,15 @@ def worker_of(row: RunRow) -> str:
     return row.agent or ORCHESTRATOR_AGENT
 
 
-def _finish(told: Unfolding, row: RunRow, ending: Ending, *, claim: OperationOutcome | None = None) -> int:
+def _finish(
+    unfolding: Unfolding, row: RunRow, ending: Ending, *, claim: OperationOutcome | None = None
+) -> int:
     """Settles a run's tokens, finishes it, and tells the squad. Gives the position of the finish."""
     succeeded = ending.outcome == "succeeded"
     # Who did not answer did not speak either.
     reporter = worker_of(row) if succeeded else ORCHESTRATOR_AGENT
-    told.arrive(reporter)
-    _settle(told, row, ending.tokens_used)
+    unfolding.arrive(reporter)
+    _settle(unfolding, row, ending.tokens_used)
     known = [tokens for tokens in (row.tokens_used, ending.tokens_used) if tokens is not None]
     finished = RunFinished(
         run_id=row.id,
@@ -104,37 +108,37 @@ def _finish(told: Unfolding, row: RunRow, ending: Ending, *, claim: OperationOut
         tokens_used=sum(known) if known else None,
         answered=ending.answered and row.agent is not None,
     )
-    ended = told.add(finished, ending.caused_by or row.position)
+    ended = unfolding.add(finished, ending.caused_by or row.position)
     if row.agent:
-        told.work[row.agent] -= 1
-    holding.let_go(told, row, claim or ("succeeded" if succeeded else "failed"), ended)
+        unfolding.work[row.agent] -= 1
+    holding.let_go(unfolding, row, claim or ("succeeded" if succeeded else "failed"), ended)
     message = MessageSent(
-        message_id=told.at.new_id(),
+        message_id=unfolding.at.new_id(),
         agent=reporter,
         to_agent=ORCHESTRATOR_AGENT,
         message=ending.report,
         task_id=None,
         data={**(ending.data or {}), "job": row.job, "run_id": row.id, "status": ending.outcome},
     )
-    told.add(message, ended)
+    unfolding.add(message, ended)
     return ended
 
 
-def _rest_after(told: Unfolding, row: RunRow, ending: Ending, ended: int) -> None:
+def _rest_after(unfolding: Unfolding, row: RunRow, ending: Ending, ended: int) -> None:
     if row.agent:
-        rest(told, row.agent, ended, answered=ending.answered)
+        rest(unfolding, row.agent, ended, answered=ending.answered)
 
 
-def _settle(told: Unfolding, row: RunRow, tokens: int | None) -> None:
-    held = told.state.rows(RESERVATIONS).get(row.reservation_id) if row.reservation_id else None
+def _settle(unfolding: Unfolding, row: RunRow, tokens: int | None) -> None:
+    held = unfolding.state.rows(RESERVATIONS).get(row.reservation_id) if row.reservation_id else None
     if held is None or held.state != "active":
         if tokens:
-            spend(told, row, tokens)
+            spend(unfolding, row, tokens)
     elif tokens is None:
-        told.add(released(held, "released"), held.position)
-        told.given_back[held.day, held.agent] += held.tokens
+        unfolding.add(released(held, "released"), held.position)
+        unfolding.given_back[held.day, held.agent] += held.tokens
     else:
-        position = told.add(settled(held, tokens), held.position)
-        day = told.state.day
+        position = unfolding.add(settled(held, tokens), held.position)
+        day = unfolding.state.day
         if day and day.day == held.day:
-            told.events += crossings(told.state, day, day.used + tokens, caused_by=position)
+            unfolding.events += crossings(unfolding.state, day, day.used + tokens, caused_by=position)

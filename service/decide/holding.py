@@ -24,31 +24,35 @@ if TYPE_CHECKING:
     from service.decide.unfolding import Unfolding
 
 
-def in_the_way(told: Unfolding, job: JobRow) -> Conflict | None:
+def in_the_way(unfolding: Unfolding, job: JobRow) -> Conflict | None:
     """Who else is at one of the job's resources; whom this decision makes let go is not."""
     if not job.resources:
         return None
-    return operations.find_conflict(told.state, job.resources, told.at.now, ended=told.let_go)
+    return operations.find_conflict(
+        unfolding.state, job.resources, unfolding.at.now, ended=unfolding.let_go
+    )
 
 
-def turn_away(told: Unfolding, job: JobRow, conflict: Conflict) -> int:
+def turn_away(unfolding: Unfolding, job: JobRow, conflict: Conflict) -> int:
     """Records that the job wanted what somebody else is at. Gives the position of that."""
     agent = _holder(job)
     if agent == ORCHESTRATOR_AGENT:
-        told.arrive(agent)
-    told.events.append(operations.detection_of(conflict, agent, job.name, job.resources or {}, told.at))
-    return told.position
+        unfolding.arrive(agent)
+    unfolding.events.append(
+        operations.detection_of(conflict, agent, job.name, job.resources or {}, unfolding.at)
+    )
+    return unfolding.position
 
 
-def begin(told: Unfolding, job: JobRow, caused_by: int) -> str | None:
+def begin(unfolding: Unfolding, job: JobRow, caused_by: int) -> str | None:
     """Claims the job's resources, which nobody else may be at; gives the operation's id."""
     if not job.resources:
         return None
     agent = _holder(job)
-    told.arrive(agent, "run_started")
-    started = operations.start_of(told.state, agent, job.name, job.resources, told.at)
-    told.add(started, caused_by)
-    told.work[agent] += 1
+    unfolding.arrive(agent, "run_started")
+    started = operations.start_of(unfolding.state, agent, job.name, job.resources, unfolding.at)
+    unfolding.add(started, caused_by)
+    unfolding.work[agent] += 1
     return started.operation_id
 
 
@@ -59,39 +63,41 @@ class Lost(NamedTuple):
     caused_by: int | None
 
 
-def renew(told: Unfolding, row: RunRow) -> Lost | None:
+def renew(unfolding: Unfolding, row: RunRow) -> Lost | None:
     """Goes on holding the claim; says why not, where that is too late."""
     if row.operation_id is None:
         return None
-    now, operation = told.at.now, _claim_of(told, row)
+    now, operation = unfolding.at.now, _claim_of(unfolding, row)
     if operation is None or operation.expires_at <= now:
         return Lost("its claim is over", None)
-    conflict = operations.find_conflict(told.state, operation.resources, now, renewing=operation)
+    conflict = operations.find_conflict(unfolding.state, operation.resources, now, renewing=operation)
     if conflict is None:
-        told.add(operations.renewal_of(told.state, operation, now), operation.position)
+        unfolding.add(operations.renewal_of(unfolding.state, operation, now), operation.position)
         return None
-    told.events.append(
-        operations.detection_of(conflict, operation.agent, operation.action, operation.resources, told.at)
+    unfolding.events.append(
+        operations.detection_of(
+            conflict, operation.agent, operation.action, operation.resources, unfolding.at
+        )
     )
-    return Lost(f"conflict: {operations.in_a_sentence(conflict)}", told.position)
+    return Lost(f"conflict: {operations.in_a_sentence(conflict)}", unfolding.position)
 
 
-def let_go(told: Unfolding, row: RunRow, outcome: OperationOutcome, caused_by: int) -> None:
+def let_go(unfolding: Unfolding, row: RunRow, outcome: OperationOutcome, caused_by: int) -> None:
     """Ends the claim, if the run still holds it."""
-    operation = _claim_of(told, row)
+    operation = _claim_of(unfolding, row)
     if operation is None:
         return
     finished = OperationFinished(
         operation_id=operation.id, agent=operation.agent, outcome=outcome, tokens_used=None
     )
-    told.add(finished, caused_by)
-    told.let_go.add(operation.id)
-    told.work[operation.agent] -= 1
+    unfolding.add(finished, caused_by)
+    unfolding.let_go.add(operation.id)
+    unfolding.work[operation.agent] -= 1
 
 
-def _claim_of(told: Unfolding, row: RunRow) -> OperationRow | None:
-    operation = told.state.rows(OPERATIONS).get(row.operation_id) if row.operation_id else None
-    if operation is None or operation.state != "active" or operation.id in told.let_go:
+def _claim_of(unfolding: Unfolding, row: RunRow) -> OperationRow | None:
+    operation = unfolding.state.rows(OPERATIONS).get(row.operation_id) if row.operation_id else None
+    if operation is None or operation.state != "active" or operation.id in unfolding.let_go:
         return None
     return operation
 

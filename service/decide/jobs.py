@@ -11,11 +11,11 @@ from eventstore.recorded import NewEvent
 from projections.agents import AGENTS
 from projections.jobs import JOBS, JobRow
 from service.commands import RemoveJob
-from service.deadlines import NEVER
 from service.decide.decision import Accepted, At, Decision, Refused
 from service.decide.starting import no_job, on_schedule
 from service.decide.ticks import close_schedule
 from service.decide.unfolding import Unfolding
+from service.memory.deadlines import NEVER
 from service.refusals import Refusal
 from service.schedule import schedule_of
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from eventstore.events import RemovalSource
     from service.commands import DefineJob, PauseJob, ResumeJob, WithdrawJob
-    from service.squad import Squad
-    from service.state import State
+    from service.memory.squad import Squad
+    from service.memory.state import State
 
 
 def define(state: State, command: DefineJob, at: At) -> Decision:
@@ -40,17 +40,17 @@ def define(state: State, command: DefineJob, at: At) -> Decision:
     # A default gives way to whatever somebody said on purpose, also before this start.
     if command.source == "default" and (said := _said_on_purpose(state, command.name)):
         return Accepted([], {"name": said.name, "position": said.position})
-    told = Unfolding(state, at)
+    unfolding = Unfolding(state, at)
     closed = True
     if row and not wanted.enabled:
-        closed = close_schedule(told, row, waiting="the job was disabled while it waited")
+        closed = close_schedule(unfolding, row, waiting="the job was disabled while it waited")
     elif row and schedule_of(wanted) != schedule_of(row):
-        closed = close_schedule(told, row)
+        closed = close_schedule(unfolding, row)
     if not closed:
-        return _behind(told, command.name)
+        return _behind(unfolding, command.name)
     defined = JobDefined(job=command.name, source=command.source, definition=wanted)
-    told.add(defined, caused_by=row.position if row else None)
-    return Accepted(told.events, {"name": command.name})
+    unfolding.add(defined, caused_by=row.position if row else None)
+    return Accepted(unfolding.events, {"name": command.name})
 
 
 def _said_on_purpose(state: State, name: str) -> JobRow | None:
@@ -74,17 +74,19 @@ def remove(state: State, command: RemoveJob | WithdrawJob, at: At) -> Decision:
         return no_job(command.name)
     if source == "settings" and row.source == "api" and not row.removed:
         return Accepted([], {"name": row.name, "position": row.position})
-    told = Unfolding(state, at)
-    if not row.removed and not close_schedule(told, row, waiting="the job was removed while it waited"):
-        return _behind(told, row.name)
-    told.add(JobRemoved(job=row.name, source=source), caused_by=row.position)
-    return Accepted(told.events, {"name": row.name})
+    unfolding = Unfolding(state, at)
+    if not row.removed and not close_schedule(
+        unfolding, row, waiting="the job was removed while it waited"
+    ):
+        return _behind(unfolding, row.name)
+    unfolding.add(JobRemoved(job=row.name, source=source), caused_by=row.position)
+    return Accepted(unfolding.events, {"name": row.name})
 
 
-def _behind(told: Unfolding, name: str) -> Refused:
+def _behind(unfolding: Unfolding, name: str) -> Refused:
     """The refusal of what would end a schedule some of whose ticks have yet to get their outcomes."""
-    detail = f"{name} is behind: {len(told.events)} missed ticks were recorded, and there are more"
-    return Refused(Refusal("job_behind", detail, retry_after_seconds=1), told.events)
+    detail = f"{name} is behind: {len(unfolding.events)} missed ticks were recorded, and there are more"
+    return Refused(Refusal("job_behind", detail, retry_after_seconds=1), unfolding.events)
 
 
 def pause(state: State, command: PauseJob, at: At) -> Decision:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from service.commands import CreateKey, NoteKeyUse, RevokeKey
-    from service.state import State
+    from service.memory.state import State
 
 MAX_KEYS = 10_000
 """How many keys may be in use at once: each is in every process's memory."""

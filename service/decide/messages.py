@@ -13,7 +13,7 @@ from service.refusals import Refusal
 
 if TYPE_CHECKING:
     from service.commands import AcknowledgeMessage, SendMessage
-    from service.state import State
+    from service.memory.state import State
 
 
 def send(state: State, command: SendMessage, at: At) -> Decision:

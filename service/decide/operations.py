@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from projections.budgets import PolicyRow
     from service.commands import FinishOperation, RenewOperation, StartOperation
-    from service.state import State
+    from service.memory.state import State
 
 
 class Conflict(NamedTuple):

@@ -10,7 +10,7 @@ from service.decide.decision import Accepted, At, Decision
 
 if TYPE_CHECKING:
     from service.commands import StartOrchestrator, StopOrchestrator
-    from service.state import State
+    from service.memory.state import State
 
 
 def start(state: State, command: StartOrchestrator, at: At) -> Decision:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from projections.budgets import BudgetDayRow, PolicyRow
     from service.commands import SetBudget, SetPolicy
-    from service.state import State
+    from service.memory.state import State
 
 DEFAULT_WARNING_PERCENTS = [50, 75, 90]
 

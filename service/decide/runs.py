@@ -18,12 +18,12 @@ from service.decide import holding, operations
 from service.decide.decision import Accepted, At, Decision, Refused
 from service.decide.ending import Ending, end, give_up, spend, worker_of
 from service.decide.unfolding import Unfolding
+from service.memory.state import free_at
 from service.refusals import Refusal
-from service.state import free_at
 
 if TYPE_CHECKING:
     from service.commands import EndAttempt, RenewRun, TakeUpRun
-    from service.state import State
+    from service.memory.state import State
 
 LEASE_SECONDS = 15.0
 """How long a run stays with a process that says nothing. Renewed at a third of it."""
@@ -57,51 +57,51 @@ def take_up(state: State, command: TakeUpRun, at: At) -> Decision:
     row = state.rows(RUNS).get(command.run_id)
     if row is None or row.status != "running" or not is_free(row, at.now):
         return Accepted([], {"position": state.head.position})
-    told = Unfolding(state, at)
+    unfolding = Unfolding(state, at)
     job = state.rows(JOBS).get(row.job)
     next_attempt = f"before attempt {row.attempts + 1} of {row.attempts_allowed}"
     orchestrator = state.orchestrator
     if row.lease_expires_at is not None and row.attempts >= row.attempts_allowed:
         reason = "the process that ran it vanished"
-        give_up(told, row, Ending("lost", f"{row.job} was lost: {reason}", reason))
+        give_up(unfolding, row, Ending("lost", f"{row.job} was lost: {reason}", reason))
     elif job is None or job.removed:
-        _fail(told, row, f"the job was removed {next_attempt}")
+        _fail(unfolding, row, f"the job was removed {next_attempt}")
     elif job.agent != row.agent:
-        _fail(told, row, f"the job's agent was changed {next_attempt}")
+        _fail(unfolding, row, f"the job's agent was changed {next_attempt}")
     elif orchestrator is None or not orchestrator.running:
-        _fail(told, row, f"the orchestrator was shut down {next_attempt}")
+        _fail(unfolding, row, f"the orchestrator was shut down {next_attempt}")
     elif row.attempts == 0 and at.now - row.tick > timedelta(seconds=job.catch_up_seconds):
         reason = f"no process took it up within {job.catch_up_seconds:g} seconds"
-        give_up(told, row, Ending("missed", f"{row.job} was missed: {reason}", reason))
+        give_up(unfolding, row, Ending("missed", f"{row.job} was missed: {reason}", reason))
     else:
-        _attempt(told, row, job, command.runner)
-    return Accepted(told.events, {})
+        _attempt(unfolding, row, job, command.runner)
+    return Accepted(unfolding.events, {})
 
 
-def _fail(told: Unfolding, row: RunRow, reason: str) -> None:
-    give_up(told, row, Ending("failed", f"{row.job} failed: {reason}", reason))
+def _fail(unfolding: Unfolding, row: RunRow, reason: str) -> None:
+    give_up(unfolding, row, Ending("failed", f"{row.job} failed: {reason}", reason))
 
 
-def _attempt(told: Unfolding, row: RunRow, job: JobRow, runner: str) -> None:
+def _attempt(unfolding: Unfolding, row: RunRow, job: JobRow, runner: str) -> None:
     """Begins the next attempt; it has failed already where somebody else is at the job's resources."""
     number = row.attempts + 1
     # A process that vanished may still believe that it holds what the run claimed.
-    holding.let_go(told, row, "failed", row.position)
-    if conflict := holding.in_the_way(told, job):
-        caused_by = holding.turn_away(told, job, conflict)
-        _has_failed(told, row, number, f"conflict: {operations.in_a_sentence(conflict)}", caused_by)
+    holding.let_go(unfolding, row, "failed", row.position)
+    if conflict := holding.in_the_way(unfolding, job):
+        caused_by = holding.turn_away(unfolding, job, conflict)
+        _has_failed(unfolding, row, number, f"conflict: {operations.in_a_sentence(conflict)}", caused_by)
         return
-    operation_id = holding.begin(told, job, row.position)
+    operation_id = holding.begin(unfolding, job, row.position)
     retried = RunRetried(
         run_id=row.id,
         job=row.job,
         attempt=number,
         runner=runner,
-        lease_expires_at=lease_until(told.at.now),
+        lease_expires_at=lease_until(unfolding.at.now),
         lease_ran_out=row.lease_expires_at is not None,
         operation_id=operation_id,
     )
-    told.add(retried, row.position)
+    unfolding.add(retried, row.position)
 
 
 def is_free(row: RunRow, now: datetime) -> bool:
@@ -115,13 +115,15 @@ def renew(state: State, command: RenewRun, at: At) -> Decision:
     row = _held(state, command)
     if row is None:
         return _not_held(command.run_id)
-    told = Unfolding(state, at)
-    if lost := holding.renew(told, row):
-        _has_failed(told, row, row.attempts, lost.reason, lost.caused_by)
-        return Refused(Refusal("run_not_held", f"run {row.id} was given up: {lost.reason}"), told.events)
+    unfolding = Unfolding(state, at)
+    if lost := holding.renew(unfolding, row):
+        _has_failed(unfolding, row, row.attempts, lost.reason, lost.caused_by)
+        return Refused(
+            Refusal("run_not_held", f"run {row.id} was given up: {lost.reason}"), unfolding.events
+        )
     until = lease_until(at.now)
-    told.add(RunRenewed(run_id=row.id, job=row.job, lease_expires_at=until), row.position)
-    return Accepted(told.events, {"lease_expires_at": until})
+    unfolding.add(RunRenewed(run_id=row.id, job=row.job, lease_expires_at=until), row.position)
+    return Accepted(unfolding.events, {"lease_expires_at": until})
 
 
 def end_attempt(state: State, command: EndAttempt, at: At) -> Decision:
@@ -129,46 +131,48 @@ def end_attempt(state: State, command: EndAttempt, at: At) -> Decision:
     row = _held(state, command)
     if row is None or row.attempts != command.attempt:
         return _not_held(command.run_id)
-    told = Unfolding(state, at)
+    unfolding = Unfolding(state, at)
     if command.succeeded or row.attempts >= row.attempts_allowed:
         outcome: RunOutcome = "succeeded" if command.succeeded else "failed"
         reason, tokens, answered = command.reason, command.tokens_used, command.answered
         ending = Ending(outcome, command.report, reason, tokens, command.data, answered)
         if command.ours:
-            give_up(told, row, ending)
+            give_up(unfolding, row, ending)
         else:
-            end(told, row, ending)
-        return Accepted(told.events, {"status": outcome})
+            end(unfolding, row, ending)
+        return Accepted(unfolding.events, {"status": outcome})
     if command.tokens_used:
-        told.arrive(worker_of(row))
-        spend(told, row, command.tokens_used)
+        unfolding.arrive(worker_of(row))
+        spend(unfolding, row, command.tokens_used)
     failed = _attempt_failed(
-        told, row, row.attempts, command.reason or "it failed", tokens_used=command.tokens_used
+        unfolding, row, row.attempts, command.reason or "it failed", tokens_used=command.tokens_used
     )
-    holding.let_go(told, row, "failed", told.add(failed, row.position))
-    return Accepted(told.events, {"status": "running", "retry_at": failed.retry_at})
+    holding.let_go(unfolding, row, "failed", unfolding.add(failed, row.position))
+    return Accepted(unfolding.events, {"status": "running", "retry_at": failed.retry_at})
 
 
-def _has_failed(told: Unfolding, row: RunRow, attempt: int, reason: str, caused_by: int | None) -> None:
+def _has_failed(
+    unfolding: Unfolding, row: RunRow, attempt: int, reason: str, caused_by: int | None
+) -> None:
     """An attempt failed by its claim, which is no word on the job: the next waits, or the run is over."""
     if attempt < row.attempts_allowed:
-        failed = told.add(_attempt_failed(told, row, attempt, reason), caused_by or row.position)
-        holding.let_go(told, row, "failed", failed)
+        failed = unfolding.add(_attempt_failed(unfolding, row, attempt, reason), caused_by or row.position)
+        holding.let_go(unfolding, row, "failed", failed)
     else:
         report = f"{row.job} failed: {reason}"
         ending = Ending("failed", report, reason, caused_by=caused_by)
-        give_up(told, row.replaced(attempts=attempt), ending)
+        give_up(unfolding, row.replaced(attempts=attempt), ending)
 
 
 def _attempt_failed(
-    told: Unfolding, row: RunRow, attempt: int, reason: str, *, tokens_used: int | None = None
+    unfolding: Unfolding, row: RunRow, attempt: int, reason: str, *, tokens_used: int | None = None
 ) -> RunAttemptFailed:
     return RunAttemptFailed(
         run_id=row.id,
         job=row.job,
         attempt=attempt,
         reason=reason,
-        retry_at=told.at.now + backoff(row.id, attempt),
+        retry_at=unfolding.at.now + backoff(row.id, attempt),
         tokens_used=tokens_used,
     )
 

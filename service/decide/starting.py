@@ -24,7 +24,7 @@ from service.refusals import Refusal
 if TYPE_CHECKING:
     from projections.runs import RunRow
     from service.commands import RunJob
-    from service.state import State
+    from service.memory.state import State
 
 
 class Obstacle(NamedTuple):
@@ -45,10 +45,10 @@ def run_now(state: State, command: RunJob, at: At) -> Decision:
     if active and job.overlap != "allow_all":
         held = {"run_id": active[0].id}
         return Refused(Refusal("job_running", f"{job.name} is running already", held))
-    told = Unfolding(state, at)
+    unfolding = Unfolding(state, at)
     id_ = at.new_id()
-    if obstacle := begin(told, job, id_, at.now, command.runner, manual=True):
-        return Refused(obstacle.refusal, told.events)
+    if obstacle := begin(unfolding, job, id_, at.now, command.runner, manual=True):
+        return Refused(obstacle.refusal, unfolding.events)
     reply = {
         "id": id_,
         "job": job.name,
@@ -57,25 +57,25 @@ def run_now(state: State, command: RunJob, at: At) -> Decision:
         "attempts": 1 if command.runner else 0,
         "started_at": at.now if command.runner else None,
     }
-    return Accepted(told.events, reply)
+    return Accepted(unfolding.events, reply)
 
 
 def begin(
-    told: Unfolding, job: JobRow, id_: str, tick: datetime, runner: str | None, *, manual: bool = False
+    unfolding: Unfolding, job: JobRow, id_: str, tick: datetime, runner: str | None, *, manual: bool = False
 ) -> Obstacle | None:
     """Starts a run, with the claim and the tokens that it needs; or says why not."""
-    if conflict := holding.in_the_way(told, job):
-        holding.turn_away(told, job, conflict)
-        return Obstacle("conflict", refusal_for(conflict, told.at.now))
-    reserved = _reserve(told, job, waits=runner is None)
+    if conflict := holding.in_the_way(unfolding, job):
+        holding.turn_away(unfolding, job, conflict)
+        return Obstacle("conflict", refusal_for(conflict, unfolding.at.now))
+    reserved = _reserve(unfolding, job, waits=runner is None)
     if isinstance(reserved, Obstacle):
         return reserved
     if job.agent or reserved:
-        told.arrive(job.agent or ORCHESTRATOR_AGENT, "run_started")
+        unfolding.arrive(job.agent or ORCHESTRATOR_AGENT, "run_started")
     if reserved:
-        told.add(reserved, job.position)
+        unfolding.add(reserved, job.position)
     # Nobody could renew the claim of a run that waits: it begins with the first attempt.
-    operation_id = holding.begin(told, job, job.position) if runner else None
+    operation_id = holding.begin(unfolding, job, job.position) if runner else None
     started = RunStarted(
         run_id=id_,
         job=job.name,
@@ -84,13 +84,13 @@ def begin(
         manual=manual,
         runner=runner,
         attempts_allowed=job.retries + 1,
-        lease_expires_at=lease_until(told.at.now) if runner else None,
+        lease_expires_at=lease_until(unfolding.at.now) if runner else None,
         reservation_id=reserved.reservation_id if reserved else None,
         operation_id=operation_id,
     )
-    told.add(started, job.position)
+    unfolding.add(started, job.position)
     if job.agent:
-        told.work[job.agent] += 1
+        unfolding.work[job.agent] += 1
     return None
 
 
@@ -110,15 +110,15 @@ def no_job(name: str) -> Refused:
     return Refused(Refusal("job_not_found", f"no job is called {name!r}"))
 
 
-def _reserve(told: Unfolding, job: JobRow, *, waits: bool) -> TokensReserved | Obstacle | None:
+def _reserve(unfolding: Unfolding, job: JobRow, *, waits: bool) -> TokensReserved | Obstacle | None:
     """The tokens that a run needs, set aside; or their denial."""
-    state, at, agent = told.state, told.at, job.agent or ORCHESTRATOR_AGENT
+    state, at, agent = unfolding.state, unfolding.at, job.agent or ORCHESTRATOR_AGENT
     day = state.day
     if not job.tokens or day is None:
         return None
-    freed = told.given_back[day.day, agent]
+    freed = unfolding.given_back[day.day, agent]
     # What the cancelled runs of other agents give back is free for the squad, and so for this one.
-    of_others = sum(tokens for (on, _), tokens in told.given_back.items() if on == day.day) - freed
+    of_others = sum(tokens for (on, _), tokens in unfolding.given_back.items() if on == day.day) - freed
     judged = allowance(state, day.replaced(reserved=day.reserved - of_others), agent, job.tokens - freed)
     if judged.denied is None:
         wait = timedelta(seconds=job.catch_up_seconds if waits else 0)
@@ -130,7 +130,7 @@ def _reserve(told: Unfolding, job: JobRow, *, waits: bool) -> TokensReserved | O
             expires_at=at.now + wait + _longest_run(job),
         )
     if agent == ORCHESTRATOR_AGENT:
-        told.arrive(agent)
+        unfolding.arrive(agent)
     denied = TokensDenied(
         day=day.day,
         agent=agent,
@@ -140,7 +140,7 @@ def _reserve(told: Unfolding, job: JobRow, *, waits: bool) -> TokensReserved | O
     )
     part = state.agent_budget(day, agent)
     of_squad = judged.denied == "budget_exhausted"
-    told.add(denied, day.position if of_squad else part.position or state.policy.position)
+    unfolding.add(denied, day.position if of_squad else part.position or state.policy.position)
     # Of one with a limit, the squad may have more left than that.
     to_whom = f" to {agent!r}" if agent in state.policy.agent_limits else ""
     detail = f"{denied.tokens} tokens are needed, {max(denied.remaining, 0)} remain{to_whom}"

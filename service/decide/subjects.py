@@ -11,7 +11,7 @@ from service.refusals import Refusal
 
 if TYPE_CHECKING:
     from service.commands import ForgetSubject
-    from service.state import State
+    from service.memory.state import State
 
 MAX_EMAILS = 5_000
 """How many e-mails one event names."""

@@ -12,7 +12,7 @@ from service.refusals import Refusal
 
 if TYPE_CHECKING:
     from service.commands import CreateTask, UpdateTask
-    from service.state import State
+    from service.memory.state import State
 
 _FIELDS = ("title", "description", "status", "assigned_agent", "priority", "deliverable_url")
 

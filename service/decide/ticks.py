@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from projections.jobs import JobRow
     from service.commands import ClaimTick
-    from service.state import State
+    from service.memory.state import State
 
 MAX_MISSED_AT_ONCE = 500
 """How many missed ticks a change of a schedule records; the next one goes on from there."""
@@ -38,20 +38,20 @@ def claim_tick(state: State, command: ClaimTick, at: At) -> Decision:
     job = starting.on_schedule(state, command.name)
     if job is None or not job.enabled:
         return Accepted([], {"position": state.head.position})
-    told = Unfolding(state, at)
+    unfolding = Unfolding(state, at)
     active = starting.active_runs(state, job)
     if job.buffered_tick is not None and not active:
-        _decide_tick(told, job, job.buffered_tick, active, command.runner)
+        _decide_tick(unfolding, job, job.buffered_tick, active, command.runner)
     else:
         too_late = at.now - timedelta(seconds=job.catch_up_seconds)
-        last = _miss(told, job, lambda tick: due_at(job, tick) < too_late, MAX_MISSED_A_CLAIM)
+        last = _miss(unfolding, job, lambda tick: due_at(job, tick) < too_late, MAX_MISSED_A_CLAIM)
         tick = next_tick(schedule_of(job), last)
-        if tick and due_at(job, tick) <= at.now and len(told.events) < MAX_MISSED_A_CLAIM:
-            _decide_tick(told, job, tick, active, command.runner)
-    return Accepted(told.events, {} if told.events else {"position": state.head.position})
+        if tick and due_at(job, tick) <= at.now and len(unfolding.events) < MAX_MISSED_A_CLAIM:
+            _decide_tick(unfolding, job, tick, active, command.runner)
+    return Accepted(unfolding.events, {} if unfolding.events else {"position": state.head.position})
 
 
-def close_schedule(told: Unfolding, job: JobRow, *, waiting: str | None = None) -> bool:
+def close_schedule(unfolding: Unfolding, job: JobRow, *, waiting: str | None = None) -> bool:
     """Gives the ticks of a schedule that is about to end their outcomes, those that jitter delays too.
 
     Args:
@@ -64,16 +64,16 @@ def close_schedule(told: Unfolding, job: JobRow, *, waiting: str | None = None) 
     """
 
     def is_over(tick: datetime) -> bool:
-        return tick <= told.at.now
+        return tick <= unfolding.at.now
 
     due = sum(1 for _ in islice(_ticks(job, is_over), MAX_MISSED_AT_ONCE + 1)) if job.enabled else 0
     if due > MAX_MISSED_AT_ONCE:
-        _miss(told, job, is_over)
+        _miss(unfolding, job, is_over)
         return False
     if waiting and job.buffered_tick is not None:
-        _skip(told, job, job.buffered_tick, "overlap", waiting, job.position)
+        _skip(unfolding, job, job.buffered_tick, "overlap", waiting, job.position)
     if due:
-        _miss(told, job, is_over)
+        _miss(unfolding, job, is_over)
     return True
 
 
@@ -90,53 +90,57 @@ def _ticks(job: JobRow, while_: Callable[[datetime], bool]) -> Iterator[datetime
 
 
 def _miss(
-    told: Unfolding, job: JobRow, is_missed: Callable[[datetime], bool], most: int = MAX_MISSED_AT_ONCE
+    unfolding: Unfolding, job: JobRow, is_missed: Callable[[datetime], bool], most: int = MAX_MISSED_AT_ONCE
 ) -> datetime:
     """Records ticks as missed, the oldest first, so many at most; gives the last that has its outcome."""
     last = job.ticked_until
     for tick in islice(_ticks(job, is_missed), most):
         missed = RunMissed(run_id=run_id(job.name, tick), job=job.name, tick=tick)
-        told.add(missed, caused_by=job.position)
+        unfolding.add(missed, caused_by=job.position)
         last = tick
     return last
 
 
 def _skip(
-    told: Unfolding, job: JobRow, tick: datetime, reason: SkipReason, detail: str, caused_by: int
+    unfolding: Unfolding, job: JobRow, tick: datetime, reason: SkipReason, detail: str, caused_by: int
 ) -> None:
     skipped = RunSkipped(
         run_id=run_id(job.name, tick), job=job.name, tick=tick, reason=reason, detail=detail
     )
-    told.add(skipped, caused_by)
+    unfolding.add(skipped, caused_by)
 
 
-def _decide_tick(told: Unfolding, job: JobRow, tick: datetime, active: list[RunRow], runner: str) -> None:
+def _decide_tick(
+    unfolding: Unfolding, job: JobRow, tick: datetime, active: list[RunRow], runner: str
+) -> None:
     """What becomes of one due tick."""
-    orchestrator = told.state.orchestrator
+    orchestrator = unfolding.state.orchestrator
     if orchestrator is None or not orchestrator.running:
         cause = orchestrator.position if orchestrator else job.position
-        _skip(told, job, tick, "shut_down", "the orchestrator is shut down", cause)
+        _skip(unfolding, job, tick, "shut_down", "the orchestrator is shut down", cause)
     elif job.paused:
-        _skip(told, job, tick, "paused", job.pause_note or "the job is paused", job.position)
+        _skip(unfolding, job, tick, "paused", job.pause_note or "the job is paused", job.position)
     elif active and job.overlap == "skip":
         detail = f"the run of {_brief(active[0].tick)} is under way"
-        _skip(told, job, tick, "overlap", detail, active[0].position)
+        _skip(unfolding, job, tick, "overlap", detail, active[0].position)
     elif active and job.overlap == "buffer_one" and job.buffered_tick is not None:
         detail = f"the tick of {_brief(job.buffered_tick)} waits already"
-        _skip(told, job, tick, "overlap", detail, job.position)
+        _skip(unfolding, job, tick, "overlap", detail, job.position)
     elif active and job.overlap == "buffer_one":
-        told.add(TickBuffered(job=job.name, tick=tick), active[0].position)
+        unfolding.add(TickBuffered(job=job.name, tick=tick), active[0].position)
     else:
-        _start_tick(told, job, tick, active if job.overlap == "cancel_other" else [], runner)
+        _start_tick(unfolding, job, tick, active if job.overlap == "cancel_other" else [], runner)
 
 
-def _start_tick(told: Unfolding, job: JobRow, tick: datetime, cancelled: list[RunRow], runner: str) -> None:
+def _start_tick(
+    unfolding: Unfolding, job: JobRow, tick: datetime, cancelled: list[RunRow], runner: str
+) -> None:
     for run in cancelled:
-        cancel(told, run, f"cancelled by the tick of {_brief(tick)}")
-    if obstacle := starting.begin(told, job, run_id(job.name, tick), tick, runner):
-        _skip(told, job, tick, obstacle.reason, obstacle.refusal.detail, told.position)
+        cancel(unfolding, run, f"cancelled by the tick of {_brief(tick)}")
+    if obstacle := starting.begin(unfolding, job, run_id(job.name, tick), tick, runner):
+        _skip(unfolding, job, tick, obstacle.reason, obstacle.refusal.detail, unfolding.position)
     for agent in dict.fromkeys(run.agent for run in cancelled if run.agent):
-        rest(told, agent, told.position)
+        rest(unfolding, agent, unfolding.position)
 
 
 def _brief(moment: datetime) -> str:

@@ -12,7 +12,7 @@ from service.decide.agents import arrive
 if TYPE_CHECKING:
     from eventstore.events import AnyEvent, StatusReason
     from service.decide.decision import At
-    from service.state import State
+    from service.memory.state import State
 
 
 class Unfolding:

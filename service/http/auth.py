@@ -27,7 +27,6 @@ from multidict import istr
 
 from projections.keys import KEYS
 from service import api_keys
-from service.batch import new_id
 from service.callers import ANYBODY, Caller
 from service.commands import NoteKeyUse
 from service.decide.access import INVALID, NEEDED, key_is_needed
@@ -42,6 +41,7 @@ from service.http.limits import (
 from service.http.problems import Problem
 from service.http.scope import BEYOND, Scope
 from service.requests import NoOutcome, Request
+from service.writing.batch import new_id
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 
     from projections.keys import KeyRow
     from service.clock import DatabaseClock
+    from service.memory.squad import Squad
     from service.settings import Settings
-    from service.squad import Squad
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 CHALLENGE = 'Bearer realm="squad"'
 """What is said to whoever has no valid key: which way to show one."""

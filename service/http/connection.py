@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 
-from service.batch import new_id
 from service.http.context import correlate
 from service.http.problems import Problem
 from service.http.reply import CORRELATION_HEADER, Reply, respond
+from service.writing.batch import new_id
 
 if TYPE_CHECKING:
     import asyncio

@@ -14,7 +14,6 @@ from multidict import istr
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from yarl import URL
 
-from service.batch import new_id
 from service.http import json
 from service.http.long import LongAnswers
 from service.http.packed import too_large, unpacked
@@ -24,6 +23,7 @@ from service.http.scope import caller
 from service.http.turns import Turns
 from service.logs import CORRELATION
 from service.requests import Print
+from service.writing.batch import new_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from service.http.open_streams import OpenStreams
     from service.metrics import Metrics
     from service.reading import ReadTables
-    from service.scheduler import Scheduler
+    from service.scheduling.scheduler import Scheduler
     from service.settings import Settings
     from service.snapshotter import Snapshotter
     from service.tail import Tail
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")

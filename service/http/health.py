@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from service.http.context import Services
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 # One that has nothing to do stands still as well: what counts is how long the next event has waited for it.
 _PROJECTIONS = """

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from projections.jobs import JobRow
     from projections.operations import OperationRow
     from service.many import Many
-    from service.squad import Squad
-    from service.state import State
+    from service.memory.squad import Squad
+    from service.memory.state import State
 
 
 def jobs(state: Squad, now: datetime) -> list[Any] | Many:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from orjson import Fragment
 
     from projections.agents import AgentRow
-    from service.state import State
+    from service.memory.state import State
 
 NEWEST_BYTES = PAGE_BYTES // 2
 """Where either list ends even before it has as many: together they are no larger than others are."""

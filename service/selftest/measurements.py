@@ -18,7 +18,7 @@ from service.clock import DatabaseClock
 from service.commands import SendMessage, SetPolicy
 from service.requests import Request
 from service.selftest.place import own_schema
-from service.writer import Writer
+from service.writing.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

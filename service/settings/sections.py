@@ -14,8 +14,8 @@ from pydantic import (
     field_validator,
 )
 
-from service.calls import decode_secret
 from service.commands import RegisterAgent
+from service.scheduling.calls import decode_secret
 from service.values import Name, Priority, Tokens, Url
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from eventstore import codec, log, lookup
 from eventstore.errors import LogNotUnderstood, UnknownEventType
 from projections.projection import MissingRow
-from service import snapshots
+from service.history import snapshots
 from service.whatif.simulation import KINDS, Simulation
 
 if TYPE_CHECKING:

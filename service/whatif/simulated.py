@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from eventstore.events import OperationFinished, OperationRenewed, OperationStarted
 from projections.budgets import BUDGET_DAYS, BUDGETS, POLICY, RESERVATIONS, budgets
 from projections.operations import OPERATIONS, operations
-from service.state import State
+from service.memory.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
     from projections.operations import OperationRow
     from projections.projection import K, R, Rows, Table
-    from service.state import Resource
+    from service.memory.state import Resource
 
     OfBudget = (
         PolicySet

@@ -38,7 +38,7 @@ from service.whatif.trial import Trial
 if TYPE_CHECKING:
     from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
-    from service.state import State
+    from service.memory.state import State
     from service.whatif.report import Report
     from service.whatif.rules import OtherRules
 

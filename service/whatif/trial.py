@@ -10,7 +10,7 @@ from service.whatif.simulated import Simulated
 
 if TYPE_CHECKING:
     from eventstore.recorded import Recorded
-    from service.state import State
+    from service.memory.state import State
     from service.whatif.report import Verdict, What
     from service.whatif.rules import OtherRules
 

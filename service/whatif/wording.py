@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from projections.operations import OperationRow
     from service.decide.budget import Allowance
     from service.decide.operations import Conflict
-    from service.state import State
+    from service.memory.state import State
 
 
 def reservation_refused(state: State, day: BudgetDayRow, event: TokensReserved, judged: Allowance) -> str:

@@ -17,7 +17,7 @@ from service.cli import acting as module
 from service.cli.acting import acting, asked
 from service.cli.target import Target
 from service.database import StartFailed
-from service.writer import Writer
+from service.writing.writer import Writer
 from tests.api.client import running_service, unreachable
 from tests.support.log import whole_log
 from tests.support.parts import connected, message, running_writer, submit

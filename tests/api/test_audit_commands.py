@@ -20,9 +20,9 @@ from eventstore.listener import Hints
 from eventstore.recorded import Head
 from projections.agents import AGENTS
 from projections.projector import Projector
-from service import snapshots
 from service.cli import cli, main
-from service.restore import restore
+from service.history import snapshots
+from service.history.restore import restore
 from tests.api.client import running_service
 from tests.support.audit import verdict_in_plain_python
 from tests.support.command import SQUAD, Ended, end, squad, start

@@ -15,7 +15,7 @@ from eventstore.events import RunMissed
 from projections import storage
 from service import commands as do
 from service.job_spec import BUILT_IN_TASKS, JobSpec
-from service.scheduler import Scheduler
+from service.scheduling.scheduler import Scheduler
 from tests.api.client import running_service
 from tests.support.agents import Agents, answers, when
 from tests.support.away import recorded_before_the_break

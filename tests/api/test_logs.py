@@ -13,8 +13,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from eventstore.describing import describe, describe_at_length
 from eventstore.errors import LogNotUnderstood, StoreBusy
-from eventstore.telling import told, told_at_length
 from tests.support.agents import answers, running_agents
 from tests.support.clumsy import LATER, PROGRAM, STUMBLE
 from tests.support.keys import make_key
@@ -240,12 +240,12 @@ def test_an_exception_is_told_without_what_it_dealt_with() -> None:
 
     with pytest.raises(LogNotUnderstood) as raised:
         failing()
-    length = told_at_length(raised.value)
-    assert told(raised.value) == "LogNotUnderstood at position 7"
+    length = describe_at_length(raised.value)
+    assert describe(raised.value) == "LogNotUnderstood at position 7"
     assert MARK not in length
     assert "UniqueViolation (23505)" in length
     assert length.endswith("LogNotUnderstood at position 7")
     assert "in failing" in length
-    assert told(StoreBusy("try later")).endswith("try later")
-    assert told(ConnectionRefusedError(111, "refused")) == "ConnectionRefusedError: [Errno 111] refused"
-    assert told(ValueError(MARK)) == "ValueError"
+    assert describe(StoreBusy("try later")).endswith("try later")
+    assert describe(ConnectionRefusedError(111, "refused")) == "ConnectionRefusedError: [Errno 111] refused"
+    assert describe(ValueError(MARK)) == "ValueError"

@@ -16,7 +16,7 @@ from service import commands as do
 from service.clock import DatabaseClock
 from service.http.problems import KINDS
 from service.http.table import ROUTES
-from service.measures import JOB_OUTCOMES
+from service.writing.measures import JOB_OUTCOMES
 from tests.api.client import running_service
 from tests.support.agents import answers, running_agents
 from tests.support.log import Scribe, joined

@@ -10,11 +10,13 @@ import pytest
 
 from benchmarks.history import fill
 from eventstore import log
-from service import folding, history, reading, snapshots
+from service import reading
+from service.history import folding, snapshots
+from service.history import past as history
 from service.http import pieces
 from service.http.context import LOOK_BACK_AT_ONCE
 from service.http.v1 import state
-from service.squad import Squad
+from service.memory.squad import Squad
 from tests.api.client import running_service
 from tests.support.parts import connected
 from tests.support.wait import eventually

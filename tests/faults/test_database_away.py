@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service.embedded.cluster import Cluster
-from service.writer import PATIENCE_SECONDS
+from service.writing.writer import PATIENCE_SECONDS
 from tests.support.embedded import server_in
 from tests.support.load import Load
 from tests.support.parts import connected, lock_is_free, terminate

@@ -101,7 +101,7 @@ async def test_a_commit_that_only_the_primary_has_is_not_acknowledged(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is killed while the commit waits, and shows after its restart what no standby has."""
-    monkeypatch.setattr("service.confirmed.STUCK_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr("service.writing.confirmed.STUCK_AFTER_SECONDS", 0.5)
     await schema.apply(pair.dsn, "squad")
     async with running_writer(pair.dsn) as writer:
         await submit(writer, message("before"))

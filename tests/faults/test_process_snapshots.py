@@ -10,9 +10,9 @@ import aiohttp
 import pytest
 
 from benchmarks.history import fill
-from service import snapshots
-from service.history import check_snapshots, state_at
-from service.squad import Squad
+from service.history import snapshots
+from service.history.past import check_snapshots, state_at
+from service.memory.squad import Squad
 from tests.support.load import Load
 from tests.support.parts import connected, lock_is_free
 from tests.support.process import squad_up

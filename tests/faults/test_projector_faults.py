@@ -26,7 +26,7 @@ from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from eventstore.connection import Connection
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 pytestmark = pytest.mark.faults
 

@@ -13,8 +13,8 @@ import pytest
 
 from eventstore import codec, log
 from eventstore.events import AppendAbandoned, MessageSent
+from service.memory.squad import Squad
 from service.requests import OutcomeUnknown, Unavailable
-from service.squad import Squad
 from tests.support.log import Scribe, joined, texts, whole_log
 from tests.support.parts import (
     connected,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from eventstore.recorded import Recorded
     from service.requests import Outcome
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 pytestmark = pytest.mark.faults
 
@@ -117,7 +117,7 @@ async def test_a_commit_that_arrives_before_it_is_given_up_is_found(
     writer: Writer, proxy: Proxy, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Whoever asks first gets the lock first: the request, not the one who looks for its traces.
-    monkeypatch.setattr("service.writer._BACKOFF_SECONDS", (2.0, 2.0))
+    monkeypatch.setattr("service.writing.writer._BACKOFF_SECONDS", (2.0, 2.0))
     held = proxy.hold(NEEDLE.encode())
     batch = asyncio.ensure_future(_submit_batch(writer))
     async with connected(database) as connection:
@@ -202,7 +202,7 @@ async def test_a_caller_who_loses_patience_in_doubt_is_told_that_it_may_have_hap
 async def test_a_server_that_stops_answering_is_given_up(
     writer: Writer, proxy: Proxy, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.appender.STUCK_AFTER_SECONDS", 0.2)
+    monkeypatch.setattr("service.writing.appender.STUCK_AFTER_SECONDS", 0.2)
     async with connected(database) as connection:
         await connection.execute("BEGIN")
         await log.lock(connection)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from eventstore.connection import Connection
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from service.calls import MAX_ANSWER_BYTES, Caller
+from service.scheduling.calls import MAX_ANSWER_BYTES, AgentClient
 from tests.support.agents import (
     MEBIBYTE,
     after,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from service.calls import Reply
+    from service.scheduling.calls import Reply
     from tests.support.agents import Agents
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -34,17 +34,17 @@ MESSAGE_ID = "019f0000-0000-7000-8000-000000000001"
 
 
 @pytest.fixture
-async def caller(agents: Agents) -> AsyncIterator[Caller]:
-    async with Caller(agents.url, {"signing": SECRET}) as opened:
+async def client(agents: Agents) -> AsyncIterator[AgentClient]:
+    async with AgentClient(agents.url, {"signing": SECRET}) as opened:
         yield opened
 
 
-async def call(caller: Caller, agent: str = "worker", url: str | None = None, **payload: Any) -> Reply:
-    return await caller.call(agent, url, "/work", MESSAGE_ID, payload)
+async def call(client: AgentClient, agent: str = "worker", url: str | None = None, **payload: Any) -> Reply:
+    return await client.call(agent, url, "/work", MESSAGE_ID, payload)
 
 
-async def test_the_payload_goes_out_as_json_with_its_id(agents: Agents, caller: Caller) -> None:
-    reply = await call(caller, job="poll", attempt=1)
+async def test_the_payload_goes_out_as_json_with_its_id(agents: Agents, client: AgentClient) -> None:
+    reply = await call(client, job="poll", attempt=1)
     assert reply.ok
     (got,) = agents.calls
     assert got.payload == {"job": "poll", "attempt": 1}
@@ -54,16 +54,16 @@ async def test_the_payload_goes_out_as_json_with_its_id(agents: Agents, caller: 
     assert "webhook-signature" not in got.headers
 
 
-async def test_an_agent_with_a_secret_can_verify_the_signature(agents: Agents, caller: Caller) -> None:
-    await call(caller, "signing", note="größer")
+async def test_an_agent_with_a_secret_can_verify_the_signature(agents: Agents, client: AgentClient) -> None:
+    await call(client, "signing", note="größer")
     (got,) = agents.calls
     assert is_signed(got, SECRET)
     assert not is_signed(got._replace(body=got.body + b" "), SECRET)
 
 
-async def test_the_registered_url_goes_before_the_default_one(caller: Caller) -> None:
+async def test_the_registered_url_goes_before_the_default_one(client: AgentClient) -> None:
     async with running_agents() as elsewhere:
-        assert (await call(caller, url=f"{elsewhere.url}/base/")).ok
+        assert (await call(client, url=f"{elsewhere.url}/base/")).ok
         assert [got.path for got in elsewhere.calls] == ["/base/work"]
 
 
@@ -79,7 +79,7 @@ async def test_the_registered_url_goes_before_the_default_one(caller: Caller) ->
     ids=["bare", "with a path", "with a query", "both with a query", "with a fragment"],
 )
 async def test_the_endpoint_is_a_path_at_the_agents_url_whatever_follows_that(
-    agents: Agents, caller: Caller, base: str, endpoint: str, expected: str
+    agents: Agents, client: AgentClient, base: str, endpoint: str, expected: str
 ) -> None:
     """Otherwise another path would be called than the job names, and may well answer that all is done."""
     called: list[str] = []
@@ -90,12 +90,12 @@ async def test_the_endpoint_is_a_path_at_the_agents_url_whatever_follows_that(
 
     agents.on("/work", behave)
     agents.on("/base/work", behave)
-    await caller.call("worker", agents.url + base, endpoint, MESSAGE_ID, {})
+    await client.call("worker", agents.url + base, endpoint, MESSAGE_ID, {})
     assert called == [expected]
 
 
 async def test_a_connection_is_used_again_and_given_up_before_a_server_would_do_so(
-    agents: Agents, caller: Caller
+    agents: Agents, client: AgentClient
 ) -> None:
     """Or a job whose ticks are as far apart as its agent's patience would fail again and again."""
     connections: list[asyncio.BaseTransport | None] = []
@@ -105,8 +105,8 @@ async def test_a_connection_is_used_again_and_given_up_before_a_server_would_do_
         return await answers({})(request)
 
     agents.on("/work", note)
-    await call(caller)
-    await call(caller)
+    await call(client)
+    await call(client)
     first, second = connections
     assert first is second
     assert first
@@ -114,58 +114,58 @@ async def test_a_connection_is_used_again_and_given_up_before_a_server_would_do_
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_no_redirect_is_followed(agents: Agents, caller: Caller, status: int) -> None:
+async def test_no_redirect_is_followed(agents: Agents, client: AgentClient, status: int) -> None:
     agents.on("/work", answers({}, status, Location=f"{agents.url}/elsewhere"))
-    reply = await call(caller)
+    reply = await call(client)
     assert not reply.ok
     assert f"answered {status}" in (reply.reason or "")
     assert not agents.called("/elsewhere")
 
 
-async def test_cookies_are_not_kept(agents: Agents, caller: Caller) -> None:
+async def test_cookies_are_not_kept(agents: Agents, client: AgentClient) -> None:
     agents.on("/work", answers({}, Set_Cookie="id=1; Path=/"))
-    await call(caller, "one")
-    await call(caller, "another")
+    await call(client, "one")
+    await call(client, "another")
     assert not any("Cookie" in got.headers for got in agents.calls)
 
 
-async def test_an_answer_is_cut_at_a_mebibyte(agents: Agents, caller: Caller) -> None:
+async def test_an_answer_is_cut_at_a_mebibyte(agents: Agents, client: AgentClient) -> None:
     agents.on("/work", answers({"padding": "x" * 3 * MEBIBYTE, "tokens_used": 7}))
-    reply = await call(caller)
+    reply = await call(client)
     assert reply.ok
     assert isinstance(reply.body, str)
     assert len(reply.body) < MAX_ANSWER_BYTES
     assert reply.tokens_used is None
 
 
-async def test_an_answer_of_just_a_mebibyte_is_whole(agents: Agents, caller: Caller) -> None:
+async def test_an_answer_of_just_a_mebibyte_is_whole(agents: Agents, client: AgentClient) -> None:
     body = b'"' + b"x" * (MAX_ANSWER_BYTES - 2) + b'"'
     agents.on("/work", answers_bytes(body))
-    assert (await call(caller)).body == body[1:-1].decode()
+    assert (await call(client)).body == body[1:-1].decode()
 
 
-async def test_an_answer_without_end_is_left_when_time_is_up(agents: Agents, caller: Caller) -> None:
+async def test_an_answer_without_end_is_left_when_time_is_up(agents: Agents, client: AgentClient) -> None:
     agents.on("/work", drips())
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):
-            await call(caller)
+            await call(client)
     await eventually(lambda: not agents.busy["/work"], describe="the agent is not listened to any more")
 
 
-async def test_a_slow_agent_is_waited_for(agents: Agents, caller: Caller) -> None:
+async def test_a_slow_agent_is_waited_for(agents: Agents, client: AgentClient) -> None:
     agents.on("/work", after(0.3, answers({"tokens_used": 3})))
-    assert (await call(caller)).tokens_used == 3
+    assert (await call(client)).tokens_used == 3
 
 
-async def test_a_reset_connection_is_an_answer_too(agents: Agents, caller: Caller) -> None:
+async def test_a_reset_connection_is_an_answer_too(agents: Agents, client: AgentClient) -> None:
     agents.on("/work", hangs_up())
-    reply = await call(caller)
+    reply = await call(client)
     assert not reply.ok
     assert "/work failed" in (reply.reason or "")
 
 
-async def test_so_is_an_agent_that_is_not_there(caller: Caller) -> None:
-    reply = await call(caller, url="http://127.0.0.1:9")
+async def test_so_is_an_agent_that_is_not_there(client: AgentClient) -> None:
+    reply = await call(client, url="http://127.0.0.1:9")
     assert not reply.ok
     assert reply.reason == (
         "the call to http://127.0.0.1:9/work failed: Connect call failed ('127.0.0.1', 9)"
@@ -174,10 +174,10 @@ async def test_so_is_an_agent_that_is_not_there(caller: Caller) -> None:
 
 @pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
 async def test_anything_but_a_2xx_is_a_failure_that_quotes_the_agent(
-    agents: Agents, caller: Caller, status: int
+    agents: Agents, client: AgentClient, status: int
 ) -> None:
     agents.on("/work", answers({"error": "no mailbox"}, status))
-    reply = await call(caller)
+    reply = await call(client)
     assert not reply.ok
     assert reply.reason == f'the agent answered {status}: {{"error":"no mailbox"}}'
 
@@ -203,9 +203,9 @@ async def test_anything_but_a_2xx_is_a_failure_that_quotes_the_agent(
     ],
 )
 async def test_tokens_are_believed_where_they_are_reported_as_agreed(
-    agents: Agents, caller: Caller, body: bytes, tokens: int | None
+    agents: Agents, client: AgentClient, body: bytes, tokens: int | None
 ) -> None:
     agents.on("/work", answers_bytes(body))
-    reply = await call(caller)
+    reply = await call(client)
     assert reply.ok
     assert reply.tokens_used == tokens

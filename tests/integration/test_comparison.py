@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from eventstore.connection import Connection
     from projections.refold import Refold
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 
 @pytest.mark.parametrize("seed", range(3))

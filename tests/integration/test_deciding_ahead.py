@@ -10,10 +10,10 @@ import pytest
 
 from eventstore import log, sealing
 from service import commands as do
-from service import pace
 from service.decide import messages
-from service.pace import PLENTY
 from service.requests import CommandFailed
+from service.writing import pace
+from service.writing.pace import PLENTY
 from tests.support.erasure import assert_keys_were_used_in_time, keys_there, remains
 from tests.support.log import Scribe, joined, stored_log
 from tests.support.parts import connected, message, running_writer, submit
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
     from service.decide import At, Decision
+    from service.memory.state import State
     from service.requests import Outcome
-    from service.state import State
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 
 class Gate:

@@ -23,9 +23,9 @@ from eventstore.events import (
 from examples.email_agent.signature import verify
 from projections.agents import AGENTS
 from service import commands as do
-from service.email_work import CLASSIFY_ENDPOINT, RESPOND_ENDPOINT
-from service.job_tasks import POLL_ENDPOINT
 from service.requests import CommandFailed
+from service.scheduling.email_work import CLASSIFY_ENDPOINT, RESPOND_ENDPOINT
+from service.scheduling.job_tasks import POLL_ENDPOINT
 from tests.support.agents import after, answers, answers_bytes, is_signed, when
 from tests.support.email_jobs import AGENT, assert_nothing_is_held, email_job, emails
 from tests.support.jobs import define, running_member
@@ -280,7 +280,7 @@ async def test_cancelled_at_any_moment_it_leaves_nothing_behind(agents: Agents, 
 async def test_stopped_on_the_way_it_leaves_nothing_behind(
     agents: Agents, member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.scheduler.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("service.scheduling.scheduler.STOP_SECONDS", 0.1)
     never = asyncio.Event()
     agents.on(RESPOND_ENDPOINT, when(never))
     await emails(member, 2, classified=True)

@@ -14,7 +14,7 @@ from eventstore.events import (
     TokensSettled,
 )
 from service import commands as do
-from service.email_work import CLASSIFY_ENDPOINT
+from service.scheduling.email_work import CLASSIFY_ENDPOINT
 from tests.support.agents import answers, drips
 from tests.support.email_jobs import AGENT, assert_nothing_is_held, classifies, email_job, emails
 from tests.support.jobs import running_member

@@ -18,10 +18,10 @@ from eventstore.subjects import NO_TRACE, Trace, digest_of
 from projections.emails import EMAILS
 from projections.projector import Projector
 from service import commands as do
-from service import sealer
+from service.history.restore import restore
 from service.job_spec import JobSpec
 from service.requests import CommandFailed
-from service.restore import restore
+from service.writing import sealer
 from tests.support.erasure import assert_keys_were_used_in_time, everything, keys_there, remains
 from tests.support.log import Scribe, said, stored_log, whole_log
 from tests.support.parts import (
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from eventstore.connection import Connection
-    from service.writer import Writer
+    from service.writing.writer import Writer
     from tests.support.postgres import PostgresServer
 
 ADDRESS = "zoe@example.org"

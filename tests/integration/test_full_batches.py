@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 COMMANDS = 40
 
@@ -83,7 +83,7 @@ async def test_what_is_left_goes_into_the_next_in_order(
     async with running_writer(database) as writer:
         await _all(writer, range(1))
         sizes.clear()
-        monkeypatch.setattr(f"service.batch.{bound}", most)
+        monkeypatch.setattr(f"service.writing.batch.{bound}", most)
         positions = await _all(writer, range(COMMANDS))
         assert positions == list(range(positions[0], positions[0] + COMMANDS))
         assert sum(sizes) == COMMANDS
@@ -95,7 +95,7 @@ async def test_what_is_left_goes_into_the_next_in_order(
 async def test_nothing_is_lost_or_doubled_where_each_batch_is_full_at_once(
     database: str, sizes: list[int], monkeypatch: pytest.MonkeyPatch, writers: int
 ) -> None:
-    monkeypatch.setattr("service.batch.MAX_BATCH_BYTES", 1)
+    monkeypatch.setattr("service.writing.batch.MAX_BATCH_BYTES", 1)
     async with AsyncExitStack() as stack:
         alive = [await stack.enter_async_context(running_writer(database)) for _ in range(writers)]
         await asyncio.gather(*(Life(seed).live(writer, 60) for seed, writer in enumerate(alive)))

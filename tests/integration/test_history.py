@@ -17,11 +17,11 @@ from eventstore import codec, log, lookup
 from eventstore.errors import LogNotUnderstood, StoreUnavailable
 from eventstore.listener import Hints
 from service import commands as do
-from service import folding, snapshots
-from service.draft import Draft
-from service.folding import BeyondTheLog, TookTooLong, complete, keeping
-from service.history import check_snapshots, look_back, state_at
-from service.squad import Squad
+from service.history import folding, snapshots
+from service.history.folding import BeyondTheLog, TookTooLong, complete, keeping
+from service.history.past import check_snapshots, look_back, state_at
+from service.memory.draft import Draft
+from service.memory.squad import Squad
 from tests.support.forging import unguarded
 from tests.support.life import Life
 from tests.support.log import Scribe, joined, said, whole_log

@@ -14,11 +14,11 @@ from eventstore.events import RunFinished
 from projections.jobs import JOBS
 from projections.projector import Projector
 from service import commands as do
-from service.batch import decide_batch
-from service.draft import Draft
 from service.job_spec import JobSpec
+from service.memory.draft import Draft
+from service.memory.squad import Squad
 from service.requests import Request, Ticket
-from service.squad import Squad
+from service.writing.batch import decide_batch
 from tests.support.jobs import running_member
 from tests.support.log import Scribe, new_id
 from tests.support.parts import connected, running, running_listener, submit

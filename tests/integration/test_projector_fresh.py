@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
     from projections.fresh import Page
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 
 @asynccontextmanager

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 from projections.messages import MESSAGES
 from projections.operations import OPERATIONS
 from service import commands as do
-from service import recall
-from service.draft import Draft
+from service.history import recall
+from service.memory.draft import Draft
 from service.requests import Request, Ticket
 from tests.support.parts import submit
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
     from service.commands import AnyCommand
     from service.requests import Outcome
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 MANY = 40
 _NOBODY_WAITS = cast("asyncio.Future[Outcome]", None)

@@ -76,7 +76,7 @@ async def test_what_others_append_is_heard_of_at_once_also_after_the_log_became_
         await replace_the_end(connection, before)
         await terminate(connection, "squad writer")
         await eventually(lambda: writer.ready and writer.replacements == 1)
-        monkeypatch.setattr("service.writer.POLL_SECONDS", 60.0)
+        monkeypatch.setattr("service.writing.writer.POLL_SECONDS", 60.0)
         # One more look may be under way that was not yet told to be patient.
         for name in ("newcomer", "latecomer"):
             scribe = Scribe(connection)
@@ -104,7 +104,7 @@ async def test_nothing_is_appended_to_another_log_behind_a_pooler(
     database: str, monkeypatch: pytest.MonkeyPatch, contended: bool, more: int
 ) -> None:
     """Its positions are the same, so that only hashes tell."""
-    monkeypatch.setattr("service.writer.POLL_SECONDS", 60.0)
+    monkeypatch.setattr("service.writing.writer.POLL_SECONDS", 60.0)
     async with running_writer(database) as writer, connected(database) as connection:
         before = writer.squad.head.position
         await submit(writer, do.RegisterAgent(name="gone", role="tester"))

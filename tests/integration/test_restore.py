@@ -14,12 +14,12 @@ from eventstore.listener import Hints
 from projections.agents import AGENTS
 from projections.projector import Projector
 from service import commands as do
-from service import folding, snapshots
-from service import restore as restoring
-from service.folding import fold_page
-from service.history import state_at
-from service.restore import catch_up, restore
-from service.squad import Squad
+from service.history import folding, snapshots
+from service.history import restore as restoring
+from service.history.folding import fold_page
+from service.history.past import state_at
+from service.history.restore import catch_up, restore
+from service.memory.squad import Squad
 from tests.support.life import Life
 from tests.support.log import stored_log
 from tests.support.parts import running, running_writer, submit
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from eventstore.connection import Connection
     from eventstore.recorded import Head, Recorded
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 COMMANDS = 300
 

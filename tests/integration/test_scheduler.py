@@ -25,10 +25,10 @@ from eventstore.events import (
 from projections.jobs import JOBS
 from projections.runs import RUNS, run_id
 from service import commands as do
-from service import job_tasks, scheduler
 from service.decide.jobs import due_jobs
 from service.job_spec import JobSpec
 from service.requests import Request
+from service.scheduling import job_tasks, scheduler
 from tests.support.agents import after, answers, answers_bytes, drips, is_signed, when
 from tests.support.jobs import define, running_member
 from tests.support.parts import submit
@@ -36,7 +36,7 @@ from tests.support.verify import assert_log_is_sound
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from service.squad import Squad
+    from service.memory.squad import Squad
     from tests.support.agents import Agents
     from tests.support.jobs import Member
 

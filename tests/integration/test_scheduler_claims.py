@@ -173,7 +173,7 @@ async def test_cut_off_for_too_long_it_loses_the_claim_and_stops_the_call(
 async def test_a_stopped_process_gives_the_claim_back(
     agents: Agents, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.scheduler.STOP_SECONDS", 0.2)
+    monkeypatch.setattr("service.scheduling.scheduler.STOP_SECONDS", 0.2)
     never = asyncio.Event()
     agents.on("/poll", when(never))
     async with running_member(database, agents.url, runner="other") as other:

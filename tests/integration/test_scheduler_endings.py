@@ -11,9 +11,9 @@ import pytest
 from eventstore.events import JobPaused, MessageSent, RunAttemptFailed
 from projections.runs import RUNS
 from service import commands as do
-from service import scheduler
 from service.requests import Unavailable
-from service.work import Report, succeeded
+from service.scheduling import scheduler
+from service.scheduling.work import Report, succeeded
 from tests.support.agents import when
 from tests.support.jobs import define
 from tests.support.parts import submit
@@ -38,7 +38,7 @@ async def test_a_deadline_that_passes_during_the_last_command_leaves_the_end_to_
 async def test_and_so_does_one_where_the_database_is_away_just_then(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.scheduler.LONGEST_SLEEP_SECONDS", 0.1)
+    monkeypatch.setattr("service.scheduling.scheduler.LONGEST_SLEEP_SECONDS", 0.1)
     refusals = 2
 
     async def refuse() -> None:
@@ -57,7 +57,7 @@ async def test_and_so_does_one_where_the_database_is_away_just_then(
 async def test_stopped_during_the_last_command_or_the_word_of_its_end_an_attempt_is_told_of(
     member: Member, monkeypatch: pytest.MonkeyPatch, kind: type[do.Command]
 ) -> None:
-    monkeypatch.setattr("service.scheduler.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("service.scheduling.scheduler.STOP_SECONDS", 0.1)
     reached = asyncio.Event()
 
     async def dawdle() -> None:
@@ -75,8 +75,8 @@ async def test_stopped_during_the_last_command_or_the_word_of_its_end_an_attempt
 async def test_a_stop_does_not_wait_for_ever_for_an_end_to_be_heard(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.scheduler.STOP_SECONDS", 0.1)
-    monkeypatch.setattr("service.scheduler.GIVE_BACK_SECONDS", 0.2)
+    monkeypatch.setattr("service.scheduling.scheduler.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("service.scheduling.scheduler.GIVE_BACK_SECONDS", 0.2)
     reached, heard = asyncio.Event(), asyncio.Event()
 
     async def hang() -> None:
@@ -101,7 +101,7 @@ async def test_a_report_that_cannot_be_kept_is_left_out_and_the_end_told(
     async def reported(_: object) -> Report:
         return succeeded("it is done", quoted="a\x00b")
 
-    monkeypatch.setattr("service.scheduler.perform", reported)
+    monkeypatch.setattr("service.scheduling.scheduler.perform", reported)
     await define(member, TASK, task=TASK, agent=None)
     finished = await member.carry_out(TASK)
     assert finished.outcome == "succeeded"
@@ -113,7 +113,7 @@ async def test_a_report_that_cannot_be_kept_is_left_out_and_the_end_told(
 async def test_a_stop_does_not_pause_the_job(
     agents: Agents, member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.scheduler.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("service.scheduling.scheduler.STOP_SECONDS", 0.1)
     agents.on("/poll", when(asyncio.Event()))
     await define(member, "poll", pause_on_failure=True)
     run = await member.run_now("poll")

@@ -117,7 +117,7 @@ async def test_where_no_attempt_is_left_the_run_is_lost(agents: Agents, database
 async def test_stopped_with_a_call_under_way_the_attempt_is_told_and_another_process_repeats_it(
     agents: Agents, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.scheduler.STOP_SECONDS", 0.2)
+    monkeypatch.setattr("service.scheduling.scheduler.STOP_SECONDS", 0.2)
     never = asyncio.Event()
     agents.on("/poll", when(never), answers({}))
     async with running_member(database, agents.url, runner="other") as other:

@@ -11,10 +11,10 @@ import pytest
 
 from eventstore import log, schema
 from eventstore.errors import EventStoreError, StoreRefused
-from service import snapshots
-from service.folding import fold_on, keeping
-from service.history import state_at
-from service.squad import Squad
+from service.history import snapshots
+from service.history.folding import fold_on, keeping
+from service.history.past import state_at
+from service.memory.squad import Squad
 from tests.support.life import Life
 from tests.support.log import Scribe, said
 from tests.support.parts import SCHEMA, backends, connected, lock_is_free, running_writer

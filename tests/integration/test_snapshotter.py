@@ -14,9 +14,10 @@ from benchmarks.history import copy_in
 from eventstore import log
 from eventstore.listener import Hints
 from projections.operations import OPERATIONS
-from service import folding, snapshots, snapshotter
+from service import snapshotter
 from service.commands import StartOperation
-from service.history import check_snapshots
+from service.history import folding, snapshots
+from service.history.past import check_snapshots
 from service.snapshotter import Snapshotter
 from tests.support.life import Life
 from tests.support.parts import SCHEMA, backends, connected, running, running_writer, submit
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from eventstore.connection import Connection
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 DISTANCE = 50
 

@@ -21,7 +21,7 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 WRITE = "SELECT pg_logical_emit_message(true, 'test', 'written'::text)"
@@ -137,10 +137,10 @@ async def test_an_answer_that_was_found_in_the_log_is_not_given_before_it_is_con
 async def test_whoever_gives_up_and_comes_back_leaves_no_crowd_behind(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.confirmed.STUCK_AFTER_SECONDS", 0.5)
-    monkeypatch.setattr("service.appender.STUCK_AFTER_SECONDS", 0.5)
-    monkeypatch.setattr("service.keeper.STUCK_AFTER_SECONDS", 0.5)
-    monkeypatch.setattr("service.writer._BACKOFF_SECONDS", (0.05, 0.05))
+    monkeypatch.setattr("service.writing.confirmed.STUCK_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr("service.writing.appender.STUCK_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr("service.writing.keeper.STUCK_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr("service.writing.writer._BACKOFF_SECONDS", (0.05, 0.05))
     async with running_writer(server.dsn) as writer:
         await miss_a_standby(server)
         attempts = 0

@@ -28,7 +28,7 @@ from eventstore.transfer import export_log, import_log
 from projections.projector import Projector
 from service import commands as do
 from service.clock import DatabaseClock
-from service.writer import Writer
+from service.writing.writer import Writer
 from tests.support.forging import EVENTS, forge, hash_anew, some_history
 from tests.support.life import live_with_jobs
 from tests.support.log import Scribe, joined, new_id, said, whole_log

@@ -13,8 +13,8 @@ from eventstore import codec
 from eventstore.errors import LogNotUnderstood, UnknownEventType
 from eventstore.events import TokensSettled
 from service import commands as do
-from service import snapshots
-from service.history import state_at
+from service.history import snapshots
+from service.history.past import state_at
 from service.whatif import OtherRules, Report, Simulation
 from service.whatif.reader import judge
 from tests.support.life import Life

@@ -15,11 +15,10 @@ from eventstore import codec, log
 from eventstore.events import MessageSent, RequestAnswered
 from eventstore.listener import Hints
 from service import commands as do
-from service import requests
 from service.clock import DatabaseClock
 from service.decide import decide
 from service.requests import CommandFailed, QueueFull, Request, Stopping, Unavailable
-from service.writer import Writer
+from service.writing.writer import Writer
 from tests.support.log import Scribe, joined, said, texts, whole_log
 from tests.support.parts import (
     connected,
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
     from eventstore.recorded import Recorded
     from service.decide import At, Decision
-    from service.state import State
+    from service.memory.state import State
 
 POISON = "poison"
 
@@ -63,7 +62,7 @@ def choosy(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ArithmeticError("not to my taste")
         return decision
 
-    monkeypatch.setattr("service.batch.decide", deciding)
+    monkeypatch.setattr("service.writing.batch.decide", deciding)
 
 
 async def test_a_command_is_answered_with_the_position_of_its_event(writer: Writer, database: str) -> None:
@@ -144,7 +143,7 @@ async def test_a_command_that_only_the_database_refuses_fails_alone(
 async def test_callers_are_sent_away_when_too_many_wait(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requests, "MAX_WAITING_COMMANDS", 3)
+    monkeypatch.setattr("service.writing.waiting.MAX_WAITING_COMMANDS", 3)
     idle = Writer(database, "squad", DatabaseClock(), Hints())
     waiting = [asyncio.ensure_future(submit(idle, message(str(number)))) for number in range(3)]
     await eventually(lambda: len(idle.waiting) == 3)
@@ -158,7 +157,7 @@ async def test_callers_are_sent_away_when_too_many_wait(
 async def test_callers_are_sent_away_when_too_much_waits(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requests, "MAX_WAITING_BYTES", 1_000)
+    monkeypatch.setattr("service.writing.waiting.MAX_WAITING_BYTES", 1_000)
     idle = Writer(database, "squad", DatabaseClock(), Hints())
     large = Request(message("x"), "agent:test", "test", size=1_000)
     waiting = asyncio.ensure_future(idle.submit(large))
@@ -171,7 +170,7 @@ async def test_callers_are_sent_away_when_too_much_waits(
 async def test_who_has_gone_away_takes_no_place_while_the_database_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(requests, "MAX_WAITING_COMMANDS", 3)
+    monkeypatch.setattr("service.writing.waiting.MAX_WAITING_COMMANDS", 3)
     nowhere = Writer("host=127.0.0.1 port=1", "squad", DatabaseClock(), Hints())
     async with running(nowhere.run()):
         waiting = [asyncio.ensure_future(submit(nowhere, message(str(number)))) for number in range(2)]
@@ -453,7 +452,7 @@ async def test_a_clock_that_went_wrong_is_put_right_and_the_command_carried_out(
     database: str, hours: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Or it might be put right before the command comes.
-    monkeypatch.setattr("service.writer.POLL_SECONDS", 60.0)
+    monkeypatch.setattr("service.writing.writer.POLL_SECONDS", 60.0)
     clock = WrongClock()
     async with running_writer(database, clock=clock) as writer:
         for number in range(3):

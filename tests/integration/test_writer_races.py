@@ -13,7 +13,7 @@ from tests.support.verify import assert_log_is_sound
 
 if TYPE_CHECKING:
     from service.requests import Outcome
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 ROUNDS = 20
 RESERVATIONS = 200

@@ -21,10 +21,10 @@ from projections import PROJECTIONS
 from projections.emails import EMAILS
 from projections.jobs import JOBS
 from service import commands as do
-from service.draft import Draft
+from service.memory.draft import Draft
+from service.memory.residence import PARTIAL, RESIDENT
+from service.memory.squad import Squad
 from service.requests import Answer, CommandFailed, Outcome, OutcomeUnknown, Request, Stopping, Unavailable
-from service.residence import PARTIAL, RESIDENT
-from service.squad import Squad
 from tests.model.process import Process, Promise
 from tests.support.verify import fold
 from tests.unit import strategies

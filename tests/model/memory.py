@@ -18,8 +18,8 @@ from eventstore.events import ConflictDetected, SubjectForgotten
 from eventstore.recorded import Recorded
 from projections import PROJECTIONS
 from projections.budgets import BUDGET_DAYS, BUDGETS
-from service import snapshots
-from service.residence import RESIDENT
+from service.history import snapshots
+from service.memory.residence import RESIDENT
 from tests.model.loop import Loop
 from tests.model.server import Session
 from tests.model.subject_keys import KEY_STATEMENTS, WithKeys
@@ -28,7 +28,7 @@ from tests.support.verify import MemoryRows
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from service.squad import Squad
+    from service.memory.squad import Squad
     from tests.model.line import Rows, Word
 
 DRIFT = timedelta(seconds=1)

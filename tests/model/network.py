@@ -9,8 +9,8 @@ from msgspec import structs
 from psycopg import errors as pg
 
 from service import commands as do
-from service.batch import CLOCK_ACTOR
 from service.requests import Answer, Outcome, Request
+from service.writing.batch import CLOCK_ACTOR
 from tests.model.laws import Asked, Laws
 from tests.model.line import Word
 from tests.model.server import Blocked, Server, Session

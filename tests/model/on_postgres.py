@@ -14,7 +14,7 @@ from psycopg import AsyncClientCursor, AsyncCursor
 
 from eventstore import log, sealing
 from eventstore.connection import Connection, connect
-from service import snapshots
+from service.history import snapshots
 from tests.model.server import Server, Session
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from eventstore.recorded import Recorded
-    from service.squad import Squad
+    from service.memory.squad import Squad
     from tests.model.line import Rows, Word
     from tests.support.postgres import PostgresServer
 

@@ -18,10 +18,11 @@ from psycopg import AsyncClientCursor, AsyncCursor
 from eventstore import keys, log, lookup, pages
 from eventstore.errors import StoreUnavailable
 from eventstore.listener import Hints
-from service import appender, batch, confirmed, folding, keeper, pace, restore, sealer, snapshots, writer
 from service import clock as clocks
 from service.clock import DatabaseClock
-from service.writer import Writer
+from service.history import folding, restore, snapshots
+from service.writing import appender, batch, confirmed, keeper, pace, sealer, writer
+from service.writing.writer import Writer
 from tests.model.line import Cursor, Line, SimpleCursor
 from tests.model.loop import Loop
 
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
+    from service.memory.squad import Squad
     from service.requests import Outcome, Request
-    from service.squad import Squad
     from tests.model.server import Server
 
 PAGE_EVENTS = 7

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from eventstore.recorded import Recorded
-    from service.squad import Squad
+    from service.memory.squad import Squad
     from tests.model.line import Rows, Word
 
 IDLE_IN_TRANSACTION_SECONDS = 10.0

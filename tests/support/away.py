@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from eventstore import log
-from service.batch import decide_batch
-from service.draft import Draft
+from service.memory.draft import Draft
+from service.memory.squad import Squad
 from service.requests import Request, Ticket
-from service.squad import Squad
+from service.writing.batch import decide_batch
 from tests.support.parts import connected
 
 if TYPE_CHECKING:

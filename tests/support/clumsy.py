@@ -27,10 +27,10 @@ async def _fail(text: str) -> None:
 
 def main() -> None:
     """Runs the command line with these faults."""
-    from service import batch
     from service.commands import CreateTask, SendMessage
     from service.http import route
-    from service.writer import Writer
+    from service.writing import batch
+    from service.writing.writer import Writer
 
     decide, carry_out = vars(batch)["decide"], vars(route)["carry_out"]
     publish = Writer._publish

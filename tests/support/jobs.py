@@ -14,12 +14,12 @@ from projections.agents import AGENTS
 from projections.jobs import jobs
 from projections.runs import RUNS
 from service import commands as do
-from service.calls import Caller
 from service.clock import DatabaseClock
 from service.job_spec import JobSpec
 from service.requests import Request, Stopping
-from service.scheduler import Scheduler
-from service.writer import PATIENCE_SECONDS, Writer
+from service.scheduling.calls import AgentClient
+from service.scheduling.scheduler import Scheduler
+from service.writing.writer import PATIENCE_SECONDS, Writer
 from tests.support.log import whole_log
 from tests.support.parts import SCHEMA, connected, is_to_encrypt, running_listener, submit
 from tests.support.verify import fold
@@ -119,11 +119,11 @@ async def running_member(
 ) -> AsyncIterator[Member]:
     """A process that has jobs run, in a squad whose orchestrator runs; stopped in the end, gracefully."""
     clock = DatabaseClock()
-    async with running_listener(dsn) as listener, Caller(agents_url, secrets) as caller:
+    async with running_listener(dsn) as listener, AgentClient(agents_url, secrets) as client:
         keyring = Keyring()
         encrypt = is_to_encrypt() if encrypt is None else encrypt
         writer = Writer(dsn, SCHEMA, clock, listener.events, keyring=keyring, encrypt=encrypt)
-        scheduler = Scheduler(writer, clock, caller, runner)
+        scheduler = Scheduler(writer, clock, client, runner)
         member = Member(writer, scheduler, keyring)
         writer.observers += [member.log.extend, scheduler.observe]
         writer.on_replaced.append(scheduler.drop_what_is_lost)

@@ -8,7 +8,7 @@ from eventstore.listener import Hints
 from service import api_keys
 from service import commands as do
 from service.clock import DatabaseClock
-from service.writer import Writer
+from service.writing.writer import Writer
 from tests.support.parts import SCHEMA, running, submit
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from service.requests import Outcome
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 AGENTS = ("alice", "bob", "carol", "dave")
 _ROUNDS = JobSpec(agent="worker", endpoint="/rounds", cron="0 0 1 1 *")

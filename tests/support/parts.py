@@ -12,7 +12,7 @@ from eventstore.listener import Hints, Listener
 from service import commands as do
 from service.clock import DatabaseClock
 from service.requests import Answer, Request
-from service.writer import Writer
+from service.writing.writer import Writer
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:

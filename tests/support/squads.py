@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from service.squad import Squad
+    from service.memory.squad import Squad
 
 
 def contents(squad: Squad) -> dict[str, Any]:

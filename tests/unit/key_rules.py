@@ -11,7 +11,7 @@ from service.decide.access import key_is_needed
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from service.state import State
+    from service.memory.state import State
 
 
 class KeyRules:

@@ -20,14 +20,14 @@ from msgspec import structs
 from eventstore import codec
 from eventstore.events import AnyEvent, Event
 from eventstore.recorded import NewEvent, Recorded
-from service import recall
-from service.batch import CLOCK_ACTOR, Batch, decide_batch
 from service.commands import AnyCommand, ClaimTick, EndAttempt, RenewRun, SetPolicy, TakeUpRun
-from service.draft import Draft
-from service.recorder import Recorder
+from service.history import recall
+from service.memory.draft import Draft
+from service.memory.squad import Squad
 from service.requests import Outcome, Request, Ticket
-from service.squad import Squad
-from service.work import ACTOR as SCHEDULER
+from service.scheduling.work import ACTOR as SCHEDULER
+from service.writing.batch import CLOCK_ACTOR, Batch, decide_batch
+from service.writing.recorder import Recorder
 from tests.unit.vault import Vault
 
 if TYPE_CHECKING:

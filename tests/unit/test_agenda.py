@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service import schedule
-from service.agenda import AGAIN_AFTER, AT_ONCE
 from service.commands import PauseJob, RegisterAgent, RemoveJob
 from service.decide.jobs import due_jobs
+from service.memory.agenda import AGAIN_AFTER, AT_ONCE
 from tests.unit.job_stories import JOB, a_squad, claim, define
 from tests.unit.support import moment
 
@@ -33,7 +33,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Schedule]:
         return really(asked, after)
 
     monkeypatch.setattr(schedule, "next_tick", next_tick)
-    monkeypatch.setattr("service.agenda.next_tick", next_tick)
+    monkeypatch.setattr("service.memory.agenda.next_tick", next_tick)
     return worked_out
 
 

@@ -7,13 +7,14 @@ import asyncio
 import pytest
 
 from eventstore.keys import Keyring
-from service.ahead import Ahead
 from service.clock import DatabaseClock
 from service.commands import Heartbeat
-from service.draft import Draft
-from service.pace import Pace
-from service.requests import Request, Ticket, Waiting
-from service.sealer import Sealing
+from service.memory.draft import Draft
+from service.requests import Request, Ticket
+from service.writing.ahead import Ahead
+from service.writing.pace import Pace
+from service.writing.sealer import Sealing
+from service.writing.waiting import Waiting
 from tests.unit.job_stories import a_squad
 
 

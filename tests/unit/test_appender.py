@@ -10,16 +10,17 @@ import pytest
 from eventstore import log, pooler
 from eventstore.errors import EventStoreError, HeadMoved, StoreBusy, StoreUnavailable
 from eventstore.keys import Keyring
-from service import appender as module
-from service.appender import Appender
-from service.batch import Batch
 from service.clock import DatabaseClock
 from service.commands import PassTime
-from service.draft import Draft
-from service.measures import Measures
-from service.requests import CommandFailed, Outcome, Request, Ticket, Waiting
-from service.sealer import Sealing
-from service.squad import Squad
+from service.memory.draft import Draft
+from service.memory.squad import Squad
+from service.requests import CommandFailed, Outcome, Request, Ticket
+from service.writing import appender as module
+from service.writing.appender import Appender
+from service.writing.batch import Batch
+from service.writing.measures import Measures
+from service.writing.sealer import Sealing
+from service.writing.waiting import Waiting
 from tests.unit.support import START, given
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ import pytest
 from eventstore.events import AgentHeartbeatRecorded, AppendAbandoned, MessageSent, RequestAnswered
 from projections.agents import AGENTS
 from projections.projection import MissingRow
-from service import batch as module
 from service.commands import (
     AnyCommand,
     FinishOperation,
@@ -21,6 +20,7 @@ from service.commands import (
     StartOperation,
 )
 from service.requests import Answer, CommandFailed, Outcome, Request
+from service.writing import batch as module
 from tests.unit.support import UNKNOWN_ID, Story, given
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class TestIdempotency:
 class TestFaults:
     @pytest.fixture(autouse=True)
     def _quiet(self, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level(logging.CRITICAL, logger="service.batch")
+        caplog.set_level(logging.CRITICAL, logger="service.writing.batch")
 
     def test_of_one_command_are_no_other_commands(self) -> None:
         story = given(ANN).given(HELLO).when(request(HELLO), faulty(HELLO), request(HELLO))
@@ -167,7 +167,7 @@ class TestAbandonedBatch:
     def test_is_fenced_off_even_where_the_next_command_fails(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        caplog.set_level(logging.CRITICAL, logger="service.batch")
+        caplog.set_level(logging.CRITICAL, logger="service.writing.batch")
         story = given(ANN)
         lost = story.decide([request(HELLO)])
         story.decide([faulty(HELLO), request(HELLO)], abandoned=lost)
@@ -217,7 +217,7 @@ def test_an_event_of_what_must_be_in_memory_and_is_not_stops_the_fold() -> None:
 
 
 def test_a_command_before_the_first_policy_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.CRITICAL, logger="service.batch")
+    caplog.set_level(logging.CRITICAL, logger="service.writing.batch")
     story = Story().when(StartOperation(agent="ann", action="answer", resources={"k": "v"}), SetPolicy())
     assert [type(outcome) for outcome in story.outcomes] == [CommandFailed, Outcome]
     assert story.squad.has_policy

@@ -17,15 +17,15 @@ from projections.budgets import BUDGET_DAYS
 from service.clock import DatabaseClock
 from service.commands import PassTime, RecordUsage, SetPolicy
 from service.decide.day import Day, budget_day, day_by_the_last
-from service.timekeeper import keep_time
+from service.scheduling.timekeeper import keep_time
 from tests.support.wait import eventually
 from tests.unit.support import START, Story, given
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from service.squad import Squad
-    from service.writer import Writer
+    from service.memory.squad import Squad
+    from service.writing.writer import Writer
 
 ZONES = (
     "UTC",
@@ -207,7 +207,7 @@ class TestRulesThatCannotBeFollowed:
     async def test_are_told_of_once(
         self, story: Story, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("service.timekeeper.CLOCK_STEP", timedelta(0))
+        monkeypatch.setattr("service.scheduling.timekeeper.CLOCK_STEP", timedelta(0))
         looks = 0
 
         class Reader:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.calls import decode_secret, read_answer, signed_headers, tokens_in
+from service.scheduling.calls import decode_secret, read_answer, signed_headers, tokens_in
 from service.values import MAX_TOKENS
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

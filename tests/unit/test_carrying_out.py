@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from multidict import CIMultiDict
 
 from service.callers import Caller
 from service.commands import SendMessage
@@ -124,7 +125,7 @@ class TestWhatTheWriterIsAsked:
     def asked(self, **headers: str) -> Request:
         let_in(self.WHO)
         correlate({"X-Correlation-Id": "c-7"})
-        http = SimpleNamespace(headers=headers, method="POST", path="/api/v1/messages")
+        http = SimpleNamespace(headers=CIMultiDict(headers), method="POST", path="/api/v1/messages")
         command = SendMessage(from_agent="ann", message="hello")
         return asked_by(cast("web.Request", http), self.BODY, command, rendering(201))
 

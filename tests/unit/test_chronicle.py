@@ -10,8 +10,8 @@ from itertools import pairwise
 from benchmarks.history import chronicle
 from eventstore import chain, codec
 from eventstore.recorded import GENESIS_HASH
-from service.draft import Draft
-from service.squad import Squad
+from service.memory.draft import Draft
+from service.memory.squad import Squad
 
 EVENTS = 30_000
 KINDS = 39

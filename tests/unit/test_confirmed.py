@@ -8,9 +8,9 @@ import pytest
 
 from eventstore import standby
 from eventstore.errors import StoreBusy, StoreUnavailable
-from service import confirmed as module
-from service.confirmed import Confirmed
-from service.folding import STUCK_AFTER_SECONDS
+from service.history.folding import STUCK_AFTER_SECONDS
+from service.writing import confirmed as module
+from service.writing.confirmed import Confirmed
 
 if TYPE_CHECKING:
     from eventstore.connection import Connection

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import pytest
 
-from service import deadlines
-from service.deadlines import NEVER, Deadlines
+from service.memory import deadlines
+from service.memory.deadlines import NEVER, Deadlines
 from tests.unit.support import moment
 
 MANY = 5_000

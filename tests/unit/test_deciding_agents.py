@@ -32,7 +32,7 @@ from service.commands import (
     StartOperation,
 )
 from service.decide.agents import gone_quiet
-from service.draft import Draft
+from service.memory.draft import Draft
 from tests.unit.support import FRESH, START, Story, given, moment
 
 MINUTE = 60.0

@@ -17,16 +17,16 @@ from service.http import auth
 from service.http.auth import Door
 from service.http.problems import Problem
 from service.http.scope import Scope
+from service.memory.squad import Squad
 from service.requests import Request, Unavailable
 from service.settings import Settings
-from service.squad import Squad
 from tests.unit.support import START, Story, given
 
 if TYPE_CHECKING:
     from aiohttp import web
 
     from service.clock import DatabaseClock
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 KEY = api_keys.make()
 REMOTE = "203.0.113.7"

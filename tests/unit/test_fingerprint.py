@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 import service
-from service import fingerprint
-from service.fingerprint import fold_fingerprint, name_of
-from service.snapshots import FOLD
+from service.history import fingerprint
+from service.history.fingerprint import fold_fingerprint, name_of
+from service.history.snapshots import FOLD
 
 REPOSITORY = Path(service.__file__).parent.parent
 PACKAGES = ("eventstore", "projections", "service")
-NAMED = "from service.snapshots import FOLD; import service; print(FOLD, service.__file__)"
+NAMED = "from service.history.snapshots import FOLD; import service; print(FOLD, service.__file__)"
 
 
 def _named(where: Path) -> tuple[str, str]:
@@ -63,11 +63,11 @@ def test_it_is_the_same_in_every_process_wherever_the_code_lies(copy: Path, tmp_
         "projections/projection.py",
         "eventstore/events/jobs.py",
         "eventstore/codec.py",
-        "service/squad.py",
-        "service/state.py",
-        "service/draft.py",
-        "service/residence.py",
-        "service/snapshots.py",
+        "service/memory/squad.py",
+        "service/memory/state.py",
+        "service/memory/draft.py",
+        "service/memory/residence.py",
+        "service/history/snapshots.py",
     ],
 )
 def test_it_changes_with_every_module_that_takes_part(copy: Path, module: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from service.commands import DefineJob, SetPolicy
 from service.job_spec import BUILT_IN_TASKS, JobSpec, over
-from service.job_tasks import TASKS
+from service.scheduling.job_tasks import TASKS
 from service.settings import Settings, SettingsError, read
 from tests.unit.support import given
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from service.pace import MOST_REST_SECONDS, PLENTY, Pace
-from service.requests import MAX_BATCH_COMMANDS
+from service.writing.pace import MOST_REST_SECONDS, PLENTY, Pace
+from service.writing.waiting import MAX_BATCH_COMMANDS
 
 
 def _after(*, append_seconds: float, decision_seconds: float = 20e-6) -> Pace:
@@ -92,7 +92,7 @@ def test_how_long_deciding_takes_is_measured_where_anything_is_decided(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [1_000.0]
-    monkeypatch.setattr("service.pace.monotonic", lambda: now[0])
+    monkeypatch.setattr("service.writing.pace.monotonic", lambda: now[0])
     pace = Pace()
     for _ in range(100):
         with pace.deciding(50):

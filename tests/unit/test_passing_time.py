@@ -10,7 +10,6 @@ from eventstore.events import OperationExpired
 from projections.agents import AGENTS
 from projections.budgets import RESERVATIONS
 from projections.operations import OPERATIONS
-from service.batch import CLOCK_ACTOR, CLOCK_STEP, decide_batch
 from service.commands import (
     CreateKey,
     Heartbeat,
@@ -22,16 +21,17 @@ from service.commands import (
 )
 from service.decide import decide
 from service.decide.clock import next_due
-from service.draft import Draft
+from service.memory.draft import Draft
+from service.memory.squad import Squad
 from service.requests import CommandFailed
-from service.squad import Squad
+from service.writing.batch import CLOCK_ACTOR, CLOCK_STEP, decide_batch
 from tests.unit.job_stories import claim, with_job
 from tests.unit.support import Story, given, moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from service.state import State
+    from service.memory.state import State
 
 POOR = SetPolicy(daily_tokens=100)
 STEP = CLOCK_STEP.total_seconds()
@@ -97,7 +97,7 @@ class TestMuchAtOnce:
 
     @pytest.fixture(autouse=True)
     def _two_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("service.batch.MAX_PASSED_AT_ONCE", 2)
+        monkeypatch.setattr("service.writing.batch.MAX_PASSED_AT_ONCE", 2)
 
     def test_happens_some_at_a_time_and_without_a_pause(self) -> None:
         story = given(*(claim_of(f"e-{n}") for n in range(5)))
@@ -149,7 +149,7 @@ class TestMuchAtOnce:
         ]
 
     def test_is_no_more_than_a_batch_may_have(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("service.batch.MAX_BATCH_EVENTS", 4)
+        monkeypatch.setattr("service.writing.batch.MAX_BATCH_EVENTS", 4)
         story = given(*(set_aside(10, 60) for _ in range(9)), policy=POOR)
         story.when(set_aside(100), at=60)
         assert [recorded.type for recorded in story.recorded] == [*["tokens_released"] * 4, "tokens_denied"]
@@ -212,7 +212,7 @@ class TestTokensWhoseTimeIsOver:
         def fails_the_second_time(*arguments: Any) -> Any:
             return next(answers)(*arguments)
 
-        monkeypatch.setattr("service.batch.decide", fails_the_second_time)
+        monkeypatch.setattr("service.writing.batch.decide", fails_the_second_time)
         story.when(set_aside(100), at=1)
         assert isinstance(story.outcomes[0], CommandFailed)
         assert [recorded.type for recorded in story.recorded] == ["tokens_released"]

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from eventstore import codec
 from service import commands as do
 from service.commands import AnyCommand, RegisterAgent, SetPolicy, StartOrchestrator
-from service.draft import Draft
-from service.folding import fold_page, take_in
-from service.snapshots import pack, unpack
-from service.squad import Squad
+from service.history.folding import fold_page, take_in
+from service.history.snapshots import pack, unpack
+from service.memory.draft import Draft
+from service.memory.squad import Squad
 from tests.support.squads import contents
 from tests.unit import strategies
 from tests.unit.support import Story, given
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def folded_on(squad: Squad, log: Sequence[Recorded], upto: int, page_events: int) -> Squad:
-    """What `service.folding.fold_on` does, on a log that is a list."""
+    """What `service.history.folding.fold_on` does, on a log that is a list."""
     while squad.head.position < upto:
         start = squad.head.position
         fold_page(squad, log[start : min(start + page_events, upto)])

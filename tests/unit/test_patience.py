@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
-from service import patience
 from service.commands import PassTime
-from service.patience import Patience
-from service.requests import Outcome, OutcomeUnknown, Request, Ticket, Unavailable, Waiting
+from service.requests import Outcome, OutcomeUnknown, Request, Ticket, Unavailable
+from service.writing import patience
+from service.writing.patience import Patience
+from service.writing.waiting import Waiting
 from tests.support.wait import eventually
 
 

@@ -22,7 +22,6 @@ from projections.jobs import JOBS
 from projections.keys import KEYS
 from projections.operations import OPERATIONS
 from projections.runs import RUNS
-from service.batch import Batch
 from service.commands import (
     AnyCommand,
     ClaimTick,
@@ -33,15 +32,16 @@ from service.commands import (
     StartOrchestrator,
     TakeUpRun,
 )
-from service.deadlines import NEVER
 from service.decide import At, decide
 from service.decide.jobs import due_jobs
-from service.draft import Draft
-from service.recorder import Recorder
+from service.memory.deadlines import NEVER
+from service.memory.draft import Draft
+from service.memory.residence import PARTIAL, RESIDENT
+from service.memory.squad import Squad
+from service.memory.state import EXPIRING
 from service.requests import Answer, CommandFailed, Outcome, Request
-from service.residence import PARTIAL, RESIDENT
-from service.squad import Squad
-from service.state import EXPIRING
+from service.writing.batch import Batch
+from service.writing.recorder import Recorder
 from tests.unit import strategies
 from tests.unit.job_rules import JobRules
 from tests.unit.key_rules import KeyRules
@@ -403,7 +403,7 @@ def _no_word_of_the_faults_that_are_meant() -> Iterator[None]:
     def is_not_meant(record: logging.LogRecord) -> bool:
         return record.levelno != logging.ERROR
 
-    logger = logging.getLogger("service.batch")
+    logger = logging.getLogger("service.writing.batch")
     logger.addFilter(is_not_meant)
     yield
     logger.removeFilter(is_not_meant)

@@ -54,8 +54,8 @@ from service.commands import (
     UpdateTask,
 )
 from service.decide.runs import LEASE_SECONDS
-from service.draft import Draft
-from service.squad import Squad
+from service.memory.draft import Draft
+from service.memory.squad import Squad
 from tests.unit.job_stories import JOB, RUNNER, claim, ended, take_up, with_job
 from tests.unit.support import START, given, moment
 

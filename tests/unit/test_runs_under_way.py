@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from projections.runs import RUNS, run_id
 from service.decide.jobs import due_jobs
-from service.draft import Draft
-from service.squad import Squad
+from service.memory.draft import Draft
+from service.memory.squad import Squad
 from tests.unit.job_stories import JOB, a_squad, claim, define, ended
 from tests.unit.support import moment
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pytest
 
     from projections.projection import Table
-    from service.state import State
+    from service.memory.state import State
 
 FIRST, SECOND = (run_id(JOB, moment(minute * 60)) for minute in (1, 2))
 OF_ANOTHER = run_id("other", moment(60))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from projections.runs import RUNS, run_id
-from service import scheduler as module
 from service.clock import DatabaseClock
 from service.commands import ClaimTick, EndAttempt, PauseJob, SendMessage, TakeUpRun
 from service.decide.runs import LEASE_SECONDS
@@ -22,8 +21,9 @@ from service.requests import (
     Stopping,
     Unavailable,
 )
-from service.scheduler import LONGEST_SLEEP_SECONDS, Scheduler
-from service.work import succeeded
+from service.scheduling import scheduler as module
+from service.scheduling.scheduler import LONGEST_SLEEP_SECONDS, Scheduler
+from service.scheduling.work import succeeded
 from tests.support.wait import eventually
 from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, with_job
 from tests.unit.support import moment
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from datetime import datetime
 
-    from service.calls import Caller
     from service.requests import NoOutcome
-    from service.writer import Writer
+    from service.scheduling.calls import AgentClient
+    from service.writing.writer import Writer
     from tests.unit.support import Story
 
 RUN = run_id(JOB, moment(60))
@@ -70,7 +70,7 @@ class Pen:
 
 
 def scheduler_of(pen: Pen, at: float) -> Scheduler:
-    return Scheduler(cast("Writer", pen), StoppedClock(at), cast("Caller", None), RUNNER)
+    return Scheduler(cast("Writer", pen), StoppedClock(at), cast("AgentClient", None), RUNNER)
 
 
 @asynccontextmanager

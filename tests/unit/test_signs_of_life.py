@@ -22,7 +22,7 @@ from service.commands import (
     StartOperation,
 )
 from service.requests import Request
-from service.work import ACTOR as SCHEDULER
+from service.scheduling.work import ACTOR as SCHEDULER
 from tests.unit.job_stories import JOB, RUNNER, claim, ended, take_up, with_job
 from tests.unit.support import START, Story, moment
 

@@ -16,10 +16,10 @@ from msgspec import structs
 from eventstore.recorded import Head
 from projections.operations import OPERATIONS
 from service import commands as do
-from service import snapshots
-from service.residence import RESIDENT
-from service.snapshots import Distrusted, distance, pack, unpack
-from service.squad import Squad
+from service.history import snapshots
+from service.history.snapshots import Distrusted, distance, pack, unpack
+from service.memory.residence import RESIDENT
+from service.memory.squad import Squad
 from tests.support.squads import contents
 from tests.unit.strategies import values_of
 from tests.unit.support import given

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from service import timekeeper
-from service.batch import CLOCK_ACTOR
 from service.clock import DatabaseClock
 from service.commands import PassTime
+from service.memory.squad import Squad
 from service.requests import Outcome, Request, Unavailable
-from service.squad import Squad
+from service.scheduling import timekeeper
+from service.writing.batch import CLOCK_ACTOR
 from tests.support.wait import eventually
 from tests.unit.support import START, given
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from service.writer import Writer
+    from service.writing.writer import Writer
 
 MIDNIGHT = START + timedelta(hours=12)
 

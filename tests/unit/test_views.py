@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from projections.operations import OPERATIONS
 from service import views
 from service.commands import FinishOperation, RegisterAgent, StartOperation
-from service.squad import Squad
+from service.memory.squad import Squad
 from tests.unit.job_stories import a_squad, claim, define
 from tests.unit.support import given
 

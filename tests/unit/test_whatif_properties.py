@@ -15,8 +15,8 @@ from projections.budgets import BUDGET_DAYS, BUDGETS, RESERVATIONS
 from projections.operations import OPERATIONS
 from service.commands import AnyCommand, PassTime, RecordUsage, ReserveTokens, SetPolicy, StartOperation
 from service.decide.rules import DEFAULT_WARNING_PERCENTS
-from service.folding import fold_page
-from service.squad import Squad
+from service.history.folding import fold_page
+from service.memory.squad import Squad
 from service.whatif import OtherRules, Report, Simulation, report
 from tests.unit import lives
 from tests.unit.support import Story

@@ -11,11 +11,11 @@ import pytest
 from eventstore.errors import LogReplaced, StoreBusy, StoreUnavailable
 from eventstore.listener import Hints
 from eventstore.recorded import Recorded
-from service import writer as module
 from service.clock import DatabaseClock
 from service.commands import PassTime
 from service.requests import Request, Stopping
-from service.writer import HELD_UP_AFTER_SECONDS, Writer
+from service.writing import writer as module
+from service.writing.writer import HELD_UP_AFTER_SECONDS, Writer
 from tests.support.wait import eventually
 from tests.unit.support import START
 

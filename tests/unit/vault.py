@@ -11,14 +11,14 @@ from eventstore import sealing
 from eventstore.events import MessageSent, SubjectForgotten
 from eventstore.keys import KEY_BYTES, Key
 from eventstore.subjects import NO_TRACE, Trace, digest_of
-from service.sealer import Sealer, senders_needed
+from service.writing.sealer import Sealer, senders_needed
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Sequence
 
     from eventstore.recorded import Recorded
+    from service.memory.state import State
     from service.requests import Ticket
-    from service.state import State
 
 
 class Vault:

@@ -19,7 +19,7 @@ from service.http.scope import Scope, only_own
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from service.state import State
+    from service.memory.state import State
 
 
 async def _show(services: Services, request: web.Request) -> Reply | web.StreamResponse:

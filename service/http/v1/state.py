@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, PlainValidator, TypeAdapter, ValidationError, WithJsonSchema
 
 from service import views
-from service.folding import BeyondTheLog, TookTooLong, complete
-from service.history import Then, look_back
+from service.history.folding import BeyondTheLog, TookTooLong, complete
+from service.history.past import Then, look_back
 from service.http import answers
 from service.http.context import Services, parse_query
 from service.http.lists import Position, Query

@@ -1,0 +1,208 @@
+"""Folding the log onto a squad in memory: page by page, a little at a time, all that is open in the end.
+
+Everything that needs the decision state of some moment comes here: a start, the past, a check of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from eventstore import codec, log, sealing
+from eventstore.connection import hanging_up_after
+from eventstore.describing import describe
+from eventstore.errors import EventStoreError, LogNotUnderstood, StoreUnavailable
+from eventstore.events import AnyEvent
+from eventstore.pages import WHOLE, scan
+from eventstore.recorded import Head
+from projections.projection import MissingRow
+from service.history import recall, snapshots
+from service.memory.draft import Draft
+from service.memory.squad import Squad
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from eventstore.connection import Connection
+    from eventstore.recorded import Recorded
+
+STUCK_AFTER_SECONDS = 10.0
+"""A round trip that takes longer is given up, and its connection cut."""
+
+PAGE_EVENTS = 2_500
+"""How many events are read at once. Snapshots lie between pages, so that some make up their distance."""
+
+SLICE_EVENTS = 500
+"""How many of them are folded before others have their turn: a few milliseconds."""
+
+AfterPage = Callable[[], Awaitable[None]]
+
+Keep = Callable[[Squad, int], Awaitable[None]]
+"""Puts a squad away as a snapshot, given where the log ended when it was begun to be read. Never raises."""
+
+_log = logging.getLogger(__name__)
+
+
+class BeyondTheLog(EventStoreError):
+    """The log does not reach that far."""
+
+
+class TookTooLong(EventStoreError):
+    """The log could not be folded in time."""
+
+
+def fold_page(squad: Squad, page: Sequence[Recorded]) -> list[AnyEvent]:
+    """Folds consecutive events that follow the squad's head; `sealing.reveal` has made them readable.
+
+    Returns:
+        What they tell.
+
+    Raises:
+        StoreUnavailable: they do not follow it; the log was replaced under us.
+        LogNotUnderstood: one of them cannot be folded. The squad is as it was before.
+    """
+    draft, events = Draft(squad, whole=True), list[AnyEvent]()
+    for position, recorded in enumerate(page, squad.head.position + 1):
+        if recorded.position != position:
+            raise StoreUnavailable(f"position {position} is missing from the log")
+        try:
+            event = codec.decode(recorded)
+            draft.take_effect(event, recorded)
+        except Exception as fault:
+            raise LogNotUnderstood(f"at position {position}, {type(fault).__name__}: {fault}") from fault
+        events.append(event)
+    if page:
+        last = page[-1]
+        draft.head = Head(last.position, last.hash, last.recorded_at)
+    squad.merge(draft)
+    return events
+
+
+async def folding(
+    connection: Connection, squad: Squad, upto: int, after_page: AfterPage, *, rest: float = 0.0
+) -> None:
+    """Folds what follows the squad's head, page by page.
+
+    Args:
+        connection: to read on.
+        squad: is brought to `upto`.
+        upto: the last position to fold.
+        after_page: called after each; what it raises, ends it. What it asks of the connection waits until
+            the next page is there.
+        rest: how long to rest after each slice, as a multiple of what it took.
+
+    Raises:
+        BeyondTheLog: it ends before `upto`.
+        StoreUnavailable: the connection broke, or positions are missing from the log.
+        LogNotUnderstood: an event cannot be folded.
+    """
+    if squad.head.position >= upto:
+        return
+    scanning = scan(connection, squad.head.position, upto, PAGE_EVENTS, shape=WHOLE)
+    async with aclosing(scanning) as pages:
+        while squad.head.position < upto:
+            with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+                stored = await anext(pages, None)
+                page = await sealing.reveal(connection, stored or (), veiled=sealing.VEILED)
+            if not page:
+                raise await _nothing_after(connection, squad.head.position)
+            for start in range(0, len(page), SLICE_EVENTS):
+                began = monotonic()
+                fold_page(squad, page[start : start + SLICE_EVENTS])
+                await asyncio.sleep(rest * (monotonic() - began))
+            await after_page()
+
+
+async def _nothing_after(connection: Connection, position: int) -> EventStoreError:
+    """Why the page after this position is empty."""
+    with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+        head = await log.head_position(connection)
+    if head > position:
+        return StoreUnavailable(f"position {position + 1} is missing from the log")
+    return BeyondTheLog(f"it ends at position {position}")
+
+
+async def fold_on(
+    connection: Connection,
+    squad: Squad,
+    upto: int,
+    known: int,
+    *,
+    keep: Keep | None = None,
+    deadline: float | None = None,
+) -> None:
+    """Folds what follows the squad's head, with all that is open in the end.
+
+    Args:
+        connection: to read on; it may be read-only.
+        squad: is brought to `upto`.
+        upto: the last position to fold.
+        known: where the log ended before the first of the squad was read.
+        keep: puts snapshots away, so that nobody has to fold a long stretch a second time.
+        deadline: when to give up, by the monotonic clock.
+
+    Raises:
+        TookTooLong: how far it came was kept, so that the next attempt goes on from there.
+        BeyondTheLog, StoreUnavailable, LogNotUnderstood: see `folding`.
+    """
+    kept = squad.head.position
+
+    async def after_page() -> None:
+        nonlocal kept
+        at = squad.head.position
+        too_late = deadline is not None and monotonic() > deadline and at < upto
+        if keep and (too_late or at - kept >= snapshots.distance(squad)):
+            await complete(connection, squad)
+            await keep(squad, known)
+            kept = at
+        if too_late:
+            raise TookTooLong(f"it is folded up to position {at} of {upto}")
+
+    await folding(connection, squad, upto, after_page)
+    await complete(connection, squad)
+
+
+async def complete(connection: Connection, squad: Squad) -> None:
+    """Brings into memory what is open and not there: see `Squad.absent`.
+
+    Raises:
+        StoreUnavailable: the connection broke.
+        LogNotUnderstood: its story is not whole.
+    """
+    if squad.absent:
+        with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+            take_in(squad, await recall.stories(connection, sorted(squad.absent)))
+
+
+def take_in(squad: Squad, stories: Iterable[Recorded]) -> None:
+    """Takes the absent into memory, given their streams' events; those after the squad's head are not used.
+
+    Raises:
+        LogNotUnderstood: a story is not whole.
+    """
+    draft = Draft(squad)
+    try:
+        recall.fold(draft, (event for event in stories if event.position <= squad.head.position))
+    except MissingRow as missing:
+        raise LogNotUnderstood(str(missing)) from missing
+    squad.merge(draft)
+
+
+async def keeping(connection: Connection) -> Keep | None:
+    """How a session puts snapshots away; None where it may not."""
+    if not await snapshots.may_store(connection):
+        return None
+
+    async def keep(squad: Squad, known: int) -> None:
+        try:
+            await snapshots.store(connection, squad, known)
+        except Exception as error:  # noqa: BLE001 - whoever looks back needs no snapshot of it
+            _log.warning(
+                "a snapshot at position %d was not stored: %s", squad.head.position, describe(error)
+            )
+
+    return keep

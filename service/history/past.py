@@ -1,0 +1,151 @@
+"""The squad as it was after any event: what was in memory then, folded anew from the log.
+
+The nearest snapshot that can be trusted, and the events from there, through the same fold that every
+process keeps its state with. Whether a snapshot is used changes how long it takes, never what comes out.
+
+A moment means: after the last event that was recorded at or before it. What the clock had made void by then
+without an event yet, such as a claim whose time was over, is shown as the log has it. In the last second an
+event may still be on its way that is going to be recorded before the moment asked for.
+
+It runs beside everything else on the event loop, so it folds a few hundred events at a time.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from eventstore import log, lookup
+from service.history import snapshots
+from service.history.folding import BeyondTheLog, complete, fold_on, folding
+from service.memory.squad import Squad
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from eventstore.connection import Connection
+    from service.history.folding import Keep
+
+CLOCKS_DIFFER = timedelta(minutes=1)
+"""How far ahead of the database's clock a caller's may be before its now is the future."""
+
+
+class Then(NamedTuple):
+    """The squad as it was."""
+
+    squad: Squad
+    moment: datetime | None
+    """The moment that was asked for, or of the last event; None before the first one."""
+
+
+class SnapshotFault(NamedTuple):
+    """A snapshot that is not what the log says."""
+
+    position: int
+    reason: str
+
+
+async def look_back(
+    connection: Connection,
+    at: int | datetime | None,
+    *,
+    keep: Keep | None = None,
+    within_seconds: float | None = None,
+) -> Then:
+    """The squad as it was at a position, at a moment, or at the log's end.
+
+    Raises:
+        BeyondTheLog: there is no such position yet, or the moment has not come.
+        TookTooLong: what was folded within that time is kept; the next attempt goes on from there.
+        StoreUnavailable: the connection broke, or positions are missing from the log.
+        LogNotUnderstood: an event cannot be folded.
+    """
+    deadline = None if within_seconds is None else monotonic() + within_seconds
+    if isinstance(at, datetime):
+        now = await log.clock(connection)
+        if at - now > CLOCKS_DIFFER:
+            raise BeyondTheLog(f"{at.isoformat()} has not come, it is {now.isoformat(timespec='seconds')}")
+        squad = await state_at(connection, await lookup.position_at(connection, at), keep, deadline)
+        return Then(squad, at)
+    squad = await state_at(
+        connection, await log.head_position(connection) if at is None else at, keep, deadline
+    )
+    return Then(squad, squad.head.recorded_at)
+
+
+async def state_at(
+    connection: Connection, position: int, keep: Keep | None = None, deadline: float | None = None
+) -> Squad:
+    """The squad as it was after the event at `position`, with all that was open; 0 is before the first.
+
+    Args:
+        connection: to read on; it may be read-only.
+        position: at most the log's head.
+        keep: puts snapshots away where many events had to be folded.
+        deadline: when to give up, by the monotonic clock.
+
+    Raises:
+        BeyondTheLog, TookTooLong, StoreUnavailable, LogNotUnderstood: see `look_back`.
+    """
+    known = await log.head_position(connection)
+    if position > known:
+        raise BeyondTheLog(f"it ends at position {known}")
+    squad = await snapshots.nearest(connection, position) or Squad()
+    await fold_on(connection, squad, position, known, keep=keep, deadline=deadline)
+    return squad
+
+
+async def check_snapshots(
+    connection: Connection, tell: Callable[[int], None] = lambda _: None
+) -> list[SnapshotFault]:
+    """Folds the log from its beginning and compares every snapshot of this fold with it.
+
+    Args:
+        connection: to read on.
+        tell: is told of the progress, by position.
+
+    Raises:
+        StoreUnavailable, LogNotUnderstood: the log itself is at fault.
+    """
+    faults: list[SnapshotFault] = []
+    squad = Squad()
+    head = await log.head_position(connection)
+
+    async def after_page() -> None:
+        tell(squad.head.position)
+
+    for position in await snapshots.positions(connection):
+        await folding(connection, squad, min(position, head), after_page)
+        await complete(connection, squad)
+        try:
+            stored = await snapshots.load(connection, position)
+        except snapshots.Distrusted as distrusted:
+            faults.append(SnapshotFault(position, str(distrusted)))
+            continue
+        if stored and (difference := _difference(stored, squad)):
+            faults.append(SnapshotFault(position, difference))
+    return faults
+
+
+def _difference(stored: Squad, folded: Squad) -> str | None:
+    """Where a stored squad is not the folded one, by its first such table and row."""
+    contents = {
+        **{name: (rows, folded.tables[name]) for name, rows in stored.tables.items()},
+        "versions of streams": (stored.versions, folded.versions),
+        "claims": (stored.holders, folded.holders),
+        "e-mails by Gmail id": (stored.gmail_ids, folded.gmail_ids),
+    }
+    for name, (ours, theirs) in contents.items():
+        if ours != theirs:
+            return f"{name} differs from the fold at {_first_difference(ours, theirs)!r}"
+    return None
+
+
+def _first_difference(ours: dict[Any, Any], theirs: dict[Any, Any]) -> Any:
+    absent = object()
+    return next(
+        key
+        for key in sorted(ours.keys() | theirs.keys(), key=str)
+        if ours.get(key, absent) != theirs.get(key, absent)
+    )

@@ -1,0 +1,132 @@
+"""The decision state at start: the read tables as far as they are, or a snapshot, and the log from there.
+
+The tables are a fold of the log up to their position, by the same handlers, so they serve as a snapshot. A
+table that was folded by other handlers, or that stopped somewhere, is no snapshot of one moment. Then, and
+wherever the last snapshot (`service.history.snapshots`) is about as near to the head, it is that. Where
+there is nothing of the kind, the log is folded from its beginning, and snapshots are put away on the way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from psycopg import sql
+
+from eventstore import log, lookup, sealing
+from eventstore.connection import hanging_up_after
+from eventstore.gauge import Gauge
+from eventstore.recorded import Head
+from eventstore.translation import translating
+from projections import PROJECTIONS, storage
+from service.history import continuity, snapshots
+from service.history.folding import STUCK_AFTER_SECONDS, complete, fold_on, fold_page, keeping
+from service.memory.residence import OPEN_EMAILS, OPEN_TASKS, RESIDENT
+from service.memory.squad import Squad
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from eventstore.connection import Connection
+    from eventstore.keys import Keyring
+    from eventstore.recorded import Recorded
+
+FOLDED_SOONER_EVENTS = 2 * snapshots.EVENTS_BETWEEN
+"""So many events are folded sooner than the active rows are picked out of large tables."""
+
+_LOADED_WITHIN_SECONDS = 60.0
+
+_ACTIVE: dict[str, sql.Composable] = {
+    "operations": sql.SQL("WHERE state = 'active'"),
+    "reservations": sql.SQL("WHERE state = 'active'"),
+    "jobs": sql.SQL("WHERE NOT removed"),
+    "api_keys": sql.SQL("WHERE state = 'active'"),
+    "job_runs": sql.SQL("WHERE status = 'running'"),
+    "squad_tasks": sql.SQL("WHERE status = ANY({})").format(list(OPEN_TASKS)),
+    "email_logs": sql.SQL("WHERE status = ANY({})").format(list(OPEN_EMAILS)),
+    "budget_days": sql.SQL("WHERE closed_at IS NULL OR reserved <> 0"),
+    "budgets": sql.SQL(
+        "WHERE day IN (SELECT day FROM budget_days WHERE closed_at IS NULL OR reserved <> 0)"
+    ),
+}
+"""Which rows to read; `service.memory.residence.RESIDENT` has the last word on which stay."""
+
+
+async def restore(connection: Connection, keyring: Keyring | None = None) -> Squad:
+    """The squad's state at the log's head.
+
+    Raises:
+        StoreUnavailable: the connection broke, or was cut because nothing came for too long.
+    """
+    with hanging_up_after(_LOADED_WITHIN_SECONDS, connection), translating():
+        known = await log.head_position(connection)
+        squad = await _nearest_to(connection, known)
+    if known - squad.head.position >= snapshots.distance(squad):
+        # Should the start be given up meanwhile, the next one goes on from what was kept.
+        await fold_on(connection, squad, known, known, keep=await keeping(connection))
+    await catch_up(connection, squad, keyring=keyring)
+    await complete(connection, squad)
+    return squad
+
+
+async def catch_up(
+    connection: Connection,
+    squad: Squad,
+    tell: Callable[[Sequence[Recorded]], None] | None = None,
+    keyring: Keyring | None = None,
+) -> None:
+    """Folds what follows the squad's head, and tells of it page by page, as it is stored."""
+    gauge = Gauge(log.PAGE_EVENTS)
+    while True:
+        wanted = gauge.events
+        with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+            page = await log.read_after(connection, squad.head.position, wanted)
+            await continuity.check_page(connection, squad.head, page)
+            shown = await sealing.reveal(connection, page, keyring, veiled=sealing.VEILED)
+        if page:
+            fold_page(squad, shown)
+            if tell:
+                tell(page)
+        if len(page) < wanted:
+            return
+        gauge.learn(page)
+
+
+async def _nearest_to(connection: Connection, known: int) -> Squad:
+    """What can be loaded: the tables, or a snapshot that is nearer to the head, or almost as near."""
+    behind = await _tables_at(connection) - FOLDED_SOONER_EVENTS
+    if any(behind < position <= known for position in await snapshots.positions(connection)):
+        # Not in a transaction: to unpack a large one takes longer than those may stand still.
+        squad = await snapshots.nearest(connection, known)
+        if squad and squad.head.position > behind:
+            return squad
+    await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    tables_at = await _tables_at(connection)
+    squad = await _load_tables(connection, tables_at) if tables_at else Squad()
+    await connection.execute("ROLLBACK")
+    return squad
+
+
+async def _tables_at(connection: Connection) -> int:
+    """Of which position the tables are a snapshot; 0 where they are of none, or of one beyond the log."""
+    cursor = await connection.execute("SELECT name, position, fold_version FROM projections")
+    found = {name: (position, version) for name, position, version in await cursor.fetchall()}
+    ours = {projection.name: projection.fold_version for projection in PROJECTIONS}
+    positions = {position for position, _ in found.values()}
+    if len(positions) != 1 or {name: version for name, (_, version) in found.items()} != ours:
+        return 0
+    # Asked for after that: others may append meanwhile, and their projector follow them.
+    position, head = positions.pop(), await log.head_position(connection)
+    return position if position <= head else 0
+
+
+async def _load_tables(connection: Connection, position: int) -> Squad:
+    squad = Squad()
+    last = await lookup.read_one(connection, position)
+    if last is None:
+        return squad
+    for name, residence in RESIDENT.items():
+        where = _ACTIVE.get(name, sql.SQL(""))
+        squad.load(residence.table, await storage.select(connection, residence.table, where, {}))
+    squad.versions = await lookup.versions(connection, squad.streams(), last.position)
+    squad.head = Head(last.position, last.hash, last.recorded_at)
+    return squad

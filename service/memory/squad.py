@@ -1,0 +1,264 @@
+"""The committed state, in memory: all that must be known to decide.
+
+Everybody reads it; finished things leave it. What is asked for at each decision is kept where it is found
+at once: who holds a resource, the runs of a job, what runs out of time, who goes quiet, when jobs are due.
+"""
+
+from __future__ import annotations
+
+import heapq
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from eventstore.recorded import EMPTY_LOG
+from projections.agents import AGENTS
+from projections.budgets import BUDGET_DAYS, BUDGETS, RESERVATIONS
+from projections.emails import EMAILS
+from projections.jobs import JOBS
+from projections.operations import OPERATIONS
+from projections.runs import RUNS
+from service.memory.agenda import Agenda
+from service.memory.deadlines import NEVER, Deadlines
+from service.memory.residence import PARTIAL, RESIDENT, Residence
+from service.memory.state import (
+    EXPIRING,
+    State,
+    active_since,
+    expiry,
+    free_at,
+    idle_since,
+    ids_in,
+    key_of_resource,
+    with_id,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import date, datetime
+
+    from projections.agents import AgentRow
+    from projections.projection import K, R, Rows, Table
+    from projections.runs import RunRow
+    from service.memory.draft import Draft, Layer
+    from service.memory.state import Resource
+
+
+class Squad(State):
+    """The committed state. Only the writer changes it, by merging drafts."""
+
+    def __init__(self) -> None:
+        self.head = EMPTY_LOG
+        self.spared_until = dict.fromkeys(EXPIRING, NEVER)
+        self.tables: dict[str, dict[Any, Any]] = {name: {} for name in RESIDENT}
+        self.versions: dict[str, int] = {}
+        self.holders: dict[str, str] = {}
+        """Of each resource, by `key_of_resource`, the ids of the active operations that name it, joined by
+        commas. There can be many, and texts are nothing that the garbage collector goes through."""
+        self.gmail_ids: dict[str, str] = {}
+        self._awake: dict[str, int] = {}
+        """Of the agents that are neither at work nor offline a number each, in the order in which they came
+        to be so."""
+        self._runs_of: dict[str, set[str]] = {}
+        """Ids of the runs under way, by job."""
+        self.absent: set[str] = set()
+        """Streams of tasks and e-mails that are open and not in memory."""
+        self.agenda = Agenda(self.tables[JOBS.name])
+        """When its jobs are due."""
+        self._days_of_parts: set[date] = set()
+        self._keep_deadlines()
+
+    def rows(self, table: Table[K, R], /) -> Rows[K, R]:
+        """One table's active rows, to read."""
+        return self.tables[table.name]  # type: ignore[return-value]
+
+    def all(self, table: Table[K, R], /) -> Iterable[R]:
+        """One table's active rows, in no order; but operations in that in which they began.
+
+        Those that were loaded were put in it, each that begins is put behind them, and none comes back.
+        """
+        return self.tables[table.name].values()
+
+    def claims(self, resource: Resource, /) -> tuple[str, ...]:
+        """Ids of the active operations that name a resource, the oldest first."""
+        return ids_in(self.holders.get(key_of_resource(resource)))
+
+    def expired(self, name: str, now: datetime, /) -> Iterable[Any]:
+        """The rows of a table in `EXPIRING` whose time is over, in the order in which they began."""
+        return self._expiring[name].over(now)
+
+    def first_to_expire(self, name: str, now: datetime, /) -> datetime:
+        """When the next row of a table in `EXPIRING` runs out of time, of those that have not by now."""
+        return self._expiring[name].next(now)
+
+    def silent_since(self, active: datetime, idle: datetime, /) -> Iterable[AgentRow]:
+        """The agents that rest and were last heard of by then, in the order in which they came to rest."""
+        both = self._active.over(active), self._idle.over(idle)
+        return heapq.merge(*both, key=self._rested_as)
+
+    def longest_silent(self) -> tuple[datetime, datetime]:
+        """Since when nothing was heard of any agent that rests, of those that are active and those idle."""
+        return self._active.first(), self._idle.first()
+
+    def runs_of(self, job: str, /) -> Iterable[RunRow]:
+        """The runs of a job that are under way, in no order."""
+        return map(self.tables[RUNS.name].__getitem__, self._runs_of.get(job, ()))
+
+    def free_runs(self, now: datetime) -> Iterable[RunRow]:
+        """The runs that wait for somebody to take them up, in the order in which they began."""
+        return self._leases.over(now)
+
+    def next_free_run(self, now: datetime) -> datetime:
+        """When the next of the others does, if nothing happens to it before."""
+        return self._leases.next(now)
+
+    def email_with(self, gmail_message_id: str, /) -> str | None:
+        """The id of the e-mail with this Gmail message id, where it is in memory."""
+        return self.gmail_ids.get(gmail_message_id)
+
+    def copy(self) -> Squad:
+        """The squad as it is now, whatever becomes of this one. The rows are shared: they never change."""
+        copy = Squad()
+        copy.head, copy.looked_at = self.head, self.looked_at
+        copy.spared_until = dict(self.spared_until)
+        copy.tables = {name: rows.copy() for name, rows in self.tables.items()}
+        copy.agenda = Agenda(copy.tables[JOBS.name])
+        copy.versions, copy.holders = self.versions.copy(), self.holders.copy()
+        copy.gmail_ids, copy.absent = self.gmail_ids.copy(), self.absent.copy()
+        copy._runs_of = {job: ids.copy() for job, ids in self._runs_of.items()}
+        copy._days_of_parts, copy._awake = self._days_of_parts.copy(), self._awake.copy()
+        copy._keep_deadlines()
+        return copy
+
+    def load(self, table: Table[K, R], rows: Iterable[R]) -> None:
+        """Takes in rows that were read from a table, as far as they are active.
+
+        A table may come in several parts; operations then in the order in which they began.
+        """
+        residence, kept = RESIDENT[table.name], self.tables[table.name]
+        active: list[Any] = [row for row in rows if residence.is_active(row)]
+        if residence.table is OPERATIONS:
+            active.sort(key=lambda row: row.fencing_token)
+        kept.update((table.key_of(row), row) for row in active)
+        if residence.table is JOBS:
+            self.agenda.change(row.name for row in active)
+        if table.name in EXPIRING:
+            known = self.spared_until[table.name]
+            soonest = min((row.expires_at for row in active), default=known)
+            self.spared_until = {**self.spared_until, table.name: min(known, soonest)}
+            self._expiring[table.name].change(map(table.key_of, active))
+        if residence.table is OPERATIONS:
+            for operation in active:
+                for resource in map(key_of_resource, operation.resources.items()):
+                    self.holders[resource] = with_id(self.holders.get(resource), operation.id)
+        if residence.table is AGENTS:
+            self._watch(active)
+        if residence.table is RUNS:
+            self._follow(active)
+        if residence.table is EMAILS:
+            self.gmail_ids.update((email.gmail_message_id, email.id) for email in active)
+
+    def streams(self) -> list[str]:
+        """The streams whose last versions must be known."""
+        return [
+            stream
+            for name, rows in self.tables.items()
+            for row in rows.values()
+            if (stream := RESIDENT[name].stream(row))
+        ]
+
+    def merge(self, draft: Draft) -> None:
+        """Takes over what a draft changed, and lets finished things go."""
+        self.head, self.looked_at, self.spared_until = draft.head, draft.looked_at, draft.spared_until
+        self._open_day = draft._open_day
+        for stream, is_open in draft.absent.changes.items():
+            (self.absent.add if is_open else self.absent.discard)(stream)
+        for table, layer in draft.layers.items():
+            if residence := RESIDENT.get(table.name):
+                self._merge_rows(residence, layer, draft)
+            if deadlines := self._expiring.get(table.name):
+                deadlines.change(layer.changes)
+        if AGENTS in draft.layers:
+            self._watch(draft.layers[AGENTS].changes.values())
+        if RUNS in draft.layers:
+            self._follow(draft.layers[RUNS].changes.values())
+        if BUDGET_DAYS in draft.layers:
+            self._forget_past_days()
+        for stream, version in draft.versions.changes.items():
+            if stream in self.versions:
+                self.versions[stream] = version
+        for resource, ids in draft.holders.changes.items():
+            if ids:
+                self.holders[resource] = ids
+            else:
+                self.holders.pop(resource, None)
+        open_emails = self.tables[EMAILS.name]
+        for gmail_id, email_id in draft.gmail_ids.changes.items():
+            if email_id in open_emails:
+                self.gmail_ids[gmail_id] = email_id
+
+    def _merge_rows(self, residence: Residence, layer: Layer, draft: Draft) -> None:
+        kept, is_partial = self.tables[residence.table.name], residence.table.name in PARTIAL
+        if residence.table is JOBS:
+            self.agenda.change(layer.changes)
+        for key, row in layer.changes.items():
+            is_active = residence.is_active(row)
+            if is_active and key in kept and not is_partial:
+                # The version of its stream is kept already; whether it has another one, is seen to below.
+                kept[key] = row
+                continue
+            stream = residence.stream(row)
+            if is_partial:
+                self.absent.discard(stream)
+            if is_active:
+                kept[key] = row
+                if stream:
+                    self.versions[stream] = draft.versions.get(stream)
+                continue
+            kept.pop(key, None)
+            if stream:
+                self.versions.pop(stream, None)
+            if residence.table is EMAILS:
+                self.gmail_ids.pop(row.gmail_message_id, None)
+
+    def _watch(self, agents: Iterable[AgentRow]) -> None:
+        """Takes note of which of them may go quiet."""
+        awake = self._awake
+        for row in agents:
+            if row.operations > 0 or row.status == "offline":
+                awake.pop(row.name, None)
+                continue
+            if row.name not in awake:
+                awake[row.name] = next(reversed(awake.values()), 0) + 1
+            (self._active if row.status == "active" else self._idle).change((row.name,))
+
+    def _rested_as(self, agent: AgentRow) -> int:
+        return self._awake[agent.name]
+
+    def _keep_deadlines(self) -> None:
+        tables = self.tables
+        self._expiring: dict[str, Deadlines[Any]] = {
+            OPERATIONS.name: Deadlines(tables[OPERATIONS.name], expiry, attrgetter("fencing_token")),
+            RESERVATIONS.name: Deadlines(tables[RESERVATIONS.name], expiry, attrgetter("position")),
+        }
+        self._leases = Deadlines[Any](tables[RUNS.name], free_at, attrgetter("fencing_token"))
+        self._active = Deadlines[Any](tables[AGENTS.name], active_since, self._rested_as)
+        self._idle = Deadlines[Any](tables[AGENTS.name], idle_since, self._rested_as)
+
+    def _follow(self, runs: Iterable[RunRow]) -> None:
+        """Takes note of which of them are under way."""
+        for row in runs:
+            if row.status == "running":
+                self._runs_of.setdefault(row.job, set()).add(row.id)
+            elif others := self._runs_of.get(row.job):
+                others.discard(row.id)
+                if not others:
+                    del self._runs_of[row.job]
+            self._leases.change((row.id,))
+
+    def _forget_past_days(self) -> None:
+        """A day that leaves takes its agents' parts along."""
+        days, parts = self.tables[BUDGET_DAYS.name], self.tables[BUDGETS.name]
+        if self._days_of_parts != days.keys():
+            for key in [key for key in parts if key[0] not in days]:
+                del parts[key]
+            self._days_of_parts = set(days)

@@ -1,0 +1,243 @@
+"""Work on e-mails that wait: each is budgeted, claimed, handed to the agent, and let go again.
+
+What is taken for an e-mail is given back on every way out: done, failed, timed out, cancelled, stopped. Of
+a process that vanished the claim and the reservation expire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from eventstore.events import ERASED
+from projections.emails import EMAILS, EmailRow
+from service import commands as do
+from service.background import background
+from service.decide.operations import renewal_seconds
+from service.requests import NoOutcome
+from service.scheduling.work import Report, Work, failed, succeeded
+from service.values import MAX_TTL_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from eventstore.events import OperationOutcome
+    from service.scheduling.calls import Reply
+
+CLASSIFY_ENDPOINT = "/api/agents/email/classify"
+RESPOND_ENDPOINT = "/api/agents/email/respond"
+
+_RESERVED_LONGER_SECONDS = 60.0
+"""How much longer than its attempt may take a reservation is held."""
+
+
+class EmailWork(NamedTuple):
+    """A kind of work on e-mails, with the seed's figures."""
+
+    action: str
+    endpoint: str
+    at_most: int
+    tokens: int
+    tokens_unreported: int
+    claims_first: bool
+    """Whether a conflict is looked for before tokens are set aside, or after."""
+    wanted: Callable[[EmailRow], bool]
+
+
+CLASSIFY = EmailWork(
+    action="classify",
+    endpoint=CLASSIFY_ENDPOINT,
+    at_most=10,
+    tokens=500,
+    tokens_unreported=300,
+    claims_first=False,
+    wanted=lambda row: row.category == "unclassified",
+)
+RESPOND = EmailWork(
+    action="respond",
+    endpoint=RESPOND_ENDPOINT,
+    at_most=5,
+    tokens=800,
+    tokens_unreported=600,
+    claims_first=True,
+    wanted=lambda row: row.status == "classified",
+)
+
+
+class _Left(Exception):
+    """An e-mail is left for later, or to whoever was faster."""
+
+    def __init__(self, because: Literal["conflict", "budget", "failure", "over"], reason: str) -> None:
+        super().__init__(reason)
+        self.because = because
+        self.reason = reason
+
+
+@dataclass
+class _Held:
+    """What is held for an e-mail, and what came of it."""
+
+    fencing_token: int = 0
+    """Of the claim."""
+    reply: Reply | None = None
+    """None: the agent was not called, or the call was cut short."""
+    lost: str | None = None
+    """Why the claim is held no longer, where that is so."""
+    call: asyncio.Timeout | None = None
+    """What bounds the call that is under way."""
+
+    def lose(self, reason: str) -> None:
+        """Gives the call up: whoever has the e-mail now is not to be disturbed."""
+        self.lost = reason
+        if self.call:
+            self.call.reschedule(asyncio.get_running_loop().time())
+
+
+async def work_on_emails(work: Work, kind: EmailWork) -> Report:
+    """Works on those that wait, the oldest first; stops when the budget refuses."""
+    for email_id in [known for known in work.setbacks if work.squad.rows(EMAILS).get(known) is None]:
+        del work.setbacks[email_id]
+    waiting = [row for row in work.squad.all(EMAILS) if _waits(kind, row)]
+    # Whatever is wrong with some of them, the others have their turn.
+    waiting.sort(key=lambda row: (work.setbacks[row.id], row.created_position))
+    deadline = asyncio.get_running_loop().time() + work.job.timeout_seconds
+    done: list[str] = []
+    left: dict[str, _Left] = {}
+    for email in waiting[: kind.at_most]:
+        if not work.may_call:
+            break
+        try:
+            await _one_email(work, kind, email.id, deadline)
+        except _Left as problem:
+            left[email.id] = problem
+            if problem.because == "budget":
+                break
+        else:
+            done.append(email.id)
+        if _waits(kind, work.squad.rows(EMAILS).get(email.id)):
+            work.setbacks[email.id] += 1
+        else:
+            work.setbacks.pop(email.id, None)
+    return _report(work, waiting, done, left)
+
+
+def _waits(kind: EmailWork, row: EmailRow | None) -> bool:
+    """Whether there is something to do. In one that was erased with its sender there is not."""
+    return row is not None and kind.wanted(row) and row.from_email != ERASED
+
+
+def _report(work: Work, waiting: list[EmailRow], done: list[str], left: dict[str, _Left]) -> Report:
+    reasons = {email_id: problem.reason for email_id, problem in left.items()}
+    data: dict[str, Any] = {"done": done, "left": reasons, "waiting": len(waiting)}
+    failures = [problem.reason for problem in left.values() if problem.because == "failure"]
+    if failures and not done:
+        return failed(work.job.name, failures[0], **data)
+    text = f"{work.job.name}: {len(done)} of {len(waiting)} e-mails done"
+    because = Counter(problem.because for problem in left.values())
+    if for_later := len(left) - because["over"]:
+        text += f", {for_later} left for later"
+    if because["over"]:
+        text += f", {because['over']} no longer waiting"
+    if because["budget"]:
+        text += "; the budget allows no more"
+    return succeeded(text, answered=bool(done), **data)
+
+
+async def _one_email(work: Work, kind: EmailWork, email_id: str, deadline: float) -> None:
+    """Works on one e-mail.
+
+    Raises:
+        _Left: it is not done, and why.
+    """
+    held = _Held()
+    to_take = [_claimed(work, kind, email_id, held), _reserved(work, kind, held)]
+    async with AsyncExitStack() as stack:
+        for taking in to_take if kind.claims_first else reversed(to_take):
+            await stack.enter_async_context(taking)
+        # It was chosen a while ago; whoever was at it since has let it go.
+        if not _waits(kind, work.squad.rows(EMAILS).get(email_id)):
+            raise _Left("over", "it was finished or erased meanwhile")
+        if held.lost:
+            raise _Left("conflict", held.lost)
+        # One that hangs takes half of the time that is left, so that it cannot take all of it every time.
+        half = (deadline - asyncio.get_running_loop().time()) / 2
+        try:
+            async with asyncio.timeout(half) as held.call:
+                held.reply = await work.call(kind.endpoint, held.fencing_token, email_id=email_id)
+        except TimeoutError as error:
+            if held.lost:
+                raise _Left("conflict", held.lost) from error
+            raise _Left("failure", f"the agent did not answer within {half:.3g} seconds") from error
+        finally:
+            held.call = None
+    if not held.reply.ok:
+        raise _Left("failure", held.reply.reason or "it failed")
+
+
+@asynccontextmanager
+async def _reserved(work: Work, kind: EmailWork, held: _Held) -> AsyncIterator[None]:
+    """Tokens for a call: settled with what it used, given back where that is nothing.
+
+    Raises:
+        _Left: the budget refuses.
+    """
+    seconds = min(work.job.timeout_seconds + _RESERVED_LONGER_SECONDS, MAX_TTL_SECONDS)
+    outcome = await work.do(do.ReserveTokens(agent=work.agent, tokens=kind.tokens, ttl_seconds=seconds))
+    if outcome.refusal:
+        raise _Left("budget", outcome.refusal.detail)
+    reservation_id = outcome.reply["id"]
+    try:
+        yield
+    finally:
+        used = held.reply.tokens_used if held.reply else None
+        if held.reply and held.reply.ok and used is None:
+            used = kind.tokens_unreported
+        if used is None:
+            await work.do(do.ReleaseReservation(reservation_id=reservation_id))
+        else:
+            settle = do.SettleReservation(reservation_id=reservation_id, tokens_used=used)
+            if (await work.do(settle)).refusal:
+                # The reservation is over, such as one that expired; what was spent was spent all the same.
+                await work.do(do.RecordUsage(agent=work.agent, tokens=used))
+
+
+@asynccontextmanager
+async def _claimed(work: Work, kind: EmailWork, email_id: str, held: _Held) -> AsyncIterator[None]:
+    """The claim on an e-mail, kept for as long as the work on it takes.
+
+    Raises:
+        _Left: somebody else is at it. Whoever watches the messages is told.
+    """
+    outcome = await work.do(
+        do.StartOperation(agent=work.agent, action=kind.action, resources={"emailId": email_id})
+    )
+    if outcome.refusal:
+        detail = outcome.refusal.detail
+        text = f"{kind.action} of e-mail {email_id} is left for later: {detail}"
+        await work.do(do.SendMessage(from_agent=work.agent, to_agent="orchestrator", message=text))
+        raise _Left("conflict", detail)
+    operation_id = outcome.reply["id"]
+    held.fencing_token = outcome.reply["fencing_token"]
+    try:
+        async with background(_renew(work, operation_id, held)):
+            yield
+    finally:
+        came_of_it: OperationOutcome = "cancelled"
+        if held.reply:
+            came_of_it = "succeeded" if held.reply.ok else "failed"
+        await work.do(do.FinishOperation(operation_id=operation_id, outcome=came_of_it))
+
+
+async def _renew(work: Work, operation_id: str, held: _Held) -> None:
+    """Renews a claim in good time, again and again, until that is refused."""
+    while True:
+        await asyncio.sleep(renewal_seconds(work.squad.policy))
+        with suppress(NoOutcome):
+            outcome = await work.do(do.RenewOperation(operation_id=operation_id))
+            if outcome.refusal:
+                held.lose(outcome.refusal.detail)
+                return

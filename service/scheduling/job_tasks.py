@@ -1,0 +1,119 @@
+"""What a run does: call an agent's endpoint, or one of the orchestrator's own tasks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from projections.agents import AGENTS
+from service import commands as do
+from service import views
+from service.scheduling.email_work import CLASSIFY, RESPOND, work_on_emails
+from service.scheduling.work import Report, Work, failed, succeeded
+from service.values import check_json
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+POLL_ENDPOINT = "/api/agents/email/poll"
+
+POLL_TOKENS_UNREPORTED = 500
+"""What a poll counts as where the agent does not say; the seed's figure."""
+
+MAX_KEPT_BYTES = 16 * 1024
+"""How much of an agent's answer goes into the log."""
+
+
+async def perform(work: Work) -> Report:
+    """Does what the job says; calls nobody while the orchestrator is shut down."""
+    if work.job.agent and not work.may_call:
+        return failed(work.job.name, "the orchestrator was shut down", ours=True)
+    if work.job.endpoint:
+        return await _call_endpoint(work, work.job.endpoint, work.job.tokens)
+    return await TASKS[work.job.task or ""](work)
+
+
+async def _call_endpoint(work: Work, endpoint: str, tokens_unreported: int) -> Report:
+    reply = await work.call(endpoint, work.fencing_token)
+    name, tokens = work.job.name, reply.tokens_used
+    if not reply.ok:
+        return failed(name, reply.reason or "it failed", tokens_used=tokens)
+    used = tokens_unreported if tokens is None else tokens
+    return succeeded(f"{name} succeeded", tokens_used=used, answered=True, **_keepable(reply.body))
+
+
+def _keepable(body: Any) -> dict[str, Any]:
+    """An agent's answer as far as the log can hold it."""
+    try:
+        kept = check_json({"result": body})
+        size = len(orjson.dumps(body))
+    except (ValueError, TypeError):
+        return {"result": "an answer that cannot be kept"}
+    return dict(kept) if size <= MAX_KEPT_BYTES else {"result": f"an answer of {size} bytes"}
+
+
+async def _poll(work: Work) -> Report:
+    return await _call_endpoint(work, POLL_ENDPOINT, POLL_TOKENS_UNREPORTED)
+
+
+async def _classify(work: Work) -> Report:
+    return await work_on_emails(work, CLASSIFY)
+
+
+async def _respond(work: Work) -> Report:
+    return await work_on_emails(work, RESPOND)
+
+
+# The orchestrator's own housekeeping ----------------------------------------------------------------------
+
+
+async def _update_statuses(work: Work) -> Report:
+    await work.do(do.PassTime())
+    counts: dict[str, Any] = {"active": 0, "idle": 0, "offline": 0}
+    for row in work.squad.all(AGENTS):
+        counts[row.status] += 1
+    text = ", ".join(f"{count} {status}" for status, count in counts.items())
+    return succeeded(f"Agents: {text}", **counts)
+
+
+async def _check_conflicts(work: Work) -> Report:
+    await work.do(do.PassTime())
+    active = list(views.active_operations(work.squad))
+    shown = [
+        {"id": row.id, "agent": row.agent, "action": row.action, "resources": row.resources}
+        for row in active[:100]
+    ]
+    return succeeded(f"Operations under way: {len(active)}", operations=shown)
+
+
+async def _monitor_tokens(work: Work) -> Report:
+    await work.do(do.PassTime())
+    day = work.squad.day
+    if day is None:
+        return succeeded("No budget day has begun")
+    percent = round(100 * day.used / day.total) if day.total else 100
+    crossed = [limit for limit in work.squad.policy.warning_percents if percent >= limit]
+    word = f"Token use has passed {max(crossed)} %" if crossed else "Token use is within bounds"
+    text = f"{word}: {day.used} of {day.total} tokens ({percent} %) used on {day.day}"
+    return succeeded(text, used=day.used, total=day.total, percent=percent)
+
+
+async def _reset_tokens(work: Work) -> Report:
+    await work.do(do.PassTime())
+    day = work.squad.day
+    if day is None:
+        return succeeded("No budget day has begun")
+    return succeeded(f"Budget day {day.day}: {day.used} of {day.total} tokens used, until {day.ends_at}")
+
+
+TASKS: dict[str, Callable[[Work], Awaitable[Report]]] = {
+    "email_poll": _poll,
+    "email_classify": _classify,
+    "email_respond": _respond,
+    "status_update": _update_statuses,
+    "conflict_check": _check_conflicts,
+    "token_monitor": _monitor_tokens,
+    "token_reset": _reset_tokens,
+}
+"""Every built-in task by its name; `service.job_spec.BUILT_IN_TASKS` has the same names."""

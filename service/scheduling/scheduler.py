@@ -1,0 +1,310 @@
+"""The scheduler: claims what is due, and carries out what this process has claimed.
+
+Every process has one, and none of them leads. Claiming is a command like any other, decided at the head of
+the log: who is first gets the run, the others find nothing left to do. What this process is to carry out
+it reads from the log itself: each `run_started` and `run_retried` names its runner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, defaultdict
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from eventstore import codec
+from eventstore.events import RunAttemptFailed, RunFinished, RunRetried, RunStarted
+from eventstore.listener import wait_for_hint
+from projections.jobs import JOBS
+from projections.operations import OPERATIONS
+from projections.runs import RUNS
+from service import commands as do
+from service.background import background
+from service.decide import runs as run_decisions
+from service.decide.jobs import due_jobs
+from service.requests import (
+    CommandFailed,
+    NoOutcome,
+    OutcomeUnknown,
+    QueueFull,
+    Request,
+    Stopping,
+    Unavailable,
+)
+from service.schedule import schedule_of
+from service.scheduling.job_tasks import perform
+from service.scheduling.work import ACTOR, Report, Work, failed, seen_through
+from service.writing.batch import new_id
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from eventstore.recorded import Recorded
+    from projections.jobs import JobRow
+    from projections.runs import RunRow
+    from service.clock import DatabaseClock
+    from service.commands import AnyCommand
+    from service.requests import Outcome
+    from service.schedule import Schedule
+    from service.scheduling.calls import AgentClient
+    from service.writing.writer import Writer
+
+MAX_RUNS = 256
+"""How many runs of this process are under way at once; more wait their turn, under their lease."""
+
+MAX_RUNS_PER_AGENT = 16
+"""How many of them call one agent."""
+
+MAX_CLAIMS = 16
+"""How many claims of this process wait to be decided at once. One may record 100 missed ticks, and what
+others ask for waits behind it."""
+
+LONGEST_SLEEP_SECONDS = 1.0
+
+STOP_SECONDS = 1.5
+"""How long runs have to end by themselves when the service stops."""
+
+GIVE_BACK_SECONDS = 2.0
+"""How long they then have to give back what they hold."""
+
+_CONCERNS_US = ("job_", "run_", "tick_", "orchestrator_")
+_CHANGES_OF_HANDS = frozenset(kind.type for kind in (RunStarted, RunRetried, RunAttemptFailed, RunFinished))
+_log = logging.getLogger(__name__)
+
+
+class Scheduler:
+    """Runs one squad's jobs from one process. `runner` names the process in the log."""
+
+    def __init__(self, writer: Writer, clock: DatabaseClock, client: AgentClient, runner: str) -> None:
+        self.runner = runner
+        self._writer = writer
+        self._clock = clock
+        self._client = client
+        self._changed = asyncio.Event()
+        self._claiming = asyncio.Lock()
+        self._stopping = False
+        self._runs: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._told_of: dict[str, Schedule] = {}
+        """Jobs that stand still, and what was said to be wrong with them."""
+        self._setbacks: Counter[str] = Counter()
+        self._places = asyncio.Semaphore(MAX_RUNS)
+        self._places_of_agent: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(MAX_RUNS_PER_AGENT)
+        )
+
+    async def run(self) -> None:
+        """Claims what is due, until stopped or cancelled."""
+        while not self._stopping:
+            self._changed.clear()
+            try:
+                async with self._claiming:
+                    seconds = await self._claim_what_is_due()
+            except Exception:  # noqa: BLE001 - other jobs are still to be run, now or when this is mended
+                _log.exception("looking for what is due failed")
+                seconds = LONGEST_SLEEP_SECONDS
+            if seconds:
+                await wait_for_hint(self._changed, seconds)
+
+    async def stop(self) -> None:
+        """Lets runs end, for a moment; what does not is given back, so that another process takes it up."""
+        self._stopping = True
+        self._changed.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS):
+                # What is being claimed at this moment is ours as well.
+                async with self._claiming:
+                    pass
+                while self._tasks:
+                    await asyncio.wait(tuple(self._tasks))
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=GIVE_BACK_SECONDS)
+
+    def observe(self, recorded: Sequence[Recorded]) -> None:
+        """Sees every event after it was committed; begins the runs that are ours."""
+        for item in recorded:
+            if not item.type.startswith(_CONCERNS_US):
+                continue
+            self._changed.set()
+            if item.type not in _CHANGES_OF_HANDS:
+                continue
+            event = codec.decode(item)
+            if not isinstance(event, RunStarted | RunRetried | RunAttemptFailed | RunFinished):
+                continue
+            if before := self._runs.pop(event.run_id, None):
+                # Over by another word than ours, such as the next tick's, or somebody else's by now.
+                before.cancel()
+            if isinstance(event, RunStarted | RunRetried) and event.runner == self.runner:
+                self._begin(event.run_id)
+
+    def drop_what_is_lost(self) -> None:
+        """The log was replaced: runs that are not in it, or not ours in it, end here without a word."""
+        rows = self._writer.squad.rows(RUNS)
+        for run_id, task in list(self._runs.items()):
+            row = rows.get(run_id)
+            if row is None or row.runner != self.runner:
+                del self._runs[run_id]
+                task.cancel()
+        self._changed.set()
+
+    def _begin(self, run_id: str) -> None:
+        task = asyncio.create_task(self._attempt(run_id))
+        self._runs[run_id] = task
+        self._tasks.add(task)
+
+        def forget(ended: asyncio.Task[None]) -> None:
+            self._tasks.discard(ended)
+            if self._runs.get(run_id) is ended:
+                del self._runs[run_id]
+            if not ended.cancelled() and ended.exception():
+                _log.error("run %s broke off", run_id, exc_info=ended.exception())
+
+        task.add_done_callback(forget)
+
+    async def _claim_what_is_due(self) -> float:
+        """Claims it; says how long to wait before looking again."""
+        if not self._writer.ready:
+            return LONGEST_SLEEP_SECONDS
+        now = self._clock.now()
+        jobs, runs, later = due_jobs(self._writer.squad, now, self._stands_still)
+        # A run of our own whose lease ran out, because the database was away, is still being carried out.
+        claims: list[AnyCommand] = [
+            do.TakeUpRun(run_id=run_id, runner=self.runner) for run_id in runs if run_id not in self._runs
+        ]
+        # Runs first: one that nobody may take up any more is in no tick's way.
+        claims += [do.ClaimTick(name=name, runner=self.runner) for name in jobs]
+        if claims:
+            return 0 if await self._claim(claims) else LONGEST_SLEEP_SECONDS
+        if later is None:
+            return LONGEST_SLEEP_SECONDS
+        return min(LONGEST_SLEEP_SECONDS, max(0.001, (later - now).total_seconds()))
+
+    def _stands_still(self, job: JobRow, why: str) -> None:
+        """Says so of a job, once for each schedule that it has."""
+        schedule = schedule_of(job)
+        if self._told_of.get(job.name) != schedule:
+            self._told_of[job.name] = schedule
+            _log.error("the job %s stands still: %s", job.name, why)
+
+    async def _claim(self, claims: list[AnyCommand]) -> bool:
+        """Whether all claims were decided, so that it is worth looking again without waiting."""
+        left = iter(claims)
+
+        async def claim_in_turn() -> bool:
+            all_decided = True
+            for claim in left:
+                if self._stopping:
+                    return False
+                try:
+                    await self._submit(claim)
+                except CommandFailed:
+                    # By what is wrong with this one; the others have their turn.
+                    all_decided = False
+                except NoOutcome:
+                    return False
+                except Exception:  # noqa: BLE001 - the others have their turn here as well
+                    _log.exception("claiming failed")
+                    all_decided = False
+            return all_decided
+
+        return all(await asyncio.gather(*(claim_in_turn() for _ in range(MAX_CLAIMS))))
+
+    async def _attempt(self, run_id: str) -> None:
+        row = self._writer.squad.rows(RUNS).get(run_id)
+        if row is None or row.runner != self.runner:
+            return
+        async with background(self._renew(row)):
+            job = self._writer.squad.rows(JOBS).get(row.job)
+            if job is None:
+                report = failed(row.job, "the job was removed")
+            elif job.agent != row.agent:
+                # In the very batch that began the attempt. Tokens and work are those of the run's agent.
+                report = failed(row.job, "the job's agent was changed", ours=True)
+            else:
+                report = await self._report(job, row)
+            await self._end(row, report)
+
+    async def _report(self, job: JobRow, row: RunRow) -> Report:
+        """Carries the attempt out; whatever comes of it is a report."""
+        claim = self._writer.squad.rows(OPERATIONS).get(row.operation_id) if row.operation_id else None
+        token = claim.fencing_token if claim else row.fencing_token
+        work = Work(self._writer, self._client, job, row, token, self._setbacks)
+        try:
+            async with self._place(job.agent), asyncio.timeout(job.timeout_seconds):
+                return await perform(work)
+        except TimeoutError:
+            return failed(job.name, f"it took longer than {job.timeout_seconds:g} seconds")
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            return failed(job.name, "the service was stopped", ours=True)
+        except NoOutcome as error:
+            reason = f"the orchestrator was not available: {type(error).__name__}"
+            return failed(job.name, reason, ours=True)
+        except Exception as error:  # noqa: BLE001 - its end must be told, or another process repeats it
+            _log.exception("run %s failed by a fault of ours", row.id)
+            return failed(job.name, f"a fault of the orchestrator: {type(error).__name__}: {error}")
+
+    async def _end(self, row: RunRow, report: Report) -> None:
+        """Says how the attempt ended, for as long as it takes to be heard."""
+        # Also where it was cancelled: by its deadline, as it did its last, or by a stop, as it says so.
+        await seen_through(self._tell_end(row, report))
+
+    async def _tell_end(self, row: RunRow, report: Report) -> None:
+        try:
+            command = self._end_of(row, report)
+        except ValidationError:
+            _log.exception("what run %s reports cannot be kept", row.id)
+            command = self._end_of(row, report._replace(data=None))
+        while True:
+            try:
+                await self._submit(command)
+            except (QueueFull, Unavailable, OutcomeUnknown):
+                if self._stopping:
+                    return
+                await asyncio.sleep(LONGEST_SLEEP_SECONDS)
+            except (Stopping, CommandFailed):
+                return
+            else:
+                return
+
+    def _end_of(self, row: RunRow, report: Report) -> do.EndAttempt:
+        which = f" (attempt {row.attempts} of {row.attempts_allowed})" if row.attempts_allowed > 1 else ""
+        return do.EndAttempt(
+            run_id=row.id,
+            runner=self.runner,
+            attempt=row.attempts,
+            succeeded=report.succeeded,
+            reason=report.reason,
+            ours=report.ours,
+            tokens_used=report.tokens_used,
+            answered=report.answered,
+            report=report.text if report.succeeded else report.text + which,
+            data=report.data,
+        )
+
+    async def _submit(self, command: AnyCommand) -> Outcome:
+        correlation = getattr(command, "run_id", None) or new_id()
+        return await self._writer.submit(Request(command, ACTOR, correlation_id=correlation))
+
+    @asynccontextmanager
+    async def _place(self, agent: str | None) -> AsyncIterator[None]:
+        """A place among the runs under way, and among those of the agent."""
+        if agent is None:
+            yield
+            return
+        # The agent's own bound first: its queue must not take places from others.
+        async with self._places_of_agent[agent], self._places:
+            yield
+
+    async def _renew(self, row: RunRow) -> None:
+        """Keeps what this process holds for a run: its lease, and the claim on its job's resources."""
+        while True:
+            await asyncio.sleep(run_decisions.renewal_seconds(self._writer.squad, row))
+            with suppress(NoOutcome):
+                await self._submit(do.RenewRun(run_id=row.id, runner=self.runner))

@@ -1,0 +1,336 @@
+"""Batches into the log: decided at its head and appended in one round trip, or decided holding its lock.
+
+Where another process was faster, the batch is decided again while holding the log's lock, which takes a
+second round trip and always gets through; that way is kept to for as long as others write.
+
+When the connection breaks in a commit, nobody knows whether it happened. The batch is then in doubt, and
+the next connection finds out under the lock before anything else is decided: if the events' ids are in the
+log, it happened. If they are not, and the log still ends where the batch would go, it could even happen
+later, because the request may still be on its way to the server. So an event is put in that place first.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from itertools import chain, islice
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from eventstore import log, lookup, pooler
+from eventstore.connection import Connection, hanging_up_after, take_lock_wait
+from eventstore.describing import describe
+from eventstore.errors import (
+    ClockDrifted,
+    EventStoreError,
+    HeadMoved,
+    StoreBusy,
+    StoreUnavailable,
+)
+from eventstore.events import SubjectForgotten
+from eventstore.recorded import EMPTY_LOG
+from eventstore.translation import translating
+from service.history import recall
+from service.history.folding import STUCK_AFTER_SECONDS
+from service.memory.draft import Draft
+from service.writing.ahead import Ahead, Decided
+from service.writing.batch import Batch, decide_batch
+from service.writing.keeper import Keeper
+from service.writing.pace import Pace
+from service.writing.waiting import MAX_BATCH_COMMANDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from eventstore.events import AnyEvent
+    from eventstore.recorded import Recorded
+    from service.clock import DatabaseClock
+    from service.memory.squad import Squad
+    from service.requests import Ticket
+    from service.writing.measures import Measures
+    from service.writing.sealer import Sealer, Sealing
+    from service.writing.waiting import Waiting
+
+_log = logging.getLogger(__name__)
+
+
+class Appender:
+    """Decides at the head of the log, and appends what comes of it."""
+
+    def __init__(
+        self,
+        clock: DatabaseClock,
+        waiting: Waiting,
+        publish: Callable[[Sequence[Recorded], Sequence[AnyEvent]], None],
+        sealing_: Sealing,
+        replaced: Callable[[], None],
+        measures: Measures,
+    ) -> None:
+        self.keeper = Keeper(clock, publish, sealing_, replaced, measures)
+        """Of the state that is decided on."""
+        self.pace = Pace()
+        self.ahead = Ahead(clock, waiting, sealing_, self.pace)
+        """What is decided while a batch is on its way."""
+        self.contended = False
+        """Whether others write too, so that batches are decided holding the lock."""
+        self.in_doubt: Batch | None = None
+        """A batch whose commit may or may not have happened."""
+        self._clock = clock
+        self._waiting = waiting
+        self._publish = publish
+        self._sealing = sealing_
+        self._measures = measures
+
+    @property
+    def squad(self) -> Squad:
+        """The state at the log's head."""
+        return self.keeper.squad
+
+    async def begin(self, connection: Connection) -> Sequence[Ticket]:
+        """Brings the state to the head over a new connection.
+
+        Returns:
+            The tickets of the batch that was in doubt, where it proved not to have happened.
+
+        Raises:
+            StoreUnavailable, StoreBusy: not now, such as where no synchronous standby has what is there.
+            LogReplaced: all that was known is forgotten, and the next call reads the log anew.
+            LogNotUnderstood: the log comes from a newer version of the software.
+        """
+        self.ahead.drop()
+        await self.keeper.begin(connection)
+        if self.in_doubt is None:
+            return ()
+        with hanging_up_after(STUCK_AFTER_SECONDS, connection), translating():
+            return await self._resolve_doubt(connection, self.in_doubt)
+
+    def enough(self, waiting: int) -> int:
+        """How many of those that wait are to be committed together."""
+        # While others write too, nothing is decided ahead, and every commit is a wait for the lock.
+        return MAX_BATCH_COMMANDS if self.contended else self.pace.first(waiting)
+
+    async def commit(
+        self,
+        connection: Connection,
+        tickets: list[Ticket],
+        decided: Decided | None,
+        *,
+        join: Callable[[], None],
+        leave: Callable[[list[Ticket]], None],
+    ) -> None:
+        """Decides the tickets' commands at the head, appends what came of them, and tells their callers.
+
+        Args:
+            connection: the one that `begin` was called with.
+            tickets: the commands.
+            decided: what was decided of them ahead, if it was.
+            join: adds to `tickets` who else waits by now; called when the lock is held.
+            leave: told those of `tickets` that no longer are, since the batch is full without them.
+
+        Raises:
+            StoreUnavailable: the connection broke; the batch is `in_doubt` if it may have happened.
+            StoreBusy, LogNotUnderstood: nothing was stored; try again on a new connection.
+            Exception: nothing was stored, because of one of the commands.
+        """
+        if decided is None:
+            self.ahead.drop()
+        with hanging_up_after(STUCK_AFTER_SECONDS, connection), translating():
+            await self._sealing.stock_up(connection, self._about_to_go(tickets))
+            if not self.contended:
+                try:
+                    await self._commit_in_one_trip(connection, tickets, decided, leave)
+                except HeadMoved as moved:
+                    self.keeper.check_continuity(moved.head)
+                    self.contended = True
+                except ClockDrifted as drift:
+                    _log.warning("%s", drift)
+                else:
+                    return
+            await self._commit_holding_the_lock(connection, tickets, join, leave)
+
+    def _about_to_go(self, tickets: Sequence[Ticket]) -> Iterable[Ticket]:
+        """These, and where the lock will be waited for also those who are likely to join them."""
+        if not self.contended:
+            return tickets
+        return islice(chain(tickets, self._waiting), MAX_BATCH_COMMANDS)
+
+    async def _commit_in_one_trip(
+        self,
+        connection: Connection,
+        tickets: list[Ticket],
+        decided: Decided | None,
+        leave: Callable[[list[Ticket]], None],
+    ) -> None:
+        draft = decided.draft if decided else Draft(self.squad)
+        batch = decided.batch if decided else await self._decide(connection, draft, tickets)
+        _keep_to(batch, tickets, leave)
+        if decided:
+            await self._sealing.make_durable(connection, batch.sealer)
+        if batch.recorded:
+            with nullcontext() if _destroys_a_key(batch) else self.ahead.deciding_above(draft):
+                await self._append(connection, batch)
+        else:
+            # Nothing to append, so nothing has compared the head yet; but an answer must be true as well.
+            head = await log.head_position(connection)
+            if head != self.squad.head.position:
+                raise HeadMoved(head)
+            await self.keeper.confirmed.make_sure(connection, head)
+        self._settle(batch, draft)
+
+    async def _commit_holding_the_lock(
+        self,
+        connection: Connection,
+        tickets: list[Ticket],
+        join: Callable[[], None],
+        leave: Callable[[list[Ticket]], None],
+    ) -> None:
+        try:
+            self.contended = await self.keeper.lock_the_log(connection)
+            join()
+            draft = Draft(self.squad)
+            batch = await self._decide(connection, draft, tickets)
+            _keep_to(batch, tickets, leave)
+            if batch.recorded:
+                await self._append(connection, batch, commit=True)
+            else:
+                await connection.execute("ROLLBACK")
+        except StoreUnavailable:
+            raise
+        except ClockDrifted as drift:
+            # The process was stopped in between, or deciding takes longer than may be: fewer at a time.
+            if len(tickets) == 1:
+                raise StoreBusy(str(drift)) from drift
+            await connection.rollback()
+            raise
+        except HeadMoved as unexpected:
+            # Under the lock that cannot be, unless the process was stopped in between. Begin afresh.
+            raise StoreBusy(str(unexpected)) from unexpected
+        except Exception:
+            # The lock stops every other writer: whatever went wrong, it is given back first.
+            await connection.rollback()
+            raise
+        if not batch.recorded:
+            await self.keeper.confirmed.make_sure(connection, self.squad.head.position)
+        self._settle(batch, draft)
+
+    async def _decide(self, connection: Connection, draft: Draft, tickets: Sequence[Ticket]) -> Batch:
+        answers: dict[str, recall.Kept] = {}
+        if wanted := recall.needs(self.squad, tickets):
+            answers = recall.fold(draft, await recall.read(connection, wanted, self._sealing.keyring))
+            await recall.find_traces(connection, draft, wanted)
+        sealer = await self._sealing.prepare(connection, draft, tickets, answers)
+        batch = self._decide_at_once(draft, tickets, answers, sealer)
+        await self._sealing.make_durable(connection, sealer)
+        return batch
+
+    def _decide_at_once(
+        self,
+        draft: Draft,
+        tickets: Sequence[Ticket],
+        answers: dict[str, recall.Kept],
+        sealer: Sealer | None = None,
+        abandoned: Batch | None = None,
+    ) -> Batch:
+        now = self._clock.now()
+        latest = self.squad.head.recorded_at
+        # The log's time never goes backwards, even where the database's clock was set back.
+        not_before = max(now, latest) if latest else now
+        with self.pace.deciding(len(tickets)):
+            return decide_batch(
+                draft, tickets, answers, now=not_before, decided_at=now, sealer=sealer, abandoned=abandoned
+            )
+
+    async def _append(self, connection: Connection, batch: Batch, *, commit: bool = False) -> None:
+        asked = monotonic()
+        self.in_doubt = batch
+        try:
+            its_time = await log.append(
+                connection,
+                batch.recorded,
+                batch.decided_at,
+                commit=commit,
+                after=self.squad.head if pooler.stands_between(connection) else EMPTY_LOG,
+            )
+        except StoreUnavailable:
+            raise
+        except EventStoreError:
+            self.in_doubt = None
+            raise
+        except Exception as unexpected:
+            raise StoreUnavailable(describe(unexpected)) from unexpected
+        finally:
+            self._measures.lock(take_lock_wait(connection))
+        self.in_doubt = None
+        answered = monotonic()
+        self._clock.learn(its_time, asked, answered)
+        self.pace.appended(answered - asked)
+        self._measures.batch(batch, answered - asked)
+
+    def _settle(self, batch: Batch, draft: Draft) -> None:
+        """The batch is in the log: its effects are everybody's, and its callers are told."""
+        try:
+            self.squad.merge(draft)
+        except Exception as fault:
+            self.keeper.forget()
+            raise StoreUnavailable(
+                f"the state is lost and must be read again: {describe(fault)}"
+            ) from fault
+        finally:
+            # Whatever happens here, nobody may think that it did not happen there.
+            _tell(batch)
+        self.ahead.rebase(self.squad)
+        if batch.recorded:
+            self.keeper.confirmed.appended(batch.recorded[-1].position)
+            self._sealing.settle(batch.sealer)
+            self._sealing.observe(batch.recorded)
+            self._publish(batch.recorded, batch.events)
+
+    async def _resolve_doubt(self, connection: Connection, batch: Batch) -> Sequence[Ticket]:
+        try:
+            await self.keeper.lock_the_log(connection)
+            found = await lookup.find_ids(connection, [recorded.id for recorded in batch.recorded])
+            if not found and self.squad.head.position == batch.recorded[0].position - 1:
+                await self._fence_off(connection, batch)
+            else:
+                await connection.execute("ROLLBACK")
+        except (HeadMoved, ClockDrifted) as unexpected:
+            raise StoreBusy(str(unexpected)) from unexpected
+        await self.keeper.confirmed.make_sure(connection, self.squad.head.position)
+        self.in_doubt = None
+        _log.warning(
+            "a commit of %d events was in doubt; %d are in the log", len(batch.recorded), len(found)
+        )
+        if not found:
+            return batch.tickets
+        _tell(batch)
+        return ()
+
+    async def _fence_off(self, connection: Connection, batch: Batch) -> None:
+        """Appends in the batch's place. Should this commit be lost as well, the batch is still in doubt."""
+        draft = Draft(self.squad)
+        fence = self._decide_at_once(draft, (), {}, abandoned=batch)
+        await log.append(connection, fence.recorded, fence.decided_at, commit=True)
+        self._settle(fence, draft)
+
+
+def _destroys_a_key(batch: Batch) -> bool:
+    """Whether it forgets somebody. Then nothing is decided ahead, above it.
+
+    What is could be sealed with the key that it destroys, and that is at hand until it is committed.
+    """
+    return any(recorded.type == SubjectForgotten.type for recorded in batch.recorded)
+
+
+def _keep_to(batch: Batch, tickets: list[Ticket], leave: Callable[[list[Ticket]], None]) -> None:
+    """Takes those out of `tickets` for whom the batch had no room, and leaves them to a later one."""
+    if left := tickets[len(batch.tickets) :]:
+        del tickets[len(batch.tickets) :]
+        leave(left)
+
+
+def _tell(batch: Batch) -> None:
+    for ticket, outcome in batch.outcomes:
+        if isinstance(outcome, Exception):
+            ticket.fail(outcome)
+        else:
+            ticket.resolve(outcome)

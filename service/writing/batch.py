@@ -1,0 +1,237 @@
+"""One batch of commands, decided one after another on a draft. Pure: no I/O, and time is passed in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from uuid_utils import uuid7
+
+from eventstore.events import AnyEvent, AppendAbandoned, RequestAnswered, TokensDenied
+from eventstore.recorded import NewEvent, Recorded
+from projections.budgets import RESERVATIONS
+from service.commands import ForgetSubject
+from service.decide import At, Refused, access, budget, clock, decide
+from service.history.recall import Kept
+from service.logs import about
+from service.memory.state import EXPIRING
+from service.refusals import Refusal
+from service.requests import Answer, CommandFailed, Outcome, Ticket
+from service.writing.recorder import Recorder
+from service.writing.sealer import Sealer
+from service.writing.waiting import MAX_BATCH_BYTES, MAX_BATCH_EVENTS
+
+if TYPE_CHECKING:
+    from service.commands import AnyCommand
+    from service.decide import Decision
+    from service.memory.draft import Draft
+    from service.requests import Request
+
+CLOCK_STEP = timedelta(milliseconds=250)
+"""How long what time makes happen may wait, so that not every batch looks through all that is active."""
+
+MAX_PASSED_AT_ONCE = 1_000
+"""How many things of each kind time makes happen in one batch; the next batch goes on from there. After an
+hour in which nobody was there it can be any number."""
+
+CLOCK_ACTOR = "system:clock"
+_log = logging.getLogger(__name__)
+
+
+class Batch(NamedTuple):
+    """Decided commands, and the events to append for them all together."""
+
+    tickets: Sequence[Ticket]
+    outcomes: list[tuple[Ticket, Outcome | Exception]]
+    recorded: list[Recorded]
+    events: list[AnyEvent]
+    """What `recorded` tells, before anything of it was sealed."""
+    decided_at: datetime
+    """The database's clock as the decisions believed it to be."""
+    sealer: Sealer | None = None
+    """What sealed them, where payloads are encrypted."""
+    size: int = 0
+    """How much data its events have, in characters."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more should go along: a small command can have large events, or many."""
+        return _is_full(self.size, len(self.recorded))
+
+    def and_then(self, more: Batch) -> Batch:
+        """One batch of this one and of what was decided on the same draft after it, at the same time."""
+        self.outcomes.extend(more.outcomes)
+        self.recorded.extend(more.recorded)
+        self.events.extend(more.events)
+        return self._replace(tickets=[*self.tickets, *more.tickets], size=self.size + more.size)
+
+
+def _is_full(size: int, events: int) -> bool:
+    return size >= MAX_BATCH_BYTES or events >= MAX_BATCH_EVENTS
+
+
+def new_id() -> str:
+    """A fresh UUIDv7."""
+    return str(uuid7())
+
+
+def decide_batch(
+    draft: Draft,
+    tickets: Sequence[Ticket],
+    answers: dict[str, Kept],
+    *,
+    now: datetime,
+    decided_at: datetime,
+    sealer: Sealer | None = None,
+    abandoned: Batch | None = None,
+    ids: Callable[[], str] = new_id,
+) -> Batch:
+    """Decides the commands in order; each sees what those before it did. A failing one leaves no trace.
+
+    Where the batch is full, the commands that are left are not among its tickets.
+
+    Args:
+        draft: the state at the head, with what the commands need recalled into it.
+        tickets: the commands.
+        answers: earlier answers by idempotency key; those that this batch gives are added.
+        now: the time of the decisions and the events: the clock's, but never before the log's last event.
+        decided_at: the database's clock.
+        sealer: seals what is personal; None to store it in plain.
+        abandoned: a batch whose commit proved not to have happened.
+        ids: gives a fresh UUIDv7 at each call, for events and for what they are about.
+    """
+    batch = Batch(tickets, [], [], [], decided_at, sealer)
+    recorder = Recorder(draft, batch, now, ids)
+    if abandoned:
+        recorder.record([_fence(abandoned)], "system:writer", ids())
+        recorder.keep()
+    at = At(now, ids)
+    _let_time_pass(draft, recorder, at)
+    for decided, ticket in enumerate(tickets):
+        if decided and _is_full(recorder.size, len(batch.recorded)):
+            return batch._replace(tickets=tickets[:decided], size=recorder.size)
+        outcome: Outcome | Exception
+        try:
+            outcome = _decide_one(draft, ticket.request, recorder, answers, at)
+            recorder.keep()
+        except Exception as error:  # noqa: BLE001 - a fault in one decision is no other's
+            kind, correlation_id = type(ticket.request.command).__name__, ticket.request.correlation_id
+            _log.exception("deciding %s failed", kind, extra=about(correlation_id))
+            recorder.roll_back()
+            outcome = CommandFailed(str(error))
+        batch.outcomes.append((ticket, outcome))
+    return batch._replace(size=recorder.size)
+
+
+def _decide_one(
+    draft: Draft, request: Request, recorder: Recorder, answers: dict[str, Kept], at: At
+) -> Outcome:
+    if request.caller and (denied := access.judge(draft, request.caller, request.command, at)):
+        recorder.record(denied.events, request.actor, request.correlation_id)
+        return Outcome({}, draft.head.position if denied.events else None, denied.refusal)
+    key = request.idempotency_key
+    if key and (kept := answers.get(key)):
+        if request.is_repeat_of(kept.fingerprint) and not _is_about_another(draft, request.command):
+            return Outcome({}, None, repeated=kept.answer)
+        return Outcome({}, None, refusal=_mismatch(key))
+    decision = _decided(draft, request.command, recorder, at)
+    recorder.record(decision.events, request.actor, request.correlation_id)
+    if isinstance(decision, Refused):
+        outcome = Outcome({}, draft.head.position if decision.events else None, decision.refusal)
+        worth_keeping = bool(decision.events)
+    else:
+        position = draft.head.position if decision.events else decision.reply["position"]
+        outcome = Outcome(decision.reply, position)
+        worth_keeping = True
+    if key and request.answer and worth_keeping:
+        _keep_answer(recorder, request, outcome, request.answer(outcome), answers)
+    return outcome
+
+
+def _decided(draft: Draft, command: AnyCommand, recorder: Recorder, at: At) -> Decision:
+    """Judges a command. No tokens are denied for the sake of reservations whose time is over."""
+    decision = decide(draft, command, at)
+    while draft.spared_until[RESERVATIONS.name] <= at.now and _denies_tokens(decision):
+        if _is_full(recorder.size, len(recorder.batch.recorded)):
+            break
+        released = list(islice(budget.expired(draft, at.now), MAX_PASSED_AT_ONCE))
+        recorder.record(released, CLOCK_ACTOR, at.new_id())
+        if len(released) < MAX_PASSED_AT_ONCE:
+            draft.spared_until[RESERVATIONS.name] = draft.first_to_expire(RESERVATIONS.name, at.now)
+        recorder.keep()
+        decision = decide(draft, command, at)
+    return decision
+
+
+def _denies_tokens(decision: Decision) -> bool:
+    return any(type(new.event) is TokensDenied for new in decision.events)
+
+
+def _keep_answer(
+    recorder: Recorder, request: Request, outcome: Outcome, answer: Answer, answers: dict[str, Kept]
+) -> None:
+    assert request.idempotency_key
+    # Of a request to forget somebody, nothing is kept that a guess at their address could be held against.
+    is_bare = isinstance(request.command, ForgetSubject)
+    fingerprint = request.bare_fingerprint if is_bare else request.fingerprint
+    answered = RequestAnswered(
+        key=request.idempotency_key, fingerprint=fingerprint, status=answer.status, body=answer.body
+    )
+    sealer = recorder.sealer
+    recorder.record(
+        [NewEvent(answered, outcome.position)],
+        request.actor,
+        request.correlation_id,
+        request.idempotency_key,
+        key=sealer.key_of_answer(recorder.draft, request.command) if sealer else None,
+        bare_fingerprint=request.bare_fingerprint,
+    )
+    answers[request.idempotency_key] = Kept(fingerprint, Answer(answer.status, answer.body))
+
+
+def _is_about_another(draft: Draft, command: AnyCommand) -> bool:
+    """Whether the answer that was kept under a command's idempotency key is about somebody else.
+
+    The fingerprint of a request to forget somebody does not say whom. A repeat is told by this instead:
+    whoever the first request named has no key any more.
+    """
+    return isinstance(command, ForgetSubject) and draft.trace(command.subject).key_id is not None
+
+
+def _let_time_pass(draft: Draft, recorder: Recorder, at: At) -> None:
+    if not draft.has_policy or not _time_to_look(draft, at.now):
+        return
+    correlation_id = at.new_id()
+    over = [name for name in EXPIRING if draft.spared_until[name] <= at.now]
+    is_all = True
+    for step in clock.STEPS:
+        events = list(islice(step(draft, at.now), MAX_PASSED_AT_ONCE))
+        recorder.record(events, CLOCK_ACTOR, correlation_id)
+        is_all = is_all and len(events) < MAX_PASSED_AT_ONCE
+    if is_all:
+        draft.looked_at = at.now
+        draft.spared_until.update({name: draft.first_to_expire(name, at.now) for name in over})
+    recorder.keep()
+
+
+def _time_to_look(draft: Draft, now: datetime) -> bool:
+    day = draft.day
+    looked = draft.looked_at
+    return not looked or now - looked >= CLOCK_STEP or not day or now >= day.ends_at
+
+
+def _fence(abandoned: Batch) -> NewEvent:
+    return NewEvent(
+        AppendAbandoned(first_event_id=abandoned.recorded[0].id, events=len(abandoned.recorded))
+    )
+
+
+def _mismatch(key: str) -> Refusal:
+    return Refusal(
+        # What stands before a space says whose key it is; nobody sent that.
+        "idempotency_mismatch",
+        f"the idempotency key {key.rpartition(' ')[2]!r} was used before, for a different request",
+    )

@@ -1,0 +1,59 @@
+"""How far the log is known to be on a synchronous standby too, so that it outlives its server.
+
+A commit of our own waits for the standby by itself. What is answered without one, such as "that happened
+already", rests on events that were only read: they are confirmed here first (`eventstore.standby`).
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from eventstore import standby
+from eventstore.connection import hanging_up_after
+from eventstore.errors import StoreBusy, StoreUnavailable
+from service.history.folding import STUCK_AFTER_SECONDS
+
+if TYPE_CHECKING:
+    from eventstore.connection import Connection
+
+
+_LOCKED = (
+    "somebody has the log's lock, perhaps a commit that waits for a standby, and nothing can be confirmed"
+)
+
+
+class Confirmed:
+    """What one connection's server has told, or was asked, to be on its synchronous standby."""
+
+    def __init__(self) -> None:
+        self._upto = 0
+
+    def start_afresh(self) -> None:
+        """Another server may answer by now."""
+        self._upto = 0
+
+    def appended(self, position: int) -> None:
+        """A commit of our own was answered, and with it all that came before it is confirmed."""
+        self._upto = position
+
+    async def make_sure(self, connection: Connection, position: int) -> None:
+        """Returns when the log up to `position`, which was read on this connection, is confirmed.
+
+        Raises:
+            StoreBusy: no standby confirms it in time.
+            StoreUnavailable: the connection broke.
+        """
+        if position <= self._upto:
+            return
+        began = monotonic()
+        try:
+            with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+                await standby.confirm(connection)
+        except StoreBusy as busy:
+            raise StoreBusy(_LOCKED) from busy
+        except StoreUnavailable as cut:
+            if monotonic() - began < STUCK_AFTER_SECONDS:
+                raise
+            raise StoreBusy("no synchronous standby confirms what the log holds") from cut
+        self._upto = position
