@@ -82,7 +82,7 @@ def test_it_changes_with_a_module_that_is_new(copy: Path) -> None:
 
 
 def test_it_does_not_change_with_what_has_no_part_in_it(copy: Path) -> None:
-    (copy / "service" / "scheduler.py").write_text("")
+    (copy / "service" / "scheduling" / "scheduler.py").write_text("")
     assert _named(copy)[0] == FOLD
 
 
