@@ -276,6 +276,8 @@ async def test_agents_do_not_use_up_each_others_idempotency_keys(squad: Squad) -
     mismatch = (await squad.ann.post("messages", headers, from_agent="ann", message="n")).expect(409)
     assert "'run-7'" in mismatch["detail"]
     batch = {"commands": [{"method": "POST", "path": "/api/v1/tasks", "body": {"title": "t"}}]}
+    (await squad.ann.post("batch", headers, **batch)).expect(409, "idempotency_mismatch")
+    headers = {"Idempotency-Key": "run-8"}
     once = (await squad.ann.post("batch", headers, **batch)).expect(200)
     assert (await squad.ann.post("batch", headers, **batch)).body == once
     assert (await squad.bob.post("batch", headers, **batch)).body != once
