@@ -2,8 +2,8 @@
 
 PYTHON ?= python3
 ARGS ?=
-# Tests wait for half of their time, so there is room for one more at a time than there are processors.
-WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((n < 3 ? n + 1 : 4)))
+# Tests wait for much of their time: four at a time keep two processors busy.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((n < 2 ? 2 : 4)))
 
 # Modules are compiled once, and not by each command that starts; `make clean` removes what comes of it.
 unexport PYTHONDONTWRITEBYTECODE

@@ -15,7 +15,7 @@ from benchmarks.suite import ALL
 from service.cli.running import COLLECT_AFTER
 
 _DEFAULT = Plan(rounds=3, seconds=2.0, warm_up_seconds=0.5)
-_QUICK = Plan(rounds=1, seconds=0.2, warm_up_seconds=0.0)
+_QUICK = Plan(rounds=1, seconds=0.1, warm_up_seconds=0.0)
 _FILE_WIDTH = 200
 _BY_NAME = {benchmark.name: benchmark for benchmark in ALL}
 
