@@ -86,6 +86,8 @@ class Request(Struct, frozen=True, gc=False):
     """`Print.also`."""
     caller: Caller | None = None
     """Whose right to ask is looked at before it is decided; None where the service itself asks."""
+    batch_key: str | None = None
+    """The idempotency key of the batch that it came in; its own is derived from that."""
 
     def is_repeat_of(self, kept: str) -> bool:
         """Whether the answer that was kept with this fingerprint is the answer to this request."""

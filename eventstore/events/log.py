@@ -8,7 +8,11 @@ from eventstore.events.base import Event
 
 
 class RequestAnswered(Event, frozen=True, kw_only=True):
-    """The first answer to a request that bore an idempotency key; it is given again to every repeat."""
+    """The first answer to a request that bore an idempotency key; it is given again to every repeat.
+
+    Each command of a batch keeps its answer under `batch:<index> <key>`, and the batch's own key is kept
+    with an empty body.
+    """
 
     type: ClassVar[str] = "request_answered"
     key: str

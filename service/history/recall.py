@@ -88,6 +88,8 @@ def needs(state: State, tickets: Iterable[Ticket]) -> Needs:
         command = request.command
         if request.idempotency_key:
             wanted.streams.append(f"request-{request.idempotency_key}")
+        if request.batch_key:
+            wanted.streams.append(f"request-{request.batch_key}")
         if stream := _stream(state, command):
             if type(command) in _BY_ITS_ENDS:
                 wanted.ends.append(Ends(stream, command.acting_agent))
@@ -102,7 +104,8 @@ def needs(state: State, tickets: Iterable[Ticket]) -> Needs:
 
 async def read(connection: Connection, wanted: Needs, keyring: Keyring | None = None) -> list[Recorded]:
     """The events that tell what is needed, in the log's order, readable as far as there are keys."""
-    streams = list(wanted.streams)
+    # The commands of a batch share its key.
+    streams = list(dict.fromkeys(wanted.streams))
     if wanted.gmail_message_ids:
         query = (
             "SELECT stream FROM events"

@@ -132,6 +132,9 @@ def _decide_one(
     if request.caller and (denied := access.judge(draft, request.caller, request.command, at)):
         recorder.record(denied.events, request.actor, request.correlation_id)
         return Outcome({}, draft.head.position if denied.events else None, denied.refusal)
+    batch_key = request.batch_key
+    if batch_key and (kept := answers.get(batch_key)) and kept.fingerprint != request.bare_fingerprint:
+        return Outcome({}, None, refusal=_mismatch(batch_key))
     key = request.idempotency_key
     if key and (kept := answers.get(key)):
         if request.is_repeat_of(kept.fingerprint) and not _is_about_another(draft, request.command):
@@ -190,6 +193,23 @@ def _keep_answer(
         bare_fingerprint=request.bare_fingerprint,
     )
     answers[request.idempotency_key] = Kept(fingerprint, Answer(answer.status, answer.body))
+    if request.batch_key and request.batch_key not in answers:
+        _mark_batch_key(recorder, request, outcome, answers)
+
+
+def _mark_batch_key(
+    recorder: Recorder, request: Request, outcome: Outcome, answers: dict[str, Kept]
+) -> None:
+    """Keeps the key of a batch itself, so that no other request can use it."""
+    assert request.batch_key
+    marked = Kept(request.bare_fingerprint, Answer(200, {}))
+    event = RequestAnswered(
+        key=request.batch_key, fingerprint=marked.fingerprint, status=marked.answer.status, body={}
+    )
+    recorder.record(
+        [NewEvent(event, outcome.position)], request.actor, request.correlation_id, request.batch_key
+    )
+    answers[request.batch_key] = marked
 
 
 def _is_about_another(draft: Draft, command: AnyCommand) -> bool:
@@ -231,7 +251,7 @@ def _fence(abandoned: Batch) -> NewEvent:
 
 def _mismatch(key: str) -> Refusal:
     return Refusal(
-        # What stands before a space says whose key it is; nobody sent that.
+        # No key that a client sends has a space: what is before one was added here.
         "idempotency_mismatch",
         f"the idempotency key {key.rpartition(' ')[2]!r} was used before, for a different request",
     )

@@ -236,6 +236,23 @@ async def test_a_batch_with_the_key_of_another_request_is_refused_whole(service:
     assert await service.head() == head
 
 
+async def test_another_request_with_the_key_of_a_batch_is_refused(service: Service) -> None:
+    key = {"Idempotency-Key": "k"}
+    # The first command leaves no trace, and so no answer either.
+    await _batch(service.api, _write("POST", "messages/x/ack", agent="ada"), _message("one"), headers=key)
+    head = await service.head()
+    answer = await service.api.post("messages", key, from_agent="ada", message="one")
+    assert "'k'" in answer.expect(409, "idempotency_mismatch")["detail"]
+    assert await service.head() == head
+
+
+async def test_no_key_of_a_client_is_one_that_a_batch_made(service: Service) -> None:
+    await _batch(service.api, _message("one"), headers={"Idempotency-Key": "k"})
+    for key in ("k/0", "batch:0"):
+        headers = {"Idempotency-Key": key}
+        (await service.api.post("messages", headers, from_agent="ada", message="two")).expect(201)
+
+
 @pytest.mark.parametrize(
     ("command", "field"),
     [

@@ -49,6 +49,23 @@ def request(
     return Request(command, "agent:ann", f"request {key}", key, fingerprint, answer)
 
 
+def batched(key: str, *commands: AnyCommand) -> list[Request]:
+    """What a batch with this idempotency key asks for."""
+    return [
+        Request(
+            command,
+            "agent:ann",
+            f"request {key}",
+            f"batch:{index} {key}",
+            "POST /batch",
+            render,
+            bare_fingerprint="POST /batch, bare",
+            batch_key=key,
+        )
+        for index, command in enumerate(commands)
+    ]
+
+
 def faulty(command: AnyCommand) -> Request:
     """A request that fails after its command was decided and folded."""
     return request(command, "faulty", answer=break_down)
@@ -99,6 +116,21 @@ class TestIdempotency:
         story = given().when(request(HELLO, "k"))
         story.when(request(HELLO, "k", "POST /elsewhere")).then_refused("idempotency_mismatch")
         assert "'k'" in story.refusal.detail
+
+    def test_of_a_batch_is_kept_beside_those_of_its_commands(self) -> None:
+        story = given(ANN).given(HELLO).when(*batched("k", HELLO, HELLO))
+        kept = [event.key for event in story.events if isinstance(event, RequestAnswered)]
+        assert kept == ["batch:0 k", "k", "batch:1 k"]
+        story.when(*batched("k", HELLO, HELLO)).then_nothing()
+        story.when(request(HELLO, "k")).then_refused("idempotency_mismatch")
+
+    def test_of_a_batch_is_refused_where_another_request_was_decided_first(self) -> None:
+        story = given(ANN).when(request(HELLO, "k"), *batched("k", HELLO))
+        assert isinstance(outcome := story.outcomes[1], Outcome)
+        assert outcome.refusal
+        assert outcome.refusal.code == "idempotency_mismatch"
+        assert "'k'" in outcome.refusal.detail
+        assert sum(isinstance(event, MessageSent) for event in story.events) == 1
 
     def test_keeps_a_refusal_that_was_recorded(self) -> None:
         too_much = ReserveTokens(agent="ann", tokens=10)

@@ -192,7 +192,12 @@ def route_for(routes: Iterable[Route]) -> Route:
     writes = Writes(routes)
 
     def asked(
-        services: Services, command: BatchedCommand, key: str | None, print_: Print, size: int
+        services: Services,
+        command: BatchedCommand,
+        key: str | None,
+        batch_key: str | None,
+        print_: Print,
+        size: int,
     ) -> Request:
         route, path = writes.find(command["method"], command["path"])
         require(route.scope)
@@ -201,6 +206,7 @@ def route_for(routes: Iterable[Route]) -> Route:
         return request_for(
             how.make(services, command.get("body", {}), path),
             key=key,
+            batch_key=batch_key,
             print_=print_,
             size=size,
             render=how.render,
@@ -211,20 +217,21 @@ def route_for(routes: Iterable[Route]) -> Route:
         batch = parse_command(Batch, parse_object(body))
         key = idempotency_key(request.headers)
         count = len(batch.commands)
-        keys = [f"{key}/{index}" if key else None for index in range(count)]
+        keys: Sequence[str | None] = [None] * count
         prints = [NO_PRINT] * count
         if key:
             encrypt = services.settings.encrypt_payloads
             prints = prints_of(writes, request.method, request.path, body, batch.commands, encrypt=encrypt)
-            by_key = {f"{key}/{index}": print_ for index, print_ in enumerate(prints)}
-            # What bears the key itself was no batch.
-            await _refuse_another_body(services, {key: NO_PRINT, **by_key})
+            # No key that a client sends has a space, so none can be one of these.
+            keys = own_keys = [f"batch:{index} {key}" for index in range(count)]
+            by_key = dict(zip(own_keys, prints, strict=True))
+            await _refuse_another_body(services, {key: Print(prints[0].bare), **by_key})
         requests: list[Request] = []
         # Those that were not even asked, by their places.
         refused: dict[int, Problem] = {}
         for place, (command, one_key, print_) in enumerate(zip(batch.commands, keys, prints, strict=True)):
             try:
-                requests.append(asked(services, command, one_key, print_, len(body) // count))
+                requests.append(asked(services, command, one_key, key, print_, len(body) // count))
             except Exception as error:  # noqa: BLE001 - one that fails does not stop the rest
                 refused[place] = as_problem(error)
         done = iter(await carry_out_all(services, requests))
