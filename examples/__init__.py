@@ -1,1 +1,1 @@
-"""What stands on top of the orchestrator, to try and to learn from."""
+"""Programs built on the orchestrator, to try out and to learn from."""

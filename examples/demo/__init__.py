@@ -1,7 +1,7 @@
-"""The demo: a squad, a mailbox and the e-mail agent, for as long as one likes to watch.
+"""The demo: a squad, a mailbox and the e-mail agent, until you stop it.
 
     python -m examples.demo
 
 `letters` is the mail of a small audio shop, `post_office` an IMAP server for it, `processes` starts and
-ends what runs, `setting` sets all of it up, `narrator` tells what happens, `__main__` is the command.
+stops processes, `setting` sets everything up, `narrator` reports what happens, `__main__` is the command.
 """

@@ -1,4 +1,4 @@
-"""Runs the demo: `python -m examples.demo [--seconds N] [--until-drafted N] [--keys] [--keep]`."""
+"""Run the demo: `python -m examples.demo [--seconds N] [--until-drafted N] [--keys] [--keep]`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SECONDS_BETWEEN_LETTERS = 1.0
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says."""
+    """The command line options."""
 
     seconds: float | None
     until_drafted: int | None
@@ -35,14 +35,14 @@ class Options:
 
     @property
     def limit_seconds(self) -> float | None:
-        """After how long the demo ends in any case."""
+        """After how many seconds the demo ends in any case; None is never."""
         if self.seconds is None and self.until_drafted is not None:
             return _UNTIL_DRAFTED_SECONDS
         return self.seconds
 
 
 def main() -> int:
-    """Runs the demo; its exit code is 1 where it failed, or drafted less than it was to."""
+    """Runs the demo. The exit code is 1 if it failed, or made fewer drafts than requested."""
     options = _options()
     folder = Path(tempfile.mkdtemp(prefix="squad-demo-"))
     try:
@@ -53,8 +53,8 @@ def main() -> int:
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise
-        # Whoever read our output has enough of it, or the terminal was closed; Python would complain once
-        # more while closing stdout.
+        # The reader of our output is gone, or the terminal was closed. Without this, Python would complain
+        # again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     finally:
@@ -64,33 +64,36 @@ def main() -> int:
 
 def _options() -> Options:
     parser = argparse.ArgumentParser(
-        prog="make demo", description="See e-mails arrive, be classified and drafted. Ctrl-C ends it."
+        prog="make demo",
+        description="Watch e-mails arrive and get classified and drafted. Ctrl-C stops it.",
     )
-    parser.add_argument("--seconds", type=_positive, metavar="N", help="end after that long")
+    parser.add_argument("--seconds", type=_positive, metavar="N", help="stop after N seconds")
     parser.add_argument(
         "--until-drafted",
         type=int,
         metavar="N",
-        help="end when there are N drafts; exit 1 if it takes too long",
+        help="stop when there are N drafts; exit 1 if that takes too long",
     )
-    parser.add_argument("--keys", action="store_true", help="make API keys, and let nobody in without one")
-    parser.add_argument("--keep", action="store_true", help="leave the squad's folder behind")
+    parser.add_argument(
+        "--keys", action="store_true", help="create API keys, so that every request needs one"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the squad's folder")
     return Options(**vars(parser.parse_args()))
 
 
 def _positive(text: str) -> float:
     if not 0 < (seconds := float(text)) < 1e6:
-        raise argparse.ArgumentTypeError("must be more than nothing, and no more than days")
+        raise argparse.ArgumentTypeError("must be more than 0 and less than 1000000 seconds")
     return seconds
 
 
 async def _demo(options: Options, folder: Path) -> int:
-    """The demo, until it is over or somebody ends it."""
+    """Runs the demo until it is done or a signal stops it."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    # Whoever starts it with nohup wants it to outlive the terminal; else nothing of it may.
+    # Under nohup the demo must outlive the terminal; otherwise none of its processes may.
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         loop.add_signal_handler(signal.SIGHUP, stop.set)
     show = asyncio.create_task(_show(options, folder))
@@ -112,7 +115,7 @@ async def _show(options: Options, folder: Path) -> int:
             try:
                 setting = await set_up(children, http, folder, with_keys=options.keys)
             except asyncio.CancelledError:
-                _say_that_it_ends()
+                _print_ending()
                 raise
             print(
                 f"The squad is at {setting.squad_url}, the mailbox with {setting.office.name}.\n",
@@ -121,9 +124,9 @@ async def _show(options: Options, folder: Path) -> int:
             try:
                 await _watch(setting, http, narrator, wanted, options.limit_seconds)
             finally:
-                _sum_up(narrator, folder if options.keep else None)
+                _print_summary(narrator, folder if options.keep else None)
     if wanted is not None and narrator.drafted < wanted:
-        print(f"demo: {narrator.drafted} drafts in time, and {wanted} were wanted", file=sys.stderr)
+        print(f"demo: only {narrator.drafted} of {wanted} drafts in time", file=sys.stderr)
         return 1
     return 0
 
@@ -135,9 +138,9 @@ async def _watch(
     wanted: int | None,
     seconds: float | None,
 ) -> None:
-    """Tells what happens, until there are as many drafts as are wanted, or the time is over."""
+    """Reports what happens, until there are as many drafts as requested or time is up."""
     tasks = {
-        asyncio.create_task(_look_after(setting)),
+        asyncio.create_task(_supervise(setting)),
         asyncio.create_task(_narrate(setting, http, narrator, wanted)),
     }
     try:
@@ -150,8 +153,8 @@ async def _watch(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _look_after(setting: Setting) -> None:
-    """Posts the letters that are left, one after another, and sees to it that all processes live."""
+async def _supervise(setting: Setting) -> None:
+    """Delivers the remaining letters one by one, and checks that all processes are still running."""
     letters = list(setting.letters_left)
     while True:
         for child in setting.children:
@@ -164,33 +167,33 @@ async def _look_after(setting: Setting) -> None:
 async def _narrate(
     setting: Setting, http: aiohttp.ClientSession, narrator: Narrator, wanted: int | None
 ) -> None:
-    said_all = False
+    all_settled = False
     try:
         async for event in follow(http, setting.squad_url, setting.key):
             if line := narrator.tell(event):
                 print(line, flush=True)
             if wanted is not None and narrator.drafted >= wanted:
                 return
-            if narrator.settled == setting.letters and not said_all:
-                said_all = True
-                print("\nThat was all the mail. The squad goes on; Ctrl-C ends it.", flush=True)
+            if narrator.settled == setting.letters and not all_settled:
+                all_settled = True
+                print("\nThat was all the mail. The squad keeps running; Ctrl-C stops it.", flush=True)
     except (aiohttp.ClientError, TimeoutError) as error:
         raise DemoFailed(f"the event stream broke: {error!r}") from error
     raise DemoFailed("the event stream ended")
 
 
-def _sum_up(narrator: Narrator, kept: Path | None) -> None:
+def _print_summary(narrator: Narrator, kept: Path | None) -> None:
     print(f"\n{narrator.summary()}")
     if kept:
-        # Nobody has activated the environment that make runs us in.
+        # make runs us without activating the virtual environment, so `squad` is not on the PATH.
         squad = os.path.relpath(Path(sys.executable).with_name("squad"))
-        print(f"Kept. All that happened: {squad} events --data {kept / 'squad'}")
+        print(f"The log was kept. Read it with: {squad} events --data {kept / 'squad'}")
         print(f"The first e-mail drafted: {narrator.example}")
-    _say_that_it_ends()
+    _print_ending()
 
 
-def _say_that_it_ends() -> None:
-    print("Ending ...", flush=True)
+def _print_ending() -> None:
+    print("Stopping ...", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The mail of a small audio shop. Everybody in it is invented; `.example` is nobody's domain.
 
-`letters.txt` has the ordinary ones. Those below show what real mailboxes hold besides: HTML only, a
-reply in a thread, charsets old and wrong, an attachment, no Message-ID, a MIME structure that breaks off.
+`letters.txt` has the ordinary ones. Those below show what else real mailboxes hold: HTML only, a reply in a
+thread, legacy and wrong charsets, an attachment, no Message-ID, a truncated MIME structure.
 """
 
 from __future__ import annotations
@@ -133,10 +133,10 @@ _ODD = (
 
 
 def letters(now: datetime | None = None) -> list[bytes]:
-    """All letters as they lie in the mailbox, the oldest first, the ordinary and the odd ones mixed."""
+    """All letters in mailbox order, oldest first, the ordinary and the odd ones mixed."""
     blocks = _FILE.read_text("utf-8").split(_BETWEEN)
     named = [(f"letter-{number}", block.encode()) for number, block in enumerate(blocks, start=1)]
-    # In the file they are sorted by what they are about; a mailbox is not.
+    # The file is sorted by subject matter; a mailbox is not.
     mixed = [letter for first in range(_STRIDE) for letter in named[first::_STRIDE]]
     for number, odd in enumerate(_ODD):
         mixed.insert(3 + 4 * number, (f"odd-{number}", odd))
@@ -148,7 +148,7 @@ def letters(now: datetime | None = None) -> list[bytes]:
 
 
 def _posted(letter: bytes, name: str, date: datetime) -> bytes:
-    """The letter with what a mail server adds."""
+    """The letter with the headers that a mail server adds."""
     message_id = "" if letter is _WITHOUT_ID else f"Message-ID: <{name}@demo.example>\n"
     head = f"Date: {format_datetime(date)}\nTo: {SHOP}\n{message_id}".encode()
     return (head + letter.strip() + b"\n").replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")

@@ -1,4 +1,4 @@
-"""Tells what happens, in a person's words: it follows the orchestrator's event stream."""
+"""Reports what happens in plain words, from the orchestrator's event stream."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LINE_BYTES = 2**22
 async def follow(
     http: aiohttp.ClientSession, squad_url: str, key: str | None = None
 ) -> AsyncIterator[dict[str, Any]]:
-    """The events of the log from its beginning on, as the server-sent events that they come as."""
+    """The events of the log from its beginning, read from the stream of server-sent events."""
     async with http.get(
         f"{squad_url}/api/v1/events/stream?after=0",
         headers={"Authorization": f"Bearer {key}"} if key else None,
@@ -36,27 +36,27 @@ async def follow(
 
 @dataclass
 class Narrator:
-    """What has been told so far."""
+    """Turns events into lines, and counts what happened."""
 
     subjects: dict[str, str] = field(default_factory=dict)
     categories: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
     runs: Counter[str] = field(default_factory=Counter)
     example: str | None = None
-    """The first e-mail that got a draft."""
+    """The id of the first e-mail that got a draft."""
 
     @property
     def drafted(self) -> int:
-        """How many drafts there are."""
+        """The number of drafts."""
         return self.statuses["draft_created"]
 
     @property
     def settled(self) -> int:
-        """How many e-mails need nothing more from the agent."""
+        """The number of e-mails that the agent is done with."""
         return self.drafted + self.statuses["archived"]
 
     def tell(self, event: dict[str, Any]) -> str | None:
-        """What to say about an event; most are not worth a line."""
+        """The line to print for an event; None for most events."""
         data = event["data"]
         match event["type"]:
             case "email_received":
@@ -68,15 +68,15 @@ class Narrator:
                 if data["outcome"] != "succeeded":
                     return f"!  {data['job']} {data['outcome']}: {_short(data['reason'] or '', 120)}"
             case "run_attempt_failed":
-                return f"!  {data['job']} failed, and is tried again: {_short(data['reason'], 120)}"
+                return f"!  {data['job']} failed and is retried: {_short(data['reason'], 120)}"
             case "budget_threshold_crossed":
-                return f"!  {data['percent']} % of the day's tokens are used"
+                return f"!  {data['percent']} % of the day's tokens used"
             case _:
                 pass
         return None
 
     def summary(self) -> str:
-        """What came of it all, and of the first e-mail that got a draft how to look closer."""
+        """Totals of e-mails, categories and runs."""
         received = len(self.subjects)
         lines = [
             f"{received} e-mails received, {sum(self.categories.values())} classified, "
@@ -93,18 +93,18 @@ class Narrator:
 
     def _updated(self, data: dict[str, Any]) -> str | None:
         subject = _column(self.subjects.get(data["email_id"], data["email_id"]))
-        told = None
+        line = None
         if "category" in data["changed"]:
             self.categories[data["category"]] += 1
-            told = f"   sorted    {subject}  {data['category']}"
+            line = f"   sorted    {subject}  {data['category']}"
         if "status" in data["changed"]:
             self.statuses[data["status"]] += 1
             if data["status"] == "draft_created":
                 self.example = self.example or data["email_id"]
-                told = f"-> drafted   {subject}  {_opening(data)}"
+                line = f"-> drafted   {subject}  {_opening(data)}"
             elif data["status"] == "archived":
-                told = f"   archived  {subject}  no answer needed"
-        return told
+                line = f"   archived  {subject}  no answer needed"
+        return line
 
 
 def _opening(data: dict[str, Any]) -> str:
@@ -114,7 +114,7 @@ def _opening(data: dict[str, Any]) -> str:
 
 
 def _column(text: str) -> str:
-    """A column of the table, as wide on the screen whatever script it is in."""
+    """A table column of constant width on the screen, in any script."""
     return set_cell_size(_short(text, _COLUMN_CHARACTERS), _COLUMN_CHARACTERS)
 
 

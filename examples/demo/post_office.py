@@ -1,8 +1,8 @@
-r"""An IMAP server for the demo, on this machine only: Dovecot where it is installed, otherwise pymap.
+r"""An IMAP server for the demo, on this machine only: Dovecot if it is installed, otherwise pymap.
 
-pymap is an IMAP server in Python that keeps its mail in memory. Dovecot runs as whoever runs the demo, out
-of one folder (its "rootless" way); it serves no mail to root, and its configuration language changed with
-2.4, so for root and for other versions pymap is taken as well.
+pymap is an IMAP server in Python that keeps its mail in memory. Dovecot runs as the user who runs the demo,
+from a single folder ("rootless"). It serves no mail to root, and its configuration language changed with
+2.4, so pymap is also used for root and with other versions of Dovecot.
 """
 
 from __future__ import annotations
@@ -81,21 +81,21 @@ namespace inbox {{
 
 @dataclass(frozen=True)
 class PostOffice:
-    """The server: what it is, how it is started, and where it listens."""
+    """The server: its name, its command line and its port."""
 
     name: str
     command: tuple[str, ...]
     port: int
 
     async def is_open(self) -> bool:
-        """Whether it serves. If so, there is a folder for drafts."""
+        """Whether the server accepts logins. If so, this has created the folder for drafts."""
         return await asyncio.to_thread(self._try_to_open)
 
     def deliver(self, letters: Iterable[bytes]) -> None:
         """Puts letters into the mailbox.
 
         Raises:
-            DemoFailed: they are not taken.
+            DemoFailed: the server does not accept them.
         """
         # imaplib takes None for "no date", though typeshed's stubs do not know it.
         nothing: Any = None
@@ -104,14 +104,14 @@ class PostOffice:
                 for letter in letters:
                     status, said = imap.append("INBOX", nothing, nothing, letter)
                     if status != "OK":
-                        raise DemoFailed(f"the IMAP server ({self.name}) takes no letter: {said!r}")
+                        raise DemoFailed(f"the IMAP server ({self.name}) rejected a letter: {said!r}")
         except (OSError, imaplib.IMAP4.error) as error:
-            raise DemoFailed(f"the IMAP server ({self.name}) takes no letters: {error}") from error
+            raise DemoFailed(f"the IMAP server ({self.name}) cannot be used: {error}") from error
 
     def _try_to_open(self) -> bool:
         try:
             with self._session() as imap:
-                # Where the folder is there already, the server says NO; either is well.
+                # If the folder exists already, the server answers NO; both are fine.
                 imap.create("Drafts")
         except (OSError, imaplib.IMAP4.error):
             return False
@@ -124,17 +124,17 @@ class PostOffice:
 
 
 def choose(folder: Path, port: int) -> PostOffice:
-    """The best server that there is. What it keeps, it keeps in the folder.
+    """The best server available. It keeps its data in the folder.
 
     Raises:
-        DemoFailed: there is none.
+        DemoFailed: no server is available.
     """
     dovecot = _dovecot()
     if dovecot:
         return PostOffice("dovecot", (dovecot, "-F", "-c", str(_configure(folder, port))), port)
     if importlib.util.find_spec("pymap") is None:
-        raise DemoFailed("there is no IMAP server here: run `make install`, or install dovecot or pymap")
-    # Its version has no `python -m pymap`.
+        raise DemoFailed("no IMAP server found: run `make install`, or install dovecot or pymap")
+    # pymap has no `python -m pymap`.
     script = "import sys; from pymap.main import main; sys.exit(main())"
     where = ("--host", HOST, "--port", str(port), "--no-tls")
     mail = ("dict", "--demo-user", USER, "--demo-password", PASSWORD)
@@ -143,7 +143,7 @@ def choose(folder: Path, port: int) -> PostOffice:
 
 def _dovecot() -> str | None:
     program = shutil.which("dovecot", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
-    # Debian packs the server and its IMAP part apart.
+    # Debian packages the server and its IMAP part separately.
     speaks_imap = any(Path(folder, "imap-login").exists() for folder in _DOVECOT_FOLDERS)
     if program is None or not speaks_imap or os.geteuid() == 0:
         return None

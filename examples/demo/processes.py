@@ -1,4 +1,4 @@
-"""The processes of the demo: each with its log, ended by its own id, the last one first."""
+"""The processes of the demo: each has its own log file, and they are stopped in reverse order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LINES_SHOWN = 15
 
 
 class DemoFailed(Exception):
-    """The demo cannot go on; the message says why."""
+    """The demo cannot continue; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Child:
     log: Path
 
     def check(self) -> None:
-        """Complains if it has ended by itself.
+        """Checks that the process is still running.
 
         Raises:
-            DemoFailed: it has; with the end of its log.
+            DemoFailed: it has exited. The message has the end of its log.
         """
         if (code := self.process.poll()) is not None:
             lines = self.log.read_text(errors="replace").splitlines()[-_LINES_SHOWN:]
-            said = "\n".join(f"    {line}" for line in lines) or "    (it said nothing)"
-            raise DemoFailed(f"{self.name} ended with code {code}; its last words:\n{said}")
+            said = "\n".join(f"    {line}" for line in lines) or "    (no output)"
+            raise DemoFailed(f"{self.name} exited with code {code}; its last output:\n{said}")
 
 
 @contextmanager
@@ -48,11 +48,11 @@ def running(
     """Runs a process for as long as the context lasts.
 
     Args:
-        name: what it is called.
+        name: its name in messages.
         command: program and arguments.
-        log: the file that its output goes to.
-        cwd: the folder that it runs in.
-        environment: all of its variables.
+        log: the file for its output.
+        cwd: its working directory.
+        environment: its complete environment.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - programs of ours
@@ -62,7 +62,7 @@ def running(
             stderr=subprocess.STDOUT,
             cwd=cwd,
             env=dict(environment),
-            # Ctrl-C in the terminal is for us; we end the children one after another.
+            # Ctrl-C in the terminal must reach only us; we stop the children one by one.
             start_new_session=True,
         )
     try:
@@ -82,7 +82,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on this machine that nobody listens on at the moment."""
+    """Ports on this machine that are currently free."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for item in sockets:

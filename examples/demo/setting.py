@@ -1,4 +1,4 @@
-"""Sets the demo up: a mailbox, the e-mail agent and a squad, each a process of its own."""
+"""Sets up the demo: a mailbox, the e-mail agent and a squad, each in its own process."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _ROOT = Path(__file__).parents[2]
 _SQUAD = (sys.executable, "-m", "service")
 _LETTERS_AT_FIRST = 6
 _READY_SECONDS = 90.0
-# What is set for a real squad must not reach the demo's; a language model may be used here as well.
+# Settings of a real squad must not reach the demo's, except those of a language model.
 _PASSED_ON = ("EMAIL_AGENT_LLM_", "EMAIL_AGENT_PERSONA", "EMAIL_AGENT_SIGNATURE")
 
 _SQUAD_TOML = """\
-# The jobs are the seed's, only much more often.
+# The default jobs, only much more often.
 
 [agents.email_agent]
 role = "Email"
@@ -52,28 +52,28 @@ every = "4s"
 
 @dataclass(frozen=True)
 class Setting:
-    """What was set up."""
+    """The running demo."""
 
     squad_url: str
     office: PostOffice
     children: tuple[Child, ...]
     letters: int
-    """How many there are in all."""
+    """How many there are in total."""
     letters_left: tuple[bytes, ...]
     key: str | None
-    """What opens the squad to whoever watches it, where it has keys."""
+    """The API key of the narrator, if the squad has keys."""
 
 
 async def set_up(
     stack: ExitStack, http: aiohttp.ClientSession, folder: Path, *, with_keys: bool = False
 ) -> Setting:
-    """Starts everything, and waits until it is ready. The processes end with the stack, the last one first.
+    """Starts everything and waits until it is ready. The stack stops the processes in reverse order.
 
     Args:
-        stack: ends what is started.
-        http: what is asked with.
-        folder: where everything is kept.
-        with_keys: whether the agent, and whoever watches, get a key, so that the squad asks for one.
+        stack: owns the processes.
+        http: the session for readiness checks.
+        folder: the folder for all data.
+        with_keys: whether to create keys for the agent and the narrator, so that the squad requires one.
 
     Raises:
         DemoFailed: something does not start.
@@ -90,19 +90,19 @@ async def set_up(
         return stack.enter_context(running(name, command, log, cwd=_ROOT, environment=environment))
 
     mail = start(office.name, office.command)
-    await _until_ready(mail, office.is_open)
+    await _wait_until_ready(mail, office.is_open)
     posted = letters()
     await asyncio.to_thread(office.deliver, posted[:_LETTERS_AT_FIRST])
 
     data = folder / "squad"
     keys: dict[str, str] = {}
-    watching: str | None = None
+    narrator_key: str | None = None
     if with_keys:
-        of_agent, watching = await asyncio.gather(
+        agent_key, narrator_key = await asyncio.gather(
             _make_key(data, "--scope", "agent", "--agent", "email_agent"),
             _make_key(data, "--scope", "auditor", "--note", "the demo's narrator"),
         )
-        keys = {"EMAIL_AGENT_SQUAD_API_KEY": of_agent}
+        keys = {"EMAIL_AGENT_SQUAD_API_KEY": agent_key}
 
     agent = start(
         "email_agent",
@@ -117,19 +117,19 @@ async def set_up(
         EMAIL_AGENT_SAVE_DRAFTS="1",
         **keys,
     )
-    await _until_ready(agent, lambda: _answers(http, f"{agent_url}/healthz"))
+    await _wait_until_ready(agent, lambda: _answers(http, f"{agent_url}/healthz"))
 
     toml = folder / "squad.toml"
     toml.touch(mode=0o600)
     toml.write_text(_SQUAD_TOML.format(agent_url=agent_url, secret=secret))
-    where = ("--config", str(toml), "--data", str(data))
+    options = ("--config", str(toml), "--data", str(data))
     squad = start(
         "squad",
-        (*_SQUAD, "up", "--port", str(squad_port), *where),
+        (*_SQUAD, "up", "--port", str(squad_port), *options),
     )
-    await _until_ready(squad, lambda: _answers(http, f"{squad_url}/readyz"))
+    await _wait_until_ready(squad, lambda: _answers(http, f"{squad_url}/readyz"))
     left = tuple(posted[_LETTERS_AT_FIRST:])
-    return Setting(squad_url, office, (mail, agent, squad), len(posted), left, watching)
+    return Setting(squad_url, office, (mail, agent, squad), len(posted), left, narrator_key)
 
 
 async def _make_key(data: Path, *arguments: str) -> str:
@@ -149,7 +149,7 @@ async def _make_key(data: Path, *arguments: str) -> str:
         await process.wait()
         raise
     if process.returncode:
-        raise DemoFailed(f"no key could be made: {errors.decode().strip()}")
+        raise DemoFailed(f"cannot create an API key: {errors.decode().strip()}")
     return output.decode().strip()
 
 
@@ -161,7 +161,7 @@ def _clean_environment() -> dict[str, str]:
     }
 
 
-async def _until_ready(child: Child, is_ready: Callable[[], Awaitable[bool]]) -> None:
+async def _wait_until_ready(child: Child, is_ready: Callable[[], Awaitable[bool]]) -> None:
     deadline = time.monotonic() + _READY_SECONDS
     while not await is_ready():
         child.check()

@@ -147,7 +147,7 @@ def test_it_ends_cleanly_while_it_is_being_set_up(temporary: Path, demos: list[D
     demo.wait_for("Setting up", READY_SECONDS)
     demo.wait_for_children(READY_SECONDS)
     demo.process.send_signal(signal.SIGINT)
-    demo.wait_for("Ending", END_SECONDS)
+    demo.wait_for("Stopping", END_SECONDS)
     assert demo.process.wait(END_SECONDS) == 0, demo.read()
     assert "Traceback" not in demo.read()
     assert demo.left() == []
@@ -174,7 +174,7 @@ def test_what_it_leaves_behind_can_be_read_as_it_says(temporary: Path, demos: li
     demo.wait_for("<- e-mail", READY_SECONDS)
     demo.process.send_signal(signal.SIGINT)
     assert demo.process.wait(END_SECONDS) == 0, demo.read()
-    said = re.search(r"All that happened: (.+)", demo.read())
+    said = re.search(r"Read it with: (.+)", demo.read())
     assert said, demo.read()
     read = subprocess.run(said[1].split(), cwd=ROOT, capture_output=True, text=True, check=False)
     assert read.returncode == 0, read.stderr
@@ -184,5 +184,5 @@ def test_what_it_leaves_behind_can_be_read_as_it_says(temporary: Path, demos: li
 def test_too_few_drafts_in_time_are_a_failure(temporary: Path, demos: list[Demo]) -> None:
     demos.append(demo := Demo(temporary, "--until-drafted", "1000", "--seconds", "1"))
     assert demo.process.wait(READY_SECONDS + END_SECONDS) == 1, demo.read()
-    assert "1000 were wanted" in demo.read()
+    assert "of 1000 drafts in time" in demo.read()
     assert leftovers(temporary) == []
