@@ -1,15 +1,15 @@
-"""An e-mail agent: it reads a mailbox, sorts what it finds, and drafts answers. It never sends anything.
+"""An e-mail agent: it reads a mailbox, classifies the mail and drafts answers. It never sends anything.
 
-The orchestrator decides when it works. It calls three endpoints, each with a run id, and the agent talks
-back through the orchestrator's API:
+The orchestrator decides when the agent works. It calls three endpoints, each with a run id, and the agent
+answers through the orchestrator's API:
 
-- `poll` reads what is new in an IMAP mailbox, without touching it, and logs it as e-mails;
+- `poll` reads new mail from an IMAP mailbox, without changing it, and logs it;
 - `classify` gives one e-mail a category;
-- `respond` writes a draft for one e-mail, for a person to read, change and send.
+- `respond` writes a draft for one e-mail, for a person to read, edit and send.
 
-`settings` says what can be set, `mailbox` speaks IMAP, `message` makes sense of MIME, `rules` and `drafts`
-do without a language model, `llm` asks one where it is set, `squad` talks to the orchestrator, `agent` is
-the three jobs themselves, `repeats` makes a repeated call harmless, and `app` is the HTTP service around.
+`settings` defines the settings, `mailbox` speaks IMAP, `message` parses MIME, `rules` and `drafts` work
+without a language model, `llm` calls one if it is set, `squad` is the orchestrator's client, `agent` has
+the three jobs, `repeats` makes repeated calls harmless, and `app` is the HTTP service.
 
     python -m examples.email_agent
 """

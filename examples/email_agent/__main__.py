@@ -1,4 +1,4 @@
-"""Runs the agent: `python -m examples.email_agent`."""
+"""Run the agent: `python -m examples.email_agent`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from examples.email_agent.settings import Settings, SettingsError, is_loopback, 
 
 
 def main() -> int:
-    """Runs until SIGINT or SIGTERM; what is wrong is one clear line and a non-zero exit."""
+    """Runs until SIGINT or SIGTERM. An error is printed in one line, with a non-zero exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s")
     try:
         settings = read()
@@ -43,7 +43,7 @@ async def _serve(settings: Settings) -> None:
         )
         if settings.webhook_secret is None and not is_loopback(settings.host):
             logging.warning(
-                "anybody who reaches %s can call the agent: set a webhook secret", settings.host
+                "anyone who can reach %s can call the agent: set a webhook secret", settings.host
             )
         await stop.wait()
     finally:

@@ -22,22 +22,23 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 UNCLASSIFIED = "unclassified"
-"""The category of an e-mail that nobody has looked at."""
+"""The category of a new e-mail."""
 
 _REMEMBERED_FENCES = 10_000
 
 Report = dict[str, Any]
-"""What a job answers to the orchestrator, the tokens it used among it."""
+"""A job's answer to the orchestrator, with the tokens it used."""
 
 
 class StaleCall(Exception):
-    """A call on behalf of a claim that has since passed to somebody else."""
+    """The call belongs to a claim that has since been superseded."""
 
 
 class Agent:
-    """What the orchestrator can have done. The mailbox's bookmark is all that it remembers of its own.
+    """The jobs that the orchestrator can call.
 
-    It may forget that: the orchestrator's log knows every e-mail by its id, and takes none twice.
+    The agent may lose everything it remembers, such as the mailbox's bookmark: the orchestrator's log knows
+    every e-mail by its id, and accepts none twice.
     """
 
     def __init__(self, settings: Settings, squad: Squad, model: Model | None) -> None:
@@ -49,10 +50,10 @@ class Agent:
         self._fences: OrderedDict[str, int] = OrderedDict()
 
     def admit(self, email_id: str, fencing_token: int | None) -> None:
-        """Lets a call about an e-mail pass, unless a newer claim on the same e-mail was seen.
+        """Checks a call's fencing token, and remembers it as the newest one for its e-mail.
 
         Raises:
-            StaleCall: it was.
+            StaleCall: a newer claim on the same e-mail has been seen.
         """
         if fencing_token is None:
             return
@@ -65,7 +66,7 @@ class Agent:
             self._fences.popitem(last=False)
 
     async def poll(self) -> Report:
-        """Logs what is new in the mailbox. The bookmark moves only when all of it is in the log.
+        """Logs new mail. The bookmark moves only when all of it is in the log.
 
         Raises:
             MailboxError: the mailbox cannot be read.
@@ -80,21 +81,21 @@ class Agent:
         return {"found": len(page.messages), **counts, "more": page.more, "tokens_used": 0}
 
     async def classify(self, email_id: str) -> Report:
-        """Gives an e-mail a category, by the language model where there is one, otherwise by the rules.
+        """Gives an e-mail a category, by the language model if one is set, otherwise by the rules.
 
         Raises:
             SquadError: the orchestrator cannot be reached, or does not know the e-mail.
         """
         email = await self._squad.email(email_id)
         if email.category != UNCLASSIFIED:
-            return _left_alone(email)
+            return _unchanged(email)
         payload = email.payload or {}
         subject, text = email.subject or "", str(payload.get("text") or "")
         verdict = rules.classify(
             subject, text, bulk=bool(payload.get("bulk")), automatic=bool(payload.get("automatic"))
         )
         category, reason, by, usage = verdict.category, verdict.reason, "rules", Usage()
-        # What machines say of themselves needs no model.
+        # Mail that declares itself automatic needs no model.
         if self._model and not payload.get("automatic"):
             try:
                 category, reason, usage = await self._model.classify(subject, text)
@@ -104,7 +105,7 @@ class Agent:
                 _log.warning("e-mail %s is classified by the rules: %s", email_id, error)
         changes = {
             "category": category,
-            # What a person archived or answered in the meantime stays so.
+            # Keep the status if a person has archived or answered it in the meantime.
             "status": "classified" if email.status == "unread" else email.status,
             "handled_by": self._settings.name,
             "payload": {**payload, "classified": {"by": by, "reason": reason}},
@@ -119,14 +120,14 @@ class Agent:
         }
 
     async def respond(self, email_id: str) -> Report:
-        """Drafts an answer to an e-mail, or archives what needs none. Nothing is sent.
+        """Drafts an answer to an e-mail, or archives it if it needs none. Nothing is sent.
 
         Raises:
             SquadError: the orchestrator cannot be reached, or does not know the e-mail.
         """
         email = await self._squad.email(email_id)
         if email.status != "classified":
-            return _left_alone(email)
+            return _unchanged(email)
         payload = email.payload or {}
         if not drafts.wanted(email.category, payload, email.from_email):
             await self._squad.update_email(
@@ -159,10 +160,10 @@ class Agent:
         try:
             return "new" if await self._squad.log_email(fields) else "known"
         except SquadRefusal as refusal:
-            # Without the right to write, no message is at fault: none may be passed over.
+            # The agent lacks access: no message is at fault, so none may be skipped.
             if refusal.status in (401, 403, 404):
                 raise
-            _log.warning("message %d is not logged: %s", found.uid, refusal)
+            _log.warning("message %d was not logged: %s", found.uid, refusal)
             return "refused"
 
     async def _draft(self, email: Email, payload: dict[str, Any]) -> tuple[Draft, Usage]:
@@ -181,17 +182,17 @@ class Agent:
         return drafts.assemble(email.from_email, subject, payload, written, by), usage
 
     async def _save(self, email_id: str, draft: Draft) -> bool:
-        """Puts the draft into the mailbox. The e-mail log has it in any case, so a failure is only said."""
+        """Saves the draft in the mailbox. A failure is only logged: the e-mail log has the draft anyway."""
         message_id = f"<draft-{email_id}@{self._settings.name}.invalid>"
         try:
             raw = draft.as_mime(message_id)
             await asyncio.to_thread(mailbox.save_draft, self._settings, raw, message_id)
         except (mailbox.MailboxError, ValueError) as error:
-            _log.warning("the draft for e-mail %s is not in the mailbox: %s", email_id, error)
+            _log.warning("the draft for e-mail %s was not saved in the mailbox: %s", email_id, error)
             return False
         return True
 
 
-def _left_alone(email: Email) -> Report:
-    """The answer where the work is done already: by an earlier call, or by a person who was faster."""
+def _unchanged(email: Email) -> Report:
+    """The answer if the work is already done, by an earlier call or by a person."""
     return {"email_id": email.id, "status": email.status, "category": email.category, "tokens_used": 0}

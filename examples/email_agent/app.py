@@ -1,4 +1,4 @@
-"""The agent's HTTP service: what the orchestrator calls."""
+"""The agent's HTTP service, which the orchestrator calls."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Uuid = Annotated[
 
 
 class Call(BaseModel):
-    """What the orchestrator says with every call. What is new to us is let pass."""
+    """The body of every call. Unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -61,7 +61,7 @@ C = TypeVar("C", bound=Call)
 
 
 def application(settings: Settings) -> web.Application:
-    """The service, with all that it needs while it runs."""
+    """The service with its dependencies."""
 
     async def parts(app: web.Application) -> AsyncIterator[None]:
         async with aiohttp.ClientSession() as http:
@@ -120,7 +120,7 @@ async def _body(request: web.Request, model: type[C]) -> C:
 
 
 def _signed_with(secret: str | None) -> Middleware:
-    """Lets only signed calls pass, where there is a secret."""
+    """If there is a secret, rejects calls that are not signed with it."""
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -133,7 +133,7 @@ def _signed_with(secret: str | None) -> Middleware:
 
 @web.middleware
 async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """What goes wrong, as one line of JSON with a status that says whether trying again may help."""
+    """Turns errors into one line of JSON, with a status that says whether a retry may help."""
     try:
         return await handler(request)
     except web.HTTPException as error:
@@ -149,13 +149,13 @@ async def _problems(request: web.Request, handler: Handler) -> web.StreamRespons
         return _failed(request, 404 if error.status == 404 else 502, str(error))
     except (SquadError, MailboxError) as error:
         return _failed(request, 503, str(error))
-    except Exception:  # noqa: BLE001 - the last resort: it is logged, and the caller hears of it
+    except Exception:  # noqa: BLE001 - the last resort: it is logged and reported to the caller
         _log.exception("%s failed", request.path)
         return _problem(500, "the agent failed; its log says why")
 
 
 def _failed(request: web.Request, status: int, message: str) -> web.Response:
-    """A problem that whoever runs the agent has to know of: most come of a setting that is wrong."""
+    """A problem that the agent's operator must know of: most are caused by a wrong setting."""
     _log.warning("%s: %s", request.rel_url.raw_path, message)
     return _problem(status, message)
 

@@ -1,4 +1,4 @@
-"""Drafts: what a person is offered to send. Templates by category, for when no language model is set."""
+"""Drafts for a person to send. Without a language model, they are templates by category."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SIGNED = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 
-# {topic} is the mail's subject, {number} that of an order or invoice, where the mail names one.
+# {topic} is the mail's subject, {number} the number of an order or invoice, if the mail has one.
 TEMPLATES: dict[Category, str] = {
     "quote_request": (
         "thank you for your enquiry about {topic}. We are putting a quotation together for you.\n\n"
@@ -59,7 +59,7 @@ TEMPLATES: dict[Category, str] = {
 
 @dataclass(frozen=True)
 class Draft:
-    """An answer that nobody has sent."""
+    """An unsent answer."""
 
     to: str
     subject: str
@@ -70,11 +70,11 @@ class Draft:
     """`template`, or the name of the language model."""
 
     def payload(self) -> dict[str, Any]:
-        """What goes into the e-mail log."""
+        """The draft as stored in the e-mail log."""
         return {**asdict(self), "references": list(self.references)}
 
     def as_mime(self, message_id: str) -> bytes:
-        """The draft as a message for a mailbox. It has no sender: whoever sends it is that."""
+        """The draft as a message for a mailbox. It has no sender until a person sends it."""
         mime = EmailMessage()
         mime["To"], mime["Subject"], mime["Message-ID"] = self.to, self.subject, message_id
         mime["Date"] = formatdate()
@@ -87,7 +87,7 @@ class Draft:
 
 
 def wanted(category: str, payload: Mapping[str, Any], from_email: str) -> bool:
-    """Whether a mail gets an answer at all: not what machines and advertisers sent."""
+    """Whether a mail gets an answer; automatic mail and advertising get none."""
     answerable = category not in NOT_ANSWERED and not payload.get("automatic")
     return answerable and "@" in _recipient(payload, from_email)
 
@@ -108,7 +108,7 @@ def from_template(category: str, subject: str, text: str, signature: str) -> str
 def assemble(
     from_email: str, subject: str, payload: Mapping[str, Any], text: str, written_by: str
 ) -> Draft:
-    """Puts a text under the right subject, to the right recipient, into the right thread."""
+    """Builds a draft from a text, with the subject, recipient and thread of the mail it answers."""
     message_id = payload.get("message_id")
     references = [*payload.get("references", []), *([message_id] if message_id else [])]
     return Draft(

@@ -1,4 +1,4 @@
-"""The words of an HTML mail, as far as a person would see them."""
+"""The visible text of an HTML mail."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _MANY_BREAKS = re.compile(r"\n{3,}")
 
 
 def text_of(html: str) -> str:
-    """The text of a document, one line for a block; of a broken one, what comes before the break."""
+    """The text of a document, one line per block; of a broken document, the text up to the break."""
     reader = _Reader()
-    # A tag that nothing ends is none. The parser would look for its end from each "<" anew.
+    # An unterminated tag is not a tag. The parser would search for its end again from each "<".
     end = html.rfind(">") + 1
-    # This is how it gives up on declarations that it cannot make sense of.
+    # The parser raises this on declarations that it cannot parse.
     with suppress(AssertionError):
         reader.feed(html[:end] + html[end:].partition("<")[0])
         reader.close()
@@ -39,7 +39,7 @@ class _Reader(HTMLParser):
         del attrs
         if self._unseen is None and tag in _UNSEEN:
             self._unseen = tag
-        # A head that is never closed must not swallow the letter.
+        # A head that is never closed must not hide the body.
         elif self._unseen in ("head", "title") and tag == "body":
             self._unseen = None
         if tag in _BLOCKS:

@@ -1,7 +1,7 @@
-"""A language model behind an OpenAI-compatible endpoint (`POST {base}/chat/completions`), where one is set.
+"""A language model behind an OpenAI-compatible endpoint (`POST {base}/chat/completions`), if one is set.
 
-Mail is written by strangers. The model is told so, its answers are checked before anything is done with
-them, and the most that a mail can talk it into is a wrong category or an odd draft, which a person reads.
+Mail is written by strangers. The model is told so, its answers are validated before they are used, and the
+worst that a mail can talk it into is a wrong category or an odd draft, which a person reads.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ _STRANGER = (
 
 @dataclass(frozen=True)
 class Usage:
-    """What a call cost, as the orchestrator wants it reported."""
+    """The tokens of a call, in the form that the orchestrator expects."""
 
     input_tokens: int = 0
     output_tokens: int = 0
 
 
 class ModelError(Exception):
-    """The model did not answer, or not with what was asked for. What it cost is known all the same."""
+    """The model did not answer, or gave an invalid answer. `usage` has the tokens spent."""
 
     def __init__(self, message: str, usage: Usage) -> None:
         super().__init__(message)
         self.usage = usage
 
 
-class _Sorted(BaseModel):
+class _Classification(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     category: Category
@@ -78,28 +78,28 @@ class Model:
         self._http = http
 
     async def classify(self, subject: str, text: str) -> tuple[Category, str, Usage]:
-        """A category and the reason for it.
+        """Returns a category, the reason for it and the usage.
 
         Raises:
-            ModelError: there is none to be had.
+            ModelError: the model gave no valid answer.
         """
         task = (
             f"You sort the mail of a shop into one category of: {', '.join(CATEGORIES)}. {_STRANGER}"
             'Answer with one JSON object and nothing else: {"category": "...", "reason": "a few words"}'
         )
-        shown = _shown(subject, text, _CLASSIFY_CHARACTERS)
-        content, usage = await self._complete(task, shown, _CLASSIFY_TOKENS, as_json=True)
+        prompt = _prompt(subject, text, _CLASSIFY_CHARACTERS)
+        content, usage = await self._complete(task, prompt, _CLASSIFY_TOKENS, as_json=True)
         try:
-            sorted_ = _Sorted.model_validate_json(content)
+            classification = _Classification.model_validate_json(content)
         except ValidationError as error:
             raise ModelError("the model's answer is not what was asked for", usage) from error
-        return sorted_.category, sorted_.reason[:200], usage
+        return classification.category, classification.reason[:200], usage
 
     async def draft(self, category: str, subject: str, text: str) -> tuple[str, Usage]:
-        """The text of an answer.
+        """Returns the text of an answer and the usage.
 
         Raises:
-            ModelError: there is none to be had.
+            ModelError: the model gave no valid answer.
         """
         task = (
             f"You are {self._settings.persona}. Draft an answer to a mail ({category}) in its language, in "
@@ -107,20 +107,20 @@ class Model:
             "Promise no price, date or refund; a colleague reads the draft before it is sent. "
             f"End with:\n{self._settings.signature}"
         )
-        shown = _shown(subject, text, _DRAFT_CHARACTERS)
-        content, usage = await self._complete(task, shown, _DRAFT_TOKENS, as_json=False)
+        prompt = _prompt(subject, text, _DRAFT_CHARACTERS)
+        content, usage = await self._complete(task, prompt, _DRAFT_TOKENS, as_json=False)
         if not content.strip():
             raise ModelError("the model's answer is empty", usage)
         return content.replace("\x00", "")[:10_000], usage
 
     async def _complete(
-        self, task: str, shown: str, max_tokens: int, *, as_json: bool
+        self, task: str, prompt: str, max_tokens: int, *, as_json: bool
     ) -> tuple[str, Usage]:
         body: dict[str, Any] = {
             "model": self.name,
             "temperature": 0,
             "max_tokens": max_tokens,
-            "messages": [{"role": "system", "content": task}, {"role": "user", "content": shown}],
+            "messages": [{"role": "system", "content": task}, {"role": "user", "content": prompt}],
         }
         if as_json:
             body["response_format"] = {"type": "json_object"}
@@ -129,7 +129,7 @@ class Model:
         try:
             return _Completion.model_validate(answer).choices[0].message.content, usage
         except ValidationError as error:
-            raise ModelError("the endpoint's answer holds no completion", usage) from error
+            raise ModelError("the endpoint's answer has no completion", usage) from error
 
     async def _post(self, body: dict[str, Any]) -> Any:
         key = self._settings.llm_api_key
@@ -170,5 +170,5 @@ def _usage(answer: Any) -> Usage:
     return Usage(tokens.prompt_tokens, tokens.completion_tokens)
 
 
-def _shown(subject: str, text: str, characters: int) -> str:
+def _prompt(subject: str, text: str, characters: int) -> str:
     return f"Subject: {subject}\n\n{own_words(text)[:characters]}"

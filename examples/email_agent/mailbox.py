@@ -1,10 +1,10 @@
 """The mailbox, over IMAP4rev1 (RFC 3501).
 
-The standard library's `imaplib` is the right tool here: the agent needs a few commands once in minutes, and
-two things that friendlier libraries do not offer: a message's first bytes only, and Gmail's message number.
-It blocks, so everything here runs in a thread, with a timeout on the socket.
+The standard library's `imaplib` is the right tool here: the agent sends a few commands every few minutes,
+and needs two things that friendlier libraries lack: only the first bytes of a message, and Gmail's message
+id. It blocks, so everything here runs in a thread, with a timeout on the socket.
 
-A mailbox is opened read-only (EXAMINE) and messages are read by BODY.PEEK: no unread mail becomes read.
+A mailbox is opened read-only (EXAMINE) and messages are read with BODY.PEEK, so none is marked as read.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _NOT_PLAIN = re.compile(r"[^\x20-\x7e]+|&")
 
 
 class MailboxError(Exception):
-    """The mailbox cannot be used now; the message says why, and never holds the password."""
+    """The mailbox cannot be used now. The message says why, and never contains the password."""
 
 
 @dataclass(frozen=True)
 class Bookmark:
-    """How far a mailbox was read. A UID means something only under the UIDVALIDITY that it was seen in."""
+    """How far a mailbox has been read. A UID is meaningful only together with its UIDVALIDITY."""
 
     uid_validity: int
     last_uid: int
@@ -58,13 +58,13 @@ class Found:
 
     @property
     def external_id(self) -> str:
-        """The id under which the e-mail log knows it."""
+        """Its id in the e-mail log."""
         return self.mail.external_id(self.gmail_id)
 
 
 @dataclass(frozen=True)
 class Page:
-    """New messages, the oldest first, and the bookmark to continue from as soon as they are safe."""
+    """New messages, oldest first, and the bookmark to continue from once they are logged."""
 
     messages: tuple[Found, ...]
     bookmark: Bookmark
@@ -72,17 +72,17 @@ class Page:
 
 
 def read_new(settings: Settings, bookmark: Bookmark | None) -> Page:
-    """Reads what came after the bookmark; without one, or where it no longer holds, the newest messages.
+    """Reads the messages after the bookmark; without a valid bookmark, the newest messages.
 
     Raises:
         MailboxError: the mailbox cannot be read.
     """
     with _session(settings) as imap:
-        _done(imap.select(_quoted(settings.imap_mailbox), readonly=True), "open the mailbox")
+        _checked(imap.select(_quoted(settings.imap_mailbox), readonly=True), "open the mailbox")
         uid_validity = _number(imap, "UIDVALIDITY")
         if bookmark is None or bookmark.uid_validity != uid_validity:
             uids, last = _newest(imap, settings.bootstrap_messages)
-            # Messages may come while we look; they are left for the next time.
+            # Messages that arrive in the meantime are left for the next call.
             bookmark, limit = Bookmark(uid_validity, last), len(uids)
         else:
             uids = _after(imap, bookmark.last_uid)
@@ -93,19 +93,19 @@ def read_new(settings: Settings, bookmark: Bookmark | None) -> Page:
 
 
 def save_draft(settings: Settings, raw: bytes, message_id: str) -> bool:
-    """Puts a draft among the mailbox's drafts, unless it is there; says whether it was put.
+    """Saves a draft in the drafts folder, unless it is there already; returns whether it was saved.
 
     Raises:
-        MailboxError: there is no folder for drafts, or it takes none.
+        MailboxError: there is no drafts folder, or the draft cannot be saved.
     """
     with _session(settings) as imap:
         folder = _quoted(settings.drafts_mailbox) if settings.drafts_mailbox else _drafts_folder(imap)
-        _done(imap.select(folder, readonly=True), "open the drafts")
-        if _done(imap.uid("SEARCH", "HEADER", "Message-ID", f'"{message_id}"'), "search the drafts")[0]:
+        _checked(imap.select(folder, readonly=True), "open the drafts")
+        if _checked(imap.uid("SEARCH", "HEADER", "Message-ID", f'"{message_id}"'), "search the drafts")[0]:
             return False
         # imaplib takes None for "no date", though typeshed's stubs do not know it.
         no_date: Any = None
-        _done(imap.append(folder, r"(\Draft)", no_date, raw), "save the draft")
+        _checked(imap.append(folder, r"(\Draft)", no_date, raw), "save the draft")
         return True
 
 
@@ -120,9 +120,9 @@ def _session(settings: Settings) -> Iterator[imaplib.IMAP4]:
     except imaplib.IMAP4.abort as error:
         raise MailboxError(f"the connection to {where} broke: {error}") from error
     except imaplib.IMAP4.error as error:
-        raise MailboxError(f"{where} refuses: {_said(error.args[0] if error.args else '')}") from error
+        raise MailboxError(f"{where} refused: {_said(error.args[0] if error.args else '')}") from error
     except UnicodeEncodeError as error:
-        raise MailboxError("the user or the password holds a character that is not ASCII") from error
+        raise MailboxError("the user or the password has a character that is not ASCII") from error
     except OSError as error:
         raise MailboxError(f"{where} cannot be reached: {error}") from error
     finally:
@@ -148,43 +148,43 @@ def _newest(imap: imaplib.IMAP4, count: int) -> tuple[list[int], int]:
     if exists == 0:
         return [], 0
     first = max(1, exists - max(1, count) + 1)
-    uids = _uids(_done(imap.fetch(f"{first}:{exists}", "(UID)"), "list the messages"))
+    uids = _uids(_checked(imap.fetch(f"{first}:{exists}", "(UID)"), "list the messages"))
     return (uids[-count:] if count else []), max(uids, default=0)
 
 
 def _after(imap: imaplib.IMAP4, last: int) -> list[int]:
-    # "n:*" always holds the last message, also where its UID is below n.
-    listed = _done(imap.uid("FETCH", f"{last + 1}:*", "(UID)"), "list the messages")
+    # "n:*" always includes the last message, even if its UID is below n.
+    listed = _checked(imap.uid("FETCH", f"{last + 1}:*", "(UID)"), "list the messages")
     return [uid for uid in _uids(listed) if uid > last]
 
 
 def _fetch(imap: imaplib.IMAP4, uid: int, limit: int) -> Found | None:
-    """One message, no more of it than the limit; None where it is gone, or the server cannot read it."""
+    """One message, up to the limit; None if it is gone or the server cannot read it."""
     gmail = "X-GM-MSGID " if "X-GM-EXT-1" in imap.capabilities else ""
     items = f"(UID RFC822.SIZE {gmail}BODY.PEEK[]<0.{limit}>)"
     status, answer = imap.uid("FETCH", str(uid), items)
     if status != "OK":
-        # One damaged message must not close the mailbox for all that come after it.
-        _log.warning("message %d is passed over: the server says %s", uid, _said(answer[0]))
+        # One damaged message must not block all later ones.
+        _log.warning("skipping message %d: the server says %s", uid, _said(answer[0]))
         return None
     for index, part in enumerate(answer):
         if not isinstance(part, tuple):
             continue
-        # A server may say things before and after the message itself.
+        # A server may send attributes before and after the message itself.
         rest = answer[index + 1] if index + 1 < len(answer) else b""
-        facts = part[0] + b" " + (rest if isinstance(rest, bytes) else b"")
-        if _first(_UID, facts) == uid:
+        attributes = part[0] + b" " + (rest if isinstance(rest, bytes) else b"")
+        if _first(_UID, attributes) == uid:
             raw: bytes = part[1]
-            size = _first(_SIZE, facts) or len(raw)
-            return Found(uid, message.read(raw), _first(_GMAIL_ID, facts), truncated=size > len(raw))
+            size = _first(_SIZE, attributes) or len(raw)
+            return Found(uid, message.read(raw), _first(_GMAIL_ID, attributes), truncated=size > len(raw))
     return None
 
 
 def _drafts_folder(imap: imaplib.IMAP4) -> str:
-    r"""The folder that the server marks with \Drafts (RFC 6154), otherwise the one of that name."""
+    r"""The folder that the server marks with \Drafts (RFC 6154), otherwise one named drafts."""
     names = [
         (match["flags"].lower(), match["name"].decode("ascii", "replace"))
-        for line in _done(imap.list(), "list the folders")
+        for line in _checked(imap.list(), "list the folders")
         if isinstance(line, bytes) and (match := _LISTED.fullmatch(line))
     ]
     for flags, name in names:
@@ -193,13 +193,13 @@ def _drafts_folder(imap: imaplib.IMAP4) -> str:
     for _, name in names:
         if name.strip('"').lower() in ("drafts", "inbox.drafts", "inbox/drafts"):
             return name
-    raise MailboxError("there is no folder for drafts: name one with EMAIL_AGENT_DRAFTS_MAILBOX")
+    raise MailboxError("no drafts folder found: name one with EMAIL_AGENT_DRAFTS_MAILBOX")
 
 
-def _done(answer: tuple[str, list[Any]], what: str) -> list[Any]:
+def _checked(answer: tuple[str, list[Any]], what: str) -> list[Any]:
     status, data = answer
     if status != "OK":
-        raise MailboxError(f"the server does not let us {what}: {_said(data[0] if data else '')}")
+        raise MailboxError(f"cannot {what}: the server says {_said(data[0] if data else '')}")
     return data
 
 
@@ -210,7 +210,7 @@ def _said(words: object) -> str:
 def _number(imap: imaplib.IMAP4, name: str) -> int:
     _, data = imap.response(name)
     if not data or not isinstance(data[-1], bytes) or not data[-1].isdigit():
-        raise MailboxError(f"the server does not say {name}")
+        raise MailboxError(f"the server did not send {name}")
     return int(data[-1])
 
 
@@ -225,7 +225,7 @@ def _first(pattern: re.Pattern[bytes], text: bytes) -> int | None:
 
 
 def _quoted(mailbox: str) -> str:
-    """A folder's name as IMAP writes it: in modified UTF-7 (RFC 3501, section 5.1.3) and in quotes."""
+    """A folder name as IMAP writes it: in modified UTF-7 (RFC 3501, section 5.1.3), quoted."""
     encoded = _NOT_PLAIN.sub(lambda match: _modified_base64(match[0]), mailbox)
     escaped = encoded.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

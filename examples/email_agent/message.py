@@ -1,8 +1,8 @@
-"""From the bytes of a mail to what the orchestrator keeps of it. Nothing that a mail holds may stop us.
+"""Parses a mail into what the orchestrator stores of it. No mail, however broken, may raise an error.
 
-Mail breaks every rule that there is: headers in raw Latin-1, charsets that nobody knows, base64 cut in the
-middle, a MIME tree without an end. The standard library's parser is used in its older, forgiving manner
-(`compat32`), because the newer one raises on headers that it cannot make sense of.
+Mail breaks every rule: headers in raw Latin-1, unknown charsets, base64 cut off in the middle, unterminated
+MIME trees. The standard library's parser is used in its older, lenient mode (`compat32`), because the newer
+one raises on headers that it cannot parse.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _CONTROL_BUT_BREAKS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ufeff]+")
 _UNSTORABLE = re.compile("[\ud800-\udfff]")
 _MESSAGE_ID = re.compile(r"<[^<>\s]{1,253}>")
 _ADDRESS = re.compile(r"(?<![^\s@<>\",;])[^\s@<>\",;]+@[^\s@<>\",;]+")
-# Python calls these encodings too; no mail is written in them, and some take very long.
+# Python encodings that no mail uses; some are very slow.
 _NOT_CHARSETS = frozenset({"idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape"})
-# What codecs say of a character that a limit of ours cut through.
+# The reasons codecs give for a character that one of our limits has cut in half.
 _CUT_SHORT = frozenset({"unexpected end of data", "incomplete multibyte sequence", "truncated data"})
 _QUOTE_BEGINS = re.compile(
     r"^(On .{5,200} wrote:|Am .{5,200} schrieb.{0,100}:|-{2,} ?(Original Message|Forwarded message).*)$",
@@ -46,7 +46,7 @@ _QUOTE_BEGINS = re.compile(
 
 @dataclass(frozen=True)
 class Mail:
-    """What is kept of a mail."""
+    """What is stored of a mail."""
 
     from_email: str
     subject: str
@@ -58,13 +58,13 @@ class Mail:
     references: tuple[str, ...] = ()
     attachments: tuple[str, ...] = ()
     bulk: bool = False
-    """Sent to many: a newsletter, a mailing list."""
+    """Sent to many recipients: a newsletter, a mailing list."""
     automatic: bool = False
-    """Written by a machine, such as an out-of-office note."""
+    """Sent automatically, such as an out-of-office note."""
     header_digest: str = field(default="", repr=False)
 
     def payload(self, *, truncated: bool = False) -> dict[str, Any]:
-        """What goes into the e-mail log's `payload`; what does not hold is left out."""
+        """The mail as stored in the e-mail log's `payload`, without empty and false fields."""
         fields: dict[str, Any] = {
             "text": self.text,
             "date": self.date,
@@ -80,39 +80,39 @@ class Mail:
         return {name: value for name, value in fields.items() if value or name == "text"}
 
     def external_id(self, gmail_id: int | None) -> str:
-        """The id that tells this mail from all others, the same each time it is read.
+        """A unique id, the same each time the mail is read.
 
-        Gmail's own number where there is one, written as Gmail's API writes it; otherwise the Message-ID;
-        for a mail without one, a digest of its header.
+        Gmail's own id if there is one, written as in Gmail's API; otherwise the Message-ID; for a mail
+        without one, a digest of its header.
         """
         if gmail_id is not None:
             return f"{gmail_id:x}"
         return self.message_id or f"sha256:{self.header_digest}"
 
 
-class _Brief(policy.Compat32):
-    """Reads headers only so far: the library takes the square of their length."""
+class _TruncatedHeaders(policy.Compat32):
+    """Truncates headers: the library takes time quadratic in their length."""
 
     def header_fetch_parse(self, name: str, value: str) -> Any:
-        """A header's value, cut off where it is too long."""
+        """A header's value, truncated if it is too long."""
         return super().header_fetch_parse(name, value[:_MAX_HEADER_CHARACTERS])
 
 
-_BRIEF = _Brief()
+_POLICY = _TruncatedHeaders()
 
 
 def read(raw: bytes) -> Mail:
-    """Makes sense of a mail, or of as much of it as there is."""
+    """Parses a mail, or as much of it as can be parsed."""
     header = raw.partition(b"\r\n\r\n")[0].partition(b"\n\n")[0]
     digest = hashlib.sha256(header).hexdigest()
     try:
-        return _read(message_from_bytes(raw, policy=_BRIEF), digest)
-    except Exception:  # noqa: BLE001 - on broken mail the library raises almost anything, up to RecursionError
+        return _read(message_from_bytes(raw, policy=_POLICY), digest)
+    except Exception:  # noqa: BLE001 - on broken mail the library raises almost anything, even RecursionError
         return Mail(from_email="unknown", subject="(an unreadable message)", text="", header_digest=digest)
 
 
 def own_words(text: str) -> str:
-    """What the writer wrote, without what they quote."""
+    """The text without quotes of earlier mails."""
     kept: list[str] = []
     for line in text.splitlines():
         if _QUOTE_BEGINS.match(line.strip()):
@@ -149,7 +149,7 @@ def _read(message: Message, digest: str) -> Mail:
 
 
 def _header(message: Message, name: str) -> str:
-    """A header in one line of Unicode, empty where there is none."""
+    """A header as one line of Unicode; empty if there is none."""
     value = message.get(name)
     if value is None:
         return ""
@@ -164,7 +164,7 @@ def _header(message: Message, name: str) -> str:
 
 
 def _addresses(message: Message, name: str) -> list[str]:
-    # The names are not kept, so encoded words in them need no decoding; the address itself has none.
+    # Names are not stored, so encoded words in them need no decoding; addresses cannot have any.
     values = [_storable(_CONTROL.sub(" ", _undecoded(value))) for value in message.get_all(name, [])]
     pairs = getaddresses(values)
     found = [address for _, address in pairs if _ADDRESS.fullmatch(address)]
@@ -172,7 +172,7 @@ def _addresses(message: Message, name: str) -> list[str]:
 
 
 def _undecoded(value: Header | str) -> str:
-    """A header with its encoded words as they are, and its raw bytes, as newer addresses have, as text."""
+    """A header as text: encoded words stay as they are, raw bytes (as in newer addresses) are decoded."""
     if isinstance(value, str):
         return value
     return "".join(_decoded(chunk, charset) for chunk, charset in decode_header(value))
@@ -190,7 +190,7 @@ def _date(message: Message) -> str | None:
 
 
 def _content(message: Message) -> tuple[str, list[str]]:
-    """The text that a person would read first, and the names of what is attached."""
+    """The text that a person would read first, and the names of the attachments."""
     plain, html, attachments = "", "", []
     for number, part in enumerate(message.walk()):
         if number >= _MAX_PARTS:
@@ -215,7 +215,7 @@ def _text(part: Message) -> str:
 
 
 def _decoded(raw: bytes, charset: str | None) -> str:
-    """Text in the declared charset, otherwise in UTF-8, otherwise in the one that fits all bytes."""
+    """The text decoded by the declared charset, else as UTF-8, else as CP1252 with replacements."""
     for name in (charset, "utf-8"):
         if name and name.lower().replace("-", "_") not in _NOT_CHARSETS:
             try:
@@ -235,5 +235,5 @@ def _excerpt(text: str) -> str:
 
 
 def _storable(text: str) -> str:
-    """Without halves of surrogate pairs, which neither JSON nor Postgres can hold."""
+    """The text without lone surrogates, which neither JSON nor Postgres can hold."""
     return _UNSTORABLE.sub("\ufffd", text)

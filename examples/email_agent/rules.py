@@ -1,11 +1,11 @@
-r"""Sorting mail without a language model: simple rules, in the open.
+r"""Classifies mail without a language model, by simple rules.
 
-1. Written by a machine (`Auto-Submitted`): `auto_reply`.
-2. At least two phrases of spam: `spam`.
+1. Sent automatically (`Auto-Submitted`): `auto_reply`.
+2. At least two spam phrases: `spam`.
 3. Sent to many (`List-Unsubscribe`, `List-Id`, `Precedence: bulk`): `newsletter`.
-4. Otherwise the category whose phrases occur most, where one in the subject counts twice. Of equals, the
-   first in this order: complaint, order, quote_request, support, newsletter.
-5. Nothing fits: `other`.
+4. Otherwise the category with the most matching phrases, where one in the subject counts twice. In a tie,
+   the first of complaint, order, quote_request, support, newsletter.
+5. No match: `other`.
 
 Quoted text of earlier mails does not count. A phrase counts once, however often it occurs.
 """
@@ -27,10 +27,10 @@ Category = Literal[
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 
 NOT_ANSWERED: frozenset[Category] = frozenset({"newsletter", "spam", "auto_reply"})
-"""What gets no draft: it is archived."""
+"""Categories that are archived without a draft."""
 
 SPAM_PHRASES = 2
-"""How many phrases of spam it takes: one alone may stand in an honest mail."""
+"""The least number of spam phrases in spam: honest mail may contain one."""
 
 _SPAM = (
     r"dear (sir|friend|beneficiary|winner|webmaster)",
@@ -46,7 +46,7 @@ _SPAM = (
     r"(cheap|discount(ed)?) (pills|meds|viagra|replica)",
 )
 
-# In this order where they score alike.
+# In a tie, the first one wins.
 _PHRASES: tuple[tuple[Category, tuple[str, ...]], ...] = (
     (
         "complaint",
@@ -106,7 +106,7 @@ _PHRASES: tuple[tuple[Category, tuple[str, ...]], ...] = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """A category, and what led to it."""
+    """A category and the reason for it."""
 
     category: Category
     reason: str
@@ -115,12 +115,12 @@ class Verdict:
 def classify(subject: str, text: str, *, bulk: bool = False, automatic: bool = False) -> Verdict:
     """The category of a mail by the rules above."""
     if automatic:
-        return Verdict("auto_reply", "says that a machine wrote it")
+        return Verdict("auto_reply", "sent automatically")
     words = own_words(text)
     if len(spam := _hits(_SPAM_RULES, subject) | _hits(_SPAM_RULES, words)) >= SPAM_PHRASES:
-        return Verdict("spam", _because(spam.values()))
+        return Verdict("spam", _reason(spam.values()))
     if bulk:
-        return Verdict("newsletter", "says that it is sent to many")
+        return Verdict("newsletter", "sent to many recipients")
     best, score, found = "other", 0, {}
     for category, rules in _RULES:
         in_subject, in_text = _hits(rules, subject), _hits(rules, words)
@@ -128,7 +128,7 @@ def classify(subject: str, text: str, *, bulk: bool = False, automatic: bool = F
         hits = 2 * len(in_subject) + len(only_in_text)
         if hits > score:
             best, score, found = category, hits, in_subject | only_in_text
-    return Verdict(_category(best), _because(found.values()) if found else "no rule fits")
+    return Verdict(_category(best), _reason(found.values()) if found else "no rule matches")
 
 
 def _compiled(phrases: Iterable[str]) -> tuple[re.Pattern[str], ...]:
@@ -140,12 +140,12 @@ _RULES = tuple((category, _compiled(phrases)) for category, phrases in _PHRASES)
 
 
 def _hits(rules: tuple[re.Pattern[str], ...], text: str) -> dict[int, str]:
-    """Which rules fit, and the words that they found."""
+    """The numbers of the rules that match, with the matching words."""
     matches = ((number, rule.search(text)) for number, rule in enumerate(rules))
     return {number: match[0] for number, match in matches if match}
 
 
-def _because(words: Iterable[str]) -> str:
+def _reason(words: Iterable[str]) -> str:
     return "says " + ", ".join(f"“{' '.join(word.split())}”" for word in words)
 
 

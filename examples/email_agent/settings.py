@@ -22,7 +22,7 @@ PREFIX = "EMAIL_AGENT_"
 
 
 class SettingsError(Exception):
-    """A setting is wrong. One line for each, with its variable and what is allowed; never with a secret."""
+    """Settings are wrong. One line for each, with the variable and what is allowed, never a secret."""
 
 
 def _is_webhook_secret(value: SecretStr) -> SecretStr:
@@ -32,12 +32,12 @@ def _is_webhook_secret(value: SecretStr) -> SecretStr:
     except (binascii.Error, ValueError):
         decoded = b""
     if not decoded:
-        raise ValueError("must be base64, as a rule with the prefix whsec_")
+        raise ValueError("must be base64, usually with the prefix whsec_")
     return value
 
 
 Line = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
-"""One line of text. Whatever goes into an IMAP command or a header is one."""
+"""A single line of text, safe in IMAP commands and headers."""
 
 BaseUrl = Annotated[
     str, StringConstraints(pattern=r"^https?://[^\s?#]+$"), AfterValidator(lambda url: url.rstrip("/"))
@@ -46,7 +46,7 @@ BaseUrl = Annotated[
 
 
 class Settings(BaseSettings):
-    """Everything that can be set."""
+    """All settings."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, frozen=True, hide_input_in_errors=True
@@ -85,19 +85,19 @@ class Settings(BaseSettings):
     llm_timeout_seconds: float = Field(default=20.0, gt=0, le=300)
 
     @model_validator(mode="after")
-    def _fit_together(self) -> Settings:
+    def _check_combinations(self) -> Settings:
         if self.imap_security == "none" and not is_loopback(self.imap_host):
             raise ValueError(
                 f"{PREFIX}IMAP_SECURITY=none would send the password in clear to {self.imap_host}: "
-                "it is allowed on this machine only"
+                "it is only allowed for a server on this machine"
             )
         if (self.llm_base_url is None) != (self.llm_model is None):
-            raise ValueError(f"{PREFIX}LLM_BASE_URL and {PREFIX}LLM_MODEL are set together, or not at all")
+            raise ValueError(f"{PREFIX}LLM_BASE_URL and {PREFIX}LLM_MODEL must be set together")
         return self
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host can only be this machine."""
+    """Whether a host is always this machine."""
     if host == "localhost":
         return True
     try:
@@ -110,7 +110,7 @@ def read() -> Settings:
     """Reads the settings from the environment.
 
     Raises:
-        SettingsError: one is wrong or missing.
+        SettingsError: a setting is wrong or missing.
     """
     try:
         return Settings()

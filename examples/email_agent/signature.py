@@ -1,8 +1,8 @@
-"""Standard Webhooks: who calls, and whether the body is what they sent.
+"""Standard Webhooks: authenticates the caller and the body.
 
 The caller signs `id.timestamp.body` with HMAC-SHA256; the key is the base64 after `whsec_`. The headers are
 `webhook-id`, `webhook-timestamp` (Unix seconds) and `webhook-signature`, which may hold several signatures
-(`v1,<base64>`, separated by spaces) while a secret is being changed.
+(`v1,<base64>`, separated by spaces) while a secret is being rotated.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 TOLERANCE_SECONDS = 300
-"""How far a timestamp may be from our clock. An older call may be somebody else repeating it."""
+"""How far a timestamp may be from our clock. An older call may be a replay attack."""
 
 
 class BadSignature(Exception):
-    """The call is not signed, not by the right secret, or not now."""
+    """The signature is missing, wrong or too old."""
 
 
 def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
@@ -31,10 +31,10 @@ def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
 
 
 def verify(secret: str, headers: Mapping[str, str], body: bytes, now: float) -> None:
-    """Lets a call pass that is signed with the secret, and recently.
+    """Checks that a call was signed with the secret, recently.
 
     Raises:
-        BadSignature: it is not.
+        BadSignature: it was not.
     """
     try:
         message_id, timestamp, signatures = (
@@ -49,4 +49,4 @@ def verify(secret: str, headers: Mapping[str, str], body: bytes, now: float) -> 
     expected = sign(secret, message_id, int(timestamp), body).encode()
     given = signatures.encode("utf-8", "surrogateescape").split(b" ")
     if not any(hmac.compare_digest(expected, signature) for signature in given):
-        raise BadSignature("webhook-signature does not fit")
+        raise BadSignature("webhook-signature does not match")

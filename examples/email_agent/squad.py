@@ -1,4 +1,4 @@
-"""The agent's side of the orchestrator's API, as far as it needs it."""
+"""A client for the part of the orchestrator's API that the agent needs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from examples.email_agent.settings import Settings
 
 RUN: ContextVar[str | None] = ContextVar("run", default=None)
-"""The run on whose behalf we work. The orchestrator's log ties what we write to it."""
+"""The current run. Requests carry it as correlation id, so the log ties them to the run."""
 
 _TIMEOUT = aiohttp.ClientTimeout(total=15, connect=5)
 
 
 class SquadError(Exception):
-    """The orchestrator cannot be reached, or is not able to answer now. Trying again later may help."""
+    """The orchestrator cannot be reached or cannot answer now. A retry may help."""
 
 
 class SquadRefusal(SquadError):
-    """The orchestrator says no. Trying again would not help."""
+    """The orchestrator refused. A retry would not help."""
 
     def __init__(self, status: int, code: str, detail: str) -> None:
         super().__init__(f"the orchestrator answered {status} {code}: {detail}")
@@ -31,7 +31,7 @@ class SquadRefusal(SquadError):
 
 
 class Email(BaseModel):
-    """An e-mail of the orchestrator's log."""
+    """An e-mail in the orchestrator's log."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -55,10 +55,10 @@ class Squad:
         self._written = 0
 
     async def log_email(self, fields: dict[str, Any]) -> bool:
-        """Logs an e-mail; False where it is known already.
+        """Logs an e-mail; returns False if it is already known.
 
         Raises:
-            SquadError: it is not logged.
+            SquadError: it was not logged.
         """
         try:
             await self._call("POST", "/emails", fields)
@@ -69,22 +69,22 @@ class Squad:
         return True
 
     async def email(self, email_id: str) -> Email:
-        """An e-mail as it is now, with everything that we wrote ourselves.
+        """An e-mail in its current state, which includes all our own writes.
 
         Raises:
-            SquadError: it cannot be had.
+            SquadError: it cannot be read.
         """
         answer = await self._call("GET", f"/emails/{email_id}?min_position={self._written}")
         try:
             return Email.model_validate(answer)
         except ValidationError as error:
-            raise SquadError(f"the orchestrator's answer for e-mail {email_id} makes no sense") from error
+            raise SquadError(f"the orchestrator's answer for e-mail {email_id} is invalid") from error
 
     async def update_email(self, email_id: str, changes: dict[str, Any]) -> None:
-        """Changes what is named of an e-mail.
+        """Changes fields of an e-mail.
 
         Raises:
-            SquadError: nothing is changed, or it is not known.
+            SquadError: they were not changed, or it is unknown whether they were.
         """
         await self._call("PATCH", f"/emails/{email_id}", changes)
 
@@ -104,14 +104,14 @@ class Squad:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise SquadError(f"the orchestrator at {self._url} cannot be reached: {error!r}") from error
         except ValueError as error:
-            raise SquadError(f"the orchestrator at {self._url} does not answer in JSON") from error
+            raise SquadError(f"the orchestrator at {self._url} did not answer in JSON") from error
         if not isinstance(answer, dict):
-            raise SquadError(f"the orchestrator at {self._url} does not answer with an object")
+            raise SquadError(f"the orchestrator at {self._url} did not answer with a JSON object")
         if response.status >= 300:
             refusal = SquadRefusal(
                 response.status, str(answer.get("code")), str(answer.get("detail", ""))[:300]
             )
-            # Too many calls, or trouble of its own: that passes.
+            # A timeout, a rate limit or a server error is temporary.
             if response.status in (408, 429) or response.status >= 500:
                 raise SquadError(str(refusal))
             raise refusal

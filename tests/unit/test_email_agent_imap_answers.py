@@ -58,7 +58,7 @@ def test_a_message_that_is_gone() -> None:
 def test_a_damaged_message_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
     connection: Any = Scripted(("NO", [b"cannot read it"]))
     assert mailbox._fetch(connection, 7, 1_000) is None
-    assert "message 7 is passed over: the server says cannot read it" in caplog.text
+    assert "skipping message 7: the server says cannot read it" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -148,9 +148,9 @@ def test_a_draft_is_saved_once(office: PostOffice, imap: imaplib.IMAP4) -> None:
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"imap_password": "wrong"}, "refuses"),
+        ({"imap_password": "wrong"}, "refused"),
         ({"imap_password": "pässword"}, "not ASCII"),
-        ({"imap_mailbox": "Nowhere"}, "does not let us open the mailbox"),
+        ({"imap_mailbox": "Nowhere"}, "cannot open the mailbox"),
         ({"imap_port": 1}, "cannot be reached"),
     ],
 )
@@ -161,7 +161,7 @@ def test_what_is_wrong_is_said(office: PostOffice, fields: dict[str, Any], compl
 
 
 def test_drafts_without_a_folder(office: PostOffice) -> None:
-    with pytest.raises(MailboxError, match="does not let us open the drafts"):
+    with pytest.raises(MailboxError, match="cannot open the drafts"):
         save_draft(mailbox_settings(office, drafts_mailbox="Nowhere"), b"", "<d@x.invalid>")
 
 

@@ -60,7 +60,7 @@ def test_what_machines_sent() -> None:
 
 def test_the_reason_names_what_was_found() -> None:
     assert rules.classify("Quote", "your price, a quote").reason == "says “Quote”, “your price”"
-    assert rules.classify("Hi", "").reason == "no rule fits"
+    assert rules.classify("Hi", "").reason == "no rule matches"
 
 
 def test_the_letters_of_the_demo() -> None:

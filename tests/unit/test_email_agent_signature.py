@@ -33,16 +33,16 @@ def test_one_of_several_signatures_is_enough() -> None:
 @pytest.mark.parametrize(
     ("changed", "body", "now", "complaint"),
     [
-        ({}, BODY + b" ", NOW, "does not fit"),
+        ({}, BODY + b" ", NOW, "does not match"),
         ({}, BODY, NOW + 301, "too far"),
         ({}, BODY, NOW - 301, "too far"),
-        ({"webhook-id": "another"}, BODY, NOW, "does not fit"),
-        ({"webhook-timestamp": str(NOW + 1)}, BODY, NOW, "does not fit"),
+        ({"webhook-id": "another"}, BODY, NOW, "does not match"),
+        ({"webhook-timestamp": str(NOW + 1)}, BODY, NOW, "does not match"),
         ({"webhook-timestamp": "soon"}, BODY, NOW, "not a number"),
         ({"webhook-timestamp": "9" * 400}, BODY, NOW, "not a number"),
-        ({"webhook-signature": ""}, BODY, NOW, "does not fit"),
-        ({"webhook-signature": "v1,\udcff"}, BODY, NOW, "does not fit"),
-        ({"webhook-signature": sign(OTHER, ID, NOW, BODY)}, BODY, NOW, "does not fit"),
+        ({"webhook-signature": ""}, BODY, NOW, "does not match"),
+        ({"webhook-signature": "v1,\udcff"}, BODY, NOW, "does not match"),
+        ({"webhook-signature": sign(OTHER, ID, NOW, BODY)}, BODY, NOW, "does not match"),
     ],
 )
 def test_what_is_refused(changed: Mapping[str, str], body: bytes, now: int, complaint: str) -> None:
