@@ -2,10 +2,10 @@
 
 PYTHON ?= python3
 ARGS ?=
-# Tests wait for much of their time: four at a time keep two processors busy.
+# Tests spend much of their time waiting: four at a time keep two processors busy.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((n < 2 ? 2 : 4)))
 
-# Modules are compiled once, and not by each command that starts; `make clean` removes what comes of it.
+# Let Python cache compiled modules, so that commands start faster; `make clean` removes the caches.
 unexport PYTHONDONTWRITEBYTECODE
 
 VENV := .venv
@@ -16,18 +16,18 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet 
 .DEFAULT_GOAL := help
 .PHONY: help install run demo test check fmt bench upgrade clean
 
-help: ## This list
+help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## Set up .venv with everything, `.venv/bin/squad` among it
+install: $(STAMP) ## Set up .venv with everything, including `.venv/bin/squad`
 
 run: $(STAMP) ## Start the service on 127.0.0.1:3001 with its embedded Postgres; options in ARGS="..."
 	@exec $(BIN)/squad up $(ARGS)
 
-demo: $(STAMP) ## See e-mails arrive, be classified and drafted; options in ARGS="..."
+demo: $(STAMP) ## Watch e-mails arrive and get classified and drafted; options in ARGS="..."
 	@exec $(BIN)/python -m examples.demo $(ARGS)
 
-test: $(STAMP) ## Run all the tests, on several cores; what pytest should get in ARGS="..."
+test: $(STAMP) ## Run all the tests, on several cores; pytest options in ARGS="..."
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(STAMP) ## Check format, lint, types and import contracts
@@ -36,7 +36,7 @@ check: $(STAMP) ## Check format, lint, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-fmt: $(STAMP) ## Format the code, and mend what ruff can mend safely
+fmt: $(STAMP) ## Format the code, and apply ruff's safe fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -51,16 +51,16 @@ upgrade: ## Install the newest versions of everything and pin them in constraint
 	mv constraints.new constraints.txt
 	touch $(STAMP)
 
-clean: ## Remove .venv and all caches; data folders stay
+clean: ## Remove .venv and all caches; keep data folders
 	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Looked at only where it is used: what is installed goes on with the one that it was installed with.
+# Checked only when .venv is created: an existing one keeps its Python.
 define CHECK_PYTHON
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	echo "squad needs Python 3.11 or later, and '$(PYTHON)' is" \
 		"$$($(PYTHON) --version 2>/dev/null || echo 'not there'):" \
-		"name another one with PYTHON=, for example make $(or $(MAKECMDGOALS),install) PYTHON=python3.12" >&2; \
+		"choose another one with PYTHON=, for example make $(or $(MAKECMDGOALS),install) PYTHON=python3.12" >&2; \
 	exit 1; }
 endef
 
