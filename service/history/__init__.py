@@ -1,1 +1,1 @@
-"""The state out of the log: at a start, of the past, of what has left memory; snapshots shorten the way."""
+"""Rebuilds state from the log: at startup, as of the past, or after eviction; snapshots make it faster."""

@@ -1,6 +1,6 @@
-"""Whether the log is still the one that was read: a standby that lagged, or a backup, may have its place.
+"""Checks that the log is still the one that was read: a lagging standby or a backup may have replaced it.
 
-By the chain, the hash of one event stands for all before it, so it is enough to look at the last one seen.
+The hash of an event covers all events before it, so it is enough to check the last one seen.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 async def check_head(connection: Connection, head: Head) -> None:
-    """Looks whether the log has the event that was its head, when it was read.
+    """Check that the log still has the event that was its head when it was read.
 
     Raises:
-        LogReplaced: it has not.
+        LogReplaced: it does not.
         StoreUnavailable: the connection broke.
     """
     if not head.position:
@@ -29,17 +29,17 @@ async def check_head(connection: Connection, head: Head) -> None:
     found = await lookup.read_one(connection, head.position)
     if found is None or found.hash != head.hash:
         ends = await log.head_position(connection)
-        what = "is another event there" if found else "is not there"
-        raise LogReplaced(f"it ends at {ends}, and position {head.position}, which was seen, {what}")
+        what = "holds another event now" if found else "is gone"
+        raise LogReplaced(f"it ends at {ends}, and position {head.position}, which was read before, {what}")
 
 
 async def check_page(connection: Connection, head: Head, page: Sequence[Recorded]) -> None:
-    """Looks whether events, as they are stored, follow what was the head: a pooler may lead elsewhere.
+    """Check that events, as stored, follow the head: a pooler may have routed us to another server.
 
     Raises:
-        LogReplaced: they are of another log.
+        LogReplaced: they belong to another log.
         StoreUnavailable: the connection broke.
     """
-    # Where only the hash of what follows is wrong, the log was changed, which is for `squad verify` to say.
+    # If the head is still there, the next event was altered, which is for `squad verify` to report.
     if page and page[0].hash != chain.hash_of(head.hash, page[0]):
         await check_head(connection, head)

@@ -1,8 +1,8 @@
-"""The name of the code that folds: it changes by itself when the code does.
+"""A fingerprint of the folding code, which changes whenever that code does.
 
-What was folded earlier and put away, such as a snapshot, is worth something only to the same folds. Nobody
-has to remember to raise a number: the name is the SHA-256 over the source of every module that takes part,
-and of some that do not, because it is better to fold once more than to believe what is no longer true.
+A stored result of folding, such as a snapshot, is valid only for the code that produced it. Nobody has to
+remember to bump a version: the fingerprint is the SHA-256 of the source of every module that takes part,
+and of some that do not, because folding again is better than trusting a stale result.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ PACKAGES = ("eventstore", "projections", "service.memory", "service.history")
 
 
 def fold_fingerprint() -> str:
-    """The name of the code on disk. It is that of the code in memory only soon after a start.
+    """Return the fingerprint of the code on disk, which is the code in memory only just after startup.
 
-    Where the code cannot be read, nobody can say what it is: then no other process has the name.
+    If the code cannot be read, return a value that no other process has.
     """
     try:
         return name_of((name, source(name)) for name in sorted(_in_packages()))
@@ -33,7 +33,7 @@ def fold_fingerprint() -> str:
 
 
 def name_of(sources: Iterable[tuple[str, bytes]]) -> str:
-    """The name of these modules, each given by its name and source, in an order that is always the same."""
+    """Hash modules, given as pairs of name and source in a stable order."""
     digest = sha256()
     for name, text in sources:
         digest.update(f"{name}\n{len(text)}\n".encode())
@@ -42,7 +42,7 @@ def name_of(sources: Iterable[tuple[str, bytes]]) -> str:
 
 
 def source(module: str) -> bytes:
-    """A module's source, wherever it was installed from; its byte code where there is no source."""
+    """Return a module's source, wherever it is installed; its bytecode if there is no source."""
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(module)

@@ -1,6 +1,6 @@
-"""Folding the log onto a squad in memory: page by page, a little at a time, all that is open in the end.
+"""Folds the log onto a squad in memory, page by page and in short slices, and loads what is still open.
 
-Everything that needs the decision state of some moment comes here: a start, the past, a check of it.
+Everything that needs the decision state of some moment uses this: startup, looking back, verification.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
 
 STUCK_AFTER_SECONDS = 10.0
-"""A round trip that takes longer is given up, and its connection cut."""
+"""Timeout of a round trip; its connection is then cut."""
 
 PAGE_EVENTS = 2_500
-"""How many events are read at once. Snapshots lie between pages, so that some make up their distance."""
+"""How many events are read at once: fewer than between snapshots, which are taken only between pages."""
 
 SLICE_EVENTS = 500
-"""How many of them are folded before others have their turn: a few milliseconds."""
+"""How many of them are folded before yielding to other tasks: a few milliseconds."""
 
 AfterPage = Callable[[], Awaitable[None]]
 
 Keep = Callable[[Squad, int], Awaitable[None]]
-"""Puts a squad away as a snapshot, given where the log ended when it was begun to be read. Never raises."""
+"""Stores a squad as a snapshot, given the log's head before the squad was read. Never raises."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,14 +56,14 @@ class TookTooLong(EventStoreError):
 
 
 def fold_page(squad: Squad, page: Sequence[Recorded]) -> list[AnyEvent]:
-    """Folds consecutive events that follow the squad's head; `sealing.reveal` has made them readable.
+    """Fold consecutive events that follow the squad's head; `sealing.reveal` has already decrypted them.
 
     Returns:
-        What they tell.
+        The decoded events.
 
     Raises:
-        StoreUnavailable: they do not follow it; the log was replaced under us.
-        LogNotUnderstood: one of them cannot be folded. The squad is as it was before.
+        StoreUnavailable: they do not follow the head; the log was replaced under us.
+        LogNotUnderstood: one of them cannot be folded. The squad is unchanged.
     """
     draft, events = Draft(squad, whole=True), list[AnyEvent]()
     for position, recorded in enumerate(page, squad.head.position + 1):
@@ -85,18 +85,18 @@ def fold_page(squad: Squad, page: Sequence[Recorded]) -> list[AnyEvent]:
 async def folding(
     connection: Connection, squad: Squad, upto: int, after_page: AfterPage, *, rest: float = 0.0
 ) -> None:
-    """Folds what follows the squad's head, page by page.
+    """Fold the events after the squad's head, page by page.
 
     Args:
-        connection: to read on.
-        squad: is brought to `upto`.
+        connection: to read from.
+        squad: brought up to `upto`.
         upto: the last position to fold.
-        after_page: called after each; what it raises, ends it. What it asks of the connection waits until
-            the next page is there.
-        rest: how long to rest after each slice, as a multiple of what it took.
+        after_page: called after each page; if it raises, folding stops. Its own queries on the connection
+            wait until the next page has arrived.
+        rest: how long to pause after each slice, as a multiple of the time that it took.
 
     Raises:
-        BeyondTheLog: it ends before `upto`.
+        BeyondTheLog: the log ends before `upto`.
         StoreUnavailable: the connection broke, or positions are missing from the log.
         LogNotUnderstood: an event cannot be folded.
     """
@@ -118,7 +118,7 @@ async def folding(
 
 
 async def _nothing_after(connection: Connection, position: int) -> EventStoreError:
-    """Why the page after this position is empty."""
+    """Return the error that says why the page after this position is empty."""
     with hanging_up_after(STUCK_AFTER_SECONDS, connection):
         head = await log.head_position(connection)
     if head > position:
@@ -135,18 +135,18 @@ async def fold_on(
     keep: Keep | None = None,
     deadline: float | None = None,
 ) -> None:
-    """Folds what follows the squad's head, with all that is open in the end.
+    """Fold the events after the squad's head, and load everything that is still open.
 
     Args:
-        connection: to read on; it may be read-only.
-        squad: is brought to `upto`.
+        connection: to read from; it may be read-only.
+        squad: brought up to `upto`.
         upto: the last position to fold.
-        known: where the log ended before the first of the squad was read.
-        keep: puts snapshots away, so that nobody has to fold a long stretch a second time.
+        known: the log's head before any of the squad was read.
+        keep: stores snapshots, so that nobody has to fold a long stretch twice.
         deadline: when to give up, by the monotonic clock.
 
     Raises:
-        TookTooLong: how far it came was kept, so that the next attempt goes on from there.
+        TookTooLong: the progress was passed to `keep`, so that the next attempt resumes from there.
         BeyondTheLog, StoreUnavailable, LogNotUnderstood: see `folding`.
     """
     kept = squad.head.position
@@ -167,11 +167,11 @@ async def fold_on(
 
 
 async def complete(connection: Connection, squad: Squad) -> None:
-    """Brings into memory what is open and not there: see `Squad.absent`.
+    """Load what is open but not in memory: see `Squad.absent`.
 
     Raises:
         StoreUnavailable: the connection broke.
-        LogNotUnderstood: its story is not whole.
+        LogNotUnderstood: its stream is incomplete.
     """
     if squad.absent:
         with hanging_up_after(STUCK_AFTER_SECONDS, connection):
@@ -179,10 +179,10 @@ async def complete(connection: Connection, squad: Squad) -> None:
 
 
 def take_in(squad: Squad, stories: Iterable[Recorded]) -> None:
-    """Takes the absent into memory, given their streams' events; those after the squad's head are not used.
+    """Load what is absent, given the events of its streams; events after the squad's head are ignored.
 
     Raises:
-        LogNotUnderstood: a story is not whole.
+        LogNotUnderstood: a stream is incomplete.
     """
     draft = Draft(squad)
     try:
@@ -193,14 +193,14 @@ def take_in(squad: Squad, stories: Iterable[Recorded]) -> None:
 
 
 async def keeping(connection: Connection) -> Keep | None:
-    """How a session puts snapshots away; None where it may not."""
+    """Return a function that stores snapshots over this connection; None if it may not store them."""
     if not await snapshots.may_store(connection):
         return None
 
     async def keep(squad: Squad, known: int) -> None:
         try:
             await snapshots.store(connection, squad, known)
-        except Exception as error:  # noqa: BLE001 - whoever looks back needs no snapshot of it
+        except Exception as error:  # noqa: BLE001 - looking back works without the snapshot
             _log.warning(
                 "a snapshot at position %d was not stored: %s", squad.head.position, describe(error)
             )

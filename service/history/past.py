@@ -1,13 +1,13 @@
-"""The squad as it was after any event: what was in memory then, folded anew from the log.
+"""The squad as it was after any event: the state in memory at that point, folded again from the log.
 
-The nearest snapshot that can be trusted, and the events from there, through the same fold that every
-process keeps its state with. Whether a snapshot is used changes how long it takes, never what comes out.
+It starts from the nearest trusted snapshot and folds the events after it, with the same fold that every
+process uses for its own state. Whether a snapshot is used affects how long this takes, never the result.
 
-A moment means: after the last event that was recorded at or before it. What the clock had made void by then
-without an event yet, such as a claim whose time was over, is shown as the log has it. In the last second an
-event may still be on its way that is going to be recorded before the moment asked for.
+A moment means: after the last event recorded at or before it. What had expired by then but has no event
+yet, such as a claim past its deadline, is shown as the log has it. Within the last second, an event may
+still be in flight that will be recorded before the moment asked for.
 
-It runs beside everything else on the event loop, so it folds a few hundred events at a time.
+It shares the event loop with everything else, so it folds a few hundred events at a time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from service.history.folding import Keep
 
 CLOCKS_DIFFER = timedelta(minutes=1)
-"""How far ahead of the database's clock a caller's may be before its now is the future."""
+"""How far a caller's clock may be ahead of the database's before its "now" counts as the future."""
 
 
 class Then(NamedTuple):
@@ -36,11 +36,11 @@ class Then(NamedTuple):
 
     squad: Squad
     moment: datetime | None
-    """The moment that was asked for, or of the last event; None before the first one."""
+    """The moment asked for, or that of the last event; None before the first event."""
 
 
 class SnapshotFault(NamedTuple):
-    """A snapshot that is not what the log says."""
+    """A snapshot that does not match the log."""
 
     position: int
     reason: str
@@ -53,11 +53,11 @@ async def look_back(
     keep: Keep | None = None,
     within_seconds: float | None = None,
 ) -> Then:
-    """The squad as it was at a position, at a moment, or at the log's end.
+    """Return the squad as it was at a position or at a moment, or as it is at the log's head.
 
     Raises:
-        BeyondTheLog: there is no such position yet, or the moment has not come.
-        TookTooLong: what was folded within that time is kept; the next attempt goes on from there.
+        BeyondTheLog: the position does not exist yet, or the moment is in the future.
+        TookTooLong: what was folded in time was passed to `keep`; the next attempt resumes from there.
         StoreUnavailable: the connection broke, or positions are missing from the log.
         LogNotUnderstood: an event cannot be folded.
     """
@@ -65,7 +65,9 @@ async def look_back(
     if isinstance(at, datetime):
         now = await log.clock(connection)
         if at - now > CLOCKS_DIFFER:
-            raise BeyondTheLog(f"{at.isoformat()} has not come, it is {now.isoformat(timespec='seconds')}")
+            raise BeyondTheLog(
+                f"{at.isoformat()} is in the future, it is {now.isoformat(timespec='seconds')}"
+            )
         squad = await state_at(connection, await lookup.position_at(connection, at), keep, deadline)
         return Then(squad, at)
     squad = await state_at(
@@ -77,12 +79,12 @@ async def look_back(
 async def state_at(
     connection: Connection, position: int, keep: Keep | None = None, deadline: float | None = None
 ) -> Squad:
-    """The squad as it was after the event at `position`, with all that was open; 0 is before the first.
+    """Return the squad after the event at `position`, with everything open; 0 is before the first event.
 
     Args:
-        connection: to read on; it may be read-only.
+        connection: to read from; it may be read-only.
         position: at most the log's head.
-        keep: puts snapshots away where many events had to be folded.
+        keep: stores snapshots where many events had to be folded.
         deadline: when to give up, by the monotonic clock.
 
     Raises:
@@ -99,11 +101,11 @@ async def state_at(
 async def check_snapshots(
     connection: Connection, tell: Callable[[int], None] = lambda _: None
 ) -> list[SnapshotFault]:
-    """Folds the log from its beginning and compares every snapshot of this fold with it.
+    """Fold the log from the beginning and compare every snapshot of this fold with it.
 
     Args:
-        connection: to read on.
-        tell: is told of the progress, by position.
+        connection: to read from.
+        tell: called with the position reached, to report progress.
 
     Raises:
         StoreUnavailable, LogNotUnderstood: the log itself is at fault.
@@ -129,7 +131,7 @@ async def check_snapshots(
 
 
 def _difference(stored: Squad, folded: Squad) -> str | None:
-    """Where a stored squad is not the folded one, by its first such table and row."""
+    """Return where a stored squad first differs from the folded one, by table and row; None if nowhere."""
     contents = {
         **{name: (rows, folded.tables[name]) for name, rows in stored.tables.items()},
         "versions of streams": (stored.versions, folded.versions),

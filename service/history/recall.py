@@ -1,8 +1,8 @@
-"""What commands need from the log beyond the state in memory: finished things, and earlier answers.
+"""What commands need from the log beyond the state in memory: finished entities and earlier answers.
 
-It is read in a round trip or two before a batch is decided, and holds as long as the log's head does; where
-the head moves, the batch's events are not appended and it is read again. All other commands wait meanwhile,
-so no more is read than matters: a claim or a message can have a story as long as the log.
+It is read in one or two round trips before a batch is decided, and stays valid until the log's head moves;
+then the batch's events are not appended and it is read again. All other commands wait meanwhile, so only
+what matters is read: the stream of a claim or a message can be as long as the log.
 """
 
 from __future__ import annotations
@@ -54,25 +54,24 @@ _KINDS = {
     "job": jobs,
     "key": keys,
 }
-"""Which projection alone tells a stream's story, by the first part of the stream's name."""
-
+"""The one projection that folds an entity's stream, by the first part of the stream's name."""
 
 _EMAIL_TYPES = frozenset({EmailReceived.type, EmailUpdated.type})
 
 
 class Kept(NamedTuple):
-    """An earlier answer, and the fingerprint of the request that it was given to."""
+    """An earlier answer, and the fingerprint of the request that it answered."""
 
     fingerprint: str
     answer: Answer
 
 
 class Needs(NamedTuple):
-    """What is to be read."""
+    """What has to be read."""
 
     streams: list[str]
     ends: list[Ends]
-    """Streams that can be very long, and of which little matters."""
+    """Streams that can be very long, but of which little is needed."""
     gmail_message_ids: list[str]
     subjects: list[str]
 
@@ -81,7 +80,7 @@ class Needs(NamedTuple):
 
 
 def needs(state: State, tickets: Iterable[Ticket]) -> Needs:
-    """What these commands need that is not in memory."""
+    """Return what these commands need that is not in memory."""
     wanted = Needs([], [], [], [])
     for ticket in tickets:
         request = ticket.request
@@ -103,7 +102,7 @@ def needs(state: State, tickets: Iterable[Ticket]) -> Needs:
 
 
 async def read(connection: Connection, wanted: Needs, keyring: Keyring | None = None) -> list[Recorded]:
-    """The events that tell what is needed, in the log's order, readable as far as there are keys."""
+    """Read the events needed, in log order, decrypted as far as keys exist."""
     # The commands of a batch share its key.
     streams = list(dict.fromkeys(wanted.streams))
     if wanted.gmail_message_ids:
@@ -123,9 +122,9 @@ async def stories(
     keyring: Keyring | None = None,
     in_brief: Sequence[Ends] = (),
 ) -> list[Recorded]:
-    """The events of streams in the log's order, readable, with those that erased something of theirs.
+    """Read the events of streams in log order, decrypted, along with the events that erased parts of them.
 
-    See `eventstore.lookup.read_streams` for those `in_brief`.
+    See `eventstore.lookup.read_streams` for `in_brief`.
     """
     history = await lookup.read_streams(connection, streams, in_brief)
     if ends := streams_of_keys(history):
@@ -134,7 +133,7 @@ async def stories(
 
 
 def streams_of_keys(history: Iterable[Recorded]) -> list[str]:
-    """The streams that tell the ends of the keys that e-mails are sealed with."""
+    """Return the streams that record the destruction of the keys that these e-mails are sealed with."""
     keys = (sealing.key_of(row) for row in history if row.type in _EMAIL_TYPES)
     return sorted({SubjectForgotten.stream_of(key) for key in keys if key})
 
@@ -144,16 +143,16 @@ def _position(recorded: Recorded) -> int:
 
 
 async def find_traces(connection: Connection, draft: Draft, wanted: Needs) -> None:
-    """Lets a draft know what there is of those who are to be forgotten."""
+    """Look up what the log holds about the subjects to be forgotten, and add it to a draft."""
     for subject in wanted.subjects:
         draft.traces[subject] = await traces.find(connection, subject)
 
 
 def fold(draft: Draft, history: Iterable[Recorded]) -> dict[str, Kept]:
-    """Lets a draft know what was read. Only the things themselves: their effects on others are known.
+    """Fold what was read into a draft: only the entities, as the state already has their effects on others.
 
     Returns:
-        The earlier answers by idempotency key.
+        The earlier answers, by idempotency key.
     """
     answers: dict[str, Kept] = {}
     recalled: set[str] = set()
@@ -161,7 +160,7 @@ def fold(draft: Draft, history: Iterable[Recorded]) -> dict[str, Kept]:
         event = codec.decode(recorded)
         match event:
             case SubjectForgotten():
-                # Others that it erased are in memory as they are by now, or not at all.
+                # The other e-mails it erased are either in memory and up to date, or not there at all.
                 ours = [email_id for email_id in event.emails if email_id in recalled]
                 emails.apply(draft, structs.replace(event, emails=ours), recorded)
             case RequestAnswered():
@@ -184,12 +183,12 @@ def fold(draft: Draft, history: Iterable[Recorded]) -> dict[str, Kept]:
 
 
 class _About(NamedTuple):
-    """What a command is about that may be finished already, or never was in memory."""
+    """The entity that a command is about, which may be finished already or was never in memory."""
 
     kind: str
     field: str
     table: Table[Any, Any] | None = None
-    """Where it is as long as it is in memory."""
+    """The table that it is in while it is in memory."""
 
 
 _ABOUT: Mapping[type[do.AnyCommand], _About] = MappingProxyType(
@@ -201,7 +200,7 @@ _ABOUT: Mapping[type[do.AnyCommand], _About] = MappingProxyType(
         do.ReleaseReservation: _About("reservation", "reservation_id", RESERVATIONS),
         do.UpdateTask: _About("task", "task_id", TASKS),
         do.UpdateEmail: _About("email", "email_id", EMAILS),
-        # One that was removed may come back, and its stream goes on; or it matters who removed it.
+        # A removed job may be defined again and its stream goes on, or it matters who removed it.
         do.DefineJob: _About("job", "name", JOBS),
         do.RemoveJob: _About("job", "name", JOBS),
         do.WithdrawJob: _About("job", "name", JOBS),
@@ -209,11 +208,11 @@ _ABOUT: Mapping[type[do.AnyCommand], _About] = MappingProxyType(
         do.RevokeKey: _About("key", "key_id", KEYS),
     }
 )
-"""By command. Looked up for each of them, where a `match` would ask a dozen times what it is not."""
+"""By type of command. A lookup, because a `match` would try a dozen cases for most commands."""
 
 _BY_ITS_ENDS = frozenset({do.AcknowledgeMessage, do.RenewOperation, do.FinishOperation})
-"""Those for which the ends of that thing's stream will do, and what the agent did in it: it has an
-acknowledgement for every reader of a message, and a refusal for everybody whom a claim turned away."""
+"""Commands that need only the ends of the entity's stream and the agent's own events in it: there is one
+acknowledgement for every reader of a message, and one refusal for everybody whom a claim turned away."""
 
 
 def _stream(state: State, command: do.AnyCommand) -> str | None:

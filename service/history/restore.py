@@ -1,9 +1,9 @@
-"""The decision state at start: the read tables as far as they are, or a snapshot, and the log from there.
+"""The decision state at startup: loaded from the read tables or a snapshot, and the log from there.
 
-The tables are a fold of the log up to their position, by the same handlers, so they serve as a snapshot. A
-table that was folded by other handlers, or that stopped somewhere, is no snapshot of one moment. Then, and
-wherever the last snapshot (`service.history.snapshots`) is about as near to the head, it is that. Where
-there is nothing of the kind, the log is folded from its beginning, and snapshots are put away on the way.
+The tables are a fold of the log up to their position, by the same handlers, so they serve as a snapshot. If
+one was folded by other handlers, or stopped earlier, they are not a snapshot of one moment. Then, and
+whenever the last snapshot (`service.history.snapshots`) is about as near to the head, that snapshot is
+loaded. Without either, the log is folded from the beginning, and snapshots are stored on the way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
 
 FOLDED_SOONER_EVENTS = 2 * snapshots.EVENTS_BETWEEN
-"""So many events are folded sooner than the active rows are picked out of large tables."""
+"""Folding this many events is faster than selecting the active rows from large tables."""
 
 _LOADED_WITHIN_SECONDS = 60.0
 
@@ -48,20 +48,20 @@ _ACTIVE: dict[str, sql.Composable] = {
         "WHERE day IN (SELECT day FROM budget_days WHERE closed_at IS NULL OR reserved <> 0)"
     ),
 }
-"""Which rows to read; `service.memory.residence.RESIDENT` has the last word on which stay."""
+"""Which rows to read; `service.memory.residence.RESIDENT` decides which of them stay in memory."""
 
 
 async def restore(connection: Connection, keyring: Keyring | None = None) -> Squad:
-    """The squad's state at the log's head.
+    """Return the squad's state at the log's head.
 
     Raises:
-        StoreUnavailable: the connection broke, or was cut because nothing came for too long.
+        StoreUnavailable: the connection broke, or was cut because nothing arrived for too long.
     """
     with hanging_up_after(_LOADED_WITHIN_SECONDS, connection), translating():
         known = await log.head_position(connection)
         squad = await _nearest_to(connection, known)
     if known - squad.head.position >= snapshots.distance(squad):
-        # Should the start be given up meanwhile, the next one goes on from what was kept.
+        # If this startup is aborted, the next one resumes from the snapshots stored so far.
         await fold_on(connection, squad, known, known, keep=await keeping(connection))
     await catch_up(connection, squad, keyring=keyring)
     await complete(connection, squad)
@@ -74,7 +74,7 @@ async def catch_up(
     tell: Callable[[Sequence[Recorded]], None] | None = None,
     keyring: Keyring | None = None,
 ) -> None:
-    """Folds what follows the squad's head, and tells of it page by page, as it is stored."""
+    """Fold the events after the squad's head; pass each page, as stored, to `tell`."""
     gauge = Gauge(log.PAGE_EVENTS)
     while True:
         wanted = gauge.events
@@ -92,10 +92,10 @@ async def catch_up(
 
 
 async def _nearest_to(connection: Connection, known: int) -> Squad:
-    """What can be loaded: the tables, or a snapshot that is nearer to the head, or almost as near."""
+    """Load the tables, or a snapshot that is nearer to the head or almost as near."""
     behind = await _tables_at(connection) - FOLDED_SOONER_EVENTS
     if any(behind < position <= known for position in await snapshots.positions(connection)):
-        # Not in a transaction: to unpack a large one takes longer than those may stand still.
+        # Not in a transaction: unpacking a large snapshot takes longer than a transaction may be idle.
         squad = await snapshots.nearest(connection, known)
         if squad and squad.head.position > behind:
             return squad
@@ -107,14 +107,14 @@ async def _nearest_to(connection: Connection, known: int) -> Squad:
 
 
 async def _tables_at(connection: Connection) -> int:
-    """Of which position the tables are a snapshot; 0 where they are of none, or of one beyond the log."""
+    """Return the position that the tables are a snapshot of; 0 if of none, or of one beyond the log."""
     cursor = await connection.execute("SELECT name, position, fold_version FROM projections")
     found = {name: (position, version) for name, position, version in await cursor.fetchall()}
     ours = {projection.name: projection.fold_version for projection in PROJECTIONS}
     positions = {position for position, _ in found.values()}
     if len(positions) != 1 or {name: version for name, (_, version) in found.items()} != ours:
         return 0
-    # Asked for after that: others may append meanwhile, and their projector follow them.
+    # Read after the positions: others may append in between, and their projector may follow.
     position, head = positions.pop(), await log.head_position(connection)
     return position if position <= head else 0
 

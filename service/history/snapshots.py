@@ -1,15 +1,15 @@
-"""Snapshots: the decision state put away at some positions, so that looking back need not fold from zero.
+"""Snapshots: the decision state stored at some positions, so that looking back need not fold from zero.
 
-A snapshot is trusted only where all of this holds; otherwise it is as if it were not there:
+A snapshot is trusted only if all of this holds; otherwise it is ignored:
 
-- it was folded by the very code that reads it (`FOLD`), not by an earlier or later one;
-- its bytes are what they were: a SHA-256 over them, the fold and the position goes before them;
-- it belongs to this log: the hash that it names is that of the log's event at its position. By the chain,
-  that hash stands for every event up to there.
+- it was folded by exactly the code that reads it (`FOLD`), not by an earlier or later version;
+- its bytes are intact: they are preceded by a SHA-256 over them, the fold and the position;
+- it belongs to this log: it names the hash of the log's event at its position. By the chain, that hash
+  covers every event up to there.
 
-Rows, and the versions of their streams, are stored by column, a few hundred rows at a time, as lines of
-JSON, compressed. Who holds what follows from the rows. Nothing of it is needed: snapshots may vanish at any
-time, and do so where somebody is forgotten (schema.sql), as they may hold what was said in clear.
+Rows, and the versions of their streams, are stored by column, a few hundred rows at a time, as compressed
+lines of JSON. Who holds what is derived from the rows. Snapshots are dispensable: they may be deleted at
+any time, and are when somebody is forgotten (schema.sql), as they may hold personal data in plain text.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
     from projections.projection import Table
 
 FOLD = fold_fingerprint()
-"""The code that folds here. Taken while this process starts, before anything on disk can be replaced."""
+"""Fingerprint of this process's folding code, taken at startup, before anything on disk can be replaced."""
 
 EVENTS_BETWEEN = 5_000
-"""How many events lie between two snapshots, at least: what is folded in two tenths of a second."""
+"""Minimum number of events between two snapshots; folding them takes 0.2 seconds."""
 
 ROWS_AT_ONCE = 200
-"""How many rows are made text of before others have their turn."""
+"""How many rows are serialized before yielding to other tasks."""
 
 _STUCK_AFTER_SECONDS = 30.0
 _DIGEST_BYTES = 32
@@ -69,8 +69,8 @@ _STORE = """
     INSERT INTO snapshots (fold, position, state) VALUES (%s, %s, %b)
     ON CONFLICT (fold, position) DO UPDATE SET state = excluded.state, taken_at = clock_timestamp()
 """
-# Whoever is forgotten while a snapshot is on its way would stay in it: the trigger that deletes snapshots
-# cannot see one that is not committed. So the last look is taken under the log's lock, in one message.
+# Somebody forgotten while a snapshot is being stored would remain in it: the trigger that deletes snapshots
+# cannot see one that is not committed yet. So the last check is made under the log's lock, in one message.
 _CHECK_AND_COMMIT = """
     SELECT lock_log();
     DELETE FROM snapshots WHERE fold = %(fold)s AND position = %(position)s AND EXISTS (
@@ -87,28 +87,28 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "timestamptz": datetime.fromisoformat,
     "date": date.fromisoformat,
 }
-"""What makes a value of its text, for the types of column that JSON has no values of."""
+"""Parsers for the column types that JSON has no values for."""
 
 _log = logging.getLogger(__name__)
 
 
 class Distrusted(Exception):
-    """A snapshot that is not what was put away, or not of this log."""
+    """A snapshot that was altered, or belongs to another log."""
 
 
 def distance(squad: Squad) -> int:
-    """How many events after a snapshot of this squad the next one is due.
+    """Return how many events after a snapshot of this squad the next one is due.
 
-    They never store more rows than there are events, so all of them together stay a fraction of the log.
+    Together, snapshots never hold more rows than the log has events, so they stay a fraction of its size.
     """
     return max(EVENTS_BETWEEN, sum(map(len, squad.tables.values())))
 
 
-# Where they lie -----------------------------------------------------------------------------------------
+# Storage ------------------------------------------------------------------------------------------------
 
 
 async def nearest(connection: Connection, position: int) -> Squad | None:
-    """The squad of the last snapshot at or before a position that can be trusted; None where there is none.
+    """Return the squad of the last trusted snapshot at or before a position; None if there is none.
 
     Raises:
         StoreUnavailable: the connection broke.
@@ -124,10 +124,10 @@ async def nearest(connection: Connection, position: int) -> Squad | None:
 
 
 async def load(connection: Connection, position: int) -> Squad | None:
-    """The squad of the snapshot at just this position; None where there is none.
+    """Return the squad of the snapshot at exactly this position; None if there is none.
 
     Raises:
-        Distrusted: it is not what was put away, or not of this log.
+        Distrusted: it was altered, or belongs to another log.
         StoreUnavailable: the connection broke.
     """
     found = await _fetch(connection, _LOAD, position)
@@ -142,24 +142,24 @@ async def _fetch(connection: Connection, query: LiteralString, position: int) ->
 
 
 async def positions(connection: Connection) -> list[int]:
-    """Where there are snapshots of this fold."""
+    """Return the positions of this fold's snapshots."""
     with translating():
         cursor = await connection.execute(_POSITIONS, (FOLD,))
         return [position for (position,) in await cursor.fetchall()]
 
 
 async def may_store(connection: Connection) -> bool:
-    """Whether this session may put snapshots away: not on a replica, nor as somebody who may only read."""
+    """Return whether this session may store snapshots: not on a replica, nor with a read-only role."""
     return bool(await one_value(connection, _MAY_STORE))
 
 
 async def store(connection: Connection, squad: Squad, known: int) -> None:
-    """Puts a squad away that nobody changes meanwhile; not where somebody was forgotten in between.
+    """Store a squad, unless somebody was forgotten since it was read. Nobody may change it meanwhile.
 
     Args:
         connection: in autocommit mode.
-        squad: with all that is open in memory.
-        known: where the log ended before the first of the squad was read.
+        squad: with everything open in memory.
+        known: the log's head before any of the squad was read.
 
     Raises:
         StoreUnavailable, StoreBusy, StoreRefused: it was not stored.
@@ -178,16 +178,16 @@ async def store(connection: Connection, squad: Squad, known: int) -> None:
 
 
 async def prune(connection: Connection) -> None:
-    """Deletes the snapshots of other code, but for recent ones: its processes may still be there."""
+    """Delete the snapshots of other code, except recent ones: its processes may still be running."""
     with translating():
         await connection.execute(_PRUNE, (FOLD,))
 
 
-# What they look like ------------------------------------------------------------------------------------
+# Format -------------------------------------------------------------------------------------------------
 
 
 async def pack(squad: Squad) -> bytes:
-    """A squad as bytes. Others have their turn in between: a large one takes tenths of a second."""
+    """Serialize a squad, yielding to other tasks in between: a large one takes tenths of a second."""
     compressor = zlib.compressobj(_COMPRESSION_LEVEL)
     packed: list[bytes] = []
     lines: list[bytes] = []
@@ -208,15 +208,15 @@ async def pack(squad: Squad) -> bytes:
 
 
 async def unpack(state: bytes, head: Head) -> Squad:
-    """The squad that these bytes tell, at this place of this log.
+    """Deserialize the squad of a snapshot at this head of this log.
 
     Raises:
-        Distrusted: they were changed, or are of another place or log.
+        Distrusted: the bytes were altered, or belong to another position or log.
     """
     lines = await asyncio.to_thread(_unpacked, state, head.position)
     try:
-        told = orjson.loads(next(lines))
-        if Head(told[0], bytes.fromhex(told[1]), datetime.fromisoformat(told[2])) != head:
+        first = orjson.loads(next(lines))
+        if Head(first[0], bytes.fromhex(first[1]), datetime.fromisoformat(first[2])) != head:
             raise Distrusted("it belongs to another log")
         squad = Squad()
         squad.head = head
@@ -267,5 +267,5 @@ def _digest(position: int, content: bytes) -> bytes:
 def _unpacked(state: bytes, position: int) -> Iterator[bytes]:
     digest, content = state[:_DIGEST_BYTES], state[_DIGEST_BYTES:]
     if digest != _digest(position, content):
-        raise Distrusted("its bytes are not what they were")
+        raise Distrusted("its bytes were altered")
     return iter(zlib.decompress(content).splitlines())

@@ -385,7 +385,7 @@ async def test_state_as_json_is_that_of_the_api(service: Service, tmp_path: Path
 async def test_a_place_that_the_log_does_not_reach_is_told(service: Service, tmp_path: Path) -> None:
     for at, complaint in (
         ("1000000", "it ends at position"),
-        ("2300-01-01T00:00:00Z", "2300-01-01T00:00:00+00:00 has not come, it is"),
+        ("2300-01-01T00:00:00Z", "2300-01-01T00:00:00+00:00 is in the future, it is"),
     ):
         ended = await squad(tmp_path, "state", "--at", at, "--dsn", service.dsn)
         assert f"The log does not reach that far: {complaint}" in ended.complaint()

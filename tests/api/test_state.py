@@ -171,7 +171,7 @@ async def test_beyond_the_end_there_is_no_answer(service: Service) -> None:
     told = (await service.api.get("state", at=head + 1_000)).expect(404, "not_found")
     assert "ends at position" in told["detail"]
     told = (await service.api.get("state", at=f"{tomorrow:%Y-%m-%dT%H:%M:%SZ}")).expect(404, "not_found")
-    assert "has not come" in told["detail"]
+    assert "is in the future" in told["detail"]
     (await service.api.get("state", at=2**63 - 1)).expect(404, "not_found")
 
 
