@@ -1,1 +1,1 @@
-"""The decision state in memory: what is active or open, and a draft of what comes next above it. Pure."""
+"""The decision state in memory: what is active or open, and drafts of batches layered above it. Pure."""

@@ -1,7 +1,7 @@
-"""Whose time runs out next, kept beside the rows: a look takes as long as what has changed, or is over.
+"""Which rows expire next, kept beside the rows so that a check costs only as much as what has changed.
 
-There can be hundreds of thousands of operations, reservations and agents, and where something is over at
-every look, they cannot all be gone through each time.
+There can be hundreds of thousands of operations, reservations and agents. If something expires at every
+check, scanning all of them each time is too slow.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ R = TypeVar("R")
 _Heap = list[tuple[datetime, Any]]
 
 NEVER = datetime.max.replace(tzinfo=UTC)
-"""When a row runs out of time that never does."""
+"""The deadline of a row that never expires."""
 
 _MANY = 1_000
-"""So many that are over at once are no longer taken off the heap one by one."""
+"""Once so many have expired at once, the rest are filtered out in one pass, not popped one by one."""
 
 _FEW = 100
-"""So many outdated entries may lie in the heap, besides one for each row, before it is made anew."""
+"""How many outdated entries the heap may hold, besides one for each row, before it is rebuilt."""
 
 
 class Deadlines(Generic[R]):
-    """The moments of some rows that change.
+    """The deadlines of a changing set of rows.
 
     Args:
-        rows: by key. Whoever changes some of them says so.
-        moment: a row's; None of one that has none.
-        order: in which those that are over are told, by row.
+        rows: by key. Whoever changes them must call `change`.
+        moment: a row's deadline, or None if it has none.
+        order: the sort key by which expired rows are returned.
     """
 
     def __init__(
@@ -45,110 +45,114 @@ class Deadlines(Generic[R]):
         self._rows = rows
         self._moment = moment
         self._order = order
-        self._coming: _Heap | None = None
-        """A heap of the moments that are yet to come. A row that changes is entered once more, and its old
-        entry is passed over when its turn comes. None until somebody asks: of most copies of a squad nobody
-        does."""
-        self._over: list[tuple[int, datetime, Any]] = []
-        """Entries whose moment had come by `_looked_at`, in order. Those of rows that changed since are
-        passed over."""
-        self._looked_at: datetime | None = None
-        """The latest time that was asked about. The next may be earlier, where a clock was put right."""
+        self._pending: _Heap | None = None
+        """A heap of the deadlines to come. When a row changes, its old entry stays, and is skipped when it
+        comes up. None until the first query: most copies of a squad are never queried."""
+        self._expired: list[tuple[int, datetime, Any]] = []
+        """Entries whose deadline had passed by `_checked_at`, in order. Those of rows that have changed
+        since are skipped."""
+        self._checked_at: datetime | None = None
+        """The latest time queried. The next query may be for an earlier one, if a clock was corrected."""
 
     def change(self, keys: Iterable[Any]) -> None:
-        """Takes note of rows that are new, changed or gone."""
-        coming = self._coming
-        if coming is None:
+        """Note that rows were added, changed or removed."""
+        pending = self._pending
+        if pending is None:
             return
         for key in keys:
             row = self._rows.get(key)
             if row is not None and (moment := self._moment(row)):
-                heappush(coming, (moment, key))
-        if len(coming) > 2 * len(self._rows) + _FEW:
-            self._coming, self._over = None, []
+                heappush(pending, (moment, key))
+        if len(pending) > 2 * len(self._rows) + _FEW:
+            self._pending, self._expired = None, []
 
     def over(self, now: datetime) -> Iterator[R]:
-        """The rows whose moment has come, in order."""
+        """Yield the rows whose deadline has passed, in order."""
         self._catch_up(now)
         before: Any = None
-        for entry in self._over:
-            # One that changed, but neither its moment nor its place, is there once more, next to itself.
-            if entry != before and entry[1] <= now and (row := self._still_over(*entry)) is not None:
+        for entry in self._expired:
+            # A row that changed, but kept its deadline and its order, has two equal entries, next to each
+            # other.
+            if entry != before and entry[1] <= now and (row := self._current_expired(*entry)) is not None:
                 yield row
                 before = entry
 
     def next(self, now: datetime) -> datetime:
-        """The first moment that has not come by now; `NEVER` where there is none."""
-        coming = self._first_of(self._catch_up(now))
-        if now == self._looked_at:
-            return coming
-        put_off = (moment for _, moment, key in self._over if moment > now and self._still(moment, key))
-        return min((coming, *put_off))
+        """Return the first deadline after now; `NEVER` if there is none."""
+        pending = self._first_of(self._catch_up(now))
+        if now == self._checked_at:
+            return pending
+        put_off = (
+            moment for _, moment, key in self._expired if moment > now and self._current(moment, key)
+        )
+        return min((pending, *put_off))
 
     def first(self) -> datetime:
-        """The first moment; where some had come when it was last looked, that of any of them.
+        """Return the first deadline, or any of those that had passed at the last check.
 
-        It is `NEVER` where there is none.
+        It is `NEVER` if there is none.
         """
-        if self._coming is None:
-            self._coming = self._all()
-            heapify(self._coming)
-        self._forget_those_done()
-        coming = self._first_of(self._coming)
-        return min(coming, self._over[0][1]) if self._over else coming
+        if self._pending is None:
+            self._pending = self._all()
+            heapify(self._pending)
+        self._drop_handled()
+        pending = self._first_of(self._pending)
+        return min(pending, self._expired[0][1]) if self._expired else pending
 
     def _catch_up(self, now: datetime) -> _Heap:
-        """Moves those that are over by now out of the heap; gives the heap."""
-        coming = self._coming
+        """Move the entries that have expired by now out of the heap; return the heap."""
+        pending = self._pending
         came: _Heap = []
-        if coming is None:
-            coming = self._coming = self._all()
-            came = _take_over(coming, now)
-        self._looked_at = max(now, self._looked_at or now)
-        self._forget_those_done()
-        while coming and coming[0][0] <= now:
+        if pending is None:
+            pending = self._pending = self._all()
+            came = _split_off(pending, now)
+        self._checked_at = max(now, self._checked_at or now)
+        self._drop_handled()
+        while pending and pending[0][0] <= now:
             if len(came) >= _MANY:
-                came += _take_over(coming, now)
+                came += _split_off(pending, now)
                 break
-            came.append(heappop(coming))
+            came.append(heappop(pending))
         if came:
-            found = ((moment, key, self._still(moment, key)) for moment, key in came)
-            self._over += [(self._order(row), moment, key) for moment, key, row in found if row is not None]
-            self._over.sort()
-        return coming
+            found = ((moment, key, self._current(moment, key)) for moment, key in came)
+            self._expired += [
+                (self._order(row), moment, key) for moment, key, row in found if row is not None
+            ]
+            self._expired.sort()
+        return pending
 
     def _all(self) -> _Heap:
         moments = ((self._moment(row), key) for key, row in self._rows.items())
         return [(moment, key) for moment, key in moments if moment]
 
-    def _forget_those_done(self) -> None:
-        """They are dealt with in their order, so that they stand in front."""
+    def _drop_handled(self) -> None:
+        """Drop outdated entries from the front: expired rows are handled in order."""
         done = 0
-        for entry in self._over:
-            if self._still_over(*entry) is not None:
+        for entry in self._expired:
+            if self._current_expired(*entry) is not None:
                 break
             done += 1
-        del self._over[:done]
+        del self._expired[:done]
 
-    def _first_of(self, coming: _Heap) -> datetime:
-        while coming and self._still(*coming[0]) is None:
-            heappop(coming)
-        return coming[0][0] if coming else NEVER
+    def _first_of(self, pending: _Heap) -> datetime:
+        while pending and self._current(*pending[0]) is None:
+            heappop(pending)
+        return pending[0][0] if pending else NEVER
 
-    def _still(self, moment: datetime, key: Any) -> R | None:
-        """The row that has this moment, if it still has."""
+    def _current(self, moment: datetime, key: Any) -> R | None:
+        """Return the row with this deadline, if it still has it."""
         row = self._rows.get(key)
         return row if row is not None and self._moment(row) == moment else None
 
-    def _still_over(self, order: int, moment: datetime, key: Any) -> R | None:
-        """The row that has this moment and this place, if it still has."""
-        row = self._still(moment, key)
+    def _current_expired(self, order: int, moment: datetime, key: Any) -> R | None:
+        """Return the row with this deadline and order, if it still has both."""
+        row = self._current(moment, key)
         return row if row is not None and self._order(row) == order else None
 
 
-def _take_over(coming: _Heap, now: datetime) -> _Heap:
-    """Takes those that are over out of what need be no heap yet, and makes one of it."""
-    over = [entry for entry in coming if entry[0] <= now]
-    coming[:] = [entry for entry in coming if entry[0] > now]
-    heapify(coming)
-    return over
+def _split_off(pending: _Heap, now: datetime) -> _Heap:
+    """Remove and return the expired entries of a list that need not be a heap, and make it one."""
+    expired = [entry for entry in pending if entry[0] <= now]
+    pending[:] = [entry for entry in pending if entry[0] > now]
+    heapify(pending)
+    return expired

@@ -1,4 +1,4 @@
-"""What of the log stays in memory: the rows of which tables, and for how long."""
+"""What stays in memory: which tables' rows, and for how long."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from projections.tasks import TASKS
 
 OPEN_TASKS = tuple(status for status in get_args(TaskStatus) if status != "completed")
 OPEN_EMAILS = tuple(status for status in get_args(EmailStatus) if status not in ("sent", "archived"))
-"""In which status there is still something to do. (Tables are asked for these: an index finds them.)"""
+"""Statuses in which something is left to do. (Queries list these, so that an index finds the rows.)"""
 
 
 class Residence(NamedTuple):
@@ -38,7 +38,7 @@ RESIDENT: dict[str, Residence] = {
         Residence(RESERVATIONS, lambda row: row.state == "active", lambda row: f"reservation-{row.id}"),
         Residence(
             BUDGET_DAYS,
-            # Yesterday stays as long as one of its reservations may still be settled.
+            # A closed day stays as long as one of its reservations may still be settled.
             lambda row: row.closed_at is None or row.reserved != 0,
             lambda row: f"budget-{row.day.isoformat()}",
         ),
@@ -53,11 +53,11 @@ RESIDENT: dict[str, Residence] = {
         Residence(EMAILS, lambda row: row.status in OPEN_EMAILS, lambda row: f"email-{row.id}"),
     )
 }
-"""The tables that live in memory. Messages and conflicts do not: they are finished as they happen."""
+"""The tables kept in memory. Messages and conflicts are not: they are finished as soon as they happen."""
 
 PARTIAL = frozenset({TASKS.name, EMAILS.name, KEYS.name})
-"""Tables whose absent rows may exist: they are read from the log when a command needs them.
+"""Tables whose rows may exist but not be in memory: they are read from the log when a command needs them.
 
-One that was finished, left memory and was opened again by another process is open and not in memory:
-`Squad.absent` knows of it, so that whoever needs all that is open can have it read.
+A row that was finished, left memory and was reopened by another process is open but not in memory:
+`Squad.absent` lists its stream, so that whoever needs everything open can load it.
 """

@@ -1,7 +1,7 @@
-"""The committed state, in memory: all that must be known to decide.
+"""The committed state in memory: everything needed to decide.
 
-Everybody reads it; finished things leave it. What is asked for at each decision is kept where it is found
-at once: who holds a resource, the runs of a job, what runs out of time, who goes quiet, when jobs are due.
+Everybody reads it; finished entities leave it. What every decision asks for is indexed: who holds a
+resource, the runs of a job, what expires, which agents go quiet, when jobs are due.
 """
 
 from __future__ import annotations
@@ -52,71 +52,71 @@ class Squad(State):
         self.tables: dict[str, dict[Any, Any]] = {name: {} for name in RESIDENT}
         self.versions: dict[str, int] = {}
         self.holders: dict[str, str] = {}
-        """Of each resource, by `key_of_resource`, the ids of the active operations that name it, joined by
-        commas. There can be many, and texts are nothing that the garbage collector goes through."""
+        """By `key_of_resource`, the ids of the active operations that name the resource, joined by commas:
+        there can be many, and the garbage collector does not traverse strings."""
         self.gmail_ids: dict[str, str] = {}
-        self._awake: dict[str, int] = {}
-        """Of the agents that are neither at work nor offline a number each, in the order in which they came
-        to be so."""
+        self._resting: dict[str, int] = {}
+        """A number for each resting agent, which is neither at work nor offline, in the order in which they
+        began to rest."""
         self._runs_of: dict[str, set[str]] = {}
-        """Ids of the runs under way, by job."""
+        """Ids of the runs in progress, by job."""
         self.absent: set[str] = set()
-        """Streams of tasks and e-mails that are open and not in memory."""
+        """Streams of tasks and e-mails that are open but not in memory."""
         self.agenda = Agenda(self.tables[JOBS.name])
-        """When its jobs are due."""
-        self._days_of_parts: set[date] = set()
+        """When the jobs are due."""
+        self._days_of_shares: set[date] = set()
         self._keep_deadlines()
 
     def rows(self, table: Table[K, R], /) -> Rows[K, R]:
-        """One table's active rows, to read."""
+        """Return one table's active rows, for reading."""
         return self.tables[table.name]  # type: ignore[return-value]
 
     def all(self, table: Table[K, R], /) -> Iterable[R]:
-        """One table's active rows, in no order; but operations in that in which they began.
+        """Return one table's active rows, in no order, except that operations are ordered by their start.
 
-        Those that were loaded were put in it, each that begins is put behind them, and none comes back.
+        They are loaded in that order, each new one is added at the end, and none is ever added again.
         """
         return self.tables[table.name].values()
 
     def claims(self, resource: Resource, /) -> tuple[str, ...]:
-        """Ids of the active operations that name a resource, the oldest first."""
+        """Return the ids of the active operations that name a resource, the oldest first."""
         return ids_in(self.holders.get(key_of_resource(resource)))
 
     def expired(self, name: str, now: datetime, /) -> Iterable[Any]:
-        """The rows of a table in `EXPIRING` whose time is over, in the order in which they began."""
+        """Yield the expired rows of a table in `EXPIRING`, in the order in which they began."""
         return self._expiring[name].over(now)
 
     def first_to_expire(self, name: str, now: datetime, /) -> datetime:
-        """When the next row of a table in `EXPIRING` runs out of time, of those that have not by now."""
+        """Return when the next row of a table in `EXPIRING` expires, of those that have not yet."""
         return self._expiring[name].next(now)
 
     def silent_since(self, active: datetime, idle: datetime, /) -> Iterable[AgentRow]:
-        """The agents that rest and were last heard of by then, in the order in which they came to rest."""
+        """Yield the resting agents last heard of by then, in the order in which they began to rest."""
         both = self._active.over(active), self._idle.over(idle)
-        return heapq.merge(*both, key=self._rested_as)
+        return heapq.merge(*both, key=self._resting_order)
 
     def longest_silent(self) -> tuple[datetime, datetime]:
-        """Since when nothing was heard of any agent that rests, of those that are active and those idle."""
+        """Return when the longest silent resting agent was last heard of, among the active and the idle."""
         return self._active.first(), self._idle.first()
 
     def runs_of(self, job: str, /) -> Iterable[RunRow]:
-        """The runs of a job that are under way, in no order."""
+        """Return the runs of a job that are in progress, in no order."""
         return map(self.tables[RUNS.name].__getitem__, self._runs_of.get(job, ()))
 
     def free_runs(self, now: datetime) -> Iterable[RunRow]:
-        """The runs that wait for somebody to take them up, in the order in which they began."""
+        """Yield the runs that are free to be taken up by any process, in the order in which they began."""
         return self._leases.over(now)
 
     def next_free_run(self, now: datetime) -> datetime:
-        """When the next of the others does, if nothing happens to it before."""
+        """Return when the next of the other runs becomes free, if nothing happens to it before."""
         return self._leases.next(now)
 
     def email_with(self, gmail_message_id: str, /) -> str | None:
-        """The id of the e-mail with this Gmail message id, where it is in memory."""
+        """Return the id of the e-mail with this Gmail message id, if it is in memory."""
         return self.gmail_ids.get(gmail_message_id)
 
     def copy(self) -> Squad:
-        """The squad as it is now, whatever becomes of this one. The rows are shared: they never change."""
+        """Return a copy that is independent of later changes. The rows are shared: they are immutable."""
         copy = Squad()
         copy.head, copy.looked_at = self.head, self.looked_at
         copy.spared_until = dict(self.spared_until)
@@ -125,14 +125,14 @@ class Squad(State):
         copy.versions, copy.holders = self.versions.copy(), self.holders.copy()
         copy.gmail_ids, copy.absent = self.gmail_ids.copy(), self.absent.copy()
         copy._runs_of = {job: ids.copy() for job, ids in self._runs_of.items()}
-        copy._days_of_parts, copy._awake = self._days_of_parts.copy(), self._awake.copy()
+        copy._days_of_shares, copy._resting = self._days_of_shares.copy(), self._resting.copy()
         copy._keep_deadlines()
         return copy
 
     def load(self, table: Table[K, R], rows: Iterable[R]) -> None:
-        """Takes in rows that were read from a table, as far as they are active.
+        """Load the active ones of rows that were read from a table.
 
-        A table may come in several parts; operations then in the order in which they began.
+        A table may be loaded in several parts; operations then in the order of their start.
         """
         residence, kept = RESIDENT[table.name], self.tables[table.name]
         active: list[Any] = [row for row in rows if residence.is_active(row)]
@@ -151,14 +151,14 @@ class Squad(State):
                 for resource in map(key_of_resource, operation.resources.items()):
                     self.holders[resource] = with_id(self.holders.get(resource), operation.id)
         if residence.table is AGENTS:
-            self._watch(active)
+            self._track_agents(active)
         if residence.table is RUNS:
-            self._follow(active)
+            self._track_runs(active)
         if residence.table is EMAILS:
             self.gmail_ids.update((email.gmail_message_id, email.id) for email in active)
 
     def streams(self) -> list[str]:
-        """The streams whose last versions must be known."""
+        """Return the streams whose last versions must be known."""
         return [
             stream
             for name, rows in self.tables.items()
@@ -167,7 +167,7 @@ class Squad(State):
         ]
 
     def merge(self, draft: Draft) -> None:
-        """Takes over what a draft changed, and lets finished things go."""
+        """Merge the changes of a draft, and drop what is finished."""
         self.head, self.looked_at, self.spared_until = draft.head, draft.looked_at, draft.spared_until
         self._open_day = draft._open_day
         for stream, is_open in draft.absent.changes.items():
@@ -178,11 +178,11 @@ class Squad(State):
             if deadlines := self._expiring.get(table.name):
                 deadlines.change(layer.changes)
         if AGENTS in draft.layers:
-            self._watch(draft.layers[AGENTS].changes.values())
+            self._track_agents(draft.layers[AGENTS].changes.values())
         if RUNS in draft.layers:
-            self._follow(draft.layers[RUNS].changes.values())
+            self._track_runs(draft.layers[RUNS].changes.values())
         if BUDGET_DAYS in draft.layers:
-            self._forget_past_days()
+            self._drop_past_shares()
         for stream, version in draft.versions.changes.items():
             if stream in self.versions:
                 self.versions[stream] = version
@@ -203,7 +203,7 @@ class Squad(State):
         for key, row in layer.changes.items():
             is_active = residence.is_active(row)
             if is_active and key in kept and not is_partial:
-                # The version of its stream is kept already; whether it has another one, is seen to below.
+                # Its stream's version is kept already; `merge` updates it afterwards.
                 kept[key] = row
                 continue
             stream = residence.stream(row)
@@ -220,19 +220,19 @@ class Squad(State):
             if residence.table is EMAILS:
                 self.gmail_ids.pop(row.gmail_message_id, None)
 
-    def _watch(self, agents: Iterable[AgentRow]) -> None:
-        """Takes note of which of them may go quiet."""
-        awake = self._awake
+    def _track_agents(self, agents: Iterable[AgentRow]) -> None:
+        """Track which of these agents may go quiet."""
+        resting = self._resting
         for row in agents:
             if row.operations > 0 or row.status == "offline":
-                awake.pop(row.name, None)
+                resting.pop(row.name, None)
                 continue
-            if row.name not in awake:
-                awake[row.name] = next(reversed(awake.values()), 0) + 1
+            if row.name not in resting:
+                resting[row.name] = next(reversed(resting.values()), 0) + 1
             (self._active if row.status == "active" else self._idle).change((row.name,))
 
-    def _rested_as(self, agent: AgentRow) -> int:
-        return self._awake[agent.name]
+    def _resting_order(self, agent: AgentRow) -> int:
+        return self._resting[agent.name]
 
     def _keep_deadlines(self) -> None:
         tables = self.tables
@@ -241,11 +241,11 @@ class Squad(State):
             RESERVATIONS.name: Deadlines(tables[RESERVATIONS.name], expiry, attrgetter("position")),
         }
         self._leases = Deadlines[Any](tables[RUNS.name], free_at, attrgetter("fencing_token"))
-        self._active = Deadlines[Any](tables[AGENTS.name], active_since, self._rested_as)
-        self._idle = Deadlines[Any](tables[AGENTS.name], idle_since, self._rested_as)
+        self._active = Deadlines[Any](tables[AGENTS.name], active_since, self._resting_order)
+        self._idle = Deadlines[Any](tables[AGENTS.name], idle_since, self._resting_order)
 
-    def _follow(self, runs: Iterable[RunRow]) -> None:
-        """Takes note of which of them are under way."""
+    def _track_runs(self, runs: Iterable[RunRow]) -> None:
+        """Track which of these runs are in progress."""
         for row in runs:
             if row.status == "running":
                 self._runs_of.setdefault(row.job, set()).add(row.id)
@@ -255,10 +255,10 @@ class Squad(State):
                     del self._runs_of[row.job]
             self._leases.change((row.id,))
 
-    def _forget_past_days(self) -> None:
-        """A day that leaves takes its agents' parts along."""
-        days, parts = self.tables[BUDGET_DAYS.name], self.tables[BUDGETS.name]
-        if self._days_of_parts != days.keys():
-            for key in [key for key in parts if key[0] not in days]:
-                del parts[key]
-            self._days_of_parts = set(days)
+    def _drop_past_shares(self) -> None:
+        """Drop the agents' shares of the days that are no longer in memory."""
+        days, shares = self.tables[BUDGET_DAYS.name], self.tables[BUDGETS.name]
+        if self._days_of_shares != days.keys():
+            for key in [key for key in shares if key[0] not in days]:
+                del shares[key]
+            self._days_of_shares = set(days)

@@ -1,7 +1,7 @@
-"""What a decision sees: the projections' rows, as far as they are active, up to the log's very last event.
+"""What a decision sees: the active rows of the projections, up to the log's very last event.
 
 `service.memory.squad` has the committed state, `service.memory.draft` a layer above it in which one batch
-is decided. The folds are the projections' own; nothing about events is said twice.
+is decided. Both use the projections' own folds, so that what an event does is written only once.
 """
 
 from __future__ import annotations
@@ -39,100 +39,100 @@ Resource = tuple[str, str]
 """A kind and a value, such as ("emailId", "email-123")."""
 
 EXPIRING = (OPERATIONS.name, RESERVATIONS.name)
-"""Tables whose rows run out of time, and of which there can be many: see `State.spared_until`."""
+"""Tables whose rows expire, and that can have many: see `State.spared_until`."""
 
 
 def key_of_resource(resource: Resource) -> str:
-    """What the holders of a resource are kept by. No kind holds what stands between."""
+    """Return the key of a resource in `Squad.holders`. No kind contains the separator."""
     return "\x1f".join(resource)
 
 
 def ids_in(joined: str | None) -> tuple[str, ...]:
-    """Ids that were joined by commas."""
+    """Return the ids in a comma-separated list."""
     return tuple(joined.split(",")) if joined else ()
 
 
 def expiry(row: OperationRow | ReservationRow) -> datetime | None:
-    """When a row runs out of time; None where it has ended."""
+    """Return when a row expires; None if it has ended."""
     return row.expires_at if row.state == "active" else None
 
 
 def active_since(row: AgentRow) -> datetime | None:
-    """When an agent was last heard of that is active and not at work; None of any other."""
+    """Return when an agent was last heard of, if it is active and not at work; otherwise None."""
     return row.last_active if row.status == "active" and row.operations <= 0 else None
 
 
 def idle_since(row: AgentRow) -> datetime | None:
-    """When an agent was last heard of that is idle and not at work; None of any other."""
+    """Return when an agent was last heard of, if it is idle and not at work; otherwise None."""
     return row.last_active if row.status == "idle" and row.operations <= 0 else None
 
 
 def free_at(row: RunRow) -> datetime | None:
-    """When somebody may take a run up, if nothing happens to it before; None where it is over."""
+    """Return when any process may take up a run, if nothing happens to it before; None if it has ended."""
     return row.retry_at or row.lease_expires_at if row.status == "running" else None
 
 
 def with_id(joined: str | None, id_: str) -> str:
-    """The same ids, and one more."""
+    """Append an id to a comma-separated list."""
     return f"{joined},{id_}" if joined else id_
 
 
 class State:
-    """The state as deciders and readers see it, committed or drafted."""
+    """The state as decisions and readers see it, committed or drafted."""
 
     head: Head = EMPTY_LOG
-    """Where the log ended when the state was folded."""
+    """The log's head that the state was folded to."""
     looked_at: datetime | None = None
-    """When it was last looked for what the passing of time makes happen."""
+    """When the effects of time, such as expiry, were last checked for."""
     _open_day: date | None = None
     spared_until: Mapping[str, datetime] = MappingProxyType({})
-    """By name, for the tables in `EXPIRING`: before this moment none of its rows expires, and nobody need
-    look. It is a lower bound; the first row may expire later."""
+    """By name, for the tables in `EXPIRING`: none of their rows expires before this moment, so nobody need
+    check. It is a lower bound; the first row may expire later."""
     traces: Mapping[str, Trace] = MappingProxyType({})
     """What was looked up for `trace`, by subject."""
 
     def rows(self, table: Table[K, R], /) -> Rows[K, R]:
-        """One table's active rows, by key."""
+        """Return one table's active rows, by key."""
         raise NotImplementedError
 
     def all(self, table: Table[K, R], /) -> Iterable[R]:
-        """One table's active rows, in no order."""
+        """Return one table's active rows, in no order."""
         raise NotImplementedError
 
     def claims(self, resource: Resource, /) -> tuple[str, ...]:
-        """Ids of the active operations that name a resource, the oldest first."""
+        """Return the ids of the active operations that name a resource, the oldest first."""
         raise NotImplementedError
 
     def expired(self, name: str, now: datetime, /) -> Iterable[Any]:
-        """The active rows of a table in `EXPIRING` whose time is over; operations as they began."""
+        """Return the active rows of a table in `EXPIRING` that have expired; operations as they began."""
         raise NotImplementedError
 
     def first_to_expire(self, name: str, now: datetime, /) -> datetime:
-        """When the next row of a table in `EXPIRING` runs out of time, of those that have not by now.
+        """Return when the next row of a table in `EXPIRING` expires, of those that have not yet.
 
-        It can be sooner than the first that really does.
+        It is a lower bound.
         """
         raise NotImplementedError
 
     def silent_since(self, active: datetime, idle: datetime, /) -> Iterable[AgentRow]:
-        """The agents that rest and were last heard of by then, the active ones and those that are idle."""
+        """Return the resting agents last heard of by `active` if they are active, by `idle` if idle."""
         raise NotImplementedError
 
     def runs_of(self, job: str, /) -> Iterable[RunRow]:
-        """The runs of a job that are under way, in no order."""
+        """Return the runs of a job that are in progress, in no order."""
         raise NotImplementedError
 
     def email_with(self, gmail_message_id: str, /) -> str | None:
-        """The id of the e-mail with this Gmail message id, where it is known."""
+        """Return the id of the e-mail with this Gmail message id, if it is known."""
         raise NotImplementedError
 
     def trace(self, subject: str, /) -> Trace:
-        """What the log holds of a sender or a message that is to be forgotten, where it was looked up."""
+        """Return what the log holds of a sender or a message to be forgotten, if it was looked up."""
         return self.traces.get(subject, NO_TRACE)
 
     @property
     def policy(self) -> PolicyRow:
-        """The rules that hold now. They are set before anything else is decided."""
+        """The rules in force. They are set before anything else is decided."""
         policy = self.rows(POLICY).get(THE_POLICY)
         if policy is None:
             raise LookupError("no policy has been set")
@@ -146,7 +146,7 @@ class State:
     @property
     def day(self) -> BudgetDayRow | None:
         """The open budget day; None before the first."""
-        # There is never more than one, so the one that was open need only be asked whether it still is.
+        # There is never more than one, so it is enough to check whether the last one is still open.
         row = self.rows(BUDGET_DAYS).get(self._open_day) if self._open_day else None
         if row is None or row.closed_at is not None:
             row = next((day for day in self.all(BUDGET_DAYS) if day.closed_at is None), None)
@@ -159,9 +159,9 @@ class State:
         return self.rows(ORCHESTRATOR).get(THE_ORCHESTRATOR)
 
     def agent_budget(self, day: BudgetDayRow, agent: str) -> BudgetRow:
-        """One agent's part of a day."""
+        """Return one agent's share of a day."""
         return self.rows(BUDGETS).get((day.day, agent)) or BudgetRow(day.day, agent, 0, 0, 0)
 
     def agent_budgets(self, day: BudgetDayRow) -> list[BudgetRow]:
-        """Every agent's part of a day, by name."""
+        """Return every agent's share of a day, by name."""
         return sorted((row for row in self.all(BUDGETS) if row.day == day.day), key=lambda row: row.agent)

@@ -157,7 +157,7 @@ def test_what_the_moments_were_before_is_forgotten() -> None:
     for seconds in range(1, 1_000):
         things.put("thing 5", 1_000 + seconds)
         assert things.over(0) == []
-    assert things.deadlines._coming is not None
-    assert len(things.deadlines._coming) < 200
+    assert things.deadlines._pending is not None
+    assert len(things.deadlines._pending) < 200
     assert things.over(1_998) == [f"thing {number}" for number in range(10) if number != 5]
     assert len(things.over(1_999)) == 10
