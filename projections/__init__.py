@@ -1,10 +1,10 @@
-"""What the log means: the folds, and the read tables that they keep.
+"""What the log means: the folds, and the read tables that they maintain.
 
-A projection is a set of tables with handlers that say what each kind of event does to their rows. The
-handlers are pure and are the only place where that is said. `Projector` runs them over the log and writes
-the changed rows and the position in one transaction; the decision state runs the same handlers in memory.
+A projection is a set of tables with handlers that define what each kind of event does to their rows. The
+handlers are pure, and nothing else defines that. `Projector` runs them over the log and writes the changed
+rows and the position in one transaction; the decision state runs the same handlers in memory.
 
-Import `PROJECTIONS` for all of them, in one order, and `HANDLERS` for what each kind of event sets off.
+Import `PROJECTIONS` for all of them, in a fixed order, and `HANDLERS` for the handlers by kind of event.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ PROJECTIONS: tuple[Projection, ...] = (
 )
 
 WITHOUT_ROWS: frozenset[type[Event]] = frozenset({RequestAnswered, AppendAbandoned, AccessDenied})
-"""Events that change no row, said aloud."""
+"""Events that change no row, listed explicitly."""
 
 
 def handlers_of(projections: Iterable[Projection]) -> dict[type[Event], tuple[Handler, ...]]:
-    """What each kind of event sets off in these projections, in their order."""
+    """Return the handlers of each kind of event in these projections, in their order."""
     chosen = tuple(projections)
     return {
         kind: tuple(projection.handlers[kind][0] for projection in chosen if kind in projection.handlers)
@@ -56,10 +56,10 @@ def handlers_of(projections: Iterable[Projection]) -> dict[type[Event], tuple[Ha
 
 
 HANDLERS = handlers_of(PROJECTIONS)
-"""All that a kind of event sets off, in every projection."""
+"""The handlers of each kind of event, in all projections."""
 
-_forgotten = {kind for kind, handlers in HANDLERS.items() if not handlers} - WITHOUT_ROWS
-if _forgotten:
+_unhandled = {kind for kind, handlers in HANDLERS.items() if not handlers} - WITHOUT_ROWS
+if _unhandled:
     raise TypeError(
-        f"no projection handles {sorted(kind.type for kind in _forgotten)}, and WITHOUT_ROWS neither"
+        f"no projection handles {sorted(kind.type for kind in _unhandled)}, and WITHOUT_ROWS lacks them"
     )

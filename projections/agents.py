@@ -1,7 +1,7 @@
 """squad_agents: who belongs to the squad, what they do, and when they were last heard of.
 
-An agent is heard of when it does something itself, or when it did what a run asked of it. What others do on
-its behalf, such as setting it to work on a schedule, is no sign of its life.
+An agent is heard of when it does something itself, or has done what a run asked of it. What others do on
+its behalf, such as starting a scheduled run, is no sign of life.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 
 
 ORCHESTRATOR_AGENT = "orchestrator"
-"""Who reports on runs that concern no agent, and whom all reports are sent to."""
+"""The agent that reports on runs without an agent, and that all reports are sent to."""
 
-_NOT_THE_AGENT = ("system:", "cli:")
-"""How the actors begin who act on behalf of agents: parts of the service, and people at a terminal."""
+_ON_BEHALF = ("system:", "cli:")
+"""Prefixes of actors that act on behalf of agents: parts of the service, and people at a terminal."""
 
 _NO_SIGN_OF_LIFE = frozenset({"inactivity", "run_started", "run_ended"})
 
 
 class AgentRow(Row, frozen=True):
-    """An agent. `operations` counts the ones it has under way; `position` is its last event's."""
+    """An agent. `operations` counts those in progress; `position` is that of its last event."""
 
     id: str
     name: str
@@ -96,7 +96,7 @@ def _registered(view: View, event: AgentRegistered, recorded: AnyRecorded) -> No
         id=event.agent_id,
         name=event.agent,
         role=event.role,
-        # Whoever registers by acting is at work; whoever was entered by somebody else has yet to appear.
+        # An agent that registers by acting is active; one that somebody else registered has yet to appear.
         status="active" if event.automatic else "idle",
         last_active=recorded.recorded_at,
         url=event.url,
@@ -136,14 +136,16 @@ def _status_changed(view: View, event: AgentStatusChanged, recorded: AnyRecorded
     touches=_ITS_AGENT,
 )
 def _acted(view: View, event: _OfAgent, recorded: AnyRecorded) -> None:
-    _take_note(view, event.agent, recorded, sign_of_life=_is_by_itself(event, recorded))
+    _note_activity(view, event.agent, recorded, sign_of_life=_is_own_action(event, recorded))
 
 
-def _is_by_itself(event: _OfAgent, recorded: AnyRecorded) -> bool:
-    return event.agent == ORCHESTRATOR_AGENT or not recorded.actor.startswith(_NOT_THE_AGENT)
+def _is_own_action(event: _OfAgent, recorded: AnyRecorded) -> bool:
+    return event.agent == ORCHESTRATOR_AGENT or not recorded.actor.startswith(_ON_BEHALF)
 
 
-def _take_note(view: View, agent: str, recorded: AnyRecorded, *, sign_of_life: bool, work: int = 0) -> None:
+def _note_activity(
+    view: View, agent: str, recorded: AnyRecorded, *, sign_of_life: bool, work: int = 0
+) -> None:
     row = needed(view, AGENTS, agent)
     row = row.replaced(
         last_active=recorded.recorded_at if sign_of_life else row.last_active,
@@ -161,37 +163,37 @@ def _released(view: View, event: TokensReleased, recorded: AnyRecorded) -> None:
 
 @agents.on(TokensReserved, touches=_ITS_AGENT)
 def _reserved(view: View, event: TokensReserved, recorded: AnyRecorded) -> None:
-    _take_note(view, event.agent, recorded, sign_of_life=_is_taken_by_itself(event, recorded))
+    _note_activity(view, event.agent, recorded, sign_of_life=_is_own_claim(event, recorded))
 
 
 @agents.on(OperationStarted, touches=_ITS_AGENT)
 def _operation_started(view: View, event: OperationStarted, recorded: AnyRecorded) -> None:
-    _take_note(view, event.agent, recorded, sign_of_life=_is_taken_by_itself(event, recorded), work=1)
+    _note_activity(view, event.agent, recorded, sign_of_life=_is_own_claim(event, recorded), work=1)
 
 
-def _is_taken_by_itself(event: TokensReserved | OperationStarted, recorded: AnyRecorded) -> bool:
-    # What is taken for a run names the job as its cause, also where a client asked for the run.
-    return recorded.caused_by is None and _is_by_itself(event, recorded)
+def _is_own_claim(event: TokensReserved | OperationStarted, recorded: AnyRecorded) -> bool:
+    # What is claimed or reserved for a run names the job as its cause, even if a client asked for the run.
+    return recorded.caused_by is None and _is_own_action(event, recorded)
 
 
 @agents.on(OperationFinished, touches=_ITS_AGENT)
 def _operation_finished(view: View, event: OperationFinished, recorded: AnyRecorded) -> None:
-    _take_note(view, event.agent, recorded, sign_of_life=_is_by_itself(event, recorded), work=-1)
+    _note_activity(view, event.agent, recorded, sign_of_life=_is_own_action(event, recorded), work=-1)
 
 
 @agents.on(OperationExpired, touches=_ITS_AGENT)
 def _operation_expired(view: View, event: OperationExpired, recorded: AnyRecorded) -> None:
-    # That an operation ran out of time is no sign of life either.
-    _take_note(view, event.agent, recorded, sign_of_life=False, work=-1)
+    # An operation that expires is no sign of life either.
+    _note_activity(view, event.agent, recorded, sign_of_life=False, work=-1)
 
 
 @agents.on(RunStarted, touches=_ITS_AGENT)
 def _run_started(view: View, event: RunStarted, recorded: AnyRecorded) -> None:
     if event.agent:
-        _take_note(view, event.agent, recorded, sign_of_life=False, work=1)
+        _note_activity(view, event.agent, recorded, sign_of_life=False, work=1)
 
 
 @agents.on(RunFinished, touches=_ITS_AGENT)
 def _run_finished(view: View, event: RunFinished, recorded: AnyRecorded) -> None:
     if event.agent:
-        _take_note(view, event.agent, recorded, sign_of_life=event.answered, work=-1)
+        _note_activity(view, event.agent, recorded, sign_of_life=event.answered, work=-1)

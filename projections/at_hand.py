@@ -1,4 +1,4 @@
-"""The rows of a page of the log while it is folded, and those that stay at hand for the next one."""
+"""The rows of a page of the log while it is folded, and those that stay cached for the next page."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from projections.projection import Table
 
 CACHED_ROWS = 20_000
-"""How many rows of each table stay at hand between pages; the hot ones are few."""
+"""How many rows of each table stay cached between pages; the hot ones are few."""
 
 
 class AtHand(OrderedDict[Any, Any]):
-    """One table's rows that the database has as well."""
+    """A cache of one table's rows, all of which are in the database as well."""
 
     is_lasting = False
-    """Whether rows that a page writes stay at hand for the next page.
+    """Whether rows that a page writes stay cached for the next page.
 
-    If not, a page has only the rows that were fetched for it. So it is with messages: most rows there are
-    are messages, and nothing reads one again until somebody is forgotten."""
+    If not, a page has only the rows that were fetched for it. This suits messages: most rows are messages,
+    and nothing reads one again until somebody is forgotten."""
 
 
 class PageRows:
-    """One table's rows while a page is folded: the database's below, what the page changed above."""
+    """One table's rows while a page is folded: those that the page changed, above those of the database."""
 
     def __init__(self, table: Table[Any, Any], cache: AtHand | None) -> None:
         self.table = table
@@ -38,18 +38,18 @@ class PageRows:
         self._cache = cache
 
     def get(self, key: Any, /) -> Any:
-        """The row as it is by now, where it is at hand."""
+        """Return the current row, if it is cached."""
         if key in self.changed:
             return self.changed[key]
         return self._cache.get(key) if self._cache else None
 
     def keep(self) -> bool:
-        """Keeps what the page changed for the next one. False where other rows had to go to make room."""
+        """Cache what the page changed for the next one. Return False if other rows were evicted for it."""
         if self._cache is None or not self._cache.is_lasting:
             return True
         self._cache.update(self.changed)
         too_many = len(self._cache) - CACHED_ROWS
-        # The order in which rows were written only matters once some of them have to go.
+        # The order in which rows were written only matters when some have to be evicted soon.
         if too_many > -CACHED_ROWS // 2:
             for key in self.changed:
                 self._cache.move_to_end(key)
@@ -59,7 +59,7 @@ class PageRows:
 
 
 class FoldedPage(dict["Table[Any, Any]", PageRows]):
-    """What came of a page, by table."""
+    """The result of folding a page, by table."""
 
     def __init__(self, caches: Mapping[str, AtHand]) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class FoldedPage(dict["Table[Any, Any]", PageRows]):
     async def write(
         self, connection: Connection, first: LiteralString = "SELECT", parameters: Sequence[Any] = ()
     ) -> None:
-        """Writes what the page changed after `first`, a SELECT, in one statement."""
+        """Execute `first`, a SELECT, and then write what the page changed, in one statement."""
         changed = sorted((rows for rows in self.values() if rows.changed), key=lambda rows: rows.table.name)
         statement = storage.upserts_statement(first, tuple(rows.table for rows in changed))
         arrays = [storage.arrays_of(rows.table, rows.changed.values()) for rows in changed]

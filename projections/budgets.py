@@ -1,4 +1,4 @@
-"""policy, budget_days, budgets and reservations: what may be spent, what was, and what is set aside."""
+"""policy, budget_days, budgets and reservations: what may be spent, was spent, and is reserved."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ReservationState = Literal["active", "settled", "released", "expired"]
 
 
 class PolicyRow(Row, frozen=True):
-    """The rules that hold now, since `set_at`, by the word of `set_by`."""
+    """The rules in force, set at `set_at` by `set_by`."""
 
     name: str
     daily_tokens: int
@@ -45,7 +45,7 @@ class PolicyRow(Row, frozen=True):
 
 
 class BudgetDayRow(Row, frozen=True):
-    """A budget day as a whole. It is open until the next begins (`closed_at` None)."""
+    """A whole budget day. It is open (`closed_at` is None) until the next one begins."""
 
     day: date
     total: int
@@ -59,7 +59,7 @@ class BudgetDayRow(Row, frozen=True):
 
 
 class BudgetRow(Row, frozen=True):
-    """One agent's part of one day."""
+    """One agent's share of one day."""
 
     day: date
     agent: str
@@ -69,7 +69,7 @@ class BudgetRow(Row, frozen=True):
 
 
 class ReservationRow(Row, frozen=True):
-    """Tokens set aside; counted on `day` whenever it ends."""
+    """Reserved tokens. They count towards `day`, whenever the reservation ends."""
 
     id: str
     agent: str
@@ -144,7 +144,7 @@ budgets = Projection("budgets", (POLICY, BUDGET_DAYS, BUDGETS, RESERVATIONS))
 
 
 def _count(view: View, day: date, agent: str, position: int, *, used: int = 0, reserved: int = 0) -> None:
-    """Adds to the day's and the agent's counts."""
+    """Add to the counts of the day and of the agent."""
     whole = needed(view, BUDGET_DAYS, day)
     whole = whole.replaced(used=whole.used + used, reserved=whole.reserved + reserved, position=position)
     view.rows(BUDGET_DAYS).put(day, whole)
@@ -192,7 +192,7 @@ def _day_reset(view: View, event: BudgetDayReset, recorded: AnyRecorded) -> None
             event.previous_day,
             previous.replaced(closed_at=recorded.recorded_at, position=recorded.position),
         )
-    # The same day once more: only its bounds moved, because the reset hour or the time zone was changed.
+    # The same day again: only its bounds moved, because the reset hour or the time zone was changed.
     row = days.get(event.day) or BudgetDayRow(
         event.day, event.total, 0, 0, 0, event.starts_at, event.ends_at, None, recorded.position
     )
@@ -207,7 +207,7 @@ def reservation_after(
     event: TokensReserved | TokensSettled | TokensReleased,
     recorded: AnyRecorded,
 ) -> ReservationRow:
-    """A reservation after one of its events, of which the first makes it."""
+    """Return a reservation after one of its events, the first of which creates it."""
     if isinstance(event, TokensReserved):
         return ReservationRow(
             event.reservation_id,

@@ -1,10 +1,10 @@
-"""Whether every read table is a fold of the log.
+"""Checks that every read table is a fold of the log.
 
-The log is folded once more, into temporary tables (`projections.refold`), and the database joins them with
-the live ones. Those move meanwhile. So the long part, the fold, is done without a snapshot; only then one
-is taken, the last events are folded up to each projection's position in it, and the tables are joined.
-Every table is compared as of its own position, while the service writes, and nothing waits for it; the
-snapshot, which holds back vacuum, lasts as long as the join. Memory does not grow with the log.
+The log is folded again, into temporary tables (`projections.refold`), and the database joins them with the
+live ones. Those change meanwhile. So the long part, the fold, runs without a snapshot; only then is one
+taken, the last events are folded up to each projection's position in it, and the tables are joined. Every
+table is compared as of its own position, while the service writes, and nothing waits for it; the snapshot,
+which holds back vacuum, lasts only as long as the join. Memory does not grow with the log.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ Kind = Literal[
     "beyond the log",
     "not erased yet",
 ]
-"""A row that is otherwise, not there, or too many; a key that is there twice; a table that is not there, or
-that its rows would not fit into; a projection that failed, that was folded by other code or by nobody, that
-claims events that are not there, or that still holds what the log cannot tell any more."""
+"""A row that is changed, missing or extra; duplicate keys; a table that does not exist, or that the rows do
+not fit into; a projection that failed, was folded by other code or not at all, is beyond the log's head, or
+still holds what was forgotten."""
 
 ERASED_WITHIN_SECONDS = 5.0
-"""How long the tables have to follow the log to where somebody was forgotten."""
+"""How long the tables may take to follow the log to where somebody was forgotten."""
 
 _LOOK_AGAIN_SECONDS = 0.1
 
@@ -83,23 +83,23 @@ _FIRST: LiteralString = (
 
 @dataclass(frozen=True)
 class Difference:
-    """What does not follow from the log: the first bad row of a table, or a projection as a whole."""
+    """A deviation from the log: the first bad row of a table, or a projection as a whole."""
 
     kind: Kind
     projection: str
     position: int
-    """The projection's own, as of which it was compared."""
+    """The projection's own position, as of which it was compared."""
     table: str | None = None
     key: Mapping[str, str | None] = field(default_factory=dict)
-    """Of the first bad row, in the order of the key."""
+    """The key of the first bad row, in key order."""
     column: str | None = None
-    """The first of a changed row's columns that is otherwise."""
+    """The first column in which a changed row differs."""
     found: str | None = None
     expected: str | None = None
     changed: int = 0
     missing: int = 0
     extra: int = 0
-    """How many rows of the table are otherwise, not there, too many; the first bad one included."""
+    """How many rows of the table are changed, missing and extra, including the first bad one."""
     detail: str = ""
 
     def __str__(self) -> str:
@@ -108,17 +108,14 @@ class Difference:
         row = f"the row {', '.join(f'{column}={_brief(value)}' for column, value in self.key.items())}"
         match self.kind:
             case "changed":
-                what = (
-                    f"{row} has {self.column} {_brief(self.found)},"
-                    f" by the log it is {_brief(self.expected)}"
-                )
+                what = f"{row} has {self.column} {_brief(self.found)}, the log says {_brief(self.expected)}"
             case "missing":
                 what = f"{row} is missing"
             case "extra":
                 what = f"{row} does not come from the log"
             case _:
                 what = self.detail
-        counts = ((self.changed, "changed"), (self.missing, "missing"), (self.extra, "too many"))
+        counts = ((self.changed, "changed"), (self.missing, "missing"), (self.extra, "extra"))
         total = ", ".join(f"{count:,} {word}" for count, word in counts if count)
         return f"{self.table} at position {self.position}: {what}" + (f" ({total})" if total else "")
 
@@ -130,28 +127,28 @@ async def compare(
     *,
     progress: Progress | None = None,
 ) -> list[Difference]:
-    """Compares the read tables with a fold of the log, each as of its own position, while others write.
+    """Compare the read tables with a fold of the log, each as of its own position, while others write.
 
     Args:
-        dsn: libpq connection string or URI of a primary server; the role reads the squad's tables and may
-            make temporary ones.
+        dsn: libpq connection string or URI of a primary server; the role must be able to read the squad's
+            tables and to create temporary ones.
         schema: the squad's Postgres schema.
-        projections: whose tables; all of them, unless some are named.
-        progress: told the position reached and the one to be reached, page by page.
+        projections: whose tables to compare; by default all of them.
+        progress: called after each page with the position reached and the target position.
 
     Returns:
-        What is wrong: at most one for each table, and one for each projection that is not as it should be.
+        What is wrong: at most one difference for each table, and one for each faulty projection.
 
     Raises:
         UnknownEventType, UnreadableEvent, LogNotUnderstood, LogBroken: the log cannot be folded.
         StoreBusy: somebody set the tables back meanwhile.
-        WritesRefused: it is no primary server.
+        WritesRefused: the server is not a primary.
         StoreUnavailable: the database cannot be reached.
     """
     deadline = monotonic() + ERASED_WITHIN_SECONDS
     async with refolding(dsn, schema, projections, name="squad comparison", progress=progress) as refold:
         while True:
-            await _approach(refold, schema)
+            await _catch_up(refold, schema)
             try:
                 with refold.undone_where_it_fails(), translating():
                     async with refold.connection.transaction():
@@ -161,7 +158,7 @@ async def compare(
 
 
 class _ErasureUnderWay(Exception):
-    """The log no longer tells what a table still holds: the projector has yet to come there."""
+    """A table still holds what was forgotten: the projector has yet to reach that position."""
 
 
 async def _compare(refold: Refold, schema: str, *, patient: bool) -> list[Difference]:
@@ -172,13 +169,13 @@ async def _compare(refold: Refold, schema: str, *, patient: bool) -> list[Differ
     found: list[Difference] = []
     sound: list[Projection] = []
     for name, projection in refold.projections.items():
-        if difference := _misfit(projection, standings.get(name), end):
+        if difference := _fault_of(projection, standings.get(name), end):
             found.append(difference)
         if difference is None or difference.kind == "stopped":
             sound.append(projection)
     await refold.to({projection.name: standings[projection.name].position for projection in sound})
     await refold.analyze()
-    # Asked after the fold and not of the snapshot: a key that was destroyed is missing at once.
+    # Read after the fold and outside the snapshot: a destroyed key is missing at once.
     forgotten = await one_value(refold.reader, _FORGOTTEN, (SubjectForgotten.type,))
     others = await unlike(connection, schema, (table.name for table in refold.tables()))
     for projection in sound:
@@ -212,8 +209,8 @@ async def _standings(connection: Connection, schema: str) -> dict[str, _Standing
     return {name: _Standing(*standing) for name, *standing in await cursor.fetchall()}
 
 
-async def _approach(refold: Refold, schema: str) -> None:
-    """Folds up to where the tables are, again and again for as long as that comes closer to them."""
+async def _catch_up(refold: Refold, schema: str) -> None:
+    """Fold up to the tables' positions, repeatedly, as long as that gets closer to them."""
     distance: int | None = None
     while True:
         with translating():
@@ -231,8 +228,8 @@ async def _approach(refold: Refold, schema: str) -> None:
         distance = left
 
 
-def _misfit(projection: Projection, standing: _Standing | None, end: int) -> Difference | None:
-    """What is wrong with a projection before one looks at its rows."""
+def _fault_of(projection: Projection, standing: _Standing | None, end: int) -> Difference | None:
+    """Return what is wrong with a projection apart from its rows; None if nothing is."""
     name, version = projection.name, projection.fold_version
     if standing is None:
         return Difference("never folded", name, 0, detail="it has never been folded")
@@ -253,10 +250,10 @@ async def _compare_table(
     connection: Connection, schema: str, projection: Projection, table: Table[Any, Any], position: int
 ) -> list[Difference]:
     if await one_value(connection, "SELECT to_regclass(%s) IS NULL", (f"{schema}.{table.name}",)):
-        return [Difference("no table", projection.name, position, table.name, detail="it is not there")]
+        return [Difference("no table", projection.name, position, table.name, detail="it does not exist")]
     changed, missing, extra, paired, folded = await one_row(connection, pair(_COUNTS, schema, table))
     if paired + missing != folded:
-        detail = f"{paired + missing - folded:,} rows are there more than once"
+        detail = f"duplicate rows: {paired + missing - folded:,}"
         return [Difference("doubled", projection.name, position, table.name, detail=detail)]
     if not changed + missing + extra:
         return []

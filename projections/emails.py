@@ -1,4 +1,4 @@
-"""email_logs: the squad's mail, from received to sent."""
+"""email_logs: the squad's e-mails, from received to sent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class EmailRow(Row, frozen=True):
-    """An e-mail, once for each `gmail_message_id`."""
+    """An e-mail; there is one per `gmail_message_id`."""
 
     id: str
     gmail_message_id: str
@@ -87,7 +87,7 @@ def _updated(view: View, event: EmailUpdated, recorded: AnyRecorded) -> None:
 
 @emails.on(SubjectForgotten, touches=(all_its(EMAILS, "emails"),))
 def _forgotten(view: View, event: SubjectForgotten, recorded: AnyRecorded) -> None:
-    """Erases what the log no longer tells: the same rows come of it whether it was still told or not."""
+    """Erase what is forgotten, so that the rows are the same whether it was still readable or not."""
     rows = view.rows(EMAILS)
     missing: list[str] = []
     for email_id in event.emails:
@@ -104,5 +104,5 @@ def _forgotten(view: View, event: SubjectForgotten, recorded: AnyRecorded) -> No
         )
         rows.put(email_id, erased)
     if missing:
-        # Told when all the others are erased: the decision state knows only some of them.
+        # Raised only after all others are erased: the decision state has only some of them.
         raise MissingRow(EMAILS, missing[0])

@@ -1,6 +1,6 @@
-"""Fills the read tables by a whole log that has just come in, in the transaction that stores it.
+"""Fills the read tables from a whole log that is being imported, in the transaction that stores it.
 
-So a log that no tables follow from is never stored, and nobody sees the one without the others.
+So a log that cannot be folded is never stored, and nobody sees the log without its tables.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 async def fill(connection: Connection, head: int, tell: Callable[[int, int], None]) -> None:
-    """Folds the log into tables that are empty.
+    """Fold the log into empty tables.
 
     Args:
-        connection: in the transaction that stores the log, without limits of time.
-        head: where the log ends.
-        tell: is told the position reached, and the one to be reached.
+        connection: in the transaction that stores the log, without timeouts.
+        head: the log's head.
+        tell: called with the position reached and the target position.
 
     Raises:
         LogNotUnderstood: an event cannot be folded.
@@ -40,13 +40,13 @@ async def fill(connection: Connection, head: int, tell: Callable[[int, int], Non
         if not page:
             raise LogBroken(f"position {at + 1} is missing", at + 1)
         gauge.learn(page)
-        await _take(folder, connection, page)
+        await _fold(folder, connection, page)
         at = page[-1].position
         tell(at, head)
 
 
-async def _take(folder: PageFolder, connection: Connection, page: Sequence[Recorded]) -> None:
-    """Takes a page; where a table refuses it, finds out by halving at which event."""
+async def _fold(folder: PageFolder, connection: Connection, page: Sequence[Recorded]) -> None:
+    """Fold a page; if a table refuses it, bisect it to find the event."""
     try:
         async with connection.transaction():
             await folder.advance(connection, PROJECTIONS, page)
@@ -55,5 +55,5 @@ async def _take(folder: PageFolder, connection: Connection, page: Sequence[Recor
             position = page[0].position
             raise LogNotUnderstood(f"at position {position}: {error}", position) from error
         half = len(page) // 2
-        await _take(folder, connection, page[:half])
-        await _take(folder, connection, page[half:])
+        await _fold(folder, connection, page[:half])
+        await _fold(folder, connection, page[half:])

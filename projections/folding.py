@@ -1,8 +1,8 @@
-"""Folds pages of the log into the read tables, a page and its position in one transaction.
+"""Folds pages of the log into the read tables, each page and its position in one transaction.
 
-The tables are those that come first on the connection's search path: the live ones for the projector, a
-session's own temporary ones for a replay or a verification (`projections.refold`). Rows stay at hand
-between pages, so one folder is for one set of tables.
+The tables are those that come first on the connection's search path: the live ones for the projector, the
+session's own temporary ones for a replay or a verification (`projections.refold`). Rows stay cached between
+pages, so a folder serves only one set of tables.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from projections.projection import Projection
 
 _ADVANCE = "SELECT advance_projections(%s, %s, %s, %s)"
-# No projection is at -1: where the log has another event there, this raises as where one stands elsewhere.
+# No projection is at -1: if the log has another event there, this raises as if a projection were elsewhere.
 _ADVANCE_IF_SO = """
     SELECT advance_projections(
         %s, CASE WHEN (SELECT hash FROM events WHERE position = %s) = %s THEN %s::bigint ELSE -1 END, %s, %s
@@ -39,55 +39,54 @@ _ADVANCE_IF_SO = """
 """
 
 _DECODED_AT_ONCE = 500
-"""After so many events others get their turn: for a service with callers a page takes too long."""
-
+"""How many events are decoded before yielding to other tasks: a whole page would keep callers waiting."""
 
 Wanted = dict["Table[Any, Any]", "set[Any]"]
 """Keys of rows, by table."""
 
 
 class _View:
-    """What handlers get while a page is folded. It is asked for every row, so it asks the dictionary."""
+    """What handlers get while a page is folded. It is called for every row: a bare dictionary lookup."""
 
     def __init__(self, folded: FoldedPage) -> None:
         self.rows: Any = folded.__getitem__
 
 
 class _Handling(NamedTuple):
-    """What a kind of event sets off, and what is read for it."""
+    """The handlers of a kind of event, and the rows that they read."""
 
     handlers: tuple[Handler, ...]
     touches: tuple[tuple[Table[Any, Any], AtHand, set[Any], Callable[[Any], Any]], ...]
-    """Of each row that a handler reads: the table, its rows at hand, those that the page makes, and how the
-    event names it."""
+    """For each row that a handler reads: the table, its cache, the keys of rows that the page creates, and
+    how to get the key from the event."""
     touches_several: tuple[Touched, ...]
     makes: tuple[tuple[set[Any], Callable[[Any], Any]], ...]
-    """Of each row that is not there before: where that is noted, and how the event names it."""
+    """For each new row: where its key is noted, and how to get the key from the event."""
 
     @property
     def is_asking(self) -> bool:
-        """Whether rows may have to be fetched for it."""
+        """Whether rows may have to be fetched for this kind of event."""
         return bool(self.touches or self.touches_several)
 
 
 class PageFolder:
     """Folds pages into one set of tables.
 
-    `generation` is that of the tables as `projections` had it when the caller looked; `keyring` holds the
-    keys of sealed payloads that are at hand already. `empty` says that the tables have no rows yet: then
-    the database need not be asked for a row, as long as all rows of its table are at hand.
+    `generation` is that of the tables when the caller read it from `projections`; `keyring` caches the keys
+    of sealed payloads. `empty` says that the tables have no rows yet: then no row need be fetched from the
+    database as long as all rows of its table are cached.
     """
 
     def __init__(self, generation: int = 1, keyring: Keyring | None = None, *, empty: bool = False) -> None:
         self._generation = generation
         self._keyring = keyring
         self._empty = empty
-        self._let_go: set[str] = set()
-        """Tables that were empty, and by now have rows that are not at hand any more."""
+        self._evicted: set[str] = set()
+        """Tables that were empty, and from whose cache rows have been evicted since."""
         self._handling: dict[tuple[str, ...], Mapping[type[Event], _Handling]] = {}
-        # Of each table, the keys of those that the page makes.
+        # By table, the keys of the rows that the page creates.
         self._made: defaultdict[str, set[Any]] = defaultdict(set)
-        # Only of tables that handlers read: most rows are written and never looked at again.
+        # Only of tables that handlers read: most rows are written and never read again.
         self._caches: defaultdict[str, AtHand] = defaultdict(AtHand)
 
     async def advance(
@@ -97,18 +96,18 @@ class PageFolder:
         page: Sequence[Recorded],
         events: Sequence[AnyEvent] | None = None,
     ) -> None:
-        """Folds consecutive events into the tables of projections that stand just before them.
+        """Fold consecutive events into the tables of projections whose position is just before them.
 
         Args:
             connection: in autocommit mode; the tables are those that come first on its search path.
             members: the projections.
-            page: the events as they are stored.
-            events: what they tell, where the page was not read from the log. Then nothing is written
-                unless the log has it.
+            page: the events as stored.
+            events: the decoded events, if the page was not read from the log. Then nothing is written
+                unless the log has this page.
 
         Raises:
-            StoreBusy: one of them stands elsewhere, its tables were replaced, or the log has another page
-                there; nothing was written.
+            StoreBusy: a projection is at another position, its tables were replaced, or the log has another
+                page there; nothing was written.
             StoreUnavailable: the connection broke; the page was written whole or not at all.
             UnknownEventType, UnreadableEvent, LogNotUnderstood: an event cannot be folded; nothing was
                 written.
@@ -125,16 +124,16 @@ class PageFolder:
         await self.fetch(connection, self.wanted(members, events))
         folded = self.fold(members, page, events)
         with translating():
-            # Before the rows: see advance_projections in schema.sql.
+            # The query comes before the rows: see advance_projections in schema.sql.
             await folded.write(connection, query, parameters)
         self.keep(folded)
 
     def fold(
         self, members: Sequence[Projection], page: Sequence[AnyRecorded], events: Sequence[AnyEvent]
     ) -> FoldedPage:
-        """Folds consecutive events, and leaves it to the caller to write and keep what comes of it.
+        """Fold consecutive events; the caller then writes and keeps the result.
 
-        The page before must be kept by then, and what is `wanted` fetched.
+        The page before must have been kept, and what is `wanted` fetched.
         """
         handling = self._by_kind(members)
         folded = FoldedPage(self._caches)
@@ -150,7 +149,7 @@ class PageFolder:
         return folded
 
     def wanted(self, members: Sequence[Projection], events: Sequence[AnyEvent]) -> Wanted:
-        """The keys of all rows that a page is going to read and that are not at hand, by table."""
+        """Return the keys of all rows that a page is going to read and that are not cached, by table."""
         wanted: Wanted = {}
         handling = self._by_kind(members)
         if not any(handling[kind].is_asking for kind in set(map(type, events))):
@@ -161,44 +160,44 @@ class PageFolder:
             _, touches, touches_several, makes = handling[type(event)]
             for made, key_of in makes:
                 made.add(key_of(event))
-            for table, at_hand, made, key_of in touches:
+            for table, cache, made, key_of in touches:
                 key = key_of(event)
-                if key not in at_hand and key not in made and key is not None:
+                if key not in cache and key not in made and key is not None:
                     wanted.setdefault(table, set()).add(key)
             for several in touches_several:
                 name = several.table.name
-                at_hand, made = self._caches[name], self._made[name]
+                cache, made = self._caches[name], self._made[name]
                 for key in several.keys(event):
-                    if key not in at_hand and key not in made:
+                    if key not in cache and key not in made:
                         wanted.setdefault(several.table, set()).add(key)
         return wanted
 
     async def fetch(self, connection: Connection, wanted: Wanted) -> None:
-        """Brings rows to hand. All that was folded before must be written by then."""
+        """Fetch rows into the cache. Everything folded before must have been written."""
         for table, keys in wanted.items():
             cache = self._caches[table.name]
             for row in await storage.load(connection, table, list(keys)):
                 cache[table.key_of(row)] = row
 
     def keep(self, folded: FoldedPage) -> None:
-        """Has what a page changed at hand for the next one."""
-        let_go = {rows.table.name for rows in folded.values() if not rows.keep()}
-        if self._empty and not let_go <= self._let_go:
-            self._let_go |= let_go
+        """Cache what a page changed for the next one."""
+        evicted = {rows.table.name for rows in folded.values() if not rows.keep()}
+        if self._empty and not evicted <= self._evicted:
+            self._evicted |= evicted
             self._handling.clear()
         for cache in self._caches.values():
             if not cache.is_lasting:
                 cache.clear()
 
     def _by_kind(self, members: Sequence[Projection]) -> Mapping[type[Event], _Handling]:
-        """What each kind of event sets off in these projections: looked up once, not at every event."""
+        """Return how these projections handle each kind of event: computed once, not for every event."""
         names = tuple(member.name for member in members)
         if names not in self._handling:
             for touched in chain.from_iterable(member.touched() for member in members):
                 cache = self._caches[touched.table.name]
                 cache.is_lasting = cache.is_lasting or not touched.several
             self._handling[names] = {
-                kind: self._handled(
+                kind: self._handling_of(
                     [member.handlers[kind] for member in members if kind in member.handlers],
                     [made for member in members for made in member.makes.get(kind, ())],
                 )
@@ -206,10 +205,10 @@ class PageFolder:
             }
         return self._handling[names]
 
-    def _handled(
+    def _handling_of(
         self, entries: Sequence[tuple[Handler, Sequence[Touched]]], makes: Sequence[Touched]
     ) -> _Handling:
-        asked = [touched for _, its in entries for touched in its if self._may_be_elsewhere(touched)]
+        asked = [touched for _, its in entries for touched in its if self._may_need_fetching(touched)]
         return _Handling(
             tuple(handler for handler, _ in entries),
             tuple(
@@ -221,28 +220,28 @@ class PageFolder:
             tuple((self._made[one.table.name], one.key) for one in makes),
         )
 
-    def _may_be_elsewhere(self, touched: Touched) -> bool:
-        """Whether the database can have such rows that are not at hand."""
+    def _may_need_fetching(self, touched: Touched) -> bool:
+        """Whether the database may have such rows that are not cached."""
         name = touched.table.name
-        return not self._empty or name in self._let_go or not self._caches[name].is_lasting
+        return not self._empty or name in self._evicted or not self._caches[name].is_lasting
 
 
 async def decoded(
     connection: Connection, page: Sequence[Recorded], keyring: Keyring | None
 ) -> list[AnyEvent]:
-    """The events of a page of stored ones; see `eventstore.sealing.reveal` for the arguments.
+    """Decode a page of stored events; see `eventstore.sealing.reveal` for the arguments.
 
     Raises:
         UnknownEventType, UnreadableEvent: one of them cannot be read.
     """
-    # Answers are nobody's rows, so nobody needs to read them.
+    # Answers affect no rows, so they need not be decrypted.
     return await decoded_as_it_is(
         await sealing.reveal(connection, page, keyring, veiled=(RequestAnswered.type,))
     )
 
 
 async def decoded_as_it_is(page: Sequence[AnyRecorded]) -> list[AnyEvent]:
-    """The events of a page that is readable: none is sealed, or all were revealed."""
+    """Decode a page of readable events: none is sealed, or all were decrypted."""
     events: list[AnyEvent] = []
     for start in range(0, len(page), _DECODED_AT_ONCE):
         events += [codec.decode(recorded) for recorded in page[start : start + _DECODED_AT_ONCE]]

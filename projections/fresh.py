@@ -1,8 +1,8 @@
-"""What this process has just appended or folded, at hand for its projector.
+"""The events that this process has just appended or folded, kept in memory for its projector.
 
-A page that is here need not be read and decoded once more. It is no second truth: whoever writes rows by it
-has the log confirm in the same transaction that it holds this very page. Its last event's hash is enough
-for that, since a hash covers all that comes before it (`eventstore.chain`).
+A page kept here need not be read and decoded again. It is not a second source of truth: whoever writes rows
+from it has the log confirm in the same transaction that it holds exactly this page. The hash of the last
+event is enough for that, as a hash covers everything before it (`eventstore.chain`).
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from eventstore.log import PAGE_EVENTS
 from eventstore.recorded import Recorded
 
 MOST_BYTES = 8 * 1024 * 1024
-"""What is not fetched before there is more of it, or before a page is full, is read from the log."""
+"""Once there is more than this, or more than a page, everything is dropped and later read from the log."""
 
 
 class Page(NamedTuple):
-    """Consecutive events, and how the log has them."""
+    """Consecutive events, as stored and decoded."""
 
     recorded: Sequence[Recorded]
     events: Sequence[AnyEvent]
 
 
 class Fresh:
-    """Consecutive events up to the last one that is known here, as long as somebody fetches them."""
+    """Consecutive events up to the last one known to this process, as long as they are taken in time."""
 
     def __init__(self) -> None:
         self._recorded: list[Recorded] = []
@@ -37,7 +37,7 @@ class Fresh:
         return len(self._recorded)
 
     def extend(self, recorded: Sequence[Recorded], events: Sequence[AnyEvent]) -> None:
-        """Takes in a batch that was committed. What is older goes where the two do not meet."""
+        """Add a committed batch. If it does not follow the events kept so far, drop those."""
         if self._recorded and recorded[0].position != self._recorded[-1].position + 1:
             self.clear()
         self._recorded += recorded
@@ -47,7 +47,7 @@ class Fresh:
             self.clear()
 
     def take(self, after: int) -> Page | None:
-        """All there is behind `after`; None where that is nothing, or begins later."""
+        """Take all events after `after`; return None if there are none, or if the first one is missing."""
         if not self._recorded or self._recorded[0].position > after + 1:
             return None
         known = after + 1 - self._recorded[0].position
@@ -56,5 +56,5 @@ class Fresh:
         return page if page.recorded else None
 
     def clear(self) -> None:
-        """Lets go of everything."""
+        """Drop everything."""
         self._recorded, self._events, self._bytes = [], [], 0

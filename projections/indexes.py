@@ -1,7 +1,7 @@
-"""The indexes of the read tables, keys included: which of them are lost, and how they are made again.
+"""The indexes of the read tables, including keys: finds those that are missing and recreates them.
 
-They are lost where somebody dropped one, or where a backup was restored without them. What there has to be
-is what `schema.sql` makes: it is made once more, as empty temporary tables that are gone at once.
+An index is missing if somebody dropped it, or if a backup was restored without it. `schema.sql` defines
+which ones there must be: it is executed again, for empty temporary tables, and rolled back at once.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 TABLES = frozenset(table.name for projection in PROJECTIONS for table in projection.tables)
 
 # The rest of the definition is what is indexed, and of which rows.
-_THERE: LiteralString = """
+_INDEXES: LiteralString = """
     SELECT t.relname, i.relname, indisunique, substring(pg_get_indexdef(indexrelid) FROM ' USING .*')
     FROM pg_index JOIN pg_class t ON t.oid = indrelid JOIN pg_class i ON i.oid = indexrelid
     WHERE t.relnamespace = {}::regnamespace AND indisvalid AND indisready AND indislive
     ORDER BY t.relname, i.relname
 """
-_OWN_TEMPORARY_TABLES: LiteralString = "pg_my_temp_schema()"
-_OF_ANOTHER: LiteralString = (
+_TEMP_SCHEMA: LiteralString = "pg_my_temp_schema()"
+_IS_TAKEN: LiteralString = (
     "SELECT FROM pg_class LEFT JOIN pg_index ON indexrelid = oid"
     " WHERE indrelid IS DISTINCT FROM to_regclass(%s) AND oid = to_regclass(%s)"
 )
@@ -39,30 +39,30 @@ _IS_OWN: LiteralString = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WH
 
 
 class Index(NamedTuple):
-    """An index that there has to be."""
+    """An index that must exist."""
 
     table: str
     name: str
     is_unique: bool
     definition: str
-    """What follows the table's name."""
+    """The part of its definition that follows the table's name."""
 
 
 async def lost_indexes(
     connection: Connection, schema: str, tables: Collection[str] = TABLES
 ) -> list[Index]:
-    """Those of these tables that are not there, or not valid, the keys among them.
+    """Return the indexes of these tables, including keys, that are missing or invalid.
 
     Args:
         connection: in autocommit mode; it has no temporary tables with these names.
         schema: the squad's Postgres schema.
-        tables: names of read tables; all of them, unless some are named.
+        tables: names of read tables; by default all of them.
     """
     with translating():
         async with connection.transaction(force_rollback=True):
             await connection.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(APART)))
             await connection.execute(read_tables_sql().encode())
-            wanted = await _indexes(connection, sql.SQL(_OWN_TEMPORARY_TABLES))
+            wanted = await _indexes(connection, sql.SQL(_TEMP_SCHEMA))
         there = {
             (index.table, index.is_unique, index.definition)
             for index in await _indexes(connection, sql.Literal(schema))
@@ -75,15 +75,15 @@ async def lost_indexes(
 
 
 async def make_again(connection: Connection, schema: str, index: Index) -> bool:
-    """Makes an index that is lost; whoever reads goes on meanwhile. False where the role may not."""
+    """Recreate a missing index, without blocking readers. Return False if the role may not."""
     table = sql.Identifier(schema, index.table)
     with translating():
         if not await one_value(connection, _IS_OWN, (table.as_string(),)):
             return False
         async with connection.transaction():
-            # There may be one of its name that is not what it should be, or another table's.
+            # An index with this name may exist but differ, or belong to another table.
             place = sql.Identifier(schema, index.name)
-            cursor = await connection.execute(_OF_ANOTHER, (table.as_string(), place.as_string()))
+            cursor = await connection.execute(_IS_TAKEN, (table.as_string(), place.as_string()))
             is_taken = await cursor.fetchone() is not None
             if not is_taken:
                 await connection.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(place))
@@ -98,5 +98,5 @@ async def make_again(connection: Connection, schema: str, index: Index) -> bool:
 
 
 async def _indexes(connection: Connection, namespace: sql.Composable) -> list[Index]:
-    cursor = await connection.execute(sql.SQL(_THERE).format(namespace))
+    cursor = await connection.execute(sql.SQL(_INDEXES).format(namespace))
     return [Index(*found) for found in await cursor.fetchall()]

@@ -1,4 +1,4 @@
-"""jobs and job_runs: what is to run when, and what came of every tick."""
+"""jobs and job_runs: what runs when, and the outcome of every tick."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class JobRow(Row, frozen=True):
-    """A job. Every tick up to `ticked_until` has its outcome, or waits as the `buffered_tick`."""
+    """A job. Every tick up to `ticked_until` has an outcome, or waits as the `buffered_tick`."""
 
     name: str
     source: JobSource
@@ -110,16 +110,18 @@ def _defined(view: View, event: JobDefined, recorded: AnyRecorded) -> None:
         removed_by=None,
         paused=before.paused if before and known else False,
         pause_note=before.pause_note if before and known else None,
-        # A new schedule counts from here; one that goes on owes the outcome of every tick until now.
-        ticked_until=before.ticked_until if before and _goes_on(before, event) else recorded.recorded_at,
+        # A new schedule starts here; one that continues still owes an outcome for every tick until now.
+        ticked_until=before.ticked_until
+        if before and _keeps_schedule(before, event)
+        else recorded.recorded_at,
         buffered_tick=before.buffered_tick if before and known else None,
         position=recorded.position,
     )
     view.rows(JOBS).put(event.job, row)
 
 
-def _goes_on(before: JobRow, event: JobDefined) -> bool:
-    """Whether the job keeps the schedule that it was ticking by."""
+def _keeps_schedule(before: JobRow, event: JobDefined) -> bool:
+    """Return whether the job keeps its current schedule."""
     wanted = event.definition
     same = (before.cron, before.every_seconds, before.timezone) == (
         wanted.cron,
@@ -133,7 +135,7 @@ def _goes_on(before: JobRow, event: JobDefined) -> bool:
 def _removed(view: View, event: JobRemoved, recorded: AnyRecorded) -> None:
     before = view.rows(JOBS).get(event.job)
     if before is None:
-        # The settings withdrew what was off the schedule already; nobody keeps that in memory.
+        # The settings withdrew a job that was off the schedule already; such a job is not kept in memory.
         return
     row = before.replaced(
         removed=True, removed_by=event.source, buffered_tick=None, position=recorded.position
@@ -206,7 +208,7 @@ def _started(view: View, event: RunStarted, recorded: AnyRecorded) -> None:
         reason=None,
         runner=event.runner,
         lease_expires_at=event.lease_expires_at,
-        # Whichever process is first takes it up, from now on.
+        # Whichever process is first may take it up from now on.
         retry_at=None if event.runner else recorded.recorded_at,
         reservation_id=event.reservation_id,
         operation_id=event.operation_id,
@@ -233,7 +235,7 @@ def _attempt_failed(view: View, event: RunAttemptFailed, recorded: AnyRecorded) 
     row = needed(view, RUNS, event.run_id)
     used = row.tokens_used if event.tokens_used is None else (row.tokens_used or 0) + event.tokens_used
     row = row.replaced(
-        # One more where the attempt failed before it began, because its resources were claimed.
+        # One more if the attempt failed before it started, because its resources were claimed.
         attempts=event.attempt,
         runner=None,
         lease_expires_at=None,
@@ -277,7 +279,7 @@ def _finished(view: View, event: RunFinished, recorded: AnyRecorded) -> None:
 
 
 def _ticked(view: View, name: str, tick: datetime) -> None:
-    """The tick has its outcome; a buffered one that gets it waits no longer."""
+    """Note that a tick has its outcome; if it was buffered, it no longer waits."""
     row = needed(view, JOBS, name)
     waited = row.buffered_tick == tick and tick <= row.ticked_until
     buffered = None if waited else row.buffered_tick

@@ -1,6 +1,6 @@
-"""api_keys and access: which keys there are, and whether one is needed at all.
+"""api_keys and access: the keys, and whether one is needed at all.
 
-Two projections, so that a finished key can be recalled from the log without being counted again.
+There are two projections, so that an ended key can be read back from the log without being counted again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KeyState = Literal["active", "expired", "revoked"]
 
 
 class KeyRow(Row, frozen=True):
-    """A key. `digest` is the SHA-256 of the key itself, which is nowhere."""
+    """A key. `digest` is the SHA-256 of the key itself, which is stored nowhere."""
 
     id: str
     scope: KeyScope
@@ -39,7 +39,7 @@ class KeyRow(Row, frozen=True):
 
 
 class AccessRow(Row, frozen=True):
-    """Whether requests need a key: as long as there is one that nobody has revoked, expired or not."""
+    """Whether requests need a key: they do as long as one has not been revoked, expired or not."""
 
     name: str
     unrevoked_keys: int
@@ -112,7 +112,7 @@ def _ended(view: View, event: KeyExpired | KeyRevoked, recorded: AnyRecorded) ->
     view.rows(KEYS).put(row.id, row)
 
 
-# One that has expired still counts: a squad whose last key runs out must not be open to everybody.
+# An expired key still counts: a squad whose last key expires must not become open to everybody.
 @access.on(KeyCreated, KeyRevoked, touches=(the(ACCESS, THE_SQUAD),))
 def _counted(view: View, event: KeyCreated | KeyRevoked, recorded: AnyRecorded) -> None:
     before = view.rows(ACCESS).get(THE_SQUAD)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class MessageRow(Row, frozen=True):
-    """A message; without `to_agent` it is to all."""
+    """A message; without `to_agent`, it is for everybody."""
 
     id: str
     from_agent: str
@@ -27,7 +27,7 @@ class MessageRow(Row, frozen=True):
 
 
 class AckRow(Row, frozen=True):
-    """An agent has dealt with a message."""
+    """An agent's acknowledgement of a message."""
 
     message_id: str
     agent: str
@@ -77,7 +77,7 @@ def _acknowledged(view: View, event: MessageAcknowledged, recorded: AnyRecorded)
     touches=(all_its(MESSAGES, "messages"),),
 )
 def _forgotten(view: View, event: SubjectForgotten, recorded: AnyRecorded) -> None:
-    """Erases what the log no longer tells. A message keeps its place in the list."""
+    """Erase what is forgotten. A message keeps its place in the list."""
     del recorded
     rows = view.rows(MESSAGES)
     for message_id in event.messages:

@@ -1,4 +1,4 @@
-"""operations and conflicts: who claims what, and who was turned away by whom."""
+"""operations and conflicts: who claims what, and whose claims were refused because of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OperationState = Literal["active", "finished", "expired"]
 
 
 class OperationRow(Row, frozen=True):
-    """A claim on resources: it turns others away until `blocks_until`, and is void at `expires_at`."""
+    """A claim on resources: it blocks others until `blocks_until`, and expires at `expires_at`."""
 
     id: str
     agent: str
@@ -39,12 +39,12 @@ class OperationRow(Row, frozen=True):
     expires_at: datetime
     ended_at: datetime | None
     fencing_token: int
-    """The position of the operation's start: of two holders in turn, the later has the greater token."""
+    """The position of the operation's start: a later holder always has a greater token."""
     position: int
 
 
 class ConflictRow(Row, frozen=True):
-    """A refused claim, and the operation that was in its way."""
+    """A refused claim, and the operation that blocked it."""
 
     id: str
     agent: str

@@ -1,6 +1,6 @@
-"""Tables that other code folded, or that are far behind, rebuilt in the background of the projector.
+"""Rebuilds, in the background of the projector, tables that other code folded or that are far behind.
 
-Their old rows stay until the new ones are complete; the other tables go on meanwhile.
+Their old rows stay until the new ones are complete; meanwhile the other tables keep following the log.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from projections.projection import Projection
 
 TOLD_EVERY_SECONDS = 3.0
-"""How often `projections` is told of a rebuild under way, so that nobody takes the tables for stuck."""
+"""How often a rebuild in progress updates `projections`, so that the tables are not taken for stuck."""
 
 _BACKOFF_SECONDS = (0.2, 5.0)
-_UNDER_WAY = "UPDATE projections SET updated_at = clock_timestamp() WHERE name = ANY (%s)"
+_IN_PROGRESS = "UPDATE projections SET updated_at = clock_timestamp() WHERE name = ANY (%s)"
 _log = logging.getLogger(__name__)
 
 
 class Outdated:
-    """The projections that must be rebuilt, and the rebuild of them.
+    """The projections that must be rebuilt, and their rebuild.
 
-    A rebuild has connections of its own, and outlives the projector's: while it puts its rows in the place
-    of the old ones, it can hold up the projector for longer than that one waits for anything.
+    A rebuild has its own connections and outlives the projector's: while it replaces the old rows, it can
+    block the projector for longer than the projector's timeouts.
     """
 
     def __init__(self, dsn: str, schema: str) -> None:
@@ -40,39 +40,39 @@ class Outdated:
         self._dsn = dsn
         self._schema = schema
         self._rebuilding: asyncio.Task[dict[str, Exception]] | None = None
-        self._rebuilt: Sequence[Projection] = ()
-        """Those that `_rebuilding` is about."""
-        self._told_at = 0.0
+        self._members: Sequence[Projection] = ()
+        """The projections that `_rebuilding` is rebuilding."""
+        self._reported_at = 0.0
 
     def __bool__(self) -> bool:
         return bool(self.projections)
 
     async def see_to(self, projections: Sequence[Projection]) -> None:
-        """Has these rebuilt and no others. Where that is under way already, it goes on."""
+        """Rebuild exactly these. A rebuild of them that is already in progress continues."""
         self.projections = projections
-        if projections and self._is_under_way() and all(each in self._rebuilt for each in projections):
+        if projections and self._is_in_progress() and all(each in self._members for each in projections):
             return
         await self.stop()
         if projections:
             _log.info("rebuilding tables: %s", ", ".join(projection.name for projection in projections))
-            self._rebuilt = projections
+            self._members = projections
             self._rebuilding = asyncio.create_task(self._rebuild(projections))
 
-    def _is_under_way(self) -> bool:
+    def _is_in_progress(self) -> bool:
         return self._rebuilding is not None and not self._rebuilding.done()
 
     async def stop(self) -> None:
-        """Gives up what is under way."""
+        """Cancel the rebuild in progress."""
         if self._rebuilding is not None:
             self._rebuilding.cancel()
             await asyncio.gather(self._rebuilding, return_exceptions=True)
             self._rebuilding = None
 
     async def tend(self, connection: Connection) -> dict[str, Exception]:
-        """Says from time to time that it is under way.
+        """Report from time to time that the rebuild is in progress.
 
         Returns:
-            When it has ended: why, of those that could not be rebuilt.
+            Once it has ended: the errors of the projections that could not be rebuilt, by name.
         """
         if self._rebuilding is None:
             return {}
@@ -80,20 +80,20 @@ class Outdated:
             failures = self._rebuilding.result()
             self._rebuilding = None
             return failures
-        if monotonic() - self._told_at > TOLD_EVERY_SECONDS:
-            self._told_at = monotonic()
+        if monotonic() - self._reported_at > TOLD_EVERY_SECONDS:
+            self._reported_at = monotonic()
             names = [projection.name for projection in self.projections]
-            await connection.execute(_UNDER_WAY, (names,))
+            await connection.execute(_IN_PROGRESS, (names,))
         return {}
 
     async def _rebuild(self, projections: Sequence[Projection]) -> dict[str, Exception]:
-        """Rebuilds projections, together or at least those that can be.
+        """Rebuild projections, together or else one by one.
 
         Returns:
-            Why, of those that cannot.
+            The errors of those that cannot be rebuilt, by name.
         """
         try:
-            await self._rebuild_patiently(projections)
+            await self._rebuild_with_retries(projections)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises stops its projection, loudly
             if len(projections) == 1:
                 return {projections[0].name: error}
@@ -103,13 +103,13 @@ class Outdated:
             return failures
         return {}
 
-    async def _rebuild_patiently(self, projections: Sequence[Projection]) -> None:
+    async def _rebuild_with_retries(self, projections: Sequence[Projection]) -> None:
         delay = _BACKOFF_SECONDS[0]
         while True:
             try:
                 await rebuild(self._dsn, self._schema, projections)
             except (StoreUnavailable, StoreBusy, OSError) as error:
-                _log.warning("rebuilding begins anew: %s", describe(error))
+                _log.warning("the rebuild starts over: %s", describe(error))
             else:
                 return
             await asyncio.sleep(delay)

@@ -1,4 +1,4 @@
-"""SQL about a read table, `l`, and the one that the log was folded into, `f`: row beside row."""
+"""SQL that joins a live read table, `l`, with the temporary one that the log was folded into, `f`."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from projections.projection import Table
 
 APART = "pg_temp"
-"""The schema of a session's own tables."""
+"""The schema of the session's temporary tables."""
 
 JOINED: LiteralString = "{live} l FULL JOIN {folded} f ON {same_key}"
 DIFFER: LiteralString = (
     "(l.ctid IS NULL OR f.ctid IS NULL OR ROW({live_row}) IS DISTINCT FROM ROW({folded_row}))"
 )
-"""Where one side has no row its ctid is null, whatever the columns of a row may hold."""
+"""If one side has no row, its ctid is null, whatever the row's columns may hold."""
 
 
 def apart(table: Table[Any, Any]) -> sql.Identifier:
-    """The session's own table."""
+    """Return the name of the session's temporary table."""
     return sql.Identifier(APART, table.name)
 
 
 def pair(statement: LiteralString, schema: str, table: Table[Any, Any]) -> sql.Composed:
-    """A statement, completed with the names of both tables and what they have in common."""
+    """Complete a statement with the names of both tables, their key and their columns."""
     return sql.SQL(statement).format(
         live=sql.Identifier(schema, table.name),
         folded=apart(table),

@@ -1,8 +1,8 @@
-"""The one shape of every projection: tables, and what each kind of event does to their rows.
+"""What every projection consists of: tables, and handlers for what each kind of event does to their rows.
 
 What an event does is written once, as a handler of a `Projection`. A handler reads and writes rows through
-a `View` and never learns what stands behind it: the decision state in memory, a page of rows on their way
-into the read tables, or the squad as it was last Tuesday.
+a `View` and never knows what is behind it: the decision state in memory, a page of rows on their way into
+the read tables, or the squad as it was last Tuesday.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Row(Struct, frozen=True, gc=False):
     if TYPE_CHECKING:
 
         def replaced(self, **values: Any) -> Self:
-            """The row with other values in these columns."""
+            """Return the row with other values in these columns."""
 
     else:
-        # A method of ours that calls it would take four times as long, and handlers do little else.
+        # A wrapper method would take four times as long, and handlers do little else.
         replaced = Struct.__replace__
 
     def asdict(self) -> dict[str, Any]:
-        """The values by column."""
+        """Return the values by column."""
         return structs.asdict(self)
 
 
@@ -58,7 +58,7 @@ class Table(Generic[K, R]):
         return self.row.__struct_fields__
 
     def key_of(self, row: R) -> K:
-        """The row's key: one value, or a tuple of them where the key has several columns."""
+        """Return the row's key: one value, or a tuple if the key has several columns."""
         values = tuple(getattr(row, column) for column in self.key)
         return values[0] if len(values) == 1 else values  # type: ignore[return-value]
 
@@ -67,21 +67,21 @@ class Rows(Protocol[K_contra, R]):
     """One table as a handler sees it."""
 
     def get(self, key: K_contra, /) -> R | None:
-        """The row, or None where there is none."""
+        """Return the row, or None if there is none."""
 
     def put(self, key: K_contra, row: R, /) -> None:
-        """Writes the row, in place of one with the same key."""
+        """Write the row, replacing any with the same key."""
 
 
 class View(Protocol):
     """All tables as a handler sees them."""
 
     def rows(self, table: Table[K, R], /) -> Rows[K, R]:
-        """One table's rows."""
+        """Return one table's rows."""
 
 
 class MissingRow(Exception):
-    """A handler needs a row that is not there; the log and the tables do not fit together."""
+    """A handler needs a row that does not exist; the log and the tables are inconsistent."""
 
     def __init__(self, table: Table[Any, Any], key: object) -> None:
         super().__init__(f"{table.name} has no row {key!r}")
@@ -89,7 +89,7 @@ class MissingRow(Exception):
 
 
 def needed(view: View, table: Table[K, R], key: K) -> R:
-    """The row with this key, which the event speaks of.
+    """Return the row with this key, which the event refers to.
 
     Raises:
         MissingRow: there is none.
@@ -101,15 +101,15 @@ def needed(view: View, table: Table[K, R], key: K) -> R:
 
 
 class Touched(NamedTuple):
-    """Which rows of a table an event makes a handler read."""
+    """Which rows of a table a handler reads for an event."""
 
     table: Table[Any, Any]
     key: Callable[[Any], Any]
-    """Of the event: the row's key, or None where it has none. Where there are `several`: all of them."""
+    """Given the event, returns the row's key, or None if it has none; if `several`, all the keys."""
     several: bool = False
 
     def keys(self, event: AnyEvent) -> Iterable[Any]:
-        """The keys of these rows."""
+        """Return the keys of these rows."""
         found = self.key(event)
         if self.several:
             return found  # type: ignore[no-any-return]
@@ -117,7 +117,7 @@ class Touched(NamedTuple):
 
 
 def its(table: Table[Any, Any], *fields: str) -> Touched:
-    """The row whose key is in these fields of the event, or None is in it."""
+    """The row whose key is in these fields of the event; none if it is None."""
     return Touched(table, attrgetter(*fields))
 
 
@@ -142,7 +142,7 @@ class Projection:
     name: str
     tables: tuple[Table[Any, Any], ...]
     fold_version: int = 1
-    """Raised whenever a handler's meaning changes; tables folded by another version are rebuilt."""
+    """Incremented whenever a handler's meaning changes; tables folded by another version are rebuilt."""
     handlers: dict[type[Event], tuple[Handler, tuple[Touched, ...]]] = field(default_factory=dict)
     makes: dict[type[Event], tuple[Touched, ...]] = field(default_factory=dict)
     """See `on`."""
@@ -150,18 +150,18 @@ class Projection:
     def on(
         self, *kinds: type[Event], touches: tuple[Touched, ...] = (), makes: tuple[Touched, ...] = ()
     ) -> Callable[[H], H]:
-        """Declares a handler for these kinds of event.
+        """Declare a handler for these kinds of event.
 
         Args:
-            kinds: one handler for each kind at most.
-            touches: the rows that the handler reads, so that they can be fetched before.
-            makes: rows that are not there before and that later events read, so that nobody asks for them.
+            kinds: each may have at most one handler.
+            touches: the rows that the handler reads, so that they can be fetched first.
+            makes: new rows that later events read, so that they need not be fetched.
         """
 
         def declare(handler: H) -> H:
             for kind in kinds:
                 if kind in self.handlers:
-                    raise ValueError(f"{self.name} has a handler for {kind.type} already")
+                    raise ValueError(f"{self.name} already has a handler for {kind.type}")
                 self.handlers[kind] = (handler, touches)
                 self.makes[kind] = makes
             return handler
@@ -169,15 +169,15 @@ class Projection:
         return declare
 
     def apply(self, view: View, event: AnyEvent, recorded: AnyRecorded) -> None:
-        """Does what the event does to this projection's rows."""
+        """Apply the event to this projection's rows."""
         if entry := self.handlers.get(type(event)):
             entry[0](view, event, recorded)
 
     def touched(self) -> Iterable[Touched]:
-        """All that its handlers read."""
+        """Return everything that its handlers read."""
         return [touched for _, touches in self.handlers.values() for touched in touches]
 
     def touches(self, event: AnyEvent) -> Iterable[tuple[Table[Any, Any], Any]]:
-        """Table and key of each row that `apply` is going to read."""
+        """Return the table and key of each row that `apply` is going to read."""
         _, touches = self.handlers.get(type(event), (None, ()))
         return [(touched.table, key) for touched in touches for key in touched.keys(event)]

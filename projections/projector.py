@@ -1,18 +1,18 @@
 """Runs the projections over the log: read a page, fold it, write rows and position in one transaction.
 
-Among several processes one is the active projector, by a session lock on the very connection that writes:
-whoever loses the connection loses the lock with it. The others stand by. Positions are compared as they are
-moved, so even two projectors that both believe themselves active cannot write the same page twice.
+One of several processes is the active projector, by a session lock on the connection that writes: a process
+that loses the connection also loses the lock. The others stand by. Positions are compared as they are
+advanced, so even two projectors that both believe themselves active cannot write the same page twice.
 
-A projection that cannot take an event stops there, says so in its row of `projections`, and leaves the
-others alone. It never steps over an event. It tries again after a while, when the next process becomes the
-projector, and after a replay: what was in the way may be gone. One whose rebuild failed tries again only on
-the last two of these, since that folds the whole log.
+A projection that cannot fold an event stops there, records it in its row of `projections`, and does not
+affect the others. It never skips an event. It retries after a while, when another process becomes the
+projector, and after a replay: the cause may be gone. One whose rebuild failed retries only in the last two
+cases, as that folds the whole log.
 
-What the process itself has just appended, or folded to decide, it need not read (`projections.fresh`).
+Events that this process has just appended, or folded to decide, are not read again (`projections.fresh`).
 
-A replay (`projections.rebuild`) may replace rows and positions at any time; the generation tells. Tables
-that were folded by other code are rebuilt in the same way when this one becomes the projector
+A replay (`projections.rebuild`) may replace rows and positions at any time; the generation shows it. Tables
+that were folded by other code are rebuilt in the same way when this process becomes the projector
 (`projections.outdated`).
 """
 
@@ -48,18 +48,18 @@ if TYPE_CHECKING:
     from projections.projection import Projection
 
 GATHER_SECONDS = 0.001
-"""How long events are gathered after a hint: a transaction for each single one would slow all down."""
+"""How long to gather events after a hint: one transaction per event would slow everything down."""
 
 REST_SECONDS = 0.02
-"""After a page the next one is left to grow for as long as this one took, and never longer than this.
+"""The longest pause after a page, to let the next one grow; it is otherwise as long as the page took.
 
-Whoever appends on the same processor can use the time; a page costs as much as a hundred of its events."""
+Writers on the same processor can use that time; the fixed cost of a page is that of a hundred events."""
 
 STUCK_AFTER_SECONDS = 30.0
-"""A round trip that takes longer is given up and its connection cut."""
+"""Timeout of a round trip; its connection is then cut."""
 
 RETRY_FAILED_SECONDS = 10.0
-"""How long a projection that could not take an event stays away from it."""
+"""How long a projection that could not fold an event waits before it retries."""
 
 _IDLE_MILLISECONDS = 15_000
 _TRY_LOCK = "SELECT pg_try_advisory_lock('projections'::regclass::oid::integer, 2)"
@@ -85,14 +85,14 @@ class Projector:
     ) -> None:
         self.active = False
         self.positions: dict[str, int] = {}
-        """How far each projection is; 0 as long as it is being rebuilt."""
+        """The position of each projection; 0 while it is being rebuilt."""
         self.failed: dict[str, tuple[int, str]] = {}
         self.poll_rescues = 0
-        """How often a look at the log found events that no notification had told of."""
+        """How often polling found events that no notification had announced."""
         self.covered_at: dict[str, float] = {}
-        """When each projection's table last had all that was in the log, by the monotonic clock."""
+        """When each projection last had everything in the log, by the monotonic clock."""
         self.moved = Hints()
-        """Wakes when `positions` has moved on. The database's own notification may come before that."""
+        """Wakes when `positions` has advanced. The database's own notification may arrive before that."""
         self._dsn = dsn
         self._schema = schema
         self._hints = hints
@@ -104,19 +104,19 @@ class Projector:
         self._gauge = Gauge(log.PAGE_EVENTS)
         self._fresh = Fresh()
         self._news = asyncio.Event()
-        """That there may be something to fold, by notification or from this process."""
+        """Set when there may be something to fold, by a notification or by this process."""
         self._outdated = Outdated(dsn, schema)
 
     def observe(self, recorded: Sequence[Recorded], events: Sequence[AnyEvent]) -> None:
-        """Takes note of events that this process knows already, which then need not be read."""
+        """Keep events that this process already knows, so that they need not be read."""
         if self.active:
-            # Of those that are too many to be kept.
+            # If they are too many to be kept, they will have to be read.
             self._gauge.beware(recorded)
             self._fresh.extend(recorded, events)
             self._news.set()
 
     async def run(self) -> None:
-        """Runs until cancelled."""
+        """Run until cancelled."""
         self._hints.also_wake(self._news)
         try:
             await self._run()
@@ -131,7 +131,7 @@ class Projector:
                     self._dsn,
                     self._schema,
                     name="squad projector",
-                    # Whoever is active looks every second; one that stands still must not keep the lock.
+                    # The active one polls every second; one that hangs must not keep the lock.
                     idle_session_timeout=_IDLE_MILLISECONDS,
                 )
                 try:
@@ -142,26 +142,26 @@ class Projector:
                     self.active = False
                     connection.pgconn.finish()
             except StoreBusy as busy:
-                _log.info("the projector begins anew: %s", busy)
+                _log.info("the projector starts over: %s", busy)
             except (EventStoreError, psycopg.Error, OSError) as error:
-                _log.warning("projector lost its connection: %s", describe(error))
-            except Exception:  # noqa: BLE001 - nobody would start this task again: it goes on, whatever comes
-                _log.exception("the projector failed and begins again")
+                _log.warning("the projector lost its connection: %s", describe(error))
+            except Exception:  # noqa: BLE001 - nothing restarts this task: it must go on
+                _log.exception("the projector failed and starts over")
             await asyncio.sleep(delay)
             delay = min(delay * 2, _BACKOFF_SECONDS[1])
 
     async def _become_active(self, connection: Connection) -> None:
-        """Waits for the lock by asking: a session that blocks on it would hold back vacuum."""
+        """Wait for the lock by polling: a session that blocks on it would hold back vacuum."""
         while True:
             with hanging_up_after(STUCK_AFTER_SECONDS, connection):
                 if await one_value(connection, _TRY_LOCK):
                     break
             await asyncio.sleep(POLL_SECONDS / 2)
-        await self._begin(connection)
+        await self._restart(connection)
         self.active = True
 
-    async def _begin(self, connection: Connection) -> None:
-        """Goes by what the tables are now, and has those rebuilt that must be."""
+    async def _restart(self, connection: Connection) -> None:
+        """Start from the tables as they are now, and rebuild those that must be."""
         found = await standing(connection, self._projections.values())
         self.failed.clear()
         self.positions, self._generation = found.positions, found.generation
@@ -177,44 +177,44 @@ class Projector:
             was_polled, polled = polled, False
             self._news.clear()
             with hanging_up_after(STUCK_AFTER_SECONDS, connection):
-                await self._tend_the_rebuild(connection)
+                await self._check_rebuild(connection)
                 try:
-                    was_fresh = await self._advance_by_what_is_fresh(connection)
-                    moved = was_fresh or await self._advance_the_hindmost(connection)
+                    was_fresh = await self._advance_from_memory(connection)
+                    moved = was_fresh or await self._advance_from_log(connection)
                 except StoreBusy:
-                    if not await self._begin_if_replaced(connection):
+                    if not await self._restart_if_replaced(connection):
                         raise
                     continue
                 if moved:
                     self.poll_rescues += was_polled and not self._news.is_set()
-                    # A notification can come before what it tells of does, and a page of the log is seldom
-                    # the last. Only where all that was heard of was at hand, there is nothing to look for.
+                    # A notification can arrive before its events do, and a page read from the log is seldom
+                    # the last. Only if all announced events were kept in memory is there nothing to read.
                     if not was_fresh or self._hints.position > min(self.positions.values()):
                         continue
-                elif await self._begin_if_replaced(connection):
+                elif await self._restart_if_replaced(connection):
                     continue
             if not self._news.is_set():
                 await wait_for_hint(self._news)
                 polled = not self._news.is_set()
                 await asyncio.sleep(GATHER_SECONDS)
 
-    async def _begin_if_replaced(self, connection: Connection) -> bool:
-        """Begins anew where a replay has put other rows in the tables."""
+    async def _restart_if_replaced(self, connection: Connection) -> bool:
+        """Start over if a replay has replaced the rows of the tables."""
         if await one_value(connection, _REPLACED, (self._generation,), prepare=True):
-            _log.info("the read tables were rebuilt; going on from there")
-            await self._begin(connection)
+            _log.info("the read tables were rebuilt; continuing from there")
+            await self._restart(connection)
             return True
         return False
 
-    async def _tend_the_rebuild(self, connection: Connection) -> None:
+    async def _check_rebuild(self, connection: Connection) -> None:
         with translating():
             failures = await self._outdated.tend(connection)
         for name, error in failures.items():
             position = getattr(error, "position", None) or 0
             await self._fail(connection, self._projections[name], position, error)
 
-    async def _advance_by_what_is_fresh(self, connection: Connection) -> bool:
-        """Takes what this process knows already, where all projections stand right before it."""
+    async def _advance_from_memory(self, connection: Connection) -> bool:
+        """Fold what this process already knows, if all projections are right before it."""
         if self._outdated or self.failed or not self._fresh:
             return False
         asked, hinted = monotonic(), self._hints.position
@@ -226,15 +226,15 @@ class Projector:
             await self._fold_and_write(connection, members, page.recorded, page.events)
         except (StoreUnavailable, StoreBusy, psycopg.OperationalError):
             raise
-        except Exception:  # noqa: BLE001 - what cannot be folded is looked into when it comes from the log
+        except Exception:  # noqa: BLE001 - what cannot be folded is handled when read from the log
             return False
         if page.recorded[-1].position >= hinted:
             self.covered_at.update(dict.fromkeys(self.positions, asked))
         await asyncio.sleep(min(monotonic() - asked, REST_SECONDS))
         return True
 
-    async def _advance_the_hindmost(self, connection: Connection) -> bool:
-        """Takes one page for the projections that are furthest behind; False where all are at the head."""
+    async def _advance_from_log(self, connection: Connection) -> bool:
+        """Fold one page for the projections furthest behind; return False if all are at the head."""
         is_patient = monotonic() - self._failed_at < RETRY_FAILED_SECONDS
         absent = {projection.name for projection in self._outdated.projections} | (
             self.failed.keys() if is_patient else set()
@@ -249,7 +249,7 @@ class Projector:
         page = await log.read_after(connection, behind, wanted)
         is_the_last = len(page) < wanted
         self._gauge.learn(page)
-        # Never beyond the next one's position, so that those that met there go on as one group.
+        # Never beyond the position of the next ones, so that they continue from there as one group.
         stop = min((at for at in healthy.values() if at > behind), default=None)
         if stop is not None:
             page = [recorded for recorded in page if recorded.position <= stop]
@@ -265,7 +265,7 @@ class Projector:
     async def _advance(
         self, connection: Connection, members: Sequence[Projection], page: Sequence[Recorded]
     ) -> None:
-        """Takes a page; where that fails, finds out by halving which projection fails at which event."""
+        """Fold a page; if that fails, bisect to find which projection fails at which event."""
         try:
             await self._fold_and_write(connection, members, page)
         except (StoreUnavailable, StoreBusy, psycopg.OperationalError):
@@ -293,7 +293,7 @@ class Projector:
         after = page[-1].position
         self.positions.update(dict.fromkeys((member.name for member in members), after))
         if mended := [member.name for member in members if self.failed.pop(member.name, None)]:
-            _log.warning("projections go on that had stopped: %s", ", ".join(mended))
+            _log.warning("projections that had stopped are following the log again: %s", ", ".join(mended))
             await connection.execute(
                 "UPDATE projections SET failed_position = NULL, error = NULL WHERE name = ANY(%s)",
                 (mended,),
@@ -303,21 +303,21 @@ class Projector:
     async def _fail(
         self, connection: Connection, projection: Projection, position: int, error: Exception
     ) -> None:
-        # What went wrong in a handler; the position is told beside it.
+        # The handler's own error; the position is recorded next to it.
         fault = error.__cause__ if isinstance(error, LogNotUnderstood) and error.__cause__ else error
         reason = f"{type(fault).__name__}: {fault}"
-        # Whoever was overtaken has folded the event into rows that are not those before it.
+        # A projector that was overtaken has folded the event into rows of another position.
         here = None if projection in self._outdated.projections else self.positions[projection.name]
         cursor = await connection.execute(_STOPPED, (position, reason, projection.name, here, here))
         if not cursor.rowcount:
             raise StoreBusy(f"{projection.name} is no longer at position {here}")
         _log.error(
-            "projection %s stopped at position %d: %s; its row of the table projections says more",
+            "projection %s stopped at position %d: %s; see its row in the table projections",
             projection.name,
             position,
             describe(fault),
         )
         self.failed[projection.name] = (position, reason)
         self._failed_at = monotonic()
-        # What it tries again with is nothing that may have been at fault.
+        # Retry with an empty cache, in case a cached row was at fault.
         self._folder = PageFolder(self._generation, self._keyring)

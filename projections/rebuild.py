@@ -1,14 +1,14 @@
-"""Rebuilds read tables from the log beside the live ones, and puts the result in their place.
+"""Rebuilds read tables from the log beside the live ones, and then replaces the live rows.
 
 The log is folded into temporary tables (`projections.refold`) while the service runs: nobody waits for it,
-and nobody sees it. Then, in one transaction, the projector is held up, the last events are folded, and each
-live row that is not what the log says is replaced, removed or added (`projections.replacing`). Readers go
-on reading the old rows until that transaction commits, and read the new ones from then on, in whatever
-snapshot, view or prepared statement: the tables themselves stay, with all that was granted on them or hangs
-on them. Rows that are right already are not written again.
+and nobody sees it. Then, in one transaction, the projector is blocked, the last events are folded, and each
+live row that differs from the log is replaced, removed or added (`projections.replacing`). Readers keep
+reading the old rows until that transaction commits, and read the new ones from then on, in whatever
+snapshot, view or prepared statement: the tables themselves stay, with their grants and dependent objects.
+Rows that are already correct are not rewritten.
 
-Only the read tables and `projections` are written, so nothing is sent or called again. Whoever is killed at
-any moment leaves the live tables as they were, and nothing else behind.
+Only the read tables and `projections` are written, so nothing is sent or called again. A replay that is
+killed at any moment leaves the live tables as they were, and nothing else behind.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
     from projections.replacing import Survey
 
 CLOSE_EVENTS = 500
-"""So near to the log's head the rest may be folded while the projector waits."""
+"""How close to the log's head the fold must be before the rest is folded while the projector waits."""
 
 ALONE_WITHIN_SECONDS = 5.0
-"""How long a replay waits for another one to end, such as one that was just killed."""
+"""How long a replay waits for another one to end, such as one that has just been killed."""
 
 ATTEMPTS = 10
-"""How often the swap is tried where somebody holds what it needs."""
+"""How often the swap is tried if somebody holds a lock that it needs."""
 
 _LOCK_MILLISECONDS = 2_000
 _ASK_AGAIN_SECONDS = 0.1
@@ -65,13 +65,12 @@ _ENTER = """
 """
 _NEXT_GENERATION = "UPDATE {projections} SET generation = (SELECT max(generation) + 1 FROM {projections})"
 
-
 Changes = dict[str, tuple[int, int]]
-"""How many rows of a table were written, and how many removed."""
+"""By table, how many rows were written, and how many removed."""
 
 
 class Replaced(NamedTuple):
-    """What became of a table: how many rows it has, and how many of them had to be written or removed."""
+    """The result for a table: how many rows it has, and how many had to be written or removed."""
 
     table: str
     rows: int
@@ -80,12 +79,12 @@ class Replaced(NamedTuple):
 
 
 class Rebuilt(NamedTuple):
-    """Where the rebuilt projections are now, and what became of their tables."""
+    """The position of the rebuilt projections, and the result for their tables."""
 
     position: int
     tables: tuple[Replaced, ...]
     lost: tuple[Index, ...]
-    """Indexes that are not there, and that the role may not make again."""
+    """Missing indexes that the role may not recreate."""
 
 
 async def rebuild(
@@ -95,36 +94,35 @@ async def rebuild(
     *,
     progress: Progress | None = None,
 ) -> Rebuilt:
-    """Makes the tables of these projections what the log says, while others read, write and append.
+    """Make the tables of these projections match the log, while others read, write and append.
 
     Args:
         dsn: libpq connection string or URI of a primary server; the role must be the service's or the
-            owner's, and may make temporary tables. A table that was dropped, its key or another index only
-            the owner can make again.
+            owner's, and able to create temporary tables. Only the owner can recreate a table that was
+            dropped, its key or another index.
         schema: the squad's Postgres schema.
-        projections: whose tables; all of them, unless some are named.
-        progress: told the position reached and the one to be reached, page by page.
+        projections: whose tables to rebuild; by default all of them.
+        progress: called after each page with the position reached and the target position.
 
     Raises:
         UnknownEventType, UnreadableEvent, LogNotUnderstood, LogBroken: the log cannot be folded; the tables
-            are as they were.
-        StoreBusy: another replay is under way, or somebody holds the tables; they are as they were. Or they
-            were replaced, and it was the counting of their rows that somebody cancelled, or the making of
-            an index that was lost.
-        TableUnlike: the rows would not fit into a table; the tables are as they were.
-        WritesRefused: it is no primary server; the tables are as they were.
-        StoreUnavailable: the connection broke; the tables are as they were, or wholly replaced.
+            are unchanged.
+        StoreBusy: another replay is in progress, or somebody has locked the tables; they are unchanged. Or
+            the rows were replaced, and counting them or recreating an index was cancelled.
+        TableUnlike: the rows would not fit into a table; the tables are unchanged.
+        WritesRefused: the server is not a primary; the tables are unchanged.
+        StoreUnavailable: the connection broke; the tables are unchanged or completely replaced.
     """
     async with refolding(dsn, schema, projections, name="squad replay", progress=progress) as refold:
         await _check_tables(refold, schema)
-        await _alone(refold.connection)
-        await _approach(refold)
+        await _take_replay_lock(refold.connection)
+        await _catch_up(refold)
         await refold.analyze()
         with translating():
             found = await survey(refold.connection, schema, refold.tables())
         attempts = 1
         while True:
-            await _approach(refold)
+            await _catch_up(refold)
             try:
                 position, changes = await _swap(refold, schema, found)
             except StoreBusy:
@@ -132,35 +130,35 @@ async def rebuild(
                 if attempts > ATTEMPTS:
                     raise
             else:
-                rows = await _counted(refold, schema, changes)
-                return Rebuilt(position, rows, await _make_lost_indexes(refold, schema))
+                rows = await _count_rows(refold, schema, changes)
+                return Rebuilt(position, rows, await _recreate_lost_indexes(refold, schema))
 
 
 async def _check_tables(refold: Refold, schema: str) -> None:
-    """Refuses tables that the rows would not fit into. One that is not there is made."""
+    """Refuse tables that the rows would not fit into. One that does not exist is created later."""
     names = [table.name for table in refold.tables()]
     with translating():
         others = await unlike(refold.reader, schema, [*names, "projections"])
     if await one_value(refold.reader, "SELECT to_regclass('projections') IS NULL"):
-        raise TableUnlike("projections is not there")
+        raise TableUnlike("projections does not exist")
     for name, why in others.items():
-        hint = "; once its owner has dropped it, a replay makes it anew" if name in names else ""
+        hint = "; once its owner has dropped it, a replay recreates it" if name in names else ""
         raise TableUnlike(f"{name} {why}{hint}")
 
 
-async def _alone(connection: Connection) -> None:
-    """Takes the place of the one replay at a time, for the rest of the session."""
+async def _take_replay_lock(connection: Connection) -> None:
+    """Take the lock that allows one replay at a time, for the rest of the session."""
     deadline = monotonic() + ALONE_WITHIN_SECONDS
     while True:
         if await one_value(connection, _TRY_LOCK):
             return
         if monotonic() > deadline:
-            raise StoreBusy("another replay is under way")
+            raise StoreBusy("another replay is in progress")
         await asyncio.sleep(_ASK_AGAIN_SECONDS)
 
 
-async def _approach(refold: Refold) -> None:
-    """Folds up to the log's head, again and again for as long as that comes closer to it."""
+async def _catch_up(refold: Refold) -> None:
+    """Fold up to the log's head, repeatedly, as long as that gets closer to it."""
     distance: int | None = None
     while True:
         head = await log.head_position(refold.connection)
@@ -172,12 +170,12 @@ async def _approach(refold: Refold) -> None:
 
 
 async def _swap(refold: Refold, schema: str, found: Survey) -> tuple[int, Changes]:
-    """Puts the folded rows in the live ones' place; says up to where. If it fails, nothing has happened."""
+    """Replace the live rows with the folded ones; return their position. If it fails, nothing changed."""
     connection = refold.connection
     with refold.undone_where_it_fails(), translating():
         async with connection.transaction():
             await connection.execute(f"SET LOCAL lock_timeout = {_LOCK_MILLISECONDS}")
-            # The projector begins with it as well, so that neither waits for rows that the other has.
+            # The projector writes to it first as well, so that the two cannot deadlock over rows.
             await _execute(connection, _LOCK, schema)
             position = await _fold_the_rest(refold, schema)
             changes = {
@@ -188,14 +186,14 @@ async def _swap(refold: Refold, schema: str, found: Survey) -> tuple[int, Change
                     connection, _ENTER, schema, (projection.name, projection.fold_version, position)
                 )
             await _execute(connection, _NEXT_GENERATION, schema)
-            # The first wakes whoever waits for the tables, the second a projector that has nothing to do.
+            # The first wakes readers that wait for the tables, the second an idle projector.
             for channel in ("projections", "events"):
                 await connection.execute("SELECT pg_notify(%s, %s)", (f"{schema}.{channel}", str(position)))
     return position, changes
 
 
-async def _counted(refold: Refold, schema: str, changes: Changes) -> tuple[Replaced, ...]:
-    """What became of each table. The swap has happened: if this fails, it must not be made again."""
+async def _count_rows(refold: Refold, schema: str, changes: Changes) -> tuple[Replaced, ...]:
+    """Return the result for each table. The swap is done: if this fails, it must not be repeated."""
     with translating():
         return tuple(
             [
@@ -207,15 +205,15 @@ async def _counted(refold: Refold, schema: str, changes: Changes) -> tuple[Repla
         )
 
 
-async def _make_lost_indexes(refold: Refold, schema: str) -> tuple[Index, ...]:
-    """Makes those again that somebody dropped; says which ones the role may not make."""
+async def _recreate_lost_indexes(refold: Refold, schema: str) -> tuple[Index, ...]:
+    """Recreate missing indexes; return those that the role may not create."""
     names = {table.name for table in refold.tables()}
     lost = await lost_indexes(refold.reader, schema, names)
     return tuple([index for index in lost if not await make_again(refold.connection, schema, index)])
 
 
 async def _fold_the_rest(refold: Refold, schema: str) -> int:
-    """Folds up to the head, and never less far than the live tables are; returns the position."""
+    """Fold up to the head, and at least as far as the live tables are; return the position."""
     cursor = await _execute(refold.connection, _FURTHEST, schema, (list(refold.projections),))
     row = await cursor.fetchone()
     assert row is not None

@@ -1,10 +1,10 @@
-"""The log folded a second time, into tables of one session's own.
+"""Folds the log again, into temporary tables of one session.
 
-They are temporary tables that bear the read tables' names and come first on the session's search path, so
-that the same folder fills them. Nobody else sees them, nothing of them reaches the write-ahead log, and
-they end with the session, however that ends: whoever is killed in the middle leaves nothing behind. A
-verification compares them with the live ones (`projections.comparison`), a replay puts their rows in the
-place of the live ones' (`projections.rebuild`).
+They have the same names as the read tables and come first on the session's search path, so that the same
+folder fills them. Nobody else sees them, they are not written to the write-ahead log, and they are dropped
+with the session, however it ends: a killed process leaves nothing behind. A verification compares them with
+the live tables (`projections.comparison`), a replay replaces the live rows with theirs
+(`projections.rebuild`).
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
     from projections.projection import Projection, Table
 
     Progress = Callable[[int, int], None]
-    """Told the position reached, and the one to be reached."""
+    """Called with the position reached and the target position."""
 
 PATIENCE_MILLISECONDS = 1_800_000
-"""How long one transaction may take at most."""
+"""Timeout of a transaction."""
 
 PAGES_BEHIND = 1
-"""How many pages may still be on their way into the tables when the next one is."""
+"""How many pages may still be being written when the next one is."""
 
 
 class Refold:
-    """A second set of tables, and how far each projection is in it.
+    """A second set of tables, and the position of each projection in it.
 
-    `connection` has the tables, `reader` reads the log: while a page is folded, the next one is on its
-    way already, and the rows of those before are on theirs.
+    `connection` has the tables, `reader` reads the log: while a page is folded, the next one is already
+    being read, and the rows of earlier ones are being written.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class Refold:
         self.projections = {projection.name: projection for projection in projections}
         self.positions = dict.fromkeys(self.projections, 0)
         self.reader = reader
-        self._progress = progress or _tell_nobody
+        self._progress = progress or _no_progress
         self._folder = PageFolder(empty=True)
         self._shape: Shape[Any] = TOLD
         self._keyring = Keyring()
 
     async def to(self, targets: Mapping[str, int]) -> None:
-        """Folds each named projection on to its position, page by page.
+        """Fold each named projection up to its target position, page by page.
 
         Raises:
             LogBroken: an event is missing on the way.
@@ -81,7 +81,7 @@ class Refold:
         while behind := {name: self.positions[name] for name in targets if self._is_behind(name, targets)}:
             start = min(behind.values())
             members = [self.projections[name] for name, at in behind.items() if at == start]
-            # As far as they go together: to the first one's goal, or to where the next one joins them.
+            # As far as they go together: to the nearest target, or to where the next projection joins them.
             stop = min(
                 *(targets[member.name] for member in members),
                 *(at for at in behind.values() if at > start),
@@ -91,7 +91,7 @@ class Refold:
             self.positions.update(dict.fromkeys((member.name for member in members), stop))
 
     async def _fold(self, members: Sequence[Projection], start: int, stop: int, goal: int) -> None:
-        # Each is one statement, and a connection executes them in the order in which they come.
+        # Each write is one statement, and a connection executes its statements in order.
         writing: deque[asyncio.Future[None]] = deque()
         at, shape = start, None
         try:
@@ -116,13 +116,13 @@ class Refold:
         goal: int,
         writing: deque[asyncio.Future[None]],
     ) -> int:
-        """Folds what follows a position; says how far it came: not to the end, where more must be read."""
+        """Fold what follows a position; return the position reached: before `stop` if more must be read."""
         shape = self._shape
         async with aclosing(scan(self.reader, at, stop, shape=shape)) as pages:
             async for page in pages:
-                _check_whole(page, at)
+                _check_gapless(page, at)
                 if shape is TOLD and concerns_keys(page):
-                    # To open what is sealed takes more than a fold looks at.
+                    # Decrypting sealed payloads needs columns that a fold does not.
                     self._shape = WHOLE
                     break
                 at += len(page)
@@ -145,7 +145,7 @@ class Refold:
 
     @contextmanager
     def undone_where_it_fails(self) -> Iterator[None]:
-        """For a transaction of the caller's: what it rolls back is not believed to be folded."""
+        """Wrap a transaction of the caller: what it rolls back does not count as folded."""
         before = dict(self.positions)
         try:
             yield
@@ -155,9 +155,9 @@ class Refold:
             raise
 
     async def analyze(self) -> None:
-        """Tells the planner how large the tables are; nobody else does for temporary ones.
+        """Analyze the tables for the planner: autovacuum does not do it for temporary ones.
 
-        They are joined by their keys only, so that it need know no more of their columns.
+        They are joined by their keys only, so statistics on other columns are not needed.
         """
         with translating():
             for table in self.tables():
@@ -165,7 +165,7 @@ class Refold:
                 await self.connection.execute(sql.SQL("ANALYZE {} ({})").format(apart(table), keys))
 
     def tables(self) -> list[Table[Any, Any]]:
-        """The tables of all its projections."""
+        """Return the tables of all its projections."""
         return [table for projection in self.projections.values() for table in projection.tables]
 
     def _is_behind(self, name: str, targets: Mapping[str, int]) -> bool:
@@ -173,13 +173,13 @@ class Refold:
 
 
 async def _finish(writing: deque[asyncio.Future[None]], *, but: int = 0) -> None:
-    """Waits for what is being written, the oldest first, but for the last ones."""
+    """Wait for pending writes, the oldest first, except the last `but`."""
     while len(writing) > but:
         await writing.popleft()
 
 
-def _check_whole(page: Sequence[AnyRecorded], after: int) -> None:
-    """Positions grow along a page: it is whole where its last one is as far on as it has events."""
+def _check_gapless(page: Sequence[AnyRecorded], after: int) -> None:
+    """Check that a page has no gaps: positions increase, so it is enough to check the last one."""
     if page[-1].position != after + len(page):
         missing = next(at for at, recorded in enumerate(page, after + 1) if recorded.position != at)
         raise LogBroken(f"position {missing} is missing", missing)
@@ -194,18 +194,18 @@ async def refolding(
     name: str,
     progress: Progress | None,
 ) -> AsyncIterator[Refold]:
-    """Empty tables of a session's own for these projections, for as long as the block lasts.
+    """Provide empty temporary tables for these projections for the duration of the block.
 
     Args:
-        dsn: libpq connection string or URI of a primary server; the role needs the right to make temporary
-            tables, which everybody has by default.
+        dsn: libpq connection string or URI of a primary server; the role needs the right to create
+            temporary tables, which everybody has by default.
         schema: the squad's Postgres schema.
-        projections: which ones.
+        projections: which projections.
         name: shown as `application_name` in pg_stat_activity.
-        progress: told after each page.
+        progress: called after each page.
 
     Raises:
-        WritesRefused: no temporary table can be made there.
+        WritesRefused: no temporary table can be created there.
     """
     connection = await connect(
         dsn,
@@ -214,14 +214,14 @@ async def refolding(
         search_path=f"{APART},{schema}",
         temp_buffers="64MB",
         work_mem="64MB",
-        # Nothing that is asked of the tables takes a closer look at them when they are analysed.
+        # No query on the tables gains from more detailed statistics.
         default_statistics_target=10,
         statement_timeout=PATIENCE_MILLISECONDS,
         transaction_timeout=PATIENCE_MILLISECONDS,
     )
     async with connection, await connect(dsn, schema, name=name) as reader:
         with suppress(psycopg.Error):
-            # A client that was killed is then noticed during a long statement too; not every server can.
+            # Notices a killed client during a long statement as well; not every server supports it.
             await connection.execute("SET client_connection_check_interval = '1s'")
         await check_takes_writes(connection)
         refold = Refold(connection, reader, projections, progress)
@@ -232,10 +232,10 @@ async def refolding(
 
 
 async def check_takes_writes(connection: Connection) -> None:
-    """Refuses a server where no temporary table can be made, before anybody has waited for anything.
+    """Refuse a server where temporary tables cannot be created, before any time is spent.
 
     Raises:
-        WritesRefused: it is such a server.
+        WritesRefused: they cannot.
     """
     if await one_value(connection, "SHOW transaction_read_only") != "off":
         raise WritesRefused(
@@ -243,5 +243,5 @@ async def check_takes_writes(connection: Connection) -> None:
         )
 
 
-def _tell_nobody(position: int, goal: int) -> None:
+def _no_progress(position: int, goal: int) -> None:
     del position, goal

@@ -1,9 +1,9 @@
-"""Puts folded rows in the place of live ones: only where they differ, and in little time.
+"""Replaces live rows with folded ones: only those that differ, and in little time.
 
-Joining whole tables takes a second for a million rows, and while rows are replaced the projector waits. So
-the tables are joined before, in a snapshot, and the keys of all rows that differ in it are noted. What was
-written since bears the number of a transaction that the snapshot does not know, in the live table as in the
-folded one: those keys are added, and only what is noted is looked at while the projector waits.
+Joining whole tables takes a second for a million rows, and the projector waits while rows are replaced. So
+the tables are joined beforehand, in a snapshot, and the keys of all rows that differ in it are noted. Rows
+written since, in the live table or the folded one, have a transaction id that the snapshot does not
+include: their keys are added, and only the rows noted are processed while the projector waits.
 """
 
 from __future__ import annotations
@@ -54,18 +54,18 @@ _WRITE: LiteralString = """
 
 
 class Survey(NamedTuple):
-    """What was found out about the tables before anybody has to wait."""
+    """What was found out about the tables before the projector has to wait."""
 
     horizon: str
-    """The snapshot knows no transaction from this one on."""
+    """The snapshot includes no transaction from this id on."""
     alike: frozenset[str]
-    """Tables none of whose rows differ in it."""
+    """Tables without any differing row in the snapshot."""
     whole: frozenset[str]
-    """Tables to be filled anew: they were dropped, or have lost the key that tells their rows apart."""
+    """Tables to be refilled completely: they were dropped, or have lost their primary key."""
 
 
 async def survey(connection: Connection, schema: str, tables: Sequence[Table[Any, Any]]) -> Survey:
-    """Notes the keys of all rows that differ."""
+    """Note the keys of all rows that differ."""
     alike, whole = set(), set()
     async with connection.transaction():
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -85,7 +85,7 @@ async def survey(connection: Connection, schema: str, tables: Sequence[Table[Any
 async def replace(
     connection: Connection, schema: str, table: Table[Any, Any], found: Survey
 ) -> tuple[int, int]:
-    """Makes the live rows what the folded ones are, in the caller's transaction, while nobody else writes.
+    """Make the live rows equal the folded ones, in the caller's transaction, while nobody else writes.
 
     Returns:
         How many rows were written, and how many were removed.
@@ -93,7 +93,7 @@ async def replace(
     is_whole = table.name in found.whole
     if is_whole:
         if await one_value(connection, "SELECT to_regclass(%s) IS NULL", (f"{schema}.{table.name}",)):
-            await _make(connection, schema, table)
+            await _create(connection, schema, table)
         remove, write = _REMOVE_ALL, _WRITE_ALL
     else:
         newer = await connection.execute(pair(_NOTE_NEWER, schema, table), {"horizon": found.horizon})
@@ -103,13 +103,13 @@ async def replace(
     removed = (await connection.execute(pair(remove, schema, table))).rowcount
     written = (await connection.execute(pair(write, schema, table))).rowcount
     if is_whole and not await _has_key(connection, schema, table):
-        # Without it the projector could not write a row.
+        # Without the key, the projector could not write any row.
         await connection.execute(pair(_ADD_KEY, schema, table))
     return written, removed
 
 
 async def folded_rows(connection: Connection, schema: str, table: Table[Any, Any]) -> int:
-    """How many rows the folded table has."""
+    """Return how many rows the folded table has."""
     return int(await one_value(connection, pair("SELECT count(*) FROM {folded}", schema, table)))
 
 
@@ -117,8 +117,8 @@ async def _has_key(connection: Connection, schema: str, table: Table[Any, Any]) 
     return bool(await one_value(connection, _HAS_KEY, (f"{schema}.{table.name}",)))
 
 
-async def _make(connection: Connection, schema: str, table: Table[Any, Any]) -> None:
-    """Makes a table that somebody dropped, or renamed: then its indexes may still have the names."""
+async def _create(connection: Connection, schema: str, table: Table[Any, Any]) -> None:
+    """Create a table that was dropped, or renamed: then its indexes may still have their names."""
     here = sql.Identifier(schema)
     taken = await (await connection.execute(_NAMES, (schema,))).fetchall()
     await connection.execute(sql.SQL("SET LOCAL search_path = {}, {}").format(here, sql.Identifier(APART)))

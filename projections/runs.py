@@ -1,4 +1,4 @@
-"""job_runs: what came of every tick. `projections.jobs` folds them."""
+"""job_runs: the outcome of every tick, folded by `projections.jobs`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ RunStatus = Literal["running", "succeeded", "failed", "skipped", "missed", "lost
 
 
 class RunRow(Row, frozen=True):
-    """What came of a tick. While it runs, `runner` holds it under a lease, or it waits for `retry_at`.
+    """The outcome of a tick. While running, `runner` holds it under a lease, or it waits for `retry_at`.
 
-    One that no process has taken up yet has had no attempts.
+    A run that no process has taken up yet has had no attempts.
     """
 
     id: str
@@ -32,12 +32,12 @@ class RunRow(Row, frozen=True):
     retry_at: datetime | None
     reservation_id: str | None
     operation_id: str | None
-    """The claim of the last attempt on the job's resources."""
+    """The last attempt's claim on the job's resources."""
     tokens_used: int | None
     started_at: datetime | None
     finished_at: datetime | None
     fencing_token: int
-    """The position at which the tick got its outcome or its run."""
+    """The position at which the tick got its run, or its outcome without one."""
     position: int
 
 
@@ -70,7 +70,7 @@ RUNS = Table[str, RunRow](
 
 
 def run_id(job: str, tick: datetime) -> str:
-    """The id of a tick's run: the same for whoever computes it, in the layout of a UUIDv7 (RFC 9562)."""
+    """Return the id of a tick's run, the same in every process, in the layout of a UUIDv7 (RFC 9562)."""
     digest = int.from_bytes(sha256(f"{job}\n{tick.timestamp():.6f}".encode()).digest()[:16], "big")
     milliseconds = int(tick.timestamp() * 1000) & ((1 << 48) - 1)
     value = (milliseconds << 80) | (digest & ((1 << 80) - 1))

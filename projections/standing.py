@@ -1,4 +1,4 @@
-"""Where each projection is when a projector begins, and which of them it must have rebuilt."""
+"""The position of each projection when a projector starts, and which ones must be rebuilt."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
 
 FAR_BEHIND_EVENTS = 20_000
-"""Whoever is further behind than the others, such as a new projection, is rebuilt beside them: they would
-stand still until it had caught up."""
+"""A projection further behind the others than this, such as a new one, is rebuilt beside them: otherwise
+they would stand still until it had caught up."""
 
 _ENTER = """
     INSERT INTO projections (name, fold_version, generation)
@@ -28,21 +28,21 @@ _STANDING = "SELECT name, position, fold_version, generation FROM projections"
 
 
 class Standing(NamedTuple):
-    """Where the tables are."""
+    """The positions of the tables."""
 
     positions: dict[str, int]
-    """How far each projection is; 0 where it must be rebuilt."""
+    """The position of each projection; 0 if it must be rebuilt."""
     generation: int
     outdated: list[Projection]
-    """Those that must be rebuilt: other code folded them, or they are far behind the others."""
+    """Projections that must be rebuilt: other code folded them, or they are far behind the others."""
 
 
 async def standing(connection: Connection, projections: Collection[Projection]) -> Standing:
-    """Enters new projections, forgets old failures, and finds out where each projection is.
+    """Insert new projections, clear old failures, and read the position of each projection.
 
     Raises:
         StoreUnavailable: the connection broke.
-        StoreBusy: a replay holds what is needed.
+        StoreBusy: a replay holds the lock.
     """
     with translating():
         async with connection.transaction():

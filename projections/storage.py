@@ -1,4 +1,4 @@
-"""Rows of the read tables to Postgres and back, by SQL made from the tables' specs."""
+"""Writes rows of the read tables to Postgres and reads them, with SQL generated from the tables' specs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from projections.projection import Row, Table
 
-
-_BETWEEN = "\x1f"
+_SEPARATOR = "\x1f"
 
 
 def create_statement(table: Table[Any, Any], name: sql.Composable) -> sql.Composed:
-    """Makes a table for the same rows, with its key and without what only readers need."""
+    """Return a statement that creates a table for the same rows, with its key but no other indexes."""
     columns = [
         sql.SQL("{} " + kind).format(sql.Identifier(column))
         for column, kind in zip(table.columns, table.types, strict=True)
@@ -35,11 +34,11 @@ def create_statement(table: Table[Any, Any], name: sql.Composable) -> sql.Compos
 
 @lru_cache(maxsize=1_000)
 def upserts_statement(first: LiteralString, tables: tuple[Table[Any, Any], ...]) -> bytes:
-    """One statement that selects `first`, and only then writes any number of rows of each table.
+    """Return one statement that executes `first`, a SELECT, and then writes any number of rows per table.
 
-    Of each table it is given an array a column.
+    Its parameters are, for each table, one array per column.
     """
-    # Every row that is written is joined with it, so it comes before them all.
+    # Every row written is joined with `first`, so it is executed before all of them.
     upserts = [_upsert(table, "SELECT new.* FROM first, unnest({arrays}) AS new") for table in tables]
     parts = [sql.SQL("first AS MATERIALIZED ({})").format(sql.SQL(first))]
     parts += [
@@ -66,28 +65,28 @@ def _upsert(table: Table[Any, Any], rows: LiteralString) -> sql.Composed:
 
 
 def arrays_of(table: Table[Any, Any], rows: Iterable[Row]) -> list[str]:
-    """The rows as an array a column."""
+    """Return the rows as one array per column."""
     columns = zip(*map(astuple, rows), strict=True)
     return [array_literal(kind, column) for kind, column in zip(table.types, columns, strict=True)]
 
 
 def array_literal(kind: str, values: Sequence[Any]) -> str:
-    """A column's values as Postgres reads an array: made at once, because the driver quotes one by one."""
+    """Return a column's values as a Postgres array literal, at once: the driver quotes them one by one."""
     if kind == "jsonb":
         values = [None if value is None else orjson.dumps(value).decode() for value in values]
     if kind in ("jsonb", "text"):
         return _texts_literal(values)
-    # Of numbers, ids and times JSON makes what Postgres reads, but for the brackets.
+    # JSON writes numbers, ids and times as Postgres reads them, except for the brackets.
     return "{" + orjson.dumps(values).decode()[1:-1] + "}"
 
 
 def _texts_literal(texts: Sequence[str | None]) -> str:
-    # Here it does not: JSON and Postgres escape differently.
+    # Not so with texts: JSON and Postgres escape differently.
     if None not in texts:
-        # All at once, where no text holds what stands between them meanwhile.
-        joined = _BETWEEN.join(texts)  # type: ignore[arg-type]
-        if joined.count(_BETWEEN) == len(texts) - 1:
-            return '{"' + _escaped(joined).replace(_BETWEEN, '","') + '"}'
+        # Escape them all at once, if none contains the separator.
+        joined = _SEPARATOR.join(texts)  # type: ignore[arg-type]
+        if joined.count(_SEPARATOR) == len(texts) - 1:
+            return '{"' + _escaped(joined).replace(_SEPARATOR, '","') + '"}'
     return "{" + ",".join(["NULL" if text is None else f'"{_escaped(text)}"' for text in texts]) + "}"
 
 
@@ -97,7 +96,7 @@ def _escaped(text: str) -> str:
 
 @cache
 def load_statement(table: Table[Any, Any]) -> bytes:
-    """One statement that reads any number of rows, given an array for each column of the key."""
+    """Return one statement that reads any number of rows, given one array per key column."""
     statement = sql.SQL(
         "SELECT {columns} FROM {table} WHERE ({key}) IN (SELECT * FROM unnest({arrays}))"
     ).format(
@@ -110,7 +109,7 @@ def load_statement(table: Table[Any, Any]) -> bytes:
 
 
 async def load(connection: Connection, table: Table[Any, Any], keys: Sequence[Any]) -> list[Any]:
-    """The rows with these keys, as far as they exist."""
+    """Return the rows with these keys, as far as they exist."""
     parts = [tuple(keys)] if len(table.key) == 1 else list(zip(*keys, strict=True))
     arrays = [array_literal(kind, part) for kind, part in zip(_key_types(table), parts, strict=True)]
     with translating():
@@ -125,10 +124,10 @@ def _key_types(table: Table[Any, Any]) -> list[str]:
 async def select(
     connection: Connection, table: Table[Any, Any], where: sql.Composable, parameters: dict[str, Any]
 ) -> list[Any]:
-    """The rows that a condition of our own (with its parameters apart) picks out, in the order it gives.
+    """Return the rows that a condition of our own selects (its parameters are separate), in its order.
 
     Args:
-        connection: to read on.
+        connection: to read from.
         table: which table.
         where: what follows FROM: conditions, order, limit.
         parameters: the values that `where` names.
@@ -137,7 +136,7 @@ async def select(
         columns=_names(table.columns), table=sql.Identifier(table.name), where=where
     )
     with translating():
-        # Not prepared: the way that is short where an agent has many rows is long where it has few.
+        # Not prepared: a plan that is fast for an agent with many rows is slow for one with few.
         cursor = await connection.execute(query, parameters, prepare=False)
         return [table.row(*row) for row in await cursor.fetchall()]
 
@@ -154,15 +153,15 @@ async def newest(
     order: str,
     limit: int,
 ) -> dict[Any, list[Any]]:
-    """The newest rows for each of some values of a column. Values that no row has are absent.
+    """Return the newest rows for each of these values of a column. Values without rows are absent.
 
     Args:
-        connection: to read on.
+        connection: to read from.
         table: which table.
-        column: the column that has the values.
-        values: all different.
-        order: the column that orders the rows.
-        limit: how many at most of each value.
+        column: the column with the values.
+        values: distinct values.
+        order: the column to order by.
+        limit: the maximum number of rows for each value.
     """
     query = sql.SQL(
         "SELECT found.* FROM unnest({values}::{kind}[]) AS asked (value) CROSS JOIN LATERAL ("
@@ -183,6 +182,6 @@ async def newest(
     found: dict[Any, list[Any]] = {}
     for row in rows:
         found.setdefault(getattr(row, column), []).append(row)
-    for those in found.values():
-        those.sort(key=attrgetter(order), reverse=True)
+    for group in found.values():
+        group.sort(key=attrgetter(order), reverse=True)
     return found

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class TaskRow(Row, frozen=True):
-    """A task. `created_position` is its place on the board, `position` that of its last change."""
+    """A task. `created_position` is its place on the board, `position` is that of its last change."""
 
     id: str
     title: str

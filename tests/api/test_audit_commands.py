@@ -122,7 +122,7 @@ class TestVerify:
         assert ended.code == 1
         told = {line.split()[1]: line for line in ended.output.splitlines()}
         assert list(told) == ALL_CHECKS
-        assert told["tables"].endswith(f"squad_message_acks at position {EVENTS}: it is not there")
+        assert told["tables"].endswith(f"squad_message_acks at position {EVENTS}: it does not exist")
         assert told["indexes"].endswith(
             "squad_message_acks_pkey of squad_message_acks is not there, or not valid (and 1 more)"
         )
@@ -152,7 +152,7 @@ class TestVerify:
             " (and 2 more)"
         )
         assert tables.startswith("FAILS  tables      squad_messages at position 12: the row id=")
-        assert tables.endswith("has message 'lies', by the log it is 'message 8' (1 changed)")
+        assert tables.endswith("has message 'lies', the log says 'message 8' (1 changed)")
         assert [line for line in lines if not line.startswith("holds")] == [chain, tables]
 
     async def test_names_a_snapshot_that_is_not_what_the_log_gives(

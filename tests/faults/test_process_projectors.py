@@ -38,7 +38,7 @@ async def test_two_projectors_with_one_name(database: str) -> None:
 
 
 def collisions(service: ServiceProcess) -> int:
-    return sum("the projector begins anew" in line for line in service.log_lines())
+    return sum("the projector starts over" in line for line in service.log_lines())
 
 
 async def projects(service: ServiceProcess) -> bool:

@@ -120,7 +120,7 @@ async def test_rows_that_are_there_twice_are_found_where_the_key_was_dropped(
     await connection.execute("INSERT INTO squad_agents SELECT * FROM squad_agents WHERE name = 'alice'")
     [difference] = await compare(database, SCHEMA)
     assert (difference.kind, difference.table) == ("doubled", "squad_agents")
-    assert "1 rows are there more than once" in str(difference)
+    assert "duplicate rows: 1" in str(difference)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ async def test_a_table_that_is_not_there_is_told_beside_the_others(
     [emptied, dropped] = await compare(database, SCHEMA)
     assert (emptied.table, emptied.kind) == ("squad_agents", "missing")
     assert (dropped.table, dropped.kind) == ("squad_tasks", "no table")
-    assert str(dropped) == f"squad_tasks at position {emptied.position}: it is not there"
+    assert str(dropped) == f"squad_tasks at position {emptied.position}: it does not exist"
 
 
 async def test_the_first_bad_row_is_told_with_how_many_there_are(
@@ -188,7 +188,7 @@ async def test_the_first_bad_row_is_told_with_how_many_there_are(
     await connection.execute("UPDATE squad_messages SET to_agent = 'bob', message = %s", ("x" * 500,))
     first, second = map(str, await compare(database, SCHEMA))
     assert first == ("squad_agents at position 4: the row name='alice' is missing (2 changed, 1 missing)")
-    assert "has to_agent 'bob', by the log it is null (1 changed)" in second
+    assert "has to_agent 'bob', the log says null (1 changed)" in second
 
 
 async def test_only_the_projections_that_are_named_are_compared(
@@ -335,13 +335,13 @@ async def test_tables_that_are_set_back_meanwhile_are_not_judged(
 ) -> None:
     await Scribe(connection).append(joined("alice"), said("one"))
     await project(database)
-    approach = comparison._approach
+    approach = comparison._catch_up
 
     async def approach_and_set_back(refold: Refold, schema: str) -> None:
         await approach(refold, schema)
         await connection.execute("UPDATE projections SET position = 1 WHERE name = 'messages'")
 
-    monkeypatch.setattr(comparison, "_approach", approach_and_set_back)
+    monkeypatch.setattr(comparison, "_catch_up", approach_and_set_back)
     with pytest.raises(StoreBusy, match="messages was set back to 1"):
         await compare(database, SCHEMA)
 
@@ -430,7 +430,7 @@ def test_a_difference_is_one_line_whatever_it_holds() -> None:
         "changed", "messages", 7, "squad_messages", {"id": "a"}, "message", "two\nlines", None, changed=1200
     )
     assert str(difference) == (
-        "squad_messages at position 7: the row id='a' has message 'two\\nlines', by the log it is null"
+        "squad_messages at position 7: the row id='a' has message 'two\\nlines', the log says null"
         " (1,200 changed)"
     )
 

@@ -232,7 +232,7 @@ async def test_without_the_table_of_positions_a_replay_says_so(
     database: str, connection: Connection
 ) -> None:
     await connection.execute("DROP TABLE projections")
-    with pytest.raises(TableUnlike, match=r"projections is not there"):
+    with pytest.raises(TableUnlike, match=r"projections does not exist"):
         await rebuild(database, SCHEMA)
 
 
@@ -337,7 +337,7 @@ async def test_a_second_replay_at_the_same_time_is_refused(
     await connection.execute("LOCK TABLE projections")
     first = asyncio.create_task(rebuild(database, SCHEMA))
     await eventually(partial(_waits_for_a_lock, database))
-    with pytest.raises(StoreBusy, match="another replay is under way"):
+    with pytest.raises(StoreBusy, match="another replay is in progress"):
         await rebuild(database, SCHEMA)
     await connection.execute("COMMIT")
     assert (await first).position == 1

@@ -152,7 +152,7 @@ async def test_a_projector_that_is_held_up_for_long_says_so_calmly_and_goes_on(
         await holder.execute("BEGIN")
         await holder.execute("LOCK TABLE projections IN SHARE ROW EXCLUSIVE MODE")
         await scribe.append(said("one"))
-        await eventually(lambda: caplog.text.count("begins anew") > 1)
+        await eventually(lambda: caplog.text.count("starts over") > 1)
         await holder.execute("COMMIT")
         await eventually(partial(projected_to_head, database))
     assert {record.levelname for record in caplog.records} == {"INFO"}
@@ -285,7 +285,7 @@ class TestTablesThatOtherCodeFolded:
         async with running(projector.run()):
             await eventually(lambda: swaps)
             await scribe.append(said("three"))
-            await eventually(lambda: caplog.text.count("begins anew") > 2)
+            await eventually(lambda: caplog.text.count("starts over") > 2)
             may_go_on.set()
             await eventually(lambda: projector.positions["messages"] == 4)
             await eventually(partial(projected_to_head, database))

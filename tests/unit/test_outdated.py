@@ -116,7 +116,7 @@ async def test_it_is_tried_again_and_ever_later(
 
     def end(_: Sequence[Projection]) -> None:
         if len(rebuilds.begun) <= 7:
-            raise StoreBusy("another replay is under way") if len(waits) % 2 else OSError("gone")
+            raise StoreBusy("another replay is in progress") if len(waits) % 2 else OSError("gone")
 
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
