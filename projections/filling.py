@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
 
 
-async def fill(connection: Connection, head: int, tell: Callable[[int, int], None]) -> None:
+async def fill(connection: Connection, head: int, report: Callable[[int, int], None]) -> None:
     """Fold the log into empty tables.
 
     Args:
         connection: in the transaction that stores the log, without timeouts.
         head: the log's head.
-        tell: called with the position reached and the target position.
+        report: called with the position reached and the target position.
 
     Raises:
         LogNotUnderstood: an event cannot be folded.
@@ -42,7 +42,7 @@ async def fill(connection: Connection, head: int, tell: Callable[[int, int], Non
         gauge.learn(page)
         await _fold(folder, connection, page)
         at = page[-1].position
-        tell(at, head)
+        report(at, head)
 
 
 async def _fold(folder: PageFolder, connection: Connection, page: Sequence[Recorded]) -> None:

@@ -99,13 +99,13 @@ async def state_at(
 
 
 async def check_snapshots(
-    connection: Connection, tell: Callable[[int], None] = lambda _: None
+    connection: Connection, report: Callable[[int], None] = lambda _: None
 ) -> list[SnapshotFault]:
     """Fold the log from the beginning and compare every snapshot of this fold with it.
 
     Args:
         connection: to read from.
-        tell: called with the position reached, to report progress.
+        report: called with the position reached.
 
     Raises:
         StoreUnavailable, LogNotUnderstood: the log itself is at fault.
@@ -115,7 +115,7 @@ async def check_snapshots(
     head = await log.head_position(connection)
 
     async def after_page() -> None:
-        tell(squad.head.position)
+        report(squad.head.position)
 
     for position in await snapshots.positions(connection):
         await folding(connection, squad, min(position, head), after_page)

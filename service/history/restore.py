@@ -71,10 +71,10 @@ async def restore(connection: Connection, keyring: Keyring | None = None) -> Squ
 async def catch_up(
     connection: Connection,
     squad: Squad,
-    tell: Callable[[Sequence[Recorded]], None] | None = None,
+    on_page: Callable[[Sequence[Recorded]], None] | None = None,
     keyring: Keyring | None = None,
 ) -> None:
-    """Fold the events after the squad's head; pass each page, as stored, to `tell`."""
+    """Fold the events after the squad's head; pass each page, as stored, to `on_page`."""
     gauge = Gauge(log.PAGE_EVENTS)
     while True:
         wanted = gauge.events
@@ -84,8 +84,8 @@ async def catch_up(
             shown = await sealing.reveal(connection, page, keyring, veiled=sealing.VEILED)
         if page:
             fold_page(squad, shown)
-            if tell:
-                tell(page)
+            if on_page:
+                on_page(page)
         if len(page) < wanted:
             return
         gauge.learn(page)

@@ -60,17 +60,17 @@ class Agenda:
                 index.pop(name, None)
             self._uncomputed[name] = None
 
-    def catch_up(self, now: datetime, tell: Callable[[JobRow, str], None] | None = None) -> bool:
+    def catch_up(self, now: datetime, report: Callable[[JobRow, str], None] | None = None) -> bool:
         """Compute the next tick of some jobs that have changed; return whether none is left.
 
         Args:
             now: the time.
-            tell: called with each job whose next tick cannot be computed here, and the reason.
+            report: called with each job whose next tick cannot be computed here, and the reason.
         """
         for name in list(islice(self._uncomputed, AT_ONCE)):
             del self._uncomputed[name]
             if (job := self._jobs.get(name)) and job.enabled and not job.removed:
-                self._enter(job, now, tell)
+                self._enter(job, now, report)
         while self._heap and self._heap[0][0] <= now:
             due, name = heappop(self._heap)
             if self._due.get(name) != due:
@@ -104,7 +104,7 @@ class Agenda:
         later = [due for name in self._ready if (due := self._due[name]) > now]
         return min((*later, *(due for due, _ in self._heap[:1])), default=None)
 
-    def _enter(self, job: JobRow, now: datetime, tell: Callable[[JobRow, str], None] | None) -> None:
+    def _enter(self, job: JobRow, now: datetime, report: Callable[[JobRow, str], None] | None) -> None:
         if job.buffered_tick is not None:
             self._buffered[job.name] = None
         tick: datetime | None = None
@@ -112,8 +112,8 @@ class Agenda:
             tick = next_tick(schedule_of(job), job.ticked_until)
             due = due_at(job, tick) if tick else None
         except ValueError as error:
-            if tell:
-                tell(job, str(error))
+            if report:
+                report(job, str(error))
             self._stalled[job.name] = None
             due = now + AGAIN_AFTER
         if tick:

@@ -45,7 +45,7 @@ async def _import(connection: Connection, lines: list[bytes], told: list[int]) -
     await import_log(
         connection,
         chunks(),
-        fill=partial(fill, connection, tell=lambda position, goal: told.extend((position, goal))),
+        fill=partial(fill, connection, report=lambda position, goal: told.extend((position, goal))),
     )
 
 
