@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     """Called with the position reached and the target position."""
 
 PATIENCE_MILLISECONDS = 1_800_000
-"""Timeout of a transaction."""
+"""Timeout of a transaction, and of each statement in it."""
 
 PAGES_BEHIND = 1
 """How many pages may still be being written when the next one is."""
