@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from time import monotonic
+from time import monotonic, thread_time
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -51,9 +51,10 @@ GATHER_SECONDS = 0.001
 """How long to gather events after a hint: one transaction per event would slow everything down."""
 
 REST_SECONDS = 0.02
-"""The longest pause after a page, to let the next one grow; it is otherwise as long as the page took.
+"""The longest pause after a page, to let the next one grow: a page alone costs as much as 100 events.
 
-Writers on the same processor can use that time; the fixed cost of a page is that of a hundred events."""
+The pause is as long as this thread was busy during the page: short in an idle process, so that rows are
+readable sooner, and as long as the page itself in a busy one, whose writers can use that time."""
 
 STUCK_AFTER_SECONDS = 30.0
 """Timeout of a round trip; its connection is then cut."""
@@ -217,7 +218,7 @@ class Projector:
         """Fold what this process already knows, if all projections are right before it."""
         if self._outdated or self.failed or not self._fresh:
             return False
-        asked, hinted = monotonic(), self._hints.position
+        asked, busy, hinted = monotonic(), thread_time(), self._hints.position
         behind = min(self.positions.values())
         if behind != max(self.positions.values()) or not (page := self._fresh.take(behind)):
             return False
@@ -230,7 +231,7 @@ class Projector:
             return False
         if page.recorded[-1].position >= hinted:
             self.covered_at.update(dict.fromkeys(self.positions, asked))
-        await asyncio.sleep(min(monotonic() - asked, REST_SECONDS))
+        await asyncio.sleep(min(thread_time() - busy, REST_SECONDS))
         return True
 
     async def _advance_from_log(self, connection: Connection) -> bool:
@@ -244,7 +245,7 @@ class Projector:
             return False
         behind = min(healthy.values())
         members = [self._projections[name] for name, at in healthy.items() if at == behind]
-        asked = monotonic()
+        asked, busy = monotonic(), thread_time()
         wanted = self._gauge.events
         page = await log.read_after(connection, behind, wanted)
         is_the_last = len(page) < wanted
@@ -256,7 +257,7 @@ class Projector:
         if page:
             await self._advance(connection, members, page)
         if page and is_the_last:
-            await asyncio.sleep(min(monotonic() - asked, REST_SECONDS))
+            await asyncio.sleep(min(thread_time() - busy, REST_SECONDS))
         if is_the_last and stop is None:
             end = page[-1].position if page else behind
             self.covered_at.update((one.name, asked) for one in members if self.positions[one.name] == end)

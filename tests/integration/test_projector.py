@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +67,22 @@ async def test_what_no_index_holds_stops_its_projection_and_no_other(
     assert error
     assert "index row size" in error
     assert {failed for _, failed, _ in reported.values()} == {None}
+
+
+async def test_it_rests_after_a_page_for_as_long_as_the_process_was_busy(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy, rests, sleep = count(0, 0.00125), list[float](), asyncio.sleep
+
+    async def resting(delay: float) -> None:
+        rests.append(delay)
+        await sleep(delay)
+
+    monkeypatch.setattr(projector, "thread_time", lambda: next(busy))
+    monkeypatch.setattr(asyncio, "sleep", resting)
+    async with running(Projector(database, "squad", Hints()).run()):
+        await Scribe(connection).append(joined("alice"))
+        await eventually(lambda: 0.00125 in rests)
 
 
 async def test_the_tables_hold_what_the_log_tells(database: str) -> None:
