@@ -1,4 +1,4 @@
-"""A log that arrives line by line: nothing is believed, and the first line that does not fit is named."""
+"""Validate a log that is imported line by line: trust nothing, and name the first line that is wrong."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
-_FILED_EARLIER = (AppendAbandoned.type, "log")
-"""Where events of a kind stood once that nobody finds by their stream."""
+_FORMERLY_IN = (AppendAbandoned.type, "log")
+"""A type of event, and the stream that it was once appended to. Nothing looks these events up by stream."""
 
 
 class Arriving:
-    """A log that arrives line by line, into a squad that has none yet.
+    """A log that is imported line by line, into a squad that has none yet.
 
     Args:
-        now: the clock of the database that it is to lie in. Until it has come to the last event's time, the
-            squad's stands still.
+        now: the clock of the target database. The squad's clock will stand still until this one reaches the
+            last event's time.
     """
 
     def __init__(self, now: datetime | None = None) -> None:
@@ -40,14 +40,14 @@ class Arriving:
         self._secrets: dict[str, bytes] = {}
 
     def take(self, line: bytes) -> Recorded | StoredKey | None:
-        """The event or the key that the next line holds; None where the line is of another kind.
+        """Return the event or the key that the next line holds; None for a line of another kind.
 
         Raises:
-            ImportRefused: the line is not what it has to be.
+            ImportRefused: the line is not valid.
         """
         self.lines += 1
         if self._ended:
-            self._refuse("it follows the line that says it is the last")
+            self._refuse("it follows the end line")
         if not line or line.isspace():
             self._refuse("it is empty")
         if len(line) > LONGEST_LINE_BYTES:
@@ -57,7 +57,7 @@ class Arriving:
         except ValueError as error:
             self._refuse(str(error))
         if (self._header is None) != isinstance(parsed, Header):
-            self._refuse("the header has to be the first line, and only that")
+            self._refuse("the header must be the first line, and no other")
         if isinstance(parsed, Header):
             self._begin(parsed)
         elif isinstance(parsed, End):
@@ -69,16 +69,16 @@ class Arriving:
         return None
 
     def finish(self) -> None:
-        """Says that there are no more lines.
+        """Check that the log is complete. Call it after the last line.
 
         Raises:
-            ImportRefused: the last one was missing.
+            ImportRefused: the end line is missing.
         """
         if not self._ended:
-            raise ImportRefused(f"the file was cut off: after line {self.lines} it has no last line")
+            raise ImportRefused(f"the file is truncated: it has no end line after line {self.lines}")
 
     def line_of(self, position: int) -> int:
-        """The line that the event at a position came in."""
+        """Return the number of the line that held the event at a position."""
         return self._first_event_line + position - 1
 
     def _begin(self, header: Header) -> None:
@@ -133,17 +133,17 @@ class Arriving:
             data=data,
         )
         if computed.hex() != hash_:
-            self._refuse("its hash does not follow from what it says and the hash before")
+            self._refuse("its hash does not match its content and the previous hash")
         if head.recorded_at is not None and moment < head.recorded_at:
-            self._refuse("it is recorded earlier than the event before")
+            self._refuse("it is recorded earlier than the previous event")
         if self._now is not None and moment - self._now > FARTHEST_DAY:
             self._refuse(
-                f"it is recorded at {recorded_at}, more than a year from now, and until then the squad's"
-                " clock would stand still; what is before it can be imported, exported with --until"
+                f"it is recorded at {recorded_at}, more than a year from now, and the squad's clock would"
+                " stand still until then; to import only the events before it, export the log with --until"
                 f" {head.position}"
             )
         if caused_by is not None and caused_by >= position:
-            self._refuse("it is caused by an event that is not before it")
+            self._refuse("its cause does not precede it")
         recorded = Recorded(
             position,
             id_,
@@ -160,28 +160,28 @@ class Arriving:
             computed,
         )
         try:
-            # As whoever has the keys will read it; without its key a sealed one stays unreadable.
+            # Checked as readers with the keys will see it. Without its key, a sealed event stays sealed.
             shown = sealing.opened(recorded, self._secrets) if sealing.may_be_sealed(recorded) else recorded
             event = codec.decode(shown)
         except (UnknownEventType, UnreadableEvent) as error:
             self._refuse(str(error))
-        # What a stream is named by is never sealed.
-        if event.stream != stream and (type_, stream) != _FILED_EARLIER:
-            self._refuse(f"it is filed under {stream!r}, and belongs to {event.stream!r}")
+        # The fields that a stream is named after are never sealed.
+        if event.stream != stream and (type_, stream) != _FORMERLY_IN:
+            self._refuse(f"it is in the stream {stream!r}, but belongs to {event.stream!r}")
         if field := out_of_bounds(event):
             self._refuse(f"its {field} is beyond what the tables can hold")
         if isinstance(event, BudgetDayReset):
             self._must_be_about_now(event, moment)
-        # In the open the log's own table refuses it.
+        # In an event that is not sealed, the table of the log refuses it.
         if shown is not recorded and sealing.holds_nul(shown.data):
-            self._refuse("it holds U+0000, which no table can")
+            self._refuse("it contains U+0000, which no table can hold")
         self.head = Head(position, computed, moment)
         return recorded
 
     def _must_be_about_now(self, event: BudgetDayReset, moment: datetime) -> None:
         for day in (event.day, event.starts_at.date(), event.ends_at.date()):
             if abs(day - moment.date()) > FARTHEST_DAY:
-                self._refuse(f"it begins the day {day}, which is not when it is recorded")
+                self._refuse(f"it names the day {day}, more than a year from when it is recorded")
 
     def _begin_events(self, id_: str) -> None:
         self._first_event_line = self.lines

@@ -1,4 +1,4 @@
-"""Questions that the database answers with one row, or with one value."""
+"""Queries that return one row or one value."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ async def one_value(
     *,
     prepare: bool | None = None,
 ) -> Any:
-    """The value in the first column of what a query finds; None where it finds no row.
+    """Return the first column of the row that a query finds, or None if it finds no row.
 
     Args:
-        connection: to ask on.
-        query: finds one row, or none.
+        connection: to query on.
+        query: returns at most one row.
         parameters: of the query.
-        prepare: whether the query is to be prepared; None leaves that to the driver.
+        prepare: whether to prepare the query; None leaves that to the driver.
     """
     with translating():
         row = await (await connection.execute(query, parameters, prepare=prepare)).fetchone()
@@ -37,7 +37,7 @@ async def one_value(
 async def one_row(
     connection: Connection, query: LiteralString | sql.Composed, parameters: Sequence[Any] | None = None
 ) -> tuple[Any, ...]:
-    """The row that a query finds in any case, such as one that counts."""
+    """Return the row of a query that always finds one, such as an aggregate."""
     with translating():
         row = await (await connection.execute(query, parameters)).fetchone()
     assert row is not None

@@ -1,8 +1,8 @@
-"""Whether tables can hold what an event says: ids, numbers, times and texts, and the JSON that it carries.
+"""Check that the tables can hold an event's values: ids, numbers, times, texts and JSON.
 
-The service lets nothing else in. A log that was imported may say anything, and can never be changed: a
-projection that cannot take one of its events, or whoever reads a row that came of it or reckons with it,
-would stop there for good.
+The service accepts nothing else. An imported log may hold anything and can never be changed: a projection
+that cannot apply one of its events, or code that reads or computes with the resulting row, would fail there
+for good.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MOST_LEVELS = 100
-"""How deep JSON may be nested. The service lets in 64 levels, and its answers have a few more around."""
+"""The maximum nesting depth of JSON. The service accepts 64 levels, and its answers add a few more."""
 
 _BIGINT, _INTEGER = (-(2**63), 2**63 - 1), (-(2**31), 2**31 - 1)
 _SUMMED = (-(2**53), 2**53 - 1)
-"""Far beyond what the service lets in, and a thousand of them can be added up within `_BIGINT`."""
+"""Far beyond what the service accepts, and a thousand such values still add up within `_BIGINT`."""
 
 _BOUNDS = {
     **dict.fromkeys(("tokens", "tokens_used", "tokens_reserved"), _SUMMED),
@@ -34,36 +34,36 @@ _BOUNDS = {
     "reset_hour": (0, 23),
     **dict.fromkeys(("retries", "attempt", "attempts", "attempts_allowed"), (0, 1_000)),
 }
-"""The least and the most that a number may be, by the name of its field, where that is not `_BIGINT`."""
+"""The minimum and maximum of an integer, by field name; `_BIGINT` for all others."""
 
 _SPAN = (0, 10**9)
-"""Of seconds or minutes: added to a moment or taken from it, they still lead to one."""
+"""Seconds or minutes that can be added to or subtracted from a moment without overflow."""
 
 _SHORTEST_INTERVAL_SECONDS = 0.1
-"""As short as the service lets in. Of a job that ticks more often, nobody could tell of every tick."""
+"""The minimum that the service accepts. The ticks of a more frequent job could not all be recorded."""
 
 FARTHEST_DAY = timedelta(days=366)
-"""So far from when it is recorded a budget day may begin. No clock that was put right was further off."""
+"""How far a budget day may begin from when it is recorded. No clock that was corrected was further off."""
 
 MOST_INDEXED_BYTES = 2_000
-"""No index takes a text of much more. The service lets in less than half of it."""
+"""No index accepts a much longer text. The service accepts less than half of it."""
 
 _INDEXED = frozenset(("category", "job", "task_id", "to_agent"))
-"""Fields that the read tables have an index of, and the log has none: what is too long for that one is
-refused by the log itself."""
+"""Fields that are indexed in the read tables but not in the log. Where the log has an index too, it refuses
+a text that is too long for it."""
 
 _IDS = frozenset(
     ("agent_id", "conflict_id", "email_id", "message_id", "operation_id", "reservation_id", "run_id")
 )
-"""Fields that name a row of a table whose ids are UUIDs."""
+"""Fields that refer to a row of a table whose ids are UUIDs."""
 
 _LISTS_OF_IDS = frozenset(("emails", "messages"))
 _OF_TASKS = (TaskCreated, TaskUpdated)
-"""Whose `task_id` names one of our tasks; in other events it may be anybody's."""
+"""Events whose `task_id` is that of a task on the board; in others it is any text that a client chose."""
 
 
 class _Fields(NamedTuple):
-    """The fields of a structure that may be out of bounds, each with the least and the most it may be."""
+    """The fields of a structure that may be out of bounds, with the minimum and maximum of each."""
 
     ids: tuple[str, ...]
     numbers: tuple[tuple[str, float, int], ...]
@@ -75,9 +75,10 @@ class _Fields(NamedTuple):
 
 
 def out_of_bounds(event: msgspec.Struct) -> str | None:
-    """The first field of an event that no table could hold; None where all is well.
+    """Return the first field of an event that no table could hold; None if there is none.
 
-    So it is with an hour that no day has, and with a job that has no schedule or two: none starts by them.
+    An hour that no day has counts as out of bounds, and so does a job without a schedule or with two: no
+    process could start with them.
     """
     fields = _fields(type(event))
     if fields is None:
@@ -118,7 +119,7 @@ def out_of_bounds(event: msgspec.Struct) -> str | None:
 
 
 def _is_one_moment(time: datetime) -> bool:
-    """Whether it says which moment it means, and UTC has a name for that: years end at 9999."""
+    """Whether a time has a time zone and can be expressed in UTC, where years end at 9999."""
     if time.tzinfo is None:
         return False
     try:
@@ -132,9 +133,9 @@ def _can_be_written(value: Any) -> bool:
     try:
         text = orjson.dumps(value)
     except TypeError:
-        # A whole number beyond 64 bits, or more levels than it can count.
+        # An integer beyond 64 bits, or deeper nesting than orjson supports.
         return False
-    # A level takes two characters at least.
+    # A level takes at least two characters.
     return len(text) <= 2 * MOST_LEVELS or _levels_fit(value, MOST_LEVELS)
 
 
@@ -147,7 +148,7 @@ def _levels_fit(value: Any, levels: int) -> bool:
 
 @cache
 def _fields(kind: type[msgspec.Struct]) -> _Fields | None:
-    """Those of a kind of structure; None where it has none."""
+    """Return those of a kind of structure, or None if it has none."""
     ids, times, json, texts, others = [], [], [], [], []
     numbers: list[tuple[str, float, int]] = []
     for field in msgspec.structs.fields(kind):
@@ -182,7 +183,7 @@ def _fields(kind: type[msgspec.Struct]) -> _Fields | None:
 
 
 def _main_type(annotated: Any) -> inspect.Type:
-    """The type of a field; where it may be null, of what is there otherwise."""
+    """Return the type of a field, without the None of an optional one."""
     whole = inspect.type_info(annotated)
     if not isinstance(whole, inspect.UnionType):
         return whole

@@ -1,6 +1,6 @@
-"""The hash chain: every event's hash covers the one before it, so history cannot be changed unseen.
+"""The hash chain: every event's hash covers the previous one, so history cannot be changed unnoticed.
 
-The formula, which needs nothing of ours to be checked:
+The formula, which can be checked without this code:
 
     hash = SHA-256( previous hash (32 bytes; zeros before the first event)
                     || envelope, UTF-8, each field followed by a line feed:
@@ -9,7 +9,7 @@ The formula, which needs nothing of ours to be checked:
                     || data, UTF-8, exactly as stored )
 
 No field of the envelope can hold a line feed (a constraint of the table), so no two envelopes share a text.
-docs/audit.md says the same for whoever checks a log without this code, in plain Python and in SQL.
+docs/audit.md has the same check in plain Python and in SQL.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 IS_ON_A_CLOCK: LiteralString = "recorded_at BETWEEN '0001-01-01Z' AND '9999-12-31 23:59:59.999999Z'"
-"""Whether the time of a row is one. Postgres also has infinite ones, and years that nothing else names."""
+"""Whether the time of a row is usable. Postgres also has infinite times, and years outside 1 to 9999."""
 
 HASHED_TEXT: LiteralString = (
     r"coalesce(position || E'\n' || id || E'\n' || stream || E'\n' || version || E'\n' || type || E'\n'"
@@ -39,17 +39,17 @@ HASHED_TEXT: LiteralString = (
     rf" || CASE WHEN {IS_ON_A_CLOCK} THEN trim_scale(extract(epoch FROM recorded_at) * 1000000) END"
     r" || E'\n' || data, '')"
 )
-"""Envelope and data of a row of `events`, made one text by Postgres: what is hashed after the hash before.
+"""Envelope and data of a row of `events` as one text: what is hashed after the previous hash.
 
-It never fails and is never NULL, whatever somebody wrote into the row. Where anything is missing that every
-event has, it is empty: so no field can be emptied and stand, as part of its neighbour, where it stood. So
-it is where an idempotency key is an empty text, because that would read as if there were none, and where
-the time is none that a clock shows.
+It never fails and is never NULL, whatever was written into the row. It is empty if a field is NULL that
+every event has; otherwise a field could be emptied and its content moved into its neighbor, with the same
+text. It is also empty if the idempotency key is an empty text, which would read as if there were none, and
+if the time is not `IS_ON_A_CLOCK`.
 """
 
 
 def microseconds(moment: datetime) -> int:
-    """Whole microseconds since 1970-01-01T00:00:00Z."""
+    """Return the whole microseconds since 1970-01-01T00:00:00Z."""
     return (moment - _EPOCH) // _MICROSECOND
 
 
@@ -69,7 +69,7 @@ def link(
     recorded_at_microseconds: int,
     data: str,
 ) -> bytes:
-    """The hash of an event that follows one whose hash is `previous`."""
+    """Return the hash of an event that follows one whose hash is `previous`."""
     envelope = (
         f"{position}\n{id}\n{stream}\n{version}\n{type}\n{schema_version}\n{actor}\n"
         f"{'' if caused_by is None else caused_by}\n{correlation_id}\n{idempotency_key or ''}\n"
@@ -79,7 +79,7 @@ def link(
 
 
 def hash_of(previous: bytes, recorded: Recorded) -> bytes:
-    """What `recorded.hash` must be, after an event whose hash is `previous`."""
+    """Return what `recorded.hash` must be after an event whose hash is `previous`."""
     return link(
         previous,
         position=recorded.position,
@@ -98,10 +98,10 @@ def hash_of(previous: bytes, recorded: Recorded) -> bytes:
 
 
 def verify(previous: bytes, events: Iterable[Recorded]) -> bytes:
-    """Follows the chain over consecutive events; returns the last hash.
+    """Check the chain of consecutive events and return the last hash.
 
     Raises:
-        ChainBroken: at the first event whose hash is not what its content and predecessor demand.
+        ChainBroken: at the first event whose hash does not match its content and the previous hash.
     """
     for recorded in events:
         if hash_of(previous, recorded) != recorded.hash:

@@ -1,8 +1,8 @@
-"""Signed checkpoints: how far the log was, and its last hash, under an Ed25519 signature.
+"""Signed checkpoints: the position and hash of the log's head, under an Ed25519 signature.
 
 Kept where nobody who can write to the database can write, a checkpoint shows what the chain alone cannot:
-that the log's end was cut off, or that it was written anew with hashes that fit. The text that is signed is
-seven lines, each ended by a line feed, so that any tool can make it again from the file:
+that the log was truncated, or rewritten with matching hashes. The signed text is seven lines, each ended by
+a line feed, so that any tool can reproduce it from the file:
 
     squad-checkpoint 1
     squad: the id of the first event
@@ -12,8 +12,8 @@ seven lines, each ended by a line feed, so that any tool can make it again from 
     signed_at: the database's clock at the signing
     public_key, in base64
 
-The public key in the file only says who claims to have signed. Whoever wants to be sure names the key that
-they expect: a log that was written anew is as easily signed anew with another one.
+The public key in the file only says who claims to have signed. To be sure, name the key that you expect:
+whoever rewrites a log can as easily sign it again with a key of their own.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ _TIME = Annotated[str, Field(pattern=moments.PATTERN)]
 
 
 class Checkpoint(BaseModel):
-    """How far the log was, under a signature."""
+    """A signed position and hash of the log."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     format: Literal["squad-checkpoint"] = "squad-checkpoint"
     version: Literal[1] = 1
     squad: Annotated[str, Field(pattern=f"^{ID.pattern}$")]
-    """The id of the first event, which tells one squad from another."""
+    """The id of the first event, which identifies the squad."""
     position: Annotated[int, Field(ge=1, lt=2**63)]
     hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     recorded_at: _TIME
-    """Of the event at that position."""
+    """The time of the event at that position."""
     signed_at: _TIME
     """The database's clock at the signing."""
     public_key: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{43}=$")]
@@ -71,7 +71,7 @@ class Checkpoint(BaseModel):
 
     @property
     def signed_text(self) -> bytes:
-        """What the signature covers."""
+        """The text that the signature covers."""
         lines = (
             f"{self.format} {self.version}",
             self.squad,
@@ -84,12 +84,12 @@ class Checkpoint(BaseModel):
         return "".join(f"{line}\n" for line in lines).encode()
 
     def to_json(self) -> str:
-        """The file's text, for machines and for people."""
+        """Return the content of the file, as indented JSON."""
         return self.model_dump_json(indent=2) + "\n"
 
 
 def sign(key: Ed25519PrivateKey, squad: str, head: Head, now: datetime) -> Checkpoint:
-    """A checkpoint of a log that has been verified up to this head, which is not that of an empty log."""
+    """Return a signed checkpoint of a non-empty log that has been verified up to this head."""
     assert head.recorded_at is not None
     unsigned = Checkpoint(
         squad=squad,
@@ -104,14 +104,14 @@ def sign(key: Ed25519PrivateKey, squad: str, head: Head, now: datetime) -> Check
 
 
 def read(path: Path, expected: Sequence[Ed25519PublicKey] = ()) -> Checkpoint:
-    """A checkpoint whose signature is good.
+    """Read a checkpoint and verify its signature.
 
     Args:
         path: its file.
-        expected: the keys that may have signed it; where there are none, any may.
+        expected: the keys that may have signed it; if empty, any key.
 
     Raises:
-        CheckpointRefused: it cannot be read, is not one, or is not signed as it must be.
+        CheckpointRefused: it cannot be read, is not a checkpoint, or its signature is not valid.
     """
     try:
         checkpoint = Checkpoint.model_validate_json(_bytes(path))
@@ -125,18 +125,18 @@ def read(path: Path, expected: Sequence[Ed25519PublicKey] = ()) -> Checkpoint:
     try:
         key.verify(base64.b64decode(checkpoint.signature), checkpoint.signed_text)
     except InvalidSignature as error:
-        raise CheckpointRefused(f"{path} does not bear the signature of what it says") from error
+        raise CheckpointRefused(f"the signature of {path} does not match its content") from error
     return checkpoint
 
 
 def new_key(path: Path) -> str:
-    """Makes a key pair: the private key in a file for its owner alone, the public one in `path` + `.pub`.
+    """Create a key pair: the private key in a file for its owner alone, the public one in `path` + `.pub`.
 
     Returns:
-        The public key as checkpoints name it.
+        The public key as checkpoints have it.
 
     Raises:
-        CheckpointRefused: one of the files is there already, or cannot be written.
+        CheckpointRefused: one of the files exists already or cannot be written.
     """
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -151,24 +151,24 @@ def new_key(path: Path) -> str:
     except OSError as error:
         for file in made:
             file.unlink(missing_ok=True)
-        raise CheckpointRefused(f"cannot make {error.filename or path}: {error.strerror}") from error
+        raise CheckpointRefused(f"cannot create {error.filename or path}: {error.strerror}") from error
     return _base64(key.public_key())
 
 
 def public_half(path: Path) -> Path:
-    """Where the public key lies whose private key lies in `path`."""
+    """Return the path of the public key that belongs to the private key in `path`."""
     return path.with_name(path.name + PUBLIC_SUFFIX)
 
 
 def private_key(path: Path) -> Ed25519PrivateKey:
-    """The key to sign with.
+    """Read the key to sign with.
 
     Raises:
-        CheckpointRefused: it is not there, not a private Ed25519 key, or anybody may read it.
+        CheckpointRefused: it cannot be read, is not a private Ed25519 key, or others may access it.
     """
     content = _bytes(path)
     if path.stat().st_mode & _OTHERS:
-        raise CheckpointRefused(f"anybody may read {path}: keep it to its owner, with chmod 600")
+        raise CheckpointRefused(f"others may access {path}: restrict it to its owner, with chmod 600")
     key = _loaded(path, "private", lambda: load_pem_private_key(content, password=None))
     if not isinstance(key, Ed25519PrivateKey):
         raise CheckpointRefused(f"{path} is not an Ed25519 key")
@@ -176,10 +176,10 @@ def private_key(path: Path) -> Ed25519PrivateKey:
 
 
 def public_key(path: Path) -> Ed25519PublicKey:
-    """A key that checkpoints are expected to be signed with.
+    """Read a key that checkpoints are expected to be signed with.
 
     Raises:
-        CheckpointRefused: it is not there, or not a public Ed25519 key.
+        CheckpointRefused: it cannot be read, or is not a public Ed25519 key.
     """
     content = _bytes(path)
     key = _loaded(path, "public", lambda: load_pem_public_key(content))

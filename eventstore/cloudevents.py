@@ -1,6 +1,7 @@
-"""Events as CloudEvents 1.0 in their JSON format, for other systems to read; there is no way back.
+"""Events in the JSON format of CloudEvents 1.0, for other systems to read. They cannot be imported.
 
-The extension attributes are strings, because integers of CloudEvents end at 31 bits and positions do not.
+The extension attributes are strings, because CloudEvents integers are limited to 32 bits and positions are
+not.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def cloud_event_line(squad: str, recorded: Recorded | Odd) -> bytes:
-    """One event, on one line.
+    """Return an event as one line.
 
     Args:
-        squad: the id of the log's first event, which makes `source` the same wherever the log lies.
-        recorded: the event, or a row that is none any more; what that lacks is null.
+        squad: the id of the log's first event, so that `source` is the same wherever the log is kept.
+        recorded: the event, or a malformed row, whose missing fields are null.
     """
     event: dict[str, Any] = {
         "specversion": "1.0",
@@ -45,6 +46,6 @@ def cloud_event_line(squad: str, recorded: Recorded | Odd) -> bytes:
         event["causedby"] = str(recorded.caused_by)
     if recorded.idempotency_key is not None:
         event["idempotencykey"] = recorded.idempotency_key
-    # Where stored data have line feeds, these stand between JSON's parts, where a space means the same.
+    # Line feeds in stored data are whitespace between JSON tokens, where a space means the same.
     event["data"] = orjson.Fragment((recorded.data or "null").replace("\r", " ").replace("\n", " "))
     return orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE)

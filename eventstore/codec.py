@@ -1,7 +1,7 @@
-"""Events to stored text and back.
+"""Encode events to stored text, and decode them.
 
 `encode` decides the bytes that are stored and hashed, so it is pinned by golden files. `decode` looks up
-the type, brings an older schema version up to the present one step at a time, and validates.
+the type, upcasts an older schema version to the current one step by step, and validates.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from eventstore.recorded import AnyRecorded
 
 EVENT_TYPES: dict[str, type[AnyEvent]] = {kind.type: kind for kind in get_args(AnyEvent)}
-"""Every known type of event by its stored name."""
+"""Every known type of event, by its stored name."""
 
 _encoder = msgspec.json.Encoder()
 _DECODE = {
     (name, kind.schema_version): msgspec.json.Decoder(kind).decode for name, kind in EVENT_TYPES.items()
 }
-"""How to read the data of a type at its present schema version."""
+"""The decoders of each type at its current schema version."""
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -44,40 +44,40 @@ def _answered_if_succeeded(data: dict[str, Any]) -> dict[str, Any]:
 
 
 UPCASTERS: dict[tuple[str, int], Upcaster] = {
-    # The second version has one more reason.
+    # Version 2 only adds a reason.
     ("agent_status_changed", 1): _adding(),
     ("job_defined", 1): _without_resources,
-    # Who removed it was not kept; what the settings removed comes back when they name it again.
+    # Version 1 did not record who removed it. What the settings removed returns when they name it again.
     ("job_removed", 1): _adding(source="settings"),
     ("run_started", 1): _adding(operation_id=None),
     ("run_retried", 1): _adding(operation_id=None),
     ("run_finished", 1): _answered_if_succeeded,
 }
-"""How to bring data of (type, schema version) to the next version."""
+"""Functions that upcast data from (type, schema version) to the next version."""
 
 
 def encode(event: Event) -> str:
-    """The stored text: compact JSON, fields in the order of the class."""
+    """Return the stored text: compact JSON, with the fields in the order of the class."""
     return _encoder.encode(event).decode()
 
 
 def decode(recorded: AnyRecorded) -> AnyEvent:
-    """The event that a row of the log tells.
+    """Return the event that a row of the log holds.
 
     Raises:
-        UnknownEventType: the type, or its schema version, comes from a newer version of the software.
-        UnreadableEvent: the data do not have the promised shape.
+        UnknownEventType: the type or its schema version comes from a newer version of the software.
+        UnreadableEvent: the data do not match the type and schema version.
     """
-    decode_present = _DECODE.get((recorded.type, recorded.schema_version))
+    decode_current = _DECODE.get((recorded.type, recorded.schema_version))
     try:
-        return decode_present(recorded.data) if decode_present else _decode_earlier(recorded)
+        return decode_current(recorded.data) if decode_current else _decode_older(recorded)
     except (msgspec.MsgspecError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UnreadableEvent(
             f"{recorded.type} at position {recorded.position}", recorded.position
         ) from error
 
 
-def _decode_earlier(recorded: AnyRecorded) -> AnyEvent:
+def _decode_older(recorded: AnyRecorded) -> AnyEvent:
     kind = EVENT_TYPES.get(recorded.type)
     if kind is None or recorded.schema_version > kind.schema_version:
         raise UnknownEventType(

@@ -1,8 +1,8 @@
-"""How every connection to the squad's database is opened: schema, time zone, timeouts, adapters.
+"""Open connections to the squad's database: schema, time zone, timeouts, adapters.
 
-A pooler may stand between. In transaction mode it hands every transaction to another server process:
-settings of a session do not get there, so they must be the role's own, statements must not be prepared, and
-whoever needs a session (to listen, or to keep a lock) needs another way (`eventstore.pooler`).
+They may go through a pooler. In transaction mode it hands each transaction to a different server process:
+session settings do not reach it, so they must be settings of the role; statements must not be prepared; and
+whatever needs a session (LISTEN, a session lock) needs another way to the server (`eventstore.pooler`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Connection = psycopg.AsyncConnection[Any]
 
 SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
-"""Lower case and short: channel names are built from it, and Postgres cuts those at 63 bytes."""
+"""Lower case and short: channel names are built from it, and Postgres truncates those to 63 bytes."""
 
 _KEEPALIVE = {
     "connect_timeout": 5,
@@ -43,15 +43,15 @@ _KEEPALIVE = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,
 }
-"""Seconds (tcp_user_timeout: milliseconds). A peer that vanished is noticed within about 15 seconds."""
+"""Seconds (tcp_user_timeout: milliseconds). A dead peer is noticed within about 15 seconds."""
 
 
 FIRST_ANSWER_SECONDS = 10.0
-"""How long the first question waits: a pooler lets in more than it serves, and no timeout covers that."""
+"""Timeout of the first query: a pooler accepts more clients than it serves; nothing else covers that."""
 
 _NO_ANSWER = (
-    f"connected, and nothing was answered for {FIRST_ANSWER_SECONDS:g} seconds: perhaps a pooler whose"
-    " server connections are all in use"
+    f"connected, but got no answer within {FIRST_ANSWER_SECONDS:g} seconds: perhaps all server connections"
+    " of a pooler are in use"
 )
 
 _log = logging.getLogger(__name__)
@@ -61,10 +61,10 @@ _TRANSACTION_TIMEOUT_MILLISECONDS = 120_000
 
 
 class _Session(psycopg.AsyncConnection[Any]):
-    """A connection that is also let in by poolers which take no options."""
+    """A connection that also works through poolers that accept no startup options."""
 
     lock_wait_seconds: float | None = None
-    """How long the log's lock was waited for, where nobody has taken note of that yet."""
+    """How long the log's lock was waited for, until `take_lock_wait` is called."""
 
     @cached_property
     def kept_cursor(self) -> psycopg.AsyncCursor[Any]:
@@ -73,12 +73,12 @@ class _Session(psycopg.AsyncConnection[Any]):
 
     @classmethod
     async def connect(cls, conninfo: str = "", **more: Any) -> _Session:
-        """Connects, and not to an old primary: to the next server that is named, where it finds one."""
+        """Connect; skip an old primary and try the next server that the DSN names."""
         passed_over: list[str] = []
         left: str | None = conninfo
         while left is not None:
             try:
-                session = await cls._connected(left, **more)
+                session = await cls._connect_once(left, **more)
             except psycopg.OperationalError as error:
                 if not passed_over:
                     raise
@@ -95,15 +95,15 @@ class _Session(psycopg.AsyncConnection[Any]):
                 raise
             if reason is None:
                 return session
-            _log.warning("passed over: %s", reason)
+            _log.warning("skipping a server: %s", reason)
             passed_over.append(reason)
             left = timelines.without(left, session.info.host, session.info.port)
             session.pgconn.finish()
         raise psycopg.OperationalError("; ".join(passed_over))
 
     @classmethod
-    async def _connected(cls, conninfo: str, **more: Any) -> _Session:
-        """Connects; without the options where they are what is in the way."""
+    async def _connect_once(cls, conninfo: str, **more: Any) -> _Session:
+        """Connect, without the startup options if those are rejected."""
         try:
             return await super().connect(conninfo, **more)
         except psycopg.OperationalError as error:
@@ -113,16 +113,16 @@ class _Session(psycopg.AsyncConnection[Any]):
 
 
 class _UuidText(Loader):
-    """Ids are strings everywhere in this project."""
+    """Loads UUIDs as strings, as ids are throughout the project."""
 
     def load(self, data: Buffer) -> str:
         return bytes(data).decode()
 
 
 def session_options(schema: str, **settings: str | int) -> str:
-    """The libpq `options` for a session of the squad whose Postgres schema is `schema`."""
+    """Return the libpq `options` for a session of the squad whose Postgres schema is `schema`."""
     if not SCHEMA_NAME.fullmatch(schema):
-        raise ValueError(f"a squad's schema is named like {SCHEMA_NAME.pattern}, not {schema!r}")
+        raise ValueError(f"a squad's schema name must match {SCHEMA_NAME.pattern}: {schema!r}")
     merged = {
         "search_path": schema,
         "TimeZone": "UTC",
@@ -131,7 +131,7 @@ def session_options(schema: str, **settings: str | int) -> str:
         "idle_in_transaction_session_timeout": 10_000,
         "lock_timeout": 5_000,
         "statement_timeout": 60_000,
-        # The server's side of `_KEEPALIVE`: a client that vanished must not keep its locks for hours.
+        # The server's side of `_KEEPALIVE`: a client that vanished must not hold its locks for hours.
         "tcp_keepalives_idle": 5,
         "tcp_keepalives_interval": 2,
         "tcp_keepalives_count": 3,
@@ -141,19 +141,19 @@ def session_options(schema: str, **settings: str | int) -> str:
 
 
 async def connect(dsn: str, schema: str, *, name: str, **settings: str | int) -> Connection:
-    """Opens an autocommit connection for one squad.
+    """Open an autocommit connection for one squad.
 
     Args:
         dsn: libpq connection string or URI.
         schema: the squad's Postgres schema.
         name: shown as `application_name` in pg_stat_activity.
-        settings: server settings for this session; times in milliseconds. `transaction_timeout` is left
-            out where the server does not know it.
+        settings: server settings for this session; times in milliseconds. `transaction_timeout` is omitted
+            if the server does not support it.
 
     Raises:
         NotConnected: the database cannot be reached.
         StoreUnavailable: the connection broke before it could be used.
-        PoolerInTheWay: a pooler keeps from the session what it cannot do without.
+        PoolerInTheWay: the connection goes through a pooler and lacks settings that the session needs.
     """
     longest = int(settings.pop("transaction_timeout", _TRANSACTION_TIMEOUT_MILLISECONDS))
     with translating():
@@ -161,19 +161,19 @@ async def connect(dsn: str, schema: str, *, name: str, **settings: str | int) ->
             connection = await _Session.connect(
                 dsn,
                 autocommit=True,
-                **{**_KEEPALIVE, **_own(dsn)},
+                **{**_KEEPALIVE, **_overrides(dsn)},
                 application_name=name,
                 options=_options(dsn, session_options(schema, **settings)),
             )
         except psycopg.OperationalError as error:
             raise NotConnected(why_not_connected(error)) from error
         except UnicodeError as error:
-            raise NotConnected("a part of its host's name is empty or too long") from error
+            raise NotConnected("a label of the host name is empty or too long") from error
         try:
             with hanging_up_after(FIRST_ANSWER_SECONDS, connection):
                 is_direct = await pooler.is_direct(connection, schema)
             if is_direct and connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
-                # For a client that stands still in the middle of a request: no other timeout covers it.
+                # For a client that is suspended in the middle of a request: no other timeout covers it.
                 await connection.execute(f"SET transaction_timeout = {longest}")
         except BaseException:
             connection.pgconn.finish()
@@ -183,12 +183,12 @@ async def connect(dsn: str, schema: str, *, name: str, **settings: str | int) ->
 
 
 def pool(dsn: str, schema: str, *, name: str, size: int) -> AsyncConnectionPool[Connection]:
-    """A pool of at most `size` read connections (unopened: use it as an async context manager)."""
+    """Return an unopened pool of at most `size` read connections, to use with `async with`."""
     return AsyncConnectionPool(
         dsn,
         kwargs={
             **_KEEPALIVE,
-            **_own(dsn),
+            **_overrides(dsn),
             "autocommit": True,
             "application_name": name,
             "options": _options(dsn, session_options(schema)),
@@ -200,15 +200,15 @@ def pool(dsn: str, schema: str, *, name: str, size: int) -> AsyncConnectionPool[
         max_size=size,
         timeout=5,
         max_waiting=1_000,
-        # Given up soon, and begun anew for whoever asks next: between attempts the pool waits longer and
-        # longer, and would keep readers away for seconds after the database is back.
+        # Give up soon; the next reader starts over. The pool backs off between attempts, and would keep
+        # readers waiting for seconds after the database is back.
         reconnect_timeout=1,
         open=False,
     )
 
 
 def configure(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Sets how this connection turns Postgres values into ours."""
+    """Set how this connection converts Postgres values to Python."""
     connection.adapters.register_loader("uuid", _UuidText)
     set_json_loads(orjson.loads, connection)
     set_json_dumps(orjson.dumps, connection)
@@ -218,13 +218,13 @@ async def _configure(schema: str, connection: Connection) -> None:
     with hanging_up_after(FIRST_ANSWER_SECONDS, connection):
         is_direct = await pooler.is_direct(connection, schema)
     if is_direct:
-        # Not at its start: where only a server that takes writes will do, it would be taken for a standby.
+        # Not at startup: with target_session_attrs=read-write, libpq would take the server for a standby.
         await connection.execute("SET default_transaction_read_only = on")
     configure(connection)
 
 
-def _own(dsn: str) -> dict[str, Any]:
-    """What the user's connection string says goes before our defaults."""
+def _overrides(dsn: str) -> dict[str, Any]:
+    """Return the settings of the user's connection string that override our defaults."""
     given = psycopg.conninfo.conninfo_to_dict(dsn)
     return {key: value for key, value in given.items() if key in _KEEPALIVE}
 
@@ -235,18 +235,18 @@ def _options(dsn: str, ours: str) -> str:
 
 
 def kept_cursor(connection: Connection) -> psycopg.AsyncCursor[Any]:
-    """A cursor for what a connection executes again and again: a new one takes a tenth of an append."""
+    """Return a cursor to reuse for frequent statements: creating one takes a tenth of an append's time."""
     return connection.kept_cursor if isinstance(connection, _Session) else connection.cursor()
 
 
 def note_lock_wait(connection: Connection, seconds: float) -> None:
-    """Keeps for how long the log's lock was waited for on this connection, for whoever measures it."""
+    """Keep how long this connection waited for the log's lock, for the metrics."""
     if isinstance(connection, _Session):
         connection.lock_wait_seconds = seconds
 
 
 def take_lock_wait(connection: Connection) -> float | None:
-    """For how many seconds the log's lock was waited for; None where it was not since the last call."""
+    """Return how many seconds the log's lock was waited for; None if it was not since the last call."""
     if not isinstance(connection, _Session):
         return None
     seconds, connection.lock_wait_seconds = connection.lock_wait_seconds, None
@@ -254,7 +254,7 @@ def take_lock_wait(connection: Connection) -> float | None:
 
 
 class noting_a_vain_wait:  # noqa: N801 - a context manager, and written as one where it is used
-    """Keeps also for how long the lock was waited for where the server gave up (`lock_timeout`)."""
+    """Keeps how long the lock was waited for if the server gave up (`lock_timeout`)."""
 
     __slots__ = ("_asked", "_connection")
 
@@ -271,10 +271,10 @@ class noting_a_vain_wait:  # noqa: N801 - a context manager, and written as one 
 
 
 def hang_up(connection: Connection) -> None:
-    """Cuts the connection's socket, so that whoever waits on it gets an error now.
+    """Shut down the connection's socket, so that a task that waits on it gets an error at once.
 
-    Cancelling the waiting task instead would first try to cancel the query in the server, and wait up to
-    ten seconds where the server process is stopped or the network swallows packets.
+    Cancelling the task instead would first try to cancel the query on the server, and wait up to ten
+    seconds if the server process is stopped or the network drops packets.
     """
     with (
         contextlib.suppress(OSError, psycopg.Error),
@@ -284,7 +284,7 @@ def hang_up(connection: Connection) -> None:
 
 
 class hanging_up_after:  # noqa: N801 - a context manager, and written as one where it is used
-    """Bounds what is awaited inside: after `seconds` the connection is cut, and the wait is an error."""
+    """A timeout for the block: after `seconds` the connection is closed, and what waits on it fails."""
 
     __slots__ = ("_timer",)
 

@@ -1,7 +1,7 @@
-"""Whether tables, functions and row level security are what `schema.sql` makes them.
+"""Check that tables, functions and row level security are as `schema.sql` defines them.
 
-Whoever may change the catalogue can leave a guard in place and change what it rests on: the function that
-appends, a policy by which a row is not seen or not removed, a table whose rows lie in another one.
+A role that may change the catalog can leave a guard in place and change what it relies on: the function
+that appends, a policy that hides a row or prevents its deletion, a table whose rows are stored in another.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _FUNCTIONS: LiteralString = (
     " WHERE pronamespace = current_schema()::regnamespace AND proname = ANY (%s)"
 )
 
-# One that is not logged is empty after a crash.
+# An unlogged table is empty after a crash.
 _TABLES: LiteralString = (
     "SELECT relname, relpersistence = 'p', relrowsecurity, relforcerowsecurity FROM pg_class"
     " WHERE relnamespace = current_schema()::regnamespace AND relname = ANY (%s)"
 )
-# Of a table that others inherit from, their rows are seen as well.
+# A query of a table also returns the rows of the tables that inherit from it.
 _SHAPES: LiteralString = (
     "SELECT relname, relkind = 'r'"
     " AND NOT EXISTS (SELECT FROM pg_inherits WHERE c.oid IN (inhparent, inhrelid)),"
@@ -40,10 +40,10 @@ _POLICIES: LiteralString = (
 )
 
 _LABEL = " AS has_table_privilege"
-"""Not every version of Postgres writes it down."""
+"""Only some versions of Postgres print it."""
 _APPENDS = "( SELECT has_table_privilege(('events'::regclass)::oid, 'INSERT'::text))"
-_TRUSTED_WITH_ALL = frozenset(("events", "subject_keys"))
-"""Tables that no policy of somebody else's may open or hide."""
+_NO_OTHER_POLICIES = frozenset(("events", "subject_keys"))
+"""Tables on which no other policy may exist: it could expose or hide rows."""
 
 _NOT_NULL: LiteralString = (
     "SELECT attname FROM pg_attribute WHERE attrelid = 'events'::regclass AND attnotnull AND attnum > 0"
@@ -79,9 +79,9 @@ def same_function(definition: str, body: str, name: str) -> bool:
     """Whether a function is the one of this name in `schema.sql`.
 
     Args:
-        definition: as pg_get_functiondef writes it down.
-        body: its source, as it is stored.
-        name: of one that schema.sql makes.
+        definition: the output of pg_get_functiondef.
+        body: its stored source.
+        name: of a function in schema.sql.
     """
     header = " ".join(definition.partition("\nAS ")[0].split())
     header = re.sub(r"^CREATE OR REPLACE FUNCTION [^(]*\(", "(", header)
@@ -89,8 +89,8 @@ def same_function(definition: str, body: str, name: str) -> bool:
 
 
 async def wrong_definitions(connection: Connection) -> list[str]:
-    """What is not there, or not what `schema.sql` made it to be; one line for each."""
-    # What becomes of the read tables is told with their rows.
+    """Return what is missing or differs from `schema.sql`, one line each."""
+    # The read tables are checked together with their rows.
     others = schema.tables().keys() - schema.read_tables()
     [(namespace,)] = await _rows(connection, "SELECT current_schema()")
     return [
@@ -102,44 +102,44 @@ async def wrong_definitions(connection: Connection) -> list[str]:
 
 
 async def unlike(connection: Connection, namespace: str, tables: Iterable[str]) -> dict[str, str]:
-    """Those of these tables that are there, and are not such as `schema.sql` makes them; of each, how so.
+    """Return those of these tables that exist and differ from `schema.sql`, each with the difference.
 
     Args:
-        connection: to look on.
+        connection: to query on.
         namespace: the squad's Postgres schema.
-        tables: names of tables that schema.sql makes.
+        tables: names of tables in schema.sql.
     """
     cursor = await connection.execute(_SHAPES, (namespace, list(tables)))
     shapes: dict[str, tuple[bool, dict[str, tuple[str, bool]]]] = {}
     for table, is_plain, column, kind, must_be_filled in await cursor.fetchall():
         shapes.setdefault(table, (is_plain, {}))[1][column] = (kind, must_be_filled)
     found = {
-        table: _unlike(schema.tables()[table], columns) if is_plain else "is not a table by itself"
+        table: _difference(schema.tables()[table], columns) if is_plain else "is not a plain table"
         for table, (is_plain, columns) in shapes.items()
     }
     return {table: why for table, why in found.items() if why}
 
 
-def _unlike(due: Mapping[str, str], there: Mapping[str, tuple[str, bool]]) -> str | None:
+def _difference(due: Mapping[str, str], there: Mapping[str, tuple[str, bool]]) -> str | None:
     for column, kind in due.items():
         if column not in there:
             return f"has no column {column}"
         if there[column][0] != kind:
-            return f"has the column {column} as {there[column][0]}, and not as {kind}"
+            return f"has the column {column} as {there[column][0]} instead of {kind}"
     for column, (_, must_be_filled) in there.items():
         if must_be_filled and column not in due:
-            return f"has one more column, {column}, that must be filled"
+            return f"has an extra column, {column}, that must be filled"
     return None
 
 
 async def _functions(connection: Connection) -> list[str]:
-    # What a trigger calls is looked at with the trigger.
+    # Trigger functions are checked with their triggers.
     wanted = [name for name, (header, _) in schema.functions().items() if "RETURNS trigger" not in header]
     found: dict[str, list[bool]] = {}
     for name, definition, body in await _rows(connection, _FUNCTIONS, wanted):
         found.setdefault(name, []).append(same_function(definition, body, name))
     return [
-        f"the function {name} is not the one that schema.sql makes, or not the only one"
+        f"the function {name} is missing, overloaded, or not as schema.sql defines it"
         for name in wanted
         if found.get(name) != [True]
     ]
@@ -156,23 +156,23 @@ async def _tables(connection: Connection) -> list[str]:
     faults = []
     for name in wanted:
         if name not in there:
-            # Whether a read table is there is told with its rows.
+            # A missing read table is reported together with its rows.
             if name not in schema.read_tables():
-                faults.append(f"the table {name} is not there")
+                faults.append(f"the table {name} is missing")
             continue
         is_logged, is_enabled, is_forced = there[name]
         if not is_logged:
             faults.append(f"the table {name} is not logged")
         found, due = policies[name], _policies_of(name)
         if not is_enabled or is_forced or due.items() - found.items():
-            faults.append(f"the row level security of {name} is not what schema.sql made it to be")
-        elif name in _TRUSTED_WITH_ALL and found.keys() - due.keys():
-            faults.append(f"the policy {min(found.keys() - due.keys())} of {name} is none of schema.sql's")
+            faults.append(f"the row level security of {name} is not as schema.sql defines it")
+        elif name in _NO_OTHER_POLICIES and found.keys() - due.keys():
+            faults.append(f"the policy {min(found.keys() - due.keys())} of {name} is not from schema.sql")
     return faults
 
 
 def _policies_of(table: str) -> dict[str, _Policy]:
-    """Those that settle_access gives it."""
+    """Return the policies that settle_access creates for a table."""
     match table:
         case "schema_info":
             return {"seen": _SEEN}
@@ -188,9 +188,9 @@ async def _columns(connection: Connection) -> list[str]:
     filled = {name for (name,) in await _rows(connection, _NOT_NULL)}
     checked = {name for (name,) in await _rows(connection, _CHECKS)}
     return [
-        *(f"the column {name} may be empty" for name in _COLUMNS if name not in filled),
+        *(f"the column {name} allows NULL" for name in _COLUMNS if name not in filled),
         *(
-            f"the check ({' '.join(check.split())}) is not there, or not valid"
+            f"the check ({' '.join(check.split())}) is missing or not valid"
             for check in _CHECKED
             if f"CHECK (({check}))" not in checked
         ),

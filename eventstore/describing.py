@@ -1,8 +1,8 @@
-"""What a log line says of an exception: enough to find the fault, and nothing of what somebody sent.
+"""Describe exceptions for log lines: enough to find the fault, and nothing that a client sent.
 
-The text of an exception may repeat what it could not deal with: a row that a constraint refuses, a value
-that is no number, a key that is missing. So only texts of our own making are told, and the system's; of the
-others their type, of the database's its code and what it names.
+The text of an exception may repeat its input: a row that violates a constraint, a value that is not a
+number, a key that is missing. So only the texts of our own exceptions and of the operating system's are
+logged; of a database error, its SQLSTATE and the names it refers to; of any other, only its type.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MOST_CAUSES = 10
 
 
 def describe(error: BaseException | None) -> str:
-    """An exception in a few words."""
+    """Return an exception in a few words."""
     if error is None:
         return "no reason was given"
     name = type(error).__name__
@@ -38,7 +38,7 @@ def describe(error: BaseException | None) -> str:
 
 
 def describe_at_length(error: BaseException) -> str:
-    """An exception with all that led to it, and where: a traceback without what it dealt with."""
+    """Return an exception and its causes with their tracebacks, without the values that they dealt with."""
     return "\n".join(_lines(error))
 
 

@@ -1,6 +1,6 @@
-"""What can go wrong with the log, in words of its own; `eventstore.translation` makes them of the driver's.
+"""The errors of the event store. `eventstore.translation` maps the driver's errors to them.
 
-An exception's docstring is its message's beginning, so that what is raised and what is documented agree.
+An exception's message begins with its docstring, so that what is raised and what is documented agree.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class EventStoreError(Exception):
 
 
 class HeadMoved(EventStoreError):
-    """Somebody else appended first; nothing of this append was stored."""
+    """Another writer appended first; nothing was stored."""
 
     def __init__(self, head: int) -> None:
         super().__init__(f"the log now ends at {head}")
@@ -23,7 +23,7 @@ class HeadMoved(EventStoreError):
 
 
 class ClockDrifted(EventStoreError):
-    """The decision's clock and the database's differ too much; nothing was stored."""
+    """The clock of the decision and that of the database differ too much; nothing was stored."""
 
 
 class StoreUnavailable(EventStoreError):
@@ -35,15 +35,15 @@ class NotConnected(StoreUnavailable):
 
 
 class LogReplaced(StoreUnavailable):
-    """The log was replaced: a standby took over that lacked its end, or an older backup was restored."""
+    """The log was replaced: a standby that lacked its end took over, or an older backup was restored."""
 
 
 class PoolerInTheWay(EventStoreError):
-    """A pooler stands between here and the database."""
+    """The connection goes through a pooler."""
 
 
 class StoreBusy(EventStoreError):
-    """The database did not let us through; nothing was stored."""
+    """The database is busy or out of resources; nothing was stored."""
 
 
 class StoreRefused(EventStoreError):
@@ -51,12 +51,12 @@ class StoreRefused(EventStoreError):
 
 
 class AtPosition(EventStoreError):
-    """The log is not as it should be at one event."""
+    """An event of the log is faulty."""
 
     def __init__(self, detail: str = "", position: int | None = None) -> None:
         super().__init__(detail)
         self.position = position
-        """Of the event, where it is known."""
+        """The position of the event, if known."""
 
 
 class UnknownEventType(AtPosition):
@@ -64,19 +64,19 @@ class UnknownEventType(AtPosition):
 
 
 class UnreadableEvent(AtPosition):
-    """A stored event does not have the shape that its type and schema version promise."""
+    """A stored event does not match its type and schema version."""
 
 
 class LogNotUnderstood(AtPosition):
-    """The log holds an event that this version of the software cannot follow."""
+    """The log holds an event that this version of the software cannot apply."""
 
 
 class LogBroken(AtPosition):
-    """The log is not whole."""
+    """The log is incomplete."""
 
 
 class ChainBroken(EventStoreError):
-    """An event's hash does not follow from its content and its predecessor."""
+    """An event's hash does not match its content and the previous hash."""
 
     def __init__(self, position: int) -> None:
         super().__init__(f"at position {position}")
@@ -92,27 +92,27 @@ class SchemaTooOld(EventStoreError):
 
 
 class NameTaken(EventStoreError):
-    """The schema has something else by a name that is needed; nothing was changed."""
+    """A name that is needed is already taken in the schema; nothing was changed."""
 
 
 class TableUnlike(EventStoreError):
-    """A table is not what schema.sql makes it."""
+    """A table is not as schema.sql defines it."""
 
 
 class SchemaMissing(EventStoreError):
-    """The database has no squad schema, or an unfinished one."""
+    """The database has no squad schema, or an incomplete one."""
 
 
 class RoleMayNot(EventStoreError):
-    """The database role may not do what it is asked to."""
+    """The database role lacks a privilege."""
 
 
 class WritesRefused(EventStoreError):
-    """The database takes no writes: it is a standby, or a setting has all transactions read only."""
+    """The database accepts no writes: it is a standby, or a setting makes all transactions read-only."""
 
 
 class UnsupportedServer(EventStoreError):
-    """The database server cannot carry a squad."""
+    """The database server is not supported."""
 
 
 class CheckpointRefused(EventStoreError):

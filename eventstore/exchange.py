@@ -1,18 +1,18 @@
-"""The log as a file: JSON Lines that hold it to the letter, and that anyone can check without this code.
+"""The log as a file: JSON Lines that keep it byte for byte, and that anyone can check without this code.
 
 Each line is an object whose `kind` says what it is:
 
 - `header`, the first: `format`, `version`, `squad` (the id of the log's first event), and where the file
   begins: `after` that position, with the `hash` of the event there;
-- `key`, before all events: what sealed payloads are read with (`eventstore.keys`). Keys can be left out,
-  and then what is sealed stays unreadable;
-- `event`: the fields of the log, in its order; `data` is a string, so that it is the very text that was
+- `key`, before all events: the keys of sealed payloads (`eventstore.keys`). They can be left out, and then
+  what is sealed stays unreadable;
+- `event`: the fields of the log, in its order; `data` is a string, so that it is the exact text that was
   stored and hashed;
-- `end`, the last: how many `events` there are, the last `position` and its `hash`, so that a file whose end
-  is missing is noticed.
+- `end`, the last: the number of `events`, the last `position` and its `hash`, so that a truncated file is
+  noticed.
 
-Lines of a kind that is yet to come have their place between the header and the first event. What such a
-file has to be beyond the shape of its lines, `eventstore.arriving` knows.
+Lines of future kinds will go between the header and the first event. This module checks the shape of single
+lines; `eventstore.arriving` checks the file as a whole.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FORMAT = "squad-log"
 VERSION = 1
 
 LONGEST_LINE_BYTES = 64 * 1024 * 1024
-"""No event that the service lets in comes near; a file without line ends must not fill the memory."""
+"""Far longer than any event that the service accepts; a file without line ends must not exhaust memory."""
 
 _Id = Annotated[str, Field(pattern=f"^{ID.pattern}$")]
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -72,7 +72,7 @@ class KeyOf(_Object):
 
 
 class _Event(_Object):
-    # What is not looked at here is looked at where it is used, or by the table's own constraints.
+    # The other values are checked where they are used, or by the constraints of the table.
     kind: Literal["event"]
     position: _Position
     id: _Id
@@ -103,7 +103,7 @@ _LINE: TypeAdapter[Header | KeyOf | _Event | End] = TypeAdapter(
 )
 
 EventValues = tuple[Any, ...]
-"""An event as its line has it, in the order of the log's fields: `recorded_at` and `hash` are text."""
+"""The values of an event's line, in the order of the log's fields; `recorded_at` and `hash` are text."""
 
 _VALUES: Callable[[Any], EventValues] = itemgetter(*Recorded._fields)
 _TYPES = (int, str, str, int, str, int, str, str, int, str, str, str, str)
@@ -113,11 +113,11 @@ _PLAIN_TYPES = {
     for cause in (int, _NOTHING)
     for key in (str, _NOTHING)
 }
-"""What the values of an event may be in JSON, in the order of the log's fields."""
+"""The possible types of an event's values in JSON, in the order of the log's fields."""
 
 
 def header_line(squad: str | None, start: Head) -> bytes:
-    """The first line of a file whose events follow `start`."""
+    """Return the first line of a file whose events follow `start`."""
     return orjson.dumps(
         {
             "kind": "header",
@@ -132,7 +132,7 @@ def header_line(squad: str | None, start: Head) -> bytes:
 
 
 def key_line(key: StoredKey) -> bytes:
-    """The line of a key."""
+    """Return the line of a key."""
     return orjson.dumps(
         {
             "kind": "key",
@@ -146,7 +146,7 @@ def key_line(key: StoredKey) -> bytes:
 
 
 def event_line(recorded: Recorded | Odd) -> bytes:
-    """The line of an event, or of a row that is none any more and that no import takes."""
+    """Return the line of an event, or of a malformed row, which cannot be imported."""
     time = recorded.recorded_at if isinstance(recorded, Odd) else moments.to_text(recorded.recorded_at)
     return orjson.dumps(
         {
@@ -160,7 +160,7 @@ def event_line(recorded: Recorded | Odd) -> bytes:
 
 
 def end_line(events: int, end: Head) -> bytes:
-    """The last line of a file of so many events, whose last one is at `end`."""
+    """Return the last line of a file of so many events, of which the last is at `end`."""
     return orjson.dumps(
         {"kind": "end", "events": events, "position": end.position, "hash": end.hash.hex()},
         option=orjson.OPT_APPEND_NEWLINE,
@@ -168,7 +168,7 @@ def end_line(events: int, end: Head) -> bytes:
 
 
 def parse(line: bytes) -> Header | KeyOf | End | EventValues:
-    """What a line says.
+    """Parse a line.
 
     Raises:
         ValueError: it is not a line of such a file; the message says why.
@@ -178,12 +178,12 @@ def parse(line: bytes) -> Header | KeyOf | End | EventValues:
     try:
         parsed = _LINE.validate_json(line)
     except ValidationError as error:
-        raise ValueError(_in_words(error)) from error
+        raise ValueError(_message(error)) from error
     return _VALUES(parsed.model_dump()) if isinstance(parsed, _Event) else parsed
 
 
 def _plain_event(line: bytes) -> EventValues | None:
-    """The values of an event's line, fast; None where it takes a closer look to say what the line is."""
+    """Return the values of an event's line, fast; None if the line needs full validation."""
     try:
         fields = orjson.loads(line)
         values: EventValues = _VALUES(fields)
@@ -204,11 +204,11 @@ def _plain_event(line: bytes) -> EventValues | None:
     return None
 
 
-def _in_words(error: ValidationError) -> str:
+def _message(error: ValidationError) -> str:
     fault = error.errors(include_url=False, include_input=False)[0]
     if fault["type"] == "union_tag_not_found":
         return "it has no kind, as each line of squad export has"
-    # The first part of the place is the kind of line.
+    # The first part of the location is the kind of line.
     where = ".".join(str(part) for part in fault["loc"][1:])
     message = fault["msg"][:1].lower() + fault["msg"][1:]
     return f"{where}: {message}" if where else message

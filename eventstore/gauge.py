@@ -1,4 +1,4 @@
-"""How many events to read at once: so many that a page pays, and so few that it stays small in memory."""
+"""Adapt the number of events in a page: enough to be efficient, few enough to bound its memory."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ if TYPE_CHECKING:
     from eventstore.recorded import AnyRecorded
 
 PAGE_CHARACTERS = 4_000_000
-"""So much of payloads a page should not go beyond. In memory it is some bytes more, and several times that
-where the payloads are decoded; a few pages are there at once."""
+"""The target maximum for the payloads of a page. In memory they take slightly more, and several times as
+much once decoded; a few pages are in memory at once."""
 
 FIRST_EVENTS = 100
-"""How many are read before anything is known of their size."""
+"""The size of the first page, before anything is known about the size of events."""
 
 FEWEST_EVENTS = 10
-"""So many are always read, so that large ones do not come one by one."""
+"""The minimum size of a page, so that large events are not read one by one."""
 
 
 class Gauge:
-    """Measures each page, and says from it how many events the next one should have."""
+    """Measures each page to decide how many events the next one should have."""
 
     def __init__(
         self,
@@ -38,11 +38,11 @@ class Gauge:
         self._characters = characters or PAGE_CHARACTERS
 
     def learn(self, page: Sequence[AnyRecorded]) -> None:
-        """Goes by what was read last: an event can be a hundred bytes, or a megabyte."""
+        """Adapt to the page that was read last: an event can be a hundred bytes or a megabyte."""
         self.events = min(self._fitting(page), 2 * self.events, self._most)
 
     def beware(self, coming: Sequence[AnyRecorded]) -> None:
-        """Goes by what will have to be read: it can be larger than what was read last."""
+        """Shrink to fit events that will have to be read: they can be larger than those read last."""
         self.events = min(self.events, self._fitting(coming))
 
     def _fitting(self, page: Sequence[AnyRecorded]) -> int:

@@ -1,9 +1,9 @@
-"""What the database was told to see to by itself, and whether it still does.
+"""Check that the guards in the database are in place and work.
 
-Triggers refuse every change of an event, unique keys refuse what is there already, one trigger destroys the
-keys of those who are forgotten, and the column `agent` is computed from what an event says. Whoever may do
-anything can undo each of these, or leave no more of it than its name. What they rest on is looked at in
-`definitions`.
+Triggers refuse every change of an event, unique keys refuse duplicates, one trigger destroys the keys of
+subjects that are forgotten, and the column `agent` is generated from an event's data. The table's owner or
+a superuser can remove each of these, or leave only its name in place. `definitions` checks what they rely
+on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Trigger(NamedTuple):
     kind: int
     function: str
     condition: str | None = None
-    """As Postgres writes it down."""
+    """As Postgres prints it."""
 
 
 _REFUSING = {
@@ -47,14 +47,14 @@ _TRIGGERS: LiteralString = (
     " WHERE tgrelid = 'events'::regclass AND NOT tgisinternal"
 )
 
-# Whatever runs before an insert, or in its stead, can change or drop what is appended.
-_INTRUDERS: LiteralString = (
+# Whatever runs before or instead of an insert can change or drop what is appended.
+_INSERT_INTERCEPTORS: LiteralString = (
     "SELECT format('the trigger %s', tgname) FROM pg_trigger WHERE tgrelid = 'events'::regclass"
     f" AND NOT tgisinternal AND tgtype & {_BEFORE} > 0 AND tgtype & {_INSERT} > 0"
     " UNION ALL SELECT format('the rule %s', rulename) FROM pg_rewrite WHERE ev_class = 'events'::regclass"
 )
-# So it is with what is to be destroyed.
-_KEEPERS: LiteralString = (
+# Whatever runs before or instead of a delete can prevent it.
+_DELETE_INTERCEPTORS: LiteralString = (
     "SELECT format('the trigger %s of %s', tgname, tgrelid::regclass) FROM pg_trigger"
     " WHERE tgrelid IN (to_regclass('subject_keys'), to_regclass('snapshots'))"
     f" AND NOT tgisinternal AND tgtype & {_BEFORE} > 0"
@@ -76,7 +76,7 @@ _UNIQUE = {
     "subject_keys_pkey": "subject_keys UNIQUE btree (id)",
     "subject_keys_subject": "subject_keys UNIQUE btree (subject) WHERE (subject IS NOT NULL)",
 }
-"""The table, and what follows its name, as Postgres writes it down."""
+"""The table and the definition of each index, as Postgres prints them."""
 _SEALED = "(data #>> '{sealed,key}'::text[])"
 _SEARCHED = {
     "events_by_type": 'events btree (type, "position")',
@@ -104,21 +104,21 @@ _COMPUTED: LiteralString = (
 
 
 async def missing_guards(connection: Connection) -> list[str]:
-    """What is not there, or not what `schema.sql` made it to be; one line for each."""
+    """Return the guards that are missing or differ from `schema.sql`, one line each."""
     return [
         *await _triggers(connection),
         *(
-            f"{what} can change or drop what is appended, and is none of schema.sql's"
-            for what in await _column(connection, _INTRUDERS)
+            f"{what} can change or drop what is appended, and is not from schema.sql"
+            for what in await _column(connection, _INSERT_INTERCEPTORS)
         ),
         *(
-            f"{what} can keep what is to be destroyed, and is none of schema.sql's"
-            for what in await _column(connection, _KEEPERS)
+            f"{what} can keep what must be destroyed, and is not from schema.sql"
+            for what in await _column(connection, _DELETE_INTERCEPTORS)
         ),
         *await _unique_keys(connection),
         *(
-            f"the unique index {name} is not there, or not valid"
-            for name in await _lost(connection, _UNIQUE)
+            f"the unique index {name} is missing or not valid"
+            for name in await _missing(connection, _UNIQUE)
         ),
         *await _computed_column(connection),
         *await wrong_definitions(connection),
@@ -126,8 +126,8 @@ async def missing_guards(connection: Connection) -> list[str]:
 
 
 async def lost_indexes(connection: Connection) -> list[str]:
-    """Indexes that keep nothing as it is, and without which the log is searched from end to end."""
-    return await _lost(connection, _SEARCHED)
+    """Return missing indexes that guard nothing, but without which searches scan the whole log."""
+    return await _missing(connection, _SEARCHED)
 
 
 async def _triggers(connection: Connection) -> list[str]:
@@ -140,24 +140,24 @@ async def _triggers(connection: Connection) -> list[str]:
             name, [None] * 7
         )
         if not is_always_enabled:
-            faults.append(f"the trigger {name} is not there, or not enabled for everybody")
+            faults.append(f"the trigger {name} is missing, or not always enabled")
         elif (
             (kind, function, condition) != (wanted.kind, wanted.function, wanted.condition)
             or not is_plain
             or not same_function(definition, body, wanted.function)
         ):
-            faults.append(f"the trigger {name} does not {does} what it is there to {does}")
+            faults.append(f"the trigger {name} does not {does} what it should {does}")
     return faults
 
 
 async def _unique_keys(connection: Connection) -> list[str]:
     found = await _column(connection, _VALID_KEYS)
     return [
-        f"the unique key of ({key}) is not there, or not valid" for key in _UNIQUE_KEYS if key not in found
+        f"the unique key on ({key}) is missing or not valid" for key in _UNIQUE_KEYS if key not in found
     ]
 
 
-async def _lost(connection: Connection, wanted: dict[str, str]) -> list[str]:
+async def _missing(connection: Connection, wanted: dict[str, str]) -> list[str]:
     found = await _column(connection, _VALID_INDEXES)
     return [name for name, definition in wanted.items() if definition not in found]
 
@@ -165,19 +165,19 @@ async def _lost(connection: Connection, wanted: dict[str, str]) -> list[str]:
 async def _computed_column(connection: Connection) -> list[str]:
     if await _column(connection, _COMPUTED) == [_AGENT]:
         return []
-    return ["the column agent is not computed from what an event says"]
+    return ["the column agent is not generated from the event's data"]
 
 
 async def wrongly_computed(connection: Connection) -> tuple[int | None, int]:
-    """The first event whose column `agent` is not what it says, and how many there are.
+    """Return the first event whose column `agent` does not match its data, and the number of such events.
 
-    Only whoever may change the catalogue can have made one. No hash covers the column.
+    Only a role that may change the catalog can have caused one. No hash covers the column.
     """
     try:
         async with connection.transaction():
             row = await (await connection.execute(_WRONGLY_COMPUTED)).fetchone()
     except psycopg.DataError:
-        # It holds what no column is computed from.
+        # An event's data are such that the column cannot be computed.
         return None, 1
     assert row is not None
     return row[0], row[1]

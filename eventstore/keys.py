@@ -1,10 +1,10 @@
-"""The keys that personal payloads are sealed with: made, found, kept at hand, and found out about.
+"""The keys that personal payloads are sealed with: create, load, cache, export and import them.
 
-They lie in `subject_keys`, the one table that is not rebuilt from the log, on purpose: a payload can be
-read for as long as its key lies there. An e-mail's key is its sender's, who is looked up by a digest of the
-address; a message has a key of its own, which only the message names. Ids of keys are UUIDv7 and say
-nothing about whom they belong to. The event `subject_forgotten` destroys its key in the transaction that
-appends it.
+They are stored in `subject_keys`, the one table that is not rebuilt from the log, on purpose: a payload can
+be read only as long as its key is there. The key of an e-mail is its sender's, looked up by a digest of the
+address; a message has a key of its own, which only the message refers to. Key ids are UUIDv7 and reveal
+nothing about whose they are. The event `subject_forgotten` destroys its key in the transaction that appends
+it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ KEY_BYTES = 32
 """AES-256."""
 
 KEPT_KEYS = 20_000
-"""How many keys a process keeps at hand."""
+"""How many keys a process caches."""
 
 PAGE_KEYS = 5_000
-"""How many keys a reader of all of them takes at once."""
+"""How many keys an export reads at once."""
 
 _ATTEMPTS = 10
 _LOAD = "SELECT id::text, key FROM subject_keys WHERE id = ANY(%s::uuid[])"
@@ -42,7 +42,7 @@ _MAKE = (
     "INSERT INTO subject_keys (id, subject, key) SELECT * FROM unnest(%s::uuid[], %s::text[], %s::bytea[])"
     " ON CONFLICT (subject) WHERE subject IS NOT NULL DO NOTHING RETURNING subject"
 )
-# A column travels as one value: there can be a thousand, and arrays are dear.
+# Each column is one value: there can be a thousand keys, and arrays are expensive.
 _STORE = (
     "INSERT INTO subject_keys (id, key)"
     " SELECT id::uuid, substring(%b::bytea FROM (n::integer - 1) * 32 + 1 FOR 32)"
@@ -51,13 +51,13 @@ _STORE = (
 
 
 class Key(NamedTuple):
-    """A key, and the name that sealed events call it by."""
+    """A key, and the id by which sealed events refer to it."""
 
     id: str
     secret: bytes
 
     def __repr__(self) -> str:
-        """Its name alone: secrets have no place in a log line."""
+        """Return the id alone: secrets have no place in a log line."""
         return f"Key({self.id!r})"
 
 
@@ -70,66 +70,66 @@ class StoredKey(NamedTuple):
     created_at: datetime
 
     def __repr__(self) -> str:
-        """All but the secret."""
+        """Return all but the secret."""
         return f"StoredKey({self.id!r}, {self.subject!r})"
 
 
 def new_key() -> Key:
-    """A key that nobody has."""
+    """Return a new random key."""
     return Key(str(uuid7()), urandom(KEY_BYTES))
 
 
 def new_keys(number: int) -> list[Key]:
-    """So many keys that nobody has, from one call of the system."""
+    """Return so many new random keys, with one system call."""
     random = urandom(KEY_BYTES * number)
     return [Key(str(uuid7()), random[at : at + KEY_BYTES]) for at in range(0, len(random), KEY_BYTES)]
 
 
-# At hand ------------------------------------------------------------------------------------------------
+# In memory ----------------------------------------------------------------------------------------------
 
 
 class Keyring:
-    """Keys that this process has at hand.
+    """A cache of keys, of which the least recently used are evicted.
 
-    Whoever sees that a key was destroyed lets go of it, and from then on it is not here: neither is one
-    that was being loaded at that moment, and was still there when the database was asked.
+    A reader that learns of a key's destruction calls `let_go`. From then on the key is not in the cache,
+    even if it was being loaded at that moment and the database still had it.
     """
 
     def __init__(self, most: int = KEPT_KEYS) -> None:
         self._most = most
         self._secrets: OrderedDict[str, bytes] = OrderedDict()
-        self._let_go = 0
+        self._removals = 0
 
     def put(self, keys: Iterable[Key]) -> None:
-        """Keeps keys at hand, in the place of those that were not asked for the longest."""
+        """Add keys, and evict the least recently used beyond the limit."""
         self._secrets.update(keys)
         while len(self._secrets) > self._most:
             self._secrets.popitem(last=False)
 
     def clear(self) -> None:
-        """Lets go of all keys."""
+        """Remove all keys."""
         self._secrets.clear()
-        self._let_go += 1
+        self._removals += 1
 
     def let_go(self, key_id: str) -> None:
-        """The key was destroyed."""
+        """Remove a key that was destroyed."""
         self._secrets.pop(key_id, None)
-        self._let_go += 1
+        self._removals += 1
 
     async def secrets(self, connection: Connection, ids: Collection[str]) -> dict[str, bytes]:
-        """The keys with these ids, as far as they exist. Those not at hand are asked for, all at once."""
+        """Return those of these keys that exist. Those not in the cache are loaded with one query."""
         while True:
-            before = self._let_go
-            found = {id_: secret for id_ in ids if (secret := self._at_hand(id_))}
+            before = self._removals
+            found = {id_: secret for id_ in ids if (secret := self._cached(id_))}
             missing = [id_ for id_ in ids if id_ not in found]
             if not missing:
                 return found
             loaded = await load(connection, missing)
-            if before == self._let_go:
+            if before == self._removals:
                 self.put(Key(id_, secret) for id_, secret in loaded.items())
                 return found | loaded
 
-    def _at_hand(self, key_id: str) -> bytes | None:
+    def _cached(self, key_id: str) -> bytes | None:
         secret = self._secrets.get(key_id)
         if secret:
             self._secrets.move_to_end(key_id)
@@ -140,24 +140,24 @@ class Keyring:
 
 
 async def load(connection: Connection, ids: Sequence[str]) -> dict[str, bytes]:
-    """The keys with these ids, as far as they exist."""
+    """Load those of these keys that exist."""
     with translating():
         cursor = await connection.execute(_LOAD, (list(ids),), prepare=True)
         return {id_: bytes(secret) for id_, secret in await cursor.fetchall()}
 
 
 async def store(connection: Connection, keys: Sequence[Key]) -> None:
-    """Makes keys of messages durable; in autocommit mode they are when this returns."""
+    """Store keys of messages. In autocommit mode they are durable when this returns."""
     with translating():
         ids, secrets = zip(*keys, strict=True)
         await connection.execute(_STORE, (b"".join(secrets), ",".join(ids)), prepare=True)
 
 
 async def of_senders(connection: Connection, digests: Collection[str]) -> dict[str, Key]:
-    """The senders' keys by their digests. Where there is none it is made; all processes get the same.
+    """Return the senders' keys by digest, creating those that are missing; all processes get the same key.
 
     Raises:
-        StoreBusy: a key was destroyed again and again while it was looked for.
+        StoreBusy: a key was destroyed again and again while it was looked up.
     """
     found: dict[str, Key] = {}
     with translating():
@@ -168,7 +168,7 @@ async def of_senders(connection: Connection, digests: Collection[str]) -> dict[s
             if made := {digest: new_key() for digest in wanted if digest not in found}:
                 ids, secrets = [key.id for key in made.values()], [key.secret for key in made.values()]
                 cursor = await connection.execute(_MAKE, (ids, list(made), secrets), prepare=True)
-                # Who is not among them was made by somebody else meanwhile, and is found on the next look.
+                # Another process has created those that are not returned; the next attempt finds them.
                 found |= {digest: made[digest] for (digest,) in await cursor.fetchall()}
             if len(found) == len(set(digests)):
                 return found
@@ -176,11 +176,11 @@ async def of_senders(connection: Connection, digests: Collection[str]) -> dict[s
 
 
 async def read_out(connection: Connection) -> AsyncGenerator[list[StoredKey], None]:
-    """Every key there is, page by page: whoever has them and the log can read everything.
+    """Yield all keys, page by page. With them and the log, everything can be read.
 
-    A schema from before there were keys, which was not upgraded yet, has none.
+    A schema that predates keys and was not upgraded yet has none.
 
-    To go with a log that was read at one moment, it must be read in the same repeatable-read transaction.
+    For the keys to match an export of the log, read both in the same repeatable-read transaction.
     """
     query = (
         "SELECT id::text, subject, key, created_at FROM subject_keys"
@@ -202,12 +202,12 @@ async def read_out(connection: Connection) -> AsyncGenerator[list[StoredKey], No
 
 
 async def read_in(connection: Connection, keys: Sequence[StoredKey]) -> None:
-    """Takes in keys that `read_out` gave, before the events that they belong to.
+    """Insert keys that `read_out` yielded, before the events that they belong to.
 
-    The other way round, a key that one of those events destroyed would come back to life.
+    If they came after the events, a key that one of those events destroyed would exist again.
 
     Raises:
-        StoreRefused: one of them is here already, or is no key.
+        StoreRefused: one of them exists already, or is not a valid key.
     """
     query = (
         "INSERT INTO subject_keys (id, subject, key, created_at)"

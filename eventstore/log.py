@@ -1,4 +1,4 @@
-"""The log itself: lock it, append at its head, and read it on from a position (`lookup` finds events)."""
+"""The log itself: lock it, append at its head, and read on from a position (`lookup` finds events)."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
 
 PAGE_EVENTS = 5_000
-"""How many events a reader takes at once: large enough to be fast, small enough to stay below a few MB."""
+"""How many events a reader takes at once: enough to be fast, few enough to stay below a few MB."""
 
 CHUNK_EVENTS = 100
-"""How many events travel at once where a statement is read on and on: never more than fit into memory."""
+"""How many events a streamed query fetches at once: never more than fit into memory."""
 
 COLUMNS: LiteralString = (
     "position, id::text AS id, stream, version, type, schema_version, data::text AS data, actor, caused_by,"
     " correlation_id, idempotency_key, recorded_at, hash"
 )
-"""What is selected of `events` to make a `Recorded` of it."""
+"""The columns of `events` that make a `Recorded`."""
 
-# Of a row that is no event the whole is read as well as it can be, and its time as a text.
+# A malformed row is read as far as possible, with its time as text.
 _IS_ODD: LiteralString = (
     "((id, stream, version, type, schema_version, data::text, actor, correlation_id, hash) IS NOT NULL"
     f" AND {IS_ON_A_CLOCK}) IS NOT TRUE"
@@ -46,7 +46,7 @@ _ANY_ROW: LiteralString = (
 _LAST_POSITION = 2**63 - 1
 _SEPARATOR = "\x1f"
 _APPEND = f"SELECT appended, head, clock, waited FROM append_events({', '.join(['%s'] * 15)})"
-# Behind a pooler the server can be another one from one statement to the next, with another log.
+# Behind a pooler, consecutive statements can reach different servers, with different logs.
 _EXPECTED_STILL = "CASE WHEN (SELECT hash FROM events WHERE position = %s) = %s THEN %s ELSE -1 END"
 _APPEND_IF_SAME = _APPEND.replace("%s", _EXPECTED_STILL, 1)
 _READ_AFTER = f"SELECT {COLUMNS} FROM events WHERE position > %s ORDER BY position LIMIT %s"
@@ -54,11 +54,11 @@ _CLOCK = "SELECT clock_timestamp()"
 _HEAD_POSITION = "SELECT coalesce(max(position), 0) FROM events"
 _LAST = f"SELECT {COLUMNS} FROM events ORDER BY position DESC LIMIT 1"
 
-# Each of these travels as one message, so that a process which stands still in the middle of sending cannot
-# leave the server waiting with the lock held, where none of its timeouts would end that (a pipeline could).
-# The time of a message is that of its arrival, so what has passed since then is what the lock took.
-_WAITED = "SELECT extract(epoch FROM clock_timestamp() - statement_timestamp())::double precision"
-_LOCK_AND_READ = f"BEGIN; SELECT lock_log(); {_WAITED}; {_READ_AFTER}; {_CLOCK}"
+# Each of these is sent as one message: a process that is suspended in the middle of sending cannot leave
+# the server waiting with the lock held, which none of its timeouts would end (with a pipeline it could).
+# statement_timestamp() is when the message arrived, so the difference is the wait for the lock.
+_LOCK_WAIT = "SELECT extract(epoch FROM clock_timestamp() - statement_timestamp())::double precision"
+_LOCK_AND_READ = f"BEGIN; SELECT lock_log(); {_LOCK_WAIT}; {_READ_AFTER}; {_CLOCK}"
 
 
 async def append(
@@ -69,29 +69,30 @@ async def append(
     commit: bool = False,
     after: Head = EMPTY_LOG,
 ) -> datetime:
-    """Appends a batch that was decided at the head just before it, durably, in one round trip.
+    """Append a batch that was decided at the head just before it, durably, in one round trip.
 
     Args:
         connection: in autocommit mode, or in the transaction that `lock_and_read` began.
         batch: consecutive events with one `recorded_at`; the first one's position minus one is the head
             that they were decided at.
-        decided_at: the database's clock as the decisions believed it to be.
-        commit: ends the transaction that `lock_and_read` began.
-        after: the head, where the server may be another one by now; nothing is appended to another log.
+        decided_at: the database's clock as the decisions assumed it.
+        commit: whether to commit the transaction that `lock_and_read` began.
+        after: the head, if the connection may have reached a different server; nothing is appended to a
+            different log.
 
     Returns:
         The database's clock.
 
     Raises:
-        HeadMoved: somebody appended in between; nothing was stored.
+        HeadMoved: another writer appended in between; nothing was stored.
         ClockDrifted: `decided_at` is more than a second off; nothing was stored.
-        LogReplaced: the log ends there, but not with that event; nothing was stored.
+        LogReplaced: the log ends there, but with a different event; nothing was stored.
         StoreUnavailable: the connection broke, or no standby has confirmed the commit; whether the batch is
             in the log, and stays there, is unknown.
         StoreRefused, StoreBusy: nothing was stored.
     """
     expected = batch[0].position - 1
-    parameters = (expected, decided_at, batch[0].recorded_at, len(batch), *_joined(batch))
+    parameters = (expected, decided_at, batch[0].recorded_at, len(batch), *_column_texts(batch))
     query: LiteralString = _APPEND
     if after.position:
         query, parameters = _APPEND_IF_SAME, (after.position, after.hash, *parameters)
@@ -111,13 +112,13 @@ async def append(
         if head != expected:
             raise HeadMoved(head)
         if after.position and abs(clock - decided_at) <= timedelta(seconds=1):
-            raise LogReplaced(f"it has another event at position {head}")
+            raise LogReplaced(f"it has a different event at position {head}")
         raise ClockDrifted(f"decided at {decided_at.isoformat()}, the database says {clock.isoformat()}")
     return clock  # type: ignore[no-any-return]
 
 
-def _joined(batch: Sequence[Recorded]) -> tuple[str | bytes, ...]:
-    """The columns of a batch as `append_events` takes them."""
+def _column_texts(batch: Sequence[Recorded]) -> tuple[str | bytes, ...]:
+    """Return the columns of a batch as `append_events` takes them."""
     columns = list(zip(*batch, strict=True))
     _, ids, streams, versions, types, schemas, datas, actors, causes, correlations, keys, _, hashes = (
         columns
@@ -138,15 +139,15 @@ def _joined(batch: Sequence[Recorded]) -> tuple[str | bytes, ...]:
 
 
 async def lock(connection: Connection) -> None:
-    """Takes the log's lock for the rest of the transaction. Read the head only after it."""
+    """Take the log's lock for the rest of the transaction. Read the head only afterwards."""
     with translating():
         await connection.execute("SELECT lock_log()", prepare=True)
 
 
 async def lock_and_read(connection: Connection, position: int) -> tuple[list[Recorded], datetime]:
-    """Begins a transaction that holds the log's lock, in one round trip.
+    """Begin a transaction that holds the log's lock, in one round trip.
 
-    The statements go out together but are read one after another by the server, so the page shows the log
+    The statements are sent together, but the server runs them one after another, so the page shows the log
     as it is under the lock.
 
     Returns:
@@ -169,35 +170,35 @@ async def lock_and_read(connection: Connection, position: int) -> tuple[list[Rec
 
 
 async def clock(connection: Connection) -> datetime:
-    """The database's clock, now."""
+    """Return the current time of the database's clock."""
     return await one_value(connection, _CLOCK, prepare=True)  # type: ignore[no-any-return]
 
 
 async def head(connection: Connection) -> Head:
-    """Where the log ends."""
+    """Return the head of the log."""
     rows = await select(connection, _LAST, ())
     return Head(rows[0].position, rows[0].hash, rows[0].recorded_at) if rows else EMPTY_LOG
 
 
 async def head_position(connection: Connection) -> int:
-    """The position of the last event; 0 in an empty log."""
+    """Return the position of the last event; 0 for an empty log."""
     return await one_value(connection, _HEAD_POSITION, prepare=True)  # type: ignore[no-any-return]
 
 
 async def read_after(connection: Connection, position: int, limit: int = PAGE_EVENTS) -> list[Recorded]:
-    """The next events after `position`, at most `limit`, in order."""
+    """Return the next events after `position`, at most `limit`, in order."""
     return await select(connection, _READ_AFTER, (position, limit))
 
 
 async def each(
     connection: Connection, after: int, upto: int | None
 ) -> AsyncGenerator[Recorded | Odd, None]:
-    """The log row by row, as it is when the first is read, however many and however large they are.
+    """Yield the log row by row, as of the first read, in bounded memory.
 
     Args:
-        connection: to read on, and for nothing else meanwhile; without limits of time.
-        after: the position to begin behind.
-        upto: the last position wanted; None for all that is there.
+        connection: to read on, and for nothing else meanwhile; without timeouts.
+        after: the position to start after.
+        upto: the last position wanted; None for all.
     """
     query = f"SELECT {_ANY_ROW} FROM events WHERE position > %s AND position <= %s ORDER BY position"
     last = _LAST_POSITION if upto is None else upto
@@ -212,7 +213,7 @@ async def each(
 async def select(
     connection: Connection, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any]
 ) -> list[Recorded]:
-    """The events that a query of `COLUMNS` finds, in its order."""
+    """Return the events that a query of `COLUMNS` finds, in its order."""
     with translating():
         async with AsyncCursor(connection, row_factory=_recorded_row) as cursor:
             await cursor.execute(query, parameters, prepare=True, binary=True)

@@ -1,4 +1,4 @@
-"""Events found by what they are: by position, id, stream, type, agent or time."""
+"""Find events by position, id, stream, type, agent or time."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ _READ_STREAMS_AND_BEGINNINGS = f"""
     SELECT {COLUMNS} FROM events WHERE stream = ANY(%s) AND version <= %s
     ORDER BY position
 """
-# Each from its end: a stream can be as long as the log.
+# Each stream is read from its end: it can be as long as the log.
 _LAST_VERSIONS = """
     SELECT asked.stream, last.version FROM unnest(%s::text[]) AS asked (stream) CROSS JOIN LATERAL (
         SELECT version FROM events e WHERE e.stream = asked.stream AND position <= %s
         ORDER BY version DESC LIMIT 1
     ) AS last
 """
-# By version: the stream's own key is the way. Refused claims stand in the stream of the one in their way,
-# and there can be very many of them. An event may be found twice: to see to that here would cost more.
+# By version, so that the unique key of the stream is used. Refused claims are in the stream of the
+# operation that they conflicted with, and there can be very many. An event may be found twice: removing
+# duplicates here would cost more.
 _READ_ENDS = f"""
     SELECT {COLUMNS} FROM events WHERE stream = ANY(%s) AND version = 1
     UNION ALL
@@ -45,18 +46,18 @@ _READ_ENDS = f"""
 
 
 SHORT = 20
-"""How many events a stream has at most that is read whole anyway, as nearly all are: that is faster."""
+"""The length up to which a stream is read whole, which is faster; nearly all are that short."""
 
 
 class Ends(NamedTuple):
-    """A stream whose beginning and end are wanted, and of what lies between, what an agent did."""
+    """A stream of which the beginning, the end, and what an agent did in between are wanted."""
 
     stream: str
     agent: str | None = None
 
 
 class Filter(NamedTuple):
-    """Which events a reader wants. None: any. Times are bounds on `recorded_at`, `until` exclusive."""
+    """Which events a reader wants; None matches any. Times bound `recorded_at`; `until` is exclusive."""
 
     type: str | None = None
     stream: str | None = None
@@ -68,10 +69,10 @@ class Filter(NamedTuple):
 async def read_streams(
     connection: Connection, streams: Sequence[str], in_brief: Sequence[Ends] = ()
 ) -> list[Recorded]:
-    """All events of these streams, and of those `in_brief` as well where they are short, by position.
+    """Return all events of these streams, and of short streams among those `in_brief`, by position.
 
-    Of a long one there are the first event, the last two but for refused claims, and what the agents did
-    that are named; an agent that is named for one of them may be found in another one as well.
+    Of a long stream `in_brief`, return the first event, the last two that are not refused claims, and the
+    events of the named agents; an agent named for one stream may match in another one as well.
     """
     if not in_brief:
         return await select(connection, _READ_STREAMS, (list(streams),))
@@ -96,23 +97,23 @@ async def read_stream(
     limit: int,
     newest_first: bool = False,
 ) -> list[Recorded]:
-    """Some events of one stream, in its order or against it.
+    """Return events of one stream, in its order or in reverse.
 
     Args:
         connection: to read on.
-        stream: whose events.
-        types: only of these types; none named: of any.
-        after: only behind this position.
-        upto: only up to this position.
-        limit: how many at most.
-        newest_first: begins at the stream's end.
+        stream: the stream.
+        types: only events of these types; if empty, of any.
+        after: only events after this position.
+        upto: only events up to this position.
+        limit: the maximum number of events.
+        newest_first: whether to start at the end of the stream.
     """
     clauses = ["stream = %(stream)s", "position > %(after)s"]
     if upto is not None:
         clauses.append("position <= %(upto)s")
     if types:
         clauses.append("type = ANY(%(types)s)")
-    # By version, not by position: then the stream's own key is the way, and not the whole log's.
+    # By version, not position, so that the unique key of the stream is used, not the log's primary key.
     order = "version DESC" if newest_first else "version"
     query = f"SELECT {COLUMNS} FROM events WHERE {' AND '.join(clauses)} ORDER BY {order} LIMIT %(limit)s"
     parameters = {"stream": stream, "types": list(types), "after": after, "upto": upto, "limit": limit}
@@ -120,7 +121,7 @@ async def read_stream(
 
 
 async def read_kinds(connection: Connection, types: Sequence[str], after: int, upto: int) -> list[Recorded]:
-    """The events of these types behind `after` up to `upto`, in order. The caller bounds the stretch."""
+    """Return all events of these types after `after` up to `upto`, in order. Callers limit the range."""
     query = (
         f"SELECT {COLUMNS} FROM events WHERE position > %s AND position <= %s AND type = ANY(%s)"
         " ORDER BY position"
@@ -129,19 +130,19 @@ async def read_kinds(connection: Connection, types: Sequence[str], after: int, u
 
 
 async def read_positions(connection: Connection, positions: Sequence[int]) -> list[Recorded]:
-    """The events at these positions, as far as there are any, in the order of the log."""
+    """Return those events that exist at these positions, in the order of the log."""
     query = f"SELECT {COLUMNS} FROM events WHERE position = ANY(%s) ORDER BY position"
     return await select(connection, query, (list(positions),))
 
 
 async def read_one(connection: Connection, position: int) -> Recorded | None:
-    """The event at `position`, or None where the log has none there."""
+    """Return the event at `position`, or None if there is none."""
     rows = await select(connection, f"SELECT {COLUMNS} FROM events WHERE position = %s", (position,))
     return rows[0] if rows else None
 
 
 async def read_filtered(connection: Connection, after: int, limit: int, wanted: Filter) -> list[Recorded]:
-    """The next events after `after` that pass the filter, at most `limit`, in order."""
+    """Return the next events after `after` that match the filter, at most `limit`, in order."""
     clauses = ["position > %(after)s"]
     if wanted.type is not None:
         clauses.append("type = %(type)s")
@@ -150,7 +151,7 @@ async def read_filtered(connection: Connection, after: int, limit: int, wanted: 
     if wanted.agent is not None:
         clauses.append("agent = %(agent)s")
     if wanted.since is not None:
-        # position_at is inclusive, so the moment just before `since` bounds the ones we do not want.
+        # position_at is inclusive, so the moment just before `since` bounds the events to exclude.
         clauses.append("position > position_at(%(since)s::timestamptz - interval '1 microsecond')")
     if wanted.until is not None:
         clauses.append("position <= position_at(%(until)s::timestamptz - interval '1 microsecond')")
@@ -159,7 +160,7 @@ async def read_filtered(connection: Connection, after: int, limit: int, wanted: 
 
 
 async def kinds(connection: Connection) -> list[str]:
-    """The types of all events there are; each is looked up once, however often it occurs."""
+    """Return the types of all events in the log, with one index lookup per type."""
     query = (
         "WITH RECURSIVE kinds (type) AS (SELECT min(type) FROM events UNION ALL"
         " SELECT (SELECT min(e.type) FROM events e WHERE e.type > kinds.type) FROM kinds"
@@ -171,18 +172,18 @@ async def kinds(connection: Connection) -> list[str]:
 
 
 async def find_ids(connection: Connection, ids: Sequence[str]) -> dict[str, int]:
-    """Positions of those of the given event ids that are in the log."""
+    """Return the positions of those event ids that are in the log."""
     query = "SELECT id::text, position FROM events WHERE id = ANY(%s::uuid[])"
     with translating():
         return dict(await (await connection.execute(query, (list(ids),))).fetchall())
 
 
 async def position_at(connection: Connection, moment: datetime) -> int:
-    """The last position recorded at or before `moment`; 0 where there is none."""
+    """Return the last position recorded at or before `moment`; 0 if there is none."""
     return await one_value(connection, "SELECT position_at(%s)", (moment,))  # type: ignore[no-any-return]
 
 
 async def versions(connection: Connection, streams: Sequence[str], upto: int) -> dict[str, int]:
-    """The last version of each named stream as of position `upto`; streams without events are absent."""
+    """Return the last version of each stream as of position `upto`; streams without events are absent."""
     with translating():
         return dict(await (await connection.execute(_LAST_VERSIONS, (list(streams), upto))).fetchall())

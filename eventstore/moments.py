@@ -10,15 +10,15 @@ _TEXT = re.compile(PATTERN)
 
 
 def to_text(moment: datetime) -> str:
-    """The moment, such as `2026-11-23T08:49:52.902859Z`."""
+    """Format a moment, such as `2026-11-23T08:49:52.902859Z`."""
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def from_text(text: str) -> datetime:
-    """The moment that `to_text` gave this text.
+    """Parse a text that `to_text` returned.
 
     Raises:
-        ValueError: it is not of that form, or there is no such moment.
+        ValueError: the text does not have that form, or there is no such moment.
     """
     if not _TEXT.fullmatch(text):
         raise ValueError(f"{text!r} is not a time like 2026-11-23T08:49:52.902859Z")

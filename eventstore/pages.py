@@ -1,8 +1,8 @@
-"""Long stretches of the log, page by page: the next one comes in while the last one is dealt with.
+"""Read long stretches of the log page by page: the next page arrives while the last one is processed.
 
-A connection that is awaited takes in a few kilobytes whenever the event loop has a turn for it, and whoever
-folds a page gives it none. So libpq waits for a page here, in a thread and without the interpreter's lock
-(`PQexecParams`), and rows are made of it only when their turn has come.
+An awaited connection receives a few kilobytes per iteration of the event loop, and folding a page blocks
+the loop. So libpq receives pages here in a thread that does not hold the GIL (`PQexecParams`), and a page
+is converted to rows only when its turn comes.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=AnyRecorded)
 
 PAGE_EVENTS = 2_500
-"""How many events a page has: so many that what it takes to ask for one does not show, and not many more,
-because of those that are on their way several are in memory."""
+"""The maximum size of a page: large enough that the overhead of a query is negligible, and not much larger,
+because several pages are in memory at once."""
 
 AHEAD = 2
-"""How many pages are asked for before they are needed, so that the server never waits for us."""
+"""How many pages are requested ahead, so that the server is never idle."""
 
-# Not the event loop's own threads: where these wait in vain, those are needed to connect anew.
+# Not the default executor of the event loop: if these threads are stuck, it is needed to reconnect.
 _READERS = ThreadPoolExecutor(8, thread_name_prefix="log reader")
 _BIGINT = psycopg.postgres.types["bigint"].oid
 _GIVEN_UP_AFTER_SECONDS = 1.0
-"""How long a page that nobody waits for any more may still come."""
+"""How long to wait for a page in flight that is no longer wanted."""
 
 
 class Shape(Generic[R]):
-    """How much is read of an event, and what is made of it."""
+    """Which columns of an event are read, and what is made of them."""
 
     def __init__(self, columns: LiteralString, make: Callable[[Sequence[Any]], R]) -> None:
         query: LiteralString = f"SELECT {columns} FROM events"
@@ -60,27 +60,27 @@ WHOLE = Shape(COLUMNS, recorded_of)
 """All of an event, as sealing and the hash chain need it."""
 
 TOLD = Shape("position, type, schema_version, data::text, actor, caused_by, recorded_at", told_of)
-"""What handlers of projections look at, which is read in less time."""
+"""What the handlers of projections need; it is faster to read."""
 
 
 async def scan(
     connection: Connection, after: int, upto: int, page_events: int = PAGE_EVENTS, *, shape: Shape[R]
 ) -> AsyncGenerator[list[R], None]:
-    """The log page by page, as it is when each page is read, so memory does not grow with it.
+    """Yield the log page by page, as of when each page is read, in bounded memory.
 
-    Whatever else is asked of the connection meanwhile waits for pages that are on their way. Whoever does
-    not go to the end closes the generator, and has the connection back when the pages that are on their way
-    have come; where they were cancelled, they do not wait for it long, and it may be cut.
+    Other queries on the connection wait for the pages in flight. A caller that stops early must close the
+    generator, and can use the connection again once the pages in flight have arrived. A caller that is
+    cancelled waits only briefly for them, and then the connection may be closed.
 
     Args:
         connection: to read on.
-        after: the position to begin behind.
-        upto: the last position wanted; where the log has none from some position on, it ends there.
-        page_events: how many events a page has at most.
-        shape: how much of each.
+        after: the position to start after.
+        upto: the last position wanted; if the log ends before it, so does the scan.
+        page_events: the maximum number of events in a page.
+        shape: what to read of each.
 
     Raises:
-        UnreadableEvent: a row has a value that nothing here can hold.
+        UnreadableEvent: a row has a value that Python cannot represent.
         StoreUnavailable: the connection broke.
         StoreBusy: the server gave up.
     """
@@ -91,7 +91,7 @@ async def scan(
         nonlocal asked
         while len(coming) < AHEAD and asked < upto:
             start, asked = asked, min(asked + gauge.events, upto)
-            coming.append(asyncio.ensure_future(_come(connection, shape.query, start, asked)))
+            coming.append(asyncio.ensure_future(_fetch(connection, shape.query, start, asked)))
 
     try:
         ask()
@@ -115,8 +115,8 @@ def _is_being_cancelled() -> bool:
     return bool(task and task.cancelling())
 
 
-async def _come(connection: Connection, query: bytes, after: int, last: int) -> PGresult:
-    """The server's answer, waited for in a thread. The connection is nobody else's until that is done."""
+async def _fetch(connection: Connection, query: bytes, after: int, last: int) -> PGresult:
+    """Return the server's answer, received in a thread that has the connection to itself."""
     parameters = [str(position).encode() for position in (after, last)]
     with translating():
         async with connection.lock:
@@ -134,11 +134,11 @@ async def _come(connection: Connection, query: bytes, after: int, last: int) -> 
             finally:
                 if not job.cancel():
                     with hanging_up_after(_GIVEN_UP_AFTER_SECONDS, connection):
-                        await _end(connection, waiting)
+                        await _join_thread(connection, waiting)
 
 
-async def _end(connection: Connection, waiting: asyncio.Future[PGresult]) -> None:
-    """Returns when the thread has, however often it is cancelled: no connection ends under a thread."""
+async def _join_thread(connection: Connection, waiting: asyncio.Future[PGresult]) -> None:
+    """Wait for the thread, even if cancelled: a connection must not be closed while a thread uses it."""
     while not waiting.done():
         try:
             await asyncio.wait([waiting])
@@ -157,15 +157,15 @@ def _rows(connection: Connection, answer: PGresult, make: Callable[[Sequence[Any
         try:
             return transformer.load_rows(0, answer.ntuples, make)
         except psycopg.DataError:
-            _tell_unreadable(answer, transformer)
+            _raise_unreadable(answer, transformer)
             raise
 
 
-def _tell_unreadable(answer: PGresult, transformer: abc.Transformer) -> None:
-    """Finds the row that nothing can be made of, such as one with a time beyond the year 9999."""
+def _raise_unreadable(answer: PGresult, transformer: abc.Transformer) -> None:
+    """Find the row that cannot be converted, such as one with a time beyond the year 9999."""
     for row in range(answer.ntuples):
         try:
             transformer.load_row(row, tuple)
         except psycopg.DataError as error:
             position = int.from_bytes(answer.get_value(row, 0) or b"", signed=True)
-            raise UnreadableEvent(f"the one at position {position}, {error}", position) from error
+            raise UnreadableEvent(f"at position {position}, {error}", position) from error

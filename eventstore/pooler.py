@@ -1,11 +1,10 @@
-"""Connections through a pooler, such as pgbouncer: how they are known, and what they need.
+"""Connections through a pooler, such as pgbouncer: how to detect them, and what they need.
 
-A pooler gives each client a server process number of its own making, which is how it is told from a direct
-connection. It may keep a session together or not; that cannot be seen from here, so it is taken not to.
+A pooler makes up the backend process id that it gives to each client, which distinguishes it from a direct
+connection. Whether it pools sessions or transactions cannot be detected, so the latter is assumed.
 
-What a session would have been told at its start must then be the role's own settings. Without the search
-path, another schema would be read and written; without the timeouts, a process that stands still could keep
-the log's lock for ever.
+The settings of a session must then be settings of the role. Without the search path, another schema would
+be read and written; without the timeouts, a suspended process could hold the log's lock forever.
 """
 
 from __future__ import annotations
@@ -42,10 +41,11 @@ class _Found(NamedTuple):
 
 
 async def is_direct(connection: psycopg.AsyncConnection[Any], schema: str) -> bool:
-    """Whether no pooler stands between. Where one does, no statement of this connection is prepared.
+    """Whether a connection is direct. Through a pooler, its statements are no longer prepared.
 
     Raises:
-        PoolerInTheWay: one does, and settings that the session needs are missing; says how to make them.
+        PoolerInTheWay: it is not, and lacks settings that the session needs; the message says how to set
+            them.
     """
     row = await (await connection.execute(_EXAMINE)).fetchone()
     assert row is not None
@@ -56,19 +56,19 @@ async def is_direct(connection: psycopg.AsyncConnection[Any], schema: str) -> bo
     if lacking := _lacking(found, schema):
         statements = "; ".join(_statement(found, name, value) for name, value in lacking.items())
         raise PoolerInTheWay(
-            "it does not pass on the settings of a session. Make them the role's own, and have the pooler "
-            f"connect anew: {statements}"
+            "it does not pass on session settings. Set them for the role, and have the pooler reconnect: "
+            f"{statements}"
         )
     return False
 
 
 def stands_between(connection: psycopg.AsyncConnection[Any]) -> bool:
-    """Whether a pooler was found when the connection was opened. Nothing else turns preparing off."""
+    """Whether a pooler was detected when the connection was opened: nothing else disables preparing."""
     return connection.prepare_threshold is None
 
 
 def _lacking(found: _Found, schema: str) -> dict[str, str]:
-    """The settings that are not as they must be, and what they should be."""
+    """Return the settings that are wrong, with the values that they should have."""
     wanted = {
         "search_path": (schema, schema in (found.current_schema, found.search_path.strip('"'))),
         "TimeZone": ("UTC", found.time_zone in ("UTC", "Etc/UTC")),

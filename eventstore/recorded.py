@@ -1,4 +1,4 @@
-"""An event on its way into the log, and one in it: two types, because they promise different things."""
+"""Events before and after they are appended: two types, because they guarantee different things."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 GENESIS_HASH = bytes(32)
-"""The hash "before" the first event."""
+"""The previous hash of the first event."""
 
 
 class NewEvent(Struct, frozen=True, gc=False):
-    """A fact that was decided and is not yet in the log."""
+    """An event that was decided and is not in the log yet."""
 
     event: AnyEvent
     caused_by: int | None = None
-    """Position of the event that led to this one, where one did."""
+    """The position of the event that led to this one, if any."""
 
 
 class Recorded(NamedTuple):
-    """An event as the log keeps it. `data` is the stored text, to the letter: it is what was hashed."""
+    """An event as the log stores it. `data` is the exact stored text, which is what was hashed."""
 
     position: int
-    """Place in the one total order; 1 for the first event, without gaps."""
+    """Place in the total order, from 1, without gaps."""
     id: str
-    """UUIDv7, given by the writer before the append, so that a commit of unknown outcome can be found."""
+    """UUIDv7, assigned before the append, so that a commit of unknown outcome can be looked up."""
     stream: str
     version: int
-    """Place in the stream; 1 for its first event, without gaps."""
+    """Place in the stream, from 1, without gaps."""
     type: str
     schema_version: int
     data: str
-    """Where it is sealed, `eventstore.sealing` makes it readable."""
+    """If it is sealed, `eventstore.sealing` makes it readable."""
     actor: str
     """Who did it, such as `agent:email_agent` or `system:clock`."""
     caused_by: int | None
@@ -46,15 +46,15 @@ class Recorded(NamedTuple):
     """The same for all events of one request."""
     idempotency_key: str | None
     recorded_at: datetime
-    """The database's clock; never earlier than the event before."""
+    """The database's clock; never earlier than the previous event."""
     hash: bytes
     """SHA-256 over the previous event's hash and everything above; see `eventstore.chain`."""
 
 
 class Odd(NamedTuple):
-    """A row of the log that is no event any more: something is missing in it, or its time is none.
+    """A malformed row of the log: a field is NULL, or its time is not usable.
 
-    Nobody but somebody who may do anything in the database can have made it so.
+    Only the table's owner or a superuser can have caused it.
     """
 
     position: int
@@ -69,12 +69,12 @@ class Odd(NamedTuple):
     correlation_id: str | None
     idempotency_key: str | None
     recorded_at: str | None
-    """As Postgres writes it, such as `infinity`."""
+    """As Postgres prints it, such as `infinity`."""
     hash: bytes | None
 
 
 class Told(NamedTuple):
-    """What a fold looks at of an event in the log: half as much to read and to make."""
+    """The fields of an event that a fold needs: half as much to read and to convert."""
 
     position: int
     type: str
@@ -90,11 +90,11 @@ AnyRecorded = Recorded | Told
 recorded_of: Callable[[Sequence[Any]], Recorded] = partial(tuple.__new__, Recorded)
 odd_of: Callable[[Sequence[Any]], Odd] = partial(tuple.__new__, Odd)
 told_of: Callable[[Sequence[Any]], Told] = partial(tuple.__new__, Told)
-"""What `_make` does, without a function of Python's around it: these are called for every row."""
+"""The same as `_make`, without the overhead of a Python function: these are called for every row."""
 
 
 class Head(Struct, frozen=True, gc=False):
-    """Where the log ends."""
+    """The end of the log."""
 
     position: int
     hash: bytes

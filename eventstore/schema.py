@@ -1,4 +1,4 @@
-"""Applies schema.sql: once, under a lock, by however many processes try at the same time."""
+"""Apply schema.sql: once, under a lock, however many processes try at the same time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OLDEST_SERVER = 15
 """The oldest supported major version of Postgres."""
 
 Guest = tuple[str, Literal["service", "reader"]]
-"""A role that the schema's owner lets in, and as what."""
+"""A role that the schema's owner grants access to, and as what."""
 
 _HIDDEN_SCHEMA = """
 SELECT nspname FROM pg_namespace
@@ -52,20 +52,20 @@ _FUNCTION = re.compile(
 _READ_TABLES = re.compile(r"^-- @read-tables$(.*?)^-- @end$", re.MULTILINE | re.DOTALL)
 _TABLE = re.compile(r"^CREATE TABLE (\w+) \($(.*?)^\);$", re.MULTILINE | re.DOTALL)
 _COLUMN = re.compile(r"^    ([a-z_]+) +(double precision|[a-z]+)", re.MULTILINE)
-_WRITTEN_OUT = {
+_AS_PRINTED = {
     "timestamptz": "timestamp with time zone",
     "waited double precision) LANGUAGE": "waited double precision) RETURNS record LANGUAGE",
     "search_path = pg_catalog, pg_temp": "search_path TO 'pg_catalog', 'pg_temp'",
 }
-"""What Postgres makes of what schema.sql says in the head of a function."""
-_MAKES = re.compile(
+"""How Postgres prints parts of a function's header or a type in schema.sql."""
+_CREATES = re.compile(
     r"^(?:(?:CREATE|ALTER) TABLE (\w+)|CREATE (?:UNIQUE )?INDEX (\w+) ON (\w+)) .*?;$",
     re.MULTILINE | re.DOTALL,
 )
 
 
 def schema_sql() -> str:
-    """The text of schema.sql: beside the package in a checkout, inside it when installed from a wheel."""
+    """Return the text of schema.sql: beside the package in a checkout, inside it in a wheel."""
     here = Path(__file__).parent
     for candidate in (here / "schema.sql", here.parent / "schema.sql"):
         if candidate.exists():
@@ -74,18 +74,18 @@ def schema_sql() -> str:
 
 
 class Steps(NamedTuple):
-    """What schema.sql is made of."""
+    """The parts of schema.sql."""
 
     whole: str
-    """Makes a new schema."""
+    """Creates a new schema."""
     functions: str
-    """Makes all functions anew, where an older schema is lifted."""
+    """Replaces all functions, as the first step of an upgrade."""
     upgrades: dict[int, str]
-    """The steps that then lift it, by version."""
+    """The further steps of an upgrade, by version."""
 
 
 def steps(text: str) -> Steps:
-    """Takes the text of schema.sql apart."""
+    """Split the text of schema.sql into its parts."""
     head, *rest = _UPGRADE.split(text)
     whole, _, superseded = head.partition(_SUPERSEDED)
     functions = "\n".join([superseded, *(made[0] for made in _FUNCTION.finditer(whole))])
@@ -95,18 +95,18 @@ def steps(text: str) -> Steps:
 
 
 def read_tables_sql() -> str:
-    """What makes the read tables, in whichever schema comes first on the search path."""
+    """Return the SQL that creates the read tables, in the first schema of the search path."""
     found = _READ_TABLES.search(schema_sql())
     if found is None:
-        raise SchemaMissing("schema.sql does not say which its read tables are")
+        raise SchemaMissing("schema.sql does not mark its read tables")
     return found[1]
 
 
 def read_table_sql(name: str, taken: Container[str]) -> str:
-    """What makes one read table with its indexes, but for those whose names are taken."""
+    """Return the SQL that creates one read table with its indexes, except those whose names are taken."""
     made = [
         found[0]
-        for found in _MAKES.finditer(read_tables_sql())
+        for found in _CREATES.finditer(read_tables_sql())
         if name in (found[1], found[3]) and found[2] not in taken
     ]
     if not made:
@@ -116,47 +116,47 @@ def read_table_sql(name: str, taken: Container[str]) -> str:
 
 @cache
 def functions() -> dict[str, tuple[str, str]]:
-    """Each function by its name: what stands before its body, as Postgres writes it, and the body."""
+    """Return the functions by name: the header of each, as Postgres prints it, and its body."""
     return {found[1]: (_header(found[2]), found[3]) for found in _FUNCTION.finditer(schema_sql())}
 
 
 def _header(text: str) -> str:
     header = " ".join(text.split()).replace("( ", "(").replace(" )", ")")
-    for ours, theirs in _WRITTEN_OUT.items():
+    for ours, theirs in _AS_PRINTED.items():
         header = header.replace(ours, theirs)
     return header
 
 
 @cache
 def tables() -> dict[str, dict[str, str]]:
-    """The columns of each table by its name, with the type that Postgres calls it by."""
+    """Return the columns of each table by its name, with their types as Postgres names them."""
     return {
-        table: {column: _WRITTEN_OUT.get(kind, kind) for column, kind in _COLUMN.findall(columns)}
+        table: {column: _AS_PRINTED.get(kind, kind) for column, kind in _COLUMN.findall(columns)}
         for table, columns in _TABLE.findall(steps(schema_sql()).whole)
     }
 
 
 @cache
 def read_tables() -> frozenset[str]:
-    """The names of those that are folded from the log."""
+    """Return the names of the tables that are folded from the log."""
     return frozenset(name for name, _ in _TABLE.findall(read_tables_sql()))
 
 
 async def apply(dsn: str, schema: str, guests: Collection[Guest] = ()) -> None:
-    """Brings the squad's schema to `SCHEMA_VERSION`, creating it where it does not exist.
+    """Upgrade the squad's schema to `SCHEMA_VERSION`, or create it if it does not exist.
 
-    Where there is nothing to do, any role that was let in may ask for it.
+    If there is nothing to do, any role that has been granted access may call it.
 
     Args:
         dsn: libpq connection string or URI; the role must own the schema, or be allowed to create it.
         schema: the squad's Postgres schema.
-        guests: roles to let in.
+        guests: roles to grant access to.
 
     Raises:
-        NameTaken: somebody has made something of the name that a table or an index is to have.
-        RoleMayNot: there is something to do or somebody to let in, and the role may not.
-        SchemaTooNew: the database was made by a newer version of this software.
-        UnsupportedServer: the server is older than Postgres 15, or not in UTF-8.
+        NameTaken: the name of a table or an index is already taken.
+        RoleMayNot: there is something to do or access to grant, and the role may not.
+        SchemaTooNew: the database was created by a newer version of this software.
+        UnsupportedServer: the server is older than Postgres 15, or its encoding is not UTF-8.
         StoreUnavailable: the database cannot be reached.
     """
     connection = await connect(
@@ -164,7 +164,7 @@ async def apply(dsn: str, schema: str, guests: Collection[Guest] = ()) -> None:
         schema,
         name="squad schema",
         lock_timeout=60_000,
-        # An index over a long log takes as long as it takes; cut short, it would be at every start.
+        # Building an index of a long log takes time; with a timeout, it would fail at every start.
         statement_timeout=0,
         transaction_timeout=0,
     )
@@ -173,55 +173,57 @@ async def apply(dsn: str, schema: str, guests: Collection[Guest] = ()) -> None:
         with translating():
             try:
                 async with connection.transaction():
-                    # Its own statement before any look at the catalogue: see lock_log in schema.sql.
+                    # A statement of its own, before the catalog is read: see lock_log in schema.sql.
                     await connection.execute(
                         "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"squad schema {schema}",)
                     )
                     await _ensure_schema(connection, schema)
                     await _upgrade(connection, await version(connection))
                     if guests:
-                        await _check_may_let_in(connection, schema)
+                        await _check_may_grant(connection, schema)
                     for role, as_what in guests:
                         await connection.execute("SELECT let_in(%s::name, %s)", (role, as_what))
             except (pg.InsufficientPrivilege, pg.InvalidSchemaName) as error:
                 role = connection.info.user
                 raise RoleMayNot(
-                    f"{role!r} is neither the owner of the schema {schema!r}, nor was it let in to one of"
+                    f"{role!r} is not the owner of the schema {schema!r}, and was not granted access to its"
                     f" version {SCHEMA_VERSION}: have the owner run `squad schema apply --service {role}`"
                 ) from error
             except (pg.DuplicateTable, pg.DuplicateColumn, pg.DuplicateObject) as error:
                 raise NameTaken(
-                    f"{first_line(error)} in the schema {schema!r}, and is not of this software:"
-                    f" rename or drop it, so that version {SCHEMA_VERSION} can make its own"
+                    f"{first_line(error)} in the schema {schema!r}, and does not belong to this software:"
+                    f" rename or drop it, so that version {SCHEMA_VERSION} can create its own"
                 ) from error
 
 
 async def check_may_append(connection: Connection) -> None:
-    """Refuses a role that can see the log but not append to it.
+    """Refuse a role that can read the log but not append to it.
 
     Raises:
-        RoleMayNot: it may not.
+        RoleMayNot: it cannot append.
     """
     if not await one_value(connection, "SELECT has_table_privilege('events', 'INSERT')"):
         role = connection.info.user
-        raise RoleMayNot(f"{role!r} was not let in as a service: `squad schema apply --service {role}`")
+        raise RoleMayNot(
+            f"{role!r} was not granted access as a service: `squad schema apply --service {role}`"
+        )
 
 
 async def check(connection: Connection) -> None:
-    """Refuses a schema that this version of the software cannot work with.
+    """Refuse a schema that this version of the software cannot work with.
 
     Raises:
         SchemaMissing: there is none.
-        SchemaTooNew: it was made by a newer version.
-        SchemaTooOld: it was made by an older version, and not upgraded yet.
-        RoleMayNot: there is one, and the role was not let in.
+        SchemaTooNew: it was created or upgraded by a newer version.
+        SchemaTooOld: it was created by an older version and has not been upgraded yet.
+        RoleMayNot: the role was not granted access to it.
     """
     found = await version(connection)
     if found == 0:
         if hidden := await one_value(connection, _HIDDEN_SCHEMA):
             role = connection.info.user
             raise RoleMayNot(
-                f"{role!r} was not let in to the schema {hidden!r}: have the owner run"
+                f"{role!r} was not granted access to the schema {hidden!r}: have the owner run"
                 f" `squad schema apply --reader {role}`, or with --service"
             )
         raise SchemaMissing("start the service once, or apply the schema")
@@ -235,12 +237,12 @@ async def check(connection: Connection) -> None:
 
 
 async def version(connection: Connection) -> int:
-    """The version of the schema in the search path; 0 where there is none.
+    """Return the version of the schema in the search path; 0 if there is none.
 
     Raises:
-        SchemaMissing: the schema is there without its version.
+        SchemaMissing: the schema exists without its version.
     """
-    # Asked of the catalogue first: a failed SELECT would abort the transaction that we may be in.
+    # The catalog is asked first: a failed SELECT would abort the caller's transaction.
     if await one_value(connection, "SELECT to_regclass('schema_info') IS NULL"):
         return 0
     found = await one_value(connection, "SELECT max(version) FROM schema_info")
@@ -250,7 +252,7 @@ async def version(connection: Connection) -> int:
 
 
 async def _ensure_schema(connection: Connection, schema: str) -> None:
-    # Not IF NOT EXISTS, which asks for the right to create schemas even where there is nothing to do.
+    # Not IF NOT EXISTS, which requires the privilege to create schemas even if there is nothing to do.
     if await one_value(connection, "SELECT to_regnamespace(%s) IS NULL", (schema,)):
         await connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
 
@@ -271,11 +273,11 @@ async def _upgrade(connection: Connection, found: int) -> None:
     await connection.execute("INSERT INTO schema_info (version) VALUES (%s)", (SCHEMA_VERSION,))
 
 
-async def _check_may_let_in(connection: Connection, schema: str) -> None:
-    """Of whoever may not grant, Postgres only warns."""
+async def _check_may_grant(connection: Connection, schema: str) -> None:
+    """Refuse a role that may not grant: Postgres would only issue a warning."""
     if not await one_value(connection, _OWNS_THE_LOG):
         raise RoleMayNot(
-            f"{connection.info.user!r} does not own the schema {schema!r}, and so lets nobody in:"
+            f"{connection.info.user!r} does not own the schema {schema!r}, so it cannot grant access to it:"
             " have the owner do it"
         )
 

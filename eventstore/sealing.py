@@ -1,17 +1,17 @@
-"""What is personal in an event, sealed where it is stored and revealed where it is read.
+"""Encrypt ("seal") the personal data of events when they are stored, and decrypt it when they are read.
 
-A sealed event is stored with what is personal in it set to null, and beside it, as its last member,
+A sealed event is stored with its personal fields set to null, and with one more member, the last:
 
     "sealed": {"key": <id of the key>, "nonce": <base64>, "box": <base64>}
 
-The box is AES-256-GCM over the compact JSON of what is missing; its associated data are the event's id,
-stream, type, schema version and key, each followed by a line feed, so that no box opens in another event.
-The hash chain covers the stored text, so it can be followed with the keys, without them, and after they are
-gone.
+The box is AES-256-GCM over the compact JSON of the personal fields; its associated data are the event's id,
+stream, type, schema version and key id, each followed by a line feed, so that a box opens only in its own
+event. The hash chain covers the stored text, so it can be verified with the keys, without them, and after
+they were destroyed.
 
-`reveal` is the one place that makes events readable again. Where a key is gone, so is what it sealed: what
-must be a text becomes `ERASED`, everything else stays null. A box that does not open with its key is not
-forgotten, it is damaged, and whoever reads it is told.
+`reveal` is the one place that makes events readable again. If a key was destroyed, what it sealed is lost:
+a field that must be a text becomes `ERASED`, every other stays null. A box that its key does not open is
+not forgotten but damaged, which raises an error.
 """
 
 from __future__ import annotations
@@ -58,23 +58,23 @@ PERSONAL: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
         RequestAnswered.type: {"fingerprint": (), "body": ("from_email", "subject", "payload")},
     }
 )
-"""What is sealed, by type of event: whole fields, or the members named of one that is an object.
+"""The personal fields of each type of event: whole fields, or the named members of one that is an object.
 
-Names are those of the stored data, at every schema version that there ever was; none was renamed so far.
+The names are those of the stored data at every schema version; none was renamed so far.
 """
 
 VEILED = frozenset({MessageSent.type, RequestAnswered.type})
-"""What the decision state remembers nothing of: it is folded without asking for keys."""
+"""Types whose personal data the decision state does not use: it folds them without loading keys."""
 
-_TEXTS = frozenset({"message", "from_email"})
-"""Those of them that cannot be null. A fingerprint has something else in its place, see `seal`."""
+_REQUIRED_TEXTS = frozenset({"message", "from_email"})
+"""The personal fields that cannot be null. A fingerprint is replaced by something else, see `seal`."""
 
-_LOOKED_AT = frozenset({*PERSONAL, SubjectForgotten.type})
+_KEY_RELATED = frozenset({*PERSONAL, SubjectForgotten.type})
 _LOOKS_SEALED = '"sealed":{"key":"'
 
 
 class _Seal(NamedTuple):
-    """What `sealed` holds."""
+    """The content of `sealed`."""
 
     key: str
     nonce: bytes
@@ -84,17 +84,18 @@ class _Seal(NamedTuple):
 def seal(
     event: AnyEvent, id_: str, key: Key, nonce: bytes, instead: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """An event's stored text.
+    """Return the stored text of an event, sealed.
 
     Args:
         event: of a type in `PERSONAL`.
         id_: its id in the log.
-        key: whose key.
+        key: the key to seal it with.
         nonce: `NONCE_BYTES` random bytes, never used with this key before.
-        instead: what stands in the place of a sealed field, where that is not null.
+        instead: by name, what to store in place of a sealed field other than null.
 
     Raises:
-        ValueError: there is a U+0000 in it, which the log would refuse in the open, and no table can hold.
+        ValueError: the event contains U+0000, which no table can hold, and which the log would refuse in
+            plain text.
     """
     data = _as_json(event)
     box: dict[str, Any] = {}
@@ -111,7 +112,7 @@ def seal(
         raise ValueError(f"a {event.type} holds U+0000")
     envelope = _envelope(id_, event.stream, event.type, event.schema_version, key.id)
     sealed = AESGCM(key.secret).encrypt(nonce, content, envelope)
-    # A nonce's bytes are a multiple of three, so its base64 ends where that of the box begins.
+    # The length of a nonce is a multiple of three, so its base64 ends where that of the box begins.
     text = b2a_base64(nonce + sealed, newline=False).decode()
     return (
         f'{orjson.dumps(data).decode()[:-1]},{_LOOKS_SEALED}{key.id}","nonce":"{text[:_NONCE_CHARACTERS]}",'
@@ -126,29 +127,29 @@ async def reveal(
     *,
     veiled: Collection[str] = (),
 ) -> list[Recorded]:
-    """The same events with readable data: plain where the key is there, erased where it is gone.
+    """Return the same events with readable data: decrypted if the key exists, erased if it was destroyed.
 
-    Everything but `data` is as it was, so `hash` still speaks of the stored text. Events that are not
-    sealed come back as they are, and a page without any costs a look at each.
+    Everything but `data` is unchanged, so `hash` still covers the stored text. Events that are not sealed
+    are returned as they are; a page without sealed events costs only a glance at each.
 
     Args:
-        connection: to ask for keys that are not at hand, all in one query.
-        page: as they are stored.
-        keyring: keys at hand; it lets go of those that the page says were destroyed. Without it the
-            database has the word, which is right for readers who do not follow the log.
-        veiled: types whose erased form will do.
+        connection: to load keys that are not in the keyring, with one query.
+        page: events as they are stored.
+        keyring: a cache of keys, from which those that the page says were destroyed are removed. Without
+            one, keys always come from the database, which is right for readers that do not follow the log.
+        veiled: types for which the erased form is enough.
 
     Raises:
-        UnreadableEvent: a box does not open with its key or holds what no box does, or what should be a
-            seal, or the end of a key, is none.
+        UnreadableEvent: a box does not open with its key or has unexpected content, or a seal or the
+            destruction of a key is malformed.
     """
     keyring = keyring or Keyring()
     sealed: list[tuple[int, dict[str, Any], _Seal]] = []
     for index, recorded in enumerate(page):
-        if recorded.type not in _LOOKED_AT:
+        if recorded.type not in _KEY_RELATED:
             continue
         if recorded.type == SubjectForgotten.type:
-            keyring.let_go(_destroyed(recorded))
+            keyring.let_go(_destroyed_key(recorded))
         elif _LOOKS_SEALED in recorded.data and (found := _unseal(recorded)):
             sealed.append((index, *found))
     shown = page if isinstance(page, list) else list(page)
@@ -165,7 +166,7 @@ async def reveal(
 def concerns_keys(page: Sequence[AnyRecorded]) -> bool:
     """Whether `reveal` would have anything to do."""
     for recorded in page:
-        if recorded.type in _LOOKED_AT and (
+        if recorded.type in _KEY_RELATED and (
             _LOOKS_SEALED in recorded.data or recorded.type == SubjectForgotten.type
         ):
             return True
@@ -173,12 +174,16 @@ def concerns_keys(page: Sequence[AnyRecorded]) -> bool:
 
 
 def may_be_sealed(recorded: Recorded) -> bool:
-    """Whether it is worth a closer look: False for nearly every event that is not sealed."""
+    """Whether an event may be sealed, by a cheap test: False for nearly all that are not."""
     return recorded.type in PERSONAL and _LOOKS_SEALED in recorded.data
 
 
 def opened(recorded: Recorded, secrets: Mapping[str, bytes]) -> Recorded:
-    """One event with readable data, for whoever has the keys in hand, by id.
+    """Return one event with readable data.
+
+    Args:
+        recorded: the event as it is stored.
+        secrets: the keys by id.
 
     Raises:
         UnreadableEvent: as `reveal`.
@@ -190,26 +195,26 @@ def opened(recorded: Recorded, secrets: Mapping[str, bytes]) -> Recorded:
 
 
 def holds_nul(data: str) -> bool:
-    """Whether there is a U+0000 in it, in what is JSON as it is stored."""
+    """Whether a stored JSON text contains U+0000."""
     return "\\u0000" in data and _holds_nul(orjson.loads(data))
 
 
 def key_of(recorded: Recorded) -> str | None:
-    """The id of the key that an event is sealed with; None where it is stored in plain."""
+    """Return the id of the key that an event is sealed with; None if it is stored in plain text."""
     found = _unseal(recorded) if recorded.type in PERSONAL else None
     return found[1].key if found else None
 
 
-def _destroyed(recorded: Recorded) -> str:
-    """The id of the key whose end an event tells."""
-    data = _stored(recorded)
+def _destroyed_key(recorded: Recorded) -> str:
+    """Return the id of the key that a `subject_forgotten` event destroyed."""
+    data = _parsed(recorded)
     key_id = data.get("key_id") if isinstance(data, dict) else None
     if not isinstance(key_id, str):
         raise _unreadable(recorded, recorded.type)
     return key_id
 
 
-def _stored(recorded: Recorded) -> Any:
+def _parsed(recorded: Recorded) -> Any:
     try:
         return orjson.loads(recorded.data)
     except ValueError as error:
@@ -221,9 +226,9 @@ def _unreadable(recorded: Recorded, what: str) -> UnreadableEvent:
 
 
 def _unseal(recorded: Recorded) -> tuple[dict[str, Any], _Seal] | None:
-    """The stored data without their seal, and the seal; None where there is none."""
-    data = _stored(recorded)
-    # A plain event can hold something of that name further down, in what somebody sent.
+    """Return the stored data without their seal, and the seal; None if there is none."""
+    data = _parsed(recorded)
+    # An event that is not sealed may have a member of that name further down, in what a client sent.
     if not isinstance(data, dict) or "sealed" not in data:
         return None
     try:
@@ -248,10 +253,10 @@ def _opened(recorded: Recorded, data: dict[str, Any], seal_: _Seal, secret: byte
             box = orjson.loads(AESGCM(secret).decrypt(seal_.nonce, seal_.box, envelope))
         except (InvalidTag, ValueError) as error:
             raise _unreadable(recorded, f"the box of {recorded.type}") from error
-        if not _may_hold(recorded.type, box):
+        if not _is_expected(recorded.type, box):
             raise _unreadable(recorded, f"the box of {recorded.type}")
         for name, value in box.items():
-            # What is sealed in whole left null behind, what is sealed in part left an object.
+            # A field that was sealed as a whole is null now, one sealed in part is an object.
             if isinstance(left := data.get(name), dict):
                 left.update(value)
             else:
@@ -259,8 +264,8 @@ def _opened(recorded: Recorded, data: dict[str, Any], seal_: _Seal, secret: byte
     return recorded._replace(data=orjson.dumps(data).decode())
 
 
-def _may_hold(type_: str, box: Any) -> bool:
-    """Whether it is what `seal` puts into a box: nothing that stands in the open can be in one as well."""
+def _is_expected(type_: str, box: Any) -> bool:
+    """Whether a box holds only what `seal` puts into one, and no field that is stored in plain text."""
     personal = PERSONAL[type_]
     return (
         isinstance(box, dict)
@@ -276,18 +281,18 @@ def _may_hold(type_: str, box: Any) -> bool:
 def _erase(type_: str, data: dict[str, Any]) -> None:
     for name, members in PERSONAL[type_].items():
         place = data.get(name) if members else data
-        for text in _TEXTS.intersection(members or (name,)):
+        for text in _REQUIRED_TEXTS.intersection(members or (name,)):
             if isinstance(place, dict) and text in place:
                 place[text] = ERASED
 
 
 def _as_json(event: AnyEvent) -> dict[str, Any]:
-    """Its data, to be changed."""
+    """Return the data of an event as a new dict."""
     if isinstance(event, RequestAnswered):
-        # Its body is whatever was answered, moments among it.
+        # Its body is any answer, which may contain moments.
         data: dict[str, Any] = orjson.loads(codec.encode(event))
         return data
-    # The others hold nothing that is not JSON as it is.
+    # The others contain only JSON types.
     return structs.asdict(event)
 
 

@@ -1,10 +1,10 @@
-"""Synchronous standbys: what a server has committed alone is not believed before a standby has it as well.
+"""Synchronous standbys: do not rely on a commit before a standby has confirmed it.
 
-Where `synchronous_standby_names` is set, a commit is answered when a standby has it too, and what was
-answered outlives the server. But events can be in the log and on no standby yet: a server that was killed
-while their commit waited shows them after its restart, and so does one that was made to give up waiting, by
-the end of the connection or by somebody who cancelled it. If the standby takes over then, they are gone. So
-whoever finds events, instead of having been told of their commit, has them confirmed first.
+If `synchronous_standby_names` is set, a commit is acknowledged once a standby has it too, and survives the
+loss of the primary. But events can be visible in the log and on no standby yet: after a restart of a server
+that was killed while their commit waited, or when the wait was aborted because the connection ended or the
+statement was canceled. If the standby takes over then, they are lost. So a process that finds events in the
+log, instead of receiving the acknowledgment of their commit, has them confirmed first.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ if TYPE_CHECKING:
 
     from eventstore.connection import Connection
 
-# The message is nobody's: it is what this transaction writes, and without writing no commit waits. The lock
-# keeps those who wait here to one a squad, however often a writer gives up and comes back.
+# Nobody reads the message: the transaction must write something, or its commit does not wait. The lock
+# limits those that wait here to one per squad, however often a writer gives up and reconnects.
 _CONFIRM = """
     SELECT lock_log(), pg_logical_emit_message(true, 'squad', 'seen'::text)
     WHERE current_setting('synchronous_standby_names') <> ''
 """
 
 _WAITS_FOR_STANDBYS = "SyncRepWaitForLSN"
-"""The server's function that waits, by which its warnings are known in every language."""
+"""The server's function that waits. It identifies the server's warnings in any language."""
 
 
 async def confirm(connection: Connection) -> None:
-    """Returns when everything that this connection could see before is on a synchronous standby.
+    """Wait until everything that this connection could see before is on a synchronous standby.
 
-    Standbys receive the log of the server in order, so that it is enough to wait for something later. Where
-    no standby is waited for, it is one round trip that does nothing.
+    Standbys receive the write-ahead log in order, so waiting for a later record is enough. Without
+    synchronous standbys, this is one round trip that does nothing.
 
     Args:
         connection: in autocommit mode, outside a transaction.
 
     Raises:
-        StoreBusy: somebody else holds the log's lock, perhaps because no standby answers.
-        StoreUnavailable: the connection broke, or the wait was cut short.
+        StoreBusy: another connection holds the log's lock, perhaps because no standby answers.
+        StoreUnavailable: the connection broke, or the wait was canceled.
     """
     with translating(), waiting_to_the_end(connection):
         await connection.execute(_CONFIRM, prepare=True)
 
 
 class waiting_to_the_end:  # noqa: N801 - a context manager, and written as one where it is used
-    """What is committed inside is not believed where the server did not wait for its standby to the end.
+    """Rejects commits in the block for which the server stopped waiting for its standby.
 
-    Whoever cancels a statement that waits, by hand or by a tool, makes the server answer that it is
-    committed, with a warning beside it.
+    If a statement is canceled while it waits, by hand or by a tool, the server reports success, with a
+    warning.
 
     Raises:
-        StoreUnavailable: the server warned so; what was committed may or may not outlive it.
+        StoreUnavailable: the server issued the warning; the commit may not survive a failover.
     """
 
     __slots__ = ("_connection", "_warning")

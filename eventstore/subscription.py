@@ -1,4 +1,4 @@
-"""Catch up, then live: the log as one endless sequence of pages."""
+"""Catch-up subscription: the log as one endless sequence of pages."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ async def follow(
     wanted: lookup.Filter | None = None,
     poll_seconds: float = POLL_SECONDS,
 ) -> AsyncGenerator[list[Recorded], None]:
-    """Yields every event after `after` once, in order, in pages that are never empty; never ends by itself.
+    """Yield every event after `after` once, in order, in pages that are never empty; never end by itself.
 
-    Pages are the shorter the larger their events are.
+    The larger the events, the fewer are in a page.
 
     Args:
         connection: opens a connection for one read, such as a pool's `connection`.
-        hints: wakes the reader early; without any hint it looks every `poll_seconds`.
-        after: the position to start behind; 0 for all.
-        wanted: yields only what passes.
+        hints: wakes the reader early; without hints it polls every `poll_seconds`.
+        after: the position to start after; 0 for all.
+        wanted: yield only events that match.
 
     Raises:
         StoreUnavailable: a read failed; continue with a new subscription after the last position seen.
@@ -43,8 +43,8 @@ async def follow(
         ticket, most = hints.ticket(), gauge.events
         with translating():
             async with connection() as reading:
-                # The head is read before the page: what is beyond it is left for the next look, so a filter
-                # that lets little through never reads the same stretch twice.
+                # The head is read before the page: events beyond it are left for the next read, so a
+                # selective filter never reads the same events twice.
                 end = await log.head_position(reading) if wanted else after
                 page = await (
                     lookup.read_filtered(reading, after, most, wanted)

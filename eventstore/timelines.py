@@ -1,9 +1,9 @@
-"""Servers that others have taken over from: one that comes back all the same is passed over.
+"""Skip old primaries: servers that came back after a standby took over from them.
 
-A standby that is promoted begins a new timeline, one higher. An old primary that is started again is on
-the one before, and takes writes as well: what it is told will be lost, and what it tells is out of date.
-So this process remembers the highest timeline that it has met of each family of servers (copies of one
-another have one system identifier), and keeps away from lower ones. What it has not met it cannot know of.
+A standby that is promoted begins a new timeline, one higher. An old primary that is started again is on the
+previous one, and accepts writes too: they will be lost, and what it returns is stale. So this process
+remembers the highest timeline that it has seen of each family of servers (copies of one another share a
+system identifier), and avoids lower ones. It cannot know of a timeline that it has not seen.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_ASK = """
+_TIMELINE = """
     SELECT system_identifier, ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint
     FROM pg_control_system()
     WHERE NOT pg_is_in_recovery()
 """
 
 _highest: dict[int, int] = {}
-"""By system identifier."""
+"""The highest timeline seen, by system identifier."""
 
 
 async def left_behind(connection: psycopg.AsyncConnection[Any]) -> str | None:
-    """Why a server that takes writes is not to be used; None where it is, or where that cannot be known."""
+    """Return why a server that accepts writes must not be used; None if it may be, or that is unknown."""
     try:
-        row = await (await connection.execute(_ASK)).fetchone()
+        row = await (await connection.execute(_TIMELINE)).fetchone()
     except psycopg.Error:
         if connection.closed:
             raise
-        # Services that replicate by other means than Postgres have no timelines to tell of.
+        # Services that do not use the replication of Postgres have no timelines.
         return None
     if row is None:
         return None
@@ -43,18 +43,18 @@ async def left_behind(connection: psycopg.AsyncConnection[Any]) -> str | None:
         return None
     return (
         f"the server at {connection.info.host!r}, port {connection.info.port}, is an old primary, on"
-        f" timeline {timeline}: another one has taken over, on {highest}"
+        f" timeline {timeline}: another has taken over, on timeline {highest}"
     )
 
 
 def without(dsn: str, host: str, port: int) -> str | None:
-    """The DSN without one of the servers that it names; None where it names no other."""
+    """Return the DSN without one of the servers that it names; None if it names no other."""
     parts = conninfo_to_dict(dsn)
     lists: dict[str, list[str]] = {
         name: str(parts[name]).split(",") for name in ("host", "hostaddr", "port") if name in parts
     }
     count = max(map(len, lists.values()), default=0)
-    # One port may stand for all.
+    # A single port applies to all hosts.
     columns = {name: said * count if len(said) == 1 else said for name, said in lists.items()}
     servers = [{name: columns[name][number] for name in columns} for number in range(count)]
     left = [server for server in servers if not _is(server, host, port)]

@@ -1,6 +1,6 @@
-"""What the log holds of somebody: found before they are forgotten, to say what became of it.
+"""Find what the log holds about a subject, before it is forgotten, to report what can be erased.
 
-A subject is a message, by its id, or else a sender, by the address.
+A subject is a message, given by its id, or a sender, given by the address.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MESSAGE = f"""
     SELECT data #>> '{{sealed,key}}' FROM events
     WHERE stream = %s AND type = '{MessageSent.type}' ORDER BY version LIMIT 1
 """
-_LAST_WORD = """
+_KEY_STATE = """
     SELECT (SELECT id::text FROM subject_keys WHERE id = %(key)s::uuid),
            (SELECT max(position) FROM events WHERE stream = 'subject-' || %(key)s)
 """
@@ -46,7 +46,7 @@ _IN_PLAIN = f"""
 
 
 async def find(connection: Connection, subject: str) -> Trace:
-    """What the log holds of a subject, as the connection sees it now."""
+    """Return what the log holds about a subject, as the connection sees it now."""
     with translating():
         if _UUID.fullmatch(subject):
             id_ = subject.lower()
@@ -60,9 +60,9 @@ async def find(connection: Connection, subject: str) -> Trace:
 
 
 async def in_plain(connection: Connection, subject: str) -> int:
-    """How many e-mails of a sender the log holds in plain, in whole or in part: they can never be erased.
+    """Count the e-mails of a sender that are in plain text, in whole or in part: they can never be erased.
 
-    It looks at every e-mail that was logged in plain, so it takes its time in a log that has many of them.
+    This reads every e-mail that was logged in plain text, so it is slow in a log that has many of them.
     """
     whose = sender(subject)
     with translating():
@@ -80,7 +80,7 @@ async def in_plain(connection: Connection, subject: str) -> int:
 async def _of_message(connection: Connection, message_id: str, key_id: str | None) -> Trace:
     if key_id is None:
         return Trace(message=message_id, in_plain=True)
-    row = await (await connection.execute(_LAST_WORD, {"key": key_id})).fetchone()
+    row = await (await connection.execute(_KEY_STATE, {"key": key_id})).fetchone()
     assert row is not None
     return Trace(row[0], message=message_id, forgotten_at=row[1])
 

@@ -1,4 +1,4 @@
-"""The log out into a file, and from a file into a new squad; both event by event, in little memory."""
+"""Export the log to a file, and import a file into a new squad; both event by event, in bounded memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _IS_NEW: LiteralString = (
     " AND NOT EXISTS (SELECT FROM snapshots)"
 )
 SENT_LINES = 100
-"""How many lines are looked at before they are sent."""
+"""How many lines are validated before they are sent."""
 
 _NOTIFY: LiteralString = "SELECT pg_notify(log_channel(), %s)"
 _NULL = "\\N"
@@ -46,13 +46,13 @@ _COPIED_LINE = re.compile(r"COPY events, line (\d+)")
 
 
 class Exported(NamedTuple):
-    """What went into a file."""
+    """What was exported."""
 
     events: int
     end: Head
     broken_at: int | None
-    """The first position whose hash does not follow from what was read before it, or whose row is no event;
-    such a file is evidence, and nothing that could be imported."""
+    """The first position whose hash does not match its content and the previous hash, or whose row is
+    malformed; such a file is evidence, but cannot be imported."""
 
 
 async def export_log(
@@ -65,19 +65,19 @@ async def export_log(
     with_keys: bool = True,
     tell: Callable[[int], None] = lambda _: None,
 ) -> Exported:
-    """Writes the log, as it is when the export begins, line by line.
+    """Write the log line by line, as of when the export begins.
 
     Args:
-        connection: without limits of time.
-        write: takes one line.
-        after: the position to begin behind; it has to be in the log.
+        connection: without timeouts.
+        write: is called with each line.
+        after: the position to start after; it must be in the log.
         until: the last position wanted; None for all.
-        cloud_events: one CloudEvent a line, instead of what `import_log` takes.
-        with_keys: whether the keys of sealed payloads go along, where the file begins with the first event.
-        tell: is told now and then how many events were written.
+        cloud_events: one CloudEvent a line, instead of what `import_log` accepts.
+        with_keys: whether to export the keys of sealed payloads, if the file begins with the first event.
+        tell: is called now and then with the number of events written.
     """
     async with connection.transaction():
-        # The events are those of the same moment as the keys.
+        # The events and the keys must be of the same moment.
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         return await _export(
             connection, write, after, until, cloud_events, with_keys and not (after or cloud_events), tell
@@ -110,7 +110,7 @@ async def _export(
             recorded.position != end.position + 1
             or isinstance(recorded, Odd)
             or hash_of(end.hash, recorded) != recorded.hash
-            or recorded.idempotency_key == ""  # hashed as none, and no import takes it
+            or recorded.idempotency_key == ""  # hashed as if there were none, and refused by an import
         ):
             broken_at = recorded.position
         write(line(recorded))
@@ -140,54 +140,54 @@ async def import_log(
     tell: Callable[[int], None] = lambda _: None,
     fill: Callable[[int], Awaitable[None]] | None = None,
 ) -> Head:
-    """Takes in a whole log, or nothing, into a squad that is new.
+    """Import a whole log into a new squad, or nothing.
 
-    Positions, times and hashes stay what they are; every line is checked before it is sent. The log's lock
-    is held from the first line to the last, so that of two that begin a squad only one does.
+    Positions, times and hashes stay the same; every line is checked before it is sent. The log's lock is
+    held from the first line to the last, so that only one of two concurrent imports succeeds.
 
     Args:
-        connection: in autocommit mode, without limits of time.
+        connection: in autocommit mode, without timeouts.
         chunks: the lines of a file that `export_log` wrote, in portions of any size.
-        tell: is told now and then how many events were read.
-        fill: fills what follows from the log, in the same transaction; is told where it ends.
+        tell: is called now and then with the number of events read.
+        fill: fills the read tables in the same transaction; is called with the last position.
 
     Returns:
-        Where the log ends now.
+        The new head of the log.
 
     Raises:
-        ImportRefused: the squad is not new, or somebody else is just beginning it, or a line is not what it
-            has to be, or nothing follows from it; nothing was stored.
-        StoreUnavailable: the connection broke; all was stored or nothing.
+        ImportRefused: the squad is not new, another process is writing to it, a line is not valid, or an
+            event cannot be applied to the tables; nothing was stored.
+        StoreUnavailable: the connection broke; everything was stored or nothing.
     """
     arriving, portions = Arriving(await log.clock(connection)), aiter(chunks)
-    await _must_be_new(connection)
+    await _require_new(connection)
     try:
         async with connection.transaction():
             await _lock(connection)
-            await _must_be_new(connection)
-            first = await _take_in_keys(connection, arriving, portions)
+            await _require_new(connection)
+            first = await _import_keys(connection, arriving, portions)
             async with connection.cursor().copy(_COPY) as copy:
-                await copy.write("".join(map(_copied, first)))
+                await copy.write("".join(map(_copy_line, first)))
                 async for lines in portions:
                     for slice_ in _slices(lines):
                         taken = [item for item in map(arriving.take, slice_) if isinstance(item, Recorded)]
-                        await copy.write("".join(map(_copied, taken)))
+                        await copy.write("".join(map(_copy_line, taken)))
                     tell(arriving.head.position)
                 arriving.finish()
-            await _must_have_whole_streams(connection, arriving)
+            await _require_whole_streams(connection, arriving)
             if fill is not None:
                 await fill(arriving.head.position)
             await connection.execute(_NOTIFY, (str(arriving.head.position),))
     except LogNotUnderstood as error:
         raise ImportRefused(
-            f"line {arriving.line_of(error.position or 1)}: no table can follow: {error}"
+            f"line {arriving.line_of(error.position or 1)}: the tables cannot apply it: {error}"
         ) from error
     except pg.FeatureNotSupported as error:
-        # A copy goes past row level security, or not at all.
+        # COPY FROM is not supported with row-level security, which applies to all but the owner.
         raise ImportRefused("only the owner of the squad's schema can import") from error
     except psycopg.Error as error:
         found = translated(error)
-        # A server that ends the session, or has no room, also says at which line.
+        # A server that ends the session or is out of space also names a line.
         is_no_fault_of_the_line = isinstance(found, StoreBusy | StoreUnavailable)
         if not is_no_fault_of_the_line and (number := _refused_line(error, arriving)):
             words = (error.diag.message_primary or str(error), error.diag.message_detail or "")
@@ -198,16 +198,16 @@ async def import_log(
 
 
 def _slices(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """So few at a time that a socket holds them: the server has work while the next are looked at."""
+    """Split lines so that a socket buffers a slice: the server works while the next slice is validated."""
     rest = iter(lines)
     while some := list(islice(rest, SENT_LINES)):
         yield some
 
 
-async def _take_in_keys(
+async def _import_keys(
     connection: Connection, arriving: Arriving, portions: AsyncIterator[Iterable[bytes]]
 ) -> list[Recorded]:
-    """Takes in the keys, which come first; gives the events of the portion in which they begin."""
+    """Import the keys, which come first; return the events of the portion in which they begin."""
     async for lines in portions:
         items = list(map(arriving.take, lines))
         try:
@@ -223,10 +223,10 @@ async def _lock(connection: Connection) -> None:
     try:
         await log.lock(connection)
     except StoreBusy as error:
-        raise ImportRefused("somebody else is writing to this squad") from error
+        raise ImportRefused("another process is writing to this squad") from error
 
 
-async def _must_be_new(connection: Connection) -> None:
+async def _require_new(connection: Connection) -> None:
     with translating():
         row: Any = await (await connection.execute(_IS_NEW)).fetchone()
         if not row[0]:
@@ -235,13 +235,13 @@ async def _must_be_new(connection: Connection) -> None:
 
 
 def _refused_line(error: psycopg.Error, arriving: Arriving) -> int | None:
-    """The line that the database would not take."""
+    """Return the number of the line that the database refused."""
     found = _COPIED_LINE.search(error.diag.context or "")
     return arriving.line_of(int(found[1])) if found else None
 
 
-def _copied(recorded: Recorded) -> str:
-    """The row as COPY takes it; the driver would make the same of it in twice the time."""
+def _copy_line(recorded: Recorded) -> str:
+    """Return the row in the format of COPY; the driver would need twice the time for the same."""
     (
         position,
         id_,
@@ -267,7 +267,7 @@ def _copied(recorded: Recorded) -> str:
     )
 
 
-async def _must_have_whole_streams(connection: Connection, arriving: Arriving) -> None:
+async def _require_whole_streams(connection: Connection, arriving: Arriving) -> None:
     await connection.execute("SET LOCAL work_mem = '64MB'")
     streams = await by_stream(connection)
     if streams.position is not None:

@@ -1,4 +1,4 @@
-"""The driver's errors into the event store's, once, by class and SQLSTATE."""
+"""Translate the driver's errors to those of the event store, by class and SQLSTATE."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from eventstore.errors import EventStoreError, RoleMayNot, StoreBusy, StoreRefus
 
 
 def translated(error: psycopg.Error) -> EventStoreError:
-    """The event store's own error for one of the driver's, chosen by class and SQLSTATE."""
+    """Return the event store's error for one of the driver's."""
     text = first_line(error)
     match error:
         case pg.LockNotAvailable() | pg.QueryCanceled() | pg.DeadlockDetected() | pg.SerializationFailure():
             return StoreBusy(text)
         case pg.DiskFull() | pg.OutOfMemory() | pg.ConfigurationLimitExceeded():
-            # The server's own word that the statement failed. Where it cannot even say so, it hangs up.
+            # The server says that the statement failed. If it cannot even do that, the connection breaks.
             return StoreBusy(text)
         case pg.ProgramLimitExceeded() | pg.StatementTooComplex():
-            # Such as a text that is too long for an index: it will be so the next time, too.
+            # Such as a text that is too long for an index: a retry would fail, too.
             return StoreRefused(text)
         case pg.ReadOnlySqlTransaction() | pg.IdleInTransactionSessionTimeout() | pg.TransactionTimeout():
-            # A standby that nobody promoted yet, and sessions that the server ended.
+            # A standby that was not promoted yet, and sessions that the server ended.
             return StoreUnavailable(text)
         case pg.InsufficientPrivilege():
             return RoleMayNot(text)
         case psycopg.OperationalError() | psycopg.InterfaceError():
             return StoreUnavailable(text)
         case psycopg.DataError():
-            # The server repeats the value that it could not read.
+            # The server's message repeats the value that it could not read.
             return StoreRefused(text.partition('"')[0].rstrip(" :"))
         case psycopg.IntegrityError() | psycopg.NotSupportedError():
             return StoreRefused(text)
@@ -39,24 +39,24 @@ def translated(error: psycopg.Error) -> EventStoreError:
 
 
 def first_line(error: psycopg.Error) -> str:
-    """What the driver says of an error, in one line."""
+    """Return the first line of the driver's message."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
 def why_not_connected(error: psycopg.OperationalError) -> str:
-    """Why no connection was made, in one line: what each server said, where several were tried.
+    """Return why no connection was made, in one line: the error of each server, if several were tried.
 
-    The driver says first what the last one did, which may be a standby that did nothing but pass us on.
+    The first line of the driver's message is about the last server, which may only be a skipped standby.
     """
     tried = [line.removeprefix("- ") for line in str(error).splitlines() if line.startswith("- host: ")]
-    # What the driver puts before tells once more which server that was.
+    # The prefix that the driver adds only repeats which server it was.
     said = [re.sub(r"^.*?: connection (failed|is bad): ", "", line) for line in tried]
     return "; ".join(dict.fromkeys(said)) or first_line(error)
 
 
 class _Translating:
-    """Holds nothing, so that one is enough for everybody."""
+    """Has no state, so one instance is enough."""
 
     __slots__ = ()
 
@@ -72,5 +72,5 @@ _TRANSLATING = _Translating()
 
 
 def translating() -> _Translating:
-    """Turns the driver's errors into the event store's on their way out of a block."""
+    """Translate the driver's errors to the event store's as they leave a block."""
     return _TRANSLATING

@@ -1,13 +1,13 @@
-"""Whether the log keeps its promises, found out from what lies there.
+"""Verify the log's guarantees from the stored rows.
 
-Nothing is believed that a superuser could have undone: neither the unique keys, nor the triggers, nor that
-they do what they are called, nor that an index shows every row. The log is read once in the order of its
-positions, row by row, and hashed here; Postgres sorts, on disk where it has to, what only shows when the
-whole log is laid out by stream or by id. So memory grows neither with the log nor with the size of its
-events. Everything is looked at in one snapshot, which the caller begins, and the squad goes on meanwhile.
+Nothing is trusted that a superuser could have undone: neither the unique keys, nor the triggers, nor that
+they do what their names say, nor that an index has every row. The log is read once in the order of its
+positions, row by row, and hashed here; what requires the whole log in order of stream or id is sorted by
+Postgres, on disk if necessary. So memory grows neither with the log nor with the size of its events.
+Everything is read in one snapshot, which the caller begins, while the squad goes on working.
 
-What this cannot see is that the log's end was cut off, or that it was written anew from some position on,
-hashes and all. For that, signed checkpoints are kept elsewhere and held against it (`checkpoint`).
+This cannot detect that the log was truncated, or rewritten from some position on, hashes included. For
+that, signed checkpoints are kept elsewhere and compared with it (`checkpoint`).
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
 
 TELL_EVERY_EVENTS = 10_000
-"""How often progress is told."""
+"""How often progress is reported."""
 
 _WALK: LiteralString = (
     f"SELECT coalesce(position, 0)::bigint, coalesce(hash, '')::bytea, convert_to({HASHED_TEXT}, 'UTF8')"
     " FROM events ORDER BY position"
 )
 
-# What is laid out is read from the table itself; an index may hide rows, or show them in another order.
-_FROM_THE_TABLE: LiteralString = (
+# Sort the table itself: an index may lack rows, or have them in a different order.
+_SCAN_TABLE: LiteralString = (
     "SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off;"
     " SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = on; SET LOCAL enable_sort = on;"
     " SET LOCAL work_mem = '64MB'"
@@ -61,8 +61,8 @@ _BY_VALUE: LiteralString = (
     " lag(position) OVER (PARTITION BY {0} ORDER BY position) AS earlier FROM events WHERE {0} IS NOT NULL)"
     " laid_out WHERE earlier IS NOT NULL ORDER BY position LIMIT 1"
 )
-_UNREPEATED = {"id": "id", "idempotency_key": "idempotency key"}
-# Not every role that may read the log may read the keys, and a schema from before there were keys has none.
+_UNIQUE = {"id": "id", "idempotency_key": "idempotency key"}
+# Not every role that may read the log may read the keys, and a schema that predates keys has none.
 _SEES_KEYS: LiteralString = (
     "SELECT coalesce(has_table_privilege(to_regclass('subject_keys'), 'SELECT'), false)"
 )
@@ -74,33 +74,33 @@ _FIRST_ID: LiteralString = "SELECT id::text FROM events WHERE position = 1"
 
 
 class Check(NamedTuple):
-    """What became of one promise."""
+    """The result of one check."""
 
     name: str
     holds: bool
     says: str
-    """What was found, in one line; where the promise does not hold, the first fault."""
+    """The finding in one line; if the check failed, the first fault."""
     position: int | None = None
-    """Of the first fault, where it has one."""
+    """The position of the first fault, if it has one."""
     faults: int = 0
 
 
 @dataclass
 class _Findings:
-    """The faults of one check: the first in full, the others as a number."""
+    """The faults of one check: the first in full, and how many there are."""
 
     name: str
     count: int = 0
     _first: tuple[int | None, str] = field(default=(None, ""), init=False)
 
     def add(self, position: int | None, says: str, faults: int = 1) -> None:
-        """Takes note of a fault, or of so many of which this is the first."""
+        """Add a fault, or so many of which this is the first."""
         if not self.count:
             self._first = position, says
         self.count += faults
 
     def check(self, holding: str) -> Check:
-        """The check's outcome; `holding` is what to say where nothing was found."""
+        """Return the result; `holding` is what it says if there are no faults."""
         if not self.count:
             return Check(self.name, holds=True, says=holding)
         position, says = self._first
@@ -108,24 +108,24 @@ class _Findings:
 
 
 class Verified(NamedTuple):
-    """What a verification of the log found."""
+    """The result of a verification of the log."""
 
     checks: list[Check]
     position: int
-    """The last one that is there; 0 where the log is empty."""
+    """The last position; 0 if the log is empty."""
     hash: bytes
     squad: str | None
-    """The id of the first event, which tells one squad from another."""
+    """The id of the first event, which identifies the squad."""
 
     @property
     def first_fault(self) -> Check | None:
-        """The first check that does not hold."""
+        """The first check that failed, if any."""
         return next((check for check in self.checks if not check.holds), None)
 
 
 @asynccontextmanager
 async def snapshot(connection: Connection) -> AsyncIterator[None]:
-    """A transaction in which everything is seen as it is now, for as long as that takes."""
+    """Open a read-only transaction with one snapshot of the database."""
     with translating():
         await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     try:
@@ -140,12 +140,12 @@ async def verify_log(
     checkpoints: Sequence[tuple[str, Checkpoint]] = (),
     tell: Callable[[int], None] = lambda _: None,
 ) -> Verified:
-    """Checks everything that the log promises, in the snapshot that the caller has begun.
+    """Check everything that the log guarantees, in the snapshot that the caller has begun.
 
     Args:
-        connection: without limits of time.
-        checkpoints: to be held against the log, each with the name that it goes by.
-        tell: is told now and then how many events were read.
+        connection: without timeouts.
+        checkpoints: to compare with the log, each with its name.
+        tell: is called now and then with the number of events read.
 
     Raises:
         StoreUnavailable: the connection broke.
@@ -153,9 +153,9 @@ async def verify_log(
     walk = _Walk({checkpoint.position for _, checkpoint in checkpoints})
     with translating():
         await walk.along(connection, tell)
-        # Rolled back, so that what is set in it ends with it.
+        # Rolled back, so that its settings end with it.
         async with connection.transaction(force_rollback=True):
-            await connection.execute(_FROM_THE_TABLE)
+            await connection.execute(_SCAN_TABLE)
             checks = [
                 *await _by_position(connection, walk),
                 await by_stream(connection),
@@ -165,12 +165,12 @@ async def verify_log(
             if await one_value(connection, _SEES_KEYS):
                 checks.append(await _forgotten(connection))
             squad = await one_value(connection, _FIRST_ID)
-    checks += [_held_against(walk, squad, name, checkpoint) for name, checkpoint in checkpoints]
+    checks += [_compare_checkpoint(walk, squad, name, checkpoint) for name, checkpoint in checkpoints]
     return Verified(checks, walk.position, walk.hash, squad)
 
 
 class _Walk:
-    """Once through the log in the order of its positions, hashing."""
+    """One pass over the log in the order of its positions, which checks the hashes."""
 
     def __init__(self, marks: set[int]) -> None:
         self.positions = _Findings("positions")
@@ -179,20 +179,18 @@ class _Walk:
         self.position = 0
         self.hash = GENESIS_HASH
         self.marks = dict.fromkeys(marks, "")
-        """The hashes at the positions that somebody wants to know them of."""
+        """The hashes at the positions of checkpoints."""
 
     async def along(self, connection: Connection, tell: Callable[[int], None]) -> None:
-        """Reads every row."""
+        """Read every row."""
         marks, last, previous, rows = self.marks, self.position, self.hash, 0
         async with connection.cursor(binary=True) as cursor:
             async for position, hash_, text in cursor.stream(_WALK, size=log.CHUNK_EVENTS):
                 if position != last + 1:
-                    # The hash before is unknown, so there is nothing to be said about the chain.
+                    # The previous hash is unknown, so this link of the chain cannot be checked.
                     self._misplaced(position, last)
                 elif sha256(previous + text).digest() != hash_:
-                    self.chain.add(
-                        position, "its hash does not follow from what it says and the hash before"
-                    )
+                    self.chain.add(position, "its hash does not match its content and the previous hash")
                 if position in marks:
                     marks[position] = hash_.hex()
                 last, previous = max(position, last), hash_
@@ -206,46 +204,46 @@ class _Walk:
         if position < 1:
             self.positions.add(None, f"a row has the position {position or 'NULL'}")
         elif position <= last:
-            self.positions.add(position, "is there more than once")
+            self.positions.add(position, "occurs more than once")
         elif position == last + 2:
             self.positions.add(last + 1, "is missing")
         else:
-            self.positions.add(last + 1, f"is missing, and so are all up to {position - 1}")
+            self.positions.add(last + 1, f"is missing, as are all up to {position - 1}")
 
 
 async def _by_position(connection: Connection, walk: _Walk) -> list[Check]:
     rows, misplaced, times, first_time, causes, first_cause = await one_row(connection, _BY_POSITION)
     if rows != walk.rows or (misplaced and not walk.positions.count):
-        walk.positions.add(None, f"the table has {rows:,} rows, and its index shows {walk.rows:,}")
+        walk.positions.add(None, f"the table has {rows:,} rows, but its index has {walk.rows:,}")
     in_time, caused = _Findings("times"), _Findings("causes")
     if times:
-        in_time.add(first_time, "is recorded earlier than the one before", times)
+        in_time.add(first_time, "is recorded earlier than the previous event", times)
     if causes:
-        caused.add(first_cause, "is caused by an event that is not before it", causes)
+        caused.add(first_cause, "has a cause that does not precede it", causes)
     return [
         walk.positions.check(f"1 to {walk.position:,}, none is missing" if rows else "the log is empty"),
-        walk.chain.check("every hash follows from what the event says and the hash before"),
-        in_time.check("no event is recorded earlier than the one before"),
-        caused.check("every cause comes before its effect"),
+        walk.chain.check("every hash matches the event's content and the previous hash"),
+        in_time.check("no event is recorded earlier than the previous one"),
+        caused.check("every cause precedes its effect"),
     ]
 
 
 async def by_stream(connection: Connection) -> Check:
-    """Whether every stream has its versions from 1 on without a gap, in the order of the log."""
+    """Check that the versions of every stream start at 1 and have no gaps, in the order of the log."""
     found = _Findings("streams")
     if row := await _first_of(connection, _BY_STREAM):
         position, stream, version, due, faults = row
         found.add(position, f"is version {version} of {stream!r}, where {due} is due", faults)
-    return found.check("each has its versions from 1 on, none is missing")
+    return found.check("the versions of each start at 1, none is missing")
 
 
 async def _by_value(connection: Connection) -> Check:
     found = _Findings("ids")
-    for column, what in _UNREPEATED.items():
+    for column, what in _UNIQUE.items():
         if row := await _first_of(connection, _BY_VALUE.format(column)):
             position, value, earlier, faults = row
-            found.add(position, f"has the {what} {value!r}, which is that of position {earlier}", faults)
-    return found.check("no id and no idempotency key is there twice")
+            found.add(position, f"has the {what} {value!r}, as position {earlier} does", faults)
+    return found.check("no id and no idempotency key occurs twice")
 
 
 async def _guards(connection: Connection) -> Check:
@@ -256,30 +254,28 @@ async def _guards(connection: Connection) -> Check:
     if not missing:
         position, faults = await wrongly_computed(connection)
         if faults:
-            found.add(position, "the column agent is not what the event says", faults)
-    return found.check("the triggers, functions and unique keys that keep the log as it is are in place")
+            found.add(position, "the column agent does not match the event's data", faults)
+    return found.check("the triggers, functions and unique keys that protect the log are in place")
 
 
 async def _forgotten(connection: Connection) -> Check:
     found = _Findings("forgotten")
     position, keys = await one_row(connection, _NOT_FORGOTTEN)
     if keys:
-        found.add(position, "the key that was destroyed here is there again", keys)
-    return found.check("no key of anybody who was forgotten is there")
+        found.add(position, "the key that was destroyed here exists again", keys)
+    return found.check("no key of a forgotten subject exists")
 
 
-def _held_against(walk: _Walk, squad: str | None, name: str, checkpoint: Checkpoint) -> Check:
+def _compare_checkpoint(walk: _Walk, squad: str | None, name: str, checkpoint: Checkpoint) -> Check:
     position, seen = checkpoint.position, f"{name}, signed {checkpoint.signed_at},"
     if checkpoint.squad != squad:
         position = 1
-        fault = (
-            f"{seen} knows event {checkpoint.squad} here: the log was written anew, or is another squad's"
-        )
+        fault = f"{seen} has event {checkpoint.squad} here: the log was rewritten, or is another squad's"
     elif walk.position < position:
-        fault = f"{seen} knows events up to {position}: the log's end was cut off"
+        fault = f"{seen} covers events up to {position}: the log was truncated"
         position = walk.position + 1
     elif walk.marks[position] != checkpoint.hash:
-        fault = f"{seen} knows another hash here: the log was written anew, from here or from before"
+        fault = f"{seen} has a different hash here: the log was rewritten, from here or from earlier on"
     else:
         return Check(
             "checkpoint", holds=True, says=f"{seen} by {checkpoint.public_key} holds at {position:,}"

@@ -148,7 +148,7 @@ class TestVerify:
         lines = ended.output.splitlines()
         chain, tables = lines[1], lines[-3]
         assert chain == (
-            "FAILS  chain       position 4: its hash does not follow from what it says and the hash before"
+            "FAILS  chain       position 4: its hash does not match its content and the previous hash"
             " (and 2 more)"
         )
         assert tables.startswith("FAILS  tables      squad_messages at position 12: the row id=")
@@ -195,7 +195,7 @@ class TestVerify:
         """A standby is one."""
         dsn = make_conninfo(history, options="-c default_transaction_read_only=on")
         complaint = (await _squad(command, "--dsn", dsn)).complaint()
-        assert complaint.startswith("The database takes no writes: it is a standby, or ")
+        assert complaint.startswith("The database accepts no writes: it is a standby, or ")
         assert "--no-tables" in complaint
         lines = (await _squad("verify", "--no-tables", "--dsn", dsn)).lines()
         assert [line.split()[1] for line in lines] == CHECKS
@@ -228,7 +228,7 @@ class TestVerify:
         ended = await _squad("verify", "--dsn", history)
         assert (ended.code, ended.errors) == (1, "")
         bad = [line for line in ended.output.splitlines() if line.startswith("FAILS")]
-        assert bad[0].startswith("FAILS  chain       position 6: its hash does not follow")
+        assert bad[0].startswith("FAILS  chain       position 6: its hash does not match")
         assert bad[-1].startswith(f"FAILS  tables      {place}they cannot be compared with the log: ")
 
 
@@ -254,8 +254,8 @@ class TestCheckpoint:
             await write_anew(connection)
         anew = await _squad("verify", *pinned)
         for ended, place, why in (
-            (cut, 11, "knows events up to 12: the log's end was cut off"),
-            (anew, 12, "knows another hash here: the log was written anew, from here or from before"),
+            (cut, 11, "covers events up to 12: the log was truncated"),
+            (anew, 12, "has a different hash here: the log was rewritten, from here or from earlier on"),
         ):
             assert ended.code == 1
             [fault] = [line for line in ended.output.splitlines() if line.startswith("FAILS")]
@@ -289,8 +289,8 @@ class TestCheckpoint:
             await forge(connection, "UPDATE events SET actor = 'mallory' WHERE position = 4")
         ended = await _squad("checkpoint", "--key=squad.key", "--out=c.json", "--dsn", history)
         assert ended.complaint() == (
-            "nothing was signed, because the log does not hold: position 4: its hash does not follow from"
-            " what it says and the hash before"
+            "nothing was signed, because the log does not hold: position 4: its hash does not match its"
+            " content and the previous hash"
         )
         assert not (tmp_path / "c.json").exists()
 
@@ -305,13 +305,13 @@ class TestCheckpoint:
             (("checkpoint",), "there is no key to sign with; name one with --key, or make one with"),
             (("checkpoint", "--key", "nothing"), "cannot read nothing: No such file or directory"),
             (("checkpoint", "--key", "a.pub"), "a.pub is not a private key in PEM"),
-            (("checkpoint", "--new-key", "a"), "cannot make a.pub: File exists"),
+            (("checkpoint", "--new-key", "a"), "cannot create a.pub: File exists"),
             (("verify", "--checkpoint", "nothing"), "cannot read nothing: No such file or directory"),
             (("verify", "--checkpoint", "a"), "a is not a checkpoint: it: Invalid JSON"),
             (("verify", "--checkpoint", "c", "--public-key", "nothing"), "cannot read nothing: No such"),
             (("verify", "--checkpoint", "c", "--public-key", "a"), "a is not a public key in PEM"),
             (("verify", "--checkpoint", "c", "--public-key", "b.pub"), "c is signed with another key"),
-            (("verify", "--checkpoint", "bad"), "bad does not bear the signature of what it says"),
+            (("verify", "--checkpoint", "bad"), "the signature of bad does not match its content"),
             (("verify", "--public-key", "a.pub"), "--public-key says who may have signed a --checkpoint"),
         ],
         ids=str,
@@ -409,7 +409,7 @@ class TestExportAndImport:
         )
         assert verdict_in_plain_python(tmp_path / "log")[1].startswith("line 5: position 4 ")
         ended = await _squad("import", "log", "--dsn", empty_database)
-        assert "Nothing was imported: line 5: its hash does not follow" in ended.complaint()
+        assert "Nothing was imported: line 5: its hash does not match" in ended.complaint()
 
     async def test_an_export_that_fails_leaves_what_was_there(self, history: str, tmp_path: Path) -> None:
         await _squad("export", "log", "--dsn", history)
@@ -430,7 +430,7 @@ class TestExportAndImport:
             await scribe.append(said("by nobody we know", agent="mallory"))
         await _squad("export", "log", "--dsn", history)
         complaint = (await _squad("import", "log", "--dsn", empty_database)).complaint()
-        assert complaint.startswith("Nothing was imported: line 14: no table can follow: ")
+        assert complaint.startswith("Nothing was imported: line 14: the tables cannot apply it: ")
         assert "mallory" in complaint
         assert await assert_log_is_sound(empty_database) == []
         await assert_tables_equal_fold(empty_database)

@@ -409,7 +409,7 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
         (("status", "--dsn", NOWHERE), "connection to server at"),
         (
             ("up", "--dsn", "host=a..b"),
-            "The database cannot be reached: a part of its host's name is empty",
+            "The database cannot be reached: a label of the host name is empty",
         ),
         (("bench", "--seconds", "nan", "--dsn", NOWHERE), "'nan' is not a number of seconds"),
         (("bench", "--seconds", "1", "--dsn", NOWHERE), "1.0 is not in the range 2<=x<=300"),

@@ -136,8 +136,8 @@ async def test_a_reader_is_told_of_the_log_where_the_tables_are_sealed(
     assert (ended.code, ended.errors) == (1, "")
     [failed] = [line for line in ended.output.splitlines() if not line.startswith("holds")]
     assert failed == (
-        "FAILS  tables      they cannot be compared with the log: The database role may not do what it is"
-        " asked to: permission denied for table subject_keys"
+        "FAILS  tables      they cannot be compared with the log: The database role lacks a privilege:"
+        " permission denied for table subject_keys"
     )
 
 
@@ -174,13 +174,13 @@ async def test_a_reader_sees_all_and_changes_nothing(shared_roles: Roles) -> Non
 async def test_no_guest_lets_others_in(applied: Roles, tmp_path: Path, as_what: str) -> None:
     guest, other = applied.service, applied.stranger.name
     ended = await squad(tmp_path, "schema", "apply", "--dsn", guest.dsn, as_what, other)
-    assert f"{guest.name!r} does not own the schema 'squad', and so lets nobody in" in ended.complaint()
+    assert f"{guest.name!r} does not own the schema 'squad', so it cannot grant access" in ended.complaint()
     assert ended.output == ""
 
 
 async def test_a_stranger_is_told_that_it_was_not_let_in(applied: Roles, tmp_path: Path) -> None:
     ended = await squad(tmp_path, "status", "--dsn", applied.stranger.dsn)
-    assert f"{applied.stranger.name!r} was not let in to the schema 'squad'" in ended.complaint()
+    assert f"{applied.stranger.name!r} was not granted access to the schema 'squad'" in ended.complaint()
 
 
 async def test_a_stranger_sees_nothing(shared_roles: Roles) -> None:

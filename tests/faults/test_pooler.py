@@ -45,7 +45,7 @@ async def make_settings_the_roles_own(dsn: str, refusal: str) -> None:
 async def test_with_a_listener_dsn_all_works_and_goes_on_after_the_pooler_was_killed(database: str) -> None:
     async with pooler(database) as between:
         refusal = await refused_start(dsn=between.dsn, SQUAD_LISTEN_DSN=database)
-        assert "A pooler stands between" in refusal
+        assert "The connection goes through a pooler" in refusal
         await make_settings_the_roles_own(database, refusal)
         # It hands out server connections that know nothing of it yet.
         between.kill()
@@ -106,4 +106,4 @@ async def test_a_pooler_that_keeps_sessions_may_be_named_as_the_listener_dsn(dat
 async def is_told_why(service: ServiceProcess) -> bool:
     async with aiohttp.request("GET", f"{service.url}/readyz") as response:
         listener: dict[str, Any] = json.loads(await response.read())["checks"]["listener"]
-    return not listener["ok"] and "a pooler stands between" in (listener["problem"] or "")
+    return not listener["ok"] and "goes through a pooler" in (listener["problem"] or "")

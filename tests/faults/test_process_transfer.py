@@ -68,7 +68,7 @@ async def test_an_import_is_not_committed_before_the_last_line_was_there(
     ended = await squad(tmp_path, "import", "cut", "--dsn", new_squad)
     # How far it has got is told before, where that took long.
     assert ended.errors.splitlines()[-1].startswith(
-        "squad: Nothing was imported: the file was cut off: after line"
+        "squad: Nothing was imported: the file is truncated: it has no end line after line"
     )
     assert (ended.code, ended.output) == (1, "")
     async with connected(new_squad) as connection:

@@ -38,7 +38,7 @@ EVENTS = 40
 def cutting(name: str, at_statement: int) -> Iterator[list[int]]:
     """Cuts the connection on which a session of this name sends its n-th statement; counts what is left."""
     left = [at_statement]
-    execute, read_page = psycopg.AsyncCursor.execute, pages._come
+    execute, read_page = psycopg.AsyncCursor.execute, pages._fetch
 
     def count_down(connection: Connection) -> None:
         if connection.info.get_parameters().get("application_name") == name:
@@ -56,7 +56,7 @@ def cutting(name: str, at_statement: int) -> Iterator[list[int]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(psycopg.AsyncCursor, "execute", cut_and_execute)
-        patch.setattr(pages, "_come", cut_and_read)
+        patch.setattr(pages, "_fetch", cut_and_read)
         yield left
 
 

@@ -129,16 +129,16 @@ async def test_rows_that_are_there_twice_are_found_where_the_key_was_dropped(
         ("ALTER TABLE squad_tasks DROP COLUMN description", "has no column description"),
         (
             "ALTER TABLE squad_tasks ALTER COLUMN position TYPE text",
-            "has the column position as text, and not as bigint",
+            "has the column position as text instead of bigint",
         ),
         (
             "ALTER TABLE squad_tasks ADD COLUMN more integer; UPDATE squad_tasks SET more = 1;"
             " ALTER TABLE squad_tasks ALTER COLUMN more SET NOT NULL",
-            "has one more column, more, that must be filled",
+            "has an extra column, more, that must be filled",
         ),
         (
             "ALTER TABLE squad_tasks RENAME TO tasks_before; CREATE VIEW squad_tasks AS TABLE tasks_before",
-            "is not a table by itself",
+            "is not a plain table",
         ),
     ],
 )

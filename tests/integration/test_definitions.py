@@ -29,7 +29,7 @@ async def test_those_of_a_schema_that_was_lifted_are_right(empty_database: str) 
 
 
 def _function(name: str) -> str:
-    return f"the function {name} is not the one that schema.sql makes, or not the only one"
+    return f"the function {name} is missing, overloaded, or not as schema.sql defines it"
 
 
 @pytest.mark.parametrize(
@@ -63,71 +63,71 @@ def _function(name: str) -> str:
         ),
         (
             "ALTER FUNCTION destroy_key() RESET search_path",
-            "the trigger events_destroy_keys does not destroy what it is there to destroy",
+            "the trigger events_destroy_keys does not destroy what it should destroy",
         ),
         (
             "ALTER FUNCTION destroy_key() OWNER TO pg_monitor",
-            "the trigger events_destroy_keys does not destroy what it is there to destroy",
+            "the trigger events_destroy_keys does not destroy what it should destroy",
         ),
         (
             f"{KEEP} CREATE TRIGGER t BEFORE DELETE ON subject_keys FOR EACH ROW EXECUTE FUNCTION keep()",
-            "the trigger t of subject_keys can keep what is to be destroyed, and is none of schema.sql's",
+            "the trigger t of subject_keys can keep what must be destroyed, and is not from schema.sql",
         ),
         (
             f"{KEEP} CREATE TRIGGER other BEFORE DELETE ON snapshots FOR EACH ROW EXECUTE FUNCTION keep()",
-            "the trigger other of snapshots can keep what is to be destroyed, and is none of schema.sql's",
+            "the trigger other of snapshots can keep what must be destroyed, and is not from schema.sql",
         ),
         (
             "CREATE RULE other AS ON DELETE TO subject_keys DO INSTEAD NOTHING",
-            "the rule other of subject_keys can keep what is to be destroyed, and is none of schema.sql's",
+            "the rule other of subject_keys can keep what must be destroyed, and is not from schema.sql",
         ),
         (
             "CREATE RULE other AS ON DELETE TO snapshots DO INSTEAD NOTHING",
-            "the rule other of snapshots can keep what is to be destroyed, and is none of schema.sql's",
+            "the rule other of snapshots can keep what must be destroyed, and is not from schema.sql",
         ),
         *(
             (
                 f"ALTER TABLE {table} {change} ROW LEVEL SECURITY",
-                f"the row level security of {table} is not what schema.sql made it to be",
+                f"the row level security of {table} is not as schema.sql defines it",
             )
             for table in ("events", "subject_keys", "schema_info", "snapshots", "operations")
             for change in ("DISABLE", "FORCE")
         ),
         (
             "ALTER POLICY kept ON squad_messages USING (true)",
-            "the row level security of squad_messages is not what schema.sql made it to be",
+            "the row level security of squad_messages is not as schema.sql defines it",
         ),
         (
             "ALTER POLICY seen ON events TO pg_monitor",
-            "the row level security of events is not what schema.sql made it to be",
+            "the row level security of events is not as schema.sql defines it",
         ),
         (
             "DROP POLICY seen ON events;"
             " CREATE POLICY seen ON events AS RESTRICTIVE FOR SELECT USING (true)",
-            "the row level security of events is not what schema.sql made it to be",
+            "the row level security of events is not as schema.sql defines it",
         ),
         (
             "DROP POLICY seen ON subject_keys",
-            "the row level security of subject_keys is not what schema.sql made it to be",
+            "the row level security of subject_keys is not as schema.sql defines it",
         ),
         (
             "CREATE POLICY other ON subject_keys FOR SELECT USING (true)",
-            "the policy other of subject_keys is none of schema.sql's",
+            "the policy other of subject_keys is not from schema.sql",
         ),
         (
             "CREATE POLICY other ON events AS RESTRICTIVE FOR SELECT USING (position <> 6)",
-            "the policy other of events is none of schema.sql's",
+            "the policy other of events is not from schema.sql",
         ),
         ("ALTER TABLE events SET UNLOGGED", "the table events is not logged"),
         ("ALTER TABLE subject_keys SET UNLOGGED", "the table subject_keys is not logged"),
-        ("CREATE TABLE apart () INHERITS (events)", "the table events is not a table by itself"),
+        ("CREATE TABLE apart () INHERITS (events)", "the table events is not a plain table"),
         (
             "CREATE TABLE above (LIKE subject_keys); ALTER TABLE subject_keys INHERIT above",
-            "the table subject_keys is not a table by itself",
+            "the table subject_keys is not a plain table",
         ),
         (
             "ALTER TABLE subject_keys DROP CONSTRAINT subject_keys_pkey",
-            "the unique index subject_keys_pkey is not there, or not valid",
+            "the unique index subject_keys_pkey is missing or not valid",
         ),
         (
             "ALTER TABLE projections DROP COLUMN generation",
@@ -135,28 +135,28 @@ def _function(name: str) -> str:
         ),
         (
             "ALTER TABLE snapshots ALTER COLUMN taken_at TYPE timestamp",
-            "the table snapshots has the column taken_at as timestamp without time zone, and not as"
+            "the table snapshots has the column taken_at as timestamp without time zone instead of"
             " timestamp with time zone",
         ),
         (
             "ALTER TABLE snapshots ALTER COLUMN taken_at TYPE timestamptz(0)",
-            "the table snapshots has the column taken_at as timestamp(0) with time zone, and not as"
+            "the table snapshots has the column taken_at as timestamp(0) with time zone instead of"
             " timestamp with time zone",
         ),
         (
             "ALTER TABLE subject_keys ADD COLUMN more text NOT NULL",
-            "the table subject_keys has one more column, more, that must be filled",
+            "the table subject_keys has an extra column, more, that must be filled",
         ),
-        ("DROP TABLE snapshots", "the table snapshots is not there"),
-        ("ALTER TABLE events ALTER COLUMN actor DROP NOT NULL", "the column actor may be empty"),
+        ("DROP TABLE snapshots", "the table snapshots is missing"),
+        ("ALTER TABLE events ALTER COLUMN actor DROP NOT NULL", "the column actor allows NULL"),
         (
             "ALTER TABLE events DROP CONSTRAINT events_hash_check",
-            "the check (length(hash) = 32) is not there, or not valid",
+            "the check (length(hash) = 32) is missing or not valid",
         ),
         (
             "ALTER TABLE events DROP CONSTRAINT events_hash_check;"
             " ALTER TABLE events ADD CHECK (length(hash) = 32) NOT VALID",
-            "the check (length(hash) = 32) is not there, or not valid",
+            "the check (length(hash) = 32) is missing or not valid",
         ),
     ],
 )
@@ -171,10 +171,10 @@ async def test_one_that_was_changed_is_found(
 async def test_keys_without_a_table_are_found(connection: Connection) -> None:
     await connection.execute("DROP TRIGGER events_destroy_keys ON events; DROP TABLE subject_keys")
     assert await guards.missing_guards(connection) == [
-        "the trigger events_destroy_keys is not there, or not enabled for everybody",
-        "the unique index subject_keys_pkey is not there, or not valid",
-        "the unique index subject_keys_subject is not there, or not valid",
-        "the table subject_keys is not there",
+        "the trigger events_destroy_keys is missing, or not always enabled",
+        "the unique index subject_keys_pkey is missing or not valid",
+        "the unique index subject_keys_subject is missing or not valid",
+        "the table subject_keys is missing",
     ]
 
 
@@ -182,7 +182,7 @@ async def test_a_view_in_the_place_of_a_table_is_found(connection: Connection) -
     await connection.execute(
         "ALTER TABLE snapshots RENAME TO hidden; CREATE VIEW snapshots AS SELECT * FROM hidden"
     )
-    assert "the table snapshots is not a table by itself" in await guards.missing_guards(connection)
+    assert "the table snapshots is not a plain table" in await guards.missing_guards(connection)
 
 
 async def test_what_an_owner_adds_that_changes_and_keeps_nothing_is_no_fault(

@@ -63,7 +63,7 @@ async def test_what_a_table_refuses_is_named_and_nothing_is_stored(database: str
     lines = await _lines(database)
     async with connected(new_squad) as connection:
         await connection.execute("ALTER TABLE squad_messages ADD CHECK (message <> 'message 6')")
-        with pytest.raises(ImportRefused, match=r"line 7: no table can follow: .*squad_messages"):
+        with pytest.raises(ImportRefused, match=r"line 7: the tables cannot apply it: .*squad_messages"):
             await _import(connection, lines, [])
         assert await log.head_position(connection) == 0
         await connection.execute("ALTER TABLE squad_messages DROP CONSTRAINT squad_messages_message_check")

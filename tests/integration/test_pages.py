@@ -92,14 +92,14 @@ async def test_they_end_where_the_log_does(connection: Connection, stored: list[
 
 async def test_the_next_ones_come_in_meanwhile(connection: Connection, stored: list[Recorded]) -> None:
     asked: list[tuple[int, int]] = []
-    come = pages._come
+    come = pages._fetch
 
     async def noting(connection: Connection, query: bytes, after: int, last: int) -> object:
         asked.append((after, last))
         return await come(connection, query, after, last)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pages, "_come", noting)
+        patch.setattr(pages, "_fetch", noting)
         async with aclosing(scan(connection, 0, EVENTS, 5, shape=WHOLE)) as found:
             async for page in found:
                 assert page == stored[page[0].position - 1 : page[-1].position]

@@ -253,5 +253,5 @@ def test_an_upgrade_makes_every_function_anew_that_a_new_schema_has() -> None:
 
 @pytest.mark.parametrize("name", ["", "Squad", "a-b", "a b", "1st", "x" * 41, 'a"b', "a;b", "ünder"])
 def test_a_schema_is_not_named_so_that_it_needs_quotes(name: str) -> None:
-    with pytest.raises(ValueError, match="is named like"):
+    with pytest.raises(ValueError, match="schema name must match"):
         session_options(name)

@@ -258,11 +258,11 @@ class TestWhatIsRefused:
             ),
             (
                 "stream = (SELECT stream FROM events WHERE position = 2), version = 2 WHERE position = 5",
-                "line 6: it is filed under 'message-",
+                "line 6: it is in the stream 'message-",
             ),
             (
                 "stream = 'other', version = 1 WHERE position = 12",
-                "line 13: it is filed under 'other', and",
+                "line 13: it is in the stream 'other', but",
             ),
             (
                 'data = replace(data::text, \'"data":null\', \'"data":{"x":[18446744073709551616]}\')::json'
@@ -279,7 +279,7 @@ class TestWhatIsRefused:
             ),
             (
                 'data = \'{"agent": "\\u0000"}\' WHERE position = 6',
-                "line 7: A stored event does not have the shape",
+                "line 7: A stored event does not match its type",
             ),
         ],
     )
@@ -386,7 +386,7 @@ class TestTwoAtOnce:
             first = asyncio.create_task(import_log(one, slowly()))
             await eventually(partial(lock_is_held, other))
             await other.execute("SET lock_timeout = 100")
-            with pytest.raises(ImportRefused, match="somebody else is writing to this squad"):
+            with pytest.raises(ImportRefused, match="another process is writing to this squad"):
                 await _imported(other, lines)
             go_on.set()
             assert (await first).position == 12

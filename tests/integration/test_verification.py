@@ -141,7 +141,7 @@ async def test_several_removed_events_are_found_at_the_first_one(connection: Con
     await some_history(connection)
     await forge(connection, "DELETE FROM events WHERE position IN (4, 5, 6, 9)")
     fault = (await _faults(connection))["positions"]
-    assert (fault.position, fault.says, fault.faults) == (4, "is missing, and so are all up to 6", 2)
+    assert (fault.position, fault.says, fault.faults) == (4, "is missing, as are all up to 6", 2)
     assert await first_bad_position_by_sql(connection) == 4
 
 
@@ -241,8 +241,8 @@ async def test_a_position_that_is_there_twice_is_found_where_the_key_was_dropped
         "UPDATE events SET position = 6 WHERE position = 8",
     )
     faults = await _faults(connection)
-    assert (faults["positions"].position, faults["positions"].says) == (6, "is there more than once")
-    assert faults["guards"].says == "the unique key of (position) is not there, or not valid"
+    assert (faults["positions"].position, faults["positions"].says) == (6, "occurs more than once")
+    assert faults["guards"].says == "the unique key on (position) is missing or not valid"
     assert await first_bad_position_by_sql(connection) == 6
 
 
@@ -393,7 +393,7 @@ async def test_a_row_that_the_index_does_not_show_is_found(connection: Connectio
         off.format("true"),
     )
     await connection.execute("SET enable_seqscan = off; SET enable_sort = off")
-    assert (await _faults(connection))["positions"].says == "the table has 13 rows, and its index shows 12"
+    assert (await _faults(connection))["positions"].says == "the table has 13 rows, but its index has 12"
 
 
 def _remade(definition: LiteralString, function: LiteralString = "refuse_change") -> LiteralString:
@@ -424,17 +424,17 @@ class TestGuards:
                 "the trigger events_are_not_updated",
             ),
             ("DROP TRIGGER events_are_never_truncated ON events", "the trigger events_are_never_truncated"),
-            ("ALTER TABLE events DROP CONSTRAINT events_id_key", "the unique key of (id)"),
+            ("ALTER TABLE events DROP CONSTRAINT events_id_key", "the unique key on (id)"),
             (
                 "ALTER TABLE events DROP CONSTRAINT events_stream_version_key",
-                "the unique key of (stream, version)",
+                "the unique key on (stream, version)",
             ),
             (
                 "UPDATE pg_index SET indisready = false WHERE indexrelid = 'events_id_key'::regclass",
-                "the unique key of (id)",
+                "the unique key on (id)",
             ),
             *(
-                (f"ALTER TABLE events DROP CONSTRAINT events_id_key; {index}", "the unique key of (id)")
+                (f"ALTER TABLE events DROP CONSTRAINT events_id_key; {index}", "the unique key on (id)")
                 for index in (
                     "CREATE INDEX events_id_key ON events (id)",
                     "CREATE UNIQUE INDEX events_id_key ON events (id) WHERE position > 6",
@@ -443,13 +443,13 @@ class TestGuards:
             *(
                 (f"UPDATE pg_index SET {flag} = false WHERE indexrelid = '{index}'::regclass", says)
                 for flag, index, says in (
-                    ("indisvalid", "events_id_key", "the unique key of (id)"),
+                    ("indisvalid", "events_id_key", "the unique key on (id)"),
                     ("indisvalid", "events_idempotency_key", "the unique index events_idempotency_key"),
                     ("indisready", "events_idempotency_key", "the unique index events_idempotency_key"),
                 )
             ),
             *(
-                (f"DROP INDEX {name}", f"the unique index {name} is not there, or not valid")
+                (f"DROP INDEX {name}", f"the unique index {name} is missing or not valid")
                 for name in ("events_idempotency_key", "events_gmail_message_id", "subject_keys_subject")
             ),
             (
@@ -507,7 +507,7 @@ class TestGuards:
         faults = await _faults(connection)
         assert faults.keys() == {"guards"}
         assert faults["guards"].says == (
-            "the trigger events_are_immutable does not refuse what it is there to refuse"
+            "the trigger events_are_immutable does not refuse what it should refuse"
         )
         assert faults["guards"].faults == triggers
 
@@ -535,7 +535,7 @@ class TestGuards:
         await connection.execute(change)
         faults = await _faults(connection)
         assert faults.keys() == {"guards"}
-        says = f"{what} can change or drop what is appended, and is none of schema.sql's"
+        says = f"{what} can change or drop what is appended, and is not from schema.sql"
         assert (faults["guards"].says, faults["guards"].faults) == (says, 1)
 
     async def test_an_agent_that_is_not_the_events_is_found(self, connection: Connection) -> None:
@@ -551,7 +551,7 @@ class TestGuards:
             computed.format("s"),
         )
         fault = (await _faults(connection))["guards"]
-        assert (fault.position, fault.says) == (5, "the column agent is not what the event says")
+        assert (fault.position, fault.says) == (5, "the column agent does not match the event's data")
         assert fault.faults == 2
 
     @pytest.mark.parametrize(
@@ -573,7 +573,7 @@ class TestGuards:
         faults = await _faults(connection)
         assert faults.keys() == {"guards"}
         assert faults["guards"].says == (
-            "the trigger events_destroy_keys does not destroy what it is there to destroy"
+            "the trigger events_destroy_keys does not destroy what it should destroy"
         )
 
 
@@ -626,7 +626,7 @@ class TestCheckpoints:
         fault = (await _faults(connection, before))["checkpoint"]
         assert fault.position == 10
         assert fault.says.startswith("1.json, signed 2")
-        assert fault.says.endswith(f"knows events up to {EVENTS}: the log's end was cut off")
+        assert fault.says.endswith(f"covers events up to {EVENTS}: the log was truncated")
 
     async def test_an_end_that_was_cut_off_and_grew_again_is_found(self, connection: Connection) -> None:
         await some_history(connection)
@@ -638,7 +638,7 @@ class TestCheckpoints:
             await scribe.append(said(f"instead {number}"))
         assert await _faults(connection) == {}
         fault = (await _faults(connection, before))["checkpoint"]
-        assert (fault.position, "the log was written anew" in fault.says) == (EVENTS, True)
+        assert (fault.position, "the log was rewritten" in fault.says) == (EVENTS, True)
 
     async def test_a_log_that_was_written_anew_is_found(self, connection: Connection) -> None:
         await some_history(connection)
@@ -646,7 +646,7 @@ class TestCheckpoints:
         await write_anew(connection)
         assert await _faults(connection) == {}
         fault = (await _faults(connection, before))["checkpoint"]
-        assert (fault.position, "the log was written anew" in fault.says) == (EVENTS, True)
+        assert (fault.position, "the log was rewritten" in fault.says) == (EVENTS, True)
 
     async def test_one_with_another_first_event_is_found(self, connection: Connection) -> None:
         await some_history(connection)

@@ -109,7 +109,7 @@ KEY_STATEMENTS: dict[str, Callable[..., list[Rows]]] = {
     keys._OF_SUBJECTS: WithKeys._keys_of,
     keys._LOAD: WithKeys._load_keys,
     traces._MESSAGE: WithKeys._key_of_message,
-    traces._LAST_WORD: WithKeys._last_word,
+    traces._KEY_STATE: WithKeys._last_word,
     traces._KEY_OF_SENDER: WithKeys._key_of_sender,
     traces._SEALED_WITH: WithKeys._sealed_with,
 }

@@ -104,7 +104,7 @@ def test_one_of_the_expected_keys_is_enough(file: Path) -> None:
 )
 def test_a_changed_value_is_not_what_was_signed(file: Path, name: str, value: object) -> None:
     change(file, **{name: value})
-    assert refusal(file) == "FILE does not bear the signature of what it says"
+    assert refusal(file) == "the signature of FILE does not match its content"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ class TestKeys:
     @pytest.mark.parametrize("there", ["squad.key", "squad.key.pub"])
     def test_a_new_one_never_takes_the_place_of_another(self, tmp_path: Path, there: str) -> None:
         (tmp_path / there).write_text("precious")
-        with pytest.raises(CheckpointRefused, match=f"cannot make .*{there}: File exists"):
+        with pytest.raises(CheckpointRefused, match=f"cannot create .*{there}: File exists"):
             checkpoint.new_key(tmp_path / "squad.key")
         assert [path.name for path in tmp_path.iterdir()] == [there]
         assert (tmp_path / there).read_text() == "precious"
@@ -167,7 +167,7 @@ class TestKeys:
         path = tmp_path / "squad.key"
         checkpoint.new_key(path)
         path.chmod(mode)
-        with pytest.raises(CheckpointRefused, match=r"anybody may read .*, with chmod 600"):
+        with pytest.raises(CheckpointRefused, match=r"others may access .*, with chmod 600"):
             checkpoint.private_key(path)
         path.chmod(0o640)
         checkpoint.private_key(path)

@@ -93,7 +93,7 @@ def test_what_a_clock_recorded_that_was_more_than_a_year_ahead_is_refused_with_a
     arriving = Arriving(log[before].recorded_at - timedelta(days=367))
     for line in exported(log[:before]).splitlines()[:-1]:
         arriving.take(line)
-    with pytest.raises(ImportRefused, match=rf"more than a year .* exported with --until {before}$"):
+    with pytest.raises(ImportRefused, match=rf"more than a year .* export the log with --until {before}$"):
         arriving.take(event_line(log[before]))
 
 
@@ -208,9 +208,9 @@ class TestWhatIsNotAWholeLog:
             (3, {"recorded_at": "yesterday"}, "line 3: 'yesterday' is not a time like 2026-"),
             (3, {"recorded_at": "2026-13-29T01:00:00.000000Z"}, "line 3: month must be in 1..12"),
             (3, {"recorded_at": "2026-03-29T01:00:00Z"}, "line 3: '2026-03-29T01:00:00Z' is not a time"),
-            (3, {"actor": "mallory"}, "line 3: its hash does not follow from what it says"),
-            (3, {"data": "{}"}, "line 3: its hash does not follow from what it says"),
-            (3, {"hash": golden_log()[1].hash.hex().upper()}, "line 3: its hash does not follow"),
+            (3, {"actor": "mallory"}, "line 3: its hash does not match its content"),
+            (3, {"data": "{}"}, "line 3: its hash does not match its content"),
+            (3, {"hash": golden_log()[1].hash.hex().upper()}, "line 3: its hash does not match"),
             (6, {"events": 5}, "line 6: it says that 5 events end at position 4, and they do not"),
             (6, {"position": 5}, "line 6: it says that 4 events end at position 5, and they do not"),
             (6, {"hash": "0" * 64}, "line 6: it says that 4 events end at position 4, and they do not"),
@@ -228,7 +228,7 @@ class TestWhatIsNotAWholeLog:
                 {"recorded_at": golden_log()[0].recorded_at - timedelta(microseconds=1)},
                 "line 4: it is rec",
             ),
-            (2, {"caused_by": 3}, "line 4: it is caused by an event that is not before it"),
+            (2, {"caused_by": 3}, "line 4: its cause does not precede it"),
             (
                 2,
                 {"type": "from_the_future"},
@@ -247,27 +247,27 @@ class TestWhatIsNotAWholeLog:
             (
                 2,
                 {"data": "[]"},
-                "line 4: A stored event does not have the shape that its type and schema ver",
+                "line 4: A stored event does not match its type and schema ver",
             ),
             (
                 2,
                 {"data": "{"},
-                "line 4: A stored event does not have the shape that its type and schema ver",
+                "line 4: A stored event does not match its type and schema ver",
             ),
             (
                 2,
                 {"stream": "request-another"},
-                "line 4: it is filed under 'request-another', and belongs to 'request-4f9a-key'",
+                "line 4: it is in the stream 'request-another', but belongs to 'request-4f9a-key'",
             ),
             (
                 2,
                 {"data": _TOO_DEEP},
-                "line 4: A stored event does not have the shape that its type and schema ver",
+                "line 4: A stored event does not match its type and schema ver",
             ),
             (
                 3,
                 {"type": "budget_day_reset", "stream": "budget-9999-12-31", "data": _DAY_TO_COME},
-                "line 5: it begins the day 9999-12-31, which is not when it is recorded",
+                "line 5: it names the day 9999-12-31, more than a year from when it is recorded",
             ),
             (
                 3,
@@ -278,12 +278,12 @@ class TestWhatIsNotAWholeLog:
                         "2026-10-26", "0001-01-02"
                     ),
                 },
-                "line 5: it begins the day 0001-01-02, which is not when it is recorded",
+                "line 5: it names the day 0001-01-02, more than a year from when it is recorded",
             ),
             (
                 2,
                 {"type": "job_removed", "data": "[]"},
-                "line 4: A stored event does not have the shape that its type and schema ver",
+                "line 4: A stored event does not match its type and schema ver",
             ),
         ],
     )
@@ -302,8 +302,8 @@ class TestWhatIsNotAWholeLog:
                 _KEY.secret,
                 "its data is beyond what the tables can hold",
             ),
-            ({"message": "a\0b"}, _KEY.secret, "it holds U+0000, which no table can"),
-            ({}, bytes(32), "A stored event does not have the shape"),
+            ({"message": "a\0b"}, _KEY.secret, "it contains U+0000, which no table can hold"),
+            ({}, bytes(32), "A stored event does not match its type"),
         ],
         ids=["too deep", "U+0000", "another key"],
     )
@@ -330,7 +330,7 @@ class TestWhatIsNotAWholeLog:
         log[2] = log[2]._replace(type="append_abandoned", schema_version=1, data=data, stream="log")
         assert len(taken(BytesIO(exported(hashed(log))))) == len(log)
         log[2] = log[2]._replace(stream="logs")
-        assert refusal(BytesIO(exported(hashed(log)))).startswith("line 4: it is filed under 'logs'")
+        assert refusal(BytesIO(exported(hashed(log)))).startswith("line 4: it is in the stream 'logs'")
 
     @pytest.mark.parametrize("line", [b"", b"\n", b"  \n"])
     def test_is_an_empty_line(self, line: bytes) -> None:
@@ -348,20 +348,20 @@ class TestWhatIsNotAWholeLog:
 
     def test_is_a_file_without_a_header(self) -> None:
         lines = exported(golden_log()).splitlines()
-        assert refusal(lines[1:]) == "line 1: the header has to be the first line, and only that"
+        assert refusal(lines[1:]) == "line 1: the header must be the first line, and no other"
 
     def test_is_a_file_with_two_headers(self) -> None:
         lines = exported(golden_log()).splitlines()
-        assert refusal([lines[0], *lines]) == "line 2: the header has to be the first line, and only that"
+        assert refusal([lines[0], *lines]) == "line 2: the header must be the first line, and no other"
 
     def test_is_a_file_that_goes_on_after_its_end(self) -> None:
         lines = exported(golden_log()).splitlines()
-        assert refusal([*lines, lines[-1]]) == "line 7: it follows the line that says it is the last"
+        assert refusal([*lines, lines[-1]]) == "line 7: it follows the end line"
 
     @pytest.mark.parametrize("lines", range(6))
     def test_is_a_file_that_was_cut_off(self, lines: int) -> None:
         kept = exported(golden_log()).splitlines()[:lines]
-        assert refusal(kept) == f"the file was cut off: after line {lines} it has no last line"
+        assert refusal(kept) == f"the file is truncated: it has no end line after line {lines}"
 
     def test_is_a_header_alone_with_an_end(self) -> None:
         lines = [header_line(golden_log()[0].id, EMPTY_LOG), end_line(0, EMPTY_LOG)]
