@@ -1,8 +1,8 @@
 """The vocabulary: every kind of event that the log can hold.
 
-An event is a fact, named in the past tense, frozen, and complete in itself: whoever folds it needs no
-policy and no clock, because what the decision looked at (the budget day, the end of a claim) is written
-into it. Refusals are facts too and stand here beside the things that happened.
+An event is a fact, named in the past tense, frozen, and self-contained: folding it needs no policy and no
+clock, because what the decision was based on (the budget day, the end of a claim) is part of it. Refusals
+are facts too, and are events like any other.
 
 Names of types and fields are stored and hashed. They never change; a new shape gets a new
 `schema_version` and an upcaster in `eventstore.codec`.
@@ -189,4 +189,4 @@ AnyEvent = (
     | RequestAnswered
     | AppendAbandoned
 )
-"""Every event. A `match` over it ends with `assert_never`, so a new kind cannot be forgotten."""
+"""Every type of event. A `match` over it ends with `assert_never`, so a new type cannot be forgotten."""

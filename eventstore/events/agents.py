@@ -1,4 +1,4 @@
-"""What happens to agents."""
+"""The events of agents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _AgentEvent(Event, frozen=True, kw_only=True):
 
 
 class AgentRegistered(_AgentEvent, frozen=True, kw_only=True):
-    """An agent joined the squad: by its own wish, or (`automatic`) by acting before anybody named it."""
+    """An agent joined the squad: it was registered, or (`automatic`) acted without being registered."""
 
     type: ClassVar[str] = "agent_registered"
     agent_id: str
@@ -32,7 +32,7 @@ class AgentRegistered(_AgentEvent, frozen=True, kw_only=True):
 
 
 class AgentProfileChanged(_AgentEvent, frozen=True, kw_only=True):
-    """An agent's role, url or priority was set anew."""
+    """An agent's role, url or priority was changed."""
 
     type: ClassVar[str] = "agent_profile_changed"
     role: str
@@ -41,7 +41,7 @@ class AgentProfileChanged(_AgentEvent, frozen=True, kw_only=True):
 
 
 class AgentStatusChanged(_AgentEvent, frozen=True, kw_only=True):
-    """An agent went from one status to another, and why."""
+    """An agent's status changed, and why."""
 
     type: ClassVar[str] = "agent_status_changed"
     schema_version: ClassVar[int] = 2
@@ -51,6 +51,6 @@ class AgentStatusChanged(_AgentEvent, frozen=True, kw_only=True):
 
 
 class AgentHeartbeatRecorded(_AgentEvent, frozen=True, kw_only=True):
-    """An agent said that it lives. Recorded only where that moves `last_active` noticeably."""
+    """An agent reported that it is alive. Recorded only if that moves `last_active` noticeably."""
 
     type: ClassVar[str] = "agent_heartbeat_recorded"

@@ -1,4 +1,4 @@
-"""What every event has in common."""
+"""The base class of all events."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import ClassVar
 from msgspec import Struct
 
 ERASED = "(erased)"
-"""Stands for a text that nobody can read any more. No sender is called that."""
+"""Replaces a text whose key was destroyed. It is not a possible sender."""
 
 
 class Event(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
-    """One fact. Its `type` names it in the log; its `stream` says whose history it belongs to.
+    """A fact. Its `type` is its name in the log; its `stream` is the history that it belongs to.
 
-    What it holds is looked at where it comes from outside: what somebody asks for becomes a command first
-    (`service.commands`), and what is in the log is decoded (`eventstore.codec`). In between a type checker
-    has the word: an event is made for every command, and read for every row.
+    Values are validated where they enter: a request as a command (`service.commands`), a row of the log
+    when it is decoded (`eventstore.codec`). In between, static type checking has to do: an event is created
+    for every command and for every row that is read.
     """
 
     type: ClassVar[str]

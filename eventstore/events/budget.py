@@ -1,4 +1,4 @@
-"""What happens to the policy and to tokens."""
+"""The events of the policy and of tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DenialReason = Literal["budget_exhausted", "agent_limit_reached"]
 
 
 class PolicySet(Event, frozen=True, kw_only=True):
-    """The rules that hold from here on, all of them, so that one event tells the whole policy."""
+    """The policy from here on, in full, so that one event holds all of its rules."""
 
     type: ClassVar[str] = "policy_set"
     daily_tokens: int
@@ -25,7 +25,7 @@ class PolicySet(Event, frozen=True, kw_only=True):
     idle_after_minutes: float
     offline_after_minutes: float
     day: date | None
-    """The budget day whose total this changes; None where no day goes on under these rules."""
+    """The budget day whose total this changes; None if no current day continues under these rules."""
 
     @property
     def stream(self) -> str:
@@ -60,7 +60,7 @@ class TokensReserved(_ReservationEvent, frozen=True, kw_only=True):
 
 
 class TokensSettled(_ReservationEvent, frozen=True, kw_only=True):
-    """A reservation ended with what was really used, counted on the day of the reservation."""
+    """A reservation ended with the tokens actually used, which count on the day of the reservation."""
 
     type: ClassVar[str] = "tokens_settled"
     agent: str
@@ -69,7 +69,7 @@ class TokensSettled(_ReservationEvent, frozen=True, kw_only=True):
 
 
 class TokensReleased(_ReservationEvent, frozen=True, kw_only=True):
-    """A reservation ended unused: given back, or run out of time."""
+    """A reservation ended unused: it was released, or it expired."""
 
     type: ClassVar[str] = "tokens_released"
     agent: str
@@ -78,7 +78,7 @@ class TokensReleased(_ReservationEvent, frozen=True, kw_only=True):
 
 
 class TokensUsed(_BudgetEvent, frozen=True, kw_only=True):
-    """Tokens were spent. A fact, recorded even beyond the budget."""
+    """Tokens were spent. Recorded even beyond the budget, because it is a fact."""
 
     type: ClassVar[str] = "tokens_used"
     agent: str
@@ -91,7 +91,7 @@ class TokensUsed(_BudgetEvent, frozen=True, kw_only=True):
 
 
 class TokensDenied(_BudgetEvent, frozen=True, kw_only=True):
-    """A reservation was refused: the day's budget, or the agent's share of it, did not allow it."""
+    """A reservation was refused: it exceeded the budget of the day or the limit of the agent."""
 
     type: ClassVar[str] = "tokens_denied"
     agent: str
@@ -101,7 +101,7 @@ class TokensDenied(_BudgetEvent, frozen=True, kw_only=True):
 
 
 class BudgetThresholdCrossed(_BudgetEvent, frozen=True, kw_only=True):
-    """The day's use passed a percentage of the budget, for the first time that day."""
+    """The usage of the day crossed a percentage of the budget, for the first time that day."""
 
     type: ClassVar[str] = "budget_threshold_crossed"
     percent: int
@@ -111,7 +111,7 @@ class BudgetThresholdCrossed(_BudgetEvent, frozen=True, kw_only=True):
 
 
 class BudgetDayReset(_BudgetEvent, frozen=True, kw_only=True):
-    """A budget day began. It closes the one before, and says what that one used."""
+    """A budget day began. It closes the previous day, and has its usage."""
 
     type: ClassVar[str] = "budget_day_reset"
     starts_at: datetime

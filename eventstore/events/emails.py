@@ -1,4 +1,4 @@
-"""What happens to e-mails."""
+"""The events of e-mails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _EmailEvent(Event, frozen=True, kw_only=True):
 
 
 class EmailReceived(_EmailEvent, frozen=True, kw_only=True):
-    """An e-mail was logged, once for each Gmail message id."""
+    """An e-mail was logged, once per Gmail message id."""
 
     type: ClassVar[str] = "email_received"
     gmail_message_id: str
@@ -31,7 +31,7 @@ class EmailReceived(_EmailEvent, frozen=True, kw_only=True):
 
 
 class EmailUpdated(_EmailEvent, frozen=True, kw_only=True):
-    """An e-mail was classified, drafted, sent, handed over. `changed` names the fields that differ."""
+    """An e-mail was classified, drafted, sent or handed over. `changed` names the fields that changed."""
 
     type: ClassVar[str] = "email_updated"
     category: str

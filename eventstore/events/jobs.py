@@ -1,4 +1,4 @@
-"""What happens to jobs, and what comes of their ticks."""
+"""The events of jobs and of their runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RunOutcome = Literal["succeeded", "failed", "lost", "missed"]
 
 
 class JobDefinition(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a job does and when. Durations in seconds; either `cron` or `every_seconds`."""
+    """What a job does and when. Durations are in seconds; either `cron` or `every_seconds` is set."""
 
     agent: str | None
     endpoint: str | None
@@ -34,7 +34,7 @@ class JobDefinition(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     pause_on_failure: bool
     enabled: bool
     resources: dict[str, str] | None
-    """What its runs claim while they are under way, by kind."""
+    """The resources that its runs claim while they are running, by kind."""
 
 
 class _JobEvent(Event, frozen=True, kw_only=True):
@@ -46,7 +46,7 @@ class _JobEvent(Event, frozen=True, kw_only=True):
 
 
 class JobDefined(_JobEvent, frozen=True, kw_only=True):
-    """A job was put on the schedule, or changed; it holds the whole job as it now is."""
+    """A job was added to the schedule or changed. The event has its whole definition."""
 
     type: ClassVar[str] = "job_defined"
     schema_version: ClassVar[int] = 2
@@ -55,7 +55,7 @@ class JobDefined(_JobEvent, frozen=True, kw_only=True):
 
 
 class JobRemoved(_JobEvent, frozen=True, kw_only=True):
-    """A job was taken off the schedule: by somebody, or because the settings do not have it any more."""
+    """A job was removed from the schedule: by a request, or because the settings no longer name it."""
 
     type: ClassVar[str] = "job_removed"
     schema_version: ClassVar[int] = 2
@@ -63,7 +63,7 @@ class JobRemoved(_JobEvent, frozen=True, kw_only=True):
 
 
 class JobPaused(_JobEvent, frozen=True, kw_only=True):
-    """A job's ticks are skipped from here on: somebody said so, or a run failed that was to pause it."""
+    """A job was paused, by a request or by a failed run (`pause_on_failure`): its ticks are skipped."""
 
     type: ClassVar[str] = "job_paused"
     reason: Literal["manual", "failure"]
@@ -71,14 +71,14 @@ class JobPaused(_JobEvent, frozen=True, kw_only=True):
 
 
 class JobResumed(_JobEvent, frozen=True, kw_only=True):
-    """A job's ticks run again."""
+    """A paused job was resumed: its ticks run again."""
 
     type: ClassVar[str] = "job_resumed"
     note: str | None
 
 
 class TickBuffered(_JobEvent, frozen=True, kw_only=True):
-    """A tick came while the job was running; it runs as soon as that is over."""
+    """A tick came due while a run of the job was active; it runs as soon as that run ends."""
 
     type: ClassVar[str] = "tick_buffered"
     tick: datetime
@@ -94,14 +94,14 @@ class _RunEvent(Event, frozen=True, kw_only=True):
 
 
 class RunMissed(_RunEvent, frozen=True, kw_only=True):
-    """Nobody was there for a tick: for longer than the job's catch-up time, or until its schedule ended."""
+    """No process ran a tick: for longer than the job's catch-up time, or until its schedule ended."""
 
     type: ClassVar[str] = "run_missed"
     tick: datetime
 
 
 class RunSkipped(_RunEvent, frozen=True, kw_only=True):
-    """A tick did not run, and why."""
+    """A tick was skipped, and why."""
 
     type: ClassVar[str] = "run_skipped"
     tick: datetime
@@ -110,9 +110,9 @@ class RunSkipped(_RunEvent, frozen=True, kw_only=True):
 
 
 class RunStarted(_RunEvent, frozen=True, kw_only=True):
-    """A tick was claimed by one process, `runner`, until `lease_expires_at`.
+    """A process, `runner`, claimed a tick under a lease until `lease_expires_at`.
 
-    Without a runner it is a run that somebody asked for, and that waits for a process to take it up.
+    Without a runner, it is a run that was requested by hand and waits for a process.
     """
 
     type: ClassVar[str] = "run_started"
@@ -125,18 +125,18 @@ class RunStarted(_RunEvent, frozen=True, kw_only=True):
     lease_expires_at: datetime | None
     reservation_id: str | None
     operation_id: str | None
-    """The claim on the job's resources, where it names any."""
+    """The claim on the job's resources, if it has any."""
 
 
 class RunRenewed(_RunEvent, frozen=True, kw_only=True):
-    """The process is still at it."""
+    """The process that runs an attempt renewed its lease."""
 
     type: ClassVar[str] = "run_renewed"
     lease_expires_at: datetime
 
 
 class RunAttemptFailed(_RunEvent, frozen=True, kw_only=True):
-    """An attempt failed; the next begins at `retry_at`, by whichever process is first."""
+    """An attempt failed; the first process to claim the next one at `retry_at` runs it."""
 
     type: ClassVar[str] = "run_attempt_failed"
     attempt: int
@@ -146,9 +146,9 @@ class RunAttemptFailed(_RunEvent, frozen=True, kw_only=True):
 
 
 class RunRetried(_RunEvent, frozen=True, kw_only=True):
-    """A process took up the next attempt: after a failure, or because the lease of the last one ran out.
+    """A process claimed the next attempt: after a failure, or because the lease of the last one expired.
 
-    Of a run that nobody held so far it is the first.
+    For a run without a runner so far, it is the first attempt.
     """
 
     type: ClassVar[str] = "run_retried"
@@ -158,13 +158,13 @@ class RunRetried(_RunEvent, frozen=True, kw_only=True):
     lease_expires_at: datetime
     lease_ran_out: bool
     operation_id: str | None
-    """The attempt's own claim on the job's resources, where it names any."""
+    """The attempt's own claim on the job's resources, if it has any."""
 
 
 class RunFinished(_RunEvent, frozen=True, kw_only=True):
-    """How a run ended, and what all its attempts used.
+    """A run ended. `tokens_used` is the total of all attempts.
 
-    `lost`: its process vanished in the last one. `missed`: no process took it up in time.
+    `lost`: its process vanished during the last attempt. `missed`: no process claimed it in time.
     """
 
     type: ClassVar[str] = "run_finished"
@@ -175,4 +175,4 @@ class RunFinished(_RunEvent, frozen=True, kw_only=True):
     reason: str | None
     tokens_used: int | None
     answered: bool
-    """Whether the agent was called in the last attempt and did what it was asked: a sign of its life."""
+    """Whether the agent was called in the last attempt and succeeded, which shows that it is alive."""

@@ -1,4 +1,4 @@
-"""What happens to API keys, and what was denied to those who hold them."""
+"""The events of API keys, and of requests that were denied to them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DenialCode = Literal["wrong_agent", "not_allowed"]
 class _KeyEvent(Event, frozen=True, kw_only=True):
     key_id: str
     agent: str | None
-    """Whose key it is, where it is an agent's."""
+    """The agent that the key belongs to, if its scope is `agent`."""
 
     @property
     def stream(self) -> str:
@@ -22,7 +22,7 @@ class _KeyEvent(Event, frozen=True, kw_only=True):
 
 
 class KeyCreated(_KeyEvent, frozen=True, kw_only=True):
-    """A key was made. The key itself was shown once and is nowhere; `digest` is its SHA-256."""
+    """A key was created. The key itself was shown once and is not stored; `digest` is its SHA-256."""
 
     type: ClassVar[str] = "key_created"
     scope: KeyScope
@@ -32,25 +32,25 @@ class KeyCreated(_KeyEvent, frozen=True, kw_only=True):
 
 
 class KeyFirstUsed(_KeyEvent, frozen=True, kw_only=True):
-    """Somebody came with the key for the first time."""
+    """A key was used for the first time."""
 
     type: ClassVar[str] = "key_first_used"
 
 
 class KeyExpired(_KeyEvent, frozen=True, kw_only=True):
-    """A key's time ran out."""
+    """A key expired."""
 
     type: ClassVar[str] = "key_expired"
 
 
 class KeyRevoked(_KeyEvent, frozen=True, kw_only=True):
-    """A key was taken back."""
+    """A key was revoked."""
 
     type: ClassVar[str] = "key_revoked"
 
 
 class AccessDenied(_KeyEvent, frozen=True, kw_only=True):
-    """A command was refused because its key does not reach so far."""
+    """A command was refused because its key does not permit it."""
 
     type: ClassVar[str] = "access_denied"
     code: DenialCode

@@ -1,4 +1,4 @@
-"""What the log records about itself."""
+"""The events of the log itself."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from eventstore.events.base import Event
 
 
 class RequestAnswered(Event, frozen=True, kw_only=True):
-    """The first answer to a request that bore an idempotency key; it is given again to every repeat.
+    """The first response to a request with an idempotency key. Every repeat gets the same response.
 
-    Each command of a batch keeps its answer under `batch:<index> <key>`, and the batch's own key is kept
+    Each command of a batch stores its response under `batch:<index> <key>`; the batch's own key is stored
     with an empty body.
     """
 
@@ -22,14 +22,14 @@ class RequestAnswered(Event, frozen=True, kw_only=True):
 
     @property
     def stream(self) -> str:
-        """One stream a key, so that the log itself refuses a second first answer."""
+        """One stream per key, so that the log itself refuses a second first response."""
         return f"request-{self.key}"
 
 
 class AppendAbandoned(Event, frozen=True, kw_only=True):
-    """A connection broke during a commit that then proved not to have happened.
+    """A connection broke during a commit, which then turned out not to have happened.
 
-    Appending this moves the head, so whatever of that commit may still be on its way comes too late.
+    Appending this moves the head, so if the statement is still in flight, it comes too late.
     """
 
     type: ClassVar[str] = "append_abandoned"
@@ -38,5 +38,5 @@ class AppendAbandoned(Event, frozen=True, kw_only=True):
 
     @property
     def stream(self) -> str:
-        """One stream an abandoned append, so that nobody has to remember the version of a shared one."""
+        """One stream per abandoned append, so that no writer needs the version of a shared one."""
         return f"append-{self.first_event_id}"

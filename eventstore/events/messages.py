@@ -1,4 +1,4 @@
-"""What happens to messages."""
+"""The events of messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class _MessageEvent(Event, frozen=True, kw_only=True):
 
 
 class MessageSent(_MessageEvent, frozen=True, kw_only=True):
-    """A message went from one agent to another, or (`to_agent` None) to all."""
+    """An agent sent a message to another, or (`to_agent` None) to all."""
 
     type: ClassVar[str] = "message_sent"
     agent: str
@@ -27,7 +27,7 @@ class MessageSent(_MessageEvent, frozen=True, kw_only=True):
 
 
 class MessageAcknowledged(_MessageEvent, frozen=True, kw_only=True):
-    """An agent has dealt with a message; it leaves that agent's inbox."""
+    """An agent acknowledged a message, which leaves that agent's inbox."""
 
     type: ClassVar[str] = "message_acknowledged"
     agent: str

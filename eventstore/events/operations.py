@@ -1,4 +1,4 @@
-"""What happens to operations, and the conflicts between them."""
+"""The events of operations, and of conflicts between them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _OperationEvent(Event, frozen=True, kw_only=True):
 
 
 class OperationStarted(_OperationEvent, frozen=True, kw_only=True):
-    """An agent claimed every resource it names. The event's position is the claim's fencing token."""
+    """An agent claimed all of these resources. The event's position is the claim's fencing token."""
 
     type: ClassVar[str] = "operation_started"
     agent: str
@@ -31,7 +31,7 @@ class OperationStarted(_OperationEvent, frozen=True, kw_only=True):
 
 
 class OperationRenewed(_OperationEvent, frozen=True, kw_only=True):
-    """The holder is still at it: the conflict window and the time to live start again."""
+    """The holder renewed its operation: the conflict window and the time to live start again."""
 
     type: ClassVar[str] = "operation_renewed"
     agent: str
@@ -40,7 +40,7 @@ class OperationRenewed(_OperationEvent, frozen=True, kw_only=True):
 
 
 class OperationFinished(_OperationEvent, frozen=True, kw_only=True):
-    """The holder ended its operation and gave its claims back."""
+    """The holder ended its operation and released its claims."""
 
     type: ClassVar[str] = "operation_finished"
     agent: str
@@ -49,14 +49,14 @@ class OperationFinished(_OperationEvent, frozen=True, kw_only=True):
 
 
 class OperationExpired(_OperationEvent, frozen=True, kw_only=True):
-    """Nobody renewed the operation in its time to live; its claims are void."""
+    """An operation was not renewed within its time to live. Its claims are released."""
 
     type: ClassVar[str] = "operation_expired"
     agent: str
 
 
 class ConflictDetected(_OperationEvent, frozen=True, kw_only=True):
-    """A claim was refused because `operation_id` holds one of its resources."""
+    """A claim was refused because `operation_id` holds one or more of its resources."""
 
     type: ClassVar[str] = "conflict_detected"
     conflict_id: str

@@ -1,4 +1,4 @@
-"""What happens to the orchestrator itself."""
+"""The events of the orchestrator itself."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class _OrchestratorEvent(Event, frozen=True, kw_only=True):
 
 
 class OrchestratorStarted(_OrchestratorEvent, frozen=True, kw_only=True):
-    """Jobs may fire and agents may be called."""
+    """The orchestrator was started: jobs run and agents are called."""
 
     type: ClassVar[str] = "orchestrator_started"
 
 
 class OrchestratorStopped(_OrchestratorEvent, frozen=True, kw_only=True):
-    """No job fires and no agent is called until the orchestrator is started again."""
+    """The orchestrator was stopped: no job runs and no agent is called until it is started again."""
 
     type: ClassVar[str] = "orchestrator_stopped"

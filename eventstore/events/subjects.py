@@ -1,4 +1,4 @@
-"""What happens to those whose payloads are sealed."""
+"""The events of subjects: those whose payloads are sealed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from eventstore.events.base import Event
 
 
 class SubjectForgotten(Event, frozen=True, kw_only=True):
-    """Somebody's key was destroyed: by this event, in the transaction that appended it.
+    """A subject's key was destroyed: by this event, in the transaction that appended it.
 
-    It says what was sealed with the key, which nobody can read any more, and not whose key it was. Where
-    that is much, several events share it.
+    It lists what was sealed with the key and is now unreadable, but not whose key it was. A long list is
+    split over several events.
     """
 
     type: ClassVar[str] = "subject_forgotten"
@@ -19,14 +19,14 @@ class SubjectForgotten(Event, frozen=True, kw_only=True):
     emails: list[str]
     messages: list[str]
     in_plain: int
-    """How many of the sender's e-mails are in the log, in whole or in part, as they were before sealing."""
+    """How many of the sender's e-mails are in the log in plain text, in whole or in part."""
 
     @property
     def stream(self) -> str:
-        """One stream a key, so that the message or the e-mails that name it lead to its end."""
+        """One stream per key, so that its end can be found from the messages or e-mails that name it."""
         return self.stream_of(self.key_id)
 
     @classmethod
     def stream_of(cls, key_id: str) -> str:
-        """The stream that tells of the end of a key."""
+        """Return the stream with the event that destroyed a key."""
         return f"subject-{key_id}"

@@ -1,4 +1,4 @@
-"""What happens to tasks."""
+"""The events of tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _TaskEvent(Event, frozen=True, kw_only=True):
 
 
 class TaskCreated(_TaskEvent, frozen=True, kw_only=True):
-    """A task was put on the board."""
+    """A task was added to the board."""
 
     type: ClassVar[str] = "task_created"
     title: str
@@ -31,7 +31,7 @@ class TaskCreated(_TaskEvent, frozen=True, kw_only=True):
 
 
 class TaskUpdated(_TaskEvent, frozen=True, kw_only=True):
-    """A task changed. It holds the whole task as it now is; `changed` names the fields that differ."""
+    """A task changed. The event has the whole task; `changed` names the fields that changed."""
 
     type: ClassVar[str] = "task_updated"
     title: str
