@@ -1,12 +1,11 @@
 -- The squad's schema: the log, and the tables that are rebuilt from it.
 --
--- Everything is named without a schema; the search_path decides which squad it belongs to. One squad is
--- one Postgres schema. This file is the only DDL: eventstore/schema.py runs it whole on a new schema and
--- keeps its version. What a later version needs on top of an earlier one stands at the end, each step
--- after a line "-- @upgrade N"; one that makes a table ends with settle_access(). Functions are written once:
--- before the steps of an upgrade all of them are made anew, after what stands below "-- @superseded". The
--- read tables stand between "-- @read-tables" and "-- @end", from where a replay makes one again that was
--- dropped.
+-- Names are not qualified; the search_path decides which squad they belong to. One squad is one Postgres
+-- schema. This file is the only DDL: eventstore/schema.py runs the part before "-- @superseded" on a new
+-- schema, and records its version. The steps that upgrade an older version are at the end, each after a line
+-- "-- @upgrade N"; a step that creates a table ends with settle_access(). Functions are defined once: an
+-- upgrade first runs what is below "-- @superseded", then replaces all functions, then runs its steps. The
+-- read tables are between "-- @read-tables" and "-- @end", from where a replay recreates one that was dropped.
 
 
 -- The log ----------------------------------------------------------------------------------------------
@@ -16,9 +15,9 @@ CREATE TABLE schema_info (
     applied_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
--- One immutable event a row, in one total order. The primary key and the two unique keys are the backstop
--- of what append_events promises. Text is kept out of the envelope's separators so that no two envelopes
--- can hash alike. `data` is json, not jsonb: json keeps every byte as it was written.
+-- One immutable event per row, in one total order. The primary key and the two unique keys are the backstop
+-- of what append_events guarantees. No text of the envelope may contain its separator, a line feed, so that no
+-- two envelopes hash alike. `data` is json, not jsonb: json keeps every byte as it was written.
 CREATE TABLE events (
     position         bigint      PRIMARY KEY CHECK (position > 0),
     id               uuid        NOT NULL UNIQUE,
@@ -45,7 +44,7 @@ CREATE UNIQUE INDEX events_idempotency_key ON events (idempotency_key) WHERE ide
 CREATE UNIQUE INDEX events_gmail_message_id ON events ((data ->> 'gmail_message_id'))
     WHERE type = 'email_received';
 
--- Statistics on a table that only grows at its end are soon stale; the planner must never think it small.
+-- Statistics of a table that only grows at its end are soon stale; the planner must never think it small.
 ALTER TABLE events SET (autovacuum_analyze_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05);
 
 
@@ -62,7 +61,7 @@ CREATE TRIGGER events_are_immutable BEFORE UPDATE OR DELETE ON events
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER events_are_never_truncated BEFORE TRUNCATE ON events
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
--- Also in sessions that claim to be replicas, and also where no row matches.
+-- Fires even if no row matches. All three triggers fire even if session_replication_role is replica.
 CREATE TRIGGER events_are_not_updated BEFORE UPDATE OR DELETE ON events
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_immutable;
@@ -72,7 +71,7 @@ ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_not_updated;
 
 -- Lock the log -----------------------------------------------------------------------------------------
 -- Held until the transaction ends. It must be a statement of its own, before any read of the head: a
--- statement that waited for the lock still sees the log as it was when the waiting began.
+-- statement that waited for the lock still sees the log as it was when the wait began.
 
 CREATE OR REPLACE FUNCTION lock_log() RETURNS void LANGUAGE sql AS $$
     SELECT pg_advisory_xact_lock('events'::regclass::oid::integer, 1)
@@ -89,12 +88,12 @@ $$;
 
 -- Append a batch at the head ---------------------------------------------------------------------------
 -- Appends after `expected` or not at all. Returns the head, the database's clock, and for how many seconds
--- the lock was waited for. Where the head is not `expected`, or the clock that the decisions used is off by
--- more than a second, nothing is inserted and `appended` says so; the caller decides again.
+-- the lock was waited for. If the head is not `expected`, or the clock that the decisions used is off by
+-- more than a second, nothing is inserted and `appended` is false; the caller decides again.
 --
--- A column of the batch travels as one text, its values separated by U+001F, which none of them can hold:
--- names have no control characters, and JSON escapes them. An empty value is NULL. That is much cheaper
--- to make and to read than an array literal. Hashes are 32 bytes each, one after another.
+-- Each column of the batch is one text, its values separated by U+001F, which none of them can contain:
+-- names have no control characters, and JSON escapes them. An empty value is NULL. This is much cheaper
+-- to write and to parse than an array literal. Hashes are concatenated, 32 bytes each.
 
 CREATE OR REPLACE FUNCTION append_events(
     expected         bigint,
@@ -171,7 +170,7 @@ $$;
 
 -- The position at a moment -----------------------------------------------------------------------------
 -- The last position recorded at or before the moment; 0 before the first. recorded_at never goes backwards
--- along the log, so it is found by bisection over the primary key, without an index of its own.
+-- along the log, so it is found by binary search on the primary key, without an index on recorded_at.
 
 CREATE OR REPLACE FUNCTION position_at(moment timestamptz) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
 DECLARE
@@ -192,7 +191,7 @@ END
 $$;
 
 
--- How far the read tables are --------------------------------------------------------------------------
+-- The positions of the read tables ---------------------------------------------------------------------
 -- A projection's rows and its position change in one transaction. A failed one says where and why. The
 -- generation is the same for all, and grows whenever a replay has replaced rows.
 
@@ -207,11 +206,11 @@ CREATE TABLE projections (
 );
 
 
--- Move projections on --------------------------------------------------------------------------------
--- Called in the transaction that changes their rows, before it does: who replaces rows locks `projections`
--- first as well, so neither waits for rows that the other has. Raises where one of them is not where the
--- caller believes it to be, or where its rows are not those that the caller knows: then somebody else moved
--- or replaced them, and the caller's must not be kept.
+-- Advance projections ----------------------------------------------------------------------------------
+-- Called in the transaction that changes their rows, before it does so: a replay that replaces rows locks
+-- `projections` first too, so they cannot deadlock. Raises an exception if a projection is not at the position
+-- and of the generation that the caller expects: then another process has advanced it or replaced its rows,
+-- and the caller's rows must not be stored.
 
 CREATE OR REPLACE FUNCTION advance_projections(names text[], expected bigint, reached bigint, known_generation bigint)
 RETURNS void LANGUAGE plpgsql AS $$
@@ -231,8 +230,8 @@ $$;
 
 
 -- Snapshots --------------------------------------------------------------------------------------------
--- The decision state as it was at some positions, so that looking back need not begin at the first event.
--- `fold` names the code that folded it; a snapshot of other code is never read.
+-- The decision state at some positions, so that looking back need not begin at the first event. `fold`
+-- identifies the code that folded it; a snapshot of other code is never read.
 
 CREATE TABLE snapshots (
     fold      text        NOT NULL,
@@ -241,19 +240,19 @@ CREATE TABLE snapshots (
     taken_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (fold, position)
 );
--- What the planner knows of a table holds some of its values, until somebody analyses it again. So it is to know
--- nothing of what may have to be forgotten, here and below.
+-- The planner's statistics contain values of the table until it is analyzed again. So columns that may have to
+-- be forgotten have no statistics, here and below.
 ALTER TABLE snapshots ALTER COLUMN state SET STATISTICS 0;
 
 
--- Keys of sealed payloads --------------------------------------------------------------------------------
--- What is personal in an event may be sealed with the key of whom it concerns. These keys are the one thing
--- that is not rebuilt from the log, on purpose: to forget somebody is to destroy a key. The event that says
--- so destroys it, in the same transaction, and the snapshots with it. `subject` is a digest of a sender's
--- address; the key of a message has none, since only the message names it.
+-- Keys of sealed payloads ------------------------------------------------------------------------------
+-- Personal data in an event may be sealed with the key of its subject. These keys are the one thing that is
+-- not rebuilt from the log, on purpose: to forget a subject is to destroy its key. The event that records this
+-- destroys the key in the same transaction, and all snapshots with it. `subject` is a digest of a sender's
+-- address; it is NULL for the key of a message, which only the message refers to.
 --
--- A snapshot that is being written is not seen here. Whoever writes one takes the log's lock before the
--- commit, and looks whether somebody was forgotten since its first event was read.
+-- A snapshot that is being written is not visible here. Its writer takes the log's lock before it commits,
+-- and checks whether a subject was forgotten since it read its first event.
 
 CREATE TABLE subject_keys (
     id          uuid        PRIMARY KEY,
@@ -264,8 +263,8 @@ CREATE TABLE subject_keys (
 CREATE UNIQUE INDEX subject_keys_subject ON subject_keys (subject) WHERE subject IS NOT NULL;
 ALTER TABLE subject_keys ALTER COLUMN subject SET STATISTICS 0, ALTER COLUMN key SET STATISTICS 0;
 
--- It acts as the schema's owner: nobody else may delete a key, and nobody needs to. So it trusts nothing
--- that its caller can choose: neither the search path nor another table that it could be made a trigger of.
+-- Runs as the schema's owner: no other role may delete a key, and none needs to. So it trusts nothing that
+-- its caller controls: neither the search path nor a different table that it could be made a trigger of.
 CREATE OR REPLACE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -289,10 +288,10 @@ REVOKE EXECUTE ON FUNCTION destroy_key() FROM PUBLIC;
 
 CREATE TRIGGER events_destroy_keys AFTER INSERT ON events
     FOR EACH ROW WHEN (NEW.type = 'subject_forgotten') EXECUTE FUNCTION destroy_key();
--- Also in sessions that claim to be replicas.
+-- Even if session_replication_role is replica.
 ALTER TABLE events ENABLE ALWAYS TRIGGER events_destroy_keys;
 
--- Which e-mails a key has sealed. The type is looked at first: nothing else is parsed for it.
+-- Finds the e-mails that a key has sealed. The type is tested first, so other events are not parsed.
 CREATE INDEX events_by_key ON events ((data #>> '{sealed,key}'))
     WHERE type IN ('email_received', 'email_updated') AND (data #>> '{sealed,key}') IS NOT NULL;
 
@@ -379,7 +378,7 @@ CREATE INDEX conflicts_by_agent ON conflicts (agent, position);
 
 -- Budget -----------------------------------------------------------------------------------------------
 
--- One row: the rules that hold now. Earlier ones are in the log.
+-- One row: the current policy. Earlier ones are in the log.
 CREATE TABLE policy (
     name                      text             PRIMARY KEY,
     daily_tokens              bigint           NOT NULL,
@@ -396,7 +395,7 @@ CREATE TABLE policy (
     position                  bigint           NOT NULL
 );
 
--- A day as a whole; its parts by agent are in budgets.
+-- Totals per day; those per agent are in budgets.
 CREATE TABLE budget_days (
     day            date        PRIMARY KEY,
     total          bigint      NOT NULL,
@@ -544,8 +543,8 @@ CREATE TABLE orchestrator (
 
 
 -- API keys ---------------------------------------------------------------------------------------------
--- Of a key only its SHA-256 is here. The one row of access says how many keys nobody has revoked: where there
--- is one, every request needs a key.
+-- Only the SHA-256 of a key is stored. The one row of access has the number of keys that were not revoked: if
+-- there are any, every request needs a key.
 
 CREATE TABLE api_keys (
     id            text        PRIMARY KEY,
@@ -570,14 +569,15 @@ CREATE TABLE access (
 -- @end
 
 
--- Who may do what --------------------------------------------------------------------------------------
--- The owner makes the schema, and lets others in: the service's role appends to the log, reads it, and keeps
--- the read tables; a reader's role sees all but the keys of sealed payloads. Neither can change or remove an
--- event, whatever is granted to it: row level security has no policy for that, and the triggers above refuse.
+-- Access control ---------------------------------------------------------------------------------------
+-- The owner creates the schema and grants access to other roles: the service's role reads the log, appends to
+-- it, and maintains the read tables; a reader's role sees everything but the keys of sealed payloads. Neither
+-- can change or delete an event, whatever it is granted: row level security has no policy for that, and the
+-- triggers above refuse it.
 
--- Sees to it that every table has its policies, and everybody who was let in what they need for it. To be
--- called wherever tables were made: at the end of an upgrade, or by a replay that found one missing. Whoever
--- may not append to the log changes no row of another table either, and sees no key.
+-- Creates the policies of tables that have none, and renews the grants of all roles that have access. Must be
+-- called wherever tables were created: at the end of an upgrade, or by a replay that found one missing. A role
+-- that may not append to the log cannot change a row of any other table either, and sees no keys.
 CREATE OR REPLACE FUNCTION settle_access() RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     made    record;
@@ -614,7 +614,7 @@ BEGIN
 END
 $$;
 
--- Grants a role, which has to be there, what a service or a reader needs, and takes the rest from it.
+-- Grants an existing role the privileges that a service or a reader needs, and revokes all others.
 CREATE OR REPLACE FUNCTION let_in(role name, as_what text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     here  constant name := current_schema();
@@ -651,7 +651,7 @@ SELECT settle_access();
 
 
 -- @superseded
--- Functions of earlier versions that took or gave something else than their successors.
+-- Functions of earlier versions whose arguments or results differ from those of their successors.
 
 DROP FUNCTION IF EXISTS advance_projections(text[], bigint, bigint);
 DROP FUNCTION IF EXISTS append_events(bigint, timestamptz, timestamptz, integer, text, text, text, text, text, text,
@@ -659,7 +659,7 @@ DROP FUNCTION IF EXISTS append_events(bigint, timestamptz, timestamptz, integer,
 
 
 -- @upgrade 2
--- Replay beside the live tables, snapshots, sealed payloads; claims of jobs, who removed one; API keys.
+-- Replay beside the live tables, snapshots, sealed payloads, claims of jobs, who removed a job, API keys.
 
 ALTER TABLE projections ADD COLUMN generation bigint NOT NULL DEFAULT 1;
 
@@ -711,7 +711,7 @@ CREATE TABLE access (
 
 
 -- @upgrade 3
--- Roles that may do less than the owner; how long an append waited for the log's lock.
+-- Roles with fewer privileges than the owner; how long an append waited for the log's lock.
 
 REVOKE EXECUTE ON FUNCTION destroy_key() FROM PUBLIC;
 
@@ -719,13 +719,14 @@ SELECT settle_access();
 
 
 -- @upgrade 4
--- One event alone is appended sooner: a function that is made anew, as with every upgrade.
+-- Appending a single event is faster: a function, which every upgrade replaces anyway.
 
 
 -- @upgrade 5
--- One event alone is counted as well, and a key that is to be destroyed is looked for afterwards: functions. And the
--- planner knows nothing of what may have to be forgotten. A column that gets the type it has loses what was known of
--- it; one that a view of somebody else's shows cannot, and stays as it was: it would never be analysed again.
+-- A single event is counted too, and the destruction of a key is checked afterwards: functions. And columns
+-- that may have to be forgotten have no statistics any more. Altering a column to the type that it has drops
+-- those that exist. This fails for a column that a user's view refers to; such a column stays as it was, because
+-- with STATISTICS 0 it would never be analyzed again, and would keep the old ones.
 
 DO $$
 DECLARE
@@ -753,8 +754,8 @@ $$;
 
 
 -- @upgrade 6
--- Lists of what one agent has, and the list of all runs, read no more than they show. And a key is destroyed also
--- where a session claims to be a replica.
+-- Lists filtered by agent, and the list of all runs, read no more rows than they return. And keys are destroyed
+-- even if session_replication_role is replica.
 
 CREATE INDEX operations_by_agent ON operations (agent, fencing_token);
 CREATE INDEX conflicts_by_agent ON conflicts (agent, position);
