@@ -1,1 +1,1 @@
-"""Commands into events: they wait, are decided a batch at a time, and are appended."""
+"""Turn commands into events: queue them, decide them a batch at a time, and append the events."""

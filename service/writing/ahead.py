@@ -1,11 +1,11 @@
-"""Deciding ahead: while one batch is on its way into the log, the next one is decided above it.
+"""Deciding ahead: while one batch is being appended, the next one is decided on top of it.
 
-The database is busy with a batch for about as long as deciding one takes, so the two go on beside each
-other. Nothing is promised by it: what was decided ahead is appended only at the head that it was decided
-at, and if the batch below does not get there, the one above is forgotten and its commands wait again.
+The database takes about as long to append a batch as the writer takes to decide one, so the two overlap.
+Nothing is promised by it: a batch decided ahead is appended only at the head that it was decided at. If
+the batch below is not committed, the one above is discarded and its commands return to the queue.
 
-Only commands that need nothing from the database are decided ahead, neither of the log nor a key that is
-not at hand: the connection is in use.
+Only commands that need nothing from the database, neither events of the log nor a key that is not cached,
+are decided ahead: the connection is in use.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 
 class Decided(NamedTuple):
-    """A batch, and the state as it will be after it."""
+    """A batch, and the state after it."""
 
     draft: Draft
     batch: Batch
 
 
 class Ahead:
-    """Takes commands from the queue and decides them above the batch that is on its way."""
+    """Takes commands from the queue and decides them on top of the batch in flight."""
 
     def __init__(self, clock: DatabaseClock, waiting: Waiting, sealing: Sealing, pace: Pace) -> None:
         self._clock = clock
@@ -46,34 +46,34 @@ class Ahead:
         self._sealing = sealing
         self._below: Draft | None = None
         self._decided: Decided | None = None
-        self._is_due = False
+        self._is_scheduled = False
 
     @property
     def tickets(self) -> Sequence[Ticket]:
-        """Those whose commands were decided ahead."""
+        """The tickets whose commands were decided ahead."""
         return self._decided.batch.tickets if self._decided else ()
 
     def take(self) -> Decided | None:
-        """What was decided ahead, to be appended now."""
+        """Remove and return what was decided ahead, to be appended now."""
         decided, self._decided = self._decided, None
         return decided
 
     def drop(self) -> None:
-        """Forgets what was decided ahead; its commands wait again, before all others."""
+        """Discard what was decided ahead; its commands return to the front of the queue."""
         if decided := self.take():
             self._waiting.put_back(decided.batch.tickets)
 
     def rebase(self, squad: Squad) -> None:
-        """The batch below is in the log, and its effects are the squad's."""
+        """Move the draft onto the squad, into which the batch below was merged after its commit."""
         if self._decided:
             self._decided.draft.rebase(squad)
 
     @contextmanager
     def deciding_above(self, below: Draft) -> Iterator[None]:
-        """Decides what waits and what arrives, for as long as the batch of `below` is on its way."""
+        """Decide queued and arriving commands while the batch of `below` is in flight."""
         self._below = below
-        self._waiting.on_arrival = self._soon
-        self._soon()
+        self._waiting.on_arrival = self._schedule
+        self._schedule()
         try:
             yield
         except BaseException:
@@ -83,19 +83,19 @@ class Ahead:
             self._below = None
             self._waiting.on_arrival = None
 
-    def _soon(self) -> None:
-        """Not at once: what arrives together is decided together, and after the batch below was sent."""
-        if not self._is_due:
-            self._is_due = True
+    def _schedule(self) -> None:
+        """Decide soon, so that what arrives together is decided together, and after the batch was sent."""
+        if not self._is_scheduled:
+            self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._decide)
 
     def join(self) -> None:
-        """Decides what waits beside what was decided ahead, before that is appended."""
+        """Add queued commands to what was decided ahead, before it is appended."""
         if self._decided:
             self._decide_on(self._decided.draft)
 
     def _decide(self) -> None:
-        self._is_due = False
+        self._is_scheduled = False
         if self._below is not None and self._waiting:
             self._decide_on(self._decided.draft if self._decided else Draft(self._below))
 
@@ -107,7 +107,7 @@ class Ahead:
         tickets = self._without_needs(draft, self._waiting.drain(most, size=size))
         if not tickets:
             return
-        # The events of a batch share one time, and it is never before that of the batch below.
+        # The events of a batch share one time, never earlier than that of the batch below.
         decided_at = before.batch.decided_at if before else self._clock.now()
         latest = draft.head.recorded_at
         now = max(decided_at, latest) if latest else decided_at
@@ -119,7 +119,7 @@ class Ahead:
         self._decided = Decided(draft, before.batch.and_then(batch) if before else batch)
 
     def _without_needs(self, draft: Draft, tickets: list[Ticket]) -> list[Ticket]:
-        """Those up to the first one that needs the database; it waits, and so do all after it."""
+        """Return the tickets before the first that needs the database; put back that one and the rest."""
         if not recall.needs(draft, tickets) and not self._sealing.lacks_keys(draft, tickets):
             return tickets
         for index, ticket in enumerate(tickets):

@@ -1,12 +1,13 @@
-"""Batches into the log: decided at its head and appended in one round trip, or decided holding its lock.
+"""Append batches: decided at the log's head and appended in one round trip, or decided under its lock.
 
-Where another process was faster, the batch is decided again while holding the log's lock, which takes a
-second round trip and always gets through; that way is kept to for as long as others write.
+If another process appended first, the batch is decided again while holding the log's lock. That takes a
+second round trip and always succeeds; the writer keeps doing it for as long as other processes write.
 
-When the connection breaks in a commit, nobody knows whether it happened. The batch is then in doubt, and
-the next connection finds out under the lock before anything else is decided: if the events' ids are in the
-log, it happened. If they are not, and the log still ends where the batch would go, it could even happen
-later, because the request may still be on its way to the server. So an event is put in that place first.
+If the connection breaks during a commit, its outcome is unknown and the batch is in doubt. The next
+connection resolves this under the lock, before anything else is decided: if the events' ids are in the
+log, the commit happened. If they are not, and the log still ends where the batch would go, the commit could
+still happen later, because the request may still be on its way to the server. So another event is appended
+in that place first, as a fence.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ _log = logging.getLogger(__name__)
 
 
 class Appender:
-    """Decides at the head of the log, and appends what comes of it."""
+    """Decides commands at the head of the log and appends the resulting events."""
 
     def __init__(
         self,
@@ -67,12 +68,12 @@ class Appender:
         measures: Measures,
     ) -> None:
         self.keeper = Keeper(clock, publish, sealing_, replaced, measures)
-        """Of the state that is decided on."""
+        """Keeps the state that commands are decided on."""
         self.pace = Pace()
         self.ahead = Ahead(clock, waiting, sealing_, self.pace)
-        """What is decided while a batch is on its way."""
+        """Decides the next batch while one is in flight."""
         self.contended = False
-        """Whether others write too, so that batches are decided holding the lock."""
+        """Whether other processes write too, so that batches are decided while holding the lock."""
         self.in_doubt: Batch | None = None
         """A batch whose commit may or may not have happened."""
         self._clock = clock
@@ -87,14 +88,15 @@ class Appender:
         return self.keeper.squad
 
     async def begin(self, connection: Connection) -> Sequence[Ticket]:
-        """Brings the state to the head over a new connection.
+        """Bring the state to the head over a new connection, and resolve a batch in doubt.
 
         Returns:
-            The tickets of the batch that was in doubt, where it proved not to have happened.
+            The tickets of the batch in doubt, if it turned out not to be committed.
 
         Raises:
-            StoreUnavailable, StoreBusy: not now, such as where no synchronous standby has what is there.
-            LogReplaced: all that was known is forgotten, and the next call reads the log anew.
+            StoreUnavailable, StoreBusy: not possible now, for example because no synchronous standby
+                confirms the log's end.
+            LogReplaced: this is another log; the state was discarded, and the next call reads the log anew.
             LogNotUnderstood: the log comes from a newer version of the software.
         """
         self.ahead.drop()
@@ -105,8 +107,8 @@ class Appender:
             return await self._resolve_doubt(connection, self.in_doubt)
 
     def enough(self, waiting: int) -> int:
-        """How many of those that wait are to be committed together."""
-        # While others write too, nothing is decided ahead, and every commit is a wait for the lock.
+        """Return how many of the waiting commands to commit together."""
+        # While other processes write, nothing is decided ahead, and every commit waits for the lock.
         return MAX_BATCH_COMMANDS if self.contended else self.pace.first(waiting)
 
     async def commit(
@@ -118,24 +120,24 @@ class Appender:
         join: Callable[[], None],
         leave: Callable[[list[Ticket]], None],
     ) -> None:
-        """Decides the tickets' commands at the head, appends what came of them, and tells their callers.
+        """Decide the tickets' commands at the head, append their events, and answer the callers.
 
         Args:
             connection: the one that `begin` was called with.
             tickets: the commands.
-            decided: what was decided of them ahead, if it was.
-            join: adds to `tickets` who else waits by now; called when the lock is held.
-            leave: told those of `tickets` that no longer are, since the batch is full without them.
+            decided: the batch, if it was decided ahead.
+            join: called when the lock is held; adds to `tickets` those that have been queued meanwhile.
+            leave: called with tickets that were removed from `tickets` because the batch is full.
 
         Raises:
-            StoreUnavailable: the connection broke; the batch is `in_doubt` if it may have happened.
-            StoreBusy, LogNotUnderstood: nothing was stored; try again on a new connection.
+            StoreUnavailable: the connection broke; the batch is `in_doubt` if it may have been committed.
+            StoreBusy, LogNotUnderstood: nothing was stored; retry on a new connection.
             Exception: nothing was stored, because of one of the commands.
         """
         if decided is None:
             self.ahead.drop()
         with hanging_up_after(STUCK_AFTER_SECONDS, connection), translating():
-            await self._sealing.stock_up(connection, self._about_to_go(tickets))
+            await self._sealing.stock_up(connection, self._likely_batch(tickets))
             if not self.contended:
                 try:
                     await self._commit_in_one_trip(connection, tickets, decided, leave)
@@ -148,8 +150,8 @@ class Appender:
                     return
             await self._commit_holding_the_lock(connection, tickets, join, leave)
 
-    def _about_to_go(self, tickets: Sequence[Ticket]) -> Iterable[Ticket]:
-        """These, and where the lock will be waited for also those who are likely to join them."""
+    def _likely_batch(self, tickets: Sequence[Ticket]) -> Iterable[Ticket]:
+        """Return the tickets, and under contention those likely to join during the wait for the lock."""
         if not self.contended:
             return tickets
         return islice(chain(tickets, self._waiting), MAX_BATCH_COMMANDS)
@@ -163,14 +165,14 @@ class Appender:
     ) -> None:
         draft = decided.draft if decided else Draft(self.squad)
         batch = decided.batch if decided else await self._decide(connection, draft, tickets)
-        _keep_to(batch, tickets, leave)
+        _trim(batch, tickets, leave)
         if decided:
             await self._sealing.make_durable(connection, batch.sealer)
         if batch.recorded:
             with nullcontext() if _destroys_a_key(batch) else self.ahead.deciding_above(draft):
                 await self._append(connection, batch)
         else:
-            # Nothing to append, so nothing has compared the head yet; but an answer must be true as well.
+            # Without an append, nothing has compared the head yet; but an answer must not be stale either.
             head = await log.head_position(connection)
             if head != self.squad.head.position:
                 raise HeadMoved(head)
@@ -189,7 +191,7 @@ class Appender:
             join()
             draft = Draft(self.squad)
             batch = await self._decide(connection, draft, tickets)
-            _keep_to(batch, tickets, leave)
+            _trim(batch, tickets, leave)
             if batch.recorded:
                 await self._append(connection, batch, commit=True)
             else:
@@ -197,16 +199,16 @@ class Appender:
         except StoreUnavailable:
             raise
         except ClockDrifted as drift:
-            # The process was stopped in between, or deciding takes longer than may be: fewer at a time.
+            # The process was suspended in between, or deciding takes too long: try fewer at a time.
             if len(tickets) == 1:
                 raise StoreBusy(str(drift)) from drift
             await connection.rollback()
             raise
         except HeadMoved as unexpected:
-            # Under the lock that cannot be, unless the process was stopped in between. Begin afresh.
+            # Impossible under the lock, unless the process was suspended in between. Start over.
             raise StoreBusy(str(unexpected)) from unexpected
         except Exception:
-            # The lock stops every other writer: whatever went wrong, it is given back first.
+            # The lock stops every other writer: whatever went wrong, release it first.
             await connection.rollback()
             raise
         if not batch.recorded:
@@ -244,7 +246,7 @@ class Appender:
         asked = monotonic()
         self.in_doubt = batch
         try:
-            its_time = await log.append(
+            database_time = await log.append(
                 connection,
                 batch.recorded,
                 batch.decided_at,
@@ -262,12 +264,12 @@ class Appender:
             self._measures.lock(take_lock_wait(connection))
         self.in_doubt = None
         answered = monotonic()
-        self._clock.learn(its_time, asked, answered)
+        self._clock.learn(database_time, asked, answered)
         self.pace.appended(answered - asked)
         self._measures.batch(batch, answered - asked)
 
     def _settle(self, batch: Batch, draft: Draft) -> None:
-        """The batch is in the log: its effects are everybody's, and its callers are told."""
+        """Merge a committed batch into the state, answer its callers, and publish its events."""
         try:
             self.squad.merge(draft)
         except Exception as fault:
@@ -276,8 +278,8 @@ class Appender:
                 f"the state is lost and must be read again: {describe(fault)}"
             ) from fault
         finally:
-            # Whatever happens here, nobody may think that it did not happen there.
-            _tell(batch)
+            # It is committed: whatever fails here, no caller may believe that it is not.
+            _resolve_tickets(batch)
         self.ahead.rebase(self.squad)
         if batch.recorded:
             self.keeper.confirmed.appended(batch.recorded[-1].position)
@@ -302,11 +304,11 @@ class Appender:
         )
         if not found:
             return batch.tickets
-        _tell(batch)
+        _resolve_tickets(batch)
         return ()
 
     async def _fence_off(self, connection: Connection, batch: Batch) -> None:
-        """Appends in the batch's place. Should this commit be lost as well, the batch is still in doubt."""
+        """Append a fence in the batch's place. If this commit is lost as well, the batch stays in doubt."""
         draft = Draft(self.squad)
         fence = self._decide_at_once(draft, (), {}, abandoned=batch)
         await log.append(connection, fence.recorded, fence.decided_at, commit=True)
@@ -314,21 +316,21 @@ class Appender:
 
 
 def _destroys_a_key(batch: Batch) -> bool:
-    """Whether it forgets somebody. Then nothing is decided ahead, above it.
+    """Whether the batch forgets somebody. Then nothing is decided ahead on top of it.
 
-    What is could be sealed with the key that it destroys, and that is at hand until it is committed.
+    The key that it destroys stays cached until the commit, so events decided ahead could be sealed with it.
     """
     return any(recorded.type == SubjectForgotten.type for recorded in batch.recorded)
 
 
-def _keep_to(batch: Batch, tickets: list[Ticket], leave: Callable[[list[Ticket]], None]) -> None:
-    """Takes those out of `tickets` for whom the batch had no room, and leaves them to a later one."""
+def _trim(batch: Batch, tickets: list[Ticket], leave: Callable[[list[Ticket]], None]) -> None:
+    """Remove from `tickets` those that the batch had no room for, and leave them to a later batch."""
     if left := tickets[len(batch.tickets) :]:
         del tickets[len(batch.tickets) :]
         leave(left)
 
 
-def _tell(batch: Batch) -> None:
+def _resolve_tickets(batch: Batch) -> None:
     for ticket, outcome in batch.outcomes:
         if isinstance(outcome, Exception):
             ticket.fail(outcome)

@@ -1,4 +1,4 @@
-"""One batch of commands, decided one after another on a draft. Pure: no I/O, and time is passed in."""
+"""Decide one batch of commands, one after another, on a draft. Pure: no I/O, and time is passed in."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from service.requests import Request
 
 CLOCK_STEP = timedelta(milliseconds=250)
-"""How long what time makes happen may wait, so that not every batch looks through all that is active."""
+"""Minimum interval between checks for what is due, so that not every batch scans all that is active."""
 
 MAX_PASSED_AT_ONCE = 1_000
-"""How many things of each kind time makes happen in one batch; the next batch goes on from there. After an
-hour in which nobody was there it can be any number."""
+"""How many due things of each kind one batch handles; the next batch continues from there. After an hour
+without any process there can be any number of them."""
 
 CLOCK_ACTOR = "system:clock"
 _log = logging.getLogger(__name__)
@@ -48,21 +48,21 @@ class Batch(NamedTuple):
     outcomes: list[tuple[Ticket, Outcome | Exception]]
     recorded: list[Recorded]
     events: list[AnyEvent]
-    """What `recorded` tells, before anything of it was sealed."""
+    """The events of `recorded`, in plain text."""
     decided_at: datetime
-    """The database's clock as the decisions believed it to be."""
+    """The database's clock as estimated when the batch was decided."""
     sealer: Sealer | None = None
-    """What sealed them, where payloads are encrypted."""
+    """What sealed the events, if payloads are encrypted."""
     size: int = 0
-    """How much data its events have, in characters."""
+    """Size of the events' data, in characters."""
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing more should go along: a small command can have large events, or many."""
+        """Whether to add no more commands: a small command can have large events, or many."""
         return _is_full(self.size, len(self.recorded))
 
     def and_then(self, more: Batch) -> Batch:
-        """One batch of this one and of what was decided on the same draft after it, at the same time."""
+        """Append `more`, decided next on the same draft at the same time, and return both as one batch."""
         self.outcomes.extend(more.outcomes)
         self.recorded.extend(more.recorded)
         self.events.extend(more.events)
@@ -74,7 +74,7 @@ def _is_full(size: int, events: int) -> bool:
 
 
 def new_id() -> str:
-    """A fresh UUIDv7."""
+    """Return a fresh UUIDv7."""
     return str(uuid7())
 
 
@@ -89,19 +89,19 @@ def decide_batch(
     abandoned: Batch | None = None,
     ids: Callable[[], str] = new_id,
 ) -> Batch:
-    """Decides the commands in order; each sees what those before it did. A failing one leaves no trace.
+    """Decide the commands in order; each sees what those before it did. One that fails leaves no trace.
 
-    Where the batch is full, the commands that are left are not among its tickets.
+    If the batch fills up, the remaining commands are not among its tickets.
 
     Args:
         draft: the state at the head, with what the commands need recalled into it.
         tickets: the commands.
-        answers: earlier answers by idempotency key; those that this batch gives are added.
-        now: the time of the decisions and the events: the clock's, but never before the log's last event.
+        answers: earlier answers by idempotency key; this batch adds its own.
+        now: the time of the decisions and the events: `decided_at`, but never before the log's last event.
         decided_at: the database's clock.
-        sealer: seals what is personal; None to store it in plain.
-        abandoned: a batch whose commit proved not to have happened.
-        ids: gives a fresh UUIDv7 at each call, for events and for what they are about.
+        sealer: seals personal data; None to store it in plain text.
+        abandoned: a batch whose commit turned out not to have happened, to be fenced off.
+        ids: returns a fresh UUIDv7 at each call, for events and for what they are about.
     """
     batch = Batch(tickets, [], [], [], decided_at, sealer)
     recorder = Recorder(draft, batch, now, ids)
@@ -155,7 +155,7 @@ def _decide_one(
 
 
 def _decided(draft: Draft, command: AnyCommand, recorder: Recorder, at: At) -> Decision:
-    """Judges a command. No tokens are denied for the sake of reservations whose time is over."""
+    """Decide a command. Release expired reservations first before denying tokens because of them."""
     decision = decide(draft, command, at)
     while draft.spared_until[RESERVATIONS.name] <= at.now and _denies_tokens(decision):
         if _is_full(recorder.size, len(recorder.batch.recorded)):
@@ -177,7 +177,7 @@ def _keep_answer(
     recorder: Recorder, request: Request, outcome: Outcome, answer: Answer, answers: dict[str, Kept]
 ) -> None:
     assert request.idempotency_key
-    # Of a request to forget somebody, nothing is kept that a guess at their address could be held against.
+    # For a request to forget somebody, keep nothing that a guess at their address could be checked against.
     is_bare = isinstance(request.command, ForgetSubject)
     fingerprint = request.bare_fingerprint if is_bare else request.fingerprint
     answered = RequestAnswered(
@@ -213,10 +213,10 @@ def _mark_batch_key(
 
 
 def _is_about_another(draft: Draft, command: AnyCommand) -> bool:
-    """Whether the answer that was kept under a command's idempotency key is about somebody else.
+    """Whether the answer kept under a command's idempotency key is about another subject.
 
-    The fingerprint of a request to forget somebody does not say whom. A repeat is told by this instead:
-    whoever the first request named has no key any more.
+    The stored fingerprint of a request to forget somebody does not cover the subject. So a repeat is
+    recognized by this: the subject of the first request no longer has a key.
     """
     return isinstance(command, ForgetSubject) and draft.trace(command.subject).key_id is not None
 
@@ -251,7 +251,7 @@ def _fence(abandoned: Batch) -> NewEvent:
 
 def _mismatch(key: str) -> Refusal:
     return Refusal(
-        # No key that a client sends has a space: what is before one was added here.
+        # The part before a space was added here: client keys contain none.
         "idempotency_mismatch",
         f"the idempotency key {key.rpartition(' ')[2]!r} was used before, for a different request",
     )

@@ -1,7 +1,7 @@
-"""How far the log is known to be on a synchronous standby too, so that it outlives its server.
+"""Track how much of the log is known to be on a synchronous standby too, so that it survives its server.
 
-A commit of our own waits for the standby by itself. What is answered without one, such as "that happened
-already", rests on events that were only read: they are confirmed here first (`eventstore.standby`).
+A commit of our own waits for the standby. An answer without a commit, such as "that happened already",
+rests on events that were only read: they are confirmed here first (`eventstore.standby`).
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 
 
 _LOCKED = (
-    "somebody has the log's lock, perhaps a commit that waits for a standby, and nothing can be confirmed"
+    "another session holds the log's lock, perhaps a commit that waits for a standby; nothing is confirmed"
 )
 
 
 class Confirmed:
-    """What one connection's server has told, or was asked, to be on its synchronous standby."""
+    """How much of the log one connection's server has confirmed to be on its synchronous standby."""
 
     def __init__(self) -> None:
         self._upto = 0
 
     def start_afresh(self) -> None:
-        """Another server may answer by now."""
+        """Forget what was confirmed: a new connection may lead to another server."""
         self._upto = 0
 
     def appended(self, position: int) -> None:
-        """A commit of our own was answered, and with it all that came before it is confirmed."""
+        """Note that our own commit returned, which confirms everything up to its last position."""
         self._upto = position
 
     async def make_sure(self, connection: Connection, position: int) -> None:
-        """Returns when the log up to `position`, which was read on this connection, is confirmed.
+        """Wait until the log up to `position`, which was read on this connection, is confirmed.
 
         Raises:
             StoreBusy: no standby confirms it in time.

@@ -1,7 +1,7 @@
-"""The squad in memory, kept at the log's head: restored, brought on, and known to be of this very log.
+"""Keep the squad in memory at the log's head: restore it, catch up, and check that the log is the same one.
 
-What was found in the log, instead of being appended, is not believed before a synchronous standby, where
-there is one, has it as well (`service.writing.confirmed`).
+Events that were read rather than appended here count only once a synchronous standby, if there is one,
+has them too (`service.writing.confirmed`).
 """
 
 from __future__ import annotations
@@ -49,98 +49,99 @@ class Keeper:
         self._sealing = sealing_
         self._replaced = replaced
         self._measures = measures
-        self._is_other_log = False
+        self._log_was_replaced = False
 
     async def begin(self, connection: Connection) -> None:
-        """Brings the squad to the head over a new connection.
+        """Bring the squad to the head over a new connection.
 
         Raises:
-            StoreUnavailable, StoreBusy: not now, such as where no synchronous standby has what is there.
-            LogReplaced: all that was known is forgotten, and the next call reads the log anew.
+            StoreUnavailable, StoreBusy: not possible now, for example because no synchronous standby
+                confirms the log's end.
+            LogReplaced: this is another log; the state was discarded, and the next call reads the log anew.
             LogNotUnderstood: the log comes from a newer version of the software.
         """
         self._sealing.start_afresh()
         self.confirmed.start_afresh()
         with hanging_up_after(STUCK_AFTER_SECONDS, connection):
-            its_time = await self._ask_the_time(connection)
-            if abs(its_time - self._clock.now()) > timedelta(seconds=1):
-                raise StoreBusy("the clock's reading took too long to be of use")
-            await self._recognise_the_log(connection)
+            database_time = await self._sync_clock(connection)
+            if abs(database_time - self._clock.now()) > timedelta(seconds=1):
+                raise StoreBusy("reading the database's clock took too long for a usable time")
+            await self._check_same_log(connection)
         if self.squad.head.position == 0:
             self.squad = await restore(connection, self._sealing.keyring)
-        if self._is_other_log:
+        if self._log_was_replaced:
             self._replaced()
-            self._is_other_log = False
+            self._log_was_replaced = False
         await self.look(connection)
         await self.confirmed.make_sure(connection, self.squad.head.position)
 
     def forget(self) -> None:
-        """Knows nothing any more: the log is to be read anew, on a new connection."""
+        """Discard the state: the log must be read anew, on a new connection."""
         self.squad = Squad()
 
     async def renew_clock(self, connection: Connection) -> None:
-        """Asks the database for the time, where no append has told it lately."""
+        """Read the database's clock, for when no append has returned it lately."""
         with hanging_up_after(STUCK_AFTER_SECONDS, connection):
-            await self._ask_the_time(connection)
+            await self._sync_clock(connection)
 
     async def look(self, connection: Connection) -> None:
-        """Folds what others have appended, and brings into memory what they opened again."""
-        await catch_up(connection, self.squad, self._tell_of_others, self._sealing.keyring)
+        """Fold what other processes appended, and load what they reopened into memory."""
+        await catch_up(connection, self.squad, self._publish_others, self._sealing.keyring)
         await complete(connection, self.squad)
 
     async def lock_the_log(self, connection: Connection) -> bool:
-        """Takes the log's lock and folds what was missed; says whether anything was."""
+        """Take the log's lock, fold the events that were missed, and return whether there were any."""
         asked = monotonic()
         try:
-            page, its_time = await log.lock_and_read(connection, self.squad.head.position)
+            page, database_time = await log.lock_and_read(connection, self.squad.head.position)
         finally:
             self._measures.lock(take_lock_wait(connection))
-        self._clock.learn(its_time, asked, monotonic())
+        self._clock.learn(database_time, asked, monotonic())
         if page:
             await continuity.check_page(connection, self.squad.head, page)
             shown = await sealing.reveal(connection, page, self._sealing.keyring, veiled=sealing.VEILED)
             events = fold_page(self.squad, shown)
-            self._tell_of_others(page, events if shown is page else ())
+            self._publish_others(page, events if shown is page else ())
         if len(page) == log.PAGE_EVENTS:
             await self.look(connection)
         return bool(page)
 
     def check_continuity(self, head: int) -> None:
-        """Looks whether the log can be the one that was read, given where it ends now.
+        """Check that the log can still be the one that was read, given its current head.
 
         Raises:
             LogReplaced: it is shorter.
         """
         if head < self.squad.head.position:
-            raise LogReplaced(f"it ends at {head}, and has ended at {self.squad.head.position}")
+            raise LogReplaced(f"it ends at {head}, and ended at {self.squad.head.position} before")
 
-    def _tell_of_others(self, page: Sequence[Recorded], events: Sequence[AnyEvent] = ()) -> None:
-        """What others have appended was folded, and keys that they destroyed are no longer used.
+    def _publish_others(self, page: Sequence[Recorded], events: Sequence[AnyEvent] = ()) -> None:
+        """Publish what other processes appended, after folding it, and drop the keys that they destroyed.
 
         Args:
             page: what they appended.
-            events: what it tells, where it was folded under the lock, in order to decide. What a look has
-                found is not passed on like that: other parts of the process must find it themselves, or it
-                would not show (in `poll_rescues`) that no notification told them of it.
+            events: its decoded events, if it was folded under the lock in order to decide. Those found by
+                `look` are not passed on: other parts of the process must find them themselves, or
+                `poll_rescues` would not show that no notification announced them.
         """
         self._sealing.observe(page)
         self._publish(page, events)
 
-    async def _recognise_the_log(self, connection: Connection) -> None:
-        """Forgets all that is known where the log is another one.
+    async def _check_same_log(self, connection: Connection) -> None:
+        """Discard the state if the log is another one.
 
         Raises:
-            LogReplaced: it is.
+            LogReplaced: it is another one.
         """
         try:
             await continuity.check_head(connection, self.squad.head)
         except LogReplaced:
             self.forget()
-            self._is_other_log = True
+            self._log_was_replaced = True
             raise
 
-    async def _ask_the_time(self, connection: Connection) -> datetime:
+    async def _sync_clock(self, connection: Connection) -> datetime:
         asked = monotonic()
-        its_time = await log.clock(connection)
-        self._clock.learn(its_time, asked, monotonic())
-        return its_time
+        database_time = await log.clock(connection)
+        self._clock.learn(database_time, asked, monotonic())
+        return database_time

@@ -1,4 +1,4 @@
-"""What the writer counts and measures: cheaply, as that is at every command. `service.metrics` shows it."""
+"""The writer's counters and histograms. Cheap, as every command updates them; see `service.metrics`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _ENDS_A_RUN = frozenset({RunFinished.type, RunSkipped.type, RunMissed.type})
 
 
 class Distribution:
-    """How often values fell between bounds."""
+    """A histogram: how many values fell between the bounds."""
 
     def __init__(self, *bounds: float) -> None:
         self.bounds = bounds
@@ -46,21 +46,21 @@ class Distribution:
         self.sum = 0.0
 
     def add(self, value: float) -> None:
-        """Counts a value."""
+        """Count a value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
 
 class Measures:
-    """Since the process began. What other processes append is theirs to count."""
+    """Counts since the process started. Each process counts only what it appends itself."""
 
     def __init__(self) -> None:
         self.commands = Counter[tuple[str, str]]()
-        """By type and outcome: accepted, repeated, the code of a refusal, or why there is no outcome."""
+        """Commands by type and outcome: accepted, repeated, a refusal's code, or why there was none."""
         self.events = Counter[str]()
-        """Events that this process appended, by type."""
+        """Appended events by type."""
         self.runs = Counter[str](dict.fromkeys(JOB_OUTCOMES, 0))
-        """Ends of runs that this process appended, by outcome."""
+        """Ended runs by outcome."""
         self.batch_commands = Distribution(1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
         self.batch_events = Distribution(1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000)
         self.commit_seconds = Distribution(
@@ -70,10 +70,10 @@ class Measures:
             0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5
         )
         self.poll_rescues = 0
-        """How often a look at the log found events that no notification had told of."""
+        """How often polling found events that no notification had announced."""
 
     def command(self, command: AnyCommand, came_of: Outcome | Exception) -> None:
-        """Counts a command whose caller is told what came of it."""
+        """Count a command whose caller is being answered."""
         if isinstance(came_of, Exception):
             word = _WITHOUT_OUTCOME.get(type(came_of), "failed")
         elif came_of.refusal:
@@ -83,12 +83,12 @@ class Measures:
         self.commands[type(command).__name__, word] += 1
 
     def lock(self, waited_seconds: float | None) -> None:
-        """Counts that the log's lock was taken, where it was, whether anything was appended then or not."""
+        """Count the wait for the log's lock, if it was taken, whether or not anything was appended."""
         if waited_seconds is not None:
             self.lock_wait_seconds.add(waited_seconds)
 
     def batch(self, batch: Batch, seconds: float) -> None:
-        """Counts a batch that is in the log, after a round trip of so many seconds."""
+        """Count a committed batch, and the seconds its round trip took."""
         self.batch_commands.add(len(batch.tickets))
         self.batch_events.add(len(batch.recorded))
         self.commit_seconds.add(seconds)

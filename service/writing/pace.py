@@ -1,10 +1,9 @@
-"""How many commands make a batch, so that deciding and appending go on beside each other.
+"""Choose how many commands make a batch, so that deciding and appending overlap.
 
-While one batch is on its way the next is decided (`service.writing.ahead`). Where all that wait went
-together, nothing would be left to decide meanwhile: the callers of one batch ask again when it is answered,
-and the database would wait for the decisions and they for the database. So a batch leaves something behind,
-unless appending takes so long that deciding cannot fill the time: then everything goes at once, and shares
-one commit.
+While one batch is in flight, the next is decided (`service.writing.ahead`). If a batch took everything in
+the queue, nothing would be left to decide meanwhile: its callers ask again only when it is answered, and
+the database and the decisions would wait for each other in turn. So a batch leaves some commands behind,
+unless appending takes so long that deciding cannot fill the time: then everything shares one commit.
 """
 
 from __future__ import annotations
@@ -19,59 +18,59 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PLENTY = 256
-"""Where so many share a commit, its cost hardly counts any more."""
+"""When this many commands share a commit, its cost per command is negligible."""
 
 MOST_REST_SECONDS = 0.02
-"""For so long at most a batch waits for others to join it."""
+"""How long a batch waits at most for others to join it."""
 
 _NEWEST_COUNTS = 0.2
 _GROWS_BY = 1.02
 _FIRST_GUESS_SECONDS = 20e-6
 _LEAST_SECONDS = 1e-6
-"""A decision takes at least as long, whatever the clock says."""
+"""Lower bound for the time of a decision, whatever the clock says."""
 
 
 class Pace:
-    """What the last batches took, and what follows for the next one."""
+    """Measures what recent batches took, and derives the size of the next one."""
 
     def __init__(self) -> None:
-        self._a_decision = _FIRST_GUESS_SECONDS
-        self._an_append = 0.0
+        self._decision_seconds = _FIRST_GUESS_SECONDS
+        self._append_seconds = 0.0
 
     @contextmanager
     def deciding(self, commands: int) -> Iterator[None]:
-        """Takes note of how long it takes to decide so many."""
+        """Time the deciding of so many commands."""
         began = monotonic()
         yield
         if commands:
             self.decided(commands, monotonic() - began)
 
     def decided(self, commands: int, seconds: float) -> None:
-        """Takes note of how long it took to decide so many."""
+        """Record how long deciding so many commands took."""
         each = max(_LEAST_SECONDS, seconds / commands)
-        self._a_decision += _NEWEST_COUNTS * (each - self._a_decision)
+        self._decision_seconds += _NEWEST_COUNTS * (each - self._decision_seconds)
 
     def appended(self, seconds: float) -> None:
-        """Takes note of a round trip."""
-        # The quickest of late: the others were waited for longer, because this process was busy.
-        self._an_append = min(seconds, self._an_append * _GROWS_BY or seconds)
+        """Record the duration of an append's round trip."""
+        # A slowly growing minimum: slower ones include time in which this process was busy.
+        self._append_seconds = min(seconds, self._append_seconds * _GROWS_BY or seconds)
 
     def first(self, waiting: int) -> int:
-        """How many of those that wait are to be decided now, before anything is on its way."""
-        return max(self._at_least(), min(PLENTY, -(-waiting // 2)))
+        """Return how many of the waiting commands to decide now, while nothing is in flight."""
+        return max(self._minimum(), min(PLENTY, -(-waiting // 2)))
 
     def beside(self) -> int:
-        """How many are to be decided at most while others are on their way."""
-        return max(self._at_least(), PLENTY)
+        """Return how many commands to decide at most while a batch is in flight."""
+        return max(self._minimum(), PLENTY)
 
     def rest_seconds(self, callers: int) -> float:
-        """For how long a batch that was decided ahead waits for those who are being answered to ask again.
+        """Return how long a batch decided ahead waits for callers who were just answered to ask again.
 
-        Not at all where so many are decided in the time of an append. Where they are not, they would be in
-        two batches for ever, each waiting for the other one's commit.
+        Zero if deciding for so many callers fills the time of an append. Otherwise they would stay split
+        into two batches for good, each waiting for the other's commit.
         """
-        return min(self._an_append / 8, MOST_REST_SECONDS) if callers < self._at_least() else 0.0
+        return min(self._append_seconds / 8, MOST_REST_SECONDS) if callers < self._minimum() else 0.0
 
-    def _at_least(self) -> int:
-        # A decision is about half of what a command takes, with its caller's asking and being told.
-        return min(max(1, int(self._an_append / (2 * self._a_decision))), MAX_BATCH_COMMANDS)
+    def _minimum(self) -> int:
+        # Deciding is about half of a command's cost; the rest is taking the request and answering it.
+        return min(max(1, int(self._append_seconds / (2 * self._decision_seconds))), MAX_BATCH_COMMANDS)

@@ -1,4 +1,4 @@
-"""Which commands go into the log together: who stands apart, who comes along, what follows a fault."""
+"""Which commands are committed together: which need a batch of their own, which may join, how to bisect."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 def apart(tickets: list[Ticket]) -> list[list[Ticket]]:
-    """The tickets as batches, the first one last, to be popped next."""
+    """Split the tickets into batches, in reverse order for `pop`."""
     parts: list[list[Ticket]] = [[]]
     for ticket in tickets:
         if _stands_apart(ticket):
@@ -30,7 +30,7 @@ def apart(tickets: list[Ticket]) -> list[list[Ticket]]:
 
 
 def companions(part: list[Ticket], waiting: Waiting) -> list[Ticket]:
-    """Takes those out of the queue who may go along with a part that has waited for its turn."""
+    """Take from the queue the tickets that may join a part after its wait for the lock."""
     if _stands_apart(part[0]):
         return []
     size = sum(ticket.request.size for ticket in part)
@@ -43,11 +43,11 @@ def companions(part: list[Ticket], waiting: Waiting) -> list[Ticket]:
 
 
 def halves(part: list[Ticket], error: Exception) -> list[list[Ticket]]:
-    """What to try instead of a batch that failed: its halves, the first one last, to be popped next.
+    """Return what to try instead of a failed batch: its halves, in reverse order for `pop`.
 
-    Of a single command that failed, the caller is told so.
+    A single command fails for good: its caller is told so, and nothing is left to try.
     """
-    # Whoever was told already must not be decided again.
+    # A command whose caller was answered must not be decided again.
     left = [ticket for ticket in part if not ticket.outcome.done()]
     if len(left) > 1:
         half = len(left) // 2
@@ -60,5 +60,5 @@ def halves(part: list[Ticket], error: Exception) -> list[list[Ticket]]:
 
 
 def _stands_apart(ticket: Ticket) -> bool:
-    """Whether it is a batch of its own: what stood beside it could be sealed with the key it destroys."""
+    """Whether it needs a batch of its own: its neighbors could be sealed with the key that it destroys."""
     return type(ticket.request.command) is ForgetSubject

@@ -1,4 +1,4 @@
-"""How long callers wait: whoever has waited for too long is told so, and whoever is gone keeps no place."""
+"""Time out waiting callers, and remove from the queue those who have gone."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ if TYPE_CHECKING:
     from service.requests import Ticket
     from service.writing.waiting import Waiting
 
-_LOOK_SECONDS = 0.5
-"""How often all that wait are looked through. One timer for all, as one each would cost more; and seldom,
-as there can be thousands."""
+_SWEEP_SECONDS = 0.5
+"""How often deadlines are checked. One timer for all tickets costs less than one each; the interval is long
+because there can be thousands."""
 
 
 class Patience:
-    """Looks after those that wait, for as long as anybody does.
+    """Checks the deadlines of waiting tickets, while there are any.
 
     Args:
-        waiting: those whose commands are not decided yet.
-        under_way: gives those whose commands may be in the log already.
+        waiting: tickets whose commands are not decided yet.
+        in_flight: returns the tickets whose commands may be in the log already.
     """
 
-    def __init__(self, waiting: Waiting, under_way: Callable[[], Sequence[Ticket]]) -> None:
+    def __init__(self, waiting: Waiting, in_flight: Callable[[], Sequence[Ticket]]) -> None:
         self._waiting = waiting
-        self._under_way = under_way
+        self._in_flight = in_flight
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self) -> None:
-        """Begins to look after those that wait, where nobody does."""
+        """Start checking, unless that is already scheduled."""
         if self._timer is None and self._waiting:
-            self._look_later()
+            self._schedule()
 
-    def _look_later(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
+    def _schedule(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
 
-    def _look(self) -> None:
+    def _sweep(self) -> None:
         self._timer = None
         now = asyncio.get_running_loop().time()
-        under_way = self._under_way()
-        for ticket in under_way:
+        in_flight = self._in_flight()
+        for ticket in in_flight:
             if ticket.deadline <= now:
                 ticket.fail(OutcomeUnknown())
         for ticket in self._waiting:
             if ticket.deadline <= now:
                 ticket.fail(Unavailable())
         self._waiting.let_go()
-        if under_way or self._waiting:
-            self._look_later()
+        if in_flight or self._waiting:
+            self._schedule()

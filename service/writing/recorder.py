@@ -1,4 +1,4 @@
-"""Gives decided events their place in the log: numbered, sealed, chained, and folded at once."""
+"""Give decided events their place in the log: number, seal, hash-chain and fold them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Gives decided events their place in the log, and lets the draft know of them."""
+    """Gives decided events their place in the log, and folds them into the draft."""
 
     def __init__(
         self,
@@ -38,12 +38,12 @@ class Recorder:
         self._kept = 0
 
     def keep(self) -> None:
-        """What was recorded so far stays, whatever comes of the next command."""
+        """Set a savepoint: what was recorded so far stays, whatever becomes of the next command."""
         self.draft.keep()
         self._kept = len(self.batch.recorded)
 
     def roll_back(self) -> None:
-        """Takes back what was recorded since the last `keep`."""
+        """Undo what was recorded since the last `keep`."""
         self.draft.roll_back()
         del self.batch.recorded[self._kept :], self.batch.events[self._kept :]
 
@@ -57,14 +57,14 @@ class Recorder:
         key: Key | None = None,
         bare_fingerprint: str = "",
     ) -> None:
-        """Numbers and chains events that follow the draft's head, and folds them.
+        """Number, seal and chain events after the draft's head, and fold them.
 
         Args:
             events: what was decided.
             actor: who asked for it.
             correlation_id: ties them to the request.
-            idempotency_key: of the request, where they keep the answer to it.
-            key: what to seal them with; None where that is to be seen from each of them.
+            idempotency_key: the request's, if the events keep its answer.
+            key: seals all of them; None to choose a key for each event.
             bare_fingerprint: see `Sealer.seal`.
         """
         draft = self.draft

@@ -1,12 +1,11 @@
 """Which payloads are sealed with whose key, when this process encrypts what it appends.
 
-Keys are durable before the batch that uses them. A sender's is made, or found, before the batch is decided;
-of messages' keys there is a stock, so that not every batch has to wait for another commit. What goes into a
-batch that is not appended is lost, and harms nobody: a key that sealed nothing is only a row.
+Keys are durable before the batch that uses them. A sender's key is created or looked up before the batch is
+decided. Keys for messages come from a stock, so that not every batch waits for another commit. If the batch
+is not appended, its message keys are wasted, which is harmless: a key that sealed nothing is only a row.
 
-No event is sealed with a key that was destroyed. A key is destroyed by an event; whoever has not folded
-that event yet decides at a head that has moved, and decides again; whoever has folded it has let go of the
-key.
+No event is sealed with a destroyed key. An event destroys a key. A process that has not folded that event
+yet decides at a stale head, so it must decide again; one that has folded it has dropped the key.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ if TYPE_CHECKING:
     from service.requests import Request, Ticket
 
 KNOWN_SENDERS = 10_000
-"""How many senders' keys the writer keeps at hand."""
+"""How many senders' keys the writer caches."""
 
 LARGEST_LOT = 500
-"""How many keys of messages are made at once, in a process that sends many."""
+"""How many message keys are created at once, at most, in a process that sends many."""
 
 _SMALLEST_LOT = 16
 _NONCES_AT_ONCE = 64
@@ -54,7 +53,7 @@ _ABOUT_SENDERS = frozenset({do.LogEmail, do.UpdateEmail})
 
 
 class Sealer:
-    """Seals the events of one batch. Pure: keys are given, and randomness comes in as a function."""
+    """Seals the events of one batch. Pure: keys and sources of randomness are passed in."""
 
     def __init__(
         self,
@@ -64,18 +63,18 @@ class Sealer:
         fresh: Callable[[], Key] = new_key,
     ) -> None:
         self.used: list[Key] = []
-        """Messages' keys that something was sealed with."""
+        """Message keys that sealed something."""
         self.late: list[Key] = []
-        """Those of them that came from no stock: they are yet to be made durable."""
+        """Those of them that did not come from the stock and are not durable yet."""
         self.senders = senders
-        """Senders' keys by their digests."""
+        """Senders' keys by digest of their address."""
         self._stock = stock
         self._nonces = nonces or _random_nonces()
         self._fresh = fresh
         self._message_key: Key | None = None
 
     def key_of(self, state: State, event: AnyEvent) -> Key | None:
-        """Whose key an event is sealed with; None where nothing in it is personal."""
+        """Return the key that an event is sealed with; None if nothing in it is personal."""
         match event:
             case MessageSent():
                 self._message_key = self._take()
@@ -88,7 +87,7 @@ class Sealer:
                 return None
 
     def key_of_answer(self, state: State, command: do.AnyCommand) -> Key | None:
-        """Whose key the kept answer to a command is sealed with: that of what it repeats."""
+        """Return the key that the kept answer to a command is sealed with: that of the data it repeats."""
         match command:
             case do.SendMessage():
                 return self._message_key
@@ -100,7 +99,7 @@ class Sealer:
                 return None
 
     def seal(self, event: AnyEvent, id_: str, key: Key, bare_fingerprint: str = "") -> str:
-        """The event's stored text. `bare_fingerprint` stands in the open where it is a kept answer."""
+        """Return the event's sealed text. A kept answer shows `bare_fingerprint` in plain text."""
         instead = {"fingerprint": bare_fingerprint} if isinstance(event, RequestAnswered) else _NOTHING
         return sealing.seal(event, id_, key, next(self._nonces), instead)
 
@@ -121,7 +120,7 @@ class Sealer:
 
 
 def _random_nonces() -> Iterator[bytes]:
-    """Many of them from one call of the system, which costs as much as sealing does."""
+    """Draw many nonces from one system call, which costs as much as sealing does."""
     size = sealing.NONCE_BYTES
     while True:
         random = urandom(size * _NONCES_AT_ONCE)
@@ -129,7 +128,7 @@ def _random_nonces() -> Iterator[bytes]:
 
 
 class Sealing:
-    """What the writer of this process seals with: keys at hand, and the stock."""
+    """What the writer of this process seals with: cached keys, and the stock."""
 
     def __init__(self, keyring: Keyring, *, encrypt: bool) -> None:
         self.keyring = keyring
@@ -139,7 +138,7 @@ class Sealing:
         self._lot = _SMALLEST_LOT
 
     async def stock_up(self, connection: Connection, tickets: Iterable[Ticket]) -> None:
-        """Makes keys for the messages that these commands are going to send, and for some to come."""
+        """Create keys for the messages that these commands will send, and for some later ones."""
         if not self._encrypt:
             return
         wanted = sum(isinstance(ticket.request.command, do.SendMessage) for ticket in tickets)
@@ -157,11 +156,11 @@ class Sealing:
         tickets: Sequence[Ticket],
         answered: Container[str],
     ) -> Sealer | None:
-        """What a batch seals with, given the state that it will be decided on; None for a plain one.
+        """Return the sealer for a batch; None if payloads are stored in plain text.
 
         Args:
-            connection: to make, or find, the senders' keys.
-            state: with what the commands need recalled into it.
+            connection: used to create or look up the senders' keys.
+            state: what the batch will be decided on, with what the commands need recalled into it.
             tickets: the commands.
             answered: idempotency keys of commands that will not be decided again.
         """
@@ -174,10 +173,10 @@ class Sealing:
         return Sealer(at_hand, self._stock)
 
     def ahead(self, sealer: Sealer | None, state: State, tickets: Sequence[Ticket]) -> Sealer | None:
-        """What a batch seals with that is decided without the database; arguments as for `prepare`.
+        """Return the sealer for a batch that is decided without the database.
 
         Args:
-            sealer: of what was decided on the same draft before, where something was.
+            sealer: that of what was already decided on the same draft, if any.
             state: see `prepare`.
             tickets: commands that lack no keys (`lacks_keys`).
         """
@@ -189,18 +188,18 @@ class Sealing:
         return sealer
 
     def lacks_keys(self, state: State, tickets: Iterable[Ticket]) -> bool:
-        """Whether one of these commands needs a sender's key that is not at hand."""
+        """Whether one of these commands needs a sender's key that is not cached."""
         return self._encrypt and not senders_needed(state, tickets) <= self._senders.keys()
 
     async def make_durable(self, connection: Connection, sealer: Sealer | None) -> None:
-        """Makes the keys durable that a batch took from no stock: before the batch is appended."""
+        """Store the keys that did not come from the stock, before the batch is appended."""
         if sealer and sealer.late:
             await keys.store(connection, sealer.late)
 
     def settle(self, sealer: Sealer | None) -> None:
-        """The batch is in the log, and so its keys are durable: they are kept at hand, also to read it.
+        """Cache the keys of a committed batch, which are durable now, also for reading it back.
 
-        Not before: a sender's key can have been made in the transaction that appended the batch.
+        Not earlier: a sender's key may have been created in the transaction that appended the batch.
         """
         if sealer is None:
             return
@@ -212,25 +211,25 @@ class Sealing:
             self._senders.popitem(last=False)
 
     def observe(self, page: Iterable[Recorded]) -> None:
-        """Lets go of keys that were destroyed."""
+        """Drop the keys that these events destroyed."""
         for recorded in page:
             if recorded.type == SubjectForgotten.type:
-                self._let_go(orjson.loads(recorded.data)["key_id"])
+                self._evict(orjson.loads(recorded.data)["key_id"])
 
     def start_afresh(self) -> None:
-        """Lets go of everything: what answers on a new connection may be a database without these keys."""
+        """Drop everything: a new connection may lead to a database without these keys."""
         self.keyring.clear()
         self._senders.clear()
         self._stock = []
 
-    def _let_go(self, key_id: str) -> None:
+    def _evict(self, key_id: str) -> None:
         self.keyring.let_go(key_id)
         for digest in [digest for digest, key in self._senders.items() if key.id == key_id]:
             del self._senders[digest]
 
 
 def senders_needed(state: State, tickets: Iterable[Ticket], answered: Container[str] = ()) -> set[str]:
-    """Digests of the senders whose keys these commands are going to need; arguments as for `prepare`."""
+    """Return the digests of the senders whose keys these commands will need; arguments as for `prepare`."""
     return {
         digest_of(from_email)
         for ticket in tickets
@@ -241,7 +240,7 @@ def senders_needed(state: State, tickets: Iterable[Ticket], answered: Container[
 
 
 def _sender_to_seal(state: State, request: Request) -> str | None:
-    """The sender whose key a command is going to need; none is made for what will be refused."""
+    """Return the sender whose key a command will need; none for a command that will be refused."""
     match command := request.command:
         case do.LogEmail():
             return None if state.email_with(command.gmail_message_id) else command.from_email

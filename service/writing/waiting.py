@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 MAX_WAITING_COMMANDS = 10_000
 MAX_WAITING_BYTES = 64 * 1024 * 1024
-"""Bounds of the queue: beyond either, callers are told to come back later."""
+"""Bounds of the queue: beyond either, callers are told to retry later."""
 
 MAX_BATCH_COMMANDS = 1_000
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 MAX_BATCH_EVENTS = 5_000
-"""Bounds of one batch: it is decided in one go, while others wait, and the database takes only what was
-decided within the last second."""
+"""Bounds of one batch: everything else waits while it is decided, and the database rejects what was decided
+more than a second ago."""
 
 
 class Waiting:
@@ -30,7 +30,7 @@ class Waiting:
     def __init__(self) -> None:
         self.arrived = asyncio.Event()
         self.on_arrival: Callable[[], None] | None = None
-        """Told of new tickets, for as long as somebody is there who does not wait for `arrived`."""
+        """Called on new tickets; set by a consumer that does not wait for `arrived`."""
         self.bytes = 0
         self._tickets: deque[Ticket] = deque()
 
@@ -41,7 +41,7 @@ class Waiting:
         return iter(self._tickets)
 
     def put(self, ticket: Ticket) -> None:
-        """Adds a ticket at the end. Nobody is told of it before `tell`.
+        """Add a ticket at the end. Consumers are not woken until `tell` is called.
 
         Raises:
             QueueFull: a bound is reached.
@@ -52,29 +52,29 @@ class Waiting:
         self.bytes += ticket.request.size
 
     def tell(self) -> None:
-        """Tells whoever takes tickets that some have come."""
+        """Wake the consumers: tickets have arrived."""
         self.arrived.set()
         if self.on_arrival:
             self.on_arrival()
 
     def put_back(self, tickets: Sequence[Ticket]) -> None:
-        """Puts a batch that was not carried out back to the front, in its order."""
+        """Put a batch that was not committed back at the front, in order."""
         self._tickets.extendleft(reversed(tickets))
         self.bytes += sum(ticket.request.size for ticket in tickets)
         self.arrived.set()
 
     def let_go(self) -> None:
-        """Keeps no place for those whose callers have gone, as while the database is away."""
+        """Remove tickets whose callers have gone, as happens while the database is down."""
         if any(ticket.outcome.done() for ticket in self._tickets):
             self._tickets = deque(ticket for ticket in self._tickets if not ticket.outcome.done())
             self.bytes = sum(ticket.request.size for ticket in self._tickets)
 
     def drain(self, most: int = MAX_BATCH_COMMANDS, *, size: int = 0) -> list[Ticket]:
-        """Takes the next batch, or more to go beside others; leaves out those whose callers have gone.
+        """Take the next batch, or additions to one; drop tickets whose callers have gone.
 
         Args:
             most: how many commands to take at most.
-            size: of what makes a batch together with these, in bytes.
+            size: size in bytes of the batch that these are added to.
         """
         batch: list[Ticket] = []
         while self._tickets and len(batch) < most and size < MAX_BATCH_BYTES:

@@ -1,9 +1,9 @@
 """The writer: one task that turns waiting commands into events, a batch at a time.
 
-A batch is decided in memory at the head of the log and appended in one round trip, on condition that the
-log still ends there: one lock, one fsync and one notification for all its commands
-(`service.writing.appender`). The writer keeps the queue, the connection, and everybody's right to an
-answer.
+A batch is decided in memory at the head of the log and appended in one round trip, provided that the log
+still ends there: one lock, one fsync and one notification for all its commands
+(`service.writing.appender`). The writer owns the queue and the connection, and sees that every caller gets
+an answer.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from service.writing.ahead import Decided
 
 PATIENCE_SECONDS = 20.0
-"""How long a caller waits for its outcome."""
+"""How long a caller waits for the outcome."""
 
 HELD_UP_AFTER_SECONDS = 3.0
-"""How long commands may wait while none is decided before that counts as a problem."""
+"""How long commands may wait without progress before that counts as a problem."""
 
 _BACKOFF_SECONDS = (0.05, 2.0)
 _log = logging.getLogger(__name__)
@@ -61,43 +61,42 @@ class Writer:
     ) -> None:
         self.ready = False
         self.problem: str | None = None
-        """Why no command can be decided, where that is so."""
+        """Why no command can be decided; None if they can."""
         self.moved = Hints()
-        """Wakes when `squad` has moved on."""
+        """Wakes when `squad` has advanced."""
         self.observers: list[Callable[[Sequence[Recorded]], None]] = []
-        """Told about every event after it was committed, in order. They must not raise."""
+        """Called with all events after they were committed, in order. They must not raise."""
         self.on_known: list[Callable[[Sequence[Recorded], Sequence[AnyEvent]], None]] = []
-        """Told about what was committed here, or folded to decide, and what those events tell, before
-        `observers` are; not of what others have sealed."""
+        """Called before `observers` with events that were committed here or folded in order to decide, and
+        with their decoded form; not with what other processes sealed."""
         self.on_replaced: list[Callable[[], None]] = []
-        """Told when the log proved to be another one, once `squad` holds what is in it; must not raise."""
+        """Called when the log turned out to be another one, once `squad` reflects it. Must not raise."""
         self.replacements = 0
-        """How often it did."""
+        """How often that happened."""
         self.waiting = Waiting()
         self.measures = Measures()
-        """What was counted and measured."""
         self._dsn = dsn
         self._schema = schema
         self._hints = hints
         self._hint_seen = 0
-        """The latest hint that was followed by a look at the log."""
+        """The latest hint after which the log was read."""
         self._looked_at = self._asked_at = 0.0
-        """When the log was last looked at, and the database asked for the time."""
+        """When the log, and the database's clock, were last read."""
         self._appender = Appender(
             clock,
             self.waiting,
             self._publish,
             Sealing(keyring or Keyring(), encrypt=encrypt),
-            self._start_afresh,
+            self._on_log_replaced,
             self.measures,
         )
         self._current: list[Ticket] = []
         self._answered = 0
         """How many commands were in the last batch."""
         self._stopping = False
-        self._moved_at = 0.0
-        """When the last batch was carried out, or the first command since came."""
-        self._patience = Patience(self.waiting, self._under_way)
+        self._last_progress_at = 0.0
+        """When the last batch was committed, or the first command after an idle time arrived."""
+        self._patience = Patience(self.waiting, self._in_flight)
 
     @property
     def squad(self) -> Squad:
@@ -111,8 +110,8 @@ class Writer:
 
     @property
     def held_up(self) -> bool:
-        """Whether commands wait and none gets through, as where somebody else keeps the log's lock."""
-        waited = monotonic() - self._moved_at
+        """Whether commands wait without progress, such as when another session holds the log's lock."""
+        waited = monotonic() - self._last_progress_at
         return self._busy and waited > HELD_UP_AFTER_SECONDS
 
     @property
@@ -121,34 +120,34 @@ class Writer:
         return bool(self._current or self.waiting or appender.in_doubt or appender.ahead.tickets)
 
     async def submit(self, request: Request, patience_seconds: float = PATIENCE_SECONDS) -> Outcome:
-        """Has a command decided; returns once what came of it is durable.
+        """Queue a command, and return its outcome once it is durable.
 
         Raises:
-            QueueFull: too many are waiting.
-            Stopping: the service takes no more commands.
-            Unavailable: the database was away for too long; nothing was carried out.
-            OutcomeUnknown: the database went away in the commit; it may or may not have happened.
-            CommandFailed: a fault of ours; nothing was carried out.
+            QueueFull: too many commands are waiting.
+            Stopping: the service accepts no more commands.
+            Unavailable: the database was unavailable for too long; nothing was carried out.
+            OutcomeUnknown: the connection broke during the commit; it may or may not have happened.
+            CommandFailed: an internal error; nothing was carried out.
         """
         return await self.put(request, patience_seconds)
 
     def put(self, request: Request, patience_seconds: float = PATIENCE_SECONDS) -> asyncio.Future[Outcome]:
-        """Puts a command behind all that wait.
+        """Queue a command.
 
         Returns:
-            What `submit` returns or raises, once that is known.
+            A future of what `submit` returns or raises.
         """
         return self.put_all((request,), patience_seconds)[0]
 
     def put_all(
         self, requests: Iterable[Request], patience_seconds: float = PATIENCE_SECONDS
     ) -> list[asyncio.Future[Outcome]]:
-        """Puts commands behind all that wait, with nobody else's between them. See `put`."""
+        """Queue commands next to each other, with no others between them. See `put`."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience_seconds
         tell, put = self.measures.command, self.waiting.put
         if not self._busy:
-            self._moved_at = monotonic()
+            self._last_progress_at = monotonic()
         outcomes = []
         for request in requests:
             ticket = Ticket(request, loop.create_future(), deadline, tell)
@@ -165,7 +164,7 @@ class Writer:
         return outcomes
 
     async def run(self) -> None:
-        """Runs until cancelled; reconnects by itself."""
+        """Run until cancelled; reconnect as needed."""
         self._hints.also_wake(self.waiting.arrived)
         try:
             await self._run()
@@ -173,14 +172,14 @@ class Writer:
             self.give_up()
 
     async def drain(self) -> None:
-        """Takes no more commands; returns when those that wait are answered."""
+        """Accept no more commands, and return when those that wait are answered."""
         self._stopping = True
         while self._busy:
             await wait_for_hint(self.moved.ticket(), 0.05)
 
     def give_up(self) -> None:
-        """Waits for nothing any more: whoever still waits for an answer is told that there is none."""
-        for ticket in self._under_way():
+        """Fail all tickets that still wait for an answer."""
+        for ticket in self._in_flight():
             ticket.fail(OutcomeUnknown())
         while waiting := self.waiting.drain():
             for ticket in waiting:
@@ -206,12 +205,12 @@ class Writer:
                 self.problem = str(error)
             except (StoreUnavailable, StoreBusy, OSError) as error:
                 _log.warning("writer lost its connection: %s", error)
-                is_told = isinstance(error, StoreBusy | NotConnected)
-                self.problem = str(error) if is_told else "the database cannot be reached"
-                if isinstance(error, StoreBusy) and self._moved_at < began:
-                    # Where a disk is full, connections can be had, and each commit on them fails at once.
+                is_specific = isinstance(error, StoreBusy | NotConnected)
+                self.problem = str(error) if is_specific else "the database cannot be reached"
+                if isinstance(error, StoreBusy) and self._last_progress_at < began:
+                    # When a disk is full, connecting succeeds, and every commit fails at once.
                     delay = grown
-            except Exception as error:  # noqa: BLE001 - callers wait for this task: it goes on, whatever comes
+            except Exception as error:  # noqa: BLE001 - callers depend on this task: it must go on
                 _log.error("commands cannot be decided: %s", describe(error))
                 self.problem = str(error)
                 delay = _BACKOFF_SECONDS[1]
@@ -222,26 +221,26 @@ class Writer:
         self._looked_at = self._asked_at = monotonic()
         while True:
             if not self.waiting and not self._appender.ahead.tickets:
-                await self._something_to_do()
+                await self._wait_for_work()
             self.waiting.arrived.clear()
             await self._keep_up(connection)
-            await self._let_others_join()
+            await self._wait_for_joiners()
             if decided := self._appender.ahead.take():
-                await self._carry_out(connection, list(decided.batch.tickets), decided)
+                await self._commit_all(connection, list(decided.batch.tickets), decided)
             elif tickets := self.waiting.drain(self._appender.enough(len(self.waiting))):
-                await self._carry_out(connection, tickets)
+                await self._commit_all(connection, tickets)
 
     async def _keep_up(self, connection: Connection) -> None:
-        """Asks for the time, and looks at the log: now and then, and where others may have written."""
+        """Read the clock and the log: periodically, and when other processes may have written."""
         now, hinted, keeper = monotonic(), self._hints.position, self._appender.keeper
         if now - self._asked_at > POLL_SECONDS:
-            # Ours may have stood still, as on a laptop that slept, and readers go by it as well.
+            # Our clock may have stopped, as on a laptop that slept, and readers rely on it too.
             await keeper.renew_clock(connection)
             self._asked_at = now
-        # A hint counts once: whatever was said, the log has been looked at since.
+        # A hint counts once: whatever it announced, the log has been read since.
         is_news = hinted > self._hint_seen and hinted > self.squad.head.position
-        # A batch that is decided holding the lock reads what is new there. A look alone brings back into
-        # memory what others opened again; there is one each second in any case.
+        # A batch decided under the lock reads what is new anyway. Only `look` loads what other processes
+        # reopened; it runs once a second in any case.
         if self._appender.contended and self.waiting:
             is_news = False
         if is_news or now - self._looked_at > POLL_SECONDS:
@@ -252,8 +251,8 @@ class Writer:
             if self.squad.head.position > max(known, self._hints.position):
                 self.measures.poll_rescues += 1
 
-    async def _something_to_do(self) -> None:
-        """Waits for a command or a hint, and not longer than until it is time to look anyway."""
+    async def _wait_for_work(self) -> None:
+        """Wait for a command or a hint, at most until the next poll is due."""
         arrived = self.waiting.arrived
         timer = asyncio.get_running_loop().call_later(POLL_SECONDS, arrived.set)
         try:
@@ -261,8 +260,8 @@ class Writer:
         finally:
             timer.cancel()
 
-    async def _let_others_join(self) -> None:
-        """Where appending takes long, waits a moment for callers who were just answered to ask again.
+    async def _wait_for_joiners(self) -> None:
+        """If appends are slow, wait briefly for callers who were just answered to ask again.
 
         They share the commit of what was decided ahead, instead of waiting for it and then for their own.
         """
@@ -276,12 +275,12 @@ class Writer:
             await wait_for_hint(self.waiting.arrived, left)
         ahead.join()
 
-    async def _carry_out(
+    async def _commit_all(
         self, connection: Connection, tickets: list[Ticket], decided: Decided | None = None
     ) -> None:
-        """Commits the tickets together; where they cannot be, by halves, down to the one at fault."""
+        """Commit the tickets together; if that fails, bisect down to the command at fault."""
         self._current, self._answered = [*tickets], len(tickets)
-        # What was decided ahead has no command that must stand apart.
+        # What was decided ahead contains no command that needs a batch of its own.
         parts = [tickets] if decided else parting.apart(tickets)
         try:
             while parts:
@@ -294,12 +293,12 @@ class Writer:
                         join=partial(self._join, part, parts),
                         leave=parts.append,
                     )
-                    self._moved_at = monotonic()
+                    self._last_progress_at = monotonic()
                 except (StoreUnavailable, StoreBusy, LogNotUnderstood, asyncio.CancelledError):
                     if not self._appender.in_doubt:
                         parts.append(part)
                     raise
-                except Exception as error:  # noqa: BLE001 - nobody waits for ever, whatever went wrong
+                except Exception as error:  # noqa: BLE001 - no caller may wait for ever
                     parts += parting.halves(part, error)
         finally:
             for part in parts:
@@ -307,9 +306,9 @@ class Writer:
             self._current = []
 
     def _join(self, part: list[Ticket], parts: list[list[Ticket]]) -> None:
-        """Lets those go along who came while this part waited for its turn among several processes."""
+        """Add to the part the commands that arrived while it waited for the lock."""
         if parts:
-            # Nobody gets between those that came together.
+            # Tickets queued together stay together.
             return
         more = parting.companions(part, self.waiting)
         part += more
@@ -323,12 +322,12 @@ class Writer:
         for observe in self.observers:
             try:
                 observe(recorded)
-            except Exception:  # noqa: BLE001 - the events are in the log, whatever an observer makes of them
+            except Exception:  # noqa: BLE001 - the events are committed, whatever happens to an observer
                 _log.exception("an observer of the log failed")
         self.moved.wake(self.squad.head.position)
 
-    def _start_afresh(self) -> None:
-        """The log is another one, and may be shorter: what was hinted at says nothing of it."""
+    def _on_log_replaced(self) -> None:
+        """Reset the hints: the log is another one, and may be shorter, so they do not apply to it."""
         self.replacements += 1
         self._hints.forget()
         self._hint_seen = 0
@@ -336,7 +335,7 @@ class Writer:
             tell()
         self.moved.wake()
 
-    def _under_way(self) -> Sequence[Ticket]:
-        """Those whose commands may be in the log already."""
+    def _in_flight(self) -> Sequence[Ticket]:
+        """Return the tickets whose commands may be in the log already."""
         in_doubt = self._appender.in_doubt
         return (*self._current, *(in_doubt.tickets if in_doubt else ()), *self._appender.ahead.tickets)

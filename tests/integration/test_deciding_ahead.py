@@ -182,7 +182,7 @@ async def test_of_many_that_ask_at_once_some_are_decided_while_others_are_on_the
 ) -> None:
     """Otherwise all would be answered together and ask again together, and nothing would overlap."""
     async with running_writer(database) as writer:
-        monkeypatch.setattr(writer._appender.pace, "_at_least", lambda: 1)
+        monkeypatch.setattr(writer._appender.pace, "_minimum", lambda: 1)
         await submit(writer, message("to be known"))
         gate.sizes.clear()
         gate.open.clear()
@@ -201,7 +201,7 @@ async def test_where_commits_are_slow_those_who_were_answered_go_along_with_the_
     async with running_writer(database) as writer:
         await submit(writer, message("to be known"))
         monkeypatch.setattr(pace, "MOST_REST_SECONDS", 60)
-        monkeypatch.setattr(writer._appender.pace, "_an_append", 8 * 60)
+        monkeypatch.setattr(writer._appender.pace, "_append_seconds", 8 * 60)
         monkeypatch.setattr(writer._appender.pace, "appended", lambda seconds: None)
 
         async def ask(times: int) -> None:

@@ -72,7 +72,7 @@ async def test_of_another_server_everything_is_asked_anew(server: Server) -> Non
 async def test_what_could_not_be_confirmed_is_asked_again(server: Server) -> None:
     confirmed = Confirmed()
     server.says = StoreBusy("locked")
-    with pytest.raises(StoreBusy, match="somebody has the log's lock"):
+    with pytest.raises(StoreBusy, match="another session holds the log's lock"):
         await confirmed.make_sure(CONNECTION, 5)
     server.says = None
     await confirmed.make_sure(CONNECTION, 5)

@@ -16,7 +16,7 @@ from tests.support.wait import eventually
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(patience, "_SWEEP_SECONDS", 0.001)
 
 
 def ticket(seconds: float) -> Ticket:
