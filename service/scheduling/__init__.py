@@ -1,1 +1,1 @@
-"""What happens by the clock: jobs are claimed and carried out, and what is over is ended."""
+"""Timed work: claim and carry out jobs, and end what has expired."""

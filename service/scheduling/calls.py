@@ -1,8 +1,8 @@
-"""Calls to agents: JSON out, JSON back, and nothing but what was agreed.
+"""HTTP calls to agents: JSON out, JSON back.
 
-A call goes to the url that the agent is registered with, and nowhere else: redirects are not followed. It
-bears the headers of the Standard Webhooks specification, signed where the agent has a secret. An answer
-counts up to 1 MiB; what it says of tokens is believed.
+A call goes to the URL that the agent is registered with and nowhere else: redirects are not followed. It
+carries the headers of the Standard Webhooks specification, signed if the agent has a secret. At most 1 MiB
+of the answer is read; the tokens that it reports are taken on trust.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 MAX_ANSWER_BYTES = 1024 * 1024
 KEPT_OPEN_SECONDS = 1.0
-"""For how long a connection is kept without a call. Servers end those after two seconds or more, and a call
-that is on its way at that moment has failed."""
+"""How long an idle connection is kept. Servers close theirs after two seconds or more, and a call in flight
+at that moment fails."""
 
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - a prefix that every secret has
 _SHOWN_CHARACTERS = 300
@@ -35,14 +35,14 @@ class Reply(NamedTuple):
 
     ok: bool
     reason: str | None
-    """Why it counts as failed, as far as the log can hold it."""
+    """Why it counts as failed, reduced to what the log can store."""
     body: Any
     tokens_used: int | None
-    """What the agent said that it used."""
+    """How many tokens the agent reported as used."""
 
 
 class AgentClient:
-    """Calls agents. One session, so that the next call of a run goes over the same connection."""
+    """Calls agents. One session, so that the next call of a run reuses the connection."""
 
     def __init__(self, default_url: str, secrets: Mapping[str, str]) -> None:
         self._default_url = default_url
@@ -52,9 +52,9 @@ class AgentClient:
     async def __aenter__(self) -> AgentClient:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_OPEN_SECONDS),
-            # What one agent's server would have remembered is no other's business.
+            # One agent's cookies must not reach another.
             cookie_jar=aiohttp.DummyCookieJar(),
-            # Each attempt has its own bound, set by the job.
+            # Each attempt has its own timeout, set by the job.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
             auto_decompress=False,
             headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "squad"},
@@ -68,14 +68,14 @@ class AgentClient:
     async def call(
         self, agent: str, url: str | None, endpoint: str, message_id: str, payload: dict[str, Any]
     ) -> Reply:
-        """POSTs to an agent; whatever goes wrong is an answer too.
+        """POST to an agent. A call that fails returns a `Reply` too.
 
         Args:
             agent: its name.
-            url: where it is registered; None for the default.
-            endpoint: a path there.
-            message_id: goes out as `webhook-id`; the same at each attempt and no other call's, so that the
-                agent can tell repeats.
+            url: its registered base URL; None for the default.
+            endpoint: a path below it.
+            message_id: sent as `webhook-id`; the same at each attempt and unique to the call, so that the
+                agent can recognize repeats.
             payload: the body.
         """
         assert self._session
@@ -93,32 +93,31 @@ class AgentClient:
                     answer += more
                 return read_answer(response.status, answer)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            reason = f"the call to {target} failed: {_told(error)}"
+            reason = f"the call to {target} failed: {_cause_of(error)}"
             return Reply(ok=False, reason=storable(reason), body=None, tokens_used=None)
 
 
-def _told(error: Exception) -> str:
-    # aiohttp says "ssl:default" of every connection that is not made, and the host once more.
+def _cause_of(error: Exception) -> str:
+    # For every failed connection, aiohttp adds "ssl:default" and repeats the host.
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     return (isinstance(cause, OSError) and cause.strerror) or str(cause) or type(error).__name__
 
 
 def at_url(url: str, endpoint: str) -> str:
-    """Where an endpoint of an agent is: behind the url's path; a query of the url goes along."""
+    """Return the URL of an agent's endpoint: appended to the path of `url`, whose query is kept."""
     base, _, query = url.partition("#")[0].partition("?")
     target = base.rstrip("/") + endpoint
     return f"{target}{'&' if '?' in endpoint else '?'}{query}" if query else target
 
 
 def signed_headers(secret: str | None, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The headers of the Standard Webhooks specification (standardwebhooks.com).
+    """Return the headers of the Standard Webhooks specification (standardwebhooks.com).
 
     Args:
-        secret: base64, as the specification has it with the prefix `whsec_`; None signs nothing.
-        message_id: what is sent; the same at each attempt, and without the full stop that ends it where it
-            is signed.
-        timestamp: seconds since 1970, by the clock on the wall, as the receiver checks it against its own.
-        body: exactly what is sent.
+        secret: base64, with or without the specification's prefix `whsec_`; None for no signature.
+        message_id: the same at each attempt; without a full stop, which terminates it in the signed text.
+        timestamp: seconds since 1970 by the wall clock, as the receiver checks it against its own.
+        body: the exact bytes that are sent.
     """
     headers = {
         "Content-Type": "application/json",
@@ -134,7 +133,7 @@ def signed_headers(secret: str | None, message_id: str, timestamp: int, body: by
 
 
 def decode_secret(secret: str) -> bytes:
-    """The key in a secret.
+    """Return the key in a secret.
 
     Raises:
         ValueError: it is not base64.
@@ -143,7 +142,7 @@ def decode_secret(secret: str) -> bytes:
 
 
 def read_answer(status: int, answer: bytes) -> Reply:
-    """What an answer means. Anything but a 2xx is a failure; a body that is no JSON is only shown."""
+    """Interpret an answer. Anything but a 2xx is a failure; any body that is not JSON becomes text."""
     try:
         body: Any = orjson.loads(answer) if answer else None
     except ValueError:
@@ -154,7 +153,7 @@ def read_answer(status: int, answer: bytes) -> Reply:
 
 
 def tokens_in(body: Any) -> int | None:
-    """What an answer reports as used: `tokens_used`, or the sum of a `usage` object."""
+    """Return the tokens that an answer reports: `tokens_used`, or the sum of a `usage` object."""
     if not isinstance(body, dict):
         return None
     if (direct := _count(body.get("tokens_used"))) is not None:
@@ -176,6 +175,6 @@ def _brief(body: Any) -> str:
     try:
         text = body if isinstance(body, str) else "" if body is None else orjson.dumps(body).decode()
     except TypeError:
-        # More can be read than written.
-        text = "what is nested too deep to be shown"
+        # orjson reads deeper nesting than it writes.
+        text = "(nested too deep to be shown)"
     return storable(text)[:_SHOWN_CHARACTERS] or "nothing"

@@ -1,7 +1,7 @@
-"""Work on e-mails that wait: each is budgeted, claimed, handed to the agent, and let go again.
+"""Work on waiting e-mails: reserve tokens for each, claim it, hand it to the agent, and release both.
 
-What is taken for an e-mail is given back on every way out: done, failed, timed out, cancelled, stopped. Of
-a process that vanished the claim and the reservation expire.
+Claim and reservation are released on every way out: done, failed, timed out, cancelled, stopped. Those of a
+process that vanished expire.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 CLASSIFY_ENDPOINT = "/api/agents/email/classify"
 RESPOND_ENDPOINT = "/api/agents/email/respond"
 
-_RESERVED_LONGER_SECONDS = 60.0
-"""How much longer than its attempt may take a reservation is held."""
+_RESERVATION_MARGIN_SECONDS = 60.0
+"""How much longer a reservation is held than its attempt may take."""
 
 
 class EmailWork(NamedTuple):
-    """A kind of work on e-mails, with the seed's figures."""
+    """A kind of work on e-mails, with the figures from the seed specification."""
 
     action: str
     endpoint: str
@@ -44,7 +44,7 @@ class EmailWork(NamedTuple):
     tokens: int
     tokens_unreported: int
     claims_first: bool
-    """Whether a conflict is looked for before tokens are set aside, or after."""
+    """Whether the e-mail is claimed before tokens are reserved, rather than after."""
     wanted: Callable[[EmailRow], bool]
 
 
@@ -68,10 +68,10 @@ RESPOND = EmailWork(
 )
 
 
-class _Left(Exception):
-    """An e-mail is left for later, or to whoever was faster."""
+class _NotDone(Exception):
+    """An e-mail is left for later, or no longer needs work."""
 
-    def __init__(self, because: Literal["conflict", "budget", "failure", "over"], reason: str) -> None:
+    def __init__(self, because: Literal["conflict", "budget", "failure", "obsolete"], reason: str) -> None:
         super().__init__(reason)
         self.because = because
         self.reason = reason
@@ -79,40 +79,40 @@ class _Left(Exception):
 
 @dataclass
 class _Held:
-    """What is held for an e-mail, and what came of it."""
+    """What is held for an e-mail, and the outcome of its call."""
 
     fencing_token: int = 0
-    """Of the claim."""
+    """The claim's."""
     reply: Reply | None = None
-    """None: the agent was not called, or the call was cut short."""
+    """None if the agent was not called, or the call was cut short."""
     lost: str | None = None
-    """Why the claim is held no longer, where that is so."""
+    """Why the claim was lost; None while it is held."""
     call: asyncio.Timeout | None = None
-    """What bounds the call that is under way."""
+    """The timeout of the call in flight."""
 
     def lose(self, reason: str) -> None:
-        """Gives the call up: whoever has the e-mail now is not to be disturbed."""
+        """Note that the claim was lost, and abort the call: another agent may hold the e-mail now."""
         self.lost = reason
         if self.call:
             self.call.reschedule(asyncio.get_running_loop().time())
 
 
 async def work_on_emails(work: Work, kind: EmailWork) -> Report:
-    """Works on those that wait, the oldest first; stops when the budget refuses."""
+    """Work on the waiting e-mails, oldest first; stop when the budget refuses."""
     for email_id in [known for known in work.setbacks if work.squad.rows(EMAILS).get(known) is None]:
         del work.setbacks[email_id]
     waiting = [row for row in work.squad.all(EMAILS) if _waits(kind, row)]
-    # Whatever is wrong with some of them, the others have their turn.
+    # E-mails that keep failing must not starve the others.
     waiting.sort(key=lambda row: (work.setbacks[row.id], row.created_position))
     deadline = asyncio.get_running_loop().time() + work.job.timeout_seconds
     done: list[str] = []
-    left: dict[str, _Left] = {}
+    left: dict[str, _NotDone] = {}
     for email in waiting[: kind.at_most]:
         if not work.may_call:
             break
         try:
             await _one_email(work, kind, email.id, deadline)
-        except _Left as problem:
+        except _NotDone as problem:
             left[email.id] = problem
             if problem.because == "budget":
                 break
@@ -126,11 +126,11 @@ async def work_on_emails(work: Work, kind: EmailWork) -> Report:
 
 
 def _waits(kind: EmailWork, row: EmailRow | None) -> bool:
-    """Whether there is something to do. In one that was erased with its sender there is not."""
+    """Whether an e-mail needs this work. One that was erased with its sender does not."""
     return row is not None and kind.wanted(row) and row.from_email != ERASED
 
 
-def _report(work: Work, waiting: list[EmailRow], done: list[str], left: dict[str, _Left]) -> Report:
+def _report(work: Work, waiting: list[EmailRow], done: list[str], left: dict[str, _NotDone]) -> Report:
     reasons = {email_id: problem.reason for email_id, problem in left.items()}
     data: dict[str, Any] = {"done": done, "left": reasons, "waiting": len(waiting)}
     failures = [problem.reason for problem in left.values() if problem.because == "failure"]
@@ -138,57 +138,57 @@ def _report(work: Work, waiting: list[EmailRow], done: list[str], left: dict[str
         return failed(work.job.name, failures[0], **data)
     text = f"{work.job.name}: {len(done)} of {len(waiting)} e-mails done"
     because = Counter(problem.because for problem in left.values())
-    if for_later := len(left) - because["over"]:
+    if for_later := len(left) - because["obsolete"]:
         text += f", {for_later} left for later"
-    if because["over"]:
-        text += f", {because['over']} no longer waiting"
+    if because["obsolete"]:
+        text += f", {because['obsolete']} no longer waiting"
     if because["budget"]:
         text += "; the budget allows no more"
     return succeeded(text, answered=bool(done), **data)
 
 
 async def _one_email(work: Work, kind: EmailWork, email_id: str, deadline: float) -> None:
-    """Works on one e-mail.
+    """Work on one e-mail.
 
     Raises:
-        _Left: it is not done, and why.
+        _NotDone: it was not done.
     """
     held = _Held()
-    to_take = [_claimed(work, kind, email_id, held), _reserved(work, kind, held)]
+    to_acquire = [_claimed(work, kind, email_id, held), _reserved(work, kind, held)]
     async with AsyncExitStack() as stack:
-        for taking in to_take if kind.claims_first else reversed(to_take):
-            await stack.enter_async_context(taking)
-        # It was chosen a while ago; whoever was at it since has let it go.
+        for acquiring in to_acquire if kind.claims_first else reversed(to_acquire):
+            await stack.enter_async_context(acquiring)
+        # It was chosen a while ago; another agent may have claimed, finished and released it since.
         if not _waits(kind, work.squad.rows(EMAILS).get(email_id)):
-            raise _Left("over", "it was finished or erased meanwhile")
+            raise _NotDone("obsolete", "it was finished or erased meanwhile")
         if held.lost:
-            raise _Left("conflict", held.lost)
-        # One that hangs takes half of the time that is left, so that it cannot take all of it every time.
+            raise _NotDone("conflict", held.lost)
+        # A call may use half of the remaining time, so that one that hangs cannot use it up each time.
         half = (deadline - asyncio.get_running_loop().time()) / 2
         try:
             async with asyncio.timeout(half) as held.call:
                 held.reply = await work.call(kind.endpoint, held.fencing_token, email_id=email_id)
         except TimeoutError as error:
             if held.lost:
-                raise _Left("conflict", held.lost) from error
-            raise _Left("failure", f"the agent did not answer within {half:.3g} seconds") from error
+                raise _NotDone("conflict", held.lost) from error
+            raise _NotDone("failure", f"the agent did not answer within {half:.3g} seconds") from error
         finally:
             held.call = None
     if not held.reply.ok:
-        raise _Left("failure", held.reply.reason or "it failed")
+        raise _NotDone("failure", held.reply.reason or "it failed")
 
 
 @asynccontextmanager
 async def _reserved(work: Work, kind: EmailWork, held: _Held) -> AsyncIterator[None]:
-    """Tokens for a call: settled with what it used, given back where that is nothing.
+    """Reserve tokens for a call; settle with what it used, or release them if it used none.
 
     Raises:
-        _Left: the budget refuses.
+        _NotDone: the budget refuses.
     """
-    seconds = min(work.job.timeout_seconds + _RESERVED_LONGER_SECONDS, MAX_TTL_SECONDS)
+    seconds = min(work.job.timeout_seconds + _RESERVATION_MARGIN_SECONDS, MAX_TTL_SECONDS)
     outcome = await work.do(do.ReserveTokens(agent=work.agent, tokens=kind.tokens, ttl_seconds=seconds))
     if outcome.refusal:
-        raise _Left("budget", outcome.refusal.detail)
+        raise _NotDone("budget", outcome.refusal.detail)
     reservation_id = outcome.reply["id"]
     try:
         yield
@@ -201,16 +201,16 @@ async def _reserved(work: Work, kind: EmailWork, held: _Held) -> AsyncIterator[N
         else:
             settle = do.SettleReservation(reservation_id=reservation_id, tokens_used=used)
             if (await work.do(settle)).refusal:
-                # The reservation is over, such as one that expired; what was spent was spent all the same.
+                # The reservation has ended, for example expired; the tokens were spent all the same.
                 await work.do(do.RecordUsage(agent=work.agent, tokens=used))
 
 
 @asynccontextmanager
 async def _claimed(work: Work, kind: EmailWork, email_id: str, held: _Held) -> AsyncIterator[None]:
-    """The claim on an e-mail, kept for as long as the work on it takes.
+    """Claim an e-mail, and keep the claim while the work on it lasts.
 
     Raises:
-        _Left: somebody else is at it. Whoever watches the messages is told.
+        _NotDone: another agent holds a conflicting claim. A message to the orchestrator says so.
     """
     outcome = await work.do(
         do.StartOperation(agent=work.agent, action=kind.action, resources={"emailId": email_id})
@@ -219,21 +219,21 @@ async def _claimed(work: Work, kind: EmailWork, email_id: str, held: _Held) -> A
         detail = outcome.refusal.detail
         text = f"{kind.action} of e-mail {email_id} is left for later: {detail}"
         await work.do(do.SendMessage(from_agent=work.agent, to_agent="orchestrator", message=text))
-        raise _Left("conflict", detail)
+        raise _NotDone("conflict", detail)
     operation_id = outcome.reply["id"]
     held.fencing_token = outcome.reply["fencing_token"]
     try:
         async with background(_renew(work, operation_id, held)):
             yield
     finally:
-        came_of_it: OperationOutcome = "cancelled"
+        result: OperationOutcome = "cancelled"
         if held.reply:
-            came_of_it = "succeeded" if held.reply.ok else "failed"
-        await work.do(do.FinishOperation(operation_id=operation_id, outcome=came_of_it))
+            result = "succeeded" if held.reply.ok else "failed"
+        await work.do(do.FinishOperation(operation_id=operation_id, outcome=result))
 
 
 async def _renew(work: Work, operation_id: str, held: _Held) -> None:
-    """Renews a claim in good time, again and again, until that is refused."""
+    """Renew a claim, well before it expires, until a renewal is refused."""
     while True:
         await asyncio.sleep(renewal_seconds(work.squad.policy))
         with suppress(NoOutcome):

@@ -1,4 +1,4 @@
-"""What a run does: call an agent's endpoint, or one of the orchestrator's own tasks."""
+"""What a run does: call an agent's endpoint, or perform one of the built-in tasks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 POLL_ENDPOINT = "/api/agents/email/poll"
 
 POLL_TOKENS_UNREPORTED = 500
-"""What a poll counts as where the agent does not say; the seed's figure."""
+"""Tokens charged for a poll if the agent reports none; the figure of the seed specification."""
 
 MAX_KEPT_BYTES = 16 * 1024
-"""How much of an agent's answer goes into the log."""
+"""Size up to which an agent's answer is stored in the log."""
 
 
 async def perform(work: Work) -> Report:
-    """Does what the job says; calls nobody while the orchestrator is shut down."""
+    """Perform an attempt of a job; call no agent while the orchestrator is shut down."""
     if work.job.agent and not work.may_call:
         return failed(work.job.name, "the orchestrator was shut down", ours=True)
     if work.job.endpoint:
@@ -44,12 +44,12 @@ async def _call_endpoint(work: Work, endpoint: str, tokens_unreported: int) -> R
 
 
 def _keepable(body: Any) -> dict[str, Any]:
-    """An agent's answer as far as the log can hold it."""
+    """Return an agent's answer, or a placeholder if the log cannot store it."""
     try:
         kept = check_json({"result": body})
         size = len(orjson.dumps(body))
     except (ValueError, TypeError):
-        return {"result": "an answer that cannot be kept"}
+        return {"result": "an answer that cannot be stored"}
     return dict(kept) if size <= MAX_KEPT_BYTES else {"result": f"an answer of {size} bytes"}
 
 
@@ -116,4 +116,4 @@ TASKS: dict[str, Callable[[Work], Awaitable[Report]]] = {
     "token_monitor": _monitor_tokens,
     "token_reset": _reset_tokens,
 }
-"""Every built-in task by its name; `service.job_spec.BUILT_IN_TASKS` has the same names."""
+"""The built-in tasks by name; `service.job_spec.BUILT_IN_TASKS` has the same names."""

@@ -1,8 +1,8 @@
-"""The scheduler: claims what is due, and carries out what this process has claimed.
+"""The scheduler: claims due ticks and runs, and carries out what this process has claimed.
 
-Every process has one, and none of them leads. Claiming is a command like any other, decided at the head of
-the log: who is first gets the run, the others find nothing left to do. What this process is to carry out
-it reads from the log itself: each `run_started` and `run_retried` names its runner.
+Every process has one, and none is a leader. A claim is a command like any other, decided at the head of the
+log: the first process gets the run, the others find nothing left to do. A process learns from the log
+what it is to carry out: each `run_started` and `run_retried` names its runner.
 """
 
 from __future__ import annotations
@@ -53,25 +53,25 @@ if TYPE_CHECKING:
     from service.writing.writer import Writer
 
 MAX_RUNS = 256
-"""How many runs of this process are under way at once; more wait their turn, under their lease."""
+"""How many runs of this process call agents at once; further ones wait for a slot, holding their lease."""
 
 MAX_RUNS_PER_AGENT = 16
 """How many of them call one agent."""
 
 MAX_CLAIMS = 16
-"""How many claims of this process wait to be decided at once. One may record 100 missed ticks, and what
-others ask for waits behind it."""
+"""How many claims of this process are queued at once. One may record 100 missed ticks, and other commands
+wait behind it."""
 
 LONGEST_SLEEP_SECONDS = 1.0
 
 STOP_SECONDS = 1.5
-"""How long runs have to end by themselves when the service stops."""
+"""How long runs may take to end by themselves when the service stops."""
 
 GIVE_BACK_SECONDS = 2.0
-"""How long they then have to give back what they hold."""
+"""How long they may then take to release what they hold."""
 
-_CONCERNS_US = ("job_", "run_", "tick_", "orchestrator_")
-_CHANGES_OF_HANDS = frozenset(kind.type for kind in (RunStarted, RunRetried, RunAttemptFailed, RunFinished))
+_RELEVANT_PREFIXES = ("job_", "run_", "tick_", "orchestrator_")
+_OWNERSHIP_TYPES = frozenset(kind.type for kind in (RunStarted, RunRetried, RunAttemptFailed, RunFinished))
 _log = logging.getLogger(__name__)
 
 
@@ -88,34 +88,34 @@ class Scheduler:
         self._stopping = False
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._told_of: dict[str, Schedule] = {}
-        """Jobs that stand still, and what was said to be wrong with them."""
+        self._reported: dict[str, Schedule] = {}
+        """Schedules of jobs that cannot be scheduled, as last logged."""
         self._setbacks: Counter[str] = Counter()
-        self._places = asyncio.Semaphore(MAX_RUNS)
-        self._places_of_agent: defaultdict[str, asyncio.Semaphore] = defaultdict(
+        self._slots = asyncio.Semaphore(MAX_RUNS)
+        self._agent_slots: defaultdict[str, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(MAX_RUNS_PER_AGENT)
         )
 
     async def run(self) -> None:
-        """Claims what is due, until stopped or cancelled."""
+        """Claim what is due, until stopped or cancelled."""
         while not self._stopping:
             self._changed.clear()
             try:
                 async with self._claiming:
-                    seconds = await self._claim_what_is_due()
-            except Exception:  # noqa: BLE001 - other jobs are still to be run, now or when this is mended
-                _log.exception("looking for what is due failed")
+                    seconds = await self._claim_due()
+            except Exception:  # noqa: BLE001 - other jobs must still run, now or once this is fixed
+                _log.exception("looking for due jobs failed")
                 seconds = LONGEST_SLEEP_SECONDS
             if seconds:
                 await wait_for_hint(self._changed, seconds)
 
     async def stop(self) -> None:
-        """Lets runs end, for a moment; what does not is given back, so that another process takes it up."""
+        """Give runs a moment to end; hand back the others, so that another process takes them over."""
         self._stopping = True
         self._changed.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
-                # What is being claimed at this moment is ours as well.
+                # A claim in progress becomes our run too.
                 async with self._claiming:
                     pass
                 while self._tasks:
@@ -126,24 +126,24 @@ class Scheduler:
             await asyncio.wait(tuple(self._tasks), timeout=GIVE_BACK_SECONDS)
 
     def observe(self, recorded: Sequence[Recorded]) -> None:
-        """Sees every event after it was committed; begins the runs that are ours."""
+        """Handle committed events: start the runs that are ours, and cancel those that are no longer."""
         for item in recorded:
-            if not item.type.startswith(_CONCERNS_US):
+            if not item.type.startswith(_RELEVANT_PREFIXES):
                 continue
             self._changed.set()
-            if item.type not in _CHANGES_OF_HANDS:
+            if item.type not in _OWNERSHIP_TYPES:
                 continue
             event = codec.decode(item)
             if not isinstance(event, RunStarted | RunRetried | RunAttemptFailed | RunFinished):
                 continue
             if before := self._runs.pop(event.run_id, None):
-                # Over by another word than ours, such as the next tick's, or somebody else's by now.
+                # Ended by another command, such as the next tick's claim, or taken over by another process.
                 before.cancel()
             if isinstance(event, RunStarted | RunRetried) and event.runner == self.runner:
                 self._begin(event.run_id)
 
     def drop_what_is_lost(self) -> None:
-        """The log was replaced: runs that are not in it, or not ours in it, end here without a word."""
+        """After the log was replaced, silently cancel runs that are not in it, or not ours in it."""
         rows = self._writer.squad.rows(RUNS)
         for run_id, task in list(self._runs.items()):
             row = rows.get(run_id)
@@ -162,21 +162,21 @@ class Scheduler:
             if self._runs.get(run_id) is ended:
                 del self._runs[run_id]
             if not ended.cancelled() and ended.exception():
-                _log.error("run %s broke off", run_id, exc_info=ended.exception())
+                _log.error("run %s aborted", run_id, exc_info=ended.exception())
 
         task.add_done_callback(forget)
 
-    async def _claim_what_is_due(self) -> float:
-        """Claims it; says how long to wait before looking again."""
+    async def _claim_due(self) -> float:
+        """Claim what is due; return how many seconds to wait before looking again."""
         if not self._writer.ready:
             return LONGEST_SLEEP_SECONDS
         now = self._clock.now()
-        jobs, runs, later = due_jobs(self._writer.squad, now, self._stands_still)
-        # A run of our own whose lease ran out, because the database was away, is still being carried out.
+        jobs, runs, later = due_jobs(self._writer.squad, now, self._report_unschedulable)
+        # A run of our own whose lease expired because the database was down is still being carried out.
         claims: list[AnyCommand] = [
             do.TakeUpRun(run_id=run_id, runner=self.runner) for run_id in runs if run_id not in self._runs
         ]
-        # Runs first: one that nobody may take up any more is in no tick's way.
+        # Runs first: one that may not be taken over any more ends, and then blocks no tick.
         claims += [do.ClaimTick(name=name, runner=self.runner) for name in jobs]
         if claims:
             return 0 if await self._claim(claims) else LONGEST_SLEEP_SECONDS
@@ -184,15 +184,15 @@ class Scheduler:
             return LONGEST_SLEEP_SECONDS
         return min(LONGEST_SLEEP_SECONDS, max(0.001, (later - now).total_seconds()))
 
-    def _stands_still(self, job: JobRow, why: str) -> None:
-        """Says so of a job, once for each schedule that it has."""
+    def _report_unschedulable(self, job: JobRow, why: str) -> None:
+        """Log that a job cannot be scheduled, once per schedule."""
         schedule = schedule_of(job)
-        if self._told_of.get(job.name) != schedule:
-            self._told_of[job.name] = schedule
-            _log.error("the job %s stands still: %s", job.name, why)
+        if self._reported.get(job.name) != schedule:
+            self._reported[job.name] = schedule
+            _log.error("the job %s cannot be scheduled: %s", job.name, why)
 
     async def _claim(self, claims: list[AnyCommand]) -> bool:
-        """Whether all claims were decided, so that it is worth looking again without waiting."""
+        """Submit the claims; return whether all were decided, so that it is worth looking again at once."""
         left = iter(claims)
 
         async def claim_in_turn() -> bool:
@@ -203,11 +203,11 @@ class Scheduler:
                 try:
                     await self._submit(claim)
                 except CommandFailed:
-                    # By what is wrong with this one; the others have their turn.
+                    # The fault is in this claim; go on with the others.
                     all_decided = False
                 except NoOutcome:
                     return False
-                except Exception:  # noqa: BLE001 - the others have their turn here as well
+                except Exception:  # noqa: BLE001 - go on with the others
                     _log.exception("claiming failed")
                     all_decided = False
             return all_decided
@@ -223,19 +223,19 @@ class Scheduler:
             if job is None:
                 report = failed(row.job, "the job was removed")
             elif job.agent != row.agent:
-                # In the very batch that began the attempt. Tokens and work are those of the run's agent.
+                # Changed in the very batch that started the attempt. Tokens and work are the run's agent's.
                 report = failed(row.job, "the job's agent was changed", ours=True)
             else:
-                report = await self._report(job, row)
+                report = await self._perform(job, row)
             await self._end(row, report)
 
-    async def _report(self, job: JobRow, row: RunRow) -> Report:
-        """Carries the attempt out; whatever comes of it is a report."""
+    async def _perform(self, job: JobRow, row: RunRow) -> Report:
+        """Carry out the attempt; return a report whatever happens."""
         claim = self._writer.squad.rows(OPERATIONS).get(row.operation_id) if row.operation_id else None
         token = claim.fencing_token if claim else row.fencing_token
         work = Work(self._writer, self._client, job, row, token, self._setbacks)
         try:
-            async with self._place(job.agent), asyncio.timeout(job.timeout_seconds):
+            async with self._slot(job.agent), asyncio.timeout(job.timeout_seconds):
                 return await perform(work)
         except TimeoutError:
             return failed(job.name, f"it took longer than {job.timeout_seconds:g} seconds")
@@ -246,20 +246,22 @@ class Scheduler:
         except NoOutcome as error:
             reason = f"the orchestrator was not available: {type(error).__name__}"
             return failed(job.name, reason, ours=True)
-        except Exception as error:  # noqa: BLE001 - its end must be told, or another process repeats it
-            _log.exception("run %s failed by a fault of ours", row.id)
-            return failed(job.name, f"a fault of the orchestrator: {type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - its end must be recorded, or another process repeats it
+            _log.exception("run %s failed with an internal error", row.id)
+            return failed(
+                job.name, f"an internal error of the orchestrator: {type(error).__name__}: {error}"
+            )
 
     async def _end(self, row: RunRow, report: Report) -> None:
-        """Says how the attempt ended, for as long as it takes to be heard."""
-        # Also where it was cancelled: by its deadline, as it did its last, or by a stop, as it says so.
-        await seen_through(self._tell_end(row, report))
+        """Record how the attempt ended, retrying for as long as it takes."""
+        # Even if cancelled: by its deadline while it finished, or by a stop while it reports.
+        await seen_through(self._record_end(row, report))
 
-    async def _tell_end(self, row: RunRow, report: Report) -> None:
+    async def _record_end(self, row: RunRow, report: Report) -> None:
         try:
             command = self._end_of(row, report)
         except ValidationError:
-            _log.exception("what run %s reports cannot be kept", row.id)
+            _log.exception("the report of run %s cannot be stored", row.id)
             command = self._end_of(row, report._replace(data=None))
         while True:
             try:
@@ -293,17 +295,17 @@ class Scheduler:
         return await self._writer.submit(Request(command, ACTOR, correlation_id=correlation))
 
     @asynccontextmanager
-    async def _place(self, agent: str | None) -> AsyncIterator[None]:
-        """A place among the runs under way, and among those of the agent."""
+    async def _slot(self, agent: str | None) -> AsyncIterator[None]:
+        """Hold a slot among the agent's runs, and one among all runs of this process."""
         if agent is None:
             yield
             return
-        # The agent's own bound first: its queue must not take places from others.
-        async with self._places_of_agent[agent], self._places:
+        # The agent's own limit first: runs that queue for it must not occupy slots that others could use.
+        async with self._agent_slots[agent], self._slots:
             yield
 
     async def _renew(self, row: RunRow) -> None:
-        """Keeps what this process holds for a run: its lease, and the claim on its job's resources."""
+        """Renew what this process holds for a run: its lease, and the claim on its job's resources."""
         while True:
             await asyncio.sleep(run_decisions.renewal_seconds(self._writer.squad, row))
             with suppress(NoOutcome):

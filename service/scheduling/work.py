@@ -1,7 +1,7 @@
-"""One attempt of a run: what it works with, and the report that it ends in.
+"""One attempt of a run: what it works with, and the report that it ends with.
 
-Whatever an attempt does it does by the same commands that agents send, so it is claimed, budgeted and
-logged like their own work.
+An attempt acts only through the commands that agents send too, so its work is claimed, budgeted and logged
+like theirs.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ class Report(NamedTuple):
 
     succeeded: bool
     text: str
-    """Told the squad in a message."""
+    """Sent to the squad as a message."""
     reason: str | None = None
     tokens_used: int | None = None
     answered: bool = False
-    """Whether the agent was called and did what it was asked."""
+    """Whether the agent was called and succeeded."""
     data: dict[str, Any] | None = None
     ours: bool = False
-    """Whether it failed by the orchestrator, which says nothing of the job."""
+    """Whether the failure was the orchestrator's, and says nothing about the job."""
 
 
 def succeeded(text: str, *, tokens_used: int | None = None, answered: bool = False, **data: Any) -> Report:
-    """An attempt that did what it should."""
+    """Return the report of an attempt that succeeded."""
     return Report(succeeded=True, text=text, tokens_used=tokens_used, answered=answered, data=data)
 
 
 def failed(
     job: str, reason: str, *, tokens_used: int | None = None, ours: bool = False, **data: Any
 ) -> Report:
-    """An attempt that did not."""
-    # It may quote anybody.
+    """Return the report of an attempt that failed."""
+    # The reason may quote arbitrary text.
     reason = storable(reason)
     return Report(
         succeeded=False,
@@ -76,9 +76,9 @@ class Work:
     job: JobRow
     run: RunRow
     fencing_token: int
-    """Of the claim that the run holds on its job's resources, otherwise of the run."""
+    """That of the run's claim on its job's resources, or the run's own if there is none."""
     setbacks: Counter[str] = field(default_factory=Counter)
-    """How often an e-mail waited still after work on it in this process; such ones go behind the others."""
+    """By e-mail, how often work in this process left it waiting; such e-mails go behind the others."""
 
     @property
     def squad(self) -> Squad:
@@ -87,7 +87,7 @@ class Work:
 
     @property
     def agent(self) -> str:
-        """Who is called."""
+        """The agent that is called."""
         assert self.job.agent
         return self.job.agent
 
@@ -98,12 +98,12 @@ class Work:
         return orchestrator is not None and orchestrator.running
 
     async def do(self, command: AnyCommand) -> Outcome:
-        """Has a command carried out, as the scheduler, in the name of this run; never leaves it halfway."""
+        """Submit a command as the scheduler, for this run; wait for its outcome even if cancelled."""
         request = Request(command, ACTOR, correlation_id=self.run.id)
         return await seen_through(self.writer.submit(request))
 
     async def call(self, endpoint: str, fencing_token: int, *, email_id: str | None = None) -> Reply:
-        """Calls the job's agent, about an e-mail or in general."""
+        """Call the job's agent, about one e-mail if `email_id` is given."""
         row = self.squad.rows(AGENTS).get(self.agent)
         message_id = self.run.id
         payload: dict[str, Any] = {
@@ -114,28 +114,28 @@ class Work:
             "fencing_token": fencing_token,
         }
         if email_id:
-            # A run has many of these calls, and none repeats another.
+            # A run makes many of these calls, each with an id of its own.
             message_id += f"_{email_id}"
             payload["email_id"] = email_id
         return await self.client.call(self.agent, row.url if row else None, endpoint, message_id, payload)
 
 
 async def seen_through(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Waits for an outcome also where the caller is cancelled meanwhile; that counts from its next wait on.
+    """Wait for an outcome even if the caller is cancelled; the cancellation takes effect at its next await.
 
-    Otherwise nobody would know what a command took that was under way, and nobody could give it back.
+    Otherwise nobody would learn what a command in flight acquired, and nobody could release it.
     """
     waiting = asyncio.current_task()
     assert waiting is not None
     task = asyncio.ensure_future(coroutine)
-    held_back = 0
+    cancellations = 0
     while not task.done():
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
-            held_back += 1
-    for _ in range(held_back):
-        # The count stays as it was: timeouts tell by it whose cancellation it is.
+            cancellations += 1
+    for _ in range(cancellations):
+        # Keep the count unchanged: timeouts use it to recognize their own cancellation.
         waiting.uncancel()
         waiting.cancel()
     return task.result()

@@ -202,7 +202,7 @@ async def test_where_all_fail_the_run_fails(agents: Agents, member: Member) -> N
     ("answer", "shown"),
     [
         (b"\x1f\x8b\x08\x00\x00a", "\x1f\ufffd\x08a"),
-        (b"[" * 300 + b"]" * 300, "what is nested too deep to be shown"),
+        (b"[" * 300 + b"]" * 300, "(nested too deep to be shown)"),
     ],
     ids=["no text", "nested too deep"],
 )

@@ -155,9 +155,9 @@ KEPT: list[tuple[bytes, object]] = [
     (b'{"found": 3}', {"found": 3}),
     (b"not JSON", "not JSON"),
     (b"", None),
-    (b'{"text": "\\u0000"}', "an answer that cannot be kept"),
-    (b'{"n": 123456789012345678901234567890}', "an answer that cannot be kept"),
-    (b"[" * 64 + b"]" * 64, "an answer that cannot be kept"),
+    (b'{"text": "\\u0000"}', "an answer that cannot be stored"),
+    (b'{"n": 123456789012345678901234567890}', "an answer that cannot be stored"),
+    (b"[" * 64 + b"]" * 64, "an answer that cannot be stored"),
     (b'"' + b"x" * job_tasks.MAX_KEPT_BYTES + b'"', f"an answer of {job_tasks.MAX_KEPT_BYTES + 2} bytes"),
 ]
 
@@ -197,7 +197,7 @@ async def test_a_fault_of_ours_ends_the_run_at_once(
     finished = await member.carry_out("poll")
     assert (finished.outcome, finished.reason) == (
         "failed",
-        "a fault of the orchestrator: KeyError: 'oops'",
+        "an internal error of the orchestrator: KeyError: 'oops'",
     )
 
 
@@ -235,7 +235,7 @@ async def test_a_job_in_a_time_zone_that_is_not_known_stands_still_alone_and_tha
     await define(member, "quick", agent=None, task="token_monitor", every="100ms")
     await eventually(lambda: looks > 10 and len(member.told(RunFinished, job="quick")) > 2)
     said = [record.getMessage() for record in caplog.records if "strange" in record.getMessage()]
-    assert said == ["the job strange stands still: the time zone 'Mars/Olympus' is not known here"]
+    assert said == ["the job strange cannot be scheduled: the time zone 'Mars/Olympus' is not known here"]
 
 
 class Claims:

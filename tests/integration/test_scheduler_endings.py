@@ -136,7 +136,7 @@ async def test_nor_does_a_database_that_is_away(member: Member) -> None:
 
 async def test_nor_does_a_shut_down_just_before_the_call(member: Member) -> None:
     await define(member, "poll", pause_on_failure=True)
-    agent = member.scheduler._places_of_agent["worker"]
+    agent = member.scheduler._agent_slots["worker"]
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(scheduler.MAX_RUNS_PER_AGENT):
             await stack.enter_async_context(agent)

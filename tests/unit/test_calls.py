@@ -128,7 +128,7 @@ class TestAnswers:
             (502, b'"a\\u0000b"', "the agent answered 502: ab"),
             (502, b"a\xed\xa0\x80b", "the agent answered 502: a\ufffd\ufffd\ufffdb"),
             (502, b"\x00", "the agent answered 502: nothing"),
-            (500, b"[" * 300 + b"]" * 300, "the agent answered 500: what is nested too deep to be shown"),
+            (500, b"[" * 300 + b"]" * 300, "the agent answered 500: (nested too deep to be shown)"),
         ],
     )
     def test_with_anything_else_are_a_failure_that_quotes_them(

@@ -103,15 +103,15 @@ async def test_nothing_is_claimed_of_a_writer_that_is_not_ready() -> None:
     pen = Pen(with_job())
     pen.may_go_on.set()
     pen.ready = False
-    assert await scheduler_of(pen, 60)._claim_what_is_due() == LONGEST_SLEEP_SECONDS
+    assert await scheduler_of(pen, 60)._claim_due() == LONGEST_SLEEP_SECONDS
     assert pen.asked == []
 
 
 async def test_it_sleeps_until_the_next_is_due_and_never_for_long() -> None:
     pen = Pen(with_job())
     pen.may_go_on.set()
-    assert await scheduler_of(pen, 59.75)._claim_what_is_due() == 0.25
-    assert await scheduler_of(pen, 1)._claim_what_is_due() == LONGEST_SLEEP_SECONDS
+    assert await scheduler_of(pen, 59.75)._claim_due() == 0.25
+    assert await scheduler_of(pen, 1)._claim_due() == LONGEST_SLEEP_SECONDS
     assert pen.asked == []
 
 
@@ -119,22 +119,22 @@ async def test_it_looks_again_at_once_where_all_was_decided_and_after_a_while_wh
     pen = Pen(with_job())
     pen.may_go_on.set()
     scheduler = scheduler_of(pen, 60)
-    assert await scheduler._claim_what_is_due() == 0
+    assert await scheduler._claim_due() == 0
     for fails in (CommandFailed("a fault"), Unavailable(), RuntimeError("a fault")):
         pen.fails = fails
-        assert await scheduler._claim_what_is_due() == LONGEST_SLEEP_SECONDS
+        assert await scheduler._claim_due() == LONGEST_SLEEP_SECONDS
 
 
 async def test_a_run_whose_lease_ran_out_is_taken_up_but_not_by_whoever_is_still_at_it() -> None:
     pen = Pen(with_job().given(claim(OTHER), at=60))
     pen.may_go_on.set()
     scheduler = scheduler_of(pen, 60 + LEASE_SECONDS)
-    await scheduler._claim_what_is_due()
+    await scheduler._claim_due()
     assert [request.command for request in pen.asked] == [TakeUpRun(run_id=RUN, runner=RUNNER)]
     assert pen.asked[0].correlation_id == RUN
     pen.asked.clear()
     scheduler._runs[RUN] = cast("asyncio.Task[None]", None)
-    await scheduler._claim_what_is_due()
+    await scheduler._claim_due()
     assert pen.asked == []
 
 
@@ -184,6 +184,6 @@ async def test_how_an_attempt_ended_is_said_until_it_is_heard_or_cannot_be(
     pen.fails = fails
     scheduler = scheduler_of(pen, 60)
     async with asyncio.timeout(5):
-        await scheduler._tell_end(story.row(RUNS, RUN), succeeded(JOB))
+        await scheduler._record_end(story.row(RUNS, RUN), succeeded(JOB))
     assert len(pen.asked) == times
     assert all(isinstance(request.command, EndAttempt) for request in pen.asked)

@@ -128,4 +128,4 @@ async def test_a_standstill_is_told_of_once_and_so_is_its_end(caplog: pytest.Log
             caplog.clear()
     [standstill] = said.pop(2)
     assert standstill.startswith("time stands still for 3600 s: ")
-    assert said == [[], [], [], [], ["time goes on"]]
+    assert said == [[], [], [], [], ["time has resumed"]]
