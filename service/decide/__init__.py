@@ -1,8 +1,8 @@
 """Decisions: `decide(state, command, at) -> events and a reply, or a refusal`. Pure.
 
-Nothing here reads a clock, a database or a random source; all of that comes in with the arguments. A
-decision is made on a state that is folded to the log's last event, and its events are appended only if the
-log still ends there, so what was checked here is true when it is written.
+Nothing here reads a clock, a database or a random source; all of that is passed in. A decision is made on a
+state that is folded to the log's last event, and its events are appended only if the log still ends there,
+so what was checked here still holds when it is written.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["Accepted", "At", "Decision", "Refused", "decide"]
 
 
 def decide(state: State, command: do.AnyCommand, at: At) -> Decision:
-    """Judges one command on the state at the head of the log."""
+    """Decide one command on the state at the head of the log."""
     match command:
         case do.SendMessage():
             return messages.send(state, command, at)
@@ -100,7 +100,7 @@ def decide(state: State, command: do.AnyCommand, at: At) -> Decision:
         case do.StopOrchestrator():
             return orchestrator.stop(state, command, at)
         case do.PassTime():
-            # What time makes happen is decided before every batch; asking for a batch is all this does.
+            # Time-driven events are decided before every batch; this command only requests a batch.
             return Accepted([], {"position": state.head.position})
         case _:
             assert_never(command)

@@ -1,12 +1,12 @@
-"""Who may do what, decided like everything else: at the head of the log.
+"""Authorization, decided like everything else: at the head of the log.
 
-The door (`service.http.auth`) has looked at the key already, in the state that its process knew then. Here
-it is looked at again, in the state that the command is decided on. So a key that was revoked in between, by
-whichever process, brings about nothing any more, and whose operation an id means is never out of date.
+The HTTP layer (`service.http.auth`) has already checked the key, against its process's state at that time.
+Here it is checked again, against the state that the command is decided on. So a key that was revoked in
+between, by whichever process, no longer has any effect, and who owns an operation is never out of date.
 
-An operator's key may ask for everything, an auditor's for nothing that would change anything. An agent's
-may ask for what `_BY_AGENTS` names, as that agent and on what is its own; for everything else it may not,
-so a new kind of command is an operator's until somebody decides otherwise.
+An operator's key allows every command, an auditor's none. An agent's key allows the commands in
+`_BY_AGENTS`, as that agent and on what belongs to it, and nothing else: a new kind of command needs an
+operator's key until it is added there.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class _Denial(NamedTuple):
 
 
 def key_is_needed(state: State) -> bool:
-    """Whether every request needs a key: there is one that nobody has revoked."""
+    """Whether every request needs a key: that is so while a key exists that was not revoked."""
     access = state.rows(ACCESS).get(THE_SQUAD)
     return access is not None and access.unrevoked_keys > 0
 
 
 def judge(state: State, caller: Caller, command: do.AnyCommand, at: At) -> Refused | None:
-    """Refuses a command that its caller may not ask for; None where it may. A denial is a fact."""
+    """Return the refusal of a command that its caller may not give, else None. A denial is an event."""
     if caller.key_id is None:
         return Refused(Refusal("unauthorized", NEEDED)) if key_is_needed(state) else None
     row = state.rows(KEYS).get(caller.key_id)
@@ -72,17 +72,17 @@ def _denial(state: State, caller: Caller, command: do.AnyCommand) -> _Denial | N
         case "operator":
             return None
         case "auditor":
-            return _Denial("not_allowed", "an auditor's key reads and changes nothing")
+            return _Denial("not_allowed", "an auditor's key may only read")
         case "agent":
             assert caller.agent
             return _denial_of_agent(state, caller.agent, command)
 
 
 def _denial_of_agent(state: State, agent: str, command: do.AnyCommand) -> _Denial | None:
-    # By a table and not by `match`: asking a model's class costs much, and every command comes by here.
+    # A table, not `match`: class patterns are slow for pydantic models, and every command passes here.
     whose = _BY_AGENTS.get(type(command))
     if whose is None:
-        return _Denial("not_allowed", "this takes an operator's key")
+        return _Denial("not_allowed", "this needs an operator's key")
     return whose(state, agent, command)
 
 
@@ -93,46 +93,47 @@ def _unless_own(agent: str, other: str | None, what: str) -> _Denial | None:
 
 
 def _as_itself(_: State, agent: str, command: do.AnyCommand) -> _Denial | None:
-    return _unless_own(agent, command.acting_agent, "an agent acts as nobody but itself")
+    return _unless_own(agent, command.acting_agent, "an agent may act only as itself")
 
 
 def _itself(_: State, agent: str, command: do.RegisterAgent) -> _Denial | None:
-    return _unless_own(agent, command.name, "an agent registers nobody but itself")
+    return _unless_own(agent, command.name, "an agent may register only itself")
 
 
 def _its_operation(
     state: State, agent: str, command: do.RenewOperation | do.FinishOperation
 ) -> _Denial | None:
     row = state.rows(OPERATIONS).get(command.operation_id)
-    return _unless_own(agent, row.agent if row else None, f"operation {command.operation_id} is another's")
+    what = f"operation {command.operation_id} belongs to another agent"
+    return _unless_own(agent, row.agent if row else None, what)
 
 
 def _its_reservation(
     state: State, agent: str, command: do.SettleReservation | do.ReleaseReservation
 ) -> _Denial | None:
     row = state.rows(RESERVATIONS).get(command.reservation_id)
-    return _unless_own(
-        agent, row.agent if row else None, f"reservation {command.reservation_id} is another's"
-    )
+    what = f"reservation {command.reservation_id} belongs to another agent"
+    return _unless_own(agent, row.agent if row else None, what)
 
 
 def _any_task(_state: State, _agent: str, _command: do.CreateTask) -> _Denial | None:
-    """Whom a task is for is a wish, and everybody may have one."""
+    """Allow it: any agent may create a task for any other."""
     return None
 
 
 def _its_task(state: State, agent: str, command: do.UpdateTask) -> _Denial | None:
     row = state.rows(TASKS).get(command.task_id)
-    return _unless_own(agent, row.assigned_agent if row else None, f"task {command.task_id} is another's")
+    what = f"task {command.task_id} is assigned to another agent"
+    return _unless_own(agent, row.assigned_agent if row else None, what)
 
 
 def _in_its_name(_: State, agent: str, command: do.LogEmail | do.UpdateEmail) -> _Denial | None:
-    return _unless_own(agent, command.handled_by, "an agent handles e-mails in no name but its own")
+    return _unless_own(agent, command.handled_by, "an agent may handle e-mails only in its own name")
 
 
 def _its_email(state: State, agent: str, command: do.UpdateEmail) -> _Denial | None:
     row = state.rows(EMAILS).get(command.email_id)
-    what = f"e-mail {command.email_id} is another's"
+    what = f"e-mail {command.email_id} is handled by another agent"
     return _unless_own(agent, row.handled_by if row else None, what) or _in_its_name(state, agent, command)
 
 
@@ -155,4 +156,4 @@ _BY_AGENTS: Mapping[type[do.AnyCommand], Callable[[State, str, Any], _Denial | N
         do.UpdateEmail: _its_email,
     }
 )
-"""What agents may ask for, and how it is found out whether it is their own."""
+"""The commands that agents may give, each with the check that it concerns only the agent itself."""

@@ -1,9 +1,9 @@
-"""Decisions about agents: who is registered, and what their status is.
+"""Decisions about agents: registration and status.
 
-An agent is active while it has an operation under way or was heard of within `idle_after_minutes`; then it
-is idle, and after `offline_after_minutes` offline: at once, where that is not the longer one. Whatever an
-agent does is a sign of life; what is done on its behalf, such as a run that nobody answers, is none. An
-agent may also say its status itself, with a heartbeat.
+An agent is active while it has an operation in progress or was heard from within `idle_after_minutes`. Then
+it becomes idle, and after `offline_after_minutes` offline; it skips idle if the latter is not longer.
+Everything that an agent does is a sign of life; what is done on its behalf, such as a run that it does not
+answer, is not. An agent may also report its status itself, with a heartbeat.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from service.memory.state import State
 
 HEARTBEAT_RESOLUTION = timedelta(seconds=30)
-"""A heartbeat that changes no status is recorded only where the last sign of life is older than this, or
-than a quarter of the silence after which an agent does not count as active any more."""
+"""A heartbeat that changes no status is recorded only if the last sign of life is older than this, or than
+a quarter of the silence after which an agent is no longer active."""
 
 UNKNOWN_ROLE = "unknown"
-"""The role of an agent that acted before anybody registered it."""
+"""The role of an agent that acted before it was registered."""
 
 
 def arrive(state: State, agent: str, at: At, reason: StatusReason = "activity") -> list[NewEvent]:
-    """What an agent's acting brings about before the act itself: it is registered, and active."""
+    """Return the events that precede an agent's action, if needed: it is registered, or becomes active."""
     row = state.rows(AGENTS).get(agent)
     if row is None:
         return [
@@ -66,7 +66,7 @@ def arrive(state: State, agent: str, at: At, reason: StatusReason = "activity") 
 
 
 def register(state: State, command: RegisterAgent, at: At) -> Decision:
-    """Registers an agent, or changes the profile of one that is registered."""
+    """Register an agent, or change the profile of a registered one."""
     row = state.rows(AGENTS).get(command.name)
     profile = {"role": command.role, "url": command.url, "priority": command.priority}
     if row is None:
@@ -98,7 +98,7 @@ def register(state: State, command: RegisterAgent, at: At) -> Decision:
 
 
 def heartbeat(state: State, command: Heartbeat, at: At) -> Decision:
-    """Takes an agent's sign of life, and the status it says it has."""
+    """Record an agent's sign of life, and the status that it reports."""
     row = state.rows(AGENTS).get(command.agent)
     if row is None:
         return Refused(Refusal("agent_not_found", f"no agent is called {command.agent!r}"))
@@ -114,19 +114,19 @@ def heartbeat(state: State, command: Heartbeat, at: At) -> Decision:
 
 
 def allowed_silence(policy: PolicyRow) -> tuple[timedelta, timedelta]:
-    """After how long a silence an agent that rests is not active any more, and not idle any more."""
+    """Return how long an agent without work may be silent and still be active, and still be idle."""
     until_offline = timedelta(minutes=policy.offline_after_minutes)
     return min(timedelta(minutes=policy.idle_after_minutes), until_offline), until_offline
 
 
 def status_at_rest(policy: PolicyRow, row: AgentRow, now: datetime) -> AgentStatus:
-    """The status that the last sign of life of an agent justifies which is not at work."""
+    """Return the status of an agent without work, given its last sign of life."""
     silent = now - row.last_active
     return "offline" if silent >= timedelta(minutes=policy.offline_after_minutes) else "idle"
 
 
 def gone_quiet(state: State, now: datetime) -> Iterator[NewEvent]:
-    """The agents that nothing was heard of for too long."""
+    """Yield a status change for each agent that has been silent for too long."""
     policy = state.policy
     of_active, of_idle = allowed_silence(policy)
     for row in state.silent_since(now - of_active, now - of_idle):

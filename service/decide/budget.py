@@ -1,8 +1,8 @@
-"""Decisions about tokens: the budget is never overspent by a reservation, and use is a fact.
+"""Decisions about tokens: reservations never overspend the budget, and use is always recorded.
 
-What may be reserved is what is neither used nor reserved, of the day as a whole and of the agent's own
-limit. Use that was not reserved is recorded whatever it does to the budget. The first crossing of each
-warning percentage in a day is an event of its own.
+Tokens can be reserved if they are neither used nor reserved, both in the day's total and in the agent's own
+limit. Unreserved use is recorded even if it exceeds the budget. The first crossing of each warning
+percentage in a day is an event of its own.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ if TYPE_CHECKING:
     from service.memory.state import State
 
 DEFAULT_RESERVATION_SECONDS = 300.0
-"""How long a reservation is held where the agent does not say: longer than a long LLM call."""
+"""How long a reservation is held by default: longer than a long LLM call."""
 
 
 class Allowance(NamedTuple):
-    """Whether tokens may be reserved, why not, and how many still could be by this agent."""
+    """Why tokens may not be reserved, if so, and how many the agent could still reserve."""
 
     denied: DenialReason | None
     remaining: int
 
 
 def remaining(day: BudgetDayRow) -> int:
-    """What is neither used nor reserved; negative where use went beyond the budget."""
+    """Return the tokens that are neither used nor reserved; negative if use exceeded the budget."""
     return day.total - day.used - day.reserved
 
 
 def allowance(state: State, day: BudgetDayRow, agent: str, tokens: int) -> Allowance:
-    """Judges a wish for tokens, without doing anything."""
+    """Check whether an agent may reserve tokens, without reserving them."""
     of_squad = remaining(day)
     limit = state.policy.agent_limits.get(agent)
     part = state.agent_budget(day, agent)
@@ -68,7 +68,7 @@ def allowance(state: State, day: BudgetDayRow, agent: str, tokens: int) -> Allow
 
 
 def reserve(state: State, command: ReserveTokens, at: At) -> Decision:
-    """Sets tokens aside, if the budget and the agent's limit allow it."""
+    """Reserve tokens, if the budget and the agent's limit allow it."""
     day = open_day(state)
     prelude = arrive(state, command.agent, at)
     allowed = allowance(state, day, command.agent, command.tokens)
@@ -90,12 +90,12 @@ def reserve(state: State, command: ReserveTokens, at: At) -> Decision:
 
 
 def settle(state: State, command: SettleReservation, at: At) -> Decision:
-    """Ends a reservation with what was used, on the day of the reservation.
+    """End a reservation with what was used, charged to the day of the reservation.
 
-    A day that is over warns nobody any more: of its budget there is nothing left to spare.
+    A past day raises no warnings: none of its budget can be saved any more.
     """
     row = state.rows(RESERVATIONS).get(command.reservation_id)
-    if refusal := _over(row, command.reservation_id, at.now):
+    if refusal := _refusal_if_ended(row, command.reservation_id, at.now):
         return Refused(refusal)
     assert row is not None
     prelude = arrive(state, row.agent, at)
@@ -112,19 +112,19 @@ def settle(state: State, command: SettleReservation, at: At) -> Decision:
 
 
 def release(state: State, command: ReleaseReservation, at: At) -> Decision:
-    """Gives a reservation back."""
+    """Release a reservation unused."""
     row = state.rows(RESERVATIONS).get(command.reservation_id)
-    if refusal := _over(row, command.reservation_id, at.now):
+    if refusal := _refusal_if_ended(row, command.reservation_id, at.now):
         return Refused(refusal)
     assert row is not None
     day = open_day(state)
     left = allowance(state, day, row.agent, 0).remaining + (row.tokens if day.day == row.day else 0)
-    given_back = NewEvent(released(row, "released"), caused_by=row.position)
-    return Accepted([*arrive(state, row.agent, at), given_back], {"id": row.id, "remaining": left})
+    ended = NewEvent(released(row, "released"), caused_by=row.position)
+    return Accepted([*arrive(state, row.agent, at), ended], {"id": row.id, "remaining": left})
 
 
 def record(state: State, command: RecordUsage, at: At) -> Decision:
-    """Records tokens that were spent."""
+    """Record tokens that were spent."""
     day = open_day(state)
     prelude = arrive(state, command.agent, at)
     used = TokensUsed(
@@ -145,14 +145,14 @@ def record(state: State, command: RecordUsage, at: At) -> Decision:
 def use(
     state: State, day: BudgetDayRow, used: TokensUsed, *, after: int, caused_by: int | None = None
 ) -> list[NewEvent]:
-    """A use of tokens with the warnings that it sets off, as the events `after` others of one command."""
+    """Return a use of tokens and the warnings it triggers, to follow `after` other events of a command."""
     position = state.head.position + after + 1
     warnings = crossings(state, day, day.used + used.tokens, caused_by=position)
     return [NewEvent(used, caused_by=caused_by), *warnings]
 
 
 def expired(state: State, now: datetime) -> Iterator[NewEvent]:
-    """The reservations that nobody settled in time."""
+    """Yield the end of each reservation that was not settled in time."""
     if now < state.spared_until.get(RESERVATIONS.name, now):
         return
     for row in state.expired(RESERVATIONS.name, now):
@@ -160,7 +160,7 @@ def expired(state: State, now: datetime) -> Iterator[NewEvent]:
 
 
 def open_day(state: State) -> BudgetDayRow:
-    """The day that tokens are of now: every batch begins with what time has made happen.
+    """Return the current budget day; it is up to date, as every batch begins with the time-driven events.
 
     Raises:
         LookupError: the squad has no policy yet, so no day has begun.
@@ -206,7 +206,7 @@ def _denied(
     return Refused(refusal, [*prelude, NewEvent(event, caused_by=cause)])
 
 
-def _over(row: ReservationRow | None, reservation_id: str, now: datetime) -> Refusal | None:
+def _refusal_if_ended(row: ReservationRow | None, reservation_id: str, now: datetime) -> Refusal | None:
     if row is None:
         return Refusal("reservation_not_found", f"there is no reservation {reservation_id}")
     if row.state == "expired" or (row.state == "active" and row.expires_at <= now):
@@ -216,12 +216,12 @@ def _over(row: ReservationRow | None, reservation_id: str, now: datetime) -> Ref
             {"expired_at": row.expires_at},
         )
     if row.state != "active":
-        return Refusal("reservation_ended", f"reservation {row.id} was {row.state} already")
+        return Refusal("reservation_ended", f"reservation {row.id} was already {row.state}")
     return None
 
 
 def settled(row: ReservationRow, tokens_used: int) -> TokensSettled:
-    """The end of a reservation by what was used."""
+    """Return the event that ends a reservation with what was used."""
     return TokensSettled(
         day=row.day,
         reservation_id=row.id,
@@ -232,7 +232,7 @@ def settled(row: ReservationRow, tokens_used: int) -> TokensSettled:
 
 
 def released(row: ReservationRow, reason: Literal["released", "expired"]) -> TokensReleased:
-    """The end of a reservation that is given back, or that nobody settled in time."""
+    """Return the event that ends a reservation unused: released, or not settled in time."""
     return TokensReleased(
         day=row.day, reservation_id=row.id, agent=row.agent, tokens_reserved=row.tokens, reason=reason
     )
@@ -247,7 +247,7 @@ def _level(percent: int) -> WarningLevel:
 def crossings(
     state: State, day: BudgetDayRow, used: int, *, caused_by: int, total: int | None = None
 ) -> list[NewEvent]:
-    """The warnings that are due once the day's use is `used`."""
+    """Return the warnings that are due once the day's use is `used`."""
     total = day.total if total is None else total
     return [
         NewEvent(

@@ -1,7 +1,7 @@
-"""What the passing of time makes happen, and when something will next.
+"""Time-driven events, and when the next one is due.
 
-These events are decided at the beginning of a batch, so every command is judged in a squad whose clock is
-right; a timer asks for them where no command comes.
+They are decided at the beginning of a batch, so every command is decided on a state that is up to date; a
+timer requests a batch when no command arrives.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ STEPS: tuple[Callable[[State, datetime], Iterable[NewEvent]], ...] = (
     agents.gone_quiet,
     keys.expired,
 )
-"""In this order, each looking at what the ones before did: an agent goes quiet after its work expired. What
-each finds may be a great deal, and not all of it need be taken."""
+"""In this order, as each sees what those before it did: an agent goes idle after its operations expired.
+Each is an iterator, as it may find a great deal, and a batch may take only part of it."""
 
 
 def next_due(squad: Squad) -> datetime | None:
-    """When time will next make something happen, if nothing else does before. It can be too soon."""
+    """Return when the next time-driven event is due if nothing else happens before, or an earlier time."""
     return min(_deadlines(squad)) if squad.has_policy else None
 
 

@@ -1,4 +1,4 @@
-"""When a budget day begins and ends: at the reset hour by the clock on the wall, summer time or not."""
+"""When a budget day begins and ends: at the reset hour in local time, across daylight saving changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _DAY = timedelta(days=1)
 
 
 class Day(NamedTuple):
-    """A budget day, 23 or 25 hours long where the clocks change in it; named by its local start date."""
+    """A budget day, named by its local start date; 23 or 25 hours long when the clocks change."""
 
     name: date
     starts_at: datetime
@@ -18,19 +18,19 @@ class Day(NamedTuple):
 
 
 def starts_at(day: date, reset_hour: int, zone: ZoneInfo) -> datetime:
-    """The moment at which a day begins, in UTC.
+    """Return the moment at which a day begins, in UTC.
 
-    An hour that the clock skips counts as the moment of the shift, one that it shows twice as the first
-    (PEP 495: fold=0 reads a skipped time by the offset before the shift).
+    A skipped hour counts as the moment of the shift, a repeated one as its first occurrence (PEP 495:
+    fold=0 reads a skipped time with the offset before the shift).
     """
     return datetime(day.year, day.month, day.day, reset_hour, tzinfo=zone, fold=0).astimezone(UTC)
 
 
 def budget_day(reset_hour: int, timezone: str, now: datetime) -> Day:
-    """The budget day that `now` falls into.
+    """Return the budget day that `now` falls into.
 
     Args:
-        reset_hour: 0 to 23, on the local clock.
+        reset_hour: 0 to 23, in local time.
         timezone: an IANA name.
         now: the moment, in any zone.
 
@@ -42,7 +42,7 @@ def budget_day(reset_hour: int, timezone: str, now: datetime) -> Day:
     except (ZoneInfoNotFoundError, OSError) as error:
         raise ValueError(f"the time zone {timezone!r} is not known here") from error
     today = now.astimezone(zone).date()
-    # A zone that crosses the date line skips or doubles a date; two days around cover every case.
+    # A zone that crosses the date line skips or repeats a date; two days on each side cover every case.
     dates = [today + offset * _DAY for offset in range(-2, 4)]
     begins = [(starts_at(day, reset_hour, zone), day) for day in dates]
     begun = max(begin for begin in begins if begin[0] <= now)
@@ -51,10 +51,10 @@ def budget_day(reset_hour: int, timezone: str, now: datetime) -> Day:
 
 
 def day_by_the_last(last: Day | None, now: datetime) -> Day:
-    """The budget day that `now` falls into where its rules cannot be followed: 24 hours follow 24 hours.
+    """Return the budget day that `now` falls into when the time zone is unknown: days of 24 hours.
 
     Args:
-        last: the day that was open; None where none was, and days are those of UTC.
+        last: the latest open day, which the days continue; None for days in UTC.
         now: the moment, in any zone.
     """
     if last is None:

@@ -1,4 +1,4 @@
-"""What a decision is made of."""
+"""The inputs and results of decisions."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from service.refusals import Refusal
 
 
 class At(NamedTuple):
-    """Everything a decision takes from outside the log and the command."""
+    """Everything that a decision needs besides the state and the command."""
 
     now: datetime
     """The database's clock, never earlier than the log's last event."""
     new_id: Callable[[], str]
-    """Gives a fresh UUIDv7 at each call."""
+    """Returns a fresh UUIDv7 at each call."""
 
 
 class Accepted(Struct, frozen=True, gc=False):
-    """The command happens: these events, and what to answer besides their position."""
+    """The command is accepted, with these events and this answer, to which their position is added."""
 
     events: list[NewEvent]
     reply: dict[str, Any]
-    """Holds a `position` of its own where there are no events: the one that made things as they are."""
+    """If there are no events, it contains a `position`: that of the event that led to the current state."""
 
 
 class Refused(Struct, frozen=True, gc=False):
-    """The command does not happen. That it was refused may itself be worth remembering."""
+    """The command is refused. The refusal itself may be recorded as events."""
 
     refusal: Refusal
     events: list[NewEvent] = []

@@ -1,4 +1,4 @@
-"""Decisions about the e-mail log: each Gmail message once, then whatever the agents make of it."""
+"""Decisions about the e-mail log: each Gmail message is logged once, then updated by the agents."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ if TYPE_CHECKING:
     from service.commands import LogEmail, UpdateEmail
     from service.memory.state import State
 
-_GIVEN = ("gmail_message_id", "from_email", "subject")
+_FIXED_FIELDS = ("gmail_message_id", "from_email", "subject")
 _FIELDS = ("category", "status", "handled_by", "payload")
 
 
 def log(state: State, command: LogEmail, at: At) -> Decision:
-    """Logs an e-mail, unless its Gmail message id is known."""
+    """Log an e-mail, unless its Gmail message id is known."""
     if known := state.email_with(command.gmail_message_id):
         return Refused(
             Refusal(
                 "email_exists",
-                f"Gmail message {command.gmail_message_id!r} is logged already",
+                f"Gmail message {command.gmail_message_id!r} is already logged",
                 {"email_id": known},
             )
         )
     email_id = at.new_id()
-    fields = {name: getattr(command, name) for name in (*_GIVEN, *_FIELDS)}
+    fields = {name: getattr(command, name) for name in (*_FIXED_FIELDS, *_FIELDS)}
     reply = {"id": email_id, **fields, "created_at": at.now, "updated_at": at.now}
     return Accepted([NewEvent(EmailReceived(email_id=email_id, **fields))], reply)
 
 
 def update(state: State, command: UpdateEmail, at: At) -> Decision:
-    """Changes what is named of an e-mail."""
+    """Change the named fields of an e-mail."""
     row = state.rows(EMAILS).get(command.email_id)
     if row is None:
         return Refused(Refusal("email_not_found", f"there is no e-mail {command.email_id}"))
     if row.from_email == ERASED and command.changes.get("payload") is not None:
-        # It would be about somebody whom nobody could name any more, to have it forgotten as well.
+        # The new payload could never be forgotten: the sender it is about can no longer be named.
         return Refused(
             Refusal("email_erased", f"e-mail {row.id} was erased with its sender; it takes no payload")
         )
     before = {name: getattr(row, name) for name in _FIELDS}
     after = {**before, **command.changes}
-    given = {name: getattr(row, name) for name in _GIVEN}
-    reply = {"id": row.id, **given, **after, "created_at": row.created_at}
+    fixed = {name: getattr(row, name) for name in _FIXED_FIELDS}
+    reply = {"id": row.id, **fixed, **after, "created_at": row.created_at}
     changed = [name for name in _FIELDS if not _same(after[name], before[name])]
     if not changed:
         return Accepted([], {**reply, "updated_at": row.updated_at, "position": row.position})
@@ -58,7 +58,7 @@ def update(state: State, command: UpdateEmail, at: At) -> Decision:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal as JSON, where true is not 1; to Python it is."""
+    """Whether the values are equal as JSON, where true is not 1 as it is in Python."""
     return one == other and _text(one) == _text(other)
 
 

@@ -1,4 +1,4 @@
-"""How a run ends: its tokens are settled, its claim is let go, the squad is told, its agent may rest."""
+"""How a run ends: settle its tokens, release its claim, report to the squad, let its agent go idle."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class Ending(NamedTuple):
 
     outcome: RunOutcome
     report: str
-    """What the squad is told."""
+    """The text of the message to the squad."""
     reason: str | None = None
     """Why it did not succeed."""
     tokens_used: int | None = None
-    """By the last attempt; None gives back what was reserved."""
+    """By the last attempt; None releases the reservation."""
     data: dict[str, Any] | None = None
-    """Goes with the report."""
+    """Sent with the report."""
     answered: bool = False
-    """Whether the agent did what it was asked."""
+    """Whether the agent answered successfully."""
     caused_by: int | None = None
-    """What led to it, where that is not the run itself."""
+    """The event that led to it, if not the run itself."""
 
 
 def end(unfolding: Unfolding, row: RunRow, ending: Ending) -> None:
-    """All that the end of a run brings about, where it is the job's own success or failure."""
+    """End a run that the job itself made succeed or fail, with all consequences."""
     ended = _finish(unfolding, row, ending)
     job = unfolding.state.rows(JOBS).get(row.job)
     may_pause = job and job.pause_on_failure and not (job.paused or job.removed)
@@ -54,17 +54,17 @@ def end(unfolding: Unfolding, row: RunRow, ending: Ending) -> None:
 
 
 def give_up(unfolding: Unfolding, row: RunRow, ending: Ending) -> None:
-    """Ends a run that was lost or cut short, that may not go on or never began. It pauses no job."""
+    """End a run that was lost or aborted, may not go on or never began. That does not pause the job."""
     _rest_after(unfolding, row, ending, _finish(unfolding, row, ending))
 
 
 def cancel(unfolding: Unfolding, row: RunRow, reason: str) -> None:
-    """Ends a run from outside. That is no failure either, and what follows decides of its agent."""
+    """End a run from outside. That is not the job's failure either; the caller sets the agent's status."""
     _finish(unfolding, row, Ending("failed", f"{row.job} was {reason}", reason), claim="cancelled")
 
 
 def rest(unfolding: Unfolding, agent: str, caused_by: int, *, answered: bool = False) -> None:
-    """Lets an agent without other work rest: idle, or offline where nothing was heard of it for so long."""
+    """Set an agent without other work to idle, or to offline if it was silent for long enough."""
     row = unfolding.state.rows(AGENTS).get(agent)
     if row is None or row.operations + unfolding.work[agent] > 0:
         return
@@ -75,7 +75,7 @@ def rest(unfolding: Unfolding, agent: str, caused_by: int, *, answered: bool = F
 
 
 def spend(unfolding: Unfolding, row: RunRow, tokens: int) -> None:
-    """Records tokens that nothing is reserved for, or not any more."""
+    """Record tokens without a reservation, or after it has ended."""
     if day := unfolding.state.day:
         used = TokensUsed(day=day.day, agent=worker_of(row), tokens=tokens)
         unfolding.events += use(
@@ -84,16 +84,16 @@ def spend(unfolding: Unfolding, row: RunRow, tokens: int) -> None:
 
 
 def worker_of(row: RunRow) -> str:
-    """Whose work a run is."""
+    """Return the agent whose work a run is."""
     return row.agent or ORCHESTRATOR_AGENT
 
 
 def _finish(
     unfolding: Unfolding, row: RunRow, ending: Ending, *, claim: OperationOutcome | None = None
 ) -> int:
-    """Settles a run's tokens, finishes it, and tells the squad. Gives the position of the finish."""
+    """Settle a run's tokens, finish it, and report to the squad. Return the position of the finish."""
     succeeded = ending.outcome == "succeeded"
-    # Who did not answer did not speak either.
+    # The agent reports only what it succeeded in.
     reporter = worker_of(row) if succeeded else ORCHESTRATOR_AGENT
     unfolding.arrive(reporter)
     _settle(unfolding, row, ending.tokens_used)

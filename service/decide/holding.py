@@ -1,9 +1,9 @@
 """The claim that a run holds on its job's resources: an operation like an agent's own.
 
 It begins with an attempt, is renewed together with the attempt's lease, and ends with the attempt, however
-that ends; where it is lost, the attempt has failed. So a run holds nothing while it waits for its next
-attempt, and each attempt has a fencing token of its own, greater than those before: what a process still
-does that was given up on can be told by it.
+that ends; if the claim is lost, the attempt has failed. So a run holds nothing while it waits for its next
+attempt, and each attempt has its own fencing token, greater than those before, by which late actions of an
+abandoned process can be recognized.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def in_the_way(unfolding: Unfolding, job: JobRow) -> Conflict | None:
-    """Who else is at one of the job's resources; whom this decision makes let go is not."""
+    """Return the claim that conflicts with the job's resources, ignoring those that this decision ends."""
     if not job.resources:
         return None
     return operations.find_conflict(
@@ -34,7 +34,7 @@ def in_the_way(unfolding: Unfolding, job: JobRow) -> Conflict | None:
 
 
 def turn_away(unfolding: Unfolding, job: JobRow, conflict: Conflict) -> int:
-    """Records that the job wanted what somebody else is at. Gives the position of that."""
+    """Record that a conflicting claim stopped the job. Return the position of that event."""
     agent = _holder(job)
     if agent == ORCHESTRATOR_AGENT:
         unfolding.arrive(agent)
@@ -45,7 +45,7 @@ def turn_away(unfolding: Unfolding, job: JobRow, conflict: Conflict) -> int:
 
 
 def begin(unfolding: Unfolding, job: JobRow, caused_by: int) -> str | None:
-    """Claims the job's resources, which nobody else may be at; gives the operation's id."""
+    """Claim the job's resources, which must be free; return the operation's id."""
     if not job.resources:
         return None
     agent = _holder(job)
@@ -57,19 +57,19 @@ def begin(unfolding: Unfolding, job: JobRow, caused_by: int) -> str | None:
 
 
 class Lost(NamedTuple):
-    """Why a run has no claim any more, and the event that tells of it, where one does."""
+    """Why a run lost its claim, and the position of the event that says so, if there is one."""
 
     reason: str
     caused_by: int | None
 
 
 def renew(unfolding: Unfolding, row: RunRow) -> Lost | None:
-    """Goes on holding the claim; says why not, where that is too late."""
+    """Renew the claim; return why that is not possible, if it was lost."""
     if row.operation_id is None:
         return None
     now, operation = unfolding.at.now, _claim_of(unfolding, row)
     if operation is None or operation.expires_at <= now:
-        return Lost("its claim is over", None)
+        return Lost("its claim has ended", None)
     conflict = operations.find_conflict(unfolding.state, operation.resources, now, renewing=operation)
     if conflict is None:
         unfolding.add(operations.renewal_of(unfolding.state, operation, now), operation.position)
@@ -83,7 +83,7 @@ def renew(unfolding: Unfolding, row: RunRow) -> Lost | None:
 
 
 def let_go(unfolding: Unfolding, row: RunRow, outcome: OperationOutcome, caused_by: int) -> None:
-    """Ends the claim, if the run still holds it."""
+    """End the claim, if the run still holds it."""
     operation = _claim_of(unfolding, row)
     if operation is None:
         return

@@ -1,4 +1,4 @@
-"""Decisions about jobs: what is on the schedule, and what of it is to be claimed now."""
+"""Decisions about jobs: what is on the schedule, and what is due to be claimed."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 
 
 def define(state: State, command: DefineJob, at: At) -> Decision:
-    """Puts a job on the schedule, or changes it; the same once more changes nothing."""
+    """Add a job to the schedule, or change it; repeating the same definition changes nothing."""
     wanted = command.definition
     if wanted.agent is not None and state.rows(AGENTS).get(wanted.agent) is None:
         return Refused(Refusal("agent_not_found", f"no agent is called {wanted.agent!r}"))
     row = on_schedule(state, command.name)
     if row and all(getattr(row, name) == value for name, value in structs.asdict(wanted).items()):
         return Accepted([], {"name": row.name, "position": row.position})
-    # A default gives way to whatever somebody said on purpose, also before this start.
-    if command.source == "default" and (said := _said_on_purpose(state, command.name)):
-        return Accepted([], {"name": said.name, "position": said.position})
+    # An explicit definition or removal takes precedence over a default, even one from before this start.
+    if command.source == "default" and (explicit := _set_explicitly(state, command.name)):
+        return Accepted([], {"name": explicit.name, "position": explicit.position})
     unfolding = Unfolding(state, at)
     closed = True
     if row and not wanted.enabled:
@@ -53,19 +53,19 @@ def define(state: State, command: DefineJob, at: At) -> Decision:
     return Accepted(unfolding.events, {"name": command.name})
 
 
-def _said_on_purpose(state: State, name: str) -> JobRow | None:
-    """A job that somebody defined, or removed, otherwise than by default."""
+def _set_explicitly(state: State, name: str) -> JobRow | None:
+    """Return the job if it was defined, or removed, explicitly rather than by default."""
     row = state.rows(JOBS).get(name)
     if row is None:
         return None
-    on_purpose = row.removed_by == "api" if row.removed else row.source != "default"
-    return row if on_purpose else None
+    is_explicit = row.removed_by == "api" if row.removed else row.source != "default"
+    return row if is_explicit else None
 
 
 def remove(state: State, command: RemoveJob | WithdrawJob, at: At) -> Decision:
-    """Takes a job off the schedule; attempts under way end by themselves.
+    """Remove a job from the schedule; attempts in progress are left to end by themselves.
 
-    What the settings withdraw they may bring back, also where somebody removed it before.
+    A job that the settings withdraw can be brought back by them, even if it was removed by hand before.
     """
     row = state.rows(JOBS).get(command.name)
     source: RemovalSource = "api" if isinstance(command, RemoveJob) else "settings"
@@ -84,13 +84,13 @@ def remove(state: State, command: RemoveJob | WithdrawJob, at: At) -> Decision:
 
 
 def _behind(unfolding: Unfolding, name: str) -> Refused:
-    """The refusal of what would end a schedule some of whose ticks have yet to get their outcomes."""
+    """Refuse to end a schedule while some of its ticks have no outcome yet."""
     detail = f"{name} is behind: {len(unfolding.events)} missed ticks were recorded, and there are more"
     return Refused(Refusal("job_behind", detail, retry_after_seconds=1), unfolding.events)
 
 
 def pause(state: State, command: PauseJob, at: At) -> Decision:
-    """Skips the job's ticks from here on."""
+    """Skip the job's ticks from now on."""
     del at
     row = on_schedule(state, command.name)
     if row is None:
@@ -103,7 +103,7 @@ def pause(state: State, command: PauseJob, at: At) -> Decision:
 
 
 def resume(state: State, command: ResumeJob, at: At) -> Decision:
-    """Runs the job's ticks again."""
+    """Run the job's ticks again."""
     del at
     row = on_schedule(state, command.name)
     if row is None:
@@ -118,15 +118,15 @@ def resume(state: State, command: ResumeJob, at: At) -> Decision:
 def due_jobs(
     squad: Squad, now: datetime, tell: Callable[[JobRow, str], None] | None = None
 ) -> tuple[list[str], list[str], datetime | None]:
-    """What is to be claimed now: jobs with due ticks, free runs; and when there will be something next.
+    """Return what to claim now, jobs with due ticks and free runs, and when something will be due next.
 
-    Of very many jobs that have changed it takes several looks to tell what is due; none is claimed before,
-    as another may have to go first.
+    If very many jobs have changed, it takes several calls to find out which are due; no job is claimed
+    before that, as another may have to go first.
 
     Args:
         squad: the squad.
         now: the time.
-        tell: told of each job that this process cannot tell the ticks of, and why; it stands still.
+        tell: called with each job whose ticks this process cannot compute, and the reason.
     """
     runs, later = [run.id for run in squad.free_runs(now)], squad.next_free_run(now)
     agenda = squad.agenda

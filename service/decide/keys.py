@@ -1,4 +1,4 @@
-"""Decisions about API keys: made, used for the first time, run out, taken back."""
+"""Decisions about API keys: creation, first use, expiry and revocation."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from service.memory.state import State
 
 MAX_KEYS = 10_000
-"""How many keys may be in use at once: each is in every process's memory."""
+"""How many keys may be active at once: every process keeps all of them in memory."""
 
 
 def create(state: State, command: CreateKey, at: At) -> Decision:
-    """Makes a key known. The agent that it is for need not be registered: it may do that with the key."""
+    """Create a key. Its agent need not be registered yet: it may register itself with the key."""
     if state.rows(KEYS).get(command.key_id) is not None:
-        return Refused(Refusal("key_exists", f"there is a key {command.key_id} already"))
+        return Refused(Refusal("key_exists", f"key {command.key_id} already exists"))
     if sum(row.state == "active" for row in state.all(KEYS)) >= MAX_KEYS:
         return Refused(Refusal("too_many_keys", f"{MAX_KEYS:,} keys are in use; revoke some of them"))
     days = command.expires_days
@@ -49,7 +49,7 @@ def create(state: State, command: CreateKey, at: At) -> Decision:
 
 
 def note_use(state: State, command: NoteKeyUse, at: At) -> Decision:
-    """Notes that a key is in use. Every process that sees it first says so; once is enough."""
+    """Record the first use of a key. Every process that sees one reports it; only the first is recorded."""
     row = state.rows(KEYS).get(command.key_id)
     if row is None or row.state != "active":
         return Refused(not_found(command.key_id))
@@ -61,7 +61,7 @@ def note_use(state: State, command: NoteKeyUse, at: At) -> Decision:
 
 
 def revoke(state: State, command: RevokeKey, at: At) -> Decision:
-    """Takes a key back; one that has run out as well. Once more changes nothing."""
+    """Revoke a key, even one that has expired. Repeating it changes nothing."""
     row = state.rows(KEYS).get(command.key_id)
     if row is None:
         return Refused(not_found(command.key_id))
@@ -73,12 +73,12 @@ def revoke(state: State, command: RevokeKey, at: At) -> Decision:
 
 
 def expired(state: State, now: datetime) -> Iterator[NewEvent]:
-    """The keys whose time has run out."""
+    """Yield the expiry of each key that is past its time."""
     for row in state.all(KEYS):
         if row.state == "active" and row.expires_at is not None and row.expires_at <= now:
             yield NewEvent(KeyExpired(key_id=row.id, agent=row.agent), caused_by=row.position)
 
 
 def not_found(key_id: str) -> Refusal:
-    """There never was such a key."""
+    """Return the refusal for a key that does not exist."""
     return Refusal("key_not_found", f"there is no key {key_id}")

@@ -1,4 +1,4 @@
-"""Decisions about messages: to one or to all, and out of the inbox again."""
+"""Decisions about messages: sending them to one agent or all, and acknowledging them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def send(state: State, command: SendMessage, at: At) -> Decision:
-    """Sends a message. It registers a sender that nobody has; the receiver need not exist yet."""
+    """Send a message. An unknown sender is registered; the recipient need not exist yet."""
     message_id = at.new_id()
     sent = MessageSent(
         message_id=message_id,
@@ -31,7 +31,7 @@ def send(state: State, command: SendMessage, at: At) -> Decision:
 
 
 def acknowledge(state: State, command: AcknowledgeMessage, at: At) -> Decision:
-    """Takes a message out of one agent's inbox. Once more changes nothing."""
+    """Remove a message from one agent's inbox. Repeating it changes nothing."""
     message = state.rows(MESSAGES).get(command.message_id)
     if message is None:
         return Refused(Refusal("message_not_found", f"there is no message {command.message_id}"))

@@ -1,9 +1,10 @@
 """Decisions about operations: two agents never hold the same claim.
 
-An operation claims every resource it names. It turns others away until its conflict window ends; each
-heartbeat starts the window again. It expires when its time to live runs out without one. Between the two
-it is still there but blocks nobody, and it may come back only if none of those still at work has claimed
-anything of it since: they have the greater fencing token, and of two holders the later must have that.
+An operation claims every resource it names. It blocks conflicting claims until its conflict window ends;
+each heartbeat restarts the window. Without a heartbeat, the operation expires when its time to live ends.
+Between the two it still exists but blocks nobody. A heartbeat can then revive it only if no operation that
+is still active has claimed any of its resources since: such a one has the greater fencing token, and of two
+holders the later must have it.
 """
 
 from __future__ import annotations
@@ -37,16 +38,17 @@ if TYPE_CHECKING:
 
 
 class Conflict(NamedTuple):
-    """The operation in the way, and the resources that both name."""
+    """The operation that blocks a claim, and the resources that both name."""
 
     holder: OperationRow
     contested: dict[str, str]
 
 
 def renewal_seconds(policy: PolicyRow) -> float:
-    """How often a claim is renewed: thrice before its window ends or it expires.
+    """Return how often a claim is renewed: three times before its window ends or it expires.
 
-    A log may have a policy from when these could be shorter, and is not filled with renewals by it.
+    An old log may have a policy with times that are no longer allowed to be so short; those must not fill
+    it with renewals.
     """
     shortest = min(policy.conflict_window_seconds, policy.operation_timeout_seconds)
     return max(shortest, SHORTEST_WINDOW_SECONDS) / 3
@@ -60,13 +62,13 @@ def find_conflict(
     renewing: OperationRow | None = None,
     ended: Collection[str] = (),
 ) -> Conflict | None:
-    """The oldest operation in the way of a claim on these resources.
+    """Return the conflict with the oldest operation that blocks a claim on these resources, if any.
 
     Args:
         state: the squad.
         resources: what is claimed.
         now: the time.
-        renewing: the operation that claims them once more, where it is not a new one.
+        renewing: the operation that claims them again; None for a new claim.
         ended: operations that end in the same decision, before the claim.
     """
     contested: dict[str, dict[str, str]] = {}
@@ -77,7 +79,7 @@ def find_conflict(
     holders = [
         row
         for id_ in contested
-        if id_ not in ended and (row := rows.get(id_)) and _is_in_the_way(row, now, renewing)
+        if id_ not in ended and (row := rows.get(id_)) and _blocks(row, now, renewing)
     ]
     if not holders:
         return None
@@ -86,7 +88,7 @@ def find_conflict(
 
 
 def describe(conflict: Conflict) -> dict[str, Any]:
-    """A conflict as the API shows it. `position` is where the operation in the way began."""
+    """Return a conflict as the API shows it. `position` is that of the blocking operation's start."""
     holder = conflict.holder
     return {
         "operation_id": holder.id,
@@ -102,7 +104,7 @@ def describe(conflict: Conflict) -> dict[str, Any]:
 
 
 def start(state: State, command: StartOperation, at: At) -> Decision:
-    """Starts an operation, unless one of its resources is taken."""
+    """Start an operation, unless one of its resources is claimed."""
     prelude = arrive(state, command.agent, at, "operation_started")
     if conflict := find_conflict(state, command.resources, at.now):
         detected = detection_of(conflict, command.agent, command.action, command.resources, at)
@@ -121,9 +123,9 @@ def start(state: State, command: StartOperation, at: At) -> Decision:
 
 
 def renew(state: State, command: RenewOperation, at: At) -> Decision:
-    """Starts the window and the time to live again, unless somebody else has come in between."""
+    """Restart the window and the time to live, unless another operation has claimed a resource since."""
     row = state.rows(OPERATIONS).get(command.operation_id)
-    if refusal := _over(row, command.operation_id, at.now):
+    if refusal := _refusal_if_ended(row, command.operation_id, at.now):
         return Refused(refusal)
     assert row is not None
     prelude = arrive(state, row.agent, at)
@@ -144,7 +146,7 @@ def start_of(
     *,
     ttl_seconds: float | None = None,
 ) -> OperationStarted:
-    """A claim that nothing is in the way of; without a time to live of its own it has the policy's."""
+    """Return the event that starts a claim; its time to live defaults to the policy's."""
     policy = state.policy
     ttl_seconds = ttl_seconds or policy.operation_timeout_seconds
     return OperationStarted(
@@ -159,7 +161,7 @@ def start_of(
 
 
 def renewal_of(state: State, row: OperationRow, now: datetime) -> OperationRenewed:
-    """A claim's window and time to live, starting again."""
+    """Return the event that restarts a claim's window and time to live."""
     return OperationRenewed(
         operation_id=row.id,
         agent=row.agent,
@@ -169,9 +171,9 @@ def renewal_of(state: State, row: OperationRow, now: datetime) -> OperationRenew
 
 
 def finish(state: State, command: FinishOperation, at: At) -> Decision:
-    """Ends an operation, and records what it used."""
+    """End an operation, and record the tokens it used."""
     row = state.rows(OPERATIONS).get(command.operation_id)
-    if refusal := _over(row, command.operation_id, at.now):
+    if refusal := _refusal_if_ended(row, command.operation_id, at.now):
         return Refused(refusal)
     assert row is not None
     finished = OperationFinished(
@@ -193,14 +195,14 @@ def finish(state: State, command: FinishOperation, at: At) -> Decision:
 
 
 def expired(state: State, now: datetime) -> Iterator[NewEvent]:
-    """The operations that nobody renewed in time."""
+    """Yield the expiry of each operation that was not renewed in time."""
     if now < state.spared_until.get(OPERATIONS.name, now):
         return
     for row in state.expired(OPERATIONS.name, now):
         yield NewEvent(OperationExpired(operation_id=row.id, agent=row.agent), caused_by=row.position)
 
 
-def _is_in_the_way(row: OperationRow, now: datetime, renewing: OperationRow | None) -> bool:
+def _blocks(row: OperationRow, now: datetime, renewing: OperationRow | None) -> bool:
     if row.expires_at <= now or (renewing and row.id == renewing.id):
         return False
     came_later = renewing is not None and row.fencing_token > renewing.fencing_token
@@ -211,12 +213,12 @@ def _blocks_until(window_seconds: float, ttl_seconds: float, now: datetime) -> d
     return now + timedelta(seconds=min(window_seconds, ttl_seconds))
 
 
-def _over(row: OperationRow | None, operation_id: str, now: datetime) -> Refusal | None:
+def _refusal_if_ended(row: OperationRow | None, operation_id: str, now: datetime) -> Refusal | None:
     if row is None:
         return Refusal("operation_not_found", f"there is no operation {operation_id}")
     if row.state == "finished":
         return Refusal(
-            "operation_finished", f"operation {row.id} has finished already", {"outcome": row.outcome}
+            "operation_finished", f"operation {row.id} has already finished", {"outcome": row.outcome}
         )
     if row.state == "expired" or row.expires_at <= now:
         return Refusal(
@@ -230,7 +232,7 @@ def _over(row: OperationRow | None, operation_id: str, now: datetime) -> Refusal
 def detection_of(
     conflict: Conflict, agent: str, action: str, resources: dict[str, str], at: At
 ) -> NewEvent:
-    """That a claim was turned away, caused by the one that is in its way."""
+    """Return the event of a refused claim, caused by the one that blocks it."""
     holder = conflict.holder
     detected = ConflictDetected(
         operation_id=holder.id,
@@ -246,17 +248,17 @@ def detection_of(
 
 
 def refusal_for(conflict: Conflict, now: datetime, *, renewing: bool = False) -> Refusal:
-    """What whoever was turned away is told. Who is in the way of a heartbeat came later, and stays."""
-    over_at = conflict.holder.expires_at if renewing else conflict.holder.blocks_until
+    """Return the refusal of a claim. What blocks a heartbeat came later, and blocks it until it expires."""
+    free_at = conflict.holder.expires_at if renewing else conflict.holder.blocks_until
     return Refusal(
         "conflict",
         in_a_sentence(conflict),
         {"conflict": describe(conflict)},
-        retry_after_seconds=max(1, ceil((over_at - now).total_seconds())),
+        retry_after_seconds=max(1, ceil((free_at - now).total_seconds())),
     )
 
 
 def in_a_sentence(conflict: Conflict) -> str:
-    """Who is at what, for a person."""
+    """Return who has claimed what, as a sentence."""
     contested = ", ".join(f"{kind} {value}" for kind, value in conflict.contested.items())
-    return f"{conflict.holder.agent!r} is at {conflict.holder.action!r} on {contested}"
+    return f"{conflict.holder.agent!r} has claimed {contested} for {conflict.holder.action!r}"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def start(state: State, command: StartOrchestrator, at: At) -> Decision:
-    """Starts the orchestrator; where it runs already, nothing changes."""
+    """Start the orchestrator; if it is already running, nothing changes."""
     row = state.orchestrator
     if row and (row.running or command.only_if_new):
         return Accepted(
@@ -25,7 +25,7 @@ def start(state: State, command: StartOrchestrator, at: At) -> Decision:
 
 
 def stop(state: State, command: StopOrchestrator, at: At) -> Decision:
-    """Shuts the orchestrator down; where it is down already, nothing changes."""
+    """Shut the orchestrator down; if it is already down, nothing changes."""
     del command, at
     row = state.orchestrator
     if row and not row.running:

@@ -1,4 +1,4 @@
-"""Decisions about the rules: the policy, and the budget days that follow from it."""
+"""Decisions about the rules: the policy, and the budget days that result from it."""
 
 from __future__ import annotations
 
@@ -30,39 +30,41 @@ _RULES: dict[str, Any] = {
     "idle_after_minutes": 10.0,
     "offline_after_minutes": 60.0,
 }
-"""The policy of a squad that was told nothing; the seed's defaults."""
+"""The default policy, as in the seed specification."""
 
 
 def turn_of_day(state: State, now: datetime) -> list[NewEvent]:
-    """The new budget day, where the old one is over."""
+    """Return the start of a new budget day, if the old one has ended."""
     day = state.day
     if day and day.starts_at <= now < day.ends_at:
         return []
     policy = state.policy
-    return [NewEvent(_reset(state, policy.daily_tokens, _window(policy), now), caused_by=policy.position)]
+    return [
+        NewEvent(_day_reset(state, policy.daily_tokens, _day_rule(policy), now), caused_by=policy.position)
+    ]
 
 
-class _Window(NamedTuple):
-    """Which rule says when a budget day begins."""
+class _DayRule(NamedTuple):
+    """The rule that says when a budget day begins."""
 
     reset_hour: int
     timezone: str
 
 
-def _window(policy: PolicyRow) -> _Window:
-    return _Window(policy.reset_hour, policy.timezone)
+def _day_rule(policy: PolicyRow) -> _DayRule:
+    return _DayRule(policy.reset_hour, policy.timezone)
 
 
 def set_rules(state: State, command: SetBudget | SetPolicy, at: At) -> Decision:
-    """Changes the rules that a command names. The first time, the rest is set to the defaults."""
+    """Change the rules that a command names. The first time, the rest is set to the defaults."""
     wanted = {
         name: value for name in command.model_fields_set if (value := getattr(command, name)) is not None
     }
     cause = state.head.position + 1
     if not state.has_policy:
         rules = {**_RULES, **wanted}
-        window = _Window(rules["reset_hour"], rules["timezone"])
-        first_day = _reset(state, rules["daily_tokens"], window, at.now)
+        day_rule = _DayRule(rules["reset_hour"], rules["timezone"])
+        first_day = _day_reset(state, rules["daily_tokens"], day_rule, at.now)
         return Accepted(
             [NewEvent(PolicySet(**rules, day=None)), NewEvent(first_day, caused_by=cause)], rules
         )
@@ -71,9 +73,9 @@ def set_rules(state: State, command: SetBudget | SetPolicy, at: At) -> Decision:
     rules = {**current, **wanted}
     if rules == current:
         return Accepted([], {**rules, "position": policy.position})
-    total, window = rules["daily_tokens"], _Window(rules["reset_hour"], rules["timezone"])
-    reset = _reset(state, total, window, at.now) if window != _window(policy) else None
-    # A day that ends by the new rules was spent under the old ones, and keeps its total.
+    total, day_rule = rules["daily_tokens"], _DayRule(rules["reset_hour"], rules["timezone"])
+    reset = _day_reset(state, total, day_rule, at.now) if day_rule != _day_rule(policy) else None
+    # A day that the new rules end was spent under the old ones, so it keeps its total.
     goes_on = reset is None or reset.day == day.day
     policy_set = PolicySet(**rules, day=day.day if goes_on else None)
     events = [NewEvent(policy_set, caused_by=policy.position)]
@@ -84,12 +86,12 @@ def set_rules(state: State, command: SetBudget | SetPolicy, at: At) -> Decision:
     return Accepted(events, rules)
 
 
-def _reset(state: State, total: int, window: _Window, now: datetime) -> BudgetDayReset:
+def _day_reset(state: State, total: int, day_rule: _DayRule, now: datetime) -> BudgetDayReset:
     previous = state.day
     try:
-        day = _day_by(window, previous, now)
+        day = _day_by(day_rule, previous, now)
     except ValueError:
-        # Nothing could be decided without a day. A process that knows the time zone puts it right.
+        # Without a day, nothing could be decided. A process that knows the time zone corrects it.
         last = Day(previous.day, previous.starts_at, previous.ends_at) if previous else None
         day = day_by_the_last(last, now)
     agents = {part.agent: part.used for part in state.agent_budgets(previous)} if previous else {}
@@ -105,18 +107,18 @@ def _reset(state: State, total: int, window: _Window, now: datetime) -> BudgetDa
     )
 
 
-def _day_by(window: _Window, previous: BudgetDayRow | None, now: datetime) -> Day:
-    """The day that is to be open.
+def _day_by(day_rule: _DayRule, previous: BudgetDayRow | None, now: datetime) -> Day:
+    """Return the day to open.
 
     Raises:
         ValueError: see `budget_day`.
     """
-    day = budget_day(window.reset_hour, window.timezone, now)
+    day = budget_day(day_rule.reset_hour, day_rule.timezone, now)
     if previous is None or day.name >= previous.day:
         return day
-    # Going west after local midnight would go back to yesterday, whose budget is spent: today goes on until
-    # tomorrow begins by the new rules.
+    # Moving to a zone further west after local midnight would reopen yesterday, whose budget is spent.
+    # Instead, today lasts until tomorrow begins by the new rules.
     ends_at = day.ends_at
-    while (tomorrow := budget_day(window.reset_hour, window.timezone, ends_at)).name <= previous.day:
+    while (tomorrow := budget_day(day_rule.reset_hour, day_rule.timezone, ends_at)).name <= previous.day:
         ends_at = tomorrow.ends_at
     return Day(previous.day, day.starts_at, ends_at)

@@ -1,8 +1,8 @@
-"""Decisions about runs: who holds one, and what becomes of its attempts.
+"""Decisions about runs: which process holds one, and how its attempts end.
 
-A run is held by one process under a lease, which it renews. When the lease runs out, when the next attempt
-after a failed one is due, or where nobody has held the run yet, whichever process is first takes it up.
-Where no attempt is left, a run whose process vanished is recorded as lost.
+One process holds a run under a lease, which it renews. If the lease has expired, the next attempt after a
+failed one is due, or no process has held the run yet, the first process to claim it takes it up. If a
+process vanished and its run has no attempt left, the run is recorded as lost.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from service.memory.state import State
 
 LEASE_SECONDS = 15.0
-"""How long a run stays with a process that says nothing. Renewed at a third of it."""
+"""How long a process holds a run without renewing it. It renews after a third of that."""
 
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 300.0
 
 
 def lease_until(now: datetime) -> datetime:
-    """When a lease that is taken or renewed now runs out."""
+    """Return when a lease that is taken or renewed now expires."""
     return now + timedelta(seconds=LEASE_SECONDS)
 
 
 def backoff(run_id: str, attempt: int) -> timedelta:
-    """The wait after a failed attempt: 1, 2, 4 ... seconds, of which up to half is taken off by jitter.
+    """Return the wait after a failed attempt: 1, 2, 4 ... seconds, reduced by up to half by jitter.
 
-    The jitter is the attempt's own, so that a decision made twice is the same decision.
+    The jitter is derived from the run and the attempt, so that a decision made twice is the same.
     """
     seconds = min(FIRST_BACKOFF_SECONDS * 2.0 ** (attempt - 1), LONGEST_BACKOFF_SECONDS)
     share = sha256(f"{run_id}/{attempt}".encode()).digest()[0] / 255
@@ -47,13 +47,13 @@ def backoff(run_id: str, attempt: int) -> timedelta:
 
 
 def renewal_seconds(state: State, row: RunRow) -> float:
-    """How often a process renews what it holds for a run: thrice before the first of it would run out."""
+    """Return how often a process renews what it holds for a run: three times before any of it expires."""
     of_lease = LEASE_SECONDS / 3
     return min(of_lease, operations.renewal_seconds(state.policy)) if row.operation_id else of_lease
 
 
 def take_up(state: State, command: TakeUpRun, at: At) -> Decision:
-    """Gives a run to a process, if nobody holds it and an attempt is due; or ends it where none may be."""
+    """Give a run that is free and has an attempt due to a process; end it if no attempt is possible."""
     row = state.rows(RUNS).get(command.run_id)
     if row is None or row.status != "running" or not is_free(row, at.now):
         return Accepted([], {"position": state.head.position})
@@ -65,31 +65,31 @@ def take_up(state: State, command: TakeUpRun, at: At) -> Decision:
         reason = "the process that ran it vanished"
         give_up(unfolding, row, Ending("lost", f"{row.job} was lost: {reason}", reason))
     elif job is None or job.removed:
-        _fail(unfolding, row, f"the job was removed {next_attempt}")
+        _fail_run(unfolding, row, f"the job was removed {next_attempt}")
     elif job.agent != row.agent:
-        _fail(unfolding, row, f"the job's agent was changed {next_attempt}")
+        _fail_run(unfolding, row, f"the job's agent was changed {next_attempt}")
     elif orchestrator is None or not orchestrator.running:
-        _fail(unfolding, row, f"the orchestrator was shut down {next_attempt}")
+        _fail_run(unfolding, row, f"the orchestrator was shut down {next_attempt}")
     elif row.attempts == 0 and at.now - row.tick > timedelta(seconds=job.catch_up_seconds):
         reason = f"no process took it up within {job.catch_up_seconds:g} seconds"
         give_up(unfolding, row, Ending("missed", f"{row.job} was missed: {reason}", reason))
     else:
-        _attempt(unfolding, row, job, command.runner)
+        _start_attempt(unfolding, row, job, command.runner)
     return Accepted(unfolding.events, {})
 
 
-def _fail(unfolding: Unfolding, row: RunRow, reason: str) -> None:
+def _fail_run(unfolding: Unfolding, row: RunRow, reason: str) -> None:
     give_up(unfolding, row, Ending("failed", f"{row.job} failed: {reason}", reason))
 
 
-def _attempt(unfolding: Unfolding, row: RunRow, job: JobRow, runner: str) -> None:
-    """Begins the next attempt; it has failed already where somebody else is at the job's resources."""
+def _start_attempt(unfolding: Unfolding, row: RunRow, job: JobRow, runner: str) -> None:
+    """Start the next attempt; it fails at once if another claim conflicts with the job's resources."""
     number = row.attempts + 1
-    # A process that vanished may still believe that it holds what the run claimed.
+    # A vanished process may still believe that it holds the run's claim.
     holding.let_go(unfolding, row, "failed", row.position)
     if conflict := holding.in_the_way(unfolding, job):
         caused_by = holding.turn_away(unfolding, job, conflict)
-        _has_failed(unfolding, row, number, f"conflict: {operations.in_a_sentence(conflict)}", caused_by)
+        _fail_attempt(unfolding, row, number, f"conflict: {operations.in_a_sentence(conflict)}", caused_by)
         return
     operation_id = holding.begin(unfolding, job, row.position)
     retried = RunRetried(
@@ -105,19 +105,19 @@ def _attempt(unfolding: Unfolding, row: RunRow, job: JobRow, runner: str) -> Non
 
 
 def is_free(row: RunRow, now: datetime) -> bool:
-    """Whether a run waits for somebody to take it up."""
+    """Whether a run waits for a process to take it up."""
     due = free_at(row)
     return due is not None and due <= now
 
 
 def renew(state: State, command: RenewRun, at: At) -> Decision:
-    """Extends the lease of a run that its process still holds, and the claim that goes with it."""
+    """Extend the lease of a run that the process still holds, and the run's claim with it."""
     row = _held(state, command)
     if row is None:
         return _not_held(command.run_id)
     unfolding = Unfolding(state, at)
     if lost := holding.renew(unfolding, row):
-        _has_failed(unfolding, row, row.attempts, lost.reason, lost.caused_by)
+        _fail_attempt(unfolding, row, row.attempts, lost.reason, lost.caused_by)
         return Refused(
             Refusal("run_not_held", f"run {row.id} was given up: {lost.reason}"), unfolding.events
         )
@@ -127,7 +127,7 @@ def renew(state: State, command: RenewRun, at: At) -> Decision:
 
 
 def end_attempt(state: State, command: EndAttempt, at: At) -> Decision:
-    """Ends an attempt: the run is over, or its next attempt waits."""
+    """End an attempt: the run ends, or waits for its next attempt."""
     row = _held(state, command)
     if row is None or row.attempts != command.attempt:
         return _not_held(command.run_id)
@@ -151,10 +151,10 @@ def end_attempt(state: State, command: EndAttempt, at: At) -> Decision:
     return Accepted(unfolding.events, {"status": "running", "retry_at": failed.retry_at})
 
 
-def _has_failed(
+def _fail_attempt(
     unfolding: Unfolding, row: RunRow, attempt: int, reason: str, caused_by: int | None
 ) -> None:
-    """An attempt failed by its claim, which is no word on the job: the next waits, or the run is over."""
+    """Fail an attempt for its claim, which says nothing about the job: the run waits to retry, or ends."""
     if attempt < row.attempts_allowed:
         failed = unfolding.add(_attempt_failed(unfolding, row, attempt, reason), caused_by or row.position)
         holding.let_go(unfolding, row, "failed", failed)

@@ -1,7 +1,7 @@
-"""How a run starts: what it needs is claimed and set aside together with it, or it does not start.
+"""How a run starts: its claim and its tokens are acquired together with it, or it does not start.
 
-A tick starts a run in the process that claims it. A person may ask for a run at any time, and then name the
-process, or leave it to whichever is first to take it up.
+A tick starts a run in the process that claims it. A run can also be requested at any time, in a named
+process or in the first that takes it up.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 class Obstacle(NamedTuple):
-    """Why a run does not start. The event that tells of it is the decision's last."""
+    """Why a run does not start. The decision's last event records it."""
 
     reason: Literal["budget", "conflict"]
     refusal: Refusal
 
 
 def run_now(state: State, command: RunJob, at: At) -> Decision:
-    """Runs a job at once, paused or not; not beside itself, and not while the orchestrator is shut down."""
+    """Run a job now, even if it is paused; not beside another run, nor while the orchestrator is down."""
     job = on_schedule(state, command.name)
     if job is None:
         return no_job(command.name)
@@ -44,7 +44,7 @@ def run_now(state: State, command: RunJob, at: At) -> Decision:
     active = active_runs(state, job)
     if active and job.overlap != "allow_all":
         held = {"run_id": active[0].id}
-        return Refused(Refusal("job_running", f"{job.name} is running already", held))
+        return Refused(Refusal("job_running", f"{job.name} is already running", held))
     unfolding = Unfolding(state, at)
     id_ = at.new_id()
     if obstacle := begin(unfolding, job, id_, at.now, command.runner, manual=True):
@@ -63,7 +63,7 @@ def run_now(state: State, command: RunJob, at: At) -> Decision:
 def begin(
     unfolding: Unfolding, job: JobRow, id_: str, tick: datetime, runner: str | None, *, manual: bool = False
 ) -> Obstacle | None:
-    """Starts a run, with the claim and the tokens that it needs; or says why not."""
+    """Start a run, with the claim and the tokens that it needs; return the obstacle if there is one."""
     if conflict := holding.in_the_way(unfolding, job):
         holding.turn_away(unfolding, job, conflict)
         return Obstacle("conflict", refusal_for(conflict, unfolding.at.now))
@@ -74,7 +74,7 @@ def begin(
         unfolding.arrive(job.agent or ORCHESTRATOR_AGENT, "run_started")
     if reserved:
         unfolding.add(reserved, job.position)
-    # Nobody could renew the claim of a run that waits: it begins with the first attempt.
+    # No process would renew the claim of a waiting run, so the claim begins with the first attempt.
     operation_id = holding.begin(unfolding, job, job.position) if runner else None
     started = RunStarted(
         run_id=id_,
@@ -95,29 +95,29 @@ def begin(
 
 
 def active_runs(state: State, job: JobRow) -> list[RunRow]:
-    """The job's runs under way, the oldest first."""
+    """Return the job's active runs, oldest first."""
     return sorted(state.runs_of(job.name), key=lambda run: run.fencing_token)
 
 
 def on_schedule(state: State, name: str) -> JobRow | None:
-    """A job, unless it was removed: until the end of the batch that did so its row is still there."""
+    """Return a job unless it was removed: its row remains until the end of the batch that removed it."""
     row = state.rows(JOBS).get(name)
     return None if row is None or row.removed else row
 
 
 def no_job(name: str) -> Refused:
-    """The refusal of whatever concerns a job that is not on the schedule."""
+    """Return the refusal for a job that is not on the schedule."""
     return Refused(Refusal("job_not_found", f"no job is called {name!r}"))
 
 
 def _reserve(unfolding: Unfolding, job: JobRow, *, waits: bool) -> TokensReserved | Obstacle | None:
-    """The tokens that a run needs, set aside; or their denial."""
+    """Reserve the tokens that a run needs, if any; return the obstacle if they are denied."""
     state, at, agent = unfolding.state, unfolding.at, job.agent or ORCHESTRATOR_AGENT
     day = state.day
     if not job.tokens or day is None:
         return None
     freed = unfolding.given_back[day.day, agent]
-    # What the cancelled runs of other agents give back is free for the squad, and so for this one.
+    # Tokens released by cancelled runs of other agents are free for the squad, and so for this agent.
     of_others = sum(tokens for (on, _), tokens in unfolding.given_back.items() if on == day.day) - freed
     judged = allowance(state, day.replaced(reserved=day.reserved - of_others), agent, job.tokens - freed)
     if judged.denied is None:
@@ -141,7 +141,7 @@ def _reserve(unfolding: Unfolding, job: JobRow, *, waits: bool) -> TokensReserve
     part = state.agent_budget(day, agent)
     of_squad = judged.denied == "budget_exhausted"
     unfolding.add(denied, day.position if of_squad else part.position or state.policy.position)
-    # Of one with a limit, the squad may have more left than that.
+    # If the agent has a limit, the squad may have more left than the agent.
     to_whom = f" to {agent!r}" if agent in state.policy.agent_limits else ""
     detail = f"{denied.tokens} tokens are needed, {max(denied.remaining, 0)} remain{to_whom}"
     extra: dict[str, Any] = {"remaining": denied.remaining, "resets_at": day.ends_at}
@@ -150,6 +150,6 @@ def _reserve(unfolding: Unfolding, job: JobRow, *, waits: bool) -> TokensReserve
 
 
 def _longest_run(job: JobRow) -> timedelta:
-    """How long a run may take with all its attempts, and some time to spare for waiting its turn."""
+    """Return how long a run may take with all its attempts, plus a margin for waiting for a slot."""
     one_attempt = job.timeout_seconds + LEASE_SECONDS + 2 * LONGEST_BACKOFF_SECONDS
     return timedelta(seconds=(job.retries + 1) * one_attempt)

@@ -1,4 +1,4 @@
-"""Decisions about those whose payloads are sealed: whether there is a key to destroy, and what of."""
+"""Decisions about the subjects of sealed payloads: is there a key to destroy, and what did it seal?"""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from service.memory.state import State
 
 MAX_EMAILS = 5_000
-"""How many e-mails one event names."""
+"""How many e-mails one event may name."""
 
 
 def forget(state: State, command: ForgetSubject, at: At) -> Decision:
-    """Destroys the subject's key. A message that was forgotten stays so; of a sender nobody can tell."""
+    """Destroy the subject's key. Repeating it is accepted for a message; a forgotten sender is unknown."""
     del at
     trace = state.trace(command.subject)
     messages = [trace.message] if trace.message else []
@@ -37,11 +37,11 @@ def forget(state: State, command: ForgetSubject, at: At) -> Decision:
 
 
 def _nothing_to_destroy(command: ForgetSubject, *, in_plain: bool) -> Refusal:
-    """Says why, without the subject's name: refusals are shown around."""
+    """Return the refusal, without the subject's name: refusals appear in many places."""
     if in_plain:
         return Refusal(
             "subject_in_plain",
-            "this message was logged before payloads were encrypted; the log keeps it as it is",
+            "this message was logged before payloads were encrypted; the log keeps it in plain text",
             {"in_plain": 1},
         )
     if command.in_plain:
@@ -49,7 +49,7 @@ def _nothing_to_destroy(command: ForgetSubject, *, in_plain: bool) -> Refusal:
         return Refusal(
             "subject_in_plain",
             f"what the log holds of this sender ({count}) was logged before payloads were encrypted;"
-            " the log keeps it as it is",
+            " the log keeps it in plain text",
             {"in_plain": command.in_plain},
         )
-    return Refusal("subject_not_found", "no sender is called that, and no message has that id")
+    return Refusal("subject_not_found", "there is no such sender, and no message with that id")

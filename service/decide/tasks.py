@@ -18,7 +18,7 @@ _FIELDS = ("title", "description", "status", "assigned_agent", "priority", "deli
 
 
 def create(state: State, command: CreateTask, at: At) -> Decision:
-    """Puts a task on the board."""
+    """Put a task on the board."""
     del state  # a new task depends on nothing
     task_id = at.new_id()
     fields = {name: getattr(command, name) for name in _FIELDS}
@@ -27,7 +27,7 @@ def create(state: State, command: CreateTask, at: At) -> Decision:
 
 
 def update(state: State, command: UpdateTask, at: At) -> Decision:
-    """Changes what is named of a task; a task may go from any status to any other."""
+    """Change the named fields of a task; any change of status is allowed."""
     row = state.rows(TASKS).get(command.task_id)
     if row is None:
         return Refused(Refusal("task_not_found", f"there is no task {command.task_id}"))

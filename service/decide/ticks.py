@@ -1,7 +1,7 @@
-"""Decisions about ticks: each gets exactly one outcome, whoever asks, and however many ask.
+"""Decisions about ticks: each gets exactly one outcome, however many processes claim it.
 
-A tick is claimed at the head of the log, so two processes cannot both start it. It starts a run, or it is
-skipped and says why, or, where nobody was there for longer than the job's catch-up time, it is missed.
+A tick is claimed at the head of the log, so two processes cannot both start it. It starts a run, or is
+skipped for a recorded reason, or is missed if no process claimed it within the job's catch-up time.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from service.memory.state import State
 
 MAX_MISSED_AT_ONCE = 500
-"""How many missed ticks a change of a schedule records; the next one goes on from there."""
+"""How many missed ticks a change of a schedule records at most; the next attempt continues from there."""
 
 MAX_MISSED_A_CLAIM = 100
-"""How many a claim records. After a gap many jobs have some, and what others ask for waits meanwhile."""
+"""How many a claim records at most. After an outage many jobs have some, and other commands must wait."""
 
 
 def claim_tick(state: State, command: ClaimTick, at: At) -> Decision:
-    """Gives due ticks their outcomes: all that were missed, and the next one after them."""
+    """Give due ticks their outcomes: those that were missed, and the next one after them."""
     job = starting.on_schedule(state, command.name)
     if job is None or not job.enabled:
         return Accepted([], {"position": state.head.position})
@@ -52,15 +52,15 @@ def claim_tick(state: State, command: ClaimTick, at: At) -> Decision:
 
 
 def close_schedule(unfolding: Unfolding, job: JobRow, *, waiting: str | None = None) -> bool:
-    """Gives the ticks of a schedule that is about to end their outcomes, those that jitter delays too.
+    """Give the past ticks of a schedule that is about to end their outcomes, even those that jitter delays.
 
     Args:
-        told: the decision that ends it.
+        unfolding: the decision that ends it.
         job: the job as it was until now.
-        waiting: why the tick that waits for the present run will not come either; None where it will.
+        waiting: why a buffered tick is skipped as well; None if it will still run.
 
     Returns:
-        Whether all of them have one; where they are too many for one decision, it cannot end yet.
+        Whether all of them have one. If they are too many for one decision, the schedule cannot end yet.
     """
 
     def is_over(tick: datetime) -> bool:
@@ -78,9 +78,9 @@ def close_schedule(unfolding: Unfolding, job: JobRow, *, waiting: str | None = N
 
 
 def _ticks(job: JobRow, while_: Callable[[datetime], bool]) -> Iterator[datetime]:
-    """The job's ticks without an outcome, the oldest first, as long as this is so of them.
+    """Yield the job's ticks without an outcome, oldest first, while `while_` holds.
 
-    None where they cannot be told: such a job can still be changed and removed.
+    Yield none if they cannot be computed, so that such a job can still be changed and removed.
     """
     with suppress(ValueError):
         tick = next_tick(schedule_of(job), job.ticked_until)
@@ -92,7 +92,7 @@ def _ticks(job: JobRow, while_: Callable[[datetime], bool]) -> Iterator[datetime
 def _miss(
     unfolding: Unfolding, job: JobRow, is_missed: Callable[[datetime], bool], most: int = MAX_MISSED_AT_ONCE
 ) -> datetime:
-    """Records ticks as missed, the oldest first, so many at most; gives the last that has its outcome."""
+    """Record up to `most` ticks as missed, oldest first; return the last tick that has an outcome."""
     last = job.ticked_until
     for tick in islice(_ticks(job, is_missed), most):
         missed = RunMissed(run_id=run_id(job.name, tick), job=job.name, tick=tick)
@@ -113,7 +113,7 @@ def _skip(
 def _decide_tick(
     unfolding: Unfolding, job: JobRow, tick: datetime, active: list[RunRow], runner: str
 ) -> None:
-    """What becomes of one due tick."""
+    """Decide the outcome of one due tick."""
     orchestrator = unfolding.state.orchestrator
     if orchestrator is None or not orchestrator.running:
         cause = orchestrator.position if orchestrator else job.position
@@ -124,7 +124,7 @@ def _decide_tick(
         detail = f"the run of {_brief(active[0].tick)} is under way"
         _skip(unfolding, job, tick, "overlap", detail, active[0].position)
     elif active and job.overlap == "buffer_one" and job.buffered_tick is not None:
-        detail = f"the tick of {_brief(job.buffered_tick)} waits already"
+        detail = f"the tick of {_brief(job.buffered_tick)} is already waiting"
         _skip(unfolding, job, tick, "overlap", detail, job.position)
     elif active and job.overlap == "buffer_one":
         unfolding.add(TickBuffered(job=job.name, tick=tick), active[0].position)

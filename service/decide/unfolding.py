@@ -1,4 +1,4 @@
-"""What a larger decision comes to, event by event."""
+"""Build a larger decision event by event."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Unfolding:
     """The events of one decision so far.
 
-    They are not folded while it is made, so what a later step must know of an earlier one is kept here: at
-    which position each event will stand, which agents have arrived, what work they began and ended, which
-    claims were let go, and which tokens were given back.
+    They are not folded while the decision is made, so what later steps must know of earlier ones is kept
+    here: the position that each event will have, which agents became active, what work they began and
+    ended, and which claims and tokens were released.
     """
 
     def __init__(self, state: State, at: At) -> None:
@@ -28,29 +28,29 @@ class Unfolding:
         self.at = at
         self.events: list[NewEvent] = []
         self.given_back = Counter[tuple[date, str]]()
-        """Tokens by budget day and agent."""
+        """Released tokens by budget day and agent."""
         self.let_go = set[str]()
         """Operations that end in this decision."""
         self.work = Counter[str]()
-        """By how many each agent's pieces of work under way become more, or fewer."""
+        """By agent, the change in its number of active runs and operations."""
         self._arrived: set[str] = set()
 
     @property
     def position(self) -> int:
-        """Where the last event will stand in the log."""
+        """The position that the last event will have in the log."""
         return self.state.head.position + len(self.events)
 
     def add(self, event: AnyEvent, caused_by: int | None = None) -> int:
-        """Adds an event; gives its position."""
+        """Add an event; return its position."""
         self.events.append(NewEvent(event, caused_by))
         return self.position
 
     def arrive(self, agent: str, reason: StatusReason = "activity") -> None:
-        """Lets an agent act: from here on it is registered, and active."""
+        """Note that an agent acts: from here on it is registered and active."""
         if agent not in self._arrived:
             self._arrived.add(agent)
             self.events += arrive(self.state, agent, self.at, reason)
 
     def has_arrived(self, agent: str) -> bool:
-        """Whether the agent acted in this decision, and so is active by now."""
+        """Whether the agent acted in this decision, and is therefore active."""
         return agent in self._arrived

@@ -369,7 +369,7 @@ class TestTheCommand:
     async def test_fails_where_nobody_is_called_that(self, service: Service, tmp_path: Path) -> None:
         for subject in ("nobody@example.org", UNKNOWN):
             ended = await squad(tmp_path, "forget", subject, "--dsn", service.dsn)
-            assert ended.complaint() == "no sender is called that, and no message has that id"
+            assert ended.complaint() == "there is no such sender, and no message with that id"
         ended = await squad(tmp_path, "forget", "", "--dsn", service.dsn)
         assert ended.complaint().startswith("subject is ''")
 

@@ -302,4 +302,4 @@ async def test_the_same_job_twice_is_refused_by_the_one_that_waits(database: str
     await a_squad(database)
     results = await asyncio.gather(*(squad(database, "jobs", "run", "poll") for _ in range(3)))
     assert sorted(result.exit_code for result in results) == [0, 1, 1]
-    assert {str(result.exception) for result in results if result.exit_code} == {"poll is running already"}
+    assert {str(result.exception) for result in results if result.exit_code} == {"poll is already running"}

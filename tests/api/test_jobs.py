@@ -285,7 +285,7 @@ async def test_a_job_claims_its_resources_while_it_runs(api: Api, agents: Agents
     (await api.post("operations", **claim)).expect(201)
     turned_away = (await api.post("jobs/poll/run")).expect(409, "conflict")
     assert turned_away["conflict"]["agents"] == ["ada"]
-    assert turned_away["detail"] == "'ada' is at 'sort' on mailbox info"
+    assert turned_away["detail"] == "'ada' has claimed mailbox info for 'sort'"
     conflict = (await api.get(f"events/{turned_away['position']}")).expect(200)
     assert (conflict["type"], conflict["data"]["agent"]) == ("conflict_detected", "worker")
 
@@ -300,7 +300,7 @@ async def test_a_tick_whose_resources_are_claimed_is_skipped_and_says_by_whom(
         return list((await api.get("runs", job="poll", status="skipped")).expect(200)["items"])
 
     [run, *_] = await eventually(skipped)
-    assert run["reason"] == "conflict: 'ada' is at 'sort' on mailbox info"
+    assert run["reason"] == "conflict: 'ada' has claimed mailbox info for 'sort'"
     event = (await api.get(f"events/{run['position']}")).expect(200)
     cause = (await api.get(f"events/{event['caused_by']}")).expect(200)
     assert cause["type"] == "conflict_detected"

@@ -162,7 +162,7 @@ async def test_where_the_claim_is_lost_during_the_call_the_call_is_given_up(
     await member.finished(run)
     (told,) = member.told(MessageSent)
     assert told.data
-    assert told.data["left"] == {email: f"'rival' is at 'quote' on emailId {email}"}
+    assert told.data["left"] == {email: f"'rival' has claimed emailId {email} for 'quote'"}
     assert agents.busy[CLASSIFY_ENDPOINT] == 0
     (cancelled,) = member.told(OperationFinished)
     assert (cancelled.agent, cancelled.outcome) == (AGENT, "cancelled")

@@ -83,7 +83,7 @@ async def test_an_email_that_somebody_else_is_at_is_left_for_later_and_said_so(
     assert left.agent == AGENT
     assert left.message == (
         f"{task.removeprefix('email_')} of e-mail {taken} is left for later:"
-        f" 'quote_agent' is at 'quote' on emailId {taken}"
+        f" 'quote_agent' has claimed emailId {taken} for 'quote'"
     )
     await submit(member.writer, do.FinishOperation(operation_id=held.reply["id"], outcome="succeeded"))
     assert_nothing_is_held(member)

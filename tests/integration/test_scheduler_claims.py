@@ -161,7 +161,7 @@ async def test_cut_off_for_too_long_it_loses_the_claim_and_stops_the_call(
     await eventually(bob_gets_it)
     cut_off.clear()
     failed = await eventually(lambda: member.told(RunAttemptFailed))
-    assert failed[0].reason == "conflict: 'bob' is at 'sort' on mailbox info"
+    assert failed[0].reason == "conflict: 'bob' has claimed mailbox info for 'sort'"
     await eventually(lambda: not agents.busy["/poll"], describe="the call is hung up")
     await submit(member.writer, do.FinishOperation(operation_id=held[-1], outcome="succeeded"))
     finished = await member.finished(run)

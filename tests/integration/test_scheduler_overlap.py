@@ -44,7 +44,7 @@ async def test_buffer_one_keeps_one_tick_for_later_and_leaves_out_the_rest(
     await eventually(lambda: len(member.told(RunSkipped)) >= 2)
     (buffered,) = member.told(TickBuffered)
     skipped = member.told(RunSkipped)
-    assert all(f"{buffered.tick:%H:%M:%S}Z waits already" in item.detail for item in skipped)
+    assert all(f"{buffered.tick:%H:%M:%S}Z is already waiting" in item.detail for item in skipped)
     assert all(item.tick > buffered.tick for item in skipped)
     enough.set()
     await eventually(lambda: len(member.told(RunFinished)) >= 2)

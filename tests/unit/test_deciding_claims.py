@@ -124,7 +124,7 @@ class TestAClaim:
     def test_keeps_others_away(self) -> None:
         story = running().when(BOB, at=61)
         assert story.refusal.code == "conflict"
-        assert story.refusal.detail == "'ann' is at 'poll' on mailbox info"
+        assert story.refusal.detail == "'ann' has claimed mailbox info for 'poll'"
 
     def test_is_renewed_with_the_lease(self) -> None:
         story = running().when(RENEW, at=65)
@@ -229,7 +229,7 @@ class TestATickWhoseResourcesAreClaimed:
                 job=JOB,
                 tick=moment(60),
                 reason="conflict",
-                detail="'bob' is at 'sort' on mailbox info",
+                detail="'bob' has claimed mailbox info for 'sort'",
             ),
         )
         assert story.caused_by(ConflictDetected) == token
@@ -258,7 +258,7 @@ class TestATickWhoseResourcesAreClaimed:
             job=JOB,
             tick=moment(120),
             reason="conflict",
-            detail="'ann' is at 'poll' on mailbox info",
+            detail="'ann' has claimed mailbox info for 'poll'",
         )
 
     def test_is_so_by_another_job(self) -> None:
@@ -320,7 +320,7 @@ class TestAnotherAttempt:
             run_id=RUN,
             job=JOB,
             attempt=2,
-            reason="conflict: 'bob' is at 'sort' on mailbox info",
+            reason="conflict: 'bob' has claimed mailbox info for 'sort'",
             retry_at=story.now + backoff(RUN, 2),
             tokens_used=None,
         )
@@ -333,7 +333,7 @@ class TestAnotherAttempt:
         story.given(ended(RUN, succeeded=False), at=61).given(BOB).when(take_up(RUN), at=65)
         [finished] = [event for event in story.events if isinstance(event, RunFinished)]
         assert (finished.outcome, finished.attempts) == ("failed", 2)
-        assert finished.reason == "conflict: 'bob' is at 'sort' on mailbox info"
+        assert finished.reason == "conflict: 'bob' has claimed mailbox info for 'sort'"
         assert not story.row(JOBS, JOB).paused
         ann = story.row(AGENTS, "ann")
         assert (ann.operations, ann.status) == (0, "idle")
@@ -384,7 +384,7 @@ class TestALateRenewal:
                 run_id=RUN,
                 job=JOB,
                 attempt=1,
-                reason="conflict: 'bob' is at 'sort' on mailbox info",
+                reason="conflict: 'bob' has claimed mailbox info for 'sort'",
                 retry_at=story.now + backoff(RUN, 1),
                 tokens_used=None,
             ),
@@ -401,7 +401,7 @@ class TestALateRenewal:
         story.when(RENEW, at=64)
         [finished] = [event for event in story.events if isinstance(event, RunFinished)]
         assert (finished.outcome, finished.attempts) == ("failed", 1)
-        assert finished.reason == "conflict: 'bob' is at 'sort' on mailbox info"
+        assert finished.reason == "conflict: 'bob' has claimed mailbox info for 'sort'"
         assert story.caused_by(RunFinished) == story.position_of(ConflictDetected)
         assert not story.row(JOBS, JOB).paused
         ann = story.row(AGENTS, "ann")
@@ -413,7 +413,7 @@ class TestALateRenewal:
         """Also where that it ran out is told only at the next look at the clock, a moment later."""
         story = running(self.SHORTER, retries=1).given(PassTime(), at=looked_at).when(RENEW, at=65)
         [failed] = [event for event in story.events if isinstance(event, RunAttemptFailed)]
-        assert failed.reason == "its claim is over"
+        assert failed.reason == "its claim has ended"
         story.when(PassTime(), at=66)
         assert not list(story.squad.all(OPERATIONS))
         assert story.row(AGENTS, "ann").operations == 1

@@ -271,7 +271,7 @@ class TestBufferingOne:
         story = running(overlap="buffer_one")
         story.when(claim(), at=120).then(TickBuffered(job=JOB, tick=moment(120)))
         story.when(claim(), at=180)
-        story.then(skipped(180, "overlap", "the tick of 2026-03-02 12:02:00Z waits already"))
+        story.then(skipped(180, "overlap", "the tick of 2026-03-02 12:02:00Z is already waiting"))
 
     def test_runs_what_waited_as_soon_as_the_run_is_over(self) -> None:
         story = running(overlap="buffer_one").given(claim(), at=120).given(ended(run_of(60)), at=130)

@@ -209,7 +209,9 @@ class TestJobs:
         story.given(StartOperation(agent="bob", action="sort", resources=mailbox), at=62)
         story.given(take_up(run), at=65)
         [row] = rows(story, RUNS)
-        holds(row, status="failed", attempts=2, reason="conflict: 'bob' is at 'sort' on mailbox info")
+        holds(
+            row, status="failed", attempts=2, reason="conflict: 'bob' has claimed mailbox info for 'sort'"
+        )
         holds(row, runner=None, lease_expires_at=None, retry_at=None, finished_at=moment(65))
         assert row.position == story.position_of(RunFinished)
 
