@@ -1,6 +1,6 @@
-"""What the squad can be asked to do: imperative, frozen, checked for shape and nothing else.
+"""Commands: what the squad can be asked to do. Imperative, frozen, and validated for shape only.
 
-Field names are the API's. A command knows no policy; whether it may happen is decided in `service.decide`.
+Field names are the API's. A command contains no policy; `service.decide` decides whether it is allowed.
 """
 
 from __future__ import annotations
@@ -113,4 +113,4 @@ AnyCommand = (
     | StopOrchestrator
     | PassTime
 )
-"""Every command. `service.decide.decide` matches over it, closed with `assert_never`."""
+"""Every command. `service.decide.decide` matches over it exhaustively, with `assert_never`."""

@@ -1,4 +1,4 @@
-"""What can be asked about agents."""
+"""Commands about agents."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from service.values import Name, Priority, Url
 
 
 class RegisterAgent(Command):
-    """Enter an agent, or set its role, url and priority anew."""
+    """Register an agent, or replace its role, url and priority."""
 
     name: Name
     role: Name
     url: Url | None = None
-    """Base URL where the agent is called; without it, the service's default."""
+    """Base URL at which the agent is called; defaults to the service's `agents_url`."""
     priority: Priority = 0
-    """Of jobs that are due at once, those of the agent with the higher one go first."""
+    """When jobs are due at the same time, those of agents with a higher priority go first."""
 
 
 class Heartbeat(Command):
-    """Say that an agent lives, and optionally what it is at."""
+    """Report that an agent is alive, and optionally its status."""
 
     agent: Name
     status: AgentStatus | None = None
-    """What it is at; without it `active`."""
+    """Its status; `active` by default."""

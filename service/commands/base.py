@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 class Command(BaseModel):
     """An intent."""
 
-    # What is personal in a command must not get into log lines by way of an exception's text.
+    # Personal data in a command must not reach log lines through an exception's text.
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -20,14 +20,14 @@ class Command(BaseModel):
     )
 
     personal: ClassVar[frozenset[str]] = frozenset()
-    """The fields that can hold something personal."""
+    """The fields that can hold personal data."""
 
     @property
     def acting_agent(self) -> str | None:
-        """The agent that asks, where the command names one."""
+        """The agent that gives the command, if it names one."""
         return getattr(self, "agent", None)
 
 
 def named_fields(command: Command, *but: str) -> dict[str, Any]:
-    """The fields that somebody named, those in `but` apart."""
+    """Return the fields that were set explicitly, except those in `but`."""
     return {name: getattr(command, name) for name in command.model_fields_set if name not in but}

@@ -1,4 +1,4 @@
-"""What can be asked about the policy and about tokens."""
+"""Commands about the policy and about tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from service.values import ExternalId, Id, Name, PositiveTokens, Timezone, Token
 
 
 class SetPolicy(Command):
-    """Change the squad's rules; what is not named stays as it is."""
+    """Change the squad's rules; those that are not named stay unchanged."""
 
     daily_tokens: Tokens | None = None
     agent_limits: dict[Name, Tokens] | None = None
@@ -26,7 +26,7 @@ class SetBudget(Command):
 
     daily_tokens: Tokens | None = None
     agent_limits: dict[Name, Tokens] | None = Field(default=None, max_length=1_000)
-    """Tokens a day by agent. Replaces all limits; an agent that is not named has none."""
+    """Tokens per day by agent. Replaces all limits; an agent that is not named has none."""
 
     @model_validator(mode="after")
     def _something(self) -> SetBudget:
@@ -43,23 +43,23 @@ class CheckBudget(Command):
 
 
 class ReserveTokens(Command):
-    """Set tokens aside before spending them."""
+    """Reserve tokens before spending them."""
 
     agent: Name
     tokens: PositiveTokens
     ttl_seconds: TtlSeconds | None = None
-    """After how many seconds an unsettled reservation is given back; default 300."""
+    """After how many seconds an unsettled reservation expires; default 300."""
 
 
 class SettleReservation(Command):
-    """End a reservation with what was really used."""
+    """End a reservation with the number of tokens that were actually used."""
 
     reservation_id: Id
     tokens_used: Tokens
 
 
 class ReleaseReservation(Command):
-    """Give a reservation back unused."""
+    """Release a reservation unused."""
 
     reservation_id: Id
 
@@ -76,7 +76,7 @@ class RecordUsage(Command):
     operation_id: Id | None = None
     """The operation that they were spent for."""
     task_id: ExternalId | None = None
-    """The task that they were spent for, by any id."""
+    """The task that they were spent for; any id."""
 
     @model_validator(mode="after")
     def _one_way_of_counting(self) -> RecordUsage:
@@ -90,7 +90,7 @@ class RecordUsage(Command):
 
     @property
     def total(self) -> int:
-        """All tokens, whichever way they were counted."""
+        """The total, whichever way it was given."""
         if self.input_tokens is not None and self.output_tokens is not None:
             return self.input_tokens + self.output_tokens
         return self.tokens or 0

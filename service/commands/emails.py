@@ -1,4 +1,4 @@
-"""What can be asked about e-mails."""
+"""Commands about e-mails."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class LogEmail(Command):
     handled_by: Name | None = None
     """The agent that handles it."""
     payload: JsonObject | None = None
-    """What belongs to it besides, such as its text, in any shape."""
+    """Anything else that belongs to it, such as its text, in any shape."""
 
 
 class UpdateEmail(Command):
-    """Change what is named of an e-mail."""
+    """Change the named fields of an e-mail."""
 
     personal: ClassVar[frozenset[str]] = frozenset({"payload"})
 
@@ -46,5 +46,5 @@ class UpdateEmail(Command):
 
     @property
     def changes(self) -> dict[str, Any]:
-        """The fields that were named, None where one is to be cleared."""
+        """The named fields; None clears a field."""
         return named_fields(self, "email_id")

@@ -1,4 +1,4 @@
-"""What can be asked about jobs and their runs."""
+"""Commands about jobs and their runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.values import Id, JsonObject, Name, ShortText, Text, Tokens
 
 
 class DefineJob(Command):
-    """Put a job on the schedule, or change it."""
+    """Add a job to the schedule, or change it."""
 
     name: Name
     source: JobSource
@@ -18,19 +18,19 @@ class DefineJob(Command):
 
 
 class RemoveJob(Command):
-    """Take a job off the schedule."""
+    """Remove a job from the schedule."""
 
     name: Name
 
 
 class WithdrawJob(Command):
-    """Take a job off the schedule that the settings do not have any more."""
+    """Remove a job that the settings no longer contain from the schedule."""
 
     name: Name
 
 
 class PauseJob(Command):
-    """Skip a job's ticks from here on."""
+    """Skip a job's ticks from now on."""
 
     name: Name
     note: ShortText | None = None
@@ -44,36 +44,36 @@ class ResumeJob(Command):
 
 
 class RunJob(Command):
-    """Run a job now, whatever its schedule says."""
+    """Run a job now, regardless of its schedule."""
 
     name: Name
     runner: Name | None = None
-    """The process that is to carry it out; None: whichever takes it up first."""
+    """The process that is to carry it out; None for the first that takes it up."""
 
 
 class ClaimTick(Command):
-    """Give a job's due ticks their outcomes: a run in this process, or whatever else becomes of them."""
+    """Give a job's due ticks their outcomes: a run in this process, or that they were skipped or missed."""
 
     name: Name
     runner: Name
 
 
 class TakeUpRun(Command):
-    """Take up a run whose next attempt is due, whose process has vanished, or that never had one."""
+    """Take up a run whose next attempt is due, whose process has vanished, or that no process held yet."""
 
     run_id: Id
     runner: Name
 
 
 class RenewRun(Command):
-    """Say that a run goes on."""
+    """Renew the lease of a run."""
 
     run_id: Id
     runner: Name
 
 
 class EndAttempt(Command):
-    """Say how an attempt ended."""
+    """Report how an attempt ended."""
 
     run_id: Id
     runner: Name
@@ -81,10 +81,10 @@ class EndAttempt(Command):
     succeeded: bool
     reason: Text | None = None
     ours: bool = False
-    """Whether it failed by the orchestrator, such as one that was stopped: no failure of the job's own."""
+    """Whether the failure was the orchestrator's, for example because it was stopped, and not the job's."""
     tokens_used: Tokens | None = None
     answered: bool = False
-    """Whether the agent was called, and did what it was asked."""
+    """Whether the agent was called and succeeded."""
     report: Text
-    """What is told the squad in a message."""
+    """The text of the message to the squad."""
     data: JsonObject | None = None

@@ -1,4 +1,4 @@
-"""What can be asked about API keys."""
+"""Commands about API keys."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Days = Annotated[int, Field(ge=1, le=36_500)]
 
 
 class CreateKey(Command):
-    """Make a key known: its digest; whoever asks has the key itself."""
+    """Register a key by its digest; only the caller has the key itself."""
 
     key_id: KeyId
     digest: Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)]
     scope: KeyScope
     for_agent: Name | None = None
-    """Whose key it is; an agent's key acts as nobody else."""
+    """The agent whose key it is; the key can act only as that agent."""
     note: ShortText | None = None
     expires_days: Days | None = None
 
@@ -34,12 +34,12 @@ class CreateKey(Command):
 
 
 class NoteKeyUse(Command):
-    """Note that a key was used for the first time."""
+    """Record that a key was used for the first time."""
 
     key_id: KeyId
 
 
 class RevokeKey(Command):
-    """Take a key back; from here on it opens nothing."""
+    """Revoke a key; from now on it is not accepted."""
 
     key_id: KeyId

@@ -1,4 +1,4 @@
-"""What can be asked about messages."""
+"""Commands about messages."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from service.values import ExternalId, Id, JsonObject, Name, Text
 
 
 class SendMessage(Command):
-    """Send a message to one agent, or (no `to_agent`) to all."""
+    """Send a message to one agent, or to all."""
 
     personal: ClassVar[frozenset[str]] = frozenset({"message", "data"})
 
     from_agent: Name
     to_agent: Name | None = None
-    """To whom; without it, to all."""
+    """The recipient; without it, the message goes to all."""
     message: Text = Field(min_length=1)
     task_id: ExternalId | None = None
-    """The task that it is about, by any id."""
+    """The task that it is about; any id."""
     data: JsonObject | None = None
-    """What a program may need besides the text, in any shape."""
+    """Data for programs, in addition to the text, in any shape."""
 
     @property
     def acting_agent(self) -> str | None:
@@ -31,7 +31,7 @@ class SendMessage(Command):
 
 
 class AcknowledgeMessage(Command):
-    """Take a message out of an agent's inbox."""
+    """Remove a message from an agent's inbox."""
 
     message_id: Id
     agent: Name

@@ -1,4 +1,4 @@
-"""What can be asked about operations."""
+"""Commands about operations."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class StartOperation(Command):
 
     agent: Name
     action: Name
-    """What is done, in a word, for whoever is told of the claim."""
+    """What the agent is doing, in a word; shown to others when the claim conflicts with theirs."""
     resources: Resources
-    """What the work is on, by kind, such as {"emailId": "email-123"}."""
+    """What the work is about, by kind, such as {"emailId": "email-123"}."""
     ttl_seconds: TtlSeconds | None = None
     """After how many seconds without a heartbeat the operation expires; default: the policy's timeout."""
 
@@ -28,15 +28,15 @@ class CheckOperation(Command):
 
 
 class RenewOperation(Command):
-    """Say that the work goes on."""
+    """Report that the work continues."""
 
     operation_id: Id
 
 
 class FinishOperation(Command):
-    """End the work and give its claims back."""
+    """End the work and release its claims."""
 
     operation_id: Id
     outcome: OperationOutcome
     tokens_used: Tokens | None = None
-    """Tokens spent on it, recorded as use of the agent."""
+    """Tokens spent on it, recorded as used by the agent."""

@@ -1,4 +1,4 @@
-"""What can be asked of the orchestrator itself."""
+"""Commands about the orchestrator itself."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from service.commands.base import Command
 
 
 class StartOrchestrator(Command):
-    """Let jobs fire and agents be called."""
+    """Start running jobs and calling agents."""
 
     only_if_new: bool = False
-    """Do nothing where the orchestrator was ever started or stopped before."""
+    """Do nothing if the orchestrator was ever started or stopped before."""
 
 
 class StopOrchestrator(Command):
-    """Let no job fire and no agent be called."""
+    """Stop running jobs and calling agents."""
 
 
 class PassTime(Command):
-    """Let happen what the clock makes happen: expiry, a new budget day, agents gone quiet."""
+    """Request the time-driven events that are due: expiries, a new budget day, agents gone idle."""
 
     kind: Literal["clock"] = "clock"

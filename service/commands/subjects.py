@@ -1,4 +1,4 @@
-"""What can be asked about those whose payloads are sealed."""
+"""Commands about the subjects of sealed payloads."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from service.values import ShortText
 
 
 class ForgetSubject(Command):
-    """Make what a sender wrote, or a message, unreadable for ever."""
+    """Make what a sender wrote, or a message, permanently unreadable."""
 
     subject: ShortText
     """A sender's address, or a message's id."""
     in_plain: int = Field(default=0, ge=0)
-    """How many of the sender's e-mails were found in the log in plain; they stay."""
+    """How many of the sender's e-mails were found in the log in plain text; they stay."""

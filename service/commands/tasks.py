@@ -1,4 +1,4 @@
-"""What can be asked about tasks."""
+"""Commands about tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CreateTask(Command):
 
 
 class UpdateTask(Command):
-    """Change what is named of a task."""
+    """Change the named fields of a task."""
 
     task_id: Id
     title: ShortText = ""
@@ -33,5 +33,5 @@ class UpdateTask(Command):
 
     @property
     def changes(self) -> dict[str, Any]:
-        """The fields that were named, None where one is to be cleared."""
+        """The named fields; None clears a field."""
         return named_fields(self, "task_id")
