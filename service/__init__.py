@@ -1,5 +1,5 @@
-"""What the squad may do: commands, decisions, the writer that makes them durable, and the doors to it all.
+"""What the squad may do: commands, decisions, the writer that makes them durable, and the interfaces.
 
-`commands` are what can be asked; `decide` judges them, purely, on the state that `squad` holds; `writer`
-turns a batch of judgements into events; `http` and `cli` are the doors; `app` puts everything together.
+`commands` are what can be asked for; `decide` decides them, purely, on the state that `memory` holds;
+`writing` turns a batch of decisions into events; `http` and `cli` are the interfaces; `app` connects them.
 """

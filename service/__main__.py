@@ -1,4 +1,4 @@
-"""The way in, for `squad` and for `python -m service`: loads what the command needs, and runs it."""
+"""The entry point of `squad` and `python -m service`: load what the command needs, and run it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 
 
 def main() -> None:
-    """Runs the command; see `service.cli.main`."""
-    # All that is loaded stays. Looking through it for garbage takes a tenth of the time until it is there.
+    """Run the command; see `service.cli.main`."""
+    # Everything imported stays alive; garbage collection would take a tenth of the import time.
     gc.disable()
     try:
         from service.cli import main as run

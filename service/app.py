@@ -1,6 +1,6 @@
-"""The one composition root: which parts there are, in which order they begin and end.
+"""The composition root: which parts there are, and the order in which they start and stop.
 
-Database, schema, parts, first commands, HTTP door; and all of it backwards when the service stops.
+Database, schema, parts, first commands, HTTP server; and in reverse when the service stops.
 """
 
 from __future__ import annotations
@@ -58,34 +58,34 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 READ_CONNECTIONS = 8
-"""How many reads run at once; more wait their turn."""
+"""How many reads run at once; further ones wait."""
 
 START_SECONDS = 60.0
-"""How long the state may take to be restored."""
+"""How long restoring the state may take."""
 
 DRAIN_SECONDS = 2.5
-"""How long waiting commands have to be answered when the service stops."""
+"""How long answering the waiting commands may take when the service stops."""
 
 CLOSE_SECONDS = 1.0
-"""How long open connections then have to end by themselves."""
+"""How long open connections may then take to end by themselves."""
 
 SERVICE_ACTOR = "system:service"
 
 SEED_AGENTS = {"orchestrator": "Orchestrator", EMAIL_AGENT: "Email"}
-"""Agents that the seed's jobs speak of; registered where nobody has."""
+"""Agents that the seed's jobs refer to, by name with their role; registered unless they already are."""
 _log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
 async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, list[asyncio.Task[None]]]]:
-    """The running parts over a database, ready to take commands, and the tasks that must not end."""
+    """Run all parts on a database; yield them, ready for commands, and the tasks that must not end."""
     squad_schema = settings.squad_schema
     session_dsn = await way_for_sessions(settings, dsn)
     if settings.listen_dsn:
         await check_same_log(settings, dsn, settings.listen_dsn)
     await schema.apply(session_dsn, squad_schema)
-    async with await connection.connect(session_dsn, squad_schema, name="squad service") as looking:
-        await schema.check_may_append(looking)
+    async with await connection.connect(session_dsn, squad_schema, name="squad service") as probe:
+        await schema.check_may_append(probe)
     clock = DatabaseClock()
     listener = Listener(settings.listen_dsn or dsn, squad_schema)
     keyring = Keyring()
@@ -141,20 +141,20 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
 async def serving(
     settings: Settings, embedded: EmbeddedPostgres | None = None
 ) -> AsyncIterator[tuple[str, list[asyncio.Task[None]]]]:
-    """The whole service; gives its base URL, and the tasks that must not end.
+    """Run the whole service; yield its base URL, and the tasks that must not end.
 
     Args:
-        settings: what it is to be like.
+        settings: the service's settings.
         embedded: as for `database`.
 
     Raises:
-        StartFailed: the address is taken.
+        StartFailed: the address is in use, or the squad may not be exposed on it.
         EmbeddedPostgresError, EventStoreError: the database cannot be used.
     """
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(database(settings, embedded))
         services, tasks = await stack.enter_async_context(parts(settings, dsn))
-        await _check_who_can_reach_it(settings, services.writer)
+        await _check_exposure(settings, services.writer)
         runner = Runner(application(services), shutdown_timeout=CLOSE_SECONDS)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -163,9 +163,9 @@ async def serving(
             await site.start()
         except OSError as error:
             raise StartFailed(
-                f"cannot listen on {settings.host}:{settings.port}: {_why_not(error)}"
+                f"cannot listen on {settings.host}:{settings.port}: {_listen_error(error)}"
             ) from error
-        # Jobs begin when everything else is there: whoever cannot serve must not claim what is due.
+        # Jobs start last: a process that cannot serve must not claim what is due.
         scheduling = await stack.enter_async_context(background(services.scheduler.run()))
         host, port = runner.addresses[0][:2]
         try:
@@ -174,40 +174,40 @@ async def serving(
             await _stop(services, site)
 
 
-def _why_not(error: OSError) -> str:
+def _listen_error(error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return "somebody does already: end that process, or name another port with --port or SQUAD_PORT"
+        return "it is in use; stop the other process, or choose another port with --port or SQUAD_PORT"
     return error.strerror or str(error)
 
 
-async def _check_who_can_reach_it(settings: Settings, writer: Writer) -> None:
-    """A squad without keys is served to its own machine only, unless somebody says that others may come.
+async def _check_exposure(settings: Settings, writer: Writer) -> None:
+    """Check that a squad without keys is served only to this machine, unless `insecure` is set.
 
     Raises:
-        StartFailed: it has none, and others could reach it.
+        StartFailed: the squad has no keys, and other machines could reach it.
     """
     if key_is_needed(writer.squad):
         _log.info("every request needs a key")
         return
     if settings.insecure:
-        _log.warning("nobody needs a key: whoever can reach %s may do everything", settings.host)
+        _log.warning("no key is needed: anyone who can reach %s may do everything", settings.host)
         return
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except OSError:
-        # Whoever listens there will say so better.
+        # Listening on that address will fail with a better message.
         return
     if not all(is_this_machine(str(address[0])) for *_, address in found):
         raise StartFailed(
-            f"the squad has no keys, and others than this machine could reach it on {settings.host}: make a"
-            " key with `squad keys create --scope operator`, or allow it to everybody with --insecure"
+            f"the squad has no keys, and other machines could reach it on {settings.host}: create a key"
+            " with `squad keys create --scope operator`, or allow access without keys with --insecure"
         )
 
 
 async def _stop(services: Services, site: web.TCPSite) -> None:
-    """New requests are refused, waiting ones answered, streams closed."""
+    """Refuse new requests, answer waiting ones, close streams."""
     services.stopping = True
     await site.stop()
     await services.scheduler.stop()
@@ -216,20 +216,20 @@ async def _stop(services: Services, site: web.TCPSite) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_SECONDS):
             await services.writer.drain()
-    # While they are still connected.
+    # Fail the rest while their callers are still connected.
     services.writer.give_up()
 
 
 def _runner_name() -> str:
-    """This process as the log names it: where it runs, its number there, and what no other has."""
+    """Return the name of this process in the log: host, process id, and a unique suffix."""
     return f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid4().hex[:8]}"
 
 
 async def until_ready(writer: Writer) -> None:
-    """Waits until a writer that runs in the background takes commands.
+    """Wait until a writer that runs in the background accepts commands.
 
     Raises:
-        StartFailed: it cannot, or not within `START_SECONDS`.
+        StartFailed: it has a problem, or is not ready within `START_SECONDS`.
     """
     try:
         async with asyncio.timeout(START_SECONDS):
@@ -242,13 +242,13 @@ async def until_ready(writer: Writer) -> None:
 
 
 async def _first_commands(settings: Settings, writer: Writer) -> None:
-    """The policy and the agents of the settings, and the first start of a new squad's orchestrator."""
+    """Apply the settings' policy, agents and jobs, and start the orchestrator of a new squad."""
     correlation_id = new_id()
 
     async def do(command: AnyCommand) -> Outcome:
         while True:
             outcome = await writer.submit(Request(command, SERVICE_ACTOR, correlation_id))
-            # A job that nobody ran for long has so many missed ticks that they are told some at a time.
+            # After a long outage, a job has so many missed ticks that they are recorded in several steps.
             if outcome.refusal is None or outcome.refusal.code != "job_behind":
                 return outcome
 
@@ -266,7 +266,7 @@ async def _first_commands(settings: Settings, writer: Writer) -> None:
             raise StartFailed(f"jobs.{name}.agent is {spec.agent!r}: {outcome.refusal.detail}")
     withdrawn = [job.name for job in writer.squad.all(JOBS) if job.source != "api"]
     if not settings.seed_jobs:
-        # Also those that are off the schedule already: switched on again, they all come back.
+        # Include those that were removed already: if seed jobs are enabled again, all of them come back.
         known = writer.squad.rows(JOBS)
         withdrawn += [name for name in SEED_JOBS if known.get(name) is None]
     for name in withdrawn:

@@ -1,4 +1,4 @@
-"""Tasks that run beside others."""
+"""Background tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def background(*work: Coroutine[None, None, None]) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Runs work beside the block, and ends what is left of it when the block ends."""
+    """Run coroutines as tasks during the block; cancel those that are left when it ends."""
     tasks = [asyncio.create_task(item) for item in work]
     try:
         yield tasks

@@ -1,4 +1,4 @@
-"""Who asks: what a key makes of whoever comes with it."""
+"""Callers: what a key says about who makes a request."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from eventstore.events import KeyScope
 
 
 class Caller(NamedTuple):
-    """Whoever stands behind a request from outside."""
+    """The caller of a request from outside."""
 
     scope: KeyScope
     key_id: str | None = None
-    """The key that was shown; None where there are none to show."""
+    """The key that was presented; None if the squad has no keys."""
     agent: str | None = None
-    """Whose key it is, where it is an agent's."""
+    """The agent whose key it is; None for other keys."""
 
     def actor(self, acting_agent: str | None = None) -> str:
-        """The caller as the log names it; without a key, as the agent that it says it is."""
+        """Return the caller's name in the log; without a key, that of the agent it claims to be."""
         if self.key_id is None:
             return f"agent:{acting_agent}" if acting_agent else "anonymous"
         name = f"agent:{self.agent}" if self.agent else self.scope
@@ -25,4 +25,4 @@ class Caller(NamedTuple):
 
 
 ANYBODY = Caller("operator")
-"""Whoever reaches a squad that has no keys. It may do everything, but only until the first key is made."""
+"""Any caller of a squad that has no keys. It may do everything, but only until the first key is created."""

@@ -1,7 +1,7 @@
-"""Who follows what: the latest events, sorted once for all followers that want the same of them.
+"""Dispatch of the latest events to followers, filtered once for all followers with the same filter.
 
-Each event is held against the filters, not each follower against the event: a thousand followers of a
-thousand agents cost an event a few look-ups, and only those are woken that it is for.
+The filters that an event passes are looked up, instead of every follower checking the event. With a
+thousand followers of a thousand agents, an event costs a few look-ups, and wakes only those that want it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _TRIM_AFTER = 1_000
 
 
 class Found(NamedTuple):
-    """What passed a filter, and how far was looked."""
+    """The events that passed a filter, and up to where."""
 
     events: Sequence[Recorded]
     upto: int
-    """There is nothing else up to this position."""
+    """No other events up to this position pass the filter."""
 
 
 class Channel:
@@ -45,23 +45,23 @@ class Channel:
         self._positions: list[int] = []
 
     def add(self, position: int) -> None:
-        """Takes in the next one; lets those go that are in memory no more."""
+        """Add the next position; drop those of events that are no longer in memory."""
         positions = self._positions
         if len(positions) >= _TRIM_AFTER and len(positions) > 2 * len(self._tail):
             del positions[: bisect_left(positions, self._tail.first)]
         positions.append(position)
 
     def start_afresh(self) -> None:
-        """The log was replaced: nothing of it was seen so far."""
+        """Reset after the log was replaced: nothing of the new one was seen yet."""
         self._since = 0
         self._positions.clear()
         self.moved.wake()
 
     async def after(self, position: int, limit: int) -> Found | None:
-        """The next ones after a position, at most `limit`, readable; None where they have to be read.
+        """Return up to `limit` next events after a position, revealed; None if they are not in memory.
 
         Raises:
-            StoreUnavailable, StoreBusy: the keys of sealed ones cannot be asked for.
+            StoreUnavailable, StoreBusy: the keys of sealed events cannot be read.
         """
         upto = self._tail.last
         if position < max(self._since, self._tail.first - 1):
@@ -75,7 +75,7 @@ class Channel:
 
 
 class Channels:
-    """One channel for each filter that somebody follows."""
+    """One channel for each filter that has followers."""
 
     def __init__(self, tail: Tail) -> None:
         self._tail = tail
@@ -83,7 +83,7 @@ class Channels:
 
     @contextmanager
     def following(self, wanted: Filter) -> Iterator[Channel]:
-        """The channel of a filter without times, kept for as long as the block."""
+        """Yield the channel of a filter, which must have no times; keep it during the block."""
         channel = self._channels.get(wanted)
         if channel is None:
             channel = self._channels[wanted] = Channel(self._tail, self._tail.last)
@@ -96,7 +96,7 @@ class Channels:
                 del self._channels[wanted]
 
     def extend(self, recorded: Sequence[Recorded]) -> None:
-        """Takes in what was committed, and wakes those whom it is for."""
+        """Add committed events, and wake the followers that want them."""
         self._tail.extend(recorded)
         if not self._channels:
             return
@@ -110,14 +110,14 @@ class Channels:
             channel.moved.wake()
 
     def start_afresh(self) -> None:
-        """The log was replaced: nothing of what is in memory may be in it. Wakes everybody."""
+        """Discard everything after the log was replaced, and wake all followers."""
         self._tail.start_afresh()
         for channel in self._channels.values():
             channel.start_afresh()
 
 
 def _filters(recorded: Recorded) -> Iterator[Filter]:
-    """All that an event passes."""
+    """Yield all filters that an event passes."""
     agent = agent_of(recorded)
     for agents in (None, agent) if agent is not None else (None,):
         for stream in (None, recorded.stream):
@@ -126,7 +126,7 @@ def _filters(recorded: Recorded) -> Iterator[Filter]:
 
 
 def agent_of(recorded: Recorded) -> str | None:
-    """Whose event it is: what the column `agent` of the log holds."""
+    """Return the agent of an event, as in the log's column `agent`."""
     data = orjson.loads(recorded.data)
     for name in ("agent", "assigned_agent", "handled_by"):
         if data.get(name) is not None:

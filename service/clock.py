@@ -1,8 +1,8 @@
-"""The database's clock, carried by this process: the only clock that decisions know.
+"""This process's estimate of the database's clock, the only clock that decisions use.
 
 Every round trip bounds the difference between the database's clock and our monotonic one: the database read
-its clock after we asked and before we heard. The estimate moves only when it leaves those bounds, so it is
-steady, and processes agree to about the time of a round trip, whatever their own wall clocks say.
+its clock after we asked and before we got the answer. The estimate changes only when it is outside of those
+bounds, so it is steady, and processes agree to about one round trip, whatever their own wall clocks say.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class DatabaseClock:
-    """Tells the database's time between round trips. Until the first one it tells the system's."""
+    """Estimates the database's time between round trips. Until the first one, it uses the system clock."""
 
     def __init__(self) -> None:
         self._offset_seconds = (datetime.now(UTC) - _EPOCH).total_seconds() - monotonic()
 
     def now(self) -> datetime:
-        """The database's clock, as far as we know, in UTC."""
+        """Return the estimated time of the database's clock, in UTC."""
         return _EPOCH + timedelta(seconds=monotonic() + self._offset_seconds)
 
-    def learn(self, told: datetime, asked: float, heard: float) -> None:
-        """Takes in one reading.
+    def learn(self, reading: datetime, asked: float, heard: float) -> None:
+        """Adjust the estimate to one reading.
 
         Args:
-            told: what the database's clock said.
-            asked: monotonic seconds just before the question left.
-            heard: monotonic seconds just after the answer came.
+            reading: the reading of the database's clock.
+            asked: monotonic seconds just before the request was sent.
+            heard: monotonic seconds just after the answer arrived.
         """
-        seconds = (told - _EPOCH).total_seconds()
+        seconds = (reading - _EPOCH).total_seconds()
         self._offset_seconds = min(max(self._offset_seconds, seconds - heard), seconds - asked)

@@ -1,4 +1,4 @@
-"""Which database, and which way leads to it."""
+"""Which database to use, and how to connect to it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class StartFailed(Exception):
 
 @asynccontextmanager
 async def database(settings: Settings, embedded: EmbeddedPostgres | None = None) -> AsyncIterator[str]:
-    """The squad's database: the one that the settings name, otherwise the embedded one.
+    """Yield the DSN of the squad's database: the one in the settings, otherwise the embedded one's.
 
     Args:
-        settings: which.
-        embedded: the one in the settings' folder, where somebody else needs a hold of it.
+        settings: where to find it.
+        embedded: the embedded Postgres in the settings' folder, if the caller needs access to it as well.
     """
     if settings.dsn:
         yield settings.dsn
@@ -43,11 +43,11 @@ async def database(settings: Settings, embedded: EmbeddedPostgres | None = None)
 
 
 async def way_for_sessions(settings: Settings, dsn: str) -> str:
-    """The DSN for whoever needs a session of its own, which a pooler may take apart.
+    """Return the DSN for connections that need a session, which a transaction pooler does not keep.
 
     Raises:
         StartFailed: there is none.
-        PoolerInTheWay: there is one, and the pooler on the other lacks something.
+        PoolerInTheWay: there is one, but the pooler on the other way lacks something.
     """
     missing = ""
     try:
@@ -61,15 +61,15 @@ async def way_for_sessions(settings: Settings, dsn: str) -> str:
     if settings.listen_dsn:
         return settings.listen_dsn
     raise StartFailed(
-        "SQUAD_DSN leads through a pooler. LISTEN and the projector's lock need a session: name a direct "
-        f"connection, or one through a pooler that keeps sessions, as SQUAD_LISTEN_DSN{missing}"
+        "SQUAD_DSN leads through a pooler. LISTEN and the projector's lock need a session: set "
+        f"SQUAD_LISTEN_DSN to a direct connection, or to one through a pooler that keeps sessions{missing}"
     )
 
 
 async def way_for_commands(settings: Settings, dsn: str) -> str:
-    """The DSN for a command of the command line, which is in no hurry, and may need a session.
+    """Return the DSN for a command of the command line, which may need a session, and need not be fast.
 
-    It is the one that was named, unless a pooler stands there and another way to the same log is known.
+    It is `dsn`, unless that leads through a pooler and the settings have another way to the same log.
 
     Raises:
         StartFailed: the other way leads to another log.
@@ -86,12 +86,12 @@ async def way_for_commands(settings: Settings, dsn: str) -> str:
 
 
 async def check_same_log(settings: Settings, dsn: str, other: str) -> None:
-    """Refuses two ways that lead to different logs. What cannot be looked at now, is not refused.
+    """Check that two DSNs do not lead to different logs. One that cannot be reached now is accepted.
 
     Raises:
-        StartFailed: they do.
+        StartFailed: they lead to different logs.
     """
-    # A log that begins between the two looks is not there at the first.
+    # A log that begins between the two reads would make them differ, so read both again.
     for _ in range(2):
         try:
             first, others = [await _first_event(settings, way) for way in (dsn, other)]
@@ -100,13 +100,12 @@ async def check_same_log(settings: Settings, dsn: str, other: str) -> None:
         if first == others:
             return
     raise StartFailed(
-        "SQUAD_LISTEN_DSN leads to another log than the database that is named, and must be another way to"
-        " the same one"
+        "SQUAD_LISTEN_DSN leads to another log than the configured database; both must lead to the same one"
     )
 
 
 async def _first_event(settings: Settings, dsn: str) -> str | None:
-    """The id of a log's first event, which no other log has; None where there is no event or no log."""
+    """Return the id of a log's first event, which identifies the log; None without an event or a log."""
     async with await connect(dsn, settings.squad_schema, name="squad service") as connection:
         if await one_value(connection, "SELECT to_regclass('events') IS NULL"):
             return None

@@ -1,4 +1,4 @@
-"""What a job may look like: the settings' `[jobs.NAME]` and the API's body, checked."""
+"""The specification of a job, validated: `[jobs.NAME]` in the settings, and the API's request body."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BuiltInTask = Literal[
     "token_monitor",
     "token_reset",
 ]
-"""What the orchestrator itself can do on a schedule; see `service.scheduling.job_tasks`."""
+"""Tasks that the orchestrator itself can perform; see `service.scheduling.job_tasks`."""
 
 BUILT_IN_TASKS: tuple[str, ...] = get_args(BuiltInTask)
 
@@ -61,7 +61,7 @@ _ENDPOINT = r"^/([^/\s\x00-\x1f\x7f?#][^\s\x00-\x1f\x7f#]*)?$"
 
 def _check_endpoint(endpoint: str) -> str:
     path = unquote(endpoint.partition("?")[0])
-    # Dots would be resolved before the call, and lead out of the path that the agent is registered with.
+    # Dot segments would be resolved before the call, and lead out of the agent's registered path.
     if not re.fullmatch(_ENDPOINT, endpoint) or not {".", ".."}.isdisjoint(path.split("/")):
         raise ValueError("must be a path at the agent's url, such as /api/agents/email/poll")
     return endpoint
@@ -73,45 +73,45 @@ Endpoint = Annotated[
     AfterValidator(_check_endpoint),
     Field(json_schema_extra={"pattern": _ENDPOINT}),
 ]
-"""A path at an agent's url. Never a url of its own: calls go only where the agent is registered."""
+"""A path at an agent's url, never a url itself: calls go only to where the agent is registered."""
 
 
 def _without_default(schema: dict[str, Any]) -> None:
-    """Keeps a default out of the API's document that whoever takes the body has another one for."""
+    """Keep a default out of the OpenAPI document, as the API applies another one."""
     schema.pop("default")
 
 
 class JobSpec(BaseModel):
-    """A job. It either calls `endpoint` at its agent or does a built-in `task`, by `cron` or by `every`."""
+    """A job. It calls `endpoint` at its agent or performs a built-in `task`, by `cron` or by `every`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
     agent: Name | None = None
-    """Who is called; registered, or named in the settings."""
+    """The agent that is called; registered, or named in the settings."""
     endpoint: Endpoint | None = None
     task: BuiltInTask | None = None
     cron: str | None = Field(default=None, max_length=200)
-    """Five fields, with names, ranges and steps."""
+    """A cron expression with five fields; names, ranges and steps are allowed."""
     every: Every | None = None
     timezone: Timezone = Field(default="UTC", json_schema_extra=_without_default)
-    """In which `cron` is meant; the squad's own where none is named."""
+    """The time zone of `cron`; defaults to the squad's own."""
     tokens: Tokens = 0
-    """The estimate that is reserved before each run; 0 reserves nothing."""
+    """The estimated tokens, reserved before each run; 0 reserves none."""
     timeout_seconds: float = Field(default=30.0, gt=0, le=3_600)
     """How long one attempt may take."""
     retries: int = Field(default=0, ge=0, le=20)
     """How often a failed attempt is repeated, after 1, 2, 4 ... seconds, with jitter."""
     overlap: Overlap = "skip"
-    """What becomes of a tick that comes while the job is running."""
+    """What to do with a tick while a run of the job is active."""
     catch_up_seconds: float = Field(default=60.0, ge=1, le=7 * _DAY_SECONDS)
     """How late a tick may still run; later ones are recorded as missed."""
     jitter_seconds: float = Field(default=0.0, ge=0, le=_DAY_SECONDS)
-    """Runs begin up to this much after their tick, by an amount that is the tick's own, but before the next
+    """Runs start up to this long after their tick, by an amount fixed for each tick, but before the next
     tick."""
     pause_on_failure: bool = False
     enabled: bool = True
     resources: Resources | None = None
-    """What a run claims for as long as it is under way, by kind, such as {"mailbox": "info"}."""
+    """What a run claims while it is active, by kind, such as {"mailbox": "info"}."""
 
     @field_validator("cron")
     @classmethod
@@ -135,7 +135,7 @@ class JobSpec(BaseModel):
         return self
 
     def definition(self) -> JobDefinition:
-        """The job as the log keeps it."""
+        """Return the job as the log stores it."""
         return JobDefinition(
             agent=self.agent,
             endpoint=self.endpoint,
@@ -158,11 +158,11 @@ class JobSpec(BaseModel):
 EMAIL_AGENT = "email_agent"
 
 SEED_JOBS = BUILT_IN_TASKS
-"""The names of the seed's jobs: each does the task of its name."""
+"""The names of the seed's jobs: each performs the task of its name."""
 
 
 def seed_jobs(reset_hour: int, timezone: str) -> dict[str, dict[str, Any]]:
-    """The seed's seven jobs with its schedules, as settings; a squad's own settings go over them."""
+    """Return the seed's seven jobs with their schedules, as settings; a squad's own override them."""
     email = {"agent": EMAIL_AGENT, "timeout_seconds": 60.0}
     emails = {"agent": EMAIL_AGENT, "timeout_seconds": 300.0}
     jobs: dict[str, dict[str, Any]] = {
@@ -178,7 +178,7 @@ def seed_jobs(reset_hour: int, timezone: str) -> dict[str, dict[str, Any]]:
 
 
 def over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a job over those of the seed's job of that name; what they replace goes."""
+    """Merge a job's settings over those of the seed's job of that name; drop what they replace."""
     merged = {**base, **own}
     for one, other in (("cron", "every"), ("every", "cron"), ("endpoint", "task"), ("task", "endpoint")):
         if one in own and other not in own:

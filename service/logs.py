@@ -1,8 +1,7 @@
-"""How the service tells its own story: for people by default, as JSON for machines.
+"""Logging: readable text by default, or JSON.
 
-Every line says which request it belongs to, where it belongs to one: by the id that is in the answer's
-header and in the events as well. No line holds a secret, or anything that somebody sent
-(`eventstore.telling`).
+A line that belongs to a request carries its correlation id, as do the answer's header and the events. No
+line contains a secret, or anything that a client sent (`eventstore.describing`).
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ LogFormat = Literal["console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 CORRELATION: ContextVar[str] = ContextVar("correlation_id")
-"""Of the request that is being answered. Whoever works for a request elsewhere says so: `about`."""
+"""The correlation id of the request being answered. Code that works for it elsewhere uses `about`."""
 
 
 def about(correlation_id: str) -> dict[str, str]:
-    """What a log line takes as `extra`, to be told as part of that request."""
+    """Return the `extra` that makes a log line part of a request."""
     return {"correlation_id": correlation_id}
 
 
 def configure(log_format: LogFormat = "console", level: LogLevel = "info") -> None:
-    """Sends all log lines to stderr in one format."""
+    """Send all log lines to stderr in one format."""
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if log_format == "json"
@@ -48,14 +47,14 @@ def configure(log_format: LogFormat = "console", level: LogLevel = "info") -> No
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # The driver and its pools report every lost connection on their own, in the server's words, which may
-    # repeat a row. Those who use them say it once.
+    # The driver and its pools log every lost connection themselves, in the server's words, which may quote
+    # a row. The code that uses them logs it once.
     for name in ("psycopg", "psycopg.pool"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def tell_of_the_unexpected(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """For faults that nobody waits for; the event loop's own way shows the exception's text."""
+    """Log an exception that no code awaits; the event loop's default handler would show its text."""
     del loop
     _log.error("%s", context.get("message", "something failed"), exc_info=context.get("exception"))
 

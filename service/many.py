@@ -1,4 +1,4 @@
-"""Lists in an answer that can be very long: made a few rows at a time while they are written as JSON."""
+"""Lists in an answer that can be very long: rendered a few rows at a time while they are serialized."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ if TYPE_CHECKING:
 
 
 FEW = 20
-"""So many rows are shown at once."""
+"""Up to this many rows are rendered at once."""
 
 
 def listed(rows: Sequence[Any], show: Callable[[Any], Any]) -> list[Any] | Many:
-    """What is shown of each row, in a list; of more than a few, a `Many`, made when it is written."""
+    """Return a list of each row rendered by `show`; for more than a few rows, a lazy `Many`."""
     return [show(row) for row in rows] if len(rows) <= FEW else Many(rows, show)
 
 
 def by_name(
     rows: Sequence[Any], show: Callable[[Any], Any], name: Callable[[Any], str]
 ) -> dict[str, Any] | Many:
-    """What is shown of each row, in an object by name; see `listed`."""
+    """Return an object, by name, of each row rendered by `show`; see `listed`."""
     return {name(row): show(row) for row in rows} if len(rows) <= FEW else Many(rows, show, name)
 
 
 class Many:
-    """A list of what is shown of each row, or an object by name, that is yet to be made."""
+    """A lazily rendered list of rows, or an object of rows by name."""
 
     __slots__ = ("_name", "_rows", "_show")
 
@@ -44,11 +44,11 @@ class Many:
 
     @property
     def is_list(self) -> bool:
-        """Whether it becomes a list."""
+        """Whether it becomes a list, not an object."""
         return self._name is None
 
     def shown(self, start: int = 0, stop: int | None = None) -> list[Any] | dict[str, Any]:
-        """What is shown of these rows."""
+        """Render these rows."""
         rows, show = self._rows[start:stop], self._show
         if self._name is None:
             return [show(row) for row in rows]

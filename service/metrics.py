@@ -1,7 +1,7 @@
-"""What the service counts, for Prometheus. One registry an application, so that tests do not share any.
+"""Metrics for Prometheus. One registry per application, so that tests do not share one.
 
 Every label has a bounded set of values: types of commands and events, codes, routes, names of projections.
-Nothing that callers choose is among them.
+None of them is chosen by callers.
 """
 
 from __future__ import annotations
@@ -33,43 +33,41 @@ if TYPE_CHECKING:
     from service.writing.writer import Writer
 
 NO_ROUTE = "unmatched"
-"""The route of a request that reaches none."""
+"""The route label of a request that matches no route."""
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """The counters, and gauges that are read from the running parts when somebody asks."""
+    """The counters, and gauges that are read from the running parts at each scrape."""
 
     def __init__(
         self, writer: Writer, projector: Projector, listener: Listener, clock: DatabaseClock
     ) -> None:
         self._registry = CollectorRegistry()
-        # Counted by hand: the library's counters take a lock and a look-up each time, at every request.
+        # Counted here: the library's counters take a lock and a look-up at every request.
         self._requests = Counter[tuple[str, int]]()
-        self.open_streams = Gauge(
-            "squad_open_streams", "Event streams that are open.", registry=self._registry
-        )
-        self._registry.register(_Parts(writer, projector, listener, clock))
+        self.open_streams = Gauge("squad_open_streams", "Open event streams.", registry=self._registry)
+        self._registry.register(_PartsCollector(writer, projector, listener, clock))
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
     def request(self, route: str, status: int) -> None:
-        """Counts a request that was answered; `route` is one of the table's, or `NO_ROUTE`."""
+        """Count an answered request; `route` is one of the routing table's, or `NO_ROUTE`."""
         self._requests[route, status] += 1
 
     def collect(self) -> Iterable[Metric]:
-        """The counters, for the registry."""
+        """Yield the counters, for the registry."""
         requests = [((route, str(status)), number) for (route, status), number in self._requests.items()]
         yield _counters("squad_http_requests", "HTTP requests.", ("route", "status"), requests)
 
     def render(self) -> bytes:
-        """All of it, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
-class _Parts:
-    """Reads the running parts at the moment of asking."""
+class _PartsCollector:
+    """Reads the running parts at each scrape."""
 
     def __init__(
         self, writer: Writer, projector: Projector, listener: Listener, clock: DatabaseClock
@@ -80,15 +78,15 @@ class _Parts:
         self._clock = clock
 
     def collect(self) -> Iterable[Metric]:
-        yield from self._of_the_writer()
-        yield from self._of_the_listener()
-        yield from self._of_the_projector()
-        yield from self._of_the_budget()
+        yield from self._writer_metrics()
+        yield from self._listener_metrics()
+        yield from self._projector_metrics()
+        yield from self._budget_metrics()
 
-    def _of_the_writer(self) -> Iterable[Metric]:
+    def _writer_metrics(self) -> Iterable[Metric]:
         writer, seen = self._writer, self._writer.measures
         yield _counters(
-            "squad_commands", "Commands that ended.", ("type", "outcome"), seen.commands.items()
+            "squad_commands", "Commands by outcome.", ("type", "outcome"), seen.commands.items()
         )
         events = [((kind,), number) for kind, number in seen.events.items()]
         yield _counters("squad_events", "Events that this process appended.", ("type",), events)
@@ -97,52 +95,56 @@ class _Parts:
         yield _histogram("squad_batch_commands", "Commands in a batch.", seen.batch_commands)
         yield _histogram("squad_batch_events", "Events in a batch.", seen.batch_events)
         yield _histogram(
-            "squad_commit_seconds", "The round trip that appends and commits a batch.", seen.commit_seconds
+            "squad_commit_seconds",
+            "Duration of the round trip that appends and commits a batch.",
+            seen.commit_seconds,
         )
         yield _histogram("squad_lock_wait_seconds", "Waits for the log's lock.", seen.lock_wait_seconds)
         yield _gauge(
             "squad_head_position", "The last position that this process knows.", writer.squad.head.position
         )
         yield _gauge("squad_waiting_commands", "Commands that wait to be decided.", len(writer.waiting))
-        yield _gauge("squad_waiting_bytes", "How much they hold in memory.", writer.waiting.bytes)
-        yield _gauge("squad_writer_ready", "1 where commands can be decided.", writer.ready)
-        yield _gauge("squad_writer_held_up", "1 where commands wait and none gets through.", writer.held_up)
+        yield _gauge("squad_waiting_bytes", "Memory held by waiting commands.", writer.waiting.bytes)
+        yield _gauge("squad_writer_ready", "1 if commands can be decided.", writer.ready)
+        yield _gauge("squad_writer_held_up", "1 if commands wait without progress.", writer.held_up)
         yield _counter(
-            "squad_log_replacements", "How often the log proved another than it was.", writer.replacements
+            "squad_log_replacements", "How often the log was found to be another one.", writer.replacements
         )
         yield _gauge(
             "squad_standstill_seconds",
-            "How long it takes the database's clock to catch up with the log.",
+            "How far the database's clock is behind the log.",
             standstill_seconds(writer.squad, self._clock),
         )
-        yield _gauge("squad_writer_contended", "1 where other processes write too.", writer.contended)
+        yield _gauge("squad_writer_contended", "1 if other processes write too.", writer.contended)
 
-    def _of_the_listener(self) -> Iterable[Metric]:
+    def _listener_metrics(self) -> Iterable[Metric]:
         listener = self._listener
-        yield _gauge("squad_listener_hearing", "1 where notifications are heard.", listener.hearing)
+        yield _gauge("squad_listener_hearing", "1 if notifications are received.", listener.hearing)
         yield _counter("squad_listener_heartbeats", "Heartbeats that came back.", listener.heartbeats)
-        yield _counter("squad_listener_reconnects", "Connections that were lost.", listener.reconnects)
+        yield _counter(
+            "squad_listener_reconnects", "Lost connections of the listener.", listener.reconnects
+        )
         rescues = [
             (("writer",), self._writer.measures.poll_rescues),
             (("projector",), self._projector.poll_rescues),
         ]
         yield _counters(
             "squad_poll_rescues",
-            "Looks at the log that found events of which no notification had told.",
+            "Polls of the log that found events which no notification had announced.",
             ("part",),
             rescues,
         )
 
-    def _of_the_projector(self) -> Iterable[Metric]:
+    def _projector_metrics(self) -> Iterable[Metric]:
         projector, head = self._projector, self._writer.squad.head.position
-        yield _gauge("squad_projector_active", "1 where this process projects.", projector.active)
+        yield _gauge("squad_projector_active", "1 if this process is the projector.", projector.active)
         yield _gauge("squad_projections_stopped", "Projections that stopped.", len(projector.failed))
         events = GaugeMetricFamily(
             "squad_projection_lag_events", "Events that a projection is behind.", labels=["projection"]
         )
         seconds = GaugeMetricFamily(
             "squad_projection_lag_seconds",
-            "For how long a projection has not had all that is in the log.",
+            "How long a projection has been behind the log.",
             labels=["projection"],
         )
         now = monotonic()
@@ -153,15 +155,15 @@ class _Parts:
         yield events
         yield seconds
 
-    def _of_the_budget(self) -> Iterable[Metric]:
+    def _budget_metrics(self) -> Iterable[Metric]:
         day = self._writer.squad.day
         if day is None:
             return
         remaining = day.total - day.used - day.reserved
         yield _gauge("squad_budget_total_tokens", "The day's budget.", day.total)
-        yield _gauge("squad_budget_used_tokens", "What is used of it.", day.used)
-        yield _gauge("squad_budget_reserved_tokens", "What is set aside.", day.reserved)
-        yield _gauge("squad_budget_remaining_tokens", "What is left of it.", remaining)
+        yield _gauge("squad_budget_used_tokens", "Tokens of the day's budget that are used.", day.used)
+        yield _gauge("squad_budget_reserved_tokens", "Tokens of it that are reserved.", day.reserved)
+        yield _gauge("squad_budget_remaining_tokens", "Tokens of it that are left.", remaining)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -1,8 +1,8 @@
-"""Reading the tables: when they cover what the reader must see.
+"""Read the tables once they cover what the reader must see.
 
-The tables follow the log by a few milliseconds. A reader who names a position waits until it is covered.
-One who does not waits a moment for what this process had acknowledged when the question came, so that
-"write, then read" shows the write; where the projector is further behind than that, the answer is older.
+The tables lag the log by a few milliseconds. A reader that names a position waits until it is covered. One
+that does not waits briefly for what this process had acknowledged when the request arrived, so that "write,
+then read" shows the write; if the projector lags further behind, the answer is stale.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ STRICT_WAIT_SECONDS = 5.0
 """How long a reader waits for the position that it named."""
 
 HEAD_WITHIN_SECONDS = 0.5
-"""How long it may then take to ask where the log ends."""
+"""Timeout for reading the log's head after that."""
 
 POLITE_WAIT_SECONDS = 0.5
-"""How long a reader who named no position waits for what this process had acknowledged."""
+"""How long a reader that named no position waits for what this process had acknowledged."""
 
 MOST_LEFT = 32
-"""How many messages that stay in an inbox are remembered for each agent (`Inbox.left`)."""
+"""How many messages that stay in an inbox are remembered per agent (`Inbox.left`)."""
 
 LOOK_SECONDS = 0.25
-"""How long a look at the database holds for all who wait, where no hint comes meanwhile."""
+"""How long the result of a query is shared by all that wait, unless a hint arrives."""
 
 T = TypeVar("T")
 
@@ -62,19 +62,19 @@ class NotYet(Exception):
 
 
 class Inbox(NamedTuple):
-    """What is known of an agent's inbox, so that it need not be looked through from its beginning."""
+    """What is known about an agent's inbox, so that it need not be scanned from the beginning."""
 
     agent: str
     table_at: int
-    """Where the table is now, or was a moment ago."""
+    """The table's current position, or a slightly older one."""
     seen_up_to: int = 0
-    """All messages to the agent up to this position are acknowledged, except for those in `left`."""
+    """All messages to the agent up to this position are acknowledged, except those in `left`."""
     left: tuple[int, ...] = ()
-    """Positions of messages that the last look still found; some may be acknowledged by now."""
+    """Positions of messages that the last scan still found; some may be acknowledged by now."""
 
 
 class SharedLook(Generic[T]):
-    """A look at the database that all share who wait for the same. Its failure is told to all of them."""
+    """A query whose result, or failure, is shared by all that wait for the same."""
 
     def __init__(self, look: Callable[[], Coroutine[Any, Any, T]]) -> None:
         self._look = look
@@ -83,29 +83,29 @@ class SharedLook(Generic[T]):
         self._seen: asyncio.Task[T] | None = None
 
     async def __call__(self, ticket: asyncio.Event) -> T:
-        """What the last look saw; or a new one, where that has another ticket or was too long ago."""
+        """Return the last result; query again if that belongs to another ticket or is too old."""
         seen = self._seen
         old = monotonic() - self._begun >= LOOK_SECONDS
         if seen is None or ticket is not self._ticket or (seen.done() and old):
             self._ticket, self._begun = ticket, monotonic()
             seen = self._seen = asyncio.create_task(self._look())
-            seen.add_done_callback(_take_note)
-        # Whoever gives up takes it from nobody else.
+            seen.add_done_callback(_consume_exception)
+        # A waiter that gives up must not cancel it for the others.
         return await asyncio.shield(seen)
 
     def forget(self) -> None:
-        """What was seen does not hold any more."""
+        """Discard the last result."""
         self._seen = None
 
 
-def _take_note(look: asyncio.Task[Any]) -> None:
-    """A failure that nobody waits for any more is no fault: whoever waits next looks anew."""
+def _consume_exception(look: asyncio.Task[Any]) -> None:
+    """Mark a failure as handled, even if no one waits for it any more: the next waiter queries again."""
     if not look.cancelled():
         look.exception()
 
 
 class ReadTables:
-    """The read tables of one squad, and how far they are."""
+    """The read tables of one squad, and their positions."""
 
     def __init__(
         self, pool: AsyncConnectionPool[Connection], hints: Hints, projector: Projector, writer: Writer
@@ -117,19 +117,19 @@ class ReadTables:
         self._writer = writer
         self._stuck: dict[str, int] = {}
         self._inboxes: dict[str, Inbox] = {}
-        self._let_go = False
+        self._stopping = False
         self._look_at_positions = SharedLook(self._positions)
         self._look_at_head = SharedLook(self._head)
 
     def let_go(self) -> None:
-        """Lets nobody wait any more: the service stops."""
-        self._let_go = True
+        """Wake all waiting readers, and let none wait from now on: the service stops."""
+        self._stopping = True
         self._hints.wake()
         self._projector.moved.wake()
         self._writer.moved.wake()
 
     def start_afresh(self) -> None:
-        """The log was replaced, and the tables with it."""
+        """Discard what is known, after the log and the tables were replaced."""
         self.positions.clear()
         self._stuck.clear()
         self._inboxes.clear()
@@ -138,7 +138,7 @@ class ReadTables:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """A connection to read on.
+        """Yield a connection to read on.
 
         Raises:
             StoreUnavailable: the database cannot be reached, or all connections are busy for too long.
@@ -153,10 +153,10 @@ class ReadTables:
 
     @asynccontextmanager
     async def covering(self, projection: Projection, min_position: int | None) -> AsyncIterator[Connection]:
-        """A connection that sees the projection's tables at `min_position` or later.
+        """Yield a connection that sees the projection's tables at `min_position` or later.
 
         Raises:
-            NotYet: they are not that far after `STRICT_WAIT_SECONDS`.
+            NotYet: they are not there after `STRICT_WAIT_SECONDS`.
             StoreUnavailable: the database cannot be reached.
         """
         if min_position is not None:
@@ -164,12 +164,12 @@ class ReadTables:
             if reached < min_position:
                 raise await self._not_yet(reached, min_position)
         else:
-            await self._wait_politely(projection.name)
+            await self._wait_briefly(projection.name)
         async with self.connection() as connection:
             yield connection
 
     async def state_covering(self, min_position: int | None) -> None:
-        """Waits until the state in memory is at `min_position` or later.
+        """Wait until the state in memory is at `min_position` or later.
 
         Raises:
             NotYet: it is not after `STRICT_WAIT_SECONDS`.
@@ -177,28 +177,28 @@ class ReadTables:
         deadline = monotonic() + STRICT_WAIT_SECONDS
         while min_position is not None and (at := self._writer.squad.head.position) < min_position:
             left = deadline - monotonic()
-            if left <= 0 or self._let_go:
+            if left <= 0 or self._stopping:
                 raise await self._not_yet(at, min_position)
             ticket = self._writer.moved.ticket()
             if self._writer.squad.head.position < min_position:
                 await wait_for_hint(ticket, left)
 
     def inbox(self, agent: str) -> Inbox:
-        """What is known of an agent's inbox."""
+        """Return what is known about an agent's inbox."""
         table_at = self._known(messages.name)
         known = self._inboxes.get(agent)
         return known._replace(table_at=table_at) if known else Inbox(agent, table_at)
 
     def looked_into(self, inbox: Inbox, after: int, upto: int | None, found: Sequence[int]) -> None:
-        """Takes note of what was found in an inbox.
+        """Record what a scan found in an inbox.
 
         Args:
             inbox: what was known before.
-            after: where the look began; what lies between that and what was known is not known then either.
-            upto: where it ended; None where it went to the end.
-            found: the positions of the messages in between that were there.
+            after: where the scan began. If that leaves a gap after what was known, nothing is recorded.
+            upto: where it ended; None if it reached the end.
+            found: the positions of the messages that it found.
         """
-        # Anybody may ask for the inbox of anybody, and names are not all there are agents of.
+        # Any name can be asked for, even one that is no agent's; those must not fill the memory.
         if after > inbox.seen_up_to or not self._writer.squad.rows(AGENTS).get(inbox.agent):
             return
         left = (*(position for position in inbox.left if position <= after), *found)
@@ -210,8 +210,8 @@ class ReadTables:
             self._inboxes[inbox.agent] = inbox._replace(seen_up_to=seen_up_to, left=left)
 
     async def _not_yet(self, covered: int, position: int) -> NotYet:
-        """Says as well where the log ends, if it does not have the position at all."""
-        if not self._let_go:
+        """Return the error; it says where the log ends if that is before the position."""
+        if not self._stopping:
             with suppress(StoreUnavailable, StoreBusy, TimeoutError):
                 async with asyncio.timeout(HEAD_WITHIN_SECONDS):
                     ends_at = await self._look_at_head(self._writer.moved.ticket())
@@ -219,9 +219,9 @@ class ReadTables:
                     return NotYet(covered, ends_at)
         return NotYet(covered)
 
-    async def _wait_politely(self, name: str) -> None:
+    async def _wait_briefly(self, name: str) -> None:
         head = self._writer.squad.head.position
-        # One that did not move through a whole wait is stuck; nobody waits for it until it moves.
+        # A projection that did not advance during a whole wait is stuck; do not wait for it until it does.
         if self._known(name) >= head or self._stuck.get(name) == self._known(name):
             return
         reached = await self._wait(name, head, POLITE_WAIT_SECONDS)
@@ -238,12 +238,12 @@ class ReadTables:
                 self.positions = await self._look_at_positions(ticket)
                 reached = self._known(name)
             left = deadline - monotonic()
-            if reached >= position or left <= 0 or self._let_go:
+            if reached >= position or left <= 0 or self._stopping:
                 return reached
             await wait_for_hint(ticket, min(left, LOOK_SECONDS))
 
     async def _positions(self) -> dict[str, int]:
-        """How far each projection is, by its own word in the database."""
+        """Return the position of each projection, as recorded in the database."""
         async with self.connection() as connection:
             cursor = await connection.execute("SELECT name, position FROM projections")
             return dict(await cursor.fetchall())

@@ -1,6 +1,6 @@
-"""Why a command was refused, each reason with its stable code.
+"""Refusals of commands, each with a stable code.
 
-A refusal is an answer, not an exception: the decision was made, and often it is itself a fact in the log.
+A refusal is a result, not an exception: the decision was made, and is often recorded in the log itself.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ RefusalCode = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What is answered instead of what was asked for."""
+    """Why a command was refused."""
 
     code: RefusalCode
     detail: str
-    """One sentence for a person."""
+    """One sentence for people."""
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    """What a program needs to go on, such as the operation in the way."""
+    """Data for programs, such as the conflicting operation."""
     retry_after_seconds: int | None = None
-    """When it may be worth trying again, where that is known."""
+    """After how long a retry may succeed, if that is known."""

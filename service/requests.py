@@ -1,4 +1,4 @@
-"""A command on its way to a decision, and what came of it."""
+"""Requests to decide a command, and their outcomes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.refusals import Refusal
 
 
 class NoOutcome(Exception):
-    """Nobody can say how a command was decided; the kinds below say why."""
+    """A command has no known outcome; the subclasses say why."""
 
 
 class QueueFull(NoOutcome):
@@ -23,7 +23,7 @@ class QueueFull(NoOutcome):
 
 
 class Stopping(NoOutcome):
-    """The service is stopping and takes no more commands."""
+    """The service is stopping and accepts no more commands."""
 
 
 class Unavailable(NoOutcome):
@@ -31,44 +31,44 @@ class Unavailable(NoOutcome):
 
 
 class OutcomeUnknown(NoOutcome):
-    """The command was sent to the database, and what came of it could not be found out in time."""
+    """The command was sent to the database, and its outcome could not be determined in time."""
 
 
 class CommandFailed(NoOutcome):
-    """The command could not be decided or stored, by a fault that is not the caller's."""
+    """The command could not be decided or stored, because of an internal error."""
 
 
 class Answer(Struct, frozen=True, gc=False):
-    """What a caller is answered: an HTTP status and a body."""
+    """The answer to a caller: an HTTP status and a body."""
 
     status: int
     body: dict[str, Any]
 
 
 class Outcome(Struct, frozen=True, gc=False):
-    """What came of a command."""
+    """The outcome of a command."""
 
     reply: dict[str, Any]
     position: int | None
-    """Of the command's last event, or of the one that made things as they are; None for no trace."""
+    """That of the command's last event, or of the event that led to the current state; else None."""
     refusal: Refusal | None = None
     repeated: Answer | None = None
-    """The first answer, where the request's idempotency key was used before."""
+    """The first answer, if the request's idempotency key was used before."""
 
 
 class Print(NamedTuple):
-    """What an idempotency key is bound to: hashes of the request that it came with."""
+    """The fingerprints that an idempotency key is bound to: hashes of the request that carried it."""
 
     whole: str = ""
-    """Of method, path and body; kept, where nothing personal is in it or it can be sealed."""
+    """Hash of method, path and body; stored if they contain nothing personal, or if it can be sealed."""
     bare: str = ""
-    """Of what is not personal in them; kept in the open. It is what remains when the rest is erased."""
+    """Hash of the parts that are not personal; stored in plain text. It remains when the rest is erased."""
     also: str = ""
-    """Another that may have been kept, by a process with other settings."""
+    """Another one that a process with other settings may have stored."""
 
 
 class Request(Struct, frozen=True, gc=False):
-    """A command, and who asks for it."""
+    """A command, and who gives it."""
 
     command: AnyCommand
     actor: str
@@ -77,42 +77,42 @@ class Request(Struct, frozen=True, gc=False):
     fingerprint: str = ""
     """`Print.whole`."""
     answer: Callable[[Outcome], Answer] | None = None
-    """Renders the answer that an idempotency key keeps."""
+    """Renders the answer that is stored under the idempotency key."""
     size: int = 200
-    """About how many bytes it holds in memory."""
+    """Its approximate size in memory, in bytes."""
     bare_fingerprint: str = ""
     """`Print.bare`."""
     other_fingerprint: str = ""
     """`Print.also`."""
     caller: Caller | None = None
-    """Whose right to ask is looked at before it is decided; None where the service itself asks."""
+    """Whose permission is checked before the decision; None for the service itself."""
     batch_key: str | None = None
     """The idempotency key of the batch that it came in; its own is derived from that."""
 
     def is_repeat_of(self, kept: str) -> bool:
-        """Whether the answer that was kept with this fingerprint is the answer to this request."""
+        """Whether an answer stored with this fingerprint is the answer to this request."""
         return kept in (self.fingerprint, self.bare_fingerprint, self.other_fingerprint)
 
 
 class Ticket(Struct, frozen=True):
-    """A request that waits, and the future that its caller waits on."""
+    """A waiting request, and the future that its caller awaits."""
 
     request: Request
     outcome: asyncio.Future[Outcome]
     deadline: float = math.inf
-    """When the caller's patience ends, by the event loop's clock."""
+    """When the request times out, by the event loop's clock."""
     tell: Callable[[AnyCommand, Outcome | Exception], None] | None = None
-    """Told what came of it, when the caller is."""
+    """Called with the outcome when the caller gets it."""
 
     def resolve(self, outcome: Outcome) -> None:
-        """Tells the caller, if it still waits."""
+        """Give the caller the outcome, if it still waits."""
         if not self.outcome.done():
             self.outcome.set_result(outcome)
             if self.tell:
                 self.tell(self.request.command, outcome)
 
     def fail(self, error: Exception) -> None:
-        """Tells the caller that there is no outcome, if it still waits."""
+        """Give the caller an error instead of an outcome, if it still waits."""
         if not self.outcome.done():
             self.outcome.set_exception(error)
             if self.tell:

@@ -1,11 +1,11 @@
 """When a job ticks. Pure: a schedule and a moment in, the next tick out.
 
-Cron has five fields, with names, ranges and steps, in a time zone. Where clocks change it does as Debian's
-cron does. A job at fixed times runs once for each: where the clock skips the time, at the shift; where it
-shows the time twice, the first time. A job whose minute or hour begins with a star follows the clock: what
-is skipped is not there, and what comes twice counts twice.
+Cron expressions have five fields, with names, ranges and steps, in a time zone. When clocks change, they
+behave as in Debian's cron. A job at fixed times runs once for each: at the shift if the time is skipped,
+the first time if it is repeated. A job whose minute or hour begins with a star follows the wall clock: it
+does not run at skipped times, and runs twice at repeated ones.
 
-An interval ticks at whole multiples of itself since 1970, so that all processes mean the same moments.
+An interval ticks at whole multiples of itself since 1970, so that all processes compute the same moments.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIELDS = 5
 _MINUTE = timedelta(minutes=1)
 _SEARCHED_YEARS = 50
-"""For how long a time is looked for that the clock shows; as long as for a day that is in the calendar."""
+"""How far ahead to search for a time that exists on the wall clock; cronsim searches as far for a date."""
 _NO_TIME = timedelta(0)
 
 
@@ -41,16 +41,16 @@ class Schedule(NamedTuple):
 
 
 def schedule_of(job: JobRow | JobDefinition) -> Schedule:
-    """A job's schedule."""
+    """Return a job's schedule."""
     return Schedule(job.cron, job.every_seconds, job.timezone)
 
 
 @lru_cache(maxsize=10_000)
 def next_tick(schedule: Schedule, after: datetime) -> datetime | None:
-    """The first tick after a moment, in UTC; None where there is none any more.
+    """Return the first tick after a moment, in UTC; None if there is none.
 
     Raises:
-        ValueError: the schedule makes no sense, or this process does not know its time zone.
+        ValueError: the schedule is invalid, or this process does not know its time zone.
     """
     try:
         return _next_tick(schedule, after)
@@ -70,12 +70,12 @@ def _next_tick(schedule: Schedule, after: datetime) -> datetime | None:
         raise ValueError("must have five fields: minute, hour, day of month, month, day of week")
     minute, hour, *_ = fields
     if minute.startswith("*") or hour.startswith("*"):
-        return _next_by_the_clock(cron, zone, after)
+        return _next_wall_clock_match(cron, zone, after)
     return _next_fixed_time(cron, zone, after)
 
 
 def next_ticks(schedule: Schedule, after: datetime, count: int) -> list[datetime]:
-    """The next few ticks, as far as they can be told."""
+    """Return up to `count` next ticks; fewer if no more can be computed."""
     ticks: list[datetime] = []
     with suppress(ValueError):
         while len(ticks) < count and (tick := next_tick(schedule, ticks[-1] if ticks else after)):
@@ -84,10 +84,10 @@ def next_ticks(schedule: Schedule, after: datetime, count: int) -> list[datetime
 
 
 def coming_ticks(job: JobRow, now: datetime, count: int) -> list[datetime]:
-    """A job's next few ticks that are still to come, as far as they can be told."""
+    """Return up to `count` of a job's ticks that are still to come; fewer if no more can be computed."""
     schedule, after = schedule_of(job), job.ticked_until
     with suppress(ValueError):
-        # The scheduler asks for this one as well, so as a rule it is at hand, and so is what follows it.
+        # The scheduler asks for this tick as well, so it and those after it are usually cached.
         first = next_tick(schedule, after)
         if first and first <= now:
             after = now
@@ -95,9 +95,9 @@ def coming_ticks(job: JobRow, now: datetime, count: int) -> list[datetime]:
 
 
 def due_at(job: JobRow, tick: datetime) -> datetime:
-    """When a tick is to start: the tick, and a share of the job's jitter that is the same for everybody.
+    """Return when a tick is due: the tick plus a share of the job's jitter that all processes agree on.
 
-    Always before the next tick, so that ticks become due in their order.
+    It is always before the next tick, so that ticks become due in order.
     """
     if not job.jitter_seconds:
         return tick
@@ -108,29 +108,29 @@ def due_at(job: JobRow, tick: datetime) -> datetime:
     return tick + timedelta(seconds=seconds) * share
 
 
-# Cron, on the clock on the wall -------------------------------------------------------------------------
+# Cron, on the wall clock --------------------------------------------------------------------------------
 
 
 def _next_fixed_time(cron: str, zone: ZoneInfo, after: datetime) -> datetime | None:
-    """The next tick where each time on the wall counts once."""
-    for wall in _on_the_wall(cron, after.astimezone(zone).replace(tzinfo=None)):
+    """Return the next tick if each wall-clock time counts once."""
+    for wall in _wall_times(cron, after.astimezone(zone).replace(tzinfo=None)):
         shown = wall
         while not (moments := _moments(shown, zone)):
             shown += _MINUTE
-        # From within the hour that is shown twice, the first time may lie in the past.
+        # Within a repeated hour, the first occurrence may be in the past.
         if moments[0] > after:
             return moments[0]
     return None
 
 
-def _next_by_the_clock(cron: str, zone: ZoneInfo, after: datetime) -> datetime | None:
-    """The next tick where each moment counts at which the clock shows a wanted time."""
+def _next_wall_clock_match(cron: str, zone: ZoneInfo, after: datetime) -> datetime | None:
+    """Return the next tick if each moment counts at which the wall clock shows a matching time."""
     local = after.astimezone(zone).replace(tzinfo=None)
     first, second = (_offset(local, zone, fold) for fold in (0, 1))
-    # Where the clock shows this time twice, it also shows twice what was a little earlier.
+    # If this time is repeated, so are times a little earlier, whose second occurrence is still to come.
     start = local - max(first - second, _NO_TIME)
     earliest: datetime | None = None
-    for wall in _on_the_wall(cron, start):
+    for wall in _wall_times(cron, start):
         if wall.year > start.year + _SEARCHED_YEARS:
             break
         moments = _moments(wall, zone)
@@ -141,16 +141,16 @@ def _next_by_the_clock(cron: str, zone: ZoneInfo, after: datetime) -> datetime |
     return earliest
 
 
-def _on_the_wall(cron: str, after: datetime) -> CronSim:
-    """All wanted times after one, without a zone."""
+def _wall_times(cron: str, after: datetime) -> CronSim:
+    """Iterate over all matching times after one, without a zone."""
     try:
         return CronSim(cron, after)
     except CronSimError as error:
-        raise ValueError(f"is no cron expression: {str(error).lower()}") from error
+        raise ValueError(f"is not a cron expression: {str(error).lower()}") from error
 
 
 def _moments(wall: datetime, zone: ZoneInfo) -> list[datetime]:
-    """When a clock shows a time: once as a rule, twice where it goes back, never where it leaps over it."""
+    """Return the moments when a clock shows a time: usually one, two if it is repeated, none if skipped."""
     moments = [(wall - _offset(wall, zone, fold)).replace(tzinfo=UTC) for fold in (0, 1)]
     shown = [moment for moment in moments if moment.astimezone(zone).replace(tzinfo=None) == wall]
     return shown[:1] if moments[0] == moments[1] else shown

@@ -1,11 +1,11 @@
-"""Takes snapshots while the service runs: at the head every so many events, and where the past has none.
+"""Take snapshots while the service runs: regularly at the head, and in the past where they are missing.
 
-At the head it costs the writer a copy of some dictionaries, about a millisecond for thousands of rows; what
-follows takes turns with everything else. Then it walks through stretches of the log that have no snapshots,
-because they were imported, or written before this version of the code: slowly, a few slices at a time.
+At the head, it costs the writer a copy of some dictionaries, about a millisecond for thousands of rows; the
+rest is interleaved with other work. Then it fills in stretches of the log that have no snapshots, because
+they were imported or written before this version of the code: slowly, a few slices at a time.
 
-Of several processes one does it, by a session lock on a connection that is there only while there is
-something to do. If two did, they would only store the same thing twice.
+One of several processes does it at a time, holding a session lock on a connection that is open only while
+there is something to do. If two did, they would merely store the same snapshot twice.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from service.writing.writer import Writer
 
 AGAIN_AFTER_SECONDS = 60.0
-"""How long after a failure it is tried again."""
+"""How long to wait after a failure before retrying."""
 
 RESTS = 4.0
-"""How long it rests in the past after each slice, as a multiple of what that took."""
+"""How long to rest after each slice when filling in the past, as a multiple of the slice's duration."""
 
 _TRY_LOCK = "SELECT pg_try_advisory_lock('snapshots'::regclass::oid::integer, 3)"
 _log = logging.getLogger(__name__)
@@ -54,80 +54,80 @@ class Snapshotter:
         self._writer = writer
         self._due = asyncio.Event()
         self._last = 0
-        """Of which position the last one at the head is, as far as this process knows."""
+        """The position of the last snapshot at the head that this process knows."""
         self._next = 0
-        """At which position the next one is due, if the squad does not grow until then."""
+        """The position at which the next one is due, unless the squad grows until then."""
 
     def observe(self, recorded: Sequence[Recorded]) -> None:
-        """Hears of every event that was committed."""
+        """Note that events were committed; wake up when a snapshot is due."""
         if (position := recorded[-1].position) >= self._next:
-            # A squad that grows is due later, and is not looked at in vain with every event until then.
-            self._reckon()
+            # A squad that has grown is due later; do not wake up for every event until then.
+            self._schedule_next()
             if position >= self._next:
                 self._due.set()
 
-    def _reckon(self) -> None:
+    def _schedule_next(self) -> None:
         self._next = self._last + snapshots.distance(self._writer.squad)
 
     def look_again(self) -> None:
-        """The log was replaced: what was due, and when, is another matter."""
+        """Check again what is due, after the log was replaced."""
         self._due.set()
 
     async def keep(self, squad: Squad, known: int) -> None:
-        """Puts a squad away that somebody has folded (see `service.history.folding.Keep`)."""
+        """Store a snapshot of a squad that was folded elsewhere (see `service.history.folding.Keep`)."""
         try:
             async with self._connection() as connection:
                 await snapshots.store(connection, squad, known)
-        except Exception as error:  # noqa: BLE001 - whoever looks back needs no snapshot of it
+        except Exception as error:  # noqa: BLE001 - the caller does not depend on the snapshot
             _log.warning(
                 "a snapshot at position %d was not stored: %s", squad.head.position, describe(error)
             )
 
     async def run(self) -> None:
-        """Runs until cancelled."""
+        """Take snapshots until cancelled."""
         while not self._writer.ready:
             await wait_for_hint(self._writer.moved.ticket())
         self._due.set()
         while True:
             await self._due.wait()
             try:
-                await self._take_what_is_due()
+                await self._take_due()
             except (EventStoreError, psycopg.Error, OSError) as error:
-                _log.warning("snapshots cannot be taken for the moment: %s", describe(error))
+                _log.warning("snapshots cannot be taken for now: %s", describe(error))
                 await asyncio.sleep(AGAIN_AFTER_SECONDS)
-            except Exception:  # noqa: BLE001 - nobody would start this task again; all works without snapshots
+            except Exception:  # noqa: BLE001 - the task must go on; everything else works without snapshots
                 _log.exception("taking snapshots failed")
                 await asyncio.sleep(AGAIN_AFTER_SECONDS)
 
-    async def _take_what_is_due(self) -> None:
+    async def _take_due(self) -> None:
         async with self._connection() as connection:
             if not await one_value(connection, _TRY_LOCK):
-                # Somebody else is at it; there will be a next time.
-                self._wait_for_more()
+                # Another process is taking snapshots.
+                self._restart_interval()
                 return
             await snapshots.prune(connection)
             await self._at_the_head(connection)
-            await self._in_the_past(connection)
+            await self._fill_gaps(connection)
 
-    def _wait_for_more(self) -> None:
+    def _restart_interval(self) -> None:
         self._last = self._writer.squad.head.position
-        self._reckon()
+        self._schedule_next()
         self._due.clear()
 
     async def _at_the_head(self, connection: Connection) -> None:
         taken = await snapshots.positions(connection)
         squad = self._writer.squad
         self._last = max((position for position in taken if position <= squad.head.position), default=0)
-        self._reckon()
+        self._schedule_next()
         self._due.clear()
         if squad.head.position >= self._next:
             copy = squad.copy()
-            self._wait_for_more()
+            self._restart_interval()
             await complete(connection, copy)
             await snapshots.store(connection, copy, copy.head.position)
 
-    async def _in_the_past(self, connection: Connection) -> None:
-        """Walks through the stretches without snapshots, the oldest first."""
+    async def _fill_gaps(self, connection: Connection) -> None:
+        """Take snapshots in the stretches without any, oldest first."""
         for last, following in pairwise([0, *await snapshots.positions(connection)]):
             if following - last < 2 * snapshots.distance(self._writer.squad):
                 continue

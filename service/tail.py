@@ -1,9 +1,8 @@
-"""The log's latest events in memory, for everyone in this process who follows it live.
+"""The log's latest events in memory, for all live followers in this process.
 
-The writer sees every event once, its own and the others'. Followers are served from here, so a thousand
-open streams cost the database nothing. Sealed events are revealed once, for the first who asks; when
-somebody is forgotten, everything before that is let go, and whoever is still behind reads what the log then
-tells.
+The writer sees every event once, its own and those of other processes. Followers are served from here, so a
+thousand open streams cost the database nothing. Sealed events are revealed once, for the first reader. When
+somebody is forgotten, everything before that is dropped, and followers that are still behind read the log.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ if TYPE_CHECKING:
 
 KEPT_EVENTS = 10_000
 KEPT_BYTES = 32 * 1024 * 1024
-"""So much is kept, whichever of the two bounds is reached first; the newest event is in any case."""
+"""Bounds of what is kept, whichever is reached first; the newest event is always kept."""
 
 CUTS = 50
-"""How many cuts it takes to let go of all that is kept. Each moves what is left, so there is none at every
-event; and one of thousands of events would hold up everything else for as long as a commit takes."""
+"""In how many steps all that is kept is evicted. Each step moves the remaining events, so not every event
+causes one; but evicting thousands of events at once would block everything for as long as a commit."""
 
 
 class Tail:
@@ -32,9 +31,9 @@ class Tail:
 
     def __init__(self, reveal: Callable[[Sequence[Recorded]], Awaitable[list[Recorded]]]) -> None:
         self.last = 0
-        """The position of the newest."""
+        """The position of the newest event."""
         self.forgotten = 0
-        """How many were forgotten so far: who reads the log beside this must look again when it changes."""
+        """Changes when earlier events become outdated. A reader of the log must then read again."""
         self._reveal = reveal
         self._events: list[Recorded] = []
         self._bytes = 0
@@ -44,11 +43,11 @@ class Tail:
 
     @property
     def first(self) -> int:
-        """The position of the oldest; where there is none, that of the next to come."""
+        """The position of the oldest event; if there is none, that of the next one."""
         return self._events[0].position if self._events else self.last + 1
 
     def extend(self, recorded: Sequence[Recorded]) -> None:
-        """Takes in what was committed. Where something is missing in between, what is older is let go."""
+        """Add committed events. If there is a gap before them, drop the older ones."""
         if self._events and recorded[0].position != self._events[-1].position + 1:
             self._clear()
         for index in range(len(recorded) - 1, -1, -1):
@@ -60,23 +59,23 @@ class Tail:
         self._events.extend(recorded)
         self._bytes += sum(len(item.data) for item in recorded)
         if len(self._events) > KEPT_EVENTS + KEPT_EVENTS // CUTS or self._bytes > KEPT_BYTES:
-            self._cut()
+            self._trim()
         self.last = recorded[-1].position
 
     def start_afresh(self) -> None:
-        """The log was replaced: these events may not be in it."""
+        """Drop everything after the log was replaced: these events may not be in it."""
         self.forgotten += 1
         self._clear()
 
     async def pick(self, positions: Sequence[int]) -> list[Recorded] | None:
-        """The events at these positions up to `last`, readable; None where the tail begins later.
+        """Return the events at these positions up to `last`, revealed; None if the tail begins later.
 
         Raises:
-            StoreUnavailable, StoreBusy: the keys of sealed ones cannot be asked for.
+            StoreUnavailable, StoreBusy: the keys of sealed events cannot be read.
         """
         while (events := self._at(positions)) and any(map(sealing.may_be_sealed, events)):
             shown = await self._reveal(events)
-            # Somebody may have been forgotten meanwhile; then they are not the same events any more.
+            # If somebody was forgotten meanwhile, the events have been dropped: pick again.
             if self._at(positions) == events:
                 first = self.first
                 for position, sealed, one in zip(positions, events, shown, strict=True):
@@ -91,14 +90,14 @@ class Tail:
             return None
         return [self._events[position - first] for position in positions]
 
-    def _cut(self) -> None:
-        """Lets go of what is beyond the bounds."""
-        gone, most_gone = 0, len(self._events) - 1
-        least_gone = len(self._events) - KEPT_EVENTS
-        while gone < most_gone and (gone < least_gone or self._bytes > KEPT_BYTES):
-            self._bytes -= len(self._events[gone].data)
-            gone += 1
-        del self._events[:gone]
+    def _trim(self) -> None:
+        """Evict the oldest events until the bounds hold."""
+        dropped, max_dropped = 0, len(self._events) - 1
+        min_dropped = len(self._events) - KEPT_EVENTS
+        while dropped < max_dropped and (dropped < min_dropped or self._bytes > KEPT_BYTES):
+            self._bytes -= len(self._events[dropped].data)
+            dropped += 1
+        del self._events[:dropped]
 
     def _clear(self) -> None:
         self._events.clear()

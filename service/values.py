@@ -1,6 +1,6 @@
-"""The values that commands are made of: what a name, a text, a number of tokens may be.
+"""Validated value types of commands: what a name, a text, a number of tokens may be.
 
-Everything that Postgres, JSON or a person cannot hold is refused here, at the door.
+Everything that Postgres or JSON cannot store, or that people cannot read, is rejected here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_NAME_CHARACTERS = 100
 MAX_TEXT_CHARACTERS = 100_000
 MAX_JSON_DEPTH = 64
 MAX_TOKENS = 10**12
-"""Far beyond any day's use, and far below where a sum of them leaves 64 bits."""
+"""Far beyond any day's use, and small enough that sums stay far below 64 bits."""
 MAX_TTL_SECONDS = 7 * 24 * 3600.0
 SHORTEST_WINDOW_SECONDS = 0.1
 MAX_RESOURCES = 50
@@ -51,7 +51,7 @@ PATTERNS_IN_WORDS: Mapping[str, str] = MappingProxyType(
         _HTTP_URL: "must be an http or https URL",
     }
 )
-"""What a pattern allows, for a person who sent something else."""
+"""Error messages for patterns: what each allows."""
 
 
 _TYPES_IN_WORDS: Mapping[str, str] = MappingProxyType(
@@ -62,14 +62,14 @@ _TYPES_IN_WORDS: Mapping[str, str] = MappingProxyType(
         "too_long": "must not have more entries than {max_length}",
     }
 )
-"""What pydantic would tell in words of Python's."""
+"""Error messages where pydantic's own use Python's terms."""
 
 
 def in_words(fault: ErrorDetails) -> str:
-    """What is allowed where pydantic found a fault, for a person."""
+    """Return a readable message for an error that pydantic found."""
     context = fault.get("ctx", {})
-    if said := _TYPES_IN_WORDS.get(fault["type"]):
-        return said.format_map(context)
+    if template := _TYPES_IN_WORDS.get(fault["type"]):
+        return template.format_map(context)
     message = PATTERNS_IN_WORDS.get(context.get("pattern", "")) or fault["msg"].removeprefix(
         "Value error, "
     )
@@ -77,12 +77,12 @@ def in_words(fault: ErrorDetails) -> str:
 
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-_LEAST_NUMBER, _NUMBER_BOUND = -(2**63), 2**64
+_MIN_NUMBER, _NUMBER_BOUND = -(2**63), 2**64
 _BEYOND_RANGE = "numbers must lie between -2^63 and 2^64; send larger ones as text"
 
 
 def storable(text: str) -> str:
-    """What Postgres can hold of a text: no U+0000, and a question mark for half of a surrogate pair."""
+    """Return a text as Postgres can store it: without U+0000, and with "?" for each lone surrogate."""
     return text.replace("\x00", "").encode(errors="replace").decode()
 
 
@@ -112,7 +112,7 @@ Id = Annotated[
 """A UUID as text."""
 
 ExternalId = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=_NO_CONTROL)]
-"""An id that somebody else gave out, such as a task's or a Gmail message's."""
+"""An id that was assigned elsewhere, such as a task's or a Gmail message's."""
 
 Url = Annotated[
     str,
@@ -124,32 +124,32 @@ Tokens = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 """A number of LLM tokens."""
 
 PositiveTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
-"""A number of LLM tokens that is not nothing."""
+"""A number of LLM tokens, at least 1."""
 
 TtlSeconds = Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS, allow_inf_nan=False)]
 """A time to live in seconds, at most a week."""
 
 WindowSeconds = Annotated[float, Field(ge=SHORTEST_WINDOW_SECONDS, le=MAX_TTL_SECONDS, allow_inf_nan=False)]
-"""How long a claim holds that nobody renews, in seconds: so long that it can be renewed in time."""
+"""How long a claim lasts without renewal, in seconds: long enough that it can be renewed in time."""
 
 Priority = Annotated[int, Field(ge=-1_000, le=1_000)]
 """An agent's priority; higher goes first."""
 
 
 def check_json(value: Any, depth: int = MAX_JSON_DEPTH) -> Any:
-    """Refuses JSON that would not come back from Postgres as it went in.
+    """Reject JSON that Postgres would not return as it was stored.
 
     Args:
         value: parsed JSON.
-        depth: how many levels of objects and arrays are allowed below here.
+        depth: how many more levels of objects and arrays are allowed.
 
     Raises:
-        ValueError: with what is wrong.
+        ValueError: says what is wrong.
     """
     match value:
         case str():
             if _UNSTORABLE.search(value):
-                raise ValueError("text must not contain U+0000 or half of a surrogate pair")
+                raise ValueError("text must not contain U+0000 or lone surrogates")
         case dict():
             if depth == 0:
                 raise ValueError(f"must not be nested deeper than {MAX_JSON_DEPTH} levels")
@@ -162,11 +162,11 @@ def check_json(value: Any, depth: int = MAX_JSON_DEPTH) -> Any:
             for item in value:
                 check_json(item, depth - 1)
         case int():
-            if not _LEAST_NUMBER <= value < _NUMBER_BOUND:
+            if not _MIN_NUMBER <= value < _NUMBER_BOUND:
                 raise ValueError(_BEYOND_RANGE)
         case float():
-            # Parsers turn whole numbers beyond 64 bits into floats and so change them. NaN is not between.
-            if not _LEAST_NUMBER < value < _NUMBER_BOUND:
+            # Parsers turn integers beyond 64 bits into floats and so change them. NaN fails the comparison.
+            if not _MIN_NUMBER < value < _NUMBER_BOUND:
                 raise ValueError(_BEYOND_RANGE)
         case _:
             pass
@@ -174,7 +174,7 @@ def check_json(value: Any, depth: int = MAX_JSON_DEPTH) -> Any:
 
 
 JsonObject = Annotated[dict[str, Any], AfterValidator(check_json)]
-"""A JSON object of any shape, as far as Postgres can hold it."""
+"""A JSON object of any shape that Postgres can store."""
 
 Resources = Annotated[
     dict[
@@ -188,13 +188,13 @@ Resources = Annotated[
 """Resources by kind, such as {"emailId": "email-123"}."""
 
 
-_FILES_THAT_ARE_NO_ZONE = frozenset({"localtime", "posixrules", "Factory"})
-"""They lie beside the zones' own, and mean what a machine was set up with, or nothing."""
+_NOT_ZONES = frozenset({"localtime", "posixrules", "Factory"})
+"""Files beside those of the zones that name the machine's own zone, or none."""
 
 
 def check_timezone(name: str) -> str:
-    """Refuses what is not the name of an IANA time zone."""
-    if name in _FILES_THAT_ARE_NO_ZONE:
+    """Reject what is not the name of an IANA time zone."""
+    if name in _NOT_ZONES:
         raise ValueError("must be the name of an IANA time zone, which means the same on every machine")
     try:
         ZoneInfo(name)
@@ -211,7 +211,7 @@ _TIME: TypeAdapter[datetime] = TypeAdapter(AwareDatetime)
 
 
 def _time(value: object) -> object:
-    """A moment that somebody wrote down. Pydantic would take a bare number as seconds since 1970."""
+    """Parse a written time. Pydantic would accept a bare number as seconds since 1970."""
     if isinstance(value, datetime):
         return value
     if not re.match(r"\d{4}-\d\d-\d\d[Tt ]", str(value)):

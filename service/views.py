@@ -1,4 +1,4 @@
-"""The live state as the API shows it. Pure: rows in, plain values out."""
+"""The live state as shown by the API. Pure: rows in, plain values out."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from service.many import by_name, listed
 from service.schedule import coming_ticks
 
 NEXT_TICKS = 5
-"""How many ticks ahead a job is shown."""
+"""How many of a job's next ticks are shown."""
 
 INNER_OF_JOBS = frozenset({"removed", "removed_by", "ticked_until", "buffered_tick"})
-"""Columns of a job's row that are nobody's business."""
+"""Internal columns of a job's row."""
 
-_ITS_NAME, _ITS_AGENT = attrgetter("name"), attrgetter("agent")
-_AS_IT_IS = methodcaller("asdict")
+_NAME, _AGENT = attrgetter("name"), attrgetter("agent")
+_ALL_FIELDS = methodcaller("asdict")
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def budget(state: State) -> dict[str, Any]:
-    """The day's budget, as a whole and by agent: all that used or reserved any, or have a limit."""
+    """Return the day's budget, in total and for each agent that used or reserved tokens or has a limit."""
     day = state.day
     if day is None:
         return {}
@@ -60,7 +60,7 @@ def budget(state: State) -> dict[str, Any]:
     known = state.rows(BUDGETS)
     if unused := [name for name in limits if known.get((day.day, name)) is None]:
         parts += [state.agent_budget(day, name) for name in unused]
-        parts.sort(key=_ITS_AGENT)
+        parts.sort(key=_AGENT)
     return {
         "period": day.day,
         "total": day.total,
@@ -68,24 +68,24 @@ def budget(state: State) -> dict[str, Any]:
         "reserved": day.reserved,
         "remaining": remaining(day),
         "resets_at": day.ends_at,
-        "agents": by_name(parts, show, _ITS_AGENT),
+        "agents": by_name(parts, show, _AGENT),
     }
 
 
 def agents(state: State) -> list[AgentRow]:
-    """Every agent, by name."""
-    return sorted(state.all(AGENTS), key=_ITS_NAME)
+    """Return all agents, sorted by name."""
+    return sorted(state.all(AGENTS), key=_NAME)
 
 
 def active_operations(squad: Squad) -> Iterable[OperationRow]:
-    """Every operation under way, the oldest first: as the squad keeps them. There can be very many."""
+    """Return all active operations, oldest first, as the squad keeps them. There can be very many."""
     return squad.all(OPERATIONS)
 
 
 def operations_of(squad: Squad, agent: str) -> Iterable[OperationRow]:
-    """An agent's operations under way, the oldest first.
+    """Return an agent's active operations, oldest first.
 
-    They are looked for among all, but no longer than until as many are found as the agent can have.
+    They are searched for among all, but only until as many were found as the agent has.
     """
     row = squad.rows(AGENTS).get(agent)
     found = (operation for operation in squad.all(OPERATIONS) if operation.agent == agent)
@@ -93,19 +93,19 @@ def operations_of(squad: Squad, agent: str) -> Iterable[OperationRow]:
 
 
 def job(row: JobRow, last_runs: list[dict[str, Any]], now: datetime) -> dict[str, Any]:
-    """A job with its last runs and its next ticks."""
+    """Return a job with its last runs and its next ticks."""
     return {**planned(row, now), "last_runs": last_runs}
 
 
 def planned(row: JobRow, now: datetime) -> dict[str, Any]:
-    """A job with its next ticks."""
+    """Return a job with its next ticks."""
     shown = {name: value for name, value in row.asdict().items() if name not in INNER_OF_JOBS}
     ticks = coming_ticks(row, now, NEXT_TICKS) if row.enabled else []
     return {**shown, "next_ticks": ticks}
 
 
 def whole(state: Squad, moment: datetime | None) -> dict[str, Any]:
-    """All that is there at a moment, as the API shows it; None before the first event."""
+    """Return the whole state at `moment`, as shown by the API; `moment` is None before the first event."""
     reservations = sorted(state.all(RESERVATIONS), key=lambda row: row.position)
     runs = sorted(state.all(RUNS), key=lambda row: row.fencing_token)
     tasks = sorted(state.all(TASKS), key=lambda row: row.created_position)
@@ -115,26 +115,26 @@ def whole(state: Squad, moment: datetime | None) -> dict[str, Any]:
         "position": state.head.position,
         "recorded_at": state.head.recorded_at,
         "moment": moment,
-        "orchestrator": _the_only(state.orchestrator),
-        "policy": _the_only(state.rows(POLICY).get(THE_POLICY)),
+        "orchestrator": _without_name(state.orchestrator),
+        "policy": _without_name(state.rows(POLICY).get(THE_POLICY)),
         "budget": budget(state) or None,
-        "agents": listed(agents(state), _AS_IT_IS),
-        "operations": listed(list(active_operations(state)), _AS_IT_IS),
-        "reservations": listed(reservations, _AS_IT_IS),
+        "agents": listed(agents(state), _ALL_FIELDS),
+        "operations": listed(list(active_operations(state)), _ALL_FIELDS),
+        "reservations": listed(reservations, _ALL_FIELDS),
         "jobs": listed(jobs, lambda row: planned(row, moment)) if moment else [],
-        "runs": listed(runs, _AS_IT_IS),
-        "tasks": listed(tasks, _AS_IT_IS),
-        "emails": listed(emails, _AS_IT_IS),
+        "runs": listed(runs, _ALL_FIELDS),
+        "tasks": listed(tasks, _ALL_FIELDS),
+        "emails": listed(emails, _ALL_FIELDS),
     }
 
 
-def _the_only(row: PolicyRow | OrchestratorRow | None) -> dict[str, Any] | None:
-    """The one row of a table; its name says nothing."""
+def _without_name(row: PolicyRow | OrchestratorRow | None) -> dict[str, Any] | None:
+    """Return the only row of a table without its name, which says nothing."""
     return {name: value for name, value in row.asdict().items() if name != "name"} if row else None
 
 
 def explanation(found: Explanation) -> dict[str, Any]:
-    """Why something happened, for programs; the sentences are those that a person reads."""
+    """Return an explanation as plain values, with the sentences that people read."""
     origin = found.origin
     return {
         **found._asdict(),

@@ -505,7 +505,7 @@ async def test_a_port_that_is_taken_is_told(database: str, tmp_path: Path) -> No
         port = taken.getsockname()[1]
         ended = await squad(tmp_path, "up", "--dsn", database, "--port", str(port))
     assert ended.complaint() == (
-        f"cannot listen on 127.0.0.1:{port}: somebody does already: end that process, or name another port"
+        f"cannot listen on 127.0.0.1:{port}: it is in use; stop the other process, or choose another port"
         " with --port or SQUAD_PORT"
     )
 

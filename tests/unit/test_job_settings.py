@@ -148,11 +148,14 @@ class TestWhatIsWrong:
     @pytest.mark.parametrize(
         ("fields", "told"),
         [
-            ({"cron": '"60 * * * *"'}, "jobs.mine.cron is '60 * * * *': is no cron expression: bad minute"),
+            (
+                {"cron": '"60 * * * *"'},
+                "jobs.mine.cron is '60 * * * *': is not a cron expression: bad minute",
+            ),
             ({"cron": '"* * * *"'}, "jobs.mine.cron is '* * * *': must have five fields: minute, hour,"),
             (
                 {"cron": '"0 0 30 2 *"'},
-                "jobs.mine.cron is '0 0 30 2 *': is no cron expression: bad day-of-m",
+                "jobs.mine.cron is '0 0 30 2 *': is not a cron expression: bad day-of-m",
             ),
             ({"cron": '"0 0 */31 2 1#5"'}, "jobs.mine.cron is '0 0 */31 2 1#5': there is no such day"),
             ({"cron": '"0 9 * * *\\n"'}, "jobs.mine.cron is '0 9 * * *\\n': must be five fields on one"),

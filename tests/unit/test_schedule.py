@@ -284,7 +284,7 @@ class TestWhatIsNoSchedule:
         ],
     )
     def test_is_refused(self, cron: str) -> None:
-        with pytest.raises(ValueError, match=r"must have five fields|is no cron expression"):
+        with pytest.raises(ValueError, match=r"must have five fields|is not a cron expression"):
             next_tick(Schedule(cron, None, "UTC"), utc("2026-03-01T00:00"))
 
     def test_may_also_be_a_day_that_never_comes(self) -> None:
