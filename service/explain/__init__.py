@@ -1,14 +1,13 @@
-"""Why it happened: an answer for every position of the log.
+"""Explanations: why the event at any position of the log happened.
 
-`explain` looks at one event and tells, in sentences that a person understands, what happened, why, where it
-came from, and what followed. What the sentences say is there for programs as well.
+`explain` describes one event in plain sentences: what happened, why, where it came from, and what followed.
+The same facts are given as data for programs.
 
-It is pure: it asks a `Past` for the events that it needs, and knows nothing of the database. Every question
-is answered from an index or within a bounded stretch of the log, so an answer takes as long in a log of
-millions of events as in one of hundreds.
+It is pure: it reads events through a `Past` and knows nothing of the database. Every query uses an index or
+a bounded range of the log, so an answer takes as long in a log of millions of events as in one of hundreds.
 
-To teach it a new kind of event: a sentence in `sentences`, and in `reasons` a narrator, or a place among
-those that need none. Both are type errors until it is done.
+To support a new event type, add a sentence in `sentences`, and in `reasons` either a narrator or an entry
+among the types that need none. The type checker reports both until they are there.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["MOST_CAUSES", "MOST_EFFECTS", "Explanation", "Past", "explain"]
 
 MOST_CAUSES = 25
-"""How many steps of the chain of causes are told."""
+"""The number of causes that are listed."""
 
 MOST_EFFECTS = 10
-"""How many of the events that it led to are told."""
+"""The number of effects that are listed."""
 
 
 async def explain(past: Past, position: int) -> Explanation | None:
-    """Explains the event at a position; None where the log has none there."""
+    """Explain the event at a position; return None if the log has no event there."""
     item = await past.one(position)
     if item is None:
         return None

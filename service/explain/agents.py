@@ -1,4 +1,4 @@
-"""Why an agent's status is what it is."""
+"""Why an agent has its status."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from service.explain.telling import Telling
 
 LOOKED_THROUGH = (10, 500)
-"""How many of an agent's latest events are looked through for a sign of life; more where few do not do."""
+"""How many of an agent's latest events are searched for a sign of life: first few, then more."""
 
 
 async def status_changed(event: AgentStatusChanged, at: Recorded, past: Past, telling: Telling) -> None:
-    """What it was last heard of with, and by which rules that was too long ago."""
+    """The agent's last sign of life, and the rules by which that was too long ago."""
     telling.facts |= {"agent": event.agent, "previous": event.previous, "status": event.status}
     if event.reason != "inactivity":
         return
@@ -31,26 +31,23 @@ async def status_changed(event: AgentStatusChanged, at: Recorded, past: Past, te
         idle = words.seconds(rules.policy.idle_after_minutes * 60)
         offline = words.seconds(rules.policy.offline_after_minutes * 60)
         telling.say(
-            f"An agent without work is idle {idle} after it was last heard of, and offline after"
-            f" {offline}, by the rules {rules.since}.",
+            f"An agent without work becomes idle {idle} after its last sign of life, and offline after"
+            f" {offline}, under the rules {rules.since}.",
             rules.at,
         )
         telling.facts["policy"] = rules.facts("idle_after_minutes", "offline_after_minutes")
     if heard := await _last_heard_of(event.agent, at, past):
         since = words.duration(at.recorded_at - heard.at.recorded_at)
-        telling.say(
-            f"It was last heard of {since} before: {dated(heard)}",
-            heard.at,
-        )
+        telling.say(f"Its last sign of life was {since} earlier: {dated(heard)}", heard.at)
         telling.facts["last_heard_of"] = {"position": heard.at.position, "at": heard.at.recorded_at}
 
 
 async def registered(event: AgentRegistered, at: Recorded, past: Past, telling: Telling) -> None:
-    """What it did that registered it."""
+    """The action that registered the agent."""
     telling.facts |= {"agent": event.agent, "automatic": event.automatic}
     following = await past.one(at.position + 1) if event.automatic else None
     if following and following.at.correlation_id == at.correlation_id:
-        telling.say(f"What it did: {sentence(following)}", following.at)
+        telling.say(f"Its first action: {sentence(following)}", following.at)
 
 
 async def _last_heard_of(agent: str, at: Recorded, past: Past) -> Told | None:
@@ -62,7 +59,7 @@ async def _last_heard_of(agent: str, at: Recorded, past: Past) -> Told | None:
 
 
 def _is_sign_of_life(item: Told, agent: str) -> bool:
-    """Whether the fold of agents takes it for one; what others do with an agent's name is none."""
+    """Whether the fold of agents counts it as one; what others do to the agent is none."""
     if item.event is None:
         return False
     view = _OneAgent(agent)
@@ -71,20 +68,20 @@ def _is_sign_of_life(item: Told, agent: str) -> bool:
 
 
 class _OneAgent:
-    """A view of one agent that nothing was ever heard of."""
+    """A view of one agent that has never shown a sign of life."""
 
     def __init__(self, agent: str) -> None:
         never = datetime.min.replace(tzinfo=UTC)
         self.row = AgentRow("", agent, "", "idle", never, None, 0, 0, never, 0)
 
     def rows(self, _: Table[Any, Any], /) -> Any:
-        """The only table there is, which is this."""
+        """The only table, which is this object."""
         return self
 
     def get(self, _: str, /) -> AgentRow:
-        """The agent."""
+        """The agent's row."""
         return self.row
 
     def put(self, _: str, row: AgentRow, /) -> None:
-        """The agent, as it is now."""
+        """Replace the agent's row."""
         self.row = row

@@ -1,4 +1,4 @@
-"""Why tokens were refused, and what filled the budget."""
+"""Why tokens were refused, and what the budget was spent on."""
 
 from __future__ import annotations
 
@@ -26,35 +26,36 @@ if TYPE_CHECKING:
     from service.explain.telling import Rules, Telling
 
 MOST_NAMED = 10
-"""How many uses, and how many agents, are told one by one; the rest is summed."""
+"""The number of agents that are listed; the rest is summed."""
 
 
 async def denied(event: TokensDenied, at: Recorded, past: Past, telling: Telling) -> None:
-    """By which rules, what had filled the budget, and when it would have been allowed again."""
+    """The rules, what the budget was spent on, and when the request would have been allowed."""
     own_limit = event.reason == "agent_limit_reached"
     rules = await rules_at(past, at.position)
     allowed = _say_the_rule(event, rules, telling, own_limit=own_limit)
     spending = await _spending(past, event.day, at.position - 1, event.agent if own_limit else None)
-    whose = f"{event.agent} had" if own_limit else "the squad had"
+    whose = event.agent if own_limit else "the squad"
+    used, held = words.number(spending.used), words.number(spending.reserved)
     telling.say(
-        f"By then {whose} used {words.number(spending.used)} and set aside"
-        f" {words.number(spending.reserved)} of them; {words.tokens(event.tokens)} more were asked for.",
+        f"By then {whose} had used {used} and reserved {held} of them; the request was for"
+        f" {words.number(event.tokens)} more.",
         at,
     )
     telling.facts |= {"asked": event.tokens, "remaining": event.remaining, "allowed": allowed}
-    await _say_what_filled_it(spending, past, telling)
+    await _say_what_used_it(spending, past, telling)
     await _say_when_again(event, at, rules, allowed, spending, past, telling)
 
 
 async def crossed(event: BudgetThresholdCrossed, at: Recorded, past: Past, telling: Telling) -> None:
-    """What crossed it, and what had filled the budget."""
+    """What crossed the threshold, and what the budget was spent on."""
     if at.caused_by and (cause := await past.one(at.caused_by)):
         what = "The rules were changed" if isinstance(cause.event, PolicySet) else sentence(cause)[:-1]
-        telling.say(f"{what}: that is what crossed it.", cause.at)
+        telling.say(f"{what}: this crossed the threshold.", cause.at)
     if rules := await rules_at(past, at.position):
-        percents = words.listed(f"{percent} %" for percent in rules.policy.warning_percents)
+        percents = words.listed(f"{percent}%" for percent in rules.policy.warning_percents)
         telling.say(
-            f"Warnings are due at {percents} of a day's budget, by the rules {rules.since}.", rules.at
+            f"The thresholds are {percents} of a day's budget, under the rules {rules.since}.", rules.at
         )
         telling.facts["policy"] = rules.facts("daily_tokens", "warning_percents")
     telling.facts |= {
@@ -63,77 +64,75 @@ async def crossed(event: BudgetThresholdCrossed, at: Recorded, past: Past, telli
         "used": event.used,
         "total": event.total,
     }
-    await _say_what_filled_it(await _spending(past, event.day, at.position, None), past, telling)
+    await _say_what_used_it(await _spending(past, event.day, at.position, None), past, telling)
 
 
 async def ended(event: TokensSettled | TokensReleased, at: Recorded, past: Past, telling: Telling) -> None:
-    """When the tokens were set aside, and until when."""
+    """When the tokens were reserved, and until when."""
     start = await past.first(at.stream, (TokensReserved.type,))
     if start is None or not isinstance(start.event, TokensReserved):
         return
-    until, they = words.moment(start.event.expires_at), words.they(event.tokens_reserved)
+    until = words.moment(start.event.expires_at)
     telling.say(
-        f"{they} had been set aside {words.at(start.at)}, until {until}, as part of the budget of"
-        f" {event.day}.",
+        f"The reservation was made {words.at(start.at)} from the budget for {event.day}, to expire at"
+        f" {until}.",
         start.at,
     )
     telling.facts |= {"reserved_at": start.at.recorded_at, "expires_at": start.event.expires_at}
     if isinstance(event, TokensReleased) and event.reason == "expired":
-        them = "it" if event.tokens_reserved == 1 else "them"
-        telling.say(f"Nobody settled {them} or gave {them} back by {until}.", at)
+        telling.say(f"It was neither settled nor released by {until}.", at)
 
 
 async def reserved(event: TokensReserved, at: Recorded, past: Past, telling: Telling) -> None:
-    """What became of them."""
+    """How the reservation ended."""
     end = await past.first(at.stream, (TokensSettled.type, TokensReleased.type), after=at.position)
     if end is None:
-        are = "It is" if event.tokens == 1 else "They are"
-        telling.say_later(f"{are} neither used nor given back where the log ends.")
+        telling.say_later("The reservation was still open at the end of the log.")
     else:
         telling.say_later(dated(end), end.at)
 
 
 async def day_began(event: BudgetDayReset, at: Recorded, past: Past, telling: Telling) -> None:
-    """By which rules, and what the day before came to; or the same day, where only its bounds moved."""
+    """The rules, and what the previous day used; or the same day, if only its bounds moved."""
     starts, ends = words.moment(event.starts_at), words.moment(event.ends_at)
-    telling.say(f"It lasts from {starts} to {ends}.", at)
+    telling.say(f"It runs from {starts} to {ends}.", at)
     if rules := await rules_at(past, at.position):
         telling.say(
-            f"Days begin at {rules.policy.reset_hour}:00 in {rules.policy.timezone} and have"
-            f" {words.tokens(rules.policy.daily_tokens)}, by the rules {rules.since}.",
+            f"Each day begins at {rules.policy.reset_hour}:00 {rules.policy.timezone} and has"
+            f" {words.tokens(rules.policy.daily_tokens)}, under the rules {rules.since}.",
             rules.at,
         )
         telling.facts["policy"] = rules.facts("daily_tokens", "reset_hour", "timezone")
     if event.previous_day is None:
-        telling.say("It is the first.", at)
+        telling.say("It is the first budget day.", at)
         return
     spent = sorted(event.previous_agents.items(), key=lambda part: (-part[1], part[0]))
     parts = [f"{agent} {words.number(used)}" for agent, used in spent[:MOST_NAMED] if used]
     if rest := sum(used for _, used in spent[MOST_NAMED:]):
         parts.append(f"others {words.number(rest)}")
-    told_apart = f": {words.listed(parts)}" if parts else ""
-    amount = f"{words.number(event.previous_used)} of {words.tokens(event.previous_total)}{told_apart}"
+    by_agent = f" ({words.listed(parts)})" if parts else ""
+    used = f"{words.number(event.previous_used)} of {words.tokens(event.previous_total)}{by_agent}"
     if event.previous_day == event.day:
-        telling.say(f"It had begun by other rules, and had come to {amount}. That counts on.", at)
+        telling.say(f"It began under other rules; what was used under them still counts: {used}.", at)
     else:
-        telling.say(f"The day before, {event.previous_day}, came to {amount}.", at)
+        telling.say(f"On the previous day, {event.previous_day}, the squad used {used}.", at)
 
 
 def _say_the_rule(
     event: TokensDenied, rules: Rules | None, telling: Telling, *, own_limit: bool
 ) -> int | None:
-    """Says which rule refused it; gives how many tokens it allows."""
+    """Name the rule that refused it; return how many tokens that rule allows."""
     if rules is None:
         return None
     limit = rules.policy.agent_limits.get(event.agent)
     telling.facts["policy"] = {**rules.facts("daily_tokens"), "agent_limit": limit}
     if own_limit and limit is not None:
         telling.say(
-            f"{event.agent} may use {words.tokens(limit)} a day, by the rules {rules.since}.", rules.at
+            f"{event.agent} may use {words.tokens(limit)} a day, under the rules {rules.since}.", rules.at
         )
         return limit
     total = rules.policy.daily_tokens
-    telling.say(f"The squad may use {words.tokens(total)} a day, by the rules {rules.since}.", rules.at)
+    telling.say(f"The squad may use {words.tokens(total)} a day, under the rules {rules.since}.", rules.at)
     return total
 
 
@@ -142,7 +141,7 @@ async def _spending(past: Past, day: date, upto: int, agent: str | None) -> Spen
     return await past.spending(began, upto, agent) if began else Spending()
 
 
-async def _say_what_filled_it(spending: Spending, past: Past, telling: Telling) -> None:
+async def _say_what_used_it(spending: Spending, past: Past, telling: Telling) -> None:
     telling.facts |= {
         "used": spending.used,
         "reserved": spending.reserved,
@@ -153,11 +152,11 @@ async def _say_what_filled_it(spending: Spending, past: Past, telling: Telling) 
     }
     if spending.used_by:
         telling.say(f"Used that day: {_by_agent(spending.used_by)}.")
-    await _say_each("The largest uses, the largest first:", spending.uses, spending.used_by, past, telling)
+    await _say_each("The largest uses, largest first:", spending.uses, spending.used_by, past, telling)
     if spending.held_by:
-        telling.say(f"Set aside at that moment: {_by_agent(spending.held_by)}.")
+        telling.say(f"Reserved at that time: {_by_agent(spending.held_by)}.")
     await _say_each(
-        "The largest reservations, the largest first:", spending.held, spending.held_by, past, telling
+        "The largest reservations, largest first:", spending.held, spending.held_by, past, telling
     )
 
 
@@ -188,21 +187,21 @@ async def _say_when_again(
     past: Past,
     telling: Telling,
 ) -> None:
-    # The one that was open. Its own stream is no way to it: there is a day's use behind it.
+    # The day that was open at the time. Found by type, because its stream holds a whole day's use.
     day = await past.last_of(BudgetDayReset.type, upto=at.position)
     ends_at = day.event.ends_at if day and isinstance(day.event, BudgetDayReset) else None
     telling.facts["budget_resets_at"] = ends_at
     if rules and (most := _more_than_a_day(event, rules.policy)):
         telling.say(
-            f"Under these rules no day would have allowed it: {words.tokens(event.tokens)} are more than"
-            f" the {most}."
+            f"Under these rules it would not have been allowed on any day: a request for"
+            f" {words.tokens(event.tokens)} exceeds {most}."
         )
         return
     if ends_at and day:
         until = words.moment(ends_at)
         wait = words.duration(ends_at - at.recorded_at)
         telling.say(
-            f"It would have been allowed at the latest on the next day, from {until}, {wait} later.", day.at
+            f"It would have been allowed on the next day at the latest, from {until}, {wait} later.", day.at
         )
     if allowed is None:
         return
@@ -211,25 +210,25 @@ async def _say_when_again(
     if limit is not None and own + event.tokens > limit:
         if event.reason != "agent_limit_reached":
             telling.say(
-                f"Until then its own limit would have refused it as well: of {words.tokens(limit)} a day,"
-                f" {event.agent} had used {words.number(own)}."
+                f"Until then its own limit would have refused it as well: {event.agent} had used"
+                f" {words.number(own)} of its {words.tokens(limit)} a day."
             )
         return
     short = event.tokens - (allowed - spending.used - spending.reserved)
     if 0 < short <= spending.reserved:
         telling.say(
-            f"It could be allowed sooner: {words.number(short)} were missing, and what is given back of the"
-            f" {words.number(spending.reserved)} set aside is free at once."
+            f"It could have been allowed sooner: it was {words.tokens(short)} short, and reserved tokens"
+            f" ({words.number(spending.reserved)} at that time) are available again once released."
         )
 
 
 def _more_than_a_day(event: TokensDenied, policy: PolicySet) -> str | None:
-    """What a whole day has, for the squad or for the agent, where that is less than was asked for."""
+    """The daily budget or limit that is smaller than the request, if there is one."""
     if event.tokens > policy.daily_tokens:
-        return f"{words.number(policy.daily_tokens)} of a whole day"
+        return f"the daily budget of {words.number(policy.daily_tokens)}"
     limit = policy.agent_limits.get(event.agent)
     if limit is not None and event.tokens > limit:
-        return f"{words.number(limit)} that {event.agent} may use on a whole day"
+        return f"the daily limit of {words.number(limit)} for {event.agent}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""What a change changed: before, and after."""
+"""What a change changed: the values before and after."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ if TYPE_CHECKING:
     from service.explain.telling import Telling
 
 LOOKED_THROUGH = 50
-"""How many of an agent's latest events are looked through for its claim."""
+"""How many of an agent's latest events are searched for its claim."""
 
 MOST_SHOWN = 5
-"""How many events of a request are told one by one."""
+"""The number of events of a request that are listed."""
 
 Changed = PolicySet | TaskUpdated | EmailUpdated | AgentProfileChanged | JobDefined
 
 _BESIDE = frozenset({"changed", "day"})
-"""Fields that say something about the change itself."""
+"""Fields that describe the change itself."""
 
 _ONLY_NAMED = frozenset({"payload", "description"})
-"""Fields that may hold much, and much that is personal; that they changed is enough."""
+"""Fields that may be large and hold personal data: only the fact that they changed is shown."""
 
 
 async def changed(event: Changed, at: Recorded, past: Past, telling: Telling) -> None:
-    """What differs from the event before that said the same things."""
+    """What differs from the previous event that set the same values."""
     before = await past.last(at.stream, _predecessors(event), upto=at.position - 1)
     if before is None or before.event is None:
         telling.say(f"{words.by(at.actor)} set it for the first time.", at)
@@ -67,16 +67,16 @@ async def changed(event: Changed, at: Recorded, past: Past, telling: Telling) ->
         for name, (was, is_now) in differences.items()
     }
     telling.facts["before"] = before.at.position
-    asked = f"{words.by(at.actor)} changed it; it had last been set {words.at(before.at)}"
+    last_set = f"it had last been set {words.at(before.at)}"
     if not differences:
-        telling.say(f"{asked}, to the same.", at, before.at)
+        telling.say(f"{words.by(at.actor)} set it again without a change; {last_set}.", at, before.at)
         return
     parts = [_in_words(name, was, is_now) for name, (was, is_now) in differences.items()]
-    telling.say(f"{asked}: {'; '.join(parts)}.", at, before.at)
+    telling.say(f"{words.by(at.actor)} changed it; {last_set}: {'; '.join(parts)}.", at, before.at)
 
 
 async def email_changed(event: EmailUpdated, at: Recorded, past: Past, telling: Telling) -> None:
-    """What differs, and who had claimed the e-mail meanwhile."""
+    """What differs, and who held a claim on the e-mail at the time."""
     await changed(event, at, past, telling)
     if event.handled_by is None:
         return
@@ -86,7 +86,7 @@ async def email_changed(event: EmailUpdated, at: Recorded, past: Past, telling: 
             continue
         ended = await past.first(item.at.stream, (OperationFinished.type, OperationExpired.type))
         if ended is None or ended.at.position > at.position:
-            telling.say(f"Meanwhile the e-mail was claimed: {dated(item)}", item.at)
+            telling.say(f"The e-mail was claimed at that time: {dated(item)}", item.at)
             telling.facts["claim"] = {"operation_id": claim.operation_id, "position": item.at.position}
             return
 
@@ -105,7 +105,7 @@ def _predecessors(event: Changed) -> tuple[str, ...]:
 
 def _fields(event: AnyEvent) -> dict[str, Any]:
     fields = structs.asdict(event)
-    # A job's definition is a part of its own; its fields are what somebody changes.
+    # A job's definition is nested; its fields are what users change.
     if isinstance(event, JobDefined):
         fields = {"source": event.source, **structs.asdict(event.definition)}
     return {name: value for name, value in fields.items() if name not in _BESIDE}
@@ -119,7 +119,7 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterable[tupl
 
 def _in_words(name: str, before: Any, after: Any) -> str:
     if name in _ONLY_NAMED:
-        return f"another {name}"
+        return f"a new {name}"
     return f"{name.replace('_', ' ')} from {_value(before)} to {_value(after)}"
 
 
@@ -144,11 +144,11 @@ def _value(value: Any) -> str:
 
 
 async def created(event: TaskCreated | EmailReceived, at: Recorded, past: Past, telling: Telling) -> None:
-    """What became of it, as the log's last word on it."""
+    """The latest event of its stream."""
     del event
     last = await past.last(at.stream, upto=2**62)
     if last and last.at.position > at.position:
-        telling.say_later(f"Where it stands now: {dated(last)}", last.at)
+        telling.say_later(f"Its latest event: {dated(last)}", last.at)
 
 
 async def sent(event: MessageSent, at: Recorded, past: Past, telling: Telling) -> None:
@@ -157,23 +157,23 @@ async def sent(event: MessageSent, at: Recorded, past: Past, telling: Telling) -
     if first and isinstance(first.event, MessageAcknowledged):
         telling.say_later(f"{first.event.agent} acknowledged it {words.at(first.at)}.", first.at)
     else:
-        telling.say_later("Nobody has acknowledged it where the log ends.")
+        telling.say_later("Nobody had acknowledged it by the end of the log.")
     telling.facts |= {"to_agent": event.to_agent, "task_id": event.task_id}
 
 
 async def acknowledged(event: MessageAcknowledged, at: Recorded, past: Past, telling: Telling) -> None:
-    """Which message."""
+    """The message that was acknowledged."""
     message = await past.first(at.stream, (MessageSent.type,))
     if message:
-        telling.say(f"What it acknowledged: {dated(message)}", message.at)
+        telling.say(f"The message: {dated(message)}", message.at)
         telling.facts["message_id"] = event.message_id
 
 
 async def switched(
     event: OrchestratorStarted | OrchestratorStopped, at: Recorded, past: Past, telling: Telling
 ) -> None:
-    """By whom, and for how long it had been otherwise."""
-    telling.say(f"It was asked for by {words.by(at.actor)}.", at)
+    """Who did it, and how long the previous state had lasted."""
+    telling.say(f"It was requested by {words.by(at.actor)}.", at)
     before = await past.last(at.stream, upto=at.position - 1)
     if before is None:
         telling.say("That was the first time.", at)
@@ -184,45 +184,49 @@ async def switched(
 
 
 def answered(event: RequestAnswered, at: Recorded, telling: Telling, request: list[Told]) -> None:
-    """Which events came of the request."""
+    """The events that the request led to."""
     telling.facts |= {"key": event.key, "status": event.status}
-    telling.say("Every repeat of that request gets this answer again.", at)
+    telling.say("Every repeat of that request gets the same answer.", at)
     others = [item for item in request if item.at.position < at.position]
     for item in others[-MOST_SHOWN:]:
-        telling.say(f"It came of the request: {dated(item)}", item.at)
+        telling.say(f"The request led to this: {dated(item)}", item.at)
 
 
 def abandoned(event: AppendAbandoned, at: Recorded, telling: Telling) -> None:
-    """What it is good for."""
+    """Why such an event is appended."""
     telling.say(
-        "Whether a commit happened is not known while its connection is broken. This event took the place"
-        " that the lost ones would have had, so they can never follow.",
+        "When a connection breaks during a commit, the outcome is unknown. This event took the position"
+        " that the lost events would have had, so they can no longer be committed.",
         at,
     )
-    telling.say("Whoever still waited for them had their commands decided anew; others were told so.", at)
+    telling.say(
+        "Their commands were decided again for callers that were still waiting; the other callers were told"
+        " that the outcome was unknown.",
+        at,
+    )
     telling.facts |= {"first_event_id": event.first_event_id, "events": event.events}
 
 
 def forgotten(event: SubjectForgotten, at: Recorded, telling: Telling) -> None:
-    """What was sealed with the key, and what had been stored in plain before."""
+    """What was encrypted with the key, and what had been stored unencrypted before."""
     telling.facts |= {
         "key_id": event.key_id,
         "emails": event.emails,
         "messages": event.messages,
         "in_plain": event.in_plain,
     }
-    telling.say(f"It was asked for by {words.by(at.actor)}. Whose key it was is told nowhere.", at)
+    telling.say(f"It was requested by {words.by(at.actor)}. Whose key it was is not recorded.", at)
     if event.in_plain:
         telling.say(
-            f"{words.count(event.in_plain, 'e-mail')} of the same sender had been logged in plain before,"
-            " and cannot be erased from an immutable log.",
+            f"{words.count(event.in_plain, 'e-mail')} of the same sender had been logged unencrypted"
+            " before, and cannot be erased from an immutable log.",
             at,
         )
 
 
 def key_changed(event: KeyCreated | KeyRevoked | AccessDenied, at: Recorded, telling: Telling) -> None:
-    """Who did it, or tried to, and with which key."""
+    """Who did it, or tried to, and the key that it is about."""
     telling.facts |= {"key_id": event.key_id, "agent": event.agent}
-    telling.say(f"It was asked for by {words.by(at.actor)}, and is about the key {event.key_id}.", at)
+    telling.say(f"It was requested by {words.by(at.actor)}, and is about the key {event.key_id}.", at)
     if isinstance(event, AccessDenied):
         telling.facts |= {"code": event.code, "command": event.command}

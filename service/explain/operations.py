@@ -1,4 +1,4 @@
-"""Why a claim was refused, and what became of claims."""
+"""Why a claim was refused, and how claims ended."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from service.explain.telling import Telling
 
 LOOKED_THROUGH = 1_000
-"""How many heartbeats of a claim that turned somebody away are looked through for a gap between them."""
+"""How many heartbeats of the blocking claim are searched for a gap between them."""
 
 _ENDS = (OperationFinished.type, OperationExpired.type)
 
 
 async def turned_away(event: ConflictDetected, at: Recorded, past: Past, telling: Telling) -> None:
-    """Which claim was in the way, by whom, since when, until when it blocked, and what became of it."""
+    """The blocking claim: who held it, since when, until when it blocked, and how it ended."""
     stream = f"operation-{event.operation_id}"
     start = await past.first(stream, (OperationStarted.type,))
     if start is None or not isinstance(start.event, OperationStarted):
@@ -38,7 +38,7 @@ async def turned_away(event: ConflictDetected, at: Recorded, past: Past, telling
     holder, claim = start.event.agent, start.event
     telling.say(
         f"{holder} had claimed {words.resources(claim.resources)} for {words.quote(claim.action)}"
-        f" {words.at(start.at)}, {words.duration(at.recorded_at - start.at.recorded_at)} before.",
+        f" {words.at(start.at)}, {words.duration(at.recorded_at - start.at.recorded_at)} earlier.",
         start.at,
     )
     last: OperationStarted | OperationRenewed = claim
@@ -52,11 +52,11 @@ async def turned_away(event: ConflictDetected, at: Recorded, past: Past, telling
         if claim.ttl_seconds < window_seconds:
             ttl = words.seconds(claim.ttl_seconds)
             telling.say(
-                f"Without a heartbeat that claim turns others away for {ttl}, and then expires.", start.at
+                f"Without a heartbeat, that claim blocks others for {ttl}, and then expires.", start.at
             )
         else:
             telling.say(
-                f"Without a heartbeat a claim turns others away for {words.seconds(window_seconds)}, by the"
+                f"Without a heartbeat, a claim blocks others for {words.seconds(window_seconds)}, under the"
                 f" rules {rules.since}.",
                 rules.at,
             )
@@ -73,7 +73,7 @@ async def turned_away(event: ConflictDetected, at: Recorded, past: Past, telling
         "expires_at": last.expires_at,
     }
     telling.facts["contested"] = event.contested
-    await _say_what_became_of_it(stream, at, holder, last, past, telling)
+    await _say_how_it_ended(stream, at, holder, last, past, telling)
 
 
 def _say_why_it_blocked(
@@ -83,19 +83,18 @@ def _say_why_it_blocked(
     until = words.moment(last.blocks_until)
     if left > timedelta(0):
         telling.say(
-            f"As things stood then, that claim was to turn others away until {until},"
-            f" {words.duration(left)} later.",
+            f"At that time, the claim blocked others until {until}, {words.duration(left)} later.",
             at,
         )
     else:
         telling.say(
-            f"Its time to turn others away was over since {until}, but it was made after the one that"
-            f" {event.agent} wanted to renew, so that one had to give way.",
+            f"It had stopped blocking others at {until}, but it was newer than the claim that {event.agent}"
+            " tried to renew, and the older claim has to give way.",
             at,
         )
 
 
-async def _say_what_became_of_it(
+async def _say_how_it_ended(
     stream: str,
     at: Recorded,
     holder: str,
@@ -103,7 +102,7 @@ async def _say_what_became_of_it(
     past: Past,
     telling: Telling,
 ) -> None:
-    # A heartbeat that gives way to a later claim does so until that one ends, whatever its window.
+    # A heartbeat gives way to a newer claim until that one ends, whatever its conflict window.
     gives_way = last.blocks_until <= at.recorded_at
     end = await past.first(stream, _ENDS, after=at.position)
     renewals = await past.early(stream, LOOKED_THROUGH, (OperationRenewed.type,), after=at.position)
@@ -123,11 +122,11 @@ async def _say_what_became_of_it(
         if latest and isinstance(latest.event, OperationRenewed):
             last = latest.event
     if latest:
-        telling.say(f"{holder} renewed it again, at last {words.at(latest.at)}.", latest.at)
+        telling.say(f"{holder} renewed it again, most recently {words.at(latest.at)}.", latest.at)
     over_at = last.expires_at if gives_way else last.blocks_until
     if end is None:
         until = words.moment(over_at)
-        telling.say(f"The log does not tell of its end yet; without a heartbeat it blocks until {until}.")
+        telling.say(f"It had not ended by the end of the log; without a heartbeat it blocks until {until}.")
         telling.facts["free_at"] = None
         return
     free_at = min(end.at.recorded_at, over_at)
@@ -136,12 +135,12 @@ async def _say_what_became_of_it(
     after = f"{'' if is_all else 'at the latest '}{_after(free_at, at)}"
     if isinstance(end.event, OperationFinished):
         telling.say(
-            f"{holder} ended it as {end.event.outcome} {words.at(end.at)}; what was wanted was free"
-            f" {after}.",
+            f"{holder} finished it as {end.event.outcome} {words.at(end.at)}; the contested resources were"
+            f" free {after}.",
             end.at,
         )
     else:
-        telling.say(f"It expired {words.at(end.at)}; what was wanted was free {after}.", end.at)
+        telling.say(f"It expired {words.at(end.at)}; the contested resources were free {after}.", end.at)
 
 
 def _say_it_was_free_for_a_while(
@@ -152,13 +151,13 @@ def _say_it_was_free_for_a_while(
     renewal: Told,
     telling: Telling,
 ) -> None:
-    """Says when its window ended, between the heartbeat `before` (or none) and the one after that."""
+    """Say when its window ended: after the heartbeat `before`, if any, and before `renewal`."""
     when = f"{holder} renewed it only"
     if before:
-        telling.say(f"{holder} renewed it again, in time at last {words.at(before.at)}.", before.at)
-        when = "The next time was only"
+        telling.say(f"{holder} last renewed it in time {words.at(before.at)}.", before.at)
+        when = "The next renewal came only"
     telling.say(
-        f"{when} {words.at(renewal.at)}: before that, what was wanted was free"
+        f"{when} {words.at(renewal.at)}; the contested resources had become free before that,"
         f" {_after(last.blocks_until, at)}.",
         renewal.at,
     )
@@ -168,18 +167,18 @@ def _say_it_was_free_for_a_while(
 def _after(free_at: datetime, at: Recorded) -> str:
     waited = free_at - at.recorded_at
     if waited <= timedelta(0):
-        return "at once"
+        return "immediately"
     return f"{words.duration(waited)} after the refusal, at {words.moment(free_at)}"
 
 
 async def started(event: OperationStarted, at: Recorded, past: Past, telling: Telling) -> None:
-    """By which rules the claim blocks, and how it ended."""
+    """The rules by which the claim blocks, and how it ended."""
     await _say_how_it_blocks(event, at, past, telling)
     telling.say_later(*await _end(event, at, past))
 
 
 async def in_the_way(event: OperationStarted, at: Recorded, past: Past, telling: Telling) -> None:
-    """The same of a claim that something else came of."""
+    """Like `started`, for a claim that is the cause of the explained event."""
     await _say_how_it_blocks(event, at, past, telling)
     telling.say(*await _end(event, at, past))
 
@@ -189,8 +188,8 @@ async def _say_how_it_blocks(event: OperationStarted, at: Recorded, past: Past, 
         window = words.seconds(min(rules.policy.conflict_window_seconds, event.ttl_seconds))
         is_own = event.ttl_seconds != rules.policy.operation_timeout_seconds
         telling.say(
-            f"It turns others away for {window} from its start and from each heartbeat, and expires"
-            f" {words.seconds(event.ttl_seconds)} after the last, by"
+            f"It blocks others for {window} from its start and from each heartbeat, and expires"
+            f" {words.seconds(event.ttl_seconds)} after the last of them, according to"
             f" {'its own time to live and ' if is_own else ''}the rules {rules.since}.",
             rules.at,
         )
@@ -199,19 +198,19 @@ async def _say_how_it_blocks(event: OperationStarted, at: Recorded, past: Past, 
 
 
 async def _end(event: OperationStarted, at: Recorded, past: Past) -> tuple[str, *tuple[Recorded, ...]]:
-    """How a claim ended, and what shows it."""
+    """How a claim ended, and the event that shows it."""
     end = await past.first(at.stream, _ENDS, after=at.position)
     if end is None:
-        return ("The log does not tell of its end yet.",)
+        return ("It had not ended by the end of the log.",)
     if isinstance(end.event, OperationFinished):
-        return f"{event.agent} ended it as {end.event.outcome} {words.at(end.at)}.", end.at
+        return f"{event.agent} finished it as {end.event.outcome} {words.at(end.at)}.", end.at
     return f"It expired {words.at(end.at)}.", end.at
 
 
 async def went_on(
     event: OperationRenewed | OperationFinished, at: Recorded, past: Past, telling: Telling
 ) -> None:
-    """Which claim it was."""
+    """The claim that it belongs to."""
     if start := await _start(at, past):
         claim, begun = start.event, start.at
         if isinstance(claim, OperationStarted):
@@ -224,7 +223,7 @@ async def went_on(
 
 
 async def expired(event: OperationExpired, at: Recorded, past: Past, telling: Telling) -> None:
-    """Who held it, when it was last heard of, and how long it was given."""
+    """Who held the operation, its last heartbeat, and its time to live."""
     start = await _start(at, past)
     if start is None or not isinstance(start.event, OperationStarted):
         return
@@ -238,12 +237,12 @@ async def expired(event: OperationExpired, at: Recorded, past: Past, telling: Te
     renewal = await past.last(at.stream, (OperationRenewed.type,), upto=at.position)
     if renewal and isinstance(renewal.event, OperationRenewed):
         last = renewal.event
-        telling.say(f"It last renewed that claim {words.at(renewal.at)}.", renewal.at)
+        telling.say(f"{event.agent} last renewed that claim {words.at(renewal.at)}.", renewal.at)
     else:
-        telling.say("It never renewed that claim.", start.at)
+        telling.say(f"{event.agent} never renewed that claim.", start.at)
     telling.say(
-        f"An operation that is not renewed for {words.seconds(claim.ttl_seconds)} expires; this one was"
-        f" due at {words.moment(last.expires_at)}.",
+        f"Without another renewal it was due to expire after {words.seconds(claim.ttl_seconds)}, at"
+        f" {words.moment(last.expires_at)}.",
         (renewal or start).at,
     )
     telling.facts |= {

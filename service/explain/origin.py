@@ -1,7 +1,7 @@
-"""Where it began: a tick, a request, a command that somebody typed, the clock, the start of a service.
+"""Where an event came from: a tick, a request, a typed command, the clock or the start of a service.
 
-Everything that a run does bears the run's id as its correlation id, and so does what an agent writes that
-was called by the run and hands the id on. All else bears the id of the request that it came of.
+All events of a run have the run's id as their correlation id, and so have those of an agent that the run
+calls, if it passes the id on. All other events have the correlation id of their request.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _SOURCES = {"default": "by default", "settings": "by the settings", "api": "over
 
 
 async def origin(item: Told, root: Told | None, request: list[Told], past: Past) -> Origin:
-    """Where an event began.
+    """Where an event came from.
 
     Args:
         item: the event.
-        root: the first cause of all, where there is one.
-        request: the events that bear the same correlation id, near it.
+        root: the root of its chain of causes, if it has one.
+        request: the events near it with the same correlation id.
         past: the log.
     """
     if tick := await _tick(item, request, past):
@@ -45,14 +45,14 @@ async def origin(item: Told, root: Told | None, request: list[Told], past: Past)
     at = item.at
     match at.actor:
         case actor if actor == CLOCK:
-            reasons = [Reason("Nobody asked for it: the passing of time brought it about.")]
+            reasons = [Reason("It was triggered by the passing of time, not by a request.")]
             if root and root.at.actor != CLOCK:
                 first = await origin(root, None, await past.of_request(root), past)
-                lead = f"What led to it began {words.at(root.at)}."
+                lead = f"Its first cause was recorded {words.at(root.at)}."
                 reasons += [Reason(lead, (root.at.position,)), *first.reasons]
             return Origin("clock", tuple(reasons), {})
         case actor if actor == SERVICE:
-            return _plain("service", "It came of the settings, when a service started.", item)
+            return _plain("service", "It came from the settings, when a service started.", item)
         case actor if actor.startswith("system:"):
             return _plain("other", f"It was done by {words.by(actor)}.", item)
         case _:
@@ -65,7 +65,7 @@ def _plain(kind: OriginKind, sentence: str, item: Told) -> Origin:
 
 def _asked(item: Told, request: list[Told]) -> Origin:
     if item.at.actor.startswith("cli:"):
-        return _plain("command", f"It was asked for by {words.by(item.at.actor)}.", item)
+        return _plain("command", f"It was requested by {words.by(item.at.actor)}.", item)
     return _of_request(item, request)
 
 
@@ -74,7 +74,7 @@ def _of_request(item: Told, request: list[Told]) -> Origin:
     facts: dict[str, Any] = {"actor": at.actor, "correlation_id": at.correlation_id}
     reasons = [
         Reason(
-            f"It came of a request by {words.by(at.actor)} with the correlation id"
+            f"It came from a request by {words.by(at.actor)} with the correlation id"
             f" {words.quote(at.correlation_id)}."
         )
     ]
@@ -84,7 +84,7 @@ def _of_request(item: Told, request: list[Told]) -> Origin:
         facts["status"] = answer.event.status
         reasons.append(
             Reason(
-                f"The request bore the idempotency key {words.quote(answer.event.key)} and was answered"
+                f"The request had the idempotency key {words.quote(answer.event.key)} and was answered"
                 f" with status {answer.event.status} (position {answer.at.position}).",
                 (answer.at.position,),
             )
@@ -93,7 +93,7 @@ def _of_request(item: Told, request: list[Told]) -> Origin:
 
 
 def _answer(item: Told, request: list[Told]) -> Told | None:
-    """The kept answer of the request: behind its events, with nobody else's in between."""
+    """The stored answer to the request, which directly follows the request's events."""
     following = (one for one in request if one.at.position >= item.at.position)
     for position, one in enumerate(following, item.at.position):
         if one.at.position != position:
@@ -104,7 +104,7 @@ def _answer(item: Told, request: list[Told]) -> Told | None:
 
 
 async def _tick(item: Told, request: list[Told], past: Past) -> Told | None:
-    """The event that gave the tick its outcome that this event belongs to."""
+    """The event that decided the tick to which this event belongs, if any."""
     if isinstance(item.event, TickBuffered):
         return item
     if item.at.stream.startswith("run-"):
@@ -113,7 +113,7 @@ async def _tick(item: Told, request: list[Told], past: Past) -> Told | None:
         return found
     if item.at.actor != SCHEDULER:
         return None
-    # What one claim decided: the tick's own event stands beside the others.
+    # One claim of a tick is decided as a whole, so the event of the tick is near the others.
     ticks = [one for one in request if isinstance(one.event, _Tick)]
     return min(ticks, key=lambda one: abs(one.at.position - item.at.position), default=None)
 
@@ -123,8 +123,8 @@ async def _of_run(item: Told, tick: Told, past: Past) -> Origin:
     assert isinstance(event, _Tick)
     manual = isinstance(event, RunStarted) and event.manual
     facts: dict[str, Any] = {"job": event.job, "tick": event.tick, "manual": manual}
-    which = "a run by hand" if manual else f"the tick of {words.moment(event.tick)}"
-    text = f"It belongs to {which} of the job {event.job}"
+    job = f"the job {event.job}"
+    text = f"It belongs to {f'a manual run of {job}' if manual else _named_tick(job, event)}"
     if isinstance(event, RunStarted):
         text += await _attempt(item, tick, event, facts, past)
     reasons = [Reason(f"{text}.", (tick.at.position,)), *await _schedule(event.job, tick, facts, past)]
@@ -133,12 +133,16 @@ async def _of_run(item: Told, tick: Told, past: Past) -> Origin:
         facts |= asked.facts
         reasons += asked.reasons
     if not item.at.actor.startswith("system:") and item.at.position != tick.at.position:
-        reasons.append(Reason(f"In its course {words.by(item.at.actor)} asked for this over HTTP."))
+        reasons.append(Reason(f"During the run, {words.by(item.at.actor)} requested this over HTTP."))
     return Origin("run", tuple(reasons), facts)
 
 
+def _named_tick(job: str, event: _Tick) -> str:
+    return f"the tick of {job} at {words.moment(event.tick)}"
+
+
 async def _attempt(item: Told, tick: Told, event: RunStarted, facts: dict[str, Any], past: Past) -> str:
-    """Which run it was, and how far it had come."""
+    """The run, and its attempt at the time."""
     attempt, runner = int(event.runner is not None), event.runner
     retried = await past.last(tick.at.stream, (RunRetried.type,), upto=item.at.position)
     if retried and isinstance(retried.event, RunRetried):
@@ -146,20 +150,20 @@ async def _attempt(item: Told, tick: Told, event: RunStarted, facts: dict[str, A
     facts |= {"run_id": event.run_id, "runner": runner}
     facts |= {"attempt": attempt, "attempts_allowed": event.attempts_allowed}
     if runner is None:
-        return f": run {event.run_id}, which waited for a process since {words.at(tick.at)[3:]}"
+        return f": run {event.run_id}, waiting for a process since {words.at(tick.at)[3:]}"
     of = f" of {event.attempts_allowed}" if event.attempts_allowed > 1 else ""
-    return f": attempt {attempt}{of} by the process {runner}, run {event.run_id}, begun {words.at(tick.at)}"
+    return f": attempt {attempt}{of} by process {runner}, run {event.run_id}, started {words.at(tick.at)}"
 
 
 async def _schedule(job: str, tick: Told, facts: dict[str, Any], past: Past) -> list[Reason]:
-    """When the job is due, and who says so."""
+    """The job's schedule, and where it was defined."""
     defined = await past.last(f"job-{job}", (JobDefined.type,), upto=tick.at.position)
     if defined is None or not isinstance(defined.event, JobDefined):
         return []
     definition = defined.event.definition
     facts |= {"schedule": definition.cron or definition.every_seconds, "defined_at": defined.at.position}
     text = (
-        f"The job is due {schedule(definition)}, as it was defined {_SOURCES[defined.event.source]}"
+        f"The schedule of the job is {schedule(definition)}, as defined {_SOURCES[defined.event.source]}"
         f" {words.at(defined.at)}."
     )
     return [Reason(text, (defined.at.position,))]

@@ -1,9 +1,9 @@
-"""The log in Postgres, asked in the few ways that are fast however long it is.
+"""The log in Postgres, through the few queries that are fast whatever its length.
 
-Streams, types, agents and positions have indexes; causes and correlation ids have none, because every
-append would pay for them. What names an event as its cause is therefore looked for where it is to be
-expected: right behind the event, in its stream, among the next events of its agent, and among the next of
-the type that such events mostly lead to.
+Streams, types, agents and positions are indexed; causes and correlation ids are not, because every append
+would pay for those indexes. The effects of an event are therefore searched for where they are likely: right
+behind the event, in its stream, among the next events of its agent, and among the next events of the type
+that such an event mostly leads to.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
 
 NEIGHBOURS = 50
-"""How far around an event the others of its request are looked for."""
+"""How many positions before and after an event are searched for the others of its request."""
 
 LOOKED_THROUGH = 1_000
-"""How many events behind an event, in its stream, and of its agent, are looked through for its effects."""
+"""How many events are searched for effects: behind the event, in its stream, of its agent, of one type."""
 
 LARGEST = 10
-"""How many uses and reservations are told one by one."""
+"""The number of uses and of reservations that are listed."""
 
 _CAUSES: LiteralString = """
 WITH RECURSIVE chain (position, cause, step) AS (
@@ -78,14 +78,14 @@ _LEADS_TO = {
     JobPaused.type: RunSkipped.type,
     OrchestratorStopped.type: RunSkipped.type,
 }
-"""Where what an event leads to lies far from it, in streams of its own: the type to look for."""
+"""The type of an event's effects, where they are far from it and in streams of their own."""
 
 _USES: LiteralString = """
 WITH uses AS MATERIALIZED (
     SELECT position, agent, coalesce(data ->> 'tokens', data ->> 'tokens_used')::bigint AS tokens
     FROM events
     WHERE position > %(since)s AND position <= %(upto)s AND {agent}
-      -- What is settled counts on the day on which it was reserved, which may be the one before.
+      -- A settlement counts on the day of its reservation, which may be the previous one.
       AND (type = %(used)s OR (type = %(settled)s AND data ->> 'day' = %(day)s))
 )
 (SELECT position, agent, tokens, 0 FROM uses WHERE tokens > 0
@@ -107,11 +107,11 @@ WITH held AS MATERIALIZED (
 UNION ALL
 (SELECT 0, agent, sum(tokens)::bigint, count(*) FROM held GROUP BY agent)
 """
-"""Both give the largest first, and then a row for each agent, without a position."""
+"""Both queries return the largest entries first, then one row per agent, with position 0."""
 
 
 class LoggedPast:
-    """A squad's log, on a connection to read on."""
+    """A squad's log, read on one connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -119,39 +119,39 @@ class LoggedPast:
     async def one(self, position: int, /) -> Told | None:
         """The event at a position."""
         recorded = await lookup.read_one(self._connection, position)
-        return (await self._told([recorded]))[0] if recorded else None
+        return (await self._revealed([recorded]))[0] if recorded else None
 
     async def several(self, positions: Sequence[int], /) -> list[Told]:
         """The events at these positions, in the order of the log."""
-        return await self._told(await lookup.read_positions(self._connection, positions))
+        return await self._revealed(await lookup.read_positions(self._connection, positions))
 
     async def causes(self, position: int, limit: int, /) -> list[Told]:
-        """The event at `position`, its cause, that one's cause and so on, at most `limit`."""
+        """The event at `position`, its cause, the cause of that and so on, at most `limit` events."""
         found = await self._positions(_CAUSES, {"position": position, "limit": limit})
         return (await self.several(found))[::-1]
 
     async def first(self, stream: str, types: Sequence[str] = (), *, after: int = 0) -> Told | None:
-        """A stream's first event of these types (any, where none is named) behind the position `after`."""
+        """The first event of these types (of any, by default) in a stream behind the position `after`."""
         found = await lookup.read_stream(self._connection, stream, types, after=after, limit=1)
-        return (await self._told(found))[0] if found else None
+        return (await self._revealed(found))[0] if found else None
 
     async def last(self, stream: str, types: Sequence[str] = (), *, upto: int) -> Told | None:
-        """A stream's last event of these types (any, where none is named) up to the position `upto`."""
+        """The last event of these types (of any, by default) in a stream up to the position `upto`."""
         found = await lookup.read_stream(
             self._connection, stream, types, upto=upto, limit=1, newest_first=True
         )
-        return (await self._told(found))[0] if found else None
+        return (await self._revealed(found))[0] if found else None
 
     async def early(
         self, stream: str, limit: int, types: Sequence[str] = (), *, after: int = 0
     ) -> list[Told]:
-        """A stream's first events of these types behind the position `after`, at most `limit`."""
-        return await self._told(
+        """The first events of these types in a stream behind the position `after`, at most `limit`."""
+        return await self._revealed(
             await lookup.read_stream(self._connection, stream, types, after=after, limit=limit)
         )
 
     async def last_of(self, type_: str, *, upto: int) -> Told | None:
-        """The log's last event of a type up to the position `upto`."""
+        """The last event of a type in the log up to the position `upto`."""
         query: LiteralString = (
             "SELECT position FROM events WHERE type = %(type)s AND position <= %(upto)s"
             " ORDER BY position DESC LIMIT 1"
@@ -160,7 +160,7 @@ class LoggedPast:
         return await self.one(found[0]) if found else None
 
     async def of_agent(self, agent: str, upto: int, limit: int) -> list[Told]:
-        """An agent's latest events up to the position `upto`, the latest first."""
+        """An agent's latest events up to the position `upto`, newest first."""
         query: LiteralString = (
             "SELECT position FROM events WHERE agent = %(agent)s AND position <= %(upto)s"
             " ORDER BY position DESC LIMIT %(limit)s"
@@ -169,13 +169,13 @@ class LoggedPast:
         return (await self.several(found))[::-1]
 
     async def before(self, moment: datetime) -> Told | None:
-        """The last event that was recorded before a moment."""
+        """The last event recorded before a moment."""
         query: LiteralString = "SELECT position_at(%(moment)s::timestamptz - interval '1 microsecond')"
         [position] = await self._positions(query, {"moment": moment})
         return await self.one(position)
 
     async def of_request(self, told: Told) -> list[Told]:
-        """The events near this one that bear its correlation id, itself among them, in order."""
+        """The events near this one with the same correlation id, this one included, in order."""
         query: LiteralString = (
             "SELECT position FROM events WHERE position BETWEEN %(first)s AND %(last)s"
             " AND correlation_id = %(correlation_id)s"
@@ -187,7 +187,7 @@ class LoggedPast:
         )
 
     async def effects(self, told: Told, limit: int) -> list[Told]:
-        """The first events that name this one as their cause, as far as bounded reads show them."""
+        """The first events that name this one as their cause, as far as bounded reads find them."""
         at = told.at
         found = await self._positions(
             _EFFECTS,
@@ -204,7 +204,7 @@ class LoggedPast:
         return await self.several(found)
 
     async def spending(self, began: Told, upto: int, agent: str | None) -> Spending:
-        """What filled the budget of the day that was open at `upto`, from its beginning."""
+        """What the budget was spent on from `began`, the start of the day that was open at `upto`."""
         assert isinstance(began.event, BudgetDayReset)
         parameters = {
             "day": began.event.day.isoformat(),
@@ -225,19 +225,19 @@ class LoggedPast:
         self, query: LiteralString, parameters: dict[str, Any]
     ) -> tuple[tuple[Use, ...], tuple[Share, ...]]:
         with translating():
-            # Not prepared: how much lies between the two positions decides which way is fast.
+            # Not prepared: the best plan depends on how many events lie between the two positions.
             cursor = await self._connection.execute(query, parameters, prepare=False)
             rows = await cursor.fetchall()
         uses = tuple(Use(position, agent, tokens) for position, agent, tokens, _ in rows if position)
         shares = (Share(agent, tokens, events) for _, agent, tokens, events in rows if events)
         return uses, tuple(sorted(shares, key=lambda share: (-share.tokens, share.agent)))
 
-    async def _told(self, stored: Sequence[Recorded]) -> list[Told]:
-        """Events as everybody may read them: what was forgotten is told of nowhere."""
+    async def _revealed(self, stored: Sequence[Recorded]) -> list[Told]:
+        """Decrypt and decode events; what was forgotten stays unreadable."""
         return [told(recorded) for recorded in await sealing.reveal(self._connection, stored)]
 
     async def _positions(self, query: LiteralString, parameters: dict[str, Any]) -> list[int]:
         with translating():
-            # Never prepared: a plan that is good for every position is good for none of them.
+            # Never prepared: a generic plan for all positions suits none of them.
             cursor = await self._connection.execute(query, parameters, prepare=False)
             return [row[0] for row in await cursor.fetchall()]

@@ -1,14 +1,14 @@
-"""Why: for every kind of event the narrator that knows.
+"""The narrator for each event type, which explains why such an event happened.
 
-The `match` is closed with `assert_never`: a kind of event without a narrator is a type error. One that has
-nothing to add to its sentence, its causes and its origin says so by being named among the last.
+The `match` ends with `assert_never`: an event type without a narrator is a type error. The last case lists
+the types that have nothing to add to their sentence, causes and origin.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
-from eventstore import events as told
+from eventstore import events
 from service.explain import agents, budget, changes, operations, runs
 
 if TYPE_CHECKING:
@@ -17,72 +17,72 @@ if TYPE_CHECKING:
 
 
 async def narrate(item: Told, request: list[Told], past: Past, telling: Telling) -> None:
-    """Says why it happened."""
+    """Explain why it happened."""
     event, at = item.event, item.at
     match event:
-        case told.ConflictDetected():
+        case events.ConflictDetected():
             await operations.turned_away(event, at, past, telling)
-        case told.OperationStarted():
+        case events.OperationStarted():
             await operations.started(event, at, past, telling)
-        case told.OperationRenewed() | told.OperationFinished():
+        case events.OperationRenewed() | events.OperationFinished():
             await operations.went_on(event, at, past, telling)
-        case told.OperationExpired():
+        case events.OperationExpired():
             await operations.expired(event, at, past, telling)
-        case told.TokensDenied():
+        case events.TokensDenied():
             await budget.denied(event, at, past, telling)
-        case told.TokensReserved():
+        case events.TokensReserved():
             await budget.reserved(event, at, past, telling)
-        case told.TokensSettled() | told.TokensReleased():
+        case events.TokensSettled() | events.TokensReleased():
             await budget.ended(event, at, past, telling)
-        case told.BudgetThresholdCrossed():
+        case events.BudgetThresholdCrossed():
             await budget.crossed(event, at, past, telling)
-        case told.BudgetDayReset():
+        case events.BudgetDayReset():
             await budget.day_began(event, at, past, telling)
-        case told.AgentStatusChanged():
+        case events.AgentStatusChanged():
             await agents.status_changed(event, at, past, telling)
-        case told.AgentRegistered():
+        case events.AgentRegistered():
             await agents.registered(event, at, past, telling)
-        case told.PolicySet() | told.TaskUpdated() | told.AgentProfileChanged() | told.JobDefined():
+        case events.PolicySet() | events.TaskUpdated() | events.AgentProfileChanged() | events.JobDefined():
             await changes.changed(event, at, past, telling)
-        case told.EmailUpdated():
+        case events.EmailUpdated():
             await changes.email_changed(event, at, past, telling)
-        case told.TaskCreated() | told.EmailReceived():
+        case events.TaskCreated() | events.EmailReceived():
             await changes.created(event, at, past, telling)
-        case told.MessageSent():
+        case events.MessageSent():
             await changes.sent(event, at, past, telling)
-        case told.MessageAcknowledged():
+        case events.MessageAcknowledged():
             await changes.acknowledged(event, at, past, telling)
-        case told.OrchestratorStarted() | told.OrchestratorStopped():
+        case events.OrchestratorStarted() | events.OrchestratorStopped():
             await changes.switched(event, at, past, telling)
-        case told.RequestAnswered():
+        case events.RequestAnswered():
             changes.answered(event, at, telling, request)
-        case told.AppendAbandoned():
+        case events.AppendAbandoned():
             changes.abandoned(event, at, telling)
-        case told.KeyCreated() | told.KeyRevoked() | told.AccessDenied():
+        case events.KeyCreated() | events.KeyRevoked() | events.AccessDenied():
             changes.key_changed(event, at, telling)
-        case told.SubjectForgotten():
+        case events.SubjectForgotten():
             changes.forgotten(event, at, telling)
-        case told.RunSkipped():
+        case events.RunSkipped():
             await runs.skipped(event, at, past, telling)
-        case told.RunMissed():
+        case events.RunMissed():
             await runs.missed(event, at, past, telling)
-        case told.RunFinished():
+        case events.RunFinished():
             await runs.finished(event, at, past, telling)
-        case told.RunAttemptFailed():
+        case events.RunAttemptFailed():
             await runs.attempt_failed(event, at, past, telling)
-        case told.RunStarted() | told.RunRenewed() | told.RunRetried():
+        case events.RunStarted() | events.RunRenewed() | events.RunRetried():
             await runs.under_way(event, at, past, telling)
-        case told.JobPaused():
+        case events.JobPaused():
             await runs.paused(event, at, past, telling)
-        case told.TickBuffered():
+        case events.TickBuffered():
             await runs.buffered(event, at, past, telling)
         case (
-            told.AgentHeartbeatRecorded()
-            | told.TokensUsed()
-            | told.JobRemoved()
-            | told.JobResumed()
-            | told.KeyFirstUsed()
-            | told.KeyExpired()
+            events.AgentHeartbeatRecorded()
+            | events.TokensUsed()
+            | events.JobRemoved()
+            | events.JobResumed()
+            | events.KeyFirstUsed()
+            | events.KeyExpired()
             | None
         ):
             pass

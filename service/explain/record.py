@@ -1,7 +1,6 @@
-"""What an explanation is made of, and what it is made from.
+"""The parts of an explanation, and the interface to the log that it is made from.
 
-Narrators ask a `Past` and tell what they found. They never learn what stands behind it: the log in Postgres
-or, in tests, a list.
+Narrators query a `Past`. Its implementation is the log in Postgres or, in tests, a list.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ class Told(NamedTuple):
     """An event, and its place in the log."""
 
     event: AnyEvent | None
-    """None where newer software wrote an event that this one does not know."""
+    """None if newer software wrote an event of a type that this version does not know."""
     at: Recorded
 
 
 class Step(NamedTuple):
-    """An event in one sentence: a cause, or an effect."""
+    """A cause or an effect, in one sentence."""
 
     position: int
     type: str
@@ -38,7 +37,7 @@ class Step(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """One sentence of an answer, what it lists, and the positions of the events that show it."""
+    """One sentence of an explanation, the items it lists, and the positions of the events that show it."""
 
     sentence: str
     positions: tuple[int, ...] = ()
@@ -46,7 +45,7 @@ class Reason(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Where it began: a request, a command typed by somebody, a tick, the clock, the start of a service."""
+    """Where it came from: a request, a typed command, a tick, the clock or the start of a service."""
 
     kind: OriginKind
     reasons: tuple[Reason, ...]
@@ -64,20 +63,20 @@ class Explanation(NamedTuple):
     summary: str
     reasons: tuple[Reason, ...]
     causes: tuple[Step, ...]
-    """The chain of `caused_by`, the nearest first."""
+    """The chain of `caused_by`, nearest first."""
     causes_go_on_at: int | None
-    """Where the chain goes on, if it is longer than what is shown."""
+    """The position at which the chain continues, if it is longer than `causes`."""
     origin: Origin
     outcome: tuple[Reason, ...]
-    """What became of it, as far as the log goes, where it is something that goes on."""
+    """For something that lasts, such as a run or a claim: how it ended, as far as the log goes."""
     effects: tuple[Step, ...]
-    """Events that name this one as their cause, the first ones, as far as bounded reads show them."""
+    """The first events that name this one as their cause, as far as bounded reads find them."""
     facts: dict[str, Any]
-    """What the sentences say, for programs; the fields depend on the type."""
+    """The content of the sentences as data; the fields depend on the type."""
 
 
 class Use(NamedTuple):
-    """Tokens that were used, or are reserved, by one event."""
+    """Tokens used, or reserved, by one event."""
 
     position: int
     agent: str
@@ -85,7 +84,7 @@ class Use(NamedTuple):
 
 
 class Share(NamedTuple):
-    """What an agent used, or holds in reserve, by so many events."""
+    """The tokens that an agent used, or holds reserved, and the number of events."""
 
     agent: str
     tokens: int
@@ -93,28 +92,28 @@ class Share(NamedTuple):
 
 
 class Spending(NamedTuple):
-    """What filled a day's budget up to some position; everything largest first."""
+    """What a day's budget was spent on up to a position; each field sorted largest first."""
 
     uses: tuple[Use, ...] = ()
-    """The largest; the shares hold them all."""
+    """The largest uses; `used_by` covers all."""
     used_by: tuple[Share, ...] = ()
     held: tuple[Use, ...] = ()
-    """Reservations that had not ended, the largest; the shares hold them all."""
+    """The largest open reservations; `held_by` covers all."""
     held_by: tuple[Share, ...] = ()
 
     @property
     def used(self) -> int:
-        """All that was used."""
+        """All tokens used."""
         return sum(share.tokens for share in self.used_by)
 
     @property
     def reserved(self) -> int:
-        """All that was reserved and not yet settled."""
+        """All tokens reserved and not yet settled."""
         return sum(share.tokens for share in self.held_by)
 
 
 class Past(Protocol):
-    """The log, asked in the few ways that are fast however long it is."""
+    """The log, through the few queries that are fast whatever its length."""
 
     async def one(self, position: int, /) -> Told | None:
         """The event at a position."""
@@ -123,40 +122,40 @@ class Past(Protocol):
         """The events at these positions, in the order of the log."""
 
     async def causes(self, position: int, limit: int, /) -> list[Told]:
-        """The event at `position`, its cause, that one's cause and so on, at most `limit`."""
+        """The event at `position`, its cause, the cause of that and so on, at most `limit` events."""
 
     async def first(self, stream: str, types: Sequence[str] = (), *, after: int = 0) -> Told | None:
-        """A stream's first event of these types (any, where none is named) behind the position `after`."""
+        """The first event of these types (of any, by default) in a stream behind the position `after`."""
 
     async def last(self, stream: str, types: Sequence[str] = (), *, upto: int) -> Told | None:
-        """A stream's last event of these types (any, where none is named) up to the position `upto`."""
+        """The last event of these types (of any, by default) in a stream up to the position `upto`."""
 
     async def early(
         self, stream: str, limit: int, types: Sequence[str] = (), *, after: int = 0
     ) -> list[Told]:
-        """A stream's first events of these types behind the position `after`, at most `limit`."""
+        """The first events of these types in a stream behind the position `after`, at most `limit`."""
 
     async def last_of(self, type_: str, *, upto: int) -> Told | None:
-        """The log's last event of a type up to the position `upto`."""
+        """The last event of a type in the log up to the position `upto`."""
 
     async def of_agent(self, agent: str, upto: int, limit: int) -> list[Told]:
-        """An agent's latest events up to the position `upto`, the latest first."""
+        """An agent's latest events up to the position `upto`, newest first."""
 
     async def before(self, moment: datetime) -> Told | None:
-        """The last event that was recorded before a moment."""
+        """The last event recorded before a moment."""
 
     async def of_request(self, told: Told) -> list[Told]:
-        """The events near this one that bear its correlation id, itself among them, in order."""
+        """The events near this one with the same correlation id, this one included, in order."""
 
     async def effects(self, told: Told, limit: int) -> list[Told]:
-        """The first events that name this one as their cause, as far as bounded reads show them."""
+        """The first events that name this one as their cause, as far as bounded reads find them."""
 
     async def spending(self, began: Told, upto: int, agent: str | None) -> Spending:
-        """What filled the budget of the day that was open at `upto`, from its beginning."""
+        """What the budget was spent on from `began`, the start of the day that was open at `upto`."""
 
 
 def told(recorded: Recorded) -> Told:
-    """An event of the log, which may be newer than this software."""
+    """Decode an event of the log, which newer software may have written."""
     try:
         return Told(codec.decode(recorded), recorded)
     except UnknownEventType:

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from service.explain.telling import Telling
 
 MOST_ATTEMPTS = 50
-"""How many steps of one run are told."""
+"""The number of steps of a run that are listed."""
 
 _STEPS = (RunStarted.type, RunAttemptFailed.type, RunRetried.type, RunFinished.type)
 _SIGNS_OF_LIFE = (RunStarted.type, RunRetried.type, RunRenewed.type)
 
 
 async def skipped(event: RunSkipped, at: Recorded, past: Past, telling: Telling) -> None:
-    """What stood in the way of the tick."""
+    """What prevented the tick from running."""
     telling.facts |= {"job": event.job, "tick": event.tick, "reason": event.reason}
     cause = await past.one(at.caused_by) if at.caused_by else None
     match event.reason:
@@ -56,7 +56,7 @@ async def skipped(event: RunSkipped, at: Recorded, past: Past, telling: Telling)
 
 
 async def _refused(cause: Told | None, past: Past, telling: Telling) -> None:
-    """Why what the run needed was not to be had."""
+    """Why the run was refused its tokens or its claim."""
     if cause is None:
         return
     telling.say(dated(cause), cause.at)
@@ -74,7 +74,7 @@ async def _refused(cause: Told | None, past: Past, telling: Telling) -> None:
 async def _say_who(cause: Told | None, telling: Telling) -> None:
     if cause:
         telling.say(dated(cause), cause.at)
-        telling.say(f"It was asked for by {words.by(cause.at.actor)}.", cause.at)
+        telling.say(f"It was requested by {words.by(cause.at.actor)}.", cause.at)
 
 
 async def _say_overlap(
@@ -94,16 +94,16 @@ async def _say_run_under_way(cause: Told, at: Recorded, past: Past, telling: Tel
     stream = cause.at.stream
     if begun := await past.first(stream, (RunStarted.type,)):
         since = words.duration(at.recorded_at - begun.at.recorded_at)
-        telling.say(dated(begun, f", {since} before"), begun.at)
+        telling.say(dated(begun, f", {since} earlier"), begun.at)
     if ended := await past.first(stream, (RunFinished.type,), after=at.position):
         telling.say(dated(ended), ended.at)
 
 
 async def missed(event: RunMissed, at: Recorded, past: Past, telling: Telling) -> None:
-    """For how long nobody was there."""
+    """How late the tick was noticed, and whether any process was running."""
     late, in_time = at.recorded_at - event.tick, at.recorded_at
     telling.facts |= {"job": event.job, "tick": event.tick, "late_seconds": late.total_seconds()}
-    telling.say(f"It was looked at {words.duration(late)} after it was due.", at)
+    telling.say(f"It was noticed {words.duration(late)} after it was due.", at)
     defined = await past.last(f"job-{event.job}", (JobDefined.type,), upto=at.position)
     if defined and isinstance(defined.event, JobDefined):
         patience = defined.event.definition.catch_up_seconds
@@ -111,13 +111,13 @@ async def missed(event: RunMissed, at: Recorded, past: Past, telling: Telling) -
         telling.facts["catch_up_seconds"] = patience
         if late.total_seconds() > patience:
             telling.say(
-                f"The job makes up for ticks that are at most {words.seconds(patience)} late, as it was"
-                f" defined {words.at(defined.at)}.",
+                f"The job catches up on ticks that are at most {words.seconds(patience)} late, as defined"
+                f" {words.at(defined.at)}.",
                 defined.at,
             )
         else:
-            telling.say("Its schedule ended then, before anybody had looked at the tick.", at)
-    # After a long gap many are told one after another; only who was there in time could have run it.
+            telling.say("Its schedule ended then, before any process had noticed the tick.", at)
+    # After a long gap many missed ticks are recorded in a row; only activity in time for this one counts.
     before = await past.before(in_time)
     if before and before.at.recorded_at <= event.tick:
         again = await past.one(before.at.position + 1)
@@ -126,32 +126,31 @@ async def missed(event: RunMissed, at: Recorded, past: Past, telling: Telling) -
         silent = words.duration(end.recorded_at - before.at.recorded_at)
         telling.facts["silent_since"] = before.at.recorded_at
         telling.say(
-            f"Nothing at all was recorded in the {silent} from {words.moment(before.at.recorded_at)}"
+            f"Nothing at all was recorded for {silent}, from {words.moment(before.at.recorded_at)}"
             f" (position {before.at.position}) until {until}, so no process was there to run it.",
             before.at,
         )
     elif before:
         telling.say(
-            f"Others were at work meanwhile, such as {words.by(before.at.actor)} {words.at(before.at)};"
-            " but nobody claimed the tick.",
+            f"There was other activity in the meantime, such as by {words.by(before.at.actor)}"
+            f" {words.at(before.at)}, but no process claimed the tick.",
             before.at,
         )
 
 
 async def finished(event: RunFinished, at: Recorded, past: Past, telling: Telling) -> None:
-    """All its attempts, and where it was lost when it was last heard of."""
+    """All attempts of the run; for a lost run, also the last sign of life."""
     await _say_attempts(at, past, telling)
     telling.facts |= {"job": event.job, "outcome": event.outcome, "attempts": event.attempts}
     if event.outcome == "lost":
         last = await past.last(at.stream, _SIGNS_OF_LIFE, upto=at.position)
         if last and isinstance(last.event, RunStarted | RunRetried | RunRenewed):
             until = last.event.lease_expires_at
-            held = f", which held it until {words.moment(until)}" if until else ""
-            telling.say(
-                f"Its process was last heard of {words.at(last.at)}{held}, and then no more.", last.at
-            )
+            lease = f", with a lease until {words.moment(until)}" if until else ""
+            telling.say(f"The last sign of life of its process was {words.at(last.at)}{lease}.", last.at)
             telling.facts["last_heard_of_at"] = last.at.recorded_at
-        telling.say(f"That was the last of {words.count(event.attempts, 'attempt')}, so it was lost.", at)
+        which = "the only attempt" if event.attempts == 1 else f"the last of {event.attempts} attempts"
+        telling.say(f"It was {which}, so the run was lost.", at)
 
 
 async def attempt_failed(event: RunAttemptFailed, at: Recorded, past: Past, telling: Telling) -> None:
@@ -163,45 +162,45 @@ async def attempt_failed(event: RunAttemptFailed, at: Recorded, past: Past, tell
 async def under_way(
     event: RunStarted | RunRenewed | RunRetried, at: Recorded, past: Past, telling: Telling
 ) -> None:
-    """What it came of, the run so far, and how it ended."""
+    """Why the run started, its attempts so far, and how it ended."""
     telling.facts |= {"job": event.job, "run_id": event.run_id}
     if isinstance(event, RunStarted):
-        await _say_begin(event, at, past, telling)
+        await _say_why_it_started(event, at, past, telling)
     await _say_attempts(at, past, telling)
     ended = await past.first(at.stream, (RunFinished.type,), after=at.position)
     if ended:
         telling.say_later(dated(ended), ended.at)
     else:
-        telling.say_later("It has not ended where the log ends.")
+        telling.say_later("It had not ended by the end of the log.")
 
 
-async def _say_begin(event: RunStarted, at: Recorded, past: Past, telling: Telling) -> None:
+async def _say_why_it_started(event: RunStarted, at: Recorded, past: Past, telling: Telling) -> None:
     if event.manual:
-        telling.say(f"It was asked for by {words.by(at.actor)}.", at)
+        telling.say(f"It was requested by {words.by(at.actor)}.", at)
         return
     waited = await past.last(f"job-{event.job}", (TickBuffered.type,), upto=at.position)
     if waited and isinstance(waited.event, TickBuffered) and waited.event.tick == event.tick:
         telling.say(dated(waited), waited.at)
     late = at.recorded_at - event.tick
-    when = f"{words.duration(late)} later" if late else "then"
-    telling.say(f"The tick was due at {words.moment(event.tick)}, and nothing stood in its way {when}.", at)
+    when = f"{words.duration(late)} later" if late else "at that time"
+    telling.say(f"The tick was due at {words.moment(event.tick)}, and nothing blocked it {when}.", at)
 
 
 async def paused(event: JobPaused, at: Recorded, past: Past, telling: Telling) -> None:
-    """By whom; or which run failed, and how."""
+    """Who paused the job; or which run failed, and how."""
     telling.facts |= {"job": event.job, "reason": event.reason}
     if event.reason == "manual":
-        telling.say(f"It was asked for by {words.by(at.actor)}.", at)
+        telling.say(f"It was requested by {words.by(at.actor)}.", at)
         return
     cause = await past.one(at.caused_by) if at.caused_by else None
     if cause and isinstance(cause.event, RunFinished):
         telling.say(dated(cause), cause.at)
         await finished(cause.event, cause.at, past, telling)
-        telling.say("The job is defined to pause itself when a run fails; somebody must resume it.", at)
+        telling.say("The job is defined to pause when a run fails; it must be resumed by hand.", at)
 
 
 async def buffered(event: TickBuffered, at: Recorded, past: Past, telling: Telling) -> None:
-    """Which run it waits for."""
+    """The run that the tick waits for."""
     telling.facts |= {"job": event.job, "tick": event.tick}
     cause = await past.one(at.caused_by) if at.caused_by else None
     if cause and cause.at.stream.startswith("run-"):
@@ -209,7 +208,7 @@ async def buffered(event: TickBuffered, at: Recorded, past: Past, telling: Telli
 
 
 async def _say_attempts(at: Recorded, past: Past, telling: Telling) -> None:
-    """Every step of the run before this one."""
+    """List the steps of the run before this one."""
     steps = await past.early(at.stream, MOST_ATTEMPTS, _STEPS)
     for item in steps:
         if item.at.position < at.position:

@@ -1,13 +1,13 @@
-"""Every kind of event in one sentence, from the event alone.
+"""Every event type in one sentence, made from the event alone.
 
-Each `match` is closed with `assert_never`: a kind of event without a sentence is a type error.
+Each `match` ends with `assert_never`: an event type without a sentence is a type error.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
-from eventstore import events as told
+from eventstore import events
 from service.explain import words
 from service.explain.record import Step
 
@@ -16,47 +16,49 @@ if TYPE_CHECKING:
     from service.explain.record import Told
 
 _OfBudget = (
-    told.TokensReserved
-    | told.TokensSettled
-    | told.TokensReleased
-    | told.TokensUsed
-    | told.TokensDenied
-    | told.BudgetThresholdCrossed
-    | told.BudgetDayReset
+    events.TokensReserved
+    | events.TokensSettled
+    | events.TokensReleased
+    | events.TokensUsed
+    | events.TokensDenied
+    | events.BudgetThresholdCrossed
+    | events.BudgetDayReset
 )
 
 _OfJob = (
-    told.JobDefined
-    | told.JobRemoved
-    | told.JobPaused
-    | told.JobResumed
-    | told.TickBuffered
-    | told.RunMissed
-    | told.RunSkipped
-    | told.RunStarted
-    | told.RunRenewed
-    | told.RunAttemptFailed
-    | told.RunRetried
-    | told.RunFinished
+    events.JobDefined
+    | events.JobRemoved
+    | events.JobPaused
+    | events.JobResumed
+    | events.TickBuffered
+    | events.RunMissed
+    | events.RunSkipped
+    | events.RunStarted
+    | events.RunRenewed
+    | events.RunAttemptFailed
+    | events.RunRetried
+    | events.RunFinished
 )
 
-_OfKey = told.KeyCreated | told.KeyFirstUsed | told.KeyExpired | told.KeyRevoked | told.AccessDenied
+_OfKey = (
+    events.KeyCreated | events.KeyFirstUsed | events.KeyExpired | events.KeyRevoked | events.AccessDenied
+)
 
 
 def step(item: Told) -> Step:
-    """An event as one step of a chain."""
+    """An event as one step of a causal chain."""
     return Step(item.at.position, item.at.type, item.at.recorded_at, sentence(item))
 
 
 def sentence(item: Told) -> str:
     """What happened, in one sentence."""
     if item.event is None:
-        return f"Something happened that this version of the software does not know: {item.at.type}."
+        return f"This version of the software does not know events of the type {item.at.type}."
     return of_event(item.event)
 
 
 def dated(item: Told, since: str = "") -> str:
-    """What happened, in one sentence, and where it stands in the log."""
+    """What happened, in one sentence, with its time and position."""
     at = item.at
     return f"{sentence(item)[:-1]} ({words.moment(at.recorded_at)}{since}, position {at.position})."
 
@@ -70,151 +72,152 @@ def of_event(event: AnyEvent) -> str:
     if isinstance(event, _OfKey):
         return _of_key(event)
     match event:
-        case told.AgentRegistered():
+        case events.AgentRegistered():
             if event.automatic:
-                return f"{event.agent} was registered, because it acted before anybody had named it."
+                return f"{event.agent} was registered automatically, when it first acted."
             return f"{event.agent} was registered as {words.quote(event.role)}."
-        case told.AgentProfileChanged():
+        case events.AgentProfileChanged():
             url = event.url or "the default url"
             role = words.quote(event.role)
             return f"The profile of {event.agent} is now: {role}, {url}, priority {event.priority}."
-        case told.AgentStatusChanged():
+        case events.AgentStatusChanged():
             return _status(event)
-        case told.AgentHeartbeatRecorded():
-            return f"{event.agent} gave a sign of life."
-        case told.MessageSent():
+        case events.AgentHeartbeatRecorded():
+            return f"{event.agent} sent a heartbeat."
+        case events.MessageSent():
             to = event.to_agent or "everybody"
             return f"{event.agent} sent {to} a message: {words.quote(event.message)}."
-        case told.MessageAcknowledged():
+        case events.MessageAcknowledged():
             return f"{event.agent} acknowledged a message, which left its inbox."
-        case told.OperationStarted():
+        case events.OperationStarted():
             claimed, until = words.resources(event.resources), words.moment(event.blocks_until)
             return (
-                f"{event.agent} claimed {claimed} for {words.quote(event.action)}; others were to be"
-                f" turned away until {until}."
+                f"{event.agent} claimed {claimed} for {words.quote(event.action)}; the claim blocks others"
+                f" until {until}."
             )
-        case told.OperationRenewed():
+        case events.OperationRenewed():
             until, expiry = words.moment(event.blocks_until), words.moment(event.expires_at)
             return (
-                f"{event.agent} renewed its claim: it blocks until {until}, and expires at {expiry}"
+                f"{event.agent} renewed its claim: it blocks others until {until}, and expires at {expiry}"
                 " without another heartbeat."
             )
-        case told.OperationFinished():
-            used = f", with {words.tokens(event.tokens_used)}" if event.tokens_used is not None else ""
-            return f"{event.agent} ended its operation as {event.outcome}{used}."
-        case told.OperationExpired():
+        case events.OperationFinished():
+            used = f", using {words.tokens(event.tokens_used)}" if event.tokens_used is not None else ""
+            return f"{event.agent} finished its operation as {event.outcome}{used}."
+        case events.OperationExpired():
             return f"The operation of {event.agent} expired: nobody renewed it in time."
-        case told.ConflictDetected():
+        case events.ConflictDetected():
             holders, contested = (
                 words.listed(event.holders or ["somebody"]),
                 words.resources(event.contested),
             )
             return (
-                f"{event.agent} was turned away from {words.quote(event.action)}: {holders} was at"
-                f" {words.quote(event.holder_action)} on {contested}."
+                f"{event.agent} was blocked from {words.quote(event.action)}: {holders} had claimed"
+                f" {contested} for {words.quote(event.holder_action)}."
             )
-        case told.PolicySet():
+        case events.PolicySet():
             return (
                 f"The rules were set: {words.tokens(event.daily_tokens)} a day, claims block for"
                 f" {words.seconds(event.conflict_window_seconds)} and expire after"
                 f" {words.seconds(event.operation_timeout_seconds)} without a heartbeat."
             )
-        case told.TaskCreated():
+        case events.TaskCreated():
             whose = f" for {event.assigned_agent}" if event.assigned_agent else ""
-            return f"The task {words.quote(event.title)} was put on the board{whose}, as {event.status}."
-        case told.TaskUpdated():
+            return f"The task {words.quote(event.title)} was created{whose}, as {event.status}."
+        case events.TaskUpdated():
             changed = words.listed(name.replace("_", " ") for name in event.changed)
-            return f"The task {words.quote(event.title)} was changed ({changed}); it is {event.status}."
-        case told.EmailReceived():
+            return f"The task {words.quote(event.title)} was changed ({changed}); it is now {event.status}."
+        case events.EmailReceived():
             subject = f": {words.quote(event.subject)}" if event.subject else ""
             return f"An e-mail from {event.from_email} was logged as {event.status}{subject}."
-        case told.EmailUpdated():
+        case events.EmailUpdated():
             return f"The e-mail is now {words.quote(event.category)} and {event.status}{_handler(event)}."
-        case told.OrchestratorStarted():
+        case events.OrchestratorStarted():
             return "The orchestrator was started: jobs may fire, and agents may be called."
-        case told.OrchestratorStopped():
+        case events.OrchestratorStopped():
             return "The orchestrator was shut down: no job fires, and no agent is called."
-        case told.RequestAnswered():
+        case events.RequestAnswered():
             return (
                 f"The request with the idempotency key {words.quote(event.key)} got its first answer:"
                 f" status {event.status}."
             )
-        case told.SubjectForgotten():
+        case events.SubjectForgotten():
             sealed = words.count(len(event.emails), "e-mail"), words.count(len(event.messages), "message")
             return (
-                f"A key was destroyed, and with it what was personal in {words.listed(sealed)} that were"
-                " sealed with it: nobody can read that any more."
+                f"An encryption key was destroyed: the personal data in {words.listed(sealed)} encrypted"
+                " with it can no longer be read."
             )
-        case told.AppendAbandoned():
+        case events.AppendAbandoned():
             return (
-                f"A connection broke while {words.count(event.events, 'event')} were on their way into"
-                " the log; they proved not to be in it, and cannot come any more."
+                f"A connection broke while {words.count(event.events, 'event')}"
+                f" {words.were(event.events)} being appended; the append was not committed, and no longer"
+                " can be."
             )
         case _:
             assert_never(event)
 
 
-def schedule(definition: told.JobDefinition) -> str:
-    """When a job runs."""
+def schedule(definition: events.JobDefinition) -> str:
+    """The schedule of a job."""
     if definition.cron:
         return f"{words.quote(definition.cron)} in {definition.timezone}"
     return f"every {words.seconds(definition.every_seconds or 0)}"
 
 
-def _status(event: told.AgentStatusChanged) -> str:
-    agent, was = event.agent, f"it had been {event.previous}"
+def _status(event: events.AgentStatusChanged) -> str:
+    change = f"{event.agent} went from {event.previous} to {event.status}"
     match event.reason:
         case "heartbeat":
-            return f"{agent} said that it is {event.status}; {was}."
+            return f"{change}: its heartbeat said so."
         case "activity":
-            return f"{agent} acted, and so is {event.status}; {was}."
+            return f"{change}: it acted."
         case "inactivity":
-            return f"Nothing was heard of {agent} for too long, and so it is {event.status}; {was}."
-        case "operation_started" | "run_started":
-            return f"Work was begun with {agent}, and so it is {event.status}; {was}."
+            return f"{change}: it was silent for too long."
+        case "operation_started":
+            return f"{change}: it started an operation."
+        case "run_started":
+            return f"{change}: a run that calls it started."
         case "run_ended":
-            return f"The work with {agent} ended, and so it is {event.status}; {was}."
+            return f"{change}: a run that called it ended."
         case _:
             assert_never(event.reason)
 
 
-def _handler(event: told.EmailUpdated) -> str:
+def _handler(event: events.EmailUpdated) -> str:
     return f", handled by {event.handled_by}" if event.handled_by else ""
 
 
 def _of_budget(event: _OfBudget) -> str:
     match event:
-        case told.TokensReserved():
+        case events.TokensReserved():
             held, were = words.tokens(event.tokens), words.were(event.tokens)
-            return f"{held} {were} set aside for {event.agent}, until {words.moment(event.expires_at)}."
-        case told.TokensSettled():
+            return f"{held} {were} reserved for {event.agent} until {words.moment(event.expires_at)}."
+        case events.TokensSettled():
             used, held = words.number(event.tokens_used), words.tokens(event.tokens_reserved)
-            were = words.were(event.tokens_reserved)
-            return f"{event.agent} used {used} of the {held} that {were} set aside for it."
-        case told.TokensReleased():
-            held = f"The {words.tokens(event.tokens_reserved)} set aside for {event.agent}"
+            return f"{event.agent} used {used} of the {held} reserved for it."
+        case events.TokensReleased():
+            reservation = f"The reservation of {words.tokens(event.tokens_reserved)} for {event.agent}"
             if event.reason == "expired":
-                them = "it" if event.tokens_reserved == 1 else "them"
-                return f"{held} came free: nobody settled {them} in time."
-            return f"{held} {words.were(event.tokens_reserved)} given back."
-        case told.TokensUsed():
+                return f"{reservation} expired: it was not settled in time."
+            return f"{reservation} was released."
+        case events.TokensUsed():
             model = f" with {words.quote(event.model)}" if event.model else ""
             return f"{event.agent} used {words.tokens(event.tokens)}{model}."
-        case told.TokensDenied():
-            left = max(event.remaining, 0)
+        case events.TokensDenied():
+            left = words.number(event.remaining) if event.remaining > 0 else "none"
             whose = "the squad's budget" if event.reason == "budget_exhausted" else "its own limit"
             return (
-                f"{event.agent} was refused {words.tokens(event.tokens)}: {whose} for {event.day} did not"
-                f" allow it, {words.number(left)} {words.were(left)} left to it."
+                f"{event.agent} was refused {words.tokens(event.tokens)}: {whose} for {event.day} had"
+                f" {left} left."
             )
-        case told.BudgetThresholdCrossed():
+        case events.BudgetThresholdCrossed():
             used, total = words.number(event.used), words.tokens(event.total)
-            return f"The use of {event.day} passed {event.percent} %: {used} of {total}."
-        case told.BudgetDayReset():
+            return f"Token use on {event.day} reached {event.percent}%: {used} of {total}."
+        case events.BudgetDayReset():
             if event.previous_day == event.day:
                 until = words.moment(event.ends_at)
                 return (
-                    f"The budget day {event.day} goes on until {until}, with {words.tokens(event.total)}."
+                    f"The budget day {event.day} now ends at {until} and has {words.tokens(event.total)}."
                 )
             return f"The budget day {event.day} began, with {words.tokens(event.total)}."
         case _:
@@ -223,51 +226,49 @@ def _of_budget(event: _OfBudget) -> str:
 
 def _of_job(event: _OfJob) -> str:
     job = f"the job {event.job}"
+    run = f"a run of {job}"
     match event:
-        case told.JobDefined():
+        case events.JobDefined():
             whom = f", calling {event.definition.agent}" if event.definition.agent else ""
             state = "" if event.definition.enabled else ", disabled"
             return f"The job {event.job} was defined: {schedule(event.definition)}{whom}{state}."
-        case told.JobRemoved():
-            return f"The job {event.job} was taken off the schedule."
-        case told.JobPaused():
+        case events.JobRemoved():
+            return f"The job {event.job} was removed."
+        case events.JobPaused():
             note = f": {words.quote(event.note)}" if event.note else ""
             if event.reason == "failure":
-                return f"The job {event.job} was paused because a run of it failed{note}."
+                return f"The job {event.job} was paused because one of its runs failed{note}."
             return f"The job {event.job} was paused{note}."
-        case told.JobResumed():
+        case events.JobResumed():
             note = f": {words.quote(event.note)}" if event.note else ""
-            return f"The job {event.job} runs again{note}."
-        case told.TickBuffered():
-            return f"The tick of {words.moment(event.tick)} of {job} waits for the present run to end."
-        case told.RunMissed():
-            return f"The tick of {words.moment(event.tick)} of {job} was missed."
-        case told.RunSkipped():
+            return f"The job {event.job} was resumed{note}."
+        case events.TickBuffered():
+            return f"The tick of {job} at {words.moment(event.tick)} waits for the current run to end."
+        case events.RunMissed():
+            return f"The tick of {job} at {words.moment(event.tick)} was missed."
+        case events.RunSkipped():
             tick, reason = words.moment(event.tick), event.reason.replace("_", " ")
-            return f"The tick of {tick} of {job} was skipped ({reason}): {words.line(event.detail)}."
-        case told.RunStarted():
+            return f"The tick of {job} at {tick} was skipped ({reason}): {words.line(event.detail)}."
+        case events.RunStarted():
             if event.runner is None:
-                return f"A run of {job} was asked for, and waits for a process to take it up."
-            what = "A run of" if event.manual else f"The run for the tick of {words.moment(event.tick)} of"
-            how = ", asked for by hand," if event.manual else ""
+                return f"A run of {job} was requested, and waits for a process."
             attempts = _attempts(event.attempts_allowed)
-            return f"{what} {job}{how} was begun by {event.runner}, with {attempts}."
-        case told.RunRenewed():
-            return (
-                f"The run of {job} is still under way, held until {words.moment(event.lease_expires_at)}."
-            )
-        case told.RunAttemptFailed():
+            if event.manual:
+                return f"{event.runner} started a manual run of {job}, with {attempts}."
+            tick = words.moment(event.tick)
+            return f"{event.runner} started the run of {job} for its tick at {tick}, with {attempts}."
+        case events.RunRenewed():
+            return f"The lease on {run} was renewed until {words.moment(event.lease_expires_at)}."
+        case events.RunAttemptFailed():
             again = words.moment(event.retry_at)
             reason = words.quote(event.reason)
-            return (
-                f"Attempt {event.attempt} of a run of {job} failed: {reason}; the next is due at {again}."
-            )
-        case told.RunRetried():
-            why = ", because whoever held it fell silent" if event.lease_ran_out else ""
-            return f"Attempt {event.attempt} of a run of {job} was taken up by {event.runner}{why}."
-        case told.RunFinished():
+            return f"Attempt {event.attempt} of {run} failed: {reason}; the next is due at {again}."
+        case events.RunRetried():
+            why = ", because the lease had expired" if event.lease_ran_out else ""
+            return f"{event.runner} started attempt {event.attempt} of {run}{why}."
+        case events.RunFinished():
             after = f" after {event.attempts} attempts" if event.attempts > 1 else ""
-            used = f", having used {words.tokens(event.tokens_used)}" if event.tokens_used else ""
+            used = f", using {words.tokens(event.tokens_used)}" if event.tokens_used else ""
             reason = f": {words.quote(event.reason)}" if event.reason else ""
             ended = event.outcome if event.outcome in ("succeeded", "failed") else f"was {event.outcome}"
             return f"A run of {job} {ended}{after}{used}{reason}."
@@ -282,16 +283,16 @@ def _attempts(allowed: int) -> str:
 def _of_key(event: _OfKey) -> str:
     whose = f"of {event.agent}" if event.agent else f"{event.key_id}"
     match event:
-        case told.KeyCreated():
-            note = f", noted as {words.quote(event.note)}" if event.note else ""
-            return f"The API key {whose} was made, with the scope {event.scope}{note}."
-        case told.KeyFirstUsed():
-            return f"Somebody came with the API key {whose} for the first time."
-        case told.KeyExpired():
-            return f"The time of the API key {whose} ran out."
-        case told.KeyRevoked():
-            return f"The API key {whose} was taken back."
-        case told.AccessDenied():
+        case events.KeyCreated():
+            note = f" and the note {words.quote(event.note)}" if event.note else ""
+            return f"The API key {whose} was created, with the scope {event.scope}{note}."
+        case events.KeyFirstUsed():
+            return f"The API key {whose} was used for the first time."
+        case events.KeyExpired():
+            return f"The API key {whose} expired."
+        case events.KeyRevoked():
+            return f"The API key {whose} was revoked."
+        case events.AccessDenied():
             return f"{event.command} was refused to the API key {whose}: {event.detail}."
         case _:
             assert_never(event)

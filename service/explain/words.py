@@ -1,4 +1,4 @@
-"""How times, amounts and texts are put into sentences."""
+"""Formatting of times, amounts and texts for sentences."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
 
 LONGEST_QUOTE = 120
-"""How many characters of what somebody wrote are shown."""
+"""The number of characters shown of a text that a user wrote."""
 
 MOST_LISTED = 10
-"""How many of many are named."""
+"""The number of items that a list names."""
 
 
 def moment(when: datetime) -> str:
-    """A moment, to the second, or to the millisecond where it is not at one."""
+    """A time to the second, or to the millisecond if it has a fraction."""
     text = when.strftime("%Y-%m-%d %H:%M:%S")
     return f"{text}.{when.microsecond // 1000:03d}Z" if when.microsecond else f"{text}Z"
 
 
 def at(recorded: Recorded) -> str:
-    """When and where an event stands in the log."""
+    """The time and position of an event."""
     return f"at {moment(recorded.recorded_at)} (position {recorded.position})"
 
 
 def duration(span: timedelta) -> str:
-    """How long, in the unit that fits."""
+    """A duration in a suitable unit."""
     return seconds(span.total_seconds())
 
 
 def seconds(value: float) -> str:
-    """So many seconds, in the unit that fits."""
+    """A number of seconds in a suitable unit."""
     if value < 120:
         return f"{round(value, 3):g} s"
     if value < 7_200:
@@ -43,38 +43,38 @@ def seconds(value: float) -> str:
 
 
 def number(value: int) -> str:
-    """A whole number that can be read."""
+    """A whole number with thousands separators."""
     return f"{value:,}"
 
 
 def tokens(value: int) -> str:
-    """So many tokens."""
+    """A number of tokens."""
     return "1 token" if value == 1 else f"{value:,} tokens"
 
 
 def count(value: int, what: str) -> str:
-    """So many of something whose plural ends in s."""
+    """A number of things whose plural ends in s."""
     return f"1 {what}" if value == 1 else f"{value:,} {what}s"
 
 
 def were(value: int) -> str:
-    """The verb of so many."""
+    """The verb for a number of things."""
     return "was" if value == 1 else "were"
 
 
 def they(value: int) -> str:
-    """So many, named once more, as the subject of a sentence."""
+    """The pronoun for a number of things, at the start of a sentence."""
     return "It" if value == 1 else "They"
 
 
 def line(text: str) -> str:
-    """What somebody wrote, on one line and not too long."""
+    """A text that a user wrote, on one line and truncated."""
     flat = " ".join(text.split())
     return flat if len(flat) <= LONGEST_QUOTE else f"{flat[: LONGEST_QUOTE - 1]}…"
 
 
 def quote(text: str) -> str:
-    """What somebody wrote, marked as theirs."""
+    """A text that a user wrote, in quotation marks."""
     return f"“{line(text)}”"
 
 
@@ -84,20 +84,20 @@ def resources(claimed: Mapping[str, str]) -> str:
 
 
 def some(items: Iterable[str]) -> str:
-    """The first of many, and how many more there are."""
+    """The first items of a list, and how many more there are."""
     every = list(items)
     rest = len(every) - MOST_LISTED
     return listed([*every[:MOST_LISTED], f"{rest} more"] if rest > 0 else every)
 
 
 def listed(items: Iterable[str]) -> str:
-    """One, two and three."""
+    """Items joined as in "one, two and three"."""
     *rest, last = list(items) or ["nothing"]
     return f"{', '.join(rest)} and {last}" if rest else last
 
 
 def by(actor: str) -> str:
-    """Who did it, as a person would say it."""
+    """An actor, as a person would name it."""
     who, key, number = actor.rpartition(" key:")
     if key and " " not in number:
         return f"{_named(who)} (key {number})"
@@ -114,12 +114,12 @@ def _named(actor: str) -> str:
         case "system", "clock":
             return "the passing of time"
         case "system", "service":
-            return "the service as it started"
+            return "the service on startup"
         case "system", _:
             return f"the {name}"
         case "anonymous", "":
-            return "somebody who gave no name"
+            return "an anonymous caller"
         case _, "":
-            return f"somebody as {actor}"
+            return f"an {actor}"
         case _:
             return actor

@@ -244,7 +244,7 @@ async def test_explain_tells_why_a_claim_was_refused(service: Service, tmp_path:
     arguments = ("explain", str(refused["position"]), "--dsn", service.dsn)
     lines = (await squad(tmp_path, *arguments)).lines()
     assert lines[0].startswith(f"{refused['position']}  conflict_detected  ")
-    assert "turned away from “quote”: ada was at “respond” on emailId e1." in lines[1]
+    assert "blocked from “quote”: ada had claimed emailId e1 for “respond”." in lines[1]
     assert lines[2:4] == ["", "Why"]
     assert "\u202e" not in "".join(lines)
     [line] = (await squad(tmp_path, *arguments, "--json")).lines()

@@ -21,9 +21,9 @@ async def test_a_refused_claim_names_who_was_in_the_way(api: Api) -> None:
     refused = answer.expect(409, "conflict")
     found = (await api.get(f"explain/{refused['position']}")).expect(200)
     assert found["type"] == "conflict_detected"
-    assert found["summary"] == "bob was turned away from “quote”: ada was at “respond” on emailId e-1."
+    assert found["summary"] == "bob was blocked from “quote”: ada had claimed emailId e-1 for “respond”."
     assert "ada had claimed emailId e-1 for “respond”" in _sentences(found)
-    assert "by the rules set by the service as it started" in _sentences(found)
+    assert "under the rules set by the service on startup" in _sentences(found)
     assert found["facts"]["holder"]["operation_id"] == held["id"]
     assert found["facts"]["holder"]["position"] == held["position"]
     assert found["causes"][0]["position"] == held["position"]
@@ -36,7 +36,7 @@ async def test_refused_tokens_name_what_filled_the_budget(api: Api) -> None:
     refused = answer.expect(429, "budget_exhausted")
     found = (await api.get(f"explain/{refused['position']}")).expect(200)
     assert [use["tokens"] for use in found["facts"]["largest_uses"]] == [60_000, 20_000]
-    assert "The squad may use 100,000 tokens a day, by the rules set by" in _sentences(found)
+    assert "The squad may use 100,000 tokens a day, under the rules set by" in _sentences(found)
     assert found["origin"]["kind"] == "request"
     assert found["facts"]["budget_resets_at"].endswith("Z")
 

@@ -104,7 +104,7 @@ async def test_what_a_run_does_leads_back_to_its_tick(
             assert (facts["job"], facts["run_id"], facts["tick"]) == ("poll", started.run_id, started.tick)
             assert (facts["attempt"], facts["runner"]) == (1, member.scheduler.runner)
         assert found
-        assert found.origin.reasons[-1].sentence == "In its course worker asked for this over HTTP."
+        assert found.origin.reasons[-1].sentence == "During the run, worker requested this over HTTP."
 
 
 def _midnight(day: int) -> datetime:

@@ -14,12 +14,12 @@ from service.explain import words
     [
         ("agent:email_agent", "email_agent"),
         ("agent:email_agent key:k7", "email_agent (key k7)"),
-        ("operator key:k7", "somebody as operator (key k7)"),
+        ("operator key:k7", "an operator (key k7)"),
         ("agent:my key: ring", "my key: ring"),
         ("cli:zoe", "zoe, on the command line"),
         ("system:clock", "the passing of time"),
         ("system:scheduler", "the scheduler"),
-        ("anonymous", "somebody who gave no name"),
+        ("anonymous", "an anonymous caller"),
         ("urn:x:y", "urn:x:y"),
     ],
 )

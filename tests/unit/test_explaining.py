@@ -52,24 +52,25 @@ def test_an_explanation_reads_as_it_did(name: str) -> None:
 def test_a_single_token_is_told_in_the_singular() -> None:
     story = given(policy=SetPolicy(daily_tokens=10)).given(ReserveTokens(agent="ada", tokens=1))
     reserved = len(story.log)
-    assert "It is neither used nor given back" in _told(story, reserved)
-    assert "1 token was set aside for ada, until " in _told(story, reserved)
+    assert "1 token was reserved for ada until " in _told(story, reserved)
     settle = SettleReservation(reservation_id=story.reply["id"], tokens_used=9)
     story.given(settle).when(ReserveTokens(agent="eve", tokens=2))
     settled = next(item.position for item in story.log if item.type == "tokens_settled")
-    assert "ada used 9 of the 1 token that was set aside for it. It had been" in _told(story, settled)
-    assert "did not allow it, 1 was left to it." in _told(story, len(story.log))
+    assert "ada used 9 of the 1 token reserved for it." in _told(story, settled)
+    assert "eve was refused 2 tokens: the squad's budget for 2026-03-02 had 1 left." in _told(
+        story, len(story.log)
+    )
 
 
 @pytest.mark.parametrize(
     ("reason", "said"),
-    [("released", "was given back."), ("expired", "came free: nobody settled it in time.")],
+    [("released", "was released."), ("expired", "expired: it was not settled in time.")],
 )
-def test_so_is_one_that_comes_back(reason: Any, said: str) -> None:
+def test_a_reservation_is_released_or_expires(reason: Any, said: str) -> None:
     released = TokensReleased(
         day=START.date(), reservation_id="r", agent="ada", tokens_reserved=1, reason=reason
     )
-    assert of_event(released) == f"The 1 token set aside for ada {said}"
+    assert of_event(released) == f"The reservation of 1 token for ada {said}"
 
 
 def _told(story: Story, position: int) -> str:
@@ -156,7 +157,10 @@ def test_of_a_claim_with_very_many_heartbeats_it_is_told_when_it_was_free_at_the
     monkeypatch.setattr(operations, "LOOKED_THROUGH", 2)
     found = asked(question())
     assert found.facts["free_at"] is None
-    assert "what was wanted was free at the latest 90 s after the refusal" in found.reasons[-1].sentence
+    assert (
+        "the contested resources were free at the latest 90 s after the refusal"
+        in found.reasons[-1].sentence
+    )
 
 
 def test_what_is_beyond_ones_own_limit_leaves_out_what_others_used() -> None:
@@ -178,9 +182,7 @@ def test_an_event_of_newer_software_does_not_hide_what_is_around_it() -> None:
     story = _with_an_event_from_tomorrow()
     unknown = len(story.log)
     found = explained(story.log, unknown)
-    assert (
-        found.summary == "Something happened that this version of the software does not know: moon_landed."
-    )
+    assert found.summary == "This version of the software does not know events of the type moon_landed."
     following = story.log[0]._replace(position=unknown + 1, caused_by=unknown)
     [cause, *_] = explained([*story.log, following], unknown + 1).causes
     assert cause == step(told(story.log[-1]))
