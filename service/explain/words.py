@@ -62,11 +62,6 @@ def were(value: int) -> str:
     return "was" if value == 1 else "were"
 
 
-def they(value: int) -> str:
-    """The pronoun for a number of things, at the start of a sentence."""
-    return "It" if value == 1 else "They"
-
-
 def line(text: str) -> str:
     """A text that a user wrote, on one line and truncated."""
     flat = " ".join(text.split())

@@ -1,9 +1,9 @@
-"""Under another policy: the same history, judged by other rules.
+"""What-if: the recorded history judged under another policy.
 
-`judge` reads a log page by page, judges every request in it again, and says which would have been refused
-instead of allowed, and which allowed instead of refused. All of it is pure but for the reader; it streams,
-and keeps no more in memory than what was active at a time. With rules that differ in nothing it finds no
-difference in any log: a test holds it to that with histories made up at random.
+`judge` reads a log page by page, judges every request in it again, and reports which would have been
+refused instead of allowed, and which allowed instead of refused. All but the reader is pure. The log is
+streamed; only what is active at a time is kept in memory. Under unchanged rules it finds no difference in
+any log, which a property test checks on random histories.
 """
 
 from __future__ import annotations

@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Claim:
-    """An operation of the log, for as long as it is active there."""
+    """An operation that is active in the log."""
 
     blocks_until: datetime
     expires_at: datetime
     would_expire_at: datetime | None = None
-    """When it would have been over, where that is before its end in the log, and was not told yet."""
+    """When it would have expired, if that is before its end in the log and not reported yet."""
 
 
 class Claims:
-    """The operations' side of a trial."""
+    """The operations part of a trial."""
 
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
@@ -43,13 +43,13 @@ class Claims:
         }
 
     def pass_time(self, now: datetime) -> None:
-        """Lets operations go that nobody would have renewed in time."""
+        """Expire operations that would not have been renewed in time."""
         for row in self._squad.expire(now):
             if claim := self._logged.get(row.id):
                 claim.would_expire_at = row.expires_at
 
     def start(self, event: OperationStarted, at: Recorded) -> None:
-        """Judges a claim that was made."""
+        """Judge a claim that was made."""
         trial = self._trial
         self._logged[event.operation_id] = _Claim(event.blocks_until, event.expires_at)
         if trial.judging:
@@ -61,13 +61,13 @@ class Claims:
         self._squad.claim(self._timed(event, at), at)
 
     def renew(self, event: OperationRenewed, at: Recorded) -> None:
-        """Judges a heartbeat that was taken."""
+        """Judge a heartbeat that was accepted."""
         trial = self._trial
         claim, row = self._logged.get(event.operation_id), self._squad.operation(event.operation_id)
         if claim:
             claim.blocks_until, claim.expires_at = event.blocks_until, event.expires_at
         if row is None:
-            self._tell_of_expiry(event, claim, at, "heartbeat")
+            self._report_expiry(event, claim, at, "heartbeat")
             return
         if trial.judging:
             trial.report.requests += 1
@@ -79,20 +79,20 @@ class Claims:
         self._squad.claim(event, at)
 
     def finish(self, event: OperationFinished, at: Recorded) -> None:
-        """Ends an operation; one that would have been over before cannot be ended."""
+        """End an operation; one that would have expired before cannot be finished."""
         claim = self._forget(event.operation_id)
         if self._squad.operation(event.operation_id):
             self._squad.finish(event)
         elif claim and claim.expires_at > at.recorded_at:
-            self._tell_of_expiry(event, claim, at, "finish")
+            self._report_expiry(event, claim, at, "finish")
 
     def expire(self, event: OperationExpired) -> None:
-        """Forgets what the log has of an operation. When it would have expired is for the time to say."""
+        """Forget an operation of the log. When it would have expired is up to `pass_time`."""
         self._trial.report.expired_too_soon += self._squad.operation(event.operation_id) is not None
         self._forget(event.operation_id)
 
     def turn_away(self, event: ConflictDetected, at: Recorded) -> None:
-        """Judges a claim, or a heartbeat, that was refused."""
+        """Judge a claim, or a heartbeat, that was refused."""
         trial, now = self._trial, at.recorded_at
         if not trial.judging:
             return
@@ -115,15 +115,15 @@ class Claims:
         self._squad.claim(started, at)
 
     def _forget(self, operation_id: str) -> _Claim | None:
-        """An operation is over in the log."""
+        """Forget an operation that has ended in the log."""
         self._trial.refused.pop(operation_id, None)
         return self._logged.pop(operation_id, None)
 
     def _heartbeat_of(self, event: ConflictDetected, now: datetime) -> OperationRow | None:
-        """The operation that was to be renewed, where it was not a new claim that was refused.
+        """The operation whose heartbeat was refused; None if it was a new claim that was refused.
 
-        The log does not say which it was. It was a heartbeat, most likely, where the agent was still at the
-        very same thing; unless it was its own other claim that turned it away, as one that begins anew is.
+        The log does not say which it was. It was most likely a heartbeat if the agent still had a claim
+        with the same action and resources; unless the agent's own claim blocked it, as it does a new claim.
         """
         holder = self._logged.get(event.operation_id)
         if event.agent in event.holders and holder and holder.blocks_until > now:
@@ -139,14 +139,14 @@ class Claims:
         )
         return min(mine, key=lambda row: row.fencing_token, default=None)
 
-    def _tell_of_expiry(
+    def _report_expiry(
         self,
         event: OperationRenewed | OperationFinished,
         claim: _Claim | None,
         at: Recorded,
         what: Literal["heartbeat", "finish"],
     ) -> None:
-        """Says, once, of an operation that it would have been over; of one that never was, nothing."""
+        """Report, once, that an operation would have expired, unless it would never have started."""
         if claim and claim.would_expire_at:
             self._trial.report.requests += 1
             sentence = wording.expired(event.agent, what, claim.would_expire_at)
@@ -154,12 +154,12 @@ class Claims:
             claim.would_expire_at = None
 
     def _timed(self, event: OperationStarted, at: Recorded) -> OperationStarted:
-        """A claim with the times that it would have had."""
+        """The claim with the times that it would have had."""
         trial = self._trial
         if not trial.judging or not trial.rules.changes_claims:
             return event
         timeout, policy = trial.rules.operation_timeout_seconds, trial.policy
-        # Whoever named a time to live of its own, other than the policy's, would have named it again.
+        # A claim with its own time to live, other than the policy's, keeps it.
         is_own = policy is None or event.ttl_seconds != policy.operation_timeout_seconds
         ttl_seconds = event.ttl_seconds if timeout is None or is_own else timeout
         return structs.replace(event, **self._times(ttl_seconds, at.recorded_at))

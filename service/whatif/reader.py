@@ -1,4 +1,4 @@
-"""Reads a log page by page and has it judged, with other work in between."""
+"""Reads a log and judges it page by page, so that other work can run between pages."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ async def judge(
     page_positions: int = log.PAGE_EVENTS,
     at_page: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """What would have been otherwise in the log as it is now. Nothing in it changes.
+    """Report what would have been different in the log as it is now. Nothing in it is changed.
 
     Args:
         connection: opens a connection for one page, such as a pool's `connection`.
         rules: the other rules.
-        page_positions: how many positions are read, and judged without a pause, at once.
-        at_page: told before each page how far it is, and how far it goes.
+        page_positions: how many positions are read at once, and judged without a pause.
+        at_page: called before each page with the position reached and the last position.
 
     Raises:
         LogNotUnderstood: an event does not follow from those before.
@@ -44,14 +44,14 @@ async def judge(
         UnreadableEvent: an event cannot be read.
     """
     async with connection() as reading:
-        # Whatever newer software records may be about tokens or claims: better no answer than a wrong one.
+        # Event types of newer software may concern tokens or claims: better no answer than a wrong one.
         if unknown := set(await lookup.kinds(reading)) - codec.EVENT_TYPES.keys():
             raise UnknownEventType(", ".join(sorted(unknown)))
         upto = await log.head_position(reading)
         if rules.until:
             upto = min(upto, await lookup.position_at(reading, rules.until - _JUST_BEFORE))
         after = await lookup.position_at(reading, rules.since - _JUST_BEFORE) if rules.since else 0
-        # What was before the other rules hold is of interest only for what it led to.
+        # Of the events before the other rules apply, only the resulting state matters.
         squad = await snapshots.nearest(reading, min(after, upto))
     simulation = Simulation(rules, min(after, upto), squad)
     for first in range(squad.head.position if squad else 0, upto, page_positions):

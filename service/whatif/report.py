@@ -1,4 +1,4 @@
-"""What would have been otherwise: counted, and the first of it told."""
+"""What would have been different: the counts, and the first differences in full."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ What = Literal["reservation", "claim", "heartbeat", "finish"]
 Verdict = Literal["allowed", "refused"]
 
 FIRST_DIFFERENCES = 10
-"""How many differences are told one by one."""
+"""The number of differences that are listed."""
 
 MOST_ROWS = 1_000
-"""How many rows by day and agent, and how many warnings, are told; the totals hold all."""
+"""The number of rows by day and agent, and of warnings, that are listed; the totals cover all."""
 
 WHAT_IS_EXACT = (
-    "Up to the first difference this is what would have happened. From there on the agents would have"
-    " acted differently: whoever is refused asks again or does something else, and whoever is allowed goes"
-    " on. All that comes after it is what these rules would have said to the same requests."
+    "Up to the first difference, this is what would have happened. After it, the agents would have acted"
+    " differently: an agent that is refused retries or does something else, and one that is allowed goes"
+    " on. The rest shows how these rules would have judged the same requests."
 )
 _USE_IS_A_FACT = (
-    "What was used counts in any case, but for what was settled of reservations that would not have been."
+    "Tokens that were used count under any rules, except those settled from reservations that would have"
+    " been refused."
 )
 _USE_IS_ASSUMED = (
-    "What refused reservations would have used is not known: where they would have been allowed, they"
-    " are counted as used in full."
+    "How much refused reservations would have used is not known: where they would have been allowed, they"
+    " count as used in full."
 )
 _CLAIM_IS_ASSUMED = (
     "How long refused claims would have been held is not known: where they would have been allowed, they"
-    " are counted as held without a heartbeat, so they block for one conflict window."
+    " count as held without a heartbeat, so they block for one conflict window."
 )
 
 
 @dataclass
 class Difference:
-    """A request that would have been judged otherwise."""
+    """A request that would have been judged differently."""
 
     position: int
     recorded_at: datetime
@@ -52,7 +53,7 @@ class Difference:
 
 
 class Warned(NamedTuple):
-    """A warning that would have come at another time; None for never."""
+    """A warning that would have come at a different time; None means never."""
 
     day: date
     percent: int
@@ -62,7 +63,7 @@ class Warned(NamedTuple):
 
 @dataclass
 class Row:
-    """What would have been otherwise for an agent on a day."""
+    """What would have been different for an agent on a day."""
 
     day: date
     agent: str
@@ -71,55 +72,55 @@ class Row:
     allowed_instead: int = 0
     """Requests that were refused and would have been allowed."""
     tokens_refused: int = 0
-    """Tokens that were set aside and would not have been."""
+    """Tokens that were reserved and would have been refused."""
     tokens_allowed: int = 0
-    """Tokens that were refused and would have been set aside."""
+    """Tokens that were refused and would have been reserved."""
 
 
 @dataclass
 class Report:
-    """The whole answer."""
+    """The whole result."""
 
     after: int
-    """Behind which position the other rules hold."""
+    """The position behind which the other rules apply."""
     upto: int = 0
-    """Up to which position history was judged."""
+    """The position up to which history was judged."""
     requests: int = 0
-    """How many requests were judged again."""
+    """The number of requests judged again."""
     judged: Counter[tuple[What, Verdict]] = field(default_factory=Counter)
-    """How many of which kind would have been allowed, or refused, instead."""
+    """The number of requests of each kind that would have been allowed, or refused, instead."""
     runs_refused: int = 0
     runs_allowed: int = 0
     tokens_refused: int = 0
     tokens_allowed: int = 0
     tokens_not_used: int = 0
-    """What was settled of reservations that would have been refused."""
+    """Tokens settled from reservations that would have been refused."""
     warnings_changed: int = 0
     expired_too_soon: int = 0
-    """Operations that expired in the log and would still have been under way then."""
+    """The number of operations that expired in the log and would still have been active."""
     rows: dict[tuple[date, str], Row] = field(default_factory=dict)
     rows_left_out: int = 0
-    """How many differences fall on days and agents beyond `MOST_ROWS`."""
+    """The number of differences on days and agents beyond `MOST_ROWS`."""
     differences: list[Difference] = field(default_factory=list)
     warnings: list[Warned] = field(default_factory=list)
 
     @property
     def refused_instead(self) -> int:
-        """How many requests were allowed and would have been refused."""
+        """The number of requests that were allowed and would have been refused."""
         return sum(count for (_, instead), count in self.judged.items() if instead == "refused")
 
     @property
     def allowed_instead(self) -> int:
-        """How many requests were refused and would have been allowed."""
+        """The number of requests that were refused and would have been allowed."""
         return sum(count for (_, instead), count in self.judged.items() if instead == "allowed")
 
     @property
     def is_different(self) -> bool:
-        """Whether anything would have been otherwise."""
+        """Whether anything would have been different."""
         return bool(self.judged) or self.warnings_changed > 0
 
     def count(self, difference: Difference) -> bool:
-        """Takes a difference in; says whether it is among those that are told one by one."""
+        """Count a difference; return whether it is among those that are listed."""
         self.judged[difference.what, difference.instead] += 1
         tokens, row = difference.tokens or 0, self._row(difference.day, difference.agent)
         if difference.instead == "refused":
@@ -130,35 +131,35 @@ class Report:
             self.tokens_allowed += tokens
             row.allowed_instead += 1
             row.tokens_allowed += tokens
-        is_told = len(self.differences) < FIRST_DIFFERENCES
-        if is_told:
+        is_listed = len(self.differences) < FIRST_DIFFERENCES
+        if is_listed:
             self.differences.append(difference)
-        return is_told
+        return is_listed
 
     def warn(self, warned: Warned) -> None:
-        """Takes in a warning that would have come at another time."""
+        """Count a warning that would have come at a different time."""
         self.warnings_changed += 1
         if len(self.warnings) < MOST_ROWS:
             self.warnings.append(warned)
 
     def summary(self) -> str:
-        """The answer in one sentence."""
+        """The result in one sentence."""
         if not self.is_different:
             judged = words.count(self.requests, "request")
-            return f"Nothing would have been otherwise, in {judged}."
+            return f"Nothing would have been different, in {judged}."
         warned = words.count(self.warnings_changed, "warning")
-        late = f"{warned} would have come at another time, or not at all"
+        late = f"{warned} would have come at a different time, or not at all"
         if not self.judged:
             return f"Every request would have been judged the same; {late}."
-        told = (
+        counts = (
             f"Of {words.count(self.requests, 'request')}, {self.refused_instead:,} would have been refused"
             f" instead of allowed, and {self.allowed_instead:,} allowed instead of refused"
         )
-        return f"{told}; {late}." if self.warnings_changed else f"{told}."
+        return f"{counts}; {late}." if self.warnings_changed else f"{counts}."
 
     def caveats(self) -> list[str]:
-        """What is to be kept in mind; the first says what is exact, where anything is different."""
-        unheard = self._unheard()
+        """The limits of the result; if anything is different, the first says what is exact."""
+        unheard = self._not_judged()
         if not self.is_different:
             return unheard
         reservations = self.judged["reservation", "allowed"] + self.judged["reservation", "refused"]
@@ -171,13 +172,13 @@ class Report:
             *unheard,
         ]
 
-    def _unheard(self) -> list[str]:
+    def _not_judged(self) -> list[str]:
         if not self.expired_too_soon:
             return []
         operations = words.count(self.expired_too_soon, "operation")
         return [
-            f"{operations} that expired would still have been under way then. What was asked for them"
-            " afterwards was refused without an event, so it is not among what was judged."
+            f"{operations} that expired would still have been active. Later requests for what had expired"
+            " were refused without an event, so they could not be judged again."
         ]
 
     def _row(self, day: date, agent: str) -> Row:

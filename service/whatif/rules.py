@@ -1,4 +1,4 @@
-"""The other rules: which of the policy's differ, and for which stretch of the log."""
+"""The other rules: which policy fields differ, and for which part of the log."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ Percent = Annotated[int, Field(ge=1, le=100)]
 
 
 class OtherRules(Command):
-    """Judge the same history by other rules. What is not named stays as the log has it; nothing changes."""
+    """Judge the same history by other rules. Fields left out stay as in the log; nothing is changed."""
 
     daily_tokens: Tokens | None = None
     agent_limits: dict[Name, Tokens | None] | None = Field(default=None, max_length=1_000)
-    """Tokens a day by agent, in place of the agent's limit; null lifts it. The others keep theirs."""
+    """Tokens a day by agent, in place of the agent's limit; null lifts it. Other agents keep theirs."""
     conflict_window_seconds: TtlSeconds | None = None
     operation_timeout_seconds: TtlSeconds | None = None
     warning_percents: list[Percent] | None = Field(default=None, max_length=20)
     since: Moment | None = None
-    """From when on the other rules hold; without it, from the beginning."""
+    """When the other rules start to apply; by default, from the beginning."""
     until: Moment | None = None
-    """Up to when history is judged, exclusive; without it, up to now."""
+    """Up to when history is judged, exclusive; by default, up to now."""
 
     @model_validator(mode="after")
     def _in_order(self) -> OtherRules:
         if self.since and self.until and self.since >= self.until:
-            raise ValueError("since must lie before until")
+            raise ValueError("since must be before until")
         return self
 
     @property
     def changes_claims(self) -> bool:
-        """Whether claims block, or last, for another time."""
+        """Whether claims would block or last for a different time."""
         return self.conflict_window_seconds is not None or self.operation_timeout_seconds is not None
 
     def in_place_of(self, policy: PolicySet) -> PolicySet:
-        """A policy of the log with these rules in place of its own."""
+        """A policy of the log, overridden by these rules."""
         named: dict[str, Any] = {
             name: value
             for name in ("daily_tokens", "conflict_window_seconds", "operation_timeout_seconds")

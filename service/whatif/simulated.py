@@ -1,7 +1,7 @@
-"""The squad as it would be: its budget and its claims, as far as they are active.
+"""The squad as it would be: its active budget and claims.
 
-It is a decision state like the writer's, kept by the same folds and judged by the same functions, so what
-it says of a request is what the squad would have said.
+It is a decision state like the writer's, kept by the same folds and judged by the same functions, so its
+verdict on a request is the one that the squad would have given.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Rows(dict[Any, Any]):
 
 
 class Simulated(State):
-    """Policy, budget days, reservations and operations under some rules; what is over leaves it."""
+    """Policy, budget days, reservations and operations under some rules; what has ended is removed."""
 
     def __init__(self) -> None:
         self._tables = {table.name: _Rows() for table in _KEPT}
@@ -59,7 +59,7 @@ class Simulated(State):
         self._expiring: list[tuple[datetime, str]] = []
 
     def load(self, squad: State) -> None:
-        """Begins as another squad is."""
+        """Start from the state of another squad."""
         for table in _KEPT:
             self._tables[table.name].update((table.key_of(row), row) for row in squad.all(table))
         for operation in sorted(self.all(OPERATIONS), key=lambda row: row.fencing_token):
@@ -83,40 +83,40 @@ class Simulated(State):
         return self.rows(OPERATIONS).get(operation_id)
 
     def spend(self, event: OfBudget, recorded: Recorded) -> None:
-        """Lets an event about the policy or about tokens have its effects."""
+        """Apply an event about the policy or about tokens."""
         budgets.apply(self, event, recorded)
 
     def end_reservation(self, event: TokensSettled | TokensReleased, recorded: Recorded) -> None:
-        """Lets a reservation end, and go."""
+        """End a reservation and remove it."""
         budgets.apply(self, event, recorded)
         del self._tables[RESERVATIONS.name][event.reservation_id]
         self.forget_past_days()
 
     def claim(self, event: OperationStarted | OperationRenewed, recorded: Recorded) -> None:
-        """Lets an operation start, or go on."""
+        """Start or renew an operation."""
         operations.apply(self, event, recorded)
         if isinstance(event, OperationStarted):
             self._hold(event.operation_id, event.resources)
         heapq.heappush(self._expiring, (event.expires_at, event.operation_id))
 
     def finish(self, event: OperationFinished) -> None:
-        """Lets an operation end, and go."""
-        self._let_go(event.operation_id)
+        """End an operation and remove it."""
+        self._remove(event.operation_id)
 
     def expire(self, now: datetime) -> list[OperationRow]:
-        """Lets go the operations that nobody renewed in time."""
+        """Remove and return the operations that were not renewed in time."""
         gone: list[OperationRow] = []
         while self._expiring and self._expiring[0][0] <= now:
             _, operation_id = heapq.heappop(self._expiring)
             row = self.operation(operation_id)
-            # One that was renewed stands further back in the heap once more.
+            # A renewed operation has a later entry in the heap.
             if row and row.expires_at <= now:
                 gone.append(row)
-                self._let_go(operation_id)
+                self._remove(operation_id)
         return gone
 
     def forget_past_days(self) -> None:
-        """A day that is closed and has nothing set aside leaves, and takes its agents' parts along."""
+        """Remove closed days without open reservations, and their agents' parts."""
         days, parts = self._tables[BUDGET_DAYS.name], self._tables[BUDGETS.name]
         over = {day for day, row in days.items() if row.closed_at is not None and row.reserved == 0}
         if over:
@@ -129,7 +129,7 @@ class Simulated(State):
         for resource in resources.items():
             self._holders[resource] = (*self.claims(resource), operation_id)
 
-    def _let_go(self, operation_id: str) -> None:
+    def _remove(self, operation_id: str) -> None:
         row = self._tables[OPERATIONS.name].pop(operation_id, None)
         for resource in row.resources.items() if row else ():
             left = tuple(holder for holder in self.claims(resource) if holder != operation_id)

@@ -1,10 +1,10 @@
 """The same requests, judged again in order by other rules.
 
-What was asked for is in the log, whatever came of it: a reservation as `tokens_reserved` or
+The log has every request, whether it was allowed or refused: a reservation as `tokens_reserved` or
 `tokens_denied`, a claim as `operation_started` or `conflict_detected`, a heartbeat as `operation_renewed`
 or, again, `conflict_detected`. Each is judged on the state that these rules would have led to, by the
-functions that judge commands. What agents did with what they were given counts only where they would have
-been given it; what they used without asking is a fact.
+functions that judge commands. What agents did with a grant counts only if they would have been granted it;
+tokens that they used without a reservation always count.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ KINDS = (
     RunStarted,
     RunSkipped,
 )
-"""The kinds of event that matter to it."""
+"""The event types that the simulation uses."""
 
 
 class Simulation:
-    """Takes the events of a log one after another, and says in the end what would have been otherwise.
+    """Takes the events of a log in order, and reports at the end what would have been different.
 
-    The first that it is to take follows the squad's head, where it is given one to begin with.
+    If it is given a squad to start from, the first event is the one after the squad's head.
     """
 
     def __init__(self, rules: OtherRules, after: int = 0, squad: State | None = None) -> None:
@@ -75,11 +75,11 @@ class Simulation:
 
     @property
     def squad(self) -> State:
-        """The squad as it would be by now."""
+        """The squad as it would be now."""
         return self._trial.squad
 
     def take(self, event: AnyEvent, at: Recorded) -> None:
-        """Takes the next event; of other kinds than `KINDS` it takes no notice."""
+        """Take the next event; types other than `KINDS` are ignored."""
         trial, tokens, claims = self._trial, self._tokens, self._claims
         if not trial.judging and at.position > trial.report.after:
             self._begin_to_judge(at)
@@ -117,13 +117,13 @@ class Simulation:
                 pass
 
     def end(self, upto: int) -> Report:
-        """The answer, once the last event up to that position was taken."""
+        """The report, once the last event up to that position was taken."""
         self._tokens.compare_warnings()
         self._trial.report.upto = upto
         return self._trial.report
 
     def _begin_to_judge(self, at: Recorded) -> None:
-        """From here on the other rules hold, as if somebody had set them just before this event."""
+        """Apply the other rules from here on, as if they had been set just before this event."""
         trial = self._trial
         trial.judging = True
         if trial.policy:
@@ -132,18 +132,18 @@ class Simulation:
             self._tokens.set_policy(policy, at)
 
     def _note_run(self, event: RunStarted) -> None:
-        """A run whose tokens or whose claim would have been refused would not have started."""
+        """Count a run that would not have started, because its tokens or claim would have been refused."""
         trial = self._trial
         refused = [
             needed for needed in (event.reservation_id, event.operation_id) if needed in trial.refused
         ]
         trial.report.runs_refused += bool(refused)
         for needed in refused:
-            if needed and (told := trial.refused[needed]):
-                told.sentence += wording.run_not_started(event)
+            if needed and (listed := trial.refused[needed]):
+                listed.sentence += wording.run_not_started(event)
 
     def _note_skip(self, event: RunSkipped, at: Recorded) -> None:
-        """A tick that was skipped for a refusal that would not have been would have run."""
+        """Count a skipped tick that would have run, because its request would have been allowed."""
         lifted = self._trial.lifted
         if lifted and lifted.position == at.caused_by:
             self._trial.report.runs_allowed += 1

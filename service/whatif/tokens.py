@@ -1,4 +1,4 @@
-"""Requests for tokens, judged again; and the warnings that would have come."""
+"""Requests for tokens, judged again, and the warnings that would have been raised."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Tokens:
-    """The budget's side of a trial."""
+    """The budget part of a trial."""
 
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
@@ -38,15 +38,15 @@ class Tokens:
     # Rules and days -------------------------------------------------------------------------------------
 
     def set_policy(self, event: PolicySet, at: Recorded) -> None:
-        """Takes a policy of the log over, but for what the other rules say."""
+        """Apply a policy of the log, overridden by the other rules."""
         trial = self._trial
         trial.policy = event
         self._squad.spend(trial.rules.in_place_of(event) if trial.judging else event, at)
         if event.day:
-            self._look_for_warnings(event.day, at)
+            self._raise_warnings(event.day, at)
 
     def begin_day(self, event: BudgetDayReset, at: Recorded) -> None:
-        """Begins a day, and closes the one before."""
+        """Begin a day and close the previous one."""
         trial = self._trial
         if trial.judging and trial.rules.daily_tokens is not None:
             event = structs.replace(event, total=trial.rules.daily_tokens)
@@ -55,14 +55,14 @@ class Tokens:
         self.compare_warnings(event.day)
 
     def warn(self, event: BudgetThresholdCrossed, at: Recorded) -> None:
-        """Notes a warning of the log."""
+        """Note a warning of the log."""
         self._warned[event.day, event.percent] = at.recorded_at
         if not self._trial.judging:
             self._squad.spend(event, at)
             self._would_warn[event.day, event.percent] = at.recorded_at
 
     def compare_warnings(self, today: date | None = None) -> None:
-        """Says which warnings of days other than `today` would have come at another time."""
+        """Report the warnings of days other than `today` that would have come at a different time."""
         over = {key for key in (*self._warned, *self._would_warn) if key[0] != today}
         for day, percent in sorted(over):
             recorded_at = self._warned.pop((day, percent), None)
@@ -70,7 +70,7 @@ class Tokens:
             if recorded_at != instead_at:
                 self._trial.report.warn(Warned(day, percent, recorded_at, instead_at))
 
-    def _look_for_warnings(self, day: date, at: Recorded) -> None:
+    def _raise_warnings(self, day: date, at: Recorded) -> None:
         row = self._squad.rows(BUDGET_DAYS).get(day)
         if not self._trial.judging or row is None or row.closed_at:
             return
@@ -83,7 +83,7 @@ class Tokens:
     # Requests -------------------------------------------------------------------------------------------
 
     def reserve(self, event: TokensReserved, at: Recorded) -> None:
-        """Judges a reservation that was made."""
+        """Judge a reservation that was made."""
         trial, day = self._trial, self._squad.rows(BUDGET_DAYS).get(event.day)
         if trial.judging and day:
             trial.report.requests += 1
@@ -97,7 +97,7 @@ class Tokens:
         self._squad.spend(event, at)
 
     def deny(self, event: TokensDenied, at: Recorded) -> None:
-        """Judges a reservation that was refused."""
+        """Judge a reservation that was refused."""
         trial, day = self._trial, self._squad.rows(BUDGET_DAYS).get(event.day)
         if not trial.judging or day is None:
             return
@@ -106,16 +106,16 @@ class Tokens:
             return
         sentence = wording.reservation_allowed(self._squad, day, event)
         trial.differ(at, event, "reservation", "allowed", sentence, tokens=event.tokens)
-        # What it would have used is not known; what was asked for is the best that the log has.
+        # How much it would have used is not known; the requested amount is the best estimate in the log.
         self.use(TokensUsed(day=event.day, agent=event.agent, tokens=event.tokens), at)
 
     def use(self, event: TokensUsed, at: Recorded) -> None:
-        """Counts what was used: a fact, whatever the rules."""
+        """Count tokens that were used, which is a fact under any rules."""
         self._squad.spend(event, at)
-        self._look_for_warnings(event.day, at)
+        self._raise_warnings(event.day, at)
 
     def end(self, event: TokensSettled | TokensReleased, at: Recorded) -> None:
-        """Ends a reservation; of one that would not have been, nothing would have been used."""
+        """End a reservation. If it would have been refused, nothing would have been used."""
         if event.reservation_id in self._trial.refused:
             del self._trial.refused[event.reservation_id]
             if isinstance(event, TokensSettled):
@@ -123,4 +123,4 @@ class Tokens:
             return
         self._squad.end_reservation(event, at)
         if isinstance(event, TokensSettled):
-            self._look_for_warnings(event.day, at)
+            self._raise_warnings(event.day, at)

@@ -1,4 +1,4 @@
-"""What all judging shares: the rules, the squad as it would be, and what is found."""
+"""What all judging shares: the rules, the squad as it would be, and the report."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class _Asked(Protocol):
 
 
 class LiftedRefusal(NamedTuple):
-    """A refusal of the log that would not have been, and its difference where that is told."""
+    """A refusal of the log that would not have happened, and its difference if that is listed."""
 
     position: int
     told: Difference | None
 
 
 class Trial:
-    """Two squads on one log: the one that it tells of, and the one that would have been."""
+    """Two squads on one log: the recorded one, and the one that would have been."""
 
     def __init__(self, rules: OtherRules, after: int, squad: State | None) -> None:
         self.rules = rules
         self.report = Report(after)
         self.squad = Simulated()
         self.policy: PolicySet | None = None
-        """As the log has it."""
+        """The recorded policy."""
         if squad and squad.has_policy:
             self.squad.load(squad)
             rules_then = {
@@ -43,10 +43,10 @@ class Trial:
             }
             self.policy = PolicySet(**rules_then, day=None)
         self.judging = after == 0
-        """Whether the other rules hold yet. Until then the two squads are one."""
+        """Whether the other rules apply yet. Until then the two squads are the same."""
         self.refused: dict[str, Difference | None] = {}
-        """Reservations and operations that the log has and that would not have been, until they end there;
-        each with its difference where that is told."""
+        """Recorded reservations and operations that would have been refused, until they end in the log;
+        each with its difference if that is listed."""
         self.lifted: LiftedRefusal | None = None
         """The last one."""
 
@@ -60,7 +60,7 @@ class Trial:
         *,
         tokens: int | None = None,
     ) -> Difference | None:
-        """Counts a request that would have been judged otherwise; gives the difference where it is told."""
+        """Count a request that would have been judged differently; return the difference if listed."""
         day = self.squad.day
         difference = Difference(
             position=at.position,
@@ -73,7 +73,7 @@ class Trial:
             tokens=tokens,
             sentence=sentence,
         )
-        told = difference if self.report.count(difference) else None
+        listed = difference if self.report.count(difference) else None
         if instead == "allowed":
-            self.lifted = LiftedRefusal(at.position, told)
-        return told
+            self.lifted = LiftedRefusal(at.position, listed)
+        return listed

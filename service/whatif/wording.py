@@ -1,4 +1,4 @@
-"""Differences in words: what was, and what would have been."""
+"""Differences in sentences: what happened, and what would have happened."""
 
 from __future__ import annotations
 
@@ -25,64 +25,64 @@ if TYPE_CHECKING:
 
 
 def reservation_refused(state: State, day: BudgetDayRow, event: TokensReserved, judged: Allowance) -> str:
-    """Tokens that were set aside and would not have been."""
+    """Tokens that were reserved and would have been refused."""
     left = _left(state, day, event.agent, of_agent=judged.denied == "agent_limit_reached")
-    asked = words.tokens(event.tokens)
-    were, they = words.were(event.tokens), words.they(event.tokens)
-    return f"{asked} {were} set aside for {event.agent}. {they} would have been refused: {left}."
+    asked, were = words.tokens(event.tokens), words.were(event.tokens)
+    return f"{asked} {were} reserved for {event.agent}. That would have been refused: {left}."
 
 
 def reservation_allowed(state: State, day: BudgetDayRow, event: TokensDenied) -> str:
-    """Tokens that were refused and would have been set aside."""
+    """Tokens that were refused and would have been reserved."""
     left = _left(state, day, event.agent, of_agent=event.reason == "agent_limit_reached")
-    asked, they = words.tokens(event.tokens), words.they(event.tokens)
-    return f"{event.agent} was refused {asked}. {they} would have been set aside: {left}."
+    asked = words.tokens(event.tokens)
+    return f"{event.agent} was refused {asked}. That would have been allowed: {left}."
 
 
 def claim_refused(event: OperationStarted, conflict: Conflict) -> str:
-    """A claim that was made and would not have been."""
+    """A claim that was made and would have been refused."""
     return (
         f"{event.agent} claimed {words.resources(event.resources)} for {words.quote(event.action)}."
-        f" That would have been refused: {_in_the_way(conflict)}."
+        f" That would have been refused: {_blocking(conflict)}."
     )
 
 
 def claim_allowed(event: ConflictDetected) -> str:
     """A claim that was refused and would have been made."""
-    return f"{_turned_away(event)} Nobody would have been in the way."
+    return f"{_blocked(event)} No claim would have blocked it."
 
 
 def heartbeat_refused(row: OperationRow, conflict: Conflict) -> str:
-    """A claim that went on and would not have."""
+    """A heartbeat that was accepted and would have been refused."""
     return (
         f"{row.agent} renewed its claim of {words.resources(row.resources)}. That would have been refused:"
-        f" {_in_the_way(conflict)}."
+        f" {_blocking(conflict)}."
     )
 
 
 def heartbeat_allowed(event: ConflictDetected) -> str:
-    """A claim that could not go on and would have."""
-    return f"{_turned_away(event)} It would have gone on with what it was at."
+    """A heartbeat that was refused and would have been accepted."""
+    return f"{_blocked(event)} It would have kept its own claim."
 
 
 def expired(agent: str, what: str, expired_at: datetime) -> str:
-    """An operation that would have been over."""
-    did = "renewed" if what == "heartbeat" else "ended"
+    """A heartbeat or a finish of an operation that would have expired before."""
+    did = "renewed" if what == "heartbeat" else "finished"
     return (
-        f"{agent} {did} its operation. That would have been refused: it would have expired at"
+        f"{agent} {did} its operation. That would have been refused: the operation would have expired at"
         f" {words.moment(expired_at)}."
     )
 
 
 def run_not_started(event: RunStarted) -> str:
-    """What would have come of a run."""
-    which = "run by hand" if event.manual else f"tick of {words.moment(event.tick)}"
-    return f" So the {which} of the job {event.job} would not have run."
+    """The effect on a run that was started."""
+    if event.manual:
+        return f" So the manual run of the job {event.job} would not have started."
+    return f" So the tick of the job {event.job} at {words.moment(event.tick)} would not have run."
 
 
 def run_not_skipped(event: RunSkipped) -> str:
-    """What would have come of a tick."""
-    return f" So the tick of {words.moment(event.tick)} of the job {event.job} would have run."
+    """The effect on a tick that was skipped."""
+    return f" So the tick of the job {event.job} at {words.moment(event.tick)} would have run."
 
 
 def _left(state: State, day: BudgetDayRow, agent: str, *, of_agent: bool) -> str:
@@ -93,21 +93,21 @@ def _left(state: State, day: BudgetDayRow, agent: str, *, of_agent: bool) -> str
         whose, total, used, reserved = "the day's", day.total, day.used, day.reserved
     return (
         f"of {whose} {words.tokens(total)}, {words.number(used)} would have been used and"
-        f" {words.number(reserved)} set aside"
+        f" {words.number(reserved)} reserved"
     )
 
 
-def _in_the_way(conflict: Conflict) -> str:
+def _blocking(conflict: Conflict) -> str:
     holder = conflict.holder
     return (
-        f"{holder.agent} would have been at {words.quote(holder.action)} on"
-        f" {words.resources(conflict.contested)}"
+        f"{holder.agent} would have had a claim on {words.resources(conflict.contested)} for"
+        f" {words.quote(holder.action)}"
     )
 
 
-def _turned_away(event: ConflictDetected) -> str:
+def _blocked(event: ConflictDetected) -> str:
     holders = words.listed(event.holders)
     return (
-        f"{event.agent} was turned away from {words.quote(event.action)} because {holders} was at"
-        f" {words.quote(event.holder_action)} on {words.resources(event.contested)}."
+        f"{event.agent} was blocked from {words.quote(event.action)}: {holders} had claimed"
+        f" {words.resources(event.contested)} for {words.quote(event.holder_action)}."
     )

@@ -267,8 +267,8 @@ async def test_whatif_tells_what_other_rules_would_have_allowed(service: Service
     assert "By day and agent" in lines[2]
     [row] = [line for line in lines if "│ bob" in line]
     assert "60,000" in row
-    assert any("bob was refused 60,000 tokens. They would have been set aside" in line for line in lines)
-    assert lines[-1].endswith("they are counted as used in full.")
+    assert any("bob was refused 60,000 tokens. That would have been allowed" in line for line in lines)
+    assert lines[-1].endswith("they count as used in full.")
     [line] = (await squad(tmp_path, "whatif", "--daily-tokens", "200000", "--json", *dsn)).lines()
     assert json.loads(line) == (await service.api.post("whatif", daily_tokens=200_000)).expect(200)
 
@@ -295,7 +295,7 @@ async def test_whatif_takes_every_rule(service: Service) -> None:
     assert ended.exit_code == 0, ended.output
     assert "1 % of " in ended.output
     ended = await asyncio.to_thread(CliRunner().invoke, cli, ("whatif", "--dsn", service.dsn))
-    assert ended.output == "Nothing would have been otherwise, in 1 request.\n"
+    assert ended.output == "Nothing would have been different, in 1 request.\n"
 
 
 async def test_replay_tells_what_it_did(service: Service, tmp_path: Path) -> None:
@@ -444,7 +444,7 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
         (("events", "--agent", "\udcff", "--dsn", NOWHERE), "for '--agent': '\\udcff' is not UTF-8"),
         (("jobs", "run", "\udcff", "--dsn", NOWHERE), "for 'NAME': '\\udcff' is not UTF-8"),
         (("jobs", "--dsn", "\udcff"), "for '--dsn': '\\udcff' is not UTF-8"),
-        (("whatif", "--since", "1h", "--until", "2h"), "since must lie before until"),
+        (("whatif", "--since", "1h", "--until", "2h"), "since must be before until"),
         (("explain", "9" * 30), "Invalid value for 'POSITION'"),
         (("explain", "x"), "Invalid value for 'POSITION': 'x' is not a valid integer."),
         (("events",), "there is no squad in .squad; start one with `squad up`"),

@@ -59,8 +59,8 @@ class TestTokens:
         position = len(story.log)
         found = under(story, daily_tokens=280)
         assert sentences(found) == [
-            "40 tokens were set aside for bob. They would have been refused: of the day's 280 tokens, 250"
-            " would have been used and 0 set aside."
+            "40 tokens were reserved for bob. That would have been refused: of the day's 280 tokens, 250"
+            " would have been used and 0 reserved."
         ]
         [difference] = found.differences
         assert (difference.position, difference.day, difference.agent) == (position, TODAY, "bob")
@@ -76,20 +76,20 @@ class TestTokens:
         story.given(SettleReservation(reservation_id=story.id, tokens_used=500), reserve("ann", 450))
         found = under(story, daily_tokens=500)
         assert (found.refused_instead, found.tokens_not_used) == (1, 500)
-        assert found.caveats()[1].startswith("What was used counts in any case")
+        assert found.caveats()[1].startswith("Tokens that were used count under any rules")
 
     def test_that_were_refused_and_would_have_been_set_aside_count_as_used(self) -> None:
         story = given(policy=POOR).when(reserve("bob", 1_500))
         story.when(reserve("ann", 600), at=10_000)
         found = under(story, daily_tokens=2_000)
         assert sentences(found) == [
-            "bob was refused 1,500 tokens. They would have been set aside: of the day's 2,000 tokens, 0"
-            " would have been used and 0 set aside.",
-            "600 tokens were set aside for ann. They would have been refused: of the day's 2,000 tokens,"
-            " 1,500 would have been used and 0 set aside.",
+            "bob was refused 1,500 tokens. That would have been allowed: of the day's 2,000 tokens, 0"
+            " would have been used and 0 reserved.",
+            "600 tokens were reserved for ann. That would have been refused: of the day's 2,000 tokens,"
+            " 1,500 would have been used and 0 reserved.",
         ]
         assert found.rows[TODAY, "bob"].tokens_allowed == 1_500
-        assert "counted as used in full" in found.caveats()[2]
+        assert "count as used in full" in found.caveats()[2]
 
     def test_that_were_simply_used_count_whatever_the_rules(self) -> None:
         story = given(policy=POOR).given(RecordUsage(agent="ann", tokens=900))
@@ -104,7 +104,7 @@ class TestTokens:
             ("ann", "allowed"),
             ("eve", "refused"),
         }
-        assert sentences(found)[1].endswith("of its own 10 tokens, 0 would have been used and 0 set aside.")
+        assert sentences(found)[1].endswith("of its own 10 tokens, 0 would have been used and 0 reserved.")
 
     def test_are_judged_by_the_rules_that_the_log_sets_but_for_the_others(self) -> None:
         story = given(policy=POOR).given(SetPolicy(daily_tokens=100, agent_limits={"bob": 10}), at=5)
@@ -125,7 +125,7 @@ class TestRuns:
         found = under(story, daily_tokens=300)
         assert found.runs_refused == 1
         assert sentences(found)[0].endswith(
-            " So the tick of 2026-03-02 12:01:00Z of the job poll would not have run."
+            " So the tick of the job poll at 2026-03-02 12:01:00Z would not have run."
         )
 
     def test_that_were_skipped_for_the_budget_would_have_run(self) -> None:
@@ -133,7 +133,7 @@ class TestRuns:
         found = under(story.when(claim(), at=60), daily_tokens=2_000)
         assert found.runs_allowed == 1
         assert sentences(found)[0].endswith(
-            " So the tick of 2026-03-02 12:01:00Z of the job poll would have run."
+            " So the tick of the job poll at 2026-03-02 12:01:00Z would have run."
         )
 
     def test_whose_claim_would_have_been_refused_would_not_have_started(self) -> None:
@@ -142,7 +142,7 @@ class TestRuns:
         assert found.judged == {("claim", "refused"): 1}
         assert found.runs_refused == 1
         assert sentences(found)[0].endswith(
-            " So the tick of 2026-03-02 12:01:00Z of the job poll would not have run."
+            " So the tick of the job poll at 2026-03-02 12:01:00Z would not have run."
         )
 
     def test_that_were_skipped_for_a_claim_would_have_run(self) -> None:
@@ -151,7 +151,7 @@ class TestRuns:
         assert found.judged == {("claim", "allowed"): 1}
         assert found.runs_allowed == 1
         assert sentences(found)[0].endswith(
-            " So the tick of 2026-03-02 12:01:00Z of the job poll would have run."
+            " So the tick of the job poll at 2026-03-02 12:01:00Z would have run."
         )
 
 
@@ -166,8 +166,8 @@ class TestWarnings:
             Warned(TODAY, 75, moment(20), None),
         ]
         assert found.summary() == (
-            "Every request would have been judged the same; 2 warnings would have come at another time, or"
-            " not at all."
+            "Every request would have been judged the same; 2 warnings would have come at a different time,"
+            " or not at all."
         )
 
     def test_come_at_other_percentages(self) -> None:
@@ -197,8 +197,8 @@ class TestClaims:
         story = given().given(work("ann")).given(work("bob"), at=31)
         found = under(story, conflict_window_seconds=45)
         assert sentences(found) == [
-            "bob claimed emailId e-1 for “answer”. That would have been refused: ann would have been at"
-            " “answer” on emailId e-1."
+            "bob claimed emailId e-1 for “answer”. That would have been refused: ann would have had a claim"
+            " on emailId e-1 for “answer”."
         ]
         assert found.judged == {("claim", "refused"): 1}
 
@@ -207,10 +207,10 @@ class TestClaims:
         story.when(work("bob"), at=20).given(work("eve"), at=35).given(work("eve", "e-2"), at=36)
         found = under(story, conflict_window_seconds=16)
         assert sentences(found) == [
-            "bob was turned away from “answer” because ann was at “answer” on emailId e-1. Nobody would"
-            " have been in the way.",
-            "eve claimed emailId e-1 for “answer”. That would have been refused: bob would have been at"
-            " “answer” on emailId e-1.",
+            "bob was blocked from “answer”: ann had claimed emailId e-1 for “answer”. No claim would have"
+            " blocked it.",
+            "eve claimed emailId e-1 for “answer”. That would have been refused: bob would have had a claim"
+            " on emailId e-1 for “answer”.",
         ]
         assert "one conflict window" in found.caveats()[1]
 
@@ -229,7 +229,7 @@ class TestClaims:
         story.given(FinishOperation(operation_id=operation, outcome="succeeded"), at=50)
         found = under(story, operation_timeout_seconds=15)
         assert sentences(found) == [
-            "ann renewed its operation. That would have been refused: it would have expired at"
+            "ann renewed its operation. That would have been refused: the operation would have expired at"
             " 2026-03-02 12:00:15Z."
         ]
 
@@ -253,7 +253,7 @@ class TestClaims:
             ("claim", "refused"),
             ("heartbeat", "allowed"),
         ]
-        assert sentences(found)[1].endswith("It would have gone on with what it was at.")
+        assert sentences(found)[1].endswith("It would have kept its own claim.")
 
     def test_whose_heartbeat_was_taken_would_not_have_gone_on(self) -> None:
         story = given().given(work("ann"))
@@ -275,7 +275,7 @@ class TestClaims:
         assert story.refusal.code == "operation_expired"
         assert under(story).caveats() == []
         [caveat] = under(story, operation_timeout_seconds=600).caveats()
-        assert caveat.startswith("1 operation that expired would still have been under way then.")
+        assert caveat.startswith("1 operation that expired would still have been active.")
         assert under(story, operation_timeout_seconds=60).caveats() == []
 
 
@@ -301,7 +301,7 @@ def test_rules_that_begin_in_the_middle_warn_as_a_change_of_the_policy_does() ->
 
 def test_nothing_at_all_is_no_difference() -> None:
     found = judged([], OtherRules(daily_tokens=5))
-    assert found.summary() == "Nothing would have been otherwise, in 0 requests."
+    assert found.summary() == "Nothing would have been different, in 0 requests."
     assert found.caveats() == []
 
 
