@@ -22,20 +22,18 @@ _BY_NAME = {benchmark.name: benchmark for benchmark in ALL}
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(list(_BY_NAME)))
-@click.option("--quick", is_flag=True, help="See that everything runs; the figures mean nothing.")
+@click.option("--quick", is_flag=True, help="Only check that everything runs; the figures mean nothing.")
+@click.option("--rounds", type=click.IntRange(1, 100), help=f"Rounds of measurements.  [{_DEFAULT.rounds}]")
 @click.option(
-    "--rounds", type=click.IntRange(1, 100), help=f"How often each is measured.  [{_DEFAULT.rounds}]"
+    "--seconds", type=click.FloatRange(0.1, 60.0), help=f"Length of a measurement.  [{_DEFAULT.seconds:g}]"
 )
 @click.option(
-    "--seconds", type=click.FloatRange(0.1, 60.0), help=f"How long each time.  [{_DEFAULT.seconds:g}]"
+    "--results", type=click.Path(path_type=Path), default=report.RESULTS, help="Folder for the JSON."
 )
 @click.option(
-    "--results", type=click.Path(path_type=Path), default=report.RESULTS, help="Folder of the JSON."
+    "--plot", "picture", type=click.Path(path_type=Path), help="Draw the ratios into this SVG file."
 )
-@click.option(
-    "--plot", "picture", type=click.Path(path_type=Path), help="Draws the ratios into this SVG file."
-)
-@click.option("--list", "only_list", is_flag=True, help="Say which there are.")
+@click.option("--list", "only_list", is_flag=True, help="List the benchmarks.")
 def main(
     *,
     names: tuple[str, ...],
@@ -46,7 +44,7 @@ def main(
     picture: Path | None,
     only_list: bool,
 ) -> None:
-    """Measure the squad beside what it is compared with, about a minute in all."""
+    """Measure the squad against its baselines; takes about a minute in all."""
     chosen = [_BY_NAME[name] for name in names] or list(ALL)
     if only_list:
         for benchmark in chosen:
@@ -57,7 +55,7 @@ def main(
     console = Console()
     if not console.is_terminal:
         console.width = _FILE_WIDTH
-    # As in the service: some of what is measured runs in this process.
+    # As in the service, because some benchmarks run in this process.
     gc.set_threshold(*COLLECT_AFTER)
     found: report.Results = {}
     for benchmark in chosen:
@@ -68,7 +66,7 @@ def main(
     if picture:
         shown = plot.rows([(_BY_NAME[name], scores) for name, scores in found.items()])
         picture.write_text(plot.svg(shown), encoding="utf-8")
-    console.print(f"median (least .. most) of {plan.rounds} rounds; every sample in {path}")
+    console.print(f"median (min .. max) of {plan.rounds} rounds; all samples in {path}")
 
 
 if __name__ == "__main__":

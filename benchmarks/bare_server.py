@@ -1,6 +1,6 @@
-"""aiohttp alone: validates the same bodies with the same models, and gives answers of the same shape.
+"""aiohttp alone: validates the same bodies with the same models, and returns answers of the same shape.
 
-Reads are answered with a body of the size of the service's, made anew for each request.
+Reads return a body of the same size as the service's, serialized for each request.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _positions = count(1)
 
 
 async def write(subject: Write, request: web.Request) -> web.Response:
-    """Validates the body, and answers as if something had come of it."""
+    """Validate the body, and answer as if the command had been carried out."""
     subject.command.model_validate(orjson.loads(await request.read()), strict=True)
     answer = {"id": str(uuid7()), "position": next(_positions)}
     return web.Response(status=201, body=orjson.dumps(answer), headers=_JSON)
 
 
 async def read(request: web.Request) -> web.Response:
-    """Answers as if it knew."""
+    """Answer with a fixed budget."""
     del request
     return web.Response(body=orjson.dumps(_ANSWER), headers=_JSON)
 

@@ -1,4 +1,4 @@
-"""A server that answers every request with the same bytes: the most that the load generator can ask for."""
+"""A server that answers every request with the same bytes: the ceiling of the load generator."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _ANSWER = (
 
 
 class Canned(asyncio.Protocol):
-    """Takes whatever arrives for one request: the load generator sends each in one piece."""
+    """Treats each chunk of data as one request: the load generator sends a request in one piece."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's are of a class of their own.
+        # uvloop's transports do not inherit from asyncio's.
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:

@@ -1,9 +1,9 @@
-"""A squad that lives in fast motion, in memory, and hands over what is to be logged.
+"""A squad that is simulated in memory and returns the events to be logged.
 
 E-mails come in, are claimed, answered and paid for in tokens, jobs tick, agents fall silent, budgets run
-out, somebody changes the rules. Every event is decided by the service's own functions, one after another,
-so the log is one that the service could have written: chained, with versions, refusals and expiries, and
-with every kind of event that a squad has.
+out, the rules change. Every event is decided by the service's own functions, in order, so the log is one
+that the service could have written: chained, with versions, refusals and expiries, and with every event
+type of a squad.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ JOBS = {
 }
 MODELS = ("small", "medium", "large")
 _AT_ONCE = 20
-"""How many operations, and how many reservations, are under way on average."""
+"""The average number of active operations, and of open reservations."""
 
 _REOPENED = 50
-"""One in so many tasks and e-mails is taken up again after it was finished."""
+"""One in this many tasks and e-mails may be reopened after it was finished."""
 
 _NOBODY_WAITS = cast("asyncio.Future[Outcome]", None)
 _TEXT = (
@@ -54,7 +54,7 @@ _WORDS = tuple(_TEXT.split())
 
 
 class _Begun(NamedTuple):
-    """Things that somebody began, and may go on with, by id."""
+    """Ids of what was begun and may be continued."""
 
     operations: list[str]
     reservations: list[str]
@@ -63,9 +63,9 @@ class _Begun(NamedTuple):
 
 
 class Chronicle:
-    """A squad in memory that decides whatever comes to its mind, and hands over what is to be logged.
+    """A squad in memory that decides random commands and returns the events to be logged.
 
-    `open_things` is how many tasks, and how many e-mails, are open most of the time.
+    `open_things` is the usual number of open tasks, and of open e-mails.
     """
 
     def __init__(self, seed: int = 0, *, open_things: int = 100) -> None:
@@ -76,28 +76,28 @@ class Chronicle:
         self._messages: deque[str] = deque(maxlen=200)
         self._finished: deque[do.AnyCommand] = deque(maxlen=20)
         self._streams: dict[str, list[Recorded]] = {"job-conflict_check": []}
-        """What commands about messages, and about what was finished or removed, have to read."""
+        """Streams that commands about messages, and about finished or removed things, have to read."""
         self._count = 0
         self._kinds: tuple[tuple[Callable[[str], do.AnyCommand | None], float], ...] = (
             (self._mail, 5),
-            (self._go_on_with_mail, 12),
+            (self._update_mail, 12),
             (self._claim, 9),
-            (self._go_on_with_work, 9),
+            (self._continue_operation, 9),
             (self._reserve, 9),
             (self._end_reservation, 9),
             (self._spend, 8),
-            (self._say, 10),
+            (self._send_message, 10),
             (self._acknowledge, 7),
-            (self._put_on_the_board, 3),
-            (self._go_on_with_task, 6),
+            (self._create_task, 3),
+            (self._update_task, 6),
             (lambda agent: do.Heartbeat(agent=agent), 6),
             (lambda agent: do.RegisterAgent(name=agent, role=self._words(2)), 0.2),
-            (self._take_up_again, 0.2),
-            (self._rule, 0.2),
+            (self._reopen, 0.2),
+            (self._set_policy, 0.2),
         )
 
     def first(self, now: datetime) -> list[Recorded]:
-        """What a new squad begins with."""
+        """Return the first events of a new squad."""
         return self._decide(
             [
                 do.SetPolicy(daily_tokens=150_000, agent_limits={AGENTS[2]: 20_000}),
@@ -112,7 +112,7 @@ class Chronicle:
         )
 
     def more(self, now: datetime) -> list[Recorded]:
-        """What happens next, decided at that time: from nothing to a few dozen events."""
+        """Return the next events, decided at `now`: from none to a few dozen."""
         jobs, runs, _ = due_jobs(self.squad, now)
         commands: list[do.AnyCommand] = [do.ClaimTick(name=name, runner=self._runner()) for name in jobs]
         commands += [do.TakeUpRun(run_id=run_id, runner=self._runner()) for run_id in runs]
@@ -127,11 +127,11 @@ class Chronicle:
                 commands.append(command)
         return self._decide(commands, now)
 
-    # what somebody may do ---------------------------------------------------------------------------
+    # commands ---------------------------------------------------------------------------------------
 
     def _mail(self, agent: str) -> do.AnyCommand | None:
         if len(self._begun.emails) > self._open_things:
-            return self._go_on_with_mail(agent)
+            return self._update_mail(agent)
         return do.LogEmail(
             gmail_message_id=f"{self._random.getrandbits(64):016x}",
             from_email=f"customer{self._random.randrange(5_000)}@example.com",
@@ -143,7 +143,7 @@ class Chronicle:
             },
         )
 
-    def _go_on_with_mail(self, agent: str) -> do.AnyCommand | None:
+    def _update_mail(self, agent: str) -> do.AnyCommand | None:
         if len(self._begun.emails) < self._open_things // 2:
             return self._mail(agent)
         email, more = self._one(self._begun.emails, ends=0.4, keep=self._open_things)
@@ -154,9 +154,9 @@ class Chronicle:
             return do.UpdateEmail(email_id=email, status=status, category="inquiry", handled_by=agent)
         return self._ended(do.UpdateEmail(email_id=email, status="sent", handled_by=agent))
 
-    def _put_on_the_board(self, agent: str) -> do.AnyCommand | None:
+    def _create_task(self, agent: str) -> do.AnyCommand | None:
         if len(self._begun.tasks) > self._open_things:
-            return self._go_on_with_task(agent)
+            return self._update_task(agent)
         return do.CreateTask(
             title=self._words(5),
             description=self._words(20),
@@ -164,9 +164,9 @@ class Chronicle:
             priority=self._random.choice(("low", "medium", "high", "urgent")),
         )
 
-    def _go_on_with_task(self, agent: str) -> do.AnyCommand | None:
+    def _update_task(self, agent: str) -> do.AnyCommand | None:
         if len(self._begun.tasks) < self._open_things // 2:
-            return self._put_on_the_board(agent)
+            return self._create_task(agent)
         task, more = self._one(self._begun.tasks, ends=0.5, keep=self._open_things)
         if task is None:
             return None
@@ -174,7 +174,7 @@ class Chronicle:
             return do.UpdateTask(task_id=task, status="in_progress", assigned_agent=agent)
         return self._ended(do.UpdateTask(task_id=task, status="completed"))
 
-    def _take_up_again(self, agent: str) -> do.AnyCommand | None:
+    def _reopen(self, agent: str) -> do.AnyCommand | None:
         del agent
         if not self._finished:
             return None
@@ -188,13 +188,13 @@ class Chronicle:
 
     def _claim(self, agent: str) -> do.AnyCommand | None:
         if len(self._begun.operations) > _AT_ONCE:
-            return self._go_on_with_work(agent)
+            return self._continue_operation(agent)
         resources = {"emailId": f"email-{self._random.randrange(400)}"}
         if self._random.random() < 0.3:
             resources["customerId"] = f"customer-{self._random.randrange(200)}"
         return do.StartOperation(agent=agent, action="respond", resources=resources, ttl_seconds=150)
 
-    def _go_on_with_work(self, agent: str) -> do.AnyCommand | None:
+    def _continue_operation(self, agent: str) -> do.AnyCommand | None:
         del agent
         operation, more = self._one(self._begun.operations, ends=0.7)
         if operation is None:
@@ -227,7 +227,7 @@ class Chronicle:
             model=self._random.choice(MODELS),
         )
 
-    def _say(self, agent: str) -> do.AnyCommand:
+    def _send_message(self, agent: str) -> do.AnyCommand:
         return do.SendMessage(
             from_agent=agent,
             to_agent=self._random.choice((*AGENTS[:8], None)),
@@ -240,7 +240,7 @@ class Chronicle:
             return None
         return do.AcknowledgeMessage(message_id=self._random.choice(self._messages), agent=agent)
 
-    def _rule(self, agent: str) -> do.AnyCommand:
+    def _set_policy(self, agent: str) -> do.AnyCommand:
         match self._random.randrange(10):
             case 0:
                 return do.SetBudget(daily_tokens=self._random.choice((2_000_000, 9_000_000, 12_000_000)))
@@ -275,7 +275,7 @@ class Chronicle:
                 report=f"{run.job} is done",
             )
 
-    # how ----------------------------------------------------------------------------------------------
+    # deciding -----------------------------------------------------------------------------------------
 
     def _decide(self, commands: list[do.AnyCommand], now: datetime) -> list[Recorded]:
         tickets = [Ticket(self._request(command), _NOBODY_WAITS) for command in commands]
@@ -286,7 +286,7 @@ class Chronicle:
         ids = partial(self._id, now)
         lost = None
         if self._random.randrange(200) == 0:
-            # As where a connection breaks in a commit that then proves not to have happened.
+            # As when a connection breaks during a commit that then proves not to have happened.
             lost = decide_batch(Draft(self.squad), tickets, {}, now=now, decided_at=now, ids=ids)
         batch = decide_batch(
             draft,
@@ -353,7 +353,7 @@ class Chronicle:
         return command
 
     def _one(self, begun: list[str], *, ends: float, keep: int = 0) -> tuple[str | None, bool]:
-        """One of those that were begun, and whether it goes on; where there are few, all do."""
+        """Pick one of `begun` and say whether it continues; if there are fewer than `keep`, it does."""
         if not begun:
             return None, False
         place = self._random.randrange(len(begun))
@@ -363,7 +363,7 @@ class Chronicle:
         return begun.pop(), False
 
     def _id(self, now: datetime) -> str:
-        """A UUIDv7 of that time (RFC 9562)."""
+        """A UUIDv7 for that time (RFC 9562)."""
         head = int(now.timestamp() * 1000) << 80
         return str(UUID(int=head | 0x7 << 76 | 0x2 << 62 | self._random.getrandbits(74) & ~(0x3 << 62)))
 

@@ -1,4 +1,4 @@
-"""What a benchmark is: contenders measured in turn, medians over rounds, ratios within a round."""
+"""Benchmarks: contenders measured in turn, medians over rounds, ratios within a round."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
 Sample = dict[str, float]
-"""What one measurement of one contender gave: figures by name, among them the benchmark's `figure`."""
+"""The result of measuring a contender once: figures by name, among them the benchmark's `figure`."""
 
 Measure = Callable[[float], Awaitable[Sample]]
-"""Measures for so many seconds."""
+"""Measures for the given number of seconds."""
 
 
 class Contender(NamedTuple):
-    """One of those that are compared."""
+    """One of the things that a benchmark compares."""
 
     name: str
     measure: Measure
@@ -27,37 +27,37 @@ class Contender(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A comparison."""
+    """A comparison of contenders."""
 
     name: str
     title: str
     figure: str
-    """Which figure of the samples is compared; the more the better."""
+    """The figure of the samples that is compared; higher is better."""
     baseline: str
-    """The contender that the others' ratios are to."""
+    """The contender to which the ratios of the others are computed."""
     best_of: Mapping[str, Sequence[str]]
-    """Contenders that are the same thing under several conditions, by the name for the best of them."""
+    """Contenders that are one thing under several conditions, by the name for the best of them."""
     prepare: Callable[[Plan], AbstractAsyncContextManager[Sequence[Contender]]]
-    """Sets the stage, and clears it away."""
+    """Sets up the contenders, and tears them down."""
     beside: Sequence[str] = ()
-    """Further contenders that the others' ratios are to."""
+    """Further baselines."""
     aims: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """The ratio that a contender is meant to reach, by its name and that of whom it is compared with."""
+    """The target for a ratio, by the names of the contender and of its baseline."""
 
     @property
     def compared_with(self) -> Sequence[str]:
-        """Everybody that ratios are to, the baseline first."""
+        """All baselines, the main one first."""
         return (self.baseline, *self.beside)
 
 
 class Plan(NamedTuple):
-    """How long everything may take."""
+    """The number and length of the measurements."""
 
     rounds: int
     seconds: float
-    """Of one measurement."""
+    """Length of a measurement."""
     warm_up_seconds: float
-    """Of one that does not count, before all others; none where this is 0."""
+    """Length of an uncounted measurement before the others; 0 for none."""
 
 
 class Spread(NamedTuple):
@@ -69,7 +69,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """The spread of at least one value."""
+        """Return the spread of the values, of which there is at least one."""
         known = sorted(values)
         return cls(statistics.median(known), known[0], known[-1])
 
@@ -80,11 +80,11 @@ class Score(NamedTuple):
     samples: Sequence[Sample]
     figures: Mapping[str, Spread]
     ratios: Mapping[str, Spread]
-    """To each of those that the benchmark compares with, in the same round."""
+    """Ratios within a round, by baseline."""
 
 
 async def run(benchmark: Benchmark, plan: Plan) -> dict[str, Score]:
-    """Measures every contender once a round, each round beginning with another one."""
+    """Measure every contender once a round; each round starts with a different one."""
     async with benchmark.prepare(plan) as contenders:
         samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
         if plan.warm_up_seconds:
@@ -98,7 +98,7 @@ async def run(benchmark: Benchmark, plan: Plan) -> dict[str, Score]:
 
 
 def score(benchmark: Benchmark, samples: Mapping[str, Sequence[Sample]]) -> dict[str, Score]:
-    """The medians and ratios of a benchmark's samples, which are in the order of the rounds."""
+    """Compute medians and ratios from a benchmark's samples, which are in the order of the rounds."""
     everyone = dict(samples)
     for name, candidates in benchmark.best_of.items():
         everyone[name] = everyone[best(benchmark.figure, {one: samples[one] for one in candidates})]
@@ -120,10 +120,10 @@ def _ratio(figure: str, ours: Sequence[Sample], others: Sequence[Sample]) -> Spr
 
 
 def best(figure: str, samples: Mapping[str, Sequence[Sample]]) -> str:
-    """The contender whose median of a figure is the greatest."""
+    """The contender with the highest median of a figure."""
     return max(samples, key=lambda name: statistics.median(sample[figure] for sample in samples[name]))
 
 
 def percentile(ordered: Sequence[float], percent: int) -> float:
-    """The least of the ordered values that at least so many percent of them do not exceed."""
+    """The nearest-rank percentile of ascending values."""
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]

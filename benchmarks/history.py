@@ -1,8 +1,8 @@
-"""A log as long as you like: `python -m benchmarks.history --events N [--dsn DSN | --data FOLDER]`.
+"""A log of any length: `python -m benchmarks.history --events N [--dsn DSN | --data FOLDER]`.
 
-The events are those of a squad that lived in fast motion (`benchmarks.chronicle`). Only its clock is made
-up (the log ends about now), and its way into the table is a COPY instead of an append. The same seed makes
-the same events, but for when they happened.
+The events are those of a simulated squad (`benchmarks.chronicle`). They differ from a real log only in
+their clock, which is simulated so that the log ends about now, and in that they are written with COPY
+instead of appended. The same seed gives the same events, except for their times.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
 
 SECONDS_BETWEEN_EVENTS = 0.5
-"""On average: a million events are six days."""
+"""The average; a million events span six days."""
 
 _EVENTS_OF_A_BATCH = 20
-"""About as many come of a batch; it only matters for how long the pauses between them are."""
+"""About how many events a batch gives; it only affects the pauses between batches."""
 
 _COPIED_AT_ONCE = 20_000
 _COLUMNS = ", ".join(Recorded._fields)
 _COPY = f"COPY events ({_COLUMNS}) FROM STDIN (FORMAT BINARY)"
-# Stored JSON is text that is written already, and as json psycopg would make a JSON text of it.
+# `data` is sent as text, because psycopg would serialize it once more if its type were json.
 _TYPES = (
     *("int8", "uuid", "text", "int8", "text", "int2", "text", "text", "int8", "text", "text"),
     *("timestamptz", "bytea"),
@@ -49,14 +49,14 @@ _TYPES = (
 def chronicle(
     events: int, until: datetime, *, seed: int = 0, open_things: int = 100
 ) -> Iterator[list[Recorded]]:
-    """At least so many events, a batch at a time, the last of them recorded at `until`."""
+    """Yield batches with at least `events` events in all, the last one recorded at `until`."""
     squad, random = Chronicle(seed, open_things=open_things), Random(seed)
     now = until - timedelta(seconds=SECONDS_BETWEEN_EVENTS * events)
     batch = squad.first(now)
     yield batch
     written = len(batch)
     while written < events:
-        # Sometimes it is quiet for a while: claims run out, agents fall silent.
+        # An occasional lull, in which claims expire and agents become idle.
         lull = random.choice((20, 100)) if random.random() < 0.005 else 1
         pace = (until - now) / max(1, events - written)
         now = min(now + pace * _EVENTS_OF_A_BATCH * random.uniform(0.2, 1.8) * lull, until)
@@ -69,17 +69,17 @@ def chronicle(
 async def fill(
     dsn: str, squad_schema: str, events: int, *, seed: int = 0, open_things: int = 100
 ) -> AsyncIterator[int]:
-    """Fills the log of a squad that is empty or not there yet; tells how many events it has, ever again.
+    """Fill the log of a squad that is empty or does not exist; yield the number of events so far.
 
-    The read tables stay as they are: a service that is started, or a replay, brings them up to date.
+    The read tables stay as they are until a service is started or a replay brings them up to date.
 
     Raises:
-        ValueError: the squad has a history of its own.
+        ValueError: the squad already has events.
     """
     await schema.apply(dsn, squad_schema)
     async with await connect(dsn, squad_schema, name="squad history", statement_timeout=0) as connection:
         if await log.head_position(connection):
-            raise ValueError(f"the squad in schema {squad_schema} has a history of its own")
+            raise ValueError(f"the squad in schema {squad_schema} already has events")
         written, page = 0, list[Recorded]()
         for batch in chronicle(events, await log.clock(connection), seed=seed, open_things=open_things):
             page += batch
@@ -94,7 +94,7 @@ async def fill(
 
 
 async def copy_in(connection: Connection, page: list[Recorded]) -> int:
-    """Puts events that follow the log's head into it; says how many."""
+    """Copy events that follow the head into the log; return their number."""
     with translating():
         async with connection.transaction(), connection.cursor() as cursor:
             await log.lock(connection)
@@ -107,18 +107,20 @@ async def copy_in(connection: Connection, page: list[Recorded]) -> int:
 
 
 @click.command()
-@click.option("--events", type=click.IntRange(min=1), default=1_000_000, help="How many.  [1000000]")
+@click.option(
+    "--events", type=click.IntRange(min=1), default=1_000_000, help="Number of events.  [1000000]"
+)
 @click.option(
     "--open",
     "open_things",
     type=click.IntRange(min=0),
     default=100,
-    help="Open tasks and e-mails of each.  [100]",
+    help="Number of open tasks, and of open e-mails.  [100]",
 )
-@click.option("--seed", type=int, default=0, help="Another one, another history.  [0]")
-@click.option("--config", type=click.Path(path_type=Path), help="The settings' file.")
-@click.option("--data", type=click.Path(path_type=Path), help="The embedded Postgres's folder.")
-@click.option("--dsn", help="The database; without it, the embedded Postgres.")
+@click.option("--seed", type=int, default=0, help="Seed of the history.  [0]")
+@click.option("--config", type=click.Path(path_type=Path), help="The settings file.")
+@click.option("--data", type=click.Path(path_type=Path), help="The folder of the embedded Postgres.")
+@click.option("--dsn", help="The database; by default, the embedded Postgres.")
 def main(
     *, events: int, open_things: int, seed: int, config: Path | None, data: Path | None, dsn: str | None
 ) -> None:

@@ -1,14 +1,14 @@
 """The load generator: `python -m benchmarks.load URL[,URL ...] METHOD PATH BODY CONNECTIONS SECONDS`.
 
-Keep-alive connections, one request at a time on each, straight on the event loop: a client with any
-comfort would take longer to ask than the service to answer. Several servers share the connections evenly.
-The request is built once, but for a number that differs each time wherever `NUMBER` stands. Of an answer
-no more is looked at than where it ends and whether it is a 2xx. How fast it can be at most is a figure of
-every HTTP benchmark: its rate on a server that answers without looking (`benchmarks.canned_server`).
-An API key is taken from the environment, as `LOAD_KEY`.
-`load_cpu` says how much of one core it used; near 1 it would be measuring itself.
+Keep-alive connections with one request at a time on each, directly on the event loop: a full HTTP client
+would need more time per request than the service. Several servers share the connections evenly. The request
+is built once, except for the `NUMBER` placeholders, which get a new value each time. Of a response only the
+end and the status (2xx or not) are checked. Every HTTP benchmark reports the maximum rate of this
+generator, measured on a server that returns a fixed response (`benchmarks.canned_server`).
+The environment variable `LOAD_KEY` may hold an API key.
 
-It prints one JSON object: requests, how many a second, percentiles in milliseconds, its own use of a core.
+It prints one JSON object: requests, requests a second, latency percentiles in milliseconds, and `load_cpu`,
+its own use of one core; near 1, it would be measuring itself.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _LENGTH = b"content-length:"
 _ANSWERED_WITHIN_SECONDS = 30.0
 
 NUMBER = "@@@@@@@@@@@@"
-"""Stands for twelve hexadecimal digits that are others in every request, also in those of another run."""
+"""Placeholder for twelve hexadecimal digits that are unique to a request, also across runs."""
 
-# A new one every 16 microseconds: no load generator of ours has asked as often as that.
+# The start advances every 16 microseconds, which is faster than any load generator sends requests.
 _numbers = count(time_ns() >> 14)
 
 
 class Connection(asyncio.Protocol):
-    """One client: sends the request, waits for the answer, sends it again."""
+    """One client: sends the request, waits for the response, and repeats."""
 
     def __init__(self, request: bytes, deadline: float) -> None:
         self.latencies: list[float] = []
@@ -52,7 +52,7 @@ class Connection(asyncio.Protocol):
         self._sent_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's are of a class of their own.
+        # uvloop's transports do not inherit from asyncio's.
         self._transport = cast("asyncio.Transport", transport)
         self._send()
 
@@ -63,7 +63,7 @@ class Connection(asyncio.Protocol):
             return
         now = perf_counter()
         if not head.startswith(b"HTTP/1.1 2"):
-            self._fail(f"the server answers {self._received[:500]!r}")
+            self._fail(f"the server answered {self._received[:500]!r}")
             return
         self.latencies.append(now - self._sent_at)
         self._received = b""
@@ -74,7 +74,7 @@ class Connection(asyncio.Protocol):
             self.done.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(f"the server hangs up: {exc}")
+        self._fail(f"the server closed the connection: {exc}")
 
     def _send(self) -> None:
         self._sent_at = perf_counter()
@@ -92,7 +92,7 @@ class Connection(asyncio.Protocol):
 async def generate(
     urls: list[str], method: str, path: str, body: bytes, connections: int, seconds: float
 ) -> Sample:
-    """Keeps so many connections busy for so many seconds."""
+    """Keep the connections busy for the given number of seconds."""
     started, cpu = perf_counter(), process_time()
     opened = await asyncio.gather(
         *(

@@ -1,6 +1,6 @@
-"""The ratios as a picture: one bar each, with the least and the most of the rounds, and the aim.
+"""The ratios as a bar chart, with the minimum and maximum over the rounds, and the target.
 
-The scale is one of doublings, as ratios are: twice as fast and half as fast lie equally far from even.
+The scale is logarithmic: twice as fast and half as fast are equally far from 1.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 
 def rows(results: Sequence[tuple[Benchmark, dict[str, Score]]]) -> list[Row]:
-    """The ratios that something is aimed at, in the order of the benchmarks."""
+    """The ratios that have a target, in the order of the benchmarks."""
     return [
         Row(f"{benchmark.name}: {name} to {other}", scores[name].ratios[other], aim)
         for benchmark, scores in results
@@ -49,7 +49,7 @@ def rows(results: Sequence[tuple[Benchmark, dict[str, Score]]]) -> list[Row]:
 
 
 def svg(shown: Sequence[Row]) -> str:
-    """The picture of at least one ratio."""
+    """The chart as SVG, for at least one ratio."""
     values = [value for row in shown for value in (*row.ratio, row.aim) if value]
     low, high = floor(log2(min(values, default=1))), ceil(log2(max(values, default=1)))
     low, high = min(low, -1), max(high, 1)

@@ -1,4 +1,4 @@
-"""What was measured: a table for people, JSON for whoever compares runs."""
+"""The results: a table for people, and JSON for comparing runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Results = dict[str, dict[str, "Score"]]
 
 
 def table(benchmark: Benchmark, scores: Mapping[str, Score]) -> Table:
-    """One benchmark: the median of each figure with its least and most, and the ratio to the baseline."""
+    """One benchmark: the median, minimum and maximum of each figure, and the ratios to the baselines."""
     figures = list(dict.fromkeys(figure for score in scores.values() for figure in score.figures))
     shown = Table(title=benchmark.title, title_justify="left")
     shown.add_column("", no_wrap=True)
@@ -42,12 +42,12 @@ def table(benchmark: Benchmark, scores: Mapping[str, Score]) -> Table:
 
 
 def document(results: Results, plan: Plan) -> dict[str, Any]:
-    """Everything, every single sample included."""
+    """All results, including every sample."""
     return {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
             "processors": os.cpu_count(),
-            # Whatever else it was busy with: in the last minute, ours included.
+            # All load in the last minute, the benchmarks' own included.
             "load_average": os.getloadavg()[0],
             "architecture": platform.machine(),
             "system": f"{platform.system()} {platform.release()}",
@@ -73,7 +73,7 @@ def document(results: Results, plan: Plan) -> dict[str, Any]:
 
 
 def write(results: Results, plan: Plan, folder: Path = RESULTS) -> Path:
-    """Writes the JSON into a file of its own; returns which."""
+    """Write the JSON to a new file; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
     path.write_text(json.dumps(document(results, plan), indent=2) + "\n")

@@ -1,10 +1,10 @@
 """What the length of the log costs: `python -m benchmarks.sizes [--events N]... [--rounds N]
 [--seconds S]`.
 
-For each length a squad that has lived that long (`benchmarks.history`), all in one Postgres. It is
-measured how long and with how much memory the read tables are rebuilt, then how soon a service is ready
-and how much memory it has, and then, the squads in turn, how long commands take. Ratios are to the
-first length, in the same round.
+Each length has a squad with a log of that length (`benchmarks.history`), all in one Postgres. First the
+time and the memory of a rebuild of the read tables are measured, then the time until a service is ready and
+its memory, and then, on the squads in turn, the latency of commands. Ratios are to the first length, in the
+same round.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MEGABYTE = 1024 * 1024
 
 
 class Built(NamedTuple):
-    """How a squad's log and tables came about."""
+    """A squad's log and tables: their sizes, and what the rebuild took."""
 
     events: int
     log_bytes: int
@@ -52,7 +52,7 @@ class Built(NamedTuple):
 
 
 class Started(NamedTuple):
-    """A service, and what its start took."""
+    """A service, and the seconds until it was ready."""
 
     server: stage.Server
     seconds: float
@@ -66,7 +66,7 @@ async def _build(dsn: str, squad_schema: str, events: int) -> Built:
     seconds, peak = await _rebuild(dsn, squad_schema)
     async with await connect(dsn, squad_schema, name="squad benchmark", statement_timeout=0) as connection:
         await connection.execute("VACUUM ANALYZE")
-        # Otherwise the services start while gigabytes are still on their way to the disk.
+        # Otherwise the services start while gigabytes are still being written to disk.
         await connection.execute("CHECKPOINT")
         cursor = await connection.execute(
             "SELECT pg_total_relation_size('events'), sum(pg_total_relation_size(c.oid))"
@@ -78,7 +78,7 @@ async def _build(dsn: str, squad_schema: str, events: int) -> Built:
 
 
 async def _rebuild(dsn: str, squad_schema: str) -> tuple[float, int]:
-    """Rebuilds all tables in a process of its own; how long it took, and its most memory."""
+    """Rebuild all tables in a separate process; return the seconds and its peak memory."""
     environment = {**os.environ, "SQUAD_SCHEMA": squad_schema}
     began = perf_counter()
     process = await asyncio.create_subprocess_exec(
@@ -118,7 +118,7 @@ async def _commands(server: stage.Server, connections: int, seconds: float) -> S
 
 
 async def measure(lengths: Sequence[int], rounds: int, seconds: float) -> None:
-    """Measures, and prints tables."""
+    """Measure, and print the tables."""
     console = Console(width=None if sys.stdout.isatty() else 160)
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(stage.postgres())
@@ -190,10 +190,12 @@ _FIGURES = ("per_second", "p50_ms", "p99_ms")
 @click.option(
     "--events", type=click.IntRange(min=1), multiple=True, default=LENGTHS, help="Lengths of the log."
 )
-@click.option("--rounds", type=click.IntRange(min=1), default=5, help="How often commands are timed.  [5]")
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=2.0, help="How long each time.  [2]")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, help="Rounds of commands.  [5]")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0.1), default=2.0, help="Length of a measurement.  [2]"
+)
 def main(*, events: tuple[int, ...], rounds: int, seconds: float) -> None:
-    """Measure what the length of the log costs; with the default lengths, in about a quarter of an hour."""
+    """Measure what the length of the log costs; the default lengths take about a quarter of an hour."""
     uvloop.run(measure(events, rounds, seconds))
 
 

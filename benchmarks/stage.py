@@ -1,4 +1,4 @@
-"""What benchmarks are made of: a Postgres, servers and load generators, all gone with the block."""
+"""The parts of benchmarks: Postgres, servers and load generators, as context managers that clean up."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
 _STARTS_WITHIN_SECONDS = 60.0
 _STOPS_WITHIN_SECONDS = 10.0
 SQUAD = Path(sys.executable).with_name("squad")
-"""The command, as it is installed here."""
+"""The installed `squad` command."""
 
 
 class Server(NamedTuple):
-    """A server in a process of its own."""
+    """A server in a separate process."""
 
     url: str
     process: psutil.Process
 
     def cpu_seconds(self) -> float:
-        """Time of a processor that it has used so far, without that of its database."""
+        """The processor time used so far, without the database's."""
         used = self.process.cpu_times()
         return used.user + used.system
 
 
 class StageError(Exception):
-    """Something that a benchmark needs did not start, or broke."""
+    """A process that a benchmark needs did not start, or failed."""
 
 
 @contextlib.asynccontextmanager
 async def postgres() -> AsyncIterator[str]:
-    """The DSN of an embedded Postgres of its own, with the settings that users have."""
+    """Start a temporary embedded Postgres with the settings that users get; yield its DSN."""
     folder = temporary_folder("squad-bench-")
     server = EmbeddedPostgres(folder)
     try:
@@ -57,7 +57,7 @@ async def postgres() -> AsyncIterator[str]:
 
 @contextlib.asynccontextmanager
 async def service(dsn: str, **settings: str) -> AsyncIterator[Server]:
-    """A `squad up` on this database, with a budget that no load exhausts."""
+    """Start `squad up` on this database, with a budget that no load exhausts."""
     environment = {"SQUAD_DAILY_TOKENS": "1000000000000", **settings}
     async with _process(SQUAD, "up", "--port=0", f"--dsn={dsn}", environment=environment) as process:
         line = await _first_line(process)
@@ -66,7 +66,7 @@ async def service(dsn: str, **settings: str) -> AsyncIterator[Server]:
 
 @contextlib.asynccontextmanager
 async def server(module: str, *arguments: str) -> AsyncIterator[Server]:
-    """One of our own programs, which says in a line that it is there."""
+    """Start a module as a server, which prints its URL once it listens."""
     async with _process(sys.executable, "-m", module, *arguments) as process:
         yield Server(await _first_line(process), psutil.Process(process.pid))
 
@@ -80,9 +80,9 @@ async def load(
     connections: int,
     seconds: float,
 ) -> Sample:
-    """What the load generator finds (see `benchmarks.load`), and what the servers needed for a request.
+    """Run the load generator (see `benchmarks.load`); add the servers' processor time per request.
 
-    The latter, `server_cpu_us`, tells of a change in the code even where the machine is busy.
+    The latter, `server_cpu_us`, shows a change in the code even on a busy machine.
     """
     servers = [on] if isinstance(on, Server) else on
     urls = ",".join(server.url for server in servers)
@@ -105,7 +105,7 @@ async def load(
 async def _process(
     program: str | Path, *arguments: str, environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[Process]:
-    # Whoever runs a benchmark may have settings for a squad of their own.
+    # The environment may have settings for a squad of the user's own.
     ours = {name: value for name, value in os.environ.items() if not name.startswith("SQUAD_")}
     process = await asyncio.create_subprocess_exec(
         program, *arguments, stdout=PIPE, env={**ours, **(environment or {})}

@@ -1,7 +1,7 @@
-"""Readers of event streams: `python -m benchmarks.stream_readers URL COUNT QUERY`, until it is ended.
+"""Readers of event streams: `python -m benchmarks.stream_readers URL COUNT QUERY`, until terminated.
 
-They take what comes and look at none of it, so that the readers cost as little as readers can. Once all
-streams are open, it prints a line.
+They discard what they receive, so that reading costs as little as possible. Once all streams are open, a
+line is printed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _OTHER_FILES = 100
 
 
 class Reader(asyncio.Protocol):
-    """One stream, open once anything of its answer has come."""
+    """One stream; open once the first bytes of the response have arrived."""
 
     def __init__(self, request: bytes) -> None:
         self.open: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -32,15 +32,15 @@ class Reader(asyncio.Protocol):
             if data.startswith(b"HTTP/1.1 200 "):
                 self.open.set_result(None)
             else:
-                self.open.set_exception(RuntimeError(f"the server answers {data[:500]!r}"))
+                self.open.set_exception(RuntimeError(f"the server answered {data[:500]!r}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.open.done():
-            self.open.set_exception(RuntimeError(f"the server hangs up: {exc}"))
+            self.open.set_exception(RuntimeError(f"the server closed the connection: {exc}"))
 
 
 async def read(url: str, count: int, query: str) -> None:
-    """Keeps so many streams open."""
+    """Keep `count` streams open."""
     address = urlsplit(url)
     assert address.hostname
     assert address.port

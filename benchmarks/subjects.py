@@ -1,4 +1,4 @@
-"""What is asked for over HTTP: each write with its body, and each live read."""
+"""The HTTP requests that are measured: each write with its body, and each live read."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from service.commands.base import Command
 
 
 class Write(NamedTuple):
-    """A write. No request of a load is refused, however many there are; what it opens outlasts the load."""
+    """A write that is never refused, however often it is repeated; what it opens outlasts the load."""
 
     path: str
     command: type[Command]
-    """What its body is validated as."""
+    """The model that validates its body."""
     body: Mapping[str, Any]
 
 

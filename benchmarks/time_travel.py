@@ -1,9 +1,9 @@
-"""How long looking back takes: `python -m benchmarks.time_travel [--dsn DSN | --data FOLDER]`.
+"""How long past states take to read: `python -m benchmarks.time_travel [--dsn DSN | --data FOLDER]`.
 
-On a squad with a long history (`python -m benchmarks.history`), of which it throws the snapshots away: the
-state at a few random positions without any, then one fold of the whole log that puts them along it, then
-the state at many random positions with them. Beside the time on the clock it tells the processor time of
-this process, which is what says something on a machine that is busy.
+Runs on a squad with a long history (`python -m benchmarks.history`), whose snapshots it deletes. Measures
+the state at a few random positions without snapshots, then one fold of the whole log that writes them, then
+the state at many random positions with them. Besides the elapsed time it shows the processor time of this
+process, which is meaningful on a busy machine too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Took(NamedTuple):
-    """What one state took."""
+    """The time that one state took."""
 
     seconds: float
     processor_seconds: float
@@ -66,7 +66,7 @@ def _row(name: str, took: Sequence[Took]) -> tuple[str, ...]:
 
 
 async def measure(dsn: str, squad_schema: str, without: int, positions: int, seed: int) -> None:
-    """Measures, and prints a table."""
+    """Measure, and print a table."""
     console, random = Console(), Random(seed)
     async with await connect(dsn, squad_schema, name="squad benchmark") as connection:
         head = await log.head_position(connection)
@@ -83,20 +83,24 @@ async def measure(dsn: str, squad_schema: str, without: int, positions: int, see
     console.print(table)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     click.echo(
-        f"{head:,} events folded, and snapshots kept, in {whole.seconds:.1f} s"
-        f" ({whole.processor_seconds:.1f} s of processor)\n"
-        f"{count} snapshots, {size / 1e6:.1f} MB beside {log_size / 1e6:.0f} MB of log;"
+        f"{head:,} events folded and snapshots written in {whole.seconds:.1f} s"
+        f" ({whole.processor_seconds:.1f} s of processor time)\n"
+        f"{count} snapshots, {size / 1e6:.1f} MB for a log of {log_size / 1e6:.0f} MB;"
         f" peak memory {peak:.0f} MB"
     )
 
 
 @click.command()
-@click.option("--without", type=click.IntRange(min=0), default=3, help="States without snapshots.  [3]")
-@click.option("--positions", type=click.IntRange(min=1), default=20, help="States with them.  [20]")
-@click.option("--seed", type=int, default=0, help="Which positions.  [0]")
-@click.option("--config", type=click.Path(path_type=Path), help="The settings' file.")
-@click.option("--data", type=click.Path(path_type=Path), help="The embedded Postgres's folder.")
-@click.option("--dsn", help="The database; without it, the embedded Postgres.")
+@click.option(
+    "--without", type=click.IntRange(min=0), default=3, help="Number of states without snapshots.  [3]"
+)
+@click.option(
+    "--positions", type=click.IntRange(min=1), default=20, help="Number of states with snapshots.  [20]"
+)
+@click.option("--seed", type=int, default=0, help="Seed of the positions.  [0]")
+@click.option("--config", type=click.Path(path_type=Path), help="The settings file.")
+@click.option("--data", type=click.Path(path_type=Path), help="The folder of the embedded Postgres.")
+@click.option("--dsn", help="The database; by default, the embedded Postgres.")
 def main(
     *,
     without: int,
@@ -106,7 +110,7 @@ def main(
     data: Path | None,
     dsn: str | None,
 ) -> None:
-    """Measure looking back on a squad that has a history."""
+    """Measure reading past states of a squad that has a history."""
     settings = read(config, dsn=dsn, data=data)
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""The benchmarks, one module a subject. To add one: a module with a `BENCHMARK`, and its name here."""
+"""The benchmarks, one module per subject. To add one, write a module with a `BENCHMARK`; list it here."""
 
 from __future__ import annotations
 

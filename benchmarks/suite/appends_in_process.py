@@ -1,10 +1,10 @@
-"""Durable appends without HTTP, beside a transaction for each event, and beside a library.
+"""Durable appends without HTTP, compared with one transaction per event and with a library.
 
-The writer decides, hashes, appends, and notifies once a batch. The transaction is measured as it is
-usually written, in four round trips, and as one statement that inserts the same payload and notifies,
-autocommitted, so in a single one: the best that psycopg can do event by event. The library,
-`eventsourcing`, appends single events from threads, as applications made with it do. Statement and library
-are measured at several numbers of connections or threads, and the best of them counts.
+The writer decides, hashes, appends, and notifies once a batch. The transaction is measured as it is usually
+written, in four round trips, and as one autocommitted statement that inserts the same payload and notifies,
+in a single round trip: the best that psycopg can do event by event. The library, `eventsourcing`, appends
+single events from threads, as applications built on it do. Statement and library are measured at several
+numbers of connections or threads, and the best result counts.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _inserting(connection: psycopg.AsyncConnection[Any]) -> Append:
 
 @contextmanager
 def _recorder(dsn: str) -> Iterator[PostgresApplicationRecorder]:
-    """The library's recorder, which numbers events under a lock of its table and notifies of them."""
+    """The library's recorder, which numbers events under a table lock and notifies."""
     where = psycopg.conninfo.conninfo_to_dict(dsn)
     with PostgresDatastore(
         dbname=str(where.get("dbname", "postgres")),
@@ -157,7 +157,7 @@ def _recorder(dsn: str) -> Iterator[PostgresApplicationRecorder]:
 
 
 def _measure_threads(recorder: PostgresApplicationRecorder, threads: int) -> Measure:
-    """Every thread appends again and again, one event at a time, each to a stream of its own."""
+    """Every thread appends one event at a time in a loop, to a stream of its own."""
     state = _DATA.encode()
 
     def append_until(deadline: float) -> list[float]:
@@ -193,7 +193,7 @@ def _sample(latencies: list[float], elapsed: float) -> Sample:
 
 
 def _measure(appends: Sequence[Append]) -> Measure:
-    """Everyone appends again and again, one event at a time."""
+    """Every caller appends one event at a time in a loop."""
 
     async def measure(seconds: float) -> Sample:
         latencies: list[float] = []

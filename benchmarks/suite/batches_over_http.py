@@ -1,4 +1,4 @@
-"""A hundred commands in one HTTP request, beside one command a request. Compared are commands a second."""
+"""A hundred commands in one HTTP request, compared with one command a request, in commands a second."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 COMMANDS = 100
 CONNECTIONS = 8
-"""Eight hundred commands are under way, then: as many as a batch of the writer may have, and no more."""
+"""So 800 commands are in flight, which is the maximum size of one batch of the writer."""
 
 SINGLE = "single requests"
 

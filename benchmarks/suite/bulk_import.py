@@ -1,8 +1,8 @@
-"""A log imported from its lines, beside the server copying the same rows from one table into another.
+"""The import of a log from JSON Lines, compared with the server copying the same rows between tables.
 
-The import parses each line, checks its hash and that it can be read, and sends it. The server only
-inserts, into a table with the same keys, indexes and triggers. A measurement takes in the whole log
-once, into a squad that is new.
+The import parses each line, checks its hash and that the event can be decoded, and sends it. The server
+only inserts, into a table with the same keys, indexes and triggers. A measurement imports the whole log
+once, into a new squad.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
 
 EVENTS_A_SECOND = 25_000
-"""So long is the log for each second that a measurement is meant to take."""
+"""The length of the log per second that a measurement should take."""
 
 BATCH_EVENTS = 5_000
 IMPORT, SERVER = f"import, {BATCH_EVENTS:,} lines at a time", "INSERT ... SELECT"

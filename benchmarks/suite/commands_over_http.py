@@ -1,8 +1,8 @@
-"""Durable commands over HTTP, beside the same server without durability and decisions.
+"""Durable commands over HTTP, compared with the same server without durability and decisions.
 
 The bare handler is the ceiling for aiohttp and the model on this machine; the canned answer is the ceiling
-of the load generator, which must lie far above both. Each is a process of its own, and so are Postgres and
-the load generator, all on the same cores.
+of the load generator, which must be far above both. Each is a separate process, and so are Postgres and the
+load generator, all on the same cores.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ async def _prepare(subject: Write, _: Plan) -> AsyncIterator[Sequence[Contender]
 def measure(
     servers: stage.Server | Sequence[stage.Server], subject: Write, connections: int = CONNECTIONS
 ) -> Measure:
-    """Asks for one write again and again."""
+    """Send one write repeatedly."""
 
     async def once(seconds: float) -> dict[str, float]:
         return await stage.load(

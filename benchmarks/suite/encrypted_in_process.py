@@ -1,8 +1,8 @@
-"""What encryption costs: messages appended with their payloads encrypted, beside the same in plain.
+"""What encryption costs: messages appended with encrypted payloads, compared with plain ones.
 
-Each message gets a key of its own, made durable before it, and is sealed with AES-256-GCM. Both writers
-are in this process, on the same Postgres, in a schema each. The plain one is measured twice a round: how
-far the two differ says how much the machine alone makes of it.
+Each message gets a key of its own, which is made durable first, and is encrypted with AES-256-GCM. Both
+writers are in this process, on the same Postgres, each in a schema of its own. The plain one is measured
+twice a round: the difference between the two is the noise of the machine.
 """
 
 from __future__ import annotations

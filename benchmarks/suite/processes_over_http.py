@@ -24,7 +24,7 @@ async def _prepare(_: Plan) -> AsyncIterator[Sequence[Contender]]:
     async with AsyncExitStack() as stack:
 
         async def processes(count: int) -> list[stage.Server]:
-            """So many, on a database of their own: those that are not measured stand still."""
+            """Start that many on a database of their own, so that those not being measured are idle."""
             dsn = await stack.enter_async_context(stage.postgres())
             return [await stack.enter_async_context(stage.service(dsn)) for _ in range(count)]
 

@@ -1,4 +1,4 @@
-"""Live reads over HTTP, beside a bare handler that makes an answer of the same size."""
+"""Live reads over HTTP, compared with a bare handler that makes an answer of the same size."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Commands over HTTP while a thousand event streams are open, beside the same with none.
+"""Commands over HTTP while a thousand event streams are open, compared with none.
 
-Once each stream is that of another agent, to which nothing happens: every event is held against its
-filter. And once each is to hear of everything, which at thousands of events a second is more than
-anybody could take: such streams fall behind, and the service serves them at a pace that leaves it time
-for commands.
+In one case each stream is filtered to a different agent without events, so every event is matched against
+every filter. In the other each stream receives all events, which at thousands of events a second is more
+than can be delivered: such streams lag behind, and the service throttles them to leave time for commands.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ def _measure(service: stage.Server, query: str) -> Measure:
 
 
 async def _all_gone(service: stage.Server) -> None:
-    """Returns once the service has noticed that nobody reads any more, which takes it up to a second."""
+    """Wait until the service has noticed that all readers are gone, which takes it up to a second."""
     async with aiohttp.ClientSession(service.url) as session, asyncio.timeout(_GONE_WITHIN_SECONDS):
         while True:
             async with session.get("/metrics") as response:

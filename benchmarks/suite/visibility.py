@@ -1,7 +1,7 @@
-"""From the answer to a command until its row is in the read table, beside a notification's way alone.
+"""The time from a command's answer until its row is in the read table, compared with a bare notification.
 
-Commands come at a steady thousand a second, whether the one before was answered or not. The figure is how
-long half of them took, so the ratio says how many times as long as a notification that is.
+Commands arrive at a steady thousand a second, whether the previous one was answered or not. The figure is
+the median time, so the ratio says how many times as long as a notification it takes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The whole log read again, to verify it, to look back and to rebuild the tables, beside reading it alone.
+"""The whole log read to verify it, fold it and rebuild the tables, compared with only reading it.
 
-Everybody reads the same log, of a squad that lived in fast motion (`benchmarks.chronicle`), in the same
-pages, from the first event to the last. The baseline reads and decodes, and does nothing with what it
-has. A measurement is one time through, however long that takes.
+All read the same log, that of a simulated squad (`benchmarks.chronicle`), in the same pages, from the first
+event to the last. The baseline reads and decodes the events and discards them. A measurement is one pass,
+however long it takes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
 
 EVENTS_A_SECOND = 125_000
-"""So long is the log for each second that a measurement is meant to take. What a rebuild does once takes as
-long as 20,000 events, however long the log is: in a short one that would be what is measured."""
+"""The length of the log per second that a measurement should take. The fixed cost of a rebuild equals that
+of 20,000 events, and would dominate in a short log."""
 
 READ, VERIFY, FOLD, REBUILD = "read and decode", "verify", "state at the head", "rebuild all tables"
 

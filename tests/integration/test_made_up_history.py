@@ -39,7 +39,7 @@ async def test_a_squad_that_has_a_history_keeps_it(empty_database: str) -> None:
     async for _ in fill(empty_database, "squad", 100):
         pass
     before = await assert_log_is_sound(empty_database)
-    with pytest.raises(ValueError, match="has a history of its own"):
+    with pytest.raises(ValueError, match="already has events"):
         async for _ in fill(empty_database, "squad", 100):
             pass
     assert await assert_log_is_sound(empty_database) == before
