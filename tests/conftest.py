@@ -1,4 +1,4 @@
-"""The databases of the tests. No server is started before a test asks for one."""
+"""The databases of the tests. No server is started before a test needs one."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _CHOICE = pytest.StashKey[Choice]()
 _SERVERS = pytest.StashKey[set[str]]()
 _SCRATCH = pytest.StashKey[str]()
 _LONG = frozenset({"faults", "model", "e2e"})
-"""Folders of tests that start services and end them, or try things at random."""
+"""Folders of tests that start and stop services, or are randomized."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell that starts us in the background has Ctrl-C ignored, and so would all that we start.
+    # A shell that starts us in the background ignores SIGINT, which our child processes would inherit.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # And nohup has hangups ignored. We go on after one as well, but what we start shall take it as it does.
+    # nohup ignores SIGHUP. We survive one too, but our child processes must get the default handling.
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: None)
     config.stash[_SCRATCH] = choose_folder()
@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with what takes longest: no process shall have a long test left, and the others none."""
+    """Start with the longest tests, so that no process has a long test left while the others are idle."""
     items.sort(key=lambda item: not _LONG.intersection(item.path.parts))
 
 
@@ -49,9 +49,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def _show_faults(terminalreporter: pytest.TerminalReporter) -> None:
-    """Shows what came of the faults, as docs/operations.md has it."""
-    # A test's rows are in the report of its end, which pytest files under no name where all is well. This
-    # is not beside those tests, because the process that tells of several others loads this file only.
+    """Show the results of the trials, as in docs/operations.md."""
+    # A test's rows are in the report of its teardown, which pytest files under "" if it passed. This code
+    # is not next to those tests, because with several processes the reporting one loads only this file.
     reports = terminalreporter.stats.get("", [])
     rows = [Row(*cells) for report in reports for name, cells in report.user_properties if name == PROPERTY]
     if rows:
@@ -62,7 +62,7 @@ def _show_faults(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Takes over which server a worker had, where the tests run in several processes."""
+    """Take over the name of the server from a worker, if the tests run in several processes."""
     node.config.stash[_SERVERS].update(getattr(node, "workeroutput", {}).get("postgres", ()))
 
 
@@ -88,20 +88,20 @@ def _template(postgres: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture
 def database(postgres: PostgresServer, _template: str) -> Iterator[str]:
-    """The DSN of a database of the test's own, with an empty squad in the schema ``squad``."""
+    """The DSN of a new database for the test, with an empty squad in the schema ``squad``."""
     with postgres.new_database(template=_template) as dsn:
         yield dsn
 
 
 @pytest.fixture
 def new_squad(postgres: PostgresServer, _template: str) -> Iterator[str]:
-    """The DSN of a second database like that, for a test that needs two."""
+    """The DSN of a second such database, for a test that needs two."""
     with postgres.new_database(template=_template) as dsn:
         yield dsn
 
 
 @pytest.fixture
 def empty_database(postgres: PostgresServer) -> Iterator[str]:
-    """The DSN of a database of the test's own with nothing in it."""
+    """The DSN of a new, empty database for the test."""
     with postgres.new_database() as dsn:
         yield dsn

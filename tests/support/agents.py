@@ -1,4 +1,4 @@
-"""Agents that answer as a test tells them: fast, slowly, wrongly, endlessly, or not at all."""
+"""Fake agents that answer as a test configures them: fast, slowly, wrongly, endlessly, or not at all."""
 
 from __future__ import annotations
 
@@ -25,44 +25,44 @@ MEBIBYTE = 1024 * 1024
 
 
 class Call(NamedTuple):
-    """A call that an agent got."""
+    """A call that an agent received."""
 
     path: str
     headers: Mapping[str, str]
     body: bytes
     at: datetime
-    """When it came."""
+    """When it arrived."""
 
     @property
     def payload(self) -> dict[str, Any]:
-        """What it said."""
+        """The decoded body."""
         payload: dict[str, Any] = orjson.loads(self.body)
         return payload
 
 
 class Agents:
-    """A server on which any path is an agent's endpoint. Those that were told nothing answer `{}`."""
+    """A server on which any path is an agent's endpoint. By default, an endpoint answers `{}`."""
 
     def __init__(self) -> None:
         self.url = ""
         self.calls: list[Call] = []
         self.busy: Counter[str] = Counter()
-        """How many calls are under way, by path."""
+        """The number of calls in flight, by path."""
         self.busiest: Counter[str] = Counter()
-        """The most that ever were, by path, and in all by the empty one."""
+        """The maximum number of calls in flight, by path; in all, under the empty path."""
         self.leaving = asyncio.Event()
         self._behaviours: defaultdict[str, list[Behaviour]] = defaultdict(lambda: [answers({})])
 
     def on(self, path: str, *behaviours: Behaviour) -> None:
-        """Sets what calls to a path get, one after another; the last one goes for all that follow."""
+        """Set the answers to successive calls of a path; the last one is used for all further calls."""
         self._behaviours[path] = list(behaviours)
 
     def called(self, path: str) -> list[Call]:
-        """The calls that a path got."""
+        """The calls that a path received."""
         return [call for call in self.calls if call.path == path]
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Takes a call."""
+        """Record a call and answer it."""
         path = request.path
         now = datetime.now(UTC)
         self.calls.append(Call(path, request.headers.copy(), await request.read(), now))
@@ -79,7 +79,7 @@ class Agents:
 
 @contextlib.asynccontextmanager
 async def running_agents() -> AsyncIterator[Agents]:
-    """Agents for the time of a block, on the loopback interface."""
+    """Run agents on the loopback interface for the duration of the block."""
     agents = Agents()
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", agents.handle)
@@ -95,7 +95,7 @@ def answers(body: object, status: int = 200, **headers: str) -> Behaviour:
 
 
 def answers_bytes(body: bytes, status: int = 200, **headers: str) -> Behaviour:
-    """An answer of just these bytes."""
+    """An answer with exactly these bytes."""
 
     async def behave(request: web.Request) -> web.StreamResponse:
         del request
@@ -106,7 +106,7 @@ def answers_bytes(body: bytes, status: int = 200, **headers: str) -> Behaviour:
 
 
 def after(seconds: float, then: Behaviour | None = None) -> Behaviour:
-    """An answer that takes its time."""
+    """An answer after a delay."""
 
     async def behave(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(seconds)
@@ -116,7 +116,7 @@ def after(seconds: float, then: Behaviour | None = None) -> Behaviour:
 
 
 def when(event: asyncio.Event, then: Behaviour | None = None) -> Behaviour:
-    """An answer that waits for something."""
+    """An answer once an event is set."""
 
     async def behave(request: web.Request) -> web.StreamResponse:
         await event.wait()
@@ -126,7 +126,7 @@ def when(event: asyncio.Event, then: Behaviour | None = None) -> Behaviour:
 
 
 def drips(every_seconds: float = 0.02) -> Behaviour:
-    """An answer that goes on and on, a byte at a time, until nobody listens any more."""
+    """An endless answer, a byte at a time, until the client disconnects."""
 
     async def behave(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -152,7 +152,7 @@ def hangs_up() -> Behaviour:
 
 
 def is_signed(call: Call, secret: str) -> bool:
-    """Whether a call bears the signature that the Standard Webhooks specification prescribes."""
+    """Whether a call has the signature that the Standard Webhooks specification prescribes."""
     key = base64.b64decode(secret.removeprefix("whsec_"))
     signed = f"{call.headers['webhook-id']}.{call.headers['webhook-timestamp']}.".encode() + call.body
     expected = base64.b64encode(hmac.digest(key, signed, sha256)).decode()

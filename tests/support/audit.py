@@ -1,4 +1,4 @@
-"""What docs/audit.md gives to people who do not trust our code: a file to run, and a query."""
+"""What docs/audit.md offers for auditing without this software: a script, and a query."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sql_of_the_docs() -> str:
 
 
 def sql_for_keys_that_came_back() -> str:
-    """What docs/audit.md says to do where a key that was destroyed is there again."""
+    """The statements in docs/audit.md for when a destroyed key is there again."""
     return _sql_in(r"^  ```sql$(.*?)^  ```$")
 
 
@@ -31,13 +31,13 @@ def _sql_in(fence: str) -> str:
 
 
 async def first_bad_position_by_sql(connection: Connection) -> int | None:
-    """What that query finds."""
+    """The result of that query."""
     row = await (await connection.execute(sql_of_the_docs().encode())).fetchone()
     return row[0] if row else None
 
 
 def verdict_in_plain_python(file: Path) -> tuple[int, str]:
-    """What docs/verify_export.py says of a file, by a Python that has nothing of ours: code and words."""
+    """The exit code and output of docs/verify_export.py for a file, on a Python without our packages."""
     command = [sys.executable, "-I", "-S", str(VERIFIER), str(file)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     return ended.returncode, ended.stdout + ended.stderr

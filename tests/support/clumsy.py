@@ -1,7 +1,8 @@
-"""`squad` with faults in it, which speak of what they met: `python tests/support/clumsy.py up ...`.
+"""`squad` with injected faults, whose exceptions leak the text: `python tests/support/clumsy.py up ...`.
 
-A message that has `STUMBLE` in it makes its decision fail, and a task's title its request. What has `LATER`
-in it makes an observer of the log fail, and a task that nobody waits for. Each exception repeats the text.
+A message that contains `STUMBLE` makes its decision fail; a task title that contains it, its request. A
+text that contains `LATER` makes an observer of the log fail, and a background task. Each exception repeats
+the text.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ STUMBLE = "stumble"
 LATER = "later"
 
 PROGRAM = (sys.executable, str(Path(__file__).resolve()))
-"""To be run in the place of `squad`."""
+"""The script to run in place of `squad`."""
 
 
 async def _fail(text: str) -> None:
@@ -26,7 +27,7 @@ async def _fail(text: str) -> None:
 
 
 def main() -> None:
-    """Runs the command line with these faults."""
+    """Run the command line with these faults."""
     from service.commands import CreateTask, SendMessage
     from service.http import route
     from service.writing import batch

@@ -1,8 +1,8 @@
-"""The `squad` command as people type it, in a process of its own.
+"""The `squad` command as users type it, in a process of its own.
 
-As a rule that is a fork of one that has loaded the command (tests/support/forked.py). With `command=SQUAD`
-it is the installed command, found, started and loaded as people have it; so it is where a variable is
-given that Python reads before the command can.
+Normally that is a fork of a process that has loaded the command (tests/support/forked.py). With
+`command=SQUAD` it is the installed command, found, started and loaded as for users. So it is if an
+environment variable is given that Python reads at startup.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ ENDS_WITHIN_SECONDS = 60
 
 
 class Ended(NamedTuple):
-    """A command that has ended."""
+    """A command that has exited."""
 
     code: int
     output: str
     errors: str
 
     def lines(self) -> list[str]:
-        """What it printed, where it went well."""
+        """The lines that it printed; fails unless it succeeded."""
         assert (self.code, self.errors) == (0, ""), self
         return self.output.removesuffix("\n").split("\n") if self.output else []
 
     def complaint(self) -> str:
-        """The one line of one that failed."""
+        """The one line that it printed to stderr; fails unless it failed."""
         assert self.code not in (0, None)
         assert self.output == ""
         [line] = self.errors.splitlines()
@@ -48,7 +48,7 @@ class Ended(NamedTuple):
 async def start(
     folder: Path, *arguments: str, command: Path | str | None = None, **settings: str
 ) -> Process:
-    """Starts it in a folder, with no settings but these, and with pipes for its output."""
+    """Start it in a folder, with only these settings, and with pipes for its output."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("SQUAD_")}
     environment = {**ours, "COLUMNS": "160", **settings}
     if command is None and can_be_forked(settings):
@@ -65,7 +65,7 @@ async def start(
 
 
 async def end(process: Process) -> Ended:
-    """Waits for its end."""
+    """Wait until it exits."""
     async with asyncio.timeout(ENDS_WITHIN_SECONDS):
         output, errors = await process.communicate()
     assert process.returncode is not None
@@ -73,7 +73,7 @@ async def end(process: Process) -> Ended:
 
 
 async def squad(folder: Path, *arguments: str, **settings: str) -> Ended:
-    """Runs it to its end."""
+    """Run it until it exits."""
     return await end(await start(folder, *arguments, **settings))
 
 
@@ -81,7 +81,7 @@ async def squad(folder: Path, *arguments: str, **settings: str) -> Ended:
 async def squad_command(
     *arguments: str, cwd: Path, command: Path | str | None = None
 ) -> AsyncIterator[Process]:
-    """A command that runs; whatever is left of it after the block is killed."""
+    """A running command, killed after the block if it is still there."""
     process = await start(cwd, *arguments, command=command)
     try:
         yield process
@@ -92,7 +92,7 @@ async def squad_command(
 
 
 async def finished(*arguments: str, cwd: Path) -> str:
-    """What a command printed that went well."""
+    """The output of a command, which must succeed."""
     ended = await squad(cwd, *arguments)
     assert ended.code == 0, ended.errors
     return ended.output

@@ -1,4 +1,4 @@
-"""What the e-mail agent's tests need around it: a mailbox, an orchestrator, a language model."""
+"""The surroundings of the e-mail agent in its tests: a mailbox, an orchestrator, a language model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def settings(**fields: Any) -> Settings:
-    """The agent's settings, with a mailbox that is nowhere unless one is named."""
+    """The agent's settings, by default with an unreachable mailbox."""
     nowhere = {"imap_security": "none", "imap_port": 1}
     user = {"imap_user": post_office.USER, "imap_password": post_office.PASSWORD}
     return Settings.model_validate({**nowhere, **user, **fields})
@@ -50,22 +50,22 @@ def mailbox(folder: Path) -> Iterator[PostOffice]:
 
 
 def mailbox_settings(office: PostOffice, **fields: Any) -> Settings:
-    """Settings that point at a mailbox."""
+    """Settings for a mailbox."""
     return settings(**{"imap_port": office.port, **fields})
 
 
 class FakeSquad:
-    """As much of the orchestrator's API as the agent uses, in memory."""
+    """The part of the orchestrator's API that the agent uses, in memory."""
 
     def __init__(self) -> None:
         self.emails: dict[str, dict[str, Any]] = {}
         self.requests: list[web.Request] = []
         self.position = 0
         self.broken = False
-        """Answers 500 to everything."""
+        """Whether it answers 500 to every request."""
 
     def add(self, **fields: Any) -> str:
-        """Logs an e-mail; returns its id."""
+        """Log an e-mail; return its id."""
         email_id = str(uuid4())
         self.emails[email_id] = {
             "id": email_id,
@@ -111,7 +111,7 @@ class FakeSquad:
 
 
 class FakeModel:
-    """An OpenAI-compatible endpoint that answers what it is told to."""
+    """An OpenAI-compatible endpoint with a fixed answer."""
 
     def __init__(self, content: str = "", *, status: int = 200, delay_seconds: float = 0) -> None:
         self.content = content
@@ -139,9 +139,9 @@ class FakeModel:
 async def agent(
     squad: FakeSquad, model: FakeModel | None = None, **fields: Any
 ) -> AsyncIterator[TestClient[web.Request, web.Application]]:
-    """The agent's service, between an orchestrator and perhaps a language model."""
+    """The agent's service, connected to an orchestrator and optionally a language model."""
     async with TestServer(squad.app()) as squad_server:
-        # The setting has the name of its variable.
+        # The field is named like its environment variable.
         fields.setdefault("EMAIL_AGENT_SQUAD_URL", str(squad_server.make_url("/")))
         async with TestServer(model.app() if model else web.Application()) as model_server:
             if model:
@@ -152,6 +152,6 @@ async def agent(
 
 
 def call(email_id: str | None = None, **fields: Any) -> dict[str, Any]:
-    """What the orchestrator POSTs."""
+    """The body that the orchestrator POSTs."""
     body = {"run_id": str(uuid4()), "job": "a job", "tick": "2026-11-23T08:00:00Z", "attempt": 1}
     return {**body, "fencing_token": 7, **({"email_id": email_id} if email_id else {}), **fields}

@@ -1,4 +1,4 @@
-"""Jobs that work on e-mails, and e-mails that wait for them."""
+"""Jobs that process e-mails, and e-mails for them to process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AGENT = "email_agent"
 
 
 async def emails(member: Member, count: int, *, classified: bool = False) -> list[str]:
-    """So many e-mails that wait; gives their ids, the oldest first."""
+    """Log unprocessed e-mails; return their ids, oldest first."""
     found = []
     for number in range(count):
         logged = do.LogEmail(
@@ -35,12 +35,12 @@ async def emails(member: Member, count: int, *, classified: bool = False) -> lis
 
 
 async def email_job(member: Member, task: str, timeout_seconds: float = 30.0) -> None:
-    """Puts a job with a built-in task on the schedule, which runs where somebody asks for it."""
+    """Define a job with a built-in task that only runs when requested."""
     await define(member, task, task=task, agent=AGENT, timeout_seconds=timeout_seconds)
 
 
 def assert_nothing_is_held(member: Member) -> None:
-    """No claim and no tokens are left behind."""
+    """Fail if any claim or reservation is left."""
     squad = member.writer.squad
     assert not list(squad.all(OPERATIONS))
     assert not list(squad.all(RESERVATIONS))
@@ -49,7 +49,7 @@ def assert_nothing_is_held(member: Member) -> None:
 
 
 def classifies(member: Member) -> Behaviour:
-    """An agent that does what it is asked."""
+    """An agent that classifies its e-mails and answers."""
 
     async def behave(request: web.Request) -> web.StreamResponse:
         change = do.UpdateEmail(

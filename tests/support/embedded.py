@@ -1,4 +1,4 @@
-"""Data folders of a test's own, and the embedded Postgres in them: looked into, and killed."""
+"""Data folders for single tests, and the embedded Postgres in them: inspected, and killed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def new_data_folder() -> Iterator[Path]:
-    """A folder for an embedded Postgres, which is stopped in the end, whoever started it."""
-    # Not in pytest's own folder, which each new session closes to other users, the server's among them.
+    """A folder for an embedded Postgres, which is stopped at the end, whoever started it."""
+    # Not in pytest's own folder, which each run makes inaccessible to other users, such as the server's.
     folder = temporary_folder("squad-test-")
     try:
         yield folder
@@ -31,7 +31,7 @@ def new_data_folder() -> Iterator[Path]:
 
 @contextlib.asynccontextmanager
 async def server_in(folder: Path) -> AsyncIterator[str]:
-    """The DSN of the server in a data folder, which is started if it does not run."""
+    """The DSN of the server in a data folder, which is started if it is not running."""
     server = EmbeddedPostgres(folder)
     try:
         yield await server.start()
@@ -40,18 +40,18 @@ async def server_in(folder: Path) -> AsyncIterator[str]:
 
 
 def dsn_of(folder: Path) -> str:
-    """The DSN of the server in a data folder, for one who does not count as its user."""
+    """The DSN of the server in a data folder, without registering as one of its users."""
     return f"postgresql://{SUPERUSER}@/postgres?host={quote(str(folder / CLUSTER))}"
 
 
 def postmaster_pid(folder: Path) -> int | None:
-    """The process number of the server in a data folder, if it runs and accepts connections."""
+    """The pid of the server in a data folder, if it is running and accepts connections."""
     postmaster = _cluster(folder).postmaster()
     return postmaster.pid if postmaster and postmaster.is_ready else None
 
 
 def kill_postmaster(folder: Path) -> int:
-    """Ends the server in a data folder without a word; returns the number that it had."""
+    """Kill the server in a data folder; return its pid."""
     pid = postmaster_pid(folder)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)

@@ -1,6 +1,6 @@
-"""A Postgres that takes nothing but TLS, with a certificate of its own making.
+"""A Postgres that accepts only TLS, with a self-signed certificate.
 
-It is Debian's, or another one that is installed: the embedded one is built without TLS.
+It is Debian's or another installed Postgres, because the embedded one is built without TLS.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HOST = "db.squad.test"
-"""What the certificate says."""
+"""The host name in the certificate."""
 
 _PASSWORD = "kept-from-others"
 _SETTINGS = """
@@ -44,13 +44,13 @@ _ACCESS = "hostssl all all 127.0.0.1/32 scram-sha-256\n"
 
 
 class EncryptedServer(NamedTuple):
-    """Its port on this machine, and the certificate to know it by."""
+    """Its local port, and the certificate to verify it with."""
 
     port: int
     certificate: Path
 
     def dsn(self, **different: str) -> str:
-        """A DSN that checks whom it speaks to, with some parts as the test wants them."""
+        """A DSN that verifies the server, with some parameters replaced by the test's."""
         parts = {
             "host": HOST,
             "hostaddr": "127.0.0.1",
@@ -95,7 +95,7 @@ def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
 
 @contextlib.contextmanager
 def encrypted_server() -> Iterator[EncryptedServer]:
-    """The server for the time of a block; skips the test where there is none with TLS to be had."""
+    """Run the server for the duration of the block; skip the test if no Postgres with TLS is installed."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     found = str(programs[-1]) if programs else shutil.which("initdb")
     if found is None:
@@ -139,7 +139,7 @@ def _run(programs: Path, folder: Path) -> Iterator[EncryptedServer]:
 
 
 def _user() -> pwd.struct_passwd:
-    """Postgres does not run as root."""
+    """The user to run Postgres as, which must not be root."""
     if os.geteuid():
         return pwd.getpwuid(os.geteuid())
     names = {entry.pw_name for entry in pwd.getpwall()}

@@ -1,4 +1,4 @@
-"""What is left of somebody in a squad's database, and whether keys were used as they may be."""
+"""What is left of a person in a squad's database, and whether keys were used correctly."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ async def everything(dsn: str, schema: str = SCHEMA) -> str:
 
 
 async def remains(dsn: str, texts: Iterable[str]) -> list[str]:
-    """Which of the texts stand in a table of the squad.
+    """Return the texts that are found in a table of the squad.
 
-    They must hold something that base64 has not, or it is only a question of time until a box holds them.
+    They must contain a character that base64 does not use, or a ciphertext may contain them by chance.
     """
     found = await everything(dsn)
-    # As a row's text has them: what is not a letter may be escaped.
+    # As they are in the text of a row, in which characters other than letters may be escaped.
     return [text for text in texts if text in found or text.encode().hex() in found]
 
 
@@ -53,10 +53,10 @@ async def keys_there(connection: Connection) -> set[str]:
 
 
 async def assert_keys_were_used_in_time(dsn: str) -> int:
-    """Fails unless every event is sealed with a key that is there, or was destroyed only after it.
+    """Fail unless every event is encrypted with a key that exists, or that was destroyed after the event.
 
     Returns:
-        How many are sealed.
+        The number of encrypted events.
     """
     sealed_with: list[tuple[int, str]] = []
     destroyed: dict[str, int] = {}

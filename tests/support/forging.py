@@ -1,4 +1,4 @@
-"""Somebody who may do anything writes history anew, behind everybody's back."""
+"""A superuser who rewrites history unnoticed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ALWAYS = (
 
 
 async def some_history(connection: Connection) -> None:
-    """Twelve events: a message at every even position, and from 3 on its acknowledgement after it."""
+    """Append twelve events: a message at every even position, and its acknowledgement at the next one."""
     scribe = Scribe(connection)
     await scribe.append(joined("alice"))
     for position in range(2, EVENTS, 2):
@@ -41,7 +41,7 @@ async def some_history(connection: Connection) -> None:
 
 @asynccontextmanager
 async def unguarded(connection: Connection) -> AsyncIterator[None]:
-    """The log's triggers are off for as long as the block lasts, and nobody sees that they were."""
+    """Disable the log's triggers for the duration of the block, without a trace."""
     await connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
     yield
     await connection.execute("ALTER TABLE events ENABLE TRIGGER ALL")
@@ -52,14 +52,14 @@ async def unguarded(connection: Connection) -> AsyncIterator[None]:
 
 
 async def forge(connection: Connection, *changes: LiteralString) -> None:
-    """Runs statements that the log would refuse."""
+    """Run statements that the log would refuse."""
     async with unguarded(connection):
         for change in changes:
             await connection.execute(change)
 
 
 async def hash_anew(connection: Connection) -> None:
-    """Gives every event the hash that it should have, so that the chain holds again."""
+    """Recompute the hash of every event, so that the chain holds again."""
     previous = GENESIS_HASH
     async with unguarded(connection):
         for recorded in await whole_log(connection):
@@ -70,7 +70,7 @@ async def hash_anew(connection: Connection) -> None:
 
 
 async def write_anew(connection: Connection, first_id: str | None = None) -> None:
-    """Writes the whole log anew with another history that keeps every promise."""
+    """Replace the whole log by another history that keeps every promise."""
     await forge(
         connection, "UPDATE events SET data = replace(data::text, 'message', 'massage')::json, actor = 'x'"
     )

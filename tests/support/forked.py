@@ -1,11 +1,10 @@
-"""The `squad` command in a process of its own that has not loaded it anew.
+"""The `squad` command in a forked process, without the cost of loading it each time.
 
-Loading takes longer than most of what tests have the command do, and they start it hundreds of times. So
-one process beside the tests has it loaded (tests/support/loaded.py), and forks. A fork differs from the
-installed command in how it came to be, and in nothing that the command can do about itself: arguments,
-working folder, environment, standard streams, signals and process group are those that it would have had.
-What Python reads from the environment before a program begins is not (`PYTHONIOENCODING` and the like);
-nor is a fork right for a test of how the command is found, started or loaded.
+Loading takes longer than most of what the tests have the command do, and they start it hundreds of times.
+So a separate process loads it once (tests/support/loaded.py), and forks. A fork has the arguments, working
+folder, environment, standard streams, signals and process group that the installed command would have. What
+Python itself reads from the environment at startup (`PYTHONIOENCODING` and the like) has no effect on it,
+and it is not suitable for a test of how the command is found, started or loaded.
 """
 
 from __future__ import annotations
@@ -39,21 +38,21 @@ _READ_BY_THE_COMMAND = ("SQUAD_", "PG", "COLUMNS")
 
 
 def can_be_forked(settings: Mapping[str, str]) -> bool:
-    """Whether a fork can have these environment variables, as if it had been started with them."""
-    # Elsewhere than on Linux, libraries do not take a fork well.
+    """Whether a fork can have these environment variables as if it had been started with them."""
+    # On systems other than Linux, not all libraries work after a fork.
     return sys.platform == "linux" and all(name.startswith(_READ_BY_THE_COMMAND) for name in settings)
 
 
 class Forked:
-    """One command that was forked, as `subprocess.Popen` has one that was started.
+    """A forked command, with the interface of `subprocess.Popen`.
 
     Args:
-        arguments: those of the command.
+        arguments: the arguments of the command.
         cwd: its working folder.
-        env: its environment, all of it.
-        stdin: what is to be its standard input; a descriptor, which stays the caller's.
-        stdout: its output.
-        stderr: its errors.
+        env: its complete environment.
+        stdin: a descriptor for its standard input, which the caller still owns.
+        stdout: a descriptor for its output.
+        stderr: a descriptor for its errors.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class Forked:
         self._conversation.shutdown(socket.SHUT_WR)
 
     def poll(self) -> int | None:
-        """The exit code, or minus the signal that ended it; None while it runs."""
+        """The exit code, or minus the signal that killed it; None while it runs."""
         if self.returncode is None:
             try:
                 self.returncode = self._number(socket.MSG_DONTWAIT)
@@ -85,22 +84,22 @@ class Forked:
         return self.returncode
 
     def wait(self) -> int:
-        """Waits for its end."""
+        """Wait until it exits."""
         while (code := self.poll()) is None:
             select.select([self], [], [])
         return code
 
     def fileno(self) -> int:
-        """What can be read from once it has ended."""
+        """A descriptor that becomes readable once it has exited."""
         return self._conversation.fileno()
 
     def send_signal(self, number: int) -> None:
-        """Sends it a signal, unless it has ended."""
+        """Send it a signal, unless it has exited."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """Ends it without a word."""
+        """Kill it."""
         self.send_signal(signal.SIGKILL)
 
     def _number(self, how: int) -> int:
@@ -111,7 +110,7 @@ class Forked:
 
 
 class ForkedWithPipes:
-    """One command that was forked, as `asyncio.create_subprocess_exec` has one that was started."""
+    """A forked command, with the interface of a process from `asyncio.create_subprocess_exec`."""
 
     def __init__(self, forked: Forked, stdout: asyncio.StreamReader, stderr: asyncio.StreamReader) -> None:
         self._forked = forked
@@ -121,30 +120,30 @@ class ForkedWithPipes:
 
     @property
     def returncode(self) -> int | None:
-        """The exit code, or minus the signal that ended it; None until that was seen."""
+        """The exit code, or minus the signal that killed it; None until that is known."""
         return self._forked.returncode
 
     async def wait(self) -> int:
-        """Waits for its end."""
+        """Wait until it exits."""
         return await asyncio.shield(self._ended)
 
     async def communicate(self) -> tuple[bytes, bytes]:
-        """Waits for its end; gives what it has printed until then, and its errors."""
+        """Wait until it exits; return its output and its errors."""
         output, errors, _ = await asyncio.gather(self.stdout.read(), self.stderr.read(), self.wait())
         return output, errors
 
     def send_signal(self, number: int) -> None:
-        """Sends it a signal, unless it was seen to have ended."""
+        """Send it a signal, unless it is known to have exited."""
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
     def terminate(self) -> None:
-        """Asks it to end."""
+        """Ask it to exit."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Ends it without a word."""
+        """Kill it."""
         self.send_signal(signal.SIGKILL)
 
 
@@ -159,7 +158,7 @@ async def _end(forked: Forked) -> int:
 
 
 async def fork(*arguments: str, cwd: Path, env: Mapping[str, str]) -> ForkedWithPipes:
-    """Forks a command that has nothing to read, and pipes for what it prints."""
+    """Fork a command with an empty input, and with pipes for its output."""
     await have_loaded()
     (output, to_output), (errors, to_errors) = os.pipe(), os.pipe()
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -172,7 +171,7 @@ async def fork(*arguments: str, cwd: Path, env: Mapping[str, str]) -> ForkedWith
 
 
 async def have_loaded() -> None:
-    """Waits, where it is the first time, until there is a process to fork from."""
+    """Wait until there is a process to fork from, which the first call starts."""
     await asyncio.to_thread(_asking)
 
 
@@ -185,7 +184,7 @@ async def _reader(pipe: int) -> asyncio.StreamReader:
 
 
 def _asking() -> socket.socket:
-    """The socket at which forks are asked for."""
+    """The socket for requesting forks."""
     with _ONE_AT_A_TIME:
         return _loaded()
 
@@ -198,7 +197,7 @@ def _loaded() -> socket.socket:
             [sys.executable, "-m", "tests.support.loaded", str(theirs.fileno())],
             cwd=_ROOT,
             stdin=subprocess.DEVNULL,
-            # Nothing is printed there. What a fork prints is treated as what goes into a pipe.
+            # Nothing is written to this pipe. It makes forks treat their output as going to a pipe.
             stdout=subprocess.PIPE,
             pass_fds=[theirs.fileno()],
         )

@@ -1,4 +1,4 @@
-"""A process that runs jobs, as far as tests need one: a writer, a scheduler, and what it saw of the log."""
+"""A process that runs jobs, reduced to what tests need: a writer, a scheduler, and the log that it saw."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 E = TypeVar("E", bound=Event)
 
 NEVER = "300d"
-"""An interval so long that a job runs only where somebody asks for it."""
+"""An interval so long that a job runs only when requested."""
 
 
 class Member:
@@ -46,11 +46,11 @@ class Member:
         self.keyring = keyring
         self.scheduler = scheduler
         self.log: list[Recorded] = []
-        """Every event, as soon as it saw it."""
+        """Every event that the process has seen."""
         self.tasks: list[asyncio.Task[None]] = []
 
     def told(self, kind: type[E], **fields: object) -> list[E]:
-        """The events of a kind that have these fields."""
+        """The events of a type with these field values."""
         items = (sealing.opened(item, self.keyring._secrets) for item in self.log if item.type == kind.type)
         events = map(codec.decode, items)
         return [
@@ -60,19 +60,19 @@ class Member:
         ]
 
     def runs(self, job: str) -> list[RunRow]:
-        """What came of every tick of a job, the oldest first."""
+        """The runs of a job, oldest first."""
         items = (sealing.opened(item, self.keyring._secrets) for item in self.log)
         rows: list[RunRow] = list(fold(jobs, items)[RUNS.name].values())
         return sorted((row for row in rows if row.job == job), key=lambda row: row.fencing_token)
 
     async def run_now(self, job: str) -> str:
-        """Has a job run by this process; gives the run's id."""
+        """Start a run of a job on this process; return the run's id."""
         outcome = await submit(self.writer, do.RunJob(name=job, runner=self.scheduler.runner))
         assert outcome.refusal is None, outcome.refusal
         return str(outcome.reply["id"])
 
     async def finished(self, run_id: str, *, within_seconds: float = 10.0) -> RunFinished:
-        """How a run ended, once it has."""
+        """Wait until a run has ended; return its last event."""
         ended = await eventually(
             partial(self.told, RunFinished, run_id=run_id),
             within_seconds=within_seconds,
@@ -81,11 +81,11 @@ class Member:
         return ended[0]
 
     async def carry_out(self, job: str) -> RunFinished:
-        """Runs a job and waits for its end."""
+        """Run a job and wait until the run has ended."""
         return await self.finished(await self.run_now(job))
 
     def before(self, kind: type[do.Command], happens: Callable[[], Awaitable[object]]) -> None:
-        """Has something happen whenever such a command is on its way to the writer."""
+        """Call `happens` before each command of this type is submitted to the writer."""
         submit = self.writer.submit
 
         async def submit_later(request: Request, patience_seconds: float = PATIENCE_SECONDS) -> Outcome:
@@ -96,7 +96,7 @@ class Member:
         self.writer.submit = submit_later  # type: ignore[method-assign] # for as long as it is there
 
     def vanish(self) -> None:
-        """Ends as a process does that is killed: it says nothing more, and gives nothing back."""
+        """End like a killed process, without submitting or releasing anything more."""
         self.writer.observers.clear()
         for task in self.tasks:
             task.cancel()
@@ -117,7 +117,7 @@ async def running_member(
     encrypt: bool | None = None,
     **secrets: str,
 ) -> AsyncIterator[Member]:
-    """A process that has jobs run, in a squad whose orchestrator runs; stopped in the end, gracefully."""
+    """A process that runs jobs, in a squad whose orchestrator is started; stopped gracefully at the end."""
     clock = DatabaseClock()
     async with running_listener(dsn) as listener, AgentClient(agents_url, secrets) as client:
         keyring = Keyring()
@@ -144,14 +144,14 @@ async def running_member(
 
 
 async def _recall(member: Member, dsn: str) -> None:
-    """What happened before the process began belongs to what it knows as well."""
+    """Add the events from before the process started to its log."""
     async with connected(dsn) as connection:
         before = await whole_log(connection)
     member.log[:] = [*before, *(item for item in member.log if item.position > len(before))]
 
 
 async def define(member: Member, name: str, /, *, agent: str | None = "worker", **spec: Any) -> None:
-    """Puts a job on the schedule that calls an endpoint of its own, unless the test says otherwise."""
+    """Define a job, which by default calls an endpoint of its own."""
     if agent and member.writer.squad.rows(AGENTS).get(agent) is None:
         await submit(member.writer, do.RegisterAgent(name=agent, role="test"))
     if "task" not in spec:

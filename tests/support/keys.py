@@ -1,4 +1,4 @@
-"""API keys for tests: made and revoked the way `squad keys` does, by a writer of their own."""
+"""API keys for tests: created and revoked as `squad keys` does it, by a separate writer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 async def make_key(
     dsn: str, scope: KeyScope = "operator", agent: str | None = None, *, expires_days: int | None = None
 ) -> api_keys.NewKey:
-    """A key of a squad; services that run hear of it a moment later."""
+    """Create a key of a squad; running services learn of it a moment later."""
     made = api_keys.make()
     command = do.CreateKey(
         key_id=made.id, digest=made.digest, scope=scope, for_agent=agent, expires_days=expires_days
@@ -30,7 +30,7 @@ async def make_key(
 
 
 async def revoke_key(dsn: str, key: api_keys.NewKey) -> int:
-    """Takes a key back; gives the position of the event that says so."""
+    """Revoke a key; return the position of the event."""
     outcome = await _decided(dsn, do.RevokeKey(key_id=key.id))
     assert outcome.refusal is None
     assert outcome.position is not None

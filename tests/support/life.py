@@ -1,4 +1,4 @@
-"""A squad's life in small: every kind of command, in an order that a seed decides."""
+"""A small random history of a squad: every kind of command, in an order given by a seed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ROUNDS = JobSpec(agent="worker", endpoint="/rounds", cron="0 0 1 1 *")
 
 
 class Life:
-    """Asks for one thing after another; what it began it may go on with, or leave."""
+    """Generates commands in order; it may continue what it began, or abandon it."""
 
     def __init__(self, seed: int) -> None:
         self._random = Random(seed)
@@ -68,13 +68,13 @@ class Life:
                 return do.RecordUsage(agent=agent, tokens=tokens)
 
     def learn(self, command: do.AnyCommand, outcome: Outcome) -> None:
-        """Takes note of what came of a command."""
+        """Note the outcome of a command."""
         kind = _BEGIN.get(type(command))
         if kind and outcome.refusal is None:
             self._begun.setdefault(kind, []).append(outcome.reply["id"])
 
     async def live(self, writer: Writer, commands: int) -> list[Outcome]:
-        """Carries out so many commands, one after another."""
+        """Submit this many commands, one after another."""
         outcomes = []
         for _ in range(commands):
             command = self.next()
@@ -83,7 +83,7 @@ class Life:
         return outcomes
 
     async def live_until(self, enough: asyncio.Event, writer: Writer) -> None:
-        """Carries out commands, one after another, until that is set."""
+        """Submit commands, one after another, until the event is set."""
         while not enough.is_set():
             await self.live(writer, 10)
 
@@ -93,7 +93,7 @@ class Life:
 
 
 async def live_with_jobs(writer: Writer, seed: int, commands: int = 300) -> None:
-    """A life, and what it lacks for every read table to have rows: a job with its run, a key."""
+    """Live a life, with a job, a run and a key added so that every read table has rows."""
     key = api_keys.make()
     for command in (
         do.CreateKey(key_id=key.id, digest=key.digest, scope="operator"),
@@ -114,4 +114,4 @@ _BEGIN: dict[type[do.Command], str] = {
     do.CreateTask: "task",
     do.LogEmail: "email",
 }
-"""Which commands begin something that others go on with."""
+"""The commands that begin something that later commands may continue."""

@@ -1,6 +1,6 @@
-"""A past that is a list: what narrators ask is answered by looking through all of it.
+"""A `Past` that is a list: every query scans all of it.
 
-The reader of the log in Postgres must give the same answers, so it is also what that one is held to.
+The reader of the log in Postgres must give the same answers, so this is also its reference.
 """
 
 from __future__ import annotations

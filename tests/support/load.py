@@ -1,4 +1,4 @@
-"""Clients that keep a squad busy over HTTP, remember every answer, and hold the log to it in the end."""
+"""Clients that keep a squad busy over HTTP, record every answer, and check the log against them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CLIENTS = 32
 
-# A service that can answer does so before this.
+# A service that can answer does so within this time.
 _TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=5)
 _ANSWERED_WITHIN_SECONDS = 60.0
 _BACKOFF_SECONDS = 0.05
@@ -39,51 +39,51 @@ _FACTS: Mapping[tuple[str, int], str] = {
     ("claim", 409): "conflict_detected",
     ("finish", 200): "operation_finished",
 }
-"""The event that is decisive for a request of a kind that was answered with a status."""
+"""The decisive event of a request, by its kind and the status of its answer."""
 
 _DECISIVE = frozenset(_FACTS.values())
 
 _TURNED_AWAY = frozenset({"queue_full", "stopping", "unavailable"})
-"""Codes of problems that promise that nothing was carried out."""
+"""Problem codes that promise that nothing was carried out."""
 
 _UNKNOWN = "outcome_unknown"
-"""The code of the problem that promises nothing."""
+"""The problem code that promises nothing."""
 
 
 class Ask(NamedTuple):
     """A request for one write."""
 
     number: str
-    """Its correlation id, which ties it to the events that come of it."""
+    """Its correlation id, which connects it with its events."""
     key: str | None
-    """With an idempotency key it is repeated until it is answered; without one it is made once."""
+    """With an idempotency key it is retried until it is answered; without one it is sent once."""
     kind: str
     path: str
     body: Mapping[str, Any]
     content: Mapping[str, Any]
-    """What the decisive event must hold."""
+    """The field values that the decisive event must have."""
 
 
 class Answer(NamedTuple):
-    """What a service said."""
+    """The answer of a service."""
 
     status: int
     body: Mapping[str, Any]
 
 
 class Kept(NamedTuple):
-    """What became of a load's requests, by the log."""
+    """The outcome of a load's requests according to the log."""
 
     acknowledged: int
     lost: list[Ask]
-    """Acknowledged, and not in the log, or not where or as the answer said."""
+    """Acknowledged, but not in the log, or not at the position or with the content of the answer."""
     doubled: list[Ask]
     """In the log more than once."""
     haunting: list[Ask]
-    """Turned away, and in the log all the same."""
+    """Rejected, but in the log all the same."""
 
     def with_(self, other: Kept) -> Kept:
-        """Both loads' together."""
+        """The sum of both."""
         return Kept(
             self.acknowledged + other.acknowledged,
             self.lost + other.lost,
@@ -92,10 +92,10 @@ class Kept(NamedTuple):
         )
 
     def assert_nothing_amiss(self) -> None:
-        """Fails unless everything acknowledged is there once, and nothing is that was turned away."""
+        """Fail unless everything acknowledged is in the log once, and nothing that was rejected."""
         assert not self.lost, f"{len(self.lost)} of {self.acknowledged} are lost: {self.lost[0]}"
         assert not self.doubled, f"{len(self.doubled)} happened twice: {self.doubled[0]}"
-        assert not self.haunting, f"{len(self.haunting)} were turned away and happened: {self.haunting[0]}"
+        assert not self.haunting, f"{len(self.haunting)} were rejected and happened: {self.haunting[0]}"
 
 
 @dataclass
@@ -104,9 +104,9 @@ class Load:
 
     services: Sequence[ServiceProcess]
     squad: str = "agent"
-    """What the clients' agents are called; two loads at a time need two names."""
+    """The prefix of the clients' agent names; two loads at a time need different ones."""
     api_key: str | None = None
-    """What they show, where a key is needed."""
+    """The API key that they use, if one is needed."""
     asked: list[Ask] = field(default_factory=list)
     answered: list[tuple[Ask, Answer]] = field(default_factory=list)
     turned_away: list[Ask] = field(default_factory=list)
@@ -116,7 +116,7 @@ class Load:
 
     @contextlib.asynccontextmanager
     async def running(self, clients: int = CLIENTS) -> AsyncIterator[None]:
-        """Asks for as long as the block lasts; afterwards every client has its last answer."""
+        """Send requests for the duration of the block; afterwards every client has its last answer."""
         connector = aiohttp.TCPConnector(limit=0)
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else None
         async with aiohttp.ClientSession(timeout=_TIMEOUT, connector=connector, headers=headers) as session:
@@ -132,7 +132,7 @@ class Load:
         assert not self.surprises, f"{len(self.surprises)} unexpected answers: {self.surprises[0]}"
 
     async def more(self, answers: int = 300, *, within_seconds: float = 20.0) -> None:
-        """Waits until so many more requests are answered."""
+        """Wait until this many more requests are answered."""
         goal = len(self.answered) + answers
         await eventually(
             lambda: len(self.answered) >= goal,
@@ -141,7 +141,7 @@ class Load:
         )
 
     async def assert_answers_stand(self, latest: int = 100) -> None:
-        """Fails unless requests with a key, made once more, are answered as they were."""
+        """Fail unless requests with an idempotency key get the same answer when repeated."""
         kept = [(ask, answer) for ask, answer in self.answered if ask.key][-latest:]
         assert kept
         async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
@@ -150,13 +150,13 @@ class Load:
                 assert again == answer, f"{ask} was answered {answer}, and then {again}"
 
     async def assert_kept(self, dsn: str) -> None:
-        """Fails unless the log holds what was acknowledged, once and unchanged, and the tables agree."""
+        """Fail unless the log has what was acknowledged, once and unchanged, and the tables agree."""
         await eventually(lambda: projected_to_head(dsn), describe="the tables are at the head")
         self.compare(await assert_log_is_sound(dsn)).assert_nothing_amiss()
         assert await assert_tables_equal_fold(dsn) > 0
 
     def compare(self, events: Sequence[Recorded]) -> Kept:
-        """Holds a whole log to what this load was told."""
+        """Compare a whole log with the answers to this load."""
         decisive: dict[str, list[Recorded]] = defaultdict(list)
         for event in events:
             if event.type in _DECISIVE:
@@ -180,7 +180,7 @@ class Load:
             self.asked.append(ask)
             answer = await self._attempt(session, service, ask)
             if answer is None:
-                # Whoever does not answer may be gone for good: the next one is asked from now on.
+                # A service that does not answer may be gone for good: switch to the next one.
                 await asyncio.sleep(_BACKOFF_SECONDS)
                 service += 1
                 if ask.key:
@@ -191,7 +191,7 @@ class Load:
                 ask = next(more)
 
     async def _insist(self, session: aiohttp.ClientSession, service: int, ask: Ask) -> tuple[Answer, int]:
-        """Repeats a request until somebody answers it; says who did."""
+        """Retry a request until a service answers it; return the answer and the service."""
 
         answer: Answer | None = None
 
@@ -208,7 +208,7 @@ class Load:
         return answer, service
 
     async def _attempt(self, session: aiohttp.ClientSession, service: int, ask: Ask) -> Answer | None:
-        """Makes a request; None where what came of it is not known, or nothing did."""
+        """Send a request; return None if its outcome is unknown or it was not carried out."""
         try:
             answer = await _post(session, self.services[service % len(self.services)].url, ask)
         except (aiohttp.ClientError, TimeoutError):
@@ -226,7 +226,7 @@ class Load:
 
 
 def _is_as_told(ask: Ask, answer: Answer, events: Sequence[Recorded], decisive: Sequence[Recorded]) -> bool:
-    """Whether the log has what an answer said, at the position that it named."""
+    """Whether the log agrees with an answer, at the position that the answer names."""
     position = answer.body["position"]
     if not decisive or position > len(events) or events[position - 1].correlation_id != ask.number:
         return False
@@ -235,7 +235,7 @@ def _is_as_told(ask: Ask, answer: Answer, events: Sequence[Recorded], decisive: 
 
 
 def requests(agent: str, first: int) -> Iterator[Ask]:
-    """One client's requests without end: every kind in turn, with an idempotency key every other time."""
+    """One client's endless requests: every kind in turn, every other one with an idempotency key."""
     for turn in count(first):
         number = f"{agent}:{turn}"
         key = f"key-{number}" if turn % 8 < 4 else None
@@ -257,7 +257,7 @@ def requests(agent: str, first: int) -> Iterator[Ask]:
 
 
 def finish(claim: Ask, answer: Answer) -> Ask:
-    """The request that ends a granted claim, so that it is not in others' way for long."""
+    """The request that finishes a granted claim, so that it does not block others for long."""
     operation_id = answer.body["id"]
     return Ask(
         number=f"{claim.number}:finish",

@@ -1,6 +1,6 @@
 """A process that has loaded the `squad` command, and runs it in forks of itself.
 
-It is started as ``python -m tests.support.loaded SOCKET``; see tests/support/forked.py for who asks.
+It is started as ``python -m tests.support.loaded SOCKET``; its client is tests/support/forked.py.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from typing import NamedTuple
 READY = b"R"
 NUMBER_BYTES = 4
 DESCRIPTORS = 4
-"""Each request brings the socket of a conversation, and what is to be stdin, stdout and stderr."""
+"""Descriptors that come with a request: a socket for the replies, stdin, stdout and stderr."""
 
 
 class Request(NamedTuple):
-    """What came with a request, in the process that is to be the command."""
+    """A request, in the fork that becomes the command."""
 
     conversation: socket.socket
     streams: list[int]
 
 
 def number(value: int) -> bytes:
-    """A process's number or exit code, as a conversation has it."""
+    """A pid or an exit code, as encoded in a reply."""
     return value.to_bytes(NUMBER_BYTES, "big", signed=True)
 
 
 def serve(asking: socket.socket) -> Request:
-    """Forks whenever it is asked to, and tells of each fork its number and its end.
+    """Fork on request, and report each fork's pid and its exit code.
 
-    It ends the process once nobody can ask any more, and returns in the forks alone.
+    Returns only in the forks; the process itself exits once its client is gone.
     """
     running: dict[int, socket.socket] = {}
     ended, wakes = socket.socketpair()
     for end in (ended, wakes):
         end.setblocking(False)
     signal.set_wakeup_fd(wakes.fileno())
-    # Ctrl-C is for whoever asked; they end what they had started.
+    # Ctrl-C is for the client, which ends what it started.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     asking.sendall(READY)
@@ -72,7 +72,7 @@ def serve(asking: socket.socket) -> Request:
 
 
 def tell_of_ended(running: dict[int, socket.socket]) -> None:
-    """Tells those who asked for them of forks that have ended."""
+    """Report forks that have exited to those who requested them."""
     while running:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
@@ -81,12 +81,12 @@ def tell_of_ended(running: dict[int, socket.socket]) -> None:
             try:
                 conversation.sendall(number(os.waitstatus_to_exitcode(status)))
             except OSError:
-                # Whoever asked for it does not want to know.
+                # The one who requested it is gone.
                 continue
 
 
 def become(request: Request) -> None:
-    """Takes over everything by which one process differs from another."""
+    """Take over the request's arguments, environment, folder and streams."""
     with request.conversation as conversation, conversation.makefile() as told:
         order = json.load(told)
     os.chdir(order["folder"])
@@ -99,13 +99,13 @@ def become(request: Request) -> None:
 
 
 def main() -> None:
-    """Loads the command as the command itself does, and runs it in forks."""
+    """Load the command as the command itself does, and run it in forks."""
     gc.disable()
     import service.cli  # noqa: F401
     from service.__main__ import main as command
 
     gc.freeze()
-    # A fork goes on from here, so that it ends as any process does.
+    # A fork continues here, so that it exits like any process.
     become(serve(socket.socket(fileno=int(sys.argv[1]))))
     command()
 

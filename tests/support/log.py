@@ -1,4 +1,4 @@
-"""A log written by hand: events without decisions, for tests of what stores, reads and follows them."""
+"""A log written by hand: events without decisions, for tests of storing, reading and following the log."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def joined(agent: str) -> AgentRegistered:
 
 
 class Scribe:
-    """Appends events as a writer would, one who never has to decide."""
+    """Appends events like a writer, but without decisions."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -45,7 +45,7 @@ class Scribe:
         self._versions: Counter[str] = Counter()
 
     def row(self, event: AnyEvent, recorded_at: datetime, **different: Any) -> Recorded:
-        """The event as the next row of the log, with some columns as the test wants them."""
+        """The event as the next row of the log, with some columns replaced by the test's."""
         row = Recorded(
             position=self.head.position + 1,
             id=new_id(),
@@ -68,7 +68,7 @@ class Scribe:
         self._versions[row.stream] = row.version
 
     async def catch_up(self) -> None:
-        """Reads what others have appended."""
+        """Read what others have appended."""
         while page := await log.read_after(self.connection, self.head.position):
             for row in page:
                 self._goes_on(row)
@@ -76,9 +76,9 @@ class Scribe:
     async def append(
         self, *events: AnyEvent, at: datetime | None = None, **different: Any
     ) -> list[Recorded]:
-        """Appends the events as one batch, recorded now or at the moment given.
+        """Append the events as one batch, recorded now or at the given moment.
 
-        Where that raises, the scribe still stands where it stood.
+        If that raises, the scribe's position is unchanged.
         """
         now = await log.clock(self.connection)
         before, versions = self.head, self._versions.copy()
@@ -95,7 +95,7 @@ class Scribe:
 
 
 async def stored_log(connection: Connection) -> list[Recorded]:
-    """Every event there is, as it is stored."""
+    """All events, as stored."""
     events: list[Recorded] = []
     while page := await log.read_after(connection, len(events)):
         events += page
@@ -103,11 +103,11 @@ async def stored_log(connection: Connection) -> list[Recorded]:
 
 
 async def whole_log(connection: Connection) -> list[Recorded]:
-    """Every event there is, revealed."""
+    """All events, decrypted."""
     return await sealing.reveal(connection, await stored_log(connection))
 
 
 def texts(events: Sequence[Recorded]) -> list[str]:
-    """What was said, of events that are messages."""
+    """The texts of those events that are messages."""
     decoded = (codec.decode(recorded) for recorded in events)
     return [event.message for event in decoded if isinstance(event, MessageSent)]

@@ -1,4 +1,4 @@
-"""The running parts of a squad, for the time of a block, and the backends behind their connections."""
+"""Running parts of a squad as context managers, and the backends behind their connections."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCHEMA = "squad"
 
 @contextlib.asynccontextmanager
 async def running(*parts: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Runs parts that never end by themselves; one that does so, or raises, fails the test."""
+    """Run parts that never end by themselves; one that ends or raises fails the test."""
     tasks = [asyncio.create_task(part) for part in parts]
     try:
         yield
@@ -53,7 +53,7 @@ async def running_writer(
     keyring: Keyring | None = None,
     encrypt: bool | None = None,
 ) -> AsyncIterator[Writer]:
-    """A writer that is ready, in a squad that has rules. It encrypts if the environment says so."""
+    """A writer that is ready, in a squad with a policy. It encrypts if the environment says so."""
     writer = Writer(
         dsn,
         schema,
@@ -68,13 +68,13 @@ async def running_writer(
 
 
 def is_to_encrypt() -> bool:
-    """Whether the environment says that payloads are to be encrypted."""
+    """Whether the environment asks for encrypted payloads."""
     return os.environ.get("SQUAD_ENCRYPT_PAYLOADS") == "true"
 
 
 @contextlib.asynccontextmanager
 async def running_listener(dsn: str, schema: str = SCHEMA) -> AsyncIterator[Listener]:
-    """A listener that has heard its own heartbeat."""
+    """A listener that has received its own heartbeat."""
     listener = Listener(dsn, schema)
     async with running(listener.run()):
         await eventually(lambda: listener.hearing)
@@ -89,13 +89,13 @@ async def submit(
     fingerprint: str = "",
     patience_seconds: float = 20.0,
 ) -> Outcome:
-    """Submits a command the way the API does."""
+    """Submit a command as the API does."""
     request = Request(command, "agent:test", "test", key, fingerprint, render if key else None)
     return await writer.submit(request, patience_seconds)
 
 
 def render(outcome: Outcome) -> Answer:
-    """The answer that an idempotency key keeps in these tests."""
+    """The answer that is stored under an idempotency key in these tests."""
     body = {"id": outcome.reply.get("id"), "position": outcome.position}
     return Answer(409 if outcome.refusal else 201, body)
 
@@ -106,13 +106,13 @@ def message(text: str, *, agent: str = "alice") -> do.SendMessage:
 
 @contextlib.asynccontextmanager
 async def connected(dsn: str, schema: str = SCHEMA) -> AsyncIterator[Connection]:
-    """A connection to look at a squad with."""
+    """A connection for inspecting a squad."""
     async with await connect(dsn, schema, name="squad test") as connection:
         yield connection
 
 
 async def backends(connection: Connection, name: str) -> list[int]:
-    """The server processes of this database whose sessions bear this application name."""
+    """The pids of this database's backends with this application name."""
     cursor = await connection.execute(
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s",
         (name,),
@@ -121,7 +121,7 @@ async def backends(connection: Connection, name: str) -> list[int]:
 
 
 async def terminate(connection: Connection, name: str) -> int:
-    """Ends the server processes whose name is like this; says how many there were. Our own stays."""
+    """Terminate the backends whose application name is LIKE this, except our own; return their number."""
     cursor = await connection.execute(
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
         " WHERE datname = current_database() AND application_name LIKE %s AND pid <> pg_backend_pid()",
@@ -139,17 +139,17 @@ _LOCKS = """
 
 
 async def lock_is_free(connection: Connection) -> bool:
-    """Whether nobody holds the log's lock, nor waits for it."""
+    """Whether no session holds the log's lock or waits for it."""
     row = await (await connection.execute(f"SELECT NOT EXISTS ({_LOCKS})")).fetchone()
     return bool(row and row[0])
 
 
 async def lock_is_held(connection: Connection) -> bool:
-    """Whether somebody holds the log's lock, or waits for it."""
+    """Whether a session holds the log's lock or waits for it."""
     return not await lock_is_free(connection)
 
 
 async def lock_is_awaited(connection: Connection) -> bool:
-    """Whether somebody waits for the log's lock."""
+    """Whether a session waits for the log's lock."""
     row = await (await connection.execute(f"SELECT EXISTS ({_LOCKS} AND NOT granted)")).fetchone()
     return bool(row and row[0])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 _DEFAULT_SIZE = 20
-"""What pgbouncer takes where nobody says it: so many server connections for each database and user."""
+"""pgbouncer's default number of server connections for each database and user."""
 
 _CONFIGURATION = """\
 [databases]
@@ -39,7 +39,7 @@ default_pool_size = {size}
 
 
 class Pooler:
-    """One pgbouncer. `dsn` is the database behind it."""
+    """A pgbouncer. `dsn` leads to the database through it."""
 
     def __init__(self, dsn: str, folder: Path, mode: str, size: int) -> None:
         program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -62,12 +62,12 @@ class Pooler:
         self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:
-        """Starts it, and waits until it lets clients through."""
+        """Start it, and wait until clients can connect through it."""
         self._launch()
         await eventually(self._answers, ignore=(psycopg.OperationalError,), describe="pgbouncer answers")
 
     def kill(self) -> None:
-        """Ends it without a word."""
+        """Kill it."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -75,7 +75,7 @@ class Pooler:
     def _launch(self) -> None:
         is_root = os.geteuid() == 0
         with self._log.open("ab") as log:
-            # It does not run as root; and only the server's own user reaches the server's socket.
+            # It refuses to run as root, and only the server's own user can access the server's socket.
             self._process = subprocess.Popen(
                 self._command,
                 stdout=log,
@@ -96,7 +96,7 @@ class Pooler:
 async def pooler(
     dsn: str, mode: str = "transaction", *, size: int = _DEFAULT_SIZE
 ) -> AsyncIterator[Pooler]:
-    """A running pooler for the time of a block; skips the test where there is no pgbouncer."""
+    """Run a pooler for the duration of the block; skip the test if pgbouncer is not installed."""
     folder = Path(tempfile.mkdtemp(prefix="squad-pooler-"))
     try:
         running = Pooler(dsn, folder, mode, size)

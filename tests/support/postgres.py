@@ -1,13 +1,13 @@
 """The Postgres that the tests run on.
 
-The first of these that can be had:
+The first of these that is available:
 
 1. the server in ``SQUAD_TEST_DSN``, whose user may create databases;
-2. a container of ``SQUAD_TEST_IMAGE``, where a Docker engine answers and has, or gets, the image;
+2. a container of ``SQUAD_TEST_IMAGE``, if a Docker engine answers and has, or can pull, the image;
 3. the embedded one, in a temporary folder.
 
-``SQUAD_TEST_POSTGRES`` (``auto``, ``docker`` or ``embedded``) narrows it down: asked for by name, a server
-that cannot be had is an error.
+``SQUAD_TEST_POSTGRES`` (``auto``, ``docker`` or ``embedded``) restricts the choice; a server that is
+requested explicitly and not available is an error.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ DEFAULT_IMAGE = "postgres:18"
 SQUAD_SCHEMA = "squad"
 
 _IN_MEMORY = "/data"
-"""Where a container's server keeps everything; see `tests.support.scratch`."""
+"""The data folder of a container's server; see `tests.support.scratch`."""
 
 _ENGINE_ANSWERS_WITHIN_SECONDS = 3
-# Between two pieces of a download, not for all of it.
+# A timeout between two chunks of a download, not for the whole.
 _PULL_STALLS_AFTER_SECONDS = 30
 
 
 @dataclass(frozen=True)
 class PostgresServer:
-    """A running server; `dsn` is its maintenance database, by a user who may create others."""
+    """A running server; `dsn` is its maintenance database, with a user who may create others."""
 
     dsn: str
     kind: Kind
@@ -68,14 +68,14 @@ class PostgresServer:
             connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
     def hurry(self) -> None:
-        """Wait for no disk: nobody pulls the plug of a server that tests share."""
+        """Turn off waiting for the disk: the shared server need not survive a power failure."""
         for setting in ("fsync = off", "full_page_writes = off"):
             self.execute(f"ALTER SYSTEM SET {setting}")
         self.execute("SELECT pg_reload_conf()")
 
     @contextlib.contextmanager
     def new_database(self, *, template: str = "template1") -> Iterator[str]:
-        """A database of its own, as a DSN; dropped in the end, whoever is still connected."""
+        """The DSN of a new database, which is dropped at the end despite open connections."""
         name = f"squad_test_{uuid.uuid4().hex}"
         self.execute("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY", name, template)
         try:
@@ -85,12 +85,12 @@ class PostgresServer:
 
     @contextlib.contextmanager
     def template_with_schema(self) -> Iterator[str]:
-        """The name of a database that has the squad's schema and lets nobody connect."""
+        """The name of a database that has the squad's schema and accepts no connections."""
         name = f"squad_template_{uuid.uuid4().hex}"
         self.execute("CREATE DATABASE {}", name)
         try:
             run_apart(schema.apply(make_conninfo(self.dsn, dbname=name), SQUAD_SCHEMA))
-            # A template that somebody is connected to cannot be copied.
+            # A template with open connections cannot be copied.
             self.execute("ALTER DATABASE {} ALLOW_CONNECTIONS false", name)
             yield name
         finally:
@@ -99,7 +99,7 @@ class PostgresServer:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which server it is going to be, found out without starting one."""
+    """The server to use, chosen without starting one."""
 
     kind: Kind
     remark: str = ""
@@ -109,7 +109,7 @@ class Choice:
 
 
 def choose() -> Choice:
-    """Look for a server, which takes a moment at most."""
+    """Choose a server, which takes a moment at most."""
     if "SQUAD_TEST_DSN" in os.environ:
         return Choice("given", "SQUAD_TEST_DSN")
     wish = _wish()
@@ -125,7 +125,7 @@ def choose() -> Choice:
 
 @contextlib.contextmanager
 def running(choice: Choice) -> Iterator[PostgresServer]:
-    """Start the chosen server, or the embedded one where a container cannot be had after all."""
+    """Start the chosen server, or the embedded one if the container cannot be started after all."""
     with contextlib.ExitStack() as stack:
         if choice.kind == "docker":
             try:
@@ -148,7 +148,7 @@ def running(choice: Choice) -> Iterator[PostgresServer]:
 
 @contextlib.contextmanager
 def _embedded() -> Iterator[str]:
-    # Not in pytest's own folder, which each new session closes to other users, the server's among them.
+    # Not in pytest's own folder, which each run makes inaccessible to other users, such as the server's.
     folder = temporary_folder("squad-test-")
     server = EmbeddedPostgres(folder)
     try:
@@ -175,7 +175,7 @@ def _container(image: str) -> Iterator[str]:
 
 
 def _engine_problem() -> str | None:
-    """Why there can be no container here, if so."""
+    """The reason why no container can be started; None if one can."""
     from testcontainers.core.docker_client import DockerClient
 
     with warnings.catch_warnings():
@@ -214,6 +214,6 @@ def _first_line(error: BaseException) -> str:
 
 
 def run_apart(work: Coroutine[Any, Any, Value]) -> Value:
-    """Run a coroutine in a thread and an event loop of its own, away from the loops of the tests."""
+    """Run a coroutine in a separate thread and event loop, apart from the loops of the tests."""
     with ThreadPoolExecutor(max_workers=1) as executor:
         return executor.submit(asyncio.run, work).result()

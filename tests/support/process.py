@@ -1,7 +1,7 @@
-"""The service as users run it: `squad up` in a process of its own, which ends with the block it is for.
+"""The service as users run it: `squad up` in a separate process, which ends with its block.
 
 The process is a fork of one that has loaded the command (tests/support/forked.py), unless a program is
-named: `INSTALLED` is the command as it is found, started and loaded by users.
+given: `INSTALLED` is the command as it is found, started and loaded by users.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _URL = re.compile(r"listening on (http://\S+)")
 _SHOWN_CHARACTERS = 4_000
 
 INSTALLED = (str(SQUAD),)
-"""The installed command, where a test is about that."""
+"""The installed command, for tests of that."""
 
 _PROBE = aiohttp.ClientTimeout(total=3)
 
@@ -47,7 +47,7 @@ class ServiceProcess:
         program: Sequence[str] | None = None,
     ) -> None:
         self.url = ""
-        # Also where it runs: no squad.toml of ours lies there.
+        # Also its working folder, so that it does not find a squad.toml of ours.
         self._folder = Path(tempfile.mkdtemp(prefix="squad-process-"))
         self._output, self._errors = self._folder / "stdout", self._folder / "stderr"
         self._process: subprocess.Popen[bytes] | Forked | None = None
@@ -59,17 +59,17 @@ class ServiceProcess:
 
     @property
     def pid(self) -> int:
-        """The number of the process that runs."""
+        """The pid of the running process."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def is_running(self) -> bool:
-        """Whether the process is there; one that has ended is taken notice of."""
+        """Whether the process is running; reaps it if it has exited."""
         return self._process is not None and self._process.poll() is None
 
     async def start(self) -> None:
-        """Starts the process, and waits until it takes requests."""
+        """Start the process, and wait until it accepts requests."""
         assert not self.is_running
         await self._launch()
         self.url = await eventually(
@@ -77,17 +77,17 @@ class ServiceProcess:
         )
 
     async def stop(self, *, within_seconds: float = 10.0) -> int:
-        """Asks the process to end, as a service manager does; returns its exit code."""
+        """Ask the process to stop, as a service manager does; return its exit code."""
         self.send(signal.SIGTERM)
         return await self.ended(within_seconds=within_seconds)
 
     async def kill(self) -> None:
-        """Ends the process without a word."""
+        """Kill the process."""
         self.send(signal.SIGKILL)
         await self.ended()
 
     async def ended(self, *, within_seconds: float = 10.0) -> int:
-        """Waits for the end of the process; returns its exit code."""
+        """Wait until the process exits; return its exit code."""
         process = self._process
         assert process is not None
         await eventually(
@@ -98,12 +98,12 @@ class ServiceProcess:
         return code
 
     def send(self, number: signal.Signals) -> None:
-        """Sends a signal to the process."""
+        """Send a signal to the process."""
         assert self._process is not None
         self._process.send_signal(number)
 
     async def is_ready(self) -> bool:
-        """Whether it says so itself; for `eventually`."""
+        """Whether it reports that it is ready; for `eventually`."""
         try:
             async with aiohttp.request("GET", f"{self.url}/readyz", timeout=_PROBE) as response:
                 return response.status == 200
@@ -111,11 +111,11 @@ class ServiceProcess:
             return False
 
     async def is_not_ready(self) -> bool:
-        """Whether it says that it is not, or says nothing; for `eventually`."""
+        """Whether it reports that it is not ready, or does not answer; for `eventually`."""
         return not await self.is_ready()
 
     async def metric(self, name: str) -> float:
-        """One of its figures, from /metrics."""
+        """The value of a metric, from /metrics."""
         async with aiohttp.request("GET", f"{self.url}/metrics", timeout=_PROBE) as response:
             text = await response.text()
         found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
@@ -123,16 +123,16 @@ class ServiceProcess:
         return float(found[1])
 
     def log_lines(self) -> list[str]:
-        """What it has logged so far."""
+        """The lines that it has logged so far."""
         return self._errors.read_text().splitlines()
 
     def story(self) -> str:
-        """What it has said so far; the end of it, where that is much."""
+        """Its output so far, shortened to the end if it is long."""
         said = self._output.read_text() + self._errors.read_text() if self._output.exists() else ""
         return f"what `squad up` said:\n{said[-_SHOWN_CHARACTERS:] or '(nothing)'}"
 
     def leave_nothing(self) -> None:
-        """Ends the process, stopped or not, and removes what it wrote."""
+        """Kill the process, even if it is suspended, and remove its files."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -181,14 +181,14 @@ async def squad_up(
     program: Sequence[str] | None = None,
     **settings: str,
 ) -> AsyncIterator[ServiceProcess]:
-    """A running service on a database or a data folder, gone after the block however that ends.
+    """A running service on a database or a data folder, stopped after the block however that ends.
 
-    What it said is shown beside what failed the test.
+    If the test fails, the service's output is shown with the failure.
 
     Args:
         dsn: the database.
-        data: the embedded Postgres's folder, where no database is named.
-        program: what is run, where it is not a fork of the command.
+        data: the folder of the embedded Postgres, if no database is given.
+        program: the program to run instead of a fork of the command.
         settings: environment variables.
     """
     service = ServiceProcess(dsn=dsn, data=data, settings=settings, program=program)
@@ -203,7 +203,7 @@ async def squad_up(
 
 
 async def refused_start(*, dsn: str, **settings: str) -> str:
-    """Starts a service that must not start; returns what it said of that."""
+    """Start a service that must fail to start; return its output."""
     service = ServiceProcess(dsn=dsn, data=None, settings=settings)
     try:
         await service._launch()
@@ -214,5 +214,5 @@ async def refused_start(*, dsn: str, **settings: str) -> str:
 
 
 def _far_from_now() -> str:
-    """An hour of the day at which no budget day begins while the tests run."""
+    """A reset hour far from now, so that no budget day begins while the tests run."""
     return str((datetime.now(UTC).hour + 12) % 24)

@@ -1,11 +1,11 @@
-"""A way to the database that can be cut at a chosen moment.
+"""A proxy for the database whose connections can be cut at a chosen moment.
 
-What goes through is known by a needle: bytes that the client sends, such as the text of a message, which a
-bound parameter carries as it is. Each rule works once.
+A request is identified by a needle: bytes that the client sends, such as the text of a message, which is
+sent verbatim in a bound parameter. Each rule applies once.
 
-It can also be a network that swallows everything, for as long as a block lasts: connections stay open, new
-ones are taken, and nothing arrives. What was sent meanwhile arrives afterwards, as from a peer that kept
-trying, whether its sender still waits or not.
+It can also simulate a network that drops everything for the duration of a block: connections stay open, new
+ones are accepted, and nothing arrives. What was sent meanwhile arrives afterwards, as with retransmissions,
+whether its sender still waits or not.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ANSWERED = b"QSHpX"
 
 @dataclass(eq=False)
 class Cut:
-    """A rule: at which request, and on which side of it, the connection breaks."""
+    """A rule: the request at which the connection breaks, and whether before or after it."""
 
     needle: bytes
     where: Literal["before the request", "after the answer", "in front of the held request"]
@@ -37,13 +37,13 @@ class Cut:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def release(self) -> None:
-        """Lets a held request reach the server after all; returns when the server has dealt with it."""
+        """Let a held request reach the server after all; return when the server has processed it."""
         self.let_go.set()
         await self.arrived.wait()
 
 
 class Proxy:
-    """Connects clients that come to `dsn` with the server."""
+    """Connects clients of `dsn` to the server."""
 
     def __init__(self, server_dsn: str) -> None:
         self.dsn = ""
@@ -55,7 +55,7 @@ class Proxy:
 
     @contextlib.contextmanager
     def swallowing(self) -> Iterator[None]:
-        """Nothing arrives for the time of a block, in either direction."""
+        """Deliver nothing in either direction for the duration of the block."""
         self._flows.clear()
         try:
             yield
@@ -63,23 +63,23 @@ class Proxy:
             self._flows.set()
 
     def cut_before(self, needle: bytes) -> Cut:
-        """The next request with the needle never reaches the server; the client sees its line break."""
+        """Cut at the next request with the needle, before it reaches the server."""
         return self._rule(Cut(needle, "before the request"))
 
     def cut_after_answer(self, needle: bytes) -> Cut:
-        """The server carries the next such request out and answers, and the answer never arrives."""
+        """Cut after the server has processed the next such request, so that its answer never arrives."""
         return self._rule(Cut(needle, "after the answer"))
 
     def hold(self, needle: bytes) -> Cut:
-        """The client sees its line break, while the request is on its way: it arrives at `release`."""
+        """Cut the client off while its request is in flight: the request arrives at `release`."""
         return self._rule(Cut(needle, "in front of the held request"))
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Proxy]:
-        """Accepts connections for the time of a block."""
+        """Accept connections for the duration of the block."""
         listening = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         port = listening.sockets[0].getsockname()[1]
-        # In the clear and without Kerberos, so that the first bytes are the protocol's own.
+        # Without TLS and GSSAPI encryption, so that the first bytes are the startup message.
         self.dsn = make_conninfo(
             self._server_dsn, host="127.0.0.1", port=port, sslmode="disable", gssencmode="disable"
         )
@@ -103,7 +103,7 @@ class Proxy:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
                 await self._connect(reader, writer)
         except asyncio.CancelledError:
-            pass  # the proxy is closing; the server's own task of the connection need not hear of it
+            pass  # the proxy is closing; asyncio's server task for the connection need not know
         finally:
             self._connections.discard(task)
             writer.transport.abort()
@@ -119,7 +119,7 @@ class Proxy:
                 writer.transport.abort()
                 cut.happened.set()
                 return
-            # What comes from here on is for nobody.
+            # Nobody receives what arrives from here on.
             answers.cancel()
             await asyncio.wait([answers])
             if cut.where == "in front of the held request":
@@ -138,7 +138,7 @@ class Proxy:
     async def _pass_requests(
         self, reader: asyncio.StreamReader, to_server: asyncio.StreamWriter
     ) -> tuple[Cut | None, bytes]:
-        """Passes on until a rule applies; returns it with the request that it applies to."""
+        """Forward requests until a rule applies; return the rule and the request."""
         to_server.write(await _startup(reader))
         while request := await _request(reader):
             await self._flows.wait()
@@ -152,7 +152,7 @@ class Proxy:
         return None, b""
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Passes on what the server says; when it hangs up, in whatever way, the client's line breaks."""
+        """Forward the server's messages; when the server disconnects, disconnect the client."""
         with contextlib.suppress(OSError):
             while chunk := await reader.read(_CHUNK_BYTES):
                 await self._flows.wait()
@@ -170,15 +170,15 @@ class Proxy:
 
 
 async def _startup(reader: asyncio.StreamReader) -> bytes:
-    """The first message of a connection, the only one without a kind."""
+    """The startup message of a connection, the only one without a type byte."""
     length = await reader.readexactly(4)
     return length + await reader.readexactly(int.from_bytes(length, "big") - 4)
 
 
 async def _request(reader: asyncio.StreamReader) -> bytes:
-    """The client's next messages, up to one that the server answers; nothing when it has hung up.
+    """The client's next messages, up to one that the server answers; empty if the client has disconnected.
 
-    Whole, however many packets it came in: half of one that is cut off is no request.
+    Only complete messages count, however many packets they came in: a truncated one is no request.
     """
     request = b""
     while True:
@@ -193,7 +193,7 @@ async def _request(reader: asyncio.StreamReader) -> bytes:
 
 
 async def _skip_answer(reader: asyncio.StreamReader) -> None:
-    """Reads the server's messages up to the one that says that it is ready for the next request."""
+    """Read the server's messages up to ReadyForQuery."""
     kind = 0
     while kind != _READY_FOR_QUERY:
         header = await reader.readexactly(5)

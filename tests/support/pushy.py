@@ -1,6 +1,6 @@
-"""`squad` whose projector never asks whether another one is active: `python tests/support/pushy.py up ...`.
+"""`squad` whose projector never checks whether another is active: `python tests/support/pushy.py up ...`.
 
-So do two of the same name, where the lock between them was lost without a word.
+It simulates two active projectors, as when the lock between them is lost silently.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 PROGRAM = (sys.executable, str(Path(__file__).resolve()))
-"""To be run in the place of `squad`."""
+"""The script to run in place of `squad`."""
 
 
 def main() -> None:
-    """Runs the command line with this projector."""
+    """Run the command line with this projector."""
     from projections import projector
 
     projector._TRY_LOCK = "SELECT true"

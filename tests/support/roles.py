@@ -1,4 +1,4 @@
-"""Database roles of a test's own, as a managed Postgres has them: none of them a superuser."""
+"""Database roles for a test, as on a managed Postgres: none of them is a superuser."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 class Role(NamedTuple):
-    """A role, and the test's database as it."""
+    """A role, and the DSN of the test's database for it."""
 
     name: str
     dsn: str
 
 
 class Roles(NamedTuple):
-    """Whoever makes the schema, whoever serves, whoever looks, and somebody who was not let in."""
+    """The owner of the schema, the service, a reader, and a role without access."""
 
     admin: str
-    """The database, as whoever may do everything."""
+    """The DSN of the database for a superuser."""
     owner: Role
     service: Role
     reader: Role
@@ -36,7 +36,7 @@ class Roles(NamedTuple):
 
 @contextlib.contextmanager
 def new_roles(server: PostgresServer) -> Iterator[Roles]:
-    """An empty database with four roles, of which one may make schemas in it."""
+    """An empty database with four roles, one of which may create schemas in it."""
     names = [f"squad_test_{kind}_{uuid4().hex[:8]}" for kind in ("owner", "service", "reader", "stranger")]
     try:
         for name in names:

@@ -1,4 +1,4 @@
-"""Servers of a test's own: a primary with a standby that follows it, killed, promoted, copied."""
+"""Servers for a test: a primary with a streaming standby; killed, promoted, copied."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 STANDBY = "standby"
-"""What the standby calls itself, and the primary it."""
+"""The application name of the standby, by which the primary knows it."""
 
 _COPIED_WITHIN_SECONDS = 60.0
 
@@ -42,20 +42,20 @@ class Server:
 
     @property
     def dsn(self) -> str:
-        """The way to it alone."""
+        """The DSN of this server only."""
         return make_conninfo(host=str(self.cluster.data), port=PORT, user=SUPERUSER, dbname="postgres")
 
     async def start(self) -> None:
-        """Makes it where it is not, and starts it."""
+        """Create it if it does not exist, and start it."""
         await asyncio.to_thread(self.cluster.ensure_made)
         await asyncio.to_thread(self.cluster.ensure_running)
 
     async def stop(self) -> None:
-        """Stops it in good order."""
+        """Stop it cleanly."""
         await asyncio.to_thread(self.cluster.stop)
 
     def kill(self) -> None:
-        """Ends all its processes without a word, as when the machine goes down."""
+        """Kill all its processes, as when the machine crashes."""
         postmaster = self.cluster.postmaster()
         if postmaster is None:
             return
@@ -65,29 +65,29 @@ class Server:
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
-        # Whoever starts it again must not take one that is about to end for the server.
+        # A restart must not mistake a process that is about to exit for the server.
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                     time.sleep(0.01)
-        # A machine that goes down takes it along; else it would stay, for as long as this one is up.
+        # A crash removes shared memory; here it would stay until this machine is rebooted.
         for segment in shared:
             segment.unlink(missing_ok=True)
 
     async def ask(self, statement: LiteralString | sql.Composed) -> Any:
-        """The one value that a statement gives, or None."""
+        """The single value that a statement returns, or None."""
         async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as connection:
             cursor = await connection.execute(statement)
             row = await cursor.fetchone() if cursor.description else None
         return row[0] if row else None
 
     async def set(self, statement: LiteralString | sql.Composed) -> None:
-        """Changes a setting of the running server."""
+        """Change a setting of the running server."""
         await self.ask(statement)
         await self.ask("SELECT pg_reload_conf()")
 
     async def copy_to(self, other: Server, *options: str) -> None:
-        """Makes the other server of a base backup of this one."""
+        """Create the other server from a base backup of this one."""
         data = other.cluster.data
         data.mkdir(mode=0o700)
         hand_over(data, self.cluster.data)
@@ -105,13 +105,13 @@ class Server:
         assert copied.returncode == 0, copied.stdout
 
     async def replace_by(self, backup: Server) -> None:
-        """Puts a backup in the place of what this server had, which must be stopped."""
+        """Replace the data of this server, which must be stopped, by a backup."""
         await asyncio.to_thread(shutil.rmtree, self.cluster.data)
         await asyncio.to_thread(backup.cluster.data.rename, self.cluster.data)
 
 
 class Pair:
-    """A primary, and a standby that follows it; `dsn` leads to whichever takes writes."""
+    """A primary and its standby; `dsn` leads to the one that accepts writes."""
 
     def __init__(self, folder: Path) -> None:
         self.primary = Server(folder / "primary")
@@ -126,7 +126,7 @@ class Pair:
         self._way = ""
 
     async def start(self) -> None:
-        """Starts both; commits wait for the standby from now on."""
+        """Start both; commits wait for the standby from now on."""
         await self.primary.start()
         await self.primary.copy_to(self.standby, "--write-recovery-conf")
         await self.standby.start()
@@ -134,29 +134,29 @@ class Pair:
         await eventually(self._is_followed, within_seconds=30, describe="the standby follows")
 
     async def part(self) -> None:
-        """The standby does not hear from the primary any more."""
+        """Disconnect the standby from the primary."""
         self._way = await self.standby.ask("SELECT current_setting('primary_conninfo')")
         await self.standby.set("ALTER SYSTEM SET primary_conninfo = ''")
         await eventually(self._is_alone, within_seconds=30, describe="the standby has left")
 
     async def reunite(self) -> None:
-        """The standby follows again."""
+        """Reconnect the standby."""
         await self.standby.set(
             sql.SQL("ALTER SYSTEM SET primary_conninfo = {}").format(sql.Literal(self._way))
         )
         await eventually(self._is_followed, within_seconds=30, describe="the standby follows")
 
     async def fail_over(self) -> None:
-        """The primary is gone without a word, and the standby takes its place."""
+        """Kill the primary and promote the standby."""
         self.primary.kill()
         await self.promote()
 
     async def promote(self) -> None:
-        """The standby becomes a primary."""
+        """Promote the standby."""
         assert await self.standby.ask("SELECT pg_promote()")
 
     async def waiting_commits(self) -> int:
-        """How many commits wait for the standby."""
+        """The number of commits that wait for the standby."""
         waiting = await self.primary.ask(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
         )
@@ -170,7 +170,7 @@ class Pair:
 
 
 def _shared_memory(processes: Iterable[psutil.Process]) -> set[Path]:
-    """Which files of shared memory they have open, where there is a file to each."""
+    """The shared memory files that the processes have open."""
     segments = set()
     for process in processes:
         with contextlib.suppress(psutil.Error, AttributeError):
@@ -180,8 +180,8 @@ def _shared_memory(processes: Iterable[psutil.Process]) -> set[Path]:
 
 @contextlib.contextmanager
 def new_folder() -> Iterator[Path]:
-    """A folder for servers, which are stopped in the end."""
-    # Not in pytest's own folder, which each new session closes to other users, the servers' among them.
+    """A folder for servers, which are stopped at the end."""
+    # Not in pytest's own folder, which each run makes inaccessible to other users, such as the servers'.
     folder = Path(tempfile.mkdtemp(prefix="squad-test-")).resolve()
     try:
         yield folder
@@ -193,7 +193,7 @@ def new_folder() -> Iterator[Path]:
 
 @contextlib.asynccontextmanager
 async def primary_and_standby() -> AsyncIterator[Pair]:
-    """A running pair, gone after the block."""
+    """A running pair, removed after the block."""
     with new_folder() as folder:
         pair = Pair(folder)
         await pair.start()
@@ -201,7 +201,7 @@ async def primary_and_standby() -> AsyncIterator[Pair]:
 
 
 async def told_of_another_log(stream: aiohttp.ClientResponse) -> None:
-    """Reads an event stream up to the word that the log is another one, which ends it."""
+    """Read an event stream up to the message that the log is a different one, which ends it."""
     async for line in stream.content:
         if line == b"event: log_replaced\n":
             assert b"position" in await stream.content.readline()

@@ -1,4 +1,4 @@
-"""Processes that stand still for a while, as after a suspended laptop or a frozen disk."""
+"""Suspended processes, as after a laptop's sleep or on a frozen disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def stopped(process: psutil.Process) -> Iterator[None]:
-    """A process that does nothing for the time of the block, unless it ends."""
+    """Suspend a process for the duration of the block."""
     process.send_signal(signal.SIGSTOP)
     try:
         yield
@@ -26,10 +26,10 @@ def stopped(process: psutil.Process) -> Iterator[None]:
 
 
 def backend_process(dsn: str, pid: int) -> psutil.Process:
-    """The server process with this number, where it is one of this machine; skips the test otherwise.
+    """The backend with this pid, if the server runs on this machine; otherwise skip the test.
 
-    In a container numbers are others: here the same one may be anybody's. Server processes are known by
-    their title, which names their database.
+    A container has its own pids, so the same pid may be an unrelated process here. Backends are identified
+    by their title, which has the name of their database.
     """
     database = str(conninfo_to_dict(dsn)["dbname"])
     try:

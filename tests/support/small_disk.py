@@ -1,4 +1,4 @@
-"""A small file system, to be filled: a tmpfs of the test's own, where the test may mount one."""
+"""A small file system to fill: a tmpfs for one test, if the test may mount it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, mebibytes: int) -> Iterator[None]:
-    """A file system of this size on the folder, for the time of a block; skips where there can be none."""
+    """Mount a file system of this size on the folder for the duration of the block, or skip the test."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("a small file system can only be mounted by root")
     options = f"size={mebibytes}m,mode=0755"
@@ -32,13 +32,13 @@ def small_disk(folder: Path, mebibytes: int) -> Iterator[None]:
     try:
         yield
     finally:
-        # What is still open there keeps it alive, unseen, for as long as it is open.
+        # A lazy unmount: the file system exists until its last open file is closed.
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @contextlib.contextmanager
 def filled(folder: Path) -> Iterator[None]:
-    """The file system of a folder has no space left, for the time of a block."""
+    """Fill the file system of a folder for the duration of the block."""
     ballast = folder / "ballast"
     try:
         with ballast.open("wb", buffering=0) as file:

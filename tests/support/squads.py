@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def contents(squad: Squad) -> dict[str, Any]:
-    """All that a squad holds; when the clock was last looked at is not part of it."""
+    """Everything that a squad holds, except when it last checked the clock."""
     return {
         **squad.tables,
         "head": squad.head,

@@ -1,8 +1,8 @@
-"""`squad` with clocks that are wrong: `python tests/support/stepped_clock.py up ...`.
+"""`squad` with wrong clocks: `python tests/support/stepped_clock.py up ...`.
 
-From the start its wall clock is an hour ahead. SIGUSR1 sets that back by two, as somebody does who corrects
-it too well. SIGUSR2 lets the monotonic clock jump by an hour, after which what the process believes the
-database's clock to show is an hour ahead as well.
+At first its wall clock is an hour ahead. SIGUSR1 sets it back by two hours, which overcorrects it. SIGUSR2
+makes the monotonic clock jump ahead by an hour, so that the process's estimate of the database's clock is
+an hour ahead as well.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 HOUR_SECONDS = 3_600.0
 
 PROGRAM = (sys.executable, str(Path(__file__).resolve()))
-"""To be run in the place of `squad`."""
+"""The script to run in place of `squad`."""
 
 _ahead = {"wall": HOUR_SECONDS, "monotonic": 0.0}
 _time, _time_ns, _monotonic = time.time, time.time_ns, time.monotonic
 
 
 class _Stepped(datetime.datetime):
-    """The `datetime` of the one module that asks it for the time."""
+    """The `datetime` of the only module that reads the wall clock."""
 
     @classmethod
     def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:  # type: ignore[override]
@@ -36,7 +36,7 @@ def _step(clock: str, seconds: float) -> None:
 
 
 def main() -> None:
-    """Runs the command line with these clocks, which are there before anything of the service is."""
+    """Run the command line with these clocks, which are installed before the service is loaded."""
     time.time = lambda: _time() + _ahead["wall"]
     time.time_ns = lambda: _time_ns() + int(_ahead["wall"] * 1e9)
     time.monotonic = lambda: _monotonic() + _ahead["monotonic"]

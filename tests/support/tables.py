@@ -1,4 +1,4 @@
-"""Read tables that hold something, and a look at them."""
+"""Read tables with rows, and queries on them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 async def project(dsn: str, schema: str = SCHEMA) -> None:
-    """Brings the tables to the log's head."""
+    """Bring the tables up to the head of the log."""
     async with running(Projector(dsn, schema, Hints()).run()):
         await eventually(partial(projected_to_head, dsn, schema), within_seconds=60)
 
 
 async def fill_all_tables(dsn: str, seed: int) -> None:
-    """A history that leaves something in every table."""
+    """Record a history that leaves rows in every table."""
     async with running_writer(dsn) as writer:
         await live_with_jobs(writer, seed, 300)
     await project(dsn)
@@ -38,12 +38,12 @@ async def standings(connection: Connection) -> dict[str, tuple[int, int, int | N
 
 
 async def generation(connection: Connection) -> int:
-    """Which tables these are."""
+    """The generation of the tables."""
     return int(await one(connection, "SELECT max(generation) FROM projections"))
 
 
 async def one(connection: Connection, query: str) -> Any:
-    """The one value that a query of the test's own gives."""
+    """The single value that a query returns."""
     row = await (await connection.execute(query.encode())).fetchone()
     assert row is not None
     return row[0]

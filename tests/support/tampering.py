@@ -1,4 +1,4 @@
-"""Somebody who may do anything changes rows of the read tables behind everybody's back."""
+"""A superuser who changes rows of the read tables unnoticed."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _ANOTHER: dict[str, LiteralString] = {
     "date": "{} + 1",
     "boolean": "NOT {}",
 }
-"""What makes another value of a column's, by its type."""
+"""An expression that gives a different value for a column, by its type."""
 
 
 class Change(NamedTuple):
-    """What was done to a row, its values as text."""
+    """A change to a row, with values as text."""
 
     key: dict[str, str]
     column: str
@@ -40,14 +40,14 @@ class Change(NamedTuple):
 
 
 class Tampering:
-    """Changes, removes and adds rows, of each table the first by its key; and undoes it."""
+    """Changes, removes or copies the first row of a table by key, and undoes that."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     @classmethod
     async def of(cls, connection: Connection) -> Tampering:
-        """Keeps a copy of every table, and takes away what would refuse wrong rows."""
+        """Save a copy of every table, and drop the constraints that would refuse wrong rows."""
         tampering = cls(connection)
         await connection.execute("CREATE SCHEMA untampered")
         for table in TABLES:
@@ -62,7 +62,7 @@ class Tampering:
         return tampering
 
     async def change(self, table: Table[Any, Any], column: str) -> Change:
-        """Gives a row another value in a column."""
+        """Change a row's value in a column."""
         name = sql.Identifier(column)
         look = "SELECT {column}::text, {keys} FROM {table} WHERE ctid = {first}"
         [(before, *key)] = await self._run(look, table, column=name)
@@ -72,12 +72,12 @@ class Tampering:
         return Change(dict(zip(table.key, key, strict=True)), column, before, after)
 
     async def remove(self, table: Table[Any, Any]) -> dict[str, str]:
-        """Removes a row; returns its key."""
+        """Remove a row; return its key."""
         [key] = await self._run("DELETE FROM {table} WHERE ctid = {first} RETURNING {keys}", table)
         return dict(zip(table.key, key, strict=True))
 
     async def add(self, table: Table[Any, Any]) -> dict[str, str]:
-        """Adds a copy of a row under another key; returns that."""
+        """Add a copy of a row under another key; return that key."""
         values = [
             _another(table, column) if column == table.key[0] else sql.Identifier(column)
             for column in table.columns
@@ -92,7 +92,7 @@ class Tampering:
         return dict(zip(table.key, key, strict=True))
 
     async def undo(self) -> None:
-        """Makes every table what it was at first."""
+        """Restore every table."""
         for table in TABLES:
             await self._run("DELETE FROM {table}", table)
             await self._run("INSERT INTO {table} SELECT * FROM untampered.{table}", table)

@@ -1,9 +1,9 @@
-"""A fault done to services under load, and what came of it: a row of the table in docs/operations.md.
+"""Fault injection under load, and its result: a row of the table in docs/operations.md.
 
-Every trial ends in the same questions, asked of the log: is everything there that was acknowledged, is
-nothing there twice, do positions have no gaps, does the chain hold, are the tables a fold of it? And it
-holds the services to a bound: so many seconds after the cause was gone (or after it struck, where it does
-not go) they call themselves ready again and answer, without anybody's help.
+Every trial ends with the same checks of the log: everything acknowledged is there, nothing is there twice,
+positions have no gaps, the chain holds, and the tables are a fold of it. There is also a time limit: that
+many seconds after the fault has ended (or after it occurred, if it is permanent) the services must be ready
+and answer again, without intervention.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from tests.support.process import ServiceProcess
 
 CLIENTS = 16
-"""Enough that several commands are in every batch; two cores have the service and the checks to run too."""
+"""Enough for several commands in every batch; two cores also have to run the service and the checks."""
 
 _WARM_UP_ANSWERS = 200
 _WELL_AFTER_ANSWERS = 50
 
 
 class Row(NamedTuple):
-    """One line of the table."""
+    """A row of the table."""
 
     fault: str
     load: str
@@ -42,7 +42,7 @@ class Row(NamedTuple):
     within_seconds: float
 
     def cells(self) -> list[str]:
-        """The line's cells, as the table shows them."""
+        """The cells of the row, as the table shows them."""
         return [
             self.fault,
             self.load,
@@ -55,10 +55,10 @@ class Row(NamedTuple):
 
 
 ROWS: list[Row] = []
-"""What the trials of this run have come to."""
+"""The results of the trials in this run."""
 
 PROPERTY = "row of the table of faults"
-"""By what name a test's report has its rows, which takes them to the process that shows them."""
+"""The name under which a test's report carries its rows to the process that shows them."""
 
 HEADINGS = ("fault", "load", "acknowledged", "lost", "doubled", "ready after, s", "bound, s")
 
@@ -73,8 +73,8 @@ class Trial:
     """One fault, from the load before it to the verdict after it.
 
     Args:
-        fault: what is done, as the table names it.
-        within_seconds: how soon the services must be well again.
+        fault: the fault, as the table names it.
+        within_seconds: the time limit for recovery.
         loads: the clients.
     """
 
@@ -83,14 +83,14 @@ class Trial:
         self.within_seconds = within_seconds
         self.loads = loads
         self.ready_seconds = 0.0
-        """The longest that it took."""
+        """The longest recovery."""
         self._rate = 0.0
         self._clients = 0
         self._cause_gone = monotonic()
 
     @contextlib.asynccontextmanager
     async def running(self, clients: int = CLIENTS) -> AsyncIterator[None]:
-        """The loads run for the time of the block, and are answered when it begins."""
+        """Run the loads for the duration of the block, which starts once they are answered."""
         async with contextlib.AsyncExitStack() as stack:
             for load in self.loads:
                 await stack.enter_async_context(load.running(clients))
@@ -105,12 +105,12 @@ class Trial:
 
     @contextlib.contextmanager
     def cause(self) -> Iterator[None]:
-        """The fault lasts as long as the block; from its end on the clock runs."""
+        """The fault lasts as long as the block; the time limit runs from its end."""
         yield
         self._cause_gone = monotonic()
 
     async def well(self, *services: ServiceProcess) -> None:
-        """Waits until the services are ready and the loads are answered, within the bound."""
+        """Wait until the services are ready and the loads are answered, within the time limit."""
         for load in self.loads:
             await load.more(_WELL_AFTER_ANSWERS, within_seconds=self._left())
         for service in services:
@@ -121,7 +121,7 @@ class Trial:
         assert self.ready_seconds <= self.within_seconds
 
     async def judge(self, dsn: str) -> None:
-        """Holds log and tables to what the clients were told, and adds the row."""
+        """Check the log and the tables against the clients' answers, and add the row."""
         await eventually(lambda: projected_to_head(dsn), describe="the tables are at the head")
         events = await assert_log_is_sound(dsn)
         kept = reduce(Kept.with_, (load.compare(events) for load in self.loads))

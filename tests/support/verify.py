@@ -1,6 +1,6 @@
-"""Whether a squad's database keeps the laws: the log is sound, and the tables are a fold of it.
+"""Checks of a squad's database: the log is sound, and the tables are a fold of it.
 
-Both checks look at one snapshot, so they may be made at any time, under load as well.
+Both checks read one snapshot, so they can run at any time, also under load.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 async def assert_log_is_sound(dsn: str, schema: str = "squad") -> list[Recorded]:
-    """Fails unless positions, versions, times and hashes are as the log promises; returns it, revealed."""
+    """Fail unless positions, versions, times and hashes are as promised; return the log, decrypted."""
     async with _snapshot(dsn, schema) as connection:
         events = await _log_up_to(connection, None)
         shown = await sealing.reveal(connection, events)
@@ -43,13 +43,13 @@ async def assert_log_is_sound(dsn: str, schema: str = "squad") -> list[Recorded]
 
 
 async def assert_tables_equal_fold(dsn: str, schema: str = "squad") -> int:
-    """Fails unless every read table holds, row for row, what its projection makes of the log.
+    """Fail unless every read table equals, row for row, the fold of the log by its projection.
 
-    Each table is compared as of its own position: whoever expects it to be up to date waits for
-    `projected_to_head` before.
+    Each table is compared as of its own position. To expect it to be up to date, wait for
+    `projected_to_head` first.
 
     Returns:
-        How many rows were compared.
+        The number of rows compared.
     """
     async with _snapshot(dsn, schema) as connection:
         positions = await _positions(connection)
@@ -65,7 +65,7 @@ async def assert_tables_equal_fold(dsn: str, schema: str = "squad") -> int:
 
 
 async def projected_to_head(dsn: str, schema: str = "squad") -> bool:
-    """Whether every projection has taken the log's last event; for `eventually`."""
+    """Whether every projection has applied the log's last event; for `eventually`."""
     async with _snapshot(dsn, schema) as connection:
         positions = await _positions(connection)
         head = await log.head_position(connection)
@@ -75,7 +75,7 @@ async def projected_to_head(dsn: str, schema: str = "squad") -> bool:
 
 
 def fold(projection: Projection, events: Iterable[Recorded]) -> dict[str, dict[Any, Any]]:
-    """What a projection makes of events: its tables' rows by key."""
+    """The fold of events by a projection: its tables' rows by key."""
     view = _Memory(projection.tables)
     for recorded in events:
         projection.apply(view, codec.decode(recorded), recorded)
@@ -83,7 +83,7 @@ def fold(projection: Projection, events: Iterable[Recorded]) -> dict[str, dict[A
 
 
 class _Memory:
-    """All rows in dictionaries: the simplest view there can be."""
+    """All rows in dictionaries, the simplest possible view."""
 
     def __init__(self, tables: Iterable[Table[Any, Any]]) -> None:
         self.tables: dict[str, dict[Any, Any]] = {table.name: {} for table in tables}

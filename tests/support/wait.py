@@ -1,4 +1,4 @@
-"""Waiting for a condition, which is what tests do instead of sleeping."""
+"""Waiting for a condition, instead of sleeping."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ async def eventually(
     describe: str = "",
     ignore: tuple[type[Exception], ...] = (),
 ) -> Any:
-    """Call `check` until what it returns is true, and return that; fails the test after `within_seconds`.
+    """Call `check` until its result is true, and return that; fail the test after `within_seconds`.
 
-    An exception listed in `ignore` counts as "not yet": a connection that is still refused, say.
+    An exception listed in `ignore` counts as "not yet", such as a connection that is still refused.
     """
     deadline = time.monotonic() + within_seconds
     while True:
