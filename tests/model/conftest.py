@@ -23,6 +23,6 @@ def _processes_that_can_be_stopped() -> Iterator[None]:
 
 @pytest.fixture
 def new_database(postgres: PostgresServer, _template: str) -> Iterator[Callable[[], Server]]:
-    """Makes a database for each world; those that are left are gone in the end as well."""
+    """Create a database for each world; those still there at the end are dropped."""
     with ExitStack() as stack:
         yield lambda: OnPostgres(stack, postgres, _template)

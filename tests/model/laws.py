@@ -1,7 +1,7 @@
-"""The laws, held against a log as it grows, against what callers were told, and against memories.
+"""The laws, checked against a log as it grows, against the answers to callers, and against states.
 
-What claims, budgets, jobs and keys may come to is told from the events alone, in other words than the folds
-(`tests.unit.rules` and its neighbours). What a caller may be told follows from the log.
+The rules for claims, budgets, jobs and keys are computed from the events alone, independently of the folds
+(`tests.unit.rules` and its neighbors). The answers that a caller may get follow from the log.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SAME_IN_BOTH = ("agent", "action", "resources", "tokens", "title", "message", "
 
 
 class Asked(NamedTuple):
-    """A request that was made of a process, and what its caller was told."""
+    """A request to a process, and its result."""
 
     request: Request
     promise: Promise
@@ -51,38 +51,38 @@ class Asked(NamedTuple):
 
 
 class Laws:
-    """Follows the log and the answers; raises where either breaks a promise."""
+    """Follows the log and the answers; raises if either breaks a promise."""
 
     def __init__(self) -> None:
         self.known: dict[str, list[str]] = defaultdict(list)
-        """Ids that commands may aim at, by the field that names them."""
+        """Ids that commands may refer to, by field name."""
         self.asked: list[Asked] = []
         self._buried: list[Process] = []
         self._unjudged: list[Asked] = []
         self._rules, self._job_rules, self._key_rules = Rules(), JobRules(), KeyRules()
         self._log: list[Recorded] = []
-        """As it could be read when it was taken."""
+        """The events, decrypted with the keys at the time when they were taken."""
         self._hashes = [GENESIS_HASH]
         self._ids: set[str] = set()
         self._versions: dict[str, int] = defaultdict(int)
         self._append_of: dict[str, int] = {}
-        """With which append the events of a request came, by its correlation id."""
+        """The number of the append with a request's events, by correlation id."""
         self._last: dict[str, Recorded] = {}
-        """A request's last event, its kept answer apart."""
+        """A request's last event, by correlation id, other than its stored answer."""
         self._users: dict[str, str] = {}
-        """Which request was carried out with an idempotency key."""
+        """The request that was carried out with an idempotency key."""
         self._answers: dict[str, tuple[Request, Answer]] = {}
-        """The first request with an idempotency key that was answered, and what."""
+        """The first request with an idempotency key that was answered, and its answer."""
         self._destroyed_keys: set[str] = set()
         self._settled: set[str] = set()
-        """Requests of which nothing is in the log, as their callers were told."""
+        """Requests whose callers were told that nothing happened."""
         self._squad = Squad()
-        """The state by one fold of all events, one at a time."""
+        """The state from folding all events one at a time."""
 
     # the log --------------------------------------------------------------------------------------------
 
     def take(self, server: Server) -> None:
-        """Takes the events that have been appended since."""
+        """Take the events that have been appended since the last call."""
         new = server.log[len(self._log) :]
         for stored, shown in zip(new, server.reveal(new), strict=True):
             assert shown.position == len(self._log) + 1, "a gap"
@@ -90,11 +90,11 @@ class Laws:
             self._hashes.append(stored.hash)
             self._check_seal(stored)
             self._take(shown, server.append_of[shown.position - 1])
-            # The database's time, whatever the process believed; or the one before it.
+            # Recorded with the database's time, or the previous event's, whatever the process believed.
             assert shown.recorded_at <= server.latest + timedelta(seconds=1)
 
     def _check_seal(self, stored: Recorded) -> None:
-        """Nothing is sealed with a key that was destroyed, or everybody would be told that it was lost."""
+        """Fail if an event is encrypted with a destroyed key, which readers would report as lost."""
         event = codec.decode(stored) if stored.type == SubjectForgotten.type else None
         if isinstance(event, SubjectForgotten):
             self._destroyed_keys.add(event.key_id)
@@ -127,16 +127,16 @@ class Laws:
     # the answers ----------------------------------------------------------------------------------------
 
     def ask(self, asked: Asked) -> None:
-        """Remembers a request."""
+        """Remember a request."""
         self.asked.append(asked)
         self._unjudged.append(asked)
 
     def bury(self, process: Process) -> None:
-        """A process was killed: it owes no answer any more."""
+        """Note that a process was killed, so it owes no answers any more."""
         self._buried.append(process)
 
     def judge_answers(self) -> None:
-        """Holds what callers have been told since to the log as it is now."""
+        """Check the answers since the last call against the log as it is now."""
         left = []
         for asked in self._unjudged:
             if asked.promise.result is None:
@@ -146,7 +146,7 @@ class Laws:
         self._unjudged = left
 
     def judge_all(self, server: Server, now: datetime) -> None:
-        """In the end everybody has been told the truth, and every tick up to now has come to something."""
+        """Check that all callers have got a true answer, and that every tick up to now has an outcome."""
         assert all(asked.process in self._buried for asked in self._unjudged)
         for key, user in self._users.items():
             request = next(asked.request for asked in self.asked if asked.request.correlation_id == user)
@@ -157,7 +157,7 @@ class Laws:
 
     def _judge(self, request: Request, result: Outcome | Exception) -> None:
         if isinstance(result, Exception):
-            # Nothing was promised, or that nothing happened.
+            # It promises that nothing happened, or nothing at all.
             assert isinstance(result, OutcomeUnknown | CommandFailed | Stopping | Unavailable), result
             if not isinstance(result, OutcomeUnknown):
                 self._settle(request)
@@ -180,12 +180,12 @@ class Laws:
             assert cause.stream == f"operation-{conflict['operation_id']}"
 
     def _settle(self, request: Request) -> None:
-        """Nothing came of it, and nothing will."""
+        """Check that a request has no events, and never will."""
         assert request.correlation_id not in self._append_of
         self._settled.add(request.correlation_id)
 
     def _judge_content(self, request: Request, result: Outcome) -> None:
-        """What was acknowledged is in the log, there and with what was asked for."""
+        """Check that what was acknowledged is in the log, at that position and as requested."""
         assert result.position
         own = [event for event in self._log if event.correlation_id == request.correlation_id]
         events = [codec.decode(event) for event in own if event.type != "request_answered"]
@@ -218,7 +218,7 @@ class Laws:
             return
         first, told = self._answers.setdefault(key, (request, answer))
         assert told == answer, "two answers to one key"
-        # Once what is personal in it was forgotten, a request is known by the rest.
+        # Once its personal data was forgotten, a request is identified by the rest.
         assert first.fingerprint == request.fingerprint or (
             first.bare_fingerprint == request.bare_fingerprint
         )
@@ -226,7 +226,7 @@ class Laws:
     # the states -----------------------------------------------------------------------------------------
 
     def judge_state(self, process: Process) -> None:
-        """A state is the fold of the log up to its position, however it came to be."""
+        """Check that a state is the fold of the log up to its position, however it was built."""
         squad = process.squad
         assert squad.head.position <= len(self._log)
         assert squad.head.hash == self._hashes[squad.head.position]
@@ -244,7 +244,7 @@ class Laws:
         assert all(self._versions[stream] == version for stream, version in squad.versions.items())
 
     def judge_end(self, process: Process) -> None:
-        """A process at the log's end has been told of everything, and knows all that is open."""
+        """Check that a process at the head has observed every event, and knows everything that is open."""
         seen = [recorded.id for recorded in process.seen]
         assert seen == [recorded.id for recorded in self._log[len(self._log) - len(seen) :]]
         squad: Any = process.squad
@@ -255,7 +255,7 @@ class Laws:
         assert squad.gmail_ids == {email.gmail_message_id: email.id for email in emails}
 
     def _open_rows(self) -> dict[str, dict[Any, Any]]:
-        """What is open of the tables that are in memory in part, by a fold of all events."""
+        """The open rows of the tables that are partly in memory, from a fold of all events."""
         return {
             table.name: {
                 key: row

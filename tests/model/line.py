@@ -1,6 +1,6 @@
-"""A process's end of a connection: what psycopg is to the writer, as far as the writer uses it.
+"""The client's end of a connection: the part of psycopg that the writer uses.
 
-Each statement that is sent is a `Word`. The process waits, until the model says what became of it.
+Each statement that is sent is a `Word`. The process waits until the model decides what becomes of it.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ Rows = list[tuple[Any, ...]]
 
 
 class Word(NamedTuple):
-    """What a client says to the server, in one message."""
+    """What a client sends to the server in one message."""
 
     query: str
     parameters: Any = None
     is_simple: bool = False
-    """Whether it may hold several statements, with the parameters in it."""
+    """Whether it uses the simple query protocol: several statements, with the parameters interpolated."""
     is_binary: bool = False
 
 
 class Line:
-    """Stands for a psycopg connection."""
+    """A stand-in for a psycopg connection."""
 
     def __init__(self, session: Session, *, is_pooled: bool = False) -> None:
         self.session = session
         self.is_broken = False
         self.wants: Word | None = None
-        """What was said, and is not answered."""
+        """The word that was sent and is not answered yet."""
         self.pgconn = self
         self.prepare_threshold = None if is_pooled else 5
-        """By which a connection through a pooler is known."""
+        """None marks a connection through a pooler."""
         self._answer: asyncio.Future[list[Rows]] | None = None
 
     async def say(self, word: Word) -> list[Rows]:
-        """Says a word; gives the rows of each of its statements."""
+        """Send a word; return the rows of each of its statements."""
         if self.is_broken:
             raise psycopg.OperationalError("the line is broken")
         assert self.wants is None, "two statements on one connection at a time"
@@ -56,7 +56,7 @@ class Line:
             raise
 
     def hear(self, answer: list[Rows] | psycopg.Error) -> None:
-        """The answer has come."""
+        """Receive the answer."""
         self.wants = None
         if self._answer is None or self._answer.done():
             return
@@ -66,44 +66,44 @@ class Line:
             self._answer.set_result(answer)
 
     def tear(self) -> None:
-        """It breaks; whoever waits for an answer learns of it. What was said may be on its way."""
+        """Break the connection: a waiting caller gets an error, and its word may still be in flight."""
         wanted, self.is_broken = self.wants, True
         self.hear(psycopg.OperationalError("the line broke"))
         self.wants = wanted
 
-    # what is used of a connection -------------------------------------------------------------------------
+    # the connection's interface ---------------------------------------------------------------------------
 
     async def execute(
         self, query: str | sql.Composable, parameters: Any = None, *, binary: bool = False, **_: Any
     ) -> Cursor:
-        """Executes one statement."""
+        """Execute one statement."""
         return await Cursor(self).execute(query, parameters, binary=binary)
 
     def cursor(self) -> Cursor:
-        """One that executes many statements, one after the other."""
+        """Return a cursor, which can execute several statements in turn."""
         return Cursor(self)
 
     async def rollback(self) -> None:
-        """Ends a transaction."""
+        """Roll back the transaction."""
         await self.say(Word("ROLLBACK"))
 
     def finish(self) -> None:
-        """Hangs up."""
+        """Close the connection."""
         self.is_broken = True
 
     def add_notice_handler(self, _: object) -> None:
-        """The server of the model never warns."""
+        """Do nothing: the server of the model sends no notices."""
 
     remove_notice_handler = add_notice_handler
 
     def fileno(self) -> int:
-        """Whoever asks wants to cut it."""
+        """Break the connection, because callers use the descriptor only to cut it."""
         self.tear()
         raise psycopg.OperationalError("it has no file")
 
 
 class Cursor:
-    """Stands for a psycopg cursor."""
+    """A stand-in for a psycopg cursor."""
 
     is_simple = False
 
@@ -123,13 +123,13 @@ class Cursor:
     async def execute(
         self, query: str | sql.Composable, parameters: Any = None, *, binary: bool = False, **_: Any
     ) -> Cursor:
-        """Executes a statement."""
+        """Execute a statement."""
         text = query.as_string(None) if isinstance(query, sql.Composable) else query
         self._sets = list(await self._line.say(Word(text, parameters, self.is_simple, binary)))
         return self
 
     def nextset(self) -> bool:
-        """Goes on to the rows of the next statement."""
+        """Move on to the rows of the next statement."""
         self._sets.pop(0)
         return bool(self._sets)
 
@@ -138,12 +138,12 @@ class Cursor:
         return self._row(self._sets[0].pop(0)) if self._sets[0] else None
 
     async def fetchall(self) -> list[Any]:
-        """The rows that are left."""
+        """The remaining rows."""
         rows, self._sets[0] = self._sets[0], []
         return [self._row(row) for row in rows]
 
 
 class SimpleCursor(Cursor):
-    """Stands for a client-side cursor."""
+    """A stand-in for a client-side cursor."""
 
     is_simple = True

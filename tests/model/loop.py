@@ -1,4 +1,4 @@
-"""An event loop that goes on when it is told to, by a clock that it is given: nothing is left to chance."""
+"""A deterministic event loop, which runs when told to and uses the clock that it is given."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _MANY = 100_000
 
 
 class Loop(asyncio.AbstractEventLoop):
-    """As much of an event loop as one process of the model needs."""
+    """The part of an event loop that a process of the model needs."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.faults: list[BaseException] = []
-        """What callbacks raised."""
+        """The exceptions that callbacks raised."""
         self._clock = clock
         self._ready: deque[asyncio.Handle] = deque()
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
@@ -27,10 +27,10 @@ class Loop(asyncio.AbstractEventLoop):
         self._tasks: list[asyncio.Task[Any]] = []
 
     def run(self) -> None:
-        """Goes on until there is nothing to do at this moment.
+        """Run until there is nothing to do at the moment.
 
-        What is ready comes before what is due, as in a loop that was held up: an answer that has come is
-        read before a timer says that it came too late.
+        Ready callbacks run before due timers, as in a loop that was delayed: an answer that has arrived is
+        read before a timer reports a timeout.
         """
         before = asyncio._get_running_loop()
         asyncio._set_running_loop(self)
@@ -43,15 +43,15 @@ class Loop(asyncio.AbstractEventLoop):
                     handle._run()
         finally:
             asyncio._set_running_loop(before)
-        raise AssertionError("it never stands still")
+        raise AssertionError("the loop never becomes idle")
 
     def wait_for(self, task: asyncio.Task[Any]) -> Any:
-        """The result of a task that waits for nothing from outside."""
+        """Return the result of a task that does not wait for anything external."""
         self.run()
         return task.result()
 
     def kill(self) -> None:
-        """Nothing goes on here any more."""
+        """Discard all tasks, callbacks and timers."""
         before = asyncio._get_running_loop()
         asyncio._set_running_loop(self)
         try:
@@ -74,7 +74,7 @@ class Loop(asyncio.AbstractEventLoop):
                 self._ready.append(handle)
         return bool(self._ready)
 
-    # what asyncio asks of a loop --------------------------------------------------------------------------
+    # asyncio's interface ----------------------------------------------------------------------------------
 
     def time(self) -> float:
         """Monotonic seconds."""
@@ -83,7 +83,7 @@ class Loop(asyncio.AbstractEventLoop):
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        """Has something called in turn."""
+        """Schedule a callback."""
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
@@ -91,7 +91,7 @@ class Loop(asyncio.AbstractEventLoop):
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """Has something called at a time."""
+        """Schedule a callback at a time."""
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         self._count += 1
         heapq.heappush(self._timers, (when, self._count, handle))
@@ -100,17 +100,17 @@ class Loop(asyncio.AbstractEventLoop):
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """Has something called after a while."""
+        """Schedule a callback after a delay."""
         return self.call_at(self._clock() + delay, callback, *args, context=context)
 
     def create_future(self) -> asyncio.Future[Any]:
-        """A future of this loop."""
+        """Create a future of this loop."""
         return asyncio.Future(loop=self)
 
     def create_task(  # type: ignore[override]
         self, coro: Coroutine[Any, Any, Any], *, name: str | None = None, context: Context | None = None
     ) -> asyncio.Task[Any]:
-        """A task of this loop."""
+        """Create a task of this loop."""
         task = asyncio.Task(coro, loop=self, name=name, context=context)
         self._tasks = [other for other in self._tasks if not other.done()]
         self._tasks.append(task)
@@ -119,14 +119,14 @@ class Loop(asyncio.AbstractEventLoop):
     def run_in_executor(  # type: ignore[override]
         self, executor: object, func: Callable[..., Any], *args: Any
     ) -> asyncio.Future[Any]:
-        """Done at once: no thread comes into it."""
+        """Call the function at once, without a thread."""
         del executor
         future = self.create_future()
         future.set_result(func(*args))
         return future
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Keeps what a callback raised. That nobody fetches a result is no fault where a process ends."""
+        """Record what a callback raised. Results that are never retrieved are fine when a process ends."""
         if "never retrieved" not in context["message"]:
             self.faults.append(context.get("exception") or RuntimeError(context["message"]))
 
@@ -135,7 +135,7 @@ class Loop(asyncio.AbstractEventLoop):
         return False
 
     def is_running(self) -> bool:
-        """Whether it goes on at this moment."""
+        """Whether it is running at the moment."""
         return asyncio._get_running_loop() is self
 
     def is_closed(self) -> bool:
@@ -143,4 +143,4 @@ class Loop(asyncio.AbstractEventLoop):
         return False
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It is left out when it is due."""
+        """Do nothing: a cancelled timer is skipped when it is due."""

@@ -1,8 +1,9 @@
-"""Several processes, one database, and whatever can go wrong between them: the laws hold.
+"""Several processes, one database, and everything that can go wrong between them.
 
-A state machine runs the real writers over a server, and decides at every word that they say to it whether
-it arrives, late or not at all, and whether the answer does; who goes on meanwhile, is killed or sleeps.
-After every step the log, the answers and the states are held to the laws (`tests.model.laws`).
+A state machine runs the real writers against a server. For every word that they send, it decides whether it
+arrives, late or not at all, and whether the answer does; and which process runs meanwhile, is killed or
+suspended. After every step the log, the answers and the states are checked against the laws
+(`tests.model.laws`).
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 
 
 class World(RuleBasedStateMachine):
-    """A server, processes, and a network that cannot be relied upon."""
+    """A server, processes, and an unreliable network."""
 
     steps = 0
-    """In all runs together."""
+    """The total over all runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class World(RuleBasedStateMachine):
         self._encrypt: tuple[bool, ...] = (False,) * draw.PROCESSES
 
     def new_server(self) -> Server:
-        """An empty one."""
+        """Return an empty server."""
         raise NotImplementedError
 
     @initialize(
@@ -56,7 +57,7 @@ class World(RuleBasedStateMachine):
     def begin(
         self, theme: str, policy: AnyCommand, jobs: list[AnyCommand], encrypt: tuple[bool, ...]
     ) -> None:
-        """The squad gets its rules before anybody asks for anything."""
+        """Set up the squad's policy, agents and jobs before any other request."""
         self.theme = theme
         self._encrypt = encrypt if self.server.keeps_keys else self._encrypt
         for number in range(draw.PROCESSES):
@@ -70,13 +71,13 @@ class World(RuleBasedStateMachine):
 
     @rule(wishes=draw.wishes)
     def ask(self, wishes: list[draw.Wish]) -> None:
-        """Clients ask processes for something, which take it when it is their turn."""
+        """Clients submit requests to processes, which handle them when they run next."""
         for wish in wishes:
             self.network.submit(wish)
 
     @rule(wishes=draw.wishes, words=st.integers(0, 3))
     def drip(self, wishes: list[draw.Wish], words: int) -> None:
-        """They ask one after another, and are heard at once, whatever the process waits for."""
+        """Clients submit requests one by one; the process receives each at once, whatever it waits for."""
         for wish in wishes:
             self.network.submit(wish)
             self.network.wake(self._process(wish.which))
@@ -85,7 +86,7 @@ class World(RuleBasedStateMachine):
 
     @rule(first=draw.wish, wishes=draw.wishes, words=st.integers(0, 6))
     def go_on_meanwhile(self, first: draw.Wish, wishes: list[draw.Wish], words: int) -> None:
-        """While one thing is on its way into the log, the same process is asked for others."""
+        """While one append is in flight, the same process gets more requests."""
         process = self._process(first.which)
         self.network.submit(first)
         self.network.go_on_until(process, lambda: process.wants("append_events("))
@@ -97,7 +98,7 @@ class World(RuleBasedStateMachine):
 
     @rule(which=draw.a_process, subject=st.sampled_from(strategies.SENDERS), words=st.integers(0, 6))
     def forget(self, which: int, subject: str, words: int) -> None:
-        """Somebody writes before they are forgotten, and again before that is in the log."""
+        """A sender writes before being forgotten, and again before that is in the log."""
         self.network.write(which, subject)
         self.network.settle(self._process(which))
         forget = draw.Wish(which, do.ForgetSubject(subject=subject))
@@ -109,39 +110,39 @@ class World(RuleBasedStateMachine):
 
     @rule(wishes=draw.wishes, turns=draw.turns_of_processes)
     def race(self, wishes: list[draw.Wish], turns: list[int]) -> None:
-        """They ask several processes at a time, each of which goes on whenever it is its turn."""
+        """Clients submit requests to several processes, which run in turns."""
         self.ask(wishes)
         for which in turns:
             self.network.go_on(self._process(which))
 
     @rule(which=draw.a_process, newest=st.integers(0, 5), words=st.integers(0, 6))
     def ask_again(self, which: int, newest: int, words: int) -> None:
-        """A client asks for the same again, of whichever process."""
+        """A client repeats a request, at any process."""
         self.network.repeat(which, newest)
         for _ in range(words):
             self.network.go_on(self._process(which))
 
     @rule(which=draw.a_process, words=st.integers(1, 8))
     def go_on(self, which: int, words: int) -> None:
-        """A process goes on for so many words with the database."""
+        """A process runs for a number of words."""
         for _ in range(words):
             self.network.go_on(self._process(which))
 
     @rule(which=draw.a_process)
     def settle(self, which: int) -> None:
-        """A process goes on until nothing waits, or somebody is in its way."""
+        """A process runs until it is idle or blocked."""
         self.network.settle(self._process(which))
 
     # what goes wrong --------------------------------------------------------------------------------------
 
     @rule(which=draw.a_process, arrives=draw.arrivals, words=draw.words_after_a_loss)
     def lose_commit(self, which: int, arrives: str, words: int) -> None:
-        """A connection breaks in a commit. The process goes on, for so many words, before that arrives."""
+        """A connection breaks during a commit; the process runs for some words before that arrives."""
         process = self._process(which)
         self.network.give_work(which)
         self.network.go_on_until(process, lambda: process.wants("append_events("))
         self.network.break_line(process, arrives)
-        # Not at once, but soon, it is connected again.
+        # It reconnects after a short delay.
         self.network.wake(process)
         self.server.pass_time(0.06)
         for _ in range(words):
@@ -150,7 +151,7 @@ class World(RuleBasedStateMachine):
 
     @rule(which=draw.a_process, other=draw.a_process, words=st.integers(1, 12), waits=st.booleans())
     def stand_still(self, which: int, other: int, words: int, waits: bool) -> None:
-        """A process stands still while it holds the lock; another one goes on, as far as it gets."""
+        """A process is suspended while it holds the lock; another one runs as far as it can."""
         process = self._process(which)
         self.network.give_work(other)
         self.network.settle(self._process(other))
@@ -164,7 +165,7 @@ class World(RuleBasedStateMachine):
 
     @rule(which=draw.a_process, how=draw.mishaps, arrives=draw.arrivals)
     def mishap(self, which: int, how: str, arrives: str) -> None:
-        """Something happens to a process, its line or its session."""
+        """Something goes wrong with a process, its connection or its session."""
         process = self._process(which)
         match how:
             case "its line breaks":
@@ -191,7 +192,7 @@ class World(RuleBasedStateMachine):
         tables=st.none() | st.tuples(st.integers(0, 12), st.none() | draw.a_projection),
     )
     def end(self, which: int, arrives: str, gently: bool, tables: tuple[int, int | None] | None) -> None:
-        """A process is killed, or told to end; another one begins in its place, from what there is."""
+        """A process is killed or stopped; a new one starts in its place from what is stored."""
         if tables:
             self.server.project(*tables)
         process = self._process(which)
@@ -208,26 +209,26 @@ class World(RuleBasedStateMachine):
 
     @rule(seconds=draw.pauses, sleeper=st.none() | draw.a_process)
     def pass_time(self, seconds: float, sleeper: int | None) -> None:
-        """Time passes, for requests that are under way as well. One machine may sleep through it."""
+        """Time passes, also for requests in flight. One machine may be suspended meanwhile."""
         self.server.pass_time(seconds)
         if sleeper is not None:
             self._process(sleeper).slept_seconds += seconds
 
     @rule(seconds=draw.steps_of_clocks)
     def step_clock(self, seconds: float) -> None:
-        """The database's clock is set."""
+        """The database's clock is stepped."""
         self.server.step_clock(seconds)
 
     @rule(which=draw.a_process, how=st.sampled_from(("next", "last", "lost", "again", "nonsense")))
     def notify(self, which: int, how: str) -> None:
-        """A notification is heard, late, twice or not at all."""
+        """A notification arrives in time, late, twice or not at all."""
         self.network.notify(self._process(which), how)
 
     @rule(
         which=draw.a_process, behind=st.none() | st.integers(0, 12), stopped=st.none() | draw.a_projection
     )
     def keep_house(self, which: int, behind: int | None, stopped: int | None) -> None:
-        """The read tables come nearer to the log's end, or a process puts a snapshot away."""
+        """The read tables catch up, or a process stores a snapshot."""
         squad = self._process(which).squad
         if behind is not None:
             self.server.project(behind, stopped)
@@ -238,12 +239,12 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def laws_hold(self) -> None:
-        """After every step."""
+        """Check the laws after every step."""
         type(self).steps += 1
         self._judge()
 
     def _judge(self) -> None:
-        # The service speaks of errors only where the server refuses what no server refuses.
+        # The service logs errors only for refusals that no real server would give.
         assert [text for text in errors.found if REFUSED not in text] == []
         self.laws.take(self.server)
         self.laws.judge_answers()
@@ -251,7 +252,7 @@ class World(RuleBasedStateMachine):
             self.laws.judge_state(process)
 
     def teardown(self) -> None:
-        """In the end all goes well, and nobody is left without an answer."""
+        """Once all faults have ended, the squad recovers, and nobody is left without an answer."""
         try:
             if sys.exc_info()[0] is None:
                 self._end_well()
@@ -271,7 +272,7 @@ class World(RuleBasedStateMachine):
         self.laws.judge_all(self.server, now)
 
     def _claim_all_that_is_due(self) -> datetime:
-        """What schedulers do, all of them at once; up to which moment."""
+        """Claim all due ticks on all processes at once, as schedulers do; return up to when."""
         squad = self._process(0).squad
         now = max(self.server.now, squad.head.recorded_at or self.server.now)
         while True:
@@ -292,6 +293,6 @@ class World(RuleBasedStateMachine):
         return self.network.processes[which]
 
     def _new(self, which: int) -> Process:
-        # Their machines' clocks are wrong, each in its own way; to one the database looks like a pooler.
+        # Each machine's clock is wrong in its own way; one process connects through a pooler.
         ahead, encrypt = timedelta(hours=which - 1), self._encrypt[which]
         return Process(self.server, ahead, encrypt=encrypt, is_pooled=which == 1)

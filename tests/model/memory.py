@@ -1,7 +1,7 @@
-"""A stand-in for Postgres: lists, and a clock that stands still but for what passes.
+"""A stand-in for Postgres: lists, and a clock that advances only when told to.
 
-It knows the statements that the writer says and no others, and promises what schema.sql promises. An
-unknown statement fails the test, so that it is taught here what a new one means.
+It knows only the statements that the writer sends, and promises what schema.sql promises. An unknown
+statement fails the test, so that a new one is implemented here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NO_ROWS: Rows = []
 
 
 class _View(NamedTuple):
-    """What a transaction sees that reads at one moment."""
+    """The snapshot that a repeatable read transaction sees."""
 
     length: int
     tables: dict[str, list[Any]]
@@ -61,40 +61,40 @@ class InMemory(WithKeys):
 
     @property
     def now(self) -> datetime:
-        """Its clock."""
+        """The server's clock."""
         return self._now
 
     def monotonic(self) -> float:
-        """Seconds that have passed."""
+        """Elapsed seconds."""
         return self._elapsed_seconds
 
     def pass_time(self, seconds: float) -> None:
-        """Time passes."""
+        """Let time pass."""
         self._elapsed_seconds += seconds
         self._now += timedelta(seconds=seconds)
         self.latest = max(self.latest, self._now)
         self.end_idle_transaction()
 
     def step_clock(self, seconds: float) -> None:
-        """Its clock is set."""
+        """Step the server's clock."""
         self._now += timedelta(seconds=seconds)
         self.latest = max(self.latest, self._now)
 
     # the rest of the database -------------------------------------------------------------------------
 
     def open(self) -> Session:
-        """A client connects."""
+        """Open a session for a client."""
         return Session()
 
     def close(self) -> None:
-        """Nothing is left of it."""
+        """Do nothing: there are no resources."""
 
     def reveal(self, recorded: Sequence[Recorded]) -> list[Recorded]:
-        """Events as they can be read now."""
+        """The events, decrypted with the keys that exist now."""
         return [sealing.opened(one, self.secrets()) for one in recorded]
 
     def project(self, behind: int, stopped: int | None) -> None:
-        """Folds the log into the read tables."""
+        """Fold the log into the read tables."""
         upto = max(len(self.log) - behind, *self._positions.values(), 0)
         view, shown = _Tables(self._projected), self.reveal(self.log[:upto])
         positions = dict(self._positions)
@@ -108,24 +108,24 @@ class InMemory(WithKeys):
         self._tables = {name: list(self._projected[name].values()) for name in RESIDENT}
 
     def put_away(self, squad: Squad) -> None:
-        """Keeps a snapshot."""
+        """Store a snapshot."""
         loop = Loop(self.monotonic)  # type: ignore[abstract]
         state = loop.wait_for(loop.create_task(snapshots.pack(squad)))
         self._snapshots = {**self._snapshots, squad.head.position: state}
 
-    def _let_go(self, session: Session) -> None:
-        super()._let_go(session)
+    def _release_lock(self, session: Session) -> None:
+        super()._release_lock(session)
         session.view = None
         self.forget_keys_of(session)
 
-    # what clients say -------------------------------------------------------------------------------------
+    # statements -------------------------------------------------------------------------------------------
 
     def _do(self, session: Session, word: Word) -> list[Rows]:
         self._elapsed_seconds += ROUND_TRIP_SECONDS
         self._now += timedelta(seconds=ROUND_TRIP_SECONDS)
         if (statement := _STATEMENTS.get(word.query)) is None:
             if not (named := _TABLE.match(word.query)):
-                raise AssertionError(f"the model has not learnt this statement: {word.query}")
+                raise AssertionError(f"the model does not know this statement: {word.query}")
             return [self._select(session, named[1])]
         return statement(self, session, *_positional(word.parameters))
 
@@ -288,7 +288,7 @@ _STATEMENTS: dict[str, Callable[..., list[Rows]]] = {
     log._APPEND_IF_SAME: InMemory._append_if_same,
     f"{log._APPEND}; COMMIT": InMemory._append_and_commit,
     f"{log._APPEND_IF_SAME}; COMMIT": InMemory._append_if_same_and_commit,
-    # No standby is waited for.
+    # There is no standby to wait for.
     standby._CONFIRM: InMemory._nothing,
     log._LOCK_AND_READ: InMemory._lock_and_read,
     log._READ_AFTER: InMemory._read_after,

@@ -1,4 +1,4 @@
-"""Between clients, processes and the server: who says what to whom, and what becomes of it."""
+"""The network between clients, processes and the server, which decides what arrives and when."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _TICK_SECONDS = 0.3
 
 
 class Late(NamedTuple):
-    """A request whose client has given it up, and which is still on its way."""
+    """A request that is still in flight after its client has given up on it."""
 
     session: Session
     word: Word
 
 
 def render(outcome: Outcome) -> Answer:
-    """The answer that an idempotency key keeps."""
+    """The answer that is stored under an idempotency key."""
     return Answer(409 if outcome.refusal else 200, {"position": outcome.position})
 
 
 class Network:
-    """Moves words and answers, when it is told to."""
+    """Delivers words and answers when told to."""
 
     def __init__(self, server: Server) -> None:
         self.laws = Laws()
@@ -49,13 +49,13 @@ class Network:
         self._server = server
         self._late: list[Late] = []
         self._deserted: list[Session] = []
-        """Sessions whose clients have gone, which the server has not noticed."""
+        """Sessions whose clients are gone, which the server has not noticed yet."""
         self._requests = 0
 
     # clients ----------------------------------------------------------------------------------------------
 
     def submit(self, wish: Wish) -> None:
-        """A client's request reaches a process."""
+        """Submit a client's request to a process."""
         command = strategies.aimed(wish.command, self.laws.known)
         actor = CLOCK_ACTOR if isinstance(command, do.PassTime) else f"client of {wish.which}"
         self._submit(
@@ -73,18 +73,18 @@ class Network:
         )
 
     def repeat(self, which: int, newest: int) -> None:
-        """A client that used a key asks for the same again."""
+        """Repeat an earlier request with an idempotency key."""
         keyed = [asked.request for asked in self.laws.asked if asked.request.idempotency_key]
         if keyed:
             self._submit(which, keyed[-1 - newest % len(keyed)], 20.0)
 
     def give_work(self, which: int) -> None:
-        """A process has something to do, if it had nothing."""
+        """Submit a request to a process that has none waiting."""
         if not self.processes[which].writer.waiting:
             self.submit(Wish(which, do.SendMessage(from_agent="ann", message="hello")))
 
     def write(self, which: int, sender: str) -> None:
-        """An e-mail comes that nobody has seen."""
+        """Submit a new e-mail."""
         gmail_id = f"g-{len(self.laws.asked)}"
         self.submit(Wish(which, do.LogEmail(gmail_message_id=gmail_id, from_email=sender)))
 
@@ -97,17 +97,17 @@ class Network:
     # processes --------------------------------------------------------------------------------------------
 
     def wake(self, process: Process) -> None:
-        """A process goes on, with no answer from the database."""
+        """Run a process without an answer from the database."""
         line = process.line
         was_whole = line is not None and not line.is_broken
         process.go_on()
         if line and was_whole and line.is_broken:
-            # It hung up by itself. What it had said is on its way.
+            # It closed the connection by itself. What it had sent is in flight.
             self._leave(line.session, line.wants, "later")
             line.wants = None
 
     def go_on(self, process: Process) -> bool:
-        """A process goes on for one word; whether it was said."""
+        """Run a process for one word; return whether it made progress."""
         line = process.line
         if line is None or line.is_broken or line.wants is None:
             before = line
@@ -123,14 +123,14 @@ class Network:
         return True
 
     def go_on_until(self, process: Process, is_there: Callable[[], bool]) -> None:
-        """A process goes on until something is the case, if it comes to that soon."""
+        """Run a process until a condition holds, or a number of words have been exchanged."""
         for _ in range(_SOON):
             if is_there():
                 return
             self.go_on(process)
 
     def settle(self, process: Process) -> None:
-        """A process goes on until it has nothing to do, or somebody is in its way who does not go on."""
+        """Run a process until it is idle, or blocked by a process that makes no progress."""
         for _ in range(_LONG):
             if self.go_on(process):
                 continue
@@ -143,21 +143,21 @@ class Network:
             self.notice()
             if not self.go_on(process) and not self._let_holder_go_on(process):
                 return
-        raise AssertionError("it never comes to an end")
+        raise AssertionError("the process never becomes idle")
 
     def come_to_rest(self) -> None:
-        """All that was on its way arrives, and all processes do what they have to."""
+        """Deliver everything in flight, and run all processes until they are idle."""
         for process in self.processes:
             process.is_cut_off = False
         for _ in range(2):
             for process in self.processes:
                 self.settle(process)
             while self._late:
-                # Nobody who is alive holds the lock any more.
+                # No live process holds the lock any more.
                 self.notice()
                 self.arrive()
             self.notice()
-        # What the others did after it comes to its ears within a second.
+        # A process learns within a second of what the others have done since.
         self._server.pass_time(1.1)
         for process in self.processes:
             process.go_on()
@@ -172,21 +172,21 @@ class Network:
     # lines ------------------------------------------------------------------------------------------------
 
     def break_line(self, process: Process, arrives: str) -> None:
-        """A connection breaks, and both ends learn of it some day."""
+        """Break a connection; both ends notice at some time."""
         if (line := process.line) and not line.is_broken:
             line.tear()
             self._leave(line.session, line.wants, arrives)
             line.wants = None
 
     def desert(self, process: Process, arrives: str) -> None:
-        """A process is not there any more."""
+        """Disconnect a process that is gone."""
         if (line := process.line) and (not line.is_broken or line.wants):
             line.is_broken = True
             self._leave(line.session, line.wants, arrives)
             line.wants = None
 
     def arrive(self, *, latest: bool = False) -> None:
-        """What was on its way longest arrives, or what was said last."""
+        """Deliver the oldest late request, or the latest."""
         if not self._late:
             return
         late = self._late.pop(-1 if latest else 0)
@@ -196,7 +196,7 @@ class Network:
             self._late.append(late)
 
     def notice(self) -> None:
-        """The server notices that clients have gone whose words have all arrived."""
+        """Let the server notice clients that are gone and have nothing in flight."""
         on_their_way = {late.session for late in self._late}
         for session in self._deserted:
             if session not in on_their_way:
@@ -204,7 +204,7 @@ class Network:
         self._deserted = [session for session in self._deserted if session in on_their_way]
 
     def lose_patience(self, process: Process) -> None:
-        """The server lets a word wait no longer for the lock."""
+        """Let a word's wait for the lock time out."""
         line = process.line
         if (
             line
@@ -216,7 +216,7 @@ class Network:
             self.wake(process)
 
     def refuse(self, process: Process, how: str) -> None:
-        """The server refuses an append, because its disk is full or as one that it cannot take."""
+        """Let the server refuse an append, because its disk is full or the data is invalid."""
         line = process.line
         if line and not line.is_broken and process.wants("append_events("):
             self._server.abort(line.session)
@@ -224,7 +224,7 @@ class Network:
             self.wake(process)
 
     def notify(self, process: Process, how: str) -> None:
-        """Something comes of the notifications that a process has not heard."""
+        """Deliver, lose, repeat or invent a notification."""
         said = self._server.notifications
         heard = process.notifications_heard
         match how:

@@ -1,6 +1,6 @@
-"""A real Postgres in the place of the lists: every word is said to it, in a session of its own.
+"""A real Postgres in place of the lists: every process's words are sent to it in a real session.
 
-Its clock cannot be set. Where time passes in the model, the clocks of all processes are wrong here.
+Its clock cannot be set, so when time passes in the model, the clocks of all processes become wrong.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class _RealSession(Session):
 
 
 class OnPostgres(Server):
-    """A database of its own on a running server."""
+    """A new database on a running server."""
 
     keeps_keys = False
-    """A session that waits for another one's key would keep everybody waiting."""
+    """A session that waits for another's key would block the whole model."""
 
     def __init__(self, stack: ExitStack, postgres: PostgresServer, template: str) -> None:
         self._skipped_seconds = 0.0
@@ -54,26 +54,26 @@ class OnPostgres(Server):
 
     @property
     def now(self) -> datetime:
-        """Its clock."""
+        """The server's clock."""
         return self._run(log.clock(self._watching))
 
     def monotonic(self) -> float:
-        """Seconds that have passed."""
+        """Elapsed seconds."""
         return monotonic() + self._skipped_seconds
 
     def pass_time(self, seconds: float) -> None:
-        """Time passes for the processes, whose clocks are soon found to be ahead of the server's."""
+        """Let time pass for the processes, which soon detect that they are ahead of the server's clock."""
         self._skipped_seconds += seconds
         self.end_idle_transaction()
 
     def open(self) -> Session:
-        """A client connects."""
+        """Open a session for a client."""
         session = _RealSession(self._run(connect(self._dsn, "squad", name="squad writer")))
         self._open.add(session)
         return session
 
     def end(self, session: Session) -> None:
-        """The server ends it, and has ended it when this returns."""
+        """End a session; the server has ended it when this returns."""
         super().end(session)
         assert isinstance(session, _RealSession)
         if session in self._open:
@@ -81,23 +81,23 @@ class OnPostgres(Server):
             self._run(session.connection.close())
 
     def abort(self, session: Session) -> None:
-        """A session's transaction fails."""
+        """Fail a session's transaction."""
         super().abort(session)
         assert isinstance(session, _RealSession)
         if not session.is_over:
             self._run(session.connection.rollback())
 
     def reveal(self, recorded: Sequence[Recorded]) -> list[Recorded]:
-        """Events as they can be read now."""
+        """The events, decrypted with the keys that exist now."""
         return self._run(sealing.reveal(self._watching, recorded))
 
     def put_away(self, squad: Squad) -> None:
-        """Keeps a snapshot, where nobody is in the way."""
+        """Store a snapshot, unless the log is locked."""
         if self.holder is None:
             self._run(snapshots.store(self._watching, squad, squad.head.position))
 
     def close(self) -> None:
-        """Its database goes."""
+        """Drop the database."""
         self._resources.close()
 
     def _do(self, session: Session, word: Word) -> list[Rows]:
@@ -113,7 +113,7 @@ class OnPostgres(Server):
         self._run(self._watching.close())
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        # Also where a process asks from within its own loop.
+        # A process may call this from within its own loop.
         outside = asyncio._get_running_loop()
         asyncio._set_running_loop(None)
         try:

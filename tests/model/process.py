@@ -1,7 +1,7 @@
 """A service process of the model: the real writer, with an event loop, a clock and a network of its own.
 
-It goes on only when the model lets it, and stands still at every word that it says to the database. What is
-put in the place of the real thing is what psycopg, the clocks of the machine and chance are to it.
+It runs only when the model lets it, and stops at every word that it sends to the database. psycopg, the
+machine's clocks and randomness are replaced.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from tests.model.server import Server
 
 PAGE_EVENTS = 7
-"""So few that reading takes several pages."""
+"""Few enough for reading to take several pages."""
 
 
 class Promise:
-    """What becomes of a request. What is told must be true of a moment since it was made."""
+    """The result of a request, which must reflect the log at a moment after the request was made."""
 
     def __init__(self, process: Process) -> None:
         self.result: Outcome | Exception | None = None
@@ -49,24 +49,24 @@ class Promise:
         self._log_ended_at = len(process.server.log)
 
     def keep(self, result: Outcome | Exception) -> None:
-        """The caller was told."""
+        """Set the result that the caller got."""
         assert self.result is None
         if not isinstance(result, Exception):
-            assert self._process.squad.head.position >= self._log_ended_at, "an answer that was true once"
+            assert self._process.squad.head.position >= self._log_ended_at, "a stale answer"
         self.result = result
 
 
 class Process:
-    """One process. Its monotonic clock is the server's, less the time that it slept through."""
+    """One process. Its monotonic clock is the server's, minus the time for which it was suspended."""
 
     running: Process
-    """The one that is going on at this moment."""
+    """The one that is running at the moment."""
 
     def __init__(
         self, server: Server, wall_clock_is_ahead: timedelta, *, encrypt: bool, is_pooled: bool
     ) -> None:
         self.seen: list[Recorded] = []
-        """What its observers were told, since it began."""
+        """The events that its observers have received since it started."""
         self.line: Line | None = None
         self.is_cut_off = False
         """Whether it cannot connect."""
@@ -84,74 +84,74 @@ class Process:
 
     @property
     def squad(self) -> Squad:
-        """The state that it decides on."""
+        """The state on which it decides."""
         return self.writer.squad
 
     @property
     def is_at_the_head(self) -> bool:
-        """Whether its state is that of the log's last event."""
+        """Whether its state is at the head of the log."""
         return self.squad.head.position == len(self.server.log)
 
     @property
     def is_idle(self) -> bool:
-        """Whether it is connected, and waits for work."""
+        """Whether it is connected and waits for work."""
         line = self.line
         return self.writer.ready and line is not None and not line.is_broken and line.wants is None
 
     @property
     def is_done(self) -> bool:
-        """Whether it is idle, and nobody waits for an answer."""
+        """Whether it is idle and owes nobody an answer."""
         return self.is_idle and not self.writer._busy
 
     @property
     def holds_the_lock(self) -> bool:
-        """Whether nobody else can append."""
+        """Whether its session holds the log's lock."""
         return self.line is not None and self.line.session is self.server.holder
 
     def wants(self, words: str) -> bool:
-        """Whether it stands at a statement with these words."""
+        """Whether it waits at a statement that contains these words."""
         line = self.line
         return line is not None and line.wants is not None and words in line.wants.query
 
     def monotonic(self) -> float:
-        """Its own clock."""
+        """Its monotonic clock."""
         return self.server.monotonic() - self.slept_seconds
 
     def wall_clock(self) -> datetime:
-        """What its machine shows."""
+        """Its machine's wall clock."""
         return self.server.now + self._wall_clock_is_ahead
 
     def ask(self, request: Request, patience_seconds: float) -> Promise:
-        """A client's request reaches it."""
+        """Submit a client's request."""
         promise = Promise(self)
         self.loop.create_task(self._answer(request, patience_seconds, promise))
         return promise
 
     def go_on(self) -> None:
-        """Goes on until it waits for the database, for work or for time to pass."""
+        """Run until it waits for the database, for work or for time to pass."""
         Process.running = self
         self.loop.run()
         assert not self.loop.faults, self.loop.faults
 
     def stop(self) -> None:
-        """Ends it as a service ends that is told to: whoever waits is told so."""
-        # It has begun, at least.
+        """Stop it gracefully, so that waiting callers get an answer."""
+        # Make sure that it has started.
         self.go_on()
         self._life.cancel()
         self.go_on()
         assert self._life.done()
 
     def kill(self) -> None:
-        """Whatever it was at is never gone on with."""
+        """Kill it; nothing that it was doing continues."""
         Process.running = self
         if self.line is not None:
             self.line.is_broken = True
         self.loop.kill()
 
     def connect(self) -> Connection:
-        """Opens a connection."""
+        """Open a connection."""
         if self.is_cut_off:
-            raise StoreUnavailable("the network is away")
+            raise StoreUnavailable("the network is down")
         assert self.line is None or self.line.is_broken
         self.line = Line(self.server.open(), is_pooled=self._is_pooled)
         return cast("Connection", self.line)
@@ -166,7 +166,7 @@ class Process:
 
 
 class _Scan:
-    """What `pages.scan` gives, but one page after the other, without a thread, and ready to be killed."""
+    """A replacement for `pages.scan` that reads page by page without a thread, and can be killed."""
 
     def __init__(
         self, connection: Connection, after: int, upto: int, page_events: int, *, shape: object
@@ -186,18 +186,18 @@ class _Scan:
         return page
 
     async def aclose(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: there is nothing to close."""
 
 
 class Errors(logging.Handler):
-    """What the service says is an error of its own. In the model none is meant."""
+    """Collects what the service logs as errors. The model expects none."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.found: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Takes note."""
+        """Record the message."""
         self.found.append(record.getMessage() + str(record.exc_info or ""))
 
 
@@ -206,7 +206,7 @@ errors = Errors()
 
 @contextlib.contextmanager
 def simulated() -> Iterator[None]:
-    """The writer talks to lines, and reads the clock of the process that is going on."""
+    """Patch the writer to talk to lines, and to read the clocks of the running process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, "connect", _connect)
         for module, name, ours, theirs in (
@@ -219,14 +219,14 @@ def simulated() -> Iterator[None]:
         patch.setattr(clocks, "datetime", SimpleNamespace(now=lambda _: Process.running.wall_clock()))
         for naming in (batch, keys):
             patch.setattr(naming, "uuid7", lambda: f"00000000-0000-7000-8000-{next(_ids):012x}")
-        # So that of what waits some is left behind, unless the network is slow.
+        # Small values, so that a batch leaves some waiting commands behind unless the network is slow.
         patch.setattr(pace, "PLENTY", 2)
         patch.setattr(pace, "_LEAST_SECONDS", 0.0001)
         patch.setattr(sealer, "_SMALLEST_LOT", 1)
         patch.setattr(lookup, "SHORT", 2)
         patch.setattr(log, "PAGE_EVENTS", PAGE_EVENTS)
         patch.setattr(log.read_after, "__defaults__", (PAGE_EVENTS,))
-        # So that a few dozen events are a long way for a process that starts.
+        # Small values, so that a few dozen events are a long log for a process that starts.
         patch.setattr(folding, "PAGE_EVENTS", PAGE_EVENTS)
         patch.setattr(folding, "scan", _Scan)
         patch.setattr(snapshots, "EVENTS_BETWEEN", 30)
@@ -252,7 +252,7 @@ async def _connect(dsn: str, schema: str, *, name: str) -> Connection:
 
 
 def _either(ours: type[Cursor], theirs: type[Any]) -> Callable[..., Any]:
-    """A cursor for a line of the model, or for a real connection."""
+    """Return a cursor for a line of the model, or for a real connection."""
 
     def cursor(connection: Any, **more: Any) -> Any:
         return (ours if isinstance(connection, Line) else theirs)(connection, **more)

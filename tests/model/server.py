@@ -1,7 +1,7 @@
-"""The database as the model deals with it: sessions, the log's lock, and what has been appended.
+"""The database as the model sees it: sessions, the log's lock, and what has been appended.
 
-A request is carried out whole or not at all, one session holds the lock until its transaction ends, and
-what a client believes about its connection means nothing to the server.
+A request is carried out completely or not at all, one session holds the lock until its transaction ends,
+and the server does not know what a client believes about its connection.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LOCKS = "BEGIN; SELECT lock_log()"
 
 
 class Blocked(Exception):
-    """Another session is in the way; the request waits."""
+    """Another session blocks the request, which has to wait."""
 
 
 class Session:
@@ -33,33 +33,33 @@ class Session:
     def __init__(self) -> None:
         self.is_over = False
         self.view: Any = None
-        """What a transaction that reads at one moment sees."""
+        """The snapshot that a repeatable read transaction sees."""
 
 
 class Server(ABC):
-    """All that reaches the database comes through here, one by one."""
+    """The database, which carries out requests one by one."""
 
     keeps_keys = True
-    """Whether processes may encrypt here."""
+    """Whether processes may encrypt."""
 
     def __init__(self) -> None:
         self.log: list[Recorded] = []
-        """As it is stored."""
+        """The events as stored."""
         self.append_of: list[int] = []
-        """Which append each event came with."""
+        """The number of each event's append."""
         self.notifications: list[int] = []
         self.holder: Session | None = None
-        """Who holds the log's lock."""
+        """The session that holds the log's lock."""
         self.latest: datetime = self.now
-        """The latest time that its clock has shown."""
+        """The latest time that the clock has shown."""
         self._held_since = 0.0
 
     def carry_out(self, session: Session, word: Word) -> list[Rows]:
-        """Does what a client asks for, now.
+        """Carry out a client's request now.
 
         Raises:
-            Blocked: not yet.
-            psycopg.Error: it cannot be done, or not like that.
+            Blocked: it has to wait.
+            psycopg.Error: the request fails.
         """
         if session.is_over:
             raise psycopg.OperationalError("the server has ended the session")
@@ -68,41 +68,41 @@ class Server(ABC):
         try:
             answer = self._do(session, word)
         except psycopg.Error:
-            # A transaction that failed has given back its lock.
-            self._let_go(session)
+            # A failed transaction has released its lock.
+            self._release_lock(session)
             raise
         if word.query.rstrip().endswith(("COMMIT", "ROLLBACK")):
-            self._let_go(session)
+            self._release_lock(session)
         elif word.query.startswith(_LOCKS):
             self.holder, self._held_since = session, self.monotonic()
         self.latest = max(self.latest, self.now)
         return answer
 
     def is_in_the_way(self, session: Session, word: Word) -> bool:
-        """Whether another session has the lock that a word needs."""
+        """Whether another session holds the lock that a word needs."""
         needs_lock = word.query.startswith(_LOCKS) or "append_events(" in word.query
         return needs_lock and self.holder not in (None, session)
 
     def end(self, session: Session) -> None:
-        """A session is over: what it had not committed has not happened, and its lock is free."""
+        """End a session: what it has not committed is rolled back, and its lock released."""
         session.is_over = True
-        self._let_go(session)
+        self._release_lock(session)
 
     def abort(self, session: Session) -> None:
-        """A session's transaction fails."""
-        self._let_go(session)
+        """Fail a session's transaction."""
+        self._release_lock(session)
 
     def end_idle_transaction(self) -> None:
-        """Ends the session that has kept the lock for too long."""
+        """End the session that has held the lock for too long."""
         if self.holder and self.monotonic() - self._held_since > IDLE_IN_TRANSACTION_SECONDS:
             self.end(self.holder)
 
-    def _let_go(self, session: Session) -> None:
+    def _release_lock(self, session: Session) -> None:
         if self.holder is session:
             self.holder = None
 
     def _keep(self, batch: Sequence[Recorded]) -> None:
-        """Takes note of what was appended at once."""
+        """Add the events of one append to the log."""
         number = self.append_of[-1] + 1 if self.append_of else 0
         self.log += batch
         self.append_of += [number] * len(batch)
@@ -111,37 +111,37 @@ class Server(ABC):
     @property
     @abstractmethod
     def now(self) -> datetime:
-        """Its clock."""
+        """The server's clock."""
 
     @abstractmethod
     def monotonic(self) -> float:
-        """Seconds that have passed, to anybody who is awake."""
+        """Elapsed seconds, as seen by processes that are not suspended."""
 
     @abstractmethod
     def pass_time(self, seconds: float) -> None:
-        """Time passes."""
+        """Let time pass."""
 
     def step_clock(self, seconds: float) -> None:  # noqa: B027 - not every server's clock can be set
-        """Its clock is set, and no time passes."""
+        """Step the server's clock, while no time passes."""
 
     @abstractmethod
     def open(self) -> Session:
-        """A client connects."""
+        """Open a session for a client."""
 
     @abstractmethod
     def reveal(self, recorded: Sequence[Recorded]) -> list[Recorded]:
-        """Events as they can be read now."""
+        """The events, decrypted with the keys that exist now."""
 
     def project(self, behind: int, stopped: int | None) -> None:  # noqa: B027 - a real one has a projector
-        """The read tables are brought to so many events behind the log's end, but for one that stopped."""
+        """Project the log into the read tables, up to `behind` events before its end, except `stopped`."""
 
     @abstractmethod
     def put_away(self, squad: Squad) -> None:
-        """Keeps a snapshot."""
+        """Store a snapshot."""
 
     @abstractmethod
     def close(self) -> None:
-        """It is not needed any more."""
+        """Release its resources."""
 
     @abstractmethod
     def _do(self, session: Session, word: Word) -> list[Rows]: ...

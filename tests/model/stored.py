@@ -1,4 +1,4 @@
-"""The table `events` in memory: its rows, what is unique in it, and how it is found."""
+"""The table `events` in memory: its rows, unique constraints and indexes."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Stored:
         self._idempotency_keys: set[str] = set()
 
     def of_streams(self, streams: Iterable[str]) -> list[Recorded]:
-        """All events of these streams, in the log's order."""
+        """All events of these streams, in log order."""
         found = [one for stream in set(streams) for one in self._streams.get(stream, ())]
         return sorted(found, key=lambda one: one.position)
 
     def rows(self, expected: int, recorded_at: datetime, events: int, *columns: Any) -> list[Recorded]:
-        """The rows of a batch that came as joined text."""
+        """The rows of a batch, whose columns were sent as joined text."""
         *texts, hashes = columns
         parts = [text.split(_SEPARATOR) for text in texts]
         if any(len(part) != events for part in parts) or len(hashes) != events * _HASH_BYTES:
-            raise pg.DataError(f"{events} events were announced, and others arrived")
+            raise pg.DataError(f"{events} events were announced, but a different number arrived")
         return [
             Recorded(
                 position=expected + number + 1,
@@ -72,7 +72,7 @@ class Stored:
         ]
 
     def check(self, batch: Sequence[Recorded]) -> None:
-        """Refuses what the table's constraints refuse."""
+        """Refuse what the table's constraints refuse."""
         new: set[tuple[str, object]] = set()
         for one in batch:
             if one.caused_by is not None and one.caused_by >= one.position:
@@ -87,7 +87,7 @@ class Stored:
             new |= unique
 
     def take(self, batch: Sequence[Recorded]) -> None:
-        """Takes note of what is in the log now."""
+        """Index a batch that has been appended."""
         for one in batch:
             self.ids[one.id] = one.position
             self._streams[one.stream].append(one)
@@ -97,7 +97,7 @@ class Stored:
                 self.gmail_ids[gmail_id] = one.stream
 
     def key_destroyed_by(self, forgotten: Recorded) -> str:
-        """Which key an event destroys."""
+        """The id of the key that an event destroys."""
         return str(orjson.loads(forgotten.data)["key_id"])
 
     def _knows(self, one: Recorded, gmail_id: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""The keys of the stand-in for Postgres, and what it finds out about whom they belong to."""
+"""The encryption keys of the stand-in for Postgres, and the queries for their subjects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NO_ROWS: Rows = []
 
 
 class _Key:
-    """A row of subject_keys; with an owner it is not committed."""
+    """A row of subject_keys; if it has an owner, it is not committed."""
 
     def __init__(self, subject: str | None, secret: bytes, owner: Session | None) -> None:
         self.subject, self.secret, self.owner = subject, secret, owner
@@ -37,24 +37,24 @@ class WithKeys(Server):
         return {id_: key.secret for id_, key in self._keys.items()}
 
     def destroy_key(self, key_id: str) -> None:
-        """A key is there no more."""
+        """Remove a key."""
         self._keys.pop(key_id, None)
 
     def commit_keys_of(self, session: Session) -> None:
-        """What a session has made is there for everybody."""
+        """Make the keys of a session visible to all."""
         for key in self._keys.values():
             if key.owner is session:
                 key.owner = None
 
     def forget_keys_of(self, session: Session) -> None:
-        """What a session has made and not committed was never there."""
+        """Remove the uncommitted keys of a session."""
         self._keys = {id_: key for id_, key in self._keys.items() if key.owner is not session}
 
     def _visible_keys(self, session: Session) -> dict[str, _Key]:
         return {id_: key for id_, key in self._keys.items() if key.owner in (None, session)}
 
     def _owner(self, session: Session) -> Session | None:
-        """Whoever is in a transaction keeps what it makes to itself until that is committed."""
+        """The owner of new keys: the session, if it is in a transaction."""
         return session if self.holder is session else None
 
     def _store_keys(self, session: Session, secrets: bytes, ids: str) -> list[Rows]:
@@ -68,7 +68,7 @@ class WithKeys(Server):
     ) -> list[Rows]:
         known = {key.subject: key.owner for key in self._keys.values() if key.subject}
         if any(known.get(subject) not in (None, session) for subject in subjects):
-            # Somebody made one, and it is not known yet whether it will be there.
+            # Another session has inserted one and not committed it yet.
             raise Blocked
         made: Rows = []
         for id_, subject, secret in zip(ids, subjects, secrets, strict=True):

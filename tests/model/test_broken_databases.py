@@ -1,4 +1,4 @@
-"""The model can fail: a database that breaks a promise is found out."""
+"""The model can fail: it detects a database that breaks a promise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _TakesAnything(InMemory):
-    """Appends wherever the log ends, whatever was decided at."""
+    """Appends at any head, not only at the one that was decided on."""
 
     def _is_the_head(self, expected: int) -> bool:
         del expected
@@ -26,7 +26,7 @@ class _TakesAnything(InMemory):
 
 
 class _Forgets(InMemory):
-    """Answers before a batch is durable, and loses one now and then."""
+    """Answers before a batch is durable, and sometimes loses one."""
 
     def _keep(self, batch: Sequence[Recorded]) -> None:
         if len(self.log) % 5 != 4:

@@ -1,7 +1,7 @@
-"""However processes, network and database fail each other, the laws hold: in 10,000 steps and more.
+"""However processes, network and database fail, the laws hold: checked in more than 10,000 steps.
 
-The steps are the same each time. `make test ARGS="tests/model"` with `SQUAD_MODEL_EXAMPLES=5000` in the
-environment takes so many lives instead, at random: about 50 steps each, and about 12 of them a second.
+The steps are the same in every run. `make test ARGS="tests/model"` with `SQUAD_MODEL_EXAMPLES=5000` in the
+environment runs that many random examples instead: about 50 steps each, and about 12 examples a second.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ AT_RANDOM = os.environ.get("SQUAD_MODEL_EXAMPLES")
 
 
 class Simulated(World):
-    """A world whose server is a list."""
+    """A world with an in-memory server."""
 
     def new_server(self) -> Server:
-        """An empty one."""
+        """Return an empty server."""
         return InMemory(START)
 
 
 def lived(world: type[World], examples: int, steps: int, phases: Sequence[Phase] = tuple(Phase)) -> int:
-    """Lives so many lives of so many steps; how many steps that came to."""
+    """Run a number of examples of at most `steps` steps; return the number of steps run."""
     world.steps = 0
     chosen = settings(
         max_examples=examples,
@@ -58,7 +58,7 @@ def test_whatever_happens_between_processes_and_their_database_the_laws_hold() -
 
 
 def test_on_postgres_they_hold_as_well(new_database: Callable[[], Server]) -> None:
-    """The same world, in which every word is said to a real server."""
+    """The same world, with every statement sent to a real server."""
 
     class Real(World):
         def new_server(self) -> Server:

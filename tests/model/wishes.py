@@ -1,4 +1,4 @@
-"""What is asked of the processes of the model, and what else is drawn at random there."""
+"""Strategies for the requests to the model's processes, and for everything else that is random."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Wish(NamedTuple):
 a_projection = st.integers(0, len(PROJECTIONS) - 1)
 a_process = st.integers(0, PROCESSES - 1)
 arrivals = st.sampled_from(("never", "now", "later"))
-"""What becomes of a request whose line breaks."""
+"""When a request arrives whose connection breaks."""
 mishaps = st.sampled_from(
     (
         "its line breaks",
@@ -47,7 +47,7 @@ steps_of_clocks = st.sampled_from((0.4, 1.5, 90.0, 4_000.0, -0.4, -1.5, -90.0))
 turns_of_processes = st.lists(a_process, min_size=3, max_size=40)
 encryption = st.sampled_from(((False,) * PROCESSES, (True,) * PROCESSES, (True, True, False)))
 words_after_a_loss = st.sampled_from((0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 9, 12))
-"""After eight a process has found out about its commit, and has not repeated it yet."""
+"""After eight words a process has learned the outcome of its commit, and has not repeated it yet."""
 first_policies = st.builds(
     do.SetPolicy,
     daily_tokens=st.sampled_from((300, 1000)),
@@ -67,7 +67,7 @@ THEMES: dict[str, SearchStrategy[AnyCommand]] = {
         strategies.correspondence,
     ),
 }
-"""What clients of one world ask for: the fewer things, the more they get in each other's way."""
+"""The kinds of requests in one world: the fewer kinds, the more requests conflict."""
 
 
 def _about(commands: SearchStrategy[AnyCommand]) -> SearchStrategy[Wish]:

@@ -68,7 +68,9 @@ async def assert_keys_were_used_in_time(dsn: str) -> int:
             elif key_id := sealing.key_of(row):
                 sealed_with.append((row.position, key_id))
         there = await keys_there(connection)
-    assert not there & destroyed.keys(), "a key is there that was destroyed"
+    assert not there & destroyed.keys(), "a destroyed key still exists"
     for position, key_id in sealed_with:
-        assert key_id in there or destroyed.get(key_id, 0) > position, f"{position} was sealed in vain"
+        assert key_id in there or destroyed.get(key_id, 0) > position, (
+            f"{position} was encrypted with a key that did not exist"
+        )
     return len(sealed_with)

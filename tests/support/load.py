@@ -43,7 +43,7 @@ _FACTS: Mapping[tuple[str, int], str] = {
 
 _DECISIVE = frozenset(_FACTS.values())
 
-_TURNED_AWAY = frozenset({"queue_full", "stopping", "unavailable"})
+_REJECTED = frozenset({"queue_full", "stopping", "unavailable"})
 """Problem codes that promise that nothing was carried out."""
 
 _UNKNOWN = "outcome_unknown"
@@ -110,7 +110,7 @@ class Load:
     asked: list[Ask] = field(default_factory=list)
     answered: list[tuple[Ask, Answer]] = field(default_factory=list)
     turned_away: list[Ask] = field(default_factory=list)
-    """Requests without a key that were answered with one of `_TURNED_AWAY`."""
+    """Requests without a key that were answered with one of `_REJECTED`."""
     surprises: list[tuple[Ask, Answer]] = field(default_factory=list)
     _ending: bool = False
 
@@ -202,7 +202,7 @@ class Load:
             return answer is not None
 
         await eventually(
-            is_answered, within_seconds=_ANSWERED_WITHIN_SECONDS, describe=f"somebody answers {ask}"
+            is_answered, within_seconds=_ANSWERED_WITHIN_SECONDS, describe=f"a service answers {ask}"
         )
         assert answer is not None
         return answer, service
@@ -217,10 +217,10 @@ class Load:
             self.answered.append((ask, answer))
             return answer
         code = answer.body.get("code")
-        if code not in {*_TURNED_AWAY, _UNKNOWN}:
+        if code not in {*_REJECTED, _UNKNOWN}:
             self.surprises.append((ask, answer))
             return answer
-        if code in _TURNED_AWAY and not ask.key:
+        if code in _REJECTED and not ask.key:
             self.turned_away.append(ask)
         return None
 

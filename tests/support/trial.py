@@ -114,9 +114,7 @@ class Trial:
         for load in self.loads:
             await load.more(_WELL_AFTER_ANSWERS, within_seconds=self._left())
         for service in services:
-            await eventually(
-                service.is_ready, within_seconds=self._left(), describe="the service calls itself ready"
-            )
+            await eventually(service.is_ready, within_seconds=self._left(), describe="the service is ready")
         self.ready_seconds = max(self.ready_seconds, monotonic() - self._cause_gone)
         assert self.ready_seconds <= self.within_seconds
 

@@ -107,7 +107,7 @@ class MemoryRows:
 
 def _assert_same_rows(table: Table[Any, Any], stored: list[Any], folded: dict[Any, Any]) -> int:
     by_key = {table.key_of(row): row for row in stored}
-    assert by_key.keys() == folded.keys(), f"{table.name} lacks rows of the log's, or has others"
+    assert by_key.keys() == folded.keys(), f"{table.name} has missing or extra rows"
     for key, row in folded.items():
         assert by_key[key] == row, f"{table.name} differs at {key!r}"
     return len(folded)
