@@ -59,7 +59,7 @@ async def changed(event: Changed, at: Recorded, past: Past, telling: Telling) ->
     """What differs from the previous event that set the same values."""
     before = await past.last(at.stream, _predecessors(event), upto=at.position - 1)
     if before is None or before.event is None:
-        telling.say(f"{words.by(at.actor)} set it for the first time.", at)
+        telling.say(f"It was set for the first time, by {words.by(at.actor)}.", at)
         return
     differences = dict(_differences(_fields(before.event), _fields(event)))
     telling.facts["changed"] = {
@@ -69,10 +69,12 @@ async def changed(event: Changed, at: Recorded, past: Past, telling: Telling) ->
     telling.facts["before"] = before.at.position
     last_set = f"it had last been set {words.at(before.at)}"
     if not differences:
-        telling.say(f"{words.by(at.actor)} set it again without a change; {last_set}.", at, before.at)
+        telling.say(
+            f"It was set again by {words.by(at.actor)} without a change; {last_set}.", at, before.at
+        )
         return
     parts = [_in_words(name, was, is_now) for name, (was, is_now) in differences.items()]
-    telling.say(f"{words.by(at.actor)} changed it; {last_set}: {'; '.join(parts)}.", at, before.at)
+    telling.say(f"It was changed by {words.by(at.actor)}; {last_set}: {'; '.join(parts)}.", at, before.at)
 
 
 async def email_changed(event: EmailUpdated, at: Recorded, past: Past, telling: Telling) -> None:

@@ -124,7 +124,8 @@ async def _of_run(item: Told, tick: Told, past: Past) -> Origin:
     manual = isinstance(event, RunStarted) and event.manual
     facts: dict[str, Any] = {"job": event.job, "tick": event.tick, "manual": manual}
     job = f"the job {event.job}"
-    text = f"It belongs to {f'a manual run of {job}' if manual else _named_tick(job, event)}"
+    which = f"a manual run of {job}" if manual else f"the tick of {job} at {words.moment(event.tick)}"
+    text = f"It belongs to {which}"
     if isinstance(event, RunStarted):
         text += await _attempt(item, tick, event, facts, past)
     reasons = [Reason(f"{text}.", (tick.at.position,)), *await _schedule(event.job, tick, facts, past)]
@@ -135,10 +136,6 @@ async def _of_run(item: Told, tick: Told, past: Past) -> Origin:
     if not item.at.actor.startswith("system:") and item.at.position != tick.at.position:
         reasons.append(Reason(f"During the run, {words.by(item.at.actor)} requested this over HTTP."))
     return Origin("run", tuple(reasons), facts)
-
-
-def _named_tick(job: str, event: _Tick) -> str:
-    return f"the tick of {job} at {words.moment(event.tick)}"
 
 
 async def _attempt(item: Told, tick: Told, event: RunStarted, facts: dict[str, Any], past: Past) -> str:

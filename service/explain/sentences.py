@@ -105,10 +105,10 @@ def of_event(event: AnyEvent) -> str:
             used = f", using {words.tokens(event.tokens_used)}" if event.tokens_used is not None else ""
             return f"{event.agent} finished its operation as {event.outcome}{used}."
         case events.OperationExpired():
-            return f"The operation of {event.agent} expired: nobody renewed it in time."
+            return f"The operation of {event.agent} expired: it was not renewed in time."
         case events.ConflictDetected():
             holders, contested = (
-                words.listed(event.holders or ["somebody"]),
+                words.listed(event.holders or ["another agent"]),
                 words.resources(event.contested),
             )
             return (
