@@ -2,7 +2,7 @@
 
 Streams, types, agents and positions are indexed; causes and correlation ids are not, because every append
 would pay for those indexes. The effects of an event are therefore searched for where they are likely: right
-behind the event, in its stream, among the next events of its agent, and among the next events of the type
+after the event, in its stream, among the next events of its agent, and among the next events of the type
 that such an event mostly leads to.
 """
 
@@ -38,7 +38,7 @@ NEIGHBOURS = 50
 """How many positions before and after an event are searched for the others of its request."""
 
 LOOKED_THROUGH = 1_000
-"""How many events are searched for effects: behind the event, in its stream, of its agent, of one type."""
+"""How many events are searched for effects: after the event, in its stream, of its agent, of one type."""
 
 LARGEST = 10
 """The number of uses and of reservations that are listed."""
@@ -131,7 +131,7 @@ class LoggedPast:
         return (await self.several(found))[::-1]
 
     async def first(self, stream: str, types: Sequence[str] = (), *, after: int = 0) -> Told | None:
-        """The first event of these types (of any, by default) in a stream behind the position `after`."""
+        """The first event of these types (of any, by default) in a stream after the position `after`."""
         found = await lookup.read_stream(self._connection, stream, types, after=after, limit=1)
         return (await self._revealed(found))[0] if found else None
 
@@ -145,7 +145,7 @@ class LoggedPast:
     async def early(
         self, stream: str, limit: int, types: Sequence[str] = (), *, after: int = 0
     ) -> list[Told]:
-        """The first events of these types in a stream behind the position `after`, at most `limit`."""
+        """The first events of these types in a stream after the position `after`, at most `limit`."""
         return await self._revealed(
             await lookup.read_stream(self._connection, stream, types, after=after, limit=limit)
         )

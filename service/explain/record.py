@@ -125,7 +125,7 @@ class Past(Protocol):
         """The event at `position`, its cause, the cause of that and so on, at most `limit` events."""
 
     async def first(self, stream: str, types: Sequence[str] = (), *, after: int = 0) -> Told | None:
-        """The first event of these types (of any, by default) in a stream behind the position `after`."""
+        """The first event of these types (of any, by default) in a stream after the position `after`."""
 
     async def last(self, stream: str, types: Sequence[str] = (), *, upto: int) -> Told | None:
         """The last event of these types (of any, by default) in a stream up to the position `upto`."""
@@ -133,7 +133,7 @@ class Past(Protocol):
     async def early(
         self, stream: str, limit: int, types: Sequence[str] = (), *, after: int = 0
     ) -> list[Told]:
-        """The first events of these types in a stream behind the position `after`, at most `limit`."""
+        """The first events of these types in a stream after the position `after`, at most `limit`."""
 
     async def last_of(self, type_: str, *, upto: int) -> Told | None:
         """The last event of a type in the log up to the position `upto`."""

@@ -82,7 +82,7 @@ class Report:
     """The whole result."""
 
     after: int
-    """The position behind which the other rules apply."""
+    """The position after which the other rules apply."""
     upto: int = 0
     """The position up to which history was judged."""
     requests: int = 0
