@@ -1,1 +1,1 @@
-"""The HTTP door: one table of routes, from which both the application and its OpenAPI document are made."""
+"""The HTTP API: one route table, from which both the application and its OpenAPI document are made."""

@@ -1,6 +1,6 @@
-"""What reads are answered with, and what all answers have in common; `written` has those of writes.
+"""The answers to reads, as models, and what all answers have in common; `written` has those to writes.
 
-The OpenAPI document is made from these models, and tests hold the answers to them.
+The OpenAPI document is generated from these models, and tests check the answers against them.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ T = TypeVar("T")
 
 
 class Page(Answer, Generic[T]):
-    """A page of a list. `next` goes into `after` for the following page; null on the last."""
+    """A page of a list. Pass `next` as `after` for the following page; it is null on the last."""
 
     items: list[T]
     next: int | None
 
 
 class PageByName(Answer, Generic[T]):
-    """A page of a list by name. `next` goes into `after` for the following page; null on the last."""
+    """A page of a list by name. Pass `next` as `after` for the following page; it is null on the last."""
 
     items: list[T]
     next: str | None
 
 
 def page_by_name(model: type[BaseModel]) -> type[BaseModel]:
-    """The model of a page of such items, which are listed by name."""
+    """Return the model of a page of these items, listed by name."""
     page: type[BaseModel] = PageByName[model]  # type: ignore[valid-type]
     page.__doc__ = PageByName.__doc__
     return page
 
 
 def page_of(model: type[BaseModel]) -> type[BaseModel]:
-    """The model of a page of such items."""
+    """Return the model of a page of these items."""
     page: type[BaseModel] = Page[model]  # type: ignore[valid-type]
     page.__doc__ = Page.__doc__
     return page
@@ -66,7 +66,7 @@ def page_of(model: type[BaseModel]) -> type[BaseModel]:
 def _of_row(
     name: str, row: type[Any], *, but: Collection[str] = (), doc: str | None = None, **more: Any
 ) -> type[BaseModel]:
-    """A model with a row's columns, without those in `but`, and with more fields."""
+    """Return a model with a row's columns, without those in `but`, and with more fields."""
     kinds = {column: kind for column, kind in row.__annotations__.items() if column not in but}
     fields: dict[str, Any] = {field: (kind, ...) for field, kind in {**kinds, **more}.items()}
     return create_model(
@@ -103,7 +103,7 @@ class OperationChecked(Answer):
 
 
 class AgentBudget(Answer):
-    """One agent's part of the day. Without a limit nothing but the squad's budget bounds it."""
+    """One agent's part of the day's budget. Without a limit, only the squad's budget bounds it."""
 
     used: int
     reserved: int
@@ -112,7 +112,7 @@ class AgentBudget(Answer):
 
 
 class Budget(Answer):
-    """The day's budget. `remaining` is what is neither used nor reserved."""
+    """The day's budget. `remaining` is neither used nor reserved."""
 
     period: date
     total: int
@@ -124,7 +124,7 @@ class Budget(Answer):
 
 
 class BudgetChecked(Answer):
-    """Whether a reservation would be granted now, and what the agent may still take of the day."""
+    """Whether a reservation would be granted now, and how much the agent may still take today."""
 
     allowed: bool
     reason: str | None
@@ -144,7 +144,7 @@ PlannedJob = _of_row(
 
 
 class Job(PlannedJob):  # type: ignore[valid-type,misc]
-    """A job, with its last five runs, the newest first, and its next five ticks."""
+    """A job, with its last five runs, newest first, and its next five ticks."""
 
     last_runs: list[Run]  # type: ignore[valid-type]
 
@@ -173,10 +173,10 @@ Rules = _of_row("Rules", PolicyRow, but=("name",))
 
 
 class SquadState(Answer):
-    """The squad after the event at `position`: all that was active or open, and nothing that was over.
+    """The squad after the event at `position`: everything active or open, and nothing that has ended.
 
-    `moment` is what was asked for, and what the jobs' next ticks follow. Before the first event, and where
-    there was none yet, things are null.
+    `moment` is the time that was asked for; the jobs' next ticks come after it. What did not exist yet is
+    null.
     """
 
     position: int
@@ -195,27 +195,27 @@ class SquadState(Answer):
 
 
 class BatchResult(Answer):
-    """What came of one command of a batch."""
+    """The result of one command of a batch."""
 
     status: int
     body: dict[str, Any]
 
 
 class BatchDone(Answer):
-    """One result for each command, in their order."""
+    """One result per command, in their order."""
 
     results: list[BatchResult]
 
 
 class FieldFault(BaseModel):
-    """A field that is wrong, and what is allowed."""
+    """A wrong field, and what is allowed."""
 
     field: str
     message: str
 
 
 class ProblemDetails(BaseModel):
-    """RFC 9457. `code` is stable, and which of the further fields are there depends on it."""
+    """An error (RFC 9457). `code` is stable, and determines which of the further fields are present."""
 
     model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
@@ -223,32 +223,32 @@ class ProblemDetails(BaseModel):
     title: str
     status: int
     detail: str
-    """What is wrong, in words for a person; they may change."""
+    """What is wrong, for people; the wording may change."""
     code: str
-    """What is wrong, for a program."""
+    """What is wrong, for programs."""
     errors: list[FieldFault] | None = None
-    """Of `validation_failed`: what is wrong with which fields."""
+    """For `validation_failed`: the wrong fields."""
     position: int | None = None
-    """Of the event that records the refusal, where one does."""
+    """The position of the event that records the refusal, if one does."""
     retry_after_seconds: int | None = None
     """The same as the header Retry-After."""
     conflict: Conflict | None = None
-    """Of `conflict`: the operation in the way."""
+    """For `conflict`: the operation in the way."""
     run_id: str | None = None
-    """Of `job_running`: the run that is under way."""
+    """For `job_running`: the run in progress."""
     remaining: int | None = None
-    """Of a refused reservation or run: what the agent may still take of the day."""
+    """For a refused reservation or run: how much the agent may still take today."""
     resets_at: datetime | None = None
-    """Of a refused reservation or run: when the next budget day begins."""
+    """For a refused reservation or run: when the next budget day begins."""
     expired_at: datetime | None = None
-    """Of what has expired: since when."""
+    """For `operation_expired` and `reservation_expired`: when it expired."""
     outcome: OperationOutcome | None = None
-    """Of `operation_finished`: how it ended."""
+    """For `operation_finished`: how the operation ended."""
     email_id: str | None = None
-    """Of `email_exists`: the id under which the e-mail is logged."""
+    """For `email_exists`: the id under which the e-mail is logged."""
     in_plain: int | None = None
-    """Of `subject_in_plain`: how many e-mails or messages are in the log unencrypted."""
+    """For `subject_in_plain`: how many e-mails or messages are in the log unencrypted."""
     covered: int | None = None
-    """Of `not_yet`: the position that an answer would cover by now."""
+    """For `not_yet`: the position that an answer would cover now."""
     ends_at: int | None = None
-    """Of `not_yet`: where the log ends, where it ends before the position that was asked for."""
+    """For `not_yet`: the end of the log, if the log ends before the requested position."""

@@ -1,15 +1,15 @@
-"""The door: who comes in, with which key, and how often.
+"""Authentication and rate limits: who may send requests, with which key, and how often.
 
-As long as a squad has a key that nobody has revoked, every request needs one, by `Authorization: Bearer`.
-The keys are rows of the state in memory, which every process folds from the log. So looking at a key takes
-no database, and one that is revoked anywhere opens nothing here from the moment that its event is folded.
-What a command may do is looked at again where it is decided (`service.decide.access`), without that moment.
+As long as a squad has a key that has not been revoked, every request needs one, as `Authorization: Bearer`.
+The keys are rows of the state in memory, which every process folds from the log. So a check needs no
+database, and a key revoked in any process stops working here as soon as its event is folded. What a command
+may do is checked again when it is decided (`service.decide.access`), where that lag does not exist.
 
-A squad without keys serves its own machine only, and no web page that was led to it by a name of its own
-(DNS rebinding) or that posts to it blindly.
+A squad without keys serves its own machine only. It refuses web pages that reach it under a name of their
+own (DNS rebinding) and cross-origin writes.
 
-Whoever comes with a wrong key too often is told to wait. Whoever has a right one is let in even then, so
-nobody can lock out others behind the same address.
+An address that sends wrong keys too often has to wait. A valid key is accepted even then, so nobody can
+lock out others behind the same address.
 """
 
 from __future__ import annotations
@@ -54,26 +54,26 @@ if TYPE_CHECKING:
     from service.writing.writer import Writer
 
 CHALLENGE = 'Bearer realm="squad"'
-"""What is said to whoever has no valid key: which way to show one."""
+"""The WWW-Authenticate header for callers without a valid key."""
 
 FAILED_TRIES_PER_MINUTE = 20
-"""How many wrong keys an address may show before it is told to wait."""
+"""How many wrong keys an address may send before it has to wait."""
 
 BURST_SECONDS = 2.0
-"""For how long a caller may ask as fast as it likes what it is allowed to ask in that time."""
+"""The size of a burst: as many requests as the rate allows in this time may come at once."""
 
 _INVALID_TOKEN = f'{CHALLENGE}, error="invalid_token"'
 _MAX_REMEMBERED_KEYS = 1_000
 _BEARER = "bearer "
 _ID_AT = slice(len(api_keys.PREFIX), len(api_keys.PREFIX) + api_keys.ID_CHARACTERS)
 _FORWARDED_FOR = istr("X-Forwarded-For")
-_SOMEBODY = "somebody that a proxy does not name"
+_UNKNOWN_CLIENT = "an unknown address behind a proxy"
 _SAFE_METHODS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD})
 _log = logging.getLogger(__name__)
 
 
 class Door:
-    """Lets requests in."""
+    """Admits or rejects requests."""
 
     def __init__(self, settings: Settings, writer: Writer, clock: DatabaseClock) -> None:
         self._writer = writer
@@ -84,22 +84,22 @@ class Door:
         self._by_key = _buckets(settings.key_requests_per_second)
         self._by_address = _buckets(settings.address_requests_per_second)
         self._failed = Buckets(FAILED_TRIES_PER_MINUTE / 60, FAILED_TRIES_PER_MINUTE)
-        self._told = Buckets(1 / 60, 1)
+        self._warned = Buckets(1 / 60, 1)
         self._remembered: dict[str, tuple[KeyRow, Caller]] = {}
         self._noting: dict[str, asyncio.Task[None]] = {}
 
     def admit(self, request: web.Request, scope: Scope) -> Caller | None:
-        """Whoever stands behind a request, where the route is open to them; None where anybody may come.
+        """Return the caller of a request that the route is open to; None if the route is public.
 
         Raises:
-            Problem: the request is not let in.
+            Problem: the request is rejected.
         """
         address = self._address(request)
         self._count(address)
-        return None if scope is Scope.PUBLIC else self._let_in(request, scope, address)
+        return None if scope is Scope.PUBLIC else self._authorize(request, scope, address)
 
     def too_often(self, request: BaseRequest) -> Problem | None:
-        """Why a request that no route answers is not answered either, where its sender asks too often."""
+        """Count a request that matches no route; return a problem if its sender exceeds the rate limit."""
         address = self._address(request)
         try:
             self._count(address)
@@ -108,36 +108,36 @@ class Door:
         return None
 
     def still_admits(self, known: Caller) -> bool:
-        """Whether somebody who was let in before would be let in now."""
+        """Return whether a caller that was admitted before would be admitted now."""
         squad = self._writer.squad
         if not squad.head.position:
-            # Nothing is known for the moment, and so nothing is shown.
+            # The state is being read, so there is nothing to show either.
             return True
         if known.key_id is None:
             return not key_is_needed(squad)
         row = squad.rows(KEYS).get(known.key_id)
-        return row is not None and not self._has_run_out(row)
+        return row is not None and not self._has_expired(row)
 
     def knows(self, request: web.Request) -> bool:
-        """Whether a request that was admitted as anybody's comes from somebody who may see everything."""
+        """Return whether a request to a public route comes from a caller that may see everything."""
         try:
-            self._let_in(request, Scope.AUDIT, self._address(request))
+            self._authorize(request, Scope.AUDIT, self._address(request))
         except Problem:
             return False
         return True
 
-    def _let_in(self, request: web.Request, scope: Scope, address: str) -> Caller:
-        """Whoever stands behind a request that is counted already.
+    def _authorize(self, request: web.Request, scope: Scope, address: str) -> Caller:
+        """Return the caller of a request that has been counted.
 
         Raises:
-            Problem: the route is not open to them.
+            Problem: the route is not open to it.
         """
         squad = self._writer.squad
         if not squad.head.position:
-            # Nothing is known, also not which keys there are.
-            raise Problem("unavailable", "the squad's state is being read", retry_after_seconds=1)
+            # It is not known yet which keys there are.
+            raise Problem("unavailable", "the squad's state is being loaded", retry_after_seconds=1)
         if not key_is_needed(squad):
-            self._check_that_it_is_at_home(request, address)
+            self._check_local(request, address)
             return ANYBODY
         known = self._caller(squad, request.headers.get(hdrs.AUTHORIZATION), address)
         if known.scope not in scope.keys:
@@ -145,29 +145,29 @@ class Door:
         return known
 
     def _count(self, address: str) -> None:
-        """Counts a request from an address; those of this machine may ask as often as they like.
+        """Count a request from an address. This machine's own addresses are not limited.
 
         Raises:
-            Problem: there were too many.
+            Problem: the address exceeds its rate limit.
         """
         if self._by_address is not None and not is_this_machine(address):
             _wait(self._by_address.take(neighbourhood(address), monotonic()), f"from {address}")
 
     def _caller(self, squad: Squad, header: str | None, address: str) -> Caller:
-        """Whose key it is.
+        """Return the caller whose key the Authorization header holds.
 
         Raises:
-            Problem: there is none, it is wrong, or it is used too often.
+            Problem: there is no key, it is not valid, or it exceeds its rate limit.
         """
         if header is None:
             raise Problem("unauthorized", NEEDED)
         remembered = self._remembered.get(header)
-        # A row is never changed, only replaced: as long as it is the same one, nothing happened to the key.
+        # Rows are replaced, never modified: the same row object means that the key has not changed.
         if remembered is None or squad.rows(KEYS).get(remembered[0].id) is not remembered[0]:
             remembered = self._look_at(squad, header, address)
         row, known = remembered
-        if row.expires_at is not None and self._has_run_out(row):
-            raise self._turned_away(address)
+        if row.expires_at is not None and self._has_expired(row):
+            raise self._rejection(address)
         if row.first_used_at is None:
             self._note_use(known)
         if self._by_key is not None:
@@ -178,63 +178,63 @@ class Door:
         self._remembered.pop(header, None)
         text = header[len(_BEARER) :].strip()
         row = squad.rows(KEYS).get(text[_ID_AT])
-        is_right = row is not None and text.isascii() and _fits(text, row)
+        is_right = row is not None and text.isascii() and _matches(text, row)
         if row is None or not is_right or header[: len(_BEARER)].lower() != _BEARER:
-            raise self._turned_away(address)
+            raise self._rejection(address)
         if len(self._remembered) >= _MAX_REMEMBERED_KEYS:
             self._remembered.clear()
         found = self._remembered[header] = (row, Caller(row.scope, row.id, row.agent))
         return found
 
-    def _turned_away(self, address: str) -> Problem:
+    def _rejection(self, address: str) -> Problem:
         seconds = self._failed.take(neighbourhood(address), monotonic())
         if not seconds:
             return Problem("unauthorized", INVALID, headers={"WWW-Authenticate": _INVALID_TOKEN})
-        if not self._told.take(neighbourhood(address), monotonic()):
+        if not self._warned.take(neighbourhood(address), monotonic()):
             _log.warning("too many wrong keys come from %s", address)
-        return Problem("rate_limited", f"{INVALID}; too many came", retry_after_seconds=ceil(seconds))
+        return Problem("rate_limited", f"{INVALID}; too many attempts", retry_after_seconds=ceil(seconds))
 
-    def _has_run_out(self, row: KeyRow) -> bool:
+    def _has_expired(self, row: KeyRow) -> bool:
         return row.expires_at is not None and row.expires_at <= self._clock.now()
 
-    def _check_that_it_is_at_home(self, request: web.Request, address: str) -> None:
-        """Lets only this machine in, and no web page through it.
+    def _check_local(self, request: web.Request, address: str) -> None:
+        """Admit only this machine, and no web page through it.
 
         Raises:
-            Problem: it comes from elsewhere.
+            Problem: the request comes from elsewhere.
         """
         if self._insecure:
             return
         if not is_this_machine(address):
             raise Problem(
                 "not_allowed",
-                "a squad without keys serves its own machine only; make one with `squad keys create`",
+                "a squad without keys serves its own machine only; create one with `squad keys create`",
             )
         host = request.headers.get(hdrs.HOST, "")
         if not names_this_machine(host):
-            raise Problem("misdirected", f"without keys, the Host is localhost or 127.0.0.1, not {host!r}")
+            raise Problem("misdirected", f"without keys, Host must be localhost or 127.0.0.1, not {host!r}")
         origin = None if request.method in _SAFE_METHODS else request.headers.get(hdrs.ORIGIN)
         if origin is not None and origin not in self._origins:
-            raise Problem("not_allowed", f"web pages of {origin!r} may change nothing here")
+            raise Problem("not_allowed", f"web pages of {origin!r} may not change anything here")
 
     def _address(self, request: BaseRequest) -> str:
-        """Where a request comes from; behind proxies that are trusted, by their word."""
+        """Return the client's address; behind trusted proxies, the one they report."""
         peer = request.protocol.peername
         address = str(peer[0]) if peer else ""
         if self._proxies is None or not self._proxies.hold(address):
             return address
-        # Each proxy adds at the end whom it heard it from; what stands before, anybody may have written.
+        # Each proxy appends its peer's address; what comes before may have been forged by the client.
         for hop in reversed(",".join(request.headers.getall(_FORWARDED_FOR, ())).split(",")):
             if not (said := hop.strip()):
                 break
-            # Somebody who is not named by an address is still not the proxy, nor this machine.
-            address = address_in(said) or _SOMEBODY
+            # A hop that is not an address is still neither the proxy nor this machine.
+            address = address_in(said) or _UNKNOWN_CLIENT
             if not self._proxies.hold(address):
                 break
         return address
 
     def _note_use(self, known: Caller) -> None:
-        """Has it noted that a key was used for the first time; nobody waits for that."""
+        """Record in the background that a key was used for the first time."""
         assert known.key_id
         if known.key_id not in self._noting:
             task = asyncio.create_task(self._submit_use(known, known.key_id))
@@ -253,10 +253,10 @@ def _buckets(per_second: float) -> Buckets | None:
     return Buckets(per_second, max(1.0, per_second * BURST_SECONDS)) if per_second else None
 
 
-def _fits(text: str, row: KeyRow) -> bool:
+def _matches(text: str, row: KeyRow) -> bool:
     return compare_digest(api_keys.digest_of(text), row.digest)
 
 
 def _wait(seconds: float, whose: str) -> None:
     if seconds:
-        raise Problem("rate_limited", f"too many requests come {whose}", retry_after_seconds=ceil(seconds))
+        raise Problem("rate_limited", f"too many requests {whose}", retry_after_seconds=ceil(seconds))

@@ -1,4 +1,4 @@
-"""A command's way through the writer, and how what came of it is told."""
+"""Submit commands to the writer and render their outcomes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def request_for(
     size: int = 0,
     render: Callable[[Outcome], Answer],
 ) -> Request:
-    """What the writer is asked, in the name of whoever stands behind the HTTP request."""
+    """Return the writer's request for a command, on behalf of the caller of this HTTP request."""
     who = caller()
     return Request(
         command=command,
@@ -58,10 +58,10 @@ def request_for(
 def asked_by(
     http: web.Request, body: bytes, command: AnyCommand, render: Callable[[Outcome], Answer]
 ) -> Request:
-    """What the writer is asked by an HTTP request that is one command.
+    """Return the writer's request for an HTTP request that is one command.
 
     Raises:
-        Problem: its idempotency key is not one.
+        Problem: its idempotency key is not valid.
     """
     key = idempotency_key(http.headers)
     return request_for(
@@ -74,13 +74,13 @@ def asked_by(
 
 
 async def carry_out(services: Services, request: Request) -> Answer:
-    """Has a command decided and made durable.
+    """Have a command decided and made durable.
 
     Returns:
-        The answer as the request renders it, or for a repeated idempotency key the first one.
+        The answer as the request renders it; for a repeated idempotency key, the first answer.
 
     Raises:
-        Problem: it was refused, or could not be carried out.
+        Problem: it could not be carried out.
     """
     try:
         outcome = await services.writer.put(request)
@@ -90,11 +90,11 @@ async def carry_out(services: Services, request: Request) -> Answer:
 
 
 async def carry_out_all(services: Services, requests: Sequence[Request]) -> list[Answer | Problem]:
-    """Has commands decided in their order, with nobody else's between them; each gets its own answer."""
+    """Have commands decided in order, with no others in between; each gets its own answer."""
     under_way = services.writer.put_all(requests)
     try:
         for done in under_way:
-            # Not all at once, which costs each of them something: most are done when the first one is.
+            # One by one: most are done when the first is, and waiting for all at once costs each something.
             if not done.done():
                 await asyncio.wait((done,))
     except asyncio.CancelledError:
@@ -108,7 +108,7 @@ async def carry_out_all(services: Services, requests: Sequence[Request]) -> list
 
 
 def answer_of(request: Request, outcome: Outcome) -> Answer:
-    """Renders what came of a command that was decided."""
+    """Render the outcome of a command that was decided."""
     if outcome.repeated:
         return outcome.repeated
     assert request.answer
@@ -116,29 +116,29 @@ def answer_of(request: Request, outcome: Outcome) -> Answer:
 
 
 def problem_of(error: BaseException) -> Problem:
-    """Why a command was not carried out; `error` is the writer's."""
+    """Return the problem for a command that was not carried out. `error` is the writer's."""
     match error:
         case QueueFull():
             return Problem("queue_full", "try again in a moment", retry_after_seconds=1)
         case Stopping():
             return Problem(
-                "stopping", "ask another process, or this one when it is back", retry_after_seconds=2
+                "stopping", "retry at another process, or here once it is back", retry_after_seconds=2
             )
         case Unavailable():
             return Problem("unavailable", "the command was not carried out", retry_after_seconds=5)
         case OutcomeUnknown():
             return Problem(
                 "outcome_unknown",
-                "the database went away while the command was being stored; repeat it with the same"
-                " Idempotency-Key, or look at the log before repeating it without",
+                "the connection to the database broke during the commit; retry with the same"
+                " Idempotency-Key, or look at the log before you retry without one",
                 retry_after_seconds=5,
             )
         case _:
-            return Problem("internal_error", "the command was not carried out; the service's log says why")
+            return Problem("internal_error", "the command was not carried out; see the service's log")
 
 
 def rendering(status: int) -> Callable[[Outcome], Answer]:
-    """How an outcome is shown: the reply with its position, or the refusal as a problem."""
+    """Return how to render an outcome: the reply with its position, or the refusal as a problem."""
 
     def render(outcome: Outcome) -> Answer:
         if outcome.refusal:

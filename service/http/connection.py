@@ -1,10 +1,10 @@
-"""One client's connection: what never becomes a request, and whoever lets us wait for too long.
+"""One client's connection: malformed requests, timeouts and slow clients.
 
-aiohttp answers what it cannot parse in plain text, and logs a traceback each. That would let anybody who
-reaches the port fill the log. And it waits as long as it keeps an idle connection for a request's head, and
-for ever for an answer to be taken. That would let anybody who reaches the port pin our memory at no cost to
-themselves (slowloris). So there is a bound on each of these waits, and on how many connections there are.
-They are looked through once a second: a timer for each request would cost every request something.
+aiohttp answers malformed requests in plain text and logs a traceback for each, which would let anybody who
+reaches the port fill the log. It waits for a request's head as long as it keeps an idle connection, and
+forever for a client to read its answer, which would let anybody who reaches the port pin our memory at no
+cost to themselves (slowloris). So each of these waits is bounded, and so is the number of connections. The
+connections are checked once a second, because a timer per request would slow down every request.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ if TYPE_CHECKING:
     Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
 
 KEEPALIVE_SECONDS = 75.0
-"""How long an idle connection is kept: longer than proxies do, so that they are the ones to end it."""
+"""How long an idle connection is kept: longer than proxies keep one, so that they close it first."""
 
 HEAD_SECONDS = 15.0
-"""How long a request's line and headers may take to arrive; the first one's from the connection on."""
+"""How long a request's head may take to arrive; for the first one, from the start of the connection."""
 
 TAKE_SECONDS = 30.0
 TAKE_BYTES = 64 * 1024
-"""So much of an answer a client must take in that time, or it is dropped."""
+"""A client that does not read `TAKE_BYTES` of an answer in `TAKE_SECONDS` is dropped."""
 
 MAX_UNSENT_BYTES = 128 * 1024 * 1024
-"""How much of answers all clients together may leave untaken; those who take least are dropped first."""
+"""How many unsent bytes of answers all clients together may have; the longest stalled are dropped first."""
 
 MAX_CONNECTIONS = 10_000
-"""How many clients there are at once."""
+"""How many clients may be connected at once."""
 
 MAX_HEADERS = 64
 MAX_HEADER_BYTES = 8_190
 MAX_LINE_BYTES = 8_190
-"""Bounds of a request's head."""
+"""The limits of a request's head."""
 
 LOOK_SECONDS = 1.0
-"""How often the connections are looked through."""
+"""How often the connections are checked."""
 
 _OTHER_FILES = 200
-"""How many files are open besides: connections to the database, what agents are called over."""
+"""How many file descriptors to leave for other uses: connections to the database and to agents."""
 
 _log = logging.getLogger(__name__)
 
 
 def _most_connections() -> int:
-    """How many clients there may be at once: fewer where the system lets us open few files."""
+    """Return how many clients may be connected at once: fewer if the limit on open files is low."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (
         MAX_CONNECTIONS if files == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, files - _OTHER_FILES)
@@ -85,18 +85,18 @@ class Connection(web.RequestHandler):
             auto_decompress=False,
         )
         self._count = count
-        """Counts an answer to what no route is asked for, by its status."""
+        """Counts an answer that no route made, by status."""
         self._head_since: float | None = None
-        """Since when a head has been arriving, where one is."""
+        """When the head that is arriving began, if one is."""
         self._heard = False
         """Whether anything has arrived at all."""
         self._wire: asyncio.Transport | None = None
-        """As long as there is one: aiohttp forgets its own when it hangs up, and what is unsent stays."""
+        """The transport until it is lost. aiohttp drops its own on closing, while unsent bytes remain."""
         self._unsent: tuple[float, int] | None = None
-        """Since when how many bytes have been waiting for the client to take them."""
+        """Since when the client has been stalled, and with how many unsent bytes."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begins; one connection too many is told so, and ended."""
+        """Begin the connection; if there are too many, answer with a problem and close it."""
         super().connection_made(transport)
         self._wire = cast("asyncio.Transport", transport)
         self._head_since = self._loop.time()
@@ -105,31 +105,31 @@ class Connection(web.RequestHandler):
             self._end_with(Problem("connections_full", f"{most} connections are open"))
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Ends."""
+        """Forget the transport."""
         self._wire = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Takes what arrived; notes where it leaves a head unfinished."""
+        """Parse what has arrived; note whether it leaves a head unfinished."""
         before = self._request_count
         super().data_received(data)
         self._heard = True
         if self._request_count != before:
             self._head_since = None
         elif self._head_since is None and self._waiter is not None:
-            # Not where aiohttp still takes the body of a request that was answered without it.
+            # Not while aiohttp drains the body of a request that was answered without it.
             self._head_since = self._loop.time()
 
     def look(self, now: float) -> None:
-        """Ends the connection where the client has let us wait for too long."""
-        # While a handler is at work, it has bounds of its own for what it reads and writes.
+        """Close the connection if the client has kept us waiting for too long."""
+        # A running handler has its own timeouts for reading and writing.
         if self._wire is None or self._current_request is not None:
             self._unsent = None
             return
         is_open = self.transport is not None
         if is_open and self._head_since is not None and now - self._head_since > HEAD_SECONDS:
             detail = f"the head took more than {HEAD_SECONDS:g} seconds"
-            # Where nothing was said to us, nothing is answered.
+            # A client that has sent nothing gets no answer.
             self._end_with(Problem("request_timeout", detail) if self._heard else None)
             return
         waiting = self._wire.get_write_buffer_size()
@@ -142,13 +142,13 @@ class Connection(web.RequestHandler):
 
     @property
     def untaken(self) -> tuple[float, int]:
-        """Since when the client has taken little, and how many bytes it has yet to take."""
+        """Since when the client has been stalled, and how many bytes it has yet to read."""
         if self._wire is None or self._unsent is None:
             return 0.0, 0
         return self._unsent[0], self._wire.get_write_buffer_size()
 
     def drop(self) -> None:
-        """Ends the connection at once, and forgets what the client did not take."""
+        """Abort the connection and discard what is unsent."""
         self._unsent = None
         if self._wire:
             self._wire.abort()
@@ -160,36 +160,36 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answers what never became a request."""
+        """Answer a request that could not be parsed."""
         correlation = correlate(request.headers)
         if status != HTTPStatus.BAD_REQUEST:
             response = super().handle_error(request, status, exc, message)
             self._count(status)
             response.headers[CORRELATION_HEADER] = correlation
             return response
-        # Not what is wrong with it, which repeats it, and may be a key.
+        # The reason is not logged: it quotes the request, and that may contain a key.
         _log.debug("a request could not be parsed")
         reason = (message or "it is not HTTP").strip().splitlines()[0].rstrip(":")
         problem = Problem("bad_request", reason)
         self._count(status)
-        return _last_word(problem, correlation).response()
+        return _final_reply(problem, correlation).response()
 
     async def finish_response(
         self, request: BaseRequest, resp: web.StreamResponse | Reply, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Sends the answer; True where the client has gone meanwhile."""
+        """Send the answer; the second result is True if the client has disconnected."""
         if not isinstance(resp, Reply):
             return await super().finish_response(request, resp, start_time)
         transport = self.transport
         if transport is None or transport.is_closing() or self._upgraded or not resp.is_plain(request):
             return await super().finish_response(request, resp.response(), start_time)
-        # Of an answer that was sent, nothing is asked but whether the connection goes on.
+        # After this, aiohttp only looks at whether the answer keeps the connection alive.
         sent = cast("web.StreamResponse", resp)
         transport.write(resp.in_one_piece())
         if self.writing_paused:
-            # It waits to be taken once, not twice.
+            # The transport has buffered the body; do not keep it twice.
             resp.body = b""
-            # A client that takes nothing is not answered what it asks meanwhile.
+            # A client that reads nothing gets no answer to further requests until it does.
             try:
                 await request.writer.drain()
             except ConnectionError:
@@ -197,24 +197,24 @@ class Connection(web.RequestHandler):
         return sent, False
 
     def log_exception(self, *args: Any, **kwargs: Any) -> None:
-        """Tells of faults; what a client sends is none of ours."""
+        """Log an exception; a malformed payload is the client's fault and logged at debug level only."""
         if isinstance(kwargs.get("exc_info"), web.RequestPayloadError):
             self.log_debug(*args, **kwargs)
         else:
             super().log_exception(*args, **kwargs)
 
     def _end_with(self, problem: Problem | None) -> None:
-        """Says a last word, where there is one, and hangs up."""
+        """Send a final problem, if there is one, and close the connection."""
         transport = cast("asyncio.Transport", self.transport)
         self._head_since = None
         if problem:
             self._count(problem.status)
-            transport.write(_last_word(problem, new_id()).in_one_piece())
-        # Not by close() alone: aiohttp would go on with what it has read.
+            transport.write(_final_reply(problem, new_id()).in_one_piece())
+        # close() alone would let aiohttp go on with requests that it has already read.
         self.force_close()
 
 
-def _last_word(problem: Problem, correlation_id: str) -> Reply:
+def _final_reply(problem: Problem, correlation_id: str) -> Reply:
     reply = respond(problem.status, problem.body)
     reply.correlation_id = correlation_id
     reply.force_close()
@@ -222,7 +222,7 @@ def _last_word(problem: Problem, correlation_id: str) -> Reply:
 
 
 class Server(web.Server):
-    """Makes the connections, and looks through them as long as there are any."""
+    """Makes the connections, and checks them for as long as there are any."""
 
     _looking: asyncio.TimerHandle | None = None
 
@@ -231,7 +231,7 @@ class Server(web.Server):
         self._count = count
 
     def __call__(self) -> web.RequestHandler:
-        """One for each client that calls."""
+        """Make the protocol of a new connection."""
         if self._looking is None:
             self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
         return Connection(self, self._count, loop=self._loop)
@@ -249,7 +249,7 @@ class Server(web.Server):
         held = sum(size for _, size, _ in waiting)
         if held <= MAX_UNSENT_BYTES:
             return
-        # Whoever takes much of an answer is among the last.
+        # The longest stalled come first.
         for _, size, connection in sorted(waiting, key=itemgetter(0)):
             if size:
                 connection.drop()

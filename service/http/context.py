@@ -1,4 +1,4 @@
-"""What every handler can reach, and how a request becomes a command and an answer."""
+"""What every handler has access to, and how a request is parsed into a command."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ T = TypeVar("T")
 MAX_BODY_BYTES = 1024 * 1024
 
 NO_PRINT = Print()
-"""Of a request without an idempotency key."""
+"""The print of a request without an idempotency key."""
 
 LOOK_BACK_AT_ONCE = 2
-"""How many requests fold the past at once; it is work, and the present goes on beside it."""
+"""How many requests may fold past states at once: it takes CPU time that live requests need."""
 
 BODY_SECONDS = 30.0
 """How long a body may take to arrive."""
 
 KNOWN_QUERIES = 200
-"""So many query strings need not be parsed again: who asks again and again asks the same, as a rule."""
+"""How many parsed query strings are cached: callers that poll usually repeat the same query."""
 
 _IDEMPOTENCY_KEY = istr("Idempotency-Key")
 _CORRELATION_HEADERS = (CORRELATION_HEADER, istr("X-Request-Id"))
@@ -86,11 +86,11 @@ class Services:
     metrics: Metrics
     door: Door
     cors: Cors | None
-    """Which web pages may use the API, where any may."""
+    """Which web pages may use the API; None if none may."""
     streams: OpenStreams
     stopping: bool = False
     judging: Turns = field(default_factory=Turns)
-    """Of histories, under other rules."""
+    """Turns for what-if evaluations."""
     long: LongAnswers = field(default_factory=LongAnswers)
     looking_back: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LOOK_BACK_AT_ONCE))
 
@@ -99,10 +99,10 @@ SERVICES = web.AppKey("services", Services)
 
 
 async def body_of(request: web.Request) -> bytes:
-    """The request's body, which must be JSON where there is one.
+    """Return the request's body, which must be JSON if there is one.
 
     Raises:
-        Problem: it is too large, it cannot be read, or it says that it is something else.
+        Problem: it is too large, cannot be read, or its headers declare another type.
     """
     if not request.can_read_body:
         return b""
@@ -113,13 +113,14 @@ async def body_of(request: web.Request) -> bytes:
             async with asyncio.timeout(BODY_SECONDS):
                 body = await request.read()
     except TimeoutError as error:
-        # What is left of it, if anything, is not waited for either.
+        # The rest of the body, if there is any, is not waited for either.
         raise Problem("request_timeout", f"the body took more than {BODY_SECONDS:g} seconds") from error
     except web.HTTPRequestEntityTooLarge as error:
         raise too_large(MAX_BODY_BYTES) from error
     except (web.RequestPayloadError, ConnectionError) as error:
-        raise Problem("bad_request", "the body broke off") from error
-    # A web page can post a form or plain text to a service on this machine without asking; JSON it cannot.
+        raise Problem("bad_request", "the body is incomplete") from error
+    # Without a CORS preflight, a web page can post a form or plain text to a service on this machine, but
+    # not JSON.
     if body and (request.content_type != "application/json" or not _is_utf8(request.charset)):
         raise Problem(
             "unsupported_media_type", "send the body in UTF-8 with Content-Type: application/json"
@@ -133,7 +134,7 @@ def _is_utf8(charset: str | None) -> bool:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in a body; an empty body is an empty object.
+    """Return the JSON object in a body; an empty body is an empty object.
 
     Raises:
         Problem: it is not JSON, not an object, or nested too deep.
@@ -157,35 +158,35 @@ def parse_command(
     path: Mapping[str, str] | None = None,
     bound: Mapping[str, str] | None = None,
 ) -> M:
-    """A command from a body's fields and those that stand in the path.
+    """Make a command from the body's fields and the path parameters.
 
     Args:
-        model: which command.
-        fields: the body's.
-        path: what stands in the path, by parameter.
-        bound: the command's field by path parameter, where it is called otherwise.
+        model: the command's class.
+        fields: the body's fields.
+        path: the path parameters, by name.
+        bound: the command's field by path parameter, where the names differ.
 
     Raises:
-        Problem: a field is missing, wrong or unknown; one of the path is told by its name there.
+        Problem: a field is missing, wrong or unknown. Path parameters are reported under their own names.
     """
     in_path: dict[str, str] = {}
     if path:
         in_path = {(bound or {}).get(name, name): name for name in path}
         for taken in in_path.keys() & fields.keys():
-            raise wrong(taken, "stands in the path, not in the body")
+            raise wrong(taken, "must be given in the path, not in the body")
         fields = {**fields, **{field: path[name] for field, name in in_path.items()}}
     try:
-        # As `model_validate` does, which asks about its own arguments first: a third of the time it takes.
+        # What `model_validate` calls. Its checks of its own arguments take a third of its time.
         return model.__pydantic_validator__.validate_python(fields, strict=True)  # type: ignore[no-any-return]
     except ValidationError as error:
         raise from_validation(error, names=in_path) from error
 
 
 def parse_query(model: type[M], request: web.Request) -> M:
-    """The query string as a model, which is frozen: whoever asks the same again gets the same.
+    """Parse the query string into a model, which must be frozen because results are cached.
 
     Raises:
-        Problem: a parameter is wrong, unknown, or named twice.
+        Problem: a parameter is wrong, unknown, or given twice.
     """
     return cast("M", _parsed(model, request.rel_url.raw_query_string))
 
@@ -195,7 +196,7 @@ def _parsed(model: type[BaseModel], query_string: str) -> BaseModel:
     query = query_of(query_string)
     if len(query) != len(set(query)):
         twice = next(name for name in query if len(query.getall(name)) > 1)
-        raise wrong(twice, "must be named once")
+        raise wrong(twice, "must be given only once")
     try:
         return model.model_validate(dict(query))
     except ValidationError as error:
@@ -203,15 +204,15 @@ def _parsed(model: type[BaseModel], query_string: str) -> BaseModel:
 
 
 def query_of(query_string: str) -> MultiMapping[str]:
-    """What a query string says, as it stands in the request: percent-encoded."""
+    """Parse a query string as it is in the request: percent-encoded."""
     return URL.build(query_string=query_string, encoded=True).query
 
 
 def parse_path(kind: TypeAdapter[T], request: web.Request, name: str) -> T:
-    """What stands in the path under that name.
+    """Return the path parameter with this name.
 
     Raises:
-        Problem: it is not what it must be.
+        Problem: its value is not valid.
     """
     try:
         return kind.validate_python(request.match_info[name])
@@ -220,7 +221,7 @@ def parse_path(kind: TypeAdapter[T], request: web.Request, name: str) -> T:
 
 
 def idempotency_key(headers: MultiMapping[str]) -> str | None:
-    """The request's idempotency key.
+    """Return the request's idempotency key, if it has one.
 
     Raises:
         Problem: it is not 1 to 200 visible ASCII characters, or there are several.
@@ -230,19 +231,19 @@ def idempotency_key(headers: MultiMapping[str]) -> str | None:
         if not _KEY.fullmatch(key):
             raise wrong("Idempotency-Key", "must be 1 to 200 visible ASCII characters")
         if len(headers.getall(_IDEMPOTENCY_KEY)) > 1:
-            raise wrong("Idempotency-Key", "must be named once")
+            raise wrong("Idempotency-Key", "must be given only once")
     agent = caller().agent
-    # Each agent has keys of its own, so that none can use up another's. No key that is sent has a space.
+    # A namespace per agent, so that none can use up another's keys. A key in a header never has a space.
     return key if key is None or agent is None else f"agent:{agent} {key}"
 
 
 def correlation_id() -> str:
-    """What ties this request's answer, its events and its log lines together."""
+    """Return the id that ties this request's answer, its events and its log lines together."""
     return CORRELATION.get()
 
 
 def correlate(headers: Mapping[str, str]) -> str:
-    """Gives the request that this task answers its correlation id: the caller's own, or a fresh one."""
+    """Set the correlation id of the request that this task answers: the caller's own, or a new one."""
     found = _given_or_new(headers)
     CORRELATION.set(found)
     return found
@@ -257,10 +258,10 @@ def _given_or_new(headers: Mapping[str, str]) -> str:
 
 
 def fingerprint(method: str, path: str, body: bytes) -> Print:
-    """What an idempotency key is bound to."""
+    """Return what an idempotency key is bound to."""
     return Print(hash_of(method, path, body), hash_of(method, path, b""))
 
 
 def hash_of(method: str, path: str, body: bytes) -> str:
-    """One of the hashes in a `Print`."""
+    """Return one of the hashes in a `Print`."""
     return sha256(b"\n".join((method.encode(), path.encode(), body))).hexdigest()

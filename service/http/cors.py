@@ -1,7 +1,7 @@
-"""Web pages of other origins: none may use the API, unless the settings name their origin.
+"""CORS: web pages of other origins may use the API only if the settings name their origin.
 
-A browser asks first (a preflight) and shows a page an answer only where the answer names the page's origin.
-What nobody allowed is simply not said, so it stays forbidden.
+A browser asks first (a preflight) and shows an answer to a page only if the answer names the page's origin.
+An answer without these headers allows nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Cors:
         self._origins = frozenset(origins)
 
     def allow(self, request: BaseRequest, headers: MutableMapping[str, str]) -> None:
-        """Lets the page that asks see the answer, where it may."""
+        """Add the headers that let the requesting page see the answer, if it may."""
         headers[hdrs.VARY] = hdrs.ORIGIN
         origin = request.headers.get(hdrs.ORIGIN)
         if origin in self._origins:
@@ -44,7 +44,7 @@ class Cors:
             headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _SHOWN
 
     def preflight(self, request: BaseRequest, methods: Iterable[str]) -> web.Response | None:
-        """The answer to a browser that asks before it lets a page ask; None where this is none of those."""
+        """Return the answer to an allowed preflight request; None for any other request."""
         asks = hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
         if request.method != hdrs.METH_OPTIONS or not asks:
             return None

@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, and what has it counted."""
+"""Liveness, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from service.http.route import Media, Route
 from service.http.scope import Scope
 
 PROBE_SECONDS = 2.0
-"""How long the database may take."""
+"""How long the database may take to answer."""
 
 _STUCK_AFTER = timedelta(seconds=10)
-"""How long a projection may stand still while the log goes on."""
+"""How long a projection may make no progress while there are events for it."""
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from service.http.context import Services
     from service.writing.writer import Writer
 
-# One that has nothing to do stands still as well: what counts is how long the next event has waited for it.
+# An idle projection makes no progress either, so what counts is how long the next event has been waiting.
 _PROJECTIONS = """
     SELECT p.name, p.position, p.failed_position, p.error,
            least(clock_timestamp() - next.recorded_at, clock_timestamp() - p.updated_at) AS waited,
@@ -62,7 +62,8 @@ async def _ready(services: Services, request: web.Request) -> Reply:
         checks["projections"] = _judge(rows)
     ready = all(check["ok"] for check in checks.values()) and not services.stopping
     if not services.door.knows(request):
-        # What is wrong may name hosts and users of the database; strangers are only told that something is.
+        # A problem's text may name hosts and users of the database, so strangers only see which check
+        # failed.
         checks = {name: {"ok": check["ok"]} for name, check in checks.items()}
     body = {"ready": ready, "stopping": services.stopping, "checks": checks}
     return Reply(200 if ready else 503, dumps(body))
@@ -70,7 +71,7 @@ async def _ready(services: Services, request: web.Request) -> Reply:
 
 def _judge_writer(writer: Writer) -> Mapping[str, Any]:
     if writer.ready and writer.held_up:
-        return {"ok": False, "problem": "commands wait, and none gets through"}
+        return {"ok": False, "problem": "commands are waiting, but none gets through"}
     return {"ok": writer.ready, "problem": writer.problem}
 
 
@@ -94,7 +95,7 @@ async def _metrics(services: Services, request: web.Request) -> web.StreamRespon
 
 
 class Alive(answers.Answer):
-    """The process runs."""
+    """The process is running."""
 
     status: Literal["alive"]
 
@@ -104,17 +105,17 @@ class Check(answers.Answer):
 
     ok: bool
     problem: str | None = None
-    """What is wrong, where something is."""
+    """What is wrong, if anything is."""
 
 
 class ProjectionCheck(answers.Answer):
-    """One projection. `lag` counts the events that it has not taken yet."""
+    """One projection. `lag` is the number of events that it has yet to apply."""
 
     ok: bool
     position: int
     lag: int
     failed_position: int | None = None
-    """The event that it could not take, where that is so."""
+    """The position of the event that it could not apply, if there is one."""
     error: str | None = None
 
 
@@ -126,7 +127,7 @@ class ProjectionsCheck(answers.Answer):
 
 
 class Checks(answers.Answer):
-    """Every part of the service that must be well."""
+    """The parts of the service that must work."""
 
     database: Check
     writer: Check
@@ -135,7 +136,7 @@ class Checks(answers.Answer):
 
 
 class Readiness(answers.Answer):
-    """Whether the service is ready for requests, and what stands in the way where it is not."""
+    """Whether the service is ready for requests; if not, which check fails."""
 
     ready: bool
     stopping: bool
@@ -156,7 +157,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/readyz",
-        summary="Whether database, listener and projections are well; else which is not",
+        summary="Whether database, writer, listener and projections are working; if not, which is failing",
         tag="health",
         scope=Scope.PUBLIC,
         handler=_ready,

@@ -1,8 +1,8 @@
-"""How often something may happen: token buckets in bounded memory.
+"""Rate limits: token buckets in bounded memory.
 
-A bucket is one number, the moment at which it will be full again; one that is full is not kept. Where more
-names come than are kept, those that came last share one bucket: whoever comes under ever new names gains
-nothing by it.
+A bucket is one number, the time at which it will be full again; full buckets are not kept. When there are
+more names than buckets may be kept, the latest names share one bucket, so using ever new names gains
+nothing.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ class Buckets:
         return len(self._full_at)
 
     def take(self, name: object, now: float) -> float:
-        """Takes a token, where there is one.
+        """Take a token if there is one.
 
         Args:
-            name: whose bucket.
+            name: the bucket's name.
             now: monotonic seconds.
 
         Returns:
-            0 where it was taken, otherwise after how many seconds there will be one.
+            0 if one was taken, otherwise the number of seconds until there is one.
         """
         full_at = self._full_at.get(name, 0.0)
         if not full_at and len(self._full_at) >= MAX_NAMES:
-            name, full_at = self._instead_of(name, now)
+            name, full_at = self._bucket_for_new(name, now)
         from_now = max(full_at - now, 0.0)
         if from_now > self._tolerance_seconds:
             return from_now - self._tolerance_seconds
         self._full_at[name] = now + from_now + self._interval_seconds
         return 0.0
 
-    def _instead_of(self, name: object, now: float) -> tuple[object, float]:
-        """A place for a new name, or the bucket of all for whom there is none."""
+    def _bucket_for_new(self, name: object, now: float) -> tuple[object, float]:
+        """Return a free place for a new name, or the bucket that all names without one share."""
         if now - self._swept_at >= _SWEEP_SECONDS:
             self._swept_at = now
             self._full_at = {known: at for known, at in self._full_at.items() if at > now}
@@ -66,19 +66,19 @@ class Buckets:
 
 
 class Networks:
-    """Networks, and single addresses as networks of one."""
+    """A set of networks; a single address is a network of one."""
 
     def __init__(self, networks: Iterable[Network]) -> None:
         self._networks = tuple(networks)
         self.hold = lru_cache(maxsize=MAX_NAMES)(self._hold)
-        """Whether an address is in one of them."""
+        """Return whether an address is in one of them."""
 
     def _hold(self, address: str) -> bool:
         return is_address(address) and any(_parsed(address) in network for network in self._networks)
 
 
 def is_address(text: str) -> bool:
-    """Whether a text is an address of IPv4 or IPv6."""
+    """Return whether a text is an IPv4 or IPv6 address."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -87,12 +87,12 @@ def is_address(text: str) -> bool:
 
 
 def address_in(hop: str) -> str | None:
-    """The address that a proxy names, where it names one; some write a port behind it."""
+    """Return the address in an X-Forwarded-For entry, if it is one; some proxies append a port."""
     if is_address(hop):
         return hop
     name, _, port = hop.rpartition(":") if not hop.endswith("]") else (hop, "", "0")
     is_bracketed = name.startswith("[") and name.endswith("]")
-    # Without brackets it is one of IPv4: of IPv6 nobody could tell the port.
+    # Without brackets it must be IPv4: the port of an IPv6 address would be ambiguous.
     address = name[1:-1] if is_bracketed else name
     return (
         address if port.isdecimal() and is_address(address) and (":" in address) is is_bracketed else None
@@ -100,7 +100,7 @@ def address_in(hop: str) -> str | None:
 
 
 def _parsed(address: str) -> Address:
-    """An address; one of IPv4 that is written as one of IPv6 is one of IPv4."""
+    """Parse an address; an IPv4-mapped IPv6 address becomes the IPv4 address."""
     parsed = ipaddress.ip_address(address)
     mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
     return mapped or parsed
@@ -108,13 +108,13 @@ def _parsed(address: str) -> Address:
 
 @lru_cache(maxsize=MAX_NAMES)
 def is_this_machine(address: str) -> bool:
-    """Whether an address can only be this machine's own."""
+    """Return whether an address is a loopback address."""
     return is_address(address) and _parsed(address).is_loopback
 
 
 @lru_cache(maxsize=MAX_NAMES)
 def neighbourhood(address: str) -> str:
-    """What counts as one address: of IPv6 the network of 64 bits that one customer has at least."""
+    """Return what counts as one address; for IPv6 the /64 network, the least that one customer has."""
     if not is_address(address):
         return ""
     parsed = _parsed(address)
@@ -125,7 +125,7 @@ def neighbourhood(address: str) -> str:
 
 @lru_cache(maxsize=1_000)
 def names_this_machine(host: str) -> bool:
-    """Whether a Host header can only mean this machine: no page of another site has such a name."""
+    """Return whether a Host header can only mean this machine: no page of another site has such a name."""
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
     name = name.removeprefix("[").removesuffix("]").rstrip(".").lower()
     return name == "localhost" or name.endswith(".localhost") or is_this_machine(name)

@@ -1,4 +1,4 @@
-"""Lists out of the read tables: pages by position, filtered by equality."""
+"""Lists from the read tables: paged by position, filtered by equality."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 MAX_PAGE = 1_000
 
 PAGE_BYTES = 8 * 1024 * 1024
-"""Where a page ends even before it has as many entries as it may. Each can be as large as a body."""
+"""A page ends at this size even if it has fewer entries than its limit. Each can be as large as a body."""
 
 _FIRST_ENTRIES = 21
-"""How many are read before it is known how large they are."""
+"""How many entries are read before their size is known."""
 
 _MOST_ENTRIES = 80
-"""How many are read at once: those that come can each be a thousand times as large as those that came.
-With the first ones it is as many as a page has that names no limit, and one."""
+"""How many entries are read at once: the next ones may each be a thousand times as large as the previous.
+Together with the first ones, that is the default limit of a page, plus one."""
 
 _LARGEST_POSITION = 2**63 - 1
 _ID: TypeAdapter[str] = TypeAdapter(Id)
@@ -41,30 +41,30 @@ Position = Annotated[int, Field(ge=0, le=_LARGEST_POSITION)]
 
 
 class Query(BaseModel):
-    """What every GET takes."""
+    """The query parameters of every GET."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     min_position: Position | None = None
-    """Wait, at most 5 seconds, until the answer covers this position."""
+    """Wait, for at most 5 seconds, until the answer covers this position."""
 
 
 class PageQuery(Query):
-    """What every list takes; further fields are filters by equality."""
+    """The query parameters of every list; further fields are filters by equality."""
 
     limit: int = Field(default=100, ge=1, le=MAX_PAGE)
-    """How many entries a page has at most."""
+    """The maximum number of entries on a page."""
     after: Position = 0
-    """The `next` of the page before."""
+    """The `next` of the previous page."""
 
 
 class PageByName(Query):
-    """What a list by name takes."""
+    """The query parameters of a list by name."""
 
     limit: int = Field(default=100, ge=1, le=MAX_PAGE)
-    """How many entries a page has at most."""
+    """The maximum number of entries on a page."""
     after: Name | None = None
-    """The `next` of the page before."""
+    """The `next` of the previous page."""
 
 
 def _split(value: object) -> object:
@@ -72,13 +72,13 @@ def _split(value: object) -> object:
 
 
 Fetch = Callable[[int, int], Awaitable[list[dict[str, Any]]]]
-"""Reads entries of a list: those after a position, so many at most."""
+"""Reads the entries of a list after a position, up to a maximum number."""
 
 E = TypeVar("E")
 OneOf = Annotated[
     tuple[E, ...], Field(max_length=20, json_schema_extra={"minItems": 1}), BeforeValidator(_split)
 ]
-"""A filter that takes several values, separated by commas. Even of an empty text one value is made."""
+"""A filter that takes several values, separated by commas. Even an empty string is one value."""
 
 
 async def page_of_rows(
@@ -92,17 +92,17 @@ async def page_of_rows(
     conditions: sql.Composable | None = None,
     **parameters: Any,
 ) -> Reply:
-    """Answers a page of a table, the oldest first.
+    """Answer with a page of a table, oldest first.
 
     Args:
         services: the running parts.
-        request: whose query string is read.
-        query_model: its fields beyond a page's are columns that must equal the given value.
-        projection: whose position must cover what the reader wants to see.
-        table: which table.
+        request: the request, for its query string.
+        query_model: its fields beyond those of a page are columns to filter by.
+        projection: the projection that must cover `min_position`.
+        table: the table to read.
         order: the column that orders the list and that `after` refers to.
-        conditions: further conditions; their parameters follow by name.
-        parameters: what the conditions name.
+        conditions: further conditions.
+        parameters: the parameters of `conditions`.
     """
     query = parse_query(query_model, request)
     named = query.model_dump(exclude_none=True)
@@ -110,7 +110,7 @@ async def page_of_rows(
     clauses: list[sql.Composable] = [sql.SQL("{} > %(after)s").format(sql.Identifier(order))]
     for name, value in filters.items():
         if isinstance(value, tuple) and len(value) == 1:
-            # An index has the rows of one value in their order; those of several have to be sorted.
+            # An index yields the rows of one value in order; those of several must be sorted.
             (value,) = value
         parameters[name] = list(value) if isinstance(value, tuple) else value
         comparison = "{} = ANY({})" if isinstance(value, tuple) else "{} = {}"
@@ -132,12 +132,12 @@ async def page_of_rows(
 
 
 async def read_page(fetch: Fetch, after: int, limit: int, order: str = "position") -> dict[str, Any]:
-    """The envelope of a page that is read bit by bit, and cut short where it gets too large.
+    """Read a page in portions and return it in its envelope, cut short if it gets too large.
 
     Args:
-        fetch: reads so many entries after a position.
-        after: where the page begins.
-        limit: how many entries it has at most.
+        fetch: reads the entries after a position.
+        after: the position after which the page begins.
+        limit: the maximum number of entries.
         order: the field that `after` refers to.
     """
     items: list[orjson.Fragment] = []
@@ -154,16 +154,17 @@ async def read_page(fetch: Fetch, after: int, limit: int, order: str = "position
             after = entry[order]
         if len(entries) < wanted:
             return {"items": items, "next": None}
-        # As many as will fit, if they are like those so far; one more tells whether there are any.
+        # As many as will fit if they are like those so far; at least one, which shows whether there are
+        # more.
         count = min(max(1, (PAGE_BYTES - size) * len(items) // size), _MOST_ENTRIES)
 
 
 def page(entries: Iterable[dict[str, Any]], limit: int, order: str = "position") -> dict[str, Any]:
-    """The envelope of a page of what is at hand, cut short where it gets too large.
+    """Return a page of entries in memory in its envelope, cut short if it gets too large.
 
     Args:
-        entries: from where the page begins. No more of them are asked for than are shown, and one.
-        limit: how many it has at most.
+        entries: the page's entries and those after it. At most one more than the page shows is consumed.
+        limit: the maximum number of entries.
         order: the field that `after` refers to.
     """
     items, last = fitting(entries, limit, PAGE_BYTES)
@@ -173,12 +174,12 @@ def page(entries: Iterable[dict[str, Any]], limit: int, order: str = "position")
 def fitting(
     entries: Iterable[dict[str, Any]], limit: int, most_bytes: int
 ) -> tuple[list[orjson.Fragment], dict[str, Any] | None]:
-    """Entries as JSON, as far as they go, and the last of them where there are more.
+    """Return the entries that fit, as JSON, and the last of these if there are more.
 
     Args:
-        entries: what there is.
-        limit: after how many to stop.
-        most_bytes: after how many bytes to stop.
+        entries: the entries.
+        limit: how many to stop after.
+        most_bytes: how many bytes to stop after.
     """
     items: list[orjson.Fragment] = []
     size, last = 0, None
@@ -202,16 +203,16 @@ async def one_row(
     *,
     check: Callable[[Any], None] = lambda row: None,
 ) -> Reply:
-    """Answers the row whose id stands in the path.
+    """Answer with the row whose id is in the path.
 
     Args:
         services: the running parts.
-        request: whose path and query string are read.
-        projection: whose position must cover what the reader wants to see.
-        table: which table; its key is `id`.
-        missing: the code of the problem where there is no such row.
-        what: what a row is, in a person's words.
-        check: raises a problem where the caller may not see the row.
+        request: the request, for its path and query string.
+        projection: the projection that must cover `min_position`.
+        table: the table to read; its key is `id`.
+        missing: the code of the problem if there is no such row.
+        what: what to call a row in that problem's detail.
+        check: raises a problem if the caller may not see the row.
     """
     query = parse_query(Query, request)
     id_ = parse_path(_ID, request, "id")

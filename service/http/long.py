@@ -1,6 +1,6 @@
-"""Long answers from memory: written a little at a time, one after another, while others have their turn.
+"""Long answers from memory, serialized one at a time in short slices to keep the event loop responsive.
 
-A squad can have hundreds of thousands of things under way, and to list all of them takes a second.
+A squad can have hundreds of thousands of active operations, and listing all of them takes a second.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _SLICE_SECONDS = 0.002
-"""After so long others have their turn. It is looked for after a few rows, each of which can take a few
+"""How long to work before yielding to the event loop. Checked every few rows, each of which can take a few
 tenths of a millisecond."""
 
 
 class LongAnswers:
-    """Has all answers that are long take turns, so that ten of them hold up the rest no more than one."""
+    """Makes long answers take turns, so that ten of them delay other requests no more than one."""
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
 
     async def written(self, make: Callable[[], dict[str, Any]]) -> bytes:
-        """An answer as JSON.
+        """Serialize an answer.
 
         Args:
-            make: gives it, with as many `Many` as it has, also in inner objects. They are made here.
+            make: returns the answer. Each `Many` in it, also in nested objects, is expanded here.
         """
         async with self._turn:
             body = make()
@@ -67,19 +67,19 @@ class LongAnswers:
                     start += FEW
                     if monotonic() >= until:
                         break
-                # Nobody else's turn begins before everything else had its own.
+                # Yield before releasing the turn, so that other requests run before the next long answer.
                 await asyncio.sleep(0)
         pieces.append(last)
 
 
 class Pauses:
-    """Gives others their turn in a long piece of work, once in a while."""
+    """Yields to the event loop from time to time during a long piece of work."""
 
     def __init__(self) -> None:
         self._until = monotonic() + _SLICE_SECONDS
 
     async def pause(self) -> None:
-        """Does so where it is time."""
+        """Yield if the current slice is used up."""
         if monotonic() >= self._until:
             await asyncio.sleep(0)
             self._until = monotonic() + _SLICE_SECONDS

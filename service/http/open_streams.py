@@ -1,8 +1,8 @@
-"""The event streams that are open: how many there may be, and how much of the time they have.
+"""The open event streams: how many there may be, and their share of the process's time.
 
-They take their turns one after another, and after each there is a rest in proportion to what it took.
-The more streams are open, the longer that is, so that a thousand of them do not take the time of those
-who send commands: what they cannot be sent at once they are sent later, larger portions at a time.
+Streams take turns, and each turn is followed by a rest in proportion to its length. The more streams are
+open, the longer the rest, so that a thousand of them do not starve commands: streams then fall behind a
+little and get larger portions at a time.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from service.callers import Caller
 
 MOST_REST = 9.0
-"""How long the longest rest is, as a multiple of the turns before it: where 91 streams are open or more."""
+"""The longest rest, as a multiple of the turn before it; reached with 91 open streams."""
 
 _REST_SECONDS = 0.005
-"""Rests are saved up to this, because a shorter one would take this long as well."""
+"""Rests accumulate to this, because a shorter sleep would take this long as well."""
 
 _LONGEST_REST_SECONDS = 1.0
-"""Of one turn: one that waited for the database was no work of ours."""
+"""The longest rest after one turn: a long turn has mostly waited for the database, not used CPU time."""
 
 _KEPT_FRAMES = 2_000
 _KEPT_FRAME_BYTES = 16 * 1024
 
 
 class Lane:
-    """Turns, one at a time and in the order in which they were asked for."""
+    """Turns, one at a time and in the order in which they were requested."""
 
     def __init__(self) -> None:
         self._taken = asyncio.Lock()
@@ -46,9 +46,9 @@ class Lane:
 
     @asynccontextmanager
     async def turn(self, rest: float) -> AsyncIterator[None]:
-        """Has the lane for the block; after it the lane rests for so many times as long as the block took.
+        """Hold the lane during the block; afterwards the lane rests for `rest` times the block's duration.
 
-        The next one waits for that: whoever has had its turn goes on at once, also where it is cancelled.
+        The next turn waits for the rest. The one that ended goes on at once, even if it is cancelled.
         """
         async with self._taken:
             if (left := self._rests_until - monotonic()) >= _REST_SECONDS:
@@ -63,7 +63,7 @@ class Lane:
 
 
 class OpenStreams:
-    """The event streams that are open, as many as may be."""
+    """The open event streams, limited in number."""
 
     def __init__(self, most: int, most_per_key: int) -> None:
         self._most = most
@@ -75,15 +75,17 @@ class OpenStreams:
 
     @contextmanager
     def one_more(self, who: Caller) -> Iterator[None]:
-        """Counts this task's stream for as long as it is open.
+        """Count this task's stream for as long as it is open.
 
         Raises:
-            Problem: there are as many as may be.
+            Problem: the limit is reached.
         """
         if len(self._tasks) >= self._most:
-            raise Problem("streams_full", f"{self._most} are open in all", retry_after_seconds=5)
+            raise Problem("streams_full", f"{self._most} are open in total", retry_after_seconds=5)
         if who.key_id and self._by_key[who.key_id] >= self._most_per_key:
-            raise Problem("too_many_streams", f"{self._most_per_key} are open", retry_after_seconds=5)
+            raise Problem(
+                "too_many_streams", f"{self._most_per_key} are open with this key", retry_after_seconds=5
+            )
         task = asyncio.current_task()
         assert task
         self._tasks.add(task)
@@ -99,11 +101,11 @@ class OpenStreams:
                     del self._by_key[who.key_id]
 
     def turn(self, lane: Lane) -> AbstractAsyncContextManager[None]:
-        """One stream's turn to take what is next for it."""
+        """Return one stream's turn to fetch its next events."""
         return lane.turn(min(MOST_REST, (len(self._tasks) - 1) / 10))
 
     def frame(self, recorded: Recorded) -> bytes:
-        """An event as it goes over the wire: made once for all streams, as long as it is the same event."""
+        """Return an event in wire format, cached for all streams as long as it is the same object."""
         kept = self._frames.get(recorded.position)
         if kept is not None and kept[0] is recorded:
             return kept[1]
@@ -115,13 +117,13 @@ class OpenStreams:
         return made
 
     def end(self) -> None:
-        """Ends all of them: the service stops."""
+        """End all of them because the service stops."""
         for task in list(self._tasks):
             task.cancel()
 
 
 def frame(recorded: Recorded) -> bytes:
-    """An event as it goes over the wire."""
+    """Return an event in wire format."""
     data = orjson.dumps(
         {
             "position": recorded.position,

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the route table and the models that the code itself uses."""
+"""The OpenAPI 3.1 document, generated from the route table and the models that the code itself uses."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ _WITH_PARAMETERS = ("validation_failed",)
 _WITH_BODY = ("malformed_json", "payload_too_large", "unsupported_media_type", "request_timeout")
 _WITH_A_KEY = ("unauthorized", "not_allowed", "misdirected", "unavailable")
 _WRITES = ("queue_full", "outcome_unknown", "idempotency_mismatch")
-_MAY_BE_TRIED_AGAIN = frozenset({409, 429, 503})
+_RETRYABLE = frozenset({409, 429, 503})
 
 _KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "The same key and body again gives the first answer again; another body is refused."
-    " Keys are kept for good. A request that leaves no trace in the log, such as one with a wrong field,"
-    " uses none up.",
+    "description": "A request repeated with the same key and body gets the first answer again; with another"
+    " body it is refused. Keys never expire. A request that leaves no trace in the log, such as one with a"
+    " wrong field, does not use up its key.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[\\x21-\\x7e]+$"},
 }
 _CORRELATION = {
     "name": "X-Correlation-Id",
     "in": "header",
     "required": False,
-    "description": "The caller's own id for all that comes of this request; the events bear it.",
+    "description": "The caller's own id for this request, carried by its events and log lines.",
     "schema": {"type": "string"},
 }
 _LAST_EVENT_ID = {
     "name": "Last-Event-ID",
     "in": "header",
     "required": False,
-    "description": "Goes on after this position, before `after`; browsers send it by themselves.",
+    "description": "Resume after this position, in preference to `after`; browsers send it by themselves.",
     "schema": {"type": "string", "pattern": "^[0-9]{1,19}$"},
 }
 _CORRELATION_HEADER = {
     "X-Correlation-Id": {
-        "description": "What the events and the log lines of this request bear.",
+        "description": "The id that this request's events and log lines carry.",
         "schema": {"type": "string"},
     }
 }
@@ -63,22 +63,22 @@ _SECURITY_SCHEMES = {
     "key": {
         "type": "http",
         "scheme": "bearer",
-        "description": "A key, as `squad keys create` shows it. A squad that has none needs none.",
+        "description": "A key, as `squad keys create` shows it. A squad without keys needs none.",
     }
 }
 _CHALLENGE_HEADER = {
-    "WWW-Authenticate": {"description": "Which way to show a key.", "schema": {"type": "string"}}
+    "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}}
 }
 _RETRY_HEADER = {
     "Retry-After": {
-        "description": "After how many seconds it may be worth trying again, where that is known.",
+        "description": "How many seconds to wait before a retry, if known.",
         "schema": {"type": "integer", "minimum": 1},
     }
 }
 
 
 def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
-    """The document for these routes."""
+    """Return the document for these routes."""
     routes = list(routes)
     schemas = Schemas(routes)
     paths: dict[str, dict[str, Any]] = {}
@@ -119,7 +119,7 @@ def _operation(route: Route, schemas: Schemas) -> dict[str, Any]:
 
 def _description(route: Route) -> str:
     text = KEYS_OF_SCOPE[route.scope]
-    return f"{text} No command of a batch: {route.alone_because}." if route.alone_because else text
+    return f"{text} Not allowed in a batch: {route.alone_because}." if route.alone_because else text
 
 
 def _operation_id(route: Route) -> str:
@@ -139,7 +139,7 @@ def _bound(route: Route) -> set[str]:
     return set(route.write.bound.values()) if route.write else set()
 
 
-# What goes in -----------------------------------------------------------------------------------------
+# Requests -----------------------------------------------------------------------------------------
 
 
 def _parameters(route: Route) -> list[dict[str, Any]]:
@@ -166,7 +166,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
 
 
 def _query_parameter(name: str, field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    # A parameter that is left out is how a query says null.
+    # A query expresses null by omitting the parameter.
     choices = [choice for choice in field.get("anyOf", [{}]) if choice.get("type") != "null"]
     whole = {key: value for key, value in field.items() if key not in ("anyOf", "title", "description")}
     schema = {**whole, **choices[0]} if len(choices) == 1 else {**whole, "anyOf": choices}
@@ -185,7 +185,7 @@ def _query_parameter(name: str, field: dict[str, Any], definitions: dict[str, An
 def _request_body(route: Route, schemas: Schemas) -> dict[str, Any]:
     assert route.body
     bound = _bound(route)
-    # The command has the fields of the path as well; the body has not.
+    # The command also has the path parameters as fields; the body does not.
     schema = (
         schemas.without(models_of(route.body)[0], bound) if bound else schemas.of(route.body, "validation")
     )
@@ -195,7 +195,7 @@ def _request_body(route: Route, schemas: Schemas) -> dict[str, Any]:
     return {"required": required, "content": {"application/json": content}}
 
 
-# What comes out ---------------------------------------------------------------------------------------
+# Responses ---------------------------------------------------------------------------------------
 
 
 def _responses(route: Route, schemas: Schemas) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _responses(route: Route, schemas: Schemas) -> dict[str, Any]:
         response = responses.setdefault(str(status), {"description": "", "content": {}})
         response["description"] = "; ".join(filter(None, (response["description"], text)))
         response["content"].setdefault(kind, {"schema": schemas.of(model, "serialization")})
-        if status in _MAY_BE_TRIED_AGAIN:
+        if status in _RETRYABLE:
             response["headers"] = _RETRY_HEADER
         if status == HTTPStatus.UNAUTHORIZED:
             response["headers"] = _CHALLENGE_HEADER
@@ -227,7 +227,7 @@ def _answer(shape: Shape | Media, schemas: Schemas) -> dict[str, Any]:
 
 
 def problems(route: Route) -> Mapping[int, list[str]]:
-    """The codes of all problems that a route may answer with, by status."""
+    """Return the codes of all problems that a route may answer with, by status."""
     codes = [*route.problems, *_ON_EVERY_ROUTE]
     if route.scope is not Scope.PUBLIC:
         codes += _WITH_A_KEY

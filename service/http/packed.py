@@ -1,7 +1,8 @@
-"""Bodies that come packed: unpacked only once they are wanted, and never to more than a body may have.
+"""Compressed bodies: decompressed only when they are needed, and never beyond the size limit.
 
-aiohttp would unpack them as they arrive, also those of requests that were refused by their head and are
-only read to their end. A megabyte can hold a gigabyte, which takes seconds, and everybody else waits.
+aiohttp would decompress them as they arrive, even for requests that were refused by their headers and whose
+body is only drained. A megabyte can expand to a gigabyte, which takes seconds and blocks every other
+request.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ from service.http.problems import Problem
 _GZIP = 16 + zlib.MAX_WBITS
 _ZLIB, _BARE_DEFLATE = zlib.MAX_WBITS, -zlib.MAX_WBITS
 _IS_ZLIB = 8
-"""What the lower half of the first byte is in zlib's format, which is what `deflate` means in HTTP."""
+"""The low half of the first byte in zlib's format, which is what `deflate` means in HTTP."""
 
 
 def unpacked(body: bytes, coding: str, most_bytes: int) -> bytes:
-    """What a body holds.
+    """Decompress a body.
 
     Args:
-        body: as it was sent; not empty.
+        body: the body as it was sent; not empty.
         coding: its Content-Encoding, in lower case.
-        most_bytes: how much it may hold.
+        most_bytes: the maximum size of the content.
 
     Raises:
-        Problem: it holds more, is not encoded like that, broke off, or the encoding is not known here.
+        Problem: the content is larger, not in this encoding or incomplete, or the encoding is not
+        supported.
     """
     match coding:
         case "identity":
@@ -33,22 +35,22 @@ def unpacked(body: bytes, coding: str, most_bytes: int) -> bytes:
         case "gzip" | "x-gzip":
             kind = _GZIP
         case "deflate":
-            # Some send it without the frame that belongs to it.
+            # Some clients send it without the zlib header.
             kind = _ZLIB if body[0] & 0x0F == _IS_ZLIB else _BARE_DEFLATE
         case _:
-            raise Problem("unsupported_media_type", "a body is packed with gzip or deflate, or not at all")
+            raise Problem("unsupported_media_type", "Content-Encoding must be gzip, deflate or identity")
     unpacking = zlib.decompressobj(kind)
     try:
         content = unpacking.decompress(body, most_bytes + 1)
     except zlib.error as error:
-        raise Problem("bad_request", "the body is not encoded as the headers say") from error
+        raise Problem("bad_request", "the body does not match its Content-Encoding") from error
     if len(content) > most_bytes:
         raise too_large(most_bytes)
     if not unpacking.eof or unpacking.unused_data:
-        raise Problem("bad_request", "the body ends before or after what is packed in it")
+        raise Problem("bad_request", "the compressed body is truncated or followed by other data")
     return content
 
 
 def too_large(most_bytes: int) -> Problem:
-    """Says how large a body may be."""
-    return Problem("payload_too_large", f"a body may have {most_bytes} bytes")
+    """Return the problem for a body that is too large."""
+    return Problem("payload_too_large", f"a body may have at most {most_bytes} bytes")

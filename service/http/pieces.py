@@ -1,4 +1,4 @@
-"""Answers that leave piece by piece, at the pace at which they are taken."""
+"""Answers that are sent in pieces, at the client's pace."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 SEND_BYTES = 64 * 1024
 SEND_SECONDS = 30.0
-"""A client that does not take so much of what was sent to it within this time is dropped."""
+"""A client that does not read `SEND_BYTES` within this time is dropped."""
 
 
 def begun(services: Services, request: web.Request, headers: Mapping[str, str]) -> web.StreamResponse:
-    """An answer that is sent bit by bit, with these headers and those that all answers bear."""
+    """Return an answer to be sent in pieces, with these headers and those of every answer."""
     response = web.StreamResponse(
         headers={**SECURITY_HEADERS, **headers, CORRELATION_HEADER: correlation_id()}
     )
@@ -34,11 +34,11 @@ def begun(services: Services, request: web.Request, headers: Mapping[str, str]) 
 
 
 async def send(response: web.StreamResponse, piece: bytes) -> None:
-    """Sends a piece, however large; returns when there is room for the next.
+    """Send a piece of any size; return when there is room for the next.
 
     Raises:
-        TimeoutError: the client did not take `SEND_BYTES` of it within `SEND_SECONDS`.
-        ConnectionError: it has gone.
+        TimeoutError: the client did not read `SEND_BYTES` of it within `SEND_SECONDS`.
+        ConnectionError: the client has disconnected.
     """
     for start in range(0, len(piece), SEND_BYTES):
         async with asyncio.timeout(SEND_SECONDS):
@@ -48,19 +48,19 @@ async def send(response: web.StreamResponse, piece: bytes) -> None:
 async def in_pieces(
     services: Services, request: web.Request, pieces: Iterable[bytes]
 ) -> web.StreamResponse:
-    """Answers with 200 and JSON that is never there as a whole."""
+    """Answer with 200 and JSON that is never in memory as a whole."""
     response = begun(services, request, {"Content-Type": "application/json"})
     try:
         with suppress(ConnectionError):
             await response.prepare(request)
             for piece in pieces:
                 await send(response, piece)
-                # A piece takes time to make, and others wait.
+                # Making a piece takes time; let other tasks run.
                 await asyncio.sleep(0)
             async with asyncio.timeout(SEND_SECONDS):
                 await response.write_eof()
     except TimeoutError:
-        # Whoever takes nothing would not take the end either.
+        # A client that reads nothing would not read the end either.
         if request.transport:
             request.transport.abort()
     return response
@@ -69,7 +69,7 @@ async def in_pieces(
 async def respond_long(
     services: Services, request: web.Request, make: Callable[[], dict[str, Any]]
 ) -> Reply | web.StreamResponse:
-    """Answers with what can be long (see `service.http.long`); in pieces, where it is very long."""
+    """Send an answer that may be long (see `service.http.long`); in pieces if it is very long."""
     body = await services.long.written(make)
     if len(body) <= PAGE_BYTES:
         return Reply(200, body)

@@ -1,4 +1,4 @@
-"""What goes wrong, as the API says it: RFC 9457 problem details with a stable code, never a stack trace."""
+"""The API's errors: RFC 9457 problem details with a stable code, never a stack trace."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "application/problem+json"
 
 MAX_FAULTS = 20
-"""How many wrong fields are told at once; a body can have a hundred thousand."""
+"""How many wrong fields are reported at once; a body can have a hundred thousand."""
 
 MAX_FAULTS_LOOKED_AT = 1_000
-"""With more of them, none is told: to look at all takes seconds, in which nobody else is answered."""
+"""With more of them, none is reported: listing them takes seconds and blocks every other request."""
 
 
 class Kind(NamedTuple):
-    """What is always the same of a problem."""
+    """What all problems with the same code share."""
 
     status: int
-    """Of the HTTP answer."""
+    """The HTTP status."""
     title: str
 
 
@@ -36,46 +36,46 @@ REFUSALS: Mapping[str, Kind] = MappingProxyType(
     {
         "agent_not_found": Kind(404, "No such agent"),
         "message_not_found": Kind(404, "No such message"),
-        "not_addressed": Kind(409, "The message was sent to somebody else"),
-        "conflict": Kind(409, "Somebody is at it already"),
+        "not_addressed": Kind(409, "The message was sent to another agent"),
+        "conflict": Kind(409, "The resource is already claimed"),
         "operation_not_found": Kind(404, "No such operation"),
         "operation_expired": Kind(410, "The operation has expired"),
         "operation_finished": Kind(409, "The operation has finished"),
-        "budget_exhausted": Kind(429, "The day's token budget does not allow it"),
-        "agent_limit_reached": Kind(429, "The agent's token limit does not allow it"),
+        "budget_exhausted": Kind(429, "The request exceeds the daily token budget"),
+        "agent_limit_reached": Kind(429, "The request exceeds the agent's token limit"),
         "reservation_not_found": Kind(404, "No such reservation"),
         "reservation_expired": Kind(410, "The reservation has expired"),
         "reservation_ended": Kind(409, "The reservation has ended"),
         "task_not_found": Kind(404, "No such task"),
         "email_not_found": Kind(404, "No such e-mail"),
-        "email_exists": Kind(409, "The e-mail is logged already"),
-        "email_erased": Kind(409, "The e-mail's sender was forgotten"),
-        "subject_not_found": Kind(404, "Nothing is known of that"),
-        "subject_in_plain": Kind(409, "The log holds it in plain"),
+        "email_exists": Kind(409, "The e-mail is already logged"),
+        "email_erased": Kind(409, "The e-mail's sender has been forgotten"),
+        "subject_not_found": Kind(404, "No such subject"),
+        "subject_in_plain": Kind(409, "The log holds it unencrypted"),
         "job_not_found": Kind(404, "No such job"),
-        "job_running": Kind(409, "The job is running already"),
-        "job_behind": Kind(409, "Missed ticks of the job have yet to be recorded"),
+        "job_running": Kind(409, "The job is already running"),
+        "job_behind": Kind(409, "The job's missed ticks have yet to be recorded"),
         "orchestrator_stopped": Kind(409, "The orchestrator is shut down"),
-        "run_not_held": Kind(409, "Somebody else holds the run, or nobody any more"),
+        "run_not_held": Kind(409, "The caller does not hold the run"),
         "idempotency_mismatch": Kind(409, "The idempotency key belongs to a different request"),
-        "unauthorized": Kind(401, "A valid key is needed"),
+        "unauthorized": Kind(401, "A valid API key is required"),
         "wrong_agent": Kind(403, "The key belongs to another agent"),
-        "not_allowed": Kind(403, "The key does not reach so far"),
+        "not_allowed": Kind(403, "The key does not permit this"),
         "key_not_found": Kind(404, "No such key"),
-        "key_exists": Kind(409, "There is such a key already"),
+        "key_exists": Kind(409, "The key already exists"),
         "too_many_keys": Kind(409, "Too many keys are in use"),
     }
 )
-"""What a command can be refused for, by code."""
+"""The reasons for which a command can be refused, by code."""
 
 OTHERS: Mapping[str, Kind] = MappingProxyType(
     {
         "malformed_json": Kind(400, "The body is not valid JSON"),
-        "validation_failed": Kind(422, "Something in the request is not as it must be"),
-        "not_found": Kind(404, "Nothing is here"),
+        "validation_failed": Kind(422, "The request is not valid"),
+        "not_found": Kind(404, "Not found"),
         "method_not_allowed": Kind(405, "The method is not allowed here"),
         "payload_too_large": Kind(413, "The body is too large"),
-        "misdirected": Kind(421, "That is not a name of this service"),
+        "misdirected": Kind(421, "The host name is not this service's"),
         "rate_limited": Kind(429, "Too many requests"),
         "request_timeout": Kind(408, "The request took too long to arrive"),
         "connections_full": Kind(503, "Too many connections are open"),
@@ -85,11 +85,11 @@ OTHERS: Mapping[str, Kind] = MappingProxyType(
         "bad_request": Kind(400, "The request cannot be understood"),
         "queue_full": Kind(503, "Too many commands are waiting"),
         "stopping": Kind(503, "The service is stopping"),
-        "unavailable": Kind(503, "The service cannot do that at the moment"),
-        "outcome_unknown": Kind(503, "What came of the command is not known yet"),
-        "took_too_long": Kind(503, "Looking back takes too long"),
+        "unavailable": Kind(503, "The service is temporarily unavailable"),
+        "outcome_unknown": Kind(503, "The outcome of the command is not known yet"),
+        "took_too_long": Kind(503, "Reconstructing the past state took too long"),
         "not_yet": Kind(504, "That position is not covered yet"),
-        "internal_error": Kind(500, "Something went wrong on our side"),
+        "internal_error": Kind(500, "Internal error"),
     }
 )
 """Everything else that can go wrong, by code."""
@@ -98,7 +98,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType({**REFUSALS, **OTHERS})
 
 
 class Problem(Exception):
-    """Something that the caller is told instead of an answer."""
+    """An error to answer a request with."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class Problem(Exception):
 
 
 def from_refusal(refusal: Refusal, position: int | None) -> Problem:
-    """A refusal as a problem. `position` is that of the event which records the refusal, where one does."""
+    """Return a refusal as a problem. `position` is that of the event that records it, if one does."""
     extra = dict(refusal.extra)
     if position is not None:
         extra["position"] = position
@@ -134,7 +134,7 @@ def from_refusal(refusal: Refusal, position: int | None) -> Problem:
 
 
 def wrong(field: str, message: str) -> Problem:
-    """One field that is wrong, and what is allowed there."""
+    """Return a problem with one wrong field and what is allowed there."""
     return Problem(
         "validation_failed", f"{field}: {message}", errors=[{"field": field, "message": message}]
     )
@@ -143,12 +143,12 @@ def wrong(field: str, message: str) -> Problem:
 def from_validation(
     error: ValidationError, within: str = "body", names: Mapping[str, str] | None = None
 ) -> Problem:
-    """Which fields are wrong, and what is allowed.
+    """Return a problem that lists the wrong fields and what is allowed there.
 
     Args:
-        error: what pydantic found.
-        within: what was looked at, where a fault lies in no field of it.
-        names: what fields are called where the caller knows them by another name.
+        error: pydantic's error.
+        within: the name for a fault that lies in no field.
+        names: the caller's names of fields, by the model's, where they differ.
     """
     errors = field_errors(error, within)
     for item in errors:
@@ -158,14 +158,14 @@ def from_validation(
 
 
 def field_errors(error: ValidationError, within: str = "body") -> list[dict[str, str]]:
-    """One entry a fault: the field, by its path, and what is allowed there."""
+    """Return one entry per fault: the field's path and what is allowed there."""
     if (count := error.error_count()) > MAX_FAULTS_LOOKED_AT:
-        return [{"field": within, "message": f"has {count:,} faults, too many to tell them"}]
+        return [{"field": within, "message": f"has {count:,} errors, too many to list"}]
     faults = error.errors(include_url=False, include_input=False)
     return [{"field": _path(item) or within, "message": in_words(item)} for item in faults[:MAX_FAULTS]]
 
 
 def _path(fault: ErrorDetails) -> str:
     text = ".".join(map(str, fault["loc"]))
-    # The names of unknown fields are the caller's, and can be as long as a body.
+    # The names of unknown fields are the caller's and can be as long as a body.
     return text if len(text) <= 200 else f"{text[:199]}…"

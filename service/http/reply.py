@@ -1,8 +1,8 @@
-"""Whole answers in JSON, sent in one piece.
+"""Complete JSON answers, sent in one write.
 
-aiohttp's own response can do all that HTTP has, and takes about ten microseconds for that. Nearly every
-answer here is whole, in JSON, to a client of HTTP/1.1 whose connection goes on; its head is the same each
-time but for three lines, and those are filled in here. For anything else it becomes one of aiohttp's.
+aiohttp's own response supports all of HTTP and takes about ten microseconds for it. Nearly every answer
+here is complete JSON for an HTTP/1.1 client on a keep-alive connection. Its head is always the same except
+for three lines, which are filled in here. In all other cases it is converted to an aiohttp response.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SECURITY_HEADERS: Mapping[str, str] = MappingProxyType(
         "X-Content-Type-Options": "nosniff",
     }
 )
-"""On every answer: nobody keeps it, shows it as a page, or takes it for something else than it says."""
+"""On every answer: do not cache it, render it as a page, or guess another content type."""
 
 CORRELATION_HEADER = istr("X-Correlation-Id")
 
@@ -41,9 +41,9 @@ _CLOSE = "Connection: close\r\n"
 
 
 class Reply:
-    """An answer with all that belongs to it.
+    """An answer: status, headers and body.
 
-    `correlation_id` is the request's, which has one of its own in the log; it must be visible ASCII.
+    `correlation_id` is the request's; it must be visible ASCII.
     """
 
     __slots__ = ("body", "content_type", "correlation_id", "headers", "keep_alive", "status")
@@ -59,16 +59,16 @@ class Reply:
         self.body = body
         self.content_type = content_type
         self.headers = dict(headers) if headers else {}
-        """Those besides the ones that every answer has."""
+        """Headers beyond those of every answer."""
         self.correlation_id = ""
         self.keep_alive = True
 
     def force_close(self) -> None:
-        """Has the connection closed after it."""
+        """Close the connection after this answer."""
         self.keep_alive = False
 
     def is_plain(self, request: BaseRequest) -> bool:
-        """Whether `in_one_piece` is how this request is to be answered."""
+        """Return whether `in_one_piece` can answer this request."""
         return (
             self.keep_alive
             and not self.headers
@@ -78,9 +78,9 @@ class Reply:
         )
 
     def in_one_piece(self) -> bytes:
-        """Head and body, as HTTP/1.1 has them, but for `headers`."""
+        """Return head and body as HTTP/1.1, without `headers`."""
         head = (
-            f"{_same_head(self.status, self.content_type)}"
+            f"{_common_head(self.status, self.content_type)}"
             f"X-Correlation-Id: {self.correlation_id}\r\n"
             f"Date: {_date(int(time()))}\r\n"
             f"Content-Length: {len(self.body)}\r\n{'' if self.keep_alive else _CLOSE}\r\n"
@@ -88,7 +88,7 @@ class Reply:
         return head.encode() + self.body
 
     def response(self) -> web.Response:
-        """The same as one of aiohttp's."""
+        """Return the same as an aiohttp response."""
         headers = {**SECURITY_HEADERS, "Content-Type": self.content_type, **self.headers}
         if self.correlation_id:
             headers[CORRELATION_HEADER] = self.correlation_id
@@ -99,7 +99,7 @@ class Reply:
 
 
 def respond(status: int, body: Any, headers: Mapping[str, str] | None = None) -> Reply:
-    """A JSON answer; from status 400 on, a problem."""
+    """Return a JSON answer; from status 400 on, a problem."""
     if status < HTTPStatus.BAD_REQUEST:
         return Reply(status, json.dumps(body), headers=headers)
     reply = Reply(status, json.dumps(body), CONTENT_TYPE, headers)
@@ -109,8 +109,8 @@ def respond(status: int, body: Any, headers: Mapping[str, str] | None = None) ->
 
 
 @lru_cache
-def _same_head(status: int, content_type: str) -> str:
-    """What is the same in every answer of this kind."""
+def _common_head(status: int, content_type: str) -> str:
+    """Return the part of the head that all answers with this status and type share."""
     fields = {**SECURITY_HEADERS, "Content-Type": content_type, "Server": SERVER_SOFTWARE}
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
     lines += [f"{name}: {value}" for name, value in fields.items()]

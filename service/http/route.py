@@ -1,4 +1,4 @@
-"""A route: what is called, by whom it is answered, and all that its documentation says."""
+"""A route: its method and path, its handler, and everything that its documentation says."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ if TYPE_CHECKING:
 Response = Reply | web.StreamResponse
 
 Shape = type[BaseModel] | tuple[type[BaseModel], ...]
-"""A model, or several of which it is one."""
+"""A model, or several alternatives."""
 
 Handler = Callable[[Services, web.Request], Awaitable[Response]]
 ProblemRenderer = Callable[[Problem], Reply]
 Make = Callable[[Services, dict[str, Any], Mapping[str, str]], "AnyCommand"]
-"""Makes a command of the running parts, a body's fields, and what stands in the path."""
+"""Makes a command from the services, the body's fields and the path parameters."""
 
 _log = logging.getLogger(__name__)
 
 
 class _NoQuery(BaseModel):
-    """What a query string may say where it may say nothing."""
+    """The query model of a route that takes no parameters."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True)
 class Media:
-    """An answer that is not JSON, or JSON of no fixed shape."""
+    """An answer that is not JSON, or is JSON of no fixed shape."""
 
     content_type: str
     description: str
@@ -65,13 +65,13 @@ class Media:
 
 @dataclass(frozen=True, kw_only=True)
 class Write:
-    """How a write becomes a command: which one, and which of its fields stand in the path."""
+    """How a write becomes a command: which one, and which of its fields are in the path."""
 
     command: type[Command]
     make: Make
     render: Callable[[Outcome], Answer]
     bound: Mapping[str, str] = field(default_factory=dict)
-    """Command field by path parameter, where the body is the command but for these."""
+    """Command field by path parameter. The body has all the other fields of the command."""
 
 
 def _show_problem(problem: Problem) -> Reply:
@@ -87,36 +87,36 @@ class Route:
     summary: str
     tag: str
     scope: Scope
-    """Whose keys it takes. A route that does not say so cannot be made."""
+    """Whose keys it accepts. It has no default, so no route can forget it."""
     handler: Handler
     answers: Mapping[int, Shape | Media]
-    """What is answered, by status."""
+    """The answers, by status."""
     problems: tuple[str, ...] = ()
-    """Codes of the problems of its own; those that every route may have are added."""
+    """The codes of its own problems; those common to all routes are added."""
     query: type[BaseModel] | None = None
     body: Shape | None = None
     path_types: Mapping[str, Any] = field(default_factory=dict)
     write: Write | None = None
     alone_because: str | None = None
-    """Why it cannot be one of a batch's commands, where it is a write and yet cannot."""
+    """Why this write cannot be part of a batch, if it cannot."""
     show_problem: ProblemRenderer = _show_problem
     while_stopping: bool = False
     """Whether it still answers while the service stops."""
     ends: bool = True
-    """Whether its answer ever ends, so that its head can be asked for alone."""
+    """Whether its answer ever ends. If so, a GET route also answers HEAD."""
 
     @cached_property
     def plain_path(self) -> str:
-        """The path without its parameters' patterns, as people know it."""
+        """The path without its parameters' patterns, as documented."""
         return re.sub(r"\{(\w+):(?:[^{}]|\{[^{}]*\})*\}", r"{\1}", self.path)
 
     @cached_property
     def takes_no_query(self) -> bool:
-        """Whether a parameter in the query string is refused: nobody would look at it."""
+        """Whether query parameters are refused, because nothing would read them."""
         return self.method != hdrs.METH_GET and self.path.startswith("/api/v1/")
 
     async def __call__(self, request: web.Request) -> Response:
-        """Answers a request; whatever goes wrong is told as a problem."""
+        """Answer a request; every error becomes a problem."""
         services = request.app[SERVICES]
         correlation = correlate(request.headers)
         begun = monotonic()
@@ -154,13 +154,13 @@ class Route:
         return response
 
 
-_STOPPING = Problem("stopping", "this process takes no more requests", retry_after_seconds=2)
+_STOPPING = Problem("stopping", "this process accepts no more requests", retry_after_seconds=2)
 _BEYOND_THE_LOG = (
-    "the log ends at position {}; whoever was told of a later one has seen what is lost: an older backup"
-    " was restored, or a standby took over that lacked the end"
+    "the log ends at position {}; events after it were lost: an older backup was restored, or a standby"
+    " that lacked them was promoted"
 )
-_NO_DATABASE = "the database cannot be reached, or all connections to it are in use for too long"
-_DATABASE_BUSY = "the database gave up on it: it took too long, waited for a lock too long, or lacked room"
+_NO_DATABASE = "the database cannot be reached, or no connection to it became free in time"
+_DATABASE_BUSY = "the database gave up: a statement or a lock timed out, or resources ran out"
 _NOT_UTF8 = Problem("bad_request", "the URL must be percent-encoded UTF-8")
 
 
@@ -173,7 +173,7 @@ def _is_utf8(raw_path: str) -> bool:
 
 
 def as_problem(error: Exception) -> Problem:
-    """What the caller is told of an exception. One that nobody expected is logged, and told nothing of."""
+    """Return the problem for an exception. An unexpected one is logged and not disclosed."""
     match error:
         case Problem():
             return error
@@ -187,7 +187,7 @@ def as_problem(error: Exception) -> Problem:
             return Problem("unavailable", _DATABASE_BUSY, retry_after_seconds=5)
         case _:
             _log.error("a request failed", exc_info=error)
-            return Problem("internal_error", "the service's log says more")
+            return Problem("internal_error", "see the service's log")
 
 
 def write(
@@ -203,7 +203,7 @@ def write(
     bound: Mapping[str, str] | None = None,
     problems: tuple[str, ...] = (),
 ) -> Route:
-    """A route that makes a command of its body and path, and answers what came of it."""
+    """Return a route that makes a command from its body and path and answers with the outcome."""
     names = bound or {}
 
     def make(services: Services, fields: dict[str, Any], in_path: Mapping[str, str]) -> AnyCommand:
@@ -239,7 +239,7 @@ def write_of(
     answers: Mapping[int, type[BaseModel]],
     problems: tuple[str, ...],
 ) -> Route:
-    """A route whose command is made in a way of its own, alone as in a batch."""
+    """Return a route with its own way of making the command, both alone and in a batch."""
 
     async def handler(services: Services, request: web.Request) -> Reply:
         content = await body_of(request)

@@ -1,4 +1,4 @@
-"""The models' JSON schemas, as the OpenAPI document has them."""
+"""The models' JSON schemas, for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _ANY_OF: Mapping[str, list[dict[str, Any]]] = {
         },
     ],
 }
-"""What a command asks for beyond its single fields."""
+"""Constraints of commands that span several fields."""
 
 
 class Schemas:
-    """The models' schemas, each under its name."""
+    """The models' schemas, by name."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
@@ -56,12 +56,12 @@ class Schemas:
         _close_maps(self.definitions)
 
     def of(self, shape: Shape, mode: JsonSchemaMode) -> dict[str, Any]:
-        """A reference to a model's schema, or to one of several."""
+        """Return a reference to a model's schema, or to one of several."""
         references = [dict(self._references[model, mode]) for model in models_of(shape)]
         return references[0] if len(references) == 1 else {"anyOf": references}
 
     def without(self, model: type[BaseModel], fields: set[str]) -> dict[str, Any]:
-        """A reference to the schema of a model that lacks some of its fields."""
+        """Return a reference to a model's schema without some of its fields."""
         name = self.of(model, "validation")["$ref"].rpartition("/")[2]
         whole = self.definitions[name]
         schema = {
@@ -74,13 +74,13 @@ class Schemas:
         return {"$ref": _REFERENCE.format(model=schema["title"])}
 
     def leave_out(self, unused: set[str]) -> None:
-        """Forgets schemas that nothing refers to any more."""
+        """Remove schemas that nothing refers to any more."""
         for name in unused:
             self.definitions.pop(name, None)
 
 
 def _close_maps(schema: Any) -> None:
-    """Says of every map that all its keys match the pattern; pydantic only says what holds for those."""
+    """Require every key of a map to match its pattern; pydantic's schema only constrains those that do."""
     if isinstance(schema, dict):
         if patterns := schema.pop("patternProperties", None):
             [(pattern, values)] = patterns.items()
@@ -93,5 +93,5 @@ def _close_maps(schema: Any) -> None:
 
 
 def models_of(shape: Shape) -> tuple[type[BaseModel], ...]:
-    """The models of a shape, of which it is one."""
+    """Return the alternatives of a shape."""
     return shape if isinstance(shape, tuple) else (shape,)

@@ -1,4 +1,4 @@
-"""Whose keys a route takes, and who stands behind the request that is being answered."""
+"""Which keys a route accepts, and the caller of the request that is being answered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Scope(Enum):
-    """Whose keys a route takes. Every route says so."""
+    """Which keys a route accepts. Every route declares it."""
 
     def __init__(self, keys: frozenset[KeyScope]) -> None:
         self.keys = keys
@@ -22,43 +22,43 @@ class Scope(Enum):
     PUBLIC = frozenset[KeyScope]()
     """Anybody may call it, with or without a key."""
     READ = frozenset[KeyScope]({"agent", "auditor", "operator"})
-    """Every key will do. What an agent's key shows may be less than others see."""
+    """It accepts every key. An agent's key may see less than others."""
     AUDIT = frozenset[KeyScope]({"auditor", "operator"})
-    """It shows what is not every agent's business, and changes nothing."""
+    """It shows what not every agent may see, and changes nothing."""
     ACT = frozenset[KeyScope]({"agent", "operator"})
-    """It changes something that an agent may change, as far as it is its own."""
+    """It changes something that an agent may change if it is its own."""
     OPERATE = frozenset[KeyScope]({"operator"})
-    """It changes what is the whole squad's."""
+    """It changes something that belongs to the whole squad."""
 
 
 BEYOND = {
-    Scope.READ: "this takes a key",
-    Scope.AUDIT: "this takes an auditor's or an operator's key",
-    Scope.ACT: "an auditor's key reads and changes nothing",
-    Scope.OPERATE: "this takes an operator's key",
+    Scope.READ: "this requires a key",
+    Scope.AUDIT: "this requires an auditor's or an operator's key",
+    Scope.ACT: "an auditor's key can only read",
+    Scope.OPERATE: "this requires an operator's key",
 }
-"""What is said to whoever has a key that is none of these."""
+"""The detail of the problem for a key without the scope."""
 
 _CALLER: ContextVar[Caller] = ContextVar("caller")
 
 
 def caller() -> Caller:
-    """Whoever stands behind the request that is being answered."""
+    """Return the caller of the request that is being answered."""
     return _CALLER.get()
 
 
 def let_in(who: Caller) -> None:
-    """Says who stands behind the request that this task answers."""
+    """Set the caller of the request that this task answers."""
     _CALLER.set(who)
 
 
 def own_agent() -> str | None:
-    """The agent to whose own things the answer is limited; None for whoever may see everything."""
+    """Return the agent whose data the answer is limited to; None if the caller may see everything."""
     return _CALLER.get().agent
 
 
 def only_own(agent: str | None, what: str) -> None:
-    """Lets an agent's key see only what is its own.
+    """Check that what an agent's key asks for is its own.
 
     Raises:
         Problem: it is another agent's.
@@ -69,10 +69,10 @@ def only_own(agent: str | None, what: str) -> None:
 
 
 def require(scope: Scope) -> None:
-    """Lets nobody go on whose key is not one of these.
+    """Check that the caller's key has this scope.
 
     Raises:
-        Problem: it is none of them.
+        Problem: it has not.
     """
     if _CALLER.get().scope not in scope.keys:
         raise Problem("not_allowed", BEYOND[scope])

@@ -1,4 +1,4 @@
-"""What goes in and out of the seed's facade, in its own words: camelCase, and rows as in its tables."""
+"""The seed facade's requests and answers, in its own terms: camelCase, and rows as in its tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.values import ExternalId, Id, JsonObject, Name, ShortText, Text, Ur
 
 
 class _Body(BaseModel):
-    """A body in camelCase. Fields that it does not know are let pass, as the seed lets them."""
+    """A body in camelCase. Unknown fields are ignored, as in the seed."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
@@ -55,7 +55,7 @@ class TaskBody(_Body):
 
 
 class TaskChangeBody(TaskBody):
-    """A task to change: its id, and what is to change."""
+    """A task to change: its id and the fields to change."""
 
     id: Id
     title: ShortText = ""
@@ -73,33 +73,33 @@ def _moment(value: object) -> date | datetime:
 
 
 Moment = Annotated[date | datetime, BeforeValidator(_moment)]
-"""A day, or a moment; without a time zone it is UTC."""
+"""A date or a time; without a time zone it is UTC."""
 
 
 class SquadQuery(BaseModel):
-    """What `GET /api/squad` takes."""
+    """The query parameters of `GET /api/squad`."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
 
     action: str | None = Field(default=None, json_schema_extra={"enum": ["orchestrator-status"]})
     """`orchestrator-status` for the orchestrator alone."""
     date_from: Moment | None = Field(default=None, alias="dateFrom")
-    """Only tasks and messages created since then."""
+    """Only tasks and messages created at this time or later."""
     date_to: Moment | None = Field(default=None, alias="dateTo")
-    """Only tasks and messages created until then; a date means its whole day."""
+    """Only tasks and messages created up to this time; a date includes its whole day."""
     agent_type: Name | None = Field(default=None, alias="agentType")
-    """Only agents of this role, and what is theirs."""
+    """Only agents with this role, and their tasks and messages."""
     agent_name: Name | None = Field(default=None, alias="agentName")
-    """Only this agent, and what is its own."""
+    """Only this agent, and its tasks and messages."""
 
     @property
     def since(self) -> datetime | None:
-        """Where the time begins that is asked for."""
+        """The start of the requested period."""
         return _first_moment(self.date_from) if self.date_from else None
 
     @property
     def until(self) -> datetime | None:
-        """Where it ends: the first moment that is outside of it."""
+        """The end of the requested period, exclusive."""
         if self.date_to is None:
             return None
         whole = timedelta(microseconds=1) if isinstance(self.date_to, datetime) else timedelta(days=1)
@@ -116,7 +116,7 @@ def _first_moment(moment: date | datetime) -> datetime:
 
 
 class TokenBudget(Answer):
-    """The day's budget. What is reserved is no longer among what remains."""
+    """The day's budget. Reserved tokens do not count as remaining."""
 
     total: int
     used: int
@@ -125,7 +125,7 @@ class TokenBudget(Answer):
 
 
 class ActiveOperation(BaseModel):
-    """An operation under way; each resource that it claims is a field of its own, such as `emailId`."""
+    """An active operation; each resource that it claims is a field of its own, such as `emailId`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -136,7 +136,7 @@ class ActiveOperation(BaseModel):
 
 
 class OrchestratorStatus(Answer):
-    """The orchestrator at this moment."""
+    """The orchestrator now."""
 
     tokenBudget: TokenBudget  # noqa: N815 - the seed's word
     activeOperations: list[ActiveOperation]  # noqa: N815 - the seed's word
@@ -144,7 +144,7 @@ class OrchestratorStatus(Answer):
 
 
 class ScheduledJob(Answer):
-    """A job that is enabled: its cron expression or interval, and when it runs next."""
+    """An enabled job: its cron expression or interval, and when it runs next."""
 
     name: str
     schedule: str
@@ -153,7 +153,7 @@ class ScheduledJob(Answer):
 
 
 class SquadOrchestrator(Answer):
-    """The orchestrator, whether it runs or not."""
+    """The orchestrator, running or not."""
 
     isRunning: bool  # noqa: N815 - the seed's word
     startedAt: datetime | None  # noqa: N815 - the seed's word
@@ -173,7 +173,7 @@ class SquadAgent(Answer):
 
 
 class SquadOverview(Answer):
-    """The squad at a glance, the newest first."""
+    """The squad at a glance, newest first."""
 
     tasks: list[Task]  # type: ignore[valid-type]
     activity: list[Message]  # type: ignore[valid-type]
@@ -182,19 +182,19 @@ class SquadOverview(Answer):
 
 
 class Done(Answer):
-    """What was done, and its place in the log."""
+    """What was done, and its position in the log."""
 
     success: Literal[True]
     message: str
     position: int
     id: str | None = None
-    """Of the message, where one was sent."""
+    """The message's id, if one was sent."""
     task: dict[str, Any] | None = None
-    """The task, where one was created or changed."""
+    """The task, if one was created or changed."""
 
 
 class SeedError(Answer):
-    """What went wrong under `/api/squad`: `error` for a person, and `details`, such as a list of fields."""
+    """An error under `/api/squad`: `error` for people, and `details`, such as a list of fields."""
 
     error: str
     details: Any = None

@@ -1,4 +1,4 @@
-"""The live state in the seed's words, as its facade shows it. Pure: rows in, plain values out."""
+"""The live state in the seed's terms, as its facade shows it. Pure: rows in, plain values out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def jobs(state: Squad, now: datetime) -> list[Any] | Many:
-    """The schedule in the seed's words."""
+    """Return the schedule in the seed's terms."""
 
     def show(row: JobRow) -> dict[str, Any]:
         tick = state.agenda.tick(row.name)
@@ -39,7 +39,7 @@ def jobs(state: Squad, now: datetime) -> list[Any] | Many:
 
 
 def _budget(state: State) -> dict[str, Any]:
-    """The budget in the seed's words. What is reserved cannot be used by others, so it does not remain."""
+    """Return the budget in the seed's terms. Others cannot use reserved tokens, so these do not remain."""
     day = state.day
     if day is None:
         return {"total": 0, "used": 0, "remaining": 0, "agentUsage": {}}
@@ -56,7 +56,7 @@ def _budget(state: State) -> dict[str, Any]:
 
 
 def _operations(state: Squad) -> list[Any] | Many:
-    """The operations under way in the seed's words, each resource kind a field of its own."""
+    """Return the active operations in the seed's terms, each resource kind a field of its own."""
     return listed(list(active_operations(state)), _operation)
 
 
@@ -71,7 +71,7 @@ def _operation(row: OperationRow) -> dict[str, Any]:
 
 
 def orchestrator(state: Squad, now: datetime) -> dict[str, Any]:
-    """The orchestrator in the seed's words."""
+    """Return the orchestrator in the seed's terms."""
     row = state.orchestrator
     return {
         "isRunning": bool(row and row.running),
@@ -83,7 +83,7 @@ def orchestrator(state: Squad, now: datetime) -> dict[str, Any]:
 
 
 def status(state: Squad, now: datetime) -> dict[str, Any]:
-    """What the seed calls the orchestrator's status."""
+    """Return what the seed calls the orchestrator's status."""
     return {
         "tokenBudget": _budget(state),
         "activeOperations": _operations(state),

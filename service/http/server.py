@@ -1,4 +1,4 @@
-"""The door's frame: what reaches no route is refused like everything else, with a problem and a code."""
+"""The HTTP server. Requests that match no route are answered with a problem and a code like all others."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _log = logging.getLogger(__name__)
 
 
 class Runner(web.AppRunner):
-    """Runs the application on connections of our own."""
+    """Runs the application with our own connection class."""
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        # Not a middleware, which would cost every request something, also those that a route answers.
+        # Not a middleware, which would also cost every request that a route answers.
         services = self.app[SERVICES]
-        handle = _telling_problems(made.request_handler, services)
-        # A `Reply` passes through aiohttp as it is, up to `Connection.finish_response`.
+        handle = _with_problems(made.request_handler, services)
+        # aiohttp passes a `Reply` on unchanged to `Connection.finish_response`.
         return Server(
             handle,  # type: ignore[arg-type]
             request_factory=made.request_factory,
@@ -45,8 +45,8 @@ class Runner(web.AppRunner):
         )
 
 
-def _telling_problems(handle: Handler, services: Services) -> Handler:
-    """Tells what aiohttp itself refuses, before any route is found, like everything else."""
+def _with_problems(handle: Handler, services: Services) -> Handler:
+    """Wrap a handler so that what aiohttp refuses before it finds a route becomes a problem."""
 
     async def answer(request: BaseRequest) -> Response:
         try:
@@ -63,14 +63,14 @@ def _refused(request: BaseRequest, error: web.HTTPException, services: Services)
     correlation = correlate(request.headers)
     match error:
         case web.HTTPNotFound():
-            problem = Problem("not_found", f"nothing is at {request.path}")
+            problem = Problem("not_found", f"there is nothing at {request.path}")
         case web.HTTPMethodNotAllowed():
             if services.cors and (response := services.cors.preflight(request, error.allowed_methods)):
                 response.headers[CORRELATION_HEADER] = correlation
                 return response
             allowed = ", ".join(sorted(error.allowed_methods))
             headers = {"Allow": allowed}
-            problem = Problem("method_not_allowed", f"allowed here: {allowed}", headers=headers)
+            problem = Problem("method_not_allowed", f"allowed methods: {allowed}", headers=headers)
         case web.HTTPRequestEntityTooLarge():
             problem = too_large(MAX_BODY_BYTES)
         case _:
@@ -79,7 +79,7 @@ def _refused(request: BaseRequest, error: web.HTTPException, services: Services)
         problem = too_often
     reply = respond(problem.status, problem.body, problem.headers)
     reply.correlation_id = correlation
-    _log.debug("nothing was found to answer a request: %d", problem.status)
+    _log.debug("a request matched no route: %d", problem.status)
     if services.cors:
         services.cors.allow(request, reply.headers)
     return reply

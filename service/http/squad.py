@@ -1,6 +1,6 @@
 """The seed's facade: `/api/squad`, as the seed's users and their scripts know it, camelCase included.
 
-Its errors are the seed's too: `{"error", "details"}`. What it does is done by the same commands as /api/v1.
+Its errors are the seed's too: `{"error", "details"}`. It runs the same commands as /api/v1.
 """
 
 from __future__ import annotations
@@ -53,23 +53,23 @@ if TYPE_CHECKING:
     from service.memory.state import State
 
 NEWEST_BYTES = PAGE_BYTES // 2
-"""Where either list ends even before it has as many: together they are no larger than others are."""
+"""The maximum size of either list; together they are no larger than a page of other lists."""
 
 M = TypeVar("M", bound=BaseModel)
 
 
 class _Newest(NamedTuple):
-    """A list of the newest rows of a table."""
+    """A list of a table's newest rows."""
 
     projection: Projection
     table: Table[Any, Any]
     limit: int
     order: str
-    """The column that holds the position by which they are ordered."""
+    """The column with the position that orders them."""
     agents: tuple[str, ...]
-    """The columns one of which names the agent that is asked for."""
+    """The columns to filter by agent; one of them must match."""
     own: sql.Composable | None = None
-    """What of it an agent's key shows, where that is not everything."""
+    """The rows that an agent's key may see; None for all."""
 
 
 _TASKS = _Newest(tasks, TASKS, 100, "created_position", ("assigned_agent",))
@@ -106,7 +106,7 @@ async def _get(services: Services, request: web.Request) -> Reply | web.StreamRe
     if query.action is None:
         return await respond_long(services, request, await _everything(services, query))
     if query.action != "orchestrator-status":
-        fault = {"field": "action", "message": "must be orchestrator-status, or left out"}
+        fault = {"field": "action", "message": "must be orchestrator-status, or omitted"}
         raise Problem("validation_failed", f"Unknown action: {query.action}", errors=[fault])
     squad = services.writer.squad
     if squad.orchestrator is None or not squad.orchestrator.running:
@@ -152,7 +152,7 @@ def _show_agent(row: AgentRow) -> dict[str, Any]:
 
 
 def _names(squad: State, query: SquadQuery) -> list[str]:
-    """The agents that the filters mean. One that is only spoken of need not be registered."""
+    """Return the names of the agents that the filters select; one named there need not be registered."""
     if query.agent_type is None:
         return [query.agent_name or ""]
     return [
@@ -165,13 +165,13 @@ def _names(squad: State, query: SquadQuery) -> list[str]:
 async def _rows(
     services: Services, newest: _Newest, query: SquadQuery, names: list[str] | None
 ) -> list[Fragment]:
-    """The rows of a list, as far as they go, the newest first; `names` are the agents that are meant."""
+    """Return the rows of a list that fit, newest first; `names` are the selected agents, None for all."""
     clauses: list[sql.Composable] = [sql.SQL("true")]
     order = sql.Identifier(newest.order)
     parameters: dict[str, Any] = {"limit": newest.limit, "names": names, "mine": own_agent()}
     if newest.own is not None and own_agent():
         clauses.append(newest.own)
-    # By position, along which time never goes back: there is no index by time.
+    # By position, as there is no index by time; time never goes backwards along the log.
     for name, comparison, moment in (("since", ">", query.since), ("until", "<=", query.until)):
         if moment:
             clause = f"{{}} {comparison} position_at(%({name})s::timestamptz - interval '1 microsecond')"

@@ -3,7 +3,7 @@
 A reader resumes where it stopped, by the `Last-Event-ID` that browsers send by themselves. One that is too
 slow for the events kept in memory is served from the database at its own pace; nothing is queued for it.
 
-How much of the time all of them have is in `service.http.open_streams`.
+`service.http.open_streams` limits the time that all streams take.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from service.http.context import Services
 
 KEEPALIVE_SECONDS = 15.0
-"""How often a silent stream says that it lives, so that proxies do not cut it."""
+"""How often an idle stream sends a comment, so that proxies do not close it."""
 
 _log = logging.getLogger(__name__)
 _PAGE_EVENTS = 200
 _FIRST_EVENTS = 10
-"""How many are read of the log before it is known how large they are."""
+"""How many events are read from the log before their size is known."""
 _POSITION = re.compile(r"[0-9]{1,19}")
 _LARGEST_POSITION = 2**63 - 1
 _HEADERS = {
@@ -48,23 +48,23 @@ _HEADERS = {
 async def stream(
     services: Services, request: web.Request, after: int | None, wanted: lookup.Filter
 ) -> web.StreamResponse:
-    """Sends every event after the position that the reader names, and goes on until either side ends it."""
+    """Send every event after the reader's position, until either side ends the stream."""
     log_number = services.writer.replacements
     position = await _start(services, request, after)
     response = begun(services, request, _HEADERS)
     with services.streams.one_more(caller()), services.metrics.open_streams.track_inprogress():
         try:
-            # Ended by the service or by the reader: both are ends, not faults.
+            # The service or the reader ended it; neither is an error.
             with suppress(ConnectionError, asyncio.CancelledError):
                 await response.prepare(request)
                 await send(response, b"retry: 1000\n\n")
                 await _follow(services, request, response, position, wanted, log_number)
         except TimeoutError:
-            # Whoever takes nothing would not take the end of the stream either.
+            # A reader that reads nothing would not read the end of the stream either.
             if request.transport:
                 request.transport.abort()
         except Exception:  # noqa: BLE001 - whatever it is, the stream ends and the log says why
-            # The answer has begun, so no problem can be told any more. The reader comes back by itself.
+            # The answer has begun, so it can no longer become a problem. The reader reconnects by itself.
             _log.exception("an event stream failed")
     return response
 
@@ -77,7 +77,7 @@ async def _start(services: Services, request: web.Request, after: int | None) ->
         after = int(resumed)
     if after is None:
         return services.writer.squad.head.position
-    # Whoever has seen more than there is would wait for events that are not those that follow.
+    # A reader ahead of the log would wait, and then get other events than those that it is missing.
     await services.tables.state_covering(after)
     return after
 
@@ -92,10 +92,10 @@ async def _follow(
 ) -> None:
     spoke = monotonic()
     who = caller()
-    # What is read and cannot be sent at once is read again: so no more than that, however large events are.
+    # What cannot be sent at once is read again later, so read no more than that, however large events are.
     gauge = Gauge(_PAGE_EVENTS, first=_FIRST_EVENTS, fewest=1, characters=SEND_BYTES)
     with services.channels.following(wanted) as channel:
-        # A connection that is gone has no transport; nobody tells a handler that only waits.
+        # A lost connection has no transport; a handler that only waits is not notified of it.
         while not _is_gone(request) and not services.stopping and services.door.still_admits(who):
             if services.writer.replacements != log_number:
                 head = services.writer.squad.head.position
@@ -122,7 +122,7 @@ async def _next(
     wanted: lookup.Filter,
     gauge: Gauge,
 ) -> tuple[int, bytes]:
-    """What comes next for a stream, and up to where; nothing for the moment where it cannot be had."""
+    """Return the next chunk and the position it reaches; an empty one if the database is unavailable."""
     streams = services.streams
     try:
         async with streams.turn(streams.from_memory):
@@ -140,7 +140,7 @@ async def _next(
 
 
 def _is_gone(request: web.Request) -> bool:
-    """Whether the reader has gone, such as while it waited for its turn."""
+    """Return whether the reader has disconnected, for example while it waited for its turn."""
     return request.transport is None
 
 
@@ -148,7 +148,7 @@ async def _in_memory(services: Services, channel: Channel, position: int) -> Fou
     head = services.writer.squad.head.position
     if position >= head:
         return Found((), position)
-    # Of what was there before this process nothing is in memory.
+    # The tail holds nothing from before this process started: until it reaches the head, read the log.
     return await channel.after(position, _PAGE_EVENTS) if services.tail.last == head else None
 
 
@@ -159,15 +159,15 @@ async def _in_the_log(services: Services, position: int, wanted: lookup.Filter, 
         shown = await sealing.reveal(connection, page)
     gauge.learn(page)
     if services.tail.forgotten != forgotten:
-        # What was readable when it was read may not be any more.
+        # Something was forgotten meanwhile: what was read may no longer be shown.
         return Found((), position)
     last = page[-1].position if page else position
-    # The log may be further than this process knows.
+    # The log may already be ahead of what this process knows.
     return Found(shown, last if len(page) == most else max(head, last))
 
 
 def _chunk(services: Services, found: Found) -> tuple[int, bytes]:
-    """As much of it as may be sent at once; a single event may be larger."""
+    """Return as much as may be sent at once, and the position it reaches; a single event may be larger."""
     frames: list[bytes] = []
     size = 0
     for recorded in found.events:

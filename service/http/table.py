@@ -1,4 +1,4 @@
-"""The one route table, and the application made of it."""
+"""The route table, and the application that serves it."""
 
 from __future__ import annotations
 
@@ -73,26 +73,26 @@ ROUTES: tuple[Route, ...] = (
 
 @cache
 def openapi() -> dict[str, Any]:
-    """The document of all routes. Made late, for the sake of commands that never ask for it."""
+    """Return the OpenAPI document of all routes, made on demand because CLI commands never need it."""
     return document(ROUTES, VERSION)
 
 
 def _methods(route: Route) -> tuple[str, ...]:
-    """What a route is asked with: HEAD, where GET is answered with something that ends."""
+    """Return a route's methods: with GET also HEAD, unless the answer never ends."""
     return (
         (route.method, hdrs.METH_HEAD) if route.method == hdrs.METH_GET and route.ends else (route.method,)
     )
 
 
 def application(services: Services) -> web.Application:
-    """The HTTP application over the running parts."""
-    openapi()  # so that the first request for it holds up nobody
+    """Return the HTTP application over the running parts."""
+    openapi()  # in advance, because making it would block other requests
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     app[SERVICES] = services
     for route in ROUTES:
-        # aiohttp's own pattern for a parameter leaves out braces, which a name may have.
+        # aiohttp's default pattern for a parameter excludes braces, which a name may contain.
         path = re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", route.path)
-        # A `Reply` passes through aiohttp as it is, up to `Connection.finish_response`.
+        # aiohttp passes a `Reply` on unchanged to `Connection.finish_response`.
         for method in _methods(route):
             app.router.add_route(method, path, route.__call__)  # type: ignore[arg-type]
     return app

@@ -1,4 +1,4 @@
-"""Work that takes seconds: a few at a time, and a few more that wait for their turn."""
+"""Limit work that takes seconds: a few pieces at a time, with a short queue."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ MAX_WAITING = 8
 
 
 class Turns:
-    """As an async context: the time of one piece of such work.
+    """An async context manager to hold during one piece of such work.
 
     Raises:
-        Problem: too many wait already.
+        Problem: the queue is full.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Turns:
 
     async def __aenter__(self) -> None:
         if self._present >= AT_ONCE + MAX_WAITING:
-            raise Problem("queue_full", "too many such requests are waiting already", retry_after_seconds=5)
+            raise Problem("queue_full", "too many such requests are already waiting", retry_after_seconds=5)
         self._present += 1
         try:
             await self._places.acquire()

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says in words, and an example of each request body."""
+"""The OpenAPI document's prose, and an example of each request body."""
 
 from __future__ import annotations
 
@@ -13,51 +13,51 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Schedules, connects, budgets and audits a squad of AI agents.
 
-Everything that happens is an event in one log. A write answers with the `position` of its last event, and a
-read with `min_position` waits until it shows that position. With an `Idempotency-Key`, a repeated POST gets
-the first answer again. Errors under `/api/v1` are problem details (RFC 9457) with a stable `code`. HEAD is
-answered as GET, without the body; only the event stream, which never ends, does not take it.
+Everything that happens is an event in one log. A write answers with the `position` of its last event; a
+read with `min_position` waits until it covers that position. A write repeated with the same
+`Idempotency-Key` gets the first answer again. Errors under `/api/v1` are problem details (RFC 9457) with a
+stable `code`. HEAD is answered like GET, without the body, except on the event stream, which never ends.
 
-As long as the squad has a key that nobody has revoked, every request needs one, as
-`Authorization: Bearer squad_...`. An agent's key acts as that agent and shows what is its own or of all;
-an auditor's shows everything and changes nothing; an operator's may do everything.
+As long as the squad has a key that has not been revoked, every request needs one, as
+`Authorization: Bearer squad_...`. An agent's key acts as that agent and sees what is its own or shared by
+all; an auditor's key sees everything and changes nothing; an operator's key may do everything.
 """
 
 KEYS_OF_SCOPE: Mapping[Scope, str] = MappingProxyType(
     {
         Scope.PUBLIC: "Needs no key.",
-        Scope.READ: "Takes every key. An agent's may see less than others.",
-        Scope.AUDIT: "Takes an auditor's or an operator's key.",
-        Scope.ACT: "Takes an operator's key, or an agent's for what is its own.",
-        Scope.OPERATE: "Takes an operator's key.",
+        Scope.READ: "Accepts any key. An agent's key may see less than others.",
+        Scope.AUDIT: "Requires an auditor's or an operator's key.",
+        Scope.ACT: "Requires an operator's key, or an agent's key for what is its own.",
+        Scope.OPERATE: "Requires an operator's key.",
     }
 )
-"""Whose key a route takes."""
+"""Which keys a route accepts."""
 
 TAGS: Mapping[str, str] = MappingProxyType(
     {
-        "squad": "All that a dashboard needs at one address, in camelCase; the rest is under `/api/v1`.",
-        "agents": "Who belongs to the squad, and what each is at.",
-        "messages": "What agents tell each other: to one or to all, with an inbox for each.",
+        "squad": "Everything a dashboard needs at one address, in camelCase; the rest is under `/api/v1`.",
+        "agents": "The squad's agents and their status.",
+        "messages": "Messages between agents: to one or to all, with an inbox for each.",
         "operations": "Claims on resources, so that no two agents do the same work.",
-        "budget": "Tokens: what may be spent in a day, what is set aside, what was spent.",
-        "jobs": "What runs when, what came of every tick, and a person's hand on it.",
+        "budget": "Tokens: what may be spent in a day, what is reserved, what has been spent.",
+        "jobs": "The schedule, the outcome of every tick, and manual control.",
         "tasks": "The task board.",
         "emails": "The e-mail log.",
-        "subjects": "Those whose words are encrypted, and can be forgotten.",
-        "state": "The squad as it was, at any position of the log and at any time.",
+        "subjects": "Senders and messages whose content is stored encrypted and can be forgotten.",
+        "state": "The squad as it was, at any position of the log or at any time.",
         "events": "The log itself, as a list and as a live stream.",
-        "audit": "What the log answers for: why it happened, and what other rules would have done.",
-        "batch": "Many writes in one request: any under `/api/v1` that does not say otherwise.",
-        "health": "Whether the service is well, what it has counted, and this document.",
+        "audit": "Why something happened, and what other rules would have changed.",
+        "batch": "Many writes in one request: all those under `/api/v1` that do not exclude it.",
+        "health": "Liveness, readiness, metrics, and this document.",
     }
 )
 
 PATH_PARAMETERS: Mapping[str, str] = MappingProxyType(
     {
-        "id": "Its id, as the answer to its creation gave it.",
-        "name": "The name of the agent, or of the job.",
-        "position": "The event's place in the log.",
+        "id": "Its id, from the answer to its creation.",
+        "name": "The agent's or the job's name.",
+        "position": "The event's position in the log.",
     }
 )
 
@@ -153,4 +153,4 @@ EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
         },
     }
 )
-"""By method and path; tests hold them to the models."""
+"""By method and path; tests check them against the models."""

@@ -1,4 +1,4 @@
-"""What is answered to writes, as models: each names the position of what came of it."""
+"""The answers to writes, as models: each has the position of its last event."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class Acknowledged(Written):
 
 
 class Claimed(Written):
-    """The claim. Without a heartbeat it blocks others until `blocks_until` and ends at `expires_at`.
+    """The claim. Without a heartbeat it blocks others until `blocks_until` and expires at `expires_at`.
 
-    `fencing_token` is larger than that of every claim before. Hand it to what the work writes to: whatever
-    has seen a larger one can refuse a writer whose claim is over.
+    `fencing_token` is larger than that of every earlier claim. Pass it on with each write: a store that has
+    seen a larger one can reject a writer whose claim has expired.
     """
 
     id: str
@@ -80,7 +80,7 @@ class Finished(Written):
 
 
 class Policy(Written):
-    """The rules that hold now."""
+    """The rules in force now."""
 
     daily_tokens: int
     agent_limits: dict[str, int]
@@ -94,7 +94,7 @@ class Policy(Written):
 
 
 class Reserved(Written):
-    """The reservation, and what the agent may still take of the day; if it has a limit, of that as well."""
+    """The reservation, and how much the agent may still take today, its own limit included."""
 
     id: str
     expires_at: datetime
@@ -102,7 +102,7 @@ class Reserved(Written):
 
 
 class Settled(Written):
-    """What was used, and what the agent may still take of the day."""
+    """What was used, and how much the agent may still take today."""
 
     id: str
     tokens_used: int
@@ -110,14 +110,14 @@ class Settled(Written):
 
 
 class Released(Written):
-    """What the agent may still take of the day."""
+    """How much the agent may still take today."""
 
     id: str
     remaining: int
 
 
 class UsageTaken(Written):
-    """What was recorded, and what the agent may still take of the day; negative where use went beyond."""
+    """What was recorded, and how much the agent may still take today; negative if it has overspent."""
 
     tokens: int
     remaining: int
@@ -138,13 +138,13 @@ class TaskWritten(Written):
 
 
 class JobNamed(Written):
-    """Which job."""
+    """The job's name."""
 
     name: str
 
 
 class JobPaused(Written):
-    """Whether the job's ticks are skipped, and what was noted."""
+    """Whether the job is paused, and the note."""
 
     name: str
     paused: bool
@@ -152,7 +152,7 @@ class JobPaused(Written):
 
 
 class RunBegun(Written):
-    """A run that has begun."""
+    """A run that has started."""
 
     id: str
     job: str

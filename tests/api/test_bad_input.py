@@ -62,12 +62,12 @@ async def test_of_a_body_with_thousands_of_faults_none_is_told(shared: Service) 
     faults = {f"field_{number}": number for number in range(5_000)}
     refused = await shared.api.post("messages", from_agent="ada", to_agent="bob", message="m", **faults)
     assert refused.expect(422)["errors"] == [
-        {"field": "body", "message": "has 5,000 faults, too many to tell them"}
+        {"field": "body", "message": "has 5,000 errors, too many to list"}
     ]
     limits = {f"agent-{number}": -5 for number in range(10_000)}
     inside = await shared.api.put("budget", agent_limits=limits)
     assert inside.expect(422)["errors"] == [
-        {"field": "body", "message": "has 10,000 faults, too many to tell them"}
+        {"field": "body", "message": "has 10,000 errors, too many to list"}
     ]
 
 
@@ -182,7 +182,7 @@ async def test_a_malformed_id_is_refused_by_name(shared: Service, path: str, id_
 
 async def test_a_field_of_the_path_is_refused_in_the_body(shared: Service) -> None:
     fault = (await shared.api.put("agents/ada", name="bob", role="writer")).expect(422)
-    assert fault["errors"] == [{"field": "name", "message": "stands in the path, not in the body"}]
+    assert fault["errors"] == [{"field": "name", "message": "must be given in the path, not in the body"}]
 
 
 async def test_a_body_where_none_belongs_is_refused(shared: Service) -> None:

@@ -39,7 +39,7 @@ async def test_unknown_and_repeated_parameters_are_refused_by_name(api: Api) -> 
         twice = (await api.get(f"{path}{mark}min_position=1&min_position=1")).expect(
             422, "validation_failed"
         )
-        assert twice["errors"] == [{"field": "min_position", "message": "must be named once"}]
+        assert twice["errors"] == [{"field": "min_position", "message": "must be given only once"}]
 
 
 async def test_a_parameter_without_a_name_is_one_of_the_query(api: Api) -> None:
@@ -127,7 +127,7 @@ async def test_two_keys_are_refused(service: Service) -> None:
     async with service.api.session.post("/api/v1/tasks", json={"title": "t"}, headers=headers) as response:
         assert response.status == 422
         fault = await response.json(content_type=None)
-    assert fault["errors"] == [{"field": "Idempotency-Key", "message": "must be named once"}]
+    assert fault["errors"] == [{"field": "Idempotency-Key", "message": "must be given only once"}]
     assert await service.head() == head
 
 

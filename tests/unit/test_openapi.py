@@ -195,7 +195,7 @@ def test_a_jobs_time_zone_is_said_to_be_the_squads_where_none_is_named() -> None
 
 def test_what_cannot_be_batched_says_so() -> None:
     alone = {
-        path for _, path, operation in OPERATIONS if "No command of a batch" in operation["description"]
+        path for _, path, operation in OPERATIONS if "Not allowed in a batch" in operation["description"]
     }
     assert alone == {"/api/v1/subjects/forget"}
 

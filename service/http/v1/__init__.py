@@ -1,1 +1,1 @@
-"""The API under /api/v1: one module a subject, each with its routes."""
+"""The API under /api/v1: one module per subject, each with its routes."""

@@ -1,4 +1,4 @@
-"""Agents: who they are, what they are at, and their signs of life."""
+"""Agents: registration, status and heartbeats."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ ROUTES = (
         "PUT",
         "/api/v1/agents/{name}",
         do.RegisterAgent,
-        "Register an agent, or set its role, url and priority anew",
+        "Register an agent, or replace its role, url and priority",
         tag="agents",
         scope=Scope.ACT,
         bound={"name": "name"},
@@ -82,7 +82,7 @@ ROUTES = (
         "POST",
         "/api/v1/agents/{name}/heartbeat",
         do.Heartbeat,
-        "Say that an agent lives, and what it is at",
+        "Report that an agent is alive, and its status",
         tag="agents",
         scope=Scope.ACT,
         bound={"name": "agent"},

@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 
 MAX_COMMANDS = 1_000
 MAX_PATH_CHARACTERS = 2_000
-"""A name alone has up to 1,200 where each of its characters is percent-encoded."""
+"""A name alone takes up to 1,200 if each of its characters is percent-encoded."""
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
 class BatchedCommand(TypedDict):
     """A write, as it would be requested alone."""
 
-    # No model of its own: what is made of up to a thousand at once is best what JSON is made into anyway.
+    # A dict rather than a model: there can be a thousand, and parsed JSON consists of dicts anyway.
     method: Literal["POST", "PUT", "PATCH", "DELETE"]
     path: Annotated[str, Field(max_length=MAX_PATH_CHARACTERS)]
     body: NotRequired[dict[str, Any]]
@@ -57,7 +57,7 @@ class BatchedCommand(TypedDict):
 class Batch(BaseModel):
     """Writes that are decided in order; one that is refused does not stop the rest.
 
-    An `Idempotency-Key` stands for all of them together.
+    An `Idempotency-Key` covers the batch as a whole.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -66,7 +66,7 @@ class Batch(BaseModel):
 
 
 class Writes:
-    """Finds the write that a method and a path mean."""
+    """Finds the write for a method and a path."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._exact: dict[tuple[str, str], Route] = {}
@@ -81,10 +81,10 @@ class Writes:
                 self._patterns.append((route.method, re.compile(pattern), route))
 
     def find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
-        """The write's route, and what stands in its path.
+        """Return the write's route and its path parameters.
 
         Raises:
-            Problem: there is no such write, or it cannot be one of a batch.
+            Problem: there is no such write, or it is not allowed in a batch.
         """
         if exact := self._exact.get((method, path)):
             return _batchable(exact), {}
@@ -94,11 +94,11 @@ class Writes:
         raise Problem("not_found", f"there is no write {method} {path}")
 
     def personal(self, command: BatchedCommand) -> frozenset[str]:
-        """Which fields of a command's body can hold something personal."""
+        """Return the fields of a command's body that can hold personal data."""
         try:
             write = self.find(command["method"], command["path"])[0].write
         except Problem:
-            # It is going to be refused, and nothing of it kept.
+            # It will be refused, and nothing of it is stored.
             return frozenset()
         return write.command.personal if write else frozenset()
 
@@ -126,10 +126,10 @@ def prints_of(
     *,
     encrypt: bool,
 ) -> list[Print]:
-    """What each command's own idempotency key is bound to: the whole batch.
+    """Return what each command's own idempotency key is bound to: the whole batch.
 
-    Where payloads are encrypted, what is kept of one command must not depend on what is personal in
-    another: they are sealed with different keys, and a hash is enough to tell whether a guess is right.
+    With encrypted payloads, what is stored for one command must not depend on personal data in another:
+    they are sealed with different keys, and a hash is enough to check whether a guess is right.
     """
     personal = [writes.personal(command) for command in commands]
     wholes = [_whole(command) for command in commands]
@@ -146,14 +146,14 @@ def prints_of(
 
 
 def _whole(command: BatchedCommand) -> dict[str, Any]:
-    """The command with its fields in one order, and with a body, which it need not have."""
+    """Return the command with its fields in a fixed order, and with a body even if it has none."""
     return {"method": command["method"], "path": command["path"], "body": command.get("body", {})}
 
 
 async def _refuse_another_body(services: Services, prints: Mapping[str, Print]) -> None:
-    """Refuses a key whole that answered another request before, instead of command by command.
+    """Refuse the whole batch, rather than each command, if its key was used for another request.
 
-    `prints` are what this batch may find by the keys that are looked up.
+    `prints` are the acceptable fingerprints by key.
     """
     async with services.tables.connection() as connection:
         stored = await lookup.read_streams(connection, [f"request-{key}" for key in prints])
@@ -169,7 +169,7 @@ async def _refuse_another_body(services: Services, prints: Mapping[str, Print]) 
 async def _answer(
     services: Services, request: web.Request, results: Sequence[Answer | Problem]
 ) -> Reply | web.StreamResponse:
-    """All results; where they are too large to be made at once, as many small writes can be, in pieces."""
+    """Answer with all results; in pieces if they are too large to build at once."""
     pieces, made, size = _pieces(results), list[bytes](), 0
     for piece in pieces:
         made.append(piece)
@@ -188,7 +188,7 @@ def _pieces(results: Sequence[Answer | Problem]) -> Iterator[bytes]:
 
 
 def route_for(routes: Iterable[Route]) -> Route:
-    """The batch route over these routes' writes."""
+    """Return the batch route over these routes' writes."""
     writes = Writes(routes)
 
     def asked(
@@ -222,12 +222,12 @@ def route_for(routes: Iterable[Route]) -> Route:
         if key:
             encrypt = services.settings.encrypt_payloads
             prints = prints_of(writes, request.method, request.path, body, batch.commands, encrypt=encrypt)
-            # No key that a client sends has a space, so none can be one of these.
+            # Client keys contain no spaces, so none can be one of these.
             keys = own_keys = [f"batch:{index} {key}" for index in range(count)]
             by_key = dict(zip(own_keys, prints, strict=True))
             await _refuse_another_body(services, {key: Print(prints[0].bare), **by_key})
         requests: list[Request] = []
-        # Those that were not even asked, by their places.
+        # Commands that did not get as far as the writer, by index.
         refused: dict[int, Problem] = {}
         for place, (command, one_key, print_) in enumerate(zip(batch.commands, keys, prints, strict=True)):
             try:

@@ -1,4 +1,4 @@
-"""The budget: what may be spent, what is set aside, what was spent."""
+"""The budget: what may be spent, what is reserved, what has been spent."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 async def _show(services: Services, request: web.Request) -> Reply | web.StreamResponse:
     query = parse_query(Query, request)
     await services.tables.state_covering(query.min_position)
-    return await respond_long(services, request, lambda: views.budget(_begun(services)))
+    return await respond_long(services, request, lambda: views.budget(_state_on_a_budget_day(services)))
 
 
 async def _check(services: Services, request: web.Request) -> Reply:
     command = parse_command(do.CheckBudget, parse_object(await body_of(request)))
-    only_own(command.agent, "an agent asks for nobody but itself")
-    state = _begun(services)
+    only_own(command.agent, "an agent can only ask about itself")
+    state = _state_on_a_budget_day(services)
     assert state.day
     judged = allowance(state, state.day, command.agent, command.tokens)
     return respond(
@@ -39,8 +39,12 @@ async def _check(services: Services, request: web.Request) -> Reply:
     )
 
 
-def _begun(services: Services) -> State:
-    """The state, once the first budget day has begun."""
+def _state_on_a_budget_day(services: Services) -> State:
+    """Return the state.
+
+    Raises:
+        Problem: the first budget day has not begun yet.
+    """
     squad = services.writer.squad
     if squad.day is None:
         raise Problem("unavailable", "the service is starting", retry_after_seconds=1)
@@ -83,7 +87,7 @@ ROUTES = (
         "POST",
         "/api/v1/budget/reservations",
         do.ReserveTokens,
-        "Set tokens aside before spending them",
+        "Reserve tokens before spending them",
         tag="budget",
         scope=Scope.ACT,
         status=201,
@@ -94,7 +98,7 @@ ROUTES = (
         "POST",
         "/api/v1/budget/reservations/{id}/settle",
         do.SettleReservation,
-        "End a reservation with what was really used",
+        "Settle a reservation with the tokens that were used",
         tag="budget",
         scope=Scope.ACT,
         bound={"id": "reservation_id"},
@@ -105,7 +109,7 @@ ROUTES = (
         "DELETE",
         "/api/v1/budget/reservations/{id}",
         do.ReleaseReservation,
-        "Give a reservation back unused",
+        "Release a reservation unused",
         tag="budget",
         scope=Scope.ACT,
         bound={"id": "reservation_id"},

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 _OWN = sql.SQL("(handled_by = %(mine)s OR handled_by IS NULL)")
-"""What an agent's key shows: what the agent handles, and what nobody does yet."""
+"""What an agent's key sees: the e-mails that the agent handles, and those that nobody handles yet."""
 
 
 class EmailQuery(PageQuery):
@@ -37,7 +37,7 @@ class EmailQuery(PageQuery):
     handled_by: Name | None = None
     """Only e-mails that this agent handles."""
     gmail_message_id: ExternalId | None = None
-    """Only the e-mail with this id of Gmail's."""
+    """Only the e-mail with this Gmail message id."""
 
 
 async def _list(services: Services, request: web.Request) -> Reply:
@@ -55,12 +55,10 @@ async def _list(services: Services, request: web.Request) -> Reply:
 
 
 async def _one(services: Services, request: web.Request) -> Reply:
-    return await one_row(
-        services, request, emails, EMAILS, "email_not_found", "e-mail", check=_check_that_it_is_own
-    )
+    return await one_row(services, request, emails, EMAILS, "email_not_found", "e-mail", check=_check_own)
 
 
-def _check_that_it_is_own(row: EmailRow) -> None:
+def _check_own(row: EmailRow) -> None:
     if row.handled_by is not None:
         only_own(row.handled_by, f"e-mail {row.id} is another's")
 
@@ -69,7 +67,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/emails",
-        summary="E-mails, the oldest first",
+        summary="E-mails, oldest first",
         tag="emails",
         scope=Scope.READ,
         handler=_list,
@@ -81,7 +79,7 @@ ROUTES = (
         "POST",
         "/api/v1/emails",
         do.LogEmail,
-        "Log a received e-mail, once for each Gmail message id",
+        "Log a received e-mail, once per Gmail message id",
         tag="emails",
         scope=Scope.ACT,
         status=201,
@@ -104,7 +102,7 @@ ROUTES = (
         "PATCH",
         "/api/v1/emails/{id}",
         do.UpdateEmail,
-        "Change what is named of an e-mail",
+        "Change the given fields of an e-mail",
         tag="emails",
         scope=Scope.ACT,
         bound={"id": "email_id"},

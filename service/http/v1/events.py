@@ -1,4 +1,4 @@
-"""The log, read: a list, one event, and a live stream."""
+"""Reading the log: as a list, one event, or a live stream."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 EventType = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,100}$")]
 Stream = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,400}$")]
-"""One of an answer has up to 318 characters: the key, its agent, and which of a batch it is."""
+"""The stream of a stored answer has up to 318 characters: the key, its agent, and the index in a batch."""
 
 
 class EventQuery(PageQuery):
@@ -39,9 +39,9 @@ class EventQuery(PageQuery):
     stream: Stream | None = None
     """Only events of this stream, such as `budget-2026-01-31`."""
     agent: Name | None = None
-    """Only events that are this agent's, such as what it sent and what it claimed."""
+    """Only this agent's events, such as its messages and claims."""
     since: Moment | None = None
-    """Only events recorded at this time or later. In a URL the + of a time zone is written %2B."""
+    """Only events recorded at this time or later. In a URL, write the + of a time zone as %2B."""
     until: Moment | None = None
     """Only events recorded before this time."""
 
@@ -50,17 +50,17 @@ class StreamQuery(Query):
     """Filters of the live stream."""
 
     after: Position | None = None
-    """Begin after this position; without it, and without Last-Event-ID, with what comes next."""
+    """Begin after this position; without it and without Last-Event-ID, only new events are sent."""
     type: EventType | None = None
     """Only events of this type, such as `message_sent`."""
     stream: Stream | None = None
     """Only events of this stream, such as `budget-2026-01-31`."""
     agent: Name | None = None
-    """Only events that are this agent's, such as what it sent and what it claimed."""
+    """Only this agent's events, such as its messages and claims."""
 
 
 def show(recorded: Recorded) -> dict[str, Any]:
-    """An event as the API shows it, once it was revealed."""
+    """Return an event as the API shows it; it must have been revealed."""
     shown = recorded._asdict()
     shown["data"] = orjson.Fragment(recorded.data)
     shown["hash"] = recorded.hash.hex()
@@ -91,7 +91,7 @@ async def _one(services: Services, request: web.Request) -> Reply:
         stored = await lookup.read_one(connection, int(text))
         if stored is None:
             raise Problem("not_found", f"the log has no position {text}")
-        only_own(agent_of(stored), f"event {text} is none of its own")
+        only_own(agent_of(stored), f"event {text} is not its own")
         [recorded] = await sealing.reveal(connection, [stored])
     return respond(200, show(recorded))
 
@@ -104,9 +104,9 @@ async def _stream(services: Services, request: web.Request) -> web.StreamRespons
 
 
 def _own(agent: str | None) -> str | None:
-    """Whose events are shown: to an agent's key its own, whether it says so or not."""
+    """Return the agent whose events are shown; an agent's key sees only its own, even without a filter."""
     if agent is not None:
-        only_own(agent, f"the events of {agent!r} are none of its own")
+        only_own(agent, f"the events of {agent!r} are not its own")
     return agent if agent is not None else own_agent()
 
 
@@ -134,9 +134,9 @@ ROUTES = (
         answers={
             200: Media(
                 "text/event-stream",
-                "One server-sent event for each event of the log, with the event as JSON in `data`, as"
-                " `GET /api/v1/events/{position}` answers it. A last one, `log_replaced`, says that another"
-                " log has taken its place, such as one from a backup: what was read may not be in it",
+                "One server-sent event per event of the log, with the event as JSON in `data`, as"
+                " `GET /api/v1/events/{position}` shows it. A final `log_replaced` means that the log was"
+                " replaced by another one, for example from a backup, which may lack what was read before",
             )
         },
         problems=(

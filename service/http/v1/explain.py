@@ -1,4 +1,4 @@
-"""Why it happened: an answer for every position of the log."""
+"""Explanations: why an event happened, for every position of the log."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Step(Answer):
 
 
 class Reason(Answer):
-    """One sentence of an answer, the positions of the events that show it, and what it lists."""
+    """One sentence of an explanation, the positions of the events that show it, and what it lists."""
 
     sentence: str
     positions: list[int]
@@ -49,8 +49,8 @@ class Origin(Answer):
 class Explanation(Answer):
     """What happened, why, where it came from, what led to it, what became of it and what it led to.
 
-    `causes` is the chain of `caused_by`, the nearest first; where it is longer than what is shown,
-    `causes_go_on_at` is where it goes on. `outcome` tells what became of something that goes on.
+    `causes` is the chain of `caused_by`, nearest first; if it is longer than shown, it continues at
+    `causes_go_on_at`. `outcome` says what became of something that had not ended with this event.
     `facts` holds what the sentences say, and depends on the type.
     """
 

@@ -1,4 +1,4 @@
-"""Jobs and their runs: the schedule, what came of it, and a person's hand on it."""
+"""Jobs and their runs: the schedule, its outcomes, and manual control."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 class RunNow(BaseModel):
-    """Nothing: a job is run as it is defined."""
+    """An empty object: a job is run as it is defined."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -167,7 +167,7 @@ ROUTES = (
         "POST",
         "/api/v1/jobs/{name}/pause",
         do.PauseJob,
-        "Skip a job's ticks from here on",
+        "Skip a job's ticks from now on",
         tag="jobs",
         scope=Scope.OPERATE,
         bound={"name": "name"},
@@ -188,7 +188,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/runs",
-        summary="What came of every tick, the oldest first",
+        summary="The outcome of every tick, oldest first",
         tag="jobs",
         scope=Scope.READ,
         handler=_runs,

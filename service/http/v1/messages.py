@@ -34,7 +34,7 @@ _NEXT = sql.SQL("WHERE {}").format(_IN_INBOX)
 _OF_THOSE_LEFT = sql.SQL("WHERE position = ANY(%(left)s) AND {}").format(_IN_INBOX)
 
 OWN = sql.SQL("(from_agent = %(mine)s OR to_agent = %(mine)s OR to_agent IS NULL)")
-"""What an agent's key shows: what the agent sent, and what was sent to it or to all."""
+"""What an agent's key sees: messages that the agent sent, and those to it or to all."""
 
 
 class MessageQuery(PageQuery):
@@ -43,7 +43,7 @@ class MessageQuery(PageQuery):
     from_agent: Name | None = None
     """Only messages that this agent sent."""
     to_agent: Name | None = None
-    """Only messages sent to this agent by name; those to all are in its inbox, not here."""
+    """Only messages sent to this agent by name. Its inbox also has those to all."""
     task_id: ExternalId | None = None
     """Only messages about this task."""
 
@@ -95,7 +95,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/messages",
-        summary="Messages, the oldest first",
+        summary="Messages, oldest first",
         tag="messages",
         scope=Scope.READ,
         handler=_list,
@@ -106,7 +106,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/agents/{name}/inbox",
-        summary="What was sent to the agent or to all, and is not acknowledged by it",
+        summary="Messages to the agent or to all that it has not acknowledged",
         tag="messages",
         scope=Scope.READ,
         handler=_inbox,
@@ -119,7 +119,7 @@ ROUTES = (
         "POST",
         "/api/v1/messages/{id}/ack",
         do.AcknowledgeMessage,
-        "Take a message out of an agent's inbox",
+        "Acknowledge a message, which removes it from the agent's inbox",
         tag="messages",
         scope=Scope.ACT,
         bound={"id": "message_id"},

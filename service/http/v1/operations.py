@@ -33,12 +33,12 @@ class ConflictQuery(PageQuery):
     """Filters of the list of conflicts."""
 
     agent: Name | None = None
-    """Only claims of this agent that were refused."""
+    """Only this agent's refused claims."""
 
 
 async def _check(services: Services, request: web.Request) -> Reply:
     command = parse_command(do.CheckOperation, parse_object(await body_of(request)))
-    only_own(command.agent, "an agent asks for nobody but itself")
+    only_own(command.agent, "an agent can only ask about itself")
     conflict = find_conflict(services.writer.squad, command.resources, services.clock.now())
     return respond(200, {"conflict": describe(conflict) if conflict else None})
 
@@ -49,7 +49,7 @@ async def _list(services: Services, request: web.Request) -> Reply:
         return await page_of_rows(
             services, request, OperationQuery, operations, OPERATIONS, order="fencing_token"
         )
-    # What is under way is in memory, where it is never late.
+    # Active operations are in memory, which never lags.
     await services.tables.state_covering(query.min_position)
     squad, agent = services.writer.squad, query.agent
     rows = views.active_operations(squad) if agent is None else views.operations_of(squad, agent)
@@ -88,7 +88,7 @@ ROUTES = (
         "POST",
         "/api/v1/operations/{id}/heartbeat",
         do.RenewOperation,
-        "Say that the work goes on",
+        "Report that the work goes on, and renew its claim",
         tag="operations",
         scope=Scope.ACT,
         bound={"id": "operation_id"},
@@ -99,7 +99,7 @@ ROUTES = (
         "POST",
         "/api/v1/operations/{id}/finish",
         do.FinishOperation,
-        "End the work and give its claims back",
+        "Finish the operation and release its claims",
         tag="operations",
         scope=Scope.ACT,
         bound={"id": "operation_id"},
@@ -109,7 +109,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/operations",
-        summary="Operations, the oldest first",
+        summary="Operations, oldest first",
         tag="operations",
         scope=Scope.READ,
         handler=_list,
@@ -120,7 +120,7 @@ ROUTES = (
     Route(
         method="GET",
         path="/api/v1/conflicts",
-        summary="Refused claims, the oldest first",
+        summary="Refused claims, oldest first",
         tag="operations",
         scope=Scope.READ,
         handler=_conflicts,

@@ -1,4 +1,4 @@
-"""The squad as it is, and as it was."""
+"""The squad's state, present and past."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from service.http.reply import Reply
 
 WITHIN_SECONDS = 10.0
-"""How long the log is folded for one answer; and how long before that, others are waited for."""
+"""How long the log may be folded for one answer; and how long a request may wait before that for others."""
 
 _POSITION: TypeAdapter[int] = TypeAdapter(Position)
 _MOMENT: TypeAdapter[datetime] = TypeAdapter(Moment)
@@ -51,21 +51,21 @@ At = Annotated[
     PlainValidator(_place),
     WithJsonSchema({"anyOf": [_POSITION.json_schema(), {"type": "string", "format": "date-time"}]}),
 ]
-"""A place in the log: a position, or a moment."""
+"""A place in the log: a position or a time."""
 
 
 class StateQuery(Query):
-    """When."""
+    """The query parameters of the state."""
 
     at: At | None = Field(default=None, examples=_EXAMPLES)
-    """A position, or a time: after the last event that was recorded at or before it. Without it: now."""
+    """A position, or a time, which means the last event recorded at or before it. Without it: now."""
 
 
 async def _show(services: Services, request: web.Request) -> Reply | web.StreamResponse:
     query = parse_query(StateQuery, request)
     await services.tables.state_covering(query.min_position)
     then = await (_now(services) if query.at is None else _then(services, query.at))
-    # At once, and before anything is waited for: what it shows are lists of rows, which never change.
+    # Before the next await, which could change the state: it collects rows, which are immutable.
     whole = views.whole(then.squad, then.moment)
     return await respond_long(services, request, lambda: whole)
 
@@ -86,7 +86,9 @@ async def _then(services: Services, at: int | datetime) -> Then:
         async with asyncio.timeout(WITHIN_SECONDS):
             await services.looking_back.acquire()
     except TimeoutError as error:
-        raise Problem("took_too_long", "others are looking back as well", retry_after_seconds=5) from error
+        raise Problem(
+            "took_too_long", "other requests for past states are in progress", retry_after_seconds=5
+        ) from error
     try:
         async with services.tables.connection() as connection:
             return await look_back(
@@ -95,7 +97,7 @@ async def _then(services: Services, at: int | datetime) -> Then:
     except BeyondTheLog as error:
         raise Problem("not_found", str(error)) from error
     except TookTooLong as error:
-        detail = f"{error}; ask again, and it goes on from there"
+        detail = f"{error}; a retry goes on from there"
         raise Problem("took_too_long", detail, retry_after_seconds=1) from error
     finally:
         services.looking_back.release()

@@ -1,4 +1,4 @@
-"""Somebody to be forgotten: what is sealed with their key becomes unreadable, everywhere and for ever."""
+"""Forgetting a subject: what is sealed with its key becomes unreadable, everywhere and forever."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 
 class Forget(BaseModel):
-    """Who, or what, is to be forgotten."""
+    """The subject to forget."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     subject: ShortText
-    """The address of a sender of e-mails, or the id of a message."""
+    """The address of an e-mail sender, or the id of a message."""
 
 
 async def _forget(services: Services, request: web.Request) -> Reply:
     body = await body_of(request)
     subject = parse_command(Forget, parse_object(body)).subject
-    # Beside the writer, which must not wait for a look through every e-mail that is there in plain.
+    # Not in the writer, which must not wait for a scan of every unencrypted e-mail.
     async with services.tables.connection() as connection:
         in_plain = await traces.in_plain(connection, subject)
     asked = asked_by(request, body, do.ForgetSubject(subject=subject, in_plain=in_plain), rendering(200))
@@ -44,10 +44,10 @@ ROUTES = (
     Route(
         method="POST",
         path="/api/v1/subjects/forget",
-        summary="Make what a sender wrote, or a message, unreadable for ever",
+        summary="Make a sender's e-mails, or a message, unreadable forever",
         tag="subjects",
         scope=Scope.OPERATE,
-        alone_because="what the log holds of the subject is looked up before it is decided",
+        alone_because="it looks the subject up in the log before it is decided",
         handler=_forget,
         body=Forget,
         answers={200: written.Forgotten},

@@ -1,4 +1,4 @@
-"""The same history under another policy."""
+"""What-if: the same history under other rules."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 PAGE_POSITIONS = 500
-"""How much of the log is judged at once, while every other request waits: a few milliseconds' worth."""
+"""How many positions are evaluated at a time, blocking every other request: a few milliseconds' worth."""
 
 
 class Instead(Answer):
-    """How many requests of a kind would have been judged otherwise."""
+    """How many requests of one kind would have been decided differently."""
 
     refused_instead: int
     allowed_instead: int
 
 
 class DayOfAgent(Answer):
-    """What would have been otherwise for an agent on a day."""
+    """What would have been different for an agent on a day."""
 
     day: date
     agent: str
@@ -41,7 +41,7 @@ class DayOfAgent(Answer):
 
 
 class DifferentRequest(Answer):
-    """A request that would have been judged otherwise; `position` is where the log has what came of it."""
+    """A request that would have been decided differently; `position` is that of its recorded outcome."""
 
     position: int
     recorded_at: datetime
@@ -55,7 +55,7 @@ class DifferentRequest(Answer):
 
 
 class DifferentWarning(Answer):
-    """A warning that would have come at another time; null for never."""
+    """A warning that would have come at another time; null means never."""
 
     day: date
     percent: int
@@ -66,8 +66,8 @@ class DifferentWarning(Answer):
 class UnderOtherRules(Answer):
     """What would have been refused instead of allowed, and allowed instead of refused.
 
-    The other rules hold behind position `after`; history is judged up to position `upto`. `differences` are
-    the first ten. `caveats` say how much of it is certain.
+    The other rules apply after position `after`, up to position `upto`. `differences` has the first ten.
+    `caveats` say how much of it is certain.
     """
 
     summary: str
@@ -98,9 +98,9 @@ async def _judge(services: Services, request: web.Request) -> Reply:
 
     def look(_: int, __: int) -> None:
         if services.stopping:
-            raise Problem("stopping", "the service stops before this is done", retry_after_seconds=2)
+            raise Problem("stopping", "the service stopped before this was done", retry_after_seconds=2)
         if request.transport is None or request.transport.is_closing():
-            raise Problem("bad_request", "whoever asked has gone")
+            raise Problem("bad_request", "the client has disconnected")
 
     async with services.judging:
         report = await judge(services.tables.connection, rules, page_positions=PAGE_POSITIONS, at_page=look)
