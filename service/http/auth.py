@@ -191,7 +191,7 @@ class Door:
         if not seconds:
             return Problem("unauthorized", INVALID, headers={"WWW-Authenticate": _INVALID_TOKEN})
         if not self._warned.take(neighbourhood(address), monotonic()):
-            _log.warning("too many wrong keys come from %s", address)
+            _log.warning("too many invalid keys from %s", address)
         return Problem("rate_limited", f"{INVALID}; too many attempts", retry_after_seconds=ceil(seconds))
 
     def _has_expired(self, row: KeyRow) -> bool:

@@ -129,8 +129,8 @@ def problem_of(error: BaseException) -> Problem:
         case OutcomeUnknown():
             return Problem(
                 "outcome_unknown",
-                "the connection to the database broke during the commit; retry with the same"
-                " Idempotency-Key, or look at the log before you retry without one",
+                "the database did not confirm the commit in time; retry with the same Idempotency-Key, or"
+                " look at the log before you retry without one",
                 retry_after_seconds=5,
             )
         case _:

@@ -119,8 +119,7 @@ async def body_of(request: web.Request) -> bytes:
         raise too_large(MAX_BODY_BYTES) from error
     except (web.RequestPayloadError, ConnectionError) as error:
         raise Problem("bad_request", "the body is incomplete") from error
-    # Without a CORS preflight, a web page can post a form or plain text to a service on this machine, but
-    # not JSON.
+    # Without a preflight, a web page can post forms and plain text to a service on this machine, not JSON.
     if body and (request.content_type != "application/json" or not _is_utf8(request.charset)):
         raise Problem(
             "unsupported_media_type", "send the body in UTF-8 with Content-Type: application/json"

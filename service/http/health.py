@@ -62,8 +62,7 @@ async def _ready(services: Services, request: web.Request) -> Reply:
         checks["projections"] = _judge(rows)
     ready = all(check["ok"] for check in checks.values()) and not services.stopping
     if not services.door.knows(request):
-        # A problem's text may name hosts and users of the database, so strangers only see which check
-        # failed.
+        # A problem's text may name database hosts and users, so strangers only see which check failed.
         checks = {name: {"ok": check["ok"]} for name, check in checks.items()}
     body = {"ready": ready, "stopping": services.stopping, "checks": checks}
     return Reply(200 if ready else 503, dumps(body))

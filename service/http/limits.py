@@ -1,8 +1,7 @@
 """Rate limits: token buckets in bounded memory.
 
-A bucket is one number, the time at which it will be full again; full buckets are not kept. When there are
-more names than buckets may be kept, the latest names share one bucket, so using ever new names gains
-nothing.
+A bucket is one number, the time at which it will be full again; full buckets are not kept. When the number
+of buckets reaches its limit, further names share one bucket, so using ever new names gains nothing.
 """
 
 from __future__ import annotations

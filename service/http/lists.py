@@ -154,8 +154,7 @@ async def read_page(fetch: Fetch, after: int, limit: int, order: str = "position
             after = entry[order]
         if len(entries) < wanted:
             return {"items": items, "next": None}
-        # As many as will fit if they are like those so far; at least one, which shows whether there are
-        # more.
+        # As many as fit if they are like those so far; at least one, which shows whether there are more.
         count = min(max(1, (PAGE_BYTES - size) * len(items) // size), _MOST_ENTRIES)
 
 

@@ -1,8 +1,7 @@
 """Compressed bodies: decompressed only when they are needed, and never beyond the size limit.
 
 aiohttp would decompress them as they arrive, even for requests that were refused by their headers and whose
-body is only drained. A megabyte can expand to a gigabyte, which takes seconds and blocks every other
-request.
+body is only drained. A megabyte can expand to a gigabyte, which blocks every other request for seconds.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ def unpacked(body: bytes, coding: str, most_bytes: int) -> bytes:
         most_bytes: the maximum size of the content.
 
     Raises:
-        Problem: the content is larger, not in this encoding or incomplete, or the encoding is not
-        supported.
+        Problem: the content is too large, incomplete or not in this encoding, or that is not supported.
     """
     match coding:
         case "identity":

@@ -75,7 +75,7 @@ OTHERS: Mapping[str, Kind] = MappingProxyType(
         "not_found": Kind(404, "Not found"),
         "method_not_allowed": Kind(405, "The method is not allowed here"),
         "payload_too_large": Kind(413, "The body is too large"),
-        "misdirected": Kind(421, "The host name is not this service's"),
+        "misdirected": Kind(421, "The Host header does not name this service"),
         "rate_limited": Kind(429, "Too many requests"),
         "request_timeout": Kind(408, "The request took too long to arrive"),
         "connections_full": Kind(503, "Too many connections are open"),

@@ -42,7 +42,7 @@ class MessageTaken(Written):
 
 
 class Acknowledged(Written):
-    """Which message left whose inbox."""
+    """The message that was acknowledged, and the agent that did so."""
 
     id: str
     agent: str

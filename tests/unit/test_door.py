@@ -317,7 +317,7 @@ class TestTooOften:
         for number in range(100):
             entrance.ask(by=f"squad_{KEY.id}_{number:064x}", address=REMOTE)
         [record] = caplog.records
-        assert record.getMessage() == f"too many wrong keys come from {REMOTE}"
+        assert record.getMessage() == f"too many invalid keys from {REMOTE}"
 
 
 class TestBehindProxies:
