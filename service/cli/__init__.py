@@ -60,9 +60,9 @@ take_only_utf8(cli)
 
 
 def main() -> None:
-    """Runs the command; what goes wrong is one clear line and a non-zero exit."""
-    _open_what_is_closed()
-    _print_what_can_be_printed()
+    """Run the command; an error is one clear line on stderr and a non-zero exit status."""
+    _open_closed_streams()
+    _escape_unencodable_output()
     try:
         cli(standalone_mode=False, prog_name="squad")
     except click.exceptions.Abort:
@@ -78,24 +78,24 @@ def main() -> None:
             click.echo(f"squad: {line}", err=True)
         sys.exit(1)
     except OSError as error:
-        # As a rule it is the output that cannot be written, because a disk is full.
+        # Usually the output cannot be written because a disk is full.
         place = f"{error.filename}: " if error.filename else ""
-        click.echo(f"squad: cannot go on: {place}{error.strerror or error}", err=True)
-        # Python would complain once more while closing stdout.
+        click.echo(f"squad: cannot continue: {place}{error.strerror or error}", err=True)
+        # Otherwise Python would report it again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
 
 
-def _print_what_can_be_printed() -> None:
-    """Has a character that the locale's encoding lacks told by its number, as on stderr."""
+def _escape_unencodable_output() -> None:
+    """Have stdout escape characters that the locale's encoding lacks, as stderr does."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _open_what_is_closed() -> None:
-    """Leads stdin, stdout and stderr nowhere where they are closed.
+def _open_closed_streams() -> None:
+    """Redirect stdin, stdout and stderr to the null device if they are closed.
 
-    What is opened next would get their number, and libuv ends a process that closes one of these.
+    The next file opened would get their descriptor, and libuv aborts a process that closes one of these.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:

@@ -1,8 +1,8 @@
-"""Commands of the command line that change something: decided and appended with no service in between.
+"""CLI commands that change something: decided and appended without a service in between.
 
-A command has a writer of its own for as long as it lasts, so it is decided at the head of the log like
-everybody else's, whether services run beside it or not, and what time has made happen is decided before it.
-A service that runs sees what came of it as it sees what other processes do.
+A command has its own writer for as long as it runs, so it is decided at the head of the log like all
+others, whether or not services are running, and what has become due by then is decided before it. A running
+service sees its events as it sees those of other processes.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _SHOWN_CHARACTERS = 100
 
 @dataclass(frozen=True)
 class Acting:
-    """What a command of the command line acts with."""
+    """What a CLI command needs to change a squad."""
 
     connection: Connection
-    """To read with."""
+    """For reading."""
     settings: Settings
     dsn: str
     writer: Writer
@@ -57,10 +57,10 @@ class Acting:
     actor: str
 
     async def do(self, command: AnyCommand) -> Outcome:
-        """Has a command decided; returns once what came of it is durable.
+        """Have a command decided; return once its outcome is durable.
 
         Raises:
-            StartFailed: it was refused, or could not be decided; the message says why in one line.
+            StartFailed: it was refused or could not be decided; the message says why in one line.
         """
         request = Request(command, self.actor, new_id())
         try:
@@ -69,22 +69,23 @@ class Acting:
             raise StartFailed("the database cannot be reached; nothing was carried out") from error
         except OutcomeUnknown as error:
             raise StartFailed(
-                "the database went away meanwhile; `squad events` will tell whether it was carried out"
+                "the database did not confirm the commit in time; `squad events` shows whether it was"
+                " carried out"
             ) from error
         except CommandFailed as error:
             if not self.writer.squad.has_policy:
                 raise StartFailed("the squad was never started; start it once with `squad up`") from error
-            raise StartFailed(printable(f"a fault of the orchestrator: {error}")) from error
+            raise StartFailed(printable(f"internal error: {error}")) from error
         if outcome.refusal:
             raise StartFailed(printable(outcome.refusal.detail))
         return outcome
 
 
 def asked(kind: type[C], **fields: Any) -> C:
-    """A command of what somebody typed.
+    """Make a command from what the user typed.
 
     Raises:
-        StartFailed: it cannot be one; the message names the field and what is wrong with it.
+        StartFailed: it is not valid; the message names the field and what is wrong with it.
     """
     try:
         return kind(**fields)
@@ -102,13 +103,13 @@ async def acting(
     listening: bool = False,
     anew: bool = False,
 ) -> AsyncIterator[Acting]:
-    """Opens a squad that exists, or (`anew`) comes to exist by this, to change something in it.
+    """Open an existing squad, or with `anew` create it if needed, to change something in it.
 
     Args:
-        target: which squad.
-        listening: for a command that waits for what others do: the writer then hears of it at once, and not
-            only when it looks, which it does before each decision and every second.
-        anew: whether the squad may be a new one.
+        target: the squad.
+        listening: for a command that waits for what others do: the writer is then notified at once, instead
+            of only polling, which it does before each decision and every second.
+        anew: whether to create the squad if it does not exist.
 
     Raises:
         StartFailed: there is no squad, or its state cannot be restored.
@@ -124,7 +125,7 @@ async def acting(
 
 
 def actor() -> str:
-    """Whoever typed the command, as the log names them."""
+    """Return the user who runs the command, as the log names them."""
     try:
         login = getpass.getuser()
     except (OSError, KeyError, ImportError):

@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="How long to measure.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
 @target_options
 def bench(*, seconds: float, as_json: bool, target: Target) -> None:
-    """Measure this machine and database, in a schema of its own that is removed afterwards."""
+    """Measure what to expect on this machine and database.
+
+    It works in a schema of its own, which it removes afterwards.
+    """
     chosen = target.settings()
     screen = Console(stderr=True)
 
@@ -53,18 +56,18 @@ def bench(*, seconds: float, as_json: bool, target: Target) -> None:
 
 def _table(figures: Figures) -> Table:
     title = f"Postgres {figures.server_version}"
-    table = Table("", "a second", "half within", "99 % within", title=title, title_justify="left")
+    table = Table("", "per second", "p50", "p99", title=title, title_justify="left")
     for name, latency in (
-        ("to the database and back", figures.round_trip),
-        ("a durable commit", figures.commit),
-        ("the same, not waiting for the disk", figures.commit_unflushed),
-        ("a notification", figures.notification),
+        ("database round trip", figures.round_trip),
+        ("durable commit", figures.commit),
+        ("commit without waiting for the disk", figures.commit_unflushed),
+        ("notification", figures.notification),
     ):
         table.add_row(name, "", *_cells(latency))
     for callers, rate in figures.commands.items():
         name = f"commands, {callers} caller{'s' if callers > 1 else ''}"
         table.add_row(name, f"{rate.per_second:,.0f}", *_cells(rate.latency))
-    table.add_row("from the answer to the table", "", *_cells(figures.visible))
+    table.add_row("from answer to read table", "", *_cells(figures.visible))
     return table
 
 
@@ -73,7 +76,7 @@ def _cells(latency: Latency) -> tuple[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    """Records as objects, whatever they hold."""
+    """Convert records to JSON objects, recursively."""
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return {name: _plain(item) for name, item in value._asdict().items()}
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""`squad checkpoint`: how far the log is, under a signature, to be kept elsewhere."""
+"""`squad checkpoint`: the log's head, signed, to be kept elsewhere."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ _FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@click.option("--key", type=_FILE, help="The key to sign with.  [default: what checkpoint_key is set to]")
+@click.option("--key", type=_FILE, help="The key to sign with.  [default: the setting checkpoint_key]")
 @click.option("--out", type=_FILE, default=STANDARD, help="Where to write it.  [default: stdout]")
-@click.option("--new-key", type=_FILE, help="Only make a key, in this file, and its public half beside it.")
+@click.option(
+    "--new-key", type=_FILE, help="Only create a key in this file, with its public key beside it."
+)
 @target_options
 def checkpoint(
     *,
@@ -38,17 +40,17 @@ def checkpoint(
     new_key: Path | None,
     target: Target,
 ) -> None:
-    """Verify the log, and sign how far it is and what its last hash is."""
+    """Verify the log, and sign its last position and hash."""
     if new_key is not None:
         name = signed.new_key(new_key)
-        click.echo(f"made the key {name}")
-        click.echo(f"  private  {new_key}: keep it where whoever can write to the database cannot read it")
+        click.echo(f"created the key {name}")
+        click.echo(f"  private  {new_key}: keep it out of reach of everyone who can write to the database")
         click.echo(f"  public   {signed.public_half(new_key)}: for squad verify --public-key")
         return
     chosen_key = key or target.settings().checkpoint_key
     if chosen_key is None:
         raise StartFailed(
-            "there is no key to sign with; name one with --key, or make one with"
+            "there is no key to sign with; name one with --key, or create one with"
             " `squad checkpoint --new-key FILE`"
         )
     private = signed.private_key(chosen_key)
@@ -63,7 +65,11 @@ def checkpoint(
 
 
 async def _signed(connection: Connection, key: Ed25519PrivateKey) -> Checkpoint:
-    """A checkpoint of a log that holds, up to its last event."""
+    """Verify the log, and return a checkpoint of its last event.
+
+    Raises:
+        StartFailed: the log does not hold, or is empty.
+    """
     async with verification.snapshot(connection):
         total = await log.head_position(connection)
         with progress.shown("the log") as tell:

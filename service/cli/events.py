@@ -35,12 +35,12 @@ _VALUE_CHARACTERS = 60
 
 
 @click.command()
-@click.option("--follow", "-f", "following", is_flag=True, help="Go on with what comes next, until Ctrl-C.")
+@click.option("--follow", "-f", "following", is_flag=True, help="Keep printing new events, until Ctrl-C.")
 @click.option("--after", type=Whole(min=0), default=0, help="Begin after this position.")
 @click.option("--type", "type_", metavar="TYPE", help="Only events of this type, such as message_sent.")
 @click.option("--agent", metavar="NAME", help="Only events of this agent.")
-@click.option("--since", type=Moment(), help="Only events since then: RFC 3339, or 15m, 2h, 1d ago.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--since", type=Moment(), help="Only events since this time: RFC 3339, or 15m, 2h, 1d ago.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @target_options
 def events(
     *,
@@ -52,7 +52,7 @@ def events(
     as_json: bool,
     target: Target,
 ) -> None:
-    """Read the log."""
+    """Print the log."""
     wanted = lookup.Filter(type=type_, agent=agent, since=since)
 
     async def work() -> None:
@@ -71,7 +71,7 @@ def events(
     try:
         run(work())
     except (KeyboardInterrupt, asyncio.CancelledError):
-        # It is how to end one that follows. Of any other, the end is missing.
+        # It is how to end --follow; without that, the output is incomplete.
         if not following:
             raise
 

@@ -1,4 +1,4 @@
-"""`squad explain`: why it happened, on the terminal."""
+"""`squad explain`: why an event happened, on the terminal."""
 
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ if TYPE_CHECKING:
 
 @click.command("explain")
 @click.argument("position", type=Whole(min=1, max=2**63 - 1))
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @target_options
 def explain_position(position: int, *, as_json: bool, target: Target) -> None:
-    """Tell why the event at a position happened, or why something was refused there."""
+    """Explain why something happened or was refused.
+
+    POSITION is that of its event in the log.
+    """
 
     async def work() -> Explanation | None:
         async with open_squad(target) as (connection, _, _):
@@ -46,28 +49,28 @@ def explain_position(position: int, *, as_json: bool, target: Target) -> None:
 
 
 def lines(found: Explanation) -> Iterator[str]:
-    """An explanation as a person reads it."""
+    """Yield the lines of an explanation for people."""
     yield f"{found.position}  {found.type}  {moment(found.recorded_at)}"
     yield found.summary
-    yield from _part("Why", _told(found.reasons))
-    yield from _part("Where it came from", _told(found.origin.reasons))
+    yield from _part("Why", _reasons(found.reasons))
+    yield from _part("Where it came from", _reasons(found.origin.reasons))
     causes = [_step(step) for step in found.causes]
     if found.causes_go_on_at:
         causes.append(f"and so on, from position {found.causes_go_on_at}")
     yield from _part("What led to it, the nearest first", causes)
-    yield from _part("What became of it", _told(found.outcome))
+    yield from _part("What became of it", _reasons(found.outcome))
     yield from _part("What it led to", (_step(step) for step in found.effects))
 
 
-def _part(title: str, told: Iterable[str]) -> Iterator[str]:
-    items = list(told)
+def _part(title: str, rows: Iterable[str]) -> Iterator[str]:
+    items = list(rows)
     if items:
         yield ""
         yield title
         yield from (f"  {item}" for item in items)
 
 
-def _told(reasons: Iterable[Reason]) -> Iterator[str]:
+def _reasons(reasons: Iterable[Reason]) -> Iterator[str]:
     for reason in reasons:
         yield reason.sentence
         yield from (f"  - {item}" for item in reason.items)

@@ -37,14 +37,14 @@ _FILE = click.Path(path_type=Path)
     "form",
     type=click.Choice(["jsonl", "cloudevents"]),
     default="jsonl",
-    help="What each line is: an event for squad import, or a CloudEvent for others.  [default: jsonl]",
+    help="The format of a line: an event for squad import, or a CloudEvent.  [default: jsonl]",
 )
 @click.option("--after", type=Whole(min=0), default=0, help="Begin after this position.")
 @click.option("--until", type=Whole(min=1), help="End with this position.")
 @click.option(
     "--without-keys",
     is_flag=True,
-    help="Leave out what sealed payloads are read with: nobody can read them from this file.",
+    help="Omit the keys of encrypted payloads, so that nobody can read those from this file.",
 )
 @target_options
 def export_command(
@@ -56,7 +56,10 @@ def export_command(
     until: int | None,
     target: Target,
 ) -> None:
-    """Write the log to FILE as JSON Lines, packed where its name ends in .gz; - is stdout."""
+    """Write the log to FILE as JSON Lines.
+
+    The file is compressed if its name ends in .gz; - is stdout.
+    """
     if until is not None and until < after:
         raise click.UsageError(f"--until {until} is before --after {after}")
 
@@ -64,7 +67,7 @@ def export_command(
         async with open_squad(target, **AT_LEISURE) as (connection, _, _):
             head = await log.head_position(connection)
             if after > head:
-                raise StartFailed(f"there is nothing after position {after}, the log ends at {head}")
+                raise StartFailed(f"there is nothing after position {after}: the log ends at {head}")
             total = min(head, until or head) - after
             with written(file) as opened, progress.shown("exporting") as tell:
                 return await export_log(
@@ -80,8 +83,8 @@ def export_command(
     done = run(work())
     if done.broken_at is not None:
         raise StartFailed(
-            f"{named(file, 'output')} is written, but cannot be imported: at position {done.broken_at} the"
-            " hash does not follow from the event and the hash before"
+            f"{named(file, 'output')} was written but cannot be imported: at position {done.broken_at} the"
+            " hash does not match the event and the previous hash"
         )
     click.echo(
         f"exported {done.events:,} events, up to position {done.end.position:,}", err=file == STANDARD
@@ -92,11 +95,14 @@ def export_command(
 @click.argument("file", type=_FILE)
 @target_options
 def import_command(file: Path, target: Target) -> None:
-    """Take in a whole log that squad export wrote to FILE, or nothing, into a new squad; - is stdin."""
+    """Import a log from FILE into a new squad.
+
+    FILE is one that squad export wrote; - is stdin. The log is imported as a whole or not at all.
+    """
     chosen = target.settings()
 
     async def work() -> Head:
-        # Whoever names a file that is none must not find a new database afterwards.
+        # Check the file first: one that is not valid must not leave a new database behind.
         arriving = lines(file)
         first: list[bytes] = await anext(arriving, [])
         Arriving().take(first[0] if first else b"")
@@ -111,15 +117,15 @@ def import_command(file: Path, target: Target) -> None:
                         bar.close()
                         await fill(connection, head, bar.enter_context(progress.shown("the tables")))
 
-                    portions = _again(first, arriving)
+                    portions = _chained(first, arriving)
                     head = await import_log(connection, portions, lambda done: tell(done, None), follow)
         return head
 
     head = run(work())
-    click.echo(f"imported {head.position:,} events, and their tables; the last hash is {head.hash.hex()}")
+    click.echo(f"imported {head.position:,} events and built the tables; last hash {head.hash.hex()}")
 
 
-async def _again(first: list[bytes], rest: AsyncIterator[list[bytes]]) -> AsyncIterator[list[bytes]]:
+async def _chained(first: list[bytes], rest: AsyncIterator[list[bytes]]) -> AsyncIterator[list[bytes]]:
     yield first
     async for portion in rest:
         yield portion

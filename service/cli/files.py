@@ -1,4 +1,4 @@
-"""Files that commands write and read: whole or not at all, packed if named `.gz`, `-` for stdio."""
+"""Files that commands read and write: atomically, compressed if named `.gz`, `-` for stdin or stdout."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _PORTION_LINES = 2_000
 
 @contextmanager
 def written(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write: it bears its name only when all of it is written, and is removed if that fails.
+    """Open a file to write. It gets its name only once it is complete, and is removed if that fails.
 
-    The name may end in `.gz`. What is no plain file, such as a pipe, is written as it comes.
+    The name may end in `.gz`. Anything but a regular file, such as a pipe, is written directly.
 
     Raises:
         StartFailed: it cannot be written.
@@ -39,7 +39,7 @@ def written(path: Path) -> Iterator[IO[bytes]]:
         with ExitStack() as stack:
             file = stack.enter_context(_destination(path))
             if path.suffix == _PACKED:
-                # Without name and time in it, the same content makes the same file.
+                # Without name and time in the header, the same content gives the same file.
                 packed = gzip.GzipFile("", "wb", 6, file, mtime=0)
                 file = cast("IO[bytes]", stack.enter_context(packed))
             yield file
@@ -55,7 +55,7 @@ def _destination(path: Path) -> Iterator[IO[bytes]]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    # What a link leads to is replaced, not the link.
+    # Replace what a symbolic link points to, not the link.
     path = path.resolve()
     if path.exists() and not path.is_file():
         with path.open("wb") as file:
@@ -75,7 +75,7 @@ def _destination(path: Path) -> Iterator[IO[bytes]]:
 
 
 async def lines(path: Path) -> AsyncIterator[list[bytes]]:
-    """The lines of a file, in portions; a line that is too long comes cut off.
+    """Yield the lines of a file, in portions; a line that is too long is truncated.
 
     Raises:
         StartFailed: it cannot be read.
@@ -91,25 +91,25 @@ async def lines(path: Path) -> AsyncIterator[list[bytes]]:
         reason = getattr(error, "strerror", None) or error
         raise StartFailed(f"cannot read {named(path, 'input')}: {reason}") from error
     finally:
-        # Where a pipe keeps the thread waiting, closing would wait as well.
+        # While a pipe blocks the thread, closing would block as well.
         if file is not None and (reading is None or (reading.done() and not reading.cancelled())):
             file.close()
 
 
 def named(path: Path, direction: str) -> str:
-    """What to call a file in a message: - is standard input, or output."""
+    """Return a file's name for messages: - is standard input or output."""
     return f"standard {direction}" if path == STANDARD else str(path)
 
 
 def _opened(path: Path) -> IO[bytes]:
     if path == STANDARD:
-        # An object of our own: what a thread reads from is not for the interpreter to close.
+        # A separate file object, because the interpreter must not close what a thread is reading from.
         return open(sys.stdin.fileno(), "rb", closefd=False)
     return path.open("rb")
 
 
 def _in_a_thread(work: Callable[[], list[bytes]]) -> asyncio.Future[list[bytes]]:
-    """Runs what may block in a thread that nobody has to wait for when the command is to end."""
+    """Run what may block in a thread that need not be waited for when the command ends."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[list[bytes]] = loop.create_future()
 
@@ -126,9 +126,9 @@ def _in_a_thread(work: Callable[[], list[bytes]]) -> asyncio.Future[list[bytes]]
         error: Exception | None = None
         try:
             portion = work()
-        except Exception as caught:  # noqa: BLE001 - it is raised where the portion is waited for
+        except Exception as caught:  # noqa: BLE001 - it is raised where the portion is awaited
             error = caught
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
             loop.call_soon_threadsafe(settle, portion, error)
 
     threading.Thread(target=run, daemon=True).start()

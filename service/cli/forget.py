@@ -1,4 +1,4 @@
-"""`squad forget`: destroys the key of a sender or a message, and sees to it that the tables follow."""
+"""`squad forget`: destroy the key of a sender or a message, and wait until the read tables follow."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     from service.requests import Outcome
 
 LOOK_SECONDS = 0.05
-"""How often it is looked how far the tables are."""
+"""How often the positions of the tables are polled."""
 
 STUCK_AFTER_SECONDS = 10.0
-"""For so long the tables may stand still before they are given up."""
+"""How long the tables may make no progress before the command gives up."""
 
-_HINDMOST = "SELECT coalesce(min(position), 0) FROM projections WHERE name = ANY(%s)"
+_LOWEST_POSITION = "SELECT coalesce(min(position), 0) FROM projections WHERE name = ANY(%s)"
 
 
 @click.command()
 @click.argument("subject")
 @target_options
 def forget(*, subject: str, target: Target) -> None:
-    """Make what a sender wrote, or a message, unreadable for ever.
+    """Make a sender's e-mails, or a message, unreadable forever.
 
-    SUBJECT is the address of a sender of e-mails, or the id of a message. It can only be forgotten as far
-    as it was logged while payloads were encrypted (SQUAD_ENCRYPT_PAYLOADS). Where some of it was not, that
-    is told, and the exit is 1.
+    SUBJECT is the address of an e-mail sender, or the id of a message. Only what was logged while payloads
+    were encrypted (SQUAD_ENCRYPT_PAYLOADS) can be forgotten. If some of it was not, the command says so and
+    exits with status 1.
     """
 
     async def work() -> Outcome:
@@ -61,33 +61,33 @@ def forget(*, subject: str, target: Target) -> None:
         if done[kind]
     ]
     click.echo(
-        f"forgotten: {' and '.join(what) or 'the key, which sealed nothing'} (position {outcome.position})"
+        f"forgotten: {' and '.join(what) or 'a key that encrypted nothing'} (position {outcome.position})"
     )
     if done["in_plain"]:
         raise StartFailed(
-            f"{_count(done['in_plain'], 'e-mail')} of this sender stood in the log before payloads were"
-            " encrypted, in whole or in part, and nothing can erase that"
+            f"{_count(done['in_plain'], 'e-mail')} of this sender entered the log, in whole or in part,"
+            " before payloads were encrypted, and cannot be erased"
         )
 
 
 async def _tables_follow(squad: Acting, position: int) -> None:
-    """Waits until the read tables have erased it too. If no service keeps them, this process does so long.
+    """Wait until the read tables have erased it too. If no service maintains them, this process does so.
 
     Raises:
-        StartFailed: they do not come there.
+        StartFailed: they make no progress.
     """
     projector = Projector(squad.dsn, squad.settings.squad_schema, Hints())
     async with background(projector.run()):
         reached, moved_at = -1, monotonic()
         while reached < position:
-            cursor = await squad.connection.execute(_HINDMOST, ([emails.name, messages.name],))
+            cursor = await squad.connection.execute(_LOWEST_POSITION, ([emails.name, messages.name],))
             row = await cursor.fetchone()
             at = row[0] if row else 0
             if at > reached:
                 reached, moved_at = at, monotonic()
             elif monotonic() - moved_at > STUCK_AFTER_SECONDS:
                 raise StartFailed(
-                    f"it is forgotten (position {position}), but the read tables stand at {reached}"
+                    f"it is forgotten (position {position}), but the read tables are stuck at {reached}"
                     " and still hold it: see `squad status`"
                 )
             if reached < position:

@@ -1,4 +1,4 @@
-"""`squad jobs`: the schedule, and a person's hand on it."""
+"""`squad jobs`: the schedule, and manual control of it."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _COLOURS = {"succeeded": "green", "running": "cyan", "skipped": "yellow", "misse
 
 
 @click.group(invoke_without_command=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @target_options
 @click.pass_context
 def jobs(context: click.Context, *, as_json: bool, target: Target) -> None:
     """Show the schedule; run, pause or resume a job."""
     if context.invoked_subcommand is not None:
-        # Which squad it is may be said before or after what is to be done.
+        # The options that name the squad may come before or after the subcommand.
         context.default_map = {context.invoked_subcommand: target._asdict()}
         return
 
@@ -60,7 +60,7 @@ def jobs(context: click.Context, *, as_json: bool, target: Target) -> None:
 
 
 def _table(found: list[dict[str, Any]]) -> Table:
-    table = Table("job", "when", "agent", "last runs, the newest first", "next", title="Jobs")
+    table = Table("job", "when", "agent", "last runs, newest first", "next", title="Jobs")
     for job in found:
         runs = Text(", ").join(
             Text(item["status"], _COLOURS.get(item["status"], "red")) for item in job["last_runs"]
@@ -79,11 +79,11 @@ def _table(found: list[dict[str, Any]]) -> Table:
     is_flag=False,
     flag_value=WITHOUT_END,
     metavar="[SECONDS]",
-    help="Wait until it ends, for so long at most; fail where it does not succeed. Stands after NAME.",
+    help="Wait for the run to end, at most this long; fail unless it succeeds. Goes after NAME.",
 )
 @target_options
 def run_job(name: str, wait_seconds: float | None, target: Target) -> None:
-    """Run a job now, by whichever service is first to see it."""
+    """Run a job now, in whichever service sees it first."""
 
     async def work() -> None:
         waiting = wait_seconds is not None
@@ -98,16 +98,16 @@ def run_job(name: str, wait_seconds: float | None, target: Target) -> None:
 
 @jobs.command()
 @click.argument("name")
-@click.option("--note", help="Why; it is shown with the job and kept in the log.")
+@click.option("--note", help="The reason; shown with the job and kept in the log.")
 @target_options
 def pause(name: str, note: str | None, target: Target) -> None:
-    """Skip a job's ticks from here on."""
+    """Skip a job's ticks from now on."""
     run(_do(target, asked(do.PauseJob, name=name, note=note)))
 
 
 @jobs.command()
 @click.argument("name")
-@click.option("--note", help="Why; it is kept in the log.")
+@click.option("--note", help="The reason; kept in the log.")
 @target_options
 def resume(name: str, note: str | None, target: Target) -> None:
     """Run a job's ticks again."""

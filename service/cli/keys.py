@@ -1,4 +1,4 @@
-"""`squad keys`: who may come in, and with what."""
+"""`squad keys`: API keys."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ _COLOURS = {"active": "green", "expired": "yellow", "revoked": "red"}
 
 @click.group("keys")
 def keys_() -> None:
-    """Make, list and revoke API keys. As long as there is one, the service lets nobody in without."""
+    """Create, list and revoke API keys. As long as there is one, every request needs one."""
 
 
 @keys_.command()
 @click.option(
     "--scope",
     type=click.Choice(["agent", "operator", "auditor"]),
-    help="What it opens: what is one agent's own; everything; everything, but only to look at.",
+    help="What it gives access to: one agent's own data; everything; everything, read-only.",
 )
-@click.option("--agent", metavar="NAME", help="Whose key it is; for the scope agent.")
-@click.option("--expires-days", type=int, metavar="N", help="How long it lives.  [default: until revoked]")
-@click.option("--note", metavar="TEXT", help="What it is for; shown in lists, and kept in the log.")
-@click.option("--json", "as_json", is_flag=True, help="The key and what is known of it, as JSON.")
+@click.option("--agent", metavar="NAME", help="The agent that the key is for; with --scope agent.")
+@click.option("--expires-days", type=int, metavar="N", help="Days until it expires.  [default: never]")
+@click.option("--note", metavar="TEXT", help="What it is for; shown in lists and kept in the log.")
+@click.option("--json", "as_json", is_flag=True, help="Print the key and its details as JSON.")
 @target_options
 def create(
     *,
@@ -59,11 +59,11 @@ def create(
     as_json: bool,
     target: Target,
 ) -> None:
-    """Make a key. It is shown this once; only its hash is kept."""
+    """Create a key. It is shown only once; only its hash is stored."""
     if scope is None:
-        raise click.UsageError("--scope is needed: agent, operator or auditor")
+        raise click.UsageError("--scope is required: agent, operator or auditor")
     if (scope == "agent") != (agent is not None):
-        raise click.UsageError("--scope agent takes --agent NAME, and no other scope does")
+        raise click.UsageError("--scope agent requires --agent NAME, and no other scope allows it")
     made = api_keys.make()
     command = asked(
         do.CreateKey,
@@ -76,7 +76,7 @@ def create(
     )
 
     async def work() -> dict[str, Any]:
-        # Before the first start as well: a service that others can reach does not start without one.
+        # Also before the first start, because a service that others can reach does not start without a key.
         async with acting(target, anew=True) as hand:
             outcome = await hand.do(command)
             return {"key": made.text, **outcome.reply, "position": outcome.position}
@@ -87,16 +87,16 @@ def create(
         return
     whose = f"agent {printable(agent)}" if agent else scope
     until = f", until {shown['expires_at']:%Y-%m-%d %H:%M}Z" if shown["expires_at"] else ""
-    click.echo(f"key {made.id} ({whose}{until}) is shown this once:", err=True)
+    click.echo(f"key {made.id} ({whose}{until}), shown only once:", err=True)
     click.echo(made.text)
 
 
 @keys_.command("list")
-@click.option("--all", "with_revoked", is_flag=True, help="Those that were revoked as well.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--all", "with_revoked", is_flag=True, help="Include revoked keys.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @target_options
 def list_(*, with_revoked: bool, as_json: bool, target: Target) -> None:
-    """Show which keys there are."""
+    """List the keys."""
 
     async def work() -> list[dict[str, Any]]:
         async with open_squad(target) as (connection, _, _):
@@ -114,11 +114,11 @@ def list_(*, with_revoked: bool, as_json: bool, target: Target) -> None:
 @click.argument("id_", metavar="ID")
 @target_options
 def revoke(id_: str, target: Target) -> None:
-    """Take a key back. ID is its id, or the key itself."""
+    """Revoke a key. ID is its id, or the key itself."""
     key_id = api_keys.id_in(id_)
     if not re.fullmatch(api_keys.ID_PATTERN, key_id):
-        # Not repeated: it may be a key with a slip in it.
-        raise StartFailed("that is not the id of a key; `squad keys list` shows them")
+        # The input is not repeated: it may be a mistyped key.
+        raise StartFailed("that is not the id of a key; `squad keys list` shows the ids")
     command = do.RevokeKey(key_id=key_id)
 
     async def work() -> tuple[dict[str, Any], bool]:
@@ -130,11 +130,11 @@ def revoke(id_: str, target: Target) -> None:
     shown, is_needed = run(work())
     click.echo(dumps(shown).decode())
     if not is_needed:
-        click.echo("That was the last key: the service now lets everybody on its own machine in.", err=True)
+        click.echo("That was the last key: everybody on the service's machine now has access.", err=True)
 
 
 async def all_keys(connection: Connection) -> list[KeyRow]:
-    """Every key that ever was, the oldest first, from the log: the tables may wait for a service to run."""
+    """Return every key ever created, oldest first, from the log: tables lag while no service runs."""
     history: list[Recorded] = []
     for kind in keys.handlers:
         after, wanted = 0, lookup.Filter(kind.type)
@@ -157,7 +157,7 @@ def _shown(row: KeyRow, now: datetime) -> dict[str, Any]:
 
 def _table(found: list[dict[str, Any]]) -> Table:
     table = Table(title="Keys")
-    for column in ("id", "scope", "agent", "note", "made", "first used", "expires", "state"):
+    for column in ("id", "scope", "agent", "note", "created", "first used", "expires", "state"):
         table.add_column(column, overflow="fold", no_wrap=column not in ("agent", "note"))
     for key in found:
         table.add_row(

@@ -1,4 +1,4 @@
-"""What commands write: tables that can be searched, and texts of others that do a terminal no harm."""
+"""Output of commands: tables that can be searched, and untrusted text that is safe on a terminal."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.text import Text
 
 _WIDE = 10_000
-"""Columns enough for any row."""
+"""Wide enough for any row."""
 
 
 def tables() -> Console:
-    """Stdout, for tables. Where it is no terminal it may be searched, so that no row is folded."""
+    """Return a console on stdout for tables; unless it is a terminal, rows are not wrapped, for grep."""
     console = Console()
     if not console.is_terminal and not os.environ.get("COLUMNS"):
         console.width = _WIDE
@@ -20,10 +20,10 @@ def tables() -> Console:
 
 
 def printable(text: str) -> str:
-    """What somebody sent, on one line, and without what a terminal would obey."""
+    """Return untrusted text on one line, with control characters escaped."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def safe(text: str) -> Text:
-    """What somebody sent, as it may be shown in a table."""
+    """Return untrusted text for a table cell."""
     return Text(printable(text))

@@ -1,4 +1,4 @@
-"""The kinds of values that commands take, and what is said of one that is none."""
+"""Parameter types of commands, and their error messages."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 class Folder(click.Path):
-    """A folder. A path of nothing is none: it would be the one in which the command runs."""
+    """A folder. An empty path is refused: it would mean the current folder."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> str | bytes | os.PathLike[str]:
-        """Its path."""
+        """Return its path."""
         if value == "":
             self.fail("it must name a folder", param, ctx)
         return super().convert(value, param, ctx)
 
 
 class Text(click.ParamType[str]):
-    """A text in UTF-8. What is none comes with surrogates, which no database and no output takes."""
+    """Text in UTF-8. Anything else arrives with surrogates, which neither database nor output accepts."""
 
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The text."""
+        """Return the text."""
         text = str(click.STRING.convert(value, param, ctx))
         try:
             text.encode()
@@ -44,7 +44,7 @@ class Text(click.ParamType[str]):
 
 
 def take_only_utf8(command: click.Command) -> None:
-    """Has a command, and all below it, refuse texts that are not UTF-8. Names of files may be anything."""
+    """Have a command and its subcommands refuse text that is not UTF-8. File names may be anything."""
     for param in command.params:
         if param.type is click.STRING:
             param.type = Text()
@@ -53,18 +53,18 @@ def take_only_utf8(command: click.Command) -> None:
 
 
 class Whole(click.IntRange):
-    """A whole number within bounds. What click calls it itself makes no sentence where it is none."""
+    """An integer within bounds, with a name that reads well in click's error messages."""
 
     name = "integer"
 
 
 class Seconds(click.FloatRange):
-    """So many seconds. Python's nan is none, though no range turns it away."""
+    """A number of seconds. NaN is refused, which click's range does not do."""
 
     name = "seconds"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number."""
+        """Return the number."""
         seconds = float(super().convert(value, param, ctx))
         if math.isnan(seconds):
             self.fail(f"{value!r} is not a number of seconds", param, ctx)
@@ -72,12 +72,12 @@ class Seconds(click.FloatRange):
 
 
 class Moment(click.ParamType[datetime]):
-    """A moment: RFC 3339, or how long ago, such as 90s, 15m, 2h or 1d."""
+    """A time: RFC 3339, or how long ago, such as 90s, 15m, 2h or 1d."""
 
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """The moment in UTC."""
+        """Return the time in UTC."""
         if isinstance(value, datetime):
             return value
         try:

@@ -1,4 +1,4 @@
-"""How far a long reading of the log is: a bar on a terminal, elsewhere a line every few seconds."""
+"""Progress of long reads of the log: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
     from rich.progress import Task
 
     Tell = Callable[[int, int | None], None]
-    """Is told the position reached, and the one to be reached where that is known."""
+    """Takes the position reached, and the final one if it is known."""
 
 LINE_SECONDS = 2.0
-"""How often there is a line where there is no terminal."""
+"""How often a line is printed without a terminal."""
 
 
 class _Count(ProgressColumn):
     def render(self, task: Task) -> Text:
-        """How many events, and of how many."""
+        """Return the number of events, and their total."""
         return Text(_count(int(task.completed), None if task.total is None else int(task.total)))
 
 
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
-        """Events a second."""
+        """Return the events per second."""
         return Text(f"{task.finished_speed or task.speed or 0:,.0f} events/s")
 
 
 @contextmanager
 def shown(what: str, *, quiet: bool = False) -> Iterator[Tell]:
-    """Gives what to tell the position reached and the one to be reached; shows it on stderr.
+    """Show progress on stderr during the block, which reports it by calling the yielded function.
 
     Args:
         what: what is being done, in a word or two.
-        quiet: shows nothing.
+        quiet: show nothing.
     """
     if quiet:
         yield lambda position, goal: None
@@ -63,13 +63,13 @@ def shown(what: str, *, quiet: bool = False) -> Iterator[Tell]:
 class _Lines:
     def __init__(self, what: str) -> None:
         self._what = what
-        self._began = self._told = monotonic()
+        self._began = self._last_line_at = monotonic()
 
     def tell(self, position: int, goal: int | None) -> None:
         now = monotonic()
-        if now - self._told < LINE_SECONDS:
+        if now - self._last_line_at < LINE_SECONDS:
             return
-        self._told = now
+        self._last_line_at = now
         speed = position / (now - self._began)
         left = f", {(goal - position) / speed:,.0f} s left" if goal is not None and speed else ""
         click.echo(f"{self._what}: {_count(position, goal)}, {speed:,.0f} events/s{left}", err=True)

@@ -1,4 +1,4 @@
-"""`squad replay`: read tables made anew from the log."""
+"""`squad replay`: rebuild read tables from the log."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 def replay(names: tuple[str, ...], target: Target) -> None:
     """Rebuild read tables from the log, while the service runs.
 
-    Without a name, those of all projections. Readers see the old rows until the new ones are complete.
+    Without a name, rebuild those of all projections. Readers see the old rows until the new ones are
+    complete.
     """
     wanted = _named(names)
 
@@ -48,18 +49,18 @@ def replay(names: tuple[str, ...], target: Target) -> None:
     tables().print(_table(rebuilt))
     if rebuilt.lost:
         raise StartFailed(
-            "the rows are right, but only the owner of the tables can make the indexes again that are lost:"
+            "the rows are right, but indexes are missing that only the owner of the tables can recreate:"
             f" {', '.join(index.name for index in rebuilt.lost)}"
         )
 
 
 def _named(names: Sequence[str]) -> list[Projection]:
-    """The projections that are named, in their own order; all of them where none is."""
+    """Return the named projections, in their own order; all of them if there are no names."""
     known = {projection.name: projection for projection in PROJECTIONS}
     for name in names:
         if name not in known:
             raise click.BadParameter(
-                f"there is no projection {name!r}; there are {', '.join(known)}", param_hint="PROJECTION"
+                f"there is no projection {name!r}; known are {', '.join(known)}", param_hint="PROJECTION"
             )
     return [projection for projection in PROJECTIONS if not names or projection.name in names]
 

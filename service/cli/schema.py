@@ -1,4 +1,4 @@
-"""`squad schema`: the tables, made by one role for others to use."""
+"""`squad schema`: create the tables with one role for others to use."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ if TYPE_CHECKING:
 
 @click.group("schema")
 def schema_() -> None:
-    """Make or upgrade the squad's tables, and let other roles use them."""
+    """Create or upgrade the tables, and grant roles access."""
 
 
 @schema_.command()
 @click.option(
-    "--service", multiple=True, metavar="ROLE", help="Lets a role run the service: append, and keep tables."
+    "--service",
+    multiple=True,
+    metavar="ROLE",
+    help="Let this role run the service: append events and maintain tables.",
 )
-@click.option("--reader", multiple=True, metavar="ROLE", help="Lets a role see, and change nothing.")
+@click.option("--reader", multiple=True, metavar="ROLE", help="Let this role read, and change nothing.")
 @target_options
 def apply(
     service: tuple[str, ...],
     reader: tuple[str, ...],
     target: Target,
 ) -> None:
-    """Bring the schema to this version. The DSN's role becomes its owner, or is it already.
+    """Bring the schema to this version. The DSN's role becomes, or already is, its owner.
 
-    The roles that are let in must be there. An upgrade keeps those that were let in before.
+    The roles named must exist. An upgrade keeps the access of those named before.
     """
     chosen = target.settings()
     guests: list[schema.Guest] = [(role, "service") for role in service]
@@ -45,4 +48,4 @@ def apply(
     run(work())
     click.echo(f"schema {chosen.squad_schema} is at version {schema.SCHEMA_VERSION}")
     for role, as_what in guests:
-        click.echo(f"role {role} is let in as {as_what}")
+        click.echo(f"role {role} has access as {as_what}")

@@ -1,4 +1,4 @@
-"""Tables of the squad for one screen: what `squad status` and `squad state` show."""
+"""Tables of the squad, as `squad status` and `squad state` show them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 _COLOURS = {"active": "green", "idle": "yellow", "offline": "red"}
 _SHOWN_ROWS = 10
-"""How many tasks, e-mails and the like: the newest."""
+"""How many of the newest tasks, e-mails and the like are shown."""
 
 
 def headline(squad: Squad) -> Text:
-    """The orchestrator, the log's position, and the day's budget."""
+    """Return the orchestrator's state, the log's position, and the day's budget."""
     row = squad.orchestrator
     running = "running" if row and row.running else "shut down"
     text = Text(f"orchestrator {running}, log at position {squad.head.position:,}")
@@ -46,7 +46,7 @@ def headline(squad: Squad) -> Text:
 
 
 def agents(squad: Squad, now: datetime) -> Table:
-    """Every agent, and what it has used."""
+    """Return a table of all agents and what they have used."""
     table = Table("agent", "role", "status", "last active", "used today", "limit", title="Agents")
     day = squad.day
     limits = squad.policy.agent_limits if day else {}
@@ -64,8 +64,8 @@ def agents(squad: Squad, now: datetime) -> Table:
 
 
 def operations(squad: Squad, now: datetime) -> Table:
-    """What agents are at."""
-    table = Table("agent", "action", "on", "since", "expires in", title="Operations under way")
+    """Return a table of the active operations."""
+    table = Table("agent", "action", "on", "since", "expires in", title="Active operations")
     for row in views.active_operations(squad):
         claimed = ", ".join(f"{kind} {value}" for kind, value in row.resources.items())
         table.add_row(
@@ -79,7 +79,7 @@ def operations(squad: Squad, now: datetime) -> Table:
 
 
 def jobs(squad: Squad, now: datetime) -> Table:
-    """The schedule: every job, and when it comes next or why it does not."""
+    """Return a table of the schedule: all jobs, and when each runs next or why it does not."""
     table = Table("job", "when", "agent", "next", title="Jobs")
     for job in sorted(squad.all(JOBS), key=lambda row: row.name):
         when, coming = due(views.planned(job, now))
@@ -88,21 +88,21 @@ def jobs(squad: Squad, now: datetime) -> Table:
 
 
 def due(job: Mapping[str, Any]) -> tuple[Text, Text]:
-    """When a job is due, and when it comes next or why it does not."""
+    """Return a job's schedule, and when it runs next or why it does not."""
     when = job["cron"] or f"every {job['every_seconds']:g} s"
     coming = f"{job['next_ticks'][0]:%Y-%m-%d %H:%M:%S}Z" if job["next_ticks"] else "-"
     if job["paused"]:
-        # What an agent answered may be in it.
+        # The note may quote an agent's answer.
         coming = f"paused: {job['pause_note'] or 'no note'}"
     return safe(when), safe(coming)
 
 
 def at_work(squad: Squad, now: datetime) -> Iterable[RenderableType]:
-    """What else there is to do or to end, where there is any: the newest of each."""
+    """Yield tables of whatever else is open, each with the newest rows."""
     reservations = sorted(squad.all(RESERVATIONS), key=lambda row: row.position)
     if reservations:
         yield _newest(
-            "Tokens set aside",
+            "Reserved tokens",
             ("agent", "tokens", "since", "expires in"),
             [
                 (row.agent, f"{row.tokens:,}", ago(now, row.created_at), ago(row.expires_at, now))
@@ -113,14 +113,14 @@ def at_work(squad: Squad, now: datetime) -> Iterable[RenderableType]:
         yield jobs(squad, now)
     if runs := sorted(squad.all(RUNS), key=lambda row: row.fencing_token):
         yield _newest(
-            "Runs under way",
+            "Active runs",
             ("job", "tick", "attempt", "by", "since"),
             [
                 (
                     row.job,
                     f"{row.tick:%Y-%m-%d %H:%M:%S}Z",
                     f"{row.attempts} of {row.attempts_allowed}",
-                    row.runner or "waits for the next attempt",
+                    row.runner or "waiting for the next attempt",
                     ago(now, row.started_at or row.tick),
                 )
                 for row in runs
@@ -162,7 +162,7 @@ def _newest(title: str, columns: Sequence[str], rows: list[tuple[str, ...]]) -> 
 
 
 def ago(later: datetime, earlier: datetime) -> str:
-    """The time from one to the other, for a person."""
+    """Return the time between two moments, for people."""
     seconds = max(0, round((later - earlier).total_seconds()))
     if seconds < 120:
         return f"{seconds} s"

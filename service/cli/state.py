@@ -27,19 +27,19 @@ _LARGEST_POSITION = 2**63 - 1
 
 
 class Place(click.ParamType[int | datetime]):
-    """A place in the log: a position, or a moment."""
+    """A place in the log: a position or a time."""
 
     name = "position or time"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | datetime:
-        """The position, or the moment in UTC."""
+        """Return the position, or the time in UTC."""
         if isinstance(value, int):
             return value
         if isinstance(value, str) and re.fullmatch("[0-9]+", value):
             if len(value) > len(str(_LARGEST_POSITION)) or int(value) > _LARGEST_POSITION:
-                self.fail(f"no log has a position {value:.30}", param, ctx)
+                self.fail(f"{value:.30} is too large for a position", param, ctx)
             return int(value)
         return Moment().convert(value, param, ctx)
 
@@ -48,9 +48,9 @@ class Place(click.ParamType[int | datetime]):
 @click.option(
     "--at",
     type=Place(),
-    help="A position, or a time: RFC 3339, or 15m, 2h, 1d ago. Without it, the end of the log.",
+    help="A position, or a time: RFC 3339, or 15m, 2h, 1d ago.  [default: the end of the log]",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, as the API answers it.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, as the API does.")
 @target_options
 def state(
     *,
@@ -58,7 +58,7 @@ def state(
     as_json: bool,
     target: Target,
 ) -> None:
-    """Show the whole squad as it was at a position of the log or at a time."""
+    """Show the whole squad as it was at a position or time."""
 
     async def work() -> tuple[Then, datetime]:
         async with open_squad(target) as (connection, _, _):
@@ -66,8 +66,8 @@ def state(
             return then, await log.clock(connection)
 
     try:
-        # A long stretch that nobody has folded before takes a while.
-        with Console(stderr=True).status("looking back"):
+        # A long stretch of the log without snapshots takes a while.
+        with Console(stderr=True).status("reading the log"):
             then, clock = run(work())
     except BeyondTheLog as error:
         raise click.BadParameter(str(error), param_hint="'--at'") from error
@@ -78,7 +78,7 @@ def state(
         return
     console = tables()
     if moment is None or not squad.head.position:
-        console.print("before the first event there is nothing")
+        console.print("there is nothing before the first event")
         return
     console.print(f"as of {moment:%Y-%m-%d %H:%M:%S.%f}Z")
     console.print(screen.headline(squad))

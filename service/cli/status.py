@@ -1,4 +1,4 @@
-"""`squad status`: one screen."""
+"""`squad status`: the squad on one screen."""
 
 from __future__ import annotations
 
@@ -20,22 +20,25 @@ if TYPE_CHECKING:
     from service.cli.target import Target
     from service.memory.squad import Squad
 
-_STANDINGS = "SELECT name, position, error FROM projections ORDER BY name"
+_POSITIONS = "SELECT name, position, error FROM projections ORDER BY name"
 
 
 @click.command()
 @target_options
 def status(target: Target) -> None:
-    """Show agents, budget, operations, jobs and how far the tables are, on one screen."""
+    """Show the squad on one screen.
+
+    That is agents, budget, operations, jobs and the lag of the read tables.
+    """
 
     async def work() -> tuple[Squad, datetime, list[tuple[Any, ...]]]:
         async with open_squad(target) as (connection, _, _):
             squad = await restore(connection)
-            # Before the log's end: tables that followed it meanwhile would be ahead of it.
-            cursor = await connection.execute(_STANDINGS)
-            standings = await cursor.fetchall()
+            # Read before the log's end; otherwise tables could appear to be ahead of it.
+            cursor = await connection.execute(_POSITIONS)
+            positions = await cursor.fetchall()
             await catch_up(connection, squad)
-            return squad, await log.clock(connection), standings
+            return squad, await log.clock(connection), positions
 
     squad, now, projections = run(work())
     console = tables()
@@ -47,7 +50,7 @@ def status(target: Target) -> None:
 
 
 def _lag(squad: Squad, projections: list[tuple[Any, ...]]) -> Table:
-    table = Table("table", "position", "behind", "stopped because", title="Read tables")
+    table = Table("projection", "position", "lag", "error", title="Read tables")
     for name, position, error in projections:
         table.add_row(name, str(position), str(squad.head.position - position), safe(error or ""))
     return table

@@ -1,4 +1,4 @@
-"""Which squad a command is about, and how it is opened."""
+"""The squad that a command works on, and how to open it."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ AT_LEISURE: dict[str, Any] = {
     "transaction_timeout": 0,
     "idle_in_transaction_session_timeout": 0,
 }
-"""The session of a command that reads or writes the whole log: it takes as long as it takes."""
+"""Session settings without timeouts, for commands that read or write the whole log."""
 
 
 class Target(NamedTuple):
-    """What somebody who typed a command said of the squad that is meant; None where they said nothing."""
+    """The options of a command that name the squad; None if not given."""
 
     config: Path | None = None
-    """The settings' file."""
+    """The settings file."""
     dsn: str | None = None
     """The database."""
     data: Path | None = None
     """The embedded Postgres's folder."""
 
     def settings(self, **flags: Any) -> Settings:
-        """The squad's settings, with what other flags of the command line say.
+        """Return the squad's settings, overridden by further command-line flags.
 
         Raises:
             SettingsError: a setting is wrong, or the file cannot be read.
@@ -50,7 +50,7 @@ class Target(NamedTuple):
 
 
 def target_options(command: Callable[..., None]) -> Callable[..., None]:
-    """`--dsn`, `--data` and `--config`, which every command takes, and gets together as its `target`."""
+    """Add `--dsn`, `--data` and `--config`, which every command takes, and pass them as its `target`."""
 
     @wraps(command)
     def with_target(
@@ -60,14 +60,14 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
 
     for option in (
         click.option(
-            "--config", type=click.Path(path_type=Path), help="The settings' file.  [default: ./squad.toml]"
+            "--config", type=click.Path(path_type=Path), help="The settings file.  [default: ./squad.toml]"
         ),
         click.option(
             "--data",
             type=Folder(path_type=Path),
             help="The embedded Postgres's folder.  [default: .squad]",
         ),
-        click.option("--dsn", help="The database; without it, the embedded Postgres."),
+        click.option("--dsn", help="The database.  [default: the embedded Postgres]"),
     ):
         with_target = option(with_target)
     return with_target
@@ -77,22 +77,22 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
 async def open_squad(
     target: Target, *, anew: bool = False, **session: str | int
 ) -> AsyncIterator[tuple[Connection, Settings, str]]:
-    """A connection to a squad that exists, or (`anew`) comes to exist by this; its settings, and the DSN.
+    """Connect to an existing squad, or with `anew` create it if needed; yield its settings and DSN as well.
 
-    The DSN leads to a session of one's own, where there is a way to one.
+    The DSN gives a session of one's own if possible (see `way_to_database`).
 
     Args:
-        target: which squad.
-        anew: whether it may be a new one.
-        session: settings of the server for the connection.
+        target: the squad.
+        anew: whether to create the squad if it does not exist.
+        session: server settings for the connection.
 
     Raises:
-        StartFailed: there is no squad, or its folder cannot be reached.
+        StartFailed: there is no squad, or its folder cannot be accessed.
     """
     chosen = target.settings()
     if not anew and not chosen.dsn and not _holds_a_cluster(chosen.data):
         raise StartFailed(
-            f"there is no squad in {chosen.data}; start one with `squad up`, or name it with --dsn"
+            f"there is no squad in {chosen.data}; start one with `squad up`, or name a database with --dsn"
         )
     async with way_to_database(chosen) as found:
         if anew:
@@ -105,7 +105,7 @@ async def open_squad(
 
 @asynccontextmanager
 async def way_to_database(chosen: Settings) -> AsyncIterator[str]:
-    """The DSN that a command acts on: it leads to a session of one's own, where there is a way to one.
+    """Yield the DSN for a command. It gives a session of one's own, past any pooler, if there is a way.
 
     Raises:
         StartFailed: SQUAD_LISTEN_DSN leads to another log.
@@ -115,11 +115,11 @@ async def way_to_database(chosen: Settings) -> AsyncIterator[str]:
 
 
 def _holds_a_cluster(folder: Path) -> bool:
-    # A command that only looks makes none: the folder may be named by mistake.
+    # A command that only reads must not create one: the folder may be named by mistake.
     try:
         (folder / CLUSTER).stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise StartFailed(f"the folder {folder} cannot be reached: {error.strerror}") from error
+        raise StartFailed(f"the folder {folder} cannot be accessed: {error.strerror}") from error
     return True

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 MOST_FILES = 65_536
-"""How many files a service may have open, where the system lets it."""
+"""How many files a service may have open, if the system allows it."""
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 @click.command()
 @click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="The port to listen on.  [default: 3001]")
-@click.option("--insecure", is_flag=True, help="Serve a squad without keys to others than this machine.")
+@click.option("--insecure", is_flag=True, help="Serve a squad without keys to other machines, too.")
 @target_options
 def up(
     *,
@@ -42,7 +42,10 @@ def up(
     insecure: bool,
     target: Target,
 ) -> None:
-    """Start the service, on its embedded Postgres unless a database is named."""
+    """Start the service.
+
+    It starts the embedded Postgres as well, unless a database is named.
+    """
     chosen = target.settings(host=host, port=port, insecure=insecure or None)
     logs.configure(chosen.log_format, chosen.log_level)
     for line in settings.misspelt():
@@ -52,7 +55,7 @@ def up(
 
 
 def _raise_file_limit() -> None:
-    """Each connection is an open file, and many systems allow a process few of them until it asks."""
+    """Raise the soft limit on open files: each connection is one, and many systems have a low default."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -65,21 +68,21 @@ async def _serve(chosen: Settings) -> None:
     loop.set_exception_handler(logs.tell_of_the_unexpected)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    # Whoever starts it with nohup wants it to outlive the terminal.
+    # A service started with nohup is meant to outlive the terminal.
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         loop.add_signal_handler(signal.SIGHUP, stop.set)
     embedded = None if chosen.dsn else EmbeddedPostgres(chosen.data)
     starting = asyncio.create_task(_until_stopped(chosen, embedded, stop))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    # Whoever presses Ctrl-C once more wants it to go at once; the log is safe in any case. Not so SIGTERM:
-    # make and others pass it on to us, besides the one that the whole process group was sent.
-    loop.add_signal_handler(signal.SIGINT, _go_at_once, embedded)
+    # A second Ctrl-C means to exit at once; the log is safe in any case. A second SIGTERM does not: `make`
+    # and others forward it to us in addition to the one sent to the whole process group.
+    loop.add_signal_handler(signal.SIGINT, _exit_at_once, embedded)
     stopped.cancel()
     await starting
 
 
-def _go_at_once(embedded: EmbeddedPostgres | None) -> None:
+def _exit_at_once(embedded: EmbeddedPostgres | None) -> None:
     try:
         if embedded:
             embedded.abandon()
@@ -99,14 +102,14 @@ async def _until_stopped(chosen: Settings, embedded: EmbeddedPostgres | None, st
         waiting.cancel()
         for task in ended & set(tasks):
             raise StartFailed(f"a part of the service ended: {describe(task.exception())}")
-        _say_that_it_stops()
+        _announce_stop()
 
 
-def _say_that_it_stops() -> None:
+def _announce_stop() -> None:
     try:
         click.echo("squad is stopping")
     except OSError:
-        # The terminal was closed, or whoever read it has gone. What is still to be written leads nowhere.
+        # The terminal or the pipe's reader is gone. Discard what is still to be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 

@@ -1,4 +1,4 @@
-"""`squad verify`: does the log hold, and do the tables follow from it?"""
+"""`squad verify`: check the log's promises, and the tables against the log."""
 
 from __future__ import annotations
 
@@ -37,13 +37,17 @@ _FILE = click.Path(path_type=Path)
 
 @click.command()
 @click.option(
-    "--checkpoint", "files", type=_FILE, multiple=True, help="A signed checkpoint to hold against the log."
+    "--checkpoint", "files", type=_FILE, multiple=True, help="A signed checkpoint to check the log against."
 )
 @click.option(
-    "--public-key", "keys", type=_FILE, multiple=True, help="Who may have signed it; without one, anybody."
+    "--public-key",
+    "keys",
+    type=_FILE,
+    multiple=True,
+    help="A key that may have signed it.  [default: any key]",
 )
-@click.option("--no-tables", is_flag=True, help="Only the log, not the tables.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, and no progress.")
+@click.option("--no-tables", is_flag=True, help="Check only the log, not the tables.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, without progress.")
 @target_options
 def verify(
     *,
@@ -53,9 +57,12 @@ def verify(
     as_json: bool,
     target: Target,
 ) -> None:
-    """Check the log's promises, and every table against the log. Exits with 0 only if all holds."""
+    """Check the log's promises, and every table against the log.
+
+    The exit status is 0 only if all checks hold.
+    """
     if keys and not files:
-        raise click.UsageError("--public-key says who may have signed a --checkpoint, and there is none")
+        raise click.UsageError("--public-key requires a --checkpoint whose signature it verifies")
     expected = [signed.public_key(key) for key in keys]
     checkpoints = [(str(file), signed.read(file, expected)) for file in files]
 
@@ -87,7 +94,7 @@ def verify(
         for check in checks:
             click.echo(_line(check))
         if checkpoints and not keys:
-            click.echo("whoever holds a key may have signed the checkpoints; name yours with --public-key")
+            click.echo("any key may have signed the checkpoints; name yours with --public-key")
     if not all(check.holds for check in checks):
         sys.exit(1)
 
@@ -105,33 +112,33 @@ async def _tables(
 
 
 async def _indexes(connection: Connection, schema: str) -> Check:
-    """Whether log and tables have the indexes, keys included, that their readers and writers count on."""
+    """Check that log and tables have the indexes, keys included, that readers and writers rely on."""
     lost = [
         *(f"{name} of events" for name in await guards.lost_indexes(connection)),
         *(f"{index.name} of {index.table}" for index in await lost_indexes(connection, schema)),
     ]
     if not lost:
-        return Check("indexes", holds=True, says="each that the tables are made with is in place")
-    return Check("indexes", holds=False, says=f"{lost[0]} is not there, or not valid", faults=len(lost))
+        return Check("indexes", holds=True, says="every index of the schema is in place")
+    return Check("indexes", holds=False, says=f"{lost[0]} is missing or not valid", faults=len(lost))
 
 
 async def _snapshots(connection: Connection, tell: Callable[[int], None], verified: Verified) -> Check:
-    """Whether what was put away of the past is what the log makes of it."""
+    """Check that each stored snapshot equals a fold of the log."""
     try:
         faults = await check_snapshots(connection, tell)
     except Exception as error:  # noqa: BLE001 - see there
         return _incomparable("snapshots", error, verified)
     if not faults:
-        return Check("snapshots", holds=True, says="each is what a fold of the log gives at its position")
+        return Check("snapshots", holds=True, says="each equals a fold of the log at its position")
     first = faults[0]
     return Check("snapshots", holds=False, says=first.reason, position=first.position, faults=len(faults))
 
 
 def _incomparable(name: str, error: Exception, verified: Verified) -> Check:
-    """The check that could not be made because of the log, or because the role may not see the keys.
+    """Return a failed check: it could not be made because of the log, or the role may not see the keys.
 
-    What somebody wrote into the log can stop whoever folds it with any error. Where it is known not to
-    hold, none must keep from being told what was found.
+    A log that was tampered with can make its fold fail with any error. If the log is known not to hold, no
+    error may suppress the report of what was found; otherwise the error is raised.
     """
     if not isinstance(error, AtPosition | RoleMayNot) and verified.first_fault is None:
         raise error

@@ -1,4 +1,4 @@
-"""A run that is asked for on the command line: entered in the log, carried out by a service, waited for."""
+"""A run requested on the command line: entered in the log, carried out by a service, and waited for."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from service.cli.acting import Acting
 
 WITHOUT_END = math.inf
-"""How long is waited where nobody says: as long as it takes."""
+"""The default wait: no limit."""
 
 _NOTICED_WITHIN_SECONDS = 2.0
-"""How much longer than a service may take to take a run up is waited for that."""
+"""How much longer to wait for a service to begin a run than a service may take for that."""
 
 
 async def enter(hand: Acting, name: str) -> None:
-    """Enters a run in the log, and shows it."""
+    """Enter a run in the log, and print it."""
     _show(await _enter(hand, name))
 
 
 async def enter_and_wait(hand: Acting, name: str, wait_seconds: float) -> None:
-    """Enters a run, waits for its end, and shows what came of it.
+    """Enter a run, wait for its end, and print its outcome.
 
     Raises:
         StartFailed: it did not succeed, or did not end in time.
@@ -51,15 +51,17 @@ async def enter_and_wait(hand: Acting, name: str, wait_seconds: float) -> None:
     run = {**entered, **watch.story(entered["id"])}
     _show(run)
     if not ended:
-        waited = f"within {wait_seconds:g} seconds" if run["started_at"] else "so far; is one running?"
-        problem = "has not ended" if run["started_at"] else "was taken up by no service"
-        raise StartFailed(f"{printable(name)} {problem} {waited}")
+        if run["started_at"]:
+            problem = f"did not end within {wait_seconds:g} seconds"
+        else:
+            problem = "was not begun by any service; is one running?"
+        raise StartFailed(f"{printable(name)} {problem}")
     if run["status"] != "succeeded":
         reason = printable(run["reason"] or "no reason was given")
-        raise StartFailed(f"{printable(name)} {_WHAT_BECAME_OF_IT[run['status']]}: {reason}")
+        raise StartFailed(f"{printable(name)} {_OUTCOMES[run['status']]}: {reason}")
 
 
-_WHAT_BECAME_OF_IT = {"failed": "failed", "lost": "was lost", "missed": "was missed"}
+_OUTCOMES = {"failed": "failed", "lost": "was lost", "missed": "was missed"}
 
 
 async def _enter(hand: Acting, name: str) -> dict[str, Any]:
@@ -67,8 +69,8 @@ async def _enter(hand: Acting, name: str) -> dict[str, Any]:
     job = hand.writer.squad.rows(JOBS).get(name)
     seconds = job.catch_up_seconds if job else 0.0
     click.echo(
-        "squad: a service that is running carries it out at once;"
-        f" one that starts within {seconds:g} seconds does too",
+        "squad: a running service carries it out at once;"
+        f" so does one that starts within {seconds:g} seconds",
         err=True,
     )
     return {**outcome.reply, "position": outcome.position}
@@ -79,7 +81,7 @@ def _show(run: dict[str, Any]) -> None:
 
 
 class _Watch:
-    """What the log tells of runs while a command waits."""
+    """Observes runs in the log while a command waits."""
 
     def __init__(self) -> None:
         self._begun: dict[str, datetime] = {}
@@ -88,7 +90,7 @@ class _Watch:
         self._news = asyncio.Event()
 
     def observe(self, recorded: Sequence[Recorded]) -> None:
-        """Takes note of committed events."""
+        """Note committed events."""
         for item in recorded:
             if item.type not in (RunRetried.type, RunAttemptFailed.type, RunFinished.type):
                 continue
@@ -101,7 +103,7 @@ class _Watch:
             self._news.set()
 
     async def see(self, run_id: str, begun_within_seconds: float, ended_within_seconds: float) -> bool:
-        """Waits until a run has ended; not for ever, and less long where nobody begins it."""
+        """Wait until a run has ended; False on a timeout, which is shorter until the run has begun."""
         start = asyncio.get_running_loop().time()
         while run_id not in self._ended:
             self._news.clear()
@@ -114,7 +116,7 @@ class _Watch:
         return True
 
     def story(self, run_id: str) -> dict[str, Any]:
-        """What is known of a run beyond its beginning."""
+        """Return what is known of a run beyond its entry."""
         begun = self._begun.get(run_id)
         told: dict[str, Any] = {"attempts": self._attempts.get(run_id, 0), "started_at": begun}
         if ending := self._ended.get(run_id):

@@ -1,4 +1,4 @@
-"""`squad whatif`: the same history under another policy, on the terminal."""
+"""`squad whatif`: the same history under other rules, on the terminal."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from service.whatif import Report
 
 _NUMBER = re.compile("[0-9]{1,30}")
-"""More than any rule allows, which is told by the rule; Python refuses to read thousands of digits."""
+"""More digits than any rule allows, which the rule reports; Python refuses to parse thousands of them."""
 
 _SHOWN_ROWS = 50
-"""How many days and agents the table has; the rest is in --json."""
+"""How many rows the table has; --json has more."""
 
 
 class AgentLimit(click.ParamType[tuple[str, int | None]]):
@@ -44,7 +44,7 @@ class AgentLimit(click.ParamType[tuple[str, int | None]]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, int | None]:
-        """The agent's name, and its limit."""
+        """Return the agent's name and its limit."""
         if isinstance(value, tuple):
             return value
         agent, found, tokens = value.rpartition("=")
@@ -59,7 +59,7 @@ class Percents(click.ParamType[list[int]]):
     name = "percents"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        """The percentages."""
+        """Return the percentages."""
         if isinstance(value, list):
             return value
         parts = [part.strip() for part in value.split(",") if part.strip()]
@@ -75,14 +75,16 @@ class Percents(click.ParamType[list[int]]):
     "agent_limits",
     type=AgentLimit(),
     multiple=True,
-    help="An agent's tokens a day; may be given for several. NAME=none lifts a limit.",
+    help="An agent's tokens a day; can be repeated. NAME=none lifts a limit.",
 )
 @click.option("--conflict-window-seconds", type=float, help="How long a claim blocks without a heartbeat.")
-@click.option("--operation-timeout-seconds", type=float, help="When an operation without one expires.")
+@click.option(
+    "--operation-timeout-seconds", type=float, help="When an operation without a heartbeat expires."
+)
 @click.option("--warning-percents", type=Percents(), help="When to warn, such as 50,75,90.")
-@click.option("--since", type=Moment(), help="From when on they hold: RFC 3339, or 15m, 2h, 1d ago.")
-@click.option("--until", type=Moment(), help="Up to when history is judged.")
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.option("--since", type=Moment(), help="When the rules take effect: RFC 3339, or 15m, 2h, 1d ago.")
+@click.option("--until", type=Moment(), help="Evaluate the history up to this time.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @target_options
 def whatif(
     *,
@@ -91,7 +93,10 @@ def whatif(
     target: Target,
     **named: Any,
 ) -> None:
-    """Tell what other rules would have refused or allowed; nothing changes."""
+    """Show what other rules would have refused or allowed.
+
+    It evaluates the recorded history and changes nothing.
+    """
     rules = _rules({**named, "agent_limits": dict(agent_limits) or None})
 
     async def work() -> Report:
@@ -151,7 +156,7 @@ def _by_day_and_agent(report: Report) -> Table:
 
 
 def _details(report: Report) -> Iterator[str]:
-    """What the table does not show."""
+    """Yield what the table does not show."""
     if report.differences:
         first = len(report.differences)
         yield "The first difference:" if first == 1 else f"The first {first} differences:"
@@ -165,7 +170,7 @@ def _details(report: Report) -> Iterator[str]:
             yield f"  {warned.percent} % of {warned.day} {came}; {_would_have(warned.instead_at)}"
     if report.runs_refused or report.runs_allowed:
         yield (
-            f"Runs that would not have been: {report.runs_refused:,}; ticks that would have run:"
+            f"Runs that would have been refused: {report.runs_refused:,}; ticks that would have run:"
             f" {report.runs_allowed:,}"
         )
 

@@ -124,7 +124,7 @@ class TestVerify:
         assert list(told) == ALL_CHECKS
         assert told["tables"].endswith(f"squad_message_acks at position {EVENTS}: it does not exist")
         assert told["indexes"].endswith(
-            "squad_message_acks_pkey of squad_message_acks is not there, or not valid (and 1 more)"
+            "squad_message_acks_pkey of squad_message_acks is missing or not valid (and 1 more)"
         )
         assert (await _squad("replay", "--dsn", history)).code == 0
         assert (await _squad("verify", "--dsn", history)).code == 0
@@ -135,7 +135,7 @@ class TestVerify:
             for line in (await _squad("verify", "--dsn", history)).output.splitlines()
             if not line.startswith("holds")
         ]
-        assert line == "FAILS  indexes     events_by_type of events is not there, or not valid (and 2 more)"
+        assert line == "FAILS  indexes     events_by_type of events is missing or not valid (and 2 more)"
 
     async def test_names_the_first_bad_position_and_row(self, history: str, tmp_path: Path) -> None:
         async with connected(history) as connection:
@@ -270,9 +270,7 @@ class TestCheckpoint:
         printed = (await _squad("checkpoint", "--dsn", history)).output
         (tmp_path / "c.json").write_text(printed)
         lines = (await _squad("verify", "--checkpoint", "c.json", "--no-tables", "--dsn", history)).lines()
-        assert lines[-1] == (
-            "whoever holds a key may have signed the checkpoints; name yours with --public-key"
-        )
+        assert lines[-1] == ("any key may have signed the checkpoints; name yours with --public-key")
 
     async def test_several_are_all_held_against_the_log(self, history: str, tmp_path: Path) -> None:
         await _squad("checkpoint", "--new-key", "squad.key")
@@ -302,7 +300,7 @@ class TestCheckpoint:
     @pytest.mark.parametrize(
         ("arguments", "complaint"),
         [
-            (("checkpoint",), "there is no key to sign with; name one with --key, or make one with"),
+            (("checkpoint",), "there is no key to sign with; name one with --key, or create one with"),
             (("checkpoint", "--key", "nothing"), "cannot read nothing: No such file or directory"),
             (("checkpoint", "--key", "a.pub"), "a.pub is not a private key in PEM"),
             (("checkpoint", "--new-key", "a"), "cannot create a.pub: File exists"),
@@ -312,7 +310,7 @@ class TestCheckpoint:
             (("verify", "--checkpoint", "c", "--public-key", "a"), "a is not a public key in PEM"),
             (("verify", "--checkpoint", "c", "--public-key", "b.pub"), "c is signed with another key"),
             (("verify", "--checkpoint", "bad"), "the signature of bad does not match its content"),
-            (("verify", "--public-key", "a.pub"), "--public-key says who may have signed a --checkpoint"),
+            (("verify", "--public-key", "a.pub"), "--public-key requires a --checkpoint"),
         ],
         ids=str,
     )
@@ -349,7 +347,7 @@ class TestExportAndImport:
         code, words = verdict_in_plain_python(tmp_path / name)
         assert (code, words.startswith(f"{head} events hold")) == (0, True)
         [imported] = (await _squad("import", name, "--dsn", empty_database)).lines()
-        assert imported.startswith(f"imported {head} events, and their tables; the last hash is ")
+        assert imported.startswith(f"imported {head} events and built the tables; last hash ")
         async with connected(empty_database) as there, connected(service.dsn) as here:
             assert await whole_log(there) == (await whole_log(here))[:head]
         await assert_log_is_sound(empty_database)
@@ -404,8 +402,8 @@ class TestExportAndImport:
             await forge(connection, "UPDATE events SET actor = 'mallory' WHERE position = 4")
         ended = await _squad("export", "log", "--dsn", history)
         assert ended.complaint() == (
-            "log is written, but cannot be imported: at position 4 the hash does not follow from the event"
-            " and the hash before"
+            "log was written but cannot be imported: at position 4 the hash does not match the event and"
+            " the previous hash"
         )
         assert verdict_in_plain_python(tmp_path / "log")[1].startswith("line 5: position 4 ")
         ended = await _squad("import", "log", "--dsn", empty_database)
@@ -502,7 +500,7 @@ class TestExportAndImport:
         ("arguments", "complaint"),
         [
             (("export", "no/where"), "cannot write no/where: No such file or directory"),
-            (("export", "log", "--after", "13"), "there is nothing after position 13, the log ends at 12"),
+            (("export", "log", "--after", "13"), "there is nothing after position 13: the log ends at 12"),
         ],
         ids=str,
     )

@@ -155,7 +155,7 @@ async def test_a_full_disk_under_the_output_is_one_clear_line(
     line = f'exec "{SQUAD}" {arguments} --dsn "$0" >/dev/full'
     ended = await end(await start(tmp_path, "-c", line, service.dsn, command="/bin/sh"))
     assert ended.code == 1
-    what = "cannot write standard output" if arguments == "export -" else "cannot go on"
+    what = "cannot write standard output" if arguments == "export -" else "cannot continue"
     assert ended.complaint() == f"{what}: No space left on device"
 
 
@@ -365,7 +365,7 @@ async def test_state_is_one_screen_of_how_it_was(service: Service, tmp_path: Pat
     assert ("paused: holidays" in now, "paused" in then) == (True, False)
     assert "\x1b" not in now
     assert len(now.splitlines()) < 80
-    assert first == "before the first event there is nothing"
+    assert first == "there is nothing before the first event"
 
 
 async def test_state_as_json_is_that_of_the_api(service: Service, tmp_path: Path) -> None:
@@ -453,7 +453,7 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
         (("up", "--data", ""), "Invalid value for '--data': it must name a folder"),
         (("up", "--dsn", ""), "dsn (SQUAD_DSN) is '': must name a database"),
         (("verify", "--data", "."), "there is no squad in .; start one with `squad up`"),
-        (("status", "--data", "x" * 300), f"the folder {'x' * 300} cannot be reached: File name too long"),
+        (("status", "--data", "x" * 300), f"the folder {'x' * 300} cannot be accessed: File name too long"),
         (
             ("status", "--config", "x" * 300),
             f"the configuration file {'x' * 300} cannot be read: File name",
@@ -463,7 +463,7 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
         (("state",), "there is no squad in .squad; start one with `squad up`"),
         (("state", "--at", "yesterday"), "'yesterday' is neither RFC 3339 nor like 15m, 2h or 1d"),
         (("state", "--at", "-1"), "'-1' is neither RFC 3339 nor like"),
-        (("state", "--at", "9" * 30), "no log has a position 999"),
+        (("state", "--at", "9" * 30), "is too large for a position"),
         (("events", "--since", "999999999d"), "'999999999d' is neither RFC 3339 nor like"),
         (("events", "--after", "-1"), "Invalid value for '--after'"),
         (("events", "--config", "nowhere.toml"), "the configuration file nowhere.toml does not exist"),
@@ -471,7 +471,7 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
         (("replay",), "there is no squad in .squad; start one with `squad up`"),
         (
             ("replay", "tasks", "task"),
-            "there is no projection 'task'; there are agents, messages, operations, budgets, tasks, emails",
+            "there is no projection 'task'; known are agents, messages, operations, budgets, tasks, emails",
         ),
         (("dance",), "No such command 'dance'"),
         (("up", "--fast"), "No such option"),

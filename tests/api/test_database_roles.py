@@ -77,8 +77,8 @@ async def applied(roles: Roles, tmp_path: Path) -> Roles:
     ended = await squad(tmp_path, "schema", "apply", "--dsn", roles.owner.dsn, *arguments)
     assert ended.lines() == [
         f"schema squad is at version {schema.SCHEMA_VERSION}",
-        f"role {roles.service.name} is let in as service",
-        f"role {roles.reader.name} is let in as reader",
+        f"role {roles.service.name} has access as service",
+        f"role {roles.reader.name} has access as reader",
     ]
     return roles
 

@@ -85,7 +85,7 @@ async def test_a_run_is_entered_in_the_log_and_carried_out_by_the_service(
     assert ran.exit_code == 0, ran.output
     entered = json.loads(ran.stdout)
     assert (entered["job"], entered["status"], entered["attempts"]) == ("poll", "running", 0)
-    assert "a service that is running carries it out at once" in ran.stderr
+    assert "a running service carries it out at once" in ran.stderr
     assert "within 60 seconds" in ran.stderr
     [(finish, finished)] = await eventually(lambda: told(service.dsn, RunFinished))
     assert (finished.run_id, finished.outcome, finished.attempts) == (entered["id"], "succeeded", 1)
@@ -140,7 +140,7 @@ async def test_waiting_has_an_end(service: Service, agents: Agents) -> None:
     ran = await squad(service.dsn, "jobs", "run", "poll", "--wait", "1")
     enough.set()
     assert isinstance(ran.exception, StartFailed)
-    assert str(ran.exception) == "poll has not ended within 1 seconds"
+    assert str(ran.exception) == "poll did not end within 1 seconds"
     assert json.loads(ran.stdout)["status"] == "running"
 
 
@@ -151,7 +151,7 @@ async def test_waiting_where_no_service_runs_has_an_end_too(
     await a_squad(database, catch_up_seconds=1)
     ran = await squad(database, "jobs", "run", "poll", "--wait")
     assert isinstance(ran.exception, StartFailed)
-    assert str(ran.exception) == "poll was taken up by no service so far; is one running?"
+    assert str(ran.exception) == "poll was not begun by any service; is one running?"
     assert json.loads(ran.stdout)["attempts"] == 0
 
 

@@ -119,10 +119,10 @@ async def test_a_whole_key_names_itself_when_it_is_revoked(database: str) -> Non
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("create",), "--scope is needed: agent, operator or auditor"),
+        (("create",), "--scope is required: agent, operator or auditor"),
         (("create", "--scope", "king"), "'king' is not one of 'agent', 'operator', 'auditor'"),
-        (("create", "--scope", "agent"), "--scope agent takes --agent NAME"),
-        (("create", "--scope", "auditor", "--agent", "ada"), "--scope agent takes --agent NAME"),
+        (("create", "--scope", "agent"), "--scope agent requires --agent NAME"),
+        (("create", "--scope", "auditor", "--agent", "ada"), "--scope agent requires --agent NAME"),
         (("create", "--scope", "operator", "--expires-days", "0"), "expires_days is 0"),
         (("create", "--scope", "agent", "--agent", " ada"), "for_agent is ' ada'"),
         (("create", "--scope", "operator", "--note", "two\nlines"), "note is 'two\\nlines'"),
