@@ -1,4 +1,4 @@
-"""The service's settings: where they come from, what they may be, and what is said of one that is wrong."""
+"""The service's settings: their sources, their validation, and the error messages for wrong ones."""
 
 from service.settings.settings import Settings, misspelt, read
 from service.settings.wrong import SettingsError

@@ -1,4 +1,4 @@
-"""The sections of `squad.toml`: what its tables may hold. A job's is `service.job_spec`."""
+"""The sections of `squad.toml` and their fields. That of a job is in `service.job_spec`."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from projections.agents import AgentRow
 
 
-def _as_written(value: object, kind: object) -> object:
-    """Refuses what pydantic takes for something else: 1 for true, false for 0, and 5.0 for 5."""
+def _refuse_conversion(value: object, kind: object) -> object:
+    """Refuse what pydantic would convert: 1 to true, false to 0, and 5.0 to 5."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is bool and is_number:
         raise ValueError("must be true or false, not a number")
     if kind in (int, float) and isinstance(value, bool):
         raise ValueError("must be a number, not true or false")
     if kind is int and isinstance(value, float):
-        raise ValueError("must be a whole number, written without a point")
+        raise ValueError("must be a whole number, without a decimal point")
     return value
 
 
 def _whole(value: object) -> object:
-    return _as_written(value, int)
+    return _refuse_conversion(value, int)
 
 
 class Section(BaseModel):
@@ -46,23 +46,23 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _check_kind(cls, value: object, info: ValidationInfo) -> object:
-        return _as_written(value, cls.model_fields[str(info.field_name)].annotation)
+        return _refuse_conversion(value, cls.model_fields[str(info.field_name)].annotation)
 
 
 class AgentSettings(Section):
-    """An agent that is registered when the service starts."""
+    """An agent to register when the service starts."""
 
     role: Name
     url: Url | None = None
     priority: Priority = 0
     secret: SecretStr | None = None
-    """Signs the calls to the agent; base64, as a rule with the prefix whsec_. Never in the log."""
+    """Signs the calls to the agent; base64, usually with the prefix whsec_. Never stored in the log."""
 
     def registration(self, name: str, known: AgentRow | None) -> RegisterAgent:
-        """The command to register it, where it is `known` by what was registered before."""
+        """Return the command that registers it; `known` is its row if it is already registered."""
         register = RegisterAgent(name=name, role=self.role, url=self.url, priority=self.priority)
         kept = {"url", "priority"} - self.model_fields_set if known else set[str]()
-        # As it is in the log, also where nobody could register it like that today.
+        # Without validation: what is in the log stays, even if it could not be registered like that today.
         return register.model_copy(update={field: getattr(known, field) for field in kept})
 
     @field_validator("secret")
@@ -80,6 +80,6 @@ class AgentSettings(Section):
 
 
 class BudgetSettings(Section):
-    """What the budget needs beyond single values."""
+    """The budget's settings beyond single values."""
 
     agent_limits: dict[Name, Annotated[Tokens, BeforeValidator(_whole)]] = Field(default_factory=dict)

@@ -61,7 +61,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def _split(value: object) -> object:
-    """A list as the environment has it: with commas in between."""
+    """Split a comma-separated list, as it comes from the environment."""
     if not isinstance(value, str):
         return value
     return [part.strip() for part in value.split(",") if part.strip()]
@@ -75,7 +75,7 @@ def _networks(value: object) -> tuple[Network, ...]:
 
 
 def _network(text: object) -> Network:
-    # The library takes a number for an address, too.
+    # The library also accepts a number as an address.
     if not isinstance(text, str):
         raise TypeError
     return ipaddress.ip_network(text)
@@ -88,14 +88,14 @@ def _check_origin(origin: str) -> str:
 
 
 Origin = Annotated[str, AfterValidator(_check_origin)]
-"""Scheme, host and port of a web page, to the letter as browsers send them."""
+"""Scheme, host and port of a web page, exactly as browsers send them."""
 
 RequestsPerSecond = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
-"""A rate; 0 is no limit."""
+"""A rate; 0 means no limit."""
 
 
 class Settings(BaseSettings, Section):
-    """Everything that can be set; the README has a table of it."""
+    """All settings; the README has a table of them."""
 
     model_config = SettingsConfigDict(
         env_prefix="SQUAD_",
@@ -121,13 +121,13 @@ class Settings(BaseSettings, Section):
     idle_after_minutes: float = Field(default=10.0, gt=0, le=1_000_000)
     offline_after_minutes: float = Field(default=60.0, gt=0, le=1_000_000)
     encrypt_payloads: bool = False
-    """Whether what is personal in messages and e-mails is stored encrypted, so that it can be forgotten."""
+    """Whether personal data in messages and e-mails is stored encrypted, so that it can be forgotten."""
     seed_jobs: bool = True
-    """Whether the seed's seven jobs, and the agents that they speak of, are there by default."""
+    """Whether to define the seed's seven jobs and their agents by default."""
     checkpoint_key: File | None = None
     """Signs the checkpoints of `squad checkpoint`."""
     insecure: bool = False
-    """Whether a squad without keys is served to others than its own machine."""
+    """Whether to serve a squad without keys to other machines."""
     key_requests_per_second: RequestsPerSecond = 1_000.0
     address_requests_per_second: RequestsPerSecond = 1_000.0
     max_streams: int = Field(default=2_000, ge=1, le=100_000)
@@ -135,7 +135,7 @@ class Settings(BaseSettings, Section):
     cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split)] = ()
     """The origins of web pages that may use the API."""
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)] = ()
-    """Whose X-Forwarded-For is believed."""
+    """The proxies whose X-Forwarded-For is trusted."""
     log_format: LogFormat = "console"
     log_level: LogLevel = "info"
     budget: BudgetSettings = BudgetSettings()
@@ -151,12 +151,12 @@ class Settings(BaseSettings, Section):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags first, then the environment, then the file."""
+        """Return the sources by priority: flags, then the environment, then the file."""
         del env_settings, dotenv_settings, file_secret_settings
         return init_settings, Environment(settings_cls), TomlFile(settings_cls, _config.path)
 
     def policy(self) -> SetPolicy:
-        """The policy as far as somebody set it. What nobody set stays as the log has it."""
+        """Return the policy settings that were given. The others stay as they are in the log."""
         named: dict[str, Any] = {
             name: getattr(self, name) for name in _POLICY if name in self.model_fields_set
         }
@@ -165,17 +165,18 @@ class Settings(BaseSettings, Section):
         return SetPolicy(**named)
 
     def job_specs(self, policy: PolicyRow | None = None) -> dict[str, tuple[JobSource, JobSpec]]:
-        """The seed's jobs and the squad's own, which go over them.
+        """Return the seed's jobs and the squad's own, which override them.
 
         Args:
-            policy: the squad's, whose reset hour and time zone go for jobs that name none; None: ours.
+            policy: the squad's policy, for the reset hour and the default time zone; None for the
+            settings'.
 
         Raises:
-            SettingsError: a job is not as a job must be.
+            SettingsError: the definition of a job is not valid.
         """
         reset_hour, timezone = self.reset_hour, self.timezone
         if policy:
-            # One that this process does not know is nothing to define jobs by.
+            # A time zone that this machine does not know cannot be used to define jobs.
             with suppress(ValueError):
                 reset_hour, timezone = policy.reset_hour, check_timezone(policy.timezone)
         seeds = seed_jobs(reset_hour, timezone) if self.seed_jobs else {}
@@ -193,18 +194,18 @@ class Settings(BaseSettings, Section):
         return specs
 
     def secrets(self) -> dict[str, str]:
-        """The agents' secrets, by name."""
+        """Return the agents' secrets, by name."""
         return {
             name: agent.secret.get_secret_value() for name, agent in self.agents.items() if agent.secret
         }
 
     def registrations(self, known: Callable[[str], AgentRow | None]) -> list[RegisterAgent]:
-        """The agents that the settings name. What they do not say of one that is known stays as it is."""
+        """Return commands to register the settings' agents. Known ones keep what is not set."""
         return [agent.registration(name, known(name)) for name, agent in self.agents.items()]
 
 
 class _Config:
-    """Where the file is that is being read: pydantic-settings gives its sources no other way to be told."""
+    """The file to read: pydantic-settings has no other way to pass it to its sources."""
 
     path: Path | None = None
 
@@ -213,11 +214,11 @@ _config = _Config()
 
 
 def read(config: Path | None = None, **flags: Any) -> Settings:
-    """Reads the settings.
+    """Read the settings.
 
     Args:
-        config: the file; otherwise `SQUAD_CONFIG`, otherwise `./squad.toml` where it exists.
-        flags: what the command line says; None where it says nothing.
+        config: the file; by default `SQUAD_CONFIG`, otherwise `./squad.toml` if it exists.
+        flags: the command line's settings; None if not given.
 
     Raises:
         SettingsError: a setting is wrong, or the file cannot be read.
@@ -228,7 +229,7 @@ def read(config: Path | None = None, **flags: Any) -> Settings:
     _config.path = named or (DEFAULT_CONFIG if _exists(DEFAULT_CONFIG) else None)
     given = {name: value for name, value in flags.items() if value is not None}
     if "data" in given and "dsn" not in given:
-        # Whoever names a folder to a command means the database in it, whatever else is set.
+        # --data means the database in that folder, whatever else is set.
         given |= {"dsn": None, "listen_dsn": None}
     try:
         settings = Settings(**given)
@@ -241,19 +242,19 @@ def read(config: Path | None = None, **flags: Any) -> Settings:
             "\n".join(explain(item, settings=_names()) for item in error.errors())
         ) from error
     finally:
-        # Settings that are made of what they are given, as tests make them, have nothing from a file.
+        # `Settings` that are created directly, as in tests, read no file.
         _config.path = None
     settings.job_specs()
     return settings
 
 
 def misspelt() -> list[str]:
-    """A line for each environment variable that may have been meant for a setting."""
+    """Return a line for each environment variable that looks like a misspelt setting."""
     return list(misspelt_variables(_names() | {"config", "squad_schema"}))
 
 
 def _names() -> set[str]:
-    """What the settings are called in the file."""
+    """Return the names of the settings in the file."""
     return {name.removeprefix("squad_") for name in Settings.model_fields}
 
 
@@ -265,6 +266,6 @@ def _exists(path: Path) -> bool:
     except OSError as error:
         raise SettingsError(f"the configuration file {path} cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(mode):
-        # A pipe that nobody writes to would be waited for without end.
+        # Reading a pipe without a writer would block forever.
         raise SettingsError(f"the configuration file {path} is not a regular file")
     return True

@@ -1,4 +1,4 @@
-"""Where settings come from: `squad.toml`, and the environment."""
+"""The sources of settings: `squad.toml` and the environment."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SERVICE_LINK = re.compile(r"[a-z]+://.+:[0-9]+")
 
 
 class TomlFile(TomlConfigSettingsSource):
-    """`squad.toml`. Its `schema` is a name that a pydantic model keeps for itself."""
+    """`squad.toml`. Its `schema` is renamed, because pydantic models reserve that name."""
 
     def __call__(self) -> dict[str, Any]:
-        """The settings of the file."""
+        """Return the settings in the file."""
         values = super().__call__()
         if "schema" in values:
             values["SQUAD_SCHEMA"] = values.pop("schema")
@@ -38,10 +38,10 @@ class TomlFile(TomlConfigSettingsSource):
 
 
 class Environment(EnvSettingsSource):
-    """The variables, but for the `SQUAD_PORT` that Kubernetes sets where a service is named `squad`."""
+    """The variables, except the `SQUAD_PORT` that Kubernetes sets for a service named `squad`."""
 
     def __call__(self) -> dict[str, Any]:
-        """The settings of the environment."""
+        """Return the settings in the environment."""
         values = super().__call__()
         if _SERVICE_LINK.fullmatch(values.get("port", "")):
             del values["port"]

@@ -1,4 +1,4 @@
-"""What is wrong with a setting, in a line that does not repeat a secret."""
+"""Error messages for wrong settings, one line each, that do not disclose secrets."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
 _SHOWN_CHARACTERS = 100
 _PREFIX = "SQUAD_"
-_ALIKE = 0.7
-"""How much a variable's name must be like a setting's to be taken for it; 1 is the same."""
+_MIN_SIMILARITY = 0.7
+"""How similar a name must be to a setting's to be suggested; 1 is identical."""
 _WITH_SECRETS = frozenset({"SQUAD_AGENTS"})
 
 
 class SettingsError(Exception):
-    """A setting is wrong. One line for each, with its name, its value and what is allowed."""
+    """Settings are wrong. The message has one line for each: its name, its value and what is allowed."""
 
 
 def may_hold_a_password(dsn: str) -> bool:
-    """Whether it is better not repeated."""
+    """Return whether a DSN must not be shown."""
     return "@" in dsn or "pas" in dsn.lower()
 
 
 def misspelt_variables(settings: Collection[str]) -> Iterator[str]:
-    """A line for each environment variable that is none of ours, but named much like one.
+    """Yield a line for each environment variable that is not a setting, but has a similar name.
 
-    There may be others of that prefix, of agents and of whatever runs the service, so none is refused.
+    Agents and the service's environment may use variables with the same prefix, so none is refused.
 
     Args:
         settings: the names of the settings, as in the file.
@@ -43,12 +43,12 @@ def misspelt_variables(settings: Collection[str]) -> Iterator[str]:
         said = name.upper().removeprefix(_PREFIX).lower()
         if not name.upper().startswith(_PREFIX) or said in settings or not os.environ[name]:
             continue
-        for meant in get_close_matches(said, settings, 1, _ALIKE):
-            yield f"{name} is not a setting and does nothing; is {_PREFIX}{meant.upper()} meant?"
+        for meant in get_close_matches(said, settings, 1, _MIN_SIMILARITY):
+            yield f"{name} is not a setting and is ignored; did you mean {_PREFIX}{meant.upper()}?"
 
 
 def explain_json(error: pydantic_settings.SettingsError) -> str:
-    """Of a variable that must be JSON and is none."""
+    """Return the message for a variable that must be JSON and is not."""
     named = re.search(r'"(\w+)"', str(error))
     variable = f"SQUAD_{named[1].upper()}" if named else "a variable"
     shown = "not valid" if variable in _WITH_SECRETS else repr(os.environ.get(variable))
@@ -56,20 +56,20 @@ def explain_json(error: pydantic_settings.SettingsError) -> str:
 
 
 def explain(error: ErrorDetails, within: str = "", settings: Collection[str] = ()) -> str:
-    """The setting's name, its value and what is allowed.
+    """Return the setting's name, its value and what is allowed.
 
     Args:
-        error: what pydantic found.
-        within: the section's name, where only that was looked at.
-        settings: the names that there are in the file beside it, where it is none of them.
+        error: pydantic's error.
+        within: the section's name, if only a section was validated.
+        settings: the valid names, to suggest one for an unknown name.
     """
     path = [*filter(None, [within]), *(str(part) for part in error["loc"])]
     if within and not error["loc"]:
         return f"{within}: {in_words(error)}"
     name = ".".join(path).removeprefix("SQUAD_").lower() if len(path) == 1 else ".".join(path)
     if error["type"] == "extra_forbidden":
-        meant = get_close_matches(name, settings, 1, _ALIKE) if len(path) == 1 else []
-        return f"{name} is not a setting" + "".join(f"; is {one} meant?" for one in meant)
+        meant = get_close_matches(name, settings, 1, _MIN_SIMILARITY) if len(path) == 1 else []
+        return f"{name} is not a setting" + "".join(f"; did you mean {one}?" for one in meant)
     if error["type"] == "missing":
         return f"{name} is missing"
     variable = f" (SQUAD_{name.upper()})" if len(path) == 1 and not within else ""

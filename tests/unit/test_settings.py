@@ -208,9 +208,9 @@ def test_a_wrong_dsn_is_not_repeated_where_it_may_hold_a_password(
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("prot = 3001", "prot is not a setting; is port meant?"),
-        ("daily_token = 5", "daily_token is not a setting; is daily_tokens meant?"),
-        ('[job.mine]\ncron = "* * * * *"', "job is not a setting; is jobs meant?"),
+        ("prot = 3001", "prot is not a setting; did you mean port?"),
+        ("daily_token = 5", "daily_token is not a setting; did you mean daily_tokens?"),
+        ('[job.mine]\ncron = "* * * * *"', "job is not a setting; did you mean jobs?"),
         ("colour = 3", "colour is not a setting"),
         ("port = 65536", "port (SQUAD_PORT) is 65536: input should be less than or equal to 65535"),
         ("[budget]\nagent_limit = 5", "budget.agent_limit is not a setting"),
@@ -241,7 +241,7 @@ def test_a_wrong_dsn_is_not_repeated_where_it_may_hold_a_password(
             "encrypt_payloads = 0.0",
             "encrypt_payloads (SQUAD_ENCRYPT_PAYLOADS) is 0.0: must be true or false",
         ),
-        ("port = 3001.0", "port (SQUAD_PORT) is 3001.0: must be a whole number, written without a point"),
+        ("port = 3001.0", "port (SQUAD_PORT) is 3001.0: must be a whole number, without a decimal point"),
         ("daily_tokens = 1e5", "daily_tokens (SQUAD_DAILY_TOKENS) is 100000.0: must be a whole number"),
         ('[agents.ada]\nrole = "w"\npriority = 1.0', "agents.ada.priority is 1.0: must be a whole number"),
         ("[budget.agent_limits]\nada = 5.0", "budget.agent_limits.ada is 5.0: must be a whole number"),
@@ -274,8 +274,8 @@ def test_a_variable_that_is_named_much_like_a_setting_is_told(monkeypatch: pytes
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("SQUAD_PORTS", "")
     assert settings.misspelt() == [
-        "SQUAD_ENCRYPT_PAYLOAD is not a setting and does nothing; is SQUAD_ENCRYPT_PAYLOADS meant?",
-        "SQUAD_PROT is not a setting and does nothing; is SQUAD_PORT meant?",
+        "SQUAD_ENCRYPT_PAYLOAD is not a setting and is ignored; did you mean SQUAD_ENCRYPT_PAYLOADS?",
+        "SQUAD_PROT is not a setting and is ignored; did you mean SQUAD_PORT?",
     ]
 
 
