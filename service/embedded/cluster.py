@@ -1,4 +1,4 @@
-"""One Postgres cluster: how it is made, started, found alive, and stopped."""
+"""One Postgres cluster: create, start, find and stop its server."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ INITIALISED_WITHIN_SECONDS = 120.0
 
 _LEFTOVERS_GO_WITHIN_SECONDS = 2.0
 _POLL_SECONDS = 0.05
-# The least of what the systems allow; Linux has room for four bytes more.
+# The smallest limit of all systems; Linux allows four bytes more.
 _SOCKET_PATH_MAX_BYTES = 103
-# pg_ctl builds a shell command of the path, with nothing but double quotes around it.
+# pg_ctl puts the path into a shell command with only double quotes around it.
 _NOT_IN_A_PATH = frozenset('"$`\\\n')
 
 
@@ -47,19 +47,20 @@ class Postmaster:
 
 
 class Cluster:
-    """The Postgres cluster in `data`. To change anything, callers hold the lock of its folder."""
+    """The Postgres cluster in `data`. To change anything, callers must hold the lock of its folder."""
 
     def __init__(self, data: Path) -> None:
         self.data = data
         self.launching = threading.Lock()
-        """Held while a server is launched. Whoever keeps it has none launched any more."""
+        """Held while a server is launched. Keeping it prevents further launches."""
         self._pid_file = data / "postmaster.pid"
         self._start_log = data / "start.log"
 
     def postmaster(self) -> Postmaster | None:
-        """The live server of this cluster, whoever started it."""
+        """Return the live server of this cluster, no matter who started it."""
         lines = self._pid_file_lines()
-        # A single-user server writes its pid negated. What a crash of the machine has left may be anything.
+        # A single-user server writes its pid negated. After a crash of the machine, the file may hold
+        # anything.
         number = re.fullmatch(r"-?([0-9]{1,10})\s*", lines[0]) if lines else None
         if number is None or not self._is_ours(pid := int(number[1])):
             return None
@@ -68,21 +69,21 @@ class Cluster:
         return Postmaster(pid, status == "ready", status == "stopping", socket_folder)
 
     def ensure_made(self) -> None:
-        """Make the cluster unless it is there; raises if what is there cannot be used."""
+        """Create the cluster unless it exists; raise if the existing one cannot be used."""
         if forbidden := _NOT_IN_A_PATH.intersection(str(self.data)):
             raise EmbeddedPostgresError(
-                f"{self.data}: pg_ctl cannot work in a path with {min(forbidden)!r}"
+                f"{self.data}: pg_ctl does not support a path that contains {min(forbidden)!r}"
             )
         if self.data.exists():
             owner = self.data.stat().st_uid
             if os.geteuid() not in (0, owner):
-                raise EmbeddedPostgresError(f"{self.data} belongs to another user (number {owner})")
+                raise EmbeddedPostgresError(f"{self.data} belongs to another user (uid {owner})")
             if (self.data / "PG_VERSION").exists():
                 self._check_version()
                 return
             if any(self.data.iterdir()):
-                raise EmbeddedPostgresError(f"{self.data} holds something that is not a Postgres cluster")
-        # We hold the lock, so these belong to nobody alive.
+                raise EmbeddedPostgresError(f"{self.data} is not empty and not a Postgres cluster")
+        # We hold the lock, so these are leftovers of dead processes.
         for unfinished in self.data.parent.glob(f"{self.data.name}.new-*"):
             shutil.rmtree(unfinished, ignore_errors=True)
         new = Path(tempfile.mkdtemp(dir=self.data.parent, prefix=f"{self.data.name}.new-"))
@@ -101,7 +102,7 @@ class Cluster:
             if postmaster is not None and postmaster.is_ready:
                 return postmaster
             if time.monotonic() > deadline:
-                # It is left running: ended now, its recovery would begin anew next time.
+                # It is left running: if stopped now, its recovery would start over next time.
                 raise EmbeddedPostgresError(
                     f"Postgres in {self.data} was not ready within {READY_WITHIN_SECONDS:g} s; "
                     "it may still be recovering from a crash: try again later"
@@ -112,21 +113,21 @@ class Cluster:
                 time.sleep(_POLL_SECONDS)
 
     def stop(self) -> None:
-        """Stop the server, if it runs, and wait: what is open is rolled back, what is committed is kept."""
+        """Stop the server, if it runs, and wait: open transactions are rolled back, commits are kept."""
         postmaster = self.postmaster()
         if postmaster is None:
             return
         output = self._pg_ctl("stop", "--mode=fast", seconds=STOPPED_WITHIN_SECONDS)
         if self.postmaster() is not None:
             raise EmbeddedPostgresError(
-                f"Postgres in {self.data} (process {postmaster.pid}) does not stop: {complaint(output)}"
+                f"Postgres in {self.data} (process {postmaster.pid}) did not stop: {complaint(output)}"
             )
         if postmaster.socket_folder != self.data:
             with contextlib.suppress(OSError):
                 postmaster.socket_folder.rmdir()
 
     def tell_to_stop(self, deadline: float) -> None:
-        """Tell the server to stop, if it runs, and wait only until it has heard."""
+        """Tell the server to stop, if it runs, and wait only until it has begun to."""
         postmaster = self.postmaster()
         if postmaster is None:
             return
@@ -139,8 +140,9 @@ class Cluster:
         version = (self.data / "PG_VERSION").read_text().strip()
         if version != str(MAJOR_VERSION):
             raise EmbeddedPostgresError(
-                f"{self.data} was made by Postgres {version}, and this is Postgres {MAJOR_VERSION}: "
-                "`squad export` with the software that made it and `squad import` here, into another folder"
+                f"{self.data} was created by Postgres {version}, and this is Postgres {MAJOR_VERSION}: run"
+                " `squad export` with the version of squad that created it, and `squad import` with this"
+                " one into another folder"
             )
 
     def _make_in(self, new: Path) -> None:
@@ -152,18 +154,18 @@ class Cluster:
             f"--pgdata={new}",
             f"--username={SUPERUSER}",
             "--encoding=UTF8",
-            # Sorts alike on every machine, whatever its C library.
+            # The same sort order on every machine, independent of its C library.
             "--locale-provider=builtin",
             "--builtin-locale=C.UTF-8",
             "--locale=C",
-            # The socket lies in a folder that only its owner can enter.
+            # The socket is in a folder that only its owner can enter.
             "--auth-local=trust",
             "--auth-host=reject",
             timeout_seconds=INITIALISED_WITHIN_SECONDS,
         )
         if result.returncode != 0:
             raise EmbeddedPostgresError(
-                f"Postgres cannot be set up in {self.data}: {complaint(result.stdout)}"
+                f"Postgres could not be set up in {self.data}: {complaint(result.stdout)}"
             )
         with (new / "postgresql.conf").open("a") as postgresql_conf:
             postgresql_conf.write(f"\ninclude_if_exists = '{configuration.FILE}'\n")
@@ -171,12 +173,12 @@ class Cluster:
 
     def _launch(self, deadline: float) -> None:
         self._refuse_a_hidden_server()
-        if not self._leftovers_are_gone(deadline):
+        if not self._wait_for_leftovers(deadline):
             return
         open_the_way(self.data)
         socket_folder = self._make_socket_folder()
-        # Stale beyond doubt, as nobody is left. Postgres goes by the process number in them, and would
-        # not start if that is a zombie's, or another program's by now.
+        # Certainly stale, as no process is left. Postgres checks the pid in them, and would not start if
+        # that is a zombie's or another program's by now.
         for stale in (self._pid_file, Path(f"{_socket(socket_folder)}.lock")):
             stale.unlink(missing_ok=True)
         settings = self.data / configuration.FILE
@@ -188,16 +190,16 @@ class Cluster:
             output = self._pg_ctl("start", f"--log={self._start_log}", seconds=deadline - time.monotonic())
         if self.postmaster() is None:
             reason = complaint(self._logged_since(logged) or output)
-            raise EmbeddedPostgresError(f"Postgres in {self.data} does not start: {reason}")
+            raise EmbeddedPostgresError(f"Postgres in {self.data} did not start: {reason}")
 
     def _pg_ctl(self, action: str, *arguments: str, seconds: float) -> str:
-        """Run pg_ctl, which waits until the action is done or the time is over; returns what it said."""
+        """Run pg_ctl, which waits until the action is done or times out; return its output."""
         wait = f"--timeout={max(1.0, seconds):.0f}"
         arguments = ("--wait", wait, "--pgdata", str(self.data), *arguments)
         return run(self.data, "pg_ctl", action, *arguments, timeout_seconds=seconds + 30).stdout
 
     def _refuse_a_hidden_server(self) -> None:
-        """Two containers may share a volume, and neither sees the other's processes."""
+        """Raise if a server is running that we cannot see, as when two containers share a volume."""
         lines = self._pid_file_lines()
         if len(lines) <= 4:
             return
@@ -205,24 +207,24 @@ class Cluster:
             client.settimeout(1.0)
             client.connect(str(_socket(Path(lines[4]))))
             raise EmbeddedPostgresError(
-                f"{self.data} is used by a Postgres elsewhere, perhaps in a container"
+                f"{self.data} is in use by a Postgres elsewhere, perhaps in a container"
             )
 
-    def _leftovers_are_gone(self, deadline: float) -> bool:
-        """Wait for the children of a postmaster that was killed; False if they have a live one after all.
+    def _wait_for_leftovers(self, deadline: float) -> bool:
+        """Wait for the children of a killed postmaster to end; False if there is a live one after all.
 
-        They hold shared memory that keeps a new server from starting, and end by themselves, unless they
-        are busy computing.
+        They hold shared memory that prevents a new server from starting. They exit by themselves, unless
+        they are busy computing.
         """
         patience = time.monotonic() + _LEFTOVERS_GO_WITHIN_SECONDS
         while leftovers := self._processes():
             if self.postmaster() is not None:
-                # Started by a process that was killed, just now, while it did so.
+                # A process that was starting it has just been killed.
                 return False
             if time.monotonic() > deadline:
                 pids = ", ".join(str(process.pid) for process in leftovers)
                 raise EmbeddedPostgresError(
-                    f"what is left of a dead Postgres still uses {self.data}: {pids}"
+                    f"processes left over from a dead Postgres still use {self.data}: {pids}"
                 )
             if time.monotonic() > patience:
                 for process in leftovers:
@@ -232,20 +234,22 @@ class Cluster:
         return True
 
     def _make_socket_folder(self) -> Path:
-        """The data folder, or another one where its path is too long for a socket.
+        """Return the data folder, or a new folder if its path is too long for a socket or has a comma.
 
-        Clients take a path with a comma for two hosts.
+        Clients parse a path with a comma as two hosts.
         """
         if len(os.fsencode(_socket(self.data))) <= _SOCKET_PATH_MAX_BYTES and "," not in str(self.data):
             return self.data
         digest = hashlib.sha256(os.fsencode(self.data)).hexdigest()[:16]
-        # Not in $TMPDIR: a restart by any of the processes must come to the same place.
+        # Not in $TMPDIR: every process that restarts the server must arrive at the same path.
         folder = Path("/tmp") / f"squad-{digest}"  # noqa: S108 - its owner and mode are checked
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
         is_private = stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077
         if not is_private or status.st_uid not in (os.geteuid(), server_ids(self.data)[0]):
-            raise EmbeddedPostgresError(f"{folder} is needed for the socket, and somebody else has made it")
+            raise EmbeddedPostgresError(
+                f"{folder} is needed for the socket, but is not a private folder of ours"
+            )
         hand_over(folder, self.data)
         return folder
 
@@ -256,7 +260,7 @@ class Cluster:
             return []
 
     def _is_ours(self, pid: int) -> bool:
-        # A number alone proves nothing: it may be a zombie's, or another program's by now.
+        # A pid alone proves nothing: it may be a zombie's or another program's by now.
         try:
             process = psutil.Process(pid)
             return process.name() == "postgres" and process.cwd() == str(self.data)
@@ -271,7 +275,7 @@ class Cluster:
         return {log: log.stat().st_size for log in logs if log.exists()}
 
     def _logged_since(self, sizes: dict[Path, int]) -> str:
-        """What the server has written since its logs had these sizes."""
+        """Return what the server has logged since its logs had these sizes."""
         news = (log.read_bytes()[sizes.get(log, 0) :] for log in self._log_sizes())
         return b"".join(news).decode(errors="replace")
 

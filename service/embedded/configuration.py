@@ -1,4 +1,4 @@
-"""The settings of the embedded server: those of a small server that serves one application."""
+"""The settings of the embedded server: a small server for one application."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FILE = "squad.conf"
 """Included at the end of postgresql.conf."""
 
 _SETTINGS = """\
-# Written by squad at each start. To change a setting use ALTER SYSTEM, which wins over this file.
+# Written by squad at each start. To change a setting use ALTER SYSTEM, which overrides this file.
 listen_addresses = ''
 port = {port}
 unix_socket_directories = {socket_folder}
@@ -44,7 +44,7 @@ log_lock_waits = on
 
 
 def text(port: int, socket_folder: Path) -> str:
-    """What `FILE` says of a server with its socket in that folder."""
-    # Two pairs of quotes: it is one element of a list, and the list is one value.
+    """Return the content of `FILE` for a server with its socket in that folder."""
+    # Quoted twice: as an element of a list, and the list as a value.
     quoted = "'\"{}\"'".format(str(socket_folder).replace("'", "''"))
     return _SETTINGS.format(port=port, socket_folder=quoted)

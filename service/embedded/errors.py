@@ -1,4 +1,4 @@
-"""What goes wrong with the embedded Postgres, in words for the user."""
+"""Errors of the embedded Postgres, with messages for the user."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _REASONS = {
     errno.ENOSPC: "there is no space left",
-    errno.EDQUOT: "the disk quota is used up",
+    errno.EDQUOT: "the disk quota is exhausted",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "this user has no permission",
     errno.EPERM: "this user has no permission",
@@ -28,7 +28,7 @@ class EmbeddedPostgresError(Exception):
 
 @contextlib.contextmanager
 def one_line_errors(folder: Path) -> Iterator[None]:
-    """Turn what the system refuses into an `EmbeddedPostgresError` about the folder."""
+    """Turn system errors into an `EmbeddedPostgresError` about the folder."""
     try:
         yield
     except OSError as error:
@@ -43,7 +43,7 @@ def one_line_errors(folder: Path) -> Iterator[None]:
 
 
 def complaint(output: str) -> str:
-    """The one line of a Postgres program's output that says what is wrong."""
+    """Return the line of a Postgres program's output that says what is wrong."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     for line in lines:
         for mark in ("PANIC:", "FATAL:", "error:"):

