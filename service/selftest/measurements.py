@@ -1,4 +1,4 @@
-"""What a self-test measures, one function each. Times in milliseconds, rates a second."""
+"""The measurements of a self-test, one function each. Times are in milliseconds, rates per second."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 CALLERS = (1, 64, 512)
 MAX_COMMANDS = 100_000
-"""Of one measurement, so that a fast machine does not fill its disk."""
+"""The most commands per measurement, so that a fast machine does not fill its disk."""
 
 SHARES = 2 + 1 + len(CALLERS) + 2
-"""Into how many equal parts the time is split: the notification's and the table's count double."""
+"""How many equal shares the time is split into."""
 
 _EVENTS_A_SECOND = 200
 _TEXT = "x" * 200
@@ -53,7 +53,7 @@ class Latency(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """Commands a second, how long each waited, and how much of one processor core this process used."""
+    """Commands per second, the latency of each, and how much of one CPU core this process used."""
 
     per_second: float
     latency: Latency
@@ -61,36 +61,36 @@ class Rate(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """All that was measured."""
+    """All measurements."""
 
     server_version: str
     durable: bool
-    """Whether the server waits for its disk before it says that a commit happened."""
+    """Whether the server waits for its disk before it acknowledges a commit."""
     round_trip: Latency
     commit: Latency
     """One small transaction, durable."""
     commit_unflushed: Latency
-    """The same without waiting for the disk; the difference is the disk's."""
+    """The same without waiting for the disk; the difference is the disk's share."""
     notification: Latency
     commands: Mapping[int, Rate]
-    """By how many callers waited at a time."""
+    """By number of concurrent callers."""
     visible: Latency
     """From the answer to a command until its row is in the read table."""
 
 
 async def run(dsn: str, seconds: float, tell: Callable[[str], None] = lambda _: None) -> Figures:
-    """Measures everything, in a schema of its own.
+    """Measure everything, in a schema of its own.
 
     Args:
         dsn: the database.
-        seconds: how long all of it may take, the making of the schema apart.
-        tell: is told what is being measured.
+        seconds: how long to measure in total, not counting the creation of the schema.
+        tell: called with what is being measured.
     """
     share = seconds / SHARES
     async with own_schema(dsn) as name, await connect(dsn, name, name="squad bench") as connection:
         with translating():
             version, durable = await _server(connection)
-            tell("the way to the database and back")
+            tell("the database round trip")
             round_trip = await _repeat(lambda: connection.execute("SELECT 1", prepare=True), share / 2)
             tell("durable commits")
             commits = await _commits(connection, share / 2)
@@ -99,7 +99,7 @@ async def run(dsn: str, seconds: float, tell: Callable[[str], None] = lambda _: 
         async with _Parts(dsn, name) as parts:
             commands = {}
             for callers in CALLERS:
-                tell(f"commands, {callers} at a time")
+                tell(f"commands, {callers} callers" if callers > 1 else "commands, 1 caller")
                 commands[callers] = await _commands(parts.writer, callers, share)
             tell("from the log to the tables")
             await parts.caught_up()
@@ -127,11 +127,11 @@ class _Parts:
         await self._stack.aclose()
 
     async def caught_up(self) -> None:
-        """Waits until the tables show all that the writer appended."""
+        """Wait until the tables show everything that the writer has appended."""
         await self.shows(self.writer.squad.head.position)
 
     async def shows(self, position: int) -> None:
-        """Waits until the tables show a position."""
+        """Wait until the tables show a position."""
         while True:
             ticket = self.projector.moved.ticket()
             if self.projector.active and min(self.projector.positions.values()) >= position:
@@ -154,7 +154,7 @@ async def _server(connection: Connection) -> tuple[str, bool]:
 
 
 async def _commits(connection: Connection, seconds: float) -> tuple[Latency, Latency]:
-    """One row a transaction; with the disk waited for, and without."""
+    """Measure transactions of one row, with and without waiting for the disk."""
     await connection.execute(_ROWS)
     found = []
     for setting in _COMMITS:
@@ -167,7 +167,7 @@ async def _commits(connection: Connection, seconds: float) -> tuple[Latency, Lat
 
 
 async def _notifications(dsn: str, schema: str, sender: Connection, seconds: float) -> Latency:
-    """From one connection to another."""
+    """Measure notifications from one connection to another."""
     channel = f"{schema}.self_test"
     async with await connect(dsn, schema, name="squad bench listener") as receiver:
         await receiver.execute(f'LISTEN "{channel}"')
@@ -186,7 +186,7 @@ async def _commands(writer: Writer, callers: int, seconds: float) -> Rate:
     started, cpu = perf_counter(), process_time()
 
     async def caller() -> None:
-        # Once in any case: what is slower than the time there is has to be told as well.
+        # At least once, so that there is a result even if one command takes longer than the available time.
         before = perf_counter()
         while True:
             await writer.submit(_request(command))
@@ -202,7 +202,7 @@ async def _commands(writer: Writer, callers: int, seconds: float) -> Rate:
 
 
 async def _visibility(parts: _Parts, seconds: float) -> Latency:
-    """At a steady rate that leaves everybody idle most of the time."""
+    """Measure at a steady rate that leaves everything idle most of the time."""
     command = SendMessage(from_agent="alice", to_agent="bob", message=_TEXT)
     found: list[float] = []
 
@@ -225,7 +225,7 @@ async def _visibility(parts: _Parts, seconds: float) -> Latency:
 
 
 async def _repeat(work: Callable[[], Awaitable[object]], seconds: float) -> Latency:
-    """Does it again and again, one at a time."""
+    """Measure repeated calls, one at a time."""
     found: list[float] = []
     until = perf_counter() + seconds
     await work()

@@ -1,4 +1,4 @@
-"""Where a self-test works: a schema of its own, gone afterwards; what a killed one left goes as well."""
+"""A self-test's own schema: removed afterwards, together with those left behind by killed self-tests."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ PREFIX = "squad_bench_"
 _NAME_LENGTH = len(PREFIX) + 12
 
 _LEFT_OVER = "SELECT nspname FROM pg_namespace WHERE left(nspname, %s) = %s AND length(nspname) = %s"
-# Held for as long as its owner is connected, so what nobody holds was left by one that was killed.
+# Held while its owner is connected, so a schema whose lock is free was left by a killed self-test.
 _LOCK = "SELECT pg_try_advisory_lock(hashtextextended(%s, 1))"
 _UNLOCK = "SELECT pg_advisory_unlock(hashtextextended(%s, 1))"
 
 
 @asynccontextmanager
 async def own_schema(dsn: str) -> AsyncIterator[str]:
-    """A fresh squad in a schema of its own, removed on every way out.
+    """Create a squad in a schema of its own, and remove it at the end in any case.
 
     Raises:
-        EventStoreError: the database cannot be reached, or makes no schemas for this role.
+        EventStoreError: the database cannot be reached, or this role may not create schemas.
     """
     name = f"{PREFIX}{uuid4().hex[:12]}"
     async with await connect(dsn, "public", name="squad bench") as connection:
         with translating():
             await connection.execute(_LOCK, (name,))
-            await _clear_away(connection)
+            await _drop_left_over(connection)
         try:
             try:
                 await schema.apply(dsn, name)
             except RoleMayNot as error:
                 raise RoleMayNot(
                     "a self-test needs a schema of its own for half a minute: GRANT CREATE ON DATABASE to"
-                    " the role, or name another one with --dsn"
+                    " the role, or name another role with --dsn"
                 ) from error
             yield name
         finally:
@@ -54,8 +54,8 @@ async def own_schema(dsn: str) -> AsyncIterator[str]:
                 await _drop(connection, name)
 
 
-async def _clear_away(connection: Connection) -> None:
-    """Removes what self-tests left that were killed."""
+async def _drop_left_over(connection: Connection) -> None:
+    """Remove the schemas left behind by killed self-tests."""
     cursor = await connection.execute(_LEFT_OVER, (len(PREFIX), PREFIX, _NAME_LENGTH))
     for (name,) in await cursor.fetchall():
         if await one_value(connection, _LOCK, (name,)):

@@ -20,15 +20,15 @@ FIGURES = Figures(
 
 def test_the_first_sentence_says_what_to_expect() -> None:
     first = judge(FIGURES)[0]
-    assert "30,000 commands a second" in first
-    assert "2,000 for a caller" in first
+    assert "30,000 commands per second" in first
+    assert "2,000 with a single caller" in first
 
 
 @pytest.mark.parametrize(
     ("different", "said"),
     [
         ({"durable": False}, "Do not run a squad on it"),
-        ({"round_trip": Latency(4.0, 9)}, "the way to the database and back, 4.0 ms"),
+        ({"round_trip": Latency(4.0, 9)}, "the round trip to the database, 4.0 ms"),
         ({"commit": Latency(8.1, 20)}, "disk, which takes 8.0 ms"),
         ({"notification": Latency(40, 90)}, "Notifications take 40.0 ms"),
         ({"commands": {1: Rate(9, Latency(1, 1), 0.1), 512: Rate(9, Latency(1, 1), 0.4)}}, "the database:"),
