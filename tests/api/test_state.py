@@ -258,7 +258,7 @@ async def test_whoever_waits_for_too_long_is_told(long_ago: str, monkeypatch: py
         await eventually(lambda: len(waiting) == LOOK_BACK_AT_ONCE)
         monkeypatch.setattr(state, "WITHIN_SECONDS", 0.01)
         told = (await service.api.get("state", at=1)).expect(503, "took_too_long")
-        assert "others" in told["detail"]
+        assert "other requests" in told["detail"]
         (await service.api.get("state")).expect(200)
         going_on.set()
         for answer in await asyncio.gather(*slow):
