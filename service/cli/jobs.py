@@ -87,11 +87,11 @@ def run_job(name: str, wait_seconds: float | None, target: Target) -> None:
 
     async def work() -> None:
         waiting = wait_seconds is not None
-        async with acting(target, listening=waiting) as hand:
+        async with acting(target, listening=waiting) as squad:
             if wait_seconds is None:
-                await enter(hand, name)
+                await enter(squad, name)
             else:
-                await enter_and_wait(hand, name, wait_seconds)
+                await enter_and_wait(squad, name, wait_seconds)
 
     run(work())
 
@@ -115,6 +115,6 @@ def resume(name: str, note: str | None, target: Target) -> None:
 
 
 async def _do(target: Target, command: do.AnyCommand) -> None:
-    async with acting(target) as hand:
-        outcome = await hand.do(command)
+    async with acting(target) as squad:
+        outcome = await squad.do(command)
     click.echo(dumps({**outcome.reply, "position": outcome.position}).decode())

@@ -77,8 +77,8 @@ def create(
 
     async def work() -> dict[str, Any]:
         # Also before the first start, because a service that others can reach does not start without a key.
-        async with acting(target, anew=True) as hand:
-            outcome = await hand.do(command)
+        async with acting(target, anew=True) as squad:
+            outcome = await squad.do(command)
             return {"key": made.text, **outcome.reply, "position": outcome.position}
 
     shown = run(work())
@@ -122,10 +122,10 @@ def revoke(id_: str, target: Target) -> None:
     command = do.RevokeKey(key_id=key_id)
 
     async def work() -> tuple[dict[str, Any], bool]:
-        async with acting(target) as hand:
-            outcome = await hand.do(command)
+        async with acting(target) as squad:
+            outcome = await squad.do(command)
             shown = {**outcome.reply, "position": outcome.position}
-            return shown, key_is_needed(hand.writer.squad)
+            return shown, key_is_needed(squad.writer.squad)
 
     shown, is_needed = run(work())
     click.echo(dumps(shown).decode())

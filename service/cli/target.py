@@ -79,7 +79,7 @@ async def open_squad(
 ) -> AsyncIterator[tuple[Connection, Settings, str]]:
     """Connect to an existing squad, or with `anew` create it if needed; yield its settings and DSN as well.
 
-    The DSN gives a session of one's own if possible (see `way_to_database`).
+    The DSN gives a dedicated session if possible (see `way_to_database`).
 
     Args:
         target: the squad.
@@ -105,7 +105,7 @@ async def open_squad(
 
 @asynccontextmanager
 async def way_to_database(chosen: Settings) -> AsyncIterator[str]:
-    """Yield the DSN for a command. It gives a session of one's own, past any pooler, if there is a way.
+    """Yield the DSN for a command. It gives a dedicated session, past any pooler, if possible.
 
     Raises:
         StartFailed: SQUAD_LISTEN_DSN leads to another log.

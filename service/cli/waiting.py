@@ -31,21 +31,21 @@ _NOTICED_WITHIN_SECONDS = 2.0
 """How much longer to wait for a service to begin a run than a service may take for that."""
 
 
-async def enter(hand: Acting, name: str) -> None:
+async def enter(squad: Acting, name: str) -> None:
     """Enter a run in the log, and print it."""
-    _show(await _enter(hand, name))
+    _show(await _enter(squad, name))
 
 
-async def enter_and_wait(hand: Acting, name: str, wait_seconds: float) -> None:
+async def enter_and_wait(squad: Acting, name: str, wait_seconds: float) -> None:
     """Enter a run, wait for its end, and print its outcome.
 
     Raises:
         StartFailed: it did not succeed, or did not end in time.
     """
     watch = _Watch()
-    hand.writer.observers.append(watch.observe)
-    entered = await _enter(hand, name)
-    job = hand.writer.squad.rows(JOBS).get(name)
+    squad.writer.observers.append(watch.observe)
+    entered = await _enter(squad, name)
+    job = squad.writer.squad.rows(JOBS).get(name)
     taken_up_within = (job.catch_up_seconds if job else 0.0) + _NOTICED_WITHIN_SECONDS
     ended = await watch.see(entered["id"], min(wait_seconds, taken_up_within), wait_seconds)
     run = {**entered, **watch.story(entered["id"])}
@@ -64,9 +64,9 @@ async def enter_and_wait(hand: Acting, name: str, wait_seconds: float) -> None:
 _OUTCOMES = {"failed": "failed", "lost": "was lost", "missed": "was missed"}
 
 
-async def _enter(hand: Acting, name: str) -> dict[str, Any]:
-    outcome = await hand.do(asked(do.RunJob, name=name))
-    job = hand.writer.squad.rows(JOBS).get(name)
+async def _enter(squad: Acting, name: str) -> dict[str, Any]:
+    outcome = await squad.do(asked(do.RunJob, name=name))
+    job = squad.writer.squad.rows(JOBS).get(name)
     seconds = job.catch_up_seconds if job else 0.0
     click.echo(
         "squad: a running service carries it out at once;"
@@ -118,14 +118,14 @@ class _Watch:
     def story(self, run_id: str) -> dict[str, Any]:
         """Return what is known of a run beyond its entry."""
         begun = self._begun.get(run_id)
-        told: dict[str, Any] = {"attempts": self._attempts.get(run_id, 0), "started_at": begun}
+        story: dict[str, Any] = {"attempts": self._attempts.get(run_id, 0), "started_at": begun}
         if ending := self._ended.get(run_id):
             event, at = ending
-            told |= {
+            story |= {
                 "status": event.outcome,
                 "attempts": event.attempts,
                 "reason": event.reason,
                 "tokens_used": event.tokens_used,
                 "finished_at": at,
             }
-        return told
+        return story

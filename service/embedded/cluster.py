@@ -133,7 +133,7 @@ class Cluster:
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(postmaster.pid, signal.SIGINT)
-        while (told := self.postmaster()) and not told.is_stopping and time.monotonic() < deadline:
+        while (server := self.postmaster()) and not server.is_stopping and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS / 10)
 
     def _check_version(self) -> None:
