@@ -43,10 +43,10 @@ async def scribe(database: str) -> AsyncIterator[Scribe]:
 
 
 async def _take(pages: AsyncIterator[list[Recorded]], count: int) -> list[Recorded]:
-    """The next events, at least `count` of them."""
+    """The next events, at least `count` of them. Each page comes soon, however many there are."""
     taken: list[Recorded] = []
-    async with asyncio.timeout(10):
-        while len(taken) < count:
+    while len(taken) < count:
+        async with asyncio.timeout(10):
             taken += await anext(pages)
     return taken
 
