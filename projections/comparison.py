@@ -145,14 +145,14 @@ async def compare(
         WritesRefused: the server is not a primary.
         StoreUnavailable: the database cannot be reached.
     """
-    deadline = monotonic() + ERASED_WITHIN_SECONDS
+    patience = _Patience()
     async with refolding(dsn, schema, projections, name="squad comparison", progress=progress) as refold:
         while True:
             await _catch_up(refold, schema)
             try:
                 with refold.undone_where_it_fails(), translating():
                     async with refold.connection.transaction():
-                        return await _compare(refold, schema, patient=monotonic() < deadline)
+                        return await _compare(refold, schema, patience)
             except _ErasureUnderWay:
                 await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
@@ -161,7 +161,25 @@ class _ErasureUnderWay(Exception):
     """A table still holds what was forgotten: the projector has yet to reach that position."""
 
 
-async def _compare(refold: Refold, schema: str, *, patient: bool) -> list[Difference]:
+class _Patience:
+    """Until when each projection may be on its way to where somebody was forgotten."""
+
+    def __init__(self) -> None:
+        self._awaited: dict[str, tuple[int, float]] = {}
+
+    def lasts(self, name: str, position: int, forgotten: int) -> bool:
+        """Whether one that is at `position` may take longer; it has as long again for each one it came to.
+
+        It begins with the first look. However long the fold took before that, nobody was waited for.
+        """
+        awaited, until = self._awaited.get(name, (0, 0.0))
+        if position >= awaited:
+            until = monotonic() + ERASED_WITHIN_SECONDS
+            self._awaited[name] = forgotten, until
+        return monotonic() < until
+
+
+async def _compare(refold: Refold, schema: str, patience: _Patience) -> list[Difference]:
     connection = refold.connection
     await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     standings = await _standings(connection, schema)
@@ -183,7 +201,7 @@ async def _compare(refold: Refold, schema: str, *, patient: bool) -> list[Differ
         if refold.positions[name] != position:
             raise StoreBusy(f"{name} was set back to {position} while it was compared")
         if position < forgotten and SubjectForgotten in projection.handlers:
-            if patient:
+            if patience.lasts(name, position, forgotten):
                 raise _ErasureUnderWay
             detail = f"it has yet to erase what was forgotten at position {forgotten}"
             found.append(Difference("not erased yet", name, position, detail=detail))

@@ -370,6 +370,31 @@ async def test_a_table_that_has_yet_to_erase_somebody_is_waited_for(
     assert await compare(database, SCHEMA) == []
 
 
+async def test_it_is_waited_for_however_long_the_fold_took_and_however_many_are_forgotten_meanwhile(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, approaches, approach = 0.0, 0, comparison._approach
+
+    async def approach_slowly(refold: Refold, schema: str) -> None:
+        nonlocal now, approaches
+        approaches += 1
+        now += 2 * comparison.ERASED_WITHIN_SECONDS
+        if approaches > 1:
+            await project(database)
+        if approaches < len(sent):
+            await submit(writer, do.ForgetSubject(subject=sent[approaches].reply["id"]))
+        await approach(refold, schema)
+
+    monkeypatch.setattr(comparison, "monotonic", lambda: now)
+    monkeypatch.setattr(comparison, "_approach", approach_slowly)
+    async with running_writer(database, encrypt=True) as writer:
+        sent = [await submit(writer, message(str(number))) for number in range(4)]
+        await project(database)
+        await submit(writer, do.ForgetSubject(subject=sent[0].reply["id"]))
+        assert await compare(database, SCHEMA) == []
+    assert approaches == len(sent)
+
+
 async def test_a_table_that_does_not_come_to_erase_somebody_is_reported(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
