@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from service.commands import PassTime
 from service.decide.clock import next_due
 from service.decide.day import budget_day
-from service.requests import NoOutcome, Request
+from service.requests import NoOutcome, Request, Stopping
 from service.writing.batch import CLOCK_ACTOR, CLOCK_STEP, new_id
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ async def keep_time(writer: Writer, clock: DatabaseClock) -> None:
             continue
         try:
             await writer.submit(Request(PassTime(), CLOCK_ACTOR, new_id()))
+        except Stopping:
+            # Nothing is wrong: whoever starts next finds all that is due.
+            continue
         except NoOutcome as error:
             _log.warning("what is due could not be recorded for now: %s", type(error).__name__)
 

@@ -13,7 +13,7 @@ import pytest
 from service.clock import DatabaseClock
 from service.commands import PassTime
 from service.memory.squad import Squad
-from service.requests import Outcome, Request, Unavailable
+from service.requests import NoOutcome, Outcome, Request, Stopping, Unavailable
 from service.scheduling import timekeeper
 from service.writing.batch import CLOCK_ACTOR
 from tests.support.wait import eventually
@@ -47,13 +47,13 @@ class Pen:
         self.squad = squad
         self.ready = True
         self.asked: list[Request] = []
-        self.fails = False
+        self.fails: type[NoOutcome] | None = None
 
     async def submit(self, request: Request) -> Outcome:
         self.asked.append(request)
         await asyncio.sleep(0)
         if self.fails:
-            raise Unavailable
+            raise self.fails
         return Outcome({}, None)
 
 
@@ -89,12 +89,18 @@ async def test_nothing_is_asked_for_before_something_is_due_and_then_in_the_cloc
     assert (pen.asked[0].command, pen.asked[0].actor) == (PassTime(), CLOCK_ACTOR)
 
 
-async def test_it_goes_on_where_what_it_asked_for_was_not_carried_out() -> None:
+@pytest.mark.parametrize("fails", [Unavailable, Stopping])
+async def test_it_goes_on_where_what_it_asked_for_was_not_carried_out(
+    fails: type[NoOutcome], caplog: pytest.LogCaptureFixture
+) -> None:
     pen, clock = Pen(given().squad), HandClock(MIDNIGHT)
-    pen.fails = True
+    pen.fails = fails
     async with keeping(pen, clock):
         await eventually(lambda: len(pen.asked) > 2)
     assert len({request.correlation_id for request in pen.asked}) == len(pen.asked)
+    # That the service stops is said already.
+    told = {record.getMessage() for record in caplog.records}
+    assert told == (set() if fails is Stopping else {"time could not be kept for the moment: Unavailable"})
 
 
 async def test_nothing_is_asked_of_a_writer_that_is_not_ready() -> None:
