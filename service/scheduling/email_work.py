@@ -68,13 +68,25 @@ RESPOND = EmailWork(
 )
 
 
+_Because = Literal["conflict", "budget", "failure", "obsolete"]
+
+
+class _Why(NamedTuple):
+    """Why an e-mail is left. Stored instead of the exception, whose traceback references its frames.
+
+    Together they would form a cycle, which keeps the agents' answers in memory until garbage is collected.
+    """
+
+    because: _Because
+    reason: str
+
+
 class _NotDone(Exception):
     """An e-mail is left for later, or no longer needs work."""
 
-    def __init__(self, because: Literal["conflict", "budget", "failure", "obsolete"], reason: str) -> None:
+    def __init__(self, because: _Because, reason: str) -> None:
         super().__init__(reason)
-        self.because = because
-        self.reason = reason
+        self.why = _Why(because, reason)
 
 
 @dataclass
@@ -106,15 +118,15 @@ async def work_on_emails(work: Work, kind: EmailWork) -> Report:
     waiting.sort(key=lambda row: (work.setbacks[row.id], row.created_position))
     deadline = asyncio.get_running_loop().time() + work.job.timeout_seconds
     done: list[str] = []
-    left: dict[str, _NotDone] = {}
+    left: dict[str, _Why] = {}
     for email in waiting[: kind.at_most]:
         if not work.may_call:
             break
         try:
             await _one_email(work, kind, email.id, deadline)
         except _NotDone as problem:
-            left[email.id] = problem
-            if problem.because == "budget":
+            left[email.id] = problem.why
+            if problem.why.because == "budget":
                 break
         else:
             done.append(email.id)
@@ -130,14 +142,14 @@ def _waits(kind: EmailWork, row: EmailRow | None) -> bool:
     return row is not None and kind.wanted(row) and row.from_email != ERASED
 
 
-def _report(work: Work, waiting: list[EmailRow], done: list[str], left: dict[str, _NotDone]) -> Report:
-    reasons = {email_id: problem.reason for email_id, problem in left.items()}
+def _report(work: Work, waiting: list[EmailRow], done: list[str], left: dict[str, _Why]) -> Report:
+    reasons = {email_id: why.reason for email_id, why in left.items()}
     data: dict[str, Any] = {"done": done, "left": reasons, "waiting": len(waiting)}
-    failures = [problem.reason for problem in left.values() if problem.because == "failure"]
+    failures = [why.reason for why in left.values() if why.because == "failure"]
     if failures and not done:
         return failed(work.job.name, failures[0], **data)
     text = f"{work.job.name}: {len(done)} of {len(waiting)} e-mails done"
-    because = Counter(problem.because for problem in left.values())
+    because = Counter(why.because for why in left.values())
     if for_later := len(left) - because["obsolete"]:
         text += f", {for_later} left for later"
     if because["obsolete"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING, Literal
 
 import pytest
@@ -14,7 +15,7 @@ from eventstore.events import (
     TokensSettled,
 )
 from service import commands as do
-from service.scheduling.email_work import CLASSIFY_ENDPOINT
+from service.scheduling.email_work import CLASSIFY_ENDPOINT, _Left
 from tests.support.agents import answers, drips
 from tests.support.email_jobs import AGENT, assert_nothing_is_held, classifies, email_job, emails
 from tests.support.jobs import running_member
@@ -137,6 +138,21 @@ async def test_of_what_is_over_nothing_is_remembered(agents: Agents, member: Mem
     await submit(member.writer, do.UpdateEmail(email_id=email, status="archived"))
     await member.carry_out("email_classify")
     assert not member.scheduler._setbacks
+
+
+async def test_of_what_is_left_nothing_stays_in_memory(agents: Agents, member: Member) -> None:
+    """An exception and what holds it are a circle, in which all stays that the agent answered."""
+    agents.on(CLASSIFY_ENDPOINT, answers({}, 500))
+    await emails(member, 3)
+    await email_job(member, "email_classify")
+    gc.collect()
+    gc.disable()
+    try:
+        await member.carry_out("email_classify")
+        assert len(agents.calls) == 3
+        assert not [left for left in gc.get_objects() if isinstance(left, _Left)]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("status", ["classified", "archived"])
