@@ -191,10 +191,6 @@ class Squad(State):
                 self.holders[resource] = ids
             else:
                 self.holders.pop(resource, None)
-        open_emails = self.tables[EMAILS.name]
-        for gmail_id, email_id in draft.gmail_ids.changes.items():
-            if email_id in open_emails:
-                self.gmail_ids[gmail_id] = email_id
 
     def _merge_rows(self, residence: Residence, layer: Layer, draft: Draft) -> None:
         kept, is_partial = self.tables[residence.table.name], residence.table.name in PARTIAL
@@ -213,6 +209,9 @@ class Squad(State):
                 kept[key] = row
                 if stream:
                     self.versions[stream] = draft.versions.get(stream)
+                if residence.table is EMAILS:
+                    # Not from the draft's ids: an earlier draft may have recalled it, and left it closed.
+                    self.gmail_ids[row.gmail_message_id] = row.id
                 continue
             kept.pop(key, None)
             if stream:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from msgspec import structs
 
+from eventstore import codec
 from eventstore.keys import Keyring
 from service.clock import DatabaseClock
-from service.commands import Heartbeat
+from service.commands import Heartbeat, LogEmail, UpdateEmail
+from service.history import recall
 from service.memory.draft import Draft
 from service.requests import Request, Ticket
 from service.writing.ahead import Ahead
@@ -70,3 +73,19 @@ async def test_whoever_was_decided_waits_again_where_the_batch_below_fails(decid
         await fail()
     assert list(deciding.ahead.tickets) == []
     assert list(deciding.waiting) == [deciding.ticket]
+
+
+def test_a_recalled_email_that_is_reopened_ahead_is_found_by_its_gmail_id() -> None:
+    story = a_squad().given(LogEmail(gmail_message_id="g-1", from_email="zoe@example.org"))
+    story.given(UpdateEmail(email_id=story.id, status="archived"))
+    email_id, squad = story.log[-1].stream.removeprefix("email-"), story.squad
+    assert "g-1" not in squad.gmail_ids
+    below = Draft(squad)
+    recall.fold(below, [recorded for recorded in story.log if recorded.stream == f"email-{email_id}"])
+    above = Draft(below)
+    closed = story.log[-1]
+    reopened = structs.replace(codec.decode(closed), status="unread")
+    above.fold(reopened, closed._replace(position=closed.position + 1, version=closed.version + 1))
+    squad.merge(below)
+    squad.merge(above)
+    assert squad.gmail_ids == {"g-1": email_id}
