@@ -373,7 +373,7 @@ async def test_a_table_that_has_yet_to_erase_somebody_is_waited_for(
 async def test_it_is_waited_for_however_long_the_fold_took_and_however_many_are_forgotten_meanwhile(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, approaches, approach = 0.0, 0, comparison._approach
+    now, approaches, approach = 0.0, 0, comparison._catch_up
 
     async def approach_slowly(refold: Refold, schema: str) -> None:
         nonlocal now, approaches
@@ -386,7 +386,7 @@ async def test_it_is_waited_for_however_long_the_fold_took_and_however_many_are_
         await approach(refold, schema)
 
     monkeypatch.setattr(comparison, "monotonic", lambda: now)
-    monkeypatch.setattr(comparison, "_approach", approach_slowly)
+    monkeypatch.setattr(comparison, "_catch_up", approach_slowly)
     async with running_writer(database, encrypt=True) as writer:
         sent = [await submit(writer, message(str(number))) for number in range(4)]
         await project(database)

@@ -15,7 +15,7 @@ from eventstore.events import (
     TokensSettled,
 )
 from service import commands as do
-from service.scheduling.email_work import CLASSIFY_ENDPOINT, _Left
+from service.scheduling.email_work import CLASSIFY_ENDPOINT, _NotDone
 from tests.support.agents import answers, drips
 from tests.support.email_jobs import AGENT, assert_nothing_is_held, classifies, email_job, emails
 from tests.support.jobs import running_member
@@ -150,7 +150,7 @@ async def test_of_what_is_left_nothing_stays_in_memory(agents: Agents, member: M
     try:
         await member.carry_out("email_classify")
         assert len(agents.calls) == 3
-        assert not [left for left in gc.get_objects() if isinstance(left, _Left)]
+        assert not [left for left in gc.get_objects() if isinstance(left, _NotDone)]
     finally:
         gc.enable()
 
