@@ -10,7 +10,7 @@ import uvloop
 from rich.console import Console
 
 from benchmarks import plot, report
-from benchmarks.frame import Plan, run
+from benchmarks.harness import Plan, run
 from benchmarks.suite import ALL
 from service.cli.running import COLLECT_AFTER
 

@@ -1,7 +1,7 @@
 """A log of any length: `python -m benchmarks.history --events N [--dsn DSN | --data FOLDER]`.
 
-The events are those of a simulated squad (`benchmarks.chronicle`). They differ from a real log only in
-their clock, which is simulated so that the log ends about now, and in that they are written with COPY
+The events are those of a squad in `benchmarks.simulated_squad`. They differ from a real log only in their
+clock, which is simulated so that the log ends about now, and in that they are written with COPY
 instead of appended. The same seed gives the same events, except for their times.
 """
 
@@ -17,7 +17,7 @@ from uuid import UUID
 import click
 import uvloop
 
-from benchmarks.chronicle import Chronicle
+from benchmarks.simulated_squad import SimulatedSquad
 from eventstore import log, schema
 from eventstore.connection import connect
 from eventstore.recorded import Recorded
@@ -50,7 +50,7 @@ def chronicle(
     events: int, until: datetime, *, seed: int = 0, open_things: int = 100
 ) -> Iterator[list[Recorded]]:
     """Yield batches with at least `events` events in all, the last one recorded at `until`."""
-    squad, random = Chronicle(seed, open_things=open_things), Random(seed)
+    squad, random = SimulatedSquad(seed, open_things=open_things), Random(seed)
     now = until - timedelta(seconds=SECONDS_BETWEEN_EVENTS * events)
     batch = squad.first(now)
     yield batch

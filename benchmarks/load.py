@@ -24,10 +24,10 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from benchmarks.frame import percentile
+from benchmarks.harness import percentile
 
 if TYPE_CHECKING:
-    from benchmarks.frame import Sample
+    from benchmarks.harness import Sample
 
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = b"content-length:"

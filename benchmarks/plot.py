@@ -9,12 +9,12 @@ from html import escape
 from math import ceil, floor, log2
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks.frame import Spread
+from benchmarks.harness import Spread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from benchmarks.frame import Benchmark, Score
+    from benchmarks.harness import Benchmark, Score
 
 _ROW, _LABEL, _SCALE, _MARGIN, _TEXT = 26, 480, 380, 20, 70
 _STYLE = """\

@@ -17,7 +17,7 @@ from service.embedded.programs import MAJOR_VERSION
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from benchmarks.frame import Benchmark, Plan, Score, Spread
+    from benchmarks.harness import Benchmark, Plan, Score, Spread
 
 RESULTS = Path(__file__).parent / "results"
 _LIBRARIES = ("aiohttp", "orjson", "psycopg", "pydantic", "uvloop")

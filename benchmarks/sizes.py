@@ -24,14 +24,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import history, stage
-from benchmarks.frame import Spread
+from benchmarks.harness import Spread
 from benchmarks.subjects import WRITES
 from eventstore.connection import connect
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from benchmarks.frame import Sample
+    from benchmarks.harness import Sample
 
 LENGTHS = (10_000, 1_000_000, 5_000_000)
 CONNECTIONS = (1, 64)

@@ -19,7 +19,7 @@ from service.embedded import EmbeddedPostgres, temporary_folder
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
-    from benchmarks.frame import Sample
+    from benchmarks.harness import Sample
 
 _STARTS_WITHIN_SECONDS = 60.0
 _STOPS_WITHIN_SECONDS = 10.0

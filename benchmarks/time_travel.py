@@ -23,15 +23,15 @@ from rich.table import Table
 from eventstore import log
 from eventstore.connection import connect
 from service.database import database
-from service.history.folding import keeping
-from service.history.past import state_at
+from service.history.folding import snapshot_writer
+from service.history.time_travel import state_at
 from service.settings import read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from eventstore.connection import Connection
-    from service.history.folding import Keep
+    from service.history.folding import StoreSnapshot
 
 
 class Took(NamedTuple):
@@ -41,7 +41,7 @@ class Took(NamedTuple):
     processor_seconds: float
 
 
-async def _measure(connection: Connection, position: int, keep: Keep | None = None) -> Took:
+async def _measure(connection: Connection, position: int, keep: StoreSnapshot | None = None) -> Took:
     started, used = perf_counter(), process_time()
     squad = await state_at(connection, position, keep)
     assert squad.head.position == position
@@ -73,7 +73,7 @@ async def measure(dsn: str, squad_schema: str, without: int, positions: int, see
         await connection.execute("TRUNCATE snapshots")
         places = [random.randint(1, head) for _ in range(positions)]
         slow = [await _measure(connection, place) for place in places[:without]]
-        whole = await _measure(connection, head, await keeping(connection))
+        whole = await _measure(connection, head, await snapshot_writer(connection))
         count, size, log_size = await _sizes(connection)
         fast = [await _measure(connection, place) for place in places]
     table = Table("", "states", "min s", "median s", "max s", "cpu min", "cpu median", "cpu max")

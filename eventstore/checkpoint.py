@@ -34,7 +34,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from eventstore import moments
+from eventstore import timestamps
 from eventstore.errors import CheckpointRefused
 from eventstore.ids import ID
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 PUBLIC_SUFFIX = ".pub"
 _LARGEST_FILE_BYTES = 65_536
 _OTHERS = 0o007
-_TIME = Annotated[str, Field(pattern=moments.PATTERN)]
+_TIME = Annotated[str, Field(pattern=timestamps.PATTERN)]
 
 
 class Checkpoint(BaseModel):
@@ -95,8 +95,8 @@ def sign(key: Ed25519PrivateKey, squad: str, head: Head, now: datetime) -> Check
         squad=squad,
         position=head.position,
         hash=head.hash.hex(),
-        recorded_at=moments.to_text(head.recorded_at),
-        signed_at=moments.to_text(now),
+        recorded_at=timestamps.to_text(head.recorded_at),
+        signed_at=timestamps.to_text(now),
         public_key=_base64(key.public_key()),
     )
     signature = base64.b64encode(key.sign(unsigned.signed_text)).decode()

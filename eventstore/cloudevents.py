@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from eventstore import moments
-from eventstore.recorded import Odd
+from eventstore import timestamps
+from eventstore.recorded import MalformedRow
 
 if TYPE_CHECKING:
     from eventstore.recorded import Recorded
 
 
-def cloud_event_line(squad: str, recorded: Recorded | Odd) -> bytes:
+def cloud_event_line(squad: str, recorded: Recorded | MalformedRow) -> bytes:
     """Return an event as one line.
 
     Args:
@@ -31,8 +31,8 @@ def cloud_event_line(squad: str, recorded: Recorded | Odd) -> bytes:
         "type": f"squad.{recorded.type}",
         "subject": recorded.stream,
         "time": recorded.recorded_at
-        if isinstance(recorded, Odd)
-        else moments.to_text(recorded.recorded_at),
+        if isinstance(recorded, MalformedRow)
+        else timestamps.to_text(recorded.recorded_at),
         "datacontenttype": "application/json",
         "dataschema": f"urn:squad:event:{recorded.type}:{recorded.schema_version}",
         "position": str(recorded.position),

@@ -67,7 +67,7 @@ class _Session(psycopg.AsyncConnection[Any]):
     """How long the log's lock was waited for, until `take_lock_wait` is called."""
 
     @cached_property
-    def kept_cursor(self) -> psycopg.AsyncCursor[Any]:
+    def reusable_cursor(self) -> psycopg.AsyncCursor[Any]:
         """See the function of that name."""
         return self.cursor()
 
@@ -86,8 +86,8 @@ class _Session(psycopg.AsyncConnection[Any]):
                 break
             asked = monotonic()
             try:
-                with hanging_up_after(FIRST_ANSWER_SECONDS, session):
-                    reason = await timelines.left_behind(session)
+                with closing_after(FIRST_ANSWER_SECONDS, session):
+                    reason = await timelines.stale_primary_reason(session)
             except BaseException as error:
                 session.pgconn.finish()
                 if isinstance(error, psycopg.Error) and monotonic() - asked >= FIRST_ANSWER_SECONDS:
@@ -170,7 +170,7 @@ async def connect(dsn: str, schema: str, *, name: str, **settings: str | int) ->
         except UnicodeError as error:
             raise NotConnected("a label of the host name is empty or too long") from error
         try:
-            with hanging_up_after(FIRST_ANSWER_SECONDS, connection):
+            with closing_after(FIRST_ANSWER_SECONDS, connection):
                 is_direct = await pooler.is_direct(connection, schema)
             if is_direct and connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
                 # For a client that is suspended in the middle of a request: no other timeout covers it.
@@ -215,7 +215,7 @@ def configure(connection: psycopg.AsyncConnection[Any]) -> None:
 
 
 async def _configure(schema: str, connection: Connection) -> None:
-    with hanging_up_after(FIRST_ANSWER_SECONDS, connection):
+    with closing_after(FIRST_ANSWER_SECONDS, connection):
         is_direct = await pooler.is_direct(connection, schema)
     if is_direct:
         # Not at startup: with target_session_attrs=read-write, libpq would take the server for a standby.
@@ -234,9 +234,9 @@ def _options(dsn: str, ours: str) -> str:
     return f"{theirs} {ours}" if theirs else ours
 
 
-def kept_cursor(connection: Connection) -> psycopg.AsyncCursor[Any]:
+def reusable_cursor(connection: Connection) -> psycopg.AsyncCursor[Any]:
     """Return a cursor to reuse for frequent statements: creating one takes a tenth of an append's time."""
-    return connection.kept_cursor if isinstance(connection, _Session) else connection.cursor()
+    return connection.reusable_cursor if isinstance(connection, _Session) else connection.cursor()
 
 
 def note_lock_wait(connection: Connection, seconds: float) -> None:
@@ -253,7 +253,7 @@ def take_lock_wait(connection: Connection) -> float | None:
     return seconds
 
 
-class noting_a_vain_wait:  # noqa: N801 - a context manager, and written as one where it is used
+class noting_failed_lock_wait:  # noqa: N801 - a context manager, and written as one where it is used
     """Keeps how long the lock was waited for if the server gave up (`lock_timeout`)."""
 
     __slots__ = ("_asked", "_connection")
@@ -270,7 +270,7 @@ class noting_a_vain_wait:  # noqa: N801 - a context manager, and written as one 
             note_lock_wait(self._connection, monotonic() - self._asked)
 
 
-def hang_up(connection: Connection) -> None:
+def shut_down_socket(connection: Connection) -> None:
     """Shut down the connection's socket, so that a task that waits on it gets an error at once.
 
     Cancelling the task instead would first try to cancel the query on the server, and wait up to ten
@@ -283,13 +283,13 @@ def hang_up(connection: Connection) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
-class hanging_up_after:  # noqa: N801 - a context manager, and written as one where it is used
+class closing_after:  # noqa: N801 - a context manager, and written as one where it is used
     """A timeout for the block: after `seconds` the connection is closed, and what waits on it fails."""
 
     __slots__ = ("_timer",)
 
     def __init__(self, seconds: float, connection: Connection) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, hang_up, connection)
+        self._timer = asyncio.get_running_loop().call_later(seconds, shut_down_socket, connection)
 
     def __enter__(self) -> None:
         pass

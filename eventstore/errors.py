@@ -38,7 +38,7 @@ class LogReplaced(StoreUnavailable):
     """The log was replaced: a standby that lacked its end took over, or an older backup was restored."""
 
 
-class PoolerInTheWay(EventStoreError):
+class PoolerMisconfigured(EventStoreError):
     """The connection goes through a pooler."""
 
 
@@ -95,7 +95,7 @@ class NameTaken(EventStoreError):
     """A name that is needed is already taken in the schema; nothing was changed."""
 
 
-class TableUnlike(EventStoreError):
+class TableMismatch(EventStoreError):
     """A table is not as schema.sql defines it."""
 
 
@@ -103,7 +103,7 @@ class SchemaMissing(EventStoreError):
     """The database has no squad schema, or an incomplete one."""
 
 
-class RoleMayNot(EventStoreError):
+class PermissionDenied(EventStoreError):
     """The database role lacks a privilege."""
 
 

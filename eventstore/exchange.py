@@ -12,7 +12,7 @@ Each line is an object whose `kind` says what it is:
   noticed.
 
 Lines of future kinds will go between the header and the first event. This module checks the shape of single
-lines; `eventstore.arriving` checks the file as a whole.
+lines; `eventstore.importing` checks the file as a whole.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from eventstore import moments
+from eventstore import timestamps
 from eventstore.ids import ID
-from eventstore.recorded import Odd, Recorded
+from eventstore.recorded import MalformedRow, Recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,15 +139,19 @@ def key_line(key: StoredKey) -> bytes:
             "id": key.id,
             "subject": key.subject,
             "key": b64encode(key.key).decode(),
-            "created_at": moments.to_text(key.created_at),
+            "created_at": timestamps.to_text(key.created_at),
         },
         option=orjson.OPT_APPEND_NEWLINE,
     )
 
 
-def event_line(recorded: Recorded | Odd) -> bytes:
+def event_line(recorded: Recorded | MalformedRow) -> bytes:
     """Return the line of an event, or of a malformed row, which cannot be imported."""
-    time = recorded.recorded_at if isinstance(recorded, Odd) else moments.to_text(recorded.recorded_at)
+    time = (
+        recorded.recorded_at
+        if isinstance(recorded, MalformedRow)
+        else timestamps.to_text(recorded.recorded_at)
+    )
     return orjson.dumps(
         {
             "kind": "event",

@@ -125,7 +125,7 @@ async def missing_guards(connection: Connection) -> list[str]:
     ]
 
 
-async def lost_indexes(connection: Connection) -> list[str]:
+async def missing_indexes(connection: Connection) -> list[str]:
     """Return missing indexes that guard nothing, but without which searches scan the whole log."""
     return await _missing(connection, _SEARCHED)
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from uuid_utils import uuid7
 
-from eventstore.asking import one_value
 from eventstore.errors import StoreBusy
 from eventstore.ids import NIL
+from eventstore.queries import one_value
 from eventstore.translation import translating
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ async def store(connection: Connection, keys: Sequence[Key]) -> None:
         await connection.execute(_STORE, (b"".join(secrets), ",".join(ids)), prepare=True)
 
 
-async def of_senders(connection: Connection, digests: Collection[str]) -> dict[str, Key]:
+async def get_or_create_sender_keys(connection: Connection, digests: Collection[str]) -> dict[str, Key]:
     """Return the senders' keys by digest, creating those that are missing; all processes get the same key.
 
     Raises:

@@ -21,9 +21,9 @@ from uuid import uuid4
 import psycopg
 
 from eventstore import pooler
-from eventstore.connection import Connection, connect, hanging_up_after
-from eventstore.describing import describe
+from eventstore.connection import Connection, closing_after, connect
 from eventstore.errors import EventStoreError
+from eventstore.redaction import describe
 
 POLL_SECONDS = 1.0
 """How long a reader waits for a hint before it polls."""
@@ -129,7 +129,7 @@ class Listener:
         try:
             if pooler.stands_between(connection):
                 sender = await self._connect("squad heartbeat")
-            with hanging_up_after(DEAF_AFTER_SECONDS, connection):
+            with closing_after(DEAF_AFTER_SECONDS, connection):
                 for channel in (
                     f"{self._schema}.events",
                     f"{self._schema}.projections",
@@ -160,7 +160,7 @@ class Listener:
 
     async def _check_heartbeat(self, connection: Connection, sender: Connection) -> None:
         token = uuid4().hex
-        with hanging_up_after(DEAF_AFTER_SECONDS, sender):
+        with closing_after(DEAF_AFTER_SECONDS, sender):
             await sender.execute(_NOTIFY, (self._heartbeat_channel, token))
         if not await self._receive(connection, seconds=DEAF_AFTER_SECONDS, until=token):
             reason = ": the connection goes through a pooler" if pooler.stands_between(connection) else ""

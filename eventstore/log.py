@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, LiteralString
 
 from psycopg import AsyncClientCursor, AsyncCursor
 
-from eventstore.asking import one_value
 from eventstore.chain import IS_ON_A_CLOCK
-from eventstore.connection import kept_cursor, note_lock_wait, noting_a_vain_wait
+from eventstore.connection import note_lock_wait, noting_failed_lock_wait, reusable_cursor
 from eventstore.errors import ClockDrifted, HeadMoved, LogReplaced
-from eventstore.recorded import EMPTY_LOG, Head, Odd, Recorded, odd_of, recorded_of
-from eventstore.standby import waiting_to_the_end
+from eventstore.queries import one_value
+from eventstore.recorded import EMPTY_LOG, Head, MalformedRow, Recorded, malformed_row_of, recorded_of
+from eventstore.standby import requiring_standby_confirmation
 from eventstore.translation import translating
 
 if TYPE_CHECKING:
@@ -96,12 +96,12 @@ async def append(
     query: LiteralString = _APPEND
     if after.position:
         query, parameters = _APPEND_IF_SAME, (after.position, after.hash, *parameters)
-    with translating(), waiting_to_the_end(connection), noting_a_vain_wait(connection):
+    with translating(), requiring_standby_confirmation(connection), noting_failed_lock_wait(connection):
         if commit:
             cursor: AsyncCursor[Any] = AsyncClientCursor(connection)
             await cursor.execute(f"{query}; COMMIT", parameters)
         else:
-            cursor = kept_cursor(connection)
+            cursor = reusable_cursor(connection)
             await cursor.execute(query, parameters, prepare=True, binary=True)
         row = await cursor.fetchone()
     assert row is not None
@@ -153,7 +153,7 @@ async def lock_and_read(connection: Connection, position: int) -> tuple[list[Rec
     Returns:
         The first page after `position`, and the database's clock.
     """
-    with translating(), noting_a_vain_wait(connection):
+    with translating(), noting_failed_lock_wait(connection):
         cursor = AsyncClientCursor(connection)
         await cursor.execute(_LOCK_AND_READ, (position, PAGE_EVENTS))
         for _ in ("BEGIN", "lock_log"):
@@ -192,7 +192,7 @@ async def read_after(connection: Connection, position: int, limit: int = PAGE_EV
 
 async def each(
     connection: Connection, after: int, upto: int | None
-) -> AsyncGenerator[Recorded | Odd, None]:
+) -> AsyncGenerator[Recorded | MalformedRow, None]:
     """Yield the log row by row, as of the first read, in bounded memory.
 
     Args:
@@ -207,7 +207,7 @@ async def each(
             async for *values, is_odd, time in cursor.stream(
                 query, (after, last), binary=True, size=CHUNK_EVENTS
             ):
-                yield odd_of([*values[:-2], time, values[-1]]) if is_odd else recorded_of(values)
+                yield malformed_row_of([*values[:-2], time, values[-1]]) if is_odd else recorded_of(values)
 
 
 async def select(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from eventstore.asking import one_value
 from eventstore.log import COLUMNS, select
+from eventstore.queries import one_value
 from eventstore.translation import translating
 
 if TYPE_CHECKING:

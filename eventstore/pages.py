@@ -16,11 +16,11 @@ import psycopg
 from psycopg.adapt import Transformer
 from psycopg.pq import ConnStatus, ExecStatus, Format
 
-from eventstore.connection import hang_up, hanging_up_after
+from eventstore.connection import closing_after, shut_down_socket
 from eventstore.errors import UnreadableEvent
-from eventstore.gauge import Gauge
 from eventstore.log import COLUMNS
-from eventstore.recorded import AnyRecorded, recorded_of, told_of
+from eventstore.page_size import PageSizer
+from eventstore.recorded import AnyRecorded, fold_input_of, recorded_of
 from eventstore.translation import translating
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ class Shape(Generic[R]):
 WHOLE = Shape(COLUMNS, recorded_of)
 """All of an event, as sealing and the hash chain need it."""
 
-TOLD = Shape("position, type, schema_version, data::text, actor, caused_by, recorded_at", told_of)
+FOLD_INPUT = Shape(
+    "position, type, schema_version, data::text, actor, caused_by, recorded_at", fold_input_of
+)
 """What the handlers of projections need; it is faster to read."""
 
 
@@ -84,20 +86,20 @@ async def scan(
         StoreUnavailable: the connection broke.
         StoreBusy: the server gave up.
     """
-    gauge, asked = Gauge(page_events), after
+    page_sizer, asked = PageSizer(page_events), after
     coming: deque[asyncio.Future[PGresult]] = deque()
 
     def ask() -> None:
         nonlocal asked
         while len(coming) < AHEAD and asked < upto:
-            start, asked = asked, min(asked + gauge.events, upto)
+            start, asked = asked, min(asked + page_sizer.events, upto)
             coming.append(asyncio.ensure_future(_fetch(connection, shape.query, start, asked)))
 
     try:
         ask()
         while coming and (page := _rows(connection, await coming[0], shape.make)):
             coming.popleft()
-            gauge.learn(page)
+            page_sizer.learn(page)
             ask()
             yield page
     finally:
@@ -133,7 +135,7 @@ async def _fetch(connection: Connection, query: bytes, after: int, last: int) ->
                 return await asyncio.shield(waiting)
             finally:
                 if not job.cancel():
-                    with hanging_up_after(_GIVEN_UP_AFTER_SECONDS, connection):
+                    with closing_after(_GIVEN_UP_AFTER_SECONDS, connection):
                         await _join_thread(connection, waiting)
 
 
@@ -143,7 +145,7 @@ async def _join_thread(connection: Connection, waiting: asyncio.Future[PGresult]
         try:
             await asyncio.wait([waiting])
         except asyncio.CancelledError:
-            hang_up(connection)
+            shut_down_socket(connection)
 
 
 def _rows(connection: Connection, answer: PGresult, make: Callable[[Sequence[Any]], R]) -> list[R]:

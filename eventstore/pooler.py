@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psycopg import sql
 
-from eventstore.errors import PoolerInTheWay
+from eventstore.errors import PoolerMisconfigured
 
 if TYPE_CHECKING:
     import psycopg
@@ -55,7 +55,7 @@ async def is_direct(connection: psycopg.AsyncConnection[Any], schema: str) -> bo
     connection.prepare_threshold = None
     if lacking := _lacking(found, schema):
         statements = "; ".join(_statement(found, name, value) for name, value in lacking.items())
-        raise PoolerInTheWay(
+        raise PoolerMisconfigured(
             "it does not pass on session settings. Set them for the role, and have the pooler reconnect: "
             f"{statements}"
         )

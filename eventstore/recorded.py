@@ -51,7 +51,7 @@ class Recorded(NamedTuple):
     """SHA-256 over the previous event's hash and everything above; see `eventstore.chain`."""
 
 
-class Odd(NamedTuple):
+class MalformedRow(NamedTuple):
     """A malformed row of the log: a field is NULL, or its time is not usable.
 
     Only the table's owner or a superuser can have caused it.
@@ -73,7 +73,7 @@ class Odd(NamedTuple):
     hash: bytes | None
 
 
-class Told(NamedTuple):
+class FoldInput(NamedTuple):
     """The fields of an event that a fold needs: half as much to read and to convert."""
 
     position: int
@@ -85,11 +85,11 @@ class Told(NamedTuple):
     recorded_at: datetime
 
 
-AnyRecorded = Recorded | Told
+AnyRecorded = Recorded | FoldInput
 
 recorded_of: Callable[[Sequence[Any]], Recorded] = partial(tuple.__new__, Recorded)
-odd_of: Callable[[Sequence[Any]], Odd] = partial(tuple.__new__, Odd)
-told_of: Callable[[Sequence[Any]], Told] = partial(tuple.__new__, Told)
+malformed_row_of: Callable[[Sequence[Any]], MalformedRow] = partial(tuple.__new__, MalformedRow)
+fold_input_of: Callable[[Sequence[Any]], FoldInput] = partial(tuple.__new__, FoldInput)
 """The same as `_make`, without the overhead of a Python function: these are called for every row."""
 
 

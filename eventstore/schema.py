@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from psycopg import errors as pg
 from psycopg import sql
 
-from eventstore.asking import one_value
 from eventstore.connection import connect
 from eventstore.errors import (
     NameTaken,
-    RoleMayNot,
+    PermissionDenied,
     SchemaMissing,
     SchemaTooNew,
     SchemaTooOld,
     UnsupportedServer,
 )
+from eventstore.queries import one_value
 from eventstore.translation import first_line, translating
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ async def apply(dsn: str, schema: str, guests: Collection[Guest] = ()) -> None:
                         await connection.execute("SELECT let_in(%s::name, %s)", (role, as_what))
             except (pg.InsufficientPrivilege, pg.InvalidSchemaName) as error:
                 role = connection.info.user
-                raise RoleMayNot(
+                raise PermissionDenied(
                     f"{role!r} is not the owner of the schema {schema!r}, and was not granted access to its"
                     f" version {SCHEMA_VERSION}: have the owner run `squad schema apply --service {role}`"
                 ) from error
@@ -204,7 +204,7 @@ async def check_may_append(connection: Connection) -> None:
     """
     if not await one_value(connection, "SELECT has_table_privilege('events', 'INSERT')"):
         role = connection.info.user
-        raise RoleMayNot(
+        raise PermissionDenied(
             f"{role!r} was not granted access as a service: `squad schema apply --service {role}`"
         )
 
@@ -222,7 +222,7 @@ async def check(connection: Connection) -> None:
     if found == 0:
         if hidden := await one_value(connection, _HIDDEN_SCHEMA):
             role = connection.info.user
-            raise RoleMayNot(
+            raise PermissionDenied(
                 f"{role!r} was not granted access to the schema {hidden!r}: have the owner run"
                 f" `squad schema apply --reader {role}`, or with --service"
             )
@@ -276,7 +276,7 @@ async def _upgrade(connection: Connection, found: int) -> None:
 async def _check_may_grant(connection: Connection, schema: str) -> None:
     """Refuse a role that may not grant: Postgres would only issue a warning."""
     if not await one_value(connection, _OWNS_THE_LOG):
-        raise RoleMayNot(
+        raise PermissionDenied(
             f"{connection.info.user!r} does not own the schema {schema!r}, so it cannot grant access to it:"
             " have the owner do it"
         )

@@ -63,7 +63,7 @@ PERSONAL: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
 The names are those of the stored data at every schema version; none was renamed so far.
 """
 
-VEILED = frozenset({MessageSent.type, RequestAnswered.type})
+UNUSED_BY_STATE = frozenset({MessageSent.type, RequestAnswered.type})
 """Types whose personal data the decision state does not use: it folds them without loading keys."""
 
 _REQUIRED_TEXTS = frozenset({"message", "from_email"})

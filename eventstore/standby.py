@@ -43,11 +43,11 @@ async def confirm(connection: Connection) -> None:
         StoreBusy: another connection holds the log's lock, perhaps because no standby answers.
         StoreUnavailable: the connection broke, or the wait was canceled.
     """
-    with translating(), waiting_to_the_end(connection):
+    with translating(), requiring_standby_confirmation(connection):
         await connection.execute(_CONFIRM, prepare=True)
 
 
-class waiting_to_the_end:  # noqa: N801 - a context manager, and written as one where it is used
+class requiring_standby_confirmation:  # noqa: N801 - a context manager, and written as one where it is used
     """Rejects commits in the block for which the server stopped waiting for its standby.
 
     If a statement is canceled while it waits, by hand or by a tool, the server reports success, with a

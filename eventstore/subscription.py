@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eventstore import log, lookup
-from eventstore.gauge import Gauge
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
+from eventstore.page_size import PageSizer
 from eventstore.translation import translating
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ async def follow(
     Raises:
         StoreUnavailable: a read failed; continue with a new subscription after the last position seen.
     """
-    gauge = Gauge(log.PAGE_EVENTS)
+    page_sizer = PageSizer(log.PAGE_EVENTS)
     while True:
-        ticket, most = hints.ticket(), gauge.events
+        ticket, most = hints.ticket(), page_sizer.events
         with translating():
             async with connection() as reading:
                 # The head is read before the page: events beyond it are left for the next read, so a
@@ -52,7 +52,7 @@ async def follow(
                     else log.read_after(reading, after, most)
                 )
         if page:
-            gauge.learn(page)
+            page_sizer.learn(page)
             yield page
             after = page[-1].position
         if len(page) < most:

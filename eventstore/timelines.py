@@ -26,7 +26,7 @@ _highest: dict[int, int] = {}
 """The highest timeline seen, by system identifier."""
 
 
-async def left_behind(connection: psycopg.AsyncConnection[Any]) -> str | None:
+async def stale_primary_reason(connection: psycopg.AsyncConnection[Any]) -> str | None:
     """Return why a server that accepts writes must not be used; None if it may be, or that is unknown."""
     try:
         row = await (await connection.execute(_TIMELINE)).fetchone()

@@ -11,14 +11,14 @@ import psycopg
 from psycopg import errors as pg
 
 from eventstore import keys, log
-from eventstore.arriving import Arriving
 from eventstore.chain import hash_of
 from eventstore.cloudevents import cloud_event_line
 from eventstore.errors import ImportRefused, LogNotUnderstood, StoreBusy, StoreRefused, StoreUnavailable
 from eventstore.exchange import end_line, event_line, header_line, key_line
 from eventstore.ids import NIL
+from eventstore.importing import ImportedLog
 from eventstore.keys import StoredKey
-from eventstore.recorded import EMPTY_LOG, Head, Odd, Recorded
+from eventstore.recorded import EMPTY_LOG, Head, MalformedRow, Recorded
 from eventstore.translation import translated, translating
 from eventstore.verification import TELL_EVERY_EVENTS, by_stream
 
@@ -108,7 +108,7 @@ async def _export(
     async for recorded in log.each(connection, after, until):
         if broken_at is None and (
             recorded.position != end.position + 1
-            or isinstance(recorded, Odd)
+            or isinstance(recorded, MalformedRow)
             or hash_of(end.hash, recorded) != recorded.hash
             or recorded.idempotency_key == ""  # hashed as if there were none, and refused by an import
         ):
@@ -124,13 +124,13 @@ async def _export(
     return Exported(events, end, broken_at)
 
 
-async def _row_at(connection: Connection, position: int) -> Recorded | Odd | None:
+async def _row_at(connection: Connection, position: int) -> Recorded | MalformedRow | None:
     rows = [row async for row in log.each(connection, position - 1, position)]
     return rows[0] if rows else None
 
 
-def _head_of(row: Recorded | Odd) -> Head:
-    time = None if isinstance(row, Odd) else row.recorded_at
+def _head_of(row: Recorded | MalformedRow) -> Head:
+    time = None if isinstance(row, MalformedRow) else row.recorded_at
     return Head(row.position, row.hash or b"", time)
 
 
@@ -159,7 +159,7 @@ async def import_log(
             event cannot be applied to the tables; nothing was stored.
         StoreUnavailable: the connection broke; everything was stored or nothing.
     """
-    arriving, portions = Arriving(await log.clock(connection)), aiter(chunks)
+    arriving, portions = ImportedLog(await log.clock(connection)), aiter(chunks)
     await _require_new(connection)
     try:
         async with connection.transaction():
@@ -205,7 +205,7 @@ def _slices(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 async def _import_keys(
-    connection: Connection, arriving: Arriving, portions: AsyncIterator[Iterable[bytes]]
+    connection: Connection, arriving: ImportedLog, portions: AsyncIterator[Iterable[bytes]]
 ) -> list[Recorded]:
     """Import the keys, which come first; return the events of the portion in which they begin."""
     async for lines in portions:
@@ -234,7 +234,7 @@ async def _require_new(connection: Connection) -> None:
             raise ImportRefused(f"the squad is not new, its log ends at position {head}")
 
 
-def _refused_line(error: psycopg.Error, arriving: Arriving) -> int | None:
+def _refused_line(error: psycopg.Error, arriving: ImportedLog) -> int | None:
     """Return the number of the line that the database refused."""
     found = _COPIED_LINE.search(error.diag.context or "")
     return arriving.line_of(int(found[1])) if found else None
@@ -267,7 +267,7 @@ def _copy_line(recorded: Recorded) -> str:
     )
 
 
-async def _require_whole_streams(connection: Connection, arriving: Arriving) -> None:
+async def _require_whole_streams(connection: Connection, arriving: ImportedLog) -> None:
     await connection.execute("SET LOCAL work_mem = '64MB'")
     streams = await by_stream(connection)
     if streams.position is not None:

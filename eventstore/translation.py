@@ -7,7 +7,7 @@ import re
 import psycopg
 from psycopg import errors as pg
 
-from eventstore.errors import EventStoreError, RoleMayNot, StoreBusy, StoreRefused, StoreUnavailable
+from eventstore.errors import EventStoreError, PermissionDenied, StoreBusy, StoreRefused, StoreUnavailable
 
 
 def translated(error: psycopg.Error) -> EventStoreError:
@@ -26,7 +26,7 @@ def translated(error: psycopg.Error) -> EventStoreError:
             # A standby that was not promoted yet, and sessions that the server ended.
             return StoreUnavailable(text)
         case pg.InsufficientPrivilege():
-            return RoleMayNot(text)
+            return PermissionDenied(text)
         case psycopg.OperationalError() | psycopg.InterfaceError():
             return StoreUnavailable(text)
         case psycopg.DataError():

@@ -18,9 +18,9 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 from eventstore import log
-from eventstore.asking import one_row, one_value
 from eventstore.chain import HASHED_TEXT
 from eventstore.guards import missing_guards, wrongly_computed
+from eventstore.queries import one_row, one_value
 from eventstore.recorded import GENESIS_HASH
 from eventstore.translation import translating
 

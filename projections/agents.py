@@ -30,7 +30,7 @@ from eventstore.events import (
     TokensSettled,
     TokensUsed,
 )
-from projections.projection import Projection, Row, Table, its, needed
+from projections.projection import Projection, Row, Table, key_in, require
 
 if TYPE_CHECKING:
     from eventstore.recorded import AnyRecorded
@@ -87,7 +87,7 @@ class _OfAgent(Protocol):
     def agent(self) -> str: ...
 
 
-_ITS_AGENT = (its(AGENTS, "agent"),)
+_AGENT_KEY = (key_in(AGENTS, "agent"),)
 
 
 @agents.on(AgentRegistered)
@@ -108,19 +108,19 @@ def _registered(view: View, event: AgentRegistered, recorded: AnyRecorded) -> No
     view.rows(AGENTS).put(event.agent, row)
 
 
-@agents.on(AgentProfileChanged, touches=_ITS_AGENT)
+@agents.on(AgentProfileChanged, reads=_AGENT_KEY)
 def _profile_changed(view: View, event: AgentProfileChanged, recorded: AnyRecorded) -> None:
-    row = needed(view, AGENTS, event.agent).replaced(
+    row = require(view, AGENTS, event.agent).replaced(
         role=event.role, url=event.url, priority=event.priority, position=recorded.position
     )
     view.rows(AGENTS).put(event.agent, row)
 
 
-@agents.on(AgentStatusChanged, touches=_ITS_AGENT)
+@agents.on(AgentStatusChanged, reads=_AGENT_KEY)
 def _status_changed(view: View, event: AgentStatusChanged, recorded: AnyRecorded) -> None:
     if event.reason not in _NO_SIGN_OF_LIFE:
         _acted(view, event, recorded)
-    row = needed(view, AGENTS, event.agent).replaced(status=event.status, position=recorded.position)
+    row = require(view, AGENTS, event.agent).replaced(status=event.status, position=recorded.position)
     view.rows(AGENTS).put(event.agent, row)
 
 
@@ -133,7 +133,7 @@ def _status_changed(view: View, event: AgentStatusChanged, recorded: AnyRecorded
     TokensSettled,
     TokensUsed,
     TokensDenied,
-    touches=_ITS_AGENT,
+    reads=_AGENT_KEY,
 )
 def _acted(view: View, event: _OfAgent, recorded: AnyRecorded) -> None:
     _note_activity(view, event.agent, recorded, sign_of_life=_is_own_action(event, recorded))
@@ -146,7 +146,7 @@ def _is_own_action(event: _OfAgent, recorded: AnyRecorded) -> bool:
 def _note_activity(
     view: View, agent: str, recorded: AnyRecorded, *, sign_of_life: bool, work: int = 0
 ) -> None:
-    row = needed(view, AGENTS, agent)
+    row = require(view, AGENTS, agent)
     row = row.replaced(
         last_active=recorded.recorded_at if sign_of_life else row.last_active,
         operations=row.operations + work,
@@ -155,18 +155,18 @@ def _note_activity(
     view.rows(AGENTS).put(agent, row)
 
 
-@agents.on(TokensReleased, touches=_ITS_AGENT)
+@agents.on(TokensReleased, reads=_AGENT_KEY)
 def _released(view: View, event: TokensReleased, recorded: AnyRecorded) -> None:
     if event.reason == "released":
         _acted(view, event, recorded)
 
 
-@agents.on(TokensReserved, touches=_ITS_AGENT)
+@agents.on(TokensReserved, reads=_AGENT_KEY)
 def _reserved(view: View, event: TokensReserved, recorded: AnyRecorded) -> None:
     _note_activity(view, event.agent, recorded, sign_of_life=_is_own_claim(event, recorded))
 
 
-@agents.on(OperationStarted, touches=_ITS_AGENT)
+@agents.on(OperationStarted, reads=_AGENT_KEY)
 def _operation_started(view: View, event: OperationStarted, recorded: AnyRecorded) -> None:
     _note_activity(view, event.agent, recorded, sign_of_life=_is_own_claim(event, recorded), work=1)
 
@@ -176,24 +176,24 @@ def _is_own_claim(event: TokensReserved | OperationStarted, recorded: AnyRecorde
     return recorded.caused_by is None and _is_own_action(event, recorded)
 
 
-@agents.on(OperationFinished, touches=_ITS_AGENT)
+@agents.on(OperationFinished, reads=_AGENT_KEY)
 def _operation_finished(view: View, event: OperationFinished, recorded: AnyRecorded) -> None:
     _note_activity(view, event.agent, recorded, sign_of_life=_is_own_action(event, recorded), work=-1)
 
 
-@agents.on(OperationExpired, touches=_ITS_AGENT)
+@agents.on(OperationExpired, reads=_AGENT_KEY)
 def _operation_expired(view: View, event: OperationExpired, recorded: AnyRecorded) -> None:
     # An operation that expires is no sign of life either.
     _note_activity(view, event.agent, recorded, sign_of_life=False, work=-1)
 
 
-@agents.on(RunStarted, touches=_ITS_AGENT)
+@agents.on(RunStarted, reads=_AGENT_KEY)
 def _run_started(view: View, event: RunStarted, recorded: AnyRecorded) -> None:
     if event.agent:
         _note_activity(view, event.agent, recorded, sign_of_life=False, work=1)
 
 
-@agents.on(RunFinished, touches=_ITS_AGENT)
+@agents.on(RunFinished, reads=_AGENT_KEY)
 def _run_finished(view: View, event: RunFinished, recorded: AnyRecorded) -> None:
     if event.agent:
         _note_activity(view, event.agent, recorded, sign_of_life=event.answered, work=-1)

@@ -14,7 +14,7 @@ from eventstore.events import (
     TokensSettled,
     TokensUsed,
 )
-from projections.projection import MissingRow, Projection, Row, Table, its, needed
+from projections.projection import MissingRow, Projection, Row, Table, key_in, require
 
 if TYPE_CHECKING:
     from eventstore.recorded import AnyRecorded
@@ -145,7 +145,7 @@ budgets = Projection("budgets", (POLICY, BUDGET_DAYS, BUDGETS, RESERVATIONS))
 
 def _count(view: View, day: date, agent: str, position: int, *, used: int = 0, reserved: int = 0) -> None:
     """Add to the counts of the day and of the agent."""
-    whole = needed(view, BUDGET_DAYS, day)
+    whole = require(view, BUDGET_DAYS, day)
     whole = whole.replaced(used=whole.used + used, reserved=whole.reserved + reserved, position=position)
     view.rows(BUDGET_DAYS).put(day, whole)
     rows = view.rows(BUDGETS)
@@ -153,12 +153,12 @@ def _count(view: View, day: date, agent: str, position: int, *, used: int = 0, r
     rows.put((day, agent), BudgetRow(day, agent, part.used + used, part.reserved + reserved, position))
 
 
-_ITS_DAY = its(BUDGET_DAYS, "day")
-_ITS_COUNTS = (_ITS_DAY, its(BUDGETS, "day", "agent"))
-_ITS_RESERVATION = (*_ITS_COUNTS, its(RESERVATIONS, "reservation_id"))
+_ITS_DAY = key_in(BUDGET_DAYS, "day")
+_ITS_COUNTS = (_ITS_DAY, key_in(BUDGETS, "day", "agent"))
+_ITS_RESERVATION = (*_ITS_COUNTS, key_in(RESERVATIONS, "reservation_id"))
 
 
-@budgets.on(PolicySet, touches=(_ITS_DAY,))
+@budgets.on(PolicySet, reads=(_ITS_DAY,))
 def _policy_set(view: View, event: PolicySet, recorded: AnyRecorded) -> None:
     row = PolicyRow(
         THE_POLICY,
@@ -177,17 +177,17 @@ def _policy_set(view: View, event: PolicySet, recorded: AnyRecorded) -> None:
     )
     view.rows(POLICY).put(THE_POLICY, row)
     if event.day:
-        day = needed(view, BUDGET_DAYS, event.day).replaced(
+        day = require(view, BUDGET_DAYS, event.day).replaced(
             total=event.daily_tokens, position=recorded.position
         )
         view.rows(BUDGET_DAYS).put(event.day, day)
 
 
-@budgets.on(BudgetDayReset, touches=(_ITS_DAY, its(BUDGET_DAYS, "previous_day")))
+@budgets.on(BudgetDayReset, reads=(_ITS_DAY, key_in(BUDGET_DAYS, "previous_day")))
 def _day_reset(view: View, event: BudgetDayReset, recorded: AnyRecorded) -> None:
     days = view.rows(BUDGET_DAYS)
     if event.previous_day and event.previous_day != event.day:
-        previous = needed(view, BUDGET_DAYS, event.previous_day)
+        previous = require(view, BUDGET_DAYS, event.previous_day)
         days.put(
             event.previous_day,
             previous.replaced(closed_at=recorded.recorded_at, position=recorded.position),
@@ -230,13 +230,13 @@ def reservation_after(
     return row.replaced(state=event.reason, ended_at=ended_at, position=position)
 
 
-@budgets.on(TokensReserved, touches=_ITS_COUNTS, makes=(its(RESERVATIONS, "reservation_id"),))
+@budgets.on(TokensReserved, reads=_ITS_COUNTS, creates=(key_in(RESERVATIONS, "reservation_id"),))
 def _reserved(view: View, event: TokensReserved, recorded: AnyRecorded) -> None:
     view.rows(RESERVATIONS).put(event.reservation_id, reservation_after(None, event, recorded))
     _count(view, event.day, event.agent, recorded.position, reserved=event.tokens)
 
 
-@budgets.on(TokensSettled, TokensReleased, touches=_ITS_RESERVATION)
+@budgets.on(TokensSettled, TokensReleased, reads=_ITS_RESERVATION)
 def _ended(view: View, event: TokensSettled | TokensReleased, recorded: AnyRecorded) -> None:
     rows = view.rows(RESERVATIONS)
     row = reservation_after(rows.get(event.reservation_id), event, recorded)
@@ -251,14 +251,14 @@ def _ended(view: View, event: TokensSettled | TokensReleased, recorded: AnyRecor
     )
 
 
-@budgets.on(TokensUsed, touches=_ITS_COUNTS)
+@budgets.on(TokensUsed, reads=_ITS_COUNTS)
 def _used(view: View, event: TokensUsed, recorded: AnyRecorded) -> None:
     _count(view, event.day, event.agent, recorded.position, used=event.tokens)
 
 
-@budgets.on(BudgetThresholdCrossed, touches=(_ITS_DAY,))
+@budgets.on(BudgetThresholdCrossed, reads=(_ITS_DAY,))
 def _threshold_crossed(view: View, event: BudgetThresholdCrossed, recorded: AnyRecorded) -> None:
-    day = needed(view, BUDGET_DAYS, event.day)
+    day = require(view, BUDGET_DAYS, event.day)
     view.rows(BUDGET_DAYS).put(
         event.day,
         day.replaced(warned_percent=max(day.warned_percent, event.percent), position=recorded.position),

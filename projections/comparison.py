@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, LiteralString, NamedTuple
 from psycopg import sql
 
 from eventstore import log
-from eventstore.asking import one_row, one_value
 from eventstore.definitions import unlike
 from eventstore.errors import StoreBusy
 from eventstore.events import SubjectForgotten
+from eventstore.queries import one_row, one_value
 from eventstore.translation import translating
 from projections import PROJECTIONS
-from projections.pairing import DIFFER, JOINED, pair
+from projections.comparison_sql import DIFFER, JOINED, pair
 from projections.refold import refolding
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ async def compare(
         while True:
             await _catch_up(refold, schema)
             try:
-                with refold.undone_where_it_fails(), translating():
+                with refold.rollback_on_failure(), translating():
                     async with refold.connection.transaction():
                         return await _compare(refold, schema, patience)
             except _ErasureUnderWay:
@@ -224,7 +224,7 @@ class _Standing(NamedTuple):
 async def _standings(connection: Connection, schema: str) -> dict[str, _Standing]:
     query = sql.SQL("SELECT name, position, fold_version, failed_position, error FROM {}")
     cursor = await connection.execute(query.format(sql.Identifier(schema, "projections")))
-    return {name: _Standing(*standing) for name, *standing in await cursor.fetchall()}
+    return {name: _Standing(*read_progress) for name, *read_progress in await cursor.fetchall()}
 
 
 async def _catch_up(refold: Refold, schema: str) -> None:
@@ -246,20 +246,20 @@ async def _catch_up(refold: Refold, schema: str) -> None:
         distance = left
 
 
-def _fault_of(projection: Projection, standing: _Standing | None, end: int) -> Difference | None:
+def _fault_of(projection: Projection, read_progress: _Standing | None, end: int) -> Difference | None:
     """Return what is wrong with a projection apart from its rows; None if nothing is."""
     name, version = projection.name, projection.fold_version
-    if standing is None:
+    if read_progress is None:
         return Difference("never folded", name, 0, detail="it has never been folded")
-    position = standing.position
-    if standing.fold_version != version:
-        detail = f"it was folded by version {standing.fold_version}, this is version {version}"
+    position = read_progress.position
+    if read_progress.fold_version != version:
+        detail = f"it was folded by version {read_progress.fold_version}, this is version {version}"
         return Difference("other fold", name, position, detail=detail)
     if position > end:
         detail = f"it claims to be at position {position}, and the log ends at {end}"
         return Difference("beyond the log", name, position, detail=detail)
-    if standing.failed_position is not None:
-        detail = f"it stopped before position {standing.failed_position}: {standing.error}"
+    if read_progress.failed_position is not None:
+        detail = f"it stopped before position {read_progress.failed_position}: {read_progress.error}"
         return Difference("stopped", name, position, detail=detail)
     return None
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from eventstore.events import ERASED, EmailReceived, EmailStatus, EmailUpdated, SubjectForgotten
-from projections.projection import MissingRow, Projection, Row, Table, all_its, its, needed
+from projections.projection import MissingRow, Projection, Row, Table, key_in, keys_in, require
 
 if TYPE_CHECKING:
     from eventstore.recorded import AnyRecorded
@@ -53,7 +53,7 @@ EMAILS = Table[str, EmailRow](
 emails = Projection("emails", (EMAILS,))
 
 
-@emails.on(EmailReceived, makes=(its(EMAILS, "email_id"),))
+@emails.on(EmailReceived, creates=(key_in(EMAILS, "email_id"),))
 def _received(view: View, event: EmailReceived, recorded: AnyRecorded) -> None:
     row = EmailRow(
         event.email_id,
@@ -72,9 +72,9 @@ def _received(view: View, event: EmailReceived, recorded: AnyRecorded) -> None:
     view.rows(EMAILS).put(event.email_id, row)
 
 
-@emails.on(EmailUpdated, touches=(its(EMAILS, "email_id"),))
+@emails.on(EmailUpdated, reads=(key_in(EMAILS, "email_id"),))
 def _updated(view: View, event: EmailUpdated, recorded: AnyRecorded) -> None:
-    row = needed(view, EMAILS, event.email_id).replaced(
+    row = require(view, EMAILS, event.email_id).replaced(
         category=event.category,
         status=event.status,
         handled_by=event.handled_by,
@@ -85,7 +85,7 @@ def _updated(view: View, event: EmailUpdated, recorded: AnyRecorded) -> None:
     view.rows(EMAILS).put(event.email_id, row)
 
 
-@emails.on(SubjectForgotten, touches=(all_its(EMAILS, "emails"),))
+@emails.on(SubjectForgotten, reads=(keys_in(EMAILS, "emails"),))
 def _forgotten(view: View, event: SubjectForgotten, recorded: AnyRecorded) -> None:
     """Erase what is forgotten, so that the rows are the same whether it was still readable or not."""
     rows = view.rows(EMAILS)

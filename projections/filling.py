@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from eventstore import log
 from eventstore.errors import LogBroken, LogNotUnderstood, StoreRefused
-from eventstore.gauge import Gauge
+from eventstore.page_size import PageSizer
 from projections import PROJECTIONS
 from projections.folding import PageFolder
-from projections.standing import standing
+from projections.progress import read_progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,14 +32,14 @@ async def fill(connection: Connection, head: int, report: Callable[[int, int], N
     Raises:
         LogNotUnderstood: an event cannot be folded.
     """
-    folder = PageFolder((await standing(connection, PROJECTIONS)).generation, empty=True)
-    gauge = Gauge(log.PAGE_EVENTS)
+    folder = PageFolder((await read_progress(connection, PROJECTIONS)).generation, empty=True)
+    page_sizer = PageSizer(log.PAGE_EVENTS)
     at = 0
     while at < head:
-        page = await log.read_after(connection, at, gauge.events)
+        page = await log.read_after(connection, at, page_sizer.events)
         if not page:
             raise LogBroken(f"position {at + 1} is missing", at + 1)
-        gauge.learn(page)
+        page_sizer.learn(page)
         await _fold(folder, connection, page)
         at = page[-1].position
         report(at, head)

@@ -18,8 +18,8 @@ from eventstore.errors import LogNotUnderstood
 from eventstore.events import RequestAnswered
 from eventstore.translation import translating
 from projections import storage
-from projections.at_hand import AtHand, FoldedPage
-from projections.projection import Handler, Table, Touched
+from projections.projection import Handler, RowsRead, Table
+from projections.row_cache import FoldedPage, RowCache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,17 +56,17 @@ class _Handling(NamedTuple):
     """The handlers of a kind of event, and the rows that they read."""
 
     handlers: tuple[Handler, ...]
-    touches: tuple[tuple[Table[Any, Any], AtHand, set[Any], Callable[[Any], Any]], ...]
+    reads: tuple[tuple[Table[Any, Any], RowCache, set[Any], Callable[[Any], Any]], ...]
     """For each row that a handler reads: the table, its cache, the keys of rows that the page creates, and
     how to get the key from the event."""
-    touches_several: tuple[Touched, ...]
-    makes: tuple[tuple[set[Any], Callable[[Any], Any]], ...]
+    touches_several: tuple[RowsRead, ...]
+    creates: tuple[tuple[set[Any], Callable[[Any], Any]], ...]
     """For each new row: where its key is noted, and how to get the key from the event."""
 
     @property
     def is_asking(self) -> bool:
         """Whether rows may have to be fetched for this kind of event."""
-        return bool(self.touches or self.touches_several)
+        return bool(self.reads or self.touches_several)
 
 
 class PageFolder:
@@ -87,7 +87,7 @@ class PageFolder:
         # By table, the keys of the rows that the page creates.
         self._made: defaultdict[str, set[Any]] = defaultdict(set)
         # Only of tables that handlers read: most rows are written and never read again.
-        self._caches: defaultdict[str, AtHand] = defaultdict(AtHand)
+        self._caches: defaultdict[str, RowCache] = defaultdict(RowCache)
 
     async def advance(
         self,
@@ -157,10 +157,10 @@ class PageFolder:
         for made in self._made.values():
             made.clear()
         for event in events:
-            _, touches, touches_several, makes = handling[type(event)]
-            for made, key_of in makes:
+            _, reads, touches_several, creates = handling[type(event)]
+            for made, key_of in creates:
                 made.add(key_of(event))
-            for table, cache, made, key_of in touches:
+            for table, cache, made, key_of in reads:
                 key = key_of(event)
                 if key not in cache and key not in made and key is not None:
                     wanted.setdefault(table, set()).add(key)
@@ -199,16 +199,16 @@ class PageFolder:
             self._handling[names] = {
                 kind: self._handling_of(
                     [member.handlers[kind] for member in members if kind in member.handlers],
-                    [made for member in members for made in member.makes.get(kind, ())],
+                    [made for member in members for made in member.creates.get(kind, ())],
                 )
                 for kind in codec.EVENT_TYPES.values()
             }
         return self._handling[names]
 
     def _handling_of(
-        self, entries: Sequence[tuple[Handler, Sequence[Touched]]], makes: Sequence[Touched]
+        self, entries: Sequence[tuple[Handler, Sequence[RowsRead]]], creates: Sequence[RowsRead]
     ) -> _Handling:
-        asked = [touched for _, its in entries for touched in its if self._may_need_fetching(touched)]
+        asked = [touched for _, key_in in entries for touched in key_in if self._may_need_fetching(touched)]
         return _Handling(
             tuple(handler for handler, _ in entries),
             tuple(
@@ -217,10 +217,10 @@ class PageFolder:
                 if not one.several
             ),
             tuple(some for some in asked if some.several),
-            tuple((self._made[one.table.name], one.key) for one in makes),
+            tuple((self._made[one.table.name], one.key) for one in creates),
         )
 
-    def _may_need_fetching(self, touched: Touched) -> bool:
+    def _may_need_fetching(self, touched: RowsRead) -> bool:
         """Whether the database may have such rows that are not cached."""
         name = touched.table.name
         return not self._empty or name in self._evicted or not self._caches[name].is_lasting

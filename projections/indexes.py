@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, LiteralString, NamedTuple
 
 from psycopg import sql
 
-from eventstore.asking import one_value
+from eventstore.queries import one_value
 from eventstore.schema import read_tables_sql
 from eventstore.translation import translating
 from projections import PROJECTIONS
-from projections.pairing import APART
+from projections.comparison_sql import TEMP_SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -48,7 +48,7 @@ class Index(NamedTuple):
     """The part of its definition that follows the table's name."""
 
 
-async def lost_indexes(
+async def missing_indexes(
     connection: Connection, schema: str, tables: Collection[str] = TABLES
 ) -> list[Index]:
     """Return the indexes of these tables, including keys, that are missing or invalid.
@@ -60,7 +60,9 @@ async def lost_indexes(
     """
     with translating():
         async with connection.transaction(force_rollback=True):
-            await connection.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(APART)))
+            await connection.execute(
+                sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(TEMP_SCHEMA))
+            )
             await connection.execute(read_tables_sql().encode())
             wanted = await _indexes(connection, sql.SQL(_TEMP_SCHEMA))
         there = {
@@ -74,7 +76,7 @@ async def lost_indexes(
     ]
 
 
-async def make_again(connection: Connection, schema: str, index: Index) -> bool:
+async def recreate(connection: Connection, schema: str, index: Index) -> bool:
     """Recreate a missing index, without blocking readers. Return False if the role may not."""
     table = sql.Identifier(schema, index.table)
     with translating():

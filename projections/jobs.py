@@ -24,7 +24,7 @@ from eventstore.events import (
     RunStarted,
     TickBuffered,
 )
-from projections.projection import Projection, Row, Table, its, needed
+from projections.projection import Projection, Row, Table, key_in, require
 from projections.runs import RUNS, RunRow
 
 if TYPE_CHECKING:
@@ -94,11 +94,11 @@ class _OfJob(Protocol):
     def job(self) -> str: ...
 
 
-_ITS_JOB = (its(JOBS, "job"),)
-_ITS_RUN = (its(RUNS, "run_id"),)
+_ITS_JOB = (key_in(JOBS, "job"),)
+_ITS_RUN = (key_in(RUNS, "run_id"),)
 
 
-@jobs.on(JobDefined, touches=_ITS_JOB)
+@jobs.on(JobDefined, reads=_ITS_JOB)
 def _defined(view: View, event: JobDefined, recorded: AnyRecorded) -> None:
     before = view.rows(JOBS).get(event.job)
     known = before is not None and not before.removed
@@ -131,7 +131,7 @@ def _keeps_schedule(before: JobRow, event: JobDefined) -> bool:
     return same and before.enabled and not before.removed
 
 
-@jobs.on(JobRemoved, touches=_ITS_JOB)
+@jobs.on(JobRemoved, reads=_ITS_JOB)
 def _removed(view: View, event: JobRemoved, recorded: AnyRecorded) -> None:
     before = view.rows(JOBS).get(event.job)
     if before is None:
@@ -143,30 +143,30 @@ def _removed(view: View, event: JobRemoved, recorded: AnyRecorded) -> None:
     view.rows(JOBS).put(event.job, row)
 
 
-@jobs.on(JobPaused, touches=_ITS_JOB)
+@jobs.on(JobPaused, reads=_ITS_JOB)
 def _paused(view: View, event: JobPaused, recorded: AnyRecorded) -> None:
-    row = needed(view, JOBS, event.job).replaced(
+    row = require(view, JOBS, event.job).replaced(
         paused=True, pause_note=event.note, position=recorded.position
     )
     view.rows(JOBS).put(event.job, row)
 
 
-@jobs.on(JobResumed, touches=_ITS_JOB)
+@jobs.on(JobResumed, reads=_ITS_JOB)
 def _resumed(view: View, event: JobResumed, recorded: AnyRecorded) -> None:
-    row = needed(view, JOBS, event.job).replaced(
+    row = require(view, JOBS, event.job).replaced(
         paused=False, pause_note=event.note, position=recorded.position
     )
     view.rows(JOBS).put(event.job, row)
 
 
-@jobs.on(TickBuffered, touches=_ITS_JOB)
+@jobs.on(TickBuffered, reads=_ITS_JOB)
 def _buffered(view: View, event: TickBuffered, recorded: AnyRecorded) -> None:
-    row = needed(view, JOBS, event.job).replaced(buffered_tick=event.tick, position=recorded.position)
+    row = require(view, JOBS, event.job).replaced(buffered_tick=event.tick, position=recorded.position)
     view.rows(JOBS).put(event.job, row)
     _ticked(view, event.job, event.tick)
 
 
-@jobs.on(RunMissed, RunSkipped, touches=_ITS_JOB)
+@jobs.on(RunMissed, RunSkipped, reads=_ITS_JOB)
 def _did_not_run(view: View, event: RunMissed | RunSkipped, recorded: AnyRecorded) -> None:
     reason = f"{event.reason}: {event.detail}" if isinstance(event, RunSkipped) else None
     row = RunRow(
@@ -194,7 +194,7 @@ def _did_not_run(view: View, event: RunMissed | RunSkipped, recorded: AnyRecorde
     _ticked(view, event.job, event.tick)
 
 
-@jobs.on(RunStarted, touches=_ITS_JOB, makes=_ITS_RUN)
+@jobs.on(RunStarted, reads=_ITS_JOB, creates=_ITS_RUN)
 def _started(view: View, event: RunStarted, recorded: AnyRecorded) -> None:
     row = RunRow(
         id=event.run_id,
@@ -223,16 +223,16 @@ def _started(view: View, event: RunStarted, recorded: AnyRecorded) -> None:
         _ticked(view, event.job, event.tick)
 
 
-@jobs.on(RunRenewed, touches=_ITS_RUN)
+@jobs.on(RunRenewed, reads=_ITS_RUN)
 def _renewed(view: View, event: RunRenewed, recorded: AnyRecorded) -> None:
-    row = needed(view, RUNS, event.run_id)
+    row = require(view, RUNS, event.run_id)
     row = row.replaced(lease_expires_at=event.lease_expires_at, position=recorded.position)
     view.rows(RUNS).put(event.run_id, row)
 
 
-@jobs.on(RunAttemptFailed, touches=_ITS_RUN)
+@jobs.on(RunAttemptFailed, reads=_ITS_RUN)
 def _attempt_failed(view: View, event: RunAttemptFailed, recorded: AnyRecorded) -> None:
-    row = needed(view, RUNS, event.run_id)
+    row = require(view, RUNS, event.run_id)
     used = row.tokens_used if event.tokens_used is None else (row.tokens_used or 0) + event.tokens_used
     row = row.replaced(
         # One more if the attempt failed before it started, because its resources were claimed.
@@ -247,9 +247,9 @@ def _attempt_failed(view: View, event: RunAttemptFailed, recorded: AnyRecorded) 
     view.rows(RUNS).put(event.run_id, row)
 
 
-@jobs.on(RunRetried, touches=_ITS_RUN)
+@jobs.on(RunRetried, reads=_ITS_RUN)
 def _retried(view: View, event: RunRetried, recorded: AnyRecorded) -> None:
-    row = needed(view, RUNS, event.run_id)
+    row = require(view, RUNS, event.run_id)
     row = row.replaced(
         attempts=event.attempt,
         runner=event.runner,
@@ -262,9 +262,9 @@ def _retried(view: View, event: RunRetried, recorded: AnyRecorded) -> None:
     view.rows(RUNS).put(event.run_id, row)
 
 
-@jobs.on(RunFinished, touches=_ITS_RUN)
+@jobs.on(RunFinished, reads=_ITS_RUN)
 def _finished(view: View, event: RunFinished, recorded: AnyRecorded) -> None:
-    row = needed(view, RUNS, event.run_id).replaced(
+    row = require(view, RUNS, event.run_id).replaced(
         status=event.outcome,
         attempts=event.attempts,
         reason=event.reason,
@@ -280,7 +280,7 @@ def _finished(view: View, event: RunFinished, recorded: AnyRecorded) -> None:
 
 def _ticked(view: View, name: str, tick: datetime) -> None:
     """Note that a tick has its outcome; if it was buffered, it no longer waits."""
-    row = needed(view, JOBS, name)
+    row = require(view, JOBS, name)
     waited = row.buffered_tick == tick and tick <= row.ticked_until
     buffered = None if waited else row.buffered_tick
     view.rows(JOBS).put(

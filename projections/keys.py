@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from eventstore.events import KeyCreated, KeyExpired, KeyFirstUsed, KeyRevoked, KeyScope
-from projections.projection import Projection, Row, Table, its, needed, the
+from projections.projection import Projection, Row, Table, fixed_key, key_in, require
 
 if TYPE_CHECKING:
     from eventstore.recorded import AnyRecorded
@@ -72,7 +72,7 @@ keys = Projection("keys", (KEYS,))
 access = Projection("access", (ACCESS,))
 
 
-_ITS_KEY = (its(KEYS, "key_id"),)
+_ITS_KEY = (key_in(KEYS, "key_id"),)
 
 
 @keys.on(KeyCreated)
@@ -94,16 +94,16 @@ def _created(view: View, event: KeyCreated, recorded: AnyRecorded) -> None:
     view.rows(KEYS).put(event.key_id, row)
 
 
-@keys.on(KeyFirstUsed, touches=_ITS_KEY)
+@keys.on(KeyFirstUsed, reads=_ITS_KEY)
 def _first_used(view: View, event: KeyFirstUsed, recorded: AnyRecorded) -> None:
-    row = needed(view, KEYS, event.key_id)
+    row = require(view, KEYS, event.key_id)
     row = row.replaced(first_used_at=recorded.recorded_at, position=recorded.position)
     view.rows(KEYS).put(row.id, row)
 
 
-@keys.on(KeyExpired, KeyRevoked, touches=_ITS_KEY)
+@keys.on(KeyExpired, KeyRevoked, reads=_ITS_KEY)
 def _ended(view: View, event: KeyExpired | KeyRevoked, recorded: AnyRecorded) -> None:
-    row = needed(view, KEYS, event.key_id)
+    row = require(view, KEYS, event.key_id)
     row = row.replaced(
         state="expired" if isinstance(event, KeyExpired) else "revoked",
         ended_at=recorded.recorded_at,
@@ -113,7 +113,7 @@ def _ended(view: View, event: KeyExpired | KeyRevoked, recorded: AnyRecorded) ->
 
 
 # An expired key still counts: a squad whose last key expires must not become open to everybody.
-@access.on(KeyCreated, KeyRevoked, touches=(the(ACCESS, THE_SQUAD),))
+@access.on(KeyCreated, KeyRevoked, reads=(fixed_key(ACCESS, THE_SQUAD),))
 def _counted(view: View, event: KeyCreated | KeyRevoked, recorded: AnyRecorded) -> None:
     before = view.rows(ACCESS).get(THE_SQUAD)
     unrevoked = (before.unrevoked_keys if before else 0) + (1 if isinstance(event, KeyCreated) else -1)

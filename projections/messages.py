@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from eventstore.events import ERASED, MessageAcknowledged, MessageSent, SubjectForgotten
-from projections.projection import MissingRow, Projection, Row, Table, all_its
+from projections.projection import MissingRow, Projection, Row, Table, keys_in
 
 if TYPE_CHECKING:
     from eventstore.recorded import AnyRecorded
@@ -74,7 +74,7 @@ def _acknowledged(view: View, event: MessageAcknowledged, recorded: AnyRecorded)
 
 @messages.on(
     SubjectForgotten,
-    touches=(all_its(MESSAGES, "messages"),),
+    reads=(keys_in(MESSAGES, "messages"),),
 )
 def _forgotten(view: View, event: SubjectForgotten, recorded: AnyRecorded) -> None:
     """Erase what is forgotten. A message keeps its place in the list."""

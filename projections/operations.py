@@ -13,7 +13,7 @@ from eventstore.events import (
     OperationRenewed,
     OperationStarted,
 )
-from projections.projection import Projection, Row, Table, its, needed
+from projections.projection import Projection, Row, Table, key_in, require
 
 if TYPE_CHECKING:
     from eventstore.recorded import AnyRecorded
@@ -90,10 +90,10 @@ CONFLICTS = Table[str, ConflictRow](
 operations = Projection("operations", (OPERATIONS, CONFLICTS))
 
 
-_ITS_OPERATION = (its(OPERATIONS, "operation_id"),)
+_ITS_OPERATION = (key_in(OPERATIONS, "operation_id"),)
 
 
-@operations.on(OperationStarted, makes=_ITS_OPERATION)
+@operations.on(OperationStarted, creates=_ITS_OPERATION)
 def _started(view: View, event: OperationStarted, recorded: AnyRecorded) -> None:
     row = OperationRow(
         id=event.operation_id,
@@ -115,9 +115,9 @@ def _started(view: View, event: OperationStarted, recorded: AnyRecorded) -> None
     view.rows(OPERATIONS).put(event.operation_id, row)
 
 
-@operations.on(OperationRenewed, touches=_ITS_OPERATION)
+@operations.on(OperationRenewed, reads=_ITS_OPERATION)
 def _renewed(view: View, event: OperationRenewed, recorded: AnyRecorded) -> None:
-    row = needed(view, OPERATIONS, event.operation_id).replaced(
+    row = require(view, OPERATIONS, event.operation_id).replaced(
         renewed_at=recorded.recorded_at,
         blocks_until=event.blocks_until,
         expires_at=event.expires_at,
@@ -126,9 +126,9 @@ def _renewed(view: View, event: OperationRenewed, recorded: AnyRecorded) -> None
     view.rows(OPERATIONS).put(event.operation_id, row)
 
 
-@operations.on(OperationFinished, touches=_ITS_OPERATION)
+@operations.on(OperationFinished, reads=_ITS_OPERATION)
 def _finished(view: View, event: OperationFinished, recorded: AnyRecorded) -> None:
-    row = needed(view, OPERATIONS, event.operation_id).replaced(
+    row = require(view, OPERATIONS, event.operation_id).replaced(
         state="finished",
         outcome=event.outcome,
         tokens_used=event.tokens_used,
@@ -138,9 +138,9 @@ def _finished(view: View, event: OperationFinished, recorded: AnyRecorded) -> No
     view.rows(OPERATIONS).put(event.operation_id, row)
 
 
-@operations.on(OperationExpired, touches=_ITS_OPERATION)
+@operations.on(OperationExpired, reads=_ITS_OPERATION)
 def _expired(view: View, event: OperationExpired, recorded: AnyRecorded) -> None:
-    row = needed(view, OPERATIONS, event.operation_id).replaced(
+    row = require(view, OPERATIONS, event.operation_id).replaced(
         state="expired", ended_at=recorded.recorded_at, position=recorded.position
     )
     view.rows(OPERATIONS).put(event.operation_id, row)

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from eventstore.events import OrchestratorStarted, OrchestratorStopped
-from projections.projection import Projection, Row, Table, the
+from projections.projection import Projection, Row, Table, fixed_key
 
 if TYPE_CHECKING:
     from eventstore.recorded import AnyRecorded
@@ -48,7 +48,7 @@ def _started(view: View, _: OrchestratorStarted, recorded: AnyRecorded) -> None:
     view.rows(ORCHESTRATOR).put(THE_ORCHESTRATOR, row)
 
 
-@orchestrator.on(OrchestratorStopped, touches=(the(ORCHESTRATOR, THE_ORCHESTRATOR),))
+@orchestrator.on(OrchestratorStopped, reads=(fixed_key(ORCHESTRATOR, THE_ORCHESTRATOR),))
 def _stopped(view: View, _: OrchestratorStopped, recorded: AnyRecorded) -> None:
     before = view.rows(ORCHESTRATOR).get(THE_ORCHESTRATOR)
     row = OrchestratorRow(

@@ -88,7 +88,7 @@ class MissingRow(Exception):
         self.table = table
 
 
-def needed(view: View, table: Table[K, R], key: K) -> R:
+def require(view: View, table: Table[K, R], key: K) -> R:
     """Return the row with this key, which the event refers to.
 
     Raises:
@@ -100,7 +100,7 @@ def needed(view: View, table: Table[K, R], key: K) -> R:
     return row
 
 
-class Touched(NamedTuple):
+class RowsRead(NamedTuple):
     """Which rows of a table a handler reads for an event."""
 
     table: Table[Any, Any]
@@ -116,19 +116,19 @@ class Touched(NamedTuple):
         return () if found is None else (found,)
 
 
-def its(table: Table[Any, Any], *fields: str) -> Touched:
+def key_in(table: Table[Any, Any], *fields: str) -> RowsRead:
     """The row whose key is in these fields of the event; none if it is None."""
-    return Touched(table, attrgetter(*fields))
+    return RowsRead(table, attrgetter(*fields))
 
 
-def all_its(table: Table[Any, Any], field: str) -> Touched:
+def keys_in(table: Table[Any, Any], field: str) -> RowsRead:
     """The rows whose keys are listed in that field of the event."""
-    return Touched(table, attrgetter(field), several=True)
+    return RowsRead(table, attrgetter(field), several=True)
 
 
-def the(table: Table[Any, Any], key: str) -> Touched:
+def fixed_key(table: Table[Any, Any], key: str) -> RowsRead:
     """The row with that key, whatever the event says."""
-    return Touched(table, lambda _: key)
+    return RowsRead(table, lambda _: key)
 
 
 Handler = Callable[[View, Any, "AnyRecorded"], None]
@@ -143,12 +143,12 @@ class Projection:
     tables: tuple[Table[Any, Any], ...]
     fold_version: int = 1
     """Incremented whenever a handler's meaning changes; tables folded by another version are rebuilt."""
-    handlers: dict[type[Event], tuple[Handler, tuple[Touched, ...]]] = field(default_factory=dict)
-    makes: dict[type[Event], tuple[Touched, ...]] = field(default_factory=dict)
+    handlers: dict[type[Event], tuple[Handler, tuple[RowsRead, ...]]] = field(default_factory=dict)
+    creates: dict[type[Event], tuple[RowsRead, ...]] = field(default_factory=dict)
     """See `on`."""
 
     def on(
-        self, *kinds: type[Event], touches: tuple[Touched, ...] = (), makes: tuple[Touched, ...] = ()
+        self, *kinds: type[Event], reads: tuple[RowsRead, ...] = (), creates: tuple[RowsRead, ...] = ()
     ) -> Callable[[H], H]:
         """Declare a handler for these kinds of event.
 
@@ -162,8 +162,8 @@ class Projection:
             for kind in kinds:
                 if kind in self.handlers:
                     raise ValueError(f"{self.name} already has a handler for {kind.type}")
-                self.handlers[kind] = (handler, touches)
-                self.makes[kind] = makes
+                self.handlers[kind] = (handler, reads)
+                self.creates[kind] = creates
             return handler
 
         return declare
@@ -173,11 +173,11 @@ class Projection:
         if entry := self.handlers.get(type(event)):
             entry[0](view, event, recorded)
 
-    def touched(self) -> Iterable[Touched]:
+    def touched(self) -> Iterable[RowsRead]:
         """Return everything that its handlers read."""
-        return [touched for _, touches in self.handlers.values() for touched in touches]
+        return [touched for _, reads in self.handlers.values() for touched in reads]
 
-    def touches(self, event: AnyEvent) -> Iterable[tuple[Table[Any, Any], Any]]:
+    def reads(self, event: AnyEvent) -> Iterable[tuple[Table[Any, Any], Any]]:
         """Return the table and key of each row that `apply` is going to read."""
-        _, touches = self.handlers.get(type(event), (None, ()))
-        return [(touched.table, key) for touched in touches for key in touched.keys(event)]
+        _, reads = self.handlers.get(type(event), (None, ()))
+        return [(touched.table, key) for touched in reads for key in touched.keys(event)]

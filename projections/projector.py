@@ -9,11 +9,12 @@ affect the others. It never skips an event. It retries after a while, when anoth
 projector, and after a replay: the cause may be gone. One whose rebuild failed retries only in the last two
 cases, as that folds the whole log.
 
-Events that this process has just appended, or folded to decide, are not read again (`projections.fresh`).
+Events that this process has just appended, or folded to decide, are not read again
+(`projections.recent_events`).
 
 A replay (`projections.rebuild`) may replace rows and positions at any time; the generation shows it. Tables
 that were folded by other code are rebuilt in the same way when this process becomes the projector
-(`projections.outdated`).
+(`projections.background_rebuild`).
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from eventstore import log
-from eventstore.asking import one_value
-from eventstore.connection import Connection, connect, hanging_up_after
-from eventstore.describing import describe
+from eventstore.connection import Connection, closing_after, connect
 from eventstore.errors import EventStoreError, LogNotUnderstood, StoreBusy, StoreUnavailable
-from eventstore.gauge import Gauge
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
+from eventstore.page_size import PageSizer
+from eventstore.queries import one_value
+from eventstore.redaction import describe
 from eventstore.translation import translating
 from projections import PROJECTIONS
+from projections.background_rebuild import BackgroundRebuild
 from projections.folding import PageFolder
-from projections.fresh import Fresh
-from projections.outdated import Outdated
-from projections.standing import standing
+from projections.progress import read_progress
+from projections.recent_events import RecentEvents
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +91,7 @@ class Projector:
         self.failed: dict[str, tuple[int, str]] = {}
         self.poll_rescues = 0
         """How often polling found events that no notification had announced."""
-        self.covered_at: dict[str, float] = {}
+        self.caught_up_at: dict[str, float] = {}
         """When each projection last had everything in the log, by the monotonic clock."""
         self.moved = Hints()
         """Wakes when `positions` has advanced. The database's own notification may arrive before that."""
@@ -102,18 +103,18 @@ class Projector:
         self._keyring = keyring
         self._generation = 0
         self._folder = PageFolder(keyring=keyring)
-        self._gauge = Gauge(log.PAGE_EVENTS)
-        self._fresh = Fresh()
+        self._page_sizer = PageSizer(log.PAGE_EVENTS)
+        self._recent = RecentEvents()
         self._news = asyncio.Event()
         """Set when there may be something to fold, by a notification or by this process."""
-        self._outdated = Outdated(dsn, schema)
+        self._rebuild = BackgroundRebuild(dsn, schema)
 
     def observe(self, recorded: Sequence[Recorded], events: Sequence[AnyEvent]) -> None:
         """Keep events that this process already knows, so that they need not be read."""
         if self.active:
             # If they are too many to be kept, they will have to be read.
-            self._gauge.beware(recorded)
-            self._fresh.extend(recorded, events)
+            self._page_sizer.shrink_to_fit(recorded)
+            self._recent.extend(recorded, events)
             self._news.set()
 
     async def run(self) -> None:
@@ -122,7 +123,7 @@ class Projector:
         try:
             await self._run()
         finally:
-            await self._outdated.stop()
+            await self._rebuild.stop()
 
     async def _run(self) -> None:
         delay = _BACKOFF_SECONDS[0]
@@ -154,7 +155,7 @@ class Projector:
     async def _become_active(self, connection: Connection) -> None:
         """Wait for the lock by polling: a session that blocks on it would hold back vacuum."""
         while True:
-            with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+            with closing_after(STUCK_AFTER_SECONDS, connection):
                 if await one_value(connection, _TRY_LOCK):
                     break
             await asyncio.sleep(POLL_SECONDS / 2)
@@ -163,13 +164,13 @@ class Projector:
 
     async def _restart(self, connection: Connection) -> None:
         """Start from the tables as they are now, and rebuild those that must be."""
-        found = await standing(connection, self._projections.values())
+        found = await read_progress(connection, self._projections.values())
         self.failed.clear()
         self.positions, self._generation = found.positions, found.generation
-        self.covered_at = dict.fromkeys(self.positions, monotonic())
+        self.caught_up_at = dict.fromkeys(self.positions, monotonic())
         self._folder = PageFolder(self._generation, self._keyring)
-        self._fresh.clear()
-        await self._outdated.see_to(found.outdated)
+        self._recent.clear()
+        await self._rebuild.start(found.outdated)
         self.moved.wake(max(self.positions.values(), default=0))
 
     async def _follow(self, connection: Connection) -> None:
@@ -177,7 +178,7 @@ class Projector:
         while True:
             was_polled, polled = polled, False
             self._news.clear()
-            with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+            with closing_after(STUCK_AFTER_SECONDS, connection):
                 await self._check_rebuild(connection)
                 try:
                     was_fresh = await self._advance_from_memory(connection)
@@ -209,18 +210,18 @@ class Projector:
 
     async def _check_rebuild(self, connection: Connection) -> None:
         with translating():
-            failures = await self._outdated.tend(connection)
+            failures = await self._rebuild.poll(connection)
         for name, error in failures.items():
             position = getattr(error, "position", None) or 0
             await self._fail(connection, self._projections[name], position, error)
 
     async def _advance_from_memory(self, connection: Connection) -> bool:
         """Fold what this process already knows, if all projections are right before it."""
-        if self._outdated or self.failed or not self._fresh:
+        if self._rebuild or self.failed or not self._recent:
             return False
         asked, busy, hinted = monotonic(), thread_time(), self._hints.position
         behind = min(self.positions.values())
-        if behind != max(self.positions.values()) or not (page := self._fresh.take(behind)):
+        if behind != max(self.positions.values()) or not (page := self._recent.take(behind)):
             return False
         members = list(self._projections.values())
         try:
@@ -230,14 +231,14 @@ class Projector:
         except Exception:  # noqa: BLE001 - what cannot be folded is handled when read from the log
             return False
         if page.recorded[-1].position >= hinted:
-            self.covered_at.update(dict.fromkeys(self.positions, asked))
+            self.caught_up_at.update(dict.fromkeys(self.positions, asked))
         await asyncio.sleep(min(thread_time() - busy, REST_SECONDS))
         return True
 
     async def _advance_from_log(self, connection: Connection) -> bool:
         """Fold one page for the projections furthest behind; return False if all are at the head."""
         is_patient = monotonic() - self._failed_at < RETRY_FAILED_SECONDS
-        absent = {projection.name for projection in self._outdated.projections} | (
+        absent = {projection.name for projection in self._rebuild.projections} | (
             self.failed.keys() if is_patient else set()
         )
         healthy = {name: at for name, at in self.positions.items() if name not in absent}
@@ -246,10 +247,10 @@ class Projector:
         behind = min(healthy.values())
         members = [self._projections[name] for name, at in healthy.items() if at == behind]
         asked, busy = monotonic(), thread_time()
-        wanted = self._gauge.events
+        wanted = self._page_sizer.events
         page = await log.read_after(connection, behind, wanted)
         is_the_last = len(page) < wanted
-        self._gauge.learn(page)
+        self._page_sizer.learn(page)
         # Never beyond the position of the next ones, so that they continue from there as one group.
         stop = min((at for at in healthy.values() if at > behind), default=None)
         if stop is not None:
@@ -260,7 +261,9 @@ class Projector:
             await asyncio.sleep(min(thread_time() - busy, REST_SECONDS))
         if is_the_last and stop is None:
             end = page[-1].position if page else behind
-            self.covered_at.update((one.name, asked) for one in members if self.positions[one.name] == end)
+            self.caught_up_at.update(
+                (one.name, asked) for one in members if self.positions[one.name] == end
+            )
         return bool(page)
 
     async def _advance(
@@ -308,7 +311,7 @@ class Projector:
         fault = error.__cause__ if isinstance(error, LogNotUnderstood) and error.__cause__ else error
         reason = f"{type(fault).__name__}: {fault}"
         # A projector that was overtaken has folded the event into rows of another position.
-        here = None if projection in self._outdated.projections else self.positions[projection.name]
+        here = None if projection in self._rebuild.projections else self.positions[projection.name]
         cursor = await connection.execute(_STOPPED, (position, reason, projection.name, here, here))
         if not cursor.rowcount:
             raise StoreBusy(f"{projection.name} is no longer at position {here}")

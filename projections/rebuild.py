@@ -2,7 +2,7 @@
 
 The log is folded into temporary tables (`projections.refold`) while the service runs: nobody waits for it,
 and nobody sees it. Then, in one transaction, the projector is blocked, the last events are folded, and each
-live row that differs from the log is replaced, removed or added (`projections.replacing`). Readers keep
+live row that differs from the log is replaced, removed or added (`projections.swap`). Readers keep
 reading the old rows until that transaction commits, and read the new ones from then on, in whatever
 snapshot, view or prepared statement: the tables themselves stay, with their grants and dependent objects.
 Rows that are already correct are not rewritten.
@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 from psycopg import sql
 
 from eventstore import log
-from eventstore.asking import one_value
 from eventstore.definitions import unlike
-from eventstore.errors import StoreBusy, TableUnlike
+from eventstore.errors import StoreBusy, TableMismatch
+from eventstore.queries import one_value
 from eventstore.translation import translating
 from projections import PROJECTIONS
-from projections.indexes import Index, lost_indexes, make_again
+from projections.indexes import Index, missing_indexes, recreate
 from projections.refold import refolding
-from projections.replacing import folded_rows, replace, survey
+from projections.swap import folded_rows, replace, survey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from projections.projection import Projection
     from projections.refold import Progress, Refold
-    from projections.replacing import Survey
+    from projections.swap import Survey
 
 CLOSE_EVENTS = 500
 """How close to the log's head the fold must be before the rest is folded while the projector waits."""
@@ -140,10 +140,10 @@ async def _check_tables(refold: Refold, schema: str) -> None:
     with translating():
         others = await unlike(refold.reader, schema, [*names, "projections"])
     if await one_value(refold.reader, "SELECT to_regclass('projections') IS NULL"):
-        raise TableUnlike("projections does not exist")
+        raise TableMismatch("projections does not exist")
     for name, why in others.items():
         hint = "; once its owner has dropped it, a replay recreates it" if name in names else ""
-        raise TableUnlike(f"{name} {why}{hint}")
+        raise TableMismatch(f"{name} {why}{hint}")
 
 
 async def _take_replay_lock(connection: Connection) -> None:
@@ -172,7 +172,7 @@ async def _catch_up(refold: Refold) -> None:
 async def _swap(refold: Refold, schema: str, found: Survey) -> tuple[int, Changes]:
     """Replace the live rows with the folded ones; return their position. If it fails, nothing changed."""
     connection = refold.connection
-    with refold.undone_where_it_fails(), translating():
+    with refold.rollback_on_failure(), translating():
         async with connection.transaction():
             await connection.execute(f"SET LOCAL lock_timeout = {_LOCK_MILLISECONDS}")
             # The projector writes to it first as well, so that the two cannot deadlock over rows.
@@ -208,8 +208,8 @@ async def _count_rows(refold: Refold, schema: str, changes: Changes) -> tuple[Re
 async def _recreate_lost_indexes(refold: Refold, schema: str) -> tuple[Index, ...]:
     """Recreate missing indexes; return those that the role may not create."""
     names = {table.name for table in refold.tables()}
-    lost = await lost_indexes(refold.reader, schema, names)
-    return tuple([index for index in lost if not await make_again(refold.connection, schema, index)])
+    lost = await missing_indexes(refold.reader, schema, names)
+    return tuple([index for index in lost if not await recreate(refold.connection, schema, index)])
 
 
 async def _fold_the_rest(refold: Refold, schema: str) -> int:

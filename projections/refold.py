@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import sql
 
-from eventstore.asking import one_value
 from eventstore.connection import connect
 from eventstore.errors import LogBroken, WritesRefused
 from eventstore.keys import Keyring
-from eventstore.pages import TOLD, WHOLE, scan
+from eventstore.pages import FOLD_INPUT, WHOLE, scan
+from eventstore.queries import one_value
 from eventstore.sealing import concerns_keys
 from eventstore.translation import translating
 from projections import storage
+from projections.comparison_sql import TEMP_SCHEMA, apart
 from projections.folding import PageFolder, decoded, decoded_as_it_is
-from projections.pairing import APART, apart
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from eventstore.pages import Shape
     from eventstore.recorded import AnyRecorded
-    from projections.at_hand import FoldedPage
     from projections.projection import Projection, Table
+    from projections.row_cache import FoldedPage
 
     Progress = Callable[[int, int], None]
     """Called with the position reached and the target position."""
@@ -67,7 +67,7 @@ class Refold:
         self.reader = reader
         self._progress = progress or _no_progress
         self._folder = PageFolder(empty=True)
-        self._shape: Shape[Any] = TOLD
+        self._shape: Shape[Any] = FOLD_INPUT
         self._keyring = Keyring()
 
     async def to(self, targets: Mapping[str, int]) -> None:
@@ -121,13 +121,15 @@ class Refold:
         async with aclosing(scan(self.reader, at, stop, shape=shape)) as pages:
             async for page in pages:
                 _check_gapless(page, at)
-                if shape is TOLD and concerns_keys(page):
+                if shape is FOLD_INPUT and concerns_keys(page):
                     # Decrypting sealed payloads needs columns that a fold does not.
                     self._shape = WHOLE
                     break
                 at += len(page)
                 events = await (
-                    decoded_as_it_is(page) if shape is TOLD else decoded(self.reader, page, self._keyring)
+                    decoded_as_it_is(page)
+                    if shape is FOLD_INPUT
+                    else decoded(self.reader, page, self._keyring)
                 )
                 if wanted := self._folder.wanted(members, events):
                     await _finish(writing)
@@ -144,7 +146,7 @@ class Refold:
         self._progress(position, goal)
 
     @contextmanager
-    def undone_where_it_fails(self) -> Iterator[None]:
+    def rollback_on_failure(self) -> Iterator[None]:
         """Wrap a transaction of the caller: what it rolls back does not count as folded."""
         before = dict(self.positions)
         try:
@@ -211,7 +213,7 @@ async def refolding(
         dsn,
         schema,
         name=name,
-        search_path=f"{APART},{schema}",
+        search_path=f"{TEMP_SCHEMA},{schema}",
         temp_buffers="64MB",
         work_mem="64MB",
         # No query on the tables gains from more detailed statistics.

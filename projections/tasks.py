@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from eventstore.events import TaskCreated, TaskPriority, TaskStatus, TaskUpdated
-from projections.projection import Projection, Row, Table, its, needed
+from projections.projection import Projection, Row, Table, key_in, require
 
 if TYPE_CHECKING:
     from eventstore.recorded import AnyRecorded
@@ -51,7 +51,7 @@ TASKS = Table[str, TaskRow](
 tasks = Projection("tasks", (TASKS,))
 
 
-@tasks.on(TaskCreated, makes=(its(TASKS, "task_id"),))
+@tasks.on(TaskCreated, creates=(key_in(TASKS, "task_id"),))
 def _created(view: View, event: TaskCreated, recorded: AnyRecorded) -> None:
     row = TaskRow(
         event.task_id,
@@ -69,9 +69,9 @@ def _created(view: View, event: TaskCreated, recorded: AnyRecorded) -> None:
     view.rows(TASKS).put(event.task_id, row)
 
 
-@tasks.on(TaskUpdated, touches=(its(TASKS, "task_id"),))
+@tasks.on(TaskUpdated, reads=(key_in(TASKS, "task_id"),))
 def _updated(view: View, event: TaskUpdated, recorded: AnyRecorded) -> None:
-    row = needed(view, TASKS, event.task_id).replaced(
+    row = require(view, TASKS, event.task_id).replaced(
         title=event.title,
         description=event.description,
         status=event.status,

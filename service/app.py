@@ -27,15 +27,15 @@ from service.background import background
 from service.channels import Channels
 from service.clock import DatabaseClock
 from service.commands import DefineJob, RegisterAgent, StartOrchestrator, WithdrawJob
-from service.database import StartFailed, check_same_log, database, way_for_sessions
+from service.database import StartFailed, check_same_log, database, resolve_session_dsn
 from service.decide.access import key_is_needed
-from service.http.auth import Door
+from service.http.auth import Authenticator
 from service.http.context import Services
 from service.http.cors import Cors
 from service.http.limits import is_this_machine
 from service.http.open_streams import OpenStreams
+from service.http.routes import application
 from service.http.server import Runner
-from service.http.table import application
 from service.job_spec import EMAIL_AGENT, SEED_JOBS
 from service.metrics import Metrics
 from service.reading import ReadTables
@@ -80,7 +80,7 @@ _log = logging.getLogger(__name__)
 async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, list[asyncio.Task[None]]]]:
     """Run all parts on a database; yield them, ready for commands, and the tasks that must not end."""
     squad_schema = settings.squad_schema
-    session_dsn = await way_for_sessions(settings, dsn)
+    session_dsn = await resolve_session_dsn(settings, dsn)
     if settings.listen_dsn:
         await check_same_log(settings, dsn, settings.listen_dsn)
     await schema.apply(session_dsn, squad_schema)
@@ -98,7 +98,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
     snapshotter = Snapshotter(session_dsn, squad_schema, writer)
     writer.on_known.append(projector.observe)
     writer.observers += [scheduler.observe, snapshotter.observe]
-    writer.on_replaced += [scheduler.drop_what_is_lost, snapshotter.look_again]
+    writer.on_replaced += [scheduler.drop_lost_runs, snapshotter.look_again]
     async with (
         client,
         connection.pool(dsn, squad_schema, name="squad reader", size=READ_CONNECTIONS) as pool,
@@ -128,7 +128,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
             scheduler=scheduler,
             snapshotter=snapshotter,
             metrics=Metrics(writer, projector, listener, clock),
-            door=Door(settings, writer, clock),
+            authenticator=Authenticator(settings, writer, clock),
             cors=Cors(settings.cors_origins) if settings.cors_origins else None,
             streams=OpenStreams(settings.max_streams, settings.max_streams_per_key),
         )

@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from eventstore import lookup, pooler
-from eventstore.asking import one_value
 from eventstore.connection import connect
-from eventstore.errors import EventStoreError, PoolerInTheWay
+from eventstore.errors import EventStoreError, PoolerMisconfigured
+from eventstore.queries import one_value
 from service.background import background
 from service.embedded import EmbeddedPostgres
 
@@ -42,7 +42,7 @@ async def database(settings: Settings, embedded: EmbeddedPostgres | None = None)
         await embedded.stop()
 
 
-async def way_for_sessions(settings: Settings, dsn: str) -> str:
+async def resolve_session_dsn(settings: Settings, dsn: str) -> str:
     """Return the DSN for connections that need a session, which a transaction pooler does not keep.
 
     Raises:
@@ -54,7 +54,7 @@ async def way_for_sessions(settings: Settings, dsn: str) -> str:
         async with await connect(dsn, settings.squad_schema, name="squad service") as found:
             if not pooler.stands_between(found):
                 return dsn
-    except PoolerInTheWay as error:
+    except PoolerMisconfigured as error:
         if settings.listen_dsn:
             raise
         missing = f"\n{error}"
@@ -66,7 +66,7 @@ async def way_for_sessions(settings: Settings, dsn: str) -> str:
     )
 
 
-async def way_for_commands(settings: Settings, dsn: str) -> str:
+async def resolve_command_dsn(settings: Settings, dsn: str) -> str:
     """Return the DSN for a command of the command line, which may need a session, and need not be fast.
 
     It is `dsn`, unless that leads through a pooler and the settings have another way to the same log.
@@ -77,8 +77,8 @@ async def way_for_commands(settings: Settings, dsn: str) -> str:
     if settings.listen_dsn is None:
         return dsn
     try:
-        way = await way_for_sessions(settings, dsn)
-    except PoolerInTheWay:
+        way = await resolve_session_dsn(settings, dsn)
+    except PoolerMisconfigured:
         way = settings.listen_dsn
     if way != dsn:
         await check_same_log(settings, dsn, way)

@@ -1,7 +1,7 @@
 """Logging: readable text by default, or JSON.
 
 A line that belongs to a request carries its correlation id, as do the answer's header and the events. No
-line contains a secret, or anything that a client sent (`eventstore.describing`).
+line contains a secret, or anything that a client sent (`eventstore.redaction`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
-from eventstore.describing import describe_at_length
+from eventstore.redaction import describe_with_traceback
 
 if TYPE_CHECKING:
     import asyncio
@@ -53,7 +53,7 @@ def configure(log_format: LogFormat = "console", level: LogLevel = "info") -> No
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def tell_of_the_unexpected(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+def log_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Log an exception that no code awaits; the event loop's default handler would show its text."""
     del loop
     _log.error("%s", context.get("message", "something failed"), exc_info=context.get("exception"))
@@ -71,7 +71,7 @@ def _with_exception(_: Any, __: str, event: structlog.typing.EventDict) -> struc
     if given is True:
         error = sys.exc_info()[1]
     if isinstance(error, BaseException):
-        event["exception"] = describe_at_length(error)
+        event["exception"] = describe_with_traceback(error)
     return event
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from eventstore.listener import Listener
     from projections.projector import Projector
     from service.clock import DatabaseClock
-    from service.writing.measures import Distribution
+    from service.writing.stats import Distribution
     from service.writing.writer import Writer
 
 NO_ROUTE = "unmatched"
@@ -84,7 +84,7 @@ class _PartsCollector:
         yield from self._budget_metrics()
 
     def _writer_metrics(self) -> Iterable[Metric]:
-        writer, seen = self._writer, self._writer.measures
+        writer, seen = self._writer, self._writer.stats
         yield _counters(
             "squad_commands", "Commands by outcome.", ("type", "outcome"), seen.commands.items()
         )
@@ -103,8 +103,8 @@ class _PartsCollector:
         yield _gauge(
             "squad_head_position", "The last position that this process knows.", writer.squad.head.position
         )
-        yield _gauge("squad_waiting_commands", "Commands that wait to be decided.", len(writer.waiting))
-        yield _gauge("squad_waiting_bytes", "Memory held by waiting commands.", writer.waiting.bytes)
+        yield _gauge("squad_waiting_commands", "Commands that wait to be decided.", len(writer.queue))
+        yield _gauge("squad_waiting_bytes", "Memory held by waiting commands.", writer.queue.bytes)
         yield _gauge("squad_writer_ready", "1 if commands can be decided.", writer.ready)
         yield _gauge("squad_writer_held_up", "1 if commands wait without progress.", writer.held_up)
         yield _counter(
@@ -125,7 +125,7 @@ class _PartsCollector:
             "squad_listener_reconnects", "Lost connections of the listener.", listener.reconnects
         )
         rescues = [
-            (("writer",), self._writer.measures.poll_rescues),
+            (("writer",), self._writer.stats.poll_rescues),
             (("projector",), self._projector.poll_rescues),
         ]
         yield _counters(
@@ -151,7 +151,7 @@ class _PartsCollector:
         for name, position in projector.positions.items() if projector.active else ():
             behind = max(0, head - position)
             events.add_metric([name], behind)
-            seconds.add_metric([name], now - projector.covered_at.get(name, now) if behind else 0.0)
+            seconds.add_metric([name], now - projector.caught_up_at.get(name, now) if behind else 0.0)
         yield events
         yield seconds
 

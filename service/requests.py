@@ -56,7 +56,7 @@ class Outcome(Struct, frozen=True, gc=False):
     """The first answer, if the request's idempotency key was used before."""
 
 
-class Print(NamedTuple):
+class Fingerprints(NamedTuple):
     """The fingerprints that an idempotency key is bound to: hashes of the request that carried it."""
 
     whole: str = ""
@@ -75,15 +75,15 @@ class Request(Struct, frozen=True, gc=False):
     correlation_id: str
     idempotency_key: str | None = None
     fingerprint: str = ""
-    """`Print.whole`."""
+    """`Fingerprints.whole`."""
     answer: Callable[[Outcome], Answer] | None = None
     """Renders the answer that is stored under the idempotency key."""
     size: int = 200
     """Its approximate size in memory, in bytes."""
     bare_fingerprint: str = ""
-    """`Print.bare`."""
+    """`Fingerprints.bare`."""
     other_fingerprint: str = ""
-    """`Print.also`."""
+    """`Fingerprints.also`."""
     caller: Caller | None = None
     """Whose permission is checked before the decision; None for the service itself."""
     batch_key: str | None = None

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from eventstore import log
-from eventstore.asking import one_value
 from eventstore.connection import connect
-from eventstore.describing import describe
 from eventstore.errors import EventStoreError
 from eventstore.listener import wait_for_hint
+from eventstore.queries import one_value
+from eventstore.redaction import describe
 from service.history import snapshots
-from service.history.folding import complete, folding
+from service.history.folding import fold_pages, load_open
 from service.memory.squad import Squad
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Snapshotter:
         self._due.set()
 
     async def keep(self, squad: Squad, known: int) -> None:
-        """Store a snapshot of a squad that was folded elsewhere (see `service.history.folding.Keep`)."""
+        """Store a snapshot of a squad that was folded elsewhere; see `history.folding.StoreSnapshot`."""
         try:
             async with self._connection() as connection:
                 await snapshots.store(connection, squad, known)
@@ -123,7 +123,7 @@ class Snapshotter:
         if squad.head.position >= self._next:
             copy = squad.copy()
             self._restart_interval()
-            await complete(connection, copy)
+            await load_open(connection, copy)
             await snapshots.store(connection, copy, copy.head.position)
 
     async def _fill_gaps(self, connection: Connection) -> None:
@@ -144,10 +144,10 @@ class Snapshotter:
                 await self._at_the_head(connection)
             if squad.head.position - kept >= snapshots.distance(squad):
                 kept = squad.head.position
-                await complete(connection, squad)
+                await load_open(connection, squad)
                 await snapshots.store(connection, squad, known)
 
-        await folding(connection, squad, following, after_page, rest=RESTS)
+        await fold_pages(connection, squad, following, after_page, rest=RESTS)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:

@@ -14,7 +14,7 @@ from projections.operations import OPERATIONS
 from projections.runs import RUNS
 from projections.tasks import TASKS
 from service.decide.budget import remaining
-from service.many import by_name, listed
+from service.lazy_rows import by_name, listed
 from service.schedule import coming_ticks
 
 NEXT_TICKS = 5

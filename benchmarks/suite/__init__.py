@@ -18,7 +18,7 @@ from benchmarks.suite import (
 )
 
 if TYPE_CHECKING:
-    from benchmarks.frame import Benchmark
+    from benchmarks.harness import Benchmark
 
 ALL: tuple[Benchmark, ...] = (
     appends_in_process.BENCHMARK,

@@ -24,7 +24,7 @@ from eventsourcing.persistence import StoredEvent
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 
 from benchmarks import stage
-from benchmarks.frame import Benchmark, Contender, percentile
+from benchmarks.harness import Benchmark, Contender, percentile
 from eventstore import schema
 from eventstore.listener import Hints
 from service.background import background
@@ -36,7 +36,7 @@ from service.writing.writer import Writer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
-    from benchmarks.frame import Measure, Plan, Sample
+    from benchmarks.harness import Measure, Plan, Sample
 
 SQUAD_SCHEMA = "squad"
 CALLERS = (1, 64, 512)

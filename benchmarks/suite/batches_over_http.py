@@ -6,14 +6,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from benchmarks import stage
-from benchmarks.frame import Benchmark, Contender
+from benchmarks.harness import Benchmark, Contender
 from benchmarks.subjects import WRITES
 from benchmarks.suite import commands_over_http
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from benchmarks.frame import Measure, Plan
+    from benchmarks.harness import Measure, Plan
 
 COMMANDS = 100
 CONNECTIONS = 8

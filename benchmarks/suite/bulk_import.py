@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 from psycopg import sql
 
 from benchmarks import history, stage
-from benchmarks.frame import Benchmark, Contender
+from benchmarks.harness import Benchmark, Contender
 from eventstore import schema, transfer
 from eventstore.connection import connect
-from service.cli.target import AT_LEISURE
+from service.cli.target import NO_TIMEOUTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from benchmarks.frame import Measure, Plan, Sample
+    from benchmarks.harness import Measure, Plan, Sample
     from eventstore.connection import Connection
 
 EVENTS_A_SECOND = 25_000
@@ -50,7 +50,7 @@ async def _prepare(plan: Plan) -> AsyncIterator[Sequence[Contender]]:
         async for _ in history.fill(dsn, _SOURCE, round(EVENTS_A_SECOND * plan.seconds)):
             pass
         lines: list[bytes] = []
-        async with await connect(dsn, _SOURCE, name="squad benchmark", **AT_LEISURE) as connection:
+        async with await connect(dsn, _SOURCE, name="squad benchmark", **NO_TIMEOUTS) as connection:
             exported = await transfer.export_log(connection, lines.append)
 
         async def import_(connection: Connection) -> None:
@@ -79,7 +79,7 @@ def _measure(dsn: str, events: int, work: Callable[[Connection], Awaitable[None]
     async def measure(_: float) -> Sample:
         name = next(_schemas)
         await schema.apply(dsn, name)
-        async with await connect(dsn, name, name="squad benchmark", **AT_LEISURE) as connection:
+        async with await connect(dsn, name, name="squad benchmark", **NO_TIMEOUTS) as connection:
             await connection.execute("CHECKPOINT")
             started, used = perf_counter(), process_time()
             await work(connection)

@@ -12,13 +12,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks import stage
-from benchmarks.frame import Benchmark, Contender
+from benchmarks.harness import Benchmark, Contender
 from benchmarks.subjects import WRITES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from benchmarks.frame import Measure, Plan
+    from benchmarks.harness import Measure, Plan
     from benchmarks.subjects import Write
 
 CONNECTIONS = 64

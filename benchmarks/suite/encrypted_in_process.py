@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from benchmarks import stage
-from benchmarks.frame import Benchmark, Contender
+from benchmarks.harness import Benchmark, Contender
 from benchmarks.suite.appends_in_process import _measure, _submitting
 from eventstore import schema
 from eventstore.listener import Hints
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from benchmarks.frame import Plan
+    from benchmarks.harness import Plan
 
 CALLERS = (64, 512)
 PLAIN, ENCRYPTED, AGAIN = "plain", "encrypted", "plain again"

@@ -7,13 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks import stage
-from benchmarks.frame import Benchmark, Contender
+from benchmarks.harness import Benchmark, Contender
 from benchmarks.subjects import READS, WRITES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from benchmarks.frame import Measure, Plan
+    from benchmarks.harness import Measure, Plan
 
 CONNECTIONS = 64
 BARE = "bare aiohttp handler"

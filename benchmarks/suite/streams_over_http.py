@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from benchmarks import stage
-from benchmarks.frame import Benchmark, Contender
+from benchmarks.harness import Benchmark, Contender
 from benchmarks.subjects import WRITES
 from benchmarks.suite import commands_over_http
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from benchmarks.frame import Measure, Plan, Sample
+    from benchmarks.harness import Measure, Plan, Sample
 
 STREAMS = 1_000
 _GONE_WITHIN_SECONDS = 30.0

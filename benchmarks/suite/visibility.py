@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from benchmarks import stage
-from benchmarks.frame import Benchmark, Contender, percentile
+from benchmarks.harness import Benchmark, Contender, percentile
 from eventstore import schema
 from eventstore.connection import connect
 from eventstore.listener import Listener
@@ -27,7 +27,7 @@ from service.writing.writer import Writer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from benchmarks.frame import Measure, Plan, Sample
+    from benchmarks.harness import Measure, Plan, Sample
     from eventstore.connection import Connection
 
 EVENTS_A_SECOND = 1_000

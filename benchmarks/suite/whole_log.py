@@ -1,8 +1,8 @@
 """The whole log read to verify it, fold it and rebuild the tables, compared with only reading it.
 
-All read the same log, that of a simulated squad (`benchmarks.chronicle`), in the same pages, from the first
-event to the last. The baseline reads and decodes the events and discards them. A measurement is one pass,
-however long it takes.
+All read the same log (of `benchmarks.simulated_squad`), in the same pages, from the first event to the
+last. The baseline reads and decodes the events and discards them. A measurement is one pass, however long
+it takes.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from time import perf_counter, process_time
 from typing import TYPE_CHECKING
 
 from benchmarks import history, stage
-from benchmarks.frame import Benchmark, Contender
+from benchmarks.harness import Benchmark, Contender
 from eventstore import codec, log, verification
 from eventstore.connection import connect
 from projections.rebuild import rebuild
-from service.cli.target import AT_LEISURE
-from service.history.past import state_at
+from service.cli.target import NO_TIMEOUTS
+from service.history.time_travel import state_at
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from benchmarks.frame import Measure, Plan, Sample
+    from benchmarks.harness import Measure, Plan, Sample
     from eventstore.connection import Connection
 
 EVENTS_A_SECOND = 125_000
@@ -41,7 +41,7 @@ async def _prepare(plan: Plan) -> AsyncIterator[Sequence[Contender]]:
         async for _ in history.fill(dsn, _SCHEMA, round(EVENTS_A_SECOND * plan.seconds)):
             pass
         connection = await stack.enter_async_context(
-            await connect(dsn, _SCHEMA, name="squad benchmark", **AT_LEISURE)
+            await connect(dsn, _SCHEMA, name="squad benchmark", **NO_TIMEOUTS)
         )
         events = await log.head_position(connection)
 

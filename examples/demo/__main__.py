@@ -16,9 +16,9 @@ from pathlib import Path
 
 import aiohttp
 
+from examples.demo.environment import Environment, set_up
 from examples.demo.narrator import Narrator, follow
 from examples.demo.processes import DemoFailed
-from examples.demo.setting import Setting, set_up
 
 _UNTIL_DRAFTED_SECONDS = 180.0
 _SECONDS_BETWEEN_LETTERS = 1.0
@@ -132,7 +132,7 @@ async def _show(options: Options, folder: Path) -> int:
 
 
 async def _watch(
-    setting: Setting,
+    setting: Environment,
     http: aiohttp.ClientSession,
     narrator: Narrator,
     wanted: int | None,
@@ -153,7 +153,7 @@ async def _watch(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _supervise(setting: Setting) -> None:
+async def _supervise(setting: Environment) -> None:
     """Delivers the remaining letters one by one, and checks that all processes are still running."""
     letters = list(setting.letters_left)
     while True:
@@ -165,7 +165,7 @@ async def _supervise(setting: Setting) -> None:
 
 
 async def _narrate(
-    setting: Setting, http: aiohttp.ClientSession, narrator: Narrator, wanted: int | None
+    setting: Environment, http: aiohttp.ClientSession, narrator: Narrator, wanted: int | None
 ) -> None:
     all_settled = False
     try:

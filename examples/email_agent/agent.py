@@ -49,7 +49,7 @@ class Agent:
         self._polling = asyncio.Lock()
         self._fences: OrderedDict[str, int] = OrderedDict()
 
-    def admit(self, email_id: str, fencing_token: int | None) -> None:
+    def check_fencing_token(self, email_id: str, fencing_token: int | None) -> None:
         """Checks a call's fencing token, and remembers it as the newest one for its e-mail.
 
         Raises:

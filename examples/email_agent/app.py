@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from examples.email_agent import signature
 from examples.email_agent.agent import Agent, Report, StaleCall
+from examples.email_agent.deduplication import Deduplicator
 from examples.email_agent.llm import Model
 from examples.email_agent.mailbox import MailboxError
-from examples.email_agent.repeats import Repeats
-from examples.email_agent.squad import RUN, Squad, SquadError, SquadRefusal
+from examples.email_agent.squad import CURRENT_RUN, Squad, SquadError, SquadRefusal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 65_536
 AGENT = web.AppKey("agent", Agent)
-_REPEATS: web.AppKey[Repeats[Report]] = web.AppKey("repeats", Repeats)
+_REPEATS: web.AppKey[Deduplicator[Report]] = web.AppKey("repeats", Deduplicator)
 
 Uuid = Annotated[
     str,
@@ -67,7 +67,7 @@ def application(settings: Settings) -> web.Application:
         async with aiohttp.ClientSession() as http:
             model = Model(settings, http) if settings.llm_model else None
             app[AGENT] = Agent(settings, Squad(settings, http), model)
-            app[_REPEATS] = Repeats()
+            app[_REPEATS] = Deduplicator()
             yield
 
     secret = settings.webhook_secret
@@ -103,7 +103,7 @@ async def _respond(request: web.Request) -> web.Response:
 
 async def _about_email(request: web.Request, work: Callable[[str], Awaitable[Report]]) -> web.Response:
     call = await _body(request, EmailCall)
-    request.app[AGENT].admit(call.email_id, call.fencing_token)
+    request.app[AGENT].check_fencing_token(call.email_id, call.fencing_token)
 
     async def once() -> Report:
         return await work(call.email_id)
@@ -115,7 +115,7 @@ async def _about_email(request: web.Request, work: Callable[[str], Awaitable[Rep
 
 async def _body(request: web.Request, model: type[C]) -> C:
     call = model.model_validate_json(await request.read())
-    RUN.set(call.run_id)
+    CURRENT_RUN.set(call.run_id)
     return call
 
 

@@ -8,7 +8,7 @@ from email.message import EmailMessage
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
-from examples.email_agent.message import own_words
+from examples.email_agent.message import without_quotes
 from examples.email_agent.rules import NOT_ANSWERED, Category
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def from_template(category: str, subject: str, text: str, signature: str) -> str
     """The text of a draft for a mail of this category."""
     known: dict[str, str] = {name: template for name, template in TEMPLATES.items()}  # noqa: C416 - widens the keys
     template = known.get(category, TEMPLATES["other"])
-    words = own_words(text)
+    words = without_quotes(text)
     topic = _REPLY.sub("", subject).strip(" .!?")
     body = template.format(
         topic=f"“{topic}”" if topic else "this",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from examples.email_agent.message import own_words
+from examples.email_agent.message import without_quotes
 from examples.email_agent.rules import CATEGORIES, Category
 
 if TYPE_CHECKING:
@@ -171,4 +171,4 @@ def _usage(answer: Any) -> Usage:
 
 
 def _prompt(subject: str, text: str, characters: int) -> str:
-    return f"Subject: {subject}\n\n{own_words(text)[:characters]}"
+    return f"Subject: {subject}\n\n{without_quotes(text)[:characters]}"

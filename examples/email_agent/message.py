@@ -111,7 +111,7 @@ def read(raw: bytes) -> Mail:
         return Mail(from_email="unknown", subject="(an unreadable message)", text="", header_digest=digest)
 
 
-def own_words(text: str) -> str:
+def without_quotes(text: str) -> str:
     """The text without quotes of earlier mails."""
     kept: list[str] = []
     for line in text.splitlines():

@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from examples.email_agent.message import own_words
+from examples.email_agent.message import without_quotes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -116,7 +116,7 @@ def classify(subject: str, text: str, *, bulk: bool = False, automatic: bool = F
     """The category of a mail by the rules above."""
     if automatic:
         return Verdict("auto_reply", "sent automatically")
-    words = own_words(text)
+    words = without_quotes(text)
     if len(spam := _hits(_SPAM_RULES, subject) | _hits(_SPAM_RULES, words)) >= SPAM_PHRASES:
         return Verdict("spam", _reason(spam.values()))
     if bulk:

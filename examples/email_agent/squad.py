@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 if TYPE_CHECKING:
     from examples.email_agent.settings import Settings
 
-RUN: ContextVar[str | None] = ContextVar("run", default=None)
+CURRENT_RUN: ContextVar[str | None] = ContextVar("run", default=None)
 """The current run. Requests carry it as correlation id, so the log ties them to the run."""
 
 _TIMEOUT = aiohttp.ClientTimeout(total=15, connect=5)
@@ -89,7 +89,7 @@ class Squad:
         await self._call("PATCH", f"/emails/{email_id}", changes)
 
     async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        run = RUN.get()
+        run = CURRENT_RUN.get()
         headers = {**self._headers, "X-Correlation-Id": run} if run else self._headers
         try:
             async with self._http.request(

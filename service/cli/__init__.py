@@ -28,7 +28,7 @@ from service.cli.verify import verify
 from service.cli.whatif import whatif
 from service.database import StartFailed
 from service.embedded import EmbeddedPostgresError
-from service.http.table import VERSION
+from service.http.routes import VERSION
 from service.settings import SettingsError
 
 __all__ = ["cli", "main"]

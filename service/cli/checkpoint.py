@@ -13,7 +13,7 @@ from eventstore.recorded import Head
 from service.cli import progress
 from service.cli.files import STANDARD, written
 from service.cli.running import run
-from service.cli.target import AT_LEISURE, open_squad, target_options
+from service.cli.target import NO_TIMEOUTS, open_squad, target_options
 from service.database import StartFailed
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def checkpoint(
     private = signed.private_key(chosen_key)
 
     async def work() -> Checkpoint:
-        async with open_squad(target, **AT_LEISURE) as (connection, _, _):
+        async with open_squad(target, **NO_TIMEOUTS) as (connection, _, _):
             return await _signed(connection, private)
 
     made = run(work())

@@ -10,8 +10,8 @@ import click
 import orjson
 
 from eventstore import log, lookup, sealing
-from eventstore.gauge import Gauge
 from eventstore.listener import Listener
+from eventstore.page_size import PageSizer
 from eventstore.subscription import follow
 from service.background import background
 from service.cli.output import printable
@@ -77,7 +77,7 @@ def events(
 
 
 async def _print_all(connection: Connection, after: int, wanted: lookup.Filter, *, as_json: bool) -> None:
-    gauge = Gauge(log.PAGE_EVENTS)
+    gauge = PageSizer(log.PAGE_EVENTS)
     while page := await lookup.read_filtered(connection, after, gauge.events, wanted):
         _print(await sealing.reveal(connection, page), as_json=as_json)
         after = page[-1].position

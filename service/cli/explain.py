@@ -12,7 +12,7 @@ from service.cli.running import run
 from service.cli.target import open_squad, target_options
 from service.database import StartFailed
 from service.explain import explain
-from service.explain.reader import LoggedPast
+from service.explain.reader import PostgresLogQueries
 from service.explain.words import moment
 from service.http.json import dumps
 from service.views import explanation
@@ -37,7 +37,7 @@ def explain_position(position: int, *, as_json: bool, target: Target) -> None:
 
     async def work() -> Explanation | None:
         async with open_squad(target) as (connection, _, _):
-            return await explain(LoggedPast(connection), position)
+            return await explain(PostgresLogQueries(connection), position)
 
     found = run(work())
     if found is None:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from eventstore import log, schema
-from eventstore.arriving import Arriving
 from eventstore.connection import connect
+from eventstore.importing import ImportedLog
 from eventstore.transfer import export_log, import_log
 from projections.filling import fill
 from service.cli import progress
 from service.cli.files import STANDARD, lines, named, written
 from service.cli.parameters import Whole
 from service.cli.running import run
-from service.cli.target import AT_LEISURE, open_squad, target_options, way_to_database
+from service.cli.target import NO_TIMEOUTS, open_squad, target_options, way_to_database
 from service.database import StartFailed
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def export_command(
         raise click.UsageError(f"--until {until} is before --after {after}")
 
     async def work() -> Exported:
-        async with open_squad(target, **AT_LEISURE) as (connection, _, _):
+        async with open_squad(target, **NO_TIMEOUTS) as (connection, _, _):
             head = await log.head_position(connection)
             if after > head:
                 raise StartFailed(f"there is nothing after position {after}: the log ends at {head}")
@@ -105,10 +105,10 @@ def import_command(file: Path, target: Target) -> None:
         # Check the file first: one that is not valid must not leave a new database behind.
         arriving = lines(file)
         first: list[bytes] = await anext(arriving, [])
-        Arriving().take(first[0] if first else b"")
+        ImportedLog().take(first[0] if first else b"")
         async with way_to_database(chosen) as found:
             await schema.apply(found, chosen.squad_schema)
-            connection = await connect(found, chosen.squad_schema, name="squad import", **AT_LEISURE)
+            connection = await connect(found, chosen.squad_schema, name="squad import", **NO_TIMEOUTS)
             async with connection:
                 with ExitStack() as bar:
                     tell = bar.enter_context(progress.shown("importing"))

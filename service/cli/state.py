@@ -16,8 +16,8 @@ from service.cli.output import tables
 from service.cli.parameters import Moment
 from service.cli.running import run
 from service.cli.target import open_squad, target_options
-from service.history.folding import BeyondTheLog, keeping
-from service.history.past import Then, look_back
+from service.history.folding import BeyondTheLog, snapshot_writer
+from service.history.time_travel import PastSquad, look_back
 from service.http.json import dumps
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ def state(
 ) -> None:
     """Show the whole squad as it was at a position or time."""
 
-    async def work() -> tuple[Then, datetime]:
+    async def work() -> tuple[PastSquad, datetime]:
         async with open_squad(target) as (connection, _, _):
-            then = await look_back(connection, at, keep=await keeping(connection))
+            then = await look_back(connection, at, keep=await snapshot_writer(connection))
             return then, await log.clock(connection)
 
     try:

@@ -13,7 +13,7 @@ from eventstore import schema
 from eventstore.connection import connect
 from service import settings
 from service.cli.parameters import Folder
-from service.database import StartFailed, database, way_for_commands
+from service.database import StartFailed, database, resolve_command_dsn
 from service.embedded import CLUSTER
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from service.settings import Settings
 
-AT_LEISURE: dict[str, Any] = {
+NO_TIMEOUTS: dict[str, Any] = {
     "statement_timeout": 0,
     "transaction_timeout": 0,
     "idle_in_transaction_session_timeout": 0,
@@ -111,7 +111,7 @@ async def way_to_database(chosen: Settings) -> AsyncIterator[str]:
         StartFailed: SQUAD_LISTEN_DSN leads to another log.
     """
     async with database(chosen) as given:
-        yield await way_for_commands(chosen, given)
+        yield await resolve_command_dsn(chosen, given)
 
 
 def _holds_a_cluster(folder: Path) -> bool:

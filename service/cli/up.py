@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 from psycopg.conninfo import conninfo_to_dict
 
-from eventstore.describing import describe
+from eventstore.redaction import describe
 from service import logs, settings
 from service.app import serving
 from service.cli.running import run
@@ -65,7 +65,7 @@ def _raise_file_limit() -> None:
 async def _serve(chosen: Settings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(logs.tell_of_the_unexpected)
+    loop.set_exception_handler(logs.log_unhandled)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     # A service started with nohup is meant to outlive the terminal.

@@ -11,16 +11,16 @@ import click
 
 from eventstore import checkpoint as signed
 from eventstore import guards, log, verification
-from eventstore.errors import AtPosition, RoleMayNot
+from eventstore.errors import AtPosition, PermissionDenied
 from eventstore.verification import Check
 from projections.comparison import compare
-from projections.indexes import lost_indexes
+from projections.indexes import missing_indexes
 from projections.refold import check_takes_writes
 from service.cli import progress
 from service.cli.output import printable
 from service.cli.running import run
-from service.cli.target import AT_LEISURE, open_squad, target_options
-from service.history.past import check_snapshots
+from service.cli.target import NO_TIMEOUTS, open_squad, target_options
+from service.history.time_travel import check_snapshots
 from service.http.json import dumps
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def verify(
     checkpoints = [(str(file), signed.read(file, expected)) for file in files]
 
     async def work() -> tuple[Verified, list[Check], list[Difference]]:
-        async with open_squad(target, **AT_LEISURE) as (connection, chosen, found):
+        async with open_squad(target, **NO_TIMEOUTS) as (connection, chosen, found):
             if not no_tables:
                 await check_takes_writes(connection)
             async with verification.snapshot(connection):
@@ -114,8 +114,8 @@ async def _tables(
 async def _indexes(connection: Connection, schema: str) -> Check:
     """Check that log and tables have the indexes, keys included, that readers and writers rely on."""
     lost = [
-        *(f"{name} of events" for name in await guards.lost_indexes(connection)),
-        *(f"{index.name} of {index.table}" for index in await lost_indexes(connection, schema)),
+        *(f"{name} of events" for name in await guards.missing_indexes(connection)),
+        *(f"{index.name} of {index.table}" for index in await missing_indexes(connection, schema)),
     ]
     if not lost:
         return Check("indexes", holds=True, says="every index of the schema is in place")
@@ -140,7 +140,7 @@ def _incomparable(name: str, error: Exception, verified: Verified) -> Check:
     A log that was tampered with can make its fold fail with any error. If the log is known not to hold, no
     error may suppress the report of what was found; otherwise the error is raised.
     """
-    if not isinstance(error, AtPosition | RoleMayNot) and verified.first_fault is None:
+    if not isinstance(error, AtPosition | PermissionDenied) and verified.first_fault is None:
         raise error
     says = f"they cannot be compared with the log: {error}"
     return Check(name, holds=False, says=says, position=getattr(error, "position", None), faults=1)

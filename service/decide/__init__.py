@@ -26,15 +26,15 @@ from service.decide import (
     tasks,
     ticks,
 )
-from service.decide.decision import Accepted, At, Decision, Refused
+from service.decide.decision import Accepted, Decision, DecisionContext, Refused
 
 if TYPE_CHECKING:
     from service.memory.state import State
 
-__all__ = ["Accepted", "At", "Decision", "Refused", "decide"]
+__all__ = ["Accepted", "Decision", "DecisionContext", "Refused", "decide"]
 
 
-def decide(state: State, command: do.AnyCommand, at: At) -> Decision:
+def decide(state: State, command: do.AnyCommand, at: DecisionContext) -> Decision:
     """Decide one command on the state at the head of the log."""
     match command:
         case do.SendMessage():

@@ -21,7 +21,7 @@ from eventstore.events import (
 )
 from eventstore.recorded import NewEvent
 from projections.agents import AGENTS, AgentRow
-from service.decide.decision import Accepted, At, Decision, Refused
+from service.decide.decision import Accepted, Decision, DecisionContext, Refused
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ UNKNOWN_ROLE = "unknown"
 """The role of an agent that acted before it was registered."""
 
 
-def arrive(state: State, agent: str, at: At, reason: StatusReason = "activity") -> list[NewEvent]:
+def ensure_active(
+    state: State, agent: str, at: DecisionContext, reason: StatusReason = "activity"
+) -> list[NewEvent]:
     """Return the events that precede an agent's action, if needed: it is registered, or becomes active."""
     row = state.rows(AGENTS).get(agent)
     if row is None:
@@ -65,7 +67,7 @@ def arrive(state: State, agent: str, at: At, reason: StatusReason = "activity") 
     return []
 
 
-def register(state: State, command: RegisterAgent, at: At) -> Decision:
+def register(state: State, command: RegisterAgent, at: DecisionContext) -> Decision:
     """Register an agent, or change the profile of a registered one."""
     row = state.rows(AGENTS).get(command.name)
     profile = {"role": command.role, "url": command.url, "priority": command.priority}
@@ -97,7 +99,7 @@ def register(state: State, command: RegisterAgent, at: At) -> Decision:
     return Accepted([NewEvent(changed, caused_by=row.position)], reply)
 
 
-def heartbeat(state: State, command: Heartbeat, at: At) -> Decision:
+def heartbeat(state: State, command: Heartbeat, at: DecisionContext) -> Decision:
     """Record an agent's sign of life, and the status that it reports."""
     row = state.rows(AGENTS).get(command.agent)
     if row is None:
@@ -125,7 +127,7 @@ def status_at_rest(policy: PolicyRow, row: AgentRow, now: datetime) -> AgentStat
     return "offline" if silent >= timedelta(minutes=policy.offline_after_minutes) else "idle"
 
 
-def gone_quiet(state: State, now: datetime) -> Iterator[NewEvent]:
+def inactive_agents(state: State, now: datetime) -> Iterator[NewEvent]:
     """Yield a status change for each agent that has been silent for too long."""
     policy = state.policy
     of_active, of_idle = allowed_silence(policy)

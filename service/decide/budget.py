@@ -23,8 +23,8 @@ from eventstore.events import (
 )
 from eventstore.recorded import NewEvent
 from projections.budgets import RESERVATIONS, BudgetDayRow, ReservationRow
-from service.decide.agents import arrive
-from service.decide.decision import Accepted, At, Decision, Refused
+from service.decide.agents import ensure_active
+from service.decide.decision import Accepted, Decision, DecisionContext, Refused
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
@@ -67,10 +67,10 @@ def allowance(state: State, day: BudgetDayRow, agent: str, tokens: int) -> Allow
     return Allowance(None, min(of_squad, of_agent))
 
 
-def reserve(state: State, command: ReserveTokens, at: At) -> Decision:
+def reserve(state: State, command: ReserveTokens, at: DecisionContext) -> Decision:
     """Reserve tokens, if the budget and the agent's limit allow it."""
     day = open_day(state)
-    prelude = arrive(state, command.agent, at)
+    prelude = ensure_active(state, command.agent, at)
     allowed = allowance(state, day, command.agent, command.tokens)
     if allowed.denied:
         return _denied(state, day, command, allowed, prelude, at)
@@ -89,7 +89,7 @@ def reserve(state: State, command: ReserveTokens, at: At) -> Decision:
     return Accepted([*prelude, NewEvent(reserved)], reply)
 
 
-def settle(state: State, command: SettleReservation, at: At) -> Decision:
+def settle(state: State, command: SettleReservation, at: DecisionContext) -> Decision:
     """End a reservation with what was used, charged to the day of the reservation.
 
     A past day raises no warnings: none of its budget can be saved any more.
@@ -98,7 +98,7 @@ def settle(state: State, command: SettleReservation, at: At) -> Decision:
     if refusal := _refusal_if_ended(row, command.reservation_id, at.now):
         return Refused(refusal)
     assert row is not None
-    prelude = arrive(state, row.agent, at)
+    prelude = ensure_active(state, row.agent, at)
     events = [*prelude, NewEvent(settled(row, command.tokens_used), caused_by=row.position)]
     day = open_day(state)
     left = allowance(state, day, row.agent, 0).remaining
@@ -111,7 +111,7 @@ def settle(state: State, command: SettleReservation, at: At) -> Decision:
     return Accepted(events, reply)
 
 
-def release(state: State, command: ReleaseReservation, at: At) -> Decision:
+def release(state: State, command: ReleaseReservation, at: DecisionContext) -> Decision:
     """Release a reservation unused."""
     row = state.rows(RESERVATIONS).get(command.reservation_id)
     if refusal := _refusal_if_ended(row, command.reservation_id, at.now):
@@ -120,13 +120,13 @@ def release(state: State, command: ReleaseReservation, at: At) -> Decision:
     day = open_day(state)
     left = allowance(state, day, row.agent, 0).remaining + (row.tokens if day.day == row.day else 0)
     ended = NewEvent(released(row, "released"), caused_by=row.position)
-    return Accepted([*arrive(state, row.agent, at), ended], {"id": row.id, "remaining": left})
+    return Accepted([*ensure_active(state, row.agent, at), ended], {"id": row.id, "remaining": left})
 
 
-def record(state: State, command: RecordUsage, at: At) -> Decision:
+def record(state: State, command: RecordUsage, at: DecisionContext) -> Decision:
     """Record tokens that were spent."""
     day = open_day(state)
-    prelude = arrive(state, command.agent, at)
+    prelude = ensure_active(state, command.agent, at)
     used = TokensUsed(
         day=day.day,
         agent=command.agent,
@@ -153,7 +153,7 @@ def use(
 
 def expired(state: State, now: datetime) -> Iterator[NewEvent]:
     """Yield the end of each reservation that was not settled in time."""
-    if now < state.spared_until.get(RESERVATIONS.name, now):
+    if now < state.no_expiry_before.get(RESERVATIONS.name, now):
         return
     for row in state.expired(RESERVATIONS.name, now):
         yield NewEvent(released(row, "expired"), caused_by=row.position)
@@ -177,7 +177,7 @@ def _denied(
     command: ReserveTokens,
     allowed: Allowance,
     prelude: list[NewEvent],
-    at: At,
+    at: DecisionContext,
 ) -> Refused:
     assert allowed.denied
     part = state.agent_budget(day, command.agent)

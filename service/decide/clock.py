@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from service.memory.state import State
 
 STEPS: tuple[Callable[[State, datetime], Iterable[NewEvent]], ...] = (
-    rules.turn_of_day,
+    rules.day_reset_if_due,
     operations.expired,
     budget.expired,
-    agents.gone_quiet,
+    agents.inactive_agents,
     keys.expired,
 )
 """In this order, as each sees what those before it did: an agent goes idle after its operations expired.
@@ -39,7 +39,7 @@ def next_due(squad: Squad) -> datetime | None:
 def _deadlines(squad: Squad) -> Iterator[datetime]:
     if day := squad.day:
         yield day.ends_at
-    yield from squad.spared_until.values()
+    yield from squad.no_expiry_before.values()
     for heard_of, silence in zip(squad.longest_silent(), agents.allowed_silence(squad.policy), strict=True):
         if heard_of < NEVER:
             yield heard_of + silence

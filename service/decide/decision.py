@@ -12,7 +12,7 @@ from eventstore.recorded import NewEvent
 from service.refusals import Refusal
 
 
-class At(NamedTuple):
+class DecisionContext(NamedTuple):
     """Everything that a decision needs besides the state and the command."""
 
     now: datetime

@@ -9,7 +9,7 @@ import orjson
 from eventstore.events import ERASED, EmailReceived, EmailUpdated
 from eventstore.recorded import NewEvent
 from projections.emails import EMAILS
-from service.decide.decision import Accepted, At, Decision, Refused
+from service.decide.decision import Accepted, Decision, DecisionContext, Refused
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _FIXED_FIELDS = ("gmail_message_id", "from_email", "subject")
 _FIELDS = ("category", "status", "handled_by", "payload")
 
 
-def log(state: State, command: LogEmail, at: At) -> Decision:
+def log(state: State, command: LogEmail, at: DecisionContext) -> Decision:
     """Log an e-mail, unless its Gmail message id is known."""
     if known := state.email_with(command.gmail_message_id):
         return Refused(
@@ -36,7 +36,7 @@ def log(state: State, command: LogEmail, at: At) -> Decision:
     return Accepted([NewEvent(EmailReceived(email_id=email_id, **fields))], reply)
 
 
-def update(state: State, command: UpdateEmail, at: At) -> Decision:
+def update(state: State, command: UpdateEmail, at: DecisionContext) -> Decision:
     """Change the named fields of an e-mail."""
     row = state.rows(EMAILS).get(command.email_id)
     if row is None:

@@ -15,14 +15,14 @@ from eventstore.events import (
 from projections.agents import AGENTS, ORCHESTRATOR_AGENT
 from projections.budgets import RESERVATIONS
 from projections.jobs import JOBS
-from service.decide import holding
+from service.decide import run_claims
 from service.decide.agents import status_at_rest
 from service.decide.budget import crossings, released, settled, use
 
 if TYPE_CHECKING:
     from eventstore.events import OperationOutcome
     from projections.runs import RunRow
-    from service.decide.unfolding import Unfolding
+    from service.decide.builder import DecisionBuilder
 
 
 class Ending(NamedTuple):
@@ -43,44 +43,42 @@ class Ending(NamedTuple):
     """The event that led to it, if not the run itself."""
 
 
-def end(unfolding: Unfolding, row: RunRow, ending: Ending) -> None:
+def end(builder: DecisionBuilder, row: RunRow, ending: Ending) -> None:
     """End a run that the job itself made succeed or fail, with all consequences."""
-    ended = _finish(unfolding, row, ending)
-    job = unfolding.state.rows(JOBS).get(row.job)
+    ended = _finish(builder, row, ending)
+    job = builder.state.rows(JOBS).get(row.job)
     may_pause = job and job.pause_on_failure and not (job.paused or job.removed)
     if ending.outcome == "failed" and may_pause:
-        unfolding.add(JobPaused(job=row.job, reason="failure", note=ending.reason), ended)
-    _rest_after(unfolding, row, ending, ended)
+        builder.add(JobPaused(job=row.job, reason="failure", note=ending.reason), ended)
+    _rest_after(builder, row, ending, ended)
 
 
-def give_up(unfolding: Unfolding, row: RunRow, ending: Ending) -> None:
+def give_up(builder: DecisionBuilder, row: RunRow, ending: Ending) -> None:
     """End a run that was lost or aborted, may not go on or never began. That does not pause the job."""
-    _rest_after(unfolding, row, ending, _finish(unfolding, row, ending))
+    _rest_after(builder, row, ending, _finish(builder, row, ending))
 
 
-def cancel(unfolding: Unfolding, row: RunRow, reason: str) -> None:
+def cancel(builder: DecisionBuilder, row: RunRow, reason: str) -> None:
     """End a run from outside. That is not the job's failure either; the caller sets the agent's status."""
-    _finish(unfolding, row, Ending("failed", f"{row.job} was {reason}", reason), claim="cancelled")
+    _finish(builder, row, Ending("failed", f"{row.job} was {reason}", reason), claim="cancelled")
 
 
-def rest(unfolding: Unfolding, agent: str, caused_by: int, *, answered: bool = False) -> None:
+def rest(builder: DecisionBuilder, agent: str, caused_by: int, *, answered: bool = False) -> None:
     """Set an agent without other work to idle, or to offline if it was silent for long enough."""
-    row = unfolding.state.rows(AGENTS).get(agent)
-    if row is None or row.operations + unfolding.work[agent] > 0:
+    row = builder.state.rows(AGENTS).get(agent)
+    if row is None or row.operations + builder.work[agent] > 0:
         return
-    if row.status == "active" or unfolding.has_arrived(agent):
-        status = "idle" if answered else status_at_rest(unfolding.state.policy, row, unfolding.at.now)
+    if row.status == "active" or builder.has_arrived(agent):
+        status = "idle" if answered else status_at_rest(builder.state.policy, row, builder.at.now)
         rests = AgentStatusChanged(agent=agent, previous="active", status=status, reason="run_ended")
-        unfolding.add(rests, caused_by)
+        builder.add(rests, caused_by)
 
 
-def spend(unfolding: Unfolding, row: RunRow, tokens: int) -> None:
+def spend(builder: DecisionBuilder, row: RunRow, tokens: int) -> None:
     """Record tokens without a reservation, or after it has ended."""
-    if day := unfolding.state.day:
+    if day := builder.state.day:
         used = TokensUsed(day=day.day, agent=worker_of(row), tokens=tokens)
-        unfolding.events += use(
-            unfolding.state, day, used, after=len(unfolding.events), caused_by=row.position
-        )
+        builder.events += use(builder.state, day, used, after=len(builder.events), caused_by=row.position)
 
 
 def worker_of(row: RunRow) -> str:
@@ -89,14 +87,14 @@ def worker_of(row: RunRow) -> str:
 
 
 def _finish(
-    unfolding: Unfolding, row: RunRow, ending: Ending, *, claim: OperationOutcome | None = None
+    builder: DecisionBuilder, row: RunRow, ending: Ending, *, claim: OperationOutcome | None = None
 ) -> int:
     """Settle a run's tokens, finish it, and report to the squad. Return the position of the finish."""
     succeeded = ending.outcome == "succeeded"
     # The agent reports only what it succeeded in.
     reporter = worker_of(row) if succeeded else ORCHESTRATOR_AGENT
-    unfolding.arrive(reporter)
-    _settle(unfolding, row, ending.tokens_used)
+    builder.ensure_active(reporter)
+    _settle(builder, row, ending.tokens_used)
     known = [tokens for tokens in (row.tokens_used, ending.tokens_used) if tokens is not None]
     finished = RunFinished(
         run_id=row.id,
@@ -108,37 +106,37 @@ def _finish(
         tokens_used=sum(known) if known else None,
         answered=ending.answered and row.agent is not None,
     )
-    ended = unfolding.add(finished, ending.caused_by or row.position)
+    ended = builder.add(finished, ending.caused_by or row.position)
     if row.agent:
-        unfolding.work[row.agent] -= 1
-    holding.let_go(unfolding, row, claim or ("succeeded" if succeeded else "failed"), ended)
+        builder.work[row.agent] -= 1
+    run_claims.release(builder, row, claim or ("succeeded" if succeeded else "failed"), ended)
     message = MessageSent(
-        message_id=unfolding.at.new_id(),
+        message_id=builder.at.new_id(),
         agent=reporter,
         to_agent=ORCHESTRATOR_AGENT,
         message=ending.report,
         task_id=None,
         data={**(ending.data or {}), "job": row.job, "run_id": row.id, "status": ending.outcome},
     )
-    unfolding.add(message, ended)
+    builder.add(message, ended)
     return ended
 
 
-def _rest_after(unfolding: Unfolding, row: RunRow, ending: Ending, ended: int) -> None:
+def _rest_after(builder: DecisionBuilder, row: RunRow, ending: Ending, ended: int) -> None:
     if row.agent:
-        rest(unfolding, row.agent, ended, answered=ending.answered)
+        rest(builder, row.agent, ended, answered=ending.answered)
 
 
-def _settle(unfolding: Unfolding, row: RunRow, tokens: int | None) -> None:
-    held = unfolding.state.rows(RESERVATIONS).get(row.reservation_id) if row.reservation_id else None
+def _settle(builder: DecisionBuilder, row: RunRow, tokens: int | None) -> None:
+    held = builder.state.rows(RESERVATIONS).get(row.reservation_id) if row.reservation_id else None
     if held is None or held.state != "active":
         if tokens:
-            spend(unfolding, row, tokens)
+            spend(builder, row, tokens)
     elif tokens is None:
-        unfolding.add(released(held, "released"), held.position)
-        unfolding.given_back[held.day, held.agent] += held.tokens
+        builder.add(released(held, "released"), held.position)
+        builder.released_tokens[held.day, held.agent] += held.tokens
     else:
-        position = unfolding.add(settled(held, tokens), held.position)
-        day = unfolding.state.day
+        position = builder.add(settled(held, tokens), held.position)
+        day = builder.state.day
         if day and day.day == held.day:
-            unfolding.events += crossings(unfolding.state, day, day.used + tokens, caused_by=position)
+            builder.events += crossings(builder.state, day, day.used + tokens, caused_by=position)

@@ -11,10 +11,10 @@ from eventstore.recorded import NewEvent
 from projections.agents import AGENTS
 from projections.jobs import JOBS, JobRow
 from service.commands import RemoveJob
-from service.decide.decision import Accepted, At, Decision, Refused
+from service.decide.builder import DecisionBuilder
+from service.decide.decision import Accepted, Decision, DecisionContext, Refused
 from service.decide.starting import no_job, on_schedule
 from service.decide.ticks import close_schedule
-from service.decide.unfolding import Unfolding
 from service.memory.deadlines import NEVER
 from service.refusals import Refusal
 from service.schedule import schedule_of
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from service.memory.state import State
 
 
-def define(state: State, command: DefineJob, at: At) -> Decision:
+def define(state: State, command: DefineJob, at: DecisionContext) -> Decision:
     """Add a job to the schedule, or change it; repeating the same definition changes nothing."""
     wanted = command.definition
     if wanted.agent is not None and state.rows(AGENTS).get(wanted.agent) is None:
@@ -40,17 +40,17 @@ def define(state: State, command: DefineJob, at: At) -> Decision:
     # An explicit definition or removal takes precedence over a default, even one from before this start.
     if command.source == "default" and (explicit := _set_explicitly(state, command.name)):
         return Accepted([], {"name": explicit.name, "position": explicit.position})
-    unfolding = Unfolding(state, at)
+    builder = DecisionBuilder(state, at)
     closed = True
     if row and not wanted.enabled:
-        closed = close_schedule(unfolding, row, waiting="the job was disabled while it waited")
+        closed = close_schedule(builder, row, waiting="the job was disabled while it waited")
     elif row and schedule_of(wanted) != schedule_of(row):
-        closed = close_schedule(unfolding, row)
+        closed = close_schedule(builder, row)
     if not closed:
-        return _behind(unfolding, command.name)
+        return _behind(builder, command.name)
     defined = JobDefined(job=command.name, source=command.source, definition=wanted)
-    unfolding.add(defined, caused_by=row.position if row else None)
-    return Accepted(unfolding.events, {"name": command.name})
+    builder.add(defined, caused_by=row.position if row else None)
+    return Accepted(builder.events, {"name": command.name})
 
 
 def _set_explicitly(state: State, name: str) -> JobRow | None:
@@ -62,7 +62,7 @@ def _set_explicitly(state: State, name: str) -> JobRow | None:
     return row if is_explicit else None
 
 
-def remove(state: State, command: RemoveJob | WithdrawJob, at: At) -> Decision:
+def remove(state: State, command: RemoveJob | WithdrawJob, at: DecisionContext) -> Decision:
     """Remove a job from the schedule; attempts in progress are left to end by themselves.
 
     A job that the settings withdraw can be brought back by them, even if it was removed by hand before.
@@ -74,22 +74,20 @@ def remove(state: State, command: RemoveJob | WithdrawJob, at: At) -> Decision:
         return no_job(command.name)
     if source == "settings" and row.source == "api" and not row.removed:
         return Accepted([], {"name": row.name, "position": row.position})
-    unfolding = Unfolding(state, at)
-    if not row.removed and not close_schedule(
-        unfolding, row, waiting="the job was removed while it waited"
-    ):
-        return _behind(unfolding, row.name)
-    unfolding.add(JobRemoved(job=row.name, source=source), caused_by=row.position)
-    return Accepted(unfolding.events, {"name": row.name})
+    builder = DecisionBuilder(state, at)
+    if not row.removed and not close_schedule(builder, row, waiting="the job was removed while it waited"):
+        return _behind(builder, row.name)
+    builder.add(JobRemoved(job=row.name, source=source), caused_by=row.position)
+    return Accepted(builder.events, {"name": row.name})
 
 
-def _behind(unfolding: Unfolding, name: str) -> Refused:
+def _behind(builder: DecisionBuilder, name: str) -> Refused:
     """Refuse to end a schedule while some of its ticks have no outcome yet."""
-    detail = f"{name} is behind: {len(unfolding.events)} missed ticks were recorded, and there are more"
-    return Refused(Refusal("job_behind", detail, retry_after_seconds=1), unfolding.events)
+    detail = f"{name} is behind: {len(builder.events)} missed ticks were recorded, and there are more"
+    return Refused(Refusal("job_behind", detail, retry_after_seconds=1), builder.events)
 
 
-def pause(state: State, command: PauseJob, at: At) -> Decision:
+def pause(state: State, command: PauseJob, at: DecisionContext) -> Decision:
     """Skip the job's ticks from now on."""
     del at
     row = on_schedule(state, command.name)
@@ -102,7 +100,7 @@ def pause(state: State, command: PauseJob, at: At) -> Decision:
     return Accepted([NewEvent(paused, caused_by=row.position)], reply)
 
 
-def resume(state: State, command: ResumeJob, at: At) -> Decision:
+def resume(state: State, command: ResumeJob, at: DecisionContext) -> Decision:
     """Run the job's ticks again."""
     del at
     row = on_schedule(state, command.name)
@@ -129,7 +127,7 @@ def due_jobs(
         tell: called with each job whose ticks this process cannot compute, and the reason.
     """
     runs, later = [run.id for run in squad.free_runs(now)], squad.next_free_run(now)
-    agenda = squad.agenda
+    agenda = squad.due_jobs
     if not agenda.catch_up(now, tell):
         return [], runs, now
     due = {job.name: (-_priority(squad, job), since, job.position) for since, job in agenda.due(now)}

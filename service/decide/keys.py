@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from eventstore.events import KeyCreated, KeyExpired, KeyFirstUsed, KeyRevoked
 from eventstore.recorded import NewEvent
 from projections.keys import KEYS
-from service.decide.decision import Accepted, At, Decision, Refused
+from service.decide.decision import Accepted, Decision, DecisionContext, Refused
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ MAX_KEYS = 10_000
 """How many keys may be active at once: every process keeps all of them in memory."""
 
 
-def create(state: State, command: CreateKey, at: At) -> Decision:
+def create(state: State, command: CreateKey, at: DecisionContext) -> Decision:
     """Create a key. Its agent need not be registered yet: it may register itself with the key."""
     if state.rows(KEYS).get(command.key_id) is not None:
         return Refused(Refusal("key_exists", f"key {command.key_id} already exists"))
@@ -48,7 +48,7 @@ def create(state: State, command: CreateKey, at: At) -> Decision:
     return Accepted([NewEvent(created)], reply)
 
 
-def note_use(state: State, command: NoteKeyUse, at: At) -> Decision:
+def note_use(state: State, command: NoteKeyUse, at: DecisionContext) -> Decision:
     """Record the first use of a key. Every process that sees one reports it; only the first is recorded."""
     row = state.rows(KEYS).get(command.key_id)
     if row is None or row.state != "active":
@@ -60,7 +60,7 @@ def note_use(state: State, command: NoteKeyUse, at: At) -> Decision:
     return Accepted([NewEvent(used, caused_by=row.position)], {**reply, "first_used_at": at.now})
 
 
-def revoke(state: State, command: RevokeKey, at: At) -> Decision:
+def revoke(state: State, command: RevokeKey, at: DecisionContext) -> Decision:
     """Revoke a key, even one that has expired. Repeating it changes nothing."""
     row = state.rows(KEYS).get(command.key_id)
     if row is None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from eventstore.events import MessageAcknowledged, MessageSent
 from eventstore.recorded import NewEvent
 from projections.messages import ACKS, MESSAGES
-from service.decide.agents import arrive
-from service.decide.decision import Accepted, At, Decision, Refused
+from service.decide.agents import ensure_active
+from service.decide.decision import Accepted, Decision, DecisionContext, Refused
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from service.memory.state import State
 
 
-def send(state: State, command: SendMessage, at: At) -> Decision:
+def send(state: State, command: SendMessage, at: DecisionContext) -> Decision:
     """Send a message. An unknown sender is registered; the recipient need not exist yet."""
     message_id = at.new_id()
     sent = MessageSent(
@@ -27,10 +27,10 @@ def send(state: State, command: SendMessage, at: At) -> Decision:
         task_id=command.task_id,
         data=command.data,
     )
-    return Accepted([*arrive(state, command.from_agent, at), NewEvent(sent)], {"id": message_id})
+    return Accepted([*ensure_active(state, command.from_agent, at), NewEvent(sent)], {"id": message_id})
 
 
-def acknowledge(state: State, command: AcknowledgeMessage, at: At) -> Decision:
+def acknowledge(state: State, command: AcknowledgeMessage, at: DecisionContext) -> Decision:
     """Remove a message from one agent's inbox. Repeating it changes nothing."""
     message = state.rows(MESSAGES).get(command.message_id)
     if message is None:
@@ -47,5 +47,6 @@ def acknowledge(state: State, command: AcknowledgeMessage, at: At) -> Decision:
         return Accepted([], {**reply, "position": earlier.position})
     acknowledged = MessageAcknowledged(message_id=message.id, agent=command.agent)
     return Accepted(
-        [*arrive(state, command.agent, at), NewEvent(acknowledged, caused_by=message.position)], reply
+        [*ensure_active(state, command.agent, at), NewEvent(acknowledged, caused_by=message.position)],
+        reply,
     )

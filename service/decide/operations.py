@@ -23,9 +23,9 @@ from eventstore.events import (
 )
 from eventstore.recorded import NewEvent
 from projections.operations import OPERATIONS, OperationRow
-from service.decide.agents import arrive
+from service.decide.agents import ensure_active
 from service.decide.budget import use
-from service.decide.decision import Accepted, At, Decision, Refused
+from service.decide.decision import Accepted, Decision, DecisionContext, Refused
 from service.refusals import Refusal
 from service.values import SHORTEST_WINDOW_SECONDS
 
@@ -103,13 +103,13 @@ def describe(conflict: Conflict) -> dict[str, Any]:
     }
 
 
-def start(state: State, command: StartOperation, at: At) -> Decision:
+def start(state: State, command: StartOperation, at: DecisionContext) -> Decision:
     """Start an operation, unless one of its resources is claimed."""
-    prelude = arrive(state, command.agent, at, "operation_started")
+    prelude = ensure_active(state, command.agent, at, "operation_started")
     if conflict := find_conflict(state, command.resources, at.now):
-        detected = detection_of(conflict, command.agent, command.action, command.resources, at)
+        detected = conflict_event(conflict, command.agent, command.action, command.resources, at)
         return Refused(refusal_for(conflict, at.now), [*prelude, detected])
-    started = start_of(
+    started = start_event(
         state, command.agent, command.action, command.resources, at, ttl_seconds=command.ttl_seconds
     )
     reply = {
@@ -122,27 +122,27 @@ def start(state: State, command: StartOperation, at: At) -> Decision:
     return Accepted([*prelude, NewEvent(started)], reply)
 
 
-def renew(state: State, command: RenewOperation, at: At) -> Decision:
+def renew(state: State, command: RenewOperation, at: DecisionContext) -> Decision:
     """Restart the window and the time to live, unless another operation has claimed a resource since."""
     row = state.rows(OPERATIONS).get(command.operation_id)
     if refusal := _refusal_if_ended(row, command.operation_id, at.now):
         return Refused(refusal)
     assert row is not None
-    prelude = arrive(state, row.agent, at)
+    prelude = ensure_active(state, row.agent, at)
     if conflict := find_conflict(state, row.resources, at.now, renewing=row):
-        detected = detection_of(conflict, row.agent, row.action, row.resources, at)
+        detected = conflict_event(conflict, row.agent, row.action, row.resources, at)
         return Refused(refusal_for(conflict, at.now, renewing=True), [*prelude, detected])
-    renewed = renewal_of(state, row, at.now)
+    renewed = renewal_event(state, row, at.now)
     reply = {"id": row.id, "blocks_until": renewed.blocks_until, "expires_at": renewed.expires_at}
     return Accepted([*prelude, NewEvent(renewed, caused_by=row.position)], reply)
 
 
-def start_of(
+def start_event(
     state: State,
     agent: str,
     action: str,
     resources: dict[str, str],
-    at: At,
+    at: DecisionContext,
     *,
     ttl_seconds: float | None = None,
 ) -> OperationStarted:
@@ -160,7 +160,7 @@ def start_of(
     )
 
 
-def renewal_of(state: State, row: OperationRow, now: datetime) -> OperationRenewed:
+def renewal_event(state: State, row: OperationRow, now: datetime) -> OperationRenewed:
     """Return the event that restarts a claim's window and time to live."""
     return OperationRenewed(
         operation_id=row.id,
@@ -170,7 +170,7 @@ def renewal_of(state: State, row: OperationRow, now: datetime) -> OperationRenew
     )
 
 
-def finish(state: State, command: FinishOperation, at: At) -> Decision:
+def finish(state: State, command: FinishOperation, at: DecisionContext) -> Decision:
     """End an operation, and record the tokens it used."""
     row = state.rows(OPERATIONS).get(command.operation_id)
     if refusal := _refusal_if_ended(row, command.operation_id, at.now):
@@ -179,7 +179,7 @@ def finish(state: State, command: FinishOperation, at: At) -> Decision:
     finished = OperationFinished(
         operation_id=row.id, agent=row.agent, outcome=command.outcome, tokens_used=command.tokens_used
     )
-    prelude = arrive(state, row.agent, at)
+    prelude = ensure_active(state, row.agent, at)
     events = [*prelude, NewEvent(finished, caused_by=row.fencing_token)]
     day = state.day
     if command.tokens_used and day:
@@ -196,7 +196,7 @@ def finish(state: State, command: FinishOperation, at: At) -> Decision:
 
 def expired(state: State, now: datetime) -> Iterator[NewEvent]:
     """Yield the expiry of each operation that was not renewed in time."""
-    if now < state.spared_until.get(OPERATIONS.name, now):
+    if now < state.no_expiry_before.get(OPERATIONS.name, now):
         return
     for row in state.expired(OPERATIONS.name, now):
         yield NewEvent(OperationExpired(operation_id=row.id, agent=row.agent), caused_by=row.position)
@@ -229,8 +229,8 @@ def _refusal_if_ended(row: OperationRow | None, operation_id: str, now: datetime
     return None
 
 
-def detection_of(
-    conflict: Conflict, agent: str, action: str, resources: dict[str, str], at: At
+def conflict_event(
+    conflict: Conflict, agent: str, action: str, resources: dict[str, str], at: DecisionContext
 ) -> NewEvent:
     """Return the event of a refused claim, caused by the one that blocks it."""
     holder = conflict.holder
@@ -252,13 +252,13 @@ def refusal_for(conflict: Conflict, now: datetime, *, renewing: bool = False) ->
     free_at = conflict.holder.expires_at if renewing else conflict.holder.blocks_until
     return Refusal(
         "conflict",
-        in_a_sentence(conflict),
+        conflict_sentence(conflict),
         {"conflict": describe(conflict)},
         retry_after_seconds=max(1, ceil((free_at - now).total_seconds())),
     )
 
 
-def in_a_sentence(conflict: Conflict) -> str:
+def conflict_sentence(conflict: Conflict) -> str:
     """Return who has claimed what, as a sentence."""
     contested = ", ".join(f"{kind} {value}" for kind, value in conflict.contested.items())
     return f"{conflict.holder.agent!r} has claimed {contested} for {conflict.holder.action!r}"

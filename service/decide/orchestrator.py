@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from eventstore.events import OrchestratorStarted, OrchestratorStopped
 from eventstore.recorded import NewEvent
-from service.decide.decision import Accepted, At, Decision
+from service.decide.decision import Accepted, Decision, DecisionContext
 
 if TYPE_CHECKING:
     from service.commands import StartOrchestrator, StopOrchestrator
     from service.memory.state import State
 
 
-def start(state: State, command: StartOrchestrator, at: At) -> Decision:
+def start(state: State, command: StartOrchestrator, at: DecisionContext) -> Decision:
     """Start the orchestrator; if it is already running, nothing changes."""
     row = state.orchestrator
     if row and (row.running or command.only_if_new):
@@ -24,7 +24,7 @@ def start(state: State, command: StartOrchestrator, at: At) -> Decision:
     return Accepted([started], {"running": True, "started_at": at.now})
 
 
-def stop(state: State, command: StopOrchestrator, at: At) -> Decision:
+def stop(state: State, command: StopOrchestrator, at: DecisionContext) -> Decision:
     """Shut the orchestrator down; if it is already down, nothing changes."""
     del command, at
     row = state.orchestrator

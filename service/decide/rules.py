@@ -8,7 +8,7 @@ from eventstore.events import BudgetDayReset, PolicySet
 from eventstore.recorded import NewEvent
 from service.decide.budget import crossings, open_day
 from service.decide.day import Day, budget_day, day_by_the_last
-from service.decide.decision import Accepted, At, Decision
+from service.decide.decision import Accepted, Decision, DecisionContext
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -33,7 +33,7 @@ _RULES: dict[str, Any] = {
 """The default policy, as in the seed specification."""
 
 
-def turn_of_day(state: State, now: datetime) -> list[NewEvent]:
+def day_reset_if_due(state: State, now: datetime) -> list[NewEvent]:
     """Return the start of a new budget day, if the old one has ended."""
     day = state.day
     if day and day.starts_at <= now < day.ends_at:
@@ -55,7 +55,7 @@ def _day_rule(policy: PolicyRow) -> _DayRule:
     return _DayRule(policy.reset_hour, policy.timezone)
 
 
-def set_rules(state: State, command: SetBudget | SetPolicy, at: At) -> Decision:
+def set_rules(state: State, command: SetBudget | SetPolicy, at: DecisionContext) -> Decision:
     """Change the rules that a command names. The first time, the rest is set to the defaults."""
     wanted = {
         name: value for name in command.model_fields_set if (value := getattr(command, name)) is not None

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from eventstore.events import RunAttemptFailed, RunOutcome, RunRenewed, RunRetried
 from projections.jobs import JOBS, JobRow
 from projections.runs import RUNS, RunRow
-from service.decide import holding, operations
-from service.decide.decision import Accepted, At, Decision, Refused
+from service.decide import operations, run_claims
+from service.decide.builder import DecisionBuilder
+from service.decide.decision import Accepted, Decision, DecisionContext, Refused
 from service.decide.ending import Ending, end, give_up, spend, worker_of
-from service.decide.unfolding import Unfolding
 from service.memory.state import free_at
 from service.refusals import Refusal
 
@@ -52,56 +52,58 @@ def renewal_seconds(state: State, row: RunRow) -> float:
     return min(of_lease, operations.renewal_seconds(state.policy)) if row.operation_id else of_lease
 
 
-def take_up(state: State, command: TakeUpRun, at: At) -> Decision:
+def take_up(state: State, command: TakeUpRun, at: DecisionContext) -> Decision:
     """Give a run that is free and has an attempt due to a process; end it if no attempt is possible."""
     row = state.rows(RUNS).get(command.run_id)
     if row is None or row.status != "running" or not is_free(row, at.now):
         return Accepted([], {"position": state.head.position})
-    unfolding = Unfolding(state, at)
+    builder = DecisionBuilder(state, at)
     job = state.rows(JOBS).get(row.job)
     next_attempt = f"before attempt {row.attempts + 1} of {row.attempts_allowed}"
     orchestrator = state.orchestrator
     if row.lease_expires_at is not None and row.attempts >= row.attempts_allowed:
         reason = "the process that ran it vanished"
-        give_up(unfolding, row, Ending("lost", f"{row.job} was lost: {reason}", reason))
+        give_up(builder, row, Ending("lost", f"{row.job} was lost: {reason}", reason))
     elif job is None or job.removed:
-        _fail_run(unfolding, row, f"the job was removed {next_attempt}")
+        _fail_run(builder, row, f"the job was removed {next_attempt}")
     elif job.agent != row.agent:
-        _fail_run(unfolding, row, f"the job's agent was changed {next_attempt}")
+        _fail_run(builder, row, f"the job's agent was changed {next_attempt}")
     elif orchestrator is None or not orchestrator.running:
-        _fail_run(unfolding, row, f"the orchestrator was shut down {next_attempt}")
+        _fail_run(builder, row, f"the orchestrator was shut down {next_attempt}")
     elif row.attempts == 0 and at.now - row.tick > timedelta(seconds=job.catch_up_seconds):
         reason = f"no process took it up within {job.catch_up_seconds:g} seconds"
-        give_up(unfolding, row, Ending("missed", f"{row.job} was missed: {reason}", reason))
+        give_up(builder, row, Ending("missed", f"{row.job} was missed: {reason}", reason))
     else:
-        _start_attempt(unfolding, row, job, command.runner)
-    return Accepted(unfolding.events, {})
+        _start_attempt(builder, row, job, command.runner)
+    return Accepted(builder.events, {})
 
 
-def _fail_run(unfolding: Unfolding, row: RunRow, reason: str) -> None:
-    give_up(unfolding, row, Ending("failed", f"{row.job} failed: {reason}", reason))
+def _fail_run(builder: DecisionBuilder, row: RunRow, reason: str) -> None:
+    give_up(builder, row, Ending("failed", f"{row.job} failed: {reason}", reason))
 
 
-def _start_attempt(unfolding: Unfolding, row: RunRow, job: JobRow, runner: str) -> None:
+def _start_attempt(builder: DecisionBuilder, row: RunRow, job: JobRow, runner: str) -> None:
     """Start the next attempt; it fails at once if another claim conflicts with the job's resources."""
     number = row.attempts + 1
     # A vanished process may still believe that it holds the run's claim.
-    holding.let_go(unfolding, row, "failed", row.position)
-    if conflict := holding.in_the_way(unfolding, job):
-        caused_by = holding.turn_away(unfolding, job, conflict)
-        _fail_attempt(unfolding, row, number, f"conflict: {operations.in_a_sentence(conflict)}", caused_by)
+    run_claims.release(builder, row, "failed", row.position)
+    if conflict := run_claims.find_conflict(builder, job):
+        caused_by = run_claims.record_conflict(builder, job, conflict)
+        _fail_attempt(
+            builder, row, number, f"conflict: {operations.conflict_sentence(conflict)}", caused_by
+        )
         return
-    operation_id = holding.begin(unfolding, job, row.position)
+    operation_id = run_claims.begin(builder, job, row.position)
     retried = RunRetried(
         run_id=row.id,
         job=row.job,
         attempt=number,
         runner=runner,
-        lease_expires_at=lease_until(unfolding.at.now),
+        lease_expires_at=lease_until(builder.at.now),
         lease_ran_out=row.lease_expires_at is not None,
         operation_id=operation_id,
     )
-    unfolding.add(retried, row.position)
+    builder.add(retried, row.position)
 
 
 def is_free(row: RunRow, now: datetime) -> bool:
@@ -110,69 +112,67 @@ def is_free(row: RunRow, now: datetime) -> bool:
     return due is not None and due <= now
 
 
-def renew(state: State, command: RenewRun, at: At) -> Decision:
+def renew(state: State, command: RenewRun, at: DecisionContext) -> Decision:
     """Extend the lease of a run that the process still holds, and the run's claim with it."""
     row = _held(state, command)
     if row is None:
         return _not_held(command.run_id)
-    unfolding = Unfolding(state, at)
-    if lost := holding.renew(unfolding, row):
-        _fail_attempt(unfolding, row, row.attempts, lost.reason, lost.caused_by)
-        return Refused(
-            Refusal("run_not_held", f"run {row.id} was given up: {lost.reason}"), unfolding.events
-        )
+    builder = DecisionBuilder(state, at)
+    if lost := run_claims.renew(builder, row):
+        _fail_attempt(builder, row, row.attempts, lost.reason, lost.caused_by)
+        return Refused(Refusal("run_not_held", f"run {row.id} was given up: {lost.reason}"), builder.events)
     until = lease_until(at.now)
-    unfolding.add(RunRenewed(run_id=row.id, job=row.job, lease_expires_at=until), row.position)
-    return Accepted(unfolding.events, {"lease_expires_at": until})
+    builder.add(RunRenewed(run_id=row.id, job=row.job, lease_expires_at=until), row.position)
+    return Accepted(builder.events, {"lease_expires_at": until})
 
 
-def end_attempt(state: State, command: EndAttempt, at: At) -> Decision:
+def end_attempt(state: State, command: EndAttempt, at: DecisionContext) -> Decision:
     """End an attempt: the run ends, or waits for its next attempt."""
     row = _held(state, command)
     if row is None or row.attempts != command.attempt:
         return _not_held(command.run_id)
-    unfolding = Unfolding(state, at)
+    builder = DecisionBuilder(state, at)
     if command.succeeded or row.attempts >= row.attempts_allowed:
         outcome: RunOutcome = "succeeded" if command.succeeded else "failed"
         reason, tokens, answered = command.reason, command.tokens_used, command.answered
         ending = Ending(outcome, command.report, reason, tokens, command.data, answered)
         if command.ours:
-            give_up(unfolding, row, ending)
+            give_up(builder, row, ending)
         else:
-            end(unfolding, row, ending)
-        return Accepted(unfolding.events, {"status": outcome})
+            end(builder, row, ending)
+        return Accepted(builder.events, {"status": outcome})
     if command.tokens_used:
-        unfolding.arrive(worker_of(row))
-        spend(unfolding, row, command.tokens_used)
+        builder.ensure_active(worker_of(row))
+        spend(builder, row, command.tokens_used)
     failed = _attempt_failed(
-        unfolding, row, row.attempts, command.reason or "it failed", tokens_used=command.tokens_used
+        builder, row, row.attempts, command.reason or "it failed", tokens_used=command.tokens_used
     )
-    holding.let_go(unfolding, row, "failed", unfolding.add(failed, row.position))
-    return Accepted(unfolding.events, {"status": "running", "retry_at": failed.retry_at})
+    run_claims.release(builder, row, "failed", builder.add(failed, row.position))
+    return Accepted(builder.events, {"status": "running", "retry_at": failed.retry_at})
 
 
 def _fail_attempt(
-    unfolding: Unfolding, row: RunRow, attempt: int, reason: str, caused_by: int | None
+    builder: DecisionBuilder, row: RunRow, attempt: int, reason: str, caused_by: int | None
 ) -> None:
     """Fail an attempt for its claim, which says nothing about the job: the run waits to retry, or ends."""
     if attempt < row.attempts_allowed:
-        failed = unfolding.add(_attempt_failed(unfolding, row, attempt, reason), caused_by or row.position)
-        holding.let_go(unfolding, row, "failed", failed)
+        failed = builder.add(_attempt_failed(builder, row, attempt, reason), caused_by or row.position)
+        run_claims.release(builder, row, "failed", failed)
     else:
         report = f"{row.job} failed: {reason}"
         ending = Ending("failed", report, reason, caused_by=caused_by)
-        give_up(unfolding, row.replaced(attempts=attempt), ending)
+        give_up(builder, row.replaced(attempts=attempt), ending)
 
 
 def _attempt_failed(
-    unfolding: Unfolding, row: RunRow, attempt: int, reason: str, *, tokens_used: int | None = None
+    builder: DecisionBuilder, row: RunRow, attempt: int, reason: str, *, tokens_used: int | None = None
 ) -> RunAttemptFailed:
     return RunAttemptFailed(
         run_id=row.id,
         job=row.job,
         attempt=attempt,
         reason=reason,
-        retry_at=unfolding.at.now + backoff(row.id, attempt),
+        retry_at=builder.at.now + backoff(row.id, attempt),
         tokens_used=tokens_used,
     )
 

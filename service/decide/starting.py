@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from eventstore.events import RunStarted, TokensDenied, TokensReserved
 from projections.agents import ORCHESTRATOR_AGENT
 from projections.jobs import JOBS, JobRow
-from service.decide import holding
+from service.decide import run_claims
 from service.decide.budget import allowance
-from service.decide.decision import Accepted, At, Decision, Refused
+from service.decide.builder import DecisionBuilder
+from service.decide.decision import Accepted, Decision, DecisionContext, Refused
 from service.decide.operations import refusal_for
 from service.decide.runs import LEASE_SECONDS, LONGEST_BACKOFF_SECONDS, lease_until
-from service.decide.unfolding import Unfolding
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Obstacle(NamedTuple):
     refusal: Refusal
 
 
-def run_now(state: State, command: RunJob, at: At) -> Decision:
+def run_now(state: State, command: RunJob, at: DecisionContext) -> Decision:
     """Run a job now, even if it is paused; not beside another run, nor while the orchestrator is down."""
     job = on_schedule(state, command.name)
     if job is None:
@@ -45,10 +45,10 @@ def run_now(state: State, command: RunJob, at: At) -> Decision:
     if active and job.overlap != "allow_all":
         held = {"run_id": active[0].id}
         return Refused(Refusal("job_running", f"{job.name} is already running", held))
-    unfolding = Unfolding(state, at)
+    builder = DecisionBuilder(state, at)
     id_ = at.new_id()
-    if obstacle := begin(unfolding, job, id_, at.now, command.runner, manual=True):
-        return Refused(obstacle.refusal, unfolding.events)
+    if obstacle := begin(builder, job, id_, at.now, command.runner, manual=True):
+        return Refused(obstacle.refusal, builder.events)
     reply = {
         "id": id_,
         "job": job.name,
@@ -57,25 +57,31 @@ def run_now(state: State, command: RunJob, at: At) -> Decision:
         "attempts": 1 if command.runner else 0,
         "started_at": at.now if command.runner else None,
     }
-    return Accepted(unfolding.events, reply)
+    return Accepted(builder.events, reply)
 
 
 def begin(
-    unfolding: Unfolding, job: JobRow, id_: str, tick: datetime, runner: str | None, *, manual: bool = False
+    builder: DecisionBuilder,
+    job: JobRow,
+    id_: str,
+    tick: datetime,
+    runner: str | None,
+    *,
+    manual: bool = False,
 ) -> Obstacle | None:
     """Start a run, with the claim and the tokens that it needs; return the obstacle if there is one."""
-    if conflict := holding.in_the_way(unfolding, job):
-        holding.turn_away(unfolding, job, conflict)
-        return Obstacle("conflict", refusal_for(conflict, unfolding.at.now))
-    reserved = _reserve(unfolding, job, waits=runner is None)
+    if conflict := run_claims.find_conflict(builder, job):
+        run_claims.record_conflict(builder, job, conflict)
+        return Obstacle("conflict", refusal_for(conflict, builder.at.now))
+    reserved = _reserve(builder, job, waits=runner is None)
     if isinstance(reserved, Obstacle):
         return reserved
     if job.agent or reserved:
-        unfolding.arrive(job.agent or ORCHESTRATOR_AGENT, "run_started")
+        builder.ensure_active(job.agent or ORCHESTRATOR_AGENT, "run_started")
     if reserved:
-        unfolding.add(reserved, job.position)
+        builder.add(reserved, job.position)
     # No process would renew the claim of a waiting run, so the claim begins with the first attempt.
-    operation_id = holding.begin(unfolding, job, job.position) if runner else None
+    operation_id = run_claims.begin(builder, job, job.position) if runner else None
     started = RunStarted(
         run_id=id_,
         job=job.name,
@@ -84,13 +90,13 @@ def begin(
         manual=manual,
         runner=runner,
         attempts_allowed=job.retries + 1,
-        lease_expires_at=lease_until(unfolding.at.now) if runner else None,
+        lease_expires_at=lease_until(builder.at.now) if runner else None,
         reservation_id=reserved.reservation_id if reserved else None,
         operation_id=operation_id,
     )
-    unfolding.add(started, job.position)
+    builder.add(started, job.position)
     if job.agent:
-        unfolding.work[job.agent] += 1
+        builder.work[job.agent] += 1
     return None
 
 
@@ -110,15 +116,15 @@ def no_job(name: str) -> Refused:
     return Refused(Refusal("job_not_found", f"no job is called {name!r}"))
 
 
-def _reserve(unfolding: Unfolding, job: JobRow, *, waits: bool) -> TokensReserved | Obstacle | None:
+def _reserve(builder: DecisionBuilder, job: JobRow, *, waits: bool) -> TokensReserved | Obstacle | None:
     """Reserve the tokens that a run needs, if any; return the obstacle if they are denied."""
-    state, at, agent = unfolding.state, unfolding.at, job.agent or ORCHESTRATOR_AGENT
+    state, at, agent = builder.state, builder.at, job.agent or ORCHESTRATOR_AGENT
     day = state.day
     if not job.tokens or day is None:
         return None
-    freed = unfolding.given_back[day.day, agent]
+    freed = builder.released_tokens[day.day, agent]
     # Tokens released by cancelled runs of other agents are free for the squad, and so for this agent.
-    of_others = sum(tokens for (on, _), tokens in unfolding.given_back.items() if on == day.day) - freed
+    of_others = sum(tokens for (on, _), tokens in builder.released_tokens.items() if on == day.day) - freed
     judged = allowance(state, day.replaced(reserved=day.reserved - of_others), agent, job.tokens - freed)
     if judged.denied is None:
         wait = timedelta(seconds=job.catch_up_seconds if waits else 0)
@@ -130,7 +136,7 @@ def _reserve(unfolding: Unfolding, job: JobRow, *, waits: bool) -> TokensReserve
             expires_at=at.now + wait + _longest_run(job),
         )
     if agent == ORCHESTRATOR_AGENT:
-        unfolding.arrive(agent)
+        builder.ensure_active(agent)
     denied = TokensDenied(
         day=day.day,
         agent=agent,
@@ -140,7 +146,7 @@ def _reserve(unfolding: Unfolding, job: JobRow, *, waits: bool) -> TokensReserve
     )
     part = state.agent_budget(day, agent)
     of_squad = judged.denied == "budget_exhausted"
-    unfolding.add(denied, day.position if of_squad else part.position or state.policy.position)
+    builder.add(denied, day.position if of_squad else part.position or state.policy.position)
     # If the agent has a limit, the squad may have more left than the agent.
     to_whom = f" to {agent!r}" if agent in state.policy.agent_limits else ""
     detail = f"{denied.tokens} tokens are needed, {max(denied.remaining, 0)} remain{to_whom}"

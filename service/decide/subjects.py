@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from eventstore.events import SubjectForgotten
 from eventstore.recorded import NewEvent
-from service.decide.decision import Accepted, At, Decision, Refused
+from service.decide.decision import Accepted, Decision, DecisionContext, Refused
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ MAX_EMAILS = 5_000
 """How many e-mails one event may name."""
 
 
-def forget(state: State, command: ForgetSubject, at: At) -> Decision:
+def forget(state: State, command: ForgetSubject, at: DecisionContext) -> Decision:
     """Destroy the subject's key. Repeating it is accepted for a message; a forgotten sender is unknown."""
     del at
     trace = state.trace(command.subject)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from eventstore.events import TaskCreated, TaskUpdated
 from eventstore.recorded import NewEvent
 from projections.tasks import TASKS
-from service.decide.decision import Accepted, At, Decision, Refused
+from service.decide.decision import Accepted, Decision, DecisionContext, Refused
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _FIELDS = ("title", "description", "status", "assigned_agent", "priority", "deliverable_url")
 
 
-def create(state: State, command: CreateTask, at: At) -> Decision:
+def create(state: State, command: CreateTask, at: DecisionContext) -> Decision:
     """Put a task on the board."""
     del state  # a new task depends on nothing
     task_id = at.new_id()
@@ -26,7 +26,7 @@ def create(state: State, command: CreateTask, at: At) -> Decision:
     return Accepted([NewEvent(TaskCreated(task_id=task_id, **fields))], reply)
 
 
-def update(state: State, command: UpdateTask, at: At) -> Decision:
+def update(state: State, command: UpdateTask, at: DecisionContext) -> Decision:
     """Change the named fields of a task; any change of status is allowed."""
     row = state.rows(TASKS).get(command.task_id)
     if row is None:

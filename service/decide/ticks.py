@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from eventstore.events import RunMissed, RunSkipped, SkipReason, TickBuffered
 from projections.runs import RunRow, run_id
 from service.decide import starting
-from service.decide.decision import Accepted, At, Decision
+from service.decide.builder import DecisionBuilder
+from service.decide.decision import Accepted, Decision, DecisionContext
 from service.decide.ending import cancel, rest
-from service.decide.unfolding import Unfolding
 from service.schedule import due_at, next_tick, schedule_of
 
 if TYPE_CHECKING:
@@ -33,25 +33,25 @@ MAX_MISSED_A_CLAIM = 100
 """How many a claim records at most. After an outage many jobs have some, and other commands must wait."""
 
 
-def claim_tick(state: State, command: ClaimTick, at: At) -> Decision:
+def claim_tick(state: State, command: ClaimTick, at: DecisionContext) -> Decision:
     """Give due ticks their outcomes: those that were missed, and the next one after them."""
     job = starting.on_schedule(state, command.name)
     if job is None or not job.enabled:
         return Accepted([], {"position": state.head.position})
-    unfolding = Unfolding(state, at)
+    builder = DecisionBuilder(state, at)
     active = starting.active_runs(state, job)
     if job.buffered_tick is not None and not active:
-        _decide_tick(unfolding, job, job.buffered_tick, active, command.runner)
+        _decide_tick(builder, job, job.buffered_tick, active, command.runner)
     else:
         too_late = at.now - timedelta(seconds=job.catch_up_seconds)
-        last = _miss(unfolding, job, lambda tick: due_at(job, tick) < too_late, MAX_MISSED_A_CLAIM)
+        last = _miss(builder, job, lambda tick: due_at(job, tick) < too_late, MAX_MISSED_A_CLAIM)
         tick = next_tick(schedule_of(job), last)
-        if tick and due_at(job, tick) <= at.now and len(unfolding.events) < MAX_MISSED_A_CLAIM:
-            _decide_tick(unfolding, job, tick, active, command.runner)
-    return Accepted(unfolding.events, {} if unfolding.events else {"position": state.head.position})
+        if tick and due_at(job, tick) <= at.now and len(builder.events) < MAX_MISSED_A_CLAIM:
+            _decide_tick(builder, job, tick, active, command.runner)
+    return Accepted(builder.events, {} if builder.events else {"position": state.head.position})
 
 
-def close_schedule(unfolding: Unfolding, job: JobRow, *, waiting: str | None = None) -> bool:
+def close_schedule(builder: DecisionBuilder, job: JobRow, *, waiting: str | None = None) -> bool:
     """Give the past ticks of a schedule that is about to end their outcomes, even those that jitter delays.
 
     Args:
@@ -64,16 +64,16 @@ def close_schedule(unfolding: Unfolding, job: JobRow, *, waiting: str | None = N
     """
 
     def is_over(tick: datetime) -> bool:
-        return tick <= unfolding.at.now
+        return tick <= builder.at.now
 
     due = sum(1 for _ in islice(_ticks(job, is_over), MAX_MISSED_AT_ONCE + 1)) if job.enabled else 0
     if due > MAX_MISSED_AT_ONCE:
-        _miss(unfolding, job, is_over)
+        _miss(builder, job, is_over)
         return False
     if waiting and job.buffered_tick is not None:
-        _skip(unfolding, job, job.buffered_tick, "overlap", waiting, job.position)
+        _skip(builder, job, job.buffered_tick, "overlap", waiting, job.position)
     if due:
-        _miss(unfolding, job, is_over)
+        _miss(builder, job, is_over)
     return True
 
 
@@ -90,57 +90,60 @@ def _ticks(job: JobRow, while_: Callable[[datetime], bool]) -> Iterator[datetime
 
 
 def _miss(
-    unfolding: Unfolding, job: JobRow, is_missed: Callable[[datetime], bool], most: int = MAX_MISSED_AT_ONCE
+    builder: DecisionBuilder,
+    job: JobRow,
+    is_missed: Callable[[datetime], bool],
+    most: int = MAX_MISSED_AT_ONCE,
 ) -> datetime:
     """Record up to `most` ticks as missed, oldest first; return the last tick that has an outcome."""
     last = job.ticked_until
     for tick in islice(_ticks(job, is_missed), most):
         missed = RunMissed(run_id=run_id(job.name, tick), job=job.name, tick=tick)
-        unfolding.add(missed, caused_by=job.position)
+        builder.add(missed, caused_by=job.position)
         last = tick
     return last
 
 
 def _skip(
-    unfolding: Unfolding, job: JobRow, tick: datetime, reason: SkipReason, detail: str, caused_by: int
+    builder: DecisionBuilder, job: JobRow, tick: datetime, reason: SkipReason, detail: str, caused_by: int
 ) -> None:
     skipped = RunSkipped(
         run_id=run_id(job.name, tick), job=job.name, tick=tick, reason=reason, detail=detail
     )
-    unfolding.add(skipped, caused_by)
+    builder.add(skipped, caused_by)
 
 
 def _decide_tick(
-    unfolding: Unfolding, job: JobRow, tick: datetime, active: list[RunRow], runner: str
+    builder: DecisionBuilder, job: JobRow, tick: datetime, active: list[RunRow], runner: str
 ) -> None:
     """Decide the outcome of one due tick."""
-    orchestrator = unfolding.state.orchestrator
+    orchestrator = builder.state.orchestrator
     if orchestrator is None or not orchestrator.running:
         cause = orchestrator.position if orchestrator else job.position
-        _skip(unfolding, job, tick, "shut_down", "the orchestrator is shut down", cause)
+        _skip(builder, job, tick, "shut_down", "the orchestrator is shut down", cause)
     elif job.paused:
-        _skip(unfolding, job, tick, "paused", job.pause_note or "the job is paused", job.position)
+        _skip(builder, job, tick, "paused", job.pause_note or "the job is paused", job.position)
     elif active and job.overlap == "skip":
         detail = f"the run of {_brief(active[0].tick)} is under way"
-        _skip(unfolding, job, tick, "overlap", detail, active[0].position)
+        _skip(builder, job, tick, "overlap", detail, active[0].position)
     elif active and job.overlap == "buffer_one" and job.buffered_tick is not None:
         detail = f"the tick of {_brief(job.buffered_tick)} is already waiting"
-        _skip(unfolding, job, tick, "overlap", detail, job.position)
+        _skip(builder, job, tick, "overlap", detail, job.position)
     elif active and job.overlap == "buffer_one":
-        unfolding.add(TickBuffered(job=job.name, tick=tick), active[0].position)
+        builder.add(TickBuffered(job=job.name, tick=tick), active[0].position)
     else:
-        _start_tick(unfolding, job, tick, active if job.overlap == "cancel_other" else [], runner)
+        _start_tick(builder, job, tick, active if job.overlap == "cancel_other" else [], runner)
 
 
 def _start_tick(
-    unfolding: Unfolding, job: JobRow, tick: datetime, cancelled: list[RunRow], runner: str
+    builder: DecisionBuilder, job: JobRow, tick: datetime, cancelled: list[RunRow], runner: str
 ) -> None:
     for run in cancelled:
-        cancel(unfolding, run, f"cancelled by the tick of {_brief(tick)}")
-    if obstacle := starting.begin(unfolding, job, run_id(job.name, tick), tick, runner):
-        _skip(unfolding, job, tick, obstacle.reason, obstacle.refusal.detail, unfolding.position)
+        cancel(builder, run, f"cancelled by the tick of {_brief(tick)}")
+    if obstacle := starting.begin(builder, job, run_id(job.name, tick), tick, runner):
+        _skip(builder, job, tick, obstacle.reason, obstacle.refusal.detail, builder.position)
     for agent in dict.fromkeys(run.agent for run in cancelled if run.agent):
-        rest(unfolding, agent, unfolding.position)
+        rest(builder, agent, builder.position)
 
 
 def _brief(moment: datetime) -> str:

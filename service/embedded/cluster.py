@@ -20,7 +20,7 @@ import psutil
 
 from service.embedded import configuration
 from service.embedded.errors import EmbeddedPostgresError, complaint
-from service.embedded.programs import MAJOR_VERSION, hand_over, open_the_way, run, server_ids
+from service.embedded.programs import MAJOR_VERSION, chown_to_server, grant_access, run, server_ids
 
 SUPERUSER = "postgres"
 PORT = 5432
@@ -146,8 +146,8 @@ class Cluster:
             )
 
     def _make_in(self, new: Path) -> None:
-        hand_over(new, self.data)
-        open_the_way(new)
+        chown_to_server(new, self.data)
+        grant_access(new)
         result = run(
             self.data,
             "initdb",
@@ -175,7 +175,7 @@ class Cluster:
         self._refuse_a_hidden_server()
         if not self._wait_for_leftovers(deadline):
             return
-        open_the_way(self.data)
+        grant_access(self.data)
         socket_folder = self._make_socket_folder()
         # Certainly stale, as no process is left. Postgres checks the pid in them, and would not start if
         # that is a zombie's or another program's by now.
@@ -183,7 +183,7 @@ class Cluster:
             stale.unlink(missing_ok=True)
         settings = self.data / configuration.FILE
         settings.write_text(configuration.text(PORT, socket_folder))
-        hand_over(settings, self.data)
+        chown_to_server(settings, self.data)
         self._start_log.unlink(missing_ok=True)
         logged = self._log_sizes()
         with self.launching:
@@ -250,7 +250,7 @@ class Cluster:
             raise EmbeddedPostgresError(
                 f"{folder} is needed for the socket, but is not a private folder of ours"
             )
-        hand_over(folder, self.data)
+        chown_to_server(folder, self.data)
         return folder
 
     def _pid_file_lines(self) -> list[str]:

@@ -64,13 +64,13 @@ def server_ids(data: Path) -> tuple[int, int]:
     return _make_server_user()
 
 
-def hand_over(path: Path, data: Path) -> None:
+def chown_to_server(path: Path, data: Path) -> None:
     """Change the owner of a file or folder to the user that the cluster in `data` runs as."""
     if os.geteuid() == 0:
         os.chown(path, *server_ids(data))
 
 
-def open_the_way(folder: Path) -> None:
+def grant_access(folder: Path) -> None:
     """If we are root, give the server's user access to the programs and to `folder`."""
     if os.geteuid() != 0:
         return

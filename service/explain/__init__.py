@@ -3,10 +3,11 @@
 `explain` describes one event in plain sentences: what happened, why, where it came from, and what followed.
 The same facts are given as data for programs.
 
-It is pure: it reads events through a `Past` and knows nothing of the database. Every query uses an index or
-a bounded range of the log, so an answer takes as long in a log of millions of events as in one of hundreds.
+It is pure: it reads events through `LogQueries` and knows nothing of the database. Every query uses an
+index or a bounded range of the log, so an answer takes as long in a log of millions of events as in one
+of hundreds.
 
-To support a new event type, add a sentence in `sentences`, and in `reasons` either a narrator or an entry
+To support a new event type, add a sentence in `sentences`, and in `narrators` either a narrator or an entry
 among the types that need none. The type checker reports both until they are there.
 """
 
@@ -14,11 +15,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from service.explain.narration import Narration
+from service.explain.narrators import narrate
 from service.explain.origin import origin
-from service.explain.reasons import narrate
-from service.explain.record import Explanation, Past
+from service.explain.record import Explanation, LogQueries
 from service.explain.sentences import sentence, step
-from service.explain.telling import Telling
 
 if TYPE_CHECKING:
     from eventstore.recorded import Recorded
@@ -32,7 +33,7 @@ MOST_EFFECTS = 10
 """The number of effects that are listed."""
 
 
-async def explain(past: Past, position: int) -> Explanation | None:
+async def explain(past: LogQueries, position: int) -> Explanation | None:
     """Explain the event at a position; return None if the log has no event there."""
     item = await past.one(position)
     if item is None:
@@ -40,7 +41,7 @@ async def explain(past: Past, position: int) -> Explanation | None:
     at: Recorded = item.at
     chain = (await past.causes(position, MOST_CAUSES + 1))[1:]
     request = await past.of_request(item)
-    telling = Telling()
+    telling = Narration()
     await narrate(item, request, past, telling)
     return Explanation(
         position=at.position,

@@ -7,21 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 from projections.agents import AgentRow, agents
 from service.explain import words
+from service.explain.narration import rules_at
 from service.explain.sentences import dated, sentence
-from service.explain.telling import rules_at
 
 if TYPE_CHECKING:
     from eventstore.events import AgentRegistered, AgentStatusChanged
     from eventstore.recorded import Recorded
     from projections.projection import Table
-    from service.explain.record import Past, Told
-    from service.explain.telling import Telling
+    from service.explain.narration import Narration
+    from service.explain.record import LoggedEvent, LogQueries
 
 LOOKED_THROUGH = (10, 500)
 """How many of an agent's latest events are searched for a sign of life: first few, then more."""
 
 
-async def status_changed(event: AgentStatusChanged, at: Recorded, past: Past, telling: Telling) -> None:
+async def status_changed(
+    event: AgentStatusChanged, at: Recorded, past: LogQueries, telling: Narration
+) -> None:
     """The agent's last sign of life, and the rules by which that was too long ago."""
     telling.facts |= {"agent": event.agent, "previous": event.previous, "status": event.status}
     if event.reason != "inactivity":
@@ -42,7 +44,7 @@ async def status_changed(event: AgentStatusChanged, at: Recorded, past: Past, te
         telling.facts["last_heard_of"] = {"position": heard.at.position, "at": heard.at.recorded_at}
 
 
-async def registered(event: AgentRegistered, at: Recorded, past: Past, telling: Telling) -> None:
+async def registered(event: AgentRegistered, at: Recorded, past: LogQueries, telling: Narration) -> None:
     """The action that registered the agent."""
     telling.facts |= {"agent": event.agent, "automatic": event.automatic}
     following = await past.one(at.position + 1) if event.automatic else None
@@ -50,7 +52,7 @@ async def registered(event: AgentRegistered, at: Recorded, past: Past, telling: 
         telling.say(f"Its first action: {sentence(following)}", following.at)
 
 
-async def _last_heard_of(agent: str, at: Recorded, past: Past) -> Told | None:
+async def _last_heard_of(agent: str, at: Recorded, past: LogQueries) -> LoggedEvent | None:
     for limit in LOOKED_THROUGH:
         latest = await past.of_agent(agent, at.position - 1, limit)
         if heard := next((item for item in latest if _is_sign_of_life(item, agent)), None):
@@ -58,7 +60,7 @@ async def _last_heard_of(agent: str, at: Recorded, past: Past) -> Told | None:
     return None
 
 
-def _is_sign_of_life(item: Told, agent: str) -> bool:
+def _is_sign_of_life(item: LoggedEvent, agent: str) -> bool:
     """Whether the fold of agents counts it as one; what others do to the agent is none."""
     if item.event is None:
         return False

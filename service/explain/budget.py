@@ -14,22 +14,22 @@ from eventstore.events import (
     TokensSettled,
 )
 from service.explain import words
+from service.explain.narration import rules_at
 from service.explain.record import Spending
 from service.explain.sentences import dated, sentence
-from service.explain.telling import rules_at
 
 if TYPE_CHECKING:
     from datetime import date
 
     from eventstore.recorded import Recorded
-    from service.explain.record import Past, Share, Use
-    from service.explain.telling import Rules, Telling
+    from service.explain.narration import Narration, Rules
+    from service.explain.record import LogQueries, Share, Use
 
 MOST_NAMED = 10
 """The number of agents that are listed; the rest is summed."""
 
 
-async def denied(event: TokensDenied, at: Recorded, past: Past, telling: Telling) -> None:
+async def denied(event: TokensDenied, at: Recorded, past: LogQueries, telling: Narration) -> None:
     """The rules, what the budget was spent on, and when the request would have been allowed."""
     own_limit = event.reason == "agent_limit_reached"
     rules = await rules_at(past, at.position)
@@ -47,13 +47,15 @@ async def denied(event: TokensDenied, at: Recorded, past: Past, telling: Telling
     await _say_when_again(event, at, rules, allowed, spending, past, telling)
 
 
-async def crossed(event: BudgetThresholdCrossed, at: Recorded, past: Past, telling: Telling) -> None:
+async def crossed(
+    event: BudgetThresholdCrossed, at: Recorded, past: LogQueries, telling: Narration
+) -> None:
     """What crossed the threshold, and what the budget was spent on."""
     if at.caused_by and (cause := await past.one(at.caused_by)):
         what = "The rules were changed" if isinstance(cause.event, PolicySet) else sentence(cause)[:-1]
         telling.say(f"{what}: this crossed the threshold.", cause.at)
     if rules := await rules_at(past, at.position):
-        percents = words.listed(f"{percent}%" for percent in rules.policy.warning_percents)
+        percents = words.joined(f"{percent}%" for percent in rules.policy.warning_percents)
         telling.say(
             f"The thresholds are {percents} of a day's budget, under the rules {rules.since}.", rules.at
         )
@@ -67,7 +69,9 @@ async def crossed(event: BudgetThresholdCrossed, at: Recorded, past: Past, telli
     await _say_what_used_it(await _spending(past, event.day, at.position, None), past, telling)
 
 
-async def ended(event: TokensSettled | TokensReleased, at: Recorded, past: Past, telling: Telling) -> None:
+async def ended(
+    event: TokensSettled | TokensReleased, at: Recorded, past: LogQueries, telling: Narration
+) -> None:
     """When the tokens were reserved, and until when."""
     start = await past.first(at.stream, (TokensReserved.type,))
     if start is None or not isinstance(start.event, TokensReserved):
@@ -83,7 +87,7 @@ async def ended(event: TokensSettled | TokensReleased, at: Recorded, past: Past,
         telling.say(f"It was neither settled nor released by {until}.", at)
 
 
-async def reserved(event: TokensReserved, at: Recorded, past: Past, telling: Telling) -> None:
+async def reserved(event: TokensReserved, at: Recorded, past: LogQueries, telling: Narration) -> None:
     """How the reservation ended."""
     end = await past.first(at.stream, (TokensSettled.type, TokensReleased.type), after=at.position)
     if end is None:
@@ -92,7 +96,7 @@ async def reserved(event: TokensReserved, at: Recorded, past: Past, telling: Tel
         telling.say_later(dated(end), end.at)
 
 
-async def day_began(event: BudgetDayReset, at: Recorded, past: Past, telling: Telling) -> None:
+async def day_began(event: BudgetDayReset, at: Recorded, past: LogQueries, telling: Narration) -> None:
     """The rules, and what the previous day used; or the same day, if only its bounds moved."""
     starts, ends = words.moment(event.starts_at), words.moment(event.ends_at)
     telling.say(f"It runs from {starts} to {ends}.", at)
@@ -110,7 +114,7 @@ async def day_began(event: BudgetDayReset, at: Recorded, past: Past, telling: Te
     parts = [f"{agent} {words.number(used)}" for agent, used in spent[:MOST_NAMED] if used]
     if rest := sum(used for _, used in spent[MOST_NAMED:]):
         parts.append(f"others {words.number(rest)}")
-    by_agent = f" ({words.listed(parts)})" if parts else ""
+    by_agent = f" ({words.joined(parts)})" if parts else ""
     used = f"{words.number(event.previous_used)} of {words.tokens(event.previous_total)}{by_agent}"
     if event.previous_day == event.day:
         telling.say(f"It began under other rules; what was used under them still counts: {used}.", at)
@@ -119,7 +123,7 @@ async def day_began(event: BudgetDayReset, at: Recorded, past: Past, telling: Te
 
 
 def _say_the_rule(
-    event: TokensDenied, rules: Rules | None, telling: Telling, *, own_limit: bool
+    event: TokensDenied, rules: Rules | None, telling: Narration, *, own_limit: bool
 ) -> int | None:
     """Name the rule that refused it; return how many tokens that rule allows."""
     if rules is None:
@@ -136,12 +140,12 @@ def _say_the_rule(
     return total
 
 
-async def _spending(past: Past, day: date, upto: int, agent: str | None) -> Spending:
+async def _spending(past: LogQueries, day: date, upto: int, agent: str | None) -> Spending:
     began = await past.first(f"budget-{day.isoformat()}", (BudgetDayReset.type,))
     return await past.spending(began, upto, agent) if began else Spending()
 
 
-async def _say_what_used_it(spending: Spending, past: Past, telling: Telling) -> None:
+async def _say_what_used_it(spending: Spending, past: LogQueries, telling: Narration) -> None:
     telling.facts |= {
         "used": spending.used,
         "reserved": spending.reserved,
@@ -161,7 +165,7 @@ async def _say_what_used_it(spending: Spending, past: Past, telling: Telling) ->
 
 
 async def _say_each(
-    title: str, uses: tuple[Use, ...], shares: tuple[Share, ...], past: Past, telling: Telling
+    title: str, uses: tuple[Use, ...], shares: tuple[Share, ...], past: LogQueries, telling: Narration
 ) -> None:
     if not uses:
         return
@@ -184,8 +188,8 @@ async def _say_when_again(
     rules: Rules | None,
     allowed: int | None,
     spending: Spending,
-    past: Past,
-    telling: Telling,
+    past: LogQueries,
+    telling: Narration,
 ) -> None:
     # The day that was open at the time. Found by type, because its stream holds a whole day's use.
     day = await past.last_of(BudgetDayReset.type, upto=at.position)
@@ -236,7 +240,7 @@ def _by_agent(shares: tuple[Share, ...]) -> str:
     parts = [f"{share.agent} {words.number(share.tokens)}" for share in shares[:MOST_NAMED]]
     if rest := sum(share.tokens for share in shares[MOST_NAMED:]):
         parts.append(f"{words.count(len(shares) - MOST_NAMED, 'other agent')} {words.number(rest)}")
-    return words.listed(parts)
+    return words.joined(parts)
 
 
 def _shares(shares: tuple[Share, ...]) -> list[dict[str, Any]]:

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from eventstore.events import AnyEvent
     from eventstore.recorded import Recorded
-    from service.explain.record import Past, Told
-    from service.explain.telling import Telling
+    from service.explain.narration import Narration
+    from service.explain.record import LoggedEvent, LogQueries
 
 LOOKED_THROUGH = 50
 """How many of an agent's latest events are searched for its claim."""
@@ -55,11 +55,11 @@ _ONLY_NAMED = frozenset({"payload", "description"})
 """Fields that may be large and hold personal data: only the fact that they changed is shown."""
 
 
-async def changed(event: Changed, at: Recorded, past: Past, telling: Telling) -> None:
+async def changed(event: Changed, at: Recorded, past: LogQueries, telling: Narration) -> None:
     """What differs from the previous event that set the same values."""
     before = await past.last(at.stream, _predecessors(event), upto=at.position - 1)
     if before is None or before.event is None:
-        telling.say(f"It was set for the first time, by {words.by(at.actor)}.", at)
+        telling.say(f"It was set for the first time, by {words.actor_name(at.actor)}.", at)
         return
     differences = dict(_differences(_fields(before.event), _fields(event)))
     telling.facts["changed"] = {
@@ -70,14 +70,16 @@ async def changed(event: Changed, at: Recorded, past: Past, telling: Telling) ->
     last_set = f"it had last been set {words.at(before.at)}"
     if not differences:
         telling.say(
-            f"It was set again by {words.by(at.actor)} without a change; {last_set}.", at, before.at
+            f"It was set again by {words.actor_name(at.actor)} without a change; {last_set}.", at, before.at
         )
         return
     parts = [_in_words(name, was, is_now) for name, (was, is_now) in differences.items()]
-    telling.say(f"It was changed by {words.by(at.actor)}; {last_set}: {'; '.join(parts)}.", at, before.at)
+    telling.say(
+        f"It was changed by {words.actor_name(at.actor)}; {last_set}: {'; '.join(parts)}.", at, before.at
+    )
 
 
-async def email_changed(event: EmailUpdated, at: Recorded, past: Past, telling: Telling) -> None:
+async def email_changed(event: EmailUpdated, at: Recorded, past: LogQueries, telling: Narration) -> None:
     """What differs, and who held a claim on the e-mail at the time."""
     await changed(event, at, past, telling)
     if event.handled_by is None:
@@ -136,16 +138,18 @@ def _value(value: Any) -> str:
         case float():
             return f"{value:g}"
         case dict() if value and all(isinstance(item, int) for item in value.values()):
-            return words.some(f"{key} {item:,}" for key, item in value.items())
+            return words.truncated_list(f"{key} {item:,}" for key, item in value.items())
         case list() if value:
-            return words.some(map(str, value))
+            return words.truncated_list(map(str, value))
         case dict() | list():
             return "something else" if value else "none"
         case _:
             return words.quote(str(value))
 
 
-async def created(event: TaskCreated | EmailReceived, at: Recorded, past: Past, telling: Telling) -> None:
+async def created(
+    event: TaskCreated | EmailReceived, at: Recorded, past: LogQueries, telling: Narration
+) -> None:
     """The latest event of its stream."""
     del event
     last = await past.last(at.stream, upto=2**62)
@@ -153,7 +157,7 @@ async def created(event: TaskCreated | EmailReceived, at: Recorded, past: Past, 
         telling.say_later(f"Its latest event: {dated(last)}", last.at)
 
 
-async def sent(event: MessageSent, at: Recorded, past: Past, telling: Telling) -> None:
+async def sent(event: MessageSent, at: Recorded, past: LogQueries, telling: Narration) -> None:
     """Whether it was acknowledged."""
     first = await past.first(at.stream, (MessageAcknowledged.type,), after=at.position)
     if first and isinstance(first.event, MessageAcknowledged):
@@ -163,7 +167,9 @@ async def sent(event: MessageSent, at: Recorded, past: Past, telling: Telling) -
     telling.facts |= {"to_agent": event.to_agent, "task_id": event.task_id}
 
 
-async def acknowledged(event: MessageAcknowledged, at: Recorded, past: Past, telling: Telling) -> None:
+async def acknowledged(
+    event: MessageAcknowledged, at: Recorded, past: LogQueries, telling: Narration
+) -> None:
     """The message that was acknowledged."""
     message = await past.first(at.stream, (MessageSent.type,))
     if message:
@@ -172,10 +178,10 @@ async def acknowledged(event: MessageAcknowledged, at: Recorded, past: Past, tel
 
 
 async def switched(
-    event: OrchestratorStarted | OrchestratorStopped, at: Recorded, past: Past, telling: Telling
+    event: OrchestratorStarted | OrchestratorStopped, at: Recorded, past: LogQueries, telling: Narration
 ) -> None:
     """Who did it, and how long the previous state had lasted."""
-    telling.say(f"It was requested by {words.by(at.actor)}.", at)
+    telling.say(f"It was requested by {words.actor_name(at.actor)}.", at)
     before = await past.last(at.stream, upto=at.position - 1)
     if before is None:
         telling.say("That was the first time.", at)
@@ -185,7 +191,7 @@ async def switched(
     telling.say(f"It had been {was} for {span}, since {words.moment(before.at.recorded_at)}.", before.at)
 
 
-def answered(event: RequestAnswered, at: Recorded, telling: Telling, request: list[Told]) -> None:
+def answered(event: RequestAnswered, at: Recorded, telling: Narration, request: list[LoggedEvent]) -> None:
     """The events that the request led to."""
     telling.facts |= {"key": event.key, "status": event.status}
     telling.say("Every repeat of that request gets the same answer.", at)
@@ -194,7 +200,7 @@ def answered(event: RequestAnswered, at: Recorded, telling: Telling, request: li
         telling.say(f"The request led to this: {dated(item)}", item.at)
 
 
-def abandoned(event: AppendAbandoned, at: Recorded, telling: Telling) -> None:
+def abandoned(event: AppendAbandoned, at: Recorded, telling: Narration) -> None:
     """Why such an event is appended."""
     telling.say(
         "When a connection breaks during a commit, the outcome is unknown. This event took the position"
@@ -209,7 +215,7 @@ def abandoned(event: AppendAbandoned, at: Recorded, telling: Telling) -> None:
     telling.facts |= {"first_event_id": event.first_event_id, "events": event.events}
 
 
-def forgotten(event: SubjectForgotten, at: Recorded, telling: Telling) -> None:
+def forgotten(event: SubjectForgotten, at: Recorded, telling: Narration) -> None:
     """What was encrypted with the key, and what had been stored unencrypted before."""
     telling.facts |= {
         "key_id": event.key_id,
@@ -217,7 +223,7 @@ def forgotten(event: SubjectForgotten, at: Recorded, telling: Telling) -> None:
         "messages": event.messages,
         "in_plain": event.in_plain,
     }
-    telling.say(f"It was requested by {words.by(at.actor)}. Whose key it was is not recorded.", at)
+    telling.say(f"It was requested by {words.actor_name(at.actor)}. Whose key it was is not recorded.", at)
     if event.in_plain:
         telling.say(
             f"{words.count(event.in_plain, 'e-mail')} of the same sender had been logged unencrypted"
@@ -226,9 +232,11 @@ def forgotten(event: SubjectForgotten, at: Recorded, telling: Telling) -> None:
         )
 
 
-def key_changed(event: KeyCreated | KeyRevoked | AccessDenied, at: Recorded, telling: Telling) -> None:
+def key_changed(event: KeyCreated | KeyRevoked | AccessDenied, at: Recorded, telling: Narration) -> None:
     """Who did it, or tried to, and the key that it is about."""
     telling.facts |= {"key_id": event.key_id, "agent": event.agent}
-    telling.say(f"It was requested by {words.by(at.actor)}, and is about the key {event.key_id}.", at)
+    telling.say(
+        f"It was requested by {words.actor_name(at.actor)}, and is about the key {event.key_id}.", at
+    )
     if isinstance(event, AccessDenied):
         telling.facts |= {"code": event.code, "command": event.command}

@@ -13,15 +13,15 @@ from eventstore.events import (
     OperationStarted,
 )
 from service.explain import words
+from service.explain.narration import place, rules_at
 from service.explain.sentences import dated
-from service.explain.telling import place, rules_at
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from eventstore.recorded import Recorded
-    from service.explain.record import Past, Told
-    from service.explain.telling import Telling
+    from service.explain.narration import Narration
+    from service.explain.record import LoggedEvent, LogQueries
 
 LOOKED_THROUGH = 1_000
 """How many heartbeats of the blocking claim are searched for a gap between them."""
@@ -29,7 +29,7 @@ LOOKED_THROUGH = 1_000
 _ENDS = (OperationFinished.type, OperationExpired.type)
 
 
-async def turned_away(event: ConflictDetected, at: Recorded, past: Past, telling: Telling) -> None:
+async def turned_away(event: ConflictDetected, at: Recorded, past: LogQueries, telling: Narration) -> None:
     """The blocking claim: who held it, since when, until when it blocked, and how it ended."""
     stream = f"operation-{event.operation_id}"
     start = await past.first(stream, (OperationStarted.type,))
@@ -77,7 +77,7 @@ async def turned_away(event: ConflictDetected, at: Recorded, past: Past, telling
 
 
 def _say_why_it_blocked(
-    event: ConflictDetected, at: Recorded, last: OperationStarted | OperationRenewed, telling: Telling
+    event: ConflictDetected, at: Recorded, last: OperationStarted | OperationRenewed, telling: Narration
 ) -> None:
     left = last.blocks_until - at.recorded_at
     until = words.moment(last.blocks_until)
@@ -99,14 +99,14 @@ async def _say_how_it_ended(
     at: Recorded,
     holder: str,
     last: OperationStarted | OperationRenewed,
-    past: Past,
-    telling: Telling,
+    past: LogQueries,
+    telling: Narration,
 ) -> None:
     # A heartbeat gives way to a newer claim until that one ends, whatever its conflict window.
     gives_way = last.blocks_until <= at.recorded_at
     end = await past.first(stream, _ENDS, after=at.position)
     renewals = await past.early(stream, LOOKED_THROUGH, (OperationRenewed.type,), after=at.position)
-    latest: Told | None = None
+    latest: LoggedEvent | None = None
     for renewal in renewals:
         if not gives_way and last.blocks_until <= renewal.at.recorded_at:
             _say_it_was_free_for_a_while(at, holder, last, latest, renewal, telling)
@@ -147,9 +147,9 @@ def _say_it_was_free_for_a_while(
     at: Recorded,
     holder: str,
     last: OperationStarted | OperationRenewed,
-    before: Told | None,
-    renewal: Told,
-    telling: Telling,
+    before: LoggedEvent | None,
+    renewal: LoggedEvent,
+    telling: Narration,
 ) -> None:
     """Say when its window ended: after the heartbeat `before`, if any, and before `renewal`."""
     when = f"{holder} renewed it only"
@@ -171,19 +171,21 @@ def _after(free_at: datetime, at: Recorded) -> str:
     return f"{words.duration(waited)} after the refusal, at {words.moment(free_at)}"
 
 
-async def started(event: OperationStarted, at: Recorded, past: Past, telling: Telling) -> None:
+async def started(event: OperationStarted, at: Recorded, past: LogQueries, telling: Narration) -> None:
     """The rules by which the claim blocks, and how it ended."""
     await _say_how_it_blocks(event, at, past, telling)
     telling.say_later(*await _end(event, at, past))
 
 
-async def in_the_way(event: OperationStarted, at: Recorded, past: Past, telling: Telling) -> None:
+async def blocking(event: OperationStarted, at: Recorded, past: LogQueries, telling: Narration) -> None:
     """Like `started`, for a claim that is the cause of the explained event."""
     await _say_how_it_blocks(event, at, past, telling)
     telling.say(*await _end(event, at, past))
 
 
-async def _say_how_it_blocks(event: OperationStarted, at: Recorded, past: Past, telling: Telling) -> None:
+async def _say_how_it_blocks(
+    event: OperationStarted, at: Recorded, past: LogQueries, telling: Narration
+) -> None:
     if rules := await rules_at(past, at.position):
         window = words.seconds(min(rules.policy.conflict_window_seconds, event.ttl_seconds))
         is_own = event.ttl_seconds != rules.policy.operation_timeout_seconds
@@ -197,7 +199,9 @@ async def _say_how_it_blocks(event: OperationStarted, at: Recorded, past: Past, 
     telling.facts["resources"] = event.resources
 
 
-async def _end(event: OperationStarted, at: Recorded, past: Past) -> tuple[str, *tuple[Recorded, ...]]:
+async def _end(
+    event: OperationStarted, at: Recorded, past: LogQueries
+) -> tuple[str, *tuple[Recorded, ...]]:
     """How a claim ended, and the event that shows it."""
     end = await past.first(at.stream, _ENDS, after=at.position)
     if end is None:
@@ -208,7 +212,7 @@ async def _end(event: OperationStarted, at: Recorded, past: Past) -> tuple[str, 
 
 
 async def went_on(
-    event: OperationRenewed | OperationFinished, at: Recorded, past: Past, telling: Telling
+    event: OperationRenewed | OperationFinished, at: Recorded, past: LogQueries, telling: Narration
 ) -> None:
     """The claim that it belongs to."""
     if start := await _start(at, past):
@@ -222,7 +226,7 @@ async def went_on(
             telling.facts["resources"] = claim.resources
 
 
-async def expired(event: OperationExpired, at: Recorded, past: Past, telling: Telling) -> None:
+async def expired(event: OperationExpired, at: Recorded, past: LogQueries, telling: Narration) -> None:
     """Who held the operation, its last heartbeat, and its time to live."""
     start = await _start(at, past)
     if start is None or not isinstance(start.event, OperationStarted):
@@ -256,5 +260,5 @@ async def expired(event: OperationExpired, at: Recorded, past: Past, telling: Te
     }
 
 
-async def _start(at: Recorded, past: Past) -> Told | None:
+async def _start(at: Recorded, past: LogQueries) -> LoggedEvent | None:
     return await past.first(at.stream, (OperationStarted.type,))

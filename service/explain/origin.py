@@ -22,7 +22,7 @@ from service.explain.record import Origin, Reason
 from service.explain.sentences import schedule
 
 if TYPE_CHECKING:
-    from service.explain.record import OriginKind, Past, Told
+    from service.explain.record import LoggedEvent, LogQueries, OriginKind
 
 CLOCK, SERVICE, SCHEDULER = "system:clock", "system:service", "system:scheduler"
 
@@ -31,7 +31,9 @@ _TICKS = (RunStarted.type, RunSkipped.type, RunMissed.type)
 _SOURCES = {"default": "by default", "settings": "by the settings", "api": "over the API"}
 
 
-async def origin(item: Told, root: Told | None, request: list[Told], past: Past) -> Origin:
+async def origin(
+    item: LoggedEvent, root: LoggedEvent | None, request: list[LoggedEvent], past: LogQueries
+) -> Origin:
     """Where an event came from.
 
     Args:
@@ -54,27 +56,27 @@ async def origin(item: Told, root: Told | None, request: list[Told], past: Past)
         case actor if actor == SERVICE:
             return _plain("service", "It came from the settings, when a service started.", item)
         case actor if actor.startswith("system:"):
-            return _plain("other", f"It was done by {words.by(actor)}.", item)
+            return _plain("other", f"It was done by {words.actor_name(actor)}.", item)
         case _:
             return _asked(item, request)
 
 
-def _plain(kind: OriginKind, sentence: str, item: Told) -> Origin:
+def _plain(kind: OriginKind, sentence: str, item: LoggedEvent) -> Origin:
     return Origin(kind, (Reason(sentence),), {"actor": item.at.actor})
 
 
-def _asked(item: Told, request: list[Told]) -> Origin:
+def _asked(item: LoggedEvent, request: list[LoggedEvent]) -> Origin:
     if item.at.actor.startswith("cli:"):
-        return _plain("command", f"It was requested by {words.by(item.at.actor)}.", item)
+        return _plain("command", f"It was requested by {words.actor_name(item.at.actor)}.", item)
     return _of_request(item, request)
 
 
-def _of_request(item: Told, request: list[Told]) -> Origin:
+def _of_request(item: LoggedEvent, request: list[LoggedEvent]) -> Origin:
     at = item.at
     facts: dict[str, Any] = {"actor": at.actor, "correlation_id": at.correlation_id}
     reasons = [
         Reason(
-            f"It came from a request by {words.by(at.actor)} with the correlation id"
+            f"It came from a request by {words.actor_name(at.actor)} with the correlation id"
             f" {words.quote(at.correlation_id)}."
         )
     ]
@@ -92,7 +94,7 @@ def _of_request(item: Told, request: list[Told]) -> Origin:
     return Origin("request", tuple(reasons), facts)
 
 
-def _answer(item: Told, request: list[Told]) -> Told | None:
+def _answer(item: LoggedEvent, request: list[LoggedEvent]) -> LoggedEvent | None:
     """The stored answer to the request, which directly follows the request's events."""
     following = (one for one in request if one.at.position >= item.at.position)
     for position, one in enumerate(following, item.at.position):
@@ -103,7 +105,7 @@ def _answer(item: Told, request: list[Told]) -> Told | None:
     return None
 
 
-async def _tick(item: Told, request: list[Told], past: Past) -> Told | None:
+async def _tick(item: LoggedEvent, request: list[LoggedEvent], past: LogQueries) -> LoggedEvent | None:
     """The event that decided the tick to which this event belongs, if any."""
     if isinstance(item.event, TickBuffered):
         return item
@@ -118,7 +120,7 @@ async def _tick(item: Told, request: list[Told], past: Past) -> Told | None:
     return min(ticks, key=lambda one: abs(one.at.position - item.at.position), default=None)
 
 
-async def _of_run(item: Told, tick: Told, past: Past) -> Origin:
+async def _of_run(item: LoggedEvent, tick: LoggedEvent, past: LogQueries) -> Origin:
     event = tick.event
     assert isinstance(event, _Tick)
     manual = isinstance(event, RunStarted) and event.manual
@@ -134,11 +136,15 @@ async def _of_run(item: Told, tick: Told, past: Past) -> Origin:
         facts |= asked.facts
         reasons += asked.reasons
     if not item.at.actor.startswith("system:") and item.at.position != tick.at.position:
-        reasons.append(Reason(f"During the run, {words.by(item.at.actor)} requested this over HTTP."))
+        reasons.append(
+            Reason(f"During the run, {words.actor_name(item.at.actor)} requested this over HTTP.")
+        )
     return Origin("run", tuple(reasons), facts)
 
 
-async def _attempt(item: Told, tick: Told, event: RunStarted, facts: dict[str, Any], past: Past) -> str:
+async def _attempt(
+    item: LoggedEvent, tick: LoggedEvent, event: RunStarted, facts: dict[str, Any], past: LogQueries
+) -> str:
     """The run, and its attempt at the time."""
     attempt, runner = int(event.runner is not None), event.runner
     retried = await past.last(tick.at.stream, (RunRetried.type,), upto=item.at.position)
@@ -152,7 +158,7 @@ async def _attempt(item: Told, tick: Told, event: RunStarted, facts: dict[str, A
     return f": attempt {attempt}{of} by process {runner}, run {event.run_id}, started {words.at(tick.at)}"
 
 
-async def _schedule(job: str, tick: Told, facts: dict[str, Any], past: Past) -> list[Reason]:
+async def _schedule(job: str, tick: LoggedEvent, facts: dict[str, Any], past: LogQueries) -> list[Reason]:
     """The job's schedule, and where it was defined."""
     defined = await past.last(f"job-{job}", (JobDefined.type,), upto=tick.at.position)
     if defined is None or not isinstance(defined.event, JobDefined):

@@ -25,7 +25,7 @@ from eventstore.events import (
     TokensUsed,
 )
 from eventstore.translation import translating
-from service.explain.record import Share, Spending, Told, Use, told
+from service.explain.record import LoggedEvent, Share, Spending, Use, decode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,32 +110,32 @@ UNION ALL
 """Both queries return the largest entries first, then one row per agent, with position 0."""
 
 
-class LoggedPast:
+class PostgresLogQueries:
     """A squad's log, read on one connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def one(self, position: int, /) -> Told | None:
+    async def one(self, position: int, /) -> LoggedEvent | None:
         """The event at a position."""
         recorded = await lookup.read_one(self._connection, position)
         return (await self._revealed([recorded]))[0] if recorded else None
 
-    async def several(self, positions: Sequence[int], /) -> list[Told]:
+    async def several(self, positions: Sequence[int], /) -> list[LoggedEvent]:
         """The events at these positions, in the order of the log."""
         return await self._revealed(await lookup.read_positions(self._connection, positions))
 
-    async def causes(self, position: int, limit: int, /) -> list[Told]:
+    async def causes(self, position: int, limit: int, /) -> list[LoggedEvent]:
         """The event at `position`, its cause, the cause of that and so on, at most `limit` events."""
         found = await self._positions(_CAUSES, {"position": position, "limit": limit})
         return (await self.several(found))[::-1]
 
-    async def first(self, stream: str, types: Sequence[str] = (), *, after: int = 0) -> Told | None:
+    async def first(self, stream: str, types: Sequence[str] = (), *, after: int = 0) -> LoggedEvent | None:
         """The first event of these types (of any, by default) in a stream after the position `after`."""
         found = await lookup.read_stream(self._connection, stream, types, after=after, limit=1)
         return (await self._revealed(found))[0] if found else None
 
-    async def last(self, stream: str, types: Sequence[str] = (), *, upto: int) -> Told | None:
+    async def last(self, stream: str, types: Sequence[str] = (), *, upto: int) -> LoggedEvent | None:
         """The last event of these types (of any, by default) in a stream up to the position `upto`."""
         found = await lookup.read_stream(
             self._connection, stream, types, upto=upto, limit=1, newest_first=True
@@ -144,13 +144,13 @@ class LoggedPast:
 
     async def early(
         self, stream: str, limit: int, types: Sequence[str] = (), *, after: int = 0
-    ) -> list[Told]:
+    ) -> list[LoggedEvent]:
         """The first events of these types in a stream after the position `after`, at most `limit`."""
         return await self._revealed(
             await lookup.read_stream(self._connection, stream, types, after=after, limit=limit)
         )
 
-    async def last_of(self, type_: str, *, upto: int) -> Told | None:
+    async def last_of(self, type_: str, *, upto: int) -> LoggedEvent | None:
         """The last event of a type in the log up to the position `upto`."""
         query: LiteralString = (
             "SELECT position FROM events WHERE type = %(type)s AND position <= %(upto)s"
@@ -159,7 +159,7 @@ class LoggedPast:
         found = await self._positions(query, {"type": type_, "upto": upto})
         return await self.one(found[0]) if found else None
 
-    async def of_agent(self, agent: str, upto: int, limit: int) -> list[Told]:
+    async def of_agent(self, agent: str, upto: int, limit: int) -> list[LoggedEvent]:
         """An agent's latest events up to the position `upto`, newest first."""
         query: LiteralString = (
             "SELECT position FROM events WHERE agent = %(agent)s AND position <= %(upto)s"
@@ -168,13 +168,13 @@ class LoggedPast:
         found = await self._positions(query, {"agent": agent, "upto": upto, "limit": limit})
         return (await self.several(found))[::-1]
 
-    async def before(self, moment: datetime) -> Told | None:
+    async def before(self, moment: datetime) -> LoggedEvent | None:
         """The last event recorded before a moment."""
         query: LiteralString = "SELECT position_at(%(moment)s::timestamptz - interval '1 microsecond')"
         [position] = await self._positions(query, {"moment": moment})
         return await self.one(position)
 
-    async def of_request(self, told: Told) -> list[Told]:
+    async def of_request(self, told: LoggedEvent) -> list[LoggedEvent]:
         """The events near this one with the same correlation id, this one included, in order."""
         query: LiteralString = (
             "SELECT position FROM events WHERE position BETWEEN %(first)s AND %(last)s"
@@ -186,7 +186,7 @@ class LoggedPast:
             await self._positions(query, {**near, "correlation_id": at.correlation_id})
         )
 
-    async def effects(self, told: Told, limit: int) -> list[Told]:
+    async def effects(self, told: LoggedEvent, limit: int) -> list[LoggedEvent]:
         """The first events that name this one as their cause, as far as bounded reads find them."""
         at = told.at
         found = await self._positions(
@@ -203,7 +203,7 @@ class LoggedPast:
         )
         return await self.several(found)
 
-    async def spending(self, began: Told, upto: int, agent: str | None) -> Spending:
+    async def spending(self, began: LoggedEvent, upto: int, agent: str | None) -> Spending:
         """What the budget was spent on from `began`, the start of the day that was open at `upto`."""
         assert isinstance(began.event, BudgetDayReset)
         parameters = {
@@ -232,9 +232,9 @@ class LoggedPast:
         shares = (Share(agent, tokens, events) for _, agent, tokens, events in rows if events)
         return uses, tuple(sorted(shares, key=lambda share: (-share.tokens, share.agent)))
 
-    async def _revealed(self, stored: Sequence[Recorded]) -> list[Told]:
+    async def _revealed(self, stored: Sequence[Recorded]) -> list[LoggedEvent]:
         """Decrypt and decode events; what was forgotten stays unreadable."""
-        return [told(recorded) for recorded in await sealing.reveal(self._connection, stored)]
+        return [decode(recorded) for recorded in await sealing.reveal(self._connection, stored)]
 
     async def _positions(self, query: LiteralString, parameters: dict[str, Any]) -> list[int]:
         with translating():

@@ -1,6 +1,6 @@
 """The parts of an explanation, and the interface to the log that it is made from.
 
-Narrators query a `Past`. Its implementation is the log in Postgres or, in tests, a list.
+Narrators query a `LogQueries`. Its implementation is the log in Postgres or, in tests, a list.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 OriginKind = Literal["request", "command", "run", "clock", "service", "other"]
 
 
-class Told(NamedTuple):
+class LoggedEvent(NamedTuple):
     """An event, and its place in the log."""
 
     event: AnyEvent | None
@@ -112,51 +112,51 @@ class Spending(NamedTuple):
         return sum(share.tokens for share in self.held_by)
 
 
-class Past(Protocol):
+class LogQueries(Protocol):
     """The log, through the few queries that are fast whatever its length."""
 
-    async def one(self, position: int, /) -> Told | None:
+    async def one(self, position: int, /) -> LoggedEvent | None:
         """The event at a position."""
 
-    async def several(self, positions: Sequence[int], /) -> list[Told]:
+    async def several(self, positions: Sequence[int], /) -> list[LoggedEvent]:
         """The events at these positions, in the order of the log."""
 
-    async def causes(self, position: int, limit: int, /) -> list[Told]:
+    async def causes(self, position: int, limit: int, /) -> list[LoggedEvent]:
         """The event at `position`, its cause, the cause of that and so on, at most `limit` events."""
 
-    async def first(self, stream: str, types: Sequence[str] = (), *, after: int = 0) -> Told | None:
+    async def first(self, stream: str, types: Sequence[str] = (), *, after: int = 0) -> LoggedEvent | None:
         """The first event of these types (of any, by default) in a stream after the position `after`."""
 
-    async def last(self, stream: str, types: Sequence[str] = (), *, upto: int) -> Told | None:
+    async def last(self, stream: str, types: Sequence[str] = (), *, upto: int) -> LoggedEvent | None:
         """The last event of these types (of any, by default) in a stream up to the position `upto`."""
 
     async def early(
         self, stream: str, limit: int, types: Sequence[str] = (), *, after: int = 0
-    ) -> list[Told]:
+    ) -> list[LoggedEvent]:
         """The first events of these types in a stream after the position `after`, at most `limit`."""
 
-    async def last_of(self, type_: str, *, upto: int) -> Told | None:
+    async def last_of(self, type_: str, *, upto: int) -> LoggedEvent | None:
         """The last event of a type in the log up to the position `upto`."""
 
-    async def of_agent(self, agent: str, upto: int, limit: int) -> list[Told]:
+    async def of_agent(self, agent: str, upto: int, limit: int) -> list[LoggedEvent]:
         """An agent's latest events up to the position `upto`, newest first."""
 
-    async def before(self, moment: datetime) -> Told | None:
+    async def before(self, moment: datetime) -> LoggedEvent | None:
         """The last event recorded before a moment."""
 
-    async def of_request(self, told: Told) -> list[Told]:
+    async def of_request(self, told: LoggedEvent) -> list[LoggedEvent]:
         """The events near this one with the same correlation id, this one included, in order."""
 
-    async def effects(self, told: Told, limit: int) -> list[Told]:
+    async def effects(self, told: LoggedEvent, limit: int) -> list[LoggedEvent]:
         """The first events that name this one as their cause, as far as bounded reads find them."""
 
-    async def spending(self, began: Told, upto: int, agent: str | None) -> Spending:
+    async def spending(self, began: LoggedEvent, upto: int, agent: str | None) -> Spending:
         """What the budget was spent on from `began`, the start of the day that was open at `upto`."""
 
 
-def told(recorded: Recorded) -> Told:
+def decode(recorded: Recorded) -> LoggedEvent:
     """Decode an event of the log, which newer software may have written."""
     try:
-        return Told(codec.decode(recorded), recorded)
+        return LoggedEvent(codec.decode(recorded), recorded)
     except UnknownEventType:
-        return Told(None, recorded)
+        return LoggedEvent(None, recorded)

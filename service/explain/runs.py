@@ -26,8 +26,8 @@ from service.explain.sentences import dated
 
 if TYPE_CHECKING:
     from eventstore.recorded import Recorded
-    from service.explain.record import Past, Told
-    from service.explain.telling import Telling
+    from service.explain.narration import Narration
+    from service.explain.record import LoggedEvent, LogQueries
 
 MOST_ATTEMPTS = 50
 """The number of steps of a run that are listed."""
@@ -36,7 +36,7 @@ _STEPS = (RunStarted.type, RunAttemptFailed.type, RunRetried.type, RunFinished.t
 _SIGNS_OF_LIFE = (RunStarted.type, RunRetried.type, RunRenewed.type)
 
 
-async def skipped(event: RunSkipped, at: Recorded, past: Past, telling: Telling) -> None:
+async def skipped(event: RunSkipped, at: Recorded, past: LogQueries, telling: Narration) -> None:
     """What prevented the tick from running."""
     telling.facts |= {"job": event.job, "tick": event.tick, "reason": event.reason}
     cause = await past.one(at.caused_by) if at.caused_by else None
@@ -55,7 +55,7 @@ async def skipped(event: RunSkipped, at: Recorded, past: Past, telling: Telling)
             assert_never(event.reason)
 
 
-async def _refused(cause: Told | None, past: Past, telling: Telling) -> None:
+async def _refused(cause: LoggedEvent | None, past: LogQueries, telling: Narration) -> None:
     """Why the run was refused its tokens or its claim."""
     if cause is None:
         return
@@ -66,19 +66,19 @@ async def _refused(cause: Told | None, past: Past, telling: Telling) -> None:
         case ConflictDetected():
             await operations.turned_away(cause.event, cause.at, past, telling)
         case OperationStarted():
-            await operations.in_the_way(cause.event, cause.at, past, telling)
+            await operations.blocking(cause.event, cause.at, past, telling)
         case _:
             pass
 
 
-async def _say_who(cause: Told | None, telling: Telling) -> None:
+async def _say_who(cause: LoggedEvent | None, telling: Narration) -> None:
     if cause:
         telling.say(dated(cause), cause.at)
-        telling.say(f"It was requested by {words.by(cause.at.actor)}.", cause.at)
+        telling.say(f"It was requested by {words.actor_name(cause.at.actor)}.", cause.at)
 
 
 async def _say_overlap(
-    event: RunSkipped, at: Recorded, cause: Told | None, past: Past, telling: Telling
+    event: RunSkipped, at: Recorded, cause: LoggedEvent | None, past: LogQueries, telling: Narration
 ) -> None:
     if cause is None:
         return
@@ -90,7 +90,9 @@ async def _say_overlap(
         telling.say(dated(waiting), waiting.at)
 
 
-async def _say_run_under_way(cause: Told, at: Recorded, past: Past, telling: Telling) -> None:
+async def _say_run_under_way(
+    cause: LoggedEvent, at: Recorded, past: LogQueries, telling: Narration
+) -> None:
     stream = cause.at.stream
     if begun := await past.first(stream, (RunStarted.type,)):
         since = words.duration(at.recorded_at - begun.at.recorded_at)
@@ -99,7 +101,7 @@ async def _say_run_under_way(cause: Told, at: Recorded, past: Past, telling: Tel
         telling.say(dated(ended), ended.at)
 
 
-async def missed(event: RunMissed, at: Recorded, past: Past, telling: Telling) -> None:
+async def missed(event: RunMissed, at: Recorded, past: LogQueries, telling: Narration) -> None:
     """How late the tick was noticed, and whether any process was running."""
     late, in_time = at.recorded_at - event.tick, at.recorded_at
     telling.facts |= {"job": event.job, "tick": event.tick, "late_seconds": late.total_seconds()}
@@ -132,13 +134,13 @@ async def missed(event: RunMissed, at: Recorded, past: Past, telling: Telling) -
         )
     elif before:
         telling.say(
-            f"There was other activity in the meantime, such as by {words.by(before.at.actor)}"
+            f"There was other activity in the meantime, such as by {words.actor_name(before.at.actor)}"
             f" {words.at(before.at)}, but no process claimed the tick.",
             before.at,
         )
 
 
-async def finished(event: RunFinished, at: Recorded, past: Past, telling: Telling) -> None:
+async def finished(event: RunFinished, at: Recorded, past: LogQueries, telling: Narration) -> None:
     """All attempts of the run; for a lost run, also the last sign of life."""
     await _say_attempts(at, past, telling)
     telling.facts |= {"job": event.job, "outcome": event.outcome, "attempts": event.attempts}
@@ -153,14 +155,16 @@ async def finished(event: RunFinished, at: Recorded, past: Past, telling: Tellin
         telling.say(f"It was {which}, so the run was lost.", at)
 
 
-async def attempt_failed(event: RunAttemptFailed, at: Recorded, past: Past, telling: Telling) -> None:
+async def attempt_failed(
+    event: RunAttemptFailed, at: Recorded, past: LogQueries, telling: Narration
+) -> None:
     """The run so far."""
     telling.facts |= {"job": event.job, "attempt": event.attempt, "reason": event.reason}
     await _say_attempts(at, past, telling)
 
 
 async def under_way(
-    event: RunStarted | RunRenewed | RunRetried, at: Recorded, past: Past, telling: Telling
+    event: RunStarted | RunRenewed | RunRetried, at: Recorded, past: LogQueries, telling: Narration
 ) -> None:
     """Why the run started, its attempts so far, and how it ended."""
     telling.facts |= {"job": event.job, "run_id": event.run_id}
@@ -174,9 +178,11 @@ async def under_way(
         telling.say_later("It had not ended by the end of the log.")
 
 
-async def _say_why_it_started(event: RunStarted, at: Recorded, past: Past, telling: Telling) -> None:
+async def _say_why_it_started(
+    event: RunStarted, at: Recorded, past: LogQueries, telling: Narration
+) -> None:
     if event.manual:
-        telling.say(f"It was requested by {words.by(at.actor)}.", at)
+        telling.say(f"It was requested by {words.actor_name(at.actor)}.", at)
         return
     waited = await past.last(f"job-{event.job}", (TickBuffered.type,), upto=at.position)
     if waited and isinstance(waited.event, TickBuffered) and waited.event.tick == event.tick:
@@ -186,11 +192,11 @@ async def _say_why_it_started(event: RunStarted, at: Recorded, past: Past, telli
     telling.say(f"The tick was due at {words.moment(event.tick)}, and nothing blocked it {when}.", at)
 
 
-async def paused(event: JobPaused, at: Recorded, past: Past, telling: Telling) -> None:
+async def paused(event: JobPaused, at: Recorded, past: LogQueries, telling: Narration) -> None:
     """Who paused the job; or which run failed, and how."""
     telling.facts |= {"job": event.job, "reason": event.reason}
     if event.reason == "manual":
-        telling.say(f"It was requested by {words.by(at.actor)}.", at)
+        telling.say(f"It was requested by {words.actor_name(at.actor)}.", at)
         return
     cause = await past.one(at.caused_by) if at.caused_by else None
     if cause and isinstance(cause.event, RunFinished):
@@ -199,7 +205,7 @@ async def paused(event: JobPaused, at: Recorded, past: Past, telling: Telling) -
         telling.say("The job is defined to pause when a run fails; it must be resumed by hand.", at)
 
 
-async def buffered(event: TickBuffered, at: Recorded, past: Past, telling: Telling) -> None:
+async def buffered(event: TickBuffered, at: Recorded, past: LogQueries, telling: Narration) -> None:
     """The run that the tick waits for."""
     telling.facts |= {"job": event.job, "tick": event.tick}
     cause = await past.one(at.caused_by) if at.caused_by else None
@@ -207,7 +213,7 @@ async def buffered(event: TickBuffered, at: Recorded, past: Past, telling: Telli
         await _say_run_under_way(cause, at, past, telling)
 
 
-async def _say_attempts(at: Recorded, past: Past, telling: Telling) -> None:
+async def _say_attempts(at: Recorded, past: LogQueries, telling: Narration) -> None:
     """List the steps of the run before this one."""
     steps = await past.early(at.stream, MOST_ATTEMPTS, _STEPS)
     for item in steps:

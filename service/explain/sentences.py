@@ -13,7 +13,7 @@ from service.explain.record import Step
 
 if TYPE_CHECKING:
     from eventstore.events import AnyEvent
-    from service.explain.record import Told
+    from service.explain.record import LoggedEvent
 
 _OfBudget = (
     events.TokensReserved
@@ -45,19 +45,19 @@ _OfKey = (
 )
 
 
-def step(item: Told) -> Step:
+def step(item: LoggedEvent) -> Step:
     """An event as one step of a causal chain."""
     return Step(item.at.position, item.at.type, item.at.recorded_at, sentence(item))
 
 
-def sentence(item: Told) -> str:
+def sentence(item: LoggedEvent) -> str:
     """What happened, in one sentence."""
     if item.event is None:
         return f"This version of the software does not know events of the type {item.at.type}."
     return of_event(item.event)
 
 
-def dated(item: Told, since: str = "") -> str:
+def dated(item: LoggedEvent, since: str = "") -> str:
     """What happened, in one sentence, with its time and position."""
     at = item.at
     return f"{sentence(item)[:-1]} ({words.moment(at.recorded_at)}{since}, position {at.position})."
@@ -108,7 +108,7 @@ def of_event(event: AnyEvent) -> str:
             return f"The operation of {event.agent} expired: it was not renewed in time."
         case events.ConflictDetected():
             holders, contested = (
-                words.listed(event.holders or ["another agent"]),
+                words.joined(event.holders or ["another agent"]),
                 words.resources(event.contested),
             )
             return (
@@ -125,7 +125,7 @@ def of_event(event: AnyEvent) -> str:
             whose = f" for {event.assigned_agent}" if event.assigned_agent else ""
             return f"The task {words.quote(event.title)} was created{whose}, as {event.status}."
         case events.TaskUpdated():
-            changed = words.listed(name.replace("_", " ") for name in event.changed)
+            changed = words.joined(name.replace("_", " ") for name in event.changed)
             return f"The task {words.quote(event.title)} was changed ({changed}); it is now {event.status}."
         case events.EmailReceived():
             subject = f": {words.quote(event.subject)}" if event.subject else ""
@@ -144,7 +144,7 @@ def of_event(event: AnyEvent) -> str:
         case events.SubjectForgotten():
             sealed = words.count(len(event.emails), "e-mail"), words.count(len(event.messages), "message")
             return (
-                f"An encryption key was destroyed: the personal data in {words.listed(sealed)} encrypted"
+                f"An encryption key was destroyed: the personal data in {words.joined(sealed)} encrypted"
                 " with it can no longer be read."
             )
         case events.AppendAbandoned():

@@ -75,23 +75,23 @@ def quote(text: str) -> str:
 
 def resources(claimed: Mapping[str, str]) -> str:
     """Resources, by kind."""
-    return some(f"{kind} {line(value)}" for kind, value in claimed.items())
+    return truncated_list(f"{kind} {line(value)}" for kind, value in claimed.items())
 
 
-def some(items: Iterable[str]) -> str:
+def truncated_list(items: Iterable[str]) -> str:
     """The first items of a list, and how many more there are."""
     every = list(items)
     rest = len(every) - MOST_LISTED
-    return listed([*every[:MOST_LISTED], f"{rest} more"] if rest > 0 else every)
+    return joined([*every[:MOST_LISTED], f"{rest} more"] if rest > 0 else every)
 
 
-def listed(items: Iterable[str]) -> str:
+def joined(items: Iterable[str]) -> str:
     """Items joined as in "one, two and three"."""
     *rest, last = list(items) or ["nothing"]
     return f"{', '.join(rest)} and {last}" if rest else last
 
 
-def by(actor: str) -> str:
+def actor_name(actor: str) -> str:
     """An actor, as a person would name it."""
     who, key, number = actor.rpartition(" key:")
     if key and " " not in number:

@@ -13,12 +13,12 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from eventstore import codec, log, sealing
-from eventstore.connection import hanging_up_after
-from eventstore.describing import describe
+from eventstore.connection import closing_after
 from eventstore.errors import EventStoreError, LogNotUnderstood, StoreUnavailable
 from eventstore.events import AnyEvent
 from eventstore.pages import WHOLE, scan
 from eventstore.recorded import Head
+from eventstore.redaction import describe
 from projections.projection import MissingRow
 from service.history import recall, snapshots
 from service.memory.draft import Draft
@@ -41,7 +41,7 @@ SLICE_EVENTS = 500
 
 AfterPage = Callable[[], Awaitable[None]]
 
-Keep = Callable[[Squad, int], Awaitable[None]]
+StoreSnapshot = Callable[[Squad, int], Awaitable[None]]
 """Stores a squad as a snapshot, given the log's head before the squad was read. Never raises."""
 
 _log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def fold_page(squad: Squad, page: Sequence[Recorded]) -> list[AnyEvent]:
             raise StoreUnavailable(f"position {position} is missing from the log")
         try:
             event = codec.decode(recorded)
-            draft.take_effect(event, recorded)
+            draft.apply(event, recorded)
         except Exception as fault:
             raise LogNotUnderstood(f"at position {position}, {type(fault).__name__}: {fault}") from fault
         events.append(event)
@@ -82,7 +82,7 @@ def fold_page(squad: Squad, page: Sequence[Recorded]) -> list[AnyEvent]:
     return events
 
 
-async def folding(
+async def fold_pages(
     connection: Connection, squad: Squad, upto: int, after_page: AfterPage, *, rest: float = 0.0
 ) -> None:
     """Fold the events after the squad's head, page by page.
@@ -105,9 +105,9 @@ async def folding(
     scanning = scan(connection, squad.head.position, upto, PAGE_EVENTS, shape=WHOLE)
     async with aclosing(scanning) as pages:
         while squad.head.position < upto:
-            with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+            with closing_after(STUCK_AFTER_SECONDS, connection):
                 stored = await anext(pages, None)
-                page = await sealing.reveal(connection, stored or (), veiled=sealing.VEILED)
+                page = await sealing.reveal(connection, stored or (), veiled=sealing.UNUSED_BY_STATE)
             if not page:
                 raise await _nothing_after(connection, squad.head.position)
             for start in range(0, len(page), SLICE_EVENTS):
@@ -119,20 +119,20 @@ async def folding(
 
 async def _nothing_after(connection: Connection, position: int) -> EventStoreError:
     """Return the error that says why the page after this position is empty."""
-    with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+    with closing_after(STUCK_AFTER_SECONDS, connection):
         head = await log.head_position(connection)
     if head > position:
         return StoreUnavailable(f"position {position + 1} is missing from the log")
     return BeyondTheLog(f"it ends at position {position}")
 
 
-async def fold_on(
+async def fold_to(
     connection: Connection,
     squad: Squad,
     upto: int,
     known: int,
     *,
-    keep: Keep | None = None,
+    keep: StoreSnapshot | None = None,
     deadline: float | None = None,
 ) -> None:
     """Fold the events after the squad's head, and load everything that is still open.
@@ -147,7 +147,7 @@ async def fold_on(
 
     Raises:
         TookTooLong: the progress was passed to `keep`, so that the next attempt resumes from there.
-        BeyondTheLog, StoreUnavailable, LogNotUnderstood: see `folding`.
+        BeyondTheLog, StoreUnavailable, LogNotUnderstood: see `fold_pages`.
     """
     kept = squad.head.position
 
@@ -156,17 +156,17 @@ async def fold_on(
         at = squad.head.position
         too_late = deadline is not None and monotonic() > deadline and at < upto
         if keep and (too_late or at - kept >= snapshots.distance(squad)):
-            await complete(connection, squad)
+            await load_open(connection, squad)
             await keep(squad, known)
             kept = at
         if too_late:
             raise TookTooLong(f"it is folded up to position {at} of {upto}")
 
-    await folding(connection, squad, upto, after_page)
-    await complete(connection, squad)
+    await fold_pages(connection, squad, upto, after_page)
+    await load_open(connection, squad)
 
 
-async def complete(connection: Connection, squad: Squad) -> None:
+async def load_open(connection: Connection, squad: Squad) -> None:
     """Load what is open but not in memory: see `Squad.absent`.
 
     Raises:
@@ -174,11 +174,11 @@ async def complete(connection: Connection, squad: Squad) -> None:
         LogNotUnderstood: its stream is incomplete.
     """
     if squad.absent:
-        with hanging_up_after(STUCK_AFTER_SECONDS, connection):
-            take_in(squad, await recall.stories(connection, sorted(squad.absent)))
+        with closing_after(STUCK_AFTER_SECONDS, connection):
+            load_absent(squad, await recall.read_stories(connection, sorted(squad.absent)))
 
 
-def take_in(squad: Squad, stories: Iterable[Recorded]) -> None:
+def load_absent(squad: Squad, read_stories: Iterable[Recorded]) -> None:
     """Load what is absent, given the events of its streams; events after the squad's head are ignored.
 
     Raises:
@@ -186,13 +186,13 @@ def take_in(squad: Squad, stories: Iterable[Recorded]) -> None:
     """
     draft = Draft(squad)
     try:
-        recall.fold(draft, (event for event in stories if event.position <= squad.head.position))
+        recall.fold(draft, (event for event in read_stories if event.position <= squad.head.position))
     except MissingRow as missing:
         raise LogNotUnderstood(str(missing)) from missing
     squad.merge(draft)
 
 
-async def keeping(connection: Connection) -> Keep | None:
+async def snapshot_writer(connection: Connection) -> StoreSnapshot | None:
     """Return a function that stores snapshots over this connection; None if it may not store them."""
     if not await snapshots.may_store(connection):
         return None

@@ -59,7 +59,7 @@ _KINDS = {
 _EMAIL_TYPES = frozenset({EmailReceived.type, EmailUpdated.type})
 
 
-class Kept(NamedTuple):
+class EarlierAnswer(NamedTuple):
     """An earlier answer, and the fingerprint of the request that it answered."""
 
     fingerprint: str
@@ -113,10 +113,10 @@ async def read(connection: Connection, wanted: Needs, keyring: Keyring | None = 
         with translating():
             cursor = await connection.execute(query, (wanted.gmail_message_ids,), prepare=True)
             streams += [row[0] for row in await cursor.fetchall()]
-    return await stories(connection, streams, keyring, wanted.ends) if streams or wanted.ends else []
+    return await read_stories(connection, streams, keyring, wanted.ends) if streams or wanted.ends else []
 
 
-async def stories(
+async def read_stories(
     connection: Connection,
     streams: Sequence[str],
     keyring: Keyring | None = None,
@@ -148,13 +148,13 @@ async def find_traces(connection: Connection, draft: Draft, wanted: Needs) -> No
         draft.traces[subject] = await traces.find(connection, subject)
 
 
-def fold(draft: Draft, history: Iterable[Recorded]) -> dict[str, Kept]:
+def fold(draft: Draft, history: Iterable[Recorded]) -> dict[str, EarlierAnswer]:
     """Fold what was read into a draft: only the entities, as the state already has their effects on others.
 
     Returns:
         The earlier answers, by idempotency key.
     """
-    answers: dict[str, Kept] = {}
+    answers: dict[str, EarlierAnswer] = {}
     recalled: set[str] = set()
     for recorded in history:
         event = codec.decode(recorded)
@@ -164,7 +164,7 @@ def fold(draft: Draft, history: Iterable[Recorded]) -> dict[str, Kept]:
                 ours = [email_id for email_id in event.emails if email_id in recalled]
                 emails.apply(draft, structs.replace(event, emails=ours), recorded)
             case RequestAnswered():
-                answers[event.key] = Kept(event.fingerprint, Answer(event.status, event.body))
+                answers[event.key] = EarlierAnswer(event.fingerprint, Answer(event.status, event.body))
                 continue
             case TokensReserved() | TokensSettled() | TokensReleased():
                 rows = draft.rows(RESERVATIONS)

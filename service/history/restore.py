@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from psycopg import sql
 
 from eventstore import log, lookup, sealing
-from eventstore.connection import hanging_up_after
-from eventstore.gauge import Gauge
+from eventstore.connection import closing_after
+from eventstore.page_size import PageSizer
 from eventstore.recorded import Head
 from eventstore.translation import translating
 from projections import PROJECTIONS, storage
 from service.history import continuity, snapshots
-from service.history.folding import STUCK_AFTER_SECONDS, complete, fold_on, fold_page, keeping
+from service.history.folding import STUCK_AFTER_SECONDS, fold_page, fold_to, load_open, snapshot_writer
 from service.memory.residence import OPEN_EMAILS, OPEN_TASKS, RESIDENT
 from service.memory.squad import Squad
 
@@ -57,14 +57,14 @@ async def restore(connection: Connection, keyring: Keyring | None = None) -> Squ
     Raises:
         StoreUnavailable: the connection broke, or was cut because nothing arrived for too long.
     """
-    with hanging_up_after(_LOADED_WITHIN_SECONDS, connection), translating():
+    with closing_after(_LOADED_WITHIN_SECONDS, connection), translating():
         known = await log.head_position(connection)
         squad = await _nearest_to(connection, known)
     if known - squad.head.position >= snapshots.distance(squad):
         # If this startup is aborted, the next one resumes from the snapshots stored so far.
-        await fold_on(connection, squad, known, known, keep=await keeping(connection))
+        await fold_to(connection, squad, known, known, keep=await snapshot_writer(connection))
     await catch_up(connection, squad, keyring=keyring)
-    await complete(connection, squad)
+    await load_open(connection, squad)
     return squad
 
 
@@ -75,20 +75,20 @@ async def catch_up(
     keyring: Keyring | None = None,
 ) -> None:
     """Fold the events after the squad's head; pass each page, as stored, to `on_page`."""
-    gauge = Gauge(log.PAGE_EVENTS)
+    page_sizer = PageSizer(log.PAGE_EVENTS)
     while True:
-        wanted = gauge.events
-        with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+        wanted = page_sizer.events
+        with closing_after(STUCK_AFTER_SECONDS, connection):
             page = await log.read_after(connection, squad.head.position, wanted)
             await continuity.check_page(connection, squad.head, page)
-            shown = await sealing.reveal(connection, page, keyring, veiled=sealing.VEILED)
+            shown = await sealing.reveal(connection, page, keyring, veiled=sealing.UNUSED_BY_STATE)
         if page:
             fold_page(squad, shown)
             if on_page:
                 on_page(page)
         if len(page) < wanted:
             return
-        gauge.learn(page)
+        page_sizer.learn(page)
 
 
 async def _nearest_to(connection: Connection, known: int) -> Squad:

@@ -25,8 +25,8 @@ import orjson
 from msgspec.structs import astuple
 from psycopg import AsyncClientCursor
 
-from eventstore.asking import one_value
-from eventstore.connection import hanging_up_after
+from eventstore.connection import closing_after
+from eventstore.queries import one_value
 from eventstore.recorded import Head
 from eventstore.translation import translating
 from projections.operations import OPERATIONS
@@ -92,7 +92,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
 _log = logging.getLogger(__name__)
 
 
-class Distrusted(Exception):
+class InvalidSnapshot(Exception):
     """A snapshot that was altered, or belongs to another log."""
 
 
@@ -117,7 +117,7 @@ async def nearest(connection: Connection, position: int) -> Squad | None:
         head, state = found
         try:
             return await unpack(state, head)
-        except Distrusted as reason:
+        except InvalidSnapshot as reason:
             _log.warning("the snapshot at position %d is not used: %s", head.position, reason)
             position = head.position - 1
     return None
@@ -135,7 +135,7 @@ async def load(connection: Connection, position: int) -> Squad | None:
 
 
 async def _fetch(connection: Connection, query: LiteralString, position: int) -> tuple[Head, bytes] | None:
-    with hanging_up_after(_STUCK_AFTER_SECONDS, connection), translating():
+    with closing_after(_STUCK_AFTER_SECONDS, connection), translating():
         cursor = await connection.execute(query, (FOLD, position), binary=True)
         row = await cursor.fetchone()
     return (Head(*row[:3]), row[3]) if row else None
@@ -167,7 +167,7 @@ async def store(connection: Connection, squad: Squad, known: int) -> None:
     assert not squad.absent
     position, state = squad.head.position, await pack(squad)
     named = {"fold": FOLD, "position": position, "known": known}
-    with hanging_up_after(_STUCK_AFTER_SECONDS, connection), translating():
+    with closing_after(_STUCK_AFTER_SECONDS, connection), translating():
         try:
             await connection.execute("BEGIN")
             await connection.execute(_STORE, (FOLD, position, state))
@@ -217,7 +217,7 @@ async def unpack(state: bytes, head: Head) -> Squad:
     try:
         first = orjson.loads(next(lines))
         if Head(first[0], bytes.fromhex(first[1]), datetime.fromisoformat(first[2])) != head:
-            raise Distrusted("it belongs to another log")
+            raise InvalidSnapshot("it belongs to another log")
         squad = Squad()
         squad.head = head
         for line in lines:
@@ -232,7 +232,7 @@ async def unpack(state: bytes, head: Head) -> Squad:
             )
             await asyncio.sleep(0)
     except (LookupError, TypeError, ValueError, StopIteration) as error:
-        raise Distrusted(f"it cannot be read: {error!r}") from error
+        raise InvalidSnapshot(f"it cannot be read: {error!r}") from error
     return squad
 
 
@@ -267,5 +267,5 @@ def _digest(position: int, content: bytes) -> bytes:
 def _unpacked(state: bytes, position: int) -> Iterator[bytes]:
     digest, content = state[:_DIGEST_BYTES], state[_DIGEST_BYTES:]
     if digest != _digest(position, content):
-        raise Distrusted("its bytes were altered")
+        raise InvalidSnapshot("its bytes were altered")
     return iter(zlib.decompress(content).splitlines())

@@ -1,4 +1,4 @@
-"""The answers to reads, as models, and what all answers have in common; `written` has those to writes.
+"""The answers to reads, as models, and what all answers have in common; `write_answers` has those to writes.
 
 The OpenAPI document is generated from these models, and tests check the answers against them.
 """

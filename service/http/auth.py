@@ -34,12 +34,12 @@ from service.http.limits import (
     Buckets,
     Networks,
     address_in,
+    client_network,
     is_this_machine,
     names_this_machine,
-    neighbourhood,
 )
 from service.http.problems import Problem
-from service.http.scope import BEYOND, Scope
+from service.http.scope import DENIAL_DETAIL, Scope
 from service.requests import NoOutcome, Request
 from service.writing.batch import new_id
 
@@ -72,7 +72,7 @@ _SAFE_METHODS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD})
 _log = logging.getLogger(__name__)
 
 
-class Door:
+class Authenticator:
     """Admits or rejects requests."""
 
     def __init__(self, settings: Settings, writer: Writer, clock: DatabaseClock) -> None:
@@ -88,7 +88,7 @@ class Door:
         self._remembered: dict[str, tuple[KeyRow, Caller]] = {}
         self._noting: dict[str, asyncio.Task[None]] = {}
 
-    def admit(self, request: web.Request, scope: Scope) -> Caller | None:
+    def check_fencing_token(self, request: web.Request, scope: Scope) -> Caller | None:
         """Return the caller of a request that the route is open to; None if the route is public.
 
         Raises:
@@ -141,7 +141,7 @@ class Door:
             return ANYBODY
         known = self._caller(squad, request.headers.get(hdrs.AUTHORIZATION), address)
         if known.scope not in scope.keys:
-            raise Problem("not_allowed", BEYOND[scope])
+            raise Problem("not_allowed", DENIAL_DETAIL[scope])
         return known
 
     def _count(self, address: str) -> None:
@@ -151,7 +151,7 @@ class Door:
             Problem: the address exceeds its rate limit.
         """
         if self._by_address is not None and not is_this_machine(address):
-            _wait(self._by_address.take(neighbourhood(address), monotonic()), f"from {address}")
+            _wait(self._by_address.take(client_network(address), monotonic()), f"from {address}")
 
     def _caller(self, squad: Squad, header: str | None, address: str) -> Caller:
         """Return the caller whose key the Authorization header holds.
@@ -187,10 +187,10 @@ class Door:
         return found
 
     def _rejection(self, address: str) -> Problem:
-        seconds = self._failed.take(neighbourhood(address), monotonic())
+        seconds = self._failed.take(client_network(address), monotonic())
         if not seconds:
             return Problem("unauthorized", INVALID, headers={"WWW-Authenticate": _INVALID_TOKEN})
-        if not self._warned.take(neighbourhood(address), monotonic()):
+        if not self._warned.take(client_network(address), monotonic()):
             _log.warning("too many invalid keys from %s", address)
         return Problem("rate_limited", f"{INVALID}; too many attempts", retry_after_seconds=ceil(seconds))
 

@@ -15,14 +15,14 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from yarl import URL
 
 from service.http import json
-from service.http.long import LongAnswers
-from service.http.packed import too_large, unpacked
-from service.http.problems import Problem, from_validation, wrong
+from service.http.compression import too_large, unpacked
+from service.http.concurrency import ConcurrencyLimit
+from service.http.long_answers import LongAnswers
+from service.http.problems import Problem, from_validation, invalid_field
 from service.http.reply import CORRELATION_HEADER
 from service.http.scope import caller
-from service.http.turns import Turns
 from service.logs import CORRELATION
-from service.requests import Print
+from service.requests import Fingerprints
 from service.writing.batch import new_id
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from projections.projector import Projector
     from service.channels import Channels
     from service.clock import DatabaseClock
-    from service.http.auth import Door
+    from service.http.auth import Authenticator
     from service.http.cors import Cors
     from service.http.open_streams import OpenStreams
     from service.metrics import Metrics
@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 MAX_BODY_BYTES = 1024 * 1024
 
-NO_PRINT = Print()
+NO_FINGERPRINTS = Fingerprints()
 """The print of a request without an idempotency key."""
 
 LOOK_BACK_AT_ONCE = 2
@@ -84,12 +84,12 @@ class Services:
     scheduler: Scheduler
     snapshotter: Snapshotter
     metrics: Metrics
-    door: Door
+    authenticator: Authenticator
     cors: Cors | None
     """Which web pages may use the API; None if none may."""
     streams: OpenStreams
     stopping: bool = False
-    judging: Turns = field(default_factory=Turns)
+    judging: ConcurrencyLimit = field(default_factory=ConcurrencyLimit)
     """Turns for what-if evaluations."""
     long: LongAnswers = field(default_factory=LongAnswers)
     looking_back: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LOOK_BACK_AT_ONCE))
@@ -145,9 +145,9 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise Problem("malformed_json", str(error)) from error
     if not isinstance(value, dict):
-        raise wrong("body", "must be a JSON object")
+        raise invalid_field("body", "must be a JSON object")
     if json.is_too_deep(body, value):
-        raise wrong("body", f"must not be nested deeper than {json.MAX_DEPTH} levels")
+        raise invalid_field("body", f"must not be nested deeper than {json.MAX_DEPTH} levels")
     return value
 
 
@@ -172,7 +172,7 @@ def parse_command(
     if path:
         in_path = {(bound or {}).get(name, name): name for name in path}
         for taken in in_path.keys() & fields.keys():
-            raise wrong(taken, "must be given in the path, not in the body")
+            raise invalid_field(taken, "must be given in the path, not in the body")
         fields = {**fields, **{field: path[name] for field, name in in_path.items()}}
     try:
         # What `model_validate` calls. Its checks of its own arguments take a third of its time.
@@ -195,7 +195,7 @@ def _parsed(model: type[BaseModel], query_string: str) -> BaseModel:
     query = query_of(query_string)
     if len(query) != len(set(query)):
         twice = next(name for name in query if len(query.getall(name)) > 1)
-        raise wrong(twice, "must be given only once")
+        raise invalid_field(twice, "must be given only once")
     try:
         return model.model_validate(dict(query))
     except ValidationError as error:
@@ -228,9 +228,9 @@ def idempotency_key(headers: MultiMapping[str]) -> str | None:
     key = headers.get(_IDEMPOTENCY_KEY)
     if key is not None:
         if not _KEY.fullmatch(key):
-            raise wrong("Idempotency-Key", "must be 1 to 200 visible ASCII characters")
+            raise invalid_field("Idempotency-Key", "must be 1 to 200 visible ASCII characters")
         if len(headers.getall(_IDEMPOTENCY_KEY)) > 1:
-            raise wrong("Idempotency-Key", "must be given only once")
+            raise invalid_field("Idempotency-Key", "must be given only once")
     agent = caller().agent
     # A namespace per agent, so that none can use up another's keys. A key in a header never has a space.
     return key if key is None or agent is None else f"agent:{agent} {key}"
@@ -256,11 +256,11 @@ def _given_or_new(headers: Mapping[str, str]) -> str:
     return new_id()
 
 
-def fingerprint(method: str, path: str, body: bytes) -> Print:
+def fingerprint(method: str, path: str, body: bytes) -> Fingerprints:
     """Return what an idempotency key is bound to."""
-    return Print(hash_of(method, path, body), hash_of(method, path, b""))
+    return Fingerprints(hash_of(method, path, body), hash_of(method, path, b""))
 
 
 def hash_of(method: str, path: str, body: bytes) -> str:
-    """Return one of the hashes in a `Print`."""
+    """Return one of the hashes in a `Fingerprints`."""
     return sha256(b"\n".join((method.encode(), path.encode(), body))).hexdigest()

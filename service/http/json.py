@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from service.many import Many
+from service.lazy_rows import LazyRows
 
 MAX_DEPTH = 100
 """How deeply objects and arrays may be nested: more than any field allows, and far less than what could be
@@ -21,8 +21,8 @@ def dumps(value: Any) -> bytes:
     return orjson.dumps(value, _default, _OPTIONS)
 
 
-def dumps_what_is_made(value: Any) -> bytes | None:
-    """Serialize an answer; return None if it contains a `Many`, whose rows are yet to be made."""
+def dumps_if_complete(value: Any) -> bytes | None:
+    """Serialize an answer; return None if it contains a `LazyRows`, whose rows are yet to be made."""
     try:
         return orjson.dumps(value, option=_OPTIONS)
     except orjson.JSONEncodeError:
@@ -30,7 +30,7 @@ def dumps_what_is_made(value: Any) -> bytes | None:
 
 
 def _default(value: Any) -> Any:
-    if type(value) is Many:
+    if type(value) is LazyRows:
         return value.shown()
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 

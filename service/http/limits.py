@@ -112,7 +112,7 @@ def is_this_machine(address: str) -> bool:
 
 
 @lru_cache(maxsize=MAX_NAMES)
-def neighbourhood(address: str) -> str:
+def client_network(address: str) -> str:
     """Return what counts as one address; for IPv6 the /64 network, the least that one customer has."""
     if not is_address(address):
         return ""

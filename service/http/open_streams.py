@@ -74,7 +74,7 @@ class OpenStreams:
         self.from_memory, self.from_log = Lane(), Lane()
 
     @contextmanager
-    def one_more(self, who: Caller) -> Iterator[None]:
+    def counted(self, who: Caller) -> Iterator[None]:
         """Count this task's stream for as long as it is open.
 
         Raises:

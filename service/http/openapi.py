@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from service.http.answers import ProblemDetails
+from service.http.openapi_text import DESCRIPTION, EXAMPLES, KEYS_OF_SCOPE, PATH_PARAMETERS, TAGS
 from service.http.problems import CONTENT_TYPE, KINDS
 from service.http.route import Media
 from service.http.schemas import Schemas, models_of
 from service.http.scope import Scope
 from service.http.seed import SeedError
-from service.http.wording import DESCRIPTION, EXAMPLES, KEYS_OF_SCOPE, PATH_PARAMETERS, TAGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -119,7 +119,11 @@ def _operation(route: Route, schemas: Schemas) -> dict[str, Any]:
 
 def _description(route: Route) -> str:
     text = KEYS_OF_SCOPE[route.scope]
-    return f"{text} Not allowed in a batch: {route.alone_because}." if route.alone_because else text
+    return (
+        f"{text} Not allowed in a batch: {route.not_batchable_because}."
+        if route.not_batchable_because
+        else text
+    )
 
 
 def _operation_id(route: Route) -> str:

@@ -133,7 +133,7 @@ def from_refusal(refusal: Refusal, position: int | None) -> Problem:
     return Problem(refusal.code, refusal.detail, retry_after_seconds=refusal.retry_after_seconds, **extra)
 
 
-def wrong(field: str, message: str) -> Problem:
+def invalid_field(field: str, message: str) -> Problem:
     """Return a problem with one wrong field and what is allowed there."""
     return Problem(
         "validation_failed", f"{field}: {message}", errors=[{"field": field, "message": message}]

@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict
 
 from eventstore.errors import StoreBusy, StoreUnavailable
 from service.http.auth import CHALLENGE
-from service.http.carrying_out import asked_by, carry_out, rendering
 from service.http.context import (
     SERVICES,
     Services,
@@ -29,7 +28,8 @@ from service.http.context import (
 )
 from service.http.problems import Problem
 from service.http.reply import CORRELATION_HEADER, SECURITY_HEADERS, Reply, respond
-from service.http.scope import Scope, let_in
+from service.http.scope import Scope, set_caller
+from service.http.submitting import carry_out, rendering, request_from_http
 from service.reading import NotYet
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Route:
     body: Shape | None = None
     path_types: Mapping[str, Any] = field(default_factory=dict)
     write: Write | None = None
-    alone_because: str | None = None
+    not_batchable_because: str | None = None
     """Why this write cannot be part of a batch, if it cannot."""
     show_problem: ProblemRenderer = _show_problem
     while_stopping: bool = False
@@ -127,8 +127,8 @@ class Route:
             elif "%" in request.raw_path and not _is_utf8(request.raw_path):
                 response = self.show_problem(_NOT_UTF8)
             else:
-                if known := services.door.admit(request, self.scope):
-                    let_in(known)
+                if known := services.authenticator.check_fencing_token(request, self.scope):
+                    set_caller(known)
                 if self.takes_no_query and "?" in request.raw_path:
                     parse_query(_NoQuery, request)
                 response = await self.handler(services, request)
@@ -244,7 +244,7 @@ def write_of(
     async def handler(services: Services, request: web.Request) -> Reply:
         content = await body_of(request)
         command = how.make(services, parse_object(content), request.match_info)
-        done = await carry_out(services, asked_by(request, content, command, how.render))
+        done = await carry_out(services, request_from_http(request, content, command, how.render))
         return respond(done.status, done.body)
 
     return Route(

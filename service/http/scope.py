@@ -31,7 +31,7 @@ class Scope(Enum):
     """It changes something that belongs to the whole squad."""
 
 
-BEYOND = {
+DENIAL_DETAIL = {
     Scope.READ: "this requires a key",
     Scope.AUDIT: "this requires an auditor's or an operator's key",
     Scope.ACT: "an auditor's key can only read",
@@ -47,7 +47,7 @@ def caller() -> Caller:
     return _CALLER.get()
 
 
-def let_in(who: Caller) -> None:
+def set_caller(who: Caller) -> None:
     """Set the caller of the request that this task answers."""
     _CALLER.set(who)
 
@@ -75,4 +75,4 @@ def require(scope: Scope) -> None:
         Problem: it has not.
     """
     if _CALLER.get().scope not in scope.keys:
-        raise Problem("not_allowed", BEYOND[scope])
+        raise Problem("not_allowed", DENIAL_DETAIL[scope])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from projections.jobs import JOBS
 from service.decide.budget import remaining
-from service.many import by_name, listed
+from service.lazy_rows import by_name, listed
 from service.schedule import coming_ticks
 from service.views import active_operations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
     from projections.jobs import JobRow
     from projections.operations import OperationRow
-    from service.many import Many
+    from service.lazy_rows import LazyRows
     from service.memory.squad import Squad
     from service.memory.state import State
 
 
-def jobs(state: Squad, now: datetime) -> list[Any] | Many:
+def jobs(state: Squad, now: datetime) -> list[Any] | LazyRows:
     """Return the schedule in the seed's terms."""
 
     def show(row: JobRow) -> dict[str, Any]:
-        tick = state.agenda.tick(row.name)
+        tick = state.due_jobs.tick(row.name)
         if tick is None or tick <= now:
             tick = next(iter(coming_ticks(row, now, 1)), None)
         return {
@@ -55,7 +55,7 @@ def _budget(state: State) -> dict[str, Any]:
     }
 
 
-def _operations(state: Squad) -> list[Any] | Many:
+def _operations(state: Squad) -> list[Any] | LazyRows:
     """Return the active operations in the seed's terms, each resource kind a field of its own."""
     return listed(list(active_operations(state)), _operation)
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from service.http.compression import too_large
 from service.http.connection import Server
 from service.http.context import MAX_BODY_BYTES, SERVICES, correlate
-from service.http.packed import too_large
 from service.http.problems import Problem
 from service.http.reply import CORRELATION_HEADER, respond
 from service.metrics import NO_ROUTE
@@ -75,7 +75,7 @@ def _refused(request: BaseRequest, error: web.HTTPException, services: Services)
             problem = too_large(MAX_BODY_BYTES)
         case _:
             problem = Problem("bad_request", error.reason)
-    if too_often := services.door.too_often(request):
+    if too_often := services.authenticator.too_often(request):
         problem = too_often
     reply = respond(problem.status, problem.body, problem.headers)
     reply.correlation_id = correlation

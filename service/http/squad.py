@@ -19,11 +19,10 @@ from projections.tasks import TASKS, tasks
 from service import commands as do
 from service import views
 from service.http import seed_views
-from service.http.carrying_out import asked_by, carry_out
+from service.http.chunks import respond_long
 from service.http.context import KNOWN_QUERIES, Services, body_of, parse_object, query_of
 from service.http.json import dumps
 from service.http.lists import PAGE_BYTES, fitting
-from service.http.pieces import respond_long
 from service.http.problems import Problem, field_errors, from_refusal
 from service.http.reply import Reply
 from service.http.route import Route
@@ -39,8 +38,9 @@ from service.http.seed import (
     TaskBody,
     TaskChangeBody,
 )
+from service.http.submitting import carry_out, request_from_http
 from service.http.v1.messages import OWN
-from service.many import listed
+from service.lazy_rows import listed
 from service.requests import Answer, Outcome
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ async def _do(
     *,
     entity: str | None = None,
 ) -> Reply:
-    asked = asked_by(request, body, command, _rendering(message, entity))
+    asked = request_from_http(request, body, command, _rendering(message, entity))
     answer = await carry_out(services, asked)
     return Reply(answer.status, dumps(answer.body))
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 from eventstore import lookup, sealing
 from eventstore.errors import StoreBusy, StoreUnavailable
-from eventstore.gauge import Gauge
 from eventstore.listener import POLL_SECONDS, wait_for_hint
+from eventstore.page_size import PageSizer
 from service.channels import Found
-from service.http.pieces import SEND_BYTES, begun, send
-from service.http.problems import wrong
+from service.http.chunks import SEND_BYTES, begun, send
+from service.http.problems import invalid_field
 from service.http.scope import caller
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ async def stream(
     log_number = services.writer.replacements
     position = await _start(services, request, after)
     response = begun(services, request, _HEADERS)
-    with services.streams.one_more(caller()), services.metrics.open_streams.track_inprogress():
+    with services.streams.counted(caller()), services.metrics.open_streams.track_inprogress():
         try:
             # The service or the reader ended it; neither is an error.
             with suppress(ConnectionError, asyncio.CancelledError):
@@ -73,7 +73,7 @@ async def _start(services: Services, request: web.Request, after: int | None) ->
     resumed = request.headers.get("Last-Event-ID")
     if resumed is not None:
         if not _POSITION.fullmatch(resumed) or int(resumed) > _LARGEST_POSITION:
-            raise wrong("Last-Event-ID", "must be the position of an event")
+            raise invalid_field("Last-Event-ID", "must be the position of an event")
         after = int(resumed)
     if after is None:
         return services.writer.squad.head.position
@@ -93,10 +93,10 @@ async def _follow(
     spoke = monotonic()
     who = caller()
     # What cannot be sent at once is read again later, so read no more than that, however large events are.
-    gauge = Gauge(_PAGE_EVENTS, first=_FIRST_EVENTS, fewest=1, characters=SEND_BYTES)
+    gauge = PageSizer(_PAGE_EVENTS, first=_FIRST_EVENTS, fewest=1, characters=SEND_BYTES)
     with services.channels.following(wanted) as channel:
         # A lost connection has no transport; a handler that only waits is not notified of it.
-        while not _is_gone(request) and not services.stopping and services.door.still_admits(who):
+        while not _is_gone(request) and not services.stopping and services.authenticator.still_admits(who):
             if services.writer.replacements != log_number:
                 head = services.writer.squad.head.position
                 await send(response, b'event: log_replaced\ndata: {"position":%d}\n\n' % head)
@@ -120,7 +120,7 @@ async def _next(
     channel: Channel,
     position: int,
     wanted: lookup.Filter,
-    gauge: Gauge,
+    gauge: PageSizer,
 ) -> tuple[int, bytes]:
     """Return the next chunk and the position it reaches; an empty one if the database is unavailable."""
     streams = services.streams
@@ -152,7 +152,7 @@ async def _in_memory(services: Services, channel: Channel, position: int) -> Fou
     return await channel.after(position, _PAGE_EVENTS) if services.tail.last == head else None
 
 
-async def _in_the_log(services: Services, position: int, wanted: lookup.Filter, gauge: Gauge) -> Found:
+async def _in_the_log(services: Services, position: int, wanted: lookup.Filter, gauge: PageSizer) -> Found:
     forgotten, head, most = services.tail.forgotten, services.writer.squad.head.position, gauge.events
     async with services.tables.connection() as connection:
         page = await lookup.read_filtered(connection, position, most, wanted)

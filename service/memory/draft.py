@@ -137,7 +137,7 @@ class Draft(State):
 
     def __init__(self, base: Squad | Draft, *, whole: bool = False) -> None:
         self.head, self.looked_at = base.head, base.looked_at
-        self.spared_until: dict[str, datetime] = dict(base.spared_until)
+        self.no_expiry_before: dict[str, datetime] = dict(base.no_expiry_before)
         self._open_day = base._open_day
         self.journal: list[tuple[dict[Any, Any], Any, Any]] = []
         # Rows that never stay in memory matter only to later commands of the same batch.
@@ -199,10 +199,10 @@ class Draft(State):
 
     def fold(self, event: AnyEvent, recorded: Recorded) -> None:
         """Apply an event that follows the head."""
-        self.take_effect(event, recorded)
+        self.apply(event, recorded)
         self.head = Head(recorded.position, recorded.hash, recorded.recorded_at)
 
-    def take_effect(self, event: AnyEvent, recorded: Recorded) -> None:
+    def apply(self, event: AnyEvent, recorded: Recorded) -> None:
         """Apply an event; the caller moves the head."""
         for handler in self._handlers[type(event)]:
             try:
@@ -246,8 +246,8 @@ class Draft(State):
 def _note_expiry(
     draft: Draft, event: OperationStarted | OperationRenewed | TokensReserved, *, name: str
 ) -> None:
-    if event.expires_at < draft.spared_until[name]:
-        draft.spared_until[name] = event.expires_at
+    if event.expires_at < draft.no_expiry_before[name]:
+        draft.no_expiry_before[name] = event.expires_at
 
 
 def _hold(draft: Draft, event: OperationStarted) -> None:

@@ -17,8 +17,8 @@ from projections.emails import EMAILS
 from projections.jobs import JOBS
 from projections.operations import OPERATIONS
 from projections.runs import RUNS
-from service.memory.agenda import Agenda
 from service.memory.deadlines import NEVER, Deadlines
+from service.memory.due_jobs import DueJobs
 from service.memory.residence import PARTIAL, RESIDENT, Residence
 from service.memory.state import (
     EXPIRING,
@@ -48,7 +48,7 @@ class Squad(State):
 
     def __init__(self) -> None:
         self.head = EMPTY_LOG
-        self.spared_until = dict.fromkeys(EXPIRING, NEVER)
+        self.no_expiry_before = dict.fromkeys(EXPIRING, NEVER)
         self.tables: dict[str, dict[Any, Any]] = {name: {} for name in RESIDENT}
         self.versions: dict[str, int] = {}
         self.holders: dict[str, str] = {}
@@ -62,7 +62,7 @@ class Squad(State):
         """Ids of the runs in progress, by job."""
         self.absent: set[str] = set()
         """Streams of tasks and e-mails that are open but not in memory."""
-        self.agenda = Agenda(self.tables[JOBS.name])
+        self.due_jobs = DueJobs(self.tables[JOBS.name])
         """When the jobs are due."""
         self._days_of_shares: set[date] = set()
         self._keep_deadlines()
@@ -119,9 +119,9 @@ class Squad(State):
         """Return a copy that is independent of later changes. The rows are shared: they are immutable."""
         copy = Squad()
         copy.head, copy.looked_at = self.head, self.looked_at
-        copy.spared_until = dict(self.spared_until)
+        copy.no_expiry_before = dict(self.no_expiry_before)
         copy.tables = {name: rows.copy() for name, rows in self.tables.items()}
-        copy.agenda = Agenda(copy.tables[JOBS.name])
+        copy.due_jobs = DueJobs(copy.tables[JOBS.name])
         copy.versions, copy.holders = self.versions.copy(), self.holders.copy()
         copy.gmail_ids, copy.absent = self.gmail_ids.copy(), self.absent.copy()
         copy._runs_of = {job: ids.copy() for job, ids in self._runs_of.items()}
@@ -140,11 +140,11 @@ class Squad(State):
             active.sort(key=lambda row: row.fencing_token)
         kept.update((table.key_of(row), row) for row in active)
         if residence.table is JOBS:
-            self.agenda.change(row.name for row in active)
+            self.due_jobs.change(row.name for row in active)
         if table.name in EXPIRING:
-            known = self.spared_until[table.name]
+            known = self.no_expiry_before[table.name]
             soonest = min((row.expires_at for row in active), default=known)
-            self.spared_until = {**self.spared_until, table.name: min(known, soonest)}
+            self.no_expiry_before = {**self.no_expiry_before, table.name: min(known, soonest)}
             self._expiring[table.name].change(map(table.key_of, active))
         if residence.table is OPERATIONS:
             for operation in active:
@@ -168,7 +168,11 @@ class Squad(State):
 
     def merge(self, draft: Draft) -> None:
         """Merge the changes of a draft, and drop what is finished."""
-        self.head, self.looked_at, self.spared_until = draft.head, draft.looked_at, draft.spared_until
+        self.head, self.looked_at, self.no_expiry_before = (
+            draft.head,
+            draft.looked_at,
+            draft.no_expiry_before,
+        )
         self._open_day = draft._open_day
         for stream, is_open in draft.absent.changes.items():
             (self.absent.add if is_open else self.absent.discard)(stream)
@@ -195,7 +199,7 @@ class Squad(State):
     def _merge_rows(self, residence: Residence, layer: Layer, draft: Draft) -> None:
         kept, is_partial = self.tables[residence.table.name], residence.table.name in PARTIAL
         if residence.table is JOBS:
-            self.agenda.change(layer.changes)
+            self.due_jobs.change(layer.changes)
         for key, row in layer.changes.items():
             is_active = residence.is_active(row)
             if is_active and key in kept and not is_partial:

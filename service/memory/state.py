@@ -39,7 +39,7 @@ Resource = tuple[str, str]
 """A kind and a value, such as ("emailId", "email-123")."""
 
 EXPIRING = (OPERATIONS.name, RESERVATIONS.name)
-"""Tables whose rows expire, and that can have many: see `State.spared_until`."""
+"""Tables whose rows expire, and that can have many: see `State.no_expiry_before`."""
 
 
 def key_of_resource(resource: Resource) -> str:
@@ -85,7 +85,7 @@ class State:
     looked_at: datetime | None = None
     """When the effects of time, such as expiry, were last checked for."""
     _open_day: date | None = None
-    spared_until: Mapping[str, datetime] = MappingProxyType({})
+    no_expiry_before: Mapping[str, datetime] = MappingProxyType({})
     """By name, for the tables in `EXPIRING`: none of their rows expires before this moment, so nobody need
     check. It is a lower bound; the first row may expire later."""
     traces: Mapping[str, Trace] = MappingProxyType({})

@@ -36,7 +36,7 @@ from service.requests import (
 )
 from service.schedule import schedule_of
 from service.scheduling.job_tasks import perform
-from service.scheduling.work import ACTOR, Report, Work, failed, seen_through
+from service.scheduling.work import ACTOR, Report, Work, complete_despite_cancel, failed
 from service.writing.batch import new_id
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Scheduler:
             if isinstance(event, RunStarted | RunRetried) and event.runner == self.runner:
                 self._begin(event.run_id)
 
-    def drop_what_is_lost(self) -> None:
+    def drop_lost_runs(self) -> None:
         """After the log was replaced, silently cancel runs that are not in it, or not ours in it."""
         rows = self._writer.squad.rows(RUNS)
         for run_id, task in list(self._runs.items()):
@@ -255,7 +255,7 @@ class Scheduler:
     async def _end(self, row: RunRow, report: Report) -> None:
         """Record how the attempt ended, retrying for as long as it takes."""
         # Even if cancelled: by its deadline while it finished, or by a stop while it reports.
-        await seen_through(self._record_end(row, report))
+        await complete_despite_cancel(self._record_end(row, report))
 
     async def _record_end(self, row: RunRow, report: Report) -> None:
         try:

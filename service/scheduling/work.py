@@ -100,7 +100,7 @@ class Work:
     async def do(self, command: AnyCommand) -> Outcome:
         """Submit a command as the scheduler, for this run; wait for its outcome even if cancelled."""
         request = Request(command, ACTOR, correlation_id=self.run.id)
-        return await seen_through(self.writer.submit(request))
+        return await complete_despite_cancel(self.writer.submit(request))
 
     async def call(self, endpoint: str, fencing_token: int, *, email_id: str | None = None) -> Reply:
         """Call the job's agent, about one e-mail if `email_id` is given."""
@@ -120,7 +120,7 @@ class Work:
         return await self.client.call(self.agent, row.url if row else None, endpoint, message_id, payload)
 
 
-async def seen_through(coroutine: Coroutine[Any, Any, T]) -> T:
+async def complete_despite_cancel(coroutine: Coroutine[Any, Any, T]) -> T:
     """Wait for an outcome even if the caller is cancelled; the cancellation takes effect at its next await.
 
     Otherwise nobody would learn what a command in flight acquired, and nobody could release it.

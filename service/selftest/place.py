@@ -9,9 +9,9 @@ from uuid import uuid4
 from psycopg import sql
 
 from eventstore import schema
-from eventstore.asking import one_value
 from eventstore.connection import connect
-from eventstore.errors import RoleMayNot
+from eventstore.errors import PermissionDenied
+from eventstore.queries import one_value
 from eventstore.translation import translating
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ async def own_schema(dsn: str) -> AsyncIterator[str]:
         try:
             try:
                 await schema.apply(dsn, name)
-            except RoleMayNot as error:
-                raise RoleMayNot(
+            except PermissionDenied as error:
+                raise PermissionDenied(
                     "a self-test needs a schema of its own for half a minute: GRANT CREATE ON DATABASE to"
                     " the role, or name another role with --dsn"
                 ) from error

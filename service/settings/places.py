@@ -9,7 +9,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, timeout_from_conninfo
 from pydantic import AfterValidator, BeforeValidator
 
-from service.settings.wrong import may_hold_a_password
+from service.settings.errors import may_hold_a_password
 
 
 def _check_dsn(dsn: str) -> str:

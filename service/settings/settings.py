@@ -31,10 +31,10 @@ from eventstore.connection import SCHEMA_NAME
 from service.commands import RegisterAgent, SetPolicy
 from service.job_spec import JobSpec, over, seed_jobs
 from service.logs import LogFormat, LogLevel
+from service.settings.errors import SettingsError, explain, explain_json, misspelt_variables
 from service.settings.places import Dsn, File
 from service.settings.sections import AgentSettings, BudgetSettings, Section
 from service.settings.sources import Environment, TomlFile
-from service.settings.wrong import SettingsError, explain, explain_json, misspelt_variables
 from service.values import Name, Timezone, Tokens, Url, WindowSeconds, check_timezone
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_settings import EnvSettingsSource, TomlConfigSettingsSource
 
-from service.settings.wrong import SettingsError
+from service.settings.errors import SettingsError
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable

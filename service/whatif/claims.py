@@ -91,7 +91,7 @@ class Claims:
         self._trial.report.expired_too_soon += self._squad.operation(event.operation_id) is not None
         self._forget(event.operation_id)
 
-    def turn_away(self, event: ConflictDetected, at: Recorded) -> None:
+    def conflict(self, event: ConflictDetected, at: Recorded) -> None:
         """Judge a claim, or a heartbeat, that was refused."""
         trial, now = self._trial, at.recorded_at
         if not trial.judging:

@@ -108,7 +108,7 @@ class Simulation:
             case OperationExpired():
                 claims.expire(event)
             case ConflictDetected():
-                claims.turn_away(event, at)
+                claims.conflict(event, at)
             case RunStarted():
                 self._note_run(event)
             case RunSkipped():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from eventstore.events import PolicySet
 from service.whatif.report import Difference, Report
-from service.whatif.simulated import Simulated
+from service.whatif.simulated_state import SimulatedState
 
 if TYPE_CHECKING:
     from eventstore.recorded import Recorded
@@ -33,7 +33,7 @@ class Trial:
     def __init__(self, rules: OtherRules, after: int, squad: State | None) -> None:
         self.rules = rules
         self.report = Report(after)
-        self.squad = Simulated()
+        self.squad = SimulatedState()
         self.policy: PolicySet | None = None
         """The recorded policy."""
         if squad and squad.has_policy:

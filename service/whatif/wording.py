@@ -106,7 +106,7 @@ def _blocking(conflict: Conflict) -> str:
 
 
 def _blocked(event: ConflictDetected) -> str:
-    holders = words.listed(event.holders)
+    holders = words.joined(event.holders)
     return (
         f"{event.agent} was blocked from {words.quote(event.action)}: {holders} had claimed"
         f" {words.resources(event.contested)} for {words.quote(event.holder_action)}."

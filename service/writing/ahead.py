@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from service.clock import DatabaseClock
     from service.memory.squad import Squad
     from service.requests import Ticket
-    from service.writing.pace import Pace
+    from service.writing.batch_size import BatchSizer
+    from service.writing.command_queue import CommandQueue
     from service.writing.sealer import Sealing
-    from service.writing.waiting import Waiting
 
 
 class Decided(NamedTuple):
@@ -39,10 +39,12 @@ class Decided(NamedTuple):
 class Ahead:
     """Takes commands from the queue and decides them on top of the batch in flight."""
 
-    def __init__(self, clock: DatabaseClock, waiting: Waiting, sealing: Sealing, pace: Pace) -> None:
+    def __init__(
+        self, clock: DatabaseClock, queue: CommandQueue, sealing: Sealing, batch_sizer: BatchSizer
+    ) -> None:
         self._clock = clock
-        self._waiting = waiting
-        self._pace = pace
+        self._queue = queue
+        self._batch_sizer = batch_sizer
         self._sealing = sealing
         self._below: Draft | None = None
         self._decided: Decided | None = None
@@ -61,7 +63,7 @@ class Ahead:
     def drop(self) -> None:
         """Discard what was decided ahead; its commands return to the front of the queue."""
         if decided := self.take():
-            self._waiting.put_back(decided.batch.tickets)
+            self._queue.put_back(decided.batch.tickets)
 
     def rebase(self, squad: Squad) -> None:
         """Move the draft onto the squad, into which the batch below was merged after its commit."""
@@ -72,7 +74,7 @@ class Ahead:
     def deciding_above(self, below: Draft) -> Iterator[None]:
         """Decide queued and arriving commands while the batch of `below` is in flight."""
         self._below = below
-        self._waiting.on_arrival = self._schedule
+        self._queue.on_arrival = self._schedule
         self._schedule()
         try:
             yield
@@ -81,7 +83,7 @@ class Ahead:
             raise
         finally:
             self._below = None
-            self._waiting.on_arrival = None
+            self._queue.on_arrival = None
 
     def _schedule(self) -> None:
         """Decide soon, so that what arrives together is decided together, and after the batch was sent."""
@@ -96,15 +98,15 @@ class Ahead:
 
     def _decide(self) -> None:
         self._is_scheduled = False
-        if self._below is not None and self._waiting:
+        if self._below is not None and self._queue:
             self._decide_on(self._decided.draft if self._decided else Draft(self._below))
 
     def _decide_on(self, draft: Draft) -> None:
         before = self._decided
         if before and before.batch.is_full:
             return
-        most, size = self._pace.beside() - len(self.tickets), before.batch.size if before else 0
-        tickets = self._without_needs(draft, self._waiting.drain(most, size=size))
+        most, size = self._batch_sizer.beside() - len(self.tickets), before.batch.size if before else 0
+        tickets = self._without_needs(draft, self._queue.drain(most, size=size))
         if not tickets:
             return
         # The events of a batch share one time, never earlier than that of the batch below.
@@ -112,10 +114,10 @@ class Ahead:
         latest = draft.head.recorded_at
         now = max(decided_at, latest) if latest else decided_at
         sealer = self._sealing.ahead(before.batch.sealer if before else None, draft, tickets)
-        with self._pace.deciding(len(tickets)):
+        with self._batch_sizer.deciding(len(tickets)):
             batch = decide_batch(draft, tickets, {}, now=now, decided_at=decided_at, sealer=sealer)
         if left := tickets[len(batch.tickets) :]:
-            self._waiting.put_back(left)
+            self._queue.put_back(left)
         self._decided = Decided(draft, before.batch.and_then(batch) if before else batch)
 
     def _without_needs(self, draft: Draft, tickets: list[Ticket]) -> list[Ticket]:
@@ -124,7 +126,7 @@ class Ahead:
             return tickets
         for index, ticket in enumerate(tickets):
             if recall.needs(draft, [ticket]) or self._sealing.lacks_keys(draft, [ticket]):
-                self._waiting.put_back(tickets[index:])
-                self._waiting.on_arrival = None
+                self._queue.put_back(tickets[index:])
+                self._queue.on_arrival = None
                 return tickets[:index]
         return tickets

@@ -19,8 +19,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from eventstore import log, lookup, pooler
-from eventstore.connection import Connection, hanging_up_after, take_lock_wait
-from eventstore.describing import describe
+from eventstore.connection import Connection, closing_after, take_lock_wait
 from eventstore.errors import (
     ClockDrifted,
     EventStoreError,
@@ -30,15 +29,16 @@ from eventstore.errors import (
 )
 from eventstore.events import SubjectForgotten
 from eventstore.recorded import EMPTY_LOG
+from eventstore.redaction import describe
 from eventstore.translation import translating
 from service.history import recall
 from service.history.folding import STUCK_AFTER_SECONDS
 from service.memory.draft import Draft
 from service.writing.ahead import Ahead, Decided
 from service.writing.batch import Batch, decide_batch
-from service.writing.keeper import Keeper
-from service.writing.pace import Pace
-from service.writing.waiting import MAX_BATCH_COMMANDS
+from service.writing.batch_size import BatchSizer
+from service.writing.command_queue import MAX_BATCH_COMMANDS
+from service.writing.head_keeper import HeadKeeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from service.clock import DatabaseClock
     from service.memory.squad import Squad
     from service.requests import Ticket
-    from service.writing.measures import Measures
+    from service.writing.command_queue import CommandQueue
     from service.writing.sealer import Sealer, Sealing
-    from service.writing.waiting import Waiting
+    from service.writing.stats import WriterStats
 
 _log = logging.getLogger(__name__)
 
@@ -61,26 +61,26 @@ class Appender:
     def __init__(
         self,
         clock: DatabaseClock,
-        waiting: Waiting,
+        queue: CommandQueue,
         publish: Callable[[Sequence[Recorded], Sequence[AnyEvent]], None],
         sealing_: Sealing,
         replaced: Callable[[], None],
-        measures: Measures,
+        stats: WriterStats,
     ) -> None:
-        self.keeper = Keeper(clock, publish, sealing_, replaced, measures)
+        self.keeper = HeadKeeper(clock, publish, sealing_, replaced, stats)
         """Keeps the state that commands are decided on."""
-        self.pace = Pace()
-        self.ahead = Ahead(clock, waiting, sealing_, self.pace)
+        self.batch_sizer = BatchSizer()
+        self.ahead = Ahead(clock, queue, sealing_, self.batch_sizer)
         """Decides the next batch while one is in flight."""
         self.contended = False
         """Whether other processes write too, so that batches are decided while holding the lock."""
         self.in_doubt: Batch | None = None
         """A batch whose commit may or may not have happened."""
         self._clock = clock
-        self._waiting = waiting
+        self._queue = queue
         self._publish = publish
         self._sealing = sealing_
-        self._measures = measures
+        self._measures = stats
 
     @property
     def squad(self) -> Squad:
@@ -103,13 +103,13 @@ class Appender:
         await self.keeper.begin(connection)
         if self.in_doubt is None:
             return ()
-        with hanging_up_after(STUCK_AFTER_SECONDS, connection), translating():
+        with closing_after(STUCK_AFTER_SECONDS, connection), translating():
             return await self._resolve_doubt(connection, self.in_doubt)
 
-    def enough(self, waiting: int) -> int:
+    def enough(self, queue: int) -> int:
         """Return how many of the waiting commands to commit together."""
         # While other processes write, nothing is decided ahead, and every commit waits for the lock.
-        return MAX_BATCH_COMMANDS if self.contended else self.pace.first(waiting)
+        return MAX_BATCH_COMMANDS if self.contended else self.batch_sizer.first(queue)
 
     async def commit(
         self,
@@ -136,7 +136,7 @@ class Appender:
         """
         if decided is None:
             self.ahead.drop()
-        with hanging_up_after(STUCK_AFTER_SECONDS, connection), translating():
+        with closing_after(STUCK_AFTER_SECONDS, connection), translating():
             await self._sealing.stock_up(connection, self._likely_batch(tickets))
             if not self.contended:
                 try:
@@ -154,7 +154,7 @@ class Appender:
         """Return the tickets, and under contention those likely to join during the wait for the lock."""
         if not self.contended:
             return tickets
-        return islice(chain(tickets, self._waiting), MAX_BATCH_COMMANDS)
+        return islice(chain(tickets, self._queue), MAX_BATCH_COMMANDS)
 
     async def _commit_in_one_trip(
         self,
@@ -216,7 +216,7 @@ class Appender:
         self._settle(batch, draft)
 
     async def _decide(self, connection: Connection, draft: Draft, tickets: Sequence[Ticket]) -> Batch:
-        answers: dict[str, recall.Kept] = {}
+        answers: dict[str, recall.EarlierAnswer] = {}
         if wanted := recall.needs(self.squad, tickets):
             answers = recall.fold(draft, await recall.read(connection, wanted, self._sealing.keyring))
             await recall.find_traces(connection, draft, wanted)
@@ -229,7 +229,7 @@ class Appender:
         self,
         draft: Draft,
         tickets: Sequence[Ticket],
-        answers: dict[str, recall.Kept],
+        answers: dict[str, recall.EarlierAnswer],
         sealer: Sealer | None = None,
         abandoned: Batch | None = None,
     ) -> Batch:
@@ -237,7 +237,7 @@ class Appender:
         latest = self.squad.head.recorded_at
         # The log's time never goes backwards, even where the database's clock was set back.
         not_before = max(now, latest) if latest else now
-        with self.pace.deciding(len(tickets)):
+        with self.batch_sizer.deciding(len(tickets)):
             return decide_batch(
                 draft, tickets, answers, now=not_before, decided_at=now, sealer=sealer, abandoned=abandoned
             )
@@ -265,7 +265,7 @@ class Appender:
         self.in_doubt = None
         answered = monotonic()
         self._clock.learn(database_time, asked, answered)
-        self.pace.appended(answered - asked)
+        self.batch_sizer.appended(answered - asked)
         self._measures.batch(batch, answered - asked)
 
     def _settle(self, batch: Batch, draft: Draft) -> None:

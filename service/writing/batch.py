@@ -14,15 +14,15 @@ from eventstore.events import AnyEvent, AppendAbandoned, RequestAnswered, Tokens
 from eventstore.recorded import NewEvent, Recorded
 from projections.budgets import RESERVATIONS
 from service.commands import ForgetSubject
-from service.decide import At, Refused, access, budget, clock, decide
-from service.history.recall import Kept
+from service.decide import DecisionContext, Refused, access, budget, clock, decide
+from service.history.recall import EarlierAnswer
 from service.logs import about
 from service.memory.state import EXPIRING
 from service.refusals import Refusal
 from service.requests import Answer, CommandFailed, Outcome, Ticket
+from service.writing.command_queue import MAX_BATCH_BYTES, MAX_BATCH_EVENTS
 from service.writing.recorder import Recorder
 from service.writing.sealer import Sealer
-from service.writing.waiting import MAX_BATCH_BYTES, MAX_BATCH_EVENTS
 
 if TYPE_CHECKING:
     from service.commands import AnyCommand
@@ -81,7 +81,7 @@ def new_id() -> str:
 def decide_batch(
     draft: Draft,
     tickets: Sequence[Ticket],
-    answers: dict[str, Kept],
+    answers: dict[str, EarlierAnswer],
     *,
     now: datetime,
     decided_at: datetime,
@@ -108,7 +108,7 @@ def decide_batch(
     if abandoned:
         recorder.record([_fence(abandoned)], "system:writer", ids())
         recorder.keep()
-    at = At(now, ids)
+    at = DecisionContext(now, ids)
     _let_time_pass(draft, recorder, at)
     for decided, ticket in enumerate(tickets):
         if decided and _is_full(recorder.size, len(batch.recorded)):
@@ -127,7 +127,11 @@ def decide_batch(
 
 
 def _decide_one(
-    draft: Draft, request: Request, recorder: Recorder, answers: dict[str, Kept], at: At
+    draft: Draft,
+    request: Request,
+    recorder: Recorder,
+    answers: dict[str, EarlierAnswer],
+    at: DecisionContext,
 ) -> Outcome:
     if request.caller and (denied := access.judge(draft, request.caller, request.command, at)):
         recorder.record(denied.events, request.actor, request.correlation_id)
@@ -154,16 +158,16 @@ def _decide_one(
     return outcome
 
 
-def _decided(draft: Draft, command: AnyCommand, recorder: Recorder, at: At) -> Decision:
+def _decided(draft: Draft, command: AnyCommand, recorder: Recorder, at: DecisionContext) -> Decision:
     """Decide a command. Release expired reservations first before denying tokens because of them."""
     decision = decide(draft, command, at)
-    while draft.spared_until[RESERVATIONS.name] <= at.now and _denies_tokens(decision):
+    while draft.no_expiry_before[RESERVATIONS.name] <= at.now and _denies_tokens(decision):
         if _is_full(recorder.size, len(recorder.batch.recorded)):
             break
         released = list(islice(budget.expired(draft, at.now), MAX_PASSED_AT_ONCE))
         recorder.record(released, CLOCK_ACTOR, at.new_id())
         if len(released) < MAX_PASSED_AT_ONCE:
-            draft.spared_until[RESERVATIONS.name] = draft.first_to_expire(RESERVATIONS.name, at.now)
+            draft.no_expiry_before[RESERVATIONS.name] = draft.first_to_expire(RESERVATIONS.name, at.now)
         recorder.keep()
         decision = decide(draft, command, at)
     return decision
@@ -174,7 +178,11 @@ def _denies_tokens(decision: Decision) -> bool:
 
 
 def _keep_answer(
-    recorder: Recorder, request: Request, outcome: Outcome, answer: Answer, answers: dict[str, Kept]
+    recorder: Recorder,
+    request: Request,
+    outcome: Outcome,
+    answer: Answer,
+    answers: dict[str, EarlierAnswer],
 ) -> None:
     assert request.idempotency_key
     # For a request to forget somebody, keep nothing that a guess at their address could be checked against.
@@ -192,17 +200,17 @@ def _keep_answer(
         key=sealer.key_of_answer(recorder.draft, request.command) if sealer else None,
         bare_fingerprint=request.bare_fingerprint,
     )
-    answers[request.idempotency_key] = Kept(fingerprint, Answer(answer.status, answer.body))
+    answers[request.idempotency_key] = EarlierAnswer(fingerprint, Answer(answer.status, answer.body))
     if request.batch_key and request.batch_key not in answers:
         _mark_batch_key(recorder, request, outcome, answers)
 
 
 def _mark_batch_key(
-    recorder: Recorder, request: Request, outcome: Outcome, answers: dict[str, Kept]
+    recorder: Recorder, request: Request, outcome: Outcome, answers: dict[str, EarlierAnswer]
 ) -> None:
     """Keeps the key of a batch itself, so that no other request can use it."""
     assert request.batch_key
-    marked = Kept(request.bare_fingerprint, Answer(200, {}))
+    marked = EarlierAnswer(request.bare_fingerprint, Answer(200, {}))
     event = RequestAnswered(
         key=request.batch_key, fingerprint=marked.fingerprint, status=marked.answer.status, body={}
     )
@@ -221,11 +229,11 @@ def _is_about_another(draft: Draft, command: AnyCommand) -> bool:
     return isinstance(command, ForgetSubject) and draft.trace(command.subject).key_id is not None
 
 
-def _let_time_pass(draft: Draft, recorder: Recorder, at: At) -> None:
+def _let_time_pass(draft: Draft, recorder: Recorder, at: DecisionContext) -> None:
     if not draft.has_policy or not _time_to_look(draft, at.now):
         return
     correlation_id = at.new_id()
-    over = [name for name in EXPIRING if draft.spared_until[name] <= at.now]
+    over = [name for name in EXPIRING if draft.no_expiry_before[name] <= at.now]
     is_all = True
     for step in clock.STEPS:
         events = list(islice(step(draft, at.now), MAX_PASSED_AT_ONCE))
@@ -233,7 +241,7 @@ def _let_time_pass(draft: Draft, recorder: Recorder, at: At) -> None:
         is_all = is_all and len(events) < MAX_PASSED_AT_ONCE
     if is_all:
         draft.looked_at = at.now
-        draft.spared_until.update({name: draft.first_to_expire(name, at.now) for name in over})
+        draft.no_expiry_before.update({name: draft.first_to_expire(name, at.now) for name in over})
     recorder.keep()
 
 

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from eventstore import standby
-from eventstore.connection import hanging_up_after
+from eventstore.connection import closing_after
 from eventstore.errors import StoreBusy, StoreUnavailable
 from service.history.folding import STUCK_AFTER_SECONDS
 
@@ -48,7 +48,7 @@ class Confirmed:
             return
         began = monotonic()
         try:
-            with hanging_up_after(STUCK_AFTER_SECONDS, connection):
+            with closing_after(STUCK_AFTER_SECONDS, connection):
                 await standby.confirm(connection)
         except StoreBusy as busy:
             raise StoreBusy(_LOCKED) from busy

@@ -169,7 +169,7 @@ class Sealing:
         wanted = senders_needed(state, tickets, answered)
         at_hand = {digest: key for digest in wanted if (key := self._senders.get(digest))}
         if missing := wanted - at_hand.keys():
-            at_hand |= await keys.of_senders(connection, missing)
+            at_hand |= await keys.get_or_create_sender_keys(connection, missing)
         return Sealer(at_hand, self._stock)
 
     def ahead(self, sealer: Sealer | None, state: State, tickets: Sequence[Ticket]) -> Sealer | None:

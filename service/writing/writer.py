@@ -15,17 +15,17 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from eventstore.connection import Connection, connect
-from eventstore.describing import describe
 from eventstore.errors import LogNotUnderstood, LogReplaced, NotConnected, StoreBusy, StoreUnavailable
 from eventstore.keys import Keyring
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
+from eventstore.redaction import describe
 from service.requests import Outcome, OutcomeUnknown, QueueFull, Request, Stopping, Ticket
-from service.writing import parting
+from service.writing import splitting
 from service.writing.appender import Appender
-from service.writing.measures import Measures
-from service.writing.patience import Patience
+from service.writing.command_queue import CommandQueue
 from service.writing.sealer import Sealing
-from service.writing.waiting import Waiting
+from service.writing.stats import WriterStats
+from service.writing.timeouts import Timeouts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from service.memory.squad import Squad
     from service.writing.ahead import Decided
 
-PATIENCE_SECONDS = 20.0
+SUBMIT_TIMEOUT_SECONDS = 20.0
 """How long a caller waits for the outcome."""
 
-HELD_UP_AFTER_SECONDS = 3.0
+STALLED_AFTER_SECONDS = 3.0
 """How long commands may wait without progress before that counts as a problem."""
 
 _BACKOFF_SECONDS = (0.05, 2.0)
@@ -73,8 +73,8 @@ class Writer:
         """Called when the log turned out to be another one, once `squad` reflects it. Must not raise."""
         self.replacements = 0
         """How often that happened."""
-        self.waiting = Waiting()
-        self.measures = Measures()
+        self.queue = CommandQueue()
+        self.stats = WriterStats()
         self._dsn = dsn
         self._schema = schema
         self._hints = hints
@@ -84,11 +84,11 @@ class Writer:
         """When the log, and the database's clock, were last read."""
         self._appender = Appender(
             clock,
-            self.waiting,
+            self.queue,
             self._publish,
             Sealing(keyring or Keyring(), encrypt=encrypt),
             self._on_log_replaced,
-            self.measures,
+            self.stats,
         )
         self._current: list[Ticket] = []
         self._answered = 0
@@ -96,7 +96,7 @@ class Writer:
         self._stopping = False
         self._last_progress_at = 0.0
         """When the last batch was committed, or the first command after an idle time arrived."""
-        self._patience = Patience(self.waiting, self._in_flight)
+        self._timeouts = Timeouts(self.queue, self._in_flight)
 
     @property
     def squad(self) -> Squad:
@@ -112,14 +112,14 @@ class Writer:
     def held_up(self) -> bool:
         """Whether commands wait without progress, such as when another session holds the log's lock."""
         waited = monotonic() - self._last_progress_at
-        return self._busy and waited > HELD_UP_AFTER_SECONDS
+        return self._busy and waited > STALLED_AFTER_SECONDS
 
     @property
     def _busy(self) -> bool:
         appender = self._appender
-        return bool(self._current or self.waiting or appender.in_doubt or appender.ahead.tickets)
+        return bool(self._current or self.queue or appender.in_doubt or appender.ahead.tickets)
 
-    async def submit(self, request: Request, patience_seconds: float = PATIENCE_SECONDS) -> Outcome:
+    async def submit(self, request: Request, timeout_seconds: float = SUBMIT_TIMEOUT_SECONDS) -> Outcome:
         """Queue a command, and return its outcome once it is durable.
 
         Raises:
@@ -129,23 +129,25 @@ class Writer:
             OutcomeUnknown: the connection broke during the commit; it may or may not have happened.
             CommandFailed: an internal error; nothing was carried out.
         """
-        return await self.put(request, patience_seconds)
+        return await self.put(request, timeout_seconds)
 
-    def put(self, request: Request, patience_seconds: float = PATIENCE_SECONDS) -> asyncio.Future[Outcome]:
+    def put(
+        self, request: Request, timeout_seconds: float = SUBMIT_TIMEOUT_SECONDS
+    ) -> asyncio.Future[Outcome]:
         """Queue a command.
 
         Returns:
             A future of what `submit` returns or raises.
         """
-        return self.put_all((request,), patience_seconds)[0]
+        return self.put_all((request,), timeout_seconds)[0]
 
     def put_all(
-        self, requests: Iterable[Request], patience_seconds: float = PATIENCE_SECONDS
+        self, requests: Iterable[Request], timeout_seconds: float = SUBMIT_TIMEOUT_SECONDS
     ) -> list[asyncio.Future[Outcome]]:
         """Queue commands next to each other, with no others between them. See `put`."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + patience_seconds
-        tell, put = self.measures.command, self.waiting.put
+        deadline = loop.time() + timeout_seconds
+        tell, put = self.stats.command, self.queue.put
         if not self._busy:
             self._last_progress_at = monotonic()
         outcomes = []
@@ -159,13 +161,13 @@ class Writer:
                 put(ticket)
             except QueueFull as error:
                 ticket.fail(error)
-        self.waiting.tell()
-        self._patience.watch()
+        self.queue.tell()
+        self._timeouts.watch()
         return outcomes
 
     async def run(self) -> None:
         """Run until cancelled; reconnect as needed."""
-        self._hints.also_wake(self.waiting.arrived)
+        self._hints.also_wake(self.queue.arrived)
         try:
             await self._run()
         finally:
@@ -181,8 +183,8 @@ class Writer:
         """Fail all tickets that still wait for an answer."""
         for ticket in self._in_flight():
             ticket.fail(OutcomeUnknown())
-        while waiting := self.waiting.drain():
-            for ticket in waiting:
+        while queue := self.queue.drain():
+            for ticket in queue:
                 ticket.fail(Stopping())
 
     async def _run(self) -> None:
@@ -192,7 +194,7 @@ class Writer:
             try:
                 connection = await connect(self._dsn, self._schema, name="squad writer")
                 try:
-                    self.waiting.put_back(await self._appender.begin(connection))
+                    self.queue.put_back(await self._appender.begin(connection))
                     self.problem, self.ready = None, True
                     self.moved.wake(self.squad.head.position)
                     delay = _BACKOFF_SECONDS[0]
@@ -220,14 +222,14 @@ class Writer:
     async def _work(self, connection: Connection) -> None:
         self._looked_at = self._asked_at = monotonic()
         while True:
-            if not self.waiting and not self._appender.ahead.tickets:
+            if not self.queue and not self._appender.ahead.tickets:
                 await self._wait_for_work()
-            self.waiting.arrived.clear()
+            self.queue.arrived.clear()
             await self._keep_up(connection)
             await self._wait_for_joiners()
             if decided := self._appender.ahead.take():
                 await self._commit_all(connection, list(decided.batch.tickets), decided)
-            elif tickets := self.waiting.drain(self._appender.enough(len(self.waiting))):
+            elif tickets := self.queue.drain(self._appender.enough(len(self.queue))):
                 await self._commit_all(connection, tickets)
 
     async def _keep_up(self, connection: Connection) -> None:
@@ -241,7 +243,7 @@ class Writer:
         is_news = hinted > self._hint_seen and hinted > self.squad.head.position
         # A batch decided under the lock reads what is new anyway. Only `look` loads what other processes
         # reopened; it runs once a second in any case.
-        if self._appender.contended and self.waiting:
+        if self._appender.contended and self.queue:
             is_news = False
         if is_news or now - self._looked_at > POLL_SECONDS:
             self._appender.ahead.drop()
@@ -249,11 +251,11 @@ class Writer:
             await keeper.look(connection)
             self._hint_seen, self._looked_at = hinted, now
             if self.squad.head.position > max(known, self._hints.position):
-                self.measures.poll_rescues += 1
+                self.stats.poll_rescues += 1
 
     async def _wait_for_work(self) -> None:
         """Wait for a command or a hint, at most until the next poll is due."""
-        arrived = self.waiting.arrived
+        arrived = self.queue.arrived
         timer = asyncio.get_running_loop().call_later(POLL_SECONDS, arrived.set)
         try:
             await arrived.wait()
@@ -267,12 +269,12 @@ class Writer:
         """
         ahead = self._appender.ahead
         callers = self._answered + len(ahead.tickets)
-        if not ahead.tickets or not (seconds := self._appender.pace.rest_seconds(callers)):
+        if not ahead.tickets or not (seconds := self._appender.batch_sizer.linger_seconds(callers)):
             return
         deadline = monotonic() + seconds
-        while len(self.waiting) + len(ahead.tickets) < callers and (left := deadline - monotonic()) > 0:
-            self.waiting.arrived.clear()
-            await wait_for_hint(self.waiting.arrived, left)
+        while len(self.queue) + len(ahead.tickets) < callers and (left := deadline - monotonic()) > 0:
+            self.queue.arrived.clear()
+            await wait_for_hint(self.queue.arrived, left)
         ahead.join()
 
     async def _commit_all(
@@ -281,7 +283,7 @@ class Writer:
         """Commit the tickets together; if that fails, bisect down to the command at fault."""
         self._current, self._answered = [*tickets], len(tickets)
         # What was decided ahead contains no command that needs a batch of its own.
-        parts = [tickets] if decided else parting.apart(tickets)
+        parts = [tickets] if decided else splitting.apart(tickets)
         try:
             while parts:
                 part = parts.pop()
@@ -299,10 +301,10 @@ class Writer:
                         parts.append(part)
                     raise
                 except Exception as error:  # noqa: BLE001 - no caller may wait for ever
-                    parts += parting.halves(part, error)
+                    parts += splitting.halves(part, error)
         finally:
             for part in parts:
-                self.waiting.put_back(part)
+                self.queue.put_back(part)
             self._current = []
 
     def _join(self, part: list[Ticket], parts: list[list[Ticket]]) -> None:
@@ -310,7 +312,7 @@ class Writer:
         if parts:
             # Tickets queued together stay together.
             return
-        more = parting.companions(part, self.waiting)
+        more = splitting.take_joiners(part, self.queue)
         part += more
         self._current += more
         self._answered += len(more)

@@ -23,8 +23,8 @@ from service.http.answers import ProblemDetails
 from service.http.openapi import SEED_PATH, problems
 from service.http.problems import CONTENT_TYPE, KINDS
 from service.http.route import Media
+from service.http.routes import ROUTES
 from service.http.seed import SeedError
-from service.http.table import ROUTES
 from service.settings import Settings
 from tests.support.parts import connected
 

@@ -6,8 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.http.openapi import SEED_PATH
-from service.http.table import ROUTES
-from service.http.wording import EXAMPLES
+from service.http.openapi_text import EXAMPLES
+from service.http.routes import ROUTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

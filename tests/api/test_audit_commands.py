@@ -28,7 +28,7 @@ from tests.support.audit import verdict_in_plain_python
 from tests.support.command import SQUAD, Ended, end, squad, start
 from tests.support.embedded import new_data_folder
 from tests.support.forging import EVENTS, forge, hash_anew, some_history, write_anew
-from tests.support.log import Scribe, new_id, said, whole_log
+from tests.support.log import LogWriter, new_id, said, whole_log
 from tests.support.parts import SCHEMA, connected, running
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
@@ -248,7 +248,7 @@ class TestCheckpoint:
             await forge(connection, "DELETE FROM events WHERE position > 10")
             cut = await _squad("verify", *pinned)
             await hash_anew(connection)
-            scribe = Scribe(connection)
+            scribe = LogWriter(connection)
             await scribe.catch_up()
             await scribe.append(*(said("instead") for _ in range(2)))
             await write_anew(connection)
@@ -423,7 +423,7 @@ class TestExportAndImport:
         self, history: str, empty_database: str
     ) -> None:
         async with connected(history) as connection:
-            scribe = Scribe(connection)
+            scribe = LogWriter(connection)
             await scribe.catch_up()
             await scribe.append(said("by nobody we know", agent="mallory"))
         await _squad("export", "log", "--dsn", history)

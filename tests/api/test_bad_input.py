@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.http.table import ROUTES
+from service.http.routes import ROUTES
 from tests.api.client import Answer, Service, assert_as_documented
 from tests.api.inputs import UNKNOWN_ID, Bad, Target, bad_bodies, targets
 

@@ -14,8 +14,8 @@ import orjson
 import pytest
 from aiohttp import web
 
-from service.http import pieces
-from service.http.table import ROUTES
+from service.http import chunks
+from service.http.routes import ROUTES
 from service.http.v1 import batch
 from service.values import MAX_NAME_CHARACTERS
 from tests.support.wait import eventually
@@ -79,9 +79,9 @@ async def test_answers_that_are_large_together_leave_in_pieces(api: Api) -> None
     email = await _large_email(api)
     statuses = ["classified", "sent"] * 2
     changes = [_write("PATCH", f"emails/{email}", status=status) for status in statuses]
-    in_pieces = await api.post("batch", commands=changes)
-    assert in_pieces.headers["Transfer-Encoding"] == "chunked"
-    results = in_pieces.expect(200)["results"]
+    respond_in_chunks = await api.post("batch", commands=changes)
+    assert respond_in_chunks.headers["Transfer-Encoding"] == "chunked"
+    results = respond_in_chunks.expect(200)["results"]
     assert [result["body"]["status"] for result in results] == statuses
     assert {len(result["body"]["payload"]["text"]) for result in results} == {500_000}
     answer = await api.post("batch", commands=[_message("still here")])
@@ -92,7 +92,7 @@ async def test_answers_that_are_large_together_leave_in_pieces(api: Api) -> None
 async def test_a_client_that_does_not_take_a_large_answer_is_dropped(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "SEND_SECONDS", 0.2)
+    monkeypatch.setattr(chunks, "SEND_SECONDS", 0.2)
     email = await _large_email(service.api)
     statuses = ["classified", "sent"] * 2
     changes = [_write("PATCH", f"emails/{email}", status=status) for status in statuses]
@@ -121,7 +121,7 @@ async def test_a_client_that_does_not_take_a_large_answer_is_dropped(
 async def test_a_client_that_does_not_take_the_end_of_it_is_dropped_too(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "SEND_SECONDS", 1.0)
+    monkeypatch.setattr(chunks, "SEND_SECONDS", 1.0)
     ends = web.StreamResponse.write_eof
     has_waited = asyncio.Event()
 

@@ -21,13 +21,13 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from eventstore import gauge, log, lookup
+from eventstore import log, lookup, page_size
 from projections import PROJECTIONS
 from service.cli import cli, main
 from service.cli.up import MOST_FILES
 from tests.api.client import running_service
 from tests.support.command import ENDS_WITHIN_SECONDS, SQUAD, Ended, end, squad, start
-from tests.support.log import Scribe, joined, said
+from tests.support.log import LogWriter, joined, said
 from tests.support.parts import connected
 from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
@@ -91,7 +91,7 @@ async def test_few_events_are_in_memory_at_once_where_they_are_large(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with connected(database) as connection:
-        await Scribe(connection).append(*(said("x" * 1_000) for _ in range(60)))
+        await LogWriter(connection).append(*(said("x" * 1_000) for _ in range(60)))
     read, lengths = lookup.read_filtered, []
 
     async def noting(*arguments: Any) -> list[Recorded]:
@@ -100,8 +100,8 @@ async def test_few_events_are_in_memory_at_once_where_they_are_large(
         return page
 
     monkeypatch.setattr(lookup, "read_filtered", noting)
-    monkeypatch.setattr(gauge, "FIRST_EVENTS", 15)
-    monkeypatch.setattr(gauge, "PAGE_CHARACTERS", 20_000)
+    monkeypatch.setattr(page_size, "FIRST_EVENTS", 15)
+    monkeypatch.setattr(page_size, "PAGE_CHARACTERS", 20_000)
     ended = await asyncio.to_thread(CliRunner().invoke, cli, ("events", "--dsn", database))
     assert len(ended.output.splitlines()) == sum(lengths) == 60
     assert max(lengths) < 20
@@ -320,7 +320,7 @@ async def test_replay_tells_what_it_did(service: Service, tmp_path: Path) -> Non
 
 async def test_replay_of_a_log_from_newer_code_is_one_clear_line(service: Service, tmp_path: Path) -> None:
     async with connected(service.dsn) as connection:
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         await scribe.catch_up()
         [stored] = await scribe.append(joined("ann"), type="from_the_future")
     ended = await squad(tmp_path, "replay", "--dsn", service.dsn)

@@ -11,7 +11,7 @@ import pytest
 
 from service import reading
 from service.http import auth
-from service.http.table import openapi
+from service.http.routes import openapi
 from tests.api.client import running_service
 from tests.support.keys import make_key
 

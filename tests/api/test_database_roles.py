@@ -9,7 +9,7 @@ import pytest
 from psycopg import errors as pg
 
 from eventstore import schema
-from eventstore.errors import RoleMayNot
+from eventstore.errors import PermissionDenied
 from projections import PROJECTIONS
 from projections.comparison import compare
 from projections.rebuild import rebuild
@@ -245,7 +245,7 @@ async def test_an_upgrade_lets_in_whom_it_found(applied: Roles, monkeypatch: pyt
     later = f"\n-- @upgrade {next_version}\nCREATE TABLE later (n integer);\nSELECT settle_access();\n"
     monkeypatch.setattr(schema, "schema_sql", lambda: whole + later)
     monkeypatch.setattr(schema, "SCHEMA_VERSION", next_version)
-    with pytest.raises(RoleMayNot, match="have the owner run `squad schema apply"):
+    with pytest.raises(PermissionDenied, match="have the owner run `squad schema apply"):
         await schema.apply(applied.service.dsn, SCHEMA)
     await schema.apply(applied.owner.dsn, SCHEMA)
     async with connected(applied.service.dsn) as connection:

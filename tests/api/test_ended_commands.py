@@ -21,8 +21,8 @@ import pytest
 from service.selftest.place import PREFIX
 from tests.support.command import SQUAD, end, squad_command
 from tests.support.embedded import new_data_folder, postmaster_pid
-from tests.support.life import Life
 from tests.support.parts import connected, running_writer
+from tests.support.random_history import RandomHistory
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ async def test_nohup_has_a_command_outlive_the_terminal(database: str, tmp_path:
 
 async def test_one_whose_output_nobody_reads_ends_as_well(database: str, tmp_path: Path) -> None:
     async with running_writer(database) as writer:
-        await Life(seed=1).live(writer, 300)
+        await RandomHistory(seed=1).live(writer, 300)
     with _unread("events", "--json", "--dsn", database, cwd=tmp_path) as process:
         assert process.stdout
         await eventually(partial(_is_full, process.stdout.fileno()), within_seconds=60)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from service.http import long, squad
+from service.http import long_answers, squad
 from tests.api.client import running_service
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ async def test_a_long_answer_reads_as_a_short_one_does(api: Api, monkeypatch: py
         return [{**body, "timestamp": None, "moment": None} for body in found]
 
     short = await answers()
-    monkeypatch.setattr(long, "FEW", 0)
+    monkeypatch.setattr(long_answers, "FEW", 0)
     assert await answers() == short
 
 

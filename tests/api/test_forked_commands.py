@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.command import ENDS_WITHIN_SECONDS, SQUAD, Process, end, squad, start
 from tests.support.forked import ForkedWithPipes
-from tests.support.log import Scribe, joined
+from tests.support.log import LogWriter, joined
 from tests.support.parts import connected
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ SEEN = ("Umask", "SigBlk", "SigIgn", "SigCgt", "NSpgid", "NSsid", "Threads", "No
 async def both(database: str, tmp_path: Path) -> AsyncIterator[list[Process]]:
     """A fork and an installed command that do the same, both in the middle of it."""
     async with connected(database) as connection:
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         await scribe.catch_up()
         await scribe.append(joined("ada"))
     arguments = ("events", "--follow", "--json", "--dsn", database)

@@ -11,7 +11,7 @@ import pytest
 
 from service.database import StartFailed
 from service.http.connection import MAX_HEADER_BYTES, MAX_HEADERS, MAX_LINE_BYTES
-from service.http.table import ROUTES
+from service.http.routes import ROUTES
 from tests.api.client import running_service
 from tests.support.keys import make_key
 

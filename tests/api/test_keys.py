@@ -12,8 +12,8 @@ import pytest_asyncio
 from eventstore import log
 from service import api_keys
 from service.http import auth
+from service.http.routes import ROUTES
 from service.http.scope import Scope
-from service.http.table import ROUTES
 from tests.api.client import Api, Service, running_service, unreachable
 from tests.api.inputs import UNKNOWN_ID
 from tests.support.keys import make_key, revoke_key

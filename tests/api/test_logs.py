@@ -13,11 +13,11 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from eventstore.describing import describe, describe_at_length
 from eventstore.errors import LogNotUnderstood, StoreBusy
+from eventstore.redaction import describe, describe_with_traceback
 from tests.support.agents import answers, running_agents
-from tests.support.clumsy import LATER, PROGRAM, STUMBLE
 from tests.support.keys import make_key
+from tests.support.leaky_squad import LATER, PROGRAM, STUMBLE
 from tests.support.parts import connected, terminate
 from tests.support.process import squad_up
 from tests.support.wait import eventually
@@ -35,7 +35,7 @@ SIGNING = "c2lnbmluZ19zZWNyZXRfb2ZfYWRh"
 WRONG_KEY = "squad_7f3k9q2m4x_wrong0wrong0wrong0"
 
 
-class Told(NamedTuple):
+class FoldInput(NamedTuple):
     """An answer."""
 
     status: int
@@ -53,7 +53,7 @@ class Client:
 
     async def ask(
         self, method: str, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None
-    ) -> Told:
+    ) -> FoldInput:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         merged = {"Content-Type": "application/json", **self._headers, **(headers or {})}
         async with self._session.request(
@@ -61,7 +61,7 @@ class Client:
         ) as response:
             text = await response.read()
             shown = json.loads(text) if "json" in response.headers["Content-Type"] else {}
-            return Told(response.status, shown, response.headers["X-Correlation-Id"])
+            return FoldInput(response.status, shown, response.headers["X-Correlation-Id"])
 
 
 async def _live(client: Client) -> None:
@@ -175,7 +175,7 @@ async def test_no_secret_and_nothing_that_was_sent_is_in_a_log_line(database: st
     assert any("CreateTask failed: StoreRefused" in entry["event"] for entry in said)
 
 
-async def _send(client: Client, text: str) -> Told:
+async def _send(client: Client, text: str) -> FoldInput:
     return await client.ask("POST", "/api/v1/messages", {"from_agent": "ada", "message": text})
 
 
@@ -240,7 +240,7 @@ def test_an_exception_is_told_without_what_it_dealt_with() -> None:
 
     with pytest.raises(LogNotUnderstood) as raised:
         failing()
-    length = describe_at_length(raised.value)
+    length = describe_with_traceback(raised.value)
     assert describe(raised.value) == "LogNotUnderstood at position 7"
     assert MARK not in length
     assert "UniqueViolation (23505)" in length

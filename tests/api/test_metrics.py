@@ -15,11 +15,11 @@ from projections import PROJECTIONS
 from service import commands as do
 from service.clock import DatabaseClock
 from service.http.problems import KINDS
-from service.http.table import ROUTES
-from service.writing.measures import JOB_OUTCOMES
+from service.http.routes import ROUTES
+from service.writing.stats import JOB_OUTCOMES
 from tests.api.client import running_service
 from tests.support.agents import answers, running_agents
-from tests.support.log import Scribe, joined
+from tests.support.log import LogWriter, joined
 from tests.support.parts import connected, terminate
 from tests.support.wait import eventually
 
@@ -131,7 +131,7 @@ async def held_up(api: Api) -> bool:
 async def test_the_lock_is_waited_for_also_where_others_write(service: Service) -> None:
     before = await look(service.api)
     async with connected(service.dsn) as other:
-        scribe = Scribe(other)
+        scribe = LogWriter(other)
         await scribe.catch_up()
         await scribe.append(joined("somebody else"))
         (await service.api.post("messages", from_agent="ada", message="m")).expect(201)
@@ -208,7 +208,7 @@ async def test_what_only_a_look_has_found(service: Service) -> None:
 
     await eventually(deaf)
     async with connected(service.dsn) as connection:
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         await scribe.catch_up()
 
         async def both_are_rescued() -> bool:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from service.http import pieces
+from service.http import chunks
 from service.http.reply import SECURITY_HEADERS, Reply
 from tests.api.client import running_service
 from tests.support.wait import eventually
@@ -132,7 +132,7 @@ async def test_has_no_body_where_only_its_head_was_asked_for(service: Service, t
 async def test_a_very_long_one_has_no_body_either(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "PAGE_BYTES", 10)
+    monkeypatch.setattr(chunks, "PAGE_BYTES", 10)
     async with _wire(service) as wire:
         for target in ("/api/v1/budget", "/api/v1/state", "/api/squad"):
             assert (await wire.ask(f"HEAD {target}")).status == 200

@@ -12,8 +12,8 @@ from benchmarks.history import fill
 from eventstore import log
 from service import reading
 from service.history import folding, snapshots
-from service.history import past as history
-from service.http import pieces
+from service.history import time_travel as history
+from service.http import chunks
 from service.http.context import LOOK_BACK_AT_ONCE
 from service.http.v1 import state
 from service.memory.squad import Squad
@@ -132,12 +132,12 @@ async def test_the_squad_is_not_copied_for_it(api: Api, monkeypatch: pytest.Monk
 async def test_a_very_long_one_leaves_in_pieces(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole one of a hundred megabytes would be more than may wait to be taken."""
     whole = await api.get("state", at=1)
-    monkeypatch.setattr(pieces, "PAGE_BYTES", 100)
-    in_pieces = await api.get("state", at=1)
-    assert in_pieces.expect(200) == whole.expect(200)
+    monkeypatch.setattr(chunks, "PAGE_BYTES", 100)
+    respond_in_chunks = await api.get("state", at=1)
+    assert respond_in_chunks.expect(200) == whole.expect(200)
     assert "Content-Length" in whole.headers
-    assert in_pieces.headers["Transfer-Encoding"] == "chunked"
-    assert in_pieces.headers.keys() >= whole.headers.keys() - {"Content-Length"}
+    assert respond_in_chunks.headers["Transfer-Encoding"] == "chunked"
+    assert respond_in_chunks.headers.keys() >= whole.headers.keys() - {"Content-Length"}
 
 
 async def test_what_another_process_opened_again_is_there(database: str) -> None:
@@ -213,7 +213,7 @@ async def test_others_are_answered_while_it_folds(long_ago: str, monkeypatch: py
 async def test_what_takes_too_long_goes_on_when_it_is_asked_for_again(
     long_ago: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventstore.gauge.FIRST_EVENTS", 2_500)
+    monkeypatch.setattr("eventstore.page_size.FIRST_EVENTS", 2_500)
     async with running_service(long_ago) as service, connected(long_ago) as connection:
         await connection.execute("TRUNCATE snapshots")
         monkeypatch.setattr(state, "WITHIN_SECONDS", 0.001)

@@ -15,7 +15,7 @@ from aiohttp import web
 from eventstore import lookup
 from service import tail
 from service.channels import Found
-from service.http import pieces, stream
+from service.http import chunks, stream
 from tests.api.client import Service, running_service, unreachable
 from tests.support.wait import eventually
 
@@ -252,7 +252,7 @@ async def test_a_stream_outlives_an_outage_of_the_database(postgres: PostgresSer
 async def test_a_reader_who_takes_nothing_is_dropped_and_resumes(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "SEND_SECONDS", 0.5)
+    monkeypatch.setattr(chunks, "SEND_SECONDS", 0.5)
     waiting = _watching_what_waits(monkeypatch)
     texts = [str(number) * 100_000 for number in range(10)]
     for _ in range(15):
@@ -272,7 +272,7 @@ async def test_a_reader_who_takes_nothing_is_dropped_and_resumes(
                 taken += chunk
     whole = re.findall(rb"id: (\d+)\n", taken.rpartition(b"\n\n")[0])
     assert 0 < len(whole) < head
-    assert max(waiting) <= 3 * pieces.SEND_BYTES
+    assert max(waiting) <= 3 * chunks.SEND_BYTES
 
     last = int(whole[-1])
     async with reading(service.api, {"Last-Event-ID": str(last)}) as reader:
@@ -290,7 +290,7 @@ async def test_an_event_that_is_larger_than_what_is_sent_at_once_leaves_bit_by_b
     position = sent.expect(201)["position"]
     async with reading(api, after=position - 1, type="message_sent") as reader:
         assert (await reader.next()).data["data"]["data"] == data
-    assert max(sizes) == pieces.SEND_BYTES
+    assert max(sizes) == chunks.SEND_BYTES
 
 
 def _watching_what_is_sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:

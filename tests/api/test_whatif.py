@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.http import turns
+from service.http import concurrency
+from service.http.concurrency import ConcurrencyLimit
 from service.http.problems import Problem
-from service.http.turns import Turns
 from service.http.v1 import whatif
 from tests.support.wait import eventually
 
@@ -95,7 +95,7 @@ async def test_others_are_answered_while_a_history_is_judged(
 
 
 async def test_as_many_as_there_are_places_take_turns_and_the_rest_comes_back_later() -> None:
-    turn, done = Turns(), asyncio.Event()
+    turn, done = ConcurrencyLimit(), asyncio.Event()
     begun = 0
 
     async def take_one() -> None:
@@ -104,8 +104,8 @@ async def test_as_many_as_there_are_places_take_turns_and_the_rest_comes_back_la
             begun += 1
             await done.wait()
 
-    crowd = [asyncio.create_task(take_one()) for _ in range(turns.AT_ONCE + turns.MAX_WAITING)]
-    await eventually(lambda: begun == turns.AT_ONCE)
+    crowd = [asyncio.create_task(take_one()) for _ in range(concurrency.AT_ONCE + concurrency.MAX_WAITING)]
+    await eventually(lambda: begun == concurrency.AT_ONCE)
     with pytest.raises(Problem) as refused:
         async with turn:
             pass
@@ -114,11 +114,13 @@ async def test_as_many_as_there_are_places_take_turns_and_the_rest_comes_back_la
     late = asyncio.create_task(take_one())
     done.set()
     await asyncio.gather(*crowd, late)
-    assert begun == turns.AT_ONCE + turns.MAX_WAITING
+    assert begun == concurrency.AT_ONCE + concurrency.MAX_WAITING
 
 
 async def test_many_ask_at_once_and_each_is_answered(api: Api) -> None:
     await _fill(api)
-    asked = [api.post("whatif", daily_tokens=1) for _ in range(turns.AT_ONCE + turns.MAX_WAITING)]
+    asked = [
+        api.post("whatif", daily_tokens=1) for _ in range(concurrency.AT_ONCE + concurrency.MAX_WAITING)
+    ]
     first, *others = [answer.expect(200) for answer in await asyncio.gather(*asked)]
     assert all(other == first for other in others)

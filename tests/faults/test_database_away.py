@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service.embedded.cluster import Cluster
-from service.writing.writer import PATIENCE_SECONDS
+from service.writing.writer import SUBMIT_TIMEOUT_SECONDS
 from tests.support.embedded import server_in
 from tests.support.load import Load
 from tests.support.parts import connected, lock_is_free, terminate
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.faults
 
 OUTAGE_SECONDS = 30.0
 """Longer than anybody waits: callers are sent away after 20 seconds, round trips are cut after 10."""
-assert OUTAGE_SECONDS > PATIENCE_SECONDS
+assert OUTAGE_SECONDS > SUBMIT_TIMEOUT_SECONDS
 
 SWALLOWED_SECONDS = 12.0
 """Longer than a round trip may take, so that every one is given up while it is on its way."""

@@ -106,7 +106,7 @@ async def test_a_commit_that_only_the_primary_has_is_not_acknowledged(
     async with running_writer(pair.dsn) as writer:
         await submit(writer, message("before"))
         await pair.part()
-        doubtful = asyncio.ensure_future(submit(writer, message("doubtful"), patience_seconds=60))
+        doubtful = asyncio.ensure_future(submit(writer, message("doubtful"), timeout_seconds=60))
         await eventually(pair.waiting_commits, within_seconds=20)
         pair.primary.kill()
         await pair.primary.start()

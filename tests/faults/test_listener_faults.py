@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from projections.projector import Projector
-from tests.support.log import Scribe, joined, said
+from tests.support.log import LogWriter, joined, said
 from tests.support.parts import backends, connected, running, running_listener, terminate
 from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
@@ -30,7 +30,7 @@ async def test_what_is_appended_after_the_backend_was_ended_shows_within_2_secon
         running(Projector(database, "squad", listener.events).run()),
         connected(database) as connection,
     ):
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         await scribe.append(joined("alice"))
         await eventually(partial(projected_to_head, database))
         for _ in range(3):
@@ -64,5 +64,5 @@ async def test_a_backend_that_was_stopped_is_replaced_within_15_seconds(database
             begun = monotonic()
             await eventually(lambda: listener.reconnects > 0 and listener.hearing, within_seconds=15)
             left = 15 - (monotonic() - begun)
-            await Scribe(connection).append(said("heard by the new one"))
+            await LogWriter(connection).append(said("heard by the new one"))
             await eventually(lambda: listener.events.position == 1, within_seconds=left)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
-from service.writing.waiting import MAX_WAITING_COMMANDS
+from service.writing.command_queue import MAX_WAITING_COMMANDS
 from tests.support.load import Load
 from tests.support.log import texts, whole_log
 from tests.support.parts import connected

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from tests.support.load import Load
-from tests.support.log import Scribe, joined, said
+from tests.support.log import LogWriter, joined, said
 from tests.support.parts import backends, connected, terminate
 from tests.support.process import squad_up
 from tests.support.proxy import Proxy
@@ -134,9 +134,9 @@ async def test_commands_are_answered_again_after_the_writers_backend_stood_still
         await trial.judge(database)
 
 
-async def listened_to(service: ServiceProcess, connection: Connection) -> Scribe:
+async def listened_to(service: ServiceProcess, connection: Connection) -> LogWriter:
     """Waits until the service hears and projects; gives somebody who appends without it."""
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.catch_up()
     (agent,) = await scribe.append(joined("alice"))
     await eventually(lambda: is_heard(service))

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.support.load import Load
-from tests.support.log import Scribe, joined, said
+from tests.support.log import LogWriter, joined, said
 from tests.support.parts import connected
 from tests.support.process import squad_up
 from tests.support.signals import stopped
@@ -34,7 +34,7 @@ async def test_the_tables_follow_the_log_again_when_the_active_projector_was_kil
         await eventually(lambda: projects(first))
         async with squad_up(dsn=database) as second:
             assert not await projects(second)
-            scribe = Scribe(elsewhere)
+            scribe = LogWriter(elsewhere)
             await scribe.catch_up()
             await first.kill()
             await scribe.append(joined("alice"), said("who is going to write this down?"))

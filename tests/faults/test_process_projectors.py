@@ -6,8 +6,8 @@ import pytest
 
 from tests.support.load import Load
 from tests.support.process import ServiceProcess, squad_up
-from tests.support.pushy import PROGRAM
 from tests.support.trial import Trial
+from tests.support.unlocked_projector import PROGRAM
 from tests.support.wait import eventually
 
 pytestmark = pytest.mark.faults

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.history import fill
 from service.history import snapshots
-from service.history.past import check_snapshots, state_at
+from service.history.time_travel import check_snapshots, state_at
 from service.memory.squad import Squad
 from tests.support.load import Load
 from tests.support.parts import connected, lock_is_free

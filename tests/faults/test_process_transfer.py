@@ -12,7 +12,7 @@ import pytest
 
 from eventstore import log
 from tests.support.command import SQUAD, finished, squad, start
-from tests.support.log import Scribe, joined, said
+from tests.support.log import LogWriter, joined, said
 from tests.support.parts import connected, lock_is_free, lock_is_held, terminate
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold
 from tests.support.wait import eventually
@@ -32,7 +32,7 @@ BEGUN_LINES = 4_500
 async def exported(database: str, tmp_path: Path) -> list[bytes]:
     """The lines of a log, and the file that they are in."""
     async with connected(database) as connection:
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         await scribe.append(joined("alice"))
         for _ in range(6):
             await scribe.append(*(said("hello") for _ in range(EVENTS // 6)))

@@ -19,8 +19,8 @@ from eventstore.listener import Hints
 from projections import PROJECTIONS, projector
 from projections.folding import PageFolder
 from projections.projector import Projector
-from tests.support.life import Life
 from tests.support.parts import connected, running, running_listener, running_writer, terminate
+from tests.support.random_history import RandomHistory
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
@@ -46,7 +46,7 @@ class Cutter:
             if cursor.connection is self._connection:
                 self._left -= 1
                 if self._left == 0:
-                    connections.hang_up(cursor.connection)
+                    connections.shut_down_socket(cursor.connection)
             return await execute(cursor, *args, **more)
 
         monkeypatch.setattr(psycopg.AsyncCursor, "execute", cutting)
@@ -74,7 +74,7 @@ async def test_a_connection_that_breaks_at_any_statement_leaves_rows_and_positio
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_writer(database) as writer:
-        await Life(seed=4).live(writer, 80)
+        await RandomHistory(seed=4).live(writer, 80)
     monkeypatch.setattr(log, "PAGE_EVENTS", 12)
     monkeypatch.setattr(projector, "_BACKOFF_SECONDS", (0.0, 0.0))
     cuts = 0
@@ -110,7 +110,7 @@ async def test_projectors_that_lose_their_backends_under_load_end_where_the_log_
         connected(database) as connection,
         running(*(Projector(database, "squad", listener.events).run() for _ in range(2))),
     ):
-        lives = asyncio.gather(*(Life(seed).live_until(enough, writer) for seed in range(6)))
+        lives = asyncio.gather(*(RandomHistory(seed).live_until(enough, writer) for seed in range(6)))
         for _ in range(TERMINATIONS):
             # At any moment, on purpose: in the middle of whatever they are at.
             await asyncio.wait([lives], timeout=random.uniform(0.0, 0.1))
@@ -159,7 +159,7 @@ async def test_two_projectors_that_both_believe_to_be_the_active_one_do_no_harm(
     enough = asyncio.Event()
 
     async def live(writer: Writer, seed: int) -> None:
-        life = Life(seed)
+        life = RandomHistory(seed)
         while not enough.is_set():
             await life.live(writer, 10)
             for each in projectors:
@@ -170,7 +170,7 @@ async def test_two_projectors_that_both_believe_to_be_the_active_one_do_no_harm(
         running(*(each.run() for each in projectors)),
     ):
         await eventually(lambda: all(each.active for each in projectors))
-        lives = asyncio.gather(*(Life(seed).live_until(enough, writer) for seed in range(6)))
+        lives = asyncio.gather(*(RandomHistory(seed).live_until(enough, writer) for seed in range(6)))
         await eventually(lambda: overtaken["times"] >= 3)
         enough.set()
         await lives

@@ -19,7 +19,7 @@ from projections.agents import agents
 from projections.comparison import compare
 from projections.messages import messages
 from projections.rebuild import rebuild
-from tests.support.log import Scribe, joined, said
+from tests.support.log import LogWriter, joined, said
 from tests.support.parts import SCHEMA, backends, connected
 from tests.support.tables import project
 from tests.support.wait import eventually
@@ -44,7 +44,7 @@ def cutting(name: str, at_statement: int) -> Iterator[list[int]]:
         if connection.info.get_parameters().get("application_name") == name:
             left[0] -= 1
             if left[0] == 0:
-                connections.hang_up(connection)
+                connections.shut_down_socket(connection)
 
     async def cut_and_execute(cursor: psycopg.AsyncCursor[Any], *args: Any, **more: Any) -> Any:
         count_down(cursor.connection)
@@ -61,7 +61,7 @@ def cutting(name: str, at_statement: int) -> Iterator[list[int]]:
 
 
 async def _prepare(dsn: str, connection: Connection) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.append(joined("alice"), *(said(str(number)) for number in range(EVENTS - 1)))
     await project(dsn)
 

@@ -15,7 +15,7 @@ from eventstore.listener import Hints
 from projections.comparison import compare
 from projections.projector import Projector
 from tests.support.command import finished, squad_command
-from tests.support.log import Scribe, joined, said
+from tests.support.log import LogWriter, joined, said
 from tests.support.parts import SCHEMA, backends, connected, running
 from tests.support.signals import stopped
 from tests.support.tables import generation, one, project
@@ -72,7 +72,7 @@ async def test_killed_in_the_middle_of_the_swap_it_lets_go_and_the_next_one_work
 ) -> None:
     arguments = ("replay", "--dsn", database)
     async with connected(database) as connection, connected(database) as holder:
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         projector = Projector(database, SCHEMA, Hints())
         async with running(projector.run()):
             await scribe.append(joined("alice"), said("one"))
@@ -100,7 +100,7 @@ async def test_standing_still_in_the_middle_of_the_swap_it_holds_nobody_up_for_l
     database: str, tmp_path: Path
 ) -> None:
     async with connected(database) as connection, connected(database) as holder:
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         async with running(Projector(database, SCHEMA, Hints()).run()):
             await scribe.append(joined("alice"), said("one"))
             await eventually(partial(projected_to_head, database))
@@ -126,7 +126,7 @@ async def test_interrupted_by_its_user_it_ends_and_the_tables_are_as_they_were(
     database: str, tmp_path: Path
 ) -> None:
     async with connected(database) as connection, connected(database) as holder:
-        await Scribe(connection).append(joined("alice"), said("one"))
+        await LogWriter(connection).append(joined("alice"), said("one"))
         async with running(Projector(database, SCHEMA, Hints()).run()):
             await eventually(partial(projected_to_head, database))
         await connection.execute("UPDATE squad_messages SET message = 'tampered'")
@@ -141,7 +141,7 @@ async def test_interrupted_by_its_user_it_ends_and_the_tables_are_as_they_were(
 
 
 async def _many_messages(connection: Connection) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.append(joined("alice"))
     for _ in range(MESSAGES // 1_000):
         await scribe.append(*(said("x" * 100) for _ in range(1_000)))

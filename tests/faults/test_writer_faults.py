@@ -15,7 +15,7 @@ from eventstore import codec, log
 from eventstore.events import AppendAbandoned, MessageSent
 from service.memory.squad import Squad
 from service.requests import OutcomeUnknown, Unavailable
-from tests.support.log import Scribe, joined, texts, whole_log
+from tests.support.log import LogWriter, joined, texts, whole_log
 from tests.support.parts import (
     connected,
     lock_is_free,
@@ -169,7 +169,7 @@ async def test_a_lost_commit_needs_no_fence_where_somebody_else_has_appended_sin
 ) -> None:
     held = proxy.hold(NEEDLE.encode())
     async with connected(database) as connection:
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         await scribe.catch_up()
         await connection.execute("BEGIN")
         await log.lock(connection)
@@ -190,11 +190,11 @@ async def test_a_caller_who_loses_patience_in_doubt_is_told_that_it_may_have_hap
         await connection.execute("BEGIN")
         await log.lock(connection)
         with pytest.raises(OutcomeUnknown):
-            await submit(writer, message(NEEDLE), patience_seconds=0.3)
+            await submit(writer, message(NEEDLE), timeout_seconds=0.3)
         assert held.happened.is_set()
         # This one was never sent, and will not be.
         with pytest.raises(Unavailable):
-            await submit(writer, message("never sent"), patience_seconds=0.05)
+            await submit(writer, message("never sent"), timeout_seconds=0.05)
     await submit(writer, message("after"))
     assert texts(await assert_log_is_sound(database)) == ["before", "after"]
 
@@ -221,7 +221,7 @@ async def test_a_log_that_was_replaced_is_noticed_and_read_anew(writer: Writer, 
         await connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
         await connection.execute("DELETE FROM events WHERE position = %s", (len(events) + 1,))
         await connection.execute("ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_immutable")
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         await scribe.catch_up()
         await scribe.append(joined("newcomer"), joined("latecomer"))
         await terminate(connection, "squad writer")

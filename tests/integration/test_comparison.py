@@ -17,7 +17,7 @@ from eventstore.errors import (
     LogNotUnderstood,
     StoreBusy,
     StoreUnavailable,
-    TableUnlike,
+    TableMismatch,
     UnknownEventType,
 )
 from eventstore.listener import Hints
@@ -27,8 +27,7 @@ from projections.messages import messages
 from projections.projector import Projector
 from projections.rebuild import rebuild
 from service import commands as do
-from tests.support.life import Life
-from tests.support.log import Scribe, joined, said
+from tests.support.log import LogWriter, joined, said
 from tests.support.parts import (
     SCHEMA,
     backends,
@@ -39,6 +38,7 @@ from tests.support.parts import (
     running_writer,
     submit,
 )
+from tests.support.random_history import RandomHistory
 from tests.support.tables import fill_all_tables, project
 from tests.support.tampering import TABLES, Tampering
 from tests.support.verify import projected_to_head
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize("seed", range(3))
 async def test_the_tables_of_any_history_follow_from_the_log(database: str, seed: int) -> None:
     async with running_writer(database) as writer:
-        await Life(seed).live(writer, 200)
+        await RandomHistory(seed).live(writer, 200)
     await project(database)
     assert await compare(database, SCHEMA) == []
 
@@ -150,7 +150,7 @@ async def test_a_table_that_the_rows_do_not_fit_into_is_told_beside_the_others(
     [emptied, other] = await compare(database, SCHEMA)
     assert (emptied.table, emptied.kind) == ("squad_agents", "missing")
     assert (other.table, other.kind, other.detail) == ("squad_tasks", "another table", f"it {says}")
-    with pytest.raises(TableUnlike, match=f"squad_tasks {says}; once its owner has dropped it, a replay"):
+    with pytest.raises(TableMismatch, match=f"squad_tasks {says}; once its owner has dropped it, a replay"):
         await rebuild(database, SCHEMA)
     assert len(await compare(database, SCHEMA)) == 2
 
@@ -180,7 +180,7 @@ async def test_a_table_that_is_not_there_is_told_beside_the_others(
 async def test_the_first_bad_row_is_told_with_how_many_there_are(
     database: str, connection: Connection
 ) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.append(joined("alice"), joined("bob"), joined("carol"), said("hello"))
     await project(database)
     await connection.execute("UPDATE squad_agents SET role = 'boss' WHERE name IN ('bob', 'carol')")
@@ -194,7 +194,7 @@ async def test_the_first_bad_row_is_told_with_how_many_there_are(
 async def test_only_the_projections_that_are_named_are_compared(
     database: str, connection: Connection
 ) -> None:
-    await Scribe(connection).append(joined("alice"), said("hello"))
+    await LogWriter(connection).append(joined("alice"), said("hello"))
     await project(database)
     await connection.execute("TRUNCATE squad_agents")
     assert await compare(database, SCHEMA, [messages]) == []
@@ -211,7 +211,7 @@ async def test_tables_are_compared_as_of_their_own_position_while_everybody_work
         running_writer(database, hints=listener.events) as writer,
         connected(database) as connection,
     ):
-        lives = asyncio.gather(*(Life(seed).live_until(enough, writer) for seed in range(8)))
+        lives = asyncio.gather(*(RandomHistory(seed).live_until(enough, writer) for seed in range(8)))
         for _ in range(5):
             before = await log.head_position(connection)
             assert await compare(database, SCHEMA) == []
@@ -232,7 +232,7 @@ async def test_projections_at_different_positions_are_each_compared_as_of_theirs
 async def test_one_that_stopped_is_reported_and_compared_as_of_where_it_stopped(
     database: str, connection: Connection
 ) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.append(joined("alice"), said("one"))
     await project(database)
     await connection.execute(
@@ -247,7 +247,7 @@ async def test_one_that_stopped_is_reported_and_compared_as_of_where_it_stopped(
 async def test_what_other_code_folded_is_reported_and_not_compared(
     database: str, connection: Connection
 ) -> None:
-    await Scribe(connection).append(joined("alice"), said("one"))
+    await LogWriter(connection).append(joined("alice"), said("one"))
     await project(database)
     await connection.execute("TRUNCATE squad_messages")
     newer = replace(messages, fold_version=messages.fold_version + 1)
@@ -257,7 +257,7 @@ async def test_what_other_code_folded_is_reported_and_not_compared(
 
 
 async def test_what_was_never_folded_is_reported(database: str, connection: Connection) -> None:
-    await Scribe(connection).append(joined("alice"))
+    await LogWriter(connection).append(joined("alice"))
     differences = await compare(database, SCHEMA)
     assert [(each.kind, each.projection) for each in differences] == [
         ("never folded", projection.name) for projection in PROJECTIONS
@@ -267,7 +267,7 @@ async def test_what_was_never_folded_is_reported(database: str, connection: Conn
 async def test_one_that_claims_events_which_are_not_there_is_reported(
     database: str, connection: Connection
 ) -> None:
-    await Scribe(connection).append(joined("alice"))
+    await LogWriter(connection).append(joined("alice"))
     await project(database)
     await connection.execute("UPDATE projections SET position = 9 WHERE name = 'agents'")
     [difference] = await compare(database, SCHEMA)
@@ -284,7 +284,7 @@ async def test_one_that_claims_events_which_are_not_there_is_reported(
 async def test_an_event_of_newer_code_ends_it_with_its_name_version_and_place(
     database: str, connection: Connection, unknown: dict[str, Any], told: str
 ) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.append(joined("alice"), said("fine"))
     await scribe.append(joined("bob"), **unknown)
     async with running(Projector(database, SCHEMA, Hints()).run()):
@@ -303,7 +303,7 @@ async def _all_stopped(connection: Connection) -> bool:
 
 
 async def test_an_event_that_is_gone_from_the_log_ends_it(database: str, connection: Connection) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.append(joined("alice"), said("one"), said("two"))
     await project(database)
     await connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
@@ -315,7 +315,7 @@ async def test_an_event_that_is_gone_from_the_log_ends_it(database: str, connect
 async def test_an_event_that_does_not_follow_from_the_others_ends_it(
     database: str, connection: Connection
 ) -> None:
-    await Scribe(connection).append(joined("alice"), said("by nobody we know", agent="mallory"))
+    await LogWriter(connection).append(joined("alice"), said("by nobody we know", agent="mallory"))
     async with running(Projector(database, SCHEMA, Hints()).run()):
         await eventually(partial(_reached, connection, "messages", 2))
     await connection.execute("UPDATE projections SET position = 2, failed_position = NULL")
@@ -333,7 +333,7 @@ async def _reached(connection: Connection, name: str, position: int) -> bool:
 async def test_tables_that_are_set_back_meanwhile_are_not_judged(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await Scribe(connection).append(joined("alice"), said("one"))
+    await LogWriter(connection).append(joined("alice"), said("one"))
     await project(database)
     approach = comparison._catch_up
 

@@ -12,10 +12,10 @@ from eventstore import log, sealing
 from service import commands as do
 from service.decide import messages
 from service.requests import CommandFailed
-from service.writing import pace
-from service.writing.pace import PLENTY
+from service.writing import batch_size
+from service.writing.batch_size import AMORTIZED_COMMANDS
 from tests.support.erasure import assert_keys_were_used_in_time, keys_there, remains
-from tests.support.log import Scribe, joined, stored_log
+from tests.support.log import LogWriter, joined, stored_log
 from tests.support.parts import connected, message, running_writer, submit
 from tests.support.verify import assert_log_is_sound
 from tests.support.wait import eventually
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
-    from service.decide import At, Decision
+    from service.decide import Decision, DecisionContext
     from service.memory.state import State
     from service.requests import Outcome
     from service.writing.writer import Writer
@@ -134,7 +134,7 @@ async def test_it_is_decided_again_where_somebody_else_was_faster(database: str,
         async with on_its_way(writer, gate, message("below")) as add:
             above = add(claim("alice"), message("above"))
             await eventually(lambda: ahead(writer) == 2)
-            scribe = Scribe(connection)
+            scribe = LogWriter(connection)
             await scribe.catch_up()
             await scribe.append(joined("carol"))
         assert [task.result().refusal for task in above] == [None, None]
@@ -161,7 +161,7 @@ async def test_one_that_fails_fails_alone(
 ) -> None:
     send = messages.send
 
-    def failing(state: State, command: do.SendMessage, at: At) -> Decision:
+    def failing(state: State, command: do.SendMessage, at: DecisionContext) -> Decision:
         if command.message == "poison":
             raise RuntimeError("poisoned")
         return send(state, command, at)
@@ -182,7 +182,7 @@ async def test_of_many_that_ask_at_once_some_are_decided_while_others_are_on_the
 ) -> None:
     """Otherwise all would be answered together and ask again together, and nothing would overlap."""
     async with running_writer(database) as writer:
-        monkeypatch.setattr(writer._appender.pace, "_minimum", lambda: 1)
+        monkeypatch.setattr(writer._appender.batch_sizer, "_minimum", lambda: 1)
         await submit(writer, message("to be known"))
         gate.sizes.clear()
         gate.open.clear()
@@ -200,9 +200,9 @@ async def test_where_commits_are_slow_those_who_were_answered_go_along_with_the_
     """Otherwise there would be two batches for ever, each waiting for the other one's commit."""
     async with running_writer(database) as writer:
         await submit(writer, message("to be known"))
-        monkeypatch.setattr(pace, "MOST_REST_SECONDS", 60)
-        monkeypatch.setattr(writer._appender.pace, "_append_seconds", 8 * 60)
-        monkeypatch.setattr(writer._appender.pace, "appended", lambda seconds: None)
+        monkeypatch.setattr(batch_size, "MAX_LINGER_SECONDS", 60)
+        monkeypatch.setattr(writer._appender.batch_sizer, "_append_seconds", 8 * 60)
+        monkeypatch.setattr(writer._appender.batch_sizer, "appended", lambda seconds: None)
 
         async def ask(times: int) -> None:
             for number in range(times):
@@ -229,9 +229,9 @@ class TestEncrypted:
         async with running_writer(database, encrypt=True) as writer:
             async with on_its_way(writer, gate, message("below")) as add:
                 # More than were put in stock.
-                add(*(message(str(number)) for number in range(PLENTY)))
-                await eventually(lambda: ahead(writer) == PLENTY)
-            assert await assert_keys_were_used_in_time(database) == PLENTY + 1
+                add(*(message(str(number)) for number in range(AMORTIZED_COMMANDS)))
+                await eventually(lambda: ahead(writer) == AMORTIZED_COMMANDS)
+            assert await assert_keys_were_used_in_time(database) == AMORTIZED_COMMANDS + 1
         assert await remains(database, ["below"]) == []
 
     async def test_a_senders_key_that_is_at_hand_is_used(self, database: str, gate: Gate) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from eventstore import guards, schema
 from tests.support.forging import some_history
-from tests.support.log import Scribe, said
+from tests.support.log import LogWriter, said
 from tests.support.parts import SCHEMA, connected
 
 if TYPE_CHECKING:
@@ -203,6 +203,6 @@ async def test_what_an_owner_adds_to_a_read_table_is_no_fault(connection: Connec
         "CREATE POLICY other ON squad_tasks AS RESTRICTIVE TO pg_monitor USING (false)"
     )
     await connection.execute("CREATE FUNCTION ours() RETURNS integer LANGUAGE sql AS 'SELECT 1'")
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.append(said("still appended"))
     assert await guards.missing_guards(connection) == []

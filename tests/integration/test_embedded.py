@@ -22,7 +22,7 @@ from psycopg.conninfo import make_conninfo
 from service.embedded import EmbeddedPostgres, EmbeddedPostgresError, programs, temporary_folder
 from service.embedded.cluster import Cluster
 from service.embedded.errors import one_line_errors
-from service.embedded.programs import open_the_way
+from service.embedded.programs import grant_access
 from tests.support.postgres import run_apart
 from tests.support.wait import eventually
 
@@ -395,7 +395,7 @@ def test_root_is_told_which_folders_are_opened(folder: Path, caplog: pytest.LogC
     closed = folder.parent / "closed"
     closed.mkdir(mode=0o700)
     for _ in range(2):
-        open_the_way(closed / "data")
+        grant_access(closed / "data")
     assert closed.stat().st_mode & 0o777 == 0o701
     assert caplog.text.count(f"made {closed} traversable for every user") == 1
 
@@ -415,7 +415,7 @@ def test_all_of_what_was_installed_with_a_strict_umask_is_opened(
     for path in folder.rglob("*"):
         path.chmod(0o700)
     monkeypatch.setattr(programs, "_installation", lambda: folder / "pg" / "pginstall18")
-    open_the_way(folder / "data")
+    grant_access(folder / "data")
     assert {name: (folder / name).stat().st_mode & 0o777 for name in files} == files
     assert (folder / "pg.libs").stat().st_mode & 0o777 == 0o705
 
@@ -423,7 +423,7 @@ def test_all_of_what_was_installed_with_a_strict_umask_is_opened(
 def test_of_a_folder_to_be_thrown_away_nobody_is_told(caplog: pytest.LogCaptureFixture) -> None:
     made = temporary_folder("squad-test-")
     try:
-        open_the_way(made / "data")
+        grant_access(made / "data")
     finally:
         made.rmdir()
     assert str(made) not in caplog.text

@@ -23,7 +23,7 @@ from service.job_spec import JobSpec
 from service.requests import CommandFailed
 from service.writing import sealer
 from tests.support.erasure import assert_keys_were_used_in_time, everything, keys_there, remains
-from tests.support.log import Scribe, said, stored_log, whole_log
+from tests.support.log import LogWriter, said, stored_log, whole_log
 from tests.support.parts import (
     connected,
     lock_is_awaited,
@@ -184,7 +184,7 @@ class TestOneWriter:
             asked = [asyncio.ensure_future(submit(writer, commands[0]))]
             await eventually(partial(lock_is_awaited, connection))
             asked += [asyncio.ensure_future(submit(writer, command)) for command in commands[1:]]
-            await eventually(lambda: len(writer.waiting) == 3)
+            await eventually(lambda: len(writer.queue) == 3)
         outcomes = await asyncio.gather(*asked)
         assert [outcome.refusal for outcome in outcomes] == [None] * 4
         first, second, third = await email_keys(connection)
@@ -235,7 +235,7 @@ class TestSeveralWriters:
     async def test_make_one_key_where_many_ask_at_once(self, database: str) -> None:
         async def ask() -> dict[str, keys.Key]:
             async with connected(database) as own:
-                return await keys.of_senders(own, ["a" * 64, "b" * 64])
+                return await keys.get_or_create_sender_keys(own, ["a" * 64, "b" * 64])
 
         found = await asyncio.gather(*(ask() for _ in range(8)))
         assert all(one == found[0] for one in found)
@@ -320,7 +320,7 @@ class TestDestruction:
         await submit(writer, letter())
         [key_id] = await email_keys(connection)
         assert key_id
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         await scribe.catch_up()
         await connection.execute("BEGIN")
         await scribe.append(SubjectForgotten(key_id=key_id, emails=[], messages=[], in_plain=0))
@@ -545,6 +545,6 @@ async def test_a_box_that_does_not_open_stops_the_projector_at_its_place(
 
 
 async def test_events_written_by_hand_are_left_as_they_are(connection: Connection) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     rows = await scribe.append(said("in plain"))
     assert await sealing.reveal(connection, rows) == rows

@@ -17,14 +17,14 @@ from eventstore.events import (
 )
 from service import commands as do
 from service.explain import explain
-from service.explain.reader import LoggedPast
+from service.explain.reader import PostgresLogQueries
 from service.requests import Request
 from tests.support.agents import answers
 from tests.support.jobs import define
-from tests.support.life import Life
-from tests.support.listed_past import ListedPast
-from tests.support.log import Scribe, new_id, whole_log
+from tests.support.list_log_queries import ListLogQueries
+from tests.support.log import LogWriter, new_id, whole_log
 from tests.support.parts import connected, running_writer, submit
+from tests.support.random_history import RandomHistory
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 async def _assert_explained_alike(dsn: str, every: int = 1) -> list[Recorded]:
     async with connected(dsn) as connection:
         log = await whole_log(connection)
-        logged, listed = LoggedPast(connection), ListedPast(log)
+        logged, listed = PostgresLogQueries(connection), ListLogQueries(log)
         for position in range(1, len(log) + 1, every):
             assert await explain(logged, position) == await explain(listed, position)
         assert await explain(logged, len(log) + 1) is None
@@ -45,7 +45,7 @@ async def _assert_explained_alike(dsn: str, every: int = 1) -> list[Recorded]:
 
 async def test_a_life_is_explained_from_the_log_as_from_a_list(database: str) -> None:
     async with running_writer(database, policy=do.SetPolicy(daily_tokens=8_000)) as writer:
-        await Life(seed=7).live(writer, 400)
+        await RandomHistory(seed=7).live(writer, 400)
         await submit(writer, do.SetBudget(agent_limits={"alice": 10}))
         for agent in ("alice", "bob"):
             refused = await submit(writer, do.ReserveTokens(agent=agent, tokens=20_000))
@@ -57,7 +57,7 @@ async def test_a_life_is_explained_from_the_log_as_from_a_list(database: str) ->
 
 async def test_what_was_reserved_the_day_before_fills_no_other_day(database: str) -> None:
     async with connected(database) as connection:
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         first, second = date(2026, 3, 2), date(2026, 3, 3)
         held = TokensReserved(
             day=first, reservation_id=new_id(), agent="ann", tokens=300, expires_at=_midnight(4)
@@ -75,7 +75,7 @@ async def test_what_was_reserved_the_day_before_fills_no_other_day(database: str
             ),
             TokensDenied(day=second, agent="bob", tokens=951, reason="budget_exhausted", remaining=943),
         )
-        found = await explain(LoggedPast(connection), scribe.head.position)
+        found = await explain(PostgresLogQueries(connection), scribe.head.position)
     assert found
     assert (found.facts["used"], found.facts["reserved"]) == (50, 7)
     await _assert_explained_alike(database)
@@ -97,7 +97,7 @@ async def test_what_a_run_does_leads_back_to_its_tick(
         assert {"tokens_settled", "run_finished", "message_sent"} <= {item.type for item in of_run}
         claimed = next(recorded for recorded in log if recorded.type == "tokens_reserved")
         for recorded in (claimed, *of_run):
-            found = await explain(LoggedPast(connection), recorded.position)
+            found = await explain(PostgresLogQueries(connection), recorded.position)
             assert found
             assert found.origin.kind == "run"
             facts = found.origin.facts

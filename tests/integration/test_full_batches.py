@@ -11,8 +11,8 @@ import pytest
 
 from eventstore import log
 from service.requests import Request
-from tests.support.life import Life
 from tests.support.parts import connected, message, running_writer
+from tests.support.random_history import RandomHistory
 from tests.support.tables import project
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold
 
@@ -98,7 +98,7 @@ async def test_nothing_is_lost_or_doubled_where_each_batch_is_full_at_once(
     monkeypatch.setattr("service.writing.batch.MAX_BATCH_BYTES", 1)
     async with AsyncExitStack() as stack:
         alive = [await stack.enter_async_context(running_writer(database)) for _ in range(writers)]
-        await asyncio.gather(*(Life(seed).live(writer, 60) for seed, writer in enumerate(alive)))
+        await asyncio.gather(*(RandomHistory(seed).live(writer, 60) for seed, writer in enumerate(alive)))
         found = await asyncio.gather(*(_all(writer, range(COMMANDS)) for writer in alive))
     for positions in found:
         assert positions == sorted(positions)

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from msgspec import structs
 
-from benchmarks.chronicle import Chronicle
 from benchmarks.history import copy_in
+from benchmarks.simulated_squad import SimulatedSquad
 from eventstore import codec, log, lookup
 from eventstore.errors import LogNotUnderstood, StoreUnavailable
 from eventstore.listener import Hints
 from service import commands as do
 from service.history import folding, snapshots
-from service.history.folding import BeyondTheLog, TookTooLong, complete, keeping
-from service.history.past import check_snapshots, look_back, state_at
+from service.history.folding import BeyondTheLog, TookTooLong, load_open, snapshot_writer
+from service.history.time_travel import check_snapshots, look_back, state_at
 from service.memory.draft import Draft
 from service.memory.squad import Squad
 from tests.support.forging import unguarded
-from tests.support.life import Life
-from tests.support.log import Scribe, joined, said, whole_log
+from tests.support.log import LogWriter, joined, said, whole_log
 from tests.support.parts import connected, message, running_writer, submit
+from tests.support.random_history import RandomHistory
 from tests.support.squads import contents
 from tests.support.wait import eventually
 
@@ -64,7 +64,7 @@ class Reference:
 
 async def _lived(connection: Connection) -> dict[int, dict[str, Any]]:
     """Fills the log with a life of every kind of event; what was in memory after each batch of it."""
-    chronicle = Chronicle(seed=5, open_things=30)
+    chronicle = SimulatedSquad(seed=5, open_things=30)
     now = await log.clock(connection) - timedelta(days=1)
     page = chronicle.first(now)
     lived: dict[int, dict[str, Any]] = {}
@@ -84,7 +84,7 @@ async def test_at_a_thousand_positions_it_is_what_it_was(connection: Connection)
     random = Random(1)
     among_lived = random.sample(sorted(lived), POSITIONS // 5)
     positions = sorted({*among_lived, *random.sample(range(1, len(events) + 1), POSITIONS)})
-    await state_at(connection, positions[-1], await keeping(connection))
+    await state_at(connection, positions[-1], await snapshot_writer(connection))
     # Some vanish, some are spoilt: then it takes longer, and that is all.
     taken = await snapshots.positions(connection)
     assert len(taken) > 15
@@ -112,14 +112,14 @@ async def test_it_is_what_two_processes_had_in_memory(database: str, connection:
     ):
         one.observers.append(lambda _: lived.append(one.squad.copy()))
         other.observers.append(lambda _: lived.append(other.squad.copy()))
-        life = Life(seed=21)
+        life = RandomHistory(seed=21)
         for turn in range(400):
             command = life.next()
             life.learn(command, await submit((one, other)[turn % 2], command))
     # What was opened again by the other process has to be read before it can be shown.
     assert any(squad.absent for squad in lived)
     for squad in lived:
-        await complete(connection, squad)
+        await load_open(connection, squad)
         assert contents(await state_at(connection, squad.head.position)) == contents(squad)
 
 
@@ -179,7 +179,7 @@ async def test_before_the_first_event_there_is_nothing(connection: Connection) -
     assert contents(await state_at(connection, 0)) == contents(Squad())
     then = await look_back(connection, None)
     assert (contents(then.squad), then.moment) == (contents(Squad()), None)
-    await Scribe(connection).append(said("hello"), type="no_such_type")
+    await LogWriter(connection).append(said("hello"), type="no_such_type")
     assert contents(await state_at(connection, 0)) == contents(Squad())
 
 
@@ -201,7 +201,7 @@ async def test_what_is_missing_on_the_way_is_named(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, first: int, last: int
 ) -> None:
     monkeypatch.setattr(folding, "PAGE_EVENTS", 5)
-    await Scribe(connection).append(joined("alice"), *(said(f"the {n}th") for n in range(2, 36)))
+    await LogWriter(connection).append(joined("alice"), *(said(f"the {n}th") for n in range(2, 36)))
     async with unguarded(connection):
         await connection.execute("DELETE FROM events WHERE position BETWEEN %s AND %s", (first, last))
     with pytest.raises(StoreUnavailable, match=f"position {first} is missing"):
@@ -213,7 +213,7 @@ async def test_a_moment_is_after_the_last_event_at_or_before_it(
     database: str, connection: Connection
 ) -> None:
     async with running_writer(database) as writer:
-        await Life(seed=22).live(writer, 60)
+        await RandomHistory(seed=22).live(writer, 60)
     events = await whole_log(connection)
     microsecond = timedelta(microseconds=1)
     for recorded in events[:: len(events) // 12]:
@@ -246,8 +246,8 @@ async def test_a_session_that_may_only_read_looks_back_all_the_same(
 ) -> None:
     await _lived(connection)
     await connection.execute("SET default_transaction_read_only = on")
-    assert await keeping(connection) is None
-    squad = await state_at(connection, 3_000, await keeping(connection))
+    assert await snapshot_writer(connection) is None
+    squad = await state_at(connection, 3_000, await snapshot_writer(connection))
     assert squad.head.position == 3_000
     async with connected(database) as writable:
         assert await snapshots.positions(writable) == []
@@ -256,7 +256,7 @@ async def test_a_session_that_may_only_read_looks_back_all_the_same(
 @pytest.mark.usefixtures("often")
 async def test_what_takes_too_long_goes_on_from_there_the_next_time(connection: Connection) -> None:
     await _lived(connection)
-    keep = await keeping(connection)
+    keep = await snapshot_writer(connection)
     for reached in (50, 100, 150):
         with pytest.raises(TookTooLong, match=f"up to position {reached} of 200"):
             await state_at(connection, 200, keep, deadline=monotonic())
@@ -268,7 +268,7 @@ async def test_a_log_with_a_hole_is_not_told_as_if_it_were_whole(
     database: str, connection: Connection
 ) -> None:
     async with running_writer(database) as writer:
-        await Life(seed=23).live(writer, 20)
+        await RandomHistory(seed=23).live(writer, 20)
     await connection.execute("SET session_replication_role = replica")
     await connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
     await connection.execute("DELETE FROM events WHERE position = 7")
@@ -278,7 +278,7 @@ async def test_a_log_with_a_hole_is_not_told_as_if_it_were_whole(
 
 
 async def test_an_event_from_newer_code_is_not_passed_over(connection: Connection) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.append(said("hello"), type="no_such_type")
     with pytest.raises(LogNotUnderstood):
         await state_at(connection, 1)
@@ -287,7 +287,7 @@ async def test_an_event_from_newer_code_is_not_passed_over(connection: Connectio
 @pytest.mark.usefixtures("often")
 async def test_a_snapshot_that_lies_well_is_found_by_folding(connection: Connection) -> None:
     await _lived(connection)
-    await state_at(connection, 2_000, await keeping(connection))
+    await state_at(connection, 2_000, await snapshot_writer(connection))
     assert await check_snapshots(connection) == []
     taken = await snapshots.positions(connection)
     for position, lie in zip(taken, ("row", "version"), strict=False):

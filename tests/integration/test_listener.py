@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from eventstore import listener as listening
-from eventstore.asking import one_value
 from eventstore.listener import Hints, Listener, wait_for_hint
-from tests.support.log import Scribe, said
+from eventstore.queries import one_value
+from tests.support.log import LogWriter, said
 from tests.support.parts import connected, running, running_listener, terminate
 from tests.support.wait import eventually
 
@@ -32,7 +32,7 @@ async def _notify(connection: Connection, channel: str, payload: str) -> None:
 async def test_it_hears_of_events_and_up_to_where(database: str) -> None:
     async with running_listener(database) as listener, connected(database) as connection:
         ticket = listener.events.ticket()
-        await Scribe(connection).append(said("one"), said("two"))
+        await LogWriter(connection).append(said("one"), said("two"))
         await asyncio.wait_for(ticket.wait(), 1)
         assert listener.events.position == 2
 
@@ -100,7 +100,7 @@ async def test_one_that_is_connected_but_deaf_is_found_out_and_replaced(
         assert (listener.problem or "").endswith("the listener's own heartbeat did not come back")
         monkeypatch.undo()
         await eventually(lambda: listener.hearing)
-        await Scribe(connection).append(said("heard again"))
+        await LogWriter(connection).append(said("heard again"))
         await eventually(lambda: listener.events.position == 1)
 
 

@@ -12,7 +12,7 @@ import pytest
 from eventstore import log, lookup
 from eventstore.connection import take_lock_wait
 from eventstore.errors import ClockDrifted, HeadMoved, StoreBusy, StoreRefused, StoreUnavailable
-from tests.support.log import Scribe, joined, new_id, said, texts, whole_log
+from tests.support.log import LogWriter, joined, new_id, said, texts, whole_log
 from tests.support.parts import connected, lock_is_free
 from tests.support.verify import assert_log_is_sound
 from tests.support.wait import eventually
@@ -39,20 +39,20 @@ async def other(database: str) -> AsyncIterator[Connection]:
 
 
 @pytest.fixture
-def scribe(connection: Connection) -> Scribe:
-    return Scribe(connection)
+def scribe(connection: Connection) -> LogWriter:
+    return LogWriter(connection)
 
 
-async def test_positions_are_gapless_from_1_over_many_batches(scribe: Scribe, database: str) -> None:
+async def test_positions_are_gapless_from_1_over_many_batches(scribe: LogWriter, database: str) -> None:
     for size in (1, 3, 2, 500, 1):
         await scribe.append(*(said(f"{number} of {size}") for number in range(size)))
     assert len(await assert_log_is_sound(database)) == 507
 
 
 async def test_an_append_that_was_decided_at_an_older_head_stores_nothing(
-    scribe: Scribe, other: Connection
+    scribe: LogWriter, other: Connection
 ) -> None:
-    late = Scribe(other)
+    late = LogWriter(other)
     await scribe.append(said("first"), said("second"))
     with pytest.raises(HeadMoved) as moved:
         await late.append(said("too late"))
@@ -61,7 +61,7 @@ async def test_an_append_that_was_decided_at_an_older_head_stores_nothing(
 
 
 async def test_an_append_that_was_decided_beyond_the_head_stores_nothing(
-    scribe: Scribe, connection: Connection
+    scribe: LogWriter, connection: Connection
 ) -> None:
     now = await log.clock(connection)
     row = scribe.row(said("from the future"), now, position=2)
@@ -73,7 +73,7 @@ async def test_an_append_that_was_decided_beyond_the_head_stores_nothing(
 
 @pytest.mark.parametrize("seconds", [-3600, -1.5, 1.5, 3600])
 async def test_an_append_that_was_decided_by_a_wrong_clock_stores_nothing(
-    scribe: Scribe, connection: Connection, seconds: float
+    scribe: LogWriter, connection: Connection, seconds: float
 ) -> None:
     now = await log.clock(connection)
     with pytest.raises(ClockDrifted):
@@ -97,7 +97,7 @@ async def test_an_append_that_was_decided_by_a_wrong_clock_stores_nothing(
     ],
 )
 async def test_changing_history_is_refused_to_its_owner_in_every_replication_role(
-    scribe: Scribe, connection: Connection, change: str, role: str
+    scribe: LogWriter, connection: Connection, change: str, role: str
 ) -> None:
     before = await scribe.append(said("so it was"))
     await connection.execute(f"SET session_replication_role = {role}".encode())
@@ -106,7 +106,7 @@ async def test_changing_history_is_refused_to_its_owner_in_every_replication_rol
     assert await whole_log(connection) == before
 
 
-async def test_stored_events_come_back_to_the_letter(scribe: Scribe, connection: Connection) -> None:
+async def test_stored_events_come_back_to_the_letter(scribe: LogWriter, connection: Connection) -> None:
     spaced = '{ "z" : [ ],  "n" : 1.0e+2,   "n" : -0, "a" : "\\u00e9\\/é" }'
     stored = [
         *await scribe.append(said(AWKWARD)),
@@ -117,7 +117,9 @@ async def test_stored_events_come_back_to_the_letter(scribe: Scribe, connection:
     assert texts(stored[:1]) == [AWKWARD]
 
 
-async def test_one_batch_holds_texts_with_anything_in_them(scribe: Scribe, connection: Connection) -> None:
+async def test_one_batch_holds_texts_with_anything_in_them(
+    scribe: LogWriter, connection: Connection
+) -> None:
     said_ = [AWKWARD, "", "\x1f\x1f", "NULL", "{}", "\\N", "'; DROP TABLE events; --", "x" * 100_000]
     await scribe.append(*map(said, said_))
     assert texts(await whole_log(connection)) == said_
@@ -144,7 +146,7 @@ async def test_one_batch_holds_texts_with_anything_in_them(scribe: Scribe, conne
     ids=str,
 )
 async def test_one_event_that_cannot_be_stored_keeps_its_whole_batch_out(
-    scribe: Scribe, connection: Connection, second: dict[str, Any]
+    scribe: LogWriter, connection: Connection, second: dict[str, Any]
 ) -> None:
     now = await log.clock(connection)
     rows = [
@@ -169,7 +171,7 @@ async def test_one_event_that_cannot_be_stored_keeps_its_whole_batch_out(
     ids=["rule", "trigger"],
 )
 async def test_an_append_that_somebody_drops_on_its_way_is_refused(
-    scribe: Scribe, connection: Connection, change: str, events: int
+    scribe: LogWriter, connection: Connection, change: str, events: int
 ) -> None:
     await connection.execute(change.encode())
     now = await log.clock(connection)
@@ -179,7 +181,9 @@ async def test_an_append_that_somebody_drops_on_its_way_is_refused(
     assert await log.head_position(connection) == 0
 
 
-async def test_a_stream_never_has_two_events_of_one_version(scribe: Scribe, connection: Connection) -> None:
+async def test_a_stream_never_has_two_events_of_one_version(
+    scribe: LogWriter, connection: Connection
+) -> None:
     await scribe.append(joined("alice"))
     with pytest.raises(StoreRefused, match="events_stream_version_key"):
         await scribe.append(joined("alice"), version=1)
@@ -187,7 +191,7 @@ async def test_a_stream_never_has_two_events_of_one_version(scribe: Scribe, conn
 
 
 async def test_the_last_version_of_a_long_stream_is_found_at_its_end(
-    scribe: Scribe, connection: Connection
+    scribe: LogWriter, connection: Connection
 ) -> None:
     for _ in range(5):
         await scribe.append(joined("bob"), *(joined("alice") for _ in range(400)))
@@ -202,14 +206,14 @@ async def test_the_last_version_of_a_long_stream_is_found_at_its_end(
     assert row[0][0]["Plan"]["Shared Hit Blocks"] < 50
 
 
-async def test_the_log_never_has_two_events_of_one_id(scribe: Scribe) -> None:
+async def test_the_log_never_has_two_events_of_one_id(scribe: LogWriter) -> None:
     event_id = new_id()
     await scribe.append(said("once"), id=event_id)
     with pytest.raises(StoreRefused, match="events_id_key"):
         await scribe.append(said("twice"), id=event_id)
 
 
-async def test_the_log_never_has_two_events_of_one_idempotency_key(scribe: Scribe) -> None:
+async def test_the_log_never_has_two_events_of_one_idempotency_key(scribe: LogWriter) -> None:
     await scribe.append(said("once"), idempotency_key="k")
     await scribe.append(said("without a key"))
     await scribe.append(said("without a key either"))
@@ -218,7 +222,7 @@ async def test_the_log_never_has_two_events_of_one_idempotency_key(scribe: Scrib
 
 
 async def test_whoever_waited_for_the_lock_sees_what_was_committed_meanwhile(
-    scribe: Scribe, connection: Connection, other: Connection
+    scribe: LogWriter, connection: Connection, other: Connection
 ) -> None:
     await scribe.append(said("before"))
     await connection.execute("BEGIN")
@@ -240,7 +244,7 @@ async def _somebody_waits_for_the_lock(connection: Connection) -> bool:
 
 
 async def test_an_append_tells_how_long_it_waited_and_the_time_after_that(
-    scribe: Scribe, connection: Connection, other: Connection
+    scribe: LogWriter, connection: Connection, other: Connection
 ) -> None:
     await other.execute("BEGIN")
     await log.lock(other)
@@ -253,7 +257,9 @@ async def test_an_append_tells_how_long_it_waited_and_the_time_after_that(
     assert (take_lock_wait(connection) or 0) > 0
 
 
-async def test_the_lock_is_held_from_the_reading_to_the_commit(scribe: Scribe, other: Connection) -> None:
+async def test_the_lock_is_held_from_the_reading_to_the_commit(
+    scribe: LogWriter, other: Connection
+) -> None:
     page, now = await log.lock_and_read(scribe.connection, 0)
     assert page == []
     await other.execute("SET lock_timeout = 50")
@@ -266,7 +272,7 @@ async def test_the_lock_is_held_from_the_reading_to_the_commit(scribe: Scribe, o
 
 
 async def test_the_server_takes_the_lock_from_whoever_stands_still_with_it(
-    scribe: Scribe, other: Connection
+    scribe: LogWriter, other: Connection
 ) -> None:
     await scribe.connection.execute("SET idle_in_transaction_session_timeout = 50")
     await log.lock_and_read(scribe.connection, 0)
@@ -279,7 +285,7 @@ async def test_appenders_that_race_for_the_head_keep_every_law(database: str) ->
     async def race(name: str) -> int:
         lost = 0
         async with connected(database) as connection:
-            scribe = Scribe(connection)
+            scribe = LogWriter(connection)
             for number in range(EVENTS_OF_A_RACER):
                 while True:
                     await scribe.catch_up()
@@ -302,7 +308,7 @@ async def test_appenders_that_race_for_the_head_keep_every_law(database: str) ->
 
 
 async def test_a_wait_for_the_lock_that_is_given_up_is_measured_too(
-    scribe: Scribe, connection: Connection, database: str
+    scribe: LogWriter, connection: Connection, database: str
 ) -> None:
     async with connected(database) as holder, holder.transaction():
         await log.lock(holder)

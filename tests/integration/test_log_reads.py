@@ -10,7 +10,7 @@ import pytest
 from eventstore import log, lookup
 from eventstore.lookup import Ends, Filter
 from eventstore.recorded import EMPTY_LOG, Head
-from tests.support.log import Scribe, joined, new_id, said, texts
+from tests.support.log import LogWriter, joined, new_id, said, texts
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -31,7 +31,7 @@ async def start(connection: Connection) -> datetime:
 @pytest.fixture
 async def stored(connection: Connection, start: datetime) -> list[Recorded]:
     """Positions 1 to 6; 3 and 4 share their moment."""
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     return [
         *await scribe.append(joined("alice"), at=start),
         *await scribe.append(said("two"), at=start + SECOND),
@@ -82,7 +82,7 @@ async def test_streams_are_read_in_the_order_of_the_log(
     assert [event.position for event in await lookup.read_streams(connection, wanted)] == [1, 4]
 
 
-async def _story(scribe: Scribe, stream: str, *told: tuple[str, str]) -> None:
+async def _story(scribe: LogWriter, stream: str, *told: tuple[str, str]) -> None:
     """A stream of events of these types, each by its agent."""
     for version, (type_, agent) in enumerate(told, 1):
         data = f'{{"agent": "{agent}"}}'
@@ -92,7 +92,7 @@ async def _story(scribe: Scribe, stream: str, *told: tuple[str, str]) -> None:
 async def test_of_a_long_stream_in_brief_the_ends_are_read_and_what_an_agent_did(
     connection: Connection,
 ) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     refused = ("conflict_detected", "bob")
     long = [("started", "ann"), *[refused] * 24]
     long[9], long[21], long[23] = ("conflict_detected", "eve"), ("renewed", "ann"), ("finished", "ann")
@@ -116,7 +116,7 @@ async def test_of_a_long_stream_in_brief_the_ends_are_read_and_what_an_agent_did
 
 
 async def test_a_stream_is_read_from_either_end_and_between_positions(connection: Connection) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await _story(scribe, "one", ("a", "x"), ("b", "x"), ("a", "x"), ("b", "x"), ("a", "x"))
     await scribe.append(said("elsewhere"))
 
@@ -211,7 +211,7 @@ async def test_ids_are_found_with_their_positions(connection: Connection, stored
 
 
 async def test_versions_are_those_of_the_position_asked_for(connection: Connection) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     message = said("once")
     await scribe.append(joined("alice"), joined("alice"), message, joined("alice"))
     streams = ["agent-alice", message.stream, "agent-nobody"]
@@ -220,7 +220,7 @@ async def test_versions_are_those_of_the_position_asked_for(connection: Connecti
 
 
 async def test_pages_of_the_usual_size_hold_a_long_log(connection: Connection) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     for _ in range(3):
         await scribe.append(*(said(str(number)) for number in range(2_500)))
     first = await log.read_after(connection, 0)

@@ -20,7 +20,7 @@ from service.memory.squad import Squad
 from service.requests import Request, Ticket
 from service.writing.batch import decide_batch
 from tests.support.jobs import running_member
-from tests.support.log import Scribe, new_id
+from tests.support.log import LogWriter, new_id
 from tests.support.parts import connected, running, running_listener, submit
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
@@ -72,7 +72,7 @@ A_LIFE: tuple[do.AnyCommand, ...] = (
 async def write_as_it_was(dsn: str) -> list[Recorded]:
     """Has that life decided, and stores it as the first version did."""
     async with connected(dsn) as connection:
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         now = await log.clock(connection)
         loop = asyncio.get_running_loop()
         tickets = [Ticket(Request(item, "agent:ann", "x"), loop.create_future()) for item in A_LIFE]

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from eventstore import connection as connections
-from eventstore import gauge, log, lookup, pages
+from eventstore import log, lookup, page_size, pages
 from eventstore.errors import StoreBusy, StoreUnavailable
-from eventstore.pages import TOLD, WHOLE, scan
-from eventstore.recorded import Told
-from tests.support.log import Scribe, joined, said, stored_log
+from eventstore.pages import FOLD_INPUT, WHOLE, scan
+from eventstore.recorded import FoldInput
+from tests.support.log import LogWriter, joined, said, stored_log
 from tests.support.parts import connected
 from tests.support.wait import eventually
 
@@ -29,7 +29,7 @@ EVENTS = 23
 
 @pytest.fixture
 async def stored(connection: Connection) -> list[Recorded]:
-    await Scribe(connection).append(joined("alice"), *(said(f"the {n}th") for n in range(2, EVENTS + 1)))
+    await LogWriter(connection).append(joined("alice"), *(said(f"the {n}th") for n in range(2, EVENTS + 1)))
     return await stored_log(connection)
 
 
@@ -78,9 +78,9 @@ async def test_they_begin_behind_a_position_and_end_at_one(
 
 
 async def test_what_a_fold_looks_at_is_the_same(connection: Connection, stored: list[Recorded]) -> None:
-    found = [told async for page in scan(connection, 0, EVENTS, 5, shape=TOLD) for told in page]
+    found = [told async for page in scan(connection, 0, EVENTS, 5, shape=FOLD_INPUT) for told in page]
     assert [told._asdict() for told in found] == [
-        {name: getattr(row, name) for name in Told._fields} for row in stored
+        {name: getattr(row, name) for name in FoldInput._fields} for row in stored
     ]
 
 
@@ -149,9 +149,9 @@ async def test_whoever_has_read_enough_waits_for_the_pages_on_their_way(
 async def test_pages_of_large_events_are_short(
     connection: Connection, stored: list[Recorded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gauge, "FEWEST_EVENTS", 2)
-    monkeypatch.setattr(gauge, "FIRST_EVENTS", 4)
-    monkeypatch.setattr(gauge, "PAGE_CHARACTERS", 3 * len(stored[-1].data))
+    monkeypatch.setattr(page_size, "FEWEST_EVENTS", 2)
+    monkeypatch.setattr(page_size, "FIRST_EVENTS", 4)
+    monkeypatch.setattr(page_size, "PAGE_CHARACTERS", 3 * len(stored[-1].data))
     found = [page async for page in scan(connection, 0, EVENTS, shape=WHOLE)]
     assert [row for page in found for row in page] == stored
     sizes = [len(page) for page in found]
@@ -179,7 +179,7 @@ async def test_a_connection_that_we_cut_is_said(
     async with nobody_reads(database) as holder:
         reading = asyncio.ensure_future(anext(scan(connection, 0, len(stored), shape=WHOLE)))
         await eventually(lambda: waits(holder, connection))
-        connections.hang_up(connection)
+        connections.shut_down_socket(connection)
         with pytest.raises(StoreUnavailable):
             await reading
 

@@ -15,12 +15,12 @@ from msgspec import structs
 from eventstore import log
 from eventstore.events import MessageSent
 from eventstore.listener import Hints
-from projections import PROJECTIONS, at_hand, projector
+from projections import PROJECTIONS, projector, row_cache
 from projections.messages import messages
 from projections.projector import Projector
-from tests.support.life import Life
-from tests.support.log import Scribe, joined, new_id, said
+from tests.support.log import LogWriter, joined, new_id, said
 from tests.support.parts import connected, message, running, running_listener, running_writer, submit
+from tests.support.random_history import RandomHistory
 from tests.support.verify import assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
@@ -33,7 +33,7 @@ POISON = "poison"
 
 
 def _make_messages_choke_on_poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    handler, touches = messages.handlers[MessageSent]
+    handler, reads = messages.handlers[MessageSent]
 
     def choosy(view: View, event: MessageSent, recorded: Recorded) -> None:
         if event.message == POISON:
@@ -41,7 +41,7 @@ def _make_messages_choke_on_poison(monkeypatch: pytest.MonkeyPatch) -> None:
         handler(view, event, recorded)
 
     handlers: dict[Any, Any] = messages.handlers
-    monkeypatch.setitem(handlers, MessageSent, (choosy, touches))
+    monkeypatch.setitem(handlers, MessageSent, (choosy, reads))
 
 
 async def _reported(connection: Connection) -> dict[str, tuple[int, int | None, str | None]]:
@@ -52,7 +52,7 @@ async def _reported(connection: Connection) -> dict[str, tuple[int, int | None, 
 async def test_what_no_index_holds_stops_its_projection_and_no_other(
     database: str, connection: Connection
 ) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.append(joined("alice"))
     # No compression makes it short enough.
     await scribe.append(structs.replace(said("hello"), to_agent=token_hex(4_000)))
@@ -81,7 +81,7 @@ async def test_it_rests_after_a_page_for_as_long_as_the_process_was_busy(
     monkeypatch.setattr(projector, "thread_time", lambda: next(busy))
     monkeypatch.setattr(asyncio, "sleep", resting)
     async with running(Projector(database, "squad", Hints()).run()):
-        await Scribe(connection).append(joined("alice"))
+        await LogWriter(connection).append(joined("alice"))
         await eventually(lambda: 0.00125 in rests)
 
 
@@ -91,7 +91,7 @@ async def test_the_tables_hold_what_the_log_tells(database: str) -> None:
         running(Projector(database, "squad", listener.events).run()),
         running_writer(database, hints=listener.events) as writer,
     ):
-        await Life(seed=1).live(writer, 400)
+        await RandomHistory(seed=1).live(writer, 400)
         await eventually(partial(projected_to_head, database))
     assert await assert_tables_equal_fold(database) > 100
 
@@ -100,7 +100,7 @@ async def test_a_log_that_was_there_before_is_folded_page_by_page(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_writer(database) as writer:
-        await Life(seed=2).live(writer, 300)
+        await RandomHistory(seed=2).live(writer, 300)
     monkeypatch.setattr(log, "PAGE_EVENTS", 7)
     async with running(Projector(database, "squad", Hints()).run()):
         await eventually(partial(projected_to_head, database))
@@ -110,9 +110,9 @@ async def test_a_log_that_was_there_before_is_folded_page_by_page(
 async def test_rows_that_left_the_cache_are_read_again(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(at_hand, "CACHED_ROWS", 2)
+    monkeypatch.setattr(row_cache, "CACHED_ROWS", 2)
     async with running_writer(database) as writer:
-        await Life(seed=3).live(writer, 300)
+        await RandomHistory(seed=3).live(writer, 300)
     monkeypatch.setattr(log, "PAGE_EVENTS", 5)
     async with running(Projector(database, "squad", Hints()).run()):
         await eventually(partial(projected_to_head, database))
@@ -123,7 +123,7 @@ async def test_it_looks_by_itself_where_no_hint_comes(database: str, connection:
     deaf = Projector(database, "squad", Hints())
     async with running(deaf.run()):
         await eventually(lambda: deaf.active)
-        await Scribe(connection).append(joined("alice"))
+        await LogWriter(connection).append(joined("alice"))
         await eventually(lambda: deaf.positions["agents"] == 1)
 
 
@@ -132,7 +132,7 @@ async def test_it_says_how_far_it_is_when_it_is_there(database: str, connection:
         active = Projector(database, "squad", listener.events)
         async with running(active.run()):
             await eventually(lambda: active.active)
-            await Scribe(connection).append(joined("alice"), said("hello"))
+            await LogWriter(connection).append(joined("alice"), said("hello"))
             await eventually(lambda: listener.projections.position == 2)
             assert set((await _reported(connection)).values()) == {(2, None, None)}
 
@@ -141,7 +141,7 @@ async def test_one_that_fails_stops_before_the_event_and_stops_no_other(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _make_messages_choke_on_poison(monkeypatch)
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.append(joined("alice"), said("one"), said(POISON), said("after"))
     choking = Projector(database, "squad", Hints())
     async with running(choking.run()):
@@ -162,7 +162,7 @@ async def test_one_that_failed_goes_on_where_it_stopped_once_it_is_mended(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         _make_messages_choke_on_poison(patch)
-        await Scribe(connection).append(joined("alice"), said(POISON), said("two"))
+        await LogWriter(connection).append(joined("alice"), said(POISON), said("two"))
         choking = Projector(database, "squad", Hints())
         async with running(choking.run()):
             await eventually(lambda: choking.failed)
@@ -182,7 +182,7 @@ async def test_one_that_failed_tries_again_after_a_while_and_goes_on_by_itself(
     async with running(choking.run()):
         with pytest.MonkeyPatch.context() as patch:
             _make_messages_choke_on_poison(patch)
-            await Scribe(connection).append(joined("alice"), said("one"), said(POISON), said("two"))
+            await LogWriter(connection).append(joined("alice"), said("one"), said(POISON), said("two"))
             await eventually(lambda: choking.failed)
             first = choking._failed_at
             await eventually(lambda: choking._failed_at > first)
@@ -205,7 +205,7 @@ async def _all_well(connection: Connection, position: int) -> bool:
 async def test_nobody_steps_over_an_event_that_cannot_be_read(
     database: str, connection: Connection, unknown: dict[str, Any]
 ) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.append(joined("alice"), said("fine"))
     await scribe.append(joined("bob"), **unknown)
     await scribe.append(said("after"))
@@ -219,7 +219,7 @@ async def test_nobody_steps_over_an_event_that_cannot_be_read(
 
 
 async def test_one_that_folds_differently_now_begins_afresh(database: str, connection: Connection) -> None:
-    await Scribe(connection).append(joined("alice"), said("one"))
+    await LogWriter(connection).append(joined("alice"), said("one"))
     async with running(Projector(database, "squad", Hints()).run()):
         await eventually(partial(projected_to_head, database))
     # A row that only another fold could have made.
@@ -242,7 +242,7 @@ async def test_of_two_projectors_one_works_and_the_other_stands_by(
     async with running(second.run()):
         async with running(first.run()):
             await eventually(lambda: first.active or second.active)
-            await Scribe(connection).append(joined("alice"))
+            await LogWriter(connection).append(joined("alice"))
             await eventually(partial(projected_to_head, database))
             assert first.active != second.active
         await eventually(lambda: second.active)
@@ -252,7 +252,7 @@ async def test_one_that_was_overtaken_keeps_nothing_and_begins_anew(
     database: str, connection: Connection
 ) -> None:
     """As where a connection was thought dead and its lock was given to another."""
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.append(joined("alice"))
     overtaken = Projector(database, "squad", Hints())
     async with running(overtaken.run()):

@@ -14,8 +14,7 @@ from eventstore.listener import Hints
 from projections.projector import Projector
 from service import commands as do
 from tests.integration.test_projector import POISON, _make_messages_choke_on_poison
-from tests.support.life import Life, live_with_jobs
-from tests.support.log import Scribe, joined, said
+from tests.support.log import LogWriter, joined, said
 from tests.support.parts import (
     SCHEMA,
     connected,
@@ -26,6 +25,7 @@ from tests.support.parts import (
     running_writer,
     submit,
 )
+from tests.support.random_history import RandomHistory, live_with_jobs
 from tests.support.verify import assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
-    from projections.fresh import Page
+    from projections.recent_events import Page
     from service.writing.writer import Writer
 
 
@@ -80,7 +80,7 @@ async def test_it_is_folded_without_being_read(database: str, read: list[int]) -
 
 async def test_many_at_once(database: str) -> None:
     async with _squad(database) as (writer, _):
-        await asyncio.gather(*(Life(seed).live(writer, 60) for seed in range(8)))
+        await asyncio.gather(*(RandomHistory(seed).live(writer, 60) for seed in range(8)))
         await eventually(partial(projected_to_head, database))
     assert await assert_tables_equal_fold(database) > 100
 
@@ -90,14 +90,14 @@ async def test_what_the_writer_folded_of_others_is_not_read_again(
 ) -> None:
     async with _squad(database) as (writer, projector), running_writer(database) as other:
         taken: list[int] = []
-        take = projector._fresh.take
+        take = projector._recent.take
 
         def noting(after: int) -> Page | None:
             page = take(after)
             taken.extend(recorded.position for recorded in (page.recorded if page else ()))
             return page
 
-        monkeypatch.setattr(projector._fresh, "take", noting)
+        monkeypatch.setattr(projector._recent, "take", noting)
         theirs: set[int] = set()
         for number in range(100):
             # Where theirs comes first, the writer decides under the lock, and knows of it by then.
@@ -115,7 +115,9 @@ async def test_what_the_writer_folded_of_others_is_not_read_again(
 
 async def test_what_others_appended_in_between_is_read(database: str) -> None:
     async with _squad(database) as (writer, _), running_writer(database) as other:
-        await asyncio.gather(Life(seed=2).live(writer, 150), Life(seed=3).live(other, 150))
+        await asyncio.gather(
+            RandomHistory(seed=2).live(writer, 150), RandomHistory(seed=3).live(other, 150)
+        )
         await eventually(partial(projected_to_head, database))
     assert await assert_tables_equal_fold(database) > 100
 
@@ -126,14 +128,14 @@ async def test_a_page_that_the_log_does_not_have_reaches_no_table(database: str)
         head = writer.squad.head.position
         event = said("never appended")
         async with connected(database) as connection:
-            scribe = Scribe(connection)
+            scribe = LogWriter(connection)
             await scribe.catch_up()
             row = scribe.row(event, await log.clock(connection))
             projector.observe([row], [event])
             projector._hints.wake(head + 1)
             # It begins anew, and lets go of what it had.
-            await eventually(lambda: not projector._fresh)
-            await eventually(lambda: projector.active and not projector._fresh)
+            await eventually(lambda: not projector._recent)
+            await eventually(lambda: projector.active and not projector._recent)
             assert set(projector.positions.values()) == {head}
             await submit(writer, message("appended"))
             await eventually(partial(projected_to_head, database))
@@ -146,7 +148,7 @@ async def test_another_event_at_its_position_reaches_the_tables_instead(database
     async with _squad(database) as (_, projector):
         event, other = said("never appended"), joined("zoe")
         async with connected(database) as connection:
-            scribe = Scribe(connection)
+            scribe = LogWriter(connection)
             await scribe.catch_up()
             row = scribe.row(event, await log.clock(connection))
             # Known to the projector before it is woken by the event that really is there.
@@ -180,10 +182,10 @@ async def test_one_that_fails_stops_before_the_event_and_the_others_go_on(
 
 async def test_rows_that_a_replay_has_replaced_are_not_written_over(database: str) -> None:
     async with _squad(database) as (writer, projector), connected(database) as connection:
-        await Life(seed=5).live(writer, 30)
+        await RandomHistory(seed=5).live(writer, 30)
         await eventually(partial(projected_to_head, database))
         await connection.execute("UPDATE projections SET generation = generation + 1")
-        await Life(seed=6).live(writer, 30)
+        await RandomHistory(seed=6).live(writer, 30)
         await eventually(partial(projected_to_head, database))
         await eventually(lambda: projector._generation == 2)
     assert await assert_tables_equal_fold(database) > 0
@@ -202,7 +204,7 @@ async def test_a_hint_without_a_position_has_the_log_read(database: str) -> None
             await submit(writer, message("ours"))
             hints.wake(writer.squad.head.position)
             await eventually(partial(projected_to_head, database))
-            scribe = Scribe(connection)
+            scribe = LogWriter(connection)
             await scribe.catch_up()
             await scribe.append(joined("zoe"))
             hints.wake()
@@ -214,9 +216,9 @@ async def test_nothing_is_kept_where_another_process_is_the_projector(database: 
     standby = Projector(database, SCHEMA, Hints())
     async with _squad(database) as (writer, _), running(standby.run()):
         writer.on_known.append(standby.observe)
-        await Life(seed=7).live(writer, 20)
+        await RandomHistory(seed=7).live(writer, 20)
         assert not standby.active
-        assert not standby._fresh
+        assert not standby._recent
 
 
 async def test_a_notification_that_comes_before_what_it_tells_of_is_not_lost(database: str) -> None:

@@ -13,22 +13,21 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from eventstore import pages, schema
-from eventstore.errors import LogBroken, StoreBusy, TableUnlike, UnknownEventType
+from eventstore.errors import LogBroken, StoreBusy, TableMismatch, UnknownEventType
 from eventstore.events import ERASED
 from eventstore.listener import Hints
-from projections import at_hand, replacing, storage
 from projections import rebuild as rebuilding
+from projections import row_cache, storage, swap
 from projections.agents import agents
 from projections.budgets import budgets
 from projections.comparison import compare
-from projections.indexes import lost_indexes
+from projections.indexes import missing_indexes
 from projections.messages import messages
 from projections.projector import Projector
 from projections.rebuild import rebuild
 from service import commands as do
 from tests.support.forging import unguarded
-from tests.support.life import Life
-from tests.support.log import Scribe, joined, new_id, said
+from tests.support.log import LogWriter, joined, new_id, said
 from tests.support.parts import (
     SCHEMA,
     backends,
@@ -39,6 +38,7 @@ from tests.support.parts import (
     running_writer,
     submit,
 )
+from tests.support.random_history import RandomHistory
 from tests.support.tables import fill_all_tables, one, project, standings
 from tests.support.tampering import TABLES, Tampering
 from tests.support.verify import assert_tables_equal_fold, projected_to_head
@@ -89,7 +89,7 @@ async def test_rows_that_are_not_at_hand_any_more_are_fetched(
     asks for what the page itself makes."""
     await fill_all_tables(database, seed=9)
     await connection.execute(f"TRUNCATE {', '.join(table.name for table in TABLES)}".encode())
-    monkeypatch.setattr(at_hand, "CACHED_ROWS", most)
+    monkeypatch.setattr(row_cache, "CACHED_ROWS", most)
     monkeypatch.setattr(pages.scan, "__defaults__", (7,))
     asked, fetched = Counter[str](), Counter[str]()
     load = storage.load
@@ -113,7 +113,7 @@ async def test_what_is_missing_on_the_way_is_named(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, first: int, last: int
 ) -> None:
     monkeypatch.setattr(pages.scan, "__defaults__", (5,))
-    await Scribe(connection).append(joined("alice"), *(said(f"the {n}th") for n in range(2, 21)))
+    await LogWriter(connection).append(joined("alice"), *(said(f"the {n}th") for n in range(2, 21)))
     async with unguarded(connection):
         await connection.execute("DELETE FROM events WHERE position BETWEEN %s AND %s", (first, last))
     monkeypatch.setattr(rebuilding, "CLOSE_EVENTS", 0)
@@ -158,7 +158,7 @@ async def test_an_empty_log_makes_empty_tables(database: str) -> None:
 async def test_a_squad_that_was_never_projected_is_at_the_head_afterwards(
     database: str, connection: Connection
 ) -> None:
-    await Scribe(connection).append(joined("alice"), said("one"))
+    await LogWriter(connection).append(joined("alice"), said("one"))
     assert (await rebuild(database, SCHEMA)).position == 2
     assert {position for position, *_ in (await standings(connection)).values()} == {2}
     assert await compare(database, SCHEMA) == []
@@ -168,7 +168,7 @@ async def test_a_squad_that_was_never_projected_is_at_the_head_afterwards(
 async def test_only_the_tables_of_the_projections_that_are_named_are_touched(
     database: str, connection: Connection
 ) -> None:
-    await Scribe(connection).append(joined("alice"), said("one"))
+    await LogWriter(connection).append(joined("alice"), said("one"))
     await project(database)
     await connection.execute("TRUNCATE squad_agents, squad_messages")
     rebuilt = await rebuild(database, SCHEMA, [messages])
@@ -178,15 +178,15 @@ async def test_only_the_tables_of_the_projections_that_are_named_are_touched(
 
 
 async def test_one_that_stopped_goes_on_from_the_head(database: str, connection: Connection) -> None:
-    await Scribe(connection).append(joined("alice"), said("one"))
+    await LogWriter(connection).append(joined("alice"), said("one"))
     await project(database)
     await connection.execute(
         "UPDATE projections SET position = 1, failed_position = 2, error = 'x' WHERE name = 'messages'"
     )
     await connection.execute("TRUNCATE squad_messages")
     await rebuild(database, SCHEMA, [messages])
-    standing = (await standings(connection))["messages"]
-    assert standing[:4] == (2, messages.fold_version, None, None)
+    read_progress = (await standings(connection))["messages"]
+    assert read_progress[:4] == (2, messages.fold_version, None, None)
     assert await compare(database, SCHEMA) == []
 
 
@@ -194,7 +194,9 @@ async def test_the_generation_of_all_grows_with_every_replay(database: str, conn
     await project(database)
     for generation in (2, 3):
         await rebuild(database, SCHEMA, [messages])
-        assert {standing[4] for standing in (await standings(connection)).values()} == {generation}
+        assert {read_progress[4] for read_progress in (await standings(connection)).values()} == {
+            generation
+        }
 
 
 async def test_a_table_that_was_dropped_is_made_again_as_it_was(
@@ -224,7 +226,7 @@ async def test_a_table_that_was_renamed_is_made_again_beside_that(
     indexes = await one(connection, kept)
     assert (await rebuild(database, SCHEMA)).lost == ()
     assert await one(connection, kept) == indexes
-    assert await lost_indexes(connection, SCHEMA) == []
+    assert await missing_indexes(connection, SCHEMA) == []
     assert await compare(database, SCHEMA) == []
 
 
@@ -232,7 +234,7 @@ async def test_without_the_table_of_positions_a_replay_says_so(
     database: str, connection: Connection
 ) -> None:
     await connection.execute("DROP TABLE projections")
-    with pytest.raises(TableUnlike, match=r"projections does not exist"):
+    with pytest.raises(TableMismatch, match=r"projections does not exist"):
         await rebuild(database, SCHEMA)
 
 
@@ -245,11 +247,11 @@ async def test_indexes_that_were_lost_are_made_again_as_they_were(
         " WHERE schemaname = 'squad' AND tablename NOT IN ('events', 'subject_keys')"
     )
     before = await one(connection, shape)
-    assert await lost_indexes(connection, SCHEMA) == []
+    assert await missing_indexes(connection, SCHEMA) == []
     # One that is of the operator's own making does no harm.
     await connection.execute("CREATE INDEX own ON squad_tasks (title)")
     await connection.execute("ALTER INDEX email_logs_by_status RENAME TO another_name")
-    assert await lost_indexes(connection, SCHEMA) == []
+    assert await missing_indexes(connection, SCHEMA) == []
     await connection.execute("DROP INDEX own; ALTER INDEX another_name RENAME TO email_logs_by_status")
     await connection.execute(
         "DROP INDEX squad_messages_from, squad_messages_task, operations_by_state;"
@@ -259,14 +261,14 @@ async def test_indexes_that_were_lost_are_made_again_as_they_were(
         " CREATE INDEX operations_by_state ON operations (fencing_token, state);"
         " UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'job_runs_by_job'::regclass"
     )
-    lost = [index.name for index in await lost_indexes(connection, SCHEMA)]
+    lost = [index.name for index in await missing_indexes(connection, SCHEMA)]
     assert lost == [
         *("budgets_pkey", "job_runs_by_job", "operations_by_state", "squad_messages_from"),
         *("squad_messages_task", "squad_tasks_created_position_key"),
     ]
     assert (await rebuild(database, SCHEMA)).lost == ()
     assert await one(connection, shape) == before
-    assert await lost_indexes(connection, SCHEMA) == []
+    assert await missing_indexes(connection, SCHEMA) == []
 
 
 async def test_a_table_that_lost_its_key_has_it_again_and_each_row_once(
@@ -284,7 +286,7 @@ async def test_a_table_that_lost_its_key_has_it_again_and_each_row_once(
 
 
 async def test_what_hangs_on_a_table_stays(database: str, connection: Connection) -> None:
-    await Scribe(connection).append(joined("alice"), said("one"))
+    await LogWriter(connection).append(joined("alice"), said("one"))
     await project(database)
     await connection.execute("CREATE VIEW loud AS SELECT upper(message) AS message FROM squad_messages")
     await connection.execute("CREATE INDEX of_my_own ON squad_messages (message)")
@@ -302,7 +304,7 @@ async def test_what_hangs_on_a_table_stays(database: str, connection: Connection
 async def test_an_event_of_newer_code_ends_it_and_the_tables_are_as_they_were(
     database: str, connection: Connection, unknown: dict[str, Any]
 ) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.append(joined("alice"), said("one"))
     await project(database)
     await connection.execute("UPDATE squad_messages SET message = 'tampered'")
@@ -319,7 +321,7 @@ async def test_tables_that_are_further_than_the_log_are_left_alone(
     database: str, connection: Connection
 ) -> None:
     """As where a backup was restored that lacks the end of the log."""
-    await Scribe(connection).append(joined("alice"))
+    await LogWriter(connection).append(joined("alice"))
     await project(database)
     await connection.execute("UPDATE projections SET position = 3 WHERE name = 'agents'")
     before = await standings(connection)
@@ -332,7 +334,7 @@ async def test_a_second_replay_at_the_same_time_is_refused(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rebuilding, "ALONE_WITHIN_SECONDS", 0.2)
-    await Scribe(connection).append(joined("alice"))
+    await LogWriter(connection).append(joined("alice"))
     await connection.execute("BEGIN")
     await connection.execute("LOCK TABLE projections")
     first = asyncio.create_task(rebuild(database, SCHEMA))
@@ -359,7 +361,7 @@ async def test_whoever_holds_what_it_needs_holds_it_up_only_for_a_while(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rebuilding, "_LOCK_MILLISECONDS", 50)
-    await Scribe(connection).append(joined("alice"), said("one"))
+    await LogWriter(connection).append(joined("alice"), said("one"))
     await project(database)
     await connection.execute("UPDATE squad_messages SET message = 'tampered'")
     await connection.execute("BEGIN")
@@ -376,7 +378,7 @@ async def test_a_swap_that_failed_is_made_again_from_what_was_really_folded(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_writer(database) as writer:
-        await Life(seed=6).live(writer, 200)
+        await RandomHistory(seed=6).live(writer, 200)
     await project(database)
     # All is folded in the swap, and the first ones of it are rolled back.
     failures = iter(range(3))
@@ -384,7 +386,7 @@ async def test_a_swap_that_failed_is_made_again_from_what_was_really_folded(
     async def fail_at_first(*args: Any) -> Any:
         if next(failures, None) is not None:
             raise StoreBusy("somebody holds it")
-        return await replacing.replace(*args)
+        return await swap.replace(*args)
 
     monkeypatch.setattr(rebuilding, "replace", fail_at_first)
     await connection.execute("TRUNCATE squad_messages, operations")
@@ -397,7 +399,7 @@ async def test_a_swap_whose_rows_could_not_be_counted_stands_and_is_not_made_aga
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_writer(database) as writer:
-        await Life(seed=6).live(writer, 200)
+        await RandomHistory(seed=6).live(writer, 200)
     await project(database)
     # All is folded in the swap, and would be folded a second time.
     failures = iter(range(1))
@@ -405,7 +407,7 @@ async def test_a_swap_whose_rows_could_not_be_counted_stands_and_is_not_made_aga
     async def fail_at_first(*args: Any) -> Any:
         if next(failures, None) is not None:
             raise StoreBusy("canceling statement due to user request")
-        return await replacing.folded_rows(*args)
+        return await swap.folded_rows(*args)
 
     monkeypatch.setattr(rebuilding, "folded_rows", fail_at_first)
     generation: int = await one(connection, "SELECT max(generation) FROM projections")
@@ -425,14 +427,14 @@ async def test_what_happens_between_the_survey_and_the_swap_is_not_lost(
         running_listener(database) as listener,
         running_writer(database, hints=listener.events) as writer,
     ):
-        life = Life(seed=6)
+        life = RandomHistory(seed=6)
         await life.live(writer, 200)
         await project(database)
         await connection.execute("UPDATE squad_agents SET role = 'tampered'")
         await connection.execute("UPDATE reservations SET agent = 'mallory' WHERE state = 'active'")
 
         async def survey_and_live_on(*args: Any) -> Any:
-            found = await replacing.survey(*args)
+            found = await swap.survey(*args)
             await life.live(writer, 100)
             await eventually(partial(projected_to_head, database))
             await connection.execute("UPDATE squad_tasks SET title = 'tampered'")
@@ -506,9 +508,9 @@ async def _is_gone(connection: Connection) -> bool:
 
 async def test_another_squad_of_the_database_is_not_touched(database: str, connection: Connection) -> None:
     await schema.apply(database, "squad_b")
-    await Scribe(connection).append(joined("alice"), said("one"))
+    await LogWriter(connection).append(joined("alice"), said("one"))
     async with connected(database, "squad_b") as other:
-        await Scribe(other).append(joined("bob"))
+        await LogWriter(other).append(joined("bob"))
         async with running(Projector(database, "squad_b", Hints()).run()):
             await eventually(partial(projected_to_head, database, "squad_b"))
         await other.execute("TRUNCATE squad_agents")
@@ -529,7 +531,7 @@ async def test_a_role_that_owns_the_schema_and_nothing_else_may_replay_and_compa
         try:
             await schema.apply(as_tenant, SCHEMA)
             async with connected(as_tenant) as connection:
-                await Scribe(connection).append(joined("alice"), said("one"))
+                await LogWriter(connection).append(joined("alice"), said("one"))
                 await rebuild(as_tenant, SCHEMA)
                 await connection.execute("DROP TABLE squad_agents")
                 await rebuild(as_tenant, SCHEMA)

@@ -21,9 +21,9 @@ from projections.comparison import compare
 from projections.messages import messages
 from projections.projector import Projector
 from projections.rebuild import rebuild
-from tests.support.life import Life, live_with_jobs
-from tests.support.log import Scribe, joined, said
+from tests.support.log import LogWriter, joined, said
 from tests.support.parts import SCHEMA, connected, running, running_listener, running_writer
+from tests.support.random_history import RandomHistory, live_with_jobs
 from tests.support.tables import one, project, standings
 from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
@@ -96,7 +96,7 @@ async def test_readers_see_no_gap_and_nothing_older_while_it_swaps_under_load(
         projector = Projector(database, SCHEMA, listener.events)
         async with running(projector.run()):
             await eventually(partial(projected_to_head, database))
-            lives = asyncio.gather(*(Life(seed).live_until(enough, writer) for seed in range(6)))
+            lives = asyncio.gather(*(RandomHistory(seed).live_until(enough, writer) for seed in range(6)))
             reading = asyncio.gather(
                 readers.look(IsolationLevel.READ_COMMITTED), readers.look(IsolationLevel.REPEATABLE_READ)
             )
@@ -122,7 +122,7 @@ async def test_a_projector_with_nothing_to_do_notices_and_goes_on(
     database: str, connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "projections.projector")
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.append(joined("alice"), said("one"))
     async with running_listener(database) as listener:
         idle = Projector(database, SCHEMA, listener.events)
@@ -145,7 +145,7 @@ async def test_a_projector_that_is_held_up_for_long_says_so_calmly_and_goes_on(
 ) -> None:
     caplog.set_level(logging.INFO, "projections.projector")
     monkeypatch.setattr(projector_module, "connect", partial(connect, lock_timeout=50))
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.append(joined("alice"))
     async with running(Projector(database, SCHEMA, Hints()).run()), connected(database) as holder:
         await eventually(partial(projected_to_head, database))
@@ -162,7 +162,7 @@ async def test_a_projector_that_is_held_up_for_long_says_so_calmly_and_goes_on(
 async def test_a_projector_forgets_the_rows_that_it_had_at_hand(
     database: str, connection: Connection
 ) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.append(joined("alice"))
     await project(database)
     await connection.execute("UPDATE squad_agents SET role = 'tampered'")
@@ -182,7 +182,7 @@ async def test_a_projector_forgets_the_rows_that_it_had_at_hand(
 async def test_a_projector_that_failed_goes_on_after_a_replay(
     database: str, connection: Connection
 ) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.append(joined("alice"), said("one"))
     await connection.execute("ALTER TABLE squad_messages ADD CONSTRAINT few CHECK (message <> 'two')")
     projector = Projector(database, SCHEMA, Hints())
@@ -204,9 +204,9 @@ class TestTablesThatOtherCodeFolded:
     newer = replace(messages, fold_version=messages.fold_version + 1)
 
     @pytest.fixture
-    async def scribe(self, database: str, connection: Connection) -> Scribe:
+    async def scribe(self, database: str, connection: Connection) -> LogWriter:
         """Two messages in a table that is not what this code would make of them."""
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         await scribe.append(joined("alice"), said("one"), said("two"))
         await project(database)
         await connection.execute("UPDATE squad_messages SET message = 'old'")
@@ -217,7 +217,7 @@ class TestTablesThatOtherCodeFolded:
         return Projector(database, SCHEMA, Hints(), [*others, self.newer])
 
     async def test_keep_their_rows_until_the_new_ones_are_complete_and_hold_up_no_other(
-        self, database: str, connection: Connection, scribe: Scribe, monkeypatch: pytest.MonkeyPatch
+        self, database: str, connection: Connection, scribe: LogWriter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         swap, may_swap = rebuilding._swap, asyncio.Event()
 
@@ -241,10 +241,10 @@ class TestTablesThatOtherCodeFolded:
         assert (await standings(connection))["messages"][:2] == (4, self.newer.fold_version)
 
     async def test_are_not_taken_for_stuck_meanwhile(
-        self, database: str, connection: Connection, scribe: Scribe, monkeypatch: pytest.MonkeyPatch
+        self, database: str, connection: Connection, scribe: LogWriter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         del scribe
-        monkeypatch.setattr("projections.outdated.TOLD_EVERY_SECONDS", 0.0)
+        monkeypatch.setattr("projections.background_rebuild.TOLD_EVERY_SECONDS", 0.0)
         may_swap = asyncio.Event()
 
         async def wait(*args: Any) -> Any:
@@ -265,7 +265,7 @@ class TestTablesThatOtherCodeFolded:
         self,
         database: str,
         connection: Connection,
-        scribe: Scribe,
+        scribe: LogWriter,
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
@@ -295,10 +295,10 @@ class TestTablesThatOtherCodeFolded:
         assert await one(connection, messages_) == ["one", "two", "three"]
 
     async def test_are_also_those_far_behind_which_nobody_waits_for(
-        self, database: str, connection: Connection, scribe: Scribe, monkeypatch: pytest.MonkeyPatch
+        self, database: str, connection: Connection, scribe: LogWriter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Such as those of a projection that a release has added to a long log."""
-        monkeypatch.setattr("projections.standing.FAR_BEHIND_EVENTS", 1)
+        monkeypatch.setattr("projections.progress.FAR_BEHIND_EVENTS", 1)
         swap, may_swap = rebuilding._swap, asyncio.Event()
 
         async def wait_and_swap(*args: Any) -> Any:
@@ -319,7 +319,7 @@ class TestTablesThatOtherCodeFolded:
         assert await compare(database, SCHEMA) == []
 
     async def test_keep_their_rows_where_the_log_cannot_be_folded_and_say_why(
-        self, database: str, connection: Connection, scribe: Scribe
+        self, database: str, connection: Connection, scribe: LogWriter
     ) -> None:
         await scribe.append(joined("bob"), schema_version=9)
         projector = self._projector(database)
@@ -331,7 +331,7 @@ class TestTablesThatOtherCodeFolded:
         assert await one(connection, "SELECT array_agg(message) FROM squad_messages") == ["old", "old"]
 
     async def test_are_rebuilt_each_for_itself_where_not_all_can_be(
-        self, database: str, connection: Connection, scribe: Scribe
+        self, database: str, connection: Connection, scribe: LogWriter
     ) -> None:
         """A message of somebody unknown stops the agents, not the messages."""
         await scribe.append(said("by nobody", agent="mallory"))
@@ -344,7 +344,7 @@ class TestTablesThatOtherCodeFolded:
         assert await one(connection, "SELECT count(*) FROM squad_messages WHERE message <> 'old'") == 3
 
     async def test_are_rebuilt_after_all_where_another_replay_was_first(
-        self, database: str, connection: Connection, scribe: Scribe, monkeypatch: pytest.MonkeyPatch
+        self, database: str, connection: Connection, scribe: LogWriter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         del scribe
         monkeypatch.setattr(rebuilding, "ALONE_WITHIN_SECONDS", 0.0)

@@ -30,7 +30,7 @@ async def _recalled(writer: Writer, connection: Connection, *commands: AnyComman
     tickets = [Ticket(Request(command, "agent:test", "test"), _NOBODY_WAITS) for command in commands]
     wanted = recall.needs(writer.squad, tickets)
     brief = await recall.read(connection, wanted)
-    whole = await recall.stories(connection, sorted({ends.stream for ends in wanted.ends}))
+    whole = await recall.read_stories(connection, sorted({ends.stream for ends in wanted.ends}))
     assert _told(writer, brief) == _told(writer, whole)
     return [recorded.type for recorded in brief]
 

@@ -11,7 +11,7 @@ from eventstore import pooler
 from service import commands as do
 from tests.support.agents import when
 from tests.support.jobs import define, running_member
-from tests.support.log import Scribe, joined, texts
+from tests.support.log import LogWriter, joined, texts
 from tests.support.parts import (
     connected,
     message,
@@ -37,7 +37,7 @@ async def replace_the_end(connection: Connection, after: int, *events: AnyEvent)
     await connection.execute("DELETE FROM events WHERE position > %s", (after,))
     await connection.execute("ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_immutable")
     if events:
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         await scribe.catch_up()
         await scribe.append(*events)
 
@@ -79,7 +79,7 @@ async def test_what_others_append_is_heard_of_at_once_also_after_the_log_became_
         monkeypatch.setattr("service.writing.writer.POLL_SECONDS", 60.0)
         # One more look may be under way that was not yet told to be patient.
         for name in ("newcomer", "latecomer"):
-            scribe = Scribe(connection)
+            scribe = LogWriter(connection)
             await scribe.catch_up()
             (event,) = await scribe.append(joined(name))
             await eventually(lambda at=event.position: writer.squad.head.position >= at)  # type: ignore[misc]

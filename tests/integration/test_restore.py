@@ -17,12 +17,12 @@ from service import commands as do
 from service.history import folding, snapshots
 from service.history import restore as restoring
 from service.history.folding import fold_page
-from service.history.past import state_at
 from service.history.restore import catch_up, restore
+from service.history.time_travel import state_at
 from service.memory.squad import Squad
-from tests.support.life import Life
 from tests.support.log import stored_log
 from tests.support.parts import running, running_writer, submit
+from tests.support.random_history import RandomHistory
 from tests.support.verify import assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
@@ -48,7 +48,7 @@ async def _folded_from_zero(connection: Connection) -> Squad:
     """As one page: whatever was opened again in it never left memory."""
     squad = Squad()
     stored = await stored_log(connection)
-    fold_page(squad, await sealing.reveal(connection, stored, veiled=sealing.VEILED))
+    fold_page(squad, await sealing.reveal(connection, stored, veiled=sealing.UNUSED_BY_STATE))
     return squad
 
 
@@ -72,14 +72,14 @@ async def test_from_an_empty_log_nothing_is_restored(connection: Connection) -> 
 
 
 async def test_from_tables_at_the_head(writer: Writer, connection: Connection, database: str) -> None:
-    await Life(seed=11).live(writer, COMMANDS)
+    await RandomHistory(seed=11).live(writer, COMMANDS)
     async with _projecting(database):
         await _assert_restored(connection, writer)
     assert await assert_tables_equal_fold(database) > 100
 
 
 async def test_from_tables_that_are_behind(writer: Writer, connection: Connection, database: str) -> None:
-    life = Life(seed=12)
+    life = RandomHistory(seed=12)
     await life.live(writer, COMMANDS)
     async with _projecting(database):
         pass
@@ -88,7 +88,7 @@ async def test_from_tables_that_are_behind(writer: Writer, connection: Connectio
 
 
 async def test_from_tables_that_nobody_ever_filled(writer: Writer, connection: Connection) -> None:
-    await Life(seed=13).live(writer, COMMANDS)
+    await RandomHistory(seed=13).live(writer, COMMANDS)
     await _assert_restored(connection, writer)
 
 
@@ -105,7 +105,7 @@ async def test_from_tables_that_nobody_ever_filled(writer: Writer, connection: C
 async def test_from_tables_that_are_not_one_moment_of_this_log(
     writer: Writer, connection: Connection, database: str, damage: str
 ) -> None:
-    await Life(seed=14).live(writer, COMMANDS)
+    await RandomHistory(seed=14).live(writer, COMMANDS)
     async with _projecting(database):
         pass
     # So that a table that is used all the same would show.
@@ -117,7 +117,7 @@ async def test_from_tables_that_are_not_one_moment_of_this_log(
 async def test_the_pages_that_follow_the_tables_are_told_in_order(
     writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await Life(seed=15).live(writer, 50)
+    await RandomHistory(seed=15).live(writer, 50)
     monkeypatch.setattr(log, "PAGE_EVENTS", 7)
     told: list[Recorded] = []
     await catch_up(connection, Squad(), told.extend)
@@ -127,7 +127,7 @@ async def test_the_pages_that_follow_the_tables_are_told_in_order(
 async def test_a_restored_squad_decides_like_the_one_that_lived_through_it(
     writer: Writer, database: str
 ) -> None:
-    life = Life(seed=16)
+    life = RandomHistory(seed=16)
     await life.live(writer, COMMANDS)
     held = await submit(
         writer, do.StartOperation(agent="alice", action="reply", resources={"emailId": "held"})
@@ -167,7 +167,7 @@ async def _roles(connection: Connection) -> set[str]:
 async def test_from_a_snapshot_where_nobody_ever_filled_the_tables(
     writer: Writer, connection: Connection
 ) -> None:
-    await Life(seed=17).live(writer, COMMANDS)
+    await RandomHistory(seed=17).live(writer, COMMANDS)
     head = writer.squad.head.position
     await snapshots.store(connection, await state_at(connection, head - 40), head)
     await _assert_restored(connection, writer)
@@ -177,7 +177,7 @@ async def test_from_a_snapshot_where_nobody_ever_filled_the_tables(
 async def test_from_a_snapshot_that_is_as_near_as_the_tables(
     writer: Writer, connection: Connection, database: str
 ) -> None:
-    await Life(seed=18).live(writer, COMMANDS)
+    await RandomHistory(seed=18).live(writer, COMMANDS)
     async with _projecting(database):
         pass
     head = writer.squad.head.position
@@ -189,7 +189,7 @@ async def test_from_a_snapshot_that_is_as_near_as_the_tables(
 async def test_a_snapshot_is_unpacked_outside_of_transactions_which_the_server_ends_that_stand_still(
     writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await Life(seed=17).live(writer, COMMANDS)
+    await RandomHistory(seed=17).live(writer, COMMANDS)
     head = writer.squad.head.position
     await snapshots.store(connection, await state_at(connection, head), head)
     seen: list[TransactionStatus] = []
@@ -207,7 +207,7 @@ async def test_a_snapshot_is_unpacked_outside_of_transactions_which_the_server_e
 async def test_not_from_a_snapshot_that_is_far_behind_the_tables(
     writer: Writer, connection: Connection, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await Life(seed=19).live(writer, COMMANDS)
+    await RandomHistory(seed=19).live(writer, COMMANDS)
     async with _projecting(database):
         pass
     lie = await _lie(connection, writer.squad.head.position - 40)
@@ -228,7 +228,7 @@ async def test_not_from_a_snapshot_that_is_far_behind_the_tables(
 async def test_from_the_log_where_the_snapshot_is_no_good(
     writer: Writer, connection: Connection, damage: str
 ) -> None:
-    await Life(seed=20).live(writer, COMMANDS)
+    await RandomHistory(seed=20).live(writer, COMMANDS)
     lie = await _lie(connection, writer.squad.head.position - 5)
     await connection.execute(damage.encode())
     assert lie not in await _roles(connection)
@@ -240,7 +240,7 @@ async def test_a_long_log_is_folded_from_its_beginning_only_once(
 ) -> None:
     monkeypatch.setattr(snapshots, "distance", lambda _: 100)
     monkeypatch.setattr(folding, "PAGE_EVENTS", 20)
-    await Life(seed=21).live(writer, COMMANDS)
+    await RandomHistory(seed=21).live(writer, COMMANDS)
     await _assert_restored(connection, writer)
     taken = await snapshots.positions(connection)
     assert taken == list(range(100, writer.squad.head.position + 1, 100))
@@ -255,7 +255,7 @@ async def test_where_no_snapshot_can_be_put_away_it_is_folded_all_the_same(
 ) -> None:
     monkeypatch.setattr(snapshots, "distance", lambda _: 100)
     monkeypatch.setattr(folding, "PAGE_EVENTS", 20)
-    await Life(seed=22).live(writer, COMMANDS)
+    await RandomHistory(seed=22).live(writer, COMMANDS)
     await connection.execute("ALTER TABLE snapshots ADD CHECK (position < 0)")
     await _assert_restored(connection, writer)
     await connection.execute("SET default_transaction_read_only = on")

@@ -140,10 +140,10 @@ async def test_cut_off_for_too_long_it_loses_the_claim_and_stops_the_call(
     never, cut_off = asyncio.Event(), asyncio.Event()
     submit_really = member.writer.submit
 
-    async def renewing_later(request: Request, patience_seconds: float = 20.0) -> Outcome:
+    async def renewing_later(request: Request, timeout_seconds: float = 20.0) -> Outcome:
         if isinstance(request.command, do.RenewRun) and cut_off.is_set():
             raise Unavailable
-        return await submit_really(request, patience_seconds)
+        return await submit_really(request, timeout_seconds)
 
     monkeypatch.setattr(member.writer, "submit", renewing_later)
     agents.on("/poll", when(never), answers({}))

@@ -159,10 +159,10 @@ async def test_a_process_that_was_cut_off_keeps_the_run_that_nobody_took(
     async with running_member(database, agents.url, runner="one") as one:
         submit = one.writer.submit
 
-        async def renewing_nothing(request: Request, patience_seconds: float = 20.0) -> Outcome:
+        async def renewing_nothing(request: Request, timeout_seconds: float = 20.0) -> Outcome:
             if isinstance(request.command, do.RenewRun):
                 raise Unavailable
-            return await submit(request, patience_seconds)
+            return await submit(request, timeout_seconds)
 
         monkeypatch.setattr(one.writer, "submit", renewing_nothing)
         await define(one, "poll")

@@ -17,7 +17,7 @@ from eventstore import log, schema
 from eventstore.connection import session_options
 from eventstore.errors import NameTaken, SchemaMissing, SchemaTooNew, UnsupportedServer
 from eventstore.schema import SCHEMA_VERSION, steps
-from tests.support.log import Scribe, said
+from tests.support.log import LogWriter, said
 from tests.support.parts import SCHEMA, connected
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ async def test_connections_that_apply_it_at_once_all_succeed_and_one_does_it(emp
 
 async def test_applying_it_again_changes_nothing(database: str) -> None:
     async with connected(database) as connection:
-        await Scribe(connection).append(said("kept"))
+        await LogWriter(connection).append(said("kept"))
         await schema.apply(database, SCHEMA)
         assert await log.head_position(connection) == 1
         assert await _applications(connection) == 1

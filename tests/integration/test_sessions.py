@@ -8,8 +8,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from eventstore.asking import one_value
-from eventstore.connection import connect, hanging_up_after, pool
+from eventstore.connection import closing_after, connect, pool
+from eventstore.queries import one_value
 from tests.support.parts import SCHEMA, connected
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ async def test_readers_change_nothing(database: str) -> None:
 
 async def test_a_wait_that_takes_too_long_ends_with_its_connection(database: str) -> None:
     async with connected(database) as connection:
-        with hanging_up_after(0.01, connection):
+        with closing_after(0.01, connection):
             pass
         await connection.execute("SELECT pg_sleep(0.05)")
-        with pytest.raises(psycopg.OperationalError), hanging_up_after(0.01, connection):
+        with pytest.raises(psycopg.OperationalError), closing_after(0.01, connection):
             await connection.execute("SELECT pg_sleep(60)")
         assert connection.broken

@@ -12,12 +12,12 @@ import pytest
 from eventstore import log, schema
 from eventstore.errors import EventStoreError, StoreRefused
 from service.history import snapshots
-from service.history.folding import fold_on, keeping
-from service.history.past import state_at
+from service.history.folding import fold_to, snapshot_writer
+from service.history.time_travel import state_at
 from service.memory.squad import Squad
-from tests.support.life import Life
-from tests.support.log import Scribe, said
+from tests.support.log import LogWriter, said
 from tests.support.parts import SCHEMA, backends, connected, lock_is_free, running_writer
+from tests.support.random_history import RandomHistory
 from tests.support.squads import contents
 from tests.support.wait import eventually
 
@@ -35,7 +35,7 @@ STATE_BYTE = (
 async def connection(database: str) -> AsyncIterator[Connection]:
     """To a squad that has lived a little."""
     async with running_writer(database) as writer:
-        await Life(seed=31).live(writer, 100)
+        await RandomHistory(seed=31).live(writer, 100)
     async with connected(database) as opened:
         yield opened
 
@@ -51,7 +51,7 @@ async def _found(connection: Connection, position: int) -> int | None:
     if squad is None:
         return None
     folded = Squad()
-    await fold_on(connection, folded, squad.head.position, squad.head.position)
+    await fold_to(connection, folded, squad.head.position, squad.head.position)
     assert contents(squad) == contents(folded)
     return squad.head.position
 
@@ -114,7 +114,7 @@ async def test_those_of_another_log_are_not_used(database: str, empty_database: 
     await schema.apply(empty_database, SCHEMA)
     for dsn in (database, empty_database):
         async with running_writer(dsn) as writer:
-            await Life(seed=31).live(writer, 30)
+            await RandomHistory(seed=31).live(writer, 30)
     async with connected(database) as one, connected(empty_database) as other:
         await _store(one, 20)
         row = await (await one.execute("SELECT fold, position, state FROM snapshots")).fetchone()
@@ -127,7 +127,7 @@ async def test_what_cannot_be_stored_leaves_the_session_as_it_was(connection: Co
     await connection.execute("ALTER TABLE snapshots ADD CHECK (position <> 20)")
     with pytest.raises(StoreRefused):
         await _store(connection, 20)
-    keep = await keeping(connection)
+    keep = await snapshot_writer(connection)
     assert keep
     # Whoever only wanted to save somebody else the work is not held up.
     await keep(await state_at(connection, 20), 20)
@@ -153,7 +153,7 @@ async def test_whoever_may_only_read_stores_none(connection: Connection, databas
         try:
             await connection.execute(f"SET ROLE {role}".encode())
             assert not await snapshots.may_store(connection)
-            assert (await state_at(connection, 50, await keeping(connection))).head.position == 50
+            assert (await state_at(connection, 50, await snapshot_writer(connection))).head.position == 50
             await connection.execute("RESET ROLE")
             assert await snapshots.may_store(connection)
         finally:
@@ -165,7 +165,7 @@ async def test_whoever_may_only_read_stores_none(connection: Connection, databas
 
 
 async def _forget(connection: Connection) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.catch_up()
     key = f'{{"key_id":"{uuid4()}"}}'
     await scribe.append(said("x"), type="subject_forgotten", data=key)

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks.chronicle import Chronicle
 from benchmarks.history import copy_in
+from benchmarks.simulated_squad import SimulatedSquad
 from eventstore import log
 from eventstore.listener import Hints
 from projections.operations import OPERATIONS
 from service import snapshotter
 from service.commands import StartOperation
 from service.history import folding, snapshots
-from service.history.past import check_snapshots
+from service.history.time_travel import check_snapshots
 from service.snapshotter import Snapshotter
-from tests.support.life import Life
 from tests.support.parts import SCHEMA, backends, connected, running, running_writer, submit
+from tests.support.random_history import RandomHistory
 from tests.support.squads import contents
 from tests.support.verify import assert_log_is_sound
 from tests.support.wait import eventually
@@ -54,7 +54,7 @@ async def _process(database: str, hints: Hints | None = None) -> AsyncIterator[W
 
 
 async def _fill(connection: Connection, events: int) -> None:
-    chronicle = Chronicle(seed=9, open_things=10)
+    chronicle = SimulatedSquad(seed=9, open_things=10)
     now = await log.clock(connection) - timedelta(hours=2)
     page = chronicle.first(now)
     while len(page) < events:
@@ -72,7 +72,7 @@ async def _taken(connection: Connection, at_least: int) -> list[int]:
 
 async def test_one_is_taken_every_so_many_events(database: str, connection: Connection) -> None:
     async with _process(database) as writer:
-        life = Life(seed=41)
+        life = RandomHistory(seed=41)
         for count in range(1, 5):
             before = writer.squad.head.position
             while writer.squad.head.position < before + DISTANCE:
@@ -112,7 +112,7 @@ async def test_of_two_processes_one_takes_them(database: str, connection: Connec
     hints = Hints()
     async with _process(database, hints) as one, _process(database, hints) as other:
         for seed, writer in ((42, one), (43, other), (44, one), (45, other)):
-            await Life(seed=seed).live(writer, 60)
+            await RandomHistory(seed=seed).live(writer, 60)
         taken = await _taken(connection, 2)
         assert all(later - earlier >= DISTANCE for earlier, later in pairwise([0, *taken]))
     assert await check_snapshots(connection) == []
@@ -122,10 +122,10 @@ async def test_whoever_is_left_goes_on_taking_them(database: str, connection: Co
     hints = Hints()
     async with _process(database, hints) as one:
         async with _process(database, hints) as other:
-            await Life(seed=46).live(other, 100)
+            await RandomHistory(seed=46).live(other, 100)
             await _taken(connection, 1)
         before = await snapshots.positions(connection)
-        await Life(seed=47).live(one, 150)
+        await RandomHistory(seed=47).live(one, 150)
         await _taken(connection, len(before) + 1)
     assert await check_snapshots(connection) == []
 
@@ -150,7 +150,7 @@ async def test_the_head_is_not_forgotten_over_the_past(
     async with _process(database) as writer:
         first = (await _taken(connection, 1))[-1]
         assert first > 1_900
-        await Life(seed=48).live(writer, 100)
+        await RandomHistory(seed=48).live(writer, 100)
 
         async def at_the_head() -> bool:
             taken = await snapshots.positions(connection)
@@ -165,7 +165,7 @@ async def test_that_they_vanish_or_cannot_be_taken_troubles_nobody(
     database: str, connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with _process(database) as writer:
-        life = Life(seed=49)
+        life = RandomHistory(seed=49)
         await life.live(writer, 100)
         await _taken(connection, 1)
         await connection.execute("TRUNCATE snapshots")
@@ -183,7 +183,7 @@ async def test_that_they_vanish_or_cannot_be_taken_troubles_nobody(
 
 async def test_nothing_is_left_open_between_two_of_them(database: str, connection: Connection) -> None:
     async with _process(database) as writer:
-        await Life(seed=50).live(writer, 100)
+        await RandomHistory(seed=50).live(writer, 100)
         await _taken(connection, 1)
 
         async def nobody() -> bool:

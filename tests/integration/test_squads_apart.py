@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from eventstore import log, schema
 from projections.projector import Projector
-from tests.support.log import Scribe, said, texts, whole_log
+from tests.support.log import LogWriter, said, texts, whole_log
 from tests.support.parts import connected, message, running, running_listener, running_writer, submit
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
@@ -22,8 +22,8 @@ OTHER = "squad_b"
 async def test_each_squad_has_a_log_of_its_own(database: str) -> None:
     await schema.apply(database, OTHER)
     async with connected(database) as one, connected(database, OTHER) as two:
-        await Scribe(one).append(said("in one"))
-        await Scribe(two).append(said("in two"), said("in two as well"))
+        await LogWriter(one).append(said("in one"))
+        await LogWriter(two).append(said("in two"), said("in two as well"))
         assert texts(await whole_log(one)) == ["in one"]
         assert texts(await whole_log(two)) == ["in two", "in two as well"]
 
@@ -33,7 +33,7 @@ async def test_a_squad_that_holds_its_lock_holds_up_no_other(database: str) -> N
     async with connected(database) as one, connected(database, OTHER) as two:
         await log.lock_and_read(one, 0)
         await two.execute("SET lock_timeout = 100")
-        await Scribe(two).append(said("not held up"))
+        await LogWriter(two).append(said("not held up"))
 
 
 async def test_an_event_wakes_its_own_squad_only(database: str) -> None:
@@ -44,8 +44,8 @@ async def test_an_event_wakes_its_own_squad_only(database: str) -> None:
         connected(database) as in_one,
         connected(database, OTHER) as in_two,
     ):
-        await Scribe(in_one).append(*(said(str(number)) for number in range(7)))
-        await Scribe(in_two).append(said("later"))
+        await LogWriter(in_one).append(*(said(str(number)) for number in range(7)))
+        await LogWriter(in_two).append(said("later"))
         await eventually(lambda: one.events.position == 7 and two.events.position == 1)
         # What was appended first was also delivered first, so by now the other would have heard of it.
         assert two.events.position == 1

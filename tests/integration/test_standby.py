@@ -13,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 from eventstore import log, schema, standby
 from eventstore.connection import connect, pool
 from eventstore.errors import StoreBusy, StoreUnavailable
-from tests.support.log import Scribe, joined, said, texts, whole_log
+from tests.support.log import LogWriter, joined, said, texts, whole_log
 from tests.support.parts import connected, message, running_writer, submit
 from tests.support.servers import Server, new_folder
 from tests.support.wait import eventually
@@ -101,7 +101,7 @@ async def test_it_waits_for_the_standby_and_only_one_at_a_time_does(server: Serv
 async def test_a_commit_whose_wait_was_cancelled_is_not_taken_for_confirmed(server: Server) -> None:
     await miss_a_standby(server)
     async with connected(server.dsn) as connection:
-        appending = asyncio.ensure_future(Scribe(connection).append(said("on this server alone")))
+        appending = asyncio.ensure_future(LogWriter(connection).append(said("on this server alone")))
         await eventually(lambda: server.ask(WAITING))
         assert await server.ask(CANCEL) == 1
         with pytest.raises(StoreUnavailable, match="no standby has confirmed"):
@@ -117,11 +117,11 @@ async def test_an_answer_that_was_found_in_the_log_is_not_given_before_it_is_con
     async with running_writer(server.dsn) as one, running_writer(server.dsn) as other:
         await submit(other, message("hello"))
         await miss_a_standby(server)
-        first = asyncio.ensure_future(submit(one, message("once"), key="k", patience_seconds=60))
+        first = asyncio.ensure_future(submit(one, message("once"), key="k", timeout_seconds=60))
         await eventually(lambda: server.ask(WAITING))
         assert await server.ask(CANCEL) == 1
         await eventually(lambda: _has_read(other, server))
-        again = asyncio.ensure_future(submit(other, message("once"), key="k", patience_seconds=60))
+        again = asyncio.ensure_future(submit(other, message("once"), key="k", timeout_seconds=60))
         await eventually(lambda: server.ask(WAITING))
         await asyncio.wait([first, again], timeout=0.5)
         assert not first.done()
@@ -139,7 +139,7 @@ async def test_whoever_gives_up_and_comes_back_leaves_no_crowd_behind(
 ) -> None:
     monkeypatch.setattr("service.writing.confirmed.STUCK_AFTER_SECONDS", 0.5)
     monkeypatch.setattr("service.writing.appender.STUCK_AFTER_SECONDS", 0.5)
-    monkeypatch.setattr("service.writing.keeper.STUCK_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr("service.writing.head_keeper.STUCK_AFTER_SECONDS", 0.5)
     monkeypatch.setattr("service.writing.writer._BACKOFF_SECONDS", (0.05, 0.05))
     async with running_writer(server.dsn) as writer:
         await miss_a_standby(server)
@@ -152,7 +152,7 @@ async def test_whoever_gives_up_and_comes_back_leaves_no_crowd_behind(
             return await begin(connection)  # type: ignore[arg-type]
 
         monkeypatch.setattr(writer._appender, "begin", counted)
-        waiting = asyncio.ensure_future(submit(writer, message("patient"), patience_seconds=60))
+        waiting = asyncio.ensure_future(submit(writer, message("patient"), timeout_seconds=60))
         await eventually(lambda: attempts >= ATTEMPTS, within_seconds=20)
         assert not waiting.done()
         await eventually(lambda: writer.problem and "confirm" in writer.problem)
@@ -171,7 +171,7 @@ async def test_readers_may_only_read_and_still_find_the_server_that_takes_writes
     ):
         await log.head_position(connection)
         with pytest.raises(StoreUnavailable, match="read-only"):
-            await Scribe(connection).append(joined("ada"))
+            await LogWriter(connection).append(joined("ada"))
 
 
 async def _has_read(writer: Writer, server: Server) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from psycopg import errors, sql
 
-from eventstore.asking import one_value
+from eventstore.queries import one_value
 from projections import PROJECTIONS, storage
 from projections.budgets import BUDGET_DAYS, BUDGETS, BudgetDayRow, BudgetRow
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from eventstore import gauge, log, lookup, subscription
+from eventstore import log, lookup, page_size, subscription
 from eventstore.errors import HeadMoved, StoreUnavailable
 from eventstore.listener import Hints
 from eventstore.lookup import Filter
 from eventstore.subscription import follow
-from tests.support.log import Scribe, joined, said, texts
+from tests.support.log import LogWriter, joined, said, texts
 from tests.support.parts import connected, running_listener
 from tests.support.wait import eventually
 
@@ -37,9 +37,9 @@ def opener(database: str) -> Opener:
 
 
 @pytest.fixture
-async def scribe(database: str) -> AsyncIterator[Scribe]:
+async def scribe(database: str) -> AsyncIterator[LogWriter]:
     async with connected(database) as connection:
-        yield Scribe(connection)
+        yield LogWriter(connection)
 
 
 async def _take(pages: AsyncIterator[list[Recorded]], count: int) -> list[Recorded]:
@@ -52,7 +52,7 @@ async def _take(pages: AsyncIterator[list[Recorded]], count: int) -> list[Record
 
 
 async def test_it_gives_what_is_there_and_then_what_comes(
-    scribe: Scribe, opener: Opener, database: str
+    scribe: LogWriter, opener: Opener, database: str
 ) -> None:
     await scribe.append(said("one"), said("two"), said("three"))
     async with (
@@ -64,7 +64,7 @@ async def test_it_gives_what_is_there_and_then_what_comes(
         assert texts(await _take(pages, 1)) == ["four"]
 
 
-async def test_without_any_hint_it_looks_by_itself(scribe: Scribe, opener: Opener) -> None:
+async def test_without_any_hint_it_looks_by_itself(scribe: LogWriter, opener: Opener) -> None:
     async with aclosing(follow(opener, Hints(), after=0, poll_seconds=0.05)) as pages:
         next_page = asyncio.ensure_future(_take(pages, 1))
         await scribe.append(said("found"))
@@ -72,7 +72,7 @@ async def test_without_any_hint_it_looks_by_itself(scribe: Scribe, opener: Opene
 
 
 async def test_it_reads_on_in_pages_until_it_is_live(
-    scribe: Scribe,
+    scribe: LogWriter,
     opener: Opener,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -83,7 +83,7 @@ async def test_it_reads_on_in_pages_until_it_is_live(
 
 
 async def test_it_waits_only_where_it_has_read_all(
-    scribe: Scribe, opener: Opener, monkeypatch: pytest.MonkeyPatch
+    scribe: LogWriter, opener: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
 
@@ -103,10 +103,10 @@ async def test_it_waits_only_where_it_has_read_all(
 
 @pytest.mark.parametrize("wanted", [None, Filter(type="message_sent")])
 async def test_its_pages_are_short_where_events_are_large(
-    scribe: Scribe, opener: Opener, monkeypatch: pytest.MonkeyPatch, wanted: Filter | None
+    scribe: LogWriter, opener: Opener, monkeypatch: pytest.MonkeyPatch, wanted: Filter | None
 ) -> None:
-    monkeypatch.setattr(gauge, "FIRST_EVENTS", 15)
-    monkeypatch.setattr(gauge, "PAGE_CHARACTERS", 20_000)
+    monkeypatch.setattr(page_size, "FIRST_EVENTS", 15)
+    monkeypatch.setattr(page_size, "PAGE_CHARACTERS", 20_000)
     await scribe.append(*(said("x" * 1_000) for _ in range(60)))
     async with aclosing(follow(opener, Hints(), after=0, wanted=wanted, poll_seconds=60)) as pages:
         lengths: list[int] = []
@@ -116,7 +116,7 @@ async def test_its_pages_are_short_where_events_are_large(
 
 
 async def test_a_filter_lets_through_what_it_names_and_misses_none(
-    scribe: Scribe,
+    scribe: LogWriter,
     opener: Opener,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -132,7 +132,7 @@ async def test_a_filter_lets_through_what_it_names_and_misses_none(
 
 
 async def test_what_a_filter_kept_back_is_not_looked_through_again(
-    scribe: Scribe, opener: Opener, monkeypatch: pytest.MonkeyPatch
+    scribe: LogWriter, opener: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[int] = []
 
@@ -155,7 +155,7 @@ async def test_what_a_filter_kept_back_is_not_looked_through_again(
 async def test_nothing_is_missed_or_doubled_while_many_append(opener: Opener, database: str) -> None:
     async def write(name: str) -> None:
         async with connected(database) as connection:
-            scribe = Scribe(connection)
+            scribe = LogWriter(connection)
             for number in range(EVENTS_OF_A_WRITER):
                 while True:
                     await scribe.catch_up()

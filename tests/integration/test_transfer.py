@@ -30,8 +30,7 @@ from service import commands as do
 from service.clock import DatabaseClock
 from service.writing.writer import Writer
 from tests.support.forging import EVENTS, forge, hash_anew, some_history
-from tests.support.life import live_with_jobs
-from tests.support.log import Scribe, joined, new_id, said, whole_log
+from tests.support.log import LogWriter, joined, new_id, said, whole_log
 from tests.support.parts import (
     SCHEMA,
     connected,
@@ -44,6 +43,7 @@ from tests.support.parts import (
     submit,
     terminate,
 )
+from tests.support.random_history import live_with_jobs
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
@@ -111,7 +111,7 @@ async def test_a_schema_from_before_there_were_keys_is_exported_without_any(
 
 async def test_stored_text_comes_in_to_the_letter(connection: Connection, new_squad: str) -> None:
     said_oddly = said('line\nfeed, "quotes", back\\slash \\N, \t tab, \x1f, \u2028, ümlaut, 猫, \U0001f63a')
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     [recorded] = await scribe.append(said_oddly, actor='agent:\\.\t,"x" ü', correlation_id="\\N")
     spaced = recorded.data.replace('"agent":', '\n "agent" :\r\n\t').replace("ü", "\\u00fc")
     await scribe.append(said_oddly, data=spaced, caused_by=1, idempotency_key=" ")
@@ -309,14 +309,14 @@ class TestWhatIsRefused:
     async def test_is_text_that_no_index_can_hold(self, new_squad: str) -> None:
         async with connected(new_squad) as other:
             # No compression makes it short enough.
-            row = Scribe(other).row(joined(token_hex(4_000)), await log.clock(other))
+            row = LogWriter(other).row(joined(token_hex(4_000)), await log.clock(other))
             head = Head(1, row.hash, row.recorded_at)
             lines = [header_line(row.id, EMPTY_LOG), event_line(row), end_line(1, head)]
             assert (await _refusal(other, lines)).startswith("line 2: index row size ")
 
     async def test_is_text_that_no_index_of_the_tables_can_hold(self, new_squad: str) -> None:
         async with connected(new_squad) as other:
-            scribe, now = Scribe(other), await log.clock(other)
+            scribe, now = LogWriter(other), await log.clock(other)
             event = structs.replace(said("hello"), to_agent=token_hex(4_000))
             row = scribe.row(event, now)
             head = Head(1, row.hash, row.recorded_at)
@@ -328,7 +328,7 @@ class TestWhatIsRefused:
         async with connected(new_squad) as other:
             now = await log.clock(other)
             for days, why in ((367, "line 2: it is recorded at "), (365, None)):
-                row = Scribe(other).row(joined("ann"), now + timedelta(days=days))
+                row = LogWriter(other).row(joined("ann"), now + timedelta(days=days))
                 head = Head(1, row.hash, row.recorded_at)
                 lines = [header_line(row.id, EMPTY_LOG), event_line(row), end_line(1, head)]
                 if why:
@@ -448,7 +448,7 @@ async def test_a_connection_that_breaks_leaves_nothing(connection: Connection, n
 
 
 async def test_memory_does_not_grow_with_the_log(connection: Connection, new_squad: str) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     for _ in range(10):
         await scribe.append(*(said("x" * 20_000) for _ in range(100)))
     async with connected(new_squad) as other:

@@ -23,9 +23,9 @@ from tests.support.audit import (
     verdict_in_plain_python,
 )
 from tests.support.forging import EVENTS, forge, hash_anew, some_history, unguarded, write_anew
-from tests.support.life import Life
-from tests.support.log import Scribe, new_id, said
+from tests.support.log import LogWriter, new_id, said
 from tests.support.parts import connected, message, running_writer, submit
+from tests.support.random_history import RandomHistory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,7 +70,7 @@ async def test_the_log_of_any_history_holds_whoever_checks_it(
     database: str, connection: Connection, tmp_path: Path, seed: int
 ) -> None:
     async with running_writer(database) as writer:
-        await Life(seed).live(writer, 150)
+        await RandomHistory(seed).live(writer, 150)
     verified = await _verify(connection, await _checkpoint(connection, 1), await _checkpoint(connection))
     assert [check for check in verified.checks if not check.holds] == []
     assert {check.name for check in verified.checks} == {
@@ -613,7 +613,7 @@ class TestCheckpoints:
     async def test_a_log_that_went_on_holds(self, connection: Connection) -> None:
         await some_history(connection)
         before = await _checkpoint(connection)
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         await scribe.catch_up()
         await scribe.append(said("later"))
         assert await _faults(connection, before, await _checkpoint(connection)) == {}
@@ -632,7 +632,7 @@ class TestCheckpoints:
         await some_history(connection)
         before = await _checkpoint(connection)
         await forge(connection, "DELETE FROM events WHERE position > 9")
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         await scribe.catch_up()
         for number in range(9):
             await scribe.append(said(f"instead {number}"))
@@ -678,7 +678,7 @@ async def test_appends_meanwhile_do_not_disturb_it(database: str, connection: Co
     await some_history(connection)
     async with connected(database) as other, verification.snapshot(connection):
         await connection.execute("SELECT FROM events LIMIT 1")
-        scribe = Scribe(other)
+        scribe = LogWriter(other)
         await scribe.catch_up()
         await scribe.append(said("meanwhile"))
         verified = await verification.verify_log(connection)
@@ -707,7 +707,7 @@ async def test_progress_is_told_now_and_then(
 
 
 async def test_its_memory_does_not_grow_with_the_log(connection: Connection) -> None:
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     for _ in range(10):
         await scribe.append(*(said("x" * 20_000) for _ in range(100)))
     told: list[int] = []

@@ -12,7 +12,7 @@ import pytest
 from eventstore.connection import connect
 from eventstore.errors import NotConnected
 from service.cli.target import Target, open_squad
-from service.database import StartFailed, check_same_log, way_for_commands
+from service.database import StartFailed, check_same_log, resolve_command_dsn
 from service.settings import Settings
 from tests.support.command import finished, squad
 from tests.support.parts import SCHEMA, message, running_writer, submit
@@ -62,9 +62,9 @@ async def test_a_command_goes_around_a_pooler_where_it_knows_a_way(database: str
     await _begin(database)
     async with pooler(database) as between:
         settings = Settings(dsn=between.dsn, listen_dsn=database, squad_schema=SCHEMA)
-        assert await way_for_commands(settings, between.dsn) == database
+        assert await resolve_command_dsn(settings, between.dsn) == database
         nowhere = Settings(dsn=between.dsn, squad_schema=SCHEMA)
-        assert await way_for_commands(nowhere, between.dsn) == between.dsn
+        assert await resolve_command_dsn(nowhere, between.dsn) == between.dsn
 
 
 async def test_an_import_and_a_self_test_go_around_a_pooler_too(

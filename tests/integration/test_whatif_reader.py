@@ -14,12 +14,12 @@ from eventstore.errors import LogNotUnderstood, UnknownEventType
 from eventstore.events import TokensSettled
 from service import commands as do
 from service.history import snapshots
-from service.history.past import state_at
+from service.history.time_travel import state_at
 from service.whatif import OtherRules, Report, Simulation
 from service.whatif.reader import judge
-from tests.support.life import Life
-from tests.support.log import Scribe, new_id, said, whole_log
+from tests.support.log import LogWriter, new_id, said, whole_log
 from tests.support.parts import connected, running_writer, submit
+from tests.support.random_history import RandomHistory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -51,7 +51,7 @@ async def _judge(
 
 async def _live(dsn: str, commands: int) -> None:
     async with running_writer(dsn, policy=do.SetPolicy(daily_tokens=8_000)) as writer:
-        await Life(seed=3).live(writer, commands)
+        await RandomHistory(seed=3).live(writer, commands)
 
 
 async def test_a_life_is_judged_from_the_log_as_from_a_list(database: str) -> None:
@@ -128,7 +128,7 @@ async def test_it_reads_page_by_page_and_goes_no_further_than_where_the_log_ende
 async def test_a_log_of_newer_software_is_not_judged(database: str) -> None:
     await _live(database, 5)
     async with connected(database) as connection:
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         await scribe.catch_up()
         await scribe.append(said("hello"), type="tokens_lent")
         with pytest.raises(UnknownEventType, match="tokens_lent"):
@@ -138,7 +138,7 @@ async def test_a_log_of_newer_software_is_not_judged(database: str) -> None:
 async def test_a_log_that_does_not_hold_together_is_told_with_its_place(database: str) -> None:
     await _live(database, 5)
     async with connected(database) as connection:
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         await scribe.catch_up()
         day = (await whole_log(connection))[1].recorded_at.date()
         await scribe.append(

@@ -19,7 +19,7 @@ from service.clock import DatabaseClock
 from service.decide import decide
 from service.requests import CommandFailed, QueueFull, Request, Stopping, Unavailable
 from service.writing.writer import Writer
-from tests.support.log import Scribe, joined, said, texts, whole_log
+from tests.support.log import LogWriter, joined, said, texts, whole_log
 from tests.support.parts import (
     connected,
     lock_is_awaited,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from eventstore.recorded import Recorded
-    from service.decide import At, Decision
+    from service.decide import Decision, DecisionContext
     from service.memory.state import State
 
 POISON = "poison"
@@ -56,7 +56,7 @@ def _unstorable() -> do.SendMessage:
 def choosy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deciding a message that says `POISON` is a fault."""
 
-    def deciding(state: State, command: do.AnyCommand, at: At) -> Decision:
+    def deciding(state: State, command: do.AnyCommand, at: DecisionContext) -> Decision:
         decision = decide(state, command, at)
         if isinstance(command, do.SendMessage) and command.message == POISON:
             raise ArithmeticError("not to my taste")
@@ -143,25 +143,25 @@ async def test_a_command_that_only_the_database_refuses_fails_alone(
 async def test_callers_are_sent_away_when_too_many_wait(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.writing.waiting.MAX_WAITING_COMMANDS", 3)
+    monkeypatch.setattr("service.writing.command_queue.MAX_WAITING_COMMANDS", 3)
     idle = Writer(database, "squad", DatabaseClock(), Hints())
     waiting = [asyncio.ensure_future(submit(idle, message(str(number)))) for number in range(3)]
-    await eventually(lambda: len(idle.waiting) == 3)
+    await eventually(lambda: len(idle.queue) == 3)
     with pytest.raises(QueueFull):
         await submit(idle, message("one too many"))
     async with running(idle.run()):
         await asyncio.wait(waiting)
-    assert idle.waiting.bytes == 0
+    assert idle.queue.bytes == 0
 
 
 async def test_callers_are_sent_away_when_too_much_waits(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.writing.waiting.MAX_WAITING_BYTES", 1_000)
+    monkeypatch.setattr("service.writing.command_queue.MAX_WAITING_BYTES", 1_000)
     idle = Writer(database, "squad", DatabaseClock(), Hints())
     large = Request(message("x"), "agent:test", "test", size=1_000)
     waiting = asyncio.ensure_future(idle.submit(large))
-    await eventually(lambda: len(idle.waiting) == 1)
+    await eventually(lambda: len(idle.queue) == 1)
     with pytest.raises(QueueFull):
         await submit(idle, message("y"))
     waiting.cancel()
@@ -170,28 +170,28 @@ async def test_callers_are_sent_away_when_too_much_waits(
 async def test_who_has_gone_away_takes_no_place_while_the_database_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.writing.waiting.MAX_WAITING_COMMANDS", 3)
+    monkeypatch.setattr("service.writing.command_queue.MAX_WAITING_COMMANDS", 3)
     nowhere = Writer("host=127.0.0.1 port=1", "squad", DatabaseClock(), Hints())
     async with running(nowhere.run()):
         waiting = [asyncio.ensure_future(submit(nowhere, message(str(number)))) for number in range(2)]
         with pytest.raises(Unavailable):
-            await submit(nowhere, message("impatient"), patience_seconds=0.01)
+            await submit(nowhere, message("impatient"), timeout_seconds=0.01)
         waiting[0].cancel()
-        await eventually(lambda: len(nowhere.waiting) == 1)
+        await eventually(lambda: len(nowhere.queue) == 1)
         waiting += [asyncio.ensure_future(submit(nowhere, message(str(number)))) for number in range(2)]
-        await eventually(lambda: len(nowhere.waiting) == 3)
+        await eventually(lambda: len(nowhere.queue) == 3)
         with pytest.raises(QueueFull):
             await submit(nowhere, message("one too many"))
         for task in waiting:
             task.cancel()
-        await eventually(lambda: not nowhere.waiting)
+        await eventually(lambda: not nowhere.queue)
 
 
 async def test_without_a_database_a_caller_hears_so_when_patience_ends() -> None:
     nowhere = Writer("host=127.0.0.1 port=1", "squad", DatabaseClock(), Hints())
     async with running(nowhere.run()):
         with pytest.raises(Unavailable):
-            await submit(nowhere, message("hello"), patience_seconds=0.05)
+            await submit(nowhere, message("hello"), timeout_seconds=0.05)
         assert nowhere.problem
         assert re.search("cannot be reached: .*port 1 .*refused", nowhere.problem)
         assert not nowhere.ready
@@ -221,9 +221,9 @@ async def test_a_disk_that_is_full_is_tried_again_more_and_more_seldom(
 async def test_what_a_caller_no_longer_waits_for_is_not_carried_out(database: str) -> None:
     idle = Writer(database, "squad", DatabaseClock(), Hints())
     with pytest.raises(Unavailable):
-        await submit(idle, message("too late"), patience_seconds=0.01)
+        await submit(idle, message("too late"), timeout_seconds=0.01)
     abandoned = asyncio.ensure_future(submit(idle, message("abandoned")))
-    await eventually(lambda: len(idle.waiting) == 1)
+    await eventually(lambda: len(idle.queue) == 1)
     abandoned.cancel()
     async with running(idle.run()):
         await submit(idle, do.SetPolicy(daily_tokens=1))
@@ -247,7 +247,7 @@ async def test_a_writer_that_is_ended_leaves_nobody_waiting(database: str) -> No
     ended = Writer("host=127.0.0.1 port=1", "squad", DatabaseClock(), Hints())
     async with running(ended.run()):
         waiting = asyncio.ensure_future(submit(ended, message("never")))
-        await eventually(lambda: len(ended.waiting) == 1)
+        await eventually(lambda: len(ended.queue) == 1)
     with pytest.raises(Stopping):
         await waiting
 
@@ -337,7 +337,7 @@ async def test_it_decides_under_the_lock_while_others_write_and_goes_back_after(
     writer: Writer, database: str
 ) -> None:
     async with connected(database) as connection:
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         await submit(writer, message("alone"))
         assert not writer.contended
         await scribe.catch_up()
@@ -365,7 +365,7 @@ async def test_whoever_comes_while_it_waits_for_the_lock_goes_along(writer: Writ
             await eventually(partial(lock_is_awaited, connection))
             others = [message("second"), _unstorable(), message("third")]
             coming = [asyncio.ensure_future(submit(writer, command)) for command in others]
-            await eventually(lambda: len(writer.waiting) == 3)
+            await eventually(lambda: len(writer.queue) == 3)
         _, second, failed, third = await asyncio.gather(first, *coming, return_exceptions=True)
         assert isinstance(failed, CommandFailed)
         assert not isinstance(second, Exception)
@@ -386,7 +386,7 @@ async def test_it_follows_what_others_write_by_hints_and_tells_its_observers(dat
     ):
         heard: list[int] = []
         writer.observers.append(lambda events: heard.extend(event.position for event in events))
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         await scribe.catch_up()
         await scribe.append(*(joined(name) for name in ("alice", "bob", "carol")))
         await eventually(lambda: writer.squad.head.position == scribe.head.position, within_seconds=0.9)
@@ -395,7 +395,7 @@ async def test_it_follows_what_others_write_by_hints_and_tells_its_observers(dat
 
 async def test_it_follows_what_others_write_without_any_hint(writer: Writer, database: str) -> None:
     async with connected(database) as connection:
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         await scribe.catch_up()
         await scribe.append(joined("unheard"))
     await eventually(lambda: writer.squad.head.position == scribe.head.position, within_seconds=3)
@@ -418,11 +418,11 @@ async def test_an_event_that_it_does_not_understand_stops_it_and_it_says_so(
 ) -> None:
     """As while a newer version of the software is rolled out, one process after another."""
     async with connected(database) as connection:
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         await scribe.catch_up()
         await scribe.append(joined("newcomer"), schema_version=9)
         with pytest.raises(Unavailable):
-            await submit(writer, message("hello"), patience_seconds=0.5)
+            await submit(writer, message("hello"), timeout_seconds=0.5)
         await eventually(lambda: writer.problem and "agent_registered v9" in writer.problem)
         assert not writer.ready
         assert await lock_is_free(connection)
@@ -499,7 +499,7 @@ async def test_time_in_the_log_stands_still_while_the_databases_clock_is_behind_
 ) -> None:
     """As after the server's clock was set back: the events it meets in the log seem to come from later."""
     async with connected(database) as connection:
-        scribe = Scribe(connection)
+        scribe = LogWriter(connection)
         await scribe.catch_up()
         later = datetime.now(UTC) + timedelta(minutes=5)
         await scribe.append(joined("from later"), at=later)

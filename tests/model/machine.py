@@ -82,19 +82,19 @@ class World(RuleBasedStateMachine):
             self.network.submit(wish)
             self.network.wake(self._process(wish.which))
         for _ in range(words):
-            self.network.go_on(self._process(wishes[-1].which))
+            self.network.step(self._process(wishes[-1].which))
 
     @rule(first=draw.wish, wishes=draw.wishes, words=st.integers(0, 6))
     def go_on_meanwhile(self, first: draw.Wish, wishes: list[draw.Wish], words: int) -> None:
         """While one append is in flight, the same process gets more requests."""
         process = self._process(first.which)
         self.network.submit(first)
-        self.network.go_on_until(process, lambda: process.wants("append_events("))
+        self.network.step_until(process, lambda: process.wants("append_events("))
         for wish in wishes:
             self.network.submit(wish._replace(which=first.which))
             self.network.wake(process)
         for _ in range(words):
-            self.network.go_on(process)
+            self.network.step(process)
 
     @rule(which=draw.a_process, subject=st.sampled_from(strategies.SENDERS), words=st.integers(0, 6))
     def forget(self, which: int, subject: str, words: int) -> None:
@@ -106,27 +106,27 @@ class World(RuleBasedStateMachine):
         self.network.write(which, subject)
         self.network.wake(self._process(which))
         for _ in range(words):
-            self.network.go_on(self._process(which))
+            self.network.step(self._process(which))
 
     @rule(wishes=draw.wishes, turns=draw.turns_of_processes)
     def race(self, wishes: list[draw.Wish], turns: list[int]) -> None:
         """Clients submit requests to several processes, which run in turns."""
         self.ask(wishes)
         for which in turns:
-            self.network.go_on(self._process(which))
+            self.network.step(self._process(which))
 
     @rule(which=draw.a_process, newest=st.integers(0, 5), words=st.integers(0, 6))
     def ask_again(self, which: int, newest: int, words: int) -> None:
         """A client repeats a request, at any process."""
         self.network.repeat(which, newest)
         for _ in range(words):
-            self.network.go_on(self._process(which))
+            self.network.step(self._process(which))
 
     @rule(which=draw.a_process, words=st.integers(1, 8))
-    def go_on(self, which: int, words: int) -> None:
+    def step(self, which: int, words: int) -> None:
         """A process runs for a number of words."""
         for _ in range(words):
-            self.network.go_on(self._process(which))
+            self.network.step(self._process(which))
 
     @rule(which=draw.a_process)
     def settle(self, which: int) -> None:
@@ -140,13 +140,13 @@ class World(RuleBasedStateMachine):
         """A connection breaks during a commit; the process runs for some words before that arrives."""
         process = self._process(which)
         self.network.give_work(which)
-        self.network.go_on_until(process, lambda: process.wants("append_events("))
+        self.network.step_until(process, lambda: process.wants("append_events("))
         self.network.break_line(process, arrives)
         # It reconnects after a short delay.
         self.network.wake(process)
         self.server.pass_time(0.06)
         for _ in range(words):
-            self.network.go_on(process)
+            self.network.step(process)
         self.network.arrive(latest=True)
 
     @rule(which=draw.a_process, other=draw.a_process, words=st.integers(1, 12), waits=st.booleans())
@@ -156,10 +156,10 @@ class World(RuleBasedStateMachine):
         self.network.give_work(other)
         self.network.settle(self._process(other))
         self.network.give_work(which)
-        self.network.go_on_until(process, lambda: process.holds_the_lock)
+        self.network.step_until(process, lambda: process.holds_the_lock)
         self.network.give_work(other)
         for _ in range(words):
-            self.network.go_on(self._process(other))
+            self.network.step(self._process(other))
         if not waits:
             self.network.lose_patience(self._process(other))
 
@@ -176,7 +176,7 @@ class World(RuleBasedStateMachine):
                 self.server.end(process.line.session)
             case "a request is refused":
                 self.network.give_work(which)
-                self.network.go_on_until(process, lambda: process.wants("append_events("))
+                self.network.step_until(process, lambda: process.wants("append_events("))
                 self.network.refuse(process, arrives)
             case "it wakes up before the answer is there":
                 self.network.wake(process)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from service.memory.squad import Squad
-    from tests.model.line import Rows, Word
+    from tests.model.fake_connection import Rows, Statement
 
 DRIFT = timedelta(seconds=1)
 ROUND_TRIP_SECONDS = 0.001
@@ -120,7 +120,7 @@ class InMemory(WithKeys):
 
     # statements -------------------------------------------------------------------------------------------
 
-    def _do(self, session: Session, word: Word) -> list[Rows]:
+    def _do(self, session: Session, word: Statement) -> list[Rows]:
         self._elapsed_seconds += ROUND_TRIP_SECONDS
         self._now += timedelta(seconds=ROUND_TRIP_SECONDS)
         if (statement := _STATEMENTS.get(word.query)) is None:

@@ -11,8 +11,8 @@ from psycopg import errors as pg
 from service import commands as do
 from service.requests import Answer, Outcome, Request
 from service.writing.batch import CLOCK_ACTOR
+from tests.model.fake_connection import Statement
 from tests.model.laws import Asked, Laws
-from tests.model.line import Word
 from tests.model.server import Blocked, Server, Session
 from tests.model.wishes import Wish
 from tests.unit import strategies
@@ -20,7 +20,7 @@ from tests.unit import strategies
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.model.line import Rows
+    from tests.model.fake_connection import Rows
     from tests.model.process import Process
 
 REFUSED = "no server says so"
@@ -32,7 +32,7 @@ class Late(NamedTuple):
     """A request that is still in flight after its client has given up on it."""
 
     session: Session
-    word: Word
+    word: Statement
 
 
 def render(outcome: Outcome) -> Answer:
@@ -69,7 +69,7 @@ class Network:
                 render if wish.key else None,
                 bare_fingerprint=f"bare {type(command).__name__}" if wish.key else "",
             ),
-            wish.patience_seconds,
+            wish.timeout_seconds,
         )
 
     def repeat(self, which: int, newest: int) -> None:
@@ -80,7 +80,7 @@ class Network:
 
     def give_work(self, which: int) -> None:
         """Submit a request to a process that has none waiting."""
-        if not self.processes[which].writer.waiting:
+        if not self.processes[which].writer.queue:
             self.submit(Wish(which, do.SendMessage(from_agent="ann", message="hello")))
 
     def write(self, which: int, sender: str) -> None:
@@ -88,11 +88,11 @@ class Network:
         gmail_id = f"g-{len(self.laws.asked)}"
         self.submit(Wish(which, do.LogEmail(gmail_message_id=gmail_id, from_email=sender)))
 
-    def _submit(self, which: int, request: Request, patience_seconds: float) -> None:
+    def _submit(self, which: int, request: Request, timeout_seconds: float) -> None:
         self._requests += 1
         request = structs.replace(request, correlation_id=f"request {self._requests}")
         process = self.processes[which]
-        self.laws.ask(Asked(request, process.ask(request, patience_seconds), process))
+        self.laws.ask(Asked(request, process.ask(request, timeout_seconds), process))
 
     # processes --------------------------------------------------------------------------------------------
 
@@ -100,13 +100,13 @@ class Network:
         """Run a process without an answer from the database."""
         line = process.line
         was_whole = line is not None and not line.is_broken
-        process.go_on()
+        process.step()
         if line and was_whole and line.is_broken:
             # It closed the connection by itself. What it had sent is in flight.
             self._leave(line.session, line.wants, "later")
             line.wants = None
 
-    def go_on(self, process: Process) -> bool:
+    def step(self, process: Process) -> bool:
         """Run a process for one word; return whether it made progress."""
         line = process.line
         if line is None or line.is_broken or line.wants is None:
@@ -122,17 +122,17 @@ class Network:
         self.wake(process)
         return True
 
-    def go_on_until(self, process: Process, is_there: Callable[[], bool]) -> None:
+    def step_until(self, process: Process, is_there: Callable[[], bool]) -> None:
         """Run a process until a condition holds, or a number of words have been exchanged."""
         for _ in range(_SOON):
             if is_there():
                 return
-            self.go_on(process)
+            self.step(process)
 
     def settle(self, process: Process) -> None:
         """Run a process until it is idle, or blocked by a process that makes no progress."""
         for _ in range(_LONG):
-            if self.go_on(process):
+            if self.step(process):
                 continue
             if process.is_done or process.is_cut_off:
                 return
@@ -141,7 +141,7 @@ class Network:
                 self._server.pass_time(_TICK_SECONDS)
                 continue
             self.notice()
-            if not self.go_on(process) and not self._let_holder_go_on(process):
+            if not self.step(process) and not self._let_holder_go_on(process):
                 return
         raise AssertionError("the process never becomes idle")
 
@@ -160,13 +160,13 @@ class Network:
         # A process learns within a second of what the others have done since.
         self._server.pass_time(1.1)
         for process in self.processes:
-            process.go_on()
+            process.step()
             self.settle(process)
 
     def _let_holder_go_on(self, waiting: Process) -> bool:
         for process in self.processes:
             if process is not waiting and process.line and process.line.session is self._server.holder:
-                return self.go_on(process)
+                return self.step(process)
         return False
 
     # lines ------------------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ class Network:
                 return
         self.wake(process)
 
-    def _leave(self, session: Session, word: Word | None, arrives: str) -> None:
+    def _leave(self, session: Session, word: Statement | None, arrives: str) -> None:
         self._deserted.append(session)
         if word is None or arrives == "never":
             return
@@ -252,7 +252,7 @@ class Network:
         if arrives == "now":
             self.arrive(latest=True)
 
-    def _carry_out(self, session: Session, word: Word) -> list[Rows] | psycopg.Error:
+    def _carry_out(self, session: Session, word: Statement) -> list[Rows] | psycopg.Error:
         try:
             return self._server.carry_out(session, word)
         except psycopg.Error as refused:

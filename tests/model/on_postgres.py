@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from eventstore.recorded import Recorded
     from service.memory.squad import Squad
-    from tests.model.line import Rows, Word
+    from tests.model.fake_connection import Rows, Statement
     from tests.support.postgres import PostgresServer
 
 T = TypeVar("T")
@@ -100,7 +100,7 @@ class OnPostgres(Server):
         """Drop the database."""
         self._resources.close()
 
-    def _do(self, session: Session, word: Word) -> list[Rows]:
+    def _do(self, session: Session, word: Statement) -> list[Rows]:
         assert isinstance(session, _RealSession)
         answer = self._run(_said(session.connection, word))
         if "append_events(" in word.query:
@@ -122,7 +122,7 @@ class OnPostgres(Server):
             asyncio._set_running_loop(outside)
 
 
-async def _said(connection: Connection, word: Word) -> list[Rows]:
+async def _said(connection: Connection, word: Statement) -> list[Rows]:
     if word.query == "ROLLBACK":
         await connection.rollback()
         return [[]]

@@ -21,9 +21,9 @@ from eventstore.listener import Hints
 from service import clock as clocks
 from service.clock import DatabaseClock
 from service.history import folding, restore, snapshots
-from service.writing import appender, batch, confirmed, keeper, pace, sealer, writer
+from service.writing import appender, batch, batch_size, confirmed, head_keeper, sealer, writer
 from service.writing.writer import Writer
-from tests.model.line import Cursor, Line, SimpleCursor
+from tests.model.fake_connection import Cursor, FakeConnection, SimpleCursor
 from tests.model.loop import Loop
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Process:
     ) -> None:
         self.seen: list[Recorded] = []
         """The events that its observers have received since it started."""
-        self.line: Line | None = None
+        self.line: FakeConnection | None = None
         self.is_cut_off = False
         """Whether it cannot connect."""
         self._is_pooled = is_pooled
@@ -121,13 +121,13 @@ class Process:
         """Its machine's wall clock."""
         return self.server.now + self._wall_clock_is_ahead
 
-    def ask(self, request: Request, patience_seconds: float) -> Promise:
+    def ask(self, request: Request, timeout_seconds: float) -> Promise:
         """Submit a client's request."""
         promise = Promise(self)
-        self.loop.create_task(self._answer(request, patience_seconds, promise))
+        self.loop.create_task(self._answer(request, timeout_seconds, promise))
         return promise
 
-    def go_on(self) -> None:
+    def step(self) -> None:
         """Run until it waits for the database, for work or for time to pass."""
         Process.running = self
         self.loop.run()
@@ -136,9 +136,9 @@ class Process:
     def stop(self) -> None:
         """Stop it gracefully, so that waiting callers get an answer."""
         # Make sure that it has started.
-        self.go_on()
+        self.step()
         self._life.cancel()
-        self.go_on()
+        self.step()
         assert self._life.done()
 
     def kill(self) -> None:
@@ -153,12 +153,12 @@ class Process:
         if self.is_cut_off:
             raise StoreUnavailable("the network is down")
         assert self.line is None or self.line.is_broken
-        self.line = Line(self.server.open(), is_pooled=self._is_pooled)
+        self.line = FakeConnection(self.server.open(), is_pooled=self._is_pooled)
         return cast("Connection", self.line)
 
-    async def _answer(self, request: Request, patience_seconds: float, promise: Promise) -> None:
+    async def _answer(self, request: Request, timeout_seconds: float, promise: Promise) -> None:
         try:
-            promise.keep(await self.writer.submit(request, patience_seconds))
+            promise.keep(await self.writer.submit(request, timeout_seconds))
         except AssertionError as fault:
             self.loop.faults.append(fault)
         except Exception as error:  # noqa: BLE001 - the laws say which
@@ -214,14 +214,14 @@ def simulated() -> Iterator[None]:
             (log, "AsyncClientCursor", SimpleCursor, AsyncClientCursor),
         ):
             patch.setattr(module, name, _either(ours, theirs))
-        for timed in (appender, clocks, confirmed, folding, keeper, pace, writer):
+        for timed in (appender, clocks, confirmed, folding, head_keeper, batch_size, writer):
             patch.setattr(timed, "monotonic", lambda: Process.running.monotonic())
         patch.setattr(clocks, "datetime", SimpleNamespace(now=lambda _: Process.running.wall_clock()))
         for naming in (batch, keys):
             patch.setattr(naming, "uuid7", lambda: f"00000000-0000-7000-8000-{next(_ids):012x}")
         # Small values, so that a batch leaves some waiting commands behind unless the network is slow.
-        patch.setattr(pace, "PLENTY", 2)
-        patch.setattr(pace, "_LEAST_SECONDS", 0.0001)
+        patch.setattr(batch_size, "AMORTIZED_COMMANDS", 2)
+        patch.setattr(batch_size, "_LEAST_SECONDS", 0.0001)
         patch.setattr(sealer, "_SMALLEST_LOT", 1)
         patch.setattr(lookup, "SHORT", 2)
         patch.setattr(log, "PAGE_EVENTS", PAGE_EVENTS)
@@ -255,6 +255,6 @@ def _either(ours: type[Cursor], theirs: type[Any]) -> Callable[..., Any]:
     """Return a cursor for a line of the model, or for a real connection."""
 
     def cursor(connection: Any, **more: Any) -> Any:
-        return (ours if isinstance(connection, Line) else theirs)(connection, **more)
+        return (ours if isinstance(connection, FakeConnection) else theirs)(connection, **more)
 
     return cursor

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from eventstore.recorded import Recorded
     from service.memory.squad import Squad
-    from tests.model.line import Rows, Word
+    from tests.model.fake_connection import Rows, Statement
 
 IDLE_IN_TRANSACTION_SECONDS = 10.0
 _LOCKS = "BEGIN; SELECT lock_log()"
@@ -54,7 +54,7 @@ class Server(ABC):
         """The latest time that the clock has shown."""
         self._held_since = 0.0
 
-    def carry_out(self, session: Session, word: Word) -> list[Rows]:
+    def carry_out(self, session: Session, word: Statement) -> list[Rows]:
         """Carry out a client's request now.
 
         Raises:
@@ -78,7 +78,7 @@ class Server(ABC):
         self.latest = max(self.latest, self.now)
         return answer
 
-    def is_in_the_way(self, session: Session, word: Word) -> bool:
+    def is_in_the_way(self, session: Session, word: Statement) -> bool:
         """Whether another session holds the lock that a word needs."""
         needs_lock = word.query.startswith(_LOCKS) or "append_events(" in word.query
         return needs_lock and self.holder not in (None, session)
@@ -144,4 +144,4 @@ class Server(ABC):
         """Release its resources."""
 
     @abstractmethod
-    def _do(self, session: Session, word: Word) -> list[Rows]: ...
+    def _do(self, session: Session, word: Statement) -> list[Rows]: ...

@@ -12,7 +12,7 @@ from tests.model.stored import Stored
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.model.line import Rows
+    from tests.model.fake_connection import Rows
 
 _NO_ROWS: Rows = []
 

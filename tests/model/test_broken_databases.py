@@ -8,7 +8,7 @@ import pytest
 from hypothesis import Phase
 
 from tests.model.memory import InMemory
-from tests.model.test_model import START, Simulated, lived
+from tests.model.test_model import START, SimulatedState, lived
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ class _Forgets(InMemory):
 
 @pytest.mark.parametrize("kind", [_TakesAnything, _Forgets])
 def test_a_database_that_breaks_a_promise_is_found_out(kind: type[InMemory]) -> None:
-    class Broken(Simulated):
+    class Broken(SimulatedState):
         def new_server(self) -> Server:
             return kind(START)
 

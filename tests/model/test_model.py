@@ -29,7 +29,7 @@ EXAMPLES, EXAMPLES_ON_POSTGRES = 260, 15
 AT_RANDOM = os.environ.get("SQUAD_MODEL_EXAMPLES")
 
 
-class Simulated(World):
+class SimulatedState(World):
     """A world with an in-memory server."""
 
     def new_server(self) -> Server:
@@ -54,7 +54,7 @@ def lived(world: type[World], examples: int, steps: int, phases: Sequence[Phase]
 
 
 def test_whatever_happens_between_processes_and_their_database_the_laws_hold() -> None:
-    assert lived(Simulated, examples=int(AT_RANDOM or EXAMPLES), steps=50) >= LEAST_STEPS
+    assert lived(SimulatedState, examples=int(AT_RANDOM or EXAMPLES), steps=50) >= LEAST_STEPS
 
 
 def test_on_postgres_they_hold_as_well(new_database: Callable[[], Server]) -> None:

@@ -23,7 +23,7 @@ class Wish(NamedTuple):
     which: int
     command: AnyCommand
     key: str | None = None
-    patience_seconds: float = 20.0
+    timeout_seconds: float = 20.0
 
 
 a_projection = st.integers(0, len(PROJECTIONS) - 1)
@@ -76,7 +76,7 @@ def _about(commands: SearchStrategy[AnyCommand]) -> SearchStrategy[Wish]:
         which=a_process,
         command=commands,
         key=st.sampled_from((*[None] * 9, "k-1", "k-2", "k-3")),
-        patience_seconds=st.sampled_from((20.0, 20.0, 20.0, 1.0)),
+        timeout_seconds=st.sampled_from((20.0, 20.0, 20.0, 1.0)),
     )
 
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from examples.demo import post_office
+from examples.demo import imap_server
 from examples.demo.processes import free_ports, running
 from examples.email_agent.app import application
 from examples.email_agent.settings import Settings
@@ -21,7 +21,7 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from examples.demo.post_office import PostOffice
+    from examples.demo.imap_server import ImapServer
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,14 +29,14 @@ ROOT = Path(__file__).parents[2]
 def settings(**fields: Any) -> Settings:
     """The agent's settings, by default with an unreachable mailbox."""
     nowhere = {"imap_security": "none", "imap_port": 1}
-    user = {"imap_user": post_office.USER, "imap_password": post_office.PASSWORD}
+    user = {"imap_user": imap_server.USER, "imap_password": imap_server.PASSWORD}
     return Settings.model_validate({**nowhere, **user, **fields})
 
 
 @contextmanager
-def mailbox(folder: Path) -> Iterator[PostOffice]:
+def mailbox(folder: Path) -> Iterator[ImapServer]:
     """A real IMAP server with one empty mailbox."""
-    office = post_office.choose(folder, free_ports(1)[0])
+    office = imap_server.choose(folder, free_ports(1)[0])
     with running(
         office.name, office.command, folder / "imap.log", cwd=ROOT, environment=dict(os.environ)
     ) as child:
@@ -49,7 +49,7 @@ def mailbox(folder: Path) -> Iterator[PostOffice]:
         yield office
 
 
-def mailbox_settings(office: PostOffice, **fields: Any) -> Settings:
+def mailbox_settings(office: ImapServer, **fields: Any) -> Settings:
     """Settings for a mailbox."""
     return settings(**{"imap_port": office.port, **fields})
 

@@ -10,7 +10,7 @@ from psycopg import sql
 from eventstore.chain import hash_of
 from eventstore.events import MessageAcknowledged
 from eventstore.recorded import GENESIS_HASH
-from tests.support.log import Scribe, joined, said, whole_log
+from tests.support.log import LogWriter, joined, said, whole_log
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -29,7 +29,7 @@ _ALWAYS = (
 
 async def some_history(connection: Connection) -> None:
     """Append twelve events: a message at every even position, and its acknowledgement at the next one."""
-    scribe = Scribe(connection)
+    scribe = LogWriter(connection)
     await scribe.append(joined("alice"))
     for position in range(2, EVENTS, 2):
         message = said(f"message {position}")

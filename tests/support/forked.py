@@ -1,10 +1,10 @@
 """The `squad` command in a forked process, without the cost of loading it each time.
 
 Loading takes longer than most of what the tests have the command do, and they start it hundreds of times.
-So a separate process loads it once (tests/support/loaded.py), and forks. A fork has the arguments, working
-folder, environment, standard streams, signals and process group that the installed command would have. What
-Python itself reads from the environment at startup (`PYTHONIOENCODING` and the like) has no effect on it,
-and it is not suitable for a test of how the command is found, started or loaded.
+So a separate process (tests/support/fork_server.py) loads it once, and forks. A fork has the arguments,
+working folder, environment, standard streams, signals and process group that the installed command would
+have. What Python itself reads from the environment at startup (`PYTHONIOENCODING` and the like) has no
+effect on it, and it is not suitable for a test of how the command is found, started or loaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
-from tests.support.loaded import NUMBER_BYTES, READY
+from tests.support.fork_server import NUMBER_BYTES, READY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -194,7 +194,7 @@ def _loaded() -> socket.socket:
     asking, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.loaded", str(theirs.fileno())],
+            [sys.executable, "-m", "tests.support.fork_server", str(theirs.fileno())],
             cwd=_ROOT,
             stdin=subprocess.DEVNULL,
             # Nothing is written to this pipe. It makes forks treat their output as going to a pipe.

@@ -19,7 +19,7 @@ from service.job_spec import JobSpec
 from service.requests import Request, Stopping
 from service.scheduling.calls import AgentClient
 from service.scheduling.scheduler import Scheduler
-from service.writing.writer import PATIENCE_SECONDS, Writer
+from service.writing.writer import SUBMIT_TIMEOUT_SECONDS, Writer
 from tests.support.log import whole_log
 from tests.support.parts import SCHEMA, connected, is_to_encrypt, running_listener, submit
 from tests.support.verify import fold
@@ -88,10 +88,12 @@ class Member:
         """Call `happens` before each command of this type is submitted to the writer."""
         submit = self.writer.submit
 
-        async def submit_later(request: Request, patience_seconds: float = PATIENCE_SECONDS) -> Outcome:
+        async def submit_later(
+            request: Request, timeout_seconds: float = SUBMIT_TIMEOUT_SECONDS
+        ) -> Outcome:
             if isinstance(request.command, kind):
                 await happens()
-            return await submit(request, patience_seconds)
+            return await submit(request, timeout_seconds)
 
         self.writer.submit = submit_later  # type: ignore[method-assign] # for as long as it is there
 
@@ -101,8 +103,8 @@ class Member:
         for task in self.tasks:
             task.cancel()
 
-        async def refuse(request: Request, patience_seconds: float = 0) -> NoReturn:
-            del request, patience_seconds
+        async def refuse(request: Request, timeout_seconds: float = 0) -> NoReturn:
+            del request, timeout_seconds
             raise Stopping
 
         self.writer.submit = refuse  # type: ignore[method-assign] # nobody is there any more
@@ -126,7 +128,7 @@ async def running_member(
         scheduler = Scheduler(writer, clock, client, runner)
         member = Member(writer, scheduler, keyring)
         writer.observers += [member.log.extend, scheduler.observe]
-        writer.on_replaced.append(scheduler.drop_what_is_lost)
+        writer.on_replaced.append(scheduler.drop_lost_runs)
         member.tasks = [asyncio.create_task(writer.run())]
         try:
             await submit(writer, do.SetPolicy(daily_tokens=1_000_000))

@@ -71,7 +71,7 @@ class Answer(NamedTuple):
     body: Mapping[str, Any]
 
 
-class Kept(NamedTuple):
+class EarlierAnswer(NamedTuple):
     """The outcome of a load's requests according to the log."""
 
     acknowledged: int
@@ -82,9 +82,9 @@ class Kept(NamedTuple):
     haunting: list[Ask]
     """Rejected, but in the log all the same."""
 
-    def with_(self, other: Kept) -> Kept:
+    def with_(self, other: EarlierAnswer) -> EarlierAnswer:
         """The sum of both."""
-        return Kept(
+        return EarlierAnswer(
             self.acknowledged + other.acknowledged,
             self.lost + other.lost,
             self.doubled + other.doubled,
@@ -155,13 +155,13 @@ class Load:
         self.compare(await assert_log_is_sound(dsn)).assert_nothing_amiss()
         assert await assert_tables_equal_fold(dsn) > 0
 
-    def compare(self, events: Sequence[Recorded]) -> Kept:
+    def compare(self, events: Sequence[Recorded]) -> EarlierAnswer:
         """Compare a whole log with the answers to this load."""
         decisive: dict[str, list[Recorded]] = defaultdict(list)
         for event in events:
             if event.type in _DECISIVE:
                 decisive[event.correlation_id].append(event)
-        return Kept(
+        return EarlierAnswer(
             acknowledged=len(self.answered),
             lost=[
                 ask

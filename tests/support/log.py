@@ -36,7 +36,7 @@ def joined(agent: str) -> AgentRegistered:
     )
 
 
-class Scribe:
+class LogWriter:
     """Appends events like a writer, but without decisions."""
 
     def __init__(self, connection: Connection) -> None:

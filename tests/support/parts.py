@@ -87,11 +87,11 @@ async def submit(
     *,
     key: str | None = None,
     fingerprint: str = "",
-    patience_seconds: float = 20.0,
+    timeout_seconds: float = 20.0,
 ) -> Outcome:
     """Submit a command as the API does."""
     request = Request(command, "agent:test", "test", key, fingerprint, render if key else None)
-    return await writer.submit(request, patience_seconds)
+    return await writer.submit(request, timeout_seconds)
 
 
 def render(outcome: Outcome) -> Answer:

@@ -19,7 +19,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from service.embedded.cluster import PORT, SUPERUSER, Cluster
-from service.embedded.programs import hand_over, open_the_way, run
+from service.embedded.programs import chown_to_server, grant_access, run
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ class Server:
         """Create the other server from a base backup of this one."""
         data = other.cluster.data
         data.mkdir(mode=0o700)
-        hand_over(data, self.cluster.data)
-        open_the_way(data)
+        chown_to_server(data, self.cluster.data)
+        grant_access(data)
         copied = await asyncio.to_thread(
             run,
             self.cluster.data,

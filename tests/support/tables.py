@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from eventstore.listener import Hints
 from projections.projector import Projector
-from tests.support.life import live_with_jobs
 from tests.support.parts import SCHEMA, running, running_writer
+from tests.support.random_history import live_with_jobs
 from tests.support.verify import projected_to_head
 from tests.support.wait import eventually
 

@@ -13,7 +13,7 @@ from functools import reduce
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.support.load import Kept
+from tests.support.load import EarlierAnswer
 from tests.support.verify import assert_log_is_sound, assert_tables_equal_fold, projected_to_head
 from tests.support.wait import eventually
 
@@ -122,7 +122,7 @@ class Trial:
         """Check the log and the tables against the clients' answers, and add the row."""
         await eventually(lambda: projected_to_head(dsn), describe="the tables are at the head")
         events = await assert_log_is_sound(dsn)
-        kept = reduce(Kept.with_, (load.compare(events) for load in self.loads))
+        kept = reduce(EarlierAnswer.with_, (load.compare(events) for load in self.loads))
         row = Row(
             fault=self.fault,
             load=f"{self._clients} clients, {self._rate:,.0f}/s",

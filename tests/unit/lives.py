@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from hypothesis.strategies import SearchStrategy
 
-Life = list[tuple[float, list[AnyCommand]]]
+RandomHistory = list[tuple[float, list[AnyCommand]]]
 """Pauses in seconds, each with the batch that follows."""
 
 LONG = (*[0.0] * 4, 0.1, 1.0, 9.0, 31.0, 61.0, 299.0, 700.0, 4_000.0, 90_000.0)
@@ -28,18 +28,20 @@ SHORT = (0.0, 0.5, 1.0, 2.0, 16.0, 59.0, 60.0, 61.0, 120.0, 200.0)
 _ANSWER = Answer(200, {"done": True})
 
 
-def lives(commands: SearchStrategy[AnyCommand], pauses: Sequence[float] = LONG) -> SearchStrategy[Life]:
+def lives(
+    commands: SearchStrategy[AnyCommand], pauses: Sequence[float] = LONG
+) -> SearchStrategy[RandomHistory]:
     """Lives that are made of such commands."""
     batches = st.lists(commands, min_size=1, max_size=8)
     return st.lists(st.tuples(st.sampled_from(pauses), batches), min_size=5, max_size=25)
 
 
-any_life: SearchStrategy[tuple[list[AnyCommand], Life]] = st.tuples(
+any_life: SearchStrategy[tuple[list[AnyCommand], RandomHistory]] = st.tuples(
     strategies.first_policies.map(lambda policy: [policy, StartOrchestrator()]), lives(strategies.commands)
 )
 """A life of everything, with what it begins with."""
 
-life_of_jobs: SearchStrategy[tuple[list[AnyCommand], Life]] = st.tuples(
+life_of_jobs: SearchStrategy[tuple[list[AnyCommand], RandomHistory]] = st.tuples(
     strategies.first_jobs.map(
         lambda jobs: [
             SetPolicy(daily_tokens=1_000),
@@ -52,13 +54,13 @@ life_of_jobs: SearchStrategy[tuple[list[AnyCommand], Life]] = st.tuples(
 )
 """A life of jobs that tick every minute or two."""
 
-life_of_work: SearchStrategy[tuple[list[AnyCommand], Life]] = st.tuples(
+life_of_work: SearchStrategy[tuple[list[AnyCommand], RandomHistory]] = st.tuples(
     strategies.first_policies.map(lambda policy: [policy]),
     lives(strategies.work, (0, 0, 1, 20, 31, 31, 61)),
 )
 """A life of claims on a few resources."""
 
-life_of_spending: SearchStrategy[tuple[list[AnyCommand], Life]] = st.tuples(
+life_of_spending: SearchStrategy[tuple[list[AnyCommand], RandomHistory]] = st.tuples(
     strategies.first_policies.map(lambda policy: [policy]),
     lives(strategies.spending, (0, 0, 0, 1, 200, 700, 40_000)),
 )
@@ -67,7 +69,7 @@ life_of_spending: SearchStrategy[tuple[list[AnyCommand], Life]] = st.tuples(
 every_life = st.one_of(any_life, life_of_jobs, life_of_work, life_of_spending)
 
 
-def lived(first: Sequence[AnyCommand], life: Life) -> Story:
+def lived(first: Sequence[AnyCommand], life: RandomHistory) -> Story:
     """The story of a life."""
     story = Story()
     known: defaultdict[str, list[str]] = defaultdict(list)

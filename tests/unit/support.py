@@ -252,7 +252,7 @@ class Story:
         self.squad.merge(draft)
         self.log += recorded
         self.recorded, self.told = recorded, self.vault.reveal(recorded)
-        self.vault.take_in(recorded)
+        self.vault.load_absent(recorded)
 
     def _recall(self, tickets: Sequence[Ticket]) -> list[Recorded]:
         """What `recall.read` would find in the log."""

@@ -15,9 +15,9 @@ from service.history import recall
 from service.memory.draft import Draft
 from service.requests import Request, Ticket
 from service.writing.ahead import Ahead
-from service.writing.pace import Pace
+from service.writing.batch_size import BatchSizer
+from service.writing.command_queue import CommandQueue
 from service.writing.sealer import Sealing
-from service.writing.waiting import Waiting
 from tests.unit.job_stories import a_squad
 
 
@@ -26,8 +26,8 @@ class Deciding:
 
     def __init__(self) -> None:
         self.squad = a_squad().squad
-        self.waiting = Waiting()
-        self.ahead = Ahead(DatabaseClock(), self.waiting, Sealing(Keyring(), encrypt=False), Pace())
+        self.waiting = CommandQueue()
+        self.ahead = Ahead(DatabaseClock(), self.waiting, Sealing(Keyring(), encrypt=False), BatchSizer())
         self.below = Draft(self.squad)
         self.ticket = Ticket(
             Request(Heartbeat(agent="ann"), "ann", "c"), asyncio.get_running_loop().create_future()

@@ -18,9 +18,9 @@ from service.requests import CommandFailed, Outcome, Request, Ticket
 from service.writing import appender as module
 from service.writing.appender import Appender
 from service.writing.batch import Batch
-from service.writing.measures import Measures
+from service.writing.command_queue import CommandQueue
 from service.writing.sealer import Sealing
-from service.writing.waiting import Waiting
+from service.writing.stats import WriterStats
 from tests.unit.support import START, given
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ def appender(monkeypatch: pytest.MonkeyPatch) -> Appender:
     monkeypatch.setattr(pooler, "stands_between", lambda connection: False)
     appender = Appender(
         DatabaseClock(),
-        Waiting(),
+        CommandQueue(),
         lambda recorded, events: None,
         Sealing(Keyring(), encrypt=False),
         lambda: None,
-        Measures(),
+        WriterStats(),
     )
     appender.keeper.squad = given().squad
     return appender

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks.frame import Benchmark, Contender, Plan, Spread, percentile, run, score
+from benchmarks.harness import Benchmark, Contender, Plan, Spread, percentile, run, score
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from benchmarks.frame import Measure, Sample
+    from benchmarks.harness import Measure, Sample
 
 
 def benchmark(

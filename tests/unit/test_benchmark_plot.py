@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.frame import Spread
+from benchmarks.harness import Spread
 from benchmarks.plot import Row, svg
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -11,10 +11,10 @@ from multidict import CIMultiDict
 
 from service.callers import Caller
 from service.commands import SendMessage
-from service.http.carrying_out import asked_by, carry_out, carry_out_all, rendering
 from service.http.context import correlate, fingerprint
 from service.http.problems import Problem
-from service.http.scope import let_in
+from service.http.scope import set_caller
+from service.http.submitting import carry_out, carry_out_all, rendering, request_from_http
 from service.refusals import Refusal
 from service.requests import (
     Answer,
@@ -123,11 +123,11 @@ class TestWhatTheWriterIsAsked:
     BODY = b'{"message": "hello"}'
 
     def asked(self, **headers: str) -> Request:
-        let_in(self.WHO)
+        set_caller(self.WHO)
         correlate({"X-Correlation-Id": "c-7"})
         http = SimpleNamespace(headers=CIMultiDict(headers), method="POST", path="/api/v1/messages")
         command = SendMessage(from_agent="ann", message="hello")
-        return asked_by(cast("web.Request", http), self.BODY, command, rendering(201))
+        return request_from_http(cast("web.Request", http), self.BODY, command, rendering(201))
 
     def test_is_in_the_name_of_whoever_stands_behind_it(self) -> None:
         request = self.asked()

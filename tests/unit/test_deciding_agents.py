@@ -31,7 +31,7 @@ from service.commands import (
     SetPolicy,
     StartOperation,
 )
-from service.decide.agents import gone_quiet
+from service.decide.agents import inactive_agents
 from service.memory.draft import Draft
 from tests.unit.support import FRESH, START, Story, given, moment
 
@@ -223,8 +223,8 @@ class TestGoingQuiet:
         before = Draft(story.squad)
         for name, change in (("ann", {"operations": 1}), ("bob", {"status": "offline"})):
             before.layers[AGENTS].put(name, story.row(AGENTS, name).replaced(**change))
-        assert list(gone_quiet(Draft(story.squad), moment(2 * HOUR)))
-        assert not list(gone_quiet(Draft(before), moment(2 * HOUR)))
+        assert list(inactive_agents(Draft(story.squad), moment(2 * HOUR)))
+        assert not list(inactive_agents(Draft(before), moment(2 * HOUR)))
 
     def test_keeps_to_the_policy(self) -> None:
         patient = SetPolicy(idle_after_minutes=1, offline_after_minutes=2)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from examples.demo import post_office
+from examples.demo import imap_server
 from examples.demo.letters import letters
 from examples.email_agent import mailbox, message
 from examples.email_agent.mailbox import Bookmark, MailboxError, read_new, save_draft
@@ -15,21 +15,21 @@ from tests.support.email_agent import FakeSquad, mailbox_settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from examples.demo.post_office import PostOffice
+    from examples.demo.imap_server import ImapServer
     from examples.email_agent.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostOffice]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImapServer]:
     with support.mailbox(tmp_path_factory.mktemp("mail")) as office:
         yield office
 
 
 @pytest.fixture
-def office(server: PostOffice) -> PostOffice:
+def office(server: ImapServer) -> ImapServer:
     """The server, with nothing in its mailbox."""
-    with imaplib.IMAP4(post_office.HOST, server.port, timeout=5) as imap:
-        imap.login(post_office.USER, post_office.PASSWORD)
+    with imaplib.IMAP4(imap_server.HOST, server.port, timeout=5) as imap:
+        imap.login(imap_server.USER, imap_server.PASSWORD)
         _, answer = imap.select("INBOX")
         if answer != [b"0"]:
             imap.store("1:*", "+FLAGS", r"(\Deleted)")
@@ -38,7 +38,7 @@ def office(server: PostOffice) -> PostOffice:
 
 
 @pytest.fixture
-def settings(office: PostOffice) -> Settings:
+def settings(office: ImapServer) -> Settings:
     return mailbox_settings(office)
 
 
@@ -46,7 +46,7 @@ def letter(subject: str, body: bytes = b"Hello") -> bytes:
     return f"From: a@b.example\r\nSubject: {subject}\r\n\r\n".encode() + body
 
 
-def deliver(office: PostOffice, *subjects: str) -> None:
+def deliver(office: ImapServer, *subjects: str) -> None:
     office.deliver([letter(subject) for subject in subjects])
 
 
@@ -55,9 +55,9 @@ def subjects(page: mailbox.Page) -> list[str]:
 
 
 @pytest.fixture
-def imap(office: PostOffice) -> Iterator[imaplib.IMAP4]:
-    with imaplib.IMAP4(post_office.HOST, office.port, timeout=5) as imap:
-        imap.login(post_office.USER, post_office.PASSWORD)
+def imap(office: ImapServer) -> Iterator[imaplib.IMAP4]:
+    with imaplib.IMAP4(imap_server.HOST, office.port, timeout=5) as imap:
+        imap.login(imap_server.USER, imap_server.PASSWORD)
         yield imap
 
 
@@ -67,7 +67,7 @@ def test_an_empty_mailbox(settings: Settings) -> None:
     assert page.bookmark.last_uid == 0
 
 
-def test_it_reads_on_from_its_bookmark(office: PostOffice, settings: Settings) -> None:
+def test_it_reads_on_from_its_bookmark(office: ImapServer, settings: Settings) -> None:
     deliver(office, "one", "two")
     first = read_new(settings, None)
     assert subjects(first) == ["one", "two"]
@@ -78,7 +78,7 @@ def test_it_reads_on_from_its_bookmark(office: PostOffice, settings: Settings) -
     assert second.bookmark.last_uid > first.bookmark.last_uid
 
 
-def test_it_begins_with_the_newest(office: PostOffice) -> None:
+def test_it_begins_with_the_newest(office: ImapServer) -> None:
     deliver(office, *"abcdef")
     few = mailbox_settings(office, bootstrap_messages=2)
     assert subjects(read_new(few, None)) == ["e", "f"]
@@ -89,7 +89,7 @@ def test_it_begins_with_the_newest(office: PostOffice) -> None:
     assert subjects(read_new(none, page.bookmark)) == ["g"]
 
 
-def test_a_full_mailbox_is_read_a_page_at_a_time(office: PostOffice) -> None:
+def test_a_full_mailbox_is_read_a_page_at_a_time(office: ImapServer) -> None:
     settings = mailbox_settings(office, poll_messages=2)
     page = read_new(settings, None)
     deliver(office, *"abcde")
@@ -99,7 +99,7 @@ def test_a_full_mailbox_is_read_a_page_at_a_time(office: PostOffice) -> None:
     assert seen == [(["a", "b"], True), (["c", "d"], True), (["e"], False)]
 
 
-def test_a_mailbox_made_anew_is_read_anew(office: PostOffice, settings: Settings) -> None:
+def test_a_mailbox_made_anew_is_read_anew(office: ImapServer, settings: Settings) -> None:
     deliver(office, "one", "two")
     bookmark = read_new(settings, None).bookmark
     other = Bookmark(bookmark.uid_validity + 1, 10_000)
@@ -108,7 +108,7 @@ def test_a_mailbox_made_anew_is_read_anew(office: PostOffice, settings: Settings
     assert page.bookmark == bookmark
 
 
-def test_reading_leaves_no_trace(settings: Settings, office: PostOffice, imap: imaplib.IMAP4) -> None:
+def test_reading_leaves_no_trace(settings: Settings, office: ImapServer, imap: imaplib.IMAP4) -> None:
     deliver(office, "one")
     read_new(settings, None)
     imap.select("INBOX", readonly=True)
@@ -117,7 +117,7 @@ def test_reading_leaves_no_trace(settings: Settings, office: PostOffice, imap: i
     assert len(unseen[0].split()) == 1
 
 
-def test_a_huge_message_is_read_in_part(office: PostOffice) -> None:
+def test_a_huge_message_is_read_in_part(office: ImapServer) -> None:
     office.deliver([letter("huge", b"x" * 3_000_000)])
     (found,) = read_new(mailbox_settings(office, message_bytes=4_096), None).messages
     assert found.truncated
@@ -125,7 +125,7 @@ def test_a_huge_message_is_read_in_part(office: PostOffice) -> None:
     assert found.mail.payload(truncated=found.truncated)["truncated"] is True
 
 
-def test_all_the_letters_of_the_demo_come_through(office: PostOffice, settings: Settings) -> None:
+def test_all_the_letters_of_the_demo_come_through(office: ImapServer, settings: Settings) -> None:
     sent = letters()
     office.deliver(sent)
     page = read_new(settings, None)
@@ -133,7 +133,7 @@ def test_all_the_letters_of_the_demo_come_through(office: PostOffice, settings: 
     assert not any(found.truncated for found in page.messages)
 
 
-def test_a_draft_is_saved_once(office: PostOffice, imap: imaplib.IMAP4) -> None:
+def test_a_draft_is_saved_once(office: ImapServer, imap: imaplib.IMAP4) -> None:
     settings = mailbox_settings(office, drafts_mailbox="Drafts")
     raw = b"Message-ID: <d@x.invalid>\r\nSubject: Re: Hello\r\n\r\nText"
     assert save_draft(settings, raw, "<d@x.invalid>")
@@ -154,13 +154,13 @@ def test_a_draft_is_saved_once(office: PostOffice, imap: imaplib.IMAP4) -> None:
         ({"imap_port": 1}, "cannot be reached"),
     ],
 )
-def test_what_is_wrong_is_said(office: PostOffice, fields: dict[str, Any], complaint: str) -> None:
+def test_what_is_wrong_is_said(office: ImapServer, fields: dict[str, Any], complaint: str) -> None:
     with pytest.raises(MailboxError, match=complaint) as error:
         read_new(mailbox_settings(office, **fields), None)
     assert "wrong" not in str(error.value)
 
 
-def test_drafts_without_a_folder(office: PostOffice) -> None:
+def test_drafts_without_a_folder(office: ImapServer) -> None:
     with pytest.raises(MailboxError, match="cannot open the drafts"):
         save_draft(mailbox_settings(office, drafts_mailbox="Nowhere"), b"", "<d@x.invalid>")
 
@@ -183,7 +183,7 @@ def test_names_of_folders(name: str, quoted: str) -> None:
 # The job on top -----------------------------------------------------------------------------------------
 
 
-async def test_polling_logs_what_is_new_once(office: PostOffice) -> None:
+async def test_polling_logs_what_is_new_once(office: ImapServer) -> None:
     squad = FakeSquad()
     deliver(office, "one", "two")
     where: dict[str, Any] = {"imap_port": office.port}
@@ -200,7 +200,7 @@ async def test_polling_logs_what_is_new_once(office: PostOffice) -> None:
     assert all(email["status"] == "unread" for email in squad.emails.values())
 
 
-async def test_nothing_is_passed_over_while_the_orchestrator_is_away(office: PostOffice) -> None:
+async def test_nothing_is_passed_over_while_the_orchestrator_is_away(office: ImapServer) -> None:
     squad = FakeSquad()
     deliver(office, "one")
     async with support.agent(squad, imap_port=office.port) as agent:
@@ -219,7 +219,7 @@ async def test_a_mailbox_that_is_away() -> None:
         assert "127.0.0.1:1 cannot be reached" in (await answer.json())["error"]
 
 
-async def test_drafts_go_into_the_mailbox_where_that_is_wanted(office: PostOffice) -> None:
+async def test_drafts_go_into_the_mailbox_where_that_is_wanted(office: ImapServer) -> None:
     squad = FakeSquad()
     email_id = squad.add(status="classified", category="order")
     async with support.agent(squad, imap_port=office.port, save_drafts=True) as agent:

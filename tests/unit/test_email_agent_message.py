@@ -188,8 +188,8 @@ def test_what_machines_say_of_themselves() -> None:
 
 @pytest.mark.parametrize("line", ["On Mon, 23 Nov 2026 Anna wrote:", "-----Original Message-----"])
 def test_own_words_are_not_what_is_quoted(line: str) -> None:
-    assert message.own_words(f"Yes.\n> Really?\n\n{line}\n> I complain") == "Yes."
-    assert message.own_words("> only\n> quoted") == "> only\n> quoted"
+    assert message.without_quotes(f"Yes.\n> Really?\n\n{line}\n> I complain") == "Yes."
+    assert message.without_quotes("> only\n> quoted") == "> only\n> quoted"
 
 
 def test_html_that_is_broken() -> None:

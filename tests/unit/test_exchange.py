@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from eventstore import codec, sealing
-from eventstore.arriving import Arriving
 from eventstore.bounds import MOST_LEVELS
 from eventstore.chain import hash_of
 from eventstore.cloudevents import cloud_event_line
 from eventstore.errors import ImportRefused
 from eventstore.events import MessageSent
 from eventstore.exchange import LONGEST_LINE_BYTES, end_line, event_line, header_line, key_line
+from eventstore.importing import ImportedLog
 from eventstore.keys import Key, StoredKey
 from eventstore.recorded import EMPTY_LOG, GENESIS_HASH, Head, Recorded
 from tests.support.audit import verdict_in_plain_python
@@ -59,7 +59,7 @@ def exported(log: list[Recorded]) -> bytes:
 
 def taken(lines: Iterable[bytes]) -> list[Recorded]:
     """What comes in."""
-    arriving = Arriving()
+    arriving = ImportedLog()
     log = [item for item in map(arriving.take, lines) if isinstance(item, Recorded)]
     arriving.finish()
     return log
@@ -90,7 +90,7 @@ def changed(number: int, **fields: Any) -> list[bytes]:
 
 def test_what_a_clock_recorded_that_was_more_than_a_year_ahead_is_refused_with_a_way_out() -> None:
     log, before = golden_log(), 3
-    arriving = Arriving(log[before].recorded_at - timedelta(days=367))
+    arriving = ImportedLog(log[before].recorded_at - timedelta(days=367))
     for line in exported(log[:before]).splitlines()[:-1]:
         arriving.take(line)
     with pytest.raises(ImportRefused, match=rf"more than a year .* export the log with --until {before}$"):

@@ -24,7 +24,7 @@ from service.explain import words
     ],
 )
 def test_whoever_did_it_is_named_as_a_person_would(actor: str, said: str) -> None:
-    assert words.by(actor) == said
+    assert words.actor_name(actor) == said
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,6 @@ def test_what_somebody_wrote_is_one_line_and_not_too_long() -> None:
 
 
 def test_of_many_the_first_are_named_and_the_rest_is_counted() -> None:
-    assert words.listed([]) == "nothing"
-    assert words.listed(["a", "b", "c"]) == "a, b and c"
-    assert words.some(map(str, range(12))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
+    assert words.joined([]) == "nothing"
+    assert words.joined(["a", "b", "c"]) == "a, b and c"
+    assert words.truncated_list(map(str, range(12))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"

@@ -15,11 +15,11 @@ from eventstore.events import TokensReleased
 from service.cli.explain import lines
 from service.commands import RecordUsage, ReserveTokens, SetPolicy, SettleReservation, StartOperation
 from service.explain import MOST_CAUSES, MOST_EFFECTS, explain, operations
-from service.explain.record import told
+from service.explain.record import decode
 from service.explain.sentences import of_event, step
 from service.http.json import dumps
 from service.views import explanation
-from tests.support.listed_past import ListedPast
+from tests.support.list_log_queries import ListLogQueries
 from tests.unit import lives, strategies
 from tests.unit.explained_stories import POOR, QUESTIONS, Question
 from tests.unit.support import START, Story, given
@@ -34,7 +34,7 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "explanations"
 
 
 def explained(log: list[Recorded], position: int) -> Explanation:
-    found = asyncio.run(explain(ListedPast(log), position))
+    found = asyncio.run(explain(ListLogQueries(log), position))
     assert found is not None
     return found
 
@@ -84,7 +84,7 @@ def test_no_golden_file_is_left_over() -> None:
 
 def test_a_position_without_an_event_has_no_explanation() -> None:
     log = given().log
-    assert asyncio.run(explain(ListedPast(log), len(log) + 1)) is None
+    assert asyncio.run(explain(ListLogQueries(log), len(log) + 1)) is None
 
 
 @for_all(event=strategies.events)
@@ -96,7 +96,7 @@ def test_every_event_there_could_be_has_a_sentence(event: AnyEvent) -> None:
 @for_all(life=lives.every_life, data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_every_event_of_a_history_is_explained_with_its_cause(
-    life: tuple[list[AnyCommand], lives.Life], data: st.DataObject
+    life: tuple[list[AnyCommand], lives.RandomHistory], data: st.DataObject
 ) -> None:
     log = lives.lived(*life).log
     for position in data.draw(st.lists(st.integers(1, len(log)), min_size=1, max_size=30, unique=True)):
@@ -185,7 +185,7 @@ def test_an_event_of_newer_software_does_not_hide_what_is_around_it() -> None:
     assert found.summary == "This version of the software does not know events of the type moon_landed."
     following = story.log[0]._replace(position=unknown + 1, caused_by=unknown)
     [cause, *_] = explained([*story.log, following], unknown + 1).causes
-    assert cause == step(told(story.log[-1]))
+    assert cause == step(decode(story.log[-1]))
 
 
 def _with_an_event_from_tomorrow() -> Story:

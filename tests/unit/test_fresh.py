@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from eventstore import codec
 from eventstore.recorded import Recorded
-from projections import fresh
-from projections.fresh import Fresh
+from projections import recent_events
+from projections.recent_events import RecentEvents
 from tests.support.log import new_id, said
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _batch(first: int, last: int) -> tuple[list[Recorded], list[AnyEvent]]:
     return stored, events
 
 
-def _taken(kept: Fresh, after: int) -> list[int]:
+def _taken(kept: RecentEvents, after: int) -> list[int]:
     page = kept.take(after)
     if page is None:
         return []
@@ -49,7 +49,7 @@ def _taken(kept: Fresh, after: int) -> list[int]:
 
 
 def test_batches_that_follow_one_another_are_one_page() -> None:
-    kept = Fresh()
+    kept = RecentEvents()
     kept.extend(*_batch(5, 6))
     kept.extend(*_batch(7, 7))
     assert _taken(kept, 4) == [5, 6, 7]
@@ -59,7 +59,7 @@ def test_batches_that_follow_one_another_are_one_page() -> None:
 
 
 def test_what_was_read_from_the_log_meanwhile_is_left_out() -> None:
-    kept = Fresh()
+    kept = RecentEvents()
     kept.extend(*_batch(5, 8))
     assert _taken(kept, 6) == [7, 8]
     kept.extend(*_batch(9, 10))
@@ -68,14 +68,14 @@ def test_what_was_read_from_the_log_meanwhile_is_left_out() -> None:
 
 
 def test_what_begins_later_waits_for_the_log_to_be_read_up_to_there() -> None:
-    kept = Fresh()
+    kept = RecentEvents()
     kept.extend(*_batch(5, 6))
     assert _taken(kept, 3) == []
     assert _taken(kept, 4) == [5, 6]
 
 
 def test_where_others_wrote_in_between_what_is_older_is_let_go() -> None:
-    kept = Fresh()
+    kept = RecentEvents()
     kept.extend(*_batch(5, 6))
     kept.extend(*_batch(8, 9))
     assert _taken(kept, 4) == []
@@ -83,16 +83,16 @@ def test_where_others_wrote_in_between_what_is_older_is_let_go() -> None:
 
 
 def test_what_nobody_fetches_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fresh, "PAGE_EVENTS", 3)
-    kept = Fresh()
+    monkeypatch.setattr(recent_events, "PAGE_EVENTS", 3)
+    kept = RecentEvents()
     kept.extend(*_batch(1, 3))
     assert len(kept) == 3
     kept.extend(*_batch(4, 4))
     assert not kept
-    monkeypatch.setattr(fresh, "MOST_BYTES", 10)
+    monkeypatch.setattr(recent_events, "MOST_BYTES", 10)
     kept.extend(*_batch(5, 5))
     assert not kept
 
 
 def test_it_is_empty_at_first() -> None:
-    assert _taken(Fresh(), 0) == []
+    assert _taken(RecentEvents(), 0) == []

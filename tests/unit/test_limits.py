@@ -9,7 +9,7 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 
 from service.http import limits
-from service.http.limits import Buckets, Networks, is_this_machine, names_this_machine, neighbourhood
+from service.http.limits import Buckets, Networks, client_network, is_this_machine, names_this_machine
 
 
 class TestBuckets:
@@ -151,7 +151,7 @@ def test_only_names_that_nobody_else_can_have_are_this_machines(host: str, *, ou
     ],
 )
 def test_of_ipv6_a_whole_network_counts_as_one(address: str, counts_as: str) -> None:
-    assert neighbourhood(address) == counts_as
+    assert client_network(address) == counts_as
 
 
 def test_networks_hold_addresses_however_they_are_written() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from service.http import long
+from service.http import long_answers
 from service.http.json import dumps
-from service.http.long import LongAnswers
-from service.many import FEW, by_name, listed
+from service.http.long_answers import LongAnswers
+from service.lazy_rows import FEW, by_name, listed
 
 ROWS = 50 * FEW
 
@@ -41,7 +41,7 @@ def an_answer(rows: int, shown: list[int] | None = None) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def slices_of_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(long, "_SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(long_answers, "_SLICE_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("rows", [0, 1, FEW, ROWS])

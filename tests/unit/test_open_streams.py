@@ -27,7 +27,7 @@ async def following(streams: OpenStreams, who: Caller = ANYBODY) -> AsyncIterato
     is_open = asyncio.Event()
 
     async def follow() -> None:
-        with streams.one_more(who):
+        with streams.counted(who):
             is_open.set()
             await asyncio.Event().wait()
 

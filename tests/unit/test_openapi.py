@@ -9,10 +9,10 @@ import jsonschema_rs
 import pytest
 from pydantic import TypeAdapter
 
+from service.http.openapi_text import EXAMPLES
 from service.http.route import Media, Route
+from service.http.routes import ROUTES, openapi
 from service.http.scope import Scope
-from service.http.table import ROUTES, openapi
-from service.http.wording import EXAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from eventstore.errors import StoreBusy
-from projections import outdated
+from projections import background_rebuild
 from projections.agents import agents
+from projections.background_rebuild import BackgroundRebuild
 from projections.budgets import budgets
 from projections.jobs import jobs
-from projections.outdated import Outdated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ class Rebuilds:
         self.begun: list[list[str]] = []
         self.cancelled = 0
         self.end: Callable[[Sequence[Projection]], None] | None = None
-        monkeypatch.setattr(outdated, "rebuild", self._rebuild)
+        monkeypatch.setattr(background_rebuild, "rebuild", self._rebuild)
 
     async def _rebuild(self, _: str, __: str, projections: Sequence[Projection]) -> None:
         self.begun.append([projection.name for projection in projections])
@@ -42,7 +42,7 @@ class Rebuilds:
             raise
 
 
-class Told:
+class FoldInput:
     """A connection on which only that is said which others are told."""
 
     def __init__(self) -> None:
@@ -68,27 +68,27 @@ async def _turns() -> None:
 async def test_what_is_under_way_goes_on_where_it_is_wanted_and_else_is_given_up(
     rebuilds: Rebuilds,
 ) -> None:
-    tables = Outdated("", "squad")
+    tables = BackgroundRebuild("", "squad")
     assert not tables
-    await tables.see_to([agents, jobs])
+    await tables.start([agents, jobs])
     await _turns()
-    await tables.see_to([jobs])
+    await tables.start([jobs])
     await _turns()
     assert tables
     assert (tables.projections, rebuilds.begun, rebuilds.cancelled) == ([jobs], [["agents", "jobs"]], 0)
-    await tables.see_to([jobs, budgets])
+    await tables.start([jobs, budgets])
     await _turns()
     assert (rebuilds.begun[1:], rebuilds.cancelled) == ([["jobs", "budgets"]], 1)
-    await tables.see_to([])
+    await tables.start([])
     assert (bool(tables), len(rebuilds.begun), rebuilds.cancelled) == (False, 2, 2)
-    assert await tables.tend(NOBODY) == {}
+    assert await tables.poll(NOBODY) == {}
 
 
 async def test_what_has_ended_is_begun_anew(rebuilds: Rebuilds) -> None:
     rebuilds.end = lambda _: None
-    tables = Outdated("", "squad")
+    tables = BackgroundRebuild("", "squad")
     for _ in range(2):
-        await tables.see_to([jobs])
+        await tables.start([jobs])
         await _turns()
     assert rebuilds.begun == [["jobs"], ["jobs"]]
 
@@ -101,12 +101,12 @@ async def test_what_cannot_be_rebuilt_keeps_no_other_from_it(rebuilds: Rebuilds)
             raise error
 
     rebuilds.end = end
-    tables = Outdated("", "squad")
-    await tables.see_to([agents, jobs, budgets])
+    tables = BackgroundRebuild("", "squad")
+    await tables.start([agents, jobs, budgets])
     await _turns()
     assert rebuilds.begun == [["agents", "jobs", "budgets"], ["agents"], ["jobs"], ["budgets"]]
-    assert await tables.tend(NOBODY) == {"jobs": error}
-    assert await tables.tend(NOBODY) == {}
+    assert await tables.poll(NOBODY) == {"jobs": error}
+    assert await tables.poll(NOBODY) == {}
 
 
 async def test_it_is_tried_again_and_ever_later(
@@ -123,7 +123,7 @@ async def test_it_is_tried_again_and_ever_later(
 
     rebuilds.end = end
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    assert await Outdated("", "squad")._rebuild([jobs]) == {}
+    assert await BackgroundRebuild("", "squad")._rebuild([jobs]) == {}
     assert waits == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
     assert len(rebuilds.begun) == 8
 
@@ -131,11 +131,11 @@ async def test_it_is_tried_again_and_ever_later(
 @pytest.mark.usefixtures("rebuilds")
 async def test_that_it_is_under_way_is_told_from_time_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
     times = [0.0]
-    monkeypatch.setattr(outdated, "monotonic", lambda: 1_000.0 + times[-1])
-    tables, told = Outdated("", "squad"), Told()
-    await tables.see_to([jobs])
+    monkeypatch.setattr(background_rebuild, "monotonic", lambda: 1_000.0 + times[-1])
+    tables, told = BackgroundRebuild("", "squad"), FoldInput()
+    await tables.start([jobs])
     for seconds, due in ((0.0, 1), (3.0, 1), (3.5, 2), (6.5, 2), (7.0, 3)):
         times.append(seconds)
-        assert await tables.tend(cast("Connection", told)) == {}
+        assert await tables.poll(cast("Connection", told)) == {}
         assert told.names == [["jobs"]] * due
     await tables.stop()

@@ -106,7 +106,7 @@ class TestMuchAtOnce:
             story.when(PassTime(), at=60)
             found.append([recorded.type for recorded in story.recorded])
         assert found == [["operation_expired"] * 2] * 2 + [["operation_expired"], []]
-        assert story.squad.spared_until[OPERATIONS.name] > moment(60)
+        assert story.squad.no_expiry_before[OPERATIONS.name] > moment(60)
         assert story.squad.looked_at == moment(60)
 
     def test_of_one_kind_does_not_hold_up_the_others(self) -> None:
@@ -331,21 +331,21 @@ class TestLooking:
         story = given(
             a_claim(60), StartOperation(agent="bob", action="x", resources={"a": "b"}, ttl_seconds=70)
         )
-        assert story.squad.spared_until[OPERATIONS.name] == moment(60)
+        assert story.squad.no_expiry_before[OPERATIONS.name] == moment(60)
         story.when(PassTime(), at=60)
-        assert story.squad.spared_until[OPERATIONS.name] == moment(70)
+        assert story.squad.no_expiry_before[OPERATIONS.name] == moment(70)
         story.when(PassTime(), at=70)
-        assert story.squad.spared_until[OPERATIONS.name] > moment(10**6)
+        assert story.squad.no_expiry_before[OPERATIONS.name] > moment(10**6)
 
     def test_is_right_in_a_squad_that_was_loaded(self) -> None:
         loaded = Squad()
         rows = given(a_claim(60)).squad.all(OPERATIONS)
         assert loaded.first_to_expire(OPERATIONS.name, moment(0)) > moment(10**6)
         loaded.load(OPERATIONS, rows)
-        assert loaded.spared_until[OPERATIONS.name] == moment(60)
+        assert loaded.no_expiry_before[OPERATIONS.name] == moment(60)
         assert loaded.first_to_expire(OPERATIONS.name, moment(0)) == moment(60)
         assert list(loaded.expired(OPERATIONS.name, moment(60))) == list(rows)
-        assert loaded.copy().spared_until == loaded.spared_until
+        assert loaded.copy().no_expiry_before == loaded.no_expiry_before
 
     def test_is_told_from_each_part_of_a_table_without_going_through_those_before(
         self, monkeypatch: pytest.MonkeyPatch
@@ -359,8 +359,8 @@ class TestLooking:
         loaded = Squad()
         for row in rows:
             loaded.load(OPERATIONS, [row])
-        assert loaded.spared_until[OPERATIONS.name] == moment(60)
-        assert loaded.spared_until[RESERVATIONS.name] > moment(10**6)
+        assert loaded.no_expiry_before[OPERATIONS.name] == moment(60)
+        assert loaded.no_expiry_before[RESERVATIONS.name] > moment(10**6)
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, method: str, named: Callable[[Any], str]) -> list[str]:

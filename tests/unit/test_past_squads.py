@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from eventstore import codec
 from service import commands as do
 from service.commands import AnyCommand, RegisterAgent, SetPolicy, StartOrchestrator
-from service.history.folding import fold_page, take_in
+from service.history.folding import fold_page, load_absent
 from service.history.snapshots import pack, unpack
 from service.memory.draft import Draft
 from service.memory.squad import Squad
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 
 def folded_on(squad: Squad, log: Sequence[Recorded], upto: int, page_events: int) -> Squad:
-    """What `service.history.folding.fold_on` does, on a log that is a list."""
+    """What `service.history.folding.fold_to` does, on a log that is a list."""
     while squad.head.position < upto:
         start = squad.head.position
         fold_page(squad, log[start : min(start + page_events, upto)])
-    take_in(squad, [recorded for recorded in log if recorded.stream in squad.absent])
+    load_absent(squad, [recorded for recorded in log if recorded.stream in squad.absent])
     return squad
 
 
@@ -132,7 +132,7 @@ def test_another_process_knows_what_it_lacks_and_can_have_it_read() -> None:
         fold_page(other, [recorded])
     assert {stream.partition("-")[0] for stream in other.absent} == {"task", "email"}
     assert not other.tables["squad_tasks"]
-    take_in(other, [recorded for recorded in story.log if recorded.stream in other.absent])
+    load_absent(other, [recorded for recorded in story.log if recorded.stream in other.absent])
     assert contents(other) == contents(story.squad)
     assert other.email_with("g-1")
 

@@ -8,15 +8,15 @@ import pytest
 
 from service.commands import PassTime
 from service.requests import Outcome, OutcomeUnknown, Request, Ticket, Unavailable
-from service.writing import patience
-from service.writing.patience import Patience
-from service.writing.waiting import Waiting
+from service.writing import timeouts
+from service.writing.command_queue import CommandQueue
+from service.writing.timeouts import Timeouts
 from tests.support.wait import eventually
 
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "_SWEEP_SECONDS", 0.001)
+    monkeypatch.setattr(timeouts, "_SWEEP_SECONDS", 0.001)
 
 
 def ticket(seconds: float) -> Ticket:
@@ -26,10 +26,10 @@ def ticket(seconds: float) -> Ticket:
 
 
 async def test_whose_command_was_not_sent_hears_that_it_was_not_carried_out_and_keeps_no_place() -> None:
-    waiting, late, patient = Waiting(), ticket(0), ticket(60)
+    waiting, late, patient = CommandQueue(), ticket(0), ticket(60)
     waiting.put(late)
     waiting.put(patient)
-    Patience(waiting, lambda: ()).watch()
+    Timeouts(waiting, lambda: ()).watch()
     await eventually(late.outcome.done)
     assert isinstance(late.outcome.exception(), Unavailable)
     assert not patient.outcome.done()
@@ -37,25 +37,25 @@ async def test_whose_command_was_not_sent_hears_that_it_was_not_carried_out_and_
 
 
 async def test_whose_command_may_be_in_the_log_hears_just_that() -> None:
-    waiting, sent, patient = Waiting(), ticket(0), ticket(60)
+    waiting, sent, patient = CommandQueue(), ticket(0), ticket(60)
     waiting.put(ticket(60))
-    Patience(waiting, lambda: (sent, patient)).watch()
+    Timeouts(waiting, lambda: (sent, patient)).watch()
     await eventually(sent.outcome.done)
     assert isinstance(sent.outcome.exception(), OutcomeUnknown)
     assert not patient.outcome.done()
 
 
 async def test_whoever_has_gone_keeps_no_place() -> None:
-    waiting, gone = Waiting(), ticket(60)
+    waiting, gone = CommandQueue(), ticket(60)
     waiting.put(gone)
     gone.outcome.cancel()
-    Patience(waiting, lambda: ()).watch()
+    Timeouts(waiting, lambda: ()).watch()
     await eventually(lambda: not waiting)
 
 
 async def test_they_are_looked_after_for_as_long_as_anybody_waits() -> None:
-    waiting, under_way = Waiting(), list[Ticket]()
-    looking = Patience(waiting, lambda: under_way)
+    waiting, under_way = CommandQueue(), list[Ticket]()
+    looking = Timeouts(waiting, lambda: under_way)
     looking.watch()
     assert looking._timer is None
     waiting.put(ticket(0.002))
@@ -76,9 +76,9 @@ async def test_they_are_looked_after_for_as_long_as_anybody_waits() -> None:
 
 
 async def test_whoever_was_told_already_is_told_nothing_else() -> None:
-    waiting, told = Waiting(), ticket(0)
+    waiting, told = CommandQueue(), ticket(0)
     waiting.put(told)
     told.resolve(Outcome({}, 1))
-    Patience(waiting, lambda: ()).watch()
+    Timeouts(waiting, lambda: ()).watch()
     await eventually(lambda: not waiting)
     assert (await told.outcome).position == 1

@@ -32,7 +32,7 @@ from service.commands import (
     StartOrchestrator,
     TakeUpRun,
 )
-from service.decide import At, decide
+from service.decide import DecisionContext, decide
 from service.decide.jobs import due_jobs
 from service.memory.deadlines import NEVER
 from service.memory.draft import Draft
@@ -153,7 +153,9 @@ class World:
         recorder = Recorder(draft, Batch((), [], [], [], now), now, self.story.new_id)
         if self.story.squad.has_policy:
             for command in commands:
-                recorder.record(decide(draft, command, At(now, self.story.new_id)).events, "x", "y")
+                recorder.record(
+                    decide(draft, command, DecisionContext(now, self.story.new_id)).events, "x", "y"
+                )
         draft.roll_back()
         assert _contents(draft) == before
 
@@ -215,7 +217,7 @@ class World:
             assert list(squad.expired(name, now)) == [row for row in rows if row.expires_at <= now]
             later = min((row.expires_at for row in rows if row.expires_at > now), default=NEVER)
             assert squad.first_to_expire(name, now) == later
-            assert all(squad.spared_until[name] <= row.expires_at for row in rows)
+            assert all(squad.no_expiry_before[name] <= row.expires_at for row in rows)
         free_at = {row.id: row.retry_at or row.lease_expires_at for row in squad.all(RUNS)}
         assert [row.id for row in squad.free_runs(now)] == [
             id_ for id_, at in free_at.items() if at and at <= now
@@ -330,10 +332,10 @@ def _apart(batch: Sequence[Wish]) -> Iterator[Sequence[Wish]]:
 
 def _project(tables: dict[str, dict[Any, Any]], event: AnyEvent, recorded: Recorded) -> None:
     for projection in PROJECTIONS:
-        view = _AnnouncedRows(tables, projection.touches(event))
+        view = _AnnouncedRows(tables, projection.reads(event))
         made = [
             (tables[one.table.name], key)
-            for one in projection.makes.get(type(event), ())
+            for one in projection.creates.get(type(event), ())
             for key in one.keys(event)
         ]
         assert not any(key in rows for rows, key in made)

@@ -6,7 +6,7 @@ import pytest
 
 from service.callers import ANYBODY, Caller
 from service.http.problems import Problem
-from service.http.scope import BEYOND, Scope, caller, let_in, only_own, own_agent, require
+from service.http.scope import DENIAL_DETAIL, Scope, caller, only_own, own_agent, require, set_caller
 
 ANN = Caller("agent", "2222222222", "ann")
 AUDITOR, OPERATOR = Caller("auditor", "3333333333"), Caller("operator", "4444444444")
@@ -22,33 +22,33 @@ TAKEN = {
 @pytest.mark.parametrize("who", [ANN, AUDITOR, OPERATOR, ANYBODY])
 @pytest.mark.parametrize("scope", TAKEN)
 def test_a_route_takes_the_keys_it_is_for_and_says_which_those_are(scope: Scope, who: Caller) -> None:
-    let_in(who)
+    set_caller(who)
     assert caller() is who
     if who in TAKEN[scope]:
         require(scope)
     else:
         with pytest.raises(Problem) as refused:
             require(scope)
-        assert (refused.value.code, refused.value.body["detail"]) == ("not_allowed", BEYOND[scope])
+        assert (refused.value.code, refused.value.body["detail"]) == ("not_allowed", DENIAL_DETAIL[scope])
 
 
 @pytest.mark.parametrize("whose", ["ann", "bob", None])
 @pytest.mark.parametrize("who", [AUDITOR, OPERATOR, ANYBODY])
 def test_whoever_is_no_agent_sees_everything(who: Caller, whose: str | None) -> None:
-    let_in(who)
+    set_caller(who)
     assert own_agent() is None
     only_own(whose, "that is another's")
 
 
 def test_an_agents_key_shows_what_is_its_own() -> None:
-    let_in(ANN)
+    set_caller(ANN)
     assert own_agent() == "ann"
     only_own("ann", "that is another's")
 
 
 @pytest.mark.parametrize("whose", ["bob", None])
 def test_an_agents_key_shows_nothing_else(whose: str | None) -> None:
-    let_in(ANN)
+    set_caller(ANN)
     with pytest.raises(Problem) as refused:
         only_own(whose, "that is another's")
     assert refused.value.code == "wrong_agent"

@@ -17,7 +17,7 @@ from eventstore.recorded import Head
 from projections.operations import OPERATIONS
 from service import commands as do
 from service.history import snapshots
-from service.history.snapshots import Distrusted, distance, pack, unpack
+from service.history.snapshots import InvalidSnapshot, distance, pack, unpack
 from service.memory.residence import RESIDENT
 from service.memory.squad import Squad
 from tests.support.squads import contents
@@ -127,7 +127,7 @@ def test_any_byte_that_was_changed_shows() -> None:
         for place in range(len(state)):
             changed = bytearray(state)
             changed[place] ^= 1 << place % 8
-            with pytest.raises(Distrusted):
+            with pytest.raises(InvalidSnapshot):
                 await unpack(bytes(changed), squad.head)
 
     asyncio.run(work())
@@ -137,7 +137,7 @@ def test_any_byte_that_was_changed_shows() -> None:
 def test_bytes_that_are_missing_show(cut: bytes | slice) -> None:
     squad = a_squad()
     state = asyncio.run(pack(squad))
-    with pytest.raises(Distrusted):
+    with pytest.raises(InvalidSnapshot):
         asyncio.run(unpack(state[cut] if isinstance(cut, slice) else cut, squad.head))
 
 
@@ -151,7 +151,7 @@ def test_a_snapshot_of_another_place_or_log_shows() -> None:
         structs.replace(head, hash=bytes(32)),
         structs.replace(head, recorded_at=head.recorded_at + timedelta(microseconds=1)),
     ):
-        with pytest.raises(Distrusted):
+        with pytest.raises(InvalidSnapshot):
             asyncio.run(unpack(state, other))
 
 
@@ -159,7 +159,7 @@ def test_a_snapshot_of_another_fold_shows(monkeypatch: pytest.MonkeyPatch) -> No
     squad = a_squad()
     state = asyncio.run(pack(squad))
     monkeypatch.setattr(snapshots, "FOLD", "another")
-    with pytest.raises(Distrusted):
+    with pytest.raises(InvalidSnapshot):
         asyncio.run(unpack(state, squad.head))
 
 
@@ -168,7 +168,7 @@ def test_what_is_sealed_well_and_cannot_be_read_is_not_trusted(monkeypatch: pyte
     for lines in ([], [b"[]\n"], [b"{}\n"], [b"not json\n"], [b'[6, "", ""]\n']):
         monkeypatch.setattr(snapshots, "_lines", lambda _, lines=lines: iter(lines))
         state = asyncio.run(pack(squad))
-        with pytest.raises(Distrusted):
+        with pytest.raises(InvalidSnapshot):
             asyncio.run(unpack(state, squad.head))
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from eventstore.recorded import Recorded
 
-_LIFE = tuple[list[AnyCommand], lives.Life]
+_LIFE = tuple[list[AnyCommand], lives.RandomHistory]
 
 
 def judged(log: Sequence[Recorded], rules: OtherRules, after: int = 0) -> Report:

@@ -15,7 +15,7 @@ from service.clock import DatabaseClock
 from service.commands import PassTime
 from service.requests import Request, Stopping
 from service.writing import writer as module
-from service.writing.writer import HELD_UP_AFTER_SECONDS, Writer
+from service.writing.writer import STALLED_AFTER_SECONDS, Writer
 from tests.support.wait import eventually
 from tests.unit.support import START
 
@@ -103,7 +103,7 @@ async def test_commands_that_wait_are_held_up_after_a_while(monkeypatch: pytest.
     writer = a_writer()
     assert not writer.held_up
     waiting = [writer.put(a_request())]
-    now[0] += HELD_UP_AFTER_SECONDS
+    now[0] += STALLED_AFTER_SECONDS
     waiting.append(writer.put(a_request()))
     assert not writer.held_up
     now[0] += 0.001

@@ -37,7 +37,7 @@ class Vault:
                 self.senders[digest] = self._new_key()
         return Sealer(dict(self.senders), [], self._nonces(), self._new_key)
 
-    def take_in(self, recorded: Iterable[Recorded]) -> None:
+    def load_absent(self, recorded: Iterable[Recorded]) -> None:
         """Destroys what the events say is destroyed."""
         for row in recorded:
             if row.type == SubjectForgotten.type:

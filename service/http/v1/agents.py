@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from projections.agents import AGENTS
 from service import commands as do
-from service.http import answers, written
+from service.http import answers, write_answers
 from service.http.context import Services, parse_path, parse_query
 from service.http.lists import PageByName, Query, page
 from service.http.problems import Problem
@@ -76,7 +76,7 @@ ROUTES = (
         tag="agents",
         scope=Scope.ACT,
         bound={"name": "name"},
-        answer=written.AgentWritten,
+        answer=write_answers.AgentWritten,
     ),
     write(
         "POST",
@@ -86,7 +86,7 @@ ROUTES = (
         tag="agents",
         scope=Scope.ACT,
         bound={"name": "agent"},
-        answer=written.HeartbeatTaken,
+        answer=write_answers.HeartbeatTaken,
         problems=("agent_not_found",),
     ),
 )

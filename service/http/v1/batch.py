@@ -13,9 +13,9 @@ from typing_extensions import TypedDict
 from eventstore import codec, lookup, sealing
 from eventstore.events import RequestAnswered
 from service.http import answers
-from service.http.carrying_out import carry_out_all, request_for
+from service.http.chunks import respond_in_chunks
 from service.http.context import (
-    NO_PRINT,
+    NO_FINGERPRINTS,
     Services,
     body_of,
     hash_of,
@@ -25,12 +25,12 @@ from service.http.context import (
 )
 from service.http.json import dumps
 from service.http.lists import PAGE_BYTES
-from service.http.pieces import in_pieces
-from service.http.problems import Problem, wrong
+from service.http.problems import Problem, invalid_field
 from service.http.reply import Reply
 from service.http.route import Route, as_problem
 from service.http.scope import Scope, require
-from service.requests import Print, Request
+from service.http.submitting import carry_out_all, request_for
+from service.requests import Fingerprints, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -72,7 +72,7 @@ class Writes:
         self._exact: dict[tuple[str, str], Route] = {}
         self._patterns: list[tuple[str, re.Pattern[str], Route]] = []
         for route in routes:
-            if route.write is None and route.alone_because is None:
+            if route.write is None and route.not_batchable_because is None:
                 continue
             if "{" not in route.path:
                 self._exact[route.method, route.path] = route
@@ -104,9 +104,9 @@ class Writes:
 
 
 def _batchable(route: Route) -> Route:
-    if route.alone_because:
-        detail = f"send {route.method} {route.path} alone, not in a batch: {route.alone_because}"
-        raise wrong("path", detail)
+    if route.not_batchable_because:
+        detail = f"send {route.method} {route.path} alone, not in a batch: {route.not_batchable_because}"
+        raise invalid_field("path", detail)
     return route
 
 
@@ -117,7 +117,7 @@ def _decoded(text: str) -> str:
         raise Problem("bad_request", "the path must be percent-encoded UTF-8") from error
 
 
-def prints_of(
+def fingerprints_of(
     writes: Writes,
     method: str,
     path: str,
@@ -125,7 +125,7 @@ def prints_of(
     commands: Sequence[BatchedCommand],
     *,
     encrypt: bool,
-) -> list[Print]:
+) -> list[Fingerprints]:
     """Return what each command's own idempotency key is bound to: the whole batch.
 
     With encrypted payloads, what is stored for one command must not depend on personal data in another:
@@ -138,11 +138,11 @@ def prints_of(
         for one, its in zip(wholes, personal, strict=True)
     ]
     whole, bare = hash_of(method, path, body), hash_of(method, path, dumps(shown))
-    prints = []
+    fingerprints = []
     for one, its in zip(wholes, personal, strict=True):
         own = hash_of(method, path, bare.encode() + dumps(one)) if its else bare
-        prints.append(Print(own, bare, whole) if encrypt else Print(whole, bare, own))
-    return prints
+        fingerprints.append(Fingerprints(own, bare, whole) if encrypt else Fingerprints(whole, bare, own))
+    return fingerprints
 
 
 def _whole(command: BatchedCommand) -> dict[str, Any]:
@@ -150,16 +150,17 @@ def _whole(command: BatchedCommand) -> dict[str, Any]:
     return {"method": command["method"], "path": command["path"], "body": command.get("body", {})}
 
 
-async def _refuse_another_body(services: Services, prints: Mapping[str, Print]) -> None:
+async def _refuse_another_body(services: Services, fingerprints: Mapping[str, Fingerprints]) -> None:
     """Refuse the whole batch, rather than each command, if its key was used for another request.
 
-    `prints` are the acceptable fingerprints by key.
+    `fingerprints` are the acceptable fingerprints by key.
     """
     async with services.tables.connection() as connection:
-        stored = await lookup.read_streams(connection, [f"request-{key}" for key in prints])
+        stored = await lookup.read_streams(connection, [f"request-{key}" for key in fingerprints])
         kept = [codec.decode(recorded) for recorded in await sealing.reveal(connection, stored)]
     if any(
-        isinstance(event, RequestAnswered) and event.fingerprint not in prints[event.key] for event in kept
+        isinstance(event, RequestAnswered) and event.fingerprint not in fingerprints[event.key]
+        for event in kept
     ):
         raise Problem(
             "idempotency_mismatch", "the idempotency key was used before, for a different request"
@@ -175,7 +176,7 @@ async def _answer(
         made.append(piece)
         size += len(piece)
         if size > PAGE_BYTES:
-            return await in_pieces(services, request, chain(made, pieces))
+            return await respond_in_chunks(services, request, chain(made, pieces))
     return Reply(200, b"".join(made))
 
 
@@ -196,7 +197,7 @@ def route_for(routes: Iterable[Route]) -> Route:
         command: BatchedCommand,
         key: str | None,
         batch_key: str | None,
-        print_: Print,
+        fingerprints: Fingerprints,
         size: int,
     ) -> Request:
         route, path = writes.find(command["method"], command["path"])
@@ -207,7 +208,7 @@ def route_for(routes: Iterable[Route]) -> Route:
             how.make(services, command.get("body", {}), path),
             key=key,
             batch_key=batch_key,
-            print_=print_,
+            fingerprints=fingerprints,
             size=size,
             render=how.render,
         )
@@ -218,20 +219,24 @@ def route_for(routes: Iterable[Route]) -> Route:
         key = idempotency_key(request.headers)
         count = len(batch.commands)
         keys: Sequence[str | None] = [None] * count
-        prints = [NO_PRINT] * count
+        fingerprints = [NO_FINGERPRINTS] * count
         if key:
             encrypt = services.settings.encrypt_payloads
-            prints = prints_of(writes, request.method, request.path, body, batch.commands, encrypt=encrypt)
+            fingerprints = fingerprints_of(
+                writes, request.method, request.path, body, batch.commands, encrypt=encrypt
+            )
             # Client keys contain no spaces, so none can be one of these.
             keys = own_keys = [f"batch:{index} {key}" for index in range(count)]
-            by_key = dict(zip(own_keys, prints, strict=True))
-            await _refuse_another_body(services, {key: Print(prints[0].bare), **by_key})
+            by_key = dict(zip(own_keys, fingerprints, strict=True))
+            await _refuse_another_body(services, {key: Fingerprints(fingerprints[0].bare), **by_key})
         requests: list[Request] = []
         # Commands that did not get as far as the writer, by index.
         refused: dict[int, Problem] = {}
-        for place, (command, one_key, print_) in enumerate(zip(batch.commands, keys, prints, strict=True)):
+        for place, (command, own_key, own) in enumerate(
+            zip(batch.commands, keys, fingerprints, strict=True)
+        ):
             try:
-                requests.append(asked(services, command, one_key, key, print_, len(body) // count))
+                requests.append(asked(services, command, own_key, key, own, len(body) // count))
             except Exception as error:  # noqa: BLE001 - one that fails does not stop the rest
                 refused[place] = as_problem(error)
         done = iter(await carry_out_all(services, requests))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from service import commands as do
 from service import views
 from service.decide.budget import allowance
-from service.http import answers, written
+from service.http import answers, write_answers
+from service.http.chunks import respond_long
 from service.http.context import Services, body_of, parse_command, parse_object, parse_query
 from service.http.lists import Query
-from service.http.pieces import respond_long
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
 from service.http.route import Route, write
@@ -70,7 +70,7 @@ ROUTES = (
         "Change the daily budget, the agents' limits, or both",
         tag="budget",
         scope=Scope.OPERATE,
-        answer=written.Policy,
+        answer=write_answers.Policy,
     ),
     Route(
         method="POST",
@@ -91,7 +91,7 @@ ROUTES = (
         tag="budget",
         scope=Scope.ACT,
         status=201,
-        answer=written.Reserved,
+        answer=write_answers.Reserved,
         problems=("budget_exhausted", "agent_limit_reached"),
     ),
     write(
@@ -102,7 +102,7 @@ ROUTES = (
         tag="budget",
         scope=Scope.ACT,
         bound={"id": "reservation_id"},
-        answer=written.Settled,
+        answer=write_answers.Settled,
         problems=("reservation_not_found", "reservation_expired", "reservation_ended"),
     ),
     write(
@@ -113,7 +113,7 @@ ROUTES = (
         tag="budget",
         scope=Scope.ACT,
         bound={"id": "reservation_id"},
-        answer=written.Released,
+        answer=write_answers.Released,
         problems=("reservation_not_found", "reservation_expired", "reservation_ended"),
     ),
     write(
@@ -124,6 +124,6 @@ ROUTES = (
         tag="budget",
         scope=Scope.ACT,
         status=201,
-        answer=written.UsageTaken,
+        answer=write_answers.UsageTaken,
     ),
 )

@@ -9,7 +9,7 @@ from psycopg import sql
 from eventstore.events import EmailStatus
 from projections.emails import EMAILS, emails
 from service import commands as do
-from service.http import answers, written
+from service.http import answers, write_answers
 from service.http.lists import OneOf, PageQuery, Query, one_row, page_of_rows
 from service.http.route import Route, write
 from service.http.scope import Scope, only_own, own_agent
@@ -83,7 +83,7 @@ ROUTES = (
         tag="emails",
         scope=Scope.ACT,
         status=201,
-        answer=written.EmailWritten,
+        answer=write_answers.EmailWritten,
         problems=("email_exists",),
     ),
     Route(
@@ -106,7 +106,7 @@ ROUTES = (
         tag="emails",
         scope=Scope.ACT,
         bound={"id": "email_id"},
-        answer=written.EmailWritten,
+        answer=write_answers.EmailWritten,
         problems=("email_not_found", "email_erased"),
     ),
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from service import views
 from service.explain import explain
-from service.explain.reader import LoggedPast
+from service.explain.reader import PostgresLogQueries
 from service.explain.record import OriginKind
 from service.http.answers import Answer
 from service.http.context import Services, parse_query
@@ -74,7 +74,7 @@ async def _explain(services: Services, request: web.Request) -> Reply:
     await services.tables.state_covering(query.min_position)
     text = request.match_info["position"]
     async with services.tables.connection() as connection:
-        found = await explain(LoggedPast(connection), int(text))
+        found = await explain(PostgresLogQueries(connection), int(text))
     if found is None:
         raise Problem("not_found", f"the log has no position {text}")
     return respond(200, views.explanation(found))

@@ -11,15 +11,15 @@ from projections.jobs import JOBS, jobs
 from projections.runs import RUNS, RunStatus
 from service import commands as do
 from service import views
-from service.http import answers, written
-from service.http.carrying_out import rendering
+from service.http import answers, write_answers
 from service.http.context import Services, parse_command, parse_path, parse_query
 from service.http.lists import OneOf, PageByName, PageQuery, Query, page, page_of_rows
-from service.http.long import Pauses
+from service.http.long_answers import Pauses
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
 from service.http.route import Route, Write, write, write_of
 from service.http.scope import Scope
+from service.http.submitting import rendering
 from service.job_spec import JobSpec
 from service.values import Name
 
@@ -130,7 +130,7 @@ ROUTES = (
         scope=Scope.OPERATE,
         body=JobSpec,
         path_types={"name": Name},
-        answers={200: written.JobNamed},
+        answers={200: write_answers.JobNamed},
         problems=("agent_not_found", "job_behind"),
     ),
     write(
@@ -141,7 +141,7 @@ ROUTES = (
         tag="jobs",
         scope=Scope.OPERATE,
         bound={"name": "name"},
-        answer=written.JobNamed,
+        answer=write_answers.JobNamed,
         problems=("job_not_found", "job_behind"),
     ),
     write_of(
@@ -153,7 +153,7 @@ ROUTES = (
         scope=Scope.OPERATE,
         body=RunNow,
         path_types={"name": Name},
-        answers={202: written.RunBegun},
+        answers={202: write_answers.RunBegun},
         problems=(
             "job_not_found",
             "job_running",
@@ -171,7 +171,7 @@ ROUTES = (
         tag="jobs",
         scope=Scope.OPERATE,
         bound={"name": "name"},
-        answer=written.JobPaused,
+        answer=write_answers.JobPaused,
         problems=("job_not_found",),
     ),
     write(
@@ -182,7 +182,7 @@ ROUTES = (
         tag="jobs",
         scope=Scope.OPERATE,
         bound={"name": "name"},
-        answer=written.JobPaused,
+        answer=write_answers.JobPaused,
         problems=("job_not_found",),
     ),
     Route(

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from projections import storage
 from projections.messages import MESSAGES, messages
 from service import commands as do
-from service.http import answers, written
+from service.http import answers, write_answers
 from service.http.context import Services, parse_path, parse_query
 from service.http.lists import PageQuery, page_of_rows, read_page
 from service.http.reply import respond
@@ -90,7 +90,7 @@ ROUTES = (
         tag="messages",
         scope=Scope.ACT,
         status=201,
-        answer=written.MessageTaken,
+        answer=write_answers.MessageTaken,
     ),
     Route(
         method="GET",
@@ -123,7 +123,7 @@ ROUTES = (
         tag="messages",
         scope=Scope.ACT,
         bound={"id": "message_id"},
-        answer=written.Acknowledged,
+        answer=write_answers.Acknowledged,
         problems=("message_not_found", "not_addressed"),
     ),
 )

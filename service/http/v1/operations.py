@@ -8,7 +8,7 @@ from projections.operations import CONFLICTS, OPERATIONS, OperationState, operat
 from service import commands as do
 from service import views
 from service.decide.operations import describe, find_conflict
-from service.http import answers, written
+from service.http import answers, write_answers
 from service.http.context import Services, body_of, parse_command, parse_object, parse_query
 from service.http.lists import OneOf, PageQuery, page, page_of_rows
 from service.http.reply import Reply, respond
@@ -81,7 +81,7 @@ ROUTES = (
         tag="operations",
         scope=Scope.ACT,
         status=201,
-        answer=written.Claimed,
+        answer=write_answers.Claimed,
         problems=("conflict",),
     ),
     write(
@@ -92,7 +92,7 @@ ROUTES = (
         tag="operations",
         scope=Scope.ACT,
         bound={"id": "operation_id"},
-        answer=written.Renewed,
+        answer=write_answers.Renewed,
         problems=("operation_not_found", "operation_expired", "operation_finished", "conflict"),
     ),
     write(
@@ -103,7 +103,7 @@ ROUTES = (
         tag="operations",
         scope=Scope.ACT,
         bound={"id": "operation_id"},
-        answer=written.Finished,
+        answer=write_answers.Finished,
         problems=("operation_not_found", "operation_expired", "operation_finished"),
     ),
     Route(

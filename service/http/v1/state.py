@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, PlainValidator, TypeAdapter, ValidationError, WithJsonSchema
 
 from service import views
-from service.history.folding import BeyondTheLog, TookTooLong, complete
-from service.history.past import Then, look_back
+from service.history.folding import BeyondTheLog, TookTooLong, load_open
+from service.history.time_travel import PastSquad, look_back
 from service.http import answers
+from service.http.chunks import respond_long
 from service.http.context import Services, parse_query
 from service.http.lists import Position, Query
-from service.http.pieces import respond_long
 from service.http.problems import Problem
 from service.http.route import Route
 from service.http.scope import Scope
@@ -46,7 +46,7 @@ def _is_number(text: str) -> bool:
     return re.fullmatch("[0-9]+", text) is not None
 
 
-At = Annotated[
+DecisionContext = Annotated[
     int | datetime,
     PlainValidator(_place),
     WithJsonSchema({"anyOf": [_POSITION.json_schema(), {"type": "string", "format": "date-time"}]}),
@@ -57,7 +57,7 @@ At = Annotated[
 class StateQuery(Query):
     """The query parameters of the state."""
 
-    at: At | None = Field(default=None, examples=_EXAMPLES)
+    at: DecisionContext | None = Field(default=None, examples=_EXAMPLES)
     """A position, or a time, which means the last event recorded at or before it. Without it: now."""
 
 
@@ -70,18 +70,18 @@ async def _show(services: Services, request: web.Request) -> Reply | web.StreamR
     return await respond_long(services, request, lambda: whole)
 
 
-async def _now(services: Services) -> Then:
+async def _now(services: Services) -> PastSquad:
     squad, moment = services.writer.squad, services.clock.now()
     if squad.head.position == 0:
         raise Problem("unavailable", "the service is starting", retry_after_seconds=1)
     if squad.absent:
         squad = squad.copy()
         async with services.tables.connection() as connection:
-            await complete(connection, squad)
-    return Then(squad, moment)
+            await load_open(connection, squad)
+    return PastSquad(squad, moment)
 
 
-async def _then(services: Services, at: int | datetime) -> Then:
+async def _then(services: Services, at: int | datetime) -> PastSquad:
     try:
         async with asyncio.timeout(WITHIN_SECONDS):
             await services.looking_back.acquire()

@@ -8,12 +8,12 @@ from pydantic import BaseModel, ConfigDict
 
 from eventstore import traces
 from service import commands as do
-from service.http import written
-from service.http.carrying_out import asked_by, carry_out, rendering
+from service.http import write_answers
 from service.http.context import Services, body_of, parse_command, parse_object
 from service.http.reply import Reply, respond
 from service.http.route import Route
 from service.http.scope import Scope
+from service.http.submitting import carry_out, rendering, request_from_http
 from service.values import ShortText
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ async def _forget(services: Services, request: web.Request) -> Reply:
     # Not in the writer, which must not wait for a scan of every unencrypted e-mail.
     async with services.tables.connection() as connection:
         in_plain = await traces.in_plain(connection, subject)
-    asked = asked_by(request, body, do.ForgetSubject(subject=subject, in_plain=in_plain), rendering(200))
+    asked = request_from_http(
+        request, body, do.ForgetSubject(subject=subject, in_plain=in_plain), rendering(200)
+    )
     done = await carry_out(services, asked)
     return respond(done.status, done.body)
 
@@ -47,10 +49,10 @@ ROUTES = (
         summary="Make a sender's e-mails, or a message, unreadable forever",
         tag="subjects",
         scope=Scope.OPERATE,
-        alone_because="it looks the subject up in the log before it is decided",
+        not_batchable_because="it looks the subject up in the log before it is decided",
         handler=_forget,
         body=Forget,
-        answers={200: written.Forgotten},
+        answers={200: write_answers.Forgotten},
         problems=("subject_not_found", "subject_in_plain"),
     ),
 )

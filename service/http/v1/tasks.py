@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from eventstore.events import TaskPriority, TaskStatus
 from projections.tasks import TASKS, tasks
 from service import commands as do
-from service.http import answers, written
+from service.http import answers, write_answers
 from service.http.lists import OneOf, PageQuery, Query, one_row, page_of_rows
 from service.http.route import Route, write
 from service.http.scope import Scope
@@ -59,7 +59,7 @@ ROUTES = (
         tag="tasks",
         scope=Scope.ACT,
         status=201,
-        answer=written.TaskWritten,
+        answer=write_answers.TaskWritten,
     ),
     Route(
         method="GET",
@@ -81,7 +81,7 @@ ROUTES = (
         tag="tasks",
         scope=Scope.ACT,
         bound={"id": "task_id"},
-        answer=written.TaskWritten,
+        answer=write_answers.TaskWritten,
         problems=("task_not_found",),
     ),
 )
