@@ -1,4 +1,4 @@
-"""The answers to reads, as models, and what all answers have in common; `write_answers` has those to writes.
+"""The models of answers to reads, and what all answers share; `write_answers` has those to writes.
 
 The OpenAPI document is generated from these models, and tests check the answers against them.
 """
