@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -52,7 +53,21 @@ def _seconds(value: Any) -> Any:
     return value
 
 
-Every = Annotated[float, BeforeValidator(_seconds), Field(ge=0.1, le=366 * _DAY_SECONDS)]
+_LEAST_SECONDS, _MOST_SECONDS = 0.1, 366 * _DAY_SECONDS
+
+Every = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    Field(ge=_LEAST_SECONDS, le=_MOST_SECONDS),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": _LEAST_SECONDS, "maximum": _MOST_SECONDS},
+                {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?\s*(ms|s|m|h|d)$"},
+            ]
+        }
+    ),
+]
 """An interval: a number of seconds, or text such as 2s, 5m, 1h."""
 
 _CRON = r"[\t\x20-\x7e]*"

@@ -193,6 +193,8 @@ def _request_body(route: Route, schemas: Schemas) -> dict[str, Any]:
     schema = (
         schemas.without(models_of(route.body)[0], bound) if bound else schemas.of(route.body, "validation")
     )
+    if route.method == "PATCH":
+        schemas.leave_out_defaults(schema)
     named = schemas.definitions.get(schema.get("$ref", "").rpartition("/")[2])
     required = named is None or bool(named.keys() & {"anyOf"} or named.get("required"))
     content = {"schema": schema, "example": EXAMPLES[route.method, route.path]}

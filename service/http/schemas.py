@@ -19,20 +19,14 @@ if TYPE_CHECKING:
 
 _REFERENCE = "#/components/schemas/{model}"
 
-_ANY_OF: Mapping[str, list[dict[str, Any]]] = {
-    "SetBudget": [
-        {"required": ["daily_tokens"], "properties": {"daily_tokens": {"type": "integer"}}},
-        {"required": ["agent_limits"], "properties": {"agent_limits": {"type": "object"}}},
-    ],
-    "RecordUsage": [
-        {"required": ["tokens"], "properties": {"tokens": {"type": "integer"}}},
-        {
-            "required": ["input_tokens", "output_tokens"],
-            "properties": {"input_tokens": {"type": "integer"}, "output_tokens": {"type": "integer"}},
-        },
-    ],
+_EITHER: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "SetBudget": {"SetDailyTokens": ("daily_tokens",), "SetAgentLimits": ("agent_limits",)},
+    "RecordUsage": {
+        "RecordTokens": ("tokens",),
+        "RecordInputAndOutput": ("input_tokens", "output_tokens"),
+    },
 }
-"""Constraints of commands that span several fields."""
+"""The alternative forms of a command, and the fields that each requires."""
 
 
 class Schemas:
@@ -51,8 +45,8 @@ class Schemas:
                 models += [(model, "validation") for model in models_of(route.body)]
         self._references, definitions = models_json_schema(models, ref_template=_REFERENCE)
         self.definitions: dict[str, Any] = definitions["$defs"]
-        for name, choices in _ANY_OF.items():
-            self.definitions[name]["anyOf"] = choices
+        for name, ways in _EITHER.items():
+            self._add_forms(name, ways)
         _close_maps(self.definitions)
 
     def of(self, shape: Shape, mode: JsonSchemaMode) -> dict[str, Any]:
@@ -73,10 +67,47 @@ class Schemas:
         self.definitions[schema["title"]] = schema
         return {"$ref": _REFERENCE.format(model=schema["title"])}
 
+    def leave_out_defaults(self, reference: Mapping[str, Any]) -> None:
+        """Remove the defaults from the schema of a change: a field left out keeps its value."""
+        name = reference["$ref"].rpartition("/")[2]
+        fields = self.definitions[name]["properties"]
+        bare = {field: _without(schema, "default") for field, schema in fields.items()}
+        self.definitions[name] = {**self.definitions[name], "properties": bare}
+
+    def _add_forms(self, name: str, ways: Mapping[str, tuple[str, ...]]) -> None:
+        """Define each form as a complete schema, which client generators need."""
+        whole = self.definitions[name]
+        for title, needed in ways.items():
+            self.definitions[title] = {
+                **whole,
+                "title": title,
+                "properties": {
+                    field: _needed(schema) if field in needed else schema
+                    for field, schema in whole["properties"].items()
+                },
+                "required": [*whole.get("required", []), *needed],
+            }
+        references = [{"$ref": _REFERENCE.format(model=title)} for title in ways]
+        self.definitions[name] = {
+            "title": name,
+            "description": whole["description"],
+            "anyOf": references,
+        }
+
     def leave_out(self, unused: set[str]) -> None:
         """Remove schemas that nothing refers to any more."""
         for name in unused:
             self.definitions.pop(name, None)
+
+
+def _without(schema: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in schema.items() if key not in keys}
+
+
+def _needed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of a nullable field without null."""
+    [choice] = [choice for choice in schema["anyOf"] if choice != {"type": "null"}]
+    return {**_without(schema, "anyOf", "default"), **choice}
 
 
 def _close_maps(schema: Any) -> None:

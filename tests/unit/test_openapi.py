@@ -13,6 +13,7 @@ from service.http.openapi_text import EXAMPLES
 from service.http.route import Media, Route
 from service.http.routes import ROUTES, openapi
 from service.http.scope import Scope
+from service.job_spec import JobSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,6 +162,55 @@ def test_fields_of_the_path_are_not_asked_for_in_the_body() -> None:
         assert not {
             name for name in schema["properties"] if name.endswith("_id") and name in schema["required"]
         }
+
+
+def _schema(name: str) -> jsonschema_rs.Draft202012Validator:
+    whole = {"$ref": f"#/components/schemas/{name}", "components": DOCUMENT["components"]}
+    return jsonschema_rs.Draft202012Validator(whole)
+
+
+def test_a_field_that_a_change_leaves_out_has_no_default() -> None:
+    """Or clients that are made of the document send it, and set anew what nobody wanted to change."""
+    changes = [operation for method, _, operation in OPERATIONS if method == "patch"]
+    assert len(changes) == 3
+    for operation in changes:
+        reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        schema = DOCUMENT["components"]["schemas"][reference.rpartition("/")[2]]
+        assert not [name for name, field in schema["properties"].items() if "default" in field]
+    assert DOCUMENT["components"]["schemas"]["CreateTask"]["properties"]["status"]["default"] == "new"
+
+
+def test_of_several_ways_to_send_a_command_each_is_a_whole_schema() -> None:
+    """Clients that are made of the document know either properties, or choices beside them."""
+    for item in _everywhere(DOCUMENT):
+        assert "anyOf" not in item or "properties" not in item
+    for name, fitting, not_fitting in (
+        ("SetBudget", {"daily_tokens": 5}, {}),
+        ("SetBudget", {"daily_tokens": None, "agent_limits": {"ada": 5}}, {"daily_tokens": None}),
+        ("RecordUsage", {"agent": "ada", "tokens": 5, "model": "m"}, {"tokens": 5}),
+        (
+            "RecordUsage",
+            {"agent": "ada", "input_tokens": 5, "output_tokens": 5},
+            {"agent": "ada", "input_tokens": 5, "output_tokens": None},
+        ),
+    ):
+        assert _schema(name).is_valid(fitting)
+        assert not _schema(name).is_valid(not_fitting)
+        assert not _schema(name).is_valid({**fitting, "other": 5})
+
+
+@pytest.mark.parametrize(
+    ("every", "fits"),
+    [(0.1, True), (2, True), ("5m", True), ("1.5 h", True), (0.05, False), ("5 w", False)],
+)
+def test_an_interval_is_said_to_be_seconds_or_text_and_how_long(every: object, fits: bool) -> None:
+    assert _schema("JobSpec").is_valid({"task": "status_update", "every": every}) == fits
+    assert _fits(JobSpec, {"task": "status_update", "every": every}) == fits
+
+
+def test_no_keyword_of_a_schema_is_one_of_pythons() -> None:
+    strange = {"ge", "le", "gt", "lt", "min_length", "max_length", "multiple_of"}
+    assert not [item for item in _everywhere(DOCUMENT) if strange & item.keys()]
 
 
 @pytest.mark.parametrize("route", WITH_BODY, ids=_name)
