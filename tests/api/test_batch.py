@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import pytest
 from aiohttp import web
 
 from service.http import chunks
+from service.http.problems import Problem
 from service.http.routes import ROUTES
 from service.http.v1 import batch
 from service.values import MAX_NAME_CHARACTERS
@@ -145,6 +147,23 @@ async def _is_answered(service: Service) -> bool:
     async with service.api.session.get("/metrics") as response:
         shown = await response.text()
     return 'squad_http_requests_total{route="/api/v1/batch",status="200"} 1.0' in shown
+
+
+def _raised() -> list[Problem]:
+    return [item for item in gc.get_objects() if isinstance(item, Problem) and item.__traceback__]
+
+
+async def test_of_those_that_are_wrong_nothing_stays_in_memory(api: Api) -> None:
+    """An exception and what holds it are a circle, in which the whole body stays."""
+    gc.collect()
+    gc.disable()
+    try:
+        results = await _batch(api, _write("POST", "nowhere"), _write("POST", "messages"), _message("m"))
+        assert [result["status"] for result in results] == [404, 422, 201]
+        (await api.post("messages", from_agent="ada")).expect(422)
+        await eventually(lambda: not _raised())
+    finally:
+        gc.enable()
 
 
 async def test_one_that_is_refused_or_wrong_does_not_stop_the_rest(api: Api) -> None:

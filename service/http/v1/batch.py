@@ -30,14 +30,12 @@ from service.http.reply import Reply
 from service.http.route import Route, as_problem
 from service.http.scope import Scope, require
 from service.http.submitting import carry_out_all, request_for
-from service.requests import Fingerprints, Request
+from service.requests import Answer, Fingerprints, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from aiohttp import web
-
-    from service.requests import Answer
 
 MAX_COMMANDS = 1_000
 MAX_PATH_CHARACTERS = 2_000
@@ -180,6 +178,16 @@ async def _answer(
     return Reply(200, b"".join(made))
 
 
+def _invalid(error: Exception) -> Answer:
+    """Return the answer to an invalid command, stored instead of the exception.
+
+    The exception's traceback references the handler's frame. Together they would form a cycle, which keeps
+    the whole body in memory until garbage is collected.
+    """
+    problem = as_problem(error)
+    return Answer(problem.status, problem.body)
+
+
 def _pieces(results: Sequence[Answer | Problem]) -> Iterator[bytes]:
     before = b'{"results":['
     for result in results:
@@ -231,14 +239,14 @@ def route_for(routes: Iterable[Route]) -> Route:
             await _refuse_another_body(services, {key: Fingerprints(fingerprints[0].bare), **by_key})
         requests: list[Request] = []
         # Commands that did not get as far as the writer, by index.
-        refused: dict[int, Problem] = {}
+        refused: dict[int, Answer] = {}
         for place, (command, own_key, own) in enumerate(
             zip(batch.commands, keys, fingerprints, strict=True)
         ):
             try:
                 requests.append(asked(services, command, own_key, key, own, len(body) // count))
             except Exception as error:  # noqa: BLE001 - one that fails does not stop the rest
-                refused[place] = as_problem(error)
+                refused[place] = _invalid(error)
         done = iter(await carry_out_all(services, requests))
         results = [refused.get(place) or next(done) for place in range(count)]
         return await _answer(services, request, results)
