@@ -55,6 +55,7 @@ def shown(what: str, *, quiet: bool = False) -> Iterator[Tell]:
         task = bar.add_task(what, total=None, visible=False)
 
         def tell(position: int, goal: int | None) -> None:
+            goal = _not_behind(goal, position)
             bar.update(task, completed=position, total=goal, visible=True)
 
         yield tell
@@ -70,6 +71,7 @@ class _Lines:
         if now - self._last_line_at < LINE_SECONDS:
             return
         self._last_line_at = now
+        goal = _not_behind(goal, position)
         speed = position / (now - self._began)
         left = f", {(goal - position) / speed:,.0f} s left" if goal is not None and speed else ""
         click.echo(f"{self._what}: {_count(position, goal)}, {speed:,.0f} events/s{left}", err=True)
@@ -77,3 +79,8 @@ class _Lines:
 
 def _count(position: int, goal: int | None) -> str:
     return f"{position:,} events" if goal is None else f"{position:,} of {goal:,} events"
+
+
+def _not_behind(goal: int | None, position: int) -> int | None:
+    """The goal, of a log that may have grown since it was set."""
+    return None if goal is None else max(goal, position)

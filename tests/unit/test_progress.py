@@ -38,6 +38,15 @@ class TestWithoutATerminal:
             tell(2_000, None)
         assert capsys.readouterr().err == "importing: 2,000 events, 500 events/s\n"
 
+    def test_a_log_that_has_grown_meanwhile_is_at_its_end(
+        self, clock: list[float], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with progress.shown("exporting") as tell:
+            clock.append(104.0)
+            tell(4_010, 4_000)
+        shown = capsys.readouterr().err
+        assert shown == "exporting: 4,010 of 4,010 events, 1,002 events/s, 0 s left\n"
+
     def test_who_wants_quiet_gets_it(self, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
         with progress.shown("verifying", quiet=True) as tell:
             clock.append(104.0)
@@ -65,7 +74,7 @@ class TestOnATerminal:
     ) -> None:
         with progress.shown("replaying") as tell:
             tell(1_000, 9_000)
-            tell(9_000, 9_000)
+            tell(9_000, 8_990)
         printed = capsys.readouterr()
         assert printed.out == ""
         for part in ("replaying", "9,000 of 9,000 events", "events/s"):
