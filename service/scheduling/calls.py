@@ -94,6 +94,8 @@ class AgentClient:
                 return read_answer(response.status, answer)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             reason = f"the call to {target} failed: {_cause_of(error)}"
+            # The response references the error, whose traceback would keep this frame, and so the response.
+            error.__traceback__ = None
             return Reply(ok=False, reason=storable(reason), body=None, tokens_used=None)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from time import time
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +20,7 @@ from tests.support.agents import (
     hangs_up,
     is_signed,
     running_agents,
+    stops_short,
 )
 from tests.support.wait import eventually
 
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from service.scheduling.calls import Reply
-    from tests.support.agents import Agents
+    from tests.support.agents import Agents, Behaviour
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 MESSAGE_ID = "019f0000-0000-7000-8000-000000000001"
@@ -162,6 +165,22 @@ async def test_a_reset_connection_is_an_answer_too(agents: Agents, client: Agent
     reply = await call(client)
     assert not reply.ok
     assert "/work failed" in (reply.reason or "")
+
+
+@pytest.mark.parametrize("behaviour", [hangs_up(), stops_short()], ids=["none", "half of one"])
+async def test_of_an_answer_that_broke_off_nothing_stays_in_memory(
+    agents: Agents, client: AgentClient, behaviour: Behaviour
+) -> None:
+    """An answer that holds the exception, which holds the call, is a circle."""
+    agents.on("/work", behaviour)
+    gc.collect()
+    gc.disable()
+    try:
+        assert not (await call(client)).ok
+        frames = [item for item in gc.get_objects() if isinstance(item, FrameType)]
+        assert not [frame for frame in frames if frame.f_code is AgentClient.call.__code__]
+    finally:
+        gc.enable()
 
 
 async def test_so_is_an_agent_that_is_not_there(client: AgentClient) -> None:

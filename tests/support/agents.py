@@ -151,6 +151,20 @@ def hangs_up() -> Behaviour:
     return behave
 
 
+def stops_short() -> Behaviour:
+    """Half an answer, behind which the connection is closed."""
+
+    async def behave(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "1000"})
+        await response.prepare(request)
+        await response.write(b" " * 500)
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    return behave
+
+
 def is_signed(call: Call, secret: str) -> bool:
     """Whether a call has the signature that the Standard Webhooks specification prescribes."""
     key = base64.b64decode(secret.removeprefix("whsec_"))
