@@ -72,7 +72,7 @@ def _denial(state: State, caller: Caller, command: do.AnyCommand) -> _Denial | N
         case "operator":
             return None
         case "auditor":
-            return _Denial("not_allowed", "an auditor's key may only read")
+            return _Denial("not_allowed", "an auditor's key can only read")
         case "agent":
             assert caller.agent
             return _denial_of_agent(state, caller.agent, command)
@@ -82,7 +82,7 @@ def _denial_of_agent(state: State, agent: str, command: do.AnyCommand) -> _Denia
     # A table, not `match`: class patterns are slow for pydantic models, and every command passes here.
     whose = _BY_AGENTS.get(type(command))
     if whose is None:
-        return _Denial("not_allowed", "this needs an operator's key")
+        return _Denial("not_allowed", "this requires an operator's key")
     return whose(state, agent, command)
 
 
