@@ -298,7 +298,8 @@ class TestBatches:
             commands = self._commands(**changes)
             (await service.api.post("batch", key(name), commands=commands)).expect(200)
             async with connected(service.dsn) as connection:
-                rows = await lookup.read_streams(connection, [f"request-{name}/{n}" for n in range(3)])
+                streams = [f"request-{name}", *(f"request-batch:{n} {name}" for n in range(3))]
+                rows = await lookup.read_streams(connection, streams)
             return {json.loads(row.data)["fingerprint"] for row in rows}
 
         one = await kept("one", gmail_message_id="g-1")

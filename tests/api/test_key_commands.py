@@ -175,7 +175,7 @@ async def test_a_service_is_served_to_everybody_where_somebody_says_so(
     process.terminate()
     ended = await end(process)
     assert ended.code == 0
-    assert "whoever can reach 0.0.0.0 may do everything" in ended.errors
+    assert "anyone who can reach 0.0.0.0 may do everything" in ended.errors
 
 
 async def test_keys_that_are_made_at_once_are_all_there(database: str, tmp_path: Path) -> None:

@@ -100,7 +100,9 @@ async def test_it_goes_on_where_what_it_asked_for_was_not_carried_out(
     assert len({request.correlation_id for request in pen.asked}) == len(pen.asked)
     # That the service stops is said already.
     told = {record.getMessage() for record in caplog.records}
-    assert told == (set() if fails is Stopping else {"time could not be kept for the moment: Unavailable"})
+    assert told == (
+        set() if fails is Stopping else {"what is due could not be recorded for now: Unavailable"}
+    )
 
 
 async def test_nothing_is_asked_of_a_writer_that_is_not_ready() -> None:
