@@ -48,6 +48,7 @@ EMAILS = Table[str, EmailRow](
         "bigint",
         "bigint",
     ),
+    large_columns=("subject", "payload"),
 )
 
 emails = Projection("emails", (EMAILS,))

@@ -177,7 +177,7 @@ class PageFolder:
         for table, keys in wanted.items():
             cache = self._caches[table.name]
             for row in await storage.load(connection, table, list(keys)):
-                cache[table.key_of(row)] = row
+                cache.add(table, row)
 
     def keep(self, folded: FoldedPage) -> None:
         """Cache what a page changed for the next one."""
@@ -186,8 +186,7 @@ class PageFolder:
             self._evicted |= evicted
             self._handling.clear()
         for cache in self._caches.values():
-            if not cache.is_lasting:
-                cache.clear()
+            cache.end_page()
 
     def _by_kind(self, members: Sequence[Projection]) -> Mapping[type[Event], _Handling]:
         """Return how these projections handle each kind of event: computed once, not for every event."""

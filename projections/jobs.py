@@ -85,6 +85,7 @@ JOBS = Table[str, JobRow](
         "timestamptz",
         "bigint",
     ),
+    large_columns=("resources",),
 )
 jobs = Projection("jobs", (JOBS, RUNS), fold_version=2)
 

@@ -79,6 +79,7 @@ OPERATIONS = Table[str, OperationRow](
         "bigint",
         "bigint",
     ),
+    large_columns=("resources",),
 )
 CONFLICTS = Table[str, ConflictRow](
     "conflicts",

@@ -51,6 +51,8 @@ class Table(Generic[K, R]):
     key: tuple[str, ...]
     types: tuple[str, ...]
     """The Postgres type of each column, in the order of the row's fields."""
+    large_columns: tuple[str, ...] = ()
+    """Columns that clients can fill with large values, of a table whose rows handlers read."""
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ from collections import OrderedDict
 from itertools import chain
 from typing import TYPE_CHECKING, Any, LiteralString
 
+import orjson
+
 from projections import storage
 
 if TYPE_CHECKING:
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 CACHED_ROWS = 20_000
 """How many rows of each table stay cached between pages; the hot ones are few."""
 
+MAX_ROW_CHARACTERS = 2_000
+"""How many characters a cached row may have in its large columns. Thousands of rows as large as a request
+body would take gigabytes, and reading a large row again costs little beside writing it."""
+
 
 class RowCache(OrderedDict[Any, Any]):
     """A cache of one table's rows, all of which are in the database as well."""
@@ -26,6 +32,39 @@ class RowCache(OrderedDict[Any, Any]):
 
     If not, a page has only the rows that were fetched for it. This suits messages: most rows are messages,
     and nothing reads one again until somebody is forgotten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._large: list[Any] = []
+
+    def add(self, table: Table[Any, Any], row: Any) -> None:
+        """Add a row that was fetched for the page."""
+        key = table.key_of(row)
+        self[key] = row
+        if table.large_columns and _is_large(table, row):
+            self._large.append(key)
+
+    def end_page(self) -> None:
+        """End the page: evict what must not stay."""
+        if not self.is_lasting:
+            self.clear()
+        for key in self._large:
+            self.pop(key, None)
+        self._large.clear()
+
+    def keep(self, table: Table[Any, Any], rows: Mapping[Any, Any]) -> bool:
+        """Cache rows that the page wrote. Return False if any rows, these or others, are not kept."""
+        large = [key for key, row in rows.items() if _is_large(table, row)] if table.large_columns else ()
+        self.update(rows)
+        self._large += large
+        too_many = len(self) - CACHED_ROWS
+        # The order in which rows were written only matters when some have to be evicted soon.
+        if too_many > -CACHED_ROWS // 2:
+            for key in rows:
+                self.move_to_end(key)
+        for _ in range(too_many):
+            self.popitem(last=False)
+        return too_many <= 0 and not large
 
 
 class PageRows:
@@ -44,18 +83,18 @@ class PageRows:
         return self._cache.get(key) if self._cache else None
 
     def keep(self) -> bool:
-        """Cache what the page changed for the next one. Return False if other rows were evicted for it."""
+        """Cache what the page changed for the next one. Return False if any rows were not kept."""
         if self._cache is None or not self._cache.is_lasting:
             return True
-        self._cache.update(self.changed)
-        too_many = len(self._cache) - CACHED_ROWS
-        # The order in which rows were written only matters when some have to be evicted soon.
-        if too_many > -CACHED_ROWS // 2:
-            for key in self.changed:
-                self._cache.move_to_end(key)
-        for _ in range(too_many):
-            self._cache.popitem(last=False)
-        return too_many <= 0
+        return self._cache.keep(self.table, self.changed)
+
+
+def _is_large(table: Table[Any, Any], row: Any) -> bool:
+    size = 0
+    for column in table.large_columns:
+        if (value := getattr(row, column)) is not None:
+            size += len(value if isinstance(value, str) else orjson.dumps(value))
+    return size > MAX_ROW_CHARACTERS
 
 
 class FoldedPage(dict["Table[Any, Any]", PageRows]):

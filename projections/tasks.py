@@ -46,6 +46,7 @@ TASKS = Table[str, TaskRow](
         "bigint",
         "bigint",
     ),
+    large_columns=("title", "description", "deliverable_url"),
 )
 
 tasks = Projection("tasks", (TASKS,))

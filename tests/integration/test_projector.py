@@ -18,6 +18,7 @@ from eventstore.listener import Hints
 from projections import PROJECTIONS, projector, row_cache
 from projections.messages import messages
 from projections.projector import Projector
+from service import commands as do
 from tests.support.log import LogWriter, joined, new_id, said
 from tests.support.parts import connected, message, running, running_listener, running_writer, submit
 from tests.support.random_history import RandomHistory
@@ -107,16 +108,43 @@ async def test_a_log_that_was_there_before_is_folded_page_by_page(
     assert await assert_tables_equal_fold(database) > 100
 
 
+@pytest.mark.parametrize(("bound", "most"), [("CACHED_ROWS", 2), ("MAX_ROW_CHARACTERS", 0)])
 async def test_rows_that_left_the_cache_are_read_again(
-    database: str, monkeypatch: pytest.MonkeyPatch
+    database: str, monkeypatch: pytest.MonkeyPatch, bound: str, most: int
 ) -> None:
-    monkeypatch.setattr(row_cache, "CACHED_ROWS", 2)
+    monkeypatch.setattr(row_cache, bound, most)
     async with running_writer(database) as writer:
         await RandomHistory(seed=3).live(writer, 300)
     monkeypatch.setattr(log, "PAGE_EVENTS", 5)
     async with running(Projector(database, "squad", Hints()).run()):
         await eventually(partial(projected_to_head, database))
     assert await assert_tables_equal_fold(database) > 100
+
+
+async def test_however_large_rows_are_little_of_them_stays_in_memory(database: str) -> None:
+    projector = Projector(database, "squad", Hints())
+
+    def kept() -> set[Any]:
+        return set(projector._folder._caches["email_logs"])
+
+    async with running_writer(database) as writer, running(projector.run()):
+        logged = [
+            await submit(
+                writer,
+                do.LogEmail(
+                    gmail_message_id=f"m{size}", from_email="a@b.test", payload={"text": "x" * size}
+                ),
+            )
+            for size in (100, 100_000)
+        ]
+        small, large = (outcome.reply["id"] for outcome in logged)
+        await eventually(partial(projected_to_head, database))
+        assert kept() == {small}
+        for email in (large, small):
+            await submit(writer, do.UpdateEmail(email_id=email, status="archived"))
+        await eventually(partial(projected_to_head, database))
+        assert kept() == {small}
+    assert await assert_tables_equal_fold(database) > 2
 
 
 async def test_it_looks_by_itself_where_no_hint_comes(database: str, connection: Connection) -> None:

@@ -81,15 +81,16 @@ async def test_tables_that_were_emptied_are_filled(database: str, connection: Co
     assert sum(replaced.written for replaced in rebuilt.tables) == await assert_tables_equal_fold(database)
 
 
-@pytest.mark.parametrize("most", [1, 3])
+@pytest.mark.parametrize(("most", "largest"), [(1, 2_000), (3, 2_000), (3, 0)])
 async def test_rows_that_are_not_at_hand_any_more_are_fetched(
-    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, most: int
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, most: int, largest: int
 ) -> None:
     """Also those that the page before has changed, and that are on their way to the database still. Nobody
     asks for what the page itself makes."""
     await fill_all_tables(database, seed=9)
     await connection.execute(f"TRUNCATE {', '.join(table.name for table in TABLES)}".encode())
     monkeypatch.setattr(row_cache, "CACHED_ROWS", most)
+    monkeypatch.setattr(row_cache, "MAX_ROW_CHARACTERS", largest)
     monkeypatch.setattr(pages.scan, "__defaults__", (7,))
     asked, fetched = Counter[str](), Counter[str]()
     load = storage.load
