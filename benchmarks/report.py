@@ -84,7 +84,7 @@ def _ratio(benchmark: Benchmark, name: str, other: str, score: Score) -> str:
     if name == other:
         return "1"
     aim = benchmark.aims.get((name, other))
-    return _shown(score.ratios[other]) + ("" if aim is None else f", aim {_number(aim)}")
+    return _shown(score.ratios[other]) + ("" if aim is None else f", target {_number(aim)}")
 
 
 def _shown(spread: Spread) -> str:
