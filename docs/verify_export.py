@@ -1,4 +1,4 @@
-"""Checks a file of `squad export` with nothing but Python: python verify_export.py FILE."""
+"""Check a file of `squad export` with nothing but Python: python verify_export.py FILE."""
 
 import gzip
 import hashlib
@@ -6,13 +6,13 @@ import json
 import sys
 from datetime import datetime, timedelta, timezone
 
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)  # noqa: UP017 - older Pythons can run this too
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)  # noqa: UP017 - also runs on older Pythons
 STEP = timedelta(microseconds=1)
 FIELDS = "position id stream version type schema_version actor caused_by correlation_id idempotency_key"
 
 
 def check(name, number=1):
-    """Goes from line to line; ends at the first one that does not fit, and says which it is."""
+    """Check line by line; exit at the first invalid one, and say which it is."""
     try:
         lines = gzip.open(name) if name.endswith(".gz") else open(name, "rb")
         header = json.loads(next(lines))
@@ -28,16 +28,16 @@ def check(name, number=1):
                 versions[stream] = version = versions.get(stream, 0) + 1
                 is_empty = "" in (line["caused_by"], line["idempotency_key"])  # and hashed like null
                 if is_empty or (line["position"], line["hash"]) != (position, previous.hex()):
-                    sys.exit(f"line {number}: position {position} is missing, or not what was hashed")
+                    sys.exit(f"line {number}: position {position} is missing, or does not match its hash")
                 if line["version"] != version and header["after"] == 0:
                     sys.exit(f"line {number}: position {position} is not version {version} of {stream}")
             elif line["kind"] == "end" and (line["position"], line["hash"]) == (position, previous.hex()):
                 return f"{position - header['after']} events hold, up to {position}: {previous.hex()}"
     except OSError as error:
         sys.exit(f"{name} cannot be read: {error}")
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is no export
-        sys.exit(f"line {number} of {name} is not that of an export: {type(error).__name__}")
-    sys.exit("the last line is missing, or does not fit to the one before")
+    except Exception as error:  # noqa: BLE001 - the file is not an export
+        sys.exit(f"line {number} of {name} is not a line of an export: {type(error).__name__}")
+    sys.exit("the last line is missing, or does not match the one before")
 
 
 if len(sys.argv) != 2:

@@ -233,7 +233,7 @@ async def by_stream(connection: Connection) -> Check:
     found = _Findings("streams")
     if row := await _first_of(connection, _BY_STREAM):
         position, stream, version, due, faults = row
-        found.add(position, f"is version {version} of {stream!r}, where {due} is due", faults)
+        found.add(position, f"is version {version} of {stream!r}, expected {due}", faults)
     return found.check("the versions of each start at 1, none is missing")
 
 

@@ -121,7 +121,7 @@ async def test_a_change_of_any_column_of_one_event_is_found_at_its_position(
     assert fault.faults == (2 if column.startswith("hash") else 1)
     assert await first_bad_position_by_sql(connection) == 6
     code, words = verdict_in_plain_python(await _export(connection, tmp_path))
-    assert (code, words) == (1, "line 7: position 6 is missing, or not what was hashed\n")
+    assert (code, words) == (1, "line 7: position 6 is missing, or does not match its hash\n")
 
 
 async def test_a_removed_event_is_found_at_its_position(connection: Connection, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ async def test_a_removed_event_is_found_at_its_position(connection: Connection, 
     assert faults.keys() == {"positions", "streams"}
     assert await first_bad_position_by_sql(connection) == 6
     code, words = verdict_in_plain_python(await _export(connection, tmp_path))
-    assert (code, words) == (1, "line 7: position 6 is missing, or not what was hashed\n")
+    assert (code, words) == (1, "line 7: position 6 is missing, or does not match its hash\n")
 
 
 async def test_several_removed_events_are_found_at_the_first_one(connection: Connection) -> None:
@@ -151,7 +151,7 @@ async def test_a_removed_first_event_is_found(connection: Connection, tmp_path: 
     assert (await _faults(connection))["positions"].position == 1
     assert await first_bad_position_by_sql(connection) == 1
     code, words = verdict_in_plain_python(await _export(connection, tmp_path))
-    assert (code, words) == (1, "line 2: position 1 is missing, or not what was hashed\n")
+    assert (code, words) == (1, "line 2: position 1 is missing, or does not match its hash\n")
 
 
 async def test_two_swapped_events_are_found_at_the_first_one(
@@ -170,7 +170,7 @@ async def test_two_swapped_events_are_found_at_the_first_one(
     assert faults["streams"].position == 5
     assert await first_bad_position_by_sql(connection) == 4
     code, words = verdict_in_plain_python(await _export(connection, tmp_path))
-    assert (code, words) == (1, "line 5: position 4 is missing, or not what was hashed\n")
+    assert (code, words) == (1, "line 5: position 4 is missing, or does not match its hash\n")
 
 
 async def test_a_version_that_was_changed_is_found_even_if_all_was_hashed_anew(
@@ -183,7 +183,7 @@ async def test_a_version_that_was_changed_is_found_even_if_all_was_hashed_anew(
     assert faults.keys() == {"streams"}
     assert faults["streams"].position == 7
     assert faults["streams"].says.startswith("is version 3 of 'message-")
-    assert faults["streams"].says.endswith("', where 2 is due")
+    assert faults["streams"].says.endswith("', expected 2")
     code, words = verdict_in_plain_python(await _export(connection, tmp_path))
     assert code == 1
     assert words.startswith("line 8: position 7 is not version 2 of message-")
