@@ -42,7 +42,7 @@ class Options:
 
 
 def main() -> int:
-    """Runs the demo. The exit code is 1 if it failed, or made fewer drafts than requested."""
+    """Run the demo. The exit code is 1 if it failed, or made fewer drafts than requested."""
     options = _options()
     folder = Path(tempfile.mkdtemp(prefix="squad-demo-"))
     try:
@@ -88,7 +88,7 @@ def _positive(text: str) -> float:
 
 
 async def _demo(options: Options, folder: Path) -> int:
-    """Runs the demo until it is done or a signal stops it."""
+    """Run the demo until it is done or a signal stops it."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -138,7 +138,7 @@ async def _watch(
     wanted: int | None,
     seconds: float | None,
 ) -> None:
-    """Reports what happens, until there are as many drafts as requested or time is up."""
+    """Report what happens, until there are as many drafts as requested or time is up."""
     tasks = {
         asyncio.create_task(_supervise(setting)),
         asyncio.create_task(_narrate(setting, http, narrator, wanted)),
@@ -154,7 +154,7 @@ async def _watch(
 
 
 async def _supervise(setting: Environment) -> None:
-    """Delivers the remaining letters one by one, and checks that all processes are still running."""
+    """Deliver the remaining letters one by one, and check that all processes are still running."""
     letters = list(setting.letters_left)
     while True:
         for child in setting.children:

@@ -67,7 +67,7 @@ class Environment:
 async def set_up(
     stack: ExitStack, http: aiohttp.ClientSession, folder: Path, *, with_keys: bool = False
 ) -> Environment:
-    """Starts everything and waits until it is ready. The stack stops the processes in reverse order.
+    """Start everything and wait until it is ready. The stack stops the processes in reverse order.
 
     Args:
         stack: owns the processes.

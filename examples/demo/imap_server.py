@@ -92,7 +92,7 @@ class ImapServer:
         return await asyncio.to_thread(self._try_to_open)
 
     def deliver(self, letters: Iterable[bytes]) -> None:
-        """Puts letters into the mailbox.
+        """Put letters into the mailbox.
 
         Raises:
             DemoFailed: the server does not accept them.

@@ -30,7 +30,7 @@ class Child:
     log: Path
 
     def check(self) -> None:
-        """Checks that the process is still running.
+        """Check that the process is still running.
 
         Raises:
             DemoFailed: it has exited. The message has the end of its log.
@@ -45,7 +45,7 @@ class Child:
 def running(
     name: str, command: Sequence[str], log: Path, *, cwd: Path, environment: Mapping[str, str]
 ) -> Iterator[Child]:
-    """Runs a process for as long as the context lasts.
+    """Run a process for as long as the context lasts.
 
     Args:
         name: its name in messages.
@@ -82,7 +82,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on this machine that are currently free."""
+    """Return ports on this machine that are currently free."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for item in sockets:

@@ -14,7 +14,7 @@ from examples.email_agent.settings import Settings, SettingsError, is_loopback, 
 
 
 def main() -> int:
-    """Runs until SIGINT or SIGTERM. An error is printed in one line, with a non-zero exit code."""
+    """Run until SIGINT or SIGTERM. An error is printed in one line, with a non-zero exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s")
     try:
         settings = read()

@@ -50,7 +50,7 @@ class Agent:
         self._fences: OrderedDict[str, int] = OrderedDict()
 
     def check_fencing_token(self, email_id: str, fencing_token: int | None) -> None:
-        """Checks a call's fencing token, and remembers it as the newest one for its e-mail.
+        """Check a call's fencing token, and remember it as the newest one for its e-mail.
 
         Raises:
             StaleCall: a newer claim on the same e-mail has been seen.
@@ -66,7 +66,7 @@ class Agent:
             self._fences.popitem(last=False)
 
     async def poll(self) -> Report:
-        """Logs new mail. The bookmark moves only when all of it is in the log.
+        """Log new mail. The bookmark moves only when all of it is in the log.
 
         Raises:
             MailboxError: the mailbox cannot be read.
@@ -81,7 +81,7 @@ class Agent:
         return {"found": len(page.messages), **counts, "more": page.more, "tokens_used": 0}
 
     async def classify(self, email_id: str) -> Report:
-        """Gives an e-mail a category, by the language model if one is set, otherwise by the rules.
+        """Give an e-mail a category, by the language model if one is set, otherwise by the rules.
 
         Raises:
             SquadError: the orchestrator cannot be reached, or does not know the e-mail.
@@ -120,7 +120,7 @@ class Agent:
         }
 
     async def respond(self, email_id: str) -> Report:
-        """Drafts an answer to an e-mail, or archives it if it needs none. Nothing is sent.
+        """Draft an answer to an e-mail, or archive it if it needs none. Nothing is sent.
 
         Raises:
             SquadError: the orchestrator cannot be reached, or does not know the e-mail.
@@ -182,7 +182,7 @@ class Agent:
         return drafts.assemble(email.from_email, subject, payload, written, by), usage
 
     async def _save(self, email_id: str, draft: Draft) -> bool:
-        """Saves the draft in the mailbox. A failure is only logged: the e-mail log has the draft anyway."""
+        """Save the draft in the mailbox. A failure is only logged: the e-mail log has the draft anyway."""
         message_id = f"<draft-{email_id}@{self._settings.name}.invalid>"
         try:
             raw = draft.as_mime(message_id)

@@ -133,7 +133,7 @@ def _signed_with(secret: str | None) -> Middleware:
 
 @web.middleware
 async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turns errors into one line of JSON, with a status that says whether a retry may help."""
+    """Turn errors into one line of JSON, with a status that says whether a retry may help."""
     try:
         return await handler(request)
     except web.HTTPException as error:

@@ -25,7 +25,7 @@ class Deduplicator(Generic[T]):
         self._tasks: OrderedDict[Hashable, asyncio.Task[T]] = OrderedDict()
 
     async def once(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Does the work, unless it was done or is in progress under this key; returns its result."""
+        """Do the work, unless it was done or is in progress under this key; return its result."""
         task = self._tasks.get(key)
         if task is None or (task.done() and (task.cancelled() or task.exception())):
             task = self._tasks[key] = asyncio.create_task(work())

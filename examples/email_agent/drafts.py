@@ -108,7 +108,7 @@ def from_template(category: str, subject: str, text: str, signature: str) -> str
 def assemble(
     from_email: str, subject: str, payload: Mapping[str, Any], text: str, written_by: str
 ) -> Draft:
-    """Builds a draft from a text, with the subject, recipient and thread of the mail it answers."""
+    """Build a draft from a text, with the subject, recipient and thread of the mail it answers."""
     message_id = payload.get("message_id")
     references = [*payload.get("references", []), *([message_id] if message_id else [])]
     return Draft(

@@ -78,7 +78,7 @@ class Model:
         self._http = http
 
     async def classify(self, subject: str, text: str) -> tuple[Category, str, Usage]:
-        """Returns a category, the reason for it and the usage.
+        """Return a category, the reason for it and the usage.
 
         Raises:
             ModelError: the model gave no valid answer.
@@ -96,7 +96,7 @@ class Model:
         return classification.category, classification.reason[:200], usage
 
     async def draft(self, category: str, subject: str, text: str) -> tuple[str, Usage]:
-        """Returns the text of an answer and the usage.
+        """Return the text of an answer and the usage.
 
         Raises:
             ModelError: the model gave no valid answer.

@@ -72,7 +72,7 @@ class Page:
 
 
 def read_new(settings: Settings, bookmark: Bookmark | None) -> Page:
-    """Reads the messages after the bookmark; without a valid bookmark, the newest messages.
+    """Read the messages after the bookmark; without a valid bookmark, the newest messages.
 
     Raises:
         MailboxError: the mailbox cannot be read.
@@ -93,7 +93,7 @@ def read_new(settings: Settings, bookmark: Bookmark | None) -> Page:
 
 
 def save_draft(settings: Settings, raw: bytes, message_id: str) -> bool:
-    """Saves a draft in the drafts folder, unless it is there already; returns whether it was saved.
+    """Save a draft in the drafts folder, unless it is there already; return whether it was saved.
 
     Raises:
         MailboxError: there is no drafts folder, or the draft cannot be saved.

@@ -1,4 +1,4 @@
-"""Parses a mail into what the orchestrator stores of it. No mail, however broken, may raise an error.
+"""Parse a mail into what the orchestrator stores of it. No mail, however broken, may raise an error.
 
 Mail breaks every rule: headers in raw Latin-1, unknown charsets, base64 cut off in the middle, unterminated
 MIME trees. The standard library's parser is used in its older, lenient mode (`compat32`), because the newer
@@ -102,7 +102,7 @@ _POLICY = _TruncatedHeaders()
 
 
 def read(raw: bytes) -> Mail:
-    """Parses a mail, or as much of it as can be parsed."""
+    """Parse a mail, or as much of it as can be parsed."""
     header = raw.partition(b"\r\n\r\n")[0].partition(b"\n\n")[0]
     digest = hashlib.sha256(header).hexdigest()
     try:

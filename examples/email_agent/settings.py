@@ -107,7 +107,7 @@ def is_loopback(host: str) -> bool:
 
 
 def read() -> Settings:
-    """Reads the settings from the environment.
+    """Read the settings from the environment.
 
     Raises:
         SettingsError: a setting is wrong or missing.

@@ -31,7 +31,7 @@ def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
 
 
 def verify(secret: str, headers: Mapping[str, str], body: bytes, now: float) -> None:
-    """Checks that a call was signed with the secret, recently.
+    """Check that a call was signed with the secret, recently.
 
     Raises:
         BadSignature: it was not.

@@ -55,7 +55,7 @@ class Squad:
         self._written = 0
 
     async def log_email(self, fields: dict[str, Any]) -> bool:
-        """Logs an e-mail; returns False if it is already known.
+        """Log an e-mail; return False if it is already known.
 
         Raises:
             SquadError: it was not logged.
@@ -81,7 +81,7 @@ class Squad:
             raise SquadError(f"the orchestrator's answer for e-mail {email_id} is invalid") from error
 
     async def update_email(self, email_id: str, changes: dict[str, Any]) -> None:
-        """Changes fields of an e-mail.
+        """Change fields of an e-mail.
 
         Raises:
             SquadError: they were not changed, or it is unknown whether they were.

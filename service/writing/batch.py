@@ -208,7 +208,7 @@ def _keep_answer(
 def _mark_batch_key(
     recorder: Recorder, request: Request, outcome: Outcome, answers: dict[str, EarlierAnswer]
 ) -> None:
-    """Keeps the key of a batch itself, so that no other request can use it."""
+    """Keep the key of a batch itself, so that no other request can use it."""
     assert request.batch_key
     marked = EarlierAnswer(request.bare_fingerprint, Answer(200, {}))
     event = RequestAnswered(
