@@ -10,8 +10,9 @@ class EventStoreError(Exception):
     """The event store failed."""
 
     def __init__(self, detail: str = "") -> None:
-        summary = (type(self).__doc__ or "").strip().splitlines()[0]
-        super().__init__(f"{summary.rstrip('.')}: {detail}" if detail else summary)
+        summary = (type(self).__doc__ or "").strip().splitlines()[0].rstrip(".")
+        summary = summary[:1].lower() + summary[1:]
+        super().__init__(f"{summary}: {detail}" if detail else summary)
 
 
 class HeadMoved(EventStoreError):

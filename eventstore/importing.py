@@ -85,12 +85,12 @@ class ImportedLog:
         if header.after:
             self._refuse(f"the file begins after position {header.after}, an import needs the whole log")
         if header.hash != GENESIS_HASH.hex():
-            self._refuse("the hash before the first event has to be all zeros")
+            self._refuse("the hash before the first event must be all zeros")
         self._header = header
 
     def _key(self, key: KeyOf) -> StoredKey:
         if self.head.position:
-            self._refuse("keys have to come before the events")
+            self._refuse("keys must come before the events")
         secret = b64decode(key.key)
         self._secrets[key.id] = secret
         return StoredKey(key.id, key.subject, secret, self._moment(key.created_at))

@@ -195,7 +195,7 @@ class TestVerify:
         """A standby is one."""
         dsn = make_conninfo(history, options="-c default_transaction_read_only=on")
         complaint = (await _squad(command, "--dsn", dsn)).complaint()
-        assert complaint.startswith("The database accepts no writes: it is a standby, or ")
+        assert complaint.startswith("the database accepts no writes: it is a standby, or ")
         assert "--no-tables" in complaint
         lines = (await _squad("verify", "--no-tables", "--dsn", dsn)).lines()
         assert [line.split()[1] for line in lines] == CHECKS
@@ -407,7 +407,7 @@ class TestExportAndImport:
         )
         assert verdict_in_plain_python(tmp_path / "log")[1].startswith("line 5: position 4 ")
         ended = await _squad("import", "log", "--dsn", empty_database)
-        assert "Nothing was imported: line 5: its hash does not match" in ended.complaint()
+        assert "nothing was imported: line 5: its hash does not match" in ended.complaint()
 
     async def test_an_export_that_fails_leaves_what_was_there(self, history: str, tmp_path: Path) -> None:
         await _squad("export", "log", "--dsn", history)
@@ -428,7 +428,7 @@ class TestExportAndImport:
             await scribe.append(said("by nobody we know", agent="mallory"))
         await _squad("export", "log", "--dsn", history)
         complaint = (await _squad("import", "log", "--dsn", empty_database)).complaint()
-        assert complaint.startswith("Nothing was imported: line 14: the tables cannot apply it: ")
+        assert complaint.startswith("nothing was imported: line 14: the tables cannot apply it: ")
         assert "mallory" in complaint
         assert await assert_log_is_sound(empty_database) == []
         await assert_tables_equal_fold(empty_database)
@@ -449,7 +449,7 @@ class TestExportAndImport:
         assert sorted(each.code for each in ended) == [0, 1, 1]
         for each in ended:
             if each.code:
-                assert "Nothing was imported: " in each.complaint()
+                assert "nothing was imported: " in each.complaint()
         assert len(await assert_log_is_sound(empty_database)) == EVENTS
         await assert_tables_equal_fold(empty_database)
 
@@ -468,8 +468,8 @@ class TestExportAndImport:
         [
             (("import", "nothing"), "cannot read nothing: No such file or directory"),
             (("import", "."), "cannot read .: Is a directory"),
-            (("import", "empty"), "Nothing was imported: line 1: it is empty"),
-            (("import", "text"), "Nothing was imported: line 1: invalid JSON"),
+            (("import", "empty"), "nothing was imported: line 1: it is empty"),
+            (("import", "text"), "nothing was imported: line 1: invalid JSON"),
             (("import", "text.gz"), "cannot read text.gz: Not a gzipped file"),
             (("import", "half.gz"), "cannot read half.gz: Compressed file ended before"),
             (("export", "log"), "there is no squad in .squad"),

@@ -293,7 +293,7 @@ async def test_whatif_takes_every_rule(service: Service) -> None:
     )
     ended = await asyncio.to_thread(CliRunner().invoke, cli, ("whatif", *arguments, "--dsn", service.dsn))
     assert ended.exit_code == 0, ended.output
-    assert "1 % of " in ended.output
+    assert "1% of " in ended.output
     ended = await asyncio.to_thread(CliRunner().invoke, cli, ("whatif", "--dsn", service.dsn))
     assert ended.output == "Nothing would have been different, in 1 request.\n"
 
@@ -325,7 +325,7 @@ async def test_replay_of_a_log_from_newer_code_is_one_clear_line(service: Servic
         [stored] = await scribe.append(joined("ann"), type="from_the_future")
     ended = await squad(tmp_path, "replay", "--dsn", service.dsn)
     assert ended.complaint() == (
-        "The log holds an event that this version of the software does not know:"
+        "the log holds an event that this version of the software does not know:"
         f" from_the_future v1 at position {stored.position}"
     )
 
@@ -388,7 +388,7 @@ async def test_a_place_that_the_log_does_not_reach_is_told(service: Service, tmp
         ("2300-01-01T00:00:00Z", "2300-01-01T00:00:00+00:00 is in the future, it is"),
     ):
         ended = await squad(tmp_path, "state", "--at", at, "--dsn", service.dsn)
-        assert f"The log does not reach that far: {complaint}" in ended.complaint()
+        assert f"the log does not reach that far: {complaint}" in ended.complaint()
 
 
 async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
@@ -404,12 +404,12 @@ async def test_help_is_given_without_arguments(tmp_path: Path) -> None:
     [
         (
             ("events", "--dsn", NOWHERE),
-            "The database cannot be reached: connection failed: connection to server at",
+            "the database cannot be reached: connection failed: connection to server at",
         ),
         (("status", "--dsn", NOWHERE), "connection to server at"),
         (
             ("up", "--dsn", "host=a..b"),
-            "The database cannot be reached: a label of the host name is empty",
+            "the database cannot be reached: a label of the host name is empty",
         ),
         (("bench", "--seconds", "nan", "--dsn", NOWHERE), "'nan' is not a number of seconds"),
         (("bench", "--seconds", "1", "--dsn", NOWHERE), "1.0 is not in the range 2<=x<=300"),

@@ -136,7 +136,7 @@ async def test_a_reader_is_told_of_the_log_where_the_tables_are_sealed(
     assert (ended.code, ended.errors) == (1, "")
     [failed] = [line for line in ended.output.splitlines() if not line.startswith("holds")]
     assert failed == (
-        "FAILS  tables      they cannot be compared with the log: The database role lacks a privilege:"
+        "FAILS  tables      they cannot be compared with the log: the database role lacks a privilege:"
         " permission denied for table subject_keys"
     )
 

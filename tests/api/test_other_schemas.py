@@ -47,12 +47,12 @@ def test_a_schema_of_another_version_is_told_in_one_line(
         connection.execute(FIRST_SCHEMA.read_bytes())
         connection.execute("INSERT INTO schema_info (version) VALUES (1)")
         assert complaint() == (
-            "The database's schema is older than this version of the software: version 1, and"
+            "the database's schema is older than this version of the software: version 1, and"
             f" {SCHEMA_VERSION} is needed: start the service once, or have the owner run"
             " `squad schema apply`"
         )
         connection.execute("UPDATE schema_info SET version = 99")
         assert complaint() == (
-            "The database's schema is newer than this version of the software: version 99, this software"
+            "the database's schema is newer than this version of the software: version 99, this software"
             f" knows up to {SCHEMA_VERSION}"
         )

@@ -45,7 +45,7 @@ async def make_settings_the_roles_own(dsn: str, refusal: str) -> None:
 async def test_with_a_listener_dsn_all_works_and_goes_on_after_the_pooler_was_killed(database: str) -> None:
     async with pooler(database) as between:
         refusal = await refused_start(dsn=between.dsn, SQUAD_LISTEN_DSN=database)
-        assert "The connection goes through a pooler" in refusal
+        assert "the connection goes through a pooler" in refusal
         await make_settings_the_roles_own(database, refusal)
         # It hands out server connections that know nothing of it yet.
         between.kill()

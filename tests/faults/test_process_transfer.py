@@ -68,7 +68,7 @@ async def test_an_import_is_not_committed_before_the_last_line_was_there(
     ended = await squad(tmp_path, "import", "cut", "--dsn", new_squad)
     # How far it has got is told before, where that took long.
     assert ended.errors.splitlines()[-1].startswith(
-        "squad: Nothing was imported: the file is truncated: it has no end line after line"
+        "squad: nothing was imported: the file is truncated: it has no end line after line"
     )
     assert (ended.code, ended.output) == (1, "")
     async with connected(new_squad) as connection:
@@ -92,7 +92,7 @@ async def test_an_import_whose_server_goes_away_leaves_nothing(
             output, errors = await asyncio.wait_for(process.communicate(), 20)
             assert (process.returncode, output) == (1, b"")
             [complaint] = errors.splitlines()
-            assert complaint.startswith(b"squad: The database cannot be reached")
+            assert complaint.startswith(b"squad: the database cannot be reached")
             assert await log.head_position(connection) == 0
 
 

@@ -73,7 +73,7 @@ async def _refusal(connection: Connection, lines: Iterable[bytes]) -> str:
         await _imported(connection, lines)
     assert await log.head_position(connection) == 0
     assert await lock_is_free(connection)
-    return str(refused.value).removeprefix("Nothing was imported: ")
+    return str(refused.value).removeprefix("nothing was imported: ")
 
 
 async def _columns(connection: Connection) -> list[tuple[Any, ...]]:
@@ -279,7 +279,7 @@ class TestWhatIsRefused:
             ),
             (
                 'data = \'{"agent": "\\u0000"}\' WHERE position = 6',
-                "line 7: A stored event does not match its type",
+                "line 7: a stored event does not match its type",
             ),
         ],
     )
@@ -549,7 +549,7 @@ async def test_a_key_among_the_events_or_twice_is_refused(
     lines = await _exported(connection)
     key = next(line for line in lines if b'"kind":"key"' in line)
     async with connected(new_squad) as other:
-        assert "keys have to come before" in await _refusal(other, [*lines[:-1], key, lines[-1]])
+        assert "keys must come before" in await _refusal(other, [*lines[:-1], key, lines[-1]])
         assert "a key up to line" in await _refusal(other, [lines[0], key, *lines[1:]])
         assert await _readable(other) == []
         cursor = await other.execute("SELECT count(*) FROM subject_keys")

@@ -50,7 +50,7 @@ def refusal(file: Path, *keys: ed25519.Ed25519PublicKey) -> str:
         checkpoint.read(file, keys)
     text = str(refused.value)
     assert "\n" not in text
-    return text.removeprefix("A checkpoint or its key cannot be used: ").replace(str(file), "FILE")
+    return text.removeprefix("a checkpoint or its key cannot be used: ").replace(str(file), "FILE")
 
 
 def test_it_says_how_far_the_log_was(file: Path) -> None:

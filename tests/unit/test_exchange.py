@@ -78,7 +78,7 @@ def refusal(lines: Iterable[bytes]) -> str:
     """Why a file is refused."""
     with pytest.raises(ImportRefused) as refused:
         taken(lines)
-    return str(refused.value).removeprefix("Nothing was imported: ")
+    return str(refused.value).removeprefix("nothing was imported: ")
 
 
 def changed(number: int, **fields: Any) -> list[bytes]:
@@ -185,7 +185,7 @@ class TestWhatIsNotAWholeLog:
             (1, {"squad": "me"}, "line 1: squad: string should match pattern"),
             (1, {"squad": golden_log()[1].id}, "line 2: the header names another first event"),
             (1, {"after": 7}, "line 1: the file begins after position 7, an import needs the whole log"),
-            (1, {"hash": "1" * 64}, "line 1: the hash before the first event has to be all zeros"),
+            (1, {"hash": "1" * 64}, "line 1: the hash before the first event must be all zeros"),
             (1, {"kind": "event"}, "line 1: position: field required"),
             (2, {"kind": "header"}, "line 2: format: field required"),
             (3, {"kind": "secret"}, "line 3: input tag 'secret' found using 'kind' does not match"),
@@ -232,12 +232,12 @@ class TestWhatIsNotAWholeLog:
             (
                 2,
                 {"type": "from_the_future"},
-                "line 4: The log holds an event that this version of the softw",
+                "line 4: the log holds an event that this version of the softw",
             ),
             (
                 2,
                 {"schema_version": 9},
-                "line 4: The log holds an event that this version of the software doe",
+                "line 4: the log holds an event that this version of the software doe",
             ),
             (
                 1,
@@ -247,12 +247,12 @@ class TestWhatIsNotAWholeLog:
             (
                 2,
                 {"data": "[]"},
-                "line 4: A stored event does not match its type and schema ver",
+                "line 4: a stored event does not match its type and schema ver",
             ),
             (
                 2,
                 {"data": "{"},
-                "line 4: A stored event does not match its type and schema ver",
+                "line 4: a stored event does not match its type and schema ver",
             ),
             (
                 2,
@@ -262,7 +262,7 @@ class TestWhatIsNotAWholeLog:
             (
                 2,
                 {"data": _TOO_DEEP},
-                "line 4: A stored event does not match its type and schema ver",
+                "line 4: a stored event does not match its type and schema ver",
             ),
             (
                 3,
@@ -283,7 +283,7 @@ class TestWhatIsNotAWholeLog:
             (
                 2,
                 {"type": "job_removed", "data": "[]"},
-                "line 4: A stored event does not match its type and schema ver",
+                "line 4: a stored event does not match its type and schema ver",
             ),
         ],
     )
@@ -303,7 +303,7 @@ class TestWhatIsNotAWholeLog:
                 "its data is beyond what the tables can hold",
             ),
             ({"message": "a\0b"}, _KEY.secret, "it contains U+0000, which no table can hold"),
-            ({}, bytes(32), "A stored event does not match its type"),
+            ({}, bytes(32), "a stored event does not match its type"),
         ],
         ids=["too deep", "U+0000", "another key"],
     )
