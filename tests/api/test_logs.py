@@ -170,7 +170,7 @@ async def test_no_secret_and_nothing_that_was_sent_is_in_a_log_line(database: st
         said = [entry for entry in entries if entry.get("correlation_id") == told_.correlation_id]
         [exception] = [entry["exception"] for entry in said if "exception" in entry]
         assert exception.endswith(kind)
-        assert "clumsy.py" in exception
+        assert "leaky_squad.py" in exception
     said = [entry for entry in entries if entry.get("correlation_id") == unwanted.correlation_id]
     assert any("CreateTask failed: StoreRefused" in entry["event"] for entry in said)
 
