@@ -113,7 +113,7 @@ class Listener:
             try:
                 await self._listen()
             except (EventStoreError, psycopg.Error, OSError) as error:
-                _log.warning("listener lost its connection: %s", describe(error))
+                _log.warning("the listener lost its connection: %s", describe(error))
                 self.problem = str(error)
             self.hearing = False
             self.reconnects += 1

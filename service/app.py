@@ -187,10 +187,10 @@ async def _check_exposure(settings: Settings, writer: Writer) -> None:
         StartFailed: the squad has no keys, and other machines could reach it.
     """
     if key_is_needed(writer.squad):
-        _log.info("every request needs a key")
+        _log.info("every request requires a key")
         return
     if settings.insecure:
-        _log.warning("no key is needed: anyone who can reach %s may do everything", settings.host)
+        _log.warning("no key is required: anyone who can reach %s may do everything", settings.host)
         return
     try:
         found = await asyncio.get_running_loop().getaddrinfo(

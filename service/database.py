@@ -100,7 +100,7 @@ async def check_same_log(settings: Settings, dsn: str, other: str) -> None:
         if first == others:
             return
     raise StartFailed(
-        "SQUAD_LISTEN_DSN leads to another log than the configured database; both must lead to the same one"
+        "SQUAD_LISTEN_DSN leads to a different log than the database: both must lead to the same one"
     )
 
 

@@ -108,7 +108,7 @@ class _PartsCollector:
         yield _gauge("squad_writer_ready", "1 if commands can be decided.", writer.ready)
         yield _gauge("squad_writer_held_up", "1 if commands wait without progress.", writer.held_up)
         yield _counter(
-            "squad_log_replacements", "How often the log was found to be another one.", writer.replacements
+            "squad_log_replacements", "How often the log was found to be replaced.", writer.replacements
         )
         yield _gauge(
             "squad_standstill_seconds",
@@ -137,7 +137,9 @@ class _PartsCollector:
 
     def _projector_metrics(self) -> Iterable[Metric]:
         projector, head = self._projector, self._writer.squad.head.position
-        yield _gauge("squad_projector_active", "1 if this process is the projector.", projector.active)
+        yield _gauge(
+            "squad_projector_active", "1 if this process is the active projector.", projector.active
+        )
         yield _gauge("squad_projections_stopped", "Projections that stopped.", len(projector.failed))
         events = GaugeMetricFamily(
             "squad_projection_lag_events", "Events that a projection is behind.", labels=["projection"]

@@ -60,7 +60,7 @@ take_only_utf8(cli)
 
 
 def main() -> None:
-    """Run the command; an error is one clear line on stderr and a non-zero exit status."""
+    """Run the command; an error is one clear line on stderr and a non-zero exit code."""
     _open_closed_streams()
     _escape_unencodable_output()
     try:

@@ -42,7 +42,7 @@ def forget(*, subject: str, target: Target) -> None:
 
     SUBJECT is the address of an e-mail sender, or the id of a message. Only what was logged while payloads
     were encrypted (SQUAD_ENCRYPT_PAYLOADS) can be forgotten. If some of it was not, the command says so and
-    exits with status 1.
+    exits with 1.
     """
 
     async def work() -> Outcome:

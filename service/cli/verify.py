@@ -1,4 +1,4 @@
-"""`squad verify`: check the log's promises, and the tables against the log."""
+"""`squad verify`: check the log's invariants, and the tables against the log."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def verify(
     as_json: bool,
     target: Target,
 ) -> None:
-    """Check the log's promises, and every table against the log.
+    """Check the log's invariants, and every table against the log.
 
-    The exit status is 0 only if all checks hold.
+    The exit code is 0 only if all checks hold.
     """
     if keys and not files:
         raise click.UsageError("--public-key requires a --checkpoint whose signature it verifies")

@@ -54,7 +54,7 @@ async def enter_and_wait(squad: Acting, name: str, wait_seconds: float) -> None:
         if run["started_at"]:
             problem = f"did not end within {wait_seconds:g} seconds"
         else:
-            problem = "was not begun by any service; is one running?"
+            problem = "was not started by any service; is one running?"
         raise StartFailed(f"{printable(name)} {problem}")
     if run["status"] != "succeeded":
         reason = printable(run["reason"] or "no reason was given")

@@ -37,7 +37,7 @@ _SHOWN_ROWS = 50
 
 
 class AgentLimit(click.ParamType[tuple[str, int | None]]):
-    """An agent and its tokens a day, such as email_agent=50000; `none` lifts the limit."""
+    """An agent and its tokens per day, such as email_agent=50000; `none` lifts the limit."""
 
     name = "agent=tokens"
 
@@ -69,13 +69,13 @@ class Percents(click.ParamType[list[int]]):
 
 
 @click.command()
-@click.option("--daily-tokens", type=int, help="The squad's tokens a day.")
+@click.option("--daily-tokens", type=int, help="The squad's tokens per day.")
 @click.option(
     "--agent-limit",
     "agent_limits",
     type=AgentLimit(),
     multiple=True,
-    help="An agent's tokens a day; can be repeated. NAME=none lifts a limit.",
+    help="An agent's tokens per day; can be repeated. AGENT=none lifts a limit.",
 )
 @click.option("--conflict-window-seconds", type=float, help="How long a claim blocks without a heartbeat.")
 @click.option(
@@ -167,7 +167,7 @@ def _details(report: Report) -> Iterator[str]:
         yield "Warnings:"
         for warned in report.warnings[:_SHOWN_ROWS]:
             came = f"came at {moment(warned.recorded_at)}" if warned.recorded_at else "did not come"
-            yield f"  {warned.percent} % of {warned.day} {came}; {_would_have(warned.instead_at)}"
+            yield f"  {warned.percent}% of {warned.day} {came}; {_would_have(warned.instead_at)}"
     if report.runs_refused or report.runs_allowed:
         yield (
             f"Runs that would have been refused: {report.runs_refused:,}; ticks that would have run:"

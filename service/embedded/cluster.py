@@ -248,7 +248,7 @@ class Cluster:
         is_private = stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077
         if not is_private or status.st_uid not in (os.geteuid(), server_ids(self.data)[0]):
             raise EmbeddedPostgresError(
-                f"{folder} is needed for the socket, but is not a private folder of ours"
+                f"{folder} is needed for the socket, but is not a private folder of this user"
             )
         chown_to_server(folder, self.data)
         return folder

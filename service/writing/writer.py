@@ -206,7 +206,7 @@ class Writer:
                 _log.error("%s", error)
                 self.problem = str(error)
             except (StoreUnavailable, StoreBusy, OSError) as error:
-                _log.warning("writer lost its connection: %s", error)
+                _log.warning("the writer lost its connection: %s", error)
                 is_specific = isinstance(error, StoreBusy | NotConnected)
                 self.problem = str(error) if is_specific else "the database cannot be reached"
                 if isinstance(error, StoreBusy) and self._last_progress_at < began:

@@ -151,7 +151,7 @@ async def test_waiting_where_no_service_runs_has_an_end_too(
     await a_squad(database, catch_up_seconds=1)
     ran = await squad(database, "jobs", "run", "poll", "--wait")
     assert isinstance(ran.exception, StartFailed)
-    assert str(ran.exception) == "poll was not begun by any service; is one running?"
+    assert str(ran.exception) == "poll was not started by any service; is one running?"
     assert json.loads(ran.stdout)["attempts"] == 0
 
 

@@ -92,9 +92,9 @@ async def test_a_way_to_another_log_is_refused(database: str, other: str) -> Non
     """Whether there is something in ours by now or not."""
     settings = Settings(dsn=database, squad_schema=SCHEMA)
     for _ in range(2):
-        with pytest.raises(StartFailed, match="another log"):
+        with pytest.raises(StartFailed, match="a different log"):
             await check_same_log(settings, database, other)
-        with pytest.raises(StartFailed, match="another log"):
+        with pytest.raises(StartFailed, match="a different log"):
             await check_same_log(settings, other, database)
         await _begin(database)
 
@@ -135,4 +135,4 @@ async def test_each_server_that_was_tried_is_told_of_in_one_line(
 
 async def test_a_service_does_not_listen_to_another_log(database: str, other: str) -> None:
     await _begin(database)
-    assert "leads to another log" in await refused_start(dsn=database, SQUAD_LISTEN_DSN=other)
+    assert "leads to a different log" in await refused_start(dsn=database, SQUAD_LISTEN_DSN=other)
