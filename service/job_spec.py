@@ -78,7 +78,7 @@ def _check_endpoint(endpoint: str) -> str:
     path = unquote(endpoint.partition("?")[0])
     # Dot segments would be resolved before the call, and lead out of the agent's registered path.
     if not re.fullmatch(_ENDPOINT, endpoint) or not {".", ".."}.isdisjoint(path.split("/")):
-        raise ValueError("must be a path at the agent's url, such as /api/agents/email/poll")
+        raise ValueError("must be a path at the agent's URL, such as /api/agents/email/poll")
     return endpoint
 
 
@@ -88,7 +88,7 @@ Endpoint = Annotated[
     AfterValidator(_check_endpoint),
     Field(json_schema_extra={"pattern": _ENDPOINT}),
 ]
-"""A path at an agent's url, never a url itself: calls go only to where the agent is registered."""
+"""A path at an agent's URL, never a URL itself: calls go only to where the agent is registered."""
 
 
 def _without_default(schema: dict[str, Any]) -> None:

@@ -58,8 +58,8 @@ _TYPES_IN_WORDS: Mapping[str, str] = MappingProxyType(
     {
         "dict_type": "must be an object, with names and values",
         "list_type": "must be a list",
-        "too_short": "must not have fewer entries than {min_length}",
-        "too_long": "must not have more entries than {max_length}",
+        "too_short": "must have at least {min_length} entries",
+        "too_long": "must have at most {max_length} entries",
     }
 )
 """Error messages where pydantic's own use Python's terms."""
@@ -88,7 +88,7 @@ def storable(text: str) -> str:
 
 def _trimmed(value: str) -> str:
     if value != value.strip():
-        raise ValueError("must not begin or end with white space")
+        raise ValueError("must not begin or end with whitespace")
     return value
 
 

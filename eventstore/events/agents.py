@@ -32,7 +32,7 @@ class AgentRegistered(_AgentEvent, frozen=True, kw_only=True):
 
 
 class AgentProfileChanged(_AgentEvent, frozen=True, kw_only=True):
-    """An agent's role, url or priority was changed."""
+    """An agent's role, URL or priority was changed."""
 
     type: ClassVar[str] = "agent_profile_changed"
     role: str

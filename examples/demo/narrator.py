@@ -70,13 +70,13 @@ class Narrator:
             case "run_attempt_failed":
                 return f"!  {data['job']} failed and is retried: {_short(data['reason'], 120)}"
             case "budget_threshold_crossed":
-                return f"!  {data['percent']} % of the day's tokens used"
+                return f"!  {data['percent']}% of the day's tokens used"
             case _:
                 pass
         return None
 
     def summary(self) -> str:
-        """Totals of e-mails, categories and runs."""
+        """Return totals of e-mails, categories and runs."""
         received = len(self.subjects)
         lines = [
             f"{received} e-mails received, {sum(self.categories.values())} classified, "

@@ -8,7 +8,7 @@ from service.values import Name, Priority, Url
 
 
 class RegisterAgent(Command):
-    """Register an agent, or replace its role, url and priority."""
+    """Register an agent, or replace its role, URL and priority."""
 
     name: Name
     role: Name

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from service.memory.state import State
 
 INVALID = "the key is not valid: it is unknown, revoked or expired"
-NEEDED = "a key is needed: Authorization: Bearer squad_..."
+NEEDED = "this requires a key: Authorization: Bearer squad_..."
 
 
 class _Denial(NamedTuple):

@@ -199,7 +199,7 @@ def _denied(
     )
     refusal = Refusal(
         allowed.denied,
-        f"{command.tokens} tokens were asked for; {whose}",
+        f"{command.tokens} tokens were requested; {whose}",
         {"remaining": allowed.remaining, "resets_at": day.ends_at},
         retry_after_seconds=max(1, ceil((day.ends_at - at.now).total_seconds())),
     )

@@ -148,7 +148,7 @@ def _reserve(builder: DecisionBuilder, job: JobRow, *, waits: bool) -> TokensRes
     of_squad = judged.denied == "budget_exhausted"
     builder.add(denied, day.position if of_squad else part.position or state.policy.position)
     # If the agent has a limit, the squad may have more left than the agent.
-    to_whom = f" to {agent!r}" if agent in state.policy.agent_limits else ""
+    to_whom = f" for {agent!r}" if agent in state.policy.agent_limits else ""
     detail = f"{denied.tokens} tokens are needed, {max(denied.remaining, 0)} remain{to_whom}"
     extra: dict[str, Any] = {"remaining": denied.remaining, "resets_at": day.ends_at}
     retry_after_seconds = max(1, ceil((day.ends_at - at.now).total_seconds()))

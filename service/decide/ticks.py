@@ -124,7 +124,7 @@ def _decide_tick(
     elif job.paused:
         _skip(builder, job, tick, "paused", job.pause_note or "the job is paused", job.position)
     elif active and job.overlap == "skip":
-        detail = f"the run of {_brief(active[0].tick)} is under way"
+        detail = f"the run of {_brief(active[0].tick)} is in progress"
         _skip(builder, job, tick, "overlap", detail, active[0].position)
     elif active and job.overlap == "buffer_one" and job.buffered_tick is not None:
         detail = f"the tick of {_brief(job.buffered_tick)} is already waiting"

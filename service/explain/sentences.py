@@ -77,7 +77,7 @@ def of_event(event: AnyEvent) -> str:
                 return f"{event.agent} was registered automatically, when it first acted."
             return f"{event.agent} was registered as {words.quote(event.role)}."
         case events.AgentProfileChanged():
-            url = event.url or "the default url"
+            url = event.url or "the default URL"
             role = words.quote(event.role)
             return f"The profile of {event.agent} is now: {role}, {url}, priority {event.priority}."
         case events.AgentStatusChanged():

@@ -27,7 +27,7 @@ def _camel(name: str, *, default: Any = ...) -> Any:
 
 
 class SwitchBody(_Body):
-    """Starts the orchestrator, or shuts it down."""
+    """Start the orchestrator, or shut it down."""
 
     action: Literal["orchestrator-init", "orchestrator-shutdown"]
 

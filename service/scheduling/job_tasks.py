@@ -84,7 +84,7 @@ async def _check_conflicts(work: Work) -> Report:
         {"id": row.id, "agent": row.agent, "action": row.action, "resources": row.resources}
         for row in active[:100]
     ]
-    return succeeded(f"Operations under way: {len(active)}", operations=shown)
+    return succeeded(f"Active operations: {len(active)}", operations=shown)
 
 
 async def _monitor_tokens(work: Work) -> Report:
@@ -94,8 +94,8 @@ async def _monitor_tokens(work: Work) -> Report:
         return succeeded("No budget day has begun")
     percent = round(100 * day.used / day.total) if day.total else 100
     crossed = [limit for limit in work.squad.policy.warning_percents if percent >= limit]
-    word = f"Token use has passed {max(crossed)} %" if crossed else "Token use is within bounds"
-    text = f"{word}: {day.used} of {day.total} tokens ({percent} %) used on {day.day}"
+    word = f"Token use has passed {max(crossed)}%" if crossed else "Token use is within bounds"
+    text = f"{word}: {day.used} of {day.total} tokens ({percent}%) used on {day.day}"
     return succeeded(text, used=day.used, total=day.total, percent=percent)
 
 

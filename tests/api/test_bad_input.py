@@ -92,7 +92,7 @@ async def test_every_route_with_a_body_is_a_target() -> None:
             {"from_agent": "a\nb", "message": "m"},
             "one line of text, without control characters",
         ),
-        ("messages", {"from_agent": " a", "message": "m"}, "must not begin or end with white space"),
+        ("messages", {"from_agent": " a", "message": "m"}, "must not begin or end with whitespace"),
         ("messages", {"from_agent": "x" * 101, "message": "m"}, "at most 100 characters"),
         ("budget/reservations", {"agent": "ada", "tokens": -5}, "greater than or equal to 1"),
         ("tasks", {"title": "t", "priority": "asap"}, "'low', 'medium', 'high' or 'urgent'"),

@@ -57,7 +57,7 @@ async def test_conflict_check_expires_stale_operations_and_lists_the_others(memb
     expires = member.log[-1].recorded_at + timedelta(seconds=0.3)
     await eventually(lambda: member.scheduler._clock.now() > expires)
     told = await told_by(member, "conflict_check")
-    assert told.message == "Operations under way: 1"
+    assert told.message == "Active operations: 1"
     assert told.data is not None
     assert told.data["operations"] == [
         {"id": held.reply["id"], "agent": "bob", "action": "quote", "resources": {"customerId": "c-7"}}
@@ -71,11 +71,11 @@ async def test_token_monitor_says_how_much_is_used_and_what_was_passed(member: M
     assert day is not None
     await submit(member.writer, do.RecordUsage(agent="ada", tokens=400))
     told = await told_by(member, "token_monitor")
-    assert told.message == f"Token use is within bounds: 400 of 1000 tokens (40 %) used on {day.day}"
+    assert told.message == f"Token use is within bounds: 400 of 1000 tokens (40%) used on {day.day}"
     await submit(member.writer, do.RecordUsage(agent="ada", tokens=400))
     again = await member.carry_out("token_monitor")
     told = member.told(MessageSent)[-1]
-    assert told.message == f"Token use has passed 75 %: 800 of 1000 tokens (80 %) used on {day.day}"
+    assert told.message == f"Token use has passed 75%: 800 of 1000 tokens (80%) used on {day.day}"
     assert [item.percent for item in member.told(BudgetThresholdCrossed)] == [50, 75]
     assert again.outcome == "succeeded"
 

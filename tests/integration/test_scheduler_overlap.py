@@ -25,7 +25,7 @@ async def test_skip_leaves_it_out_and_names_the_run_in_the_way(agents: Agents, m
     first, second = member.told(RunSkipped)[:2]
     (started,) = member.told(RunStarted)
     assert first.reason == second.reason == "overlap"
-    assert first.detail == f"the run of {started.tick:%Y-%m-%d %H:%M:%S}Z is under way"
+    assert first.detail == f"the run of {started.tick:%Y-%m-%d %H:%M:%S}Z is in progress"
     by_position = {item.position: item for item in member.log}
     skipped = next(item for item in member.log if item.type == "run_skipped")
     assert skipped.caused_by is not None

@@ -177,7 +177,7 @@ class TestCatchingUp:
 
     def test_gives_each_claim_one_of_the_ticks_that_are_not_too_late(self) -> None:
         story = with_job(catch_up_seconds=300.0).when(claim(), claim(), claim(), claim(), at=180)
-        overlap = f"the run of {moment(60):%Y-%m-%d %H:%M:%S}Z is under way"
+        overlap = f"the run of {moment(60):%Y-%m-%d %H:%M:%S}Z is in progress"
         story.then(
             AT_WORK,
             started(60, at=180),
@@ -209,7 +209,7 @@ class TestSkipping:
 
     def test_while_the_job_runs_names_the_run(self) -> None:
         story = running().when(claim(), at=120)
-        story.then(skipped(120, "overlap", "the run of 2026-03-02 12:01:00Z is under way"))
+        story.then(skipped(120, "overlap", "the run of 2026-03-02 12:01:00Z is in progress"))
         assert story.caused_by(RunSkipped) == story.position_of(RunStarted)
 
     def test_for_want_of_tokens_names_the_denial(self) -> None:
@@ -229,7 +229,7 @@ class TestSkipping:
         story = with_job(SetPolicy(agent_limits={"ann": 100}), tokens=600).when(claim(), at=60)
         story.then(
             denied(600, 100, "agent_limit_reached"),
-            skipped(60, "budget", "600 tokens are needed, 100 remain to 'ann'"),
+            skipped(60, "budget", "600 tokens are needed, 100 remain for 'ann'"),
         )
         assert story.caused_by(TokensDenied) == story.squad.policy.position
 
@@ -439,7 +439,7 @@ class TestRunningNow:
 
     def test_is_in_the_way_of_a_tick(self) -> None:
         story = with_job().given(RUN_NOW, at=59).when(claim(), at=60)
-        story.then(skipped(60, "overlap", "the run of 2026-03-02 12:00:59Z is under way"))
+        story.then(skipped(60, "overlap", "the run of 2026-03-02 12:00:59Z is in progress"))
 
     def test_before_the_orchestrator_ever_started_is_refused(self) -> None:
         story = given(RegisterAgent(name="ann", role="agent"), define())

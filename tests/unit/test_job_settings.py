@@ -233,7 +233,7 @@ class TestWhatIsWrong:
         self, endpoint: str, tmp_path: Path
     ) -> None:
         told = fault(job(endpoint=f'"{endpoint}"'), tmp_path)
-        assert told == f"jobs.mine.endpoint is {endpoint!r}: must be a path at the agent's url, such as" + (
+        assert told == f"jobs.mine.endpoint is {endpoint!r}: must be a path at the agent's URL, such as" + (
             " /api/agents/email/poll"
         )
 

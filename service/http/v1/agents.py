@@ -72,7 +72,7 @@ ROUTES = (
         "PUT",
         "/api/v1/agents/{name}",
         do.RegisterAgent,
-        "Register an agent, or replace its role, url and priority",
+        "Register an agent, or replace its role, URL and priority",
         tag="agents",
         scope=Scope.ACT,
         bound={"name": "name"},

@@ -30,7 +30,7 @@ async def _show(services: Services, request: web.Request) -> Reply | web.StreamR
 
 async def _check(services: Services, request: web.Request) -> Reply:
     command = parse_command(do.CheckBudget, parse_object(await body_of(request)))
-    only_own(command.agent, "an agent can only ask about itself")
+    only_own(command.agent, "an agent may ask only about itself")
     state = _state_on_a_budget_day(services)
     assert state.day
     judged = allowance(state, state.day, command.agent, command.tokens)

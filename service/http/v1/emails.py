@@ -60,7 +60,7 @@ async def _one(services: Services, request: web.Request) -> Reply:
 
 def _check_own(row: EmailRow) -> None:
     if row.handled_by is not None:
-        only_own(row.handled_by, f"e-mail {row.id} is another's")
+        only_own(row.handled_by, f"e-mail {row.id} is handled by another agent")
 
 
 ROUTES = (

@@ -91,7 +91,7 @@ async def _one(services: Services, request: web.Request) -> Reply:
         stored = await lookup.read_one(connection, int(text))
         if stored is None:
             raise Problem("not_found", f"the log has no position {text}")
-        only_own(agent_of(stored), f"event {text} is not its own")
+        only_own(agent_of(stored), "an agent may see only its own events")
         [recorded] = await sealing.reveal(connection, [stored])
     return respond(200, show(recorded))
 
@@ -106,7 +106,7 @@ async def _stream(services: Services, request: web.Request) -> web.StreamRespons
 def _own(agent: str | None) -> str | None:
     """Return the agent whose events are shown; an agent's key sees only its own, even without a filter."""
     if agent is not None:
-        only_own(agent, f"the events of {agent!r} are not its own")
+        only_own(agent, "an agent may see only its own events")
     return agent if agent is not None else own_agent()
 
 

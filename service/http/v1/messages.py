@@ -57,7 +57,7 @@ async def _list(services: Services, request: web.Request) -> Reply:
 
 async def _inbox(services: Services, request: web.Request) -> Reply:
     agent = parse_path(_NAME, request, "name")
-    only_own(agent, "that is another's inbox")
+    only_own(agent, "an agent may read only its own inbox")
     query = parse_query(PageQuery, request)
     async with services.tables.covering(messages, query.min_position) as connection:
         inbox = services.tables.inbox(agent)

@@ -38,7 +38,7 @@ class ConflictQuery(PageQuery):
 
 async def _check(services: Services, request: web.Request) -> Reply:
     command = parse_command(do.CheckOperation, parse_object(await body_of(request)))
-    only_own(command.agent, "an agent can only ask about itself")
+    only_own(command.agent, "an agent may ask only about itself")
     conflict = find_conflict(services.writer.squad, command.resources, services.clock.now())
     return respond(200, {"conflict": describe(conflict) if conflict else None})
 
@@ -88,7 +88,7 @@ ROUTES = (
         "POST",
         "/api/v1/operations/{id}/heartbeat",
         do.RenewOperation,
-        "Report that the work goes on, and renew its claim",
+        "Report that the work continues, and renew its claim",
         tag="operations",
         scope=Scope.ACT,
         bound={"id": "operation_id"},

@@ -87,7 +87,7 @@ async def _then(services: Services, at: int | datetime) -> PastSquad:
             await services.looking_back.acquire()
     except TimeoutError as error:
         raise Problem(
-            "took_too_long", "other requests for past states are in progress", retry_after_seconds=5
+            "took_too_long", "other requests for past states were still in progress", retry_after_seconds=5
         ) from error
     try:
         async with services.tables.connection() as connection:
@@ -97,7 +97,7 @@ async def _then(services: Services, at: int | datetime) -> PastSquad:
     except BeyondTheLog as error:
         raise Problem("not_found", str(error)) from error
     except TookTooLong as error:
-        detail = f"{error}; a retry goes on from there"
+        detail = f"{error}; a retry continues from there"
         raise Problem("took_too_long", detail, retry_after_seconds=1) from error
     finally:
         services.looking_back.release()
