@@ -21,7 +21,7 @@ from eventstore.ids import ID
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-MOST_LEVELS = 100
+MAX_STORED_JSON_DEPTH = 100
 """The maximum nesting depth of JSON. The service accepts 64 levels, and its answers add a few more."""
 
 _BIGINT, _INTEGER = (-(2**63), 2**63 - 1), (-(2**31), 2**31 - 1)
@@ -39,13 +39,13 @@ _BOUNDS = {
 _SPAN = (0, 10**9)
 """Seconds or minutes that can be added to or subtracted from a moment without overflow."""
 
-_SHORTEST_INTERVAL_SECONDS = 0.1
+_MIN_INTERVAL_SECONDS = 0.1
 """The minimum that the service accepts. The ticks of a more frequent job could not all be recorded."""
 
-FARTHEST_DAY = timedelta(days=366)
+MAX_DAY_OFFSET = timedelta(days=366)
 """How far a budget day may begin from when it is recorded. No clock that was corrected was further off."""
 
-MOST_INDEXED_BYTES = 2_000
+MAX_INDEXED_BYTES = 2_000
 """No index accepts a much longer text. The service accepts less than half of it."""
 
 _INDEXED = frozenset(("category", "job", "task_id", "to_agent"))
@@ -104,7 +104,7 @@ def out_of_bounds(event: msgspec.Struct) -> str | None:
             return name
     for name in texts:
         value = getattr(event, name)
-        if value is not None and len(value.encode()) > MOST_INDEXED_BYTES:
+        if value is not None and len(value.encode()) > MAX_INDEXED_BYTES:
             return name
     for name, least, most in others:
         value = getattr(event, name)
@@ -136,7 +136,7 @@ def _can_be_written(value: Any) -> bool:
         # An integer beyond 64 bits, or deeper nesting than orjson supports.
         return False
     # A level takes at least two characters.
-    return len(text) <= 2 * MOST_LEVELS or _levels_fit(value, MOST_LEVELS)
+    return len(text) <= 2 * MAX_STORED_JSON_DEPTH or _levels_fit(value, MAX_STORED_JSON_DEPTH)
 
 
 def _levels_fit(value: Any, levels: int) -> bool:
@@ -160,9 +160,7 @@ def _fields(kind: type[msgspec.Struct]) -> _Fields | None:
                 numbers.append(bounded)
             case inspect.FloatType():
                 least, most = _SPAN
-                numbers.append(
-                    (name, _SHORTEST_INTERVAL_SECONDS if name == "every_seconds" else least, most)
-                )
+                numbers.append((name, _MIN_INTERVAL_SECONDS if name == "every_seconds" else least, most))
             case inspect.StrType() if name in _INDEXED:
                 texts.append(name)
             case inspect.DateTimeType():

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
     from eventstore.recorded import Head
 
-PUBLIC_SUFFIX = ".pub"
-_LARGEST_FILE_BYTES = 65_536
+PUBLIC_KEY_SUFFIX = ".pub"
+_MAX_FILE_BYTES = 65_536
 _OTHERS = 0o007
 _TIME = Annotated[str, Field(pattern=timestamps.PATTERN)]
 
@@ -157,7 +157,7 @@ def new_key(path: Path) -> str:
 
 def public_half(path: Path) -> Path:
     """Return the path of the public key that belongs to the private key in `path`."""
-    return path.with_name(path.name + PUBLIC_SUFFIX)
+    return path.with_name(path.name + PUBLIC_KEY_SUFFIX)
 
 
 def private_key(path: Path) -> Ed25519PrivateKey:
@@ -200,10 +200,10 @@ def _loaded(path: Path, kind: str, load: Callable[[], object]) -> object:
 def _bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            content = file.read(_LARGEST_FILE_BYTES + 1)
+            content = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
         raise CheckpointRefused(f"cannot read {path}: {error.strerror}") from error
-    if len(content) > _LARGEST_FILE_BYTES:
+    if len(content) > _MAX_FILE_BYTES:
         raise CheckpointRefused(f"{path} is too large to be a checkpoint or a key")
     return content
 

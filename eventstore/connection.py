@@ -46,11 +46,11 @@ _KEEPALIVE = {
 """Seconds (tcp_user_timeout: milliseconds). A dead peer is noticed within about 15 seconds."""
 
 
-FIRST_ANSWER_SECONDS = 10.0
+FIRST_QUERY_SECONDS = 10.0
 """Timeout of the first query: a pooler accepts more clients than it serves; nothing else covers that."""
 
 _NO_ANSWER = (
-    f"connected, but got no answer within {FIRST_ANSWER_SECONDS:g} seconds: perhaps all server connections"
+    f"connected, but got no answer within {FIRST_QUERY_SECONDS:g} seconds: perhaps all server connections"
     " of a pooler are in use"
 )
 
@@ -86,11 +86,11 @@ class _Session(psycopg.AsyncConnection[Any]):
                 break
             asked = monotonic()
             try:
-                with closing_after(FIRST_ANSWER_SECONDS, session):
+                with closing_after(FIRST_QUERY_SECONDS, session):
                     reason = await timelines.stale_primary_reason(session)
             except BaseException as error:
                 session.pgconn.finish()
-                if isinstance(error, psycopg.Error) and monotonic() - asked >= FIRST_ANSWER_SECONDS:
+                if isinstance(error, psycopg.Error) and monotonic() - asked >= FIRST_QUERY_SECONDS:
                     raise psycopg.OperationalError(_NO_ANSWER) from error
                 raise
             if reason is None:
@@ -170,7 +170,7 @@ async def connect(dsn: str, schema: str, *, name: str, **settings: str | int) ->
         except UnicodeError as error:
             raise NotConnected("a label of the host name is empty or too long") from error
         try:
-            with closing_after(FIRST_ANSWER_SECONDS, connection):
+            with closing_after(FIRST_QUERY_SECONDS, connection):
                 is_direct = await pooler.is_direct(connection, schema)
             if is_direct and connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
                 # For a client that is suspended in the middle of a request: no other timeout covers it.
@@ -215,7 +215,7 @@ def configure(connection: psycopg.AsyncConnection[Any]) -> None:
 
 
 async def _configure(schema: str, connection: Connection) -> None:
-    with closing_after(FIRST_ANSWER_SECONDS, connection):
+    with closing_after(FIRST_QUERY_SECONDS, connection):
         is_direct = await pooler.is_direct(connection, schema)
     if is_direct:
         # Not at startup: with target_session_attrs=read-write, libpq would take the server for a standby.

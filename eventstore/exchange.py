@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 FORMAT = "squad-log"
 VERSION = 1
 
-LONGEST_LINE_BYTES = 64 * 1024 * 1024
+MAX_LINE_BYTES = 64 * 1024 * 1024
 """Far longer than any event that the service accepts; a file without line ends must not exhaust memory."""
 
 _Id = Annotated[str, Field(pattern=f"^{ID.pattern}$")]

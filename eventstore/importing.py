@@ -6,11 +6,11 @@ from base64 import b64decode
 from typing import TYPE_CHECKING, NoReturn
 
 from eventstore import codec, sealing, timestamps
-from eventstore.bounds import FARTHEST_DAY, out_of_bounds
+from eventstore.bounds import MAX_DAY_OFFSET, out_of_bounds
 from eventstore.chain import link, microseconds
 from eventstore.errors import ImportRefused, UnknownEventType, UnreadableEvent
 from eventstore.events import AppendAbandoned, BudgetDayReset
-from eventstore.exchange import LONGEST_LINE_BYTES, End, Header, KeyOf, parse
+from eventstore.exchange import MAX_LINE_BYTES, End, Header, KeyOf, parse
 from eventstore.keys import StoredKey
 from eventstore.recorded import EMPTY_LOG, GENESIS_HASH, Head, Recorded
 
@@ -50,8 +50,8 @@ class ImportedLog:
             self._refuse("it follows the end line")
         if not line or line.isspace():
             self._refuse("it is empty")
-        if len(line) > LONGEST_LINE_BYTES:
-            self._refuse(f"it is longer than {LONGEST_LINE_BYTES:,} bytes")
+        if len(line) > MAX_LINE_BYTES:
+            self._refuse(f"it is longer than {MAX_LINE_BYTES:,} bytes")
         try:
             parsed = parse(line)
         except ValueError as error:
@@ -136,7 +136,7 @@ class ImportedLog:
             self._refuse("its hash does not match its content and the previous hash")
         if head.recorded_at is not None and moment < head.recorded_at:
             self._refuse("it is recorded earlier than the previous event")
-        if self._now is not None and moment - self._now > FARTHEST_DAY:
+        if self._now is not None and moment - self._now > MAX_DAY_OFFSET:
             self._refuse(
                 f"it is recorded at {recorded_at}, more than a year from now, and the squad's clock would"
                 " stand still until then; to import only the events before it, export the log with --until"
@@ -180,7 +180,7 @@ class ImportedLog:
 
     def _must_be_about_now(self, event: BudgetDayReset, moment: datetime) -> None:
         for day in (event.day, event.starts_at.date(), event.ends_at.date()):
-            if abs(day - moment.date()) > FARTHEST_DAY:
+            if abs(day - moment.date()) > MAX_DAY_OFFSET:
                 self._refuse(f"it names the day {day}, more than a year from when it is recorded")
 
     def _begin_events(self, id_: str) -> None:

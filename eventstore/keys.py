@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 KEY_BYTES = 32
 """AES-256."""
 
-KEPT_KEYS = 20_000
+MAX_CACHED_KEYS = 20_000
 """How many keys a process caches."""
 
 PAGE_KEYS = 5_000
 """How many keys an export reads at once."""
 
-_ATTEMPTS = 10
+_MAX_ATTEMPTS = 10
 _LOAD = "SELECT id::text, key FROM subject_keys WHERE id = ANY(%s::uuid[])"
 _OF_SUBJECTS = "SELECT subject, id::text, key FROM subject_keys WHERE subject = ANY(%s)"
 _MAKE = (
@@ -95,7 +95,7 @@ class Keyring:
     even if it was being loaded at that moment and the database still had it.
     """
 
-    def __init__(self, most: int = KEPT_KEYS) -> None:
+    def __init__(self, most: int = MAX_CACHED_KEYS) -> None:
         self._most = most
         self._secrets: OrderedDict[str, bytes] = OrderedDict()
         self._removals = 0
@@ -161,7 +161,7 @@ async def get_or_create_sender_keys(connection: Connection, digests: Collection[
     """
     found: dict[str, Key] = {}
     with translating():
-        for _ in range(_ATTEMPTS):
+        for _ in range(_MAX_ATTEMPTS):
             wanted = sorted(set(digests) - found.keys())
             cursor = await connection.execute(_OF_SUBJECTS, (wanted,), prepare=True)
             found |= {digest: Key(id_, bytes(secret)) for digest, id_, secret in await cursor.fetchall()}

@@ -31,10 +31,10 @@ POLL_SECONDS = 1.0
 HEARTBEAT_SECONDS = 3.0
 """How often the listener sends a notification to itself."""
 
-DEAF_AFTER_SECONDS = 3.0
+HEARTBEAT_TIMEOUT_SECONDS = 3.0
 """How long that notification may take."""
 
-GATHER_SECONDS = (0.003, 0.006)
+COALESCE_SECONDS = (0.003, 0.006)
 """How long to let notifications gather after one was received: each wakeup costs a tenth of a millisecond,
 and where several processes write, there would be time for little else. The second is the maximum, reached
 while notifications keep arriving."""
@@ -129,7 +129,7 @@ class Listener:
         try:
             if pooler.stands_between(connection):
                 sender = await self._connect("squad heartbeat")
-            with closing_after(DEAF_AFTER_SECONDS, connection):
+            with closing_after(HEARTBEAT_TIMEOUT_SECONDS, connection):
                 for channel in (
                     f"{self._schema}.events",
                     f"{self._schema}.projections",
@@ -160,16 +160,16 @@ class Listener:
 
     async def _check_heartbeat(self, connection: Connection, sender: Connection) -> None:
         token = uuid4().hex
-        with closing_after(DEAF_AFTER_SECONDS, sender):
+        with closing_after(HEARTBEAT_TIMEOUT_SECONDS, sender):
             await sender.execute(_NOTIFY, (self._heartbeat_channel, token))
-        if not await self._receive(connection, seconds=DEAF_AFTER_SECONDS, until=token):
+        if not await self._receive(connection, seconds=HEARTBEAT_TIMEOUT_SECONDS, until=token):
             reason = ": the connection goes through a pooler" if pooler.stands_between(connection) else ""
             raise EventStoreError(f"the listener's own heartbeat did not come back{reason}")
         self.heartbeats += 1
 
     async def _receive(self, connection: Connection, *, seconds: float, until: str | None = None) -> bool:
         """Pass on notifications for `seconds`, or until the heartbeat `until` arrives."""
-        shortest, longest = GATHER_SECONDS
+        shortest, longest = COALESCE_SECONDS
         gather = shortest
         asked = monotonic()
         deadline = asked + seconds

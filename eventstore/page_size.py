@@ -13,10 +13,10 @@ PAGE_CHARACTERS = 4_000_000
 """The target maximum for the payloads of a page. In memory they take slightly more, and several times as
 much once decoded; a few pages are in memory at once."""
 
-FIRST_EVENTS = 100
+INITIAL_EVENTS = 100
 """The size of the first page, before anything is known about the size of events."""
 
-FEWEST_EVENTS = 10
+MIN_EVENTS = 10
 """The minimum size of a page, so that large events are not read one by one."""
 
 
@@ -31,10 +31,10 @@ class PageSizer:
         fewest: int | None = None,
         characters: int | None = None,
     ) -> None:
-        self.events = min(first or FIRST_EVENTS, most)
+        self.events = min(first or INITIAL_EVENTS, most)
         """How many to read."""
         self._most = most
-        self._fewest = fewest or FEWEST_EVENTS
+        self._fewest = fewest or MIN_EVENTS
         self._characters = characters or PAGE_CHARACTERS
 
     def learn(self, page: Sequence[AnyRecorded]) -> None:

@@ -37,13 +37,13 @@ PAGE_EVENTS = 2_500
 """The maximum size of a page: large enough that the overhead of a query is negligible, and not much larger,
 because several pages are in memory at once."""
 
-AHEAD = 2
+PREFETCHED_PAGES = 2
 """How many pages are requested ahead, so that the server is never idle."""
 
 # Not the default executor of the event loop: if these threads are stuck, it is needed to reconnect.
 _READERS = ThreadPoolExecutor(8, thread_name_prefix="log reader")
 _BIGINT = psycopg.postgres.types["bigint"].oid
-_GIVEN_UP_AFTER_SECONDS = 1.0
+_ABANDON_AFTER_SECONDS = 1.0
 """How long to wait for a page in flight that is no longer wanted."""
 
 
@@ -91,7 +91,7 @@ async def scan(
 
     def ask() -> None:
         nonlocal asked
-        while len(coming) < AHEAD and asked < upto:
+        while len(coming) < PREFETCHED_PAGES and asked < upto:
             start, asked = asked, min(asked + page_sizer.events, upto)
             coming.append(asyncio.ensure_future(_fetch(connection, shape.query, start, asked)))
 
@@ -135,7 +135,7 @@ async def _fetch(connection: Connection, query: bytes, after: int, last: int) ->
                 return await asyncio.shield(waiting)
             finally:
                 if not job.cancel():
-                    with closing_after(_GIVEN_UP_AFTER_SECONDS, connection):
+                    with closing_after(_ABANDON_AFTER_SECONDS, connection):
                         await _join_thread(connection, waiting)
 
 

@@ -17,7 +17,7 @@ from eventstore.errors import AtPosition, EventStoreError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_MOST_CAUSES = 10
+_MAX_CAUSES = 10
 
 
 def describe(error: BaseException | None) -> str:
@@ -45,7 +45,7 @@ def describe_with_traceback(error: BaseException) -> str:
 def _lines(error: BaseException) -> Iterator[str]:
     chain: list[BaseException] = []
     current: BaseException | None = error
-    while current is not None and current not in chain and len(chain) < _MOST_CAUSES:
+    while current is not None and current not in chain and len(chain) < _MAX_CAUSES:
         chain.append(current)
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
     for each in reversed(chain):

@@ -20,7 +20,7 @@ from eventstore.importing import ImportedLog
 from eventstore.keys import StoredKey
 from eventstore.recorded import EMPTY_LOG, Head, MalformedRow, Recorded
 from eventstore.translation import translated, translating
-from eventstore.verification import TELL_EVERY_EVENTS, by_stream
+from eventstore.verification import REPORT_EVERY_EVENTS, by_stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -35,13 +35,13 @@ _IS_NEW: LiteralString = (
     "SELECT NOT EXISTS (SELECT FROM events) AND NOT EXISTS (SELECT FROM projections WHERE position > 0)"
     " AND NOT EXISTS (SELECT FROM snapshots)"
 )
-SENT_LINES = 100
+SLICE_LINES = 100
 """How many lines are validated before they are sent."""
 
 _NOTIFY: LiteralString = "SELECT pg_notify(log_channel(), %s)"
 _NULL = "\\N"
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
-_IN_NEED_OF_ESCAPE = re.compile(r"[\\\t\n\r]")
+_NEEDS_ESCAPE = re.compile(r"[\\\t\n\r]")
 _COPIED_LINE = re.compile(r"COPY events, line (\d+)")
 
 
@@ -116,7 +116,7 @@ async def _export(
         write(line(recorded))
         events += 1
         end = _head_of(recorded)
-        if events % TELL_EVERY_EVENTS == 0:
+        if events % REPORT_EVERY_EVENTS == 0:
             tell(events)
     tell(events)
     if not cloud_events:
@@ -200,7 +200,7 @@ async def import_log(
 def _slices(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
     """Split lines so that a socket buffers a slice: the server works while the next slice is validated."""
     rest = iter(lines)
-    while some := list(islice(rest, SENT_LINES)):
+    while some := list(islice(rest, SLICE_LINES)):
         yield some
 
 
@@ -258,7 +258,7 @@ def _copy_line(recorded: Recorded) -> str:
         hash_,
     ) = recorded
     texts = [stream, type_, data, actor, correlation_id, key or ""]
-    if _IN_NEED_OF_ESCAPE.search("".join(texts)):
+    if _NEEDS_ESCAPE.search("".join(texts)):
         stream, type_, data, actor, correlation_id, key = (text.translate(_ESCAPES) for text in texts)
     return (
         f"{position}\t{id_}\t{stream}\t{version}\t{type_}\t{schema_version}\t{data}\t{actor}\t"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from eventstore.checkpoint import Checkpoint
     from eventstore.connection import Connection
 
-TELL_EVERY_EVENTS = 10_000
+REPORT_EVERY_EVENTS = 10_000
 """How often progress is reported."""
 
 _WALK: LiteralString = (
@@ -195,7 +195,7 @@ class _Walk:
                     marks[position] = hash_.hex()
                 last, previous = max(position, last), hash_
                 rows += 1
-                if rows % TELL_EVERY_EVENTS == 0:
+                if rows % REPORT_EVERY_EVENTS == 0:
                     tell(rows)
         tell(rows)
         self.position, self.hash, self.rows = last, previous, rows

@@ -87,7 +87,7 @@ class _OfAgent(Protocol):
     def agent(self) -> str: ...
 
 
-_AGENT_KEY = (key_in(AGENTS, "agent"),)
+_AGENT_ROW = (key_in(AGENTS, "agent"),)
 
 
 @agents.on(AgentRegistered)
@@ -108,7 +108,7 @@ def _registered(view: View, event: AgentRegistered, recorded: AnyRecorded) -> No
     view.rows(AGENTS).put(event.agent, row)
 
 
-@agents.on(AgentProfileChanged, reads=_AGENT_KEY)
+@agents.on(AgentProfileChanged, reads=_AGENT_ROW)
 def _profile_changed(view: View, event: AgentProfileChanged, recorded: AnyRecorded) -> None:
     row = require(view, AGENTS, event.agent).replaced(
         role=event.role, url=event.url, priority=event.priority, position=recorded.position
@@ -116,7 +116,7 @@ def _profile_changed(view: View, event: AgentProfileChanged, recorded: AnyRecord
     view.rows(AGENTS).put(event.agent, row)
 
 
-@agents.on(AgentStatusChanged, reads=_AGENT_KEY)
+@agents.on(AgentStatusChanged, reads=_AGENT_ROW)
 def _status_changed(view: View, event: AgentStatusChanged, recorded: AnyRecorded) -> None:
     if event.reason not in _NO_SIGN_OF_LIFE:
         _acted(view, event, recorded)
@@ -133,7 +133,7 @@ def _status_changed(view: View, event: AgentStatusChanged, recorded: AnyRecorded
     TokensSettled,
     TokensUsed,
     TokensDenied,
-    reads=_AGENT_KEY,
+    reads=_AGENT_ROW,
 )
 def _acted(view: View, event: _OfAgent, recorded: AnyRecorded) -> None:
     _note_activity(view, event.agent, recorded, sign_of_life=_is_own_action(event, recorded))
@@ -155,18 +155,18 @@ def _note_activity(
     view.rows(AGENTS).put(agent, row)
 
 
-@agents.on(TokensReleased, reads=_AGENT_KEY)
+@agents.on(TokensReleased, reads=_AGENT_ROW)
 def _released(view: View, event: TokensReleased, recorded: AnyRecorded) -> None:
     if event.reason == "released":
         _acted(view, event, recorded)
 
 
-@agents.on(TokensReserved, reads=_AGENT_KEY)
+@agents.on(TokensReserved, reads=_AGENT_ROW)
 def _reserved(view: View, event: TokensReserved, recorded: AnyRecorded) -> None:
     _note_activity(view, event.agent, recorded, sign_of_life=_is_own_claim(event, recorded))
 
 
-@agents.on(OperationStarted, reads=_AGENT_KEY)
+@agents.on(OperationStarted, reads=_AGENT_ROW)
 def _operation_started(view: View, event: OperationStarted, recorded: AnyRecorded) -> None:
     _note_activity(view, event.agent, recorded, sign_of_life=_is_own_claim(event, recorded), work=1)
 
@@ -176,24 +176,24 @@ def _is_own_claim(event: TokensReserved | OperationStarted, recorded: AnyRecorde
     return recorded.caused_by is None and _is_own_action(event, recorded)
 
 
-@agents.on(OperationFinished, reads=_AGENT_KEY)
+@agents.on(OperationFinished, reads=_AGENT_ROW)
 def _operation_finished(view: View, event: OperationFinished, recorded: AnyRecorded) -> None:
     _note_activity(view, event.agent, recorded, sign_of_life=_is_own_action(event, recorded), work=-1)
 
 
-@agents.on(OperationExpired, reads=_AGENT_KEY)
+@agents.on(OperationExpired, reads=_AGENT_ROW)
 def _operation_expired(view: View, event: OperationExpired, recorded: AnyRecorded) -> None:
     # An operation that expires is no sign of life either.
     _note_activity(view, event.agent, recorded, sign_of_life=False, work=-1)
 
 
-@agents.on(RunStarted, reads=_AGENT_KEY)
+@agents.on(RunStarted, reads=_AGENT_ROW)
 def _run_started(view: View, event: RunStarted, recorded: AnyRecorded) -> None:
     if event.agent:
         _note_activity(view, event.agent, recorded, sign_of_life=False, work=1)
 
 
-@agents.on(RunFinished, reads=_AGENT_KEY)
+@agents.on(RunFinished, reads=_AGENT_ROW)
 def _run_finished(view: View, event: RunFinished, recorded: AnyRecorded) -> None:
     if event.agent:
         _note_activity(view, event.agent, recorded, sign_of_life=event.answered, work=-1)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from projections.projection import Projection
 
-TOLD_EVERY_SECONDS = 3.0
+REPORT_EVERY_SECONDS = 3.0
 """How often a rebuild in progress updates `projections`, so that the tables are not taken for stuck."""
 
 _BACKOFF_SECONDS = (0.2, 5.0)
@@ -80,7 +80,7 @@ class BackgroundRebuild:
             failures = self._rebuilding.result()
             self._rebuilding = None
             return failures
-        if monotonic() - self._reported_at > TOLD_EVERY_SECONDS:
+        if monotonic() - self._reported_at > REPORT_EVERY_SECONDS:
             self._reported_at = monotonic()
             names = [projection.name for projection in self.projections]
             await connection.execute(_IN_PROGRESS, (names,))

@@ -153,12 +153,12 @@ def _count(view: View, day: date, agent: str, position: int, *, used: int = 0, r
     rows.put((day, agent), BudgetRow(day, agent, part.used + used, part.reserved + reserved, position))
 
 
-_ITS_DAY = key_in(BUDGET_DAYS, "day")
-_ITS_COUNTS = (_ITS_DAY, key_in(BUDGETS, "day", "agent"))
-_ITS_RESERVATION = (*_ITS_COUNTS, key_in(RESERVATIONS, "reservation_id"))
+_DAY_ROW = key_in(BUDGET_DAYS, "day")
+_COUNT_ROWS = (_DAY_ROW, key_in(BUDGETS, "day", "agent"))
+_RESERVATION_ROW = (*_COUNT_ROWS, key_in(RESERVATIONS, "reservation_id"))
 
 
-@budgets.on(PolicySet, reads=(_ITS_DAY,))
+@budgets.on(PolicySet, reads=(_DAY_ROW,))
 def _policy_set(view: View, event: PolicySet, recorded: AnyRecorded) -> None:
     row = PolicyRow(
         THE_POLICY,
@@ -183,7 +183,7 @@ def _policy_set(view: View, event: PolicySet, recorded: AnyRecorded) -> None:
         view.rows(BUDGET_DAYS).put(event.day, day)
 
 
-@budgets.on(BudgetDayReset, reads=(_ITS_DAY, key_in(BUDGET_DAYS, "previous_day")))
+@budgets.on(BudgetDayReset, reads=(_DAY_ROW, key_in(BUDGET_DAYS, "previous_day")))
 def _day_reset(view: View, event: BudgetDayReset, recorded: AnyRecorded) -> None:
     days = view.rows(BUDGET_DAYS)
     if event.previous_day and event.previous_day != event.day:
@@ -230,13 +230,13 @@ def reservation_after(
     return row.replaced(state=event.reason, ended_at=ended_at, position=position)
 
 
-@budgets.on(TokensReserved, reads=_ITS_COUNTS, creates=(key_in(RESERVATIONS, "reservation_id"),))
+@budgets.on(TokensReserved, reads=_COUNT_ROWS, creates=(key_in(RESERVATIONS, "reservation_id"),))
 def _reserved(view: View, event: TokensReserved, recorded: AnyRecorded) -> None:
     view.rows(RESERVATIONS).put(event.reservation_id, reservation_after(None, event, recorded))
     _count(view, event.day, event.agent, recorded.position, reserved=event.tokens)
 
 
-@budgets.on(TokensSettled, TokensReleased, reads=_ITS_RESERVATION)
+@budgets.on(TokensSettled, TokensReleased, reads=_RESERVATION_ROW)
 def _ended(view: View, event: TokensSettled | TokensReleased, recorded: AnyRecorded) -> None:
     rows = view.rows(RESERVATIONS)
     row = reservation_after(rows.get(event.reservation_id), event, recorded)
@@ -251,12 +251,12 @@ def _ended(view: View, event: TokensSettled | TokensReleased, recorded: AnyRecor
     )
 
 
-@budgets.on(TokensUsed, reads=_ITS_COUNTS)
+@budgets.on(TokensUsed, reads=_COUNT_ROWS)
 def _used(view: View, event: TokensUsed, recorded: AnyRecorded) -> None:
     _count(view, event.day, event.agent, recorded.position, used=event.tokens)
 
 
-@budgets.on(BudgetThresholdCrossed, reads=(_ITS_DAY,))
+@budgets.on(BudgetThresholdCrossed, reads=(_DAY_ROW,))
 def _threshold_crossed(view: View, event: BudgetThresholdCrossed, recorded: AnyRecorded) -> None:
     day = require(view, BUDGET_DAYS, event.day)
     view.rows(BUDGET_DAYS).put(

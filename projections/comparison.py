@@ -50,10 +50,10 @@ Kind = Literal[
 not fit into; a projection that failed, was folded by other code or not at all, is beyond the log's head, or
 still holds what was forgotten."""
 
-ERASED_WITHIN_SECONDS = 5.0
+ERASURE_TIMEOUT_SECONDS = 5.0
 """How long the tables may take to follow the log to where somebody was forgotten."""
 
-_LOOK_AGAIN_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 
 _SHOWN_CHARACTERS = 80
 
@@ -154,7 +154,7 @@ async def compare(
                     async with refold.connection.transaction():
                         return await _compare(refold, schema, patience)
             except _ErasureUnderWay:
-                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+                await asyncio.sleep(_POLL_SECONDS)
 
 
 class _ErasureUnderWay(Exception):
@@ -174,7 +174,7 @@ class _Patience:
         """
         awaited, until = self._awaited.get(name, (0, 0.0))
         if position >= awaited:
-            until = monotonic() + ERASED_WITHIN_SECONDS
+            until = monotonic() + ERASURE_TIMEOUT_SECONDS
             self._awaited[name] = forgotten, until
         return monotonic() < until
 

@@ -38,7 +38,7 @@ _ADVANCE_IF_SO = """
     )
 """
 
-_DECODED_AT_ONCE = 500
+_DECODE_SLICE_EVENTS = 500
 """How many events are decoded before yielding to other tasks: a whole page would keep callers waiting."""
 
 Wanted = dict["Table[Any, Any]", "set[Any]"]
@@ -242,7 +242,7 @@ async def decoded(
 async def decoded_as_it_is(page: Sequence[AnyRecorded]) -> list[AnyEvent]:
     """Decode a page of readable events: none is sealed, or all were decrypted."""
     events: list[AnyEvent] = []
-    for start in range(0, len(page), _DECODED_AT_ONCE):
-        events += [codec.decode(recorded) for recorded in page[start : start + _DECODED_AT_ONCE]]
+    for start in range(0, len(page), _DECODE_SLICE_EVENTS):
+        events += [codec.decode(recorded) for recorded in page[start : start + _DECODE_SLICE_EVENTS]]
         await asyncio.sleep(0)
     return events

@@ -95,11 +95,11 @@ class _OfJob(Protocol):
     def job(self) -> str: ...
 
 
-_ITS_JOB = (key_in(JOBS, "job"),)
-_ITS_RUN = (key_in(RUNS, "run_id"),)
+_JOB_ROW = (key_in(JOBS, "job"),)
+_RUN_ROW = (key_in(RUNS, "run_id"),)
 
 
-@jobs.on(JobDefined, reads=_ITS_JOB)
+@jobs.on(JobDefined, reads=_JOB_ROW)
 def _defined(view: View, event: JobDefined, recorded: AnyRecorded) -> None:
     before = view.rows(JOBS).get(event.job)
     known = before is not None and not before.removed
@@ -132,7 +132,7 @@ def _keeps_schedule(before: JobRow, event: JobDefined) -> bool:
     return same and before.enabled and not before.removed
 
 
-@jobs.on(JobRemoved, reads=_ITS_JOB)
+@jobs.on(JobRemoved, reads=_JOB_ROW)
 def _removed(view: View, event: JobRemoved, recorded: AnyRecorded) -> None:
     before = view.rows(JOBS).get(event.job)
     if before is None:
@@ -144,7 +144,7 @@ def _removed(view: View, event: JobRemoved, recorded: AnyRecorded) -> None:
     view.rows(JOBS).put(event.job, row)
 
 
-@jobs.on(JobPaused, reads=_ITS_JOB)
+@jobs.on(JobPaused, reads=_JOB_ROW)
 def _paused(view: View, event: JobPaused, recorded: AnyRecorded) -> None:
     row = require(view, JOBS, event.job).replaced(
         paused=True, pause_note=event.note, position=recorded.position
@@ -152,7 +152,7 @@ def _paused(view: View, event: JobPaused, recorded: AnyRecorded) -> None:
     view.rows(JOBS).put(event.job, row)
 
 
-@jobs.on(JobResumed, reads=_ITS_JOB)
+@jobs.on(JobResumed, reads=_JOB_ROW)
 def _resumed(view: View, event: JobResumed, recorded: AnyRecorded) -> None:
     row = require(view, JOBS, event.job).replaced(
         paused=False, pause_note=event.note, position=recorded.position
@@ -160,14 +160,14 @@ def _resumed(view: View, event: JobResumed, recorded: AnyRecorded) -> None:
     view.rows(JOBS).put(event.job, row)
 
 
-@jobs.on(TickBuffered, reads=_ITS_JOB)
+@jobs.on(TickBuffered, reads=_JOB_ROW)
 def _buffered(view: View, event: TickBuffered, recorded: AnyRecorded) -> None:
     row = require(view, JOBS, event.job).replaced(buffered_tick=event.tick, position=recorded.position)
     view.rows(JOBS).put(event.job, row)
     _ticked(view, event.job, event.tick)
 
 
-@jobs.on(RunMissed, RunSkipped, reads=_ITS_JOB)
+@jobs.on(RunMissed, RunSkipped, reads=_JOB_ROW)
 def _did_not_run(view: View, event: RunMissed | RunSkipped, recorded: AnyRecorded) -> None:
     reason = f"{event.reason}: {event.detail}" if isinstance(event, RunSkipped) else None
     row = RunRow(
@@ -195,7 +195,7 @@ def _did_not_run(view: View, event: RunMissed | RunSkipped, recorded: AnyRecorde
     _ticked(view, event.job, event.tick)
 
 
-@jobs.on(RunStarted, reads=_ITS_JOB, creates=_ITS_RUN)
+@jobs.on(RunStarted, reads=_JOB_ROW, creates=_RUN_ROW)
 def _started(view: View, event: RunStarted, recorded: AnyRecorded) -> None:
     row = RunRow(
         id=event.run_id,
@@ -224,14 +224,14 @@ def _started(view: View, event: RunStarted, recorded: AnyRecorded) -> None:
         _ticked(view, event.job, event.tick)
 
 
-@jobs.on(RunRenewed, reads=_ITS_RUN)
+@jobs.on(RunRenewed, reads=_RUN_ROW)
 def _renewed(view: View, event: RunRenewed, recorded: AnyRecorded) -> None:
     row = require(view, RUNS, event.run_id)
     row = row.replaced(lease_expires_at=event.lease_expires_at, position=recorded.position)
     view.rows(RUNS).put(event.run_id, row)
 
 
-@jobs.on(RunAttemptFailed, reads=_ITS_RUN)
+@jobs.on(RunAttemptFailed, reads=_RUN_ROW)
 def _attempt_failed(view: View, event: RunAttemptFailed, recorded: AnyRecorded) -> None:
     row = require(view, RUNS, event.run_id)
     used = row.tokens_used if event.tokens_used is None else (row.tokens_used or 0) + event.tokens_used
@@ -248,7 +248,7 @@ def _attempt_failed(view: View, event: RunAttemptFailed, recorded: AnyRecorded) 
     view.rows(RUNS).put(event.run_id, row)
 
 
-@jobs.on(RunRetried, reads=_ITS_RUN)
+@jobs.on(RunRetried, reads=_RUN_ROW)
 def _retried(view: View, event: RunRetried, recorded: AnyRecorded) -> None:
     row = require(view, RUNS, event.run_id)
     row = row.replaced(
@@ -263,7 +263,7 @@ def _retried(view: View, event: RunRetried, recorded: AnyRecorded) -> None:
     view.rows(RUNS).put(event.run_id, row)
 
 
-@jobs.on(RunFinished, reads=_ITS_RUN)
+@jobs.on(RunFinished, reads=_RUN_ROW)
 def _finished(view: View, event: RunFinished, recorded: AnyRecorded) -> None:
     row = require(view, RUNS, event.run_id).replaced(
         status=event.outcome,

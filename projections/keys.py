@@ -72,7 +72,7 @@ keys = Projection("keys", (KEYS,))
 access = Projection("access", (ACCESS,))
 
 
-_ITS_KEY = (key_in(KEYS, "key_id"),)
+_KEY_ROW = (key_in(KEYS, "key_id"),)
 
 
 @keys.on(KeyCreated)
@@ -94,14 +94,14 @@ def _created(view: View, event: KeyCreated, recorded: AnyRecorded) -> None:
     view.rows(KEYS).put(event.key_id, row)
 
 
-@keys.on(KeyFirstUsed, reads=_ITS_KEY)
+@keys.on(KeyFirstUsed, reads=_KEY_ROW)
 def _first_used(view: View, event: KeyFirstUsed, recorded: AnyRecorded) -> None:
     row = require(view, KEYS, event.key_id)
     row = row.replaced(first_used_at=recorded.recorded_at, position=recorded.position)
     view.rows(KEYS).put(row.id, row)
 
 
-@keys.on(KeyExpired, KeyRevoked, reads=_ITS_KEY)
+@keys.on(KeyExpired, KeyRevoked, reads=_KEY_ROW)
 def _ended(view: View, event: KeyExpired | KeyRevoked, recorded: AnyRecorded) -> None:
     row = require(view, KEYS, event.key_id)
     row = row.replaced(

@@ -91,10 +91,10 @@ CONFLICTS = Table[str, ConflictRow](
 operations = Projection("operations", (OPERATIONS, CONFLICTS))
 
 
-_ITS_OPERATION = (key_in(OPERATIONS, "operation_id"),)
+_OPERATION_ROW = (key_in(OPERATIONS, "operation_id"),)
 
 
-@operations.on(OperationStarted, creates=_ITS_OPERATION)
+@operations.on(OperationStarted, creates=_OPERATION_ROW)
 def _started(view: View, event: OperationStarted, recorded: AnyRecorded) -> None:
     row = OperationRow(
         id=event.operation_id,
@@ -116,7 +116,7 @@ def _started(view: View, event: OperationStarted, recorded: AnyRecorded) -> None
     view.rows(OPERATIONS).put(event.operation_id, row)
 
 
-@operations.on(OperationRenewed, reads=_ITS_OPERATION)
+@operations.on(OperationRenewed, reads=_OPERATION_ROW)
 def _renewed(view: View, event: OperationRenewed, recorded: AnyRecorded) -> None:
     row = require(view, OPERATIONS, event.operation_id).replaced(
         renewed_at=recorded.recorded_at,
@@ -127,7 +127,7 @@ def _renewed(view: View, event: OperationRenewed, recorded: AnyRecorded) -> None
     view.rows(OPERATIONS).put(event.operation_id, row)
 
 
-@operations.on(OperationFinished, reads=_ITS_OPERATION)
+@operations.on(OperationFinished, reads=_OPERATION_ROW)
 def _finished(view: View, event: OperationFinished, recorded: AnyRecorded) -> None:
     row = require(view, OPERATIONS, event.operation_id).replaced(
         state="finished",
@@ -139,7 +139,7 @@ def _finished(view: View, event: OperationFinished, recorded: AnyRecorded) -> No
     view.rows(OPERATIONS).put(event.operation_id, row)
 
 
-@operations.on(OperationExpired, reads=_ITS_OPERATION)
+@operations.on(OperationExpired, reads=_OPERATION_ROW)
 def _expired(view: View, event: OperationExpired, recorded: AnyRecorded) -> None:
     row = require(view, OPERATIONS, event.operation_id).replaced(
         state="expired", ended_at=recorded.recorded_at, position=recorded.position

@@ -16,11 +16,11 @@ FAR_BEHIND_EVENTS = 20_000
 """A projection further behind the others than this, such as a new one, is rebuilt beside them: otherwise
 they would stand still until it had caught up."""
 
-_ENTER = """
+_INSERT = """
     INSERT INTO projections (name, fold_version, generation)
     SELECT %s, %s, coalesce(max(generation), 1) FROM projections ON CONFLICT DO NOTHING
 """
-_FORGET_FAILURES = """
+_CLEAR_FAILURES = """
     UPDATE projections SET failed_position = NULL, error = NULL
     WHERE failed_position IS NOT NULL OR error IS NOT NULL
 """
@@ -47,8 +47,8 @@ async def read_progress(connection: Connection, projections: Collection[Projecti
     with translating():
         async with connection.transaction():
             for projection in projections:
-                await connection.execute(_ENTER, (projection.name, projection.fold_version))
-            await connection.execute(_FORGET_FAILURES)
+                await connection.execute(_INSERT, (projection.name, projection.fold_version))
+            await connection.execute(_CLEAR_FAILURES)
             rows = await (await connection.execute(_STANDING)).fetchall()
     found = {name: (position, fold_version) for name, position, fold_version, _ in rows}
     positions = {projection.name: found[projection.name][0] for projection in projections}

@@ -48,10 +48,10 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
     from projections.projection import Projection
 
-GATHER_SECONDS = 0.001
+COALESCE_SECONDS = 0.001
 """How long to gather events after a hint: one transaction per event would slow everything down."""
 
-REST_SECONDS = 0.02
+MAX_PAUSE_SECONDS = 0.02
 """The longest pause after a page, to let the next one grow: a page alone costs as much as 100 events.
 
 The pause is as long as this thread was busy during the page: short in an idle process, so that rows are
@@ -198,7 +198,7 @@ class Projector:
             if not self._news.is_set():
                 await wait_for_hint(self._news)
                 polled = not self._news.is_set()
-                await asyncio.sleep(GATHER_SECONDS)
+                await asyncio.sleep(COALESCE_SECONDS)
 
     async def _restart_if_replaced(self, connection: Connection) -> bool:
         """Start over if a replay has replaced the rows of the tables."""
@@ -232,7 +232,7 @@ class Projector:
             return False
         if page.recorded[-1].position >= hinted:
             self.caught_up_at.update(dict.fromkeys(self.positions, asked))
-        await asyncio.sleep(min(thread_time() - busy, REST_SECONDS))
+        await asyncio.sleep(min(thread_time() - busy, MAX_PAUSE_SECONDS))
         return True
 
     async def _advance_from_log(self, connection: Connection) -> bool:
@@ -258,7 +258,7 @@ class Projector:
         if page:
             await self._advance(connection, members, page)
         if page and is_the_last:
-            await asyncio.sleep(min(thread_time() - busy, REST_SECONDS))
+            await asyncio.sleep(min(thread_time() - busy, MAX_PAUSE_SECONDS))
         if is_the_last and stop is None:
             end = page[-1].position if page else behind
             self.caught_up_at.update(

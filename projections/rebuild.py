@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 CLOSE_EVENTS = 500
 """How close to the log's head the fold must be before the rest is folded while the projector waits."""
 
-ALONE_WITHIN_SECONDS = 5.0
+LOCK_TIMEOUT_SECONDS = 5.0
 """How long a replay waits for another one to end, such as one that has just been killed."""
 
 ATTEMPTS = 10
 """How often the swap is tried if somebody holds a lock that it needs."""
 
 _LOCK_MILLISECONDS = 2_000
-_ASK_AGAIN_SECONDS = 0.1
+_LOCK_POLL_SECONDS = 0.1
 _TRY_LOCK = "SELECT pg_try_advisory_lock('projections'::regclass::oid::integer, 3)"
 
 _LOCK = "LOCK TABLE {projections} IN SHARE ROW EXCLUSIVE MODE"
@@ -57,7 +57,7 @@ _FURTHEST = """
     SELECT greatest((SELECT max(position) FROM {projections} WHERE name = ANY (%s)),
                     (SELECT coalesce(max(position), 0) FROM {events}))
 """
-_ENTER = """
+_INSERT = """
     INSERT INTO {projections} (name, fold_version, position) VALUES (%s, %s, %s)
     ON CONFLICT (name) DO UPDATE
     SET fold_version = EXCLUDED.fold_version, position = EXCLUDED.position,
@@ -148,13 +148,13 @@ async def _check_tables(refold: Refold, schema: str) -> None:
 
 async def _take_replay_lock(connection: Connection) -> None:
     """Take the lock that allows one replay at a time, for the rest of the session."""
-    deadline = monotonic() + ALONE_WITHIN_SECONDS
+    deadline = monotonic() + LOCK_TIMEOUT_SECONDS
     while True:
         if await one_value(connection, _TRY_LOCK):
             return
         if monotonic() > deadline:
             raise StoreBusy("another replay is in progress")
-        await asyncio.sleep(_ASK_AGAIN_SECONDS)
+        await asyncio.sleep(_LOCK_POLL_SECONDS)
 
 
 async def _catch_up(refold: Refold) -> None:
@@ -183,7 +183,7 @@ async def _swap(refold: Refold, schema: str, found: Survey) -> tuple[int, Change
             }
             for projection in refold.projections.values():
                 await _execute(
-                    connection, _ENTER, schema, (projection.name, projection.fold_version, position)
+                    connection, _INSERT, schema, (projection.name, projection.fold_version, position)
                 )
             await _execute(connection, _NEXT_GENERATION, schema)
             # The first wakes readers that wait for the tables, the second an idle projector.

@@ -14,7 +14,7 @@ from eventstore.events import AnyEvent
 from eventstore.log import PAGE_EVENTS
 from eventstore.recorded import Recorded
 
-MOST_BYTES = 8 * 1024 * 1024
+MAX_BYTES = 8 * 1024 * 1024
 """Once there is more than this, or more than a page, everything is dropped and later read from the log."""
 
 
@@ -43,7 +43,7 @@ class RecentEvents:
         self._recorded += recorded
         self._events += events
         self._bytes += sum(len(one.data) for one in recorded)
-        if len(self._recorded) > PAGE_EVENTS or self._bytes > MOST_BYTES:
+        if len(self._recorded) > PAGE_EVENTS or self._bytes > MAX_BYTES:
             self.clear()
 
     def take(self, after: int) -> Page | None:

@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], None]
     """Called with the position reached and the target position."""
 
-PATIENCE_MILLISECONDS = 1_800_000
+TIMEOUT_MILLISECONDS = 1_800_000
 """Timeout of a transaction, and of each statement in it."""
 
-PAGES_BEHIND = 1
+MAX_PENDING_WRITES = 1
 """How many pages may still be being written when the next one is."""
 
 
@@ -136,7 +136,7 @@ class Refold:
                     await self._folder.fetch(self.connection, wanted)
                 folded = self._folder.fold(members, page, events)
                 self._folder.keep(folded)
-                await _finish(writing, but=PAGES_BEHIND)
+                await _finish(writing, but=MAX_PENDING_WRITES)
                 writing.append(asyncio.ensure_future(self._write(folded, at, goal)))
         return at
 
@@ -218,8 +218,8 @@ async def refolding(
         work_mem="64MB",
         # No query on the tables gains from more detailed statistics.
         default_statistics_target=10,
-        statement_timeout=PATIENCE_MILLISECONDS,
-        transaction_timeout=PATIENCE_MILLISECONDS,
+        statement_timeout=TIMEOUT_MILLISECONDS,
+        transaction_timeout=TIMEOUT_MILLISECONDS,
     )
     async with connection, await connect(dsn, schema, name=name) as reader:
         with suppress(psycopg.Error):

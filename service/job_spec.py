@@ -53,16 +53,16 @@ def _seconds(value: Any) -> Any:
     return value
 
 
-_LEAST_SECONDS, _MOST_SECONDS = 0.1, 366 * _DAY_SECONDS
+_MIN_SECONDS, _MAX_SECONDS = 0.1, 366 * _DAY_SECONDS
 
 Every = Annotated[
     float,
     BeforeValidator(_seconds),
-    Field(ge=_LEAST_SECONDS, le=_MOST_SECONDS),
+    Field(ge=_MIN_SECONDS, le=_MAX_SECONDS),
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "number", "minimum": _LEAST_SECONDS, "maximum": _MOST_SECONDS},
+                {"type": "number", "minimum": _MIN_SECONDS, "maximum": _MAX_SECONDS},
                 {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?\s*(ms|s|m|h|d)$"},
             ]
         }

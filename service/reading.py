@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 STRICT_WAIT_SECONDS = 5.0
 """How long a reader waits for the position that it named."""
 
-HEAD_WITHIN_SECONDS = 0.5
+HEAD_TIMEOUT_SECONDS = 0.5
 """Timeout for reading the log's head after that."""
 
 POLITE_WAIT_SECONDS = 0.5
 """How long a reader that named no position waits for what this process had acknowledged."""
 
-MOST_LEFT = 32
+MAX_REMEMBERED_MESSAGES = 32
 """How many messages that stay in an inbox are remembered per agent (`Inbox.left`)."""
 
-LOOK_SECONDS = 0.25
+SHARED_RESULT_SECONDS = 0.25
 """How long the result of a query is shared by all that wait, unless a hint arrives."""
 
 T = TypeVar("T")
@@ -85,7 +85,7 @@ class SharedLook(Generic[T]):
     async def __call__(self, ticket: asyncio.Event) -> T:
         """Return the last result; query again if that belongs to another ticket or is too old."""
         seen = self._seen
-        old = monotonic() - self._begun >= LOOK_SECONDS
+        old = monotonic() - self._begun >= SHARED_RESULT_SECONDS
         if seen is None or ticket is not self._ticket or (seen.done() and old):
             self._ticket, self._begun = ticket, monotonic()
             seen = self._seen = asyncio.create_task(self._look())
@@ -203,8 +203,8 @@ class ReadTables:
             return
         left = (*(position for position in inbox.left if position <= after), *found)
         seen_up_to = inbox.table_at if upto is None else upto
-        if len(left) > MOST_LEFT:
-            seen_up_to, left = left[MOST_LEFT] - 1, left[:MOST_LEFT]
+        if len(left) > MAX_REMEMBERED_MESSAGES:
+            seen_up_to, left = left[MAX_REMEMBERED_MESSAGES] - 1, left[:MAX_REMEMBERED_MESSAGES]
         known = self._inboxes.get(inbox.agent)
         if known is None or seen_up_to >= known.seen_up_to:
             self._inboxes[inbox.agent] = inbox._replace(seen_up_to=seen_up_to, left=left)
@@ -213,7 +213,7 @@ class ReadTables:
         """Return the error; it says where the log ends if that is before the position."""
         if not self._stopping:
             with suppress(StoreUnavailable, StoreBusy, TimeoutError):
-                async with asyncio.timeout(HEAD_WITHIN_SECONDS):
+                async with asyncio.timeout(HEAD_TIMEOUT_SECONDS):
                     ends_at = await self._look_at_head(self._writer.moved.ticket())
                 if ends_at < position:
                     return NotYet(covered, ends_at)
@@ -240,7 +240,7 @@ class ReadTables:
             left = deadline - monotonic()
             if reached >= position or left <= 0 or self._stopping:
                 return reached
-            await wait_for_hint(ticket, min(left, LOOK_SECONDS))
+            await wait_for_hint(ticket, min(left, SHARED_RESULT_SECONDS))
 
     async def _positions(self) -> dict[str, int]:
         """Return the position of each projection, as recorded in the database."""

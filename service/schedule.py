@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIELDS = 5
 _MINUTE = timedelta(minutes=1)
-_SEARCHED_YEARS = 50
+_MAX_SEARCH_YEARS = 50
 """How far ahead to search for a time that exists on the wall clock; cronsim searches as far for a date."""
 _NO_TIME = timedelta(0)
 
@@ -131,7 +131,7 @@ def _next_wall_clock_match(cron: str, zone: ZoneInfo, after: datetime) -> dateti
     start = local - max(first - second, _NO_TIME)
     earliest: datetime | None = None
     for wall in _wall_times(cron, start):
-        if wall.year > start.year + _SEARCHED_YEARS:
+        if wall.year > start.year + _MAX_SEARCH_YEARS:
             break
         moments = _moments(wall, zone)
         if later := [moment for moment in moments if moment > after]:

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
     from service.writing.writer import Writer
 
-AGAIN_AFTER_SECONDS = 60.0
+RETRY_SECONDS = 60.0
 """How long to wait after a failure before retrying."""
 
-RESTS = 4.0
+PAUSE_FACTOR = 4.0
 """How long to rest after each slice when filling in the past, as a multiple of the slice's duration."""
 
 _TRY_LOCK = "SELECT pg_try_advisory_lock('snapshots'::regclass::oid::integer, 3)"
@@ -94,10 +94,10 @@ class Snapshotter:
                 await self._take_due()
             except (EventStoreError, psycopg.Error, OSError) as error:
                 _log.warning("snapshots cannot be taken for now: %s", describe(error))
-                await asyncio.sleep(AGAIN_AFTER_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
             except Exception:  # noqa: BLE001 - the task must go on; everything else works without snapshots
                 _log.exception("taking snapshots failed")
-                await asyncio.sleep(AGAIN_AFTER_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _take_due(self) -> None:
         async with self._connection() as connection:
@@ -147,7 +147,7 @@ class Snapshotter:
                 await load_open(connection, squad)
                 await snapshots.store(connection, squad, known)
 
-        await fold_pages(connection, squad, following, after_page, rest=RESTS)
+        await fold_pages(connection, squad, following, after_page, rest=PAUSE_FACTOR)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from eventstore.recorded import Recorded
 
-KEPT_EVENTS = 10_000
-KEPT_BYTES = 32 * 1024 * 1024
+MAX_EVENTS = 10_000
+MAX_BYTES = 32 * 1024 * 1024
 """Bounds of what is kept, whichever is reached first; the newest event is always kept."""
 
-CUTS = 50
+EVICTION_STEPS = 50
 """In how many steps all that is kept is evicted. Each step moves the remaining events, so not every event
 causes one; but evicting thousands of events at once would block everything for as long as a commit."""
 
@@ -58,7 +58,7 @@ class Tail:
                 break
         self._events.extend(recorded)
         self._bytes += sum(len(item.data) for item in recorded)
-        if len(self._events) > KEPT_EVENTS + KEPT_EVENTS // CUTS or self._bytes > KEPT_BYTES:
+        if len(self._events) > MAX_EVENTS + MAX_EVENTS // EVICTION_STEPS or self._bytes > MAX_BYTES:
             self._trim()
         self.last = recorded[-1].position
 
@@ -93,8 +93,8 @@ class Tail:
     def _trim(self) -> None:
         """Evict the oldest events until the bounds hold."""
         dropped, max_dropped = 0, len(self._events) - 1
-        min_dropped = len(self._events) - KEPT_EVENTS
-        while dropped < max_dropped and (dropped < min_dropped or self._bytes > KEPT_BYTES):
+        min_dropped = len(self._events) - MAX_EVENTS
+        while dropped < max_dropped and (dropped < min_dropped or self._bytes > MAX_BYTES):
             self._bytes -= len(self._events[dropped].data)
             dropped += 1
         del self._events[:dropped]

@@ -32,7 +32,7 @@ MAX_JSON_DEPTH = 64
 MAX_TOKENS = 10**12
 """Far beyond any day's use, and small enough that sums stay far below 64 bits."""
 MAX_TTL_SECONDS = 7 * 24 * 3600.0
-SHORTEST_WINDOW_SECONDS = 0.1
+MIN_WINDOW_SECONDS = 0.1
 MAX_RESOURCES = 50
 
 _NO_CONTROL = r"^[^\x00-\x1f\x7f]+$"
@@ -129,7 +129,7 @@ PositiveTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 TtlSeconds = Annotated[float, Field(gt=0, le=MAX_TTL_SECONDS, allow_inf_nan=False)]
 """A time to live in seconds, at most a week."""
 
-WindowSeconds = Annotated[float, Field(ge=SHORTEST_WINDOW_SECONDS, le=MAX_TTL_SECONDS, allow_inf_nan=False)]
+WindowSeconds = Annotated[float, Field(ge=MIN_WINDOW_SECONDS, le=MAX_TTL_SECONDS, allow_inf_nan=False)]
 """How long a claim lasts without renewal, in seconds: long enough that it can be renewed in time."""
 
 Priority = Annotated[int, Field(ge=-1_000, le=1_000)]

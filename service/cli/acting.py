@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=Command)
 
-_LONGEST_LOGIN = 100
+_MAX_LOGIN_CHARACTERS = 100
 _SHOWN_CHARACTERS = 100
 
 
@@ -130,4 +130,4 @@ def actor() -> str:
         login = getpass.getuser()
     except (OSError, KeyError, ImportError):
         login = str(os.getuid())
-    return f"cli:{printable(login)[:_LONGEST_LOGIN]}"
+    return f"cli:{printable(login)[:_MAX_LOGIN_CHARACTERS]}"

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
-from eventstore.exchange import LONGEST_LINE_BYTES
+from eventstore.exchange import MAX_LINE_BYTES
 from service.database import StartFailed
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _portion(file: IO[bytes]) -> list[bytes]:
     portion: list[bytes] = []
     size = 0
     while size < _PORTION_BYTES and len(portion) < _PORTION_LINES:
-        line = file.readline(LONGEST_LINE_BYTES + 1)
+        line = file.readline(MAX_LINE_BYTES + 1)
         if not line:
             break
         portion.append(line)

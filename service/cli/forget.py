@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from service.cli.target import Target
     from service.requests import Outcome
 
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 """How often the positions of the tables are polled."""
 
 STUCK_AFTER_SECONDS = 10.0
 """How long the tables may make no progress before the command gives up."""
 
-_LOWEST_POSITION = "SELECT coalesce(min(position), 0) FROM projections WHERE name = ANY(%s)"
+_MIN_POSITION = "SELECT coalesce(min(position), 0) FROM projections WHERE name = ANY(%s)"
 
 
 @click.command()
@@ -80,7 +80,7 @@ async def _tables_follow(squad: Acting, position: int) -> None:
     async with background(projector.run()):
         reached, moved_at = -1, monotonic()
         while reached < position:
-            cursor = await squad.connection.execute(_LOWEST_POSITION, ([emails.name, messages.name],))
+            cursor = await squad.connection.execute(_MIN_POSITION, ([emails.name, messages.name],))
             row = await cursor.fetchone()
             at = row[0] if row else 0
             if at > reached:
@@ -91,7 +91,7 @@ async def _tables_follow(squad: Acting, position: int) -> None:
                     " and still hold it: see `squad status`"
                 )
             if reached < position:
-                await asyncio.sleep(LOOK_SECONDS)
+                await asyncio.sleep(POLL_SECONDS)
 
 
 def _count(number: int, word: str) -> str:

@@ -20,10 +20,10 @@ from service.cli.output import safe, tables
 from service.cli.parameters import Seconds
 from service.cli.running import run
 from service.cli.target import open_squad, target_options
-from service.cli.waiting import WITHOUT_END, enter, enter_and_wait
+from service.cli.waiting import NO_LIMIT, enter, enter_and_wait
 from service.history.restore import catch_up, restore
 from service.http.json import dumps
-from service.http.v1.jobs import LAST_RUNS
+from service.http.v1.jobs import SHOWN_RUNS
 
 if TYPE_CHECKING:
     from service.cli.target import Target
@@ -49,7 +49,7 @@ def jobs(context: click.Context, *, as_json: bool, target: Target) -> None:
             now = await log.clock(connection)
             rows = sorted(squad.all(JOBS), key=lambda job: job.name)
             names = [row.name for row in rows]
-            last = await storage.newest(connection, RUNS, "job", names, "fencing_token", LAST_RUNS)
+            last = await storage.newest(connection, RUNS, "job", names, "fencing_token", SHOWN_RUNS)
             return [views.job(row, [item.asdict() for item in last.get(row.name, ())], now) for row in rows]
 
     found = run(work())
@@ -77,7 +77,7 @@ def _table(found: list[dict[str, Any]]) -> Table:
     "wait_seconds",
     type=Seconds(min=0, min_open=True),
     is_flag=False,
-    flag_value=WITHOUT_END,
+    flag_value=NO_LIMIT,
     metavar="[SECONDS]",
     help="Wait for the run to end, at most this long; fail unless it succeeds. Goes after NAME.",
 )

@@ -23,7 +23,7 @@ from service.http.json import dumps
 if TYPE_CHECKING:
     from service.cli.target import Target
 
-_LARGEST_POSITION = 2**63 - 1
+_MAX_POSITION = 2**63 - 1
 
 
 class Place(click.ParamType[int | datetime]):
@@ -38,7 +38,7 @@ class Place(click.ParamType[int | datetime]):
         if isinstance(value, int):
             return value
         if isinstance(value, str) and re.fullmatch("[0-9]+", value):
-            if len(value) > len(str(_LARGEST_POSITION)) or int(value) > _LARGEST_POSITION:
+            if len(value) > len(str(_MAX_POSITION)) or int(value) > _MAX_POSITION:
                 self.fail(f"{value:.30} is too large for a position", param, ctx)
             return int(value)
         return Moment().convert(value, param, ctx)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from service.cli.target import Target
     from service.settings import Settings
 
-MOST_FILES = 65_536
+MAX_OPEN_FILES = 65_536
 """How many files a service may have open, if the system allows it."""
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def up(
 def _raise_file_limit() -> None:
     """Raise the soft limit on open files: each connection is one, and many systems have a low default."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 

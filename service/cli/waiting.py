@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
     from service.cli.acting import Acting
 
-WITHOUT_END = math.inf
+NO_LIMIT = math.inf
 """The default wait: no limit."""
 
-_NOTICED_WITHIN_SECONDS = 2.0
+_START_GRACE_SECONDS = 2.0
 """How much longer to wait for a service to begin a run than a service may take for that."""
 
 
@@ -46,7 +46,7 @@ async def enter_and_wait(squad: Acting, name: str, wait_seconds: float) -> None:
     squad.writer.observers.append(watch.observe)
     entered = await _enter(squad, name)
     job = squad.writer.squad.rows(JOBS).get(name)
-    taken_up_within = (job.catch_up_seconds if job else 0.0) + _NOTICED_WITHIN_SECONDS
+    taken_up_within = (job.catch_up_seconds if job else 0.0) + _START_GRACE_SECONDS
     ended = await watch.see(entered["id"], min(wait_seconds, taken_up_within), wait_seconds)
     run = {**entered, **watch.story(entered["id"])}
     _show(run)

@@ -27,7 +27,7 @@ from service.decide.agents import ensure_active
 from service.decide.budget import use
 from service.decide.decision import Accepted, Decision, DecisionContext, Refused
 from service.refusals import Refusal
-from service.values import SHORTEST_WINDOW_SECONDS
+from service.values import MIN_WINDOW_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -51,7 +51,7 @@ def renewal_seconds(policy: PolicyRow) -> float:
     it with renewals.
     """
     shortest = min(policy.conflict_window_seconds, policy.operation_timeout_seconds)
-    return max(shortest, SHORTEST_WINDOW_SECONDS) / 3
+    return max(shortest, MIN_WINDOW_SECONDS) / 3
 
 
 def find_conflict(

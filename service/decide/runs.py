@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 15.0
 """How long a process holds a run without renewing it. It renews after a third of that."""
 
-FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 300.0
+INITIAL_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 300.0
 
 
 def lease_until(now: datetime) -> datetime:
@@ -41,7 +41,7 @@ def backoff(run_id: str, attempt: int) -> timedelta:
 
     The jitter is derived from the run and the attempt, so that a decision made twice is the same.
     """
-    seconds = min(FIRST_BACKOFF_SECONDS * 2.0 ** (attempt - 1), LONGEST_BACKOFF_SECONDS)
+    seconds = min(INITIAL_BACKOFF_SECONDS * 2.0 ** (attempt - 1), MAX_BACKOFF_SECONDS)
     share = sha256(f"{run_id}/{attempt}".encode()).digest()[0] / 255
     return timedelta(seconds=seconds * (0.5 + share / 2))
 

@@ -18,7 +18,7 @@ from service.decide.budget import allowance
 from service.decide.builder import DecisionBuilder
 from service.decide.decision import Accepted, Decision, DecisionContext, Refused
 from service.decide.operations import refusal_for
-from service.decide.runs import LEASE_SECONDS, LONGEST_BACKOFF_SECONDS, lease_until
+from service.decide.runs import LEASE_SECONDS, MAX_BACKOFF_SECONDS, lease_until
 from service.refusals import Refusal
 
 if TYPE_CHECKING:
@@ -157,5 +157,5 @@ def _reserve(builder: DecisionBuilder, job: JobRow, *, waits: bool) -> TokensRes
 
 def _longest_run(job: JobRow) -> timedelta:
     """Return how long a run may take with all its attempts, plus a margin for waiting for a slot."""
-    one_attempt = job.timeout_seconds + LEASE_SECONDS + 2 * LONGEST_BACKOFF_SECONDS
+    one_attempt = job.timeout_seconds + LEASE_SECONDS + 2 * MAX_BACKOFF_SECONDS
     return timedelta(seconds=(job.retries + 1) * one_attempt)

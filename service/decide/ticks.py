@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MAX_MISSED_AT_ONCE = 500
 """How many missed ticks a change of a schedule records at most; the next attempt continues from there."""
 
-MAX_MISSED_A_CLAIM = 100
+MAX_MISSED_PER_CLAIM = 100
 """How many a claim records at most. After an outage many jobs have some, and other commands must wait."""
 
 
@@ -44,9 +44,9 @@ def claim_tick(state: State, command: ClaimTick, at: DecisionContext) -> Decisio
         _decide_tick(builder, job, job.buffered_tick, active, command.runner)
     else:
         too_late = at.now - timedelta(seconds=job.catch_up_seconds)
-        last = _miss(builder, job, lambda tick: due_at(job, tick) < too_late, MAX_MISSED_A_CLAIM)
+        last = _miss(builder, job, lambda tick: due_at(job, tick) < too_late, MAX_MISSED_PER_CLAIM)
         tick = next_tick(schedule_of(job), last)
-        if tick and due_at(job, tick) <= at.now and len(builder.events) < MAX_MISSED_A_CLAIM:
+        if tick and due_at(job, tick) <= at.now and len(builder.events) < MAX_MISSED_PER_CLAIM:
             _decide_tick(builder, job, tick, active, command.runner)
     return Accepted(builder.events, {} if builder.events else {"position": state.head.position})
 

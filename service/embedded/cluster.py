@@ -24,11 +24,11 @@ from service.embedded.programs import MAJOR_VERSION, chown_to_server, grant_acce
 
 SUPERUSER = "postgres"
 PORT = 5432
-READY_WITHIN_SECONDS = 60.0
-STOPPED_WITHIN_SECONDS = 60.0
-INITIALISED_WITHIN_SECONDS = 120.0
+START_TIMEOUT_SECONDS = 60.0
+STOP_TIMEOUT_SECONDS = 60.0
+INITDB_TIMEOUT_SECONDS = 120.0
 
-_LEFTOVERS_GO_WITHIN_SECONDS = 2.0
+_ORPHANS_EXIT_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 # The smallest limit of all systems; Linux allows four bytes more.
 _SOCKET_PATH_MAX_BYTES = 103
@@ -96,7 +96,7 @@ class Cluster:
 
     def ensure_running(self) -> Postmaster:
         """Start the server unless it runs, and wait until it accepts connections."""
-        deadline = time.monotonic() + READY_WITHIN_SECONDS
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while True:
             postmaster = self.postmaster()
             if postmaster is not None and postmaster.is_ready:
@@ -104,7 +104,7 @@ class Cluster:
             if time.monotonic() > deadline:
                 # It is left running: if stopped now, its recovery would start over next time.
                 raise EmbeddedPostgresError(
-                    f"Postgres in {self.data} was not ready within {READY_WITHIN_SECONDS:g} s; "
+                    f"Postgres in {self.data} was not ready within {START_TIMEOUT_SECONDS:g} s; "
                     "it may still be recovering from a crash: try again later"
                 )
             if postmaster is None:
@@ -117,7 +117,7 @@ class Cluster:
         postmaster = self.postmaster()
         if postmaster is None:
             return
-        output = self._pg_ctl("stop", "--mode=fast", seconds=STOPPED_WITHIN_SECONDS)
+        output = self._pg_ctl("stop", "--mode=fast", seconds=STOP_TIMEOUT_SECONDS)
         if self.postmaster() is not None:
             raise EmbeddedPostgresError(
                 f"Postgres in {self.data} (process {postmaster.pid}) did not stop: {complaint(output)}"
@@ -161,7 +161,7 @@ class Cluster:
             # The socket is in a folder that only its owner can enter.
             "--auth-local=trust",
             "--auth-host=reject",
-            timeout_seconds=INITIALISED_WITHIN_SECONDS,
+            timeout_seconds=INITDB_TIMEOUT_SECONDS,
         )
         if result.returncode != 0:
             raise EmbeddedPostgresError(
@@ -216,7 +216,7 @@ class Cluster:
         They hold shared memory that prevents a new server from starting. They exit by themselves, unless
         they are busy computing.
         """
-        patience = time.monotonic() + _LEFTOVERS_GO_WITHIN_SECONDS
+        patience = time.monotonic() + _ORPHANS_EXIT_SECONDS
         while leftovers := self._processes():
             if self.postmaster() is not None:
                 # A process that was starting it has just been killed.

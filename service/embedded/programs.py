@@ -26,7 +26,7 @@ MAJOR_VERSION = 18
 _log = logging.getLogger(__name__)
 
 _SERVER_USER = "pgserver"
-_USER_MADE_WITHIN_SECONDS = 10.0
+_USER_CREATION_SECONDS = 10.0
 
 
 def run(
@@ -119,7 +119,7 @@ def _allow(path: Path, permissions: int) -> bool:
 
 
 def _make_server_user() -> tuple[int, int]:
-    deadline = time.monotonic() + _USER_MADE_WITHIN_SECONDS
+    deadline = time.monotonic() + _USER_CREATION_SECONDS
     while True:
         with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(_SERVER_USER)

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from service.embedded.cluster import PORT, READY_WITHIN_SECONDS, SUPERUSER, Cluster
+from service.embedded.cluster import PORT, START_TIMEOUT_SECONDS, SUPERUSER, Cluster
 from service.embedded.errors import EmbeddedPostgresError, one_line_errors
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ _DATABASE = "postgres"
 _CHECK_SECONDS = 0.25
 _BACKOFF_MAX_SECONDS = 15.0
 # The process before us may be waiting for a recovery.
-_TURN_WITHIN_SECONDS = 2 * READY_WITHIN_SECONDS
-_TOLD_WITHIN_SECONDS = 5.0
+_LOCK_TIMEOUT_SECONDS = 2 * START_TIMEOUT_SECONDS
+_STOP_REQUEST_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 
 _log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class EmbeddedPostgres:
 
         It also works while a start or stop is in progress in its thread. It takes moments, seconds at most.
         """
-        deadline = time.monotonic() + _TOLD_WITHIN_SECONDS
+        deadline = time.monotonic() + _STOP_REQUEST_SECONDS
         is_kept = False
         with contextlib.suppress(OSError):
             while time.monotonic() < deadline:
@@ -145,12 +145,12 @@ class EmbeddedPostgres:
         """Hold the lock for starting and stopping the server."""
         lock = _open(self._folder / "postgres.lock")
         try:
-            deadline = time.monotonic() + _TURN_WITHIN_SECONDS
+            deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
             while not _try_lock(lock):
                 if time.monotonic() > deadline:
                     raise EmbeddedPostgresError(
                         f"another process has been starting or stopping the Postgres in {self._folder} "
-                        f"for {_TURN_WITHIN_SECONDS:g} s"
+                        f"for {_LOCK_TIMEOUT_SECONDS:g} s"
                     )
                 time.sleep(_POLL_SECONDS)
             yield

@@ -24,12 +24,12 @@ from service.explain.sentences import sentence, step
 if TYPE_CHECKING:
     from eventstore.recorded import Recorded
 
-__all__ = ["MOST_CAUSES", "MOST_EFFECTS", "Explanation", "Past", "explain"]
+__all__ = ["MAX_CAUSES", "MAX_EFFECTS", "Explanation", "Past", "explain"]
 
-MOST_CAUSES = 25
+MAX_CAUSES = 25
 """The number of causes that are listed."""
 
-MOST_EFFECTS = 10
+MAX_EFFECTS = 10
 """The number of effects that are listed."""
 
 
@@ -39,7 +39,7 @@ async def explain(past: LogQueries, position: int) -> Explanation | None:
     if item is None:
         return None
     at: Recorded = item.at
-    chain = (await past.causes(position, MOST_CAUSES + 1))[1:]
+    chain = (await past.causes(position, MAX_CAUSES + 1))[1:]
     request = await past.of_request(item)
     telling = Narration()
     await narrate(item, request, past, telling)
@@ -55,6 +55,6 @@ async def explain(past: LogQueries, position: int) -> Explanation | None:
         causes_go_on_at=chain[-1].at.caused_by if chain else None,
         origin=await origin(item, chain[-1] if chain else None, request, past),
         outcome=tuple(telling.outcome),
-        effects=tuple(step(effect) for effect in await past.effects(item, MOST_EFFECTS)),
+        effects=tuple(step(effect) for effect in await past.effects(item, MAX_EFFECTS)),
         facts=telling.facts,
     )

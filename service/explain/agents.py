@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from service.explain.narration import Narration
     from service.explain.record import LoggedEvent, LogQueries
 
-LOOKED_THROUGH = (10, 500)
+MAX_SCANNED_EVENTS = (10, 500)
 """How many of an agent's latest events are searched for a sign of life: first few, then more."""
 
 
@@ -53,7 +53,7 @@ async def registered(event: AgentRegistered, at: Recorded, past: LogQueries, tel
 
 
 async def _last_heard_of(agent: str, at: Recorded, past: LogQueries) -> LoggedEvent | None:
-    for limit in LOOKED_THROUGH:
+    for limit in MAX_SCANNED_EVENTS:
         latest = await past.of_agent(agent, at.position - 1, limit)
         if heard := next((item for item in latest if _is_sign_of_life(item, agent)), None):
             return heard

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from service.explain.narration import Narration, Rules
     from service.explain.record import LogQueries, Share, Use
 
-MOST_NAMED = 10
+MAX_NAMED = 10
 """The number of agents that are listed; the rest is summed."""
 
 
@@ -111,8 +111,8 @@ async def day_began(event: BudgetDayReset, at: Recorded, past: LogQueries, telli
         telling.say("It is the first budget day.", at)
         return
     spent = sorted(event.previous_agents.items(), key=lambda part: (-part[1], part[0]))
-    parts = [f"{agent} {words.number(used)}" for agent, used in spent[:MOST_NAMED] if used]
-    if rest := sum(used for _, used in spent[MOST_NAMED:]):
+    parts = [f"{agent} {words.number(used)}" for agent, used in spent[:MAX_NAMED] if used]
+    if rest := sum(used for _, used in spent[MAX_NAMED:]):
         parts.append(f"others {words.number(rest)}")
     by_agent = f" ({words.joined(parts)})" if parts else ""
     used = f"{words.number(event.previous_used)} of {words.tokens(event.previous_total)}{by_agent}"
@@ -237,15 +237,15 @@ def _more_than_a_day(event: TokensDenied, policy: PolicySet) -> str | None:
 
 
 def _by_agent(shares: tuple[Share, ...]) -> str:
-    parts = [f"{share.agent} {words.number(share.tokens)}" for share in shares[:MOST_NAMED]]
-    if rest := sum(share.tokens for share in shares[MOST_NAMED:]):
-        parts.append(f"{words.count(len(shares) - MOST_NAMED, 'other agent')} {words.number(rest)}")
+    parts = [f"{share.agent} {words.number(share.tokens)}" for share in shares[:MAX_NAMED]]
+    if rest := sum(share.tokens for share in shares[MAX_NAMED:]):
+        parts.append(f"{words.count(len(shares) - MAX_NAMED, 'other agent')} {words.number(rest)}")
     return words.joined(parts)
 
 
 def _shares(shares: tuple[Share, ...]) -> list[dict[str, Any]]:
-    shown = [share._asdict() for share in shares[:MOST_NAMED]]
-    if rest := shares[MOST_NAMED:]:
+    shown = [share._asdict() for share in shares[:MAX_NAMED]]
+    if rest := shares[MAX_NAMED:]:
         shown.append(
             {
                 "agent": None,

@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from service.explain.narration import Narration
     from service.explain.record import LoggedEvent, LogQueries
 
-LOOKED_THROUGH = 50
+MAX_SCANNED_EVENTS = 50
 """How many of an agent's latest events are searched for its claim."""
 
-MOST_SHOWN = 5
+MAX_SHOWN = 5
 """The number of events of a request that are listed."""
 
 Changed = PolicySet | TaskUpdated | EmailUpdated | AgentProfileChanged | JobDefined
@@ -84,7 +84,7 @@ async def email_changed(event: EmailUpdated, at: Recorded, past: LogQueries, tel
     await changed(event, at, past, telling)
     if event.handled_by is None:
         return
-    for item in await past.of_agent(event.handled_by, at.position, LOOKED_THROUGH):
+    for item in await past.of_agent(event.handled_by, at.position, MAX_SCANNED_EVENTS):
         claim = item.event
         if not isinstance(claim, OperationStarted) or event.email_id not in claim.resources.values():
             continue
@@ -196,7 +196,7 @@ def answered(event: RequestAnswered, at: Recorded, telling: Narration, request: 
     telling.facts |= {"key": event.key, "status": event.status}
     telling.say("Every repeat of that request gets the same answer.", at)
     others = [item for item in request if item.at.position < at.position]
-    for item in others[-MOST_SHOWN:]:
+    for item in others[-MAX_SHOWN:]:
         telling.say(f"The request led to this: {dated(item)}", item.at)
 
 

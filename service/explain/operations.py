@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from service.explain.narration import Narration
     from service.explain.record import LoggedEvent, LogQueries
 
-LOOKED_THROUGH = 1_000
+MAX_SCANNED_EVENTS = 1_000
 """How many heartbeats of the blocking claim are searched for a gap between them."""
 
 _ENDS = (OperationFinished.type, OperationExpired.type)
@@ -105,7 +105,7 @@ async def _say_how_it_ended(
     # A heartbeat gives way to a newer claim until that one ends, whatever its conflict window.
     gives_way = last.blocks_until <= at.recorded_at
     end = await past.first(stream, _ENDS, after=at.position)
-    renewals = await past.early(stream, LOOKED_THROUGH, (OperationRenewed.type,), after=at.position)
+    renewals = await past.early(stream, MAX_SCANNED_EVENTS, (OperationRenewed.type,), after=at.position)
     latest: LoggedEvent | None = None
     for renewal in renewals:
         if not gives_way and last.blocks_until <= renewal.at.recorded_at:
@@ -116,7 +116,7 @@ async def _say_how_it_ended(
             return
         if isinstance(renewal.event, OperationRenewed):
             last, latest = renewal.event, renewal
-    is_all = len(renewals) < LOOKED_THROUGH
+    is_all = len(renewals) < MAX_SCANNED_EVENTS
     if not is_all:
         latest = await past.last(stream, (OperationRenewed.type,), upto=2**62)
         if latest and isinstance(latest.event, OperationRenewed):

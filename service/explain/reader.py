@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from eventstore.recorded import Recorded
 
-NEIGHBOURS = 50
+NEARBY_POSITIONS = 50
 """How many positions before and after an event are searched for the others of its request."""
 
-LOOKED_THROUGH = 1_000
+MAX_SCANNED_EVENTS = 1_000
 """How many events are searched for effects: after the event, in its stream, of its agent, of one type."""
 
-LARGEST = 10
+MAX_LISTED_USES = 10
 """The number of uses and of reservations that are listed."""
 
 _CAUSES: LiteralString = """
@@ -181,7 +181,7 @@ class PostgresLogQueries:
             " AND correlation_id = %(correlation_id)s"
         )
         at = told.at
-        near = {"first": at.position - NEIGHBOURS, "last": at.position + NEIGHBOURS}
+        near = {"first": at.position - NEARBY_POSITIONS, "last": at.position + NEARBY_POSITIONS}
         return await self.several(
             await self._positions(query, {**near, "correlation_id": at.correlation_id})
         )
@@ -197,7 +197,7 @@ class PostgresLogQueries:
                 "version": at.version,
                 "agent": getattr(told.event, "agent", None),
                 "leads_to": _LEADS_TO.get(at.type),
-                "looked_through": LOOKED_THROUGH,
+                "looked_through": MAX_SCANNED_EVENTS,
                 "limit": limit,
             },
         )
@@ -211,7 +211,7 @@ class PostgresLogQueries:
             "since": began.at.position,
             "upto": upto,
             "agent": agent,
-            "largest": LARGEST,
+            "largest": MAX_LISTED_USES,
             "used": TokensUsed.type,
             "settled": TokensSettled.type,
             "reserved": TokensReserved.type,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from service.explain.narration import Narration
     from service.explain.record import LoggedEvent, LogQueries
 
-MOST_ATTEMPTS = 50
+MAX_ATTEMPTS = 50
 """The number of steps of a run that are listed."""
 
 _STEPS = (RunStarted.type, RunAttemptFailed.type, RunRetried.type, RunFinished.type)
@@ -215,7 +215,7 @@ async def buffered(event: TickBuffered, at: Recorded, past: LogQueries, telling:
 
 async def _say_attempts(at: Recorded, past: LogQueries, telling: Narration) -> None:
     """List the steps of the run before this one."""
-    steps = await past.early(at.stream, MOST_ATTEMPTS, _STEPS)
+    steps = await past.early(at.stream, MAX_ATTEMPTS, _STEPS)
     for item in steps:
         if item.at.position < at.position:
             telling.say(dated(item), item.at)

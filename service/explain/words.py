@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
     from eventstore.recorded import Recorded
 
-LONGEST_QUOTE = 120
+MAX_QUOTE_CHARACTERS = 120
 """The number of characters shown of a text that a user wrote."""
 
-MOST_LISTED = 10
+MAX_LISTED = 10
 """The number of items that a list names."""
 
 
@@ -65,7 +65,7 @@ def were(value: int) -> str:
 def line(text: str) -> str:
     """A text that a user wrote, on one line and truncated."""
     flat = " ".join(text.split())
-    return flat if len(flat) <= LONGEST_QUOTE else f"{flat[: LONGEST_QUOTE - 1]}…"
+    return flat if len(flat) <= MAX_QUOTE_CHARACTERS else f"{flat[: MAX_QUOTE_CHARACTERS - 1]}…"
 
 
 def quote(text: str) -> str:
@@ -81,8 +81,8 @@ def resources(claimed: Mapping[str, str]) -> str:
 def truncated_list(items: Iterable[str]) -> str:
     """The first items of a list, and how many more there are."""
     every = list(items)
-    rest = len(every) - MOST_LISTED
-    return joined([*every[:MOST_LISTED], f"{rest} more"] if rest > 0 else every)
+    rest = len(every) - MAX_LISTED
+    return joined([*every[:MAX_LISTED], f"{rest} more"] if rest > 0 else every)
 
 
 def joined(items: Iterable[str]) -> str:

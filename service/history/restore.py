@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from eventstore.keys import Keyring
     from eventstore.recorded import Recorded
 
-FOLDED_SOONER_EVENTS = 2 * snapshots.EVENTS_BETWEEN
+MAX_FOLD_EVENTS = 2 * snapshots.INTERVAL_EVENTS
 """Folding this many events is faster than selecting the active rows from large tables."""
 
-_LOADED_WITHIN_SECONDS = 60.0
+_LOAD_TIMEOUT_SECONDS = 60.0
 
 _ACTIVE: dict[str, sql.Composable] = {
     "operations": sql.SQL("WHERE state = 'active'"),
@@ -57,7 +57,7 @@ async def restore(connection: Connection, keyring: Keyring | None = None) -> Squ
     Raises:
         StoreUnavailable: the connection broke, or was cut because nothing arrived for too long.
     """
-    with closing_after(_LOADED_WITHIN_SECONDS, connection), translating():
+    with closing_after(_LOAD_TIMEOUT_SECONDS, connection), translating():
         known = await log.head_position(connection)
         squad = await _nearest_to(connection, known)
     if known - squad.head.position >= snapshots.distance(squad):
@@ -93,7 +93,7 @@ async def catch_up(
 
 async def _nearest_to(connection: Connection, known: int) -> Squad:
     """Load the tables, or a snapshot that is nearer to the head or almost as near."""
-    behind = await _tables_at(connection) - FOLDED_SOONER_EVENTS
+    behind = await _tables_at(connection) - MAX_FOLD_EVENTS
     if any(behind < position <= known for position in await snapshots.positions(connection)):
         # Not in a transaction: unpacking a large snapshot takes longer than a transaction may be idle.
         squad = await snapshots.nearest(connection, known)

@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 FOLD = fold_fingerprint()
 """Fingerprint of this process's folding code, taken at startup, before anything on disk can be replaced."""
 
-EVENTS_BETWEEN = 5_000
+INTERVAL_EVENTS = 5_000
 """Minimum number of events between two snapshots; folding them takes 0.2 seconds."""
 
-ROWS_AT_ONCE = 200
+SLICE_ROWS = 200
 """How many rows are serialized before yielding to other tasks."""
 
 _STUCK_AFTER_SECONDS = 30.0
@@ -101,7 +101,7 @@ def distance(squad: Squad) -> int:
 
     Together, snapshots never hold more rows than the log has events, so they stay a fraction of its size.
     """
-    return max(EVENTS_BETWEEN, sum(map(len, squad.tables.values())))
+    return max(INTERVAL_EVENTS, sum(map(len, squad.tables.values())))
 
 
 # Storage ------------------------------------------------------------------------------------------------
@@ -243,8 +243,8 @@ def _lines(squad: Squad) -> Iterator[bytes]:
         rows = list(squad.tables[name].values())
         if residence.table is OPERATIONS:
             rows.sort(key=lambda row: row.fencing_token)
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            some = rows[start : start + ROWS_AT_ONCE]
+        for start in range(0, len(rows), SLICE_ROWS):
+            some = rows[start : start + SLICE_ROWS]
             versions = [squad.versions.get(residence.stream(row) or "") for row in some]
             columns = list(zip(*map(astuple, some), strict=True))
             yield orjson.dumps([name, columns, versions], option=orjson.OPT_APPEND_NEWLINE)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from service.history.folding import StoreSnapshot
 
-CLOCKS_DIFFER = timedelta(minutes=1)
+MAX_CLOCK_SKEW = timedelta(minutes=1)
 """How far a caller's clock may be ahead of the database's before its "now" counts as the future."""
 
 
@@ -64,7 +64,7 @@ async def look_back(
     deadline = None if within_seconds is None else monotonic() + within_seconds
     if isinstance(at, datetime):
         now = await log.clock(connection)
-        if at - now > CLOCKS_DIFFER:
+        if at - now > MAX_CLOCK_SKEW:
             raise BeyondTheLog(
                 f"{at.isoformat()} is in the future, it is {now.isoformat(timespec='seconds')}"
             )

@@ -63,7 +63,7 @@ BURST_SECONDS = 2.0
 """The size of a burst: as many requests as the rate allows in this time may come at once."""
 
 _INVALID_TOKEN = f'{CHALLENGE}, error="invalid_token"'
-_MAX_REMEMBERED_KEYS = 1_000
+_MAX_CACHED_KEYS = 1_000
 _BEARER = "bearer "
 _ID_AT = slice(len(api_keys.PREFIX), len(api_keys.PREFIX) + api_keys.ID_CHARACTERS)
 _FORWARDED_FOR = istr("X-Forwarded-For")
@@ -181,7 +181,7 @@ class Authenticator:
         is_right = row is not None and text.isascii() and _matches(text, row)
         if row is None or not is_right or header[: len(_BEARER)].lower() != _BEARER:
             raise self._rejection(address)
-        if len(self._remembered) >= _MAX_REMEMBERED_KEYS:
+        if len(self._remembered) >= _MAX_CACHED_KEYS:
             self._remembered.clear()
         found = self._remembered[header] = (row, Caller(row.scope, row.id, row.agent))
         return found

@@ -6,7 +6,7 @@ import asyncio
 
 from service.http.problems import Problem
 
-AT_ONCE = 2
+MAX_CONCURRENT = 2
 MAX_WAITING = 8
 
 
@@ -18,11 +18,11 @@ class ConcurrencyLimit:
     """
 
     def __init__(self) -> None:
-        self._places = asyncio.Semaphore(AT_ONCE)
+        self._places = asyncio.Semaphore(MAX_CONCURRENT)
         self._present = 0
 
     async def __aenter__(self) -> None:
-        if self._present >= AT_ONCE + MAX_WAITING:
+        if self._present >= MAX_CONCURRENT + MAX_WAITING:
             raise Problem("queue_full", "too many such requests are already waiting", retry_after_seconds=5)
         self._present += 1
         try:

@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 KEEPALIVE_SECONDS = 75.0
 """How long an idle connection is kept: longer than proxies keep one, so that they close it first."""
 
-HEAD_SECONDS = 15.0
+REQUEST_HEAD_SECONDS = 15.0
 """How long a request's head may take to arrive; for the first one, from the start of the connection."""
 
-TAKE_SECONDS = 30.0
-TAKE_BYTES = 64 * 1024
-"""A client that does not read `TAKE_BYTES` of an answer in `TAKE_SECONDS` is dropped."""
+STALL_SECONDS = 30.0
+STALL_BYTES = 64 * 1024
+"""A client that does not read `STALL_BYTES` of an answer in `STALL_SECONDS` is dropped."""
 
 MAX_UNSENT_BYTES = 128 * 1024 * 1024
 """How many unsent bytes of answers all clients together may have; the longest stalled are dropped first."""
@@ -51,7 +51,7 @@ MAX_HEADER_BYTES = 8_190
 MAX_LINE_BYTES = 8_190
 """The limits of a request's head."""
 
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 """How often the connections are checked."""
 
 _OTHER_FILES = 200
@@ -127,17 +127,17 @@ class Connection(web.RequestHandler):
             self._unsent = None
             return
         is_open = self.transport is not None
-        if is_open and self._head_since is not None and now - self._head_since > HEAD_SECONDS:
-            detail = f"the head took more than {HEAD_SECONDS:g} seconds"
+        if is_open and self._head_since is not None and now - self._head_since > REQUEST_HEAD_SECONDS:
+            detail = f"the head took more than {REQUEST_HEAD_SECONDS:g} seconds"
             # A client that has sent nothing gets no answer.
             self._end_with(Problem("request_timeout", detail) if self._heard else None)
             return
         waiting = self._wire.get_write_buffer_size()
         if not waiting:
             self._unsent = None
-        elif self._unsent is None or waiting <= self._unsent[1] - TAKE_BYTES:
+        elif self._unsent is None or waiting <= self._unsent[1] - STALL_BYTES:
             self._unsent = (now, waiting)
-        elif now - self._unsent[0] > TAKE_SECONDS:
+        elif now - self._unsent[0] > STALL_SECONDS:
             self.drop()
 
     @property
@@ -233,7 +233,7 @@ class Server(web.Server):
     def __call__(self) -> web.RequestHandler:
         """Make the protocol of a new connection."""
         if self._looking is None:
-            self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
+            self._looking = self._loop.call_later(CHECK_SECONDS, self._look)
         return Connection(self, self._count, loop=self._loop)
 
     def _look(self) -> None:
@@ -242,7 +242,7 @@ class Server(web.Server):
         for connection in connections:
             connection.look(now)
         self._bound_unsent(connections)
-        self._looking = self._loop.call_later(LOOK_SECONDS, self._look) if connections else None
+        self._looking = self._loop.call_later(CHECK_SECONDS, self._look) if connections else None
 
     def _bound_unsent(self, connections: list[Connection]) -> None:
         waiting = [(*connection.untaken, connection) for connection in connections]

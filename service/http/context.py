@@ -53,13 +53,13 @@ MAX_BODY_BYTES = 1024 * 1024
 NO_FINGERPRINTS = Fingerprints()
 """The print of a request without an idempotency key."""
 
-LOOK_BACK_AT_ONCE = 2
+MAX_CONCURRENT_LOOK_BACKS = 2
 """How many requests may fold past states at once: it takes CPU time that live requests need."""
 
 BODY_SECONDS = 30.0
 """How long a body may take to arrive."""
 
-KNOWN_QUERIES = 200
+MAX_CACHED_QUERIES = 200
 """How many parsed query strings are cached: callers that poll usually repeat the same query."""
 
 _IDEMPOTENCY_KEY = istr("Idempotency-Key")
@@ -92,7 +92,9 @@ class Services:
     judging: ConcurrencyLimit = field(default_factory=ConcurrencyLimit)
     """Turns for what-if evaluations."""
     long: LongAnswers = field(default_factory=LongAnswers)
-    looking_back: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LOOK_BACK_AT_ONCE))
+    looking_back: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(MAX_CONCURRENT_LOOK_BACKS)
+    )
 
 
 SERVICES = web.AppKey("services", Services)
@@ -190,7 +192,7 @@ def parse_query(model: type[M], request: web.Request) -> M:
     return cast("M", _parsed(model, request.rel_url.raw_query_string))
 
 
-@lru_cache(maxsize=KNOWN_QUERIES)
+@lru_cache(maxsize=MAX_CACHED_QUERIES)
 def _parsed(model: type[BaseModel], query_string: str) -> BaseModel:
     query = query_of(query_string)
     if len(query) != len(set(query)):

@@ -27,17 +27,17 @@ MAX_PAGE = 1_000
 PAGE_BYTES = 8 * 1024 * 1024
 """A page ends at this size even if it has fewer entries than its limit. Each can be as large as a body."""
 
-_FIRST_ENTRIES = 21
+_INITIAL_ENTRIES = 21
 """How many entries are read before their size is known."""
 
-_MOST_ENTRIES = 80
+_MAX_ENTRIES = 80
 """How many entries are read at once: the next ones may each be a thousand times as large as the previous.
 Together with the first ones, that is the default limit of a page, plus one."""
 
-_LARGEST_POSITION = 2**63 - 1
+_MAX_POSITION = 2**63 - 1
 _ID: TypeAdapter[str] = TypeAdapter(Id)
 
-Position = Annotated[int, Field(ge=0, le=_LARGEST_POSITION)]
+Position = Annotated[int, Field(ge=0, le=_MAX_POSITION)]
 
 
 class Query(BaseModel):
@@ -141,7 +141,7 @@ async def read_page(fetch: Fetch, after: int, limit: int, order: str = "position
         order: the field that `after` refers to.
     """
     items: list[orjson.Fragment] = []
-    size, count = 0, _FIRST_ENTRIES
+    size, count = 0, _INITIAL_ENTRIES
     while True:
         wanted = min(count, limit + 1 - len(items))
         entries = await fetch(after, wanted)
@@ -155,7 +155,7 @@ async def read_page(fetch: Fetch, after: int, limit: int, order: str = "position
         if len(entries) < wanted:
             return {"items": items, "next": None}
         # As many as fit if they are like those so far; at least one, which shows whether there are more.
-        count = min(max(1, (PAGE_BYTES - size) * len(items) // size), _MOST_ENTRIES)
+        count = min(max(1, (PAGE_BYTES - size) * len(items) // size), _MAX_ENTRIES)
 
 
 def page(entries: Iterable[dict[str, Any]], limit: int, order: str = "position") -> dict[str, Any]:

@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
     from service.callers import Caller
 
-MOST_REST = 9.0
+MAX_PAUSE_FACTOR = 9.0
 """The longest rest, as a multiple of the turn before it; reached with 91 open streams."""
 
-_REST_SECONDS = 0.005
+_MIN_PAUSE_SECONDS = 0.005
 """Rests accumulate to this, because a shorter sleep would take this long as well."""
 
-_LONGEST_REST_SECONDS = 1.0
+_MAX_PAUSE_SECONDS = 1.0
 """The longest rest after one turn: a long turn has mostly waited for the database, not used CPU time."""
 
-_KEPT_FRAMES = 2_000
-_KEPT_FRAME_BYTES = 16 * 1024
+_MAX_CACHED_FRAMES = 2_000
+_MAX_CACHED_FRAME_BYTES = 16 * 1024
 
 
 class Lane:
@@ -51,14 +51,14 @@ class Lane:
         The next turn waits for the rest. The one that ended goes on at once, even if it is cancelled.
         """
         async with self._taken:
-            if (left := self._rests_until - monotonic()) >= _REST_SECONDS:
+            if (left := self._rests_until - monotonic()) >= _MIN_PAUSE_SECONDS:
                 await asyncio.sleep(left)
             began = monotonic()
             try:
                 yield
             finally:
                 now = monotonic()
-                owed = min(rest * (now - began), _LONGEST_REST_SECONDS)
+                owed = min(rest * (now - began), _MAX_PAUSE_SECONDS)
                 self._rests_until = max(self._rests_until, now) + owed
 
 
@@ -102,7 +102,7 @@ class OpenStreams:
 
     def turn(self, lane: Lane) -> AbstractAsyncContextManager[None]:
         """Return one stream's turn to fetch its next events."""
-        return lane.turn(min(MOST_REST, (len(self._tasks) - 1) / 10))
+        return lane.turn(min(MAX_PAUSE_FACTOR, (len(self._tasks) - 1) / 10))
 
     def frame(self, recorded: Recorded) -> bytes:
         """Return an event in wire format, cached for all streams as long as it is the same object."""
@@ -110,8 +110,8 @@ class OpenStreams:
         if kept is not None and kept[0] is recorded:
             return kept[1]
         made = frame(recorded)
-        if len(made) <= _KEPT_FRAME_BYTES:
-            if len(self._frames) >= _KEPT_FRAMES:
+        if len(made) <= _MAX_CACHED_FRAME_BYTES:
+            if len(self._frames) >= _MAX_CACHED_FRAMES:
                 self._frames.clear()
             self._frames[recorded.position] = (recorded, made)
         return made

@@ -20,7 +20,7 @@ CONTENT_TYPE = "application/problem+json"
 MAX_FAULTS = 20
 """How many wrong fields are reported at once; a body can have a hundred thousand."""
 
-MAX_FAULTS_LOOKED_AT = 1_000
+MAX_FAULTS_EXAMINED = 1_000
 """With more of them, none is reported: listing them takes seconds and blocks every other request."""
 
 
@@ -159,7 +159,7 @@ def from_validation(
 
 def field_errors(error: ValidationError, within: str = "body") -> list[dict[str, str]]:
     """Return one entry per fault: the field's path and what is allowed there."""
-    if (count := error.error_count()) > MAX_FAULTS_LOOKED_AT:
+    if (count := error.error_count()) > MAX_FAULTS_EXAMINED:
         return [{"field": within, "message": f"has {count:,} errors, too many to list"}]
     faults = error.errors(include_url=False, include_input=False)
     return [{"field": _path(item) or within, "message": in_words(item)} for item in faults[:MAX_FAULTS]]

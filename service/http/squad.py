@@ -20,7 +20,7 @@ from service import commands as do
 from service import views
 from service.http import seed_views
 from service.http.chunks import respond_long
-from service.http.context import KNOWN_QUERIES, Services, body_of, parse_object, query_of
+from service.http.context import MAX_CACHED_QUERIES, Services, body_of, parse_object, query_of
 from service.http.json import dumps
 from service.http.lists import PAGE_BYTES, fitting
 from service.http.problems import Problem, field_errors, from_refusal
@@ -119,7 +119,7 @@ async def _get(services: Services, request: web.Request) -> Reply | web.StreamRe
     return await respond_long(services, request, lambda: seed_views.status(squad, now))
 
 
-@lru_cache(maxsize=KNOWN_QUERIES)
+@lru_cache(maxsize=MAX_CACHED_QUERIES)
 def _parsed(query_string: str) -> SquadQuery:
     return _validate(SquadQuery, dict(query_of(query_string)))
 

@@ -35,10 +35,10 @@ KEEPALIVE_SECONDS = 15.0
 
 _log = logging.getLogger(__name__)
 _PAGE_EVENTS = 200
-_FIRST_EVENTS = 10
+_INITIAL_EVENTS = 10
 """How many events are read from the log before their size is known."""
 _POSITION = re.compile(r"[0-9]{1,19}")
-_LARGEST_POSITION = 2**63 - 1
+_MAX_POSITION = 2**63 - 1
 _HEADERS = {
     "Content-Type": "text/event-stream",
     "X-Accel-Buffering": "no",
@@ -72,7 +72,7 @@ async def stream(
 async def _start(services: Services, request: web.Request, after: int | None) -> int:
     resumed = request.headers.get("Last-Event-ID")
     if resumed is not None:
-        if not _POSITION.fullmatch(resumed) or int(resumed) > _LARGEST_POSITION:
+        if not _POSITION.fullmatch(resumed) or int(resumed) > _MAX_POSITION:
             raise invalid_field("Last-Event-ID", "must be the position of an event")
         after = int(resumed)
     if after is None:
@@ -93,7 +93,7 @@ async def _follow(
     spoke = monotonic()
     who = caller()
     # What cannot be sent at once is read again later, so read no more than that, however large events are.
-    gauge = PageSizer(_PAGE_EVENTS, first=_FIRST_EVENTS, fewest=1, characters=SEND_BYTES)
+    gauge = PageSizer(_PAGE_EVENTS, first=_INITIAL_EVENTS, fewest=1, characters=SEND_BYTES)
     with services.channels.following(wanted) as channel:
         # A lost connection has no transport; a handler that only waits is not notified of it.
         while not _is_gone(request) and not services.stopping and services.authenticator.still_admits(who):

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from projections.jobs import JobRow
 
-AT_ONCE = 10
+MAX_COMPUTED_AT_ONCE = 10
 """For how many jobs a check computes the next tick. Everything else waits meanwhile."""
 
-AGAIN_AFTER = timedelta(minutes=1)
+RETRY_AFTER = timedelta(minutes=1)
 """When to retry a job whose next tick cannot be computed: its time zone may be known by then."""
 
 _FEW = 100
@@ -67,7 +67,7 @@ class DueJobs:
             now: the time.
             report: called with each job whose next tick cannot be computed here, and the reason.
         """
-        for name in list(islice(self._uncomputed, AT_ONCE)):
+        for name in list(islice(self._uncomputed, MAX_COMPUTED_AT_ONCE)):
             del self._uncomputed[name]
             if (job := self._jobs.get(name)) and job.enabled and not job.removed:
                 self._enter(job, now, report)
@@ -115,7 +115,7 @@ class DueJobs:
             if report:
                 report(job, str(error))
             self._stalled[job.name] = None
-            due = now + AGAIN_AFTER
+            due = now + RETRY_AFTER
         if tick:
             self._ticks[job.name] = tick
         if due:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_ANSWER_BYTES = 1024 * 1024
-KEPT_OPEN_SECONDS = 1.0
+KEEPALIVE_SECONDS = 1.0
 """How long an idle connection is kept. Servers close theirs after two seconds or more, and a call in flight
 at that moment fails."""
 
@@ -51,7 +51,7 @@ class AgentClient:
 
     async def __aenter__(self) -> AgentClient:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_OPEN_SECONDS),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS),
             # One agent's cookies must not reach another.
             cookie_jar=aiohttp.DummyCookieJar(),
             # Each attempt has its own timeout, set by the job.

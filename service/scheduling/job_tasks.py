@@ -21,7 +21,7 @@ POLL_ENDPOINT = "/api/agents/email/poll"
 POLL_TOKENS_UNREPORTED = 500
 """Tokens charged for a poll if the agent reports none; the figure of the seed specification."""
 
-MAX_KEPT_BYTES = 16 * 1024
+MAX_STORED_BYTES = 16 * 1024
 """Size up to which an agent's answer is stored in the log."""
 
 
@@ -50,7 +50,7 @@ def _keepable(body: Any) -> dict[str, Any]:
         size = len(orjson.dumps(body))
     except (ValueError, TypeError):
         return {"result": "an answer that cannot be stored"}
-    return dict(kept) if size <= MAX_KEPT_BYTES else {"result": f"an answer of {size} bytes"}
+    return dict(kept) if size <= MAX_STORED_BYTES else {"result": f"an answer of {size} bytes"}
 
 
 async def _poll(work: Work) -> Report:

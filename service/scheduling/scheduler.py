@@ -62,12 +62,12 @@ MAX_CLAIMS = 16
 """How many claims of this process are queued at once. One may record 100 missed ticks, and other commands
 wait behind it."""
 
-LONGEST_SLEEP_SECONDS = 1.0
+MAX_SLEEP_SECONDS = 1.0
 
 STOP_SECONDS = 1.5
 """How long runs may take to end by themselves when the service stops."""
 
-GIVE_BACK_SECONDS = 2.0
+RELEASE_SECONDS = 2.0
 """How long they may then take to release what they hold."""
 
 _RELEVANT_PREFIXES = ("job_", "run_", "tick_", "orchestrator_")
@@ -105,7 +105,7 @@ class Scheduler:
                     seconds = await self._claim_due()
             except Exception:  # noqa: BLE001 - other jobs must still run, now or once this is fixed
                 _log.exception("looking for due jobs failed")
-                seconds = LONGEST_SLEEP_SECONDS
+                seconds = MAX_SLEEP_SECONDS
             if seconds:
                 await wait_for_hint(self._changed, seconds)
 
@@ -123,7 +123,7 @@ class Scheduler:
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            await asyncio.wait(tuple(self._tasks), timeout=GIVE_BACK_SECONDS)
+            await asyncio.wait(tuple(self._tasks), timeout=RELEASE_SECONDS)
 
     def observe(self, recorded: Sequence[Recorded]) -> None:
         """Handle committed events: start the runs that are ours, and cancel those that are no longer."""
@@ -169,7 +169,7 @@ class Scheduler:
     async def _claim_due(self) -> float:
         """Claim what is due; return how many seconds to wait before looking again."""
         if not self._writer.ready:
-            return LONGEST_SLEEP_SECONDS
+            return MAX_SLEEP_SECONDS
         now = self._clock.now()
         jobs, runs, later = due_jobs(self._writer.squad, now, self._report_unschedulable)
         # A run of our own whose lease expired because the database was down is still being carried out.
@@ -179,10 +179,10 @@ class Scheduler:
         # Runs first: one that may not be taken over any more ends, and then blocks no tick.
         claims += [do.ClaimTick(name=name, runner=self.runner) for name in jobs]
         if claims:
-            return 0 if await self._claim(claims) else LONGEST_SLEEP_SECONDS
+            return 0 if await self._claim(claims) else MAX_SLEEP_SECONDS
         if later is None:
-            return LONGEST_SLEEP_SECONDS
-        return min(LONGEST_SLEEP_SECONDS, max(0.001, (later - now).total_seconds()))
+            return MAX_SLEEP_SECONDS
+        return min(MAX_SLEEP_SECONDS, max(0.001, (later - now).total_seconds()))
 
     def _report_unschedulable(self, job: JobRow, why: str) -> None:
         """Log that a job cannot be scheduled, once per schedule."""
@@ -269,7 +269,7 @@ class Scheduler:
             except (QueueFull, Unavailable, OutcomeUnknown):
                 if self._stopping:
                     return
-                await asyncio.sleep(LONGEST_SLEEP_SECONDS)
+                await asyncio.sleep(MAX_SLEEP_SECONDS)
             except (Stopping, CommandFailed):
                 return
             else:

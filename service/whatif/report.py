@@ -12,10 +12,10 @@ from service.explain import words
 What = Literal["reservation", "claim", "heartbeat", "finish"]
 Verdict = Literal["allowed", "refused"]
 
-FIRST_DIFFERENCES = 10
+MAX_LISTED_DIFFERENCES = 10
 """The number of differences that are listed."""
 
-MOST_ROWS = 1_000
+MAX_ROWS = 1_000
 """The number of rows by day and agent, and of warnings, that are listed; the totals cover all."""
 
 WHAT_IS_EXACT = (
@@ -100,7 +100,7 @@ class Report:
     """The number of operations that expired in the log and would still have been active."""
     rows: dict[tuple[date, str], Row] = field(default_factory=dict)
     rows_left_out: int = 0
-    """The number of differences on days and agents beyond `MOST_ROWS`."""
+    """The number of differences on days and agents beyond `MAX_ROWS`."""
     differences: list[Difference] = field(default_factory=list)
     warnings: list[Warned] = field(default_factory=list)
 
@@ -131,7 +131,7 @@ class Report:
             self.tokens_allowed += tokens
             row.allowed_instead += 1
             row.tokens_allowed += tokens
-        is_listed = len(self.differences) < FIRST_DIFFERENCES
+        is_listed = len(self.differences) < MAX_LISTED_DIFFERENCES
         if is_listed:
             self.differences.append(difference)
         return is_listed
@@ -139,7 +139,7 @@ class Report:
     def warn(self, warned: Warned) -> None:
         """Count a warning that would have come at a different time."""
         self.warnings_changed += 1
-        if len(self.warnings) < MOST_ROWS:
+        if len(self.warnings) < MAX_ROWS:
             self.warnings.append(warned)
 
     def summary(self) -> str:
@@ -185,7 +185,7 @@ class Report:
         row = self.rows.get((day, agent))
         if row is None:
             row = Row(day, agent)
-            if len(self.rows) < MOST_ROWS:
+            if len(self.rows) < MAX_ROWS:
                 self.rows[day, agent] = row
             else:
                 self.rows_left_out += 1

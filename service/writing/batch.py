@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 CLOCK_STEP = timedelta(milliseconds=250)
 """Minimum interval between checks for what is due, so that not every batch scans all that is active."""
 
-MAX_PASSED_AT_ONCE = 1_000
+MAX_DUE_PER_BATCH = 1_000
 """How many due things of each kind one batch handles; the next batch continues from there. After an hour
 without any process there can be any number of them."""
 
@@ -164,9 +164,9 @@ def _decided(draft: Draft, command: AnyCommand, recorder: Recorder, at: Decision
     while draft.no_expiry_before[RESERVATIONS.name] <= at.now and _denies_tokens(decision):
         if _is_full(recorder.size, len(recorder.batch.recorded)):
             break
-        released = list(islice(budget.expired(draft, at.now), MAX_PASSED_AT_ONCE))
+        released = list(islice(budget.expired(draft, at.now), MAX_DUE_PER_BATCH))
         recorder.record(released, CLOCK_ACTOR, at.new_id())
-        if len(released) < MAX_PASSED_AT_ONCE:
+        if len(released) < MAX_DUE_PER_BATCH:
             draft.no_expiry_before[RESERVATIONS.name] = draft.first_to_expire(RESERVATIONS.name, at.now)
         recorder.keep()
         decision = decide(draft, command, at)
@@ -236,9 +236,9 @@ def _let_time_pass(draft: Draft, recorder: Recorder, at: DecisionContext) -> Non
     over = [name for name in EXPIRING if draft.no_expiry_before[name] <= at.now]
     is_all = True
     for step in clock.STEPS:
-        events = list(islice(step(draft, at.now), MAX_PASSED_AT_ONCE))
+        events = list(islice(step(draft, at.now), MAX_DUE_PER_BATCH))
         recorder.record(events, CLOCK_ACTOR, correlation_id)
-        is_all = is_all and len(events) < MAX_PASSED_AT_ONCE
+        is_all = is_all and len(events) < MAX_DUE_PER_BATCH
     if is_all:
         draft.looked_at = at.now
         draft.no_expiry_before.update({name: draft.first_to_expire(name, at.now) for name in over})

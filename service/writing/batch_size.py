@@ -23,10 +23,10 @@ AMORTIZED_COMMANDS = 256
 MAX_LINGER_SECONDS = 0.02
 """How long a batch waits at most for others to join it."""
 
-_NEWEST_COUNTS = 0.2
-_GROWS_BY = 1.02
-_FIRST_GUESS_SECONDS = 20e-6
-_LEAST_SECONDS = 1e-6
+_SMOOTHING = 0.2
+_MINIMUM_GROWTH = 1.02
+_INITIAL_SECONDS = 20e-6
+_MIN_SECONDS = 1e-6
 """Lower bound for the time of a decision, whatever the clock says."""
 
 
@@ -34,7 +34,7 @@ class BatchSizer:
     """Measures what recent batches took, and derives the size of the next one."""
 
     def __init__(self) -> None:
-        self._decision_seconds = _FIRST_GUESS_SECONDS
+        self._decision_seconds = _INITIAL_SECONDS
         self._append_seconds = 0.0
 
     @contextmanager
@@ -47,13 +47,13 @@ class BatchSizer:
 
     def decided(self, commands: int, seconds: float) -> None:
         """Record how long deciding so many commands took."""
-        each = max(_LEAST_SECONDS, seconds / commands)
-        self._decision_seconds += _NEWEST_COUNTS * (each - self._decision_seconds)
+        each = max(_MIN_SECONDS, seconds / commands)
+        self._decision_seconds += _SMOOTHING * (each - self._decision_seconds)
 
     def appended(self, seconds: float) -> None:
         """Record the duration of an append's round trip."""
         # A slowly growing minimum: slower ones include time in which this process was busy.
-        self._append_seconds = min(seconds, self._append_seconds * _GROWS_BY or seconds)
+        self._append_seconds = min(seconds, self._append_seconds * _MINIMUM_GROWTH or seconds)
 
     def first(self, queued: int) -> int:
         """Return how many of the waiting commands to decide now, while nothing is in flight."""

@@ -40,14 +40,14 @@ if TYPE_CHECKING:
     from service.memory.state import State
     from service.requests import Request, Ticket
 
-KNOWN_SENDERS = 10_000
+MAX_CACHED_SENDER_KEYS = 10_000
 """How many senders' keys the writer caches."""
 
-LARGEST_LOT = 500
+MAX_NEW_KEYS = 500
 """How many message keys are created at once, at most, in a process that sends many."""
 
-_SMALLEST_LOT = 16
-_NONCES_AT_ONCE = 64
+_MIN_NEW_KEYS = 16
+_NONCES_PER_DRAW = 64
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _ABOUT_SENDERS = frozenset({do.LogEmail, do.UpdateEmail})
 
@@ -123,7 +123,7 @@ def _random_nonces() -> Iterator[bytes]:
     """Draw many nonces from one system call, which costs as much as sealing does."""
     size = sealing.NONCE_BYTES
     while True:
-        random = urandom(size * _NONCES_AT_ONCE)
+        random = urandom(size * _NONCES_PER_DRAW)
         yield from (random[start : start + size] for start in range(0, len(random), size))
 
 
@@ -135,7 +135,7 @@ class Sealing:
         self._encrypt = encrypt
         self._senders: OrderedDict[str, Key] = OrderedDict()
         self._stock: list[Key] = []
-        self._lot = _SMALLEST_LOT
+        self._lot = _MIN_NEW_KEYS
 
     async def stock_up(self, connection: Connection, tickets: Iterable[Ticket]) -> None:
         """Create keys for the messages that these commands will send, and for some later ones."""
@@ -147,7 +147,7 @@ class Sealing:
         made = keys.new_keys(max(wanted - len(self._stock), self._lot))
         await keys.store(connection, made)
         self._stock += made
-        self._lot = min(self._lot * 2, LARGEST_LOT)
+        self._lot = min(self._lot * 2, MAX_NEW_KEYS)
 
     async def prepare(
         self,
@@ -207,7 +207,7 @@ class Sealing:
         for digest, key in sealer.senders.items():
             self._senders[digest] = key
             self._senders.move_to_end(digest)
-        while len(self._senders) > KNOWN_SENDERS:
+        while len(self._senders) > MAX_CACHED_SENDER_KEYS:
             self._senders.popitem(last=False)
 
     def observe(self, page: Iterable[Recorded]) -> None:

@@ -24,7 +24,7 @@ from click.testing import CliRunner
 from eventstore import log, lookup, page_size
 from projections import PROJECTIONS
 from service.cli import cli, main
-from service.cli.up import MOST_FILES
+from service.cli.up import MAX_OPEN_FILES
 from tests.api.client import running_service
 from tests.support.command import ENDS_WITHIN_SECONDS, SQUAD, Ended, end, squad, start
 from tests.support.log import LogWriter, joined, said
@@ -100,7 +100,7 @@ async def test_few_events_are_in_memory_at_once_where_they_are_large(
         return page
 
     monkeypatch.setattr(lookup, "read_filtered", noting)
-    monkeypatch.setattr(page_size, "FIRST_EVENTS", 15)
+    monkeypatch.setattr(page_size, "INITIAL_EVENTS", 15)
     monkeypatch.setattr(page_size, "PAGE_CHARACTERS", 20_000)
     ended = await asyncio.to_thread(CliRunner().invoke, cli, ("events", "--dsn", database))
     assert len(ended.output.splitlines()) == sum(lengths) == 60
@@ -547,7 +547,7 @@ async def test_a_service_that_may_open_few_files_asks_for_more(database: str, tm
     line = await asyncio.wait_for(process.stdout.readline(), ENDS_WITHIN_SECONDS)
     assert b"squad is listening on" in line
     allowed, _ = psutil.Process(process.pid).rlimit(psutil.RLIMIT_NOFILE)
-    assert allowed == (MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES))
+    assert allowed == (MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES))
     process.send_signal(signal.SIGTERM)
     assert (await end(process)).code == 0
 

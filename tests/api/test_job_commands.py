@@ -147,7 +147,7 @@ async def test_waiting_has_an_end(service: Service, agents: Agents) -> None:
 async def test_waiting_where_no_service_runs_has_an_end_too(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "_NOTICED_WITHIN_SECONDS", 0.2)
+    monkeypatch.setattr(waiting, "_START_GRACE_SECONDS", 0.2)
     await a_squad(database, catch_up_seconds=1)
     ran = await squad(database, "jobs", "run", "poll", "--wait")
     assert isinstance(ran.exception, StartFailed)

@@ -61,7 +61,7 @@ async def test_a_page_of_large_entries_ends_early_and_the_next_goes_on(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lists, "PAGE_BYTES", 250_000)
-    monkeypatch.setattr(lists, "_FIRST_ENTRIES", 2)
+    monkeypatch.setattr(lists, "_INITIAL_ENTRIES", 2)
     sent = []
     for number in range(12):
         large = str(number) * (50_000 if number != 5 else 1)

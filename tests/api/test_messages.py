@@ -128,7 +128,7 @@ async def test_messages_that_stay_in_an_inbox_do_not_have_it_looked_through_from
 async def test_an_inbox_holds_the_same_however_it_is_read(
     api: Api, monkeypatch: pytest.MonkeyPatch, most_left: int
 ) -> None:
-    monkeypatch.setattr(reading, "MOST_LEFT", most_left)
+    monkeypatch.setattr(reading, "MAX_REMEMBERED_MESSAGES", most_left)
     random, there = Random(7), dict[int, str]()
     await _send(api, "bob", "here I am", to_agent="ada")
     for number in range(60):

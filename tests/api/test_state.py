@@ -14,7 +14,7 @@ from service import reading
 from service.history import folding, snapshots
 from service.history import time_travel as history
 from service.http import chunks
-from service.http.context import LOOK_BACK_AT_ONCE
+from service.http.context import MAX_CONCURRENT_LOOK_BACKS
 from service.http.v1 import state
 from service.memory.squad import Squad
 from tests.api.client import running_service
@@ -199,7 +199,7 @@ async def long_ago(empty_database: str) -> str:
 
 
 async def test_others_are_answered_while_it_folds(long_ago: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshots, "EVENTS_BETWEEN", 10**9)
+    monkeypatch.setattr(snapshots, "INTERVAL_EVENTS", 10**9)
     async with running_service(long_ago) as service:
         looking = asyncio.create_task(service.api.get("state", at=EVENTS - 1))
         answered = 0
@@ -213,10 +213,10 @@ async def test_others_are_answered_while_it_folds(long_ago: str, monkeypatch: py
 async def test_what_takes_too_long_goes_on_when_it_is_asked_for_again(
     long_ago: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventstore.page_size.FIRST_EVENTS", 2_500)
+    monkeypatch.setattr("eventstore.page_size.INITIAL_EVENTS", 2_500)
     async with running_service(long_ago) as service, connected(long_ago) as connection:
         await connection.execute("TRUNCATE snapshots")
-        monkeypatch.setattr(state, "WITHIN_SECONDS", 0.001)
+        monkeypatch.setattr(state, "TIMEOUT_SECONDS", 0.001)
         told = (await service.api.get("state", at=6_000)).expect(503, "took_too_long")
         assert "folded up to position 2500 of 6000" in told["detail"]
         assert told["retry_after_seconds"] == 1
@@ -241,7 +241,7 @@ async def test_only_a_few_look_back_at_once(long_ago: str, monkeypatch: pytest.M
     async with running_service(long_ago) as service:
         answers = await asyncio.gather(*(service.api.get("state", at=4_900) for _ in range(8)))
         assert len({answer.expect(200)["position"] for answer in answers}) == 1
-        assert most == LOOK_BACK_AT_ONCE
+        assert most == MAX_CONCURRENT_LOOK_BACKS
 
 
 async def test_whoever_waits_for_too_long_is_told(long_ago: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,9 +254,11 @@ async def test_whoever_waits_for_too_long_is_told(long_ago: str, monkeypatch: py
 
     monkeypatch.setattr(state, "look_back", slowly)
     async with running_service(long_ago) as service:
-        slow = [asyncio.create_task(service.api.get("state", at=1)) for _ in range(LOOK_BACK_AT_ONCE)]
-        await eventually(lambda: len(waiting) == LOOK_BACK_AT_ONCE)
-        monkeypatch.setattr(state, "WITHIN_SECONDS", 0.01)
+        slow = [
+            asyncio.create_task(service.api.get("state", at=1)) for _ in range(MAX_CONCURRENT_LOOK_BACKS)
+        ]
+        await eventually(lambda: len(waiting) == MAX_CONCURRENT_LOOK_BACKS)
+        monkeypatch.setattr(state, "TIMEOUT_SECONDS", 0.01)
         told = (await service.api.get("state", at=1)).expect(503, "took_too_long")
         assert "other requests" in told["detail"]
         (await service.api.get("state")).expect(200)

@@ -198,7 +198,7 @@ async def _next_comment(reader: Reader) -> bytes:
 async def test_a_slow_reader_is_served_from_the_database(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tail, "KEPT_EVENTS", 5)
+    monkeypatch.setattr(tail, "MAX_EVENTS", 5)
     async with running_service(database) as service, reading(service.api, after=0) as reader:
         positions = await _say(service.api, *(f"m{number}" for number in range(60)))
         async with running_service(database) as fresh, reading(fresh.api, after=0) as other:

@@ -104,8 +104,10 @@ async def test_as_many_as_there_are_places_take_turns_and_the_rest_comes_back_la
             begun += 1
             await done.wait()
 
-    crowd = [asyncio.create_task(take_one()) for _ in range(concurrency.AT_ONCE + concurrency.MAX_WAITING)]
-    await eventually(lambda: begun == concurrency.AT_ONCE)
+    crowd = [
+        asyncio.create_task(take_one()) for _ in range(concurrency.MAX_CONCURRENT + concurrency.MAX_WAITING)
+    ]
+    await eventually(lambda: begun == concurrency.MAX_CONCURRENT)
     with pytest.raises(Problem) as refused:
         async with turn:
             pass
@@ -114,13 +116,14 @@ async def test_as_many_as_there_are_places_take_turns_and_the_rest_comes_back_la
     late = asyncio.create_task(take_one())
     done.set()
     await asyncio.gather(*crowd, late)
-    assert begun == concurrency.AT_ONCE + concurrency.MAX_WAITING
+    assert begun == concurrency.MAX_CONCURRENT + concurrency.MAX_WAITING
 
 
 async def test_many_ask_at_once_and_each_is_answered(api: Api) -> None:
     await _fill(api)
     asked = [
-        api.post("whatif", daily_tokens=1) for _ in range(concurrency.AT_ONCE + concurrency.MAX_WAITING)
+        api.post("whatif", daily_tokens=1)
+        for _ in range(concurrency.MAX_CONCURRENT + concurrency.MAX_WAITING)
     ]
     first, *others = [answer.expect(200) for answer in await asyncio.gather(*asked)]
     assert all(other == first for other in others)

@@ -28,7 +28,7 @@ ALIKE = {
 
 
 NAMES = [benchmark.name for benchmark in ALL if benchmark.name not in ALIKE]
-WITHIN_SECONDS = 240
+TIMEOUT_SECONDS = 240
 RUNS = 3
 """Several at a time are loaded once, as by `make bench`; and others of pytest's processes take some."""
 
@@ -63,7 +63,7 @@ def _printed(*arguments: str) -> str:
         [sys.executable, "-m", *arguments], cwd=REPOSITORY, stdout=PIPE, stderr=STDOUT, text=True
     ) as process:
         try:
-            output, _ = process.communicate(timeout=WITHIN_SECONDS)
+            output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
             output, _ = process.communicate()

@@ -38,7 +38,7 @@ AFTER_A_CUT_SECONDS = 5.0
 """The first attempts succeed."""
 
 TERMINATIONS = 10
-CUTS = 9
+EVICTION_STEPS = 9
 
 
 async def test_postgres_gone_for_longer_than_callers_wait(data_folder: Path) -> None:
@@ -74,10 +74,12 @@ async def test_every_backend_ended_at_random_moments(database: str) -> None:
 async def test_commits_whose_answer_never_comes(database: str) -> None:
     """Before the request, behind it, and on its way to arrive later, in turn."""
     async with Proxy(database).running() as proxy, squad_up(dsn=proxy.dsn) as service:
-        trial = Trial(f"connection cut around a COMMIT, {CUTS} times", AFTER_A_CUT_SECONDS, Load([service]))
+        trial = Trial(
+            f"connection cut around a COMMIT, {EVICTION_STEPS} times", AFTER_A_CUT_SECONDS, Load([service])
+        )
         ways = cycle((proxy.cut_after_answer, proxy.cut_before, proxy.hold))
         async with trial.running():
-            for way, _ in zip(ways, range(CUTS), strict=False):
+            for way, _ in zip(ways, range(EVICTION_STEPS), strict=False):
                 with trial.cause():
                     cut = way(b"message_sent")
                     await eventually(cut.happened.is_set)

@@ -30,7 +30,7 @@ BATCH = 1_000
 BATCHES = MAX_WAITING_COMMANDS // BATCH + 2
 """One is taken out of the queue at once, and one finds no room."""
 
-STOPPED_WITHIN_SECONDS = 8.0
+STOP_TIMEOUT_SECONDS = 8.0
 """What waits has 2.5 seconds to get through; then everybody is told: some ten thousand answers."""
 
 AFTER_A_START_SECONDS = 15.0
@@ -61,8 +61,8 @@ async def test_sigterm_with_open_streams_and_a_full_queue(database: str) -> None
                 batches = [asyncio.create_task(ask(session, service, number)) for number in range(BATCHES)]
                 await eventually(lambda: has(service, "squad_waiting_commands", MAX_WAITING_COMMANDS))
                 asked = monotonic()
-                assert await service.stop(within_seconds=STOPPED_WITHIN_SECONDS) == 0
-                assert monotonic() - asked < STOPPED_WITHIN_SECONDS
+                assert await service.stop(within_seconds=STOP_TIMEOUT_SECONDS) == 0
+                assert monotonic() - asked < STOP_TIMEOUT_SECONDS
                 await holder.execute("ROLLBACK")
                 # Whoever was connected is told, or sees the end of it.
                 told = [one for results in await asyncio.gather(*batches) for one in results]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.faults
 
 TAKEN_OVER_WITHIN_SECONDS = 3.0
-STOPPED_WITHIN_SECONDS = 5.0
+STOP_TIMEOUT_SECONDS = 5.0
 
 PAST_A_STOPPED_ONE_WITHIN_SECONDS = 20.0
 """The database ends a transaction that nobody goes on with after 10 seconds; then others get the lock."""
@@ -50,8 +50,8 @@ async def test_a_process_asked_to_stop_under_load_ends_in_five_seconds_and_loses
         async with trial.running():
             asked = monotonic()
             with trial.cause():
-                assert await leaving.stop(within_seconds=STOPPED_WITHIN_SECONDS) == 0
-            assert monotonic() - asked < STOPPED_WITHIN_SECONDS
+                assert await leaving.stop(within_seconds=STOP_TIMEOUT_SECONDS) == 0
+            assert monotonic() - asked < STOP_TIMEOUT_SECONDS
             await trial.well(staying)
         await trial.judge(database)
 
@@ -63,7 +63,7 @@ async def test_the_only_process_asked_to_stop_under_load_ends_in_five_seconds_an
         load = Load([service])
         async with load.running():
             await load.more()
-            assert await service.stop(within_seconds=STOPPED_WITHIN_SECONDS) == 0
+            assert await service.stop(within_seconds=STOP_TIMEOUT_SECONDS) == 0
             await service.start()
             await load.more()
         await load.assert_kept(database)

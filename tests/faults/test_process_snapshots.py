@@ -79,11 +79,11 @@ async def test_processes_that_come_and_go_under_load_take_them_by_turns(empty_da
         squad = await state_at(connection, EVENTS)
         stored = await snapshots.nearest(connection, EVENTS)
         assert stored
-        assert stored.head.position > EVENTS - 3 * snapshots.EVENTS_BETWEEN
+        assert stored.head.position > EVENTS - 3 * snapshots.INTERVAL_EVENTS
         await connection.execute("TRUNCATE snapshots")
         assert contents(await state_at(connection, EVENTS)) == contents(squad) != contents(Squad())
 
 
 async def _everywhere(connection: Connection) -> bool:
     taken = await snapshots.positions(connection)
-    return len(taken) >= EVENTS // snapshots.EVENTS_BETWEEN
+    return len(taken) >= EVENTS // snapshots.INTERVAL_EVENTS

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.faults
 
 ANSWERS = 60
-READY_WITHIN_SECONDS = 10.0
+START_TIMEOUT_SECONDS = 10.0
 """The longest wait between two attempts, five seconds, and a heartbeat."""
 
 
@@ -46,9 +46,9 @@ async def test_whoever_knows_more_than_a_restored_backup_is_told(tmp_path: Path)
                 await server.stop()
                 await server.replace_by(backup)
                 await server.start()
-                async with asyncio.timeout(READY_WITHIN_SECONDS):
+                async with asyncio.timeout(START_TIMEOUT_SECONDS):
                     await told_of_another_log(stream)
-            await eventually(service.is_ready, within_seconds=READY_WITHIN_SECONDS)
+            await eventually(service.is_ready, within_seconds=START_TIMEOUT_SECONDS)
             assert "the log was replaced" in service.story().lower()
             async with session.get(f"/api/v1/events?after={newest}") as answer:
                 body = await answer.json()

@@ -27,9 +27,9 @@ BODY = b'{"from_agent": "ada", "message": "slow"}'
 @pytest.fixture
 async def service(database: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
     """One whose patience is short."""
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 1.0)
-    monkeypatch.setattr(connection, "TAKE_SECONDS", 1.0)
-    monkeypatch.setattr(connection, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(connection, "REQUEST_HEAD_SECONDS", 1.0)
+    monkeypatch.setattr(connection, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(connection, "CHECK_SECONDS", 0.1)
     monkeypatch.setattr(context, "BODY_SECONDS", 1.0)
     async with running_service(database) as running:
         yield running
@@ -207,7 +207,7 @@ async def test_what_all_together_do_not_take_is_bounded(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await _has_a_large_page(service)
-    monkeypatch.setattr(connection, "TAKE_SECONDS", 60.0)
+    monkeypatch.setattr(connection, "STALL_SECONDS", 60.0)
     monkeypatch.setattr(connection, "MAX_UNSENT_BYTES", 1024 * 1024)
     lost = _watching_what_is_lost(monkeypatch)
     address = urlsplit(service.url)
@@ -239,7 +239,7 @@ def _watching_what_is_lost(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 async def test_connections_are_bounded_and_one_too_many_is_told(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 60.0)
+    monkeypatch.setattr(connection, "REQUEST_HEAD_SECONDS", 60.0)
     await _goes_on(service)
     monkeypatch.setattr(connection, "MAX_CONNECTIONS", 20)
     clients = await asyncio.gather(*(Slow.connected(service) for _ in range(40)))

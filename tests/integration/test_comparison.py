@@ -378,7 +378,7 @@ async def test_it_is_waited_for_however_long_the_fold_took_and_however_many_are_
     async def approach_slowly(refold: Refold, schema: str) -> None:
         nonlocal now, approaches
         approaches += 1
-        now += 2 * comparison.ERASED_WITHIN_SECONDS
+        now += 2 * comparison.ERASURE_TIMEOUT_SECONDS
         if approaches > 1:
             await project(database)
         if approaches < len(sent):
@@ -398,7 +398,7 @@ async def test_it_is_waited_for_however_long_the_fold_took_and_however_many_are_
 async def test_a_table_that_does_not_come_to_erase_somebody_is_reported(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "ERASED_WITHIN_SECONDS", 0.0)
+    monkeypatch.setattr(comparison, "ERASURE_TIMEOUT_SECONDS", 0.0)
     async with running_writer(database, encrypt=True) as writer:
         sent = await submit(writer, message("mine alone"))
         await project(database)

@@ -29,7 +29,7 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-WITHIN_SECONDS = 60.0
+TIMEOUT_SECONDS = 60.0
 
 # Uses the server in the folder named by its argument until it is told to leave.
 USER_PROGRAM = """
@@ -57,18 +57,18 @@ class User:
 
     async def started(self) -> str:
         assert self.process.stdout is not None
-        async with asyncio.timeout(WITHIN_SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             return (await self.process.stdout.readline()).decode().strip()
 
     async def leave(self) -> None:
-        async with asyncio.timeout(WITHIN_SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             await self.process.communicate(b"\n")
         assert self.process.returncode == 0
 
     async def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
-        async with asyncio.timeout(WITHIN_SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             await self.process.communicate()
 
 
@@ -182,7 +182,7 @@ async def test_an_abandoned_server_stops_by_itself(folder: Path) -> None:
     server = EmbeddedPostgres(folder)
     await server.start()
     server.abandon()
-    await eventually(lambda: postmaster_pid(folder) is None, within_seconds=WITHIN_SECONDS)
+    await eventually(lambda: postmaster_pid(folder) is None, within_seconds=TIMEOUT_SECONDS)
     await server.stop()
 
 
@@ -285,7 +285,7 @@ async def test_a_killed_server_is_started_again_with_all_that_was_committed(
         os.kill(pid, signal.SIGKILL)
         count = await eventually(
             lambda: query(dsn, "SELECT count(*) FROM kept"),
-            within_seconds=WITHIN_SECONDS,
+            within_seconds=TIMEOUT_SECONDS,
             ignore=(psycopg.OperationalError,),
         )
         assert count == 1000

@@ -133,7 +133,7 @@ class TestOneWriter:
     async def test_has_messages_keys_in_stock(
         self, writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(sealer, "LARGEST_LOT", 64)
+        monkeypatch.setattr(sealer, "MAX_NEW_KEYS", 64)
         for number in range(200):
             await submit(writer, message(str(number)))
         rows = [row for row in await stored_log(connection) if row.type == MessageSent.type]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A listener that makes sure of its hearing all the time."""
     monkeypatch.setattr(listening, "HEARTBEAT_SECONDS", 0.05)
-    monkeypatch.setattr(listening, "DEAF_AFTER_SECONDS", 0.3)
+    monkeypatch.setattr(listening, "HEARTBEAT_TIMEOUT_SECONDS", 0.3)
 
 
 async def _notify(connection: Connection, channel: str, payload: str) -> None:
@@ -61,7 +61,7 @@ async def test_it_proves_its_hearing_again_and_again(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It listens no longer for its heartbeat than until that is back.
-    monkeypatch.setattr(listening, "DEAF_AFTER_SECONDS", 60.0)
+    monkeypatch.setattr(listening, "HEARTBEAT_TIMEOUT_SECONDS", 60.0)
     async with running_listener(database) as listener:
         await eventually(lambda: listener.heartbeats >= 5)
         assert listener.reconnects == 0

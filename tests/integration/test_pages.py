@@ -133,7 +133,7 @@ async def test_whoever_has_read_enough_waits_for_the_pages_on_their_way(
     connection: Connection, stored: list[Recorded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long that takes: they go on with the connection, as a fold does that must read more."""
-    monkeypatch.setattr(pages, "_GIVEN_UP_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(pages, "_ABANDON_AFTER_SECONDS", 0.0)
     read = connection.pgconn.exec_params
 
     def slowly(*arguments: object) -> object:
@@ -149,8 +149,8 @@ async def test_whoever_has_read_enough_waits_for_the_pages_on_their_way(
 async def test_pages_of_large_events_are_short(
     connection: Connection, stored: list[Recorded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page_size, "FEWEST_EVENTS", 2)
-    monkeypatch.setattr(page_size, "FIRST_EVENTS", 4)
+    monkeypatch.setattr(page_size, "MIN_EVENTS", 2)
+    monkeypatch.setattr(page_size, "INITIAL_EVENTS", 4)
     monkeypatch.setattr(page_size, "PAGE_CHARACTERS", 3 * len(stored[-1].data))
     found = [page async for page in scan(connection, 0, EVENTS, shape=WHOLE)]
     assert [row for page in found for row in page] == stored
@@ -203,7 +203,7 @@ async def test_whoever_is_cancelled_waits_for_the_thread(
     times: int,
 ) -> None:
     """A connection that ended under it would be memory that the thread still uses."""
-    monkeypatch.setattr(pages, "_GIVEN_UP_AFTER_SECONDS", 0.1 if times == 1 else 60)
+    monkeypatch.setattr(pages, "_ABANDON_AFTER_SECONDS", 0.1 if times == 1 else 60)
     read, running = connection.pgconn.exec_params, set[int]()
 
     def counted(*arguments: object) -> object:

@@ -334,7 +334,7 @@ async def test_tables_that_are_further_than_the_log_are_left_alone(
 async def test_a_second_replay_at_the_same_time_is_refused(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rebuilding, "ALONE_WITHIN_SECONDS", 0.2)
+    monkeypatch.setattr(rebuilding, "LOCK_TIMEOUT_SECONDS", 0.2)
     await LogWriter(connection).append(joined("alice"))
     await connection.execute("BEGIN")
     await connection.execute("LOCK TABLE projections")

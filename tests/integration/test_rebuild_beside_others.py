@@ -244,7 +244,7 @@ class TestTablesThatOtherCodeFolded:
         self, database: str, connection: Connection, scribe: LogWriter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         del scribe
-        monkeypatch.setattr("projections.background_rebuild.TOLD_EVERY_SECONDS", 0.0)
+        monkeypatch.setattr("projections.background_rebuild.REPORT_EVERY_SECONDS", 0.0)
         may_swap = asyncio.Event()
 
         async def wait(*args: Any) -> Any:
@@ -347,7 +347,7 @@ class TestTablesThatOtherCodeFolded:
         self, database: str, connection: Connection, scribe: LogWriter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         del scribe
-        monkeypatch.setattr(rebuilding, "ALONE_WITHIN_SECONDS", 0.0)
+        monkeypatch.setattr(rebuilding, "LOCK_TIMEOUT_SECONDS", 0.0)
         take_the_place = rebuilding._TRY_LOCK
         assert await one(connection, take_the_place)
         projector = self._projector(database)

@@ -211,7 +211,7 @@ async def test_not_from_a_snapshot_that_is_far_behind_the_tables(
     async with _projecting(database):
         pass
     lie = await _lie(connection, writer.squad.head.position - 40)
-    monkeypatch.setattr(restoring, "FOLDED_SOONER_EVENTS", 20)
+    monkeypatch.setattr(restoring, "MAX_FOLD_EVENTS", 20)
     assert lie not in await _roles(connection)
     await _assert_restored(connection, writer)
 

@@ -158,7 +158,10 @@ KEPT: list[tuple[bytes, object]] = [
     (b'{"text": "\\u0000"}', "an answer that cannot be stored"),
     (b'{"n": 123456789012345678901234567890}', "an answer that cannot be stored"),
     (b"[" * 64 + b"]" * 64, "an answer that cannot be stored"),
-    (b'"' + b"x" * job_tasks.MAX_KEPT_BYTES + b'"', f"an answer of {job_tasks.MAX_KEPT_BYTES + 2} bytes"),
+    (
+        b'"' + b"x" * job_tasks.MAX_STORED_BYTES + b'"',
+        f"an answer of {job_tasks.MAX_STORED_BYTES + 2} bytes",
+    ),
 ]
 
 

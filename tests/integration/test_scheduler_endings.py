@@ -38,7 +38,7 @@ async def test_a_deadline_that_passes_during_the_last_command_leaves_the_end_to_
 async def test_and_so_does_one_where_the_database_is_away_just_then(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.scheduling.scheduler.LONGEST_SLEEP_SECONDS", 0.1)
+    monkeypatch.setattr("service.scheduling.scheduler.MAX_SLEEP_SECONDS", 0.1)
     refusals = 2
 
     async def refuse() -> None:
@@ -76,7 +76,7 @@ async def test_a_stop_does_not_wait_for_ever_for_an_end_to_be_heard(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.scheduling.scheduler.STOP_SECONDS", 0.1)
-    monkeypatch.setattr("service.scheduling.scheduler.GIVE_BACK_SECONDS", 0.2)
+    monkeypatch.setattr("service.scheduling.scheduler.RELEASE_SECONDS", 0.2)
     reached, heard = asyncio.Event(), asyncio.Event()
 
     async def hang() -> None:

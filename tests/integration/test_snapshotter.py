@@ -38,7 +38,7 @@ DISTANCE = 50
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "distance", lambda _: DISTANCE)
     monkeypatch.setattr(folding, "PAGE_EVENTS", 20)
-    monkeypatch.setattr(snapshotter, "AGAIN_AFTER_SECONDS", 0.05)
+    monkeypatch.setattr(snapshotter, "RETRY_SECONDS", 0.05)
 
 
 @asynccontextmanager
@@ -146,7 +146,7 @@ async def test_the_head_is_not_forgotten_over_the_past(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await _fill(connection, 2_000)
-    monkeypatch.setattr(snapshotter, "RESTS", 30.0)
+    monkeypatch.setattr(snapshotter, "PAUSE_FACTOR", 30.0)
     async with _process(database) as writer:
         first = (await _taken(connection, 1))[-1]
         assert first > 1_900

@@ -105,7 +105,7 @@ async def test_it_waits_only_where_it_has_read_all(
 async def test_its_pages_are_short_where_events_are_large(
     scribe: LogWriter, opener: Opener, monkeypatch: pytest.MonkeyPatch, wanted: Filter | None
 ) -> None:
-    monkeypatch.setattr(page_size, "FIRST_EVENTS", 15)
+    monkeypatch.setattr(page_size, "INITIAL_EVENTS", 15)
     monkeypatch.setattr(page_size, "PAGE_CHARACTERS", 20_000)
     await scribe.append(*(said("x" * 1_000) for _ in range(60)))
     async with aclosing(follow(opener, Hints(), after=0, wanted=wanted, poll_seconds=60)) as pages:

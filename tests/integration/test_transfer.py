@@ -197,7 +197,7 @@ async def test_an_export_is_of_one_moment(database: str, connection: Connection)
 async def test_progress_is_told_now_and_then(
     connection: Connection, new_squad: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "TELL_EVERY_EVENTS", 5)
+    monkeypatch.setattr(transfer, "REPORT_EVERY_EVENTS", 5)
     await some_history(connection)
     lines: list[bytes] = []
     told: list[int] = []

@@ -698,7 +698,7 @@ async def test_its_end_does_not_hide_that_the_connection_broke(connection: Conne
 async def test_progress_is_told_now_and_then(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verification, "TELL_EVERY_EVENTS", 5)
+    monkeypatch.setattr(verification, "REPORT_EVERY_EVENTS", 5)
     await some_history(connection)
     told: list[int] = []
     async with verification.snapshot(connection):

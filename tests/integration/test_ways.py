@@ -109,7 +109,7 @@ async def test_a_pooler_that_lets_in_and_does_not_serve_is_not_waited_for(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All its server connections are in use; it would have us wait for two minutes."""
-    monkeypatch.setattr("eventstore.connection.FIRST_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("eventstore.connection.FIRST_QUERY_SECONDS", 0.5)
     async with (
         pooler(database, mode="session", size=1) as between,
         await psycopg.AsyncConnection.connect(between.dsn) as other,

@@ -9,7 +9,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from eventstore.events import BudgetDayReset, TokensReleased, TokensReserved, TokensSettled, TokensUsed
-from service.explain.reader import LARGEST
+from service.explain.reader import MAX_LISTED_USES
 from service.explain.record import LoggedEvent, Share, Spending, Use, decode
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _of_agent(uses: Iterable[Use], agent: str | None) -> list[Use]:
 
 
 def _largest(uses: Iterable[Use]) -> tuple[Use, ...]:
-    return tuple(sorted(uses, key=lambda use: (-use.tokens, use.position))[:LARGEST])
+    return tuple(sorted(uses, key=lambda use: (-use.tokens, use.position))[:MAX_LISTED_USES])
 
 
 def _shares(uses: Iterable[Use]) -> tuple[Share, ...]:

@@ -178,7 +178,7 @@ class TestWithKeys:
     async def test_no_more_are_remembered_than_there_is_room_for(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(auth, "_MAX_REMEMBERED_KEYS", 3)
+        monkeypatch.setattr(auth, "_MAX_CACHED_KEYS", 3)
         entrance = Entrance(a_key())
         # A header may be written in many ways.
         for spaces in range(20):

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import asdict
 
 from eventstore import codec
-from eventstore.bounds import MOST_LEVELS, out_of_bounds
+from eventstore.bounds import MAX_STORED_JSON_DEPTH, out_of_bounds
 from service.values import MAX_JSON_DEPTH, MAX_TOKENS, check_json
 from tests.unit.test_codec import EXAMPLES
 
@@ -56,7 +56,7 @@ def test_every_kind_of_event_is_within_bounds(event: AnyEvent) -> None:
         ("tokens_used", {"task_id": "PROJ-1"}),
         ("message_sent", {"data": {"x": [2**64 - 1, -(2**63), 1e300]}}),
         ("message_sent", {"data": check_json({"a": nested(MAX_JSON_DEPTH - 1)})}),
-        ("message_sent", {"data": {str(n): [] for n in range(MOST_LEVELS * 2)}}),
+        ("message_sent", {"data": {str(n): [] for n in range(MAX_STORED_JSON_DEPTH * 2)}}),
         ("request_answered", {"body": {"email": {"payload": {"a": nested(MAX_JSON_DEPTH - 1)}}}}),
     ],
     ids=str,
@@ -79,7 +79,7 @@ def test_what_the_service_lets_in_is_within_bounds(type_: str, fields: dict[str,
         ("run_finished", {"attempts": 1_001}, "attempts"),
         ("message_sent", {"data": {"x": 2**64}}, "data"),
         ("message_sent", {"data": {"x": [{"y": [-(2**63) - 1]}]}}, "data"),
-        ("message_sent", {"data": {"a": nested(MOST_LEVELS)}}, "data"),
+        ("message_sent", {"data": {"a": nested(MAX_STORED_JSON_DEPTH)}}, "data"),
         ("message_sent", {"data": {"a": nested(400)}}, "data"),
         ("email_received", {"payload": {"x": 2**64}}, "payload"),
         ("request_answered", {"body": {"x": 2**64}}, "body"),

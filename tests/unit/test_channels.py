@@ -65,7 +65,7 @@ async def test_every_follower_gets_what_passes_its_filter(
     channels: Channels, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setattr(module, "_TRIM_AFTER", 5)
-    monkeypatch.setattr(tails, "KEPT_EVENTS", 40)
+    monkeypatch.setattr(tails, "MAX_EVENTS", 40)
     random = Random(seed)
     wanted = [
         Filter(type_, stream, agent)
@@ -127,7 +127,7 @@ async def test_whoever_is_further_behind_than_the_channel_is_told(channels: Chan
 async def test_what_memory_has_let_go_is_not_passed_over(
     channels: Channels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tails, "KEPT_EVENTS", 3)
+    monkeypatch.setattr(tails, "MAX_EVENTS", 3)
     with channels.following(Filter(agent="ada")) as channel:
         for position in range(1, 20):
             channels.extend([event(position, agent="ada" if position == 1 else "bob")])
@@ -140,7 +140,7 @@ async def test_a_channel_keeps_no_more_than_memory_does(
     channels: Channels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_TRIM_AFTER", 5)
-    monkeypatch.setattr(tails, "KEPT_EVENTS", 10)
+    monkeypatch.setattr(tails, "MAX_EVENTS", 10)
     with channels.following(Filter()) as channel:
         for position in range(1, 201):
             channels.extend([event(position)])

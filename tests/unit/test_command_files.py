@@ -128,7 +128,7 @@ class TestReading:
     async def test_a_line_without_an_end_does_not_fill_the_memory(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(files, "LONGEST_LINE_BYTES", 1_000)
+        monkeypatch.setattr(files, "MAX_LINE_BYTES", 1_000)
         path = tmp_path / "log"
         path.write_bytes(b"x" * 10_000)
         assert {len(line) for line in (await read(path))[:-1]} == {1_001}

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from service.http.connection import (
-    HEAD_SECONDS,
     KEEPALIVE_SECONDS,
     MAX_UNSENT_BYTES,
-    TAKE_BYTES,
-    TAKE_SECONDS,
+    REQUEST_HEAD_SECONDS,
+    STALL_BYTES,
+    STALL_SECONDS,
     Connection,
     Server,
 )
@@ -75,9 +75,9 @@ def _now() -> float:
 
 async def test_the_first_head_is_waited_for_from_the_beginning(made: tuple[Connection, Wire]) -> None:
     connection, wire = made
-    connection.look(_now() + HEAD_SECONDS - 1)
+    connection.look(_now() + REQUEST_HEAD_SECONDS - 1)
     assert not wire.closed
-    connection.look(_now() + HEAD_SECONDS + 1)
+    connection.look(_now() + REQUEST_HEAD_SECONDS + 1)
     assert wire.closed
     assert wire.written == b""
 
@@ -85,7 +85,7 @@ async def test_the_first_head_is_waited_for_from_the_beginning(made: tuple[Conne
 async def test_one_that_has_begun_is_told(made: tuple[Connection, Wire]) -> None:
     connection, wire = made
     connection.data_received(GET[:20])
-    connection.look(_now() + HEAD_SECONDS + 1)
+    connection.look(_now() + REQUEST_HEAD_SECONDS + 1)
     assert wire.closed
     assert wire.written.startswith(b"HTTP/1.1 408 ")
     head, _, body = wire.written.partition(b"\r\n\r\n")
@@ -96,7 +96,7 @@ async def test_more_of_a_head_gains_no_time(made: tuple[Connection, Wire]) -> No
     connection, wire = made
     for byte in GET[:-1]:
         connection.data_received(bytes([byte]))
-    connection.look(_now() + HEAD_SECONDS + 1)
+    connection.look(_now() + REQUEST_HEAD_SECONDS + 1)
     assert wire.closed
 
 
@@ -112,11 +112,11 @@ async def test_an_answer_that_is_taken_slowly_is_waited_for(made: tuple[Connecti
     connection, wire = made
     connection._head_since = None
     now = _now()
-    wire.waiting = 100 * TAKE_BYTES
+    wire.waiting = 100 * STALL_BYTES
     for _ in range(99):
         connection.look(now)
-        now += TAKE_SECONDS - 1
-        wire.waiting -= TAKE_BYTES
+        now += STALL_SECONDS - 1
+        wire.waiting -= STALL_BYTES
     connection.look(now)
     assert not wire.aborted
 
@@ -125,12 +125,12 @@ async def test_one_that_is_not_taken_is_given_up(made: tuple[Connection, Wire]) 
     connection, wire = made
     connection._head_since = None
     now = _now()
-    wire.waiting = 2 * TAKE_BYTES
+    wire.waiting = 2 * STALL_BYTES
     connection.look(now)
-    wire.waiting -= TAKE_BYTES - 1
-    connection.look(now + TAKE_SECONDS)
+    wire.waiting -= STALL_BYTES - 1
+    connection.look(now + STALL_SECONDS)
     assert not wire.aborted
-    connection.look(now + TAKE_SECONDS + 1)
+    connection.look(now + STALL_SECONDS + 1)
     assert wire.aborted
 
 
@@ -138,12 +138,12 @@ async def test_what_was_taken_begins_anew(made: tuple[Connection, Wire]) -> None
     connection, wire = made
     connection._head_since = None
     now = _now()
-    wire.waiting = TAKE_BYTES
+    wire.waiting = STALL_BYTES
     connection.look(now)
     wire.waiting = 0
-    connection.look(now + TAKE_SECONDS - 1)
-    wire.waiting = TAKE_BYTES
-    connection.look(now + TAKE_SECONDS + 1)
+    connection.look(now + STALL_SECONDS - 1)
+    wire.waiting = STALL_BYTES
+    connection.look(now + STALL_SECONDS + 1)
     assert not wire.aborted
 
 
@@ -159,8 +159,8 @@ async def test_where_all_leave_too_much_untaken_those_who_take_least_are_dropped
         wire.waiting = MAX_UNSENT_BYTES // 4
         # The first takes much of it at last, the second has waited longest, and so on.
         connection.look(now - 20 + number)
-    clients[0][1].waiting -= TAKE_BYTES
-    clients[4][1].waiting += TAKE_BYTES
+    clients[0][1].waiting -= STALL_BYTES
+    clients[4][1].waiting += STALL_BYTES
     server._look()
     assert [wire.aborted for _, wire in clients] == [False, True, False, False, False]
     clients[1][0].connection_lost(None)
@@ -180,12 +180,12 @@ async def test_one_that_was_hung_up_on_and_does_not_take_the_end_is_given_up(
     connection.data_received(GET[:-1])
     wire.waiting = 100
     now = _now()
-    connection.look(now + HEAD_SECONDS + 1)
+    connection.look(now + REQUEST_HEAD_SECONDS + 1)
     assert wire.closed
-    connection.look(now + HEAD_SECONDS + 2)
-    connection.look(now + HEAD_SECONDS + TAKE_SECONDS)
+    connection.look(now + REQUEST_HEAD_SECONDS + 2)
+    connection.look(now + REQUEST_HEAD_SECONDS + STALL_SECONDS)
     assert not wire.aborted
-    connection.look(now + HEAD_SECONDS + TAKE_SECONDS + 3)
+    connection.look(now + REQUEST_HEAD_SECONDS + STALL_SECONDS + 3)
     assert wire.aborted
 
 
@@ -193,5 +193,5 @@ async def test_one_that_was_hung_up_on_is_told_nothing_more(made: tuple[Connecti
     connection, wire = made
     connection.data_received(GET[:-1])
     connection.force_close()
-    connection.look(_now() + HEAD_SECONDS + 1)
+    connection.look(_now() + REQUEST_HEAD_SECONDS + 1)
     assert wire.written == b""

@@ -34,7 +34,7 @@ from service.commands import (
     StartOperation,
     StopOrchestrator,
 )
-from service.decide.runs import LEASE_SECONDS, LONGEST_BACKOFF_SECONDS, backoff
+from service.decide.runs import LEASE_SECONDS, MAX_BACKOFF_SECONDS, backoff
 from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, define, ended, take_up, with_job
 from tests.unit.support import FRESH, START, UNKNOWN_ID, Story, moment
 
@@ -301,7 +301,7 @@ class TestBackoff:
         assert all(timedelta(seconds=longest / 2) <= wait <= timedelta(seconds=longest) for wait in waits)
         assert min(waits) < timedelta(seconds=longest * 0.6)
         assert max(waits) > timedelta(seconds=longest * 0.9)
-        assert longest <= LONGEST_BACKOFF_SECONDS
+        assert longest <= MAX_BACKOFF_SECONDS
 
     def test_is_the_same_whoever_works_it_out(self) -> None:
         assert backoff(RUN, 3) == backoff(RUN, 3)

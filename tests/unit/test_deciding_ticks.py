@@ -37,7 +37,7 @@ from service.commands import (
     StopOrchestrator,
 )
 from service.decide.runs import LEASE_SECONDS
-from service.decide.ticks import MAX_MISSED_A_CLAIM
+from service.decide.ticks import MAX_MISSED_PER_CLAIM
 from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, define, ended, with_job
 from tests.unit.support import FRESH, START, Story, given, moment
 
@@ -161,19 +161,19 @@ class TestCatchingUp:
 
     def test_records_so_many_at_once_and_goes_on(self) -> None:
         story = with_job(cron=None, every_seconds=1.0, catch_up_seconds=1.0)
-        away = MAX_MISSED_A_CLAIM + 100
+        away = MAX_MISSED_PER_CLAIM + 100
         story.when(claim(), at=away)
-        story.then(*(missed(tick) for tick in range(1, MAX_MISSED_A_CLAIM + 1)))
+        story.then(*(missed(tick) for tick in range(1, MAX_MISSED_PER_CLAIM + 1)))
         story.when(claim(), at=away)
-        rest = [missed(tick) for tick in range(MAX_MISSED_A_CLAIM + 1, away - 1)]
+        rest = [missed(tick) for tick in range(MAX_MISSED_PER_CLAIM + 1, away - 1)]
         story.then(*rest, AT_WORK, started(away - 1, at=away))
 
     def test_starts_nothing_where_so_many_are_just_those_that_were_missed(self) -> None:
         story = with_job(cron=None, every_seconds=1.0, catch_up_seconds=1.0)
-        away = MAX_MISSED_A_CLAIM + 1.5
+        away = MAX_MISSED_PER_CLAIM + 1.5
         story.when(claim(), at=away)
-        assert len(story.events) == MAX_MISSED_A_CLAIM
-        story.when(claim(), at=away).then(AT_WORK, started(MAX_MISSED_A_CLAIM + 1, at=away))
+        assert len(story.events) == MAX_MISSED_PER_CLAIM
+        story.when(claim(), at=away).then(AT_WORK, started(MAX_MISSED_PER_CLAIM + 1, at=away))
 
     def test_gives_each_claim_one_of_the_ticks_that_are_not_too_late(self) -> None:
         story = with_job(catch_up_seconds=300.0).when(claim(), claim(), claim(), claim(), at=180)

@@ -9,7 +9,7 @@ import pytest
 from service import schedule
 from service.commands import PauseJob, RegisterAgent, RemoveJob
 from service.decide.jobs import due_jobs
-from service.memory.due_jobs import AGAIN_AFTER, AT_ONCE
+from service.memory.due_jobs import MAX_COMPUTED_AT_ONCE, RETRY_AFTER
 from tests.unit.job_stories import JOB, a_squad, claim, define
 from tests.unit.support import moment
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from service.schedule import Schedule
     from tests.unit.support import Story
 
-JOBS = 5 * AT_ONCE
+JOBS = 5 * MAX_COMPUTED_AT_ONCE
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def look_at_all(story: Story, at: datetime) -> list[str]:
 def test_few_are_worked_out_at_one_look_and_none_is_claimed_before_all_are(told: list[Schedule]) -> None:
     story = with_jobs()
     assert due_jobs(story.squad, moment(60)) == ([], [], moment(60))
-    assert len(told) == AT_ONCE
+    assert len(told) == MAX_COMPUTED_AT_ONCE
     jobs = look_at_all(story, moment(60))
     assert jobs == ["urgent", *(f"job {number}" for number in range(JOBS - 1))]
 
@@ -112,11 +112,11 @@ def test_one_that_stands_still_is_looked_at_again_after_a_while() -> None:
         return due_jobs(story.squad, at, lambda job, why: said.append(job.name))[2]
 
     again = look(moment(1))
-    assert again == moment(1) + AGAIN_AFTER
+    assert again == moment(1) + RETRY_AFTER
     assert look(moment(2)) == again
     assert said == [JOB]
     assert look(again) == again
-    assert look(again) == again + AGAIN_AFTER
+    assert look(again) == again + RETRY_AFTER
     assert said == [JOB, JOB]
 
 

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from eventstore import codec, sealing
-from eventstore.bounds import MOST_LEVELS
+from eventstore.bounds import MAX_STORED_JSON_DEPTH
 from eventstore.chain import hash_of
 from eventstore.cloudevents import cloud_event_line
 from eventstore.errors import ImportRefused
 from eventstore.events import MessageSent
-from eventstore.exchange import LONGEST_LINE_BYTES, end_line, event_line, header_line, key_line
+from eventstore.exchange import MAX_LINE_BYTES, end_line, event_line, header_line, key_line
 from eventstore.importing import ImportedLog
 from eventstore.keys import Key, StoredKey
 from eventstore.recorded import EMPTY_LOG, GENESIS_HASH, Head, Recorded
@@ -298,7 +298,7 @@ class TestWhatIsNotAWholeLog:
         ("inside", "secret", "why"),
         [
             (
-                {"data": {"a": nested(MOST_LEVELS)}},
+                {"data": {"a": nested(MAX_STORED_JSON_DEPTH)}},
                 _KEY.secret,
                 "its data is beyond what the tables can hold",
             ),
@@ -368,9 +368,7 @@ class TestWhatIsNotAWholeLog:
         assert refusal(lines) == "line 2: the header names a first event, and there is none"
 
     def test_is_a_line_that_fills_the_memory(self) -> None:
-        assert refusal([b" " * LONGEST_LINE_BYTES + b"{}"]).startswith(
-            "line 1: it is longer than 67,108,864"
-        )
+        assert refusal([b" " * MAX_LINE_BYTES + b"{}"]).startswith("line 1: it is longer than 67,108,864")
 
 
 _FILE = exported(golden_log())

@@ -43,7 +43,7 @@ def test_moments_have_milliseconds_where_they_need_them() -> None:
 
 def test_what_somebody_wrote_is_one_line_and_not_too_long() -> None:
     assert words.quote("one\n  two\u2028three") == "“one two three”"
-    assert len(words.quote("x" * 1_000)) == words.LONGEST_QUOTE + 2
+    assert len(words.quote("x" * 1_000)) == words.MAX_QUOTE_CHARACTERS + 2
 
 
 def test_of_many_the_first_are_named_and_the_rest_is_counted() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from eventstore.events import TokensReleased
 from service.cli.explain import lines
 from service.commands import RecordUsage, ReserveTokens, SetPolicy, SettleReservation, StartOperation
-from service.explain import MOST_CAUSES, MOST_EFFECTS, explain, operations
+from service.explain import MAX_CAUSES, MAX_EFFECTS, explain, operations
 from service.explain.record import decode
 from service.explain.sentences import of_event, step
 from service.http.json import dumps
@@ -108,9 +108,9 @@ def test_every_event_of_a_history_is_explained_with_its_cause(
             assert (found.causes, found.causes_go_on_at) == ((), None)
         else:
             assert found.causes[0].position == recorded.caused_by
-            assert len(found.causes) <= MOST_CAUSES
-            assert (found.causes_go_on_at is None) or len(found.causes) == MOST_CAUSES
-        assert len(found.effects) <= MOST_EFFECTS
+            assert len(found.causes) <= MAX_CAUSES
+            assert (found.causes_go_on_at is None) or len(found.causes) == MAX_CAUSES
+        assert len(found.effects) <= MAX_EFFECTS
         for effect in found.effects:
             assert log[effect.position - 1].caused_by == position
         for sentence in _sentences(found):
@@ -154,7 +154,7 @@ def test_of_a_claim_with_very_many_heartbeats_it_is_told_when_it_was_free_at_the
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     question = QUESTIONS["a_claim_in_the_way_that_was_free_for_a_while_later"]
-    monkeypatch.setattr(operations, "LOOKED_THROUGH", 2)
+    monkeypatch.setattr(operations, "MAX_SCANNED_EVENTS", 2)
     found = asked(question())
     assert found.facts["free_at"] is None
     assert (
@@ -170,12 +170,12 @@ def test_what_is_beyond_ones_own_limit_leaves_out_what_others_used() -> None:
 
 def test_a_long_chain_of_causes_says_where_it_goes_on() -> None:
     story = given()
-    for number in range(MOST_CAUSES + 5):
+    for number in range(MAX_CAUSES + 5):
         story.given(SetPolicy(daily_tokens=number))
     policies = [recorded.position for recorded in story.log if recorded.type == "policy_set"]
     found = explained(story.log, policies[-1])
-    assert [cause.position for cause in found.causes] == policies[-2 : -2 - MOST_CAUSES : -1]
-    assert found.causes_go_on_at == policies[-2 - MOST_CAUSES]
+    assert [cause.position for cause in found.causes] == policies[-2 : -2 - MAX_CAUSES : -1]
+    assert found.causes_go_on_at == policies[-2 - MAX_CAUSES]
 
 
 def test_an_event_of_newer_software_does_not_hide_what_is_around_it() -> None:

@@ -89,7 +89,7 @@ def test_what_nobody_fetches_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(kept) == 3
     kept.extend(*_batch(4, 4))
     assert not kept
-    monkeypatch.setattr(recent_events, "MOST_BYTES", 10)
+    monkeypatch.setattr(recent_events, "MAX_BYTES", 10)
     kept.extend(*_batch(5, 5))
     assert not kept
 

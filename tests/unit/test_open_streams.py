@@ -11,7 +11,7 @@ import pytest
 from eventstore.recorded import Recorded
 from service.callers import ANYBODY, Caller
 from service.http import open_streams as module
-from service.http.open_streams import MOST_REST, Lane, OpenStreams
+from service.http.open_streams import MAX_PAUSE_FACTOR, Lane, OpenStreams
 from service.http.problems import Problem
 from tests.unit.support import START
 
@@ -78,7 +78,7 @@ async def test_all_of_them_end_with_the_service() -> None:
 
 
 @pytest.mark.parametrize(
-    ("others", "rest"), [(0, 0.0), (1, 0.1), (20, 2.0), (90, MOST_REST), (95, MOST_REST)]
+    ("others", "rest"), [(0, 0.0), (1, 0.1), (20, 2.0), (90, MAX_PAUSE_FACTOR), (95, MAX_PAUSE_FACTOR)]
 )
 async def test_a_turn_owes_more_rest_the_more_are_open(others: int, rest: float) -> None:
     owed: list[float] = []
@@ -110,11 +110,11 @@ class TestFrames:
         assert b"other" in streams.frame(self.event(note="other"))
 
     def test_that_are_large_are_not_kept(self) -> None:
-        streams, large = OpenStreams(1, 1), self.event(note="x" * module._KEPT_FRAME_BYTES)
+        streams, large = OpenStreams(1, 1), self.event(note="x" * module._MAX_CACHED_FRAME_BYTES)
         assert streams.frame(large) is not streams.frame(large)
 
     def test_are_kept_of_the_latest_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "_KEPT_FRAMES", 10)
+        monkeypatch.setattr(module, "_MAX_CACHED_FRAMES", 10)
         streams = OpenStreams(1, 1)
         for position in range(1, 100):
             streams.frame(self.event(position))

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from eventstore.page_size import FEWEST_EVENTS, FIRST_EVENTS, PAGE_CHARACTERS, PageSizer
+from eventstore.page_size import INITIAL_EVENTS, MIN_EVENTS, PAGE_CHARACTERS, PageSizer
 from eventstore.recorded import FoldInput
 
 MOST = 5_000
@@ -20,9 +20,9 @@ def page(events: int, characters: int) -> list[FoldInput]:
     ]
 
 
-@pytest.mark.parametrize("most", [1, 7, FIRST_EVENTS, MOST])
+@pytest.mark.parametrize("most", [1, 7, INITIAL_EVENTS, MOST])
 def test_it_begins_with_few(most: int) -> None:
-    assert PageSizer(most).events == min(most, FIRST_EVENTS)
+    assert PageSizer(most).events == min(most, INITIAL_EVENTS)
 
 
 def test_it_grows_to_the_most_where_events_are_small() -> None:
@@ -38,7 +38,7 @@ def test_it_asks_for_as_many_as_fit(characters: int) -> None:
     gauge = PageSizer(MOST)
     for _ in range(6):
         gauge.learn(page(20, characters))
-    assert gauge.events == max(PAGE_CHARACTERS // characters, FEWEST_EVENTS)
+    assert gauge.events == max(PAGE_CHARACTERS // characters, MIN_EVENTS)
 
 
 def test_it_can_be_set_to_pages_of_another_size() -> None:
@@ -52,22 +52,22 @@ def test_it_can_be_set_to_pages_of_another_size() -> None:
 def test_it_forgets_large_ones_page_by_page() -> None:
     gauge = PageSizer(MOST)
     gauge.learn(page(10, 1_000_000))
-    assert gauge.events == FEWEST_EVENTS
+    assert gauge.events == MIN_EVENTS
     gauge.learn(page(10, 100))
-    assert gauge.events == 2 * FEWEST_EVENTS
+    assert gauge.events == 2 * MIN_EVENTS
 
 
 def test_it_bewares_of_large_ones_that_are_yet_to_come() -> None:
     gauge = PageSizer(MOST)
     gauge.shrink_to_fit(page(5, 100))
-    assert gauge.events == FIRST_EVENTS
+    assert gauge.events == INITIAL_EVENTS
     gauge.shrink_to_fit(page(5, 1_000_000))
     gauge.shrink_to_fit(page(5, 100))
-    assert gauge.events == FEWEST_EVENTS
+    assert gauge.events == MIN_EVENTS
 
 
 @pytest.mark.parametrize("read", [[], page(3, 0)])
 def test_it_can_learn_from_next_to_nothing(read: list[FoldInput]) -> None:
     gauge = PageSizer(MOST)
     gauge.learn(read)
-    assert gauge.events == 2 * FIRST_EVENTS
+    assert gauge.events == 2 * INITIAL_EVENTS

@@ -97,7 +97,7 @@ class TestMuchAtOnce:
 
     @pytest.fixture(autouse=True)
     def _two_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("service.writing.batch.MAX_PASSED_AT_ONCE", 2)
+        monkeypatch.setattr("service.writing.batch.MAX_DUE_PER_BATCH", 2)
 
     def test_happens_some_at_a_time_and_without_a_pause(self) -> None:
         story = given(*(claim_of(f"e-{n}") for n in range(5)))

@@ -22,7 +22,7 @@ from service.requests import (
     Unavailable,
 )
 from service.scheduling import scheduler as module
-from service.scheduling.scheduler import LONGEST_SLEEP_SECONDS, Scheduler
+from service.scheduling.scheduler import MAX_SLEEP_SECONDS, Scheduler
 from service.scheduling.work import succeeded
 from tests.support.wait import eventually
 from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, with_job
@@ -103,7 +103,7 @@ async def test_nothing_is_claimed_of_a_writer_that_is_not_ready() -> None:
     pen = Pen(with_job())
     pen.may_go_on.set()
     pen.ready = False
-    assert await scheduler_of(pen, 60)._claim_due() == LONGEST_SLEEP_SECONDS
+    assert await scheduler_of(pen, 60)._claim_due() == MAX_SLEEP_SECONDS
     assert pen.asked == []
 
 
@@ -111,7 +111,7 @@ async def test_it_sleeps_until_the_next_is_due_and_never_for_long() -> None:
     pen = Pen(with_job())
     pen.may_go_on.set()
     assert await scheduler_of(pen, 59.75)._claim_due() == 0.25
-    assert await scheduler_of(pen, 1)._claim_due() == LONGEST_SLEEP_SECONDS
+    assert await scheduler_of(pen, 1)._claim_due() == MAX_SLEEP_SECONDS
     assert pen.asked == []
 
 
@@ -122,7 +122,7 @@ async def test_it_looks_again_at_once_where_all_was_decided_and_after_a_while_wh
     assert await scheduler._claim_due() == 0
     for fails in (CommandFailed("a fault"), Unavailable(), RuntimeError("a fault")):
         pen.fails = fails
-        assert await scheduler._claim_due() == LONGEST_SLEEP_SECONDS
+        assert await scheduler._claim_due() == MAX_SLEEP_SECONDS
 
 
 async def test_a_run_whose_lease_ran_out_is_taken_up_but_not_by_whoever_is_still_at_it() -> None:
@@ -176,7 +176,7 @@ async def test_of_a_log_that_was_replaced_it_goes_on_with_what_is_its_own_in_it(
 async def test_how_an_attempt_ended_is_said_until_it_is_heard_or_cannot_be(
     fails: NoOutcome, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LONGEST_SLEEP_SECONDS", 0)
+    monkeypatch.setattr(module, "MAX_SLEEP_SECONDS", 0)
     story = with_job().given(claim(), at=60)
     pen = Pen(story)
     pen.may_go_on.set()

@@ -104,9 +104,7 @@ def test_claims_on_the_same_thing_keep_their_order_whatever_order_the_rows_are_i
 
 
 def test_a_large_squad_comes_back_from_many_parts() -> None:
-    squad = given(
-        *(do.CreateTask(title="look " * 100) for _ in range(3 * snapshots.ROWS_AT_ONCE + 1))
-    ).squad
+    squad = given(*(do.CreateTask(title="look " * 100) for _ in range(3 * snapshots.SLICE_ROWS + 1))).squad
     assert contents(there_and_back(squad)) == contents(squad)
 
 
@@ -174,11 +172,11 @@ def test_what_is_sealed_well_and_cannot_be_read_is_not_trusted(monkeypatch: pyte
 
 def test_there_are_never_more_rows_stored_than_events() -> None:
     squad = a_squad()
-    assert distance(squad) == snapshots.EVENTS_BETWEEN
+    assert distance(squad) == snapshots.INTERVAL_EVENTS
     rows = squad.tables["squad_tasks"]
     [row] = rows.values()
-    rows.update({f"task-{number}": row for number in range(3 * snapshots.EVENTS_BETWEEN)})
-    assert distance(squad) >= 3 * snapshots.EVENTS_BETWEEN
+    rows.update({f"task-{number}": row for number in range(3 * snapshots.INTERVAL_EVENTS)})
+    assert distance(squad) >= 3 * snapshots.INTERVAL_EVENTS
 
 
 def test_a_copy_stays_as_it_is() -> None:

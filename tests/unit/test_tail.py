@@ -97,7 +97,7 @@ async def test_what_is_forgotten_while_it_is_revealed_is_not_shown(
 async def test_what_was_cut_off_while_it_was_revealed_is_not_put_elsewhere(
     tail: Tail, revealing: Revealing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "KEPT_EVENTS", 2)
+    monkeypatch.setattr(module, "MAX_EVENTS", 2)
     tail.extend([at(1, sealed(LETTER))])
     revealing.may_go_on.clear()
     reading = asyncio.create_task(after(tail, 0, 9))

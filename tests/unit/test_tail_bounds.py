@@ -50,14 +50,14 @@ async def test_it_has_what_came_since_it_began() -> None:
 
 
 async def test_it_keeps_so_many_events_and_a_few_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tail, "KEPT_EVENTS", 10)
-    monkeypatch.setattr(tail, "CUTS", 3)
+    monkeypatch.setattr(tail, "MAX_EVENTS", 10)
+    monkeypatch.setattr(tail, "EVICTION_STEPS", 3)
     lengths = {await length(filled(count), count) for count in range(10, 60)}
     assert lengths == {10, 11, 12, 13}
 
 
 async def test_it_keeps_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tail, "KEPT_BYTES", 1_000)
+    monkeypatch.setattr(tail, "MAX_BYTES", 1_000)
     for count in range(10, 60):
         kept = filled(count, size=100)
         assert await length(kept, count) == 10
@@ -70,7 +70,7 @@ async def test_it_keeps_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_what_is_counted_begins_anew_where_something_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tail, "KEPT_BYTES", 1_000)
+    monkeypatch.setattr(tail, "MAX_BYTES", 1_000)
     kept = filled(15, size=100)
     kept.extend([event(position, 100) for position in range(100, 110)])
     assert await after(kept, 14, 1) is None
@@ -78,7 +78,7 @@ async def test_what_is_counted_begins_anew_where_something_is_missing(
 
 
 async def test_what_was_revealed_counts_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tail, "KEPT_BYTES", 1_000)
+    monkeypatch.setattr(tail, "MAX_BYTES", 1_000)
 
     async def ten_times_as_long(page: Sequence[Recorded]) -> list[Recorded]:
         return [sealed._replace(data="x" * 200) for sealed in page]

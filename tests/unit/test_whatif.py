@@ -324,7 +324,7 @@ def test_only_the_first_ten_differences_are_told_and_all_are_counted() -> None:
 
 
 def test_rows_beyond_the_most_are_counted_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "MOST_ROWS", 2)
+    monkeypatch.setattr(report, "MAX_ROWS", 2)
     story = given(policy=POOR).given(*(reserve(f"agent-{number}", 10) for number in range(5)))
     found = under(story, daily_tokens=5)
     assert (len(found.rows), found.rows_left_out, found.refused_instead) == (2, 3, 5)

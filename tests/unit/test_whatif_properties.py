@@ -154,7 +154,7 @@ def test_it_says_of_requests_that_depend_on_no_answer_what_would_have_been_decid
     """Whoever asks the same whatever is answered would have been answered just so."""
     story, refusals = _decided(requests, policy)
     _, other_refusals = _decided(requests, other)
-    with patch.object(report, "FIRST_DIFFERENCES", len(requests)):
+    with patch.object(report, "MAX_LISTED_DIFFERENCES", len(requests)):
         found = judged(story.log, _otherwise(policy, other))
     expected = [
         bool(instead)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from projections.jobs import JobRow
 
-LAST_RUNS = 5
+SHOWN_RUNS = 5
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
@@ -74,7 +74,7 @@ def _job(services: Services, name: str) -> JobRow:
 async def _shown(services: Services, rows: Sequence[JobRow], query: Query) -> list[dict[str, Any]]:
     names = [row.name for row in rows]
     async with services.tables.covering(jobs, query.min_position) as connection:
-        runs = await storage.newest(connection, RUNS, "job", names, "fencing_token", LAST_RUNS)
+        runs = await storage.newest(connection, RUNS, "job", names, "fencing_token", SHOWN_RUNS)
     shown, now, pauses = [], services.clock.now(), Pauses()
     for row in rows:
         shown.append(views.job(row, [run.asdict() for run in runs.get(row.name, ())], now))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from service.http.reply import Reply
 
-WITHIN_SECONDS = 10.0
+TIMEOUT_SECONDS = 10.0
 """How long the log may be folded for one answer; and how long a request may wait before that for others."""
 
 _POSITION: TypeAdapter[int] = TypeAdapter(Position)
@@ -83,7 +83,7 @@ async def _now(services: Services) -> PastSquad:
 
 async def _then(services: Services, at: int | datetime) -> PastSquad:
     try:
-        async with asyncio.timeout(WITHIN_SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             await services.looking_back.acquire()
     except TimeoutError as error:
         raise Problem(
@@ -92,7 +92,7 @@ async def _then(services: Services, at: int | datetime) -> PastSquad:
     try:
         async with services.tables.connection() as connection:
             return await look_back(
-                connection, at, keep=services.snapshotter.keep, within_seconds=WITHIN_SECONDS
+                connection, at, keep=services.snapshotter.keep, within_seconds=TIMEOUT_SECONDS
             )
     except BeyondTheLog as error:
         raise Problem("not_found", str(error)) from error
