@@ -25,18 +25,18 @@ MAX_STORED_JSON_DEPTH = 100
 """The maximum nesting depth of JSON. The service accepts 64 levels, and its answers add a few more."""
 
 _BIGINT, _INTEGER = (-(2**63), 2**63 - 1), (-(2**31), 2**31 - 1)
-_SUMMED = (-(2**53), 2**53 - 1)
+_TOKEN_BOUNDS = (-(2**53), 2**53 - 1)
 """Far beyond what the service accepts, and a thousand such values still add up within `_BIGINT`."""
 
 _BOUNDS = {
-    **dict.fromkeys(("tokens", "tokens_used", "tokens_reserved"), _SUMMED),
+    **dict.fromkeys(("tokens", "tokens_used", "tokens_reserved"), _TOKEN_BOUNDS),
     **dict.fromkeys(("priority", "percent", "warning_percents"), _INTEGER),
     "reset_hour": (0, 23),
     **dict.fromkeys(("retries", "attempt", "attempts", "attempts_allowed"), (0, 1_000)),
 }
 """The minimum and maximum of an integer, by field name; `_BIGINT` for all others."""
 
-_SPAN = (0, 10**9)
+_DURATION_BOUNDS = (0, 10**9)
 """Seconds or minutes that can be added to or subtracted from a moment without overflow."""
 
 _MIN_INTERVAL_SECONDS = 0.1
@@ -90,35 +90,35 @@ def out_of_bounds(event: msgspec.Struct) -> str | None:
         value = getattr(event, name)
         if value is not None and not all(map(ID.fullmatch, value if isinstance(value, list) else (value,))):
             return name
-    for name, least, most in numbers:
+    for name, minimum, maximum in numbers:
         value = getattr(event, name)
-        if value is not None and not least <= value <= most:
+        if value is not None and not minimum <= value <= maximum:
             return name
     for name in times:
         value = getattr(event, name)
-        if value is not None and not _is_one_moment(value):
+        if value is not None and not _is_valid_time(value):
             return name
     for name in json:
         value = getattr(event, name)
-        if value and not _can_be_written(value):
+        if value and not _is_storable_json(value):
             return name
     for name in texts:
         value = getattr(event, name)
         if value is not None and len(value.encode()) > MAX_INDEXED_BYTES:
             return name
-    for name, least, most in others:
+    for name, minimum, maximum in others:
         value = getattr(event, name)
         if isinstance(value, msgspec.Struct):
             if inside := out_of_bounds(value):
                 return f"{name}.{inside}"
         elif not all(
-            least <= each <= most for each in (value.values() if isinstance(value, dict) else value)
+            minimum <= each <= maximum for each in (value.values() if isinstance(value, dict) else value)
         ):
             return name
     return None
 
 
-def _is_one_moment(time: datetime) -> bool:
+def _is_valid_time(time: datetime) -> bool:
     """Whether a time has a time zone and can be expressed in UTC, where years end at 9999."""
     if time.tzinfo is None:
         return False
@@ -129,21 +129,21 @@ def _is_one_moment(time: datetime) -> bool:
     return True
 
 
-def _can_be_written(value: Any) -> bool:
+def _is_storable_json(value: Any) -> bool:
     try:
         text = orjson.dumps(value)
     except TypeError:
         # An integer beyond 64 bits, or deeper nesting than orjson supports.
         return False
     # A level takes at least two characters.
-    return len(text) <= 2 * MAX_STORED_JSON_DEPTH or _levels_fit(value, MAX_STORED_JSON_DEPTH)
+    return len(text) <= 2 * MAX_STORED_JSON_DEPTH or _fits_depth(value, MAX_STORED_JSON_DEPTH)
 
 
-def _levels_fit(value: Any, levels: int) -> bool:
+def _fits_depth(value: Any, levels: int) -> bool:
     if not isinstance(value, dict | list):
         return True
     inside: Iterable[Any] = value.values() if isinstance(value, dict) else value
-    return levels > 0 and all(_levels_fit(each, levels - 1) for each in inside)
+    return levels > 0 and all(_fits_depth(each, levels - 1) for each in inside)
 
 
 @cache
@@ -155,12 +155,14 @@ def _fields(kind: type[msgspec.Struct]) -> _Fields | None:
         name, bounded = field.name, (field.name, *_BOUNDS.get(field.name, _BIGINT))
         if name in _IDS or name in _LISTS_OF_IDS or (name == "task_id" and issubclass(kind, _OF_TASKS)):
             ids.append(name)
-        match _main_type(field.type):
+        match _non_optional_type(field.type):
             case inspect.IntType():
                 numbers.append(bounded)
             case inspect.FloatType():
-                least, most = _SPAN
-                numbers.append((name, _MIN_INTERVAL_SECONDS if name == "every_seconds" else least, most))
+                minimum, maximum = _DURATION_BOUNDS
+                numbers.append(
+                    (name, _MIN_INTERVAL_SECONDS if name == "every_seconds" else minimum, maximum)
+                )
             case inspect.StrType() if name in _INDEXED:
                 texts.append(name)
             case inspect.DateTimeType():
@@ -180,7 +182,7 @@ def _fields(kind: type[msgspec.Struct]) -> _Fields | None:
     return found if any(found) else None
 
 
-def _main_type(annotated: Any) -> inspect.Type:
+def _non_optional_type(annotated: Any) -> inspect.Type:
     """Return the type of a field, without the None of an optional one."""
     whole = inspect.type_info(annotated)
     if not isinstance(whole, inspect.UnionType):

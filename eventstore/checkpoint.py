@@ -114,7 +114,7 @@ def read(path: Path, expected: Sequence[Ed25519PublicKey] = ()) -> Checkpoint:
         CheckpointRefused: it cannot be read, is not a checkpoint, or its signature is not valid.
     """
     try:
-        checkpoint = Checkpoint.model_validate_json(_bytes(path))
+        checkpoint = Checkpoint.model_validate_json(_read_bytes(path))
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
@@ -143,7 +143,7 @@ def new_key(path: Path) -> str:
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     made: list[Path] = []
     try:
-        for file, content, mode in ((public_half(path), public, 0o644), (path, private, 0o600)):
+        for file, content, mode in ((public_key_path(path), public, 0o644), (path, private, 0o600)):
             descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             made.append(file)
             with os.fdopen(descriptor, "wb") as opened:
@@ -155,7 +155,7 @@ def new_key(path: Path) -> str:
     return _base64(key.public_key())
 
 
-def public_half(path: Path) -> Path:
+def public_key_path(path: Path) -> Path:
     """Return the path of the public key that belongs to the private key in `path`."""
     return path.with_name(path.name + PUBLIC_KEY_SUFFIX)
 
@@ -166,10 +166,10 @@ def private_key(path: Path) -> Ed25519PrivateKey:
     Raises:
         CheckpointRefused: it cannot be read, is not a private Ed25519 key, or others may access it.
     """
-    content = _bytes(path)
+    content = _read_bytes(path)
     if path.stat().st_mode & _OTHERS:
         raise CheckpointRefused(f"others may access {path}: restrict it to its owner, with chmod 600")
-    key = _loaded(path, "private", lambda: load_pem_private_key(content, password=None))
+    key = _load_key(path, "private", lambda: load_pem_private_key(content, password=None))
     if not isinstance(key, Ed25519PrivateKey):
         raise CheckpointRefused(f"{path} is not an Ed25519 key")
     return key
@@ -181,14 +181,14 @@ def public_key(path: Path) -> Ed25519PublicKey:
     Raises:
         CheckpointRefused: it cannot be read, or is not a public Ed25519 key.
     """
-    content = _bytes(path)
-    key = _loaded(path, "public", lambda: load_pem_public_key(content))
+    content = _read_bytes(path)
+    key = _load_key(path, "public", lambda: load_pem_public_key(content))
     if not isinstance(key, Ed25519PublicKey):
         raise CheckpointRefused(f"{path} is not an Ed25519 key")
     return key
 
 
-def _loaded(path: Path, kind: str, load: Callable[[], object]) -> object:
+def _load_key(path: Path, kind: str, load: Callable[[], object]) -> object:
     try:
         return load()
     except TypeError as error:
@@ -197,7 +197,7 @@ def _loaded(path: Path, kind: str, load: Callable[[], object]) -> object:
         raise CheckpointRefused(f"{path} is not a {kind} key in PEM") from error
 
 
-def _bytes(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_FILE_BYTES + 1)

@@ -64,7 +64,7 @@ class _Session(psycopg.AsyncConnection[Any]):
     """A connection that also works through poolers that accept no startup options."""
 
     lock_wait_seconds: float | None = None
-    """How long the log's lock was waited for, until `take_lock_wait` is called."""
+    """How long the log's lock was waited for, until `pop_lock_wait` is called."""
 
     @cached_property
     def reusable_cursor(self) -> psycopg.AsyncCursor[Any]:
@@ -97,7 +97,7 @@ class _Session(psycopg.AsyncConnection[Any]):
                 return session
             _log.warning("skipping a server: %s", reason)
             passed_over.append(reason)
-            left = timelines.without(left, session.info.host, session.info.port)
+            left = timelines.without_server(left, session.info.host, session.info.port)
             session.pgconn.finish()
         raise psycopg.OperationalError("; ".join(passed_over))
 
@@ -239,13 +239,13 @@ def reusable_cursor(connection: Connection) -> psycopg.AsyncCursor[Any]:
     return connection.reusable_cursor if isinstance(connection, _Session) else connection.cursor()
 
 
-def note_lock_wait(connection: Connection, seconds: float) -> None:
+def record_lock_wait(connection: Connection, seconds: float) -> None:
     """Keep how long this connection waited for the log's lock, for the metrics."""
     if isinstance(connection, _Session):
         connection.lock_wait_seconds = seconds
 
 
-def take_lock_wait(connection: Connection) -> float | None:
+def pop_lock_wait(connection: Connection) -> float | None:
     """Return how many seconds the log's lock was waited for; None if it was not since the last call."""
     if not isinstance(connection, _Session):
         return None
@@ -253,7 +253,7 @@ def take_lock_wait(connection: Connection) -> float | None:
     return seconds
 
 
-class noting_failed_lock_wait:  # noqa: N801 - a context manager, and written as one where it is used
+class recording_failed_lock_wait:  # noqa: N801 - a context manager, and written as one where it is used
     """Keeps how long the lock was waited for if the server gave up (`lock_timeout`)."""
 
     __slots__ = ("_asked", "_connection")
@@ -267,7 +267,7 @@ class noting_failed_lock_wait:  # noqa: N801 - a context manager, and written as
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, psycopg.errors.LockNotAvailable):
-            note_lock_wait(self._connection, monotonic() - self._asked)
+            record_lock_wait(self._connection, monotonic() - self._asked)
 
 
 def shut_down_socket(connection: Connection) -> None:

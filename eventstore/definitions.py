@@ -67,15 +67,15 @@ _CHECKED = (
 
 class _Policy(NamedTuple):
     command: str
-    sees: str | None
-    keeps: str | None
+    using: str | None
+    with_check: str | None
     is_for_all: bool = True
 
 
-_SEEN = _Policy("SELECT", "true", None)
+_SELECT_POLICY = _Policy("SELECT", "true", None)
 
 
-def same_function(definition: str, body: str, name: str) -> bool:
+def is_same_function(definition: str, body: str, name: str) -> bool:
     """Whether a function is the one of this name in `schema.sql`.
 
     Args:
@@ -96,12 +96,15 @@ async def wrong_definitions(connection: Connection) -> list[str]:
     return [
         *await _functions(connection),
         *await _tables(connection),
-        *(f"the table {name} {why}" for name, why in (await unlike(connection, namespace, others)).items()),
+        *(
+            f"the table {name} {why}"
+            for name, why in (await differing_tables(connection, namespace, others)).items()
+        ),
         *await _columns(connection),
     ]
 
 
-async def unlike(connection: Connection, namespace: str, tables: Iterable[str]) -> dict[str, str]:
+async def differing_tables(connection: Connection, namespace: str, tables: Iterable[str]) -> dict[str, str]:
     """Return those of these tables that exist and differ from `schema.sql`, each with the difference.
 
     Args:
@@ -120,14 +123,14 @@ async def unlike(connection: Connection, namespace: str, tables: Iterable[str]) 
     return {table: why for table, why in found.items() if why}
 
 
-def _difference(due: Mapping[str, str], there: Mapping[str, tuple[str, bool]]) -> str | None:
-    for column, kind in due.items():
-        if column not in there:
+def _difference(expected: Mapping[str, str], actual: Mapping[str, tuple[str, bool]]) -> str | None:
+    for column, kind in expected.items():
+        if column not in actual:
             return f"has no column {column}"
-        if there[column][0] != kind:
-            return f"has the column {column} as {there[column][0]} instead of {kind}"
-    for column, (_, must_be_filled) in there.items():
-        if must_be_filled and column not in due:
+        if actual[column][0] != kind:
+            return f"has the column {column} as {actual[column][0]} instead of {kind}"
+    for column, (_, must_be_filled) in actual.items():
+        if must_be_filled and column not in expected:
             return f"has an extra column, {column}, that must be filled"
     return None
 
@@ -137,7 +140,7 @@ async def _functions(connection: Connection) -> list[str]:
     wanted = [name for name, (header, _) in schema.functions().items() if "RETURNS trigger" not in header]
     found: dict[str, list[bool]] = {}
     for name, definition, body in await _rows(connection, _FUNCTIONS, wanted):
-        found.setdefault(name, []).append(same_function(definition, body, name))
+        found.setdefault(name, []).append(is_same_function(definition, body, name))
     return [
         f"the function {name} is missing, overloaded, or not as schema.sql defines it"
         for name in wanted
@@ -148,26 +151,28 @@ async def _functions(connection: Connection) -> list[str]:
 async def _tables(connection: Connection) -> list[str]:
     wanted = list(schema.tables())
     rows = await _rows(connection, _TABLES, wanted)
-    there = {name: rest for name, *rest in rows}
+    actual = {name: rest for name, *rest in rows}
     policies: dict[str, dict[str, _Policy]] = {name: {} for name in wanted}
     for table, name, command, is_for_all, *clauses in await _rows(connection, _POLICIES, wanted):
-        sees, keeps = (clause and clause.replace(_LABEL, "") for clause in clauses)
-        policies[table][name] = _Policy(command, sees, keeps, is_for_all)
+        using, with_check = (clause and clause.replace(_LABEL, "") for clause in clauses)
+        policies[table][name] = _Policy(command, using, with_check, is_for_all)
     faults = []
     for name in wanted:
-        if name not in there:
+        if name not in actual:
             # A missing read table is reported together with its rows.
             if name not in schema.read_tables():
                 faults.append(f"the table {name} is missing")
             continue
-        is_logged, is_enabled, is_forced = there[name]
+        is_logged, is_enabled, is_forced = actual[name]
         if not is_logged:
             faults.append(f"the table {name} is not logged")
-        found, due = policies[name], _policies_of(name)
-        if not is_enabled or is_forced or due.items() - found.items():
+        found, expected = policies[name], _policies_of(name)
+        if not is_enabled or is_forced or expected.items() - found.items():
             faults.append(f"the row level security of {name} is not as schema.sql defines it")
-        elif name in _NO_OTHER_POLICIES and found.keys() - due.keys():
-            faults.append(f"the policy {min(found.keys() - due.keys())} of {name} is not from schema.sql")
+        elif name in _NO_OTHER_POLICIES and found.keys() - expected.keys():
+            faults.append(
+                f"the policy {min(found.keys() - expected.keys())} of {name} is not from schema.sql"
+            )
     return faults
 
 
@@ -175,13 +180,13 @@ def _policies_of(table: str) -> dict[str, _Policy]:
     """Return the policies that settle_access creates for a table."""
     match table:
         case "schema_info":
-            return {"seen": _SEEN}
+            return {"seen": _SELECT_POLICY}
         case "events":
-            return {"seen": _SEEN, "added": _Policy("INSERT", None, _APPENDS)}
+            return {"seen": _SELECT_POLICY, "added": _Policy("INSERT", None, _APPENDS)}
         case "subject_keys":
             return {"seen": _Policy("SELECT", _APPENDS, None), "added": _Policy("INSERT", None, _APPENDS)}
         case _:
-            return {"seen": _SEEN, "kept": _Policy("ALL", _APPENDS, None)}
+            return {"seen": _SELECT_POLICY, "kept": _Policy("ALL", _APPENDS, None)}
 
 
 async def _columns(connection: Connection) -> list[str]:

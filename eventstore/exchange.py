@@ -61,7 +61,7 @@ class Header(_Object):
     hash: _Hash
 
 
-class KeyOf(_Object):
+class KeyLine(_Object):
     """A key's line."""
 
     kind: Literal["key"]
@@ -98,8 +98,8 @@ class End(_Object):
     hash: _Hash
 
 
-_LINE: TypeAdapter[Header | KeyOf | _Event | End] = TypeAdapter(
-    Annotated[Header | KeyOf | _Event | End, Field(discriminator="kind")]
+_LINE: TypeAdapter[Header | KeyLine | _Event | End] = TypeAdapter(
+    Annotated[Header | KeyLine | _Event | End, Field(discriminator="kind")]
 )
 
 EventValues = tuple[Any, ...]
@@ -171,7 +171,7 @@ def end_line(events: int, end: Head) -> bytes:
     )
 
 
-def parse(line: bytes) -> Header | KeyOf | End | EventValues:
+def parse(line: bytes) -> Header | KeyLine | End | EventValues:
     """Parse a line.
 
     Raises:

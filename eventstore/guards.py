@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, LiteralString, NamedTuple
 
 import psycopg
 
-from eventstore.definitions import same_function, wrong_definitions
+from eventstore.definitions import is_same_function, wrong_definitions
 
 if TYPE_CHECKING:
     from eventstore.connection import Connection
@@ -144,7 +144,7 @@ async def _triggers(connection: Connection) -> list[str]:
         elif (
             (kind, function, condition) != (wanted.kind, wanted.function, wanted.condition)
             or not is_plain
-            or not same_function(definition, body, wanted.function)
+            or not is_same_function(definition, body, wanted.function)
         ):
             faults.append(f"the trigger {name} does not {does} what it should {does}")
     return faults

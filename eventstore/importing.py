@@ -10,7 +10,7 @@ from eventstore.bounds import MAX_DAY_OFFSET, out_of_bounds
 from eventstore.chain import link, microseconds
 from eventstore.errors import ImportRefused, UnknownEventType, UnreadableEvent
 from eventstore.events import AppendAbandoned, BudgetDayReset
-from eventstore.exchange import MAX_LINE_BYTES, End, Header, KeyOf, parse
+from eventstore.exchange import MAX_LINE_BYTES, End, Header, KeyLine, parse
 from eventstore.keys import StoredKey
 from eventstore.recorded import EMPTY_LOG, GENESIS_HASH, Head, Recorded
 
@@ -62,7 +62,7 @@ class ImportedLog:
             self._begin(parsed)
         elif isinstance(parsed, End):
             self._end(parsed)
-        elif isinstance(parsed, KeyOf):
+        elif isinstance(parsed, KeyLine):
             return self._key(parsed)
         else:
             return self._event(*parsed)
@@ -88,7 +88,7 @@ class ImportedLog:
             self._refuse("the hash before the first event must be all zeros")
         self._header = header
 
-    def _key(self, key: KeyOf) -> StoredKey:
+    def _key(self, key: KeyLine) -> StoredKey:
         if self.head.position:
             self._refuse("keys must come before the events")
         secret = b64decode(key.key)
@@ -161,7 +161,11 @@ class ImportedLog:
         )
         try:
             # Checked as readers with the keys will see it. Without its key, a sealed event stays sealed.
-            shown = sealing.opened(recorded, self._secrets) if sealing.may_be_sealed(recorded) else recorded
+            shown = (
+                sealing.reveal_event(recorded, self._secrets)
+                if sealing.may_be_sealed(recorded)
+                else recorded
+            )
             event = codec.decode(shown)
         except (UnknownEventType, UnreadableEvent) as error:
             self._refuse(str(error))
@@ -171,14 +175,14 @@ class ImportedLog:
         if field := out_of_bounds(event):
             self._refuse(f"its {field} is beyond what the tables can hold")
         if isinstance(event, BudgetDayReset):
-            self._must_be_about_now(event, moment)
+            self._check_budget_day(event, moment)
         # In an event that is not sealed, the table of the log refuses it.
-        if shown is not recorded and sealing.holds_nul(shown.data):
+        if shown is not recorded and sealing.contains_nul(shown.data):
             self._refuse("it contains U+0000, which no table can hold")
         self.head = Head(position, computed, moment)
         return recorded
 
-    def _must_be_about_now(self, event: BudgetDayReset, moment: datetime) -> None:
+    def _check_budget_day(self, event: BudgetDayReset, moment: datetime) -> None:
         for day in (event.day, event.starts_at.date(), event.ends_at.date()):
             if abs(day - moment.date()) > MAX_DAY_OFFSET:
                 self._refuse(f"it names the day {day}, more than a year from when it is recorded")

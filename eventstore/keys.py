@@ -91,7 +91,7 @@ def new_keys(number: int) -> list[Key]:
 class Keyring:
     """A cache of keys, of which the least recently used are evicted.
 
-    A reader that learns of a key's destruction calls `let_go`. From then on the key is not in the cache,
+    A reader that learns of a key's destruction calls `remove`. From then on the key is not in the cache,
     even if it was being loaded at that moment and the database still had it.
     """
 
@@ -111,7 +111,7 @@ class Keyring:
         self._secrets.clear()
         self._removals += 1
 
-    def let_go(self, key_id: str) -> None:
+    def remove(self, key_id: str) -> None:
         """Remove a key that was destroyed."""
         self._secrets.pop(key_id, None)
         self._removals += 1
@@ -175,7 +175,7 @@ async def get_or_create_sender_keys(connection: Connection, digests: Collection[
     raise StoreBusy("keys of senders were destroyed as fast as they were made")
 
 
-async def read_out(connection: Connection) -> AsyncGenerator[list[StoredKey], None]:
+async def export_keys(connection: Connection) -> AsyncGenerator[list[StoredKey], None]:
     """Yield all keys, page by page. With them and the log, everything can be read.
 
     A schema that predates keys and was not upgraded yet has none.
@@ -201,8 +201,8 @@ async def read_out(connection: Connection) -> AsyncGenerator[list[StoredKey], No
             return
 
 
-async def read_in(connection: Connection, keys: Sequence[StoredKey]) -> None:
-    """Insert keys that `read_out` yielded, before the events that they belong to.
+async def import_keys(connection: Connection, keys: Sequence[StoredKey]) -> None:
+    """Insert keys that `export_keys` yielded, before the events that they belong to.
 
     If they came after the events, a key that one of those events destroyed would exist again.
 

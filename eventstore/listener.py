@@ -58,12 +58,12 @@ class Hints:
         self._next = asyncio.Event()
         self._also: list[asyncio.Event] = []
 
-    def ticket(self) -> asyncio.Event:
+    def waiter(self) -> asyncio.Event:
         """Return an event to wait on. Take it before looking, so that no hint in between is missed."""
         return self._next
 
     def wake(self, position: int = 0) -> None:
-        """Wake all holders of tickets."""
+        """Set all events that `waiter` returned since the last call."""
         self.position = max(self.position, position)
         current, self._next = self._next, asyncio.Event()
         current.set()
@@ -74,16 +74,16 @@ class Hints:
         """Forget the highest position: it was not one of this log."""
         self.position = 0
 
-    def also_wake(self, event: asyncio.Event) -> None:
+    def set_on_wake(self, event: asyncio.Event) -> None:
         """Set `event` at every hint too, for a waiter that also uses it for other things and clears it."""
         self._also.append(event)
 
 
-async def wait_for_hint(ticket: asyncio.Event, seconds: float = POLL_SECONDS) -> None:
-    """Wait for the ticket's hint, for at most `seconds`."""
+async def wait_for_hint(waiter: asyncio.Event, seconds: float = POLL_SECONDS) -> None:
+    """Wait for the hint that sets `waiter`, for at most `seconds`."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            await ticket.wait()
+            await waiter.wait()
 
 
 class Listener:
@@ -127,7 +127,7 @@ class Listener:
         connection = await self._connect("squad listener")
         sender = connection
         try:
-            if pooler.stands_between(connection):
+            if pooler.is_pooled(connection):
                 sender = await self._connect("squad heartbeat")
             with closing_after(HEARTBEAT_TIMEOUT_SECONDS, connection):
                 for channel in (
@@ -163,7 +163,7 @@ class Listener:
         with closing_after(HEARTBEAT_TIMEOUT_SECONDS, sender):
             await sender.execute(_NOTIFY, (self._heartbeat_channel, token))
         if not await self._receive(connection, seconds=HEARTBEAT_TIMEOUT_SECONDS, until=token):
-            reason = ": the connection goes through a pooler" if pooler.stands_between(connection) else ""
+            reason = ": the connection goes through a pooler" if pooler.is_pooled(connection) else ""
             raise EventStoreError(f"the listener's own heartbeat did not come back{reason}")
         self.heartbeats += 1
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 from psycopg import AsyncClientCursor, AsyncCursor
 
 from eventstore.chain import IS_ON_A_CLOCK
-from eventstore.connection import note_lock_wait, noting_failed_lock_wait, reusable_cursor
+from eventstore.connection import record_lock_wait, recording_failed_lock_wait, reusable_cursor
 from eventstore.errors import ClockDrifted, HeadMoved, LogReplaced
 from eventstore.queries import one_value
 from eventstore.recorded import EMPTY_LOG, Head, MalformedRow, Recorded, malformed_row_of, recorded_of
@@ -96,7 +96,7 @@ async def append(
     query: LiteralString = _APPEND
     if after.position:
         query, parameters = _APPEND_IF_SAME, (after.position, after.hash, *parameters)
-    with translating(), requiring_standby_confirmation(connection), noting_failed_lock_wait(connection):
+    with translating(), requiring_standby_confirmation(connection), recording_failed_lock_wait(connection):
         if commit:
             cursor: AsyncCursor[Any] = AsyncClientCursor(connection)
             await cursor.execute(f"{query}; COMMIT", parameters)
@@ -107,7 +107,7 @@ async def append(
     assert row is not None
     appended, head, clock, waited = row
     if not commit:
-        note_lock_wait(connection, waited)
+        record_lock_wait(connection, waited)
     if not appended:
         if head != expected:
             raise HeadMoved(head)
@@ -153,7 +153,7 @@ async def lock_and_read(connection: Connection, position: int) -> tuple[list[Rec
     Returns:
         The first page after `position`, and the database's clock.
     """
-    with translating(), noting_failed_lock_wait(connection):
+    with translating(), recording_failed_lock_wait(connection):
         cursor = AsyncClientCursor(connection)
         await cursor.execute(_LOCK_AND_READ, (position, PAGE_EVENTS))
         for _ in ("BEGIN", "lock_log"):
@@ -165,7 +165,7 @@ async def lock_and_read(connection: Connection, position: int) -> tuple[list[Rec
         row = await cursor.fetchone()
     assert row is not None
     assert waited is not None
-    note_lock_wait(connection, waited[0])
+    record_lock_wait(connection, waited[0])
     return page, row[0]
 
 

@@ -32,7 +32,7 @@ _LAST_VERSIONS = """
 # By version, so that the unique key of the stream is used. Refused claims are in the stream of the
 # operation that they conflicted with, and there can be very many. An event may be found twice: removing
 # duplicates here would cost more.
-_READ_ENDS = f"""
+_READ_EXCERPTS = f"""
     SELECT {COLUMNS} FROM events WHERE stream = ANY(%s) AND version = 1
     UNION ALL
     SELECT {COLUMNS} FROM events WHERE stream = ANY(%s) AND version > 1 AND agent = ANY(%s)
@@ -45,11 +45,11 @@ _READ_ENDS = f"""
 """
 
 
-SHORT = 20
+SHORT_STREAM_EVENTS = 20
 """The length up to which a stream is read whole, which is faster; nearly all are that short."""
 
 
-class Ends(NamedTuple):
+class StreamExcerpt(NamedTuple):
     """A stream of which the beginning, the end, and what an agent did in between are wanted."""
 
     stream: str
@@ -67,22 +67,24 @@ class Filter(NamedTuple):
 
 
 async def read_streams(
-    connection: Connection, streams: Sequence[str], in_brief: Sequence[Ends] = ()
+    connection: Connection, streams: Sequence[str], excerpts: Sequence[StreamExcerpt] = ()
 ) -> list[Recorded]:
-    """Return all events of these streams, and of short streams among those `in_brief`, by position.
+    """Return all events of these streams, and of the short ones among `excerpts`, by position.
 
-    Of a long stream `in_brief`, return the first event, the last two that are not refused claims, and the
-    events of the named agents; an agent named for one stream may match in another one as well.
+    Of a long stream in `excerpts`, return the first event, the last two that are not refused claims, and
+    the events of the named agents; an agent named for one stream may match in another one as well.
     """
-    if not in_brief:
+    if not excerpts:
         return await select(connection, _READ_STREAMS, (list(streams),))
-    brief = list({ends.stream for ends in in_brief}.difference(streams))
-    found = await select(connection, _READ_STREAMS_AND_BEGINNINGS, (list(streams), brief, SHORT))
-    long = {event.stream for event in found if event.version == SHORT}.intersection(brief)
+    brief = list({ends.stream for ends in excerpts}.difference(streams))
+    found = await select(
+        connection, _READ_STREAMS_AND_BEGINNINGS, (list(streams), brief, SHORT_STREAM_EVENTS)
+    )
+    long = {event.stream for event in found if event.version == SHORT_STREAM_EVENTS}.intersection(brief)
     if not long:
         return found
-    agents = {ends.agent for ends in in_brief if ends.agent and ends.stream in long}
-    ends = await select(connection, _READ_ENDS, (list(long), list(long), list(agents), list(long)))
+    agents = {ends.agent for ends in excerpts if ends.agent and ends.stream in long}
+    ends = await select(connection, _READ_EXCERPTS, (list(long), list(long), list(agents), list(long)))
     kept = (event for event in found if event.stream not in long)
     return [event for _, event in sorted({event.position: event for event in (*kept, *ends)}.items())]
 
@@ -120,7 +122,7 @@ async def read_stream(
     return await select(connection, query, parameters)
 
 
-async def read_kinds(connection: Connection, types: Sequence[str], after: int, upto: int) -> list[Recorded]:
+async def read_types(connection: Connection, types: Sequence[str], after: int, upto: int) -> list[Recorded]:
     """Return all events of these types after `after` up to `upto`, in order. Callers limit the range."""
     query = (
         f"SELECT {COLUMNS} FROM events WHERE position > %s AND position <= %s AND type = ANY(%s)"
@@ -159,7 +161,7 @@ async def read_filtered(connection: Connection, after: int, limit: int, wanted: 
     return await select(connection, query, {**wanted._asdict(), "after": after, "limit": limit})
 
 
-async def kinds(connection: Connection) -> list[str]:
+async def event_types(connection: Connection) -> list[str]:
     """Return the types of all events in the log, with one index lookup per type."""
     query = (
         "WITH RECURSIVE kinds (type) AS (SELECT min(type) FROM events UNION ALL"

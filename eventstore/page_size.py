@@ -25,21 +25,21 @@ class PageSizer:
 
     def __init__(
         self,
-        most: int,
+        maximum: int,
         *,
         first: int | None = None,
-        fewest: int | None = None,
+        minimum: int | None = None,
         characters: int | None = None,
     ) -> None:
-        self.events = min(first or INITIAL_EVENTS, most)
+        self.events = min(first or INITIAL_EVENTS, maximum)
         """How many to read."""
-        self._most = most
-        self._fewest = fewest or MIN_EVENTS
+        self._maximum = maximum
+        self._minimum = minimum or MIN_EVENTS
         self._characters = characters or PAGE_CHARACTERS
 
-    def learn(self, page: Sequence[AnyRecorded]) -> None:
+    def adapt(self, page: Sequence[AnyRecorded]) -> None:
         """Adapt to the page that was read last: an event can be a hundred bytes or a megabyte."""
-        self.events = min(self._fitting(page), 2 * self.events, self._most)
+        self.events = min(self._fitting(page), 2 * self.events, self._maximum)
 
     def shrink_to_fit(self, coming: Sequence[AnyRecorded]) -> None:
         """Shrink to fit events that will have to be read: they can be larger than those read last."""
@@ -47,4 +47,6 @@ class PageSizer:
 
     def _fitting(self, page: Sequence[AnyRecorded]) -> int:
         characters = sum([len(recorded.data) for recorded in page])
-        return max(self._characters * len(page) // characters, self._fewest) if characters else self._most
+        return (
+            max(self._characters * len(page) // characters, self._minimum) if characters else self._maximum
+        )

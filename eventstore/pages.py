@@ -47,7 +47,7 @@ _ABANDON_AFTER_SECONDS = 1.0
 """How long to wait for a page in flight that is no longer wanted."""
 
 
-class Shape(Generic[R]):
+class RowFormat(Generic[R]):
     """Which columns of an event are read, and what is made of them."""
 
     def __init__(self, columns: LiteralString, make: Callable[[Sequence[Any]], R]) -> None:
@@ -56,17 +56,22 @@ class Shape(Generic[R]):
         self.make = make
 
 
-WHOLE = Shape(COLUMNS, recorded_of)
+FULL_EVENT = RowFormat(COLUMNS, recorded_of)
 """All of an event, as sealing and the hash chain need it."""
 
-FOLD_INPUT = Shape(
+FOLD_INPUT = RowFormat(
     "position, type, schema_version, data::text, actor, caused_by, recorded_at", fold_input_of
 )
 """What the handlers of projections need; it is faster to read."""
 
 
 async def scan(
-    connection: Connection, after: int, upto: int, page_events: int = PAGE_EVENTS, *, shape: Shape[R]
+    connection: Connection,
+    after: int,
+    upto: int,
+    page_events: int = PAGE_EVENTS,
+    *,
+    row_format: RowFormat[R],
 ) -> AsyncGenerator[list[R], None]:
     """Yield the log page by page, as of when each page is read, in bounded memory.
 
@@ -93,13 +98,13 @@ async def scan(
         nonlocal asked
         while len(coming) < PREFETCHED_PAGES and asked < upto:
             start, asked = asked, min(asked + page_sizer.events, upto)
-            coming.append(asyncio.ensure_future(_fetch(connection, shape.query, start, asked)))
+            coming.append(asyncio.ensure_future(_fetch(connection, row_format.query, start, asked)))
 
     try:
         ask()
-        while coming and (page := _rows(connection, await coming[0], shape.make)):
+        while coming and (page := _rows(connection, await coming[0], row_format.make)):
             coming.popleft()
-            page_sizer.learn(page)
+            page_sizer.adapt(page)
             ask()
             yield page
     finally:

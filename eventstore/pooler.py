@@ -62,7 +62,7 @@ async def is_direct(connection: psycopg.AsyncConnection[Any], schema: str) -> bo
     return False
 
 
-def stands_between(connection: psycopg.AsyncConnection[Any]) -> bool:
+def is_pooled(connection: psycopg.AsyncConnection[Any]) -> bool:
     """Whether a pooler was detected when the connection was opened: nothing else disables preparing."""
     return connection.prepare_threshold is None
 

@@ -33,7 +33,7 @@ SCHEMA_VERSION = 6
 OLDEST_SERVER = 15
 """The oldest supported major version of Postgres."""
 
-Guest = tuple[str, Literal["service", "reader"]]
+Grantee = tuple[str, Literal["service", "reader"]]
 """A role that the schema's owner grants access to, and as what."""
 
 _HIDDEN_SCHEMA = """
@@ -142,7 +142,7 @@ def read_tables() -> frozenset[str]:
     return frozenset(name for name, _ in _TABLE.findall(read_tables_sql()))
 
 
-async def apply(dsn: str, schema: str, guests: Collection[Guest] = ()) -> None:
+async def apply(dsn: str, schema: str, grantees: Collection[Grantee] = ()) -> None:
     """Upgrade the squad's schema to `SCHEMA_VERSION`, or create it if it does not exist.
 
     If there is nothing to do, any role that has been granted access may call it.
@@ -179,9 +179,9 @@ async def apply(dsn: str, schema: str, guests: Collection[Guest] = ()) -> None:
                     )
                     await _ensure_schema(connection, schema)
                     await _upgrade(connection, await version(connection))
-                    if guests:
+                    if grantees:
                         await _check_may_grant(connection, schema)
-                    for role, as_what in guests:
+                    for role, as_what in grantees:
                         await connection.execute("SELECT let_in(%s::name, %s)", (role, as_what))
             except (pg.InsufficientPrivilege, pg.InvalidSchemaName) as error:
                 role = connection.info.user

@@ -82,7 +82,11 @@ class _Seal(NamedTuple):
 
 
 def seal(
-    event: AnyEvent, id_: str, key: Key, nonce: bytes, instead: Mapping[str, str] = MappingProxyType({})
+    event: AnyEvent,
+    id_: str,
+    key: Key,
+    nonce: bytes,
+    replacements: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Return the stored text of an event, sealed.
 
@@ -106,9 +110,9 @@ def seal(
             whole.update(dict.fromkeys(box[name]))
         else:
             box[name] = data[name]
-            data[name] = instead.get(name)
+            data[name] = replacements.get(name)
     content = orjson.dumps(box)
-    if holds_nul(content.decode()):
+    if contains_nul(content.decode()):
         raise ValueError(f"a {event.type} holds U+0000")
     envelope = _envelope(id_, event.stream, event.type, event.schema_version, key.id)
     sealed = AESGCM(key.secret).encrypt(nonce, content, envelope)
@@ -125,7 +129,7 @@ async def reveal(
     page: Sequence[Recorded],
     keyring: Keyring | None = None,
     *,
-    veiled: Collection[str] = (),
+    erased_types: Collection[str] = (),
 ) -> list[Recorded]:
     """Return the same events with readable data: decrypted if the key exists, erased if it was destroyed.
 
@@ -149,21 +153,21 @@ async def reveal(
         if recorded.type not in _KEY_RELATED:
             continue
         if recorded.type == SubjectForgotten.type:
-            keyring.let_go(_destroyed_key(recorded))
+            keyring.remove(_destroyed_key(recorded))
         elif _LOOKS_SEALED in recorded.data and (found := _unseal(recorded)):
             sealed.append((index, *found))
     shown = page if isinstance(page, list) else list(page)
     if not sealed:
         return shown
-    wanted = {seal_.key for index, _, seal_ in sealed if page[index].type not in veiled}
+    wanted = {seal_.key for index, _, seal_ in sealed if page[index].type not in erased_types}
     secrets = await keyring.secrets(connection, wanted) if wanted else {}
     shown = list(shown)
     for index, data, seal_ in sealed:
-        shown[index] = _opened(page[index], data, seal_, secrets.get(seal_.key))
+        shown[index] = _reveal(page[index], data, seal_, secrets.get(seal_.key))
     return shown
 
 
-def concerns_keys(page: Sequence[AnyRecorded]) -> bool:
+def needs_revealing(page: Sequence[AnyRecorded]) -> bool:
     """Whether `reveal` would have anything to do."""
     for recorded in page:
         if recorded.type in _KEY_RELATED and (
@@ -178,7 +182,7 @@ def may_be_sealed(recorded: Recorded) -> bool:
     return recorded.type in PERSONAL and _LOOKS_SEALED in recorded.data
 
 
-def opened(recorded: Recorded, secrets: Mapping[str, bytes]) -> Recorded:
+def reveal_event(recorded: Recorded, secrets: Mapping[str, bytes]) -> Recorded:
     """Return one event with readable data.
 
     Args:
@@ -191,12 +195,12 @@ def opened(recorded: Recorded, secrets: Mapping[str, bytes]) -> Recorded:
     found = _unseal(recorded) if recorded.type in PERSONAL else None
     if found is None:
         return recorded
-    return _opened(recorded, *found, secrets.get(found[1].key))
+    return _reveal(recorded, *found, secrets.get(found[1].key))
 
 
-def holds_nul(data: str) -> bool:
+def contains_nul(data: str) -> bool:
     """Whether a stored JSON text contains U+0000."""
-    return "\\u0000" in data and _holds_nul(orjson.loads(data))
+    return "\\u0000" in data and _contains_nul(orjson.loads(data))
 
 
 def key_of(recorded: Recorded) -> str | None:
@@ -242,7 +246,7 @@ def _unseal(recorded: Recorded) -> tuple[dict[str, Any], _Seal] | None:
     return data, seal_
 
 
-def _opened(recorded: Recorded, data: dict[str, Any], seal_: _Seal, secret: bytes | None) -> Recorded:
+def _reveal(recorded: Recorded, data: dict[str, Any], seal_: _Seal, secret: bytes | None) -> Recorded:
     if secret is None:
         _erase(recorded.type, data)
     else:
@@ -300,13 +304,13 @@ def _envelope(id_: str, stream: str, type_: str, schema_version: int, key_id: st
     return f"{id_}\n{stream}\n{type_}\n{schema_version}\n{key_id}\n".encode()
 
 
-def _holds_nul(value: Any) -> bool:
+def _contains_nul(value: Any) -> bool:
     match value:
         case str():
             return "\0" in value
         case dict():
-            return any(_holds_nul(key) or _holds_nul(item) for key, item in value.items())
+            return any(_contains_nul(key) or _contains_nul(item) for key, item in value.items())
         case list():
-            return any(map(_holds_nul, value))
+            return any(map(_contains_nul, value))
         case _:
             return False

@@ -64,13 +64,13 @@ class requiring_standby_confirmation:  # noqa: N801 - a context manager, and wri
         self._warning: str | None = None
 
     def __enter__(self) -> None:
-        self._connection.add_notice_handler(self._hear)
+        self._connection.add_notice_handler(self._on_notice)
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        self._connection.remove_notice_handler(self._hear)
+        self._connection.remove_notice_handler(self._on_notice)
         if self._warning is not None and error is None:
             raise StoreUnavailable(f"no standby has confirmed the commit: {self._warning}")
 
-    def _hear(self, notice: Diagnostic) -> None:
+    def _on_notice(self, notice: Diagnostic) -> None:
         if notice.source_function == _WAITS_FOR_STANDBYS:
             self._warning = notice.message_primary or ""

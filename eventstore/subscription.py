@@ -40,7 +40,7 @@ async def follow(
     """
     page_sizer = PageSizer(log.PAGE_EVENTS)
     while True:
-        ticket, most = hints.ticket(), page_sizer.events
+        waiter, most = hints.waiter(), page_sizer.events
         with translating():
             async with connection() as reading:
                 # The head is read before the page: events beyond it are left for the next read, so a
@@ -52,9 +52,9 @@ async def follow(
                     else log.read_after(reading, after, most)
                 )
         if page:
-            page_sizer.learn(page)
+            page_sizer.adapt(page)
             yield page
             after = page[-1].position
         if len(page) < most:
             after = max(after, end)
-            await wait_for_hint(ticket, poll_seconds)
+            await wait_for_hint(waiter, poll_seconds)

@@ -47,7 +47,7 @@ async def stale_primary_reason(connection: psycopg.AsyncConnection[Any]) -> str 
     )
 
 
-def without(dsn: str, host: str, port: int) -> str | None:
+def without_server(dsn: str, host: str, port: int) -> str | None:
     """Return the DSN without one of the servers that it names; None if it names no other."""
     parts = conninfo_to_dict(dsn)
     lists: dict[str, list[str]] = {

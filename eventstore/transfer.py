@@ -101,7 +101,7 @@ async def _export(
     if not cloud_events:
         write(header_line(squad, start))
     if with_keys:
-        async for page in keys.read_out(connection):
+        async for page in keys.export_keys(connection):
             for key in page:
                 write(key_line(key))
     events, end, broken_at = 0, start, None
@@ -211,7 +211,7 @@ async def _import_keys(
     async for lines in portions:
         items = list(map(arriving.take, lines))
         try:
-            await keys.read_in(connection, [item for item in items if isinstance(item, StoredKey)])
+            await keys.import_keys(connection, [item for item in items if isinstance(item, StoredKey)])
         except StoreRefused as error:
             raise ImportRefused(f"a key up to line {arriving.lines}: {error}") from error
         if events := [item for item in items if isinstance(item, Recorded)]:

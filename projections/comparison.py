@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, LiteralString, NamedTuple
 from psycopg import sql
 
 from eventstore import log
-from eventstore.definitions import unlike
+from eventstore.definitions import differing_tables
 from eventstore.errors import StoreBusy
 from eventstore.events import SubjectForgotten
 from eventstore.queries import one_row, one_value
@@ -195,7 +195,7 @@ async def _compare(refold: Refold, schema: str, patience: _Patience) -> list[Dif
     await refold.analyze()
     # Read after the fold and outside the snapshot: a destroyed key is missing at once.
     forgotten = await one_value(refold.reader, _FORGOTTEN, (SubjectForgotten.type,))
-    others = await unlike(connection, schema, (table.name for table in refold.tables()))
+    others = await differing_tables(connection, schema, (table.name for table in refold.tables()))
     for projection in sound:
         name, position = projection.name, standings[projection.name].position
         if refold.positions[name] != position:

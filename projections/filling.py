@@ -39,7 +39,7 @@ async def fill(connection: Connection, head: int, report: Callable[[int, int], N
         page = await log.read_after(connection, at, page_sizer.events)
         if not page:
             raise LogBroken(f"position {at + 1} is missing", at + 1)
-        page_sizer.learn(page)
+        page_sizer.adapt(page)
         await _fold(folder, connection, page)
         at = page[-1].position
         report(at, head)

@@ -235,7 +235,7 @@ async def decoded(
     """
     # Answers affect no rows, so they need not be decrypted.
     return await decoded_as_it_is(
-        await sealing.reveal(connection, page, keyring, veiled=(RequestAnswered.type,))
+        await sealing.reveal(connection, page, keyring, erased_types=(RequestAnswered.type,))
     )
 
 

@@ -119,7 +119,7 @@ class Projector:
 
     async def run(self) -> None:
         """Run until cancelled."""
-        self._hints.also_wake(self._news)
+        self._hints.set_on_wake(self._news)
         try:
             await self._run()
         finally:
@@ -250,7 +250,7 @@ class Projector:
         wanted = self._page_sizer.events
         page = await log.read_after(connection, behind, wanted)
         is_the_last = len(page) < wanted
-        self._page_sizer.learn(page)
+        self._page_sizer.adapt(page)
         # Never beyond the position of the next ones, so that they continue from there as one group.
         stop = min((at for at in healthy.values() if at > behind), default=None)
         if stop is not None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 from psycopg import sql
 
 from eventstore import log
-from eventstore.definitions import unlike
+from eventstore.definitions import differing_tables
 from eventstore.errors import StoreBusy, TableMismatch
 from eventstore.queries import one_value
 from eventstore.translation import translating
@@ -138,7 +138,7 @@ async def _check_tables(refold: Refold, schema: str) -> None:
     """Refuse tables that the rows would not fit into. One that does not exist is created later."""
     names = [table.name for table in refold.tables()]
     with translating():
-        others = await unlike(refold.reader, schema, [*names, "projections"])
+        others = await differing_tables(refold.reader, schema, [*names, "projections"])
     if await one_value(refold.reader, "SELECT to_regclass('projections') IS NULL"):
         raise TableMismatch("projections does not exist")
     for name, why in others.items():

@@ -20,9 +20,9 @@ from psycopg import sql
 from eventstore.connection import connect
 from eventstore.errors import LogBroken, WritesRefused
 from eventstore.keys import Keyring
-from eventstore.pages import FOLD_INPUT, WHOLE, scan
+from eventstore.pages import FOLD_INPUT, FULL_EVENT, scan
 from eventstore.queries import one_value
-from eventstore.sealing import concerns_keys
+from eventstore.sealing import needs_revealing
 from eventstore.translation import translating
 from projections import storage
 from projections.comparison_sql import TEMP_SCHEMA, apart
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from eventstore.connection import Connection
-    from eventstore.pages import Shape
+    from eventstore.pages import RowFormat
     from eventstore.recorded import AnyRecorded
     from projections.projection import Projection, Table
     from projections.row_cache import FoldedPage
@@ -67,7 +67,7 @@ class Refold:
         self.reader = reader
         self._progress = progress or _no_progress
         self._folder = PageFolder(empty=True)
-        self._shape: Shape[Any] = FOLD_INPUT
+        self._row_format: RowFormat[Any] = FOLD_INPUT
         self._keyring = Keyring()
 
     async def to(self, targets: Mapping[str, int]) -> None:
@@ -93,10 +93,10 @@ class Refold:
     async def _fold(self, members: Sequence[Projection], start: int, stop: int, goal: int) -> None:
         # Each write is one statement, and a connection executes its statements in order.
         writing: deque[asyncio.Future[None]] = deque()
-        at, shape = start, None
+        at, row_format = start, None
         try:
-            while at < stop and shape is not self._shape:
-                shape = self._shape
+            while at < stop and row_format is not self._row_format:
+                row_format = self._row_format
                 at = await self._fold_pages(members, at, stop, goal, writing)
             await _finish(writing)
         except asyncio.CancelledError:
@@ -117,18 +117,18 @@ class Refold:
         writing: deque[asyncio.Future[None]],
     ) -> int:
         """Fold what follows a position; return the position reached: before `stop` if more must be read."""
-        shape = self._shape
-        async with aclosing(scan(self.reader, at, stop, shape=shape)) as pages:
+        row_format = self._row_format
+        async with aclosing(scan(self.reader, at, stop, row_format=row_format)) as pages:
             async for page in pages:
                 _check_gapless(page, at)
-                if shape is FOLD_INPUT and concerns_keys(page):
+                if row_format is FOLD_INPUT and needs_revealing(page):
                     # Decrypting sealed payloads needs columns that a fold does not.
-                    self._shape = WHOLE
+                    self._row_format = FULL_EVENT
                     break
                 at += len(page)
                 events = await (
                     decoded_as_it_is(page)
-                    if shape is FOLD_INPUT
+                    if row_format is FOLD_INPUT
                     else decoded(self.reader, page, self._keyring)
                 )
                 if wanted := self._folder.wanted(members, events):

@@ -23,7 +23,7 @@ class DatabaseClock:
         """Return the estimated time of the database's clock, in UTC."""
         return _EPOCH + timedelta(seconds=monotonic() + self._offset_seconds)
 
-    def learn(self, reading: datetime, asked: float, heard: float) -> None:
+    def adjust(self, reading: datetime, asked: float, heard: float) -> None:
         """Adjust the estimate to one reading.
 
         Args:

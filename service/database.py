@@ -52,7 +52,7 @@ async def resolve_session_dsn(settings: Settings, dsn: str) -> str:
     missing = ""
     try:
         async with await connect(dsn, settings.squad_schema, name="squad service") as found:
-            if not pooler.stands_between(found):
+            if not pooler.is_pooled(found):
                 return dsn
     except PoolerMisconfigured as error:
         if settings.listen_dsn:

@@ -78,16 +78,16 @@ class SharedLook(Generic[T]):
 
     def __init__(self, look: Callable[[], Coroutine[Any, Any, T]]) -> None:
         self._look = look
-        self._ticket: asyncio.Event | None = None
+        self._waiter: asyncio.Event | None = None
         self._begun = 0.0
         self._seen: asyncio.Task[T] | None = None
 
-    async def __call__(self, ticket: asyncio.Event) -> T:
-        """Return the last result; query again if that belongs to another ticket or is too old."""
+    async def __call__(self, waiter: asyncio.Event) -> T:
+        """Return the last result; query again if that belongs to another waiter or is too old."""
         seen = self._seen
         old = monotonic() - self._begun >= SHARED_RESULT_SECONDS
-        if seen is None or ticket is not self._ticket or (seen.done() and old):
-            self._ticket, self._begun = ticket, monotonic()
+        if seen is None or waiter is not self._waiter or (seen.done() and old):
+            self._waiter, self._begun = waiter, monotonic()
             seen = self._seen = asyncio.create_task(self._look())
             seen.add_done_callback(_consume_exception)
         # A waiter that gives up must not cancel it for the others.
@@ -179,9 +179,9 @@ class ReadTables:
             left = deadline - monotonic()
             if left <= 0 or self._stopping:
                 raise await self._not_yet(at, min_position)
-            ticket = self._writer.moved.ticket()
+            waiter = self._writer.moved.waiter()
             if self._writer.squad.head.position < min_position:
-                await wait_for_hint(ticket, left)
+                await wait_for_hint(waiter, left)
 
     def inbox(self, agent: str) -> Inbox:
         """Return what is known about an agent's inbox."""
@@ -214,7 +214,7 @@ class ReadTables:
         if not self._stopping:
             with suppress(StoreUnavailable, StoreBusy, TimeoutError):
                 async with asyncio.timeout(HEAD_TIMEOUT_SECONDS):
-                    ends_at = await self._look_at_head(self._writer.moved.ticket())
+                    ends_at = await self._look_at_head(self._writer.moved.waiter())
                 if ends_at < position:
                     return NotYet(covered, ends_at)
         return NotYet(covered)
@@ -232,15 +232,15 @@ class ReadTables:
         deadline = monotonic() + seconds
         while True:
             moved = self._projector.moved if self._projector.active else self._hints
-            ticket = moved.ticket()
+            waiter = moved.waiter()
             reached = self._known(name)
             if reached < position and not self._projector.active:
-                self.positions = await self._look_at_positions(ticket)
+                self.positions = await self._look_at_positions(waiter)
                 reached = self._known(name)
             left = deadline - monotonic()
             if reached >= position or left <= 0 or self._stopping:
                 return reached
-            await wait_for_hint(ticket, min(left, SHARED_RESULT_SECONDS))
+            await wait_for_hint(waiter, min(left, SHARED_RESULT_SECONDS))
 
     async def _positions(self) -> dict[str, int]:
         """Return the position of each projection, as recorded in the database."""

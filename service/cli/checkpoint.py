@@ -45,7 +45,7 @@ def checkpoint(
         name = signed.new_key(new_key)
         click.echo(f"created the key {name}")
         click.echo(f"  private  {new_key}: keep it out of reach of everyone who can write to the database")
-        click.echo(f"  public   {signed.public_half(new_key)}: for squad verify --public-key")
+        click.echo(f"  public   {signed.public_key_path(new_key)}: for squad verify --public-key")
         return
     chosen_key = key or target.settings().checkpoint_key
     if chosen_key is None:

@@ -77,11 +77,11 @@ def events(
 
 
 async def _print_all(connection: Connection, after: int, wanted: lookup.Filter, *, as_json: bool) -> None:
-    gauge = PageSizer(log.PAGE_EVENTS)
-    while page := await lookup.read_filtered(connection, after, gauge.events, wanted):
+    page_sizer = PageSizer(log.PAGE_EVENTS)
+    while page := await lookup.read_filtered(connection, after, page_sizer.events, wanted):
         _print(await sealing.reveal(connection, page), as_json=as_json)
         after = page[-1].position
-        gauge.learn(page)
+        page_sizer.adapt(page)
 
 
 def _print(page: Sequence[Recorded], *, as_json: bool) -> None:

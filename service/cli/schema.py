@@ -38,14 +38,14 @@ def apply(
     The roles named must exist. An upgrade keeps the access of those named before.
     """
     chosen = target.settings()
-    guests: list[schema.Guest] = [(role, "service") for role in service]
-    guests += [(role, "reader") for role in reader]
+    grantees: list[schema.Grantee] = [(role, "service") for role in service]
+    grantees += [(role, "reader") for role in reader]
 
     async def work() -> None:
         async with way_to_database(chosen) as found:
-            await schema.apply(found, chosen.squad_schema, guests)
+            await schema.apply(found, chosen.squad_schema, grantees)
 
     run(work())
     click.echo(f"schema {chosen.squad_schema} is at version {schema.SCHEMA_VERSION}")
-    for role, as_what in guests:
+    for role, as_what in grantees:
         click.echo(f"role {role} has access as {as_what}")

@@ -16,7 +16,7 @@ from eventstore import codec, log, sealing
 from eventstore.connection import closing_after
 from eventstore.errors import EventStoreError, LogNotUnderstood, StoreUnavailable
 from eventstore.events import AnyEvent
-from eventstore.pages import WHOLE, scan
+from eventstore.pages import FULL_EVENT, scan
 from eventstore.recorded import Head
 from eventstore.redaction import describe
 from projections.projection import MissingRow
@@ -102,12 +102,12 @@ async def fold_pages(
     """
     if squad.head.position >= upto:
         return
-    scanning = scan(connection, squad.head.position, upto, PAGE_EVENTS, shape=WHOLE)
+    scanning = scan(connection, squad.head.position, upto, PAGE_EVENTS, row_format=FULL_EVENT)
     async with aclosing(scanning) as pages:
         while squad.head.position < upto:
             with closing_after(STUCK_AFTER_SECONDS, connection):
                 stored = await anext(pages, None)
-                page = await sealing.reveal(connection, stored or (), veiled=sealing.UNUSED_BY_STATE)
+                page = await sealing.reveal(connection, stored or (), erased_types=sealing.UNUSED_BY_STATE)
             if not page:
                 raise await _nothing_after(connection, squad.head.position)
             for start in range(0, len(page), SLICE_EVENTS):

@@ -23,7 +23,7 @@ from eventstore.events import (
     TokensReserved,
     TokensSettled,
 )
-from eventstore.lookup import Ends
+from eventstore.lookup import StreamExcerpt
 from eventstore.translation import translating
 from projections.budgets import RESERVATIONS, reservation_after
 from projections.emails import EMAILS, emails
@@ -70,7 +70,7 @@ class Needs(NamedTuple):
     """What has to be read."""
 
     streams: list[str]
-    ends: list[Ends]
+    ends: list[StreamExcerpt]
     """Streams that can be very long, but of which little is needed."""
     gmail_message_ids: list[str]
     subjects: list[str]
@@ -90,8 +90,8 @@ def needs(state: State, tickets: Iterable[Ticket]) -> Needs:
         if request.batch_key:
             wanted.streams.append(f"request-{request.batch_key}")
         if stream := _stream(state, command):
-            if type(command) in _BY_ITS_ENDS:
-                wanted.ends.append(Ends(stream, command.acting_agent))
+            if type(command) in _EXCERPTED:
+                wanted.ends.append(StreamExcerpt(stream, command.acting_agent))
             else:
                 wanted.streams.append(stream)
         elif type(command) is do.LogEmail and not state.email_with(command.gmail_message_id):
@@ -120,16 +120,16 @@ async def read_stories(
     connection: Connection,
     streams: Sequence[str],
     keyring: Keyring | None = None,
-    in_brief: Sequence[Ends] = (),
+    excerpts: Sequence[StreamExcerpt] = (),
 ) -> list[Recorded]:
     """Read the events of streams in log order, decrypted, along with the events that erased parts of them.
 
-    See `eventstore.lookup.read_streams` for `in_brief`.
+    See `eventstore.lookup.read_streams` for `excerpts`.
     """
-    history = await lookup.read_streams(connection, streams, in_brief)
+    history = await lookup.read_streams(connection, streams, excerpts)
     if ends := streams_of_keys(history):
         history = sorted([*history, *await lookup.read_streams(connection, ends)], key=_position)
-    return await sealing.reveal(connection, history, keyring, veiled=(MessageSent.type,))
+    return await sealing.reveal(connection, history, keyring, erased_types=(MessageSent.type,))
 
 
 def streams_of_keys(history: Iterable[Recorded]) -> list[str]:
@@ -210,7 +210,7 @@ _ABOUT: Mapping[type[do.AnyCommand], _About] = MappingProxyType(
 )
 """By type of command. A lookup, because a `match` would try a dozen cases for most commands."""
 
-_BY_ITS_ENDS = frozenset({do.AcknowledgeMessage, do.RenewOperation, do.FinishOperation})
+_EXCERPTED = frozenset({do.AcknowledgeMessage, do.RenewOperation, do.FinishOperation})
 """Commands that need only the ends of the entity's stream and the agent's own events in it: there is one
 acknowledgement for every reader of a message, and one refusal for everybody whom a claim turned away."""
 

@@ -81,14 +81,14 @@ async def catch_up(
         with closing_after(STUCK_AFTER_SECONDS, connection):
             page = await log.read_after(connection, squad.head.position, wanted)
             await continuity.check_page(connection, squad.head, page)
-            shown = await sealing.reveal(connection, page, keyring, veiled=sealing.UNUSED_BY_STATE)
+            shown = await sealing.reveal(connection, page, keyring, erased_types=sealing.UNUSED_BY_STATE)
         if page:
             fold_page(squad, shown)
             if on_page:
                 on_page(page)
         if len(page) < wanted:
             return
-        page_sizer.learn(page)
+        page_sizer.adapt(page)
 
 
 async def _nearest_to(connection: Connection, known: int) -> Squad:

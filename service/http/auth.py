@@ -88,7 +88,7 @@ class Authenticator:
         self._remembered: dict[str, tuple[KeyRow, Caller]] = {}
         self._noting: dict[str, asyncio.Task[None]] = {}
 
-    def check_fencing_token(self, request: web.Request, scope: Scope) -> Caller | None:
+    def authenticate(self, request: web.Request, scope: Scope) -> Caller | None:
         """Return the caller of a request that the route is open to; None if the route is public.
 
         Raises:

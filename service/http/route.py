@@ -127,7 +127,7 @@ class Route:
             elif "%" in request.raw_path and not _is_utf8(request.raw_path):
                 response = self.show_problem(_NOT_UTF8)
             else:
-                if known := services.authenticator.check_fencing_token(request, self.scope):
+                if known := services.authenticator.authenticate(request, self.scope):
                     set_caller(known)
                 if self.takes_no_query and "?" in request.raw_path:
                     parse_query(_NoQuery, request)

@@ -93,7 +93,7 @@ async def _follow(
     spoke = monotonic()
     who = caller()
     # What cannot be sent at once is read again later, so read no more than that, however large events are.
-    gauge = PageSizer(_PAGE_EVENTS, first=_INITIAL_EVENTS, fewest=1, characters=SEND_BYTES)
+    page_sizer = PageSizer(_PAGE_EVENTS, first=_INITIAL_EVENTS, minimum=1, characters=SEND_BYTES)
     with services.channels.following(wanted) as channel:
         # A lost connection has no transport; a handler that only waits is not notified of it.
         while not _is_gone(request) and not services.stopping and services.authenticator.still_admits(who):
@@ -101,8 +101,8 @@ async def _follow(
                 head = services.writer.squad.head.position
                 await send(response, b'event: log_replaced\ndata: {"position":%d}\n\n' % head)
                 return
-            ticket = channel.moved.ticket()
-            found, chunk = await _next(services, request, channel, position, wanted, gauge)
+            waiter = channel.moved.waiter()
+            found, chunk = await _next(services, request, channel, position, wanted, page_sizer)
             if chunk:
                 await send(response, chunk)
                 spoke = monotonic()
@@ -111,7 +111,7 @@ async def _follow(
                 spoke = monotonic()
             position = found
             if not chunk:
-                await wait_for_hint(ticket, POLL_SECONDS)
+                await wait_for_hint(waiter, POLL_SECONDS)
 
 
 async def _next(
@@ -120,7 +120,7 @@ async def _next(
     channel: Channel,
     position: int,
     wanted: lookup.Filter,
-    gauge: PageSizer,
+    page_sizer: PageSizer,
 ) -> tuple[int, bytes]:
     """Return the next chunk and the position it reaches; an empty one if the database is unavailable."""
     streams = services.streams
@@ -134,7 +134,7 @@ async def _next(
         async with streams.turn(streams.from_log):
             if _is_gone(request):
                 return position, b""
-            return _chunk(services, await _in_the_log(services, position, wanted, gauge))
+            return _chunk(services, await _in_the_log(services, position, wanted, page_sizer))
     except (StoreUnavailable, StoreBusy):
         return position, b""
 
@@ -152,12 +152,14 @@ async def _in_memory(services: Services, channel: Channel, position: int) -> Fou
     return await channel.after(position, _PAGE_EVENTS) if services.tail.last == head else None
 
 
-async def _in_the_log(services: Services, position: int, wanted: lookup.Filter, gauge: PageSizer) -> Found:
-    forgotten, head, most = services.tail.forgotten, services.writer.squad.head.position, gauge.events
+async def _in_the_log(
+    services: Services, position: int, wanted: lookup.Filter, page_sizer: PageSizer
+) -> Found:
+    forgotten, head, most = services.tail.forgotten, services.writer.squad.head.position, page_sizer.events
     async with services.tables.connection() as connection:
         page = await lookup.read_filtered(connection, position, most, wanted)
         shown = await sealing.reveal(connection, page)
-    gauge.learn(page)
+    page_sizer.adapt(page)
     if services.tail.forgotten != forgotten:
         # Something was forgotten meanwhile: what was read may no longer be shown.
         return Found((), position)

@@ -133,10 +133,10 @@ class _Parts:
     async def shows(self, position: int) -> None:
         """Wait until the tables show a position."""
         while True:
-            ticket = self.projector.moved.ticket()
+            waiter = self.projector.moved.waiter()
             if self.projector.active and min(self.projector.positions.values()) >= position:
                 return
-            await ticket.wait()
+            await waiter.wait()
 
 
 def _request(command: SendMessage | SetPolicy) -> Request:

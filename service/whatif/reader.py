@@ -45,7 +45,7 @@ async def judge(
     """
     async with connection() as reading:
         # Event types of newer software may concern tokens or claims: better no answer than a wrong one.
-        if unknown := set(await lookup.kinds(reading)) - codec.EVENT_TYPES.keys():
+        if unknown := set(await lookup.event_types(reading)) - codec.EVENT_TYPES.keys():
             raise UnknownEventType(", ".join(sorted(unknown)))
         upto = await log.head_position(reading)
         if rules.until:
@@ -58,7 +58,7 @@ async def judge(
         if at_page:
             at_page(first, upto)
         async with connection() as reading:
-            page = await lookup.read_kinds(reading, _TYPES, first, min(first + page_positions, upto))
+            page = await lookup.read_types(reading, _TYPES, first, min(first + page_positions, upto))
         for recorded in page:
             event = codec.decode(recorded)
             try:

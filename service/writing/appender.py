@@ -19,7 +19,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from eventstore import log, lookup, pooler
-from eventstore.connection import Connection, closing_after, take_lock_wait
+from eventstore.connection import Connection, closing_after, pop_lock_wait
 from eventstore.errors import (
     ClockDrifted,
     EventStoreError,
@@ -251,7 +251,7 @@ class Appender:
                 batch.recorded,
                 batch.decided_at,
                 commit=commit,
-                after=self.squad.head if pooler.stands_between(connection) else EMPTY_LOG,
+                after=self.squad.head if pooler.is_pooled(connection) else EMPTY_LOG,
             )
         except StoreUnavailable:
             raise
@@ -261,10 +261,10 @@ class Appender:
         except Exception as unexpected:
             raise StoreUnavailable(describe(unexpected)) from unexpected
         finally:
-            self._measures.lock(take_lock_wait(connection))
+            self._measures.lock(pop_lock_wait(connection))
         self.in_doubt = None
         answered = monotonic()
-        self._clock.learn(database_time, asked, answered)
+        self._clock.adjust(database_time, asked, answered)
         self.batch_sizer.appended(answered - asked)
         self._measures.batch(batch, answered - asked)
 

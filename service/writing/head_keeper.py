@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from eventstore import log, sealing
-from eventstore.connection import closing_after, take_lock_wait
+from eventstore.connection import closing_after, pop_lock_wait
 from eventstore.errors import LogReplaced, StoreBusy
 from service.history import continuity
 from service.history.folding import STUCK_AFTER_SECONDS, fold_page, load_open
@@ -95,12 +95,12 @@ class HeadKeeper:
         try:
             page, database_time = await log.lock_and_read(connection, self.squad.head.position)
         finally:
-            self._measures.lock(take_lock_wait(connection))
-        self._clock.learn(database_time, asked, monotonic())
+            self._measures.lock(pop_lock_wait(connection))
+        self._clock.adjust(database_time, asked, monotonic())
         if page:
             await continuity.check_page(connection, self.squad.head, page)
             shown = await sealing.reveal(
-                connection, page, self._sealing.keyring, veiled=sealing.UNUSED_BY_STATE
+                connection, page, self._sealing.keyring, erased_types=sealing.UNUSED_BY_STATE
             )
             events = fold_page(self.squad, shown)
             self._publish_others(page, events if shown is page else ())
@@ -145,5 +145,5 @@ class HeadKeeper:
     async def _sync_clock(self, connection: Connection) -> datetime:
         asked = monotonic()
         database_time = await log.clock(connection)
-        self._clock.learn(database_time, asked, monotonic())
+        self._clock.adjust(database_time, asked, monotonic())
         return database_time

@@ -223,7 +223,7 @@ class Sealing:
         self._stock = []
 
     def _evict(self, key_id: str) -> None:
-        self.keyring.let_go(key_id)
+        self.keyring.remove(key_id)
         for digest in [digest for digest, key in self._senders.items() if key.id == key_id]:
             del self._senders[digest]
 

@@ -167,7 +167,7 @@ class Writer:
 
     async def run(self) -> None:
         """Run until cancelled; reconnect as needed."""
-        self._hints.also_wake(self.queue.arrived)
+        self._hints.set_on_wake(self.queue.arrived)
         try:
             await self._run()
         finally:
@@ -177,7 +177,7 @@ class Writer:
         """Accept no more commands, and return when those that wait are answered."""
         self._stopping = True
         while self._busy:
-            await wait_for_hint(self.moved.ticket(), 0.05)
+            await wait_for_hint(self.moved.waiter(), 0.05)
 
     def give_up(self) -> None:
         """Fail all tickets that still wait for an answer."""

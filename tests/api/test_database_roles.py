@@ -300,8 +300,8 @@ async def test_a_reader_uses_the_commands_that_only_look(applied: Roles, tmp_pat
 def shared_roles(postgres: PostgresServer) -> Iterator[Roles]:
     """One set for all tests that leave it as it is."""
     with new_roles(postgres) as made:
-        guests: list[schema.Guest] = [(made.service.name, "service"), (made.reader.name, "reader")]
-        run_apart(schema.apply(made.owner.dsn, SCHEMA, guests))
+        grantees: list[schema.Grantee] = [(made.service.name, "service"), (made.reader.name, "reader")]
+        run_apart(schema.apply(made.owner.dsn, SCHEMA, grantees))
         yield made
 
 

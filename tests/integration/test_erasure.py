@@ -429,9 +429,9 @@ class TestDestruction:
     ) -> None:
         """What a restored backup of the keys could do is seen: the event and the key are both there."""
         await submit(writer, letter())
-        backup = [key async for page in keys.read_out(connection) for key in page]
+        backup = [key async for page in keys.export_keys(connection) for key in page]
         await submit(writer, do.ForgetSubject(subject=ADDRESS))
-        await keys.read_in(connection, [key for key in backup if key.subject])
+        await keys.import_keys(connection, [key for key in backup if key.subject])
         rows = await stored_log(connection)
         destroyed = {codec.decode(row).key_id for row in rows if row.type == SubjectForgotten.type}  # type: ignore[union-attr]
         assert destroyed & await keys_there(connection)
@@ -446,16 +446,16 @@ class TestKeysOutAndIn:
         await submit(writer, message("a private word"))
         await submit(writer, do.ForgetSubject(subject=ADDRESS))
         rows = await stored_log(connection)
-        all_keys = [key async for page in keys.read_out(connection) for key in page]
+        all_keys = [key async for page in keys.export_keys(connection) for key in page]
         with postgres.new_database() as copy:
             await schema.apply(copy, "squad")
             async with connected(copy) as other:
-                await keys.read_in(other, all_keys)
+                await keys.import_keys(other, all_keys)
                 for row in rows:
                     now = await log.clock(other)
                     await log.append(other, [row], now)
                 assert await whole_log(other) == await whole_log(connection)
-                assert [key async for page in keys.read_out(other) for key in page] == all_keys
+                assert [key async for page in keys.export_keys(other) for key in page] == all_keys
             async with running_writer(copy, encrypt=True) as goes_on:
                 await submit(goes_on, letter(3, "bob@example.org"))
             async with connected(copy) as other:
@@ -468,19 +468,19 @@ class TestKeysOutAndIn:
         monkeypatch.setattr(keys, "PAGE_KEYS", 2)
         made = [keys.new_key() for _ in range(5)]
         await keys.store(connection, made)
-        pages = [page async for page in keys.read_out(connection)]
+        pages = [page async for page in keys.export_keys(connection)]
         assert [len(page) for page in pages] == [2, 2, 1]
         assert sorted(made) == [(key.id, key.key) for page in pages for key in page]
 
     async def test_refuse_a_key_twice(self, connection: Connection) -> None:
         await keys.store(connection, [keys.new_key()])
-        [[key]] = [page async for page in keys.read_out(connection)]
+        [[key]] = [page async for page in keys.export_keys(connection)]
         with pytest.raises(StoreRefused):
-            await keys.read_in(connection, [key])
+            await keys.import_keys(connection, [key])
 
     async def test_of_nothing_are_nothing(self, connection: Connection) -> None:
-        assert [page async for page in keys.read_out(connection)] == []
-        await keys.read_in(connection, [])
+        assert [page async for page in keys.export_keys(connection)] == []
+        await keys.import_keys(connection, [])
 
 
 class TestTraces:

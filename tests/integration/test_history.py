@@ -115,7 +115,7 @@ async def test_it_is_what_two_processes_had_in_memory(database: str, connection:
         life = RandomHistory(seed=21)
         for turn in range(400):
             command = life.next()
-            life.learn(command, await submit((one, other)[turn % 2], command))
+            life.adjust(command, await submit((one, other)[turn % 2], command))
     # What was opened again by the other process has to be read before it can be shown.
     assert any(squad.absent for squad in lived)
     for squad in lived:

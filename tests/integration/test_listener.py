@@ -31,15 +31,15 @@ async def _notify(connection: Connection, channel: str, payload: str) -> None:
 
 async def test_it_hears_of_events_and_up_to_where(database: str) -> None:
     async with running_listener(database) as listener, connected(database) as connection:
-        ticket = listener.events.ticket()
+        waiter = listener.events.waiter()
         await LogWriter(connection).append(said("one"), said("two"))
-        await asyncio.wait_for(ticket.wait(), 1)
+        await asyncio.wait_for(waiter.wait(), 1)
         assert listener.events.position == 2
 
 
 async def test_it_hears_of_projections_apart_from_events(database: str) -> None:
     async with running_listener(database) as listener, connected(database) as connection:
-        events, projections = listener.events.ticket(), listener.projections.ticket()
+        events, projections = listener.events.waiter(), listener.projections.waiter()
         await _notify(connection, "squad.projections", "5")
         await asyncio.wait_for(projections.wait(), 1)
         assert listener.projections.position == 5
@@ -49,9 +49,9 @@ async def test_it_hears_of_projections_apart_from_events(database: str) -> None:
 @pytest.mark.parametrize("payload", ["", "no number", "-1", "1.5", "9" * 30, "9" * 5_000, "١٢"])
 async def test_a_notification_that_anybody_made_up_is_only_a_hint(database: str, payload: str) -> None:
     async with running_listener(database) as listener, connected(database) as connection:
-        ticket = listener.events.ticket()
+        waiter = listener.events.waiter()
         await _notify(connection, "squad.events", payload)
-        await asyncio.wait_for(ticket.wait(), 1)
+        await asyncio.wait_for(waiter.wait(), 1)
         assert listener.events.position == 0
         assert listener.hearing
 
@@ -71,15 +71,15 @@ async def test_it_proves_its_hearing_again_and_again(
 async def test_no_hint_is_lost_beside_the_heartbeats(database: str) -> None:
     async with running_listener(database) as listener, connected(database) as connection:
         for position in range(1, 51):
-            ticket = listener.events.ticket()
+            waiter = listener.events.waiter()
             await _notify(connection, "squad.events", str(position))
-            await asyncio.wait_for(ticket.wait(), 1)
+            await asyncio.wait_for(waiter.wait(), 1)
             assert listener.events.position == position
 
 
 async def test_it_wakes_everybody_when_it_connects_again(database: str) -> None:
     async with running_listener(database) as listener, connected(database) as connection:
-        events, projections = listener.events.ticket(), listener.projections.ticket()
+        events, projections = listener.events.waiter(), listener.projections.waiter()
         assert await terminate(connection, "squad listener") == 1
         await asyncio.wait_for(asyncio.gather(events.wait(), projections.wait()), 2)
         await eventually(lambda: listener.hearing)
@@ -141,12 +141,12 @@ async def test_it_comes_back_the_later_the_more_often_it_failed_in_a_row(
 
 async def test_a_hint_between_looking_and_waiting_is_not_missed() -> None:
     hints = Hints()
-    ticket = hints.ticket()
+    waiter = hints.waiter()
     hints.wake(3)
     async with asyncio.timeout(1):
-        await wait_for_hint(ticket, seconds=60)
+        await wait_for_hint(waiter, seconds=60)
     assert hints.position == 3
-    assert not hints.ticket().is_set()
+    assert not hints.waiter().is_set()
 
 
 async def test_a_late_hint_does_not_set_the_position_back() -> None:
@@ -158,7 +158,7 @@ async def test_a_late_hint_does_not_set_the_position_back() -> None:
 
 async def test_waiting_ends_with_a_hint_and_not_before() -> None:
     hints = Hints()
-    waiting = asyncio.create_task(wait_for_hint(hints.ticket(), seconds=60))
+    waiting = asyncio.create_task(wait_for_hint(hints.waiter(), seconds=60))
     for _ in range(5):
         await asyncio.sleep(0)
     assert not waiting.done()
@@ -174,4 +174,4 @@ async def test_nothing_is_kept_for_a_process_that_stands_still(database: str) ->
 
 async def test_waiting_ends_without_any_hint() -> None:
     async with asyncio.timeout(5):
-        await wait_for_hint(Hints().ticket(), seconds=0.01)
+        await wait_for_hint(Hints().waiter(), seconds=0.01)

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from eventstore import log, lookup
-from eventstore.connection import take_lock_wait
+from eventstore.connection import pop_lock_wait
 from eventstore.errors import ClockDrifted, HeadMoved, StoreBusy, StoreRefused, StoreUnavailable
 from tests.support.log import LogWriter, joined, new_id, said, texts, whole_log
 from tests.support.parts import connected, lock_is_free
@@ -254,7 +254,7 @@ async def test_an_append_tells_how_long_it_waited_and_the_time_after_that(
     released = await log.clock(other)
     await other.execute("ROLLBACK")
     assert await waiting >= released
-    assert (take_lock_wait(connection) or 0) > 0
+    assert (pop_lock_wait(connection) or 0) > 0
 
 
 async def test_the_lock_is_held_from_the_reading_to_the_commit(
@@ -315,10 +315,10 @@ async def test_a_wait_for_the_lock_that_is_given_up_is_measured_too(
         await connection.execute("SET lock_timeout = '100ms'")
         with pytest.raises(StoreBusy):
             await scribe.append(said("not now"))
-        assert (take_lock_wait(connection) or 0) > 0.09
+        assert (pop_lock_wait(connection) or 0) > 0.09
         with pytest.raises(StoreBusy):
             await log.lock_and_read(connection, 0)
-        assert (take_lock_wait(connection) or 0) > 0.09
+        assert (pop_lock_wait(connection) or 0) > 0.09
         await connection.execute("ROLLBACK")
     await scribe.append(said("now"))
-    assert 0 <= (take_lock_wait(connection) or 0) < 0.09
+    assert 0 <= (pop_lock_wait(connection) or 0) < 0.09

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eventstore import log, lookup
-from eventstore.lookup import Ends, Filter
+from eventstore.lookup import Filter, StreamExcerpt
 from eventstore.recorded import EMPTY_LOG, Head
 from tests.support.log import LogWriter, joined, new_id, said, texts
 
@@ -51,7 +51,7 @@ async def test_an_empty_log_ends_before_1(connection: Connection, start: datetim
     assert await log.read_after(connection, 0) == []
     assert await lookup.read_one(connection, 1) is None
     assert await lookup.position_at(connection, start) == 0
-    assert await lookup.kinds(connection) == []
+    assert await lookup.event_types(connection) == []
     assert await _positions(connection, Filter(since=start, until=start + SECOND)) == []
 
 
@@ -98,21 +98,28 @@ async def test_of_a_long_stream_in_brief_the_ends_are_read_and_what_an_agent_did
     long[9], long[21], long[23] = ("conflict_detected", "eve"), ("renewed", "ann"), ("finished", "ann")
     await _story(scribe, "long", *long)
     await _story(scribe, "whole", *long)
-    await _story(scribe, "short", *long[: lookup.SHORT - 1])
+    await _story(scribe, "short", *long[: lookup.SHORT_STREAM_EVENTS - 1])
 
-    async def read(*in_brief: Ends) -> list[tuple[str, int]]:
-        found = await lookup.read_streams(connection, ["whole"], in_brief)
+    async def read(*excerpts: StreamExcerpt) -> list[tuple[str, int]]:
+        found = await lookup.read_streams(connection, ["whole"], excerpts)
         assert [each.position for each in found] == sorted({each.position for each in found})
         return [(each.stream, each.version) for each in found if each.stream != "whole"]
 
     brief = [("long", version) for version in (1, 22, 24)]
-    short = [("short", version) for version in range(1, lookup.SHORT)]
+    short = [("short", version) for version in range(1, lookup.SHORT_STREAM_EVENTS)]
     assert await read() == []
-    assert await read(Ends("long")) == brief
-    assert await read(Ends("long", "eve")) == sorted([*brief, ("long", 10)])
-    assert await read(Ends("long"), Ends("short", "eve")) == brief + short
-    assert await read(Ends("short")) == short
-    assert len(await lookup.read_streams(connection, ["whole"], [Ends("whole"), Ends("long")])) == 25 + 3
+    assert await read(StreamExcerpt("long")) == brief
+    assert await read(StreamExcerpt("long", "eve")) == sorted([*brief, ("long", 10)])
+    assert await read(StreamExcerpt("long"), StreamExcerpt("short", "eve")) == brief + short
+    assert await read(StreamExcerpt("short")) == short
+    assert (
+        len(
+            await lookup.read_streams(
+                connection, ["whole"], [StreamExcerpt("whole"), StreamExcerpt("long")]
+            )
+        )
+        == 25 + 3
+    )
 
 
 async def test_a_stream_is_read_from_either_end_and_between_positions(connection: Connection) -> None:
@@ -135,9 +142,9 @@ async def test_kinds_of_events_are_read_between_positions(
     connection: Connection, stored: list[Recorded]
 ) -> None:
     kinds = ["agent_registered", "message_sent"]
-    assert await lookup.kinds(connection) == kinds
-    assert await lookup.read_kinds(connection, kinds, 1, 4) == stored[1:4]
-    assert await lookup.read_kinds(connection, kinds[:1], 0, 6) == [stored[0], stored[2]]
+    assert await lookup.event_types(connection) == kinds
+    assert await lookup.read_types(connection, kinds, 1, 4) == stored[1:4]
+    assert await lookup.read_types(connection, kinds[:1], 0, 6) == [stored[0], stored[2]]
     assert await lookup.read_positions(connection, [4, 99, 2]) == [stored[1], stored[3]]
 
 

@@ -12,7 +12,7 @@ import pytest
 from eventstore import connection as connections
 from eventstore import log, lookup, page_size, pages
 from eventstore.errors import StoreBusy, StoreUnavailable
-from eventstore.pages import FOLD_INPUT, WHOLE, scan
+from eventstore.pages import FOLD_INPUT, FULL_EVENT, scan
 from eventstore.recorded import FoldInput
 from tests.support.log import LogWriter, joined, said, stored_log
 from tests.support.parts import connected
@@ -64,7 +64,7 @@ def reading_by(connection: Connection, exec_params: Callable[..., object]) -> Co
 
 @pytest.mark.parametrize("events", [1, 2, 5, EVENTS - 1, EVENTS, EVENTS + 1, 1_000])
 async def test_the_pages_are_the_log(connection: Connection, stored: list[Recorded], events: int) -> None:
-    found = [page async for page in scan(connection, 0, EVENTS, events, shape=WHOLE)]
+    found = [page async for page in scan(connection, 0, EVENTS, events, row_format=FULL_EVENT)]
     assert [row for page in found for row in page] == stored
     assert [len(page) for page in found[:-1]] == [events] * (len(found) - 1)
 
@@ -73,19 +73,19 @@ async def test_the_pages_are_the_log(connection: Connection, stored: list[Record
 async def test_they_begin_behind_a_position_and_end_at_one(
     connection: Connection, stored: list[Recorded], after: int, upto: int
 ) -> None:
-    found = [row async for page in scan(connection, after, upto, 3, shape=WHOLE) for row in page]
+    found = [row async for page in scan(connection, after, upto, 3, row_format=FULL_EVENT) for row in page]
     assert found == stored[after:upto]
 
 
 async def test_what_a_fold_looks_at_is_the_same(connection: Connection, stored: list[Recorded]) -> None:
-    found = [told async for page in scan(connection, 0, EVENTS, 5, shape=FOLD_INPUT) for told in page]
+    found = [told async for page in scan(connection, 0, EVENTS, 5, row_format=FOLD_INPUT) for told in page]
     assert [told._asdict() for told in found] == [
         {name: getattr(row, name) for name in FoldInput._fields} for row in stored
     ]
 
 
 async def test_they_end_where_the_log_does(connection: Connection, stored: list[Recorded]) -> None:
-    found = [page async for page in scan(connection, 0, 10 * EVENTS, 10, shape=WHOLE)]
+    found = [page async for page in scan(connection, 0, 10 * EVENTS, 10, row_format=FULL_EVENT)]
     assert [row for page in found for row in page] == stored
     assert [len(page) for page in found] == [10, 10, 3]
 
@@ -100,7 +100,7 @@ async def test_the_next_ones_come_in_meanwhile(connection: Connection, stored: l
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pages, "_fetch", noting)
-        async with aclosing(scan(connection, 0, EVENTS, 5, shape=WHOLE)) as found:
+        async with aclosing(scan(connection, 0, EVENTS, 5, row_format=FULL_EVENT)) as found:
             async for page in found:
                 assert page == stored[page[0].position - 1 : page[-1].position]
                 due = min(page[-1].position + 10, EVENTS)
@@ -112,7 +112,7 @@ async def test_the_connection_may_be_asked_for_other_things_meanwhile(
     connection: Connection, stored: list[Recorded]
 ) -> None:
     found = []
-    async for page in scan(connection, 0, EVENTS, 2, shape=WHOLE):
+    async for page in scan(connection, 0, EVENTS, 2, row_format=FULL_EVENT):
         found += page
         assert await lookup.read_one(connection, page[0].position) == page[0]
     assert found == stored
@@ -121,7 +121,7 @@ async def test_the_connection_may_be_asked_for_other_things_meanwhile(
 async def test_whoever_does_not_go_to_the_end_has_the_connection_back(
     connection: Connection, stored: list[Recorded]
 ) -> None:
-    async with aclosing(scan(connection, 0, EVENTS, 2, shape=WHOLE)) as found:
+    async with aclosing(scan(connection, 0, EVENTS, 2, row_format=FULL_EVENT)) as found:
         async for page in found:
             assert page == stored[:2]
             break
@@ -140,7 +140,7 @@ async def test_whoever_has_read_enough_waits_for_the_pages_on_their_way(
         Event().wait(0.1)
         return read(*arguments)  # type: ignore[arg-type]
 
-    async with aclosing(scan(reading_by(connection, slowly), 0, EVENTS, 2, shape=WHOLE)) as found:
+    async with aclosing(scan(reading_by(connection, slowly), 0, EVENTS, 2, row_format=FULL_EVENT)) as found:
         assert await anext(found) == stored[:2]
     assert not connection.lock.locked()
     assert await log.head_position(connection) == EVENTS
@@ -152,7 +152,7 @@ async def test_pages_of_large_events_are_short(
     monkeypatch.setattr(page_size, "MIN_EVENTS", 2)
     monkeypatch.setattr(page_size, "INITIAL_EVENTS", 4)
     monkeypatch.setattr(page_size, "PAGE_CHARACTERS", 3 * len(stored[-1].data))
-    found = [page async for page in scan(connection, 0, EVENTS, shape=WHOLE)]
+    found = [page async for page in scan(connection, 0, EVENTS, row_format=FULL_EVENT)]
     assert [row for page in found for row in page] == stored
     sizes = [len(page) for page in found]
     # What was asked for ahead was asked for before.
@@ -164,20 +164,20 @@ async def test_a_lost_connection_is_said(
     database: str, connection: Connection, stored: list[Recorded]
 ) -> None:
     async with nobody_reads(database) as holder:
-        reading = asyncio.ensure_future(anext(scan(connection, 0, len(stored), shape=WHOLE)))
+        reading = asyncio.ensure_future(anext(scan(connection, 0, len(stored), row_format=FULL_EVENT)))
         await eventually(lambda: waits(holder, connection))
         await holder.execute("SELECT pg_terminate_backend(%s)", (connection.info.backend_pid,))
         with pytest.raises(StoreUnavailable, match=r"terminating|closed|lost"):
             await reading
     with pytest.raises(StoreUnavailable):
-        await anext(scan(connection, 0, len(stored), shape=WHOLE))
+        await anext(scan(connection, 0, len(stored), row_format=FULL_EVENT))
 
 
 async def test_a_connection_that_we_cut_is_said(
     database: str, connection: Connection, stored: list[Recorded]
 ) -> None:
     async with nobody_reads(database) as holder:
-        reading = asyncio.ensure_future(anext(scan(connection, 0, len(stored), shape=WHOLE)))
+        reading = asyncio.ensure_future(anext(scan(connection, 0, len(stored), row_format=FULL_EVENT)))
         await eventually(lambda: waits(holder, connection))
         connections.shut_down_socket(connection)
         with pytest.raises(StoreUnavailable):
@@ -190,8 +190,8 @@ async def test_what_the_server_gives_up_is_said(
     await connection.execute("SET lock_timeout = '10ms'")
     async with nobody_reads(database):
         with pytest.raises(StoreBusy, match="lock timeout"):
-            await anext(scan(connection, 0, len(stored), shape=WHOLE))
-    assert [page async for page in scan(connection, 0, EVENTS, shape=WHOLE)] == [stored]
+            await anext(scan(connection, 0, len(stored), row_format=FULL_EVENT))
+    assert [page async for page in scan(connection, 0, EVENTS, row_format=FULL_EVENT)] == [stored]
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -214,7 +214,7 @@ async def test_whoever_is_cancelled_waits_for_the_thread(
             running.clear()
 
     async with nobody_reads(database) as holder:
-        scanning = scan(reading_by(connection, counted), 0, len(stored), shape=WHOLE)
+        scanning = scan(reading_by(connection, counted), 0, len(stored), row_format=FULL_EVENT)
         reading = asyncio.ensure_future(anext(scanning))
         await eventually(lambda: waits(holder, connection))
         assert running

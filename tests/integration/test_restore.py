@@ -48,7 +48,7 @@ async def _folded_from_zero(connection: Connection) -> Squad:
     """As one page: whatever was opened again in it never left memory."""
     squad = Squad()
     stored = await stored_log(connection)
-    fold_page(squad, await sealing.reveal(connection, stored, veiled=sealing.UNUSED_BY_STATE))
+    fold_page(squad, await sealing.reveal(connection, stored, erased_types=sealing.UNUSED_BY_STATE))
     return squad
 
 

@@ -123,7 +123,7 @@ async def test_stored_text_comes_in_to_the_letter(connection: Connection, new_sq
 async def test_an_imported_squad_goes_on(connection: Connection, new_squad: str) -> None:
     await some_history(connection)
     async with running_listener(new_squad) as listener, connected(new_squad) as other:
-        ticket = listener.events.ticket()
+        ticket = listener.events.waiter()
         await _imported(other, await _exported(connection))
         await asyncio.wait_for(ticket.wait(), 10)
         async with running_writer(new_squad) as writer:

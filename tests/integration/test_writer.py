@@ -442,9 +442,9 @@ class WrongClock(DatabaseClock):
     def now(self) -> datetime:
         return super().now() + self.error
 
-    def learn(self, told: datetime, asked: float, heard: float) -> None:
+    def adjust(self, told: datetime, asked: float, heard: float) -> None:
         self.error = timedelta(0)
-        super().learn(told, asked, heard)
+        super().adjust(told, asked, heard)
 
 
 @pytest.mark.parametrize("hours", [-1, 1])

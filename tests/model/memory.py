@@ -91,7 +91,7 @@ class InMemory(WithKeys):
 
     def reveal(self, recorded: Sequence[Recorded]) -> list[Recorded]:
         """The events, decrypted with the keys that exist now."""
-        return [sealing.opened(one, self.secrets()) for one in recorded]
+        return [sealing.reveal_event(one, self.secrets()) for one in recorded]
 
     def project(self, behind: int, stopped: int | None) -> None:
         """Fold the log into the read tables."""
@@ -163,9 +163,9 @@ class InMemory(WithKeys):
         return [[tuple(one) for one in self.stored.of_streams(streams) if one.position <= upto]]
 
     def _read_streams_and_beginnings(
-        self, session: Session, streams: list[str], in_brief: list[str], short: int
+        self, session: Session, streams: list[str], excerpts: list[str], short: int
     ) -> list[Rows]:
-        [found] = self._read_streams(session, [*streams, *in_brief])
+        [found] = self._read_streams(session, [*streams, *excerpts])
         return [
             [one for one in found if Recorded(*one).stream in streams or Recorded(*one).version <= short]
         ]
@@ -294,7 +294,7 @@ _STATEMENTS: dict[str, Callable[..., list[Rows]]] = {
     log._READ_AFTER: InMemory._read_after,
     lookup._READ_STREAMS: InMemory._read_streams,
     lookup._READ_STREAMS_AND_BEGINNINGS: InMemory._read_streams_and_beginnings,
-    lookup._READ_ENDS: InMemory._read_ends,
+    lookup._READ_EXCERPTS: InMemory._read_ends,
     f"SELECT {_COLUMNS} FROM events WHERE position = %s": InMemory._read_one,
     "SELECT coalesce(max(position), 0) FROM events": InMemory._head,
     "SELECT id::text, position FROM events WHERE id = ANY(%s::uuid[])": InMemory._find_ids,

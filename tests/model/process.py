@@ -169,9 +169,9 @@ class _Scan:
     """A replacement for `pages.scan` that reads page by page without a thread, and can be killed."""
 
     def __init__(
-        self, connection: Connection, after: int, upto: int, page_events: int, *, shape: object
+        self, connection: Connection, after: int, upto: int, page_events: int, *, row_format: object
     ) -> None:
-        assert shape is pages.WHOLE
+        assert row_format is pages.FULL_EVENT
         self._connection, self._at, self._upto, self._page_events = connection, after, upto, page_events
 
     def __aiter__(self) -> _Scan:

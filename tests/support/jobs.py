@@ -51,7 +51,9 @@ class Member:
 
     def told(self, kind: type[E], **fields: object) -> list[E]:
         """The events of a type with these field values."""
-        items = (sealing.opened(item, self.keyring._secrets) for item in self.log if item.type == kind.type)
+        items = (
+            sealing.reveal_event(item, self.keyring._secrets) for item in self.log if item.type == kind.type
+        )
         events = map(codec.decode, items)
         return [
             event
@@ -61,7 +63,7 @@ class Member:
 
     def runs(self, job: str) -> list[RunRow]:
         """The runs of a job, oldest first."""
-        items = (sealing.opened(item, self.keyring._secrets) for item in self.log)
+        items = (sealing.reveal_event(item, self.keyring._secrets) for item in self.log)
         rows: list[RunRow] = list(fold(jobs, items)[RUNS.name].values())
         return sorted((row for row in rows if row.job == job), key=lambda row: row.fencing_token)
 

@@ -67,7 +67,7 @@ class RandomHistory:
             case _:
                 return do.RecordUsage(agent=agent, tokens=tokens)
 
-    def learn(self, command: do.AnyCommand, outcome: Outcome) -> None:
+    def adjust(self, command: do.AnyCommand, outcome: Outcome) -> None:
         """Note the outcome of a command."""
         kind = _BEGIN.get(type(command))
         if kind and outcome.refusal is None:
@@ -79,7 +79,7 @@ class RandomHistory:
         for _ in range(commands):
             command = self.next()
             outcomes.append(await submit(writer, command))
-            self.learn(command, outcomes[-1])
+            self.adjust(command, outcomes[-1])
         return outcomes
 
     async def live_until(self, enough: asyncio.Event, writer: Writer) -> None:

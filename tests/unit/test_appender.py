@@ -34,8 +34,8 @@ CONNECTION = cast("Connection", None)
 @pytest.fixture
 def appender(monkeypatch: pytest.MonkeyPatch) -> Appender:
     """One whose squad is somewhere in a log."""
-    monkeypatch.setattr(module, "take_lock_wait", lambda connection: 0.0)
-    monkeypatch.setattr(pooler, "stands_between", lambda connection: False)
+    monkeypatch.setattr(module, "pop_lock_wait", lambda connection: 0.0)
+    monkeypatch.setattr(pooler, "is_pooled", lambda connection: False)
     appender = Appender(
         DatabaseClock(),
         CommandQueue(),

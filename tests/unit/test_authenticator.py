@@ -103,7 +103,7 @@ class Entrance:
         peer = Peer((address, 5_555) if address is not None else None)
         request = cast("web.Request", Asked(peer, CIMultiDictProxy(sent), method))
         try:
-            found = self.authenticator.check_fencing_token(request, scope)
+            found = self.authenticator.authenticate(request, scope)
         except Problem as problem:
             return problem.code
         self.knows = self.authenticator.knows(request) if scope is Scope.PUBLIC else None

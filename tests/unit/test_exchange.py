@@ -315,7 +315,7 @@ class TestWhatIsNotAWholeLog:
         sent = codec.decode(log[1])
         assert isinstance(sent, MessageSent)
         with monkeypatch.context() as careless:
-            careless.setattr(sealing, "_holds_nul", lambda _: False)
+            careless.setattr(sealing, "_contains_nul", lambda _: False)
             data = sealing.seal(structs.replace(sent, **inside), log[1].id, _KEY, b"twelve bytes")
         log[1] = log[1]._replace(data=data)
         header, *rest = exported(hashed(log)).splitlines(keepends=True)

@@ -19,14 +19,14 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timeouts, "_SWEEP_SECONDS", 0.001)
 
 
-def ticket(seconds: float) -> Ticket:
+def waiter(seconds: float) -> Ticket:
     """Of a caller who waits for so long."""
     loop = asyncio.get_running_loop()
     return Ticket(Request(PassTime(), "ann", "c"), loop.create_future(), loop.time() + seconds)
 
 
 async def test_whose_command_was_not_sent_hears_that_it_was_not_carried_out_and_keeps_no_place() -> None:
-    waiting, late, patient = CommandQueue(), ticket(0), ticket(60)
+    waiting, late, patient = CommandQueue(), waiter(0), waiter(60)
     waiting.put(late)
     waiting.put(patient)
     Timeouts(waiting, lambda: ()).watch()
@@ -37,8 +37,8 @@ async def test_whose_command_was_not_sent_hears_that_it_was_not_carried_out_and_
 
 
 async def test_whose_command_may_be_in_the_log_hears_just_that() -> None:
-    waiting, sent, patient = CommandQueue(), ticket(0), ticket(60)
-    waiting.put(ticket(60))
+    waiting, sent, patient = CommandQueue(), waiter(0), waiter(60)
+    waiting.put(waiter(60))
     Timeouts(waiting, lambda: (sent, patient)).watch()
     await eventually(sent.outcome.done)
     assert isinstance(sent.outcome.exception(), OutcomeUnknown)
@@ -46,7 +46,7 @@ async def test_whose_command_may_be_in_the_log_hears_just_that() -> None:
 
 
 async def test_whoever_has_gone_keeps_no_place() -> None:
-    waiting, gone = CommandQueue(), ticket(60)
+    waiting, gone = CommandQueue(), waiter(60)
     waiting.put(gone)
     gone.outcome.cancel()
     Timeouts(waiting, lambda: ()).watch()
@@ -58,7 +58,7 @@ async def test_they_are_looked_after_for_as_long_as_anybody_waits() -> None:
     looking = Timeouts(waiting, lambda: under_way)
     looking.watch()
     assert looking._timer is None
-    waiting.put(ticket(0.002))
+    waiting.put(waiter(0.002))
     looking.watch()
     timer = looking._timer
     looking.watch()
@@ -69,14 +69,14 @@ async def test_they_are_looked_after_for_as_long_as_anybody_waits() -> None:
     assert looking._timer is not None
     under_way.clear()
     await eventually(lambda: looking._timer is None)
-    last = ticket(0)
+    last = waiter(0)
     waiting.put(last)
     looking.watch()
     await eventually(last.outcome.done)
 
 
 async def test_whoever_was_told_already_is_told_nothing_else() -> None:
-    waiting, told = CommandQueue(), ticket(0)
+    waiting, told = CommandQueue(), waiter(0)
     waiting.put(told)
     told.resolve(Outcome({}, 1))
     Timeouts(waiting, lambda: ()).watch()

@@ -23,7 +23,7 @@ from eventstore.events import (
 )
 from eventstore.keys import Key, Keyring
 from eventstore.recorded import Recorded
-from eventstore.sealing import PERSONAL, concerns_keys, key_of, opened, reveal
+from eventstore.sealing import PERSONAL, key_of, needs_revealing, reveal, reveal_event
 from tests.unit import strategies
 from tests.unit.examples import EXAMPLES
 from tests.unit.support import START
@@ -137,7 +137,7 @@ class TestGoldenFiles:
         event = next(event for event in SEALED_EXAMPLES if event.type == type_)
         stored = path.read_text(encoding="utf-8").removesuffix("\n")
         row = plain(event)._replace(data=stored, schema_version=int(version[1:]))
-        assert codec.decode(opened(row, {KEY.id: KEY.secret})) == event
+        assert codec.decode(reveal_event(row, {KEY.id: KEY.secret})) == event
 
     def test_cover_every_kind_of_event_that_is_sealed(self) -> None:
         kinds = {path.name.split(".")[0] for path in GOLDEN.iterdir()}
@@ -147,7 +147,7 @@ class TestGoldenFiles:
 class TestRoundTrip:
     @for_all(event=strategies.sealed_events)
     def test_gives_the_event_back(self, event: AnyEvent) -> None:
-        again = opened(sealed(event), {KEY.id: KEY.secret})
+        again = reveal_event(sealed(event), {KEY.id: KEY.secret})
         assert codec.decode(again) == event
         assert json.loads(again.data) == json.loads(codec.encode(event))
         assert list(json.loads(again.data)) == list(json.loads(codec.encode(event)))
@@ -155,7 +155,7 @@ class TestRoundTrip:
     @for_all(event=strategies.sealed_events)
     def test_leaves_the_envelope_as_it_is(self, event: AnyEvent) -> None:
         stored = sealed(event)
-        assert opened(stored, {KEY.id: KEY.secret})._replace(data="") == stored._replace(data="")
+        assert reveal_event(stored, {KEY.id: KEY.secret})._replace(data="") == stored._replace(data="")
 
     @for_all(event=strategies.sealed_events)
     def test_needs_no_more_than_one_line(self, event: AnyEvent) -> None:
@@ -163,7 +163,7 @@ class TestRoundTrip:
 
     @for_all(event=strategies.sealed_events)
     def test_without_the_key_gives_an_event_that_can_be_folded(self, event: AnyEvent) -> None:
-        erased = codec.decode(opened(sealed(event), {}))
+        erased = codec.decode(reveal_event(sealed(event), {}))
         left = [name for name in event.__struct_fields__ if name not in PERSONAL[event.type]]
         assert all(getattr(erased, name) == getattr(event, name) for name in left)
 
@@ -186,36 +186,36 @@ class TestSealing:
 
     def test_takes_what_only_looks_like_it(self) -> None:
         letter = structs.replace(LETTER, subject="\\u0000")
-        assert codec.decode(opened(sealed(letter), {KEY.id: KEY.secret})) == letter
+        assert codec.decode(reveal_event(sealed(letter), {KEY.id: KEY.secret})) == letter
 
 
 class TestErased:
     def test_e_mails_are_nobodys(self) -> None:
-        erased = codec.decode(opened(sealed(LETTER), {}))
+        erased = codec.decode(reveal_event(sealed(LETTER), {}))
         assert erased == structs.replace(LETTER, from_email=ERASED, subject=None, payload=None)
 
     def test_messages_say_so(self) -> None:
         message = MessageSent(
             message_id=ID, agent="ann", to_agent="bob", message="m", task_id="t", data={"n": 1}
         )
-        erased = codec.decode(opened(sealed(message), {}))
+        erased = codec.decode(reveal_event(sealed(message), {}))
         assert erased == structs.replace(message, message=ERASED, data=None)
 
     def test_answers_keep_their_form_and_what_is_bare_of_their_fingerprint(self) -> None:
-        erased = codec.decode(opened(sealed(ANSWER), {}))
+        erased = codec.decode(reveal_event(sealed(ANSWER), {}))
         body = {**ANSWER.body, "from_email": ERASED, "payload": None}
         assert erased == structs.replace(ANSWER, fingerprint="bare", body=body)
 
     def test_answers_that_repeat_nothing_personal_are_whole(self) -> None:
         answer = structs.replace(ANSWER, body={"id": ID, "position": 7})
-        erased = codec.decode(opened(sealed(answer), {}))
+        erased = codec.decode(reveal_event(sealed(answer), {}))
         assert erased == structs.replace(answer, fingerprint="bare")
 
 
 class TestABox:
     def test_opens_with_no_other_key(self) -> None:
         with pytest.raises(UnreadableEvent, match="the box of email_received at position 1"):
-            opened(sealed(LETTER), {KEY.id: OTHER_KEY.secret})
+            reveal_event(sealed(LETTER), {KEY.id: OTHER_KEY.secret})
 
     @pytest.mark.parametrize(
         "different",
@@ -228,20 +228,20 @@ class TestABox:
     )
     def test_opens_in_no_other_event(self, different: dict[str, Any]) -> None:
         with pytest.raises(UnreadableEvent):
-            opened(sealed(LETTER)._replace(**different), {KEY.id: KEY.secret})
+            reveal_event(sealed(LETTER)._replace(**different), {KEY.id: KEY.secret})
 
     def test_of_another_event_of_the_same_sender_does_not_open(self) -> None:
         one, other = sealed(LETTER), sealed(LETTER, OTHER_ID)
         swapped = with_seal(one, json.loads(other.data)["sealed"])
         with pytest.raises(UnreadableEvent):
-            opened(swapped, {KEY.id: KEY.secret})
+            reveal_event(swapped, {KEY.id: KEY.secret})
 
     def test_opens_under_no_other_name_of_its_key(self) -> None:
         renamed = with_seal(
             sealed(LETTER), {**json.loads(sealed(LETTER).data)["sealed"], "key": OTHER_KEY.id}
         )
         with pytest.raises(UnreadableEvent):
-            opened(renamed, {OTHER_KEY.id: KEY.secret})
+            reveal_event(renamed, {OTHER_KEY.id: KEY.secret})
 
     @pytest.mark.parametrize(
         "seal",
@@ -262,7 +262,7 @@ class TestABox:
     )
     def test_that_is_none_is_told(self, seal: object) -> None:
         with pytest.raises(UnreadableEvent, match="email_received at position 1"):
-            opened(with_seal(plain(LETTER), seal), {KEY.id: KEY.secret})
+            reveal_event(with_seal(plain(LETTER), seal), {KEY.id: KEY.secret})
 
     @pytest.mark.parametrize(
         "content",
@@ -276,7 +276,7 @@ class TestABox:
     )
     def test_that_holds_what_no_box_does_is_told(self, content: object) -> None:
         with pytest.raises(UnreadableEvent, match="the box of email_received at position 1") as told:
-            opened(boxed(LETTER, content), {KEY.id: KEY.secret})
+            reveal_event(boxed(LETTER, content), {KEY.id: KEY.secret})
         assert told.value.position == 1
 
     @pytest.mark.parametrize(
@@ -286,12 +286,12 @@ class TestABox:
     )
     def test_of_an_answer_that_holds_what_stands_in_the_open_is_told(self, body: object) -> None:
         with pytest.raises(UnreadableEvent, match="the box of request_answered at position 1"):
-            opened(boxed(ANSWER, {"fingerprint": "f", "body": body}), {KEY.id: KEY.secret})
+            reveal_event(boxed(ANSWER, {"fingerprint": "f", "body": body}), {KEY.id: KEY.secret})
 
     @pytest.mark.parametrize("data", ["null", "[]", "1", '"sealed"', '["sealed"]'])
     def test_is_not_looked_for_in_what_is_no_object(self, data: str) -> None:
         row = plain(LETTER)._replace(data=data)
-        assert opened(row, {}) is row
+        assert reveal_event(row, {}) is row
         assert key_of(row) is None
 
 
@@ -299,9 +299,9 @@ class TestRevealing:
     def test_has_to_do_with_what_is_sealed_and_with_who_is_forgotten(self) -> None:
         forgotten = SubjectForgotten(key_id=KEY.id, emails=[ID], messages=[], in_plain=0)
         for row in (sealed(LETTER), sealed(ANSWER), plain(forgotten)):
-            assert concerns_keys([plain(LETTER), row])
-        assert not concerns_keys([plain(event) for event in EXAMPLES if event.type != forgotten.type])
-        assert not concerns_keys([])
+            assert needs_revealing([plain(LETTER), row])
+        assert not needs_revealing([plain(event) for event in EXAMPLES if event.type != forgotten.type])
+        assert not needs_revealing([])
 
     @pytest.mark.parametrize("data", ["[]", "{}", "null", "{", '{"key_id": 1}', '{"key_id": ["a"]}'])
     async def test_tells_of_the_end_of_a_key_that_is_none(self, data: str) -> None:
@@ -326,7 +326,7 @@ class TestRevealing:
         assert [codec.decode(row) for row in shown] == [ANSWER, LETTER, LETTER, ANSWER]
 
     async def test_asks_for_no_key_of_what_is_veiled(self) -> None:
-        [shown] = await reveal(NOBODY, [sealed(LETTER)], veiled=(LETTER.type,))
+        [shown] = await reveal(NOBODY, [sealed(LETTER)], erased_types=(LETTER.type,))
         assert cast("EmailReceived", codec.decode(shown)).from_email == ERASED
 
     async def test_asks_once_for_all_keys_that_are_not_at_hand(self) -> None:
@@ -345,7 +345,7 @@ class TestRevealing:
         assert codec.decode(last) == forgotten
         assert database.asked == [[KEY.id]]
 
-    @pytest.mark.parametrize("let_go", [lambda ring: ring.let_go(KEY.id), Keyring.clear])
+    @pytest.mark.parametrize("let_go", [lambda ring: ring.remove(KEY.id), Keyring.clear])
     async def test_never_serves_a_key_that_was_destroyed_while_it_was_loaded(
         self, let_go: Callable[[Keyring], None]
     ) -> None:

@@ -12,7 +12,7 @@ from service.reading import SharedLook
 
 
 async def test_is_one_for_all_who_wait_for_the_same() -> None:
-    looks, ticket = 0, asyncio.Event()
+    looks, waiter = 0, asyncio.Event()
 
     async def look() -> int:
         nonlocal looks
@@ -20,7 +20,7 @@ async def test_is_one_for_all_who_wait_for_the_same() -> None:
         return 7
 
     shared = SharedLook(look)
-    assert await asyncio.gather(*(shared(ticket) for _ in range(5))) == [7] * 5
+    assert await asyncio.gather(*(shared(waiter) for _ in range(5))) == [7] * 5
     assert looks == 1
     await shared(asyncio.Event())
     assert looks == 2
@@ -30,8 +30,8 @@ async def test_that_fails_is_told_to_all_who_wait() -> None:
     async def look() -> int:
         raise ConnectionError
 
-    shared, ticket = SharedLook(look), asyncio.Event()
-    for answer in await asyncio.gather(*(shared(ticket) for _ in range(3)), return_exceptions=True):
+    shared, waiter = SharedLook(look), asyncio.Event()
+    for answer in await asyncio.gather(*(shared(waiter) for _ in range(3)), return_exceptions=True):
         assert isinstance(answer, ConnectionError)
 
 

@@ -33,7 +33,7 @@ class Revealing:
         self.may_go_on.set()
 
     async def __call__(self, page: Sequence[Recorded]) -> list[Recorded]:
-        shown = [sealing.opened(recorded, self.secrets) for recorded in page]
+        shown = [sealing.reveal_event(recorded, self.secrets) for recorded in page]
         self.pages.append(page)
         await self.may_go_on.wait()
         return shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from eventstore.timelines import without
+from eventstore.timelines import without_server
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from eventstore.timelines import without
     ],
 )
 def test_the_others_are_left(dsn: str, left: dict[str, str]) -> None:
-    found = without(f"{dsn} dbname=squad" if "://" not in dsn else f"{dsn}squad", "db1", 1)
+    found = without_server(f"{dsn} dbname=squad" if "://" not in dsn else f"{dsn}squad", "db1", 1)
     assert found is not None
     assert conninfo_to_dict(found) == {**left, "dbname": "squad"}
 
@@ -31,4 +31,4 @@ def test_the_others_are_left(dsn: str, left: dict[str, str]) -> None:
     "dsn", ["", "host=db1", "host=db1,db1 port=1", "host=db2,db3", "host=db1,db2 port=2"]
 )
 def test_where_it_names_no_other_there_is_none(dsn: str) -> None:
-    assert without(dsn, "db1", 1) is None
+    assert without_server(dsn, "db1", 1) is None

@@ -47,7 +47,7 @@ class Vault:
 
     def reveal(self, log: Iterable[Recorded]) -> list[Recorded]:
         """The events as they can be read now."""
-        return [sealing.opened(recorded, self.secrets) for recorded in log]
+        return [sealing.reveal_event(recorded, self.secrets) for recorded in log]
 
     def trace(self, log: Sequence[Recorded], subject: str) -> Trace:
         """What the log holds of a subject: what `eventstore.traces` finds out by SQL."""
