@@ -202,7 +202,7 @@ def _day_reset(view: View, event: BudgetDayReset, recorded: AnyRecorded) -> None
     days.put(event.day, row)
 
 
-def reservation_after(
+def fold_reservation(
     row: ReservationRow | None,
     event: TokensReserved | TokensSettled | TokensReleased,
     recorded: AnyRecorded,
@@ -232,14 +232,14 @@ def reservation_after(
 
 @budgets.on(TokensReserved, reads=_COUNT_ROWS, creates=(key_in(RESERVATIONS, "reservation_id"),))
 def _reserved(view: View, event: TokensReserved, recorded: AnyRecorded) -> None:
-    view.rows(RESERVATIONS).put(event.reservation_id, reservation_after(None, event, recorded))
+    view.rows(RESERVATIONS).put(event.reservation_id, fold_reservation(None, event, recorded))
     _count(view, event.day, event.agent, recorded.position, reserved=event.tokens)
 
 
 @budgets.on(TokensSettled, TokensReleased, reads=_RESERVATION_ROW)
 def _ended(view: View, event: TokensSettled | TokensReleased, recorded: AnyRecorded) -> None:
     rows = view.rows(RESERVATIONS)
-    row = reservation_after(rows.get(event.reservation_id), event, recorded)
+    row = fold_reservation(rows.get(event.reservation_id), event, recorded)
     rows.put(event.reservation_id, row)
     _count(
         view,

@@ -23,7 +23,7 @@ from eventstore.events import SubjectForgotten
 from eventstore.queries import one_row, one_value
 from eventstore.translation import translating
 from projections import PROJECTIONS
-from projections.comparison_sql import DIFFER, JOINED, pair
+from projections.comparison_sql import DIFFER, JOINED, format_query
 from projections.refold import refolding
 
 if TYPE_CHECKING:
@@ -145,64 +145,64 @@ async def compare(
         WritesRefused: the server is not a primary.
         StoreUnavailable: the database cannot be reached.
     """
-    patience = _Patience()
+    deadlines = _ErasureDeadlines()
     async with refolding(dsn, schema, projections, name="squad comparison", progress=progress) as refold:
         while True:
             await _catch_up(refold, schema)
             try:
                 with refold.rollback_on_failure(), translating():
                     async with refold.connection.transaction():
-                        return await _compare(refold, schema, patience)
-            except _ErasureUnderWay:
+                        return await _compare(refold, schema, deadlines)
+            except _ErasurePending:
                 await asyncio.sleep(_POLL_SECONDS)
 
 
-class _ErasureUnderWay(Exception):
+class _ErasurePending(Exception):
     """A table still holds what was forgotten: the projector has yet to reach that position."""
 
 
-class _Patience:
+class _ErasureDeadlines:
     """Until when each projection may be on its way to where somebody was forgotten."""
 
     def __init__(self) -> None:
-        self._awaited: dict[str, tuple[int, float]] = {}
+        self._deadlines: dict[str, tuple[int, float]] = {}
 
-    def lasts(self, name: str, position: int, forgotten: int) -> bool:
+    def is_ahead(self, name: str, position: int, forgotten: int) -> bool:
         """Whether one that is at `position` may take longer; it has as long again for each one it came to.
 
         It begins with the first look. However long the fold took before that, nobody was waited for.
         """
-        awaited, until = self._awaited.get(name, (0, 0.0))
+        awaited, until = self._deadlines.get(name, (0, 0.0))
         if position >= awaited:
             until = monotonic() + ERASURE_TIMEOUT_SECONDS
-            self._awaited[name] = forgotten, until
+            self._deadlines[name] = forgotten, until
         return monotonic() < until
 
 
-async def _compare(refold: Refold, schema: str, patience: _Patience) -> list[Difference]:
+async def _compare(refold: Refold, schema: str, deadlines: _ErasureDeadlines) -> list[Difference]:
     connection = refold.connection
     await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-    standings = await _standings(connection, schema)
+    states = await _read_states(connection, schema)
     end = await log.head_position(connection)
     found: list[Difference] = []
     sound: list[Projection] = []
     for name, projection in refold.projections.items():
-        if difference := _fault_of(projection, standings.get(name), end):
+        if difference := _state_fault(projection, states.get(name), end):
             found.append(difference)
         if difference is None or difference.kind == "stopped":
             sound.append(projection)
-    await refold.to({projection.name: standings[projection.name].position for projection in sound})
+    await refold.fold_to({projection.name: states[projection.name].position for projection in sound})
     await refold.analyze()
     # Read after the fold and outside the snapshot: a destroyed key is missing at once.
     forgotten = await one_value(refold.reader, _FORGOTTEN, (SubjectForgotten.type,))
     others = await differing_tables(connection, schema, (table.name for table in refold.tables()))
     for projection in sound:
-        name, position = projection.name, standings[projection.name].position
+        name, position = projection.name, states[projection.name].position
         if refold.positions[name] != position:
             raise StoreBusy(f"{name} was set back to {position} while it was compared")
         if position < forgotten and SubjectForgotten in projection.handlers:
-            if patience.lasts(name, position, forgotten):
-                raise _ErasureUnderWay
+            if deadlines.is_ahead(name, position, forgotten):
+                raise _ErasurePending
             detail = f"it has yet to erase what was forgotten at position {forgotten}"
             found.append(Difference("not erased yet", name, position, detail=detail))
             continue
@@ -214,17 +214,17 @@ async def _compare(refold: Refold, schema: str, patience: _Patience) -> list[Dif
     return found
 
 
-class _Standing(NamedTuple):
+class _ProjectionState(NamedTuple):
     position: int
     fold_version: int
     failed_position: int | None
     error: str | None
 
 
-async def _standings(connection: Connection, schema: str) -> dict[str, _Standing]:
+async def _read_states(connection: Connection, schema: str) -> dict[str, _ProjectionState]:
     query = sql.SQL("SELECT name, position, fold_version, failed_position, error FROM {}")
     cursor = await connection.execute(query.format(sql.Identifier(schema, "projections")))
-    return {name: _Standing(*read_progress) for name, *read_progress in await cursor.fetchall()}
+    return {name: _ProjectionState(*state) for name, *state in await cursor.fetchall()}
 
 
 async def _catch_up(refold: Refold, schema: str) -> None:
@@ -232,34 +232,34 @@ async def _catch_up(refold: Refold, schema: str) -> None:
     distance: int | None = None
     while True:
         with translating():
-            standings = await _standings(refold.connection, schema)
+            states = await _read_states(refold.connection, schema)
             end = await log.head_position(refold.connection)
         targets = {
-            name: min(standings[name].position, end)
+            name: min(states[name].position, end)
             for name, projection in refold.projections.items()
-            if name in standings and standings[name].fold_version == projection.fold_version
+            if name in states and states[name].fold_version == projection.fold_version
         }
         left = max((target - refold.positions[name] for name, target in targets.items()), default=0)
         if left <= 0 or (distance is not None and left >= distance):
             return
-        await refold.to(targets)
+        await refold.fold_to(targets)
         distance = left
 
 
-def _fault_of(projection: Projection, read_progress: _Standing | None, end: int) -> Difference | None:
+def _state_fault(projection: Projection, state: _ProjectionState | None, end: int) -> Difference | None:
     """Return what is wrong with a projection apart from its rows; None if nothing is."""
     name, version = projection.name, projection.fold_version
-    if read_progress is None:
+    if state is None:
         return Difference("never folded", name, 0, detail="it has never been folded")
-    position = read_progress.position
-    if read_progress.fold_version != version:
-        detail = f"it was folded by version {read_progress.fold_version}, this is version {version}"
+    position = state.position
+    if state.fold_version != version:
+        detail = f"it was folded by version {state.fold_version}, this is version {version}"
         return Difference("other fold", name, position, detail=detail)
     if position > end:
         detail = f"it claims to be at position {position}, and the log ends at {end}"
         return Difference("beyond the log", name, position, detail=detail)
-    if read_progress.failed_position is not None:
-        detail = f"it stopped before position {read_progress.failed_position}: {read_progress.error}"
+    if state.failed_position is not None:
+        detail = f"it stopped before position {state.failed_position}: {state.error}"
         return Difference("stopped", name, position, detail=detail)
     return None
 
@@ -269,13 +269,15 @@ async def _compare_table(
 ) -> list[Difference]:
     if await one_value(connection, "SELECT to_regclass(%s) IS NULL", (f"{schema}.{table.name}",)):
         return [Difference("no table", projection.name, position, table.name, detail="it does not exist")]
-    changed, missing, extra, paired, folded = await one_row(connection, pair(_COUNTS, schema, table))
+    changed, missing, extra, paired, folded = await one_row(
+        connection, format_query(_COUNTS, schema, table)
+    )
     if paired + missing != folded:
         detail = f"duplicate rows: {paired + missing - folded:,}"
         return [Difference("doubled", projection.name, position, table.name, detail=detail)]
     if not changed + missing + extra:
         return []
-    kind, key, texts, differing = await one_row(connection, pair(_FIRST, schema, table))
+    kind, key, texts, differing = await one_row(connection, format_query(_FIRST, schema, table))
     first = Difference(
         kind,
         projection.name,

@@ -21,17 +21,17 @@ DIFFER: LiteralString = (
 """If one side has no row, its ctid is null, whatever the row's columns may hold."""
 
 
-def apart(table: Table[Any, Any]) -> sql.Identifier:
+def temporary_table(table: Table[Any, Any]) -> sql.Identifier:
     """Return the name of the session's temporary table."""
     return sql.Identifier(TEMP_SCHEMA, table.name)
 
 
-def pair(statement: LiteralString, schema: str, table: Table[Any, Any]) -> sql.Composed:
+def format_query(statement: LiteralString, schema: str, table: Table[Any, Any]) -> sql.Composed:
     """Complete a statement with the names of both tables, their key and their columns."""
     return sql.SQL(statement).format(
         live=sql.Identifier(schema, table.name),
-        folded=apart(table),
-        unlike=sql.Identifier(TEMP_SCHEMA, f"{table.name} unlike"),
+        folded=temporary_table(table),
+        different=sql.Identifier(TEMP_SCHEMA, f"{table.name} different"),
         same_key=sql.SQL(" AND ").join(_each("l.{0} = f.{0}", table.key)),
         columns=_listed("{0}", table.columns),
         live_row=_listed("l.{0}", table.columns),

@@ -41,7 +41,7 @@ _ADVANCE_IF_SO = """
 _DECODE_SLICE_EVENTS = 500
 """How many events are decoded before yielding to other tasks: a whole page would keep callers waiting."""
 
-Wanted = dict["Table[Any, Any]", "set[Any]"]
+RowKeys = dict["Table[Any, Any]", "set[Any]"]
 """Keys of rows, by table."""
 
 
@@ -59,14 +59,14 @@ class _Handling(NamedTuple):
     reads: tuple[tuple[Table[Any, Any], RowCache, set[Any], Callable[[Any], Any]], ...]
     """For each row that a handler reads: the table, its cache, the keys of rows that the page creates, and
     how to get the key from the event."""
-    touches_several: tuple[RowsRead, ...]
+    reads_several: tuple[RowsRead, ...]
     creates: tuple[tuple[set[Any], Callable[[Any], Any]], ...]
     """For each new row: where its key is noted, and how to get the key from the event."""
 
     @property
-    def is_asking(self) -> bool:
+    def may_fetch(self) -> bool:
         """Whether rows may have to be fetched for this kind of event."""
-        return bool(self.reads or self.touches_several)
+        return bool(self.reads or self.reads_several)
 
 
 class PageFolder:
@@ -83,9 +83,9 @@ class PageFolder:
         self._empty = empty
         self._evicted: set[str] = set()
         """Tables that were empty, and from whose cache rows have been evicted since."""
-        self._handling: dict[tuple[str, ...], Mapping[type[Event], _Handling]] = {}
+        self._handling_by_members: dict[tuple[str, ...], Mapping[type[Event], _Handling]] = {}
         # By table, the keys of the rows that the page creates.
-        self._made: defaultdict[str, set[Any]] = defaultdict(set)
+        self._created_keys: defaultdict[str, set[Any]] = defaultdict(set)
         # Only of tables that handlers read: most rows are written and never read again.
         self._caches: defaultdict[str, RowCache] = defaultdict(RowCache)
 
@@ -117,23 +117,23 @@ class PageFolder:
         query: LiteralString = _ADVANCE
         parameters: tuple[Any, ...] = (names, before, last.position, self._generation)
         if events is None:
-            events = await decoded(connection, page, self._keyring)
+            events = await decode_page(connection, page, self._keyring)
         else:
             query = _ADVANCE_IF_SO
             parameters = (names, last.position, last.hash, *parameters[1:])
-        await self.fetch(connection, self.wanted(members, events))
+        await self.fetch(connection, self.keys_to_fetch(members, events))
         folded = self.fold(members, page, events)
         with translating():
             # The query comes before the rows: see advance_projections in schema.sql.
             await folded.write(connection, query, parameters)
-        self.keep(folded)
+        self.add_to_cache(folded)
 
     def fold(
         self, members: Sequence[Projection], page: Sequence[AnyRecorded], events: Sequence[AnyEvent]
     ) -> FoldedPage:
-        """Fold consecutive events; the caller then writes and keeps the result.
+        """Fold consecutive events; the caller then writes the result and adds it to the cache.
 
-        The page before must have been kept, and what is `wanted` fetched.
+        The page before must be in the cache, and the rows of `keys_to_fetch` too.
         """
         handling = self._by_kind(members)
         folded = FoldedPage(self._caches)
@@ -148,84 +148,86 @@ class PageFolder:
                 ) from fault
         return folded
 
-    def wanted(self, members: Sequence[Projection], events: Sequence[AnyEvent]) -> Wanted:
+    def keys_to_fetch(self, members: Sequence[Projection], events: Sequence[AnyEvent]) -> RowKeys:
         """Return the keys of all rows that a page is going to read and that are not cached, by table."""
-        wanted: Wanted = {}
+        row_keys: RowKeys = {}
         handling = self._by_kind(members)
-        if not any(handling[kind].is_asking for kind in set(map(type, events))):
-            return wanted
-        for made in self._made.values():
-            made.clear()
+        if not any(handling[kind].may_fetch for kind in set(map(type, events))):
+            return row_keys
+        for created in self._created_keys.values():
+            created.clear()
         for event in events:
-            _, reads, touches_several, creates = handling[type(event)]
-            for made, key_of in creates:
-                made.add(key_of(event))
-            for table, cache, made, key_of in reads:
+            _, reads, reads_several, creates = handling[type(event)]
+            for created, key_of in creates:
+                created.add(key_of(event))
+            for table, cache, created, key_of in reads:
                 key = key_of(event)
-                if key not in cache and key not in made and key is not None:
-                    wanted.setdefault(table, set()).add(key)
-            for several in touches_several:
+                if key not in cache and key not in created and key is not None:
+                    row_keys.setdefault(table, set()).add(key)
+            for several in reads_several:
                 name = several.table.name
-                cache, made = self._caches[name], self._made[name]
+                cache, created = self._caches[name], self._created_keys[name]
                 for key in several.keys(event):
-                    if key not in cache and key not in made:
-                        wanted.setdefault(several.table, set()).add(key)
-        return wanted
+                    if key not in cache and key not in created:
+                        row_keys.setdefault(several.table, set()).add(key)
+        return row_keys
 
-    async def fetch(self, connection: Connection, wanted: Wanted) -> None:
+    async def fetch(self, connection: Connection, row_keys: RowKeys) -> None:
         """Fetch rows into the cache. Everything folded before must have been written."""
-        for table, keys in wanted.items():
+        for table, keys in row_keys.items():
             cache = self._caches[table.name]
             for row in await storage.load(connection, table, list(keys)):
                 cache.add(table, row)
 
-    def keep(self, folded: FoldedPage) -> None:
+    def add_to_cache(self, folded: FoldedPage) -> None:
         """Cache what a page changed for the next one."""
-        evicted = {rows.table.name for rows in folded.values() if not rows.keep()}
+        evicted = {rows.table.name for rows in folded.values() if not rows.add_to_cache()}
         if self._empty and not evicted <= self._evicted:
             self._evicted |= evicted
-            self._handling.clear()
+            self._handling_by_members.clear()
         for cache in self._caches.values():
             cache.end_page()
 
     def _by_kind(self, members: Sequence[Projection]) -> Mapping[type[Event], _Handling]:
         """Return how these projections handle each kind of event: computed once, not for every event."""
         names = tuple(member.name for member in members)
-        if names not in self._handling:
-            for touched in chain.from_iterable(member.touched() for member in members):
-                cache = self._caches[touched.table.name]
-                cache.is_lasting = cache.is_lasting or not touched.several
-            self._handling[names] = {
+        if names not in self._handling_by_members:
+            for row_reads in chain.from_iterable(member.row_reads() for member in members):
+                cache = self._caches[row_reads.table.name]
+                cache.keeps_changes = cache.keeps_changes or not row_reads.several
+            self._handling_by_members[names] = {
                 kind: self._handling_of(
                     [member.handlers[kind] for member in members if kind in member.handlers],
-                    [made for member in members for made in member.creates.get(kind, ())],
+                    [created for member in members for created in member.creates.get(kind, ())],
                 )
                 for kind in codec.EVENT_TYPES.values()
             }
-        return self._handling[names]
+        return self._handling_by_members[names]
 
     def _handling_of(
         self, entries: Sequence[tuple[Handler, Sequence[RowsRead]]], creates: Sequence[RowsRead]
     ) -> _Handling:
-        asked = [touched for _, key_in in entries for touched in key_in if self._may_need_fetching(touched)]
+        asked = [
+            row_reads for _, key_in in entries for row_reads in key_in if self._may_need_fetching(row_reads)
+        ]
         return _Handling(
             tuple(handler for handler, _ in entries),
             tuple(
-                (one.table, self._caches[one.table.name], self._made[one.table.name], one.key)
+                (one.table, self._caches[one.table.name], self._created_keys[one.table.name], one.key)
                 for one in asked
                 if not one.several
             ),
             tuple(some for some in asked if some.several),
-            tuple((self._made[one.table.name], one.key) for one in creates),
+            tuple((self._created_keys[one.table.name], one.key) for one in creates),
         )
 
-    def _may_need_fetching(self, touched: RowsRead) -> bool:
+    def _may_need_fetching(self, row_reads: RowsRead) -> bool:
         """Whether the database may have such rows that are not cached."""
-        name = touched.table.name
-        return not self._empty or name in self._evicted or not self._caches[name].is_lasting
+        name = row_reads.table.name
+        return not self._empty or name in self._evicted or not self._caches[name].keeps_changes
 
 
-async def decoded(
+async def decode_page(
     connection: Connection, page: Sequence[Recorded], keyring: Keyring | None
 ) -> list[AnyEvent]:
     """Decode a page of stored events; see `eventstore.sealing.reveal` for the arguments.
@@ -234,12 +236,12 @@ async def decoded(
         UnknownEventType, UnreadableEvent: one of them cannot be read.
     """
     # Answers affect no rows, so they need not be decrypted.
-    return await decoded_as_it_is(
+    return await decode_readable_page(
         await sealing.reveal(connection, page, keyring, erased_types=(RequestAnswered.type,))
     )
 
 
-async def decoded_as_it_is(page: Sequence[AnyRecorded]) -> list[AnyEvent]:
+async def decode_readable_page(page: Sequence[AnyRecorded]) -> list[AnyEvent]:
     """Decode a page of readable events: none is sealed, or all were decrypted."""
     events: list[AnyEvent] = []
     for start in range(0, len(page), _DECODE_SLICE_EVENTS):

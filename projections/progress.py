@@ -24,7 +24,7 @@ _CLEAR_FAILURES = """
     UPDATE projections SET failed_position = NULL, error = NULL
     WHERE failed_position IS NOT NULL OR error IS NOT NULL
 """
-_STANDING = "SELECT name, position, fold_version, generation FROM projections"
+_READ_PROGRESS = "SELECT name, position, fold_version, generation FROM projections"
 
 
 class Progress(NamedTuple):
@@ -49,7 +49,7 @@ async def read_progress(connection: Connection, projections: Collection[Projecti
             for projection in projections:
                 await connection.execute(_INSERT, (projection.name, projection.fold_version))
             await connection.execute(_CLEAR_FAILURES)
-            rows = await (await connection.execute(_STANDING)).fetchall()
+            rows = await (await connection.execute(_READ_PROGRESS)).fetchall()
     found = {name: (position, fold_version) for name, position, fold_version, _ in rows}
     positions = {projection.name: found[projection.name][0] for projection in projections}
     near = max(positions.values()) - FAR_BEHIND_EVENTS

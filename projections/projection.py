@@ -156,8 +156,8 @@ class Projection:
 
         Args:
             kinds: each may have at most one handler.
-            touches: the rows that the handler reads, so that they can be fetched first.
-            makes: new rows that later events read, so that they need not be fetched.
+            reads: the rows that the handler reads, so that they can be fetched first.
+            creates: new rows that later events read, so that they need not be fetched.
         """
 
         def declare(handler: H) -> H:
@@ -175,11 +175,11 @@ class Projection:
         if entry := self.handlers.get(type(event)):
             entry[0](view, event, recorded)
 
-    def touched(self) -> Iterable[RowsRead]:
+    def row_reads(self) -> Iterable[RowsRead]:
         """Return everything that its handlers read."""
-        return [touched for _, reads in self.handlers.values() for touched in reads]
+        return [row_reads for _, reads in self.handlers.values() for row_reads in reads]
 
     def reads(self, event: AnyEvent) -> Iterable[tuple[Table[Any, Any], Any]]:
         """Return the table and key of each row that `apply` is going to read."""
         _, reads = self.handlers.get(type(event), (None, ()))
-        return [(touched.table, key) for touched in reads for key in touched.keys(event)]
+        return [(row_reads.table, key) for row_reads in reads for key in row_reads.keys(event)]

@@ -93,7 +93,7 @@ class Projector:
         """How often polling found events that no notification had announced."""
         self.caught_up_at: dict[str, float] = {}
         """When each projection last had everything in the log, by the monotonic clock."""
-        self.moved = Hints()
+        self.advanced = Hints()
         """Wakes when `positions` has advanced. The database's own notification may arrive before that."""
         self._dsn = dsn
         self._schema = schema
@@ -105,7 +105,7 @@ class Projector:
         self._folder = PageFolder(keyring=keyring)
         self._page_sizer = PageSizer(log.PAGE_EVENTS)
         self._recent = RecentEvents()
-        self._news = asyncio.Event()
+        self._wakeup = asyncio.Event()
         """Set when there may be something to fold, by a notification or by this process."""
         self._rebuild = BackgroundRebuild(dsn, schema)
 
@@ -115,11 +115,11 @@ class Projector:
             # If they are too many to be kept, they will have to be read.
             self._page_sizer.shrink_to_fit(recorded)
             self._recent.extend(recorded, events)
-            self._news.set()
+            self._wakeup.set()
 
     async def run(self) -> None:
         """Run until cancelled."""
-        self._hints.set_on_wake(self._news)
+        self._hints.set_on_wake(self._wakeup)
         try:
             await self._run()
         finally:
@@ -171,33 +171,33 @@ class Projector:
         self._folder = PageFolder(self._generation, self._keyring)
         self._recent.clear()
         await self._rebuild.start(found.outdated)
-        self.moved.wake(max(self.positions.values(), default=0))
+        self.advanced.wake(max(self.positions.values(), default=0))
 
     async def _follow(self, connection: Connection) -> None:
         polled = False
         while True:
             was_polled, polled = polled, False
-            self._news.clear()
+            self._wakeup.clear()
             with closing_after(STUCK_AFTER_SECONDS, connection):
                 await self._check_rebuild(connection)
                 try:
                     was_fresh = await self._advance_from_memory(connection)
-                    moved = was_fresh or await self._advance_from_log(connection)
+                    advanced = was_fresh or await self._advance_from_log(connection)
                 except StoreBusy:
                     if not await self._restart_if_replaced(connection):
                         raise
                     continue
-                if moved:
-                    self.poll_rescues += was_polled and not self._news.is_set()
+                if advanced:
+                    self.poll_rescues += was_polled and not self._wakeup.is_set()
                     # A notification can arrive before its events do, and a page read from the log is seldom
                     # the last. Only if all announced events were kept in memory is there nothing to read.
                     if not was_fresh or self._hints.position > min(self.positions.values()):
                         continue
                 elif await self._restart_if_replaced(connection):
                     continue
-            if not self._news.is_set():
-                await wait_for_hint(self._news)
-                polled = not self._news.is_set()
+            if not self._wakeup.is_set():
+                await wait_for_hint(self._wakeup)
+                polled = not self._wakeup.is_set()
                 await asyncio.sleep(COALESCE_SECONDS)
 
     async def _restart_if_replaced(self, connection: Connection) -> bool:
@@ -221,7 +221,7 @@ class Projector:
             return False
         asked, busy, hinted = monotonic(), thread_time(), self._hints.position
         behind = min(self.positions.values())
-        if behind != max(self.positions.values()) or not (page := self._recent.take(behind)):
+        if behind != max(self.positions.values()) or not (page := self._recent.take_after(behind)):
             return False
         members = list(self._projections.values())
         try:
@@ -249,7 +249,7 @@ class Projector:
         asked, busy = monotonic(), thread_time()
         wanted = self._page_sizer.events
         page = await log.read_after(connection, behind, wanted)
-        is_the_last = len(page) < wanted
+        is_last = len(page) < wanted
         self._page_sizer.adapt(page)
         # Never beyond the position of the next ones, so that they continue from there as one group.
         stop = min((at for at in healthy.values() if at > behind), default=None)
@@ -257,9 +257,9 @@ class Projector:
             page = [recorded for recorded in page if recorded.position <= stop]
         if page:
             await self._advance(connection, members, page)
-        if page and is_the_last:
+        if page and is_last:
             await asyncio.sleep(min(thread_time() - busy, MAX_PAUSE_SECONDS))
-        if is_the_last and stop is None:
+        if is_last and stop is None:
             end = page[-1].position if page else behind
             self.caught_up_at.update(
                 (one.name, asked) for one in members if self.positions[one.name] == end
@@ -296,13 +296,15 @@ class Projector:
         await self._folder.advance(connection, members, page, events)
         after = page[-1].position
         self.positions.update(dict.fromkeys((member.name for member in members), after))
-        if mended := [member.name for member in members if self.failed.pop(member.name, None)]:
-            _log.warning("projections that had stopped are following the log again: %s", ", ".join(mended))
+        if recovered := [member.name for member in members if self.failed.pop(member.name, None)]:
+            _log.warning(
+                "projections that had stopped are following the log again: %s", ", ".join(recovered)
+            )
             await connection.execute(
                 "UPDATE projections SET failed_position = NULL, error = NULL WHERE name = ANY(%s)",
-                (mended,),
+                (recovered,),
             )
-        self.moved.wake(after)
+        self.advanced.wake(after)
 
     async def _fail(
         self, connection: Connection, projection: Projection, position: int, error: Exception

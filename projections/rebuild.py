@@ -53,7 +53,7 @@ _LOCK_POLL_SECONDS = 0.1
 _TRY_LOCK = "SELECT pg_try_advisory_lock('projections'::regclass::oid::integer, 3)"
 
 _LOCK = "LOCK TABLE {projections} IN SHARE ROW EXCLUSIVE MODE"
-_FURTHEST = """
+_MAX_POSITION = """
     SELECT greatest((SELECT max(position) FROM {projections} WHERE name = ANY (%s)),
                     (SELECT coalesce(max(position), 0) FROM {events}))
 """
@@ -165,7 +165,7 @@ async def _catch_up(refold: Refold) -> None:
         left = head - min(refold.positions.values())
         if left <= CLOSE_EVENTS or (distance is not None and left >= distance):
             return
-        await refold.to(dict.fromkeys(refold.projections, head))
+        await refold.fold_to(dict.fromkeys(refold.projections, head))
         distance = left
 
 
@@ -177,7 +177,7 @@ async def _swap(refold: Refold, schema: str, found: Survey) -> tuple[int, Change
             await connection.execute(f"SET LOCAL lock_timeout = {_LOCK_MILLISECONDS}")
             # The projector writes to it first as well, so that the two cannot deadlock over rows.
             await _execute(connection, _LOCK, schema)
-            position = await _fold_the_rest(refold, schema)
+            position = await _fold_to_head(refold, schema)
             changes = {
                 table.name: await replace(connection, schema, table, found) for table in refold.tables()
             }
@@ -212,13 +212,13 @@ async def _recreate_lost_indexes(refold: Refold, schema: str) -> tuple[Index, ..
     return tuple([index for index in lost if not await recreate(refold.connection, schema, index)])
 
 
-async def _fold_the_rest(refold: Refold, schema: str) -> int:
+async def _fold_to_head(refold: Refold, schema: str) -> int:
     """Fold up to the head, and at least as far as the live tables are; return the position."""
-    cursor = await _execute(refold.connection, _FURTHEST, schema, (list(refold.projections),))
+    cursor = await _execute(refold.connection, _MAX_POSITION, schema, (list(refold.projections),))
     row = await cursor.fetchone()
     assert row is not None
     position: int = max(row[0], *refold.positions.values())
-    await refold.to(dict.fromkeys(refold.projections, position))
+    await refold.fold_to(dict.fromkeys(refold.projections, position))
     return position
 
 

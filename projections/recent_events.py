@@ -46,7 +46,7 @@ class RecentEvents:
         if len(self._recorded) > PAGE_EVENTS or self._bytes > MAX_BYTES:
             self.clear()
 
-    def take(self, after: int) -> Page | None:
+    def take_after(self, after: int) -> Page | None:
         """Take all events after `after`; return None if there are none, or if the first one is missing."""
         if not self._recorded or self._recorded[0].position > after + 1:
             return None

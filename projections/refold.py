@@ -25,8 +25,8 @@ from eventstore.queries import one_value
 from eventstore.sealing import needs_revealing
 from eventstore.translation import translating
 from projections import storage
-from projections.comparison_sql import TEMP_SCHEMA, apart
-from projections.folding import PageFolder, decoded, decoded_as_it_is
+from projections.comparison_sql import TEMP_SCHEMA, temporary_table
+from projections.folding import PageFolder, decode_page, decode_readable_page
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -70,7 +70,7 @@ class Refold:
         self._row_format: RowFormat[Any] = FOLD_INPUT
         self._keyring = Keyring()
 
-    async def to(self, targets: Mapping[str, int]) -> None:
+    async def fold_to(self, targets: Mapping[str, int]) -> None:
         """Fold each named projection up to its target position, page by page.
 
         Raises:
@@ -92,19 +92,19 @@ class Refold:
 
     async def _fold(self, members: Sequence[Projection], start: int, stop: int, goal: int) -> None:
         # Each write is one statement, and a connection executes its statements in order.
-        writing: deque[asyncio.Future[None]] = deque()
+        pending: deque[asyncio.Future[None]] = deque()
         at, row_format = start, None
         try:
             while at < stop and row_format is not self._row_format:
                 row_format = self._row_format
-                at = await self._fold_pages(members, at, stop, goal, writing)
-            await _finish(writing)
+                at = await self._fold_pages(members, at, stop, goal, pending)
+            await _await_writes(pending)
         except asyncio.CancelledError:
-            for written in writing:
-                written.cancel()
+            for write in pending:
+                write.cancel()
             raise
         finally:
-            await asyncio.gather(*writing, return_exceptions=True)
+            await asyncio.gather(*pending, return_exceptions=True)
         if at < stop:
             raise LogBroken(f"position {at + 1} is missing", at + 1)
 
@@ -114,7 +114,7 @@ class Refold:
         at: int,
         stop: int,
         goal: int,
-        writing: deque[asyncio.Future[None]],
+        pending: deque[asyncio.Future[None]],
     ) -> int:
         """Fold what follows a position; return the position reached: before `stop` if more must be read."""
         row_format = self._row_format
@@ -127,17 +127,17 @@ class Refold:
                     break
                 at += len(page)
                 events = await (
-                    decoded_as_it_is(page)
+                    decode_readable_page(page)
                     if row_format is FOLD_INPUT
-                    else decoded(self.reader, page, self._keyring)
+                    else decode_page(self.reader, page, self._keyring)
                 )
-                if wanted := self._folder.wanted(members, events):
-                    await _finish(writing)
-                    await self._folder.fetch(self.connection, wanted)
+                if row_keys := self._folder.keys_to_fetch(members, events):
+                    await _await_writes(pending)
+                    await self._folder.fetch(self.connection, row_keys)
                 folded = self._folder.fold(members, page, events)
-                self._folder.keep(folded)
-                await _finish(writing, but=MAX_PENDING_WRITES)
-                writing.append(asyncio.ensure_future(self._write(folded, at, goal)))
+                self._folder.add_to_cache(folded)
+                await _await_writes(pending, keep=MAX_PENDING_WRITES)
+                pending.append(asyncio.ensure_future(self._write(folded, at, goal)))
         return at
 
     async def _write(self, folded: FoldedPage, position: int, goal: int) -> None:
@@ -164,7 +164,9 @@ class Refold:
         with translating():
             for table in self.tables():
                 keys = sql.SQL(", ").join(map(sql.Identifier, table.key))
-                await self.connection.execute(sql.SQL("ANALYZE {} ({})").format(apart(table), keys))
+                await self.connection.execute(
+                    sql.SQL("ANALYZE {} ({})").format(temporary_table(table), keys)
+                )
 
     def tables(self) -> list[Table[Any, Any]]:
         """Return the tables of all its projections."""
@@ -174,10 +176,10 @@ class Refold:
         return self.positions[name] < targets[name]
 
 
-async def _finish(writing: deque[asyncio.Future[None]], *, but: int = 0) -> None:
-    """Wait for pending writes, the oldest first, except the last `but`."""
-    while len(writing) > but:
-        await writing.popleft()
+async def _await_writes(pending: deque[asyncio.Future[None]], *, keep: int = 0) -> None:
+    """Wait for pending writes, the oldest first, except the last `keep`."""
+    while len(pending) > keep:
+        await pending.popleft()
 
 
 def _check_gapless(page: Sequence[AnyRecorded], after: int) -> None:
@@ -225,15 +227,15 @@ async def refolding(
         with suppress(psycopg.Error):
             # Notices a killed client during a long statement as well; not every server supports it.
             await connection.execute("SET client_connection_check_interval = '1s'")
-        await check_takes_writes(connection)
+        await check_accepts_writes(connection)
         refold = Refold(connection, reader, projections, progress)
         with translating():
             for table in refold.tables():
-                await connection.execute(storage.create_statement(table, apart(table)))
+                await connection.execute(storage.create_statement(table, temporary_table(table)))
         yield refold
 
 
-async def check_takes_writes(connection: Connection) -> None:
+async def check_accepts_writes(connection: Connection) -> None:
     """Refuse a server where temporary tables cannot be created, before any time is spent.
 
     Raises:

@@ -27,7 +27,7 @@ body would take gigabytes, and reading a large row again costs little beside wri
 class RowCache(OrderedDict[Any, Any]):
     """A cache of one table's rows, all of which are in the database as well."""
 
-    is_lasting = False
+    keeps_changes = False
     """Whether rows that a page writes stay cached for the next page.
 
     If not, a page has only the rows that were fetched for it. This suits messages: most rows are messages,
@@ -46,13 +46,13 @@ class RowCache(OrderedDict[Any, Any]):
 
     def end_page(self) -> None:
         """End the page: evict what must not stay."""
-        if not self.is_lasting:
+        if not self.keeps_changes:
             self.clear()
         for key in self._large:
             self.pop(key, None)
         self._large.clear()
 
-    def keep(self, table: Table[Any, Any], rows: Mapping[Any, Any]) -> bool:
+    def add_changes(self, table: Table[Any, Any], rows: Mapping[Any, Any]) -> bool:
         """Cache rows that the page wrote. Return False if any rows, these or others, are not kept."""
         large = [key for key, row in rows.items() if _is_large(table, row)] if table.large_columns else ()
         self.update(rows)
@@ -82,11 +82,11 @@ class PageRows:
             return self.changed[key]
         return self._cache.get(key) if self._cache else None
 
-    def keep(self) -> bool:
+    def add_to_cache(self) -> bool:
         """Cache what the page changed for the next one. Return False if any rows were not kept."""
-        if self._cache is None or not self._cache.is_lasting:
+        if self._cache is None or not self._cache.keeps_changes:
             return True
-        return self._cache.keep(self.table, self.changed)
+        return self._cache.add_changes(self.table, self.changed)
 
 
 def _is_large(table: Table[Any, Any], row: Any) -> bool:

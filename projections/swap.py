@@ -14,7 +14,7 @@ from psycopg import sql
 
 from eventstore.queries import one_value
 from eventstore.schema import read_table_sql
-from projections.comparison_sql import DIFFER, JOINED, TEMP_SCHEMA, pair
+from projections.comparison_sql import DIFFER, JOINED, TEMP_SCHEMA, format_query
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,11 +27,11 @@ _HAS_KEY: LiteralString = """
     SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = to_regclass(%s) AND indisprimary AND indisvalid)
 """
 _NAMES: LiteralString = "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace"
-_NOTE_UNLIKE: LiteralString = (
-    "CREATE TABLE {unlike} AS SELECT {noted_key} FROM " + JOINED + " WHERE " + DIFFER
+_RECORD_DIFFERENT: LiteralString = (
+    "CREATE TABLE {different} AS SELECT {noted_key} FROM " + JOINED + " WHERE " + DIFFER
 )
-_NOTE_NEWER: LiteralString = """
-    INSERT INTO {unlike} ({key})
+_RECORD_NEWER: LiteralString = """
+    INSERT INTO {different} ({key})
     SELECT {live_key} FROM {live} l WHERE age(l.xmin) <= age(%(horizon)s::xid)
     UNION ALL
     SELECT {folded_key} FROM {folded} f WHERE age(f.xmin) <= age(%(horizon)s::xid)
@@ -41,14 +41,14 @@ _WRITE_ALL: LiteralString = "INSERT INTO {live} ({columns}) SELECT {columns} FRO
 _ADD_KEY: LiteralString = "ALTER TABLE {live} ADD PRIMARY KEY ({key})"
 _REMOVE: LiteralString = """
     DELETE FROM {live} l
-    WHERE ({live_key}) IN (SELECT {key} FROM {unlike})
+    WHERE ({live_key}) IN (SELECT {key} FROM {different})
       AND NOT EXISTS (SELECT FROM {folded} f
                       WHERE {same_key} AND ROW({live_row}) IS NOT DISTINCT FROM ROW({folded_row}))
 """
 _WRITE: LiteralString = """
     INSERT INTO {live} ({columns})
     SELECT {folded_row} FROM {folded} f
-    WHERE ({folded_key}) IN (SELECT {key} FROM {unlike})
+    WHERE ({folded_key}) IN (SELECT {key} FROM {different})
       AND NOT EXISTS (SELECT FROM {live} l WHERE {same_key})
 """
 
@@ -58,28 +58,28 @@ class Survey(NamedTuple):
 
     horizon: str
     """The snapshot includes no transaction from this id on."""
-    alike: frozenset[str]
+    unchanged: frozenset[str]
     """Tables without any differing row in the snapshot."""
-    whole: frozenset[str]
+    refilled: frozenset[str]
     """Tables to be refilled completely: they were dropped, or have lost their primary key."""
 
 
 async def survey(connection: Connection, schema: str, tables: Sequence[Table[Any, Any]]) -> Survey:
     """Note the keys of all rows that differ."""
-    alike, whole = set(), set()
+    unchanged, refilled = set(), set()
     async with connection.transaction():
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         horizon = await one_value(connection, _HORIZON)
         for table in tables:
             if await _has_key(connection, schema, table):
-                noted = await connection.execute(pair(_NOTE_UNLIKE, schema, table))
+                noted = await connection.execute(format_query(_RECORD_DIFFERENT, schema, table))
                 if noted.rowcount:
-                    await connection.execute(pair("ANALYZE {unlike}", schema, table))
+                    await connection.execute(format_query("ANALYZE {different}", schema, table))
                 else:
-                    alike.add(table.name)
+                    unchanged.add(table.name)
             else:
-                whole.add(table.name)
-    return Survey(horizon, frozenset(alike), frozenset(whole))
+                refilled.add(table.name)
+    return Survey(horizon, frozenset(unchanged), frozenset(refilled))
 
 
 async def replace(
@@ -90,27 +90,29 @@ async def replace(
     Returns:
         How many rows were written, and how many were removed.
     """
-    is_whole = table.name in found.whole
-    if is_whole:
+    is_refilled = table.name in found.refilled
+    if is_refilled:
         if await one_value(connection, "SELECT to_regclass(%s) IS NULL", (f"{schema}.{table.name}",)):
             await _create(connection, schema, table)
         remove, write = _REMOVE_ALL, _WRITE_ALL
     else:
-        newer = await connection.execute(pair(_NOTE_NEWER, schema, table), {"horizon": found.horizon})
-        if not newer.rowcount and table.name in found.alike:
+        newer = await connection.execute(
+            format_query(_RECORD_NEWER, schema, table), {"horizon": found.horizon}
+        )
+        if not newer.rowcount and table.name in found.unchanged:
             return 0, 0
         remove, write = _REMOVE, _WRITE
-    removed = (await connection.execute(pair(remove, schema, table))).rowcount
-    written = (await connection.execute(pair(write, schema, table))).rowcount
-    if is_whole and not await _has_key(connection, schema, table):
+    removed = (await connection.execute(format_query(remove, schema, table))).rowcount
+    written = (await connection.execute(format_query(write, schema, table))).rowcount
+    if is_refilled and not await _has_key(connection, schema, table):
         # Without the key, the projector could not write any row.
-        await connection.execute(pair(_ADD_KEY, schema, table))
+        await connection.execute(format_query(_ADD_KEY, schema, table))
     return written, removed
 
 
 async def folded_rows(connection: Connection, schema: str, table: Table[Any, Any]) -> int:
     """Return how many rows the folded table has."""
-    return int(await one_value(connection, pair("SELECT count(*) FROM {folded}", schema, table)))
+    return int(await one_value(connection, format_query("SELECT count(*) FROM {folded}", schema, table)))
 
 
 async def _has_key(connection: Connection, schema: str, table: Table[Any, Any]) -> bool:

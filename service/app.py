@@ -115,7 +115,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
         tail = Tail(reveal)
         channels = Channels(tail)
         writer.observers.append(channels.extend)
-        writer.on_replaced += [tables.start_afresh, channels.start_afresh]
+        writer.on_replaced += [tables.reset, channels.reset]
         services = Services(
             settings=settings,
             writer=writer,

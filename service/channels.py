@@ -37,7 +37,7 @@ class Channel:
     """Positions of the latest events that pass one filter."""
 
     def __init__(self, tail: Tail, since: int) -> None:
-        self.moved = Hints()
+        self.advanced = Hints()
         """Wakes when there are new ones."""
         self.followers = 0
         self._tail = tail
@@ -51,11 +51,11 @@ class Channel:
             del positions[: bisect_left(positions, self._tail.first)]
         positions.append(position)
 
-    def start_afresh(self) -> None:
+    def reset(self) -> None:
         """Reset after the log was replaced: nothing of the new one was seen yet."""
         self._since = 0
         self._positions.clear()
-        self.moved.wake()
+        self.advanced.wake()
 
     async def after(self, position: int, limit: int) -> Found | None:
         """Return up to `limit` next events after a position, revealed; None if they are not in memory.
@@ -107,13 +107,13 @@ class Channels:
                     channel.add(one.position)
                     woken[channel] = None
         for channel in woken:
-            channel.moved.wake()
+            channel.advanced.wake()
 
-    def start_afresh(self) -> None:
+    def reset(self) -> None:
         """Discard everything after the log was replaced, and wake all followers."""
-        self._tail.start_afresh()
+        self._tail.reset()
         for channel in self._channels.values():
-            channel.start_afresh()
+            channel.reset()
 
 
 def _filters(recorded: Recorded) -> Iterator[Filter]:

@@ -125,10 +125,10 @@ class ReadTables:
         """Wake all waiting readers, and let none wait from now on: the service stops."""
         self._stopping = True
         self._hints.wake()
-        self._projector.moved.wake()
-        self._writer.moved.wake()
+        self._projector.advanced.wake()
+        self._writer.advanced.wake()
 
-    def start_afresh(self) -> None:
+    def reset(self) -> None:
         """Discard what is known, after the log and the tables were replaced."""
         self.positions.clear()
         self._stuck.clear()
@@ -179,7 +179,7 @@ class ReadTables:
             left = deadline - monotonic()
             if left <= 0 or self._stopping:
                 raise await self._not_yet(at, min_position)
-            waiter = self._writer.moved.waiter()
+            waiter = self._writer.advanced.waiter()
             if self._writer.squad.head.position < min_position:
                 await wait_for_hint(waiter, left)
 
@@ -214,7 +214,7 @@ class ReadTables:
         if not self._stopping:
             with suppress(StoreUnavailable, StoreBusy, TimeoutError):
                 async with asyncio.timeout(HEAD_TIMEOUT_SECONDS):
-                    ends_at = await self._look_at_head(self._writer.moved.waiter())
+                    ends_at = await self._look_at_head(self._writer.advanced.waiter())
                 if ends_at < position:
                     return NotYet(covered, ends_at)
         return NotYet(covered)
@@ -231,8 +231,8 @@ class ReadTables:
     async def _wait(self, name: str, position: int, seconds: float) -> int:
         deadline = monotonic() + seconds
         while True:
-            moved = self._projector.moved if self._projector.active else self._hints
-            waiter = moved.waiter()
+            advanced = self._projector.advanced if self._projector.active else self._hints
+            waiter = advanced.waiter()
             reached = self._known(name)
             if reached < position and not self._projector.active:
                 self.positions = await self._look_at_positions(waiter)

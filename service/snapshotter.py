@@ -86,7 +86,7 @@ class Snapshotter:
     async def run(self) -> None:
         """Take snapshots until cancelled."""
         while not self._writer.ready:
-            await wait_for_hint(self._writer.moved.waiter())
+            await wait_for_hint(self._writer.advanced.waiter())
         self._due.set()
         while True:
             await self._due.wait()

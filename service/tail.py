@@ -62,7 +62,7 @@ class Tail:
             self._trim()
         self.last = recorded[-1].position
 
-    def start_afresh(self) -> None:
+    def reset(self) -> None:
         """Drop everything after the log was replaced: these events may not be in it."""
         self.forgotten += 1
         self._clear()

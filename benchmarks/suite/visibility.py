@@ -71,7 +71,7 @@ def _visible(writer: Writer, projector: Projector) -> Measure:
             answered = perf_counter()
             assert outcome.position
             while not projector.active or min(projector.positions.values()) < outcome.position:
-                await projector.moved.waiter().wait()
+                await projector.advanced.waiter().wait()
             found.append(perf_counter() - answered)
 
         started = perf_counter()

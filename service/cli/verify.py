@@ -15,7 +15,7 @@ from eventstore.errors import AtPosition, PermissionDenied
 from eventstore.verification import Check
 from projections.comparison import compare
 from projections.indexes import missing_indexes
-from projections.refold import check_takes_writes
+from projections.refold import check_accepts_writes
 from service.cli import progress
 from service.cli.output import printable
 from service.cli.running import run
@@ -69,7 +69,7 @@ def verify(
     async def work() -> tuple[Verified, list[Check], list[Difference]]:
         async with open_squad(target, **NO_TIMEOUTS) as (connection, chosen, found):
             if not no_tables:
-                await check_takes_writes(connection)
+                await check_accepts_writes(connection)
             async with verification.snapshot(connection):
                 total = await log.head_position(connection)
                 with progress.shown("the log", quiet=as_json) as tell:

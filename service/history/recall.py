@@ -25,7 +25,7 @@ from eventstore.events import (
 )
 from eventstore.lookup import StreamExcerpt
 from eventstore.translation import translating
-from projections.budgets import RESERVATIONS, reservation_after
+from projections.budgets import RESERVATIONS, fold_reservation
 from projections.emails import EMAILS, emails
 from projections.jobs import JOBS, jobs
 from projections.keys import KEYS, keys
@@ -169,7 +169,7 @@ def fold(draft: Draft, history: Iterable[Recorded]) -> dict[str, EarlierAnswer]:
             case TokensReserved() | TokensSettled() | TokensReleased():
                 rows = draft.rows(RESERVATIONS)
                 rows.put(
-                    event.reservation_id, reservation_after(rows.get(event.reservation_id), event, recorded)
+                    event.reservation_id, fold_reservation(rows.get(event.reservation_id), event, recorded)
                 )
             case _:
                 if projection := _KINDS.get(recorded.stream.partition("-")[0]):

@@ -101,7 +101,7 @@ async def _follow(
                 head = services.writer.squad.head.position
                 await send(response, b'event: log_replaced\ndata: {"position":%d}\n\n' % head)
                 return
-            waiter = channel.moved.waiter()
+            waiter = channel.advanced.waiter()
             found, chunk = await _next(services, request, channel, position, wanted, page_sizer)
             if chunk:
                 await send(response, chunk)

@@ -133,7 +133,7 @@ class _Parts:
     async def shows(self, position: int) -> None:
         """Wait until the tables show a position."""
         while True:
-            waiter = self.projector.moved.waiter()
+            waiter = self.projector.advanced.waiter()
             if self.projector.active and min(self.projector.positions.values()) >= position:
                 return
             await waiter.wait()

@@ -29,7 +29,7 @@ class Confirmed:
     def __init__(self) -> None:
         self._upto = 0
 
-    def start_afresh(self) -> None:
+    def reset(self) -> None:
         """Forget what was confirmed: a new connection may lead to another server."""
         self._upto = 0
 

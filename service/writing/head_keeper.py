@@ -60,8 +60,8 @@ class HeadKeeper:
             LogReplaced: this is another log; the state was discarded, and the next call reads the log anew.
             LogNotUnderstood: the log comes from a newer version of the software.
         """
-        self._sealing.start_afresh()
-        self.confirmed.start_afresh()
+        self._sealing.reset()
+        self.confirmed.reset()
         with closing_after(STUCK_AFTER_SECONDS, connection):
             database_time = await self._sync_clock(connection)
             if abs(database_time - self._clock.now()) > timedelta(seconds=1):

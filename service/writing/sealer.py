@@ -216,7 +216,7 @@ class Sealing:
             if recorded.type == SubjectForgotten.type:
                 self._evict(orjson.loads(recorded.data)["key_id"])
 
-    def start_afresh(self) -> None:
+    def reset(self) -> None:
         """Drop everything: a new connection may lead to a database without these keys."""
         self.keyring.clear()
         self._senders.clear()

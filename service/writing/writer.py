@@ -62,7 +62,7 @@ class Writer:
         self.ready = False
         self.problem: str | None = None
         """Why no command can be decided; None if they can."""
-        self.moved = Hints()
+        self.advanced = Hints()
         """Wakes when `squad` has advanced."""
         self.observers: list[Callable[[Sequence[Recorded]], None]] = []
         """Called with all events after they were committed, in order. They must not raise."""
@@ -177,7 +177,7 @@ class Writer:
         """Accept no more commands, and return when those that wait are answered."""
         self._stopping = True
         while self._busy:
-            await wait_for_hint(self.moved.waiter(), 0.05)
+            await wait_for_hint(self.advanced.waiter(), 0.05)
 
     def give_up(self) -> None:
         """Fail all tickets that still wait for an answer."""
@@ -196,7 +196,7 @@ class Writer:
                 try:
                     self.queue.put_back(await self._appender.begin(connection))
                     self.problem, self.ready = None, True
-                    self.moved.wake(self.squad.head.position)
+                    self.advanced.wake(self.squad.head.position)
                     delay = _BACKOFF_SECONDS[0]
                     await self._work(connection)
                 finally:
@@ -326,7 +326,7 @@ class Writer:
                 observe(recorded)
             except Exception:  # noqa: BLE001 - the events are committed, whatever happens to an observer
                 _log.exception("an observer of the log failed")
-        self.moved.wake(self.squad.head.position)
+        self.advanced.wake(self.squad.head.position)
 
     def _on_log_replaced(self) -> None:
         """Reset the hints: the log is another one, and may be shorter, so they do not apply to it."""
@@ -335,7 +335,7 @@ class Writer:
         self._hint_seen = 0
         for tell in self.on_replaced:
             tell()
-        self.moved.wake()
+        self.advanced.wake()
 
     def _in_flight(self) -> Sequence[Ticket]:
         """Return the tickets whose commands may be in the log already."""

@@ -90,14 +90,14 @@ async def test_what_the_writer_folded_of_others_is_not_read_again(
 ) -> None:
     async with _squad(database) as (writer, projector), running_writer(database) as other:
         taken: list[int] = []
-        take = projector._recent.take
+        take = projector._recent.take_after
 
         def noting(after: int) -> Page | None:
             page = take(after)
             taken.extend(recorded.position for recorded in (page.recorded if page else ()))
             return page
 
-        monkeypatch.setattr(projector._recent, "take", noting)
+        monkeypatch.setattr(projector._recent, "take_after", noting)
         theirs: set[int] = set()
         for number in range(100):
             # Where theirs comes first, the writer decides under the lock, and knows of it by then.

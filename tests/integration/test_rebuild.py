@@ -186,8 +186,8 @@ async def test_one_that_stopped_goes_on_from_the_head(database: str, connection:
     )
     await connection.execute("TRUNCATE squad_messages")
     await rebuild(database, SCHEMA, [messages])
-    read_progress = (await standings(connection))["messages"]
-    assert read_progress[:4] == (2, messages.fold_version, None, None)
+    row = (await standings(connection))["messages"]
+    assert row[:4] == (2, messages.fold_version, None, None)
     assert await compare(database, SCHEMA) == []
 
 
@@ -195,9 +195,7 @@ async def test_the_generation_of_all_grows_with_every_replay(database: str, conn
     await project(database)
     for generation in (2, 3):
         await rebuild(database, SCHEMA, [messages])
-        assert {read_progress[4] for read_progress in (await standings(connection)).values()} == {
-            generation
-        }
+        assert {row[4] for row in (await standings(connection)).values()} == {generation}
 
 
 async def test_a_table_that_was_dropped_is_made_again_as_it_was(

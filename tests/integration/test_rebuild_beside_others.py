@@ -272,7 +272,7 @@ class TestTablesThatOtherCodeFolded:
         """It begins anew again and again meanwhile, and the rebuild does not."""
         caplog.set_level(logging.INFO, "projections")
         monkeypatch.setattr(projector_module, "connect", partial(connect, lock_timeout=50))
-        fold, may_go_on, swaps = rebuilding._fold_the_rest, asyncio.Event(), 0
+        fold, may_go_on, swaps = rebuilding._fold_to_head, asyncio.Event(), 0
 
         async def fold_slowly(*args: Any) -> int:
             nonlocal swaps
@@ -280,7 +280,7 @@ class TestTablesThatOtherCodeFolded:
             await may_go_on.wait()
             return await fold(*args)
 
-        monkeypatch.setattr(rebuilding, "_fold_the_rest", fold_slowly)
+        monkeypatch.setattr(rebuilding, "_fold_to_head", fold_slowly)
         projector = self._projector(database)
         async with running(projector.run()):
             await eventually(lambda: swaps)

@@ -110,7 +110,7 @@ async def test_only_those_are_woken_whom_it_is_for(channels: Channels) -> None:
         channels.following(Filter(agent="ada")) as hers,
         channels.following(Filter(agent="bob")) as his,
     ):
-        waiters = [channel.moved.waiter() for channel in (everything, hers, his)]
+        waiters = [channel.advanced.waiter() for channel in (everything, hers, his)]
         channels.extend([event(1, agent="ada")])
         assert [waiter.is_set() for waiter in waiters] == [True, True, False]
 
@@ -247,8 +247,8 @@ async def test_of_a_log_that_was_replaced_nothing_is_given_and_everybody_is_woke
     with channels.following(Filter()) as channel:
         channels.extend([event(position) for position in range(1, 6)])
         assert await positions(channel, 2) == [3, 4, 5]
-        waiter = channel.moved.waiter()
-        channels.start_afresh()
+        waiter = channel.advanced.waiter()
+        channels.reset()
         assert waiter.is_set()
         assert await positions(channel, 2) is None
         channels.extend([event(4, stream=STREAMS[1])])

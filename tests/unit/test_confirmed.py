@@ -64,7 +64,7 @@ async def test_what_a_commit_of_our_own_followed_needs_no_question(server: Serve
 async def test_of_another_server_everything_is_asked_anew(server: Server) -> None:
     confirmed = Confirmed()
     confirmed.appended(7)
-    confirmed.start_afresh()
+    confirmed.reset()
     await confirmed.make_sure(CONNECTION, 1)
     assert server.asked == 1
 

@@ -41,7 +41,7 @@ def _batch(first: int, last: int) -> tuple[list[Recorded], list[AnyEvent]]:
 
 
 def _taken(kept: RecentEvents, after: int) -> list[int]:
-    page = kept.take(after)
+    page = kept.take_after(after)
     if page is None:
         return []
     assert [codec.encode(event) for event in page.events] == [one.data for one in page.recorded]

@@ -120,7 +120,7 @@ async def test_what_is_replaced_while_it_is_revealed_is_not_shown(tail: Tail, re
     revealing.may_go_on.clear()
     reading = asyncio.create_task(after(tail, 1, 9))
     await eventually(lambda: revealing.pages)
-    tail.start_afresh()
+    tail.reset()
     revealing.may_go_on.set()
     assert await reading is None
     tail.extend([at(2, plain(ANSWER))])

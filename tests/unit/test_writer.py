@@ -121,7 +121,7 @@ async def test_one_observer_that_fails_keeps_no_other_from_what_was_committed() 
 
     writer.observers += [fail, seen.append]
     writer.on_known.append(lambda recorded, events: seen.append("known"))
-    ticket = writer.moved.waiter()
+    waiter = writer.advanced.waiter()
     writer._publish([EVENT], [])
     assert seen == [[EVENT]]
-    assert ticket.is_set()
+    assert waiter.is_set()
