@@ -280,8 +280,8 @@ class SimulatedSquad:
     def _decide(self, commands: list[do.AnyCommand], now: datetime) -> list[Recorded]:
         tickets = [Ticket(self._request(command), _NOBODY_WAITS) for command in commands]
         draft = Draft(self.squad)
-        wanted = recall.needs(self.squad, tickets)
-        streams = dict.fromkeys((*wanted.streams, *(ends.stream for ends in wanted.ends)))
+        wanted = recall.required_reads(self.squad, tickets)
+        streams = dict.fromkeys((*wanted.streams, *(ends.stream for ends in wanted.excerpts)))
         recall.fold(draft, [recorded for name in streams for recorded in self._streams.get(name, ())])
         ids = partial(self._id, now)
         lost = None

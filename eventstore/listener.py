@@ -70,7 +70,7 @@ class Hints:
         for event in self._also:
             event.set()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Forget the highest position: it was not one of this log."""
         self.position = 0
 

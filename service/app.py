@@ -217,7 +217,7 @@ async def _stop(services: Services, site: web.TCPSite) -> None:
         async with asyncio.timeout(DRAIN_SECONDS):
             await services.writer.drain()
     # Fail the rest while their callers are still connected.
-    services.writer.give_up()
+    services.writer.fail_waiting()
 
 
 def _runner_name() -> str:

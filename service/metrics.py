@@ -106,7 +106,7 @@ class _PartsCollector:
         yield _gauge("squad_waiting_commands", "Commands that wait to be decided.", len(writer.queue))
         yield _gauge("squad_waiting_bytes", "Memory held by waiting commands.", writer.queue.bytes)
         yield _gauge("squad_writer_ready", "1 if commands can be decided.", writer.ready)
-        yield _gauge("squad_writer_held_up", "1 if commands wait without progress.", writer.held_up)
+        yield _gauge("squad_writer_held_up", "1 if commands wait without progress.", writer.is_stalled)
         yield _counter(
             "squad_log_replacements", "How often the log was found to be replaced.", writer.replacements
         )

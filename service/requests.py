@@ -101,19 +101,19 @@ class Ticket(Struct, frozen=True):
     outcome: asyncio.Future[Outcome]
     deadline: float = math.inf
     """When the request times out, by the event loop's clock."""
-    tell: Callable[[AnyCommand, Outcome | Exception], None] | None = None
+    on_resolved: Callable[[AnyCommand, Outcome | Exception], None] | None = None
     """Called with the outcome when the caller gets it."""
 
     def resolve(self, outcome: Outcome) -> None:
         """Give the caller the outcome, if it still waits."""
         if not self.outcome.done():
             self.outcome.set_result(outcome)
-            if self.tell:
-                self.tell(self.request.command, outcome)
+            if self.on_resolved:
+                self.on_resolved(self.request.command, outcome)
 
     def fail(self, error: Exception) -> None:
         """Give the caller an error instead of an outcome, if it still waits."""
         if not self.outcome.done():
             self.outcome.set_exception(error)
-            if self.tell:
-                self.tell(self.request.command, error)
+            if self.on_resolved:
+                self.on_resolved(self.request.command, error)

@@ -47,7 +47,7 @@ def key_is_needed(state: State) -> bool:
     return access is not None and access.unrevoked_keys > 0
 
 
-def judge(state: State, caller: Caller, command: do.AnyCommand, at: DecisionContext) -> Refused | None:
+def authorize(state: State, caller: Caller, command: do.AnyCommand, at: DecisionContext) -> Refused | None:
     """Return the refusal of a command that its caller may not give, else None. A denial is an event."""
     if caller.key_id is None:
         return Refused(Refusal("unauthorized", NEEDED)) if key_is_needed(state) else None

@@ -175,10 +175,10 @@ async def load_open(connection: Connection, squad: Squad) -> None:
     """
     if squad.absent:
         with closing_after(STUCK_AFTER_SECONDS, connection):
-            load_absent(squad, await recall.read_stories(connection, sorted(squad.absent)))
+            load_absent(squad, await recall.read_revealed_streams(connection, sorted(squad.absent)))
 
 
-def load_absent(squad: Squad, read_stories: Iterable[Recorded]) -> None:
+def load_absent(squad: Squad, history: Iterable[Recorded]) -> None:
     """Load what is absent, given the events of its streams; events after the squad's head are ignored.
 
     Raises:
@@ -186,7 +186,7 @@ def load_absent(squad: Squad, read_stories: Iterable[Recorded]) -> None:
     """
     draft = Draft(squad)
     try:
-        recall.fold(draft, (event for event in read_stories if event.position <= squad.head.position))
+        recall.fold(draft, (event for event in history if event.position <= squad.head.position))
     except MissingRow as missing:
         raise LogNotUnderstood(str(missing)) from missing
     squad.merge(draft)

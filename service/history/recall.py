@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from service.memory.state import State
     from service.requests import Ticket
 
-_KINDS = {
+_PROJECTIONS = {
     "message": messages,
     "operation": operations,
     "task": tasks,
@@ -66,57 +66,63 @@ class EarlierAnswer(NamedTuple):
     answer: Answer
 
 
-class Needs(NamedTuple):
+class RequiredReads(NamedTuple):
     """What has to be read."""
 
     streams: list[str]
-    ends: list[StreamExcerpt]
+    excerpts: list[StreamExcerpt]
     """Streams that can be very long, but of which little is needed."""
     gmail_message_ids: list[str]
     subjects: list[str]
 
     def __bool__(self) -> bool:
-        return bool(self.streams or self.ends or self.gmail_message_ids or self.subjects)
+        return bool(self.streams or self.excerpts or self.gmail_message_ids or self.subjects)
 
 
-def needs(state: State, tickets: Iterable[Ticket]) -> Needs:
+def required_reads(state: State, tickets: Iterable[Ticket]) -> RequiredReads:
     """Return what these commands need that is not in memory."""
-    wanted = Needs([], [], [], [])
+    reads = RequiredReads([], [], [], [])
     for ticket in tickets:
         request = ticket.request
         command = request.command
         if request.idempotency_key:
-            wanted.streams.append(f"request-{request.idempotency_key}")
+            reads.streams.append(f"request-{request.idempotency_key}")
         if request.batch_key:
-            wanted.streams.append(f"request-{request.batch_key}")
+            reads.streams.append(f"request-{request.batch_key}")
         if stream := _stream(state, command):
             if type(command) in _EXCERPTED:
-                wanted.ends.append(StreamExcerpt(stream, command.acting_agent))
+                reads.excerpts.append(StreamExcerpt(stream, command.acting_agent))
             else:
-                wanted.streams.append(stream)
+                reads.streams.append(stream)
         elif type(command) is do.LogEmail and not state.email_with(command.gmail_message_id):
-            wanted.gmail_message_ids.append(command.gmail_message_id)
+            reads.gmail_message_ids.append(command.gmail_message_id)
         elif type(command) is do.ForgetSubject:
-            wanted.subjects.append(command.subject)
-    return wanted
+            reads.subjects.append(command.subject)
+    return reads
 
 
-async def read(connection: Connection, wanted: Needs, keyring: Keyring | None = None) -> list[Recorded]:
+async def read(
+    connection: Connection, reads: RequiredReads, keyring: Keyring | None = None
+) -> list[Recorded]:
     """Read the events needed, in log order, decrypted as far as keys exist."""
     # The commands of a batch share its key.
-    streams = list(dict.fromkeys(wanted.streams))
-    if wanted.gmail_message_ids:
+    streams = list(dict.fromkeys(reads.streams))
+    if reads.gmail_message_ids:
         query = (
             "SELECT stream FROM events"
             " WHERE type = 'email_received' AND data ->> 'gmail_message_id' = ANY(%s)"
         )
         with translating():
-            cursor = await connection.execute(query, (wanted.gmail_message_ids,), prepare=True)
+            cursor = await connection.execute(query, (reads.gmail_message_ids,), prepare=True)
             streams += [row[0] for row in await cursor.fetchall()]
-    return await read_stories(connection, streams, keyring, wanted.ends) if streams or wanted.ends else []
+    return (
+        await read_revealed_streams(connection, streams, keyring, reads.excerpts)
+        if streams or reads.excerpts
+        else []
+    )
 
 
-async def read_stories(
+async def read_revealed_streams(
     connection: Connection,
     streams: Sequence[str],
     keyring: Keyring | None = None,
@@ -127,8 +133,8 @@ async def read_stories(
     See `eventstore.lookup.read_streams` for `excerpts`.
     """
     history = await lookup.read_streams(connection, streams, excerpts)
-    if ends := streams_of_keys(history):
-        history = sorted([*history, *await lookup.read_streams(connection, ends)], key=_position)
+    if key_streams := streams_of_keys(history):
+        history = sorted([*history, *await lookup.read_streams(connection, key_streams)], key=_position)
     return await sealing.reveal(connection, history, keyring, erased_types=(MessageSent.type,))
 
 
@@ -142,9 +148,9 @@ def _position(recorded: Recorded) -> int:
     return recorded.position
 
 
-async def find_traces(connection: Connection, draft: Draft, wanted: Needs) -> None:
+async def find_traces(connection: Connection, draft: Draft, reads: RequiredReads) -> None:
     """Look up what the log holds about the subjects to be forgotten, and add it to a draft."""
-    for subject in wanted.subjects:
+    for subject in reads.subjects:
         draft.traces[subject] = await traces.find(connection, subject)
 
 
@@ -172,17 +178,17 @@ def fold(draft: Draft, history: Iterable[Recorded]) -> dict[str, EarlierAnswer]:
                     event.reservation_id, fold_reservation(rows.get(event.reservation_id), event, recorded)
                 )
             case _:
-                if projection := _KINDS.get(recorded.stream.partition("-")[0]):
+                if projection := _PROJECTIONS.get(recorded.stream.partition("-")[0]):
                     projection.apply(draft, event, recorded)
         if isinstance(event, EmailReceived):
             recalled.add(event.email_id)
             draft.gmail_ids.put(event.gmail_message_id, event.email_id)
         draft.versions.put(recorded.stream, recorded.version)
-    draft.keep()
+    draft.set_savepoint()
     return answers
 
 
-class _About(NamedTuple):
+class _Entity(NamedTuple):
     """The entity that a command is about, which may be finished already or was never in memory."""
 
     kind: str
@@ -191,21 +197,21 @@ class _About(NamedTuple):
     """The table that it is in while it is in memory."""
 
 
-_ABOUT: Mapping[type[do.AnyCommand], _About] = MappingProxyType(
+_ENTITIES: Mapping[type[do.AnyCommand], _Entity] = MappingProxyType(
     {
-        do.AcknowledgeMessage: _About("message", "message_id"),
-        do.RenewOperation: _About("operation", "operation_id", OPERATIONS),
-        do.FinishOperation: _About("operation", "operation_id", OPERATIONS),
-        do.SettleReservation: _About("reservation", "reservation_id", RESERVATIONS),
-        do.ReleaseReservation: _About("reservation", "reservation_id", RESERVATIONS),
-        do.UpdateTask: _About("task", "task_id", TASKS),
-        do.UpdateEmail: _About("email", "email_id", EMAILS),
+        do.AcknowledgeMessage: _Entity("message", "message_id"),
+        do.RenewOperation: _Entity("operation", "operation_id", OPERATIONS),
+        do.FinishOperation: _Entity("operation", "operation_id", OPERATIONS),
+        do.SettleReservation: _Entity("reservation", "reservation_id", RESERVATIONS),
+        do.ReleaseReservation: _Entity("reservation", "reservation_id", RESERVATIONS),
+        do.UpdateTask: _Entity("task", "task_id", TASKS),
+        do.UpdateEmail: _Entity("email", "email_id", EMAILS),
         # A removed job may be defined again and its stream goes on, or it matters who removed it.
-        do.DefineJob: _About("job", "name", JOBS),
-        do.RemoveJob: _About("job", "name", JOBS),
-        do.WithdrawJob: _About("job", "name", JOBS),
-        do.CreateKey: _About("key", "key_id", KEYS),
-        do.RevokeKey: _About("key", "key_id", KEYS),
+        do.DefineJob: _Entity("job", "name", JOBS),
+        do.RemoveJob: _Entity("job", "name", JOBS),
+        do.WithdrawJob: _Entity("job", "name", JOBS),
+        do.CreateKey: _Entity("key", "key_id", KEYS),
+        do.RevokeKey: _Entity("key", "key_id", KEYS),
     }
 )
 """By type of command. A lookup, because a `match` would try a dozen cases for most commands."""
@@ -216,9 +222,9 @@ acknowledgement for every reader of a message, and one refusal for everybody who
 
 
 def _stream(state: State, command: do.AnyCommand) -> str | None:
-    about = _ABOUT.get(type(command))
-    if about is None:
+    entity = _ENTITIES.get(type(command))
+    if entity is None:
         return None
-    id_ = getattr(command, about.field)
-    is_known = about.table is not None and state.rows(about.table).get(id_) is not None
-    return None if is_known else f"{about.kind}-{id_}"
+    id_ = getattr(command, entity.field)
+    is_known = entity.table is not None and state.rows(entity.table).get(id_) is not None
+    return None if is_known else f"{entity.kind}-{id_}"

@@ -69,7 +69,7 @@ async def _ready(services: Services, request: web.Request) -> Reply:
 
 
 def _judge_writer(writer: Writer) -> Mapping[str, Any]:
-    if writer.ready and writer.held_up:
+    if writer.ready and writer.is_stalled:
         return {"ok": False, "problem": "commands are waiting, but none gets through"}
     return {"ok": writer.ready, "problem": writer.problem}
 

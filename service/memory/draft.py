@@ -136,7 +136,7 @@ class Draft(State):
     """
 
     def __init__(self, base: Squad | Draft, *, whole: bool = False) -> None:
-        self.head, self.looked_at = base.head, base.looked_at
+        self.head, self.checked_at = base.head, base.checked_at
         self.no_expiry_before: dict[str, datetime] = dict(base.no_expiry_before)
         self._open_day = base._open_day
         self.journal: list[tuple[dict[Any, Any], Any, Any]] = []
@@ -227,13 +227,13 @@ class Draft(State):
         self.versions.below, self.holders.below = squad.versions, squad.holders
         self.gmail_ids.below = squad.gmail_ids
 
-    def keep(self) -> None:
+    def set_savepoint(self) -> None:
         """Keep what was folded so far, even if the next command is rolled back."""
         self.journal.clear()
         self._safe_head = self.head
 
     def roll_back(self) -> None:
-        """Roll back to the last `keep`. Must not be called on a `whole` draft."""
+        """Roll back to the last savepoint. Must not be called on a `whole` draft."""
         while self.journal:
             changes, key, before = self.journal.pop()
             if before is _ABSENT:

@@ -118,7 +118,7 @@ class Squad(State):
     def copy(self) -> Squad:
         """Return a copy that is independent of later changes. The rows are shared: they are immutable."""
         copy = Squad()
-        copy.head, copy.looked_at = self.head, self.looked_at
+        copy.head, copy.checked_at = self.head, self.checked_at
         copy.no_expiry_before = dict(self.no_expiry_before)
         copy.tables = {name: rows.copy() for name, rows in self.tables.items()}
         copy.due_jobs = DueJobs(copy.tables[JOBS.name])
@@ -168,9 +168,9 @@ class Squad(State):
 
     def merge(self, draft: Draft) -> None:
         """Merge the changes of a draft, and drop what is finished."""
-        self.head, self.looked_at, self.no_expiry_before = (
+        self.head, self.checked_at, self.no_expiry_before = (
             draft.head,
-            draft.looked_at,
+            draft.checked_at,
             draft.no_expiry_before,
         )
         self._open_day = draft._open_day

@@ -82,7 +82,7 @@ class State:
 
     head: Head = EMPTY_LOG
     """The log's head that the state was folded to."""
-    looked_at: datetime | None = None
+    checked_at: datetime | None = None
     """When the effects of time, such as expiry, were last checked for."""
     _open_day: date | None = None
     no_expiry_before: Mapping[str, datetime] = MappingProxyType({})

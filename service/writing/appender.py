@@ -34,11 +34,11 @@ from eventstore.translation import translating
 from service.history import recall
 from service.history.folding import STUCK_AFTER_SECONDS
 from service.memory.draft import Draft
-from service.writing.ahead import Ahead, Decided
 from service.writing.batch import Batch, decide_batch
 from service.writing.batch_size import BatchSizer
 from service.writing.command_queue import MAX_BATCH_COMMANDS
 from service.writing.head_keeper import HeadKeeper
+from service.writing.pipeline import Decided, Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -70,7 +70,7 @@ class Appender:
         self.keeper = HeadKeeper(clock, publish, sealing_, replaced, stats)
         """Keeps the state that commands are decided on."""
         self.batch_sizer = BatchSizer()
-        self.ahead = Ahead(clock, queue, sealing_, self.batch_sizer)
+        self.pipeline = Pipeline(clock, queue, sealing_, self.batch_sizer)
         """Decides the next batch while one is in flight."""
         self.contended = False
         """Whether other processes write too, so that batches are decided while holding the lock."""
@@ -80,7 +80,7 @@ class Appender:
         self._queue = queue
         self._publish = publish
         self._sealing = sealing_
-        self._measures = stats
+        self._stats = stats
 
     @property
     def squad(self) -> Squad:
@@ -99,17 +99,17 @@ class Appender:
             LogReplaced: this is another log; the state was discarded, and the next call reads the log anew.
             LogNotUnderstood: the log comes from a newer version of the software.
         """
-        self.ahead.drop()
+        self.pipeline.discard()
         await self.keeper.begin(connection)
         if self.in_doubt is None:
             return ()
         with closing_after(STUCK_AFTER_SECONDS, connection), translating():
             return await self._resolve_doubt(connection, self.in_doubt)
 
-    def enough(self, queue: int) -> int:
+    def batch_size(self, queue: int) -> int:
         """Return how many of the waiting commands to commit together."""
         # While other processes write, nothing is decided ahead, and every commit waits for the lock.
-        return MAX_BATCH_COMMANDS if self.contended else self.batch_sizer.first(queue)
+        return MAX_BATCH_COMMANDS if self.contended else self.batch_sizer.initial_size(queue)
 
     async def commit(
         self,
@@ -118,7 +118,7 @@ class Appender:
         decided: Decided | None,
         *,
         join: Callable[[], None],
-        leave: Callable[[list[Ticket]], None],
+        defer: Callable[[list[Ticket]], None],
     ) -> None:
         """Decide the tickets' commands at the head, append their events, and answer the callers.
 
@@ -135,12 +135,12 @@ class Appender:
             Exception: nothing was stored, because of one of the commands.
         """
         if decided is None:
-            self.ahead.drop()
+            self.pipeline.discard()
         with closing_after(STUCK_AFTER_SECONDS, connection), translating():
-            await self._sealing.stock_up(connection, self._likely_batch(tickets))
+            await self._sealing.replenish(connection, self._likely_batch(tickets))
             if not self.contended:
                 try:
-                    await self._commit_in_one_trip(connection, tickets, decided, leave)
+                    await self._commit_optimistically(connection, tickets, decided, defer)
                 except HeadMoved as moved:
                     self.keeper.check_continuity(moved.head)
                     self.contended = True
@@ -148,7 +148,7 @@ class Appender:
                     _log.warning("%s", drift)
                 else:
                     return
-            await self._commit_holding_the_lock(connection, tickets, join, leave)
+            await self._commit_under_lock(connection, tickets, join, defer)
 
     def _likely_batch(self, tickets: Sequence[Ticket]) -> Iterable[Ticket]:
         """Return the tickets, and under contention those likely to join during the wait for the lock."""
@@ -156,42 +156,42 @@ class Appender:
             return tickets
         return islice(chain(tickets, self._queue), MAX_BATCH_COMMANDS)
 
-    async def _commit_in_one_trip(
+    async def _commit_optimistically(
         self,
         connection: Connection,
         tickets: list[Ticket],
         decided: Decided | None,
-        leave: Callable[[list[Ticket]], None],
+        defer: Callable[[list[Ticket]], None],
     ) -> None:
         draft = decided.draft if decided else Draft(self.squad)
         batch = decided.batch if decided else await self._decide(connection, draft, tickets)
-        _trim(batch, tickets, leave)
+        _trim(batch, tickets, defer)
         if decided:
-            await self._sealing.make_durable(connection, batch.sealer)
+            await self._sealing.store_keys(connection, batch.sealer)
         if batch.recorded:
-            with nullcontext() if _destroys_a_key(batch) else self.ahead.deciding_above(draft):
+            with nullcontext() if _destroys_key(batch) else self.pipeline.deciding_on_top(draft):
                 await self._append(connection, batch)
         else:
             # Without an append, nothing has compared the head yet; but an answer must not be stale either.
             head = await log.head_position(connection)
             if head != self.squad.head.position:
                 raise HeadMoved(head)
-            await self.keeper.confirmed.make_sure(connection, head)
+            await self.keeper.confirmed.ensure(connection, head)
         self._settle(batch, draft)
 
-    async def _commit_holding_the_lock(
+    async def _commit_under_lock(
         self,
         connection: Connection,
         tickets: list[Ticket],
         join: Callable[[], None],
-        leave: Callable[[list[Ticket]], None],
+        defer: Callable[[list[Ticket]], None],
     ) -> None:
         try:
-            self.contended = await self.keeper.lock_the_log(connection)
+            self.contended = await self.keeper.lock_log(connection)
             join()
             draft = Draft(self.squad)
             batch = await self._decide(connection, draft, tickets)
-            _trim(batch, tickets, leave)
+            _trim(batch, tickets, defer)
             if batch.recorded:
                 await self._append(connection, batch, commit=True)
             else:
@@ -212,20 +212,20 @@ class Appender:
             await connection.rollback()
             raise
         if not batch.recorded:
-            await self.keeper.confirmed.make_sure(connection, self.squad.head.position)
+            await self.keeper.confirmed.ensure(connection, self.squad.head.position)
         self._settle(batch, draft)
 
     async def _decide(self, connection: Connection, draft: Draft, tickets: Sequence[Ticket]) -> Batch:
         answers: dict[str, recall.EarlierAnswer] = {}
-        if wanted := recall.needs(self.squad, tickets):
-            answers = recall.fold(draft, await recall.read(connection, wanted, self._sealing.keyring))
-            await recall.find_traces(connection, draft, wanted)
+        if reads := recall.required_reads(self.squad, tickets):
+            answers = recall.fold(draft, await recall.read(connection, reads, self._sealing.keyring))
+            await recall.find_traces(connection, draft, reads)
         sealer = await self._sealing.prepare(connection, draft, tickets, answers)
-        batch = self._decide_at_once(draft, tickets, answers, sealer)
-        await self._sealing.make_durable(connection, sealer)
+        batch = self._decide_batch(draft, tickets, answers, sealer)
+        await self._sealing.store_keys(connection, sealer)
         return batch
 
-    def _decide_at_once(
+    def _decide_batch(
         self,
         draft: Draft,
         tickets: Sequence[Ticket],
@@ -237,7 +237,7 @@ class Appender:
         latest = self.squad.head.recorded_at
         # The log's time never goes backwards, even where the database's clock was set back.
         not_before = max(now, latest) if latest else now
-        with self.batch_sizer.deciding(len(tickets)):
+        with self.batch_sizer.timing_decisions(len(tickets)):
             return decide_batch(
                 draft, tickets, answers, now=not_before, decided_at=now, sealer=sealer, abandoned=abandoned
             )
@@ -261,43 +261,43 @@ class Appender:
         except Exception as unexpected:
             raise StoreUnavailable(describe(unexpected)) from unexpected
         finally:
-            self._measures.lock(pop_lock_wait(connection))
+            self._stats.lock(pop_lock_wait(connection))
         self.in_doubt = None
         answered = monotonic()
         self._clock.adjust(database_time, asked, answered)
-        self.batch_sizer.appended(answered - asked)
-        self._measures.batch(batch, answered - asked)
+        self.batch_sizer.record_append(answered - asked)
+        self._stats.batch(batch, answered - asked)
 
     def _settle(self, batch: Batch, draft: Draft) -> None:
         """Merge a committed batch into the state, answer its callers, and publish its events."""
         try:
             self.squad.merge(draft)
         except Exception as fault:
-            self.keeper.forget()
+            self.keeper.discard()
             raise StoreUnavailable(
                 f"the state is lost and must be read again: {describe(fault)}"
             ) from fault
         finally:
             # It is committed: whatever fails here, no caller may believe that it is not.
             _resolve_tickets(batch)
-        self.ahead.rebase(self.squad)
+        self.pipeline.rebase(self.squad)
         if batch.recorded:
-            self.keeper.confirmed.appended(batch.recorded[-1].position)
+            self.keeper.confirmed.record_append(batch.recorded[-1].position)
             self._sealing.settle(batch.sealer)
             self._sealing.observe(batch.recorded)
             self._publish(batch.recorded, batch.events)
 
     async def _resolve_doubt(self, connection: Connection, batch: Batch) -> Sequence[Ticket]:
         try:
-            await self.keeper.lock_the_log(connection)
+            await self.keeper.lock_log(connection)
             found = await lookup.find_ids(connection, [recorded.id for recorded in batch.recorded])
             if not found and self.squad.head.position == batch.recorded[0].position - 1:
-                await self._fence_off(connection, batch)
+                await self._append_fence(connection, batch)
             else:
                 await connection.execute("ROLLBACK")
         except (HeadMoved, ClockDrifted) as unexpected:
             raise StoreBusy(str(unexpected)) from unexpected
-        await self.keeper.confirmed.make_sure(connection, self.squad.head.position)
+        await self.keeper.confirmed.ensure(connection, self.squad.head.position)
         self.in_doubt = None
         _log.warning(
             "a commit of %d events was in doubt; %d are in the log", len(batch.recorded), len(found)
@@ -307,15 +307,15 @@ class Appender:
         _resolve_tickets(batch)
         return ()
 
-    async def _fence_off(self, connection: Connection, batch: Batch) -> None:
+    async def _append_fence(self, connection: Connection, batch: Batch) -> None:
         """Append a fence in the batch's place. If this commit is lost as well, the batch stays in doubt."""
         draft = Draft(self.squad)
-        fence = self._decide_at_once(draft, (), {}, abandoned=batch)
+        fence = self._decide_batch(draft, (), {}, abandoned=batch)
         await log.append(connection, fence.recorded, fence.decided_at, commit=True)
         self._settle(fence, draft)
 
 
-def _destroys_a_key(batch: Batch) -> bool:
+def _destroys_key(batch: Batch) -> bool:
     """Whether the batch forgets somebody. Then nothing is decided ahead on top of it.
 
     The key that it destroys stays cached until the commit, so events decided ahead could be sealed with it.
@@ -323,11 +323,11 @@ def _destroys_a_key(batch: Batch) -> bool:
     return any(recorded.type == SubjectForgotten.type for recorded in batch.recorded)
 
 
-def _trim(batch: Batch, tickets: list[Ticket], leave: Callable[[list[Ticket]], None]) -> None:
+def _trim(batch: Batch, tickets: list[Ticket], defer: Callable[[list[Ticket]], None]) -> None:
     """Remove from `tickets` those that the batch had no room for, and leave them to a later batch."""
     if left := tickets[len(batch.tickets) :]:
         del tickets[len(batch.tickets) :]
-        leave(left)
+        defer(left)
 
 
 def _resolve_tickets(batch: Batch) -> None:

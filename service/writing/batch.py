@@ -61,7 +61,7 @@ class Batch(NamedTuple):
         """Whether to add no more commands: a small command can have large events, or many."""
         return _is_full(self.size, len(self.recorded))
 
-    def and_then(self, more: Batch) -> Batch:
+    def followed_by(self, more: Batch) -> Batch:
         """Append `more`, decided next on the same draft at the same time, and return both as one batch."""
         self.outcomes.extend(more.outcomes)
         self.recorded.extend(more.recorded)
@@ -107,16 +107,16 @@ def decide_batch(
     recorder = Recorder(draft, batch, now, ids)
     if abandoned:
         recorder.record([_fence(abandoned)], "system:writer", ids())
-        recorder.keep()
+        recorder.set_savepoint()
     at = DecisionContext(now, ids)
-    _let_time_pass(draft, recorder, at)
+    _record_due_events(draft, recorder, at)
     for decided, ticket in enumerate(tickets):
         if decided and _is_full(recorder.size, len(batch.recorded)):
             return batch._replace(tickets=tickets[:decided], size=recorder.size)
         outcome: Outcome | Exception
         try:
             outcome = _decide_one(draft, ticket.request, recorder, answers, at)
-            recorder.keep()
+            recorder.set_savepoint()
         except Exception as error:  # noqa: BLE001 - a fault in one decision is no other's
             kind, correlation_id = type(ticket.request.command).__name__, ticket.request.correlation_id
             _log.exception("deciding %s failed", kind, extra=about(correlation_id))
@@ -133,32 +133,32 @@ def _decide_one(
     answers: dict[str, EarlierAnswer],
     at: DecisionContext,
 ) -> Outcome:
-    if request.caller and (denied := access.judge(draft, request.caller, request.command, at)):
+    if request.caller and (denied := access.authorize(draft, request.caller, request.command, at)):
         recorder.record(denied.events, request.actor, request.correlation_id)
         return Outcome({}, draft.head.position if denied.events else None, denied.refusal)
     batch_key = request.batch_key
-    if batch_key and (kept := answers.get(batch_key)) and kept.fingerprint != request.bare_fingerprint:
+    if batch_key and (stored := answers.get(batch_key)) and stored.fingerprint != request.bare_fingerprint:
         return Outcome({}, None, refusal=_mismatch(batch_key))
     key = request.idempotency_key
-    if key and (kept := answers.get(key)):
-        if request.is_repeat_of(kept.fingerprint) and not _is_about_another(draft, request.command):
-            return Outcome({}, None, repeated=kept.answer)
+    if key and (stored := answers.get(key)):
+        if request.is_repeat_of(stored.fingerprint) and not _names_other_subject(draft, request.command):
+            return Outcome({}, None, repeated=stored.answer)
         return Outcome({}, None, refusal=_mismatch(key))
-    decision = _decided(draft, request.command, recorder, at)
+    decision = _decide_command(draft, request.command, recorder, at)
     recorder.record(decision.events, request.actor, request.correlation_id)
     if isinstance(decision, Refused):
         outcome = Outcome({}, draft.head.position if decision.events else None, decision.refusal)
-        worth_keeping = bool(decision.events)
+        is_storable = bool(decision.events)
     else:
         position = draft.head.position if decision.events else decision.reply["position"]
         outcome = Outcome(decision.reply, position)
-        worth_keeping = True
-    if key and request.answer and worth_keeping:
-        _keep_answer(recorder, request, outcome, request.answer(outcome), answers)
+        is_storable = True
+    if key and request.answer and is_storable:
+        _store_answer(recorder, request, outcome, request.answer(outcome), answers)
     return outcome
 
 
-def _decided(draft: Draft, command: AnyCommand, recorder: Recorder, at: DecisionContext) -> Decision:
+def _decide_command(draft: Draft, command: AnyCommand, recorder: Recorder, at: DecisionContext) -> Decision:
     """Decide a command. Release expired reservations first before denying tokens because of them."""
     decision = decide(draft, command, at)
     while draft.no_expiry_before[RESERVATIONS.name] <= at.now and _denies_tokens(decision):
@@ -168,7 +168,7 @@ def _decided(draft: Draft, command: AnyCommand, recorder: Recorder, at: Decision
         recorder.record(released, CLOCK_ACTOR, at.new_id())
         if len(released) < MAX_DUE_PER_BATCH:
             draft.no_expiry_before[RESERVATIONS.name] = draft.first_to_expire(RESERVATIONS.name, at.now)
-        recorder.keep()
+        recorder.set_savepoint()
         decision = decide(draft, command, at)
     return decision
 
@@ -177,7 +177,7 @@ def _denies_tokens(decision: Decision) -> bool:
     return any(type(new.event) is TokensDenied for new in decision.events)
 
 
-def _keep_answer(
+def _store_answer(
     recorder: Recorder,
     request: Request,
     outcome: Outcome,
@@ -202,10 +202,10 @@ def _keep_answer(
     )
     answers[request.idempotency_key] = EarlierAnswer(fingerprint, Answer(answer.status, answer.body))
     if request.batch_key and request.batch_key not in answers:
-        _mark_batch_key(recorder, request, outcome, answers)
+        _store_batch_key(recorder, request, outcome, answers)
 
 
-def _mark_batch_key(
+def _store_batch_key(
     recorder: Recorder, request: Request, outcome: Outcome, answers: dict[str, EarlierAnswer]
 ) -> None:
     """Keep the key of a batch itself, so that no other request can use it."""
@@ -220,7 +220,7 @@ def _mark_batch_key(
     answers[request.batch_key] = marked
 
 
-def _is_about_another(draft: Draft, command: AnyCommand) -> bool:
+def _names_other_subject(draft: Draft, command: AnyCommand) -> bool:
     """Whether the answer kept under a command's idempotency key is about another subject.
 
     The stored fingerprint of a request to forget somebody does not cover the subject. So a repeat is
@@ -229,26 +229,26 @@ def _is_about_another(draft: Draft, command: AnyCommand) -> bool:
     return isinstance(command, ForgetSubject) and draft.trace(command.subject).key_id is not None
 
 
-def _let_time_pass(draft: Draft, recorder: Recorder, at: DecisionContext) -> None:
-    if not draft.has_policy or not _time_to_look(draft, at.now):
+def _record_due_events(draft: Draft, recorder: Recorder, at: DecisionContext) -> None:
+    if not draft.has_policy or not _is_check_due(draft, at.now):
         return
     correlation_id = at.new_id()
-    over = [name for name in EXPIRING if draft.no_expiry_before[name] <= at.now]
+    expiring = [name for name in EXPIRING if draft.no_expiry_before[name] <= at.now]
     is_all = True
     for step in clock.STEPS:
         events = list(islice(step(draft, at.now), MAX_DUE_PER_BATCH))
         recorder.record(events, CLOCK_ACTOR, correlation_id)
         is_all = is_all and len(events) < MAX_DUE_PER_BATCH
     if is_all:
-        draft.looked_at = at.now
-        draft.no_expiry_before.update({name: draft.first_to_expire(name, at.now) for name in over})
-    recorder.keep()
+        draft.checked_at = at.now
+        draft.no_expiry_before.update({name: draft.first_to_expire(name, at.now) for name in expiring})
+    recorder.set_savepoint()
 
 
-def _time_to_look(draft: Draft, now: datetime) -> bool:
+def _is_check_due(draft: Draft, now: datetime) -> bool:
     day = draft.day
-    looked = draft.looked_at
-    return not looked or now - looked >= CLOCK_STEP or not day or now >= day.ends_at
+    checked_at = draft.checked_at
+    return not checked_at or now - checked_at >= CLOCK_STEP or not day or now >= day.ends_at
 
 
 def _fence(abandoned: Batch) -> NewEvent:

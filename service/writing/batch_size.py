@@ -1,7 +1,7 @@
 """Choose how many commands make a batch, so that deciding and appending overlap.
 
-While one batch is in flight, the next is decided (`service.writing.ahead`). If a batch took everything in
-the queue, nothing would be left to decide meanwhile: its callers ask again only when it is answered, and
+While one batch is in flight, the next is decided (`service.writing.pipeline`). If a batch took everything
+in the queue, nothing would be left to decide meanwhile: its callers ask again only when it is answered, and
 the database and the decisions would wait for each other in turn. So a batch leaves some commands behind,
 unless appending takes so long that deciding cannot fill the time: then everything shares one commit.
 """
@@ -38,28 +38,28 @@ class BatchSizer:
         self._append_seconds = 0.0
 
     @contextmanager
-    def deciding(self, commands: int) -> Iterator[None]:
+    def timing_decisions(self, commands: int) -> Iterator[None]:
         """Time the deciding of so many commands."""
         began = monotonic()
         yield
         if commands:
-            self.decided(commands, monotonic() - began)
+            self.record_decisions(commands, monotonic() - began)
 
-    def decided(self, commands: int, seconds: float) -> None:
+    def record_decisions(self, commands: int, seconds: float) -> None:
         """Record how long deciding so many commands took."""
         each = max(_MIN_SECONDS, seconds / commands)
         self._decision_seconds += _SMOOTHING * (each - self._decision_seconds)
 
-    def appended(self, seconds: float) -> None:
+    def record_append(self, seconds: float) -> None:
         """Record the duration of an append's round trip."""
         # A slowly growing minimum: slower ones include time in which this process was busy.
         self._append_seconds = min(seconds, self._append_seconds * _MINIMUM_GROWTH or seconds)
 
-    def first(self, queued: int) -> int:
+    def initial_size(self, queued: int) -> int:
         """Return how many of the waiting commands to decide now, while nothing is in flight."""
         return max(self._minimum(), min(AMORTIZED_COMMANDS, -(-queued // 2)))
 
-    def beside(self) -> int:
+    def pipelined_size(self) -> int:
         """Return how many commands to decide at most while a batch is in flight."""
         return max(self._minimum(), AMORTIZED_COMMANDS)
 

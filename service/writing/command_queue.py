@@ -41,7 +41,7 @@ class CommandQueue:
         return iter(self._tickets)
 
     def put(self, ticket: Ticket) -> None:
-        """Add a ticket at the end. Consumers are not woken until `tell` is called.
+        """Add a ticket at the end. Consumers are not woken until `notify` is called.
 
         Raises:
             QueueFull: a bound is reached.
@@ -51,25 +51,25 @@ class CommandQueue:
         self._tickets.append(ticket)
         self.bytes += ticket.request.size
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Wake the consumers: tickets have arrived."""
         self.arrived.set()
         if self.on_arrival:
             self.on_arrival()
 
-    def put_back(self, tickets: Sequence[Ticket]) -> None:
+    def requeue(self, tickets: Sequence[Ticket]) -> None:
         """Put a batch that was not committed back at the front, in order."""
         self._tickets.extendleft(reversed(tickets))
         self.bytes += sum(ticket.request.size for ticket in tickets)
         self.arrived.set()
 
-    def let_go(self) -> None:
+    def remove_cancelled(self) -> None:
         """Remove tickets whose callers have gone, as happens while the database is down."""
         if any(ticket.outcome.done() for ticket in self._tickets):
             self._tickets = deque(ticket for ticket in self._tickets if not ticket.outcome.done())
             self.bytes = sum(ticket.request.size for ticket in self._tickets)
 
-    def drain(self, most: int = MAX_BATCH_COMMANDS, *, size: int = 0) -> list[Ticket]:
+    def drain(self, maximum: int = MAX_BATCH_COMMANDS, *, size: int = 0) -> list[Ticket]:
         """Take the next batch, or additions to one; drop tickets whose callers have gone.
 
         Args:
@@ -77,7 +77,7 @@ class CommandQueue:
             size: size in bytes of the batch that these are added to.
         """
         batch: list[Ticket] = []
-        while self._tickets and len(batch) < most and size < MAX_BATCH_BYTES:
+        while self._tickets and len(batch) < maximum and size < MAX_BATCH_BYTES:
             ticket = self._tickets.popleft()
             self.bytes -= ticket.request.size
             if not ticket.outcome.done():

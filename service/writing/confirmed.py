@@ -23,7 +23,7 @@ _LOCKED = (
 )
 
 
-class Confirmed:
+class ConfirmedPosition:
     """How much of the log one connection's server has confirmed to be on its synchronous standby."""
 
     def __init__(self) -> None:
@@ -33,11 +33,11 @@ class Confirmed:
         """Forget what was confirmed: a new connection may lead to another server."""
         self._upto = 0
 
-    def appended(self, position: int) -> None:
+    def record_append(self, position: int) -> None:
         """Note that our own commit returned, which confirms everything up to its last position."""
         self._upto = position
 
-    async def make_sure(self, connection: Connection, position: int) -> None:
+    async def ensure(self, connection: Connection, position: int) -> None:
         """Wait until the log up to `position`, which was read on this connection, is confirmed.
 
         Raises:

@@ -17,7 +17,7 @@ from service.history import continuity
 from service.history.folding import STUCK_AFTER_SECONDS, fold_page, load_open
 from service.history.restore import catch_up, restore
 from service.memory.squad import Squad
-from service.writing.confirmed import Confirmed
+from service.writing.confirmed import ConfirmedPosition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,12 +43,12 @@ class HeadKeeper:
         stats: WriterStats,
     ) -> None:
         self.squad = Squad()
-        self.confirmed = Confirmed()
+        self.confirmed = ConfirmedPosition()
         self._clock = clock
         self._publish = publish
         self._sealing = sealing_
         self._replaced = replaced
-        self._measures = stats
+        self._stats = stats
         self._log_was_replaced = False
 
     async def begin(self, connection: Connection) -> None:
@@ -72,10 +72,10 @@ class HeadKeeper:
         if self._log_was_replaced:
             self._replaced()
             self._log_was_replaced = False
-        await self.look(connection)
-        await self.confirmed.make_sure(connection, self.squad.head.position)
+        await self.catch_up(connection)
+        await self.confirmed.ensure(connection, self.squad.head.position)
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """Discard the state: the log must be read anew, on a new connection."""
         self.squad = Squad()
 
@@ -84,18 +84,18 @@ class HeadKeeper:
         with closing_after(STUCK_AFTER_SECONDS, connection):
             await self._sync_clock(connection)
 
-    async def look(self, connection: Connection) -> None:
+    async def catch_up(self, connection: Connection) -> None:
         """Fold what other processes appended, and load what they reopened into memory."""
         await catch_up(connection, self.squad, self._publish_others, self._sealing.keyring)
         await load_open(connection, self.squad)
 
-    async def lock_the_log(self, connection: Connection) -> bool:
+    async def lock_log(self, connection: Connection) -> bool:
         """Take the log's lock, fold the events that were missed, and return whether there were any."""
         asked = monotonic()
         try:
             page, database_time = await log.lock_and_read(connection, self.squad.head.position)
         finally:
-            self._measures.lock(pop_lock_wait(connection))
+            self._stats.lock(pop_lock_wait(connection))
         self._clock.adjust(database_time, asked, monotonic())
         if page:
             await continuity.check_page(connection, self.squad.head, page)
@@ -105,7 +105,7 @@ class HeadKeeper:
             events = fold_page(self.squad, shown)
             self._publish_others(page, events if shown is page else ())
         if len(page) == log.PAGE_EVENTS:
-            await self.look(connection)
+            await self.catch_up(connection)
         return bool(page)
 
     def check_continuity(self, head: int) -> None:
@@ -123,7 +123,7 @@ class HeadKeeper:
         Args:
             page: what they appended.
             events: its decoded events, if it was folded under the lock in order to decide. Those found by
-                `look` are not passed on: other parts of the process must find them themselves, or
+                `catch_up` are not passed on: other parts of the process must find them themselves, or
                 `poll_rescues` would not show that no notification announced them.
         """
         self._sealing.observe(page)
@@ -138,7 +138,7 @@ class HeadKeeper:
         try:
             await continuity.check_head(connection, self.squad.head)
         except LogReplaced:
-            self.forget()
+            self.discard()
             self._log_was_replaced = True
             raise
 

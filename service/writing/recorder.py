@@ -35,17 +35,17 @@ class Recorder:
         self.now_microseconds = microseconds(now)
         self.sealer = batch.sealer
         self.size = 0
-        self._kept = 0
+        self._savepoint = 0
 
-    def keep(self) -> None:
+    def set_savepoint(self) -> None:
         """Set a savepoint: what was recorded so far stays, whatever becomes of the next command."""
-        self.draft.keep()
-        self._kept = len(self.batch.recorded)
+        self.draft.set_savepoint()
+        self._savepoint = len(self.batch.recorded)
 
     def roll_back(self) -> None:
-        """Undo what was recorded since the last `keep`."""
+        """Undo what was recorded since the last savepoint."""
         self.draft.roll_back()
-        del self.batch.recorded[self._kept :], self.batch.events[self._kept :]
+        del self.batch.recorded[self._savepoint :], self.batch.events[self._savepoint :]
 
     def record(
         self,
@@ -71,8 +71,8 @@ class Recorder:
         for new in events:
             event, caused_by = new.event, new.caused_by
             id_, stream = self.ids(), event.stream
-            if self.sealer and (its_key := key or self.sealer.key_of(draft, event)):
-                data = self.sealer.seal(event, id_, its_key, bare_fingerprint)
+            if self.sealer and (sealing_key := key or self.sealer.key_of(draft, event)):
+                data = self.sealer.seal(event, id_, sealing_key, bare_fingerprint)
             else:
                 data = codec.encode(event)
             position, version = draft.head.position + 1, draft.next_version(stream)

@@ -1,7 +1,7 @@
 """Which payloads are sealed with whose key, when this process encrypts what it appends.
 
 Keys are durable before the batch that uses them. A sender's key is created or looked up before the batch is
-decided. Keys for messages come from a stock, so that not every batch waits for another commit. If the batch
+decided. Keys for messages come from a pool, so that not every batch waits for another commit. If the batch
 is not appended, its message keys are wasted, which is harmless: a key that sealed nothing is only a row.
 
 No event is sealed with a destroyed key. An event destroys a key. A process that has not folded that event
@@ -49,7 +49,7 @@ MAX_NEW_KEYS = 500
 _MIN_NEW_KEYS = 16
 _NONCES_PER_DRAW = 64
 _NOTHING: Mapping[str, str] = MappingProxyType({})
-_ABOUT_SENDERS = frozenset({do.LogEmail, do.UpdateEmail})
+_SENDER_COMMANDS = frozenset({do.LogEmail, do.UpdateEmail})
 
 
 class Sealer:
@@ -58,26 +58,26 @@ class Sealer:
     def __init__(
         self,
         senders: dict[str, Key],
-        stock: list[Key],
+        key_pool: list[Key],
         nonces: Iterator[bytes] | None = None,
-        fresh: Callable[[], Key] = new_key,
+        generate_key: Callable[[], Key] = new_key,
     ) -> None:
         self.used: list[Key] = []
         """Message keys that sealed something."""
-        self.late: list[Key] = []
-        """Those of them that did not come from the stock and are not durable yet."""
+        self.unstored: list[Key] = []
+        """Those of them that did not come from the pool and are not durable yet."""
         self.senders = senders
         """Senders' keys by digest of their address."""
-        self._stock = stock
+        self._key_pool = key_pool
         self._nonces = nonces or _random_nonces()
-        self._fresh = fresh
+        self._generate_key = generate_key
         self._message_key: Key | None = None
 
     def key_of(self, state: State, event: AnyEvent) -> Key | None:
         """Return the key that an event is sealed with; None if nothing in it is personal."""
         match event:
             case MessageSent():
-                self._message_key = self._take()
+                self._message_key = self._take_key()
                 return self._message_key
             case EmailReceived():
                 return self.senders[digest_of(event.from_email)]
@@ -100,15 +100,15 @@ class Sealer:
 
     def seal(self, event: AnyEvent, id_: str, key: Key, bare_fingerprint: str = "") -> str:
         """Return the event's sealed text. A kept answer shows `bare_fingerprint` in plain text."""
-        instead = {"fingerprint": bare_fingerprint} if isinstance(event, RequestAnswered) else _NOTHING
-        return sealing.seal(event, id_, key, next(self._nonces), instead)
+        replacements = {"fingerprint": bare_fingerprint} if isinstance(event, RequestAnswered) else _NOTHING
+        return sealing.seal(event, id_, key, next(self._nonces), replacements)
 
-    def _take(self) -> Key:
-        if self._stock:
-            key = self._stock.pop()
+    def _take_key(self) -> Key:
+        if self._key_pool:
+            key = self._key_pool.pop()
         else:
-            key = self._fresh()
-            self.late.append(key)
+            key = self._generate_key()
+            self.unstored.append(key)
         self.used.append(key)
         return key
 
@@ -128,26 +128,26 @@ def _random_nonces() -> Iterator[bytes]:
 
 
 class Sealing:
-    """What the writer of this process seals with: cached keys, and the stock."""
+    """What the writer of this process seals with: cached keys, and the pool."""
 
     def __init__(self, keyring: Keyring, *, encrypt: bool) -> None:
         self.keyring = keyring
         self._encrypt = encrypt
         self._senders: OrderedDict[str, Key] = OrderedDict()
-        self._stock: list[Key] = []
-        self._lot = _MIN_NEW_KEYS
+        self._key_pool: list[Key] = []
+        self._new_key_count = _MIN_NEW_KEYS
 
-    async def stock_up(self, connection: Connection, tickets: Iterable[Ticket]) -> None:
+    async def replenish(self, connection: Connection, tickets: Iterable[Ticket]) -> None:
         """Create keys for the messages that these commands will send, and for some later ones."""
         if not self._encrypt:
             return
-        wanted = sum(isinstance(ticket.request.command, do.SendMessage) for ticket in tickets)
-        if len(self._stock) >= wanted:
+        required = sum(isinstance(ticket.request.command, do.SendMessage) for ticket in tickets)
+        if len(self._key_pool) >= required:
             return
-        made = keys.new_keys(max(wanted - len(self._stock), self._lot))
+        made = keys.new_keys(max(required - len(self._key_pool), self._new_key_count))
         await keys.store(connection, made)
-        self._stock += made
-        self._lot = min(self._lot * 2, MAX_NEW_KEYS)
+        self._key_pool += made
+        self._new_key_count = min(self._new_key_count * 2, MAX_NEW_KEYS)
 
     async def prepare(
         self,
@@ -166,13 +166,15 @@ class Sealing:
         """
         if not self._encrypt:
             return None
-        wanted = senders_needed(state, tickets, answered)
-        at_hand = {digest: key for digest in wanted if (key := self._senders.get(digest))}
-        if missing := wanted - at_hand.keys():
-            at_hand |= await keys.get_or_create_sender_keys(connection, missing)
-        return Sealer(at_hand, self._stock)
+        required = required_senders(state, tickets, answered)
+        cached = {digest: key for digest in required if (key := self._senders.get(digest))}
+        if missing := required - cached.keys():
+            cached |= await keys.get_or_create_sender_keys(connection, missing)
+        return Sealer(cached, self._key_pool)
 
-    def ahead(self, sealer: Sealer | None, state: State, tickets: Sequence[Ticket]) -> Sealer | None:
+    def prepare_from_cache(
+        self, sealer: Sealer | None, state: State, tickets: Sequence[Ticket]
+    ) -> Sealer | None:
         """Return the sealer for a batch that is decided without the database.
 
         Args:
@@ -182,19 +184,19 @@ class Sealing:
         """
         if not self._encrypt:
             return None
-        sealer = sealer or Sealer({}, self._stock)
-        for digest in senders_needed(state, tickets):
+        sealer = sealer or Sealer({}, self._key_pool)
+        for digest in required_senders(state, tickets):
             sealer.senders[digest] = self._senders[digest]
         return sealer
 
     def lacks_keys(self, state: State, tickets: Iterable[Ticket]) -> bool:
         """Whether one of these commands needs a sender's key that is not cached."""
-        return self._encrypt and not senders_needed(state, tickets) <= self._senders.keys()
+        return self._encrypt and not required_senders(state, tickets) <= self._senders.keys()
 
-    async def make_durable(self, connection: Connection, sealer: Sealer | None) -> None:
-        """Store the keys that did not come from the stock, before the batch is appended."""
-        if sealer and sealer.late:
-            await keys.store(connection, sealer.late)
+    async def store_keys(self, connection: Connection, sealer: Sealer | None) -> None:
+        """Store the keys that did not come from the pool, before the batch is appended."""
+        if sealer and sealer.unstored:
+            await keys.store(connection, sealer.unstored)
 
     def settle(self, sealer: Sealer | None) -> None:
         """Cache the keys of a committed batch, which are durable now, also for reading it back.
@@ -220,7 +222,7 @@ class Sealing:
         """Drop everything: a new connection may lead to a database without these keys."""
         self.keyring.clear()
         self._senders.clear()
-        self._stock = []
+        self._key_pool = []
 
     def _evict(self, key_id: str) -> None:
         self.keyring.remove(key_id)
@@ -228,12 +230,12 @@ class Sealing:
             del self._senders[digest]
 
 
-def senders_needed(state: State, tickets: Iterable[Ticket], answered: Container[str] = ()) -> set[str]:
+def required_senders(state: State, tickets: Iterable[Ticket], answered: Container[str] = ()) -> set[str]:
     """Return the digests of the senders whose keys these commands will need; arguments as for `prepare`."""
     return {
         digest_of(from_email)
         for ticket in tickets
-        if type(ticket.request.command) in _ABOUT_SENDERS
+        if type(ticket.request.command) in _SENDER_COMMANDS
         and ticket.request.idempotency_key not in answered
         and (from_email := _sender_to_seal(state, ticket.request))
     }

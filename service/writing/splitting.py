@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def apart(tickets: list[Ticket]) -> list[list[Ticket]]:
+def split_batches(tickets: list[Ticket]) -> list[list[Ticket]]:
     """Split the tickets into batches, in reverse order for `pop`."""
     parts: list[list[Ticket]] = [[]]
     for ticket in tickets:
-        if _stands_apart(ticket):
+        if _needs_own_batch(ticket):
             parts += [ticket], []
         else:
             parts[-1].append(ticket)
@@ -31,18 +31,18 @@ def apart(tickets: list[Ticket]) -> list[list[Ticket]]:
 
 def take_joiners(part: list[Ticket], queue: CommandQueue) -> list[Ticket]:
     """Take from the queue the tickets that may join a part after its wait for the lock."""
-    if _stands_apart(part[0]):
+    if _needs_own_batch(part[0]):
         return []
     size = sum(ticket.request.size for ticket in part)
     more = queue.drain(MAX_BATCH_COMMANDS - len(part), size=size)
-    alone = next((index for index, ticket in enumerate(more) if _stands_apart(ticket)), len(more))
+    alone = next((index for index, ticket in enumerate(more) if _needs_own_batch(ticket)), len(more))
     if alone < len(more):
-        queue.put_back(more[alone:])
+        queue.requeue(more[alone:])
         del more[alone:]
     return more
 
 
-def halves(part: list[Ticket], error: Exception) -> list[list[Ticket]]:
+def bisect(part: list[Ticket], error: Exception) -> list[list[Ticket]]:
     """Return what to try instead of a failed batch: its halves, in reverse order for `pop`.
 
     A single command fails for good: its caller is told so, and nothing is left to try.
@@ -59,6 +59,6 @@ def halves(part: list[Ticket], error: Exception) -> list[list[Ticket]]:
     return []
 
 
-def _stands_apart(ticket: Ticket) -> bool:
+def _needs_own_batch(ticket: Ticket) -> bool:
     """Whether it needs a batch of its own: its neighbors could be sealed with the key that it destroys."""
     return type(ticket.request.command) is ForgetSubject

@@ -49,6 +49,6 @@ class Timeouts:
         for ticket in self._queue:
             if ticket.deadline <= now:
                 ticket.fail(Unavailable())
-        self._queue.let_go()
+        self._queue.remove_cancelled()
         if in_flight or self._queue:
             self._schedule()

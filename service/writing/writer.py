@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
     from service.clock import DatabaseClock
     from service.memory.squad import Squad
-    from service.writing.ahead import Decided
+    from service.writing.pipeline import Decided
 
 SUBMIT_TIMEOUT_SECONDS = 20.0
 """How long a caller waits for the outcome."""
@@ -80,7 +80,7 @@ class Writer:
         self._hints = hints
         self._hint_seen = 0
         """The latest hint after which the log was read."""
-        self._looked_at = self._asked_at = 0.0
+        self._log_read_at = self._clock_read_at = 0.0
         """When the log, and the database's clock, were last read."""
         self._appender = Appender(
             clock,
@@ -109,15 +109,15 @@ class Writer:
         return self._appender.contended
 
     @property
-    def held_up(self) -> bool:
+    def is_stalled(self) -> bool:
         """Whether commands wait without progress, such as when another session holds the log's lock."""
         waited = monotonic() - self._last_progress_at
-        return self._busy and waited > STALLED_AFTER_SECONDS
+        return self._is_busy and waited > STALLED_AFTER_SECONDS
 
     @property
-    def _busy(self) -> bool:
+    def _is_busy(self) -> bool:
         appender = self._appender
-        return bool(self._current or self.queue or appender.in_doubt or appender.ahead.tickets)
+        return bool(self._current or self.queue or appender.in_doubt or appender.pipeline.tickets)
 
     async def submit(self, request: Request, timeout_seconds: float = SUBMIT_TIMEOUT_SECONDS) -> Outcome:
         """Queue a command, and return its outcome once it is durable.
@@ -148,7 +148,7 @@ class Writer:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
         tell, put = self.stats.command, self.queue.put
-        if not self._busy:
+        if not self._is_busy:
             self._last_progress_at = monotonic()
         outcomes = []
         for request in requests:
@@ -161,7 +161,7 @@ class Writer:
                 put(ticket)
             except QueueFull as error:
                 ticket.fail(error)
-        self.queue.tell()
+        self.queue.notify()
         self._timeouts.watch()
         return outcomes
 
@@ -171,15 +171,15 @@ class Writer:
         try:
             await self._run()
         finally:
-            self.give_up()
+            self.fail_waiting()
 
     async def drain(self) -> None:
         """Accept no more commands, and return when those that wait are answered."""
         self._stopping = True
-        while self._busy:
+        while self._is_busy:
             await wait_for_hint(self.advanced.waiter(), 0.05)
 
-    def give_up(self) -> None:
+    def fail_waiting(self) -> None:
         """Fail all tickets that still wait for an answer."""
         for ticket in self._in_flight():
             ticket.fail(OutcomeUnknown())
@@ -194,7 +194,7 @@ class Writer:
             try:
                 connection = await connect(self._dsn, self._schema, name="squad writer")
                 try:
-                    self.queue.put_back(await self._appender.begin(connection))
+                    self.queue.requeue(await self._appender.begin(connection))
                     self.problem, self.ready = None, True
                     self.advanced.wake(self.squad.head.position)
                     delay = _BACKOFF_SECONDS[0]
@@ -220,36 +220,36 @@ class Writer:
             delay = min(delay * 2, _BACKOFF_SECONDS[1])
 
     async def _work(self, connection: Connection) -> None:
-        self._looked_at = self._asked_at = monotonic()
+        self._log_read_at = self._clock_read_at = monotonic()
         while True:
-            if not self.queue and not self._appender.ahead.tickets:
+            if not self.queue and not self._appender.pipeline.tickets:
                 await self._wait_for_work()
             self.queue.arrived.clear()
-            await self._keep_up(connection)
+            await self._catch_up(connection)
             await self._wait_for_joiners()
-            if decided := self._appender.ahead.take():
+            if decided := self._appender.pipeline.take():
                 await self._commit_all(connection, list(decided.batch.tickets), decided)
-            elif tickets := self.queue.drain(self._appender.enough(len(self.queue))):
+            elif tickets := self.queue.drain(self._appender.batch_size(len(self.queue))):
                 await self._commit_all(connection, tickets)
 
-    async def _keep_up(self, connection: Connection) -> None:
+    async def _catch_up(self, connection: Connection) -> None:
         """Read the clock and the log: periodically, and when other processes may have written."""
         now, hinted, keeper = monotonic(), self._hints.position, self._appender.keeper
-        if now - self._asked_at > POLL_SECONDS:
+        if now - self._clock_read_at > POLL_SECONDS:
             # Our clock may have stopped, as on a laptop that slept, and readers rely on it too.
             await keeper.renew_clock(connection)
-            self._asked_at = now
+            self._clock_read_at = now
         # A hint counts once: whatever it announced, the log has been read since.
         is_news = hinted > self._hint_seen and hinted > self.squad.head.position
-        # A batch decided under the lock reads what is new anyway. Only `look` loads what other processes
-        # reopened; it runs once a second in any case.
+        # A batch decided under the lock reads what is new anyway. Only `catch_up` loads what other
+        # processes reopened; it runs once a second in any case.
         if self._appender.contended and self.queue:
             is_news = False
-        if is_news or now - self._looked_at > POLL_SECONDS:
-            self._appender.ahead.drop()
+        if is_news or now - self._log_read_at > POLL_SECONDS:
+            self._appender.pipeline.discard()
             known = self.squad.head.position
-            await keeper.look(connection)
-            self._hint_seen, self._looked_at = hinted, now
+            await keeper.catch_up(connection)
+            self._hint_seen, self._log_read_at = hinted, now
             if self.squad.head.position > max(known, self._hints.position):
                 self.stats.poll_rescues += 1
 
@@ -267,15 +267,15 @@ class Writer:
 
         They share the commit of what was decided ahead, instead of waiting for it and then for their own.
         """
-        ahead = self._appender.ahead
-        callers = self._answered + len(ahead.tickets)
-        if not ahead.tickets or not (seconds := self._appender.batch_sizer.linger_seconds(callers)):
+        pipeline = self._appender.pipeline
+        callers = self._answered + len(pipeline.tickets)
+        if not pipeline.tickets or not (seconds := self._appender.batch_sizer.linger_seconds(callers)):
             return
         deadline = monotonic() + seconds
-        while len(self.queue) + len(ahead.tickets) < callers and (left := deadline - monotonic()) > 0:
+        while len(self.queue) + len(pipeline.tickets) < callers and (left := deadline - monotonic()) > 0:
             self.queue.arrived.clear()
             await wait_for_hint(self.queue.arrived, left)
-        ahead.join()
+        pipeline.join()
 
     async def _commit_all(
         self, connection: Connection, tickets: list[Ticket], decided: Decided | None = None
@@ -283,7 +283,7 @@ class Writer:
         """Commit the tickets together; if that fails, bisect down to the command at fault."""
         self._current, self._answered = [*tickets], len(tickets)
         # What was decided ahead contains no command that needs a batch of its own.
-        parts = [tickets] if decided else splitting.apart(tickets)
+        parts = [tickets] if decided else splitting.split_batches(tickets)
         try:
             while parts:
                 part = parts.pop()
@@ -293,7 +293,7 @@ class Writer:
                         part,
                         decided if part is tickets else None,
                         join=partial(self._join, part, parts),
-                        leave=parts.append,
+                        defer=parts.append,
                     )
                     self._last_progress_at = monotonic()
                 except (StoreUnavailable, StoreBusy, LogNotUnderstood, asyncio.CancelledError):
@@ -301,10 +301,10 @@ class Writer:
                         parts.append(part)
                     raise
                 except Exception as error:  # noqa: BLE001 - no caller may wait for ever
-                    parts += splitting.halves(part, error)
+                    parts += splitting.bisect(part, error)
         finally:
             for part in parts:
-                self.queue.put_back(part)
+                self.queue.requeue(part)
             self._current = []
 
     def _join(self, part: list[Ticket], parts: list[list[Ticket]]) -> None:
@@ -331,7 +331,7 @@ class Writer:
     def _on_log_replaced(self) -> None:
         """Reset the hints: the log is another one, and may be shorter, so they do not apply to it."""
         self.replacements += 1
-        self._hints.forget()
+        self._hints.reset()
         self._hint_seen = 0
         for tell in self.on_replaced:
             tell()
@@ -340,4 +340,4 @@ class Writer:
     def _in_flight(self) -> Sequence[Ticket]:
         """Return the tickets whose commands may be in the log already."""
         in_doubt = self._appender.in_doubt
-        return (*self._current, *(in_doubt.tickets if in_doubt else ()), *self._appender.ahead.tickets)
+        return (*self._current, *(in_doubt.tickets if in_doubt else ()), *self._appender.pipeline.tickets)

@@ -81,7 +81,7 @@ async def on_its_way(
 
 
 def ahead(writer: Writer) -> int:
-    return len(writer._appender.ahead.tickets)
+    return len(writer._appender.pipeline.tickets)
 
 
 def claim(agent: str) -> do.StartOperation:
@@ -202,7 +202,7 @@ async def test_where_commits_are_slow_those_who_were_answered_go_along_with_the_
         await submit(writer, message("to be known"))
         monkeypatch.setattr(batch_size, "MAX_LINGER_SECONDS", 60)
         monkeypatch.setattr(writer._appender.batch_sizer, "_append_seconds", 8 * 60)
-        monkeypatch.setattr(writer._appender.batch_sizer, "appended", lambda seconds: None)
+        monkeypatch.setattr(writer._appender.batch_sizer, "record_append", lambda seconds: None)
 
         async def ask(times: int) -> None:
             for number in range(times):

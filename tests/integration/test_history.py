@@ -148,13 +148,13 @@ async def test_it_comes_into_memory_also_where_every_batch_is_decided_holding_th
 ) -> None:
     async with running_writer(database) as one, running_writer(database) as other:
         keeper = other._appender.keeper
-        lock_the_log = keeper.lock_the_log
+        lock_log = keeper.lock_log
 
         async def as_if_others_wrote(connection: Connection) -> bool:
-            await lock_the_log(connection)
+            await lock_log(connection)
             return True
 
-        monkeypatch.setattr(keeper, "lock_the_log", as_if_others_wrote)
+        monkeypatch.setattr(keeper, "lock_log", as_if_others_wrote)
         other._appender.contended = True
         ends = asyncio.Event()
 

@@ -28,9 +28,11 @@ _NOBODY_WAITS = cast("asyncio.Future[Outcome]", None)
 async def _recalled(writer: Writer, connection: Connection, *commands: AnyCommand) -> list[str]:
     """What is read for commands, by type. It tells the same as all there is would."""
     tickets = [Ticket(Request(command, "agent:test", "test"), _NOBODY_WAITS) for command in commands]
-    wanted = recall.needs(writer.squad, tickets)
+    wanted = recall.required_reads(writer.squad, tickets)
     brief = await recall.read(connection, wanted)
-    whole = await recall.read_stories(connection, sorted({ends.stream for ends in wanted.ends}))
+    whole = await recall.read_revealed_streams(
+        connection, sorted({excerpts.stream for excerpts in wanted.excerpts})
+    )
     assert _told(writer, brief) == _told(writer, whole)
     return [recorded.type for recorded in brief]
 

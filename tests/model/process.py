@@ -101,7 +101,7 @@ class Process:
     @property
     def is_done(self) -> bool:
         """Whether it is idle and owes nobody an answer."""
-        return self.is_idle and not self.writer._busy
+        return self.is_idle and not self.writer._is_busy
 
     @property
     def holds_the_lock(self) -> bool:

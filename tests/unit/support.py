@@ -123,7 +123,7 @@ class Story:
         tickets = [Ticket(request, _NOBODY_WAITS) for request in requests]
         draft = Draft(self.squad)
         answers = recall.fold(draft, self.vault.reveal(self._recall(tickets)))
-        for subject in recall.needs(self.squad, tickets).subjects:
+        for subject in recall.required_reads(self.squad, tickets).subjects:
             assert len(tickets) == 1, "keys are destroyed in batches of their own"
             draft.traces[subject] = self.vault.trace(self.log, subject)
         sealer = self.vault.sealer(draft, tickets, answers) if self.encrypt else None
@@ -256,10 +256,10 @@ class Story:
 
     def _recall(self, tickets: Sequence[Ticket]) -> list[Recorded]:
         """What `recall.read` would find in the log."""
-        wanted = recall.needs(self.squad, tickets)
+        wanted = recall.required_reads(self.squad, tickets)
         if not wanted:
             return []
-        streams = {*wanted.streams, *(ends.stream for ends in wanted.ends)}
+        streams = {*wanted.streams, *(excerpts.stream for excerpts in wanted.excerpts)}
         for recorded in self.log:
             if recorded.type == "email_received":
                 email = orjson.loads(recorded.data)

@@ -225,7 +225,7 @@ class TestTheSizeOfABatch:
         story = given()
         one, other = story.decide([request(HELLO)]), story.decide([request(HELLO, "k")])
         size = one.size + other.size
-        both = one.and_then(other)
+        both = one.followed_by(other)
         assert (both.size, len(both.tickets), len(both.outcomes)) == (size, 2, 2)
         assert len(both.recorded) == len(both.events)
 

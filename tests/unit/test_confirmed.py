@@ -10,7 +10,7 @@ from eventstore import standby
 from eventstore.errors import StoreBusy, StoreUnavailable
 from service.history.folding import STUCK_AFTER_SECONDS
 from service.writing import confirmed as module
-from service.writing.confirmed import Confirmed
+from service.writing.confirmed import ConfirmedPosition
 
 if TYPE_CHECKING:
     from eventstore.connection import Connection
@@ -44,38 +44,38 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 
 
 async def test_each_position_is_confirmed_once(server: Server) -> None:
-    confirmed = Confirmed()
+    confirmed = ConfirmedPosition()
     asked = []
     for position in (5, 5, 4, 6, 6):
-        await confirmed.make_sure(CONNECTION, position)
+        await confirmed.ensure(CONNECTION, position)
         asked.append(server.asked)
     assert asked == [1, 1, 1, 2, 2]
 
 
 async def test_what_a_commit_of_our_own_followed_needs_no_question(server: Server) -> None:
-    confirmed = Confirmed()
-    confirmed.appended(7)
-    await confirmed.make_sure(CONNECTION, 7)
+    confirmed = ConfirmedPosition()
+    confirmed.record_append(7)
+    await confirmed.ensure(CONNECTION, 7)
     assert server.asked == 0
-    await confirmed.make_sure(CONNECTION, 8)
+    await confirmed.ensure(CONNECTION, 8)
     assert server.asked == 1
 
 
 async def test_of_another_server_everything_is_asked_anew(server: Server) -> None:
-    confirmed = Confirmed()
-    confirmed.appended(7)
+    confirmed = ConfirmedPosition()
+    confirmed.record_append(7)
     confirmed.reset()
-    await confirmed.make_sure(CONNECTION, 1)
+    await confirmed.ensure(CONNECTION, 1)
     assert server.asked == 1
 
 
 async def test_what_could_not_be_confirmed_is_asked_again(server: Server) -> None:
-    confirmed = Confirmed()
+    confirmed = ConfirmedPosition()
     server.says = StoreBusy("locked")
     with pytest.raises(StoreBusy, match="another session holds the log's lock"):
-        await confirmed.make_sure(CONNECTION, 5)
+        await confirmed.ensure(CONNECTION, 5)
     server.says = None
-    await confirmed.make_sure(CONNECTION, 5)
+    await confirmed.ensure(CONNECTION, 5)
     assert server.asked == 2
 
 
@@ -91,4 +91,4 @@ async def test_a_connection_that_breaks_is_no_standby_that_keeps_silent(
 ) -> None:
     server.takes, server.says = takes, StoreUnavailable("cut")
     with pytest.raises(error, match=said):
-        await Confirmed().make_sure(CONNECTION, 5)
+        await ConfirmedPosition().ensure(CONNECTION, 5)

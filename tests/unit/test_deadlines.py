@@ -89,10 +89,10 @@ def test_what_is_over_is_told_in_its_order_until_it_is_dealt_with() -> None:
 
 
 @pytest.mark.parametrize("looked_at", [[0], []], ids=["after others", "at the first look"])
-def test_very_many_may_be_over_at_once(looked_at: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_very_many_may_be_over_at_once(checked_at: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadlines, "_MANY", 10)
     things = Things()
-    for seconds in looked_at:
+    for seconds in checked_at:
         assert things.over(seconds) == []
     assert things.over(MANY - 1) == [f"thing {number}" for number in range(1, MANY)]
     assert things.deadlines.next(moment(MANY - 1)) == moment(MANY)

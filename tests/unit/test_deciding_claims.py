@@ -409,9 +409,9 @@ class TestALateRenewal:
         assert claim_of(story).agent == "bob"
 
     @pytest.mark.parametrize("looked_at", [60.0, 64.9])
-    def test_of_a_claim_that_ran_out_fails_the_attempt(self, looked_at: float) -> None:
+    def test_of_a_claim_that_ran_out_fails_the_attempt(self, checked_at: float) -> None:
         """Also where that it ran out is told only at the next look at the clock, a moment later."""
-        story = running(self.SHORTER, retries=1).given(PassTime(), at=looked_at).when(RENEW, at=65)
+        story = running(self.SHORTER, retries=1).given(PassTime(), at=checked_at).when(RENEW, at=65)
         [failed] = [event for event in story.events if isinstance(event, RunAttemptFailed)]
         assert failed.reason == "its claim has ended"
         story.when(PassTime(), at=66)

@@ -20,7 +20,7 @@ def page(events: int, characters: int) -> list[FoldInput]:
     ]
 
 
-@pytest.mark.parametrize("most", [1, 7, INITIAL_EVENTS, MOST])
+@pytest.mark.parametrize("maximum", [1, 7, INITIAL_EVENTS, MOST])
 def test_it_begins_with_few(maximum: int) -> None:
     assert PageSizer(maximum).events == min(maximum, INITIAL_EVENTS)
 

@@ -85,9 +85,9 @@ def test_comes_before_the_commands_of_the_batch() -> None:
 
 def test_is_looked_at_every_quarter_of_a_second_at_most() -> None:
     story = given(a_claim(1)).given(PassTime(), at=0.9)
-    looked_at = story.squad.looked_at
+    checked_at = story.squad.checked_at
     story.when(PassTime(), at=0.9 + STEP / 2).meanwhile()
-    assert story.squad.looked_at == looked_at
+    assert story.squad.checked_at == checked_at
     story.when(PassTime(), at=0.9 + STEP)
     assert [recorded.type for recorded in story.recorded] == ["operation_expired"]
 
@@ -107,7 +107,7 @@ class TestMuchAtOnce:
             found.append([recorded.type for recorded in story.recorded])
         assert found == [["operation_expired"] * 2] * 2 + [["operation_expired"], []]
         assert story.squad.no_expiry_before[OPERATIONS.name] > moment(60)
-        assert story.squad.looked_at == moment(60)
+        assert story.squad.checked_at == moment(60)
 
     def test_of_one_kind_does_not_hold_up_the_others(self) -> None:
         story = given(

@@ -173,7 +173,7 @@ def test_a_draft_that_is_taken_back_leaves_no_trace_of_what_was_lacking() -> Non
     for recorded in story.log[: updated.position - 1]:
         fold_page(other, [recorded])
     draft = Draft(other)
-    draft.keep()
+    draft.set_savepoint()
     draft.fold(codec.decode(updated), updated)
     assert draft.absent.changes
     draft.roll_back()

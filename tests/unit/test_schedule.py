@@ -295,18 +295,18 @@ class TestWhatIsNoSchedule:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """On a Sunday, the 29th of March is the day on which Berlin goes from 02:00 to 03:00."""
-        looked_at: list[int] = []
+        checked_at: list[int] = []
         moments = schedule._moments
 
         def counted(wall: datetime, zone: ZoneInfo) -> list[datetime]:
-            looked_at.append(wall.year)
+            checked_at.append(wall.year)
             return moments(wall, zone)
 
         monkeypatch.setattr(schedule, "_moments", counted)
         strange = Schedule("*/5 2 29 3 */7", None, "Europe/Berlin")
         assert next_tick(strange, utc("2026-03-01T00:00")) is None
-        assert looked_at
-        assert max(looked_at) <= 2026 + 50
+        assert checked_at
+        assert max(checked_at) <= 2026 + 50
 
 
 class TestAnInterval:

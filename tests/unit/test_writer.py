@@ -101,15 +101,15 @@ async def test_commands_that_wait_are_held_up_after_a_while(monkeypatch: pytest.
     now = [1_000.0]
     monkeypatch.setattr(module, "monotonic", lambda: now[0])
     writer = a_writer()
-    assert not writer.held_up
+    assert not writer.is_stalled
     waiting = [writer.put(a_request())]
     now[0] += STALLED_AFTER_SECONDS
     waiting.append(writer.put(a_request()))
-    assert not writer.held_up
+    assert not writer.is_stalled
     now[0] += 0.001
-    assert writer.held_up
-    writer.give_up()
-    assert not writer.held_up
+    assert writer.is_stalled
+    writer.fail_waiting()
+    assert not writer.is_stalled
     assert all(isinstance(outcome.exception(), Stopping) for outcome in waiting)
 
 

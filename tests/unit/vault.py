@@ -11,7 +11,7 @@ from eventstore import sealing
 from eventstore.events import MessageSent, SubjectForgotten
 from eventstore.keys import KEY_BYTES, Key
 from eventstore.subjects import NO_TRACE, Trace, digest_of
-from service.writing.sealer import Sealer, senders_needed
+from service.writing.sealer import Sealer, required_senders
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Sequence
@@ -32,7 +32,7 @@ class Vault:
 
     def sealer(self, state: State, tickets: Sequence[Ticket], answered: Container[str]) -> Sealer:
         """What a batch seals with."""
-        for digest in senders_needed(state, tickets, answered):
+        for digest in required_senders(state, tickets, answered):
             if digest not in self.senders:
                 self.senders[digest] = self._new_key()
         return Sealer(dict(self.senders), [], self._nonces(), self._new_key)

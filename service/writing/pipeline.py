@@ -36,7 +36,7 @@ class Decided(NamedTuple):
     batch: Batch
 
 
-class Ahead:
+class Pipeline:
     """Takes commands from the queue and decides them on top of the batch in flight."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Ahead:
         self._queue = queue
         self._batch_sizer = batch_sizer
         self._sealing = sealing
-        self._below: Draft | None = None
+        self._base: Draft | None = None
         self._decided: Decided | None = None
         self._is_scheduled = False
 
@@ -60,10 +60,10 @@ class Ahead:
         decided, self._decided = self._decided, None
         return decided
 
-    def drop(self) -> None:
+    def discard(self) -> None:
         """Discard what was decided ahead; its commands return to the front of the queue."""
         if decided := self.take():
-            self._queue.put_back(decided.batch.tickets)
+            self._queue.requeue(decided.batch.tickets)
 
     def rebase(self, squad: Squad) -> None:
         """Move the draft onto the squad, into which the batch below was merged after its commit."""
@@ -71,18 +71,18 @@ class Ahead:
             self._decided.draft.rebase(squad)
 
     @contextmanager
-    def deciding_above(self, below: Draft) -> Iterator[None]:
-        """Decide queued and arriving commands while the batch of `below` is in flight."""
-        self._below = below
+    def deciding_on_top(self, base: Draft) -> Iterator[None]:
+        """Decide queued and arriving commands while the batch of `base` is in flight."""
+        self._base = base
         self._queue.on_arrival = self._schedule
         self._schedule()
         try:
             yield
         except BaseException:
-            self.drop()
+            self.discard()
             raise
         finally:
-            self._below = None
+            self._base = None
             self._queue.on_arrival = None
 
     def _schedule(self) -> None:
@@ -98,35 +98,36 @@ class Ahead:
 
     def _decide(self) -> None:
         self._is_scheduled = False
-        if self._below is not None and self._queue:
-            self._decide_on(self._decided.draft if self._decided else Draft(self._below))
+        if self._base is not None and self._queue:
+            self._decide_on(self._decided.draft if self._decided else Draft(self._base))
 
     def _decide_on(self, draft: Draft) -> None:
         before = self._decided
         if before and before.batch.is_full:
             return
-        most, size = self._batch_sizer.beside() - len(self.tickets), before.batch.size if before else 0
-        tickets = self._without_needs(draft, self._queue.drain(most, size=size))
+        maximum = self._batch_sizer.pipelined_size() - len(self.tickets)
+        size = before.batch.size if before else 0
+        tickets = self._requeue_dependent(draft, self._queue.drain(maximum, size=size))
         if not tickets:
             return
         # The events of a batch share one time, never earlier than that of the batch below.
         decided_at = before.batch.decided_at if before else self._clock.now()
         latest = draft.head.recorded_at
         now = max(decided_at, latest) if latest else decided_at
-        sealer = self._sealing.ahead(before.batch.sealer if before else None, draft, tickets)
-        with self._batch_sizer.deciding(len(tickets)):
+        sealer = self._sealing.prepare_from_cache(before.batch.sealer if before else None, draft, tickets)
+        with self._batch_sizer.timing_decisions(len(tickets)):
             batch = decide_batch(draft, tickets, {}, now=now, decided_at=decided_at, sealer=sealer)
         if left := tickets[len(batch.tickets) :]:
-            self._queue.put_back(left)
-        self._decided = Decided(draft, before.batch.and_then(batch) if before else batch)
+            self._queue.requeue(left)
+        self._decided = Decided(draft, before.batch.followed_by(batch) if before else batch)
 
-    def _without_needs(self, draft: Draft, tickets: list[Ticket]) -> list[Ticket]:
-        """Return the tickets before the first that needs the database; put back that one and the rest."""
-        if not recall.needs(draft, tickets) and not self._sealing.lacks_keys(draft, tickets):
+    def _requeue_dependent(self, draft: Draft, tickets: list[Ticket]) -> list[Ticket]:
+        """Return the tickets before the first that needs the database; requeue the rest."""
+        if not recall.required_reads(draft, tickets) and not self._sealing.lacks_keys(draft, tickets):
             return tickets
         for index, ticket in enumerate(tickets):
-            if recall.needs(draft, [ticket]) or self._sealing.lacks_keys(draft, [ticket]):
-                self._queue.put_back(tickets[index:])
+            if recall.required_reads(draft, [ticket]) or self._sealing.lacks_keys(draft, [ticket]):
+                self._queue.requeue(tickets[index:])
                 self._queue.on_arrival = None
                 return tickets[:index]
         return tickets

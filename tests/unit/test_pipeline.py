@@ -14,9 +14,9 @@ from service.commands import Heartbeat, LogEmail, UpdateEmail
 from service.history import recall
 from service.memory.draft import Draft
 from service.requests import Request, Ticket
-from service.writing.ahead import Ahead
 from service.writing.batch_size import BatchSizer
 from service.writing.command_queue import CommandQueue
+from service.writing.pipeline import Pipeline
 from service.writing.sealer import Sealing
 from tests.unit.job_stories import a_squad
 
@@ -27,7 +27,9 @@ class Deciding:
     def __init__(self) -> None:
         self.squad = a_squad().squad
         self.waiting = CommandQueue()
-        self.ahead = Ahead(DatabaseClock(), self.waiting, Sealing(Keyring(), encrypt=False), BatchSizer())
+        self.pipeline = Pipeline(
+            DatabaseClock(), self.waiting, Sealing(Keyring(), encrypt=False), BatchSizer()
+        )
         self.below = Draft(self.squad)
         self.ticket = Ticket(
             Request(Heartbeat(agent="ann"), "ann", "c"), asyncio.get_running_loop().create_future()
@@ -42,36 +44,36 @@ async def deciding() -> Deciding:
 
 async def test_it_stands_on_the_squad_once_the_batch_below_is_in_the_log(deciding: Deciding) -> None:
     """Or each batch would stand on all those before it, for as long as somebody always waits."""
-    with deciding.ahead.deciding_above(deciding.below):
+    with deciding.pipeline.deciding_on_top(deciding.below):
         await asyncio.sleep(0)
-    assert list(deciding.ahead.tickets) == [deciding.ticket]
+    assert list(deciding.pipeline.tickets) == [deciding.ticket]
     deciding.squad.merge(deciding.below)
-    deciding.ahead.rebase(deciding.squad)
-    decided = deciding.ahead.take()
+    deciding.pipeline.rebase(deciding.squad)
+    decided = deciding.pipeline.take()
     assert decided
     assert decided.draft.layers.base is deciding.squad
 
 
 async def test_nothing_is_decided_any_more_once_the_batch_below_has_come_back(deciding: Deciding) -> None:
-    with deciding.ahead.deciding_above(deciding.below):
+    with deciding.pipeline.deciding_on_top(deciding.below):
         pass
-    deciding.waiting.tell()
+    deciding.waiting.notify()
     await asyncio.sleep(0)
-    assert list(deciding.ahead.tickets) == []
+    assert list(deciding.pipeline.tickets) == []
     assert list(deciding.waiting) == [deciding.ticket]
     assert deciding.waiting.on_arrival is None
 
 
 async def test_whoever_was_decided_waits_again_where_the_batch_below_fails(deciding: Deciding) -> None:
     async def fail() -> None:
-        with deciding.ahead.deciding_above(deciding.below):
+        with deciding.pipeline.deciding_on_top(deciding.below):
             await asyncio.sleep(0)
-            assert deciding.ahead.tickets
+            assert deciding.pipeline.tickets
             raise ConnectionError
 
     with pytest.raises(ConnectionError):
         await fail()
-    assert list(deciding.ahead.tickets) == []
+    assert list(deciding.pipeline.tickets) == []
     assert list(deciding.waiting) == [deciding.ticket]
 
 
