@@ -143,22 +143,24 @@ async def read_one(connection: Connection, position: int) -> Recorded | None:
     return rows[0] if rows else None
 
 
-async def read_filtered(connection: Connection, after: int, limit: int, wanted: Filter) -> list[Recorded]:
+async def read_filtered(
+    connection: Connection, after: int, limit: int, event_filter: Filter
+) -> list[Recorded]:
     """Return the next events after `after` that match the filter, at most `limit`, in order."""
     clauses = ["position > %(after)s"]
-    if wanted.type is not None:
+    if event_filter.type is not None:
         clauses.append("type = %(type)s")
-    if wanted.stream is not None:
+    if event_filter.stream is not None:
         clauses.append("stream = %(stream)s")
-    if wanted.agent is not None:
+    if event_filter.agent is not None:
         clauses.append("agent = %(agent)s")
-    if wanted.since is not None:
+    if event_filter.since is not None:
         # position_at is inclusive, so the moment just before `since` bounds the events to exclude.
         clauses.append("position > position_at(%(since)s::timestamptz - interval '1 microsecond')")
-    if wanted.until is not None:
+    if event_filter.until is not None:
         clauses.append("position <= position_at(%(until)s::timestamptz - interval '1 microsecond')")
     query = f"SELECT {COLUMNS} FROM events WHERE {' AND '.join(clauses)} ORDER BY position LIMIT %(limit)s"
-    return await select(connection, query, {**wanted._asdict(), "after": after, "limit": limit})
+    return await select(connection, query, {**event_filter._asdict(), "after": after, "limit": limit})
 
 
 async def event_types(connection: Connection) -> list[str]:

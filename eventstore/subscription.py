@@ -22,7 +22,7 @@ async def follow(
     hints: Hints,
     after: int,
     *,
-    wanted: lookup.Filter | None = None,
+    event_filter: lookup.Filter | None = None,
     poll_seconds: float = POLL_SECONDS,
 ) -> AsyncGenerator[list[Recorded], None]:
     """Yield every event after `after` once, in order, in pages that are never empty; never end by itself.
@@ -45,10 +45,10 @@ async def follow(
             async with connection() as reading:
                 # The head is read before the page: events beyond it are left for the next read, so a
                 # selective filter never reads the same events twice.
-                end = await log.head_position(reading) if wanted else after
+                end = await log.head_position(reading) if event_filter else after
                 page = await (
-                    lookup.read_filtered(reading, after, most, wanted)
-                    if wanted
+                    lookup.read_filtered(reading, after, most, event_filter)
+                    if event_filter
                     else log.read_after(reading, after, most)
                 )
         if page:

@@ -28,11 +28,11 @@ from service.channels import Channels
 from service.clock import DatabaseClock
 from service.commands import DefineJob, RegisterAgent, StartOrchestrator, WithdrawJob
 from service.database import StartFailed, check_same_log, database, resolve_session_dsn
-from service.decide.access import key_is_needed
+from service.decide.access import is_key_required
 from service.http.auth import Authenticator
 from service.http.context import Services
 from service.http.cors import Cors
-from service.http.limits import is_this_machine
+from service.http.limits import is_loopback
 from service.http.open_streams import OpenStreams
 from service.http.routes import application
 from service.http.server import Runner
@@ -98,7 +98,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
     snapshotter = Snapshotter(session_dsn, squad_schema, writer)
     writer.on_known.append(projector.observe)
     writer.observers += [scheduler.observe, snapshotter.observe]
-    writer.on_replaced += [scheduler.drop_lost_runs, snapshotter.look_again]
+    writer.on_replaced += [scheduler.drop_lost_runs, snapshotter.reschedule]
     async with (
         client,
         connection.pool(dsn, squad_schema, name="squad reader", size=READ_CONNECTIONS) as pool,
@@ -186,7 +186,7 @@ async def _check_exposure(settings: Settings, writer: Writer) -> None:
     Raises:
         StartFailed: the squad has no keys, and other machines could reach it.
     """
-    if key_is_needed(writer.squad):
+    if is_key_required(writer.squad):
         _log.info("every request requires a key")
         return
     if settings.insecure:
@@ -199,7 +199,7 @@ async def _check_exposure(settings: Settings, writer: Writer) -> None:
     except OSError:
         # Listening on that address will fail with a better message.
         return
-    if not all(is_this_machine(str(address[0])) for *_, address in found):
+    if not all(is_loopback(str(address[0])) for *_, address in found):
         raise StartFailed(
             f"the squad has no keys, and other machines could reach it on {settings.host}: create a key"
             " with `squad keys create --scope operator`, or allow access without keys with --insecure"
@@ -211,7 +211,7 @@ async def _stop(services: Services, site: web.TCPSite) -> None:
     services.stopping = True
     await site.stop()
     await services.scheduler.stop()
-    services.tables.let_go()
+    services.tables.release_waiters()
     services.streams.end()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_SECONDS):

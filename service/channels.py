@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _TRIM_AFTER = 1_000
 
 
-class Found(NamedTuple):
+class FilteredEvents(NamedTuple):
     """The events that passed a filter, and up to where."""
 
     events: Sequence[Recorded]
@@ -57,7 +57,7 @@ class Channel:
         self._positions.clear()
         self.advanced.wake()
 
-    async def after(self, position: int, limit: int) -> Found | None:
+    async def after(self, position: int, limit: int) -> FilteredEvents | None:
         """Return up to `limit` next events after a position, revealed; None if they are not in memory.
 
         Raises:
@@ -67,11 +67,11 @@ class Channel:
         if position < max(self._since, self._tail.first - 1):
             return None
         start = bisect_right(self._positions, position)
-        wanted = self._positions[start : start + limit]
-        if len(wanted) == limit:
-            upto = wanted[-1]
-        events = await self._tail.pick(wanted)
-        return None if events is None else Found(events, max(position, upto))
+        found = self._positions[start : start + limit]
+        if len(found) == limit:
+            upto = found[-1]
+        events = await self._tail.events_at(found)
+        return None if events is None else FilteredEvents(events, max(position, upto))
 
 
 class Channels:
@@ -82,18 +82,18 @@ class Channels:
         self._channels: dict[Filter, Channel] = {}
 
     @contextmanager
-    def following(self, wanted: Filter) -> Iterator[Channel]:
+    def subscribe(self, event_filter: Filter) -> Iterator[Channel]:
         """Yield the channel of a filter, which must have no times; keep it during the block."""
-        channel = self._channels.get(wanted)
+        channel = self._channels.get(event_filter)
         if channel is None:
-            channel = self._channels[wanted] = Channel(self._tail, self._tail.last)
+            channel = self._channels[event_filter] = Channel(self._tail, self._tail.last)
         channel.followers += 1
         try:
             yield channel
         finally:
             channel.followers -= 1
             if not channel.followers:
-                del self._channels[wanted]
+                del self._channels[event_filter]
 
     def extend(self, recorded: Sequence[Recorded]) -> None:
         """Add committed events, and wake the followers that want them."""
@@ -102,8 +102,8 @@ class Channels:
             return
         woken: dict[Channel, None] = {}
         for one in recorded:
-            for wanted in _filters(one):
-                if channel := self._channels.get(wanted):
+            for event_filter in _filters(one):
+                if channel := self._channels.get(event_filter):
                     channel.add(one.position)
                     woken[channel] = None
         for channel in woken:

@@ -51,7 +51,7 @@ SHARED_RESULT_SECONDS = 0.25
 T = TypeVar("T")
 
 
-class NotYet(Exception):
+class PositionNotReached(Exception):
     """The position that a reader named was not covered in time."""
 
     def __init__(self, covered: int, ends_at: int | None = None) -> None:
@@ -73,35 +73,35 @@ class Inbox(NamedTuple):
     """Positions of messages that the last scan still found; some may be acknowledged by now."""
 
 
-class SharedLook(Generic[T]):
+class SharedQuery(Generic[T]):
     """A query whose result, or failure, is shared by all that wait for the same."""
 
-    def __init__(self, look: Callable[[], Coroutine[Any, Any, T]]) -> None:
-        self._look = look
+    def __init__(self, query: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._query = query
         self._waiter: asyncio.Event | None = None
-        self._begun = 0.0
-        self._seen: asyncio.Task[T] | None = None
+        self._started_at = 0.0
+        self._result: asyncio.Task[T] | None = None
 
     async def __call__(self, waiter: asyncio.Event) -> T:
         """Return the last result; query again if that belongs to another waiter or is too old."""
-        seen = self._seen
-        old = monotonic() - self._begun >= SHARED_RESULT_SECONDS
-        if seen is None or waiter is not self._waiter or (seen.done() and old):
-            self._waiter, self._begun = waiter, monotonic()
-            seen = self._seen = asyncio.create_task(self._look())
-            seen.add_done_callback(_consume_exception)
+        result = self._result
+        old = monotonic() - self._started_at >= SHARED_RESULT_SECONDS
+        if result is None or waiter is not self._waiter or (result.done() and old):
+            self._waiter, self._started_at = waiter, monotonic()
+            result = self._result = asyncio.create_task(self._query())
+            result.add_done_callback(_consume_exception)
         # A waiter that gives up must not cancel it for the others.
-        return await asyncio.shield(seen)
+        return await asyncio.shield(result)
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """Discard the last result."""
-        self._seen = None
+        self._result = None
 
 
-def _consume_exception(look: asyncio.Task[Any]) -> None:
+def _consume_exception(query: asyncio.Task[Any]) -> None:
     """Mark a failure as handled, even if no one waits for it any more: the next waiter queries again."""
-    if not look.cancelled():
-        look.exception()
+    if not query.cancelled():
+        query.exception()
 
 
 class ReadTables:
@@ -118,10 +118,10 @@ class ReadTables:
         self._stuck: dict[str, int] = {}
         self._inboxes: dict[str, Inbox] = {}
         self._stopping = False
-        self._look_at_positions = SharedLook(self._positions)
-        self._look_at_head = SharedLook(self._head)
+        self._query_positions = SharedQuery(self._positions)
+        self._query_head = SharedQuery(self._head)
 
-    def let_go(self) -> None:
+    def release_waiters(self) -> None:
         """Wake all waiting readers, and let none wait from now on: the service stops."""
         self._stopping = True
         self._hints.wake()
@@ -133,8 +133,8 @@ class ReadTables:
         self.positions.clear()
         self._stuck.clear()
         self._inboxes.clear()
-        self._look_at_positions.forget()
-        self._look_at_head.forget()
+        self._query_positions.discard()
+        self._query_head.discard()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -156,29 +156,29 @@ class ReadTables:
         """Yield a connection that sees the projection's tables at `min_position` or later.
 
         Raises:
-            NotYet: they are not there after `STRICT_WAIT_SECONDS`.
+            PositionNotReached: they are not there after `STRICT_WAIT_SECONDS`.
             StoreUnavailable: the database cannot be reached.
         """
         if min_position is not None:
             reached = await self._wait(projection.name, min_position, STRICT_WAIT_SECONDS)
             if reached < min_position:
-                raise await self._not_yet(reached, min_position)
+                raise await self._not_reached(reached, min_position)
         else:
             await self._wait_briefly(projection.name)
         async with self.connection() as connection:
             yield connection
 
-    async def state_covering(self, min_position: int | None) -> None:
+    async def wait_for_state(self, min_position: int | None) -> None:
         """Wait until the state in memory is at `min_position` or later.
 
         Raises:
-            NotYet: it is not after `STRICT_WAIT_SECONDS`.
+            PositionNotReached: it is not after `STRICT_WAIT_SECONDS`.
         """
         deadline = monotonic() + STRICT_WAIT_SECONDS
         while min_position is not None and (at := self._writer.squad.head.position) < min_position:
             left = deadline - monotonic()
             if left <= 0 or self._stopping:
-                raise await self._not_yet(at, min_position)
+                raise await self._not_reached(at, min_position)
             waiter = self._writer.advanced.waiter()
             if self._writer.squad.head.position < min_position:
                 await wait_for_hint(waiter, left)
@@ -189,7 +189,7 @@ class ReadTables:
         known = self._inboxes.get(agent)
         return known._replace(table_at=table_at) if known else Inbox(agent, table_at)
 
-    def looked_into(self, inbox: Inbox, after: int, upto: int | None, found: Sequence[int]) -> None:
+    def record_scan(self, inbox: Inbox, after: int, upto: int | None, found: Sequence[int]) -> None:
         """Record what a scan found in an inbox.
 
         Args:
@@ -209,15 +209,15 @@ class ReadTables:
         if known is None or seen_up_to >= known.seen_up_to:
             self._inboxes[inbox.agent] = inbox._replace(seen_up_to=seen_up_to, left=left)
 
-    async def _not_yet(self, covered: int, position: int) -> NotYet:
+    async def _not_reached(self, covered: int, position: int) -> PositionNotReached:
         """Return the error; it says where the log ends if that is before the position."""
         if not self._stopping:
             with suppress(StoreUnavailable, StoreBusy, TimeoutError):
                 async with asyncio.timeout(HEAD_TIMEOUT_SECONDS):
-                    ends_at = await self._look_at_head(self._writer.advanced.waiter())
+                    ends_at = await self._query_head(self._writer.advanced.waiter())
                 if ends_at < position:
-                    return NotYet(covered, ends_at)
-        return NotYet(covered)
+                    return PositionNotReached(covered, ends_at)
+        return PositionNotReached(covered)
 
     async def _wait_briefly(self, name: str) -> None:
         head = self._writer.squad.head.position
@@ -235,7 +235,7 @@ class ReadTables:
             waiter = advanced.waiter()
             reached = self._known(name)
             if reached < position and not self._projector.active:
-                self.positions = await self._look_at_positions(waiter)
+                self.positions = await self._query_positions(waiter)
                 reached = self._known(name)
             left = deadline - monotonic()
             if reached >= position or left <= 0 or self._stopping:

@@ -69,11 +69,11 @@ class Snapshotter:
     def _schedule_next(self) -> None:
         self._next = self._last + snapshots.distance(self._writer.squad)
 
-    def look_again(self) -> None:
+    def reschedule(self) -> None:
         """Check again what is due, after the log was replaced."""
         self._due.set()
 
-    async def keep(self, squad: Squad, known: int) -> None:
+    async def store(self, squad: Squad, known: int) -> None:
         """Store a snapshot of a squad that was folded elsewhere; see `history.folding.StoreSnapshot`."""
         try:
             async with self._connection() as connection:

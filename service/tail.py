@@ -67,7 +67,7 @@ class Tail:
         self.forgotten += 1
         self._clear()
 
-    async def pick(self, positions: Sequence[int]) -> list[Recorded] | None:
+    async def events_at(self, positions: Sequence[int]) -> list[Recorded] | None:
         """Return the events at these positions up to `last`, revealed; None if the tail begins later.
 
         Raises:

@@ -53,18 +53,20 @@ def events(
     target: Target,
 ) -> None:
     """Print the log."""
-    wanted = lookup.Filter(type=type_, agent=agent, since=since)
+    event_filter = lookup.Filter(type=type_, agent=agent, since=since)
 
     async def work() -> None:
         async with open_squad(target) as (connection, chosen, found):
             if after > (ends_at := await log.head_position(connection)):
                 raise BeyondTheLog(f"it ends at position {ends_at}; was an older backup restored?")
             if not following:
-                await _print_all(connection, after, wanted, as_json=as_json)
+                await _print_all(connection, after, event_filter, as_json=as_json)
                 return
             listener = Listener(found, chosen.squad_schema)
             async with background(listener.run()):
-                pages = follow(lambda: nullcontext(connection), listener.events, after, wanted=wanted)
+                pages = follow(
+                    lambda: nullcontext(connection), listener.events, after, event_filter=event_filter
+                )
                 async for page in pages:
                     _print(await sealing.reveal(connection, page), as_json=as_json)
 
@@ -76,9 +78,11 @@ def events(
             raise
 
 
-async def _print_all(connection: Connection, after: int, wanted: lookup.Filter, *, as_json: bool) -> None:
+async def _print_all(
+    connection: Connection, after: int, event_filter: lookup.Filter, *, as_json: bool
+) -> None:
     page_sizer = PageSizer(log.PAGE_EVENTS)
-    while page := await lookup.read_filtered(connection, after, page_sizer.events, wanted):
+    while page := await lookup.read_filtered(connection, after, page_sizer.events, event_filter):
         _print(await sealing.reveal(connection, page), as_json=as_json)
         after = page[-1].position
         page_sizer.adapt(page)

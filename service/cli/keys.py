@@ -18,7 +18,7 @@ from service.cli.output import printable, safe, tables
 from service.cli.running import run
 from service.cli.target import open_squad, target_options
 from service.database import StartFailed
-from service.decide.access import key_is_needed
+from service.decide.access import is_key_required
 from service.http.json import dumps
 from service.memory.draft import Draft
 from service.memory.squad import Squad
@@ -125,7 +125,7 @@ def revoke(id_: str, target: Target) -> None:
         async with acting(target) as squad:
             outcome = await squad.do(command)
             shown = {**outcome.reply, "position": outcome.position}
-            return shown, key_is_needed(squad.writer.squad)
+            return shown, is_key_required(squad.writer.squad)
 
     shown, is_needed = run(work())
     click.echo(dumps(shown).decode())

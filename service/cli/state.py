@@ -17,7 +17,7 @@ from service.cli.parameters import Moment
 from service.cli.running import run
 from service.cli.target import open_squad, target_options
 from service.history.folding import BeyondTheLog, snapshot_writer
-from service.history.time_travel import PastSquad, look_back
+from service.history.time_travel import PastSquad, squad_at
 from service.http.json import dumps
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def state(
 
     async def work() -> tuple[PastSquad, datetime]:
         async with open_squad(target) as (connection, _, _):
-            then = await look_back(connection, at, keep=await snapshot_writer(connection))
+            then = await squad_at(connection, at, store_snapshot=await snapshot_writer(connection))
             return then, await log.clock(connection)
 
     try:

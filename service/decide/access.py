@@ -5,7 +5,7 @@ Here it is checked again, against the state that the command is decided on. So a
 between, by whichever process, no longer has any effect, and who owns an operation is never out of date.
 
 An operator's key allows every command, an auditor's none. An agent's key allows the commands in
-`_BY_AGENTS`, as that agent and on what belongs to it, and nothing else: a new kind of command needs an
+`_AGENT_CHECKS`, as that agent and on what belongs to it, and nothing else: a new kind of command needs an
 operator's key until it is added there.
 """
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from service.decide.decision import DecisionContext
     from service.memory.state import State
 
-INVALID = "the key is not valid: it is unknown, revoked or expired"
-NEEDED = "this requires a key: Authorization: Bearer squad_..."
+KEY_INVALID = "the key is not valid: it is unknown, revoked or expired"
+KEY_REQUIRED = "this requires a key: Authorization: Bearer squad_..."
 
 
 class _Denial(NamedTuple):
@@ -41,7 +41,7 @@ class _Denial(NamedTuple):
     detail: str
 
 
-def key_is_needed(state: State) -> bool:
+def is_key_required(state: State) -> bool:
     """Whether every request needs a key: that is so while a key exists that was not revoked."""
     access = state.rows(ACCESS).get(THE_SQUAD)
     return access is not None and access.unrevoked_keys > 0
@@ -50,10 +50,10 @@ def key_is_needed(state: State) -> bool:
 def authorize(state: State, caller: Caller, command: do.AnyCommand, at: DecisionContext) -> Refused | None:
     """Return the refusal of a command that its caller may not give, else None. A denial is an event."""
     if caller.key_id is None:
-        return Refused(Refusal("unauthorized", NEEDED)) if key_is_needed(state) else None
+        return Refused(Refusal("unauthorized", KEY_REQUIRED)) if is_key_required(state) else None
     row = state.rows(KEYS).get(caller.key_id)
     if row is None or row.state != "active" or (row.expires_at is not None and row.expires_at <= at.now):
-        return Refused(Refusal("unauthorized", INVALID))
+        return Refused(Refusal("unauthorized", KEY_INVALID))
     denial = _denial(state, caller, command)
     if denial is None:
         return None
@@ -80,40 +80,40 @@ def _denial(state: State, caller: Caller, command: do.AnyCommand) -> _Denial | N
 
 def _denial_of_agent(state: State, agent: str, command: do.AnyCommand) -> _Denial | None:
     # A table, not `match`: class patterns are slow for pydantic models, and every command passes here.
-    whose = _BY_AGENTS.get(type(command))
-    if whose is None:
+    check = _AGENT_CHECKS.get(type(command))
+    if check is None:
         return _Denial("not_allowed", "this requires an operator's key")
-    return whose(state, agent, command)
+    return check(state, agent, command)
 
 
-def _unless_own(agent: str, other: str | None, what: str) -> _Denial | None:
+def _deny_unless_own(agent: str, other: str | None, what: str) -> _Denial | None:
     if other is None or other == agent:
         return None
     return _Denial("wrong_agent", f"this is a key of {agent!r}, and {what}")
 
 
 def _as_itself(_: State, agent: str, command: do.AnyCommand) -> _Denial | None:
-    return _unless_own(agent, command.acting_agent, "an agent may act only as itself")
+    return _deny_unless_own(agent, command.acting_agent, "an agent may act only as itself")
 
 
-def _itself(_: State, agent: str, command: do.RegisterAgent) -> _Denial | None:
-    return _unless_own(agent, command.name, "an agent may register only itself")
+def _own_name(_: State, agent: str, command: do.RegisterAgent) -> _Denial | None:
+    return _deny_unless_own(agent, command.name, "an agent may register only itself")
 
 
-def _its_operation(
+def _own_operation(
     state: State, agent: str, command: do.RenewOperation | do.FinishOperation
 ) -> _Denial | None:
     row = state.rows(OPERATIONS).get(command.operation_id)
     what = f"operation {command.operation_id} belongs to another agent"
-    return _unless_own(agent, row.agent if row else None, what)
+    return _deny_unless_own(agent, row.agent if row else None, what)
 
 
-def _its_reservation(
+def _own_reservation(
     state: State, agent: str, command: do.SettleReservation | do.ReleaseReservation
 ) -> _Denial | None:
     row = state.rows(RESERVATIONS).get(command.reservation_id)
     what = f"reservation {command.reservation_id} belongs to another agent"
-    return _unless_own(agent, row.agent if row else None, what)
+    return _deny_unless_own(agent, row.agent if row else None, what)
 
 
 def _any_task(_state: State, _agent: str, _command: do.CreateTask) -> _Denial | None:
@@ -121,23 +121,25 @@ def _any_task(_state: State, _agent: str, _command: do.CreateTask) -> _Denial | 
     return None
 
 
-def _its_task(state: State, agent: str, command: do.UpdateTask) -> _Denial | None:
+def _own_task(state: State, agent: str, command: do.UpdateTask) -> _Denial | None:
     row = state.rows(TASKS).get(command.task_id)
     what = f"task {command.task_id} is assigned to another agent"
-    return _unless_own(agent, row.assigned_agent if row else None, what)
+    return _deny_unless_own(agent, row.assigned_agent if row else None, what)
 
 
-def _in_its_name(_: State, agent: str, command: do.LogEmail | do.UpdateEmail) -> _Denial | None:
-    return _unless_own(agent, command.handled_by, "an agent may handle e-mails only in its own name")
+def _own_handling(_: State, agent: str, command: do.LogEmail | do.UpdateEmail) -> _Denial | None:
+    return _deny_unless_own(agent, command.handled_by, "an agent may handle e-mails only in its own name")
 
 
-def _its_email(state: State, agent: str, command: do.UpdateEmail) -> _Denial | None:
+def _own_email(state: State, agent: str, command: do.UpdateEmail) -> _Denial | None:
     row = state.rows(EMAILS).get(command.email_id)
     what = f"e-mail {command.email_id} is handled by another agent"
-    return _unless_own(agent, row.handled_by if row else None, what) or _in_its_name(state, agent, command)
+    return _deny_unless_own(agent, row.handled_by if row else None, what) or _own_handling(
+        state, agent, command
+    )
 
 
-_BY_AGENTS: Mapping[type[do.AnyCommand], Callable[[State, str, Any], _Denial | None]] = MappingProxyType(
+_AGENT_CHECKS: Mapping[type[do.AnyCommand], Callable[[State, str, Any], _Denial | None]] = MappingProxyType(
     {
         do.SendMessage: _as_itself,
         do.AcknowledgeMessage: _as_itself,
@@ -145,15 +147,15 @@ _BY_AGENTS: Mapping[type[do.AnyCommand], Callable[[State, str, Any], _Denial | N
         do.StartOperation: _as_itself,
         do.ReserveTokens: _as_itself,
         do.RecordUsage: _as_itself,
-        do.RegisterAgent: _itself,
-        do.RenewOperation: _its_operation,
-        do.FinishOperation: _its_operation,
-        do.SettleReservation: _its_reservation,
-        do.ReleaseReservation: _its_reservation,
+        do.RegisterAgent: _own_name,
+        do.RenewOperation: _own_operation,
+        do.FinishOperation: _own_operation,
+        do.SettleReservation: _own_reservation,
+        do.ReleaseReservation: _own_reservation,
         do.CreateTask: _any_task,
-        do.UpdateTask: _its_task,
-        do.LogEmail: _in_its_name,
-        do.UpdateEmail: _its_email,
+        do.UpdateTask: _own_task,
+        do.LogEmail: _own_handling,
+        do.UpdateEmail: _own_email,
     }
 )
 """The commands that agents may give, each with the check that it concerns only the agent itself."""

@@ -132,7 +132,7 @@ async def fold_to(
     upto: int,
     known: int,
     *,
-    keep: StoreSnapshot | None = None,
+    store_snapshot: StoreSnapshot | None = None,
     deadline: float | None = None,
 ) -> None:
     """Fold the events after the squad's head, and load everything that is still open.
@@ -146,7 +146,7 @@ async def fold_to(
         deadline: when to give up, by the monotonic clock.
 
     Raises:
-        TookTooLong: the progress was passed to `keep`, so that the next attempt resumes from there.
+        TookTooLong: the progress went to `store_snapshot`, so that the next attempt resumes from there.
         BeyondTheLog, StoreUnavailable, LogNotUnderstood: see `fold_pages`.
     """
     kept = squad.head.position
@@ -155,9 +155,9 @@ async def fold_to(
         nonlocal kept
         at = squad.head.position
         too_late = deadline is not None and monotonic() > deadline and at < upto
-        if keep and (too_late or at - kept >= snapshots.distance(squad)):
+        if store_snapshot and (too_late or at - kept >= snapshots.distance(squad)):
             await load_open(connection, squad)
-            await keep(squad, known)
+            await store_snapshot(squad, known)
             kept = at
         if too_late:
             raise TookTooLong(f"it is folded up to position {at} of {upto}")
@@ -197,7 +197,7 @@ async def snapshot_writer(connection: Connection) -> StoreSnapshot | None:
     if not await snapshots.may_store(connection):
         return None
 
-    async def keep(squad: Squad, known: int) -> None:
+    async def store_snapshot(squad: Squad, known: int) -> None:
         try:
             await snapshots.store(connection, squad, known)
         except Exception as error:  # noqa: BLE001 - looking back works without the snapshot
@@ -205,4 +205,4 @@ async def snapshot_writer(connection: Connection) -> StoreSnapshot | None:
                 "a snapshot at position %d was not stored: %s", squad.head.position, describe(error)
             )
 
-    return keep
+    return store_snapshot

@@ -59,10 +59,10 @@ async def restore(connection: Connection, keyring: Keyring | None = None) -> Squ
     """
     with closing_after(_LOAD_TIMEOUT_SECONDS, connection), translating():
         known = await log.head_position(connection)
-        squad = await _nearest_to(connection, known)
+        squad = await _load_nearest(connection, known)
     if known - squad.head.position >= snapshots.distance(squad):
         # If this startup is aborted, the next one resumes from the snapshots stored so far.
-        await fold_to(connection, squad, known, known, keep=await snapshot_writer(connection))
+        await fold_to(connection, squad, known, known, store_snapshot=await snapshot_writer(connection))
     await catch_up(connection, squad, keyring=keyring)
     await load_open(connection, squad)
     return squad
@@ -91,7 +91,7 @@ async def catch_up(
         page_sizer.adapt(page)
 
 
-async def _nearest_to(connection: Connection, known: int) -> Squad:
+async def _load_nearest(connection: Connection, known: int) -> Squad:
     """Load the tables, or a snapshot that is nearer to the head or almost as near."""
     behind = await _tables_at(connection) - MAX_FOLD_EVENTS
     if any(behind < position <= known for position in await snapshots.positions(connection)):

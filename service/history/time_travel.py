@@ -46,18 +46,18 @@ class SnapshotFault(NamedTuple):
     reason: str
 
 
-async def look_back(
+async def squad_at(
     connection: Connection,
     at: int | datetime | None,
     *,
-    keep: StoreSnapshot | None = None,
+    store_snapshot: StoreSnapshot | None = None,
     within_seconds: float | None = None,
 ) -> PastSquad:
     """Return the squad as it was at a position or at a moment, or as it is at the log's head.
 
     Raises:
         BeyondTheLog: the position does not exist yet, or the moment is in the future.
-        TookTooLong: what was folded in time was passed to `keep`; the next attempt resumes from there.
+        TookTooLong: what was folded went to `store_snapshot`; the next attempt resumes from there.
         StoreUnavailable: the connection broke, or positions are missing from the log.
         LogNotUnderstood: an event cannot be folded.
     """
@@ -68,16 +68,21 @@ async def look_back(
             raise BeyondTheLog(
                 f"{at.isoformat()} is in the future, it is {now.isoformat(timespec='seconds')}"
             )
-        squad = await state_at(connection, await lookup.position_at(connection, at), keep, deadline)
+        squad = await state_at(
+            connection, await lookup.position_at(connection, at), store_snapshot, deadline
+        )
         return PastSquad(squad, at)
     squad = await state_at(
-        connection, await log.head_position(connection) if at is None else at, keep, deadline
+        connection, await log.head_position(connection) if at is None else at, store_snapshot, deadline
     )
     return PastSquad(squad, squad.head.recorded_at)
 
 
 async def state_at(
-    connection: Connection, position: int, keep: StoreSnapshot | None = None, deadline: float | None = None
+    connection: Connection,
+    position: int,
+    store_snapshot: StoreSnapshot | None = None,
+    deadline: float | None = None,
 ) -> Squad:
     """Return the squad after the event at `position`, with everything open; 0 is before the first event.
 
@@ -88,13 +93,13 @@ async def state_at(
         deadline: when to give up, by the monotonic clock.
 
     Raises:
-        BeyondTheLog, TookTooLong, StoreUnavailable, LogNotUnderstood: see `look_back`.
+        BeyondTheLog, TookTooLong, StoreUnavailable, LogNotUnderstood: see `squad_at`.
     """
     known = await log.head_position(connection)
     if position > known:
         raise BeyondTheLog(f"it ends at position {known}")
     squad = await snapshots.nearest(connection, position) or Squad()
-    await fold_to(connection, squad, position, known, keep=keep, deadline=deadline)
+    await fold_to(connection, squad, position, known, store_snapshot=store_snapshot, deadline=deadline)
     return squad
 
 

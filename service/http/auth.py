@@ -29,14 +29,14 @@ from projections.keys import KEYS
 from service import api_keys
 from service.callers import ANYBODY, Caller
 from service.commands import NoteKeyUse
-from service.decide.access import INVALID, NEEDED, key_is_needed
+from service.decide.access import KEY_INVALID, KEY_REQUIRED, is_key_required
 from service.http.limits import (
     Buckets,
     Networks,
     address_in,
     client_network,
-    is_this_machine,
-    names_this_machine,
+    is_local_host,
+    is_loopback,
 )
 from service.http.problems import Problem
 from service.http.scope import DENIAL_DETAIL, Scope
@@ -85,8 +85,8 @@ class Authenticator:
         self._by_address = _buckets(settings.address_requests_per_second)
         self._failed = Buckets(FAILED_TRIES_PER_MINUTE / 60, FAILED_TRIES_PER_MINUTE)
         self._warned = Buckets(1 / 60, 1)
-        self._remembered: dict[str, tuple[KeyRow, Caller]] = {}
-        self._noting: dict[str, asyncio.Task[None]] = {}
+        self._verified_keys: dict[str, tuple[KeyRow, Caller]] = {}
+        self._recording: dict[str, asyncio.Task[None]] = {}
 
     def authenticate(self, request: web.Request, scope: Scope) -> Caller | None:
         """Return the caller of a request that the route is open to; None if the route is public.
@@ -98,7 +98,7 @@ class Authenticator:
         self._count(address)
         return None if scope is Scope.PUBLIC else self._authorize(request, scope, address)
 
-    def too_often(self, request: BaseRequest) -> Problem | None:
+    def check_rate_limit(self, request: BaseRequest) -> Problem | None:
         """Count a request that matches no route; return a problem if its sender exceeds the rate limit."""
         address = self._address(request)
         try:
@@ -107,18 +107,18 @@ class Authenticator:
             return problem
         return None
 
-    def still_admits(self, known: Caller) -> bool:
+    def is_still_allowed(self, known: Caller) -> bool:
         """Return whether a caller that was admitted before would be admitted now."""
         squad = self._writer.squad
         if not squad.head.position:
             # The state is being read, so there is nothing to show either.
             return True
         if known.key_id is None:
-            return not key_is_needed(squad)
+            return not is_key_required(squad)
         row = squad.rows(KEYS).get(known.key_id)
         return row is not None and not self._has_expired(row)
 
-    def knows(self, request: web.Request) -> bool:
+    def has_full_access(self, request: web.Request) -> bool:
         """Return whether a request to a public route comes from a caller that may see everything."""
         try:
             self._authorize(request, Scope.AUDIT, self._address(request))
@@ -136,7 +136,7 @@ class Authenticator:
         if not squad.head.position:
             # It is not known yet which keys there are.
             raise Problem("unavailable", "the squad's state is being loaded", retry_after_seconds=1)
-        if not key_is_needed(squad):
+        if not is_key_required(squad):
             self._check_local(request, address)
             return ANYBODY
         known = self._caller(squad, request.headers.get(hdrs.AUTHORIZATION), address)
@@ -150,8 +150,8 @@ class Authenticator:
         Raises:
             Problem: the address exceeds its rate limit.
         """
-        if self._by_address is not None and not is_this_machine(address):
-            _wait(self._by_address.take(client_network(address), monotonic()), f"from {address}")
+        if self._by_address is not None and not is_loopback(address):
+            _check_limit(self._by_address.take(client_network(address), monotonic()), f"from {address}")
 
     def _caller(self, squad: Squad, header: str | None, address: str) -> Caller:
         """Return the caller whose key the Authorization header holds.
@@ -160,39 +160,41 @@ class Authenticator:
             Problem: there is no key, it is not valid, or it exceeds its rate limit.
         """
         if header is None:
-            raise Problem("unauthorized", NEEDED)
-        remembered = self._remembered.get(header)
+            raise Problem("unauthorized", KEY_REQUIRED)
+        cached = self._verified_keys.get(header)
         # Rows are replaced, never modified: the same row object means that the key has not changed.
-        if remembered is None or squad.rows(KEYS).get(remembered[0].id) is not remembered[0]:
-            remembered = self._look_at(squad, header, address)
-        row, known = remembered
+        if cached is None or squad.rows(KEYS).get(cached[0].id) is not cached[0]:
+            cached = self._verify_key(squad, header, address)
+        row, known = cached
         if row.expires_at is not None and self._has_expired(row):
             raise self._rejection(address)
         if row.first_used_at is None:
             self._note_use(known)
         if self._by_key is not None:
-            _wait(self._by_key.take(row.id, monotonic()), "with this key")
+            _check_limit(self._by_key.take(row.id, monotonic()), "with this key")
         return known
 
-    def _look_at(self, squad: Squad, header: str, address: str) -> tuple[KeyRow, Caller]:
-        self._remembered.pop(header, None)
+    def _verify_key(self, squad: Squad, header: str, address: str) -> tuple[KeyRow, Caller]:
+        self._verified_keys.pop(header, None)
         text = header[len(_BEARER) :].strip()
         row = squad.rows(KEYS).get(text[_ID_AT])
-        is_right = row is not None and text.isascii() and _matches(text, row)
-        if row is None or not is_right or header[: len(_BEARER)].lower() != _BEARER:
+        is_match = row is not None and text.isascii() and _matches(text, row)
+        if row is None or not is_match or header[: len(_BEARER)].lower() != _BEARER:
             raise self._rejection(address)
-        if len(self._remembered) >= _MAX_CACHED_KEYS:
-            self._remembered.clear()
-        found = self._remembered[header] = (row, Caller(row.scope, row.id, row.agent))
+        if len(self._verified_keys) >= _MAX_CACHED_KEYS:
+            self._verified_keys.clear()
+        found = self._verified_keys[header] = (row, Caller(row.scope, row.id, row.agent))
         return found
 
     def _rejection(self, address: str) -> Problem:
         seconds = self._failed.take(client_network(address), monotonic())
         if not seconds:
-            return Problem("unauthorized", INVALID, headers={"WWW-Authenticate": _INVALID_TOKEN})
+            return Problem("unauthorized", KEY_INVALID, headers={"WWW-Authenticate": _INVALID_TOKEN})
         if not self._warned.take(client_network(address), monotonic()):
             _log.warning("too many invalid keys from %s", address)
-        return Problem("rate_limited", f"{INVALID}; too many attempts", retry_after_seconds=ceil(seconds))
+        return Problem(
+            "rate_limited", f"{KEY_INVALID}; too many attempts", retry_after_seconds=ceil(seconds)
+        )
 
     def _has_expired(self, row: KeyRow) -> bool:
         return row.expires_at is not None and row.expires_at <= self._clock.now()
@@ -205,13 +207,13 @@ class Authenticator:
         """
         if self._insecure:
             return
-        if not is_this_machine(address):
+        if not is_loopback(address):
             raise Problem(
                 "not_allowed",
                 "a squad without keys serves its own machine only; create one with `squad keys create`",
             )
         host = request.headers.get(hdrs.HOST, "")
-        if not names_this_machine(host):
+        if not is_local_host(host):
             raise Problem("misdirected", f"without keys, Host must be localhost or 127.0.0.1, not {host!r}")
         origin = None if request.method in _SAFE_METHODS else request.headers.get(hdrs.ORIGIN)
         if origin is not None and origin not in self._origins:
@@ -221,7 +223,7 @@ class Authenticator:
         """Return the client's address; behind trusted proxies, the one they report."""
         peer = request.protocol.peername
         address = str(peer[0]) if peer else ""
-        if self._proxies is None or not self._proxies.hold(address):
+        if self._proxies is None or not self._proxies.contains(address):
             return address
         # Each proxy appends its peer's address; what comes before may have been forged by the client.
         for hop in reversed(",".join(request.headers.getall(_FORWARDED_FOR, ())).split(",")):
@@ -229,16 +231,16 @@ class Authenticator:
                 break
             # A hop that is not an address is still neither the proxy nor this machine.
             address = address_in(said) or _UNKNOWN_CLIENT
-            if not self._proxies.hold(address):
+            if not self._proxies.contains(address):
                 break
         return address
 
     def _note_use(self, known: Caller) -> None:
         """Record in the background that a key was used for the first time."""
         assert known.key_id
-        if known.key_id not in self._noting:
+        if known.key_id not in self._recording:
             task = asyncio.create_task(self._submit_use(known, known.key_id))
-            self._noting[known.key_id] = task
+            self._recording[known.key_id] = task
 
     async def _submit_use(self, known: Caller, key_id: str) -> None:
         request = Request(NoteKeyUse(key_id=key_id), known.actor(), new_id())
@@ -246,7 +248,7 @@ class Authenticator:
             with suppress(NoOutcome):
                 await self._writer.submit(request)
         finally:
-            del self._noting[key_id]
+            del self._recording[key_id]
 
 
 def _buckets(per_second: float) -> Buckets | None:
@@ -257,6 +259,6 @@ def _matches(text: str, row: KeyRow) -> bool:
     return compare_digest(api_keys.digest_of(text), row.digest)
 
 
-def _wait(seconds: float, whose: str) -> None:
+def _check_limit(seconds: float, source: str) -> None:
     if seconds:
-        raise Problem("rate_limited", f"too many requests {whose}", retry_after_seconds=ceil(seconds))
+        raise Problem("rate_limited", f"too many requests {source}", retry_after_seconds=ceil(seconds))

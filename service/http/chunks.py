@@ -23,7 +23,9 @@ SEND_SECONDS = 30.0
 """A client that does not read `SEND_BYTES` within this time is dropped."""
 
 
-def begun(services: Services, request: web.Request, headers: Mapping[str, str]) -> web.StreamResponse:
+def start_response(
+    services: Services, request: web.Request, headers: Mapping[str, str]
+) -> web.StreamResponse:
     """Return an answer to be sent in pieces, with these headers and those of every answer."""
     response = web.StreamResponse(
         headers={**SECURITY_HEADERS, **headers, CORRELATION_HEADER: correlation_id()}
@@ -49,7 +51,7 @@ async def respond_in_chunks(
     services: Services, request: web.Request, pieces: Iterable[bytes]
 ) -> web.StreamResponse:
     """Answer with 200 and JSON that is never in memory as a whole."""
-    response = begun(services, request, {"Content-Type": "application/json"})
+    response = start_response(services, request, {"Content-Type": "application/json"})
     try:
         with suppress(ConnectionError):
             await response.prepare(request)
@@ -70,7 +72,7 @@ async def respond_long(
     services: Services, request: web.Request, make: Callable[[], dict[str, Any]]
 ) -> Reply | web.StreamResponse:
     """Send an answer that may be long (see `service.http.long_answers`); in pieces if it is very long."""
-    body = await services.long.written(make)
+    body = await services.long.serialize(make)
     if len(body) <= PAGE_BYTES:
         return Reply(200, body)
     return await respond_in_chunks(services, request, (body,))

@@ -16,7 +16,7 @@ _IS_ZLIB = 8
 """The low half of the first byte in zlib's format, which is what `deflate` means in HTTP."""
 
 
-def unpacked(body: bytes, coding: str, most_bytes: int) -> bytes:
+def decompress(body: bytes, coding: str, max_bytes: int) -> bytes:
     """Decompress a body.
 
     Args:
@@ -39,16 +39,16 @@ def unpacked(body: bytes, coding: str, most_bytes: int) -> bytes:
             raise Problem("unsupported_media_type", "Content-Encoding must be gzip, deflate or identity")
     unpacking = zlib.decompressobj(kind)
     try:
-        content = unpacking.decompress(body, most_bytes + 1)
+        content = unpacking.decompress(body, max_bytes + 1)
     except zlib.error as error:
         raise Problem("bad_request", "the body does not match its Content-Encoding") from error
-    if len(content) > most_bytes:
-        raise too_large(most_bytes)
+    if len(content) > max_bytes:
+        raise too_large(max_bytes)
     if not unpacking.eof or unpacking.unused_data:
         raise Problem("bad_request", "the compressed body is truncated or followed by other data")
     return content
 
 
-def too_large(most_bytes: int) -> Problem:
+def too_large(max_bytes: int) -> Problem:
     """Return the problem for a body that is too large."""
-    return Problem("payload_too_large", f"a body may have at most {most_bytes} bytes")
+    return Problem("payload_too_large", f"a body may have at most {max_bytes} bytes")

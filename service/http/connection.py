@@ -60,7 +60,7 @@ _OTHER_FILES = 200
 _log = logging.getLogger(__name__)
 
 
-def _most_connections() -> int:
+def _max_connections() -> int:
     """Return how many clients may be connected at once: fewer if the limit on open files is low."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (
@@ -88,7 +88,7 @@ class Connection(web.RequestHandler):
         """Counts an answer that no route made, by status."""
         self._head_since: float | None = None
         """When the head that is arriving began, if one is."""
-        self._heard = False
+        self._has_received = False
         """Whether anything has arrived at all."""
         self._wire: asyncio.Transport | None = None
         """The transport until it is lost. aiohttp drops its own on closing, while unsent bytes remain."""
@@ -101,8 +101,8 @@ class Connection(web.RequestHandler):
         self._wire = cast("asyncio.Transport", transport)
         self._head_since = self._loop.time()
         assert self._manager
-        if len(self._manager._connections) > (most := _most_connections()):
-            self._end_with(Problem("connections_full", f"{most} connections are open"))
+        if len(self._manager._connections) > (most := _max_connections()):
+            self._close_with(Problem("connections_full", f"{most} connections are open"))
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the transport."""
@@ -113,14 +113,14 @@ class Connection(web.RequestHandler):
         """Parse what has arrived; note whether it leaves a head unfinished."""
         before = self._request_count
         super().data_received(data)
-        self._heard = True
+        self._has_received = True
         if self._request_count != before:
             self._head_since = None
         elif self._head_since is None and self._waiter is not None:
             # Not while aiohttp drains the body of a request that was answered without it.
             self._head_since = self._loop.time()
 
-    def look(self, now: float) -> None:
+    def check_timeouts(self, now: float) -> None:
         """Close the connection if the client has kept us waiting for too long."""
         # A running handler has its own timeouts for reading and writing.
         if self._wire is None or self._current_request is not None:
@@ -130,7 +130,7 @@ class Connection(web.RequestHandler):
         if is_open and self._head_since is not None and now - self._head_since > REQUEST_HEAD_SECONDS:
             detail = f"the head took more than {REQUEST_HEAD_SECONDS:g} seconds"
             # A client that has sent nothing gets no answer.
-            self._end_with(Problem("request_timeout", detail) if self._heard else None)
+            self._close_with(Problem("request_timeout", detail) if self._has_received else None)
             return
         waiting = self._wire.get_write_buffer_size()
         if not waiting:
@@ -138,16 +138,16 @@ class Connection(web.RequestHandler):
         elif self._unsent is None or waiting <= self._unsent[1] - STALL_BYTES:
             self._unsent = (now, waiting)
         elif now - self._unsent[0] > STALL_SECONDS:
-            self.drop()
+            self.abort_unsent()
 
     @property
-    def untaken(self) -> tuple[float, int]:
+    def stalled(self) -> tuple[float, int]:
         """Since when the client has been stalled, and how many bytes it has yet to read."""
         if self._wire is None or self._unsent is None:
             return 0.0, 0
         return self._unsent[0], self._wire.get_write_buffer_size()
 
-    def drop(self) -> None:
+    def abort_unsent(self) -> None:
         """Abort the connection and discard what is unsent."""
         self._unsent = None
         if self._wire:
@@ -203,7 +203,7 @@ class Connection(web.RequestHandler):
         else:
             super().log_exception(*args, **kwargs)
 
-    def _end_with(self, problem: Problem | None) -> None:
+    def _close_with(self, problem: Problem | None) -> None:
         """Send a final problem, if there is one, and close the connection."""
         transport = cast("asyncio.Transport", self.transport)
         self._head_since = None
@@ -224,7 +224,7 @@ def _final_reply(problem: Problem, correlation_id: str) -> Reply:
 class Server(web.Server):
     """Makes the connections, and checks them for as long as there are any."""
 
-    _looking: asyncio.TimerHandle | None = None
+    _check_timer: asyncio.TimerHandle | None = None
 
     def __init__(self, handler: Handler, *, count: Callable[[int], None], **how: Any) -> None:
         super().__init__(handler, **how)
@@ -232,27 +232,29 @@ class Server(web.Server):
 
     def __call__(self) -> web.RequestHandler:
         """Make the protocol of a new connection."""
-        if self._looking is None:
-            self._looking = self._loop.call_later(CHECK_SECONDS, self._look)
+        if self._check_timer is None:
+            self._check_timer = self._loop.call_later(CHECK_SECONDS, self._check_connections)
         return Connection(self, self._count, loop=self._loop)
 
-    def _look(self) -> None:
+    def _check_connections(self) -> None:
         connections = cast("list[Connection]", self.connections)
         now = self._loop.time()
         for connection in connections:
-            connection.look(now)
-        self._bound_unsent(connections)
-        self._looking = self._loop.call_later(CHECK_SECONDS, self._look) if connections else None
+            connection.check_timeouts(now)
+        self._limit_unsent(connections)
+        self._check_timer = (
+            self._loop.call_later(CHECK_SECONDS, self._check_connections) if connections else None
+        )
 
-    def _bound_unsent(self, connections: list[Connection]) -> None:
-        waiting = [(*connection.untaken, connection) for connection in connections]
+    def _limit_unsent(self, connections: list[Connection]) -> None:
+        waiting = [(*connection.stalled, connection) for connection in connections]
         held = sum(size for _, size, _ in waiting)
         if held <= MAX_UNSENT_BYTES:
             return
         # The longest stalled come first.
         for _, size, connection in sorted(waiting, key=itemgetter(0)):
             if size:
-                connection.drop()
+                connection.abort_unsent()
                 held -= size
             if held <= MAX_UNSENT_BYTES:
                 return

@@ -15,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from yarl import URL
 
 from service.http import json
-from service.http.compression import too_large, unpacked
+from service.http.compression import decompress, too_large
 from service.http.concurrency import ConcurrencyLimit
 from service.http.long_answers import LongAnswers
 from service.http.problems import Problem, from_validation, invalid_field
@@ -127,7 +127,7 @@ async def body_of(request: web.Request) -> bytes:
             "unsupported_media_type", "send the body in UTF-8 with Content-Type: application/json"
         )
     coding = request.headers.get(hdrs.CONTENT_ENCODING)
-    return unpacked(body, coding.strip().lower(), MAX_BODY_BYTES) if body and coding else body
+    return decompress(body, coding.strip().lower(), MAX_BODY_BYTES) if body and coding else body
 
 
 def _is_utf8(charset: str | None) -> bool:

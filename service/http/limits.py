@@ -69,10 +69,10 @@ class Networks:
 
     def __init__(self, networks: Iterable[Network]) -> None:
         self._networks = tuple(networks)
-        self.hold = lru_cache(maxsize=MAX_NAMES)(self._hold)
+        self.contains = lru_cache(maxsize=MAX_NAMES)(self._contains)
         """Return whether an address is in one of them."""
 
-    def _hold(self, address: str) -> bool:
+    def _contains(self, address: str) -> bool:
         return is_address(address) and any(_parsed(address) in network for network in self._networks)
 
 
@@ -106,7 +106,7 @@ def _parsed(address: str) -> Address:
 
 
 @lru_cache(maxsize=MAX_NAMES)
-def is_this_machine(address: str) -> bool:
+def is_loopback(address: str) -> bool:
     """Return whether an address is a loopback address."""
     return is_address(address) and _parsed(address).is_loopback
 
@@ -123,8 +123,8 @@ def client_network(address: str) -> str:
 
 
 @lru_cache(maxsize=1_000)
-def names_this_machine(host: str) -> bool:
+def is_local_host(host: str) -> bool:
     """Return whether a Host header can only mean this machine: no page of another site has such a name."""
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
     name = name.removeprefix("[").removesuffix("]").rstrip(".").lower()
-    return name == "localhost" or name.endswith(".localhost") or is_this_machine(name)
+    return name == "localhost" or name.endswith(".localhost") or is_loopback(name)

@@ -171,7 +171,7 @@ def page(entries: Iterable[dict[str, Any]], limit: int, order: str = "position")
 
 
 def fitting(
-    entries: Iterable[dict[str, Any]], limit: int, most_bytes: int
+    entries: Iterable[dict[str, Any]], limit: int, max_bytes: int
 ) -> tuple[list[orjson.Fragment], dict[str, Any] | None]:
     """Return the entries that fit, as JSON, and the last of these if there are more.
 
@@ -183,7 +183,7 @@ def fitting(
     items: list[orjson.Fragment] = []
     size, last = 0, None
     for entry in entries:
-        if len(items) == limit or size >= most_bytes:
+        if len(items) == limit or size >= max_bytes:
             return items, last
         text = json.dumps(entry)
         size += len(text)

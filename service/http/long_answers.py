@@ -24,18 +24,18 @@ class LongAnswers:
     """Makes long answers take turns, so that ten of them delay other requests no more than one."""
 
     def __init__(self) -> None:
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
-    async def written(self, make: Callable[[], dict[str, Any]]) -> bytes:
+    async def serialize(self, make: Callable[[], dict[str, Any]]) -> bytes:
         """Serialize an answer.
 
         Args:
             make: returns the answer. Each `LazyRows` in it, also in nested objects, is expanded here.
         """
-        async with self._turn:
+        async with self._lock:
             body = make()
-            if (written := dumps_if_complete(body)) is not None:
-                return written
+            if (serialized := dumps_if_complete(body)) is not None:
+                return serialized
             await asyncio.sleep(0)
         pieces: list[bytes] = []
         await self._write(body, pieces)
@@ -59,7 +59,7 @@ class LongAnswers:
         pieces.append(first)
         start = 0
         while start < len(many):
-            async with self._turn:
+            async with self._lock:
                 until = monotonic() + _SLICE_SECONDS
                 while start < len(many):
                     some = dumps(many.shown(start, start + FEW))

@@ -37,21 +37,21 @@ _MAX_CACHED_FRAMES = 2_000
 _MAX_CACHED_FRAME_BYTES = 16 * 1024
 
 
-class Lane:
-    """Turns, one at a time and in the order in which they were requested."""
+class Throttle:
+    """Turns, one at a time and in the order in which they were requested, with pauses between them."""
 
     def __init__(self) -> None:
         self._taken = asyncio.Lock()
-        self._rests_until = 0.0
+        self._pause_until = 0.0
 
     @asynccontextmanager
     async def turn(self, rest: float) -> AsyncIterator[None]:
-        """Hold the lane during the block; afterwards the lane rests for `rest` times the block's duration.
+        """Hold the turn during the block; afterwards pause for `rest` times the block's duration.
 
-        The next turn waits for the rest. The one that ended goes on at once, even if it is cancelled.
+        The next turn waits for the pause. The one that ended goes on at once, even if it is cancelled.
         """
         async with self._taken:
-            if (left := self._rests_until - monotonic()) >= _MIN_PAUSE_SECONDS:
+            if (left := self._pause_until - monotonic()) >= _MIN_PAUSE_SECONDS:
                 await asyncio.sleep(left)
             began = monotonic()
             try:
@@ -59,32 +59,32 @@ class Lane:
             finally:
                 now = monotonic()
                 owed = min(rest * (now - began), _MAX_PAUSE_SECONDS)
-                self._rests_until = max(self._rests_until, now) + owed
+                self._pause_until = max(self._pause_until, now) + owed
 
 
 class OpenStreams:
     """The open event streams, limited in number."""
 
-    def __init__(self, most: int, most_per_key: int) -> None:
-        self._most = most
-        self._most_per_key = most_per_key
+    def __init__(self, maximum: int, max_per_key: int) -> None:
+        self._maximum = maximum
+        self._max_per_key = max_per_key
         self._tasks: set[asyncio.Task[None]] = set()
         self._by_key = Counter[str]()
         self._frames: dict[int, tuple[Recorded, bytes]] = {}
-        self.from_memory, self.from_log = Lane(), Lane()
+        self.from_memory, self.from_log = Throttle(), Throttle()
 
     @contextmanager
-    def counted(self, who: Caller) -> Iterator[None]:
+    def count_open(self, who: Caller) -> Iterator[None]:
         """Count this task's stream for as long as it is open.
 
         Raises:
             Problem: the limit is reached.
         """
-        if len(self._tasks) >= self._most:
-            raise Problem("streams_full", f"{self._most} are open in total", retry_after_seconds=5)
-        if who.key_id and self._by_key[who.key_id] >= self._most_per_key:
+        if len(self._tasks) >= self._maximum:
+            raise Problem("streams_full", f"{self._maximum} are open in total", retry_after_seconds=5)
+        if who.key_id and self._by_key[who.key_id] >= self._max_per_key:
             raise Problem(
-                "too_many_streams", f"{self._most_per_key} are open with this key", retry_after_seconds=5
+                "too_many_streams", f"{self._max_per_key} are open with this key", retry_after_seconds=5
             )
         task = asyncio.current_task()
         assert task
@@ -100,9 +100,9 @@ class OpenStreams:
                 if not self._by_key[who.key_id]:
                     del self._by_key[who.key_id]
 
-    def turn(self, lane: Lane) -> AbstractAsyncContextManager[None]:
+    def turn(self, throttle: Throttle) -> AbstractAsyncContextManager[None]:
         """Return one stream's turn to fetch its next events."""
-        return lane.turn(min(MAX_PAUSE_FACTOR, (len(self._tasks) - 1) / 10))
+        return throttle.turn(min(MAX_PAUSE_FACTOR, (len(self._tasks) - 1) / 10))
 
     def frame(self, recorded: Recorded) -> bytes:
         """Return an event in wire format, cached for all streams as long as it is the same object."""

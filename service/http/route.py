@@ -30,7 +30,7 @@ from service.http.problems import Problem
 from service.http.reply import CORRELATION_HEADER, SECURITY_HEADERS, Reply, respond
 from service.http.scope import Scope, set_caller
 from service.http.submitting import carry_out, rendering, request_from_http
-from service.reading import NotYet
+from service.reading import PositionNotReached
 
 if TYPE_CHECKING:
     from service.commands import AnyCommand, Command
@@ -177,9 +177,9 @@ def as_problem(error: Exception) -> Problem:
     match error:
         case Problem():
             return error
-        case NotYet(covered=covered, ends_at=None):
+        case PositionNotReached(covered=covered, ends_at=None):
             return Problem("not_yet", f"the answer covers position {covered} so far", covered=covered)
-        case NotYet(covered=covered, ends_at=ends_at):
+        case PositionNotReached(covered=covered, ends_at=ends_at):
             return Problem("not_yet", _BEYOND_THE_LOG.format(ends_at), covered=covered, ends_at=ends_at)
         case StoreUnavailable():
             return Problem("unavailable", _NO_DATABASE, retry_after_seconds=5)

@@ -45,8 +45,8 @@ class Schemas:
                 models += [(model, "validation") for model in models_of(route.body)]
         self._references, definitions = models_json_schema(models, ref_template=_REFERENCE)
         self.definitions: dict[str, Any] = definitions["$defs"]
-        for name, ways in _EITHER.items():
-            self._add_forms(name, ways)
+        for name, variants in _EITHER.items():
+            self._add_forms(name, variants)
         _close_maps(self.definitions)
 
     def of(self, shape: Shape, mode: JsonSchemaMode) -> dict[str, Any]:
@@ -74,10 +74,10 @@ class Schemas:
         bare = {field: _without(schema, "default") for field, schema in fields.items()}
         self.definitions[name] = {**self.definitions[name], "properties": bare}
 
-    def _add_forms(self, name: str, ways: Mapping[str, tuple[str, ...]]) -> None:
+    def _add_forms(self, name: str, variants: Mapping[str, tuple[str, ...]]) -> None:
         """Define each form as a complete schema, which client generators need."""
         whole = self.definitions[name]
-        for title, needed in ways.items():
+        for title, needed in variants.items():
             self.definitions[title] = {
                 **whole,
                 "title": title,
@@ -87,7 +87,7 @@ class Schemas:
                 },
                 "required": [*whole.get("required", []), *needed],
             }
-        references = [{"$ref": _REFERENCE.format(model=title)} for title in ways]
+        references = [{"$ref": _REFERENCE.format(model=title)} for title in variants]
         self.definitions[name] = {
             "title": name,
             "description": whole["description"],

@@ -57,7 +57,7 @@ def own_agent() -> str | None:
     return _CALLER.get().agent
 
 
-def only_own(agent: str | None, what: str) -> None:
+def require_own(agent: str | None, what: str) -> None:
     """Check that what an agent's key asks for is its own.
 
     Raises:

@@ -75,8 +75,8 @@ def _refused(request: BaseRequest, error: web.HTTPException, services: Services)
             problem = too_large(MAX_BODY_BYTES)
         case _:
             problem = Problem("bad_request", error.reason)
-    if too_often := services.authenticator.too_often(request):
-        problem = too_often
+    if limit_problem := services.authenticator.check_rate_limit(request):
+        problem = limit_problem
     reply = respond(problem.status, problem.body, problem.headers)
     reply.correlation_id = correlation
     _log.debug("a request matched no route: %d", problem.status)

@@ -19,8 +19,8 @@ from eventstore import lookup, sealing
 from eventstore.errors import StoreBusy, StoreUnavailable
 from eventstore.listener import POLL_SECONDS, wait_for_hint
 from eventstore.page_size import PageSizer
-from service.channels import Found
-from service.http.chunks import SEND_BYTES, begun, send
+from service.channels import FilteredEvents
+from service.http.chunks import SEND_BYTES, send, start_response
 from service.http.problems import invalid_field
 from service.http.scope import caller
 
@@ -46,19 +46,19 @@ _HEADERS = {
 
 
 async def stream(
-    services: Services, request: web.Request, after: int | None, wanted: lookup.Filter
+    services: Services, request: web.Request, after: int | None, event_filter: lookup.Filter
 ) -> web.StreamResponse:
     """Send every event after the reader's position, until either side ends the stream."""
     log_number = services.writer.replacements
     position = await _start(services, request, after)
-    response = begun(services, request, _HEADERS)
-    with services.streams.counted(caller()), services.metrics.open_streams.track_inprogress():
+    response = start_response(services, request, _HEADERS)
+    with services.streams.count_open(caller()), services.metrics.open_streams.track_inprogress():
         try:
             # The service or the reader ended it; neither is an error.
             with suppress(ConnectionError, asyncio.CancelledError):
                 await response.prepare(request)
                 await send(response, b"retry: 1000\n\n")
-                await _follow(services, request, response, position, wanted, log_number)
+                await _follow(services, request, response, position, event_filter, log_number)
         except TimeoutError:
             # A reader that reads nothing would not read the end of the stream either.
             if request.transport:
@@ -78,7 +78,7 @@ async def _start(services: Services, request: web.Request, after: int | None) ->
     if after is None:
         return services.writer.squad.head.position
     # A reader ahead of the log would wait, and then get other events than those that it is missing.
-    await services.tables.state_covering(after)
+    await services.tables.wait_for_state(after)
     return after
 
 
@@ -87,22 +87,24 @@ async def _follow(
     request: web.Request,
     response: web.StreamResponse,
     position: int,
-    wanted: lookup.Filter,
+    event_filter: lookup.Filter,
     log_number: int,
 ) -> None:
     spoke = monotonic()
     who = caller()
     # What cannot be sent at once is read again later, so read no more than that, however large events are.
     page_sizer = PageSizer(_PAGE_EVENTS, first=_INITIAL_EVENTS, minimum=1, characters=SEND_BYTES)
-    with services.channels.following(wanted) as channel:
+    with services.channels.subscribe(event_filter) as channel:
         # A lost connection has no transport; a handler that only waits is not notified of it.
-        while not _is_gone(request) and not services.stopping and services.authenticator.still_admits(who):
+        while (
+            not _is_gone(request) and not services.stopping and services.authenticator.is_still_allowed(who)
+        ):
             if services.writer.replacements != log_number:
                 head = services.writer.squad.head.position
                 await send(response, b'event: log_replaced\ndata: {"position":%d}\n\n' % head)
                 return
             waiter = channel.advanced.waiter()
-            found, chunk = await _next(services, request, channel, position, wanted, page_sizer)
+            found, chunk = await _next(services, request, channel, position, event_filter, page_sizer)
             if chunk:
                 await send(response, chunk)
                 spoke = monotonic()
@@ -119,7 +121,7 @@ async def _next(
     request: web.Request,
     channel: Channel,
     position: int,
-    wanted: lookup.Filter,
+    event_filter: lookup.Filter,
     page_sizer: PageSizer,
 ) -> tuple[int, bytes]:
     """Return the next chunk and the position it reaches; an empty one if the database is unavailable."""
@@ -134,7 +136,7 @@ async def _next(
         async with streams.turn(streams.from_log):
             if _is_gone(request):
                 return position, b""
-            return _chunk(services, await _in_the_log(services, position, wanted, page_sizer))
+            return _chunk(services, await _in_the_log(services, position, event_filter, page_sizer))
     except (StoreUnavailable, StoreBusy):
         return position, b""
 
@@ -144,31 +146,31 @@ def _is_gone(request: web.Request) -> bool:
     return request.transport is None
 
 
-async def _in_memory(services: Services, channel: Channel, position: int) -> Found | None:
+async def _in_memory(services: Services, channel: Channel, position: int) -> FilteredEvents | None:
     head = services.writer.squad.head.position
     if position >= head:
-        return Found((), position)
+        return FilteredEvents((), position)
     # The tail holds nothing from before this process started: until it reaches the head, read the log.
     return await channel.after(position, _PAGE_EVENTS) if services.tail.last == head else None
 
 
 async def _in_the_log(
-    services: Services, position: int, wanted: lookup.Filter, page_sizer: PageSizer
-) -> Found:
+    services: Services, position: int, event_filter: lookup.Filter, page_sizer: PageSizer
+) -> FilteredEvents:
     forgotten, head, most = services.tail.forgotten, services.writer.squad.head.position, page_sizer.events
     async with services.tables.connection() as connection:
-        page = await lookup.read_filtered(connection, position, most, wanted)
+        page = await lookup.read_filtered(connection, position, most, event_filter)
         shown = await sealing.reveal(connection, page)
     page_sizer.adapt(page)
     if services.tail.forgotten != forgotten:
         # Something was forgotten meanwhile: what was read may no longer be shown.
-        return Found((), position)
+        return FilteredEvents((), position)
     last = page[-1].position if page else position
     # The log may already be ahead of what this process knows.
-    return Found(shown, last if len(page) == most else max(head, last))
+    return FilteredEvents(shown, last if len(page) == most else max(head, last))
 
 
-def _chunk(services: Services, found: Found) -> tuple[int, bytes]:
+def _chunk(services: Services, found: FilteredEvents) -> tuple[int, bytes]:
     """Return as much as may be sent at once, and the position it reaches; a single event may be larger."""
     frames: list[bytes] = []
     size = 0

@@ -66,7 +66,7 @@ class Deadlines(Generic[R]):
         if len(pending) > 2 * len(self._rows) + _FEW:
             self._pending, self._expired = None, []
 
-    def over(self, now: datetime) -> Iterator[R]:
+    def expired(self, now: datetime) -> Iterator[R]:
         """Yield the rows whose deadline has passed, in order."""
         self._catch_up(now)
         before: Any = None
@@ -82,10 +82,10 @@ class Deadlines(Generic[R]):
         pending = self._first_of(self._catch_up(now))
         if now == self._checked_at:
             return pending
-        put_off = (
+        postponed = (
             moment for _, moment, key in self._expired if moment > now and self._current(moment, key)
         )
-        return min((pending, *put_off))
+        return min((pending, *postponed))
 
     def first(self) -> datetime:
         """Return the first deadline, or any of those that had passed at the last check.

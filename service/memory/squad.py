@@ -84,7 +84,7 @@ class Squad(State):
 
     def expired(self, name: str, now: datetime, /) -> Iterable[Any]:
         """Yield the expired rows of a table in `EXPIRING`, in the order in which they began."""
-        return self._expiring[name].over(now)
+        return self._expiring[name].expired(now)
 
     def first_to_expire(self, name: str, now: datetime, /) -> datetime:
         """Return when the next row of a table in `EXPIRING` expires, of those that have not yet."""
@@ -92,7 +92,7 @@ class Squad(State):
 
     def silent_since(self, active: datetime, idle: datetime, /) -> Iterable[AgentRow]:
         """Yield the resting agents last heard of by then, in the order in which they began to rest."""
-        both = self._active.over(active), self._idle.over(idle)
+        both = self._active.expired(active), self._idle.expired(idle)
         return heapq.merge(*both, key=self._resting_order)
 
     def longest_silent(self) -> tuple[datetime, datetime]:
@@ -105,7 +105,7 @@ class Squad(State):
 
     def free_runs(self, now: datetime) -> Iterable[RunRow]:
         """Yield the runs that are free to be taken up by any process, in the order in which they began."""
-        return self._leases.over(now)
+        return self._leases.expired(now)
 
     def next_free_run(self, now: datetime) -> datetime:
         """Return when the next of the other runs becomes free, if nothing happens to it before."""

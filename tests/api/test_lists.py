@@ -264,7 +264,7 @@ async def test_who_waits_for_a_position_is_answered_when_the_service_stops(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[str] = []
-    for name in ("_wait", "state_covering"):
+    for name in ("_wait", "wait_for_state"):
         monkeypatch.setattr(reading.ReadTables, name, _noting(waits, name))
     async with running_service(database) as service:
         await service.api.put("agents/ada", role="writer")
@@ -274,7 +274,7 @@ async def test_who_waits_for_a_position_is_answered_when_the_service_stops(
             asyncio.create_task(service.api.get(path, min_position=head + 1_000))
             for path in ("messages", "budget")
         ]
-        await eventually(lambda: set(waits) == {"_wait", "state_covering"})
+        await eventually(lambda: set(waits) == {"_wait", "wait_for_state"})
         stopping = asyncio.get_running_loop().time()
         service.stop.set()
         for answer in await asyncio.gather(*waiting):

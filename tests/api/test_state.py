@@ -227,17 +227,17 @@ async def test_what_takes_too_long_goes_on_when_it_is_asked_for_again(
 
 async def test_only_a_few_look_back_at_once(long_ago: str, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once, most = 0, 0
-    look_back = history.look_back
+    squad_at = history.squad_at
 
     async def counted(*arguments: Any, **named: Any) -> Any:
         nonlocal at_once, most
         at_once, most = at_once + 1, max(most, at_once + 1)
         try:
-            return await look_back(*arguments, **named)
+            return await squad_at(*arguments, **named)
         finally:
             at_once -= 1
 
-    monkeypatch.setattr(state, "look_back", counted)
+    monkeypatch.setattr(state, "squad_at", counted)
     async with running_service(long_ago) as service:
         answers = await asyncio.gather(*(service.api.get("state", at=4_900) for _ in range(8)))
         assert len({answer.expect(200)["position"] for answer in answers}) == 1
@@ -252,7 +252,7 @@ async def test_whoever_waits_for_too_long_is_told(long_ago: str, monkeypatch: py
         await going_on.wait()
         raise folding.BeyondTheLog("it was slow")
 
-    monkeypatch.setattr(state, "look_back", slowly)
+    monkeypatch.setattr(state, "squad_at", slowly)
     async with running_service(long_ago) as service:
         slow = [
             asyncio.create_task(service.api.get("state", at=1)) for _ in range(MAX_CONCURRENT_LOOK_BACKS)

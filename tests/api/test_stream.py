@@ -14,7 +14,7 @@ from aiohttp import web
 
 from eventstore import lookup
 from service import tail
-from service.channels import Found
+from service.channels import FilteredEvents
 from service.http import chunks, stream
 from tests.api.client import Service, running_service, unreachable
 from tests.support.wait import eventually
@@ -126,11 +126,11 @@ async def test_the_log_is_read_for_no_reader_who_went_away_before_its_turn(
     """Where many are far behind and go away together, all others would wait for them."""
     reads, may_go_on = 0, asyncio.Event()
 
-    async def slowly(*_: object) -> Found:
+    async def slowly(*_: object) -> FilteredEvents:
         nonlocal reads
         reads += 1
         await may_go_on.wait()
-        return Found((), 0)
+        return FilteredEvents((), 0)
 
     async def not_there(*_: object) -> None:
         return None

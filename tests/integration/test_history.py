@@ -19,7 +19,7 @@ from eventstore.listener import Hints
 from service import commands as do
 from service.history import folding, snapshots
 from service.history.folding import BeyondTheLog, TookTooLong, load_open, snapshot_writer
-from service.history.time_travel import check_snapshots, look_back, state_at
+from service.history.time_travel import check_snapshots, squad_at, state_at
 from service.memory.draft import Draft
 from service.memory.squad import Squad
 from tests.support.forging import unguarded
@@ -177,7 +177,7 @@ async def test_it_comes_into_memory_also_where_every_batch_is_decided_holding_th
 
 async def test_before_the_first_event_there_is_nothing(connection: Connection) -> None:
     assert contents(await state_at(connection, 0)) == contents(Squad())
-    then = await look_back(connection, None)
+    then = await squad_at(connection, None)
     assert (contents(then.squad), then.moment) == (contents(Squad()), None)
     await LogWriter(connection).append(said("hello"), type="no_such_type")
     assert contents(await state_at(connection, 0)) == contents(Squad())
@@ -190,10 +190,10 @@ async def test_beyond_the_end_there_is_nothing_to_tell(database: str, connection
     beyond: tuple[int | datetime, ...] = (head + 1, 2**62, now + timedelta(days=1))
     for at in beyond:
         with pytest.raises(BeyondTheLog):
-            await look_back(connection, at)
+            await squad_at(connection, at)
     # Clocks differ a little, and now is not the future.
     for place in (head, now + timedelta(seconds=20), None):
-        assert (await look_back(connection, place)).squad.head.position == head
+        assert (await squad_at(connection, place)).squad.head.position == head
 
 
 @pytest.mark.parametrize(("first", "last"), [(1, 1), (1, 9), (14, 14), (11, 20), (16, 25), (31, 34)])
@@ -220,9 +220,9 @@ async def test_a_moment_is_after_the_last_event_at_or_before_it(
         moment = recorded.recorded_at
         same = [event.position for event in events if event.recorded_at <= moment]
         before = [event.position for event in events if event.recorded_at < moment]
-        then = await look_back(connection, moment)
+        then = await squad_at(connection, moment)
         assert (then.squad.head.position, then.moment) == (same[-1], moment)
-        earlier = await look_back(connection, moment - microsecond)
+        earlier = await squad_at(connection, moment - microsecond)
         assert earlier.squad.head.position == (before[-1] if before else 0)
 
 
@@ -236,7 +236,7 @@ async def test_what_the_clock_has_not_recorded_yet_is_as_the_log_has_it(
     recorded = await lookup.read_one(connection, outcome.position)
     assert recorded
     # Nobody lived to see it expire.
-    then = await look_back(connection, recorded.recorded_at + timedelta(seconds=0.06))
+    then = await squad_at(connection, recorded.recorded_at + timedelta(seconds=0.06))
     assert outcome.reply["id"] in then.squad.tables["operations"]
 
 

@@ -103,12 +103,14 @@ async def test_it_waits_only_where_it_has_read_all(
 
 @pytest.mark.parametrize("wanted", [None, Filter(type="message_sent")])
 async def test_its_pages_are_short_where_events_are_large(
-    scribe: LogWriter, opener: Opener, monkeypatch: pytest.MonkeyPatch, wanted: Filter | None
+    scribe: LogWriter, opener: Opener, monkeypatch: pytest.MonkeyPatch, event_filter: Filter | None
 ) -> None:
     monkeypatch.setattr(page_size, "INITIAL_EVENTS", 15)
     monkeypatch.setattr(page_size, "PAGE_CHARACTERS", 20_000)
     await scribe.append(*(said("x" * 1_000) for _ in range(60)))
-    async with aclosing(follow(opener, Hints(), after=0, wanted=wanted, poll_seconds=60)) as pages:
+    async with aclosing(
+        follow(opener, Hints(), after=0, event_filter=event_filter, poll_seconds=60)
+    ) as pages:
         lengths: list[int] = []
         while sum(lengths) < 60:
             lengths.append(len(await anext(pages)))
@@ -123,8 +125,10 @@ async def test_a_filter_lets_through_what_it_names_and_misses_none(
     monkeypatch.setattr(log, "PAGE_EVENTS", 2)
     for number in range(5):
         await scribe.append(joined(f"a{number}"), *(said(f"{number}.{n}") for n in range(7)))
-    wanted = Filter(type="agent_registered")
-    async with aclosing(follow(opener, Hints(), after=0, wanted=wanted, poll_seconds=0.05)) as pages:
+    event_filter = Filter(type="agent_registered")
+    async with aclosing(
+        follow(opener, Hints(), after=0, event_filter=event_filter, poll_seconds=0.05)
+    ) as pages:
         assert [event.position for event in await _take(pages, 5)] == [1, 9, 17, 25, 33]
         await scribe.append(said("not wanted"))
         await scribe.append(joined("wanted"))
@@ -136,14 +140,16 @@ async def test_what_a_filter_kept_back_is_not_looked_through_again(
 ) -> None:
     begun: list[int] = []
 
-    async def read(connection: Connection, after: int, limit: int, wanted: Filter) -> list[Recorded]:
+    async def read(connection: Connection, after: int, limit: int, event_filter: Filter) -> list[Recorded]:
         begun.append(after)
-        return await lookup.read_filtered(connection, after, limit, wanted)
+        return await lookup.read_filtered(connection, after, limit, event_filter)
 
     monkeypatch.setattr(subscription, "lookup", SimpleNamespace(read_filtered=read))
     await scribe.append(*(said("not wanted") for _ in range(5)))
-    wanted = Filter(type="agent_registered")
-    async with aclosing(follow(opener, Hints(), after=0, wanted=wanted, poll_seconds=0.01)) as pages:
+    event_filter = Filter(type="agent_registered")
+    async with aclosing(
+        follow(opener, Hints(), after=0, event_filter=event_filter, poll_seconds=0.01)
+    ) as pages:
         coming = asyncio.ensure_future(_take(pages, 1))
         await eventually(lambda: len(begun) >= 2)
         await scribe.append(joined("wanted"))
@@ -166,11 +172,11 @@ async def test_nothing_is_missed_or_doubled_while_many_append(opener: Opener, da
                     break
 
     total = WRITERS * EVENTS_OF_A_WRITER
-    wanted = Filter(type="message_sent")
+    event_filter = Filter(type="message_sent")
     async with (
         running_listener(database) as listener,
         aclosing(follow(opener, listener.events, after=0)) as plain,
-        aclosing(follow(opener, listener.events, after=0, wanted=wanted)) as filtered,
+        aclosing(follow(opener, listener.events, after=0, event_filter=event_filter)) as filtered,
     ):
         followed = [asyncio.ensure_future(_take(pages, total)) for pages in (plain, filtered)]
         await asyncio.gather(*(write(f"writer-{number}") for number in range(WRITERS)))

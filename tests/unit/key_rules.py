@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from eventstore.events import Event, KeyCreated, KeyExpired, KeyFirstUsed, KeyRevoked
 from projections.keys import KEYS
-from service.decide.access import key_is_needed
+from service.decide.access import is_key_required
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -52,4 +52,4 @@ class KeyRules:
         """Those in use are in memory, and no others; whether one is needed is known without them."""
         in_use = self.created.keys() - self.expired - self.revoked
         assert {row.id for row in squad.all(KEYS)} == in_use
-        assert key_is_needed(squad) == bool(self.created.keys() - self.revoked)
+        assert is_key_required(squad) == bool(self.created.keys() - self.revoked)

@@ -13,4 +13,4 @@ async def after(tail: Tail, position: int, limit: int) -> list[Recorded] | None:
     """The events after a position, at most `limit`; None where the tail begins later."""
     if position < tail.first - 1:
         return None
-    return await tail.pick(range(position + 1, min(position + limit, tail.last) + 1))
+    return await tail.events_at(range(position + 1, min(position + limit, tail.last) + 1))

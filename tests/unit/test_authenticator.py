@@ -106,7 +106,9 @@ class Entrance:
             found = self.authenticator.authenticate(request, scope)
         except Problem as problem:
             return problem.code
-        self.knows = self.authenticator.knows(request) if scope is Scope.PUBLIC else None
+        self.has_full_access = (
+            self.authenticator.has_full_access(request) if scope is Scope.PUBLIC else None
+        )
         return found
 
 
@@ -127,7 +129,7 @@ class TestWithKeys:
             found = entrance.ask(by=KEY.text, address=address, Host="squad.example.org")
             assert found == Caller("operator", KEY.id)
 
-    async def test_the_second_time_it_is_remembered(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_the_second_time_it_is_verified_keys(self, monkeypatch: pytest.MonkeyPatch) -> None:
         entrance = Entrance(a_key())
         entrance.ask(by=KEY.text)
         monkeypatch.delattr(api_keys, "digest_of")
@@ -139,17 +141,17 @@ class TestWithKeys:
         entrance.story.given(CreateKey(key_id="2222222222", digest="0" * 64, scope="operator"))
         entrance.story.given(RevokeKey(key_id=KEY.id))
         assert entrance.ask(by=KEY.text) == "unauthorized"
-        assert not entrance.authenticator._remembered
+        assert not entrance.authenticator._verified_keys
 
     async def test_one_that_has_run_out_opens_nothing_whether_the_log_says_so_or_not(self) -> None:
         entrance = Entrance(a_key(expires_days=1))
         entrance.clock.at = START + timedelta(days=1, microseconds=-1)
         known = entrance.ask(by=KEY.text)
         assert isinstance(known, Caller)
-        assert entrance.authenticator.still_admits(known)
+        assert entrance.authenticator.is_still_allowed(known)
         entrance.clock.at = START + timedelta(days=1)
         assert entrance.ask(by=KEY.text) == "unauthorized"
-        assert not entrance.authenticator.still_admits(known)
+        assert not entrance.authenticator.is_still_allowed(known)
 
     @pytest.mark.parametrize(
         ("scheme", "found"), [("bearer ", Caller("operator", KEY.id)), ("digest ", "unauthorized")]
@@ -168,12 +170,12 @@ class TestWithKeys:
         assert isinstance(entrance.ask(by=KEY.text), Caller)
         assert entrance.ask(by=KEY.text, address=REMOTE) == "rate_limited"
 
-    async def test_one_that_is_wrong_is_not_remembered(self) -> None:
+    async def test_one_that_is_wrong_is_not_verified_keys(self) -> None:
         entrance = Entrance(a_key())
         for number in range(50):
             entrance.ask(by=f"squad_{KEY.id}_{number:064x}", address=f"198.51.100.{number}")
         assert isinstance(entrance.ask(by=KEY.text), Caller)
-        assert len(entrance.authenticator._remembered) == 1
+        assert len(entrance.authenticator._verified_keys) == 1
 
     async def test_no_more_are_remembered_than_there_is_room_for(
         self, monkeypatch: pytest.MonkeyPatch
@@ -183,7 +185,7 @@ class TestWithKeys:
         # A header may be written in many ways.
         for spaces in range(20):
             assert isinstance(entrance.ask(by=" " * spaces + KEY.text), Caller)
-            assert len(entrance.authenticator._remembered) <= 3
+            assert len(entrance.authenticator._verified_keys) <= 3
 
     async def test_nobody_is_let_in_while_nothing_is_known(self) -> None:
         """The state was lost and is being read again: whether a key is needed is not known either."""
@@ -195,13 +197,13 @@ class TestWithKeys:
         assert entrance.ask() == "unavailable"
         assert entrance.ask(Scope.PUBLIC) is None
         # Whoever follows a stream is told nothing meanwhile, but for what has become of the log.
-        assert entrance.authenticator.still_admits(known)
+        assert entrance.authenticator.is_still_allowed(known)
 
     async def test_its_first_use_is_noted_until_that_is_a_fact(self) -> None:
         entrance = Entrance(a_key())
 
         async def noted() -> list[Request]:
-            await asyncio.gather(*entrance.authenticator._noting.values())
+            await asyncio.gather(*entrance.authenticator._recording.values())
             return entrance.pen.asked
 
         for _ in range(3):
@@ -215,7 +217,7 @@ class TestWithKeys:
         entrance.story.given(NoteKeyUse(key_id=KEY.id))
         entrance.ask(by=KEY.text)
         assert len(await noted()) == 2
-        assert entrance.authenticator._noting == {}
+        assert entrance.authenticator._recording == {}
 
     async def test_a_page_of_another_name_gets_no_further_with_a_key_than_without(self) -> None:
         entrance = Entrance(a_key())
@@ -265,9 +267,9 @@ class TestWithoutKeys:
 
     async def test_whoever_was_let_in_is_out_with_the_first_key(self) -> None:
         entrance = Entrance(given())
-        assert entrance.authenticator.still_admits(ANYBODY)
+        assert entrance.authenticator.is_still_allowed(ANYBODY)
         entrance.story.given(CreateKey(key_id=KEY.id, digest=KEY.digest, scope="operator"))
-        assert not entrance.authenticator.still_admits(ANYBODY)
+        assert not entrance.authenticator.is_still_allowed(ANYBODY)
 
 
 class TestTooOften:
@@ -286,10 +288,10 @@ class TestTooOften:
         entrance = Entrance(a_key(), settings)
         for _ in range(2):
             assert entrance.ask(Scope.PUBLIC, by=KEY.text, address=REMOTE) is None
-            assert entrance.knows
+            assert entrance.has_full_access
         assert entrance.ask(Scope.PUBLIC, by=KEY.text, address=REMOTE) == "rate_limited"
         assert entrance.ask(Scope.PUBLIC, address="203.0.113.8") is None
-        assert not entrance.knows
+        assert not entrance.has_full_access
 
     async def test_a_squad_without_keys_is_not_limited_at_home(self) -> None:
         entrance = Entrance(

@@ -15,7 +15,7 @@ from eventstore.recorded import Recorded
 from service import channels as module
 from service import tail as tails
 from service.channels import Channel, Channels, agent_of
-from service.http.open_streams import Lane
+from service.http.open_streams import Throttle
 from service.tail import Tail
 from tests.support.wait import eventually
 from tests.unit.support import START
@@ -75,7 +75,7 @@ async def test_every_follower_gets_what_passes_its_filter(
     ]
     log: list[Recorded] = []
     with contextlib.ExitStack() as stack:
-        followed = [(each, stack.enter_context(channels.following(each))) for each in wanted]
+        followed = [(each, stack.enter_context(channels.subscribe(each))) for each in wanted]
         at = dict.fromkeys(wanted, 0)
         got: dict[Filter, list[int]] = {each: [] for each in wanted}
         for _ in range(100):
@@ -106,9 +106,9 @@ async def test_every_follower_gets_what_passes_its_filter(
 
 async def test_only_those_are_woken_whom_it_is_for(channels: Channels) -> None:
     with (
-        channels.following(Filter()) as everything,
-        channels.following(Filter(agent="ada")) as hers,
-        channels.following(Filter(agent="bob")) as his,
+        channels.subscribe(Filter()) as everything,
+        channels.subscribe(Filter(agent="ada")) as hers,
+        channels.subscribe(Filter(agent="bob")) as his,
     ):
         waiters = [channel.advanced.waiter() for channel in (everything, hers, his)]
         channels.extend([event(1, agent="ada")])
@@ -117,7 +117,7 @@ async def test_only_those_are_woken_whom_it_is_for(channels: Channels) -> None:
 
 async def test_whoever_is_further_behind_than_the_channel_is_told(channels: Channels) -> None:
     channels.extend([event(5, agent="ada"), event(6, agent="ada")])
-    with channels.following(Filter(agent="ada")) as channel:
+    with channels.subscribe(Filter(agent="ada")) as channel:
         assert await positions(channel, 5) is None
         assert await positions(channel, 6) == []
         channels.extend([event(7, agent="ada")])
@@ -128,7 +128,7 @@ async def test_what_memory_has_let_go_is_not_passed_over(
     channels: Channels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tails, "MAX_EVENTS", 3)
-    with channels.following(Filter(agent="ada")) as channel:
+    with channels.subscribe(Filter(agent="ada")) as channel:
         for position in range(1, 20):
             channels.extend([event(position, agent="ada" if position == 1 else "bob")])
         # The only one that passes is not in memory any more: nobody is told that there is none.
@@ -141,7 +141,7 @@ async def test_a_channel_keeps_no_more_than_memory_does(
 ) -> None:
     monkeypatch.setattr(module, "_TRIM_AFTER", 5)
     monkeypatch.setattr(tails, "MAX_EVENTS", 10)
-    with channels.following(Filter()) as channel:
+    with channels.subscribe(Filter()) as channel:
         for position in range(1, 201):
             channels.extend([event(position)])
         assert len(channel._positions) < 50
@@ -149,7 +149,7 @@ async def test_a_channel_keeps_no_more_than_memory_does(
 
 
 async def test_how_far_was_looked_is_told_where_nothing_passed(channels: Channels) -> None:
-    with channels.following(Filter(agent="ada")) as channel:
+    with channels.subscribe(Filter(agent="ada")) as channel:
         channels.extend([event(position, agent="bob") for position in range(1, 9)])
         found = await channel.after(2, 10)
         assert found is not None
@@ -159,27 +159,27 @@ async def test_how_far_was_looked_is_told_where_nothing_passed(channels: Channel
 async def test_followers_of_the_same_share_a_channel_for_as_long_as_there_are_any(
     channels: Channels,
 ) -> None:
-    with channels.following(Filter(agent="ada")) as first:
-        with channels.following(Filter(agent="ada")) as second:
+    with channels.subscribe(Filter(agent="ada")) as first:
+        with channels.subscribe(Filter(agent="ada")) as second:
             assert first is second
         channels.extend([event(1, agent="ada")])
         assert await positions(first, 0) == [1]
-    with channels.following(Filter(agent="ada")) as later:
+    with channels.subscribe(Filter(agent="ada")) as later:
         assert later is not first
         assert await positions(later, 0) is None
 
 
 async def test_a_follower_that_is_cut_short_leaves_no_channel_behind(channels: Channels) -> None:
     wanted = Filter(agent="ada")
-    with contextlib.suppress(asyncio.CancelledError), channels.following(wanted) as first:
+    with contextlib.suppress(asyncio.CancelledError), channels.subscribe(wanted) as first:
         raise asyncio.CancelledError
-    with channels.following(wanted) as later:
+    with channels.subscribe(wanted) as later:
         assert later is not first
 
 
 class TestLane:
     async def test_turns_come_one_at_a_time_in_their_order(self) -> None:
-        lane, seen = Lane(), list[str]()
+        lane, seen = Throttle(), list[str]()
 
         async def one(name: str) -> None:
             async with lane.turn(0):
@@ -192,7 +192,7 @@ class TestLane:
 
     async def test_it_rests_in_proportion_to_what_it_did(self, monkeypatch: pytest.MonkeyPatch) -> None:
         slept, now = _by_hand(monkeypatch)
-        lane = Lane()
+        lane = Throttle()
         for _ in range(10):
             async with lane.turn(4):
                 now[0] += 0.001
@@ -208,7 +208,7 @@ class TestLane:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         slept, now = _by_hand(monkeypatch)
-        lane = Lane()
+        lane = Throttle()
 
         async def cancelled() -> None:
             async with lane.turn(9):
@@ -222,7 +222,7 @@ class TestLane:
             assert slept == pytest.approx([1.0])
 
     async def test_one_that_fails_or_is_cancelled_holds_up_nobody(self) -> None:
-        lane = Lane()
+        lane = Throttle()
         with pytest.raises(RuntimeError):
             async with lane.turn(1):
                 raise RuntimeError
@@ -244,7 +244,7 @@ class TestLane:
 async def test_of_a_log_that_was_replaced_nothing_is_given_and_everybody_is_woken(
     channels: Channels,
 ) -> None:
-    with channels.following(Filter()) as channel:
+    with channels.subscribe(Filter()) as channel:
         channels.extend([event(position) for position in range(1, 6)])
         assert await positions(channel, 2) == [3, 4, 5]
         waiter = channel.advanced.waiter()

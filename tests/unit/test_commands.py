@@ -87,7 +87,7 @@ GOOD: dict[type[Command], dict[str, Any]] = {
 """What each command needs, and no more."""
 
 KINDS = sorted(GOOD, key=lambda kind: kind.__name__)
-NEEDED = [
+KEY_REQUIRED = [
     (kind, field)
     for kind in KINDS
     for field in GOOD[kind]
@@ -125,14 +125,14 @@ class TestEveryCommand:
         command = kind.model_validate(GOOD[kind])
         assert {name: getattr(command, name) for name in GOOD[kind]} == GOOD[kind]
 
-    @pytest.mark.parametrize(("kind", "field"), NEEDED)
+    @pytest.mark.parametrize(("kind", "field"), KEY_REQUIRED)
     def test_cannot_do_without_what_it_needs(self, kind: type[Command], field: str) -> None:
         fields = {name: value for name, value in GOOD[kind].items() if name != field}
         with pytest.raises(ValidationError):
             kind.model_validate(fields)
 
     @pytest.mark.parametrize(
-        ("kind", "field"), [pair for pair in NEEDED if pair != (do.SetBudget, "daily_tokens")]
+        ("kind", "field"), [pair for pair in KEY_REQUIRED if pair != (do.SetBudget, "daily_tokens")]
     )
     def test_takes_no_null_for_what_it_needs(self, kind: type[Command], field: str) -> None:
         with pytest.raises(ValidationError, match=field):
@@ -155,7 +155,7 @@ class TestEveryCommand:
         with pytest.raises(ValidationError, match="frozen"):
             setattr(command, next(iter(GOOD[kind])), "other")
 
-    @pytest.mark.parametrize(("kind", "field"), NEEDED)
+    @pytest.mark.parametrize(("kind", "field"), KEY_REQUIRED)
     @pytest.mark.parametrize("nonsense", [1.5, True, b"bytes", ["list"], {"a": {"b": 1}}, object()])
     def test_refuses_any_other_type_without_breaking_down(
         self, kind: type[Command], field: str, nonsense: Any

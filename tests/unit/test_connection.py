@@ -75,9 +75,9 @@ def _now() -> float:
 
 async def test_the_first_head_is_waited_for_from_the_beginning(made: tuple[Connection, Wire]) -> None:
     connection, wire = made
-    connection.look(_now() + REQUEST_HEAD_SECONDS - 1)
+    connection.check_timeouts(_now() + REQUEST_HEAD_SECONDS - 1)
     assert not wire.closed
-    connection.look(_now() + REQUEST_HEAD_SECONDS + 1)
+    connection.check_timeouts(_now() + REQUEST_HEAD_SECONDS + 1)
     assert wire.closed
     assert wire.written == b""
 
@@ -85,7 +85,7 @@ async def test_the_first_head_is_waited_for_from_the_beginning(made: tuple[Conne
 async def test_one_that_has_begun_is_told(made: tuple[Connection, Wire]) -> None:
     connection, wire = made
     connection.data_received(GET[:20])
-    connection.look(_now() + REQUEST_HEAD_SECONDS + 1)
+    connection.check_timeouts(_now() + REQUEST_HEAD_SECONDS + 1)
     assert wire.closed
     assert wire.written.startswith(b"HTTP/1.1 408 ")
     head, _, body = wire.written.partition(b"\r\n\r\n")
@@ -96,7 +96,7 @@ async def test_more_of_a_head_gains_no_time(made: tuple[Connection, Wire]) -> No
     connection, wire = made
     for byte in GET[:-1]:
         connection.data_received(bytes([byte]))
-    connection.look(_now() + REQUEST_HEAD_SECONDS + 1)
+    connection.check_timeouts(_now() + REQUEST_HEAD_SECONDS + 1)
     assert wire.closed
 
 
@@ -104,7 +104,7 @@ async def test_while_a_request_is_answered_nothing_runs_out(made: tuple[Connecti
     connection, wire = made
     connection.data_received(GET)
     await asyncio.sleep(0)
-    connection.look(_now() + 1_000 * KEEPALIVE_SECONDS)
+    connection.check_timeouts(_now() + 1_000 * KEEPALIVE_SECONDS)
     assert not wire.is_closing()
 
 
@@ -114,10 +114,10 @@ async def test_an_answer_that_is_taken_slowly_is_waited_for(made: tuple[Connecti
     now = _now()
     wire.waiting = 100 * STALL_BYTES
     for _ in range(99):
-        connection.look(now)
+        connection.check_timeouts(now)
         now += STALL_SECONDS - 1
         wire.waiting -= STALL_BYTES
-    connection.look(now)
+    connection.check_timeouts(now)
     assert not wire.aborted
 
 
@@ -126,11 +126,11 @@ async def test_one_that_is_not_taken_is_given_up(made: tuple[Connection, Wire]) 
     connection._head_since = None
     now = _now()
     wire.waiting = 2 * STALL_BYTES
-    connection.look(now)
+    connection.check_timeouts(now)
     wire.waiting -= STALL_BYTES - 1
-    connection.look(now + STALL_SECONDS)
+    connection.check_timeouts(now + STALL_SECONDS)
     assert not wire.aborted
-    connection.look(now + STALL_SECONDS + 1)
+    connection.check_timeouts(now + STALL_SECONDS + 1)
     assert wire.aborted
 
 
@@ -139,11 +139,11 @@ async def test_what_was_taken_begins_anew(made: tuple[Connection, Wire]) -> None
     connection._head_since = None
     now = _now()
     wire.waiting = STALL_BYTES
-    connection.look(now)
+    connection.check_timeouts(now)
     wire.waiting = 0
-    connection.look(now + STALL_SECONDS - 1)
+    connection.check_timeouts(now + STALL_SECONDS - 1)
     wire.waiting = STALL_BYTES
-    connection.look(now + STALL_SECONDS + 1)
+    connection.check_timeouts(now + STALL_SECONDS + 1)
     assert not wire.aborted
 
 
@@ -158,19 +158,19 @@ async def test_where_all_leave_too_much_untaken_those_who_take_least_are_dropped
         connection._head_since = None
         wire.waiting = MAX_UNSENT_BYTES // 4
         # The first takes much of it at last, the second has waited longest, and so on.
-        connection.look(now - 20 + number)
+        connection.check_timeouts(now - 20 + number)
     clients[0][1].waiting -= STALL_BYTES
     clients[4][1].waiting += STALL_BYTES
-    server._look()
+    server._check_connections()
     assert [wire.aborted for _, wire in clients] == [False, True, False, False, False]
     clients[1][0].connection_lost(None)
     clients[0][1].waiting = MAX_UNSENT_BYTES
-    server._look()
+    server._check_connections()
     assert [wire.aborted for _, wire in clients] == [False, True, True, True, True]
     for connection, _ in clients:
         connection.connection_lost(None)
-    assert server._looking
-    server._looking.cancel()
+    assert server._check_timer
+    server._check_timer.cancel()
 
 
 async def test_one_that_was_hung_up_on_and_does_not_take_the_end_is_given_up(
@@ -180,12 +180,12 @@ async def test_one_that_was_hung_up_on_and_does_not_take_the_end_is_given_up(
     connection.data_received(GET[:-1])
     wire.waiting = 100
     now = _now()
-    connection.look(now + REQUEST_HEAD_SECONDS + 1)
+    connection.check_timeouts(now + REQUEST_HEAD_SECONDS + 1)
     assert wire.closed
-    connection.look(now + REQUEST_HEAD_SECONDS + 2)
-    connection.look(now + REQUEST_HEAD_SECONDS + STALL_SECONDS)
+    connection.check_timeouts(now + REQUEST_HEAD_SECONDS + 2)
+    connection.check_timeouts(now + REQUEST_HEAD_SECONDS + STALL_SECONDS)
     assert not wire.aborted
-    connection.look(now + REQUEST_HEAD_SECONDS + STALL_SECONDS + 3)
+    connection.check_timeouts(now + REQUEST_HEAD_SECONDS + STALL_SECONDS + 3)
     assert wire.aborted
 
 
@@ -193,5 +193,5 @@ async def test_one_that_was_hung_up_on_is_told_nothing_more(made: tuple[Connecti
     connection, wire = made
     connection.data_received(GET[:-1])
     connection.force_close()
-    connection.look(_now() + REQUEST_HEAD_SECONDS + 1)
+    connection.check_timeouts(_now() + REQUEST_HEAD_SECONDS + 1)
     assert wire.written == b""

@@ -52,16 +52,16 @@ class Things:
             del self.rows[name]
         self.deadlines.change(names)
 
-    def over(self, seconds: float) -> list[str]:
-        return [row.name for row in self.deadlines.over(moment(seconds))]
+    def expired(self, seconds: float) -> list[str]:
+        return [row.name for row in self.deadlines.expired(moment(seconds))]
 
 
 def test_what_is_neither_changed_nor_over_is_not_looked_at_again() -> None:
     things = Things()
-    assert things.over(0) == []
+    assert things.expired(0) == []
     things.asked = 0
     for seconds in range(1, 101):
-        over = things.over(seconds)
+        over = things.expired(seconds)
         assert over == [f"thing {MANY - seconds}"]
         things.drop(*over)
         assert things.deadlines.next(moment(seconds)) == things.deadlines.first() == moment(seconds + 1)
@@ -76,16 +76,16 @@ def test_the_first_is_known_where_nobody_has_looked_yet() -> None:
         things.put("thing 0", 10_000 + seconds)
         assert things.deadlines.first() == moment(1)
     assert things.asked < 1_000
-    assert things.over(2) == [f"thing {MANY - 2}", f"thing {MANY - 1}"]
+    assert things.expired(2) == [f"thing {MANY - 2}", f"thing {MANY - 1}"]
 
 
 def test_what_is_over_is_told_in_its_order_until_it_is_dealt_with() -> None:
     things = Things(10)
-    things.over(0)
-    assert things.over(3) == things.over(3) == ["thing 7", "thing 8", "thing 9"]
+    things.expired(0)
+    assert things.expired(3) == things.expired(3) == ["thing 7", "thing 8", "thing 9"]
     assert moment(1) <= things.deadlines.first() <= moment(3)
     things.drop("thing 8")
-    assert things.over(4) == ["thing 6", "thing 7", "thing 9"]
+    assert things.expired(4) == ["thing 6", "thing 7", "thing 9"]
 
 
 @pytest.mark.parametrize("looked_at", [[0], []], ids=["after others", "at the first look"])
@@ -93,29 +93,29 @@ def test_very_many_may_be_over_at_once(checked_at: list[int], monkeypatch: pytes
     monkeypatch.setattr(deadlines, "_MANY", 10)
     things = Things()
     for seconds in checked_at:
-        assert things.over(seconds) == []
-    assert things.over(MANY - 1) == [f"thing {number}" for number in range(1, MANY)]
+        assert things.expired(seconds) == []
+    assert things.expired(MANY - 1) == [f"thing {number}" for number in range(1, MANY)]
     assert things.deadlines.next(moment(MANY - 1)) == moment(MANY)
-    assert things.over(MANY)[0] == "thing 0"
+    assert things.expired(MANY)[0] == "thing 0"
 
 
 def test_one_that_was_put_off_is_over_later_and_told_once() -> None:
     things = Things(3)
-    assert things.over(1) == ["thing 2"]
+    assert things.expired(1) == ["thing 2"]
     things.put("thing 2", 10)
     things.put("thing 2", 10)
-    assert things.over(9) == ["thing 0", "thing 1"]
-    assert things.over(10) == ["thing 0", "thing 1", "thing 2"]
+    assert things.expired(9) == ["thing 0", "thing 1"]
+    assert things.expired(10) == ["thing 0", "thing 1", "thing 2"]
     things.put("thing 1", None)
-    assert things.over(10) == ["thing 0", "thing 2"]
+    assert things.expired(10) == ["thing 0", "thing 2"]
 
 
 def test_one_that_has_another_place_by_now_is_told_there_alone() -> None:
     things = Things(5)
-    assert things.over(5) == ["thing 0", "thing 1", "thing 2", "thing 3", "thing 4"]
+    assert things.expired(5) == ["thing 0", "thing 1", "thing 2", "thing 3", "thing 4"]
     things.put_last("thing 0")
     things.put_last("thing 0")
-    assert things.over(5) == ["thing 1", "thing 2", "thing 3", "thing 4", "thing 0"]
+    assert things.expired(5) == ["thing 1", "thing 2", "thing 3", "thing 4", "thing 0"]
 
 
 def test_what_is_new_comes_in_between() -> None:
@@ -124,13 +124,13 @@ def test_what_is_new_comes_in_between() -> None:
     assert things.deadlines.next(moment(1)) == moment(2)
     things.put("new", 1.5)
     assert things.deadlines.next(moment(1)) == moment(1.5)
-    assert things.over(1.5) == ["thing 2", "new"]
+    assert things.expired(1.5) == ["thing 2", "new"]
 
 
 def test_nothing_is_over_too_soon_where_a_clock_that_was_ahead_is_put_right() -> None:
     things = Things(3)
-    assert len(things.over(3)) == 3
-    assert things.over(1) == ["thing 2"]
+    assert len(things.expired(3)) == 3
+    assert things.expired(1) == ["thing 2"]
     assert things.deadlines.next(moment(1)) == moment(2)
     things.put("new", 1.5)
     assert things.deadlines.next(moment(1)) == moment(1.5)
@@ -138,7 +138,7 @@ def test_nothing_is_over_too_soon_where_a_clock_that_was_ahead_is_put_right() ->
 
 def test_what_has_another_moment_by_now_is_not_next_where_a_clock_is_put_right() -> None:
     things = Things(3)
-    assert len(things.over(3)) == 3
+    assert len(things.expired(3)) == 3
     things.put("thing 1", 9)
     assert things.deadlines.next(moment(1)) == moment(3)
 
@@ -146,18 +146,18 @@ def test_what_has_another_moment_by_now_is_not_next_where_a_clock_is_put_right()
 def test_there_may_be_none() -> None:
     things = Things(0)
     assert things.deadlines.first() == things.deadlines.next(moment(0)) == NEVER
-    assert things.over(0) == []
+    assert things.expired(0) == []
     things.put("one", None)
     assert things.deadlines.first() == NEVER
 
 
 def test_what_the_moments_were_before_is_forgotten() -> None:
     things = Things(10)
-    things.over(0)
+    things.expired(0)
     for seconds in range(1, 1_000):
         things.put("thing 5", 1_000 + seconds)
-        assert things.over(0) == []
+        assert things.expired(0) == []
     assert things.deadlines._pending is not None
     assert len(things.deadlines._pending) < 200
-    assert things.over(1_998) == [f"thing {number}" for number in range(10) if number != 5]
-    assert len(things.over(1_999)) == 10
+    assert things.expired(1_998) == [f"thing {number}" for number in range(10) if number != 5]
+    assert len(things.expired(1_999)) == 10

@@ -18,7 +18,7 @@ from eventstore.events import (
 from service import commands as do
 from service.callers import ANYBODY, Caller
 from service.commands import AnyCommand
-from service.decide.access import _BY_AGENTS
+from service.decide.access import _AGENT_CHECKS
 from service.requests import Answer, Request
 from tests.unit.support import Story, given
 from tests.unit.test_commands import GOOD
@@ -161,7 +161,7 @@ class TestAnAgentsKey:
         ):
             a_squad().when(asked(command, ANN)).then_refused(code)
 
-    @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in _BY_AGENTS])
+    @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in _AGENT_CHECKS])
     def test_does_nothing_that_is_an_operators(self, kind: type[AnyCommand]) -> None:
         story = a_squad().when(asked(kind.model_validate(GOOD[kind]), ANN))
         assert story.refusal.code == "not_allowed"

@@ -14,7 +14,7 @@ from service import api_keys
 from service.commands import CreateKey, NoteKeyUse, RevokeKey
 from service.commands.keys import KeyId
 from service.decide import keys as deciding
-from service.decide.access import key_is_needed
+from service.decide.access import is_key_required
 from service.decide.clock import next_due
 from tests.unit.support import START, Story, given
 from tests.unit.test_commands import taken
@@ -157,22 +157,22 @@ class TestRunningOut:
 
 class TestWhetherOneIsNeeded:
     def test_not_before_the_first(self) -> None:
-        assert not key_is_needed(given().squad)
+        assert not is_key_required(given().squad)
 
     def test_as_long_as_one_is_not_revoked(self) -> None:
         story = a_key().given(creation(OTHER))
-        assert key_is_needed(story.squad)
+        assert is_key_required(story.squad)
         story.given(RevokeKey(key_id=ONE))
-        assert key_is_needed(story.squad)
+        assert is_key_required(story.squad)
         story.given(RevokeKey(key_id=OTHER))
-        assert not key_is_needed(story.squad)
+        assert not is_key_required(story.squad)
 
     def test_also_when_the_last_has_run_out(self) -> None:
         story = a_key(expires_days=1).when(at=DAY_SECONDS * 30)
         assert not list(story.squad.all(KEYS))
-        assert key_is_needed(story.squad)
+        assert is_key_required(story.squad)
         story.given(RevokeKey(key_id=ONE))
-        assert not key_is_needed(story.squad)
+        assert not is_key_required(story.squad)
 
     def test_recalling_a_finished_key_does_not_count_it_again(self) -> None:
         story = a_key().given(creation(OTHER), RevokeKey(key_id=ONE), RevokeKey(key_id=ONE))

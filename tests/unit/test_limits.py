@@ -9,7 +9,7 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 
 from service.http import limits
-from service.http.limits import Buckets, Networks, client_network, is_this_machine, names_this_machine
+from service.http.limits import Buckets, Networks, client_network, is_local_host, is_loopback
 
 
 class TestBuckets:
@@ -108,7 +108,7 @@ class TestBuckets:
     ],
 )
 def test_only_loopback_addresses_are_this_machine(address: str, *, ours: bool) -> None:
-    assert is_this_machine(address) is ours
+    assert is_loopback(address) is ours
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_only_loopback_addresses_are_this_machine(address: str, *, ours: bool) -
     ],
 )
 def test_only_names_that_nobody_else_can_have_are_this_machines(host: str, *, ours: bool) -> None:
-    assert names_this_machine(host) is ours
+    assert is_local_host(host) is ours
 
 
 @pytest.mark.parametrize(
@@ -157,6 +157,6 @@ def test_of_ipv6_a_whole_network_counts_as_one(address: str, counts_as: str) -> 
 def test_networks_hold_addresses_however_they_are_written() -> None:
     networks = Networks([ipaddress.ip_network("10.0.0.0/24"), ipaddress.ip_network("2001:db8::/32")])
     for address in ("10.0.0.9", "::ffff:10.0.0.9", "2001:db8::1"):
-        assert networks.hold(address)
+        assert networks.contains(address)
     for address in ("10.0.1.9", "2001:db9::1", "", "nonsense", "10.0.0.9:80"):
-        assert not networks.hold(address)
+        assert not networks.contains(address)

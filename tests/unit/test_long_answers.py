@@ -46,12 +46,12 @@ def slices_of_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("rows", [0, 1, FEW, ROWS])
 async def test_are_the_same_json_however_long_they_are(rows: int) -> None:
-    assert await LongAnswers().written(lambda: an_answer(rows)) == dumps(an_answer(rows))
+    assert await LongAnswers().serialize(lambda: an_answer(rows)) == dumps(an_answer(rows))
 
 
 async def test_take_turns_with_everything_else() -> None:
     shown: list[int] = []
-    writing = asyncio.create_task(LongAnswers().written(lambda: an_answer(ROWS, shown)))
+    writing = asyncio.create_task(LongAnswers().serialize(lambda: an_answer(ROWS, shown)))
     most, before = 0, 0
     while not writing.done():
         await asyncio.sleep(0)
@@ -62,7 +62,7 @@ async def test_take_turns_with_everything_else() -> None:
 
 async def test_hold_others_up_no_more_where_there_are_several_of_them() -> None:
     answers, shown = LongAnswers(), list[int]()
-    writing = asyncio.gather(*(answers.written(lambda: an_answer(ROWS, shown)) for _ in range(20)))
+    writing = asyncio.gather(*(answers.serialize(lambda: an_answer(ROWS, shown)) for _ in range(20)))
     most, before = 0, 0
     while not writing.done():
         await asyncio.sleep(0)
@@ -72,7 +72,7 @@ async def test_hold_others_up_no_more_where_there_are_several_of_them() -> None:
 
 
 async def test_short_ones_are_written_at_once() -> None:
-    writing = asyncio.create_task(LongAnswers().written(lambda: an_answer(10)))
+    writing = asyncio.create_task(LongAnswers().serialize(lambda: an_answer(10)))
     await asyncio.sleep(0)
     assert writing.done()
     await writing

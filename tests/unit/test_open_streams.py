@@ -11,7 +11,7 @@ import pytest
 from eventstore.recorded import Recorded
 from service.callers import ANYBODY, Caller
 from service.http import open_streams as module
-from service.http.open_streams import MAX_PAUSE_FACTOR, Lane, OpenStreams
+from service.http.open_streams import MAX_PAUSE_FACTOR, OpenStreams, Throttle
 from service.http.problems import Problem
 from tests.unit.support import START
 
@@ -27,7 +27,7 @@ async def following(streams: OpenStreams, who: Caller = ANYBODY) -> AsyncIterato
     is_open = asyncio.Event()
 
     async def follow() -> None:
-        with streams.counted(who):
+        with streams.count_open(who):
             is_open.set()
             await asyncio.Event().wait()
 
@@ -51,7 +51,7 @@ async def refusal(streams: OpenStreams, who: Caller = ANYBODY) -> str:
 
 
 async def test_there_are_as_many_as_may_be_and_one_that_ends_makes_room() -> None:
-    streams = OpenStreams(most=2, most_per_key=2)
+    streams = OpenStreams(maximum=2, max_per_key=2)
     async with following(streams), following(streams):
         assert await refusal(streams) == "streams_full"
     async with following(streams), following(streams):
@@ -59,7 +59,7 @@ async def test_there_are_as_many_as_may_be_and_one_that_ends_makes_room() -> Non
 
 
 async def test_a_key_has_its_own_share_and_without_one_nobody_is_counted_apart() -> None:
-    streams = OpenStreams(most=9, most_per_key=1)
+    streams = OpenStreams(maximum=9, max_per_key=1)
     for _ in range(2):
         async with following(streams, ONE), following(streams, OTHER):
             assert await refusal(streams, ONE) == "too_many_streams"
@@ -69,7 +69,7 @@ async def test_a_key_has_its_own_share_and_without_one_nobody_is_counted_apart()
 
 
 async def test_all_of_them_end_with_the_service() -> None:
-    streams = OpenStreams(most=9, most_per_key=9)
+    streams = OpenStreams(maximum=9, max_per_key=9)
     async with following(streams) as one, following(streams, ONE) as other:
         streams.end()
         await asyncio.wait((one, other))
@@ -83,12 +83,12 @@ async def test_all_of_them_end_with_the_service() -> None:
 async def test_a_turn_owes_more_rest_the_more_are_open(others: int, rest: float) -> None:
     owed: list[float] = []
 
-    class Watched(Lane):
+    class Watched(Throttle):
         def turn(self, rest: float) -> Any:
             owed.append(rest)
             return nullcontext()
 
-    streams = OpenStreams(most=200, most_per_key=200)
+    streams = OpenStreams(maximum=200, max_per_key=200)
     async with AsyncExitStack() as stack:
         for _ in range(others + 1):
             await stack.enter_async_context(following(streams))

@@ -50,7 +50,7 @@ def in_one_go(log: Sequence[Recorded], upto: int) -> Squad:
     return squad
 
 
-def look_back(history: History, first: Sequence[AnyCommand], page_events: int, data: st.DataObject) -> None:
+def squad_at(history: History, first: Sequence[AnyCommand], page_events: int, data: st.DataObject) -> None:
     """Lives through a history, and then looks back at every moment of it."""
     world = World()
     lived: dict[int, dict[str, Any]] = {}
@@ -80,7 +80,7 @@ def look_back(history: History, first: Sequence[AnyCommand], page_events: int, d
 def test_whatever_happened(
     history: History, policy: SetPolicy, page_events: int, data: st.DataObject
 ) -> None:
-    look_back(history, [policy, StartOrchestrator()], page_events, data)
+    squad_at(history, [policy, StartOrchestrator()], page_events, data)
 
 
 @settings(max_examples=40, deadline=None)
@@ -94,7 +94,7 @@ def test_however_jobs_were_handled(
     history: History, first_jobs: list[AnyCommand], page_events: int, data: st.DataObject
 ) -> None:
     agents = [RegisterAgent(name=name, role="agent") for name in strategies.AGENTS]
-    look_back(history, [SetPolicy(), StartOrchestrator(), *agents, *first_jobs], page_events, data)
+    squad_at(history, [SetPolicy(), StartOrchestrator(), *agents, *first_jobs], page_events, data)
 
 
 @settings(max_examples=40, deadline=None)
@@ -106,7 +106,7 @@ def test_however_jobs_were_handled(
 def test_however_often_things_were_opened_again(
     history: History, page_events: int, data: st.DataObject
 ) -> None:
-    look_back(history, [SetPolicy()], page_events, data)
+    squad_at(history, [SetPolicy()], page_events, data)
 
 
 # What is open and not in memory -------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 
 from service.callers import ANYBODY, Caller
 from service.http.problems import Problem
-from service.http.scope import DENIAL_DETAIL, Scope, caller, only_own, own_agent, require, set_caller
+from service.http.scope import DENIAL_DETAIL, Scope, caller, own_agent, require, require_own, set_caller
 
 ANN = Caller("agent", "2222222222", "ann")
 AUDITOR, OPERATOR = Caller("auditor", "3333333333"), Caller("operator", "4444444444")
@@ -37,19 +37,19 @@ def test_a_route_takes_the_keys_it_is_for_and_says_which_those_are(scope: Scope,
 def test_whoever_is_no_agent_sees_everything(who: Caller, whose: str | None) -> None:
     set_caller(who)
     assert own_agent() is None
-    only_own(whose, "that is another's")
+    require_own(whose, "that is another's")
 
 
 def test_an_agents_key_shows_what_is_its_own() -> None:
     set_caller(ANN)
     assert own_agent() == "ann"
-    only_own("ann", "that is another's")
+    require_own("ann", "that is another's")
 
 
 @pytest.mark.parametrize("whose", ["bob", None])
 def test_an_agents_key_shows_nothing_else(whose: str | None) -> None:
     set_caller(ANN)
     with pytest.raises(Problem) as refused:
-        only_own(whose, "that is another's")
+        require_own(whose, "that is another's")
     assert refused.value.code == "wrong_agent"
     assert "'ann'" in str(refused.value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.reading import SharedLook
+from service.reading import SharedQuery
 
 
 async def test_is_one_for_all_who_wait_for_the_same() -> None:
@@ -19,7 +19,7 @@ async def test_is_one_for_all_who_wait_for_the_same() -> None:
         looks += 1
         return 7
 
-    shared = SharedLook(look)
+    shared = SharedQuery(look)
     assert await asyncio.gather(*(shared(waiter) for _ in range(5))) == [7] * 5
     assert looks == 1
     await shared(asyncio.Event())
@@ -30,7 +30,7 @@ async def test_that_fails_is_told_to_all_who_wait() -> None:
     async def look() -> int:
         raise ConnectionError
 
-    shared, waiter = SharedLook(look), asyncio.Event()
+    shared, waiter = SharedQuery(look), asyncio.Event()
     for answer in await asyncio.gather(*(shared(waiter) for _ in range(3)), return_exceptions=True):
         assert isinstance(answer, ConnectionError)
 
@@ -46,18 +46,18 @@ async def test_that_fails_when_everybody_has_gone_is_no_fault() -> None:
         failed.set()
         raise ConnectionError
 
-    async def give_up(shared: SharedLook[int]) -> None:
+    async def give_up(shared: SharedQuery[int]) -> None:
         asking = asyncio.create_task(shared(asyncio.Event()))
         await begun.wait()
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
 
-    shared = SharedLook(look)
+    shared = SharedQuery(look)
     await give_up(shared)
     may_fail.set()
     await failed.wait()
-    shared.forget()
+    shared.discard()
     # The loop is told of it when the last who could ask for it lets go.
     await asyncio.sleep(0)
     gc.collect()

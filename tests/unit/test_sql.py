@@ -45,7 +45,7 @@ def test_statements_are_constants_or_composed_of_identifiers() -> None:
     composed = (
         "sql.SQL(",
         "psycopg.sql.SQL(",
-        "pair(",
+        "format_query(",
         "load_statement(",
         "storage.create_statement(",
     )

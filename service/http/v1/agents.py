@@ -27,7 +27,7 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 async def _list(services: Services, request: web.Request) -> Reply:
     query = parse_query(PageByName, request)
-    await services.tables.state_covering(query.min_position)
+    await services.tables.wait_for_state(query.min_position)
     squad, after = services.writer.squad, query.after or ""
     rows = (row for row in squad.all(AGENTS) if row.name > after)
     wanted = nsmallest(query.limit + 1, rows, key=lambda row: row.name)
@@ -36,7 +36,7 @@ async def _list(services: Services, request: web.Request) -> Reply:
 
 async def _one(services: Services, request: web.Request) -> Reply:
     query = parse_query(Query, request)
-    await services.tables.state_covering(query.min_position)
+    await services.tables.wait_for_state(query.min_position)
     name = parse_path(_NAME, request, "name")
     row = services.writer.squad.rows(AGENTS).get(name)
     if row is None:

@@ -14,7 +14,7 @@ from service.http.lists import Query
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
 from service.http.route import Route, write
-from service.http.scope import Scope, only_own
+from service.http.scope import Scope, require_own
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 async def _show(services: Services, request: web.Request) -> Reply | web.StreamResponse:
     query = parse_query(Query, request)
-    await services.tables.state_covering(query.min_position)
+    await services.tables.wait_for_state(query.min_position)
     return await respond_long(services, request, lambda: views.budget(_state_on_a_budget_day(services)))
 
 
 async def _check(services: Services, request: web.Request) -> Reply:
     command = parse_command(do.CheckBudget, parse_object(await body_of(request)))
-    only_own(command.agent, "an agent may ask only about itself")
+    require_own(command.agent, "an agent may ask only about itself")
     state = _state_on_a_budget_day(services)
     assert state.day
     judged = allowance(state, state.day, command.agent, command.tokens)

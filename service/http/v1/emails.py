@@ -12,7 +12,7 @@ from service import commands as do
 from service.http import answers, write_answers
 from service.http.lists import OneOf, PageQuery, Query, one_row, page_of_rows
 from service.http.route import Route, write
-from service.http.scope import Scope, only_own, own_agent
+from service.http.scope import Scope, own_agent, require_own
 from service.values import ExternalId, Id, Name
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ async def _one(services: Services, request: web.Request) -> Reply:
 
 def _check_own(row: EmailRow) -> None:
     if row.handled_by is not None:
-        only_own(row.handled_by, f"e-mail {row.id} is handled by another agent")
+        require_own(row.handled_by, f"e-mail {row.id} is handled by another agent")
 
 
 ROUTES = (

@@ -15,9 +15,9 @@ from service.http.lists import PageQuery, Position, Query, read_page
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
 from service.http.route import Media, Route
-from service.http.scope import Scope, only_own, own_agent
+from service.http.scope import Scope, own_agent, require_own
 from service.http.stream import stream
-from service.reading import NotYet
+from service.reading import PositionNotReached
 from service.values import Moment, Name
 
 if TYPE_CHECKING:
@@ -69,44 +69,44 @@ def show(recorded: Recorded) -> dict[str, Any]:
 
 async def _list(services: Services, request: web.Request) -> Reply:
     query = parse_query(EventQuery, request)
-    await services.tables.state_covering(query.min_position)
-    wanted = lookup.Filter(query.type, query.stream, _own(query.agent), query.since, query.until)
+    await services.tables.wait_for_state(query.min_position)
+    event_filter = lookup.Filter(query.type, query.stream, _own(query.agent), query.since, query.until)
     async with services.tables.connection() as connection:
 
         async def fetch(after: int, count: int) -> list[dict[str, Any]]:
-            stored = await lookup.read_filtered(connection, after, count, wanted)
+            stored = await lookup.read_filtered(connection, after, count, event_filter)
             return [show(recorded) for recorded in await sealing.reveal(connection, stored)]
 
         shown = await read_page(fetch, query.after, query.limit)
         if not shown["items"] and (ends_at := await log.head_position(connection)) < query.after:
-            raise NotYet(ends_at, ends_at)
+            raise PositionNotReached(ends_at, ends_at)
     return respond(200, shown)
 
 
 async def _one(services: Services, request: web.Request) -> Reply:
     query = parse_query(Query, request)
-    await services.tables.state_covering(query.min_position)
+    await services.tables.wait_for_state(query.min_position)
     text = request.match_info["position"]
     async with services.tables.connection() as connection:
         stored = await lookup.read_one(connection, int(text))
         if stored is None:
             raise Problem("not_found", f"the log has no position {text}")
-        only_own(agent_of(stored), "an agent may see only its own events")
+        require_own(agent_of(stored), "an agent may see only its own events")
         [recorded] = await sealing.reveal(connection, [stored])
     return respond(200, show(recorded))
 
 
 async def _stream(services: Services, request: web.Request) -> web.StreamResponse:
     query = parse_query(StreamQuery, request)
-    wanted = lookup.Filter(query.type, query.stream, _own(query.agent))
-    await services.tables.state_covering(query.min_position)
-    return await stream(services, request, query.after, wanted)
+    event_filter = lookup.Filter(query.type, query.stream, _own(query.agent))
+    await services.tables.wait_for_state(query.min_position)
+    return await stream(services, request, query.after, event_filter)
 
 
 def _own(agent: str | None) -> str | None:
     """Return the agent whose events are shown; an agent's key sees only its own, even without a filter."""
     if agent is not None:
-        only_own(agent, "an agent may see only its own events")
+        require_own(agent, "an agent may see only its own events")
     return agent if agent is not None else own_agent()
 
 

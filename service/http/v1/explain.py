@@ -71,7 +71,7 @@ class Explanation(Answer):
 
 async def _explain(services: Services, request: web.Request) -> Reply:
     query = parse_query(Query, request)
-    await services.tables.state_covering(query.min_position)
+    await services.tables.wait_for_state(query.min_position)
     text = request.match_info["position"]
     async with services.tables.connection() as connection:
         found = await explain(PostgresLogQueries(connection), int(text))

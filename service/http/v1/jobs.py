@@ -51,7 +51,7 @@ class RunQuery(PageQuery):
 
 async def _list(services: Services, request: web.Request) -> Reply:
     query = parse_query(PageByName, request)
-    await services.tables.state_covering(query.min_position)
+    await services.tables.wait_for_state(query.min_position)
     rows = sorted(services.writer.squad.all(JOBS), key=lambda row: row.name)
     wanted = [row for row in rows if row.name > (query.after or "")][: query.limit + 1]
     return respond(200, page(await _shown(services, wanted, query), query.limit, "name"))
@@ -59,7 +59,7 @@ async def _list(services: Services, request: web.Request) -> Reply:
 
 async def _one(services: Services, request: web.Request) -> Reply:
     query = parse_query(Query, request)
-    await services.tables.state_covering(query.min_position)
+    await services.tables.wait_for_state(query.min_position)
     (shown,) = await _shown(services, [_job(services, parse_path(_NAME, request, "name"))], query)
     return respond(200, shown)
 

@@ -15,7 +15,7 @@ from service.http.context import Services, parse_path, parse_query
 from service.http.lists import PageQuery, page_of_rows, read_page
 from service.http.reply import respond
 from service.http.route import Route, write
-from service.http.scope import Scope, only_own, own_agent
+from service.http.scope import Scope, own_agent, require_own
 from service.values import ExternalId, Name
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ async def _list(services: Services, request: web.Request) -> Reply:
 
 async def _inbox(services: Services, request: web.Request) -> Reply:
     agent = parse_path(_NAME, request, "name")
-    only_own(agent, "an agent may read only its own inbox")
+    require_own(agent, "an agent may read only its own inbox")
     query = parse_query(PageQuery, request)
     async with services.tables.covering(messages, query.min_position) as connection:
         inbox = services.tables.inbox(agent)
@@ -77,7 +77,7 @@ async def _inbox(services: Services, request: web.Request) -> Reply:
         shown = await read_page(fetch, query.after, query.limit)
     upto = shown["next"]
     there = [position for position in found if upto is None or position <= upto]
-    services.tables.looked_into(inbox, query.after, upto, there)
+    services.tables.record_scan(inbox, query.after, upto, there)
     return respond(200, shown)
 
 

@@ -13,7 +13,7 @@ from service.http.context import Services, body_of, parse_command, parse_object,
 from service.http.lists import OneOf, PageQuery, page, page_of_rows
 from service.http.reply import Reply, respond
 from service.http.route import Route, write
-from service.http.scope import Scope, only_own
+from service.http.scope import Scope, require_own
 from service.values import Name
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class ConflictQuery(PageQuery):
 
 async def _check(services: Services, request: web.Request) -> Reply:
     command = parse_command(do.CheckOperation, parse_object(await body_of(request)))
-    only_own(command.agent, "an agent may ask only about itself")
+    require_own(command.agent, "an agent may ask only about itself")
     conflict = find_conflict(services.writer.squad, command.resources, services.clock.now())
     return respond(200, {"conflict": describe(conflict) if conflict else None})
 
@@ -50,7 +50,7 @@ async def _list(services: Services, request: web.Request) -> Reply:
             services, request, OperationQuery, operations, OPERATIONS, order="fencing_token"
         )
     # Active operations are in memory, which never lags.
-    await services.tables.state_covering(query.min_position)
+    await services.tables.wait_for_state(query.min_position)
     squad, agent = services.writer.squad, query.agent
     rows = views.active_operations(squad) if agent is None else views.operations_of(squad, agent)
     shown = (row.asdict() for row in rows if row.fencing_token > query.after)

@@ -11,7 +11,7 @@ from pydantic import Field, PlainValidator, TypeAdapter, ValidationError, WithJs
 
 from service import views
 from service.history.folding import BeyondTheLog, TookTooLong, load_open
-from service.history.time_travel import PastSquad, look_back
+from service.history.time_travel import PastSquad, squad_at
 from service.http import answers
 from service.http.chunks import respond_long
 from service.http.context import Services, parse_query
@@ -63,7 +63,7 @@ class StateQuery(Query):
 
 async def _show(services: Services, request: web.Request) -> Reply | web.StreamResponse:
     query = parse_query(StateQuery, request)
-    await services.tables.state_covering(query.min_position)
+    await services.tables.wait_for_state(query.min_position)
     then = await (_now(services) if query.at is None else _then(services, query.at))
     # Before the next await, which could change the state: it collects rows, which are immutable.
     whole = views.whole(then.squad, then.moment)
@@ -91,8 +91,8 @@ async def _then(services: Services, at: int | datetime) -> PastSquad:
         ) from error
     try:
         async with services.tables.connection() as connection:
-            return await look_back(
-                connection, at, keep=services.snapshotter.keep, within_seconds=TIMEOUT_SECONDS
+            return await squad_at(
+                connection, at, store_snapshot=services.snapshotter.store, within_seconds=TIMEOUT_SECONDS
             )
     except BeyondTheLog as error:
         raise Problem("not_found", str(error)) from error
