@@ -39,7 +39,7 @@ class ImportedLog:
         self._first_event_line = 0
         self._secrets: dict[str, bytes] = {}
 
-    def take(self, line: bytes) -> Recorded | StoredKey | None:
+    def validate_line(self, line: bytes) -> Recorded | StoredKey | None:
         """Return the event or the key that the next line holds; None for a line of another kind.
 
         Raises:

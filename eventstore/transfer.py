@@ -63,7 +63,7 @@ async def export_log(
     until: int | None = None,
     cloud_events: bool = False,
     with_keys: bool = True,
-    tell: Callable[[int], None] = lambda _: None,
+    report: Callable[[int], None] = lambda _: None,
 ) -> Exported:
     """Write the log line by line, as of when the export begins.
 
@@ -80,7 +80,7 @@ async def export_log(
         # The events and the keys must be of the same moment.
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         return await _export(
-            connection, write, after, until, cloud_events, with_keys and not (after or cloud_events), tell
+            connection, write, after, until, cloud_events, with_keys and not (after or cloud_events), report
         )
 
 
@@ -91,7 +91,7 @@ async def _export(
     until: int | None,
     cloud_events: bool,  # noqa: FBT001 - private, and called once
     with_keys: bool,  # noqa: FBT001
-    tell: Callable[[int], None],
+    report: Callable[[int], None],
 ) -> Exported:
     first = await _row_at(connection, 1)
     before = await _row_at(connection, after) if after else None
@@ -117,8 +117,8 @@ async def _export(
         events += 1
         end = _head_of(recorded)
         if events % REPORT_EVERY_EVENTS == 0:
-            tell(events)
-    tell(events)
+            report(events)
+    report(events)
     if not cloud_events:
         write(end_line(events, end))
     return Exported(events, end, broken_at)
@@ -137,7 +137,7 @@ def _head_of(row: Recorded | MalformedRow) -> Head:
 async def import_log(
     connection: Connection,
     chunks: AsyncIterable[Iterable[bytes]],
-    tell: Callable[[int], None] = lambda _: None,
+    report: Callable[[int], None] = lambda _: None,
     fill: Callable[[int], Awaitable[None]] | None = None,
 ) -> Head:
     """Import a whole log into a new squad, or nothing.
@@ -159,28 +159,29 @@ async def import_log(
             event cannot be applied to the tables; nothing was stored.
         StoreUnavailable: the connection broke; everything was stored or nothing.
     """
-    arriving, portions = ImportedLog(await log.clock(connection)), aiter(chunks)
+    imported, chunks = ImportedLog(await log.clock(connection)), aiter(chunks)
     await _require_new(connection)
     try:
         async with connection.transaction():
             await _lock(connection)
             await _require_new(connection)
-            first = await _import_keys(connection, arriving, portions)
+            first = await _import_keys(connection, imported, chunks)
             async with connection.cursor().copy(_COPY) as copy:
                 await copy.write("".join(map(_copy_line, first)))
-                async for lines in portions:
+                async for lines in chunks:
                     for slice_ in _slices(lines):
-                        taken = [item for item in map(arriving.take, slice_) if isinstance(item, Recorded)]
-                        await copy.write("".join(map(_copy_line, taken)))
-                    tell(arriving.head.position)
-                arriving.finish()
-            await _require_whole_streams(connection, arriving)
+                        items = map(imported.validate_line, slice_)
+                        rows = [_copy_line(item) for item in items if isinstance(item, Recorded)]
+                        await copy.write("".join(rows))
+                    report(imported.head.position)
+                imported.finish()
+            await _check_whole_streams(connection, imported)
             if fill is not None:
-                await fill(arriving.head.position)
-            await connection.execute(_NOTIFY, (str(arriving.head.position),))
+                await fill(imported.head.position)
+            await connection.execute(_NOTIFY, (str(imported.head.position),))
     except LogNotUnderstood as error:
         raise ImportRefused(
-            f"line {arriving.line_of(error.position or 1)}: the tables cannot apply it: {error}"
+            f"line {imported.line_of(error.position or 1)}: the tables cannot apply it: {error}"
         ) from error
     except pg.FeatureNotSupported as error:
         # COPY FROM is not supported with row-level security, which applies to all but the owner.
@@ -189,12 +190,12 @@ async def import_log(
         found = translated(error)
         # A server that ends the session or is out of space also names a line.
         is_no_fault_of_the_line = isinstance(found, StoreBusy | StoreUnavailable)
-        if not is_no_fault_of_the_line and (number := _refused_line(error, arriving)):
+        if not is_no_fault_of_the_line and (number := _refused_line(error, imported)):
             words = (error.diag.message_primary or str(error), error.diag.message_detail or "")
             raise ImportRefused(f"line {number}: {' '.join(words).strip()}") from error
         raise found from error
     await connection.execute("ANALYZE events")
-    return arriving.head
+    return imported.head
 
 
 def _slices(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
@@ -205,15 +206,15 @@ def _slices(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 async def _import_keys(
-    connection: Connection, arriving: ImportedLog, portions: AsyncIterator[Iterable[bytes]]
+    connection: Connection, imported: ImportedLog, chunks: AsyncIterator[Iterable[bytes]]
 ) -> list[Recorded]:
     """Import the keys, which come first; return the events of the portion in which they begin."""
-    async for lines in portions:
-        items = list(map(arriving.take, lines))
+    async for lines in chunks:
+        items = list(map(imported.validate_line, lines))
         try:
             await keys.import_keys(connection, [item for item in items if isinstance(item, StoredKey)])
         except StoreRefused as error:
-            raise ImportRefused(f"a key up to line {arriving.lines}: {error}") from error
+            raise ImportRefused(f"a key up to line {imported.lines}: {error}") from error
         if events := [item for item in items if isinstance(item, Recorded)]:
             return events
     return []
@@ -234,10 +235,10 @@ async def _require_new(connection: Connection) -> None:
             raise ImportRefused(f"the squad is not new, its log ends at position {head}")
 
 
-def _refused_line(error: psycopg.Error, arriving: ImportedLog) -> int | None:
+def _refused_line(error: psycopg.Error, imported: ImportedLog) -> int | None:
     """Return the number of the line that the database refused."""
     found = _COPIED_LINE.search(error.diag.context or "")
-    return arriving.line_of(int(found[1])) if found else None
+    return imported.line_of(int(found[1])) if found else None
 
 
 def _copy_line(recorded: Recorded) -> str:
@@ -267,8 +268,8 @@ def _copy_line(recorded: Recorded) -> str:
     )
 
 
-async def _require_whole_streams(connection: Connection, arriving: ImportedLog) -> None:
+async def _check_whole_streams(connection: Connection, imported: ImportedLog) -> None:
     await connection.execute("SET LOCAL work_mem = '64MB'")
     streams = await by_stream(connection)
     if streams.position is not None:
-        raise ImportRefused(f"line {arriving.line_of(streams.position)}: it {streams.says}")
+        raise ImportRefused(f"line {imported.line_of(streams.position)}: it {streams.says}")

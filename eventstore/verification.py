@@ -138,7 +138,7 @@ async def snapshot(connection: Connection) -> AsyncIterator[None]:
 async def verify_log(
     connection: Connection,
     checkpoints: Sequence[tuple[str, Checkpoint]] = (),
-    tell: Callable[[int], None] = lambda _: None,
+    report: Callable[[int], None] = lambda _: None,
 ) -> Verified:
     """Check everything that the log guarantees, in the snapshot that the caller has begun.
 
@@ -152,7 +152,7 @@ async def verify_log(
     """
     walk = _Walk({checkpoint.position for _, checkpoint in checkpoints})
     with translating():
-        await walk.along(connection, tell)
+        await walk.along(connection, report)
         # Rolled back, so that its settings end with it.
         async with connection.transaction(force_rollback=True):
             await connection.execute(_SCAN_TABLE)
@@ -181,7 +181,7 @@ class _Walk:
         self.marks = dict.fromkeys(marks, "")
         """The hashes at the positions of checkpoints."""
 
-    async def along(self, connection: Connection, tell: Callable[[int], None]) -> None:
+    async def along(self, connection: Connection, report: Callable[[int], None]) -> None:
         """Read every row."""
         marks, last, previous, rows = self.marks, self.position, self.hash, 0
         async with connection.cursor(binary=True) as cursor:
@@ -196,8 +196,8 @@ class _Walk:
                 last, previous = max(position, last), hash_
                 rows += 1
                 if rows % REPORT_EVERY_EVENTS == 0:
-                    tell(rows)
-        tell(rows)
+                    report(rows)
+        report(rows)
         self.position, self.hash, self.rows = last, previous, rows
 
     def _misplaced(self, position: int, last: int) -> None:

@@ -83,7 +83,7 @@ def next_ticks(schedule: Schedule, after: datetime, count: int) -> list[datetime
     return ticks
 
 
-def coming_ticks(job: JobRow, now: datetime, count: int) -> list[datetime]:
+def upcoming_ticks(job: JobRow, now: datetime, count: int) -> list[datetime]:
     """Return up to `count` of a job's ticks that are still to come; fewer if no more can be computed."""
     schedule, after = schedule_of(job), job.ticked_until
     with suppress(ValueError):

@@ -15,7 +15,7 @@ from projections.runs import RUNS
 from projections.tasks import TASKS
 from service.decide.budget import remaining
 from service.lazy_rows import by_name, listed
-from service.schedule import coming_ticks
+from service.schedule import upcoming_ticks
 
 NEXT_TICKS = 5
 """How many of a job's next ticks are shown."""
@@ -100,7 +100,7 @@ def job(row: JobRow, last_runs: list[dict[str, Any]], now: datetime) -> dict[str
 def planned(row: JobRow, now: datetime) -> dict[str, Any]:
     """Return a job with its next ticks."""
     shown = {name: value for name, value in row.asdict().items() if name not in INNER_OF_JOBS}
-    ticks = coming_ticks(row, now, NEXT_TICKS) if row.enabled else []
+    ticks = upcoming_ticks(row, now, NEXT_TICKS) if row.enabled else []
     return {**shown, "next_ticks": ticks}
 
 

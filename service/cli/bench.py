@@ -12,7 +12,7 @@ from service import selftest
 from service.cli.output import tables
 from service.cli.parameters import Seconds
 from service.cli.running import run
-from service.cli.target import target_options, way_to_database
+from service.cli.target import command_dsn, target_options
 from service.http.json import dumps
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def bench(*, seconds: float, as_json: bool, target: Target) -> None:
     screen = Console(stderr=True)
 
     async def work() -> Figures:
-        async with way_to_database(chosen) as found:
+        async with command_dsn(chosen) as found:
             with screen.status("measuring") as shown:
                 return await selftest.run(found, seconds, lambda what: shown.update(f"measuring {what}"))
 

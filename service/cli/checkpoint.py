@@ -11,7 +11,7 @@ from eventstore import checkpoint as signed
 from eventstore import log, lookup, verification
 from eventstore.recorded import Head
 from service.cli import progress
-from service.cli.files import STANDARD, written
+from service.cli.files import STANDARD, open_output
 from service.cli.running import run
 from service.cli.target import NO_TIMEOUTS, open_squad, target_options
 from service.database import StartFailed
@@ -60,7 +60,7 @@ def checkpoint(
             return await _signed(connection, private)
 
     made = run(work())
-    with written(out) as file:
+    with open_output(out) as file:
         file.write(made.to_json().encode())
 
 
@@ -72,8 +72,8 @@ async def _signed(connection: Connection, key: Ed25519PrivateKey) -> Checkpoint:
     """
     async with verification.snapshot(connection):
         total = await log.head_position(connection)
-        with progress.shown("the log") as tell:
-            verified = await verification.verify_log(connection, tell=lambda done: tell(done, total))
+        with progress.show("the log") as report:
+            verified = await verification.verify_log(connection, report=lambda done: report(done, total))
         if fault := verified.first_fault:
             place = f"position {fault.position}: " if fault.position is not None else ""
             raise StartFailed(f"nothing was signed, because the log does not hold: {place}{fault.says}")

@@ -15,7 +15,7 @@ from eventstore.page_size import PageSizer
 from eventstore.subscription import follow
 from service.background import background
 from service.cli.output import printable
-from service.cli.parameters import Moment, Whole
+from service.cli.parameters import Integer, Moment
 from service.cli.running import run
 from service.cli.target import open_squad, target_options
 from service.history.folding import BeyondTheLog
@@ -36,7 +36,7 @@ _VALUE_CHARACTERS = 60
 
 @click.command()
 @click.option("--follow", "-f", "following", is_flag=True, help="Keep printing new events, until Ctrl-C.")
-@click.option("--after", type=Whole(min=0), default=0, help="Begin after this position.")
+@click.option("--after", type=Integer(min=0), default=0, help="Begin after this position.")
 @click.option("--type", "type_", metavar="TYPE", help="Only events of this type, such as message_sent.")
 @click.option("--agent", metavar="NAME", help="Only events of this agent.")
 @click.option("--since", type=Moment(), help="Only events since this time: RFC 3339, or 15m, 2h, 1d ago.")

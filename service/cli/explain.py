@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from service.cli.output import printable
-from service.cli.parameters import Whole
+from service.cli.parameters import Integer
 from service.cli.running import run
 from service.cli.target import open_squad, target_options
 from service.database import StartFailed
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command("explain")
-@click.argument("position", type=Whole(min=1, max=2**63 - 1))
+@click.argument("position", type=Integer(min=1, max=2**63 - 1))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @target_options
 def explain_position(position: int, *, as_json: bool, target: Target) -> None:

@@ -14,10 +14,10 @@ from eventstore.importing import ImportedLog
 from eventstore.transfer import export_log, import_log
 from projections.filling import fill
 from service.cli import progress
-from service.cli.files import STANDARD, lines, named, written
-from service.cli.parameters import Whole
+from service.cli.files import STANDARD, display_name, open_output, read_lines
+from service.cli.parameters import Integer
 from service.cli.running import run
-from service.cli.target import NO_TIMEOUTS, open_squad, target_options, way_to_database
+from service.cli.target import NO_TIMEOUTS, command_dsn, open_squad, target_options
 from service.database import StartFailed
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ _FILE = click.Path(path_type=Path)
     default="jsonl",
     help="The format of a line: an event for squad import, or a CloudEvent.  [default: jsonl]",
 )
-@click.option("--after", type=Whole(min=0), default=0, help="Begin after this position.")
-@click.option("--until", type=Whole(min=1), help="End with this position.")
+@click.option("--after", type=Integer(min=0), default=0, help="Begin after this position.")
+@click.option("--until", type=Integer(min=1), help="End with this position.")
 @click.option(
     "--without-keys",
     is_flag=True,
@@ -69,7 +69,7 @@ def export_command(
             if after > head:
                 raise StartFailed(f"there is nothing after position {after}: the log ends at {head}")
             total = min(head, until or head) - after
-            with written(file) as opened, progress.shown("exporting") as tell:
+            with open_output(file) as opened, progress.show("exporting") as report:
                 return await export_log(
                     connection,
                     opened.write,
@@ -77,14 +77,14 @@ def export_command(
                     until=until,
                     cloud_events=form == "cloudevents",
                     with_keys=not without_keys,
-                    tell=lambda done: tell(done, total),
+                    report=lambda done: report(done, total),
                 )
 
     done = run(work())
     if done.broken_at is not None:
         raise StartFailed(
-            f"{named(file, 'output')} was written but cannot be imported: at position {done.broken_at} the"
-            " hash does not match the event and the previous hash"
+            f"{display_name(file, 'output')} was written but cannot be imported: at position"
+            f" {done.broken_at} the hash does not match the event and the previous hash"
         )
     click.echo(
         f"exported {done.events:,} events, up to position {done.end.position:,}", err=file == STANDARD
@@ -103,22 +103,22 @@ def import_command(file: Path, target: Target) -> None:
 
     async def work() -> Head:
         # Check the file first: one that is not valid must not leave a new database behind.
-        arriving = lines(file)
-        first: list[bytes] = await anext(arriving, [])
-        ImportedLog().take(first[0] if first else b"")
-        async with way_to_database(chosen) as found:
+        incoming = read_lines(file)
+        first: list[bytes] = await anext(incoming, [])
+        ImportedLog().validate_line(first[0] if first else b"")
+        async with command_dsn(chosen) as found:
             await schema.apply(found, chosen.squad_schema)
             connection = await connect(found, chosen.squad_schema, name="squad import", **NO_TIMEOUTS)
             async with connection:
                 with ExitStack() as bar:
-                    tell = bar.enter_context(progress.shown("importing"))
+                    report = bar.enter_context(progress.show("importing"))
 
                     async def follow(head: int) -> None:
                         bar.close()
-                        await fill(connection, head, bar.enter_context(progress.shown("the tables")))
+                        await fill(connection, head, bar.enter_context(progress.show("the tables")))
 
-                    portions = _chained(first, arriving)
-                    head = await import_log(connection, portions, lambda done: tell(done, None), follow)
+                    chunks = _chained(first, incoming)
+                    head = await import_log(connection, chunks, lambda done: report(done, None), follow)
         return head
 
     head = run(work())
@@ -127,5 +127,5 @@ def import_command(file: Path, target: Target) -> None:
 
 async def _chained(first: list[bytes], rest: AsyncIterator[list[bytes]]) -> AsyncIterator[list[bytes]]:
     yield first
-    async for portion in rest:
-        yield portion
+    async for chunk in rest:
+        yield chunk

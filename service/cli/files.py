@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
 STANDARD = Path("-")
-_PACKED = ".gz"
-_PORTION_BYTES = 1024 * 1024
-_PORTION_LINES = 2_000
+_COMPRESSED_SUFFIX = ".gz"
+_CHUNK_BYTES = 1024 * 1024
+_CHUNK_LINES = 2_000
 
 
 @contextmanager
-def written(path: Path) -> Iterator[IO[bytes]]:
+def open_output(path: Path) -> Iterator[IO[bytes]]:
     """Open a file to write. It gets its name only once it is complete, and is removed if that fails.
 
     The name may end in `.gz`. Anything but a regular file, such as a pipe, is written directly.
@@ -37,20 +37,22 @@ def written(path: Path) -> Iterator[IO[bytes]]:
     """
     try:
         with ExitStack() as stack:
-            file = stack.enter_context(_destination(path))
-            if path.suffix == _PACKED:
+            file = stack.enter_context(_open_destination(path))
+            if path.suffix == _COMPRESSED_SUFFIX:
                 # Without name and time in the header, the same content gives the same file.
-                packed = gzip.GzipFile("", "wb", 6, file, mtime=0)
-                file = cast("IO[bytes]", stack.enter_context(packed))
+                compressed = gzip.GzipFile("", "wb", 6, file, mtime=0)
+                file = cast("IO[bytes]", stack.enter_context(compressed))
             yield file
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise StartFailed(f"cannot write {named(path, 'output')}: {error.strerror or error}") from error
+        raise StartFailed(
+            f"cannot write {display_name(path, 'output')}: {error.strerror or error}"
+        ) from error
 
 
 @contextmanager
-def _destination(path: Path) -> Iterator[IO[bytes]]:
+def _open_destination(path: Path) -> Iterator[IO[bytes]]:
     if path == STANDARD:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -74,7 +76,7 @@ def _destination(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-async def lines(path: Path) -> AsyncIterator[list[bytes]]:
+async def read_lines(path: Path) -> AsyncIterator[list[bytes]]:
     """Yield the lines of a file, in portions; a line that is too long is truncated.
 
     Raises:
@@ -83,65 +85,67 @@ async def lines(path: Path) -> AsyncIterator[list[bytes]]:
     reading: asyncio.Future[list[bytes]] | None = None
     file: IO[bytes] | None = None
     try:
-        file = _opened(path)
-        source = cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if path.suffix == _PACKED else file
-        while portion := await (reading := _in_a_thread(partial(_portion, source))):
-            yield portion
+        file = _open_input(path)
+        source = (
+            cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if path.suffix == _COMPRESSED_SUFFIX else file
+        )
+        while chunk := await (reading := _run_in_thread(partial(_read_chunk, source))):
+            yield chunk
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise StartFailed(f"cannot read {named(path, 'input')}: {reason}") from error
+        raise StartFailed(f"cannot read {display_name(path, 'input')}: {reason}") from error
     finally:
         # While a pipe blocks the thread, closing would block as well.
         if file is not None and (reading is None or (reading.done() and not reading.cancelled())):
             file.close()
 
 
-def named(path: Path, direction: str) -> str:
+def display_name(path: Path, direction: str) -> str:
     """Return a file's name for messages: - is standard input or output."""
     return f"standard {direction}" if path == STANDARD else str(path)
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _open_input(path: Path) -> IO[bytes]:
     if path == STANDARD:
         # A separate file object, because the interpreter must not close what a thread is reading from.
         return open(sys.stdin.fileno(), "rb", closefd=False)
     return path.open("rb")
 
 
-def _in_a_thread(work: Callable[[], list[bytes]]) -> asyncio.Future[list[bytes]]:
+def _run_in_thread(work: Callable[[], list[bytes]]) -> asyncio.Future[list[bytes]]:
     """Run what may block in a thread that need not be waited for when the command ends."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[list[bytes]] = loop.create_future()
 
-    def settle(portion: list[bytes], error: Exception | None) -> None:
+    def settle(chunk: list[bytes], error: Exception | None) -> None:
         if future.done():
             return
         if error is None:
-            future.set_result(portion)
+            future.set_result(chunk)
         else:
             future.set_exception(error)
 
     def run() -> None:
-        portion: list[bytes] = []
+        chunk: list[bytes] = []
         error: Exception | None = None
         try:
-            portion = work()
+            chunk = work()
         except Exception as caught:  # noqa: BLE001 - it is raised where the portion is awaited
             error = caught
         with suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
-            loop.call_soon_threadsafe(settle, portion, error)
+            loop.call_soon_threadsafe(settle, chunk, error)
 
     threading.Thread(target=run, daemon=True).start()
     return future
 
 
-def _portion(file: IO[bytes]) -> list[bytes]:
-    portion: list[bytes] = []
+def _read_chunk(file: IO[bytes]) -> list[bytes]:
+    chunk: list[bytes] = []
     size = 0
-    while size < _PORTION_BYTES and len(portion) < _PORTION_LINES:
+    while size < _CHUNK_BYTES and len(chunk) < _CHUNK_LINES:
         line = file.readline(MAX_LINE_BYTES + 1)
         if not line:
             break
-        portion.append(line)
+        chunk.append(line)
         size += len(line)
-    return portion
+    return chunk

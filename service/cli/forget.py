@@ -14,14 +14,14 @@ from projections.emails import emails
 from projections.messages import messages
 from projections.projector import Projector
 from service.background import background
-from service.cli.acting import acting, asked
 from service.cli.running import run
+from service.cli.session import make_command, open_session
 from service.cli.target import target_options
 from service.commands import ForgetSubject
 from service.database import StartFailed
 
 if TYPE_CHECKING:
-    from service.cli.acting import Acting
+    from service.cli.session import SquadSession
     from service.cli.target import Target
     from service.requests import Outcome
 
@@ -46,11 +46,11 @@ def forget(*, subject: str, target: Target) -> None:
     """
 
     async def work() -> Outcome:
-        async with acting(target) as squad:
-            wanted = asked(ForgetSubject, subject=subject)
+        async with open_session(target) as squad:
+            wanted = make_command(ForgetSubject, subject=subject)
             in_plain = await traces.in_plain(squad.connection, wanted.subject)
-            outcome = await squad.do(wanted.model_copy(update={"in_plain": in_plain}))
-            await _tables_follow(squad, outcome.position or 0)
+            outcome = await squad.submit(wanted.model_copy(update={"in_plain": in_plain}))
+            await _wait_for_tables(squad, outcome.position or 0)
             return outcome
 
     outcome = run(work())
@@ -70,7 +70,7 @@ def forget(*, subject: str, target: Target) -> None:
         )
 
 
-async def _tables_follow(squad: Acting, position: int) -> None:
+async def _wait_for_tables(squad: SquadSession, position: int) -> None:
     """Wait until the read tables have erased it too. If no service maintains them, this process does so.
 
     Raises:

@@ -15,12 +15,12 @@ from projections.runs import RUNS
 from service import commands as do
 from service import views
 from service.cli import screen
-from service.cli.acting import acting, asked
 from service.cli.output import safe, tables
 from service.cli.parameters import Seconds
 from service.cli.running import run
+from service.cli.session import make_command, open_session
 from service.cli.target import open_squad, target_options
-from service.cli.waiting import NO_LIMIT, enter, enter_and_wait
+from service.cli.waiting import NO_LIMIT, submit_run, submit_run_and_wait
 from service.history.restore import catch_up, restore
 from service.http.json import dumps
 from service.http.v1.jobs import SHOWN_RUNS
@@ -87,11 +87,11 @@ def run_job(name: str, wait_seconds: float | None, target: Target) -> None:
 
     async def work() -> None:
         waiting = wait_seconds is not None
-        async with acting(target, listening=waiting) as squad:
+        async with open_session(target, listen=waiting) as squad:
             if wait_seconds is None:
-                await enter(squad, name)
+                await submit_run(squad, name)
             else:
-                await enter_and_wait(squad, name, wait_seconds)
+                await submit_run_and_wait(squad, name, wait_seconds)
 
     run(work())
 
@@ -102,7 +102,7 @@ def run_job(name: str, wait_seconds: float | None, target: Target) -> None:
 @target_options
 def pause(name: str, note: str | None, target: Target) -> None:
     """Skip a job's ticks from now on."""
-    run(_do(target, asked(do.PauseJob, name=name, note=note)))
+    run(_do(target, make_command(do.PauseJob, name=name, note=note)))
 
 
 @jobs.command()
@@ -111,10 +111,10 @@ def pause(name: str, note: str | None, target: Target) -> None:
 @target_options
 def resume(name: str, note: str | None, target: Target) -> None:
     """Run a job's ticks again."""
-    run(_do(target, asked(do.ResumeJob, name=name, note=note)))
+    run(_do(target, make_command(do.ResumeJob, name=name, note=note)))
 
 
 async def _do(target: Target, command: do.AnyCommand) -> None:
-    async with acting(target) as squad:
-        outcome = await squad.do(command)
+    async with open_session(target) as squad:
+        outcome = await squad.submit(command)
     click.echo(dumps({**outcome.reply, "position": outcome.position}).decode())

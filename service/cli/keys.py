@@ -13,9 +13,9 @@ from eventstore import codec, log, lookup
 from projections.keys import KEYS, keys
 from service import api_keys
 from service import commands as do
-from service.cli.acting import acting, asked
 from service.cli.output import printable, safe, tables
 from service.cli.running import run
+from service.cli.session import make_command, open_session
 from service.cli.target import open_squad, target_options
 from service.database import StartFailed
 from service.decide.access import is_key_required
@@ -65,7 +65,7 @@ def create(
     if (scope == "agent") != (agent is not None):
         raise click.UsageError("--scope agent requires --agent NAME, and no other scope allows it")
     made = api_keys.make()
-    command = asked(
+    command = make_command(
         do.CreateKey,
         key_id=made.id,
         digest=made.digest,
@@ -77,8 +77,8 @@ def create(
 
     async def work() -> dict[str, Any]:
         # Also before the first start, because a service that others can reach does not start without a key.
-        async with acting(target, anew=True) as squad:
-            outcome = await squad.do(command)
+        async with open_session(target, create=True) as squad:
+            outcome = await squad.submit(command)
             return {"key": made.text, **outcome.reply, "position": outcome.position}
 
     shown = run(work())
@@ -122,8 +122,8 @@ def revoke(id_: str, target: Target) -> None:
     command = do.RevokeKey(key_id=key_id)
 
     async def work() -> tuple[dict[str, Any], bool]:
-        async with acting(target) as squad:
-            outcome = await squad.do(command)
+        async with open_session(target) as squad:
+            outcome = await squad.submit(command)
             shown = {**outcome.reply, "position": outcome.position}
             return shown, is_key_required(squad.writer.squad)
 

@@ -52,7 +52,7 @@ def take_only_utf8(command: click.Command) -> None:
         take_only_utf8(below)
 
 
-class Whole(click.IntRange):
+class Integer(click.IntRange):
     """An integer within bounds, with a name that reads well in click's error messages."""
 
     name = "integer"

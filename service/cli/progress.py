@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.progress import Task
 
-    Tell = Callable[[int, int | None], None]
+    Report = Callable[[int, int | None], None]
     """Takes the position reached, and the final one if it is known."""
 
 LINE_SECONDS = 2.0
@@ -36,7 +36,7 @@ class _Speed(ProgressColumn):
 
 
 @contextmanager
-def shown(what: str, *, quiet: bool = False) -> Iterator[Tell]:
+def show(what: str, *, quiet: bool = False) -> Iterator[Report]:
     """Show progress on stderr during the block, which reports it by calling the yielded function.
 
     Args:
@@ -48,17 +48,17 @@ def shown(what: str, *, quiet: bool = False) -> Iterator[Tell]:
         return
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines(what).tell
+        yield _Lines(what).report
         return
     columns = (TextColumn(what), BarColumn(), _Count(), _Speed(), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=None, visible=False)
 
-        def tell(position: int, goal: int | None) -> None:
+        def report(position: int, goal: int | None) -> None:
             goal = _not_behind(goal, position)
             bar.update(task, completed=position, total=goal, visible=True)
 
-        yield tell
+        yield report
 
 
 class _Lines:
@@ -66,7 +66,7 @@ class _Lines:
         self._what = what
         self._began = self._last_line_at = monotonic()
 
-    def tell(self, position: int, goal: int | None) -> None:
+    def report(self, position: int, goal: int | None) -> None:
         now = monotonic()
         if now - self._last_line_at < LINE_SECONDS:
             return

@@ -37,8 +37,8 @@ def replay(names: tuple[str, ...], target: Target) -> None:
 
     async def work() -> Rebuilt:
         async with open_squad(target) as (_, chosen, found):
-            with progress.shown("replaying") as tell:
-                return await rebuild(found, chosen.squad_schema, wanted, progress=tell)
+            with progress.show("replaying") as report:
+                return await rebuild(found, chosen.squad_schema, wanted, progress=report)
 
     began = monotonic()
     rebuilt = run(work())

@@ -8,7 +8,7 @@ import click
 
 from eventstore import schema
 from service.cli.running import run
-from service.cli.target import target_options, way_to_database
+from service.cli.target import command_dsn, target_options
 
 if TYPE_CHECKING:
     from service.cli.target import Target
@@ -42,7 +42,7 @@ def apply(
     grantees += [(role, "reader") for role in reader]
 
     async def work() -> None:
-        async with way_to_database(chosen) as found:
+        async with command_dsn(chosen) as found:
             await schema.apply(found, chosen.squad_schema, grantees)
 
     run(work())

@@ -97,7 +97,7 @@ def due(job: Mapping[str, Any]) -> tuple[Text, Text]:
     return safe(when), safe(coming)
 
 
-def at_work(squad: Squad, now: datetime) -> Iterable[RenderableType]:
+def open_work(squad: Squad, now: datetime) -> Iterable[RenderableType]:
     """Yield tables of whatever else is open, each with the newest rows."""
     reservations = sorted(squad.all(RESERVATIONS), key=lambda row: row.position)
     if reservations:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _MAX_POSITION = 2**63 - 1
 
 
-class Place(click.ParamType[int | datetime]):
+class PositionOrTime(click.ParamType[int | datetime]):
     """A place in the log: a position or a time."""
 
     name = "position or time"
@@ -47,7 +47,7 @@ class Place(click.ParamType[int | datetime]):
 @click.command()
 @click.option(
     "--at",
-    type=Place(),
+    type=PositionOrTime(),
     help="A position, or a time: RFC 3339, or 15m, 2h, 1d ago.  [default: the end of the log]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, as the API does.")
@@ -84,5 +84,5 @@ def state(
     console.print(screen.headline(squad))
     console.print(screen.agents(squad, moment))
     console.print(screen.operations(squad, moment))
-    for table in screen.at_work(squad, moment):
+    for table in screen.open_work(squad, moment):
         console.print(table)

@@ -75,27 +75,27 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @asynccontextmanager
 async def open_squad(
-    target: Target, *, anew: bool = False, **session: str | int
+    target: Target, *, create: bool = False, **session: str | int
 ) -> AsyncIterator[tuple[Connection, Settings, str]]:
-    """Connect to an existing squad, or with `anew` create it if needed; yield its settings and DSN as well.
+    """Connect to an existing squad, or a new one if `create`; yield its settings and DSN as well.
 
-    The DSN gives a dedicated session if possible (see `way_to_database`).
+    The DSN gives a dedicated session if possible (see `command_dsn`).
 
     Args:
         target: the squad.
-        anew: whether to create the squad if it does not exist.
+        create: whether to create the squad if it does not exist.
         session: server settings for the connection.
 
     Raises:
         StartFailed: there is no squad, or its folder cannot be accessed.
     """
     chosen = target.settings()
-    if not anew and not chosen.dsn and not _holds_a_cluster(chosen.data):
+    if not create and not chosen.dsn and not _holds_a_cluster(chosen.data):
         raise StartFailed(
             f"there is no squad in {chosen.data}; start one with `squad up`, or name a database with --dsn"
         )
-    async with way_to_database(chosen) as found:
-        if anew:
+    async with command_dsn(chosen) as found:
+        if create:
             await schema.apply(found, chosen.squad_schema)
         connection = await connect(found, chosen.squad_schema, name="squad cli", **session)
         async with connection:
@@ -104,7 +104,7 @@ async def open_squad(
 
 
 @asynccontextmanager
-async def way_to_database(chosen: Settings) -> AsyncIterator[str]:
+async def command_dsn(chosen: Settings) -> AsyncIterator[str]:
     """Yield the DSN for a command. It gives a dedicated session, past any pooler, if possible.
 
     Raises:

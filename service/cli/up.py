@@ -93,7 +93,7 @@ def _exit_at_once(embedded: EmbeddedPostgres | None) -> None:
 async def _until_stopped(chosen: Settings, embedded: EmbeddedPostgres | None, stop: asyncio.Event) -> None:
     async with serving(chosen, embedded) as (url, tasks):
         click.echo(f"squad is listening on {url}")
-        click.echo(f"  data   {_where(chosen)}")
+        click.echo(f"  data   {_database_location(chosen)}")
         click.echo(f"  try    curl '{url}/api/squad?action=orchestrator-status'")
         click.echo(f"  docs   {url}/openapi.json")
         click.echo("  stop   Ctrl-C")
@@ -113,7 +113,7 @@ def _announce_stop() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def _where(chosen: Settings) -> str:
+def _database_location(chosen: Settings) -> str:
     if not chosen.dsn:
         return f"{chosen.data.resolve()} (embedded Postgres), schema {chosen.squad_schema}"
     parts = conninfo_to_dict(chosen.dsn)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from eventstore.verification import Verified
     from projections.comparison import Difference
-    from service.cli.progress import Tell
+    from service.cli.progress import Report
     from service.cli.target import Target
 
 _FILE = click.Path(path_type=Path)
@@ -72,18 +72,18 @@ def verify(
                 await check_accepts_writes(connection)
             async with verification.snapshot(connection):
                 total = await log.head_position(connection)
-                with progress.shown("the log", quiet=as_json) as tell:
+                with progress.show("the log", quiet=as_json) as report:
                     verified = await verification.verify_log(
-                        connection, checkpoints, lambda done: tell(done, total)
+                        connection, checkpoints, lambda done: report(done, total)
                     )
             if no_tables:
                 return verified, verified.checks, []
-            with progress.shown("the tables", quiet=as_json) as tell:
-                tables, differences = await _tables(found, chosen.squad_schema, tell, verified)
+            with progress.show("the tables", quiet=as_json) as report:
+                tables, differences = await _tables(found, chosen.squad_schema, report, verified)
             tables.append(await _indexes(connection, chosen.squad_schema))
-            with progress.shown("the snapshots", quiet=as_json) as tell:
+            with progress.show("the snapshots", quiet=as_json) as report:
                 kept = await _snapshots(
-                    connection, lambda position: tell(position, verified.position), verified
+                    connection, lambda position: report(position, verified.position), verified
                 )
             return verified, [*verified.checks, *tables, kept], differences
 
@@ -100,10 +100,10 @@ def verify(
 
 
 async def _tables(
-    dsn: str, schema: str, tell: Tell, verified: Verified
+    dsn: str, schema: str, report: Report, verified: Verified
 ) -> tuple[list[Check], list[Difference]]:
     try:
-        differences = await compare(dsn, schema, progress=tell)
+        differences = await compare(dsn, schema, progress=report)
     except Exception as error:  # noqa: BLE001 - see there
         return [_incomparable("tables", error, verified)], []
     if not differences:
@@ -122,10 +122,10 @@ async def _indexes(connection: Connection, schema: str) -> Check:
     return Check("indexes", holds=False, says=f"{lost[0]} is missing or not valid", faults=len(lost))
 
 
-async def _snapshots(connection: Connection, tell: Callable[[int], None], verified: Verified) -> Check:
+async def _snapshots(connection: Connection, report: Callable[[int], None], verified: Verified) -> Check:
     """Check that each stored snapshot equals a fold of the log."""
     try:
-        faults = await check_snapshots(connection, tell)
+        faults = await check_snapshots(connection, report)
     except Exception as error:  # noqa: BLE001 - see there
         return _incomparable("snapshots", error, verified)
     if not faults:

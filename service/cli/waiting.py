@@ -12,8 +12,8 @@ from eventstore import codec
 from eventstore.events import RunAttemptFailed, RunFinished, RunRetried
 from projections.jobs import JOBS
 from service import commands as do
-from service.cli.acting import asked
 from service.cli.output import printable
+from service.cli.session import make_command
 from service.database import StartFailed
 from service.http.json import dumps
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from eventstore.recorded import Recorded
-    from service.cli.acting import Acting
+    from service.cli.session import SquadSession
 
 NO_LIMIT = math.inf
 """The default wait: no limit."""
@@ -31,24 +31,24 @@ _START_GRACE_SECONDS = 2.0
 """How much longer to wait for a service to begin a run than a service may take for that."""
 
 
-async def enter(squad: Acting, name: str) -> None:
+async def submit_run(squad: SquadSession, name: str) -> None:
     """Enter a run in the log, and print it."""
-    _show(await _enter(squad, name))
+    _show(await _submit_run(squad, name))
 
 
-async def enter_and_wait(squad: Acting, name: str, wait_seconds: float) -> None:
+async def submit_run_and_wait(squad: SquadSession, name: str, wait_seconds: float) -> None:
     """Enter a run, wait for its end, and print its outcome.
 
     Raises:
         StartFailed: it did not succeed, or did not end in time.
     """
-    watch = _Watch()
-    squad.writer.observers.append(watch.observe)
-    entered = await _enter(squad, name)
+    observer = _RunObserver()
+    squad.writer.observers.append(observer.observe)
+    submitted = await _submit_run(squad, name)
     job = squad.writer.squad.rows(JOBS).get(name)
-    taken_up_within = (job.catch_up_seconds if job else 0.0) + _START_GRACE_SECONDS
-    ended = await watch.see(entered["id"], min(wait_seconds, taken_up_within), wait_seconds)
-    run = {**entered, **watch.story(entered["id"])}
+    start_timeout = (job.catch_up_seconds if job else 0.0) + _START_GRACE_SECONDS
+    ended = await observer.wait_until_ended(submitted["id"], min(wait_seconds, start_timeout), wait_seconds)
+    run = {**submitted, **observer.details(submitted["id"])}
     _show(run)
     if not ended:
         if run["started_at"]:
@@ -64,8 +64,8 @@ async def enter_and_wait(squad: Acting, name: str, wait_seconds: float) -> None:
 _OUTCOMES = {"failed": "failed", "lost": "was lost", "missed": "was missed"}
 
 
-async def _enter(squad: Acting, name: str) -> dict[str, Any]:
-    outcome = await squad.do(asked(do.RunJob, name=name))
+async def _submit_run(squad: SquadSession, name: str) -> dict[str, Any]:
+    outcome = await squad.submit(make_command(do.RunJob, name=name))
     job = squad.writer.squad.rows(JOBS).get(name)
     seconds = job.catch_up_seconds if job else 0.0
     click.echo(
@@ -80,14 +80,14 @@ def _show(run: dict[str, Any]) -> None:
     click.echo(dumps(run).decode())
 
 
-class _Watch:
+class _RunObserver:
     """Observes runs in the log while a command waits."""
 
     def __init__(self) -> None:
-        self._begun: dict[str, datetime] = {}
+        self._started: dict[str, datetime] = {}
         self._attempts: dict[str, int] = {}
         self._ended: dict[str, tuple[RunFinished, datetime]] = {}
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def observe(self, recorded: Sequence[Recorded]) -> None:
         """Note committed events."""
@@ -96,36 +96,38 @@ class _Watch:
                 continue
             event = codec.decode(item)
             if isinstance(event, RunRetried | RunAttemptFailed):
-                self._begun.setdefault(event.run_id, item.recorded_at)
+                self._started.setdefault(event.run_id, item.recorded_at)
                 self._attempts[event.run_id] = event.attempt
             elif isinstance(event, RunFinished):
                 self._ended[event.run_id] = (event, item.recorded_at)
-            self._news.set()
+            self._changed.set()
 
-    async def see(self, run_id: str, begun_within_seconds: float, ended_within_seconds: float) -> bool:
+    async def wait_until_ended(
+        self, run_id: str, start_timeout_seconds: float, timeout_seconds: float
+    ) -> bool:
         """Wait until a run has ended; False on a timeout, which is shorter until the run has begun."""
         start = asyncio.get_running_loop().time()
         while run_id not in self._ended:
-            self._news.clear()
-            patience = ended_within_seconds if run_id in self._begun else begun_within_seconds
+            self._changed.clear()
+            timeout = timeout_seconds if run_id in self._started else start_timeout_seconds
             try:
-                async with asyncio.timeout_at(None if math.isinf(patience) else start + patience):
-                    await self._news.wait()
+                async with asyncio.timeout_at(None if math.isinf(timeout) else start + timeout):
+                    await self._changed.wait()
             except TimeoutError:
                 return False
         return True
 
-    def story(self, run_id: str) -> dict[str, Any]:
+    def details(self, run_id: str) -> dict[str, Any]:
         """Return what is known of a run beyond its entry."""
-        begun = self._begun.get(run_id)
-        story: dict[str, Any] = {"attempts": self._attempts.get(run_id, 0), "started_at": begun}
+        started_at = self._started.get(run_id)
+        details: dict[str, Any] = {"attempts": self._attempts.get(run_id, 0), "started_at": started_at}
         if ending := self._ended.get(run_id):
             event, at = ending
-            story |= {
+            details |= {
                 "status": event.outcome,
                 "attempts": event.attempts,
                 "reason": event.reason,
                 "tokens_used": event.tokens_used,
                 "finished_at": at,
             }
-        return story
+        return details

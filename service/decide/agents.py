@@ -121,7 +121,7 @@ def allowed_silence(policy: PolicyRow) -> tuple[timedelta, timedelta]:
     return min(timedelta(minutes=policy.idle_after_minutes), until_offline), until_offline
 
 
-def status_at_rest(policy: PolicyRow, row: AgentRow, now: datetime) -> AgentStatus:
+def status_without_work(policy: PolicyRow, row: AgentRow, now: datetime) -> AgentStatus:
     """Return the status of an agent without work, given its last sign of life."""
     silent = now - row.last_active
     return "offline" if silent >= timedelta(minutes=policy.offline_after_minutes) else "idle"
@@ -135,7 +135,7 @@ def inactive_agents(state: State, now: datetime) -> Iterator[NewEvent]:
         event = AgentStatusChanged(
             agent=row.name,
             previous=row.status,
-            status=status_at_rest(policy, row, now),
+            status=status_without_work(policy, row, now),
             reason="inactivity",
         )
         yield NewEvent(event, caused_by=row.position)

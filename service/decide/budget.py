@@ -137,12 +137,12 @@ def record(state: State, command: RecordUsage, at: DecisionContext) -> Decision:
         operation_id=command.operation_id,
         task_id=command.task_id,
     )
-    events = [*prelude, *use(state, day, used, after=len(prelude))]
+    events = [*prelude, *record_use(state, day, used, after=len(prelude))]
     left = allowance(state, day, command.agent, 0).remaining - command.total
     return Accepted(events, {"tokens": command.total, "remaining": left})
 
 
-def use(
+def record_use(
     state: State, day: BudgetDayRow, used: TokensUsed, *, after: int, caused_by: int | None = None
 ) -> list[NewEvent]:
     """Return a use of tokens and the warnings it triggers, to follow `after` other events of a command."""

@@ -33,7 +33,7 @@ class DecisionBuilder:
         """Operations that end in this decision."""
         self.work = Counter[str]()
         """By agent, the change in its number of active runs and operations."""
-        self._arrived: set[str] = set()
+        self._acted: set[str] = set()
 
     @property
     def position(self) -> int:
@@ -47,10 +47,10 @@ class DecisionBuilder:
 
     def ensure_active(self, agent: str, reason: StatusReason = "activity") -> None:
         """Note that an agent acts: from here on it is registered and active."""
-        if agent not in self._arrived:
-            self._arrived.add(agent)
+        if agent not in self._acted:
+            self._acted.add(agent)
             self.events += ensure_active(self.state, agent, self.at, reason)
 
-    def has_arrived(self, agent: str) -> bool:
+    def has_acted(self, agent: str) -> bool:
         """Whether the agent acted in this decision, and is therefore active."""
-        return agent in self._arrived
+        return agent in self._acted

@@ -50,7 +50,7 @@ def budget_day(reset_hour: int, timezone: str, now: datetime) -> Day:
     return Day(begun[1], begun[0], following)
 
 
-def day_by_the_last(last: Day | None, now: datetime) -> Day:
+def budget_day_without_zone(last: Day | None, now: datetime) -> Day:
     """Return the budget day that `now` falls into when the time zone is unknown: days of 24 hours.
 
     Args:

@@ -16,8 +16,8 @@ from projections.agents import AGENTS, ORCHESTRATOR_AGENT
 from projections.budgets import RESERVATIONS
 from projections.jobs import JOBS
 from service.decide import run_claims
-from service.decide.agents import status_at_rest
-from service.decide.budget import crossings, released, settled, use
+from service.decide.agents import status_without_work
+from service.decide.budget import crossings, record_use, released, settled
 
 if TYPE_CHECKING:
     from eventstore.events import OperationOutcome
@@ -50,12 +50,12 @@ def end(builder: DecisionBuilder, row: RunRow, ending: Ending) -> None:
     may_pause = job and job.pause_on_failure and not (job.paused or job.removed)
     if ending.outcome == "failed" and may_pause:
         builder.add(JobPaused(job=row.job, reason="failure", note=ending.reason), ended)
-    _rest_after(builder, row, ending, ended)
+    _set_idle_after(builder, row, ending, ended)
 
 
 def give_up(builder: DecisionBuilder, row: RunRow, ending: Ending) -> None:
     """End a run that was lost or aborted, may not go on or never began. That does not pause the job."""
-    _rest_after(builder, row, ending, _finish(builder, row, ending))
+    _set_idle_after(builder, row, ending, _finish(builder, row, ending))
 
 
 def cancel(builder: DecisionBuilder, row: RunRow, reason: str) -> None:
@@ -63,13 +63,13 @@ def cancel(builder: DecisionBuilder, row: RunRow, reason: str) -> None:
     _finish(builder, row, Ending("failed", f"{row.job} was {reason}", reason), claim="cancelled")
 
 
-def rest(builder: DecisionBuilder, agent: str, caused_by: int, *, answered: bool = False) -> None:
+def set_idle(builder: DecisionBuilder, agent: str, caused_by: int, *, answered: bool = False) -> None:
     """Set an agent without other work to idle, or to offline if it was silent for long enough."""
     row = builder.state.rows(AGENTS).get(agent)
     if row is None or row.operations + builder.work[agent] > 0:
         return
-    if row.status == "active" or builder.has_arrived(agent):
-        status = "idle" if answered else status_at_rest(builder.state.policy, row, builder.at.now)
+    if row.status == "active" or builder.has_acted(agent):
+        status = "idle" if answered else status_without_work(builder.state.policy, row, builder.at.now)
         rests = AgentStatusChanged(agent=agent, previous="active", status=status, reason="run_ended")
         builder.add(rests, caused_by)
 
@@ -78,7 +78,9 @@ def spend(builder: DecisionBuilder, row: RunRow, tokens: int) -> None:
     """Record tokens without a reservation, or after it has ended."""
     if day := builder.state.day:
         used = TokensUsed(day=day.day, agent=worker_of(row), tokens=tokens)
-        builder.events += use(builder.state, day, used, after=len(builder.events), caused_by=row.position)
+        builder.events += record_use(
+            builder.state, day, used, after=len(builder.events), caused_by=row.position
+        )
 
 
 def worker_of(row: RunRow) -> str:
@@ -122,9 +124,9 @@ def _finish(
     return ended
 
 
-def _rest_after(builder: DecisionBuilder, row: RunRow, ending: Ending, ended: int) -> None:
+def _set_idle_after(builder: DecisionBuilder, row: RunRow, ending: Ending, ended: int) -> None:
     if row.agent:
-        rest(builder, row.agent, ended, answered=ending.answered)
+        set_idle(builder, row.agent, ended, answered=ending.answered)
 
 
 def _settle(builder: DecisionBuilder, row: RunRow, tokens: int | None) -> None:

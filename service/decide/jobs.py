@@ -13,7 +13,7 @@ from projections.jobs import JOBS, JobRow
 from service.commands import RemoveJob
 from service.decide.builder import DecisionBuilder
 from service.decide.decision import Accepted, Decision, DecisionContext, Refused
-from service.decide.starting import no_job, on_schedule
+from service.decide.starting import job_not_found, scheduled_job
 from service.decide.ticks import close_schedule
 from service.memory.deadlines import NEVER
 from service.refusals import Refusal
@@ -34,7 +34,7 @@ def define(state: State, command: DefineJob, at: DecisionContext) -> Decision:
     wanted = command.definition
     if wanted.agent is not None and state.rows(AGENTS).get(wanted.agent) is None:
         return Refused(Refusal("agent_not_found", f"no agent is called {wanted.agent!r}"))
-    row = on_schedule(state, command.name)
+    row = scheduled_job(state, command.name)
     if row and all(getattr(row, name) == value for name, value in structs.asdict(wanted).items()):
         return Accepted([], {"name": row.name, "position": row.position})
     # An explicit definition or removal takes precedence over a default, even one from before this start.
@@ -47,7 +47,7 @@ def define(state: State, command: DefineJob, at: DecisionContext) -> Decision:
     elif row and schedule_of(wanted) != schedule_of(row):
         closed = close_schedule(builder, row)
     if not closed:
-        return _behind(builder, command.name)
+        return _refuse_overdue(builder, command.name)
     defined = JobDefined(job=command.name, source=command.source, definition=wanted)
     builder.add(defined, caused_by=row.position if row else None)
     return Accepted(builder.events, {"name": command.name})
@@ -71,17 +71,17 @@ def remove(state: State, command: RemoveJob | WithdrawJob, at: DecisionContext) 
     source: RemovalSource = "api" if isinstance(command, RemoveJob) else "settings"
     taken_over = source == "settings" and row is not None and row.removed_by == "api"
     if row is None or (row.removed and not taken_over):
-        return no_job(command.name)
+        return job_not_found(command.name)
     if source == "settings" and row.source == "api" and not row.removed:
         return Accepted([], {"name": row.name, "position": row.position})
     builder = DecisionBuilder(state, at)
     if not row.removed and not close_schedule(builder, row, waiting="the job was removed while it waited"):
-        return _behind(builder, row.name)
+        return _refuse_overdue(builder, row.name)
     builder.add(JobRemoved(job=row.name, source=source), caused_by=row.position)
     return Accepted(builder.events, {"name": row.name})
 
 
-def _behind(builder: DecisionBuilder, name: str) -> Refused:
+def _refuse_overdue(builder: DecisionBuilder, name: str) -> Refused:
     """Refuse to end a schedule while some of its ticks have no outcome yet."""
     detail = f"{name} is behind: {len(builder.events)} missed ticks were recorded, and there are more"
     return Refused(Refusal("job_behind", detail, retry_after_seconds=1), builder.events)
@@ -90,9 +90,9 @@ def _behind(builder: DecisionBuilder, name: str) -> Refused:
 def pause(state: State, command: PauseJob, at: DecisionContext) -> Decision:
     """Skip the job's ticks from now on."""
     del at
-    row = on_schedule(state, command.name)
+    row = scheduled_job(state, command.name)
     if row is None:
-        return no_job(command.name)
+        return job_not_found(command.name)
     reply = {"name": row.name, "paused": True, "note": command.note}
     if row.paused and row.pause_note == command.note:
         return Accepted([], {**reply, "position": row.position})
@@ -103,9 +103,9 @@ def pause(state: State, command: PauseJob, at: DecisionContext) -> Decision:
 def resume(state: State, command: ResumeJob, at: DecisionContext) -> Decision:
     """Run the job's ticks again."""
     del at
-    row = on_schedule(state, command.name)
+    row = scheduled_job(state, command.name)
     if row is None:
-        return no_job(command.name)
+        return job_not_found(command.name)
     reply = {"name": row.name, "paused": False, "note": command.note}
     if not row.paused:
         return Accepted([], {**reply, "position": row.position})
@@ -114,7 +114,7 @@ def resume(state: State, command: ResumeJob, at: DecisionContext) -> Decision:
 
 
 def due_jobs(
-    squad: Squad, now: datetime, tell: Callable[[JobRow, str], None] | None = None
+    squad: Squad, now: datetime, report: Callable[[JobRow, str], None] | None = None
 ) -> tuple[list[str], list[str], datetime | None]:
     """Return what to claim now, jobs with due ticks and free runs, and when something will be due next.
 
@@ -128,7 +128,7 @@ def due_jobs(
     """
     runs, later = [run.id for run in squad.free_runs(now)], squad.next_free_run(now)
     agenda = squad.due_jobs
-    if not agenda.catch_up(now, tell):
+    if not agenda.catch_up(now, report):
         return [], runs, now
     due = {job.name: (-_priority(squad, job), since, job.position) for since, job in agenda.due(now)}
     for job in agenda.buffered():

@@ -24,7 +24,7 @@ from eventstore.events import (
 from eventstore.recorded import NewEvent
 from projections.operations import OPERATIONS, OperationRow
 from service.decide.agents import ensure_active
-from service.decide.budget import use
+from service.decide.budget import record_use
 from service.decide.decision import Accepted, Decision, DecisionContext, Refused
 from service.refusals import Refusal
 from service.values import MIN_WINDOW_SECONDS
@@ -184,7 +184,9 @@ def finish(state: State, command: FinishOperation, at: DecisionContext) -> Decis
     day = state.day
     if command.tokens_used and day:
         used = TokensUsed(day=day.day, agent=row.agent, tokens=command.tokens_used, operation_id=row.id)
-        events += use(state, day, used, after=len(events), caused_by=state.head.position + len(events))
+        events += record_use(
+            state, day, used, after=len(events), caused_by=state.head.position + len(events)
+        )
     reply = {
         "id": row.id,
         "outcome": command.outcome,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from eventstore.events import BudgetDayReset, PolicySet
 from eventstore.recorded import NewEvent
 from service.decide.budget import crossings, open_day
-from service.decide.day import Day, budget_day, day_by_the_last
+from service.decide.day import Day, budget_day, budget_day_without_zone
 from service.decide.decision import Accepted, Decision, DecisionContext
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _day_reset(state: State, total: int, day_rule: _DayRule, now: datetime) -> B
     except ValueError:
         # Without a day, nothing could be decided. A process that knows the time zone corrects it.
         last = Day(previous.day, previous.starts_at, previous.ends_at) if previous else None
-        day = day_by_the_last(last, now)
+        day = budget_day_without_zone(last, now)
     agents = {part.agent: part.used for part in state.agent_budgets(previous)} if previous else {}
     return BudgetDayReset(
         day=day.name,

@@ -56,20 +56,20 @@ def begin(builder: DecisionBuilder, job: JobRow, caused_by: int) -> str | None:
     return started.operation_id
 
 
-class Lost(NamedTuple):
+class LostClaim(NamedTuple):
     """Why a run lost its claim, and the position of the event that says so, if there is one."""
 
     reason: str
     caused_by: int | None
 
 
-def renew(builder: DecisionBuilder, row: RunRow) -> Lost | None:
+def renew(builder: DecisionBuilder, row: RunRow) -> LostClaim | None:
     """Renew the claim; return why that is not possible, if it was lost."""
     if row.operation_id is None:
         return None
     now, operation = builder.at.now, _claim_of(builder, row)
     if operation is None or operation.expires_at <= now:
-        return Lost("its claim has ended", None)
+        return LostClaim("its claim has ended", None)
     conflict = operations.find_conflict(builder.state, operation.resources, now, renewing=operation)
     if conflict is None:
         builder.add(operations.renewal_event(builder.state, operation, now), operation.position)
@@ -79,7 +79,7 @@ def renew(builder: DecisionBuilder, row: RunRow) -> Lost | None:
             conflict, operation.agent, operation.action, operation.resources, builder.at
         )
     )
-    return Lost(f"conflict: {operations.conflict_sentence(conflict)}", builder.position)
+    return LostClaim(f"conflict: {operations.conflict_sentence(conflict)}", builder.position)
 
 
 def release(builder: DecisionBuilder, row: RunRow, outcome: OperationOutcome, caused_by: int) -> None:

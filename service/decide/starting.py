@@ -36,9 +36,9 @@ class Obstacle(NamedTuple):
 
 def run_now(state: State, command: RunJob, at: DecisionContext) -> Decision:
     """Run a job now, even if it is paused; not beside another run, nor while the orchestrator is down."""
-    job = on_schedule(state, command.name)
+    job = scheduled_job(state, command.name)
     if job is None:
-        return no_job(command.name)
+        return job_not_found(command.name)
     if state.orchestrator is None or not state.orchestrator.running:
         return Refused(Refusal("orchestrator_stopped", "start the orchestrator to run jobs"))
     active = active_runs(state, job)
@@ -105,13 +105,13 @@ def active_runs(state: State, job: JobRow) -> list[RunRow]:
     return sorted(state.runs_of(job.name), key=lambda run: run.fencing_token)
 
 
-def on_schedule(state: State, name: str) -> JobRow | None:
+def scheduled_job(state: State, name: str) -> JobRow | None:
     """Return a job unless it was removed: its row remains until the end of the batch that removed it."""
     row = state.rows(JOBS).get(name)
     return None if row is None or row.removed else row
 
 
-def no_job(name: str) -> Refused:
+def job_not_found(name: str) -> Refused:
     """Return the refusal for a job that is not on the schedule."""
     return Refused(Refusal("job_not_found", f"no job is called {name!r}"))
 
@@ -133,7 +133,7 @@ def _reserve(builder: DecisionBuilder, job: JobRow, *, waits: bool) -> TokensRes
             reservation_id=at.new_id(),
             agent=agent,
             tokens=job.tokens,
-            expires_at=at.now + wait + _longest_run(job),
+            expires_at=at.now + wait + _max_run_duration(job),
         )
     if agent == ORCHESTRATOR_AGENT:
         builder.ensure_active(agent)
@@ -155,7 +155,7 @@ def _reserve(builder: DecisionBuilder, job: JobRow, *, waits: bool) -> TokensRes
     return Obstacle("budget", Refusal(denied.reason, detail, extra, retry_after_seconds))
 
 
-def _longest_run(job: JobRow) -> timedelta:
+def _max_run_duration(job: JobRow) -> timedelta:
     """Return how long a run may take with all its attempts, plus a margin for waiting for a slot."""
     one_attempt = job.timeout_seconds + LEASE_SECONDS + 2 * MAX_BACKOFF_SECONDS
     return timedelta(seconds=(job.retries + 1) * one_attempt)

@@ -16,7 +16,7 @@ from projections.runs import RunRow, run_id
 from service.decide import starting
 from service.decide.builder import DecisionBuilder
 from service.decide.decision import Accepted, Decision, DecisionContext
-from service.decide.ending import cancel, rest
+from service.decide.ending import cancel, set_idle
 from service.schedule import due_at, next_tick, schedule_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ MAX_MISSED_PER_CLAIM = 100
 
 def claim_tick(state: State, command: ClaimTick, at: DecisionContext) -> Decision:
     """Give due ticks their outcomes: those that were missed, and the next one after them."""
-    job = starting.on_schedule(state, command.name)
+    job = starting.scheduled_job(state, command.name)
     if job is None or not job.enabled:
         return Accepted([], {"position": state.head.position})
     builder = DecisionBuilder(state, at)
@@ -93,11 +93,11 @@ def _miss(
     builder: DecisionBuilder,
     job: JobRow,
     is_missed: Callable[[datetime], bool],
-    most: int = MAX_MISSED_AT_ONCE,
+    maximum: int = MAX_MISSED_AT_ONCE,
 ) -> datetime:
-    """Record up to `most` ticks as missed, oldest first; return the last tick that has an outcome."""
+    """Record up to `maximum` ticks as missed, oldest first; return the last tick that has an outcome."""
     last = job.ticked_until
-    for tick in islice(_ticks(job, is_missed), most):
+    for tick in islice(_ticks(job, is_missed), maximum):
         missed = RunMissed(run_id=run_id(job.name, tick), job=job.name, tick=tick)
         builder.add(missed, caused_by=job.position)
         last = tick
@@ -143,7 +143,7 @@ def _start_tick(
     if obstacle := starting.begin(builder, job, run_id(job.name, tick), tick, runner):
         _skip(builder, job, tick, obstacle.reason, obstacle.refusal.detail, builder.position)
     for agent in dict.fromkeys(run.agent for run in cancelled if run.agent):
-        rest(builder, agent, builder.position)
+        set_idle(builder, agent, builder.position)
 
 
 def _brief(moment: datetime) -> str:

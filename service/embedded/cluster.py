@@ -68,7 +68,7 @@ class Cluster:
         status = lines[-1].strip()
         return Postmaster(pid, status == "ready", status == "stopping", socket_folder)
 
-    def ensure_made(self) -> None:
+    def ensure_created(self) -> None:
         """Create the cluster unless it exists; raise if the existing one cannot be used."""
         if forbidden := _NOT_IN_A_PATH.intersection(str(self.data)):
             raise EmbeddedPostgresError(
@@ -88,7 +88,7 @@ class Cluster:
             shutil.rmtree(unfinished, ignore_errors=True)
         new = Path(tempfile.mkdtemp(dir=self.data.parent, prefix=f"{self.data.name}.new-"))
         try:
-            self._make_in(new)
+            self._initialize(new)
             new.rename(self.data)
             _sync(self.data.parent)
         finally:
@@ -126,7 +126,7 @@ class Cluster:
             with contextlib.suppress(OSError):
                 postmaster.socket_folder.rmdir()
 
-    def tell_to_stop(self, deadline: float) -> None:
+    def request_stop(self, deadline: float) -> None:
         """Tell the server to stop, if it runs, and wait only until it has begun to."""
         postmaster = self.postmaster()
         if postmaster is None:
@@ -145,7 +145,7 @@ class Cluster:
                 " one into another folder"
             )
 
-    def _make_in(self, new: Path) -> None:
+    def _initialize(self, new: Path) -> None:
         chown_to_server(new, self.data)
         grant_access(new)
         result = run(
@@ -172,8 +172,8 @@ class Cluster:
         _sync(new / "postgresql.conf")
 
     def _launch(self, deadline: float) -> None:
-        self._refuse_a_hidden_server()
-        if not self._wait_for_leftovers(deadline):
+        self._check_no_hidden_server()
+        if not self._wait_for_orphans(deadline):
             return
         grant_access(self.data)
         socket_folder = self._make_socket_folder()
@@ -198,7 +198,7 @@ class Cluster:
         arguments = ("--wait", wait, "--pgdata", str(self.data), *arguments)
         return run(self.data, "pg_ctl", action, *arguments, timeout_seconds=seconds + 30).stdout
 
-    def _refuse_a_hidden_server(self) -> None:
+    def _check_no_hidden_server(self) -> None:
         """Raise if a server is running that we cannot see, as when two containers share a volume."""
         lines = self._pid_file_lines()
         if len(lines) <= 4:
@@ -210,24 +210,24 @@ class Cluster:
                 f"{self.data} is in use by a Postgres elsewhere, perhaps in a container"
             )
 
-    def _wait_for_leftovers(self, deadline: float) -> bool:
+    def _wait_for_orphans(self, deadline: float) -> bool:
         """Wait for the children of a killed postmaster to end; False if there is a live one after all.
 
         They hold shared memory that prevents a new server from starting. They exit by themselves, unless
         they are busy computing.
         """
-        patience = time.monotonic() + _ORPHANS_EXIT_SECONDS
-        while leftovers := self._processes():
+        timeout_at = time.monotonic() + _ORPHANS_EXIT_SECONDS
+        while orphans := self._processes():
             if self.postmaster() is not None:
                 # A process that was starting it has just been killed.
                 return False
             if time.monotonic() > deadline:
-                pids = ", ".join(str(process.pid) for process in leftovers)
+                pids = ", ".join(str(process.pid) for process in orphans)
                 raise EmbeddedPostgresError(
                     f"processes left over from a dead Postgres still use {self.data}: {pids}"
                 )
-            if time.monotonic() > patience:
-                for process in leftovers:
+            if time.monotonic() > timeout_at:
+                for process in orphans:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         process.send_signal(signal.SIGQUIT)
             time.sleep(_POLL_SECONDS)

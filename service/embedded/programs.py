@@ -61,7 +61,7 @@ def server_ids(data: Path) -> tuple[int, int]:
         return os.geteuid(), os.getegid()
     if data.exists() and (owner := data.stat()).st_uid != 0:
         return owner.st_uid, owner.st_gid
-    return _make_server_user()
+    return _create_server_user()
 
 
 def chown_to_server(path: Path, data: Path) -> None:
@@ -118,7 +118,7 @@ def _allow(path: Path, permissions: int) -> bool:
     return True
 
 
-def _make_server_user() -> tuple[int, int]:
+def _create_server_user() -> tuple[int, int]:
     deadline = time.monotonic() + _USER_CREATION_SECONDS
     while True:
         with contextlib.suppress(KeyError):

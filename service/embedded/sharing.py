@@ -44,7 +44,7 @@ class EmbeddedPostgres:
         self._folder = folder.resolve()
         self._cluster = Cluster(self._folder / CLUSTER)
         # A cancelled start or restart goes on in its thread; stopping waits for it here.
-        self._one_at_a_time = threading.Lock()
+        self._thread_lock = threading.Lock()
         self._use: int | None = None
 
     async def start(self) -> str:
@@ -79,30 +79,30 @@ class EmbeddedPostgres:
         It also works while a start or stop is in progress in its thread. It takes moments, seconds at most.
         """
         deadline = time.monotonic() + _STOP_REQUEST_SECONDS
-        is_kept = False
+        is_held = False
         with contextlib.suppress(OSError):
             while time.monotonic() < deadline:
-                is_kept = is_kept or self._cluster.launching.acquire(blocking=False)
+                is_held = is_held or self._cluster.launching.acquire(blocking=False)
                 use, postmaster = self._use, self._cluster.postmaster()
                 if postmaster is None:
-                    if is_kept:
+                    if is_held:
                         return
                 elif use is not None:
                     if _try_lock(use):
-                        self._cluster.tell_to_stop(deadline)
+                        self._cluster.request_stop(deadline)
                     return
-                elif postmaster.is_stopping or not self._one_at_a_time.locked():
+                elif postmaster.is_stopping or not self._thread_lock.locked():
                     return
                 time.sleep(_POLL_SECONDS)
 
     def _start(self) -> str:
-        with self._one_at_a_time, one_line_errors(self._folder):
+        with self._thread_lock, one_line_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-            with self._turn():
+            with self._folder_lock():
                 if self._use is None:
                     self._use = self._begin_use()
                 try:
-                    self._cluster.ensure_made()
+                    self._cluster.ensure_created()
                     postmaster = self._cluster.ensure_running()
                 except BaseException:
                     os.close(self._use)
@@ -113,10 +113,10 @@ class EmbeddedPostgres:
 
     def _revive(self) -> bool:
         """Start the server if it is dead; return whether it was."""
-        with self._one_at_a_time, one_line_errors(self._folder):
+        with self._thread_lock, one_line_errors(self._folder):
             if self._use is None or self._cluster.postmaster() is not None:
                 return False
-            with self._turn():
+            with self._folder_lock():
                 if self._cluster.postmaster() is None:
                     # Never create a cluster here: that would silently replace a lost log by an empty one.
                     postmaster = self._cluster.ensure_running()
@@ -124,14 +124,14 @@ class EmbeddedPostgres:
             return True
 
     def _stop(self) -> None:
-        with self._one_at_a_time, one_line_errors(self._folder):
+        with self._thread_lock, one_line_errors(self._folder):
             if self._use is None:
                 return
             use, self._use = self._use, None
             with contextlib.ExitStack() as end_of_use:
                 end_of_use.callback(os.close, use)
                 # Our use must end before our turn does, or the next process to leave would not be the last.
-                with self._turn(), end_of_use:
+                with self._folder_lock(), end_of_use:
                     if _try_lock(use):
                         self._cluster.stop()
 
@@ -141,7 +141,7 @@ class EmbeddedPostgres:
         return use
 
     @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
+    def _folder_lock(self) -> Iterator[None]:
         """Hold the lock for starting and stopping the server."""
         lock = _open(self._folder / "postgres.lock")
         try:

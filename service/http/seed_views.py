@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from projections.jobs import JOBS
 from service.decide.budget import remaining
 from service.lazy_rows import by_name, listed
-from service.schedule import coming_ticks
+from service.schedule import upcoming_ticks
 from service.views import active_operations
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def jobs(state: Squad, now: datetime) -> list[Any] | LazyRows:
     def show(row: JobRow) -> dict[str, Any]:
         tick = state.due_jobs.tick(row.name)
         if tick is None or tick <= now:
-            tick = next(iter(coming_ticks(row, now, 1)), None)
+            tick = next(iter(upcoming_ticks(row, now, 1)), None)
         return {
             "name": row.name,
             "schedule": row.cron or f"every {row.every_seconds:g} s",

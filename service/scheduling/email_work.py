@@ -40,53 +40,53 @@ class EmailWork(NamedTuple):
 
     action: str
     endpoint: str
-    at_most: int
+    max_emails: int
     tokens: int
     tokens_unreported: int
     claims_first: bool
     """Whether the e-mail is claimed before tokens are reserved, rather than after."""
-    wanted: Callable[[EmailRow], bool]
+    is_waiting: Callable[[EmailRow], bool]
 
 
 CLASSIFY = EmailWork(
     action="classify",
     endpoint=CLASSIFY_ENDPOINT,
-    at_most=10,
+    max_emails=10,
     tokens=500,
     tokens_unreported=300,
     claims_first=False,
-    wanted=lambda row: row.category == "unclassified",
+    is_waiting=lambda row: row.category == "unclassified",
 )
 RESPOND = EmailWork(
     action="respond",
     endpoint=RESPOND_ENDPOINT,
-    at_most=5,
+    max_emails=5,
     tokens=800,
     tokens_unreported=600,
     claims_first=True,
-    wanted=lambda row: row.status == "classified",
+    is_waiting=lambda row: row.status == "classified",
 )
 
 
-_Because = Literal["conflict", "budget", "failure", "obsolete"]
+_SkipCause = Literal["conflict", "budget", "failure", "obsolete"]
 
 
-class _Why(NamedTuple):
+class _SkipReason(NamedTuple):
     """Why an e-mail is left. Stored instead of the exception, whose traceback references its frames.
 
     Together they would form a cycle, which keeps the agents' answers in memory until garbage is collected.
     """
 
-    because: _Because
+    cause: _SkipCause
     reason: str
 
 
-class _NotDone(Exception):
+class _Skipped(Exception):
     """An e-mail is left for later, or no longer needs work."""
 
-    def __init__(self, because: _Because, reason: str) -> None:
+    def __init__(self, cause: _SkipCause, reason: str) -> None:
         super().__init__(reason)
-        self.why = _Why(because, reason)
+        self.why = _SkipReason(cause, reason)
 
 
 @dataclass
@@ -102,7 +102,7 @@ class _Held:
     call: asyncio.Timeout | None = None
     """The timeout of the call in flight."""
 
-    def lose(self, reason: str) -> None:
+    def mark_lost(self, reason: str) -> None:
         """Note that the claim was lost, and abort the call: another agent may hold the e-mail now."""
         self.lost = reason
         if self.call:
@@ -111,70 +111,70 @@ class _Held:
 
 async def work_on_emails(work: Work, kind: EmailWork) -> Report:
     """Work on the waiting e-mails, oldest first; stop when the budget refuses."""
-    for email_id in [known for known in work.setbacks if work.squad.rows(EMAILS).get(known) is None]:
-        del work.setbacks[email_id]
-    waiting = [row for row in work.squad.all(EMAILS) if _waits(kind, row)]
+    for email_id in [known for known in work.failure_counts if work.squad.rows(EMAILS).get(known) is None]:
+        del work.failure_counts[email_id]
+    waiting = [row for row in work.squad.all(EMAILS) if _needs_work(kind, row)]
     # E-mails that keep failing must not starve the others.
-    waiting.sort(key=lambda row: (work.setbacks[row.id], row.created_position))
+    waiting.sort(key=lambda row: (work.failure_counts[row.id], row.created_position))
     deadline = asyncio.get_running_loop().time() + work.job.timeout_seconds
     done: list[str] = []
-    left: dict[str, _Why] = {}
-    for email in waiting[: kind.at_most]:
+    left: dict[str, _SkipReason] = {}
+    for email in waiting[: kind.max_emails]:
         if not work.may_call:
             break
         try:
-            await _one_email(work, kind, email.id, deadline)
-        except _NotDone as problem:
+            await _process_email(work, kind, email.id, deadline)
+        except _Skipped as problem:
             left[email.id] = problem.why
-            if problem.why.because == "budget":
+            if problem.why.cause == "budget":
                 break
         else:
             done.append(email.id)
-        if _waits(kind, work.squad.rows(EMAILS).get(email.id)):
-            work.setbacks[email.id] += 1
+        if _needs_work(kind, work.squad.rows(EMAILS).get(email.id)):
+            work.failure_counts[email.id] += 1
         else:
-            work.setbacks.pop(email.id, None)
+            work.failure_counts.pop(email.id, None)
     return _report(work, waiting, done, left)
 
 
-def _waits(kind: EmailWork, row: EmailRow | None) -> bool:
+def _needs_work(kind: EmailWork, row: EmailRow | None) -> bool:
     """Whether an e-mail needs this work. One that was erased with its sender does not."""
-    return row is not None and kind.wanted(row) and row.from_email != ERASED
+    return row is not None and kind.is_waiting(row) and row.from_email != ERASED
 
 
-def _report(work: Work, waiting: list[EmailRow], done: list[str], left: dict[str, _Why]) -> Report:
+def _report(work: Work, waiting: list[EmailRow], done: list[str], left: dict[str, _SkipReason]) -> Report:
     reasons = {email_id: why.reason for email_id, why in left.items()}
     data: dict[str, Any] = {"done": done, "left": reasons, "waiting": len(waiting)}
-    failures = [why.reason for why in left.values() if why.because == "failure"]
+    failures = [why.reason for why in left.values() if why.cause == "failure"]
     if failures and not done:
         return failed(work.job.name, failures[0], **data)
     text = f"{work.job.name}: {len(done)} of {len(waiting)} e-mails done"
-    because = Counter(why.because for why in left.values())
-    if for_later := len(left) - because["obsolete"]:
+    cause = Counter(why.cause for why in left.values())
+    if for_later := len(left) - cause["obsolete"]:
         text += f", {for_later} left for later"
-    if because["obsolete"]:
-        text += f", {because['obsolete']} no longer waiting"
-    if because["budget"]:
+    if cause["obsolete"]:
+        text += f", {cause['obsolete']} no longer waiting"
+    if cause["budget"]:
         text += "; the budget allows no more"
     return succeeded(text, answered=bool(done), **data)
 
 
-async def _one_email(work: Work, kind: EmailWork, email_id: str, deadline: float) -> None:
+async def _process_email(work: Work, kind: EmailWork, email_id: str, deadline: float) -> None:
     """Work on one e-mail.
 
     Raises:
         _NotDone: it was not done.
     """
     held = _Held()
-    to_acquire = [_claimed(work, kind, email_id, held), _reserved(work, kind, held)]
+    to_acquire = [_claim_email(work, kind, email_id, held), _reserve_tokens(work, kind, held)]
     async with AsyncExitStack() as stack:
         for acquiring in to_acquire if kind.claims_first else reversed(to_acquire):
             await stack.enter_async_context(acquiring)
         # It was chosen a while ago; another agent may have claimed, finished and released it since.
-        if not _waits(kind, work.squad.rows(EMAILS).get(email_id)):
-            raise _NotDone("obsolete", "it was finished or erased meanwhile")
+        if not _needs_work(kind, work.squad.rows(EMAILS).get(email_id)):
+            raise _Skipped("obsolete", "it was finished or erased meanwhile")
         if held.lost:
-            raise _NotDone("conflict", held.lost)
+            raise _Skipped("conflict", held.lost)
         # A call may use half of the remaining time, so that one that hangs cannot use it up each time.
         half = (deadline - asyncio.get_running_loop().time()) / 2
         try:
@@ -182,25 +182,25 @@ async def _one_email(work: Work, kind: EmailWork, email_id: str, deadline: float
                 held.reply = await work.call(kind.endpoint, held.fencing_token, email_id=email_id)
         except TimeoutError as error:
             if held.lost:
-                raise _NotDone("conflict", held.lost) from error
-            raise _NotDone("failure", f"the agent did not answer within {half:.3g} seconds") from error
+                raise _Skipped("conflict", held.lost) from error
+            raise _Skipped("failure", f"the agent did not answer within {half:.3g} seconds") from error
         finally:
             held.call = None
     if not held.reply.ok:
-        raise _NotDone("failure", held.reply.reason or "it failed")
+        raise _Skipped("failure", held.reply.reason or "it failed")
 
 
 @asynccontextmanager
-async def _reserved(work: Work, kind: EmailWork, held: _Held) -> AsyncIterator[None]:
+async def _reserve_tokens(work: Work, kind: EmailWork, held: _Held) -> AsyncIterator[None]:
     """Reserve tokens for a call; settle with what it used, or release them if it used none.
 
     Raises:
         _NotDone: the budget refuses.
     """
     seconds = min(work.job.timeout_seconds + _RESERVATION_MARGIN_SECONDS, MAX_TTL_SECONDS)
-    outcome = await work.do(do.ReserveTokens(agent=work.agent, tokens=kind.tokens, ttl_seconds=seconds))
+    outcome = await work.submit(do.ReserveTokens(agent=work.agent, tokens=kind.tokens, ttl_seconds=seconds))
     if outcome.refusal:
-        raise _NotDone("budget", outcome.refusal.detail)
+        raise _Skipped("budget", outcome.refusal.detail)
     reservation_id = outcome.reply["id"]
     try:
         yield
@@ -209,29 +209,29 @@ async def _reserved(work: Work, kind: EmailWork, held: _Held) -> AsyncIterator[N
         if held.reply and held.reply.ok and used is None:
             used = kind.tokens_unreported
         if used is None:
-            await work.do(do.ReleaseReservation(reservation_id=reservation_id))
+            await work.submit(do.ReleaseReservation(reservation_id=reservation_id))
         else:
             settle = do.SettleReservation(reservation_id=reservation_id, tokens_used=used)
-            if (await work.do(settle)).refusal:
+            if (await work.submit(settle)).refusal:
                 # The reservation has ended, for example expired; the tokens were spent all the same.
-                await work.do(do.RecordUsage(agent=work.agent, tokens=used))
+                await work.submit(do.RecordUsage(agent=work.agent, tokens=used))
 
 
 @asynccontextmanager
-async def _claimed(work: Work, kind: EmailWork, email_id: str, held: _Held) -> AsyncIterator[None]:
+async def _claim_email(work: Work, kind: EmailWork, email_id: str, held: _Held) -> AsyncIterator[None]:
     """Claim an e-mail, and keep the claim while the work on it lasts.
 
     Raises:
         _NotDone: another agent holds a conflicting claim. A message to the orchestrator says so.
     """
-    outcome = await work.do(
+    outcome = await work.submit(
         do.StartOperation(agent=work.agent, action=kind.action, resources={"emailId": email_id})
     )
     if outcome.refusal:
         detail = outcome.refusal.detail
         text = f"{kind.action} of e-mail {email_id} is left for later: {detail}"
-        await work.do(do.SendMessage(from_agent=work.agent, to_agent="orchestrator", message=text))
-        raise _NotDone("conflict", detail)
+        await work.submit(do.SendMessage(from_agent=work.agent, to_agent="orchestrator", message=text))
+        raise _Skipped("conflict", detail)
     operation_id = outcome.reply["id"]
     held.fencing_token = outcome.reply["fencing_token"]
     try:
@@ -241,7 +241,7 @@ async def _claimed(work: Work, kind: EmailWork, email_id: str, held: _Held) -> A
         result: OperationOutcome = "cancelled"
         if held.reply:
             result = "succeeded" if held.reply.ok else "failed"
-        await work.do(do.FinishOperation(operation_id=operation_id, outcome=result))
+        await work.submit(do.FinishOperation(operation_id=operation_id, outcome=result))
 
 
 async def _renew(work: Work, operation_id: str, held: _Held) -> None:
@@ -249,7 +249,7 @@ async def _renew(work: Work, operation_id: str, held: _Held) -> None:
     while True:
         await asyncio.sleep(renewal_seconds(work.squad.policy))
         with suppress(NoOutcome):
-            outcome = await work.do(do.RenewOperation(operation_id=operation_id))
+            outcome = await work.submit(do.RenewOperation(operation_id=operation_id))
             if outcome.refusal:
-                held.lose(outcome.refusal.detail)
+                held.mark_lost(outcome.refusal.detail)
                 return

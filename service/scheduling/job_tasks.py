@@ -40,17 +40,17 @@ async def _call_endpoint(work: Work, endpoint: str, tokens_unreported: int) -> R
     if not reply.ok:
         return failed(name, reply.reason or "it failed", tokens_used=tokens)
     used = tokens_unreported if tokens is None else tokens
-    return succeeded(f"{name} succeeded", tokens_used=used, answered=True, **_keepable(reply.body))
+    return succeeded(f"{name} succeeded", tokens_used=used, answered=True, **_storable(reply.body))
 
 
-def _keepable(body: Any) -> dict[str, Any]:
+def _storable(body: Any) -> dict[str, Any]:
     """Return an agent's answer, or a placeholder if the log cannot store it."""
     try:
-        kept = check_json({"result": body})
+        stored = check_json({"result": body})
         size = len(orjson.dumps(body))
     except (ValueError, TypeError):
         return {"result": "an answer that cannot be stored"}
-    return dict(kept) if size <= MAX_STORED_BYTES else {"result": f"an answer of {size} bytes"}
+    return dict(stored) if size <= MAX_STORED_BYTES else {"result": f"an answer of {size} bytes"}
 
 
 async def _poll(work: Work) -> Report:
@@ -69,7 +69,7 @@ async def _respond(work: Work) -> Report:
 
 
 async def _update_statuses(work: Work) -> Report:
-    await work.do(do.PassTime())
+    await work.submit(do.PassTime())
     counts: dict[str, Any] = {"active": 0, "idle": 0, "offline": 0}
     for row in work.squad.all(AGENTS):
         counts[row.status] += 1
@@ -78,7 +78,7 @@ async def _update_statuses(work: Work) -> Report:
 
 
 async def _check_conflicts(work: Work) -> Report:
-    await work.do(do.PassTime())
+    await work.submit(do.PassTime())
     active = list(views.active_operations(work.squad))
     shown = [
         {"id": row.id, "agent": row.agent, "action": row.action, "resources": row.resources}
@@ -88,7 +88,7 @@ async def _check_conflicts(work: Work) -> Report:
 
 
 async def _monitor_tokens(work: Work) -> Report:
-    await work.do(do.PassTime())
+    await work.submit(do.PassTime())
     day = work.squad.day
     if day is None:
         return succeeded("No budget day has begun")
@@ -100,7 +100,7 @@ async def _monitor_tokens(work: Work) -> Report:
 
 
 async def _reset_tokens(work: Work) -> Report:
-    await work.do(do.PassTime())
+    await work.submit(do.PassTime())
     day = work.squad.day
     if day is None:
         return succeeded("No budget day has begun")

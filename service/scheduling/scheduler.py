@@ -90,7 +90,7 @@ class Scheduler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._reported: dict[str, Schedule] = {}
         """Schedules of jobs that cannot be scheduled, as last logged."""
-        self._setbacks: Counter[str] = Counter()
+        self._failure_counts: Counter[str] = Counter()
         self._slots = asyncio.Semaphore(MAX_RUNS)
         self._agent_slots: defaultdict[str, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(MAX_RUNS_PER_AGENT)
@@ -142,7 +142,7 @@ class Scheduler:
             if isinstance(event, RunStarted | RunRetried) and event.runner == self.runner:
                 self._begin(event.run_id)
 
-    def drop_lost_runs(self) -> None:
+    def cancel_lost_runs(self) -> None:
         """After the log was replaced, silently cancel runs that are not in it, or not ours in it."""
         rows = self._writer.squad.rows(RUNS)
         for run_id, task in list(self._runs.items()):
@@ -233,7 +233,7 @@ class Scheduler:
         """Carry out the attempt; return a report whatever happens."""
         claim = self._writer.squad.rows(OPERATIONS).get(row.operation_id) if row.operation_id else None
         token = claim.fencing_token if claim else row.fencing_token
-        work = Work(self._writer, self._client, job, row, token, self._setbacks)
+        work = Work(self._writer, self._client, job, row, token, self._failure_counts)
         try:
             async with self._slot(job.agent), asyncio.timeout(job.timeout_seconds):
                 return await perform(work)

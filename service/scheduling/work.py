@@ -77,7 +77,7 @@ class Work:
     run: RunRow
     fencing_token: int
     """That of the run's claim on its job's resources, or the run's own if there is none."""
-    setbacks: Counter[str] = field(default_factory=Counter)
+    failure_counts: Counter[str] = field(default_factory=Counter)
     """By e-mail, how often work in this process left it waiting; such e-mails go behind the others."""
 
     @property
@@ -97,7 +97,7 @@ class Work:
         orchestrator = self.squad.orchestrator
         return orchestrator is not None and orchestrator.running
 
-    async def do(self, command: AnyCommand) -> Outcome:
+    async def submit(self, command: AnyCommand) -> Outcome:
         """Submit a command as the scheduler, for this run; wait for its outcome even if cancelled."""
         request = Request(command, ACTOR, correlation_id=self.run.id)
         return await complete_despite_cancel(self.writer.submit(request))

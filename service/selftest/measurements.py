@@ -78,7 +78,7 @@ class Figures(NamedTuple):
     """From the answer to a command until its row is in the read table."""
 
 
-async def run(dsn: str, seconds: float, tell: Callable[[str], None] = lambda _: None) -> Figures:
+async def run(dsn: str, seconds: float, report: Callable[[str], None] = lambda _: None) -> Figures:
     """Measure everything, in a schema of its own.
 
     Args:
@@ -90,18 +90,18 @@ async def run(dsn: str, seconds: float, tell: Callable[[str], None] = lambda _: 
     async with own_schema(dsn) as name, await connect(dsn, name, name="squad bench") as connection:
         with translating():
             version, durable = await _server(connection)
-            tell("the database round trip")
+            report("the database round trip")
             round_trip = await _repeat(lambda: connection.execute("SELECT 1", prepare=True), share / 2)
-            tell("durable commits")
+            report("durable commits")
             commits = await _commits(connection, share / 2)
-            tell("notifications")
+            report("notifications")
             notification = await _notifications(dsn, name, connection, share)
         async with _Parts(dsn, name) as parts:
             commands = {}
             for callers in CALLERS:
-                tell(f"commands, {callers} callers" if callers > 1 else "commands, 1 caller")
+                report(f"commands, {callers} callers" if callers > 1 else "commands, 1 caller")
                 commands[callers] = await _commands(parts.writer, callers, share)
-            tell("from the log to the tables")
+            report("from the log to the tables")
             await parts.caught_up()
             visible = await _visibility(parts, share * 2)
         return Figures(version, durable, round_trip, *commits, notification, commands, visible)

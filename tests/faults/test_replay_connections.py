@@ -122,12 +122,12 @@ async def test_a_replay_that_is_called_off_at_any_page_ends_at_once(database: st
             reached = asyncio.Event()
             told = iter(range(1, 100))
 
-            def tell(position: int, goal: int, *, pages: int = pages) -> None:
+            def report(position: int, goal: int, *, pages: int = pages) -> None:
                 del position, goal
                 if next(told) == pages:  # noqa: B023 - called in this round only
                     reached.set()  # noqa: B023
 
-            work = asyncio.create_task(rebuild(database, SCHEMA, progress=tell))
+            work = asyncio.create_task(rebuild(database, SCHEMA, progress=report))
             await reached.wait()
             work.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -66,27 +66,27 @@ async def test_so_many_of_those_that_wait_are_worked_on_the_oldest_first(
     member: Member,
     task: str,
     endpoint: str,
-    at_most: int,
+    max_emails: int,
     reserved: int,
     unreported: int,
 ) -> None:
     agents.on(endpoint, answers({"tokens_used": 111}), answers({}))
-    waiting = await emails(member, at_most + 2, classified=task == "email_respond")
+    waiting = await emails(member, max_emails + 2, classified=task == "email_respond")
     await email_job(member, task)
     finished = await member.carry_out(task)
     assert finished.outcome == "succeeded"
-    assert [call.payload["email_id"] for call in agents.called(endpoint)] == waiting[:at_most]
-    assert [item.tokens for item in member.told(TokensReserved)] == [reserved] * at_most
+    assert [call.payload["email_id"] for call in agents.called(endpoint)] == waiting[:max_emails]
+    assert [item.tokens for item in member.told(TokensReserved)] == [reserved] * max_emails
     used = [item.tokens_used for item in member.told(TokensSettled)]
-    assert used == [111, *[unreported] * (at_most - 1)]
+    assert used == [111, *[unreported] * (max_emails - 1)]
     claims = member.told(OperationStarted)
-    assert [claim.resources for claim in claims] == [{"emailId": id_} for id_ in waiting[:at_most]]
+    assert [claim.resources for claim in claims] == [{"emailId": id_} for id_ in waiting[:max_emails]]
     assert {claim.agent for claim in claims} == {AGENT}
     assert {item.outcome for item in member.told(OperationFinished)} == {"succeeded"}
     positions = [item.position for item in member.log if item.type == "operation_started"]
     assert [call.payload["fencing_token"] for call in agents.calls] == positions
     (told,) = member.told(MessageSent)
-    assert told.message == f"{task}: {at_most} of {at_most + 2} e-mails done"
+    assert told.message == f"{task}: {max_emails} of {max_emails + 2} e-mails done"
     assert_nothing_is_held(member)
 
 

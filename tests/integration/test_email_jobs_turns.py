@@ -15,7 +15,7 @@ from eventstore.events import (
     TokensSettled,
 )
 from service import commands as do
-from service.scheduling.email_work import CLASSIFY_ENDPOINT, _NotDone
+from service.scheduling.email_work import CLASSIFY_ENDPOINT, _Skipped
 from tests.support.agents import answers, drips
 from tests.support.email_jobs import AGENT, assert_nothing_is_held, classifies, email_job, emails
 from tests.support.jobs import running_member
@@ -101,7 +101,7 @@ async def test_what_failed_goes_behind_the_others_and_what_it_used_counts(
     assert member.told(TokensSettled)[0].tokens_used == 9
     await member.carry_out("email_classify")
     assert [call.payload["email_id"] for call in agents.calls[10:]] == [*others[9:], first]
-    assert not member.scheduler._setbacks
+    assert not member.scheduler._failure_counts
     assert_nothing_is_held(member)
 
 
@@ -126,7 +126,7 @@ async def test_where_the_budget_refuses_none_goes_behind_the_others(agents: Agen
     await email_job(member, "email_classify")
     await member.carry_out("email_classify")
     assert not agents.calls
-    assert not member.scheduler._setbacks
+    assert not member.scheduler._failure_counts
 
 
 async def test_of_what_is_over_nothing_is_remembered(agents: Agents, member: Member) -> None:
@@ -134,10 +134,10 @@ async def test_of_what_is_over_nothing_is_remembered(agents: Agents, member: Mem
     (email,) = await emails(member, 1)
     await email_job(member, "email_classify")
     await member.carry_out("email_classify")
-    assert dict(member.scheduler._setbacks) == {email: 1}
+    assert dict(member.scheduler._failure_counts) == {email: 1}
     await submit(member.writer, do.UpdateEmail(email_id=email, status="archived"))
     await member.carry_out("email_classify")
-    assert not member.scheduler._setbacks
+    assert not member.scheduler._failure_counts
 
 
 async def test_of_what_is_left_nothing_stays_in_memory(agents: Agents, member: Member) -> None:
@@ -150,7 +150,7 @@ async def test_of_what_is_left_nothing_stays_in_memory(agents: Agents, member: M
     try:
         await member.carry_out("email_classify")
         assert len(agents.calls) == 3
-        assert not [left for left in gc.get_objects() if isinstance(left, _NotDone)]
+        assert not [left for left in gc.get_objects() if isinstance(left, _Skipped)]
     finally:
         gc.enable()
 

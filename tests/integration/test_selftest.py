@@ -46,11 +46,11 @@ async def test_every_figure_is_measured_and_the_schema_is_gone(empty_database: s
 async def test_the_schema_is_gone_where_the_test_is_broken_off(empty_database: str) -> None:
     started = asyncio.Event()
 
-    def tell(what: str) -> None:
+    def report(what: str) -> None:
         if what.startswith("commands"):
             started.set()
 
-    running = asyncio.create_task(selftest.run(empty_database, 60, tell))
+    running = asyncio.create_task(selftest.run(empty_database, 60, report))
     await started.wait()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -201,7 +201,7 @@ async def test_progress_is_told_now_and_then(
     await some_history(connection)
     lines: list[bytes] = []
     told: list[int] = []
-    await export_log(connection, lines.append, tell=told.append)
+    await export_log(connection, lines.append, report=told.append)
     assert told == [5, 10, EVENTS]
 
     async def portions() -> AsyncIterator[list[bytes]]:

@@ -702,7 +702,7 @@ async def test_progress_is_told_now_and_then(
     await some_history(connection)
     told: list[int] = []
     async with verification.snapshot(connection):
-        await verification.verify_log(connection, tell=told.append)
+        await verification.verify_log(connection, report=told.append)
     assert told == [5, 10, EVENTS]
 
 
@@ -714,7 +714,7 @@ async def test_its_memory_does_not_grow_with_the_log(connection: Connection) -> 
     tracemalloc.start()
     try:
         async with verification.snapshot(connection):
-            verified = await verification.verify_log(connection, tell=told.append)
+            verified = await verification.verify_log(connection, report=told.append)
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

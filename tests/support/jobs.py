@@ -130,7 +130,7 @@ async def running_member(
         scheduler = Scheduler(writer, clock, client, runner)
         member = Member(writer, scheduler, keyring)
         writer.observers += [member.log.extend, scheduler.observe]
-        writer.on_replaced.append(scheduler.drop_lost_runs)
+        writer.on_replaced.append(scheduler.cancel_lost_runs)
         member.tasks = [asyncio.create_task(writer.run())]
         try:
             await submit(writer, do.SetPolicy(daily_tokens=1_000_000))

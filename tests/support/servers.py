@@ -47,7 +47,7 @@ class Server:
 
     async def start(self) -> None:
         """Create it if it does not exist, and start it."""
-        await asyncio.to_thread(self.cluster.ensure_made)
+        await asyncio.to_thread(self.cluster.ensure_created)
         await asyncio.to_thread(self.cluster.ensure_running)
 
     async def stop(self) -> None:

@@ -16,7 +16,7 @@ from eventstore.events import PolicySet
 from projections.budgets import BUDGET_DAYS
 from service.clock import DatabaseClock
 from service.commands import PassTime, RecordUsage, SetPolicy
-from service.decide.day import Day, budget_day, day_by_the_last
+from service.decide.day import Day, budget_day, budget_day_without_zone
 from service.scheduling.timekeeper import keep_time
 from tests.support.wait import eventually
 from tests.unit.support import START, Story, given
@@ -147,18 +147,20 @@ class TestADayByTheLast:
     LAST = Day(date(2026, 3, 2), ENDS_AT - timedelta(hours=25), ENDS_AT)
 
     def test_is_the_last_until_its_very_end(self) -> None:
-        assert day_by_the_last(self.LAST, self.ENDS_AT - timedelta(microseconds=1)) == self.LAST
+        assert budget_day_without_zone(self.LAST, self.ENDS_AT - timedelta(microseconds=1)) == self.LAST
 
     @pytest.mark.parametrize("days", [0, 1, 4])
     def test_has_24_hours_from_there_on(self, days: int) -> None:
         begun = self.ENDS_AT + timedelta(days=days)
         day = Day(date(2026, 3, 3 + days), begun, begun + timedelta(days=1))
-        assert day_by_the_last(self.LAST, begun) == day
-        assert day_by_the_last(self.LAST, day.ends_at - timedelta(microseconds=1)) == day
+        assert budget_day_without_zone(self.LAST, begun) == day
+        assert budget_day_without_zone(self.LAST, day.ends_at - timedelta(microseconds=1)) == day
 
     def test_is_one_of_utc_where_there_is_no_last(self) -> None:
         midnight = datetime(2026, 3, 2, tzinfo=UTC)
-        assert day_by_the_last(None, START) == Day(START.date(), midnight, midnight + timedelta(days=1))
+        assert budget_day_without_zone(None, START) == Day(
+            START.date(), midnight, midnight + timedelta(days=1)
+        )
 
 
 class TestRulesThatCannotBeFollowed:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service.cli import files
-from service.cli.files import lines, written
+from service.cli.files import open_output, read_lines
 from service.database import StartFailed
 
 if TYPE_CHECKING:
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 async def read(path: Path) -> list[bytes]:
-    return [line async for portion in lines(path) for line in portion]
+    return [line async for portion in read_lines(path) for line in portion]
 
 
 class TestWriting:
     def test_a_file_bears_its_name_when_it_is_whole(self, tmp_path: Path) -> None:
         path = tmp_path / "log"
-        with written(path) as file:
+        with open_output(path) as file:
             file.write(b"whole")
             assert not path.exists()
         assert path.read_bytes() == b"whole"
@@ -34,7 +34,7 @@ class TestWriting:
     def test_a_file_that_failed_leaves_what_was_there(self, tmp_path: Path) -> None:
         path = tmp_path / "log.gz"
         path.write_bytes(b"before")
-        with pytest.raises(TypeError), written(path) as file:
+        with pytest.raises(TypeError), open_output(path) as file:
             file.writelines([b"half", None])  # type: ignore[list-item]
         assert path.read_bytes() == b"before"
         assert list(tmp_path.iterdir()) == [path]
@@ -42,7 +42,7 @@ class TestWriting:
     def test_a_file_is_made_as_the_user_wants_files_made(self, tmp_path: Path) -> None:
         before = os.umask(0o027)
         try:
-            with written(tmp_path / "log") as file:
+            with open_output(tmp_path / "log") as file:
                 file.write(b"x")
         finally:
             os.umask(before)
@@ -51,7 +51,7 @@ class TestWriting:
     def test_what_a_link_leads_to_is_replaced(self, tmp_path: Path) -> None:
         (tmp_path / "real").write_bytes(b"before")
         (tmp_path / "link").symlink_to("real")
-        with written(tmp_path / "link") as file:
+        with open_output(tmp_path / "link") as file:
             file.write(b"after")
         assert (tmp_path / "link").is_symlink()
         assert (tmp_path / "real").read_bytes() == b"after"
@@ -62,7 +62,7 @@ class TestWriting:
         got: list[bytes] = []
         reader = threading.Thread(target=lambda: got.append(path.read_bytes()))
         reader.start()
-        with written(path) as file:
+        with open_output(path) as file:
             file.write(b"through")
         reader.join(10)
         assert got == [b"through"]
@@ -70,7 +70,7 @@ class TestWriting:
 
     def test_the_same_content_is_packed_the_same(self, tmp_path: Path) -> None:
         for name in ("a.gz", "b.gz"):
-            with written(tmp_path / name) as file:
+            with open_output(tmp_path / name) as file:
                 file.write(b"content" * 1000)
         packed = (tmp_path / "a.gz").read_bytes()
         assert packed == (tmp_path / "b.gz").read_bytes()
@@ -78,7 +78,7 @@ class TestWriting:
 
     @pytest.mark.parametrize(("name", "why"), [("no/where", "No such file"), ("", "Is a directory")])
     def test_a_place_that_cannot_be_written_is_named(self, tmp_path: Path, name: str, why: str) -> None:
-        with pytest.raises(StartFailed, match=f"cannot write .*: {why}"), written(tmp_path / name):
+        with pytest.raises(StartFailed, match=f"cannot write .*: {why}"), open_output(tmp_path / name):
             pass
 
 
@@ -88,7 +88,7 @@ class TestReading:
         content = [b"%d\n" % number for number in range(10_000)] + [b"the last"]
         path.write_bytes(b"".join(content))
         assert await read(path) == content
-        portions = [portion async for portion in lines(path)]
+        portions = [portion async for portion in read_lines(path)]
         assert max(len(portion) for portion in portions) < len(content) / 4
 
     async def test_a_packed_file_is_unpacked(self, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_what_is_over_is_told_in_its_order_until_it_is_dealt_with() -> None:
     assert things.expired(4) == ["thing 6", "thing 7", "thing 9"]
 
 
-@pytest.mark.parametrize("looked_at", [[0], []], ids=["after others", "at the first look"])
+@pytest.mark.parametrize("checked_at", [[0], []], ids=["after others", "at the first look"])
 def test_very_many_may_be_over_at_once(checked_at: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadlines, "_MANY", 10)
     things = Things()

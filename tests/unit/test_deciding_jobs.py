@@ -34,7 +34,7 @@ from service.decide.jobs import due_jobs
 from service.decide.ticks import MAX_MISSED_AT_ONCE
 from service.http import seed_views
 from service.http.json import dumps, loads
-from service.schedule import coming_ticks
+from service.schedule import upcoming_ticks
 from tests.unit.job_stories import (
     JOB,
     OTHER,
@@ -457,12 +457,12 @@ class TestTicksThatAreShown:
     def test_are_those_still_to_come_also_where_some_are_owed(self, now: float) -> None:
         row = with_job().row(JOBS, JOB)
         first = moment(now // 60 * 60 + 60)
-        assert coming_ticks(row, moment(now), 2) == [first, first + timedelta(seconds=60)]
+        assert upcoming_ticks(row, moment(now), 2) == [first, first + timedelta(seconds=60)]
 
     def test_are_not_before_the_last_that_has_its_outcome(self) -> None:
         """As where the log's time is ahead of the clock that was put right."""
         row = with_job().row(JOBS, JOB).replaced(ticked_until=moment(3_600))
-        assert coming_ticks(row, moment(1), 1) == [moment(3_660)]
+        assert upcoming_ticks(row, moment(1), 1) == [moment(3_660)]
 
     def test_are_not_reckoned_anew_at_each_look(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """With thousands of jobs that took so long that nobody else was answered."""

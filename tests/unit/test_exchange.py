@@ -60,7 +60,7 @@ def exported(log: list[Recorded]) -> bytes:
 def taken(lines: Iterable[bytes]) -> list[Recorded]:
     """What comes in."""
     arriving = ImportedLog()
-    log = [item for item in map(arriving.take, lines) if isinstance(item, Recorded)]
+    log = [item for item in map(arriving.validate_line, lines) if isinstance(item, Recorded)]
     arriving.finish()
     return log
 
@@ -92,9 +92,9 @@ def test_what_a_clock_recorded_that_was_more_than_a_year_ahead_is_refused_with_a
     log, before = golden_log(), 3
     arriving = ImportedLog(log[before].recorded_at - timedelta(days=367))
     for line in exported(log[:before]).splitlines()[:-1]:
-        arriving.take(line)
+        arriving.validate_line(line)
     with pytest.raises(ImportRefused, match=rf"more than a year .* export the log with --until {before}$"):
-        arriving.take(event_line(log[before]))
+        arriving.validate_line(event_line(log[before]))
 
 
 class TestTheFormat:

@@ -19,10 +19,10 @@ class TestWithoutATerminal:
     def test_there_is_a_line_every_few_seconds_with_speed_and_time_left(
         self, clock: list[float], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        with progress.shown("replaying") as tell:
+        with progress.show("replaying") as report:
             for second in range(1, 6):
                 clock.append(100.0 + second)
-                tell(second * 1_000, 9_000)
+                report(second * 1_000, 9_000)
         printed = capsys.readouterr()
         assert printed.out == ""
         assert printed.err.splitlines() == [
@@ -33,32 +33,32 @@ class TestWithoutATerminal:
     def test_where_nobody_knows_how_much_there_is_no_time_left_is_told(
         self, clock: list[float], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        with progress.shown("importing") as tell:
+        with progress.show("importing") as report:
             clock.append(104.0)
-            tell(2_000, None)
+            report(2_000, None)
         assert capsys.readouterr().err == "importing: 2,000 events, 500 events/s\n"
 
     def test_a_log_that_has_grown_meanwhile_is_at_its_end(
         self, clock: list[float], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        with progress.shown("exporting") as tell:
+        with progress.show("exporting") as report:
             clock.append(104.0)
-            tell(4_010, 4_000)
+            report(4_010, 4_000)
         shown = capsys.readouterr().err
         assert shown == "exporting: 4,010 of 4,010 events, 1,002 events/s, 0 s left\n"
 
     def test_who_wants_quiet_gets_it(self, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-        with progress.shown("verifying", quiet=True) as tell:
+        with progress.show("verifying", quiet=True) as report:
             clock.append(104.0)
-            tell(2_000, 9_000)
+            report(2_000, 9_000)
         assert capsys.readouterr().err == ""
 
     def test_what_is_done_at_once_is_not_talked_about(
         self, clock: list[float], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        with progress.shown("replaying") as tell:
+        with progress.show("replaying") as report:
             clock.append(100.5)
-            tell(10, 10)
+            report(10, 10)
         assert capsys.readouterr().err == ""
 
 
@@ -72,24 +72,24 @@ class TestOnATerminal:
     def test_there_is_a_bar_with_how_much_how_fast_and_how_long(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        with progress.shown("replaying") as tell:
-            tell(1_000, 9_000)
-            tell(9_000, 8_990)
+        with progress.show("replaying") as report:
+            report(1_000, 9_000)
+            report(9_000, 8_990)
         printed = capsys.readouterr()
         assert printed.out == ""
         for part in ("replaying", "9,000 of 9,000 events", "events/s"):
             assert part in printed.err
 
     def test_the_end_may_be_unknown(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with progress.shown("importing") as tell:
-            tell(1_000, None)
-            tell(9_000, None)
+        with progress.show("importing") as report:
+            report(1_000, None)
+            report(9_000, None)
         assert "9,000 events" in capsys.readouterr().err
 
     def test_the_cursor_comes_back_where_the_work_fails(self, capsys: pytest.CaptureFixture[str]) -> None:
         def work() -> None:
-            with progress.shown("replaying") as tell:
-                tell(1_000, 9_000)
+            with progress.show("replaying") as report:
+                report(1_000, 9_000)
                 raise ValueError("no")
 
         with pytest.raises(ValueError, match="no"):

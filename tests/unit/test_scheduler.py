@@ -161,7 +161,7 @@ async def test_of_a_log_that_was_replaced_it_goes_on_with_what_is_its_own_in_it(
     for run in (RUN, run_id(JOB, moment(120)), "gone"):
         scheduler._runs[run] = asyncio.create_task(asyncio.Event().wait())  # type: ignore[arg-type]
     tasks = dict(scheduler._runs)
-    scheduler.drop_lost_runs()
+    scheduler.cancel_lost_runs()
     await asyncio.sleep(0)
     assert list(scheduler._runs) == [RUN]
     assert [run for run, task in tasks.items() if not task.cancelled()] == [RUN]

@@ -13,8 +13,8 @@ from eventstore import codec
 from eventstore.events import MessageSent, OperationExpired
 from projections.operations import OPERATIONS
 from service import commands as do
-from service.cli import acting as module
-from service.cli.acting import acting, asked
+from service.cli import session as module
+from service.cli.session import make_command, open_session
 from service.cli.target import Target
 from service.database import StartFailed
 from service.writing.writer import Writer
@@ -47,8 +47,8 @@ async def _log(dsn: str) -> list[tuple[Recorded, AnyEvent]]:
 async def test_a_command_acts_in_the_name_of_whoever_typed_it(database: str) -> None:
     async with running_writer(database):
         pass
-    async with acting(Target(dsn=database)) as hand:
-        outcome = await hand.do(message("by hand"))
+    async with open_session(Target(dsn=database)) as hand:
+        outcome = await hand.submit(message("by hand"))
     sent = [item for item, event in await _log(database) if isinstance(event, MessageSent)]
     assert [(item.position, item.actor) for item in sent] == [
         (outcome.position, f"cli:{getpass.getuser()}")
@@ -58,9 +58,9 @@ async def test_a_command_acts_in_the_name_of_whoever_typed_it(database: str) -> 
 async def test_each_command_has_a_correlation_of_its_own(database: str) -> None:
     async with running_writer(database):
         pass
-    async with acting(Target(dsn=database)) as hand:
-        await hand.do(message("one"))
-        await hand.do(message("two"))
+    async with open_session(Target(dsn=database)) as hand:
+        await hand.submit(message("one"))
+        await hand.submit(message("two"))
     sent = [item for item, event in await _log(database) if isinstance(event, MessageSent)]
     assert len({item.correlation_id for item in sent}) == 2
 
@@ -68,22 +68,22 @@ async def test_each_command_has_a_correlation_of_its_own(database: str) -> None:
 async def test_a_refusal_is_one_line(database: str) -> None:
     async with running_writer(database):
         pass
-    async with acting(Target(dsn=database)) as hand:
+    async with open_session(Target(dsn=database)) as hand:
         with pytest.raises(StartFailed) as refused:
-            await hand.do(do.PauseJob(name="none"))
+            await hand.submit(do.PauseJob(name="none"))
     assert str(refused.value) == "no job is called 'none'"
 
 
 def test_what_cannot_be_a_command_is_one_line() -> None:
     with pytest.raises(StartFailed) as refused:
-        asked(do.PauseJob, name="no\nsuch\x1b[31m", note="so")
+        make_command(do.PauseJob, name="no\nsuch\x1b[31m", note="so")
     assert str(refused.value).startswith(r"name is 'no\nsuch\x1b[31m': must be one line of text")
-    assert asked(do.PauseJob, name="daily", note="so") == do.PauseJob(name="daily", note="so")
+    assert make_command(do.PauseJob, name="daily", note="so") == do.PauseJob(name="daily", note="so")
 
 
 async def test_a_service_beside_it_sees_what_was_done_at_once(service: Service) -> None:
-    async with acting(Target(dsn=service.dsn)) as hand:
-        outcome = await hand.do(message("seen", agent="ada"))
+    async with open_session(Target(dsn=service.dsn)) as hand:
+        outcome = await hand.submit(message("seen", agent="ada"))
     answer = await service.api.get("messages", min_position=outcome.position)
     assert [item["message"] for item in answer.body["items"]] == ["seen"]
 
@@ -95,11 +95,11 @@ async def test_commands_beside_a_busy_service_all_get_through(service: Service) 
 
     talking = asyncio.create_task(talk())
     async with (
-        acting(Target(dsn=service.dsn)) as one,
-        acting(Target(dsn=service.dsn)) as other,
+        open_session(Target(dsn=service.dsn)) as one,
+        open_session(Target(dsn=service.dsn)) as other,
     ):
         await asyncio.gather(
-            *(hand.do(message("hand", agent="cli")) for hand in (one, other) for _ in range(20))
+            *(hand.submit(message("hand", agent="cli")) for hand in (one, other) for _ in range(20))
         )
     await talking
     by_agent = [event.agent for _, event in await _log(service.dsn) if isinstance(event, MessageSent)]
@@ -110,10 +110,10 @@ async def test_what_time_made_happen_is_decided_before_the_command(database: str
     claim = do.StartOperation(agent="ada", action="write", resources={"id": "1"}, ttl_seconds=0.01)
     async with running_writer(database) as writer:
         started = await submit(writer, claim)
-    async with acting(Target(dsn=database)) as hand:
+    async with open_session(Target(dsn=database)) as hand:
         [operation] = hand.writer.squad.all(OPERATIONS)
         await eventually(lambda: datetime.now(UTC) > operation.expires_at)
-        await hand.do(message("later"))
+        await hand.submit(message("later"))
         assert not list(hand.writer.squad.all(OPERATIONS))
     log = await _log(database)
     [expiry] = [item for item, event in log if isinstance(event, OperationExpired)]
@@ -124,9 +124,9 @@ async def test_what_time_made_happen_is_decided_before_the_command(database: str
 
 
 async def test_a_squad_that_never_started_says_so(database: str) -> None:
-    async with acting(Target(dsn=database)) as hand:
+    async with open_session(Target(dsn=database)) as hand:
         with pytest.raises(StartFailed, match="start it once with `squad up`"):
-            await hand.do(do.ReserveTokens(agent="early", tokens=1))
+            await hand.submit(do.ReserveTokens(agent="early", tokens=1))
     assert await _log(database) == []
 
 
@@ -141,7 +141,7 @@ async def test_a_log_that_is_not_understood_says_so(
 
     monkeypatch.setattr(codec, "decode", fail)
     with pytest.raises(StartFailed, match="at position 1, ValueError: from the future"):
-        async with acting(Target(dsn=database)):
+        async with open_session(Target(dsn=database)):
             pass
     assert caplog.records
 
@@ -157,9 +157,9 @@ async def test_a_database_that_goes_away_is_one_line(
         return await patient(writer, request, 0.5)
 
     monkeypatch.setattr(Writer, "submit", impatient)
-    async with acting(Target(dsn=database)) as hand:
+    async with open_session(Target(dsn=database)) as hand:
         with unreachable(postgres, database), pytest.raises(StartFailed) as failed:
-            await hand.do(message("into the void"))
+            await hand.submit(message("into the void"))
     assert str(failed.value).startswith("the database ")
     assert "\n" not in str(failed.value)
 
@@ -185,8 +185,8 @@ def test_a_strange_login_is_named_on_one_line(
 
 async def test_two_services_and_a_hand_agree(database: str) -> None:
     async with running_service(database) as one, running_service(database) as other:
-        async with acting(Target(dsn=database)) as hand:
-            outcome = await hand.do(message("to both", agent="ada"))
+        async with open_session(Target(dsn=database)) as hand:
+            outcome = await hand.submit(message("to both", agent="ada"))
         for service in (one, other):
             answer = await service.api.get("messages", min_position=outcome.position)
             assert answer.body["items"][0]["message"] == "to both"

@@ -45,7 +45,7 @@ _SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
-class Acting:
+class SquadSession:
     """What a CLI command needs to change a squad."""
 
     connection: Connection
@@ -56,7 +56,7 @@ class Acting:
     """Ready; its `squad` is the state at the log's head, as of the last command."""
     actor: str
 
-    async def do(self, command: AnyCommand) -> Outcome:
+    async def submit(self, command: AnyCommand) -> Outcome:
         """Have a command decided; return once its outcome is durable.
 
         Raises:
@@ -81,7 +81,7 @@ class Acting:
         return outcome
 
 
-def asked(kind: type[C], **fields: Any) -> C:
+def make_command(kind: type[C], **fields: Any) -> C:
     """Make a command from what the user typed.
 
     Raises:
@@ -97,31 +97,31 @@ def asked(kind: type[C], **fields: Any) -> C:
 
 
 @asynccontextmanager
-async def acting(
+async def open_session(
     target: Target,
     *,
-    listening: bool = False,
-    anew: bool = False,
-) -> AsyncIterator[Acting]:
-    """Open an existing squad, or with `anew` create it if needed, to change something in it.
+    listen: bool = False,
+    create: bool = False,
+) -> AsyncIterator[SquadSession]:
+    """Open an existing squad, or a new one if `create`, to change something in it.
 
     Args:
         target: the squad.
         listening: for a command that waits for what others do: the writer is then notified at once, instead
             of only polling, which it does before each decision and every second.
-        anew: whether to create the squad if it does not exist.
+        create: whether to create the squad if it does not exist.
 
     Raises:
         StartFailed: there is no squad, or its state cannot be restored.
     """
-    async with open_squad(target, anew=anew) as (connection, chosen, found):
+    async with open_squad(target, create=create) as (connection, chosen, found):
         await schema.check_may_append(connection)
-        listener = Listener(found, chosen.squad_schema) if listening else None
+        listener = Listener(found, chosen.squad_schema) if listen else None
         hints = listener.events if listener else Hints()
         writer = Writer(found, chosen.squad_schema, DatabaseClock(), hints, encrypt=chosen.encrypt_payloads)
         async with background(writer.run(), *([listener.run()] if listener else [])):
             await until_ready(writer)
-            yield Acting(connection, chosen, found, writer, actor())
+            yield SquadSession(connection, chosen, found, writer, actor())
 
 
 def actor() -> str:
