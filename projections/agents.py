@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 ORCHESTRATOR_AGENT = "orchestrator"
 """The agent that reports on runs without an agent, and that all reports are sent to."""
 
-_ON_BEHALF = ("system:", "cli:")
+_INTERNAL_ACTOR_PREFIXES = ("system:", "cli:")
 """Prefixes of actors that act on behalf of agents: parts of the service, and people at a terminal."""
 
-_NO_SIGN_OF_LIFE = frozenset({"inactivity", "run_started", "run_ended"})
+_PASSIVE_REASONS = frozenset({"inactivity", "run_started", "run_ended"})
 
 
 class AgentRow(Row, frozen=True):
@@ -118,7 +118,7 @@ def _profile_changed(view: View, event: AgentProfileChanged, recorded: AnyRecord
 
 @agents.on(AgentStatusChanged, reads=_AGENT_ROW)
 def _status_changed(view: View, event: AgentStatusChanged, recorded: AnyRecorded) -> None:
-    if event.reason not in _NO_SIGN_OF_LIFE:
+    if event.reason not in _PASSIVE_REASONS:
         _acted(view, event, recorded)
     row = require(view, AGENTS, event.agent).replaced(status=event.status, position=recorded.position)
     view.rows(AGENTS).put(event.agent, row)
@@ -140,7 +140,7 @@ def _acted(view: View, event: _OfAgent, recorded: AnyRecorded) -> None:
 
 
 def _is_own_action(event: _OfAgent, recorded: AnyRecorded) -> bool:
-    return event.agent == ORCHESTRATOR_AGENT or not recorded.actor.startswith(_ON_BEHALF)
+    return event.agent == ORCHESTRATOR_AGENT or not recorded.actor.startswith(_INTERNAL_ACTOR_PREFIXES)
 
 
 def _note_activity(

@@ -35,14 +35,14 @@ MAX_EFFECTS = 10
 
 async def explain(past: LogQueries, position: int) -> Explanation | None:
     """Explain the event at a position; return None if the log has no event there."""
-    item = await past.one(position)
+    item = await past.event_at(position)
     if item is None:
         return None
     at: Recorded = item.at
     chain = (await past.causes(position, MAX_CAUSES + 1))[1:]
     request = await past.of_request(item)
-    telling = Narration()
-    await narrate(item, request, past, telling)
+    narration = Narration()
+    await narrate(item, request, past, narration)
     return Explanation(
         position=at.position,
         type=at.type,
@@ -50,11 +50,11 @@ async def explain(past: LogQueries, position: int) -> Explanation | None:
         actor=at.actor,
         correlation_id=at.correlation_id,
         summary=sentence(item),
-        reasons=tuple(telling.reasons),
+        reasons=tuple(narration.reasons),
         causes=tuple(step(cause) for cause in chain),
         causes_go_on_at=chain[-1].at.caused_by if chain else None,
         origin=await origin(item, chain[-1] if chain else None, request, past),
-        outcome=tuple(telling.outcome),
+        outcome=tuple(narration.outcome),
         effects=tuple(step(effect) for effect in await past.effects(item, MAX_EFFECTS)),
-        facts=telling.facts,
+        facts=narration.facts,
     )

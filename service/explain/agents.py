@@ -22,34 +22,34 @@ MAX_SCANNED_EVENTS = (10, 500)
 
 
 async def status_changed(
-    event: AgentStatusChanged, at: Recorded, past: LogQueries, telling: Narration
+    event: AgentStatusChanged, at: Recorded, past: LogQueries, narration: Narration
 ) -> None:
     """The agent's last sign of life, and the rules by which that was too long ago."""
-    telling.facts |= {"agent": event.agent, "previous": event.previous, "status": event.status}
+    narration.facts |= {"agent": event.agent, "previous": event.previous, "status": event.status}
     if event.reason != "inactivity":
         return
     rules = await rules_at(past, at.position)
     if rules:
         idle = words.seconds(rules.policy.idle_after_minutes * 60)
         offline = words.seconds(rules.policy.offline_after_minutes * 60)
-        telling.say(
+        narration.add_reason(
             f"An agent without work becomes idle {idle} after its last sign of life, and offline after"
             f" {offline}, under the rules {rules.since}.",
             rules.at,
         )
-        telling.facts["policy"] = rules.facts("idle_after_minutes", "offline_after_minutes")
+        narration.facts["policy"] = rules.facts("idle_after_minutes", "offline_after_minutes")
     if heard := await _last_heard_of(event.agent, at, past):
         since = words.duration(at.recorded_at - heard.at.recorded_at)
-        telling.say(f"Its last sign of life was {since} earlier: {dated(heard)}", heard.at)
-        telling.facts["last_heard_of"] = {"position": heard.at.position, "at": heard.at.recorded_at}
+        narration.add_reason(f"Its last sign of life was {since} earlier: {dated(heard)}", heard.at)
+        narration.facts["last_heard_of"] = {"position": heard.at.position, "at": heard.at.recorded_at}
 
 
-async def registered(event: AgentRegistered, at: Recorded, past: LogQueries, telling: Narration) -> None:
+async def registered(event: AgentRegistered, at: Recorded, past: LogQueries, narration: Narration) -> None:
     """The action that registered the agent."""
-    telling.facts |= {"agent": event.agent, "automatic": event.automatic}
-    following = await past.one(at.position + 1) if event.automatic else None
+    narration.facts |= {"agent": event.agent, "automatic": event.automatic}
+    following = await past.event_at(at.position + 1) if event.automatic else None
     if following and following.at.correlation_id == at.correlation_id:
-        telling.say(f"Its first action: {sentence(following)}", following.at)
+        narration.add_reason(f"Its first action: {sentence(following)}", following.at)
 
 
 async def _last_heard_of(agent: str, at: Recorded, past: LogQueries) -> LoggedEvent | None:

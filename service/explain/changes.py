@@ -48,40 +48,40 @@ MAX_SHOWN = 5
 
 Changed = PolicySet | TaskUpdated | EmailUpdated | AgentProfileChanged | JobDefined
 
-_BESIDE = frozenset({"changed", "day"})
+_IGNORED_FIELDS = frozenset({"changed", "day"})
 """Fields that describe the change itself."""
 
-_ONLY_NAMED = frozenset({"payload", "description"})
+_UNSHOWN_FIELDS = frozenset({"payload", "description"})
 """Fields that may be large and hold personal data: only the fact that they changed is shown."""
 
 
-async def changed(event: Changed, at: Recorded, past: LogQueries, telling: Narration) -> None:
+async def changed(event: Changed, at: Recorded, past: LogQueries, narration: Narration) -> None:
     """What differs from the previous event that set the same values."""
     before = await past.last(at.stream, _predecessors(event), upto=at.position - 1)
     if before is None or before.event is None:
-        telling.say(f"It was set for the first time, by {words.actor_name(at.actor)}.", at)
+        narration.add_reason(f"It was set for the first time, by {words.actor_name(at.actor)}.", at)
         return
     differences = dict(_differences(_fields(before.event), _fields(event)))
-    telling.facts["changed"] = {
-        name: {} if name in _ONLY_NAMED else {"before": was, "after": is_now}
+    narration.facts["changed"] = {
+        name: {} if name in _UNSHOWN_FIELDS else {"before": was, "after": is_now}
         for name, (was, is_now) in differences.items()
     }
-    telling.facts["before"] = before.at.position
+    narration.facts["before"] = before.at.position
     last_set = f"it had last been set {words.at(before.at)}"
     if not differences:
-        telling.say(
+        narration.add_reason(
             f"It was set again by {words.actor_name(at.actor)} without a change; {last_set}.", at, before.at
         )
         return
     parts = [_in_words(name, was, is_now) for name, (was, is_now) in differences.items()]
-    telling.say(
+    narration.add_reason(
         f"It was changed by {words.actor_name(at.actor)}; {last_set}: {'; '.join(parts)}.", at, before.at
     )
 
 
-async def email_changed(event: EmailUpdated, at: Recorded, past: LogQueries, telling: Narration) -> None:
+async def email_changed(event: EmailUpdated, at: Recorded, past: LogQueries, narration: Narration) -> None:
     """What differs, and who held a claim on the e-mail at the time."""
-    await changed(event, at, past, telling)
+    await changed(event, at, past, narration)
     if event.handled_by is None:
         return
     for item in await past.of_agent(event.handled_by, at.position, MAX_SCANNED_EVENTS):
@@ -90,8 +90,8 @@ async def email_changed(event: EmailUpdated, at: Recorded, past: LogQueries, tel
             continue
         ended = await past.first(item.at.stream, (OperationFinished.type, OperationExpired.type))
         if ended is None or ended.at.position > at.position:
-            telling.say(f"The e-mail was claimed at that time: {dated(item)}", item.at)
-            telling.facts["claim"] = {"operation_id": claim.operation_id, "position": item.at.position}
+            narration.add_reason(f"The e-mail was claimed at that time: {dated(item)}", item.at)
+            narration.facts["claim"] = {"operation_id": claim.operation_id, "position": item.at.position}
             return
 
 
@@ -112,7 +112,7 @@ def _fields(event: AnyEvent) -> dict[str, Any]:
     # A job's definition is nested; its fields are what users change.
     if isinstance(event, JobDefined):
         fields = {"source": event.source, **structs.asdict(event.definition)}
-    return {name: value for name, value in fields.items() if name not in _BESIDE}
+    return {name: value for name, value in fields.items() if name not in _IGNORED_FIELDS}
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterable[tuple[str, tuple[Any, Any]]]:
@@ -122,7 +122,7 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterable[tupl
 
 
 def _in_words(name: str, before: Any, after: Any) -> str:
-    if name in _ONLY_NAMED:
+    if name in _UNSHOWN_FIELDS:
         return f"a new {name}"
     return f"{name.replace('_', ' ')} from {_value(before)} to {_value(after)}"
 
@@ -148,95 +148,101 @@ def _value(value: Any) -> str:
 
 
 async def created(
-    event: TaskCreated | EmailReceived, at: Recorded, past: LogQueries, telling: Narration
+    event: TaskCreated | EmailReceived, at: Recorded, past: LogQueries, narration: Narration
 ) -> None:
     """The latest event of its stream."""
     del event
     last = await past.last(at.stream, upto=2**62)
     if last and last.at.position > at.position:
-        telling.say_later(f"Its latest event: {dated(last)}", last.at)
+        narration.add_outcome(f"Its latest event: {dated(last)}", last.at)
 
 
-async def sent(event: MessageSent, at: Recorded, past: LogQueries, telling: Narration) -> None:
+async def sent(event: MessageSent, at: Recorded, past: LogQueries, narration: Narration) -> None:
     """Whether it was acknowledged."""
     first = await past.first(at.stream, (MessageAcknowledged.type,), after=at.position)
     if first and isinstance(first.event, MessageAcknowledged):
-        telling.say_later(f"{first.event.agent} acknowledged it {words.at(first.at)}.", first.at)
+        narration.add_outcome(f"{first.event.agent} acknowledged it {words.at(first.at)}.", first.at)
     else:
-        telling.say_later("Nobody had acknowledged it by the end of the log.")
-    telling.facts |= {"to_agent": event.to_agent, "task_id": event.task_id}
+        narration.add_outcome("Nobody had acknowledged it by the end of the log.")
+    narration.facts |= {"to_agent": event.to_agent, "task_id": event.task_id}
 
 
 async def acknowledged(
-    event: MessageAcknowledged, at: Recorded, past: LogQueries, telling: Narration
+    event: MessageAcknowledged, at: Recorded, past: LogQueries, narration: Narration
 ) -> None:
     """The message that was acknowledged."""
     message = await past.first(at.stream, (MessageSent.type,))
     if message:
-        telling.say(f"The message: {dated(message)}", message.at)
-        telling.facts["message_id"] = event.message_id
+        narration.add_reason(f"The message: {dated(message)}", message.at)
+        narration.facts["message_id"] = event.message_id
 
 
 async def switched(
-    event: OrchestratorStarted | OrchestratorStopped, at: Recorded, past: LogQueries, telling: Narration
+    event: OrchestratorStarted | OrchestratorStopped, at: Recorded, past: LogQueries, narration: Narration
 ) -> None:
     """Who did it, and how long the previous state had lasted."""
-    telling.say(f"It was requested by {words.actor_name(at.actor)}.", at)
+    narration.add_reason(f"It was requested by {words.actor_name(at.actor)}.", at)
     before = await past.last(at.stream, upto=at.position - 1)
     if before is None:
-        telling.say("That was the first time.", at)
+        narration.add_reason("That was the first time.", at)
         return
     was = "shut down" if isinstance(event, OrchestratorStarted) else "running"
     span = words.duration(at.recorded_at - before.at.recorded_at)
-    telling.say(f"It had been {was} for {span}, since {words.moment(before.at.recorded_at)}.", before.at)
+    narration.add_reason(
+        f"It had been {was} for {span}, since {words.moment(before.at.recorded_at)}.", before.at
+    )
 
 
-def answered(event: RequestAnswered, at: Recorded, telling: Narration, request: list[LoggedEvent]) -> None:
+def answered(
+    event: RequestAnswered, at: Recorded, narration: Narration, request: list[LoggedEvent]
+) -> None:
     """The events that the request led to."""
-    telling.facts |= {"key": event.key, "status": event.status}
-    telling.say("Every repeat of that request gets the same answer.", at)
+    narration.facts |= {"key": event.key, "status": event.status}
+    narration.add_reason("Every repeat of that request gets the same answer.", at)
     others = [item for item in request if item.at.position < at.position]
     for item in others[-MAX_SHOWN:]:
-        telling.say(f"The request led to this: {dated(item)}", item.at)
+        narration.add_reason(f"The request led to this: {dated(item)}", item.at)
 
 
-def abandoned(event: AppendAbandoned, at: Recorded, telling: Narration) -> None:
+def abandoned(event: AppendAbandoned, at: Recorded, narration: Narration) -> None:
     """Why such an event is appended."""
-    telling.say(
+    narration.add_reason(
         "When a connection breaks during a commit, the outcome is unknown. This event took the position"
         " that the lost events would have had, so they can no longer be committed.",
         at,
     )
-    telling.say(
+    narration.add_reason(
         "Their commands were decided again for callers that were still waiting; the other callers were told"
         " that the outcome was unknown.",
         at,
     )
-    telling.facts |= {"first_event_id": event.first_event_id, "events": event.events}
+    narration.facts |= {"first_event_id": event.first_event_id, "events": event.events}
 
 
-def forgotten(event: SubjectForgotten, at: Recorded, telling: Narration) -> None:
+def forgotten(event: SubjectForgotten, at: Recorded, narration: Narration) -> None:
     """What was encrypted with the key, and what had been stored unencrypted before."""
-    telling.facts |= {
+    narration.facts |= {
         "key_id": event.key_id,
         "emails": event.emails,
         "messages": event.messages,
         "in_plain": event.in_plain,
     }
-    telling.say(f"It was requested by {words.actor_name(at.actor)}. Whose key it was is not recorded.", at)
+    narration.add_reason(
+        f"It was requested by {words.actor_name(at.actor)}. Whose key it was is not recorded.", at
+    )
     if event.in_plain:
-        telling.say(
+        narration.add_reason(
             f"{words.count(event.in_plain, 'e-mail')} of the same sender had been logged unencrypted"
             " before, and cannot be erased from an immutable log.",
             at,
         )
 
 
-def key_changed(event: KeyCreated | KeyRevoked | AccessDenied, at: Recorded, telling: Narration) -> None:
+def key_changed(event: KeyCreated | KeyRevoked | AccessDenied, at: Recorded, narration: Narration) -> None:
     """Who did it, or tried to, and the key that it is about."""
-    telling.facts |= {"key_id": event.key_id, "agent": event.agent}
-    telling.say(
+    narration.facts |= {"key_id": event.key_id, "agent": event.agent}
+    narration.add_reason(
         f"It was requested by {words.actor_name(at.actor)}, and is about the key {event.key_id}.", at
     )
     if isinstance(event, AccessDenied):
-        telling.facts |= {"code": event.code, "command": event.command}
+        narration.facts |= {"code": event.code, "command": event.command}

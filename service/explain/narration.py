@@ -23,11 +23,11 @@ class Narration:
         self.outcome: list[Reason] = []
         self.facts: dict[str, Any] = {}
 
-    def say(self, sentence: str, *shown_by: Recorded, items: Iterable[str] = ()) -> None:
+    def add_reason(self, sentence: str, *shown_by: Recorded, items: Iterable[str] = ()) -> None:
         """Add a sentence on why it happened, with the events that show it and the items that it lists."""
         self.reasons.append(_reason(sentence, shown_by, items))
 
-    def say_later(self, sentence: str, *shown_by: Recorded) -> None:
+    def add_outcome(self, sentence: str, *shown_by: Recorded) -> None:
         """Add a sentence on the outcome, with the events that show it."""
         self.outcome.append(_reason(sentence, shown_by))
 

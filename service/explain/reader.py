@@ -116,19 +116,19 @@ class PostgresLogQueries:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def one(self, position: int, /) -> LoggedEvent | None:
+    async def event_at(self, position: int, /) -> LoggedEvent | None:
         """The event at a position."""
         recorded = await lookup.read_one(self._connection, position)
         return (await self._revealed([recorded]))[0] if recorded else None
 
-    async def several(self, positions: Sequence[int], /) -> list[LoggedEvent]:
+    async def events_at(self, positions: Sequence[int], /) -> list[LoggedEvent]:
         """The events at these positions, in the order of the log."""
         return await self._revealed(await lookup.read_positions(self._connection, positions))
 
     async def causes(self, position: int, limit: int, /) -> list[LoggedEvent]:
         """The event at `position`, its cause, the cause of that and so on, at most `limit` events."""
         found = await self._positions(_CAUSES, {"position": position, "limit": limit})
-        return (await self.several(found))[::-1]
+        return (await self.events_at(found))[::-1]
 
     async def first(self, stream: str, types: Sequence[str] = (), *, after: int = 0) -> LoggedEvent | None:
         """The first event of these types (of any, by default) in a stream after the position `after`."""
@@ -142,7 +142,7 @@ class PostgresLogQueries:
         )
         return (await self._revealed(found))[0] if found else None
 
-    async def early(
+    async def earliest(
         self, stream: str, limit: int, types: Sequence[str] = (), *, after: int = 0
     ) -> list[LoggedEvent]:
         """The first events of these types in a stream after the position `after`, at most `limit`."""
@@ -157,7 +157,7 @@ class PostgresLogQueries:
             " ORDER BY position DESC LIMIT 1"
         )
         found = await self._positions(query, {"type": type_, "upto": upto})
-        return await self.one(found[0]) if found else None
+        return await self.event_at(found[0]) if found else None
 
     async def of_agent(self, agent: str, upto: int, limit: int) -> list[LoggedEvent]:
         """An agent's latest events up to the position `upto`, newest first."""
@@ -166,42 +166,42 @@ class PostgresLogQueries:
             " ORDER BY position DESC LIMIT %(limit)s"
         )
         found = await self._positions(query, {"agent": agent, "upto": upto, "limit": limit})
-        return (await self.several(found))[::-1]
+        return (await self.events_at(found))[::-1]
 
     async def before(self, moment: datetime) -> LoggedEvent | None:
         """The last event recorded before a moment."""
         query: LiteralString = "SELECT position_at(%(moment)s::timestamptz - interval '1 microsecond')"
         [position] = await self._positions(query, {"moment": moment})
-        return await self.one(position)
+        return await self.event_at(position)
 
-    async def of_request(self, told: LoggedEvent) -> list[LoggedEvent]:
+    async def of_request(self, item: LoggedEvent) -> list[LoggedEvent]:
         """The events near this one with the same correlation id, this one included, in order."""
         query: LiteralString = (
             "SELECT position FROM events WHERE position BETWEEN %(first)s AND %(last)s"
             " AND correlation_id = %(correlation_id)s"
         )
-        at = told.at
+        at = item.at
         near = {"first": at.position - NEARBY_POSITIONS, "last": at.position + NEARBY_POSITIONS}
-        return await self.several(
+        return await self.events_at(
             await self._positions(query, {**near, "correlation_id": at.correlation_id})
         )
 
-    async def effects(self, told: LoggedEvent, limit: int) -> list[LoggedEvent]:
+    async def effects(self, item: LoggedEvent, limit: int) -> list[LoggedEvent]:
         """The first events that name this one as their cause, as far as bounded reads find them."""
-        at = told.at
+        at = item.at
         found = await self._positions(
             _EFFECTS,
             {
                 "position": at.position,
                 "stream": at.stream,
                 "version": at.version,
-                "agent": getattr(told.event, "agent", None),
+                "agent": getattr(item.event, "agent", None),
                 "leads_to": _LEADS_TO.get(at.type),
                 "looked_through": MAX_SCANNED_EVENTS,
                 "limit": limit,
             },
         )
-        return await self.several(found)
+        return await self.events_at(found)
 
     async def spending(self, began: LoggedEvent, upto: int, agent: str | None) -> Spending:
         """What the budget was spent on from `began`, the start of the day that was open at `upto`."""

@@ -115,10 +115,10 @@ class Spending(NamedTuple):
 class LogQueries(Protocol):
     """The log, through the few queries that are fast whatever its length."""
 
-    async def one(self, position: int, /) -> LoggedEvent | None:
+    async def event_at(self, position: int, /) -> LoggedEvent | None:
         """The event at a position."""
 
-    async def several(self, positions: Sequence[int], /) -> list[LoggedEvent]:
+    async def events_at(self, positions: Sequence[int], /) -> list[LoggedEvent]:
         """The events at these positions, in the order of the log."""
 
     async def causes(self, position: int, limit: int, /) -> list[LoggedEvent]:
@@ -130,7 +130,7 @@ class LogQueries(Protocol):
     async def last(self, stream: str, types: Sequence[str] = (), *, upto: int) -> LoggedEvent | None:
         """The last event of these types (of any, by default) in a stream up to the position `upto`."""
 
-    async def early(
+    async def earliest(
         self, stream: str, limit: int, types: Sequence[str] = (), *, after: int = 0
     ) -> list[LoggedEvent]:
         """The first events of these types in a stream after the position `after`, at most `limit`."""
@@ -144,10 +144,10 @@ class LogQueries(Protocol):
     async def before(self, moment: datetime) -> LoggedEvent | None:
         """The last event recorded before a moment."""
 
-    async def of_request(self, told: LoggedEvent) -> list[LoggedEvent]:
+    async def of_request(self, item: LoggedEvent) -> list[LoggedEvent]:
         """The events near this one with the same correlation id, this one included, in order."""
 
-    async def effects(self, told: LoggedEvent, limit: int) -> list[LoggedEvent]:
+    async def effects(self, item: LoggedEvent, limit: int) -> list[LoggedEvent]:
         """The first events that name this one as their cause, as far as bounded reads find them."""
 
     async def spending(self, began: LoggedEvent, upto: int, agent: str | None) -> Spending:

@@ -56,7 +56,9 @@ class Claims:
             trial.report.requests += 1
             if conflict := find_conflict(self._squad, event.resources, at.recorded_at):
                 sentence = wording.claim_refused(event, conflict)
-                trial.refused[event.operation_id] = trial.differ(at, event, "claim", "refused", sentence)
+                trial.refused[event.operation_id] = trial.record_difference(
+                    at, event, "claim", "refused", sentence
+                )
                 return
         self._squad.claim(self._timed(event, at), at)
 
@@ -72,7 +74,9 @@ class Claims:
         if trial.judging:
             trial.report.requests += 1
             if conflict := find_conflict(self._squad, row.resources, at.recorded_at, renewing=row):
-                trial.differ(at, event, "heartbeat", "refused", wording.heartbeat_refused(row, conflict))
+                trial.record_difference(
+                    at, event, "heartbeat", "refused", wording.heartbeat_refused(row, conflict)
+                )
                 return
             if trial.rules.changes_claims:
                 event = self._renewal(row, at.recorded_at)
@@ -101,10 +105,10 @@ class Claims:
         if find_conflict(self._squad, event.resources, now, renewing=renewing):
             return
         if renewing:
-            trial.differ(at, event, "heartbeat", "allowed", wording.heartbeat_allowed(event))
+            trial.record_difference(at, event, "heartbeat", "allowed", wording.heartbeat_allowed(event))
             self._squad.claim(self._renewal(renewing, now), at)
             return
-        trial.differ(at, event, "claim", "allowed", wording.claim_allowed(event))
+        trial.record_difference(at, event, "claim", "allowed", wording.claim_allowed(event))
         started = OperationStarted(
             operation_id=event.conflict_id,
             agent=event.agent,
@@ -150,7 +154,7 @@ class Claims:
         if claim and claim.would_expire_at:
             self._trial.report.requests += 1
             sentence = wording.expired(event.agent, what, claim.would_expire_at)
-            self._trial.differ(at, event, what, "refused", sentence)
+            self._trial.record_difference(at, event, what, "refused", sentence)
             claim.would_expire_at = None
 
     def _timed(self, event: OperationStarted, at: Recorded) -> OperationStarted:

@@ -62,7 +62,7 @@ async def judge(
         for recorded in page:
             event = codec.decode(recorded)
             try:
-                simulation.take(event, recorded)
+                simulation.process(event, recorded)
             except (MissingRow, LookupError) as fault:
                 raise LogNotUnderstood(
                     f"at position {recorded.position}, {type(fault).__name__}: {fault}"

@@ -78,11 +78,11 @@ class Simulation:
         """The squad as it would be now."""
         return self._trial.squad
 
-    def take(self, event: AnyEvent, at: Recorded) -> None:
+    def process(self, event: AnyEvent, at: Recorded) -> None:
         """Take the next event; types other than `KINDS` are ignored."""
         trial, tokens, claims = self._trial, self._tokens, self._claims
         if not trial.judging and at.position > trial.report.after:
-            self._begin_to_judge(at)
+            self._apply_rules(at)
         claims.pass_time(at.recorded_at)
         match event:
             case PolicySet():
@@ -122,7 +122,7 @@ class Simulation:
         self._trial.report.upto = upto
         return self._trial.report
 
-    def _begin_to_judge(self, at: Recorded) -> None:
+    def _apply_rules(self, at: Recorded) -> None:
         """Apply the other rules from here on, as if they had been set just before this event."""
         trial = self._trial
         trial.judging = True

@@ -90,7 +90,7 @@ class Tokens:
             judged = allowance(self._squad, day, event.agent, event.tokens)
             if judged.denied:
                 sentence = wording.reservation_refused(self._squad, day, event, judged)
-                trial.refused[event.reservation_id] = trial.differ(
+                trial.refused[event.reservation_id] = trial.record_difference(
                     at, event, "reservation", "refused", sentence, tokens=event.tokens
                 )
                 return
@@ -105,7 +105,7 @@ class Tokens:
         if allowance(self._squad, day, event.agent, event.tokens).denied:
             return
         sentence = wording.reservation_allowed(self._squad, day, event)
-        trial.differ(at, event, "reservation", "allowed", sentence, tokens=event.tokens)
+        trial.record_difference(at, event, "reservation", "allowed", sentence, tokens=event.tokens)
         # How much it would have used is not known; the requested amount is the best estimate in the log.
         self.use(TokensUsed(day=event.day, agent=event.agent, tokens=event.tokens), at)
 

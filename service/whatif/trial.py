@@ -50,7 +50,7 @@ class Trial:
         self.lifted: LiftedRefusal | None = None
         """The last one."""
 
-    def differ(
+    def record_difference(
         self,
         at: Recorded,
         event: _Asked,

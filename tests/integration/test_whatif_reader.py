@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def _judged(log: Sequence[Recorded], rules: OtherRules, after: int = 0) -> Report:
     simulation = Simulation(rules, after)
     for recorded in log:
-        simulation.take(codec.decode(recorded), recorded)
+        simulation.process(codec.decode(recorded), recorded)
     return simulation.end(len(log))
 
 

@@ -25,10 +25,10 @@ class ListLogQueries:
     def __init__(self, log: Sequence[Recorded]) -> None:
         self.log = [decode(recorded) for recorded in log]
 
-    async def one(self, position: int, /) -> LoggedEvent | None:
+    async def event_at(self, position: int, /) -> LoggedEvent | None:
         return self.log[position - 1] if 0 < position <= len(self.log) else None
 
-    async def several(self, positions: Sequence[int], /) -> list[LoggedEvent]:
+    async def events_at(self, positions: Sequence[int], /) -> list[LoggedEvent]:
         return [item for item in self.log if item.at.position in positions]
 
     async def causes(self, position: int, limit: int, /) -> list[LoggedEvent]:
@@ -45,7 +45,7 @@ class ListLogQueries:
     async def last(self, stream: str, types: Sequence[str] = (), *, upto: int) -> LoggedEvent | None:
         return next((item for item in self._of(stream, types)[::-1] if item.at.position <= upto), None)
 
-    async def early(
+    async def earliest(
         self, stream: str, limit: int, types: Sequence[str] = (), *, after: int = 0
     ) -> list[LoggedEvent]:
         return self._of(stream, types, after)[:limit]

@@ -32,7 +32,7 @@ _LIFE = tuple[list[AnyCommand], lives.RandomHistory]
 def judged(log: Sequence[Recorded], rules: OtherRules, after: int = 0) -> Report:
     simulation = Simulation(rules, after)
     for recorded in log:
-        simulation.take(codec.decode(recorded), recorded)
+        simulation.process(codec.decode(recorded), recorded)
     return simulation.end(len(log))
 
 
@@ -86,7 +86,7 @@ def test_it_comes_to_the_same_from_a_squad_as_it_was_as_from_the_first_event(
         fold_page(squad, log[:start])
     simulation = Simulation(rules, after, squad)
     for recorded in log[start:]:
-        simulation.take(codec.decode(recorded), recorded)
+        simulation.process(codec.decode(recorded), recorded)
     assert simulation.end(len(log)) == judged(log, rules, after)
 
 
@@ -212,7 +212,7 @@ def test_whatever_the_rules_the_sums_add_up_and_nothing_that_is_over_stays(
     story.when(PassTime(), at=story.now + timedelta(days=8))
     simulation = Simulation(rules)
     for recorded in story.log:
-        simulation.take(codec.decode(recorded), recorded)
+        simulation.process(codec.decode(recorded), recorded)
     found = simulation.end(len(story.log))
     assert found.refused_instead == sum(row.refused_instead for row in found.rows.values())
     assert found.allowed_instead == sum(row.allowed_instead for row in found.rows.values())
