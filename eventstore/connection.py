@@ -74,32 +74,32 @@ class _Session(psycopg.AsyncConnection[Any]):
     @classmethod
     async def connect(cls, conninfo: str = "", **more: Any) -> _Session:
         """Connect; skip an old primary and try the next server that the DSN names."""
-        passed_over: list[str] = []
+        skip_reasons: list[str] = []
         left: str | None = conninfo
         while left is not None:
             try:
                 session = await cls._connect_once(left, **more)
             except psycopg.OperationalError as error:
-                if not passed_over:
+                if not skip_reasons:
                     raise
-                passed_over.append(why_not_connected(error))
+                skip_reasons.append(why_not_connected(error))
                 break
-            asked = monotonic()
+            asked_at = monotonic()
             try:
                 with closing_after(FIRST_QUERY_SECONDS, session):
                     reason = await timelines.stale_primary_reason(session)
             except BaseException as error:
                 session.pgconn.finish()
-                if isinstance(error, psycopg.Error) and monotonic() - asked >= FIRST_QUERY_SECONDS:
+                if isinstance(error, psycopg.Error) and monotonic() - asked_at >= FIRST_QUERY_SECONDS:
                     raise psycopg.OperationalError(_NO_ANSWER) from error
                 raise
             if reason is None:
                 return session
             _log.warning("skipping a server: %s", reason)
-            passed_over.append(reason)
+            skip_reasons.append(reason)
             left = timelines.without_server(left, session.info.host, session.info.port)
             session.pgconn.finish()
-        raise psycopg.OperationalError("; ".join(passed_over))
+        raise psycopg.OperationalError("; ".join(skip_reasons))
 
     @classmethod
     async def _connect_once(cls, conninfo: str, **more: Any) -> _Session:

@@ -137,27 +137,27 @@ def _difference(expected: Mapping[str, str], actual: Mapping[str, tuple[str, boo
 
 async def _functions(connection: Connection) -> list[str]:
     # Trigger functions are checked with their triggers.
-    wanted = [name for name, (header, _) in schema.functions().items() if "RETURNS trigger" not in header]
+    required = [name for name, (header, _) in schema.functions().items() if "RETURNS trigger" not in header]
     found: dict[str, list[bool]] = {}
-    for name, definition, body in await _rows(connection, _FUNCTIONS, wanted):
+    for name, definition, body in await _rows(connection, _FUNCTIONS, required):
         found.setdefault(name, []).append(is_same_function(definition, body, name))
     return [
         f"the function {name} is missing, overloaded, or not as schema.sql defines it"
-        for name in wanted
+        for name in required
         if found.get(name) != [True]
     ]
 
 
 async def _tables(connection: Connection) -> list[str]:
-    wanted = list(schema.tables())
-    rows = await _rows(connection, _TABLES, wanted)
+    required = list(schema.tables())
+    rows = await _rows(connection, _TABLES, required)
     actual = {name: rest for name, *rest in rows}
-    policies: dict[str, dict[str, _Policy]] = {name: {} for name in wanted}
-    for table, name, command, is_for_all, *clauses in await _rows(connection, _POLICIES, wanted):
+    policies: dict[str, dict[str, _Policy]] = {name: {} for name in required}
+    for table, name, command, is_for_all, *clauses in await _rows(connection, _POLICIES, required):
         using, with_check = (clause and clause.replace(_LABEL, "") for clause in clauses)
         policies[table][name] = _Policy(command, using, with_check, is_for_all)
     faults = []
-    for name in wanted:
+    for name in required:
         if name not in actual:
             # A missing read table is reported together with its rows.
             if name not in schema.read_tables():

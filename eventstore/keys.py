@@ -162,10 +162,10 @@ async def get_or_create_sender_keys(connection: Connection, digests: Collection[
     found: dict[str, Key] = {}
     with translating():
         for _ in range(_MAX_ATTEMPTS):
-            wanted = sorted(set(digests) - found.keys())
-            cursor = await connection.execute(_OF_SUBJECTS, (wanted,), prepare=True)
+            missing_digests = sorted(set(digests) - found.keys())
+            cursor = await connection.execute(_OF_SUBJECTS, (missing_digests,), prepare=True)
             found |= {digest: Key(id_, bytes(secret)) for digest, id_, secret in await cursor.fetchall()}
-            if made := {digest: new_key() for digest in wanted if digest not in found}:
+            if made := {digest: new_key() for digest in missing_digests if digest not in found}:
                 ids, secrets = [key.id for key in made.values()], [key.secret for key in made.values()]
                 cursor = await connection.execute(_MAKE, (ids, list(made), secrets), prepare=True)
                 # Another process has created those that are not returned; the next attempt finds them.
@@ -187,8 +187,8 @@ async def export_keys(connection: Connection) -> AsyncGenerator[list[StoredKey],
         " WHERE id > %s::uuid ORDER BY id LIMIT %s"
     )
     after = NIL
-    is_there = await one_value(connection, "SELECT to_regclass('subject_keys') IS NOT NULL")
-    while is_there:
+    has_table = await one_value(connection, "SELECT to_regclass('subject_keys') IS NOT NULL")
+    while has_table:
         with translating():
             cursor = await connection.execute(query, (after, PAGE_KEYS))
             page = [

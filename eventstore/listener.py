@@ -169,25 +169,25 @@ class Listener:
 
     async def _receive(self, connection: Connection, *, seconds: float, until: str | None = None) -> bool:
         """Pass on notifications for `seconds`, or until the heartbeat `until` arrives."""
-        shortest, longest = COALESCE_SECONDS
-        gather = shortest
-        asked = monotonic()
-        deadline = asked + seconds
-        came_back = False
-        while not came_back and (left := deadline - asked) > 0:
+        min_delay, max_delay = COALESCE_SECONDS
+        delay = min_delay
+        started_at = monotonic()
+        deadline = started_at + seconds
+        is_received = False
+        while not is_received and (left := deadline - started_at) > 0:
             # Always exhausted: what an abandoned iterator still holds would be lost.
             async for notification in connection.notifies(timeout=left, stop_after=1):
                 if notification.channel == self._heartbeat_channel:
-                    came_back = came_back or notification.payload == until
+                    is_received = is_received or notification.payload == until
                 else:
                     hints = self.events if notification.channel.endswith(".events") else self.projections
                     hints.wake(_position(notification.payload))
-            if not came_back:
-                came_at_once = monotonic() - asked < shortest
-                gather = min(2 * gather, longest) if came_at_once else shortest
-                await asyncio.sleep(gather)
-            asked = monotonic()
-        return came_back
+            if not is_received:
+                is_busy = monotonic() - started_at < min_delay
+                delay = min(2 * delay, max_delay) if is_busy else min_delay
+                await asyncio.sleep(delay)
+            started_at = monotonic()
+        return is_received
 
 
 def _position(payload: str) -> int:

@@ -69,7 +69,7 @@ def is_pooled(connection: psycopg.AsyncConnection[Any]) -> bool:
 
 def _lacking(found: _Found, schema: str) -> dict[str, str]:
     """Return the settings that are wrong, with the values that they should have."""
-    wanted = {
+    required = {
         "search_path": (schema, schema in (found.current_schema, found.search_path.strip('"'))),
         "TimeZone": ("UTC", found.time_zone in ("UTC", "Etc/UTC")),
         "DateStyle": ("ISO", found.date_style.startswith("ISO")),
@@ -78,10 +78,10 @@ def _lacking(found: _Found, schema: str) -> dict[str, str]:
         "statement_timeout": ("60s", found.statement_timeout != "0"),
         "idle_in_transaction_session_timeout": ("10s", found.idle_in_transaction_session_timeout != "0"),
     }
-    return {name: value for name, (value, is_there) in wanted.items() if not is_there}
+    return {name: value for name, (value, is_there) in required.items() if not is_there}
 
 
 def _statement(found: _Found, name: str, value: str) -> str:
     statement = sql.SQL("ALTER ROLE {} IN DATABASE {} SET {} = {}")
-    whose = sql.Identifier(found.role), sql.Identifier(found.database), sql.Identifier(name)
-    return statement.format(*whose, sql.Literal(value)).as_string(None)
+    identifiers = sql.Identifier(found.role), sql.Identifier(found.database), sql.Identifier(name)
+    return statement.format(*identifiers, sql.Literal(value)).as_string(None)

@@ -159,8 +159,8 @@ async def reveal(
     shown = page if isinstance(page, list) else list(page)
     if not sealed:
         return shown
-    wanted = {seal_.key for index, _, seal_ in sealed if page[index].type not in erased_types}
-    secrets = await keyring.secrets(connection, wanted) if wanted else {}
+    key_ids = {seal_.key for index, _, seal_ in sealed if page[index].type not in erased_types}
+    secrets = await keyring.secrets(connection, key_ids) if key_ids else {}
     shown = list(shown)
     for index, data, seal_ in sealed:
         shown[index] = _reveal(page[index], data, seal_, secrets.get(seal_.key))

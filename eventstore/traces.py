@@ -64,10 +64,10 @@ async def in_plain(connection: Connection, subject: str) -> int:
 
     This reads every e-mail that was logged in plain text, so it is slow in a log that has many of them.
     """
-    whose = sender(subject)
+    address = sender(subject)
     with translating():
         cursor = await connection.execute(_SENDERS_IN_PLAIN)
-        written = [name async for (name,) in cursor if name is not None and sender(name) == whose]
+        written = [name async for (name,) in cursor if name is not None and sender(name) == address]
         found = await find(connection, subject)
         if not written and not found.emails:
             return 0

@@ -64,14 +64,14 @@ async def missing_indexes(
                 sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(TEMP_SCHEMA))
             )
             await connection.execute(read_tables_sql().encode())
-            wanted = await _indexes(connection, sql.SQL(_TEMP_SCHEMA))
+            required = await _indexes(connection, sql.SQL(_TEMP_SCHEMA))
         there = {
             (index.table, index.is_unique, index.definition)
             for index in await _indexes(connection, sql.Literal(schema))
         }
     return [
         index
-        for index in wanted
+        for index in required
         if index.table in tables and (index.table, index.is_unique, index.definition) not in there
     ]
 

@@ -123,11 +123,11 @@ def _defined(view: View, event: JobDefined, recorded: AnyRecorded) -> None:
 
 def _keeps_schedule(before: JobRow, event: JobDefined) -> bool:
     """Return whether the job keeps its current schedule."""
-    wanted = event.definition
+    definition = event.definition
     same = (before.cron, before.every_seconds, before.timezone) == (
-        wanted.cron,
-        wanted.every_seconds,
-        wanted.timezone,
+        definition.cron,
+        definition.every_seconds,
+        definition.timezone,
     )
     return same and before.enabled and not before.removed
 

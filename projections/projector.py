@@ -247,9 +247,9 @@ class Projector:
         behind = min(healthy.values())
         members = [self._projections[name] for name, at in healthy.items() if at == behind]
         asked, busy = monotonic(), thread_time()
-        wanted = self._page_sizer.events
-        page = await log.read_after(connection, behind, wanted)
-        is_last = len(page) < wanted
+        limit = self._page_sizer.events
+        page = await log.read_after(connection, behind, limit)
+        is_last = len(page) < limit
         self._page_sizer.adapt(page)
         # Never beyond the position of the next ones, so that they continue from there as one group.
         stop = min((at for at in healthy.values() if at > behind), default=None)

@@ -100,13 +100,13 @@ class Channels:
         self._tail.extend(recorded)
         if not self._channels:
             return
-        woken: dict[Channel, None] = {}
+        notified: dict[Channel, None] = {}
         for one in recorded:
             for event_filter in _filters(one):
                 if channel := self._channels.get(event_filter):
                     channel.add(one.position)
-                    woken[channel] = None
-        for channel in woken:
+                    notified[channel] = None
+        for channel in notified:
             channel.advanced.wake()
 
     def reset(self) -> None:

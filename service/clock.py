@@ -23,7 +23,7 @@ class DatabaseClock:
         """Return the estimated time of the database's clock, in UTC."""
         return _EPOCH + timedelta(seconds=monotonic() + self._offset_seconds)
 
-    def adjust(self, reading: datetime, asked: float, heard: float) -> None:
+    def adjust(self, reading: datetime, sent_at: float, received_at: float) -> None:
         """Adjust the estimate to one reading.
 
         Args:
@@ -32,4 +32,4 @@ class DatabaseClock:
             heard: monotonic seconds just after the answer arrived.
         """
         seconds = (reading - _EPOCH).total_seconds()
-        self._offset_seconds = min(max(self._offset_seconds, seconds - heard), seconds - asked)
+        self._offset_seconds = min(max(self._offset_seconds, seconds - received_at), seconds - sent_at)

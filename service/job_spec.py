@@ -192,7 +192,7 @@ def seed_jobs(reset_hour: int, timezone: str) -> dict[str, dict[str, Any]]:
     return {name: {"task": name, "timezone": timezone, **job} for name, job in jobs.items()}
 
 
-def over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def merge_job(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Merge a job's settings over those of the seed's job of that name; drop what they replace."""
     merged = {**base, **own}
     for one, other in (("cron", "every"), ("every", "cron"), ("endpoint", "task"), ("task", "endpoint")):

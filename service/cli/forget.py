@@ -47,9 +47,9 @@ def forget(*, subject: str, target: Target) -> None:
 
     async def work() -> Outcome:
         async with open_session(target) as squad:
-            wanted = make_command(ForgetSubject, subject=subject)
-            in_plain = await traces.in_plain(squad.connection, wanted.subject)
-            outcome = await squad.submit(wanted.model_copy(update={"in_plain": in_plain}))
+            command = make_command(ForgetSubject, subject=subject)
+            in_plain = await traces.in_plain(squad.connection, command.subject)
+            outcome = await squad.submit(command.model_copy(update={"in_plain": in_plain}))
             await _wait_for_tables(squad, outcome.position or 0)
             return outcome
 

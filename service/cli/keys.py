@@ -85,9 +85,9 @@ def create(
     if as_json:
         click.echo(dumps(shown).decode())
         return
-    whose = f"agent {printable(agent)}" if agent else scope
+    owner = f"agent {printable(agent)}" if agent else scope
     until = f", until {shown['expires_at']:%Y-%m-%d %H:%M}Z" if shown["expires_at"] else ""
-    click.echo(f"key {made.id} ({whose}{until}), shown only once:", err=True)
+    click.echo(f"key {made.id} ({owner}{until}), shown only once:", err=True)
     click.echo(made.text)
 
 
@@ -137,8 +137,8 @@ async def all_keys(connection: Connection) -> list[KeyRow]:
     """Return every key ever created, oldest first, from the log: tables lag while no service runs."""
     history: list[Recorded] = []
     for kind in keys.handlers:
-        after, wanted = 0, lookup.Filter(kind.type)
-        while page := await lookup.read_filtered(connection, after, log.PAGE_EVENTS, wanted):
+        after, event_filter = 0, lookup.Filter(kind.type)
+        while page := await lookup.read_filtered(connection, after, log.PAGE_EVENTS, event_filter):
             history += page
             after = page[-1].position
     view = Draft(Squad())

@@ -33,18 +33,18 @@ def replay(names: tuple[str, ...], target: Target) -> None:
     Without a name, rebuild those of all projections. Readers see the old rows until the new ones are
     complete.
     """
-    wanted = _named(names)
+    selected = _named(names)
 
     async def work() -> Rebuilt:
         async with open_squad(target) as (_, chosen, found):
             with progress.show("replaying") as report:
-                return await rebuild(found, chosen.squad_schema, wanted, progress=report)
+                return await rebuild(found, chosen.squad_schema, selected, progress=report)
 
     began = monotonic()
     rebuilt = run(work())
     click.echo(
         f"replayed {rebuilt.position:,} events into the tables of"
-        f" {', '.join(projection.name for projection in wanted)} in {monotonic() - began:.1f} s"
+        f" {', '.join(projection.name for projection in selected)} in {monotonic() - began:.1f} s"
     )
     tables().print(_table(rebuilt))
     if rebuilt.lost:

@@ -181,7 +181,7 @@ def _denied(
 ) -> Refused:
     assert allowed.denied
     part = state.agent_budget(day, command.agent)
-    whose = (
+    owner = (
         f"of today's {day.total} tokens, {max(remaining(day), 0)} remain"
         if allowed.denied == "budget_exhausted"
         else f"{command.agent!r} may use {state.policy.agent_limits[command.agent]} tokens today"
@@ -199,7 +199,7 @@ def _denied(
     )
     refusal = Refusal(
         allowed.denied,
-        f"{command.tokens} tokens were requested; {whose}",
+        f"{command.tokens} tokens were requested; {owner}",
         {"remaining": allowed.remaining, "resets_at": day.ends_at},
         retry_after_seconds=max(1, ceil((day.ends_at - at.now).total_seconds())),
     )

@@ -45,9 +45,9 @@ def budget_day(reset_hour: int, timezone: str, now: datetime) -> Day:
     # A zone that crosses the date line skips or repeats a date; two days on each side cover every case.
     dates = [today + offset * _DAY for offset in range(-2, 4)]
     begins = [(starts_at(day, reset_hour, zone), day) for day in dates]
-    begun = max(begin for begin in begins if begin[0] <= now)
-    following = min(begin for begin, _ in begins if begin > begun[0])
-    return Day(begun[1], begun[0], following)
+    current = max(begin for begin in begins if begin[0] <= now)
+    following = min(begin for begin, _ in begins if begin > current[0])
+    return Day(current[1], current[0], following)
 
 
 def budget_day_without_zone(last: Day | None, now: datetime) -> Day:
@@ -62,5 +62,5 @@ def budget_day_without_zone(last: Day | None, now: datetime) -> Day:
     if now < last.ends_at:
         return last
     more = (now - last.ends_at) // _DAY
-    begun = last.ends_at + more * _DAY
-    return Day(last.name + (more + 1) * _DAY, begun, begun + _DAY)
+    current = last.ends_at + more * _DAY
+    return Day(last.name + (more + 1) * _DAY, current, current + _DAY)

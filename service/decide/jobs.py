@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 
 def define(state: State, command: DefineJob, at: DecisionContext) -> Decision:
     """Add a job to the schedule, or change it; repeating the same definition changes nothing."""
-    wanted = command.definition
-    if wanted.agent is not None and state.rows(AGENTS).get(wanted.agent) is None:
-        return Refused(Refusal("agent_not_found", f"no agent is called {wanted.agent!r}"))
+    definition = command.definition
+    if definition.agent is not None and state.rows(AGENTS).get(definition.agent) is None:
+        return Refused(Refusal("agent_not_found", f"no agent is called {definition.agent!r}"))
     row = scheduled_job(state, command.name)
-    if row and all(getattr(row, name) == value for name, value in structs.asdict(wanted).items()):
+    if row and all(getattr(row, name) == value for name, value in structs.asdict(definition).items()):
         return Accepted([], {"name": row.name, "position": row.position})
     # An explicit definition or removal takes precedence over a default, even one from before this start.
     if command.source == "default" and (explicit := _set_explicitly(state, command.name)):
         return Accepted([], {"name": explicit.name, "position": explicit.position})
     builder = DecisionBuilder(state, at)
     closed = True
-    if row and not wanted.enabled:
+    if row and not definition.enabled:
         closed = close_schedule(builder, row, waiting="the job was disabled while it waited")
-    elif row and schedule_of(wanted) != schedule_of(row):
+    elif row and schedule_of(definition) != schedule_of(row):
         closed = close_schedule(builder, row)
     if not closed:
         return _refuse_overdue(builder, command.name)
-    defined = JobDefined(job=command.name, source=command.source, definition=wanted)
+    defined = JobDefined(job=command.name, source=command.source, definition=definition)
     builder.add(defined, caused_by=row.position if row else None)
     return Accepted(builder.events, {"name": command.name})
 

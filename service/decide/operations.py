@@ -207,8 +207,8 @@ def expired(state: State, now: datetime) -> Iterator[NewEvent]:
 def _blocks(row: OperationRow, now: datetime, renewing: OperationRow | None) -> bool:
     if row.expires_at <= now or (renewing and row.id == renewing.id):
         return False
-    came_later = renewing is not None and row.fencing_token > renewing.fencing_token
-    return row.blocks_until > now or came_later
+    is_newer = renewing is not None and row.fencing_token > renewing.fencing_token
+    return row.blocks_until > now or is_newer
 
 
 def _blocks_until(window_seconds: float, ttl_seconds: float, now: datetime) -> datetime:

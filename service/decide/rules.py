@@ -57,12 +57,12 @@ def _day_rule(policy: PolicyRow) -> _DayRule:
 
 def set_rules(state: State, command: SetBudget | SetPolicy, at: DecisionContext) -> Decision:
     """Change the rules that a command names. The first time, the rest is set to the defaults."""
-    wanted = {
+    fields = {
         name: value for name in command.model_fields_set if (value := getattr(command, name)) is not None
     }
     cause = state.head.position + 1
     if not state.has_policy:
-        rules = {**_RULES, **wanted}
+        rules = {**_RULES, **fields}
         day_rule = _DayRule(rules["reset_hour"], rules["timezone"])
         first_day = _day_reset(state, rules["daily_tokens"], day_rule, at.now)
         return Accepted(
@@ -70,18 +70,18 @@ def set_rules(state: State, command: SetBudget | SetPolicy, at: DecisionContext)
         )
     policy, day = state.policy, open_day(state)
     current = {name: getattr(policy, name) for name in _RULES}
-    rules = {**current, **wanted}
+    rules = {**current, **fields}
     if rules == current:
         return Accepted([], {**rules, "position": policy.position})
     total, day_rule = rules["daily_tokens"], _DayRule(rules["reset_hour"], rules["timezone"])
     reset = _day_reset(state, total, day_rule, at.now) if day_rule != _day_rule(policy) else None
     # A day that the new rules end was spent under the old ones, so it keeps its total.
-    goes_on = reset is None or reset.day == day.day
-    policy_set = PolicySet(**rules, day=day.day if goes_on else None)
+    is_same_day = reset is None or reset.day == day.day
+    policy_set = PolicySet(**rules, day=day.day if is_same_day else None)
     events = [NewEvent(policy_set, caused_by=policy.position)]
     if reset:
         events.append(NewEvent(reset, caused_by=cause))
-    if goes_on:
+    if is_same_day:
         events += crossings(state, day, day.used, caused_by=cause, total=total)
     return Accepted(events, rules)
 

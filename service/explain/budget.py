@@ -35,10 +35,10 @@ async def denied(event: TokensDenied, at: Recorded, past: LogQueries, narration:
     rules = await rules_at(past, at.position)
     allowed = _explain_rule(event, rules, narration, own_limit=own_limit)
     spending = await _spending(past, event.day, at.position - 1, event.agent if own_limit else None)
-    whose = event.agent if own_limit else "the squad"
+    owner = event.agent if own_limit else "the squad"
     used, held = words.number(spending.used), words.number(spending.reserved)
     narration.add_reason(
-        f"By then {whose} had used {used} and reserved {held} of them; the request was for"
+        f"By then {owner} had used {used} and reserved {held} of them; the request was for"
         f" {words.number(event.tokens)} more.",
         at,
     )

@@ -122,8 +122,8 @@ def of_event(event: AnyEvent) -> str:
                 f" {words.seconds(event.operation_timeout_seconds)} without a heartbeat."
             )
         case events.TaskCreated():
-            whose = f" for {event.assigned_agent}" if event.assigned_agent else ""
-            return f"The task {words.quote(event.title)} was created{whose}, as {event.status}."
+            owner = f" for {event.assigned_agent}" if event.assigned_agent else ""
+            return f"The task {words.quote(event.title)} was created{owner}, as {event.status}."
         case events.TaskUpdated():
             changed = words.joined(name.replace("_", " ") for name in event.changed)
             return f"The task {words.quote(event.title)} was changed ({changed}); it is now {event.status}."
@@ -205,9 +205,9 @@ def _of_budget(event: _OfBudget) -> str:
             return f"{event.agent} used {words.tokens(event.tokens)}{model}."
         case events.TokensDenied():
             left = words.number(event.remaining) if event.remaining > 0 else "none"
-            whose = "the squad's budget" if event.reason == "budget_exhausted" else "its own limit"
+            owner = "the squad's budget" if event.reason == "budget_exhausted" else "its own limit"
             return (
-                f"{event.agent} was refused {words.tokens(event.tokens)}: {whose} for {event.day} had"
+                f"{event.agent} was refused {words.tokens(event.tokens)}: {owner} for {event.day} had"
                 f" {left} left."
             )
         case events.BudgetThresholdCrossed():
@@ -281,18 +281,18 @@ def _attempts(allowed: int) -> str:
 
 
 def _of_key(event: _OfKey) -> str:
-    whose = f"of {event.agent}" if event.agent else f"{event.key_id}"
+    owner = f"of {event.agent}" if event.agent else f"{event.key_id}"
     match event:
         case events.KeyCreated():
             note = f" and the note {words.quote(event.note)}" if event.note else ""
-            return f"The API key {whose} was created, with the scope {event.scope}{note}."
+            return f"The API key {owner} was created, with the scope {event.scope}{note}."
         case events.KeyFirstUsed():
-            return f"The API key {whose} was used for the first time."
+            return f"The API key {owner} was used for the first time."
         case events.KeyExpired():
-            return f"The API key {whose} expired."
+            return f"The API key {owner} expired."
         case events.KeyRevoked():
-            return f"The API key {whose} was revoked."
+            return f"The API key {owner} was revoked."
         case events.AccessDenied():
-            return f"{event.command} was refused to the API key {whose}: {event.detail}."
+            return f"{event.command} was refused to the API key {owner}: {event.detail}."
         case _:
             assert_never(event)

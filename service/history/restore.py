@@ -77,16 +77,16 @@ async def catch_up(
     """Fold the events after the squad's head; pass each page, as stored, to `on_page`."""
     page_sizer = PageSizer(log.PAGE_EVENTS)
     while True:
-        wanted = page_sizer.events
+        limit = page_sizer.events
         with closing_after(STUCK_AFTER_SECONDS, connection):
-            page = await log.read_after(connection, squad.head.position, wanted)
+            page = await log.read_after(connection, squad.head.position, limit)
             await continuity.check_page(connection, squad.head, page)
             shown = await sealing.reveal(connection, page, keyring, erased_types=sealing.UNUSED_BY_STATE)
         if page:
             fold_page(squad, shown)
             if on_page:
                 on_page(page)
-        if len(page) < wanted:
+        if len(page) < limit:
             return
         page_sizer.adapt(page)
 

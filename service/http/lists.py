@@ -143,8 +143,8 @@ async def read_page(fetch: Fetch, after: int, limit: int, order: str = "position
     items: list[orjson.Fragment] = []
     size, count = 0, _INITIAL_ENTRIES
     while True:
-        wanted = min(count, limit + 1 - len(items))
-        entries = await fetch(after, wanted)
+        page_limit = min(count, limit + 1 - len(items))
+        entries = await fetch(after, page_limit)
         for entry in entries:
             if len(items) == limit or size >= PAGE_BYTES:
                 return {"items": items, "next": after}
@@ -152,7 +152,7 @@ async def read_page(fetch: Fetch, after: int, limit: int, order: str = "position
             size += len(text)
             items.append(orjson.Fragment(text))
             after = entry[order]
-        if len(entries) < wanted:
+        if len(entries) < page_limit:
             return {"items": items, "next": None}
         # As many as fit if they are like those so far; at least one, which shows whether there are more.
         count = min(max(1, (PAGE_BYTES - size) * len(items) // size), _MAX_ENTRIES)

@@ -58,8 +58,8 @@ class Throttle:
                 yield
             finally:
                 now = monotonic()
-                owed = min(rest * (now - began), _MAX_PAUSE_SECONDS)
-                self._pause_until = max(self._pause_until, now) + owed
+                pause = min(rest * (now - began), _MAX_PAUSE_SECONDS)
+                self._pause_until = max(self._pause_until, now) + pause
 
 
 class OpenStreams:

@@ -90,7 +90,7 @@ async def _follow(
     event_filter: lookup.Filter,
     log_number: int,
 ) -> None:
-    spoke = monotonic()
+    last_sent_at = monotonic()
     who = caller()
     # What cannot be sent at once is read again later, so read no more than that, however large events are.
     page_sizer = PageSizer(_PAGE_EVENTS, first=_INITIAL_EVENTS, minimum=1, characters=SEND_BYTES)
@@ -107,10 +107,10 @@ async def _follow(
             found, chunk = await _next(services, request, channel, position, event_filter, page_sizer)
             if chunk:
                 await send(response, chunk)
-                spoke = monotonic()
-            if monotonic() - spoke >= KEEPALIVE_SECONDS:
+                last_sent_at = monotonic()
+            if monotonic() - last_sent_at >= KEEPALIVE_SECONDS:
                 await send(response, b": alive\n\n")
-                spoke = monotonic()
+                last_sent_at = monotonic()
             position = found
             if not chunk:
                 await wait_for_hint(waiter, POLL_SECONDS)

@@ -29,7 +29,7 @@ from pydantic_settings import (
 
 from eventstore.connection import SCHEMA_NAME
 from service.commands import RegisterAgent, SetPolicy
-from service.job_spec import JobSpec, over, seed_jobs
+from service.job_spec import JobSpec, merge_job, seed_jobs
 from service.logs import LogFormat, LogLevel
 from service.settings.errors import SettingsError, explain, explain_json, misspelt_variables
 from service.settings.places import Dsn, File
@@ -184,9 +184,9 @@ class Settings(BaseSettings, Section):
         faults: list[str] = []
         for name in [*seeds, *(name for name in self.jobs if name not in seeds)]:
             own = self.jobs.get(name)
-            wanted = over(seeds.get(name, {"timezone": timezone}), own or {})
+            merged = merge_job(seeds.get(name, {"timezone": timezone}), own or {})
             try:
-                specs[name] = ("default" if own is None else "settings", JobSpec.model_validate(wanted))
+                specs[name] = ("default" if own is None else "settings", JobSpec.model_validate(merged))
             except ValidationError as error:
                 faults += [explain(item, f"jobs.{name}") for item in error.errors()]
         if faults:

@@ -88,11 +88,11 @@ def run_not_skipped(event: RunSkipped) -> str:
 def _left(state: State, day: BudgetDayRow, agent: str, *, of_agent: bool) -> str:
     part, limit = state.agent_budget(day, agent), state.policy.agent_limits.get(agent)
     if of_agent and limit is not None:
-        whose, total, used, reserved = "its own", limit, part.used, part.reserved
+        owner, total, used, reserved = "its own", limit, part.used, part.reserved
     else:
-        whose, total, used, reserved = "the day's", day.total, day.used, day.reserved
+        owner, total, used, reserved = "the day's", day.total, day.used, day.reserved
     return (
-        f"of {whose} {words.tokens(total)}, {words.number(used)} would have been used and"
+        f"of {owner} {words.tokens(total)}, {words.number(used)} would have been used and"
         f" {words.number(reserved)} reserved"
     )
 

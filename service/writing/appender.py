@@ -243,7 +243,7 @@ class Appender:
             )
 
     async def _append(self, connection: Connection, batch: Batch, *, commit: bool = False) -> None:
-        asked = monotonic()
+        sent_at = monotonic()
         self.in_doubt = batch
         try:
             database_time = await log.append(
@@ -263,10 +263,10 @@ class Appender:
         finally:
             self._stats.lock(pop_lock_wait(connection))
         self.in_doubt = None
-        answered = monotonic()
-        self._clock.adjust(database_time, asked, answered)
-        self.batch_sizer.record_append(answered - asked)
-        self._stats.batch(batch, answered - asked)
+        received_at = monotonic()
+        self._clock.adjust(database_time, sent_at, received_at)
+        self.batch_sizer.record_append(received_at - sent_at)
+        self._stats.batch(batch, received_at - sent_at)
 
     def _settle(self, batch: Batch, draft: Draft) -> None:
         """Merge a committed batch into the state, answer its callers, and publish its events."""

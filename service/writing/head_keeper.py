@@ -91,12 +91,12 @@ class HeadKeeper:
 
     async def lock_log(self, connection: Connection) -> bool:
         """Take the log's lock, fold the events that were missed, and return whether there were any."""
-        asked = monotonic()
+        sent_at = monotonic()
         try:
             page, database_time = await log.lock_and_read(connection, self.squad.head.position)
         finally:
             self._stats.lock(pop_lock_wait(connection))
-        self._clock.adjust(database_time, asked, monotonic())
+        self._clock.adjust(database_time, sent_at, monotonic())
         if page:
             await continuity.check_page(connection, self.squad.head, page)
             shown = await sealing.reveal(
@@ -143,7 +143,7 @@ class HeadKeeper:
             raise
 
     async def _sync_clock(self, connection: Connection) -> datetime:
-        asked = monotonic()
+        sent_at = monotonic()
         database_time = await log.clock(connection)
-        self._clock.adjust(database_time, asked, monotonic())
+        self._clock.adjust(database_time, sent_at, monotonic())
         return database_time

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from service.commands import DefineJob, SetPolicy
-from service.job_spec import BUILT_IN_TASKS, JobSpec, over
+from service.job_spec import BUILT_IN_TASKS, JobSpec, merge_job
 from service.scheduling.job_tasks import TASKS
 from service.settings import Settings, SettingsError, read
 from tests.unit.support import given
@@ -111,7 +111,7 @@ class TestASquadsOwnJobs:
         assert settings(toml, tmp_path).job_specs()["token_monitor"][1].timezone == "Africa/Cairo"
 
     def test_keep_both_where_both_are_named_so_that_both_are_refused(self) -> None:
-        assert over({"cron": "* * * * *"}, {"cron": "1 * * * *", "every": 2}) == {
+        assert merge_job({"cron": "* * * * *"}, {"cron": "1 * * * *", "every": 2}) == {
             "cron": "1 * * * *",
             "every": 2,
         }

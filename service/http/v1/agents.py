@@ -30,8 +30,8 @@ async def _list(services: Services, request: web.Request) -> Reply:
     await services.tables.wait_for_state(query.min_position)
     squad, after = services.writer.squad, query.after or ""
     rows = (row for row in squad.all(AGENTS) if row.name > after)
-    wanted = nsmallest(query.limit + 1, rows, key=lambda row: row.name)
-    return respond(200, page((row.asdict() for row in wanted), query.limit, "name"))
+    selected = nsmallest(query.limit + 1, rows, key=lambda row: row.name)
+    return respond(200, page((row.asdict() for row in selected), query.limit, "name"))
 
 
 async def _one(services: Services, request: web.Request) -> Reply:

@@ -53,8 +53,8 @@ async def _list(services: Services, request: web.Request) -> Reply:
     query = parse_query(PageByName, request)
     await services.tables.wait_for_state(query.min_position)
     rows = sorted(services.writer.squad.all(JOBS), key=lambda row: row.name)
-    wanted = [row for row in rows if row.name > (query.after or "")][: query.limit + 1]
-    return respond(200, page(await _shown(services, wanted, query), query.limit, "name"))
+    selected = [row for row in rows if row.name > (query.after or "")][: query.limit + 1]
+    return respond(200, page(await _shown(services, selected, query), query.limit, "name"))
 
 
 async def _one(services: Services, request: web.Request) -> Reply:
