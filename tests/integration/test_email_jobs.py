@@ -55,7 +55,7 @@ async def test_a_poll_sets_1000_aside_and_counts_as_what_is_reported_or_500(
 
 
 @pytest.mark.parametrize(
-    ("task", "endpoint", "at_most", "reserved", "unreported"),
+    ("task", "endpoint", "max_emails", "reserved", "unreported"),
     [
         ("email_classify", CLASSIFY_ENDPOINT, 10, 500, 300),
         ("email_respond", RESPOND_ENDPOINT, 5, 800, 600),

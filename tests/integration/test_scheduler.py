@@ -351,7 +351,7 @@ async def test_nor_where_it_is_changed_as_the_run_begins(
     await define(member, "other", agent="another")
     changed = JobSpec(agent="another", endpoint="/poll", cron="0 0 1 1 *").definition()
     # In one batch, so that the run has begun by the log, and nobody has begun to carry it out.
-    monkeypatch.setattr(member.writer._appender.batch_sizer, "first", lambda waiting: waiting)
+    monkeypatch.setattr(member.writer._appender.batch_sizer, "initial_size", lambda waiting: waiting)
     outcomes = member.writer.put_all(
         Request(command, "agent:test", "test")
         for command in (

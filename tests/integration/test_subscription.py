@@ -101,7 +101,7 @@ async def test_it_waits_only_where_it_has_read_all(
     assert waited == [7]
 
 
-@pytest.mark.parametrize("wanted", [None, Filter(type="message_sent")])
+@pytest.mark.parametrize("event_filter", [None, Filter(type="message_sent")])
 async def test_its_pages_are_short_where_events_are_large(
     scribe: LogWriter, opener: Opener, monkeypatch: pytest.MonkeyPatch, event_filter: Filter | None
 ) -> None:

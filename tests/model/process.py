@@ -223,7 +223,7 @@ def simulated() -> Iterator[None]:
         patch.setattr(batch_size, "AMORTIZED_COMMANDS", 2)
         patch.setattr(batch_size, "_MIN_SECONDS", 0.0001)
         patch.setattr(sealer, "_MIN_NEW_KEYS", 1)
-        patch.setattr(lookup, "SHORT", 2)
+        patch.setattr(lookup, "SHORT_STREAM_EVENTS", 2)
         patch.setattr(log, "PAGE_EVENTS", PAGE_EVENTS)
         patch.setattr(log.read_after, "__defaults__", (PAGE_EVENTS,))
         # Small values, so that a few dozen events are a long log for a process that starts.

@@ -408,7 +408,7 @@ class TestALateRenewal:
         assert (ann.operations, ann.status) == (0, "idle")
         assert claim_of(story).agent == "bob"
 
-    @pytest.mark.parametrize("looked_at", [60.0, 64.9])
+    @pytest.mark.parametrize("checked_at", [60.0, 64.9])
     def test_of_a_claim_that_ran_out_fails_the_attempt(self, checked_at: float) -> None:
         """Also where that it ran out is told only at the next look at the clock, a moment later."""
         story = running(self.SHORTER, retries=1).given(PassTime(), at=checked_at).when(RENEW, at=65)
