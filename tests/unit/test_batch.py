@@ -242,6 +242,17 @@ class TestTheSizeOfABatch:
         assert len(batch.tickets) == 2
         assert batch.is_full
 
+    def test_is_enough_for_one_command_whatever_comes_before_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Otherwise nobody would be answered as long as the passing of time fills each batch."""
+        monkeypatch.setattr(module, "MAX_BATCH_EVENTS", 1)
+        story = given(ANN)
+        lost = story.decide([request(HELLO)])
+        batch = story.decide([request(HELLO)] * 2, abandoned=lost)
+        assert (len(batch.tickets), len(batch.outcomes)) == (1, 1)
+        assert [recorded.type for recorded in batch.recorded] == ["append_abandoned", "message_sent"]
+
 
 def test_an_event_of_what_must_be_in_memory_and_is_not_stops_the_fold() -> None:
     with pytest.raises(MissingRow):

@@ -88,6 +88,13 @@ class TestAnAgentsKey:
             recorded.position for recorded in story.log if recorded.stream == f"key-{ANNS}"
         )
 
+    def test_is_told_where_the_log_says_what_it_was_denied(self) -> None:
+        story = a_squad().when(asked(do.SendMessage(from_agent="bob", message="hello"), ANN))
+        assert story.outcome.position == story.position_of(AccessDenied)
+        nothing_is_recorded = asked(do.SendMessage(from_agent="ann", message="hello"), ANYBODY)
+        assert story.when(nothing_is_recorded).refusal.code == "unauthorized"
+        assert story.outcome.position is None
+
     @pytest.mark.parametrize("finished", [False, True])
     def test_does_not_touch_anothers_operation_under_way_or_over(self, *, finished: bool) -> None:
         story = a_squad(do.StartOperation(agent="bob", action="answer", resources={"emailId": "1"}))

@@ -92,6 +92,13 @@ def test_is_looked_at_every_quarter_of_a_second_at_most() -> None:
     assert [recorded.type for recorded in story.recorded] == ["operation_expired"]
 
 
+def test_ends_a_day_at_its_end_however_little_before_it_was_looked_at() -> None:
+    """What is spent from then on counts on the next day."""
+    midnight = 12 * 3600
+    story = given(PassTime(), at=midnight - STEP / 2).when(PassTime(), at=midnight)
+    assert [recorded.type for recorded in story.recorded] == ["budget_day_reset"]
+
+
 class TestMuchAtOnce:
     """As after an outage. The database would turn back, again and again, what took a second to decide."""
 
