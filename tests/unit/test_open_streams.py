@@ -97,6 +97,12 @@ async def test_a_turn_owes_more_rest_the_more_are_open(others: int, rest: float)
     assert owed == [pytest.approx(rest)]
 
 
+async def test_those_that_read_the_log_hold_up_none_that_keep_up() -> None:
+    streams = OpenStreams(most=9, most_per_key=9)
+    async with streams.turn(streams.from_log), asyncio.timeout(5), streams.turn(streams.from_memory):
+        pass
+
+
 class TestFrames:
     def event(self, position: int = 7, note: str = "") -> Recorded:
         data = f'{{"note":"{note}"}}'

@@ -1,0 +1,196 @@
+"""What a stream takes from the log, how much of it leaves at once, and how a stream ends."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from eventstore import lookup
+from eventstore.errors import StoreBusy, StoreUnavailable
+from eventstore.lookup import Filter
+from eventstore.page_size import PageSizer
+from eventstore.recorded import Recorded
+from service.callers import ANYBODY
+from service.channels import Found
+from service.http import stream as module
+from service.http.chunks import SEND_BYTES
+from service.http.open_streams import OpenStreams
+from service.http.scope import set_caller
+from tests.unit.support import START
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HEAD = 9
+
+
+def events(*positions: int, size: int = 1) -> list[Recorded]:
+    data = f'{{"x":"{"x" * size}"}}'
+    return [
+        Recorded(position, "id", "s", 1, "task_made", 1, data, "ann", None, "c", None, START, b"\1")
+        for position in positions
+    ]
+
+
+@pytest.fixture
+def services() -> Any:
+    """A process that knows the log up to `HEAD`, and has none of it in memory."""
+    return SimpleNamespace(
+        tail=SimpleNamespace(forgotten=0, last=0),
+        writer=SimpleNamespace(squad=SimpleNamespace(head=SimpleNamespace(position=HEAD)), replacements=0),
+        tables=SimpleNamespace(connection=nullcontext),
+        channels=SimpleNamespace(following=lambda _: nullcontext()),
+        authenticator=SimpleNamespace(still_admits=lambda _: True),
+        stopping=False,
+        streams=OpenStreams(most=9, most_per_key=9),
+        metrics=SimpleNamespace(open_streams=SimpleNamespace(track_inprogress=nullcontext)),
+    )
+
+
+class Response:
+    """What was sent to the client."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    async def prepare(self, _: object) -> None: ...
+
+    async def write(self, piece: bytes) -> None:
+        self.sent.append(piece)
+
+
+@pytest.fixture
+def response(monkeypatch: pytest.MonkeyPatch) -> Response:
+    response = Response()
+    monkeypatch.setattr(module, "begun", lambda *_: response)
+    set_caller(ANYBODY)
+    return response
+
+
+class Connected:
+    """A request whose client is there."""
+
+    def __init__(self) -> None:
+        self.headers: dict[str, str] = {}
+        self.transport = self
+        self.is_aborted = False
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+class TestWhatIsReadOfTheLog:
+    @pytest.fixture(autouse=True)
+    def _log(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.meanwhile: Callable[[], None] = lambda: None
+
+        async def read(*_: object) -> list[Recorded]:
+            self.meanwhile()
+            return self.page
+
+        monkeypatch.setattr(lookup, "read_filtered", read)
+
+    async def reached(self, services: Any, *page: int, most: int = 3) -> tuple[list[int], int]:
+        self.page = events(*page)
+        found = await module._in_the_log(services, 4, Filter(), PageSizer(most, first=most))
+        return [one.position for one in found.events], found.upto
+
+    async def test_reaches_its_last_event_where_there_may_be_more(self, services: Any) -> None:
+        assert await self.reached(services, 5, 6, 8) == ([5, 6, 8], 8)
+
+    async def test_reaches_the_head_where_nothing_else_passes_the_filter(self, services: Any) -> None:
+        assert await self.reached(services, 5, 8) == ([5, 8], HEAD)
+        assert await self.reached(services) == ([], HEAD)
+
+    async def test_reaches_beyond_the_head_that_this_process_knows(self, services: Any) -> None:
+        assert await self.reached(services, 8, 11) == ([8, 11], 11)
+
+    async def test_reaches_no_head_that_was_appended_meanwhile(self, services: Any) -> None:
+        """What passes the filter up to there was not read."""
+
+        def append() -> None:
+            services.writer.squad.head.position = 20
+
+        self.meanwhile = append
+        assert await self.reached(services, 8) == ([8], HEAD)
+
+    async def test_is_not_shown_where_somebody_was_forgotten_meanwhile(self, services: Any) -> None:
+        def forget() -> None:
+            services.tail.forgotten += 1
+
+        self.meanwhile = forget
+        assert await self.reached(services, 5, 6) == ([], 4)
+
+    @pytest.mark.parametrize("error", [StoreBusy("the pool is exhausted"), StoreUnavailable("gone")])
+    async def test_is_read_later_where_the_database_does_not_answer(
+        self, services: Any, error: Exception
+    ) -> None:
+        def fail() -> None:
+            raise error
+
+        self.meanwhile = fail
+        request: Any = Connected()
+        channel: Any = None
+        gauge = PageSizer(3)
+        assert await module._next(services, request, channel, 4, Filter(), gauge) == (4, b"")
+
+
+def test_no_more_leaves_at_once_than_may_wait_for_a_client(services: Any) -> None:
+    found = Found(events(5, 6, 7, 8, size=SEND_BYTES // 3), HEAD)
+    position, chunk = module._chunk(services, found)
+    assert (position, chunk.count(b"\n\n")) == (7, 3)
+
+
+def test_what_is_all_sent_reaches_as_far_as_was_looked(services: Any) -> None:
+    position, chunk = module._chunk(services, Found(events(5, 6), HEAD))
+    assert (position, chunk.count(b"\n\n")) == (HEAD, 2)
+
+
+@pytest.mark.parametrize(
+    ("end", "is_logged", "is_aborted"),
+    [
+        (ConnectionResetError(), False, False),
+        (asyncio.CancelledError(), False, False),
+        (TimeoutError(), False, True),
+        (RuntimeError("a fault"), True, False),
+    ],
+    ids=["by the reader", "by the service", "by a reader who reads nothing", "by a fault"],
+)
+async def test_a_stream_ends(
+    services: Any,
+    response: Response,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    end: BaseException,
+    is_logged: bool,
+    is_aborted: bool,
+) -> None:
+    async def follow(*_: object) -> None:
+        assert len(services.streams._tasks) == 1
+        raise end
+
+    monkeypatch.setattr(module, "_follow", follow)
+    request: Any = Connected()
+    assert await module.stream(services, request, None, Filter()) is response
+    assert response.sent == [b"retry: 1000\n\n"]
+    assert ("an event stream failed" in caplog.text) == is_logged
+    assert request.is_aborted == is_aborted
+    assert not services.streams._tasks
+
+
+async def test_a_stream_that_begins_while_the_log_is_replaced_says_so(
+    services: Any, response: Response
+) -> None:
+    """The position that its reader named was one of the old log."""
+
+    async def replaced(_: int) -> None:
+        services.writer.replacements += 1
+
+    services.tables.state_covering = replaced
+    request: Any = Connected()
+    await module.stream(services, request, 4, Filter())
+    assert response.sent[1:] == [b'event: log_replaced\ndata: {"position":9}\n\n']
