@@ -1,0 +1,114 @@
+"""What is set aside and claimed for an e-mail, and given back, whatever happens on the way."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from eventstore.events import TokensReleased, TokensReserved, TokensSettled
+from projections.operations import OPERATIONS
+from service import commands as do
+from service.scheduling.calls import Reply
+from service.scheduling.email_work import CLASSIFY, RESPOND, EmailWork, work_on_emails
+from service.scheduling.work import Work
+from tests.unit.job_stories import a_job, a_squad
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from eventstore.events import Event
+    from service.requests import Outcome, Request
+    from service.scheduling.work import Report
+    from tests.unit.support import Story
+
+DONE = Reply(ok=True, reason=None, body={}, tokens_used=None)
+FAILED = Reply(ok=False, reason="no model", body={}, tokens_used=None)
+
+
+class Attempt:
+    """One attempt at a waiting e-mail. Its commands are decided as the writer would, in memory."""
+
+    def __init__(self, kind: EmailWork, reply: Reply = DONE, **fields: Any) -> None:
+        self.kind, self.reply = kind, reply
+        self.story: Story = a_squad()
+        self.story.given(
+            do.LogEmail(
+                gmail_message_id="g",
+                from_email="ada@example.org",
+                status="classified" if kind is RESPOND else "unread",
+            )
+        )
+        self.squad = self.story.squad
+        self.before: Callable[[do.Command], Awaitable[None]] | None = None
+        self.calls = 0
+        self.told: list[Event] = []
+        run = SimpleNamespace(id="r", tick=self.story.now, attempts=1)
+        self.work = Work(cast("Any", self), cast("Any", self), a_job(**fields), cast("Any", run), 1)
+
+    async def submit(self, request: Request) -> Outcome:
+        if self.before:
+            await self.before(request.command)
+        self.story.when(request)
+        self.told += self.story.events
+        return self.story.outcome
+
+    async def call(self, *_: object) -> Reply:
+        self.calls += 1
+        return self.reply
+
+    async def ends(self) -> Report:
+        return await work_on_emails(self.work, self.kind)
+
+    def one(self, kind: type[Event]) -> Any:
+        """The only event of a kind that it led to."""
+        [event] = [event for event in self.told if type(event) is kind]
+        return event
+
+
+async def test_tokens_are_set_aside_for_longer_than_the_whole_attempt_may_take() -> None:
+    attempt = Attempt(CLASSIFY, timeout_seconds=600.0)
+    began = attempt.story.now
+    await attempt.ends()
+    held = attempt.one(TokensReserved).expires_at - began
+    assert held.total_seconds() == 660
+
+
+@pytest.mark.parametrize(
+    ("reply", "counted"),
+    [(DONE, 300), (DONE._replace(tokens_used=0), 0), (FAILED._replace(tokens_used=9), 9), (FAILED, None)],
+    ids=["done and not reported", "done for nothing", "failed and reported", "failed and not reported"],
+)
+async def test_what_was_used_counts_and_the_rest_is_given_back(reply: Reply, counted: int | None) -> None:
+    attempt = Attempt(CLASSIFY, reply)
+    await attempt.ends()
+    if counted is None:
+        attempt.one(TokensReleased)
+    else:
+        assert attempt.one(TokensSettled).tokens_used == counted
+    assert attempt.squad.day is not None
+    assert (attempt.squad.day.reserved, attempt.squad.day.used) == (0, counted or 0)
+
+
+async def test_nobody_is_called_about_an_email_whose_claim_was_lost_before() -> None:
+    """As where it took long to set tokens aside, and another agent may hold the e-mail by then."""
+    attempt, lost = Attempt(RESPOND), asyncio.Event()
+    attempt.story.given(do.SetPolicy(conflict_window_seconds=0.03))
+
+    async def before(command: do.Command) -> None:
+        if isinstance(command, do.ReserveTokens):
+            [claim] = attempt.squad.all(OPERATIONS)
+            attempt.story.given(do.FinishOperation(operation_id=claim.id, outcome="cancelled"))
+            async with asyncio.timeout(5):
+                await lost.wait()
+        if isinstance(command, do.RenewOperation):
+            asyncio.get_running_loop().call_soon(lost.set)
+
+    attempt.before = before
+    report = await attempt.ends()
+    assert attempt.calls == 0
+    assert report.text == "poll: 0 of 1 e-mails done, 1 left for later"
+    attempt.one(TokensReleased)
+    assert not list(attempt.squad.all(OPERATIONS))
