@@ -175,7 +175,7 @@ async def test_a_stream_ends(
 
     monkeypatch.setattr(module, "_follow", follow)
     request: Any = Connected()
-    assert await module.stream(services, request, None, Filter()) is response
+    await module.stream(services, request, None, Filter())
     assert response.sent == [b"retry: 1000\n\n"]
     assert ("an event stream failed" in caplog.text) == is_logged
     assert request.is_aborted == is_aborted

@@ -1,0 +1,147 @@
+"""How far the projections are, and since when each has had everything."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from eventstore import log
+from eventstore.listener import Hints
+from eventstore.recorded import Recorded
+from projections import projector as module
+from projections.agents import agents
+from projections.messages import messages
+from projections.projector import Projector
+from tests.unit.support import START
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from projections.projection import Projection
+
+LONG_AGO, NOW = 100.0, 200.0
+
+
+def events(*positions: int) -> list[Recorded]:
+    return [
+        Recorded(position, "id", "s", 1, "message_sent", 1, "{}", "ann", None, "c", None, START, b"")
+        for position in positions
+    ]
+
+
+class Folder:
+    """Folds every event, but for one in one projection."""
+
+    poison: tuple[str, int] | None = None
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    async def advance(
+        self, _: object, members: Sequence[Projection], page: Sequence[Recorded], *__: object
+    ) -> None:
+        positions = [recorded.position for recorded in page]
+        for member in members:
+            if self.poison and member.name == self.poison[0] and self.poison[1] in positions:
+                raise ArithmeticError("not to my taste")
+
+
+@pytest.fixture
+def stored(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
+    """The log."""
+    stored = events(1, 2, 3, 4)
+
+    async def read_after(_: object, position: int, limit: int) -> list[Recorded]:
+        return [recorded for recorded in stored if recorded.position > position][:limit]
+
+    monkeypatch.setattr(log, "read_after", read_after)
+    return stored
+
+
+@pytest.fixture
+def projector(monkeypatch: pytest.MonkeyPatch) -> Projector:
+    """Two projections that had everything long ago."""
+    monkeypatch.setattr(module, "PageFolder", Folder)
+    monkeypatch.setattr(Folder, "poison", None)
+    monkeypatch.setattr(module, "monotonic", lambda: NOW)
+    projector = Projector("", "squad", Hints(), [agents, messages])
+    projector.positions = {"agents": 2, "messages": 2}
+    projector.caught_up_at = {"agents": LONG_AGO, "messages": LONG_AGO}
+    return projector
+
+
+def connection() -> Any:
+    async def execute(*_: object) -> Any:
+        return SimpleNamespace(rowcount=1)
+
+    return SimpleNamespace(execute=execute)
+
+
+async def advance(projector: Projector) -> bool:
+    return await projector._advance_from_log(connection())
+
+
+@pytest.mark.usefixtures("stored")
+class TestWhatWasReadOfTheLog:
+    async def test_to_its_end_is_everything(self, projector: Projector) -> None:
+        assert await advance(projector)
+        assert projector.positions == {"agents": 4, "messages": 4}
+        assert projector.caught_up_at == {"agents": NOW, "messages": NOW}
+
+    async def test_is_everything_too_where_there_was_nothing_new(self, projector: Projector) -> None:
+        projector.positions = {"agents": 4, "messages": 4}
+        assert not await advance(projector)
+        assert projector.caught_up_at == {"agents": NOW, "messages": NOW}
+
+    async def test_is_not_everything_where_a_page_is_full(
+        self, projector: Projector, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(projector._page_sizer, "events", 2)
+        await advance(projector)
+        assert projector.positions == {"agents": 4, "messages": 4}
+        assert projector.caught_up_at == {"agents": LONG_AGO, "messages": LONG_AGO}
+
+    async def test_is_not_everything_for_one_that_stopped_on_the_way(
+        self, projector: Projector, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Folder, "poison", ("messages", 4))
+        await advance(projector)
+        assert projector.positions == {"agents": 4, "messages": 3}
+        assert projector.failed.keys() == {"messages"}
+        assert projector.caught_up_at == {"agents": NOW, "messages": LONG_AGO}
+
+    async def test_takes_one_that_is_behind_no_further_than_the_next(self, projector: Projector) -> None:
+        """They go on from there as one, so what is beyond it was not folded."""
+        projector.positions = {"agents": 3, "messages": 2}
+        await advance(projector)
+        assert projector.positions == {"agents": 3, "messages": 3}
+        assert projector.caught_up_at == {"agents": LONG_AGO, "messages": LONG_AGO}
+        await advance(projector)
+        assert projector.caught_up_at == {"agents": NOW, "messages": NOW}
+
+
+class TestWhatThisProcessKnows:
+    async def advance(self, projector: Projector, hinted: int) -> bool:
+        projector.active = True
+        projector._hints.position = hinted
+        projector.observe(events(3, 4), [])
+        return await projector._advance_from_memory(connection())
+
+    @pytest.mark.parametrize(("hinted", "since"), [(4, NOW), (5, LONG_AGO)])
+    async def test_is_everything_unless_more_was_announced(
+        self, projector: Projector, hinted: int, since: float
+    ) -> None:
+        assert await self.advance(projector, hinted)
+        assert projector.positions == {"agents": 4, "messages": 4}
+        assert projector.caught_up_at == {"agents": since, "messages": since}
+
+    async def test_is_not_folded_where_a_projection_has_stopped(self, projector: Projector) -> None:
+        projector.failed = {"messages": (3, "a fault")}
+        assert not await self.advance(projector, 4)
+        assert projector.positions == {"agents": 2, "messages": 2}
+
+    async def test_is_not_folded_twice_by_one_that_is_ahead(self, projector: Projector) -> None:
+        projector.positions = {"agents": 3, "messages": 2}
+        assert not await self.advance(projector, 4)
+        assert projector.positions == {"agents": 3, "messages": 2}
