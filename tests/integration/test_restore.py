@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,10 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 from eventstore import log, sealing
+from eventstore.events import BudgetDayReset, TokensReserved
 from eventstore.listener import Hints
 from projections.agents import AGENTS
+from projections.budgets import BUDGET_DAYS
 from projections.projector import Projector
 from service import commands as do
 from service.history import folding, snapshots
@@ -20,7 +23,7 @@ from service.history.folding import fold_page
 from service.history.restore import catch_up, restore
 from service.history.time_travel import state_at
 from service.memory.squad import Squad
-from tests.support.log import stored_log
+from tests.support.log import LogWriter, joined, new_id, stored_log
 from tests.support.parts import running, running_writer, submit
 from tests.support.random_history import RandomHistory
 from tests.support.verify import assert_tables_equal_fold, projected_to_head
@@ -112,6 +115,36 @@ async def test_from_tables_that_are_not_one_moment_of_this_log(
     await connection.execute("TRUNCATE squad_agents, operations, budget_days, policy")
     await connection.execute(damage.encode())
     await _assert_restored(connection, writer)
+
+
+async def test_from_tables_with_tokens_that_are_still_reserved_on_a_day_that_is_over(
+    connection: Connection, database: str
+) -> None:
+    """Whatever becomes of them counts on that day."""
+    days = [datetime(2026, 3, day, tzinfo=UTC) for day in range(1, 5)]
+    begun = [
+        BudgetDayReset(
+            day=start.date(),
+            starts_at=start,
+            ends_at=start + timedelta(days=1),
+            total=100,
+            previous_day=previous.date() if previous else None,
+            previous_used=0,
+            previous_total=100,
+            previous_agents={},
+        )
+        for previous, start in zip([None, *days], days, strict=False)
+    ]
+    reserved = TokensReserved(
+        day=begun[1].day, reservation_id=new_id(), agent="alice", tokens=7, expires_at=days[3]
+    )
+    await LogWriter(connection).append(joined("alice"), *begun[:2], reserved, *begun[2:])
+    async with _projecting(database):
+        pass
+    restored = await restore(connection)
+    _assert_same(restored, await _folded_from_zero(connection))
+    kept = {row.day: row.reserved for row in restored.all(BUDGET_DAYS)}
+    assert kept == {begun[1].day: 7, begun[3].day: 0}
 
 
 async def test_the_pages_that_follow_the_tables_are_told_in_order(
