@@ -98,7 +98,7 @@ async def test_a_turn_owes_more_rest_the_more_are_open(others: int, rest: float)
 
 
 async def test_those_that_read_the_log_hold_up_none_that_keep_up() -> None:
-    streams = OpenStreams(most=9, most_per_key=9)
+    streams = OpenStreams(maximum=9, max_per_key=9)
     async with streams.turn(streams.from_log), asyncio.timeout(5), streams.turn(streams.from_memory):
         pass
 

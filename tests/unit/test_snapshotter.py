@@ -12,7 +12,7 @@ from eventstore.recorded import Head
 from service import snapshotter as module
 from service.history import snapshots
 from service.memory.squad import Squad
-from service.snapshotter import AGAIN_AFTER_SECONDS, Snapshotter
+from service.snapshotter import RETRY_SECONDS, Snapshotter
 from tests.unit.support import START
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ async def test_whoever_leaves_it_to_another_process_looks_again_only_when_the_ne
     database: Database, taking: Snapshotter
 ) -> None:
     database.is_taken = True
-    taking.look_again()
+    taking.reschedule()
     await taking._take_due()
     assert not taking._due.is_set()
     taking.observe(at(HEAD + DISTANCE - 1))
@@ -149,5 +149,5 @@ async def test_after_a_failure_it_waits_before_it_tries_again(
     monkeypatch.setattr(asyncio, "sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
         await taking.run()
-    assert slept == [AGAIN_AFTER_SECONDS] * 2
+    assert slept == [RETRY_SECONDS] * 2
     assert text in caplog.text

@@ -15,7 +15,7 @@ from eventstore.lookup import Filter
 from eventstore.page_size import PageSizer
 from eventstore.recorded import Recorded
 from service.callers import ANYBODY
-from service.channels import Found
+from service.channels import FilteredEvents
 from service.http import stream as module
 from service.http.chunks import SEND_BYTES
 from service.http.open_streams import OpenStreams
@@ -46,7 +46,7 @@ def services() -> Any:
         channels=SimpleNamespace(following=lambda _: nullcontext()),
         authenticator=SimpleNamespace(still_admits=lambda _: True),
         stopping=False,
-        streams=OpenStreams(most=9, most_per_key=9),
+        streams=OpenStreams(maximum=9, max_per_key=9),
         metrics=SimpleNamespace(open_streams=SimpleNamespace(track_inprogress=nullcontext)),
     )
 
@@ -66,7 +66,7 @@ class Response:
 @pytest.fixture
 def response(monkeypatch: pytest.MonkeyPatch) -> Response:
     response = Response()
-    monkeypatch.setattr(module, "begun", lambda *_: response)
+    monkeypatch.setattr(module, "start_response", lambda *_: response)
     set_caller(ANYBODY)
     return response
 
@@ -140,13 +140,13 @@ class TestWhatIsReadOfTheLog:
 
 
 def test_no_more_leaves_at_once_than_may_wait_for_a_client(services: Any) -> None:
-    found = Found(events(5, 6, 7, 8, size=SEND_BYTES // 3), HEAD)
+    found = FilteredEvents(events(5, 6, 7, 8, size=SEND_BYTES // 3), HEAD)
     position, chunk = module._chunk(services, found)
     assert (position, chunk.count(b"\n\n")) == (7, 3)
 
 
 def test_what_is_all_sent_reaches_as_far_as_was_looked(services: Any) -> None:
-    position, chunk = module._chunk(services, Found(events(5, 6), HEAD))
+    position, chunk = module._chunk(services, FilteredEvents(events(5, 6), HEAD))
     assert (position, chunk.count(b"\n\n")) == (HEAD, 2)
 
 
