@@ -35,13 +35,13 @@ COLUMNS: LiteralString = (
 """The columns of `events` that make a `Recorded`."""
 
 # A malformed row is read as far as possible, with its time as text.
-_IS_ODD: LiteralString = (
+_IS_MALFORMED: LiteralString = (
     "((id, stream, version, type, schema_version, data::text, actor, correlation_id, hash) IS NOT NULL"
     f" AND {IS_ON_A_CLOCK}) IS NOT TRUE"
 )
 _ANY_ROW: LiteralString = (
     COLUMNS.replace("recorded_at", f"CASE WHEN {IS_ON_A_CLOCK} THEN recorded_at END AS recorded_at")
-    + f", {_IS_ODD}, recorded_at::text"
+    + f", {_IS_MALFORMED}, recorded_at::text"
 )
 _LAST_POSITION = 2**63 - 1
 _SEPARATOR = "\x1f"
@@ -190,7 +190,7 @@ async def read_after(connection: Connection, position: int, limit: int = PAGE_EV
     return await select(connection, _READ_AFTER, (position, limit))
 
 
-async def each(
+async def iterate_rows(
     connection: Connection, after: int, upto: int | None
 ) -> AsyncGenerator[Recorded | MalformedRow, None]:
     """Yield the log row by row, as of the first read, in bounded memory.
@@ -204,10 +204,14 @@ async def each(
     last = _LAST_POSITION if upto is None else upto
     with translating():
         async with AsyncCursor(connection) as cursor:
-            async for *values, is_odd, time in cursor.stream(
+            async for *values, is_malformed, time in cursor.stream(
                 query, (after, last), binary=True, size=CHUNK_EVENTS
             ):
-                yield malformed_row_of([*values[:-2], time, values[-1]]) if is_odd else recorded_of(values)
+                yield (
+                    malformed_row_of([*values[:-2], time, values[-1]])
+                    if is_malformed
+                    else recorded_of(values)
+                )
 
 
 async def select(

@@ -105,7 +105,7 @@ async def _export(
             for key in page:
                 write(key_line(key))
     events, end, broken_at = 0, start, None
-    async for recorded in log.each(connection, after, until):
+    async for recorded in log.iterate_rows(connection, after, until):
         if broken_at is None and (
             recorded.position != end.position + 1
             or isinstance(recorded, MalformedRow)
@@ -125,7 +125,7 @@ async def _export(
 
 
 async def _row_at(connection: Connection, position: int) -> Recorded | MalformedRow | None:
-    rows = [row async for row in log.each(connection, position - 1, position)]
+    rows = [row async for row in log.iterate_rows(connection, position - 1, position)]
     return rows[0] if rows else None
 
 

@@ -152,7 +152,7 @@ async def verify_log(
     """
     walk = _Walk({checkpoint.position for _, checkpoint in checkpoints})
     with translating():
-        await walk.along(connection, report)
+        await walk.run(connection, report)
         # Rolled back, so that its settings end with it.
         async with connection.transaction(force_rollback=True):
             await connection.execute(_SCAN_TABLE)
@@ -181,7 +181,7 @@ class _Walk:
         self.marks = dict.fromkeys(marks, "")
         """The hashes at the positions of checkpoints."""
 
-    async def along(self, connection: Connection, report: Callable[[int], None]) -> None:
+    async def run(self, connection: Connection, report: Callable[[int], None]) -> None:
         """Read every row."""
         marks, last, previous, rows = self.marks, self.position, self.hash, 0
         async with connection.cursor(binary=True) as cursor:

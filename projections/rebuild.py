@@ -27,7 +27,7 @@ from eventstore.translation import translating
 from projections import PROJECTIONS
 from projections.indexes import Index, missing_indexes, recreate
 from projections.refold import refolding
-from projections.swap import folded_rows, replace, survey
+from projections.swap import find_differences, folded_rows, replace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from eventstore.connection import Connection
     from projections.projection import Projection
     from projections.refold import Progress, Refold
-    from projections.swap import Survey
+    from projections.swap import Differences
 
 CLOSE_EVENTS = 500
 """How close to the log's head the fold must be before the rest is folded while the projector waits."""
@@ -119,7 +119,7 @@ async def rebuild(
         await _catch_up(refold)
         await refold.analyze()
         with translating():
-            found = await survey(refold.connection, schema, refold.tables())
+            found = await find_differences(refold.connection, schema, refold.tables())
         attempts = 1
         while True:
             await _catch_up(refold)
@@ -169,7 +169,7 @@ async def _catch_up(refold: Refold) -> None:
         distance = left
 
 
-async def _swap(refold: Refold, schema: str, found: Survey) -> tuple[int, Changes]:
+async def _swap(refold: Refold, schema: str, found: Differences) -> tuple[int, Changes]:
     """Replace the live rows with the folded ones; return their position. If it fails, nothing changed."""
     connection = refold.connection
     with refold.rollback_on_failure(), translating():

@@ -53,7 +53,7 @@ _WRITE: LiteralString = """
 """
 
 
-class Survey(NamedTuple):
+class Differences(NamedTuple):
     """What was found out about the tables before the projector has to wait."""
 
     horizon: str
@@ -64,7 +64,9 @@ class Survey(NamedTuple):
     """Tables to be refilled completely: they were dropped, or have lost their primary key."""
 
 
-async def survey(connection: Connection, schema: str, tables: Sequence[Table[Any, Any]]) -> Survey:
+async def find_differences(
+    connection: Connection, schema: str, tables: Sequence[Table[Any, Any]]
+) -> Differences:
     """Note the keys of all rows that differ."""
     unchanged, refilled = set(), set()
     async with connection.transaction():
@@ -79,11 +81,11 @@ async def survey(connection: Connection, schema: str, tables: Sequence[Table[Any
                     unchanged.add(table.name)
             else:
                 refilled.add(table.name)
-    return Survey(horizon, frozenset(unchanged), frozenset(refilled))
+    return Differences(horizon, frozenset(unchanged), frozenset(refilled))
 
 
 async def replace(
-    connection: Connection, schema: str, table: Table[Any, Any], found: Survey
+    connection: Connection, schema: str, table: Table[Any, Any], found: Differences
 ) -> tuple[int, int]:
     """Make the live rows equal the folded ones, in the caller's transaction, while nobody else writes.
 

@@ -42,7 +42,7 @@ from service.reading import ReadTables
 from service.requests import Request
 from service.scheduling.calls import AgentClient
 from service.scheduling.scheduler import Scheduler
-from service.scheduling.timekeeper import keep_time
+from service.scheduling.timekeeper import watch_time
 from service.snapshotter import Snapshotter
 from service.tail import Tail
 from service.writing.batch import new_id
@@ -103,7 +103,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
         client,
         connection.pool(dsn, squad_schema, name="squad reader", size=READ_CONNECTIONS) as pool,
         background(
-            listener.run(), projector.run(), writer.run(), keep_time(writer, clock), snapshotter.run()
+            listener.run(), projector.run(), writer.run(), watch_time(writer, clock), snapshotter.run()
         ) as tasks,
     ):
         tables = ReadTables(pool, listener.projections, projector, writer)
@@ -132,8 +132,8 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
             cors=Cors(settings.cors_origins) if settings.cors_origins else None,
             streams=OpenStreams(settings.max_streams, settings.max_streams_per_key),
         )
-        await until_ready(writer)
-        await _first_commands(settings, writer)
+        await wait_until_ready(writer)
+        await _apply_settings(settings, writer)
         yield services, tasks
 
 
@@ -225,7 +225,7 @@ def _runner_name() -> str:
     return f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid4().hex[:8]}"
 
 
-async def until_ready(writer: Writer) -> None:
+async def wait_until_ready(writer: Writer) -> None:
     """Wait until a writer that runs in the background accepts commands.
 
     Raises:
@@ -241,7 +241,7 @@ async def until_ready(writer: Writer) -> None:
         raise StartFailed(f"the state was not restored within {START_SECONDS:.0f} seconds") from error
 
 
-async def _first_commands(settings: Settings, writer: Writer) -> None:
+async def _apply_settings(settings: Settings, writer: Writer) -> None:
     """Apply the settings' policy, agents and jobs, and start the orchestrator of a new squad."""
     correlation_id = new_id()
 

@@ -22,10 +22,10 @@ LogFormat = Literal["console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 CORRELATION: ContextVar[str] = ContextVar("correlation_id")
-"""The correlation id of the request being answered. Code that works for it elsewhere uses `about`."""
+"""The correlation id of the request being answered. Code that works for it elsewhere uses `log_extra`."""
 
 
-def about(correlation_id: str) -> dict[str, str]:
+def log_extra(correlation_id: str) -> dict[str, str]:
     """Return the `extra` that makes a log line part of a request."""
     return {"correlation_id": correlation_id}
 

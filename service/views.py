@@ -104,7 +104,7 @@ def planned(row: JobRow, now: datetime) -> dict[str, Any]:
     return {**shown, "next_ticks": ticks}
 
 
-def whole(state: Squad, moment: datetime | None) -> dict[str, Any]:
+def full_state(state: Squad, moment: datetime | None) -> dict[str, Any]:
     """Return the whole state at `moment`, as shown by the API; `moment` is None before the first event."""
     reservations = sorted(state.all(RESERVATIONS), key=lambda row: row.position)
     runs = sorted(state.all(RUNS), key=lambda row: row.fencing_token)

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from eventstore import schema
 from eventstore.listener import Hints, Listener
-from service.app import until_ready
+from service.app import wait_until_ready
 from service.background import background
 from service.cli.output import printable
 from service.cli.target import open_squad
@@ -120,7 +120,7 @@ async def open_session(
         hints = listener.events if listener else Hints()
         writer = Writer(found, chosen.squad_schema, DatabaseClock(), hints, encrypt=chosen.encrypt_payloads)
         async with background(writer.run(), *([listener.run()] if listener else [])):
-            await until_ready(writer)
+            await wait_until_ready(writer)
             yield SquadSession(connection, chosen, found, writer, actor())
 
 

@@ -74,7 +74,7 @@ def state(
     squad = then.squad
     moment = clock if at is None else then.moment
     if as_json:
-        click.echo(dumps(views.whole(squad, moment)).decode())
+        click.echo(dumps(views.full_state(squad, moment)).decode())
         return
     console = tables()
     if moment is None or not squad.head.position:

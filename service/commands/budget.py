@@ -29,7 +29,7 @@ class SetBudget(Command):
     """Tokens per day by agent. Replaces all limits; an agent that is not named has none."""
 
     @model_validator(mode="after")
-    def _something(self) -> SetBudget:
+    def _check_not_empty(self) -> SetBudget:
         if self.daily_tokens is None and self.agent_limits is None:
             raise ValueError("name daily_tokens, agent_limits, or both")
         return self
@@ -79,7 +79,7 @@ class RecordUsage(Command):
     """The task that they were spent for; any id."""
 
     @model_validator(mode="after")
-    def _one_way_of_counting(self) -> RecordUsage:
+    def _check_counts(self) -> RecordUsage:
         parts = (self.input_tokens, self.output_tokens)
         if self.tokens is None and None in parts:
             raise ValueError("name tokens, or both input_tokens and output_tokens")

@@ -11,7 +11,7 @@ from service.commands.base import Command, named_fields
 from service.values import ExternalId, Id, JsonObject, Name, ShortText, Text
 
 
-def _is_somebody(from_email: str) -> str:
+def _has_address(from_email: str) -> str:
     if from_email == ERASED:
         raise ValueError(f"must not be {ERASED}, which stands for a sender who was forgotten")
     return from_email
@@ -23,7 +23,7 @@ class LogEmail(Command):
     personal: ClassVar[frozenset[str]] = frozenset({"from_email", "subject", "payload"})
 
     gmail_message_id: ExternalId
-    from_email: Annotated[ShortText, AfterValidator(_is_somebody)]
+    from_email: Annotated[ShortText, AfterValidator(_has_address)]
     subject: Text | None = None
     category: Name = "unclassified"
     status: EmailStatus = "unread"

@@ -27,7 +27,7 @@ class CreateKey(Command):
     expires_days: Days | None = None
 
     @model_validator(mode="after")
-    def _an_agents_key_is_somebodys(self) -> CreateKey:
+    def _check_agent(self) -> CreateKey:
         if (self.scope == "agent") != (self.for_agent is not None):
             raise ValueError("an agent's key needs an agent, and no other key has one")
         return self

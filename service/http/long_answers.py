@@ -72,7 +72,7 @@ class LongAnswers:
         pieces.append(last)
 
 
-class Pauses:
+class Yielder:
     """Yields to the event loop from time to time during a long piece of work."""
 
     def __init__(self) -> None:

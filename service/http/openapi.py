@@ -84,7 +84,7 @@ def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.plain_path, {})[route.method.lower()] = _operation(route, schemas)
-    schemas.leave_out({route.body.__name__ for route in routes if _bound(route) and route.body})  # type: ignore[union-attr]
+    schemas.remove_unused({route.body.__name__ for route in routes if _bound(route) and route.body})  # type: ignore[union-attr]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -194,7 +194,7 @@ def _request_body(route: Route, schemas: Schemas) -> dict[str, Any]:
         schemas.without(models_of(route.body)[0], bound) if bound else schemas.of(route.body, "validation")
     )
     if route.method == "PATCH":
-        schemas.leave_out_defaults(schema)
+        schemas.remove_defaults(schema)
     named = schemas.definitions.get(schema.get("$ref", "").rpartition("/")[2])
     required = named is None or bool(named.keys() & {"anyOf"} or named.get("required"))
     content = {"schema": schema, "example": EXAMPLES[route.method, route.path]}

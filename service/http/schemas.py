@@ -67,7 +67,7 @@ class Schemas:
         self.definitions[schema["title"]] = schema
         return {"$ref": _REFERENCE.format(model=schema["title"])}
 
-    def leave_out_defaults(self, reference: Mapping[str, Any]) -> None:
+    def remove_defaults(self, reference: Mapping[str, Any]) -> None:
         """Remove the defaults from the schema of a change: a field left out keeps its value."""
         name = reference["$ref"].rpartition("/")[2]
         fields = self.definitions[name]["properties"]
@@ -82,7 +82,7 @@ class Schemas:
                 **whole,
                 "title": title,
                 "properties": {
-                    field: _needed(schema) if field in needed else schema
+                    field: _without_null(schema) if field in needed else schema
                     for field, schema in whole["properties"].items()
                 },
                 "required": [*whole.get("required", []), *needed],
@@ -94,7 +94,7 @@ class Schemas:
             "anyOf": references,
         }
 
-    def leave_out(self, unused: set[str]) -> None:
+    def remove_unused(self, unused: set[str]) -> None:
         """Remove schemas that nothing refers to any more."""
         for name in unused:
             self.definitions.pop(name, None)
@@ -104,7 +104,7 @@ def _without(schema: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in schema.items() if key not in keys}
 
 
-def _needed(schema: Mapping[str, Any]) -> dict[str, Any]:
+def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return the schema of a nullable field without null."""
     [choice] = [choice for choice in schema["anyOf"] if choice != {"type": "null"}]
     return {**_without(schema, "anyOf", "default"), **choice}

@@ -26,7 +26,7 @@ _REPORTED_FROM_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
-async def keep_time(writer: Writer, clock: DatabaseClock) -> None:
+async def watch_time(writer: Writer, clock: DatabaseClock) -> None:
     """Watch the time until cancelled."""
     reported: tuple[int, str] | None = None
     stood_still = False

@@ -17,7 +17,7 @@ from service.background import background
 from service.clock import DatabaseClock
 from service.commands import SendMessage, SetPolicy
 from service.requests import Request
-from service.selftest.place import own_schema
+from service.selftest.temporary_schema import own_schema
 from service.writing.writer import Writer
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ async def run(dsn: str, seconds: float, report: Callable[[str], None] = lambda _
                 report(f"commands, {callers} callers" if callers > 1 else "commands, 1 caller")
                 commands[callers] = await _commands(parts.writer, callers, share)
             report("from the log to the tables")
-            await parts.caught_up()
+            await parts.wait_until_caught_up()
             visible = await _visibility(parts, share * 2)
         return Figures(version, durable, round_trip, *commits, notification, commands, visible)
 
@@ -126,11 +126,11 @@ class _Parts:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def caught_up(self) -> None:
+    async def wait_until_caught_up(self) -> None:
         """Wait until the tables show everything that the writer has appended."""
-        await self.shows(self.writer.squad.head.position)
+        await self.wait_until_visible(self.writer.squad.head.position)
 
-    async def shows(self, position: int) -> None:
+    async def wait_until_visible(self, position: int) -> None:
         """Wait until the tables show a position."""
         while True:
             waiter = self.projector.advanced.waiter()
@@ -210,7 +210,7 @@ async def _visibility(parts: _Parts, seconds: float) -> Latency:
         outcome = await parts.writer.submit(_request(command))
         answered = perf_counter()
         assert outcome.position
-        await parts.shows(outcome.position)
+        await parts.wait_until_visible(outcome.position)
         found.append(perf_counter() - answered)
 
     started = perf_counter()

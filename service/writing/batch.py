@@ -16,7 +16,7 @@ from projections.budgets import RESERVATIONS
 from service.commands import ForgetSubject
 from service.decide import DecisionContext, Refused, access, budget, clock, decide
 from service.history.recall import EarlierAnswer
-from service.logs import about
+from service.logs import log_extra
 from service.memory.state import EXPIRING
 from service.refusals import Refusal
 from service.requests import Answer, CommandFailed, Outcome, Ticket
@@ -119,7 +119,7 @@ def decide_batch(
             recorder.set_savepoint()
         except Exception as error:  # noqa: BLE001 - a fault in one decision is no other's
             kind, correlation_id = type(ticket.request.command).__name__, ticket.request.correlation_id
-            _log.exception("deciding %s failed", kind, extra=about(correlation_id))
+            _log.exception("deciding %s failed", kind, extra=log_extra(correlation_id))
             recorder.roll_back()
             outcome = CommandFailed(str(error))
         batch.outcomes.append((ticket, outcome))

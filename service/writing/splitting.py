@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from eventstore.redaction import describe
 from service.commands import ForgetSubject
-from service.logs import about
+from service.logs import log_extra
 from service.requests import CommandFailed
 from service.writing.command_queue import MAX_BATCH_COMMANDS
 
@@ -54,7 +54,7 @@ def bisect(part: list[Ticket], error: Exception) -> list[list[Ticket]]:
         return [left[half:], left[:half]]
     for ticket in left:
         kind, correlation_id = type(ticket.request.command).__name__, ticket.request.correlation_id
-        _log.error("%s failed: %s", kind, describe(error), extra=about(correlation_id))
+        _log.error("%s failed: %s", kind, describe(error), extra=log_extra(correlation_id))
         ticket.fail(CommandFailed(str(error)))
     return []
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.selftest.place import PREFIX
+from service.selftest.temporary_schema import PREFIX
 from tests.support.command import SQUAD, end, squad_command
 from tests.support.embedded import new_data_folder, postmaster_pid
 from tests.support.parts import connected, running_writer

@@ -433,7 +433,7 @@ async def test_what_happens_between_the_survey_and_the_swap_is_not_lost(
         await connection.execute("UPDATE reservations SET agent = 'mallory' WHERE state = 'active'")
 
         async def survey_and_live_on(*args: Any) -> Any:
-            found = await swap.survey(*args)
+            found = await swap.find_differences(*args)
             await life.live(writer, 100)
             await eventually(partial(projected_to_head, database))
             await connection.execute("UPDATE squad_tasks SET title = 'tampered'")
@@ -441,7 +441,7 @@ async def test_what_happens_between_the_survey_and_the_swap_is_not_lost(
             await connection.execute(ack, (new_id(),))
             return found
 
-        monkeypatch.setattr(rebuilding, "survey", survey_and_live_on)
+        monkeypatch.setattr(rebuilding, "find_differences", survey_and_live_on)
         async with running(Projector(database, SCHEMA, listener.events).run()):
             await rebuild(database, SCHEMA)
             await life.live(writer, 20)

@@ -13,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 from eventstore.errors import EventStoreError
 from service import selftest
 from service.cli import cli
-from service.selftest.place import PREFIX, own_schema
+from service.selftest.temporary_schema import PREFIX, own_schema
 from tests.support.parts import connected
 
 if TYPE_CHECKING:

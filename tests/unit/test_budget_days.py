@@ -17,7 +17,7 @@ from projections.budgets import BUDGET_DAYS
 from service.clock import DatabaseClock
 from service.commands import PassTime, RecordUsage, SetPolicy
 from service.decide.day import Day, budget_day, budget_day_without_zone
-from service.scheduling.timekeeper import keep_time
+from service.scheduling.timekeeper import watch_time
 from tests.support.wait import eventually
 from tests.unit.support import START, Story, given
 
@@ -221,7 +221,7 @@ class TestRulesThatCannotBeFollowed:
                 looks += 1
                 return story.squad
 
-        keeping = asyncio.create_task(keep_time(cast("Writer", Reader()), _StoppedClock()))
+        keeping = asyncio.create_task(watch_time(cast("Writer", Reader()), _StoppedClock()))
         await eventually(lambda: looks > 10)
         keeping.cancel()
         said = [record.getMessage() for record in caplog.records]

@@ -64,7 +64,7 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def keeping(pen: Pen, clock: HandClock) -> AsyncIterator[None]:
-    task = asyncio.create_task(timekeeper.keep_time(cast("Writer", pen), clock))
+    task = asyncio.create_task(timekeeper.watch_time(cast("Writer", pen), clock))
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ from service import views
 from service.http import answers, write_answers
 from service.http.context import Services, parse_command, parse_path, parse_query
 from service.http.lists import OneOf, PageByName, PageQuery, Query, page, page_of_rows
-from service.http.long_answers import Pauses
+from service.http.long_answers import Yielder
 from service.http.problems import Problem
 from service.http.reply import Reply, respond
 from service.http.route import Route, Write, write, write_of
@@ -75,7 +75,7 @@ async def _shown(services: Services, rows: Sequence[JobRow], query: Query) -> li
     names = [row.name for row in rows]
     async with services.tables.covering(jobs, query.min_position) as connection:
         runs = await storage.newest(connection, RUNS, "job", names, "fencing_token", SHOWN_RUNS)
-    shown, now, pauses = [], services.clock.now(), Pauses()
+    shown, now, pauses = [], services.clock.now(), Yielder()
     for row in rows:
         shown.append(views.job(row, [run.asdict() for run in runs.get(row.name, ())], now))
         await pauses.pause()

@@ -66,7 +66,7 @@ async def _show(services: Services, request: web.Request) -> Reply | web.StreamR
     await services.tables.wait_for_state(query.min_position)
     then = await (_now(services) if query.at is None else _then(services, query.at))
     # Before the next await, which could change the state: it collects rows, which are immutable.
-    whole = views.whole(then.squad, then.moment)
+    whole = views.full_state(then.squad, then.moment)
     return await respond_long(services, request, lambda: whole)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PREFIX = "squad_bench_"
 _NAME_LENGTH = len(PREFIX) + 12
 
-_LEFT_OVER = "SELECT nspname FROM pg_namespace WHERE left(nspname, %s) = %s AND length(nspname) = %s"
+_ABANDONED = "SELECT nspname FROM pg_namespace WHERE left(nspname, %s) = %s AND length(nspname) = %s"
 # Held while its owner is connected, so a schema whose lock is free was left by a killed self-test.
 _LOCK = "SELECT pg_try_advisory_lock(hashtextextended(%s, 1))"
 _UNLOCK = "SELECT pg_advisory_unlock(hashtextextended(%s, 1))"
@@ -39,7 +39,7 @@ async def own_schema(dsn: str) -> AsyncIterator[str]:
     async with await connect(dsn, "public", name="squad bench") as connection:
         with translating():
             await connection.execute(_LOCK, (name,))
-            await _drop_left_over(connection)
+            await _drop_abandoned(connection)
         try:
             try:
                 await schema.apply(dsn, name)
@@ -54,9 +54,9 @@ async def own_schema(dsn: str) -> AsyncIterator[str]:
                 await _drop(connection, name)
 
 
-async def _drop_left_over(connection: Connection) -> None:
+async def _drop_abandoned(connection: Connection) -> None:
     """Remove the schemas left behind by killed self-tests."""
-    cursor = await connection.execute(_LEFT_OVER, (len(PREFIX), PREFIX, _NAME_LENGTH))
+    cursor = await connection.execute(_ABANDONED, (len(PREFIX), PREFIX, _NAME_LENGTH))
     for (name,) in await cursor.fetchall():
         if await one_value(connection, _LOCK, (name,)):
             await _drop(connection, name)
