@@ -12,6 +12,7 @@ from eventstore.errors import ImportRefused, UnknownEventType, UnreadableEvent
 from eventstore.events import AppendAbandoned, BudgetDayReset
 from eventstore.exchange import MAX_LINE_BYTES, End, Header, KeyLine, parse
 from eventstore.keys import StoredKey
+from eventstore.nul import contains_nul
 from eventstore.recorded import EMPTY_LOG, GENESIS_HASH, Head, Recorded
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class ImportedLog:
         if isinstance(event, BudgetDayReset):
             self._check_budget_day(event, moment)
         # In an event that is not sealed, the table of the log refuses it.
-        if shown is not recorded and sealing.contains_nul(shown.data):
+        if shown is not recorded and contains_nul(shown.data):
             self._refuse("it contains U+0000, which no table can hold")
         self.head = Head(position, computed, moment)
         return recorded

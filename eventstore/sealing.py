@@ -38,6 +38,7 @@ from eventstore.events import (
 )
 from eventstore.ids import ID
 from eventstore.keys import Keyring
+from eventstore.nul import contains_nul
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -198,11 +199,6 @@ def reveal_event(recorded: Recorded, secrets: Mapping[str, bytes]) -> Recorded:
     return _reveal(recorded, *found, secrets.get(found[1].key))
 
 
-def contains_nul(data: str) -> bool:
-    """Whether a stored JSON text contains U+0000."""
-    return "\\u0000" in data and _contains_nul(orjson.loads(data))
-
-
 def key_of(recorded: Recorded) -> str | None:
     """Return the id of the key that an event is sealed with; None if it is stored in plain text."""
     found = _unseal(recorded) if recorded.type in PERSONAL else None
@@ -302,15 +298,3 @@ def _as_json(event: AnyEvent) -> dict[str, Any]:
 
 def _envelope(id_: str, stream: str, type_: str, schema_version: int, key_id: str) -> bytes:
     return f"{id_}\n{stream}\n{type_}\n{schema_version}\n{key_id}\n".encode()
-
-
-def _contains_nul(value: Any) -> bool:
-    match value:
-        case str():
-            return "\0" in value
-        case dict():
-            return any(_contains_nul(key) or _contains_nul(item) for key, item in value.items())
-        case list():
-            return any(map(_contains_nul, value))
-        case _:
-            return False

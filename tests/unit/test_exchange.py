@@ -17,7 +17,7 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 from msgspec import structs
 
-from eventstore import codec, sealing
+from eventstore import codec, nul, sealing
 from eventstore.bounds import MAX_STORED_JSON_DEPTH
 from eventstore.chain import hash_of
 from eventstore.cloudevents import cloud_event_line
@@ -315,7 +315,7 @@ class TestWhatIsNotAWholeLog:
         sent = codec.decode(log[1])
         assert isinstance(sent, MessageSent)
         with monkeypatch.context() as careless:
-            careless.setattr(sealing, "_contains_nul", lambda _: False)
+            careless.setattr(nul, "_contains_nul", lambda _: False)
             data = sealing.seal(structs.replace(sent, **inside), log[1].id, _KEY, b"twelve bytes")
         log[1] = log[1]._replace(data=data)
         header, *rest = exported(hashed(log)).splitlines(keepends=True)
