@@ -13,6 +13,7 @@ from eventstore.recorded import Recorded
 from projections import projector as module
 from projections.agents import agents
 from projections.messages import messages
+from projections.progress import Progress
 from projections.projector import Projector
 from tests.unit.support import START
 
@@ -145,3 +146,29 @@ class TestWhatThisProcessKnows:
         projector.positions = {"agents": 3, "messages": 2}
         assert not await self.advance(projector, 4)
         assert projector.positions == {"agents": 3, "messages": 2}
+
+    def test_makes_the_next_page_of_the_log_smaller_where_it_is_large(self, projector: Projector) -> None:
+        """It may be too much to be kept, and has to be read then."""
+        usual, large = projector._page_sizer.events, "x" * 1_000_000
+        projector.active = True
+        projector.observe([one._replace(data=large) for one in events(*range(3, 23))], [])
+        assert projector._page_sizer.events < usual
+
+
+async def test_it_begins_anew_without_what_it_knew_of_the_tables_before(
+    projector: Projector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read_progress(*_: object) -> Progress:
+        return Progress({"agents": 1, "messages": 0}, 7, [])
+
+    monkeypatch.setattr(module, "read_progress", read_progress)
+    projector.active = True
+    projector.observe(events(3, 4), [])
+    projector.failed = {"messages": (3, "a fault")}
+    folder, ticket = projector._folder, projector.moved.ticket()
+    await projector._restart(connection())
+    assert (projector.failed, len(projector._recent), projector._generation) == ({}, 0, 7)
+    assert projector._folder is not folder
+    assert projector.positions == {"agents": 1, "messages": 0}
+    assert projector.caught_up_at == {"agents": NOW, "messages": NOW}
+    assert ticket.is_set()
