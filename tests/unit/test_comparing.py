@@ -1,0 +1,89 @@
+"""How near a comparison comes to the tables before its snapshot, and how long it waits for an erasure."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from eventstore import log
+from projections import comparison as module
+from projections.agents import agents
+from projections.messages import messages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import pytest
+
+
+class Refold:
+    """A fold from zero that notes how far it was taken."""
+
+    connection = None
+
+    def __init__(self) -> None:
+        self.projections = {"agents": agents, "messages": messages}
+        self.positions = {"agents": 0, "messages": 0}
+        self.folded: list[Mapping[str, int]] = []
+
+    async def to(self, targets: Mapping[str, int]) -> None:
+        self.positions |= targets
+        self.folded.append(targets)
+
+
+async def catch_up(
+    monkeypatch: pytest.MonkeyPatch, standings: Iterator[Mapping[str, int]], *, end: int, version: int
+) -> list[Mapping[str, int]]:
+    """Let a refold catch up with tables that go on. Messages were folded by code of this version."""
+    versions = {"agents": agents.fold_version, "messages": version}
+
+    async def look(*_: object) -> Any:
+        return {
+            name: SimpleNamespace(position=position, fold_version=versions[name])
+            for name, position in next(standings).items()
+        }
+
+    async def head_position(_: object) -> int:
+        return end
+
+    monkeypatch.setattr(module, "_standings", look)
+    monkeypatch.setattr(log, "head_position", head_position)
+    refold: Any = Refold()
+    await module._catch_up(refold, "squad")
+    return list(refold.folded)
+
+
+async def test_it_goes_on_as_long_as_it_comes_nearer(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = [{"agents": at, "messages": at - 5} for at in (1_000, 1_100, 1_120, 1_140)]
+    folded = await catch_up(monkeypatch, iter(looks), end=2_000, version=messages.fold_version)
+    assert folded == looks[:3]
+
+
+async def test_it_stops_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = [{"agents": 1_000, "messages": 900}] * 2
+    folded = await catch_up(monkeypatch, iter(looks), end=2_000, version=messages.fold_version)
+    assert folded == looks[:1]
+
+
+async def test_it_waits_for_nothing_that_is_not_to_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other code folded, and events that are not in the log."""
+    looks = [{"agents": 2_500, "messages": 900}] * 2
+    folded = await catch_up(monkeypatch, iter(looks), end=2_000, version=messages.fold_version + 1)
+    assert folded == [{"agents": 2_000}]
+
+
+def test_tables_have_as_long_again_for_the_next_erasure_once_they_came_to_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, patience = 0.0, module._Patience()
+    monkeypatch.setattr(module, "monotonic", lambda: now)
+    assert patience.lasts("messages", 5, forgotten=9)
+    now += module.ERASED_WITHIN_SECONDS - 1
+    assert patience.lasts("messages", 8, forgotten=12)
+    now += 1
+    assert not patience.lasts("messages", 8, forgotten=12)
+    assert patience.lasts("emails", 8, forgotten=12)
+    assert patience.lasts("messages", 9, forgotten=12)
+    now += module.ERASED_WITHIN_SECONDS
+    assert not patience.lasts("messages", 11, forgotten=15)
+    assert patience.lasts("messages", 12, forgotten=15)
