@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from eventstore import log
 from projections import comparison as module
 from projections.agents import agents
@@ -13,18 +15,24 @@ from projections.messages import messages
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    import pytest
-
 
 class Refold:
     """A fold from zero that notes how far it was taken."""
 
-    connection = None
+    reader = None
 
     def __init__(self) -> None:
         self.projections = {"agents": agents, "messages": messages}
         self.positions = {"agents": 0, "messages": 0}
         self.folded: list[Mapping[str, int]] = []
+        self.connection = self
+
+    async def execute(self, _: object) -> None: ...
+
+    async def analyze(self) -> None: ...
+
+    def tables(self) -> list[Any]:
+        return []
 
     async def to(self, targets: Mapping[str, int]) -> None:
         self.positions |= targets
@@ -87,3 +95,42 @@ def test_tables_have_as_long_again_for_the_next_erasure_once_they_came_to_one(
     now += module.ERASED_WITHIN_SECONDS
     assert not patience.lasts("messages", 11, forgotten=15)
     assert patience.lasts("messages", 12, forgotten=15)
+
+
+@pytest.mark.parametrize(
+    ("at", "compared"),
+    [
+        ({"agents": 8, "messages": 9}, {"agents", "messages"}),
+        ({"agents": 9, "messages": 8}, {"agents"}),
+    ],
+    ids=["has come to it", "has yet to come to it"],
+)
+async def test_only_what_holds_personal_data_is_to_come_to_an_erasure_first(
+    monkeypatch: pytest.MonkeyPatch, at: Mapping[str, int], compared: set[str]
+) -> None:
+    looked_at: set[str] = set()
+
+    async def standings(*_: object) -> Any:
+        versions = {"agents": agents.fold_version, "messages": messages.fold_version}
+        return {name: module._Standing(at[name], versions[name], None, None) for name in at}
+
+    async def forgotten_at(*_: object) -> int:
+        return 9
+
+    async def all_alike(*_: object) -> dict[str, str]:
+        return {}
+
+    async def compare_table(*where: Any) -> list[Any]:
+        looked_at.add(where[2].name)
+        return []
+
+    monkeypatch.setattr(module, "_standings", standings)
+    monkeypatch.setattr(log, "head_position", forgotten_at)
+    monkeypatch.setattr(module, "one_value", forgotten_at)
+    monkeypatch.setattr(module, "unlike", all_alike)
+    monkeypatch.setattr(module, "_compare_table", compare_table)
+    monkeypatch.setattr(module, "ERASED_WITHIN_SECONDS", 0.0)
+    refold: Any = Refold()
+    found = await module._compare(refold, "squad", module._Patience())
+    assert looked_at == compared
+    assert {difference.projection for difference in found} == at.keys() - compared
