@@ -162,15 +162,15 @@ class _ErasurePending(Exception):
 
 
 class _ErasureDeadlines:
-    """Until when each projection may be on its way to where somebody was forgotten."""
+    """How long each projection may take to reach the position where somebody was forgotten."""
 
     def __init__(self) -> None:
         self._deadlines: dict[str, tuple[int, float]] = {}
 
-    def is_ahead(self, name: str, position: int, forgotten: int) -> bool:
-        """Whether one that is at `position` may take longer; it has as long again for each one it came to.
+    def has_time(self, name: str, position: int, forgotten: int) -> bool:
+        """Whether a projection at `position` still has time to reach the erasure at `forgotten`.
 
-        It begins with the first look. However long the fold took before that, nobody was waited for.
+        The time starts at the first look, however long the fold took, and again at each erasure reached.
         """
         awaited, until = self._deadlines.get(name, (0, 0.0))
         if position >= awaited:
@@ -201,7 +201,7 @@ async def _compare(refold: Refold, schema: str, deadlines: _ErasureDeadlines) ->
         if refold.positions[name] != position:
             raise StoreBusy(f"{name} was set back to {position} while it was compared")
         if position < forgotten and SubjectForgotten in projection.handlers:
-            if deadlines.is_ahead(name, position, forgotten):
+            if deadlines.has_time(name, position, forgotten):
                 raise _ErasurePending
             detail = f"it has yet to erase what was forgotten at position {forgotten}"
             found.append(Difference("not erased yet", name, position, detail=detail))

@@ -34,7 +34,7 @@ class Refold:
     def tables(self) -> list[Any]:
         return []
 
-    async def to(self, targets: Mapping[str, int]) -> None:
+    async def fold_to(self, targets: Mapping[str, int]) -> None:
         self.positions |= targets
         self.folded.append(targets)
 
@@ -54,7 +54,7 @@ async def catch_up(
     async def head_position(_: object) -> int:
         return end
 
-    monkeypatch.setattr(module, "_standings", look)
+    monkeypatch.setattr(module, "_read_states", look)
     monkeypatch.setattr(log, "head_position", head_position)
     refold: Any = Refold()
     await module._catch_up(refold, "squad")
@@ -83,18 +83,18 @@ async def test_it_waits_for_nothing_that_is_not_to_be_compared(monkeypatch: pyte
 def test_tables_have_as_long_again_for_the_next_erasure_once_they_came_to_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    now, patience = 0.0, module._Patience()
+    now, deadlines = 0.0, module._ErasureDeadlines()
     monkeypatch.setattr(module, "monotonic", lambda: now)
-    assert patience.lasts("messages", 5, forgotten=9)
-    now += module.ERASED_WITHIN_SECONDS - 1
-    assert patience.lasts("messages", 8, forgotten=12)
+    assert deadlines.has_time("messages", 5, forgotten=9)
+    now += module.ERASURE_TIMEOUT_SECONDS - 1
+    assert deadlines.has_time("messages", 8, forgotten=12)
     now += 1
-    assert not patience.lasts("messages", 8, forgotten=12)
-    assert patience.lasts("emails", 8, forgotten=12)
-    assert patience.lasts("messages", 9, forgotten=12)
-    now += module.ERASED_WITHIN_SECONDS
-    assert not patience.lasts("messages", 11, forgotten=15)
-    assert patience.lasts("messages", 12, forgotten=15)
+    assert not deadlines.has_time("messages", 8, forgotten=12)
+    assert deadlines.has_time("emails", 8, forgotten=12)
+    assert deadlines.has_time("messages", 9, forgotten=12)
+    now += module.ERASURE_TIMEOUT_SECONDS
+    assert not deadlines.has_time("messages", 11, forgotten=15)
+    assert deadlines.has_time("messages", 12, forgotten=15)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ async def test_only_what_holds_personal_data_is_to_come_to_an_erasure_first(
 
     async def standings(*_: object) -> Any:
         versions = {"agents": agents.fold_version, "messages": messages.fold_version}
-        return {name: module._Standing(at[name], versions[name], None, None) for name in at}
+        return {name: module._ProjectionState(at[name], versions[name], None, None) for name in at}
 
     async def forgotten_at(*_: object) -> int:
         return 9
@@ -124,13 +124,13 @@ async def test_only_what_holds_personal_data_is_to_come_to_an_erasure_first(
         looked_at.add(where[2].name)
         return []
 
-    monkeypatch.setattr(module, "_standings", standings)
+    monkeypatch.setattr(module, "_read_states", standings)
     monkeypatch.setattr(log, "head_position", forgotten_at)
     monkeypatch.setattr(module, "one_value", forgotten_at)
-    monkeypatch.setattr(module, "unlike", all_alike)
+    monkeypatch.setattr(module, "differing_tables", all_alike)
     monkeypatch.setattr(module, "_compare_table", compare_table)
-    monkeypatch.setattr(module, "ERASED_WITHIN_SECONDS", 0.0)
+    monkeypatch.setattr(module, "ERASURE_TIMEOUT_SECONDS", 0.0)
     refold: Any = Refold()
-    found = await module._compare(refold, "squad", module._Patience())
+    found = await module._compare(refold, "squad", module._ErasureDeadlines())
     assert looked_at == compared
     assert {difference.projection for difference in found} == at.keys() - compared

@@ -165,7 +165,7 @@ async def test_it_begins_anew_without_what_it_knew_of_the_tables_before(
     projector.active = True
     projector.observe(events(3, 4), [])
     projector.failed = {"messages": (3, "a fault")}
-    folder, ticket = projector._folder, projector.moved.ticket()
+    folder, ticket = projector._folder, projector.advanced.waiter()
     await projector._restart(connection())
     assert (projector.failed, len(projector._recent), projector._generation) == ({}, 0, 7)
     assert projector._folder is not folder

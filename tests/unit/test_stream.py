@@ -43,8 +43,8 @@ def services() -> Any:
         tail=SimpleNamespace(forgotten=0, last=0),
         writer=SimpleNamespace(squad=SimpleNamespace(head=SimpleNamespace(position=HEAD)), replacements=0),
         tables=SimpleNamespace(connection=nullcontext),
-        channels=SimpleNamespace(following=lambda _: nullcontext()),
-        authenticator=SimpleNamespace(still_admits=lambda _: True),
+        channels=SimpleNamespace(subscribe=lambda _: nullcontext()),
+        authenticator=SimpleNamespace(is_still_allowed=lambda _: True),
         stopping=False,
         streams=OpenStreams(maximum=9, max_per_key=9),
         metrics=SimpleNamespace(open_streams=SimpleNamespace(track_inprogress=nullcontext)),
@@ -190,7 +190,7 @@ async def test_a_stream_that_begins_while_the_log_is_replaced_says_so(
     async def replaced(_: int) -> None:
         services.writer.replacements += 1
 
-    services.tables.state_covering = replaced
+    services.tables.wait_for_state = replaced
     request: Any = Connected()
     await module.stream(services, request, 4, Filter())
     assert response.sent[1:] == [b'event: log_replaced\ndata: {"position":9}\n\n']
