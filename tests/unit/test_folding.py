@@ -1,0 +1,67 @@
+"""Which rows a page of the log has fetched, and which the next page still has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from eventstore.events import AgentHeartbeatRecorded, SubjectForgotten
+from eventstore.recorded import Recorded
+from projections import storage
+from projections.agents import AGENTS, AgentRow, agents
+from projections.folding import PageFolder
+from projections.messages import MESSAGES, MessageRow, messages
+from tests.unit.support import START, given
+from tests.unit.test_batch import ANN
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eventstore.events import AnyEvent
+    from projections.projection import Projection, Table
+
+A_MESSAGE = MessageRow("m", "ann", None, "hello", None, None, START, 3)
+
+
+@pytest.fixture
+def stored(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The rows of the database, by key."""
+    stored: dict[str, Any] = {}
+
+    async def load(_: object, __: object, keys: Sequence[str]) -> list[Any]:
+        return [stored[key] for key in keys]
+
+    monkeypatch.setattr(storage, "load", load)
+    return stored
+
+
+async def fold(
+    folder: PageFolder, projection: Projection, event: AnyEvent
+) -> dict[Table[Any, Any], set[Any]]:
+    """Fold a page of one event; return the keys of the rows that were fetched for it."""
+    recorded = Recorded(9, "id", "s", 1, event.type, 1, "{}", "ann", None, "c", None, START, b"")
+    connection: Any = None
+    wanted = folder.wanted([projection], [event])
+    await folder.fetch(connection, wanted)
+    folder.keep(folder.fold([projection], [recorded], [event]))
+    return wanted
+
+
+async def test_a_row_that_is_read_often_is_fetched_once(stored: dict[str, Any]) -> None:
+    folder, event = PageFolder(), AgentHeartbeatRecorded(agent="ann")
+    row: AgentRow = given(ANN).row(AGENTS, "ann")
+    stored["ann"] = row
+    assert await fold(folder, agents, event) == {AGENTS: {"ann"}}
+    assert await fold(folder, agents, event) == {}
+    assert folder._caches[AGENTS.name]["ann"].position == 9 != row.position
+
+
+async def test_messages_do_not_stay_in_memory_least_of_all_as_they_were_before_they_were_erased(
+    stored: dict[str, Any],
+) -> None:
+    folder, event = PageFolder(), SubjectForgotten(key_id="k", emails=[], messages=["m"], in_plain=0)
+    stored["m"] = A_MESSAGE
+    for _ in range(2):
+        assert await fold(folder, messages, event) == {MESSAGES: {"m"}}
+        assert not folder._caches[MESSAGES.name]
