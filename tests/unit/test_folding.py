@@ -42,9 +42,9 @@ async def fold(
     """Fold a page of one event; return the keys of the rows that were fetched for it."""
     recorded = Recorded(9, "id", "s", 1, event.type, 1, "{}", "ann", None, "c", None, START, b"")
     connection: Any = None
-    wanted = folder.wanted([projection], [event])
+    wanted = folder.keys_to_fetch([projection], [event])
     await folder.fetch(connection, wanted)
-    folder.keep(folder.fold([projection], [recorded], [event]))
+    folder.add_to_cache(folder.fold([projection], [recorded], [event]))
     return wanted
 
 
