@@ -58,7 +58,7 @@ _TYPES_IN_WORDS: Mapping[str, str] = MappingProxyType(
     {
         "dict_type": "must be an object, with names and values",
         "list_type": "must be a list",
-        "too_short": "must have at least {min_length} entries",
+        "too_short": "must have {min_length} or more entries",
         "too_long": "must have at most {max_length} entries",
     }
 )
