@@ -48,7 +48,7 @@ EVERY_EDGE = ("--phases=examples,coverage",)
 
 AT_RANDOM = (
     "--phases=fuzzing",
-    "--max-examples=15",
+    "--max-examples=10",
     *(
         f"--include-operation-id={name}"
         for name in ("post_api_squad", "post_messages", "post_operations", "post_batch", "get_events")
