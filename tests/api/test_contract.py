@@ -48,7 +48,7 @@ EVERY_EDGE = ("--phases=examples,coverage",)
 
 AT_RANDOM = (
     "--phases=fuzzing",
-    "--max-examples=10",
+    "--max-examples=15",
     *(
         f"--include-operation-id={name}"
         for name in ("post_api_squad", "post_messages", "post_operations", "post_batch", "get_events")
