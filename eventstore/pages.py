@@ -84,7 +84,7 @@ async def scan(
         after: the position to start after.
         upto: the last position wanted; if the log ends before it, so does the scan.
         page_events: the maximum number of events in a page.
-        shape: what to read of each.
+        row_format: what to read of each.
 
     Raises:
         UnreadableEvent: a row has a value that Python cannot represent.

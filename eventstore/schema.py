@@ -150,7 +150,7 @@ async def apply(dsn: str, schema: str, grantees: Collection[Grantee] = ()) -> No
     Args:
         dsn: libpq connection string or URI; the role must own the schema, or be allowed to create it.
         schema: the squad's Postgres schema.
-        guests: roles to grant access to.
+        grantees: roles to grant access to.
 
     Raises:
         NameTaken: the name of a table or an index is already taken.

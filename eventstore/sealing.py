@@ -96,7 +96,7 @@ def seal(
         id_: its id in the log.
         key: the key to seal it with.
         nonce: `NONCE_BYTES` random bytes, never used with this key before.
-        instead: by name, what to store in place of a sealed field other than null.
+        replacements: by name, what to store in place of a sealed field other than null.
 
     Raises:
         ValueError: the event contains U+0000, which no table can hold, and which the log would refuse in
@@ -142,7 +142,7 @@ async def reveal(
         page: events as they are stored.
         keyring: a cache of keys, from which those that the page says were destroyed are removed. Without
             one, keys always come from the database, which is right for readers that do not follow the log.
-        veiled: types for which the erased form is enough.
+        erased_types: types for which the erased form is enough.
 
     Raises:
         UnreadableEvent: a box does not open with its key or has unexpected content, or a seal or the

@@ -33,7 +33,7 @@ async def follow(
         connection: opens a connection for one read, such as a pool's `connection`.
         hints: wakes the reader early; without hints it polls every `poll_seconds`.
         after: the position to start after; 0 for all.
-        wanted: yield only events that match.
+        event_filter: yield only events that match.
 
     Raises:
         StoreUnavailable: a read failed; continue with a new subscription after the last position seen.

@@ -74,7 +74,7 @@ async def export_log(
         until: the last position wanted; None for all.
         cloud_events: one CloudEvent a line, instead of what `import_log` accepts.
         with_keys: whether to export the keys of sealed payloads, if the file begins with the first event.
-        tell: is called now and then with the number of events written.
+        report: is called now and then with the number of events written.
     """
     async with connection.transaction():
         # The events and the keys must be of the same moment.
@@ -148,7 +148,7 @@ async def import_log(
     Args:
         connection: in autocommit mode, without timeouts.
         chunks: the lines of a file that `export_log` wrote, in portions of any size.
-        tell: is called now and then with the number of events read.
+        report: is called now and then with the number of events read.
         fill: fills the read tables in the same transaction; is called with the last position.
 
     Returns:

@@ -145,7 +145,7 @@ async def verify_log(
     Args:
         connection: without timeouts.
         checkpoints: to compare with the log, each with its name.
-        tell: is called now and then with the number of events read.
+        report: is called now and then with the number of events read.
 
     Raises:
         StoreUnavailable: the connection broke.

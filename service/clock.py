@@ -28,8 +28,8 @@ class DatabaseClock:
 
         Args:
             reading: the reading of the database's clock.
-            asked: monotonic seconds just before the request was sent.
-            heard: monotonic seconds just after the answer arrived.
+            sent_at: monotonic seconds just before the request was sent.
+            received_at: monotonic seconds just after the answer arrived.
         """
         seconds = (reading - _EPOCH).total_seconds()
         self._offset_seconds = min(max(self._offset_seconds, seconds - received_at), seconds - sent_at)

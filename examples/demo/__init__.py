@@ -2,6 +2,6 @@
 
     python -m examples.demo
 
-`letters` is the mail of a small audio shop, `post_office` an IMAP server for it, `processes` starts and
-stops processes, `setting` sets everything up, `narrator` reports what happens, `__main__` is the command.
+`letters` is the mail of a small audio shop, `imap_server` a server for it, `processes` starts and stops
+processes, `environment` sets everything up, `narrator` reports what happens, `__main__` is the command.
 """

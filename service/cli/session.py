@@ -107,7 +107,7 @@ async def open_session(
 
     Args:
         target: the squad.
-        listening: for a command that waits for what others do: the writer is then notified at once, instead
+        listen: for a command that waits for what others do: the writer is then notified at once, instead
             of only polling, which it does before each decision and every second.
         create: whether to create the squad if it does not exist.
 

@@ -124,7 +124,7 @@ def due_jobs(
     Args:
         squad: the squad.
         now: the time.
-        tell: called with each job whose ticks this process cannot compute, and the reason.
+        report: called with each job whose ticks this process cannot compute, and the reason.
     """
     runs, later = [run.id for run in squad.free_runs(now)], squad.next_free_run(now)
     agenda = squad.due_jobs

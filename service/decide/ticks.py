@@ -55,7 +55,7 @@ def close_schedule(builder: DecisionBuilder, job: JobRow, *, waiting: str | None
     """Give the past ticks of a schedule that is about to end their outcomes, even those that jitter delays.
 
     Args:
-        unfolding: the decision that ends it.
+        builder: of the decision that ends it.
         job: the job as it was until now.
         waiting: why a buffered tick is skipped as well; None if it will still run.
 

@@ -142,7 +142,7 @@ async def fold_to(
         squad: brought up to `upto`.
         upto: the last position to fold.
         known: the log's head before any of the squad was read.
-        keep: stores snapshots, so that nobody has to fold a long stretch twice.
+        store_snapshot: stores snapshots, so that nobody has to fold a long stretch twice.
         deadline: when to give up, by the monotonic clock.
 
     Raises:

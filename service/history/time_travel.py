@@ -89,7 +89,7 @@ async def state_at(
     Args:
         connection: to read from; it may be read-only.
         position: at most the log's head.
-        keep: stores snapshots where many events had to be folded.
+        store_snapshot: stores snapshots where many events had to be folded.
         deadline: when to give up, by the monotonic clock.
 
     Raises:

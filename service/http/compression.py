@@ -22,7 +22,7 @@ def decompress(body: bytes, coding: str, max_bytes: int) -> bytes:
     Args:
         body: the body as it was sent; not empty.
         coding: its Content-Encoding, in lower case.
-        most_bytes: the maximum size of the content.
+        max_bytes: the maximum size of the content.
 
     Raises:
         Problem: the content is too large, incomplete or not in this encoding, or that is not supported.

@@ -178,7 +178,7 @@ def fitting(
     Args:
         entries: the entries.
         limit: how many to stop after.
-        most_bytes: how many bytes to stop after.
+        max_bytes: how many bytes to stop after.
     """
     items: list[orjson.Fragment] = []
     size, last = 0, None

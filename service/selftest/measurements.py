@@ -84,7 +84,7 @@ async def run(dsn: str, seconds: float, report: Callable[[str], None] = lambda _
     Args:
         dsn: the database.
         seconds: how long to measure in total, not counting the creation of the schema.
-        tell: called with what is being measured.
+        report: called with what is being measured.
     """
     share = seconds / SHARES
     async with own_schema(dsn) as name, await connect(dsn, name, name="squad bench") as connection:

@@ -127,7 +127,7 @@ class Appender:
             tickets: the commands.
             decided: the batch, if it was decided ahead.
             join: called when the lock is held; adds to `tickets` those that have been queued meanwhile.
-            leave: called with tickets that were removed from `tickets` because the batch is full.
+            defer: called with tickets that were removed from `tickets` because the batch is full.
 
         Raises:
             StoreUnavailable: the connection broke; the batch is `in_doubt` if it may have been committed.

@@ -73,7 +73,7 @@ class CommandQueue:
         """Take the next batch, or additions to one; drop tickets whose callers have gone.
 
         Args:
-            most: how many commands to take at most.
+            maximum: how many commands to take at most.
             size: size in bytes of the batch that these are added to.
         """
         batch: list[Ticket] = []

@@ -22,7 +22,7 @@ class Timeouts:
     """Checks the deadlines of waiting tickets, while there are any.
 
     Args:
-        waiting: tickets whose commands are not decided yet.
+        queue: tickets whose commands are not decided yet.
         in_flight: returns the tickets whose commands may be in the log already.
     """
 
