@@ -46,7 +46,7 @@ class PageSizer:
         self.events = min(self.events, self._fitting(coming))
 
     def _fitting(self, page: Sequence[AnyRecorded]) -> int:
-        characters = sum([len(recorded.data) for recorded in page])
+        characters = sum(len(recorded.data) for recorded in page)
         return (
             max(self._characters * len(page) // characters, self._minimum) if characters else self._maximum
         )

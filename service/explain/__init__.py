@@ -24,7 +24,7 @@ from service.explain.sentences import sentence, step
 if TYPE_CHECKING:
     from eventstore.recorded import Recorded
 
-__all__ = ["MAX_CAUSES", "MAX_EFFECTS", "Explanation", "Past", "explain"]
+__all__ = ["MAX_CAUSES", "MAX_EFFECTS", "Explanation", "LogQueries", "explain"]
 
 MAX_CAUSES = 25
 """The number of causes that are listed."""

@@ -6,6 +6,7 @@ Commands see what those before them in the batch did; one that fails is rolled b
 from __future__ import annotations
 
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from eventstore.events import (
@@ -89,7 +90,7 @@ class Layer:
 
     def values(self) -> Iterator[Any]:
         """Yield all values, in no order."""
-        return (value for _, value in self.items())
+        return map(itemgetter(1), self.items())
 
 
 class _WholeLayer(Layer):
