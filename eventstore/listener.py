@@ -23,6 +23,7 @@ import psycopg
 from eventstore import pooler
 from eventstore.connection import Connection, closing_after, connect
 from eventstore.errors import EventStoreError
+from eventstore.outage import OutageLog
 from eventstore.redaction import describe
 
 POLL_SECONDS = 1.0
@@ -103,6 +104,7 @@ class Listener:
         self.reconnects = 0
         self._dsn = dsn
         self._schema = schema
+        self._outages = OutageLog(_log, "the listener")
         self._heartbeat_channel = f"{schema}.heard.{uuid4().hex[:12]}"
 
     async def run(self) -> None:
@@ -113,7 +115,7 @@ class Listener:
             try:
                 await self._listen()
             except (EventStoreError, psycopg.Error, OSError) as error:
-                _log.warning("the listener lost its connection: %s", describe(error))
+                self._outages.failed(describe(error))
                 self.problem = str(error)
             self.hearing = False
             self.reconnects += 1
@@ -143,6 +145,7 @@ class Listener:
             while True:
                 await self._check_heartbeat(connection, sender)
                 self.hearing, self.problem = True, None
+                self._outages.connected()
                 await self._receive(connection, seconds=HEARTBEAT_SECONDS)
         finally:
             self.hearing = False

@@ -30,6 +30,7 @@ from eventstore import log
 from eventstore.connection import Connection, closing_after, connect
 from eventstore.errors import EventStoreError, LogNotUnderstood, StoreBusy, StoreUnavailable
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
+from eventstore.outage import OutageLog
 from eventstore.page_size import PageSizer
 from eventstore.queries import one_value
 from eventstore.redaction import describe
@@ -95,6 +96,7 @@ class Projector:
         """When each projection last had everything in the log, by the monotonic clock."""
         self.advanced = Hints()
         """Wakes when `positions` has advanced. The database's own notification may arrive before that."""
+        self._outages = OutageLog(_log, "the projector")
         self._dsn = dsn
         self._schema = schema
         self._hints = hints
@@ -136,6 +138,7 @@ class Projector:
                     # The active one polls every second; one that hangs must not keep the lock.
                     idle_session_timeout=_IDLE_MILLISECONDS,
                 )
+                self._outages.connected()
                 try:
                     await self._become_active(connection)
                     delay = _BACKOFF_SECONDS[0]
@@ -146,7 +149,7 @@ class Projector:
             except StoreBusy as busy:
                 _log.info("the projector starts over: %s", busy)
             except (EventStoreError, psycopg.Error, OSError) as error:
-                _log.warning("the projector lost its connection: %s", describe(error))
+                self._outages.failed(describe(error))
             except Exception:  # noqa: BLE001 - nothing restarts this task: it must go on
                 _log.exception("the projector failed and starts over")
             await asyncio.sleep(delay)

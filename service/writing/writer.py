@@ -18,6 +18,7 @@ from eventstore.connection import Connection, connect
 from eventstore.errors import LogNotUnderstood, LogReplaced, NotConnected, StoreBusy, StoreUnavailable
 from eventstore.keys import Keyring
 from eventstore.listener import POLL_SECONDS, Hints, wait_for_hint
+from eventstore.outage import OutageLog
 from eventstore.redaction import describe
 from service.requests import Outcome, OutcomeUnknown, QueueFull, Request, Stopping, Ticket
 from service.writing import splitting
@@ -75,6 +76,7 @@ class Writer:
         """How often that happened."""
         self.queue = CommandQueue()
         self.stats = WriterStats()
+        self._outages = OutageLog(_log, "the writer")
         self._dsn = dsn
         self._schema = schema
         self._hints = hints
@@ -196,6 +198,7 @@ class Writer:
                 try:
                     self.queue.requeue(await self._appender.begin(connection))
                     self.problem, self.ready = None, True
+                    self._outages.connected()
                     self.advanced.wake(self.squad.head.position)
                     delay = _BACKOFF_SECONDS[0]
                     await self._work(connection)
@@ -206,7 +209,7 @@ class Writer:
                 _log.error("%s", error)
                 self.problem = str(error)
             except (StoreUnavailable, StoreBusy, OSError) as error:
-                _log.warning("the writer lost its connection: %s", error)
+                self._outages.failed(str(error))
                 is_specific = isinstance(error, StoreBusy | NotConnected)
                 self.problem = str(error) if is_specific else "the database cannot be reached"
                 if isinstance(error, StoreBusy) and self._last_progress_at < began:
