@@ -1,4 +1,4 @@
-"""API keys: made, used, run out, taken back, and known to every process that folds the log."""
+"""API keys: creation, first use, revocation and expiry, and when a key is required."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def a_key(key_id: str = ONE, **fields: Any) -> Story:
     return given(creation(key_id, **fields))
 
 
-class TestMaking:
-    def test_an_operators(self) -> None:
+class TestCreation:
+    def test_operator_key_is_created(self) -> None:
         story = given().when(creation(note="the deploy script"))
         story.then(
             KeyCreated(
@@ -49,7 +49,7 @@ class TestMaking:
         row = story.row(KEYS, ONE)
         assert (row.state, row.created_by, row.first_used_at) == ("active", "agent:tester", None)
 
-    def test_an_agents_which_need_not_be_registered(self) -> None:
+    def test_agent_key_is_created_for_an_unregistered_agent(self) -> None:
         story = given().when(creation(scope="agent", for_agent="ann", expires_days=2))
         [created] = story.events
         assert isinstance(created, KeyCreated)
@@ -65,23 +65,23 @@ class TestMaking:
             {"scope": "x"},
         ],
     )
-    def test_a_key_has_an_agent_exactly_where_it_is_an_agents(self, fields: dict[str, str]) -> None:
+    def test_agent_is_required_for_agent_keys_and_rejected_for_others(self, fields: dict[str, str]) -> None:
         with pytest.raises(ValidationError):
             creation(**fields)
 
     @pytest.mark.parametrize("days", [0, -1, 36_501])
-    def test_it_lives_a_day_at_least(self, days: int) -> None:
+    def test_lifetime_out_of_bounds_is_rejected(self, days: int) -> None:
         with pytest.raises(ValidationError):
             creation(expires_days=days)
 
-    def test_an_id_is_given_once(self) -> None:
+    def test_id_of_an_active_key_is_refused(self) -> None:
         a_key().when(creation()).then_refused("key_exists")
 
-    def test_nor_is_it_given_again_when_the_key_is_gone(self) -> None:
+    def test_id_of_a_revoked_or_expired_key_is_refused(self) -> None:
         a_key().given(RevokeKey(key_id=ONE)).when(creation()).then_refused("key_exists")
         a_key(expires_days=1).when(creation(), at=DAY_SECONDS).then_refused("key_exists")
 
-    def test_only_so_many_are_in_use_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_number_of_keys_in_use_is_limited(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(deciding, "MAX_KEYS", 1)
         story = a_key().when(creation(OTHER))
         story.then_refused("too_many_keys")
@@ -90,49 +90,49 @@ class TestMaking:
 
 
 class TestFirstUse:
-    def test_is_noted_once(self) -> None:
+    def test_first_use_is_recorded_once(self) -> None:
         story = a_key().when(NoteKeyUse(key_id=ONE), at=5)
         story.then(KeyFirstUsed(key_id=ONE, agent=None))
         assert story.caused_by(KeyFirstUsed) == story.position_of(KeyCreated)
         assert story.row(KEYS, ONE).first_used_at == story.now
         story.when(NoteKeyUse(key_id=ONE), at=6).then_nothing()
 
-    def test_by_several_processes_at_once_is_noted_once(self) -> None:
+    def test_first_use_noted_by_several_processes_is_recorded_once(self) -> None:
         story = a_key().when(NoteKeyUse(key_id=ONE), NoteKeyUse(key_id=ONE))
         story.then(KeyFirstUsed(key_id=ONE, agent=None))
 
-    def test_of_what_is_gone_is_not_noted(self) -> None:
+    def test_first_use_of_a_revoked_key_is_refused(self) -> None:
         story = a_key().given(RevokeKey(key_id=ONE))
         story.when(NoteKeyUse(key_id=ONE)).then_refused("key_not_found")
         a_key().when(RevokeKey(key_id=ONE), NoteKeyUse(key_id=ONE)).then_refused(
             "key_not_found", KeyRevoked(key_id=ONE, agent=None)
         )
 
-    def test_of_an_agents_is_told_of_the_agent(self) -> None:
+    def test_first_use_of_an_agent_key_names_the_agent(self) -> None:
         story = a_key(scope="agent", for_agent="ann").when(NoteKeyUse(key_id=ONE))
         story.then(KeyFirstUsed(key_id=ONE, agent="ann"))
 
 
-class TestRevoking:
-    def test_takes_a_key_back(self) -> None:
+class TestRevocation:
+    def test_revocation_is_recorded_and_the_key_leaves_memory(self) -> None:
         story = a_key(scope="agent", for_agent="ann").when(RevokeKey(key_id=ONE))
         story.then(KeyRevoked(key_id=ONE, agent="ann"))
         assert story.caused_by(KeyRevoked) == story.position_of(KeyCreated)
         assert story.squad.rows(KEYS).get(ONE) is None
         assert f"key-{ONE}" not in story.squad.versions
 
-    def test_once_more_changes_nothing(self) -> None:
+    def test_second_revocation_changes_nothing(self) -> None:
         story = a_key().given(RevokeKey(key_id=ONE), at=1)
         revoked = story.position_of(KeyRevoked)
         story.when(RevokeKey(key_id=ONE), at=9).then_nothing()
         story.replied(position=revoked, revoked_at=START + timedelta(seconds=1))
 
-    def test_what_never_was_is_told(self) -> None:
+    def test_revoking_an_unknown_key_is_refused(self) -> None:
         given().when(RevokeKey(key_id=ONE)).then_refused("key_not_found")
 
 
-class TestRunningOut:
-    def test_happens_by_the_clock(self) -> None:
+class TestExpiry:
+    def test_key_expires_by_the_clock(self) -> None:
         story = a_key(scope="agent", for_agent="ann", expires_days=1)
         assert next_due(story.squad) == START + timedelta(hours=12)
         story.when(at=DAY_SECONDS - 1)
@@ -141,25 +141,25 @@ class TestRunningOut:
         assert story.caused_by(KeyExpired) == story.position_of(KeyCreated)
         assert story.squad.rows(KEYS).get(ONE) is None
 
-    def test_is_nothing_that_the_timer_waits_for_where_a_key_has_no_end(self) -> None:
+    def test_key_without_expiry_does_not_affect_the_timer(self) -> None:
         assert next_due(a_key().squad) == START + timedelta(hours=12)
 
-    def test_is_what_the_timer_waits_for(self) -> None:
+    def test_timer_waits_for_the_keys_expiry(self) -> None:
         story = a_key(expires_days=1)
-        # A budget day turned in between; the next one does so after the key has run out.
+        # The budget day has turned meanwhile, and turns again only after the key's expiry.
         story.when(at=DAY_SECONDS - 1)
         assert next_due(story.squad) == START + timedelta(days=1)
 
-    def test_can_still_be_taken_back(self) -> None:
+    def test_expired_key_can_still_be_revoked(self) -> None:
         story = a_key(expires_days=1).when(at=DAY_SECONDS)
         story.when(RevokeKey(key_id=ONE)).then(KeyRevoked(key_id=ONE, agent=None))
 
 
-class TestWhetherOneIsNeeded:
-    def test_not_before_the_first(self) -> None:
+class TestKeyRequirement:
+    def test_no_key_is_required_before_the_first_one(self) -> None:
         assert not is_key_required(given().squad)
 
-    def test_as_long_as_one_is_not_revoked(self) -> None:
+    def test_key_is_required_until_all_are_revoked(self) -> None:
         story = a_key().given(creation(OTHER))
         assert is_key_required(story.squad)
         story.given(RevokeKey(key_id=ONE))
@@ -167,20 +167,20 @@ class TestWhetherOneIsNeeded:
         story.given(RevokeKey(key_id=OTHER))
         assert not is_key_required(story.squad)
 
-    def test_also_when_the_last_has_run_out(self) -> None:
+    def test_key_is_still_required_when_the_last_one_has_expired(self) -> None:
         story = a_key(expires_days=1).when(at=DAY_SECONDS * 30)
         assert not list(story.squad.all(KEYS))
         assert is_key_required(story.squad)
         story.given(RevokeKey(key_id=ONE))
         assert not is_key_required(story.squad)
 
-    def test_recalling_a_finished_key_does_not_count_it_again(self) -> None:
+    def test_recalling_a_revoked_key_does_not_count_it_again(self) -> None:
         story = a_key().given(creation(OTHER), RevokeKey(key_id=ONE), RevokeKey(key_id=ONE))
         assert story.row(ACCESS, THE_SQUAD).unrevoked_keys == 1
 
 
-class TestWhatKeysLookLike:
-    def test_a_fresh_one(self) -> None:
+class TestKeyFormat:
+    def test_new_key_contains_its_id_and_matches_its_digest(self) -> None:
         key = api_keys.make()
         assert key.text.startswith(f"squad_{key.id}_")
         assert taken(KeyId, key.id) == key.id
@@ -188,7 +188,7 @@ class TestWhatKeysLookLike:
         assert api_keys.digest_of(key.text) == key.digest
         assert key.text not in (key.id, key.digest)
 
-    def test_no_two_are_alike(self) -> None:
+    def test_new_keys_are_unique(self) -> None:
         made = [api_keys.make() for _ in range(200)]
         assert len({key.text for key in made}) == len({key.id for key in made}) == 200
 
@@ -202,5 +202,5 @@ class TestWhatKeysLookLike:
             ("", ""),
         ],
     )
-    def test_the_id_is_read_out_of_whatever_part_is_at_hand(self, text: str, id_: str) -> None:
+    def test_id_is_extracted_from_a_whole_or_partial_key(self, text: str, id_: str) -> None:
         assert api_keys.id_in(text) == id_

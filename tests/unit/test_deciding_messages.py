@@ -1,3 +1,5 @@
+"""Decisions about sending and acknowledging messages."""
+
 from __future__ import annotations
 
 from eventstore.events import AgentRegistered, MessageAcknowledged, MessageSent
@@ -8,7 +10,7 @@ ANN, BOB, EVE = (RegisterAgent(name=name, role="agent") for name in ("ann", "bob
 
 
 def a_squad() -> Story:
-    """Three agents, each of whom has been heard of."""
+    """Three registered agents, each of which has sent a message."""
     story = given(ANN, BOB, EVE)
     return story.given(*(SendMessage(from_agent=name, message="here") for name in ("ann", "bob", "eve")))
 
@@ -18,7 +20,7 @@ def acknowledge(story: Story, agent: str) -> AcknowledgeMessage:
 
 
 class TestSending:
-    def test_to_one_agent(self) -> None:
+    def test_message_to_one_agent_is_recorded(self) -> None:
         story = a_squad().when(
             SendMessage(
                 from_agent="ann", to_agent="bob", message="look", task_id="t-1", data={"emailId": "123"}
@@ -36,18 +38,18 @@ class TestSending:
         )
         assert story.recorded[0].stream == f"message-{story.id}"
 
-    def test_to_all(self) -> None:
+    def test_message_without_recipient_goes_to_all(self) -> None:
         a_squad().when(SendMessage(from_agent="ann", message="look")).then(
             MessageSent(
                 message_id=FRESH, agent="ann", to_agent=None, message="look", task_id=None, data=None
             )
         )
 
-    def test_to_an_agent_that_is_yet_to_come_does_not_register_it(self) -> None:
+    def test_message_to_an_unknown_agent_does_not_register_it(self) -> None:
         story = a_squad().when(SendMessage(from_agent="ann", to_agent="zoe", message="welcome"))
         assert [recorded.type for recorded in story.recorded] == ["message_sent"]
 
-    def test_leaves_nothing_in_memory(self) -> None:
+    def test_sent_message_leaves_nothing_in_memory(self) -> None:
         story = a_squad()
         before = story.squad.versions.copy()
         story.when(SendMessage(from_agent="ann", message="look"))
@@ -55,7 +57,7 @@ class TestSending:
 
 
 class TestAcknowledging:
-    def test_takes_a_message_out_of_the_inbox(self) -> None:
+    def test_acknowledgement_is_recorded_in_the_messages_stream(self) -> None:
         story = a_squad().given(SendMessage(from_agent="ann", to_agent="bob", message="look"))
         message = story.id
         sent_at = story.log[-1].position
@@ -64,37 +66,37 @@ class TestAcknowledging:
         assert story.caused_by(MessageAcknowledged) == sent_at
         assert story.recorded[0].version == 2
 
-    def test_once_more_changes_nothing(self) -> None:
+    def test_second_acknowledgement_changes_nothing(self) -> None:
         story = a_squad().given(SendMessage(from_agent="ann", to_agent="bob", message="look"))
         command = acknowledge(story, "bob")
         story.given(command)
         story.when(command, at=60).then_nothing().replied(position=story.position_of(MessageAcknowledged))
 
-    def test_twice_in_one_batch_is_recorded_once(self) -> None:
+    def test_two_acknowledgements_in_one_batch_are_recorded_once(self) -> None:
         story = a_squad().given(SendMessage(from_agent="ann", to_agent="bob", message="look"))
         command = acknowledge(story, "bob")
         story.when(command, command)
         story.then(MessageAcknowledged(message_id=command.message_id, agent="bob"))
 
-    def test_what_was_sent_to_all_is_each_agents_own_affair(self) -> None:
+    def test_broadcast_is_acknowledged_by_each_agent_separately(self) -> None:
         story = a_squad().given(SendMessage(from_agent="ann", message="look"))
-        of_bob, of_eve = acknowledge(story, "bob"), acknowledge(story, "eve")
-        story.given(of_bob).when(of_eve)
-        story.then(MessageAcknowledged(message_id=of_eve.message_id, agent="eve"))
+        by_bob, by_eve = acknowledge(story, "bob"), acknowledge(story, "eve")
+        story.given(by_bob).when(by_eve)
+        story.then(MessageAcknowledged(message_id=by_eve.message_id, agent="eve"))
 
-    def test_by_an_agent_that_it_was_not_sent_to_is_refused(self) -> None:
+    def test_acknowledgement_by_another_agent_than_the_recipient_is_refused(self) -> None:
         story = a_squad().given(SendMessage(from_agent="ann", to_agent="bob", message="look"))
         story.when(acknowledge(story, "eve")).then_refused("not_addressed")
 
-    def test_by_its_sender_is_refused(self) -> None:
+    def test_acknowledgement_by_the_sender_is_refused(self) -> None:
         story = a_squad().given(SendMessage(from_agent="ann", to_agent="bob", message="look"))
         story.when(acknowledge(story, "ann")).then_refused("not_addressed")
 
-    def test_of_an_unknown_message_is_refused(self) -> None:
+    def test_acknowledgement_of_an_unknown_message_is_refused(self) -> None:
         command = AcknowledgeMessage(message_id=UNKNOWN_ID, agent="bob")
         a_squad().when(command).then_refused("message_not_found")
 
-    def test_registers_an_agent_that_nobody_knew(self) -> None:
+    def test_acknowledgement_registers_an_unknown_agent(self) -> None:
         story = a_squad().given(SendMessage(from_agent="ann", message="look"))
         message = story.id
         story.when(acknowledge(story, "zoe")).then(
