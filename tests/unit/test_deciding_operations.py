@@ -1,3 +1,5 @@
+"""Decisions about operations: starting, conflicts, renewal, expiry and finishing."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -48,7 +50,7 @@ def started(agent: str, resources: dict[str, str] = E_1, **fields: Any) -> Opera
     return OperationStarted(operation_id=FRESH, agent=agent, action="answer", resources=resources, **times)
 
 
-def turned_away(agent: str, by: str, operation: str, **fields: Any) -> ConflictDetected:
+def conflict(agent: str, holder: str, operation: str, **fields: Any) -> ConflictDetected:
     return ConflictDetected(
         operation_id=operation,
         conflict_id=FRESH,
@@ -56,13 +58,13 @@ def turned_away(agent: str, by: str, operation: str, **fields: Any) -> ConflictD
         action="answer",
         resources=fields.get("resources", E_1),
         contested=fields.get("contested", E_1),
-        holders=[by],
+        holders=[holder],
         holder_action="answer",
     )
 
 
 def a_squad(policy: SetPolicy | None = None) -> Story:
-    """Three agents at work, of whom nothing more needs to be said."""
+    """Three registered, active agents: what follows records no events about them."""
     story = given(policy=policy)
     for name in ("ann", "bob", "eve"):
         story.given(RegisterAgent(name=name, role="agent"), Heartbeat(agent=name))
@@ -76,7 +78,7 @@ def holding(resources: dict[str, str] = E_1, ttl: float | None = None) -> tuple[
 
 
 class TestStarting:
-    def test_claims_what_it_names(self) -> None:
+    def test_operation_claims_the_resources_it_names(self) -> None:
         story = a_squad().when(claim("ann"))
         story.then(started("ann")).replied(
             fencing_token=story.position_of(OperationStarted),
@@ -86,24 +88,24 @@ class TestStarting:
         )
         assert story.squad.claims(("emailId", "e-1")) == (story.id,)
 
-    def test_takes_the_fencing_token_of_its_own_event_also_after_others_of_the_same_command(self) -> None:
+    def test_fencing_token_is_the_start_events_position_even_after_a_registration(self) -> None:
         story = a_squad().when(claim("newcomer"))
         assert [recorded.type for recorded in story.recorded] == ["agent_registered", "operation_started"]
         story.replied(fencing_token=story.position_of(OperationStarted))
         assert story.row(OPERATIONS, story.id).fencing_token == story.log[-1].position
 
-    def test_gives_every_next_holder_a_greater_token(self) -> None:
+    def test_each_later_holder_gets_a_greater_fencing_token(self) -> None:
         story, tokens = a_squad(), []
         for turn, agent in enumerate(("ann", "bob", "ann", "eve")):
             story.given(claim(agent), at=turn * WINDOW)
             tokens.append(story.reply["fencing_token"])
         assert tokens == sorted(set(tokens))
 
-    def test_lasts_as_long_as_it_asks_for(self) -> None:
+    def test_operation_lasts_for_the_requested_ttl(self) -> None:
         story = a_squad().when(claim("ann", ttl=600))
         story.then(started("ann", ttl_seconds=600.0, expires_at=moment(600)))
 
-    def test_blocks_no_longer_than_it_lasts(self) -> None:
+    def test_operation_blocks_no_longer_than_its_ttl(self) -> None:
         story = a_squad().when(claim("ann", ttl=5))
         story.then(started("ann", ttl_seconds=5.0, blocks_until=moment(5), expires_at=moment(5)))
         story.when(claim("bob"), at=4.9)
@@ -111,18 +113,18 @@ class TestStarting:
         story.when(claim("bob"), at=5)
         assert story.outcome.refusal is None
 
-    def test_keeps_to_the_policy(self) -> None:
+    def test_window_and_timeout_follow_the_policy(self) -> None:
         policy = SetPolicy(conflict_window_seconds=2, operation_timeout_seconds=7)
         story = a_squad(policy).when(claim("ann"))
         story.then(started("ann", ttl_seconds=7.0, blocks_until=moment(2), expires_at=moment(7)))
 
 
 class TestConflict:
-    def test_names_the_operation_in_the_way(self) -> None:
+    def test_conflict_names_the_operation_in_the_way(self) -> None:
         story, operation = holding()
         token = story.reply["fencing_token"]
         story.when(claim("bob"), at=10)
-        story.then_refused("conflict", turned_away("bob", "ann", operation))
+        story.then_refused("conflict", conflict("bob", "ann", operation))
         assert story.refusal.extra["conflict"] == {
             "operation_id": operation,
             "agents": ["ann"],
@@ -139,42 +141,42 @@ class TestConflict:
         assert "'ann'" in story.refusal.detail
         assert "e-1" in story.refusal.detail
 
-    def test_of_any_one_resource_is_enough(self) -> None:
+    def test_one_contested_resource_is_enough(self) -> None:
         story, operation = holding({"emailId": "e-1", "customerId": "c-1"})
         wanted = {"orderId": "o-1", "customerId": "c-1"}
         story.when(claim("bob", wanted)).then_refused(
             "conflict",
-            turned_away("bob", "ann", operation, resources=wanted, contested={"customerId": "c-1"}),
+            conflict("bob", "ann", operation, resources=wanted, contested={"customerId": "c-1"}),
         )
 
-    def test_takes_nothing_of_what_was_free(self) -> None:
+    def test_refused_operation_claims_none_of_its_resources(self) -> None:
         story, _ = holding({"customerId": "c-1"})
         story.when(claim("bob", {"orderId": "o-1", "customerId": "c-1"}))
         story.when(claim("eve", {"orderId": "o-1"})).then(started("eve", {"orderId": "o-1"}))
 
-    def test_is_none_where_kinds_differ(self) -> None:
+    def test_same_id_of_another_kind_does_not_conflict(self) -> None:
         story, _ = holding({"emailId": "1"})
         story.when(claim("bob", {"customerId": "1"})).then(started("bob", {"customerId": "1"}))
 
-    def test_is_with_the_oldest_of_several_holders(self) -> None:
+    def test_conflict_names_the_oldest_of_several_holders(self) -> None:
         story, first = holding({"emailId": "e-1"})
         story.given(claim("eve", {"customerId": "c-1"}), at=1)
         wanted = {"customerId": "c-1", "emailId": "e-1"}
         story.when(claim("bob", wanted), at=2).then_refused(
-            "conflict", turned_away("bob", "ann", first, resources=wanted)
+            "conflict", conflict("bob", "ann", first, resources=wanted)
         )
 
-    def test_is_with_the_one_whose_window_is_open_not_with_the_oldest(self) -> None:
+    def test_conflict_names_the_holder_whose_window_is_open_not_the_oldest(self) -> None:
         story, _ = holding()
         story.given(claim("eve"), at=WINDOW)
         story.when(claim("bob"), at=WINDOW + 1)
-        story.then_refused("conflict", turned_away("bob", "eve", story.squad.claims(("emailId", "e-1"))[1]))
+        story.then_refused("conflict", conflict("bob", "eve", story.squad.claims(("emailId", "e-1"))[1]))
 
-    def test_meets_the_same_agent_too(self) -> None:
+    def test_agent_conflicts_with_its_own_claim(self) -> None:
         story, operation = holding()
-        story.when(claim("ann"), at=1).then_refused("conflict", turned_away("ann", "ann", operation))
+        story.when(claim("ann"), at=1).then_refused("conflict", conflict("ann", "ann", operation))
 
-    def test_within_one_batch_lets_the_first_have_it(self) -> None:
+    def test_first_of_several_claims_in_one_batch_wins(self) -> None:
         story = a_squad().when(claim("ann"), claim("bob"), claim("eve"))
         refused = [
             outcome.refusal.code
@@ -188,27 +190,27 @@ class TestConflict:
             "conflict_detected",
         ]
 
-    def test_is_recorded_in_the_history_of_the_operation_in_the_way(self) -> None:
+    def test_conflict_is_recorded_in_the_stream_of_the_operation_in_the_way(self) -> None:
         story, operation = holding()
         story.when(claim("bob"))
         assert (story.recorded[0].stream, story.recorded[0].version) == (f"operation-{operation}", 2)
 
     @pytest.mark.parametrize(("at", "seconds"), [(0, 30), (29.5, 1), (10.4, 20)])
-    def test_says_after_how_many_whole_seconds_the_window_is_over(self, at: float, seconds: int) -> None:
+    def test_retry_after_is_the_rest_of_the_window_rounded_up(self, at: float, seconds: int) -> None:
         story, _ = holding()
         story.when(claim("bob"), at=at)
         assert story.refusal.retry_after_seconds == seconds
 
 
 class TestWindow:
-    def test_blocks_up_to_its_end_and_not_at_it(self) -> None:
+    def test_window_blocks_until_its_end_exclusive(self) -> None:
         story, _ = holding()
         story.when(claim("bob"), at=WINDOW - 1e-6)
         assert story.refusal.code == "conflict"
         story.when(claim("bob"), at=WINDOW)
         assert story.outcome.refusal is None
 
-    def test_leaves_the_operation_alive_when_it_ends(self) -> None:
+    def test_operation_stays_active_when_its_window_ends(self) -> None:
         story, operation = holding()
         story.given(claim("bob"), at=WINDOW).meanwhile()
         assert story.row(OPERATIONS, operation).state == "active"
@@ -218,7 +220,7 @@ class TestWindow:
         )
         assert len(story.squad.claims(("emailId", "e-1"))) == 1
 
-    def test_starts_again_with_each_heartbeat(self) -> None:
+    def test_renewal_restarts_the_window(self) -> None:
         story, operation = holding()
         renewed_at = WINDOW - 1
         story.when(RenewOperation(operation_id=operation), at=renewed_at)
@@ -235,37 +237,37 @@ class TestWindow:
 
 
 class TestRenewing:
-    def test_lasts_as_long_again_as_was_asked_for_at_the_start(self) -> None:
+    def test_renewal_extends_the_operation_by_its_original_ttl(self) -> None:
         story, operation = holding(ttl=600)
         story.when(RenewOperation(operation_id=operation), at=500)
         story.replied(expires_at=moment(1100), blocks_until=moment(500 + WINDOW))
 
-    def test_is_possible_after_the_window_where_nobody_came_in_between(self) -> None:
+    def test_renewal_succeeds_after_the_window_when_nobody_claimed_the_resource(self) -> None:
         story, operation = holding()
         story.when(RenewOperation(operation_id=operation), at=WINDOW + 10)
         assert story.outcome.refusal is None
         story.when(claim("bob"))
-        story.then_refused("conflict", turned_away("bob", "ann", operation))
+        story.then_refused("conflict", conflict("bob", "ann", operation))
 
-    def test_conflicts_with_whoever_has_claimed_it_since(self) -> None:
+    def test_renewal_conflicts_with_a_later_claim(self) -> None:
         story, operation = holding()
         story.given(claim("bob"), at=WINDOW)
-        of_bob = story.id
+        bobs_claim = story.id
         story.when(RenewOperation(operation_id=operation), at=WINDOW + 1)
-        story.then_refused("conflict", turned_away("ann", "bob", of_bob))
+        story.then_refused("conflict", conflict("ann", "bob", bobs_claim))
 
-    def test_conflicts_with_whoever_has_claimed_since_even_after_that_ones_window(self) -> None:
-        """Otherwise the later of two holders would have the lesser fencing token."""
+    def test_renewal_conflicts_with_a_later_claim_even_after_its_window(self) -> None:
+        """Otherwise the later of two holders would have the smaller fencing token."""
         story, operation = holding(ttl=600)
         story.given(claim("bob", ttl=600), at=WINDOW)
-        of_bob = story.id
+        bobs_claim = story.id
         story.when(RenewOperation(operation_id=operation), at=3 * WINDOW)
-        story.then_refused("conflict", turned_away("ann", "bob", of_bob))
-        story.when(RenewOperation(operation_id=of_bob))
+        story.then_refused("conflict", conflict("ann", "bob", bobs_claim))
+        story.when(RenewOperation(operation_id=bobs_claim))
         assert story.outcome.refusal is None
 
     @pytest.mark.parametrize(("at", "seconds"), [(WINDOW, 600), (3 * WINDOW, 540)])
-    def test_says_after_how_many_seconds_that_one_is_over(self, at: float, seconds: int) -> None:
+    def test_refused_renewal_says_when_it_can_be_retried(self, at: float, seconds: int) -> None:
         story, operation = holding(ttl=900)
         story.given(claim("bob", ttl=600), at=WINDOW)
         story.when(RenewOperation(operation_id=operation), at=at)
@@ -275,46 +277,46 @@ class TestRenewing:
         story.when(RenewOperation(operation_id=operation), at=at + seconds)
         assert story.outcome.refusal is None
 
-    def test_is_possible_again_once_that_one_has_run_out_even_before_that_is_recorded(self) -> None:
+    def test_renewal_succeeds_once_the_later_claim_has_expired_even_if_unrecorded(self) -> None:
         story, operation = holding(ttl=600)
         story.given(claim("bob", ttl=5), at=WINDOW).when(PassTime(), at=WINDOW + 4.9)
         story.when(RenewOperation(operation_id=operation), at=WINDOW + 5).meanwhile()
         assert story.outcome.refusal is None
 
-    def test_is_possible_again_once_that_one_has_finished(self) -> None:
+    def test_renewal_succeeds_once_the_later_claim_has_finished(self) -> None:
         story, operation = holding(ttl=600)
         story.given(claim("bob", ttl=600), at=WINDOW)
         story.given(FinishOperation(operation_id=story.id, outcome="cancelled"), at=WINDOW + 5)
         story.when(RenewOperation(operation_id=operation), at=WINDOW + 6)
         assert story.outcome.refusal is None
 
-    def test_of_an_unknown_operation_is_refused(self) -> None:
+    def test_renewal_of_an_unknown_operation_is_refused(self) -> None:
         a_squad().when(RenewOperation(operation_id=UNKNOWN_ID)).then_refused("operation_not_found")
 
-    def test_of_a_finished_operation_is_refused(self) -> None:
+    def test_renewal_of_a_finished_operation_is_refused(self) -> None:
         story, operation = holding()
         story.given(FinishOperation(operation_id=operation, outcome="failed"), at=1)
         story.when(RenewOperation(operation_id=operation), at=2).then_refused("operation_finished")
         assert story.refusal.extra == {"outcome": "failed"}
 
 
-class TestExpiring:
-    def test_comes_at_the_end_of_the_time_to_live(self) -> None:
+class TestExpiry:
+    def test_operation_expires_at_the_end_of_its_ttl(self) -> None:
         story, operation = holding()
         story.when(PassTime(), at=TIMEOUT - 1e-6).meanwhile()
         story.when(PassTime(), at=TIMEOUT + 1)
         story.meanwhile(OperationExpired(operation_id=operation, agent="ann"))
         assert story.squad.claims(("emailId", "e-1")) == ()
 
-    def test_refuses_a_heartbeat_that_is_late_by_nothing(self) -> None:
+    def test_renewal_at_the_moment_of_expiry_is_refused(self) -> None:
         story, operation = holding()
         story.when(RenewOperation(operation_id=operation), at=TIMEOUT)
         story.meanwhile(OperationExpired(operation_id=operation, agent="ann"))
         story.then_refused("operation_expired")
         assert story.refusal.extra == {"expired_at": moment(TIMEOUT)}
 
-    def test_is_judged_by_the_clock_even_before_it_is_recorded(self) -> None:
-        """The state is looked through every quarter of a second at most."""
+    def test_expiry_counts_by_the_clock_even_before_it_is_recorded(self) -> None:
+        """The state is checked for expiry every quarter of a second at most."""
         story, operation = holding()
         story.given(PassTime(), at=TIMEOUT - 0.1)
         story.when(RenewOperation(operation_id=operation), at=TIMEOUT).meanwhile()
@@ -322,13 +324,13 @@ class TestExpiring:
         story.when(FinishOperation(operation_id=operation, outcome="succeeded"))
         story.then_refused("operation_expired")
 
-    def test_refuses_to_finish_afterwards(self) -> None:
+    def test_expired_operation_cannot_be_finished(self) -> None:
         story, operation = holding()
         story.given(PassTime(), at=TIMEOUT)
         story.when(FinishOperation(operation_id=operation, outcome="succeeded"), at=TIMEOUT + 60)
         story.then_refused("operation_expired")
 
-    def test_frees_its_claims(self) -> None:
+    def test_expiry_releases_the_claims(self) -> None:
         story, _ = holding({"emailId": "e-1", "customerId": "c-1"})
         wanted = {"customerId": "c-1"}
         story.when(claim("bob", wanted), at=TIMEOUT)
@@ -342,7 +344,7 @@ class TestExpiring:
         )
         assert story.squad.claims(("emailId", "e-1")) == ()
 
-    def test_names_the_last_sign_of_life_as_its_cause(self) -> None:
+    def test_expiry_names_the_last_renewal_as_its_cause(self) -> None:
         story, operation = holding()
         story.given(RenewOperation(operation_id=operation), at=10)
         renewed = story.log[-1].position
@@ -351,7 +353,7 @@ class TestExpiring:
 
 
 class TestFinishing:
-    def test_gives_the_claims_back(self) -> None:
+    def test_finishing_releases_the_claims(self) -> None:
         story, operation = holding()
         story.when(FinishOperation(operation_id=operation, outcome="succeeded"), at=5)
         story.then(
@@ -361,12 +363,12 @@ class TestFinishing:
         story.when(claim("bob"))
         assert story.outcome.refusal is None
 
-    def test_twice_is_refused(self) -> None:
+    def test_finishing_twice_is_refused(self) -> None:
         story, operation = holding()
         done = FinishOperation(operation_id=operation, outcome="succeeded")
         story.given(done, at=1).when(done, at=2).then_refused("operation_finished")
 
-    def test_twice_in_one_batch_is_refused_the_second_time(self) -> None:
+    def test_finishing_twice_in_one_batch_is_refused_the_second_time(self) -> None:
         story, operation = holding()
         done = FinishOperation(operation_id=operation, outcome="succeeded")
         story.when(done, done)
@@ -374,17 +376,17 @@ class TestFinishing:
         assert [recorded.type for recorded in story.recorded] == ["operation_finished"]
         assert story.row(AGENTS, "ann").operations == 0
 
-    def test_of_an_unknown_operation_is_refused(self) -> None:
+    def test_finishing_an_unknown_operation_is_refused(self) -> None:
         finish = FinishOperation(operation_id=UNKNOWN_ID, outcome="failed")
         a_squad().when(finish).then_refused("operation_not_found")
 
-    def test_lets_the_operation_leave_memory(self) -> None:
+    def test_finished_operation_leaves_memory(self) -> None:
         story, operation = holding()
         story.when(FinishOperation(operation_id=operation, outcome="succeeded"))
         assert story.squad.rows(OPERATIONS).get(operation) is None
         assert f"operation-{operation}" not in story.squad.versions
 
-    def test_names_the_start_as_its_cause(self) -> None:
+    def test_finish_names_the_start_as_its_cause(self) -> None:
         story, operation = holding()
         story.when(FinishOperation(operation_id=operation, outcome="succeeded"))
         assert story.caused_by(OperationFinished) == story.position_of(OperationStarted)
@@ -400,13 +402,13 @@ class TestFinishingWithTokens:
             TokensUsed(day=START.date(), agent="ann", tokens=tokens, operation_id=operation),
         )
 
-    def test_records_their_use(self) -> None:
+    def test_tokens_used_are_recorded(self) -> None:
         story, events = self.finish(450)
         story.then(*events).replied(tokens_used=450)
         assert story.row(BUDGET_DAYS, START.date()).used == 450
         assert story.caused_by(TokensUsed) == story.position_of(OperationFinished)
 
-    def test_may_set_off_warnings(self) -> None:
+    def test_tokens_used_can_cross_warning_thresholds(self) -> None:
         story, events = self.finish(750, SetPolicy(daily_tokens=1000))
         info, warning = (
             BudgetThresholdCrossed(day=START.date(), percent=50, level="info", used=750, total=1000),
@@ -415,10 +417,10 @@ class TestFinishingWithTokens:
         story.then(*events, info, warning)
         assert story.caused_by(BudgetThresholdCrossed) == story.position_of(TokensUsed)
 
-    def test_is_never_refused_for_the_budgets_sake(self) -> None:
+    def test_tokens_beyond_the_budget_are_not_refused(self) -> None:
         story, _ = self.finish(10**9)
         assert story.outcome.refusal is None
 
-    def test_of_none_records_no_use(self) -> None:
+    def test_zero_tokens_record_no_use(self) -> None:
         story, (finished, _) = self.finish(0)
         story.then(finished)

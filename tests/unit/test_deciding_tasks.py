@@ -1,3 +1,5 @@
+"""Decisions about creating, updating and completing tasks."""
+
 from __future__ import annotations
 
 from itertools import permutations
@@ -10,7 +12,7 @@ from projections.tasks import TASKS
 from service.commands import CreateTask, UpdateTask
 from tests.unit.support import FRESH, START, UNKNOWN_ID, Story, given
 
-WHOLE: dict[str, Any] = {
+ALL_FIELDS: dict[str, Any] = {
     "title": "Answer the quote",
     "description": "By Friday",
     "status": "new",
@@ -21,7 +23,7 @@ WHOLE: dict[str, Any] = {
 
 
 def a_task(**fields: Any) -> Story:
-    return given(CreateTask(**{**WHOLE, **fields}))
+    return given(CreateTask(**{**ALL_FIELDS, **fields}))
 
 
 def update(story: Story, **changes: Any) -> UpdateTask:
@@ -29,18 +31,18 @@ def update(story: Story, **changes: Any) -> UpdateTask:
 
 
 class TestCreating:
-    def test_puts_a_task_on_the_board(self) -> None:
-        story = given().when(CreateTask(**WHOLE))
-        story.then(TaskCreated(task_id=FRESH, **WHOLE))
-        story.replied(**WHOLE, created_at=START, updated_at=START)
+    def test_created_task_is_on_the_board(self) -> None:
+        story = given().when(CreateTask(**ALL_FIELDS))
+        story.then(TaskCreated(task_id=FRESH, **ALL_FIELDS))
+        story.replied(**ALL_FIELDS, created_at=START, updated_at=START)
         row = story.row(TASKS, story.id)
         assert (row.title, row.created_position, row.position) == (
-            WHOLE["title"],
+            ALL_FIELDS["title"],
             story.log[-1].position,
             story.log[-1].position,
         )
 
-    def test_needs_a_title_only(self) -> None:
+    def test_title_alone_is_enough(self) -> None:
         given().when(CreateTask(title="Look")).then(
             TaskCreated(
                 task_id=FRESH,
@@ -53,86 +55,86 @@ class TestCreating:
             )
         )
 
-    def test_registers_nobody(self) -> None:
-        """Whoever a task is given to has not acted yet."""
+    def test_assigned_agent_is_not_registered(self) -> None:
+        """An agent that a task is assigned to has not acted yet."""
         story = given().when(CreateTask(title="Look", assigned_agent="zoe"))
         assert [recorded.type for recorded in story.recorded] == ["task_created"]
 
-    def test_of_a_completed_task_keeps_nothing_in_memory(self) -> None:
+    def test_task_created_as_completed_is_not_kept_in_memory(self) -> None:
         story = a_task(status="completed")
         assert story.squad.rows(TASKS).get(story.id) is None
 
 
 class TestUpdating:
     @pytest.mark.parametrize(("before", "after"), list(permutations(get_args(TaskStatus), 2)))
-    def test_leads_from_any_status_to_any_other(self, before: TaskStatus, after: TaskStatus) -> None:
+    def test_any_status_can_follow_any_other(self, before: TaskStatus, after: TaskStatus) -> None:
         story = a_task(status=before)
         task = story.id
         story.when(update(story, status=after), at=5)
-        story.then(TaskUpdated(task_id=task, **{**WHOLE, "status": after}, changed=["status"]))
+        story.then(TaskUpdated(task_id=task, **{**ALL_FIELDS, "status": after}, changed=["status"]))
         story.replied(status=after, created_at=START, updated_at=story.now)
 
-    def test_changes_several_fields_at_once(self) -> None:
+    def test_several_fields_can_change_at_once(self) -> None:
         story = a_task()
         task = story.id
         story.when(update(story, priority="low", title="Look"))
         story.then(
             TaskUpdated(
                 task_id=task,
-                **{**WHOLE, "priority": "low", "title": "Look"},
+                **{**ALL_FIELDS, "priority": "low", "title": "Look"},
                 changed=["title", "priority"],
             )
         )
 
     @pytest.mark.parametrize("field", ["description", "assigned_agent", "deliverable_url"])
-    def test_clears_what_is_named_as_null(self, field: str) -> None:
+    def test_null_clears_a_field(self, field: str) -> None:
         story = a_task()
         task = story.id
         story.when(update(story, **{field: None}))
-        story.then(TaskUpdated(task_id=task, **{**WHOLE, field: None}, changed=[field]))
+        story.then(TaskUpdated(task_id=task, **{**ALL_FIELDS, field: None}, changed=[field]))
 
-    def test_leaves_alone_what_is_not_named(self) -> None:
+    def test_other_fields_keep_their_values(self) -> None:
         story = a_task()
         task = story.id
         story.when(update(story, status="in_progress"))
         row = story.row(TASKS, task)
-        assert {name: getattr(row, name) for name in WHOLE} == {**WHOLE, "status": "in_progress"}
+        assert {name: getattr(row, name) for name in ALL_FIELDS} == {**ALL_FIELDS, "status": "in_progress"}
 
-    @pytest.mark.parametrize("changes", [{}, {"title": WHOLE["title"]}, WHOLE])
-    def test_to_what_it_is_changes_nothing(self, changes: dict[str, Any]) -> None:
+    @pytest.mark.parametrize("changes", [{}, {"title": ALL_FIELDS["title"]}, ALL_FIELDS])
+    def test_update_with_the_same_values_changes_nothing(self, changes: dict[str, Any]) -> None:
         story = a_task()
         story.when(update(story, **changes), at=5)
         story.then_nothing().replied(updated_at=START, position=story.position_of(TaskCreated))
 
-    def test_of_an_unknown_task_is_refused(self) -> None:
+    def test_update_of_an_unknown_task_is_refused(self) -> None:
         given().when(UpdateTask(task_id=UNKNOWN_ID, title="Look")).then_refused("task_not_found")
 
-    def test_names_the_last_change_as_its_cause(self) -> None:
+    def test_update_names_the_previous_change_as_its_cause(self) -> None:
         story = a_task().given()
         story.when(update(story, title="Look")).when(update(story, title="Look again"))
         assert story.caused_by(TaskUpdated) == story.recorded[0].position - 1
 
 
 class TestCompleting:
-    def test_lets_the_task_leave_memory(self) -> None:
+    def test_completed_task_leaves_memory(self) -> None:
         story = a_task()
         task = story.id
         story.when(update(story, status="completed"))
         assert story.squad.rows(TASKS).get(task) is None
         assert f"task-{task}" not in story.squad.versions
 
-    def test_is_undone_by_what_the_log_remembers(self) -> None:
+    def test_completed_task_is_reopened_from_the_log(self) -> None:
         story = a_task()
         task = story.id
         story.given(update(story, status="completed"), at=5)
         story.when(update(story, status="in_progress"), at=10)
-        story.then(TaskUpdated(task_id=task, **{**WHOLE, "status": "in_progress"}, changed=["status"]))
+        story.then(TaskUpdated(task_id=task, **{**ALL_FIELDS, "status": "in_progress"}, changed=["status"]))
         story.replied(created_at=START)
         row = story.row(TASKS, task)
         assert (row.created_at, row.created_position) == (START, story.position_of(TaskCreated))
         assert story.squad.versions[f"task-{task}"] == 3
 
-    def test_again_changes_nothing_and_stays_out_of_memory(self) -> None:
+    def test_completing_again_changes_nothing_and_loads_nothing_into_memory(self) -> None:
         story = a_task()
         task = story.id
         done = update(story, status="completed")
@@ -141,7 +143,7 @@ class TestCompleting:
         story.when(done, at=9).then_nothing().replied(position=completed)
         assert story.squad.rows(TASKS).get(task) is None
 
-    def test_and_reopening_in_one_batch_keeps_the_task_in_memory(self) -> None:
+    def test_task_completed_and_reopened_in_one_batch_stays_in_memory(self) -> None:
         story = a_task()
         task = story.id
         story.when(update(story, status="completed"), update(story, status="new"))

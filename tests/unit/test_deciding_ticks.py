@@ -1,3 +1,5 @@
+"""Decisions about ticks: each one starts a run, is buffered, is skipped or is missed."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -41,9 +43,9 @@ from service.decide.ticks import MAX_MISSED_PER_CLAIM
 from tests.unit.job_stories import JOB, OTHER, RUNNER, claim, define, ended, with_job
 from tests.unit.support import FRESH, START, Story, given, moment
 
-POOR = SetPolicy(daily_tokens=1_000)
-AT_WORK = AgentStatusChanged(agent="ann", previous="idle", status="active", reason="run_started")
-AT_REST = AgentStatusChanged(agent="ann", previous="active", status="idle", reason="run_ended")
+SMALL_BUDGET = SetPolicy(daily_tokens=1_000)
+BECAME_ACTIVE = AgentStatusChanged(agent="ann", previous="idle", status="active", reason="run_started")
+BECAME_IDLE = AgentStatusChanged(agent="ann", previous="active", status="idle", reason="run_ended")
 
 
 def run_of(tick: float) -> str:
@@ -51,7 +53,7 @@ def run_of(tick: float) -> str:
 
 
 def started(tick: float, at: float | None = None, **fields: Any) -> RunStarted:
-    told: dict[str, Any] = {
+    values: dict[str, Any] = {
         "run_id": run_of(tick),
         "agent": "ann",
         "manual": False,
@@ -62,7 +64,7 @@ def started(tick: float, at: float | None = None, **fields: Any) -> RunStarted:
         **fields,
     }
     lease = moment((tick if at is None else at) + LEASE_SECONDS)
-    return RunStarted(job=JOB, tick=moment(tick), lease_expires_at=lease, **told)
+    return RunStarted(job=JOB, tick=moment(tick), lease_expires_at=lease, **values)
 
 
 def missed(tick: float) -> RunMissed:
@@ -84,102 +86,102 @@ def denied(tokens: int, remaining: int, reason: DenialReason = "budget_exhausted
 
 
 def running(policy: SetPolicy | None = None, **fields: Any) -> Story:
-    """A squad whose job has been running since its first tick, under a lease that goes on."""
+    """A squad with the run of its job's first tick in progress."""
     return with_job(policy, **fields).given(claim(), at=60)
 
 
-class TestATick:
-    def test_starts_a_run_and_sets_its_agent_to_work(self) -> None:
-        story = with_job().when(claim(), at=60).then(AT_WORK, started(60))
+class TestTick:
+    def test_tick_starts_a_run_and_makes_its_agent_active(self) -> None:
+        story = with_job().when(claim(), at=60).then(BECAME_ACTIVE, started(60))
         assert story.row(AGENTS, "ann").operations == 1
 
-    def test_is_caused_by_the_jobs_definition(self) -> None:
+    def test_run_names_the_jobs_definition_as_its_cause(self) -> None:
         story = with_job()
         position = story.row(JOBS, JOB).position
         story.when(claim(), at=60)
         assert story.caused_by(RunStarted) == position
 
-    def test_is_nobodys_before_its_time(self) -> None:
+    def test_tick_cannot_be_claimed_before_its_time(self) -> None:
         with_job().when(claim(), at=59.999999).then_nothing()
 
-    def test_goes_to_the_first_who_claims_it(self) -> None:
+    def test_first_process_to_claim_the_tick_gets_it(self) -> None:
         story = with_job().when(claim(RUNNER), claim(OTHER), at=60)
-        story.then(AT_WORK, started(60))
+        story.then(BECAME_ACTIVE, started(60))
         story.when(claim(OTHER), at=61).then_nothing()
 
-    def test_gets_a_run_whose_id_is_the_same_whoever_claims_it(self) -> None:
+    def test_run_id_is_the_same_whichever_process_claims_the_tick(self) -> None:
         ids = {with_job().given(claim(runner), at=60).events[-1].stream for runner in (RUNNER, OTHER)}
         assert ids == {f"run-{run_of(60)}"}
 
-    def test_waits_for_its_share_of_the_jitter(self) -> None:
+    def test_tick_is_delayed_by_its_jitter(self) -> None:
         story = with_job(jitter_seconds=30.0)
         story.when(claim(), at=60).then_nothing()
-        story.when(claim(), at=90).then(AT_WORK, started(60, at=90))
+        story.when(claim(), at=90).then(BECAME_ACTIVE, started(60, at=90))
 
-    def test_of_a_job_without_an_agent_sets_nobody_to_work(self) -> None:
+    def test_run_of_a_job_without_agent_makes_nobody_active(self) -> None:
         story = with_job(agent=None, endpoint=None, task="status_update")
         story.when(claim(), at=60).then(started(60, agent=None))
 
     @pytest.mark.parametrize(
         ("tokens", "kinds"), [(0, [RunStarted]), (5, [AgentRegistered, TokensReserved, RunStarted])]
     )
-    def test_of_a_job_without_an_agent_is_work_of_the_orchestrator_where_it_takes_tokens(
+    def test_orchestrator_is_registered_when_a_job_without_agent_takes_tokens(
         self, tokens: int, kinds: list[type[Event]]
     ) -> None:
         nobodys = define(agent=None, endpoint=None, task="status_update", tokens=tokens)
         story = given(StartOrchestrator(), nobodys).when(claim(), at=60)
         assert [type(event) for event in story.events] == kinds
 
-    def test_allows_as_many_attempts_as_the_job_has_retries_and_one(self) -> None:
-        with_job(retries=2).when(claim(), at=60).then(AT_WORK, started(60, attempts_allowed=3))
+    def test_run_has_one_attempt_more_than_the_job_has_retries(self) -> None:
+        with_job(retries=2).when(claim(), at=60).then(BECAME_ACTIVE, started(60, attempts_allowed=3))
 
-    def test_of_a_disabled_job_is_none(self) -> None:
+    def test_disabled_job_has_no_ticks(self) -> None:
         with_job(enabled=False).when(claim(), at=600).then_nothing()
 
-    def test_of_a_job_that_nobody_knows_is_none(self) -> None:
+    def test_claim_of_an_unknown_job_records_nothing(self) -> None:
         with_job().when(claim(name="x"), at=60).then_nothing()
 
-    def test_that_no_calendar_has_is_none(self) -> None:
+    def test_cron_expression_that_matches_no_date_has_no_ticks(self) -> None:
         with_job(cron="0 0 */31 2 MON#5").when(claim(), at=60).then_nothing()
 
 
-class TestCatchingUp:
-    def test_still_runs_what_is_just_not_too_late(self) -> None:
+class TestCatchUp:
+    def test_tick_still_runs_at_the_end_of_its_catch_up_time(self) -> None:
         story = with_job(cron="5 * * * *", catch_up_seconds=90.0)
-        story.when(claim(), at=390).then(AT_WORK, started(300, at=390))
+        story.when(claim(), at=390).then(BECAME_ACTIVE, started(300, at=390))
 
-    def test_records_what_is_later_as_missed(self) -> None:
+    def test_tick_is_missed_after_its_catch_up_time(self) -> None:
         story = with_job(cron="5 * * * *", catch_up_seconds=90.0)
         story.when(claim(), at=390.000001).then(missed(300))
         assert story.caused_by(RunMissed) == story.row(JOBS, JOB).position
 
-    def test_records_all_that_was_missed_and_runs_what_was_not(self) -> None:
-        """Ten minutes away: nine ticks are more than a minute late, the last is just due."""
+    def test_claim_records_all_missed_ticks_and_runs_the_one_in_time(self) -> None:
+        """After ten minutes of downtime, nine ticks are more than a minute late; the tenth is just due."""
         story = with_job().when(claim(), at=601)
-        was_quiet = [missed(tick) for tick in range(60, 541, 60)]
-        story.then(*was_quiet, AT_WORK, started(600, at=601))
+        missed_ticks = [missed(tick) for tick in range(60, 541, 60)]
+        story.then(*missed_ticks, BECAME_ACTIVE, started(600, at=601))
 
-    def test_records_so_many_at_once_and_goes_on(self) -> None:
+    def test_claim_records_a_limited_number_of_missed_ticks_and_the_next_continues(self) -> None:
         story = with_job(cron=None, every_seconds=1.0, catch_up_seconds=1.0)
-        away = MAX_MISSED_PER_CLAIM + 100
-        story.when(claim(), at=away)
+        downtime = MAX_MISSED_PER_CLAIM + 100
+        story.when(claim(), at=downtime)
         story.then(*(missed(tick) for tick in range(1, MAX_MISSED_PER_CLAIM + 1)))
-        story.when(claim(), at=away)
-        rest = [missed(tick) for tick in range(MAX_MISSED_PER_CLAIM + 1, away - 1)]
-        story.then(*rest, AT_WORK, started(away - 1, at=away))
+        story.when(claim(), at=downtime)
+        rest = [missed(tick) for tick in range(MAX_MISSED_PER_CLAIM + 1, downtime - 1)]
+        story.then(*rest, BECAME_ACTIVE, started(downtime - 1, at=downtime))
 
-    def test_starts_nothing_where_so_many_are_just_those_that_were_missed(self) -> None:
+    def test_claim_that_records_the_maximum_of_missed_ticks_starts_nothing(self) -> None:
         story = with_job(cron=None, every_seconds=1.0, catch_up_seconds=1.0)
-        away = MAX_MISSED_PER_CLAIM + 1.5
-        story.when(claim(), at=away)
+        downtime = MAX_MISSED_PER_CLAIM + 1.5
+        story.when(claim(), at=downtime)
         assert len(story.events) == MAX_MISSED_PER_CLAIM
-        story.when(claim(), at=away).then(AT_WORK, started(MAX_MISSED_PER_CLAIM + 1, at=away))
+        story.when(claim(), at=downtime).then(BECAME_ACTIVE, started(MAX_MISSED_PER_CLAIM + 1, at=downtime))
 
-    def test_gives_each_claim_one_of_the_ticks_that_are_not_too_late(self) -> None:
+    def test_each_claim_decides_one_tick_within_the_catch_up_time(self) -> None:
         story = with_job(catch_up_seconds=300.0).when(claim(), claim(), claim(), claim(), at=180)
         overlap = f"the run of {moment(60):%Y-%m-%d %H:%M:%S}Z is in progress"
         story.then(
-            AT_WORK,
+            BECAME_ACTIVE,
             started(60, at=180),
             skipped(120, "overlap", overlap),
             skipped(180, "overlap", overlap),
@@ -187,45 +189,45 @@ class TestCatchingUp:
 
 
 class TestSkipping:
-    def test_while_the_orchestrator_is_shut_down_names_the_shutdown(self) -> None:
+    def test_skip_during_a_shutdown_names_it_as_the_cause(self) -> None:
         story = with_job().given(StopOrchestrator(), at=1).when(claim(), at=60)
         story.then(skipped(60, "shut_down", "the orchestrator is shut down"))
         assert story.caused_by(RunSkipped) == story.position_of(OrchestratorStopped)
 
-    def test_before_the_orchestrator_ever_started_names_the_job(self) -> None:
+    def test_skip_before_the_first_start_names_the_job_as_the_cause(self) -> None:
         story = given(RegisterAgent(name="ann", role="agent"), define()).when(claim(), at=60)
         story.then(skipped(60, "shut_down", "the orchestrator is shut down"))
         assert story.caused_by(RunSkipped) == story.row(JOBS, JOB).position
 
     @pytest.mark.parametrize(("note", "detail"), [("holidays", "holidays"), (None, "the job is paused")])
-    def test_while_paused_names_the_note(self, note: str | None, detail: str) -> None:
+    def test_skip_during_a_pause_gives_its_note_as_the_detail(self, note: str | None, detail: str) -> None:
         story = with_job().given(PauseJob(name=JOB, note=note), at=1).when(claim(), at=60)
         story.then(skipped(60, "paused", detail))
         assert story.caused_by(RunSkipped) == story.row(JOBS, JOB).position
 
-    def test_ends_with_the_pause(self) -> None:
+    def test_ticks_run_again_after_the_pause(self) -> None:
         story = with_job().given(PauseJob(name=JOB), claim(), at=60).given(ResumeJob(name=JOB), at=61)
-        story.when(claim(), at=120).then(AT_WORK, started(120))
+        story.when(claim(), at=120).then(BECAME_ACTIVE, started(120))
 
-    def test_while_the_job_runs_names_the_run(self) -> None:
+    def test_skip_on_overlap_names_the_run_in_progress(self) -> None:
         story = running().when(claim(), at=120)
         story.then(skipped(120, "overlap", "the run of 2026-03-02 12:01:00Z is in progress"))
         assert story.caused_by(RunSkipped) == story.position_of(RunStarted)
 
-    def test_for_want_of_tokens_names_the_denial(self) -> None:
-        story = with_job(POOR, tokens=600).given(RecordUsage(agent="ann", tokens=500), at=1)
+    def test_skip_for_lack_of_tokens_names_the_denial_as_the_cause(self) -> None:
+        story = with_job(SMALL_BUDGET, tokens=600).given(RecordUsage(agent="ann", tokens=500), at=1)
         story.given(Heartbeat(agent="ann", status="idle"), at=1).when(claim(), at=60)
         story.then(denied(600, 500), skipped(60, "budget", "600 tokens are needed, 500 remain"))
         assert story.caused_by(RunSkipped) == story.position_of(TokensDenied)
         assert story.row(AGENTS, "ann").status == "idle"
         assert story.row(AGENTS, "ann").operations == 0
 
-    def test_for_want_of_tokens_that_were_overspent_says_that_none_remain(self) -> None:
-        story = with_job(POOR, tokens=600).given(RecordUsage(agent="bob", tokens=1_500), at=1)
+    def test_skip_with_an_overspent_budget_says_that_none_remain(self) -> None:
+        story = with_job(SMALL_BUDGET, tokens=600).given(RecordUsage(agent="bob", tokens=1_500), at=1)
         story.when(claim(), at=60)
         story.then(denied(600, -500), skipped(60, "budget", "600 tokens are needed, 0 remain"))
 
-    def test_for_the_agents_limit_says_so(self) -> None:
+    def test_skip_at_the_agents_limit_says_how_much_remains_for_the_agent(self) -> None:
         story = with_job(SetPolicy(agent_limits={"ann": 100}), tokens=600).when(claim(), at=60)
         story.then(
             denied(600, 100, "agent_limit_reached"),
@@ -233,7 +235,7 @@ class TestSkipping:
         )
         assert story.caused_by(TokensDenied) == story.squad.policy.position
 
-    def test_for_want_of_tokens_that_nobody_asked_for_by_name_registers_the_orchestrator(self) -> None:
+    def test_denial_for_a_job_without_agent_registers_the_orchestrator(self) -> None:
         story = given(StartOrchestrator(), policy=SetPolicy(daily_tokens=1))
         story.given(define(agent=None, endpoint=None, task="status_update", tokens=2)).when(claim(), at=60)
         kinds: list[type[Event]] = [type(event) for event in story.events]
@@ -241,21 +243,21 @@ class TestSkipping:
 
 
 class TestTokens:
-    def test_are_reserved_for_as_long_as_all_attempts_may_take(self) -> None:
-        """Three attempts, each with 30 s, a lease of 15 s, and 600 s to spare for waits: 1,935 s."""
-        story = with_job(POOR, tokens=600, retries=2).when(claim(), at=60)
+    def test_reservation_lasts_as_long_as_all_attempts_may_take(self) -> None:
+        """Three attempts, each of 30 s with a lease of 15 s and a margin of 600 s for waits: 1,935 s."""
+        story = with_job(SMALL_BUDGET, tokens=600, retries=2).when(claim(), at=60)
         reservation = story.events[1]
         assert isinstance(reservation, TokensReserved)
         story.then(
-            AT_WORK,
+            BECAME_ACTIVE,
             reserved(600, 60 + 1_935),
             started(60, attempts_allowed=3, reservation_id=FRESH),
         )
         assert story.row(RUNS, run_of(60)).reservation_id in {row.id for row in _reservations(story)}
         assert story.row(BUDGET_DAYS, START.date()).reserved == 600
 
-    def test_of_several_jobs_never_add_up_to_more_than_the_budget(self) -> None:
-        story = with_job(POOR, tokens=600).given(define("other", tokens=600))
+    def test_reservations_of_several_jobs_never_exceed_the_budget(self) -> None:
+        story = with_job(SMALL_BUDGET, tokens=600).given(define("other", tokens=600))
         story.when(claim(), claim(name="other"), at=60)
         day = story.row(BUDGET_DAYS, START.date())
         assert (day.reserved, day.total) == (600, 1_000)
@@ -266,43 +268,43 @@ def _reservations(story: Story) -> list[Any]:
     return list(story.squad.tables["reservations"].values())
 
 
-class TestBufferingOne:
-    def test_lets_the_next_tick_wait_and_skips_those_after_it(self) -> None:
+class TestBufferOne:
+    def test_next_tick_is_buffered_and_later_ones_are_skipped(self) -> None:
         story = running(overlap="buffer_one")
         story.when(claim(), at=120).then(TickBuffered(job=JOB, tick=moment(120)))
         story.when(claim(), at=180)
         story.then(skipped(180, "overlap", "the tick of 2026-03-02 12:02:00Z is already waiting"))
 
-    def test_runs_what_waited_as_soon_as_the_run_is_over(self) -> None:
+    def test_buffered_tick_runs_as_soon_as_the_run_ends(self) -> None:
         story = running(overlap="buffer_one").given(claim(), at=120).given(ended(run_of(60)), at=130)
-        story.when(claim(), at=130).then(AT_WORK, started(120, at=130))
+        story.when(claim(), at=130).then(BECAME_ACTIVE, started(120, at=130))
         assert story.row(JOBS, JOB).buffered_tick is None
         story.when(claim(), at=131).then_nothing()
 
-    def test_runs_what_waited_however_long_that_was(self) -> None:
+    def test_buffered_tick_runs_however_long_it_has_waited(self) -> None:
         story = running(overlap="buffer_one").given(claim(), at=120)
         story.given(claim(), at=180).given(ended(run_of(60)), at=200)
-        story.when(claim(), at=200).then(AT_WORK, started(120, at=200))
+        story.when(claim(), at=200).then(BECAME_ACTIVE, started(120, at=200))
 
-    def test_skips_what_waited_where_the_job_was_paused_meanwhile(self) -> None:
+    def test_buffered_tick_is_skipped_when_the_job_was_paused_meanwhile(self) -> None:
         story = running(overlap="buffer_one").given(claim(), at=120)
         story.given(PauseJob(name=JOB), ended(run_of(60)), at=130)
         story.when(claim(), at=130).then(skipped(120, "paused", "the job is paused"))
         assert story.row(JOBS, JOB).buffered_tick is None
 
-    def test_runs_what_waited_where_a_pause_is_over_again(self) -> None:
+    def test_buffered_tick_runs_when_the_pause_is_already_over(self) -> None:
         story = running(overlap="buffer_one").given(claim(), at=120)
         story.given(PauseJob(name=JOB), ResumeJob(name=JOB), ended(run_of(60)), at=130)
-        story.when(claim(), at=130).then(AT_WORK, started(120, at=130))
+        story.when(claim(), at=130).then(BECAME_ACTIVE, started(120, at=130))
 
-    def test_decides_what_waited_before_the_tick_that_is_due(self) -> None:
+    def test_buffered_tick_is_decided_before_the_due_one(self) -> None:
         story = running(overlap="buffer_one").given(claim(), at=120).given(ended(run_of(60)), at=180)
         story.when(claim(), claim(), claim(), at=180)
-        story.then(AT_WORK, started(120, at=180), TickBuffered(job=JOB, tick=moment(180)))
+        story.then(BECAME_ACTIVE, started(120, at=180), TickBuffered(job=JOB, tick=moment(180)))
 
 
-class TestCancellingTheOther:
-    def test_ends_the_run_and_starts_the_next_without_a_rest(self) -> None:
+class TestCancelOther:
+    def test_next_tick_cancels_the_run_and_its_agent_stays_active(self) -> None:
         story = running(overlap="cancel_other").when(claim(), at=120)
         reason = "cancelled by the tick of 2026-03-02 12:02:00Z"
         story.then(
@@ -330,34 +332,34 @@ class TestCancellingTheOther:
         assert story.row(AGENTS, "ann").operations == 1
         assert story.row(AGENTS, "ann").status == "active"
 
-    def test_points_its_causes_rightly_also_after_ticks_that_were_missed(self) -> None:
+    def test_message_is_caused_by_the_cancellation_even_after_missed_ticks(self) -> None:
         story = running(overlap="cancel_other").when(claim(), at=599)
         kinds = [type(event) for event in story.events]
         assert kinds == [*[RunMissed] * 7, RunFinished, MessageSent, RunStarted]
         assert story.caused_by(MessageSent) == story.position_of(RunFinished)
 
-    def test_is_no_failure_that_pauses_the_job(self) -> None:
+    def test_cancellation_does_not_pause_the_job(self) -> None:
         story = running(overlap="cancel_other", pause_on_failure=True).given(claim(), at=120)
         assert not story.row(JOBS, JOB).paused
 
-    def test_counts_what_the_other_gives_back(self) -> None:
-        story = running(POOR, overlap="cancel_other", tokens=600).when(claim(), at=120)
+    def test_next_run_can_reserve_the_tokens_that_the_cancelled_one_releases(self) -> None:
+        story = running(SMALL_BUDGET, overlap="cancel_other", tokens=600).when(claim(), at=120)
         kinds = [type(event) for event in story.events]
         assert kinds == [TokensReleased, RunFinished, MessageSent, TokensReserved, RunStarted]
         first = next(item for item in story.log if item.type == TokensReserved.type)
         assert story.caused_by(TokensReleased) == first.position
         assert story.row(BUDGET_DAYS, START.date()).reserved == 600
 
-    def test_has_nothing_today_of_what_the_other_gives_back_of_yesterday(self) -> None:
+    def test_tokens_released_for_yesterday_cannot_be_reserved_today(self) -> None:
         midnight = 12 * 3_600
-        story = with_job(POOR, cron="0,59 0,23 * * *", overlap="cancel_other", tokens=600)
+        story = with_job(SMALL_BUDGET, cron="0,59 0,23 * * *", overlap="cancel_other", tokens=600)
         story.given(claim(), at=midnight - 60).given(RecordUsage(agent="bob", tokens=500), at=midnight + 1)
         story.when(claim(), at=midnight + 2)
         kinds = [type(event) for event in story.events if not isinstance(event, AgentStatusChanged)]
         assert kinds == [TokensReleased, RunFinished, MessageSent, TokensDenied, RunSkipped]
 
-    def test_lets_the_agent_rest_where_the_tokens_do_not_suffice_for_the_next(self) -> None:
-        story = running(POOR, overlap="cancel_other", tokens=600)
+    def test_agent_becomes_idle_when_the_budget_denies_the_next_run(self) -> None:
+        story = running(SMALL_BUDGET, overlap="cancel_other", tokens=600)
         story.given(RecordUsage(agent="orchestrator", tokens=450), at=61).when(claim(), at=120)
         kinds = [type(event) for event in story.events]
         assert kinds == [
@@ -372,34 +374,34 @@ class TestCancellingTheOther:
         assert story.row(AGENTS, "ann").operations == 0
         assert story.row(AGENTS, "ann").status == "idle"
 
-    def test_has_what_another_agents_run_gives_back(self) -> None:
-        story = running(POOR, overlap="cancel_other", tokens=600)
+    def test_next_run_can_reserve_the_tokens_of_another_agents_cancelled_run(self) -> None:
+        story = running(SMALL_BUDGET, overlap="cancel_other", tokens=600)
         story.given(RegisterAgent(name="bob", role="agent"))
         story.given(define(overlap="cancel_other", tokens=600, agent="bob")).when(claim(), at=120)
         [reserved] = [event for event in story.events if isinstance(event, TokensReserved)]
         assert (reserved.agent, reserved.tokens) == ("bob", 600)
 
-    def test_wakes_the_orchestrator_once_however_many_it_cancels(self) -> None:
+    def test_orchestrator_becomes_active_once_however_many_runs_are_cancelled(self) -> None:
         story = running(overlap="allow_all").given(claim(), at=120).given(define(overlap="cancel_other"))
         story.given(Heartbeat(agent="orchestrator", status="offline")).when(claim(), at=180)
-        woken = AgentStatusChanged(
+        became_active = AgentStatusChanged(
             agent="orchestrator", previous="offline", status="active", reason="activity"
         )
-        assert [event for event in story.events if isinstance(event, AgentStatusChanged)] == [woken]
+        assert [event for event in story.events if isinstance(event, AgentStatusChanged)] == [became_active]
         assert story.row(AGENTS, "ann").operations == 1
 
 
-class TestAllowingAll:
-    def test_runs_every_tick_beside_the_others(self) -> None:
+class TestAllowAll:
+    def test_each_tick_runs_beside_the_others(self) -> None:
         story = running(overlap="allow_all").when(claim(), at=120).then(started(120))
         assert story.row(AGENTS, "ann").operations == 2
         assert len(list(story.squad.all(RUNS))) == 2
 
-    def test_by_now_runs_the_next_tick_though_one_waits_since_only_one_could(self) -> None:
+    def test_next_tick_runs_even_if_one_is_still_buffered_from_buffer_one(self) -> None:
         story = running(overlap="buffer_one").given(claim(), at=120).given(define(overlap="allow_all"))
         story.when(claim(), at=180).then(started(180))
 
-    def test_that_was_allowed_before_cancels_them_all_the_oldest_first(self) -> None:
+    def test_change_to_cancel_other_cancels_all_runs_oldest_first(self) -> None:
         ticks = range(60, 480, 60)
         story = running(overlap="allow_all")
         for tick in ticks[1:]:
@@ -412,40 +414,40 @@ class TestAllowingAll:
 RUN_NOW = RunJob(name=JOB, runner=RUNNER)
 
 
-class TestRunningNow:
-    def test_starts_a_run_outside_the_schedule(self) -> None:
+class TestManualRun:
+    def test_manual_run_starts_outside_the_schedule(self) -> None:
         story = with_job().when(RUN_NOW, at=30)
-        story.then(AT_WORK, started(30, run_id=FRESH, manual=True))
+        story.then(BECAME_ACTIVE, started(30, run_id=FRESH, manual=True))
         story.replied(job=JOB, tick=moment(30), status="running", attempts=1)
         assert story.row(JOBS, JOB).ticked_until == START
 
-    def test_leaves_the_tick_of_that_moment_to_the_schedule(self) -> None:
+    def test_manual_run_does_not_replace_the_tick_at_the_same_moment(self) -> None:
         story = with_job().given(RUN_NOW, at=60)
-        story.given(ended(story.id), at=60).when(claim(), at=60).then(AT_WORK, started(60))
+        story.given(ended(story.id), at=60).when(claim(), at=60).then(BECAME_ACTIVE, started(60))
 
     @pytest.mark.parametrize("fields", [{}, {"enabled": False}])
-    def test_asks_neither_for_pause_nor_for_schedule(self, fields: dict[str, Any]) -> None:
+    def test_manual_run_starts_even_if_the_job_is_paused_or_disabled(self, fields: dict[str, Any]) -> None:
         story = with_job(**fields).given(PauseJob(name=JOB), at=1)
-        story.when(RUN_NOW, at=30).then(AT_WORK, started(30, run_id=FRESH, manual=True))
+        story.when(RUN_NOW, at=30).then(BECAME_ACTIVE, started(30, run_id=FRESH, manual=True))
 
     @pytest.mark.parametrize("overlap", ["skip", "buffer_one", "cancel_other"])
-    def test_beside_itself_is_refused_and_says_which_run_is_in_the_way(self, overlap: str) -> None:
+    def test_manual_run_is_refused_with_the_id_of_the_run_in_progress(self, overlap: str) -> None:
         story = running(overlap=overlap).when(RUN_NOW, at=61).then_refused("job_running")
         assert story.refusal.extra == {"run_id": run_of(60)}
 
-    def test_beside_itself_is_fine_where_all_are_allowed(self) -> None:
+    def test_manual_run_starts_beside_another_one_under_allow_all(self) -> None:
         story = running(overlap="allow_all").when(RUN_NOW, at=61)
         story.then(started(61, run_id=FRESH, manual=True))
 
-    def test_is_in_the_way_of_a_tick(self) -> None:
+    def test_tick_is_skipped_while_a_manual_run_is_in_progress(self) -> None:
         story = with_job().given(RUN_NOW, at=59).when(claim(), at=60)
         story.then(skipped(60, "overlap", "the run of 2026-03-02 12:00:59Z is in progress"))
 
-    def test_before_the_orchestrator_ever_started_is_refused(self) -> None:
+    def test_manual_run_before_the_first_start_is_refused(self) -> None:
         story = given(RegisterAgent(name="ann", role="agent"), define())
         story.when(RunJob(name=JOB, runner=RUNNER)).then_refused("orchestrator_stopped")
 
-    def test_while_shut_down_is_refused(self) -> None:
+    def test_manual_run_during_a_shutdown_is_refused(self) -> None:
         with_job().given(StopOrchestrator()).when(RUN_NOW, at=1).then_refused("orchestrator_stopped")
 
     @pytest.mark.parametrize(
@@ -455,7 +457,7 @@ class TestRunningNow:
             (SetPolicy(agent_limits={"ann": 100}), "agent_limit_reached", 100),
         ],
     )
-    def test_beyond_the_budget_is_refused_until_the_next_day(
+    def test_manual_run_beyond_the_budget_is_refused_until_the_next_day(
         self, policy: SetPolicy, code: DenialReason, remaining: int
     ) -> None:
         story = with_job(policy, tokens=600).when(RUN_NOW, at=1)
@@ -463,6 +465,6 @@ class TestRunningNow:
         assert story.refusal.extra["remaining"] == remaining
         assert story.refusal.retry_after_seconds == 12 * 3_600 - 1
 
-    def test_reserves_its_tokens(self) -> None:
-        story = with_job(POOR, tokens=600).when(RUN_NOW, at=1)
+    def test_manual_run_reserves_its_tokens(self) -> None:
+        story = with_job(SMALL_BUDGET, tokens=600).when(RUN_NOW, at=1)
         assert [type(event) for event in story.events] == [AgentStatusChanged, TokensReserved, RunStarted]

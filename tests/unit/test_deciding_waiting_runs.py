@@ -1,4 +1,4 @@
-"""Runs that somebody asked for and that no process holds yet: whoever is first takes them up, in time."""
+"""Runs started by hand that wait for a process: the first one to take a run up in time gets it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from tests.unit.support import FRESH, START, Story, moment
 RUN_NOW = RunJob(name=JOB)
 
 
-def asked_for(policy: SetPolicy | None = None, **fields: Any) -> Story:
-    """A squad in which somebody asked for a run half a minute after the start."""
+def requested(policy: SetPolicy | None = None, **fields: Any) -> Story:
+    """A squad in which a run was requested at 30 s, and no process has taken it up yet."""
     return with_job(policy, **fields).given(RUN_NOW, at=30)
 
 
@@ -39,8 +39,8 @@ def run(story: Story) -> RunRow:
     return row
 
 
-class TestAskingForARun:
-    def test_enters_it_for_whichever_process_is_first(self) -> None:
+class TestRequest:
+    def test_requested_run_is_recorded_and_free_for_any_process(self) -> None:
         story = with_job().when(RUN_NOW, at=30)
         assert story.events[-1] == RunStarted(
             run_id=FRESH,
@@ -61,8 +61,8 @@ class TestAskingForARun:
         assert is_free(row, moment(30))
         assert story.row(JOBS, JOB).ticked_until == START
 
-    def test_is_something_to_be_taken_up_at_once(self) -> None:
-        story = asked_for()
+    def test_requested_run_is_due_at_once(self) -> None:
+        story = requested()
         assert due_jobs(story.squad, story.now) == ([], [run(story).id], moment(60))
 
     @pytest.mark.parametrize(
@@ -72,31 +72,31 @@ class TestAskingForARun:
             (SetPolicy(agent_limits={"ann": 100}), "agent_limit_reached"),
         ],
     )
-    def test_beyond_the_budget_is_refused(self, policy: SetPolicy, code: DenialReason) -> None:
+    def test_request_beyond_the_budget_is_refused(self, policy: SetPolicy, code: DenialReason) -> None:
         story = with_job(policy, tokens=600).when(RUN_NOW, at=1)
         assert story.refusal.code == code
 
-    def test_reserves_its_tokens_for_as_long_as_it_may_wait_and_run(self) -> None:
-        """It may wait 60 s; an attempt may take 30 s, its lease 15 s, and there are 600 s to spare."""
+    def test_reservation_lasts_as_long_as_the_run_may_wait_and_take(self) -> None:
+        """It may wait 60 s; an attempt may take 30 s, its lease 15 s, and the margin is 600 s."""
         story = with_job(tokens=600).when(RUN_NOW, at=30)
         [reserved] = [event for event in story.events if isinstance(event, TokensReserved)]
         assert reserved.expires_at == moment(30 + 60 + 645)
         assert run(story).reservation_id in {row.id for row in story.squad.all(RESERVATIONS)}
 
-    def test_beside_itself_is_refused(self) -> None:
-        asked_for().when(RUN_NOW, at=31).then_refused("job_running")
+    def test_request_is_refused_while_another_run_waits(self) -> None:
+        requested().when(RUN_NOW, at=31).then_refused("job_running")
 
-    def test_while_shut_down_is_refused(self) -> None:
+    def test_request_during_a_shutdown_is_refused(self) -> None:
         with_job().given(StopOrchestrator()).when(RUN_NOW, at=1).then_refused("orchestrator_stopped")
 
-    def test_is_in_the_way_of_a_tick(self) -> None:
-        story = asked_for().when(claim(), at=60)
+    def test_tick_is_skipped_while_a_requested_run_waits(self) -> None:
+        story = requested().when(claim(), at=60)
         assert [item.type for item in story.recorded] == ["run_skipped"]
 
 
-class TestTakingItUp:
-    def test_is_its_first_attempt(self) -> None:
-        story = asked_for()
+class TestTakingUp:
+    def test_taking_up_starts_the_first_attempt(self) -> None:
+        story = requested()
         id_ = run(story).id
         story.when(take_up(id_), at=31).then(
             RunRetried(
@@ -112,23 +112,23 @@ class TestTakingItUp:
         row = run(story)
         assert (row.attempts, row.runner, row.started_at, row.retry_at) == (1, OTHER, moment(31), None)
 
-    def test_is_for_the_first_who_does_so(self) -> None:
-        story = asked_for()
+    def test_first_process_to_take_the_run_up_gets_it(self) -> None:
+        story = requested()
         id_ = run(story).id
         story.when(take_up(id_, RUNNER), take_up(id_, OTHER), at=31)
         assert [item.type for item in story.recorded] == ["run_retried"]
         assert run(story).runner == RUNNER
 
-    def test_is_ended_like_any_other_run(self) -> None:
-        story = asked_for(tokens=600)
+    def test_requested_run_ends_like_any_other(self) -> None:
+        story = requested(tokens=600)
         id_ = run(story).id
         story.given(take_up(id_, RUNNER), at=31).when(ended(id_, tokens_used=5), at=32)
         assert story.reply == {"status": "succeeded"}
         assert not list(story.squad.all(RUNS))
         assert story.row(BUDGET_DAYS, START.date()).reserved == 0
 
-    def test_leaves_as_many_attempts_as_the_job_allows(self) -> None:
-        story = asked_for(retries=1)
+    def test_requested_run_has_as_many_attempts_as_the_job_allows(self) -> None:
+        story = requested(retries=1)
         id_ = run(story).id
         story.given(take_up(id_, RUNNER), at=31)
         story.when(ended(id_, succeeded=False), at=32).replied(status="running")
@@ -142,21 +142,21 @@ class TestTakingItUp:
             (StopOrchestrator(), "the orchestrator was shut down before attempt 1 of 1"),
         ],
     )
-    def test_is_too_late_where_nothing_may_run_any_more(self, command: Any, reason: str) -> None:
-        story = asked_for().given(command, at=31)
+    def test_requested_run_fails_when_its_job_may_no_longer_run(self, command: Any, reason: str) -> None:
+        story = requested().given(command, at=31)
         story.when(take_up(run(story).id), at=32)
         [finished] = [event for event in story.events if isinstance(event, RunFinished)]
         assert (finished.outcome, finished.reason, finished.attempts) == ("failed", reason, 0)
 
 
-class TestWaitingForTooLong:
-    def test_is_just_not_too_long_within_the_jobs_catch_up_time(self) -> None:
-        story = asked_for(catch_up_seconds=90.0)
+class TestCatchUpTime:
+    def test_run_can_be_taken_up_until_the_end_of_the_catch_up_time(self) -> None:
+        story = requested(catch_up_seconds=90.0)
         story.when(take_up(run(story).id), at=120)
         assert [item.type for item in story.recorded] == ["run_retried"]
 
-    def test_is_missed_as_a_tick_is(self) -> None:
-        story = asked_for(tokens=600, catch_up_seconds=90.0, pause_on_failure=True)
+    def test_run_is_missed_after_the_catch_up_time(self) -> None:
+        story = requested(tokens=600, catch_up_seconds=90.0, pause_on_failure=True)
         id_ = run(story).id
         story.when(take_up(id_), at=120.000001)
         reason = "no process took it up within 90 seconds"
@@ -186,9 +186,9 @@ class TestWaitingForTooLong:
         assert story.row(AGENTS, "ann").operations == 0
         assert not any(isinstance(event, JobPaused) for event in story.events)
 
-    def test_is_told_before_the_ticks_that_it_would_be_in_the_way_of(self) -> None:
-        """Nobody was there for a while; whoever comes takes runs up first, and then claims ticks."""
-        story = asked_for()
+    def test_missed_run_does_not_block_the_tick_that_is_claimed_after_it(self) -> None:
+        """After an outage, a process takes up runs first and then claims ticks."""
+        story = requested()
         story.when(take_up(run(story).id), claim(), at=121)
         kinds = [item.type for item in story.recorded]
         assert "run_skipped" not in kinds
