@@ -1,3 +1,5 @@
+"""Classification of mail by rules, and drafts from templates."""
+
 from __future__ import annotations
 
 from email import message_from_bytes, policy
@@ -7,7 +9,7 @@ import pytest
 from examples.demo.letters import letters
 from examples.email_agent import drafts, message, rules
 
-EXPECTED = {
+EXPECTED_COUNTS = {
     "quote_request": 11,
     "order": 6,
     "support": 5,
@@ -33,50 +35,50 @@ EXPECTED = {
         ("", "", "other"),
     ],
 )
-def test_the_rules(subject: str, text: str, category: str) -> None:
+def test_mail_is_classified_by_its_phrases(subject: str, text: str, category: str) -> None:
     assert rules.classify(subject, text).category == category
 
 
-def test_the_subject_counts_twice() -> None:
+def test_phrase_in_the_subject_counts_twice() -> None:
     assert rules.classify("Quote", "Where is my order 1?").category == "quote_request"
     assert rules.classify("", "A quote. Where is my order 1?").category == "order"
 
 
-def test_one_phrase_of_spam_is_not_spam() -> None:
+def test_single_spam_phrase_is_not_spam() -> None:
     assert rules.classify("Quote", "Dear Sir, please quote for a microphone.").category == "quote_request"
 
 
-def test_what_is_quoted_does_not_count() -> None:
+def test_quoted_text_does_not_count() -> None:
     assert rules.classify("Speakers", "Please quote.\n> I want a refund, this is faulty").category == (
         "quote_request"
     )
 
 
-def test_what_machines_sent() -> None:
+def test_automatic_and_bulk_mail_is_classified_as_such() -> None:
     assert rules.classify("Quote", "", automatic=True).category == "auto_reply"
     assert rules.classify("Quote", "", bulk=True).category == "newsletter"
     assert rules.classify("You have won", "our lottery", bulk=True).category == "spam"
 
 
-def test_the_reason_names_what_was_found() -> None:
+def test_reason_names_the_matching_phrases() -> None:
     assert rules.classify("Quote", "your price, a quote").reason == "says “Quote”, “your price”"
     assert rules.classify("Hi", "").reason == "no rule matches"
 
 
-def test_the_letters_of_the_demo() -> None:
+def test_demo_mails_are_classified_as_expected() -> None:
     counts: dict[str, int] = {}
     for letter in letters():
         mail = message.read(letter)
         verdict = rules.classify(mail.subject, mail.text, bulk=mail.bulk, automatic=mail.automatic)
         counts[verdict.category] = counts.get(verdict.category, 0) + 1
-    assert counts == EXPECTED
+    assert counts == EXPECTED_COUNTS
 
 
 # Drafts -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("category", [*drafts.TEMPLATES, "something new"])
-def test_every_category_has_a_draft(category: str) -> None:
+def test_every_category_gets_a_draft(category: str) -> None:
     text = drafts.from_template(
         category, "Re: AW: Two speakers", "Hello\n\nThanks,\nAnna", "Yours\nThe shop"
     )
@@ -96,24 +98,24 @@ def test_every_category_has_a_draft(category: str) -> None:
         ("Hello", "I order 5 of them in 2026", None),
     ],
 )
-def test_a_number_is_taken_up(subject: str, text: str, found: str | None) -> None:
+def test_draft_repeats_an_order_or_invoice_number(subject: str, text: str, found: str | None) -> None:
     draft = drafts.from_template("order", subject, text, "x")
     assert (found in draft) if found else ("(" not in draft)
 
 
 @pytest.mark.parametrize("text", ["Thanks,\nAnna Berg", "bye\n\nKind regards\n\nAnna", "Regards,\r\nanna"])
-def test_the_greeting_knows_who_signed(text: str) -> None:
+def test_greeting_uses_the_name_in_the_signature(text: str) -> None:
     assert drafts.from_template("other", "x", message.read(b"\n" + text.encode()).text, "y").startswith(
         "Hello Anna,"
     )
 
 
-def test_a_template_cannot_be_made_to_format_what_a_mail_holds() -> None:
+def test_template_does_not_format_placeholders_in_the_mail() -> None:
     text = drafts.from_template("support", "{topic} {0.__class__}", "", "x")
     assert "“{topic} {0.__class__}”" in text
 
 
-def test_a_draft_goes_into_the_right_thread() -> None:
+def test_draft_is_addressed_and_threaded_as_a_reply() -> None:
     payload = {
         "message_id": "<2@b.example>",
         "references": ["<1@b.example>"],
@@ -144,5 +146,7 @@ def test_a_draft_goes_into_the_right_thread() -> None:
         ("order", {}, "unknown", False),
     ],
 )
-def test_who_gets_an_answer(category: str, payload: dict[str, object], sender: str, wanted: bool) -> None:
+def test_only_mail_that_needs_an_answer_gets_a_draft(
+    category: str, payload: dict[str, object], sender: str, wanted: bool
+) -> None:
     assert drafts.wanted(category, payload, sender) is wanted

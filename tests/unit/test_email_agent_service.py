@@ -1,3 +1,5 @@
+"""The HTTP service of the e-mail agent: answers by rules and by a model, repeated and rejected calls."""
+
 from __future__ import annotations
 
 import asyncio
@@ -17,7 +19,7 @@ POLL, CLASSIFY, RESPOND = (f"/api/agents/email/{job}" for job in ("poll", "class
 # By the rules -------------------------------------------------------------------------------------------
 
 
-async def test_an_email_is_classified_and_drafted() -> None:
+async def test_email_is_classified_and_gets_a_draft() -> None:
     squad = FakeSquad()
     email_id = squad.add(
         payload={"text": "Please quote for it.\n\nThanks,\nAnna", "message_id": "<1@b.example>"}
@@ -42,12 +44,12 @@ async def test_an_email_is_classified_and_drafted() -> None:
     assert email["payload"]["draft"]["text"].startswith("Hello Anna,\n\nthank you for your enquiry")
     assert email["payload"]["text"].startswith("Please quote")
     assert squad.requests[0].headers["X-Correlation-Id"] == "run-1"
-    # What it wrote itself it waits to see.
+    # It waits until its own write is visible.
     assert squad.requests[2].query["min_position"] == "1"
 
 
 @pytest.mark.parametrize("category", ["spam", "newsletter", "auto_reply"])
-async def test_what_needs_no_answer_is_archived(category: str) -> None:
+async def test_email_that_needs_no_answer_is_archived(category: str) -> None:
     squad = FakeSquad()
     email_id = squad.add(category=category, status="classified")
     async with agent(squad) as client:
@@ -57,7 +59,7 @@ async def test_what_needs_no_answer_is_archived(category: str) -> None:
     assert "draft" not in squad.emails[email_id]["payload"]
 
 
-async def test_what_is_done_is_left_alone() -> None:
+async def test_sent_email_is_left_unchanged() -> None:
     squad = FakeSquad()
     sent = squad.add(status="sent", category="order", handled_by="Anna")
     async with agent(squad) as client:
@@ -69,7 +71,7 @@ async def test_what_is_done_is_left_alone() -> None:
     assert squad.emails[sent]["handled_by"] == "Anna"
 
 
-async def test_what_a_person_archived_is_classified_and_stays_archived() -> None:
+async def test_archived_email_is_classified_and_stays_archived() -> None:
     squad = FakeSquad()
     email_id = squad.add(status="archived")
     async with agent(squad) as client:
@@ -79,7 +81,9 @@ async def test_what_a_person_archived_is_classified_and_stays_archived() -> None
 
 
 @pytest.mark.parametrize("payload", [None, {}, {"text": None}, {"draft": {"text": "old"}}])
-async def test_emails_that_others_logged_may_hold_anything(payload: dict[str, Any] | None) -> None:
+async def test_email_with_any_payload_is_classified_and_gets_a_draft(
+    payload: dict[str, Any] | None,
+) -> None:
     squad = FakeSquad()
     email_id = squad.add(payload=payload, subject=None)
     async with agent(squad) as client:
@@ -88,10 +92,10 @@ async def test_emails_that_others_logged_may_hold_anything(payload: dict[str, An
     assert squad.emails[email_id]["payload"]["draft"]["subject"] == "Re: (no subject)"
 
 
-# Repeats and fences -------------------------------------------------------------------------------------
+# Repeated calls and fencing tokens ----------------------------------------------------------------------
 
 
-async def test_a_repeated_call_gets_the_first_answer() -> None:
+async def test_repeated_call_gets_the_first_answer() -> None:
     squad, model = FakeSquad(), FakeModel('{"category": "order"}', delay_seconds=0.05)
     one, other = squad.add(), squad.add()
     async with agent(squad, model) as client:
@@ -107,7 +111,7 @@ async def test_a_repeated_call_gets_the_first_answer() -> None:
         assert len(model.asked) == 2
 
 
-async def test_work_that_failed_is_done_again() -> None:
+async def test_failed_call_can_be_repeated() -> None:
     squad = FakeSquad()
     body = call(squad.add())
     async with agent(squad) as client:
@@ -117,7 +121,7 @@ async def test_work_that_failed_is_done_again() -> None:
         assert (await client.post(CLASSIFY, json=body)).status == 200
 
 
-async def test_a_claim_that_was_lost_is_refused() -> None:
+async def test_call_with_a_smaller_fencing_token_is_refused() -> None:
     squad = FakeSquad()
     email_id = squad.add()
     async with agent(squad) as client:
@@ -130,7 +134,7 @@ async def test_a_claim_that_was_lost_is_refused() -> None:
 # The language model -------------------------------------------------------------------------------------
 
 
-async def test_the_language_model_is_asked() -> None:
+async def test_language_model_classifies_and_drafts() -> None:
     squad, model = FakeSquad(), FakeModel('{"category": "complaint", "reason": "angry"}')
     email_id = squad.add()
     async with agent(squad, model) as client:
@@ -159,9 +163,9 @@ async def test_the_language_model_is_asked() -> None:
         (FakeModel("x" * 1_100_000), 0),
         (FakeModel('{"category": "order"}', delay_seconds=5), 0),
     ],
-    ids=["no category", "prose", "no object", "error", "redirect", "too long", "too late"],
+    ids=["unknown category", "prose", "no object", "error", "redirect", "too long", "too late"],
 )
-async def test_without_a_usable_answer_the_rules_decide(
+async def test_rules_classify_when_the_model_gives_no_usable_answer(
     model: FakeModel, tokens: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     squad = FakeSquad()
@@ -169,13 +173,13 @@ async def test_without_a_usable_answer_the_rules_decide(
     async with agent(squad, model, llm_timeout_seconds=1) as client:
         report = await (await client.post(CLASSIFY, json=call(email_id))).json()
     assert (report["category"], report["by"]) == ("quote_request", "rules")
-    # What the attempt cost is reported all the same.
+    # The tokens of the failed attempt are reported all the same.
     assert report["usage"]["input_tokens"] == tokens
     assert "is classified by the rules" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["", "  \n"])
-async def test_without_a_usable_draft_there_is_the_template(content: str) -> None:
+async def test_template_is_used_when_the_model_gives_no_usable_draft(content: str) -> None:
     squad = FakeSquad()
     email_id = squad.add(status="classified", category="order")
     async with agent(squad, FakeModel(content)) as client:
@@ -184,10 +188,10 @@ async def test_without_a_usable_draft_there_is_the_template(content: str) -> Non
     assert report["usage"]["input_tokens"] == 120
 
 
-# The door -----------------------------------------------------------------------------------------------
+# Rejected calls -----------------------------------------------------------------------------------------
 
 
-async def test_only_signed_calls_pass_where_there_is_a_secret() -> None:
+async def test_only_signed_calls_are_accepted_when_there_is_a_secret() -> None:
     squad = FakeSquad()
     email_id = squad.add()
     body = json.dumps(call(email_id)).encode()
@@ -221,14 +225,14 @@ async def test_only_signed_calls_pass_where_there_is_a_secret() -> None:
         b"[" * 60_000,
     ],
 )
-async def test_a_wrong_body_is_refused(body: bytes) -> None:
+async def test_invalid_body_is_rejected(body: bytes) -> None:
     async with agent(FakeSquad()) as client:
         answer = await client.post(CLASSIFY, data=body)
         assert answer.status == 400
         assert set(await answer.json()) == {"error"}
 
 
-async def test_whoever_runs_it_reads_why_it_cannot_work(caplog: pytest.LogCaptureFixture) -> None:
+async def test_reason_of_a_failed_call_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with agent(FakeSquad(), webhook_secret=SECRET) as client:
         assert (await client.post(POLL, json={"run_id": "1"})).status == 401
     assert "/api/agents/email/poll: the header webhook-id is missing" in caplog.text
@@ -241,7 +245,7 @@ async def test_whoever_runs_it_reads_why_it_cannot_work(caplog: pytest.LogCaptur
     assert "/api/agents/email/classify: the orchestrator at http://127.0.0.1:1/api/v1 cannot" in caplog.text
 
 
-async def test_other_ways_to_be_wrong() -> None:
+async def test_other_invalid_calls_get_the_matching_status() -> None:
     squad = FakeSquad()
     async with agent(squad) as client:
         assert (await client.post(CLASSIFY, data=b"x" * 100_000)).status == 413

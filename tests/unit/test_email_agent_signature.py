@@ -1,3 +1,5 @@
+"""Signatures of calls to the e-mail agent, and its settings."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-OTHER = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+OTHER_SECRET = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 ID, NOW, BODY = "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, b'{"test": 2432232314}'
 HEADERS = {
     "webhook-id": ID,
@@ -20,18 +22,18 @@ HEADERS = {
 }
 
 
-def test_the_specifications_own_example() -> None:
+def test_example_of_the_specification_is_signed_and_verified() -> None:
     assert sign(SECRET, ID, NOW, BODY) == HEADERS["webhook-signature"]
     verify(SECRET, HEADERS, BODY, NOW)
 
 
-def test_one_of_several_signatures_is_enough() -> None:
-    both = f"{sign(OTHER, ID, NOW, BODY)} v2,abc {HEADERS['webhook-signature']}"
+def test_one_matching_signature_is_enough() -> None:
+    both = f"{sign(OTHER_SECRET, ID, NOW, BODY)} v2,abc {HEADERS['webhook-signature']}"
     verify(SECRET, {**HEADERS, "webhook-signature": both}, BODY, NOW + 299)
 
 
 @pytest.mark.parametrize(
-    ("changed", "body", "now", "complaint"),
+    ("changed", "body", "now", "reason"),
     [
         ({}, BODY + b" ", NOW, "does not match"),
         ({}, BODY, NOW + 301, "too far"),
@@ -42,16 +44,18 @@ def test_one_of_several_signatures_is_enough() -> None:
         ({"webhook-timestamp": "9" * 400}, BODY, NOW, "not a number"),
         ({"webhook-signature": ""}, BODY, NOW, "does not match"),
         ({"webhook-signature": "v1,\udcff"}, BODY, NOW, "does not match"),
-        ({"webhook-signature": sign(OTHER, ID, NOW, BODY)}, BODY, NOW, "does not match"),
+        ({"webhook-signature": sign(OTHER_SECRET, ID, NOW, BODY)}, BODY, NOW, "does not match"),
     ],
 )
-def test_what_is_refused(changed: Mapping[str, str], body: bytes, now: int, complaint: str) -> None:
-    with pytest.raises(BadSignature, match=complaint):
+def test_invalid_signature_is_refused(
+    changed: Mapping[str, str], body: bytes, now: int, reason: str
+) -> None:
+    with pytest.raises(BadSignature, match=reason):
         verify(SECRET, {**HEADERS, **changed}, body, now)
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_each_header_is_needed(name: str) -> None:
+def test_each_header_is_required(name: str) -> None:
     with pytest.raises(BadSignature, match=f"{name} is missing"):
         verify(SECRET, {key: value for key, value in HEADERS.items() if key != name}, BODY, NOW)
 
@@ -67,7 +71,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> None:
+def test_settings_come_from_the_environment_and_hide_secrets(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("SQUAD_URL", "http://squad.example:3001/")
     environment.setenv("EMAIL_AGENT_WEBHOOK_SECRET", SECRET)
     read = settings.read()
@@ -77,7 +81,7 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "complaint"),
+    ("name", "value", "reason"),
     [
         ("EMAIL_AGENT_PORT", "70000", "EMAIL_AGENT_PORT: "),
         ("EMAIL_AGENT_SQUAD_URL", "squad", "EMAIL_AGENT_SQUAD_URL: "),
@@ -88,17 +92,17 @@ def test_settings_come_from_the_environment(environment: pytest.MonkeyPatch) -> 
         ("EMAIL_AGENT_IMAP_USER", "", "EMAIL_AGENT_IMAP_USER: field required"),
     ],
 )
-def test_a_wrong_setting_is_named(
-    environment: pytest.MonkeyPatch, name: str, value: str, complaint: str
+def test_error_names_the_invalid_setting_but_no_secret(
+    environment: pytest.MonkeyPatch, name: str, value: str, reason: str
 ) -> None:
     environment.setenv(name, value)
     with pytest.raises(settings.SettingsError) as error:
         settings.read()
-    assert str(error.value).startswith(complaint)
+    assert str(error.value).startswith(reason)
     assert "not base64" not in str(error.value)
 
 
-def test_no_password_goes_in_clear_to_another_machine(environment: pytest.MonkeyPatch) -> None:
+def test_unencrypted_imap_to_another_host_is_refused(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("EMAIL_AGENT_IMAP_SECURITY", "none")
     settings.read()
     environment.setenv("EMAIL_AGENT_IMAP_HOST", "imap.example")

@@ -1,4 +1,4 @@
-"""What is set aside and claimed for an e-mail, and given back, whatever happens on the way."""
+"""Tokens and claims of waiting e-mails, and their release on the way out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FAILED = Reply(ok=False, reason="no model", body={}, tokens_used=None)
 
 
 class Attempt:
-    """One attempt at a waiting e-mail. Its commands are decided as the writer would, in memory."""
+    """One attempt at a waiting e-mail. Its commands are decided in memory, as the writer does."""
 
     def __init__(self, kind: EmailWork, reply: Reply = DONE, **fields: Any) -> None:
         self.kind, self.reply = kind, reply
@@ -44,7 +44,7 @@ class Attempt:
         self.squad = self.story.squad
         self.before: Callable[[do.Command], Awaitable[None]] | None = None
         self.calls = 0
-        self.told: list[Event] = []
+        self.events: list[Event] = []
         run = SimpleNamespace(id="r", tick=self.story.now, attempts=1)
         self.work = Work(cast("Any", self), cast("Any", self), a_job(**fields), cast("Any", run), 1)
 
@@ -52,48 +52,48 @@ class Attempt:
         if self.before:
             await self.before(request.command)
         self.story.when(request)
-        self.told += self.story.events
+        self.events += self.story.events
         return self.story.outcome
 
     async def call(self, *_: object) -> Reply:
         self.calls += 1
         return self.reply
 
-    async def ends(self) -> Report:
+    async def run(self) -> Report:
         return await work_on_emails(self.work, self.kind)
 
-    def one(self, kind: type[Event]) -> Any:
-        """The only event of a kind that it led to."""
-        [event] = [event for event in self.told if type(event) is kind]
+    def only(self, kind: type[Event]) -> Any:
+        """The only event of a kind that the attempt recorded."""
+        [event] = [event for event in self.events if type(event) is kind]
         return event
 
 
-async def test_tokens_are_set_aside_for_longer_than_the_whole_attempt_may_take() -> None:
+async def test_reservation_lasts_longer_than_the_whole_attempt_may_take() -> None:
     attempt = Attempt(CLASSIFY, timeout_seconds=600.0)
-    began = attempt.story.now
-    await attempt.ends()
-    held = attempt.one(TokensReserved).expires_at - began
+    start = attempt.story.now
+    await attempt.run()
+    held = attempt.only(TokensReserved).expires_at - start
     assert held.total_seconds() == 660
 
 
 @pytest.mark.parametrize(
     ("reply", "counted"),
     [(DONE, 300), (DONE._replace(tokens_used=0), 0), (FAILED._replace(tokens_used=9), 9), (FAILED, None)],
-    ids=["done and not reported", "done for nothing", "failed and reported", "failed and not reported"],
+    ids=["done, not reported", "done, reported as 0", "failed, reported", "failed, not reported"],
 )
-async def test_what_was_used_counts_and_the_rest_is_given_back(reply: Reply, counted: int | None) -> None:
+async def test_used_tokens_count_and_the_rest_is_released(reply: Reply, counted: int | None) -> None:
     attempt = Attempt(CLASSIFY, reply)
-    await attempt.ends()
+    await attempt.run()
     if counted is None:
-        attempt.one(TokensReleased)
+        attempt.only(TokensReleased)
     else:
-        assert attempt.one(TokensSettled).tokens_used == counted
+        assert attempt.only(TokensSettled).tokens_used == counted
     assert attempt.squad.day is not None
     assert (attempt.squad.day.reserved, attempt.squad.day.used) == (0, counted or 0)
 
 
-async def test_nobody_is_called_about_an_email_whose_claim_was_lost_before() -> None:
-    """As where it took long to set tokens aside, and another agent may hold the e-mail by then."""
+async def test_agent_is_not_called_when_the_claim_was_lost_before_the_call() -> None:
+    """Reserving tokens can take long, and another agent may hold the e-mail by then."""
     attempt, lost = Attempt(RESPOND), asyncio.Event()
     attempt.story.given(do.SetPolicy(conflict_window_seconds=0.03))
 
@@ -107,8 +107,8 @@ async def test_nobody_is_called_about_an_email_whose_claim_was_lost_before() -> 
             asyncio.get_running_loop().call_soon(lost.set)
 
     attempt.before = before
-    report = await attempt.ends()
+    report = await attempt.run()
     assert attempt.calls == 0
     assert report.text == "poll: 0 of 1 e-mails done, 1 left for later"
-    attempt.one(TokensReleased)
+    attempt.only(TokensReleased)
     assert not list(attempt.squad.all(OPERATIONS))
