@@ -1,4 +1,4 @@
-"""Looking for what is due takes as long as what has changed, however many jobs there are."""
+"""Checking what is due costs only as much as what has changed, however many jobs there are."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ JOBS = 5 * MAX_COMPUTED_AT_ONCE
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[Schedule]:
-    """Whose ticks were worked out. Nothing is remembered for long, as where there are very many jobs."""
-    worked_out: list[Schedule] = []
-    really = schedule._next_tick
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[Schedule]:
+    """The schedules whose next tick is computed, each time anew: nothing is cached by schedule."""
+    computed_schedules: list[Schedule] = []
+    original = schedule._next_tick
 
-    def next_tick(asked: Schedule, after: datetime) -> datetime | None:
-        worked_out.append(asked)
-        return really(asked, after)
+    def next_tick(schedule_: Schedule, after: datetime) -> datetime | None:
+        computed_schedules.append(schedule_)
+        return original(schedule_, after)
 
     monkeypatch.setattr(schedule, "next_tick", next_tick)
     monkeypatch.setattr("service.memory.due_jobs.next_tick", next_tick)
-    return worked_out
+    return computed_schedules
 
 
 def with_jobs() -> Story:
-    """A squad with many jobs, each of which ticks every minute; the last one's agent goes first."""
+    """A squad with many jobs that tick every minute; the agent of the last one has priority."""
     story = a_squad().given(RegisterAgent(name="first", role="agent", priority=5))
     story.given(*(define(f"job {number}") for number in range(JOBS - 1)))
     return story.given(define("urgent", agent="first"))
 
 
-def look_at_all(story: Story, at: datetime) -> list[str]:
-    """What is due, once that is told of all jobs."""
+def check_all(story: Story, at: datetime) -> list[str]:
+    """What is due, once the next ticks of all jobs are computed."""
     while True:
         jobs, _, later = due_jobs(story.squad, at)
         if later != at:
@@ -53,36 +53,38 @@ def look_at_all(story: Story, at: datetime) -> list[str]:
         assert jobs == []
 
 
-def test_few_are_worked_out_at_one_look_and_none_is_claimed_before_all_are(told: list[Schedule]) -> None:
+def test_each_check_computes_few_ticks_and_no_job_is_due_before_all_are_known(
+    computed: list[Schedule],
+) -> None:
     story = with_jobs()
     assert due_jobs(story.squad, moment(60)) == ([], [], moment(60))
-    assert len(told) == MAX_COMPUTED_AT_ONCE
-    jobs = look_at_all(story, moment(60))
+    assert len(computed) == MAX_COMPUTED_AT_ONCE
+    jobs = check_all(story, moment(60))
     assert jobs == ["urgent", *(f"job {number}" for number in range(JOBS - 1))]
 
 
-def test_what_has_not_changed_is_not_worked_out_again(told: list[Schedule]) -> None:
+def test_ticks_of_unchanged_jobs_are_not_computed_again(computed: list[Schedule]) -> None:
     story = with_jobs()
-    assert look_at_all(story, moment(1)) == []
-    told.clear()
+    assert check_all(story, moment(1)) == []
+    computed.clear()
     assert due_jobs(story.squad, moment(59)) == ([], [], moment(60))
     assert len(due_jobs(story.squad, moment(60))[0]) == JOBS
-    assert told == []
+    assert computed == []
     story.given(claim(name="urgent"), PauseJob(name="job 1"), RemoveJob(name="job 2"), at=60)
-    told.clear()
+    computed.clear()
     jobs = due_jobs(story.squad, moment(60))[0]
     assert sorted(jobs) == sorted(f"job {number}" for number in range(JOBS - 1) if number != 2)
-    assert len(told) == 2
+    assert len(computed) == 2
 
 
-def test_one_that_was_removed_before_its_time_is_passed_over_when_that_comes() -> None:
+def test_job_removed_before_its_tick_is_not_due() -> None:
     story = a_squad().given(define())
     assert due_jobs(story.squad, moment(1)) == ([], [], moment(60))
     story.given(RemoveJob(name=JOB), at=2)
     assert due_jobs(story.squad, moment(60)) == ([], [], None)
 
 
-def test_a_tick_is_known_once_it_is_worked_out_before_any_jitter() -> None:
+def test_computed_tick_is_known_without_its_jitter() -> None:
     story = a_squad().given(define(jitter_seconds=30.0))
     agenda = story.squad.due_jobs
     assert agenda.tick(JOB) is None
@@ -94,33 +96,33 @@ def test_a_tick_is_known_once_it_is_worked_out_before_any_jitter() -> None:
     assert agenda.tick(JOB) is None
 
 
-def test_a_copy_of_the_squad_has_an_agenda_of_its_own() -> None:
+def test_copy_of_the_squad_has_its_own_due_jobs() -> None:
     story = with_jobs()
-    assert len(look_at_all(story, moment(60))) == JOBS
+    assert len(check_all(story, moment(60))) == JOBS
     copy = story.squad.copy()
     story.given(*(claim(name=f"job {number}") for number in range(JOBS - 1)), at=60)
-    assert look_at_all(story, moment(60)) == ["urgent"]
+    assert check_all(story, moment(60)) == ["urgent"]
     story.squad = copy
-    assert len(look_at_all(story, moment(60))) == JOBS
+    assert len(check_all(story, moment(60))) == JOBS
 
 
-def test_one_that_stands_still_is_looked_at_again_after_a_while() -> None:
+def test_stalled_job_is_retried_after_a_while() -> None:
     story = a_squad().given(define(timezone="Mars/Olympus"))
-    said: list[str] = []
+    reported: list[str] = []
 
-    def look(at: datetime) -> datetime | None:
-        return due_jobs(story.squad, at, lambda job, why: said.append(job.name))[2]
+    def check(at: datetime) -> datetime | None:
+        return due_jobs(story.squad, at, lambda job, why: reported.append(job.name))[2]
 
-    again = look(moment(1))
-    assert again == moment(1) + RETRY_AFTER
-    assert look(moment(2)) == again
-    assert said == [JOB]
-    assert look(again) == again
-    assert look(again) == again + RETRY_AFTER
-    assert said == [JOB, JOB]
+    retry_at = check(moment(1))
+    assert retry_at == moment(1) + RETRY_AFTER
+    assert check(moment(2)) == retry_at
+    assert reported == [JOB]
+    assert check(retry_at) == retry_at
+    assert check(retry_at) == retry_at + RETRY_AFTER
+    assert reported == [JOB, JOB]
 
 
-def test_what_a_job_was_due_at_before_is_forgotten() -> None:
+def test_outdated_heap_entries_are_dropped() -> None:
     story = a_squad()
     for number in range(1_000):
         story.given(define(cron=None, every_seconds=20_000_000.0 + number))
@@ -128,7 +130,7 @@ def test_what_a_job_was_due_at_before_is_forgotten() -> None:
     assert len(story.squad.due_jobs._heap) < 200
 
 
-def test_the_soonest_is_still_first_after_that() -> None:
+def test_next_job_is_still_the_soonest_after_outdated_entries_are_dropped() -> None:
     story = a_squad()
     for number in range(150):
         story.given(define("changes", cron=None, every_seconds=20_000_000.0 + number))

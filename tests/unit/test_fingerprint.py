@@ -1,4 +1,4 @@
-"""The name of the fold changes with the code that folds, and with nothing else."""
+"""The fingerprint changes with the code that folds, and with nothing else."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from service.history.snapshots import FOLD
 
 REPOSITORY = Path(service.__file__).parent.parent
 PACKAGES = ("eventstore", "projections", "service")
-NAMED = "from service.history.snapshots import FOLD; import service; print(FOLD, service.__file__)"
+PRINT_FINGERPRINT = (
+    "from service.history.snapshots import FOLD; import service; print(FOLD, service.__file__)"
+)
 
 
-def _named(where: Path) -> tuple[str, str]:
-    """The name that the code there has in a process of its own, and from where that took it."""
+def _fingerprint_in_a_process(where: Path) -> tuple[str, str]:
+    """The fingerprint that a new process prints, and the file from which it imported the code."""
     finished = subprocess.run(
-        [sys.executable, "-c", NAMED],
+        [sys.executable, "-c", PRINT_FINGERPRINT],
         cwd="/",
         env={**os.environ, "PYTHONPATH": str(where), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -44,15 +46,15 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / "site"
 
 
-def test_it_is_the_same_in_every_process_wherever_the_code_lies(copy: Path, tmp_path: Path) -> None:
+def test_fingerprint_is_the_same_in_every_process_wherever_the_code_is(copy: Path, tmp_path: Path) -> None:
     assert fold_fingerprint() == FOLD
-    name, origin = _named(copy)
+    name, origin = _fingerprint_in_a_process(copy)
     assert (name, Path(origin).is_relative_to(copy)) == (FOLD, True)
     archive = tmp_path / "squad.zip"
     with zipfile.ZipFile(archive, "w") as packed:
         for path in copy.rglob("*.py"):
             packed.write(path, path.relative_to(copy))
-    name, origin = _named(archive)
+    name, origin = _fingerprint_in_a_process(archive)
     assert (name, origin.startswith(str(archive))) == (FOLD, True)
 
 
@@ -70,33 +72,33 @@ def test_it_is_the_same_in_every_process_wherever_the_code_lies(copy: Path, tmp_
         "service/history/snapshots.py",
     ],
 )
-def test_it_changes_with_every_module_that_takes_part(copy: Path, module: str) -> None:
+def test_fingerprint_changes_with_each_module_that_takes_part(copy: Path, module: str) -> None:
     path = copy / module
     path.write_bytes(path.read_bytes().replace(b"\n\n\n", b"\n\n\n\n", 1))
-    assert _named(copy)[0] != FOLD
+    assert _fingerprint_in_a_process(copy)[0] != FOLD
 
 
-def test_it_changes_with_a_module_that_is_new(copy: Path) -> None:
+def test_fingerprint_changes_with_a_new_module(copy: Path) -> None:
     (copy / "projections" / "moods.py").write_text("")
-    assert _named(copy)[0] != FOLD
+    assert _fingerprint_in_a_process(copy)[0] != FOLD
 
 
-def test_it_does_not_change_with_what_has_no_part_in_it(copy: Path) -> None:
+def test_fingerprint_does_not_change_with_a_module_that_takes_no_part(copy: Path) -> None:
     (copy / "service" / "scheduling" / "scheduler.py").write_text("")
-    assert _named(copy)[0] == FOLD
+    assert _fingerprint_in_a_process(copy)[0] == FOLD
 
 
-def test_text_cannot_move_from_one_module_to_the_next_unseen() -> None:
+def test_fingerprint_changes_when_text_moves_between_modules() -> None:
     assert name_of([("a", b"one"), ("b", b"two")]) != name_of([("a", b"onetwo"), ("b", b"")])
     assert name_of([("a", b"one")]) != name_of([("b", b"one")])
 
 
-def test_a_module_that_is_not_there_is_no_module_without_text() -> None:
+def test_missing_module_is_an_error_and_not_an_empty_module() -> None:
     with pytest.raises(ModuleNotFoundError):
         fingerprint.source("service.nowhere")
 
 
-def test_code_that_cannot_be_read_is_like_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_code_has_a_unique_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreadable(module: str) -> bytes:
         raise FileNotFoundError(module)
 

@@ -1,4 +1,4 @@
-"""Which rows a page of the log has fetched, and which the next page still has."""
+"""Which rows are fetched for a page of the log, and which are cached for the next page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ A_MESSAGE = MessageRow("m", "ann", None, "hello", None, None, START, 3)
 
 @pytest.fixture
 def stored(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The rows of the database, by key."""
+    """Rows of the database, by key."""
     stored: dict[str, Any] = {}
 
     async def load(_: object, __: object, keys: Sequence[str]) -> list[Any]:
@@ -42,13 +42,13 @@ async def fold(
     """Fold a page of one event; return the keys of the rows that were fetched for it."""
     recorded = Recorded(9, "id", "s", 1, event.type, 1, "{}", "ann", None, "c", None, START, b"")
     connection: Any = None
-    wanted = folder.keys_to_fetch([projection], [event])
-    await folder.fetch(connection, wanted)
+    fetched = folder.keys_to_fetch([projection], [event])
+    await folder.fetch(connection, fetched)
     folder.add_to_cache(folder.fold([projection], [recorded], [event]))
-    return wanted
+    return fetched
 
 
-async def test_a_row_that_is_read_often_is_fetched_once(stored: dict[str, Any]) -> None:
+async def test_row_is_fetched_once_and_then_cached(stored: dict[str, Any]) -> None:
     folder, event = PageFolder(), AgentHeartbeatRecorded(agent="ann")
     row: AgentRow = given(ANN).row(AGENTS, "ann")
     stored["ann"] = row
@@ -57,9 +57,10 @@ async def test_a_row_that_is_read_often_is_fetched_once(stored: dict[str, Any]) 
     assert folder._caches[AGENTS.name]["ann"].position == 9 != row.position
 
 
-async def test_messages_do_not_stay_in_memory_least_of_all_as_they_were_before_they_were_erased(
+async def test_messages_are_fetched_for_each_page_and_never_cached(
     stored: dict[str, Any],
 ) -> None:
+    """Nothing of an erased message stays in memory."""
     folder, event = PageFolder(), SubjectForgotten(key_id="k", emails=[], messages=["m"], in_plain=0)
     stored["m"] = A_MESSAGE
     for _ in range(2):

@@ -1,3 +1,5 @@
+"""Job settings: the default jobs, a squad's own, what is invalid, and the secrets of agents."""
+
 from __future__ import annotations
 
 import base64
@@ -14,7 +16,7 @@ from tests.unit.support import given
 if TYPE_CHECKING:
     from pathlib import Path
 
-SEEDS = {
+DEFAULT_SCHEDULES = {
     "email_poll": "*/5 * * * *",
     "email_classify": "*/10 * * * *",
     "email_respond": "*/15 * * * *",
@@ -27,7 +29,7 @@ KEY = base64.b64encode(b"a key that nobody may see").decode()
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for variable in ("SQUAD_AGENTS", "SQUAD_JOBS", "SQUAD_TIMEZONE", "SQUAD_RESET_HOUR", "SQUAD_CONFIG"):
         monkeypatch.delenv(variable, raising=False)
@@ -39,66 +41,66 @@ def settings(toml: str, tmp_path: Path) -> Settings:
     return read(path)
 
 
-def fault(toml: str, tmp_path: Path) -> str:
+def error_of(toml: str, tmp_path: Path) -> str:
     with pytest.raises(SettingsError) as caught:
         settings(toml, tmp_path)
     return str(caught.value)
 
 
 class TestDefaults:
-    def test_are_the_seeds_seven_jobs_with_its_schedules(self) -> None:
+    def test_defaults_are_the_seven_jobs_of_the_seed_with_its_schedules(self) -> None:
         specs = read().job_specs()
-        assert {name: spec.cron for name, (_, spec) in specs.items()} == SEEDS
+        assert {name: spec.cron for name, (_, spec) in specs.items()} == DEFAULT_SCHEDULES
         assert {source for source, _ in specs.values()} == {"default"}
         assert all(spec.task == name for name, (_, spec) in specs.items())
 
-    def test_call_the_seeds_agent_within_the_seeds_budget(self) -> None:
+    def test_default_jobs_call_the_seeds_agent_with_the_seeds_tokens(self) -> None:
         specs = read().job_specs()
         calling = {name: spec.tokens for name, (_, spec) in specs.items() if spec.agent == "email_agent"}
         assert calling == {"email_poll": 1_000, "email_classify": 0, "email_respond": 0}
 
-    def test_follow_the_squads_reset_hour_and_time_zone(self, tmp_path: Path) -> None:
+    def test_defaults_follow_the_configured_reset_hour_and_time_zone(self, tmp_path: Path) -> None:
         specs = settings('reset_hour = 6\ntimezone = "Europe/Berlin"', tmp_path).job_specs()
         assert specs["token_reset"][1].cron == "0 6 * * *"
         assert {spec.timezone for _, spec in specs.values()} == {"Europe/Berlin"}
 
-    def test_follow_those_of_the_log_where_the_settings_name_none(self) -> None:
+    def test_defaults_follow_the_policy_in_the_log_when_none_is_configured(self) -> None:
         policy = given(SetPolicy(reset_hour=6, timezone="Europe/Berlin")).squad.policy
         specs = read().job_specs(policy)
         assert specs["token_reset"][1].cron == "0 6 * * *"
         assert {spec.timezone for _, spec in specs.values()} == {"Europe/Berlin"}
 
-    def test_go_by_the_settings_where_that_time_zone_is_not_known_here(self) -> None:
+    def test_defaults_ignore_the_policy_in_the_log_when_its_time_zone_is_unknown(self) -> None:
         specs = read().job_specs(given().squad.policy.replaced(reset_hour=6, timezone="Mars/Olympus"))
         assert specs["token_reset"][1].cron == "0 0 * * *"
         assert {spec.timezone for _, spec in specs.values()} == {"UTC"}
 
-    def test_know_every_built_in_task(self) -> None:
-        assert set(BUILT_IN_TASKS) == set(TASKS) == set(SEEDS)
+    def test_every_built_in_task_has_a_default_job(self) -> None:
+        assert set(BUILT_IN_TASKS) == set(TASKS) == set(DEFAULT_SCHEDULES)
 
 
-class TestASquadsOwnJobs:
-    def test_go_over_the_seeds_field_by_field(self, tmp_path: Path) -> None:
+class TestConfiguredJobs:
+    def test_section_overrides_a_default_job_field_by_field(self, tmp_path: Path) -> None:
         source, spec = settings("[jobs.email_poll]\nretries = 3", tmp_path).job_specs()["email_poll"]
         assert source == "settings"
         assert (spec.retries, spec.task, spec.cron) == (3, "email_poll", "*/5 * * * *")
 
-    def test_switch_a_seed_off(self, tmp_path: Path) -> None:
+    def test_section_can_disable_a_default_job(self, tmp_path: Path) -> None:
         spec = settings("[jobs.email_poll]\nenabled = false", tmp_path).job_specs()["email_poll"][1]
         assert not spec.enabled
 
-    def test_replace_a_cron_by_an_interval_and_a_task_by_an_endpoint(self, tmp_path: Path) -> None:
+    def test_interval_replaces_cron_and_endpoint_replaces_task(self, tmp_path: Path) -> None:
         toml = '[jobs.email_poll]\nevery = "30s"\nendpoint = "/mine"'
         spec = settings(toml, tmp_path).job_specs()["email_poll"][1]
         assert (spec.cron, spec.every, spec.task, spec.endpoint) == (None, 30.0, None, "/mine")
 
-    def test_stand_beside_the_seeds_in_the_squads_time_zone(self, tmp_path: Path) -> None:
+    def test_new_job_is_added_in_the_squads_time_zone(self, tmp_path: Path) -> None:
         toml = (
             'timezone = "Asia/Kathmandu"\n'
             '[jobs.report]\nagent = "quote_agent"\nendpoint = "/report"\ncron = "0 8 * * MON-FRI"'
         )
         specs = settings(toml, tmp_path).job_specs()
-        assert specs.keys() == {*SEEDS, "report"}
+        assert specs.keys() == {*DEFAULT_SCHEDULES, "report"}
         assert specs["report"] == (
             "settings",
             JobSpec(
@@ -106,11 +108,11 @@ class TestASquadsOwnJobs:
             ),
         )
 
-    def test_may_have_a_time_zone_of_their_own(self, tmp_path: Path) -> None:
+    def test_job_can_have_its_own_time_zone(self, tmp_path: Path) -> None:
         toml = '[jobs.token_monitor]\ntimezone = "Africa/Cairo"'
         assert settings(toml, tmp_path).job_specs()["token_monitor"][1].timezone == "Africa/Cairo"
 
-    def test_keep_both_where_both_are_named_so_that_both_are_refused(self) -> None:
+    def test_merge_keeps_both_cron_and_interval_so_that_they_are_rejected(self) -> None:
         assert merge_job({"cron": "* * * * *"}, {"cron": "1 * * * *", "every": 2}) == {
             "cron": "1 * * * *",
             "every": 2,
@@ -131,22 +133,22 @@ class TestDurations:
             (0.5, 0.5),
         ],
     )
-    def test_are_text_with_a_unit_or_seconds(self, text: Any, seconds: float) -> None:
+    def test_duration_is_text_with_a_unit_or_seconds(self, text: Any, seconds: float) -> None:
         assert JobSpec(task="status_update", every=text).every == seconds
 
 
-WHOLE = {"agent": '"a"', "endpoint": '"/x"', "cron": '"* * * * *"'}
+VALID_JOB = {"agent": '"a"', "endpoint": '"/x"', "cron": '"* * * * *"'}
 
 
-def job(**fields: str) -> str:
-    """The section of a job that would be right, but for these fields."""
-    lines = {name: value for name, value in {**WHOLE, **fields}.items() if value}
+def job_section(**fields: str) -> str:
+    """The section of a job that is valid except for these fields."""
+    lines = {name: value for name, value in {**VALID_JOB, **fields}.items() if value}
     return "[jobs.mine]\n" + "\n".join(f"{name} = {value}" for name, value in lines.items())
 
 
-class TestWhatIsWrong:
+class TestInvalidJobs:
     @pytest.mark.parametrize(
-        ("fields", "told"),
+        ("fields", "expected"),
         [
             (
                 {"cron": '"60 * * * *"'},
@@ -207,10 +209,10 @@ class TestWhatIsWrong:
             ),
         ],
     )
-    def test_is_told_with_the_jobs_name_and_the_field(
-        self, fields: dict[str, str], told: str, tmp_path: Path
+    def test_error_names_the_job_and_the_field(
+        self, fields: dict[str, str], expected: str, tmp_path: Path
     ) -> None:
-        assert fault(job(**fields), tmp_path).startswith(told)
+        assert error_of(job_section(**fields), tmp_path).startswith(expected)
 
     @pytest.mark.parametrize(
         "endpoint",
@@ -229,59 +231,61 @@ class TestWhatIsWrong:
             "",
         ],
     )
-    def test_is_every_endpoint_that_is_no_path_below_the_agents_url(
+    def test_endpoint_that_is_no_path_below_the_agents_url_is_rejected(
         self, endpoint: str, tmp_path: Path
     ) -> None:
-        told = fault(job(endpoint=f'"{endpoint}"'), tmp_path)
-        assert told == f"jobs.mine.endpoint is {endpoint!r}: must be a path at the agent's URL, such as" + (
-            " /api/agents/email/poll"
+        error = error_of(job_section(endpoint=f'"{endpoint}"'), tmp_path)
+        assert (
+            error
+            == f"jobs.mine.endpoint is {endpoint!r}: must be a path at the agent's URL, such as"
+            + (" /api/agents/email/poll")
         )
 
     @pytest.mark.parametrize("endpoint", ["/", "/x", "/a/b?since=../x", "/a..b/...", "/ü"])
-    def test_is_no_path_that_stays_below_it(self, endpoint: str, tmp_path: Path) -> None:
-        spec = settings(job(endpoint=f'"{endpoint}"'), tmp_path).job_specs()["mine"][1]
+    def test_endpoint_below_the_agents_url_is_accepted(self, endpoint: str, tmp_path: Path) -> None:
+        spec = settings(job_section(endpoint=f'"{endpoint}"'), tmp_path).job_specs()["mine"][1]
         assert spec.endpoint == endpoint
 
-    def test_is_told_all_at_once(self, tmp_path: Path) -> None:
-        toml = "[jobs.email_poll]\nretries = 99\ntokens = -5\n" + job(timezone='"Berlin"')
-        assert [line.split(" is ")[0] for line in fault(toml, tmp_path).splitlines()] == [
+    def test_all_errors_are_reported_at_once(self, tmp_path: Path) -> None:
+        toml = "[jobs.email_poll]\nretries = 99\ntokens = -5\n" + job_section(timezone='"Berlin"')
+        assert [line.split(" is ")[0] for line in error_of(toml, tmp_path).splitlines()] == [
             "jobs.email_poll.tokens",
             "jobs.email_poll.retries",
             "jobs.mine.timezone",
         ]
 
-    def test_is_a_section_that_is_none(self, tmp_path: Path) -> None:
-        assert fault("jobs = 3", tmp_path).startswith("jobs (SQUAD_JOBS) is 3: ")
-        assert fault("[jobs]\nmine = 3", tmp_path).startswith("jobs.mine is 3: ")
+    def test_section_that_is_no_table_is_rejected(self, tmp_path: Path) -> None:
+        assert error_of("jobs = 3", tmp_path).startswith("jobs (SQUAD_JOBS) is 3: ")
+        assert error_of("[jobs]\nmine = 3", tmp_path).startswith("jobs.mine is 3: ")
 
 
 class TestSecrets:
     AGENT = '[agents.ann]\nrole = "x"\nsecret = "{}"'
 
     @pytest.mark.parametrize("prefix", ["", "whsec_"])
-    def test_are_known_to_who_signs(self, prefix: str, tmp_path: Path) -> None:
+    def test_secret_is_available_for_signing(self, prefix: str, tmp_path: Path) -> None:
         assert settings(self.AGENT.format(prefix + KEY), tmp_path).secrets() == {"ann": prefix + KEY}
 
-    def test_are_shown_to_nobody_else(self, tmp_path: Path) -> None:
+    def test_secret_is_not_shown_with_the_settings(self, tmp_path: Path) -> None:
         squad = settings(self.AGENT.format(KEY), tmp_path)
         assert KEY not in f"{squad!r} {squad} {squad.agents['ann']!r} {squad.model_dump()} "
         assert KEY not in squad.model_dump_json()
         assert KEY not in repr(squad.registrations(lambda _: None))
 
-    def test_are_in_no_event(self, tmp_path: Path) -> None:
+    def test_secret_is_in_no_job_definition(self, tmp_path: Path) -> None:
         for name, (source, spec) in settings(self.AGENT.format(KEY), tmp_path).job_specs().items():
             command = DefineJob(name=name, source=source, definition=spec.definition())
             assert KEY not in repr(command)
 
     @pytest.mark.parametrize("secret", ["not base64!", "whsec_", "", "whsec_%%%", "YWJ"])
-    def test_that_are_no_base64_are_refused_and_not_shown(self, secret: str, tmp_path: Path) -> None:
-        told = fault(self.AGENT.format(secret), tmp_path)
-        assert told == "agents.ann.secret is not valid: must be base64, with or without the prefix whsec_"
+    def test_invalid_secret_is_rejected_without_being_shown(self, secret: str, tmp_path: Path) -> None:
+        error = error_of(self.AGENT.format(secret), tmp_path)
+        assert error == "agents.ann.secret is not valid: must be base64, with or without the prefix whsec_"
 
     @pytest.mark.parametrize(
         "agents", [f'[{{"secret": "{KEY}"}}]', f'{{"ann": ["{KEY}"]}}', f'{{"ann": {{"secret": "{KEY}"']
     )
-    def test_in_a_variable_are_not_shown_either_where_it_is_wrong(
+    def test_secret_in_an_invalid_variable_is_not_shown(
         self, agents: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("SQUAD_AGENTS", agents)

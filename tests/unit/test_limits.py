@@ -1,4 +1,4 @@
-"""Token buckets, and what an address or a Host is taken for."""
+"""Token buckets, and how addresses, Host headers and networks are classified."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.http.limits import Buckets, Networks, client_network, is_local_host
 
 
 class TestBuckets:
-    def test_let_a_burst_through_and_then_as_many_as_they_are_for(self) -> None:
+    def test_bucket_allows_a_burst_and_then_its_rate(self) -> None:
         buckets = Buckets(per_second=2, burst=3)
         assert [buckets.take("ann", 100.0) for _ in range(4)] == [0, 0, 0, 0.5]
         assert buckets.take("ann", 100.4) == pytest.approx(0.1)
@@ -21,13 +21,13 @@ class TestBuckets:
         assert buckets.take("ann", 100.5) == pytest.approx(0.5)
         assert [buckets.take("ann", 200.0) for _ in range(4)] == [0, 0, 0, 0.5]
 
-    def test_are_each_for_one_name(self) -> None:
+    def test_each_name_has_its_own_bucket(self) -> None:
         buckets = Buckets(per_second=1, burst=1)
         assert buckets.take("ann", 5.0) == 0
         assert buckets.take("ann", 5.0) > 0
         assert buckets.take("bob", 5.0) == 0
 
-    def test_what_is_refused_costs_nothing_more(self) -> None:
+    def test_refused_requests_take_no_tokens(self) -> None:
         buckets = Buckets(per_second=1, burst=1)
         buckets.take("ann", 5.0)
         waits = {buckets.take("ann", 5.5) for _ in range(100)}
@@ -38,7 +38,7 @@ class TestBuckets:
         st.sampled_from((0.5, 1.0, 7.0)),
         st.sampled_from((1.0, 2.0, 10.0)),
     )
-    def test_never_let_more_through_than_they_are_for(
+    def test_bucket_never_allows_more_than_burst_and_rate(
         self, pauses: list[float], per_second: float, burst: float
     ) -> None:
         buckets, now, let_through = Buckets(per_second, burst), 1_000.0, list[float]()
@@ -52,15 +52,17 @@ class TestBuckets:
                 seconds = let_through[last] - let_through[first]
                 assert last - first + 1 <= burst + seconds * per_second + 1e-6
 
-    def test_are_bounded_whatever_names_come(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_number_of_buckets_is_limited_however_many_names_come(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(limits, "MAX_NAMES", 10)
         buckets = Buckets(per_second=1, burst=1)
         refused = sum(buckets.take(f"name {number}", 1.0) > 0 for number in range(1_000))
         assert len(buckets) <= 11
-        # All who are too many share one bucket; a fresh name is worth nothing.
+        # All names beyond the limit share one bucket, so a new name gains nothing.
         assert refused == 1_000 - 10 - 1
 
-    def test_make_room_for_others_when_they_are_full_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_full_buckets_make_room_for_new_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "MAX_NAMES", 10)
         buckets = Buckets(per_second=1, burst=1)
         for number in range(20):
@@ -68,21 +70,19 @@ class TestBuckets:
         assert [buckets.take(f"later {number}", 10.0) for number in range(10)] == [0.0] * 10
         assert len(buckets) <= 11
 
-    def test_are_looked_through_for_room_once_a_second_however_many_names_come(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_buckets_are_swept_at_most_once_a_second(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "MAX_NAMES", 10)
         buckets = Buckets(per_second=2, burst=1)
         for number in range(11):
             buckets.take(f"name {number}", 100.0)
-        looked_through = buckets._full_at
+        buckets_before = buckets._full_at
         for now in (100.2, 100.4):
             assert buckets.take("later", now) > 0
-            assert buckets._full_at is looked_through
+            assert buckets._full_at is buckets_before
         assert buckets.take("later", 101.0) == 0
-        assert buckets._full_at is not looked_through
+        assert buckets._full_at is not buckets_before
 
-    def test_keep_those_who_are_known_when_there_are_too_many(
+    def test_known_names_keep_their_buckets_when_the_limit_is_reached(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(limits, "MAX_NAMES", 2)
@@ -93,7 +93,7 @@ class TestBuckets:
 
 
 @pytest.mark.parametrize(
-    ("address", "ours"),
+    ("address", "expected"),
     [
         ("127.0.0.1", True),
         ("127.9.9.9", True),
@@ -107,12 +107,12 @@ class TestBuckets:
         ("localhost", False),
     ],
 )
-def test_only_loopback_addresses_are_this_machine(address: str, *, ours: bool) -> None:
-    assert is_loopback(address) is ours
+def test_only_loopback_addresses_count_as_loopback(address: str, *, expected: bool) -> None:
+    assert is_loopback(address) is expected
 
 
 @pytest.mark.parametrize(
-    ("host", "ours"),
+    ("host", "expected"),
     [
         ("localhost", True),
         ("LOCALHOST:3001", True),
@@ -135,8 +135,8 @@ def test_only_loopback_addresses_are_this_machine(address: str, *, ours: bool) -
         ("localhost:3001:3001", False),
     ],
 )
-def test_only_names_that_nobody_else_can_have_are_this_machines(host: str, *, ours: bool) -> None:
-    assert is_local_host(host) is ours
+def test_only_localhost_names_and_loopback_addresses_are_local_hosts(host: str, *, expected: bool) -> None:
+    assert is_local_host(host) is expected
 
 
 @pytest.mark.parametrize(
@@ -150,11 +150,11 @@ def test_only_names_that_nobody_else_can_have_are_this_machines(host: str, *, ou
         ("x" * 9_000, ""),
     ],
 )
-def test_of_ipv6_a_whole_network_counts_as_one(address: str, counts_as: str) -> None:
+def test_ipv6_addresses_of_one_64_network_count_as_one_client(address: str, counts_as: str) -> None:
     assert client_network(address) == counts_as
 
 
-def test_networks_hold_addresses_however_they_are_written() -> None:
+def test_networks_contain_addresses_however_they_are_written() -> None:
     networks = Networks([ipaddress.ip_network("10.0.0.0/24"), ipaddress.ip_network("2001:db8::/32")])
     for address in ("10.0.0.9", "::ffff:10.0.0.9", "2001:db8::1"):
         assert networks.contains(address)

@@ -1,4 +1,4 @@
-"""Every event is explained, in words that are pinned by golden files, and with its cause."""
+"""Every event can be explained, with its cause, in sentences that golden files pin."""
 
 from __future__ import annotations
 
@@ -33,63 +33,63 @@ if TYPE_CHECKING:
 GOLDEN = Path(__file__).parent.parent / "golden" / "explanations"
 
 
-def explained(log: list[Recorded], position: int) -> Explanation:
+def explain_at(log: list[Recorded], position: int) -> Explanation:
     found = asyncio.run(explain(ListLogQueries(log), position))
     assert found is not None
     return found
 
 
-def asked(question: Question) -> Explanation:
-    return explained(question.story.log, question.position)
+def answer(question: Question) -> Explanation:
+    return explain_at(question.story.log, question.position)
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
-def test_an_explanation_reads_as_it_did(name: str) -> None:
-    shown = "\n".join(lines(asked(QUESTIONS[name]()))) + "\n"
+def test_explanation_matches_its_golden_file(name: str) -> None:
+    shown = "\n".join(lines(answer(QUESTIONS[name]()))) + "\n"
     assert shown == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
 
 
-def test_a_single_token_is_told_in_the_singular() -> None:
+def test_one_token_is_written_in_the_singular() -> None:
     story = given(policy=SetPolicy(daily_tokens=10)).given(ReserveTokens(agent="ada", tokens=1))
     reserved = len(story.log)
-    assert "1 token was reserved for ada until " in _told(story, reserved)
+    assert "1 token was reserved for ada until " in _sentences_at(story, reserved)
     settle = SettleReservation(reservation_id=story.reply["id"], tokens_used=9)
     story.given(settle).when(ReserveTokens(agent="eve", tokens=2))
     settled = next(item.position for item in story.log if item.type == "tokens_settled")
-    assert "ada used 9 of the 1 token reserved for it." in _told(story, settled)
-    assert "eve was refused 2 tokens: the squad's budget for 2026-03-02 had 1 left." in _told(
+    assert "ada used 9 of the 1 token reserved for it." in _sentences_at(story, settled)
+    assert "eve was refused 2 tokens: the squad's budget for 2026-03-02 had 1 left." in _sentences_at(
         story, len(story.log)
     )
 
 
 @pytest.mark.parametrize(
-    ("reason", "said"),
+    ("reason", "expected"),
     [("released", "was released."), ("expired", "expired: it was not settled in time.")],
 )
-def test_a_reservation_is_released_or_expires(reason: Any, said: str) -> None:
+def test_sentence_distinguishes_released_from_expired_reservations(reason: Any, expected: str) -> None:
     released = TokensReleased(
         day=START.date(), reservation_id="r", agent="ada", tokens_reserved=1, reason=reason
     )
-    assert of_event(released) == f"The reservation of 1 token for ada {said}"
+    assert of_event(released) == f"The reservation of 1 token for ada {expected}"
 
 
-def _told(story: Story, position: int) -> str:
-    found = explained(story.log, position)
+def _sentences_at(story: Story, position: int) -> str:
+    found = explain_at(story.log, position)
     return " ".join([found.summary, *(item.sentence for item in (*found.reasons, *found.outcome))])
 
 
-def test_no_golden_file_is_left_over() -> None:
+def test_every_golden_file_belongs_to_a_question() -> None:
     assert {file.stem for file in GOLDEN.iterdir()} == QUESTIONS.keys()
 
 
-def test_a_position_without_an_event_has_no_explanation() -> None:
+def test_position_without_an_event_has_no_explanation() -> None:
     log = given().log
     assert asyncio.run(explain(ListLogQueries(log), len(log) + 1)) is None
 
 
 @for_all(event=strategies.events)
 @settings(max_examples=150, deadline=None)
-def test_every_event_there_could_be_has_a_sentence(event: AnyEvent) -> None:
+def test_every_possible_event_has_a_sentence(event: AnyEvent) -> None:
     assert of_event(event).endswith(".")
 
 
@@ -101,7 +101,7 @@ def test_every_event_of_a_history_is_explained_with_its_cause(
     log = lives.lived(*life).log
     for position in data.draw(st.lists(st.integers(1, len(log)), min_size=1, max_size=30, unique=True)):
         recorded = log[position - 1]
-        found = explained(log, position)
+        found = explain_at(log, position)
         assert (found.position, found.type) == (position, recorded.type)
         assert found.origin.reasons
         if recorded.caused_by is None:
@@ -119,20 +119,20 @@ def test_every_event_of_a_history_is_explained_with_its_cause(
 
 
 def _sentences(found: Explanation) -> list[str]:
-    told_by = (found.reasons, found.origin.reasons, found.causes, found.outcome, found.effects)
-    return [found.summary, *(item.sentence for group in told_by for item in group)]
+    groups = (found.reasons, found.origin.reasons, found.causes, found.outcome, found.effects)
+    return [found.summary, *(item.sentence for group in groups for item in group)]
 
 
-def test_every_refusal_says_why() -> None:
+def test_refused_reservation_is_explained_with_reasons() -> None:
     story = given(policy=POOR)
     story.given(RecordUsage(agent="ann", tokens=900))
     story.when(ReserveTokens(agent="bob", tokens=101))
-    assert asked(Question(story, len(story.log))).reasons
+    assert answer(Question(story, len(story.log))).reasons
 
 
-def test_what_filled_the_budget_is_there_for_programs() -> None:
+def test_facts_say_what_used_up_the_squads_budget() -> None:
     question = QUESTIONS["tokens_beyond_the_squads_budget"]()
-    facts = asked(question).facts
+    facts = answer(question).facts
     assert (facts["asked"], facts["remaining"], facts["used"], facts["reserved"]) == (280, 119, 481, 400)
     assert facts["policy"]["position"] == 1
     assert facts["largest_uses"][0] == {"position": 31, "agent": "ann", "tokens": 250}
@@ -142,20 +142,20 @@ def test_what_filled_the_budget_is_there_for_programs() -> None:
     assert sum(share["tokens"] for share in facts["used_by"]) == facts["used"]
 
 
-def test_the_claim_in_the_way_is_there_for_programs() -> None:
-    facts = asked(QUESTIONS["a_claim_in_the_way"]()).facts
+def test_facts_say_which_claim_was_in_the_way() -> None:
+    facts = answer(QUESTIONS["a_claim_in_the_way"]()).facts
     assert facts["holder"]["agent"] == "ann"
     assert facts["holder"]["position"] == 4
     assert facts["contested"] == {"emailId": "e-1"}
     assert facts["ended"]["type"] == "operation_finished"
 
 
-def test_of_a_claim_with_very_many_heartbeats_it_is_told_when_it_was_free_at_the_latest(
+def test_latest_possible_release_is_given_when_a_claim_has_too_many_renewals(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     question = QUESTIONS["a_claim_in_the_way_that_was_free_for_a_while_later"]
     monkeypatch.setattr(operations, "MAX_SCANNED_EVENTS", 2)
-    found = asked(question())
+    found = answer(question())
     assert found.facts["free_at"] is None
     assert (
         "the contested resources were free at the latest 90 s after the refusal"
@@ -163,32 +163,32 @@ def test_of_a_claim_with_very_many_heartbeats_it_is_told_when_it_was_free_at_the
     )
 
 
-def test_what_is_beyond_ones_own_limit_leaves_out_what_others_used() -> None:
-    facts = asked(QUESTIONS["tokens_beyond_an_agents_limit"]()).facts
+def test_facts_about_an_agents_limit_leave_out_what_others_used() -> None:
+    facts = answer(QUESTIONS["tokens_beyond_an_agents_limit"]()).facts
     assert {share["agent"] for share in facts["used_by"]} == {"bob"}
 
 
-def test_a_long_chain_of_causes_says_where_it_goes_on() -> None:
+def test_long_chain_of_causes_says_where_it_continues() -> None:
     story = given()
     for number in range(MAX_CAUSES + 5):
         story.given(SetPolicy(daily_tokens=number))
     policies = [recorded.position for recorded in story.log if recorded.type == "policy_set"]
-    found = explained(story.log, policies[-1])
+    found = explain_at(story.log, policies[-1])
     assert [cause.position for cause in found.causes] == policies[-2 : -2 - MAX_CAUSES : -1]
     assert found.causes_go_on_at == policies[-2 - MAX_CAUSES]
 
 
-def test_an_event_of_newer_software_does_not_hide_what_is_around_it() -> None:
-    story = _with_an_event_from_tomorrow()
+def test_event_of_a_newer_version_does_not_hide_its_neighbours() -> None:
+    story = _with_an_event_of_a_newer_version()
     unknown = len(story.log)
-    found = explained(story.log, unknown)
+    found = explain_at(story.log, unknown)
     assert found.summary == "This version of the software does not know events of the type moon_landed."
     following = story.log[0]._replace(position=unknown + 1, caused_by=unknown)
-    [cause, *_] = explained([*story.log, following], unknown + 1).causes
+    [cause, *_] = explain_at([*story.log, following], unknown + 1).causes
     assert cause == step(decode(story.log[-1]))
 
 
-def _with_an_event_from_tomorrow() -> Story:
+def _with_an_event_of_a_newer_version() -> Story:
     story = given().given(StartOperation(agent="ann", action="land", resources={"moon": "1"}))
     last = story.log[-1]
     story.log.append(last._replace(position=last.position + 1, type="moon_landed", data="{}", caused_by=1))

@@ -1,4 +1,4 @@
-"""What was just appended, at hand: only what directly follows, once, and never without bound."""
+"""Recent events in memory: only what follows directly, taken once, and within bounds."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _batch(first: int, last: int) -> tuple[list[Recorded], list[AnyEvent]]:
     return stored, events
 
 
-def _taken(kept: RecentEvents, after: int) -> list[int]:
+def _take_positions(kept: RecentEvents, after: int) -> list[int]:
     page = kept.take_after(after)
     if page is None:
         return []
@@ -48,41 +48,41 @@ def _taken(kept: RecentEvents, after: int) -> list[int]:
     return [one.position for one in page.recorded]
 
 
-def test_batches_that_follow_one_another_are_one_page() -> None:
+def test_consecutive_batches_form_one_page() -> None:
     kept = RecentEvents()
     kept.extend(*_batch(5, 6))
     kept.extend(*_batch(7, 7))
-    assert _taken(kept, 4) == [5, 6, 7]
-    assert _taken(kept, 7) == []
+    assert _take_positions(kept, 4) == [5, 6, 7]
+    assert _take_positions(kept, 7) == []
     kept.extend(*_batch(8, 8))
-    assert _taken(kept, 7) == [8]
+    assert _take_positions(kept, 7) == [8]
 
 
-def test_what_was_read_from_the_log_meanwhile_is_left_out() -> None:
+def test_events_read_from_the_log_meanwhile_are_left_out() -> None:
     kept = RecentEvents()
     kept.extend(*_batch(5, 8))
-    assert _taken(kept, 6) == [7, 8]
+    assert _take_positions(kept, 6) == [7, 8]
     kept.extend(*_batch(9, 10))
-    assert _taken(kept, 10) == []
+    assert _take_positions(kept, 10) == []
     assert not kept
 
 
-def test_what_begins_later_waits_for_the_log_to_be_read_up_to_there() -> None:
+def test_events_after_a_gap_are_kept_until_the_log_is_read_up_to_them() -> None:
     kept = RecentEvents()
     kept.extend(*_batch(5, 6))
-    assert _taken(kept, 3) == []
-    assert _taken(kept, 4) == [5, 6]
+    assert _take_positions(kept, 3) == []
+    assert _take_positions(kept, 4) == [5, 6]
 
 
-def test_where_others_wrote_in_between_what_is_older_is_let_go() -> None:
+def test_older_events_are_dropped_when_the_next_batch_does_not_follow() -> None:
     kept = RecentEvents()
     kept.extend(*_batch(5, 6))
     kept.extend(*_batch(8, 9))
-    assert _taken(kept, 4) == []
-    assert _taken(kept, 7) == [8, 9]
+    assert _take_positions(kept, 4) == []
+    assert _take_positions(kept, 7) == [8, 9]
 
 
-def test_what_nobody_fetches_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_events_are_dropped_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent_events, "PAGE_EVENTS", 3)
     kept = RecentEvents()
     kept.extend(*_batch(1, 3))
@@ -94,5 +94,5 @@ def test_what_nobody_fetches_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not kept
 
 
-def test_it_is_empty_at_first() -> None:
-    assert _taken(RecentEvents(), 0) == []
+def test_there_are_no_events_at_first() -> None:
+    assert _take_positions(RecentEvents(), 0) == []
