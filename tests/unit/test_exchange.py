@@ -1,4 +1,4 @@
-"""The log as lines: pinned to the letter, read back to the letter, and nothing else is taken."""
+"""The export format: pinned by a golden file, read back byte for byte, and validated on import."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 _KEY = Key("01a20000-0000-7000-8000-000000000001", bytes(range(32)))
 GOLDEN_EXPORT = Path(__file__).parent.parent / "golden" / "export.jsonl"
-"""What an export of the golden log was when the format was decided; it can be imported for ever."""
+"""The export of the golden log when the format was decided. It must stay importable forever."""
 _JSON = "application/json"
-_DAY_TO_COME = (
+_DISTANT_DAY = (
     '{"day":"9999-12-31","starts_at":"2026-10-25T00:00:00Z","ends_at":"2026-10-26T00:00:00Z","total":5,'
     '"previous_day":null,"previous_used":0,"previous_total":0,"previous_agents":{}}'
 )
@@ -46,26 +46,26 @@ _TOO_DEEP = '{"key":"a","fingerprint":"b","status":1,"body":{"a":' + "[" * 9_999
 
 
 def _message(id_: str) -> str:
-    """What the golden message says, of another id."""
+    """The data of the golden message, with another id."""
     return json.dumps({**json.loads(golden_log()[1].data), "message_id": id_})
 
 
 def exported(log: list[Recorded]) -> bytes:
-    """The file of a log."""
+    """A log as a file."""
     squad = log[0].id if log else None
     end = Head(log[-1].position, log[-1].hash, log[-1].recorded_at) if log else EMPTY_LOG
     return b"".join([header_line(squad, EMPTY_LOG), *map(event_line, log), end_line(len(log), end)])
 
 
-def taken(lines: Iterable[bytes]) -> list[Recorded]:
-    """What comes in."""
-    arriving = ImportedLog()
-    log = [item for item in map(arriving.validate_line, lines) if isinstance(item, Recorded)]
-    arriving.finish()
+def imported(lines: Iterable[bytes]) -> list[Recorded]:
+    """The events that are imported from lines."""
+    incoming = ImportedLog()
+    log = [item for item in map(incoming.validate_line, lines) if isinstance(item, Recorded)]
+    incoming.finish()
     return log
 
 
-def hashed(log: list[Recorded]) -> list[Recorded]:
+def rehashed(log: list[Recorded]) -> list[Recorded]:
     """The log with the hashes that its events should have."""
     previous, result = GENESIS_HASH, []
     for recorded in log:
@@ -75,48 +75,48 @@ def hashed(log: list[Recorded]) -> list[Recorded]:
 
 
 def refusal(lines: Iterable[bytes]) -> str:
-    """Why a file is refused."""
+    """Why an import is refused."""
     with pytest.raises(ImportRefused) as refused:
-        taken(lines)
+        imported(lines)
     return str(refused.value).removeprefix("nothing was imported: ")
 
 
 def changed(number: int, **fields: Any) -> list[bytes]:
-    """The golden file with other values in a line, which bears no new hash."""
+    """The golden file with other values in a line, whose hash stays as it was."""
     lines = exported(golden_log()).splitlines()
     lines[number - 1] = json.dumps({**json.loads(lines[number - 1]), **fields}).encode()
     return lines
 
 
-def test_what_a_clock_recorded_that_was_more_than_a_year_ahead_is_refused_with_a_way_out() -> None:
+def test_event_more_than_a_year_ahead_is_refused_with_a_workaround() -> None:
     log, before = golden_log(), 3
-    arriving = ImportedLog(log[before].recorded_at - timedelta(days=367))
+    incoming = ImportedLog(log[before].recorded_at - timedelta(days=367))
     for line in exported(log[:before]).splitlines()[:-1]:
-        arriving.validate_line(line)
+        incoming.validate_line(line)
     with pytest.raises(ImportRefused, match=rf"more than a year .* export the log with --until {before}$"):
-        arriving.validate_line(event_line(log[before]))
+        incoming.validate_line(event_line(log[before]))
 
 
-class TestTheFormat:
-    def test_is_what_it_was(self) -> None:
+class TestFormat:
+    def test_export_matches_the_golden_file(self) -> None:
         assert exported(golden_log()) == GOLDEN_EXPORT.read_bytes()
 
-    def test_comes_back_to_the_letter(self) -> None:
-        assert taken(BytesIO(GOLDEN_EXPORT.read_bytes())) == golden_log()
+    def test_golden_file_is_imported_unchanged(self) -> None:
+        assert imported(BytesIO(GOLDEN_EXPORT.read_bytes())) == golden_log()
 
-    def test_may_be_laid_out_otherwise(self) -> None:
+    def test_other_key_order_and_line_endings_are_accepted(self) -> None:
         lines = [
             json.dumps(json.loads(line), sort_keys=True) + "\r\n"
             for line in GOLDEN_EXPORT.read_text().splitlines()
         ]
-        assert taken(map(str.encode, lines)) == golden_log()
+        assert imported(map(str.encode, lines)) == golden_log()
 
-    def test_of_an_empty_log_has_two_lines(self) -> None:
+    def test_export_of_an_empty_log_has_two_lines(self) -> None:
         assert len(exported([]).splitlines()) == 2
-        assert taken(BytesIO(exported([]))) == []
+        assert imported(BytesIO(exported([]))) == []
 
     @pytest.mark.parametrize("packed", [False, True])
-    def test_is_checked_by_plain_python(self, tmp_path: Path, *, packed: bool) -> None:
+    def test_script_in_the_docs_verifies_an_export(self, tmp_path: Path, *, packed: bool) -> None:
         content = GOLDEN_EXPORT.read_bytes()
         file = tmp_path / ("log.jsonl.gz" if packed else "log.jsonl")
         file.write_bytes(gzip.compress(content) if packed else content)
@@ -124,8 +124,8 @@ class TestTheFormat:
         assert verdict_in_plain_python(file) == (0, f"4 events hold, up to 4: {last}\n")
 
 
-class TestWhatPlainPythonRefuses:
-    """With one line, whatever file it is shown."""
+class TestScriptInTheDocs:
+    """docs/verify_export.py rejects each of these files with one line of output."""
 
     @pytest.mark.parametrize(
         ("fields", "number"),
@@ -141,8 +141,10 @@ class TestWhatPlainPythonRefuses:
         ],
         ids=str,
     )
-    def test_a_line_that_no_export_has(self, tmp_path: Path, fields: dict[str, Any], number: int) -> None:
-        assert _told_in_plain_python(tmp_path, b"\n".join(changed(number, **fields))).startswith("line ")
+    def test_script_rejects_an_invalid_line_by_its_number(
+        self, tmp_path: Path, fields: dict[str, Any], number: int
+    ) -> None:
+        assert _refusal_of_the_script(tmp_path, b"\n".join(changed(number, **fields))).startswith("line ")
 
     @pytest.mark.parametrize(
         ("content", "name"),
@@ -158,25 +160,27 @@ class TestWhatPlainPythonRefuses:
         ],
         ids=range(8),
     )
-    def test_a_file_that_is_no_export(self, tmp_path: Path, content: bytes, name: str) -> None:
-        _told_in_plain_python(tmp_path, content, name)
+    def test_script_rejects_a_file_that_is_no_export(
+        self, tmp_path: Path, content: bytes, name: str
+    ) -> None:
+        _refusal_of_the_script(tmp_path, content, name)
 
-    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
-        code, words = verdict_in_plain_python(tmp_path / "nowhere")
-        assert (code, words.count("\n")) == (1, 1)
-        assert "nowhere cannot be read: [Errno 2] No such file or directory: " in words
+    def test_script_reports_a_missing_file(self, tmp_path: Path) -> None:
+        code, output = verdict_in_plain_python(tmp_path / "nowhere")
+        assert (code, output.count("\n")) == (1, 1)
+        assert "nowhere cannot be read: [Errno 2] No such file or directory: " in output
 
 
-def _told_in_plain_python(folder: Path, content: bytes, name: str = "log") -> str:
-    """The one line with which a file is turned away."""
+def _refusal_of_the_script(folder: Path, content: bytes, name: str = "log") -> str:
+    """The one line with which docs/verify_export.py rejects a file."""
     file = folder / name
     file.write_bytes(content)
-    code, words = verdict_in_plain_python(file)
-    assert (code, words.count("\n")) == (1, 1), words
-    return words
+    code, output = verdict_in_plain_python(file)
+    assert (code, output.count("\n")) == (1, 1), output
+    return output
 
 
-class TestWhatIsNotAWholeLog:
+class TestInvalidImport:
     @pytest.mark.parametrize(
         ("number", "fields", "why"),
         [
@@ -217,7 +221,9 @@ class TestWhatIsNotAWholeLog:
         ],
         ids=str,
     )
-    def test_is_refused_with_its_line(self, number: int, fields: dict[str, Any], why: str) -> None:
+    def test_invalid_line_is_refused_with_its_number(
+        self, number: int, fields: dict[str, Any], why: str
+    ) -> None:
         assert refusal(changed(number, **fields)).startswith(why)
 
     @pytest.mark.parametrize(
@@ -266,7 +272,7 @@ class TestWhatIsNotAWholeLog:
             ),
             (
                 3,
-                {"type": "budget_day_reset", "stream": "budget-9999-12-31", "data": _DAY_TO_COME},
+                {"type": "budget_day_reset", "stream": "budget-9999-12-31", "data": _DISTANT_DAY},
                 "line 5: it names the day 9999-12-31, more than a year from when it is recorded",
             ),
             (
@@ -274,7 +280,7 @@ class TestWhatIsNotAWholeLog:
                 {
                     "type": "budget_day_reset",
                     "stream": "budget-2026-10-25",
-                    "data": _DAY_TO_COME.replace("9999-12-31", "2026-10-25").replace(
+                    "data": _DISTANT_DAY.replace("9999-12-31", "2026-10-25").replace(
                         "2026-10-26", "0001-01-02"
                     ),
                 },
@@ -287,12 +293,12 @@ class TestWhatIsNotAWholeLog:
             ),
         ],
     )
-    def test_is_refused_even_if_its_hashes_fit(
+    def test_invalid_event_is_refused_even_if_its_hash_matches(
         self, index: int, different: dict[str, Any], why: str
     ) -> None:
         log = golden_log()
         log[index] = log[index]._replace(**different)
-        assert refusal(BytesIO(exported(hashed(log)))).startswith(why)
+        assert refusal(BytesIO(exported(rehashed(log)))).startswith(why)
 
     @pytest.mark.parametrize(
         ("inside", "secret", "why"),
@@ -307,10 +313,10 @@ class TestWhatIsNotAWholeLog:
         ],
         ids=["too deep", "U+0000", "another key"],
     )
-    def test_is_sealed_and_not_fit_to_be_read(
+    def test_invalid_sealed_event_is_refused_when_its_key_is_imported(
         self, inside: dict[str, Any], secret: bytes, why: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Whoever has the keys would stop there, and they come in the same file."""
+        """Every reader with the key would stop at this event, and the key is in the same file."""
         log = golden_log()
         sent = codec.decode(log[1])
         assert isinstance(sent, MessageSent)
@@ -318,56 +324,56 @@ class TestWhatIsNotAWholeLog:
             careless.setattr(nul, "_contains_nul", lambda _: False)
             data = sealing.seal(structs.replace(sent, **inside), log[1].id, _KEY, b"twelve bytes")
         log[1] = log[1]._replace(data=data)
-        header, *rest = exported(hashed(log)).splitlines(keepends=True)
+        header, *rest = exported(rehashed(log)).splitlines(keepends=True)
         key = key_line(StoredKey(_KEY.id, None, secret, log[0].recorded_at))
         assert refusal([header, key, *rest]).startswith(f"line 4: {why}")
-        # Without its key nobody ever reads it.
-        assert len(taken([header, *rest])) == len(log)
+        # Without the key, nobody can read it.
+        assert len(imported([header, *rest])) == len(log)
 
-    def test_is_not_one_that_was_filed_elsewhere_by_an_earlier_version(self) -> None:
+    def test_event_in_the_stream_of_an_earlier_version_is_accepted(self) -> None:
         log = golden_log()
         data = json.dumps({"first_event_id": log[0].id, "events": 1})
         log[2] = log[2]._replace(type="append_abandoned", schema_version=1, data=data, stream="log")
-        assert len(taken(BytesIO(exported(hashed(log))))) == len(log)
+        assert len(imported(BytesIO(exported(rehashed(log))))) == len(log)
         log[2] = log[2]._replace(stream="logs")
-        assert refusal(BytesIO(exported(hashed(log)))).startswith("line 4: it is in the stream 'logs'")
+        assert refusal(BytesIO(exported(rehashed(log)))).startswith("line 4: it is in the stream 'logs'")
 
     @pytest.mark.parametrize("line", [b"", b"\n", b"  \n"])
-    def test_is_an_empty_line(self, line: bytes) -> None:
+    def test_empty_line_is_refused(self, line: bytes) -> None:
         lines = exported(golden_log()).splitlines()
         assert refusal([*lines[:2], line, *lines[2:]]) == "line 3: it is empty"
 
     @pytest.mark.parametrize(
         "line", [b"{", b"null", b"[]", b"1", b"\xff", b'{"kind":1}', b'{"a":"\\ud800"}']
     )
-    def test_is_what_is_no_object_of_ours(self, line: bytes) -> None:
+    def test_line_that_is_no_object_of_an_export_is_refused(self, line: bytes) -> None:
         assert refusal([line]).startswith("line 1: ")
 
-    def test_is_an_object_of_others(self) -> None:
+    def test_object_without_kind_is_refused(self) -> None:
         assert refusal([b'{"how": 1}']) == "line 1: it has no kind, as each line of squad export has"
 
-    def test_is_a_file_without_a_header(self) -> None:
+    def test_file_without_header_is_refused(self) -> None:
         lines = exported(golden_log()).splitlines()
         assert refusal(lines[1:]) == "line 1: the header must be the first line, and no other"
 
-    def test_is_a_file_with_two_headers(self) -> None:
+    def test_file_with_two_headers_is_refused(self) -> None:
         lines = exported(golden_log()).splitlines()
         assert refusal([lines[0], *lines]) == "line 2: the header must be the first line, and no other"
 
-    def test_is_a_file_that_goes_on_after_its_end(self) -> None:
+    def test_line_after_the_end_line_is_refused(self) -> None:
         lines = exported(golden_log()).splitlines()
         assert refusal([*lines, lines[-1]]) == "line 7: it follows the end line"
 
     @pytest.mark.parametrize("lines", range(6))
-    def test_is_a_file_that_was_cut_off(self, lines: int) -> None:
+    def test_truncated_file_is_refused(self, lines: int) -> None:
         kept = exported(golden_log()).splitlines()[:lines]
         assert refusal(kept) == f"the file is truncated: it has no end line after line {lines}"
 
-    def test_is_a_header_alone_with_an_end(self) -> None:
+    def test_header_that_names_a_first_event_is_refused_without_events(self) -> None:
         lines = [header_line(golden_log()[0].id, EMPTY_LOG), end_line(0, EMPTY_LOG)]
         assert refusal(lines) == "line 2: the header names a first event, and there is none"
 
-    def test_is_a_line_that_fills_the_memory(self) -> None:
+    def test_oversized_line_is_refused(self) -> None:
         assert refusal([b" " * MAX_LINE_BYTES + b"{}"]).startswith("line 1: it is longer than 67,108,864")
 
 
@@ -375,39 +381,37 @@ _FILE = exported(golden_log())
 _place = st.integers(0, len(_FILE) - 1)
 
 
-def _means_the_same_or_is_refused(content: bytes) -> None:
+def _assert_harmless_or_refused(content: bytes) -> None:
     with suppress(ImportRefused):
-        assert taken(BytesIO(content)) == golden_log()
+        assert imported(BytesIO(content)) == golden_log()
 
 
-class TestAnyDamage:
+class TestDamage:
     @for_all(_place, st.integers(0, 255))
-    def test_by_another_byte_is_refused_or_means_the_same(self, place: int, byte: int) -> None:
+    def test_changed_byte_is_refused_or_harmless(self, place: int, byte: int) -> None:
         assume(_FILE[place] != byte)
-        _means_the_same_or_is_refused(_FILE[:place] + bytes([byte]) + _FILE[place + 1 :])
+        _assert_harmless_or_refused(_FILE[:place] + bytes([byte]) + _FILE[place + 1 :])
 
     @for_all(_place, st.integers(0, 7))
-    def test_by_a_flipped_bit_is_refused_or_means_the_same(self, place: int, bit: int) -> None:
-        _means_the_same_or_is_refused(
-            _FILE[:place] + bytes([_FILE[place] ^ (1 << bit)]) + _FILE[place + 1 :]
-        )
+    def test_flipped_bit_is_refused_or_harmless(self, place: int, bit: int) -> None:
+        _assert_harmless_or_refused(_FILE[:place] + bytes([_FILE[place] ^ (1 << bit)]) + _FILE[place + 1 :])
 
     @for_all(_place, st.integers(1, 300))
-    def test_by_missing_bytes_is_refused_or_means_the_same(self, place: int, size: int) -> None:
-        _means_the_same_or_is_refused(_FILE[:place] + _FILE[place + size :])
+    def test_missing_bytes_are_refused_or_harmless(self, place: int, size: int) -> None:
+        _assert_harmless_or_refused(_FILE[:place] + _FILE[place + size :])
 
     @for_all(_place, st.binary(min_size=1, max_size=8))
-    def test_by_bytes_too_many_is_refused_or_means_the_same(self, place: int, more: bytes) -> None:
-        _means_the_same_or_is_refused(_FILE[:place] + more + _FILE[place:])
+    def test_extra_bytes_are_refused_or_harmless(self, place: int, more: bytes) -> None:
+        _assert_harmless_or_refused(_FILE[:place] + more + _FILE[place:])
 
     @for_all(st.permutations(_FILE.splitlines()))
-    def test_of_the_order_is_refused(self, lines: list[bytes]) -> None:
+    def test_reordered_lines_are_refused(self, lines: list[bytes]) -> None:
         assume(lines != _FILE.splitlines())
         refusal(lines)
 
 
 class TestCloudEvents:
-    def test_have_what_the_specification_asks_for(self) -> None:
+    def test_cloud_events_have_the_attributes_of_the_specification(self) -> None:
         squad = golden_log()[0].id
         for recorded in golden_log():
             event = json.loads(cloud_event_line(squad, recorded))
@@ -423,7 +427,7 @@ class TestCloudEvents:
             assert ("causedby" in event) == (recorded.caused_by is not None)
             assert ("idempotencykey" in event) == (recorded.idempotency_key is not None)
 
-    def test_have_attributes_that_are_strings_with_legal_names(self) -> None:
+    def test_attributes_are_strings_with_legal_names(self) -> None:
         for recorded in golden_log():
             event = json.loads(cloud_event_line(recorded.id, recorded))
             del event["data"]
@@ -432,7 +436,7 @@ class TestCloudEvents:
                 assert isinstance(value, str)
                 assert value
 
-    def test_are_one_line_each_whatever_the_layout_of_their_data(self) -> None:
+    def test_each_cloud_event_is_one_line_whatever_the_layout_of_its_data(self) -> None:
         spaced = golden_log()[0]._replace(data='{\r\n  "a": "b\\n",\n "n": 1.0e400 }')
         line = cloud_event_line(spaced.id, spaced)
         assert line.count(b"\n") == line.count(b"\r") + 1 == 1

@@ -1,3 +1,5 @@
+"""Encrypted payloads, and forgetting their subjects: senders of e-mails, and single messages."""
+
 from __future__ import annotations
 
 import pytest
@@ -34,44 +36,46 @@ def encrypted(*steps: AnyCommand) -> Story:
 
 
 def stored(story: Story) -> str:
-    """All that the log holds, as it is stored."""
+    """The log as it is stored."""
     return "\n".join(str(row) for row in story.log)
 
 
 def readable(story: Story) -> str:
-    """All that can be read of it."""
+    """All payloads of the log that can still be read."""
     return "\n".join(row.data for row in story.vault.reveal(story.log))
 
 
-def whole(outcome: Outcome) -> Answer:
+def complete_answer(outcome: Outcome) -> Answer:
     shown = {name: value for name, value in outcome.reply.items() if not name.endswith("_at")}
     return Answer(201, {**shown, "position": outcome.position})
 
 
-def request(command: AnyCommand, key: str = "k", print_: str = "of all of it") -> Request:
-    return Request(command, "agent:ann", "r", key, print_, whole, bare_fingerprint="of the path")
+def request(command: AnyCommand, key: str = "k", fingerprint: str = "of the request") -> Request:
+    return Request(
+        command, "agent:ann", "r", key, fingerprint, complete_answer, bare_fingerprint="of the path"
+    )
 
 
 class TestSealing:
-    def test_is_off_unless_it_is_asked_for(self) -> None:
+    def test_payloads_are_in_plain_unless_encryption_is_on(self) -> None:
         story = given(LETTER)
         assert sealing.key_of(story.log[-1]) is None
         assert story.recorded == story.told
 
-    def test_leaves_nothing_personal_in_the_log(self) -> None:
+    def test_log_contains_no_personal_data_when_encryption_is_on(self) -> None:
         story = encrypted(HELLO, LETTER)
         story.when(UpdateEmail(email_id=story.id, payload={"text": "so angry, still"}))
         assert not [text for text in PERSONAL if text in stored(story)]
         assert all(text in readable(story) for text in PERSONAL)
 
-    def test_is_nothing_to_those_who_follow_the_log_here(self) -> None:
+    def test_sealed_event_is_read_back_unchanged(self) -> None:
         encrypted().when(LETTER).then(EmailReceived(email_id=FRESH, **LETTER.model_dump()))
 
-    def test_keeps_the_chain(self) -> None:
+    def test_hash_chain_covers_sealed_payloads(self) -> None:
         story = encrypted(LETTER, HELLO)
         assert chain.verify(GENESIS_HASH, story.log) == story.log[-1].hash
 
-    def test_uses_one_key_for_a_sender_and_one_for_each_message(self) -> None:
+    def test_each_sender_has_one_key_and_each_message_its_own(self) -> None:
         again = LETTER.model_copy(update={"gmail_message_id": "g-3", "from_email": ADDRESS.upper()})
         story = encrypted(LETTER, again, OTHER_LETTER, HELLO, HELLO)
         one, two, other, *messages = (
@@ -80,26 +84,26 @@ class TestSealing:
         assert one == two != other
         assert len({one, other, *messages}) == 4
 
-    def test_leaves_an_update_without_a_payload_in_plain(self) -> None:
+    def test_update_without_a_payload_stays_in_plain(self) -> None:
         story = encrypted(OTHER_LETTER)
         story.when(UpdateEmail(email_id=story.id, status="classified"))
         assert sealing.key_of(story.recorded[0]) is None
 
-    def test_makes_no_key_for_an_e_mail_that_is_known(self) -> None:
+    def test_known_email_creates_no_key(self) -> None:
         story = given(LETTER)
         story.encrypt = True
         story.when(LETTER.model_copy(update={"from_email": "new@example.org"})).then_refused("email_exists")
         assert story.vault.senders == {}
 
-    def test_makes_no_key_for_an_update_that_has_no_use_for_it(self) -> None:
+    def test_update_that_needs_no_key_creates_none(self) -> None:
         story = given(OTHER_LETTER)
         story.encrypt = True
         story.when(UpdateEmail(email_id=story.id, status="classified"))
         assert story.vault.senders == {}
 
 
-class TestForgettingASender:
-    def test_erases_the_e_mail_and_says_which_without_saying_whose(self) -> None:
+class TestForgettingSender:
+    def test_email_is_erased_and_recorded_without_its_sender(self) -> None:
         story = encrypted(OTHER_LETTER, LETTER)
         email_id, key_id = story.id, sealing.key_of(story.log[-1])
         assert key_id
@@ -114,25 +118,25 @@ class TestForgettingASender:
         assert "Praise" in readable(story)
 
     @pytest.mark.parametrize("name", [ADDRESS, ADDRESS.upper(), f"Z. <{ADDRESS}>", f" {ADDRESS} "])
-    def test_knows_the_sender_however_the_address_is_written(self, name: str) -> None:
+    def test_sender_is_found_however_the_address_is_written(self, name: str) -> None:
         encrypted(LETTER).when(ForgetSubject(subject=name)).replied(emails=1)
 
-    def test_is_refused_where_nobody_is_called_that(self) -> None:
+    def test_unknown_sender_is_refused_without_repeating_the_address(self) -> None:
         story = encrypted(LETTER).when(ForgetSubject(subject="nobody@example.org"))
         story.then_refused("subject_not_found")
         assert "nobody@" not in story.refusal.detail
 
-    def test_is_refused_once_more(self) -> None:
+    def test_forgotten_sender_is_unknown(self) -> None:
         story = encrypted(LETTER).given(ForgetSubject(subject=ADDRESS))
         story.when(ForgetSubject(subject=ADDRESS)).then_refused("subject_not_found")
 
-    def test_is_refused_where_everything_is_in_plain_and_says_so(self) -> None:
+    def test_sender_whose_emails_are_all_in_plain_is_refused_as_such(self) -> None:
         story = given(LETTER).when(ForgetSubject(subject=ADDRESS, in_plain=1))
         story.then_refused("subject_in_plain")
         assert story.refusal.extra == {"in_plain": 1}
         assert ADDRESS not in story.refusal.detail
 
-    def test_does_not_keep_the_sender_from_writing_again(self) -> None:
+    def test_forgotten_sender_can_write_again_with_a_new_key(self) -> None:
         story = encrypted(LETTER).given(ForgetSubject(subject=ADDRESS))
         again = LETTER.model_copy(update={"gmail_message_id": "g-9", "subject": "Again"})
         story.when(again)
@@ -142,7 +146,7 @@ class TestForgettingASender:
         assert "Complaint" not in readable(story)
         story.when(ForgetSubject(subject=ADDRESS)).replied(emails=1)
 
-    def test_names_the_e_mails_that_only_their_later_parts_were_sealed_of(self) -> None:
+    def test_email_is_erased_even_if_only_its_update_was_sealed(self) -> None:
         story = given(LETTER)
         email_id = story.id
         story.encrypt = True
@@ -151,7 +155,7 @@ class TestForgettingASender:
         story.when(ForgetSubject(subject=ADDRESS, in_plain=1)).replied(emails=1)
         assert story.row(EMAILS, email_id).from_email == ERASED
 
-    def test_is_told_in_parts_where_it_is_much(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_many_emails_are_forgotten_in_several_events(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(subjects, "MAX_EMAILS", 2)
         letters = [LETTER.model_copy(update={"gmail_message_id": f"g-{n}"}) for n in range(5)]
         story = encrypted(*letters).when(ForgetSubject(subject=ADDRESS)).replied(emails=5)
@@ -159,14 +163,14 @@ class TestForgettingASender:
         assert [len(part) for part in parts] == [2, 2, 1]
         assert {row.from_email for row in story.squad.all(EMAILS)} == {ERASED}
 
-    def test_also_erases_what_left_memory(self) -> None:
+    def test_email_that_left_memory_is_erased(self) -> None:
         story = encrypted(LETTER)
         email_id = story.id
         story.given(UpdateEmail(email_id=email_id, status="archived"), ForgetSubject(subject=ADDRESS))
         story.when(UpdateEmail(email_id=email_id, status="classified"))
         story.replied(from_email=ERASED, subject=None, payload=None)
 
-    def test_also_erases_what_left_memory_and_was_sealed_in_part(self) -> None:
+    def test_partly_sealed_email_that_left_memory_is_erased(self) -> None:
         story = given(LETTER)
         email_id = story.id
         story.encrypt = True
@@ -179,7 +183,7 @@ class TestForgettingASender:
         story.when(UpdateEmail(email_id=email_id, status="classified"))
         assert story.row(EMAILS, email_id).from_email == ERASED
 
-    def test_does_not_put_back_what_changed_since(self) -> None:
+    def test_reading_an_erased_email_again_does_not_revert_later_changes(self) -> None:
         other = LETTER.model_copy(update={"gmail_message_id": "g-9"})
         story = encrypted(LETTER, other)
         gone, here = story.squad.gmail_ids["g-1"], story.squad.gmail_ids["g-9"]
@@ -190,8 +194,8 @@ class TestForgettingASender:
         assert story.row(EMAILS, here) == before
 
 
-class TestAnErasedEMail:
-    def test_goes_on_without_a_payload(self) -> None:
+class TestErasedEmail:
+    def test_erased_email_can_be_updated_but_takes_no_payload(self) -> None:
         story = encrypted(LETTER)
         email_id = story.id
         story.given(ForgetSubject(subject=ADDRESS))
@@ -211,13 +215,13 @@ class TestAnErasedEMail:
         )
         assert sealing.key_of(story.recorded[0]) is None
 
-    def test_cannot_be_logged_as_such(self) -> None:
+    def test_email_with_the_sender_of_erased_ones_cannot_be_logged(self) -> None:
         with pytest.raises(ValidationError, match="stands for a sender who was forgotten"):
             LogEmail(gmail_message_id="g", from_email=ERASED)
 
 
-class TestForgettingAMessage:
-    def test_erases_it_alone(self) -> None:
+class TestForgettingMessage:
+    def test_only_the_named_message_is_erased(self) -> None:
         story = encrypted(HELLO)
         message_id, key_id = story.id, sealing.key_of(story.log[-1])
         assert key_id
@@ -227,81 +231,81 @@ class TestForgettingAMessage:
         assert "something else" in readable(story)
         assert "Zoë" not in readable(story)
 
-    def test_once_more_changes_nothing(self) -> None:
+    def test_forgetting_a_message_again_changes_nothing(self) -> None:
         story = encrypted(HELLO)
         message_id = story.id
         story.given(ForgetSubject(subject=message_id))
         story.when(ForgetSubject(subject=message_id)).then_nothing()
         story.replied(messages=1, position=story.position_of(SubjectForgotten))
 
-    def test_is_refused_where_it_is_in_plain(self) -> None:
+    def test_message_in_plain_is_refused(self) -> None:
         story = given(HELLO)
         story.when(ForgetSubject(subject=story.id)).then_refused("subject_in_plain")
 
-    def test_is_refused_where_there_is_none(self) -> None:
+    def test_unknown_message_is_refused(self) -> None:
         encrypted().when(ForgetSubject(subject=UNKNOWN_ID)).then_refused("subject_not_found")
 
 
-class TestKeptAnswers:
-    def test_are_sealed_with_what_they_repeat(self) -> None:
+class TestStoredAnswers:
+    def test_answer_is_sealed_with_the_key_of_its_event(self) -> None:
         story = encrypted().when(request(LETTER))
         received, answered = story.recorded
         assert sealing.key_of(received) == sealing.key_of(answered)
-        assert "of all of it" not in stored(story)
+        assert "of the request" not in stored(story)
 
-    def test_are_given_again(self) -> None:
+    def test_repeat_gets_the_first_answer(self) -> None:
         story = encrypted().when(request(LETTER))
-        first = whole(story.outcome)
+        first = complete_answer(story.outcome)
         story.when(request(LETTER)).then_nothing()
         assert story.outcome.repeated == first
-        story.when(request(LETTER, print_="of another")).then_refused("idempotency_mismatch")
+        story.when(request(LETTER, fingerprint="of another")).then_refused("idempotency_mismatch")
 
-    def test_are_given_again_erased_when_the_sender_is_forgotten(self) -> None:
+    def test_repeat_gets_an_erased_answer_when_the_sender_is_forgotten(self) -> None:
         story = encrypted().when(request(LETTER))
-        first = whole(story.outcome)
+        first = complete_answer(story.outcome)
         story.given(ForgetSubject(subject=ADDRESS))
         story.when(request(LETTER)).then_nothing()
         body = {**first.body, "from_email": ERASED, "subject": None, "payload": None}
         assert story.outcome.repeated == Answer(201, body)
-        # Nothing is left that could tell a guess of the body from the body.
-        story.when(request(LETTER, print_="of another")).then_nothing()
+        # Nothing is left that could confirm a guess of the body.
+        story.when(request(LETTER, fingerprint="of another")).then_nothing()
         assert story.outcome.repeated == Answer(201, body)
 
-    def test_to_messages_are_whole_also_when_those_are_forgotten(self) -> None:
+    def test_repeat_for_a_forgotten_message_gets_the_complete_answer(self) -> None:
         story = encrypted().when(request(HELLO))
-        first = whole(story.outcome)
+        first = complete_answer(story.outcome)
         story.given(ForgetSubject(subject=first.body["id"]))
         story.when(request(HELLO)).then_nothing()
         assert story.outcome.repeated == first
 
-    def test_to_updates_that_changed_nothing_are_sealed_too(self) -> None:
+    def test_answer_to_an_update_that_changed_nothing_is_sealed(self) -> None:
         story = encrypted(LETTER)
         story.when(request(UpdateEmail(email_id=story.id, payload=LETTER.payload)))
         assert [row.type for row in story.recorded] == ["request_answered"]
         assert not [text for text in PERSONAL if text in stored(story)]
 
-    def test_after_erasure_belong_to_nothing_but_what_they_answered(self) -> None:
+    def test_erased_answer_is_not_given_to_another_request(self) -> None:
         story = encrypted().when(request(LETTER))
         story.given(ForgetSubject(subject=ADDRESS))
         elsewhere = Request(
-            HELLO, "agent:ann", "r", "k", "another", whole, bare_fingerprint="of another path"
+            HELLO, "agent:ann", "r", "k", "another", complete_answer, bare_fingerprint="of another path"
         )
         story.when(elsewhere).then_refused("idempotency_mismatch")
 
 
-class TestForgettingWithAnIdempotencyKey:
-    def test_keeps_nothing_that_a_guess_could_be_held_against(self) -> None:
+class TestForgettingWithIdempotencyKey:
+    def test_fingerprint_of_the_path_is_stored_and_not_that_of_the_body(self) -> None:
         story = encrypted(LETTER).when(request(ForgetSubject(subject=ADDRESS)))
-        assert "of all of it" not in stored(story)
+        assert "of the request" not in stored(story)
         assert "of the path" in stored(story)
 
-    def test_is_answered_again(self) -> None:
+    def test_repeat_gets_the_first_answer(self) -> None:
         story = encrypted(LETTER).when(request(ForgetSubject(subject=ADDRESS)))
-        first = whole(story.outcome)
+        first = complete_answer(story.outcome)
         story.when(request(ForgetSubject(subject=ADDRESS))).then_nothing()
         assert story.outcome.repeated == first
 
-    def test_never_claims_to_have_forgotten_somebody_else(self) -> None:
+    def test_same_key_for_another_sender_is_refused(self) -> None:
         story = encrypted(LETTER, OTHER_LETTER).when(request(ForgetSubject(subject=ADDRESS)))
         story.when(request(ForgetSubject(subject="bob@example.org"))).then_refused("idempotency_mismatch")
         assert "Praise" in readable(story)
@@ -320,8 +324,8 @@ class TestSubjects:
             ("<zoe@example.org> (work)", "<zoe@example.org> (work)"),
         ],
     )
-    def test_are_addresses_without_names(self, written: str, meant: str) -> None:
+    def test_sender_is_the_bare_address_in_lower_case(self, written: str, meant: str) -> None:
         assert sender(written) == meant
 
-    def test_are_looked_up_by_digests_of_one_length(self) -> None:
+    def test_digests_have_a_fixed_length(self) -> None:
         assert len(digest_of("x" * 1000)) == len(digest_of("x")) == 64
