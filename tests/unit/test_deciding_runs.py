@@ -431,7 +431,7 @@ class TestTokens:
         assert (today(story).used, today(story).reserved) == (210, 0)
 
     def test_used_tokens_are_recorded_when_the_reservation_has_expired(self) -> None:
-        """It covers one attempt of 1 s, the lease of 15 s and a margin of 600 s: it expires at 676 s."""
+        """The reservation ends at 676 s: one attempt of 1 s, the lease of 15 s and a margin of 600 s."""
         story = running(self.SMALL_BUDGET, tokens=300, timeout_seconds=1.0).given(RENEW, at=676)
         assert today(story).reserved == 0
         story.when(ended(RUN, tokens_used=200), at=680)

@@ -77,7 +77,7 @@ class TestRequest:
         assert story.refusal.code == code
 
     def test_reservation_lasts_as_long_as_the_run_may_wait_and_take(self) -> None:
-        """It may wait 60 s; an attempt may take 30 s, its lease 15 s, and the margin is 600 s."""
+        """The run may wait 60 s; an attempt may take 30 s, its lease 15 s, and the margin is 600 s."""
         story = with_job(tokens=600).when(RUN_NOW, at=30)
         [reserved] = [event for event in story.events if isinstance(event, TokensReserved)]
         assert reserved.expires_at == moment(30 + 60 + 645)
