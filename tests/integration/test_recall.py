@@ -1,4 +1,4 @@
-"""What is finished is told from little of its stream, however much there is of it."""
+"""What commands on finished entities read from the log: a few events, however long the stream is."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
     from service.writing.writer import Writer
 
 MANY = 40
-_NOBODY_WAITS = cast("asyncio.Future[Outcome]", None)
+_NO_WAITER = cast("asyncio.Future[Outcome]", None)
 
 
-async def _recalled(writer: Writer, connection: Connection, *commands: AnyCommand) -> list[str]:
-    """What is read for commands, by type. It tells the same as all there is would."""
-    tickets = [Ticket(Request(command, "agent:test", "test"), _NOBODY_WAITS) for command in commands]
+async def _types_read(writer: Writer, connection: Connection, *commands: AnyCommand) -> list[str]:
+    """The types of the events read for these commands; checks that the whole streams fold to the same."""
+    tickets = [Ticket(Request(command, "agent:test", "test"), _NO_WAITER) for command in commands]
     wanted = recall.required_reads(writer.squad, tickets)
     brief = await recall.read(connection, wanted)
     whole = await recall.read_revealed_streams(
         connection, sorted({excerpts.stream for excerpts in wanted.excerpts})
     )
-    assert _told(writer, brief) == _told(writer, whole)
+    assert _folded(writer, brief) == _folded(writer, whole)
     return [recorded.type for recorded in brief]
 
 
-def _told(writer: Writer, history: list[Recorded]) -> list[dict[Any, Any]]:
+def _folded(writer: Writer, history: list[Recorded]) -> list[dict[Any, Any]]:
     draft = Draft(writer.squad)
     recall.fold(draft, history)
     return [draft.layers[OPERATIONS].changes, draft.layers[MESSAGES].changes, draft.versions.changes]
 
 
-async def test_of_a_finished_operation_all_are_left_out_whom_it_turned_away(
+async def test_only_the_ends_of_a_finished_operations_stream_are_read(
     writer: Writer, connection: Connection
 ) -> None:
     claim = do.StartOperation(agent="ann", action="answer", resources={"emailId": "e-1"}, ttl_seconds=600)
@@ -57,22 +57,22 @@ async def test_of_a_finished_operation_all_are_left_out_whom_it_turned_away(
     refused = await submit(writer, finish)
     assert refused.refusal is not None
     assert refused.refusal.code == "operation_finished"
-    assert await _recalled(writer, connection, finish, do.RenewOperation(operation_id=operation)) == [
+    assert await _types_read(writer, connection, finish, do.RenewOperation(operation_id=operation)) == [
         "operation_started",
         "operation_renewed",
         "operation_finished",
     ]
 
 
-async def test_of_a_message_all_are_left_out_who_acknowledged_it_before(
+async def test_other_agents_acknowledgements_within_a_messages_stream_are_not_read(
     writer: Writer, connection: Connection
 ) -> None:
     sent = await submit(writer, do.SendMessage(from_agent="ann", message="to all"))
     acks = [do.AcknowledgeMessage(message_id=sent.reply["id"], agent=f"agent-{n}") for n in range(MANY)]
     first, *_, last = [await submit(writer, ack) for ack in acks]
     assert (await submit(writer, acks[0])).position == first.position
-    # Its beginning, what these two did, and the end, by which the next event has its version.
-    assert await _recalled(writer, connection, acks[0], acks[7]) == [
+    # The first event, those of these two agents, and the end, which determines the next version.
+    assert await _types_read(writer, connection, acks[0], acks[7]) == [
         "message_sent",
         *["message_acknowledged"] * 4,
     ]

@@ -1,4 +1,4 @@
-"""A log that is another one than it was: a process goes on with what is in it, and with nothing else."""
+"""A log whose end was replaced: a process continues with what the log holds now, and with nothing else."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from tests.support.agents import Agents
 
 
-async def replace_the_end(connection: Connection, after: int, *events: AnyEvent) -> None:
-    """The log goes on otherwise after a position, as on a standby that lacked what came then."""
+async def replace_events_after(connection: Connection, after: int, *events: AnyEvent) -> None:
+    """Replace the events after a position, like a fail-over to a standby that lacked them."""
     await connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
     await connection.execute("DELETE FROM events WHERE position > %s", (after,))
     await connection.execute("ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_immutable")
     if events:
-        scribe = LogWriter(connection)
-        await scribe.catch_up()
-        await scribe.append(*events)
+        log_writer = LogWriter(connection)
+        await log_writer.catch_up()
+        await log_writer.append(*events)
 
 
-async def test_a_run_that_is_not_in_the_log_any_more_is_given_up(agents: Agents, database: str) -> None:
+async def test_run_that_is_no_longer_in_the_log_is_cancelled(agents: Agents, database: str) -> None:
     never = asyncio.Event()
     agents.on("/poll", when(never))
     async with (
@@ -54,7 +54,7 @@ async def test_a_run_that_is_not_in_the_log_any_more_is_given_up(agents: Agents,
         await member.run_now("poll")
         await eventually(lambda: agents.calls)
         (call,) = member.scheduler._tasks
-        await replace_the_end(connection, before)
+        await replace_events_after(connection, before)
         assert await terminate(connection, "squad writer") == 1
         await eventually(lambda: call.cancelled() or call.done())
         assert member.writer.replacements == 1
@@ -62,7 +62,7 @@ async def test_a_run_that_is_not_in_the_log_any_more_is_given_up(agents: Agents,
     assert "run_started" not in {event.type for event in await assert_log_is_sound(database)}
 
 
-async def test_what_others_append_is_heard_of_at_once_also_after_the_log_became_shorter(
+async def test_other_writers_events_are_noticed_at_once_after_the_log_became_shorter(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
@@ -73,21 +73,21 @@ async def test_what_others_append_is_heard_of_at_once_also_after_the_log_became_
         before = writer.squad.head.position
         for number in range(10):
             await submit(writer, message(f"lost {number}"))
-        await replace_the_end(connection, before)
+        await replace_events_after(connection, before)
         await terminate(connection, "squad writer")
         await eventually(lambda: writer.ready and writer.replacements == 1)
         monkeypatch.setattr("service.writing.writer.POLL_SECONDS", 60.0)
-        # One more look may be under way that was not yet told to be patient.
+        # A wait with the old interval may still be in progress, so only the second event is conclusive.
         for name in ("newcomer", "latecomer"):
-            scribe = LogWriter(connection)
-            await scribe.catch_up()
-            (event,) = await scribe.append(joined(name))
+            log_writer = LogWriter(connection)
+            await log_writer.catch_up()
+            (event,) = await log_writer.append(joined(name))
             await eventually(lambda at=event.position: writer.squad.head.position >= at)  # type: ignore[misc]
 
 
 @pytest.fixture
 def _behind_a_pooler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections outlive the server, and lead to another one without a word."""
+    """Make connections outlive a change of the server, as behind a pooler."""
 
     async def is_direct(connection: psycopg.AsyncConnection[Any], schema: str) -> bool:
         del schema
@@ -100,17 +100,17 @@ def _behind_a_pooler(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_behind_a_pooler")
 @pytest.mark.parametrize("contended", [False, True], ids=["one trip", "holding the lock"])
 @pytest.mark.parametrize("more", [0, 1], ids=["as long", "longer"])
-async def test_nothing_is_appended_to_another_log_behind_a_pooler(
+async def test_nothing_is_appended_to_a_replaced_log_behind_a_pooler(
     database: str, monkeypatch: pytest.MonkeyPatch, contended: bool, more: int
 ) -> None:
-    """Its positions are the same, so that only hashes tell."""
+    """Positions do not tell the logs apart; only hashes do."""
     monkeypatch.setattr("service.writing.writer.POLL_SECONDS", 60.0)
     async with running_writer(database) as writer, connected(database) as connection:
         before = writer.squad.head.position
         await submit(writer, do.RegisterAgent(name="gone", role="tester"))
         lost = writer.squad.head.position - before
         others = [f"newcomer-{number}" for number in range(lost + more)]
-        await replace_the_end(connection, before, *map(joined, others))
+        await replace_events_after(connection, before, *map(joined, others))
         writer._appender.contended = contended
         await submit(writer, message("goes on"))
         assert writer.replacements == 1

@@ -1,4 +1,4 @@
-"""The decision state at a start: whatever the tables hold, it is the fold of the log from zero."""
+"""The state at a start: whatever the tables and snapshots hold, it equals the fold of the whole log."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ COMMANDS = 300
 
 @asynccontextmanager
 async def _projecting(database: str) -> AsyncIterator[None]:
-    """Tables at the head of the log, and nobody who keeps them there after the block."""
+    """Bring the tables to the head of the log; after the block, no projector is running."""
     async with running(Projector(database, "squad", Hints()).run()):
         await eventually(partial(projected_to_head, database))
         yield
 
 
 async def _folded_from_zero(connection: Connection) -> Squad:
-    """As one page: whatever was opened again in it never left memory."""
+    """Fold the log as one page, so that an entity that is reopened in it never leaves memory."""
     squad = Squad()
     stored = await stored_log(connection)
     fold_page(squad, await sealing.reveal(connection, stored, erased_types=sealing.UNUSED_BY_STATE))
@@ -70,27 +70,33 @@ async def _assert_restored(connection: Connection, writer: Writer) -> None:
     _assert_same(restored, writer.squad)
 
 
-async def test_from_an_empty_log_nothing_is_restored(connection: Connection) -> None:
+async def test_empty_log_restores_an_empty_state(connection: Connection) -> None:
     _assert_same(await restore(connection), Squad())
 
 
-async def test_from_tables_at_the_head(writer: Writer, connection: Connection, database: str) -> None:
+async def test_state_is_restored_from_tables_at_the_head(
+    writer: Writer, connection: Connection, database: str
+) -> None:
     await RandomHistory(seed=11).live(writer, COMMANDS)
     async with _projecting(database):
         await _assert_restored(connection, writer)
     assert await assert_tables_equal_fold(database) > 100
 
 
-async def test_from_tables_that_are_behind(writer: Writer, connection: Connection, database: str) -> None:
-    life = RandomHistory(seed=12)
-    await life.live(writer, COMMANDS)
+async def test_state_is_restored_from_tables_behind_the_head(
+    writer: Writer, connection: Connection, database: str
+) -> None:
+    history = RandomHistory(seed=12)
+    await history.live(writer, COMMANDS)
     async with _projecting(database):
         pass
-    await life.live(writer, COMMANDS)
+    await history.live(writer, COMMANDS)
     await _assert_restored(connection, writer)
 
 
-async def test_from_tables_that_nobody_ever_filled(writer: Writer, connection: Connection) -> None:
+async def test_state_is_restored_when_tables_were_never_filled(
+    writer: Writer, connection: Connection
+) -> None:
     await RandomHistory(seed=13).live(writer, COMMANDS)
     await _assert_restored(connection, writer)
 
@@ -105,24 +111,24 @@ async def test_from_tables_that_nobody_ever_filled(writer: Writer, connection: C
         "INSERT INTO projections (name, position, fold_version) VALUES ('from the future', 1, 1)",
     ],
 )
-async def test_from_tables_that_are_not_one_moment_of_this_log(
+async def test_tables_are_not_used_when_they_do_not_reflect_one_moment_of_the_log(
     writer: Writer, connection: Connection, database: str, damage: str
 ) -> None:
     await RandomHistory(seed=14).live(writer, COMMANDS)
     async with _projecting(database):
         pass
-    # So that a table that is used all the same would show.
+    # If a table is used in spite of the damage, the comparison fails.
     await connection.execute("TRUNCATE squad_agents, operations, budget_days, policy")
     await connection.execute(damage.encode())
     await _assert_restored(connection, writer)
 
 
-async def test_from_tables_with_tokens_that_are_still_reserved_on_a_day_that_is_over(
+async def test_past_budget_day_with_reserved_tokens_is_restored_from_tables(
     connection: Connection, database: str
 ) -> None:
-    """Whatever becomes of them counts on that day."""
+    """Settling or releasing them later counts on that day."""
     days = [datetime(2026, 3, day, tzinfo=UTC) for day in range(1, 5)]
-    begun = [
+    resets = [
         BudgetDayReset(
             day=start.date(),
             starts_at=start,
@@ -136,32 +142,30 @@ async def test_from_tables_with_tokens_that_are_still_reserved_on_a_day_that_is_
         for previous, start in zip([None, *days], days, strict=False)
     ]
     reserved = TokensReserved(
-        day=begun[1].day, reservation_id=new_id(), agent="alice", tokens=7, expires_at=days[3]
+        day=resets[1].day, reservation_id=new_id(), agent="alice", tokens=7, expires_at=days[3]
     )
-    await LogWriter(connection).append(joined("alice"), *begun[:2], reserved, *begun[2:])
+    await LogWriter(connection).append(joined("alice"), *resets[:2], reserved, *resets[2:])
     async with _projecting(database):
         pass
     restored = await restore(connection)
     _assert_same(restored, await _folded_from_zero(connection))
     kept = {row.day: row.reserved for row in restored.all(BUDGET_DAYS)}
-    assert kept == {begun[1].day: 7, begun[3].day: 0}
+    assert kept == {resets[1].day: 7, resets[3].day: 0}
 
 
-async def test_the_pages_that_follow_the_tables_are_told_in_order(
+async def test_catch_up_passes_on_all_events_in_order(
     writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await RandomHistory(seed=15).live(writer, 50)
     monkeypatch.setattr(log, "PAGE_EVENTS", 7)
-    told: list[Recorded] = []
-    await catch_up(connection, Squad(), told.extend)
-    assert [event.position for event in told] == list(range(1, writer.squad.head.position + 1))
+    passed_on: list[Recorded] = []
+    await catch_up(connection, Squad(), passed_on.extend)
+    assert [event.position for event in passed_on] == list(range(1, writer.squad.head.position + 1))
 
 
-async def test_a_restored_squad_decides_like_the_one_that_lived_through_it(
-    writer: Writer, database: str
-) -> None:
-    life = RandomHistory(seed=16)
-    await life.live(writer, COMMANDS)
+async def test_restored_state_decides_like_the_original(writer: Writer, database: str) -> None:
+    history = RandomHistory(seed=16)
+    await history.live(writer, COMMANDS)
     held = await submit(
         writer, do.StartOperation(agent="alice", action="reply", resources={"emailId": "held"})
     )
@@ -177,14 +181,14 @@ async def test_a_restored_squad_decides_like_the_one_that_lived_through_it(
         repeat = await submit(restored, email)
         assert repeat.refusal is not None
         assert repeat.refusal.code == "email_exists"
-        await life.live(restored, COMMANDS)
+        await history.live(restored, COMMANDS)
 
 
 # Snapshots ----------------------------------------------------------------------------------------------
 
 
-async def _lie(connection: Connection, position: int) -> str:
-    """Puts away a squad that was not so, to see where it is used: a role that nobody has."""
+async def _store_false_snapshot(connection: Connection, position: int) -> str:
+    """Store a snapshot that gives all agents a false role, and return the role: it shows what was used."""
     squad = await state_at(connection, position)
     squad.tables[AGENTS.name] = {
         name: agent.replaced(role="liar") for name, agent in squad.tables[AGENTS.name].items()
@@ -197,17 +201,17 @@ async def _roles(connection: Connection) -> set[str]:
     return {agent.role for agent in (await restore(connection)).all(AGENTS)}
 
 
-async def test_from_a_snapshot_where_nobody_ever_filled_the_tables(
+async def test_snapshot_is_used_when_tables_were_never_filled(
     writer: Writer, connection: Connection
 ) -> None:
     await RandomHistory(seed=17).live(writer, COMMANDS)
     head = writer.squad.head.position
     await snapshots.store(connection, await state_at(connection, head - 40), head)
     await _assert_restored(connection, writer)
-    assert await _lie(connection, head) in await _roles(connection)
+    assert await _store_false_snapshot(connection, head) in await _roles(connection)
 
 
-async def test_from_a_snapshot_that_is_as_near_as_the_tables(
+async def test_snapshot_is_used_when_it_is_about_as_near_the_head_as_the_tables(
     writer: Writer, connection: Connection, database: str
 ) -> None:
     await RandomHistory(seed=18).live(writer, COMMANDS)
@@ -216,36 +220,37 @@ async def test_from_a_snapshot_that_is_as_near_as_the_tables(
     head = writer.squad.head.position
     await snapshots.store(connection, await state_at(connection, head - 40), head)
     await _assert_restored(connection, writer)
-    assert await _lie(connection, head - 10) in await _roles(connection)
+    assert await _store_false_snapshot(connection, head - 10) in await _roles(connection)
 
 
-async def test_a_snapshot_is_unpacked_outside_of_transactions_which_the_server_ends_that_stand_still(
+async def test_snapshot_is_unpacked_outside_of_transactions(
     writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The server ends sessions that stay idle in a transaction."""
     await RandomHistory(seed=17).live(writer, COMMANDS)
     head = writer.squad.head.position
     await snapshots.store(connection, await state_at(connection, head), head)
     seen: list[TransactionStatus] = []
-    really = snapshots.unpack
+    original = snapshots.unpack
 
     async def unpack(state: bytes, place: Head) -> Squad:
         seen.append(connection.info.transaction_status)
-        return await really(state, place)
+        return await original(state, place)
 
     monkeypatch.setattr(snapshots, "unpack", unpack)
     await _assert_restored(connection, writer)
     assert seen == [TransactionStatus.IDLE]
 
 
-async def test_not_from_a_snapshot_that_is_far_behind_the_tables(
+async def test_snapshot_is_not_used_when_it_is_far_behind_the_tables(
     writer: Writer, connection: Connection, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await RandomHistory(seed=19).live(writer, COMMANDS)
     async with _projecting(database):
         pass
-    lie = await _lie(connection, writer.squad.head.position - 40)
+    false_role = await _store_false_snapshot(connection, writer.squad.head.position - 40)
     monkeypatch.setattr(restoring, "MAX_FOLD_EVENTS", 20)
-    assert lie not in await _roles(connection)
+    assert false_role not in await _roles(connection)
     await _assert_restored(connection, writer)
 
 
@@ -258,17 +263,17 @@ async def test_not_from_a_snapshot_that_is_far_behind_the_tables(
         "TRUNCATE snapshots",
     ],
 )
-async def test_from_the_log_where_the_snapshot_is_no_good(
+async def test_log_is_folded_when_the_snapshot_is_unusable(
     writer: Writer, connection: Connection, damage: str
 ) -> None:
     await RandomHistory(seed=20).live(writer, COMMANDS)
-    lie = await _lie(connection, writer.squad.head.position - 5)
+    false_role = await _store_false_snapshot(connection, writer.squad.head.position - 5)
     await connection.execute(damage.encode())
-    assert lie not in await _roles(connection)
+    assert false_role not in await _roles(connection)
     await _assert_restored(connection, writer)
 
 
-async def test_a_long_log_is_folded_from_its_beginning_only_once(
+async def test_long_log_is_folded_from_its_beginning_only_once(
     writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(snapshots, "distance", lambda _: 100)
@@ -283,7 +288,7 @@ async def test_a_long_log_is_folded_from_its_beginning_only_once(
     assert await cursor.fetchone() == (0,)
 
 
-async def test_where_no_snapshot_can_be_put_away_it_is_folded_all_the_same(
+async def test_state_is_restored_when_no_snapshot_can_be_stored(
     writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(snapshots, "distance", lambda _: 100)
