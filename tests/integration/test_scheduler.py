@@ -1,4 +1,4 @@
-"""One process runs jobs: what agents are sent, what comes of it, and where all of it can be read."""
+"""One process that runs jobs: what agents receive, what the outcomes are, and what is recorded."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
-async def test_a_tick_becomes_a_call_that_says_which_run_it_is(agents: Agents, member: Member) -> None:
+async def test_tick_calls_the_agent_with_the_details_of_its_run(agents: Agents, member: Member) -> None:
     agents.on("/poll", answers({"tokens_used": 40, "found": 3}))
     await define(member, "poll", every="1s", tokens=100)
     (started,) = await eventually(lambda: member.told(RunStarted)[:1])
@@ -63,7 +63,7 @@ async def test_a_tick_becomes_a_call_that_says_which_run_it_is(agents: Agents, m
     assert (finished.outcome, finished.attempts, finished.tokens_used) == ("succeeded", 1, 40)
 
 
-async def test_calls_are_signed_where_the_agent_has_a_secret(agents: Agents, database: str) -> None:
+async def test_calls_are_signed_when_the_agent_has_a_secret(agents: Agents, database: str) -> None:
     async with running_member(database, agents.url, worker=SECRET) as member:
         await define(member, "poll")
         await member.carry_out("poll")
@@ -73,7 +73,7 @@ async def test_calls_are_signed_where_the_agent_has_a_secret(agents: Agents, dat
 @pytest.mark.parametrize(
     ("answer", "used"), [({"usage": {"input_tokens": 30, "output_tokens": 12}}, 42), ({}, 100)]
 )
-async def test_tokens_are_reserved_and_settled_with_the_report_or_the_estimate(
+async def test_tokens_are_reserved_and_settled_as_reported_or_estimated(
     agents: Agents, member: Member, answer: object, used: int
 ) -> None:
     agents.on("/poll", answers(answer))
@@ -84,33 +84,31 @@ async def test_tokens_are_reserved_and_settled_with_the_report_or_the_estimate(
     assert (settled.agent, settled.tokens_reserved, settled.tokens_used) == ("worker", 100, used)
 
 
-async def test_an_agent_is_active_while_called_and_idle_afterwards(agents: Agents, member: Member) -> None:
+async def test_agent_is_active_while_called_and_idle_afterwards(agents: Agents, member: Member) -> None:
     await define(member, "poll")
     await member.carry_out("poll")
     changes = [change.status for change in member.told(AgentStatusChanged, agent="worker")]
     assert changes == ["active", "idle"]
 
 
-async def test_an_agent_that_does_not_answer_goes_offline_however_often_it_is_called(
-    agents: Agents, member: Member
-) -> None:
-    """It was heard of when it was registered; all that follows is done on its behalf."""
+async def test_agent_whose_calls_all_fail_goes_offline(agents: Agents, member: Member) -> None:
+    """It was last heard of when it was registered: the runs that follow are not signs of life."""
     await submit(member.writer, do.SetPolicy(idle_after_minutes=0.01, offline_after_minutes=0.03))
     agents.on("/poll", answers({}, 500))
     await define(member, "poll", every="100ms", tokens=5, resources={"mailbox": "info"})
 
-    def rests() -> list[str]:
+    def statuses_after_runs() -> list[str]:
         return [item.status for item in member.told(AgentStatusChanged, reason="run_ended")]
 
     await eventually(lambda: len(member.told(RunFinished)) >= 30)
-    at_rest = rests()
-    assert at_rest == sorted(at_rest), "once offline it stays so"
-    assert at_rest[-1] == "offline"
+    statuses = statuses_after_runs()
+    assert statuses == sorted(statuses), "an agent that is offline stays offline"
+    assert statuses[-1] == "offline"
     agents.on("/poll", answers({}))
-    await eventually(lambda: rests()[-1] == "idle")
+    await eventually(lambda: statuses_after_runs()[-1] == "idle")
 
 
-async def test_a_failed_attempt_is_repeated_after_a_backoff(agents: Agents, member: Member) -> None:
+async def test_failed_attempt_is_retried_after_a_backoff(agents: Agents, member: Member) -> None:
     agents.on("/poll", answers({}, 503), answers({"tokens_used": 5}))
     await define(member, "poll", retries=2, tokens=100)
     finished = await member.carry_out("poll")
@@ -127,7 +125,7 @@ async def test_a_failed_attempt_is_repeated_after_a_backoff(agents: Agents, memb
     assert failed.retry_at <= at["run_retried"]
 
 
-async def test_the_last_failure_ends_the_run_and_says_which_attempt_it_was(
+async def test_last_failure_ends_the_run_sends_a_message_and_pauses_the_job(
     agents: Agents, member: Member
 ) -> None:
     agents.on("/poll", answers({"error": "no mailbox"}, 500))
@@ -136,14 +134,14 @@ async def test_the_last_failure_ends_the_run_and_says_which_attempt_it_was(
     assert (finished.outcome, finished.attempts) == ("failed", 2)
     assert finished.reason == 'the agent answered 500: {"error":"no mailbox"}'
     assert len(member.told(TokensReleased)) == 1
-    (told,) = member.told(MessageSent)
-    assert told.message == f"poll failed: {finished.reason} (attempt 2 of 2)"
+    (sent,) = member.told(MessageSent)
+    assert sent.message == f"poll failed: {finished.reason} (attempt 2 of 2)"
     job = member.writer.squad.rows(JOBS).get("poll")
     assert job is not None
     assert job.paused
 
 
-async def test_an_answer_without_end_fails_when_time_is_up(agents: Agents, member: Member) -> None:
+async def test_endless_answer_fails_at_the_timeout(agents: Agents, member: Member) -> None:
     agents.on("/poll", drips())
     await define(member, "poll", timeout_seconds=0.3)
     finished = await member.carry_out("poll")
@@ -151,7 +149,7 @@ async def test_an_answer_without_end_fails_when_time_is_up(agents: Agents, membe
     await eventually(lambda: not agents.busy["/poll"])
 
 
-KEPT: list[tuple[bytes, object]] = [
+ANSWERS: list[tuple[bytes, object]] = [  # the body, and what is stored of it
     (b'{"found": 3}', {"found": 3}),
     (b"not JSON", "not JSON"),
     (b"", None),
@@ -165,23 +163,21 @@ KEPT: list[tuple[bytes, object]] = [
 ]
 
 
-async def test_what_the_agent_answered_is_kept_as_far_as_the_log_can_hold_it(
+async def test_answer_that_the_log_cannot_store_is_replaced_by_a_placeholder(
     agents: Agents, member: Member
 ) -> None:
-    agents.on("/poll", *(answers_bytes(body) for body, _ in KEPT))
+    agents.on("/poll", *(answers_bytes(body) for body, _ in ANSWERS))
     await define(member, "poll")
-    for _, kept in KEPT:
+    for _, stored in ANSWERS:
         finished = await member.carry_out("poll")
         assert finished.outcome == "succeeded"
-        told = member.told(MessageSent)[-1]
-        assert told.agent == "worker"
-        shown = {"job": "poll", "run_id": finished.run_id, "status": "succeeded"}
-        assert told.data == {"result": kept, **shown}
+        sent = member.told(MessageSent)[-1]
+        assert sent.agent == "worker"
+        run = {"job": "poll", "run_id": finished.run_id, "status": "succeeded"}
+        assert sent.data == {"result": stored, **run}
 
 
-async def test_a_failure_that_quotes_what_no_text_may_hold_is_told_all_the_same(
-    agents: Agents, member: Member
-) -> None:
+async def test_failure_reason_omits_what_the_log_cannot_store(agents: Agents, member: Member) -> None:
     agents.on("/poll", answers_bytes(b"a\x00b \xed\xa0\x80", 500))
     await define(member, "poll")
     finished = await member.carry_out("poll")
@@ -189,7 +185,7 @@ async def test_a_failure_that_quotes_what_no_text_may_hold_is_told_all_the_same(
     assert "the agent answered 500: ab" in (finished.reason or "")
 
 
-async def test_a_fault_of_ours_ends_the_run_at_once(
+async def test_internal_error_ends_the_run_at_once(
     agents: Agents, member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(_: object) -> None:
@@ -204,58 +200,58 @@ async def test_a_fault_of_ours_ends_the_run_at_once(
     )
 
 
-async def test_looking_for_what_is_due_goes_on_after_a_fault(
+async def test_scheduler_continues_after_an_error_in_finding_due_jobs(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = 0
+    lookups = 0
 
-    def broken_at_first(state: Squad, now: datetime, *tell: Any) -> object:
-        nonlocal looks
-        looks += 1
-        if looks == 1:
-            raise ValueError("a job that nobody understands")
-        return due_jobs(state, now, *tell)
+    def fail_at_first(state: Squad, now: datetime, *args: Any) -> object:
+        nonlocal lookups
+        lookups += 1
+        if lookups == 1:
+            raise ValueError("a malformed job")
+        return due_jobs(state, now, *args)
 
-    monkeypatch.setattr(scheduler, "due_jobs", broken_at_first)
+    monkeypatch.setattr(scheduler, "due_jobs", fail_at_first)
     await define(member, "poll", every="1s")
-    await eventually(lambda: looks > 1 and member.told(RunFinished))
+    await eventually(lambda: lookups > 1 and member.told(RunFinished))
 
 
-async def test_a_job_in_a_time_zone_that_is_not_known_stands_still_alone_and_that_is_said_once(
+async def test_job_in_an_unknown_time_zone_is_logged_once_and_delays_no_other_job(
     member: Member, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = 0
+    lookups = 0
 
-    def counting(*asked: Any) -> object:
-        nonlocal looks
-        looks += 1
-        return due_jobs(*asked)
+    def counting(*args: Any) -> object:
+        nonlocal lookups
+        lookups += 1
+        return due_jobs(*args)
 
-    here = JobSpec(task="token_monitor", cron="* * * * *").definition()
-    strange = structs.replace(here, timezone="Mars/Olympus")
+    known = JobSpec(task="token_monitor", cron="* * * * *").definition()
+    strange = structs.replace(known, timezone="Mars/Olympus")
     await submit(member.writer, do.DefineJob(name="strange", source="api", definition=strange))
     monkeypatch.setattr(scheduler, "due_jobs", counting)
     await define(member, "quick", agent=None, task="token_monitor", every="100ms")
-    await eventually(lambda: looks > 10 and len(member.told(RunFinished, job="quick")) > 2)
-    said = [record.getMessage() for record in caplog.records if "strange" in record.getMessage()]
-    assert said == ["the job strange cannot be scheduled: the time zone 'Mars/Olympus' is not known here"]
+    await eventually(lambda: lookups > 10 and len(member.told(RunFinished, job="quick")) > 2)
+    logged = [record.getMessage() for record in caplog.records if "strange" in record.getMessage()]
+    assert logged == ["the job strange cannot be scheduled: the time zone 'Mars/Olympus' is not known here"]
 
 
 class Claims:
-    """A scheduler's claims; each waits until they may go on."""
+    """Holds back a scheduler's claims until they may proceed, and counts them."""
 
     def __init__(self, member: Member) -> None:
-        self.begun = 0
-        self.may_go_on = asyncio.Event()
+        self.started = 0
+        self.may_proceed = asyncio.Event()
         member.before(do.ClaimTick, self._wait)
 
     async def _wait(self) -> None:
-        self.begun += 1
-        await self.may_go_on.wait()
+        self.started += 1
+        await self.may_proceed.wait()
 
 
-async def _due_at_once(member: Member, number: int) -> set[str]:
-    """Names of so many jobs, none of which is claimed before all are due."""
+async def _define_due_jobs(member: Member, number: int) -> set[str]:
+    """Define this many jobs, none of which is claimed before all are due; return their names."""
     names = {f"job-{index}" for index in range(number)}
     async with member.scheduler._claiming:
         for name in names:
@@ -266,53 +262,53 @@ async def _due_at_once(member: Member, number: int) -> set[str]:
     return names
 
 
-async def test_only_so_many_claims_stand_before_what_others_ask_for(
+async def test_claims_queued_before_other_commands_are_limited(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "MAX_CLAIMS", 3)
     claims = Claims(member)
-    names = await _due_at_once(member, 10)
-    await eventually(lambda: claims.begun)
-    # Whatever else were on its way to the writer would be there by now.
+    names = await _define_due_jobs(member, 10)
+    await eventually(lambda: claims.started)
+    # Any further claim would have reached the writer before this command.
     await submit(member.writer, do.SetBudget(daily_tokens=1_000))
-    assert claims.begun == 3
-    claims.may_go_on.set()
+    assert claims.started == 3
+    claims.may_proceed.set()
     await eventually(lambda: {item.job for item in member.told(RunStarted)} == names)
 
 
-async def test_a_stop_waits_for_no_claims_that_are_yet_to_be_made(
+async def test_stopping_scheduler_makes_no_further_claims(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "MAX_CLAIMS", 1)
     claims = Claims(member)
-    await _due_at_once(member, 3)
-    await eventually(lambda: claims.begun)
+    await _define_due_jobs(member, 3)
+    await eventually(lambda: claims.started)
     stopping = asyncio.create_task(member.scheduler.stop())
     await eventually(lambda: member.scheduler._stopping)
-    claims.may_go_on.set()
+    claims.may_proceed.set()
     await stopping
-    assert claims.begun == 1
+    assert claims.started == 1
 
 
-async def test_an_agent_gets_only_so_many_calls_at_once(
+async def test_concurrent_calls_to_one_agent_are_limited(
     agents: Agents, member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "MAX_RUNS_PER_AGENT", 2)
-    enough = asyncio.Event()
-    agents.on("/slow", when(enough))
+    may_answer = asyncio.Event()
+    agents.on("/slow", when(may_answer))
     await define(member, "slow", overlap="allow_all")
     runs = [await member.run_now("slow") for _ in range(5)]
     await eventually(lambda: agents.busy["/slow"] == 2)
-    # Others have their turn meanwhile.
+    # Other agents are called meanwhile.
     await define(member, "quick", agent="another")
     assert (await member.carry_out("quick")).outcome == "succeeded"
-    enough.set()
+    may_answer.set()
     for run in runs:
         assert (await member.finished(run)).outcome == "succeeded"
     assert agents.busiest["/slow"] == 2
 
 
-async def test_and_so_do_all_agents_together(
+async def test_concurrent_calls_to_all_agents_together_are_limited(
     agents: Agents, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "MAX_RUNS", 3)
@@ -326,10 +322,10 @@ async def test_and_so_do_all_agents_together(
     assert agents.busiest[""] == 3
 
 
-async def test_a_run_is_nobody_elses_where_its_jobs_agent_is_changed(
+async def test_run_fails_when_its_jobs_agent_is_changed_between_attempts(
     agents: Agents, member: Member
 ) -> None:
-    """Its tokens, its claim and its agent's status are the first one's; it calls no other."""
+    """The tokens, the claim and the status belong to the first agent, so the run calls no other."""
     agents.on("/poll", answers({}, 500))
     await define(member, "poll", retries=5, tokens=100, resources={"mailbox": "info"})
     run = await member.run_now("poll")
@@ -344,13 +340,13 @@ async def test_a_run_is_nobody_elses_where_its_jobs_agent_is_changed(
     assert [(item.agent, item.tokens_used) for item in member.told(TokensSettled)] == [("another", 7)]
 
 
-async def test_nor_where_it_is_changed_as_the_run_begins(
+async def test_run_fails_when_its_jobs_agent_is_changed_as_it_starts(
     agents: Agents, member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await define(member, "poll")
     await define(member, "other", agent="another")
     changed = JobSpec(agent="another", endpoint="/poll", cron="0 0 1 1 *").definition()
-    # In one batch, so that the run has begun by the log, and nobody has begun to carry it out.
+    # In one batch: the run has started according to the log, but has not called the agent yet.
     monkeypatch.setattr(member.writer._appender.batch_sizer, "initial_size", lambda waiting: waiting)
     outcomes = member.writer.put_all(
         Request(command, "agent:test", "test")
@@ -359,13 +355,15 @@ async def test_nor_where_it_is_changed_as_the_run_begins(
             do.DefineJob(name="poll", source="api", definition=changed),
         )
     )
-    begun, _ = await asyncio.gather(*outcomes)
-    finished = await member.finished(begun.reply["id"])
+    started, _ = await asyncio.gather(*outcomes)
+    finished = await member.finished(started.reply["id"])
     assert (finished.agent, finished.reason) == ("worker", "the job's agent was changed")
     assert not agents.calls
 
 
-async def test_shut_down_no_job_fires_and_no_attempt_is_repeated(agents: Agents, member: Member) -> None:
+async def test_no_job_fires_and_no_attempt_is_retried_while_shut_down(
+    agents: Agents, member: Member
+) -> None:
     agents.on("/poll", answers({}, 500))
     await define(member, "tick", every="1s")
     await define(member, "poll", retries=5)
@@ -385,7 +383,7 @@ async def test_shut_down_no_job_fires_and_no_attempt_is_repeated(agents: Agents,
     await eventually(lambda: len(agents.calls) > before, describe="the job fires again")
 
 
-async def test_a_paused_job_skips_its_ticks_and_says_why(agents: Agents, member: Member) -> None:
+async def test_paused_job_skips_its_ticks_and_records_why(agents: Agents, member: Member) -> None:
     await define(member, "poll", every="1s")
     await submit(member.writer, do.PauseJob(name="poll", note="the mailbox moves"))
     (skipped, *_) = await eventually(lambda: member.told(RunSkipped))
@@ -395,12 +393,12 @@ async def test_a_paused_job_skips_its_ticks_and_says_why(agents: Agents, member:
     await eventually(lambda: member.told(RunFinished))
 
 
-async def test_a_job_that_was_removed_may_come_back(agents: Agents, member: Member, database: str) -> None:
+async def test_removed_job_can_be_defined_again(agents: Agents, member: Member, database: str) -> None:
     for _ in range(2):
         await define(member, "poll")
         assert (await member.carry_out("poll")).outcome == "succeeded"
         await submit(member.writer, do.RemoveJob(name="poll"))
-    # Also at once, in one batch with its last tick.
+    # Also immediately, in one batch with its last tick.
     await define(member, "poll")
     await asyncio.gather(
         submit(member.writer, do.RemoveJob(name="poll")),
@@ -412,7 +410,7 @@ async def test_a_job_that_was_removed_may_come_back(agents: Agents, member: Memb
     await assert_log_is_sound(database)
 
 
-async def test_a_run_of_a_job_that_was_removed_is_not_repeated(agents: Agents, member: Member) -> None:
+async def test_run_of_a_removed_job_is_not_retried(agents: Agents, member: Member) -> None:
     agents.on("/poll", answers({}, 500))
     await define(member, "poll", retries=5)
     run = await member.run_now("poll")
@@ -423,13 +421,13 @@ async def test_a_run_of_a_job_that_was_removed_is_not_repeated(agents: Agents, m
     assert not member.told(RunRetried)
 
 
-async def test_every_step_is_in_the_log_with_who_took_it(agents: Agents, member: Member) -> None:
+async def test_every_step_of_a_run_is_in_the_log_with_its_actor(agents: Agents, member: Member) -> None:
     agents.on("/poll", answers({}, 500), answers({}))
     await define(member, "poll", retries=1)
     run = await member.run_now("poll")
     await member.finished(run)
-    story = [(item.type, item.actor) for item in member.log if item.stream == f"run-{run}"]
-    assert story == [
+    steps = [(item.type, item.actor) for item in member.log if item.stream == f"run-{run}"]
+    assert steps == [
         ("run_started", "agent:test"),
         ("run_attempt_failed", "system:scheduler"),
         ("run_retried", "system:scheduler"),

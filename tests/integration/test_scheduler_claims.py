@@ -1,4 +1,4 @@
-"""Jobs with resources, run by real processes: nobody else is at them while an agent is called."""
+"""Jobs with resources, run by real processes: nobody else can claim the resources during a call."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def _short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "LEASE_SECONDS", LEASE_SECONDS)
 
 
-async def test_a_claim_is_kept_through_a_long_call_however_short_the_window(
+async def test_claim_is_kept_through_a_long_call_when_the_conflict_window_is_short(
     agents: Agents, member: Member
 ) -> None:
-    """The window is a thirtieth of the lease: renewing with the lease alone would lose it at once."""
+    """The window is a thirtieth of the lease: a claim renewed only along with the lease would be lost."""
     await submit(member.writer, do.SetPolicy(conflict_window_seconds=0.5, operation_timeout_seconds=1))
-    enough = asyncio.Event()
-    agents.on("/long", when(enough))
+    may_answer = asyncio.Event()
+    agents.on("/long", when(may_answer))
     await define(member, "long", resources=MAILBOX)
     run = await member.run_now("long")
     await eventually(lambda: agents.calls)
@@ -62,7 +62,7 @@ async def test_a_claim_is_kept_through_a_long_call_however_short_the_window(
         return len(member.told(OperationRenewed)) >= 12
 
     await eventually(bob_was_refused_for_long)
-    enough.set()
+    may_answer.set()
     assert (await member.finished(run)).outcome == "succeeded"
     [finished] = member.told(OperationFinished)
     assert (finished.operation_id, finished.outcome) == (started.operation_id, "succeeded")
@@ -70,14 +70,14 @@ async def test_a_claim_is_kept_through_a_long_call_however_short_the_window(
     assert (await submit(member.writer, BOB)).refusal is None
 
 
-async def test_two_jobs_at_the_same_resources_take_turns(agents: Agents, database: str) -> None:
+async def test_two_jobs_with_the_same_resources_take_turns(agents: Agents, database: str) -> None:
     for path in ("/one", "/other"):
         agents.on(path, after(0.15))
     async with (
         running_member(database, agents.url, runner="one") as one,
         running_member(database, agents.url, runner="other") as other,
     ):
-        # At different times of the second, or it would be the same one that comes first each time.
+        # With different intervals, or the same job would come first every time.
         await define(one, "one", agent="ann", every="300ms", resources=MAILBOX)
         await define(one, "other", agent="ben", every="700ms", resources=MAILBOX)
         await eventually(
@@ -96,7 +96,7 @@ async def test_two_jobs_at_the_same_resources_take_turns(agents: Agents, databas
 
 
 @pytest.mark.usefixtures("_short_leases")
-async def test_of_a_process_that_vanished_another_takes_the_claim_with_a_greater_token(
+async def test_run_taken_over_from_a_dead_process_claims_with_a_greater_fencing_token(
     agents: Agents, database: str
 ) -> None:
     never = asyncio.Event()
@@ -118,7 +118,7 @@ async def test_of_a_process_that_vanished_another_takes_the_claim_with_a_greater
 
 
 @pytest.mark.usefixtures("_short_leases")
-async def test_lost_with_its_process_a_run_leaves_no_claim(agents: Agents, database: str) -> None:
+async def test_lost_run_leaves_no_claim(agents: Agents, database: str) -> None:
     never = asyncio.Event()
     agents.on("/poll", when(never))
     async with (
@@ -133,19 +133,19 @@ async def test_lost_with_its_process_a_run_leaves_no_claim(agents: Agents, datab
         assert (await submit(other.writer, BOB)).refusal is None
 
 
-async def test_cut_off_for_too_long_it_loses_the_claim_and_stops_the_call(
+async def test_process_cut_off_for_too_long_loses_the_claim_and_aborts_the_call(
     agents: Agents, member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await submit(member.writer, do.SetPolicy(conflict_window_seconds=0.3))
     never, cut_off = asyncio.Event(), asyncio.Event()
-    submit_really = member.writer.submit
+    original_submit = member.writer.submit
 
-    async def renewing_later(request: Request, timeout_seconds: float = 20.0) -> Outcome:
+    async def submit_unless_cut_off(request: Request, timeout_seconds: float = 20.0) -> Outcome:
         if isinstance(request.command, do.RenewRun) and cut_off.is_set():
             raise Unavailable
-        return await submit_really(request, timeout_seconds)
+        return await original_submit(request, timeout_seconds)
 
-    monkeypatch.setattr(member.writer, "submit", renewing_later)
+    monkeypatch.setattr(member.writer, "submit", submit_unless_cut_off)
     agents.on("/poll", when(never), answers({}))
     await define(member, "poll", resources=MAILBOX, retries=3)
     run = await member.run_now("poll")
@@ -153,16 +153,16 @@ async def test_cut_off_for_too_long_it_loses_the_claim_and_stops_the_call(
     cut_off.set()
     held: list[str] = []
 
-    async def bob_gets_it() -> bool:
+    async def bob_claims_it() -> bool:
         outcome = await submit(member.writer, BOB)
         held.append(outcome.reply.get("id", ""))
         return outcome.refusal is None
 
-    await eventually(bob_gets_it)
+    await eventually(bob_claims_it)
     cut_off.clear()
     failed = await eventually(lambda: member.told(RunAttemptFailed))
     assert failed[0].reason == "conflict: 'bob' has claimed mailbox info for 'sort'"
-    await eventually(lambda: not agents.busy["/poll"], describe="the call is hung up")
+    await eventually(lambda: not agents.busy["/poll"], describe="the call is aborted")
     await submit(member.writer, do.FinishOperation(operation_id=held[-1], outcome="succeeded"))
     finished = await member.finished(run)
     assert finished.outcome == "succeeded"
@@ -170,7 +170,7 @@ async def test_cut_off_for_too_long_it_loses_the_claim_and_stops_the_call(
     assert not list(member.writer.squad.all(OPERATIONS))
 
 
-async def test_a_stopped_process_gives_the_claim_back(
+async def test_stopped_process_releases_the_claim(
     agents: Agents, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.scheduling.scheduler.STOP_SECONDS", 0.2)

@@ -1,4 +1,4 @@
-"""Several processes run one squad's jobs: no tick lost, none twice, also where one of them vanishes."""
+"""Several processes run one squad's jobs: no tick is lost or run twice, even if a process dies."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "LEASE_SECONDS", LEASE_SECONDS)
 
 
-async def test_every_tick_has_one_run_whoever_is_first(agents: Agents, database: str) -> None:
+async def test_every_tick_has_exactly_one_run_with_several_processes(agents: Agents, database: str) -> None:
     async with AsyncExitStack() as stack:
         members = [
             await stack.enter_async_context(running_member(database, agents.url, runner=f"runner-{n}"))
@@ -42,7 +42,7 @@ async def test_every_tick_has_one_run_whoever_is_first(agents: Agents, database:
         ]
         names = [f"job-{n}" for n in range(4)]
         for name in names:
-            # On a slow machine a tick may find the one before under way, and has a run all the same.
+            # On a slow machine a tick may come while the previous one is running, and must have a run too.
             await define(members[0], name, every="250ms", agent=name, overlap="allow_all")
         await eventually(
             lambda: all(len(members[0].told(RunFinished, job=name)) >= TICKS for name in names)
@@ -57,7 +57,7 @@ async def test_every_tick_has_one_run_whoever_is_first(agents: Agents, database:
 
 
 @pytest.mark.usefixtures("_short_leases")
-async def test_a_long_run_stays_with_its_process(agents: Agents, database: str) -> None:
+async def test_long_run_stays_with_its_process(agents: Agents, database: str) -> None:
     agents.on("/long", after(3 * LEASE_SECONDS))
     async with (
         running_member(database, agents.url, runner="one") as one,
@@ -72,7 +72,7 @@ async def test_a_long_run_stays_with_its_process(agents: Agents, database: str) 
 
 
 @pytest.mark.usefixtures("_short_leases")
-async def test_of_a_process_that_vanished_another_one_takes_the_run_up(
+async def test_run_of_a_dead_process_is_taken_over_by_another_process(
     agents: Agents, database: str
 ) -> None:
     never = asyncio.Event()
@@ -93,7 +93,7 @@ async def test_of_a_process_that_vanished_another_one_takes_the_run_up(
 
 
 @pytest.mark.usefixtures("_short_leases")
-async def test_where_no_attempt_is_left_the_run_is_lost(agents: Agents, database: str) -> None:
+async def test_run_of_a_dead_process_is_lost_when_no_attempt_is_left(agents: Agents, database: str) -> None:
     never = asyncio.Event()
     agents.on("/poll", when(never))
     async with (
@@ -106,7 +106,7 @@ async def test_where_no_attempt_is_left_the_run_is_lost(agents: Agents, database
         one.vanish()
         finished = await other.finished(run)
         assert (finished.outcome, finished.reason) == ("lost", "the process that ran it vanished")
-        # What it had set aside is there again, and the job goes on.
+        # Its reservation was released, and the job continues.
         day = other.writer.squad.day
         assert day is not None
         assert day.reserved == 0
@@ -114,7 +114,7 @@ async def test_where_no_attempt_is_left_the_run_is_lost(agents: Agents, database
         assert (await other.carry_out("poll")).outcome == "succeeded"
 
 
-async def test_stopped_with_a_call_under_way_the_attempt_is_told_and_another_process_repeats_it(
+async def test_attempt_of_a_stopped_process_fails_and_is_retried_by_another_process(
     agents: Agents, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.scheduling.scheduler.STOP_SECONDS", 0.2)
@@ -131,7 +131,7 @@ async def test_stopped_with_a_call_under_way_the_attempt_is_told_and_another_pro
         assert (finished.outcome, finished.attempts) == ("succeeded", 2)
 
 
-async def test_stopped_a_short_call_may_end(agents: Agents, database: str) -> None:
+async def test_stopping_process_lets_a_short_call_finish(agents: Agents, database: str) -> None:
     agents.on("/poll", after(0.5))
     async with running_member(database, agents.url, runner="other") as other:
         async with running_member(database, agents.url, runner="one") as one:
@@ -141,7 +141,7 @@ async def test_stopped_a_short_call_may_end(agents: Agents, database: str) -> No
         assert (await other.finished(run)).outcome == "succeeded"
 
 
-async def test_what_is_claimed_while_stopping_has_an_outcome_too(agents: Agents, database: str) -> None:
+async def test_runs_claimed_while_stopping_have_an_outcome(agents: Agents, database: str) -> None:
     async with running_member(database, agents.url, runner="one") as one:
         for number in range(20):
             await define(one, f"job-{number}", every="100ms", agent=f"worker-{number}")
@@ -151,20 +151,20 @@ async def test_what_is_claimed_while_stopping_has_an_outcome_too(agents: Agents,
 
 
 @pytest.mark.usefixtures("_short_leases")
-async def test_a_process_that_was_cut_off_keeps_the_run_that_nobody_took(
+async def test_process_that_was_cut_off_keeps_a_run_that_nobody_took_over(
     agents: Agents, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its lease has run out when it comes back, but it is still at it, and nobody else was there."""
+    """Its lease expires meanwhile, but the run is still in progress and nobody else took it over."""
     agents.on("/poll", after(3 * LEASE_SECONDS))
     async with running_member(database, agents.url, runner="one") as one:
         submit = one.writer.submit
 
-        async def renewing_nothing(request: Request, timeout_seconds: float = 20.0) -> Outcome:
+        async def submit_except_renewals(request: Request, timeout_seconds: float = 20.0) -> Outcome:
             if isinstance(request.command, do.RenewRun):
                 raise Unavailable
             return await submit(request, timeout_seconds)
 
-        monkeypatch.setattr(one.writer, "submit", renewing_nothing)
+        monkeypatch.setattr(one.writer, "submit", submit_except_renewals)
         await define(one, "poll")
         finished = await one.carry_out("poll")
         assert (finished.outcome, finished.attempts) == ("succeeded", 1)

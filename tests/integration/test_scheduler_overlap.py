@@ -1,4 +1,4 @@
-"""What becomes of a tick that comes while the job is still running, with agents that really take long."""
+"""What happens to ticks that come due while the job is still running, with agents that are really slow."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from tests.support.jobs import Member
 
 
-async def test_skip_leaves_it_out_and_names_the_run_in_the_way(agents: Agents, member: Member) -> None:
-    enough = asyncio.Event()
-    agents.on("/slow", when(enough))
+async def test_skip_skips_ticks_and_names_the_run_in_progress(agents: Agents, member: Member) -> None:
+    may_answer = asyncio.Event()
+    agents.on("/slow", when(may_answer))
     await define(member, "slow", every="500ms")
     await eventually(lambda: len(member.told(RunSkipped)) >= 2)
     first, second = member.told(RunSkipped)[:2]
@@ -31,28 +31,26 @@ async def test_skip_leaves_it_out_and_names_the_run_in_the_way(agents: Agents, m
     assert skipped.caused_by is not None
     assert by_position[skipped.caused_by].type == "run_started"
     assert len(agents.calls) == 1
-    enough.set()
-    await eventually(lambda: len(member.told(RunStarted)) > 1, describe="it goes on")
+    may_answer.set()
+    await eventually(lambda: len(member.told(RunStarted)) > 1, describe="the next tick runs")
 
 
-async def test_buffer_one_keeps_one_tick_for_later_and_leaves_out_the_rest(
-    agents: Agents, member: Member
-) -> None:
-    enough = asyncio.Event()
-    agents.on("/slow", when(enough))
+async def test_buffer_one_buffers_one_tick_and_skips_the_rest(agents: Agents, member: Member) -> None:
+    may_answer = asyncio.Event()
+    agents.on("/slow", when(may_answer))
     await define(member, "slow", every="500ms", overlap="buffer_one")
     await eventually(lambda: len(member.told(RunSkipped)) >= 2)
     (buffered,) = member.told(TickBuffered)
     skipped = member.told(RunSkipped)
     assert all(f"{buffered.tick:%H:%M:%S}Z is already waiting" in item.detail for item in skipped)
     assert all(item.tick > buffered.tick for item in skipped)
-    enough.set()
+    may_answer.set()
     await eventually(lambda: len(member.told(RunFinished)) >= 2)
     first, second = member.told(RunStarted)[:2]
     assert first.tick < second.tick == buffered.tick
 
 
-async def test_cancel_other_ends_the_run_under_way_and_its_call(agents: Agents, member: Member) -> None:
+async def test_cancel_other_ends_the_run_in_progress_and_its_call(agents: Agents, member: Member) -> None:
     never = asyncio.Event()
     agents.on("/slow", when(never))
     await define(member, "slow", every="500ms", overlap="cancel_other", pause_on_failure=True)
@@ -61,41 +59,41 @@ async def test_cancel_other_ends_the_run_under_way_and_its_call(agents: Agents, 
     runs = member.told(RunStarted)
     assert first.outcome == second.outcome == "failed"
     assert first.reason == f"cancelled by the tick of {runs[1].tick:%Y-%m-%d %H:%M:%S}Z"
-    # To be replaced is no failure.
+    # Being replaced is not a failure.
     assert not member.told(JobPaused)
     await eventually(lambda: agents.busiest["/slow"] <= 2 and agents.busy["/slow"] <= 1)
 
 
-async def test_allow_all_runs_them_beside_each_other(agents: Agents, member: Member) -> None:
-    enough = asyncio.Event()
-    agents.on("/slow", when(enough))
+async def test_allow_all_runs_ticks_concurrently(agents: Agents, member: Member) -> None:
+    may_answer = asyncio.Event()
+    agents.on("/slow", when(may_answer))
     await define(member, "slow", every="300ms", overlap="allow_all")
     await eventually(lambda: agents.busy["/slow"] >= 3)
-    enough.set()
+    may_answer.set()
     await eventually(lambda: len(member.told(RunFinished)) >= 3)
     assert {item.outcome for item in member.told(RunFinished)} == {"succeeded"}
     assert not member.told(RunSkipped)
 
 
-async def test_run_now_does_not_go_beside_a_run_either(agents: Agents, member: Member) -> None:
-    enough = asyncio.Event()
-    agents.on("/slow", when(enough))
+async def test_run_now_is_refused_while_a_run_is_in_progress(agents: Agents, member: Member) -> None:
+    may_answer = asyncio.Event()
+    agents.on("/slow", when(may_answer))
     await define(member, "slow")
     run = await member.run_now("slow")
     again = await submit(member.writer, do.RunJob(name="slow", runner="one"))
     assert again.refusal is not None
     assert (again.refusal.code, again.refusal.extra["run_id"]) == ("job_running", run)
-    enough.set()
+    may_answer.set()
     assert (await member.finished(run)).outcome == "succeeded"
 
 
-async def test_a_slow_agent_delays_nobody_else(agents: Agents, member: Member) -> None:
+async def test_slow_agent_delays_no_other_agent(agents: Agents, member: Member) -> None:
     agents.on("/slow", after(1.5))
     await define(member, "slow", every="300ms", overlap="allow_all", agent="slow")
     await define(member, "quick", every="500ms", agent="quick")
     await eventually(lambda: len(member.told(RunFinished, job="quick")) >= 4)
-    begun = {run.run_id: run.tick for run in member.told(RunStarted, job="quick")}
+    ticks = {run.run_id: run.tick for run in member.told(RunStarted, job="quick")}
     for row in member.runs("quick"):
         if row.status == "succeeded":
             assert row.finished_at is not None
-            assert (row.finished_at - begun[row.id]).total_seconds() < 0.5
+            assert (row.finished_at - ticks[row.id]).total_seconds() < 0.5

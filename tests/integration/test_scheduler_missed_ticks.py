@@ -1,6 +1,6 @@
-"""Nobody was there for ten minutes: what still runs, and what is recorded as missed.
+"""No process was running for ten minutes: which ticks still run, and which are recorded as missed.
 
-The test's clock is the log's: what happened before the break was recorded ten minutes ago.
+Only the log says that time has passed: the events before the break were recorded ten minutes ago.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ async def test_ticks_within_the_catch_up_time_run_and_older_ones_are_recorded_as
         await eventually(lambda: statuses(member, "every_10_s").total() >= 60)
         await eventually(lambda: statuses(member, "impatient").total() >= 10)
         for name, minutes in (("every_minute", 1), ("patient", 1), ("impatient", 1), ("every_10_s", 1 / 6)):
-            # A tick that waited has its run after ticks that were left out meanwhile.
+            # A tick that was buffered runs after ticks that were skipped meanwhile.
             rows = sorted(member.runs(name), key=lambda row: row.tick)
             step = timedelta(minutes=minutes)
             assert rows[0].tick - since <= step
@@ -67,7 +67,7 @@ async def test_ticks_within_the_catch_up_time_run_and_older_ones_are_recorded_as
         assert statuses(member, "patient").keys() == {"succeeded"}
         for row in member.runs("every_minute"):
             assert (row.status == "missed") == (now - row.tick > timedelta(seconds=60)), row
-        # Of a tick that is due in this very moment nobody is late.
+        # A tick that is due at this very moment is not late.
         assert statuses(member, "impatient")["missed"] >= 9
         late = statuses(member, "every_10_s")
         assert late["missed"] in (54, 55)
@@ -85,7 +85,7 @@ async def test_thousands_of_missed_ticks_are_recorded_a_hundred_at_a_time(
     async with running_member(database, agents.url) as member:
         await eventually(lambda: any(row.status == "succeeded" for row in member.runs("often")))
         rows = member.runs("often")
-        # How many they are depends on how long the process took to start and to record the first of them.
+        # Their number depends on how long the process took to start and to record the first of them.
         count = next(number for number, row in enumerate(rows) if row.status != "missed")
         assert count >= 540 * 5 - 10
         assert all(row.status != "missed" for row in rows[count:])
@@ -99,7 +99,7 @@ async def test_thousands_of_missed_ticks_are_recorded_a_hundred_at_a_time(
     await assert_log_is_sound(database)
 
 
-async def test_a_run_that_was_under_way_is_taken_up_where_an_attempt_is_left_and_lost_otherwise(
+async def test_interrupted_run_is_retried_when_an_attempt_is_left_and_lost_otherwise(
     agents: Agents, database: str
 ) -> None:
     agents.on("/again", answers({}))

@@ -1,4 +1,4 @@
-"""How an attempt ended is told, also where it is cut short just then; what is no failure of the job."""
+"""The outcome of an attempt is recorded even if it is cut short; what is not the job's failure."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from tests.support.jobs import Member
 
 TASK = "status_update"
-"""What it does is one command, `PassTime`."""
+"""A built-in task that submits a single command, `PassTime`."""
 
 
-async def test_a_deadline_that_passes_during_the_last_command_leaves_the_end_to_be_told(
+async def test_attempt_succeeds_when_its_deadline_passes_during_its_last_command(
     member: Member,
 ) -> None:
     member.before(do.PassTime, lambda: asyncio.sleep(0.3))
@@ -35,7 +35,7 @@ async def test_a_deadline_that_passes_during_the_last_command_leaves_the_end_to_
     assert (await member.carry_out(TASK)).outcome == "succeeded"
 
 
-async def test_and_so_does_one_where_the_database_is_away_just_then(
+async def test_outcome_is_recorded_when_the_database_was_unavailable_after_the_deadline(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.scheduling.scheduler.MAX_SLEEP_SECONDS", 0.1)
@@ -54,17 +54,17 @@ async def test_and_so_does_one_where_the_database_is_away_just_then(
 
 
 @pytest.mark.parametrize("kind", [do.PassTime, do.EndAttempt])
-async def test_stopped_during_the_last_command_or_the_word_of_its_end_an_attempt_is_told_of(
+async def test_outcome_is_recorded_when_the_scheduler_stops_during_the_last_commands(
     member: Member, monkeypatch: pytest.MonkeyPatch, kind: type[do.Command]
 ) -> None:
     monkeypatch.setattr("service.scheduling.scheduler.STOP_SECONDS", 0.1)
     reached = asyncio.Event()
 
-    async def dawdle() -> None:
+    async def delay() -> None:
         reached.set()
         await asyncio.sleep(0.4)
 
-    member.before(kind, dawdle)
+    member.before(kind, delay)
     await define(member, TASK, task=TASK, agent=None)
     run = await member.run_now(TASK)
     await reached.wait()
@@ -72,16 +72,16 @@ async def test_stopped_during_the_last_command_or_the_word_of_its_end_an_attempt
     assert (await member.finished(run)).outcome == "succeeded"
 
 
-async def test_a_stop_does_not_wait_for_ever_for_an_end_to_be_heard(
+async def test_stop_does_not_wait_forever_for_an_outcome_to_be_recorded(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.scheduling.scheduler.STOP_SECONDS", 0.1)
     monkeypatch.setattr("service.scheduling.scheduler.RELEASE_SECONDS", 0.2)
-    reached, heard = asyncio.Event(), asyncio.Event()
+    reached, may_proceed = asyncio.Event(), asyncio.Event()
 
     async def hang() -> None:
         reached.set()
-        await heard.wait()
+        await may_proceed.wait()
 
     member.before(do.EndAttempt, hang)
     await define(member, TASK, task=TASK, agent=None)
@@ -90,27 +90,27 @@ async def test_a_stop_does_not_wait_for_ever_for_an_end_to_be_heard(
     async with asyncio.timeout(2.0):
         await member.scheduler.stop()
     assert member.writer.squad.rows(RUNS).get(run)
-    heard.set()
+    may_proceed.set()
     await eventually(lambda: not member.scheduler._tasks)
     assert not member.told(RunAttemptFailed)
 
 
-async def test_a_report_that_cannot_be_kept_is_left_out_and_the_end_told(
+async def test_outcome_is_recorded_without_a_report_that_cannot_be_stored(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def reported(_: object) -> Report:
+    async def report(_: object) -> Report:
         return succeeded("it is done", quoted="a\x00b")
 
-    monkeypatch.setattr("service.scheduling.scheduler.perform", reported)
+    monkeypatch.setattr("service.scheduling.scheduler.perform", report)
     await define(member, TASK, task=TASK, agent=None)
     finished = await member.carry_out(TASK)
     assert finished.outcome == "succeeded"
-    (told,) = member.told(MessageSent)
-    assert told.message == "it is done"
-    assert told.data == {"job": TASK, "run_id": finished.run_id, "status": "succeeded"}
+    (sent,) = member.told(MessageSent)
+    assert sent.message == "it is done"
+    assert sent.data == {"job": TASK, "run_id": finished.run_id, "status": "succeeded"}
 
 
-async def test_a_stop_does_not_pause_the_job(
+async def test_stopping_the_scheduler_does_not_pause_the_job(
     agents: Agents, member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.scheduling.scheduler.STOP_SECONDS", 0.1)
@@ -123,7 +123,7 @@ async def test_a_stop_does_not_pause_the_job(
     assert not member.told(JobPaused)
 
 
-async def test_nor_does_a_database_that_is_away(member: Member) -> None:
+async def test_unavailable_database_does_not_pause_the_job(member: Member) -> None:
     async def refuse() -> None:
         raise Unavailable
 
@@ -134,12 +134,12 @@ async def test_nor_does_a_database_that_is_away(member: Member) -> None:
     assert not member.told(JobPaused)
 
 
-async def test_nor_does_a_shut_down_just_before_the_call(member: Member) -> None:
+async def test_shutdown_just_before_the_call_does_not_pause_the_job(member: Member) -> None:
     await define(member, "poll", pause_on_failure=True)
-    agent = member.scheduler._agent_slots["worker"]
+    slots = member.scheduler._agent_slots["worker"]
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(scheduler.MAX_RUNS_PER_AGENT):
-            await stack.enter_async_context(agent)
+            await stack.enter_async_context(slots)
         run = await member.run_now("poll")
         await submit(member.writer, do.StopOrchestrator())
     finished = await member.finished(run)
