@@ -1,4 +1,4 @@
-"""The schema: applied once by whoever comes first, and refused where it does not fit."""
+"""The schema: applied once, by whichever process comes first, upgraded, and refused if it does not fit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def _applications(connection: Connection) -> int:
     return int(row[0])
 
 
-async def test_processes_that_apply_it_at_once_all_succeed_and_one_does_it(empty_database: str) -> None:
+async def test_schema_is_applied_once_by_concurrent_processes(empty_database: str) -> None:
     pipe = asyncio.subprocess.PIPE
     processes = [
         await asyncio.create_subprocess_exec(
@@ -53,14 +53,14 @@ async def test_processes_that_apply_it_at_once_all_succeed_and_one_does_it(empty
         assert await _applications(connection) == 1
 
 
-async def test_connections_that_apply_it_at_once_all_succeed_and_one_does_it(empty_database: str) -> None:
+async def test_schema_is_applied_once_by_concurrent_connections(empty_database: str) -> None:
     await asyncio.gather(*(schema.apply(empty_database, SCHEMA) for _ in range(PROCESSES)))
     async with connected(empty_database) as connection:
         assert await _applications(connection) == 1
         assert await schema.version(connection) == SCHEMA_VERSION
 
 
-async def test_applying_it_again_changes_nothing(database: str) -> None:
+async def test_applying_the_schema_again_changes_nothing(database: str) -> None:
     async with connected(database) as connection:
         await LogWriter(connection).append(said("kept"))
         await schema.apply(database, SCHEMA)
@@ -68,7 +68,7 @@ async def test_applying_it_again_changes_nothing(database: str) -> None:
         assert await _applications(connection) == 1
 
 
-async def test_a_role_that_may_create_no_schema_can_use_one_that_is_there(
+async def test_role_that_cannot_create_schemas_can_use_an_existing_one(
     empty_database: str,
 ) -> None:
     role = f"tenant_{uuid4().hex}"
@@ -84,7 +84,7 @@ async def test_a_role_that_may_create_no_schema_can_use_one_that_is_there(
             await admin.execute(f"DROP ROLE {role}".encode())
 
 
-async def test_a_newer_schema_is_refused_and_left_alone(database: str) -> None:
+async def test_newer_schema_is_refused_and_left_unchanged(database: str) -> None:
     async with connected(database) as connection:
         await connection.execute("INSERT INTO schema_info (version) VALUES (%s)", (SCHEMA_VERSION + 1,))
         with pytest.raises(SchemaTooNew):
@@ -94,14 +94,14 @@ async def test_a_newer_schema_is_refused_and_left_alone(database: str) -> None:
         assert await schema.version(connection) == SCHEMA_VERSION + 1
 
 
-async def test_a_database_without_the_schema_is_refused(empty_database: str) -> None:
+async def test_database_without_the_schema_is_refused(empty_database: str) -> None:
     async with connected(empty_database) as connection:
         assert await schema.version(connection) == 0
         with pytest.raises(SchemaMissing):
             await schema.check(connection)
 
 
-async def test_a_schema_that_lost_its_version_is_refused(database: str) -> None:
+async def test_schema_without_a_version_is_refused(database: str) -> None:
     async with connected(database) as connection:
         await connection.execute("TRUNCATE schema_info")
         with pytest.raises(SchemaMissing):
@@ -110,7 +110,7 @@ async def test_a_schema_that_lost_its_version_is_refused(database: str) -> None:
             await schema.apply(database, SCHEMA)
 
 
-async def test_an_attempt_that_fails_leaves_nothing_behind(
+async def test_failed_application_leaves_nothing_behind(
     empty_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, first_step = schema.schema_sql(), "-- @superseded\n"
@@ -125,7 +125,7 @@ async def test_an_attempt_that_fails_leaves_nothing_behind(
         assert await schema.version(connection) == 0
 
 
-async def test_a_database_in_another_encoding_is_refused(empty_database: str) -> None:
+async def test_database_in_another_encoding_is_refused(empty_database: str) -> None:
     name = f"ascii_{uuid4().hex}"
     async with await psycopg.AsyncConnection.connect(empty_database, autocommit=True) as admin:
         await admin.execute(
@@ -139,7 +139,7 @@ async def test_a_database_in_another_encoding_is_refused(empty_database: str) ->
             await admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
-async def test_an_older_schema_is_lifted_step_by_step(
+async def test_older_schema_is_upgraded_step_by_step(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second, third = SCHEMA_VERSION + 1, SCHEMA_VERSION + 2
@@ -158,10 +158,10 @@ INSERT INTO second VALUES (3);
         assert await (await connection.execute("SELECT n FROM second")).fetchall() == [(3,)]
 
 
-async def test_an_upgrade_takes_as_long_as_it_takes(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_upgrade_runs_without_timeouts(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     step = f"""
 -- @upgrade {SCHEMA_VERSION + 1}
-CREATE TABLE told AS SELECT name, setting FROM pg_settings
+CREATE TABLE timeouts AS SELECT name, setting FROM pg_settings
 WHERE name IN ('statement_timeout', 'transaction_timeout');
 """
     whole = schema.schema_sql()
@@ -169,13 +169,15 @@ WHERE name IN ('statement_timeout', 'transaction_timeout');
     monkeypatch.setattr(schema, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
     await schema.apply(database, SCHEMA)
     async with connected(database) as connection:
-        told: list[tuple[Any, ...]] = await (await connection.execute("SELECT * FROM told")).fetchall()
-    assert ("statement_timeout", "0") in told
-    assert {limit for _, limit in told} == {"0"}
+        timeouts: list[tuple[Any, ...]] = await (
+            await connection.execute("SELECT * FROM timeouts")
+        ).fetchall()
+    assert ("statement_timeout", "0") in timeouts
+    assert {limit for _, limit in timeouts} == {"0"}
 
 
-async def test_what_stands_in_an_upgrades_way_is_named_and_left_alone(empty_database: str) -> None:
-    await _make_the_first(empty_database)
+async def test_upgrade_names_an_object_in_its_way_and_leaves_it_unchanged(empty_database: str) -> None:
+    await _apply_first_version(empty_database)
     async with connected(empty_database) as connection:
         await connection.execute("CREATE INDEX conflicts_by_agent ON conflicts (action)")
         with pytest.raises(NameTaken, match=r'"conflicts_by_agent" already exists .* rename or drop it'):
@@ -186,17 +188,15 @@ async def test_what_stands_in_an_upgrades_way_is_named_and_left_alone(empty_data
         assert await schema.version(connection) == SCHEMA_VERSION
 
 
-async def test_a_schema_of_the_first_version_becomes_what_a_new_one_is(
-    database: str, empty_database: str
-) -> None:
-    await _make_the_first(empty_database)
+async def test_upgraded_first_schema_equals_a_new_one(database: str, empty_database: str) -> None:
+    await _apply_first_version(empty_database)
     await schema.apply(empty_database, SCHEMA)
-    async with connected(database) as new, connected(empty_database) as lifted:
-        for what in CATALOGUE:
-            assert await _catalogue(lifted, what) == await _catalogue(new, what)
+    async with connected(database) as new, connected(empty_database) as upgraded:
+        for query in CATALOGUE:
+            assert await _catalogue(upgraded, query) == await _catalogue(new, query)
 
 
-async def _make_the_first(dsn: str) -> None:
+async def _apply_first_version(dsn: str) -> None:
     first = Path(__file__).parent.parent / "golden" / "schema.v1.sql"
     async with connected(dsn) as connection:
         await connection.execute("CREATE SCHEMA squad")
@@ -205,7 +205,7 @@ async def _make_the_first(dsn: str) -> None:
 
 
 CATALOGUE = (
-    # Columns of an older table may stand in another order: nothing of ours depends on it.
+    # The columns of an upgraded table may be in another order; nothing depends on it.
     "SELECT table_name, column_name, data_type, is_nullable, column_default, generation_expression"
     " FROM information_schema.columns WHERE table_schema = current_schema() ORDER BY 1, 2",
     "SELECT attrelid::regclass::text, attname, coalesce(attstattarget, -1) FROM pg_attribute"
@@ -231,7 +231,7 @@ async def _catalogue(connection: Connection, query: LiteralString) -> list[tuple
     return await (await connection.execute(query)).fetchall()
 
 
-def test_the_steps_are_the_whole_and_one_upgrade_for_each_later_version() -> None:
+def test_steps_are_the_whole_schema_and_an_upgrade_for_each_later_version() -> None:
     found = steps(schema.schema_sql())
     assert "CREATE TABLE events" in found.whole
     assert sorted(found.upgrades) == list(range(2, SCHEMA_VERSION + 1))
@@ -242,16 +242,16 @@ def test_the_steps_are_the_whole_and_one_upgrade_for_each_later_version() -> Non
     )
 
 
-def test_an_upgrade_makes_every_function_anew_that_a_new_schema_has() -> None:
+def test_upgrade_recreates_every_function_of_the_schema() -> None:
     found = steps(schema.schema_sql())
-    made = re.compile(r"^CREATE .*FUNCTION (\w+)", re.MULTILINE)
-    assert made.findall(found.functions) == made.findall(found.whole)
-    assert not any(made.search(upgrade) for upgrade in found.upgrades.values())
+    created = re.compile(r"^CREATE .*FUNCTION (\w+)", re.MULTILINE)
+    assert created.findall(found.functions) == created.findall(found.whole)
+    assert not any(created.search(upgrade) for upgrade in found.upgrades.values())
     assert schema.functions()["refuse_change"][1] in found.functions
-    assert list(schema.functions()) == made.findall(found.whole)
+    assert list(schema.functions()) == created.findall(found.whole)
 
 
 @pytest.mark.parametrize("name", ["", "Squad", "a-b", "a b", "1st", "x" * 41, 'a"b', "a;b", "ünder"])
-def test_a_schema_is_not_named_so_that_it_needs_quotes(name: str) -> None:
+def test_schema_name_that_needs_quotes_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="schema name must match"):
         session_options(name)

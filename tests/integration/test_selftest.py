@@ -1,4 +1,4 @@
-"""`squad bench`: it measures in a schema of its own, and leaves nothing behind."""
+"""`squad bench` measures in a schema of its own and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 SECONDS = 1.5
 
 
-async def left_over(connection: Connection) -> list[str]:
+async def temporary_schemas(connection: Connection) -> list[str]:
     cursor = await connection.execute(
         "SELECT nspname FROM pg_namespace WHERE starts_with(nspname, %s)", (PREFIX,)
     )
     return [name for (name,) in await cursor.fetchall()]
 
 
-async def test_every_figure_is_measured_and_the_schema_is_gone(empty_database: str) -> None:
-    told: list[str] = []
-    figures = await selftest.run(empty_database, SECONDS, told.append)
-    assert len(told) == 7
+async def test_bench_measures_every_figure_and_drops_its_schema(empty_database: str) -> None:
+    reported: list[str] = []
+    figures = await selftest.run(empty_database, SECONDS, reported.append)
+    assert len(reported) == 7
     async with connected(empty_database) as connection:
         row = await (await connection.execute("SHOW fsync")).fetchone()
         assert figures.durable == (row == ("on",))
@@ -40,10 +40,10 @@ async def test_every_figure_is_measured_and_the_schema_is_gone(empty_database: s
         assert 0 < latency.p50_ms <= latency.p99_ms
     assert all(rate.per_second > 0 and rate.cpu > 0 for rate in figures.commands.values())
     async with connected(empty_database) as connection:
-        assert await left_over(connection) == []
+        assert await temporary_schemas(connection) == []
 
 
-async def test_the_schema_is_gone_where_the_test_is_broken_off(empty_database: str) -> None:
+async def test_schema_is_dropped_when_the_bench_is_cancelled(empty_database: str) -> None:
     started = asyncio.Event()
 
     def report(what: str) -> None:
@@ -56,21 +56,21 @@ async def test_the_schema_is_gone_where_the_test_is_broken_off(empty_database: s
     with pytest.raises(asyncio.CancelledError):
         await running
     async with connected(empty_database) as connection:
-        assert await left_over(connection) == []
+        assert await temporary_schemas(connection) == []
 
 
-async def test_what_a_killed_one_left_is_removed_and_what_another_uses_is_not(empty_database: str) -> None:
+async def test_schema_left_by_a_killed_bench_is_dropped_and_others_are_kept(empty_database: str) -> None:
     async with connected(empty_database) as connection:
         await connection.execute(f"CREATE SCHEMA {PREFIX}0123456789ab".encode())
         await connection.execute(f"CREATE SCHEMA {PREFIX}of_somebody_else".encode())
         async with own_schema(empty_database) as first:
             async with own_schema(empty_database) as second:
                 names = {first, second, f"{PREFIX}of_somebody_else"}
-                assert set(await left_over(connection)) == names
-            assert set(await left_over(connection)) == names - {second}
+                assert set(await temporary_schemas(connection)) == names
+            assert set(await temporary_schemas(connection)) == names - {second}
 
 
-async def test_a_role_that_may_make_no_schema_is_told_so(database: str) -> None:
+async def test_missing_privilege_to_create_a_schema_is_explained(database: str) -> None:
     async with connected(database) as connection:
         await connection.execute(b"CREATE ROLE bench_nobody")
         try:
@@ -81,12 +81,12 @@ async def test_a_role_that_may_make_no_schema_is_told_so(database: str) -> None:
             await connection.execute(b"DROP ROLE bench_nobody")
 
 
-def test_the_command_prints_figures_and_what_they_mean(empty_database: str) -> None:
-    asked = ["bench", "--dsn", empty_database, "--seconds", "2"]
-    shown = CliRunner().invoke(cli, asked)
-    assert shown.exit_code == 0, shown.output
-    assert "durable commit" in shown.stdout
-    assert "Expect about" in shown.stdout
-    found = orjson.loads(CliRunner().invoke(cli, [*asked, "--json"]).stdout)
-    assert found["commands"]["512"]["per_second"] > 0
-    assert found["judgement"]
+def test_command_prints_the_figures_and_what_to_expect(empty_database: str) -> None:
+    args = ["bench", "--dsn", empty_database, "--seconds", "2"]
+    result = CliRunner().invoke(cli, args)
+    assert result.exit_code == 0, result.output
+    assert "durable commit" in result.stdout
+    assert "Expect about" in result.stdout
+    figures = orjson.loads(CliRunner().invoke(cli, [*args, "--json"]).stdout)
+    assert figures["commands"]["512"]["per_second"] > 0
+    assert figures["judgement"]

@@ -1,4 +1,4 @@
-"""Snapshots in the database: stored whole or not at all, read only where they can be trusted."""
+"""Snapshots in the database: stored whole or not at all, and used only if they can be trusted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STATE_BYTE = (
 
 @pytest.fixture
 async def connection(database: str) -> AsyncIterator[Connection]:
-    """To a squad that has lived a little."""
+    """A connection to a squad with some history."""
     async with running_writer(database) as writer:
         await RandomHistory(seed=31).live(writer, 100)
     async with connected(database) as opened:
@@ -45,8 +45,8 @@ async def _store(connection: Connection, *positions: int) -> None:
         await snapshots.store(connection, await state_at(connection, position), position)
 
 
-async def _found(connection: Connection, position: int) -> int | None:
-    """Where the snapshot lies that is used for a position."""
+async def _nearest_position(connection: Connection, position: int) -> int | None:
+    """The position of the snapshot that is used for a position; checks its contents."""
     squad = await snapshots.nearest(connection, position)
     if squad is None:
         return None
@@ -56,24 +56,24 @@ async def _found(connection: Connection, position: int) -> int | None:
     return squad.head.position
 
 
-async def test_the_nearest_at_or_before_a_position_is_used(connection: Connection) -> None:
-    assert await _found(connection, 100) is None
+async def test_nearest_snapshot_at_or_before_a_position_is_used(connection: Connection) -> None:
+    assert await _nearest_position(connection, 100) is None
     await _store(connection, 20, 50, 90)
     assert await snapshots.positions(connection) == [20, 50, 90]
     for position, nearest in ((19, None), (20, 20), (49, 20), (50, 50), (89, 50), (2**62, 90)):
-        assert await _found(connection, position) == nearest
+        assert await _nearest_position(connection, position) == nearest
 
 
 @pytest.mark.parametrize("place", [0, 31, 32, 60])
-async def test_one_that_was_changed_is_passed_over_and_replaced(
+async def test_corrupted_snapshot_is_ignored_and_replaced(
     connection: Connection, place: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     await _store(connection, 20, 50)
     await connection.execute(STATE_BYTE.format(place).encode(), (50,))
-    assert await _found(connection, 60) == 20
+    assert await _nearest_position(connection, 60) == 20
     assert "the snapshot at position 50 is not used" in caplog.text
     await _store(connection, 50)
-    assert await _found(connection, 60) == 50
+    assert await _nearest_position(connection, 60) == 50
 
 
 @pytest.mark.parametrize(
@@ -87,30 +87,30 @@ async def test_one_that_was_changed_is_passed_over_and_replaced(
         "DELETE FROM snapshots WHERE position = 50",
     ],
 )
-async def test_one_that_is_not_what_it_says_is_passed_over(connection: Connection, change: str) -> None:
+async def test_snapshot_whose_row_was_changed_is_ignored(connection: Connection, change: str) -> None:
     await _store(connection, 20, 50)
     await connection.execute(change.encode())
-    assert await _found(connection, 60) == 20
+    assert await _nearest_position(connection, 60) == 20
 
 
-async def test_those_of_other_code_are_not_used_and_go_in_time(
+async def test_snapshots_of_other_code_are_ignored_and_pruned_after_some_time(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await _store(connection, 20)
     with monkeypatch.context() as patched:
         patched.setattr(snapshots, "FOLD", "later code")
-        assert await _found(connection, 60) is None
+        assert await _nearest_position(connection, 60) is None
         await _store(connection, 50)
-        # The processes of other code may still be there.
+        # Processes with the other code may still be running.
         await snapshots.prune(connection)
-    assert await _found(connection, 60) == 20
+    assert await _nearest_position(connection, 60) == 20
     await connection.execute("UPDATE snapshots SET taken_at = taken_at - interval '2 days'")
     await snapshots.prune(connection)
     assert await _folds(connection) == {snapshots.FOLD}
-    assert await _found(connection, 60) == 20
+    assert await _nearest_position(connection, 60) == 20
 
 
-async def test_those_of_another_log_are_not_used(database: str, empty_database: str) -> None:
+async def test_snapshots_of_another_log_are_ignored(database: str, empty_database: str) -> None:
     await schema.apply(empty_database, SCHEMA)
     for dsn in (database, empty_database):
         async with running_writer(dsn) as writer:
@@ -120,22 +120,22 @@ async def test_those_of_another_log_are_not_used(database: str, empty_database: 
         row = await (await one.execute("SELECT fold, position, state FROM snapshots")).fetchone()
         await other.execute("INSERT INTO snapshots (fold, position, state) VALUES (%s, %s, %s)", row)
         assert await snapshots.positions(other) == [20]
-        assert await _found(other, 30) is None
+        assert await _nearest_position(other, 30) is None
 
 
-async def test_what_cannot_be_stored_leaves_the_session_as_it_was(connection: Connection) -> None:
+async def test_failed_store_leaves_the_session_usable(connection: Connection) -> None:
     await connection.execute("ALTER TABLE snapshots ADD CHECK (position <> 20)")
     with pytest.raises(StoreRefused):
         await _store(connection, 20)
-    keep = await snapshot_writer(connection)
-    assert keep
-    # Whoever only wanted to save somebody else the work is not held up.
-    await keep(await state_at(connection, 20), 20)
+    store = await snapshot_writer(connection)
+    assert store
+    # Storing snapshots along the way, which only saves later work, does not fail.
+    await store(await state_at(connection, 20), 20)
     await _store(connection, 21)
     assert await snapshots.positions(connection) == [21]
 
 
-async def test_none_is_stored_before_the_last_look_for_whoever_was_forgotten(
+async def test_snapshot_is_not_stored_when_the_check_for_forgotten_subjects_fails(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(snapshots, "_CHECK_AND_COMMIT", "SELECT 1 / 0")
@@ -144,7 +144,7 @@ async def test_none_is_stored_before_the_last_look_for_whoever_was_forgotten(
     assert await snapshots.positions(connection) == []
 
 
-async def test_whoever_may_only_read_stores_none(connection: Connection, database: str) -> None:
+async def test_read_only_role_stores_no_snapshots(connection: Connection, database: str) -> None:
     role = f"reader_{uuid4().hex}"
     async with await psycopg.AsyncConnection.connect(database, autocommit=True) as admin:
         await admin.execute(f"CREATE ROLE {role}".encode())
@@ -165,25 +165,27 @@ async def test_whoever_may_only_read_stores_none(connection: Connection, databas
 
 
 async def _forget(connection: Connection) -> None:
-    scribe = LogWriter(connection)
-    await scribe.catch_up()
+    log_writer = LogWriter(connection)
+    await log_writer.catch_up()
     key = f'{{"key_id":"{uuid4()}"}}'
-    await scribe.append(said("x"), type="subject_forgotten", data=key)
+    await log_writer.append(said("x"), type="subject_forgotten", data=key)
 
 
-async def test_where_somebody_was_forgotten_meanwhile_none_is_stored(connection: Connection) -> None:
+async def test_snapshot_is_not_stored_when_a_subject_was_forgotten_meanwhile(
+    connection: Connection,
+) -> None:
     known = await log.head_position(connection)
     one, other = await state_at(connection, 20), await state_at(connection, known)
     await _forget(connection)
     await snapshots.store(connection, one, known)
     await snapshots.store(connection, other, known)
     assert await snapshots.positions(connection) == []
-    # What is read from now on shows nothing of them.
+    # A state read from now on contains nothing of the subject.
     await snapshots.store(connection, one, await log.head_position(connection))
     assert await snapshots.positions(connection) == [20]
 
 
-async def test_one_that_is_being_stored_while_somebody_is_forgotten_goes_too(
+async def test_snapshot_being_stored_while_a_subject_is_forgotten_is_discarded(
     connection: Connection, database: str
 ) -> None:
     squad = await state_at(connection, 20)
@@ -191,36 +193,36 @@ async def test_one_that_is_being_stored_while_somebody_is_forgotten_goes_too(
         await other.execute("BEGIN")
         await _forget(other)
         storing = asyncio.create_task(snapshots.store(connection, squad, 20))
-        await eventually(lambda: _waits_for_the_lock(other), describe="it waits for the log's lock")
+        await eventually(lambda: _lock_is_awaited(other), describe="the store waits for the log's lock")
         assert not storing.done()
         await other.execute("COMMIT")
         await storing
     assert await snapshots.positions(connection) == []
 
 
-async def test_one_whose_process_goes_away_meanwhile_is_stored_whole_or_not_at_all(
+async def test_snapshot_is_stored_whole_or_not_at_all_when_its_process_dies(
     connection: Connection, database: str
 ) -> None:
     squad = await state_at(connection, 20)
     async with connected(database) as other:
         await other.execute("BEGIN")
         await log.lock(other)
-        async with connected(database) as going:
-            storing = asyncio.create_task(snapshots.store(going, squad, 20))
-            await eventually(lambda: _waits_for_the_lock(other))
+        async with connected(database) as dying:
+            storing = asyncio.create_task(snapshots.store(dying, squad, 20))
+            await eventually(lambda: _lock_is_awaited(other))
             storing.cancel()
-            going.pgconn.finish()
+            dying.pgconn.finish()
             with pytest.raises((asyncio.CancelledError, psycopg.OperationalError)):
                 await storing
         await other.execute("ROLLBACK")
 
-    async def gone() -> bool:
+    async def is_disconnected() -> bool:
         return len(await backends(connection, "squad test")) == 1
 
-    await eventually(gone)
+    await eventually(is_disconnected)
     assert await lock_is_free(connection)
-    # The server may have had the whole message.
-    assert await _found(connection, 20) in (None, 20)
+    # The server may have received the whole message.
+    assert await _nearest_position(connection, 20) in (None, 20)
 
 
 async def _folds(connection: Connection) -> set[str]:
@@ -228,7 +230,7 @@ async def _folds(connection: Connection) -> set[str]:
     return {fold for (fold,) in await cursor.fetchall()}
 
 
-async def _waits_for_the_lock(connection: Connection) -> bool:
+async def _lock_is_awaited(connection: Connection) -> bool:
     cursor = await connection.execute(
         "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
         " AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))"

@@ -1,4 +1,4 @@
-"""Snapshots are taken by themselves: at the head and in the past, by one of several processes."""
+"""Snapshots are taken automatically: at the head and in the past, by one of several processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DISTANCE = 50
 
 
 @pytest.fixture(autouse=True)
-def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+def _frequent_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "distance", lambda _: DISTANCE)
     monkeypatch.setattr(folding, "PAGE_EVENTS", 20)
     monkeypatch.setattr(snapshotter, "RETRY_SECONDS", 0.05)
@@ -43,22 +43,22 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def _process(database: str, hints: Hints | None = None) -> AsyncIterator[Writer]:
-    """A process that writes and takes snapshots, and finds none from its start."""
+    """Run a writer and a snapshotter, like a process does, with no snapshots of the writer's start left."""
     async with running_writer(database, hints=hints) as writer:
         async with connected(database) as connection:
             await connection.execute("TRUNCATE snapshots")
-        taking = Snapshotter(database, SCHEMA, writer)
-        writer.observers.append(taking.observe)
-        async with running(taking.run()):
+        taker = Snapshotter(database, SCHEMA, writer)
+        writer.observers.append(taker.observe)
+        async with running(taker.run()):
             yield writer
 
 
 async def _fill(connection: Connection, events: int) -> None:
-    chronicle = SimulatedSquad(seed=9, open_things=10)
+    simulated = SimulatedSquad(seed=9, open_things=10)
     now = await log.clock(connection) - timedelta(hours=2)
-    page = chronicle.first(now)
+    page = simulated.first(now)
     while len(page) < events:
-        page += chronicle.more(now := now + timedelta(seconds=2))
+        page += simulated.more(now := now + timedelta(seconds=2))
     await copy_in(connection, page)
 
 
@@ -70,13 +70,15 @@ async def _taken(connection: Connection, at_least: int) -> list[int]:
     return await eventually(enough, within_seconds=20)
 
 
-async def test_one_is_taken_every_so_many_events(database: str, connection: Connection) -> None:
+async def test_snapshot_is_taken_whenever_the_log_has_grown_by_the_distance(
+    database: str, connection: Connection
+) -> None:
     async with _process(database) as writer:
-        life = RandomHistory(seed=41)
+        history = RandomHistory(seed=41)
         for count in range(1, 5):
             before = writer.squad.head.position
             while writer.squad.head.position < before + DISTANCE:
-                await life.live(writer, 5)
+                await history.live(writer, 5)
             await _taken(connection, count)
         taken = await snapshots.positions(connection)
         assert all(later - earlier >= DISTANCE for earlier, later in pairwise([0, *taken]))
@@ -87,28 +89,28 @@ async def test_one_is_taken_every_so_many_events(database: str, connection: Conn
     await assert_log_is_sound(database)
 
 
-async def test_a_squad_that_grows_is_not_looked_at_in_vain(
+async def test_no_snapshot_is_attempted_while_the_distance_grows_with_the_log(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each event opens something, so the distance grows as the log does, and none is ever due."""
+    """Each event opens an operation, so the distance grows with the log, and no snapshot is ever due."""
     monkeypatch.setattr(snapshots, "distance", lambda squad: DISTANCE + len(squad.tables[OPERATIONS.name]))
-    looked: list[int] = []
-    at_the_head = Snapshotter._at_the_head
+    attempts: list[int] = []
+    original = Snapshotter._at_the_head
 
-    async def counted(self: Snapshotter, connection: Connection) -> None:
-        looked.append(self._writer.squad.head.position)
-        await at_the_head(self, connection)
+    async def count_attempts(self: Snapshotter, connection: Connection) -> None:
+        attempts.append(self._writer.squad.head.position)
+        await original(self, connection)
 
-    monkeypatch.setattr(Snapshotter, "_at_the_head", counted)
+    monkeypatch.setattr(Snapshotter, "_at_the_head", count_attempts)
     async with _process(database) as writer:
-        await eventually(lambda: bool(looked))
+        await eventually(lambda: bool(attempts))
         for number in range(3 * DISTANCE):
             await submit(writer, StartOperation(agent="ann", action="x", resources={"n": str(number)}))
-        assert len(looked) == 1
+        assert len(attempts) == 1
         assert await snapshots.positions(connection) == []
 
 
-async def test_of_two_processes_one_takes_them(database: str, connection: Connection) -> None:
+async def test_only_one_of_two_processes_takes_snapshots(database: str, connection: Connection) -> None:
     hints = Hints()
     async with _process(database, hints) as one, _process(database, hints) as other:
         for seed, writer in ((42, one), (43, other), (44, one), (45, other)):
@@ -118,7 +120,7 @@ async def test_of_two_processes_one_takes_them(database: str, connection: Connec
     assert await check_snapshots(connection) == []
 
 
-async def test_whoever_is_left_goes_on_taking_them(database: str, connection: Connection) -> None:
+async def test_remaining_process_continues_to_take_snapshots(database: str, connection: Connection) -> None:
     hints = Hints()
     async with _process(database, hints) as one:
         async with _process(database, hints) as other:
@@ -130,19 +132,19 @@ async def test_whoever_is_left_goes_on_taking_them(database: str, connection: Co
     assert await check_snapshots(connection) == []
 
 
-async def test_a_past_without_any_gets_them(database: str, connection: Connection) -> None:
+async def test_snapshots_are_taken_of_a_past_that_has_none(database: str, connection: Connection) -> None:
     await _fill(connection, 2_000)
     async with _process(database) as writer:
 
-        async def everywhere() -> bool:
+        async def has_snapshots_everywhere() -> bool:
             taken = [0, *await snapshots.positions(connection), writer.squad.head.position]
             return all(later - earlier < 2 * DISTANCE + 20 for earlier, later in pairwise(taken))
 
-        await eventually(everywhere, within_seconds=60)
+        await eventually(has_snapshots_everywhere, within_seconds=60)
     assert await check_snapshots(connection) == []
 
 
-async def test_the_head_is_not_forgotten_over_the_past(
+async def test_snapshot_at_the_head_is_taken_before_the_past_is_complete(
     database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await _fill(connection, 2_000)
@@ -152,41 +154,41 @@ async def test_the_head_is_not_forgotten_over_the_past(
         assert first > 1_900
         await RandomHistory(seed=48).live(writer, 100)
 
-        async def at_the_head() -> bool:
+        async def has_newer_snapshot() -> bool:
             taken = await snapshots.positions(connection)
             return taken[-1] > first
 
-        await eventually(at_the_head)
-        # And the past is far from done.
+        await eventually(has_newer_snapshot)
+        # Most of the past has no snapshots yet.
         assert len(await snapshots.positions(connection)) < 30
 
 
-async def test_that_they_vanish_or_cannot_be_taken_troubles_nobody(
+async def test_snapshots_are_taken_again_after_they_were_deleted_or_could_not_be_stored(
     database: str, connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with _process(database) as writer:
-        life = RandomHistory(seed=49)
-        await life.live(writer, 100)
+        history = RandomHistory(seed=49)
+        await history.live(writer, 100)
         await _taken(connection, 1)
         await connection.execute("TRUNCATE snapshots")
-        await life.live(writer, 100)
+        await history.live(writer, 100)
         await _taken(connection, 1)
         await connection.execute("ALTER TABLE snapshots RENAME TO elsewhere")
-        await life.live(writer, 100)
+        await history.live(writer, 100)
         await eventually(lambda: "snapshots cannot be taken" in caplog.text)
         await connection.execute("ALTER TABLE elsewhere RENAME TO snapshots")
         before = await snapshots.positions(connection)
-        await life.live(writer, 100)
+        await history.live(writer, 100)
         await _taken(connection, len(before) + 1)
     assert await check_snapshots(connection) == []
 
 
-async def test_nothing_is_left_open_between_two_of_them(database: str, connection: Connection) -> None:
+async def test_no_connection_stays_open_between_snapshots(database: str, connection: Connection) -> None:
     async with _process(database) as writer:
         await RandomHistory(seed=50).live(writer, 100)
         await _taken(connection, 1)
 
-        async def nobody() -> bool:
+        async def no_connection_is_open() -> bool:
             return not await backends(connection, "squad snapshots")
 
-        await eventually(nobody)
+        await eventually(no_connection_is_open)

@@ -1,4 +1,4 @@
-"""What a server has committed alone is not believed before a standby has it as well."""
+"""A commit is not relied on before a synchronous standby has confirmed it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ATTEMPTS = 8
 
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
-    """A server of the test's own, with an empty squad: what it is set to would hold up all others."""
+    """A server of the test's own with an empty squad, because its settings would block other tests."""
     with new_folder() as folder:
         started = Server(folder / "alone")
         await started.start()
@@ -39,10 +39,10 @@ async def server() -> AsyncIterator[Server]:
         yield started
 
 
-async def miss_a_standby(server: Server) -> None:
-    """Every commit waits from now on."""
+async def require_missing_standby(server: Server) -> None:
+    """Make every commit wait, for a standby that does not exist."""
     await server.set("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-    # The server takes it up by and by: the first that waits tells.
+    # The server applies the setting with a delay: the first commit that waits shows that it has.
     while True:
         probe = asyncio.ensure_future(server.ask(WRITE))
         await eventually(partial(_waits_or_is_done, server, probe))
@@ -56,15 +56,15 @@ async def _waits_or_is_done(server: Server, probe: asyncio.Future[object]) -> bo
     return probe.done() or await server.ask(WAITING) > 0
 
 
-async def wait_for_nobody(server: Server) -> None:
-    """No commit waits any more."""
+async def require_no_standby(server: Server) -> None:
+    """Let commits no longer wait."""
     await server.set("ALTER SYSTEM RESET synchronous_standby_names")
 
 
-async def test_where_no_standby_is_waited_for_anybody_may_confirm_and_nothing_is_written(
+async def test_confirm_writes_nothing_and_needs_no_privilege_when_no_standby_is_required(
     database: str,
 ) -> None:
-    """By a role that may do no more than a service needs."""
+    """As a role that has only the privileges that a service needs."""
     async with connected(database) as connection:
         role = sql.Identifier("squad_confirming")
         try:
@@ -74,7 +74,7 @@ async def test_where_no_standby_is_waited_for_anybody_may_confirm_and_nothing_is
             await standby.confirm(connection)
             cursor = await connection.execute("SELECT pg_current_xact_id_if_assigned()")
             assert await cursor.fetchone() == (None,)
-            # What it does where one is waited for: the same on every version, and no privilege of few.
+            # What it does when a standby is required, which must need no special privilege on any version.
             await connection.execute("SELECT pg_logical_emit_message(true, 'squad', 'seen'::text)")
         finally:
             await connection.execute("RESET ROLE")
@@ -82,8 +82,8 @@ async def test_where_no_standby_is_waited_for_anybody_may_confirm_and_nothing_is
             await connection.execute(sql.SQL("DROP ROLE {}").format(role))
 
 
-async def test_it_waits_for_the_standby_and_only_one_at_a_time_does(server: Server) -> None:
-    await miss_a_standby(server)
+async def test_confirm_waits_for_the_standby_and_only_one_at_a_time(server: Server) -> None:
+    await require_missing_standby(server)
     async with (
         connected(server.dsn) as one,
         await connect(server.dsn, "squad", name="squad test", lock_timeout=100) as other,
@@ -93,13 +93,13 @@ async def test_it_waits_for_the_standby_and_only_one_at_a_time_does(server: Serv
         with pytest.raises(StoreBusy):
             await standby.confirm(other)
         assert not confirming.done()
-        await wait_for_nobody(server)
+        await require_no_standby(server)
         await confirming
         await standby.confirm(other)
 
 
-async def test_a_commit_whose_wait_was_cancelled_is_not_taken_for_confirmed(server: Server) -> None:
-    await miss_a_standby(server)
+async def test_commit_whose_wait_was_cancelled_is_not_confirmed(server: Server) -> None:
+    await require_missing_standby(server)
     async with connected(server.dsn) as connection:
         appending = asyncio.ensure_future(LogWriter(connection).append(said("on this server alone")))
         await eventually(lambda: server.ask(WAITING))
@@ -110,13 +110,13 @@ async def test_a_commit_whose_wait_was_cancelled_is_not_taken_for_confirmed(serv
         assert texts(await whole_log(connection)) == ["on this server alone"]
 
 
-async def test_an_answer_that_was_found_in_the_log_is_not_given_before_it_is_confirmed(
+async def test_answer_found_in_the_log_is_not_given_before_the_standby_confirms_it(
     server: Server,
 ) -> None:
-    """Another process has appended it, on a connection that ended while the commit waited."""
+    """Another process appended it, but the wait for its confirmation was cancelled."""
     async with running_writer(server.dsn) as one, running_writer(server.dsn) as other:
         await submit(other, message("hello"))
-        await miss_a_standby(server)
+        await require_missing_standby(server)
         first = asyncio.ensure_future(submit(one, message("once"), key="k", timeout_seconds=60))
         await eventually(lambda: server.ask(WAITING))
         assert await server.ask(CANCEL) == 1
@@ -126,7 +126,7 @@ async def test_an_answer_that_was_found_in_the_log_is_not_given_before_it_is_con
         await asyncio.wait([first, again], timeout=0.5)
         assert not first.done()
         assert not again.done()
-        await wait_for_nobody(server)
+        await require_no_standby(server)
         repeated = (await again).repeated
         assert repeated is not None
         assert repeated.body["position"] == (await first).position
@@ -134,7 +134,7 @@ async def test_an_answer_that_was_found_in_the_log_is_not_given_before_it_is_con
         assert texts(await whole_log(connection)) == ["hello", "once"]
 
 
-async def test_whoever_gives_up_and_comes_back_leaves_no_crowd_behind(
+async def test_retries_of_a_stuck_writer_leave_only_one_backend_waiting(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.writing.confirmed.STUCK_AFTER_SECONDS", 0.5)
@@ -142,28 +142,28 @@ async def test_whoever_gives_up_and_comes_back_leaves_no_crowd_behind(
     monkeypatch.setattr("service.writing.head_keeper.STUCK_AFTER_SECONDS", 0.5)
     monkeypatch.setattr("service.writing.writer._BACKOFF_SECONDS", (0.05, 0.05))
     async with running_writer(server.dsn) as writer:
-        await miss_a_standby(server)
+        await require_missing_standby(server)
         attempts = 0
-        begin = writer._appender.begin
+        original = writer._appender.begin
 
-        async def counted(connection: object) -> object:
+        async def count_attempts(connection: object) -> object:
             nonlocal attempts
             attempts += 1
-            return await begin(connection)  # type: ignore[arg-type]
+            return await original(connection)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(writer._appender, "begin", counted)
+        monkeypatch.setattr(writer._appender, "begin", count_attempts)
         waiting = asyncio.ensure_future(submit(writer, message("patient"), timeout_seconds=60))
         await eventually(lambda: attempts >= ATTEMPTS, within_seconds=20)
         assert not waiting.done()
         await eventually(lambda: writer.problem and "confirm" in writer.problem)
         assert await server.ask(WAITING) == 1
-        await wait_for_nobody(server)
+        await require_no_standby(server)
         await waiting
     async with connected(server.dsn) as connection:
         assert texts(await whole_log(connection)) == ["patient"]
 
 
-async def test_readers_may_only_read_and_still_find_the_server_that_takes_writes(database: str) -> None:
+async def test_readers_are_read_only_and_still_find_the_server_that_accepts_writes(database: str) -> None:
     dsn = make_conninfo(database, target_session_attrs="read-write")
     async with (
         pool(dsn, "squad", name="squad reader", size=1) as readers,
@@ -175,6 +175,6 @@ async def test_readers_may_only_read_and_still_find_the_server_that_takes_writes
 
 
 async def _has_read(writer: Writer, server: Server) -> bool:
-    """Whether a writer knows all that its server shows."""
+    """Whether a writer has read up to the head of the log."""
     async with connected(server.dsn) as connection:
         return writer.squad.head.position == await log.head_position(connection)

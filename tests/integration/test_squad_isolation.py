@@ -1,4 +1,4 @@
-"""Two squads in one database: neither sees, wakes or holds up the other."""
+"""Two squads in one database: neither sees, wakes or blocks the other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from eventstore.recorded import Recorded
 
-# One name begins with the other, so that a channel or a lock made of a prefix would show.
+# This name begins with the other squad's, so a channel or lock derived from a prefix would be shared.
 OTHER = "squad_b"
 
 
@@ -28,15 +28,15 @@ async def test_each_squad_has_a_log_of_its_own(database: str) -> None:
         assert texts(await whole_log(two)) == ["in two", "in two as well"]
 
 
-async def test_a_squad_that_holds_its_lock_holds_up_no_other(database: str) -> None:
+async def test_squad_that_holds_its_lock_does_not_block_others(database: str) -> None:
     await schema.apply(database, OTHER)
     async with connected(database) as one, connected(database, OTHER) as two:
         await log.lock_and_read(one, 0)
         await two.execute("SET lock_timeout = 100")
-        await LogWriter(two).append(said("not held up"))
+        await LogWriter(two).append(said("not blocked"))
 
 
-async def test_an_event_wakes_its_own_squad_only(database: str) -> None:
+async def test_event_wakes_only_its_own_squad(database: str) -> None:
     await schema.apply(database, OTHER)
     async with (
         running_listener(database) as one,
@@ -47,11 +47,11 @@ async def test_an_event_wakes_its_own_squad_only(database: str) -> None:
         await LogWriter(in_one).append(*(said(str(number)) for number in range(7)))
         await LogWriter(in_two).append(said("later"))
         await eventually(lambda: one.events.position == 7 and two.events.position == 1)
-        # What was appended first was also delivered first, so by now the other would have heard of it.
+        # Notifications arrive in the order of commits, so this squad would have received the others by now.
         assert two.events.position == 1
 
 
-async def test_both_are_written_and_projected_side_by_side(database: str) -> None:
+async def test_two_squads_are_written_and_projected_concurrently(database: str) -> None:
     await schema.apply(database, OTHER)
     async with (
         running_listener(database) as one,
