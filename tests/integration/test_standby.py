@@ -106,7 +106,7 @@ async def test_commit_whose_wait_was_cancelled_is_not_confirmed(server: Server) 
         assert await server.ask(CANCEL) == 1
         with pytest.raises(StoreUnavailable, match="no standby has confirmed"):
             await appending
-        # The server itself calls it committed, and shows it.
+        # On the server itself, the event is committed and visible.
         assert texts(await whole_log(connection)) == ["on this server alone"]
 
 

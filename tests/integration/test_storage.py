@@ -1,4 +1,4 @@
-"""Rows on their way into a table and back: whatever a column holds arrives as it was."""
+"""Rows written to tables and read back: every value that a column can hold arrives unchanged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NASTY_TEXTS = [
     "\\x41",
     "x" * 100_000,
 ]
-MOMENTS = [
+TIMES = [
     datetime(2026, 11, 24, 8, 49, 52, 902859, UTC),
     datetime(2026, 11, 24, tzinfo=UTC),
     datetime(1, 1, 1, tzinfo=UTC),
@@ -61,19 +61,19 @@ VALUES: dict[str, list[Any]] = {
     "bigint": [0, -1, 2**63 - 1, -(2**63)],
     "integer": [0, 2**31 - 1, -(2**31)],
     "double precision": [0.0, -1.5, 0.1, 1e300, 5e-324, 60.0],
-    "timestamptz": MOMENTS,
+    "timestamptz": TIMES,
     "date": [date(2026, 11, 24), date(1, 1, 1), date(9999, 12, 31)],
     "boolean": [True, False],
 }
 
 
-def test_every_type_of_column_that_there_is_is_tried() -> None:
+def test_values_cover_every_column_type() -> None:
     used = {kind for projection in PROJECTIONS for table in projection.tables for kind in table.types}
     assert used == VALUES.keys()
 
 
 @pytest.mark.parametrize("kind", VALUES)
-async def test_an_array_holds_its_values(connection: Connection, kind: str) -> None:
+async def test_array_literal_preserves_its_values(connection: Connection, kind: str) -> None:
     query = sql.SQL("SELECT * FROM unnest(%s::{}[])").format(sql.SQL(kind))
     for values in (VALUES[kind], [None, *VALUES[kind], None], [None], *([value] for value in VALUES[kind])):
         cursor = await connection.execute(
@@ -89,32 +89,32 @@ async def _write_after(connection: Connection, first: int, *rows: tuple[Any, Any
 
 
 async def test_rows_of_several_tables_are_written_in_one_statement(connection: Connection) -> None:
-    at = MOMENTS[0]
+    at = TIMES[0]
     day = BudgetDayRow(date(2026, 11, 24), 9, 1, 0, 0, at, at, None, 5)
     await _write_after(connection, 1)
     for used in (1, 2):
-        part = BudgetRow(day.day, "alice", used, 0, 5)
-        await _write_after(connection, 1, (BUDGET_DAYS, day), (BUDGETS, part))
+        budget = BudgetRow(day.day, "alice", used, 0, 5)
+        await _write_after(connection, 1, (BUDGET_DAYS, day), (BUDGETS, budget))
         assert await storage.load(connection, BUDGET_DAYS, [day.day]) == [day]
-        assert await storage.load(connection, BUDGETS, [(day.day, "alice")]) == [part]
+        assert await storage.load(connection, BUDGETS, [(day.day, "alice")]) == [budget]
 
 
-async def test_nothing_is_touched_before_the_first_select(connection: Connection) -> None:
-    """Projections are moved on by it, and who replaces rows locks them first as well."""
-    part = BudgetRow(date(2026, 11, 24), "alice", 1, 0, 5)
-    nobody: Any = None
-    of_nobody = part.replaced(agent=nobody)
+async def test_no_row_is_written_before_the_first_select(connection: Connection) -> None:
+    """It advances the projections, and whoever replaces the tables' rows locks those first as well."""
+    row = BudgetRow(date(2026, 11, 24), "alice", 1, 0, 5)
+    no_agent: Any = None
+    invalid = row.replaced(agent=no_agent)
     with pytest.raises(errors.NotNullViolation):
-        await _write_after(connection, 1, (BUDGETS, of_nobody))
+        await _write_after(connection, 1, (BUDGETS, invalid))
     with pytest.raises(errors.DivisionByZero):
-        await _write_after(connection, 0, (BUDGETS, of_nobody))
+        await _write_after(connection, 0, (BUDGETS, invalid))
     with pytest.raises(errors.DivisionByZero):
-        await _write_after(connection, 0, (BUDGETS, part))
-    assert await storage.load(connection, BUDGETS, [(part.day, "alice")]) == []
+        await _write_after(connection, 0, (BUDGETS, row))
+    assert await storage.load(connection, BUDGETS, [(row.day, "alice")]) == []
 
 
-async def test_what_is_selected_is_planned_for_its_values(connection: Connection) -> None:
-    """One plan for all values would be a search from end to end for the few rows of one of them."""
+async def test_select_is_planned_for_its_parameter_values(connection: Connection) -> None:
+    """A generic plan for all values would scan the whole table for the few rows of one of them."""
     for number in range(20):
         where = sql.SQL("WHERE agent = %(agent)s ORDER BY day LIMIT %(limit)s")
         await storage.select(connection, BUDGETS, where, {"agent": f"agent {number}", "limit": 5})
@@ -126,7 +126,7 @@ async def _positions(connection: Connection) -> dict[str, int]:
     return dict(await (await connection.execute("SELECT name, position FROM projections")).fetchall())
 
 
-async def test_projections_move_on_together_from_where_they_are_or_not_at_all(
+async def test_projections_advance_together_from_the_expected_position_or_not_at_all(
     connection: Connection,
 ) -> None:
     advance = "SELECT advance_projections(%s, %s, 9, %s)"
@@ -149,7 +149,7 @@ async def test_projections_move_on_together_from_where_they_are_or_not_at_all(
     await connection.execute('LISTEN "squad.projections"')
     await connection.execute(advance, (["one", "two"], 5, 3))
     assert await _positions(connection) == before | {"one": 9, "two": 9}
-    moved = "SELECT array_agg(name ORDER BY name) FROM projections WHERE updated_at > '2026-01-02Z'"
-    assert await one_value(connection, moved) == ["one", "two"]
-    [told] = [each async for each in connection.notifies(timeout=10, stop_after=1)]
-    assert told.payload == "9"
+    advanced = "SELECT array_agg(name ORDER BY name) FROM projections WHERE updated_at > '2026-01-02Z'"
+    assert await one_value(connection, advanced) == ["one", "two"]
+    [notification] = [each async for each in connection.notifies(timeout=10, stop_after=1)]
+    assert notification.payload == "9"

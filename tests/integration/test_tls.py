@@ -1,4 +1,4 @@
-"""TLS to the database, as the DSN says: on every connection, or none."""
+"""TLS to the database is used as the DSN requires, on every connection."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from pathlib import Path
 
-OURS = {"squad writer", "squad projector", "squad listener", "squad reader"}
+APPLICATION_NAMES = {"squad writer", "squad projector", "squad listener", "squad reader"}
 
 
-async def test_every_connection_is_encrypted_to_a_server_that_is_known(tmp_path: Path) -> None:
+async def test_all_connections_are_encrypted_and_unverified_servers_are_refused(tmp_path: Path) -> None:
     with encrypted_server() as server:
         async with squad_up(dsn=server.dsn()) as service:
             await eventually(service.is_ready)
@@ -32,13 +32,13 @@ async def test_every_connection_is_encrypted_to_a_server_that_is_known(tmp_path:
                     "SELECT DISTINCT application_name, ssl FROM pg_stat_activity"
                     " JOIN pg_stat_ssl USING (pid) WHERE application_name LIKE 'squad %'"
                 ).fetchall()
-            assert {name for name, _ in found} >= OURS
+            assert {name for name, _ in found} >= APPLICATION_NAMES
             assert all(is_encrypted for _, is_encrypted in found), found
 
         stranger, _ = make_certificate(tmp_path, "stranger")
-        said = await refused_start(dsn=server.dsn(sslrootcert=str(stranger)))
-        assert "certificate verify failed" in said
-        said = await refused_start(dsn=server.dsn(host="another.squad.test"))
-        assert 'does not match host name "another.squad.test"' in said
-        said = await refused_start(dsn=server.dsn(sslmode="disable", sslrootcert=""))
-        assert "no encryption" in said
+        output = await refused_start(dsn=server.dsn(sslrootcert=str(stranger)))
+        assert "certificate verify failed" in output
+        output = await refused_start(dsn=server.dsn(host="another.squad.test"))
+        assert 'does not match host name "another.squad.test"' in output
+        output = await refused_start(dsn=server.dsn(sslmode="disable", sslrootcert=""))
+        assert "no encryption" in output
