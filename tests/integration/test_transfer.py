@@ -1,4 +1,4 @@
-"""A log goes out and comes in again as it was, or not at all."""
+"""A log is exported and imported unchanged, or not at all."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def _imported(connection: Connection, lines: Iterable[bytes]) -> Head:
 
 
 async def _refusal(connection: Connection, lines: Iterable[bytes]) -> str:
-    """Why it was refused; nothing was stored, and nobody is kept waiting."""
+    """The reason why an import is refused; checks that nothing is stored and that the lock is free."""
     with pytest.raises(ImportRefused) as refused:
         await _imported(connection, lines)
     assert await log.head_position(connection) == 0
@@ -77,12 +77,12 @@ async def _refusal(connection: Connection, lines: Iterable[bytes]) -> str:
 
 
 async def _columns(connection: Connection) -> list[tuple[Any, ...]]:
-    """Every column of every event, also those that the log's readers do not see."""
+    """Every column of every event, including those that the log's readers do not read."""
     return await (await connection.execute("SELECT *, data::text FROM events ORDER BY position")).fetchall()
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_any_history_comes_in_with_the_same_events_hashes_and_tables(
+async def test_imported_history_has_the_same_events_hashes_and_tables(
     database: str, connection: Connection, new_squad: str, seed: int
 ) -> None:
     async with running_writer(database) as writer:
@@ -100,7 +100,7 @@ async def test_any_history_comes_in_with_the_same_events_hashes_and_tables(
     assert await assert_tables_equal_fold(new_squad) == await assert_tables_equal_fold(database) > 20
 
 
-async def test_a_schema_from_before_there_were_keys_is_exported_without_any(
+async def test_schema_without_the_table_of_keys_is_exported_without_keys(
     connection: Connection,
 ) -> None:
     await some_history(connection)
@@ -109,23 +109,25 @@ async def test_a_schema_from_before_there_were_keys_is_exported_without_any(
     assert await _exported(connection) == lines
 
 
-async def test_stored_text_comes_in_to_the_letter(connection: Connection, new_squad: str) -> None:
-    said_oddly = said('line\nfeed, "quotes", back\\slash \\N, \t tab, \x1f, \u2028, ümlaut, 猫, \U0001f63a')
-    scribe = LogWriter(connection)
-    [recorded] = await scribe.append(said_oddly, actor='agent:\\.\t,"x" ü', correlation_id="\\N")
+async def test_stored_text_is_imported_verbatim(connection: Connection, new_squad: str) -> None:
+    odd_message = said(
+        'line\nfeed, "quotes", back\\slash \\N, \t tab, \x1f, \u2028, ümlaut, 猫, \U0001f63a'
+    )
+    log_writer = LogWriter(connection)
+    [recorded] = await log_writer.append(odd_message, actor='agent:\\.\t,"x" ü', correlation_id="\\N")
     spaced = recorded.data.replace('"agent":', '\n "agent" :\r\n\t').replace("ü", "\\u00fc")
-    await scribe.append(said_oddly, data=spaced, caused_by=1, idempotency_key=" ")
+    await log_writer.append(odd_message, data=spaced, caused_by=1, idempotency_key=" ")
     async with connected(new_squad) as other:
         await _imported(other, await _exported(connection))
         assert await _columns(other) == await _columns(connection)
 
 
-async def test_an_imported_squad_goes_on(connection: Connection, new_squad: str) -> None:
+async def test_imported_squad_accepts_new_commands(connection: Connection, new_squad: str) -> None:
     await some_history(connection)
     async with running_listener(new_squad) as listener, connected(new_squad) as other:
-        ticket = listener.events.waiter()
+        waiter = listener.events.waiter()
         await _imported(other, await _exported(connection))
-        await asyncio.wait_for(ticket.wait(), 10)
+        await asyncio.wait_for(waiter.wait(), 10)
         async with running_writer(new_squad) as writer:
             outcome = await submit(writer, message("after the import"))
     assert outcome.position is not None
@@ -133,14 +135,14 @@ async def test_an_imported_squad_goes_on(connection: Connection, new_squad: str)
     await assert_log_is_sound(new_squad)
 
 
-async def test_an_empty_log_comes_in(connection: Connection, new_squad: str) -> None:
+async def test_empty_log_is_imported(connection: Connection, new_squad: str) -> None:
     async with connected(new_squad) as other:
         assert (await _imported(other, await _exported(connection))).position == 0
         await some_history(other)
 
 
-class TestParts:
-    async def test_follow_one_another(self, connection: Connection) -> None:
+class TestPartialExports:
+    async def test_consecutive_parts_make_up_the_whole_log(self, connection: Connection) -> None:
         await some_history(connection)
         whole = await _exported(connection)
         first = await _exported(connection, until=5)
@@ -149,7 +151,7 @@ class TestParts:
         assert second[-1].replace(b'"events":7', b'"events":12') == whole[-1]
         assert await _exported(connection, after=12) != whole
 
-    async def test_from_the_beginning_can_be_imported_and_others_not(
+    async def test_only_a_part_from_the_beginning_can_be_imported(
         self, connection: Connection, new_squad: str
     ) -> None:
         await some_history(connection)
@@ -158,7 +160,9 @@ class TestParts:
             assert why == "line 1: the file begins after position 5, an import needs the whole log"
             assert (await _imported(other, await _exported(connection, until=5))).position == 5
 
-    async def test_of_a_log_that_does_not_hold_say_so(self, connection: Connection) -> None:
+    async def test_export_of_a_broken_log_reports_its_first_bad_position(
+        self, connection: Connection
+    ) -> None:
         await some_history(connection)
         assert (await export_log(connection, lambda _: None)).broken_at is None
         await forge(connection, "UPDATE events SET actor = 'mallory' WHERE position = 7")
@@ -167,7 +171,7 @@ class TestParts:
         await forge(connection, "DELETE FROM events WHERE position < 3")
         assert (await export_log(connection, lambda _: None)).broken_at == 3
 
-    async def test_take_keys_along_only_where_they_are_the_whole_log(self, connection: Connection) -> None:
+    async def test_keys_are_exported_only_with_the_whole_log(self, connection: Connection) -> None:
         await some_history(connection)
         await keys.store(connection, [keys.new_key()])
         kinds = [json.loads(line)["kind"] for line in await _exported(connection)]
@@ -180,7 +184,7 @@ class TestParts:
         assert sources == [f"urn:uuid:{first.id}"] * EVENTS
 
 
-async def test_an_export_is_of_one_moment(database: str, connection: Connection) -> None:
+async def test_export_shows_the_database_at_one_moment(database: str, connection: Connection) -> None:
     await some_history(connection)
     lines: list[bytes] = []
 
@@ -194,28 +198,30 @@ async def test_an_export_is_of_one_moment(database: str, connection: Connection)
     assert [json.loads(line)["kind"] for line in lines] == ["header", *["event"] * EVENTS, "end"]
 
 
-async def test_progress_is_told_now_and_then(
+async def test_progress_is_reported_at_intervals(
     connection: Connection, new_squad: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "REPORT_EVERY_EVENTS", 5)
     await some_history(connection)
     lines: list[bytes] = []
-    told: list[int] = []
-    await export_log(connection, lines.append, report=told.append)
-    assert told == [5, 10, EVENTS]
+    reported: list[int] = []
+    await export_log(connection, lines.append, report=reported.append)
+    assert reported == [5, 10, EVENTS]
 
-    async def portions() -> AsyncIterator[list[bytes]]:
+    async def chunks() -> AsyncIterator[list[bytes]]:
         for start in range(0, len(lines), 4):
             yield lines[start : start + 4]
 
-    told.clear()
+    reported.clear()
     async with connected(new_squad) as other:
-        await import_log(other, portions(), told.append)
-    assert told == [7, 11, EVENTS]
+        await import_log(other, chunks(), reported.append)
+    assert reported == [7, 11, EVENTS]
 
 
-class TestWhatIsRefused:
-    async def test_is_whatever_line_was_damaged(self, connection: Connection, new_squad: str) -> None:
+class TestRefusedImports:
+    async def test_damaged_file_is_refused_or_imported_unchanged(
+        self, connection: Connection, new_squad: str
+    ) -> None:
         await some_history(connection)
         lines = await _exported(connection)
         content = b"".join(lines)
@@ -283,7 +289,7 @@ class TestWhatIsRefused:
             ),
         ],
     )
-    async def test_is_what_breaks_a_promise_although_its_hashes_fit(
+    async def test_invalid_event_is_refused_even_if_its_hashes_match(
         self, connection: Connection, new_squad: str, change: str, why: str
     ) -> None:
         await some_history(connection)
@@ -296,7 +302,9 @@ class TestWhatIsRefused:
         async with connected(new_squad) as other:
             assert (await _refusal(other, await _exported(connection))).startswith(why)
 
-    async def test_is_text_that_no_database_can_hold(self, connection: Connection, new_squad: str) -> None:
+    async def test_text_that_no_database_can_hold_is_refused(
+        self, connection: Connection, new_squad: str
+    ) -> None:
         await some_history(connection)
         [first, second, *_] = await whole_log(connection)
         second = second._replace(actor="a\x00b")
@@ -306,25 +314,25 @@ class TestWhatIsRefused:
         async with connected(new_squad) as other:
             assert (await _refusal(other, lines)).startswith("line 3: ")
 
-    async def test_is_text_that_no_index_can_hold(self, new_squad: str) -> None:
+    async def test_text_too_large_for_an_index_of_the_log_is_refused(self, new_squad: str) -> None:
         async with connected(new_squad) as other:
-            # No compression makes it short enough.
+            # Random text, which compression does not make short enough.
             row = LogWriter(other).row(joined(token_hex(4_000)), await log.clock(other))
             head = Head(1, row.hash, row.recorded_at)
             lines = [header_line(row.id, EMPTY_LOG), event_line(row), end_line(1, head)]
             assert (await _refusal(other, lines)).startswith("line 2: index row size ")
 
-    async def test_is_text_that_no_index_of_the_tables_can_hold(self, new_squad: str) -> None:
+    async def test_text_too_large_for_an_index_of_the_read_tables_is_refused(self, new_squad: str) -> None:
         async with connected(new_squad) as other:
-            scribe, now = LogWriter(other), await log.clock(other)
+            log_writer, now = LogWriter(other), await log.clock(other)
             event = structs.replace(said("hello"), to_agent=token_hex(4_000))
-            row = scribe.row(event, now)
+            row = log_writer.row(event, now)
             head = Head(1, row.hash, row.recorded_at)
             lines = [header_line(row.id, EMPTY_LOG), event_line(row), end_line(1, head)]
             why = await _refusal(other, lines)
             assert why == "line 2: its to_agent is beyond what the tables can hold"
 
-    async def test_is_what_is_recorded_in_times_to_come(self, new_squad: str) -> None:
+    async def test_event_recorded_more_than_a_year_ahead_is_refused(self, new_squad: str) -> None:
         async with connected(new_squad) as other:
             now = await log.clock(other)
             for days, why in ((367, "line 2: it is recorded at "), (365, None)):
@@ -336,7 +344,9 @@ class TestWhatIsRefused:
                 else:
                     assert (await _imported(other, lines)).position == 1
 
-    async def test_is_a_squad_that_is_not_new(self, connection: Connection, new_squad: str) -> None:
+    async def test_import_into_a_squad_with_events_is_refused(
+        self, connection: Connection, new_squad: str
+    ) -> None:
         await some_history(connection)
         lines = await _exported(connection)
         async with connected(new_squad) as other:
@@ -346,7 +356,7 @@ class TestWhatIsRefused:
                 await _imported(other, lines)
             assert await whole_log(other) == before
 
-    async def test_is_a_squad_whose_tables_are_not_empty(
+    async def test_import_into_a_squad_with_filled_tables_is_refused(
         self, connection: Connection, new_squad: str
     ) -> None:
         await some_history(connection)
@@ -358,8 +368,8 @@ class TestWhatIsRefused:
             assert "the squad is not new" in await _refusal(other, await _exported(connection))
 
 
-class TestTwoAtOnce:
-    async def test_one_wins_and_the_other_stores_nothing(
+class TestConcurrentImports:
+    async def test_one_of_two_imports_wins_and_the_other_stores_nothing(
         self, connection: Connection, new_squad: str
     ) -> None:
         await some_history(connection)
@@ -372,14 +382,16 @@ class TestTwoAtOnce:
             assert "the squad is not new" in str(refused)
         await assert_log_is_sound(new_squad)
 
-    async def test_the_second_does_not_wait_for_ever(self, connection: Connection, new_squad: str) -> None:
+    async def test_second_import_does_not_wait_forever_for_the_lock(
+        self, connection: Connection, new_squad: str
+    ) -> None:
         await some_history(connection)
         lines = await _exported(connection)
-        go_on = asyncio.Event()
+        may_continue = asyncio.Event()
 
         async def slowly() -> AsyncIterator[list[bytes]]:
             yield lines[:4]
-            await go_on.wait()
+            await may_continue.wait()
             yield lines[4:]
 
         async with connected(new_squad) as one, connected(new_squad) as other:
@@ -388,39 +400,39 @@ class TestTwoAtOnce:
             await other.execute("SET lock_timeout = 100")
             with pytest.raises(ImportRefused, match="another process is writing to this squad"):
                 await _imported(other, lines)
-            go_on.set()
+            may_continue.set()
             assert (await first).position == 12
 
-    async def test_a_writer_that_begins_meanwhile_goes_on_from_what_was_imported(
+    async def test_writer_started_during_an_import_continues_from_the_imported_events(
         self, connection: Connection, new_squad: str
     ) -> None:
         await some_history(connection)
         lines = await _exported(connection)
-        begun = asyncio.Event()
+        may_continue = asyncio.Event()
 
         async def slowly() -> AsyncIterator[list[bytes]]:
             yield lines[:4]
-            await begun.wait()
+            await may_continue.wait()
             yield lines[4:]
 
         async with connected(new_squad) as one, connected(new_squad) as other:
             importing = asyncio.create_task(import_log(one, slowly()))
             await eventually(partial(lock_is_held, other))
-            begins = asyncio.create_task(_begin(new_squad))
-            await eventually(partial(_somebody_waits, other))
-            begun.set()
+            writing = asyncio.create_task(_send_message(new_squad))
+            await eventually(partial(_lock_is_awaited, other))
+            may_continue.set()
             assert (await importing).position == 12
-            assert await begins > 12
+            assert await writing > 12
         events = await assert_log_is_sound(new_squad)
         assert [event_line(event) for event in events[:12]] == lines[1:-1]
 
 
-async def _begin(dsn: str) -> int:
+async def _send_message(dsn: str) -> int:
     async with running_writer(dsn) as writer:
         return (await submit(writer, message("hello"))).position or 0
 
 
-async def _somebody_waits(connection: Connection) -> bool:
+async def _lock_is_awaited(connection: Connection) -> bool:
     row = await (
         await connection.execute(
             "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
@@ -429,7 +441,9 @@ async def _somebody_waits(connection: Connection) -> bool:
     return bool(row and row[0])
 
 
-async def test_a_connection_that_breaks_leaves_nothing(connection: Connection, new_squad: str) -> None:
+async def test_import_whose_connection_breaks_stores_nothing(
+    connection: Connection, new_squad: str
+) -> None:
     await some_history(connection)
     lines = await _exported(connection)
 
@@ -447,10 +461,12 @@ async def test_a_connection_that_breaks_leaves_nothing(connection: Connection, n
         assert await lock_is_free(other)
 
 
-async def test_memory_does_not_grow_with_the_log(connection: Connection, new_squad: str) -> None:
-    scribe = LogWriter(connection)
+async def test_memory_does_not_grow_with_the_length_of_the_log(
+    connection: Connection, new_squad: str
+) -> None:
+    log_writer = LogWriter(connection)
     for _ in range(10):
-        await scribe.append(*(said("x" * 20_000) for _ in range(100)))
+        await log_writer.append(*(said("x" * 20_000) for _ in range(100)))
     async with connected(new_squad) as other:
         tracemalloc.start()
         try:
@@ -458,7 +474,7 @@ async def test_memory_does_not_grow_with_the_log(connection: Connection, new_squ
             _, exported_bytes = tracemalloc.get_traced_memory()
             tracemalloc.reset_peak()
 
-            async def arriving() -> AsyncIterator[list[bytes]]:
+            async def chunks() -> AsyncIterator[list[bytes]]:
                 for position in range(1_000):
                     if position == 0:
                         yield [(await _exported(connection, until=1))[0]]
@@ -467,7 +483,7 @@ async def test_memory_does_not_grow_with_the_log(connection: Connection, new_squ
                     yield [event_line(recorded)]
                 yield [(await _exported(connection, after=1_000))[-1].replace(b":0,", b":1000,", 1)]
 
-            head = await import_log(other, arriving())
+            head = await import_log(other, chunks())
             _, imported_bytes = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -477,7 +493,7 @@ async def test_memory_does_not_grow_with_the_log(connection: Connection, new_squ
 
 
 @asynccontextmanager
-async def _sealing(dsn: str) -> AsyncIterator[Writer]:
+async def _encrypting_writer(dsn: str) -> AsyncIterator[Writer]:
     writer = Writer(dsn, SCHEMA, DatabaseClock(), Hints(), encrypt=True)
     async with running(writer.run(), Projector(dsn, SCHEMA, Hints()).run()):
         await submit(writer, do.SetPolicy(daily_tokens=1_000))
@@ -485,12 +501,12 @@ async def _sealing(dsn: str) -> AsyncIterator[Writer]:
         await eventually(partial(projected_to_head, dsn))
 
 
-def _letter(sender: str, number: int) -> do.LogEmail:
+def _email(sender: str, number: int) -> do.LogEmail:
     return do.LogEmail(gmail_message_id=f"g{number}", from_email=sender, subject=f"secret {number}")
 
 
 async def _readable(connection: Connection) -> list[tuple[Any, ...]]:
-    """What a reader of the tables sees of messages and e-mails."""
+    """The contents of messages and e-mails in the read tables."""
     query: LiteralString = (
         "SELECT position, message, NULL FROM squad_messages"
         " UNION ALL SELECT created_position, from_email, subject FROM email_logs ORDER BY 1"
@@ -498,54 +514,54 @@ async def _readable(connection: Connection) -> list[tuple[Any, ...]]:
     return await (await connection.execute(query)).fetchall()
 
 
-async def _three_subjects(dsn: str) -> None:
-    """Two senders and a message; the first sender is forgotten."""
-    async with _sealing(dsn) as writer:
+async def _record_three_subjects(dsn: str) -> None:
+    """Record a message and the e-mails of two senders, of whom the first is then forgotten."""
+    async with _encrypting_writer(dsn) as writer:
         await submit(writer, message("a secret message"))
-        await submit(writer, _letter("gone@example.com", 1))
-        await submit(writer, _letter("here@example.com", 2))
+        await submit(writer, _email("gone@example.com", 1))
+        await submit(writer, _email("here@example.com", 2))
         await submit(writer, do.ForgetSubject(subject="gone@example.com"))
 
 
-async def test_keys_of_sealed_payloads_go_along_but_for_those_that_were_destroyed(
+async def test_keys_are_exported_and_imported_except_destroyed_ones(
     database: str, connection: Connection, new_squad: str
 ) -> None:
-    await _three_subjects(database)
+    await _record_three_subjects(database)
     lines = await _exported(connection)
-    # Of messages' keys there is a stock, so there are more of them than messages.
-    along = [line for line in lines if b'"kind":"key"' in line]
-    assert sum(b'"subject":null' not in line for line in along) == 1
+    # Keys for messages are made in advance, so there are more of them than messages.
+    exported_keys = [line for line in lines if b'"kind":"key"' in line]
+    assert sum(b'"subject":null' not in line for line in exported_keys) == 1
     assert not any(text in b"".join(lines) for text in (b"secret", b"example.com"))
     async with connected(new_squad) as other:
         await _imported(other, lines)
         assert await _exported(other) == lines
         async with running(Projector(new_squad, SCHEMA, Hints()).run()):
             await eventually(partial(projected_to_head, new_squad))
-        shown = await _readable(other)
-    assert shown == await _readable(connection)
-    told = [text for _, *texts in shown for text in texts]
-    assert told == ["a secret message", None, "(erased)", None, "here@example.com", "secret 2"]
+        rows = await _readable(other)
+    assert rows == await _readable(connection)
+    contents = [text for _, *texts in rows for text in texts]
+    assert contents == ["a secret message", None, "(erased)", None, "here@example.com", "secret 2"]
 
 
-async def test_without_the_keys_nobody_can_read_what_is_sealed(
+async def test_sealed_payloads_are_unreadable_when_imported_without_keys(
     database: str, connection: Connection, new_squad: str
 ) -> None:
-    await _three_subjects(database)
+    await _record_three_subjects(database)
     lines = await _exported(connection, with_keys=False)
     async with connected(new_squad) as other:
         await _imported(other, lines)
         assert await _exported(other) == lines
         async with running(Projector(new_squad, SCHEMA, Hints()).run()):
             await eventually(partial(projected_to_head, new_squad))
-        shown = [text for _, *texts in await _readable(other) for text in texts]
-    assert shown == ["(erased)", None] * 3
+        contents = [text for _, *texts in await _readable(other) for text in texts]
+    assert contents == ["(erased)", None] * 3
     await assert_log_is_sound(new_squad)
 
 
-async def test_a_key_among_the_events_or_twice_is_refused(
+async def test_misplaced_or_repeated_key_is_refused(
     database: str, connection: Connection, new_squad: str
 ) -> None:
-    await _three_subjects(database)
+    await _record_three_subjects(database)
     lines = await _exported(connection)
     key = next(line for line in lines if b'"kind":"key"' in line)
     async with connected(new_squad) as other:

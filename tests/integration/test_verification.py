@@ -1,4 +1,4 @@
-"""Tampering with the log is found, and found at its place: by us, by SQL, and by a file of plain Python."""
+"""Tampering with the log is found at its position: by us, by SQL, and by a script in plain Python."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def _verify(connection: Connection, *checkpoints: Checkpoint) -> Verified:
 
 
 async def _faults(connection: Connection, *checkpoints: Checkpoint) -> dict[str, Check]:
-    """The checks that do not hold, by name."""
+    """The checks that fail, by name."""
     verified = await _verify(connection, *checkpoints)
     return {check.name: check for check in verified.checks if not check.holds}
 
@@ -66,7 +66,7 @@ async def _export(connection: Connection, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_the_log_of_any_history_holds_whoever_checks_it(
+async def test_log_of_any_history_passes_every_verification(
     database: str, connection: Connection, tmp_path: Path, seed: int
 ) -> None:
     async with running_writer(database) as writer:
@@ -77,19 +77,19 @@ async def test_the_log_of_any_history_holds_whoever_checks_it(
         *("positions", "chain", "times", "causes", "streams", "ids", "guards", "forgotten", "checkpoint")
     }
     assert await first_bad_position_by_sql(connection) is None
-    code, words = verdict_in_plain_python(await _export(connection, tmp_path))
+    code, output = verdict_in_plain_python(await _export(connection, tmp_path))
     head = await log.head(connection)
-    assert (code, words) == (0, f"{head.position} events hold, up to {head.position}: {head.hash.hex()}\n")
+    assert (code, output) == (0, f"{head.position} events hold, up to {head.position}: {head.hash.hex()}\n")
     assert (verified.position, verified.hash) == (head.position, head.hash)
 
 
-async def test_an_empty_log_holds(connection: Connection, tmp_path: Path) -> None:
+async def test_empty_log_passes_every_verification(connection: Connection, tmp_path: Path) -> None:
     verified = await _verify(connection)
     assert verified.first_fault is None
     assert (verified.position, verified.squad) == (0, None)
     assert await first_bad_position_by_sql(connection) is None
-    code, words = verdict_in_plain_python(await _export(connection, tmp_path))
-    assert (code, words) == (0, f"0 events hold, up to 0: {'0' * 64}\n")
+    code, output = verdict_in_plain_python(await _export(connection, tmp_path))
+    assert (code, output) == (0, f"0 events hold, up to 0: {'0' * 64}\n")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ async def test_an_empty_log_holds(connection: Connection, tmp_path: Path) -> Non
         "hash = set_byte(hash, 31, get_byte(hash, 31) # 1)",
     ],
 )
-async def test_a_change_of_any_column_of_one_event_is_found_at_its_position(
+async def test_changed_column_of_an_event_is_found_at_its_position(
     connection: Connection, tmp_path: Path, column: LiteralString
 ) -> None:
     await some_history(connection)
@@ -120,21 +120,21 @@ async def test_a_change_of_any_column_of_one_event_is_found_at_its_position(
     assert fault.position == 6
     assert fault.faults == (2 if column.startswith("hash") else 1)
     assert await first_bad_position_by_sql(connection) == 6
-    code, words = verdict_in_plain_python(await _export(connection, tmp_path))
-    assert (code, words) == (1, "line 7: position 6 is missing, or does not match its hash\n")
+    code, output = verdict_in_plain_python(await _export(connection, tmp_path))
+    assert (code, output) == (1, "line 7: position 6 is missing, or does not match its hash\n")
 
 
-async def test_a_removed_event_is_found_at_its_position(connection: Connection, tmp_path: Path) -> None:
+async def test_removed_event_is_found_at_its_position(connection: Connection, tmp_path: Path) -> None:
     await some_history(connection)
     await forge(connection, "DELETE FROM events WHERE position = 6")
     faults = await _faults(connection)
     assert (faults["positions"].position, faults["positions"].says) == (6, "is missing")
-    # The acknowledgement of the message that is gone.
+    # The acknowledgement of the removed message.
     assert (faults["streams"].position, faults["streams"].faults) == (7, 1)
     assert faults.keys() == {"positions", "streams"}
     assert await first_bad_position_by_sql(connection) == 6
-    code, words = verdict_in_plain_python(await _export(connection, tmp_path))
-    assert (code, words) == (1, "line 7: position 6 is missing, or does not match its hash\n")
+    code, output = verdict_in_plain_python(await _export(connection, tmp_path))
+    assert (code, output) == (1, "line 7: position 6 is missing, or does not match its hash\n")
 
 
 async def test_several_removed_events_are_found_at_the_first_one(connection: Connection) -> None:
@@ -145,13 +145,13 @@ async def test_several_removed_events_are_found_at_the_first_one(connection: Con
     assert await first_bad_position_by_sql(connection) == 4
 
 
-async def test_a_removed_first_event_is_found(connection: Connection, tmp_path: Path) -> None:
+async def test_removed_first_event_is_found(connection: Connection, tmp_path: Path) -> None:
     await some_history(connection)
     await forge(connection, "DELETE FROM events WHERE position = 1")
     assert (await _faults(connection))["positions"].position == 1
     assert await first_bad_position_by_sql(connection) == 1
-    code, words = verdict_in_plain_python(await _export(connection, tmp_path))
-    assert (code, words) == (1, "line 2: position 1 is missing, or does not match its hash\n")
+    code, output = verdict_in_plain_python(await _export(connection, tmp_path))
+    assert (code, output) == (1, "line 2: position 1 is missing, or does not match its hash\n")
 
 
 async def test_two_swapped_events_are_found_at_the_first_one(
@@ -169,11 +169,11 @@ async def test_two_swapped_events_are_found_at_the_first_one(
     assert faults["times"].position == 5
     assert faults["streams"].position == 5
     assert await first_bad_position_by_sql(connection) == 4
-    code, words = verdict_in_plain_python(await _export(connection, tmp_path))
-    assert (code, words) == (1, "line 5: position 4 is missing, or does not match its hash\n")
+    code, output = verdict_in_plain_python(await _export(connection, tmp_path))
+    assert (code, output) == (1, "line 5: position 4 is missing, or does not match its hash\n")
 
 
-async def test_a_version_that_was_changed_is_found_even_if_all_was_hashed_anew(
+async def test_changed_version_is_found_even_if_all_hashes_were_recomputed(
     connection: Connection, tmp_path: Path
 ) -> None:
     await some_history(connection)
@@ -184,9 +184,9 @@ async def test_a_version_that_was_changed_is_found_even_if_all_was_hashed_anew(
     assert faults["streams"].position == 7
     assert faults["streams"].says.startswith("is version 3 of 'message-")
     assert faults["streams"].says.endswith("', expected 2")
-    code, words = verdict_in_plain_python(await _export(connection, tmp_path))
+    code, output = verdict_in_plain_python(await _export(connection, tmp_path))
     assert code == 1
-    assert words.startswith("line 8: position 7 is not version 2 of message-")
+    assert output.startswith("line 8: position 7 is not version 2 of message-")
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ async def test_a_version_that_was_changed_is_found_even_if_all_was_hashed_anew(
         ),
     ],
 )
-async def test_what_the_database_no_longer_refuses_is_found_even_if_all_was_hashed_anew(
+async def test_event_that_violates_a_guard_is_found_even_if_all_hashes_were_recomputed(
     connection: Connection, changes: tuple[LiteralString, ...], name: str, position: int
 ) -> None:
     await some_history(connection)
@@ -231,7 +231,7 @@ async def test_what_the_database_no_longer_refuses_is_found_even_if_all_was_hash
     assert faults[name].position == position
 
 
-async def test_a_position_that_is_there_twice_is_found_where_the_key_was_dropped(
+async def test_duplicate_position_is_found_when_the_primary_key_was_dropped(
     connection: Connection,
 ) -> None:
     await some_history(connection)
@@ -249,7 +249,7 @@ async def test_a_position_that_is_there_twice_is_found_where_the_key_was_dropped
 @pytest.mark.parametrize(
     "column", ["position", "id", "stream", "version", "data", "actor", "recorded_at", "hash"]
 )
-async def test_what_is_missing_in_a_row_is_a_fault_and_not_a_failure(
+async def test_null_in_a_row_is_reported_as_a_fault_and_is_not_an_error(
     connection: Connection, column: LiteralString
 ) -> None:
     await some_history(connection)
@@ -280,10 +280,10 @@ async def test_what_is_missing_in_a_row_is_a_fault_and_not_a_failure(
         ),
     ],
 )
-async def test_a_field_that_was_moved_into_its_neighbour_is_found(
+async def test_field_that_was_moved_into_its_neighbour_is_found(
     connection: Connection, emptied: LiteralString, taking_its_place: LiteralString
 ) -> None:
-    """What is hashed could read the same: NULL, and behind a line feed what stood there."""
+    """The hashed text could be the same: the value now follows a line feed in the neighbouring field."""
     await some_history(connection)
     await forge(
         connection,
@@ -296,8 +296,8 @@ async def test_a_field_that_was_moved_into_its_neighbour_is_found(
     assert await first_bad_position_by_sql(connection) == 6
 
 
-async def test_an_empty_idempotency_key_where_there_was_none_is_found(connection: Connection) -> None:
-    """What is hashed would read the same."""
+async def test_empty_idempotency_key_in_place_of_none_is_found(connection: Connection) -> None:
+    """The hashed text would be the same."""
     await some_history(connection)
     await forge(connection, "UPDATE events SET idempotency_key = '' WHERE position = 7")
     assert (await _faults(connection))["chain"].position == 7
@@ -321,7 +321,7 @@ async def test_an_empty_idempotency_key_where_there_was_none_is_found(connection
     ],
 )
 @pytest.mark.parametrize("position", [1, 6])
-async def test_a_row_that_is_no_event_any_more_is_exported_like_all_that_follow(
+async def test_row_that_is_no_longer_an_event_is_exported_with_all_that_follow(
     connection: Connection, tmp_path: Path, change: LiteralString, position: int
 ) -> None:
     await some_history(connection)
@@ -333,14 +333,14 @@ async def test_a_row_that_is_no_event_any_more_is_exported_like_all_that_follow(
     )
     lines: list[bytes] = []
     assert (await export_log(connection, lines.append)).broken_at == position
-    shown = [json.loads(line) for line in lines[1:-1]]
-    assert [event["position"] for event in shown] == list(range(1, EVENTS + 1))
-    odd = shown[position - 1][column]
-    assert odd is None if value == "NULL" else odd.startswith(value[1:9])
+    exported = [json.loads(line) for line in lines[1:-1]]
+    assert [event["position"] for event in exported] == list(range(1, EVENTS + 1))
+    changed = exported[position - 1][column]
+    assert changed is None if value == "NULL" else changed.startswith(value[1:9])
     file = tmp_path / "log.jsonl"
     file.write_bytes(b"".join(lines))
-    code, words = verdict_in_plain_python(file)
-    assert (code, words.startswith(f"line {position + 1}")) == (1, True)
+    code, output = verdict_in_plain_python(file)
+    assert (code, output.startswith(f"line {position + 1}")) == (1, True)
     await export_log(connection, lines.append, cloud_events=True, after=position)
     await export_log(connection, lines.append, cloud_events=True)
     assert [json.loads(line)["position"] for line in lines[EVENTS + 2 :]] == [
@@ -349,13 +349,13 @@ async def test_a_row_that_is_no_event_any_more_is_exported_like_all_that_follow(
 
 
 @pytest.mark.parametrize("moment", ["infinity", "-infinity", "4000-01-01 BC", "290000-01-01"])
-async def test_a_time_that_no_clock_shows_is_a_fault_and_not_a_failure(
+async def test_time_out_of_range_is_reported_as_a_fault_and_is_not_an_error(
     connection: Connection, moment: LiteralString
 ) -> None:
     await some_history(connection)
     await forge(connection, f"UPDATE events SET recorded_at = '{moment}' WHERE position = 12")
     assert (await _faults(connection))["chain"].position == 12
-    # Also where it was hashed, as the text that Postgres makes of it.
+    # Also if it was hashed, as the text that Postgres makes of it.
     await forge(
         connection,
         "UPDATE events e SET hash = sha256(before.hash || convert_to(concat_ws(E'\\n', e.position, e.id,"
@@ -367,7 +367,7 @@ async def test_a_time_that_no_clock_shows_is_a_fault_and_not_a_failure(
     assert await first_bad_position_by_sql(connection) == 12
 
 
-async def test_the_first_and_the_last_time_that_a_clock_shows_are_times_as_any(
+async def test_earliest_and_latest_representable_times_pass(
     connection: Connection,
 ) -> None:
     await some_history(connection)
@@ -381,7 +381,7 @@ async def test_the_first_and_the_last_time_that_a_clock_shows_are_times_as_any(
     assert (await export_log(connection, lambda _: None)).broken_at is None
 
 
-async def test_a_row_that_the_index_does_not_show_is_found(connection: Connection) -> None:
+async def test_row_that_is_missing_from_the_index_is_found(connection: Connection) -> None:
     await some_history(connection)
     off = "UPDATE pg_index SET indisready = {} WHERE indexrelid = 'events_pkey'::regclass"
     await forge(
@@ -396,8 +396,8 @@ async def test_a_row_that_the_index_does_not_show_is_found(connection: Connectio
     assert (await _faults(connection))["positions"].says == "the table has 13 rows, but its index has 12"
 
 
-def _remade(definition: LiteralString, function: LiteralString = "refuse_change") -> LiteralString:
-    """What makes a trigger anew under its old name."""
+def _recreated_guard(definition: LiteralString, function: LiteralString = "refuse_change") -> LiteralString:
+    """SQL that replaces the trigger that refuses changes by another one of the same name."""
     return (
         "DROP TRIGGER events_are_immutable ON events;"
         f" CREATE TRIGGER events_are_immutable {definition} EXECUTE FUNCTION {function}();"
@@ -405,8 +405,8 @@ def _remade(definition: LiteralString, function: LiteralString = "refuse_change"
     )
 
 
-def _destroying(definition: LiteralString) -> LiteralString:
-    """What makes the trigger that destroys keys anew under its old name."""
+def _recreated_key_trigger(definition: LiteralString) -> LiteralString:
+    """SQL that replaces the trigger that destroys keys by another one of the same name."""
     return (
         "DROP TRIGGER events_destroy_keys ON events;"
         f" CREATE TRIGGER events_destroy_keys {definition} EXECUTE FUNCTION destroy_key();"
@@ -468,7 +468,7 @@ class TestGuards:
             ),
         ],
     )
-    async def test_a_guard_that_was_taken_away_is_found(
+    async def test_removed_guard_is_found(
         self, connection: Connection, change: LiteralString, says: str
     ) -> None:
         await some_history(connection)
@@ -485,16 +485,21 @@ class TestGuards:
                 " 'BEGIN RETURN coalesce(NEW, OLD); END'",
                 3,
             ),
-            (_remade("BEFORE UPDATE OR DELETE ON events FOR EACH ROW WHEN (false)"), 1),
-            (_remade("BEFORE UPDATE ON events FOR EACH ROW"), 1),
-            (_remade("BEFORE UPDATE OF actor OR DELETE ON events FOR EACH ROW"), 1),
-            (_remade("BEFORE UPDATE OR DELETE ON events"), 1),
-            (_remade("AFTER INSERT ON events FOR EACH ROW"), 1),
-            (_remade("BEFORE UPDATE OR DELETE ON events FOR EACH ROW", "allow_change"), 1),
-            (_remade("BEFORE UPDATE OR DELETE ON events FOR EACH ROW", "elsewhere.refuse_change"), 1),
+            (_recreated_guard("BEFORE UPDATE OR DELETE ON events FOR EACH ROW WHEN (false)"), 1),
+            (_recreated_guard("BEFORE UPDATE ON events FOR EACH ROW"), 1),
+            (_recreated_guard("BEFORE UPDATE OF actor OR DELETE ON events FOR EACH ROW"), 1),
+            (_recreated_guard("BEFORE UPDATE OR DELETE ON events"), 1),
+            (_recreated_guard("AFTER INSERT ON events FOR EACH ROW"), 1),
+            (_recreated_guard("BEFORE UPDATE OR DELETE ON events FOR EACH ROW", "allow_change"), 1),
+            (
+                _recreated_guard(
+                    "BEFORE UPDATE OR DELETE ON events FOR EACH ROW", "elsewhere.refuse_change"
+                ),
+                1,
+            ),
         ],
     )
-    async def test_a_guard_that_only_has_its_name_left_is_found(
+    async def test_trigger_that_no_longer_refuses_changes_is_found(
         self, connection: Connection, change: LiteralString, triggers: int
     ) -> None:
         await some_history(connection)
@@ -523,7 +528,7 @@ class TestGuards:
         ],
         ids=["rule", "trigger"],
     )
-    async def test_what_could_drop_an_event_that_is_appended_is_found(
+    async def test_rule_or_trigger_that_could_drop_appended_events_is_found(
         self, connection: Connection, change: LiteralString, what: str
     ) -> None:
         await some_history(connection)
@@ -538,7 +543,9 @@ class TestGuards:
         says = f"{what} can change or drop what is appended, and is not from schema.sql"
         assert (faults["guards"].says, faults["guards"].faults) == (says, 1)
 
-    async def test_an_agent_that_is_not_the_events_is_found(self, connection: Connection) -> None:
+    async def test_agent_column_that_differs_from_the_events_data_is_found(
+        self, connection: Connection
+    ) -> None:
         await some_history(connection)
         computed = (
             "UPDATE pg_attribute SET attgenerated = '{}' WHERE attrelid = 'events'::regclass"
@@ -560,12 +567,14 @@ class TestGuards:
             "CREATE OR REPLACE FUNCTION destroy_key() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS"
             " 'BEGIN RETURN NULL; END'",
             "ALTER FUNCTION destroy_key() SECURITY INVOKER",
-            _destroying("AFTER INSERT ON events FOR EACH ROW WHEN (NEW.type = 'subject_forgotten ')"),
-            _destroying("AFTER INSERT ON events FOR EACH ROW"),
-            _destroying("AFTER INSERT ON events"),
+            _recreated_key_trigger(
+                "AFTER INSERT ON events FOR EACH ROW WHEN (NEW.type = 'subject_forgotten ')"
+            ),
+            _recreated_key_trigger("AFTER INSERT ON events FOR EACH ROW"),
+            _recreated_key_trigger("AFTER INSERT ON events"),
         ],
     )
-    async def test_keys_that_would_not_be_destroyed_are_found(
+    async def test_trigger_that_no_longer_destroys_keys_is_found(
         self, connection: Connection, change: LiteralString
     ) -> None:
         await some_history(connection)
@@ -580,7 +589,7 @@ class TestGuards:
 class TestForgotten:
     @pytest.fixture
     async def forgotten(self, database: str, connection: Connection) -> int:
-        """The position at which a message was forgotten; its key lies in a table `backup`."""
+        """The position at which a message was forgotten; the table `backup` still has its key."""
         async with running_writer(database, encrypt=True) as writer:
             sent = await submit(writer, message("a private word"))
             await connection.execute(
@@ -591,7 +600,7 @@ class TestForgotten:
         assert outcome.position
         return outcome.position
 
-    async def test_a_key_that_came_back_with_a_backup_is_found(
+    async def test_destroyed_key_that_was_restored_from_a_backup_is_found(
         self, connection: Connection, forgotten: int
     ) -> None:
         assert await _faults(connection) == {}
@@ -601,7 +610,7 @@ class TestForgotten:
         await connection.execute(sql_for_keys_that_came_back().encode())
         assert await _faults(connection) == {}
 
-    async def test_who_may_not_see_the_keys_is_told_of_all_the_rest(
+    async def test_check_for_restored_keys_is_left_out_when_keys_are_not_accessible(
         self, connection: Connection, forgotten: int
     ) -> None:
         assert "forgotten" in {check.name for check in (await _verify(connection)).checks}
@@ -610,15 +619,15 @@ class TestForgotten:
 
 
 class TestCheckpoints:
-    async def test_a_log_that_went_on_holds(self, connection: Connection) -> None:
+    async def test_log_that_has_grown_passes(self, connection: Connection) -> None:
         await some_history(connection)
         before = await _checkpoint(connection)
-        scribe = LogWriter(connection)
-        await scribe.catch_up()
-        await scribe.append(said("later"))
+        log_writer = LogWriter(connection)
+        await log_writer.catch_up()
+        await log_writer.append(said("later"))
         assert await _faults(connection, before, await _checkpoint(connection)) == {}
 
-    async def test_an_end_that_was_cut_off_is_found(self, connection: Connection) -> None:
+    async def test_truncated_log_is_found(self, connection: Connection) -> None:
         await some_history(connection)
         before = await _checkpoint(connection)
         await forge(connection, "DELETE FROM events WHERE position > 9")
@@ -628,19 +637,19 @@ class TestCheckpoints:
         assert fault.says.startswith("1.json, signed 2")
         assert fault.says.endswith(f"covers events up to {EVENTS}: the log was truncated")
 
-    async def test_an_end_that_was_cut_off_and_grew_again_is_found(self, connection: Connection) -> None:
+    async def test_truncated_log_that_grew_again_is_found(self, connection: Connection) -> None:
         await some_history(connection)
         before = await _checkpoint(connection)
         await forge(connection, "DELETE FROM events WHERE position > 9")
-        scribe = LogWriter(connection)
-        await scribe.catch_up()
+        log_writer = LogWriter(connection)
+        await log_writer.catch_up()
         for number in range(9):
-            await scribe.append(said(f"instead {number}"))
+            await log_writer.append(said(f"instead {number}"))
         assert await _faults(connection) == {}
         fault = (await _faults(connection, before))["checkpoint"]
         assert (fault.position, "the log was rewritten" in fault.says) == (EVENTS, True)
 
-    async def test_a_log_that_was_written_anew_is_found(self, connection: Connection) -> None:
+    async def test_rewritten_log_is_found(self, connection: Connection) -> None:
         await some_history(connection)
         before = await _checkpoint(connection)
         await write_anew(connection)
@@ -648,7 +657,7 @@ class TestCheckpoints:
         fault = (await _faults(connection, before))["checkpoint"]
         assert (fault.position, "the log was rewritten" in fault.says) == (EVENTS, True)
 
-    async def test_one_with_another_first_event_is_found(self, connection: Connection) -> None:
+    async def test_rewritten_log_with_another_first_event_is_found(self, connection: Connection) -> None:
         await some_history(connection)
         before = await _checkpoint(connection)
         await write_anew(connection, new_id())
@@ -656,36 +665,38 @@ class TestCheckpoints:
         fault = (await _faults(connection, before))["checkpoint"]
         assert (fault.position, "or is another squad's" in fault.says) == (1, True)
 
-    async def test_of_an_empty_log_it_is_said_that_it_was_cut_off(self, connection: Connection) -> None:
+    async def test_emptied_log_is_found(self, connection: Connection) -> None:
         await some_history(connection)
         before = await _checkpoint(connection)
         await forge(connection, "TRUNCATE events")
         assert (await _faults(connection, before))["checkpoint"].position == 1
 
-    async def test_the_earliest_of_several_that_fails_tells_where_to_look(
+    async def test_only_checkpoints_after_the_first_changed_event_fail(
         self, connection: Connection
     ) -> None:
         await some_history(connection)
-        kept = [await _checkpoint(connection, position) for position in (3, 6, 9)]
+        checkpoints = [await _checkpoint(connection, position) for position in (3, 6, 9)]
         async with unguarded(connection):
             await connection.execute("UPDATE events SET actor = 'mallory' WHERE position >= 5")
         await hash_anew(connection)
-        checks = [each for each in (await _verify(connection, *kept)).checks if each.name == "checkpoint"]
+        checks = [
+            each for each in (await _verify(connection, *checkpoints)).checks if each.name == "checkpoint"
+        ]
         assert [(each.holds, each.position) for each in checks] == [(True, None), (False, 6), (False, 9)]
 
 
-async def test_appends_meanwhile_do_not_disturb_it(database: str, connection: Connection) -> None:
+async def test_concurrent_appends_do_not_affect_verification(database: str, connection: Connection) -> None:
     await some_history(connection)
     async with connected(database) as other, verification.snapshot(connection):
         await connection.execute("SELECT FROM events LIMIT 1")
-        scribe = LogWriter(other)
-        await scribe.catch_up()
-        await scribe.append(said("meanwhile"))
+        log_writer = LogWriter(other)
+        await log_writer.catch_up()
+        await log_writer.append(said("meanwhile"))
         verified = await verification.verify_log(connection)
     assert (verified.first_fault, verified.position) == (None, EVENTS)
 
 
-async def test_its_end_does_not_hide_that_the_connection_broke(connection: Connection) -> None:
+async def test_end_of_the_snapshot_does_not_hide_a_broken_connection(connection: Connection) -> None:
     async def broken() -> None:
         async with verification.snapshot(connection):
             connection.pgconn.finish()
@@ -695,30 +706,30 @@ async def test_its_end_does_not_hide_that_the_connection_broke(connection: Conne
         await broken()
 
 
-async def test_progress_is_told_now_and_then(
+async def test_progress_is_reported_at_intervals(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verification, "REPORT_EVERY_EVENTS", 5)
     await some_history(connection)
-    told: list[int] = []
+    reported: list[int] = []
     async with verification.snapshot(connection):
-        await verification.verify_log(connection, report=told.append)
-    assert told == [5, 10, EVENTS]
+        await verification.verify_log(connection, report=reported.append)
+    assert reported == [5, 10, EVENTS]
 
 
-async def test_its_memory_does_not_grow_with_the_log(connection: Connection) -> None:
-    scribe = LogWriter(connection)
+async def test_memory_does_not_grow_with_the_length_of_the_log(connection: Connection) -> None:
+    log_writer = LogWriter(connection)
     for _ in range(10):
-        await scribe.append(*(said("x" * 20_000) for _ in range(100)))
-    told: list[int] = []
+        await log_writer.append(*(said("x" * 20_000) for _ in range(100)))
+    reported: list[int] = []
     tracemalloc.start()
     try:
         async with verification.snapshot(connection):
-            verified = await verification.verify_log(connection, report=told.append)
+            verified = await verification.verify_log(connection, report=reported.append)
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert verified.position == told[-1] == 1_000
+    assert verified.position == reported[-1] == 1_000
     assert peak_bytes < 6_000_000
 
 
@@ -730,11 +741,11 @@ async def test_its_memory_does_not_grow_with_the_log(connection: Connection) -> 
     ],
     ids=["none", "two"],
 )
-def test_the_verifier_says_what_it_needs(files: tuple[str, ...], says: str) -> None:
+def test_verifier_prints_its_usage_without_exactly_one_file(files: tuple[str, ...], says: str) -> None:
     command = [sys.executable, "-I", "-S", str(VERIFIER), *files]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"{says}\n")
 
 
-def test_the_verifier_is_read_in_a_minute() -> None:
+def test_verifier_has_at_most_45_lines() -> None:
     assert len(VERIFIER.read_text().splitlines()) <= 45
