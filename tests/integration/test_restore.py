@@ -149,8 +149,8 @@ async def test_past_budget_day_with_reserved_tokens_is_restored_from_tables(
         pass
     restored = await restore(connection)
     _assert_same(restored, await _folded_from_zero(connection))
-    kept = {row.day: row.reserved for row in restored.all(BUDGET_DAYS)}
-    assert kept == {resets[1].day: 7, resets[3].day: 0}
+    reserved_by_day = {row.day: row.reserved for row in restored.all(BUDGET_DAYS)}
+    assert reserved_by_day == {resets[1].day: 7, resets[3].day: 0}
 
 
 async def test_catch_up_passes_on_all_events_in_order(

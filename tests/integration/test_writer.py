@@ -1,4 +1,4 @@
-"""The writer: commands in, durable events and answers out, each caller by itself."""
+"""The writer turns commands into durable events, and answers each caller separately."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 POISON = "poison"
 
-# Valid JSON that Postgres takes no text out of; nothing that comes through the API can hold it.
+# Valid JSON from which Postgres cannot extract the text. The API rejects it.
 UNSTORABLE: dict[str, Any] = {"text": "\x00"}
 
 
@@ -53,26 +53,28 @@ def _unstorable() -> do.SendMessage:
 
 
 @pytest.fixture
-def choosy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deciding a message that says `POISON` is a fault."""
+def poison_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the decision on a message with the text `POISON` raise an exception."""
 
-    def deciding(state: State, command: do.AnyCommand, at: DecisionContext) -> Decision:
+    def decide_unless_poison(state: State, command: do.AnyCommand, at: DecisionContext) -> Decision:
         decision = decide(state, command, at)
         if isinstance(command, do.SendMessage) and command.message == POISON:
             raise ArithmeticError("not to my taste")
         return decision
 
-    monkeypatch.setattr("service.writing.batch.decide", deciding)
+    monkeypatch.setattr("service.writing.batch.decide", decide_unless_poison)
 
 
-async def test_a_command_is_answered_with_the_position_of_its_event(writer: Writer, database: str) -> None:
+async def test_command_is_answered_with_the_position_of_its_event(writer: Writer, database: str) -> None:
     outcome = await submit(writer, message("hello"))
     events = await assert_log_is_sound(database)
     assert outcome.position == events[-1].position == writer.squad.head.position
     assert texts(events) == ["hello"]
 
 
-async def test_many_commands_are_each_answered_with_their_own_event(writer: Writer, database: str) -> None:
+async def test_concurrent_commands_are_each_answered_with_their_own_event(
+    writer: Writer, database: str
+) -> None:
     outcomes = await asyncio.gather(*(submit(writer, message(str(number))) for number in range(2_500)))
     events = await assert_log_is_sound(database)
     for number, outcome in enumerate(outcomes):
@@ -92,7 +94,7 @@ async def test_commands_that_wait_together_share_a_commit(writer: Writer, databa
         assert (await cursor.fetchone()) in [(1,), (2,)]
 
 
-async def test_a_refused_command_harms_no_neighbour(writer: Writer, database: str) -> None:
+async def test_refused_command_does_not_affect_its_neighbours(writer: Writer, database: str) -> None:
     unknown = do.FinishOperation(
         operation_id="0190" + "0" * 4 + "-0000-7000-8000-000000000000", outcome="failed"
     )
@@ -107,20 +109,20 @@ async def test_a_refused_command_harms_no_neighbour(writer: Writer, database: st
     assert texts(await assert_log_is_sound(database)) == ["before", "after"]
 
 
-@pytest.mark.usefixtures("choosy")
-async def test_a_command_that_cannot_be_decided_fails_alone(writer: Writer, database: str) -> None:
-    said_ = ["one", POISON, "two", POISON, "three"]
+@pytest.mark.usefixtures("poison_fails")
+async def test_command_that_cannot_be_decided_fails_alone(writer: Writer, database: str) -> None:
+    messages = ["one", POISON, "two", POISON, "three"]
     outcomes = await asyncio.gather(
-        *(submit(writer, message(text)) for text in said_), return_exceptions=True
+        *(submit(writer, message(text)) for text in messages), return_exceptions=True
     )
     assert [isinstance(outcome, CommandFailed) for outcome in outcomes] == [
-        text == POISON for text in said_
+        text == POISON for text in messages
     ]
     assert texts(await assert_log_is_sound(database)) == ["one", "two", "three"]
 
 
 @pytest.mark.parametrize("contended", [False, True], ids=["one trip", "holding the lock"])
-async def test_a_command_that_only_the_database_refuses_fails_alone(
+async def test_command_that_only_the_database_refuses_fails_alone(
     writer: Writer, database: str, contended: bool
 ) -> None:
     commands = [message(str(number)) for number in range(20)]
@@ -131,16 +133,16 @@ async def test_a_command_that_only_the_database_refuses_fails_alone(
     )
     failed = [number for number, outcome in enumerate(outcomes) if isinstance(outcome, CommandFailed)]
     assert failed == [3, 4, 17]
-    kept = [str(number) for number in range(20) if number not in failed]
-    assert texts(await assert_log_is_sound(database)) == kept
+    stored = [str(number) for number in range(20) if number not in failed]
+    assert texts(await assert_log_is_sound(database)) == stored
     async with connected(database) as connection:
         assert await lock_is_free(connection)
-    # The state in memory did not take in what the log did not.
+    # The state in memory does not have what the log does not have.
     await submit(writer, message("goes on"))
     await assert_log_is_sound(database)
 
 
-async def test_callers_are_sent_away_when_too_many_wait(
+async def test_command_is_rejected_when_too_many_wait(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.writing.command_queue.MAX_WAITING_COMMANDS", 3)
@@ -154,7 +156,7 @@ async def test_callers_are_sent_away_when_too_many_wait(
     assert idle.queue.bytes == 0
 
 
-async def test_callers_are_sent_away_when_too_much_waits(
+async def test_command_is_rejected_when_too_many_bytes_wait(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.writing.command_queue.MAX_WAITING_BYTES", 1_000)
@@ -167,7 +169,7 @@ async def test_callers_are_sent_away_when_too_much_waits(
     waiting.cancel()
 
 
-async def test_who_has_gone_away_takes_no_place_while_the_database_is_away(
+async def test_abandoned_commands_leave_the_queue_while_the_database_is_unavailable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("service.writing.command_queue.MAX_WAITING_COMMANDS", 3)
@@ -187,7 +189,7 @@ async def test_who_has_gone_away_takes_no_place_while_the_database_is_away(
         await eventually(lambda: not nowhere.queue)
 
 
-async def test_without_a_database_a_caller_hears_so_when_patience_ends() -> None:
+async def test_caller_learns_at_its_timeout_that_the_database_is_unavailable() -> None:
     nowhere = Writer("host=127.0.0.1 port=1", "squad", DatabaseClock(), Hints())
     async with running(nowhere.run()):
         with pytest.raises(Unavailable):
@@ -197,10 +199,10 @@ async def test_without_a_database_a_caller_hears_so_when_patience_ends() -> None
         assert not nowhere.ready
 
 
-async def test_a_disk_that_is_full_is_tried_again_more_and_more_seldom(
+async def test_append_to_a_full_disk_is_retried_with_backoff(
     writer: Writer, database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Though a connection can be had each time; and with space all goes on."""
+    """Although connecting succeeds each time. Once there is space, the command is carried out."""
     async with connected(database) as connection:
         await connection.execute(
             "CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS"
@@ -218,7 +220,7 @@ async def test_a_disk_that_is_full_is_tried_again_more_and_more_seldom(
     assert texts(await assert_log_is_sound(database)) == ["kept waiting"]
 
 
-async def test_what_a_caller_no_longer_waits_for_is_not_carried_out(database: str) -> None:
+async def test_command_whose_caller_no_longer_waits_is_not_carried_out(database: str) -> None:
     idle = Writer(database, "squad", DatabaseClock(), Hints())
     with pytest.raises(Unavailable):
         await submit(idle, message("too late"), timeout_seconds=0.01)
@@ -231,7 +233,7 @@ async def test_what_a_caller_no_longer_waits_for_is_not_carried_out(database: st
     assert texts(await assert_log_is_sound(database)) == ["in time"]
 
 
-async def test_a_writer_that_stops_answers_whoever_waits_and_takes_no_more(
+async def test_draining_writer_answers_waiting_commands_and_accepts_no_more(
     writer: Writer, database: str
 ) -> None:
     waiting = [asyncio.ensure_future(submit(writer, message(str(number)))) for number in range(50)]
@@ -243,7 +245,7 @@ async def test_a_writer_that_stops_answers_whoever_waits_and_takes_no_more(
     assert len(texts(await assert_log_is_sound(database))) == 50
 
 
-async def test_a_writer_that_is_ended_leaves_nobody_waiting(database: str) -> None:
+async def test_cancelled_writer_leaves_no_caller_waiting(database: str) -> None:
     ended = Writer("host=127.0.0.1 port=1", "squad", DatabaseClock(), Hints())
     async with running(ended.run()):
         waiting = asyncio.ensure_future(submit(ended, message("never")))
@@ -252,15 +254,15 @@ async def test_a_writer_that_is_ended_leaves_nobody_waiting(database: str) -> No
         await waiting
 
 
-async def test_an_observer_that_raises_costs_nobody_an_answer(writer: Writer, database: str) -> None:
-    heard: list[int] = []
+async def test_observer_that_raises_does_not_prevent_answers(writer: Writer, database: str) -> None:
+    observed: list[int] = []
 
     def raising(_: Sequence[Recorded]) -> None:
         raise ArithmeticError
 
-    writer.observers += [raising, lambda events: heard.extend(event.position for event in events)]
+    writer.observers += [raising, lambda events: observed.extend(event.position for event in events)]
     outcome = await submit(writer, message("once"))
-    assert heard[-1] == outcome.position
+    assert observed[-1] == outcome.position
     assert texts(await assert_log_is_sound(database)) == ["once"]
 
 
@@ -271,7 +273,7 @@ def _answers(events: Sequence[Recorded]) -> int:
     return sum(isinstance(codec.decode(event), RequestAnswered) for event in events)
 
 
-async def test_a_repeat_in_the_same_batch_gets_the_first_answer(writer: Writer, database: str) -> None:
+async def test_repeat_in_the_same_batch_gets_the_first_answer(writer: Writer, database: str) -> None:
     first, *repeats = await asyncio.gather(
         *(submit(writer, message("once"), key="k", fingerprint="f") for _ in range(5))
     )
@@ -284,7 +286,7 @@ async def test_a_repeat_in_the_same_batch_gets_the_first_answer(writer: Writer, 
     assert _answers(events) == 1
 
 
-async def test_a_repeat_in_a_later_batch_gets_the_first_answer(writer: Writer, database: str) -> None:
+async def test_repeat_in_a_later_batch_gets_the_first_answer(writer: Writer, database: str) -> None:
     first = await submit(writer, message("once"), key="k", fingerprint="f")
     repeat = await submit(writer, message("once"), key="k", fingerprint="f")
     assert repeat.repeated is not None
@@ -292,7 +294,7 @@ async def test_a_repeat_in_a_later_batch_gets_the_first_answer(writer: Writer, d
     assert texts(await assert_log_is_sound(database)) == ["once"]
 
 
-async def test_a_repeat_with_another_body_is_refused(writer: Writer, database: str) -> None:
+async def test_repeat_with_another_body_is_refused(writer: Writer, database: str) -> None:
     outcomes = [
         await submit(writer, message("once"), key="k", fingerprint="f"),
         await submit(writer, message("other"), key="k", fingerprint="g"),
@@ -306,7 +308,7 @@ async def test_a_repeat_with_another_body_is_refused(writer: Writer, database: s
     assert texts(await assert_log_is_sound(database)) == ["once", "new"]
 
 
-async def test_a_repeat_at_another_writer_gets_the_first_answer(writer: Writer, database: str) -> None:
+async def test_repeat_at_another_writer_gets_the_first_answer(writer: Writer, database: str) -> None:
     async with running_writer(database) as other:
         outcomes = await asyncio.gather(
             *(submit(each, message("once"), key="k", fingerprint="f") for each in (writer, other) * 10)
@@ -321,8 +323,8 @@ async def test_a_repeat_at_another_writer_gets_the_first_answer(writer: Writer, 
     assert _answers(events) == 1
 
 
-@pytest.mark.usefixtures("choosy")
-async def test_a_command_that_failed_may_be_tried_again_with_its_key(writer: Writer) -> None:
+@pytest.mark.usefixtures("poison_fails")
+async def test_failed_command_can_be_retried_with_its_key(writer: Writer) -> None:
     with pytest.raises(CommandFailed):
         await submit(writer, message(POISON), key="k", fingerprint="f")
     outcome = await submit(writer, message("better"), key="k", fingerprint="g")
@@ -333,15 +335,15 @@ async def test_a_command_that_failed_may_be_tried_again_with_its_key(writer: Wri
 # Others on the same log -------------------------------------------------------------------------------
 
 
-async def test_it_decides_under_the_lock_while_others_write_and_goes_back_after(
+async def test_writer_decides_under_the_lock_after_a_lost_race_and_returns_to_one_trip(
     writer: Writer, database: str
 ) -> None:
     async with connected(database) as connection:
-        scribe = LogWriter(connection)
+        log_writer = LogWriter(connection)
         await submit(writer, message("alone"))
         assert not writer.contended
-        await scribe.catch_up()
-        await scribe.append(said("somebody else", agent="alice"))
+        await log_writer.catch_up()
+        await log_writer.append(said("somebody else", agent="alice"))
         await submit(writer, message("beaten to it"))
         assert writer.contended
         await submit(writer, message("alone again"))
@@ -356,7 +358,9 @@ async def test_it_decides_under_the_lock_while_others_write_and_goes_back_after(
     await assert_log_is_sound(database)
 
 
-async def test_whoever_comes_while_it_waits_for_the_lock_goes_along(writer: Writer, database: str) -> None:
+async def test_commands_that_arrive_while_the_lock_is_awaited_join_the_batch(
+    writer: Writer, database: str
+) -> None:
     async with connected(database) as holder, connected(database) as connection:
         writer._appender.contended = True
         async with holder.transaction():
@@ -364,44 +368,48 @@ async def test_whoever_comes_while_it_waits_for_the_lock_goes_along(writer: Writ
             first = asyncio.ensure_future(submit(writer, message("first")))
             await eventually(partial(lock_is_awaited, connection))
             others = [message("second"), _unstorable(), message("third")]
-            coming = [asyncio.ensure_future(submit(writer, command)) for command in others]
+            late = [asyncio.ensure_future(submit(writer, command)) for command in others]
             await eventually(lambda: len(writer.queue) == 3)
-        _, second, failed, third = await asyncio.gather(first, *coming, return_exceptions=True)
+        _, second, failed, third = await asyncio.gather(first, *late, return_exceptions=True)
         assert isinstance(failed, CommandFailed)
         assert not isinstance(second, Exception)
         assert not isinstance(third, Exception)
         assert texts(await assert_log_is_sound(database)) == ["first", "second", "third"]
-        # They went together; by halves only where it was the database that refused one of them.
+        # They were appended together, or in halves if it was the database that refused one of them.
         sent = [event for event in await whole_log(connection) if event.type == MessageSent.type]
         halved = "the database refused" in str(failed).lower()
         assert sent[0].recorded_at == sent[1].recorded_at
         assert (sent[1].recorded_at < sent[2].recorded_at) == halved
 
 
-async def test_it_follows_what_others_write_by_hints_and_tells_its_observers(database: str) -> None:
+async def test_writer_reads_others_events_on_a_hint_and_notifies_its_observers(database: str) -> None:
     async with (
         running_listener(database) as listener,
         running_writer(database, hints=listener.events) as writer,
         connected(database) as connection,
     ):
-        heard: list[int] = []
-        writer.observers.append(lambda events: heard.extend(event.position for event in events))
-        scribe = LogWriter(connection)
-        await scribe.catch_up()
-        await scribe.append(*(joined(name) for name in ("alice", "bob", "carol")))
-        await eventually(lambda: writer.squad.head.position == scribe.head.position, within_seconds=0.9)
-        assert heard == [scribe.head.position - 2, scribe.head.position - 1, scribe.head.position]
+        observed: list[int] = []
+        writer.observers.append(lambda events: observed.extend(event.position for event in events))
+        log_writer = LogWriter(connection)
+        await log_writer.catch_up()
+        await log_writer.append(*(joined(name) for name in ("alice", "bob", "carol")))
+        await eventually(lambda: writer.squad.head.position == log_writer.head.position, within_seconds=0.9)
+        assert observed == [
+            log_writer.head.position - 2,
+            log_writer.head.position - 1,
+            log_writer.head.position,
+        ]
 
 
-async def test_it_follows_what_others_write_without_any_hint(writer: Writer, database: str) -> None:
+async def test_writer_reads_others_events_without_any_hint(writer: Writer, database: str) -> None:
     async with connected(database) as connection:
-        scribe = LogWriter(connection)
-        await scribe.catch_up()
-        await scribe.append(joined("unheard"))
-    await eventually(lambda: writer.squad.head.position == scribe.head.position, within_seconds=3)
+        log_writer = LogWriter(connection)
+        await log_writer.catch_up()
+        await log_writer.append(joined("unheard"))
+    await eventually(lambda: writer.squad.head.position == log_writer.head.position, within_seconds=3)
 
 
-async def test_a_hint_beyond_the_log_costs_one_look(
+async def test_hint_beyond_the_head_does_not_disturb_the_writer(
     database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     hints = Hints()
@@ -413,27 +421,25 @@ async def test_a_hint_beyond_the_log_costs_one_look(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def test_an_event_that_it_does_not_understand_stops_it_and_it_says_so(
-    writer: Writer, database: str
-) -> None:
-    """As while a newer version of the software is rolled out, one process after another."""
+async def test_unknown_event_stops_the_writer_and_is_reported(writer: Writer, database: str) -> None:
+    """As during a rolling upgrade to a newer version of the software."""
     async with connected(database) as connection:
-        scribe = LogWriter(connection)
-        await scribe.catch_up()
-        await scribe.append(joined("newcomer"), schema_version=9)
+        log_writer = LogWriter(connection)
+        await log_writer.catch_up()
+        await log_writer.append(joined("newcomer"), schema_version=9)
         with pytest.raises(Unavailable):
             await submit(writer, message("hello"), timeout_seconds=0.5)
         await eventually(lambda: writer.problem and "agent_registered v9" in writer.problem)
         assert not writer.ready
         assert await lock_is_free(connection)
-        assert await log.head_position(connection) == scribe.head.position
+        assert await log.head_position(connection) == log_writer.head.position
 
 
 # Time -------------------------------------------------------------------------------------------------
 
 
 class WrongClock(DatabaseClock):
-    """Once it was told the time, it goes wrong by `error`, until it is told again often enough."""
+    """A clock that is wrong by `error` until it is adjusted the next time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -442,16 +448,16 @@ class WrongClock(DatabaseClock):
     def now(self) -> datetime:
         return super().now() + self.error
 
-    def adjust(self, told: datetime, asked: float, heard: float) -> None:
+    def adjust(self, reading: datetime, sent_at: float, received_at: float) -> None:
         self.error = timedelta(0)
-        super().adjust(told, asked, heard)
+        super().adjust(reading, sent_at, received_at)
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
-async def test_a_clock_that_went_wrong_is_put_right_and_the_command_carried_out(
+async def test_wrong_clock_is_corrected_and_the_command_carried_out(
     database: str, hours: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Or it might be put right before the command comes.
+    # Otherwise a poll might correct it before the command arrives.
     monkeypatch.setattr("service.writing.writer.POLL_SECONDS", 60.0)
     clock = WrongClock()
     async with running_writer(database, clock=clock) as writer:
@@ -466,7 +472,7 @@ async def test_a_clock_that_went_wrong_is_put_right_and_the_command_carried_out(
     assert all(abs(event.recorded_at - now) < timedelta(minutes=1) for event in events)
 
 
-async def test_a_process_whose_own_clock_is_wrong_records_the_databases_time(
+async def test_process_with_a_wrong_clock_records_the_databases_time(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = DatabaseClock()
@@ -478,31 +484,29 @@ async def test_a_process_whose_own_clock_is_wrong_records_the_databases_time(
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
-async def test_a_clock_that_went_wrong_is_put_right_though_nobody_asks_for_anything(
-    database: str, hours: int
-) -> None:
-    """As after the machine slept: readers go by it as well."""
+async def test_wrong_clock_is_corrected_without_any_command(database: str, hours: int) -> None:
+    """As after the machine was suspended. Reads use this clock too."""
     clock = DatabaseClock()
     async with running_writer(database, clock=clock):
         clock._offset_seconds += 3_600 * hours
-        away = timedelta(seconds=3_600)
+        error = timedelta(seconds=3_600)
 
         def is_right() -> bool:
-            return abs(clock.now() - datetime.now(UTC)) < away / 2
+            return abs(clock.now() - datetime.now(UTC)) < error / 2
 
         assert not is_right()
         await eventually(is_right, within_seconds=5)
 
 
-async def test_time_in_the_log_stands_still_while_the_databases_clock_is_behind_it(
+async def test_time_stands_still_while_the_databases_clock_is_behind_the_log(
     writer: Writer, database: str
 ) -> None:
-    """As after the server's clock was set back: the events it meets in the log seem to come from later."""
+    """As after the server's clock was set back: the last events of the log are in its future."""
     async with connected(database) as connection:
-        scribe = LogWriter(connection)
-        await scribe.catch_up()
+        log_writer = LogWriter(connection)
+        await log_writer.catch_up()
         later = datetime.now(UTC) + timedelta(minutes=5)
-        await scribe.append(joined("from later"), at=later)
+        await log_writer.append(joined("from later"), at=later)
     await submit(writer, message("after it"))
     (*_, before, last) = await assert_log_is_sound(database)
     assert (before.recorded_at, last.recorded_at) == (later, later)

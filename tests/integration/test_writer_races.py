@@ -1,4 +1,4 @@
-"""Two service processes, one database: what is checked is true when it is written, twenty times over."""
+"""Two writers on one database: what a decision checked still holds when its events are appended."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ TOKENS = 1_000
 BUDGET = 100_000
 
 
-async def _at_both(writers: tuple[Writer, Writer], commands: list[do.AnyCommand]) -> list[Outcome]:
-    """Submits all at once, every second one at the other writer."""
+async def _submit_at_both(writers: tuple[Writer, Writer], commands: list[do.AnyCommand]) -> list[Outcome]:
+    """Submit all commands at once, alternately at one writer and the other."""
     return await asyncio.gather(
         *(submit(writers[number % 2], command) for number, command in enumerate(commands))
     )
@@ -33,7 +33,7 @@ def _granted(outcomes: list[Outcome]) -> list[Outcome]:
     return [outcome for outcome in outcomes if outcome.refusal is None]
 
 
-async def test_a_budget_is_never_overspent_by_a_race(database: str) -> None:
+async def test_budget_is_never_overspent_in_a_race(database: str) -> None:
     budget = do.SetPolicy(daily_tokens=BUDGET)
     async with (
         running_listener(database) as listener,
@@ -42,7 +42,7 @@ async def test_a_budget_is_never_overspent_by_a_race(database: str) -> None:
     ):
         for round_ in range(ROUNDS):
             await submit(one, do.SetBudget(daily_tokens=BUDGET * (round_ + 1)))
-            outcomes = await _at_both(
+            outcomes = await _submit_at_both(
                 (one, two),
                 [do.ReserveTokens(agent=f"agent-{n % 7}", tokens=TOKENS) for n in range(RESERVATIONS)],
             )
@@ -62,7 +62,7 @@ async def test_a_budget_is_never_overspent_by_a_race(database: str) -> None:
     )
 
 
-async def test_a_resource_is_never_claimed_twice_by_a_race(database: str) -> None:
+async def test_resource_is_never_claimed_twice_in_a_race(database: str) -> None:
     async with (
         running_listener(database) as listener,
         running_writer(database, hints=listener.events) as one,
@@ -70,7 +70,7 @@ async def test_a_resource_is_never_claimed_twice_by_a_race(database: str) -> Non
     ):
         for round_ in range(ROUNDS):
             resources = {"emailId": f"email-{round_}"}
-            outcomes = await _at_both(
+            outcomes = await _submit_at_both(
                 (one, two),
                 [
                     do.StartOperation(agent=f"agent-{n}", action="reply", resources=resources)
