@@ -20,13 +20,11 @@ from aiohttp import web
 from eventstore import connection, schema, sealing
 from eventstore.keys import Keyring
 from eventstore.listener import Listener
-from projections.agents import AGENTS
-from projections.jobs import JOBS
 from projections.projector import Projector
+from service.apply_settings import apply_settings
 from service.background import background
 from service.channels import Channels
 from service.clock import DatabaseClock
-from service.commands import DefineJob, RegisterAgent, StartOrchestrator, WithdrawJob
 from service.database import StartFailed, check_same_log, database, resolve_session_dsn
 from service.decide.access import is_key_required
 from service.http.auth import Authenticator
@@ -36,25 +34,20 @@ from service.http.limits import is_loopback
 from service.http.open_streams import OpenStreams
 from service.http.routes import application
 from service.http.server import Runner
-from service.job_spec import EMAIL_AGENT, SEED_JOBS
 from service.metrics import Metrics
 from service.reading import ReadTables
-from service.requests import Request
 from service.scheduling.calls import AgentClient
 from service.scheduling.scheduler import Scheduler
 from service.scheduling.timekeeper import watch_time
 from service.snapshotter import Snapshotter
 from service.tail import Tail
-from service.writing.batch import new_id
 from service.writing.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from eventstore.recorded import Recorded
-    from service.commands import AnyCommand
     from service.embedded import EmbeddedPostgres
-    from service.requests import Outcome
     from service.settings import Settings
 
 READ_CONNECTIONS = 8
@@ -68,11 +61,6 @@ DRAIN_SECONDS = 2.5
 
 CLOSE_SECONDS = 1.0
 """How long open connections may then take to end by themselves."""
-
-SERVICE_ACTOR = "system:service"
-
-SEED_AGENTS = {"orchestrator": "Orchestrator", EMAIL_AGENT: "Email"}
-"""Agents that the seed's jobs refer to, by name with their role; registered unless they already are."""
 _log = logging.getLogger(__name__)
 
 
@@ -133,7 +121,7 @@ async def parts(settings: Settings, dsn: str) -> AsyncIterator[tuple[Services, l
             streams=OpenStreams(settings.max_streams, settings.max_streams_per_key),
         )
         await wait_until_ready(writer)
-        await _apply_settings(settings, writer)
+        await apply_settings(settings, writer)
         yield services, tasks
 
 
@@ -239,36 +227,3 @@ async def wait_until_ready(writer: Writer) -> None:
                 await asyncio.sleep(0.01)
     except TimeoutError as error:
         raise StartFailed(f"the state was not restored within {START_SECONDS:.0f} seconds") from error
-
-
-async def _apply_settings(settings: Settings, writer: Writer) -> None:
-    """Apply the settings' policy, agents and jobs, and start the orchestrator of a new squad."""
-    correlation_id = new_id()
-
-    async def do(command: AnyCommand) -> Outcome:
-        while True:
-            outcome = await writer.submit(Request(command, SERVICE_ACTOR, correlation_id))
-            # After a long outage, a job has so many missed ticks that they are recorded in several steps.
-            if outcome.refusal is None or outcome.refusal.code != "job_behind":
-                return outcome
-
-    await do(settings.policy())
-    for agent in settings.registrations(writer.squad.rows(AGENTS).get):
-        await do(agent)
-    for name, role in SEED_AGENTS.items() if settings.seed_jobs else ():
-        if writer.squad.rows(AGENTS).get(name) is None:
-            await do(RegisterAgent(name=name, role=role))
-    await do(StartOrchestrator(only_if_new=True))
-    specs = settings.job_specs(writer.squad.policy)
-    for name, (source, spec) in specs.items():
-        outcome = await do(DefineJob(name=name, source=source, definition=spec.definition()))
-        if outcome.refusal:
-            raise StartFailed(f"jobs.{name}.agent is {spec.agent!r}: {outcome.refusal.detail}")
-    withdrawn = [job.name for job in writer.squad.all(JOBS) if job.source != "api"]
-    if not settings.seed_jobs:
-        # Include those that were removed already: if seed jobs are enabled again, all of them come back.
-        known = writer.squad.rows(JOBS)
-        withdrawn += [name for name in SEED_JOBS if known.get(name) is None]
-    for name in withdrawn:
-        if name not in specs:
-            await do(WithdrawJob(name=name))

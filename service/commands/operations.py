@@ -14,9 +14,11 @@ class StartOperation(Command):
     action: Name
     """What the agent is doing, in a word; shown to others when the claim conflicts with theirs."""
     resources: Resources
-    """What the work is about, by kind, such as {"emailId": "email-123"}."""
+    """What the work is about, by kind, such as {"emailId": "email-123"}. All agents must use the same kinds
+    and values, in the same letter case. The built-in jobs claim an e-mail as `emailId`, with its `id`."""
     ttl_seconds: TtlSeconds | None = None
-    """After how many seconds without a heartbeat the operation expires; default: the policy's timeout."""
+    """After how many seconds without a heartbeat the operation expires; default: the policy's timeout. It
+    blocks other claims for less, the policy's conflict window after each heartbeat: see `blocks_until`."""
 
 
 class CheckOperation(Command):
@@ -39,4 +41,5 @@ class FinishOperation(Command):
     operation_id: Id
     outcome: OperationOutcome
     tokens_used: Tokens | None = None
-    """Tokens spent on it, recorded as used by the agent."""
+    """Tokens spent on it, recorded as used by the agent. Leave out those that a reservation settles or that
+    were recorded already: they would be counted twice."""

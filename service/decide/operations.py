@@ -173,7 +173,7 @@ def renewal_event(state: State, row: OperationRow, now: datetime) -> OperationRe
 def finish(state: State, command: FinishOperation, at: DecisionContext) -> Decision:
     """End an operation, and record the tokens it used."""
     row = state.rows(OPERATIONS).get(command.operation_id)
-    if refusal := _refusal_if_ended(row, command.operation_id, at.now):
+    if refusal := _refusal_if_ended(row, command.operation_id, at.now, command.tokens_used):
         return Refused(refusal)
     assert row is not None
     finished = OperationFinished(
@@ -215,7 +215,9 @@ def _blocks_until(window_seconds: float, ttl_seconds: float, now: datetime) -> d
     return now + timedelta(seconds=min(window_seconds, ttl_seconds))
 
 
-def _refusal_if_ended(row: OperationRow | None, operation_id: str, now: datetime) -> Refusal | None:
+def _refusal_if_ended(
+    row: OperationRow | None, operation_id: str, now: datetime, tokens_used: int | None = None
+) -> Refusal | None:
     if row is None:
         return Refusal("operation_not_found", f"there is no operation {operation_id}")
     if row.state == "finished":
@@ -223,11 +225,10 @@ def _refusal_if_ended(row: OperationRow | None, operation_id: str, now: datetime
             "operation_finished", f"operation {row.id} has already finished", {"outcome": row.outcome}
         )
     if row.state == "expired" or row.expires_at <= now:
-        return Refusal(
-            "operation_expired",
-            f"operation {row.id} was not renewed in time; its claims are void",
-            {"expired_at": row.expires_at},
-        )
+        detail = f"operation {row.id} was not renewed in time; its claims are void"
+        if tokens_used:
+            detail += "; record what was spent with POST /api/v1/budget/usage"
+        return Refusal("operation_expired", detail, {"expired_at": row.expires_at})
     return None
 
 

@@ -330,6 +330,16 @@ class TestExpiry:
         story.when(FinishOperation(operation_id=operation, outcome="succeeded"), at=TIMEOUT + 60)
         story.then_refused("operation_expired")
 
+    def test_late_finish_with_tokens_is_told_where_to_record_them(self) -> None:
+        story, operation = holding()
+        story.given(PassTime(), at=TIMEOUT)
+        story.when(FinishOperation(operation_id=operation, outcome="succeeded", tokens_used=7))
+        story.then_refused("operation_expired")
+        assert story.refusal.detail.endswith("record what was spent with POST /api/v1/budget/usage")
+        story.when(FinishOperation(operation_id=operation, outcome="succeeded", tokens_used=0))
+        story.then_refused("operation_expired")
+        assert "/budget/usage" not in story.refusal.detail
+
     def test_expiry_releases_the_claims(self) -> None:
         story, _ = holding({"emailId": "e-1", "customerId": "c-1"})
         wanted = {"customerId": "c-1"}
