@@ -153,7 +153,7 @@ async def connect(dsn: str, schema: str, *, name: str, **settings: str | int) ->
     Raises:
         NotConnected: the database cannot be reached.
         StoreUnavailable: the connection broke before it could be used.
-        PoolerInTheWay: the connection goes through a pooler and lacks settings that the session needs.
+        PoolerMisconfigured: the connection goes through a pooler and lacks settings that the session needs.
     """
     longest = int(settings.pop("transaction_timeout", _TRANSACTION_TIMEOUT_MILLISECONDS))
     with translating():

@@ -44,8 +44,8 @@ async def is_direct(connection: psycopg.AsyncConnection[Any], schema: str) -> bo
     """Whether a connection is direct. Through a pooler, its statements are no longer prepared.
 
     Raises:
-        PoolerInTheWay: it is not, and lacks settings that the session needs; the message says how to set
-            them.
+        PoolerMisconfigured: it is not, and lacks settings that the session needs; the message says how to
+            set them.
     """
     row = await (await connection.execute(_EXAMINE)).fetchone()
     assert row is not None

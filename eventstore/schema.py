@@ -154,7 +154,7 @@ async def apply(dsn: str, schema: str, grantees: Collection[Grantee] = ()) -> No
 
     Raises:
         NameTaken: the name of a table or an index is already taken.
-        RoleMayNot: there is something to do or access to grant, and the role may not.
+        PermissionDenied: there is something to do or access to grant, and the role may not.
         SchemaTooNew: the database was created by a newer version of this software.
         UnsupportedServer: the server is older than Postgres 15, or its encoding is not UTF-8.
         StoreUnavailable: the database cannot be reached.
@@ -200,7 +200,7 @@ async def check_may_append(connection: Connection) -> None:
     """Refuse a role that can read the log but not append to it.
 
     Raises:
-        RoleMayNot: it cannot append.
+        PermissionDenied: it cannot append.
     """
     if not await one_value(connection, "SELECT has_table_privilege('events', 'INSERT')"):
         role = connection.info.user
@@ -216,7 +216,7 @@ async def check(connection: Connection) -> None:
         SchemaMissing: there is none.
         SchemaTooNew: it was created or upgraded by a newer version.
         SchemaTooOld: it was created by an older version and has not been upgraded yet.
-        RoleMayNot: the role was not granted access to it.
+        PermissionDenied: the role was not granted access to it.
     """
     found = await version(connection)
     if found == 0:

@@ -109,7 +109,7 @@ async def rebuild(
             are unchanged.
         StoreBusy: another replay is in progress, or somebody has locked the tables; they are unchanged. Or
             the rows were replaced, and counting them or recreating an index was cancelled.
-        TableUnlike: the rows would not fit into a table; the tables are unchanged.
+        TableMismatch: the rows would not fit into a table; the tables are unchanged.
         WritesRefused: the server is not a primary; the tables are unchanged.
         StoreUnavailable: the connection broke; the tables are unchanged or completely replaced.
     """

@@ -47,7 +47,7 @@ async def resolve_session_dsn(settings: Settings, dsn: str) -> str:
 
     Raises:
         StartFailed: there is none.
-        PoolerInTheWay: there is one, but the pooler on the other way lacks something.
+        PoolerMisconfigured: there is one, but the pooler on the other way lacks something.
     """
     missing = ""
     try:

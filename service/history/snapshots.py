@@ -127,7 +127,7 @@ async def load(connection: Connection, position: int) -> Squad | None:
     """Return the squad of the snapshot at exactly this position; None if there is none.
 
     Raises:
-        Distrusted: it was altered, or belongs to another log.
+        InvalidSnapshot: it was altered, or belongs to another log.
         StoreUnavailable: the connection broke.
     """
     found = await _fetch(connection, _LOAD, position)
@@ -211,7 +211,7 @@ async def unpack(state: bytes, head: Head) -> Squad:
     """Deserialize the squad of a snapshot at this head of this log.
 
     Raises:
-        Distrusted: the bytes were altered, or belong to another position or log.
+        InvalidSnapshot: the bytes were altered, or belong to another position or log.
     """
     lines = await asyncio.to_thread(_unpacked, state, head.position)
     try:

@@ -163,7 +163,7 @@ async def _process_email(work: Work, kind: EmailWork, email_id: str, deadline: f
     """Work on one e-mail.
 
     Raises:
-        _NotDone: it was not done.
+        _Skipped: it was not done.
     """
     held = _Held()
     to_acquire = [_claim_email(work, kind, email_id, held), _reserve_tokens(work, kind, held)]
@@ -195,7 +195,7 @@ async def _reserve_tokens(work: Work, kind: EmailWork, held: _Held) -> AsyncIter
     """Reserve tokens for a call; settle with what it used, or release them if it used none.
 
     Raises:
-        _NotDone: the budget refuses.
+        _Skipped: the budget refuses.
     """
     seconds = min(work.job.timeout_seconds + _RESERVATION_MARGIN_SECONDS, MAX_TTL_SECONDS)
     outcome = await work.submit(do.ReserveTokens(agent=work.agent, tokens=kind.tokens, ttl_seconds=seconds))
@@ -222,7 +222,7 @@ async def _claim_email(work: Work, kind: EmailWork, email_id: str, held: _Held) 
     """Claim an e-mail, and keep the claim while the work on it lasts.
 
     Raises:
-        _NotDone: another agent holds a conflicting claim. A message to the orchestrator says so.
+        _Skipped: another agent holds a conflicting claim. A message to the orchestrator says so.
     """
     outcome = await work.submit(
         do.StartOperation(agent=work.agent, action=kind.action, resources={"emailId": email_id})

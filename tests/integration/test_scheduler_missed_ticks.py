@@ -70,9 +70,10 @@ async def test_ticks_within_the_catch_up_time_run_and_older_ones_are_recorded_as
         # A tick that is due at this very moment is not late.
         assert statuses(member, "impatient")["missed"] >= 9
         late = statuses(member, "every_10_s")
-        assert late["missed"] in (54, 55)
+        # The claim that records them comes soon after the first events of the start.
+        count = (now - since - timedelta(seconds=60)) // timedelta(seconds=10)
+        assert late["missed"] in (count, count + 1)
         assert not member.runs("yearly")
-        print({name: dict(statuses(member, name)) for name in ("every_minute", "patient", "every_10_s")})
     await assert_log_is_sound(database)
 
 

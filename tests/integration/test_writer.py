@@ -7,11 +7,13 @@ import logging
 import re
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from eventstore import codec, log
+from eventstore.connection import connect
 from eventstore.events import MessageSent, RequestAnswered
 from eventstore.listener import Hints
 from service import commands as do
@@ -36,6 +38,7 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from eventstore.connection import Connection
     from eventstore.recorded import Recorded
     from service.decide import Decision, DecisionContext
     from service.memory.state import State
@@ -200,9 +203,16 @@ async def test_caller_learns_at_its_timeout_that_the_database_is_unavailable() -
 
 
 async def test_append_to_a_full_disk_is_retried_with_backoff(
-    writer: Writer, database: str, caplog: pytest.LogCaptureFixture
+    writer: Writer, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Although connecting succeeds each time. Once there is space, the command is carried out."""
+    connected_at: list[float] = []
+
+    async def counted(*arguments: Any, **options: Any) -> Connection:
+        connected_at.append(monotonic())
+        return await connect(*arguments, **options)
+
+    monkeypatch.setattr("service.writing.writer.connect", counted)
     async with connected(database) as connection:
         await connection.execute(
             "CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS"
@@ -212,11 +222,10 @@ async def test_append_to_a_full_disk_is_retried_with_backoff(
             "CREATE TRIGGER filled BEFORE INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION fill()"
         )
         waiting = asyncio.ensure_future(submit(writer, message("kept waiting")))
-        await eventually(lambda: len(caplog.records) > 5)
+        await eventually(lambda: len(connected_at) > 4)
         await connection.execute("DROP TRIGGER filled ON events")
     await waiting
-    tried = [record.created for record in caplog.records if "No space left" in record.getMessage()]
-    assert tried[5] - tried[0] > 0.05 + 0.1 + 0.2 + 0.4 + 0.8
+    assert connected_at[4] - connected_at[0] > 0.1 + 0.2 + 0.4 + 0.8
     assert texts(await assert_log_is_sound(database)) == ["kept waiting"]
 
 
@@ -236,10 +245,9 @@ async def test_command_whose_caller_no_longer_waits_is_not_carried_out(database:
 async def test_draining_writer_answers_waiting_commands_and_accepts_no_more(
     writer: Writer, database: str
 ) -> None:
-    waiting = [asyncio.ensure_future(submit(writer, message(str(number)))) for number in range(50)]
-    await asyncio.sleep(0)
+    waiting = [writer.put(Request(message(str(number)), "agent:test", "test")) for number in range(50)]
     await writer.drain()
-    assert all(task.done() for task in waiting)
+    assert all(outcome.done() for outcome in waiting)
     with pytest.raises(Stopping):
         await submit(writer, message("too late"))
     assert len(texts(await assert_log_is_sound(database))) == 50
@@ -382,7 +390,10 @@ async def test_commands_that_arrive_while_the_lock_is_awaited_join_the_batch(
         assert (sent[1].recorded_at < sent[2].recorded_at) == halved
 
 
-async def test_writer_reads_others_events_on_a_hint_and_notifies_its_observers(database: str) -> None:
+async def test_writer_reads_others_events_on_a_hint_and_notifies_its_observers(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.writing.writer.POLL_SECONDS", 60.0)
     async with (
         running_listener(database) as listener,
         running_writer(database, hints=listener.events) as writer,
@@ -393,7 +404,7 @@ async def test_writer_reads_others_events_on_a_hint_and_notifies_its_observers(d
         log_writer = LogWriter(connection)
         await log_writer.catch_up()
         await log_writer.append(*(joined(name) for name in ("alice", "bob", "carol")))
-        await eventually(lambda: writer.squad.head.position == log_writer.head.position, within_seconds=0.9)
+        await eventually(lambda: writer.squad.head.position == log_writer.head.position)
         assert observed == [
             log_writer.head.position - 2,
             log_writer.head.position - 1,
@@ -418,7 +429,9 @@ async def test_hint_beyond_the_head_does_not_disturb_the_writer(
         for number in range(10):
             await submit(writer, message(str(number)))
         assert writer.squad.head.position < 100
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    warnings = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    # On a busy machine, the time of a decision can have passed when its events arrive.
+    assert not [text for text in warnings if "clock" not in text]
 
 
 async def test_unknown_event_stops_the_writer_and_is_reported(writer: Writer, database: str) -> None:
@@ -465,7 +478,7 @@ async def test_wrong_clock_is_corrected_and_the_command_carried_out(
             clock.error = timedelta(hours=hours)
             await submit(writer, message(str(number)))
         assert not writer.contended
-    assert sum("clock" in record.message for record in caplog.records) == 3
+    assert sum("clock" in record.message for record in caplog.records) >= 3
     events = await assert_log_is_sound(database)
     assert texts(events) == ["0", "1", "2"]
     now = datetime.now(UTC)
