@@ -1,4 +1,4 @@
-"""The rebuild of outdated tables in the background: begun once, given up, tried again, told of."""
+"""The rebuild of outdated tables in the background: started once, cancelled, retried, and reported."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 
 class Rebuilds:
-    """What was asked to be rebuilt, by name; a rebuild takes for ever unless told how it ends."""
+    """Replaces `rebuild`: records the names of its projections, and never ends unless `finish` is set."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun: list[list[str]] = []
+        self.started: list[list[str]] = []
         self.cancelled = 0
-        self.end: Callable[[Sequence[Projection]], None] | None = None
+        self.finish: Callable[[Sequence[Projection]], None] | None = None
         monkeypatch.setattr(background_rebuild, "rebuild", self._rebuild)
 
     async def _rebuild(self, _: str, __: str, projections: Sequence[Projection]) -> None:
-        self.begun.append([projection.name for projection in projections])
-        if self.end is not None:
-            self.end(projections)
+        self.started.append([projection.name for projection in projections])
+        if self.finish is not None:
+            self.finish(projections)
             return
         try:
             await asyncio.Event().wait()
@@ -42,8 +42,8 @@ class Rebuilds:
             raise
 
 
-class FoldInput:
-    """A connection on which only that is said which others are told."""
+class RecordingConnection:
+    """A connection that records the names of the projections reported as in progress."""
 
     def __init__(self) -> None:
         self.names: list[list[str]] = []
@@ -52,7 +52,7 @@ class FoldInput:
         self.names += parameters
 
 
-NOBODY = cast("Connection", object())
+NO_CONNECTION = cast("Connection", object())
 
 
 @pytest.fixture
@@ -60,82 +60,86 @@ def rebuilds(monkeypatch: pytest.MonkeyPatch) -> Rebuilds:
     return Rebuilds(monkeypatch)
 
 
-async def _turns() -> None:
+async def _run_pending_tasks() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
 
 
-async def test_what_is_under_way_goes_on_where_it_is_wanted_and_else_is_given_up(
+async def test_rebuild_in_progress_continues_if_it_covers_the_request_else_is_cancelled(
     rebuilds: Rebuilds,
 ) -> None:
-    tables = BackgroundRebuild("", "squad")
-    assert not tables
-    await tables.start([agents, jobs])
-    await _turns()
-    await tables.start([jobs])
-    await _turns()
-    assert tables
-    assert (tables.projections, rebuilds.begun, rebuilds.cancelled) == ([jobs], [["agents", "jobs"]], 0)
-    await tables.start([jobs, budgets])
-    await _turns()
-    assert (rebuilds.begun[1:], rebuilds.cancelled) == ([["jobs", "budgets"]], 1)
-    await tables.start([])
-    assert (bool(tables), len(rebuilds.begun), rebuilds.cancelled) == (False, 2, 2)
-    assert await tables.poll(NOBODY) == {}
+    background = BackgroundRebuild("", "squad")
+    assert not background
+    await background.start([agents, jobs])
+    await _run_pending_tasks()
+    await background.start([jobs])
+    await _run_pending_tasks()
+    assert background
+    assert (background.projections, rebuilds.started, rebuilds.cancelled) == (
+        [jobs],
+        [["agents", "jobs"]],
+        0,
+    )
+    await background.start([jobs, budgets])
+    await _run_pending_tasks()
+    assert (rebuilds.started[1:], rebuilds.cancelled) == ([["jobs", "budgets"]], 1)
+    await background.start([])
+    assert (bool(background), len(rebuilds.started), rebuilds.cancelled) == (False, 2, 2)
+    assert await background.poll(NO_CONNECTION) == {}
 
 
-async def test_what_has_ended_is_begun_anew(rebuilds: Rebuilds) -> None:
-    rebuilds.end = lambda _: None
-    tables = BackgroundRebuild("", "squad")
+async def test_rebuild_that_has_ended_is_started_again_on_request(rebuilds: Rebuilds) -> None:
+    rebuilds.finish = lambda _: None
+    background = BackgroundRebuild("", "squad")
     for _ in range(2):
-        await tables.start([jobs])
-        await _turns()
-    assert rebuilds.begun == [["jobs"], ["jobs"]]
+        await background.start([jobs])
+        await _run_pending_tasks()
+    assert rebuilds.started == [["jobs"], ["jobs"]]
 
 
-async def test_what_cannot_be_rebuilt_keeps_no_other_from_it(rebuilds: Rebuilds) -> None:
+async def test_projection_that_cannot_be_rebuilt_does_not_affect_the_others(rebuilds: Rebuilds) -> None:
     error = ValueError("no such job")
 
-    def end(projections: Sequence[Projection]) -> None:
+    def finish(projections: Sequence[Projection]) -> None:
         if jobs in projections:
             raise error
 
-    rebuilds.end = end
-    tables = BackgroundRebuild("", "squad")
-    await tables.start([agents, jobs, budgets])
-    await _turns()
-    assert rebuilds.begun == [["agents", "jobs", "budgets"], ["agents"], ["jobs"], ["budgets"]]
-    assert await tables.poll(NOBODY) == {"jobs": error}
-    assert await tables.poll(NOBODY) == {}
+    rebuilds.finish = finish
+    background = BackgroundRebuild("", "squad")
+    await background.start([agents, jobs, budgets])
+    await _run_pending_tasks()
+    assert rebuilds.started == [["agents", "jobs", "budgets"], ["agents"], ["jobs"], ["budgets"]]
+    assert await background.poll(NO_CONNECTION) == {"jobs": error}
+    assert await background.poll(NO_CONNECTION) == {}
 
 
-async def test_it_is_tried_again_and_ever_later(
+async def test_rebuild_is_retried_with_growing_delays(
     rebuilds: Rebuilds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
 
-    def end(_: Sequence[Projection]) -> None:
-        if len(rebuilds.begun) <= 7:
+    def finish(_: Sequence[Projection]) -> None:
+        if len(rebuilds.started) <= 7:
             raise StoreBusy("another replay is in progress") if len(waits) % 2 else OSError("gone")
 
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    rebuilds.end = end
+    rebuilds.finish = finish
     monkeypatch.setattr(asyncio, "sleep", sleep)
     assert await BackgroundRebuild("", "squad")._rebuild([jobs]) == {}
     assert waits == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
-    assert len(rebuilds.begun) == 8
+    assert len(rebuilds.started) == 8
 
 
 @pytest.mark.usefixtures("rebuilds")
-async def test_that_it_is_under_way_is_told_from_time_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rebuild_in_progress_is_reported_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     times = [0.0]
     monkeypatch.setattr(background_rebuild, "monotonic", lambda: 1_000.0 + times[-1])
-    tables, told = BackgroundRebuild("", "squad"), FoldInput()
-    await tables.start([jobs])
+    background, connection = BackgroundRebuild("", "squad"), RecordingConnection()
+    await background.start([jobs])
     for seconds, due in ((0.0, 1), (3.0, 1), (3.5, 2), (6.5, 2), (7.0, 3)):
         times.append(seconds)
-        assert await tables.poll(cast("Connection", told)) == {}
-        assert told.names == [["jobs"]] * due
-    await tables.stop()
+        assert await background.poll(cast("Connection", connection)) == {}
+        assert connection.names == [["jobs"]] * due
+    await background.stop()

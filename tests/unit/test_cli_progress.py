@@ -1,4 +1,4 @@
-"""How far a long reading of the log is, for a person and for a file."""
+"""Progress of long reads of the log, on a terminal and without one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from service.cli import progress
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time that passes, one moment a look."""
-    moments = [100.0]
-    monkeypatch.setattr(progress, "monotonic", lambda: moments[-1])
-    return moments
+    """The times that the clock has shown; append the next one."""
+    times = [100.0]
+    monkeypatch.setattr(progress, "monotonic", lambda: times[-1])
+    return times
 
 
 class TestWithoutATerminal:
-    def test_there_is_a_line_every_few_seconds_with_speed_and_time_left(
+    def test_line_with_speed_and_time_left_is_printed_every_few_seconds(
         self, clock: list[float], capsys: pytest.CaptureFixture[str]
     ) -> None:
         with progress.show("replaying") as report:
@@ -30,7 +30,7 @@ class TestWithoutATerminal:
             "replaying: 4,000 of 9,000 events, 1,000 events/s, 5 s left",
         ]
 
-    def test_where_nobody_knows_how_much_there_is_no_time_left_is_told(
+    def test_line_has_no_time_left_when_the_end_is_unknown(
         self, clock: list[float], capsys: pytest.CaptureFixture[str]
     ) -> None:
         with progress.show("importing") as report:
@@ -38,7 +38,7 @@ class TestWithoutATerminal:
             report(2_000, None)
         assert capsys.readouterr().err == "importing: 2,000 events, 500 events/s\n"
 
-    def test_a_log_that_has_grown_meanwhile_is_at_its_end(
+    def test_end_moves_with_a_log_that_grows(
         self, clock: list[float], capsys: pytest.CaptureFixture[str]
     ) -> None:
         with progress.show("exporting") as report:
@@ -47,13 +47,13 @@ class TestWithoutATerminal:
         shown = capsys.readouterr().err
         assert shown == "exporting: 4,010 of 4,010 events, 1,002 events/s, 0 s left\n"
 
-    def test_who_wants_quiet_gets_it(self, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    def test_quiet_prints_nothing(self, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
         with progress.show("verifying", quiet=True) as report:
             clock.append(104.0)
             report(2_000, 9_000)
         assert capsys.readouterr().err == ""
 
-    def test_what_is_done_at_once_is_not_talked_about(
+    def test_short_work_prints_nothing(
         self, clock: list[float], capsys: pytest.CaptureFixture[str]
     ) -> None:
         with progress.show("replaying") as report:
@@ -69,9 +69,7 @@ class TestOnATerminal:
         monkeypatch.setenv("COLUMNS", "120")
         monkeypatch.setenv("TERM", "xterm")
 
-    def test_there_is_a_bar_with_how_much_how_fast_and_how_long(
-        self, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_bar_shows_the_task_the_count_and_the_speed(self, capsys: pytest.CaptureFixture[str]) -> None:
         with progress.show("replaying") as report:
             report(1_000, 9_000)
             report(9_000, 8_990)
@@ -80,13 +78,13 @@ class TestOnATerminal:
         for part in ("replaying", "9,000 of 9,000 events", "events/s"):
             assert part in printed.err
 
-    def test_the_end_may_be_unknown(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_bar_shows_the_count_when_the_end_is_unknown(self, capsys: pytest.CaptureFixture[str]) -> None:
         with progress.show("importing") as report:
             report(1_000, None)
             report(9_000, None)
         assert "9,000 events" in capsys.readouterr().err
 
-    def test_the_cursor_comes_back_where_the_work_fails(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_cursor_is_shown_again_when_the_work_fails(self, capsys: pytest.CaptureFixture[str]) -> None:
         def work() -> None:
             with progress.show("replaying") as report:
                 report(1_000, 9_000)

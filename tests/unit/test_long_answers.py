@@ -1,4 +1,4 @@
-"""Long answers are written as short ones are, and others have their turn meanwhile."""
+"""Long answers are serialized to the same JSON as short ones, and yield to other tasks meanwhile."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ ROWS = 50 * FEW
 _NAME = itemgetter("name")
 
 
-def an_answer(rows: int, shown: list[int] | None = None) -> dict[str, Any]:
+def make_answer(rows: int, rendered: list[int] | None = None) -> dict[str, Any]:
     def show(row: int) -> dict[str, int]:
-        if shown is not None:
-            shown.append(row)
+        if rendered is not None:
+            rendered.append(row)
         return {"row": row}
 
-    every = range(rows)
+    numbers = range(rows)
     return {
-        "list": listed(every, show),
+        "list": listed(numbers, show),
         "inner": {
             "by_name": by_name(
-                [{"name": f"“{row}”"} for row in every], itemgetter("name"), itemgetter("name")
+                [{"name": f"“{row}”"} for row in numbers], itemgetter("name"), itemgetter("name")
             )
         },
         "empty": {},
@@ -40,39 +40,41 @@ def an_answer(rows: int, shown: list[int] | None = None) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def slices_of_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def _yield_every_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(long_answers, "_SLICE_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("rows", [0, 1, FEW, ROWS])
-async def test_are_the_same_json_however_long_they_are(rows: int) -> None:
-    assert await LongAnswers().serialize(lambda: an_answer(rows)) == dumps(an_answer(rows))
+async def test_answer_of_any_length_is_serialized_to_the_same_json(rows: int) -> None:
+    assert await LongAnswers().serialize(lambda: make_answer(rows)) == dumps(make_answer(rows))
 
 
-async def test_take_turns_with_everything_else() -> None:
-    shown: list[int] = []
-    writing = asyncio.create_task(LongAnswers().serialize(lambda: an_answer(ROWS, shown)))
-    most, before = 0, 0
-    while not writing.done():
+async def test_long_answer_yields_to_other_tasks_every_few_rows() -> None:
+    rendered: list[int] = []
+    serializing = asyncio.create_task(LongAnswers().serialize(lambda: make_answer(ROWS, rendered)))
+    largest_step, before = 0, 0
+    while not serializing.done():
         await asyncio.sleep(0)
-        most, before = max(most, len(shown) - before), len(shown)
-    assert len(shown) == ROWS
-    assert most <= FEW
+        largest_step, before = max(largest_step, len(rendered) - before), len(rendered)
+    assert len(rendered) == ROWS
+    assert largest_step <= FEW
 
 
-async def test_hold_others_up_no_more_where_there_are_several_of_them() -> None:
-    answers, shown = LongAnswers(), list[int]()
-    writing = asyncio.gather(*(answers.serialize(lambda: an_answer(ROWS, shown)) for _ in range(20)))
-    most, before = 0, 0
-    while not writing.done():
+async def test_many_long_answers_delay_other_tasks_no_more_than_one() -> None:
+    answers, rendered = LongAnswers(), list[int]()
+    serializing = asyncio.gather(
+        *(answers.serialize(lambda: make_answer(ROWS, rendered)) for _ in range(20))
+    )
+    largest_step, before = 0, 0
+    while not serializing.done():
         await asyncio.sleep(0)
-        most, before = max(most, len(shown) - before), len(shown)
-    assert len(shown) == 20 * ROWS
-    assert most <= FEW
+        largest_step, before = max(largest_step, len(rendered) - before), len(rendered)
+    assert len(rendered) == 20 * ROWS
+    assert largest_step <= FEW
 
 
-async def test_short_ones_are_written_at_once() -> None:
-    writing = asyncio.create_task(LongAnswers().serialize(lambda: an_answer(10)))
+async def test_short_answer_is_serialized_without_yielding() -> None:
+    serializing = asyncio.create_task(LongAnswers().serialize(lambda: make_answer(10)))
     await asyncio.sleep(0)
-    assert writing.done()
-    await writing
+    assert serializing.done()
+    await serializing

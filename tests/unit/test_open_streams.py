@@ -1,4 +1,4 @@
-"""How many event streams may be open, what rest they owe, and what is made once for all of them."""
+"""How many event streams may be open, how long they pause after a turn, and which frames are cached."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ ONE, OTHER = Caller("operator", "2222222222"), Caller("operator", "3333333333")
 
 
 @asynccontextmanager
-async def following(streams: OpenStreams, who: Caller = ANYBODY) -> AsyncIterator[asyncio.Task[None]]:
-    """A task that has a stream open, which is ended with the block."""
+async def open_stream(streams: OpenStreams, who: Caller = ANYBODY) -> AsyncIterator[asyncio.Task[None]]:
+    """A task that has a stream open; it is cancelled when the block ends."""
     is_open = asyncio.Event()
 
     async def follow() -> None:
@@ -42,35 +42,35 @@ async def following(streams: OpenStreams, who: Caller = ANYBODY) -> AsyncIterato
     await asyncio.wait((task,))
 
 
-async def refusal(streams: OpenStreams, who: Caller = ANYBODY) -> str:
+async def refusal_code(streams: OpenStreams, who: Caller = ANYBODY) -> str:
     with pytest.raises(Problem) as refused:
-        async with following(streams, who):
+        async with open_stream(streams, who):
             pass
     assert refused.value.body["retry_after_seconds"] == 5
     return refused.value.code
 
 
-async def test_there_are_as_many_as_may_be_and_one_that_ends_makes_room() -> None:
+async def test_stream_beyond_the_maximum_is_rejected_until_another_ends() -> None:
     streams = OpenStreams(maximum=2, max_per_key=2)
-    async with following(streams), following(streams):
-        assert await refusal(streams) == "streams_full"
-    async with following(streams), following(streams):
-        assert await refusal(streams, ONE) == "streams_full"
+    async with open_stream(streams), open_stream(streams):
+        assert await refusal_code(streams) == "streams_full"
+    async with open_stream(streams), open_stream(streams):
+        assert await refusal_code(streams, ONE) == "streams_full"
 
 
-async def test_a_key_has_its_own_share_and_without_one_nobody_is_counted_apart() -> None:
+async def test_streams_are_limited_per_key_but_not_per_caller_without_a_key() -> None:
     streams = OpenStreams(maximum=9, max_per_key=1)
     for _ in range(2):
-        async with following(streams, ONE), following(streams, OTHER):
-            assert await refusal(streams, ONE) == "too_many_streams"
-        async with following(streams), following(streams):
+        async with open_stream(streams, ONE), open_stream(streams, OTHER):
+            assert await refusal_code(streams, ONE) == "too_many_streams"
+        async with open_stream(streams), open_stream(streams):
             pass
     assert not streams._by_key
 
 
-async def test_all_of_them_end_with_the_service() -> None:
+async def test_end_cancels_every_open_stream() -> None:
     streams = OpenStreams(maximum=9, max_per_key=9)
-    async with following(streams) as one, following(streams, ONE) as other:
+    async with open_stream(streams) as one, open_stream(streams, ONE) as other:
         streams.end()
         await asyncio.wait((one, other))
         assert one.cancelled()
@@ -78,26 +78,29 @@ async def test_all_of_them_end_with_the_service() -> None:
 
 
 @pytest.mark.parametrize(
-    ("others", "rest"), [(0, 0.0), (1, 0.1), (20, 2.0), (90, MAX_PAUSE_FACTOR), (95, MAX_PAUSE_FACTOR)]
+    ("other_streams", "pause_factor"),
+    [(0, 0.0), (1, 0.1), (20, 2.0), (90, MAX_PAUSE_FACTOR), (95, MAX_PAUSE_FACTOR)],
 )
-async def test_a_turn_owes_more_rest_the_more_are_open(others: int, rest: float) -> None:
-    owed: list[float] = []
+async def test_pause_after_a_turn_grows_with_the_open_streams_up_to_a_maximum(
+    other_streams: int, pause_factor: float
+) -> None:
+    pause_factors: list[float] = []
 
-    class Watched(Throttle):
+    class RecordingThrottle(Throttle):
         def turn(self, rest: float) -> Any:
-            owed.append(rest)
+            pause_factors.append(rest)
             return nullcontext()
 
     streams = OpenStreams(maximum=200, max_per_key=200)
     async with AsyncExitStack() as stack:
-        for _ in range(others + 1):
-            await stack.enter_async_context(following(streams))
-        async with streams.turn(Watched()):
+        for _ in range(other_streams + 1):
+            await stack.enter_async_context(open_stream(streams))
+        async with streams.turn(RecordingThrottle()):
             pass
-    assert owed == [pytest.approx(rest)]
+    assert pause_factors == [pytest.approx(pause_factor)]
 
 
-async def test_those_that_read_the_log_hold_up_none_that_keep_up() -> None:
+async def test_turn_for_the_log_does_not_block_turns_for_memory() -> None:
     streams = OpenStreams(maximum=9, max_per_key=9)
     async with streams.turn(streams.from_log), asyncio.timeout(5), streams.turn(streams.from_memory):
         pass
@@ -108,18 +111,18 @@ class TestFrames:
         data = f'{{"note":"{note}"}}'
         return Recorded(position, "id", "s", 1, "task_made", 1, data, "ann", None, "c", None, START, b"\1")
 
-    def test_are_made_once_for_all_as_long_as_it_is_the_same_event(self) -> None:
+    def test_frame_is_cached_until_another_event_has_its_position(self) -> None:
         streams, first = OpenStreams(1, 1), self.event(note="first")
-        made = streams.frame(first)
-        assert streams.frame(first) is made
-        # Of a log that was replaced, another event is at this position.
+        cached = streams.frame(first)
+        assert streams.frame(first) is cached
+        # After the log was replaced, another event can be at this position.
         assert b"other" in streams.frame(self.event(note="other"))
 
-    def test_that_are_large_are_not_kept(self) -> None:
+    def test_large_frame_is_not_cached(self) -> None:
         streams, large = OpenStreams(1, 1), self.event(note="x" * module._MAX_CACHED_FRAME_BYTES)
         assert streams.frame(large) is not streams.frame(large)
 
-    def test_are_kept_of_the_latest_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_cache_is_bounded_and_has_the_latest_frame(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "_MAX_CACHED_FRAMES", 10)
         streams = OpenStreams(1, 1)
         for position in range(1, 100):
@@ -128,7 +131,7 @@ class TestFrames:
         last = self.event(100)
         assert streams.frame(last) is streams.frame(last)
 
-    def test_say_when_in_utc_and_what_in_the_letters_of_the_log(self) -> None:
+    def test_frame_has_the_time_in_utc_and_the_data_as_stored(self) -> None:
         frame = OpenStreams(1, 1).frame(self.event(note="ä")).decode()
         assert frame.startswith("id: 7\nevent: task_made\ndata: {")
         assert frame.endswith("\n\n")

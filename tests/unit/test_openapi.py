@@ -1,4 +1,4 @@
-"""The OpenAPI document says what the route table does, whole and without slips."""
+"""The OpenAPI document describes the route table completely, and is itself valid."""
 
 from __future__ import annotations
 
@@ -27,44 +27,44 @@ OPERATIONS = [
 WITH_BODY = [route for route in ROUTES if route.body]
 
 
-def _everywhere(value: Any) -> Iterator[dict[str, Any]]:
+def _all_objects(value: Any) -> Iterator[dict[str, Any]]:
     """Every object in the document."""
     if isinstance(value, dict):
         yield value
         value = list(value.values())
     if isinstance(value, list):
         for part in value:
-            yield from _everywhere(part)
+            yield from _all_objects(part)
 
 
-def _name(route: Route) -> str:
+def _route_id(route: Route) -> str:
     return f"{route.method} {route.path}"
 
 
-def test_it_lists_exactly_the_routes_of_the_table() -> None:
+def test_document_lists_exactly_the_routes_of_the_table() -> None:
     documented = [(method.upper(), path) for method, path, _ in OPERATIONS]
     assert sorted(documented) == sorted((route.method, route.plain_path) for route in ROUTES)
     assert len(documented) == len(set(documented))
 
 
-def test_every_operation_has_a_name_of_its_own_and_a_summary() -> None:
+def test_every_operation_has_a_unique_id_a_summary_and_tags() -> None:
     names = [operation["operationId"] for _, _, operation in OPERATIONS]
     assert len(names) == len(set(names))
     assert all(operation["summary"] and operation["tags"] for _, _, operation in OPERATIONS)
 
 
-def test_every_tag_is_explained_and_used() -> None:
+def test_declared_tags_are_exactly_those_in_use() -> None:
     used = {tag for _, _, operation in OPERATIONS for tag in operation["tags"]}
     assert used == {tag["name"] for tag in DOCUMENT["tags"]}
 
 
-def test_every_reference_leads_somewhere_and_every_schema_is_referred_to() -> None:
-    references = {item["$ref"] for item in _everywhere(DOCUMENT) if "$ref" in item}
+def test_every_reference_resolves_and_every_schema_is_referenced() -> None:
+    references = {item["$ref"] for item in _all_objects(DOCUMENT) if "$ref" in item}
     names = {reference.removeprefix("#/components/schemas/") for reference in references}
     assert names == set(DOCUMENT["components"]["schemas"])
 
 
-def test_every_schema_is_one() -> None:
+def test_every_schema_is_valid_json_schema() -> None:
     schemas = DOCUMENT["components"]["schemas"]
     for name in schemas:
         whole = {"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}}
@@ -72,7 +72,7 @@ def test_every_schema_is_one() -> None:
         jsonschema_rs.meta.validate(schemas[name])
 
 
-def test_every_parameter_of_a_path_is_described() -> None:
+def test_every_path_parameter_is_declared_required_and_bounded() -> None:
     for _, path, operation in OPERATIONS:
         described = [item for item in operation.get("parameters", ()) if item["in"] == "path"]
         assert {item["name"] for item in described} == set(re.findall(r"\{(\w+)\}", path))
@@ -81,25 +81,25 @@ def test_every_parameter_of_a_path_is_described() -> None:
             assert item["schema"].keys() & {"pattern", "maximum"}, (path, item)
 
 
-def test_every_parameter_is_described_in_words() -> None:
+def test_every_parameter_has_a_description() -> None:
     for _, path, operation in OPERATIONS:
         for item in operation.get("parameters", ()):
             assert item.get("description"), (path, item["name"])
 
 
 def test_no_schema_is_named_after_a_module() -> None:
-    """As pydantic does where two models have one name."""
+    """Pydantic does that when two models have the same name."""
     assert [name for name in DOCUMENT["components"]["schemas"] if "__" in name] == []
 
 
-def test_every_read_of_the_api_waits_for_a_position_where_it_is_told_to() -> None:
+def test_every_read_documents_min_position_and_its_timeout() -> None:
     for method, path, operation in OPERATIONS:
         if method == "get" and path.startswith("/api/v1/"):
             assert "min_position" in {item["name"] for item in operation["parameters"]}, path
             assert "not_yet" in operation["responses"]["504"]["description"], path
 
 
-def test_every_answer_says_what_it_is() -> None:
+def test_every_response_has_a_description_and_content() -> None:
     for _, path, operation in OPERATIONS:
         assert any(status.startswith("2") for status in operation["responses"]), path
         for status, response in operation["responses"].items():
@@ -107,7 +107,7 @@ def test_every_answer_says_what_it_is() -> None:
             assert response["content"], (path, status)
 
 
-def test_every_operation_says_whether_it_takes_a_key_and_what_happens_without() -> None:
+def test_every_operation_documents_whether_it_needs_a_key_and_how_it_is_refused() -> None:
     assert DOCUMENT["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     scopes = {(route.method.lower(), route.plain_path): route.scope for route in ROUTES}
     for method, path, operation in OPERATIONS:
@@ -121,7 +121,7 @@ def test_every_operation_says_whether_it_takes_a_key_and_what_happens_without() 
             assert "WWW-Authenticate" in operation["responses"]["401"]["headers"]
 
 
-def test_writes_take_keys_and_tell_when_to_come_back() -> None:
+def test_only_writes_take_an_idempotency_key_and_they_document_retry_after() -> None:
     for method, path, operation in OPERATIONS:
         names = {item["name"] for item in operation.get("parameters", ())}
         changes_nothing = method == "get" or path.endswith(("/check", "/whatif"))
@@ -130,7 +130,7 @@ def test_writes_take_keys_and_tell_when_to_come_back() -> None:
             assert "Retry-After" in operation["responses"]["503"]["headers"]
 
 
-def test_what_is_not_json_has_its_own_content_type() -> None:
+def test_responses_that_are_not_json_have_their_own_content_type() -> None:
     for path, content_type in (
         ("/metrics", "text/plain; version=0.0.4; charset=utf-8"),
         ("/api/v1/events/stream", "text/event-stream"),
@@ -138,13 +138,13 @@ def test_what_is_not_json_has_its_own_content_type() -> None:
         assert list(DOCUMENT["paths"][path]["get"]["responses"]["200"]["content"]) == [content_type]
 
 
-def test_what_needs_a_key_needs_the_state_that_has_the_keys() -> None:
+def test_only_operations_that_need_a_key_document_unavailable() -> None:
     for _, path, operation in OPERATIONS:
-        told = operation["responses"].get("503", {"description": ""})["description"]
-        assert ("`unavailable`" in told) == bool(operation["security"]), path
+        description = operation["responses"].get("503", {"description": ""})["description"]
+        assert ("`unavailable`" in description) == bool(operation["security"]), path
 
 
-def test_problems_are_problem_details_but_for_the_seeds_interface() -> None:
+def test_errors_are_problem_details_except_in_the_seeds_interface() -> None:
     for _, path, operation in OPERATIONS:
         for status, response in operation["responses"].items():
             if status < "400" or path == "/readyz":
@@ -153,7 +153,7 @@ def test_problems_are_problem_details_but_for_the_seeds_interface() -> None:
             assert list(response["content"]) == [expected], (path, status)
 
 
-def test_fields_of_the_path_are_not_asked_for_in_the_body() -> None:
+def test_path_fields_are_not_required_in_the_body() -> None:
     for _, path, operation in OPERATIONS:
         if "requestBody" not in operation or "{" not in path:
             continue
@@ -169,22 +169,22 @@ def _schema(name: str) -> jsonschema_rs.Draft202012Validator:
     return jsonschema_rs.Draft202012Validator(whole)
 
 
-def test_a_field_that_a_change_leaves_out_has_no_default() -> None:
-    """Or clients that are made of the document send it, and set anew what nobody wanted to change."""
-    changes = [operation for method, _, operation in OPERATIONS if method == "patch"]
-    assert len(changes) == 3
-    for operation in changes:
+def test_fields_of_a_patch_have_no_defaults() -> None:
+    """Generated clients would send the default, and reset a field that nobody wanted to change."""
+    patches = [operation for method, _, operation in OPERATIONS if method == "patch"]
+    assert len(patches) == 3
+    for operation in patches:
         reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
         schema = DOCUMENT["components"]["schemas"][reference.rpartition("/")[2]]
         assert not [name for name, field in schema["properties"].items() if "default" in field]
     assert DOCUMENT["components"]["schemas"]["CreateTask"]["properties"]["status"]["default"] == "new"
 
 
-def test_of_several_ways_to_send_a_command_each_is_a_whole_schema() -> None:
-    """Clients that are made of the document know either properties, or choices beside them."""
-    for item in _everywhere(DOCUMENT):
+def test_each_alternative_form_of_a_command_is_a_complete_schema() -> None:
+    """Client generators support properties or alternatives, but not both in one schema."""
+    for item in _all_objects(DOCUMENT):
         assert "anyOf" not in item or "properties" not in item
-    for name, fitting, not_fitting in (
+    for name, valid, invalid in (
         ("SetBudget", {"daily_tokens": 5}, {}),
         ("SetBudget", {"daily_tokens": None, "agent_limits": {"ada": 5}}, {"daily_tokens": None}),
         ("RecordUsage", {"agent": "ada", "tokens": 5, "model": "m"}, {"tokens": 5}),
@@ -194,36 +194,36 @@ def test_of_several_ways_to_send_a_command_each_is_a_whole_schema() -> None:
             {"agent": "ada", "input_tokens": 5, "output_tokens": None},
         ),
     ):
-        assert _schema(name).is_valid(fitting)
-        assert not _schema(name).is_valid(not_fitting)
-        assert not _schema(name).is_valid({**fitting, "other": 5})
+        assert _schema(name).is_valid(valid)
+        assert not _schema(name).is_valid(invalid)
+        assert not _schema(name).is_valid({**valid, "other": 5})
 
 
 @pytest.mark.parametrize(
-    ("every", "fits"),
+    ("every", "is_valid"),
     [(0.1, True), (2, True), ("5m", True), ("1.5 h", True), (0.05, False), ("5 w", False)],
 )
-def test_an_interval_is_said_to_be_seconds_or_text_and_how_long(every: object, fits: bool) -> None:
-    assert _schema("JobSpec").is_valid({"task": "status_update", "every": every}) == fits
-    assert _fits(JobSpec, {"task": "status_update", "every": every}) == fits
+def test_schema_and_model_accept_the_same_intervals(every: object, is_valid: bool) -> None:
+    assert _schema("JobSpec").is_valid({"task": "status_update", "every": every}) == is_valid
+    assert _is_valid(JobSpec, {"task": "status_update", "every": every}) == is_valid
 
 
-def test_no_keyword_of_a_schema_is_one_of_pythons() -> None:
-    strange = {"ge", "le", "gt", "lt", "min_length", "max_length", "multiple_of"}
-    assert not [item for item in _everywhere(DOCUMENT) if strange & item.keys()]
+def test_no_schema_has_a_keyword_of_pydantic() -> None:
+    pydantic_keywords = {"ge", "le", "gt", "lt", "min_length", "max_length", "multiple_of"}
+    assert not [item for item in _all_objects(DOCUMENT) if pydantic_keywords & item.keys()]
 
 
-@pytest.mark.parametrize("route", WITH_BODY, ids=_name)
-def test_every_body_has_an_example_that_fits(route: Route) -> None:
+@pytest.mark.parametrize("route", WITH_BODY, ids=_route_id)
+def test_every_body_has_a_valid_example(route: Route) -> None:
     example = dict(EXAMPLES[route.method, route.path])
     bound = route.write.bound if route.write else {}
     path = dict.fromkeys(bound.values(), "00000000-0000-7000-8000-000000000000")
     models = route.body if isinstance(route.body, tuple) else (route.body,)
-    fitting = [model for model in models if model and _fits(model, {**example, **path})]
-    assert fitting, example
+    valid = [model for model in models if model and _is_valid(model, {**example, **path})]
+    assert valid, example
 
 
-def _fits(model: type[Any], value: object) -> bool:
+def _is_valid(model: type[Any], value: object) -> bool:
     try:
         TypeAdapter(model).validate_python(value, strict=True)
     except ValueError:
@@ -231,11 +231,11 @@ def _fits(model: type[Any], value: object) -> bool:
     return True
 
 
-def test_no_example_is_left_over() -> None:
+def test_every_example_belongs_to_a_route_with_a_body() -> None:
     assert EXAMPLES.keys() == {(route.method, route.path) for route in WITH_BODY}
 
 
-def test_a_jobs_time_zone_is_said_to_be_the_squads_where_none_is_named() -> None:
+def test_job_without_a_time_zone_is_documented_to_use_the_squads() -> None:
     schema = DOCUMENT["components"]["schemas"]["JobSpec"]
     zone = schema["properties"]["timezone"]
     assert "default" not in zone
@@ -243,15 +243,15 @@ def test_a_jobs_time_zone_is_said_to_be_the_squads_where_none_is_named() -> None
     assert "the squad's own" in zone["description"]
 
 
-def test_what_cannot_be_batched_says_so() -> None:
-    alone = {
+def test_only_forgetting_is_documented_as_not_allowed_in_a_batch() -> None:
+    not_in_batches = {
         path for _, path, operation in OPERATIONS if "Not allowed in a batch" in operation["description"]
     }
-    assert alone == {"/api/v1/subjects/forget"}
+    assert not_in_batches == {"/api/v1/subjects/forget"}
 
 
-def test_only_streams_figures_and_the_document_itself_have_no_model() -> None:
-    without = {
+def test_only_streams_metrics_and_the_document_have_no_response_model() -> None:
+    without_model = {
         route.path for route in ROUTES for answer in route.answers.values() if isinstance(answer, Media)
     }
-    assert without == {"/api/v1/events/stream", "/metrics", "/openapi.json"}
+    assert without_model == {"/api/v1/events/stream", "/metrics", "/openapi.json"}

@@ -1,4 +1,4 @@
-"""However a squad lived, from any snapshot and in any pages, its past comes out as it was."""
+"""A fold of the log, from any snapshot and in pages of any size, gives a squad's past state."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from eventstore.recorded import Recorded
 
 
-def folded_on(squad: Squad, log: Sequence[Recorded], upto: int, page_events: int) -> Squad:
-    """What `service.history.folding.fold_to` does, on a log that is a list."""
+def fold_onto(squad: Squad, log: Sequence[Recorded], upto: int, page_events: int) -> Squad:
+    """Does what `service.history.folding.fold_to` does, on a log that is a list."""
     while squad.head.position < upto:
         start = squad.head.position
         fold_page(squad, log[start : min(start + page_events, upto)])
@@ -36,38 +36,40 @@ def folded_on(squad: Squad, log: Sequence[Recorded], upto: int, page_events: int
     return squad
 
 
-def through_a_snapshot(squad: Squad) -> Squad:
+def round_trip(squad: Squad) -> Squad:
     async def work() -> Squad:
         return await unpack(await pack(squad), squad.head)
 
     return asyncio.run(work())
 
 
-def in_one_go(log: Sequence[Recorded], upto: int) -> Squad:
-    """The simplest fold there is: nothing ever leaves it until the end."""
+def fold_at_once(log: Sequence[Recorded], upto: int) -> Squad:
+    """The simplest fold: one page, so nothing leaves memory before the end."""
     squad = Squad()
     fold_page(squad, log[:upto])
     return squad
 
 
-def squad_at(history: History, first: Sequence[AnyCommand], page_events: int, data: st.DataObject) -> None:
-    """Lives through a history, and then looks back at every moment of it."""
+def check_past_states(
+    history: History, first: Sequence[AnyCommand], page_events: int, data: st.DataObject
+) -> None:
+    """Execute a history, then reconstruct the state after each of its batches."""
     world = World()
-    lived: dict[int, dict[str, Any]] = {}
+    states: dict[int, dict[str, Any]] = {}
     for pause_seconds, batch in [(0.0, [Wish(command, None, fails=False) for command in first]), *history]:
         world.live(pause_seconds, batch)
         squad = world.story.squad
-        lived[squad.head.position] = contents(squad.copy())
+        states[squad.head.position] = contents(squad.copy())
     log = world.story.log
-    for position, then in lived.items():
-        from_zero = folded_on(Squad(), log, position, page_events)
-        assert contents(from_zero) == then
+    for position, expected in states.items():
+        from_zero = fold_onto(Squad(), log, position, page_events)
+        assert contents(from_zero) == expected
         start = data.draw(st.integers(1, position))
-        stored = through_a_snapshot(folded_on(Squad(), log, start, page_events))
-        assert contents(folded_on(stored, log, position, page_events)) == then
+        stored = round_trip(fold_onto(Squad(), log, start, page_events))
+        assert contents(fold_onto(stored, log, position, page_events)) == expected
     for position in data.draw(st.lists(st.integers(1, len(log)), max_size=10)):
-        within_a_batch = folded_on(Squad(), log, position, page_events)
-        assert contents(within_a_batch) == contents(in_one_go(log, position))
+        mid_batch = fold_onto(Squad(), log, position, page_events)
+        assert contents(mid_batch) == contents(fold_at_once(log, position))
 
 
 @settings(max_examples=60, deadline=None)
@@ -77,10 +79,10 @@ def squad_at(history: History, first: Sequence[AnyCommand], page_events: int, da
     page_events=st.integers(1, 40),
     data=st.data(),
 )
-def test_whatever_happened(
+def test_past_states_are_reconstructed_after_random_commands(
     history: History, policy: SetPolicy, page_events: int, data: st.DataObject
 ) -> None:
-    squad_at(history, [policy, StartOrchestrator()], page_events, data)
+    check_past_states(history, [policy, StartOrchestrator()], page_events, data)
 
 
 @settings(max_examples=40, deadline=None)
@@ -90,11 +92,11 @@ def test_whatever_happened(
     page_events=st.integers(1, 40),
     data=st.data(),
 )
-def test_however_jobs_were_handled(
+def test_past_states_are_reconstructed_after_random_job_commands(
     history: History, first_jobs: list[AnyCommand], page_events: int, data: st.DataObject
 ) -> None:
     agents = [RegisterAgent(name=name, role="agent") for name in strategies.AGENTS]
-    squad_at(history, [SetPolicy(), StartOrchestrator(), *agents, *first_jobs], page_events, data)
+    check_past_states(history, [SetPolicy(), StartOrchestrator(), *agents, *first_jobs], page_events, data)
 
 
 @settings(max_examples=40, deadline=None)
@@ -103,17 +105,17 @@ def test_however_jobs_were_handled(
     page_events=st.integers(1, 8),
     data=st.data(),
 )
-def test_however_often_things_were_opened_again(
+def test_past_states_are_reconstructed_after_random_reopening(
     history: History, page_events: int, data: st.DataObject
 ) -> None:
-    squad_at(history, [SetPolicy()], page_events, data)
+    check_past_states(history, [SetPolicy()], page_events, data)
 
 
-# What is open and not in memory -------------------------------------------------------------------------
+# Open, but not in memory --------------------------------------------------------------------------------
 
 
 def _reopened() -> Story:
-    """A task and an e-mail that were finished and opened again, by somebody who read their story."""
+    """A task and an e-mail that were completed and then reopened, by a process that recalled them."""
     story = given(
         do.CreateTask(title="look", status="completed"),
         do.LogEmail(gmail_message_id="g-1", from_email="a@example.org", status="sent"),
@@ -125,7 +127,7 @@ def _reopened() -> Story:
     )
 
 
-def test_another_process_knows_what_it_lacks_and_can_have_it_read() -> None:
+def test_other_process_knows_which_reopened_streams_are_absent_and_can_load_them() -> None:
     story = _reopened()
     other = Squad()
     for recorded in story.log:
@@ -137,7 +139,7 @@ def test_another_process_knows_what_it_lacks_and_can_have_it_read() -> None:
     assert other.email_with("g-1")
 
 
-def test_what_is_finished_once_more_is_no_longer_lacking() -> None:
+def test_stream_that_is_completed_again_is_no_longer_absent() -> None:
     story = _reopened()
     [task] = story.squad.tables["squad_tasks"]
     [email] = story.squad.tables["email_logs"]
@@ -153,7 +155,7 @@ def test_what_is_finished_once_more_is_no_longer_lacking() -> None:
     assert not other.absent
 
 
-def test_what_a_command_had_read_is_no_longer_lacking() -> None:
+def test_stream_that_was_recalled_for_a_command_is_no_longer_absent() -> None:
     story = _reopened()
     other = Story()
     for recorded in story.log:
@@ -166,7 +168,7 @@ def test_what_a_command_had_read_is_no_longer_lacking() -> None:
     assert other.squad.tables["squad_tasks"][task].title == "another"
 
 
-def test_a_draft_that_is_taken_back_leaves_no_trace_of_what_was_lacking() -> None:
+def test_draft_that_is_rolled_back_leaves_no_stream_absent() -> None:
     story = _reopened()
     updated = next(recorded for recorded in story.log if recorded.type == "task_updated")
     other = Squad()

@@ -1,4 +1,4 @@
-"""What is decided ahead, above a batch that is on its way, and what is left of that afterwards."""
+"""What is decided ahead, on top of the batch in flight, and what becomes of it when that batch ends."""
 
 from __future__ import annotations
 
@@ -21,63 +21,69 @@ from service.writing.sealer import Sealing
 from tests.unit.job_stories import a_squad
 
 
-class Deciding:
-    """Somebody waits, while a batch is on its way above a squad."""
+class BatchInFlight:
+    """A batch in flight on top of a squad, and a command in the queue."""
 
     def __init__(self) -> None:
         self.squad = a_squad().squad
-        self.waiting = CommandQueue()
+        self.queue = CommandQueue()
         self.pipeline = Pipeline(
-            DatabaseClock(), self.waiting, Sealing(Keyring(), encrypt=False), BatchSizer()
+            DatabaseClock(), self.queue, Sealing(Keyring(), encrypt=False), BatchSizer()
         )
         self.below = Draft(self.squad)
         self.ticket = Ticket(
             Request(Heartbeat(agent="ann"), "ann", "c"), asyncio.get_running_loop().create_future()
         )
-        self.waiting.put(self.ticket)
+        self.queue.put(self.ticket)
 
 
 @pytest.fixture
-async def deciding() -> Deciding:
-    return Deciding()
+async def in_flight() -> BatchInFlight:
+    return BatchInFlight()
 
 
-async def test_it_stands_on_the_squad_once_the_batch_below_is_in_the_log(deciding: Deciding) -> None:
-    """Or each batch would stand on all those before it, for as long as somebody always waits."""
-    with deciding.pipeline.deciding_on_top(deciding.below):
+async def test_draft_decided_ahead_moves_onto_the_squad_after_the_commit_below(
+    in_flight: BatchInFlight,
+) -> None:
+    """Otherwise each draft would stand on all those before it, as long as the queue is never empty."""
+    with in_flight.pipeline.deciding_on_top(in_flight.below):
         await asyncio.sleep(0)
-    assert list(deciding.pipeline.tickets) == [deciding.ticket]
-    deciding.squad.merge(deciding.below)
-    deciding.pipeline.rebase(deciding.squad)
-    decided = deciding.pipeline.take()
+    assert list(in_flight.pipeline.tickets) == [in_flight.ticket]
+    in_flight.squad.merge(in_flight.below)
+    in_flight.pipeline.rebase(in_flight.squad)
+    decided = in_flight.pipeline.take()
     assert decided
-    assert decided.draft.layers.base is deciding.squad
+    assert decided.draft.layers.base is in_flight.squad
 
 
-async def test_nothing_is_decided_any_more_once_the_batch_below_has_come_back(deciding: Deciding) -> None:
-    with deciding.pipeline.deciding_on_top(deciding.below):
+async def test_nothing_is_decided_ahead_once_the_batch_in_flight_has_ended(
+    in_flight: BatchInFlight,
+) -> None:
+    with in_flight.pipeline.deciding_on_top(in_flight.below):
         pass
-    deciding.waiting.notify()
+    in_flight.queue.notify()
     await asyncio.sleep(0)
-    assert list(deciding.pipeline.tickets) == []
-    assert list(deciding.waiting) == [deciding.ticket]
-    assert deciding.waiting.on_arrival is None
+    assert list(in_flight.pipeline.tickets) == []
+    assert list(in_flight.queue) == [in_flight.ticket]
+    assert in_flight.queue.on_arrival is None
 
 
-async def test_whoever_was_decided_waits_again_where_the_batch_below_fails(deciding: Deciding) -> None:
+async def test_commands_decided_ahead_return_to_the_queue_when_the_batch_below_fails(
+    in_flight: BatchInFlight,
+) -> None:
     async def fail() -> None:
-        with deciding.pipeline.deciding_on_top(deciding.below):
+        with in_flight.pipeline.deciding_on_top(in_flight.below):
             await asyncio.sleep(0)
-            assert deciding.pipeline.tickets
+            assert in_flight.pipeline.tickets
             raise ConnectionError
 
     with pytest.raises(ConnectionError):
         await fail()
-    assert list(deciding.pipeline.tickets) == []
-    assert list(deciding.waiting) == [deciding.ticket]
+    assert list(in_flight.pipeline.tickets) == []
+    assert list(in_flight.queue) == [in_flight.ticket]
 
 
-def test_a_recalled_email_that_is_reopened_ahead_is_found_by_its_gmail_id() -> None:
+def test_recalled_email_that_is_reopened_ahead_is_found_by_its_gmail_id() -> None:
     story = a_squad().given(LogEmail(gmail_message_id="g-1", from_email="zoe@example.org"))
     story.given(UpdateEmail(email_id=story.id, status="archived"))
     email_id, squad = story.log[-1].stream.removeprefix("email-"), story.squad

@@ -1,4 +1,4 @@
-"""How far the projections are, and since when each has had everything."""
+"""The positions of the projections, and when each last had everything in the log."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def events(*positions: int) -> list[Recorded]:
     ]
 
 
-class Folder:
-    """Folds every event, but for one in one projection."""
+class FakePageFolder:
+    """Folds every event, except a poisoned one in one projection."""
 
     poison: tuple[str, int] | None = None
 
@@ -45,12 +45,12 @@ class Folder:
         positions = [recorded.position for recorded in page]
         for member in members:
             if self.poison and member.name == self.poison[0] and self.poison[1] in positions:
-                raise ArithmeticError("not to my taste")
+                raise ArithmeticError("a poisoned event")
 
 
 @pytest.fixture
 def stored(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
-    """The log."""
+    """The events in the log."""
     stored = events(1, 2, 3, 4)
 
     async def read_after(_: object, position: int, limit: int) -> list[Recorded]:
@@ -62,9 +62,9 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
 
 @pytest.fixture
 def projector(monkeypatch: pytest.MonkeyPatch) -> Projector:
-    """Two projections that had everything long ago."""
-    monkeypatch.setattr(module, "PageFolder", Folder)
-    monkeypatch.setattr(Folder, "poison", None)
+    """A projector of two projections that last had everything long ago."""
+    monkeypatch.setattr(module, "PageFolder", FakePageFolder)
+    monkeypatch.setattr(FakePageFolder, "poison", None)
     monkeypatch.setattr(module, "monotonic", lambda: NOW)
     projector = Projector("", "squad", Hints(), [agents, messages])
     projector.positions = {"agents": 2, "messages": 2}
@@ -84,18 +84,20 @@ async def advance(projector: Projector) -> bool:
 
 
 @pytest.mark.usefixtures("stored")
-class TestWhatWasReadOfTheLog:
-    async def test_to_its_end_is_everything(self, projector: Projector) -> None:
+class TestAdvancingFromLog:
+    async def test_projections_are_caught_up_after_a_page_that_reaches_the_end(
+        self, projector: Projector
+    ) -> None:
         assert await advance(projector)
         assert projector.positions == {"agents": 4, "messages": 4}
         assert projector.caught_up_at == {"agents": NOW, "messages": NOW}
 
-    async def test_is_everything_too_where_there_was_nothing_new(self, projector: Projector) -> None:
+    async def test_projections_are_caught_up_after_an_empty_page(self, projector: Projector) -> None:
         projector.positions = {"agents": 4, "messages": 4}
         assert not await advance(projector)
         assert projector.caught_up_at == {"agents": NOW, "messages": NOW}
 
-    async def test_is_not_everything_where_a_page_is_full(
+    async def test_projections_are_not_caught_up_after_a_full_page(
         self, projector: Projector, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(projector._page_sizer, "events", 2)
@@ -103,17 +105,19 @@ class TestWhatWasReadOfTheLog:
         assert projector.positions == {"agents": 4, "messages": 4}
         assert projector.caught_up_at == {"agents": LONG_AGO, "messages": LONG_AGO}
 
-    async def test_is_not_everything_for_one_that_stopped_on_the_way(
+    async def test_projection_that_stops_within_a_page_is_not_caught_up(
         self, projector: Projector, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(Folder, "poison", ("messages", 4))
+        monkeypatch.setattr(FakePageFolder, "poison", ("messages", 4))
         await advance(projector)
         assert projector.positions == {"agents": 4, "messages": 3}
         assert projector.failed.keys() == {"messages"}
         assert projector.caught_up_at == {"agents": NOW, "messages": LONG_AGO}
 
-    async def test_takes_one_that_is_behind_no_further_than_the_next(self, projector: Projector) -> None:
-        """They go on from there as one, so what is beyond it was not folded."""
+    async def test_projection_that_is_behind_advances_no_further_than_the_next_one(
+        self, projector: Projector
+    ) -> None:
+        """They continue from there as one group, so the events beyond were not folded."""
         projector.positions = {"agents": 3, "messages": 2}
         await advance(projector)
         assert projector.positions == {"agents": 3, "messages": 3}
@@ -122,40 +126,40 @@ class TestWhatWasReadOfTheLog:
         assert projector.caught_up_at == {"agents": NOW, "messages": NOW}
 
 
-class TestWhatThisProcessKnows:
+class TestAdvancingFromMemory:
     async def advance(self, projector: Projector, hinted: int) -> bool:
         projector.active = True
         projector._hints.position = hinted
         projector.observe(events(3, 4), [])
         return await projector._advance_from_memory(connection())
 
-    @pytest.mark.parametrize(("hinted", "since"), [(4, NOW), (5, LONG_AGO)])
-    async def test_is_everything_unless_more_was_announced(
-        self, projector: Projector, hinted: int, since: float
+    @pytest.mark.parametrize(("hinted", "caught_up_at"), [(4, NOW), (5, LONG_AGO)])
+    async def test_projections_are_caught_up_unless_more_was_announced(
+        self, projector: Projector, hinted: int, caught_up_at: float
     ) -> None:
         assert await self.advance(projector, hinted)
         assert projector.positions == {"agents": 4, "messages": 4}
-        assert projector.caught_up_at == {"agents": since, "messages": since}
+        assert projector.caught_up_at == {"agents": caught_up_at, "messages": caught_up_at}
 
-    async def test_is_not_folded_where_a_projection_has_stopped(self, projector: Projector) -> None:
+    async def test_nothing_is_folded_when_a_projection_has_stopped(self, projector: Projector) -> None:
         projector.failed = {"messages": (3, "a fault")}
         assert not await self.advance(projector, 4)
         assert projector.positions == {"agents": 2, "messages": 2}
 
-    async def test_is_not_folded_twice_by_one_that_is_ahead(self, projector: Projector) -> None:
+    async def test_nothing_is_folded_when_one_projection_is_ahead(self, projector: Projector) -> None:
         projector.positions = {"agents": 3, "messages": 2}
         assert not await self.advance(projector, 4)
         assert projector.positions == {"agents": 3, "messages": 2}
 
-    def test_makes_the_next_page_of_the_log_smaller_where_it_is_large(self, projector: Projector) -> None:
-        """It may be too much to be kept, and has to be read then."""
+    def test_large_events_shrink_the_next_page_of_the_log(self, projector: Projector) -> None:
+        """If they are too many to be kept, they will have to be read."""
         usual, large = projector._page_sizer.events, "x" * 1_000_000
         projector.active = True
         projector.observe([one._replace(data=large) for one in events(*range(3, 23))], [])
         assert projector._page_sizer.events < usual
 
 
-async def test_it_begins_anew_without_what_it_knew_of_the_tables_before(
+async def test_restart_forgets_what_was_known_about_the_tables(
     projector: Projector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def read_progress(*_: object) -> Progress:
@@ -165,10 +169,10 @@ async def test_it_begins_anew_without_what_it_knew_of_the_tables_before(
     projector.active = True
     projector.observe(events(3, 4), [])
     projector.failed = {"messages": (3, "a fault")}
-    folder, ticket = projector._folder, projector.advanced.waiter()
+    folder, waiter = projector._folder, projector.advanced.waiter()
     await projector._restart(connection())
     assert (projector.failed, len(projector._recent), projector._generation) == ({}, 0, 7)
     assert projector._folder is not folder
     assert projector.positions == {"agents": 1, "messages": 0}
     assert projector.caught_up_at == {"agents": NOW, "messages": NOW}
-    assert ticket.is_set()
+    assert waiter.is_set()

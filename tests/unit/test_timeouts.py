@@ -1,4 +1,4 @@
-"""Whoever has waited too long is told what is known of their command, and nobody is watched in vain."""
+"""Callers who wait too long learn what is known of their command; deadlines are checked only meanwhile."""
 
 from __future__ import annotations
 
@@ -15,70 +15,70 @@ from tests.support.wait import eventually
 
 
 @pytest.fixture(autouse=True)
-def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+def _sweep_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timeouts, "_SWEEP_SECONDS", 0.001)
 
 
-def waiter(seconds: float) -> Ticket:
-    """Of a caller who waits for so long."""
+def ticket(seconds: float) -> Ticket:
+    """The ticket of a caller who waits this long."""
     loop = asyncio.get_running_loop()
     return Ticket(Request(PassTime(), "ann", "c"), loop.create_future(), loop.time() + seconds)
 
 
-async def test_whose_command_was_not_sent_hears_that_it_was_not_carried_out_and_keeps_no_place() -> None:
-    waiting, late, patient = CommandQueue(), waiter(0), waiter(60)
-    waiting.put(late)
-    waiting.put(patient)
-    Timeouts(waiting, lambda: ()).watch()
+async def test_queued_command_fails_as_unavailable_and_leaves_the_queue_at_its_deadline() -> None:
+    queue, late, patient = CommandQueue(), ticket(0), ticket(60)
+    queue.put(late)
+    queue.put(patient)
+    Timeouts(queue, lambda: ()).watch()
     await eventually(late.outcome.done)
     assert isinstance(late.outcome.exception(), Unavailable)
     assert not patient.outcome.done()
-    assert list(waiting) == [patient]
+    assert list(queue) == [patient]
 
 
-async def test_whose_command_may_be_in_the_log_hears_just_that() -> None:
-    waiting, sent, patient = CommandQueue(), waiter(0), waiter(60)
-    waiting.put(waiter(60))
-    Timeouts(waiting, lambda: (sent, patient)).watch()
+async def test_command_in_flight_fails_with_an_unknown_outcome_at_its_deadline() -> None:
+    queue, sent, patient = CommandQueue(), ticket(0), ticket(60)
+    queue.put(ticket(60))
+    Timeouts(queue, lambda: (sent, patient)).watch()
     await eventually(sent.outcome.done)
     assert isinstance(sent.outcome.exception(), OutcomeUnknown)
     assert not patient.outcome.done()
 
 
-async def test_whoever_has_gone_keeps_no_place() -> None:
-    waiting, gone = CommandQueue(), waiter(60)
-    waiting.put(gone)
+async def test_command_of_a_caller_who_has_gone_leaves_the_queue() -> None:
+    queue, gone = CommandQueue(), ticket(60)
+    queue.put(gone)
     gone.outcome.cancel()
-    Timeouts(waiting, lambda: ()).watch()
-    await eventually(lambda: not waiting)
+    Timeouts(queue, lambda: ()).watch()
+    await eventually(lambda: not queue)
 
 
-async def test_they_are_looked_after_for_as_long_as_anybody_waits() -> None:
-    waiting, under_way = CommandQueue(), list[Ticket]()
-    looking = Timeouts(waiting, lambda: under_way)
-    looking.watch()
-    assert looking._timer is None
-    waiting.put(waiter(0.002))
-    looking.watch()
-    timer = looking._timer
-    looking.watch()
-    assert looking._timer is timer
-    # It was taken out of the queue, and its caller waits all the same.
-    under_way += waiting.drain()
-    await eventually(under_way[0].outcome.done)
-    assert looking._timer is not None
-    under_way.clear()
-    await eventually(lambda: looking._timer is None)
-    last = waiter(0)
-    waiting.put(last)
-    looking.watch()
+async def test_deadlines_are_checked_as_long_as_any_caller_waits() -> None:
+    queue, in_flight = CommandQueue(), list[Ticket]()
+    watcher = Timeouts(queue, lambda: in_flight)
+    watcher.watch()
+    assert watcher._timer is None
+    queue.put(ticket(0.002))
+    watcher.watch()
+    timer = watcher._timer
+    watcher.watch()
+    assert watcher._timer is timer
+    # It has left the queue, but its caller still waits.
+    in_flight += queue.drain()
+    await eventually(in_flight[0].outcome.done)
+    assert watcher._timer is not None
+    in_flight.clear()
+    await eventually(lambda: watcher._timer is None)
+    last = ticket(0)
+    queue.put(last)
+    watcher.watch()
     await eventually(last.outcome.done)
 
 
-async def test_whoever_was_told_already_is_told_nothing_else() -> None:
-    waiting, told = CommandQueue(), waiter(0)
-    waiting.put(told)
-    told.resolve(Outcome({}, 1))
-    Timeouts(waiting, lambda: ()).watch()
-    await eventually(lambda: not waiting)
-    assert (await told.outcome).position == 1
+async def test_answered_command_keeps_its_outcome_at_its_deadline() -> None:
+    queue, answered = CommandQueue(), ticket(0)
+    queue.put(answered)
+    answered.resolve(Outcome({}, 1))
+    Timeouts(queue, lambda: ()).watch()
+    await eventually(lambda: not queue)
+    assert (await answered.outcome).position == 1
