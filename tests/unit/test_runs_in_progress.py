@@ -1,4 +1,4 @@
-"""The runs of a job that are under way are found by the job, however many others there are."""
+"""The runs in progress of a job are found by an index, without a scan of all runs."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ if TYPE_CHECKING:
     from service.memory.state import State
 
 FIRST, SECOND = (run_id(JOB, moment(minute * 60)) for minute in (1, 2))
-OF_ANOTHER = run_id("other", moment(60))
+OF_OTHER_JOB = run_id("other", moment(60))
 
 
-def under_way(state: State, job: str = JOB) -> set[str]:
+def runs_in_progress(state: State, job: str = JOB) -> set[str]:
     return {row.id for row in state.runs_of(job)}
 
 
-def watched(monkeypatch: pytest.MonkeyPatch, kind: type[State]) -> list[str]:
-    """Which tables of such states are gone through from now on."""
-    gone_through: list[str] = []
-    read = kind.all
+def spy_on_scans(monkeypatch: pytest.MonkeyPatch, kind: type[State]) -> list[str]:
+    """The names of the tables that are scanned in states of this kind, from now on."""
+    scanned_tables: list[str] = []
+    original = kind.all
 
-    def watch(self: State, table: Table[Any, Any]) -> Any:
-        gone_through.append(table.name)
-        return read(self, table)
+    def call(self: State, table: Table[Any, Any]) -> Any:
+        scanned_tables.append(table.name)
+        return original(self, table)
 
-    monkeypatch.setattr(kind, "all", watch)
-    return gone_through
+    monkeypatch.setattr(kind, "all", call)
+    return scanned_tables
 
 
-def test_are_known_from_their_start_to_their_end() -> None:
+def test_runs_of_a_job_are_found_from_their_start_to_their_end() -> None:
     story = a_squad().given(define(overlap="allow_all"), define("other"))
-    assert under_way(story.squad) == set()
+    assert runs_in_progress(story.squad) == set()
     story.given(claim(), claim(name="other"), at=60).given(claim(), at=120)
-    assert under_way(story.squad) == under_way(story.squad.copy()) == {FIRST, SECOND}
-    assert under_way(story.squad, "other") == {OF_ANOTHER}
+    assert runs_in_progress(story.squad) == runs_in_progress(story.squad.copy()) == {FIRST, SECOND}
+    assert runs_in_progress(story.squad, "other") == {OF_OTHER_JOB}
     loaded = Squad()
     loaded.load(RUNS, story.squad.all(RUNS))
-    assert under_way(loaded) == {FIRST, SECOND}
+    assert runs_in_progress(loaded) == {FIRST, SECOND}
     story.given(ended(FIRST), at=121)
-    assert under_way(story.squad) == {SECOND}
+    assert runs_in_progress(story.squad) == {SECOND}
     story.given(ended(SECOND), at=122)
-    assert under_way(story.squad) == set()
+    assert runs_in_progress(story.squad) == set()
 
 
-def test_are_known_in_a_batch_above_another_one() -> None:
+def test_runs_of_a_job_are_found_in_drafts_on_top_of_each_other() -> None:
     story = a_squad().given(define(overlap="allow_all")).given(claim(), at=60).given(claim(), at=120)
     rows = story.squad.rows(RUNS)
     first, second = rows.get(FIRST), rows.get(SECOND)
@@ -61,29 +61,29 @@ def test_are_known_in_a_batch_above_another_one() -> None:
     assert second
     before = Draft(story.squad)
     before.layers[RUNS].put(FIRST, first.replaced(status="failed"))
-    assert under_way(before) == {SECOND}
+    assert runs_in_progress(before) == {SECOND}
     after = Draft(before)
     after.layers[RUNS].put(SECOND, second.replaced(status="succeeded"))
     after.layers[RUNS].put("new", first.replaced(id="new"))
-    assert under_way(after) == {"new"}
+    assert runs_in_progress(after) == {"new"}
     before.roll_back()
-    assert under_way(before) == {FIRST, SECOND}
+    assert runs_in_progress(before) == {FIRST, SECOND}
 
 
-def test_are_found_by_a_claim_without_going_through_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or jobs that are due at once would take a time that grows with the square of their number."""
+def test_claim_of_a_tick_does_not_scan_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise, jobs that are due at once would take quadratic time."""
     story = a_squad().given(define(), define("other")).given(claim(name="other"), at=60)
-    gone_through = watched(monkeypatch, Draft)
+    scanned_tables = spy_on_scans(monkeypatch, Draft)
     story.given(claim(), at=60.01)
-    assert under_way(story.squad) == {FIRST}
-    assert RUNS.name not in gone_through
+    assert runs_in_progress(story.squad) == {FIRST}
+    assert RUNS.name not in scanned_tables
 
 
-def test_are_found_by_a_look_for_what_is_due_without_going_through_all_runs(
+def test_search_for_due_jobs_and_runs_scans_no_table(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     story = a_squad().given(define(), define("other")).given(claim(name="other"), claim(), at=60)
-    gone_through = watched(monkeypatch, Squad)
+    scanned_tables = spy_on_scans(monkeypatch, Squad)
     assert due_jobs(story.squad, moment(74.9)) == ([], [], moment(75))
-    assert due_jobs(story.squad, moment(75)) == ([], [OF_ANOTHER, FIRST], moment(120))
-    assert gone_through == []
+    assert due_jobs(story.squad, moment(75)) == ([], [OF_OTHER_JOB, FIRST], moment(120))
+    assert scanned_tables == []

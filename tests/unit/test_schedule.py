@@ -1,6 +1,6 @@
-"""When jobs tick. Moments are written in UTC, local times as offsets from it, all computed by hand.
+"""When jobs tick. Expected times are in UTC and were computed by hand.
 
-The shifts of 2026, by the rules of the zones (tz database), with the offsets before and after:
+The clock changes of 2026 (tz database), with the offsets from UTC before and after:
 
     Europe/Berlin        29 March    02:00 -> 03:00  (+1 -> +2)       at 01:00 UTC
                          25 October  03:00 -> 02:00  (+2 -> +1)       at 01:00 UTC
@@ -39,8 +39,8 @@ def ticks(cron: str, zone: str, after: str, count: int) -> list[str]:
     return [f"{tick:%m-%d %H:%M}" for tick in found]
 
 
-class Night(NamedTuple):
-    """What a job makes of a night in which clocks change."""
+class Case(NamedTuple):
+    """When a job ticks around a clock change."""
 
     zone: str
     cron: str
@@ -48,96 +48,94 @@ class Night(NamedTuple):
     expected: str
 
 
-class TestAJobAtAFixedTime:
+class TestFixedTime:
     @pytest.mark.parametrize(
-        "night",
+        "case",
         [
-            # 02:30 is 01:30Z the day before and 00:30Z the day after; on the day, the shift is at 01:00Z.
-            Night(
+            # 02:30 is 01:30Z the day before and 00:30Z the day after; on the day, the change is at 01:00Z.
+            Case(
                 "Europe/Berlin", "30 2 * * *", "2026-03-27T12:00", "03-28 01:30, 03-29 01:00, 03-30 00:30"
             ),
-            Night(
+            Case(
                 "America/New_York",
                 "30 2 * * *",
                 "2026-03-06T12:00",
                 "03-07 07:30, 03-08 07:00, 03-09 06:30",
             ),
-            # 02:15 is 15:45Z of the day before at +10:30, and 15:15Z at +11; the shift is at 15:30Z.
-            Night(
+            # 02:15 is 15:45Z of the day before at +10:30, and 15:15Z at +11; the change is at 15:30Z.
+            Case(
                 "Australia/Lord_Howe",
                 "15 2 * * *",
                 "2026-10-01T16:00",
                 "10-02 15:45, 10-03 15:30, 10-04 15:15",
             ),
             # 00:30 is 05:30Z at -5 and 04:30Z at -4.
-            Night(
+            Case(
                 "America/Havana", "30 0 * * *", "2026-03-06T12:00", "03-07 05:30, 03-08 05:00, 03-09 04:30"
             ),
             # 00:30 is 22:30Z of the day before at +2, and 21:30Z at +3.
-            Night(
-                "Africa/Cairo", "30 0 * * *", "2026-04-21T23:00", "04-22 22:30, 04-23 22:00, 04-24 21:30"
-            ),
-            # Nothing ever happens: 02:30 is 00:30Z.
-            Night(
+            Case("Africa/Cairo", "30 0 * * *", "2026-04-21T23:00", "04-22 22:30, 04-23 22:00, 04-24 21:30"),
+            # The clocks never change: 02:30 is 00:30Z.
+            Case(
                 "Africa/Johannesburg",
                 "30 2 * * *",
                 "2026-03-27T12:00",
                 "03-28 00:30, 03-29 00:30, 03-30 00:30",
             ),
         ],
-        ids=lambda night: night.zone,
+        ids=lambda case: case.zone,
     )
-    def test_that_the_day_skips_runs_once_at_the_shift(self, night: Night) -> None:
-        assert ", ".join(ticks(night.cron, night.zone, night.after, 3)) == night.expected
+    def test_job_at_a_skipped_time_ticks_once_at_the_clock_change(self, case: Case) -> None:
+        assert ", ".join(ticks(case.cron, case.zone, case.after, 3)) == case.expected
 
     @pytest.mark.parametrize(
-        "night",
+        "case",
         [
             # The first 02:30 of the day is at +2, 00:30Z; the next day has +1.
-            Night(
+            Case(
                 "Europe/Berlin", "30 2 * * *", "2026-10-23T12:00", "10-24 00:30, 10-25 00:30, 10-26 01:30"
             ),
-            # 01:30 comes twice here: first at -4, 05:30Z, then at -5.
-            Night(
+            # 01:30 is repeated: first at -4, 05:30Z, then at -5.
+            Case(
                 "America/New_York",
                 "30 1 * * *",
                 "2026-10-30T12:00",
                 "10-31 05:30, 11-01 05:30, 11-02 06:30",
             ),
-            # 01:45 comes first at +11, 14:45Z of the day before, then at +10:30.
-            Night(
+            # 01:45 is first at +11, 14:45Z of the day before, then at +10:30.
+            Case(
                 "Australia/Lord_Howe",
                 "45 1 * * *",
                 "2026-04-02T16:00",
                 "04-03 14:45, 04-04 14:45, 04-05 15:15",
             ),
-            Night(
+            Case(
                 "America/Havana", "30 0 * * *", "2026-10-30T12:00", "10-31 04:30, 11-01 04:30, 11-02 05:30"
             ),
-            # 23:30 comes twice on the 29th: first at +3, 20:30Z, then at +2.
-            Night(
+            # 23:30 is repeated on the 29th: first at +3, 20:30Z, then at +2.
+            Case(
                 "Africa/Cairo", "30 23 * * *", "2026-10-28T12:00", "10-28 20:30, 10-29 20:30, 10-30 21:30"
             ),
         ],
-        ids=lambda night: night.zone,
+        ids=lambda case: case.zone,
     )
-    def test_that_the_day_shows_twice_runs_the_first_time(self, night: Night) -> None:
-        assert ", ".join(ticks(night.cron, night.zone, night.after, 3)) == night.expected
+    def test_job_at_a_repeated_time_ticks_the_first_time(self, case: Case) -> None:
+        assert ", ".join(ticks(case.cron, case.zone, case.after, 3)) == case.expected
 
     @pytest.mark.parametrize("minutes", range(0, 121, 10))
-    def test_does_not_run_again_whoever_asks_from_within_the_double_hour(self, minutes: int) -> None:
-        """From the first 02:30 in Berlin, 00:30Z, over the second, 01:30Z, to 02:30Z."""
+    def test_job_does_not_tick_again_within_the_repeated_hour(self, minutes: int) -> None:
+        """In Berlin, the first 02:30 is at 00:30Z, and the second at 01:30Z."""
         after = utc("2026-10-25T00:30") + timedelta(minutes=minutes)
         assert next_tick(Schedule("30 2 * * *", None, "Europe/Berlin"), after) == utc("2026-10-26T01:30")
 
     @pytest.mark.parametrize("after", ["2026-03-29T00:00", "2026-03-29T00:59:59.999999"])
-    def test_runs_at_the_shift_whoever_asks_just_before_it(self, after: str) -> None:
+    def test_job_at_a_skipped_time_ticks_at_a_clock_change_that_is_imminent(self, after: str) -> None:
         schedule = Schedule("30 2 * * *", None, "Europe/Berlin")
         assert next_tick(schedule, utc(after)) == utc("2026-03-29T01:00")
         assert next_tick(schedule, utc("2026-03-29T01:00")) == utc("2026-03-30T00:30")
 
-    def test_runs_once_where_several_of_its_times_are_skipped(self) -> None:
-        """02:00 and 02:30 fall to the shift, and 03:00 is the shift: one moment, one tick."""
+    def test_job_ticks_once_for_several_skipped_times(self) -> None:
+        """02:00 and 02:30 move to the clock change, which is also 03:00: one moment, one tick."""
         assert ticks("0,30 2,3 * * *", "Europe/Berlin", "2026-03-28T12:00", 3) == [
             "03-29 01:00",
             "03-29 01:30",
@@ -145,46 +143,46 @@ class TestAJobAtAFixedTime:
         ]
 
 
-class TestAJobByTheHourOrTheMinute:
+class TestHourlyAndMinutely:
     @pytest.mark.parametrize(
-        "night",
+        "case",
         [
-            Night("Europe/Berlin", "30 * * * *", "2026-03-28T23:59", "00:30, 01:30, 02:30"),
-            Night("Europe/Berlin", "30 * * * *", "2026-10-24T23:59", "00:30, 01:30, 02:30"),
-            Night("America/New_York", "0 * * * *", "2026-11-01T04:59", "05:00, 06:00, 07:00"),
-            Night("America/Havana", "0 * * * *", "2026-11-01T03:59", "04:00, 05:00, 06:00"),
-            Night("Africa/Cairo", "0 * * * *", "2026-10-29T19:59", "20:00, 21:00, 22:00"),
-            Night("Europe/Berlin", "*/15 * * * *", "2026-03-29T00:40", "00:45, 01:00, 01:15"),
-            Night("Europe/Berlin", "*/15 * * * *", "2026-10-25T00:40", "00:45, 01:00, 01:15"),
-            Night("Africa/Johannesburg", "*/15 * * * *", "2026-10-25T00:40", "00:45, 01:00, 01:15"),
+            Case("Europe/Berlin", "30 * * * *", "2026-03-28T23:59", "00:30, 01:30, 02:30"),
+            Case("Europe/Berlin", "30 * * * *", "2026-10-24T23:59", "00:30, 01:30, 02:30"),
+            Case("America/New_York", "0 * * * *", "2026-11-01T04:59", "05:00, 06:00, 07:00"),
+            Case("America/Havana", "0 * * * *", "2026-11-01T03:59", "04:00, 05:00, 06:00"),
+            Case("Africa/Cairo", "0 * * * *", "2026-10-29T19:59", "20:00, 21:00, 22:00"),
+            Case("Europe/Berlin", "*/15 * * * *", "2026-03-29T00:40", "00:45, 01:00, 01:15"),
+            Case("Europe/Berlin", "*/15 * * * *", "2026-10-25T00:40", "00:45, 01:00, 01:15"),
+            Case("Africa/Johannesburg", "*/15 * * * *", "2026-10-25T00:40", "00:45, 01:00, 01:15"),
         ],
-        ids=lambda night: f"{night.zone} {night.cron} {night.after}",
+        ids=lambda case: f"{case.zone} {case.cron} {case.after}",
     )
-    def test_goes_on_in_even_steps(self, night: Night) -> None:
-        found = ticks(night.cron, night.zone, night.after, 3)
-        assert ", ".join(tick[-5:] for tick in found) == night.expected
+    def test_job_ticks_in_even_steps_across_a_clock_change(self, case: Case) -> None:
+        found = ticks(case.cron, case.zone, case.after, 3)
+        assert ", ".join(tick[-5:] for tick in found) == case.expected
 
-    def test_follows_the_clock_that_goes_back_by_half_an_hour(self) -> None:
-        """Half past one comes at 14:30Z and again at 15:00Z, then half past two at 16:00Z."""
+    def test_hourly_job_ticks_again_when_half_an_hour_is_repeated(self) -> None:
+        """01:30 is at 14:30Z and again at 15:00Z; 02:30 is at 16:00Z."""
         found = ticks("30 * * * *", "Australia/Lord_Howe", "2026-04-04T14:00", 3)
         assert found == ["04-04 14:30", "04-04 15:00", "04-04 16:00"]
 
-    def test_follows_the_clock_that_leaps_by_half_an_hour(self) -> None:
-        """One o'clock is 14:30Z, two o'clock is skipped, three o'clock is 16:00Z."""
+    def test_hourly_job_does_not_tick_in_a_skipped_half_hour(self) -> None:
+        """01:00 is at 14:30Z, 02:00 is skipped, 03:00 is at 16:00Z."""
         found = ticks("0 * * * *", "Australia/Lord_Howe", "2026-10-03T14:00", 3)
         assert found == ["10-03 14:30", "10-03 16:00", "10-03 17:00"]
 
     @pytest.mark.parametrize("minute", range(0, 60, 7))
-    def test_ticks_at_the_same_moments_wherever_in_the_double_hour_it_is_asked(self, minute: int) -> None:
-        """Until 15:00Z Lord Howe's clock shows 01:30 to 02:00 for the first time."""
+    def test_next_tick_is_right_from_any_moment_of_the_repeated_half_hour(self, minute: int) -> None:
+        """Until 15:00Z, the clocks of Lord Howe show 01:30 to 02:00 for the first time."""
         after = utc("2026-04-04T14:00") + timedelta(minutes=minute)
         expected = "2026-04-04T14:30" if minute < 30 else "2026-04-04T15:00"
         assert next_tick(Schedule("30 * * * *", None, "Australia/Lord_Howe"), after) == utc(expected)
 
-    def test_of_one_hour_of_the_day_is_not_there_when_that_hour_is_skipped(self) -> None:
+    def test_job_of_one_hour_does_not_tick_when_that_hour_is_skipped(self) -> None:
         assert ticks("*/30 2 * * *", "Europe/Berlin", "2026-03-29T00:00", 1) == ["03-30 00:00"]
 
-    def test_of_one_hour_of_the_day_comes_twice_when_that_hour_does(self) -> None:
+    def test_job_of_one_hour_ticks_in_both_when_that_hour_is_repeated(self) -> None:
         found = ticks("*/30 2 * * *", "Europe/Berlin", "2026-10-24T12:00", 5)
         assert found == ["10-25 00:00", "10-25 00:30", "10-25 01:00", "10-25 01:30", "10-26 01:00"]
 
@@ -196,7 +194,7 @@ class TestDays:
             # March 2026 begins on a Sunday, as February did: Fridays are the 6th, 13th, 20th and 27th.
             ("0 0 13 * FRI", "03-06, 03-13, 03-20, 03-27, 04-03"),
             ("0 0 1,15 * mon", "03-02, 03-09, 03-15, 03-16, 03-23"),
-            # Where one of the two begins with a star, both must hold: odd days that are Fridays.
+            # If one of the two begins with a star, both must hold: odd days that are Fridays.
             ("0 0 */2 * FRI", "03-13, 03-27, 04-03, 04-17, 05-01"),
             ("0 0 13 * *", "03-13, 04-13, 05-13, 06-13, 07-13"),
             ("0 0 * * FRI", "03-06, 03-13, 03-20, 03-27, 04-03"),
@@ -214,26 +212,26 @@ class TestDays:
             ("0 0 31 12 *", "12-31, 12-31, 12-31, 12-31, 12-31"),
         ],
     )
-    def test_are_found(self, cron: str, expected: str) -> None:
+    def test_days_of_an_expression_are_found(self, cron: str, expected: str) -> None:
         found = ticks(cron, "UTC", "2026-03-01T12:00", 5)
         assert ", ".join(tick[:5] for tick in found) == expected
 
-    def test_of_leap_years_come_every_four_years(self) -> None:
+    def test_29_february_comes_every_four_years(self) -> None:
         found = next_ticks(Schedule("0 12 29 2 *", None, "Africa/Johannesburg"), utc("2026-01-01T00:00"), 3)
         assert found == [utc("2028-02-29T10:00"), utc("2032-02-29T10:00"), utc("2036-02-29T10:00")]
 
-    def test_of_leap_years_leave_out_the_century(self) -> None:
+    def test_29_february_does_not_come_in_2100(self) -> None:
         schedule = Schedule("0 0 29 2 *", None, "UTC")
         assert next_tick(schedule, utc("2096-03-01T00:00")) == utc("2104-02-29T00:00")
 
-    def test_are_those_of_the_zone(self) -> None:
-        """The first of the month begins in Lord Howe, at +11, at 13:00Z of the day before."""
+    def test_days_begin_at_midnight_of_the_jobs_time_zone(self) -> None:
+        """In Lord Howe, at +11, the first of the month begins at 13:00Z of the day before."""
         assert ticks("0 0 1 * *", "Australia/Lord_Howe", "2026-01-10T00:00", 2) == [
             "01-31 13:00",
             "02-28 13:00",
         ]
 
-    def test_end_with_the_year_and_go_on(self) -> None:
+    def test_ticks_continue_into_the_next_year(self) -> None:
         assert ticks("59 23 * * *", "UTC", "2026-12-31T23:58:30", 2) == ["12-31 23:59", "01-01 23:59"]
         assert next_tick(Schedule("* * * * *", None, "UTC"), utc("2026-12-31T23:59:00")) == utc(
             "2027-01-01T00:00"
@@ -250,17 +248,17 @@ class TestTimes:
             ("0,30 12 * * *", "12:30, 12:00, 12:30, 12:00"),
         ],
     )
-    def test_are_found(self, cron: str, expected: str) -> None:
+    def test_times_of_an_expression_are_found(self, cron: str, expected: str) -> None:
         assert ", ".join(tick[6:] for tick in ticks(cron, "UTC", "2026-03-01T12:00", 4)) == expected
 
-    def test_are_never_the_moment_that_was_asked_from(self) -> None:
+    def test_next_tick_is_never_the_moment_itself(self) -> None:
         noon, schedule = utc("2026-03-01T12:00"), Schedule("0 12 * * *", None, "UTC")
         assert next_tick(schedule, noon - timedelta.resolution) == noon
         assert next_tick(schedule, noon) == noon + timedelta(days=1)
         assert next_tick(schedule, noon + timedelta.resolution) == noon + timedelta(days=1)
 
 
-class TestWhatIsNoSchedule:
+class TestInvalidAndEmptySchedules:
     @pytest.mark.parametrize(
         "cron",
         [
@@ -283,18 +281,18 @@ class TestWhatIsNoSchedule:
             "@daily",
         ],
     )
-    def test_is_refused(self, cron: str) -> None:
+    def test_invalid_expression_is_rejected(self, cron: str) -> None:
         with pytest.raises(ValueError, match=r"must have five fields|is not a cron expression"):
             next_tick(Schedule(cron, None, "UTC"), utc("2026-03-01T00:00"))
 
-    def test_may_also_be_a_day_that_never_comes(self) -> None:
+    def test_day_that_never_comes_has_no_tick(self) -> None:
         assert next_tick(Schedule("0 0 */31 2 MON#5", None, "UTC"), utc("2026-03-01T00:00")) is None
         assert next_ticks(Schedule("0 0 */31 2 MON#5", None, "UTC"), utc("2026-03-01T00:00"), 5) == []
 
-    def test_may_be_a_time_that_the_zone_never_shows_and_is_not_looked_for_until_the_year_9999(
+    def test_search_for_a_time_that_is_always_skipped_ends_after_50_years(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """On a Sunday, the 29th of March is the day on which Berlin goes from 02:00 to 03:00."""
+        """When 29 March is a Sunday, the clocks of Berlin skip from 02:00 to 03:00 on that day."""
         checked_at: list[int] = []
         moments = schedule._moments
 
@@ -303,17 +301,17 @@ class TestWhatIsNoSchedule:
             return moments(wall, zone)
 
         monkeypatch.setattr(schedule, "_moments", counted)
-        strange = Schedule("*/5 2 29 3 */7", None, "Europe/Berlin")
-        assert next_tick(strange, utc("2026-03-01T00:00")) is None
+        always_skipped = Schedule("*/5 2 29 3 */7", None, "Europe/Berlin")
+        assert next_tick(always_skipped, utc("2026-03-01T00:00")) is None
         assert checked_at
         assert max(checked_at) <= 2026 + 50
 
 
-class TestAnInterval:
+class TestInterval:
     @pytest.mark.parametrize(
         ("seconds", "after", "expected"),
         [
-            # 1970 began at midnight, so what divides a day ticks at midnight.
+            # 1970 began at midnight, so an interval that divides a day ticks at midnight.
             (3_600, "2026-03-01T12:00:00", "2026-03-01T13:00:00"),
             (3_600, "2026-03-01T12:34:56.789", "2026-03-01T13:00:00"),
             (2, "2026-03-01T12:00:01", "2026-03-01T12:00:02"),
@@ -324,5 +322,7 @@ class TestAnInterval:
             (86_400, "2026-03-29T00:30:00", "2026-03-30T00:00:00"),
         ],
     )
-    def test_ticks_at_its_multiples_since_1970(self, seconds: float, after: str, expected: str) -> None:
+    def test_interval_ticks_at_its_multiples_since_1970(
+        self, seconds: float, after: str, expected: str
+    ) -> None:
         assert next_tick(Schedule(None, seconds, "Europe/Berlin"), utc(after)) == utc(expected)

@@ -1,6 +1,6 @@
-"""Whatever the expression, the zone and the moment: the next tick is the one that a patient watcher finds.
+"""For any expression, zone and moment, the next tick is the one that a naive simulation finds.
 
-The watcher reads cron fields in the plainest way and looks at the clock on the wall at every minute.
+The simulation interprets cron fields in the simplest way, and checks the wall clock at every minute.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from tests.unit.job_stories import a_job
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
-WATCHED = timedelta(days=2)
+SIMULATED = timedelta(days=2)
 
-SHIFTS = {
+CLOCK_CHANGES = {
     "Europe/Berlin": ("2026-03-29T01:00", "2026-10-25T01:00"),
     "America/New_York": ("2026-03-08T07:00", "2026-11-01T06:00"),
     "Australia/Lord_Howe": ("2026-04-04T15:00", "2026-10-03T15:30"),
     "America/Havana": ("2026-03-08T05:00", "2026-11-01T05:00"),
     "Africa/Cairo": ("2026-04-23T22:00", "2026-10-29T21:00"),
     "Africa/Johannesburg": ("2026-02-28T22:00",),
-    # A whole day, the 30th, was left out when Samoa crossed the date line.
+    # A whole day, the 30th, was skipped when Samoa crossed the date line.
     "Pacific/Apia": ("2011-12-30T10:00",),
     "UTC": ("2027-12-31T23:59",),
 }
-"""When something may go wrong, in UTC."""
+"""Moments around which something may go wrong, in UTC."""
 
 
 class Question(NamedTuple):
-    """A schedule, and the moment that it is asked from."""
+    """A schedule, and the moment after which its next tick is wanted."""
 
     schedule: Schedule
     after: datetime
 
 
-def around(zone: str, shift: str, cron: str, seconds: float) -> Question:
-    after = datetime.fromisoformat(shift).replace(tzinfo=UTC) + timedelta(seconds=seconds)
+def around(zone: str, change: str, cron: str, seconds: float) -> Question:
+    after = datetime.fromisoformat(change).replace(tzinfo=UTC) + timedelta(seconds=seconds)
     return Question(Schedule(cron, None, zone), after)
 
 
@@ -56,7 +56,9 @@ weekdays = st.sampled_from(("*", "*", "*", "0", "7", "1-5", "*/3", "6,0"))
 crons = st.tuples(minutes, hours, days, st.sampled_from(("*", "*", "2-11", "3,4,10,11")), weekdays).map(
     " ".join
 )
-questions = st.sampled_from([(zone, shift) for zone, shifts in SHIFTS.items() for shift in shifts]).flatmap(
+questions = st.sampled_from(
+    [(zone, change) for zone, changes in CLOCK_CHANGES.items() for change in changes]
+).flatmap(
     lambda place: st.builds(
         around,
         st.just(place[0]),
@@ -80,8 +82,8 @@ def expand(field: str, lowest: int, highest: int) -> frozenset[int]:
     return frozenset(numbers)
 
 
-def wanted(cron: str, wall: datetime) -> bool:
-    """Whether a time on the wall is one of an expression's."""
+def matches(cron: str, wall: datetime) -> bool:
+    """Whether an expression includes a time of the wall clock."""
     minute, hour, day, month, weekday = cron.split()
     by_day = wall.day in expand(day, 1, 31)
     by_weekday = wall.isoweekday() % 7 in {number % 7 for number in expand(weekday, 0, 7)}
@@ -94,23 +96,23 @@ def wanted(cron: str, wall: datetime) -> bool:
     )
 
 
-def watched(question: Question) -> datetime | None:
-    """The next tick within `WATCHED`, found by looking at the clock at every minute."""
+def simulate(question: Question) -> datetime | None:
+    """The next tick within `SIMULATED`, found by checking the clock at every minute."""
     schedule, after = question
     assert schedule.cron
     zone, cron = ZoneInfo(schedule.timezone), schedule.cron
-    by_the_clock = any(field.startswith("*") for field in cron.split()[:2])
+    follows_the_clock = any(field.startswith("*") for field in cron.split()[:2])
     moment = after.replace(second=0, microsecond=0)
     before = moment.astimezone(zone)
-    while moment <= after + WATCHED:
+    while moment <= after + SIMULATED:
         moment += MINUTE
         now = moment.astimezone(zone)
-        leapt_over = now.replace(tzinfo=None) - before.replace(tzinfo=None) - MINUTE
-        if by_the_clock:
-            ticks = wanted(cron, now)
+        skipped_time = now.replace(tzinfo=None) - before.replace(tzinfo=None) - MINUTE
+        if follows_the_clock:
+            ticks = matches(cron, now)
         else:
-            skipped = (now - MINUTE * back for back in range(1, leapt_over // MINUTE + 1))
-            ticks = (now.fold == 0 and wanted(cron, now)) or any(wanted(cron, time) for time in skipped)
+            skipped = (now - MINUTE * back for back in range(1, skipped_time // MINUTE + 1))
+            ticks = (now.fold == 0 and matches(cron, now)) or any(matches(cron, time) for time in skipped)
         if ticks:
             return moment
         before = now
@@ -122,17 +124,17 @@ def watched(question: Question) -> datetime | None:
 @example(around("Pacific/Apia", "2011-12-30T10:00", "30 12 30 * *", -3_600))
 @example(around("Australia/Lord_Howe", "2026-04-04T15:00", "30 * * * *", -900))
 @example(around("Africa/Cairo", "2026-10-29T21:00", "59 23 29 * *", 1_800))
-def test_the_next_tick_is_the_one_that_a_watcher_finds(question: Question) -> None:
-    found, seen = next_tick(*question), watched(question)
-    if seen:
-        assert found == seen
+def test_next_tick_is_the_one_that_the_simulation_finds(question: Question) -> None:
+    found, expected = next_tick(*question), simulate(question)
+    if expected:
+        assert found == expected
     else:
-        assert found is None or found > question.after + WATCHED
+        assert found is None or found > question.after + SIMULATED
 
 
 @settings(max_examples=100, deadline=None)
 @for_all(question=questions)
-def test_ticks_follow_each_other_strictly(question: Question) -> None:
+def test_ticks_are_whole_minutes_in_strictly_ascending_order(question: Question) -> None:
     ticks = next_ticks(question.schedule, question.after, 20)
     assert all(earlier < later for earlier, later in pairwise([question.after, *ticks]))
     assert all(tick.second == tick.microsecond == 0 for tick in ticks)
@@ -140,7 +142,7 @@ def test_ticks_follow_each_other_strictly(question: Question) -> None:
 
 @settings(max_examples=200, deadline=None)
 @for_all(question=questions, share=st.floats(0, 1, exclude_max=True))
-def test_until_a_tick_it_is_the_next_whenever_it_is_asked_for(question: Question, share: float) -> None:
+def test_next_tick_is_the_same_from_any_moment_before_it(question: Question, share: float) -> None:
     tick = next_tick(*question)
     if tick:
         between = min(question.after + (tick - question.after) * share, tick - timedelta.resolution)
@@ -153,7 +155,7 @@ moments = st.timedeltas(timedelta(days=20 * 365), timedelta(days=130 * 365)).map
 
 
 @for_all(seconds=st.floats(0.1, 366 * 86_400), after=moments)
-def test_an_interval_ticks_within_itself_and_always_at_its_multiples(
+def test_interval_ticks_at_a_multiple_of_itself_within_one_interval(
     seconds: float, after: datetime
 ) -> None:
     schedule, step = Schedule(None, seconds, "UTC"), timedelta(seconds=seconds)
@@ -168,7 +170,7 @@ def test_an_interval_ticks_within_itself_and_always_at_its_multiples(
     jitter_seconds=st.sampled_from((0.0, 0.5, 10.0, 90.0, 86_400.0)),
     after=moments,
 )
-def test_jitter_keeps_within_its_bounds_and_ticks_in_their_order(
+def test_jitter_is_bounded_and_reproducible_and_keeps_the_order_of_ticks(
     cron: str, jitter_seconds: float, after: datetime
 ) -> None:
     job = a_job(cron=cron, jitter_seconds=jitter_seconds)
@@ -189,7 +191,7 @@ def test_jitter_spreads_the_jobs_of_one_tick() -> None:
 
 
 @for_all(job=st.text(min_size=1, max_size=100), tick=moments)
-def test_the_id_of_a_run_is_its_ticks_own(job: str, tick: datetime) -> None:
+def test_run_id_is_a_uuid7_determined_by_the_job_and_the_tick(job: str, tick: datetime) -> None:
     id_ = run_id(job, tick)
     assert id_ == run_id(job, tick.astimezone(ZoneInfo("Asia/Kathmandu")))
     assert id_ not in (run_id(f"{job}x", tick), run_id(job, tick + timedelta.resolution))

@@ -1,4 +1,4 @@
-"""How a process claims what is due, and how it stops, told without a database."""
+"""How a process claims what is due, and how it stops, without a database."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 RUN = run_id(JOB, moment(60))
 
 
-class StoppedClock(DatabaseClock):
+class FixedClock(DatabaseClock):
     def __init__(self, seconds: float) -> None:
         super().__init__()
         self.at = moment(seconds)
@@ -49,32 +49,32 @@ class StoppedClock(DatabaseClock):
         return self.at
 
 
-class Pen:
-    """A writer that decides what it is asked when the test lets it."""
+class FakeWriter:
+    """A writer that answers requests as soon as the test allows it."""
 
     def __init__(self, story: Story) -> None:
         self.squad = story.squad
         self.ready = True
-        self.asked: list[Request] = []
-        self.fails: Exception | None = None
-        self.heard_after: int | None = None
-        """At which time of asking nothing fails any more."""
-        self.may_go_on = asyncio.Event()
+        self.requests: list[Request] = []
+        self.error: Exception | None = None
+        self.succeeds_at: int | None = None
+        """The number of the request that succeeds although `error` is set."""
+        self.may_answer = asyncio.Event()
 
     async def submit(self, request: Request) -> Outcome:
-        self.asked.append(request)
-        await self.may_go_on.wait()
-        if self.fails and len(self.asked) != self.heard_after:
-            raise self.fails
+        self.requests.append(request)
+        await self.may_answer.wait()
+        if self.error and len(self.requests) != self.succeeds_at:
+            raise self.error
         return Outcome({}, None)
 
 
-def scheduler_of(pen: Pen, at: float) -> Scheduler:
-    return Scheduler(cast("Writer", pen), StoppedClock(at), cast("AgentClient", None), RUNNER)
+def make_scheduler(writer: FakeWriter, at: float) -> Scheduler:
+    return Scheduler(cast("Writer", writer), FixedClock(at), cast("AgentClient", None), RUNNER)
 
 
 @asynccontextmanager
-async def claiming(scheduler: Scheduler) -> AsyncIterator[None]:
+async def running(scheduler: Scheduler) -> AsyncIterator[None]:
     task = asyncio.create_task(scheduler.run())
     try:
         yield
@@ -83,64 +83,64 @@ async def claiming(scheduler: Scheduler) -> AsyncIterator[None]:
         await asyncio.wait((task,))
 
 
-async def test_a_stop_waits_for_the_claim_that_is_under_way() -> None:
-    """What it claims is this process's to carry out, or to give back."""
-    pen = Pen(with_job())
-    scheduler = scheduler_of(pen, 60)
-    async with claiming(scheduler):
-        await eventually(lambda: pen.asked)
+async def test_stop_waits_for_the_claim_in_progress() -> None:
+    """This process must carry out, or hand back, what it claims."""
+    writer = FakeWriter(with_job())
+    scheduler = make_scheduler(writer, 60)
+    async with running(scheduler):
+        await eventually(lambda: writer.requests)
         stopping = asyncio.create_task(scheduler.stop())
         await eventually(lambda: scheduler._stopping)
         for _ in range(20):
             await asyncio.sleep(0)
         assert not stopping.done()
-        pen.may_go_on.set()
+        writer.may_answer.set()
         await stopping
-    assert [request.command for request in pen.asked] == [ClaimTick(name=JOB, runner=RUNNER)]
+    assert [request.command for request in writer.requests] == [ClaimTick(name=JOB, runner=RUNNER)]
 
 
-async def test_nothing_is_claimed_of_a_writer_that_is_not_ready() -> None:
-    pen = Pen(with_job())
-    pen.may_go_on.set()
-    pen.ready = False
-    assert await scheduler_of(pen, 60)._claim_due() == MAX_SLEEP_SECONDS
-    assert pen.asked == []
+async def test_nothing_is_claimed_while_the_writer_is_not_ready() -> None:
+    writer = FakeWriter(with_job())
+    writer.may_answer.set()
+    writer.ready = False
+    assert await make_scheduler(writer, 60)._claim_due() == MAX_SLEEP_SECONDS
+    assert writer.requests == []
 
 
-async def test_it_sleeps_until_the_next_is_due_and_never_for_long() -> None:
-    pen = Pen(with_job())
-    pen.may_go_on.set()
-    assert await scheduler_of(pen, 59.75)._claim_due() == 0.25
-    assert await scheduler_of(pen, 1)._claim_due() == MAX_SLEEP_SECONDS
-    assert pen.asked == []
+async def test_scheduler_sleeps_until_the_next_tick_but_no_longer_than_the_maximum() -> None:
+    writer = FakeWriter(with_job())
+    writer.may_answer.set()
+    assert await make_scheduler(writer, 59.75)._claim_due() == 0.25
+    assert await make_scheduler(writer, 1)._claim_due() == MAX_SLEEP_SECONDS
+    assert writer.requests == []
 
 
-async def test_it_looks_again_at_once_where_all_was_decided_and_after_a_while_where_not() -> None:
-    pen = Pen(with_job())
-    pen.may_go_on.set()
-    scheduler = scheduler_of(pen, 60)
+async def test_scheduler_looks_again_at_once_unless_a_claim_was_not_decided() -> None:
+    writer = FakeWriter(with_job())
+    writer.may_answer.set()
+    scheduler = make_scheduler(writer, 60)
     assert await scheduler._claim_due() == 0
-    for fails in (CommandFailed("a fault"), Unavailable(), RuntimeError("a fault")):
-        pen.fails = fails
+    for error in (CommandFailed("a fault"), Unavailable(), RuntimeError("a fault")):
+        writer.error = error
         assert await scheduler._claim_due() == MAX_SLEEP_SECONDS
 
 
-async def test_a_run_whose_lease_ran_out_is_taken_up_but_not_by_whoever_is_still_at_it() -> None:
-    pen = Pen(with_job().given(claim(OTHER), at=60))
-    pen.may_go_on.set()
-    scheduler = scheduler_of(pen, 60 + LEASE_SECONDS)
+async def test_run_with_an_expired_lease_is_taken_up_unless_in_progress_here() -> None:
+    writer = FakeWriter(with_job().given(claim(OTHER), at=60))
+    writer.may_answer.set()
+    scheduler = make_scheduler(writer, 60 + LEASE_SECONDS)
     await scheduler._claim_due()
-    assert [request.command for request in pen.asked] == [TakeUpRun(run_id=RUN, runner=RUNNER)]
-    assert pen.asked[0].correlation_id == RUN
-    pen.asked.clear()
+    assert [request.command for request in writer.requests] == [TakeUpRun(run_id=RUN, runner=RUNNER)]
+    assert writer.requests[0].correlation_id == RUN
+    writer.requests.clear()
     scheduler._runs[RUN] = cast("asyncio.Task[None]", None)
     await scheduler._claim_due()
-    assert pen.asked == []
+    assert writer.requests == []
 
 
-async def test_it_looks_again_where_something_happened_that_concerns_it() -> None:
+async def test_scheduler_wakes_only_for_events_that_concern_it() -> None:
     story = with_job()
-    scheduler = scheduler_of(Pen(story), 0)
+    scheduler = make_scheduler(FakeWriter(story), 0)
     scheduler.observe(story.when(SendMessage(from_agent="ann", message="hello")).recorded)
     assert not scheduler._changed.is_set()
     scheduler.observe(story.when(PauseJob(name=JOB)).recorded)
@@ -148,16 +148,16 @@ async def test_it_looks_again_where_something_happened_that_concerns_it() -> Non
 
 
 @pytest.mark.parametrize("run", [RUN, "unknown"])
-async def test_a_run_that_is_not_this_processs_by_now_is_not_carried_out(run: str) -> None:
-    pen = Pen(with_job().given(claim(OTHER), at=60))
-    pen.may_go_on.set()
-    await scheduler_of(pen, 60)._attempt(run)
-    assert pen.asked == []
+async def test_run_that_this_process_does_not_hold_is_not_carried_out(run: str) -> None:
+    writer = FakeWriter(with_job().given(claim(OTHER), at=60))
+    writer.may_answer.set()
+    await make_scheduler(writer, 60)._attempt(run)
+    assert writer.requests == []
 
 
-async def test_of_a_log_that_was_replaced_it_goes_on_with_what_is_its_own_in_it() -> None:
+async def test_runs_that_are_not_ours_in_a_replaced_log_are_cancelled() -> None:
     story = with_job(overlap="allow_all").given(claim(), at=60).given(claim(OTHER), at=120)
-    scheduler = scheduler_of(Pen(story), 120)
+    scheduler = make_scheduler(FakeWriter(story), 120)
     for run in (RUN, run_id(JOB, moment(120)), "gone"):
         scheduler._runs[run] = asyncio.create_task(asyncio.Event().wait())  # type: ignore[arg-type]
     tasks = dict(scheduler._runs)
@@ -170,20 +170,20 @@ async def test_of_a_log_that_was_replaced_it_goes_on_with_what_is_its_own_in_it(
 
 
 @pytest.mark.parametrize(
-    ("fails", "times"),
+    ("error", "submissions"),
     [(QueueFull(), 3), (Unavailable(), 3), (OutcomeUnknown(), 3), (Stopping(), 1), (CommandFailed(), 1)],
 )
-async def test_how_an_attempt_ended_is_said_until_it_is_heard_or_cannot_be(
-    fails: NoOutcome, times: int, monkeypatch: pytest.MonkeyPatch
+async def test_end_of_an_attempt_is_submitted_until_it_is_recorded_or_cannot_be(
+    error: NoOutcome, submissions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_SLEEP_SECONDS", 0)
     story = with_job().given(claim(), at=60)
-    pen = Pen(story)
-    pen.may_go_on.set()
-    pen.heard_after = 3
-    pen.fails = fails
-    scheduler = scheduler_of(pen, 60)
+    writer = FakeWriter(story)
+    writer.may_answer.set()
+    writer.succeeds_at = 3
+    writer.error = error
+    scheduler = make_scheduler(writer, 60)
     async with asyncio.timeout(5):
         await scheduler._record_end(story.row(RUNS, RUN), succeeded(JOB))
-    assert len(pen.asked) == times
-    assert all(isinstance(request.command, EndAttempt) for request in pen.asked)
+    assert len(writer.requests) == submissions
+    assert all(isinstance(request.command, EndAttempt) for request in writer.requests)
