@@ -19,7 +19,7 @@ from service.memory.squad import Squad
 from tests.support.squads import contents
 from tests.unit import strategies
 from tests.unit.support import Story, given
-from tests.unit.test_random_histories import SHORT, SHORT_AND_LONG, History, Wish, World, histories
+from tests.unit.test_random_histories import SHORT, SHORT_AND_LONG, CheckedStory, History, Step, histories
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,13 +54,13 @@ def check_past_states(
     history: History, first: Sequence[AnyCommand], page_events: int, data: st.DataObject
 ) -> None:
     """Execute a history, then reconstruct the state after each of its batches."""
-    world = World()
+    checked = CheckedStory()
     states: dict[int, dict[str, Any]] = {}
-    for pause_seconds, batch in [(0.0, [Wish(command, None, fails=False) for command in first]), *history]:
-        world.live(pause_seconds, batch)
-        squad = world.story.squad
+    for pause_seconds, batch in [(0.0, [Step(command, None, fails=False) for command in first]), *history]:
+        checked.advance(pause_seconds, batch)
+        squad = checked.story.squad
         states[squad.head.position] = contents(squad.copy())
-    log = world.story.log
+    log = checked.story.log
     for position, expected in states.items():
         from_zero = fold_onto(Squad(), log, position, page_events)
         assert contents(from_zero) == expected
@@ -87,7 +87,7 @@ def test_past_states_are_reconstructed_after_random_commands(
 
 @settings(max_examples=40, deadline=None)
 @for_all(
-    history=histories(strategies.jobs, SHORT, fewest=10),
+    history=histories(strategies.jobs, SHORT, min_batches=10),
     first_jobs=strategies.first_jobs,
     page_events=st.integers(1, 40),
     data=st.data(),

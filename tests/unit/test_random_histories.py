@@ -1,4 +1,4 @@
-"""Whatever a squad is asked to do, in whatever order and at whatever time, its promises hold."""
+"""The invariants of a squad hold for random commands, in any order and at any time."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ if TYPE_CHECKING:
 A_MINUTE = timedelta(minutes=1)
 
 A_WEEK_AND_A_DAY = timedelta(days=8)
-"""Longer than anything can be held."""
+"""Longer than anything can be claimed or reserved."""
 
 LONGEST_WAIT_SECONDS = 301.0
-"""After it every lease has run out, and every next attempt is due."""
+"""Longer than every lease and every delay before the next attempt."""
 
 
-class Wish(NamedTuple):
-    """A command as part of a history."""
+class Step(NamedTuple):
+    """A command in a history."""
 
     command: AnyCommand
     key: str | None
@@ -75,58 +75,58 @@ class Wish(NamedTuple):
     """Whether it fails after it was decided."""
 
 
-History = list[tuple[float, list[Wish]]]
+History = list[tuple[float, list[Step]]]
 """Pauses in seconds, each with the batch that follows."""
 
-Encrypt = Literal["never", "always", "now and then"]
-"""When payloads are encrypted. Now and then: by processes with different settings."""
+Encrypt = Literal["never", "always", "alternately"]
+"""When payloads are encrypted. Alternately: as by processes with different settings."""
 
 SHORT_AND_LONG = (*[0.0] * 4, 0.1, 1.0, 2.0, 9.0, 31.0, 61.0, 299.0, 700.0, 4_000.0, 90_000.0)
 SHORT = (0.0, 0.5, 1.0, 2.0, 16.0, 59.0, 60.0, 61.0, 120.0, 200.0)
 
 
 def histories(
-    commands: SearchStrategy[AnyCommand], pauses: Sequence[float], fewest: int = 5
+    commands: SearchStrategy[AnyCommand], pauses: Sequence[float], min_batches: int = 5
 ) -> SearchStrategy[History]:
     """Histories of these commands, some of them with an idempotency key, some of them failing."""
-    wishes = st.builds(
-        Wish,
+    steps = st.builds(
+        Step,
         command=commands,
         key=st.sampled_from((*[None] * 20, "k-1", "k-2", "k-3")),
         fails=st.sampled_from((*[False] * 11, True)),
     )
-    batches = st.lists(wishes, min_size=1, max_size=8)
-    return st.lists(st.tuples(st.sampled_from(pauses), batches), min_size=fewest, max_size=25)
+    batches = st.lists(steps, min_size=1, max_size=8)
+    return st.lists(st.tuples(st.sampled_from(pauses), batches), min_size=min_batches, max_size=25)
 
 
-class World:
+class CheckedStory:
     """A story that grows by random batches and checks itself after each."""
 
     def __init__(self, encrypt: Encrypt = "never") -> None:
         self.story = Story(encrypt=encrypt == "always")
-        self.encrypts_now_and_then = encrypt == "now and then"
+        self.alternates_encryption = encrypt == "alternately"
         self.live_tables: dict[str, dict[Any, Any]] = defaultdict(dict)
-        """The read tables as a projector folds them that is never late."""
+        """The read tables, folded right after each batch."""
         self.rules = Rules()
         self.job_rules = JobRules()
         self.key_rules = KeyRules()
         self.known: dict[str, list[str]] = defaultdict(list)
 
-    def live(self, pause_seconds: float, batch: Sequence[Wish]) -> None:
-        """Lets some time pass and a batch be decided."""
-        for part in _apart(batch):
-            if self.encrypts_now_and_then:
+    def advance(self, pause_seconds: float, batch: Sequence[Step]) -> None:
+        """Let some time pass, and decide a batch."""
+        for part in _split(batch):
+            if self.alternates_encryption:
                 self.story.encrypt = not self.story.encrypt
-            self._live(pause_seconds, part)
+            self._decide(pause_seconds, part)
             pause_seconds = 0
 
-    def _live(self, pause_seconds: float, batch: Sequence[Wish]) -> None:
+    def _decide(self, pause_seconds: float, batch: Sequence[Step]) -> None:
         later = self.story.now + timedelta(seconds=pause_seconds)
-        requests = [self._request(wish) for wish in batch]
-        self._check_that_a_draft_can_be_taken_back([request.command for request in requests], later)
+        requests = [self._request(step) for step in batch]
+        self._check_rollback([request.command for request in requests], later)
         self.story.decide(requests, later)
-        for wish, outcome in zip(batch, self.story.outcomes, strict=True):
-            assert isinstance(outcome, Outcome) or (wish.fails and isinstance(outcome, CommandFailed))
+        for step, outcome in zip(batch, self.story.outcomes, strict=True):
+            assert isinstance(outcome, Outcome) or (step.fails and isinstance(outcome, CommandFailed))
         for recorded in self.story.told:
             event = codec.decode(recorded)
             _project(self.live_tables, event, recorded)
@@ -136,18 +136,18 @@ class World:
             strategies.get_to_know(event, self.known)
         self._check_squad()
 
-    def _request(self, wish: Wish) -> Request:
-        command = strategies.aimed(wish.command, self.known)
+    def _request(self, step: Step) -> Request:
+        command = strategies.aimed(step.command, self.known)
 
         def render(_: Outcome) -> Answer:
-            if wish.fails:
-                raise RuntimeError("a fault of ours")
+            if step.fails:
+                raise RuntimeError("an intended failure")
             return Answer(200, {"command": type(command).__name__})
 
-        key = wish.key or ("faulty" if wish.fails else None)
+        key = step.key or ("faulty" if step.fails else None)
         return Request(command, "agent:random", "random", key, repr(command), render)
 
-    def _check_that_a_draft_can_be_taken_back(self, commands: Iterable[AnyCommand], now: datetime) -> None:
+    def _check_rollback(self, commands: Iterable[AnyCommand], now: datetime) -> None:
         draft = Draft(self.story.squad)
         before = _contents(draft)
         recorder = Recorder(draft, Batch((), [], [], [], now), now, self.story.new_id)
@@ -205,12 +205,12 @@ class World:
                 assert part.used == self.rules.used[day.day, part.agent]
         assert {part.day for part in squad.all(BUDGETS)} <= {day.day for day in days}
         assert squad.day == next(day for day in days if day.closed_at is None)
-        # Also where a clock that was ahead is put right.
+        # Also when a clock that was ahead is set back.
         for seconds in (0, 60, 0):
             self._check_deadlines(self.story.now + timedelta(seconds=seconds))
 
     def _check_deadlines(self, now: datetime) -> None:
-        """What is found without going through all of them is what is found by doing so."""
+        """The indexes find the same rows as a scan of the tables."""
         squad = self.story.squad
         for name in EXPIRING:
             rows = list(squad.all(RESIDENT[name].table))
@@ -251,7 +251,7 @@ class World:
         assert times == sorted(times)
 
     def check_fresh_folds(self, page_events: int) -> None:
-        """Whoever reads the log arrives at the same state, whatever pages it is read in."""
+        """A new fold of the log gives the same state, whatever the size of the pages."""
         squad = self.story.squad
         log = self.story.vault.reveal(self.story.log)
         at_once = _folded(log, len(log))
@@ -266,9 +266,9 @@ class World:
         assert in_pages.versions.items() <= squad.versions.items()
 
     def check_read_tables(self) -> None:
-        """Each projection comes to the same rows when it is given only the rows that it says it reads.
+        """A new fold of the log gives the same read tables, also without what was forgotten since.
 
-        It also does when it reads what was forgotten since.
+        Each projection is given only the rows that it announces to read.
         """
         tables: dict[str, dict[Any, Any]] = defaultdict(dict)
         for recorded in self.story.vault.reveal(self.story.log):
@@ -282,16 +282,16 @@ class World:
             assert rows == self.story.squad.tables[name]
 
     def end(self) -> None:
-        """Everything is finished or runs out; nothing of it stays."""
+        """Let everything end or expire; nothing of it stays in memory."""
         squad = self.story.squad
-        self._claim_all_that_is_due()
+        self._claim_everything_due()
         for job in list(squad.all(JOBS)):
             self.job_rules.check_ticks(job.name, self.story.now - strategies.LONGEST_JITTER)
-        self._ask(*(RemoveJob(name=job.name) for job in squad.all(JOBS)))
-        self.live(LONGEST_WAIT_SECONDS, [])
-        self._claim_all_that_is_due()
+        self._submit(*(RemoveJob(name=job.name) for job in squad.all(JOBS)))
+        self.advance(LONGEST_WAIT_SECONDS, [])
+        self._claim_everything_due()
         assert not squad.tables[RUNS.name]
-        self.live(A_WEEK_AND_A_DAY.total_seconds(), [])
+        self.advance(A_WEEK_AND_A_DAY.total_seconds(), [])
         assert not squad.tables[OPERATIONS.name]
         assert not squad.tables[RESERVATIONS.name]
         assert not squad.holders
@@ -301,32 +301,32 @@ class World:
         open_things = sum(len(squad.tables[name]) for name in PARTIAL)
         assert len(squad.versions) <= len((*strategies.AGENTS, "orchestrator")) + open_things + 3
 
-    def _claim_all_that_is_due(self) -> None:
-        """What a scheduler does; whatever it finds leads to something, or it would never rest."""
+    def _claim_everything_due(self) -> None:
+        """Do what a scheduler does. Each round records something, or the scheduler would never stop."""
         while True:
             jobs, runs, _ = due_jobs(self.story.squad, self.story.now)
             if not (jobs or runs):
                 return
-            self._ask(
+            self._submit(
                 *(TakeUpRun(run_id=run_id, runner="process-1") for run_id in runs),
                 *(ClaimTick(name=name, runner="process-1") for name in jobs),
             )
             assert self.story.recorded
 
-    def _ask(self, *commands: AnyCommand) -> None:
-        self.live(0, [Wish(command, None, fails=False) for command in commands])
+    def _submit(self, *commands: AnyCommand) -> None:
+        self.advance(0, [Step(command, None, fails=False) for command in commands])
 
 
-def _apart(batch: Sequence[Wish]) -> Iterator[Sequence[Wish]]:
-    """Batches as the writer makes them: a command that destroys a key is one of its own."""
-    rest: list[Wish] = []
-    for wish in batch:
-        if isinstance(wish.command, ForgetSubject):
+def _split(batch: Sequence[Step]) -> Iterator[Sequence[Step]]:
+    """Split into batches as the writer does: a command that destroys a key has a batch of its own."""
+    rest: list[Step] = []
+    for step in batch:
+        if isinstance(step.command, ForgetSubject):
             yield rest
-            yield [wish]
+            yield [step]
             rest = []
         else:
-            rest.append(wish)
+            rest.append(step)
     yield rest
 
 
@@ -344,7 +344,7 @@ def _project(tables: dict[str, dict[Any, Any]], event: AnyEvent, recorded: Recor
 
 
 class _AnnouncedRows:
-    """The view of a projector that fetched nothing but the rows that were announced."""
+    """The view of a projector that has fetched only the rows that were announced."""
 
     def __init__(
         self, tables: dict[str, dict[Any, Any]], announced: Iterable[tuple[Table[Any, Any], Any]]
@@ -401,14 +401,14 @@ def _folded(log: Sequence[Recorded], page_events: int) -> Squad:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _no_word_of_the_faults_that_are_meant() -> Iterator[None]:
-    def is_not_meant(record: logging.LogRecord) -> bool:
+def _without_the_log_lines_of_intended_failures() -> Iterator[None]:
+    def is_unintended(record: logging.LogRecord) -> bool:
         return record.levelno != logging.ERROR
 
     logger = logging.getLogger("service.writing.batch")
-    logger.addFilter(is_not_meant)
+    logger.addFilter(is_unintended)
     yield
-    logger.removeFilter(is_not_meant)
+    logger.removeFilter(is_unintended)
 
 
 @settings(max_examples=100, deadline=None)
@@ -418,23 +418,23 @@ def _no_word_of_the_faults_that_are_meant() -> Iterator[None]:
     page_events=st.integers(1, 40),
     encrypt=st.sampled_from(get_args(Encrypt)),
 )
-def test_whatever_happens_the_promises_hold(
+def test_invariants_hold_for_random_commands(
     history: History, policy: SetPolicy, page_events: int, encrypt: Encrypt
 ) -> None:
-    live_through(history, [policy, StartOrchestrator()], page_events, encrypt)
+    run_history(history, [policy, StartOrchestrator()], page_events, encrypt)
 
 
 @settings(max_examples=100, deadline=None)
 @for_all(
-    history=histories(strategies.jobs, SHORT, fewest=10),
+    history=histories(strategies.jobs, SHORT, min_batches=10),
     first_jobs=strategies.first_jobs,
     page_events=st.integers(1, 40),
 )
-def test_however_jobs_are_handled_the_promises_hold(
+def test_invariants_hold_for_random_job_commands(
     history: History, first_jobs: list[AnyCommand], page_events: int
 ) -> None:
     agents = [RegisterAgent(name=name, role="agent") for name in strategies.AGENTS]
-    live_through(history, [SetPolicy(), StartOrchestrator(), *agents, *first_jobs], page_events)
+    run_history(history, [SetPolicy(), StartOrchestrator(), *agents, *first_jobs], page_events)
 
 
 @settings(max_examples=80, deadline=None)
@@ -443,10 +443,8 @@ def test_however_jobs_are_handled_the_promises_hold(
     policy=strategies.first_policies,
     page_events=st.integers(1, 40),
 )
-def test_however_resources_are_fought_over_the_promises_hold(
-    history: History, policy: SetPolicy, page_events: int
-) -> None:
-    live_through(history, [policy], page_events)
+def test_invariants_hold_for_random_claims(history: History, policy: SetPolicy, page_events: int) -> None:
+    run_history(history, [policy], page_events)
 
 
 @settings(max_examples=80, deadline=None)
@@ -455,22 +453,20 @@ def test_however_resources_are_fought_over_the_promises_hold(
     policy=strategies.first_policies,
     page_events=st.integers(1, 40),
 )
-def test_however_tokens_are_spent_the_promises_hold(
-    history: History, policy: SetPolicy, page_events: int
-) -> None:
-    live_through(history, [policy], page_events)
+def test_invariants_hold_for_random_spending(history: History, policy: SetPolicy, page_events: int) -> None:
+    run_history(history, [policy], page_events)
 
 
 @settings(max_examples=200, deadline=None)
 @for_all(
     history=histories(strategies.correspondence, SHORT),
     page_events=st.integers(1, 40),
-    encrypt=st.sampled_from(("always", "now and then")),
+    encrypt=st.sampled_from(("always", "alternately")),
 )
-def test_whoever_is_forgotten_the_promises_hold(
+def test_invariants_hold_when_random_subjects_are_forgotten(
     history: History, page_events: int, encrypt: Encrypt
 ) -> None:
-    live_through(history, [SetPolicy(), StartOrchestrator()], page_events, encrypt)
+    run_history(history, [SetPolicy(), StartOrchestrator()], page_events, encrypt)
 
 
 @settings(max_examples=50, deadline=None)
@@ -479,21 +475,21 @@ def test_whoever_is_forgotten_the_promises_hold(
     policy=strategies.first_policies,
     page_events=st.integers(1, 40),
 )
-def test_however_keys_come_and_go_the_promises_hold(
+def test_invariants_hold_for_random_changes_of_keys(
     history: History, policy: SetPolicy, page_events: int
 ) -> None:
-    live_through(history, [policy], page_events)
+    run_history(history, [policy], page_events)
 
 
-def live_through(
+def run_history(
     history: History, first: Sequence[AnyCommand], page_events: int, encrypt: Encrypt = "never"
 ) -> None:
-    """Lives through a history and checks all that must hold, all the time and in the end."""
-    world = World(encrypt)
-    world.live(0, [Wish(command, None, fails=False) for command in first])
+    """Run a history, and check the invariants after each batch and at the end."""
+    story = CheckedStory(encrypt)
+    story.advance(0, [Step(command, None, fails=False) for command in first])
     for pause_seconds, batch in history:
-        world.live(pause_seconds, batch)
-    world.check_log()
-    world.check_fresh_folds(page_events)
-    world.check_read_tables()
-    world.end()
+        story.advance(pause_seconds, batch)
+    story.check_log()
+    story.check_fresh_folds(page_events)
+    story.check_read_tables()
+    story.end()

@@ -1,4 +1,4 @@
-"""What the figures of a self-test mean."""
+"""What a self-test concludes from its figures."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FIGURES = Figures(
 )
 
 
-def test_the_first_sentence_says_what_to_expect() -> None:
+def test_first_sentence_states_the_throughput_to_expect() -> None:
     first = judge(FIGURES)[0]
     assert "30,000 commands per second" in first
     assert "2,000 with a single caller" in first
 
 
 @pytest.mark.parametrize(
-    ("different", "said"),
+    ("changes", "conclusion"),
     [
         ({"durable": False}, "Do not run a squad on it"),
         ({"round_trip": Latency(4.0, 9)}, "the round trip to the database, 4.0 ms"),
@@ -36,8 +36,8 @@ def test_the_first_sentence_says_what_to_expect() -> None:
         ({}, "nothing stands out"),
     ],
 )
-def test_each_limit_is_named_where_it_is_one(different: dict[str, object], said: str) -> None:
-    told = " ".join(judge(FIGURES._replace(**different)))  # type: ignore[arg-type]
-    assert said in told
-    if different:
-        assert said not in " ".join(judge(FIGURES))
+def test_each_limit_is_named_only_where_it_applies(changes: dict[str, object], conclusion: str) -> None:
+    conclusions = " ".join(judge(FIGURES._replace(**changes)))  # type: ignore[arg-type]
+    assert conclusion in conclusions
+    if changes:
+        assert conclusion not in " ".join(judge(FIGURES))

@@ -1,4 +1,4 @@
-"""A look at the database that many wait for."""
+"""A query whose result is shared by all that wait for it."""
 
 from __future__ import annotations
 
@@ -11,54 +11,54 @@ import pytest
 from service.reading import SharedQuery
 
 
-async def test_is_one_for_all_who_wait_for_the_same() -> None:
-    looks, waiter = 0, asyncio.Event()
+async def test_query_runs_once_for_all_that_wait_for_the_same() -> None:
+    count, waiter = 0, asyncio.Event()
 
-    async def look() -> int:
-        nonlocal looks
-        looks += 1
+    async def query() -> int:
+        nonlocal count
+        count += 1
         return 7
 
-    shared = SharedQuery(look)
+    shared = SharedQuery(query)
     assert await asyncio.gather(*(shared(waiter) for _ in range(5))) == [7] * 5
-    assert looks == 1
+    assert count == 1
     await shared(asyncio.Event())
-    assert looks == 2
+    assert count == 2
 
 
-async def test_that_fails_is_told_to_all_who_wait() -> None:
-    async def look() -> int:
+async def test_failure_is_raised_for_all_that_wait() -> None:
+    async def query() -> int:
         raise ConnectionError
 
-    shared, waiter = SharedQuery(look), asyncio.Event()
+    shared, waiter = SharedQuery(query), asyncio.Event()
     for answer in await asyncio.gather(*(shared(waiter) for _ in range(3)), return_exceptions=True):
         assert isinstance(answer, ConnectionError)
 
 
-async def test_that_fails_when_everybody_has_gone_is_no_fault() -> None:
-    told: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
-    begun, may_fail, failed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+async def test_failure_is_not_reported_when_everybody_has_gone() -> None:
+    reports: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context))
+    started, may_fail, failed = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def look() -> int:
-        begun.set()
+    async def query() -> int:
+        started.set()
         await may_fail.wait()
         failed.set()
         raise ConnectionError
 
     async def give_up(shared: SharedQuery[int]) -> None:
-        asking = asyncio.create_task(shared(asyncio.Event()))
-        await begun.wait()
-        asking.cancel()
+        task = asyncio.create_task(shared(asyncio.Event()))
+        await started.wait()
+        task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asking
+            await task
 
-    shared = SharedQuery(look)
+    shared = SharedQuery(query)
     await give_up(shared)
     may_fail.set()
     await failed.wait()
     shared.discard()
-    # The loop is told of it when the last who could ask for it lets go.
+    # The loop reports an exception that nobody retrieved once its task is garbage collected.
     await asyncio.sleep(0)
     gc.collect()
-    assert told == []
+    assert reports == []
