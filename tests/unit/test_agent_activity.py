@@ -1,4 +1,4 @@
-"""What counts as a sign of an agent's life: what it does itself, and not what is done on its behalf."""
+"""What counts as an agent's activity: what it does itself, and not what is done on its behalf."""
 
 from __future__ import annotations
 
@@ -50,36 +50,36 @@ def status(story: Story) -> str:
 
 
 def call_every_ten_seconds(story: Story, until: int, *, succeeds: bool, **fields: Any) -> list[str]:
-    """Lives through calls of a job, each ending a second later; gives the agent's statuses between them."""
-    at_rest = []
+    """Call the agent by a job, each time for a second; return the agent's status after each call."""
+    statuses = []
     for tick in range(10, until + 1, 10):
         story.given(claim(), at=tick)
         for row in list(story.squad.all(RUNS)):
             story.given(ended(row.id, succeeded=succeeds, **fields), at=tick + 1)
-        at_rest.append(status(story))
-    return at_rest
+        statuses.append(status(story))
+    return statuses
 
 
-def often(policy: SetPolicy | None = None, **fields: Any) -> Story:
+def story_of_frequent_calls(policy: SetPolicy | None = None, **fields: Any) -> Story:
     return with_job(policy, cron=None, every_seconds=10.0, **fields)
 
 
 @pytest.mark.parametrize(
     "fields",
     [{}, {"tokens": 5}, {"resources": {"mailbox": "info"}}],
-    ids=["bare", "with tokens", "with a claim"],
+    ids=["plain", "with tokens", "with a claim"],
 )
-class TestAnAgentThatDoesNotAnswer:
-    def test_goes_offline_however_often_it_is_called(self, fields: Any) -> None:
-        story = often(**fields)
-        at_rest = call_every_ten_seconds(story, HOUR + 10 * MINUTE, succeeds=False)
+class TestUnresponsiveAgent:
+    def test_unresponsive_agent_goes_offline_however_often_it_is_called(self, fields: Any) -> None:
+        story = story_of_frequent_calls(**fields)
+        statuses = call_every_ten_seconds(story, HOUR + 10 * MINUTE, succeeds=False)
         before = len(range(10, HOUR - 1, 10))
-        assert set(at_rest[:before]) == {"idle"}
-        assert set(at_rest[before:]) == {"offline"}
+        assert set(statuses[:before]) == {"idle"}
+        assert set(statuses[before:]) == {"offline"}
         assert last_active(story) == START
 
-    def test_goes_straight_to_the_status_that_its_silence_justifies(self, fields: Any) -> None:
-        story = often(**fields)
+    def test_unresponsive_agent_is_offline_again_as_soon_as_a_run_ends(self, fields: Any) -> None:
+        story = story_of_frequent_calls(**fields)
         call_every_ten_seconds(story, HOUR + MINUTE, succeeds=False)
         story.given(claim(), at=HOUR + MINUTE + 10)
         assert status(story) == "active"
@@ -90,8 +90,8 @@ class TestAnAgentThatDoesNotAnswer:
         )
         story.when(PassTime(), at=HOUR + MINUTE + 12).meanwhile()
 
-    def test_is_back_with_the_first_answer(self, fields: Any) -> None:
-        story = often(**fields)
+    def test_agent_is_idle_again_after_its_first_answer(self, fields: Any) -> None:
+        story = story_of_frequent_calls(**fields)
         call_every_ten_seconds(story, 2 * HOUR, succeeds=False)
         assert status(story) == "offline"
         story.given(claim(), at=2 * HOUR + 10)
@@ -100,21 +100,21 @@ class TestAnAgentThatDoesNotAnswer:
         assert (status(story), last_active(story)) == ("idle", moment(2 * HOUR + 11))
 
 
-def test_an_agent_that_answers_never_goes_offline() -> None:
-    story = often()
+def test_agent_that_answers_never_goes_offline() -> None:
+    story = story_of_frequent_calls()
     assert set(call_every_ten_seconds(story, 2 * HOUR, succeeds=True)) == {"idle"}
 
 
-def test_a_run_that_had_nobody_to_call_is_no_answer() -> None:
+def test_run_that_called_nobody_is_no_activity() -> None:
     """Such as one that classifies e-mails and finds none."""
-    story = often()
-    at_rest = call_every_ten_seconds(story, HOUR + MINUTE, succeeds=True, answered=False)
-    assert at_rest[-1] == "offline"
+    story = story_of_frequent_calls()
+    statuses = call_every_ten_seconds(story, HOUR + MINUTE, succeeds=True, answered=False)
+    assert statuses[-1] == "offline"
     assert last_active(story) == START
 
 
-def test_an_agent_that_says_so_itself_lives_whatever_comes_of_its_runs() -> None:
-    story = often()
+def test_agent_that_sends_heartbeats_stays_idle_although_its_runs_fail() -> None:
+    story = story_of_frequent_calls()
     for minutes in range(1, 90):
         story.given(claim(), Heartbeat(agent="ann"), at=minutes * MINUTE)
         [row] = story.squad.all(RUNS)
@@ -135,20 +135,20 @@ def test_an_agent_that_says_so_itself_lives_whatever_comes_of_its_runs() -> None
     ],
     ids=lambda command: type(command).__name__ if not isinstance(command, str) else command,
 )
-def test_what_is_done_on_its_behalf_is_no_sign_of_its_life(command: AnyCommand, actor: str) -> None:
+def test_command_on_behalf_of_an_agent_is_no_activity(command: AnyCommand, actor: str) -> None:
     story = with_job().given(StartOperation(agent="bob", action="x", resources={"emailId": "taken"}))
     story.when(on_behalf(command, actor), at=20)
     assert last_active(story) == START
 
 
-def test_a_claim_that_is_kept_on_its_behalf_is_none_either() -> None:
+def test_renewal_on_behalf_of_an_agent_is_no_activity() -> None:
     story = with_job()
     story.when(on_behalf(StartOperation(agent="ann", action="x", resources={"emailId": "e-1"})), at=1)
     story.when(on_behalf(RenewOperation(operation_id=story.id)), at=20)
     assert last_active(story) == START
 
 
-def test_the_orchestrators_own_acts_are_signs_of_its_life() -> None:
+def test_message_of_the_orchestrator_is_its_activity() -> None:
     story = with_job()
     report = SendMessage(from_agent="orchestrator", message="all is well")
     story.when(on_behalf(report), at=20)
@@ -157,7 +157,7 @@ def test_the_orchestrators_own_acts_are_signs_of_its_life() -> None:
 
 @pytest.mark.parametrize("actor", ["cli:ada", "anonymous", "agent:bob", "agent:ann"])
 @pytest.mark.parametrize("runner", [RUNNER, None])
-def test_a_run_that_somebody_asks_for_is_none(actor: str, runner: str | None) -> None:
+def test_requested_run_is_no_activity_of_its_agent(actor: str, runner: str | None) -> None:
     story = with_job(tokens=5, resources={"mailbox": "info"})
     story.when(on_behalf(RunJob(name=JOB, runner=runner), actor), at=20)
     [row] = story.squad.all(RUNS)
@@ -167,7 +167,7 @@ def test_a_run_that_somebody_asks_for_is_none(actor: str, runner: str | None) ->
     assert (status(story), last_active(story)) == ("idle", START)
 
 
-def test_a_lost_run_leaves_its_agent_where_its_silence_puts_it() -> None:
+def test_agent_of_a_lost_run_gets_the_status_of_its_silence() -> None:
     story = with_job(SetPolicy(idle_after_minutes=0.1, offline_after_minutes=1)).given(claim(), at=60)
     story.when(take_up(RUN), at=75)
     assert story.events[-1] == AgentStatusChanged(

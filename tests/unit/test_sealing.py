@@ -1,3 +1,5 @@
+"""Sealing: what is stored, what can be read with and without the keys, and what is reported as damaged."""
+
 from __future__ import annotations
 
 import json
@@ -72,13 +74,13 @@ ANSWER = RequestAnswered(
 
 
 class NoConnection:
-    """Nothing may be asked of the database."""
+    """A connection that must not be used."""
 
     def __getattr__(self, name: str) -> Any:
-        raise AssertionError(f"the database is asked: {name}")
+        raise AssertionError(f"the connection is used: {name}")
 
 
-NOBODY = cast("Connection", NoConnection())
+NO_CONNECTION = cast("Connection", NoConnection())
 
 
 def plain(event: AnyEvent, id_: str = ID) -> Recorded:
@@ -101,7 +103,7 @@ def plain(event: AnyEvent, id_: str = ID) -> Recorded:
 
 
 def sealed(event: AnyEvent, id_: str = ID, key: Key = KEY) -> Recorded:
-    """The event as it is stored with it."""
+    """The event as it is stored with encryption."""
     text = sealing.seal(event, id_, key, NONCE, {"fingerprint": "bare"})
     return plain(event, id_)._replace(data=text)
 
@@ -111,7 +113,7 @@ def with_seal(row: Recorded, value: object) -> Recorded:
 
 
 def boxed(event: AnyEvent, content: object) -> Recorded:
-    """The event with a box that holds something else, closed with its key."""
+    """The event with a box of other content, encrypted with its key."""
     row = sealed(event)
     covered = f"{row.id}\n{row.stream}\n{row.type}\n{row.schema_version}\n{KEY.id}\n".encode()
     box = AESGCM(KEY.secret).encrypt(NONCE, json.dumps(content).encode(), covered)
@@ -127,48 +129,48 @@ def keyring(*keys: Key) -> Keyring:
 
 class TestGoldenFiles:
     @pytest.mark.parametrize("event", SEALED_EXAMPLES, ids=lambda event: event.type)
-    def test_pin_the_stored_bytes(self, event: AnyEvent) -> None:
+    def test_stored_bytes_are_those_of_the_golden_files(self, event: AnyEvent) -> None:
         stored = (GOLDEN / f"{event.type}.v{event.schema_version}.json").read_text(encoding="utf-8")
         assert sealed(event).data + "\n" == stored
 
     @pytest.mark.parametrize("path", sorted(GOLDEN.iterdir()), ids=lambda path: path.name)
-    def test_of_every_version_that_ever_was_are_readable_with_the_key(self, path: Path) -> None:
+    def test_events_of_every_schema_version_are_readable_with_the_key(self, path: Path) -> None:
         type_, version, _ = path.name.split(".")
         event = next(event for event in SEALED_EXAMPLES if event.type == type_)
         stored = path.read_text(encoding="utf-8").removesuffix("\n")
         row = plain(event)._replace(data=stored, schema_version=int(version[1:]))
         assert codec.decode(reveal_event(row, {KEY.id: KEY.secret})) == event
 
-    def test_cover_every_kind_of_event_that_is_sealed(self) -> None:
+    def test_golden_files_cover_every_type_that_is_sealed(self) -> None:
         kinds = {path.name.split(".")[0] for path in GOLDEN.iterdir()}
         assert kinds == PERSONAL.keys()
 
 
 class TestRoundTrip:
     @for_all(event=strategies.sealed_events)
-    def test_gives_the_event_back(self, event: AnyEvent) -> None:
+    def test_event_is_restored_exactly(self, event: AnyEvent) -> None:
         again = reveal_event(sealed(event), {KEY.id: KEY.secret})
         assert codec.decode(again) == event
         assert json.loads(again.data) == json.loads(codec.encode(event))
         assert list(json.loads(again.data)) == list(json.loads(codec.encode(event)))
 
     @for_all(event=strategies.sealed_events)
-    def test_leaves_the_envelope_as_it_is(self, event: AnyEvent) -> None:
+    def test_envelope_is_unchanged(self, event: AnyEvent) -> None:
         stored = sealed(event)
         assert reveal_event(stored, {KEY.id: KEY.secret})._replace(data="") == stored._replace(data="")
 
     @for_all(event=strategies.sealed_events)
-    def test_needs_no_more_than_one_line(self, event: AnyEvent) -> None:
+    def test_stored_text_is_a_single_line(self, event: AnyEvent) -> None:
         assert not any(character < " " for character in sealed(event).data)
 
     @for_all(event=strategies.sealed_events)
-    def test_without_the_key_gives_an_event_that_can_be_folded(self, event: AnyEvent) -> None:
+    def test_event_without_its_key_keeps_all_but_its_personal_fields(self, event: AnyEvent) -> None:
         erased = codec.decode(reveal_event(sealed(event), {}))
         left = [name for name in event.__struct_fields__ if name not in PERSONAL[event.type]]
         assert all(getattr(erased, name) == getattr(event, name) for name in left)
 
     @for_all(text=st.text("abcdefgh", min_size=12, max_size=40))
-    def test_leaves_nothing_readable(self, text: str) -> None:
+    def test_stored_text_contains_no_personal_data(self, text: str) -> None:
         letter = structs.replace(LETTER, from_email=text, subject=text, payload={text: text})
         answer = structs.replace(
             ANSWER, body={**ANSWER.body, "from_email": text, "subject": text, "payload": {text: 1}}
@@ -180,63 +182,63 @@ class TestRoundTrip:
 
 class TestSealing:
     @pytest.mark.parametrize("payload", [{"a": "b\0c"}, {"a": [{"\0": 1}]}, {"a": {"b": ["\0"]}}])
-    def test_hides_nothing_that_no_table_could_hold(self, payload: dict[str, Any]) -> None:
+    def test_event_that_contains_nul_is_rejected(self, payload: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match=r"holds U\+0000"):
             sealed(structs.replace(LETTER, payload=payload))
 
-    def test_takes_what_only_looks_like_it(self) -> None:
+    def test_text_that_looks_like_an_escaped_nul_is_accepted(self) -> None:
         letter = structs.replace(LETTER, subject="\\u0000")
         assert codec.decode(reveal_event(sealed(letter), {KEY.id: KEY.secret})) == letter
 
 
 class TestErased:
-    def test_e_mails_are_nobodys(self) -> None:
+    def test_erased_email_has_no_sender_subject_or_payload(self) -> None:
         erased = codec.decode(reveal_event(sealed(LETTER), {}))
         assert erased == structs.replace(LETTER, from_email=ERASED, subject=None, payload=None)
 
-    def test_messages_say_so(self) -> None:
+    def test_erased_message_says_so(self) -> None:
         message = MessageSent(
             message_id=ID, agent="ann", to_agent="bob", message="m", task_id="t", data={"n": 1}
         )
         erased = codec.decode(reveal_event(sealed(message), {}))
         assert erased == structs.replace(message, message=ERASED, data=None)
 
-    def test_answers_keep_their_form_and_what_is_bare_of_their_fingerprint(self) -> None:
+    def test_erased_answer_keeps_its_shape_and_a_bare_fingerprint(self) -> None:
         erased = codec.decode(reveal_event(sealed(ANSWER), {}))
         body = {**ANSWER.body, "from_email": ERASED, "payload": None}
         assert erased == structs.replace(ANSWER, fingerprint="bare", body=body)
 
-    def test_answers_that_repeat_nothing_personal_are_whole(self) -> None:
+    def test_erased_answer_without_personal_data_keeps_its_body(self) -> None:
         answer = structs.replace(ANSWER, body={"id": ID, "position": 7})
         erased = codec.decode(reveal_event(sealed(answer), {}))
         assert erased == structs.replace(answer, fingerprint="bare")
 
 
-class TestABox:
-    def test_opens_with_no_other_key(self) -> None:
+class TestBox:
+    def test_box_does_not_open_with_another_key(self) -> None:
         with pytest.raises(UnreadableEvent, match="the box of email_received at position 1"):
             reveal_event(sealed(LETTER), {KEY.id: OTHER_KEY.secret})
 
     @pytest.mark.parametrize(
-        "different",
+        "changes",
         [
             {"id": OTHER_ID},
             {"stream": f"email-{OTHER_ID}"},
             {"schema_version": 2},
         ],
-        ids=lambda different: next(iter(different)),
+        ids=lambda changes: next(iter(changes)),
     )
-    def test_opens_in_no_other_event(self, different: dict[str, Any]) -> None:
+    def test_box_does_not_open_in_another_event(self, changes: dict[str, Any]) -> None:
         with pytest.raises(UnreadableEvent):
-            reveal_event(sealed(LETTER)._replace(**different), {KEY.id: KEY.secret})
+            reveal_event(sealed(LETTER)._replace(**changes), {KEY.id: KEY.secret})
 
-    def test_of_another_event_of_the_same_sender_does_not_open(self) -> None:
+    def test_box_of_another_event_of_the_same_sender_does_not_open(self) -> None:
         one, other = sealed(LETTER), sealed(LETTER, OTHER_ID)
         swapped = with_seal(one, json.loads(other.data)["sealed"])
         with pytest.raises(UnreadableEvent):
             reveal_event(swapped, {KEY.id: KEY.secret})
 
-    def test_opens_under_no_other_name_of_its_key(self) -> None:
+    def test_box_does_not_open_under_another_key_id(self) -> None:
         renamed = with_seal(
             sealed(LETTER), {**json.loads(sealed(LETTER).data)["sealed"], "key": OTHER_KEY.id}
         )
@@ -260,7 +262,7 @@ class TestABox:
         ],
         ids=str,
     )
-    def test_that_is_none_is_told(self, seal: object) -> None:
+    def test_malformed_seal_is_reported(self, seal: object) -> None:
         with pytest.raises(UnreadableEvent, match="email_received at position 1"):
             reveal_event(with_seal(plain(LETTER), seal), {KEY.id: KEY.secret})
 
@@ -274,29 +276,29 @@ class TestABox:
         ],
         ids=str,
     )
-    def test_that_holds_what_no_box_does_is_told(self, content: object) -> None:
-        with pytest.raises(UnreadableEvent, match="the box of email_received at position 1") as told:
+    def test_box_with_malformed_content_is_reported(self, content: object) -> None:
+        with pytest.raises(UnreadableEvent, match="the box of email_received at position 1") as error:
             reveal_event(boxed(LETTER, content), {KEY.id: KEY.secret})
-        assert told.value.position == 1
+        assert error.value.position == 1
 
     @pytest.mark.parametrize(
         "body",
         [None, [], "text", {"from_email": "a@b.c", "position": 8}],
         ids=lambda body: json.dumps(body),
     )
-    def test_of_an_answer_that_holds_what_stands_in_the_open_is_told(self, body: object) -> None:
+    def test_box_of_an_answer_with_malformed_or_public_content_is_reported(self, body: object) -> None:
         with pytest.raises(UnreadableEvent, match="the box of request_answered at position 1"):
             reveal_event(boxed(ANSWER, {"fingerprint": "f", "body": body}), {KEY.id: KEY.secret})
 
     @pytest.mark.parametrize("data", ["null", "[]", "1", '"sealed"', '["sealed"]'])
-    def test_is_not_looked_for_in_what_is_no_object(self, data: str) -> None:
+    def test_data_that_is_not_an_object_is_not_sealed(self, data: str) -> None:
         row = plain(LETTER)._replace(data=data)
         assert reveal_event(row, {}) is row
         assert key_of(row) is None
 
 
 class TestRevealing:
-    def test_has_to_do_with_what_is_sealed_and_with_who_is_forgotten(self) -> None:
+    def test_only_sealed_events_and_forgetting_need_revealing(self) -> None:
         forgotten = SubjectForgotten(key_id=KEY.id, emails=[ID], messages=[], in_plain=0)
         for row in (sealed(LETTER), sealed(ANSWER), plain(forgotten)):
             assert needs_revealing([plain(LETTER), row])
@@ -304,86 +306,86 @@ class TestRevealing:
         assert not needs_revealing([])
 
     @pytest.mark.parametrize("data", ["[]", "{}", "null", "{", '{"key_id": 1}', '{"key_id": ["a"]}'])
-    async def test_tells_of_the_end_of_a_key_that_is_none(self, data: str) -> None:
+    async def test_malformed_forgetting_is_reported(self, data: str) -> None:
         forgotten = SubjectForgotten(key_id=KEY.id, emails=[ID], messages=[], in_plain=0)
-        with pytest.raises(UnreadableEvent, match="subject_forgotten at position 1") as told:
-            await reveal(NOBODY, [plain(forgotten)._replace(data=data)])
-        assert told.value.position == 1
+        with pytest.raises(UnreadableEvent, match="subject_forgotten at position 1") as error:
+            await reveal(NO_CONNECTION, [plain(forgotten)._replace(data=data)])
+        assert error.value.position == 1
 
-    async def test_leaves_a_page_without_sealed_events_as_it_is(self) -> None:
+    async def test_page_without_sealed_events_is_returned_unchanged(self) -> None:
         page = [plain(event) for event in EXAMPLES if event.type != SubjectForgotten.type]
-        assert await reveal(NOBODY, page) is page
+        assert await reveal(NO_CONNECTION, page) is page
 
-    async def test_takes_what_somebody_sent_for_no_seal(self) -> None:
+    async def test_payload_that_looks_like_a_seal_is_not_taken_for_one(self) -> None:
         seal = json.loads(sealed(LETTER).data)["sealed"]
         letter = plain(structs.replace(LETTER, payload={"sealed": seal}, subject='"sealed":{"key":"'))
-        assert await reveal(NOBODY, [letter]) == [letter]
-        assert await reveal(NOBODY, [sealed(codec.decode(letter))], keyring(KEY)) == [letter]
+        assert await reveal(NO_CONNECTION, [letter]) == [letter]
+        assert await reveal(NO_CONNECTION, [sealed(codec.decode(letter))], keyring(KEY)) == [letter]
 
-    async def test_keeps_the_order_and_leaves_others_alone(self) -> None:
+    async def test_order_and_plain_events_are_unchanged(self) -> None:
         page = [plain(ANSWER), sealed(LETTER), plain(LETTER), sealed(ANSWER, OTHER_ID)]
-        shown = await reveal(NOBODY, tuple(page), keyring(KEY))
+        shown = await reveal(NO_CONNECTION, tuple(page), keyring(KEY))
         assert [codec.decode(row) for row in shown] == [ANSWER, LETTER, LETTER, ANSWER]
 
-    async def test_asks_for_no_key_of_what_is_veiled(self) -> None:
-        [shown] = await reveal(NOBODY, [sealed(LETTER)], erased_types=(LETTER.type,))
+    async def test_no_keys_are_loaded_for_types_that_the_reader_wants_erased(self) -> None:
+        [shown] = await reveal(NO_CONNECTION, [sealed(LETTER)], erased_types=(LETTER.type,))
         assert cast("EmailReceived", codec.decode(shown)).from_email == ERASED
 
-    async def test_asks_once_for_all_keys_that_are_not_at_hand(self) -> None:
-        ring, database = keyring(KEY), Database({OTHER_KEY.id: OTHER_KEY.secret})
+    async def test_keys_that_are_not_cached_are_loaded_with_one_query(self) -> None:
+        ring, database = keyring(KEY), FakeDatabase({OTHER_KEY.id: OTHER_KEY.secret})
         page = [sealed(LETTER), sealed(LETTER, key=OTHER_KEY), sealed(ANSWER, key=OTHER_KEY)]
         for _ in range(2):
             shown = await reveal(cast("Connection", database), page, ring)
             assert [codec.decode(row) for row in shown] == [LETTER, LETTER, ANSWER]
-        assert database.asked == [[OTHER_KEY.id]]
+        assert database.queries == [[OTHER_KEY.id]]
 
-    async def test_believes_the_page_that_a_key_was_destroyed(self) -> None:
-        ring, database = keyring(KEY), Database({})
+    async def test_key_that_the_page_destroys_is_removed_from_the_cache(self) -> None:
+        ring, database = keyring(KEY), FakeDatabase({})
         forgotten = SubjectForgotten(key_id=KEY.id, emails=[ID], messages=[], in_plain=0)
         before, last = await reveal(cast("Connection", database), [sealed(LETTER), plain(forgotten)], ring)
         assert cast("EmailReceived", codec.decode(before)).from_email == ERASED
         assert codec.decode(last) == forgotten
-        assert database.asked == [[KEY.id]]
+        assert database.queries == [[KEY.id]]
 
-    @pytest.mark.parametrize("let_go", [lambda ring: ring.remove(KEY.id), Keyring.clear])
-    async def test_never_serves_a_key_that_was_destroyed_while_it_was_loaded(
-        self, let_go: Callable[[Keyring], None]
+    @pytest.mark.parametrize("remove", [lambda ring: ring.remove(KEY.id), Keyring.clear])
+    async def test_key_destroyed_while_it_is_loaded_is_never_returned(
+        self, remove: Callable[[Keyring], None]
     ) -> None:
         ring = Keyring()
 
-        class Late(Database):
-            async def execute(self, query: str, parameters: Sequence[Any], **_: Any) -> Cursor:
+        class DestroyedMeanwhile(FakeDatabase):
+            async def execute(self, query: str, parameters: Sequence[Any], **_: Any) -> FakeCursor:
                 answer = await super().execute(query, parameters)
                 if self.secrets:
                     self.secrets.clear()
-                    let_go(ring)
+                    remove(ring)
                 return answer
 
-        database = cast("Connection", Late({KEY.id: KEY.secret}))
+        database = cast("Connection", DestroyedMeanwhile({KEY.id: KEY.secret}))
         assert await ring.secrets(database, [KEY.id]) == {}
         assert await ring.secrets(database, [KEY.id]) == {}
 
 
 class TestKeyring:
-    async def test_keeps_those_that_were_asked_for_last(self) -> None:
-        ring, database = Keyring(most=2), Database({})
+    async def test_keyring_evicts_the_least_recently_used_key(self) -> None:
+        ring, database = Keyring(most=2), FakeDatabase({})
         first, second, third = (Key(str(number), bytes(32)) for number in range(3))
         ring.put([first, second])
-        assert await ring.secrets(NOBODY, [first.id]) == {first.id: bytes(32)}
+        assert await ring.secrets(NO_CONNECTION, [first.id]) == {first.id: bytes(32)}
         ring.put([third])
-        assert await ring.secrets(NOBODY, [first.id, third.id])
+        assert await ring.secrets(NO_CONNECTION, [first.id, third.id])
         assert await ring.secrets(cast("Connection", database), [second.id]) == {}
 
-    async def test_lets_go_of_all(self) -> None:
+    async def test_clear_removes_every_key(self) -> None:
         ring = keyring(KEY)
         ring.clear()
-        assert await ring.secrets(cast("Connection", Database({})), [KEY.id]) == {}
+        assert await ring.secrets(cast("Connection", FakeDatabase({})), [KEY.id]) == {}
 
-    def test_secrets_are_not_shown(self) -> None:
+    def test_repr_of_a_key_hides_its_secret(self) -> None:
         assert "\\x1f" not in repr(KEY)
 
 
-class Cursor:
+class FakeCursor:
     def __init__(self, rows: list[tuple[str, bytes]]) -> None:
         self._rows = rows
 
@@ -391,15 +393,15 @@ class Cursor:
         return self._rows
 
 
-class Database:
-    """As much of a database as has keys."""
+class FakeDatabase:
+    """A database that has only keys."""
 
     def __init__(self, secrets: dict[str, bytes]) -> None:
         self.secrets = secrets
-        self.asked: list[list[str]] = []
+        self.queries: list[list[str]] = []
 
-    async def execute(self, query: str, parameters: Sequence[Any], **_: Any) -> Cursor:
+    async def execute(self, query: str, parameters: Sequence[Any], **_: Any) -> FakeCursor:
         del query
         [ids] = parameters
-        self.asked.append(sorted(ids))
-        return Cursor([(id_, self.secrets[id_]) for id_ in ids if id_ in self.secrets])
+        self.queries.append(sorted(ids))
+        return FakeCursor([(id_, self.secrets[id_]) for id_ in ids if id_ in self.secrets])

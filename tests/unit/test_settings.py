@@ -1,4 +1,4 @@
-"""Settings: who wins, what is refused, and what becomes policy."""
+"""Settings: which source wins, how mistakes are reported, and what becomes policy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOML = "port = 4001\ndaily_tokens = 10\nreset_hour = 3\n"
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty folder to be in, and an environment that says nothing."""
+    """An empty working directory, and an environment without settings."""
     for name in os.environ:
         if name.startswith("SQUAD_"):
             monkeypatch.delenv(name)
@@ -38,7 +38,7 @@ def _read(text: str | None = None, **flags: Any) -> Settings:
     return settings.read(**flags)
 
 
-def _complaint(text: str | None = None, **flags: Any) -> str:
+def _error_message(text: str | None = None, **flags: Any) -> str:
     with pytest.raises(SettingsError) as raised:
         _read(text, **flags)
     message = str(raised.value)
@@ -46,7 +46,7 @@ def _complaint(text: str | None = None, **flags: Any) -> str:
     return message
 
 
-def test_the_defaults_are_those_of_the_interface() -> None:
+def test_defaults_are_those_of_the_interface() -> None:
     found = _read()
     assert (found.dsn, found.listen_dsn, found.squad_schema, found.data) == (
         None,
@@ -60,7 +60,7 @@ def test_the_defaults_are_those_of_the_interface() -> None:
     assert (found.idle_after_minutes, found.offline_after_minutes) == (10, 60)
 
 
-def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
+def test_flags_override_the_environment_which_overrides_the_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SQUAD_PORT", "4002")
@@ -69,19 +69,19 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
     assert (found.port, found.daily_tokens, found.reset_hour, found.host) == (4003, 20, 3, "127.0.0.1")
 
 
-def test_a_flag_that_was_not_given_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flag_that_is_not_given_overrides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SQUAD_DSN", "dbname=x")
     assert _read(dsn=None).dsn == "dbname=x"
 
 
-def test_a_file_that_was_read_says_nothing_to_settings_that_are_made_otherwise() -> None:
-    _complaint(TOML + "no_setting = 1\n")
+def test_file_that_was_read_does_not_affect_settings_made_without_it() -> None:
+    _error_message(TOML + "no_setting = 1\n")
     assert settings.Settings().port == 3001
     assert _read(TOML).port == 4001
     assert settings.Settings().port == 3001
 
 
-def test_a_folder_on_the_command_line_is_the_database_whatever_else_is_set(
+def test_data_flag_overrides_every_dsn_except_that_of_a_flag(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SQUAD_DSN", "dbname=x")
@@ -93,12 +93,12 @@ def test_a_folder_on_the_command_line_is_the_database_whatever_else_is_set(
     assert _read().dsn == "dbname=x"
 
 
-def test_an_empty_variable_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_variable_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SQUAD_PORT", "")
     assert _read(TOML).port == 4001
 
 
-def test_what_kubernetes_sets_for_a_service_named_squad_says_nothing(
+def test_variables_of_a_kubernetes_service_named_squad_are_ignored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SQUAD_PORT", "tcp://10.96.0.17:3001")
@@ -110,10 +110,10 @@ def test_what_kubernetes_sets_for_a_service_named_squad_says_nothing(
     monkeypatch.setenv("SQUAD_PORT", "tcp://[fd00::17]:3001")
     assert _read(TOML).port == 4001
     monkeypatch.setenv("SQUAD_PORT", "tcp://3001")
-    assert "SQUAD_PORT" in _complaint(TOML)
+    assert "SQUAD_PORT" in _error_message(TOML)
 
 
-def test_the_file_is_named_by_flag_or_variable_or_lies_there(
+def test_file_is_that_of_the_flag_else_the_variable_else_the_working_directory(
     monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
     for number in (1, 2, 3):
@@ -125,7 +125,9 @@ def test_the_file_is_named_by_flag_or_variable_or_lies_there(
     assert settings.read(folder / "1.toml").port == 1
 
 
-def test_every_variable_of_the_interface_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_variable_of_the_interface_equals_its_setting_in_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     values = {
         "dsn": "dbname=a",
         "listen_dsn": "dbname=b",
@@ -183,30 +185,30 @@ def test_every_variable_of_the_interface_is_heard(monkeypatch: pytest.MonkeyPatc
         ("trusted_proxies", "10.0.0.1/8", "must be addresses or networks, such as 10.0.0.5 or 10.0.0.0/24"),
     ],
 )
-def test_a_wrong_variable_is_told_with_name_value_and_what_is_allowed(
+def test_invalid_variable_is_reported_with_its_name_value_and_what_is_allowed(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, allowed: str
 ) -> None:
     monkeypatch.setenv(f"SQUAD_{name.upper()}", value)
-    complaint = _complaint()
-    assert complaint.startswith(f"{name} (SQUAD_{name.upper()}) is {value!r}: ")
-    assert allowed in complaint
+    message = _error_message()
+    assert message.startswith(f"{name} (SQUAD_{name.upper()}) is {value!r}: ")
+    assert allowed in message
 
 
 @pytest.mark.parametrize(
     "dsn", ["postgresql://ada:s3cret@[host/db", "host=db pasword=s3cret", "password='s3cret"]
 )
-def test_a_wrong_dsn_is_not_repeated_where_it_may_hold_a_password(
+def test_invalid_dsn_that_may_contain_a_password_is_not_repeated(
     monkeypatch: pytest.MonkeyPatch, dsn: str
 ) -> None:
     monkeypatch.setenv("SQUAD_LISTEN_DSN", dsn)
-    complaint = _complaint()
-    assert complaint == (
+    message = _error_message()
+    assert message == (
         "listen_dsn (SQUAD_LISTEN_DSN) is not valid: must be a libpq connection string or URI"
     )
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "message"),
     [
         ("prot = 3001", "prot is not a setting; did you mean port?"),
         ("daily_token = 5", "daily_token is not a setting; did you mean daily_tokens?"),
@@ -257,20 +259,20 @@ def test_a_wrong_dsn_is_not_repeated_where_it_may_hold_a_password(
         ),
     ],
 )
-def test_a_wrong_line_of_the_file_is_told_by_its_place(text: str, complaint: str) -> None:
-    assert _complaint(text).startswith(complaint)
+def test_invalid_entry_in_the_file_is_reported_with_its_path(text: str, message: str) -> None:
+    assert _error_message(text).startswith(message)
 
 
-def test_a_variable_that_is_named_much_like_a_setting_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = ("SQUAD_CONFIG", "SQUAD_SCHEMA", "squad_port", "SQUAD_AGENTS")
-    of_others = (
+def test_variable_with_a_misspelt_name_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    valid = ("SQUAD_CONFIG", "SQUAD_SCHEMA", "squad_port", "SQUAD_AGENTS")
+    unrelated = (
         "SQUAD_URL",
         "SQUAD_API_KEY",
         "SQUAD_TEST_DSN",
         "SQUAD_SERVICE_HOST",
         "SQUAD_PORT_3001_TCP",
     )
-    for name in (*ours, *of_others, "SQUAD_ENCRYPT_PAYLOAD", "SQUAD_PROT"):
+    for name in (*valid, *unrelated, "SQUAD_ENCRYPT_PAYLOAD", "SQUAD_PROT"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("SQUAD_PORTS", "")
     assert settings.misspelt() == [
@@ -279,50 +281,50 @@ def test_a_variable_that_is_named_much_like_a_setting_is_told(monkeypatch: pytes
     ]
 
 
-def test_a_tilde_is_the_home_folder_for_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_in_a_path_becomes_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     found = _read('data = "~/squad"\ncheckpoint_key = "~/key"')
     assert (found.data, found.checkpoint_key) == (Path("/home/ada/squad"), Path("/home/ada/key"))
     assert _read(data=Path("~")).data == Path("/home/ada")
 
 
-def test_a_home_folder_of_nobody_is_told() -> None:
-    complaint = _complaint('data = "~nobody-at-all/squad"')
-    assert "data (SQUAD_DATA) is '~nobody-at-all/squad': must not begin with" in complaint
+def test_tilde_of_an_unknown_user_is_reported() -> None:
+    message = _error_message('data = "~nobody-at-all/squad"')
+    assert "data (SQUAD_DATA) is '~nobody-at-all/squad': must not begin with" in message
 
 
-def test_every_wrong_setting_is_told_each_in_a_line() -> None:
+def test_every_invalid_setting_is_reported_on_its_own_line() -> None:
     with pytest.raises(SettingsError) as raised:
         _read("port = -1\nreset_hour = 99\nprot = 1")
     assert len(str(raised.value).splitlines()) == 3
 
 
-def test_a_value_is_shown_in_part_where_it_is_long() -> None:
-    complaint = _complaint(f'timezone = "{"x" * 5_000}"')
-    assert len(complaint) < 300
+def test_long_value_is_shortened_in_the_message() -> None:
+    message = _error_message(f'timezone = "{"x" * 5_000}"')
+    assert len(message) < 300
 
 
-def test_a_variable_that_should_be_json_and_is_not_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variable_that_should_be_json_but_is_not_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SQUAD_BUDGET", "much")
-    assert _complaint() == "SQUAD_BUDGET is 'much': must be a JSON object"
+    assert _error_message() == "SQUAD_BUDGET is 'much': must be a JSON object"
 
 
-def test_a_variable_that_is_nested_too_deep_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variable_that_is_nested_too_deep_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SQUAD_BUDGET", "[" * 9_000)
-    assert _complaint() == "a setting is nested too deep"
+    assert _error_message() == "a setting is nested too deep"
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
-def test_what_is_there_and_no_file_is_said_to_be_none_and_not_waited_for(
+def test_folder_or_pipe_in_place_of_the_file_is_reported_at_once(
     make: Callable[[Path], None], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(folder / "squad.toml")
-    assert _complaint() == "the configuration file squad.toml is not a regular file"
+    assert _error_message() == "the configuration file squad.toml is not a regular file"
     monkeypatch.setenv("SQUAD_CONFIG", str(folder / "squad.toml"))
-    assert _complaint() == f"the configuration file {folder}/squad.toml is not a regular file"
+    assert _error_message() == f"the configuration file {folder}/squad.toml is not a regular file"
 
 
-def test_a_file_that_cannot_be_read_is_told(folder: Path) -> None:
+def test_missing_or_binary_file_is_reported(folder: Path) -> None:
     with pytest.raises(SettingsError, match=r"nowhere\.toml does not exist"):
         settings.read(folder / "nowhere.toml")
     (folder / "binary.toml").write_bytes(b"\xff\xfe")
@@ -330,30 +332,30 @@ def test_a_file_that_cannot_be_read_is_told(folder: Path) -> None:
         settings.read(folder / "binary.toml")
 
 
-def test_a_file_that_cannot_be_reached_is_told_with_the_reason(
+def test_unreachable_file_is_reported_with_the_reason(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unreachable = folder / ("x" * 300)
-    complaint = f"the configuration file {unreachable} cannot be read: File name too long"
+    message = f"the configuration file {unreachable} cannot be read: File name too long"
     with pytest.raises(SettingsError) as raised:
         settings.read(unreachable)
-    assert str(raised.value) == complaint
+    assert str(raised.value) == message
     monkeypatch.setenv("SQUAD_CONFIG", str(unreachable))
-    assert _complaint() == complaint
+    assert _error_message() == message
     (folder / "file").touch()
     with pytest.raises(SettingsError, match="does not exist"):
         settings.read(folder / "file" / "squad.toml")
 
 
-def test_a_folder_in_which_nothing_may_be_looked_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_in_a_folder_without_permission_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "stat", refuse)
-    assert _complaint() == "the configuration file squad.toml cannot be read: Permission denied"
+    assert _error_message() == "the configuration file squad.toml cannot be read: Permission denied"
 
 
-def test_only_what_somebody_set_becomes_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_settings_that_were_set_become_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _read().policy().model_fields_set == set()
     monkeypatch.setenv("SQUAD_RESET_HOUR", "0")
     policy = _read("daily_tokens = 100000\n[budget.agent_limits]\nada = 5\n").policy()
@@ -361,12 +363,12 @@ def test_only_what_somebody_set_becomes_policy(monkeypatch: pytest.MonkeyPatch) 
     assert policy.agent_limits == {"ada": 5}
 
 
-def test_no_limits_are_set_by_an_empty_section() -> None:
+def test_empty_section_of_agent_limits_sets_no_limits() -> None:
     assert _read("[budget.agent_limits]\n").policy().agent_limits == {}
     assert _read("[budget]\n").policy().model_fields_set == set()
 
 
-def test_agents_of_the_file_are_registered() -> None:
+def test_agents_in_the_file_are_registered() -> None:
     [ada, bob] = _read(
         '[agents.ada]\nrole = "writer"\nurl = "http://a.test"\npriority = 5\n[agents.bob]\nrole = "editor"'
     ).registrations(lambda _: None)
@@ -374,21 +376,21 @@ def test_agents_of_the_file_are_registered() -> None:
     assert (bob.name, bob.role, bob.url, bob.priority) == ("bob", "editor", None, 0)
 
 
-def test_what_the_file_does_not_say_of_an_agent_stays_as_it_was_registered() -> None:
-    """Only there can its secret be, and the role has to be."""
+def test_agent_fields_that_the_file_omits_stay_as_registered() -> None:
+    """An agent's secret can only be set in the file, and there the role is mandatory."""
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     row = AgentRow("1", "ada", "reader", "idle", moment, "http://a.test", 5, 0, moment, 1)
     [kept] = _read('[agents.ada]\nrole = "writer"').registrations({"ada": row}.get)
     assert (kept.role, kept.url, kept.priority) == ("writer", "http://a.test", 5)
     [changed] = _read('[agents.ada]\nrole = "writer"\npriority = 0').registrations({"ada": row}.get)
     assert (changed.url, changed.priority) == ("http://a.test", 0)
-    # Such a url was taken once. It is no reason not to start.
+    # Earlier versions accepted such a URL. It must not prevent a start.
     old = row.replaced(url="http://a.test:0")
     [kept] = _read('[agents.ada]\nrole = "writer"').registrations({"ada": old}.get)
     assert (kept.role, kept.url, kept.priority) == ("writer", "http://a.test:0", 5)
 
 
-def test_lists_have_commas_in_the_environment_and_brackets_in_the_file(
+def test_lists_are_comma_separated_in_the_environment_and_arrays_in_the_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SQUAD_CORS_ORIGINS", "https://a.example, http://localhost:5173")
@@ -409,19 +411,19 @@ def test_lists_have_commas_in_the_environment_and_brackets_in_the_file(
 @pytest.mark.parametrize(
     "origin", ["*", "a.example", "https://a.example/", "https://a.example/x", "null", "HTTPS://A.EXAMPLE"]
 )
-def test_an_origin_is_written_as_browsers_send_it(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+def test_origin_must_be_written_as_browsers_send_it(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
     monkeypatch.setenv("SQUAD_CORS_ORIGINS", f"https://b.example,{origin}")
-    complaint = _complaint()
-    assert complaint.startswith("cors_origins.1 is ")
-    assert "must be an origin, such as https://board.example.org, without a path" in complaint
+    message = _error_message()
+    assert message.startswith("cors_origins.1 is ")
+    assert "must be an origin, such as https://board.example.org, without a path" in message
 
 
-def test_a_squad_is_open_to_its_own_machine_only_by_default() -> None:
+def test_default_is_secure_and_allows_no_origins_and_trusts_no_proxies() -> None:
     found = _read()
     assert (found.insecure, found.cors_origins, found.trusted_proxies) == (False, (), ())
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_immutable() -> None:
     found = _read()
     with pytest.raises(ValueError, match="frozen"):
         found.port = 1  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""A snapshot gives back the very squad that was put away, or says that it is not to be trusted."""
+"""A snapshot restores exactly the squad that was stored, or is rejected as invalid."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HEAD = Head(7, bytes(range(32)), datetime(2026, 3, 4, 5, 6, 7, 8, tzinfo=UTC))
 
 
 def rows_of(name: str) -> SearchStrategy[list[Any]]:
-    """Any rows that stay in memory."""
+    """Arbitrary rows that stay in memory."""
     row = RESIDENT[name].table.row
     fields = {field: values_of(kind) for field, kind in get_type_hints(row).items()}
     fixed = {field: st.just(value) for field, value in ACTIVE.get(name, {}).items()}
@@ -50,20 +50,20 @@ def rows_of(name: str) -> SearchStrategy[list[Any]]:
 def squad_of(rows: dict[str, list[Any]], version: int) -> Squad:
     squad = Squad()
     squad.head = HEAD
-    for name, some in rows.items():
-        squad.load(RESIDENT[name].table, {RESIDENT[name].table.key_of(row): row for row in some}.values())
+    for name, loaded in rows.items():
+        squad.load(RESIDENT[name].table, {RESIDENT[name].table.key_of(row): row for row in loaded}.values())
     squad.versions = dict.fromkeys(squad.streams(), version)
     return squad
 
 
-def there_and_back(squad: Squad) -> Squad:
+def round_trip(squad: Squad) -> Squad:
     async def work() -> Squad:
         return await unpack(await pack(squad), squad.head)
 
     return asyncio.run(work())
 
 
-def a_squad() -> Squad:
+def make_squad() -> Squad:
     return given(
         do.RegisterAgent(name="ann", role="tester"),
         do.StartOperation(agent="ann", action="work", resources={"emailId": "e-1", "customerId": "c"}),
@@ -75,22 +75,20 @@ def a_squad() -> Squad:
 
 @settings(max_examples=100, deadline=None)
 @for_all(rows=st.fixed_dictionaries({name: rows_of(name) for name in RESIDENT}), version=st.integers(1, 99))
-def test_rows_of_every_kind_come_back_to_the_last_microsecond(
-    rows: dict[str, list[Any]], version: int
-) -> None:
+def test_rows_of_every_kind_are_restored_exactly(rows: dict[str, list[Any]], version: int) -> None:
     squad = squad_of(rows, version)
-    back = there_and_back(squad)
-    assert contents(back) == contents(squad)
+    restored = round_trip(squad)
+    assert contents(restored) == contents(squad)
     for name, theirs in squad.tables.items():
-        # 1 and 1.0 are equal and not the same, and so are two zeros.
-        ours = [back.tables[name][key] for key in theirs]
+        # 1 and 1.0 are equal but not the same, and so are 0.0 and -0.0.
+        ours = [restored.tables[name][key] for key in theirs]
         assert orjson.dumps([structs.astuple(row) for row in ours]) == orjson.dumps(
             [structs.astuple(row) for row in theirs.values()]
         )
         assert all(type(row) is RESIDENT[name].table.row for row in ours)
 
 
-def test_claims_on_the_same_thing_keep_their_order_whatever_order_the_rows_are_in() -> None:
+def test_claims_on_a_resource_keep_their_order_whatever_the_order_of_the_rows() -> None:
     resources = {"emailId": "e-1"}
     story = given(
         do.StartOperation(agent="ann", action="work", resources=resources, ttl_seconds=900.0),
@@ -100,25 +98,25 @@ def test_claims_on_the_same_thing_keep_their_order_whatever_order_the_rows_are_i
     first, second = squad.claims(("emailId", "e-1"))
     rows = squad.tables[OPERATIONS.name]
     squad.tables[OPERATIONS.name] = {second: rows[second], first: rows[first]}
-    assert there_and_back(squad).claims(("emailId", "e-1")) == (first, second)
+    assert round_trip(squad).claims(("emailId", "e-1")) == (first, second)
 
 
-def test_a_large_squad_comes_back_from_many_parts() -> None:
+def test_large_squad_is_restored_from_many_slices() -> None:
     squad = given(*(do.CreateTask(title="look " * 100) for _ in range(3 * snapshots.SLICE_ROWS + 1))).squad
-    assert contents(there_and_back(squad)) == contents(squad)
+    assert contents(round_trip(squad)) == contents(squad)
 
 
-@pytest.mark.parametrize("compressed_at_once", [1, 1 << 20])
-def test_how_it_is_compressed_makes_no_difference(
-    monkeypatch: pytest.MonkeyPatch, compressed_at_once: int
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
+def test_squad_is_restored_whatever_the_size_of_compressed_chunks(
+    monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
-    monkeypatch.setattr(snapshots, "_COMPRESSED_AT_ONCE_BYTES", compressed_at_once)
-    squad = a_squad()
-    assert contents(there_and_back(squad)) == contents(squad)
+    monkeypatch.setattr(snapshots, "_COMPRESSED_AT_ONCE_BYTES", chunk_bytes)
+    squad = make_squad()
+    assert contents(round_trip(squad)) == contents(squad)
 
 
-def test_any_byte_that_was_changed_shows() -> None:
-    squad = a_squad()
+def test_snapshot_with_any_changed_byte_is_rejected() -> None:
+    squad = make_squad()
     state = asyncio.run(pack(squad))
 
     async def work() -> None:
@@ -132,15 +130,15 @@ def test_any_byte_that_was_changed_shows() -> None:
 
 
 @pytest.mark.parametrize("cut", [b"", b"x", b"x" * 32, slice(40), slice(-1)], ids=str)
-def test_bytes_that_are_missing_show(cut: bytes | slice) -> None:
-    squad = a_squad()
+def test_truncated_snapshot_is_rejected(cut: bytes | slice) -> None:
+    squad = make_squad()
     state = asyncio.run(pack(squad))
     with pytest.raises(InvalidSnapshot):
         asyncio.run(unpack(state[cut] if isinstance(cut, slice) else cut, squad.head))
 
 
-def test_a_snapshot_of_another_place_or_log_shows() -> None:
-    squad = a_squad()
+def test_snapshot_of_another_position_or_log_is_rejected() -> None:
+    squad = make_squad()
     state = asyncio.run(pack(squad))
     head = squad.head
     assert head.recorded_at
@@ -153,16 +151,18 @@ def test_a_snapshot_of_another_place_or_log_shows() -> None:
             asyncio.run(unpack(state, other))
 
 
-def test_a_snapshot_of_another_fold_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    squad = a_squad()
+def test_snapshot_of_another_fold_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    squad = make_squad()
     state = asyncio.run(pack(squad))
     monkeypatch.setattr(snapshots, "FOLD", "another")
     with pytest.raises(InvalidSnapshot):
         asyncio.run(unpack(state, squad.head))
 
 
-def test_what_is_sealed_well_and_cannot_be_read_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    squad = a_squad()
+def test_snapshot_with_a_valid_digest_but_malformed_content_is_rejected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    squad = make_squad()
     for lines in ([], [b"[]\n"], [b"{}\n"], [b"not json\n"], [b'[6, "", ""]\n']):
         monkeypatch.setattr(snapshots, "_lines", lambda _, lines=lines: iter(lines))
         state = asyncio.run(pack(squad))
@@ -170,8 +170,8 @@ def test_what_is_sealed_well_and_cannot_be_read_is_not_trusted(monkeypatch: pyte
             asyncio.run(unpack(state, squad.head))
 
 
-def test_there_are_never_more_rows_stored_than_events() -> None:
-    squad = a_squad()
+def test_distance_between_snapshots_is_at_least_the_number_of_rows() -> None:
+    squad = make_squad()
     assert distance(squad) == snapshots.INTERVAL_EVENTS
     rows = squad.tables["squad_tasks"]
     [row] = rows.values()
@@ -179,7 +179,7 @@ def test_there_are_never_more_rows_stored_than_events() -> None:
     assert distance(squad) >= 3 * snapshots.INTERVAL_EVENTS
 
 
-def test_a_copy_stays_as_it_is() -> None:
+def test_copy_of_a_squad_stays_unchanged() -> None:
     story = given(
         do.CreateTask(title="look"), do.LogEmail(gmail_message_id="g", from_email="a@example.org")
     )

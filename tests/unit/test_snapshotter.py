@@ -1,4 +1,4 @@
-"""When a process looks for snapshots that are due, and what it stores."""
+"""When a process checks for snapshots that are due, and what it stores."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 HEAD, DISTANCE = 100, 50
 
 
-def at(position: int) -> Any:
-    """A batch that ends there."""
+def batch_up_to(position: int) -> Any:
+    """A batch that ends at this position."""
     return [SimpleNamespace(position=position)]
 
 
@@ -32,19 +32,19 @@ def squad_at(position: int) -> Squad:
     return squad
 
 
-class Database:
-    """Where snapshots are stored. The service stops at the third attempt to connect."""
+class FakeDatabase:
+    """Stores snapshots in memory. The third attempt to connect cancels the snapshotter."""
 
     def __init__(self) -> None:
         self.pgconn = self
-        self.is_taken = False
+        self.is_locked = False
         self.error: Exception | None = None
         self.positions: list[int] = []
         self.stored: list[tuple[int, int]] = []
         self.opened = 0
         self.attempts = 0
 
-    async def connect(self, *_: object, **__: object) -> Database:
+    async def connect(self, *_: object, **__: object) -> FakeDatabase:
         self.attempts += 1
         if self.attempts == 3:
             raise asyncio.CancelledError
@@ -58,11 +58,11 @@ class Database:
 
 
 @pytest.fixture
-def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
-    database = Database()
+def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDatabase]:
+    database = FakeDatabase()
 
     async def try_lock(*_: object) -> bool:
-        return not database.is_taken
+        return not database.is_locked
 
     async def nothing(*_: object) -> None: ...
 
@@ -85,69 +85,71 @@ def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
 
 
 @pytest.fixture
-def taking() -> Snapshotter:
+def snapshotter() -> Snapshotter:
     writer: Any = SimpleNamespace(ready=True, squad=squad_at(HEAD))
     return Snapshotter("", "squad", writer)
 
 
-async def test_whoever_leaves_it_to_another_process_looks_again_only_when_the_next_is_due(
-    database: Database, taking: Snapshotter
+async def test_process_without_the_lock_checks_again_only_when_the_next_is_due(
+    database: FakeDatabase, snapshotter: Snapshotter
 ) -> None:
-    database.is_taken = True
-    taking.reschedule()
-    await taking._take_due()
-    assert not taking._due.is_set()
-    taking.observe(at(HEAD + DISTANCE - 1))
-    assert not taking._due.is_set()
-    taking.observe(at(HEAD + DISTANCE))
-    assert taking._due.is_set()
+    database.is_locked = True
+    snapshotter.reschedule()
+    await snapshotter._take_due()
+    assert not snapshotter._due.is_set()
+    snapshotter.observe(batch_up_to(HEAD + DISTANCE - 1))
+    assert not snapshotter._due.is_set()
+    snapshotter.observe(batch_up_to(HEAD + DISTANCE))
+    assert snapshotter._due.is_set()
     assert not database.stored
 
 
-async def test_the_squad_is_stored_as_it_was_at_one_position_while_it_lives_on(
-    database: Database, taking: Snapshotter, monkeypatch: pytest.MonkeyPatch
+async def test_squad_is_stored_as_of_one_position_while_it_advances(
+    database: FakeDatabase, snapshotter: Snapshotter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever is forgotten after that position keeps the snapshot from being stored."""
+    """If anybody is forgotten after that position, the snapshot must not be stored."""
     database.positions = [HEAD - DISTANCE]
 
-    async def live_on(*_: object) -> None:
-        taking._writer.squad.head = Head(HEAD + 7, b"", START)
+    async def advance(*_: object) -> None:
+        snapshotter._writer.squad.head = Head(HEAD + 7, b"", START)
 
-    monkeypatch.setattr(module, "load_open", live_on)
-    await taking._take_due()
+    monkeypatch.setattr(module, "load_open", advance)
+    await snapshotter._take_due()
     assert database.stored == [(HEAD, HEAD)]
 
 
-async def test_none_is_stored_before_it_is_due(database: Database, taking: Snapshotter) -> None:
+async def test_snapshot_is_not_stored_before_it_is_due(
+    database: FakeDatabase, snapshotter: Snapshotter
+) -> None:
     database.positions = [HEAD - DISTANCE + 1]
-    await taking._take_due()
+    await snapshotter._take_due()
     assert not database.stored
-    taking.observe(at(HEAD))
-    assert not taking._due.is_set()
-    taking.observe(at(HEAD + 1))
-    assert taking._due.is_set()
+    snapshotter.observe(batch_up_to(HEAD))
+    assert not snapshotter._due.is_set()
+    snapshotter.observe(batch_up_to(HEAD + 1))
+    assert snapshotter._due.is_set()
 
 
 @pytest.mark.parametrize(
     ("error", "text"),
     [(OSError("gone"), "cannot be taken for now"), (ArithmeticError("a fault"), "taking snapshots failed")],
 )
-async def test_after_a_failure_it_waits_before_it_tries_again(
-    database: Database,
-    taking: Snapshotter,
+async def test_snapshotter_waits_after_a_failure_before_it_retries(
+    database: FakeDatabase,
+    snapshotter: Snapshotter,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     error: Exception,
     text: str,
 ) -> None:
     database.error = error
-    slept: list[float] = []
+    delays: list[float] = []
 
     async def sleep(seconds: float) -> None:
-        slept.append(seconds)
+        delays.append(seconds)
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
-        await taking.run()
-    assert slept == [RETRY_SECONDS] * 2
+        await snapshotter.run()
+    assert delays == [RETRY_SECONDS] * 2
     assert text in caplog.text

@@ -1,4 +1,4 @@
-"""No statement is built from what somebody sent: what is put together is put together of our own names."""
+"""No SQL statement is built from input: each is a constant, or composed of names in the code."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ PACKAGES = ("eventstore", "projections", "service")
 ROOT = Path(__file__).parent.parent.parent
 RUNS_SQL = {"execute", "executemany", "copy", "stream", "SQL"}
 
-OURS = {
-    # Whole numbers, and words of a list in the code.
+ALLOWED = {
+    # Integers, and words from a list in the code.
     "f'SET transaction_timeout = {longest}'",
     "f'SET LOCAL lock_timeout = {_LOCK_MILLISECONDS}'",
     "f'SET synchronous_commit = {setting}'",
     "f'LISTEN \"{channel}\"'",
-    # Two of our own.
+    # A query in the code.
     "f'{query}; COMMIT'",
     # schema.sql.
     "text.encode()",
     "read_table_sql(table.name, {name for name, in taken}).encode()",
     "read_tables_sql().encode()",
-    # An index of schema.sql, as Postgres writes it down.
+    # An index of schema.sql, as Postgres prints it.
     "made + index.definition.encode()",
-    # Columns' types, which are constants of the tables' specs.
+    # Types of columns, which are constants in the definitions of the tables.
     "'%s::' + kind + '[]'",
     "'{} ' + kind",
 }
-"""The few that are put together as text."""
+"""The few statements that are concatenated as text."""
 
 
 def _statements(path: Path) -> list[str]:
-    """The arguments that become SQL and are neither constants nor composed by psycopg's own means."""
+    """The arguments that become SQL and are expressions, not names or constants."""
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     first = [
         call.args[0]
@@ -56,4 +56,4 @@ def test_statements_are_constants_or_composed_of_identifiers() -> None:
         for statement in _statements(path)
         if not statement.startswith(composed)
     }
-    assert found - {"query.format(sql.Identifier(schema, 'projections'))"} <= OURS
+    assert found - {"query.format(sql.Identifier(schema, 'projections'))"} <= ALLOWED

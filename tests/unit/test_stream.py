@@ -1,4 +1,4 @@
-"""What a stream takes from the log, how much of it leaves at once, and how a stream ends."""
+"""What an event stream reads from the log, how much it sends at once, and how it ends."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def services() -> Any:
     )
 
 
-class Response:
-    """What was sent to the client."""
+class FakeResponse:
+    """A response that records what was sent to the client."""
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
@@ -64,15 +64,15 @@ class Response:
 
 
 @pytest.fixture
-def response(monkeypatch: pytest.MonkeyPatch) -> Response:
-    response = Response()
+def response(monkeypatch: pytest.MonkeyPatch) -> FakeResponse:
+    response = FakeResponse()
     monkeypatch.setattr(module, "start_response", lambda *_: response)
     set_caller(ANYBODY)
     return response
 
 
-class Connected:
-    """A request whose client is there."""
+class FakeRequest:
+    """A request whose client is connected."""
 
     def __init__(self) -> None:
         self.headers: dict[str, str] = {}
@@ -83,7 +83,7 @@ class Connected:
         self.is_aborted = True
 
 
-class TestWhatIsReadOfTheLog:
+class TestReadingTheLog:
     @pytest.fixture(autouse=True)
     def _log(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.meanwhile: Callable[[], None] = lambda: None
@@ -94,23 +94,23 @@ class TestWhatIsReadOfTheLog:
 
         monkeypatch.setattr(lookup, "read_filtered", read)
 
-    async def reached(self, services: Any, *page: int, most: int = 3) -> tuple[list[int], int]:
+    async def reached(self, services: Any, *page: int, limit: int = 3) -> tuple[list[int], int]:
         self.page = events(*page)
-        found = await module._in_the_log(services, 4, Filter(), PageSizer(most, first=most))
+        found = await module._in_the_log(services, 4, Filter(), PageSizer(limit, first=limit))
         return [one.position for one in found.events], found.upto
 
-    async def test_reaches_its_last_event_where_there_may_be_more(self, services: Any) -> None:
+    async def test_full_page_reaches_its_last_event(self, services: Any) -> None:
         assert await self.reached(services, 5, 6, 8) == ([5, 6, 8], 8)
 
-    async def test_reaches_the_head_where_nothing_else_passes_the_filter(self, services: Any) -> None:
+    async def test_page_that_is_not_full_reaches_the_head(self, services: Any) -> None:
         assert await self.reached(services, 5, 8) == ([5, 8], HEAD)
         assert await self.reached(services) == ([], HEAD)
 
-    async def test_reaches_beyond_the_head_that_this_process_knows(self, services: Any) -> None:
+    async def test_page_can_reach_beyond_the_head_that_this_process_knows(self, services: Any) -> None:
         assert await self.reached(services, 8, 11) == ([8, 11], 11)
 
-    async def test_reaches_no_head_that_was_appended_meanwhile(self, services: Any) -> None:
-        """What passes the filter up to there was not read."""
+    async def test_page_does_not_reach_events_that_were_appended_meanwhile(self, services: Any) -> None:
+        """Those that pass the filter were not read."""
 
         def append() -> None:
             services.writer.squad.head.position = 20
@@ -118,7 +118,7 @@ class TestWhatIsReadOfTheLog:
         self.meanwhile = append
         assert await self.reached(services, 8) == ([8], HEAD)
 
-    async def test_is_not_shown_where_somebody_was_forgotten_meanwhile(self, services: Any) -> None:
+    async def test_page_is_discarded_when_somebody_was_forgotten_meanwhile(self, services: Any) -> None:
         def forget() -> None:
             services.tail.forgotten += 1
 
@@ -126,55 +126,55 @@ class TestWhatIsReadOfTheLog:
         assert await self.reached(services, 5, 6) == ([], 4)
 
     @pytest.mark.parametrize("error", [StoreBusy("the pool is exhausted"), StoreUnavailable("gone")])
-    async def test_is_read_later_where_the_database_does_not_answer(
+    async def test_stream_stays_at_its_position_while_the_database_is_unavailable(
         self, services: Any, error: Exception
     ) -> None:
         def fail() -> None:
             raise error
 
         self.meanwhile = fail
-        request: Any = Connected()
+        request: Any = FakeRequest()
         channel: Any = None
-        gauge = PageSizer(3)
-        assert await module._next(services, request, channel, 4, Filter(), gauge) == (4, b"")
+        page_sizer = PageSizer(3)
+        assert await module._next(services, request, channel, 4, Filter(), page_sizer) == (4, b"")
 
 
-def test_no_more_leaves_at_once_than_may_wait_for_a_client(services: Any) -> None:
+def test_chunk_ends_with_the_event_that_reaches_the_send_limit(services: Any) -> None:
     found = FilteredEvents(events(5, 6, 7, 8, size=SEND_BYTES // 3), HEAD)
     position, chunk = module._chunk(services, found)
     assert (position, chunk.count(b"\n\n")) == (7, 3)
 
 
-def test_what_is_all_sent_reaches_as_far_as_was_looked(services: Any) -> None:
+def test_chunk_with_all_events_reaches_as_far_as_was_read(services: Any) -> None:
     position, chunk = module._chunk(services, FilteredEvents(events(5, 6), HEAD))
     assert (position, chunk.count(b"\n\n")) == (HEAD, 2)
 
 
 @pytest.mark.parametrize(
-    ("end", "is_logged", "is_aborted"),
+    ("cause", "is_logged", "is_aborted"),
     [
         (ConnectionResetError(), False, False),
         (asyncio.CancelledError(), False, False),
         (TimeoutError(), False, True),
         (RuntimeError("a fault"), True, False),
     ],
-    ids=["by the reader", "by the service", "by a reader who reads nothing", "by a fault"],
+    ids=["reader disconnects", "service stops", "reader reads nothing", "internal error"],
 )
-async def test_a_stream_ends(
+async def test_only_internal_errors_are_logged_and_only_stuck_readers_aborted(
     services: Any,
-    response: Response,
+    response: FakeResponse,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    end: BaseException,
+    cause: BaseException,
     is_logged: bool,
     is_aborted: bool,
 ) -> None:
     async def follow(*_: object) -> None:
         assert len(services.streams._tasks) == 1
-        raise end
+        raise cause
 
     monkeypatch.setattr(module, "_follow", follow)
-    request: Any = Connected()
+    request: Any = FakeRequest()
     await module.stream(services, request, None, Filter())
     assert response.sent == [b"retry: 1000\n\n"]
     assert ("an event stream failed" in caplog.text) == is_logged
@@ -182,15 +182,15 @@ async def test_a_stream_ends(
     assert not services.streams._tasks
 
 
-async def test_a_stream_that_begins_while_the_log_is_replaced_says_so(
-    services: Any, response: Response
+async def test_stream_that_starts_while_the_log_is_replaced_says_so(
+    services: Any, response: FakeResponse
 ) -> None:
-    """The position that its reader named was one of the old log."""
+    """The position that its reader named belongs to the old log."""
 
     async def replaced(_: int) -> None:
         services.writer.replacements += 1
 
     services.tables.wait_for_state = replaced
-    request: Any = Connected()
+    request: Any = FakeRequest()
     await module.stream(services, request, 4, Filter())
     assert response.sent[1:] == [b'event: log_replaced\ndata: {"position":9}\n\n']
