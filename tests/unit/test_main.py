@@ -1,4 +1,4 @@
-"""How the command is loaded."""
+"""The entry point of the `squad` command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 _SQUAD = Path(sys.executable).with_name("squad")
 
-_INTERRUPTED_WHILE_IT_LOADS = """
+_INTERRUPTED_DURING_IMPORT = """
 import sys
 from service.__main__ import main
 
@@ -21,7 +21,7 @@ sys.meta_path.insert(0, Interrupted())
 main()
 """
 
-_COLLECTS = """
+_PRINTS_GC_STATE = """
 import gc
 import service.cli
 service.cli.main = lambda: print(gc.isenabled(), gc.get_freeze_count() > 10_000)
@@ -34,20 +34,20 @@ def _python(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
 
-def test_ctrl_c_while_it_loads_ends_it_without_a_word() -> None:
-    ended = _python(_INTERRUPTED_WHILE_IT_LOADS)
+def test_ctrl_c_during_the_import_exits_without_output() -> None:
+    ended = _python(_INTERRUPTED_DURING_IMPORT)
 
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
 
 
-def test_garbage_is_collected_again_but_what_was_loaded_is_not_gone_through() -> None:
-    assert _python(_COLLECTS).stdout == "True True\n"
+def test_garbage_collection_is_enabled_and_imported_objects_are_frozen() -> None:
+    assert _python(_PRINTS_GC_STATE).stdout == "True True\n"
 
 
-def test_it_is_the_same_command_as_a_module() -> None:
+def test_squad_and_python_m_service_are_the_same_command() -> None:
     shown = [
-        subprocess.run([*way, "--version"], capture_output=True, text=True, check=True).stdout
-        for way in ([_SQUAD], [sys.executable, "-m", "service"])
+        subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
+        for command in ([_SQUAD], [sys.executable, "-m", "service"])
     ]
 
     assert shown[0] == shown[1]

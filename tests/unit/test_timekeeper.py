@@ -1,4 +1,4 @@
-"""A batch is asked for when time alone makes something happen, and not before; a standstill is told of."""
+"""A batch is requested when time alone causes an event, and not before; a standstill is logged."""
 
 from __future__ import annotations
 
@@ -27,44 +27,44 @@ if TYPE_CHECKING:
 MIDNIGHT = START + timedelta(hours=12)
 
 
-class HandClock(DatabaseClock):
-    """Shows what it is set to, and counts how often somebody looks."""
+class ManualClock(DatabaseClock):
+    """Shows the time that it is set to, and counts how often it is read."""
 
     def __init__(self, at: datetime) -> None:
         super().__init__()
         self.at = at
-        self.looks = 0
+        self.reads = 0
 
     def now(self) -> datetime:
-        self.looks += 1
+        self.reads += 1
         return self.at
 
 
-class Pen:
-    """A writer that only takes note of what it is asked."""
+class FakeWriter:
+    """A writer that only records its requests."""
 
     def __init__(self, squad: Squad) -> None:
         self.squad = squad
         self.ready = True
-        self.asked: list[Request] = []
-        self.fails: type[NoOutcome] | None = None
+        self.requests: list[Request] = []
+        self.error: type[NoOutcome] | None = None
 
     async def submit(self, request: Request) -> Outcome:
-        self.asked.append(request)
+        self.requests.append(request)
         await asyncio.sleep(0)
-        if self.fails:
-            raise self.fails
+        if self.error:
+            raise self.error
         return Outcome({}, None)
 
 
 @pytest.fixture(autouse=True)
-def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+def _check_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timekeeper, "CLOCK_STEP", timedelta(0))
 
 
 @asynccontextmanager
-async def keeping(pen: Pen, clock: HandClock) -> AsyncIterator[None]:
-    task = asyncio.create_task(timekeeper.watch_time(cast("Writer", pen), clock))
+async def running(writer: FakeWriter, clock: ManualClock) -> AsyncIterator[None]:
+    task = asyncio.create_task(timekeeper.watch_time(cast("Writer", writer), clock))
     try:
         yield
     finally:
@@ -73,67 +73,67 @@ async def keeping(pen: Pen, clock: HandClock) -> AsyncIterator[None]:
     assert task.cancelled()
 
 
-async def looked(clock: HandClock) -> None:
-    """Somebody has looked at the clock a few times more."""
-    seen = clock.looks
-    await eventually(lambda: clock.looks > seen + 5)
+async def wait_for_reads(clock: ManualClock) -> None:
+    """Wait until the clock was read a few more times."""
+    seen = clock.reads
+    await eventually(lambda: clock.reads > seen + 5)
 
 
-async def test_nothing_is_asked_for_before_something_is_due_and_then_in_the_clocks_name() -> None:
-    pen, clock = Pen(given().squad), HandClock(MIDNIGHT - timedelta(microseconds=1))
-    async with keeping(pen, clock):
-        await looked(clock)
-        assert pen.asked == []
+async def test_batch_is_requested_by_the_clock_as_soon_as_something_is_due() -> None:
+    writer, clock = FakeWriter(given().squad), ManualClock(MIDNIGHT - timedelta(microseconds=1))
+    async with running(writer, clock):
+        await wait_for_reads(clock)
+        assert writer.requests == []
         clock.at = MIDNIGHT
-        await eventually(lambda: pen.asked)
-    assert (pen.asked[0].command, pen.asked[0].actor) == (PassTime(), CLOCK_ACTOR)
+        await eventually(lambda: writer.requests)
+    assert (writer.requests[0].command, writer.requests[0].actor) == (PassTime(), CLOCK_ACTOR)
 
 
-@pytest.mark.parametrize("fails", [Unavailable, Stopping])
-async def test_it_goes_on_where_what_it_asked_for_was_not_carried_out(
-    fails: type[NoOutcome], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("error", [Unavailable, Stopping])
+async def test_timekeeper_continues_after_a_request_that_fails(
+    error: type[NoOutcome], caplog: pytest.LogCaptureFixture
 ) -> None:
-    pen, clock = Pen(given().squad), HandClock(MIDNIGHT)
-    pen.fails = fails
-    async with keeping(pen, clock):
-        await eventually(lambda: len(pen.asked) > 2)
-    assert len({request.correlation_id for request in pen.asked}) == len(pen.asked)
-    # That the service stops is said already.
-    told = {record.getMessage() for record in caplog.records}
-    assert told == (
-        set() if fails is Stopping else {"what is due could not be recorded for now: Unavailable"}
+    writer, clock = FakeWriter(given().squad), ManualClock(MIDNIGHT)
+    writer.error = error
+    async with running(writer, clock):
+        await eventually(lambda: len(writer.requests) > 2)
+    assert len({request.correlation_id for request in writer.requests}) == len(writer.requests)
+    # That the service stops is logged elsewhere.
+    messages = {record.getMessage() for record in caplog.records}
+    assert messages == (
+        set() if error is Stopping else {"what is due could not be recorded for now: Unavailable"}
     )
 
 
-async def test_nothing_is_asked_of_a_writer_that_is_not_ready() -> None:
-    pen, clock = Pen(given().squad), HandClock(MIDNIGHT)
-    pen.ready = False
-    async with keeping(pen, clock):
+async def test_nothing_is_requested_while_the_writer_is_not_ready() -> None:
+    writer, clock = FakeWriter(given().squad), ManualClock(MIDNIGHT)
+    writer.ready = False
+    async with running(writer, clock):
         for _ in range(20):
             await asyncio.sleep(0)
-        assert (pen.asked, clock.looks) == ([], 0)
-        pen.ready = True
-        await eventually(lambda: pen.asked)
+        assert (writer.requests, clock.reads) == ([], 0)
+        writer.ready = True
+        await eventually(lambda: writer.requests)
 
 
-async def test_a_squad_without_rules_has_nothing_to_wait_for() -> None:
-    pen, clock = Pen(Squad()), HandClock(MIDNIGHT)
-    async with keeping(pen, clock):
+async def test_nothing_is_requested_without_a_policy() -> None:
+    writer, clock = FakeWriter(Squad()), ManualClock(MIDNIGHT)
+    async with running(writer, clock):
         for _ in range(20):
             await asyncio.sleep(0)
-    assert pen.asked == []
+    assert writer.requests == []
 
 
-async def test_a_standstill_is_told_of_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+async def test_standstill_and_its_end_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    clock = HandClock(START)
-    said: list[list[str]] = []
-    async with keeping(Pen(given().squad), clock):
+    clock = ManualClock(START)
+    messages: list[list[str]] = []
+    async with running(FakeWriter(given().squad), clock):
         for back in (0, 4, 3_600, 3_599, 1, 0):
             clock.at = START - timedelta(seconds=back)
-            await looked(clock)
-            said.append([record.getMessage() for record in caplog.records])
+            await wait_for_reads(clock)
+            messages.append([record.getMessage() for record in caplog.records])
             caplog.clear()
-    [standstill] = said.pop(2)
+    [standstill] = messages.pop(2)
     assert standstill.startswith("time stands still for 3600 s: ")
-    assert said == [[], [], [], [], ["time has resumed"]]
+    assert messages == [[], [], [], [], ["time has resumed"]]

@@ -1,4 +1,4 @@
-"""What the database says, in words that tell whether to try again."""
+"""The driver's errors as errors of the event store, which say whether to retry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eventstore.translation import translated
 
 
 @pytest.mark.parametrize(
-    ("error", "is_told_as"),
+    ("error", "expected"),
     [
         (pg.ConnectionFailure, StoreUnavailable),
         (pg.AdminShutdown, StoreUnavailable),
@@ -25,7 +25,7 @@ from eventstore.translation import translated
         (pg.UndefinedTable, EventStoreError),
     ],
 )
-def test_an_error_is_told_by_what_became_of_the_statement(
-    error: type[psycopg.Error], is_told_as: type[EventStoreError]
+def test_driver_error_is_translated_to_an_error_of_the_event_store(
+    error: type[psycopg.Error], expected: type[EventStoreError]
 ) -> None:
-    assert type(translated(error("no more of that"))) is is_told_as
+    assert type(translated(error("no more of that"))) is expected

@@ -1,4 +1,4 @@
-"""The simulation against the service's own decisions, on histories made up at random."""
+"""The simulation of other rules agrees with the service's own decisions on random histories."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _LIFE = tuple[list[AnyCommand], lives.RandomHistory]
 
 
-def judged(log: Sequence[Recorded], rules: OtherRules, after: int = 0) -> Report:
+def simulate(log: Sequence[Recorded], rules: OtherRules, after: int = 0) -> Report:
     simulation = Simulation(rules, after)
     for recorded in log:
         simulation.process(codec.decode(recorded), recorded)
@@ -38,17 +38,17 @@ def judged(log: Sequence[Recorded], rules: OtherRules, after: int = 0) -> Report
 
 @for_all(life=lives.every_life, share=st.floats(0, 1))
 @settings(max_examples=150, deadline=None)
-def test_rules_that_differ_in_nothing_differ_in_no_history(life: _LIFE, share: float) -> None:
+def test_empty_rules_make_no_difference(life: _LIFE, share: float) -> None:
     log = lives.lived(*life).log
     for after in (0, int(share * len(log))):
-        found = judged(log, OtherRules(), after)
+        found = simulate(log, OtherRules(), after)
         assert not found.is_different, found
         assert found.caveats() == []
 
 
 @for_all(life=lives.life_of_work | lives.life_of_spending, share=st.floats(0, 1))
 @settings(max_examples=100, deadline=None)
-def test_rules_that_say_the_same_in_so_many_words_differ_in_no_history(life: _LIFE, share: float) -> None:
+def test_rules_that_repeat_the_policy_make_no_difference(life: _LIFE, share: float) -> None:
     log = lives.lived(*life).log
     [policy] = [command for command in life[0] if isinstance(command, SetPolicy)]
     same = OtherRules(
@@ -59,7 +59,7 @@ def test_rules_that_say_the_same_in_so_many_words_differ_in_no_history(life: _LI
         warning_percents=DEFAULT_WARNING_PERCENTS,
     )
     for after in (0, int(share * len(log))):
-        found = judged(log, same, after)
+        found = simulate(log, same, after)
         assert not found.is_different, found
 
 
@@ -75,7 +75,7 @@ def test_rules_that_say_the_same_in_so_many_words_differ_in_no_history(life: _LI
     ),
 )
 @settings(max_examples=80, deadline=None)
-def test_it_comes_to_the_same_from_a_squad_as_it_was_as_from_the_first_event(
+def test_simulation_from_a_past_squad_equals_one_from_the_first_event(
     life: _LIFE, share: float, later: float, rules: OtherRules
 ) -> None:
     log = lives.lived(*life).log
@@ -87,7 +87,7 @@ def test_it_comes_to_the_same_from_a_squad_as_it_was_as_from_the_first_event(
     simulation = Simulation(rules, after, squad)
     for recorded in log[start:]:
         simulation.process(codec.decode(recorded), recorded)
-    assert simulation.end(len(log)) == judged(log, rules, after)
+    assert simulation.end(len(log)) == simulate(log, rules, after)
 
 
 _agents = st.sampled_from(("ann", "bob", "eve"))
@@ -126,14 +126,14 @@ _policies = st.fixed_dictionaries(
 )
 
 
-def _decided(
+def _decide_all(
     requests: list[tuple[float, AnyCommand]], policy: dict[str, Any]
 ) -> tuple[Story, list[int | None]]:
-    """The story of these requests under a policy; for each where its refusal stands, or None."""
+    """The story of these requests under a policy, and for each the position of its refusal, or None."""
     story = Story().given(SetPolicy(**policy))
     refusals: list[int | None] = []
     for number, (pause_seconds, request) in enumerate(requests):
-        # Each is at something of its own, so that none can be taken for another's heartbeat.
+        # Each operation has its own action, so that none is taken for a heartbeat of another.
         named = {"action": f"work {number}"} if isinstance(request, StartOperation) else {}
         command = request.model_copy(update=named)
         story.when(command, at=story.now + timedelta(seconds=pause_seconds))
@@ -141,21 +141,21 @@ def _decided(
     return story, refusals
 
 
-def _otherwise(policy: dict[str, Any], other: dict[str, Any]) -> OtherRules:
+def _other_rules(policy: dict[str, Any], other: dict[str, Any]) -> OtherRules:
     limits = dict.fromkeys(policy["agent_limits"]) | other["agent_limits"]
     return OtherRules(**{**other, "agent_limits": limits})
 
 
 @for_all(requests=_requests, policy=_policies, other=_policies)
 @settings(max_examples=200, deadline=None)
-def test_it_says_of_requests_that_depend_on_no_answer_what_would_have_been_decided(
+def test_simulation_is_exact_for_requests_that_do_not_depend_on_answers(
     requests: list[tuple[float, AnyCommand]], policy: dict[str, Any], other: dict[str, Any]
 ) -> None:
-    """Whoever asks the same whatever is answered would have been answered just so."""
-    story, refusals = _decided(requests, policy)
-    _, other_refusals = _decided(requests, other)
+    """Agents that send the same requests whatever they are answered would have got these answers."""
+    story, refusals = _decide_all(requests, policy)
+    _, other_refusals = _decide_all(requests, other)
     with patch.object(report, "MAX_LISTED_DIFFERENCES", len(requests)):
-        found = judged(story.log, _otherwise(policy, other))
+        found = simulate(story.log, _other_rules(policy, other))
     expected = [
         bool(instead)
         for was, instead in zip(refusals, other_refusals, strict=True)
@@ -170,25 +170,25 @@ def test_it_says_of_requests_that_depend_on_no_answer_what_would_have_been_decid
 
 @for_all(life=lives.life_of_spending, factor=st.sampled_from((2, 10)))
 @settings(max_examples=80, deadline=None)
-def test_more_tokens_a_day_first_of_all_allow_something_and_fewer_refuse_it(
+def test_first_difference_is_allowed_with_more_tokens_and_refused_with_fewer(
     life: _LIFE, factor: int
 ) -> None:
     log = lives.lived(*life).log
     [policy] = [command for command in life[0] if isinstance(command, SetPolicy)]
     assert policy.daily_tokens
-    more = judged(log, OtherRules(daily_tokens=policy.daily_tokens * factor))
+    more = simulate(log, OtherRules(daily_tokens=policy.daily_tokens * factor))
     assert [difference.instead for difference in more.differences[:1]] in ([], ["allowed"])
-    fewer = judged(log, OtherRules(daily_tokens=policy.daily_tokens // factor))
+    fewer = simulate(log, OtherRules(daily_tokens=policy.daily_tokens // factor))
     assert [difference.instead for difference in fewer.differences[:1]] in ([], ["refused"])
 
 
 @for_all(life=lives.life_of_work)
 @settings(max_examples=80, deadline=None)
-def test_a_shorter_window_first_of_all_allows_something_and_a_longer_one_refuses_it(life: _LIFE) -> None:
+def test_first_difference_is_allowed_with_a_shorter_window_and_refused_with_a_longer(life: _LIFE) -> None:
     log = lives.lived(*life).log
-    shorter = judged(log, OtherRules(conflict_window_seconds=1.0))
+    shorter = simulate(log, OtherRules(conflict_window_seconds=1.0))
     assert [difference.instead for difference in shorter.differences[:1]] in ([], ["allowed"])
-    longer = judged(log, OtherRules(conflict_window_seconds=3_000.0))
+    longer = simulate(log, OtherRules(conflict_window_seconds=3_000.0))
     assert [difference.instead for difference in longer.differences[:1]] in ([], ["refused"])
 
 
@@ -204,9 +204,7 @@ def test_a_shorter_window_first_of_all_allows_something_and_a_longer_one_refuses
     ),
 )
 @settings(max_examples=100, deadline=None)
-def test_whatever_the_rules_the_sums_add_up_and_nothing_that_is_over_stays(
-    life: _LIFE, rules: OtherRules
-) -> None:
+def test_totals_add_up_and_nothing_that_ended_stays_in_memory(life: _LIFE, rules: OtherRules) -> None:
     story = lives.lived(*life)
     story.when(PassTime(), at=story.now + timedelta(days=8))
     story.when(PassTime(), at=story.now + timedelta(days=8))

@@ -1,4 +1,4 @@
-"""What becomes of a writer and of those who wait for it while there is no database to write to."""
+"""The writer and its callers while the database is unavailable, while it stops, and after a commit."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ if TYPE_CHECKING:
 EVENT = Recorded(1, "id", "s", 1, "message_sent", 1, "{}", "actor", None, "c", None, START, b"")
 
 
-class Away:
-    """A database that cannot be reached, and how often somebody tried."""
+class UnreachableDatabase:
+    """A database that fails every attempt to connect, and counts them."""
 
     def __init__(self) -> None:
-        self.tries = 0
+        self.attempts = 0
         self.error: Exception = StoreUnavailable("gone")
 
     async def connect(self, *_: object, **__: object) -> NoReturn:
-        self.tries += 1
+        self.attempts += 1
         raise self.error
 
 
 @pytest.fixture
-def away(monkeypatch: pytest.MonkeyPatch) -> Away:
-    away = Away()
-    monkeypatch.setattr(module, "connect", away.connect)
+def database(monkeypatch: pytest.MonkeyPatch) -> UnreachableDatabase:
+    database = UnreachableDatabase()
+    monkeypatch.setattr(module, "connect", database.connect)
     monkeypatch.setattr(module, "_BACKOFF_SECONDS", (0.001, 0.001))
-    return away
+    return database
 
 
 @asynccontextmanager
 async def running() -> AsyncIterator[Writer]:
-    writer = a_writer()
+    writer = make_writer()
     task = asyncio.create_task(writer.run())
     try:
         yield writer
@@ -56,16 +56,16 @@ async def running() -> AsyncIterator[Writer]:
         await asyncio.wait((task,))
 
 
-def a_writer() -> Writer:
+def make_writer() -> Writer:
     return Writer("", "squad", DatabaseClock(), Hints())
 
 
-def a_request() -> Request:
+def make_request() -> Request:
     return Request(PassTime(), "ann", "c")
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "problem"),
     [
         (StoreUnavailable("gone"), "the database cannot be reached"),
         (OSError("no route"), "the database cannot be reached"),
@@ -74,47 +74,49 @@ def a_request() -> Request:
         (RuntimeError("a fault of ours"), "a fault of ours"),
     ],
 )
-async def test_it_says_why_nothing_can_be_decided_and_goes_on_trying(
-    away: Away, error: Exception, said: str
+async def test_writer_reports_why_nothing_can_be_decided_and_keeps_retrying(
+    database: UnreachableDatabase, error: Exception, problem: str
 ) -> None:
-    away.error = error
+    database.error = error
     async with running() as writer:
-        await eventually(lambda: away.tries > 3)
-        assert (writer.problem, writer.ready) == (said, False)
+        await eventually(lambda: database.attempts > 3)
+        assert (writer.problem, writer.ready) == (problem, False)
 
 
-async def test_whoever_waits_hears_that_it_ends(away: Away) -> None:
+async def test_waiting_commands_fail_when_the_writer_ends(database: UnreachableDatabase) -> None:
     async with running() as writer:
-        waiting = writer.put_all([a_request(), a_request()])
-        await eventually(lambda: away.tries)
-    for outcome in waiting:
+        outcomes = writer.put_all([make_request(), make_request()])
+        await eventually(lambda: database.attempts)
+    for outcome in outcomes:
         assert isinstance(outcome.exception(), Stopping)
 
 
-async def test_whoever_comes_while_it_stops_hears_so_at_once() -> None:
-    writer = a_writer()
+async def test_command_that_arrives_while_the_writer_stops_fails_at_once() -> None:
+    writer = make_writer()
     await writer.drain()
-    assert isinstance(writer.put(a_request()).exception(), Stopping)
+    assert isinstance(writer.put(make_request()).exception(), Stopping)
 
 
-async def test_commands_that_wait_are_held_up_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_writer_is_stalled_once_commands_have_waited_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = [1_000.0]
     monkeypatch.setattr(module, "monotonic", lambda: now[0])
-    writer = a_writer()
+    writer = make_writer()
     assert not writer.is_stalled
-    waiting = [writer.put(a_request())]
+    outcomes = [writer.put(make_request())]
     now[0] += STALLED_AFTER_SECONDS
-    waiting.append(writer.put(a_request()))
+    outcomes.append(writer.put(make_request()))
     assert not writer.is_stalled
     now[0] += 0.001
     assert writer.is_stalled
     writer.fail_waiting()
     assert not writer.is_stalled
-    assert all(isinstance(outcome.exception(), Stopping) for outcome in waiting)
+    assert all(isinstance(outcome.exception(), Stopping) for outcome in outcomes)
 
 
-async def test_one_observer_that_fails_keeps_no_other_from_what_was_committed() -> None:
-    writer, seen = a_writer(), list[Any]()
+async def test_observer_that_fails_does_not_affect_the_others() -> None:
+    writer, seen = make_writer(), list[Any]()
 
     def fail(recorded: Sequence[Recorded]) -> None:
         raise RuntimeError("a fault of the observer")

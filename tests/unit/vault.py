@@ -1,4 +1,4 @@
-"""Keys in memory, as the database would keep them."""
+"""The keys of sealed events, kept in memory as the database would keep them."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 
 class Vault:
-    """The keys of a story. Ids and secrets are counted, and so are nonces."""
+    """The keys of a story. Ids, secrets and nonces are consecutive numbers."""
 
     def __init__(self) -> None:
         self.senders: dict[str, Key] = {}
         self.secrets: dict[str, bytes] = {}
-        """What is readable: the keys that there are, by id."""
+        """The keys that exist, by id. What they sealed can be read."""
         self._numbers = count(1)
 
     def sealer(self, state: State, tickets: Sequence[Ticket], answered: Container[str]) -> Sealer:
-        """What a batch seals with."""
+        """The sealer of a batch."""
         for digest in required_senders(state, tickets, answered):
             if digest not in self.senders:
                 self.senders[digest] = self._new_key()
         return Sealer(dict(self.senders), [], self._nonces(), self._new_key)
 
     def load_absent(self, recorded: Iterable[Recorded]) -> None:
-        """Destroys what the events say is destroyed."""
+        """Destroy the keys that these events say are destroyed."""
         for row in recorded:
             if row.type == SubjectForgotten.type:
                 key_id = orjson.loads(row.data)["key_id"]
