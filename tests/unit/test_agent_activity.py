@@ -50,7 +50,7 @@ def status(story: Story) -> str:
 
 
 def call_every_ten_seconds(story: Story, until: int, *, succeeds: bool, **fields: Any) -> list[str]:
-    """Call the agent by a job, each time for a second; return the agent's status after each call."""
+    """Run the job every ten seconds, for a second each; return the agent's status after each run."""
     statuses = []
     for tick in range(10, until + 1, 10):
         story.given(claim(), at=tick)
@@ -105,8 +105,8 @@ def test_agent_that_answers_never_goes_offline() -> None:
     assert set(call_every_ten_seconds(story, 2 * HOUR, succeeds=True)) == {"idle"}
 
 
-def test_run_that_called_nobody_is_no_activity() -> None:
-    """Such as one that classifies e-mails and finds none."""
+def test_run_that_called_nobody_does_not_count_as_activity() -> None:
+    """For example, a run that classifies e-mails and finds none."""
     story = story_of_frequent_calls()
     statuses = call_every_ten_seconds(story, HOUR + MINUTE, succeeds=True, answered=False)
     assert statuses[-1] == "offline"
@@ -135,20 +135,22 @@ def test_agent_that_sends_heartbeats_stays_idle_although_its_runs_fail() -> None
     ],
     ids=lambda command: type(command).__name__ if not isinstance(command, str) else command,
 )
-def test_command_on_behalf_of_an_agent_is_no_activity(command: AnyCommand, actor: str) -> None:
+def test_command_on_behalf_of_an_agent_does_not_count_as_its_activity(
+    command: AnyCommand, actor: str
+) -> None:
     story = with_job().given(StartOperation(agent="bob", action="x", resources={"emailId": "taken"}))
     story.when(on_behalf(command, actor), at=20)
     assert last_active(story) == START
 
 
-def test_renewal_on_behalf_of_an_agent_is_no_activity() -> None:
+def test_renewal_on_behalf_of_an_agent_does_not_count_as_its_activity() -> None:
     story = with_job()
     story.when(on_behalf(StartOperation(agent="ann", action="x", resources={"emailId": "e-1"})), at=1)
     story.when(on_behalf(RenewOperation(operation_id=story.id)), at=20)
     assert last_active(story) == START
 
 
-def test_message_of_the_orchestrator_is_its_activity() -> None:
+def test_message_of_the_orchestrator_counts_as_its_activity() -> None:
     story = with_job()
     report = SendMessage(from_agent="orchestrator", message="all is well")
     story.when(on_behalf(report), at=20)
@@ -157,7 +159,7 @@ def test_message_of_the_orchestrator_is_its_activity() -> None:
 
 @pytest.mark.parametrize("actor", ["cli:ada", "anonymous", "agent:bob", "agent:ann"])
 @pytest.mark.parametrize("runner", [RUNNER, None])
-def test_requested_run_is_no_activity_of_its_agent(actor: str, runner: str | None) -> None:
+def test_requested_run_does_not_count_as_activity_of_its_agent(actor: str, runner: str | None) -> None:
     story = with_job(tokens=5, resources={"mailbox": "info"})
     story.when(on_behalf(RunJob(name=JOB, runner=runner), actor), at=20)
     [row] = story.squad.all(RUNS)
@@ -167,7 +169,7 @@ def test_requested_run_is_no_activity_of_its_agent(actor: str, runner: str | Non
     assert (status(story), last_active(story)) == ("idle", START)
 
 
-def test_agent_of_a_lost_run_gets_the_status_of_its_silence() -> None:
+def test_agent_of_a_lost_run_becomes_offline_after_a_long_silence() -> None:
     story = with_job(SetPolicy(idle_after_minutes=0.1, offline_after_minutes=1)).given(claim(), at=60)
     story.when(take_up(RUN), at=75)
     assert story.events[-1] == AgentStatusChanged(

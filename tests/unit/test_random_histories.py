@@ -333,14 +333,14 @@ def _split(batch: Sequence[Step]) -> Iterator[Sequence[Step]]:
 def _project(tables: dict[str, dict[Any, Any]], event: AnyEvent, recorded: Recorded) -> None:
     for projection in PROJECTIONS:
         view = _AnnouncedRows(tables, projection.reads(event))
-        made = [
+        created = [
             (tables[one.table.name], key)
             for one in projection.creates.get(type(event), ())
             for key in one.keys(event)
         ]
-        assert not any(key in rows for rows, key in made)
+        assert not any(key in rows for rows, key in created)
         projection.apply(view, event, recorded)
-        assert all(key in rows for rows, key in made)
+        assert all(key in rows for rows, key in created)
 
 
 class _AnnouncedRows:

@@ -118,10 +118,10 @@ class TestOperations:
 def test_conflict_has_the_refused_claim_and_the_operation_in_its_way() -> None:
     story = given(CLAIM)
     operation = story.id
-    wanted = {"emailId": "e-1", "customerId": "7"}
-    story.when(StartOperation(agent="bob", action="quote", resources=wanted), at=9)
+    requested = {"emailId": "e-1", "customerId": "7"}
+    story.when(StartOperation(agent="bob", action="quote", resources=requested), at=9)
     [row] = rows_of(story, CONFLICTS)
-    assert_fields(row, agent="bob", action="quote", resources=wanted, contested={"emailId": "e-1"})
+    assert_fields(row, agent="bob", action="quote", resources=requested, contested={"emailId": "e-1"})
     assert_fields(row, operation_id=operation, operation_agents=["ann"], operation_action="answer")
     assert_fields(row, detected_at=moment(9), position=story.position_of(ConflictDetected))
 

@@ -196,7 +196,7 @@ class TestErased:
         erased = codec.decode(reveal_event(sealed(LETTER), {}))
         assert erased == structs.replace(LETTER, from_email=ERASED, subject=None, payload=None)
 
-    def test_erased_message_says_so(self) -> None:
+    def test_erased_message_has_a_placeholder_and_no_data(self) -> None:
         message = MessageSent(
             message_id=ID, agent="ann", to_agent="bob", message="m", task_id="t", data={"n": 1}
         )

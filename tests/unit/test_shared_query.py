@@ -35,7 +35,7 @@ async def test_failure_is_raised_for_all_that_wait() -> None:
         assert isinstance(answer, ConnectionError)
 
 
-async def test_failure_is_not_reported_when_everybody_has_gone() -> None:
+async def test_failure_is_not_reported_when_no_caller_waits_any_more() -> None:
     reports: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context))
     started, may_fail, failed = asyncio.Event(), asyncio.Event(), asyncio.Event()

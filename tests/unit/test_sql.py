@@ -15,7 +15,7 @@ ALLOWED = {
     "f'SET LOCAL lock_timeout = {_LOCK_MILLISECONDS}'",
     "f'SET synchronous_commit = {setting}'",
     "f'LISTEN \"{channel}\"'",
-    # A query in the code.
+    # A query of the code, and COMMIT.
     "f'{query}; COMMIT'",
     # schema.sql.
     "text.encode()",

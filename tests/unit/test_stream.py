@@ -182,7 +182,7 @@ async def test_only_internal_errors_are_logged_and_only_stuck_readers_aborted(
     assert not services.streams._tasks
 
 
-async def test_stream_that_starts_while_the_log_is_replaced_says_so(
+async def test_stream_that_starts_while_the_log_is_replaced_reports_it(
     services: Any, response: FakeResponse
 ) -> None:
     """The position that its reader named belongs to the old log."""

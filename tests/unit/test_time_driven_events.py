@@ -381,7 +381,7 @@ class TestChecking:
 
 
 def spy_on(monkeypatch: pytest.MonkeyPatch, method: str, describe: Callable[[Any], str]) -> list[str]:
-    """The first arguments of all calls of a method of squads and drafts, from now on."""
+    """The first arguments of all later calls of a method of squads and drafts."""
     calls: list[str] = []
 
     def wrap(kind: type[State]) -> None:

@@ -1,4 +1,4 @@
-"""Callers who wait too long learn what is known of their command; deadlines are checked only meanwhile."""
+"""Callers who wait too long learn what is known of their command, and those who left are forgotten."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def _other_rules(policy: dict[str, Any], other: dict[str, Any]) -> OtherRules:
 def test_simulation_is_exact_for_requests_that_do_not_depend_on_answers(
     requests: list[tuple[float, AnyCommand]], policy: dict[str, Any], other: dict[str, Any]
 ) -> None:
-    """Agents that send the same requests whatever they are answered would have got these answers."""
+    """The simulation equals the service's own decisions on the same requests under the other rules."""
     story, refusals = _decide_all(requests, policy)
     _, other_refusals = _decide_all(requests, other)
     with patch.object(report, "MAX_LISTED_DIFFERENCES", len(requests)):
