@@ -83,8 +83,9 @@ async def running(scheduler: Scheduler) -> AsyncIterator[None]:
         await asyncio.wait((task,))
 
 
-async def test_stop_waits_for_the_claim_in_progress() -> None:
+async def test_stop_waits_for_the_claim_in_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process must carry out, or hand back, what it claims."""
+    monkeypatch.setattr(module, "STOP_SECONDS", 60.0)
     writer = FakeWriter(with_job())
     scheduler = make_scheduler(writer, 60)
     async with running(scheduler):
