@@ -1,4 +1,4 @@
-"""What is known of a batch after its append, whichever way that ended."""
+"""What the appender knows of a batch after its append, however the append ended."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CONNECTION = cast("Connection", None)
 
 @pytest.fixture
 def appender(monkeypatch: pytest.MonkeyPatch) -> Appender:
-    """One whose squad is somewhere in a log."""
+    """An appender whose state has been read from a log."""
     monkeypatch.setattr(module, "pop_lock_wait", lambda connection: 0.0)
     monkeypatch.setattr(pooler, "is_pooled", lambda connection: False)
     appender = Appender(
@@ -49,13 +49,13 @@ def appender(monkeypatch: pytest.MonkeyPatch) -> Appender:
 
 
 def a_batch(*outcomes: Outcome | Exception) -> Batch:
-    """One without events, whose callers wait."""
+    """A batch without events, whose callers are waiting."""
     loop = asyncio.get_running_loop()
     tickets = [Ticket(Request(PassTime(), "ann", "c"), loop.create_future()) for _ in outcomes]
     return Batch(tickets, list(zip(tickets, outcomes, strict=True)), [], [], START)
 
 
-def appending(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+def stub_append(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
     async def append(*_: Any, **__: Any) -> datetime:
         if error:
             raise error
@@ -64,10 +64,8 @@ def appending(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -
     monkeypatch.setattr(log, "append", append)
 
 
-async def test_a_batch_that_was_appended_is_in_no_doubt(
-    appender: Appender, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    appending(monkeypatch)
+async def test_appended_batch_is_not_in_doubt(appender: Appender, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub_append(monkeypatch)
     appender.in_doubt = a_batch()
     await appender._append(CONNECTION, a_batch())
     assert appender.in_doubt is None
@@ -75,36 +73,36 @@ async def test_a_batch_that_was_appended_is_in_no_doubt(
 
 
 @pytest.mark.parametrize("error", [HeadMoved(9), StoreBusy("locked")])
-async def test_a_batch_that_was_refused_is_in_no_doubt(
+async def test_rejected_batch_is_not_in_doubt(
     appender: Appender, monkeypatch: pytest.MonkeyPatch, error: EventStoreError
 ) -> None:
-    appending(monkeypatch, error)
+    stub_append(monkeypatch, error)
     with pytest.raises(type(error)):
         await appender._append(CONNECTION, a_batch())
     assert appender.in_doubt is None
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("gone"), RuntimeError("a fault")])
-async def test_of_a_batch_whose_append_broke_off_nobody_knows_whether_it_happened(
+async def test_interrupted_append_leaves_its_batch_in_doubt(
     appender: Appender, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """Also where that was by a fault of ours: the connection is given up, and the log is looked at."""
-    appending(monkeypatch, error)
+    """Also if a bug of our own interrupted it: the connection is closed, and the log is checked."""
+    stub_append(monkeypatch, error)
     batch = a_batch()
     with pytest.raises(StoreUnavailable):
         await appender._append(CONNECTION, batch)
     assert appender.in_doubt is batch
 
 
-async def test_callers_are_told_each_what_came_of_theirs(appender: Appender) -> None:
+async def test_each_caller_gets_the_outcome_of_its_own_command(appender: Appender) -> None:
     batch = a_batch(Outcome({"n": 1}, 7), CommandFailed("a fault"))
     appender._settle(batch, Draft(appender.squad))
-    one, other = (ticket.outcome for ticket in batch.tickets)
-    assert one.result() == Outcome({"n": 1}, 7)
-    assert isinstance(other.exception(), CommandFailed)
+    first, second = (ticket.outcome for ticket in batch.tickets)
+    assert first.result() == Outcome({"n": 1}, 7)
+    assert isinstance(second.exception(), CommandFailed)
 
 
-async def test_callers_are_told_also_where_the_state_is_lost_and_then_it_is_read_anew(
+async def test_failed_merge_answers_the_callers_and_discards_the_state(
     appender: Appender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: Squad, draft: Draft) -> None:

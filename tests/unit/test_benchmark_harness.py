@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmarks: medians over rounds, ratios within a round, fair turns."""
+"""The arithmetic of the benchmarks: medians over rounds, ratios within a round, the order of turns."""
 
 from __future__ import annotations
 
@@ -36,36 +36,36 @@ def rates(*values: float) -> list[Sample]:
     return [{"rate": value} for value in values]
 
 
-def test_a_figure_is_the_median_of_the_rounds_between_the_least_and_the_most() -> None:
+def test_spread_has_the_median_least_and_most_of_the_rounds() -> None:
     assert Spread.of([30, 10, 20]) == Spread(median=20, least=10, most=30)
     assert Spread.of([4, 1, 2, 3]) == Spread(median=2.5, least=1, most=4)
 
 
-def test_a_ratio_is_taken_within_each_round_and_not_between_medians() -> None:
-    # A machine that was three times as fast in one round changes nothing.
+def test_ratio_is_taken_within_each_round_and_not_between_medians() -> None:
+    # A machine that is three times as fast in one round does not change the ratio.
     scores = score(benchmark(), {"ours": rates(50, 150, 40), "bare": rates(100, 300, 100)})
     assert scores["ours"].ratios["bare"] == Spread(median=0.5, least=0.4, most=0.5)
     assert scores["bare"].ratios["bare"] == Spread(median=1, least=1, most=1)
 
 
-def test_the_best_of_several_is_the_one_with_the_greatest_median() -> None:
-    compared = benchmark(baseline="plain, best", best_of={"plain, best": ["plain 1", "plain 8"]})
+def test_best_of_several_is_the_one_with_the_greatest_median() -> None:
+    comparison = benchmark(baseline="plain, best", best_of={"plain, best": ["plain 1", "plain 8"]})
     samples = {"ours": rates(40, 40), "plain 1": rates(9, 11), "plain 8": rates(20, 20)}
-    scores = score(compared, samples)
+    scores = score(comparison, samples)
     assert scores["plain, best"].samples == samples["plain 8"]
     assert scores["ours"].ratios["plain, best"].median == 2
 
 
-@pytest.mark.parametrize("warm_up", [["bare 1", "ours 1"], []], ids=["warmed up", "at once"])
-async def test_every_round_measures_everyone_and_begins_with_another_one(warm_up: list[str]) -> None:
+@pytest.mark.parametrize("warm_up", [["bare 1", "ours 1"], []], ids=["with warm-up", "without warm-up"])
+async def test_every_round_measures_all_contenders_and_begins_with_another_one(warm_up: list[str]) -> None:
     turns: list[str] = []
 
     def measure(name: str) -> Measure:
-        async def once(seconds: float) -> Sample:
+        async def measure_once(seconds: float) -> Sample:
             turns.append(f"{name} {seconds:g}")
             return {"rate": 1.0}
 
-        return once
+        return measure_once
 
     contenders = [Contender(name, measure(name)) for name in ("bare", "ours")]
     scores = await run(benchmark(*contenders), Plan(rounds=2, seconds=5, warm_up_seconds=len(warm_up) / 2))
@@ -74,6 +74,6 @@ async def test_every_round_measures_everyone_and_begins_with_another_one(warm_up
 
 
 @pytest.mark.parametrize(("percent", "value"), [(1, 1), (50, 50), (99, 99), (100, 100)])
-def test_a_percentile_is_a_value_that_was_measured(percent: int, value: int) -> None:
+def test_percentile_is_a_measured_value(percent: int, value: int) -> None:
     assert percentile(range(1, 101), percent) == value
     assert percentile([7.0], percent) == 7.0
