@@ -1,4 +1,4 @@
-"""What no table could hold is told apart before it lies in a log that nobody can change."""
+"""Values that no table could hold are found before they are in the log, which cannot be changed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from eventstore.events import AnyEvent
 
 
-def changed(type_: str, **fields: Any) -> AnyEvent:
-    """The example of a type of event with other values, as if it was read from the log."""
+def example_with(type_: str, **fields: Any) -> AnyEvent:
+    """The example event of a type with other values, as if it were read from the log."""
     example = next(event for event in EXAMPLES if event.type == type_)
     kind = codec.EVENT_TYPES[type_]
     return msgspec.convert({**msgspec.to_builtins(asdict(example)), **fields}, kind)
 
 
 def nested(levels: int) -> Any:
-    """JSON of so many levels."""
+    """JSON that is nested this many levels deep."""
     value: Any = 1
     for level in range(levels):
         value = {"a": value} if level % 2 else [value]
@@ -33,7 +33,7 @@ def nested(levels: int) -> Any:
 
 
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: event.type)
-def test_every_kind_of_event_is_within_bounds(event: AnyEvent) -> None:
+def test_every_example_event_is_within_bounds(event: AnyEvent) -> None:
     assert out_of_bounds(event) is None
 
 
@@ -61,8 +61,8 @@ def test_every_kind_of_event_is_within_bounds(event: AnyEvent) -> None:
     ],
     ids=str,
 )
-def test_what_the_service_lets_in_is_within_bounds(type_: str, fields: dict[str, Any]) -> None:
-    assert out_of_bounds(changed(type_, **fields)) is None
+def test_values_that_the_service_accepts_are_within_bounds(type_: str, fields: dict[str, Any]) -> None:
+    assert out_of_bounds(example_with(type_, **fields)) is None
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,8 @@ def test_what_the_service_lets_in_is_within_bounds(type_: str, fields: dict[str,
     ],
     ids=lambda value: str(value)[:50],
 )
-def test_what_no_table_holds_is_named(type_: str, fields: dict[str, Any], name: str) -> None:
-    assert out_of_bounds(changed(type_, **fields)) == name
+def test_field_that_is_out_of_bounds_is_named(type_: str, fields: dict[str, Any], name: str) -> None:
+    assert out_of_bounds(example_with(type_, **fields)) == name
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,9 @@ def test_what_no_table_holds_is_named(type_: str, fields: dict[str, Any], name: 
         ({"cron": None, "every_seconds": 0.05}, "every_seconds"),
     ],
 )
-def test_what_no_table_holds_is_named_inside_a_definition_too(fields: dict[str, Any], name: str) -> None:
-    definition = msgspec.to_builtins(changed("job_defined"))["definition"]
-    event = changed("job_defined", definition={**definition, **fields})
+def test_field_that_is_out_of_bounds_is_named_inside_a_job_definition(
+    fields: dict[str, Any], name: str
+) -> None:
+    definition = msgspec.to_builtins(example_with("job_defined"))["definition"]
+    event = example_with("job_defined", definition={**definition, **fields})
     assert out_of_bounds(event) == f"definition.{name}"

@@ -1,3 +1,5 @@
+"""Budget days: when they begin and end, also when clocks change, days move, or the time zone is unknown."""
+
 from __future__ import annotations
 
 import asyncio
@@ -69,15 +71,13 @@ def hours(day: Day) -> float:
         ("2026-10-29", "Africa/Cairo", 25),
     ],
 )
-def test_a_day_on_which_the_clocks_change_is_shorter_or_longer(
-    day: str, zone: str, expected: float
-) -> None:
+def test_day_is_shorter_or_longer_when_the_clocks_change(day: str, zone: str, expected: float) -> None:
     found = budget_day(0, zone, noon(day, zone))
     assert found.name == date.fromisoformat(day)
     assert hours(found) == expected
 
 
-def test_a_day_begins_at_the_reset_hour_on_the_wall() -> None:
+def test_day_begins_at_the_reset_hour_in_local_time() -> None:
     zone = ZoneInfo("Europe/Berlin")
     for day in ("2026-03-28", "2026-03-29", "2026-07-01", "2026-10-25", "2026-12-31"):
         found = budget_day(6, "Europe/Berlin", noon(day, "Europe/Berlin"))
@@ -86,20 +86,20 @@ def test_a_day_begins_at_the_reset_hour_on_the_wall() -> None:
         )
 
 
-def test_before_the_reset_hour_it_is_still_the_day_before() -> None:
+def test_previous_day_lasts_until_the_reset_hour() -> None:
     now = datetime(2026, 3, 2, 5, 59, tzinfo=UTC)
     assert budget_day(6, "UTC", now).name == date(2026, 3, 1)
     assert budget_day(6, "UTC", now + timedelta(minutes=1)).name == date(2026, 3, 2)
 
 
-def test_a_reset_hour_that_the_clocks_skip_is_the_moment_of_the_shift() -> None:
+def test_reset_hour_that_the_clocks_skip_is_the_moment_of_the_change() -> None:
     found = budget_day(2, "Europe/Berlin", noon("2026-03-29", "Europe/Berlin"))
     assert found == Day(
         date(2026, 3, 29), datetime(2026, 3, 29, 1, tzinfo=UTC), datetime(2026, 3, 30, 0, tzinfo=UTC)
     )
 
 
-def test_a_reset_hour_that_comes_twice_counts_the_first_time() -> None:
+def test_reset_hour_that_comes_twice_counts_the_first_time() -> None:
     found = budget_day(2, "Europe/Berlin", noon("2026-10-25", "Europe/Berlin"))
     assert found.starts_at == datetime(2026, 10, 25, 0, tzinfo=UTC)
     between = datetime(2026, 10, 25, 1, 30, tzinfo=UTC)
@@ -111,7 +111,7 @@ def test_a_reset_hour_that_comes_twice_counts_the_first_time() -> None:
     ("zone", "skipped"),
     [("Pacific/Apia", date(2011, 12, 30)), ("Pacific/Kiritimati", date(1994, 12, 31))],
 )
-def test_a_date_that_a_country_left_out_is_no_budget_day(zone: str, skipped: date, reset_hour: int) -> None:
+def test_date_that_a_country_skipped_is_no_budget_day(zone: str, skipped: date, reset_hour: int) -> None:
     before = datetime(skipped.year, skipped.month, skipped.day, tzinfo=UTC) - timedelta(days=4)
     days = list(_days_from(budget_day(reset_hour, zone, before), reset_hour, zone, 8))
     assert skipped not in {day.name for day in days}
@@ -140,41 +140,39 @@ def _days_from(day: Day, reset_hour: int, zone: str, number: int) -> Iterator[Da
         day = budget_day(reset_hour, zone, day.ends_at)
 
 
-class TestADayByTheLast:
-    """The last began at six, so that it is no day of UTC."""
+class TestDayWithoutZone:
+    """The last day ended at six, so it is not a day in UTC."""
 
     ENDS_AT = datetime(2026, 3, 3, 6, tzinfo=UTC)
     LAST = Day(date(2026, 3, 2), ENDS_AT - timedelta(hours=25), ENDS_AT)
 
-    def test_is_the_last_until_its_very_end(self) -> None:
+    def test_last_day_goes_on_until_its_end(self) -> None:
         assert budget_day_without_zone(self.LAST, self.ENDS_AT - timedelta(microseconds=1)) == self.LAST
 
     @pytest.mark.parametrize("days", [0, 1, 4])
-    def test_has_24_hours_from_there_on(self, days: int) -> None:
+    def test_days_after_the_last_one_have_24_hours(self, days: int) -> None:
         begun = self.ENDS_AT + timedelta(days=days)
         day = Day(date(2026, 3, 3 + days), begun, begun + timedelta(days=1))
         assert budget_day_without_zone(self.LAST, begun) == day
         assert budget_day_without_zone(self.LAST, day.ends_at - timedelta(microseconds=1)) == day
 
-    def test_is_one_of_utc_where_there_is_no_last(self) -> None:
+    def test_day_is_in_utc_when_there_is_no_last_one(self) -> None:
         midnight = datetime(2026, 3, 2, tzinfo=UTC)
         assert budget_day_without_zone(None, START) == Day(
             START.date(), midnight, midnight + timedelta(days=1)
         )
 
 
-class TestRulesThatCannotBeFollowed:
-    """As in a log that was imported, or written by a process with newer time zone data."""
+class TestUnknownTimezone:
+    """As in an imported log, or one written by a process with newer time zone data."""
 
     @pytest.fixture
     def story(self) -> Story:
         story = given(RecordUsage(agent="ann", tokens=10))
-        strange = structs.replace(_rules_of(story), timezone="Mars/Olympus", day=START.date())
-        return story.given(strange)
+        policy = structs.replace(_policy_of(story), timezone="Mars/Olympus", day=START.date())
+        return story.given(policy)
 
-    def test_do_not_keep_anything_from_being_decided_and_the_day_goes_on_to_its_end(
-        self, story: Story
-    ) -> None:
+    def test_commands_are_accepted_and_the_day_goes_on_to_its_end(self, story: Story) -> None:
         today = story.squad.day
         story.when(RecordUsage(agent="ann", tokens=1), at=12 * 3600 - 1)
         assert "budget_day_reset" not in [recorded.type for recorded in story.recorded]
@@ -183,7 +181,7 @@ class TestRulesThatCannotBeFollowed:
         assert story.squad.day
         assert (story.squad.day.ends_at, story.squad.day.used) == (today.ends_at, 11)
 
-    def test_let_24_hours_follow_24_hours(self, story: Story) -> None:
+    def test_following_days_have_24_hours(self, story: Story) -> None:
         for days in (1, 2, 5):
             story.when(RecordUsage(agent="ann", tokens=1), at=days * 24 * 3600)
             assert story.outcome.refusal is None
@@ -193,39 +191,39 @@ class TestRulesThatCannotBeFollowed:
             assert today.starts_at == datetime(2026, 3, 2 + days, tzinfo=UTC)
             assert (today.used, today.ends_at - today.starts_at) == (1, timedelta(days=1))
 
-    def test_can_be_replaced(self, story: Story) -> None:
+    def test_policy_can_be_replaced(self, story: Story) -> None:
         story.when(SetPolicy(reset_hour=6)).when(SetPolicy(timezone="Europe/Berlin"))
         assert story.outcome.refusal is None
         assert story.squad.day
         assert story.squad.day.ends_at == datetime(2026, 3, 3, 5, tzinfo=UTC)
 
-    def test_are_no_obstacle_to_a_squad_without_a_day(self) -> None:
-        rules = structs.replace(_rules_of(given()), timezone="Mars/Olympus", day=None)
-        story = Story().given(rules).when(RecordUsage(agent="ann", tokens=1))
+    def test_squad_without_a_day_gets_one_in_utc(self) -> None:
+        policy = structs.replace(_policy_of(given()), timezone="Mars/Olympus", day=None)
+        story = Story().given(policy).when(RecordUsage(agent="ann", tokens=1))
         assert story.outcome.refusal is None
         assert story.squad.day
         assert story.squad.day.day == START.date()
 
-    async def test_are_told_of_once(
+    async def test_unknown_timezone_is_logged_once(
         self, story: Story, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("service.scheduling.timekeeper.CLOCK_STEP", timedelta(0))
-        looks = 0
+        reads = 0
 
-        class Reader:
+        class StubWriter:
             ready = True
 
             @property
             def squad(self) -> Squad:
-                nonlocal looks
-                looks += 1
+                nonlocal reads
+                reads += 1
                 return story.squad
 
-        keeping = asyncio.create_task(watch_time(cast("Writer", Reader()), _StoppedClock()))
-        await eventually(lambda: looks > 10)
-        keeping.cancel()
-        said = [record.getMessage() for record in caplog.records]
-        assert said == [
+        watching = asyncio.create_task(watch_time(cast("Writer", StubWriter()), _StoppedClock()))
+        await eventually(lambda: reads > 10)
+        watching.cancel()
+        messages = [record.getMessage() for record in caplog.records]
+        assert messages == [
             "budget days last 24 hours until this is fixed: the time zone 'Mars/Olympus' is not known here"
         ]
 
@@ -235,7 +233,7 @@ class _StoppedClock(DatabaseClock):
         return START
 
 
-def _rules_of(story: Story) -> PolicySet:
+def _policy_of(story: Story) -> PolicySet:
     return next(event for event in map(codec.decode, story.log) if isinstance(event, PolicySet))
 
 
@@ -244,7 +242,7 @@ def _rules_of(story: Story) -> PolicySet:
         st.tuples(st.integers(0, 40 * 3600), st.sampled_from(ZONES), st.integers(0, 23)), max_size=8
     )
 )
-def test_however_the_day_is_moved_a_squad_never_returns_to_one_that_is_past(
+def test_squad_never_returns_to_a_past_day_however_the_day_is_moved(
     moves: list[tuple[int, str, int]],
 ) -> None:
     story = given()

@@ -1,4 +1,4 @@
-"""What goes out to agents and what comes back, without a connection."""
+"""Calls to agents: the signed headers of a request, and how the answer is read."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ MESSAGE_ID = "msg_p5jXN8AQM9LWM0D4loKWxJek"
 TIMESTAMP = 1_614_265_330
 BODY = b'{"test": 2432232314}'
 SIGNATURE = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
-"""The example that libraries of the Standard Webhooks specification are tested with."""
+"""The example that libraries for the Standard Webhooks specification are tested with."""
 
 
 class TestHeaders:
-    def test_sign_as_the_specification_has_it(self) -> None:
+    def test_signature_matches_the_example_of_the_specification(self) -> None:
         assert signed_headers(SECRET, MESSAGE_ID, TIMESTAMP, BODY) == {
             "Content-Type": "application/json",
             "webhook-id": MESSAGE_ID,
@@ -26,7 +26,7 @@ class TestHeaders:
             "webhook-signature": SIGNATURE,
         }
 
-    def test_sign_alike_without_the_secrets_prefix(self) -> None:
+    def test_signature_is_the_same_without_the_prefix_of_the_secret(self) -> None:
         plain = SECRET.removeprefix("whsec_")
         assert signed_headers(plain, MESSAGE_ID, TIMESTAMP, BODY)["webhook-signature"] == SIGNATURE
 
@@ -38,22 +38,24 @@ class TestHeaders:
             (MESSAGE_ID, TIMESTAMP, BODY + b" "),
         ],
     )
-    def test_sign_the_id_the_time_and_the_body(self, message_id: str, timestamp: int, body: bytes) -> None:
+    def test_signature_covers_the_id_the_time_and_the_body(
+        self, message_id: str, timestamp: int, body: bytes
+    ) -> None:
         assert signed_headers(SECRET, message_id, timestamp, body)["webhook-signature"] != SIGNATURE
 
     @pytest.mark.parametrize("secret", [None, ""])
-    def test_without_a_secret_are_not_signed(self, secret: str | None) -> None:
+    def test_headers_are_unsigned_without_a_secret(self, secret: str | None) -> None:
         headers = signed_headers(secret, MESSAGE_ID, TIMESTAMP, BODY)
         assert headers.keys() == {"Content-Type", "webhook-id", "webhook-timestamp"}
 
 
 class TestSecrets:
     @pytest.mark.parametrize("secret", ["whsec_YWJj", "YWJj"])
-    def test_are_base64_with_or_without_a_prefix(self, secret: str) -> None:
+    def test_secret_is_base64_with_or_without_a_prefix(self, secret: str) -> None:
         assert decode_secret(secret) == b"abc"
 
     @pytest.mark.parametrize("secret", ["whsec_abc", "ab c=", "whsec_whsec_YWJj", "ü"])
-    def test_are_nothing_else(self, secret: str) -> None:
+    def test_invalid_secret_is_rejected(self, secret: str) -> None:
         with pytest.raises(ValueError, match=r".+"):
             decode_secret(secret)
 
@@ -72,7 +74,7 @@ class TestTokens:
             ({"tokens_used": MAX_TOKENS // 2}, MAX_TOKENS // 2),
         ],
     )
-    def test_are_what_the_answer_reports(self, body: Any, tokens: int) -> None:
+    def test_tokens_are_what_the_answer_reports(self, body: Any, tokens: int) -> None:
         assert tokens_in(body) == tokens
 
     @pytest.mark.parametrize(
@@ -93,13 +95,13 @@ class TestTokens:
             {"usage": {"input_tokens": "3", "output_tokens": None}},
         ],
     )
-    def test_are_unknown_where_it_reports_none_that_can_be(self, body: Any) -> None:
+    def test_tokens_are_unknown_when_the_answer_reports_no_valid_number(self, body: Any) -> None:
         assert tokens_in(body) is None
 
 
 class TestAnswers:
     @pytest.mark.parametrize("status", [200, 201, 204, 299])
-    def test_with_a_2xx_are_a_success(self, status: int) -> None:
+    def test_2xx_is_a_success(self, status: int) -> None:
         assert read_answer(status, b'{"new": 3, "tokens_used": 9}') == (
             True,
             None,
@@ -107,10 +109,10 @@ class TestAnswers:
             9,
         )
 
-    def test_may_be_empty(self) -> None:
+    def test_answer_may_be_empty(self) -> None:
         assert read_answer(204, b"") == (True, None, None, None)
 
-    def test_that_are_no_json_are_shown_as_text_and_not_in_full(self) -> None:
+    def test_answer_that_is_not_json_is_truncated_text(self) -> None:
         reply = read_answer(200, b"caf\xc3\xa9 \xff" + b"x" * 1_000)
         assert reply.ok
         assert reply.body.startswith("café �xxx")
@@ -131,12 +133,12 @@ class TestAnswers:
             (500, b"[" * 300 + b"]" * 300, "the agent answered 500: (nested too deep to be shown)"),
         ],
     )
-    def test_with_anything_else_are_a_failure_that_quotes_them(
+    def test_any_other_status_is_a_failure_that_quotes_the_answer(
         self, status: int, answer: bytes, reason: str
     ) -> None:
         reply = read_answer(status, answer)
         assert not reply.ok
         assert reply.reason == reason
 
-    def test_report_tokens_also_where_they_failed(self) -> None:
+    def test_failure_reports_tokens_too(self) -> None:
         assert read_answer(500, b'{"tokens_used": 9}').tokens_used == 9

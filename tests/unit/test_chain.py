@@ -1,4 +1,4 @@
-"""The chain is held to its published formula by another implementation that shares nothing with ours."""
+"""The hash chain, checked against its published formula by an independent implementation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from eventstore.errors import ChainBroken
 from eventstore.recorded import GENESIS_HASH, Recorded
 
 GOLDEN_LOG = Path(__file__).parent.parent / "golden" / "chain.jsonl"
-"""A short log with its hashes, an event a line."""
+"""A short log with its hashes, one event per line."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -65,21 +65,21 @@ def hash_by_the_formula(previous: bytes, line: dict[str, Any]) -> str:
 
 
 class TestGoldenLog:
-    def test_has_the_hashes_that_the_formula_demands(self) -> None:
+    def test_hashes_match_the_formula(self) -> None:
         previous = bytes(32)
         for line in golden_lines():
             assert hash_by_the_formula(previous, line) == line["hash"]
             previous = bytes.fromhex(line["hash"])
 
-    def test_is_verified(self) -> None:
+    def test_golden_log_is_verified(self) -> None:
         log = golden_log()
         assert chain.verify(GENESIS_HASH, log) == log[-1].hash
 
-    def test_is_verified_from_any_position_on(self) -> None:
+    def test_rest_of_the_log_is_verified_from_a_known_hash(self) -> None:
         first, *rest = golden_log()
         assert chain.verify(first.hash, rest) == rest[-1].hash
 
-    def test_of_no_events_ends_where_it_begins(self) -> None:
+    def test_empty_log_ends_with_the_hash_it_begins_with(self) -> None:
         assert chain.verify(GENESIS_HASH, []) == GENESIS_HASH
 
 
@@ -104,25 +104,25 @@ class TestTampering:
             ("hash", bytes(32)),
         ],
     )
-    def test_with_any_field_shows_where_it_was_done(self, index: int, field: str, value: Any) -> None:
+    def test_changed_field_is_detected_at_its_position(self, index: int, field: str, value: Any) -> None:
         log = golden_log()
         log[index] = log[index]._replace(**{field: value})
         with pytest.raises(ChainBroken) as broken:
             chain.verify(GENESIS_HASH, log)
         assert broken.value.position == log[index].position
 
-    def test_by_leaving_an_event_out_shows(self) -> None:
+    def test_missing_event_is_detected(self) -> None:
         log = golden_log()
         del log[1]
         with pytest.raises(ChainBroken):
             chain.verify(GENESIS_HASH, log)
 
-    def test_by_changing_the_order_shows(self) -> None:
+    def test_changed_order_is_detected(self) -> None:
         first, second, *rest = golden_log()
         with pytest.raises(ChainBroken):
             chain.verify(GENESIS_HASH, [second, first, *rest])
 
-    def test_by_white_space_in_the_data_shows(self) -> None:
+    def test_added_white_space_in_the_data_is_detected(self) -> None:
         first, *rest = golden_log()
         with pytest.raises(ChainBroken):
             chain.verify(GENESIS_HASH, [first._replace(data=first.data + " "), *rest])

@@ -1,4 +1,4 @@
-"""Whoever follows a filter gets what passes it, once and in order, and is woken by nothing else."""
+"""A follower gets the events that pass its filter, once and in order, and is woken by no others."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def passes(recorded: Recorded, wanted: Filter) -> bool:
     )
 
 
-async def _as_they_are(page: Sequence[Recorded]) -> list[Recorded]:
+async def _unchanged(page: Sequence[Recorded]) -> list[Recorded]:
     return list(page)
 
 
 @pytest.fixture
 def tail() -> Tail:
-    return Tail(_as_they_are)
+    return Tail(_unchanged)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ async def positions(channel: Channel, after: int, limit: int = 100) -> list[int]
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_every_follower_gets_what_passes_its_filter(
+async def test_every_follower_gets_the_events_that_pass_its_filter(
     channels: Channels, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setattr(module, "_TRIM_AFTER", 5)
@@ -91,7 +91,7 @@ async def test_every_follower_gets_what_passes_its_filter(
             log += page
             channels.extend(page)
             for each, channel in followed:
-                # A limit that is reached now and then, so that something is left for the next time.
+                # A limit that is sometimes reached, so that some events are left for the next call.
                 found = await channel.after(at[each], 3)
                 while found and found.upto < len(log):
                     got[each] += [recorded.position for recorded in found.events]
@@ -104,7 +104,7 @@ async def test_every_follower_gets_what_passes_its_filter(
         assert got[each] == [recorded.position for recorded in log if passes(recorded, each)]
 
 
-async def test_only_those_are_woken_whom_it_is_for(channels: Channels) -> None:
+async def test_event_wakes_only_the_followers_whose_filter_it_passes(channels: Channels) -> None:
     with (
         channels.subscribe(Filter()) as everything,
         channels.subscribe(Filter(agent="ada")) as hers,
@@ -115,7 +115,7 @@ async def test_only_those_are_woken_whom_it_is_for(channels: Channels) -> None:
         assert [waiter.is_set() for waiter in waiters] == [True, True, False]
 
 
-async def test_whoever_is_further_behind_than_the_channel_is_told(channels: Channels) -> None:
+async def test_channel_returns_none_before_the_position_where_it_began(channels: Channels) -> None:
     channels.extend([event(5, agent="ada"), event(6, agent="ada")])
     with channels.subscribe(Filter(agent="ada")) as channel:
         assert await positions(channel, 5) is None
@@ -124,19 +124,19 @@ async def test_whoever_is_further_behind_than_the_channel_is_told(channels: Chan
         assert await positions(channel, 6) == [7]
 
 
-async def test_what_memory_has_let_go_is_not_passed_over(
+async def test_channel_returns_none_when_events_are_no_longer_in_memory(
     channels: Channels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tails, "MAX_EVENTS", 3)
     with channels.subscribe(Filter(agent="ada")) as channel:
         for position in range(1, 20):
             channels.extend([event(position, agent="ada" if position == 1 else "bob")])
-        # The only one that passes is not in memory any more: nobody is told that there is none.
+        # The only event that passes is no longer in memory: the answer must not be that there is none.
         assert await positions(channel, 0) is None
         assert await positions(channel, 18) == []
 
 
-async def test_a_channel_keeps_no_more_than_memory_does(
+async def test_channel_drops_positions_that_are_no_longer_in_memory(
     channels: Channels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_TRIM_AFTER", 5)
@@ -148,7 +148,9 @@ async def test_a_channel_keeps_no_more_than_memory_does(
         assert await positions(channel, 197) == [198, 199, 200]
 
 
-async def test_how_far_was_looked_is_told_where_nothing_passed(channels: Channels) -> None:
+async def test_channel_reports_the_position_it_searched_up_to_when_nothing_passed(
+    channels: Channels,
+) -> None:
     with channels.subscribe(Filter(agent="ada")) as channel:
         channels.extend([event(position, agent="bob") for position in range(1, 9)])
         found = await channel.after(2, 10)
@@ -156,7 +158,7 @@ async def test_how_far_was_looked_is_told_where_nothing_passed(channels: Channel
         assert (list(found.events), found.upto) == ([], 8)
 
 
-async def test_followers_of_the_same_share_a_channel_for_as_long_as_there_are_any(
+async def test_followers_of_one_filter_share_a_channel_until_the_last_one_leaves(
     channels: Channels,
 ) -> None:
     with channels.subscribe(Filter(agent="ada")) as first:
@@ -169,7 +171,7 @@ async def test_followers_of_the_same_share_a_channel_for_as_long_as_there_are_an
         assert await positions(later, 0) is None
 
 
-async def test_a_follower_that_is_cut_short_leaves_no_channel_behind(channels: Channels) -> None:
+async def test_cancelled_follower_leaves_no_channel_behind(channels: Channels) -> None:
     wanted = Filter(agent="ada")
     with contextlib.suppress(asyncio.CancelledError), channels.subscribe(wanted) as first:
         raise asyncio.CancelledError
@@ -177,12 +179,12 @@ async def test_a_follower_that_is_cut_short_leaves_no_channel_behind(channels: C
         assert later is not first
 
 
-class TestLane:
-    async def test_turns_come_one_at_a_time_in_their_order(self) -> None:
-        lane, seen = Throttle(), list[str]()
+class TestThrottle:
+    async def test_turns_run_one_at_a_time_in_order(self) -> None:
+        throttle, seen = Throttle(), list[str]()
 
         async def one(name: str) -> None:
-            async with lane.turn(0):
+            async with throttle.turn(0):
                 seen.append(f"{name} begins")
                 await asyncio.sleep(0)
                 seen.append(f"{name} ends")
@@ -190,58 +192,60 @@ class TestLane:
         await asyncio.gather(*map(one, "abc"))
         assert seen == [f"{name} {what}" for name in "abc" for what in ("begins", "ends")]
 
-    async def test_it_rests_in_proportion_to_what_it_did(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        slept, now = _by_hand(monkeypatch)
-        lane = Throttle()
+    async def test_pauses_are_proportional_to_the_duration_of_the_turns(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        slept, now = _manual_clock(monkeypatch)
+        throttle = Throttle()
         for _ in range(10):
-            async with lane.turn(4):
+            async with throttle.turn(4):
                 now[0] += 0.001
-        # What is too short for a timer is saved up: two turns owe eight, of which one has gone by.
+        # Pauses too short for a timer add up: two turns owe 8 ms, of which 1 ms has passed.
         assert slept == pytest.approx([0.007] * 4)
-        # Nobody rests for what nobody has done meanwhile.
+        # A pause that has passed is not made up for.
         now[0] += 60
-        async with lane.turn(4):
+        async with throttle.turn(4):
             pass
         assert len(slept) == 4
 
-    async def test_only_the_next_one_waits_for_a_rest_and_never_for_long(
+    async def test_only_the_next_turn_waits_for_the_pause_which_is_bounded(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        slept, now = _by_hand(monkeypatch)
-        lane = Throttle()
+        slept, now = _manual_clock(monkeypatch)
+        throttle = Throttle()
 
         async def cancelled() -> None:
-            async with lane.turn(9):
+            async with throttle.turn(9):
                 now[0] += 20.0
                 raise asyncio.CancelledError
 
         with pytest.raises(asyncio.CancelledError):
             await cancelled()
         assert slept == []
-        async with lane.turn(9):
+        async with throttle.turn(9):
             assert slept == pytest.approx([1.0])
 
-    async def test_one_that_fails_or_is_cancelled_holds_up_nobody(self) -> None:
-        lane = Throttle()
+    async def test_failed_or_cancelled_turn_does_not_block_the_next_one(self) -> None:
+        throttle = Throttle()
         with pytest.raises(RuntimeError):
-            async with lane.turn(1):
+            async with throttle.turn(1):
                 raise RuntimeError
 
         async def for_ever() -> None:
-            async with lane.turn(1):
+            async with throttle.turn(1):
                 await asyncio.Event().wait()
 
         stuck = asyncio.create_task(for_ever())
         waiting = asyncio.create_task(for_ever())
-        await eventually(lambda: lane._taken.locked())
+        await eventually(lambda: throttle._taken.locked())
         waiting.cancel()
         stuck.cancel()
         await asyncio.gather(stuck, waiting, return_exceptions=True)
-        async with asyncio.timeout(5), lane.turn(1):
+        async with asyncio.timeout(5), throttle.turn(1):
             pass
 
 
-async def test_of_a_log_that_was_replaced_nothing_is_given_and_everybody_is_woken(
+async def test_reset_discards_all_events_and_wakes_every_follower(
     channels: Channels,
 ) -> None:
     with channels.subscribe(Filter()) as channel:
@@ -258,8 +262,8 @@ async def test_of_a_log_that_was_replaced_nothing_is_given_and_everybody_is_woke
         assert [one.stream for one in found.events] == [STREAMS[1]]
 
 
-def _by_hand(monkeypatch: pytest.MonkeyPatch) -> tuple[list[float], list[float]]:
-    """A clock that goes on when it is told to, or somebody sleeps; and how long they slept."""
+def _manual_clock(monkeypatch: pytest.MonkeyPatch) -> tuple[list[float], list[float]]:
+    """Return the durations of all sleeps, and a clock that only a test or a sleep moves."""
     slept: list[float] = []
     now = [100.0]
 
